@@ -1,0 +1,110 @@
+//! The exact sum: slot gradients in 64-bit fixed point, so that their sum does not depend on order, partition or
+//! topology (the order-invariant sum of Hallberg and Adcroft, 2014).
+//!
+//! In: float32 gradients of a slot's *summed* token loss. Out: the mean gradient in float32, the same bits everywhere.
+
+/// 2^48: the fixed-point unit is 2^-48 of the mean gradient.
+const SCALE: f64 = (1u64 << 48) as f64;
+
+/// The rule of one step: how its gradients become integers. Built from the plan, equal on all workers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FixedPoint {
+    trained_tokens: f64,
+    /// Largest magnitude a slot may add, so that no sum over the step's slots can overflow.
+    limit: f64,
+}
+
+impl FixedPoint {
+    /// `trained_tokens` (T, the divisor) and `slots` are those of the whole step, over all workers; both at least 1.
+    pub fn new(trained_tokens: u64, slots: usize) -> Self {
+        assert!(trained_tokens > 0 && slots > 0, "a step without work");
+        Self {
+            trained_tokens: trained_tokens as f64,
+            limit: (i64::MAX / slots as i64) as f64 / 2.0,
+        }
+    }
+
+    /// `round_half_even(g * 2^48 / T)`, or `None` where `g` is not finite or out of range.
+    pub fn quantize(&self, gradient: f32) -> Option<i64> {
+        let scaled = (f64::from(gradient) * SCALE / self.trained_tokens).round_ties_even();
+        // A NaN fails the comparison.
+        (scaled.abs() <= self.limit).then_some(scaled as i64)
+    }
+
+    /// Adds a slot's gradient to `sums`, element by element, and returns how many elements were invalid. Invalid
+    /// elements add nothing; the caller counts them in the exchange, and any of them skips the step on every worker.
+    pub fn accumulate(&self, sums: &mut [i64], gradient: &[f32]) -> u64 {
+        assert_eq!(
+            sums.len(),
+            gradient.len(),
+            "gradient and sum differ in length"
+        );
+        let mut invalid = 0;
+        for (sum, &g) in sums.iter_mut().zip(gradient) {
+            match self.quantize(g) {
+                // Wrapping, because partial sums may leave the range and come back; the limit keeps the total in it.
+                Some(q) => *sum = sum.wrapping_add(q),
+                None => invalid += 1,
+            }
+        }
+        invalid
+    }
+}
+
+/// The mean gradient of a finished sum.
+pub fn dequantize(sum: i64) -> f32 {
+    (sum as f64 * (1.0 / SCALE)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::CounterRng;
+
+    fn sum(slots: &[Vec<f32>], order: &[usize]) -> Vec<i64> {
+        let rule = FixedPoint::new(1000, slots.len());
+        let mut sums = vec![0; slots[0].len()];
+        for &slot in order {
+            assert_eq!(rule.accumulate(&mut sums, &slots[slot]), 0);
+        }
+        sums
+    }
+
+    #[test]
+    fn any_order_and_partition_gives_the_same_bits() {
+        let mut rng = CounterRng::new(7, &[]);
+        for slot_count in [1usize, 2, 3, 17, 64] {
+            let slots: Vec<Vec<f32>> = (0..slot_count)
+                .map(|_| (0..33).map(|_| rng.normal() as f32).collect())
+                .collect();
+            let mut order: Vec<usize> = (0..slot_count).collect();
+            let expected = sum(&slots, &order);
+            rng.shuffle(&mut order);
+            let cut = rng.below(slot_count as u64 + 1) as usize;
+            let (left, right) = (sum(&slots, &order[..cut]), sum(&slots, &order[cut..]));
+            let joined: Vec<i64> = left
+                .iter()
+                .zip(&right)
+                .map(|(a, b)| a.wrapping_add(*b))
+                .collect();
+            assert_eq!(joined, expected);
+        }
+    }
+
+    #[test]
+    fn the_mean_is_exact_to_the_resolution() {
+        let rule = FixedPoint::new(3, 2);
+        let mut sums = [0];
+        rule.accumulate(&mut sums, &[1.0]);
+        rule.accumulate(&mut sums, &[2.0]);
+        assert_eq!(dequantize(sums[0]), 1.0);
+    }
+
+    #[test]
+    fn values_that_are_not_finite_or_out_of_range_are_counted() {
+        let rule = FixedPoint::new(1, 4);
+        let mut sums = [0; 4];
+        let invalid = rule.accumulate(&mut sums, &[f32::NAN, f32::INFINITY, 1e30, 0.5]);
+        assert_eq!((invalid, sums), (3, [0, 0, 0, 1 << 47]));
+    }
+}

@@ -1,0 +1,1 @@
+//! Names, shapes and order of the trainable tensors.

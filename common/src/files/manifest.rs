@@ -1,0 +1,1 @@
+//! File lists with digests.

@@ -1,0 +1,13 @@
+//! What coordinator and worker must agree on: the job, the data format, the plan of the run, the exact sum and the
+//! files. Pure code and file access only: no sockets, no candle.
+
+pub mod data;
+pub mod exact;
+pub mod files;
+pub mod job;
+pub mod plan;
+pub mod rng;
+pub mod wire;
+
+/// Muster's version. Coordinator and workers must run the same one.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

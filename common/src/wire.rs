@@ -1,0 +1,1 @@
+//! Domain types to protobuf and back: the only place where the two meet.

@@ -1,0 +1,1 @@
+//! `coordinator check`: everything that can be known before training.

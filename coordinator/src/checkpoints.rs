@@ -1,0 +1,1 @@
+//! Checkpoints: received, verified, committed, pruned.

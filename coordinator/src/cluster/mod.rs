@@ -1,0 +1,1 @@
+//! The cluster: events in, commands out. No clock, no I/O.

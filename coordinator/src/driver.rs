@@ -1,0 +1,1 @@
+//! The driver: one task owns the cluster and carries out its commands.

@@ -1,0 +1,1 @@
+//! What a run tells its observers: the terminal and the metrics files.

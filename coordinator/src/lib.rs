@@ -1,0 +1,15 @@
+//! The coordinator: checks the job, packs and serves the data, schedules the workers, and writes the results.
+
+pub mod args;
+pub mod check;
+pub mod checkpoints;
+pub mod cluster;
+pub mod driver;
+pub mod events;
+pub mod output;
+pub mod prepare;
+pub mod service;
+#[cfg(feature = "single-node")]
+pub mod single_node;
+pub mod start;
+pub mod ui;

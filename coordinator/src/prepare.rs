@@ -1,0 +1,1 @@
+//! Preflight: job, model and data become what training needs, or errors.

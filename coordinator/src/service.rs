@@ -1,0 +1,1 @@
+//! gRPC: messages become events, commands become messages.

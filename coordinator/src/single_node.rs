@@ -1,0 +1,1 @@
+//! `--single-node`: coordinator and workers in one process.

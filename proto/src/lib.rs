@@ -1,0 +1,7 @@
+//! The wire: messages and services generated from `muster/v1/*.proto`. Nothing else lives here;
+//! conversions to and from domain types are in `common::wire`.
+
+/// Package `muster.v1`.
+pub mod v1 {
+    tonic::include_proto!("muster.v1");
+}

@@ -1,0 +1,1 @@
+//! Blocks: fetched ahead of need, kept while leased.

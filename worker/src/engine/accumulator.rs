@@ -1,0 +1,1 @@
+//! Slot gradients on their way to the exact sum.

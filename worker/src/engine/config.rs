@@ -1,0 +1,1 @@
+//! The decoder that config.json describes.

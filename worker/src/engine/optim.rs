@@ -1,0 +1,1 @@
+//! AdamW and the gradient norm.

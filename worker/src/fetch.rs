@@ -1,0 +1,1 @@
+//! Model and state files: found on this machine or fetched, always verified.

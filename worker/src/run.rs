@@ -1,0 +1,1 @@
+//! The step, readable top to bottom.
