@@ -1,6 +1,8 @@
 //! The plan of a run as pure functions: step -> slots -> blocks, and step -> learning rate. Equal inputs give equal
 //! plans on every machine.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use crate::job::{JobSpec, LrScheduler, Warmup};
 use crate::rng::CounterRng;
 
@@ -17,6 +19,8 @@ pub struct Schedule {
     total_steps: u64,
     seed: u64,
     shuffle: bool,
+    /// The order of the epoch asked for last: drawing one for a million blocks takes as long as a small step.
+    last_order: Arc<Mutex<Option<(u64, Arc<[u64]>)>>>,
 }
 
 /// Draw streams of the counter-based generator: one number per purpose.
@@ -36,6 +40,7 @@ impl Schedule {
             total_steps: job.max_steps.unwrap_or(by_epochs).max(1),
             seed: job.seed,
             shuffle: job.shuffle,
+            last_order: Arc::default(),
         }
     }
 
@@ -64,11 +69,22 @@ impl Schedule {
             .collect()
     }
 
-    fn block_order(&self, epoch: u64) -> Vec<u64> {
+    fn block_order(&self, epoch: u64) -> Arc<[u64]> {
+        let mut last = self
+            .last_order
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((cached, order)) = last.as_ref()
+            && *cached == epoch
+        {
+            return order.clone();
+        }
         let mut order: Vec<u64> = (0..self.train_blocks).collect();
         if self.shuffle {
             CounterRng::new(self.seed, &[STREAM_BLOCK_ORDER, epoch]).shuffle(&mut order);
         }
+        let order: Arc<[u64]> = order.into();
+        *last = Some((epoch, order.clone()));
         order
     }
 }
@@ -102,4 +118,145 @@ pub fn learning_rate(job: &JobSpec, step: u64, total_steps: u64) -> f64 {
         LrScheduler::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
     };
     job.learning_rate * factor.max(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::*;
+
+    fn job() -> JobSpec {
+        JobSpec {
+            base_model: "model".into(),
+            model_revision: None,
+            init_weights: InitWeights::Pretrained,
+            base_dtype: BaseDtype::Float32,
+            datasets: Vec::new(),
+            val_set_size: ValSetSize::None,
+            sequence_len: 8,
+            sample_packing: true,
+            train_on_inputs: false,
+            shuffle: true,
+            method: Method::Full,
+            global_batch_size: 4,
+            micro_batch_size: 2,
+            num_epochs: 2.0,
+            max_steps: None,
+            learning_rate: 1.0,
+            lr_scheduler: LrScheduler::Cosine,
+            warmup: Warmup::Steps(3),
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: None,
+            gradient_checkpointing: false,
+            seed: 42,
+            logging_steps: 1,
+            save_steps: None,
+            save_total_limit: None,
+            eval_steps: None,
+            max_skipped_steps: 5,
+            output_dir: "out".into(),
+            resume: Resume::Auto,
+            reduction: Reduction::Exact,
+            cluster: ClusterSpec {
+                min_workers: 1,
+                max_workers: None,
+            },
+            test_prompts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_epoch_visits_every_block_once_in_its_own_order() {
+        let schedule = Schedule::new(&job(), 11);
+        assert_eq!((schedule.steps_per_epoch(), schedule.total_steps()), (3, 6));
+        let epoch = |e: u64| blocks_of(&schedule, e * 3..e * 3 + 3);
+        for e in 0..2 {
+            let mut seen = epoch(e);
+            seen.sort_unstable();
+            assert_eq!(seen, (0..11).collect::<Vec<_>>());
+        }
+        assert_ne!(epoch(0), epoch(1));
+        assert_eq!(epoch(0), blocks_of(&Schedule::new(&job(), 11), 0..3));
+    }
+
+    fn blocks_of(schedule: &Schedule, steps: std::ops::Range<u64>) -> Vec<u64> {
+        steps
+            .flat_map(|step| schedule.step_slots(step).concat())
+            .collect()
+    }
+
+    #[test]
+    fn the_last_step_of_an_epoch_is_short() {
+        let slots: Vec<usize> = Schedule::new(&job(), 11)
+            .step_slots(2)
+            .iter()
+            .map(Vec::len)
+            .collect();
+        assert_eq!(slots, [2, 1]);
+    }
+
+    #[test]
+    fn rates_follow_transformers_schedulers() {
+        // transformers.get_scheduler with 3 warm-up steps of 10, base rate 1, transformers 5.23.
+        let expected = [
+            (
+                LrScheduler::Cosine,
+                [
+                    0.0,
+                    0.333333333,
+                    0.666666667,
+                    1.0,
+                    0.950484434,
+                    0.811744901,
+                    0.611260467,
+                    0.388739533,
+                    0.188255099,
+                    0.049515566,
+                ],
+            ),
+            (
+                LrScheduler::Linear,
+                [
+                    0.0,
+                    0.333333333,
+                    0.666666667,
+                    1.0,
+                    0.857142857,
+                    0.714285714,
+                    0.571428571,
+                    0.428571429,
+                    0.285714286,
+                    0.142857143,
+                ],
+            ),
+            (LrScheduler::Constant, [1.0; 10]),
+            (
+                LrScheduler::ConstantWithWarmup,
+                [
+                    0.0,
+                    0.333333333,
+                    0.666666667,
+                    1.0,
+                    1.0,
+                    1.0,
+                    1.0,
+                    1.0,
+                    1.0,
+                    1.0,
+                ],
+            ),
+        ];
+        for (lr_scheduler, rates) in expected {
+            let job = JobSpec {
+                lr_scheduler,
+                ..job()
+            };
+            for (step, rate) in rates.into_iter().enumerate() {
+                assert!((learning_rate(&job, step as u64, 10) - rate).abs() < 1e-8);
+            }
+        }
+    }
 }
