@@ -91,8 +91,16 @@ pub enum RunEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEnd {
     /// Every step was committed and the result was written.
-    Done { step: u64, weights_digest: String },
+    Done {
+        step: u64,
+        weights_digest: String,
+    },
     /// Stopped before the last step; the newest checkpoint goes on from `step`.
-    Stopped { step: u64, reason: String },
-    Failed { reason: String },
+    Stopped {
+        step: u64,
+        reason: String,
+    },
+    Failed {
+        reason: String,
+    },
 }
