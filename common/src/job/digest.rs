@@ -1,0 +1,48 @@
+//! The job's digest: two jobs with equal digests, data and base model end in the same weights.
+
+use serde_json::Value;
+
+use super::{JobSpec, Method};
+
+/// Fields that decide where, when and by whom, but not what comes out.
+const NOT_PART_OF_THE_RESULT: &[&str] = &[
+    "base_model",
+    "model_revision",
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "max_skipped_steps",
+    "output_dir",
+    "resume",
+    "cluster",
+    "test_prompts",
+];
+
+impl JobSpec {
+    /// BLAKE3, in hex, over the canonical JSON (sorted keys, no spaces) of the fields that decide the result.
+    ///
+    /// Paths of model, adapter and data are left out: their contents have digests of their own.
+    pub fn digest(&self) -> String {
+        let mut job = self.clone();
+        for dataset in &mut job.datasets {
+            dataset.path.clear();
+        }
+        if let Method::Lora(lora) = &mut job.method
+            && let Some(dir) = &mut lora.model_dir
+        {
+            dir.clear();
+        }
+        let mut json = serde_json::to_value(&job).expect("a job is plain data with string keys");
+        if let Value::Object(fields) = &mut json {
+            for name in NOT_PART_OF_THE_RESULT {
+                fields.shift_remove(*name);
+            }
+        }
+        json.sort_all_objects();
+        blake3::hash(json.to_string().as_bytes())
+            .to_hex()
+            .to_string()
+    }
+}
