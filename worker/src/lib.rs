@@ -1,4 +1,7 @@
 //! The worker: joins a coordinator, computes slots with candle, and sums gradients with its peers.
+//!
+//! In: [`JoinOptions`]. Out: a finished job, or one error. [`session`] talks to the coordinator, [`fetch`] and
+//! [`blocks`] get what the step needs, [`run`] is the step itself, [`upload`] hands the results over.
 
 pub mod blocks;
 pub mod collective;
@@ -7,3 +10,82 @@ pub mod fetch;
 pub mod run;
 pub mod session;
 pub mod upload;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+/// How to join a coordinator. Only the address is needed.
+#[derive(Clone, Debug)]
+pub struct JoinOptions {
+    /// `HOST:PORT` of the coordinator.
+    pub address: String,
+    /// Default: all cores.
+    pub threads: Option<usize>,
+    /// `cpu`, or `auto` for the best device of this build.
+    pub device: String,
+    /// Sent as a bearer token with every call.
+    pub token: Option<String>,
+    /// The address that other workers should use. Default: the one that the coordinator sees.
+    pub exchange_host: Option<String>,
+    /// Where fetched models are kept. Default: `MUSTER_CACHE_DIR`, else `~/.cache/muster`.
+    pub cache_dir: Option<PathBuf>,
+    /// For people. Default: host name and process number.
+    pub name: Option<String>,
+    /// How long to try to reach the coordinator.
+    pub connect_timeout: Duration,
+}
+
+impl JoinOptions {
+    pub fn new(address: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            threads: None,
+            device: "auto".to_owned(),
+            token: None,
+            exchange_host: None,
+            cache_dir: None,
+            name: None,
+            connect_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a worker came to a good end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// The coordinator said that the job is done (or stopped, with the reason).
+    Job { reason: String },
+    /// The worker was asked to stop and has left.
+    Left,
+}
+
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    #[error("{address} is not HOST:PORT")]
+    Address { address: String },
+    #[error("coordinator {address} cannot be reached: {reason} (tried for {seconds} s)")]
+    Unreachable {
+        address: String,
+        reason: String,
+        seconds: u64,
+    },
+    #[error("the coordinator refused this worker: {reason}")]
+    Refused { reason: String },
+    #[error("the job failed: {reason}")]
+    JobFailed { reason: String },
+}
+
+/// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
+pub async fn join(
+    options: JoinOptions,
+    _shutdown: CancellationToken,
+) -> Result<Finished, WorkerError> {
+    Err(WorkerError::Unreachable {
+        address: options.address,
+        reason: "this build cannot join yet".to_owned(),
+        seconds: 0,
+    })
+}

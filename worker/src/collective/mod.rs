@@ -1,1 +1,208 @@
-//! The exchange of gradients between workers.
+//! The exchange of gradients and state between the workers of a generation, over TCP.
+//!
+//! In: a [`Membership`], then each worker's own accumulator ([`Contribution`]). Out: the same mean gradient on every
+//! worker ([`Reduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
+//! exchange is repeated in the next generation without computing anything again.
+//!
+//! [`Collective`] is what the step uses. [`tcp`] forms the mesh, [`frame`] is the encoding, [`exchange`] the sum and
+//! [`state`] the transfer of weights and optimizer state to a worker that is behind.
+
+pub mod exchange;
+pub mod frame;
+// pub mod state;
+pub mod tcp;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use self::tcp::{Fence, Listener, Mesh};
+
+/// How long the members of a generation may take to find each other.
+const FORMING_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A peer that sends or takes nothing for this long in the midst of an exchange is given up.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Deadlines of a mesh.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub forming: Duration,
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forming: FORMING_TIMEOUT,
+            silence: SILENCE_TIMEOUT,
+        }
+    }
+}
+
+/// Who takes part in a generation, as seen by one member.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// BLAKE3 of the job digest: connections of another job are refused.
+    pub run_id: [u8; 32],
+    pub generation: u64,
+    pub rank: u32,
+    /// By rank.
+    pub members: Vec<PeerAddress>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerAddress {
+    pub name: String,
+    /// `HOST:PORT`
+    pub address: String,
+}
+
+/// What one worker brings to an exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct Contribution<'a> {
+    pub step: u64,
+    /// Slots of the step, over all workers.
+    pub slots: u32,
+    /// Those that `sums` holds. Over all members they must make up the step, each exactly once.
+    pub held: &'a BTreeSet<u32>,
+    pub sums: Sums<'a>,
+    /// Elements that were not finite or out of range.
+    pub invalid: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Sums<'a> {
+    /// Fixed point, see `common::exact`.
+    Exact(&'a [i64]),
+    /// Already in units of the mean gradient.
+    Fast(&'a [f32]),
+}
+
+impl Sums<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Exact(sums) => sums.len(),
+            Self::Fast(sums) => sums.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The sum over all members, the same bits on each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReducedSum {
+    pub mean: Vec<f32>,
+    pub invalid: u64,
+}
+
+#[derive(Clone, Debug, Error)]
+pub enum CollectiveError {
+    /// A newer generation began, or the worker is on its way out.
+    #[error("the exchange was given up because its generation is over")]
+    Superseded,
+    #[error("{name} (rank {rank}): {reason}")]
+    Peer {
+        rank: u32,
+        name: String,
+        reason: String,
+    },
+    #[error("the slots held for step {step} do not make it up: {reason}")]
+    Slots { step: u64, reason: String },
+    #[error("cannot listen for other workers on {host}: {reason}")]
+    Listen { host: IpAddr, reason: String },
+}
+
+/// This worker's end of the exchange: one listener for its whole life, one mesh per generation.
+pub struct Collective {
+    listener: Arc<Listener>,
+    limits: Limits,
+    current: Mutex<Option<Arc<Forming>>>,
+}
+
+/// A mesh on its way.
+struct Forming {
+    generation: u64,
+    fence: Arc<Fence>,
+    result: Mutex<Option<Result<Arc<Mesh>, CollectiveError>>>,
+    changed: Condvar,
+}
+
+impl Collective {
+    /// Listens on a free port of `host`.
+    pub fn bind(host: IpAddr, limits: Limits) -> Result<Self, CollectiveError> {
+        Ok(Self {
+            listener: Arc::new(Listener::bind(host)?),
+            limits,
+            current: Mutex::new(None),
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.listener.port()
+    }
+
+    /// Ends the generation before at once, whatever it is waiting for, and starts to connect the new one in the
+    /// background.
+    pub fn enter(&self, membership: Membership) {
+        let forming = Arc::new(Forming {
+            generation: membership.generation,
+            fence: Arc::new(Fence::default()),
+            result: Mutex::new(None),
+            changed: Condvar::new(),
+        });
+        if let Some(previous) = lock(&self.current).replace(forming.clone()) {
+            previous.fence.close();
+        }
+        let (listener, limits) = (self.listener.clone(), self.limits);
+        std::thread::spawn(move || {
+            let fence = forming.fence.clone();
+            let mesh = Mesh::form(&listener, &membership, limits, fence).map(Arc::new);
+            *lock(&forming.result) = Some(mesh);
+            forming.changed.notify_all();
+        });
+    }
+
+    /// The mesh of `generation`, as soon as all its members are connected.
+    pub fn mesh(&self, generation: u64) -> Result<Arc<Mesh>, CollectiveError> {
+        let forming = lock(&self.current)
+            .clone()
+            .filter(|forming| forming.generation == generation)
+            .ok_or(CollectiveError::Superseded)?;
+        // `Mesh::form` always comes to an end: it has a deadline and watches the fence.
+        let mut result = lock(&forming.result);
+        loop {
+            if let Some(result) = &*result {
+                return result.clone();
+            }
+            result = forming
+                .changed
+                .wait(result)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the current generation at once.
+    pub fn close(&self) {
+        if let Some(previous) = lock(&self.current).take() {
+            previous.fence.close();
+        }
+    }
+}
+
+impl Drop for Collective {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A poisoned lock only says that another thread panicked; the values guarded here are valid at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

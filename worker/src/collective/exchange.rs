@@ -1,0 +1,410 @@
+//! The exact sum over all members: reduce-scatter of the sums, then gather of the finished means.
+//!
+//! The flat buffer is cut into one contiguous chunk per rank. Each member sends its part of every chunk straight to the
+//! chunk's owner; the owner adds what arrives (integers, so in any order), turns the total into float32 and sends that
+//! to everyone. Chunks travel in pieces: while a piece is being received, the one before is added and an earlier one is
+//! already on its way back. One sending and one receiving thread per peer; receivers wait for nothing but their socket
+//! (and, in fast mode, for the lower ranks' contributions, which arrive on other sockets), so no cycle can block.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rayon::prelude::*;
+
+use super::frame::{FrameKind, PIECE_SCALARS};
+use super::tcp::Mesh;
+use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
+
+/// How often a wait for a sum looks at the fence.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Slots of a step that a peer may name: bounds what a Start frame makes us read.
+const MAX_SLOTS: usize = 1 << 20;
+
+impl Mesh {
+    /// Sums the contributions of all members. On an error the contribution is untouched and the mesh is of no further
+    /// use: the next generation has a new one.
+    pub fn all_reduce(
+        &self,
+        contribution: &Contribution<'_>,
+    ) -> Result<ReducedSum, CollectiveError> {
+        self.fence.check().map_err(|_| self.fence.reason())?;
+        match contribution.sums {
+            Sums::Exact(sums) => self.reduce(contribution, sums),
+            Sums::Fast(sums) => self.reduce(contribution, sums),
+        }
+    }
+
+    fn reduce<T: Scalar>(
+        &self,
+        contribution: &Contribution<'_>,
+        sums: &[T],
+    ) -> Result<ReducedSum, CollectiveError> {
+        let mut start = Start::of(contribution);
+        if self.size() == 1 {
+            start.check_complete()?;
+            return Ok(ReducedSum {
+                mean: finish_all(sums),
+                invalid: contribution.invalid,
+            });
+        }
+        let mut mean = vec![0f32; sums.len()];
+        let exchange = Exchange::new(self, sums);
+        let starts = exchange.run(&start, &mut mean);
+        // Peers keep their connections until the next generation, so that a third party's failure is not taken for ours.
+        let starts = starts.map_err(|error| {
+            self.fence.fail(error);
+            self.fence.reason()
+        })?;
+        for peer in starts {
+            start.merge(peer)?;
+        }
+        start.check_complete()?;
+        Ok(ReducedSum {
+            mean,
+            invalid: start.invalid,
+        })
+    }
+}
+
+/// What the two kinds of sums do differently.
+trait Scalar: bytemuck::Pod + Send + Sync {
+    const MODE: u8;
+    /// The order of addition matters: contributions are added by rank.
+    const ORDERED: bool;
+    fn add(sum: &mut [Self], part: &[Self]);
+    /// The mean gradient.
+    fn finish(sum: Self) -> f32;
+}
+
+impl Scalar for i64 {
+    const MODE: u8 = 1;
+    const ORDERED: bool = false;
+
+    fn add(sum: &mut [Self], part: &[Self]) {
+        for (sum, part) in sum.iter_mut().zip(part) {
+            // Partial sums may leave the range and come back (common::exact).
+            *sum = sum.wrapping_add(*part);
+        }
+    }
+
+    fn finish(sum: Self) -> f32 {
+        common::exact::dequantize(sum)
+    }
+}
+
+impl Scalar for f32 {
+    const MODE: u8 = 2;
+    const ORDERED: bool = true;
+
+    fn add(sum: &mut [Self], part: &[Self]) {
+        for (sum, part) in sum.iter_mut().zip(part) {
+            *sum += *part;
+        }
+    }
+
+    fn finish(sum: Self) -> f32 {
+        sum
+    }
+}
+
+fn finish_all<T: Scalar>(sums: &[T]) -> Vec<f32> {
+    let mut mean = vec![0f32; sums.len()];
+    mean.par_chunks_mut(PIECE_SCALARS)
+        .zip(sums.par_chunks(PIECE_SCALARS))
+        .for_each(|(mean, sums)| {
+            for (mean, &sum) in mean.iter_mut().zip(sums) {
+                *mean = T::finish(sum);
+            }
+        });
+    mean
+}
+
+/// The scalars that `rank` owns.
+fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
+    let cut = |rank: usize| (scalars as u128 * rank as u128 / size as u128) as usize;
+    cut(rank as usize)..cut(rank as usize + 1)
+}
+
+/// One exchange in progress, shared by its threads.
+struct Exchange<'a, T> {
+    mesh: &'a Mesh,
+    sums: &'a [T],
+    /// Of our own chunk.
+    pieces: Vec<Piece<T>>,
+    /// Woken whenever a piece has taken a contribution.
+    turn: Mutex<()>,
+    changed: Condvar,
+}
+
+struct Piece<T> {
+    state: Mutex<PieceState<T>>,
+    mean: OnceLock<Vec<f32>>,
+}
+
+struct PieceState<T> {
+    sum: Vec<T>,
+    contributions: usize,
+}
+
+impl<'a, T: Scalar> Exchange<'a, T> {
+    fn new(mesh: &'a Mesh, sums: &'a [T]) -> Self {
+        let own = chunk(sums.len(), mesh.size(), mesh.rank());
+        let pieces = (0..own.len().div_ceil(PIECE_SCALARS)).map(|_| Piece {
+            state: Mutex::new(PieceState {
+                sum: Vec::new(),
+                contributions: 0,
+            }),
+            mean: OnceLock::new(),
+        });
+        Self {
+            mesh,
+            sums,
+            pieces: pieces.collect(),
+            turn: Mutex::new(()),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Fills `mean` and returns what each peer brought.
+    fn run(&self, start: &Start, mean: &mut [f32]) -> Result<Vec<Start>, CollectiveError> {
+        let start_bytes = start.encode(T::MODE, self.sums.len());
+        let (size, rank) = (self.mesh.size(), self.mesh.rank());
+        std::thread::scope(|scope| {
+            let mut rest = &mut *mean;
+            let mut own_mean = Default::default();
+            let mut receivers = Vec::new();
+            for peer in 0..size as u32 {
+                let (chunk_mean, tail) =
+                    rest.split_at_mut(chunk(self.sums.len(), size, peer).len());
+                rest = tail;
+                if peer == rank {
+                    own_mean = chunk_mean;
+                    continue;
+                }
+                receivers
+                    .push(scope.spawn(move || {
+                        self.guarded(|| self.receive_from(peer, start, chunk_mean))
+                    }));
+                let start_bytes = &start_bytes;
+                scope.spawn(move || self.guarded(|| self.send_to(peer, start_bytes)));
+            }
+            let contributed = self.guarded(|| self.contribute_own());
+            let starts: Result<Vec<Start>, CollectiveError> = receivers
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Err(CollectiveError::Superseded)))
+                .collect();
+            contributed?;
+            let starts = starts?;
+            for (piece, mean) in self.pieces.iter().zip(own_mean.chunks_mut(PIECE_SCALARS)) {
+                mean.copy_from_slice(self.wait_for_mean(piece)?);
+            }
+            Ok(starts)
+        })
+    }
+
+    /// Runs one thread's share; its failure ends all the others.
+    fn guarded<R>(
+        &self,
+        share: impl FnOnce() -> Result<R, CollectiveError>,
+    ) -> Result<R, CollectiveError> {
+        share().inspect_err(|error| {
+            self.mesh.fence.fail(error.clone());
+            self.changed.notify_all();
+        })
+    }
+
+    fn send_to(&self, peer: u32, start: &[u8]) -> Result<(), CollectiveError> {
+        let mut sender = self.mesh.sender(peer)?;
+        sender.send(FrameKind::Start, 0, start)?;
+        let theirs = chunk(self.sums.len(), self.mesh.size(), peer);
+        for (index, part) in self.sums[theirs].chunks(PIECE_SCALARS).enumerate() {
+            sender.send(FrameKind::Part, index, bytemuck::cast_slice(part))?;
+        }
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let mean = self.wait_for_mean(piece)?;
+            sender.send(FrameKind::Finished, index, bytemuck::cast_slice(mean))?;
+        }
+        Ok(())
+    }
+
+    fn contribute_own(&self) -> Result<(), CollectiveError> {
+        let own = chunk(self.sums.len(), self.mesh.size(), self.mesh.rank());
+        for (index, part) in self.sums[own].chunks(PIECE_SCALARS).enumerate() {
+            self.contribute(index, self.mesh.rank(), part)?;
+        }
+        Ok(())
+    }
+
+    fn receive_from(
+        &self,
+        peer: u32,
+        start: &Start,
+        mean: &mut [f32],
+    ) -> Result<Start, CollectiveError> {
+        let mut receiver = self.mesh.receiver(peer)?;
+        let bytes = receiver.receive_any_length(FrameKind::Start, 0)?;
+        let theirs = Start::decode(&bytes, T::MODE, self.sums.len(), start)
+            .map_err(|fault| receiver.error(&fault))?;
+        let own = chunk(self.sums.len(), self.mesh.size(), self.mesh.rank()).len();
+        let mut part = vec![T::zeroed(); own.min(PIECE_SCALARS)];
+        for index in 0..self.pieces.len() {
+            let part = &mut part[..PIECE_SCALARS.min(own - index * PIECE_SCALARS)];
+            receiver.receive(FrameKind::Part, index, bytemuck::cast_slice_mut(part))?;
+            self.contribute(index, peer, part)?;
+        }
+        for (index, mean) in mean.chunks_mut(PIECE_SCALARS).enumerate() {
+            receiver.receive(FrameKind::Finished, index, bytemuck::cast_slice_mut(mean))?;
+        }
+        Ok(theirs)
+    }
+
+    /// Adds one member's part to a piece of our chunk; the last one finishes it.
+    fn contribute(&self, index: usize, rank: u32, part: &[T]) -> Result<(), CollectiveError> {
+        let piece = &self.pieces[index];
+        if T::ORDERED {
+            self.wait_until(|| lock(&piece.state).contributions == rank as usize)?;
+        }
+        let mut state = lock(&piece.state);
+        match state.contributions {
+            0 => state.sum = part.to_vec(),
+            _ => T::add(&mut state.sum, part),
+        }
+        state.contributions += 1;
+        let finished = state.contributions == self.mesh.size();
+        if finished {
+            let sum = std::mem::take(&mut state.sum);
+            let mean = sum.into_iter().map(T::finish).collect();
+            // Only the last contribution comes here, so it is empty.
+            let _ = piece.mean.set(mean);
+        }
+        drop(state);
+        if finished || T::ORDERED {
+            drop(lock(&self.turn));
+            self.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    fn wait_for_mean<'p>(&self, piece: &'p Piece<T>) -> Result<&'p [f32], CollectiveError> {
+        self.wait_until(|| piece.mean.get().is_some())?;
+        Ok(piece.mean.get().map_or(&[], Vec::as_slice))
+    }
+
+    /// Waits for another thread of this exchange.
+    fn wait_until(&self, ready: impl Fn() -> bool) -> Result<(), CollectiveError> {
+        let mut turn = lock(&self.turn);
+        while !ready() {
+            self.mesh.fence.check()?;
+            turn = self
+                .changed
+                .wait_timeout(turn, TICK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Ok(())
+    }
+}
+
+/// Opens an exchange: what a member brings, so that a mix-up is an error and never a wrong sum.
+#[derive(Clone, Debug, PartialEq)]
+struct Start {
+    step: u64,
+    slots: u32,
+    invalid: u64,
+    held: BTreeSet<u32>,
+}
+
+const START_BYTES: usize = 40;
+
+impl Start {
+    fn of(contribution: &Contribution<'_>) -> Self {
+        Self {
+            step: contribution.step,
+            slots: contribution.slots,
+            invalid: contribution.invalid,
+            held: contribution.held.clone(),
+        }
+    }
+
+    fn encode(&self, mode: u8, scalars: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(START_BYTES + 4 * self.held.len());
+        bytes.extend(self.step.to_le_bytes());
+        bytes.extend((scalars as u64).to_le_bytes());
+        bytes.extend(self.invalid.to_le_bytes());
+        bytes.extend(u64::from(mode).to_le_bytes());
+        bytes.extend(self.slots.to_le_bytes());
+        bytes.extend((self.held.len() as u32).to_le_bytes());
+        for slot in &self.held {
+            bytes.extend(slot.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What a peer brings, or why it does not fit to `ours`.
+    fn decode(bytes: &[u8], mode: u8, scalars: usize, ours: &Self) -> Result<Self, String> {
+        let word = |at: usize| -> u64 {
+            bytes
+                .get(at..at + 8)
+                .and_then(|word| word.try_into().ok())
+                .map_or(u64::MAX, u64::from_le_bytes)
+        };
+        let half = |at: usize| word(at) as u32;
+        if bytes.len() < START_BYTES {
+            return Err("sent a start that is cut short".to_owned());
+        }
+        let (slots, held) = (half(32), (word(32) >> 32) as usize);
+        if held > MAX_SLOTS || bytes.len() != START_BYTES + 4 * held {
+            return Err("sent a start of the wrong length".to_owned());
+        }
+        for (what, theirs, ours) in [
+            ("step", word(0), ours.step),
+            ("trainable scalars", word(8), scalars as u64),
+            ("reduction", word(24), u64::from(mode)),
+            ("slots", u64::from(slots), u64::from(ours.slots)),
+        ] {
+            if theirs != ours {
+                return Err(format!("differs in {what}: {theirs} there, {ours} here"));
+            }
+        }
+        let held = bytes[START_BYTES..]
+            .chunks_exact(4)
+            .map(|slot| u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]));
+        Ok(Self {
+            step: ours.step,
+            slots,
+            invalid: word(16),
+            held: held.collect(),
+        })
+    }
+
+    /// Adds what a peer brought; a slot that two members hold would be trained twice.
+    fn merge(&mut self, peer: Self) -> Result<(), CollectiveError> {
+        self.invalid = self.invalid.saturating_add(peer.invalid);
+        for slot in peer.held {
+            if !self.held.insert(slot) {
+                return Err(self.error(format!("slot {slot} is held twice")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_complete(&self) -> Result<(), CollectiveError> {
+        match (0..self.slots).find(|slot| !self.held.contains(slot)) {
+            Some(slot) => Err(self.error(format!("slot {slot} is missing"))),
+            None if self.held.len() > self.slots as usize => {
+                Err(self.error(format!("more than {} slots are held", self.slots)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn error(&self, reason: String) -> CollectiveError {
+        CollectiveError::Slots {
+            step: self.step,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The encoding between workers: a fixed header, then a bounded payload, little-endian throughout.
+//!
+//! Nothing received is trusted: kind, index and length must be the ones that are due, and the checksum must hold (the
+//! 16 bits of TCP let one damaged packet in 65,536 pass, and a damaged gradient would poison every replica alike).
+
+/// Sums and weights are sent as they lie in memory.
+#[cfg(target_endian = "big")]
+compile_error!("the exchange between workers is written for little-endian machines");
+
+pub const HEADER_BYTES: usize = 24;
+
+/// No frame is longer.
+pub const MAX_PAYLOAD_BYTES: usize = 8 << 20;
+
+/// Scalars of a sub-chunk: the unit in which receiving, adding and sending overlap.
+pub const PIECE_SCALARS: usize = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// What a worker brings to an exchange; opens it.
+    Start = 1,
+    /// Sums on their way to the owner of their chunk.
+    Part = 2,
+    /// Finished means on their way from the owner.
+    Finished = 3,
+    /// Announces weights and optimizer state.
+    StateHeader = 4,
+    State = 5,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    pub kind: u8,
+    pub length: u32,
+    pub index: u64,
+    pub checksum: u64,
+}
+
+impl FrameHeader {
+    pub fn of(kind: FrameKind, index: usize, payload: &[u8]) -> Self {
+        assert!(
+            payload.len() <= MAX_PAYLOAD_BYTES,
+            "a frame is cut too large"
+        );
+        Self {
+            kind: kind as u8,
+            length: payload.len() as u32,
+            index: index as u64,
+            checksum: checksum(payload),
+        }
+    }
+
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = self.kind;
+        bytes[4..8].copy_from_slice(&self.length.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.index.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
+        Self {
+            kind: bytes[0],
+            length: u32::from_le_bytes(array(&bytes[4..8])),
+            index: u64::from_le_bytes(array(&bytes[8..16])),
+            checksum: u64::from_le_bytes(array(&bytes[16..])),
+        }
+    }
+
+    /// Why this is not the frame that is due, if it is not. `length`: the only one allowed, or None for any within
+    /// the bound.
+    pub fn fault(&self, kind: FrameKind, index: usize, length: Option<usize>) -> Option<String> {
+        if self.kind != kind as u8 || self.index != index as u64 {
+            return Some(format!(
+                "sent frame {}.{} where {}.{index} was due",
+                self.kind, self.index, kind as u8
+            ));
+        }
+        let sent = self.length as usize;
+        match length {
+            Some(length) if sent != length => Some(format!(
+                "sent a frame of {sent} bytes where {length} were due"
+            )),
+            _ if sent > MAX_PAYLOAD_BYTES => Some(format!(
+                "sent a frame of {sent} bytes, more than {MAX_PAYLOAD_BYTES}"
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Any one damaged word changes it: each step is a bijection of the word for a given state.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut lanes = [1u64, 2, 3, 4];
+    let mut groups = bytes.chunks_exact(32);
+    for group in &mut groups {
+        for (lane, word) in lanes.iter_mut().zip(group.chunks_exact(8)) {
+            *lane = (*lane ^ u64::from_le_bytes(array(word))).wrapping_mul(MULTIPLIER);
+        }
+    }
+    let mut sum = bytes.len() as u64;
+    for &byte in groups.remainder() {
+        sum = (sum ^ u64::from(byte)).wrapping_mul(MULTIPLIER);
+    }
+    lanes.iter().fold(sum, |sum, lane| {
+        (sum.rotate_left(17) ^ lane).wrapping_mul(MULTIPLIER)
+    })
+}
+
+/// `bytes` as an array of the length that the caller has cut it to.
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(bytes);
+    array
+}
+
+/// Opens a connection, in both directions: who calls, and in which generation of which run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    pub run_id: [u8; 32],
+    pub generation: u64,
+    pub from: u32,
+    pub to: u32,
+}
+
+const MAGIC: [u8; 8] = *b"MUSTERXC";
+const VERSION: u32 = 1;
+pub const HELLO_BYTES: usize = 60;
+
+impl Hello {
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..44].copy_from_slice(&self.run_id);
+        bytes[44..52].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[52..56].copy_from_slice(&self.from.to_le_bytes());
+        bytes[56..].copy_from_slice(&self.to.to_le_bytes());
+        bytes
+    }
+
+    /// None where this is no Hello of this version.
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
+        if bytes[..8] != MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
+            return None;
+        }
+        Some(Self {
+            run_id: array(&bytes[12..44]),
+            generation: u64::from_le_bytes(array(&bytes[44..52])),
+            from: u32::from_le_bytes(array(&bytes[52..56])),
+            to: u32::from_le_bytes(array(&bytes[56..])),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_hellos_round_trip() {
+        let header = FrameHeader::of(FrameKind::Part, 7, &[1, 2, 3]);
+        assert_eq!(FrameHeader::decode(&header.encode()), header);
+        assert_eq!(header.fault(FrameKind::Part, 7, Some(3)), None);
+        let hello = Hello {
+            run_id: [7; 32],
+            generation: 3,
+            from: 2,
+            to: 1,
+        };
+        assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+        let mut foreign = hello.encode();
+        foreign[8] = 2;
+        assert_eq!(Hello::decode(&foreign), None);
+    }
+
+    #[test]
+    fn every_damaged_byte_changes_the_checksum() {
+        let payload: Vec<u8> = (0..100).map(|i| (i * 37) as u8).collect();
+        let whole = checksum(&payload);
+        for position in 0..payload.len() {
+            let mut damaged = payload.clone();
+            damaged[position] ^= 0x10;
+            assert_ne!(checksum(&damaged), whole, "byte {position}");
+        }
+        assert_ne!(checksum(&payload[..99]), whole);
+    }
+}

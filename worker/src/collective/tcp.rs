@@ -1,0 +1,578 @@
+//! The mesh: one TCP connection between any two members of a generation.
+//!
+//! The higher rank connects to the lower one and both say Hello. A wrong run, generation or rank is refused; a Hello
+//! of a generation that has not begun here yet waits for it. Every read and write ends when the generation does
+//! ([`Fence`]), when the peer falls silent for too long, or when its connection breaks.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::frame::{FrameHeader, FrameKind, HELLO_BYTES, Hello, checksum};
+use super::{CollectiveError, Limits, Membership, PeerAddress, lock};
+
+/// How often a wait looks at the fence.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A caller has this long to say Hello, and a connection attempt to be answered.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that may wait at a time, to say Hello or for their generation to begin.
+const MAX_WAITING: usize = 256;
+
+/// Closed once, when the generation is over. The first failure closes it too and is kept.
+#[derive(Default)]
+pub struct Fence {
+    closed: AtomicBool,
+    failure: Mutex<Option<CollectiveError>>,
+}
+
+impl Fence {
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    pub fn check(&self) -> Result<(), CollectiveError> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(CollectiveError::Superseded),
+            false => Ok(()),
+        }
+    }
+
+    /// Closes the fence because of `error`, unless it is closed already.
+    pub(super) fn fail(&self, error: CollectiveError) {
+        let mut failure = lock(&self.failure);
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            *failure = Some(error);
+        }
+    }
+
+    /// Why the fence is closed.
+    pub(super) fn reason(&self) -> CollectiveError {
+        lock(&self.failure)
+            .clone()
+            .unwrap_or(CollectiveError::Superseded)
+    }
+}
+
+/// The port that peers connect to, and the connections whose generation has yet to begin here.
+pub struct Listener {
+    address: SocketAddr,
+    shared: Arc<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    stopped: AtomicBool,
+    greeting: AtomicUsize,
+    callers: Mutex<Callers>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Callers {
+    /// Callers of older generations are turned away.
+    generation: u64,
+    streams: HashMap<(u64, u32), (Hello, TcpStream)>,
+}
+
+impl Listener {
+    pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
+        let failed = |e: std::io::Error| CollectiveError::Listen {
+            host,
+            reason: e.to_string(),
+        };
+        let listener = TcpListener::bind((host, 0)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let shared = Arc::new(Waiting::default());
+        let accepting = shared.clone();
+        std::thread::spawn(move || accepting.accept(&listener));
+        Ok(Self { address, shared })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Turns callers of earlier generations away from now on.
+    fn begin(&self, generation: u64) {
+        let mut callers = lock(&self.shared.callers);
+        callers.generation = callers.generation.max(generation);
+        callers.streams.retain(|key, _| key.0 >= generation);
+    }
+
+    /// The connection of `rank` in this generation, once it has called.
+    fn take(
+        &self,
+        membership: &Membership,
+        rank: u32,
+        deadline: Instant,
+        fence: &Fence,
+    ) -> Result<TcpStream, CollectiveError> {
+        let key = (membership.generation, rank);
+        let mut callers = lock(&self.shared.callers);
+        loop {
+            fence.check()?;
+            if let Some((hello, stream)) = callers.streams.remove(&key)
+                && hello.run_id == membership.run_id
+                && hello.to == membership.rank
+            {
+                return Ok(stream);
+            }
+            if Instant::now() >= deadline {
+                return Err(peer_error(membership, rank, "did not connect in time"));
+            }
+            callers = self
+                .shared
+                .arrived
+                .wait_timeout(callers, TICK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees that it is over.
+        let host = match self.address.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+        };
+        let _ = TcpStream::connect_timeout(&SocketAddr::new(host, self.port()), TICK);
+    }
+}
+
+impl Waiting {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
+        loop {
+            let accepted = listener.accept();
+            if self.stopped.load(Ordering::SeqCst) {
+                return;
+            }
+            match accepted {
+                Ok((stream, from)) => self.spawn_greeting(stream, from),
+                // A caller that went away, or no descriptor free: neither is the listener's end.
+                Err(e) => {
+                    tracing::debug!("accepting a peer failed: {e}");
+                    std::thread::sleep(TICK);
+                }
+            }
+        }
+    }
+
+    /// On a thread of its own, so that a caller who says nothing delays nobody else.
+    fn spawn_greeting(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
+        if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+            self.greeting.fetch_sub(1, Ordering::SeqCst);
+            return;
+        }
+        let shared = self.clone();
+        std::thread::spawn(move || {
+            if shared.greet(stream).is_none() {
+                tracing::debug!("turned {from} away: no valid hello");
+            }
+            shared.greeting.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    /// Reads a caller's Hello and keeps its connection for the generation that it names.
+    fn greet(&self, stream: TcpStream) -> Option<()> {
+        let hello = read_hello(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
+        let mut callers = lock(&self.callers);
+        if hello.generation < callers.generation || callers.streams.len() >= MAX_WAITING {
+            return None;
+        }
+        let key = (hello.generation, hello.from);
+        callers.streams.insert(key, (hello, stream));
+        self.arrived.notify_all();
+        Some(())
+    }
+}
+
+fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Result<Hello> {
+    let mut bytes = [0; HELLO_BYTES];
+    let mut filled = 0;
+    while filled < HELLO_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match (&mut &*stream).read(&mut bytes[filled..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
+}
+
+/// The connected members of one generation.
+pub struct Mesh {
+    pub(super) membership: Membership,
+    pub(super) fence: Arc<Fence>,
+    limits: Limits,
+    /// By rank; none at our own.
+    peers: Vec<Option<Peer>>,
+}
+
+/// The connection to one peer. Reading and writing go on at the same time, each under its own lock, so that state and
+/// gradients never interleave.
+struct Peer {
+    stream: TcpStream,
+    reading: Mutex<()>,
+    writing: Mutex<()>,
+}
+
+impl Mesh {
+    /// Connects to all other members, or names the one that cannot be reached.
+    pub fn form(
+        listener: &Listener,
+        membership: &Membership,
+        limits: Limits,
+        fence: Arc<Fence>,
+    ) -> Result<Self, CollectiveError> {
+        listener.begin(membership.generation);
+        let deadline = Instant::now() + limits.forming;
+        let peers: Vec<Result<Option<Peer>, CollectiveError>> = std::thread::scope(|scope| {
+            let connecting: Vec<_> = (0..membership.members.len() as u32)
+                .map(|rank| {
+                    let fence = &fence;
+                    scope.spawn(move || -> Result<Option<Peer>, CollectiveError> {
+                        let stream = match rank.cmp(&membership.rank) {
+                            std::cmp::Ordering::Less => call(membership, rank, deadline, fence)?,
+                            std::cmp::Ordering::Equal => return Ok(None),
+                            std::cmp::Ordering::Greater => {
+                                answer(listener, membership, rank, deadline, fence)?
+                            }
+                        };
+                        Peer::new(stream)
+                            .map(Some)
+                            .map_err(|e| peer_error(membership, rank, &e.to_string()))
+                    })
+                })
+                .collect();
+            connecting
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Err(CollectiveError::Superseded)))
+                .collect()
+        });
+        Ok(Self {
+            membership: membership.clone(),
+            fence,
+            limits,
+            peers: peers.into_iter().collect::<Result<_, _>>()?,
+        })
+    }
+
+    pub fn rank(&self) -> u32 {
+        self.membership.rank
+    }
+
+    pub fn size(&self) -> usize {
+        self.membership.members.len()
+    }
+
+    /// Holds the sending half of the connection to `rank`.
+    pub(super) fn sender(&self, rank: u32) -> Result<Half<'_>, CollectiveError> {
+        self.half(rank, |peer| &peer.writing)
+    }
+
+    /// Holds the receiving half of the connection to `rank`.
+    pub(super) fn receiver(&self, rank: u32) -> Result<Half<'_>, CollectiveError> {
+        self.half(rank, |peer| &peer.reading)
+    }
+
+    fn half<'a>(
+        &'a self,
+        rank: u32,
+        mutex: impl Fn(&'a Peer) -> &'a Mutex<()>,
+    ) -> Result<Half<'a>, CollectiveError> {
+        let peer = self
+            .peers
+            .get(rank as usize)
+            .and_then(Option::as_ref)
+            .ok_or_else(|| peer_error(&self.membership, rank, "is not a peer of this worker"))?;
+        Ok(Half {
+            mesh: self,
+            rank,
+            stream: &peer.stream,
+            _held: lock(mutex(peer)),
+        })
+    }
+
+    pub(super) fn peer_error(&self, rank: u32, reason: &str) -> CollectiveError {
+        peer_error(&self.membership, rank, reason)
+    }
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> std::io::Result<Self> {
+        // Buffer sizes are left to the kernel, which grows them with the traffic; setting them would stop that.
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TICK))?;
+        stream.set_write_timeout(Some(TICK))?;
+        Ok(Self {
+            stream,
+            reading: Mutex::new(()),
+            writing: Mutex::new(()),
+        })
+    }
+}
+
+/// Connects to a lower rank and waits until it answers: it does so when the generation has begun there too.
+fn call(
+    membership: &Membership,
+    rank: u32,
+    deadline: Instant,
+    fence: &Fence,
+) -> Result<TcpStream, CollectiveError> {
+    let peer = &membership.members[rank as usize];
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let reason = match try_call(membership, rank, peer, deadline, fence) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => e,
+        };
+        fence.check()?;
+        if Instant::now() + pause >= deadline {
+            let reason = format!("cannot be reached at {}: {reason}", peer.address);
+            return Err(peer_error(membership, rank, &reason));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+fn try_call(
+    membership: &Membership,
+    rank: u32,
+    peer: &PeerAddress,
+    deadline: Instant,
+    fence: &Fence,
+) -> std::io::Result<TcpStream> {
+    let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
+    let mut connected = None;
+    for address in peer.address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, HELLO_TIMEOUT) {
+            Ok(stream) => {
+                connected = Some(stream);
+                break;
+            }
+            Err(e) => failure = e,
+        }
+    }
+    let stream = connected.ok_or(failure)?;
+    let hello = Hello {
+        run_id: membership.run_id,
+        generation: membership.generation,
+        from: membership.rank,
+        to: rank,
+    };
+    stream.set_nodelay(true)?;
+    (&stream).write_all(&hello.encode())?;
+    await_answer(&stream, &hello, deadline, fence)?;
+    Ok(stream)
+}
+
+/// Waits in short reads, because the generation may end before it has begun over there.
+fn await_answer(
+    stream: &TcpStream,
+    hello: &Hello,
+    deadline: Instant,
+    fence: &Fence,
+) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(TICK))?;
+    while fence.check().is_ok() && Instant::now() < deadline {
+        match stream.peek(&mut [0]) {
+            Ok(0) => return Err(ErrorKind::ConnectionAborted.into()),
+            Ok(_) => {
+                let answer = read_hello(stream, Instant::now() + HELLO_TIMEOUT)?;
+                let expected = Hello {
+                    from: hello.to,
+                    to: hello.from,
+                    ..*hello
+                };
+                return match answer == expected {
+                    true => Ok(()),
+                    false => Err(ErrorKind::InvalidData.into()),
+                };
+            }
+            Err(e) if is_tick(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(ErrorKind::TimedOut.into())
+}
+
+/// Takes the call of a higher rank and answers it.
+fn answer(
+    listener: &Listener,
+    membership: &Membership,
+    rank: u32,
+    deadline: Instant,
+    fence: &Fence,
+) -> Result<TcpStream, CollectiveError> {
+    let hello = Hello {
+        run_id: membership.run_id,
+        generation: membership.generation,
+        from: membership.rank,
+        to: rank,
+    };
+    loop {
+        let stream = listener.take(membership, rank, deadline, fence)?;
+        // A caller that gave up in between calls again.
+        if (&stream).write_all(&hello.encode()).is_ok() {
+            return Ok(stream);
+        }
+    }
+}
+
+fn peer_error(membership: &Membership, rank: u32, reason: &str) -> CollectiveError {
+    CollectiveError::Peer {
+        rank,
+        name: membership
+            .members
+            .get(rank as usize)
+            .map_or_else(String::new, |peer| peer.name.clone()),
+        reason: reason.to_owned(),
+    }
+}
+
+fn is_tick(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
+}
+
+/// One direction of one connection, held by one thread.
+pub(super) struct Half<'a> {
+    mesh: &'a Mesh,
+    rank: u32,
+    stream: &'a TcpStream,
+    _held: std::sync::MutexGuard<'a, ()>,
+}
+
+impl Half<'_> {
+    pub fn send(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+        payload: &[u8],
+    ) -> Result<(), CollectiveError> {
+        let header = FrameHeader::of(kind, index, payload).encode();
+        self.write_all(&header)?;
+        self.write_all(payload)
+    }
+
+    /// Receives the frame that is due into `payload`, whose length it must have.
+    pub fn receive(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<(), CollectiveError> {
+        let header = self.receive_header(kind, index, Some(payload.len()))?;
+        self.receive_payload(&header, payload)
+    }
+
+    /// Receives the frame that is due, whatever its length within the bound.
+    pub fn receive_any_length(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+    ) -> Result<Vec<u8>, CollectiveError> {
+        let header = self.receive_header(kind, index, None)?;
+        let mut payload = vec![0; header.length as usize];
+        self.receive_payload(&header, &mut payload)?;
+        Ok(payload)
+    }
+
+    fn receive_header(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+        length: Option<usize>,
+    ) -> Result<FrameHeader, CollectiveError> {
+        let mut bytes = [0; super::frame::HEADER_BYTES];
+        self.read_exact(&mut bytes)?;
+        let header = FrameHeader::decode(&bytes);
+        match header.fault(kind, index, length) {
+            Some(fault) => Err(self.error(&fault)),
+            None => Ok(header),
+        }
+    }
+
+    fn receive_payload(
+        &mut self,
+        header: &FrameHeader,
+        payload: &mut [u8],
+    ) -> Result<(), CollectiveError> {
+        self.read_exact(payload)?;
+        match checksum(payload) == header.checksum {
+            true => Ok(()),
+            false => Err(self.error("sent a damaged frame (its checksum does not hold)")),
+        }
+    }
+
+    pub fn error(&self, reason: &str) -> CollectiveError {
+        self.mesh.peer_error(self.rank, reason)
+    }
+
+    fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), CollectiveError> {
+        let mut last_progress = Instant::now();
+        while !buffer.is_empty() {
+            match (&mut &*self.stream).read(buffer) {
+                Ok(0) => return Err(self.error("closed the connection")),
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    last_progress = Instant::now();
+                }
+                Err(e) => self.after_failure(&e, last_progress)?,
+            }
+        }
+        self.mesh.fence.check()
+    }
+
+    fn write_all(&mut self, mut buffer: &[u8]) -> Result<(), CollectiveError> {
+        let mut last_progress = Instant::now();
+        while !buffer.is_empty() {
+            match (&mut &*self.stream).write(buffer) {
+                Ok(0) => return Err(self.error("closed the connection")),
+                Ok(count) => {
+                    buffer = &buffer[count..];
+                    last_progress = Instant::now();
+                }
+                Err(e) => self.after_failure(&e, last_progress)?,
+            }
+        }
+        self.mesh.fence.check()
+    }
+
+    /// Goes on after a tick, unless the generation is over or the peer silent for too long.
+    fn after_failure(
+        &self,
+        error: &std::io::Error,
+        last_progress: Instant,
+    ) -> Result<(), CollectiveError> {
+        self.mesh.fence.check()?;
+        if !is_tick(error) {
+            return Err(self.error(&error.to_string()));
+        }
+        match last_progress.elapsed() < self.mesh.limits.silence {
+            true => Ok(()),
+            false => {
+                let seconds = self.mesh.limits.silence.as_secs();
+                Err(self.error(&format!("was silent for {seconds} s")))
+            }
+        }
+    }
+}
