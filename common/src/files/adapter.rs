@@ -1,1 +1,334 @@
-//! PEFT adapters.
+//! PEFT adapters: `adapter_config.json` as PEFT 0.21 writes it, read back tolerantly, refused where it asks for what
+//! Muster does not do. The tensors beside it are named by [`tensor_name`].
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::FileError;
+use super::error::read_json;
+use super::model::write_json;
+use crate::job::{LoraSpec, TargetModules};
+
+pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Whose format this is. PEFT compares it with its own version to decide which fields it may not know.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// The part of an `adapter_config.json` that varies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    /// Where the user's base model is: a folder, or a name on the Hub.
+    pub base_model_name_or_path: Option<String>,
+    pub revision: Option<String>,
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub lora_dropout: f64,
+    pub use_rslora: bool,
+    /// Module names (`q_proj`) or path endings, sorted.
+    pub target_modules: Vec<String>,
+}
+
+/// Which of the two matrices of an adapted module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// `[r, in]`
+    A,
+    /// `[out, r]`
+    B,
+}
+
+/// PEFT's name for a factor of the module at this path (`model.layers.0.self_attn.q_proj`).
+pub fn tensor_name(module: &str, factor: Factor) -> String {
+    let letter = match factor {
+        Factor::A => 'A',
+        Factor::B => 'B',
+    };
+    format!("base_model.model.{module}.lora_{letter}.weight")
+}
+
+/// The module path and factor of a tensor named by PEFT.
+pub fn parse_tensor_name(name: &str) -> Option<(&str, Factor)> {
+    let rest = name.strip_prefix("base_model.model.")?;
+    if let Some(module) = rest.strip_suffix(".lora_A.weight") {
+        Some((module, Factor::A))
+    } else {
+        let module = rest.strip_suffix(".lora_B.weight")?;
+        Some((module, Factor::B))
+    }
+}
+
+impl AdapterConfig {
+    /// `target_modules` are the resolved ones, in any order.
+    pub fn from_lora(
+        lora: &LoraSpec,
+        base_model_name_or_path: &str,
+        target_modules: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let mut target_modules: Vec<String> = target_modules.into_iter().collect();
+        target_modules.sort();
+        target_modules.dedup();
+        Self {
+            base_model_name_or_path: Some(base_model_name_or_path.to_owned()),
+            revision: None,
+            r: lora.r,
+            lora_alpha: lora.alpha,
+            lora_dropout: lora.dropout,
+            use_rslora: lora.use_rslora,
+            target_modules,
+        }
+    }
+
+    pub fn to_lora(&self) -> LoraSpec {
+        LoraSpec {
+            r: self.r,
+            alpha: self.lora_alpha,
+            dropout: self.lora_dropout,
+            target_modules: TargetModules::Named(self.target_modules.clone()),
+            use_rslora: self.use_rslora,
+            model_dir: None,
+        }
+    }
+
+    /// The factor on `B A x`.
+    pub fn scale(&self) -> f64 {
+        self.to_lora().scale()
+    }
+
+    pub fn read(dir: &Path) -> Result<Self, FileError> {
+        let path = dir.join(ADAPTER_CONFIG);
+        let found: Value = read_json(&path, MAX_CONFIG_BYTES)?;
+        if !found.is_object() {
+            return Err(FileError::malformed(&path, "is not a JSON object"));
+        }
+        check_supported(&path, &found)?;
+        let wrong = |field: &str| {
+            FileError::malformed(&path, format!("{field} is missing or of the wrong kind"))
+        };
+        let text = |field: &str| found[field].as_str().map(str::to_owned);
+        Ok(Self {
+            base_model_name_or_path: text("base_model_name_or_path"),
+            revision: text("revision"),
+            r: found["r"]
+                .as_u64()
+                .filter(|r| (1..=1 << 20).contains(r))
+                .ok_or_else(|| wrong("r"))? as usize,
+            lora_alpha: found["lora_alpha"]
+                .as_f64()
+                .ok_or_else(|| wrong("lora_alpha"))?,
+            lora_dropout: found["lora_dropout"].as_f64().unwrap_or(0.0),
+            use_rslora: found["use_rslora"].as_bool().unwrap_or(false),
+            target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
+        })
+    }
+
+    pub fn write(&self, dir: &Path) -> Result<(), FileError> {
+        let mut config = defaults();
+        for (field, value) in [
+            (
+                "base_model_name_or_path",
+                json!(self.base_model_name_or_path),
+            ),
+            ("revision", json!(self.revision)),
+            ("r", json!(self.r)),
+            ("lora_alpha", number(self.lora_alpha)),
+            ("lora_dropout", json!(self.lora_dropout)),
+            ("use_rslora", json!(self.use_rslora)),
+            ("target_modules", json!(self.target_modules)),
+        ] {
+            config[field] = value;
+        }
+        write_json(&dir.join(ADAPTER_CONFIG), &config)
+    }
+}
+
+/// What PEFT writes for a plain LoRA adapter, in its order.
+fn defaults() -> Value {
+    json!({
+        "alora_invocation_tokens": null,
+        "alpha_pattern": {},
+        "arrow_config": null,
+        "auto_mapping": null,
+        "base_model_name_or_path": null,
+        "bias": "none",
+        "corda_config": null,
+        "ensure_weight_tying": false,
+        "eva_config": null,
+        "exclude_modules": null,
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "kasa_config": null,
+        "layer_replication": null,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "loftq_config": {},
+        "lora_alpha": 8,
+        "lora_bias": false,
+        "lora_dropout": 0.0,
+        "lora_ga_config": null,
+        "megatron_config": null,
+        "megatron_core": "megatron.core",
+        "modules_to_save": null,
+        "monteclora_config": null,
+        "peft_type": "LORA",
+        "peft_version": PEFT_VERSION,
+        "qalora_group_size": 16,
+        "r": 8,
+        "rank_pattern": {},
+        "revision": null,
+        "target_modules": [],
+        "target_parameters": null,
+        "task_type": "CAUSAL_LM",
+        "trainable_token_indices": null,
+        "use_bdlora": null,
+        "use_dora": false,
+        "use_qalora": false,
+        "use_rslora": false,
+        "velora_config": null,
+    })
+}
+
+/// Read by us, or without effect on what the adapter computes.
+const FREE_FIELDS: [&str; 14] = [
+    "arrow_config",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "inference_mode",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "target_modules",
+    "use_rslora",
+];
+
+/// Every field that PEFT has and we do not read must be off.
+fn check_supported(path: &Path, found: &Value) -> Result<(), FileError> {
+    let Value::Object(plain) = defaults() else {
+        return Ok(());
+    };
+    for (field, default) in &plain {
+        let value = &found[field.as_str()];
+        let off = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(entries) => entries.is_empty(),
+            _ => false,
+        };
+        // PiSSA, OLoRA and the like change the base weights, which are not in the adapter.
+        let harmless_init = field == "init_lora_weights"
+            && matches!(value.as_str(), Some("gaussian" | "eva" | "orthogonal"));
+        let required = field == "peft_type";
+        if value == default || harmless_init || FREE_FIELDS.contains(&field.as_str()) {
+            continue;
+        }
+        if !off || required {
+            return Err(FileError::UnsupportedField {
+                path: path.to_owned(),
+                field: field.clone(),
+                found: value.to_string(),
+                remedy: "a plain LoRA adapter is needed",
+            });
+        }
+    }
+    Ok(())
+}
+
+fn target_modules(config: &Value) -> Option<Vec<String>> {
+    let mut names = config["target_modules"]
+        .as_array()?
+        .iter()
+        .map(|name| name.as_str().map(str::to_owned))
+        .collect::<Option<Vec<String>>>()?;
+    names.sort();
+    names.dedup();
+    (!names.is_empty()).then_some(names)
+}
+
+/// Without a fraction where it has none, as Python writes integers.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn config() -> AdapterConfig {
+        AdapterConfig {
+            base_model_name_or_path: Some("models/tiny".into()),
+            revision: None,
+            r: 4,
+            lora_alpha: 8.0,
+            lora_dropout: 0.05,
+            use_rslora: true,
+            target_modules: vec!["q_proj".into(), "v_proj".into()],
+        }
+    }
+
+    /// A written config with one field changed.
+    fn with(field: &str, value: Value) -> (tempfile::TempDir, Result<AdapterConfig, FileError>) {
+        let folder = tempfile::tempdir().unwrap();
+        config().write(folder.path()).unwrap();
+        let path = folder.path().join(ADAPTER_CONFIG);
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json[field] = value;
+        std::fs::write(&path, json.to_string()).unwrap();
+        let read = AdapterConfig::read(folder.path());
+        (folder, read)
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        config().write(folder.path()).unwrap();
+        assert_eq!(AdapterConfig::read(folder.path()).unwrap(), config());
+    }
+
+    #[test]
+    fn fields_nobody_knows_are_ignored() {
+        assert_eq!(with("invented_in_2030", json!(7)).1.unwrap(), config());
+    }
+
+    #[test]
+    fn unsupported_fields_are_named() {
+        for (field, value) in [
+            ("use_dora", json!(true)),
+            ("bias", json!("all")),
+            ("modules_to_save", json!(["lm_head"])),
+            ("rank_pattern", json!({"q_proj": 2})),
+            ("peft_type", json!("IA3")),
+            ("peft_type", json!(null)),
+            ("layers_to_transform", json!([0])),
+            ("init_lora_weights", json!("pissa")),
+            ("r", json!(0)),
+            ("r", json!("four")),
+            ("target_modules", json!("model.*q_proj")),
+            ("target_modules", json!([])),
+        ] {
+            let message = with(field, value).1.unwrap_err().to_string();
+            assert!(message.contains(field), "{message}");
+        }
+    }
+
+    #[test]
+    fn tensor_names_are_peft_s() {
+        let name = tensor_name("model.layers.0.self_attn.q_proj", Factor::B);
+        let expected = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+        assert_eq!(name, expected);
+        let parsed = parse_tensor_name(&name).unwrap();
+        assert_eq!(parsed, ("model.layers.0.self_attn.q_proj", Factor::B));
+        assert!(parse_tensor_name("model.norm.weight").is_none());
+    }
+}

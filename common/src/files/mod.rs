@@ -3,8 +3,14 @@
 pub mod adapter;
 pub mod atomic;
 pub mod checkpoint;
+mod error;
 pub mod layout;
 pub mod manifest;
 pub mod model;
 pub mod snapshot;
 pub mod tensors;
+
+pub use error::FileError;
+pub use layout::{Layout, TensorLayout, weights_digest};
+pub use manifest::{FileEntry, file_digest};
+pub use snapshot::{Snapshot, WeightsFormat};

@@ -1,1 +1,254 @@
-//! The state of a trainer.
+//! The state of a trainer between two steps: trainable weights and optimizer moments, in memory and on disk.
+//!
+//! On disk the weights are what other programs load (a PEFT adapter, or a Hugging Face model) and `optimizer.safetensors`
+//! holds the rest, so that reading gives back every bit.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::FileError;
+use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
+use super::layout::{Layout, as_bytes, weights_digest};
+use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use super::tensors::{self, Dtype, TensorFile};
+use crate::job::InitWeights;
+
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Everything that a trainer needs to go on, but job, data and base model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Updates seen.
+    pub step: u64,
+    pub layout: Arc<Layout>,
+    /// Flat, as are the moments.
+    pub weights: Vec<f32>,
+    /// Adam's first moment.
+    pub exp_avg: Vec<f32>,
+    /// Adam's second moment.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+/// What the weights become on disk.
+#[derive(Clone, Debug)]
+pub enum WeightsFormat {
+    /// `adapter_config.json` and `adapter_model.safetensors`.
+    Adapter(AdapterConfig),
+    /// `config.json` and `model.safetensors`, or shards. In bfloat16 the float32 weights are kept beside the moments.
+    Model {
+        /// The base model's `config.json`.
+        config: Value,
+        dtype: Dtype,
+    },
+}
+
+impl Snapshot {
+    /// Weights that no update has touched.
+    pub fn initial(layout: Arc<Layout>, weights: Vec<f32>) -> Self {
+        assert_eq!(
+            weights.len(),
+            layout.scalars,
+            "the weights are of another layout"
+        );
+        Self {
+            step: 0,
+            exp_avg: vec![0.0; weights.len()],
+            exp_avg_sq: vec![0.0; weights.len()],
+            layout,
+            weights,
+        }
+    }
+
+    pub fn weights_digest(&self) -> String {
+        weights_digest(&self.layout, self.layout.split(&self.weights))
+    }
+
+    /// Writes weights and optimizer state into an existing folder.
+    pub fn write_files(&self, dir: &Path, format: &WeightsFormat) -> Result<(), FileError> {
+        self.write_weights(dir, format)?;
+        let keep_weights =
+            matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
+        let mut buffers = vec![("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
+        if keep_weights {
+            buffers.push(("weights", &self.weights));
+        }
+        let listed = buffers.into_iter().flat_map(|(kind, flat)| {
+            self.named(flat).map(move |(name, shape, scalars)| {
+                let name = format!("{kind}.{name}");
+                (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
+            })
+        });
+        let (step, layout) = (self.step.to_string(), self.layout.digest());
+        let metadata = [("step", step.as_str()), ("layout_digest", layout.as_str())];
+        tensors::write(&dir.join(OPTIMIZER), listed, &metadata)
+    }
+
+    /// Writes only what other programs load.
+    pub fn write_weights(&self, dir: &Path, format: &WeightsFormat) -> Result<(), FileError> {
+        match format {
+            WeightsFormat::Adapter(config) => {
+                let listed = self.named(&self.weights).map(|(name, shape, scalars)| {
+                    let name = name.to_owned();
+                    (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
+                });
+                tensors::write(&dir.join(ADAPTER_WEIGHTS), listed, &[])?;
+                config.write(dir)
+            }
+            WeightsFormat::Model { config, dtype } => {
+                let listed: Vec<ModelTensor> = self
+                    .named(&self.weights)
+                    .map(|(name, shape, scalars)| ModelTensor {
+                        name,
+                        shape,
+                        scalars,
+                    })
+                    .collect();
+                write_model(dir, config, &listed, *dtype, MAX_SHARD_BYTES)
+            }
+        }
+    }
+
+    /// Reads what [`write_files`](Self::write_files) wrote, for this layout.
+    pub fn read_files(dir: &Path, layout: &Arc<Layout>) -> Result<Self, FileError> {
+        let path = dir.join(OPTIMIZER);
+        let optimizer = TensorFile::open(&path)?;
+        if optimizer.metadata("layout_digest") != Some(layout.digest().as_str()) {
+            let reason = "was saved for other trainable tensors than the job's";
+            return Err(FileError::malformed(&path, reason));
+        }
+        let step = optimizer
+            .metadata("step")
+            .and_then(|step| step.parse().ok())
+            .ok_or_else(|| FileError::malformed(&path, "does not say which step it is of"))?;
+        let files = [optimizer];
+        let kept = layout
+            .tensors
+            .first()
+            .is_some_and(|tensor| files[0].get(&format!("weights.{}", tensor.name)).is_some());
+        let weights = if kept {
+            read_flat(&files, "weights.", layout)?
+        } else {
+            read_weights(dir, layout)?
+        };
+        Ok(Self {
+            step,
+            weights,
+            exp_avg: read_flat(&files, "exp_avg.", layout)?,
+            exp_avg_sq: read_flat(&files, "exp_avg_sq.", layout)?,
+            layout: layout.clone(),
+        })
+    }
+
+    fn named<'a>(
+        &'a self,
+        flat: &'a [f32],
+    ) -> impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])> {
+        self.layout
+            .tensors
+            .iter()
+            .zip(self.layout.split(flat))
+            .map(|(tensor, scalars)| (tensor.name.as_str(), tensor.shape.as_slice(), scalars))
+    }
+}
+
+/// The trainable weights of an adapter or model folder, flat: float32, whatever their type on disk.
+pub fn read_weights(dir: &Path, layout: &Layout) -> Result<Vec<f32>, FileError> {
+    let adapter = dir.join(ADAPTER_WEIGHTS);
+    let files = if adapter.is_file() {
+        vec![TensorFile::open(&adapter)?]
+    } else {
+        ModelFolder::open(dir, InitWeights::Pretrained)?
+            .weight_files()
+            .iter()
+            .map(|path| TensorFile::open(path))
+            .collect::<Result<_, _>>()?
+    };
+    read_flat(&files, "", layout)
+}
+
+fn read_flat(files: &[TensorFile], prefix: &str, layout: &Layout) -> Result<Vec<f32>, FileError> {
+    let mut flat = vec![0.0; layout.scalars];
+    let mut rest = flat.as_mut_slice();
+    for tensor in &layout.tensors {
+        let (out, behind) = rest.split_at_mut(tensor.scalars());
+        rest = behind;
+        let name = format!("{prefix}{}", tensor.name);
+        // The first file reports a tensor that none has.
+        let file = files.iter().find(|file| file.get(&name).is_some());
+        file.unwrap_or(&files[0])
+            .read_f32(&name, &tensor.shape, out)?;
+    }
+    Ok(flat)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn snapshot() -> Snapshot {
+        let layout = Arc::new(Layout::new([
+            ("model.b.weight".into(), vec![2, 3]),
+            ("model.a.weight".into(), vec![4]),
+        ]));
+        let flat = |seed: f32| (0..10).map(|i| seed + i as f32 / 7.0).collect();
+        Snapshot {
+            step: 12,
+            layout,
+            weights: flat(1.0),
+            exp_avg: flat(-2.0),
+            exp_avg_sq: flat(0.5),
+        }
+    }
+
+    pub fn adapter() -> WeightsFormat {
+        WeightsFormat::Adapter(AdapterConfig {
+            base_model_name_or_path: None,
+            revision: None,
+            r: 2,
+            lora_alpha: 4.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: vec!["q_proj".into()],
+        })
+    }
+
+    fn model(dtype: Dtype) -> WeightsFormat {
+        let config = serde_json::json!({"architectures": ["LlamaForCausalLM"]});
+        WeightsFormat::Model { config, dtype }
+    }
+
+    #[test]
+    fn every_bit_comes_back_from_disk() {
+        for format in [adapter(), model(Dtype::F32), model(Dtype::BF16)] {
+            let folder = tempfile::tempdir().unwrap();
+            let written = snapshot();
+            written.write_files(folder.path(), &format).unwrap();
+            let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
+            assert_eq!(read, written);
+            assert_eq!(read.weights_digest(), written.weights_digest());
+        }
+    }
+
+    #[test]
+    fn another_layout_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        snapshot().write_files(folder.path(), &adapter()).unwrap();
+        let other = Arc::new(Layout::new([("model.a.weight".into(), vec![4])]));
+        let message = Snapshot::read_files(folder.path(), &other)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("other trainable tensors"), "{message}");
+    }
+
+    #[test]
+    fn a_weight_that_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        snapshot().write_weights(folder.path(), &adapter()).unwrap();
+        let other = Layout::new([("model.c.weight".into(), vec![4])]);
+        let message = read_weights(folder.path(), &other).unwrap_err().to_string();
+        assert!(message.contains("model.c.weight"), "{message}");
+    }
+}

@@ -1,1 +1,494 @@
-//! Safetensors.
+//! Safetensors files: read through a memory map with every header field checked against the file's length, written as
+//! a stream.
+//!
+//! The map is valid as long as nobody shortens the file under us; Muster replaces files by renaming, which is safe.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+pub use safetensors::Dtype;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::FileError;
+use super::atomic::AtomicFile;
+
+/// As the safetensors library has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const METADATA: &str = "__metadata__";
+
+/// An open safetensors file.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    /// Where tensor data begins in the map.
+    data: usize,
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// One tensor, in the file's own bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    /// Little-endian, rows first. May be aligned to no more than a byte.
+    pub bytes: &'a [u8],
+}
+
+/// What a tensor is called and how large it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Relative to the end of the header.
+    data_offsets: (u64, u64),
+}
+
+impl TensorFile {
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let file = File::open(path).map_err(FileError::io("read", path))?;
+        let length = file.metadata().map_err(FileError::io("read", path))?.len();
+        let malformed = |reason: String| FileError::malformed(path, reason);
+        if length < 8 {
+            return Err(malformed(format!(
+                "has {length} bytes, too few for a safetensors file"
+            )));
+        }
+        // SAFETY: the map is read-only, and the file is not written in place (see the head of this file).
+        let map = unsafe { Mmap::map(&file) }.map_err(FileError::io("read", path))?;
+        let mut prefix = [0; 8];
+        prefix.copy_from_slice(&map[..8]);
+        let header_bytes = u64::from_le_bytes(prefix);
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(malformed(
+                "is not a safetensors file: its header would be too large".into(),
+            ));
+        }
+        if header_bytes > length - 8 {
+            return Err(malformed(format!(
+                "is truncated in its header: {} bytes expected, {length} found; copy or download it again",
+                header_bytes + 8
+            )));
+        }
+        let data = 8 + header_bytes as usize;
+        let header: Header = serde_json::from_slice(&map[8..data])
+            .map_err(|error| malformed(format!("the safetensors header is not valid: {error}")))?;
+        check_ranges(path, &header.tensors, length - data as u64, data as u64)?;
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            data,
+            tensors: header.tensors,
+            metadata: header.metadata,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// In order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let entry = self.tensors.get(name)?;
+        let (begin, end) = entry.data_offsets;
+        Some(TensorView {
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &self.map[self.data + begin as usize..self.data + end as usize],
+        })
+    }
+
+    /// The tensor, which must have this shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, FileError> {
+        let view = self.get(name).ok_or_else(|| FileError::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+        })?;
+        if view.shape != shape {
+            return Err(FileError::Shape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                found: view.shape.to_vec(),
+            });
+        }
+        Ok(view)
+    }
+
+    /// Writes the tensor's scalars as float32 to `out`, which has as many.
+    pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
+        let view = self.expect(name, shape)?;
+        view.to_f32(out).map_err(|dtype| {
+            let reason = format!("tensor {name} is {dtype:?}; floating-point numbers are needed");
+            FileError::malformed(&self.path, reason)
+        })
+    }
+}
+
+impl TensorView<'_> {
+    pub fn scalars(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Writes the scalars as float32 to `out`, which has as many. A type that is no float32, bfloat16 or float16 is
+    /// given back as the error.
+    pub fn to_f32(&self, out: &mut [f32]) -> Result<(), Dtype> {
+        assert_eq!(
+            out.len(),
+            self.scalars(),
+            "the buffer does not fit the tensor"
+        );
+        match self.dtype {
+            Dtype::F32 => bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(self.bytes),
+            Dtype::BF16 => convert(self.bytes, out, |bits| bf16::from_bits(bits).to_f32()),
+            Dtype::F16 => convert(self.bytes, out, |bits| f16::from_bits(bits).to_f32()),
+            other => return Err(other),
+        }
+        Ok(())
+    }
+}
+
+fn convert(bytes: &[u8], out: &mut [f32], to_f32: impl Fn(u16) -> f32) {
+    for (scalar, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+        *scalar = to_f32(u16::from_le_bytes([pair[0], pair[1]]));
+    }
+}
+
+/// Every tensor lies inside the data, has the bytes its type and shape need, and none overlaps or leaves a hole.
+fn check_ranges(
+    path: &Path,
+    tensors: &BTreeMap<String, Entry>,
+    data_bytes: u64,
+    data_start: u64,
+) -> Result<(), FileError> {
+    let malformed = |reason: String| FileError::malformed(path, reason);
+    let mut ranges: Vec<(u64, u64, &str)> = Vec::with_capacity(tensors.len());
+    for (name, entry) in tensors {
+        let (begin, end) = entry.data_offsets;
+        let bytes = byte_len(entry.dtype, &entry.shape)
+            .ok_or_else(|| malformed(format!("tensor {name} has an impossible shape")))?;
+        if begin.checked_add(bytes) != Some(end) {
+            return Err(malformed(format!(
+                "tensor {name} needs {bytes} bytes, but its header gives it bytes {begin} to {end}"
+            )));
+        }
+        ranges.push((begin, end, name));
+    }
+    ranges.sort_unstable();
+    let mut position = 0;
+    for (begin, end, name) in ranges {
+        if begin != position {
+            return Err(malformed(format!(
+                "tensor {name} begins at byte {begin} of the data where {position} was expected"
+            )));
+        }
+        if end > data_bytes {
+            return Err(FileError::Truncated {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                expected: end.saturating_add(data_start),
+                found: data_bytes + data_start,
+            });
+        }
+        position = end;
+    }
+    if position != data_bytes {
+        let extra = data_bytes - position;
+        return Err(malformed(format!(
+            "has {extra} bytes more than its header describes"
+        )));
+    }
+    Ok(())
+}
+
+fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<u64> {
+    let bits = shape
+        .iter()
+        .try_fold(dtype.bitsize() as u64, |bits, &size| {
+            bits.checked_mul(size as u64)
+        })?;
+    (bits % 8 == 0).then_some(bits / 8)
+}
+
+struct Header {
+    tensors: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a table of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        use serde::de::Error;
+        let mut header = Header {
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                header.metadata = map.next_value()?;
+            } else if header.tensors.contains_key(&name) {
+                return Err(A::Error::custom(format!("tensor {name} is listed twice")));
+            } else {
+                let entry = map
+                    .next_value()
+                    .map_err(|error| A::Error::custom(format!("tensor {name}: {error}")))?;
+                header.tensors.insert(name, entry);
+            }
+        }
+        Ok(header)
+    }
+}
+
+/// Writes a safetensors file of tensors that are in memory. `metadata` beside `{"format": "pt"}`, which every reader of
+/// Hugging Face's wants.
+pub fn write<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, &'a [u8])>,
+    metadata: &[(&str, &str)],
+) -> Result<(), FileError> {
+    let (specs, bytes): (Vec<_>, Vec<_>) = tensors
+        .into_iter()
+        .map(|(name, dtype, shape, bytes)| (TensorSpec { name, dtype, shape }, bytes))
+        .unzip();
+    write_streaming(path, &specs, metadata, |index, out| {
+        out.write_all(bytes[index])
+    })
+}
+
+/// Writes a safetensors file, asking `fill` for the bytes of one tensor after the other.
+pub fn write_streaming(
+    path: &Path,
+    specs: &[TensorSpec],
+    metadata: &[(&str, &str)],
+    mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let (header, sizes) = encode_header(path, specs, metadata)?;
+    let mut file = Counting {
+        file: AtomicFile::create(path)?,
+        written: 0,
+    };
+    let write = FileError::io("write", path);
+    let result = (|| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (index, size) in sizes.iter().enumerate() {
+            file.written = 0;
+            fill(index, &mut file)?;
+            if file.written != *size {
+                let name = &specs[index].name;
+                return Err(io::Error::other(format!(
+                    "tensor {name} was given {} bytes where its shape needs {size}",
+                    file.written
+                )));
+            }
+        }
+        Ok(())
+    })();
+    result.map_err(write)?;
+    file.file.commit()
+}
+
+struct Counting {
+    file: AtomicFile,
+    written: u64,
+}
+
+impl Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The JSON header, padded so that tensor data is aligned to 8 bytes, and each tensor's bytes.
+fn encode_header(
+    path: &Path,
+    specs: &[TensorSpec],
+    metadata: &[(&str, &str)],
+) -> Result<(Vec<u8>, Vec<u64>), FileError> {
+    let mut table = serde_json::Map::new();
+    let mut extra = serde_json::Map::from_iter([("format".to_owned(), "pt".into())]);
+    for (key, value) in metadata {
+        extra.insert((*key).to_owned(), (*value).into());
+    }
+    table.insert(METADATA.to_owned(), extra.into());
+    let mut sizes = Vec::with_capacity(specs.len());
+    let mut offset = 0u64;
+    for spec in specs {
+        let size = byte_len(spec.dtype, &spec.shape)
+            .ok_or_else(|| FileError::malformed(path, format!("tensor {} is odd", spec.name)))?;
+        let entry = serde_json::json!({
+            "dtype": spec.dtype,
+            "shape": spec.shape,
+            "data_offsets": [offset, offset + size],
+        });
+        table.insert(spec.name.clone(), entry);
+        sizes.push(size);
+        offset += size;
+    }
+    let mut header = serde_json::Value::Object(table).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok((header, sizes))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sample(folder: &Path) -> PathBuf {
+        let path = folder.join("model.safetensors");
+        let weights: Vec<u8> = [1.0f32, -2.0, 3.5]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        let halves: Vec<u8> = [bf16::from_f32(0.5), bf16::from_f32(-4.0)]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        write(
+            &path,
+            [
+                ("w".to_owned(), Dtype::F32, vec![3, 1], &weights[..]),
+                ("h".to_owned(), Dtype::BF16, vec![2], &halves[..]),
+            ],
+            &[("step", "7")],
+        )
+        .unwrap();
+        path
+    }
+
+    fn raw(folder: &Path, header: &str, data_bytes: usize) -> FileError {
+        let path = folder.join("raw.safetensors");
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + data_bytes, 0);
+        std::fs::write(&path, bytes).unwrap();
+        TensorFile::open(&path).unwrap_err()
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = TensorFile::open(&sample(folder.path())).unwrap();
+        assert_eq!(file.names().collect::<Vec<_>>(), ["h", "w"]);
+        assert_eq!(file.metadata("format"), Some("pt"));
+        assert_eq!(file.metadata("step"), Some("7"));
+        let mut w = [0.0; 3];
+        file.read_f32("w", &[3, 1], &mut w).unwrap();
+        assert_eq!(w, [1.0, -2.0, 3.5]);
+        let mut h = [0.0; 2];
+        file.read_f32("h", &[2], &mut h).unwrap();
+        assert_eq!(h, [0.5, -4.0]);
+    }
+
+    #[test]
+    fn the_safetensors_library_reads_our_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = std::fs::read(sample(folder.path())).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(read.tensor("w").unwrap().shape(), [3, 1]);
+    }
+
+    #[test]
+    fn a_truncated_file_names_tensor_and_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = sample(folder.path());
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let message = TensorFile::open(&path).unwrap_err().to_string();
+        for part in [
+            "model.safetensors",
+            "truncated",
+            "tensor h",
+            &bytes.len().to_string(),
+            &(bytes.len() - 1).to_string(),
+        ] {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert!(TensorFile::open(&path).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn hostile_headers_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = |shape: &str, offsets: &str| {
+            format!(r#"{{"w":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        let max = u64::MAX;
+        for header in [
+            String::new(),
+            "[]".into(),
+            tensor("[2]", "[0,4]"),
+            tensor("[1]", "[4,8]"),
+            tensor("[1]", "[4,0]"),
+            tensor("[-1]", "[0,4]"),
+            tensor(&format!("[{max},{max}]"), "[0,4]"),
+            tensor(&format!("[{}]", max / 4), &format!("[8,{max}]")),
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.into(),
+            r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.into(),
+            r#"{"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}}"#.into(),
+        ] {
+            raw(folder.path(), &header, 4);
+        }
+        let path = folder.path().join("raw.safetensors");
+        std::fs::write(&path, [255; 16]).unwrap();
+        assert!(TensorFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn a_wrong_shape_names_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = TensorFile::open(&sample(folder.path())).unwrap();
+        let message = file.expect("w", &[3]).unwrap_err().to_string();
+        assert!(
+            message.contains("[3, 1]") && message.contains("[3]"),
+            "{message}"
+        );
+        assert!(file.expect("absent", &[3]).is_err());
+    }
+}
