@@ -1,1 +1,256 @@
-//! Slot gradients on their way to the exact sum.
+//! Slot gradients on their way to the sum over all workers. In: each slot's gradient of its summed token loss. Out: this
+//! worker's part of the sum, and which slots are in it.
+//!
+//! The exchange reads it and never changes it, so a broken exchange is repeated without computing anything again.
+
+use std::collections::BTreeSet;
+
+use common::exact::{FixedPoint, dequantize};
+use common::job::Reduction;
+use rayon::prelude::*;
+
+/// Scalars a thread works on at a time. Fixed, so that results do not depend on the number of threads.
+const TILE: usize = 1 << 16;
+
+/// This worker's part of one step's gradient.
+#[derive(Debug)]
+pub struct Accumulator {
+    sums: Sums,
+    held: BTreeSet<u32>,
+    open: Option<OpenStep>,
+}
+
+/// Flat, in the layout's order.
+#[derive(Debug)]
+pub enum Sums {
+    /// In fixed point (see [`common::exact`]). `invalid` counts the scalars that were not finite or out of range; any
+    /// of them, on any worker, makes everybody skip the step.
+    Exact { sums: Vec<i64>, invalid: u64 },
+    /// Already divided by the step's trained tokens.
+    Fast { sums: Vec<f32> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct OpenStep {
+    step: u64,
+    trained_tokens: u64,
+    rule: FixedPoint,
+}
+
+impl Accumulator {
+    pub fn new(reduction: Reduction, scalars: usize) -> Self {
+        let sums = match reduction {
+            Reduction::Exact => Sums::Exact {
+                sums: vec![0; scalars],
+                invalid: 0,
+            },
+            Reduction::Fast => Sums::Fast {
+                sums: vec![0.0; scalars],
+            },
+        };
+        Self {
+            sums,
+            held: BTreeSet::new(),
+            open: None,
+        }
+    }
+
+    /// Makes room for a step. What is held stays if it is this step's: after a loss of workers the same step goes on.
+    ///
+    /// `trained_tokens` and `slots` are those of the whole step, over all workers.
+    pub fn begin(&mut self, step: u64, trained_tokens: u64, slots: usize) {
+        let opened = OpenStep {
+            step,
+            trained_tokens,
+            rule: FixedPoint::new(trained_tokens, slots),
+        };
+        if self.open != Some(opened) {
+            self.clear();
+            self.open = Some(opened);
+        }
+    }
+
+    /// The step whose gradients these are.
+    pub fn step(&self) -> Option<u64> {
+        self.open.map(|open| open.step)
+    }
+
+    pub fn held(&self) -> &BTreeSet<u32> {
+        &self.held
+    }
+
+    pub fn holds(&self, slot: u32) -> bool {
+        self.held.contains(&slot)
+    }
+
+    pub fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    /// Scalars that were not finite or out of range.
+    pub fn invalid(&self) -> u64 {
+        match &self.sums {
+            Sums::Exact { invalid, .. } => *invalid,
+            Sums::Fast { .. } => 0,
+        }
+    }
+
+    /// Adds a slot's gradient, given tensor by tensor in the layout's order. A slot that is already held adds nothing,
+    /// and false is returned.
+    pub fn add<'a>(&mut self, slot: u32, gradients: impl IntoIterator<Item = &'a [f32]>) -> bool {
+        let open = self.open.expect("a step is begun before slots are added");
+        if !self.held.insert(slot) {
+            return false;
+        }
+        let mut offset = 0;
+        for gradient in gradients {
+            let range = offset..offset + gradient.len();
+            match &mut self.sums {
+                Sums::Exact { sums, invalid } => {
+                    *invalid += add_exact(&open.rule, &mut sums[range], gradient);
+                }
+                Sums::Fast { sums } => {
+                    add_fast(open.trained_tokens, &mut sums[range], gradient);
+                }
+            }
+            offset += gradient.len();
+        }
+        assert_eq!(offset, self.scalars(), "a gradient of another layout");
+        true
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        match &mut self.sums {
+            Sums::Exact { sums, invalid } => {
+                sums.par_chunks_mut(TILE).for_each(|tile| tile.fill(0));
+                *invalid = 0;
+            }
+            Sums::Fast { sums } => sums.par_chunks_mut(TILE).for_each(|tile| tile.fill(0.0)),
+        }
+        self.held.clear();
+        self.open = None;
+    }
+
+    /// The mean gradient, where this worker holds every slot.
+    pub fn mean(&self) -> Vec<f32> {
+        match &self.sums {
+            Sums::Exact { sums, .. } => {
+                let mut mean = vec![0.0; sums.len()];
+                dequantize_into(sums, &mut mean);
+                mean
+            }
+            Sums::Fast { sums } => sums.clone(),
+        }
+    }
+
+    fn scalars(&self) -> usize {
+        match &self.sums {
+            Sums::Exact { sums, .. } => sums.len(),
+            Sums::Fast { sums } => sums.len(),
+        }
+    }
+}
+
+/// The mean gradients of finished sums.
+pub fn dequantize_into(sums: &[i64], mean: &mut [f32]) {
+    assert_eq!(sums.len(), mean.len(), "sums and means differ in length");
+    let tiles = mean.par_chunks_mut(TILE).zip(sums.par_chunks(TILE));
+    tiles.for_each(|(mean, sums)| {
+        for (mean, sum) in mean.iter_mut().zip(sums) {
+            *mean = dequantize(*sum);
+        }
+    });
+}
+
+fn add_exact(rule: &FixedPoint, sums: &mut [i64], gradient: &[f32]) -> u64 {
+    sums.par_chunks_mut(TILE)
+        .zip(gradient.par_chunks(TILE))
+        .map(|(sums, gradient)| rule.accumulate(sums, gradient))
+        .sum()
+}
+
+fn add_fast(trained_tokens: u64, sums: &mut [f32], gradient: &[f32]) {
+    let factor = 1.0 / trained_tokens as f32;
+    let tiles = sums.par_chunks_mut(TILE).zip(gradient.par_chunks(TILE));
+    tiles.for_each(|(sums, gradient)| {
+        for (sum, g) in sums.iter_mut().zip(gradient) {
+            *sum += g * factor;
+        }
+    });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn exact(accumulator: &Accumulator) -> Vec<i64> {
+        match accumulator.sums() {
+            Sums::Exact { sums, .. } => sums.clone(),
+            Sums::Fast { .. } => unreachable!("made as exact"),
+        }
+    }
+
+    #[test]
+    fn a_slot_counts_once() {
+        let mut accumulator = Accumulator::new(Reduction::Exact, 3);
+        accumulator.begin(0, 2, 4);
+        assert!(accumulator.add(3, [&[1.0f32, 2.0][..], &[3.0]]));
+        assert!(!accumulator.add(3, [&[1.0f32, 2.0][..], &[3.0]]));
+        assert_eq!(accumulator.mean(), [0.5, 1.0, 1.5]);
+        assert_eq!(accumulator.held().iter().collect::<Vec<_>>(), [&3]);
+    }
+
+    #[test]
+    fn the_same_step_goes_on_and_another_starts_empty() {
+        let mut accumulator = Accumulator::new(Reduction::Exact, 1);
+        accumulator.begin(5, 1, 2);
+        accumulator.add(0, [&[1.0f32][..]]);
+        accumulator.begin(5, 1, 2);
+        assert!(accumulator.holds(0));
+        accumulator.begin(6, 1, 2);
+        assert!(accumulator.held().is_empty());
+        assert_eq!(accumulator.mean(), [0.0]);
+    }
+
+    #[test]
+    fn the_sum_is_the_same_for_any_number_of_threads() {
+        let gradient: Vec<f32> = (0..3 * TILE + 17)
+            .map(|i| (i as f32).sin() * 1e-3)
+            .collect();
+        let sums = [1, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let mut accumulator = Accumulator::new(Reduction::Exact, gradient.len());
+                accumulator.begin(0, 7, 2);
+                accumulator.add(1, [&gradient[..]]);
+                accumulator.add(0, [&gradient[..]]);
+                exact(&accumulator)
+            })
+        });
+        assert_eq!(sums[0], sums[1]);
+    }
+
+    #[test]
+    fn gradients_that_are_not_finite_are_counted() {
+        let mut accumulator = Accumulator::new(Reduction::Exact, 2);
+        accumulator.begin(0, 1, 1);
+        accumulator.add(0, [&[f32::NAN, 1.0][..]]);
+        assert_eq!(accumulator.invalid(), 1);
+        accumulator.begin(1, 1, 1);
+        assert_eq!(accumulator.invalid(), 0);
+    }
+
+    #[test]
+    fn fast_sums_are_means_too() {
+        let mut accumulator = Accumulator::new(Reduction::Fast, 2);
+        accumulator.begin(0, 4, 2);
+        accumulator.add(0, [&[1.0f32, 2.0][..]]);
+        accumulator.add(1, [&[3.0f32, 2.0][..]]);
+        assert_eq!(accumulator.mean(), [1.0, 1.0]);
+    }
+}

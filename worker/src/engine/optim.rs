@@ -1,1 +1,193 @@
-//! AdamW and the gradient norm.
+//! AdamW, gradient clipping and the gradient norm, with the semantics of `torch.optim.AdamW` and
+//! `torch.nn.utils.clip_grad_norm_`. In: the mean gradient, the same on every worker. Out: updated weights and moments,
+//! the same to the bit for any number of threads.
+
+use common::job::JobSpec;
+use rayon::prelude::*;
+
+/// Scalars a thread works on at a time, and the chunk whose squares are summed in order. Part of the numerics: another
+/// value gives other norms.
+const CHUNK: usize = 65_536;
+
+/// Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+}
+
+/// What one update is done with, beside the gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// 1 for the first update.
+    pub number: u64,
+    pub learning_rate: f64,
+    /// Multiplies the gradient: the clip coefficient.
+    pub gradient_scale: f32,
+}
+
+impl AdamW {
+    pub fn from_job(job: &JobSpec) -> Self {
+        Self {
+            beta1: job.adam_beta1,
+            beta2: job.adam_beta2,
+            epsilon: job.adam_epsilon,
+            weight_decay: job.weight_decay,
+        }
+    }
+
+    /// Updates a tensor's weights and moments in place, in one pass. All slices have one length.
+    pub fn update(
+        &self,
+        update: &Update,
+        weights: &mut [f32],
+        exp_avg: &mut [f32],
+        exp_avg_sq: &mut [f32],
+        gradient: &[f32],
+    ) {
+        let scalars = weights.len();
+        assert!(
+            exp_avg.len() == scalars && exp_avg_sq.len() == scalars && gradient.len() == scalars,
+            "weights, moments and gradient differ in length"
+        );
+        let factors = self.factors(update);
+        weights
+            .par_chunks_mut(CHUNK)
+            .zip(exp_avg.par_chunks_mut(CHUNK))
+            .zip(exp_avg_sq.par_chunks_mut(CHUNK))
+            .zip(gradient.par_chunks(CHUNK))
+            .for_each(|(((w, m), v), g)| factors.apply(w, m, v, g));
+    }
+
+    fn factors(&self, update: &Update) -> Factors {
+        let number = update.number.min(i32::MAX as u64) as i32;
+        let correction1 = 1.0 - self.beta1.powi(number);
+        let correction2 = 1.0 - self.beta2.powi(number);
+        Factors {
+            gradient_scale: update.gradient_scale,
+            keep: (1.0 - update.learning_rate * self.weight_decay) as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            correction2_sqrt: correction2.sqrt() as f32,
+            epsilon: self.epsilon as f32,
+            step_size: (update.learning_rate / correction1) as f32,
+        }
+    }
+}
+
+/// The scalars of one update: computed in float64, applied in float32, as PyTorch does.
+struct Factors {
+    gradient_scale: f32,
+    keep: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    correction2_sqrt: f32,
+    epsilon: f32,
+    step_size: f32,
+}
+
+impl Factors {
+    fn apply(&self, weights: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], g: &[f32]) {
+        for (((w, m), v), g) in weights.iter_mut().zip(exp_avg).zip(exp_avg_sq).zip(g) {
+            let g = g * self.gradient_scale;
+            *m += (g - *m) * self.one_minus_beta1;
+            *v = *v * self.beta2 + g * g * self.one_minus_beta2;
+            let denominator = v.sqrt() / self.correction2_sqrt + self.epsilon;
+            *w = *w * self.keep - self.step_size * (*m / denominator);
+        }
+    }
+}
+
+/// The Euclidean norm of a flat gradient. Squares are summed in float64, in order within chunks of 65,536 scalars and
+/// then over the chunks in order. Not finite if a scalar is not.
+pub fn gradient_norm(flat: &[f32]) -> f64 {
+    let chunk_sums: Vec<f64> = flat.par_chunks(CHUNK).map(sum_of_squares).collect();
+    chunk_sums.iter().sum::<f64>().sqrt()
+}
+
+/// In eight interleaved lanes, which the compiler can keep in vector registers.
+fn sum_of_squares(chunk: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0f64; LANES];
+    let (groups, rest) = chunk.as_chunks::<LANES>();
+    for group in groups {
+        for (sum, g) in sums.iter_mut().zip(group) {
+            *sum += f64::from(*g) * f64::from(*g);
+        }
+    }
+    let tail: f64 = rest.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
+    sums.iter().sum::<f64>() + tail
+}
+
+/// What the gradient is multiplied with, so that its norm does not exceed `max_norm`.
+pub fn clip_coefficient(norm: f64, max_norm: Option<f64>) -> f32 {
+    match max_norm {
+        Some(max_norm) => (max_norm / (norm + 1e-6)).min(1.0) as f32,
+        None => 1.0,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Three updates of `torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.05)` (PyTorch 2.15).
+    #[test]
+    fn updates_are_pytorch_s() {
+        let optimizer = AdamW {
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-6,
+            weight_decay: 0.05,
+        };
+        let mut weights = [1.0, -2.0, 0.5, 3.0];
+        let (mut m, mut v) = ([0.0; 4], [0.0; 4]);
+        let gradients = [
+            [0.1f32, -0.2, 0.0, 5.0],
+            [0.3, 0.2, 1e-4, -5.0],
+            [-0.1, 0.4, 2e-4, 1.0],
+        ];
+        for (index, gradient) in gradients.iter().enumerate() {
+            let update = Update {
+                number: index as u64 + 1,
+                learning_rate: 0.1,
+                gradient_scale: 1.0,
+            };
+            optimizer.update(&update, &mut weights, &mut m, &mut v, gradient);
+        }
+        let expected: [f32; 4] = [0.746549785, -1.93078089, 0.337763458, 2.85652494];
+        for (found, expected) in weights.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() <= 2e-7 * expected.abs(),
+                "{weights:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_norm_is_the_same_for_any_number_of_threads() {
+        let flat: Vec<f32> = (0..5 * CHUNK + 3).map(|i| (i as f32).cos()).collect();
+        let norms = [1, 2, 5].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| gradient_norm(&flat)).to_bits()
+        });
+        assert!(norms.iter().all(|norm| *norm == norms[0]));
+        assert_eq!(gradient_norm(&[3.0, 4.0]), 5.0);
+        assert!(!gradient_norm(&[1.0, f32::NAN]).is_finite());
+    }
+
+    #[test]
+    fn only_gradients_above_the_limit_are_clipped() {
+        assert_eq!(clip_coefficient(0.5, Some(1.0)), 1.0);
+        assert_eq!(clip_coefficient(4.0, Some(1.0)), (1.0 / 4.000001f64) as f32);
+        assert_eq!(clip_coefficient(4.0, None), 1.0);
+    }
+}
