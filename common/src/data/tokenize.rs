@@ -1,1 +1,312 @@
-//! Text to tokens.
+//! Text to tokens with the model's own tokenizer.
+//!
+//! Enters: the tokenizer files of a model folder, and text. Leaves: token ids with the bytes each one covers. Never
+//! truncates or pads, whatever the files say.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use thiserror::Error;
+use tokenizers::{PostProcessor, PostProcessorWrapper};
+
+/// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
+const MAX_JSON_BYTES: u64 = 1 << 30;
+
+#[derive(Debug, Error)]
+pub enum TokenizerError {
+    #[error(
+        "{dir} has no tokenizer.json: the model folder needs its tokenizer (convert older ones with `AutoTokenizer.from_pretrained(..).save_pretrained(..)`)", dir = .dir.display()
+    )]
+    Missing { dir: PathBuf },
+    #[error("{path}: {reason}", path = .path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{dir}: the {name} {text:?} is not in the tokenizer's vocabulary", dir = .dir.display())]
+    UnknownSpecialToken {
+        dir: PathBuf,
+        name: String,
+        text: String,
+    },
+    #[error("the tokenizer fails: {0}")]
+    Failed(String),
+}
+
+/// Token ids, and for each the bytes of the text it came from (empty for tokens that the tokenizer added itself).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    pub offsets: Vec<Range<usize>>,
+}
+
+/// The tokenizer of a model.
+pub struct Tokenizer {
+    // Without its post-processor: ByteLevel's trims white space off the offsets, and a token of white space alone would
+    // cover nothing.
+    inner: tokenizers::Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
+    special: SpecialTokens,
+    special_ids: HashSet<u32>,
+    eos_id: Option<u32>,
+    eos_ids: Vec<u32>,
+    pad_id: u32,
+    id_bound: u32,
+    digest: String,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("id_bound", &self.id_bound)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and the special tokens from the files beside it.
+    pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
+        let path = model_dir.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(TokenizerError::Missing {
+                dir: model_dir.to_owned(),
+            });
+        }
+        let unreadable = |reason: String| TokenizerError::Unreadable {
+            path: path.clone(),
+            reason,
+        };
+        let bytes = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|error| unreadable(format!("not a tokenizer: {error}")))?;
+        let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
+        inner.with_truncation(None).map_err(failed)?;
+        inner.with_padding(None);
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        let special = SpecialTokens::load(model_dir)?;
+        let id_of = |name: &str| -> Result<Option<u32>, TokenizerError> {
+            let Some(text) = special.get(name) else {
+                return Ok(None);
+            };
+            match inner.token_to_id(text) {
+                Some(id) => Ok(Some(id)),
+                None => Err(TokenizerError::UnknownSpecialToken {
+                    dir: model_dir.to_owned(),
+                    name: name.to_owned(),
+                    text: text.to_owned(),
+                }),
+            }
+        };
+        let mut eos_ids: Vec<u32> = id_of("eos_token")?.into_iter().collect();
+        for id in configured_ids(model_dir, "eos_token_id")? {
+            if !eos_ids.contains(&id) {
+                eos_ids.push(id);
+            }
+        }
+        let eos_id = eos_ids.first().copied();
+        let pad_id = id_of("pad_token").ok().flatten().or(eos_id).unwrap_or(0);
+        let special_ids = inner
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| *id)
+            .collect();
+        let id_bound = inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |id| id.saturating_add(1));
+        Ok(Self {
+            inner,
+            post_processor,
+            special,
+            special_ids,
+            eos_id,
+            eos_ids,
+            pad_id,
+            id_bound,
+            digest: blake3::hash(&bytes).to_hex().to_string(),
+        })
+    }
+
+    /// `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
+        let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
+        let plain = self.inner.encode(text, false).map_err(failed)?;
+        let offsets: Vec<Range<usize>> = plain.get_offsets().iter().map(|(a, b)| *a..*b).collect();
+        let (true, Some(processor)) = (add_special, &self.post_processor) else {
+            return Ok(Encoded {
+                ids: plain.get_ids().to_vec(),
+                offsets,
+            });
+        };
+        let with_special = processor.process(plain, None, true).map_err(failed)?;
+        let mut from_text = offsets.into_iter();
+        let mut at = 0;
+        let offsets = with_special
+            .get_special_tokens_mask()
+            .iter()
+            .map(|added| match added {
+                0 => {
+                    let range = from_text.next().unwrap_or(at..at);
+                    at = range.end;
+                    range
+                }
+                _ => at..at,
+            })
+            .collect();
+        Ok(Encoded {
+            ids: with_special.get_ids().to_vec(),
+            offsets,
+        })
+    }
+
+    /// Text of the tokens, special ones included.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.decode_with(ids, false)
+    }
+
+    pub fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|error| TokenizerError::Failed(error.to_string()))
+    }
+
+    /// The token that ends a text: the tokenizer's, else the first that the model's config names.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// Every token that ends generation: the tokenizer's, then those of `generation_config.json` and `config.json`.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// What padding is filled with; it is never seen by the model's loss or attention.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// The tokens that ordinary text never becomes.
+    pub fn special_ids(&self) -> &HashSet<u32> {
+        &self.special_ids
+    }
+
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Of the files that decide what `encode` gives and how texts end, hex.
+    pub fn digest(&self) -> String {
+        let rest = serde_json::json!([self.digest, self.special.0, self.eos_ids, self.pad_id]);
+        blake3::hash(rest.to_string().as_bytes())
+            .to_hex()
+            .to_string()
+    }
+
+    /// One more than the largest id.
+    pub fn id_bound(&self) -> u32 {
+        self.id_bound
+    }
+}
+
+/// The named special tokens (`bos_token`, `eos_token`, ...) as text.
+#[derive(Clone, Debug, Default)]
+pub struct SpecialTokens(BTreeMap<String, String>);
+
+const SPECIAL_NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+impl SpecialTokens {
+    /// From `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing.
+    pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
+        let mut tokens = BTreeMap::new();
+        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = model_dir.join(file);
+            let Some(config) =
+                read_json(&path).map_err(|reason| TokenizerError::Unreadable { path, reason })?
+            else {
+                continue;
+            };
+            for name in SPECIAL_NAMES {
+                let text = match config.get(name) {
+                    Some(Json::String(text)) => Some(text.as_str()),
+                    Some(Json::Object(token)) => token.get("content").and_then(Json::as_str),
+                    _ => None,
+                };
+                if let Some(text) = text {
+                    tokens.insert(name.to_owned(), text.to_owned());
+                }
+            }
+        }
+        Ok(Self(tokens))
+    }
+
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(
+            pairs
+                .into_iter()
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .collect(),
+        )
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+}
+
+/// A number or a list of numbers in `generation_config.json` and `config.json`.
+fn configured_ids(model_dir: &Path, field: &str) -> Result<Vec<u32>, TokenizerError> {
+    let mut ids = Vec::new();
+    for file in ["generation_config.json", "config.json"] {
+        let path = model_dir.join(file);
+        let config =
+            read_json(&path).map_err(|reason| TokenizerError::Unreadable { path, reason })?;
+        let found = config.as_ref().and_then(|config| config.get(field));
+        let found = match found {
+            Some(Json::Array(list)) => list.as_slice(),
+            Some(one) => std::slice::from_ref(one),
+            None => &[],
+        };
+        ids.extend(
+            found
+                .iter()
+                .filter_map(|id| u32::try_from(id.as_u64()?).ok()),
+        );
+    }
+    Ok(ids)
+}
+
+/// A JSON file, or None where there is none. The error is the reason alone, on one line.
+pub(super) fn read_json(path: &Path) -> Result<Option<Json>, String> {
+    let size = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    if size > MAX_JSON_BYTES {
+        return Err(format!("{size} bytes is too long"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| format!("not valid JSON: {error}"))
+}

@@ -1,0 +1,203 @@
+//! Reading all rows of all datasets, in order, on all cores.
+//!
+//! Enters: dataset files. Leaves: examples in the order of the data, or every row that cannot be used. Never holds more
+//! than a batch of rows as JSON.
+
+use rayon::prelude::*;
+
+use super::example::{Example, ExampleMaker};
+use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
+use super::template::ChatTemplate;
+use super::tokenize::{Tokenizer, read_json};
+use crate::job::{DatasetSpec, JobSpec};
+
+const BATCH_ROWS: usize = 2048;
+const BATCH_BYTES: usize = 64 << 20;
+
+/// The datasets of a job with what turns their rows into tokens.
+pub struct Source<'a> {
+    job: &'a JobSpec,
+    maker: ExampleMaker<'a>,
+    /// Rows of the model's embedding. None where its config does not say.
+    vocab_size: Option<u32>,
+}
+
+impl<'a> Source<'a> {
+    pub fn new(
+        job: &'a JobSpec,
+        tokenizer: &'a Tokenizer,
+        template: Option<&'a ChatTemplate>,
+    ) -> Result<Self, DataErrors> {
+        let path = job.base_model.join("config.json");
+        let config = read_json(&path).map_err(|reason| DataErrors::one(Some(&path), reason))?;
+        let vocab_size = config
+            .as_ref()
+            .and_then(|config| u32::try_from(config.get("vocab_size")?.as_u64()?).ok());
+        let source = Self {
+            job,
+            maker: ExampleMaker {
+                tokenizer,
+                template,
+                train_on_inputs: job.train_on_inputs,
+            },
+            vocab_size,
+        };
+        match tokenizer.eos_id() {
+            Some(eos) => source
+                .check_id(eos)
+                .map_err(|reason| DataErrors::one(Some(&job.base_model), reason))?,
+            None => {
+                return Err(DataErrors::one(
+                    Some(&job.base_model),
+                    "no eos_token in tokenizer_config.json and no eos_token_id in config.json: the model could not learn to stop",
+                ));
+            }
+        }
+        Ok(source)
+    }
+
+    /// What padding is filled with: any token that the model has.
+    pub fn pad_id(&self) -> u32 {
+        let pad_id = self.maker.tokenizer.pad_id();
+        if self.check_id(pad_id).is_ok() {
+            pad_id
+        } else {
+            self.maker.tokenizer.eos_id().unwrap_or(0)
+        }
+    }
+
+    /// Hands the examples over in batches until `take` returns false. Returns the number of rows.
+    pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<u64, DataErrors> {
+        let mut errors = DataErrors::default();
+        let mut rows = 0;
+        for dataset in &self.job.datasets {
+            let before = rows;
+            let reader = match open(dataset) {
+                Ok(reader) => reader,
+                Err(reason) => {
+                    errors.merge(DataErrors::one(Some(&dataset.path), reason));
+                    continue;
+                }
+            };
+            let mut batches = Batches { rows: reader };
+            while let Some(batch) = batches.next() {
+                rows += batch.len() as u64;
+                let examples = self.examples(dataset, batch, &mut errors);
+                if errors.is_empty() && !take(examples) {
+                    return Ok(rows);
+                }
+            }
+            if rows == before {
+                errors.merge(DataErrors::one(
+                    Some(&dataset.path),
+                    "the dataset is empty: it has no rows",
+                ));
+            }
+        }
+        errors.or(rows)
+    }
+
+    fn examples(
+        &self,
+        dataset: &DatasetSpec,
+        batch: Vec<RawRow>,
+        errors: &mut DataErrors,
+    ) -> Vec<Example> {
+        let accepts_role = |role: &str| {
+            self.maker
+                .template
+                .is_some_and(|template| template.mentions_role(role))
+        };
+        let parser = RecordParser {
+            spec: dataset,
+            accepts_role: &accepts_role,
+        };
+        let results: Vec<Result<Vec<Example>, (u64, String)>> = batch
+            .into_par_iter()
+            .map(|row| {
+                let (line, record) = parser.parse(row)?;
+                let examples = self
+                    .maker
+                    .examples(&record)
+                    .map_err(|reason| (line, reason))?;
+                for id in examples.iter().flat_map(|example| &example.ids) {
+                    self.check_id(*id).map_err(|reason| (line, reason))?;
+                }
+                Ok(examples)
+            })
+            .collect();
+        let mut examples = Vec::new();
+        for result in results {
+            match result {
+                Ok(more) => examples.extend(more),
+                Err((line, reason)) => errors.push(Problem {
+                    file: Some(dataset.path.clone()),
+                    line: Some(line),
+                    reason,
+                }),
+            }
+        }
+        examples
+    }
+
+    fn check_id(&self, id: u32) -> Result<(), String> {
+        match self.vocab_size {
+            Some(size) if id >= size => Err(format!(
+                "token {id} ({:?}) is outside the model's vocabulary of {size}: the tokenizer belongs to another model",
+                self.maker.tokenizer.token_text(id).unwrap_or_default()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn open(dataset: &DatasetSpec) -> Result<std::iter::Take<std::iter::Skip<RowReader>>, String> {
+    let (from, to) = match &dataset.split {
+        None => (0, usize::MAX),
+        Some(split) => row_range(split)?,
+    };
+    let rows = RowReader::open(&dataset.path)?;
+    Ok(rows.skip(from).take(to.saturating_sub(from)))
+}
+
+/// `train`, or a slice of it as in `train[100:200]`. A file has one split, so its name does not matter.
+fn row_range(split: &str) -> Result<(usize, usize), String> {
+    let Some((_, slice)) = split.split_once('[') else {
+        return Ok((0, usize::MAX));
+    };
+    let bound = |text: &str, default: usize| match text.trim() {
+        "" => Some(default),
+        text => text.parse().ok(),
+    };
+    slice
+        .strip_suffix(']')
+        .and_then(|slice| slice.split_once(':'))
+        .and_then(|(from, to)| Some((bound(from, 0)?, bound(to, usize::MAX)?)))
+        .ok_or_else(|| {
+            format!(
+                "split `{split}` is not understood: write `train` or `train[100:200]` (rows from 0)"
+            )
+        })
+}
+
+/// Rows in batches that bound memory.
+struct Batches<I> {
+    rows: I,
+}
+
+impl<I: Iterator<Item = RawRow>> Batches<I> {
+    fn next(&mut self) -> Option<Vec<RawRow>> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for row in self.rows.by_ref() {
+            if let RawRow::Line(_, line) = &row {
+                bytes += line.len();
+            }
+            batch.push(row);
+            if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+}
