@@ -19,6 +19,16 @@ pub enum Origin {
     Nowhere,
 }
 
+impl Origin {
+    /// Where it is, for a message that is already about the same file.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Line(_, line) => format!("line {line}"),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -7,11 +7,28 @@
 
 mod digest;
 mod error;
+mod fields;
+mod merge;
+mod read;
+mod resolve;
 mod spec;
+mod starting_adapter;
+#[cfg(test)]
+mod tests;
+mod unsupported;
+mod yaml;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use error::Problems;
+use merge::Merged;
+use read::Reader;
 
 pub use error::{JobErrors, Origin, Problem};
+pub use fields::{Field, fields};
 pub use spec::*;
 
 /// Where a job comes from. Later sources win: file, environment, flags.
@@ -27,11 +44,78 @@ pub struct JobSources {
 
 /// Reads and checks a job.
 pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
-    let problem = Problem {
-        origin: Origin::Nowhere,
-        message: format!("cannot read jobs yet ({sources:?})"),
+    let mut problems = Problems::default();
+    let mut merged = Merged::default();
+    let file = sources.file.map(Arc::new);
+    if let Some(path) = &file
+        && !add_file(path, &mut merged, &mut problems)
+    {
+        return Err(problems.into_errors());
+    }
+    let mut environment = sources.environment;
+    environment.sort();
+    for (variable, value) in &environment {
+        merged.add_variable(variable, value, &mut problems);
+    }
+    for (flag, value) in &sources.flags {
+        merged.add_flag(flag, value, &mut problems);
+    }
+    let job = resolve::resolve(&mut Reader {
+        merged: &merged,
+        problems: &mut problems,
+        job_dir: file.as_deref().and_then(|path| path.parent()),
+        datasets_given: merged.datasets_given,
+        file: file.clone(),
+    });
+    if problems.is_empty() {
+        Ok(job)
+    } else {
+        Err(problems.into_errors())
+    }
+}
+
+/// False where the file is no job at all, so that what follows would only repeat it.
+fn add_file(path: &Arc<PathBuf>, merged: &mut Merged, problems: &mut Problems) -> bool {
+    let text = match read_bounded(path) {
+        Ok(text) => text,
+        Err((origin, message)) => {
+            problems.add(&origin, message);
+            return false;
+        }
     };
-    Err(JobErrors {
-        problems: vec![problem],
+    let origin_of_line = |line| Origin::Line(path.clone(), line);
+    match yaml::parse(&text, &origin_of_line) {
+        Ok(Some(root)) => merged.add_file(root, problems),
+        Ok(None) => true,
+        Err(error) => {
+            problems.add(&origin_of_line(error.line), error.message);
+            false
+        }
+    }
+}
+
+fn read_bounded(path: &Arc<PathBuf>) -> Result<String, (Origin, String)> {
+    let whole_file = |message: String| (Origin::File(path.clone()), message);
+    let bytes = read_start(path, yaml::MAX_FILE_BYTES as u64 + 1)
+        .map_err(|error| whole_file(format!("cannot read the job file: {error}")))?;
+    if bytes.len() > yaml::MAX_FILE_BYTES {
+        let limit = yaml::MAX_FILE_BYTES;
+        return Err(whole_file(format!(
+            "too big for a job file (more than {limit} bytes)"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        (
+            Origin::Line(path.clone(), line),
+            "not UTF-8 text".to_owned(),
+        )
     })
+}
+
+fn read_start(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

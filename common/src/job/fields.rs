@@ -1,0 +1,515 @@
+//! Every field that a job may hold: its names, values, default and meaning. The documentation is made from this table,
+//! and the reader accepts nothing that is not in it.
+
+/// One field, for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Canonical name; `datasets[].` and `cluster.` stand before the fields inside those.
+    pub name: &'static str,
+    /// Other names for the same thing, from Axolotl, TRL, PEFT and Transformers.
+    pub aliases: &'static [&'static str],
+    /// What may stand there.
+    pub values: &'static str,
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+/// All fields, in the order in which a job file is best written.
+pub fn fields() -> &'static [Field] {
+    FIELDS
+}
+
+const fn field(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    values: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Field {
+    Field {
+        name,
+        aliases,
+        values,
+        default,
+        help,
+    }
+}
+
+const FIELDS: &[Field] = &[
+    // ---- model ----
+    field(
+        "base_model",
+        &["model_name_or_path", "model"],
+        "folder",
+        "required",
+        "Folder with config.json, safetensors and tokenizer files.",
+    ),
+    field(
+        "model_revision",
+        &["revision_of_model", "revision"],
+        "text",
+        "none",
+        "Revision of the base model, written to adapter_config.json.",
+    ),
+    field(
+        "init_weights",
+        &[],
+        "pretrained | random",
+        "pretrained",
+        "Where the starting weights come from. `random` draws them from the seed and reads only config.json and the tokenizer; full training only.",
+    ),
+    field(
+        "base_dtype",
+        &["torch_dtype", "dtype"],
+        "float32 | bfloat16",
+        "float32",
+        "Storage type of the base weights and of the model that full training writes. Adapters, optimizer and sums are always float32.",
+    ),
+    field(
+        "bf16",
+        &[],
+        "true | false | auto",
+        "auto",
+        "Another way to write `base_dtype: bfloat16` (true); false and auto change nothing.",
+    ),
+    // ---- data ----
+    field(
+        "datasets",
+        &[
+            "dataset",
+            "dataset_path",
+            "dataset_name",
+            "train_file",
+            "train_files",
+        ],
+        "list of files or of mappings",
+        "required",
+        "The training data, JSON Lines files. An entry is a path or a mapping with `path`.",
+    ),
+    field(
+        "datasets[].path",
+        &["data_files"],
+        "file",
+        "required",
+        "A JSON Lines file.",
+    ),
+    field(
+        "datasets[].type",
+        &["kind"],
+        "auto | messages | prompt_completion | text",
+        "auto",
+        "Shape of the rows. `auto` goes by the columns of each row.",
+    ),
+    field(
+        "datasets[].split",
+        &[],
+        "text",
+        "none",
+        "Name of the split; recorded only, since a file is one split.",
+    ),
+    field(
+        "datasets[].field_messages",
+        &["messages_field"],
+        "column",
+        "messages",
+        "Column with the list of messages.",
+    ),
+    field(
+        "datasets[].field_prompt",
+        &["prompt_field"],
+        "column",
+        "prompt",
+        "Column with the prompt.",
+    ),
+    field(
+        "datasets[].field_completion",
+        &["completion_field"],
+        "column",
+        "completion",
+        "Column with the completion.",
+    ),
+    field(
+        "datasets[].field_text",
+        &["field", "text_field"],
+        "column",
+        "text",
+        "Column with plain text.",
+    ),
+    field(
+        "datasets[].field_role",
+        &["message_field_role"],
+        "key",
+        "role",
+        "Key of the role inside a message.",
+    ),
+    field(
+        "datasets[].field_content",
+        &["message_field_content"],
+        "key",
+        "content",
+        "Key of the content inside a message.",
+    ),
+    field(
+        "datasets[].field_tools",
+        &["tools_field"],
+        "column",
+        "tools",
+        "Column with the tools that a chat may call.",
+    ),
+    field(
+        "dataset_text_field",
+        &[],
+        "column",
+        "text",
+        "`field_text` of every dataset that does not say its own.",
+    ),
+    field(
+        "val_set_size",
+        &["test_size", "eval_size"],
+        "fraction below 1, or a number of examples",
+        "0",
+        "How much of the data is held out for evaluation. 0 holds nothing out.",
+    ),
+    field(
+        "sequence_len",
+        &[
+            "max_length",
+            "max_seq_length",
+            "max_seq_len",
+            "model_max_length",
+            "cutoff_len",
+        ],
+        "2 to 1048576",
+        "2048",
+        "Tokens in a block. Longer examples are split, never cut off.",
+    ),
+    field(
+        "sample_packing",
+        &["packing"],
+        "true | false",
+        "true",
+        "Several examples share a block and never see each other. Off: one example a block.",
+    ),
+    field(
+        "train_on_inputs",
+        &[],
+        "true | false",
+        "false",
+        "Learn prompts and user turns too, instead of the assistant's turns or the completions only.",
+    ),
+    field(
+        "assistant_only_loss",
+        &["completion_only_loss"],
+        "true | false",
+        "true",
+        "The opposite of `train_on_inputs`.",
+    ),
+    field(
+        "shuffle",
+        &["shuffle_dataset", "shuffle_merged_datasets"],
+        "true | false",
+        "true",
+        "Draw the order of the blocks anew for every epoch, from the seed. Off: the order of the data.",
+    ),
+    // ---- method ----
+    field(
+        "adapter",
+        &["finetuning_type"],
+        "lora | full",
+        "full",
+        "`lora` trains a low-rank adapter; `full`, or no adapter at all, trains every weight.",
+    ),
+    field(
+        "use_peft",
+        &[],
+        "true | false",
+        "false",
+        "Another way to write `adapter: lora` (true).",
+    ),
+    field(
+        "lora_r",
+        &["r", "lora_rank"],
+        "1 to 4096",
+        "16",
+        "Rank of the adapter.",
+    ),
+    field(
+        "lora_alpha",
+        &["alpha"],
+        "above 0",
+        "32",
+        "The update is scaled by lora_alpha / lora_r.",
+    ),
+    field(
+        "lora_dropout",
+        &[],
+        "from 0, below 1",
+        "0",
+        "Share of an adapter's inputs that is dropped in training.",
+    ),
+    field(
+        "lora_target_modules",
+        &["target_modules", "lora_target"],
+        "all-linear, or a list of module names",
+        "all-linear",
+        "Which linear layers get an adapter; all-linear leaves the output layer out.",
+    ),
+    field(
+        "lora_target_linear",
+        &[],
+        "true | false",
+        "false",
+        "Another way to write `lora_target_modules: all-linear` (true).",
+    ),
+    field(
+        "use_rslora",
+        &["peft_use_rslora", "lora_use_rslora"],
+        "true | false",
+        "false",
+        "Scale by lora_alpha / sqrt(lora_r) instead.",
+    ),
+    field(
+        "lora_model_dir",
+        &["adapter_name_or_path"],
+        "folder",
+        "none",
+        "Start from this PEFT adapter; its adapter_config.json gives the defaults of the other lora fields.",
+    ),
+    // ---- batch and length ----
+    field(
+        "global_batch_size",
+        &["batch_size", "total_batch_size"],
+        "blocks, 1 to 1048576",
+        "8, or the next multiple of micro_batch_size",
+        "Blocks in a step, over all workers together.",
+    ),
+    field(
+        "micro_batch_size",
+        &["per_device_train_batch_size"],
+        "blocks, 1 to 4096",
+        "1",
+        "Blocks that go through the model at once. Divides global_batch_size; the result depends on it, memory too.",
+    ),
+    field(
+        "gradient_accumulation_steps",
+        &[],
+        "1 to 1048576",
+        "none",
+        "Another way to give global_batch_size: micro_batch_size times this, whatever the number of workers.",
+    ),
+    field(
+        "num_epochs",
+        &["num_train_epochs", "epochs"],
+        "above 0, at most 100000",
+        "1",
+        "Passes over the data. A fraction is allowed.",
+    ),
+    field(
+        "max_steps",
+        &["max_train_steps"],
+        "1 to 10^9, or -1 for none",
+        "none",
+        "Stop after this many steps instead of num_epochs.",
+    ),
+    // ---- optimizer ----
+    field(
+        "learning_rate",
+        &["lr"],
+        "above 0",
+        "2e-4 with lora, 2e-5 without",
+        "Peak learning rate.",
+    ),
+    field(
+        "lr_scheduler",
+        &["lr_scheduler_type"],
+        "cosine | linear | constant | constant_with_warmup",
+        "cosine",
+        "Curve of the learning rate after the warm-up, as Transformers computes it.",
+    ),
+    field(
+        "warmup_ratio",
+        &[],
+        "0 to 1",
+        "0.03, or 0 with lr_scheduler: constant",
+        "Share of all steps over which the learning rate rises from 0.",
+    ),
+    field(
+        "warmup_steps",
+        &["num_warmup_steps"],
+        "steps, or a fraction below 1",
+        "none",
+        "Steps over which the learning rate rises from 0, instead of warmup_ratio.",
+    ),
+    field(
+        "adam_beta1",
+        &[],
+        "from 0, below 1",
+        "0.9",
+        "AdamW's decay of the first moment.",
+    ),
+    field(
+        "adam_beta2",
+        &[],
+        "from 0, below 1",
+        "0.999",
+        "AdamW's decay of the second moment.",
+    ),
+    field(
+        "adam_epsilon",
+        &["adam_eps"],
+        "above 0",
+        "1e-8",
+        "AdamW's epsilon.",
+    ),
+    field(
+        "weight_decay",
+        &[],
+        "0 or more",
+        "0",
+        "AdamW's decoupled weight decay.",
+    ),
+    field(
+        "max_grad_norm",
+        &["gradient_clipping", "gradient_clip_val"],
+        "0 or more",
+        "1.0",
+        "Gradients are scaled down to this norm. 0 does not clip.",
+    ),
+    field(
+        "gradient_checkpointing",
+        &[],
+        "true | false",
+        "false",
+        "Compute activations again in the backward pass: less memory, more time, the same result.",
+    ),
+    field(
+        "seed",
+        &[],
+        "0 to 2^64 - 1",
+        "42",
+        "Decides the order of the data, dropout and new weights.",
+    ),
+    // ---- what is written, and when ----
+    field(
+        "output_dir",
+        &[],
+        "folder",
+        "output",
+        "Where results and checkpoints go.",
+    ),
+    field(
+        "logging_steps",
+        &[],
+        "steps, 1 or more",
+        "10",
+        "How often a line is printed; metrics.jsonl has every step.",
+    ),
+    field(
+        "save_steps",
+        &[],
+        "steps, 0 or more",
+        "100",
+        "How often a checkpoint is saved. 0: only when the job ends or is stopped.",
+    ),
+    field(
+        "save_total_limit",
+        &[],
+        "1 or more",
+        "none: all are kept",
+        "How many checkpoints are kept.",
+    ),
+    field(
+        "eval_steps",
+        &[],
+        "steps, 0 or more",
+        "0: only at the end",
+        "How often the held-out data is evaluated.",
+    ),
+    field(
+        "max_skipped_steps",
+        &[],
+        "0 or more",
+        "10",
+        "Steps in a row that may be skipped because a gradient was not finite before the job stops.",
+    ),
+    field(
+        "resume",
+        &["resume_from_checkpoint", "auto_resume_from_checkpoints"],
+        "auto | never | checkpoint folder",
+        "auto",
+        "`auto` continues from the newest checkpoint in output_dir that verifies, if there is one.",
+    ),
+    field(
+        "test_prompts",
+        &["test_prompt"],
+        "text, or a list of texts",
+        "none",
+        "Asked before and after training; both answers are shown.",
+    ),
+    // ---- cluster ----
+    field(
+        "reduction",
+        &[],
+        "exact | fast",
+        "exact",
+        "`exact` sums gradients in 64-bit fixed point, so that the result does not depend on the workers; `fast` in float32.",
+    ),
+    field(
+        "cluster.min_workers",
+        &[],
+        "1 to 10000",
+        "1",
+        "Training waits until this many workers have joined.",
+    ),
+    field(
+        "cluster.max_workers",
+        &[],
+        "1 to 10000",
+        "none",
+        "Further workers are turned away.",
+    ),
+];
+
+/// A name that a user may have written at the top of a job file, resolved.
+pub(super) fn find(name: &str) -> Option<&'static Field> {
+    FIELDS
+        .iter()
+        .find(|field| field.name == name || (!is_nested(field) && field.aliases.contains(&name)))
+}
+
+/// A name inside an entry of `datasets`, resolved.
+pub(super) fn find_in_dataset(name: &str) -> Option<&'static Field> {
+    dataset_fields().find(|field| {
+        field.name.strip_prefix("datasets[].") == Some(name) || field.aliases.contains(&name)
+    })
+}
+
+/// All names at the top of a job file, for a did-you-mean.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FIELDS
+        .iter()
+        .filter(|field| !is_nested(field))
+        .flat_map(|field| std::iter::once(field.name).chain(field.aliases.iter().copied()))
+        .chain(["cluster"])
+}
+
+/// All names inside an entry of `datasets`, for a did-you-mean.
+pub(super) fn dataset_names() -> impl Iterator<Item = &'static str> {
+    dataset_fields().flat_map(|field| {
+        field
+            .name
+            .strip_prefix("datasets[].")
+            .into_iter()
+            .chain(field.aliases.iter().copied())
+    })
+}
+
+fn dataset_fields() -> impl Iterator<Item = &'static Field> {
+    FIELDS
+        .iter()
+        .filter(|field| field.name.starts_with("datasets[]."))
+}
+
+fn is_nested(field: &Field) -> bool {
+    field.name.contains('.')
+}

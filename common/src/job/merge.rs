@@ -1,0 +1,517 @@
+//! The three sources become one flat map: canonical field name (`datasets.0.path`) to the value that won and where it
+//! was given. Unknown names end here.
+
+use std::collections::BTreeMap;
+
+use super::error::{Origin, Problems};
+use super::fields;
+use super::read::parse_switch;
+use super::unsupported::{self, Foreign};
+use super::yaml::{self, Key, Node, Value, shorten};
+
+/// Later ones win.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Layer {
+    File,
+    Environment,
+    Flag,
+}
+
+/// One value as the user gave it.
+#[derive(Clone, Debug)]
+pub(super) struct Given {
+    /// The name as written, which may be an alias.
+    pub written: String,
+    pub origin: Origin,
+    pub layer: Layer,
+    pub node: Node,
+}
+
+impl Given {
+    /// Says only that something is not wanted.
+    pub fn is_switched_off(&self) -> bool {
+        matches!(&self.node.value, Value::Scalar { text, .. } if matches!(parse_switch(text), Some(false)))
+    }
+}
+
+const MAX_DATASETS: usize = 1000;
+
+/// Variables that are not fields of a job.
+const OTHER_VARIABLES: &[&str] = &[
+    "CACHE_DIR",
+    "CHAOS",
+    "DEVICE",
+    "EXCHANGE_HOST",
+    "JOB",
+    "LISTEN",
+    "LOCAL_WORKERS",
+    "LOG",
+    "NAME",
+    "THREADS",
+    "TOKEN",
+    "TOKEN_FILE",
+];
+
+#[derive(Default)]
+pub(super) struct Merged {
+    values: BTreeMap<String, Given>,
+    pub datasets_given: bool,
+}
+
+impl Merged {
+    /// The value of a field; what was given as null counts as not given.
+    pub fn get(&self, name: &str) -> Option<&Given> {
+        self.values.get(name).filter(|given| !given.node.is_null())
+    }
+
+    /// The value of a field, even if it is null.
+    pub fn get_or_null(&self, name: &str) -> Option<&Given> {
+        self.values.get(name)
+    }
+
+    /// How many entries `datasets` has.
+    pub fn datasets(&self) -> usize {
+        (0..MAX_DATASETS)
+            .take_while(|index| {
+                let prefix = format!("datasets.{index}.");
+                self.values
+                    .range(prefix.clone()..)
+                    .next()
+                    .is_some_and(|(name, _)| name.starts_with(&prefix))
+            })
+            .count()
+    }
+
+    /// Adds the top-level mapping of a job file. False where the file is something else.
+    pub fn add_file(&mut self, root: Node, problems: &mut Problems) -> bool {
+        if root.is_null() {
+            return true;
+        }
+        let Value::Mapping(entries) = root.value else {
+            let found = root.describe();
+            problems.add(
+                &root.origin,
+                format!("a job is a mapping of `field: value`, found {found}"),
+            );
+            return false;
+        };
+        for (key, node) in entries {
+            self.add_top(Layer::File, key, node, problems);
+        }
+        true
+    }
+
+    /// Adds one variable, if it is one of ours.
+    pub fn add_variable(&mut self, variable: &str, value: &str, problems: &mut Problems) {
+        let Some(name) = variable.strip_prefix("MUSTER_") else {
+            return;
+        };
+        if value.is_empty() || is_other_variable(name) {
+            return;
+        }
+        let origin = Origin::Environment(shorten(variable));
+        let name = dotted_name(&name.to_ascii_lowercase());
+        self.add_override(Layer::Environment, &name, value, &origin, problems);
+    }
+
+    /// Adds one flag: `--name` or the name of `--set name=value`.
+    pub fn add_flag(&mut self, flag: &str, value: &str, problems: &mut Problems) {
+        let (name, origin) = match flag.strip_prefix("--") {
+            Some(name) => (name.replace('-', "_"), Origin::Flag(shorten(flag))),
+            None => (
+                flag.trim().to_owned(),
+                Origin::Flag(format!("--set {}", shorten(flag))),
+            ),
+        };
+        self.add_override(Layer::Flag, &name, value, &origin, problems);
+    }
+
+    fn add_override(
+        &mut self,
+        layer: Layer,
+        name: &str,
+        value: &str,
+        origin: &Origin,
+        problems: &mut Problems,
+    ) {
+        let Some(node) = parse_override(name, value, origin, problems) else {
+            return;
+        };
+        let key = Key {
+            text: name.to_owned(),
+            origin: origin.clone(),
+        };
+        match name.split_once('.') {
+            Some(("datasets", rest)) => self.add_dataset_path(layer, rest, node, origin, problems),
+            Some(("cluster", rest)) => self.add_cluster(layer, rest, &key, node, problems),
+            _ => self.add_top(layer, key, node, problems),
+        }
+    }
+
+    fn add_top(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
+        if key.text == "cluster" {
+            return self.add_cluster_mapping(layer, key, node, problems);
+        }
+        match fields::find(&key.text) {
+            Some(field) if field.name == "datasets" => {
+                self.add_datasets(layer, key, node, problems)
+            }
+            Some(field) => self.put(layer, field.name.to_owned(), key, node, problems),
+            None => match unsupported::find(&key.text, &node) {
+                Some(Foreign::Harmless) => {}
+                Some(Foreign::Unsupported(advice)) => not_supported(&key, advice, problems),
+                None => unknown(&key, "", fields::names(), problems),
+            },
+        }
+    }
+
+    fn add_cluster_mapping(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
+        if node.is_null() {
+            return;
+        }
+        let Value::Mapping(entries) = node.value else {
+            let message = format!(
+                "`cluster` is a mapping (cluster: {{min_workers: 2}}), found {}",
+                node.describe()
+            );
+            problems.add(&key.origin, message);
+            return;
+        };
+        for (inner, node) in entries {
+            let name = inner.text.clone();
+            self.add_cluster(layer, &name, &inner, node, problems);
+        }
+    }
+
+    fn add_cluster(
+        &mut self,
+        layer: Layer,
+        name: &str,
+        key: &Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        let full = format!("cluster.{name}");
+        let key = Key {
+            text: full.clone(),
+            origin: key.origin.clone(),
+        };
+        match fields::find(&full) {
+            Some(field) => self.put(layer, field.name.to_owned(), key, node, problems),
+            None => unknown(
+                &key,
+                "",
+                ["cluster.min_workers", "cluster.max_workers"].into_iter(),
+                problems,
+            ),
+        }
+    }
+
+    /// `datasets` as a whole: it replaces what an earlier source said.
+    fn add_datasets(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
+        if node.is_null() {
+            return;
+        }
+        self.datasets_given = true;
+        let same_layer = self
+            .values
+            .iter()
+            .find(|(name, given)| name.starts_with("datasets.") && given.layer == layer);
+        if layer != Layer::Flag
+            && let Some((_, first)) = same_layer
+        {
+            return twice(
+                &key,
+                &first.written.clone(),
+                &first.origin.clone(),
+                problems,
+            );
+        }
+        self.values.retain(|name, _| !name.starts_with("datasets."));
+        let entries = match node.value {
+            Value::Sequence(items) => items,
+            _ => vec![node],
+        };
+        if entries.is_empty() {
+            problems.add(
+                &key.origin,
+                "`datasets` is empty: name the JSON Lines files to train on",
+            );
+        }
+        if entries.len() > MAX_DATASETS {
+            let message = format!(
+                "{} datasets are too many (at most {MAX_DATASETS})",
+                entries.len()
+            );
+            return problems.add(&key.origin, message);
+        }
+        for (index, entry) in entries.into_iter().enumerate() {
+            self.add_dataset(layer, index, &key, entry, problems);
+        }
+    }
+
+    fn add_dataset(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        key: &Key,
+        entry: Node,
+        problems: &mut Problems,
+    ) {
+        let origin = entry.origin.clone();
+        match entry.value {
+            Value::Mapping(entries) => {
+                if !entries
+                    .iter()
+                    .any(|(key, _)| key.text == "path" || key.text == "data_files")
+                {
+                    problems.add(&origin, format!("dataset {} has no `path`", index + 1));
+                }
+                for (key, node) in entries {
+                    self.add_dataset_field(layer, index, key, node, problems);
+                }
+            }
+            Value::Scalar { .. } => {
+                let key = Key {
+                    text: key.text.clone(),
+                    origin,
+                };
+                self.put(
+                    layer,
+                    format!("datasets.{index}.path"),
+                    key,
+                    entry,
+                    problems,
+                );
+            }
+            Value::Sequence(_) => {
+                problems.add(
+                    &origin,
+                    "a dataset is a path or a mapping with `path`, found a list",
+                );
+            }
+        }
+    }
+
+    fn add_dataset_field(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        if key.text == "message_property_mappings" {
+            return self.add_message_keys(layer, index, node, problems);
+        }
+        match fields::find_in_dataset(&key.text) {
+            Some(field) => {
+                let name = field.name.replace("[]", &format!(".{index}"));
+                self.put(layer, name, key, node, problems);
+            }
+            None => match unsupported::find_in_dataset(&key.text, &node) {
+                Some(Foreign::Harmless) => {}
+                Some(Foreign::Unsupported(advice)) => not_supported(&key, advice, problems),
+                None => unknown(&key, " of a dataset", fields::dataset_names(), problems),
+            },
+        }
+    }
+
+    /// Axolotl's `message_property_mappings: {role: from, content: value}`.
+    fn add_message_keys(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        let Value::Mapping(entries) = node.value else {
+            let message = "`message_property_mappings` is a mapping (role: from, content: value)";
+            return problems.add(&node.origin, message);
+        };
+        for (key, node) in entries {
+            match key.text.as_str() {
+                "role" | "content" => {
+                    let name = format!("datasets.{index}.field_{}", key.text);
+                    self.put(layer, name, key, node, problems);
+                }
+                _ => unknown(
+                    &key,
+                    " of message_property_mappings",
+                    ["role", "content"].into_iter(),
+                    problems,
+                ),
+            }
+        }
+    }
+
+    /// `datasets.0.path`, from a flag or a variable: it changes one entry, or appends one.
+    fn add_dataset_path(
+        &mut self,
+        layer: Layer,
+        rest: &str,
+        node: Node,
+        origin: &Origin,
+        problems: &mut Problems,
+    ) {
+        let Some((index, name)) = rest
+            .split_once('.')
+            .and_then(|(i, name)| Some((i.parse().ok()?, name)))
+        else {
+            return problems.add(
+                origin,
+                "write datasets.<number>.<field>, for example datasets.0.path",
+            );
+        };
+        let have = self.datasets();
+        if index > have || index >= MAX_DATASETS {
+            let message = format!(
+                "there is no dataset {index}: the job has {have}, and datasets.{have} would append one"
+            );
+            return problems.add(origin, message);
+        }
+        if index == have && name != "path" {
+            let message =
+                format!("there is no dataset {index} yet; give datasets.{index}.path first");
+            return problems.add(origin, message);
+        }
+        let key = Key {
+            text: name.to_owned(),
+            origin: origin.clone(),
+        };
+        self.add_dataset_field(layer, index, key, node, problems);
+    }
+
+    /// Sources are added in their order, so the last value stays. Within a file or the environment a field is given once.
+    fn put(&mut self, layer: Layer, name: String, key: Key, node: Node, problems: &mut Problems) {
+        if let Some(first) = self.values.get(&name)
+            && first.layer == layer
+            && layer != Layer::Flag
+        {
+            return twice(
+                &key,
+                &first.written.clone(),
+                &first.origin.clone(),
+                problems,
+            );
+        }
+        let given = Given {
+            written: key.text,
+            origin: key.origin,
+            layer,
+            node,
+        };
+        self.values.insert(name, given);
+    }
+}
+
+/// Text fields take a flag's value as it is; others may be written as YAML lists or mappings.
+fn parse_override(
+    name: &str,
+    value: &str,
+    origin: &Origin,
+    problems: &mut Problems,
+) -> Option<Node> {
+    let structured = value.starts_with('[') || value.starts_with('{');
+    if !structured || is_free_text(name) {
+        return Some(Node::scalar(value, false, origin));
+    }
+    match yaml::parse(value, &|_| origin.clone()) {
+        Ok(node) => node,
+        Err(error) => {
+            problems.add(origin, error.message);
+            None
+        }
+    }
+}
+
+fn is_free_text(name: &str) -> bool {
+    let field = match name
+        .strip_prefix("datasets.")
+        .and_then(|rest| rest.split_once('.'))
+    {
+        Some((_, name)) => fields::find_in_dataset(name),
+        None => fields::find(name),
+    };
+    field.is_some_and(|field| matches!(field.values, "folder" | "file" | "text" | "column" | "key"))
+}
+
+/// `cluster_min_workers` -> `cluster.min_workers`, `datasets_0_path` -> `datasets.0.path`.
+fn dotted_name(name: &str) -> String {
+    if let Some(rest) = name.strip_prefix("cluster_") {
+        return format!("cluster.{rest}");
+    }
+    if let Some((index, field)) = name
+        .strip_prefix("datasets_")
+        .and_then(|rest| rest.split_once('_'))
+        && index.bytes().all(|b| b.is_ascii_digit())
+    {
+        return format!("datasets.{index}.{field}");
+    }
+    name.to_owned()
+}
+
+/// Variables of the programs themselves, and those that Kubernetes makes for a service named `muster-…`.
+fn is_other_variable(name: &str) -> bool {
+    OTHER_VARIABLES.contains(&name)
+        || name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.contains("_PORT_")
+}
+
+fn not_supported(key: &Key, advice: &str, problems: &mut Problems) {
+    problems.add(
+        &key.origin,
+        format!("`{}` is not supported: {advice}", shorten(&key.text)),
+    );
+}
+
+fn twice(key: &Key, first_written: &str, first: &Origin, problems: &mut Problems) {
+    let place = first.place();
+    let text = shorten(&key.text);
+    let message = if key.text == first_written {
+        format!("`{text}` is given twice, first at {place}")
+    } else {
+        format!(
+            "`{text}` means the same as `{}`, given at {place}; remove one",
+            shorten(first_written)
+        )
+    };
+    problems.add(&key.origin, message);
+}
+
+fn unknown(
+    key: &Key,
+    inside: &str,
+    candidates: impl Iterator<Item = &'static str>,
+    problems: &mut Problems,
+) {
+    let hint = did_you_mean(&key.text, candidates);
+    problems.add(
+        &key.origin,
+        format!("unknown field{inside} `{}`{hint}", shorten(&key.text)),
+    );
+}
+
+/// `; did you mean `x`?`, or nothing where no candidate is near.
+pub(super) fn did_you_mean<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    // Distances cost the product of the lengths.
+    let text: String = text
+        .chars()
+        .take(60)
+        .collect::<String>()
+        .to_ascii_lowercase();
+    candidates
+        .map(|candidate| {
+            let edits = strsim::normalized_damerau_levenshtein(&text, candidate);
+            (
+                edits.max(strsim::jaro_winkler(&text, candidate) - 0.2),
+                candidate,
+            )
+        })
+        .filter(|(nearness, _)| *nearness >= 0.65)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| format!("; did you mean `{candidate}`?"))
+        .unwrap_or_default()
+}

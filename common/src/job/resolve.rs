@@ -1,0 +1,594 @@
+//! Merged values become a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
+
+use std::path::PathBuf;
+
+use super::error::Origin;
+use super::merge::Layer;
+use super::read::{Reader, parse_number, parse_switch, without_separators};
+use super::starting_adapter::{self, StartingAdapter};
+use super::yaml::shorten;
+use super::*;
+
+const MAX_BATCH: u64 = 1 << 20;
+const MAX_STEPS: u64 = 1_000_000_000;
+
+/// The linear layers of every supported decoder, without the output layer.
+const DECODER_LINEARS: &[&str] = &[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+/// Reads every field. What could not be read is reported and stands at its default, so that the rest is checked too.
+pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
+    let method = method(reader);
+    let init_weights = init_weights(reader, &method);
+    let (global_batch_size, micro_batch_size) = batch(reader);
+    let lr_scheduler = lr_scheduler(reader);
+    let max_steps = max_steps(reader);
+    let val_set_size = val_set_size(reader);
+    let default_rate = match method {
+        Method::Lora(_) => 2e-4,
+        Method::Full => 2e-5,
+    };
+    JobSpec {
+        base_model: base_model(reader),
+        model_revision: reader.text("model_revision"),
+        init_weights,
+        base_dtype: base_dtype(reader),
+        datasets: datasets(reader),
+        val_set_size,
+        sequence_len: reader.size("sequence_len", 2..=1 << 20).unwrap_or(2048),
+        sample_packing: reader.switch("sample_packing").unwrap_or(true),
+        train_on_inputs: train_on_inputs(reader),
+        shuffle: reader.switch("shuffle").unwrap_or(true),
+        method,
+        global_batch_size,
+        micro_batch_size,
+        num_epochs: reader
+            .number("num_epochs", "a number above 0, at most 100000", |n| {
+                n > 0.0 && n <= 1e5
+            })
+            .unwrap_or(1.0),
+        max_steps,
+        learning_rate: reader
+            .number("learning_rate", "a number above 0, at most 1000", |n| {
+                n > 0.0 && n <= 1e3
+            })
+            .unwrap_or(default_rate),
+        lr_scheduler,
+        warmup: warmup(reader, lr_scheduler, max_steps),
+        adam_beta1: below_one(reader, "adam_beta1").unwrap_or(0.9),
+        adam_beta2: below_one(reader, "adam_beta2").unwrap_or(0.999),
+        adam_epsilon: reader
+            .number("adam_epsilon", "a number above 0, at most 1", |n| {
+                n > 0.0 && n <= 1.0
+            })
+            .unwrap_or(1e-8),
+        weight_decay: reader
+            .number("weight_decay", "a number from 0 to 1000", |n| {
+                (0.0..=1e3).contains(&n)
+            })
+            .unwrap_or(0.0),
+        max_grad_norm: reader
+            .number("max_grad_norm", "a number, 0 or more", |n| n >= 0.0)
+            .map_or(Some(1.0), |norm| (norm > 0.0).then_some(norm)),
+        gradient_checkpointing: reader.switch("gradient_checkpointing").unwrap_or(false),
+        seed: reader.whole("seed", 0..=u64::MAX).unwrap_or(42),
+        logging_steps: reader.whole("logging_steps", 1..=MAX_STEPS).unwrap_or(10),
+        save_steps: zero_is_none(reader.whole("save_steps", 0..=MAX_STEPS).unwrap_or(100)),
+        save_total_limit: reader.size("save_total_limit", 1..=1_000_000),
+        eval_steps: eval_steps(reader, val_set_size),
+        max_skipped_steps: reader
+            .whole("max_skipped_steps", 0..=MAX_STEPS)
+            .unwrap_or(10),
+        output_dir: reader
+            .text("output_dir")
+            .map_or_else(|| "output".into(), PathBuf::from),
+        resume: resume(reader),
+        reduction: reader
+            .choice(
+                "reduction",
+                &[(&["exact"], Reduction::Exact), (&["fast"], Reduction::Fast)],
+            )
+            .unwrap_or(Reduction::Exact),
+        cluster: cluster(reader),
+        test_prompts: reader.texts("test_prompts", None).unwrap_or_default(),
+    }
+}
+
+fn zero_is_none(steps: u64) -> Option<u64> {
+    (steps > 0).then_some(steps)
+}
+
+fn below_one(reader: &mut Reader<'_>, name: &str) -> Option<f64> {
+    reader.number(name, "a number from 0, below 1", |n| {
+        (0.0..1.0).contains(&n)
+    })
+}
+
+// ---- model ----
+
+fn base_model(reader: &mut Reader<'_>) -> PathBuf {
+    if reader.given("base_model").is_none() {
+        missing(
+            reader,
+            "`base_model` is missing: the folder of the model to fine-tune",
+        );
+    }
+    reader.input_path("base_model").unwrap_or_default()
+}
+
+fn missing(reader: &mut Reader<'_>, message: &str) {
+    let origin = reader.file.clone().map_or(Origin::Nowhere, Origin::File);
+    reader.problems.add(&origin, message);
+}
+
+fn init_weights(reader: &mut Reader<'_>, method: &Method) -> InitWeights {
+    let choices: &[(&[&str], InitWeights)] = &[
+        (&["pretrained"], InitWeights::Pretrained),
+        (&["random"], InitWeights::Random),
+    ];
+    let init = reader
+        .choice("init_weights", choices)
+        .unwrap_or(InitWeights::Pretrained);
+    if init == InitWeights::Random
+        && matches!(method, Method::Lora(_))
+        && let Some(given) = reader.given("init_weights")
+    {
+        let message = "is random, but an adapter on random weights learns nothing of use; remove `adapter: lora`";
+        reader.problem(given, message.to_owned());
+    }
+    init
+}
+
+fn base_dtype(reader: &mut Reader<'_>) -> BaseDtype {
+    let choices: &[(&[&str], BaseDtype)] = &[
+        (
+            &["float32", "fp32", "torch.float32", "float"],
+            BaseDtype::Float32,
+        ),
+        (&["bfloat16", "bf16", "torch.bfloat16"], BaseDtype::Bfloat16),
+    ];
+    let dtype = reader.choice("base_dtype", choices);
+    let bf16: &[(&[&str], bool)] = &[
+        (&["true", "full", "yes", "on"], true),
+        (&["false", "auto", "no", "off"], false),
+    ];
+    let bf16 = reader.choice("bf16", bf16).unwrap_or(false);
+    if !bf16 {
+        return dtype.unwrap_or(BaseDtype::Float32);
+    }
+    match reader.one_of(&["base_dtype", "bf16"], "the type of the base weights") {
+        Some("base_dtype") => dtype.unwrap_or(BaseDtype::Float32),
+        _ => BaseDtype::Bfloat16,
+    }
+}
+
+// ---- data ----
+
+fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
+    let count = reader.merged.datasets();
+    if count == 0 && !reader.datasets_given {
+        missing(
+            reader,
+            "`datasets` is missing: the JSON Lines files to train on",
+        );
+    }
+    let common_text_field = reader.text("dataset_text_field");
+    (0..count)
+        .map(|index| dataset(reader, index, common_text_field.as_deref()))
+        .collect()
+}
+
+fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str>) -> DatasetSpec {
+    let name = |field: &str| format!("datasets.{index}.{field}");
+    let kinds: &[(&[&str], DatasetKind)] = &[
+        (&["auto"], DatasetKind::Auto),
+        (
+            &["messages", "chat_template", "chat", "conversational"],
+            DatasetKind::Messages,
+        ),
+        (&["prompt_completion"], DatasetKind::PromptCompletion),
+        (&["text", "completion"], DatasetKind::Text),
+    ];
+    if let Some(given) = reader.merged.get_or_null(&name("path"))
+        && given.node.is_null()
+    {
+        reader.wrong(given, "a JSON Lines file");
+    }
+    let mut fields = FieldNames::default();
+    if let Some(text) = common_text_field {
+        fields.text = text.to_owned();
+    }
+    for (field, slot) in [
+        ("field_messages", &mut fields.messages),
+        ("field_prompt", &mut fields.prompt),
+        ("field_completion", &mut fields.completion),
+        ("field_text", &mut fields.text),
+        ("field_role", &mut fields.role),
+        ("field_content", &mut fields.content),
+        ("field_tools", &mut fields.tools),
+    ] {
+        if let Some(text) = reader.text(&name(field)) {
+            *slot = text;
+        }
+    }
+    DatasetSpec {
+        path: reader.input_path(&name("path")).unwrap_or_default(),
+        kind: reader
+            .choice(&name("type"), kinds)
+            .unwrap_or(DatasetKind::Auto),
+        split: reader.text(&name("split")),
+        fields,
+    }
+}
+
+fn val_set_size(reader: &mut Reader<'_>) -> ValSetSize {
+    let wanted = "0, a fraction below 1 or a whole number of examples";
+    let Some((given, text)) = reader.scalar("val_set_size", wanted) else {
+        return ValSetSize::None;
+    };
+    if let Ok(examples) = without_separators(text).parse::<u32>() {
+        return match examples {
+            0 => ValSetSize::None,
+            examples => ValSetSize::Examples(examples as usize),
+        };
+    }
+    match parse_number(text) {
+        Some(0.0) => ValSetSize::None,
+        Some(fraction) if fraction > 0.0 && fraction < 1.0 => ValSetSize::Fraction(fraction),
+        _ => {
+            reader.wrong(given, wanted);
+            ValSetSize::None
+        }
+    }
+}
+
+fn train_on_inputs(reader: &mut Reader<'_>) -> bool {
+    let inputs = reader.switch("train_on_inputs").unwrap_or(false);
+    let assistant_only = reader.switch("assistant_only_loss").unwrap_or(true);
+    match reader.one_of(
+        &["train_on_inputs", "assistant_only_loss"],
+        "what is trained",
+    ) {
+        Some("assistant_only_loss") => !assistant_only,
+        _ => inputs,
+    }
+}
+
+// ---- method ----
+
+fn method(reader: &mut Reader<'_>) -> Method {
+    let adapters: &[(&[&str], bool)] = &[(&["lora"], true), (&["full", "none"], false)];
+    let adapter = reader.choice("adapter", adapters).unwrap_or(false);
+    let use_peft = reader.switch("use_peft").unwrap_or(false);
+    let decided_by = reader.one_of(&["adapter", "use_peft"], "the method");
+    let is_lora = match decided_by {
+        Some("use_peft") => use_peft,
+        _ => adapter,
+    };
+    let method_layer = decided_by
+        .and_then(|name| reader.layer(name))
+        .unwrap_or(Layer::File);
+    let lora = lora(reader, is_lora);
+    if is_lora {
+        return Method::Lora(lora);
+    }
+    for name in [
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_target_linear",
+        "use_rslora",
+        "lora_model_dir",
+    ] {
+        if let Some(given) = reader.given(name)
+            && given.layer >= method_layer
+            && !given.is_switched_off()
+        {
+            reader.problem(given, "has no effect without `adapter: lora`".to_owned());
+        }
+    }
+    Method::Full
+}
+
+fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
+    let model_dir = reader.input_path("lora_model_dir");
+    let start = match (&model_dir, reader.given("lora_model_dir")) {
+        (Some(dir), Some(given)) if is_lora => match starting_adapter::read(dir) {
+            Ok(start) => Some(start),
+            Err(reason) => {
+                reader.problem(given, format!("cannot be started from: {reason}"));
+                None
+            }
+        },
+        _ => None,
+    };
+    let r = reader.size("lora_r", 1..=4096);
+    let target_modules = target_modules(reader);
+    let spec = LoraSpec {
+        r: r.or(start.as_ref().map(|s| s.r)).unwrap_or(16),
+        alpha: reader
+            .number("lora_alpha", "a number above 0, at most 10^6", |n| {
+                n > 0.0 && n <= 1e6
+            })
+            .or(start.as_ref().map(|s| s.alpha))
+            .unwrap_or(32.0),
+        dropout: below_one(reader, "lora_dropout")
+            .or(start.as_ref().map(|s| s.dropout))
+            .unwrap_or(0.0),
+        target_modules: target_modules
+            .or(start.as_ref().map(|s| s.target_modules.clone()))
+            .unwrap_or(TargetModules::AllLinear),
+        use_rslora: reader
+            .switch("use_rslora")
+            .or(start.as_ref().map(|s| s.use_rslora))
+            .unwrap_or(false),
+        model_dir,
+    };
+    if let Some(start) = start {
+        agrees_with(reader, &spec, &start);
+    }
+    spec
+}
+
+/// An adapter's shape cannot change when training goes on from it. Alpha and dropout may.
+fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter) {
+    if let Some(given) = reader.given("lora_r")
+        && spec.r != start.r
+    {
+        let message = format!(
+            "is {}, but the adapter of lora_model_dir has rank {}; remove it",
+            spec.r, start.r
+        );
+        reader.problem(given, message);
+    }
+    if let (TargetModules::Named(wanted), TargetModules::Named(have)) =
+        (&spec.target_modules, &start.target_modules)
+        && wanted != have
+        && let Some(given) = reader.given("lora_target_modules")
+    {
+        let message = format!(
+            "differs from the adapter of lora_model_dir, which has {}; remove it",
+            have.join(", ")
+        );
+        reader.problem(given, message);
+    }
+}
+
+fn target_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
+    let all_linear = reader.switch("lora_target_linear").unwrap_or(false);
+    let named = named_modules(reader);
+    if !all_linear {
+        return named;
+    }
+    let (Some(modules), Some(linear)) = (
+        reader.given("lora_target_modules"),
+        reader.given("lora_target_linear"),
+    ) else {
+        return Some(TargetModules::AllLinear);
+    };
+    if modules.layer > linear.layer {
+        return named;
+    }
+    // Axolotl's examples give both; the union is all-linear unless a layer beyond those is named.
+    if let Some(TargetModules::Named(names)) = &named
+        && modules.layer == linear.layer
+        && let Some(beyond) = names
+            .iter()
+            .find(|name| !DECODER_LINEARS.contains(&name.as_str()))
+    {
+        let message = format!(
+            "names `{}`, which `lora_target_linear: true` leaves out; give one of the two",
+            shorten(beyond)
+        );
+        reader.problem(modules, message);
+    }
+    Some(TargetModules::AllLinear)
+}
+
+fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
+    let mut names = reader.texts("lora_target_modules", Some(','))?;
+    let given = reader.given("lora_target_modules")?;
+    if names.len() == 1 && matches!(names[0].as_str(), "all-linear" | "all_linear" | "all") {
+        return Some(TargetModules::AllLinear);
+    }
+    if names.is_empty() {
+        reader.problem(given, "is empty; leave it out for all-linear".to_owned());
+        return None;
+    }
+    let is_module = |name: &String| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
+    };
+    if let Some(name) = names.iter().find(|name| !is_module(name)) {
+        let message = format!(
+            "holds `{}`, which is no module name (regular expressions are not supported)",
+            shorten(name)
+        );
+        reader.problem(given, message);
+        return None;
+    }
+    names.sort();
+    names.dedup();
+    Some(TargetModules::Named(names))
+}
+
+// ---- batch and length ----
+
+/// (global, micro), in blocks.
+fn batch(reader: &mut Reader<'_>) -> (usize, usize) {
+    let micro = reader.size("micro_batch_size", 1..=4096);
+    let global = reader.size("global_batch_size", 1..=MAX_BATCH);
+    let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH);
+    let micro_size = micro.unwrap_or(1);
+    let default_global = 8usize.next_multiple_of(micro_size);
+    let product = accumulation.map(|steps| steps * micro_size);
+    if let (Some(global), Some(product)) = (global, product) {
+        if global == product {
+            return (global, micro_size);
+        }
+        let names = ["global_batch_size", "gradient_accumulation_steps"];
+        return match reader.one_of(&names, "the number of blocks in a step") {
+            Some("global_batch_size") => (global, micro_size),
+            _ => (product, micro_size),
+        };
+    }
+    if let Some(product) = product {
+        return (product, micro_size);
+    }
+    if let Some(global) = global
+        && global % micro_size != 0
+    {
+        let message = format!("({micro_size}) does not divide `global_batch_size` ({global})");
+        let name = match reader.layer("micro_batch_size") >= reader.layer("global_batch_size") {
+            true => "micro_batch_size",
+            false => "global_batch_size",
+        };
+        if let Some(given) = reader.given(name) {
+            let message = match name {
+                "micro_batch_size" => message,
+                _ => format!("({global}) is no multiple of `micro_batch_size` ({micro_size})"),
+            };
+            reader.problem(given, message);
+        }
+    }
+    (global.unwrap_or(default_global), micro_size)
+}
+
+fn max_steps(reader: &mut Reader<'_>) -> Option<u64> {
+    // Transformers' way to say "by epochs".
+    if reader.scalar("max_steps", "a whole number")?.1 == "-1" {
+        return None;
+    }
+    reader.whole("max_steps", 1..=MAX_STEPS)
+}
+
+// ---- learning rate ----
+
+fn lr_scheduler(reader: &mut Reader<'_>) -> LrScheduler {
+    let choices: &[(&[&str], LrScheduler)] = &[
+        (&["cosine"], LrScheduler::Cosine),
+        (&["linear"], LrScheduler::Linear),
+        (&["constant"], LrScheduler::Constant),
+        (&["constant_with_warmup"], LrScheduler::ConstantWithWarmup),
+    ];
+    reader
+        .choice("lr_scheduler", choices)
+        .unwrap_or(LrScheduler::Cosine)
+}
+
+fn warmup(reader: &mut Reader<'_>, scheduler: LrScheduler, max_steps: Option<u64>) -> Warmup {
+    let ratio = reader
+        .number("warmup_ratio", "a number from 0 to 1", |n| {
+            (0.0..=1.0).contains(&n)
+        })
+        .map(Warmup::Ratio);
+    let steps = warmup_steps(reader);
+    let decided_by = reader.one_of(&["warmup_steps", "warmup_ratio"], "the warm-up");
+    let warmup = match decided_by {
+        Some("warmup_steps") => steps,
+        Some(_) => ratio,
+        None => None,
+    };
+    let given = decided_by.and_then(|name| reader.given(name));
+    if scheduler == LrScheduler::Constant {
+        let is_zero =
+            matches!(warmup, None | Some(Warmup::Steps(0))) || warmup == Some(Warmup::Ratio(0.0));
+        if let Some(given) = given
+            && !is_zero
+            && Some(given.layer) >= reader.layer("lr_scheduler")
+        {
+            let message = "has no effect with `lr_scheduler: constant`; use constant_with_warmup";
+            reader.problem(given, message.to_owned());
+        }
+        return Warmup::Steps(0);
+    }
+    if let (Some(Warmup::Steps(steps)), Some(max_steps), Some(given)) = (warmup, max_steps, given)
+        && steps > max_steps
+        && Some(given.layer) == reader.layer("max_steps")
+    {
+        reader.problem(
+            given,
+            format!("({steps}) is more than `max_steps` ({max_steps})"),
+        );
+    }
+    warmup.unwrap_or(Warmup::Ratio(0.03))
+}
+
+/// Transformers also takes a fraction of the run here.
+fn warmup_steps(reader: &mut Reader<'_>) -> Option<Warmup> {
+    let (_, text) = reader.scalar("warmup_steps", "a whole number")?;
+    match parse_number(text) {
+        Some(fraction) if fraction > 0.0 && fraction < 1.0 => Some(Warmup::Ratio(fraction)),
+        _ => reader
+            .whole("warmup_steps", 0..=MAX_STEPS)
+            .map(Warmup::Steps),
+    }
+}
+
+// ---- what is written, and when ----
+
+fn eval_steps(reader: &mut Reader<'_>, val_set_size: ValSetSize) -> Option<u64> {
+    let steps = zero_is_none(reader.whole("eval_steps", 0..=MAX_STEPS)?)?;
+    if let Some(given) = reader.given("eval_steps")
+        && val_set_size == ValSetSize::None
+        && Some(given.layer) >= reader.layer("val_set_size")
+    {
+        let message = "has nothing to evaluate: `val_set_size` holds no examples out";
+        reader.problem(given, message.to_owned());
+    }
+    Some(steps)
+}
+
+fn resume(reader: &mut Reader<'_>) -> Resume {
+    let wanted = "auto, never or a checkpoint folder";
+    let Some((given, text)) = reader.scalar("resume", wanted) else {
+        return Resume::Auto;
+    };
+    match parse_switch(text) {
+        Some(true) => return Resume::Auto,
+        Some(false) => return Resume::Never,
+        None => {}
+    }
+    match text {
+        "auto" => Resume::Auto,
+        "never" => Resume::Never,
+        _ => match reader.input_path("resume") {
+            Some(path) if path.is_dir() => Resume::Path(path),
+            _ => {
+                let hint = merge::did_you_mean(text, ["auto", "never"].into_iter());
+                let text = shorten(text);
+                let message = format!("must be {wanted}, and there is no folder `{text}`{hint}");
+                reader.problem(given, message);
+                Resume::Auto
+            }
+        },
+    }
+}
+
+// ---- cluster ----
+
+fn cluster(reader: &mut Reader<'_>) -> ClusterSpec {
+    let min_workers = reader.size("cluster.min_workers", 1..=10_000).unwrap_or(1);
+    let max_workers = reader.size("cluster.max_workers", 1..=10_000);
+    if let Some(max) = max_workers
+        && max < min_workers
+        && let Some(given) = reader.given("cluster.max_workers")
+    {
+        reader.problem(
+            given,
+            format!("({max}) is less than `cluster.min_workers` ({min_workers})"),
+        );
+    }
+    ClusterSpec {
+        min_workers,
+        max_workers,
+    }
+}

@@ -1,0 +1,89 @@
+//! What `adapter_config.json` of `lora_model_dir` says about its adapter: the defaults of the job's `lora_*` fields.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::TargetModules;
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// The shape of an adapter that exists.
+#[derive(Debug, PartialEq)]
+pub(super) struct StartingAdapter {
+    pub r: usize,
+    pub alpha: f64,
+    pub dropout: f64,
+    pub use_rslora: bool,
+    pub target_modules: TargetModules,
+}
+
+/// Reads the shape; the message names the file.
+pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
+    let path = dir.join("adapter_config.json");
+    let json = read_json(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
+    let fail = |reason: &str| Err(format!("{}: {reason}", path.display()));
+    if json["peft_type"]
+        .as_str()
+        .is_some_and(|kind| kind != "LORA")
+    {
+        return fail("only adapters with peft_type LORA can be trained");
+    }
+    for (unsupported, name) in [("use_dora", "DoRA"), ("lora_bias", "LoRA with biases")] {
+        if json[unsupported] == Value::Bool(true) {
+            return fail(&format!("{name} is not supported"));
+        }
+    }
+    for per_layer in ["rank_pattern", "alpha_pattern"] {
+        if json[per_layer]
+            .as_object()
+            .is_some_and(|map| !map.is_empty())
+        {
+            return fail(&format!(
+                "{per_layer} is not supported: every layer has the same rank and alpha"
+            ));
+        }
+    }
+    let r = json["r"].as_u64().filter(|r| (1..=4096).contains(r));
+    let alpha = json["lora_alpha"].as_f64().filter(|alpha| *alpha > 0.0);
+    let (Some(r), Some(alpha)) = (r, alpha) else {
+        return fail("r and lora_alpha must be positive numbers");
+    };
+    let Some(target_modules) = target_modules(&json["target_modules"]) else {
+        return fail("target_modules must be a list of module names");
+    };
+    Ok(StartingAdapter {
+        r: r as usize,
+        alpha,
+        dropout: json["lora_dropout"].as_f64().unwrap_or(0.0),
+        use_rslora: json["use_rslora"].as_bool().unwrap_or(false),
+        target_modules,
+    })
+}
+
+fn read_json(path: &Path) -> Result<Value, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("not valid JSON: {error}"))
+}
+
+fn target_modules(json: &Value) -> Option<TargetModules> {
+    match json {
+        Value::String(text) if text == "all-linear" => Some(TargetModules::AllLinear),
+        Value::Array(items) if !items.is_empty() => {
+            let mut names: Vec<String> = items
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned))
+                .collect::<Option<_>>()?;
+            // PEFT writes a set, in any order.
+            names.sort();
+            names.dedup();
+            Some(TargetModules::Named(names))
+        }
+        _ => None,
+    }
+}
