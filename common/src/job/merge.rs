@@ -117,7 +117,17 @@ impl Merged {
     /// Adds one flag: `--name` or the name of `--set name=value`.
     pub fn add_flag(&mut self, flag: &str, value: &str, problems: &mut Problems) {
         let (name, origin) = match flag.strip_prefix("--") {
-            Some(name) => (name.replace('-', "_"), Origin::Flag(shorten(flag))),
+            Some(name) => {
+                let name = name.replace('-', "_");
+                // The frequent ones have no dots on the command line.
+                let in_cluster = matches!(name.as_str(), "min_workers" | "max_workers");
+                let name = if in_cluster {
+                    format!("cluster.{name}")
+                } else {
+                    name
+                };
+                (name, Origin::Flag(shorten(flag)))
+            }
             None => (
                 flag.trim().to_owned(),
                 Origin::Flag(format!("--set {}", shorten(flag))),
