@@ -1,0 +1,73 @@
+//! What the driver must do. Commands to one worker reach it in the order in which they were given.
+
+use proto::v1;
+
+use super::event::WorkerId;
+use crate::events::RunEvent;
+
+/// An order to the driver.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Greet the worker; it starts from the newest state on disk.
+    Welcome {
+        worker: WorkerId,
+    },
+    SendGeneration {
+        worker: WorkerId,
+        generation: v1::Generation,
+    },
+    SendPlan {
+        worker: WorkerId,
+        plan: v1::Plan,
+    },
+    SendLease {
+        worker: WorkerId,
+        lease: v1::Lease,
+    },
+    SendExchange {
+        worker: WorkerId,
+        exchange: v1::Exchange,
+    },
+    /// Ask for the state after `step` updates; `last` is the result of the run.
+    RequestState {
+        worker: WorkerId,
+        step: u64,
+        last: bool,
+    },
+    SendFinish {
+        worker: WorkerId,
+        finish: v1::Finish,
+    },
+    /// End the session; the worker cannot take part in this run.
+    Refuse {
+        worker: WorkerId,
+        reason: String,
+    },
+    /// End the session; the worker may come back as a newcomer.
+    Expel {
+        worker: WorkerId,
+        reason: String,
+    },
+    /// Tell the observers.
+    Emit(RunEvent),
+    /// Stop serving. No command follows.
+    End(Outcome),
+}
+
+/// How the cluster's work ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// All steps are committed and the last state is stored.
+    Finished {
+        step: u64,
+        weights_digest: String,
+    },
+    /// Stopped on request; the newest state on disk is that of `step`.
+    Stopped {
+        step: u64,
+        reason: String,
+    },
+    Failed {
+        reason: String,
+    },
+}

@@ -1,0 +1,50 @@
+//! What can happen to a cluster. Facts in the past tense, already checked for form but not yet for sense.
+
+use std::path::PathBuf;
+
+use proto::v1;
+
+/// A worker's number for one session. Numbers are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A session was opened. `address` is where the worker's peers reach its exchange.
+    WorkerJoined {
+        worker: WorkerId,
+        join: v1::Join,
+        address: String,
+    },
+    /// The worker has loaded model and state.
+    WorkerReady { worker: WorkerId, ready: v1::Ready },
+    /// The worker is in a generation; what its accumulator holds is known.
+    WorkerEntered {
+        worker: WorkerId,
+        entered: v1::Entered,
+    },
+    SlotDone {
+        worker: WorkerId,
+        done: v1::SlotDone,
+    },
+    StepReported {
+        worker: WorkerId,
+        report: v1::StepReport,
+    },
+    /// The worker's exchange broke because of the peer of that rank.
+    PeerLost {
+        worker: WorkerId,
+        lost: v1::PeerLost,
+    },
+    /// The worker left, or its session ended without a word.
+    WorkerLost { worker: WorkerId, reason: String },
+    /// A state asked for is safe on disk.
+    StateStored { step: u64, path: PathBuf },
+    /// A state asked for did not arrive or could not be stored.
+    StateFailed { step: u64, reason: String },
+    /// The user or the system asks for an end before the last step.
+    StopRequested { reason: String },
+    /// Time passed.
+    Ticked,
+}

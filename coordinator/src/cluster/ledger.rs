@@ -1,0 +1,166 @@
+//! Who holds which slot of one piece of work. A slot stays with its worker until the worker is lost, says that it does
+//! not hold it, or the work is over: so no slot is ever in two accumulators.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::event::WorkerId;
+use super::schedule::Work;
+
+/// Where a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    Leased(WorkerId),
+    /// In this worker's accumulator (training) or counted (evaluation).
+    Held(WorkerId),
+}
+
+/// What a computed slot amounts to. The same whoever computes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlotResult {
+    /// Summed over trained tokens, in nats.
+    pub loss_sum: f64,
+    pub correct_tokens: u64,
+}
+
+/// The slots of one piece of work.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    pub work: Work,
+    /// Trained tokens of each slot.
+    pub slots: Vec<u64>,
+    places: Vec<Place>,
+    free: BTreeSet<u32>,
+    leased: BTreeMap<WorkerId, usize>,
+    held: usize,
+    results: Vec<Option<SlotResult>>,
+    /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
+    pub exchanged: bool,
+}
+
+impl Ledger {
+    pub fn new(work: Work, slots: Vec<u64>) -> Self {
+        Self {
+            work,
+            places: vec![Place::Free; slots.len()],
+            free: (0..slots.len() as u32).collect(),
+            leased: BTreeMap::new(),
+            held: 0,
+            results: vec![None; slots.len()],
+            slots,
+            exchanged: false,
+        }
+    }
+
+    /// Leases free slots to `worker` until it has `window` outstanding.
+    pub fn lease(&mut self, worker: WorkerId, window: usize) -> Vec<u32> {
+        let outstanding = self.leased.entry(worker).or_default();
+        let mut slots = Vec::new();
+        while *outstanding < window
+            && let Some(slot) = self.free.pop_first()
+        {
+            *outstanding += 1;
+            self.places[slot as usize] = Place::Leased(worker);
+            slots.push(slot);
+        }
+        slots
+    }
+
+    /// Records that `worker` computed `slot`. False where the slot is not this worker's.
+    pub fn complete(&mut self, worker: WorkerId, slot: u32, result: SlotResult) -> bool {
+        let Some(place) = self.places.get_mut(slot as usize) else {
+            return false;
+        };
+        match *place {
+            Place::Leased(owner) if owner == worker => {
+                *place = Place::Held(worker);
+                self.held += 1;
+                self.end_lease(worker);
+                self.results[slot as usize].get_or_insert(result);
+                true
+            }
+            Place::Held(owner) => owner == worker,
+            _ => false,
+        }
+    }
+
+    /// Frees what is with `worker`: it is lost. Evaluated slots stay counted.
+    pub fn release(&mut self, worker: WorkerId) {
+        let counted = matches!(self.work, Work::Eval(_));
+        self.free_where(worker, |_, held| !(held && counted));
+    }
+
+    /// Frees what is with `worker` but not in its accumulator. False where the worker names a slot that is not its own
+    /// or that it never reported. Evaluated slots are in no accumulator and stay counted.
+    pub fn reconcile(&mut self, worker: WorkerId, accumulator: &[u32]) -> bool {
+        if matches!(self.work, Work::Eval(_)) {
+            self.release(worker);
+            return true;
+        }
+        let own = |slot: &u32| self.places.get(*slot as usize) == Some(&Place::Held(worker));
+        if !accumulator.iter().all(own) {
+            return false;
+        }
+        let accumulator: BTreeSet<u32> = accumulator.iter().copied().collect();
+        self.free_where(worker, |slot, _| !accumulator.contains(&slot));
+        true
+    }
+
+    fn free_where(&mut self, worker: WorkerId, frees: impl Fn(u32, bool) -> bool) {
+        for slot in 0..self.places.len() as u32 {
+            let held = match self.places[slot as usize] {
+                Place::Leased(owner) if owner == worker => false,
+                Place::Held(owner) if owner == worker => true,
+                _ => continue,
+            };
+            if !frees(slot, held) {
+                continue;
+            }
+            self.places[slot as usize] = Place::Free;
+            self.free.insert(slot);
+            if held {
+                self.held -= 1;
+            } else {
+                self.end_lease(worker);
+            }
+        }
+    }
+
+    fn end_lease(&mut self, worker: WorkerId) {
+        if let Some(count) = self.leased.get_mut(&worker) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// Every slot is held.
+    pub fn is_complete(&self) -> bool {
+        self.held == self.places.len()
+    }
+
+    pub fn trained_tokens(&self) -> u64 {
+        self.slots.iter().sum()
+    }
+
+    /// Mean loss and share of correct tokens over all trained tokens, summed in slot order. None before every slot was
+    /// computed at least once.
+    pub fn means(&self) -> Option<(f64, f64)> {
+        let mut loss_sum = 0.0;
+        let mut correct = 0;
+        for result in &self.results {
+            let result = (*result)?;
+            loss_sum += result.loss_sum;
+            correct += result.correct_tokens;
+        }
+        let tokens = self.trained_tokens().max(1) as f64;
+        Some((loss_sum / tokens, correct as f64 / tokens))
+    }
+
+    /// Slots whose loss is not finite.
+    pub fn broken_slots(&self) -> Vec<usize> {
+        let broken =
+            |result: &Option<SlotResult>| result.is_some_and(|result| !result.loss_sum.is_finite());
+        (0..self.results.len())
+            .filter(|&slot| broken(&self.results[slot]))
+            .collect()
+    }
+}

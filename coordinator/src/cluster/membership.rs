@@ -1,0 +1,254 @@
+//! Who is here, who takes part, and the checks at the door.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+
+use super::event::WorkerId;
+
+/// One connected worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub name: String,
+    /// Where peers reach its exchange.
+    pub address: String,
+    pub numerics_class: String,
+    /// None while it loads.
+    pub ready: Option<v1::Ready>,
+    /// Updates its weights are known to have seen.
+    pub seen: u64,
+    /// It has answered the current generation.
+    pub entered: bool,
+    /// Broken exchanges that peers blamed on it since the last committed step.
+    pub accusations: u32,
+}
+
+/// All connected workers, and those of them that form the current generation.
+#[derive(Clone, Debug, Default)]
+pub struct Membership {
+    workers: BTreeMap<WorkerId, Worker>,
+    /// Members of the generation by rank, as far as they are still here.
+    ranks: Vec<WorkerId>,
+}
+
+impl Membership {
+    /// Checks a newcomer against the run and against those who are here.
+    pub fn check_join(
+        &self,
+        join: &v1::Join,
+        version: &str,
+        job_digest: &str,
+        numerics_class: Option<&str>,
+    ) -> Result<(), String> {
+        if join.version != version {
+            return Err(format!(
+                "worker {} runs Muster {} but the coordinator runs {version}; install the same version on both",
+                join.name, join.version
+            ));
+        }
+        if !join.job_digest.is_empty() && join.job_digest != job_digest {
+            return Err(format!(
+                "worker {} holds the state of job {} but this coordinator runs job {}",
+                join.name,
+                short(&join.job_digest),
+                short(job_digest)
+            ));
+        }
+        let present = self.workers.values().next();
+        let class = numerics_class.or(present.map(|worker| worker.numerics_class.as_str()));
+        match class {
+            Some(class) if class != join.numerics_class => Err(format!(
+                "worker {} is of numerics class {} but this run is of class {class}; workers of different classes would \
+                 not give the same bits",
+                join.name, join.numerics_class
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what a worker loaded against the run and against those who are ready.
+    pub fn check_ready(
+        &self,
+        id: WorkerId,
+        ready: &v1::Ready,
+        job_digest: &str,
+        committed: u64,
+    ) -> Result<(), String> {
+        let name = self.name(id);
+        if ready.job_digest != job_digest {
+            return Err(format!(
+                "worker {name} reads the job as {} but the coordinator reads it as {}; install the same build on both",
+                short(&ready.job_digest),
+                short(job_digest)
+            ));
+        }
+        if ready.step > committed {
+            return Err(format!(
+                "worker {name} holds the weights after {} steps but this run has committed only {committed}",
+                ready.step
+            ));
+        }
+        for peer in self.workers.values() {
+            let Some(theirs) = &peer.ready else { continue };
+            if theirs.layout_digest != ready.layout_digest
+                || theirs.trainable_scalars != ready.trainable_scalars
+            {
+                return Err(format!(
+                    "worker {name} has the trainable layout {} but worker {} has {}",
+                    short(&ready.layout_digest),
+                    peer.name,
+                    short(&theirs.layout_digest)
+                ));
+            }
+            if theirs.step == ready.step && theirs.weights_digest != ready.weights_digest {
+                return Err(format!(
+                    "worker {name} starts with the weights {} but worker {} started with {}",
+                    short(&ready.weights_digest),
+                    peer.name,
+                    short(&theirs.weights_digest)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn add(&mut self, id: WorkerId, join: v1::Join, address: String) {
+        let worker = Worker {
+            name: join.name,
+            address,
+            numerics_class: join.numerics_class,
+            ready: None,
+            seen: 0,
+            entered: false,
+            accusations: 0,
+        };
+        self.workers.insert(id, worker);
+    }
+
+    pub fn remove(&mut self, id: WorkerId) -> Option<Worker> {
+        self.ranks.retain(|member| *member != id);
+        self.workers.remove(&id)
+    }
+
+    pub fn get(&self, id: WorkerId) -> Option<&Worker> {
+        self.workers.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.get_mut(&id)
+    }
+
+    pub fn name(&self, id: WorkerId) -> &str {
+        self.get(id).map_or("unknown", |worker| &worker.name)
+    }
+
+    pub fn ids(&self) -> Vec<WorkerId> {
+        self.workers.keys().copied().collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub fn ready_count(&self) -> usize {
+        let ready = |worker: &&Worker| worker.ready.is_some();
+        self.workers.values().filter(ready).count()
+    }
+
+    /// Any worker that is ready: all have loaded the same layout.
+    pub fn any_ready(&self) -> Option<&v1::Ready> {
+        self.workers
+            .values()
+            .find_map(|worker| worker.ready.as_ref())
+    }
+
+    pub fn ranks(&self) -> &[WorkerId] {
+        &self.ranks
+    }
+
+    pub fn rank_of(&self, id: WorkerId) -> Option<u32> {
+        let rank = self.ranks.iter().position(|member| *member == id)?;
+        Some(rank as u32)
+    }
+
+    pub fn all_entered(&self) -> bool {
+        let entered = |id: &WorkerId| self.get(*id).is_some_and(|worker| worker.entered);
+        self.ranks.iter().all(entered)
+    }
+
+    /// The first member, else the first ready worker, that has seen exactly `step` updates.
+    pub fn first_at(&self, step: u64) -> Option<WorkerId> {
+        let at = |id: &WorkerId| {
+            self.get(*id)
+                .is_some_and(|worker| worker.ready.is_some() && worker.seen == step)
+        };
+        let member = self.ranks.iter().copied().find(at);
+        member.or_else(|| self.workers.keys().copied().find(at))
+    }
+
+    /// The most updates that any member has seen.
+    pub fn newest(&self) -> Option<u64> {
+        let seen = |id: &WorkerId| self.get(*id).map(|worker| worker.seen);
+        self.ranks.iter().filter_map(seen).max()
+    }
+
+    /// A ready worker waits and there is room for it.
+    pub fn can_grow(&self, max_workers: Option<usize>) -> bool {
+        let room = max_workers.is_none_or(|max| self.ranks.len() < max);
+        room && self.ready_count() > self.ranks.len()
+    }
+
+    pub fn clear_accusations(&mut self) {
+        for worker in self.workers.values_mut() {
+            worker.accusations = 0;
+        }
+    }
+
+    /// Chooses the members of the next generation: those who stay keep their order, then come the others by number, up
+    /// to `max_workers`. Whoever is not chosen waits as a spare.
+    pub fn elect(&mut self, max_workers: Option<usize>) {
+        for (id, worker) in &mut self.workers {
+            worker.entered = false;
+            if worker.ready.is_some() && !self.ranks.contains(id) {
+                self.ranks.push(*id);
+            }
+        }
+        self.ranks.truncate(max_workers.unwrap_or(usize::MAX));
+    }
+
+    /// The generation as each member is told of it, by rank. Some member has seen `step` updates.
+    pub fn generation(&self, generation: u64, step: u64) -> Vec<(WorkerId, v1::Generation)> {
+        let member = |id: &WorkerId| {
+            let worker = self.get(*id)?;
+            Some(v1::Member {
+                worker: id.0,
+                name: worker.name.clone(),
+                address: worker.address.clone(),
+            })
+        };
+        let seen = |rank: &u32| {
+            let id = self.ranks[*rank as usize];
+            self.get(id).map_or(0, |worker| worker.seen)
+        };
+        let all = 0..self.ranks.len() as u32;
+        let message = v1::Generation {
+            generation,
+            members: self.ranks.iter().filter_map(member).collect(),
+            rank: 0,
+            step,
+            behind: all.clone().filter(|rank| seen(rank) < step).collect(),
+            source: all.clone().find(|rank| seen(rank) == step).unwrap_or(0),
+        };
+        let told = all.map(|rank| {
+            let mut message = message.clone();
+            message.rank = rank;
+            (self.ranks[rank as usize], message)
+        });
+        told.collect()
+    }
+}
+
+/// Enough of a digest for people to tell two apart.
+pub fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}

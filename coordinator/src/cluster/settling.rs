@@ -1,0 +1,351 @@
+//! From the exchange to the settled step: the first report commits it, and when all have reported and agree it is
+//! settled. A replica can be behind but never different, so one report is enough to go on from.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::ledger::Ledger;
+use super::membership::short;
+use super::schedule::{Course, Work};
+use super::{Cluster, Stage};
+use crate::events::{RunEvent, StepRecord};
+
+/// Weight of the newest step in the mean that predicts the end.
+const PACE_WEIGHT: f64 = 0.1;
+
+/// A step between its exchange and the last report.
+#[derive(Debug)]
+pub struct Settling {
+    /// The step's own ledger: needed again where the exchange breaks.
+    pub ledger: Ledger,
+    pub reports: BTreeMap<WorkerId, v1::StepReport>,
+    /// Seconds from the step's beginning to its first report.
+    pub committed_after: Option<f64>,
+}
+
+/// What is remembered from step to step for the records.
+#[derive(Debug)]
+pub struct Pace {
+    step_started: Option<Instant>,
+    mean_step_seconds: Option<f64>,
+    /// Seen up to `recorded`.
+    num_tokens: u64,
+    /// Updates after the last step that was recorded.
+    recorded: u64,
+    skipped_in_a_row: u64,
+    /// Of the newest settled step whose digest was asked for.
+    digest: Option<(u64, String)>,
+}
+
+impl Pace {
+    pub fn new(course: &Course, start_step: u64) -> Self {
+        Self {
+            step_started: None,
+            mean_step_seconds: None,
+            num_tokens: (0..start_step).map(|step| course.tokens(step)).sum(),
+            recorded: start_step,
+            skipped_in_a_row: 0,
+            digest: None,
+        }
+    }
+
+    pub fn restart(&mut self, now: Instant) {
+        self.step_started = Some(now);
+    }
+
+    /// Seconds since the last step, or since the generation began.
+    fn lap(&mut self, now: Instant) -> f64 {
+        let started = self.step_started.replace(now).unwrap_or(now);
+        let seconds = now.duration_since(started).as_secs_f64();
+        let mean = self.mean_step_seconds.unwrap_or(seconds);
+        self.mean_step_seconds = Some(mean + PACE_WEIGHT * (seconds - mean));
+        seconds
+    }
+}
+
+impl Cluster {
+    /// The digest of the weights after `step` updates, where it is known.
+    pub fn weights_digest(&self, step: u64) -> Option<&str> {
+        match &self.pace.digest {
+            Some((at, digest)) if *at == step => Some(digest),
+            _ => self
+                .members
+                .any_ready()
+                .filter(|ready| ready.step == step)
+                .map(|ready| ready.weights_digest.as_str()),
+        }
+    }
+
+    /// Every slot of the step is held: sum and update. The work after it goes out at once.
+    pub(super) fn order_exchange(&mut self, now: Instant, step: u64, commands: &mut Vec<Command>) {
+        for &worker in self.members.ranks() {
+            let exchange = v1::Exchange {
+                generation: self.generation,
+                step,
+            };
+            commands.push(Command::SendExchange { worker, exchange });
+        }
+        self.request_checkpoint(step + 1, commands);
+        let work = self.course.following(Work::Train(step));
+        let mut ledger = self.begin(now, work, commands);
+        ledger.exchanged = true;
+        self.settling = Some(Settling {
+            ledger,
+            reports: BTreeMap::new(),
+            committed_after: None,
+        });
+    }
+
+    pub(super) fn step_reported(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some(worker) = self.members.get_mut(id) else {
+            return;
+        };
+        let step = report.step;
+        let settling_step = self
+            .settling
+            .as_ref()
+            .map(|settling| settling.ledger.work.step() + 1);
+        if settling_step == Some(step) {
+            worker.seen = step;
+            self.collect(now, id, report, commands);
+        } else if step <= self.committed {
+            worker.seen = worker.seen.max(step);
+            self.compare_late(now, id, &report, commands);
+        } else if step == self.committed + 1 && self.ledger.exchanged {
+            worker.seen = step;
+            self.commit_late(now, id, report, commands);
+        } else {
+            let reason = format!("it reported step {step}, which was not due");
+            self.expel(now, id, reason, commands);
+        }
+    }
+
+    fn collect(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some(settling) = &mut self.settling else {
+            return;
+        };
+        settling.reports.insert(id, report);
+        if settling.committed_after.is_none() {
+            self.committed = settling.ledger.work.step() + 1;
+            settling.committed_after = Some(self.pace.lap(now));
+        }
+        let reports = &settling.reports;
+        if self
+            .members
+            .ranks()
+            .iter()
+            .all(|id| reports.contains_key(id))
+        {
+            let agreed = self.settle(commands);
+            let may_grow = self.stopping.is_none()
+                && self.stage == Stage::Running
+                && self.members.can_grow(self.settings.max_workers);
+            match self.stage {
+                Stage::Ended => {}
+                _ if !agreed || may_grow => self.reform(now, commands),
+                _ => self.proceed(now, commands),
+            }
+        } else {
+            self.proceed(now, commands);
+        }
+    }
+
+    /// A report of a step that is settled: its worker finished an exchange that broke for others.
+    fn compare_late(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: &v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        if let Some((step, digest)) = &self.pace.digest
+            && *step == report.step
+            && !report.weights_digest.is_empty()
+            && *digest != report.weights_digest
+        {
+            let reason = disagreement(report.step, &report.weights_digest, digest);
+            self.expel(now, id, reason, commands);
+        }
+    }
+
+    /// A report of a step whose exchange was thought to be broken: this worker had finished it.
+    fn commit_late(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let work = self.course.following(self.ledger.work);
+        let next = match self.ahead.take() {
+            Some(ahead) if ahead.work == work => ahead,
+            _ => Ledger::new(work, self.course.slots(work)),
+        };
+        self.committed = report.step;
+        self.settling = Some(Settling {
+            ledger: std::mem::replace(&mut self.ledger, next),
+            reports: BTreeMap::from([(id, report)]),
+            committed_after: Some(self.pace.lap(now)),
+        });
+        self.reform(now, commands);
+    }
+
+    /// Ends the settling because the generation ends: with the reports that came, or back to before the exchange where
+    /// nobody who is left has finished it.
+    pub(super) fn interrupt_settling(&mut self, commands: &mut Vec<Command>) {
+        let Some(settling) = &self.settling else {
+            return;
+        };
+        if !settling.reports.is_empty() {
+            self.settle(commands);
+            return;
+        }
+        let Some(settling) = self.settling.take() else {
+            return;
+        };
+        self.committed = settling.ledger.work.step();
+        self.ahead = Some(std::mem::replace(&mut self.ledger, settling.ledger));
+    }
+
+    /// Records the step and takes out whoever disagrees. False where somebody did.
+    fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
+        let Some(settling) = self.settling.take() else {
+            return true;
+        };
+        let step = settling.ledger.work.step() + 1;
+        let Some(agreed) = majority(&settling.reports) else {
+            let said = settling.reports.iter().map(|(id, report)| {
+                let name = self.members.name(*id);
+                format!("{name} has {}", short(&report.weights_digest))
+            });
+            let said: Vec<String> = said.collect();
+            let reason = format!(
+                "the workers disagree on the weights after step {step} and none is outvoted: {}; one of these machines \
+                 computes wrongly",
+                said.join(", ")
+            );
+            self.fail(reason, commands);
+            return false;
+        };
+        let odd = settling
+            .reports
+            .iter()
+            .filter(|(_, report)| verdict(report) != verdict(agreed));
+        let mut unanimous = true;
+        for (id, report) in odd {
+            let reason = disagreement(step, &report.weights_digest, &agreed.weights_digest);
+            self.forget(*id, &reason, commands);
+            commands.push(Command::Expel {
+                worker: *id,
+                reason,
+            });
+            unanimous = false;
+        }
+        self.members.clear_accusations();
+        self.record(&settling, agreed, commands);
+        unanimous
+    }
+
+    fn record(
+        &mut self,
+        settling: &Settling,
+        report: &v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let before = settling.ledger.work.step();
+        let step = before + 1;
+        if !report.weights_digest.is_empty() {
+            self.pace.digest = Some((step, report.weights_digest.clone()));
+        }
+        // A step that was lost with its holders and computed again has its record already.
+        if step <= self.pace.recorded {
+            return;
+        }
+        self.pace.recorded = step;
+        let tokens = self.course.tokens(before);
+        self.pace.num_tokens += tokens;
+        let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
+        let seconds = settling.committed_after.unwrap_or(0.0);
+        let remaining = self.course.total_steps().saturating_sub(step) as f64;
+        commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
+            step,
+            epoch: self.course.epoch_after(step),
+            loss,
+            grad_norm: report.grad_norm,
+            learning_rate: self.course.learning_rate(before),
+            num_tokens: self.pace.num_tokens,
+            mean_token_accuracy,
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            workers: self.members.ranks().len(),
+            generation: self.generation,
+            weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
+            skipped: report.skipped,
+            eta_seconds: self.pace.mean_step_seconds.unwrap_or(0.0) * remaining,
+        })));
+        self.count_skipped(settling, report.skipped, commands);
+    }
+
+    fn count_skipped(&mut self, settling: &Settling, skipped: bool, commands: &mut Vec<Command>) {
+        if !skipped {
+            self.pace.skipped_in_a_row = 0;
+            return;
+        }
+        self.pace.skipped_in_a_row += 1;
+        if self.pace.skipped_in_a_row > self.settings.max_skipped_steps {
+            let broken = settling.ledger.broken_slots();
+            let slots = match broken.as_slice() {
+                [] => format!(
+                    "its {} slots have finite losses",
+                    settling.ledger.slots.len()
+                ),
+                broken => format!("the loss of its slots {broken:?} is not finite"),
+            };
+            let reason = format!(
+                "{} steps in a row were skipped because their gradients were not finite or out of range; the last was \
+                 step {} ({slots}); lower learning_rate or look at the data of these slots",
+                self.pace.skipped_in_a_row,
+                settling.ledger.work.step() + 1
+            );
+            self.fail(reason, commands);
+        }
+    }
+}
+
+/// What reports of one step must agree on.
+fn verdict(report: &v1::StepReport) -> (&str, bool) {
+    (&report.weights_digest, report.skipped)
+}
+
+/// A report of the side that has more than half of the votes.
+fn majority(reports: &BTreeMap<WorkerId, v1::StepReport>) -> Option<&v1::StepReport> {
+    reports.values().find(|report| {
+        let votes = reports
+            .values()
+            .filter(|other| verdict(other) == verdict(report));
+        2 * votes.count() > reports.len()
+    })
+}
+
+fn disagreement(step: u64, own: &str, agreed: &str) -> String {
+    format!(
+        "its weights after step {step} are {} where the others have {}; this machine computes wrongly",
+        short(own),
+        short(agreed)
+    )
+}
