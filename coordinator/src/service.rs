@@ -1,1 +1,288 @@
-//! gRPC: messages become events, commands become messages.
+//! gRPC: messages become events for the driver, and what it queues for a worker becomes messages. Bulk calls (blocks,
+//! files, state) are answered here, from the [`Shelf`].
+//!
+//! It decides nothing about the run. Everything a peer sends is bounded: message size, calls at a time, names, sizes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::wire::{CHUNK_BYTES, MAX_BLOCKS_PER_FETCH, TOKEN_KEY, token_matches};
+use futures::Stream;
+use proto::v1::coordinator_server::Coordinator;
+use proto::v1::{self, worker_message::Message as Up};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::cluster::{Event, WorkerId};
+use crate::shelf::Shelf;
+use crate::upload::{self, Received};
+
+/// From the opening of a session to its Join.
+const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+/// Messages queued for one worker. A worker that lets them pile up further is stuck, and lost.
+const OUTBOX: usize = 1024;
+/// Chunks read ahead of a slow receiver.
+const CHUNKS_AHEAD: usize = 4;
+
+/// A message down, or the status that ends the session.
+pub type Outgoing = Result<v1::CoordinatorMessage, Status>;
+
+/// What the calls tell the driver.
+pub enum Input {
+    /// A session was opened. The driver answers with the worker's number.
+    Opened {
+        join: v1::Join,
+        /// Where peers reach the worker's exchange.
+        address: String,
+        outbox: mpsc::Sender<Outgoing>,
+        closed: CancellationToken,
+        answer: oneshot::Sender<WorkerId>,
+    },
+    Happened(Event),
+    /// A state that was asked for has arrived and its files have the digests they should have.
+    Uploaded(Received),
+}
+
+/// The answering side of every call.
+#[derive(Clone)]
+pub struct Service {
+    inputs: mpsc::Sender<Input>,
+    shelf: Arc<Shelf>,
+    token: Option<Arc<str>>,
+}
+
+impl Service {
+    pub fn new(inputs: mpsc::Sender<Input>, shelf: Arc<Shelf>, token: Option<String>) -> Self {
+        Self {
+            inputs,
+            shelf,
+            token: token.map(Into::into),
+        }
+    }
+
+    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let Some(token) = &self.token else {
+            return Ok(());
+        };
+        let presented = request.metadata().get(TOKEN_KEY);
+        let presented = presented.map_or(&[][..], |value| value.as_bytes());
+        if token_matches(presented, token) {
+            Ok(())
+        } else {
+            Err(Status::unauthenticated(
+                "the token is missing or wrong; give the worker the coordinator's --token-file",
+            ))
+        }
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), Status> {
+        let over = |_| Status::unavailable("the run is over");
+        self.inputs.send(input).await.map_err(over)
+    }
+}
+
+type Downstream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type SessionStream = Downstream<v1::CoordinatorMessage>;
+    type FetchBlocksStream = Downstream<v1::BlockChunk>;
+    type FetchFileStream = Downstream<v1::FileChunk>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        self.admit(&request)?;
+        let peer = request.remote_addr();
+        let mut messages = request.into_inner();
+        let first = tokio::time::timeout(JOIN_DEADLINE, messages.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the session did not begin with a Join"))??;
+        let Some(Up::Join(join)) = first.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument(
+                "the session did not begin with a Join",
+            ));
+        };
+        let address = exchange_address(&join, peer)?;
+        let (outbox, queue) = mpsc::channel(OUTBOX);
+        let closed = CancellationToken::new();
+        let (answer, worker) = oneshot::channel();
+        self.tell(Input::Opened {
+            join,
+            address,
+            outbox,
+            closed: closed.clone(),
+            answer,
+        })
+        .await?;
+        let over = |_| Status::unavailable("the run is over");
+        let worker = worker.await.map_err(over)?;
+        tokio::spawn(read_session(worker, messages, self.inputs.clone(), closed));
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn fetch_blocks(
+        &self,
+        request: Request<v1::FetchBlocksRequest>,
+    ) -> Result<Response<Self::FetchBlocksStream>, Status> {
+        self.admit(&request)?;
+        let v1::FetchBlocksRequest { digest, blocks } = request.into_inner();
+        let own = self.shelf.blocks.digest();
+        if digest != own {
+            return Err(Status::failed_precondition(format!(
+                "the blocks asked for are {digest} but this run's are {own}"
+            )));
+        }
+        if blocks.len() > MAX_BLOCKS_PER_FETCH {
+            return Err(Status::invalid_argument(format!(
+                "{} blocks in one request, at most {MAX_BLOCKS_PER_FETCH} are allowed",
+                blocks.len()
+            )));
+        }
+        let shelf = self.shelf.clone();
+        let chunks = blocks.into_iter().map(move |block| {
+            let data = shelf.blocks.block_bytes(block).ok_or_else(|| {
+                Status::out_of_range(format!("there is no block {block} in this run"))
+            })?;
+            let data = data.to_vec().into();
+            Ok(v1::BlockChunk { block, data })
+        });
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+
+    async fn fetch_file(
+        &self,
+        request: Request<v1::FetchFileRequest>,
+    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        self.admit(&request)?;
+        let v1::FetchFileRequest { digest, offset } = request.into_inner();
+        let (path, size) = self
+            .shelf
+            .find(&digest)
+            .ok_or_else(|| Status::not_found("this run offers no file with that digest"))?;
+        if offset > size {
+            return Err(Status::out_of_range(format!(
+                "offset {offset} is beyond the file's {size} bytes"
+            )));
+        }
+        let opened = tokio::fs::File::open(&path).await;
+        let failed = move |error: std::io::Error| {
+            Status::data_loss(format!("cannot read {}: {error}", path.display()))
+        };
+        let mut file = opened.map_err(&failed)?;
+        file.seek(std::io::SeekFrom::Start(offset))
+            .await
+            .map_err(&failed)?;
+        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(async move {
+            let mut file = file.take(size - offset);
+            loop {
+                let mut data = Vec::with_capacity(CHUNK_BYTES);
+                let read = (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data);
+                let chunk = match read.await {
+                    Ok(0) => return,
+                    Ok(_) => Ok(v1::FileChunk { data: data.into() }),
+                    Err(error) => Err(failed(error)),
+                };
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn upload_state(
+        &self,
+        request: Request<Streaming<v1::UploadChunk>>,
+    ) -> Result<Response<v1::UploadReply>, Status> {
+        self.admit(&request)?;
+        let mut chunks = request.into_inner();
+        let header = upload::read_header(&mut chunks).await?;
+        let worker = WorkerId(header.worker);
+        let expected = self
+            .shelf
+            .claim(worker, header.step)
+            .ok_or_else(|| Status::failed_precondition("that state was not asked for"))?;
+        let step = header.step;
+        match upload::receive(header, expected, &mut chunks).await {
+            Ok(received) => {
+                self.tell(Input::Uploaded(received)).await?;
+                Ok(Response::new(v1::UploadReply {}))
+            }
+            Err(status) => {
+                let reason = status.message().to_owned();
+                let event = Event::StateFailed { step, reason };
+                self.tell(Input::Happened(event)).await?;
+                Err(status)
+            }
+        }
+    }
+}
+
+/// Where peers reach the exchange: the host that the worker names, else the one it calls from.
+fn exchange_address(join: &v1::Join, peer: Option<SocketAddr>) -> Result<String, Status> {
+    let port = u16::try_from(join.exchange_port)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| Status::invalid_argument("exchange_port is not a port"))?;
+    if !join.exchange_host.is_empty() {
+        return Ok(match join.exchange_host.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, port).to_string(),
+            Err(_) => format!("{}:{port}", join.exchange_host),
+        });
+    }
+    let peer = peer.ok_or_else(|| Status::internal("the caller has no address"))?;
+    Ok(SocketAddr::new(peer.ip(), port).to_string())
+}
+
+/// Turns one worker's messages into events until the session ends, from whichever side.
+async fn read_session(
+    worker: WorkerId,
+    mut messages: Streaming<v1::WorkerMessage>,
+    inputs: mpsc::Sender<Input>,
+    closed: CancellationToken,
+) {
+    loop {
+        let message = tokio::select! {
+            message = messages.message() => message,
+            () = closed.cancelled() => return,
+        };
+        let event = match message {
+            Ok(Some(message)) => match event(worker, message.message) {
+                Some(event) => event,
+                None => continue,
+            },
+            Ok(None) => lost(worker, "it closed the session".to_owned()),
+            Err(status) => lost(worker, format!("the connection broke ({})", status.message())),
+        };
+        let over = matches!(event, Event::WorkerLost { .. });
+        if inputs.send(Input::Happened(event)).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+fn lost(worker: WorkerId, reason: String) -> Event {
+    Event::WorkerLost { worker, reason }
+}
+
+fn event(worker: WorkerId, message: Option<Up>) -> Option<Event> {
+    Some(match message {
+        Some(Up::Ready(ready)) => Event::WorkerReady { worker, ready },
+        Some(Up::Entered(entered)) => Event::WorkerEntered { worker, entered },
+        Some(Up::SlotDone(done)) => Event::SlotDone { worker, done },
+        Some(Up::StepReport(report)) => Event::StepReported { worker, report },
+        Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
+        Some(Up::Leaving(leaving)) => lost(worker, leaving.reason),
+        Some(Up::Heartbeat(_)) => return None,
+        Some(Up::Join(_)) => lost(worker, "it joined twice in one session".to_owned()),
+        None => lost(worker, "it sent an empty message".to_owned()),
+    })
+}

@@ -1,0 +1,137 @@
+//! A state on its way in: named files in chunks, written to the folder that waits for them, each checked by size and
+//! digest before the next begins.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use common::wire::{MAX_FILES, check_digest};
+use proto::v1::upload_chunk::Chunk;
+use proto::v1::{FileEntry, UploadChunk, UploadHeader};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use tonic::{Status, Streaming};
+
+use crate::cluster::WorkerId;
+use crate::shelf::Expected;
+
+/// Longest silence between two chunks.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A state whose files are complete, in a folder that is not committed yet.
+pub struct Received {
+    pub worker: WorkerId,
+    pub step: u64,
+    pub weights_digest: String,
+    pub folder: common::files::atomic::AtomicDir,
+}
+
+/// The first chunk, which says whose state it is.
+pub async fn read_header(chunks: &mut Streaming<UploadChunk>) -> Result<UploadHeader, Status> {
+    match next(chunks).await? {
+        Some(Chunk::Header(header)) => Ok(header),
+        _ => Err(Status::invalid_argument("an upload begins with its header")),
+    }
+}
+
+/// Writes the files that follow the header.
+pub async fn receive(
+    header: UploadHeader,
+    expected: Expected,
+    chunks: &mut Streaming<UploadChunk>,
+) -> Result<Received, Status> {
+    let folder = expected.folder;
+    let mut names = HashSet::new();
+    let mut budget = expected.max_bytes;
+    while let Some(chunk) = next(chunks).await? {
+        let Chunk::File(entry) = chunk else {
+            return Err(Status::invalid_argument("data without a file to belong to"));
+        };
+        check_entry(&entry, &mut names, budget)?;
+        budget -= entry.size;
+        receive_file(&folder.path().join(&entry.path), &entry, chunks).await?;
+    }
+    if names.is_empty() {
+        return Err(Status::invalid_argument("an upload without files"));
+    }
+    Ok(Received {
+        worker: WorkerId(header.worker),
+        step: header.step,
+        weights_digest: header.weights_digest,
+        folder,
+    })
+}
+
+fn check_entry(
+    entry: &FileEntry,
+    names: &mut HashSet<String>,
+    budget: u64,
+) -> Result<(), Status> {
+    // State folders are flat, so a name that could lead anywhere else is never needed.
+    let plain = !entry.path.is_empty()
+        && !entry.path.starts_with('.')
+        && entry.path.len() <= 255
+        && entry
+            .path
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !plain || !names.insert(entry.path.clone()) || names.len() > MAX_FILES {
+        return Err(Status::invalid_argument(format!(
+            "an upload may not contain the file {:?}",
+            entry.path
+        )));
+    }
+    if entry.size > budget {
+        return Err(Status::invalid_argument(format!(
+            "{} has {} bytes, more than this state can have",
+            entry.path, entry.size
+        )));
+    }
+    check_digest("digest", &entry.digest)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+async fn receive_file(
+    path: &std::path::Path,
+    entry: &FileEntry,
+    chunks: &mut Streaming<UploadChunk>,
+) -> Result<(), Status> {
+    let failed = |error: std::io::Error| {
+        Status::resource_exhausted(format!("cannot write {}: {error}", path.display()))
+    };
+    let mut file = File::create_new(path).await.map_err(failed)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut missing = entry.size;
+    while missing > 0 {
+        let Some(Chunk::Data(data)) = next(chunks).await? else {
+            return Err(Status::data_loss(format!("{} is cut short", entry.path)));
+        };
+        if data.is_empty() || data.len() as u64 > missing {
+            return Err(Status::data_loss(format!(
+                "{} has more bytes than announced",
+                entry.path
+            )));
+        }
+        missing -= data.len() as u64;
+        hasher.update(&data);
+        file.write_all(&data).await.map_err(failed)?;
+    }
+    file.flush().await.map_err(failed)?;
+    if hasher.finalize().to_hex().as_str() != entry.digest {
+        return Err(Status::data_loss(format!(
+            "{} arrived with another digest than announced",
+            entry.path
+        )));
+    }
+    Ok(())
+}
+
+async fn next(chunks: &mut Streaming<UploadChunk>) -> Result<Option<Chunk>, Status> {
+    let chunk = tokio::time::timeout(CHUNK_DEADLINE, chunks.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the upload stopped"))??;
+    match chunk {
+        None => Ok(None),
+        Some(UploadChunk { chunk: Some(chunk) }) => Ok(Some(chunk)),
+        Some(_) => Err(Status::invalid_argument("an empty chunk")),
+    }
+}
