@@ -1,1 +1,326 @@
 //! The driver: one task owns the cluster and carries out its commands.
+//!
+//! In: what the calls, the clock and the user say ([`Input`]). Out: messages to workers, stored states, run events, and
+//! the outcome. It decides nothing; it only turns commands into deeds and failures of deeds into events.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::files::FileEntry;
+use common::wire::down;
+use proto::v1::{self, coordinator_message::Message as Down};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::checkpoints::{Facts, State, Store};
+use crate::cluster::{Cluster, Command, Event, Outcome, WorkerId};
+use crate::events::RunEvent;
+use crate::shelf::{Expected, Shelf};
+use crate::upload::Received;
+
+/// Between two looks at the clock.
+const TICK: Duration = Duration::from_millis(250);
+/// Of a state, beyond 16 bytes for each trainable scalar: configuration and headers.
+const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// A message down, or the status that ends the session.
+pub type Outgoing = Result<v1::CoordinatorMessage, Status>;
+
+/// What reaches the driver.
+pub enum Input {
+    /// A session was opened. The driver answers with the worker's number.
+    Opened {
+        join: v1::Join,
+        /// Where peers reach the worker's exchange.
+        address: String,
+        outbox: mpsc::Sender<Outgoing>,
+        closed: CancellationToken,
+        answer: oneshot::Sender<WorkerId>,
+    },
+    Happened(Event),
+    /// A state that was asked for has arrived and its files have the digests they should have.
+    Uploaded(Received),
+    /// A checkpoint is on disk.
+    Stored(State),
+}
+
+/// What every worker is told at the door.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    pub term: u64,
+    /// The resolved job as JSON.
+    pub job: Vec<u8>,
+    pub job_digest: String,
+    pub model_dir: PathBuf,
+    pub model_files: Vec<FileEntry>,
+    pub total_steps: u64,
+}
+
+struct Session {
+    outbox: mpsc::Sender<Outgoing>,
+    closed: CancellationToken,
+}
+
+/// The owner of the cluster.
+pub struct Driver {
+    cluster: Cluster,
+    greeting: Greeting,
+    /// What newcomers start from.
+    newest: State,
+    store: Arc<Store>,
+    shelf: Arc<Shelf>,
+    observer: mpsc::Sender<RunEvent>,
+    /// For tasks that answer later.
+    inputs: mpsc::Sender<Input>,
+    sessions: HashMap<WorkerId, Session>,
+    next_worker: u64,
+    /// The step whose state is the result.
+    last_step: Option<u64>,
+    /// Failures of deeds, to be handled next.
+    failures: VecDeque<Event>,
+}
+
+impl Driver {
+    pub fn new(
+        cluster: Cluster,
+        greeting: Greeting,
+        newest: State,
+        store: Arc<Store>,
+        shelf: Arc<Shelf>,
+        observer: mpsc::Sender<RunEvent>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        Self {
+            cluster,
+            greeting,
+            newest,
+            store,
+            shelf,
+            observer,
+            inputs,
+            sessions: HashMap::new(),
+            next_worker: 1,
+            last_step: None,
+            failures: VecDeque::new(),
+        }
+    }
+
+    /// Runs until the cluster ends. Sessions end with the driver, after what is queued for them.
+    pub async fn drive(mut self, mut arrivals: mpsc::Receiver<Input>) -> Outcome {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                Some(input) = arrivals.recv() => self.take(input),
+                _ = ticks.tick() => Some(Event::Ticked),
+            };
+            self.failures.extend(event);
+            while let Some(event) = self.failures.pop_front() {
+                if let Some(outcome) = self.apply(event).await {
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Does what is not the cluster's business, and names what happened.
+    fn take(&mut self, input: Input) -> Option<Event> {
+        match input {
+            Input::Opened {
+                join,
+                address,
+                outbox,
+                closed,
+                answer,
+            } => {
+                let worker = WorkerId(self.next_worker);
+                self.next_worker += 1;
+                self.sessions.insert(worker, Session { outbox, closed });
+                // Where the call is gone already, its session breaks and is noticed there.
+                let _ = answer.send(worker);
+                Some(Event::WorkerJoined {
+                    worker,
+                    join,
+                    address,
+                })
+            }
+            Input::Happened(event) => {
+                if let Event::WorkerLost { worker, .. } = &event {
+                    self.sessions.remove(worker);
+                    self.shelf.forget(*worker);
+                }
+                Some(event)
+            }
+            Input::Uploaded(received) => self.store(received),
+            Input::Stored(state) => {
+                if let Some(folder) = &state.folder {
+                    self.shelf.offer(folder, &state.files);
+                }
+                let stored = Event::StateStored {
+                    step: state.step,
+                    path: state.folder.clone().unwrap_or_default(),
+                };
+                self.newest = state;
+                Some(stored)
+            }
+        }
+    }
+
+    async fn apply(&mut self, event: Event) -> Option<Outcome> {
+        let mut commands = Vec::new();
+        self.cluster.handle(Instant::now(), event, &mut commands);
+        for command in commands {
+            match command {
+                // An observer that is gone needs no events.
+                Command::Emit(event) => drop(self.observer.send(event).await),
+                Command::End(outcome) => return Some(outcome),
+                command => self.carry_out(command),
+            }
+        }
+        None
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Welcome { worker } => {
+                let welcome = self.welcome(worker);
+                self.send(worker, Down::Welcome(welcome));
+            }
+            Command::SendGeneration { worker, generation } => {
+                self.send(worker, Down::Generation(generation));
+            }
+            Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),
+            Command::SendLease { worker, lease } => self.send(worker, Down::Lease(lease)),
+            Command::SendExchange { worker, exchange } => {
+                self.send(worker, Down::Exchange(exchange));
+            }
+            Command::SendFinish { worker, finish } => self.send(worker, Down::Finish(finish)),
+            Command::RequestState { worker, step, last } => self.request(worker, step, last),
+            Command::Refuse { worker, reason } => {
+                self.close(worker, Status::failed_precondition(reason));
+            }
+            Command::Expel { worker, reason } => self.close(worker, Status::aborted(reason)),
+            Command::Emit(_) | Command::End(_) => {}
+        }
+    }
+
+    fn send(&mut self, worker: WorkerId, message: Down) {
+        let Some(session) = self.sessions.get(&worker) else {
+            return;
+        };
+        if session.outbox.try_send(Ok(down(message))).is_err() {
+            let reason = "it does not read what it is sent".to_owned();
+            self.close(worker, Status::aborted(reason.clone()));
+            self.failures
+                .push_back(Event::WorkerLost { worker, reason });
+        }
+    }
+
+    fn close(&mut self, worker: WorkerId, status: Status) {
+        if let Some(session) = self.sessions.remove(&worker) {
+            // A full queue loses the status; the stream ends all the same.
+            let _ = session.outbox.try_send(Err(status));
+            session.closed.cancel();
+        }
+        self.shelf.forget(worker);
+    }
+
+    fn welcome(&self, worker: WorkerId) -> v1::Welcome {
+        let Greeting {
+            term,
+            job,
+            job_digest,
+            model_dir,
+            model_files,
+            total_steps,
+        } = &self.greeting;
+        let blocks = &self.shelf.blocks;
+        let folder = self.newest.folder.as_deref();
+        v1::Welcome {
+            worker: worker.0,
+            term: *term,
+            job: job.clone().into(),
+            job_digest: job_digest.clone(),
+            model_files: entries(model_files),
+            model_dir: model_dir.display().to_string(),
+            start_step: self.newest.step,
+            state_files: entries(&self.newest.files),
+            state_dir: folder.map_or_else(String::new, |folder| folder.display().to_string()),
+            blocks: Some(v1::BlockSet {
+                digest: blocks.digest().to_owned(),
+                train_blocks: blocks.train_blocks(),
+                eval_blocks: blocks.eval_blocks(),
+                sequence_len: blocks.sequence_len() as u32,
+            }),
+            total_steps: *total_steps,
+        }
+    }
+
+    fn request(&mut self, worker: WorkerId, step: u64, last: bool) {
+        match self.store.begin(step) {
+            Ok(folder) => {
+                let scalars = self.cluster.trainable_scalars();
+                let max_bytes = scalars * 16 + STATE_OVERHEAD_BYTES;
+                let expected = Expected { folder, max_bytes };
+                self.shelf.expect(worker, step, expected);
+                self.last_step = last.then_some(step);
+                let save = v1::SaveState {
+                    step,
+                    r#final: last,
+                };
+                self.send(worker, Down::SaveState(save));
+            }
+            Err(error) => self.failures.push_back(Event::StateFailed {
+                step,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Commits a received state beside everything else that goes on.
+    fn store(&mut self, received: Received) -> Option<Event> {
+        let step = received.step;
+        let known = self.cluster.weights_digest(step);
+        if known.is_some_and(|digest| digest != received.weights_digest) {
+            let reason = "the state that arrived has other weights than the step".to_owned();
+            return Some(Event::StateFailed { step, reason });
+        }
+        let facts = Facts {
+            layout_digest: self.cluster.layout_digest().to_owned(),
+            numerics_class: self.cluster.numerics_class().unwrap_or_default().to_owned(),
+        };
+        let last = self.last_step == Some(step);
+        let (store, inputs) = (self.store.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let commit = move || match last {
+                true => store.commit_last(received, &facts),
+                false => store.commit(received, &facts),
+            };
+            let input = match tokio::task::spawn_blocking(commit).await {
+                Ok(Ok(state)) => Input::Stored(state),
+                Ok(Err(error)) => failed(step, error.to_string()),
+                Err(error) => failed(step, error.to_string()),
+            };
+            // The driver is gone only when the run is over.
+            let _ = inputs.send(input).await;
+        });
+        None
+    }
+}
+
+fn failed(step: u64, reason: String) -> Input {
+    Input::Happened(Event::StateFailed { step, reason })
+}
+
+fn entries(files: &[FileEntry]) -> Vec<v1::FileEntry> {
+    let entry = |file: &FileEntry| v1::FileEntry {
+        path: file.path.clone(),
+        size: file.size,
+        digest: file.digest.clone(),
+    };
+    files.iter().map(entry).collect()
+}

@@ -9,7 +9,9 @@ pub mod events;
 pub mod output;
 pub mod prepare;
 pub mod service;
+pub mod shelf;
 #[cfg(feature = "single-node")]
 pub mod single_node;
 pub mod start;
 pub mod ui;
+pub mod upload;

@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Event, WorkerId};
+use crate::driver::Input;
 use crate::shelf::Shelf;
-use crate::upload::{self, Received};
+use crate::upload;
 
 /// From the opening of a session to its Join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -28,25 +29,6 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 const OUTBOX: usize = 1024;
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
-
-/// A message down, or the status that ends the session.
-pub type Outgoing = Result<v1::CoordinatorMessage, Status>;
-
-/// What the calls tell the driver.
-pub enum Input {
-    /// A session was opened. The driver answers with the worker's number.
-    Opened {
-        join: v1::Join,
-        /// Where peers reach the worker's exchange.
-        address: String,
-        outbox: mpsc::Sender<Outgoing>,
-        closed: CancellationToken,
-        answer: oneshot::Sender<WorkerId>,
-    },
-    Happened(Event),
-    /// A state that was asked for has arrived and its files have the digests they should have.
-    Uploaded(Received),
-}
 
 /// The answering side of every call.
 #[derive(Clone)]
@@ -184,8 +166,8 @@ impl Coordinator for Service {
             let mut file = file.take(size - offset);
             loop {
                 let mut data = Vec::with_capacity(CHUNK_BYTES);
-                let read = (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data);
-                let chunk = match read.await {
+                let mut piece = (&mut file).take(CHUNK_BYTES as u64);
+                let chunk = match piece.read_to_end(&mut data).await {
                     Ok(0) => return,
                     Ok(_) => Ok(v1::FileChunk { data: data.into() }),
                     Err(error) => Err(failed(error)),
@@ -260,7 +242,10 @@ async fn read_session(
                 None => continue,
             },
             Ok(None) => lost(worker, "it closed the session".to_owned()),
-            Err(status) => lost(worker, format!("the connection broke ({})", status.message())),
+            Err(status) => lost(
+                worker,
+                format!("the connection broke ({})", status.message()),
+            ),
         };
         let over = matches!(event, Event::WorkerLost { .. });
         if inputs.send(Input::Happened(event)).await.is_err() || over {

@@ -61,11 +61,7 @@ pub async fn receive(
     })
 }
 
-fn check_entry(
-    entry: &FileEntry,
-    names: &mut HashSet<String>,
-    budget: u64,
-) -> Result<(), Status> {
+fn check_entry(entry: &FileEntry, names: &mut HashSet<String>, budget: u64) -> Result<(), Status> {
     // State folders are flat, so a name that could lead anywhere else is never needed.
     let plain = !entry.path.is_empty()
         && !entry.path.starts_with('.')

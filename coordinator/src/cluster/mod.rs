@@ -15,8 +15,6 @@ mod saving;
 mod schedule;
 mod settling;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
@@ -159,8 +157,16 @@ impl Cluster {
         self.numerics_class.as_deref()
     }
 
-    pub fn committed(&self) -> u64 {
-        self.committed
+    /// Of the workers that are ready; 0 while there are none.
+    pub fn trainable_scalars(&self) -> u64 {
+        let ready = self.members.any_ready();
+        ready.map_or(0, |ready| ready.trainable_scalars)
+    }
+
+    /// Of the workers that are ready; empty while there are none.
+    pub fn layout_digest(&self) -> &str {
+        let ready = self.members.any_ready();
+        ready.map_or("", |ready| &ready.layout_digest)
     }
 
     // ---- who is here ----
@@ -491,11 +497,9 @@ impl Cluster {
     }
 
     fn send_plan(&self, worker: WorkerId, commands: &mut Vec<Command>) {
-        let scalars = self.members.any_ready();
-        let scalars = scalars.map_or(0, |ready| ready.trainable_scalars);
-        let plan = self
-            .course
-            .plan(self.ledger.work, &self.ledger.slots, scalars);
+        let ledger = &self.ledger;
+        let scalars = self.trainable_scalars();
+        let plan = self.course.plan(ledger.work, &ledger.slots, scalars);
         if let Some(mut plan) = plan {
             plan.generation = self.generation;
             commands.push(Command::SendPlan { worker, plan });
