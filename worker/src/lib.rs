@@ -11,6 +11,8 @@ pub mod run;
 pub mod session;
 pub mod upload;
 
+pub use engine::numerics_class;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -1,13 +1,55 @@
 //! The engine: models, layers, fused ops, optimizer. Knows nothing of networks.
 
 pub mod accumulator;
+pub mod adapter;
 pub mod batch;
 pub mod config;
 pub mod generate;
 pub mod layers;
 pub mod model;
+pub mod numerics;
 pub mod ops;
 pub mod optim;
 pub mod params;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod testing;
 pub mod trainer;
 pub mod weights;
+
+use std::path::PathBuf;
+
+use common::files::FileError;
+use thiserror::Error;
+
+pub use numerics::numerics_class;
+pub use trainer::{Reduced, SlotOutcome, Trainer, TrainerOptions, UpdateOutcome};
+
+/// What can go wrong between a model folder and an update.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {feature} is not supported")]
+    Feature { path: PathBuf, feature: String },
+    #[error("no linear layer matches the LoRA target {target:?}; the layers are {known}")]
+    UnmatchedTarget { target: String, known: String },
+    #[error("adapter rank is {found} in {path} but {expected} in the job")]
+    RankMismatch {
+        path: PathBuf,
+        found: usize,
+        expected: usize,
+    },
+    #[error("{path} has tensor {name}, which the job's adapter has not")]
+    UnexpectedTensor { path: PathBuf, name: String },
+    #[error("token id {token} is outside the model's vocabulary of {vocabulary}")]
+    TokenOutOfRange { token: u32, vocabulary: usize },
+    #[error("trainable tensor {name} got no gradient")]
+    MissingGradient { name: String },
+    #[error("the state is of layout {found}, but this job's is {expected}")]
+    LayoutMismatch { found: String, expected: String },
+    #[error("{threads} engine threads cannot be started: {reason}")]
+    Threads { threads: usize, reason: String },
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}

@@ -1,1 +1,41 @@
-//! Layers.
+//! The decoder's layers, each built of fused ops.
+
+pub mod attention;
+pub mod checkpoint;
+pub mod decoder;
+pub mod mlp;
+
+use std::sync::Arc;
+
+use super::batch::Batch;
+use super::ops::lora_linear::MaskKey;
+use super::ops::rope::RopeTable;
+use super::params::Weight;
+
+/// What every layer of a forward pass needs beside its input.
+#[derive(Clone)]
+pub struct Pass {
+    pub positions: Arc<Vec<u32>>,
+    pub segments: Arc<super::ops::attention::Segments>,
+    pub rope: Arc<RopeTable>,
+    /// None: nothing is dropped.
+    pub mask: Option<MaskKey>,
+}
+
+impl Pass {
+    pub fn new(batch: &Batch, rope: Arc<RopeTable>, mask: Option<MaskKey>) -> Self {
+        Self {
+            positions: batch.positions.clone(),
+            segments: batch.segments.clone(),
+            rope,
+            mask,
+        }
+    }
+}
+
+/// The weight of an RMS norm.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    pub weight: Weight,
+    pub epsilon: f32,
+}

@@ -1,0 +1,132 @@
+//! LoRA: which linears get an adapter, what its tensors are called, and the values they start from.
+
+use std::path::Path;
+
+use common::files::adapter::{ADAPTER_WEIGHTS, AdapterConfig, Factor, tensor_name};
+use common::files::layout::Layout;
+use common::files::snapshot::read_weights;
+use common::files::tensors::TensorFile;
+use common::job::{LoraSpec, TargetModules};
+use common::rng::CounterRng;
+
+use super::EngineError;
+use super::config::ModelConfig;
+use super::ops::lora_linear::Lora;
+use super::params::Parameters;
+use super::weights::{LinearShape, linears, name_key};
+
+/// Draw stream of the counter-based generator.
+const STREAM_ADAPTER: u64 = 0x6c6f_7261;
+
+/// One adapted linear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptedModule {
+    /// `model.layers.0.self_attn.q_proj`
+    pub path: String,
+    pub shape: LinearShape,
+}
+
+/// The linears that the job's targets name, as PEFT matches them: by last name or by the end of the path.
+pub fn adapted_modules(
+    config: &ModelConfig,
+    targets: &TargetModules,
+) -> Result<Vec<AdaptedModule>, EngineError> {
+    let all: Vec<AdaptedModule> = (0..config.layers)
+        .flat_map(|layer| {
+            linears(config).map(|shape| AdaptedModule {
+                path: format!("model.layers.{layer}.{}", shape.path),
+                shape,
+            })
+        })
+        .collect();
+    let TargetModules::Named(names) = targets else {
+        return Ok(all);
+    };
+    let matches = |path: &str, name: &str| {
+        path == name
+            || path
+                .strip_suffix(name)
+                .is_some_and(|rest| rest.ends_with('.'))
+    };
+    for name in names {
+        if !all.iter().any(|module| matches(&module.path, name)) {
+            return Err(EngineError::UnmatchedTarget {
+                target: name.clone(),
+                known: linears(config).map(|linear| linear.path).join(", "),
+            });
+        }
+    }
+    Ok(all
+        .into_iter()
+        .filter(|module| names.iter().any(|name| matches(&module.path, name)))
+        .collect())
+}
+
+/// The adapter's trainable tensors.
+pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {
+    Layout::new(modules.iter().flat_map(|module| {
+        [
+            (
+                tensor_name(&module.path, Factor::A),
+                vec![rank, module.shape.width],
+            ),
+            (
+                tensor_name(&module.path, Factor::B),
+                vec![module.shape.out, rank],
+            ),
+        ]
+    }))
+}
+
+/// Starting values as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with a = sqrt 5), `B` zero. In layout order.
+pub fn initial_values(layout: &Layout, seed: u64) -> Vec<f32> {
+    let mut flat = Vec::with_capacity(layout.scalars);
+    for tensor in &layout.tensors {
+        let scalars: usize = tensor.shape.iter().product();
+        if tensor.name.ends_with(".lora_B.weight") {
+            flat.resize(flat.len() + scalars, 0.0);
+            continue;
+        }
+        let bound = 1.0 / (tensor.shape[1] as f64).sqrt();
+        let mut rng = CounterRng::new(seed, &[STREAM_ADAPTER, name_key(&tensor.name)]);
+        flat.extend((0..scalars).map(|_| ((2.0 * rng.uniform() - 1.0) * bound) as f32));
+    }
+    flat
+}
+
+/// Starting values from a PEFT adapter, which must have the job's rank and exactly its tensors.
+pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f32>, EngineError> {
+    let config = AdapterConfig::read(dir)?;
+    if config.r != lora.r {
+        return Err(EngineError::RankMismatch {
+            path: dir.to_owned(),
+            found: config.r,
+            expected: lora.r,
+        });
+    }
+    let values = read_weights(dir, layout)?;
+    let path = dir.join(ADAPTER_WEIGHTS);
+    let file = TensorFile::open(&path)?;
+    let unexpected = file.names().find(|name| layout.find(name).is_none());
+    match unexpected.map(str::to_owned) {
+        Some(name) => Err(EngineError::UnexpectedTensor { path, name }),
+        None => Ok(values),
+    }
+}
+
+/// The adapter of the linear at this path, or None where it has none.
+pub fn adapter_of(
+    path: &str,
+    parameters: &Parameters,
+    lora: &LoraSpec,
+) -> candle_core::Result<Option<Lora>> {
+    let a = parameters.weight(&tensor_name(path, Factor::A))?;
+    let b = parameters.weight(&tensor_name(path, Factor::B))?;
+    Ok(a.zip(b).map(|(a, b)| Lora {
+        a,
+        b,
+        scale: lora.scale() as f32,
+        dropout: lora.dropout,
+        module: name_key(path),
+    }))
+}

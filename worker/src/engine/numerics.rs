@@ -1,0 +1,56 @@
+//! The numerics class: what, beside a run's inputs, decides its bits on this machine.
+
+/// Equal classes give equal bits. Compared when a worker joins, recorded in the run's manifest.
+///
+/// Products are blocked by cache size and computed by the best instruction set there is; logarithms and cosines come
+/// from the C library.
+pub fn numerics_class() -> String {
+    let caches: Vec<String> = gemm_common::cache::CACHE_INFO
+        .iter()
+        .map(|cache| format!("{}/{}", cache.cache_bytes >> 10, cache.associativity))
+        .collect();
+    format!(
+        "cpu-{}-{}-cache-{}-{}-muster-{}",
+        std::env::consts::ARCH,
+        instruction_set(),
+        caches.join("-"),
+        c_library(),
+        common::VERSION
+    )
+}
+
+/// The one that the `gemm` crate picks (its AVX-512 kernels are not built).
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        return "avx2-fma";
+    }
+    "baseline"
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn c_library() -> String {
+    unsafe extern "C" {
+        fn gnu_get_libc_version() -> *const std::ffi::c_char;
+    }
+    // SAFETY: glibc returns a pointer to a static, terminated string.
+    let version = unsafe { std::ffi::CStr::from_ptr(gnu_get_libc_version()) };
+    format!("glibc-{}", version.to_string_lossy())
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn c_library() -> String {
+    std::env::consts::OS.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_names_architecture_and_version() {
+        let class = numerics_class();
+        assert!(class.contains(std::env::consts::ARCH) && class.ends_with(common::VERSION));
+        assert_eq!(class, numerics_class());
+    }
+}

@@ -1,0 +1,401 @@
+//! Causal attention within segments (flash attention's recomputation, Dao et al., 2022): grouped queries, softmax in
+//! float32, one tile of query rows at a time, so that no tokens-by-tokens matrix outlives its tile.
+//!
+//! Tiles are a function of the segments alone. Forward tasks are (query tile, head); backward tasks are (run of
+//! segments, key-value head), so that each sum into a key or value has one owner and one order.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::gemm::{Matrix, MatrixMut, Shared, multiply};
+use super::rope::HeadLayout;
+use super::vector::{self, dispatch};
+use super::{f32_slice, output, to_tensor, with_f32};
+
+/// Query rows in one tile.
+const QUERY_TILE: usize = 64;
+/// Rows that a run of short segments is filled up to.
+const RUN_ROWS: usize = 256;
+
+/// Which tokens may attend to which: token i sees `starts[i]..=i`.
+#[derive(Debug)]
+pub struct Segments {
+    starts: Vec<usize>,
+    /// Whole segments, together covering all tokens.
+    runs: Vec<Range<usize>>,
+}
+
+impl Segments {
+    /// From the segment lengths, in order.
+    pub fn new(lengths: &[usize]) -> Self {
+        let mut starts = Vec::with_capacity(lengths.iter().sum());
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for &length in lengths {
+            let start = starts.len();
+            starts.resize(start + length, start);
+            match runs.last_mut() {
+                Some(run) if run.len() + length <= RUN_ROWS => run.end += length,
+                _ => runs.push(start..start + length),
+            }
+        }
+        Self { starts, runs }
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.starts.len()
+    }
+
+    fn tiles(&self, run: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let end = run.end;
+        run.clone()
+            .step_by(QUERY_TILE)
+            .map(move |start| start..(start + QUERY_TILE).min(end))
+    }
+
+    /// The keys that any row of the tile sees.
+    fn keys(&self, rows: &Range<usize>) -> Range<usize> {
+        self.starts[rows.start]..rows.end
+    }
+
+    /// The columns of a tile's scores that its row sees.
+    fn visible(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        self.starts[row].max(keys.start) - keys.start..row + 1 - keys.start
+    }
+}
+
+/// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; the result is
+/// `[tokens, heads * head_dim]`.
+pub fn attention(qkv: &Tensor, layout: HeadLayout, segments: Arc<Segments>) -> Result<Tensor> {
+    qkv.apply_op1(Attention {
+        layout,
+        segments,
+        log_sums: OnceLock::new(),
+    })
+}
+
+struct Attention {
+    layout: HeadLayout,
+    segments: Arc<Segments>,
+    /// `log(sum(exp(scores)))` of each row, `[heads, tokens]`, kept for the backward pass.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+impl Attention {
+    fn scale(&self) -> f32 {
+        1.0 / (self.layout.head_dim as f32).sqrt()
+    }
+
+    /// Columns of `qkv` where a head's queries, and its keys and values, begin.
+    fn query_column(&self, head: usize) -> usize {
+        head * self.layout.head_dim
+    }
+
+    fn key_column(&self, key_value_head: usize) -> usize {
+        (self.layout.heads + key_value_head) * self.layout.head_dim
+    }
+
+    fn value_column(&self, key_value_head: usize) -> usize {
+        (self.layout.heads + self.layout.key_value_heads + key_value_head) * self.layout.head_dim
+    }
+
+    fn queries_per_key(&self) -> usize {
+        self.layout.heads / self.layout.key_value_heads
+    }
+
+    /// `[rows, head_dim]` of `data`, whose rows are `width` long.
+    fn part<'a>(
+        &self,
+        data: &'a [f32],
+        width: usize,
+        rows: &Range<usize>,
+        column: usize,
+    ) -> Matrix<'a> {
+        let start = rows.start * width + column;
+        Matrix::strided(&data[start..], rows.len(), self.layout.head_dim, width)
+    }
+
+    /// Scaled scores of a tile: `[rows, keys]`.
+    fn scores(
+        &self,
+        qkv: &[f32],
+        rows: &Range<usize>,
+        keys: &Range<usize>,
+        head: usize,
+        scores: &mut Vec<f32>,
+    ) {
+        let width = self.layout.width();
+        scores.resize(rows.len() * keys.len(), 0.0);
+        multiply(
+            &mut MatrixMut::new(scores, rows.len(), keys.len()),
+            false,
+            self.scale(),
+            self.part(qkv, width, rows, self.query_column(head)),
+            self.part(
+                qkv,
+                width,
+                keys,
+                self.key_column(head / self.queries_per_key()),
+            )
+            .transposed(),
+            Parallelism::None,
+        );
+    }
+
+    /// One tile of one head forward; `log_sums` has an entry for each of its rows.
+    fn forward_tile(
+        &self,
+        qkv: &[f32],
+        rows: &Range<usize>,
+        head: usize,
+        scores: &mut Vec<f32>,
+        log_sums: &mut [f32],
+        mut result: MatrixMut,
+    ) {
+        let keys = self.segments.keys(rows);
+        self.scores(qkv, rows, &keys, head, scores);
+        dispatch(
+            #[inline(always)]
+            || {
+                for ((row, scores), log_sum) in rows
+                    .clone()
+                    .zip(scores.chunks_exact_mut(keys.len()))
+                    .zip(log_sums)
+                {
+                    let visible = self.segments.visible(row, &keys);
+                    scores[..visible.start].fill(0.0);
+                    scores[visible.end..].fill(0.0);
+                    let scores = &mut scores[visible];
+                    let max = vector::max(scores);
+                    let sum = vector::exp_shifted_sum(scores, max);
+                    vector::scale(scores, 1.0 / sum);
+                    *log_sum = max + sum.ln();
+                }
+            },
+        );
+        multiply(
+            &mut result,
+            false,
+            1.0,
+            Matrix::new(scores, rows.len(), keys.len()),
+            self.part(
+                qkv,
+                self.layout.width(),
+                &keys,
+                self.value_column(head / self.queries_per_key()),
+            ),
+            Parallelism::None,
+        );
+    }
+
+    /// One tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
+    fn backward_tile(
+        &self,
+        saved: &Saved,
+        rows: &Range<usize>,
+        head: usize,
+        scratch: &mut Scratch,
+        d_qkv: &Shared,
+    ) {
+        let (width, out_width) = (
+            self.layout.width(),
+            self.layout.heads * self.layout.head_dim,
+        );
+        let key_value_head = head / self.queries_per_key();
+        let keys = self.segments.keys(rows);
+        let Scratch { scores, d_scores } = scratch;
+        let d_out = self.part(saved.d_out, out_width, rows, self.query_column(head));
+        self.scores(saved.qkv, rows, &keys, head, scores);
+        d_scores.resize(scores.len(), 0.0);
+        multiply(
+            &mut MatrixMut::new(d_scores, rows.len(), keys.len()),
+            false,
+            1.0,
+            d_out,
+            self.part(saved.qkv, width, &keys, self.value_column(key_value_head))
+                .transposed(),
+            Parallelism::None,
+        );
+        for ((row, probabilities), d_scores) in rows
+            .clone()
+            .zip(scores.chunks_exact_mut(keys.len()))
+            .zip(d_scores.chunks_exact_mut(keys.len()))
+        {
+            let visible = self.segments.visible(row, &keys);
+            let start = row * out_width + self.query_column(head);
+            let out = start..start + self.layout.head_dim;
+            dispatch(
+                #[inline(always)]
+                || {
+                    softmax_backward(
+                        probabilities,
+                        d_scores,
+                        visible,
+                        saved.log_sums[head * self.segments.tokens() + row],
+                        vector::dot(&saved.out[out.clone()], &saved.d_out[out]),
+                    );
+                },
+            );
+        }
+        let head_dim = self.layout.head_dim;
+        let part = |range: &Range<usize>, column: usize| {
+            // SAFETY: this task alone writes to these segments' rows of this key-value head and its queries, and the
+            // three parts are used one after another.
+            unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) }
+        };
+        let probabilities = Matrix::new(scores, rows.len(), keys.len());
+        let d_scores = Matrix::new(d_scores, rows.len(), keys.len());
+        let queries = self.part(saved.qkv, width, rows, self.query_column(head));
+        let key_part = self.part(saved.qkv, width, &keys, self.key_column(key_value_head));
+        let (serial, scale) = (Parallelism::None, self.scale());
+        multiply(
+            &mut part(&keys, self.value_column(key_value_head)),
+            true,
+            1.0,
+            probabilities.transposed(),
+            d_out,
+            serial,
+        );
+        multiply(
+            &mut part(&keys, self.key_column(key_value_head)),
+            true,
+            scale,
+            d_scores.transposed(),
+            queries,
+            serial,
+        );
+        multiply(
+            &mut part(rows, self.query_column(head)),
+            false,
+            scale,
+            d_scores,
+            key_part,
+            serial,
+        );
+    }
+}
+
+/// What the backward pass reads.
+struct Saved<'a> {
+    qkv: &'a [f32],
+    out: &'a [f32],
+    d_out: &'a [f32],
+    log_sums: &'a [f32],
+}
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+}
+
+/// Turns a row of scores into probabilities and their gradient into that of the scores: `dS = P (dP - sum(P dP))`,
+/// where the sum equals `out · d_out`.
+#[inline(always)]
+fn softmax_backward(
+    scores: &mut [f32],
+    d_scores: &mut [f32],
+    visible: Range<usize>,
+    log_sum: f32,
+    delta: f32,
+) {
+    for hidden in [0..visible.start, visible.end..scores.len()] {
+        scores[hidden.clone()].fill(0.0);
+        d_scores[hidden].fill(0.0);
+    }
+    for (score, d) in scores[visible.clone()]
+        .iter_mut()
+        .zip(&mut d_scores[visible])
+    {
+        *score = vector::exp(*score - log_sum);
+        *d = *score * (*d - delta);
+    }
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, width) = layout.shape().dims2()?;
+        if width != self.layout.width() || tokens != self.segments.tokens() {
+            candle_core::bail!("queries, keys and values of another shape");
+        }
+        let qkv = f32_slice(storage, layout)?;
+        let HeadLayout {
+            heads, head_dim, ..
+        } = self.layout;
+        let mut out = vec![0.0; tokens * heads * head_dim];
+        let mut log_sums = vec![0.0; heads * tokens];
+        let tasks: Vec<(Range<usize>, usize)> = self
+            .segments
+            .runs
+            .iter()
+            .flat_map(|run| self.segments.tiles(run))
+            .flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)))
+            .collect();
+        let (shared_out, shared_sums) = (Shared::new(&mut out), Shared::new(&mut log_sums));
+        tasks
+            .into_par_iter()
+            .for_each_init(Vec::new, |scores, (rows, head)| {
+                let out_width = heads * head_dim;
+                let start = rows.start * out_width + self.query_column(head);
+                // SAFETY: each task has its own rows and columns of the result, and its own sums.
+                let (result, sums) = unsafe {
+                    (
+                        shared_out.matrix(start, rows.len(), head_dim, out_width),
+                        shared_sums.slice(head * tokens + rows.start, rows.len()),
+                    )
+                };
+                self.forward_tile(qkv, &rows, head, scores, sums, result);
+            });
+        if self.log_sums.set(log_sums).is_err() {
+            candle_core::bail!("an attention op was run twice");
+        }
+        Ok(output(out, tokens, heads * head_dim))
+    }
+
+    fn bwd(&self, arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (tokens, width) = arg.dims2()?;
+        let Some(log_sums) = self.log_sums.get() else {
+            candle_core::bail!("attention backward before forward");
+        };
+        let mut d_qkv = vec![0.0; tokens * width];
+        let shared = Shared::new(&mut d_qkv);
+        let tasks: Vec<(&Range<usize>, usize)> = self
+            .segments
+            .runs
+            .iter()
+            .flat_map(|run| (0..self.layout.key_value_heads).map(move |head| (run, head)))
+            .collect();
+        with_f32(arg, |qkv| {
+            with_f32(res, |out| {
+                with_f32(grad, |d_out| {
+                    let saved = Saved {
+                        qkv,
+                        out,
+                        d_out,
+                        log_sums,
+                    };
+                    tasks.into_par_iter().for_each_init(
+                        Scratch::default,
+                        |scratch, (run, key_value_head)| {
+                            let group = self.queries_per_key();
+                            for rows in self.segments.tiles(run) {
+                                for head in key_value_head * group..(key_value_head + 1) * group {
+                                    self.backward_tile(&saved, &rows, head, scratch, &shared);
+                                }
+                            }
+                        },
+                    );
+                    Ok(())
+                })
+            })
+        })?;
+        Ok(Some(to_tensor(d_qkv, tokens, width)?))
+    }
+}

@@ -1,0 +1,59 @@
+//! Token embeddings: a gather forward, and a sum by token id backward.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::gemm::Shared;
+use super::{ROW_TILE, to_tensor, vector, with_f32};
+use crate::engine::params::Weight;
+
+/// Rows `ids` of the `[vocabulary, width]` weight, as float32 `[tokens, width]`. Not on candle's graph: the caller
+/// makes it the graph's root and hands the root's gradient to [`backward`].
+pub fn embed(ids: &[u32], weight: &Weight) -> Result<Tensor> {
+    let (vocabulary, width) = weight.matrix_dims()?;
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+        candle_core::bail!("token id {id} is outside the vocabulary of {vocabulary}");
+    }
+    let mut rows = vec![0.0; ids.len() * width];
+    weight.with(|weight| {
+        rows.par_chunks_mut(ROW_TILE * width)
+            .zip(ids.par_chunks(ROW_TILE))
+            .for_each(|(rows, ids)| {
+                for (row, id) in rows.chunks_exact_mut(width).zip(ids) {
+                    weight.copy_row(*id as usize, width, row);
+                }
+            });
+        Ok(())
+    })?;
+    to_tensor(rows, ids.len(), width)
+}
+
+/// Adds each token's gradient row to its id's row, in token order, where the weight is trainable.
+pub fn backward(ids: &[u32], weight: &Weight, gradient: &Tensor) -> Result<()> {
+    let (_, width) = weight.matrix_dims()?;
+    weight.add_gradient(|sums, accumulate| {
+        if !accumulate {
+            sums.par_chunks_mut(ROW_TILE * width)
+                .for_each(|sums| sums.fill(0.0));
+        }
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|token| ids[*token]);
+        let groups: Vec<&[usize]> = order.chunk_by(|a, b| ids[*a] == ids[*b]).collect();
+        let sums = Shared::new(sums);
+        with_f32(gradient, |gradient| {
+            groups.par_iter().with_min_len(16).for_each(|tokens| {
+                let id = ids[tokens[0]] as usize;
+                // SAFETY: each id is in one group.
+                let sum = unsafe { sums.slice(id * width, width) };
+                for token in *tokens {
+                    let row = &gradient[token * width..(token + 1) * width];
+                    vector::dispatch(
+                        #[inline(always)]
+                        || vector::add_scaled(sum, row, 1.0),
+                    );
+                }
+            });
+            Ok(())
+        })
+    })
+}

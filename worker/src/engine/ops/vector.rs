@@ -1,0 +1,181 @@
+//! Loops over float32 slices that the compiler turns into vector code. Every sum runs in sixteen fixed lanes, so its
+//! bits do not depend on the vector width that runs it.
+
+const LANES: usize = 16;
+
+/// Runs `work` compiled for the best instruction set of this CPU; its bits do not depend on which that is, because
+/// nothing here is contracted or reordered. `work`, and what it calls, must be `#[inline(always)]`.
+#[inline(always)]
+pub fn dispatch<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+        fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
+            // SAFETY: the features were just detected.
+            return unsafe { with_avx512(work) };
+        }
+        if has!("avx2") {
+            // SAFETY: the feature was just detected.
+            return unsafe { with_avx2(work) };
+        }
+    }
+    work()
+}
+
+/// e^x to about one unit in the last place (Cephes' `expf`). Saturates below -87 and above 88; NaN stays NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_3e-1;
+    let y = p * (r * r) + r + 1.0;
+    y * f32::from_bits((exponent.wrapping_add(127) << 23) as u32)
+}
+
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn reduce(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = add(lanes[lane], lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum over i of `term(a[i], b[i])`.
+#[inline(always)]
+pub fn sum2(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let mut lanes = [0.0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += term(a[lane], b[lane]);
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        lanes[lane] += term(*a, *b);
+    }
+    reduce(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    sum2(a, b, |a, b| a * b)
+}
+
+#[inline(always)]
+pub fn sum_squares(a: &[f32]) -> f32 {
+    dot(a, a)
+}
+
+/// The largest value; negative infinity for none. NaNs are passed over.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let larger = |m: f32, v: f32| if v > m { v } else { m };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = a.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    for (lane, &v) in rest.iter().enumerate() {
+        lanes[lane] = larger(lanes[lane], v);
+    }
+    reduce(lanes, larger)
+}
+
+/// Replaces each x by e^(x - shift) and returns their sum.
+#[inline(always)]
+pub fn exp_shifted_sum(a: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let mut chunks = a.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for lane in 0..LANES {
+            let e = exp(chunk[lane] - shift);
+            chunk[lane] = e;
+            lanes[lane] += e;
+        }
+    }
+    for (lane, x) in chunks.into_remainder().iter_mut().enumerate() {
+        *x = exp(*x - shift);
+        lanes[lane] += *x;
+    }
+    reduce(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+pub fn scale(a: &mut [f32], factor: f32) {
+    for x in a {
+        *x *= factor;
+    }
+}
+
+/// `a += factor * b`
+#[inline(always)]
+pub fn add_scaled(a: &mut [f32], b: &[f32], factor: f32) {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a += factor * b;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -8700..=8800 {
+            let x = i as f32 * 0.01;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) / expected - 1.0).abs();
+            assert!(error < 2.5e-7, "exp({x}): relative error {error}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_instruction_set() {
+        let a: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut b = a.clone();
+        let mut c = a.clone();
+        assert_eq!(dispatch(|| dot(&a, &a)).to_bits(), dot(&a, &a).to_bits());
+        let (p, q) = (
+            dispatch(|| exp_shifted_sum(&mut b, 0.5)),
+            exp_shifted_sum(&mut c, 0.5),
+        );
+        assert_eq!(p.to_bits(), q.to_bits());
+        assert_eq!(b, c);
+        assert_eq!(max(&a), a.iter().copied().fold(f32::MIN, f32::max));
+    }
+}

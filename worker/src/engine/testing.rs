@@ -1,0 +1,153 @@
+//! Toy models, jobs and blocks for the engine's tests.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::data::block::Block;
+use common::job::*;
+use common::rng::CounterRng;
+use serde_json::{Value, json};
+
+use super::accumulator::Sums;
+use super::{Reduced, Trainer, TrainerOptions};
+
+/// A `config.json` of two layers.
+pub fn config(architecture: &str) -> Value {
+    json!({
+        "architectures": [architecture], "vocab_size": 61, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0, "tie_word_embeddings": architecture == "Qwen3ForCausalLM",
+        "attention_bias": false, "initializer_range": 0.2
+    })
+}
+
+/// Writes a model folder with random weights, through a trainer that drew them.
+pub fn write_model(dir: &Path, config: &Value, seed: u64) {
+    use common::files::snapshot::WeightsFormat;
+    use common::files::tensors::Dtype;
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let job = JobSpec {
+        init_weights: InitWeights::Random,
+        seed,
+        ..job(Method::Full)
+    };
+    let trainer = load(dir, job, 1);
+    let format = WeightsFormat::Model {
+        config: config.clone(),
+        dtype: Dtype::F32,
+    };
+    trainer.snapshot().write_weights(dir, &format).unwrap();
+}
+
+pub fn lora(targets: TargetModules, dropout: f64) -> Method {
+    Method::Lora(LoraSpec {
+        r: 4,
+        alpha: 8.0,
+        dropout,
+        target_modules: targets,
+        use_rslora: false,
+        model_dir: None,
+    })
+}
+
+pub fn job(method: Method) -> JobSpec {
+    JobSpec {
+        base_model: "model".into(),
+        model_revision: None,
+        init_weights: InitWeights::Pretrained,
+        base_dtype: BaseDtype::Float32,
+        datasets: Vec::new(),
+        val_set_size: ValSetSize::None,
+        sequence_len: 64,
+        sample_packing: true,
+        train_on_inputs: false,
+        shuffle: true,
+        method,
+        global_batch_size: 2,
+        micro_batch_size: 1,
+        num_epochs: 1.0,
+        max_steps: None,
+        learning_rate: 1e-2,
+        lr_scheduler: LrScheduler::Constant,
+        warmup: Warmup::Steps(0),
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: Some(1.0),
+        gradient_checkpointing: false,
+        seed: 42,
+        logging_steps: 1,
+        save_steps: None,
+        save_total_limit: None,
+        eval_steps: None,
+        max_skipped_steps: 3,
+        output_dir: "out".into(),
+        resume: Resume::Never,
+        reduction: Reduction::Exact,
+        cluster: ClusterSpec {
+            min_workers: 1,
+            max_workers: None,
+        },
+        test_prompts: Vec::new(),
+    }
+}
+
+pub fn load(dir: &Path, job: JobSpec, threads: usize) -> Trainer {
+    Trainer::load(TrainerOptions {
+        job: Arc::new(job),
+        model_dir: dir.to_owned(),
+        adapter_dir: None,
+        threads,
+    })
+    .unwrap()
+}
+
+/// A block of 64 tokens with segments of these lengths, random tokens, the second half of each segment trained.
+pub fn block(lengths: &[usize], seed: u64) -> Block {
+    let mut rng = CounterRng::new(seed, &[]);
+    let mut block = Block::default();
+    for (segment, length) in lengths.iter().enumerate() {
+        for index in 0..*length {
+            block.tokens.push(rng.below(61) as u32);
+            block.segments.push(segment as u16 + 1);
+            block.trained.push(index > 0 && index * 2 >= *length);
+        }
+    }
+    block.tokens.resize(64, 0);
+    block.segments.resize(64, 0);
+    block.trained.resize(64, false);
+    block
+}
+
+/// The exact sums that slot 0 leaves, and its loss.
+pub fn slot_sums(trainer: &mut Trainer, step: u64, blocks: &[Block]) -> (Vec<i64>, f64) {
+    let tokens = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(step, tokens, 1);
+    let outcome = trainer.train_slot(0, blocks).unwrap();
+    match trainer.accumulator().sums() {
+        Sums::Exact { sums, invalid: 0 } => (sums.clone(), outcome.loss_sum),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// One whole step on these blocks, a slot each. Returns the mean loss.
+pub fn step(trainer: &mut Trainer, blocks: &[Block], learning_rate: f64) -> f64 {
+    let tokens = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(trainer.step(), tokens, blocks.len());
+    let mut loss = 0.0;
+    for (slot, block) in blocks.iter().enumerate() {
+        let slot_blocks = std::slice::from_ref(block);
+        loss += trainer
+            .train_slot(slot as u32, slot_blocks)
+            .unwrap()
+            .loss_sum;
+    }
+    let reduced = Reduced {
+        mean: trainer.accumulator().mean(),
+        invalid: trainer.accumulator().invalid(),
+    };
+    trainer.apply(reduced, learning_rate).unwrap();
+    loss / tokens as f64
+}
