@@ -3,34 +3,33 @@
 //! Enters: blocks in order (training first, then validation) and a note of what they were made from. Leaves: the
 //! encoded bytes of any block. Never trusts a file: lengths and digest are checked before the first block is read.
 //!
-//! Layout, little-endian: header (128 bytes), info (JSON), one u32 of trained tokens for each block, zeros up to a
-//! multiple of 8, then the blocks, all of one size. The digest is BLAKE3 over everything but itself.
+//! Layout, little-endian: header (80 bytes), info (JSON), zeros up to a multiple of 8, the blocks, all of one size; for
+//! each block its trained tokens and its tokens without padding (u32 each); BLAKE3 over everything before it.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use thiserror::Error;
 
 use super::block::Block;
+use crate::files::FileError;
+use crate::files::atomic::AtomicFile;
 
 const MAGIC: &[u8; 8] = b"MUSTERBK";
 const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 128;
-/// Where the digest stands in the header; it comes last.
-const DIGEST_AT: usize = HEADER_BYTES - 32;
+const HEADER_BYTES: usize = 80;
+const INDEX_BYTES: u64 = 8;
+const DIGEST_BYTES: u64 = 32;
 const MAX_INFO_BYTES: u64 = 16 << 20;
 /// Longest block, in tokens.
 const MAX_SEQUENCE_LEN: u64 = 1 << 24;
 
 #[derive(Debug, Error)]
 pub enum BlockFileError {
-    #[error("{path}: {source}", path = .path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{path}: not a usable block file: {reason}", path = .path.display())]
     Damaged { path: PathBuf, reason: String },
 }
@@ -98,20 +97,29 @@ impl Header {
         self.train_blocks.checked_add(self.eval_blocks)
     }
 
-    /// Where index and blocks begin and where the file ends. None where the numbers overflow.
-    fn layout(&self) -> Option<(u64, u64, u64)> {
+    /// None where the numbers overflow.
+    fn layout(&self) -> Option<Layout> {
         let blocks = self.blocks()?;
-        let index = (HEADER_BYTES as u64 + self.info_len).next_multiple_of(8);
-        let data = index
-            .checked_add(blocks.checked_mul(4)?)?
-            .checked_next_multiple_of(8)?;
         let block_bytes = Block::encoded_len(self.sequence_len as usize) as u64;
-        Some((
-            index,
+        let data = (HEADER_BYTES as u64 + self.info_len).next_multiple_of(8);
+        let index = data.checked_add(blocks.checked_mul(block_bytes)?)?;
+        let digest = index.checked_add(blocks.checked_mul(INDEX_BYTES)?)?;
+        Some(Layout {
             data,
-            data.checked_add(blocks.checked_mul(block_bytes)?)?,
-        ))
+            index,
+            digest,
+            end: digest.checked_add(DIGEST_BYTES)?,
+        })
     }
+}
+
+/// Where the parts of the file begin, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    data: u64,
+    index: u64,
+    digest: u64,
+    end: u64,
 }
 
 /// A verified block file.
@@ -119,8 +127,7 @@ impl Header {
 pub struct BlockFile {
     map: Mmap,
     header: Header,
-    index_at: usize,
-    data_at: usize,
+    layout: Layout,
     digest: String,
     path: PathBuf,
 }
@@ -128,10 +135,7 @@ pub struct BlockFile {
 impl BlockFile {
     /// Maps the file and checks its header, its length and its digest.
     pub fn open(path: &Path) -> Result<Self, BlockFileError> {
-        let io = |source| BlockFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |error| BlockFileError::File(FileError::io("read", path)(error));
         let damaged = |reason: String| BlockFileError::Damaged {
             path: path.to_owned(),
             reason,
@@ -140,24 +144,25 @@ impl BlockFile {
         // SAFETY: block files are written under another name, renamed when complete, and never written again.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let header = Header::decode(&map).map_err(damaged)?;
-        let Some((index_at, data_at, end)) = header.layout() else {
+        let Some(layout) = header.layout() else {
             return Err(damaged("its numbers are out of range".to_owned()));
         };
-        if map.len() as u64 != end {
+        if map.len() as u64 != layout.end {
             return Err(damaged(format!(
-                "{} bytes where {end} are expected (truncated?)",
-                map.len()
+                "{} bytes where {} are expected (truncated?)",
+                map.len(),
+                layout.end
             )));
         }
-        let digest = content_digest(&map);
-        if digest.as_bytes() != &map[DIGEST_AT..HEADER_BYTES] {
+        let (content, digest) = map.split_at(layout.digest as usize);
+        let found = blake3::Hasher::new().update_rayon(content).finalize();
+        if found.as_bytes() != digest {
             return Err(damaged("its digest does not match".to_owned()));
         }
         Ok(Self {
             header,
-            index_at: index_at as usize,
-            data_at: data_at as usize,
-            digest: digest.to_hex().to_string(),
+            layout,
+            digest: found.to_hex().to_string(),
             path: path.to_owned(),
             map,
         })
@@ -207,32 +212,37 @@ impl BlockFile {
             return None;
         }
         let size = Block::encoded_len(self.sequence_len());
-        let start = self.data_at + block as usize * size;
+        let start = self.layout.data as usize + block as usize * size;
         Some(&self.map[start..start + size])
     }
 
     /// Trained tokens of the block; 0 for a number that is no block's.
     pub fn trained_tokens(&self, block: u64) -> u64 {
+        self.counts(block).0
+    }
+
+    /// Tokens of the block without padding; 0 for a number that is no block's.
+    pub fn used_tokens(&self, block: u64) -> u64 {
+        self.counts(block).1
+    }
+
+    fn counts(&self, block: u64) -> (u64, u64) {
         if block >= self.total_blocks() {
-            return 0;
+            return (0, 0);
         }
-        let start = self.index_at + block as usize * 4;
-        let mut word = [0; 4];
-        word.copy_from_slice(&self.map[start..start + 4]);
-        u64::from(u32::from_le_bytes(word))
+        let start = (self.layout.index + block * INDEX_BYTES) as usize;
+        let count = |at: usize| {
+            let mut word = [0; 4];
+            word.copy_from_slice(&self.map[at..at + 4]);
+            u64::from(u32::from_le_bytes(word))
+        };
+        (count(start), count(start + 4))
     }
 }
 
-fn content_digest(bytes: &[u8]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&bytes[..DIGEST_AT]);
-    hasher.update_rayon(&bytes[HEADER_BYTES..]);
-    hasher.finalize()
-}
-
-/// Writes a block file under a temporary name and renames it when it is complete.
+/// Writes a block file under a temporary name and renames it when it is complete. What is there is replaced.
 ///
-/// `blocks` yields the training blocks and then the validation blocks, `trained_tokens` holds the count of each.
+/// `blocks` yields the training blocks and then the validation blocks, as many as are announced.
 pub fn write(
     path: &Path,
     sequence_len: usize,
@@ -241,10 +251,6 @@ pub fn write(
     info: &[u8],
     blocks: impl Iterator<Item = Block>,
 ) -> Result<BlockFile, BlockFileError> {
-    let io = |source| BlockFileError::Io {
-        path: path.to_owned(),
-        source,
-    };
     let header = Header {
         sequence_len: sequence_len as u64,
         train_blocks,
@@ -252,49 +258,30 @@ pub fn write(
         info_len: info.len() as u64,
         inputs,
     };
-    let (index_at, data_at, _) = header.layout().ok_or_else(|| BlockFileError::Damaged {
-        path: path.to_owned(),
-        reason: "too many blocks".to_owned(),
-    })?;
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let file = File::create(&temporary).map_err(io)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &file);
-    let written: std::io::Result<()> = (|| {
-        out.write_all(&header.encode())?;
-        out.write_all(info)?;
-        out.seek(SeekFrom::Start(data_at))?;
-        let mut index = Vec::new();
-        let mut bytes = Vec::with_capacity(Block::encoded_len(sequence_len));
-        for block in blocks {
-            bytes.clear();
-            block.encode(&mut bytes);
-            out.write_all(&bytes)?;
-            index.extend_from_slice(&(block.trained_tokens() as u32).to_le_bytes());
-        }
-        out.seek(SeekFrom::Start(index_at))?;
-        out.write_all(&index)?;
-        out.flush()
-    })();
-    let finished = written.and_then(|()| {
-        let length = header.layout().map_or(0, |(_, _, end)| end);
-        file.set_len(length)?;
-        // SAFETY: the file was created above and nobody else knows its name.
-        let map = unsafe { Mmap::map(&file) }?;
-        let digest = content_digest(&map);
-        drop(map);
-        (&file).seek(SeekFrom::Start(DIGEST_AT as u64))?;
-        (&file).write_all(digest.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-            _ => Ok(()),
-        }
-    });
-    if let Err(error) = finished {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(io(error));
+    let mut file = AtomicFile::create(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut put = |bytes: &[u8]| {
+        hasher.update(bytes);
+        file.write_all(bytes).map_err(FileError::io("write", path))
+    };
+    let gap = (HEADER_BYTES + info.len()).next_multiple_of(8) - HEADER_BYTES - info.len();
+    put(&header.encode())?;
+    put(info)?;
+    put(&[0; 8][..gap])?;
+    let mut index = Vec::new();
+    let mut bytes = Vec::with_capacity(Block::encoded_len(sequence_len));
+    for block in blocks {
+        bytes.clear();
+        block.encode(&mut bytes);
+        put(&bytes)?;
+        index.extend_from_slice(&(block.trained_tokens() as u32).to_le_bytes());
+        index.extend_from_slice(&(block.used_len() as u32).to_le_bytes());
     }
+    put(&index)?;
+    let digest = hasher.finalize();
+    file.write_all(digest.as_bytes())
+        .map_err(FileError::io("write", path))?;
+    file.commit()?;
     BlockFile::open(path)
 }
 
@@ -338,6 +325,7 @@ mod tests {
             block(30)
         );
         assert_eq!([0, 1, 2, 3].map(|i| file.trained_tokens(i)), [1, 2, 2, 0]);
+        assert_eq!([0, 2, 3].map(|i| file.used_tokens(i)), [3, 3, 0]);
         assert!(file.block_bytes(3).is_none());
     }
 

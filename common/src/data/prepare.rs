@@ -5,7 +5,6 @@
 
 use std::path::Path;
 
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use super::block::{Block, PADDING_SEGMENT};
@@ -16,6 +15,7 @@ use super::pack::best_fit_decreasing;
 use super::record::DataErrors;
 use super::template::ChatTemplate;
 use super::tokenize::Tokenizer;
+use crate::files::{FileError, file_digest};
 use crate::job::{JobSpec, ValSetSize};
 use crate::rng::CounterRng;
 
@@ -159,7 +159,7 @@ fn data_digest(job: &JobSpec) -> Result<String, DataErrors> {
     let mut all = blake3::Hasher::new();
     let mut errors = DataErrors::default();
     for dataset in &job.datasets {
-        match file_digest(&dataset.path) {
+        match dataset_digest(&dataset.path) {
             Ok(digest) => drop(all.update(digest.as_bytes())),
             Err(reason) => errors.merge(DataErrors::one(Some(&dataset.path), reason)),
         }
@@ -167,23 +167,18 @@ fn data_digest(job: &JobSpec) -> Result<String, DataErrors> {
     errors.or(all.finalize().to_hex().to_string())
 }
 
-fn file_digest(path: &Path) -> Result<blake3::Hash, String> {
-    let plain = |error: std::io::Error| match error.kind() {
+fn dataset_digest(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "no such file".to_owned(),
         _ => error.to_string(),
-    };
-    let file = std::fs::File::open(path).map_err(plain)?;
-    let metadata = file.metadata().map_err(plain)?;
+    })?;
     if !metadata.is_file() {
         return Err("is not a file: name a JSON Lines file".to_owned());
     }
     if metadata.len() == 0 {
         return Err("the dataset is empty".to_owned());
     }
-    // SAFETY: the map lives for this function only; a file that is cut short meanwhile ends the process, which holds
-    // no state yet.
-    let map = unsafe { Mmap::map(&file) }.map_err(plain)?;
-    Ok(blake3::Hasher::new().update_rayon(&map).finalize())
+    file_digest(path).map_err(|error| error.to_string())
 }
 
 /// Everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day
@@ -353,10 +348,7 @@ impl Packed {
         inputs: blake3::Hash,
         pad_id: u32,
     ) -> Result<BlockFile, blockfile::BlockFileError> {
-        let io = |source| blockfile::BlockFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |error| FileError::io("write", path)(error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
