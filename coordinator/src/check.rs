@@ -1,1 +1,290 @@
 //! `coordinator check`: everything that can be known before training.
+//!
+//! Enters: a job. Leaves: a table for people or one JSON document, on the given writer. Starts nothing; the block file
+//! goes into the output folder only if that is there already, else it is thrown away.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use common::data::{DataErrors, Sample, samples};
+use common::job::{JobSpec, Method};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::prepare::{Estimate, PreflightError, Prepared, WORK_FOLDER, prepare_in};
+
+/// How `check` reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Rendered examples to show.
+    pub show: usize,
+    /// One JSON document instead of a table.
+    pub json: bool,
+}
+
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// Exit code 3.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error("cannot write the report: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Checks the job and writes the report.
+pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result<(), CheckError> {
+    let scratch = Scratch::new(job)?;
+    let prepared = prepare_in(job, &scratch.folder, false)?;
+    let samples = samples(
+        job,
+        &prepared.tokenizer,
+        prepared.template.as_ref(),
+        options.show,
+    )
+    .map_err(|errors: DataErrors| PreflightError::from(errors))?;
+    if options.json {
+        serde_json::to_writer(&mut *out, &document(&prepared, &samples))
+            .map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        write_table(out, &prepared)?;
+        for (index, sample) in samples.iter().enumerate() {
+            write_sample(out, index + 1, sample)?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Where the block file goes; removed at the end if it was made for this.
+struct Scratch {
+    folder: PathBuf,
+    temporary: bool,
+}
+
+impl Scratch {
+    fn new(job: &JobSpec) -> io::Result<Self> {
+        let folder = job.output_dir.join(WORK_FOLDER);
+        if folder.is_dir() {
+            return Ok(Self {
+                folder,
+                temporary: false,
+            });
+        }
+        let folder = std::env::temp_dir().join(format!("muster-check-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self {
+            folder,
+            temporary: true,
+        })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.temporary {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    job: &'a JobSpec,
+    dataset: DatasetCounts,
+    plan: PlanCounts,
+    samples: &'a [Sample],
+}
+
+#[derive(Serialize)]
+struct DatasetCounts {
+    rows: u64,
+    examples: u64,
+    blocks: u64,
+    tokens: u64,
+    trained_tokens: u64,
+}
+
+#[derive(Serialize)]
+struct PlanCounts {
+    steps: u64,
+    slots_per_step: usize,
+}
+
+fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
+    let counts = &prepared.data.counts;
+    Document {
+        job: &prepared.job,
+        dataset: DatasetCounts {
+            rows: counts.rows,
+            examples: counts.examples,
+            blocks: counts.blocks + counts.eval_blocks,
+            tokens: counts.tokens,
+            trained_tokens: counts.trained_tokens,
+        },
+        plan: PlanCounts {
+            steps: prepared.total_steps(),
+            slots_per_step: prepared.slots_per_step(),
+        },
+        samples,
+    }
+}
+
+fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
+    for (name, value) in rows(prepared) {
+        writeln!(out, "{name:<12} {value}")?;
+    }
+    for notice in prepared.notices() {
+        writeln!(out, "{:<12} {notice}", "note")?;
+    }
+    Ok(())
+}
+
+fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
+    let (job, counts, shape) = (&prepared.job, &prepared.data.counts, &prepared.shape);
+    let estimate = &prepared.estimate;
+    let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
+    let method = match &job.method {
+        Method::Full => "full fine-tuning".to_owned(),
+        Method::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.r, lora.alpha),
+    };
+    let in_blocks = counts.tokens + counts.padding_tokens;
+    let validation = match counts.eval_examples {
+        0 => "none".to_owned(),
+        held_out => format!(
+            "{} examples in {} blocks",
+            grouped(held_out),
+            grouped(counts.eval_blocks)
+        ),
+    };
+    vec![
+        ("job", shown(&prepared.job_digest).to_owned()),
+        (
+            "model",
+            format!(
+                "{} ({}, {} parameters, {} layers, vocabulary {})",
+                job.base_model.display(),
+                shape.architecture,
+                grouped(estimate.parameters),
+                shape.layers,
+                grouped(shape.vocab_size as u64)
+            ),
+        ),
+        (
+            "method",
+            format!(
+                "{method}: {} trainable parameters ({:.2}%)",
+                grouped(estimate.trainable_parameters),
+                percent(estimate.trainable_parameters, estimate.parameters)
+            ),
+        ),
+        (
+            "data",
+            format!(
+                "{} rows, {} examples, longest {} tokens",
+                grouped(counts.rows),
+                grouped(counts.examples),
+                grouped(counts.longest)
+            ),
+        ),
+        (
+            "tokens",
+            format!(
+                "{}, {} of them trained ({:.1}%)",
+                grouped(counts.tokens),
+                grouped(counts.trained_tokens),
+                percent(counts.trained_tokens, counts.tokens)
+            ),
+        ),
+        (
+            "blocks",
+            format!(
+                "{} of {} tokens, {:.1}% padding",
+                grouped(counts.blocks + counts.eval_blocks),
+                job.sequence_len,
+                percent(counts.padding_tokens, in_blocks)
+            ),
+        ),
+        ("validation", validation),
+        (
+            "plan",
+            format!(
+                "{} steps of {} slots ({} blocks), {:.2} epochs",
+                grouped(prepared.total_steps()),
+                prepared.slots_per_step(),
+                job.global_batch_size
+                    .min(prepared.data.file.train_blocks() as usize),
+                prepared.schedule.epoch_after(prepared.total_steps())
+            ),
+        ),
+        ("memory", memory(estimate)),
+        ("output", job.output_dir.display().to_string()),
+    ]
+}
+
+fn memory(estimate: &Estimate) -> String {
+    format!(
+        "about {} a worker: weights {}, training state {}, activations {}, logits {}",
+        bytes(estimate.total_bytes()),
+        bytes(estimate.weights_bytes),
+        bytes(estimate.trainable_bytes),
+        bytes(estimate.activations_bytes),
+        bytes(estimate.logits_bytes)
+    )
+}
+
+/// The text with what is learned between ⟦ and ⟧, then every token.
+fn write_sample(out: &mut dyn Write, number: usize, sample: &Sample) -> io::Result<()> {
+    writeln!(out, "\nexample {number} (learned: ⟦...⟧)")?;
+    for span in &sample.spans {
+        if span.trained {
+            write!(out, "⟦{}⟧", span.text)?;
+        } else {
+            write!(out, "{}", span.text)?;
+        }
+    }
+    writeln!(out)?;
+    writeln!(
+        out,
+        "input_ids {}",
+        serde_json::to_string(&sample.input_ids)?
+    )?;
+    let mask: String = sample
+        .labels
+        .iter()
+        .map(|label| if *label < 0 { '.' } else { '1' })
+        .collect();
+    writeln!(out, "mask      {mask}")
+}
+
+fn shown(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
+}

@@ -1,1 +1,357 @@
-//! Preflight: job, model and data become what training needs, or errors.
+//! Preflight: job, model and data become what training needs, or every reason why it would fail.
+//!
+//! Enters: a checked job. Leaves: the model folder, the block file, the schedule and an estimate of the memory. No
+//! worker has started yet and nothing outside `<output_dir>/.muster` is written.
+
+mod estimate;
+mod shape;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::data::template::ChatTemplate;
+use common::data::tokenize::Tokenizer;
+use common::data::{DataErrors, PreparedData, prepare_blocks};
+use common::files::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
+use common::files::manifest::entries_digest;
+use common::files::model::ModelFolder;
+use common::files::tensors::TensorFile;
+use common::files::{FileEntry, FileError, checkpoint};
+use common::job::{InitWeights, JobSpec, Method, Resume};
+use common::plan::Schedule;
+use thiserror::Error;
+
+pub use estimate::Estimate;
+pub use shape::ModelShape;
+
+/// Muster's own folder inside the output folder.
+pub const WORK_FOLDER: &str = ".muster";
+
+/// Everything that training needs, checked.
+#[derive(Debug)]
+pub struct Prepared {
+    pub job: Arc<JobSpec>,
+    pub job_digest: String,
+    pub model: ModelFolder,
+    /// What a worker needs of the model; empty where it was not asked for.
+    pub model_files: Vec<FileEntry>,
+    /// BLAKE3 over `model_files`.
+    pub model_digest: String,
+    pub shape: ModelShape,
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+    pub data: PreparedData,
+    pub schedule: Schedule,
+    pub estimate: Estimate,
+}
+
+impl Prepared {
+    pub fn total_steps(&self) -> u64 {
+        self.schedule.total_steps()
+    }
+
+    /// Of a step that is not an epoch's last.
+    pub fn slots_per_step(&self) -> usize {
+        let blocks = self
+            .job
+            .global_batch_size
+            .min(self.data.file.train_blocks() as usize);
+        blocks.div_ceil(self.job.micro_batch_size)
+    }
+
+    /// Trained tokens of a step (0-based): the divisor of its gradient.
+    pub fn trained_tokens(&self, step: u64) -> u64 {
+        self.count_tokens(step, |block| self.data.file.trained_tokens(block))
+    }
+
+    /// Tokens of a step (0-based) without padding.
+    pub fn used_tokens(&self, step: u64) -> u64 {
+        self.count_tokens(step, |block| self.data.file.used_tokens(block))
+    }
+
+    /// What a user should know before training, a line each.
+    pub fn notices(&self) -> Vec<String> {
+        let counts = &self.data.counts;
+        let mut notices = Vec::new();
+        if counts.split_examples > 0 {
+            notices.push(format!(
+                "{} examples are longer than sequence_len {} and were cut into pieces; nothing was dropped",
+                counts.split_examples, self.job.sequence_len
+            ));
+        }
+        if counts.untrained_pieces > 0 {
+            notices.push(format!(
+                "{} pieces ({} tokens) hold nothing to learn and were left out",
+                counts.untrained_pieces, counts.untrained_tokens
+            ));
+        }
+        if counts.added_eos > 0 {
+            notices.push(format!(
+                "the chat template ends no turn with a special token: EOS was added to {} examples",
+                counts.added_eos
+            ));
+        }
+        if counts.dated_template {
+            notices.push("the chat template prints today's date into the data".to_owned());
+        }
+        if let Some(positions) = self.shape.max_positions
+            && positions < self.job.sequence_len
+        {
+            notices.push(format!(
+                "sequence_len {} is beyond the {positions} positions of the model",
+                self.job.sequence_len
+            ));
+        }
+        notices
+    }
+
+    fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {
+        let slots = self.schedule.step_slots(step);
+        slots.iter().flatten().map(|block| of_block(*block)).sum()
+    }
+}
+
+/// Why the job cannot start: every reason, a line each.
+#[derive(Debug, Default, Error)]
+pub struct PreflightError {
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for PreflightError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl PreflightError {
+    /// Keeps the problem and goes on, to find the others.
+    fn note<T>(&mut self, result: Result<T, impl fmt::Display>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.problems.push(problem.to_string());
+                None
+            }
+        }
+    }
+}
+
+impl From<DataErrors> for PreflightError {
+    fn from(errors: DataErrors) -> Self {
+        Self {
+            problems: errors.to_string().lines().map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// Checks everything and packs the data into `<output_dir>/.muster`.
+pub fn prepare(job: &JobSpec) -> Result<Prepared, PreflightError> {
+    prepare_in(job, &job.output_dir.join(WORK_FOLDER), true)
+}
+
+/// [`prepare`] with the block file elsewhere. The digests of a big model take a while: `with_digests` off skips them.
+pub fn prepare_in(
+    job: &JobSpec,
+    blocks_dir: &Path,
+    with_digests: bool,
+) -> Result<Prepared, PreflightError> {
+    let mut errors = PreflightError::default();
+    errors.note(check_output_dir(job));
+    errors.note(check_adapter(job));
+    let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
+    let shape = model
+        .as_ref()
+        .and_then(|model| errors.note(ModelShape::of(model)));
+    if let (Some(model), Some(shape)) = (&model, &shape) {
+        errors.note(check_weights(job, model, shape));
+    }
+    let estimate = shape
+        .as_ref()
+        .and_then(|shape| errors.note(Estimate::new(job, shape)));
+    let (tokenizer, template) = if job.base_model.is_dir() {
+        (
+            errors.note(Tokenizer::load(&job.base_model)),
+            errors.note(ChatTemplate::load_optional(&job.base_model)),
+        )
+    } else {
+        (None, None)
+    };
+    let data = match (&tokenizer, &template) {
+        (Some(tokenizer), Some(template)) => {
+            prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir)
+                .map_err(|problems| {
+                    errors
+                        .problems
+                        .extend(PreflightError::from(problems).problems)
+                })
+                .ok()
+        }
+        _ => {
+            errors.note(check_datasets(job));
+            None
+        }
+    };
+    let model_files = match &model {
+        Some(model) if with_digests && errors.problems.is_empty() => errors.note(model.entries()),
+        _ => Some(Vec::new()),
+    };
+    let found = (
+        model,
+        shape,
+        estimate,
+        tokenizer,
+        template,
+        data,
+        model_files,
+    );
+    let (true, Some(prepared)) = (errors.problems.is_empty(), assemble(job, found)) else {
+        return Err(errors);
+    };
+    Ok(prepared)
+}
+
+type Found = (
+    Option<ModelFolder>,
+    Option<ModelShape>,
+    Option<Estimate>,
+    Option<Tokenizer>,
+    Option<Option<ChatTemplate>>,
+    Option<PreparedData>,
+    Option<Vec<FileEntry>>,
+);
+
+/// None only where a problem was noted.
+fn assemble(job: &JobSpec, found: Found) -> Option<Prepared> {
+    let (model, shape, estimate, tokenizer, template, data, model_files) = found;
+    let (data, model_files) = (data?, model_files?);
+    Some(Prepared {
+        job: Arc::new(job.clone()),
+        job_digest: job.digest(),
+        model: model?,
+        model_digest: entries_digest(&model_files),
+        model_files,
+        shape: shape?,
+        tokenizer: tokenizer?,
+        template: template?,
+        schedule: Schedule::new(job, data.file.train_blocks()),
+        data,
+        estimate: estimate?,
+    })
+}
+
+/// Without a tokenizer nothing can be said about rows, but missing files can be named.
+fn check_datasets(job: &JobSpec) -> Result<(), String> {
+    let missing: Vec<String> = job
+        .datasets
+        .iter()
+        .filter(|dataset| !dataset.path.is_file())
+        .map(|dataset| format!("{}: no such file", dataset.path.display()))
+        .collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(missing.join("\n"))
+    }
+}
+
+/// The output folder can be written, and holds no run of another job.
+fn check_output_dir(job: &JobSpec) -> Result<(), String> {
+    let dir = &job.output_dir;
+    let shown = dir.display();
+    if let Resume::Path(path) = &job.resume {
+        checkpoint::verify(path).map_err(|error| format!("resume: {error}"))?;
+    }
+    let Some(existing) = dir.ancestors().find(|path| path.exists()) else {
+        return Ok(());
+    };
+    if !existing.is_dir() {
+        return Err(format!(
+            "output_dir {shown}: {} is not a folder",
+            existing.display()
+        ));
+    }
+    let read_only = std::fs::metadata(existing)
+        .map_err(|error| format!("output_dir {shown}: {error}"))?
+        .permissions()
+        .readonly();
+    if read_only {
+        return Err(format!("output_dir {shown} cannot be written"));
+    }
+    let digest = job.digest();
+    match digest_of_another_job(dir, &digest) {
+        None => Ok(()),
+        Some((other, path)) => Err(format!(
+            "output_dir {shown} holds the run of another job ({} is of job {}, this is job {}): choose another output_dir, or remove that run",
+            path.display(),
+            shortened(&other),
+            shortened(&digest)
+        )),
+    }
+}
+
+fn shortened(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+fn digest_of_another_job(dir: &Path, digest: &str) -> Option<(String, PathBuf)> {
+    let checkpoints = checkpoint::list(dir).unwrap_or_default();
+    let manifests = checkpoints
+        .into_iter()
+        .rev()
+        .map(|(_, path)| path.join(checkpoint::MANIFEST));
+    std::iter::once(dir.join("run.json"))
+        .chain(manifests)
+        .find_map(|path| {
+            let bytes = std::fs::read(&path).ok()?;
+            let json: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+            let found = json.get("job_digest")?.as_str()?;
+            (found != digest).then(|| (found.to_owned(), path))
+        })
+}
+
+/// The adapter to start from is there and has the job's rank.
+fn check_adapter(job: &JobSpec) -> Result<(), String> {
+    let Method::Lora(lora) = &job.method else {
+        return Ok(());
+    };
+    let Some(dir) = &lora.model_dir else {
+        return Ok(());
+    };
+    let config = AdapterConfig::read(dir).map_err(|error| error.to_string())?;
+    if config.r != lora.r {
+        return Err(format!(
+            "lora_model_dir {}: its rank is {}, the job's lora_r is {}",
+            dir.display(),
+            config.r,
+            lora.r
+        ));
+    }
+    TensorFile::open(&dir.join(ADAPTER_WEIGHTS))
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// Every tensor of the architecture is there in its shape.
+fn check_weights(job: &JobSpec, model: &ModelFolder, shape: &ModelShape) -> Result<(), FileError> {
+    if job.init_weights == InitWeights::Random {
+        return Ok(());
+    }
+    let files = model
+        .weight_files()
+        .iter()
+        .map(|path| TensorFile::open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    for (name, expected) in shape.tensors() {
+        match files.iter().find(|file| file.get(&name).is_some()) {
+            Some(file) => file.expect(&name, &expected).map(drop)?,
+            None => {
+                return Err(FileError::MissingTensor {
+                    path: model.dir().to_owned(),
+                    tensor: name,
+                });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! What a job needs in memory, before anything is loaded.
+//!
+//! Enters: the job and the sizes of the model. Leaves: bytes a worker needs, in four parts. A formula, not a
+//! measurement: it counts the tensors that have to be there at the peak of a backward pass, and nothing of allocator,
+//! code or page cache.
+
+use common::job::{BaseDtype, JobSpec, Method, Reduction};
+
+use super::ModelShape;
+
+/// Tokens whose logits are held at once: the loss is computed in chunks.
+const LOSS_CHUNK_TOKENS: usize = 1024;
+const F32: u64 = 4;
+
+/// Bytes in one worker, and the scalars behind them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    pub parameters: u64,
+    pub trainable_parameters: u64,
+    /// Of the base model, in its storage type.
+    pub weights_bytes: u64,
+    /// For each trainable scalar: the weight and two moments in float32, the sum over slots (8 bytes; 4 with
+    /// `reduction: fast`), the gradient of a slot and the mean gradient in float32.
+    pub trainable_bytes: u64,
+    /// What the backward pass needs of one slot.
+    pub activations_bytes: u64,
+    /// Logits and their gradient for one chunk of tokens.
+    pub logits_bytes: u64,
+}
+
+impl Estimate {
+    pub fn new(job: &JobSpec, shape: &ModelShape) -> Result<Self, String> {
+        let parameters = shape.parameters();
+        let trainable = match &job.method {
+            Method::Full => parameters,
+            Method::Lora(lora) => shape
+                .targets(&lora.target_modules)?
+                .iter()
+                .map(|linear| (lora.r * (linear.inputs + linear.outputs)) as u64)
+                .sum(),
+        };
+        let stored = match job.base_dtype {
+            BaseDtype::Float32 => F32,
+            BaseDtype::Bfloat16 => 2,
+        };
+        let sum = match job.reduction {
+            Reduction::Exact => 8,
+            Reduction::Fast => F32,
+        };
+        let tokens = (job.micro_batch_size * job.sequence_len) as u64;
+        let layer = layer_floats_per_token(shape);
+        let floats = if job.gradient_checkpointing {
+            // The input of each layer, and all of the layer that is being computed again.
+            shape.layers as u64 * shape.hidden_size as u64 + layer
+        } else {
+            shape.layers as u64 * layer
+        };
+        let chunk = tokens.min(LOSS_CHUNK_TOKENS as u64);
+        Ok(Self {
+            parameters,
+            trainable_parameters: trainable,
+            weights_bytes: parameters * stored,
+            trainable_bytes: trainable * (3 * F32 + sum + 2 * F32),
+            activations_bytes: tokens * floats * F32,
+            logits_bytes: chunk * shape.vocab_size as u64 * F32 * 2,
+        })
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes + self.trainable_bytes + self.activations_bytes + self.logits_bytes
+    }
+}
+
+/// What one layer keeps of a token for its backward pass: both normed inputs, both residual sums, queries, keys and
+/// values before and after the rotation, the attention's output, and gate, up and their product.
+fn layer_floats_per_token(shape: &ModelShape) -> u64 {
+    let heads = shape.heads + 2 * shape.key_value_heads;
+    let rotated = shape.heads + shape.key_value_heads;
+    (4 * shape.hidden_size
+        + (heads + rotated + shape.heads) * shape.head_dim
+        + 3 * shape.intermediate_size) as u64
+}

@@ -1,0 +1,179 @@
+//! The sizes of a model, from its `config.json`: which tensors and which linears it has.
+//!
+//! Enters: a model folder. Leaves: names and shapes. Reads no weights.
+
+use common::files::model::{Architecture, ModelFolder};
+use common::job::TargetModules;
+use serde_json::Value;
+
+/// A decoder in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    pub architecture: &'static str,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub key_value_heads: usize,
+    pub head_dim: usize,
+    pub tied_head: bool,
+    pub max_positions: Option<usize>,
+    qkv_bias: bool,
+    output_bias: bool,
+    mlp_bias: bool,
+    head_norms: bool,
+}
+
+/// A linear layer that an adapter can be put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linear {
+    /// As in `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    pub inputs: usize,
+    pub outputs: usize,
+    bias: bool,
+}
+
+impl ModelShape {
+    pub fn of(model: &ModelFolder) -> Result<Self, String> {
+        let config = model.config_json();
+        let architecture = model.architecture();
+        let path = model.dir().join("config.json");
+        let optional = |name: &str| config.get(name).and_then(Value::as_u64).map(|n| n as usize);
+        let required = |name: &str| match optional(name) {
+            Some(number) if (1..1 << 32).contains(&number) => Ok(number),
+            _ => Err(format!(
+                "{}: {name} is missing or not a number above 0",
+                path.display()
+            )),
+        };
+        let flag = |name: &str| config.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let (hidden_size, heads) = (required("hidden_size")?, required("num_attention_heads")?);
+        let attention_bias = flag("attention_bias");
+        let shape = Self {
+            architecture: match architecture {
+                Architecture::Llama => "Llama",
+                Architecture::Qwen2 => "Qwen2",
+                Architecture::Qwen3 => "Qwen3",
+            },
+            vocab_size: required("vocab_size")?,
+            hidden_size,
+            intermediate_size: required("intermediate_size")?,
+            layers: required("num_hidden_layers")?,
+            heads,
+            key_value_heads: optional("num_key_value_heads").unwrap_or(heads),
+            head_dim: optional("head_dim").unwrap_or(hidden_size / heads),
+            tied_head: flag("tie_word_embeddings"),
+            max_positions: optional("max_position_embeddings"),
+            qkv_bias: attention_bias || architecture == Architecture::Qwen2,
+            output_bias: attention_bias && architecture != Architecture::Qwen2,
+            mlp_bias: flag("mlp_bias") && architecture == Architecture::Llama,
+            head_norms: architecture == Architecture::Qwen3,
+        };
+        if shape.key_value_heads == 0 || heads % shape.key_value_heads != 0 {
+            return Err(format!(
+                "{}: {heads} attention heads cannot share {} key-value heads",
+                path.display(),
+                shape.key_value_heads
+            ));
+        }
+        Ok(shape)
+    }
+
+    /// Every linear but the output layer, in the model's order.
+    pub fn linears(&self) -> Vec<Linear> {
+        let (query, key_value) = (
+            self.heads * self.head_dim,
+            self.key_value_heads * self.head_dim,
+        );
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let of_layer = [
+            ("self_attn.q_proj", hidden, query, self.qkv_bias),
+            ("self_attn.k_proj", hidden, key_value, self.qkv_bias),
+            ("self_attn.v_proj", hidden, key_value, self.qkv_bias),
+            ("self_attn.o_proj", query, hidden, self.output_bias),
+            ("mlp.gate_proj", hidden, inner, self.mlp_bias),
+            ("mlp.up_proj", hidden, inner, self.mlp_bias),
+            ("mlp.down_proj", inner, hidden, self.mlp_bias),
+        ];
+        (0..self.layers)
+            .flat_map(|layer| {
+                of_layer.map(|(name, inputs, outputs, bias)| Linear {
+                    path: format!("model.layers.{layer}.{name}"),
+                    inputs,
+                    outputs,
+                    bias,
+                })
+            })
+            .collect()
+    }
+
+    /// Names and shapes of all tensors in the weights files.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let hidden = self.hidden_size;
+        let vocabulary = vec![self.vocab_size, hidden];
+        let mut tensors = vec![
+            ("model.embed_tokens.weight".to_owned(), vocabulary.clone()),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        if !self.tied_head {
+            tensors.push(("lm_head.weight".to_owned(), vocabulary));
+        }
+        for linear in self.linears() {
+            if linear.bias {
+                tensors.push((format!("{}.bias", linear.path), vec![linear.outputs]));
+            }
+            tensors.push((
+                format!("{}.weight", linear.path),
+                vec![linear.outputs, linear.inputs],
+            ));
+        }
+        for layer in 0..self.layers {
+            let mut norm = |name: &str, size| {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![size]));
+            };
+            norm("input_layernorm", hidden);
+            norm("post_attention_layernorm", hidden);
+            if self.head_norms {
+                norm("self_attn.q_norm", self.head_dim);
+                norm("self_attn.k_norm", self.head_dim);
+            }
+        }
+        tensors
+    }
+
+    /// Scalars of the whole model.
+    pub fn parameters(&self) -> u64 {
+        let scalars = self.tensors().into_iter();
+        scalars
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .sum()
+    }
+
+    /// The linears that the job's target modules name, as PEFT matches them: the whole path or its end.
+    pub fn targets(&self, targets: &TargetModules) -> Result<Vec<Linear>, String> {
+        let linears = self.linears();
+        let TargetModules::Named(names) = targets else {
+            return Ok(linears);
+        };
+        let matches = |linear: &Linear, name: &String| {
+            linear.path == *name
+                || linear
+                    .path
+                    .strip_suffix(name.as_str())
+                    .is_some_and(|before| before.ends_with('.'))
+        };
+        for name in names {
+            if !linears.iter().any(|linear| matches(linear, name)) {
+                return Err(format!(
+                    "lora_target_modules: no linear of the model is called {name} (it has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj)"
+                ));
+            }
+        }
+        Ok(linears
+            .into_iter()
+            .filter(|linear| names.iter().any(|name| matches(linear, name)))
+            .collect())
+    }
+}
