@@ -1,1 +1,267 @@
-//! Model and state files: found on this machine or fetched, always verified.
+//! Folders that a run starts from (base model, checkpoint or adapter): found on this machine or fetched from the
+//! coordinator, and verified file by file either way.
+//!
+//! In: the list of files from Welcome. Out: a local folder that holds exactly those bytes. A fetch goes on where an
+//! earlier one stopped, and a folder appears in the cache only when it is complete.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::files::manifest::{entries_digest, inside};
+use common::files::{FileEntry, FileError};
+use common::wire::CHUNK_BYTES;
+use proto::v1;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+
+use crate::session::{Client, retry_delays};
+
+/// Broken calls in a row, without a byte between them, after which a fetch is given up.
+const MAX_FAILURES: usize = 6;
+/// Between two lines about a long fetch.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Error)]
+pub enum FetchError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot write {path}: {source}")]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "no space is left for {path} ({size} bytes); free some, or name another folder with --cache-dir"
+    )]
+    NoSpace { path: PathBuf, size: u64 },
+    #[error("fetching {path} from the coordinator failed: {reason}")]
+    Broken { path: String, reason: String },
+    #[error(
+        "{path} as fetched from the coordinator has not the digest {digest} that was announced"
+    )]
+    Digest { path: String, digest: String },
+}
+
+/// Gets folders from one coordinator into one cache.
+pub struct Fetcher {
+    pub client: Client,
+    /// `~/.cache/muster`, or what the user chose.
+    pub cache: PathBuf,
+}
+
+impl Fetcher {
+    /// A folder with these files: `at_coordinator` itself where it is on this machine too, else one in the cache.
+    /// `kind` names the cache's subfolder.
+    pub async fn folder(
+        &self,
+        kind: &str,
+        entries: &[FileEntry],
+        at_coordinator: &Path,
+    ) -> Result<PathBuf, FetchError> {
+        if holds(at_coordinator, entries).await {
+            return Ok(at_coordinator.to_owned());
+        }
+        let parent = self.cache.join(kind);
+        std::fs::create_dir_all(&parent).map_err(write_error(&parent, 0))?;
+        let name = entries_digest(entries);
+        let target = parent.join(&name);
+        let _lock = lock(&parent.join(format!("{name}.lock"))).await?;
+        if holds(&target, entries).await {
+            return Ok(target);
+        }
+        let partial = parent.join(format!("{name}.partial"));
+        // A damaged folder is mended: its good files need not travel again.
+        if target.is_dir() && !partial.exists() {
+            std::fs::rename(&target, &partial).map_err(write_error(&partial, 0))?;
+        }
+        for entry in entries {
+            self.file(&partial, entry).await?;
+        }
+        if target.exists() {
+            common::files::atomic::remove_dir(&target)?;
+        }
+        std::fs::rename(&partial, &target).map_err(write_error(&target, 0))?;
+        sync_folder(&parent)?;
+        Ok(target)
+    }
+
+    /// Completes one file of the partial folder.
+    async fn file(&self, partial: &Path, entry: &FileEntry) -> Result<(), FetchError> {
+        let path = inside(partial, &entry.path)?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(write_error(folder, 0))?;
+        }
+        // The second time from the start: what was there already may have been of something else.
+        for _ in 0..2 {
+            let found = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            if found < entry.size {
+                self.append(&path, entry, found).await?;
+            } else if found == 0 {
+                File::create(&path).map_err(write_error(&path, 0))?;
+            }
+            if holds(partial, std::slice::from_ref(entry)).await {
+                return Ok(());
+            }
+            std::fs::remove_file(&path).map_err(write_error(&path, 0))?;
+        }
+        Err(FetchError::Digest {
+            path: entry.path.clone(),
+            digest: entry.digest.clone(),
+        })
+    }
+
+    /// Fetches what is missing behind the first `offset` bytes, calling again where a call breaks.
+    async fn append(
+        &self,
+        path: &Path,
+        entry: &FileEntry,
+        mut offset: u64,
+    ) -> Result<(), FetchError> {
+        let mut file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .await
+            .map_err(write_error(path, entry.size))?;
+        let mut progress = Progress::new(entry);
+        let mut delays = retry_delays(MAX_FAILURES);
+        while offset < entry.size {
+            let before = offset;
+            let call = self.call(&mut file, path, entry, &mut offset, &mut progress);
+            let Err(reason) = call.await? else { break };
+            if offset > before {
+                delays = retry_delays(MAX_FAILURES);
+            }
+            let Some(delay) = delays.next() else {
+                let path = entry.path.clone();
+                return Err(FetchError::Broken { path, reason });
+            };
+            tracing::warn!("fetching {} broke off ({reason}); going on", entry.path);
+            tokio::time::sleep(delay).await;
+        }
+        file.sync_all().await.map_err(write_error(path, entry.size))
+    }
+
+    /// One call. The inner error is the network's and may be tried again; the outer one is final.
+    async fn call(
+        &self,
+        file: &mut tokio::fs::File,
+        path: &Path,
+        entry: &FileEntry,
+        offset: &mut u64,
+        progress: &mut Progress<'_>,
+    ) -> Result<Result<(), String>, FetchError> {
+        let request = v1::FetchFileRequest {
+            digest: entry.digest.clone(),
+            offset: *offset,
+        };
+        let mut chunks = match self.client.clone().fetch_file(request).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Ok(Err(status.message().to_owned())),
+        };
+        loop {
+            let chunk = match chunks.message().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if *offset == entry.size => break,
+                Ok(None) => return Ok(Err("it ended early".to_owned())),
+                Err(status) => return Ok(Err(status.message().to_owned())),
+            };
+            let length = chunk.data.len();
+            if length == 0 || length > CHUNK_BYTES || length as u64 > entry.size - *offset {
+                return Ok(Err(format!(
+                    "a chunk of {length} bytes where it has no place"
+                )));
+            }
+            file.write_all(&chunk.data)
+                .await
+                .map_err(write_error(path, entry.size))?;
+            *offset += length as u64;
+            progress.show(*offset);
+        }
+        file.flush().await.map_err(write_error(path, entry.size))?;
+        Ok(Ok(()))
+    }
+}
+
+/// Every file is there with its size and digest.
+async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
+    let (folder, entries) = (folder.to_owned(), entries.to_vec());
+    let check = move || {
+        let size = |entry: &FileEntry| {
+            let path = inside(&folder, &entry.path).ok()?;
+            Some(std::fs::metadata(path).ok()?.len())
+        };
+        // Sizes first: they cost nothing.
+        entries.iter().all(|entry| size(entry) == Some(entry.size))
+            && entries.iter().all(|entry| entry.verify(&folder).is_ok())
+    };
+    tokio::task::spawn_blocking(check).await.unwrap_or(false)
+}
+
+/// Waits until no other worker of this machine fetches the same folder.
+async fn lock(path: &Path) -> Result<File, FetchError> {
+    let file = File::create(path).map_err(write_error(path, 0))?;
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("another worker on this machine is fetching the same files");
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(TryLockError::Error(source)) => return Err(write_error(path, 0)(source)),
+        }
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<(), FetchError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(write_error(folder, 0))
+}
+
+fn write_error(path: &Path, size: u64) -> impl FnOnce(std::io::Error) -> FetchError {
+    let path = path.to_owned();
+    move |source| match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            FetchError::NoSpace { path, size }
+        }
+        _ => FetchError::Write { path, source },
+    }
+}
+
+/// Tells of a fetch that takes long.
+struct Progress<'a> {
+    entry: &'a FileEntry,
+    last: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn new(entry: &'a FileEntry) -> Self {
+        Self {
+            entry,
+            last: Instant::now(),
+        }
+    }
+
+    fn show(&mut self, offset: u64) {
+        if self.last.elapsed() >= PROGRESS_INTERVAL {
+            self.last = Instant::now();
+            let (path, all) = (&self.entry.path, self.entry.size >> 20);
+            tracing::info!("fetching {path}: {} of {all} MiB", offset >> 20);
+        }
+    }
+}
+
+/// Where fetched folders are kept unless the user names a place.
+pub fn default_cache() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("MUSTER_CACHE_DIR")
+        .map(PathBuf::from)
+        .or_else(|| set("XDG_CACHE_HOME").map(|path| Path::new(&path).join("muster")))
+        .or_else(|| set("HOME").map(|path| Path::new(&path).join(".cache/muster")))
+        .unwrap_or_else(|| std::env::temp_dir().join("muster-cache"))
+}

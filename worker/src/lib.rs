@@ -1,23 +1,25 @@
 //! The worker: joins a coordinator, computes slots with candle, and sums gradients with its peers.
 //!
-//! In: [`JoinOptions`]. Out: a finished job, or one error. [`session`] talks to the coordinator, [`fetch`] and
+//! In: [`JoinOptions`]. Out: a finished job, or one error. [`join`](join::join) is the whole life of a worker,
+//! [`session`] talks to the coordinator, [`fetch`] and
 //! [`blocks`] get what the step needs, [`run`] is the step itself, [`upload`] hands the results over.
 
 pub mod blocks;
 pub mod collective;
 pub mod engine;
 pub mod fetch;
+mod join;
 pub mod run;
 pub mod session;
 pub mod upload;
-
-pub use engine::numerics_class;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
+
+pub use engine::numerics_class;
+pub use join::join;
 
 /// How to join a coordinator. Only the address is needed.
 #[derive(Clone, Debug)]
@@ -74,20 +76,20 @@ pub enum WorkerError {
         reason: String,
         seconds: u64,
     },
+    #[error("the token contains characters that cannot be sent")]
+    Token,
     #[error("the coordinator refused this worker: {reason}")]
     Refused { reason: String },
+    #[error("the session with the coordinator was lost {times} times in a row: {reason}")]
+    Lost { times: u32, reason: String },
     #[error("the job failed: {reason}")]
     JobFailed { reason: String },
-}
-
-/// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
-pub async fn join(
-    options: JoinOptions,
-    _shutdown: CancellationToken,
-) -> Result<Finished, WorkerError> {
-    Err(WorkerError::Unreachable {
-        address: options.address,
-        reason: "this build cannot join yet".to_owned(),
-        seconds: 0,
-    })
+    #[error("the engine stopped for a fault of its own (see above)")]
+    EnginePanicked,
+    #[error(transparent)]
+    Collective(#[from] collective::CollectiveError),
+    #[error(transparent)]
+    Fetch(#[from] fetch::FetchError),
+    #[error(transparent)]
+    Run(#[from] run::RunError),
 }

@@ -1,1 +1,202 @@
-fn main() {}
+//! The worker's command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use worker::{Finished, JoinOptions, WorkerError, join};
+
+/// Exit codes, the same as the coordinator's.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const PREFLIGHT: u8 = 3;
+const INTERRUPTED: u8 = 130;
+
+/// Muster's worker: joins a coordinator and computes its share of every step.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Join a coordinator and work until its job is done
+    ///
+    /// Job, data and base model come from the coordinator; nothing else is needed on this machine. Workers may join and
+    /// leave at any time. Ctrl-C or SIGTERM finishes the slot in hand and leaves; a second one stops at once.
+    ///
+    /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 refused by the coordinator, 130 Ctrl-C.
+    Join(JoinArgs),
+}
+
+#[derive(Args)]
+struct JoinArgs {
+    /// Where the coordinator listens
+    #[arg(value_name = "HOST:PORT")]
+    address: String,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// What to compute on
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+    /// File with the token that the coordinator asks for
+    #[arg(long, value_name = "FILE", env = "MUSTER_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Where fetched models are kept [default: ~/.cache/muster]
+    #[arg(long, value_name = "DIR", env = "MUSTER_CACHE_DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Address of this machine for other workers [default: the one that the coordinator sees]
+    #[arg(long, value_name = "HOST")]
+    exchange_host: Option<String>,
+    /// What to call this worker [default: host name and process number]
+    #[arg(long)]
+    name: Option<String>,
+    /// How long to try to reach the coordinator
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    connect_timeout: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    /// The best that this build can use
+    Auto,
+    Cpu,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    match cli.command {
+        Command::Join(args) => run_join(args),
+    }
+}
+
+fn run_join(args: JoinArgs) -> ExitCode {
+    let threads = args.threads.map(usize::from);
+    let options = match join_options(args) {
+        Ok(options) => options,
+        Err(error) => return fail(USAGE, &format!("{error:#}")),
+    };
+    if let Some(threads) = threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        // Fails only where there is a pool already, and nothing has run yet.
+        let _ = pool.build_global();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILED, &error.to_string()),
+    };
+    let shutdown = CancellationToken::new();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let joined = runtime.block_on(async {
+        tokio::spawn(watch_signals(shutdown.clone(), interrupted.clone()));
+        join(options, shutdown).await
+    });
+    let interrupted = interrupted.load(Ordering::SeqCst);
+    // An engine thread that is still loading is not waited for.
+    runtime.shutdown_background();
+    match joined {
+        Ok(Finished::Left) if interrupted => ExitCode::from(INTERRUPTED),
+        Ok(Finished::Left) => ExitCode::SUCCESS,
+        Ok(Finished::Job { reason }) if reason.is_empty() => {
+            tracing::info!("the job is done");
+            ExitCode::SUCCESS
+        }
+        Ok(Finished::Job { reason }) => {
+            tracing::info!("the job has ended: {reason}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(exit_code(&error), &error.to_string()),
+    }
+}
+
+fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
+    let token = match &args.token_file {
+        Some(path) => {
+            let token = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the token file {}", path.display()))?;
+            Some(token.trim().to_owned())
+        }
+        None => None,
+    };
+    Ok(JoinOptions {
+        threads: args.threads.map(usize::from),
+        device: match args.device {
+            Device::Auto => "auto".to_owned(),
+            Device::Cpu => "cpu".to_owned(),
+        },
+        token,
+        exchange_host: args.exchange_host,
+        cache_dir: args.cache_dir,
+        name: args.name,
+        connect_timeout: Duration::from_secs(args.connect_timeout),
+        ..JoinOptions::new(args.address)
+    })
+}
+
+fn exit_code(error: &WorkerError) -> u8 {
+    match error {
+        WorkerError::Address { .. } | WorkerError::Token => USAGE,
+        WorkerError::Refused { .. } => PREFLIGHT,
+        _ => FAILED,
+    }
+}
+
+/// Cancels `shutdown` at the first signal and ends the process at the second. Notes whether the first was Ctrl-C.
+async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>) {
+    let ctrl_c = async || {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => true,
+            () = terminated() => false,
+        }
+    };
+    interrupted.store(ctrl_c().await, Ordering::SeqCst);
+    shutdown.cancel();
+    ctrl_c().await;
+    let code = if interrupted.load(Ordering::SeqCst) {
+        INTERRUPTED.into()
+    } else {
+        0
+    };
+    std::process::exit(code);
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(code)
+}

@@ -1,1 +1,357 @@
-//! The step, readable top to bottom.
+//! The step, readable top to bottom: what the engine thread does between Welcome and the end.
+//!
+//! In: orders, in the order in which the coordinator gave them. Out: messages to it. The [`Trainer`] computes, the
+//! [`Collective`] sums, and this decides nothing but what is void: whatever does not fit to the generation and to the
+//! updates that the weights have seen is dropped, because the coordinator plans it again.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use common::files::{FileError, Snapshot, WeightsFormat};
+use common::job::JobSpec;
+use common::wire::{PlanKind, up};
+use proto::v1;
+use proto::v1::worker_message::Message as Up;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::blocks::BlocksError;
+use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
+use crate::engine::accumulator::{self, Accumulator};
+use crate::engine::trainer::Reduced;
+use crate::engine::{EngineError, Trainer, TrainerOptions};
+use crate::session::{Lease, Order};
+use crate::upload::{Uploads, weights_format};
+
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    State(#[from] FileError),
+    #[error(transparent)]
+    Blocks(#[from] BlocksError),
+    #[error(transparent)]
+    Collective(CollectiveError),
+    #[error("the checkpoint says step {found} but the coordinator step {expected}")]
+    StartStep { found: u64, expected: u64 },
+    /// Nobody takes reports any more; why is known elsewhere.
+    #[error("the session is over")]
+    SessionOver,
+}
+
+/// What the run starts from.
+pub struct Start {
+    pub job: Arc<JobSpec>,
+    pub job_digest: String,
+    pub model_dir: PathBuf,
+    /// The adapter to start from.
+    pub adapter_dir: Option<PathBuf>,
+    pub threads: usize,
+    /// The checkpoint of this many updates, in this folder.
+    pub checkpoint: Option<(u64, PathBuf)>,
+}
+
+/// What the engine thread shares with the session.
+pub struct Links {
+    pub orders: mpsc::Receiver<Order>,
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub collective: Arc<Collective>,
+    pub uploads: Uploads,
+    pub newest_generation: Arc<AtomicU64>,
+    /// Set from outside: end after the slot in hand.
+    pub stop: Arc<AtomicBool>,
+    /// Set here once the model is loaded and orders are obeyed.
+    pub ready: Arc<AtomicBool>,
+    /// Counted here: updates made.
+    pub updates: Arc<AtomicU64>,
+}
+
+/// Loads the model and works until told to stop.
+pub fn run(start: Start, links: Links) -> Result<(), RunError> {
+    let trainer = load(&start)?;
+    let mut run = Run {
+        format: weights_format(&start.job, &start.model_dir, &trainer.layout())?,
+        trainer,
+        links,
+        generation: 0,
+        plan: None,
+        saves: BTreeSet::new(),
+    };
+    run.send(Up::Ready(v1::Ready {
+        step: run.trainer.step(),
+        layout_digest: run.trainer.layout().digest(),
+        trainable_scalars: run.trainer.layout().scalars as u64,
+        weights_digest: run.trainer.weights_digest(),
+        job_digest: start.job_digest,
+        total_scalars: run.trainer.total_scalars(),
+    }))?;
+    run.links.ready.store(true, Ordering::SeqCst);
+    while let Some(order) = run.links.orders.blocking_recv() {
+        if run.stopped() {
+            break;
+        }
+        run.obey(order)?;
+    }
+    Ok(())
+}
+
+fn load(start: &Start) -> Result<Trainer, RunError> {
+    let mut trainer = Trainer::load(TrainerOptions {
+        job: start.job.clone(),
+        model_dir: start.model_dir.clone(),
+        adapter_dir: start.adapter_dir.clone(),
+        threads: start.threads,
+    })?;
+    if let Some((expected, dir)) = &start.checkpoint {
+        let snapshot = Snapshot::read_files(dir, &trainer.layout())?;
+        if snapshot.step != *expected {
+            return Err(RunError::StartStep {
+                found: snapshot.step,
+                expected: *expected,
+            });
+        }
+        trainer.restore(&snapshot)?;
+    }
+    Ok(trainer)
+}
+
+struct Run {
+    trainer: Trainer,
+    /// Of the states that are handed over.
+    format: WeightsFormat,
+    links: Links,
+    /// The one that this worker has entered.
+    generation: u64,
+    /// Of the training step in progress.
+    plan: Option<v1::Plan>,
+    /// Steps whose state was asked for and that are still to come.
+    saves: BTreeSet<u64>,
+}
+
+impl Run {
+    fn obey(&mut self, order: Order) -> Result<(), RunError> {
+        match order {
+            Order::Enter(generation) => self.enter(&generation),
+            Order::Plan(plan) => {
+                self.begin(plan);
+                Ok(())
+            }
+            Order::Lease(lease) => self.compute(lease),
+            Order::Exchange(exchange) => self.exchange(&exchange),
+            Order::Save(save) => {
+                self.saves.insert(save.step);
+                self.save_state();
+                Ok(())
+            }
+            Order::Stop => Ok(()),
+        }
+    }
+
+    /// A new generation: whoever is behind gets its state, then everyone says what it holds.
+    fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
+        self.generation = generation.generation;
+        self.plan = None;
+        if self.superseded() {
+            return Ok(());
+        }
+        if generation.behind.contains(&generation.rank) {
+            match self.receive_state(generation) {
+                Ok(state) => self.trainer.restore(&state)?,
+                Err(error) => return self.report_failure(error),
+            }
+        } else if generation.rank == generation.source && !generation.behind.is_empty() {
+            self.send_state(generation);
+        }
+        let accumulator = self.trainer.accumulator();
+        let held = match accumulator.step() == Some(self.trainer.step()) {
+            true => accumulator.held().iter().copied().collect(),
+            false => Vec::new(),
+        };
+        self.send(Up::Entered(v1::Entered {
+            generation: self.generation,
+            step: self.trainer.step(),
+            held,
+        }))
+    }
+
+    fn receive_state(&self, generation: &v1::Generation) -> Result<Snapshot, CollectiveError> {
+        let mesh = self.links.collective.mesh(self.generation)?;
+        mesh.receive_state(generation.source, generation.step, &self.trainer.layout())
+    }
+
+    /// In the background: those who are not behind go on with the step meanwhile.
+    fn send_state(&self, generation: &v1::Generation) {
+        if self.trainer.step() != generation.step {
+            return;
+        }
+        let (snapshot, behind) = (self.trainer.snapshot(), generation.behind.clone());
+        let (collective, number) = (self.links.collective.clone(), self.generation);
+        std::thread::spawn(move || {
+            let sent = collective.mesh(number).and_then(|mesh| {
+                behind
+                    .iter()
+                    .try_for_each(|rank| mesh.send_state(*rank, &snapshot))
+            });
+            // The receiver notices too, and reports it.
+            if let Err(error) = sent {
+                tracing::debug!("state could not be sent: {error}");
+            }
+        });
+    }
+
+    fn begin(&mut self, plan: v1::Plan) {
+        if self.is_void(plan.generation, plan.step) {
+            return;
+        }
+        if PlanKind::from_wire(plan.kind) == Ok(PlanKind::Train) {
+            let slots = plan.slots as usize;
+            self.trainer
+                .begin_step(plan.step, plan.trained_tokens, slots);
+            self.plan = Some(plan);
+        }
+    }
+
+    fn compute(&mut self, lease: Lease) -> Result<(), RunError> {
+        let train = lease.kind == PlanKind::Train;
+        for (slot, blocks) in lease.slots {
+            let planned = !train || self.plan.as_ref().is_some_and(|plan| slot < plan.slots);
+            if self.is_void(lease.generation, lease.step) || !planned || self.stopped() {
+                return Ok(());
+            }
+            let blocks = blocks.wait()?;
+            let started = Instant::now();
+            let outcome = match train {
+                true => self.trainer.train_slot(slot, &blocks)?,
+                false => self.trainer.eval_slot(&blocks)?,
+            };
+            self.send(Up::SlotDone(v1::SlotDone {
+                generation: lease.generation,
+                step: lease.step,
+                kind: lease.kind.to_wire(),
+                slot,
+                loss_sum: outcome.loss_sum,
+                trained_tokens: outcome.trained_tokens,
+                correct_tokens: outcome.correct_tokens,
+                compute_us: started.elapsed().as_micros() as u64,
+            }))?;
+        }
+        Ok(())
+    }
+
+    /// Sums over all workers, updates, reports.
+    fn exchange(&mut self, exchange: &v1::Exchange) -> Result<(), RunError> {
+        let Some(plan) = self.plan else {
+            return Ok(());
+        };
+        if self.is_void(exchange.generation, exchange.step) || plan.step != exchange.step {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let reduced = match self.reduce(&plan) {
+            Ok(reduced) => reduced,
+            Err(error) => return self.report_failure(error),
+        };
+        let exchanged = Instant::now();
+        let outcome = self.trainer.apply(reduced, plan.learning_rate)?;
+        self.plan = None;
+        self.links.updates.fetch_add(1, Ordering::SeqCst);
+        let optimizer_us = exchanged.elapsed().as_micros() as u64;
+        self.send(Up::StepReport(v1::StepReport {
+            generation: exchange.generation,
+            step: self.trainer.step(),
+            grad_norm: outcome.grad_norm,
+            skipped: outcome.skipped,
+            weights_digest: match plan.digest {
+                true => self.trainer.weights_digest(),
+                false => String::new(),
+            },
+            exchange_us: (exchanged - started).as_micros() as u64,
+            optimizer_us,
+            peak_memory_bytes: peak_memory_bytes(),
+        }))?;
+        self.save_state();
+        Ok(())
+    }
+
+    fn reduce(&self, plan: &v1::Plan) -> Result<Reduced, CollectiveError> {
+        let mesh = self.links.collective.mesh(self.generation)?;
+        let accumulator = self.trainer.accumulator();
+        let ReducedSum { mean, invalid } = mesh.all_reduce(&Contribution {
+            step: plan.step,
+            slots: plan.slots,
+            held: accumulator.held(),
+            sums: sums(accumulator),
+            invalid: accumulator.invalid(),
+        })?;
+        Ok(Reduced { mean, invalid })
+    }
+
+    /// An exchange that broke costs nothing: the accumulator is as it was, and a new generation follows.
+    fn report_failure(&mut self, error: CollectiveError) -> Result<(), RunError> {
+        match error {
+            CollectiveError::Superseded => Ok(()),
+            CollectiveError::Peer {
+                rank, ref reason, ..
+            } => {
+                tracing::warn!("{error}");
+                self.send(Up::PeerLost(v1::PeerLost {
+                    generation: self.generation,
+                    rank,
+                    reason: reason.clone(),
+                }))
+            }
+            other => Err(RunError::Collective(other)),
+        }
+    }
+
+    /// Hands over the state of this step if it was asked for.
+    fn save_state(&mut self) {
+        let step = self.trainer.step();
+        if self.saves.remove(&step) {
+            let snapshot = self.trainer.snapshot();
+            self.links.uploads.start(snapshot, self.format.clone());
+        }
+        while let Some(missed) = self.saves.first().copied().filter(|first| *first < step) {
+            tracing::warn!("the state after step {missed} was asked for too late");
+            self.saves.remove(&missed);
+        }
+    }
+
+    fn is_void(&self, generation: u64, step: u64) -> bool {
+        self.superseded() || generation != self.generation || step != self.trainer.step()
+    }
+
+    /// A newer generation waits among the orders.
+    fn superseded(&self) -> bool {
+        self.links.newest_generation.load(Ordering::SeqCst) > self.generation
+    }
+
+    fn stopped(&self) -> bool {
+        self.links.stop.load(Ordering::SeqCst)
+    }
+
+    fn send(&self, message: Up) -> Result<(), RunError> {
+        let sent = self.links.up.blocking_send(up(message));
+        sent.map_err(|_| RunError::SessionOver)
+    }
+}
+
+fn sums(accumulator: &Accumulator) -> Sums<'_> {
+    match accumulator.sums() {
+        accumulator::Sums::Exact { sums, .. } => Sums::Exact(sums),
+        accumulator::Sums::Fast { sums } => Sums::Fast(sums),
+    }
+}
+
+/// Of this process so far; 0 where the system does not say.
+fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes =
+        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

@@ -1,1 +1,399 @@
-//! The gRPC session with the coordinator.
+//! The session with the coordinator: everything that decides what is computed comes in here, in order, and everything
+//! that was computed goes out.
+//!
+//! [`connect`] and [`open`] get as far as Welcome, [`Admission`] is Welcome checked, and [`forward`] passes on what the
+//! engine must do until the session ends. Nothing here blocks a thread.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use common::files::FileEntry;
+use common::job::JobSpec;
+use common::wire::{
+    MAX_FILES, MAX_MESSAGE_BYTES, PlanKind, TOKEN_KEY, WireError, bearer, check_digest, up,
+};
+use proto::v1;
+use proto::v1::coordinator_client::CoordinatorClient;
+use proto::v1::coordinator_message::Message as Down;
+use proto::v1::worker_message::Message as Up;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+use crate::blocks::{Blocks, PendingBlocks};
+use crate::collective::{Collective, Membership, PeerAddress};
+use crate::{JoinOptions, WorkerError};
+
+pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
+
+/// One attempt to connect.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the coordinator may take to answer Join.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
+/// The connection is probed this often and given up when a probe stays unanswered as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// Messages up that may wait for the network.
+const OUTGOING: usize = 64;
+/// Far beyond any real one, and safe to multiply.
+const MAX_SEQUENCE_LEN: u32 = 1 << 24;
+const MAX_MEMBERS: usize = 1024;
+
+/// Adds the token to every call.
+#[derive(Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert(TOKEN_KEY, token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Pauses between attempts: doubling, with jitter, so that many workers do not come back at one moment.
+pub fn retry_delays(attempts: usize) -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(Duration::from_secs(5))
+        .with_max_times(attempts)
+        .with_jitter()
+        .build()
+}
+
+/// Connects, trying again until the options' time is up.
+pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
+    let bearer = Bearer(match &options.token {
+        Some(token) => Some(bearer(token).parse().map_err(|_| WorkerError::Token)?),
+        None => None,
+    });
+    let endpoint = endpoint(&options.address)?;
+    let deadline = Instant::now() + options.connect_timeout;
+    let mut delays = retry_delays(usize::MAX);
+    let channel = loop {
+        let error = match endpoint.connect().await {
+            Ok(channel) => break channel,
+            Err(error) => root_cause(&error),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
+        if left.is_zero() {
+            return Err(WorkerError::Unreachable {
+                address: options.address.clone(),
+                reason: error,
+                seconds: options.connect_timeout.as_secs(),
+            });
+        }
+        tracing::warn!(
+            "coordinator {} cannot be reached ({error}); trying again, {} s left",
+            options.address,
+            left.as_secs()
+        );
+        tokio::time::sleep(delay).await;
+    };
+    Ok(CoordinatorClient::with_interceptor(channel, bearer)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, WorkerError> {
+    let wrong = || WorkerError::Address {
+        address: address.to_owned(),
+    };
+    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+    if host.is_empty() || port.parse::<u16>().is_err() || address.contains('/') {
+        return Err(wrong());
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+    Ok(endpoint
+        .connect_timeout(ATTEMPT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEP_ALIVE))
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20))
+}
+
+/// The last error of the chain says what happened; those above it only that something did.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The coordinator said Finish.
+    Finished { failed: bool, reason: String },
+    /// This worker cannot take part.
+    Refused(String),
+    /// The connection broke, or the coordinator sent the worker away; it may come back as a newcomer.
+    Lost(String),
+}
+
+impl SessionEnd {
+    fn of(status: &Status) -> Self {
+        use tonic::Code;
+        let reason = status.message().to_owned();
+        match status.code() {
+            Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::Unauthenticated
+            | Code::Unimplemented => Self::Refused(reason),
+            _ => Self::Lost(reason),
+        }
+    }
+}
+
+/// A session that has been welcomed.
+pub struct Session {
+    pub admission: Admission,
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub down: Streaming<v1::CoordinatorMessage>,
+}
+
+/// Joins. An error is the coordinator's answer or the network's.
+pub async fn open(client: &Client, join: v1::Join) -> Result<Session, SessionEnd> {
+    let (sender, receiver) = mpsc::channel(OUTGOING);
+    // Never full: it is the first message.
+    let _ = sender.try_send(up(Up::Join(join)));
+    let mut client = client.clone();
+    let welcome = async {
+        let response = client.session(ReceiverStream::new(receiver)).await?;
+        let mut down = response.into_inner();
+        let first = down.message().await?;
+        Ok::<_, Status>((first, down))
+    };
+    let (first, down) = match tokio::time::timeout(WELCOME_TIMEOUT, welcome).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(status)) => return Err(SessionEnd::of(&status)),
+        Err(_) => return Err(SessionEnd::Lost("no answer to Join".to_owned())),
+    };
+    match first.and_then(|first| first.message) {
+        Some(Down::Welcome(welcome)) => Ok(Session {
+            admission: Admission::check(welcome).map_err(SessionEnd::Refused)?,
+            up: sender,
+            down,
+        }),
+        Some(Down::Finish(finish)) => Err(SessionEnd::Finished {
+            failed: finish.failed,
+            reason: finish.reason,
+        }),
+        Some(_) => Err(SessionEnd::Refused("it did not begin with Welcome".into())),
+        None => Err(SessionEnd::Lost("it closed the session".to_owned())),
+    }
+}
+
+/// Welcome, checked.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    pub worker: u64,
+    pub job: Arc<JobSpec>,
+    /// As computed here; the coordinator's is equal.
+    pub job_digest: String,
+    pub model_files: Vec<FileEntry>,
+    pub model_dir: PathBuf,
+    pub start_step: u64,
+    /// The checkpoint of `start_step`, or at step 0 the adapter to start from. Empty where there is none.
+    pub state_files: Vec<FileEntry>,
+    pub state_dir: PathBuf,
+    pub blocks: v1::BlockSet,
+}
+
+impl Admission {
+    fn check(welcome: v1::Welcome) -> Result<Self, String> {
+        let job: JobSpec = serde_json::from_slice(&welcome.job)
+            .map_err(|e| format!("its job cannot be read by this version: {e}"))?;
+        let job_digest = job.digest();
+        if job_digest != welcome.job_digest {
+            return Err(format!(
+                "job digests differ: {} there, {job_digest} here",
+                welcome.job_digest
+            ));
+        }
+        let blocks = welcome.blocks.ok_or("Welcome names no blocks")?;
+        check_digest("blocks.digest", &blocks.digest).map_err(|e| e.to_string())?;
+        let sequence_len = blocks.sequence_len;
+        if sequence_len == 0 || sequence_len > MAX_SEQUENCE_LEN || blocks.train_blocks == 0 {
+            return Err("its blocks are empty or too long".to_owned());
+        }
+        Ok(Self {
+            worker: welcome.worker,
+            job: Arc::new(job),
+            job_digest,
+            model_files: check_files(welcome.model_files).map_err(|e| e.to_string())?,
+            model_dir: welcome.model_dir.into(),
+            start_step: welcome.start_step,
+            state_files: check_files(welcome.state_files).map_err(|e| e.to_string())?,
+            state_dir: welcome.state_dir.into(),
+            blocks,
+        })
+    }
+}
+
+/// Paths are checked where they are used (`common::files::manifest::inside`).
+fn check_files(files: Vec<v1::FileEntry>) -> Result<Vec<FileEntry>, WireError> {
+    if files.len() > MAX_FILES {
+        let (field, found) = ("files", files.len().to_string());
+        return Err(WireError::Invalid { field, found });
+    }
+    let entries = files.into_iter().map(|file| {
+        check_digest("file digest", &file.digest)?;
+        Ok(FileEntry {
+            path: file.path,
+            size: file.size,
+            digest: file.digest,
+        })
+    });
+    entries.collect()
+}
+
+/// What the engine must do next.
+pub enum Order {
+    Enter(v1::Generation),
+    Plan(v1::Plan),
+    Lease(Lease),
+    Exchange(v1::Exchange),
+    Save(v1::SaveState),
+    /// The session is over, or the worker is on its way out.
+    Stop,
+}
+
+/// Slots to compute; their blocks are on their way already.
+pub struct Lease {
+    pub generation: u64,
+    pub step: u64,
+    pub kind: PlanKind,
+    pub slots: Vec<(u32, PendingBlocks)>,
+}
+
+/// Passes what the coordinator says on to the engine.
+pub struct Forwarder {
+    pub orders: mpsc::Sender<Order>,
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub collective: Arc<Collective>,
+    pub blocks: Arc<Blocks>,
+    /// The newest generation heard of: what was leased under an earlier one need not be begun.
+    pub newest_generation: Arc<AtomicU64>,
+    /// See [`Membership`].
+    pub run_id: [u8; 32],
+}
+
+impl Forwarder {
+    /// Runs until the session ends; heartbeats go out meanwhile.
+    pub async fn forward(self, mut down: Streaming<v1::CoordinatorMessage>) -> SessionEnd {
+        let up = self.up.clone();
+        let heartbeats = async {
+            let mut interval = tokio::time::interval(HEARTBEAT_INTERVAL);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                if up
+                    .send(common::wire::up(Up::Heartbeat(v1::Heartbeat {})))
+                    .await
+                    .is_err()
+                {
+                    return SessionEnd::Lost("the connection broke".to_owned());
+                }
+            }
+        };
+        let messages = async {
+            loop {
+                let message = match down.message().await {
+                    Ok(Some(message)) => message.message,
+                    Ok(None) => return SessionEnd::Lost("it closed the session".to_owned()),
+                    Err(status) => return SessionEnd::of(&status),
+                };
+                match self.pass_on(message).await {
+                    Ok(None) => {}
+                    Ok(Some(end)) => return end,
+                    Err(error) => return SessionEnd::Refused(format!("it sent {error}")),
+                }
+            }
+        };
+        tokio::select! {
+            end = messages => end,
+            end = heartbeats => end,
+        }
+    }
+
+    async fn pass_on(&self, message: Option<Down>) -> Result<Option<SessionEnd>, WireError> {
+        let order = match message.ok_or(WireError::Empty)? {
+            Down::Generation(generation) => {
+                // At once, not in turn: it ends the exchange that the engine may be waiting in.
+                let membership = membership(&generation, self.run_id)?;
+                self.newest_generation
+                    .store(generation.generation, Ordering::SeqCst);
+                self.collective.enter(membership);
+                Order::Enter(generation)
+            }
+            Down::Plan(plan) => Order::Plan(plan),
+            Down::Lease(lease) => Order::Lease(self.prefetch(lease)?),
+            Down::Exchange(exchange) => Order::Exchange(exchange),
+            Down::SaveState(save) => Order::Save(save),
+            Down::Finish(finish) => {
+                return Ok(Some(SessionEnd::Finished {
+                    failed: finish.failed,
+                    reason: finish.reason,
+                }));
+            }
+            Down::Welcome(_) => {
+                let (field, found) = ("message", "a second Welcome".to_owned());
+                return Err(WireError::Invalid { field, found });
+            }
+        };
+        // A closed channel means that the engine has ended, which is noticed elsewhere.
+        let _ = self.orders.send(order).await;
+        Ok(None)
+    }
+
+    fn prefetch(&self, lease: v1::Lease) -> Result<Lease, WireError> {
+        let kind = PlanKind::from_wire(lease.kind)?;
+        let step = lease.step;
+        let request = |slot: u32| (slot, self.blocks.request(kind, step, slot));
+        Ok(Lease {
+            generation: lease.generation,
+            step,
+            kind,
+            slots: lease.slots.into_iter().map(request).collect(),
+        })
+    }
+}
+
+fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membership, WireError> {
+    let members = generation.members.len();
+    let known = |rank: &u32| (*rank as usize) < members;
+    let ranks = generation
+        .behind
+        .iter()
+        .chain([&generation.rank, &generation.source]);
+    if members > MAX_MEMBERS || !ranks.into_iter().all(known) {
+        let (field, found) = ("generation", format!("{members} members"));
+        return Err(WireError::Invalid { field, found });
+    }
+    let address = |member: &v1::Member| PeerAddress {
+        name: member.name.clone(),
+        address: member.address.clone(),
+    };
+    Ok(Membership {
+        run_id,
+        generation: generation.generation,
+        rank: generation.rank,
+        members: generation.members.iter().map(address).collect(),
+    })
+}

@@ -333,7 +333,7 @@ fn hostile_callers_are_turned_away_and_delay_nobody() {
 /// An exchange with a peer that says Hello properly and then sends `bytes`.
 fn exchange_with_impostor(bytes: Vec<u8>) -> String {
     let collective = Arc::new(Collective::bind(HOST, LIMITS).unwrap());
-    let mut members = addresses(&[collective.clone()]);
+    let mut members = addresses(std::slice::from_ref(&collective));
     members.push(PeerAddress {
         name: "impostor".into(),
         address: "127.0.0.1:1".into(),

@@ -9,7 +9,7 @@
 
 pub mod exchange;
 pub mod frame;
-// pub mod state;
+pub mod state;
 pub mod tcp;
 
 use std::collections::BTreeSet;
