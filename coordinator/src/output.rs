@@ -1,1 +1,250 @@
-//! The files that a run leaves for people and tools.
+//! The files that a run leaves for people and tools in `output_dir`: `run.json` (what ran), `metrics.jsonl` (a line a
+//! step) and `trainer_state.json` (what Transformers leaves). Run events enter; nothing here decides about the run.
+//!
+//! `metrics.jsonl` is the one record that grows: it is cut back to the step a run resumes from, and the history in
+//! `trainer_state.json` is made from it, so the two never disagree.
+
+mod metrics;
+mod run_record;
+mod trainer_state;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use common::files::{FileError, atomic};
+use common::job::{JobSpec, Method};
+
+pub use run_record::{RunRecord, RunState};
+pub use trainer_state::TrainerState;
+
+use crate::events::{RunEnd, RunEvent};
+use metrics::Metrics;
+use trainer_state::Cadence;
+
+pub const RUN: &str = "run.json";
+pub const METRICS: &str = "metrics.jsonl";
+pub const TRAINER_STATE: &str = "trainer_state.json";
+
+/// Why the output folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    #[error("{path}: cannot {action}: {source}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path} is not a run record ({reason}); move it away, or name another output_dir")]
+    BrokenRecord { path: PathBuf, reason: String },
+    #[error(
+        "output_dir {dir} holds another job: {what} {found} there, {expected} here{differences}; name another output_dir, or move that folder away"
+    )]
+    OtherJob {
+        dir: PathBuf,
+        what: &'static str,
+        found: String,
+        expected: String,
+        /// Which fields differ, or nothing.
+        differences: String,
+    },
+    #[error("output_dir {dir} is also {what}, which must stay as it is; name another output_dir")]
+    Input { dir: PathBuf, what: &'static str },
+    #[error("output_dir {dir} is not a folder; name another output_dir")]
+    NotAFolder { dir: PathBuf },
+}
+
+impl OutputError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// What a run is of. A digest that is not known yet is `None` and not compared.
+#[derive(Clone, Debug)]
+pub struct RunIdentity {
+    pub job: JobSpec,
+    /// Of the block file.
+    pub data_digest: Option<String>,
+    pub base_model_digest: Option<String>,
+}
+
+/// Refuses an output folder that belongs to another job, or that the job reads from. Writes nothing.
+///
+/// Gives back what an earlier run of the same job recorded there.
+pub fn check_output_dir(identity: &RunIdentity) -> Result<Option<RunRecord>, OutputError> {
+    let dir = &identity.job.output_dir;
+    if dir.exists() && !dir.is_dir() {
+        return Err(OutputError::NotAFolder { dir: dir.clone() });
+    }
+    refuse_inputs(&identity.job)?;
+    let Some(record) = RunRecord::read(dir)? else {
+        return Ok(None);
+    };
+    record.refuse_other(identity)?;
+    Ok(Some(record))
+}
+
+fn refuse_inputs(job: &JobSpec) -> Result<(), OutputError> {
+    let dir = &job.output_dir;
+    let is_output = |path: &Path| match (path.canonicalize(), dir.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output,
+        _ => path == dir,
+    };
+    let refuse = |what| {
+        Err(OutputError::Input {
+            dir: dir.clone(),
+            what,
+        })
+    };
+    if is_output(&job.base_model) {
+        return refuse("base_model");
+    }
+    match &job.method {
+        Method::Lora(lora) if lora.model_dir.as_deref().is_some_and(is_output) => {
+            refuse("lora_model_dir")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files of one run, from its first step to its end.
+pub struct RunFiles {
+    dir: PathBuf,
+    record: RunRecord,
+    metrics: Metrics,
+    state: TrainerState,
+    began: Instant,
+}
+
+impl RunFiles {
+    /// Takes the output folder for a run that starts after `resumed_step` updates: later lines of an earlier life are
+    /// cut off, because those steps run again.
+    pub fn open(
+        identity: &RunIdentity,
+        plan: RunPlan,
+        resumed_step: u64,
+    ) -> Result<Self, OutputError> {
+        check_output_dir(identity)?;
+        let dir = identity.job.output_dir.clone();
+        fs::create_dir_all(&dir).map_err(OutputError::io("create", &dir))?;
+        atomic::remove_leftovers(&dir)?;
+        let mut state = TrainerState::new(Cadence::of(&identity.job), plan);
+        let metrics = Metrics::open(&dir.join(METRICS), resumed_step, |line| {
+            state.add_line(line)
+        })?;
+        let mut files = Self {
+            record: RunRecord::new(identity, plan.total_steps, resumed_step),
+            dir,
+            metrics,
+            state,
+            began: Instant::now(),
+        };
+        files.write_record()?;
+        Ok(files)
+    }
+
+    /// The numerics class is known once a worker has joined.
+    pub fn set_numerics_class(&mut self, class: &str) -> Result<(), OutputError> {
+        if self.record.numerics_class.as_deref() != Some(class) {
+            self.record.numerics_class = Some(class.to_owned());
+            self.write_record()?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what an event says. Events of no interest to files pass by.
+    pub fn observe(&mut self, event: &RunEvent) -> Result<(), OutputError> {
+        match event {
+            RunEvent::StepCommitted(step) => {
+                self.record.step = step.step;
+                if let Some(digest) = &step.weights_digest {
+                    self.record.weights_digest = Some(digest.clone());
+                }
+                let line = metrics::step_line(step);
+                self.metrics.append(&line)?;
+                self.state.add_line(&line);
+            }
+            RunEvent::Evaluated(eval) => {
+                let line = metrics::eval_line(eval);
+                self.metrics.append(&line)?;
+                self.state.add_line(&line);
+            }
+            RunEvent::CheckpointSaved { .. } => {
+                self.metrics.make_durable()?;
+                self.write_state()?;
+                self.write_record()?;
+            }
+            RunEvent::Ended(end) => self.end(end)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// `trainer_state.json` as it is after `step` updates, for a checkpoint of that step.
+    pub fn trainer_state_at(&self, step: u64) -> String {
+        self.state.json_at(step)
+    }
+
+    pub fn record(&self) -> &RunRecord {
+        &self.record
+    }
+
+    fn end(&mut self, end: &RunEnd) -> Result<(), OutputError> {
+        match end {
+            RunEnd::Done {
+                step,
+                weights_digest,
+            } => {
+                self.record.state = RunState::Done;
+                self.record.step = *step;
+                self.record.weights_digest = Some(weights_digest.clone());
+                self.state.finish(self.began.elapsed());
+            }
+            RunEnd::Stopped { step, reason } => {
+                self.record.state = RunState::Stopped;
+                self.record.step = *step;
+                self.record.reason = Some(reason.clone());
+            }
+            RunEnd::Failed { reason } => {
+                self.record.state = RunState::Failed;
+                self.record.reason = Some(reason.clone());
+            }
+        }
+        self.metrics.make_durable()?;
+        self.write_state()?;
+        self.write_record()
+    }
+
+    fn write_state(&self) -> Result<(), OutputError> {
+        let path = self.dir.join(TRAINER_STATE);
+        Ok(atomic::write(
+            &path,
+            self.state.json_at(u64::MAX).as_bytes(),
+        )?)
+    }
+
+    fn write_record(&mut self) -> Result<(), OutputError> {
+        Ok(atomic::write(
+            &self.dir.join(RUN),
+            self.record.to_json().as_bytes(),
+        )?)
+    }
+}
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunPlan {
+    pub total_steps: u64,
+    pub steps_per_epoch: u64,
+}
+
+#[cfg(test)]
+mod tests;

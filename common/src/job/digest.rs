@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::{JobSpec, Method};
 
-/// Fields that decide where, when and by whom, but not what comes out.
-const NOT_PART_OF_THE_RESULT: &[&str] = &[
+/// Fields that decide where, when and by whom, but not what comes out: [`JobSpec::digest`] leaves them out.
+pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
     "base_model",
     "model_revision",
     "gradient_checkpointing",

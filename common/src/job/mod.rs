@@ -27,6 +27,7 @@ use error::Problems;
 use merge::Merged;
 use read::Reader;
 
+pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, fields};
 pub use spec::*;

@@ -1,0 +1,129 @@
+//! `metrics.jsonl`: a line for every committed step and for every evaluation, in order, each written whole.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::OutputError;
+use crate::events::{EvalRecord, StepRecord};
+
+const MAX_LINE_BYTES: u64 = 64 << 10;
+
+pub(super) type Line = Map<String, Value>;
+
+pub(super) struct Metrics {
+    file: File,
+    path: PathBuf,
+}
+
+impl Metrics {
+    /// Opens or makes the file, cuts off what comes after `last_step` or is broken, and shows every kept line.
+    pub fn open(
+        path: &Path,
+        last_step: u64,
+        mut keep: impl FnMut(&Line),
+    ) -> Result<Self, OutputError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(OutputError::io("open", path))?;
+        let kept =
+            kept_bytes(&mut file, last_step, &mut keep).map_err(OutputError::io("read", path))?;
+        file.set_len(kept)
+            .and_then(|()| file.seek(SeekFrom::Start(kept)))
+            .map_err(OutputError::io("cut off old lines of", path))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    pub fn append(&mut self, line: &Line) -> Result<(), OutputError> {
+        let mut text = serde_json::to_string(line).unwrap_or_default();
+        text.push('\n');
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(OutputError::io("write", &self.path))
+    }
+
+    pub fn make_durable(&mut self) -> Result<(), OutputError> {
+        self.file
+            .sync_data()
+            .map_err(OutputError::io("make durable", &self.path))
+    }
+}
+
+/// Length of the lines up to `last_step`. A line that a crash cut off ends the file.
+fn kept_bytes(
+    file: &mut File,
+    last_step: u64,
+    keep: &mut dyn FnMut(&Line),
+) -> std::io::Result<u64> {
+    let mut reader = BufReader::new(file);
+    let mut kept = 0;
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let read = reader
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut text)?;
+        let Some(whole) = text.strip_suffix(b"\n") else {
+            return Ok(kept);
+        };
+        match serde_json::from_slice::<Line>(whole) {
+            Ok(line)
+                if line
+                    .get("step")
+                    .and_then(Value::as_u64)
+                    .is_some_and(|step| step <= last_step) =>
+            {
+                keep(&line);
+                kept += read as u64;
+            }
+            _ => return Ok(kept),
+        }
+    }
+}
+
+pub(super) fn step_line(step: &StepRecord) -> Line {
+    let mut line = object(json!({
+        "step": step.step,
+        "epoch": step.epoch,
+        "loss": step.loss,
+        "grad_norm": step.grad_norm,
+        "learning_rate": step.learning_rate,
+        "num_tokens": step.num_tokens,
+        "tokens_per_second": step.tokens_per_second,
+        "mean_token_accuracy": step.mean_token_accuracy,
+        "workers": step.workers,
+        "generation": step.generation,
+        "weights_digest": step.weights_digest,
+    }));
+    if step.skipped {
+        line.insert("skipped".to_owned(), Value::Bool(true));
+    }
+    line
+}
+
+pub(super) fn eval_line(eval: &EvalRecord) -> Line {
+    object(json!({
+        "step": eval.step,
+        "epoch": eval.epoch,
+        "eval_loss": eval.eval_loss,
+        "eval_mean_token_accuracy": eval.eval_mean_token_accuracy,
+        "eval_runtime": eval.eval_runtime_seconds,
+    }))
+}
+
+pub(super) fn object(value: Value) -> Line {
+    match value {
+        Value::Object(line) => line,
+        _ => Line::new(),
+    }
+}

@@ -1,0 +1,168 @@
+//! `run.json`: which job ran here on which data and model, how far it came, and what came out.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{OutputError, RUN, RunIdentity};
+
+const MAX_RECORD_BYTES: u64 = 4 << 20;
+/// Of the fields in which two jobs differ, so many are named.
+const MAX_DIFFERENCES: usize = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Or killed before it could say otherwise.
+    Running,
+    Done,
+    Stopped,
+    Failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub muster_version: String,
+    pub state: RunState,
+    /// Why the run stopped or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Updates made.
+    pub step: u64,
+    pub total_steps: u64,
+    pub job_digest: String,
+    #[serde(default)]
+    pub data_digest: Option<String>,
+    #[serde(default)]
+    pub base_model_digest: Option<String>,
+    #[serde(default)]
+    pub numerics_class: Option<String>,
+    /// Of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
+    #[serde(default)]
+    pub weights_digest: Option<String>,
+    /// The resolved job. Kept as JSON, because another version may have other fields.
+    pub job: Value,
+}
+
+impl RunRecord {
+    pub(super) fn new(identity: &RunIdentity, total_steps: u64, step: u64) -> Self {
+        Self {
+            muster_version: common::VERSION.to_owned(),
+            state: RunState::Running,
+            reason: None,
+            step,
+            total_steps,
+            job_digest: identity.job.digest(),
+            data_digest: identity.data_digest.clone(),
+            base_model_digest: identity.base_model_digest.clone(),
+            numerics_class: None,
+            weights_digest: None,
+            job: serde_json::to_value(&identity.job).unwrap_or(Value::Null),
+        }
+    }
+
+    /// The record in this folder, if there is one.
+    pub fn read(dir: &Path) -> Result<Option<Self>, OutputError> {
+        let path = dir.join(RUN);
+        let mut bytes = Vec::new();
+        match File::open(&path) {
+            Ok(file) => file
+                .take(MAX_RECORD_BYTES)
+                .read_to_end(&mut bytes)
+                .map_err(OutputError::io("read", &path))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(OutputError::io("read", &path)(error)),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| OutputError::BrokenRecord {
+                path,
+                reason: error.to_string(),
+            })
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    pub(super) fn refuse_other(&self, identity: &RunIdentity) -> Result<(), OutputError> {
+        let job_digest = identity.job.digest();
+        let other = |what, found: &str, expected: &str, differences| {
+            Err(OutputError::OtherJob {
+                dir: identity.job.output_dir.clone(),
+                what,
+                found: shorten(found),
+                expected: shorten(expected),
+                differences,
+            })
+        };
+        if self.job_digest != job_digest {
+            let differences = self.differences(identity);
+            return other("job digest", &self.job_digest, &job_digest, differences);
+        }
+        for (what, found, expected) in [
+            (
+                "base model digest",
+                &self.base_model_digest,
+                &identity.base_model_digest,
+            ),
+            ("data digest", &self.data_digest, &identity.data_digest),
+        ] {
+            if let (Some(found), Some(expected)) = (found, expected)
+                && found != expected
+            {
+                return other(what, found, expected, String::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// ` (learning_rate 0.0001 there, 0.001 here)`.
+    fn differences(&self, identity: &RunIdentity) -> String {
+        let (Value::Object(there), Ok(Value::Object(here))) =
+            (&self.job, serde_json::to_value(&identity.job))
+        else {
+            return String::new();
+        };
+        let decides = |name: &str| !common::job::NOT_PART_OF_THE_RESULT.contains(&name);
+        let mut differences: Vec<String> = here
+            .iter()
+            .filter(|(name, value)| decides(name) && there.get(*name) != Some(value))
+            .map(|(name, value)| {
+                let found = there.get(name).unwrap_or(&Value::Null);
+                format!("{name} {} there, {} here", brief(found), brief(value))
+            })
+            .collect();
+        let more = differences.len().saturating_sub(MAX_DIFFERENCES);
+        differences.truncate(MAX_DIFFERENCES);
+        if more > 0 {
+            differences.push(format!("{more} more"));
+        }
+        match differences.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", differences.join("; ")),
+        }
+    }
+}
+
+/// Enough of a digest to tell two apart.
+fn shorten(digest: &str) -> String {
+    let short: String = digest.chars().take(12).collect();
+    match short.len() < digest.len() {
+        true => format!("{short}…"),
+        false => short,
+    }
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.chars().count() > 60 {
+        true => format!("{}…", text.chars().take(60).collect::<String>()),
+        false => text,
+    }
+}

@@ -1,0 +1,177 @@
+//! `trainer_state.json` as Transformers' Trainer writes it (`trainer_callback.py`, `TrainerState`): sorted keys, and a
+//! history with an entry every `logging_steps`, whose loss is the mean since the entry before.
+
+use std::time::Duration;
+
+use common::job::JobSpec;
+use serde_json::{Value, json};
+
+use super::RunPlan;
+use super::metrics::{Line, object};
+
+/// How often things happen, as Transformers records it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cadence {
+    logging_steps: u64,
+    eval_steps: u64,
+    save_steps: u64,
+    micro_batch_size: usize,
+}
+
+impl Cadence {
+    pub fn of(job: &JobSpec) -> Self {
+        Self {
+            logging_steps: job.logging_steps.max(1),
+            eval_steps: job.eval_steps.unwrap_or(0),
+            save_steps: job.save_steps.unwrap_or(0),
+            micro_batch_size: job.micro_batch_size,
+        }
+    }
+}
+
+/// What a Trainer remembers of a run.
+#[derive(Clone, Debug)]
+pub struct TrainerState {
+    cadence: Cadence,
+    plan: RunPlan,
+    step: u64,
+    history: Vec<Line>,
+    /// Steps since the last entry.
+    pending: Pending,
+    /// Of every step, for the summary at the end.
+    loss_sum: f64,
+    losses: u64,
+    num_tokens: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Pending {
+    loss_sum: f64,
+    accuracy_sum: f64,
+    steps: u64,
+    last: Line,
+}
+
+impl TrainerState {
+    pub(super) fn new(cadence: Cadence, plan: RunPlan) -> Self {
+        Self {
+            cadence,
+            plan,
+            step: 0,
+            history: Vec::new(),
+            pending: Pending::default(),
+            loss_sum: 0.0,
+            losses: 0,
+            num_tokens: 0,
+        }
+    }
+
+    /// Takes a line of `metrics.jsonl`.
+    pub(super) fn add_line(&mut self, line: &Line) {
+        let Some(step) = line.get("step").and_then(Value::as_u64) else {
+            return;
+        };
+        if line.contains_key("eval_loss") {
+            self.history.push(line.clone());
+            return;
+        }
+        let number = |name: &str| line.get(name).and_then(Value::as_f64);
+        let loss = number("loss").unwrap_or(f64::NAN);
+        self.step = step;
+        self.loss_sum += loss;
+        self.losses += 1;
+        self.num_tokens = line.get("num_tokens").and_then(Value::as_u64).unwrap_or(0);
+        self.pending.loss_sum += loss;
+        self.pending.accuracy_sum += number("mean_token_accuracy").unwrap_or(0.0);
+        self.pending.steps += 1;
+        self.pending.last = line.clone();
+        if step.is_multiple_of(self.cadence.logging_steps) {
+            self.log_pending();
+        }
+    }
+
+    fn log_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        let steps = pending.steps as f64;
+        let of_last = |name: &str| pending.last.get(name).cloned().unwrap_or(Value::Null);
+        self.history.push(object(json!({
+            "epoch": of_last("epoch"),
+            "grad_norm": of_last("grad_norm"),
+            "learning_rate": of_last("learning_rate"),
+            "loss": pending.loss_sum / steps,
+            "mean_token_accuracy": pending.accuracy_sum / steps,
+            "num_tokens": of_last("num_tokens"),
+            "step": of_last("step"),
+        })));
+    }
+
+    /// Adds the summary that ends a history.
+    pub(super) fn finish(&mut self, runtime: Duration) {
+        let seconds = runtime.as_secs_f64();
+        self.history.push(object(json!({
+            "epoch": self.epoch_at(self.step),
+            "step": self.step,
+            "total_flos": 0.0,
+            "train_loss": self.loss_sum / self.losses.max(1) as f64,
+            "train_runtime": seconds,
+            "train_steps_per_second": self.losses as f64 / seconds.max(1e-9),
+        })));
+    }
+
+    /// The file's text after `step` updates, or after all that were made.
+    pub(super) fn json_at(&self, step: u64) -> String {
+        let step = step.min(self.step);
+        let is_before = |line: &&Line| {
+            line.get("step")
+                .and_then(Value::as_u64)
+                .is_some_and(|at| at <= step)
+        };
+        let history: Vec<&Line> = self.history.iter().filter(is_before).collect();
+        let logged_tokens = || {
+            history
+                .iter()
+                .rev()
+                .find_map(|line| line.get("num_tokens")?.as_u64())
+        };
+        let num_tokens = match step == self.step {
+            true => self.num_tokens,
+            false => logged_tokens().unwrap_or(0),
+        };
+        let state = json!({
+            "best_global_step": null,
+            "best_metric": null,
+            "best_model_checkpoint": null,
+            "epoch": self.epoch_at(step),
+            "eval_steps": self.cadence.eval_steps,
+            "global_step": step,
+            "is_hyper_param_search": false,
+            "is_local_process_zero": true,
+            "is_world_process_zero": true,
+            "log_history": history,
+            "logging_steps": self.cadence.logging_steps,
+            "max_steps": self.plan.total_steps,
+            "num_input_tokens_seen": num_tokens,
+            "num_train_epochs": self.epochs(),
+            "save_steps": self.cadence.save_steps,
+            "stateful_callbacks": {},
+            "total_flos": 0.0,
+            "train_batch_size": self.cadence.micro_batch_size,
+            "trial_name": null,
+            "trial_params": null,
+        });
+        let mut text = serde_json::to_string_pretty(&state).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    fn epoch_at(&self, step: u64) -> f64 {
+        step as f64 / self.plan.steps_per_epoch.max(1) as f64
+    }
+
+    /// Whole epochs that the run needs.
+    fn epochs(&self) -> u64 {
+        self.plan
+            .total_steps
+            .div_ceil(self.plan.steps_per_epoch.max(1))
+    }
+}
