@@ -3,7 +3,7 @@
 //!
 //! The map is valid as long as nobody shortens the file under us; Muster replaces files by renaming, which is safe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -262,13 +262,17 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
                 header.metadata = map.next_value()?;
-            } else if header.tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("tensor {name} is listed twice")));
-            } else {
-                let entry = map
-                    .next_value()
-                    .map_err(|error| A::Error::custom(format!("tensor {name}: {error}")))?;
-                header.tensors.insert(name, entry);
+                continue;
+            }
+            let entry = map
+                .next_value()
+                .map_err(|error| A::Error::custom(format!("tensor {name}: {error}")))?;
+            match header.tensors.entry(name) {
+                btree_map::Entry::Vacant(place) => _ = place.insert(entry),
+                btree_map::Entry::Occupied(place) => {
+                    let name = place.key();
+                    return Err(A::Error::custom(format!("tensor {name} is listed twice")));
+                }
             }
         }
         Ok(header)

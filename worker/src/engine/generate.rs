@@ -1,1 +1,262 @@
-//! Text from a model.
+//! Text from a model: the prompt as one chat message, the answer token by token.
+//!
+//! In: a model folder (perhaps with an adapter) and a prompt. Out: the answer, streamed in whole characters. Equal
+//! inputs and seeds give equal answers.
+
+use std::path::{Path, PathBuf};
+
+use common::data::template::{ChatTemplate, TemplateError};
+use common::data::tokenize::{Tokenizer, TokenizerError};
+use common::rng::CounterRng;
+use serde_json::json;
+use thiserror::Error;
+
+use super::inference::{InferenceError, InferenceModel};
+
+/// Draw stream of the counter-based generator.
+const STREAM_SAMPLE: u64 = 0x67656e;
+
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    pub model_dir: PathBuf,
+    /// A PEFT adapter for that model.
+    pub adapter_dir: Option<PathBuf>,
+    pub prompt: String,
+    pub max_new_tokens: usize,
+    /// 0 takes the most likely token each time.
+    pub temperature: f64,
+    pub seed: u64,
+}
+
+#[derive(Debug, Error)]
+pub enum GenerateError {
+    #[error(transparent)]
+    Model(#[from] InferenceError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("the prompt has {tokens} tokens, and the model takes at most {limit} with the answer")]
+    PromptTooLong { tokens: usize, limit: usize },
+}
+
+/// Answers one prompt. `on_text` is given the answer piece by piece as it comes.
+pub fn generate_text(
+    options: &GenerateOptions,
+    on_text: &mut dyn FnMut(&str),
+) -> Result<String, GenerateError> {
+    let mut generator = Generator::load(&options.model_dir, options.adapter_dir.as_deref())?;
+    let sampling = Sampling {
+        max_new_tokens: options.max_new_tokens,
+        temperature: options.temperature,
+        seed: options.seed,
+    };
+    generator.answer(&options.prompt, &sampling, on_text)
+}
+
+/// How tokens are chosen, and how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    pub max_new_tokens: usize,
+    /// 0 takes the most likely token each time.
+    pub temperature: f64,
+    pub seed: u64,
+}
+
+/// A loaded model that answers any number of prompts.
+pub struct Generator {
+    model: InferenceModel,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl Generator {
+    pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, GenerateError> {
+        // The weights come last: what is wrong with the small files shows at once.
+        let tokenizer = Tokenizer::load(model_dir)?;
+        let template = ChatTemplate::load_optional(model_dir)?;
+        Ok(Self {
+            model: InferenceModel::load(model_dir, adapter_dir)?,
+            tokenizer,
+            template,
+        })
+    }
+
+    /// The prompt becomes one user message; a model without a chat template continues it as it stands.
+    pub fn answer(
+        &mut self,
+        prompt: &str,
+        sampling: &Sampling,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<String, GenerateError> {
+        let prompt_ids = self.prompt_ids(prompt)?;
+        let limit = self.model.positions();
+        if prompt_ids.len() >= limit {
+            return Err(GenerateError::PromptTooLong {
+                tokens: prompt_ids.len(),
+                limit,
+            });
+        }
+        let max_new_tokens = sampling.max_new_tokens.min(limit - prompt_ids.len());
+        self.model.reset()?;
+        let mut text = TextStream::new(&self.tokenizer);
+        let mut input = prompt_ids;
+        for index in 0..max_new_tokens {
+            let logits = self.model.append(&input)?;
+            let token = sampling.choose(&logits, index);
+            if self.tokenizer.eos_ids().contains(&token) {
+                break;
+            }
+            text.push(token, on_text)?;
+            input = vec![token];
+        }
+        text.finish(on_text)
+    }
+
+    fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+        let encoded = match &self.template {
+            Some(template) => {
+                let messages = [json!({"role": "user", "content": prompt})];
+                let text = template.render(&messages, None, true)?;
+                self.tokenizer.encode(&text, false)?
+            }
+            None => self.tokenizer.encode(prompt, true)?,
+        };
+        if encoded.ids.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        Ok(encoded.ids)
+    }
+}
+
+impl Sampling {
+    /// The token after these logits, as the `index`-th of the answer. The logits are finite and not empty.
+    pub fn choose(&self, logits: &[f32], index: usize) -> u32 {
+        let (best, highest) = logits.iter().enumerate().fold(
+            (0, f32::NEG_INFINITY),
+            |(best, highest), (token, &logit)| {
+                if logit > highest {
+                    (token, logit)
+                } else {
+                    (best, highest)
+                }
+            },
+        );
+        // A NaN fails the comparison.
+        let draws = self.temperature > 0.0;
+        if !draws {
+            return best as u32;
+        }
+        let weight = |logit: &f32| (f64::from(logit - highest) / self.temperature).exp();
+        let total: f64 = logits.iter().map(weight).sum();
+        let mut rest = CounterRng::new(self.seed, &[STREAM_SAMPLE, index as u64]).uniform() * total;
+        for (token, logit) in logits.iter().enumerate() {
+            rest -= weight(logit);
+            if rest < 0.0 {
+                return token as u32;
+            }
+        }
+        // Rounding may leave a little over.
+        best as u32
+    }
+}
+
+/// Tokens to text, given out as soon as no later token can change it.
+struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    tokens: Vec<u32>,
+    /// Tokens from here on give the context in which the next ones are decoded.
+    context: usize,
+    /// Tokens before this one are given out.
+    given: usize,
+    text: String,
+}
+
+impl<'a> TextStream<'a> {
+    fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            tokens: Vec::new(),
+            context: 0,
+            given: 0,
+            text: String::new(),
+        }
+    }
+
+    fn push(&mut self, token: u32, on_text: &mut dyn FnMut(&str)) -> Result<(), GenerateError> {
+        self.tokens.push(token);
+        let piece = self.pending()?;
+        // Half of a character is decoded as a replacement character.
+        if !piece.is_empty() && !piece.ends_with('\u{fffd}') {
+            self.give(&piece, on_text);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, on_text: &mut dyn FnMut(&str)) -> Result<String, GenerateError> {
+        let piece = self.pending()?;
+        if !piece.is_empty() {
+            self.give(&piece, on_text);
+        }
+        Ok(self.text)
+    }
+
+    /// What the tokens that are not given out yet add. Some tokenizers write a token differently at the start of a
+    /// text, so they are decoded together with those before them.
+    fn pending(&self) -> Result<String, GenerateError> {
+        let before = self
+            .tokenizer
+            .decode_with(&self.tokens[self.context..self.given], true)?;
+        let all = self
+            .tokenizer
+            .decode_with(&self.tokens[self.context..], true)?;
+        Ok(all.get(before.len()..).unwrap_or_default().to_owned())
+    }
+
+    fn give(&mut self, piece: &str, on_text: &mut dyn FnMut(&str)) {
+        on_text(piece);
+        self.text.push_str(piece);
+        self.context = self.given;
+        self.given = self.tokens.len();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sampling(temperature: f64, seed: u64) -> Sampling {
+        Sampling {
+            max_new_tokens: 1,
+            temperature,
+            seed,
+        }
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_most_likely_token() {
+        assert_eq!(sampling(0.0, 1).choose(&[0.0, 3.0, 3.0, -1.0], 0), 1);
+    }
+
+    #[test]
+    fn samples_follow_the_probabilities_and_the_seed() {
+        let logits = [0.0, (3.0f32).ln(), f32::MIN];
+        let draws: Vec<u32> = (0..4000)
+            .map(|index| sampling(1.0, 7).choose(&logits, index))
+            .collect();
+        let ones = draws.iter().filter(|token| **token == 1).count();
+        assert!((2850..3150).contains(&ones), "{ones} of 4000");
+        assert!(!draws.contains(&2));
+        let again: Vec<u32> = (0..4000)
+            .map(|index| sampling(1.0, 7).choose(&logits, index))
+            .collect();
+        let other: Vec<u32> = (0..4000)
+            .map(|index| sampling(1.0, 8).choose(&logits, index))
+            .collect();
+        assert_eq!(draws, again);
+        assert_ne!(draws, other);
+    }
+}

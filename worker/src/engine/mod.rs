@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod batch;
 pub mod config;
 pub mod generate;
+pub mod inference;
 pub mod layers;
 pub mod model;
 pub mod numerics;

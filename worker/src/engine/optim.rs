@@ -160,7 +160,7 @@ mod tests {
             };
             optimizer.update(&update, &mut weights, &mut m, &mut v, gradient);
         }
-        let expected: [f32; 4] = [0.746549785, -1.93078089, 0.337763458, 2.85652494];
+        let expected: [f32; 4] = [0.746_549_8, -1.930_780_9, 0.337_763_46, 2.856_525];
         for (found, expected) in weights.iter().zip(expected) {
             assert!(
                 (found - expected).abs() <= 2e-7 * expected.abs(),

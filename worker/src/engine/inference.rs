@@ -1,0 +1,358 @@
+//! Models for inference: candle-transformers' decoders on weights into which an adapter was merged.
+//!
+//! In: a model folder and perhaps a PEFT adapter, neither trusted. Out: the logits that follow a text. Everything is
+//! float32 on the CPU; nothing here has gradients.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Activation, VarBuilder};
+use candle_transformers::models::{llama, qwen2, qwen3};
+use common::files::FileError;
+use common::files::adapter::{
+    ADAPTER_WEIGHTS, AdapterConfig, Factor, parse_tensor_name, tensor_name,
+};
+use common::files::model::{Architecture, ModelFolder};
+use common::files::tensors::TensorFile;
+use common::job::InitWeights;
+use thiserror::Error;
+
+use super::EngineError;
+use super::config::{ModelConfig, RopeScaling};
+
+/// Positions that rotary tables are made for, where the model does not say fewer.
+const MAX_POSITIONS: usize = 32_768;
+/// Tokens of a prompt that go through the model at once, which bounds the attention matrix.
+const PROMPT_CHUNK: usize = 512;
+
+#[derive(Debug, Error)]
+pub enum InferenceError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Config(#[from] EngineError),
+    #[error("{path}: {feature} can be trained but not generated from yet")]
+    Unsupported { path: PathBuf, feature: String },
+    #[error("{path}: the adapter changes {module}, which the model does not have")]
+    UnknownModule { path: PathBuf, module: String },
+    #[error("token {token} is outside the model's vocabulary of {vocabulary}")]
+    TokenOutOfRange { token: u32, vocabulary: usize },
+    #[error(
+        "the model's output is not finite: its weights are damaged or not of this architecture"
+    )]
+    NotFinite,
+    #[error("the model fails: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+/// A decoder with its key-value cache.
+pub struct InferenceModel {
+    decoder: Decoder,
+    vocabulary: usize,
+    positions: usize,
+    seen: usize,
+}
+
+enum Decoder {
+    Llama {
+        model: llama::Llama,
+        config: Box<llama::Config>,
+        cache: llama::Cache,
+    },
+    Qwen2(qwen2::ModelForCausalLM),
+    Qwen3(qwen3::ModelForCausalLM),
+}
+
+impl InferenceModel {
+    pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, InferenceError> {
+        let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
+        let config_path = model_dir.join("config.json");
+        let config = ModelConfig::of(&folder)?;
+        let positions = folder.config_json()["max_position_embeddings"]
+            .as_u64()
+            .map_or(MAX_POSITIONS, |positions| {
+                positions.clamp(1, MAX_POSITIONS as u64) as usize
+            });
+        check_supported(&config, folder.architecture(), positions, &config_path)?;
+        let weights = merged_weights(&folder, &config, adapter_dir)?;
+        let vars = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+        // candle counts something else against this limit too, so it is never small.
+        let table = positions.max(4096);
+        let decoder = match folder.architecture() {
+            Architecture::Llama => {
+                let config = Box::new(llama_config(&config, table));
+                Decoder::Llama {
+                    model: llama::Llama::load(vars, &config)?,
+                    cache: llama::Cache::new(true, DType::F32, &config, &Device::Cpu)?,
+                    config,
+                }
+            }
+            Architecture::Qwen2 => Decoder::Qwen2(qwen2::ModelForCausalLM::new(
+                &qwen2_config(&config, table),
+                vars,
+            )?),
+            Architecture::Qwen3 => Decoder::Qwen3(qwen3::ModelForCausalLM::new(
+                &qwen3_config(&config, table),
+                vars,
+            )?),
+        };
+        Ok(Self {
+            decoder,
+            vocabulary: config.vocab_size,
+            positions,
+            seen: 0,
+        })
+    }
+
+    /// Tokens that one text may have.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Forgets the text so far.
+    pub fn reset(&mut self) -> Result<(), InferenceError> {
+        match &mut self.decoder {
+            Decoder::Llama { cache, config, .. } => {
+                *cache = llama::Cache::new(true, DType::F32, config, &Device::Cpu)?;
+            }
+            Decoder::Qwen2(model) => model.clear_kv_cache(),
+            Decoder::Qwen3(model) => model.clear_kv_cache(),
+        }
+        self.seen = 0;
+        Ok(())
+    }
+
+    /// Appends tokens (at least one) to the text, and returns the logits of what comes next.
+    pub fn append(&mut self, tokens: &[u32]) -> Result<Vec<f32>, InferenceError> {
+        assert!(!tokens.is_empty(), "nothing to append");
+        let vocabulary = self.vocabulary;
+        if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(InferenceError::TokenOutOfRange { token, vocabulary });
+        }
+        let mut logits: Vec<f32> = Vec::new();
+        for chunk in tokens.chunks(PROMPT_CHUNK) {
+            let input = Tensor::new(chunk, &Device::Cpu)?.unsqueeze(0)?;
+            let output = match &mut self.decoder {
+                Decoder::Llama { model, cache, .. } => model.forward(&input, self.seen, cache)?,
+                Decoder::Qwen2(model) => model.forward(&input, self.seen)?,
+                Decoder::Qwen3(model) => model.forward(&input, self.seen)?,
+            };
+            self.seen += chunk.len();
+            logits = output.flatten_all()?.to_vec1()?;
+        }
+        if logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(InferenceError::NotFinite);
+        }
+        Ok(logits)
+    }
+}
+
+/// candle-transformers' decoders do less than ours.
+fn check_supported(
+    config: &ModelConfig,
+    architecture: Architecture,
+    positions: usize,
+    path: &Path,
+) -> Result<(), InferenceError> {
+    config.check_sequence_len(positions, path)?;
+    let feature = match architecture {
+        Architecture::Llama if config.qkv_bias || config.output_bias => "attention_bias",
+        Architecture::Llama if matches!(config.rope.scaling, RopeScaling::Linear { .. }) => {
+            "linear rope scaling"
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 if config.rope.scaling != RopeScaling::None => {
+            "rope scaling"
+        }
+        Architecture::Llama | Architecture::Qwen2
+            if config.head_dim * config.heads != config.hidden_size =>
+        {
+            "a head_dim other than hidden_size / num_attention_heads"
+        }
+        _ if config.mlp_bias => "mlp_bias",
+        _ => return Ok(()),
+    };
+    Err(InferenceError::Unsupported {
+        path: path.to_owned(),
+        feature: feature.to_owned(),
+    })
+}
+
+/// All weights of the model in float32, with `W + scale · B A` for what the adapter changes.
+fn merged_weights(
+    folder: &ModelFolder,
+    config: &ModelConfig,
+    adapter_dir: Option<&Path>,
+) -> Result<HashMap<String, Tensor>, InferenceError> {
+    let files = folder
+        .weight_files()
+        .iter()
+        .map(|path| TensorFile::open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut weights = HashMap::new();
+    for (name, shape) in weight_shapes(config) {
+        let file = files.iter().find(|file| file.get(&name).is_some());
+        // Where none has it, the first one says so.
+        let tensor = read_tensor(file.unwrap_or(&files[0]), &name, &shape)?;
+        weights.insert(name, tensor);
+    }
+    if let Some(dir) = adapter_dir {
+        merge_adapter(&mut weights, dir)?;
+    }
+    Ok(weights)
+}
+
+fn read_tensor(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Tensor, InferenceError> {
+    file.expect(name, shape)?;
+    let mut scalars = vec![0.0f32; shape.iter().product()];
+    file.read_f32(name, shape, &mut scalars)?;
+    Ok(Tensor::from_vec(scalars, shape, &Device::Cpu)?)
+}
+
+fn merge_adapter(weights: &mut HashMap<String, Tensor>, dir: &Path) -> Result<(), InferenceError> {
+    let adapter = AdapterConfig::read(dir)?;
+    let file = TensorFile::open(&dir.join(ADAPTER_WEIGHTS))?;
+    for name in file.names() {
+        let unknown = |module: &str| InferenceError::UnknownModule {
+            path: file.path().to_owned(),
+            module: module.to_owned(),
+        };
+        let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
+        if factor == Factor::B {
+            // Read with its A; one without an A is reported as missing.
+            file.get(&tensor_name(module, Factor::A))
+                .ok_or_else(|| FileError::MissingTensor {
+                    path: file.path().to_owned(),
+                    tensor: tensor_name(module, Factor::A),
+                })?;
+            continue;
+        }
+        let weight_name = format!("{module}.weight");
+        let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
+        let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
+        let a = read_tensor(&file, name, &[adapter.r, input])?;
+        let b = read_tensor(&file, &tensor_name(module, Factor::B), &[out, adapter.r])?;
+        let merged = (weight + (b.matmul(&a)? * adapter.scale())?)?;
+        weights.insert(weight_name, merged);
+    }
+    Ok(())
+}
+
+/// Every weight that the decoder has, checked before candle sees it: some of its loaders panic.
+fn weight_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (hidden, middle) = (config.hidden_size, config.intermediate_size);
+    let queries = config.heads * config.head_dim;
+    let keys = config.key_value_heads * config.head_dim;
+    let mut shapes = vec![
+        (
+            "model.embed_tokens.weight".to_owned(),
+            vec![config.vocab_size, hidden],
+        ),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    if !config.tied {
+        shapes.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
+    }
+    for layer in 0..config.layers {
+        let mut add = |name: &str, shape: Vec<usize>| {
+            shapes.push((format!("model.layers.{layer}.{name}"), shape));
+        };
+        add("input_layernorm.weight", vec![hidden]);
+        add("post_attention_layernorm.weight", vec![hidden]);
+        add("self_attn.q_proj.weight", vec![queries, hidden]);
+        add("self_attn.k_proj.weight", vec![keys, hidden]);
+        add("self_attn.v_proj.weight", vec![keys, hidden]);
+        add("self_attn.o_proj.weight", vec![hidden, queries]);
+        add("mlp.gate_proj.weight", vec![middle, hidden]);
+        add("mlp.up_proj.weight", vec![middle, hidden]);
+        add("mlp.down_proj.weight", vec![hidden, middle]);
+        if config.qkv_bias {
+            add("self_attn.q_proj.bias", vec![queries]);
+            add("self_attn.k_proj.bias", vec![keys]);
+            add("self_attn.v_proj.bias", vec![keys]);
+        }
+        if config.output_bias {
+            add("self_attn.o_proj.bias", vec![hidden]);
+        }
+        if config.head_norms {
+            add("self_attn.q_norm.weight", vec![config.head_dim]);
+            add("self_attn.k_norm.weight", vec![config.head_dim]);
+        }
+    }
+    shapes
+}
+
+fn llama_config(config: &ModelConfig, positions: usize) -> llama::Config {
+    let rope_scaling = match config.rope.scaling {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_positions,
+        } => Some(llama::Llama3RopeConfig {
+            factor: factor as f32,
+            low_freq_factor: low_freq_factor as f32,
+            high_freq_factor: high_freq_factor as f32,
+            original_max_position_embeddings: original_positions as usize,
+            rope_type: llama::Llama3RopeType::Llama3,
+        }),
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+    };
+    llama::Config {
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        vocab_size: config.vocab_size,
+        num_hidden_layers: config.layers,
+        num_attention_heads: config.heads,
+        num_key_value_heads: config.key_value_heads,
+        use_flash_attn: false,
+        rms_norm_eps: config.rms_norm_epsilon,
+        rope_theta: config.rope.theta as f32,
+        bos_token_id: None,
+        eos_token_id: None,
+        rope_scaling,
+        max_position_embeddings: positions,
+        tie_word_embeddings: config.tied,
+    }
+}
+
+fn qwen2_config(config: &ModelConfig, positions: usize) -> qwen2::Config {
+    qwen2::Config {
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_hidden_layers: config.layers,
+        num_attention_heads: config.heads,
+        num_key_value_heads: config.key_value_heads,
+        max_position_embeddings: positions,
+        // Applied whatever `use_sliding_window` says; `check_supported` has seen to it that none is needed.
+        sliding_window: positions,
+        max_window_layers: config.layers,
+        tie_word_embeddings: config.tied,
+        rope_theta: config.rope.theta,
+        rms_norm_eps: config.rms_norm_epsilon,
+        use_sliding_window: false,
+        hidden_act: Activation::Silu,
+    }
+}
+
+fn qwen3_config(config: &ModelConfig, positions: usize) -> qwen3::Config {
+    qwen3::Config {
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        num_hidden_layers: config.layers,
+        num_attention_heads: config.heads,
+        head_dim: config.head_dim,
+        attention_bias: config.qkv_bias,
+        num_key_value_heads: config.key_value_heads,
+        max_position_embeddings: positions,
+        sliding_window: None,
+        max_window_layers: config.layers,
+        tie_word_embeddings: config.tied,
+        rope_theta: config.rope.theta,
+        rms_norm_eps: config.rms_norm_epsilon,
+        use_sliding_window: false,
+        hidden_act: Activation::Silu,
+    }
+}
