@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Makes the golden files that `worker/tests/parity.rs` compares with: tiny random models, their logits and greedy
+continuations, and ten AdamW steps of LoRA and of full training, all by Transformers and PEFT in float32.
+
+    python worker/tests/parity/make_golden.py            # rewrites golden/ beside this file
+    python worker/tests/parity/make_golden.py FOLDER     # writes elsewhere, for a live comparison
+
+Needs torch, transformers, peft and safetensors. What it was last run with is recorded in golden/versions.json.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+
+VOCABULARY = 96
+SEQUENCE_LEN = 20
+STEPS = 10
+BATCH = 4
+PAD = 0
+IGNORED = -100
+
+COMMON = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=PAD,
+)
+# Its original length is short, so that kept, blended and slowed frequencies all occur.
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+CASES = {
+    "llama": (
+        transformers.LlamaConfig(**COMMON, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "qwen2-tied": (
+        transformers.Qwen2Config(**COMMON, tie_word_embeddings=True),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], use_rslora=True),
+    ),
+    "qwen3-tied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "qwen3-untied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], use_rslora=False),
+    ),
+}
+
+
+def random_model(config, generator):
+    """Weights large enough that every part of the model matters in the logits."""
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                parameter.copy_(0.15 * noise)
+    model.tie_weights()
+    return model.eval()
+
+
+def random_examples(generator):
+    """STEPS * BATCH examples of several lengths; the first few tokens of each are a prompt and not trained."""
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    examples = []
+    for _ in range(STEPS * BATCH):
+        length = draw(5, SEQUENCE_LEN + 1)
+        tokens = [draw(3, VOCABULARY) for _ in range(length)]
+        prompt = draw(1, length - 2)
+        labels = [IGNORED] * prompt + tokens[prompt:]
+        examples.append(dict(tokens=tokens, labels=labels))
+    return examples
+
+
+def batch(examples):
+    def pad(rows, value):
+        return torch.tensor([row + [value] * (SEQUENCE_LEN - len(row)) for row in rows])
+
+    tokens = [example["tokens"] for example in examples]
+    return dict(
+        input_ids=pad(tokens, PAD),
+        labels=pad([example["labels"] for example in examples], IGNORED),
+        attention_mask=pad([[1] * len(row) for row in tokens], 0),
+    )
+
+
+def train(model, examples, learning_rate):
+    """The loss is the mean over the batch's trained tokens; padding comes last and is masked. As in Transformers'
+    trainer, norms and biases do not decay."""
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        dict(params=[p for p in parameters if p.ndim > 1], weight_decay=0.01),
+        dict(params=[p for p in parameters if p.ndim == 1], weight_decay=0.0),
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    steps = []
+    for step in range(STEPS):
+        loss = model(**batch(examples[step * BATCH : (step + 1) * BATCH])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        steps.append(dict(loss=loss.item(), grad_norm=norm.item()))
+    model.eval()
+    return steps
+
+
+def greedy(model, prompt, count):
+    """The most likely token, again and again; no token ends it."""
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def save_model(model, folder):
+    model.save_pretrained(folder)
+    for extra in ("generation_config.json", "README.md"):
+        (folder / extra).unlink(missing_ok=True)
+
+
+def save_adapter(model, folder):
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def make_case(folder, config, lora, seed):
+    generator = torch.Generator().manual_seed(seed)
+    base = random_model(config, generator)
+    save_model(base, folder / "model")
+    examples = random_examples(generator)
+    prompts = [example["tokens"] for example in examples[:3]]
+    with torch.no_grad():
+        logits = [base(torch.tensor([prompt])).logits[0] for prompt in prompts]
+    golden = dict(
+        learning_rate_lora=2e-3,
+        learning_rate_full=5e-4,
+        sequence_len=SEQUENCE_LEN,
+        batch=BATCH,
+        examples=examples,
+        greedy_base=greedy(base, prompts[0], 24),
+    )
+    save_file({f"logits.{i}": rows.contiguous() for i, rows in enumerate(logits)}, folder / "logits.safetensors")
+
+    full = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
+    golden["full"] = train(full, examples, golden["learning_rate_full"])
+    save_model(full, folder / "full")
+
+    torch.manual_seed(seed)
+    adapter = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", **lora)
+    )
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(adapter, folder / "adapter")
+    golden["lora"] = train(adapter, examples, golden["learning_rate_lora"])
+    save_adapter(adapter, folder / "trained_adapter")
+    golden["greedy_adapter"] = greedy(adapter, prompts[0], 24)
+    (folder / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "golden"
+    shutil.rmtree(target, ignore_errors=True)
+    for seed, (name, (config, lora)) in enumerate(CASES.items()):
+        make_case(target / name, config, lora, seed)
+    versions = {module.__name__: str(module.__version__) for module in (torch, transformers, peft)}
+    (target / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
