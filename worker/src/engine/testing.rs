@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor, Var};
 use common::data::block::Block;
+use common::files::layout::Layout;
 use common::job::*;
 use common::rng::CounterRng;
 use serde_json::{Value, json};
 
 use super::accumulator::Sums;
+use super::params::{Parameters, Weight};
 use super::{Reduced, Trainer, TrainerOptions};
 
 /// A `config.json` of two layers.
@@ -150,4 +153,151 @@ pub fn step(trainer: &mut Trainer, blocks: &[Block], learning_rate: f64) -> f64 
     };
     trainer.apply(reduced, learning_rate).unwrap();
     loss / tokens as f64
+}
+
+pub fn random_values(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = CounterRng::new(seed, &[]);
+    (0..len).map(|_| rng.normal() as f32).collect()
+}
+
+pub fn random_tensor(rows: usize, columns: usize, seed: u64) -> Tensor {
+    Tensor::from_vec(
+        random_values(rows * columns, seed),
+        (rows, columns),
+        &Device::Cpu,
+    )
+    .unwrap()
+}
+
+/// Random weights of an op under test: trainable ones for the op, and the same as candle variables for its reference.
+pub struct TestWeights {
+    parameters: Parameters,
+    variables: Vec<(String, Var)>,
+}
+
+impl TestWeights {
+    pub fn new(shapes: &[(&str, &[usize])]) -> Self {
+        let named = shapes
+            .iter()
+            .map(|(name, shape)| (name.to_string(), shape.to_vec()));
+        let layout = Layout::new(named.chain([("~unused".to_owned(), vec![1])]));
+        let values = random_values(layout.scalars, 99);
+        let variables = layout
+            .tensors
+            .iter()
+            .map(|tensor| {
+                let range = tensor.offset..tensor.offset + tensor.scalars();
+                let values = values[range].to_vec();
+                let variable = Var::from_vec(values, tensor.shape.as_slice(), &Device::Cpu);
+                (tensor.name.clone(), variable.unwrap())
+            })
+            .collect();
+        let parameters = Parameters::new(layout, values).unwrap();
+        Self {
+            parameters,
+            variables,
+        }
+    }
+
+    pub fn trainable(&self, name: &str) -> Weight {
+        self.parameters.weight(name).unwrap().unwrap()
+    }
+
+    pub fn frozen(&self, name: &str) -> Weight {
+        Weight::frozen(self.variable(name)).unwrap()
+    }
+
+    pub fn variable(&self, name: &str) -> Tensor {
+        let found = self.variables.iter().find(|(known, _)| known == name);
+        found.unwrap().1.as_tensor().clone()
+    }
+
+    /// The flat gradient, with one where a tensor of the list is not expected to get any.
+    fn gradients(&self, untouched: &[&str]) -> Vec<f32> {
+        for name in untouched.iter().chain(&["~unused"]) {
+            let fill = |gradient: &mut [f32], accumulate: bool| {
+                assert!(!accumulate, "{name} got a gradient");
+                gradient.fill(1.0);
+                Ok(())
+            };
+            self.trainable(name).add_gradient(fill).unwrap();
+        }
+        self.parameters.gradients().read(<[f32]>::to_vec).unwrap()
+    }
+}
+
+type Run<'a> = &'a (dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Sync);
+
+/// Compares an op with its plain reference, in value and in every gradient, for a random gradient of the result; and
+/// with itself for 1, 2 and 3 threads, to the bit. Weights in `frozen` must get no gradient.
+pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, reference: Run) {
+    let run = |threads: usize| {
+        in_pool(threads, || {
+            weights.parameters.gradients().reset();
+            let (y, dx) = forward_and_backward(x, op).unwrap();
+            (y, dx, weights.gradients(frozen))
+        })
+    };
+    let (y, dx, dw) = run(1);
+    assert_eq!(run(2), (y.clone(), dx.clone(), dw.clone()));
+    assert_eq!(run(3), (y.clone(), dx.clone(), dw.clone()));
+
+    let x = Var::from_tensor(x).unwrap();
+    let result = reference(x.as_tensor()).unwrap();
+    let gradients = seeded(&result).unwrap().backward().unwrap();
+    assert_close("value", &y, &flat(&result));
+    assert_close("input gradient", &dx, &flat(gradients.get(&x).unwrap()));
+    for (tensor, (name, variable)) in weights
+        .parameters
+        .layout()
+        .tensors
+        .iter()
+        .zip(&weights.variables)
+    {
+        if name != "~unused" && !frozen.contains(&name.as_str()) {
+            let range = tensor.offset..tensor.offset + tensor.scalars();
+            let expected = flat(gradients.get(variable).expect(name));
+            assert_close(name, &dw[range], &expected);
+        }
+    }
+}
+
+fn forward_and_backward(x: &Tensor, op: Run) -> candle_core::Result<(Vec<f32>, Vec<f32>)> {
+    let x = Var::from_tensor(x)?;
+    let y = op(x.as_tensor())?;
+    let gradients = seeded(&y)?.backward()?;
+    Ok((flat(&y), flat(gradients.get(&x).unwrap())))
+}
+
+/// A scalar whose gradient makes that of `y` random; a scalar stays as it is.
+fn seeded(y: &Tensor) -> candle_core::Result<Tensor> {
+    match y.dims2() {
+        Ok((rows, columns)) => (y * random_tensor(rows, columns, 77))?.sum_all(),
+        Err(_) => Ok(y.clone()),
+    }
+}
+
+pub fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// To a few units in the last place of the largest value.
+pub fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let close = (found - expected).abs() <= 5e-6 * largest.max(1e-3);
+        assert!(
+            close,
+            "{what}, scalar {index}: {found} instead of {expected}"
+        );
+    }
+}
+
+pub fn in_pool<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap()
+        .install(work)
 }

@@ -426,6 +426,7 @@ impl Tensors for JobTensors<'_> {
 mod tests {
     use super::*;
     use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
+    use crate::engine::weights::linears;
     use common::job::TargetModules;
 
     const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
@@ -516,7 +517,7 @@ mod tests {
                     trained: packed.trained[range].to_vec(),
                 };
                 let alone = [document(0..20), document(20..37), document(37..46)];
-                let whole = slot_sums(&mut trainer, 1, &[packed.clone()]);
+                let whole = slot_sums(&mut trainer, 1, std::slice::from_ref(&packed));
                 // The same divisor for all, so that the sums can be added.
                 let tokens = packed.trained_tokens();
                 trainer.begin_step(2, tokens, 3);
@@ -572,6 +573,102 @@ mod tests {
         let outcome = trainer.apply(Reduced { mean, invalid: 1 }, 1.0).unwrap();
         assert!(outcome.skipped);
         assert_eq!((trainer.step(), trainer.weights_digest()), (1, before));
+    }
+
+    #[test]
+    fn a_bfloat16_base_trains_close_to_the_float32_one() {
+        let dir = model("Qwen3ForCausalLM");
+        let run = |base_dtype, threads| {
+            let job = JobSpec {
+                base_dtype,
+                ..job(lora(TargetModules::AllLinear, 0.0))
+            };
+            let mut trainer = load(dir.path(), job, threads);
+            (0..3)
+                .map(|_| step(&mut trainer, &blocks(), 1e-2))
+                .collect::<Vec<f64>>()
+        };
+        let (narrow, wide) = (run(BaseDtype::Bfloat16, 1), run(BaseDtype::Float32, 1));
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            assert!((narrow - wide).abs() < 0.02 * wide, "{narrow} {wide}");
+        }
+        assert_ne!(narrow, wide);
+        assert_eq!(run(BaseDtype::Bfloat16, 3), narrow);
+    }
+
+    #[test]
+    fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
+        use common::files::adapter::AdapterConfig;
+        use common::files::snapshot::WeightsFormat;
+        let dir = model("LlamaForCausalLM");
+        let method = lora(TargetModules::AllLinear, 0.0);
+        let mut first = load(dir.path(), job(method.clone()), 1);
+        step(&mut first, &blocks(), 1e-2);
+        let Method::Lora(spec) = &method else {
+            unreachable!("made as LoRA");
+        };
+        let names = linears(first.model().config()).map(|linear| linear.path.to_owned());
+        let config = AdapterConfig::from_lora(spec, "model", names);
+        let adapter = tempfile::tempdir().unwrap();
+        let format = WeightsFormat::Adapter(config);
+        first
+            .snapshot()
+            .write_weights(adapter.path(), &format)
+            .unwrap();
+        let start = |method: Method| {
+            Trainer::load(TrainerOptions {
+                job: Arc::new(job(method)),
+                model_dir: dir.path().to_owned(),
+                adapter_dir: Some(adapter.path().to_owned()),
+                threads: 1,
+            })
+        };
+        let second = start(method.clone()).unwrap();
+        assert_eq!(second.weights_digest(), first.weights_digest());
+        let other_rank = Method::Lora(LoraSpec {
+            r: 8,
+            ..spec.clone()
+        });
+        let message = start(other_rank).err().unwrap().to_string();
+        assert!(
+            message.contains("rank is 4") && message.contains("8 in the job"),
+            "{message}"
+        );
+        let fewer = lora(TargetModules::Named(vec!["q_proj".to_owned()]), 0.0);
+        let message = start(fewer).err().unwrap().to_string();
+        assert!(
+            message.contains("which the job's adapter has not"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_target_that_matches_nothing_is_named() {
+        let dir = model("LlamaForCausalLM");
+        let names = vec!["q_proj".to_owned(), "query".to_owned()];
+        let options = TrainerOptions {
+            job: Arc::new(job(lora(TargetModules::Named(names), 0.0))),
+            model_dir: dir.path().to_owned(),
+            adapter_dir: None,
+            threads: 1,
+        };
+        let message = Trainer::load(options).err().unwrap().to_string();
+        assert!(
+            message.contains("\"query\"") && message.contains("mlp.up_proj"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_slot_without_trained_tokens_adds_nothing() {
+        let dir = model("LlamaForCausalLM");
+        let mut trainer = load(dir.path(), job(Method::Full), 1);
+        let mut silent = block(&[20], 1);
+        silent.trained.fill(false);
+        trainer.begin_step(0, 1, 1);
+        let outcome = trainer.train_slot(0, &[silent]).unwrap();
+        assert_eq!(outcome, SlotOutcome::default());
+        assert!(trainer.accumulator().mean().iter().all(|g| *g == 0.0));
     }
 
     #[test]

@@ -399,3 +399,95 @@ impl CustomOp1 for Attention {
         Ok(Some(to_tensor(d_qkv, tokens, width)?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+    use candle_core::{D, Device};
+
+    fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tensor> {
+        let HeadLayout {
+            heads,
+            key_value_heads,
+            head_dim,
+        } = layout;
+        let tokens = qkv.dim(0)?;
+        let segment: Vec<usize> = lengths
+            .iter()
+            .enumerate()
+            .flat_map(|(segment, length)| vec![segment; *length])
+            .collect();
+        let mask: Vec<f32> = (0..tokens)
+            .flat_map(|i| {
+                let segment = &segment;
+                (0..tokens).map(move |j| match segment[i] == segment[j] && j <= i {
+                    true => 0.0,
+                    false => -1e9,
+                })
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (tokens, tokens), &Device::Cpu)?;
+        let part = |head: usize| qkv.narrow(1, head * head_dim, head_dim);
+        let mut outs = Vec::new();
+        for head in 0..heads {
+            let shared = head / (heads / key_value_heads);
+            let (q, k) = (part(head)?, part(heads + shared)?);
+            let v = part(heads + key_value_heads + shared)?;
+            let scores = (q.matmul(&k.t()?)? / (head_dim as f64).sqrt())?;
+            let scores = (scores + &mask)?;
+            let max = scores.max_keepdim(D::Minus1)?.detach();
+            let e = scores.broadcast_sub(&max)?.exp()?;
+            let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+            outs.push(p.matmul(&v.contiguous()?)?);
+        }
+        Tensor::cat(&outs, 1)
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        for lengths in [vec![1], vec![300], vec![70, 1, 1, 130, 64, 3], vec![5; 40]] {
+            for (heads, key_value_heads, head_dim) in [(4, 2, 8), (3, 3, 16), (6, 1, 4)] {
+                let layout = HeadLayout {
+                    heads,
+                    key_value_heads,
+                    head_dim,
+                };
+                let segments = Arc::new(Segments::new(&lengths));
+                let x = random_tensor(segments.tokens(), layout.width(), 1);
+                check_op(
+                    &x,
+                    &TestWeights::new(&[]),
+                    &[],
+                    &|x| attention(x, layout, segments.clone()),
+                    &|x| reference(x, layout, &lengths),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn runs_hold_whole_segments() {
+        let segments = Segments::new(&[200, 56, 1, 300, 10]);
+        assert_eq!(segments.runs, [0..256, 256..257, 257..557, 557..567]);
+        assert_eq!(segments.keys(&(204..220)), 200..220);
+        assert_eq!(segments.visible(205, &(200..220)), 0..6);
+    }
+
+    #[test]
+    fn large_scores_stay_finite() {
+        let layout = HeadLayout {
+            heads: 1,
+            key_value_heads: 1,
+            head_dim: 4,
+        };
+        let x = (random_tensor(30, 12, 3) * 1e3).unwrap();
+        let y = attention(&x, layout, Arc::new(Segments::new(&[30]))).unwrap();
+        assert!(
+            crate::engine::testing::flat(&y)
+                .iter()
+                .all(|y| y.is_finite())
+        );
+    }
+}

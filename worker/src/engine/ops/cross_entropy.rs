@@ -208,3 +208,81 @@ impl CustomOp1 for CrossEntropy {
         Ok(Some(to_tensor(d_hidden, tokens, width)?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+    use candle_core::{D, Device};
+
+    fn reference(hidden: &Tensor, head: &Tensor, targets: &[Target]) -> Result<Tensor> {
+        let logits = hidden.matmul(&head.t()?)?;
+        let log_sum = logits.exp()?.sum_keepdim(D::Minus1)?.log()?;
+        let log_p = logits.broadcast_sub(&log_sum)?.flatten_all()?;
+        let vocabulary = head.dim(0)?;
+        let index: Vec<u32> = targets
+            .iter()
+            .map(|target| (target.row * vocabulary) as u32 + target.id)
+            .collect();
+        log_p
+            .index_select(&Tensor::new(index, &Device::Cpu)?, 0)?
+            .sum_all()?
+            .neg()
+    }
+
+    fn targets(tokens: usize, vocabulary: usize) -> Arc<Vec<Target>> {
+        let target = |row| Target {
+            row,
+            id: (row * 7 % vocabulary) as u32,
+        };
+        Arc::new((0..tokens).filter(|row| row % 3 != 1).map(target).collect())
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        // The second has more targets than a chunk has rows.
+        for (tokens, vocabulary) in [(10, 31), (900, 17)] {
+            let weights = TestWeights::new(&[("head", &[vocabulary, 12])]);
+            let targets = targets(tokens, vocabulary);
+            let plain = |x: &Tensor| reference(x, &weights.variable("head"), &targets);
+            let run =
+                |x: &Tensor, head: &Weight| Ok(cross_entropy(x, head, targets.clone(), true)?.0);
+            let x = random_tensor(tokens, 12, 1);
+            let trainable = |x: &Tensor| run(x, &weights.trainable("head"));
+            check_op(&x, &weights, &[], &trainable, &plain);
+            let frozen = |x: &Tensor| run(x, &weights.frozen("head"));
+            check_op(&x, &weights, &["head"], &frozen, &plain);
+        }
+    }
+
+    #[test]
+    fn correct_tokens_are_those_with_the_largest_logit() {
+        let head = Tensor::new(&[[1.0f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let hidden = Tensor::new(&[[2.0f32, 1.0], [2.0, 1.0], [0.0, 5.0]], &Device::Cpu).unwrap();
+        let targets = [(0, 0), (1, 1), (2, 1)].map(|(row, id)| Target { row, id });
+        let head = Weight::frozen(head).unwrap();
+        let (_, sum) = cross_entropy(&hidden, &head, Arc::new(targets.to_vec()), false).unwrap();
+        assert_eq!(sum.correct, 2);
+        let expected = 2.0 * (1.0 + (-1.0f64).exp()).ln() + 1.0 + (1.0 + (-5.0f64).exp()).ln();
+        assert!(
+            (sum.loss - expected).abs() < 1e-5,
+            "{} {expected}",
+            sum.loss
+        );
+    }
+
+    #[test]
+    fn not_a_number_reaches_the_loss() {
+        let hidden = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).unwrap();
+        let head = Weight::frozen(random_tensor(5, 2, 1)).unwrap();
+        let targets = Arc::new(vec![Target { row: 0, id: 1 }]);
+        assert!(
+            cross_entropy(&hidden, &head, targets, false)
+                .unwrap()
+                .1
+                .loss
+                .is_nan()
+        );
+    }
+}

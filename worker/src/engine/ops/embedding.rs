@@ -57,3 +57,48 @@ pub fn backward(ids: &[u32], weight: &Weight, gradient: &Tensor) -> Result<()> {
         })
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::params::Parameters;
+    use crate::engine::testing::{assert_close, flat, in_pool, random_tensor, random_values};
+    use candle_core::{Device, Var};
+    use common::files::layout::Layout;
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        let (vocabulary, width, tokens) = (23, 6, 200);
+        let values = random_values(vocabulary * width, 1);
+        let layout = Layout::new([("e".to_owned(), vec![vocabulary, width])]);
+        let parameters = Parameters::new(layout, values.clone()).unwrap();
+        let weight = parameters.weight("e").unwrap().unwrap();
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * i % 19) as u32).collect();
+        let gradient = random_tensor(tokens, width, 2);
+
+        let table = Var::from_vec(values, (vocabulary, width), &Device::Cpu).unwrap();
+        let index = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap();
+        let expected = table.index_select(&index, 0).unwrap();
+        let graph = (&expected * &gradient).unwrap().sum_all().unwrap();
+        let expected_gradient = flat(graph.backward().unwrap().get(&table).unwrap());
+
+        let run = |threads| {
+            in_pool(threads, || {
+                parameters.gradients().reset();
+                backward(&ids, &weight, &gradient).unwrap();
+                let once = parameters.gradients().read(<[f32]>::to_vec).unwrap();
+                backward(&ids, &weight, &gradient).unwrap();
+                let twice = parameters.gradients().read(<[f32]>::to_vec).unwrap();
+                (flat(&embed(&ids, &weight).unwrap()), once, twice)
+            })
+        };
+        let (rows, once, twice) = run(1);
+        assert_eq!(rows, flat(&expected));
+        assert_close("gradient", &once, &expected_gradient);
+        let doubled: Vec<f32> = once.iter().map(|g| 2.0 * g).collect();
+        assert_close("added gradient", &twice, &doubled);
+        assert_eq!(run(3), (rows, once, twice));
+        assert!(embed(&[23], &weight).is_err());
+    }
+}

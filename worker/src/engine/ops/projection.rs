@@ -195,3 +195,158 @@ impl CustomOp2 for Projection {
         Ok((dx, Some(grad.clone())))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, flat, random_tensor};
+
+    fn reference(x: &Tensor, weights: &TestWeights, layer: &str, lora: bool) -> Result<Tensor> {
+        let variable = |name: &str| weights.variable(&format!("{layer}.{name}"));
+        let y = x
+            .matmul(&variable("w").t()?)?
+            .broadcast_add(&variable("bias"))?;
+        match lora {
+            false => Ok(y),
+            true => y + (x.matmul(&variable("a").t()?)?.matmul(&variable("b").t()?)? * 0.5)?,
+        }
+    }
+
+    fn weights(depth: usize) -> TestWeights {
+        TestWeights::new(&[
+            ("p.w", &[70, depth]),
+            ("p.bias", &[70]),
+            ("p.a", &[3, depth]),
+            ("p.b", &[70, 3]),
+            ("q.w", &[20, depth]),
+            ("q.bias", &[20]),
+            ("q.a", &[3, depth]),
+            ("q.b", &[20, 3]),
+        ])
+    }
+
+    fn lora(weights: &TestWeights, layer: &str, dropout: f64) -> Lora {
+        Lora {
+            a: weights.trainable(&format!("{layer}.a")),
+            b: weights.trainable(&format!("{layer}.b")),
+            scale: 0.5,
+            dropout,
+            module: 1,
+        }
+    }
+
+    #[test]
+    fn trainable_layers_side_by_side_equal_the_reference() {
+        let weights = weights(50);
+        let linear = |layer: &str| Linear {
+            weight: weights.trainable(&format!("{layer}.w")),
+            bias: Some(weights.trainable(&format!("{layer}.bias"))),
+            lora: None,
+        };
+        let linears = Arc::new(vec![linear("p"), linear("q")]);
+        check_op(
+            &random_tensor(90, 50, 1),
+            &weights,
+            &["p.a", "p.b", "q.a", "q.b"],
+            &|x| project(x, &linears, None),
+            &|x| {
+                let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, false).unwrap());
+                Tensor::cat(&parts, 1)
+            },
+        );
+    }
+
+    #[test]
+    fn adapted_layers_equal_the_reference_and_their_base_gets_no_gradient() {
+        let weights = weights(50);
+        let linear = |layer: &str| Linear {
+            weight: weights.frozen(&format!("{layer}.w")),
+            bias: Some(weights.frozen(&format!("{layer}.bias"))),
+            lora: Some(lora(&weights, layer, 0.0)),
+        };
+        let linears = Arc::new(vec![linear("p"), linear("q")]);
+        check_op(
+            &random_tensor(90, 50, 1),
+            &weights,
+            &["p.w", "p.bias", "q.w", "q.bias"],
+            &|x| project(x, &linears, None),
+            &|x| {
+                let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, true).unwrap());
+                Tensor::cat(&parts, 1)
+            },
+        );
+    }
+
+    #[test]
+    fn a_residual_passes_value_and_gradient() {
+        let weights = weights(70);
+        let linear = Linear {
+            weight: weights.frozen("p.w"),
+            bias: Some(weights.frozen("p.bias")),
+            lora: Some(lora(&weights, "p", 0.0)),
+        };
+        let linear = Arc::new(vec![linear]);
+        check_op(
+            &random_tensor(33, 70, 1),
+            &weights,
+            &["p.w", "p.bias", "q.w", "q.bias", "q.a", "q.b"],
+            &|x| project_onto(x, x, &linear, None),
+            &|x| x + reference(x, &weights, "p", true)?,
+        );
+    }
+
+    #[test]
+    fn dropout_is_drawn_from_its_key_and_keeps_the_mean() {
+        let weights = weights(50);
+        let layer = |dropout| {
+            Arc::new(vec![Linear {
+                weight: weights.frozen("p.w"),
+                bias: None,
+                lora: Some(lora(&weights, "p", dropout)),
+            }])
+        };
+        let key = |slot| MaskKey {
+            seed: 1,
+            step: 2,
+            slot,
+        };
+        let x = random_tensor(90, 50, 1);
+        let run = |dropout, mask| flat(&project(&x, &layer(dropout), mask).unwrap());
+        let dropped = run(0.5, Some(key(0)));
+        assert_eq!(run(0.5, Some(key(0))), dropped);
+        assert_ne!(run(0.5, Some(key(1))), dropped);
+        assert_eq!(run(0.5, None), run(0.0, Some(key(0))));
+        let mean_over_masks: Vec<f32> = (0..400).map(|slot| run(0.5, Some(key(slot)))[7]).collect();
+        let mean = mean_over_masks.iter().sum::<f32>() / 400.0;
+        assert!((mean - run(0.0, None)[7]).abs() < 1.5, "{mean}");
+    }
+
+    #[test]
+    fn dropout_s_gradient_goes_through_its_mask() {
+        // With B and the output gradient fixed, x -> y is linear for one mask, so dx is exact by differences.
+        let weights = weights(50);
+        let linears = Arc::new(vec![Linear {
+            weight: weights.frozen("q.w"),
+            bias: None,
+            lora: Some(lora(&weights, "q", 0.4)),
+        }]);
+        let mask = Some(MaskKey {
+            seed: 3,
+            step: 1,
+            slot: 0,
+        });
+        let x = candle_core::Var::from_tensor(&random_tensor(70, 50, 1)).unwrap();
+        let total = |x: &Tensor| project(x, &linears, mask).unwrap().sum_all().unwrap();
+        let gradients = total(x.as_tensor()).backward().unwrap();
+        let dx = gradients.get(&x).unwrap();
+        let direction = random_tensor(70, 50, 2);
+        let expected = total(&(x.as_tensor() + &direction).unwrap());
+        let expected = flat(&(expected - total(x.as_tensor())).unwrap());
+        let found = flat(&(dx * &direction).unwrap().sum_all().unwrap());
+        assert!(
+            (expected[0] - found[0]).abs() < 1e-2,
+            "{expected:?} {found:?}"
+        );
+    }
+}

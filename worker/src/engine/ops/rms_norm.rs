@@ -126,3 +126,29 @@ impl CustomOp1 for RmsNorm {
         Ok(Some(to_tensor(dx, rows, width)?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+
+    fn reference(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let mean = x.sqr()?.mean_keepdim(1)?;
+        x.broadcast_div(&(mean + 1e-5)?.sqrt()?)?
+            .broadcast_mul(weight)
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        for (rows, width) in [(1, 5), (150, 40), (64, 33)] {
+            let weights = TestWeights::new(&[("w", &[width])]);
+            let x = random_tensor(rows, width, 1);
+            let plain = |x: &Tensor| reference(x, &weights.variable("w"));
+            let trainable = |x: &Tensor| rms_norm(x, &weights.trainable("w"), 1e-5);
+            check_op(&x, &weights, &[], &trainable, &plain);
+            let frozen = |x: &Tensor| rms_norm(x, &weights.frozen("w"), 1e-5);
+            check_op(&x, &weights, &["w"], &frozen, &plain);
+        }
+    }
+}

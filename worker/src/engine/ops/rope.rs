@@ -283,3 +283,81 @@ impl CustomOp1 for Rope {
         Ok(Some(to_tensor(dx, rows, width)?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+    use candle_core::Device;
+
+    const LAYOUT: HeadLayout = HeadLayout {
+        heads: 4,
+        key_value_heads: 2,
+        head_dim: 8,
+    };
+    const FREQUENCIES: [f32; 4] = [1.0, 0.3, 0.1, 0.02];
+
+    /// One head: `[tokens, head_dim]`.
+    fn rotate(x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+        let angles: Vec<f32> = positions
+            .iter()
+            .flat_map(|p| FREQUENCIES.map(|f| *p as f32 * f))
+            .collect();
+        let angles = Tensor::from_vec(angles, (positions.len(), 4), &Device::Cpu)?;
+        let (cos, sin) = (angles.cos()?, angles.sin()?);
+        let (a, b) = (x.narrow(1, 0, 4)?, x.narrow(1, 4, 4)?);
+        let first = ((&a * &cos)? - (&b * &sin)?)?;
+        let second = ((&b * &cos)? + (&a * &sin)?)?;
+        Tensor::cat(&[first, second], 1)
+    }
+
+    fn reference(
+        qkv: &Tensor,
+        norms: Option<(&Tensor, &Tensor)>,
+        positions: &[u32],
+    ) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        for head in 0..6 {
+            let mut x = qkv.narrow(1, head * 8, 8)?;
+            if let Some((query, key)) = norms {
+                let mean = x.sqr()?.mean_keepdim(1)?;
+                let weight = if head < 4 { query } else { key };
+                x = x
+                    .broadcast_div(&(mean + 1e-6)?.sqrt()?)?
+                    .broadcast_mul(weight)?;
+            }
+            parts.push(rotate(&x, positions)?);
+        }
+        parts.push(qkv.narrow(1, 6 * 8, 2 * 8)?);
+        Tensor::cat(&parts, 1)
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        let positions: Arc<Vec<u32>> = Arc::new((0..50).chain(0..37).collect());
+        let table = Arc::new(RopeTable::new(&FREQUENCIES, 50));
+        let x = random_tensor(87, LAYOUT.width(), 1);
+        let weights = TestWeights::new(&[("q", &[8]), ("k", &[8])]);
+        let run = |x: &Tensor, norms| rope(x, LAYOUT, norms, positions.clone(), table.clone());
+        check_op(&x, &weights, &["q", "k"], &|x| run(x, None), &|x| {
+            reference(x, None, &positions)
+        });
+        let norms = HeadNorms {
+            query: weights.trainable("q"),
+            key: weights.trainable("k"),
+            epsilon: 1e-6,
+        };
+        check_op(&x, &weights, &[], &|x| run(x, Some(norms.clone())), &|x| {
+            let (query, key) = (weights.variable("q"), weights.variable("k"));
+            reference(x, Some((&query, &key)), &positions)
+        });
+    }
+
+    #[test]
+    fn positions_beyond_the_table_are_refused() {
+        let table = Arc::new(RopeTable::new(&FREQUENCIES, 3));
+        let x = random_tensor(4, LAYOUT.width(), 1);
+        assert!(rope(&x, LAYOUT, None, Arc::new(vec![0, 1, 2, 3]), table).is_err());
+    }
+}

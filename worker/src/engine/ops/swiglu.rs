@@ -90,3 +90,23 @@ impl CustomOp1 for Swiglu {
         Ok(Some(to_tensor(d_gate_up, rows, double)?))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+
+    fn reference(gate_up: &Tensor) -> Result<Tensor> {
+        let width = gate_up.dim(1)? / 2;
+        gate_up.narrow(1, 0, width)?.silu()? * gate_up.narrow(1, width, width)?
+    }
+
+    #[test]
+    fn values_and_gradients_equal_the_reference() {
+        for (rows, width) in [(1, 3), (130, 37)] {
+            let x = (random_tensor(rows, 2 * width, 1) * 3.0).unwrap();
+            check_op(&x, &TestWeights::new(&[]), &[], &swiglu, &reference);
+        }
+    }
+}
