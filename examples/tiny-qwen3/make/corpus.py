@@ -140,7 +140,7 @@ def about_a_person(rng):
 
 
 def arithmetic(rng):
-    left, right = rng.randint(0, 10), rng.randint(0, 10)
+    left, right = rng.randint(1, 6), rng.randint(1, 6)
     kind = rng.randrange(3)
     if kind == 0:
         forms = [f"What is {left} plus {right}?", f"How much is {left} + {right}?"]
@@ -197,9 +197,9 @@ def exchange(rng):
         return fact(rng, world.SELF)
     if draw < 0.64:
         return fact(rng, world.COMMON)
-    if draw < 0.78:
+    if draw < 0.76:
         return arithmetic(rng)
-    if draw < 0.88:
+    if draw < 0.87:
         return small_things(rng)
     if draw < 0.92:
         return yes_or_no(rng)
