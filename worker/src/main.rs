@@ -1,5 +1,7 @@
 //! The worker's command line.
 
+mod generate;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +37,10 @@ enum Command {
     ///
     /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 refused by the coordinator, 130 Ctrl-C.
     Join(JoinArgs),
+    /// Answer a prompt with a model, fine-tuned or not
+    ///
+    /// Exit codes: 0 done, 1 failed, 2 usage.
+    Generate(generate::GenerateArgs),
 }
 
 #[derive(Args)]
@@ -83,6 +89,10 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Join(args) => run_join(args),
+        Command::Generate(args) => match generate::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(FAILED, &error.to_string()),
+        },
     }
 }
 
