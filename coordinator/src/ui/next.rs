@@ -1,0 +1,119 @@
+//! Where the result is, and the commands that go on from there, written so that they can be copied.
+
+use std::path::{Path, PathBuf};
+
+use super::text::Style;
+
+/// What the commands need to know.
+#[derive(Clone, Debug)]
+pub struct NextView<'a> {
+    pub output_dir: &'a Path,
+    pub base_model: &'a Path,
+    /// The result is an adapter on the base model, not a model.
+    pub is_adapter: bool,
+    /// Absent where the job came from flags alone.
+    pub job_file: Option<&'a Path>,
+    pub prompt: Option<&'a str>,
+    pub programs: Programs,
+}
+
+/// How the two programs are called on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    pub coordinator: String,
+    pub worker: String,
+}
+
+impl Programs {
+    /// By name where they are on the search path, through cargo where this one was built by it and the other was not
+    /// built yet, else by their place.
+    pub fn find() -> Self {
+        let exe = std::env::current_exe().unwrap_or_default();
+        let here = std::env::current_dir().unwrap_or_default();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        Self::beside(&exe, &here, &folders, &|path| path.is_file())
+    }
+
+    pub(super) fn beside(
+        exe: &Path,
+        here: &Path,
+        search_path: &[PathBuf],
+        exists: &dyn Fn(&Path) -> bool,
+    ) -> Self {
+        let folder = exe.parent().unwrap_or(Path::new(""));
+        let call = |name: &str| {
+            let program = folder.join(name);
+            let profile = folder.file_name().and_then(|name| name.to_str());
+            if search_path.iter().any(|entry| entry == folder) || folder.as_os_str().is_empty() {
+                name.to_owned()
+            } else if exists(&program) {
+                quoted(
+                    &program
+                        .strip_prefix(here)
+                        .unwrap_or(&program)
+                        .display()
+                        .to_string(),
+                )
+            } else if profile == Some("debug") {
+                format!("cargo run -p {name} --")
+            } else if profile == Some("release") {
+                format!("cargo run --release -p {name} --")
+            } else {
+                name.to_owned()
+            }
+        };
+        Self {
+            coordinator: call("coordinator"),
+            worker: call("worker"),
+        }
+    }
+}
+
+pub(super) fn render(view: &NextView, style: Style) -> String {
+    let output = quoted(&view.output_dir.display().to_string());
+    let model = match view.is_adapter {
+        true => format!(
+            "{} --adapter {output}",
+            quoted(&view.base_model.display().to_string())
+        ),
+        false => output,
+    };
+    let prompt = quoted(view.prompt.unwrap_or("Hello"));
+    let Programs {
+        coordinator,
+        worker,
+    } = &view.programs;
+    let mut text = format!(
+        "\n{}  {}\n",
+        style.bold("result"),
+        view.output_dir.display()
+    );
+    text += &format!("{}\n", style.bold("go on"));
+    text += &format!("  {worker} generate --model {model} --prompt {prompt}\n");
+    if let Some(job) = view.job_file {
+        let job = quoted(&job.display().to_string());
+        // This output folder is done: the same job again would find nothing to do.
+        let other = quoted(&format!("{}-2", view.output_dir.display()));
+        let why = style.dim("# the same on several machines");
+        text += &format!(
+            "  {coordinator} start {job} --output-dir {other} --listen 0.0.0.0:7077   {why}\n"
+        );
+        let why = style.dim("# on each of the others");
+        text += &format!("  {worker} join HOST:7077   {why}\n");
+    }
+    text
+}
+
+/// For a POSIX shell.
+pub(super) fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    format!("'{}'", text.replace('\'', r"'\''"))
+}

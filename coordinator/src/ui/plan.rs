@@ -1,0 +1,191 @@
+//! The plan: what will be trained on what, for how long, and where it goes.
+
+use common::data::DataCounts;
+use common::job::{BaseDtype, InitWeights, JobSpec, LrScheduler, Method, TargetModules, Warmup};
+
+use super::text::{Style, bytes, count, grouped, rate};
+use crate::prepare::Prepared;
+
+/// Everything that the plan says.
+#[derive(Clone, Debug)]
+pub struct PlanView<'a> {
+    pub job: &'a JobSpec,
+    pub counts: &'a DataCounts,
+    /// `Qwen3`.
+    pub architecture: &'a str,
+    pub parameters: u64,
+    pub trainable_parameters: u64,
+    pub total_steps: u64,
+    pub slots_per_step: usize,
+    pub epochs: f64,
+    /// Of one worker.
+    pub memory_bytes: u64,
+    pub notices: Vec<String>,
+}
+
+impl<'a> PlanView<'a> {
+    pub fn of(prepared: &'a Prepared) -> Self {
+        Self {
+            job: &prepared.job,
+            counts: &prepared.data.counts,
+            architecture: prepared.shape.architecture,
+            parameters: prepared.estimate.parameters,
+            trainable_parameters: prepared.estimate.trainable_parameters,
+            total_steps: prepared.total_steps(),
+            slots_per_step: prepared.slots_per_step(),
+            epochs: prepared.schedule.epoch_after(prepared.total_steps()),
+            memory_bytes: prepared.estimate.total_bytes(),
+            notices: prepared.notices(),
+        }
+    }
+
+    /// Names and values, in the order in which they are shown.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("model", self.model()),
+            ("method", method(self.job)),
+            ("trainable", self.trainable()),
+            ("dataset", self.dataset()),
+            ("blocks", self.blocks()),
+            ("steps", self.steps()),
+            ("batch", self.batch()),
+            ("learning rate", learning_rate(self.job)),
+            (
+                "memory",
+                format!("about {} in each worker", bytes(self.memory_bytes)),
+            ),
+            ("output", self.job.output_dir.display().to_string()),
+        ]
+    }
+
+    fn model(&self) -> String {
+        let dtype = match self.job.base_dtype {
+            BaseDtype::Float32 => "float32",
+            BaseDtype::Bfloat16 => "bfloat16",
+        };
+        let init = match self.job.init_weights {
+            InitWeights::Pretrained => "",
+            InitWeights::Random => ", random weights",
+        };
+        format!(
+            "{} ({}, {} parameters, {dtype}{init})",
+            self.job.base_model.display(),
+            self.architecture,
+            grouped(self.parameters)
+        )
+    }
+
+    fn trainable(&self) -> String {
+        let share = 100.0 * self.trainable_parameters as f64 / self.parameters.max(1) as f64;
+        format!(
+            "{} parameters ({share:.2}%)",
+            grouped(self.trainable_parameters)
+        )
+    }
+
+    fn dataset(&self) -> String {
+        let counts = self.counts;
+        let held_out = match counts.eval_examples {
+            0 => String::new(),
+            examples => format!(", {} held out", grouped(examples)),
+        };
+        let share = 100.0 * counts.trained_tokens as f64 / counts.tokens.max(1) as f64;
+        format!(
+            "{}{held_out}, {} tokens, {share:.0}% of them trained, longest {}",
+            count(counts.examples, "example"),
+            grouped(counts.tokens),
+            grouped(counts.longest)
+        )
+    }
+
+    fn blocks(&self) -> String {
+        let counts = self.counts;
+        let all = counts.tokens + counts.padding_tokens;
+        let padding = 100.0 * counts.padding_tokens as f64 / all.max(1) as f64;
+        let packing = match self.job.sample_packing {
+            true => "packed",
+            false => "one example each",
+        };
+        format!(
+            "{} of {} tokens, {packing}, {padding:.1}% padding",
+            grouped(counts.blocks),
+            grouped(self.job.sequence_len as u64)
+        )
+    }
+
+    fn steps(&self) -> String {
+        let epochs = format!("{:.2}", self.epochs);
+        let epochs = epochs.trim_end_matches('0').trim_end_matches('.');
+        let plural = if epochs == "1" { "" } else { "s" };
+        format!("{} ({epochs} epoch{plural})", grouped(self.total_steps))
+    }
+
+    fn batch(&self) -> String {
+        let job = self.job;
+        format!(
+            "{} a step, in {} of {}",
+            count(job.global_batch_size as u64, "block"),
+            count(self.slots_per_step as u64, "slot"),
+            job.micro_batch_size
+        )
+    }
+}
+
+fn method(job: &JobSpec) -> String {
+    let Method::Lora(lora) = &job.method else {
+        return "full fine-tuning".to_owned();
+    };
+    let modules = match &lora.target_modules {
+        TargetModules::AllLinear => "all linear layers".to_owned(),
+        TargetModules::Named(names) => names.join(", "),
+    };
+    let rank_stabilised = if lora.use_rslora {
+        ", rank-stabilised"
+    } else {
+        ""
+    };
+    let dropout = match lora.dropout > 0.0 {
+        true => format!(", dropout {}", lora.dropout),
+        false => String::new(),
+    };
+    let start = match &lora.model_dir {
+        Some(dir) => format!(", from {}", dir.display()),
+        None => String::new(),
+    };
+    format!(
+        "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{start}",
+        lora.r, lora.alpha
+    )
+}
+
+fn learning_rate(job: &JobSpec) -> String {
+    let scheduler = match job.lr_scheduler {
+        LrScheduler::Cosine => "cosine",
+        LrScheduler::Linear => "linear",
+        LrScheduler::Constant => "constant",
+        LrScheduler::ConstantWithWarmup => "constant",
+    };
+    let warmup = match job.warmup {
+        Warmup::Steps(0) => String::new(),
+        Warmup::Steps(steps) => format!(", warm-up {}", count(steps, "step")),
+        Warmup::Ratio(ratio) if ratio > 0.0 => format!(", warm-up {:.1}%", 100.0 * ratio),
+        Warmup::Ratio(_) => String::new(),
+    };
+    format!("{}, {scheduler}{warmup}", rate(job.learning_rate))
+}
+
+/// The table, then what else the user should know.
+pub(super) fn render(plan: &PlanView, style: Style) -> String {
+    let rows = plan.rows();
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in &rows {
+        let name = style.bold(&format!("{name:<width$}"));
+        text += &format!("{name}  {}\n", super::text::visible(value));
+    }
+    for notice in &plan.notices {
+        let name = style.bold(&format!("{:<width$}", "note"));
+        text += &format!("{name}  {}\n", super::text::visible(notice));
+    }
+    text
+}

@@ -1,0 +1,132 @@
+//! What is said while a job runs: the bar's message, plain lines, and how it ended.
+
+use indicatif::ProgressStyle;
+
+use super::text::{Style, count, duration, grouped, rate};
+use crate::events::{RunEnd, RunEvent, StepRecord};
+
+/// Mean of the values since it was last taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mean {
+    sum: f64,
+    values: u64,
+}
+
+impl Mean {
+    pub fn add(&mut self, value: f64) {
+        self.sum += value;
+        self.values += 1;
+    }
+
+    pub fn take(&mut self) -> f64 {
+        let mean = self.sum / self.values as f64;
+        *self = Self::default();
+        mean
+    }
+}
+
+pub(super) fn bar_style(style: Style) -> ProgressStyle {
+    let template = match style.colour {
+        true => "{bar:24.green/dim} {pos}/{len}  {wide_msg}",
+        false => "{bar:24} {pos}/{len}  {wide_msg}",
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─")
+}
+
+/// In the order of what people look at, because a narrow terminal cuts off the end.
+pub(super) fn bar_message(step: &StepRecord) -> String {
+    format!(
+        "loss {:.4}  eta {}  {} tokens/s  {}  lr {}",
+        step.loss,
+        duration(step.eta_seconds),
+        grouped(step.tokens_per_second.max(0.0) as u64),
+        count(step.workers as u64, "worker"),
+        rate(step.learning_rate)
+    )
+}
+
+/// One logged step; `loss` is the mean since the line before.
+pub(super) fn step_line(step: &StepRecord, loss: f64, total_steps: u64) -> String {
+    format!(
+        "step {}/{total_steps}  epoch {:.2}  loss {loss:.4}  grad_norm {:.3}  lr {}  {} tokens/s  {}  eta {}",
+        step.step,
+        step.epoch,
+        step.grad_norm,
+        rate(step.learning_rate),
+        grouped(step.tokens_per_second.max(0.0) as u64),
+        count(step.workers as u64, "worker"),
+        duration(step.eta_seconds)
+    )
+}
+
+/// What an event says that has no place of its own.
+pub(super) fn event_line(event: &RunEvent) -> Option<String> {
+    Some(match event {
+        RunEvent::WorkerJoined { name, workers, .. } => {
+            format!(
+                "worker {name} joined ({})",
+                count(*workers as u64, "worker")
+            )
+        }
+        RunEvent::WorkerLost {
+            name,
+            reason,
+            workers,
+            ..
+        } => {
+            format!(
+                "worker {name} left: {reason} ({})",
+                count(*workers as u64, "worker")
+            )
+        }
+        RunEvent::WaitingForWorkers { have, need } => {
+            format!("waiting for workers: {have} of {need} have joined")
+        }
+        RunEvent::Resumed { step, path } => {
+            format!("going on after step {step}, from {}", path.display())
+        }
+        RunEvent::Evaluated(eval) => format!(
+            "evaluation after step {}: eval_loss {:.4}, accuracy {:.1}%",
+            eval.step,
+            eval.eval_loss,
+            100.0 * eval.eval_mean_token_accuracy
+        ),
+        RunEvent::CheckpointSaved { path, .. } => format!("saved {}", path.display()),
+        RunEvent::Notice(text) => text.clone(),
+        _ => return None,
+    })
+}
+
+/// How it ended. `losses` are the first and the last.
+pub(super) fn end_text(
+    end: &RunEnd,
+    losses: Option<(f64, f64)>,
+    seconds: f64,
+    style: Style,
+) -> String {
+    let losses = match losses {
+        Some((first, last)) => format!(", loss {first:.4} -> {last:.4}"),
+        None => String::new(),
+    };
+    let time = duration(seconds);
+    match end {
+        RunEnd::Done {
+            step,
+            weights_digest,
+        } => format!(
+            "{} after {} in {time}{losses}\nweights_digest {weights_digest}\n",
+            style.bold("done"),
+            count(*step, "step")
+        ),
+        RunEnd::Stopped { step, reason } => format!(
+            "{} after {} in {time}{losses}: {}\nthe same command goes on from there\n",
+            style.bold("stopped"),
+            count(*step, "step"),
+            super::text::visible(reason)
+        ),
+        // The reason goes to standard error, with the exit code.
+        RunEnd::Failed { .. } => format!("{} after {time}{losses}\n", style.bold("failed")),
+    }
+}

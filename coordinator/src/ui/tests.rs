@@ -1,0 +1,370 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use common::data::{DataCounts, TextSpan};
+use common::job::{self, JobSources, JobSpec};
+
+use super::*;
+use crate::events::EvalRecord;
+
+const PLAIN: Style = Style { colour: false };
+const COLOUR: Style = Style { colour: true };
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a run without a terminal prints.
+fn printed(logging_steps: u64, events: impl IntoIterator<Item = RunEvent>) -> String {
+    let out = Shared::default();
+    let mut terminal = Terminal::new(Box::new(out.clone()), PLAIN, false, logging_steps);
+    for event in events {
+        terminal.observe(&event);
+    }
+    let bytes = out.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+fn started() -> RunEvent {
+    RunEvent::Started {
+        step: 0,
+        total_steps: 5,
+        workers: 1,
+        generation: 1,
+    }
+}
+
+fn step(step: u64) -> RunEvent {
+    RunEvent::StepCommitted(StepRecord {
+        step,
+        epoch: 0.25 * step as f64,
+        loss: 5.0 - step as f64,
+        grad_norm: 1.25,
+        learning_rate: 1.9e-4,
+        num_tokens: 1000 * step,
+        mean_token_accuracy: 0.5,
+        tokens_per_second: 12_345.6,
+        workers: 2,
+        generation: 1,
+        weights_digest: None,
+        skipped: step == 4,
+        eta_seconds: 62.0,
+    })
+}
+
+fn job(flags: &[(&str, &str)]) -> JobSpec {
+    let base = [
+        ("base_model", "models/tiny"),
+        ("dataset", "d.jsonl"),
+        ("output_dir", "out"),
+    ];
+    let flags = base.iter().chain(flags);
+    let flags = flags.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    job::load(JobSources {
+        flags: flags.collect(),
+        ..JobSources::default()
+    })
+    .unwrap()
+}
+
+fn plan_text(job: &JobSpec) -> String {
+    let counts = DataCounts {
+        rows: 1000,
+        examples: 1000,
+        eval_examples: 50,
+        blocks: 64,
+        tokens: 123_456,
+        trained_tokens: 61_728,
+        padding_tokens: 1000,
+        longest: 321,
+        ..DataCounts::default()
+    };
+    let plan = PlanView {
+        job,
+        counts: &counts,
+        architecture: "Qwen3",
+        parameters: 1_234_567,
+        trainable_parameters: 12_345,
+        total_steps: 24,
+        slots_per_step: 4,
+        epochs: 3.0,
+        memory_bytes: 300 << 20,
+        notices: vec!["2 examples were cut".to_owned()],
+    };
+    plan::render(&plan, PLAIN)
+}
+
+#[test]
+fn without_a_terminal_there_is_one_line_per_logged_step() {
+    let text = printed(2, [started()].into_iter().chain((1..=5).map(step)));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "training 5 steps with 1 worker",
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
+            "step 4 skipped: its gradient is not finite or out of range",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
+        ]
+    );
+    assert!(!text.contains('\x1b'), "no colours, no cursor movements");
+}
+
+#[test]
+fn what_happens_in_between_is_said() {
+    let name = "host-1".to_owned();
+    let text = printed(
+        100,
+        [
+            RunEvent::WaitingForWorkers { have: 0, need: 2 },
+            RunEvent::WorkerJoined {
+                worker: 1,
+                name: name.clone(),
+                workers: 1,
+            },
+            RunEvent::Resumed {
+                step: 7,
+                path: "out/checkpoint-7".into(),
+            },
+            started(),
+            started(),
+            RunEvent::WorkerLost {
+                worker: 1,
+                name,
+                reason: "connection \x1b[2Jlost".to_owned(),
+                workers: 1,
+            },
+            RunEvent::CheckpointSaved {
+                step: 3,
+                path: "out/checkpoint-3".into(),
+            },
+            RunEvent::Evaluated(EvalRecord {
+                step: 3,
+                epoch: 1.0,
+                eval_loss: 2.0,
+                eval_mean_token_accuracy: 0.5,
+                eval_runtime_seconds: 1.0,
+            }),
+            RunEvent::Notice("a notice".to_owned()),
+            RunEvent::Ended(RunEnd::Done {
+                step: 5,
+                weights_digest: "abc".to_owned(),
+            }),
+        ],
+    );
+    assert_eq!(
+        text,
+        "waiting for workers: 0 of 2 have joined\nworker host-1 joined (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
+         training 5 steps with 1 worker\nworker host-1 left: connection ␛[2Jlost (1 worker)\nsaved out/checkpoint-3\n\
+         evaluation after step 3: eval_loss 2.0000, accuracy 50.0%\na notice\ndone after 5 steps in 0:00\nweights_digest abc\n"
+    );
+}
+
+#[test]
+fn how_it_ended_is_said() {
+    let stopped = RunEvent::Ended(RunEnd::Stopped {
+        step: 3,
+        reason: "Ctrl-C".to_owned(),
+    });
+    let text = printed(1, [started(), step(1), step(2), stopped]);
+    assert!(text.ends_with("stopped after 3 steps in 0:00, loss 4.0000 -> 3.0000: Ctrl-C\nthe same command goes on from there\n"), "{text}");
+}
+
+#[test]
+fn a_closed_pipe_does_not_stop_a_job() {
+    struct Closed;
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+    }
+    let mut terminal = Terminal::new(Box::new(Closed), PLAIN, false, 1);
+    terminal.observe(&started());
+    terminal.observe(&step(1));
+}
+
+#[test]
+fn the_plan_names_everything_that_decides_the_run() {
+    let text = plan_text(&job(&[
+        ("adapter", "lora"),
+        ("micro_batch_size", "2"),
+        ("learning_rate", "1e-3"),
+    ]));
+    for part in [
+        "model          models/tiny (Qwen3, 1,234,567 parameters, float32)",
+        "method         LoRA, rank 16, alpha 32 on all linear layers",
+        "trainable      12,345 parameters (1.00%)",
+        "dataset        1,000 examples, 50 held out, 123,456 tokens, 50% of them trained, longest 321",
+        "blocks         64 of 2,048 tokens, packed, 0.8% padding",
+        "steps          24 (3 epochs)",
+        "batch          8 blocks a step, in 4 slots of 2",
+        "learning rate  1e-3, cosine, warm-up 3.0%",
+        "memory         about 300.0 MiB in each worker",
+        "output         out",
+        "note           2 examples were cut",
+    ] {
+        assert!(text.lines().any(|line| line == part), "{part}\n{text}");
+    }
+    assert!(plan_text(&job(&[])).contains("full fine-tuning"));
+}
+
+fn sample(spans: &[(&str, bool)]) -> Sample {
+    Sample {
+        text: spans.iter().map(|(text, _)| *text).collect(),
+        input_ids: vec![1, 2, 3],
+        labels: vec![-100, 2, 3],
+        spans: spans
+            .iter()
+            .map(|(text, trained)| TextSpan {
+                text: (*text).to_owned(),
+                trained: *trained,
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn a_sample_marks_what_is_learned() {
+    let sample = sample(&[
+        ("<user>Hi\n<assistant>", false),
+        ("Ahoy!\nYou!", true),
+        ("\n", false),
+    ]);
+    assert_eq!(
+        sample::render(&sample, PLAIN),
+        "\nsample  3 tokens, 2 of them learned, marked ⟦like this⟧:\n  <user>Hi\n  <assistant>⟦Ahoy!\n  You!⟧\n\n"
+    );
+    let coloured = sample::render(&sample, COLOUR);
+    assert!(
+        coloured.contains("\x1b[1;32mAhoy!\x1b[0m\n  \x1b[1;32mYou!\x1b[0m"),
+        "{coloured:?}"
+    );
+    assert!(!coloured.contains('⟦'));
+}
+
+#[test]
+fn a_long_sample_is_cut_and_a_hostile_one_is_harmless() {
+    let long = "x".repeat(5000);
+    let text = sample::render(
+        &sample(&[
+            ("\x1b]0;owned\x07\u{202e}", false),
+            (&long, true),
+            ("end", true),
+        ]),
+        PLAIN,
+    );
+    assert!(text.contains("… and 3,514 more characters"), "{text}");
+    assert!(
+        text.chars().all(|c| c == '\n' || !c.is_control()),
+        "{text:?}"
+    );
+    assert!(!text.contains('\u{202e}'));
+}
+
+#[test]
+fn answers_stand_below_each_other() {
+    let answers = [Answer {
+        prompt: "Who?".into(),
+        before: Some("I am\na model.\n".into()),
+        after: " Pip!\x1b[2J".into(),
+    }];
+    assert_eq!(
+        answers::render(&answers, PLAIN),
+        "\n> Who?\n  before  I am\n          a model.\n  after   Pip!␛[2J\n"
+    );
+}
+
+#[test]
+fn the_commands_can_be_copied() {
+    let view = NextView {
+        output_dir: Path::new("out puts"),
+        base_model: Path::new("models/tiny"),
+        is_adapter: true,
+        job_file: Some(Path::new("job.yaml")),
+        prompt: Some("Who's there?"),
+        programs: Programs {
+            coordinator: "coordinator".into(),
+            worker: "worker".into(),
+        },
+    };
+    let text = next::render(&view, PLAIN);
+    assert!(
+        text.contains(
+            r"worker generate --model models/tiny --adapter 'out puts' --prompt 'Who'\''s there?'"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("coordinator start job.yaml --output-dir 'out puts-2' --listen 0.0.0.0:7077"),
+        "{text}"
+    );
+    let full = NextView {
+        is_adapter: false,
+        job_file: None,
+        prompt: None,
+        ..view
+    };
+    let text = next::render(&full, PLAIN);
+    assert!(
+        text.contains("worker generate --model 'out puts' --prompt Hello"),
+        "{text}"
+    );
+    assert!(!text.contains("start"));
+}
+
+#[test]
+fn programs_are_called_as_this_machine_has_them() {
+    let here = Path::new("/src/muster");
+    let on_path = [PathBuf::from("/usr/bin")];
+    let worker = |exe: &str, built: bool| {
+        Programs::beside(Path::new(exe), here, &on_path, &|_| built).worker
+    };
+    assert_eq!(worker("/usr/bin/coordinator", true), "worker");
+    assert_eq!(
+        worker("/src/muster/target/release/coordinator", true),
+        "target/release/worker"
+    );
+    assert_eq!(
+        worker("/src/muster/target/release/coordinator", false),
+        "cargo run --release -p worker --"
+    );
+    assert_eq!(
+        worker("/src/muster/target/debug/coordinator", false),
+        "cargo run -p worker --"
+    );
+    assert_eq!(
+        worker("/opt/my tools/coordinator", true),
+        "'/opt/my tools/worker'"
+    );
+}
+
+#[test]
+fn numbers_read_well() {
+    assert_eq!(grouped(1_234_567), "1,234,567");
+    assert_eq!(grouped(999), "999");
+    assert_eq!(bytes(1536), "1.5 KiB");
+    assert_eq!(duration(7.4), "0:07");
+    assert_eq!(duration(12_345.0), "3:25:45");
+    assert_eq!(duration(200_000.0), "2 d 7:33:20");
+    assert_eq!(duration(f64::INFINITY), "?");
+    assert_eq!(duration(-1.0), "?");
+    assert_eq!(text::rate(2e-4), "2e-4");
+    assert_eq!(text::rate(1.934e-4), "1.93e-4");
+    assert_eq!(text::rate(0.0), "0");
+}
