@@ -1,0 +1,734 @@
+//! A worker against a coordinator that the test plays: joining, fetching, training, leaving, and everything that can
+//! go wrong on the way.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::data::block::Block;
+use common::files::manifest::file_digest;
+use common::job::{JobSources, JobSpec};
+use common::plan::{Schedule, learning_rate};
+use common::wire::{TOKEN_KEY, down, token_matches};
+use futures::Stream;
+use proto::v1;
+use proto::v1::coordinator_message::Message as Down;
+use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::v1::worker_message::Message as Up;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use worker::{Finished, JoinOptions, WorkerError, join};
+
+const TOKEN: &str = "secret";
+const SEQUENCE_LEN: usize = 16;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The bulk half of a coordinator; sessions are handed to the test.
+struct Fake {
+    sessions: mpsc::Sender<Peer>,
+    /// By digest.
+    files: HashMap<String, Vec<u8>>,
+    blocks: Vec<Block>,
+    /// File calls that break off half-way, before the others do not.
+    breaks: AtomicUsize,
+    fetched_bytes: AtomicUsize,
+    uploads: Mutex<Vec<v1::UploadChunk>>,
+}
+
+/// One worker, as the coordinator sees it.
+struct Peer {
+    up: Streaming<v1::WorkerMessage>,
+    down: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
+}
+
+impl Peer {
+    async fn send(&self, message: Down) {
+        self.down.send(Ok(down(message))).await.unwrap();
+    }
+
+    /// The next message that is no heartbeat; None at the end.
+    async fn next(&mut self) -> Option<Up> {
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.up.message());
+            match next.await.unwrap().ok()??.message.unwrap() {
+                Up::Heartbeat(_) => {}
+                message => return Some(message),
+            }
+        }
+    }
+
+    async fn joined(&mut self) -> v1::Join {
+        match self.next().await.unwrap() {
+            Up::Join(join) => join,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn ready(&mut self) -> v1::Ready {
+        match self.next().await.unwrap() {
+            Up::Ready(ready) => ready,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn entered(&mut self) -> v1::Entered {
+        match self.next().await.unwrap() {
+            Up::Entered(entered) => entered,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn slot_done(&mut self) -> v1::SlotDone {
+        match self.next().await.unwrap() {
+            Up::SlotDone(done) => done,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn reported(&mut self) -> v1::StepReport {
+        match self.next().await.unwrap() {
+            Up::StepReport(report) => report,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+type Downstream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Fake {
+    type SessionStream = Downstream<v1::CoordinatorMessage>;
+    type FetchBlocksStream = Downstream<v1::BlockChunk>;
+    type FetchFileStream = Downstream<v1::FileChunk>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let token = request.metadata().get(TOKEN_KEY);
+        if !token.is_some_and(|token| token_matches(token.as_bytes(), TOKEN)) {
+            return Err(Status::unauthenticated("the token is missing or wrong"));
+        }
+        let (down, queue) = mpsc::channel(64);
+        let up = request.into_inner();
+        self.sessions.send(Peer { up, down }).await.unwrap();
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn fetch_blocks(
+        &self,
+        request: Request<v1::FetchBlocksRequest>,
+    ) -> Result<Response<Self::FetchBlocksStream>, Status> {
+        let chunks: Vec<_> = request
+            .into_inner()
+            .blocks
+            .into_iter()
+            .map(|block| {
+                let mut data = Vec::new();
+                self.blocks[block as usize].encode(&mut data);
+                let data = data.into();
+                Ok(v1::BlockChunk { block, data })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+
+    async fn fetch_file(
+        &self,
+        request: Request<v1::FetchFileRequest>,
+    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        let v1::FetchFileRequest { digest, offset } = request.into_inner();
+        let rest = &self.files[&digest][offset as usize..];
+        let breaks = self
+            .breaks
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        let sent = match breaks {
+            Ok(_) => &rest[..rest.len() / 2],
+            Err(_) => rest,
+        };
+        self.fetched_bytes.fetch_add(sent.len(), Ordering::SeqCst);
+        let mut chunks: Vec<_> = sent
+            .chunks(1 << 20)
+            .map(|data| {
+                let data = data.to_vec().into();
+                Ok(v1::FileChunk { data })
+            })
+            .collect();
+        if breaks.is_ok() {
+            chunks.push(Err(Status::unavailable("a cable was pulled")));
+        }
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+
+    async fn upload_state(
+        &self,
+        request: Request<Streaming<v1::UploadChunk>>,
+    ) -> Result<Response<v1::UploadReply>, Status> {
+        let mut chunks = request.into_inner();
+        while let Some(chunk) = chunks.message().await? {
+            self.uploads.lock().unwrap().push(chunk);
+        }
+        Ok(Response::new(v1::UploadReply {}))
+    }
+}
+
+/// A coordinator with a job, its files and its blocks.
+struct Stage {
+    fake: Arc<Fake>,
+    sessions: mpsc::Receiver<Peer>,
+    address: String,
+    job: JobSpec,
+    welcome: v1::Welcome,
+    folder: tempfile::TempDir,
+}
+
+const CONFIG: &str = r#"{
+  "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 64, "hidden_size": 16,
+  "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+  "hidden_act": "silu", "attention_bias": false, "initializer_range": 0.02, "max_position_embeddings": 64,
+  "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true, "torch_dtype": "float32"
+}"#;
+
+fn job(folder: &Path) -> JobSpec {
+    let model = folder.join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::write(model.join("config.json"), CONFIG).unwrap();
+    std::fs::write(model.join("notes.txt"), vec![b'x'; 3 << 20]).unwrap();
+    let data = folder.join("data.jsonl");
+    std::fs::write(&data, "{\"text\": \"x\"}\n").unwrap();
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    common::job::load(JobSources {
+        flags: vec![
+            set("base_model", model.to_str().unwrap()),
+            set("init_weights", "random"),
+            set("datasets.0.path", data.to_str().unwrap()),
+            set("sequence_len", "16"),
+            set("micro_batch_size", "1"),
+            set("global_batch_size", "4"),
+            set("max_steps", "3"),
+            set("learning_rate", "0.01"),
+            set("output_dir", folder.join("out").to_str().unwrap()),
+        ],
+        ..JobSources::default()
+    })
+    .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn blocks() -> Vec<Block> {
+    let block = |number: u32| {
+        let token = |at: usize| (number * 7 + at as u32 * 3) % 64;
+        Block {
+            tokens: (0..SEQUENCE_LEN).map(token).collect(),
+            segments: vec![1; SEQUENCE_LEN],
+            trained: (0..SEQUENCE_LEN).map(|at| at > 0).collect(),
+        }
+    };
+    (0..12).map(block).collect()
+}
+
+async fn stage() -> Stage {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path());
+    let (mut files, mut entries) = (HashMap::new(), Vec::new());
+    for name in ["config.json", "notes.txt"] {
+        let path = folder.path().join("model").join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        let digest = file_digest(&path).unwrap();
+        entries.push(v1::FileEntry {
+            path: name.to_owned(),
+            size: bytes.len() as u64,
+            digest: digest.clone(),
+        });
+        files.insert(digest, bytes);
+    }
+    let (sender, sessions) = mpsc::channel(8);
+    let fake = Arc::new(Fake {
+        sessions: sender,
+        files,
+        blocks: blocks(),
+        breaks: AtomicUsize::new(0),
+        fetched_bytes: AtomicUsize::new(0),
+        uploads: Mutex::default(),
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder()
+        .add_service(CoordinatorServer::from_arc(fake.clone()))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    let welcome = v1::Welcome {
+        worker: 1,
+        term: 1,
+        job: serde_json::to_vec(&job).unwrap().into(),
+        job_digest: job.digest(),
+        model_files: entries,
+        model_dir: folder.path().join("model").display().to_string(),
+        blocks: Some(v1::BlockSet {
+            digest: "0".repeat(64),
+            train_blocks: 12,
+            eval_blocks: 0,
+            sequence_len: SEQUENCE_LEN as u32,
+        }),
+        total_steps: 3,
+        ..v1::Welcome::default()
+    };
+    Stage {
+        fake,
+        sessions,
+        address,
+        job,
+        welcome,
+        folder,
+    }
+}
+
+type Joined = JoinHandle<Result<Finished, WorkerError>>;
+
+impl Stage {
+    fn options(&self) -> JoinOptions {
+        JoinOptions {
+            threads: Some(1),
+            token: Some(TOKEN.to_owned()),
+            cache_dir: Some(self.folder.path().join("cache")),
+            connect_timeout: Duration::from_secs(5),
+            ..JoinOptions::new(&self.address)
+        }
+    }
+
+    async fn session(&mut self) -> Peer {
+        let session = tokio::time::timeout(LIMIT, self.sessions.recv());
+        session.await.unwrap().unwrap()
+    }
+
+    /// A worker that has joined and is ready, and where its peers reach it.
+    async fn ready_worker(&mut self) -> (Joined, Peer, v1::Member, v1::Ready) {
+        let worker = tokio::spawn(join(self.options(), CancellationToken::new()));
+        let mut peer = self.session().await;
+        let join = peer.joined().await;
+        let member = v1::Member {
+            worker: 1,
+            name: join.name,
+            address: format!("127.0.0.1:{}", join.exchange_port),
+        };
+        peer.send(Down::Welcome(self.welcome.clone())).await;
+        let ready = peer.ready().await;
+        assert_eq!(ready.job_digest, self.job.digest());
+        (worker, peer, member, ready)
+    }
+
+    fn plan(&self, generation: u64, step: u64) -> v1::Plan {
+        let schedule = Schedule::new(&self.job, 12);
+        v1::Plan {
+            generation,
+            step,
+            kind: v1::PlanKind::Train as i32,
+            slots: schedule.step_slots(step).len() as u32,
+            trained_tokens: 4 * (SEQUENCE_LEN as u64 - 1),
+            learning_rate: learning_rate(&self.job, step, 3),
+            digest: true,
+        }
+    }
+}
+
+fn lease(generation: u64, step: u64, slots: impl IntoIterator<Item = u32>) -> Down {
+    Down::Lease(v1::Lease {
+        generation,
+        step,
+        kind: v1::PlanKind::Train as i32,
+        slots: slots.into_iter().collect(),
+    })
+}
+
+fn generation(number: u64, members: &[&v1::Member], step: u64, behind: &[u32]) -> v1::Generation {
+    v1::Generation {
+        generation: number,
+        members: members.iter().map(|member| (*member).clone()).collect(),
+        rank: 0,
+        step,
+        behind: behind.to_vec(),
+        source: 0,
+    }
+}
+
+fn with_rank(generation: &v1::Generation, rank: u32) -> Down {
+    let generation = generation.clone();
+    Down::Generation(v1::Generation { rank, ..generation })
+}
+
+async fn finish(worker: Joined, peer: Peer) {
+    peer.send(Down::Finish(v1::Finish::default())).await;
+    let finished = worker.await.unwrap().unwrap();
+    let reason = String::new();
+    assert_eq!(finished, Finished::Job { reason });
+}
+
+/// Three steps by one worker: the digests that every other run must give.
+async fn quiet_run() -> Vec<String> {
+    let mut stage = stage().await;
+    let (worker, mut peer, member, _) = stage.ready_worker().await;
+    peer.send(with_rank(&generation(1, &[&member], 0, &[]), 0))
+        .await;
+    assert!(peer.entered().await.held.is_empty());
+    let mut digests = Vec::new();
+    for step in 0..3 {
+        peer.send(Down::Plan(stage.plan(1, step))).await;
+        peer.send(lease(1, step, 0..4)).await;
+        for slot in 0..4 {
+            let done = peer.slot_done().await;
+            assert_eq!(
+                (done.step, done.slot, done.trained_tokens),
+                (step, slot, 15)
+            );
+            assert!(done.loss_sum.is_finite() && done.loss_sum > 0.0);
+        }
+        let generation = 1;
+        peer.send(Down::Exchange(v1::Exchange { generation, step }))
+            .await;
+        let report = peer.reported().await;
+        assert_eq!((report.step, report.skipped), (step + 1, false));
+        assert!(report.grad_norm > 0.0);
+        digests.push(report.weights_digest);
+    }
+    finish(worker, peer).await;
+    assert!(digests[0] != digests[1] && digests[1] != digests[2]);
+    digests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_leaves_and_one_that_comes_change_nothing() {
+    let expected = quiet_run().await;
+    let mut stage = stage().await;
+    let (first, mut one, member_one, _) = stage.ready_worker().await;
+    let (second, mut two, member_two, _) = stage.ready_worker().await;
+    let both = generation(1, &[&member_one, &member_two], 0, &[]);
+    for (rank, peer) in [&mut one, &mut two].into_iter().enumerate() {
+        peer.send(with_rank(&both, rank as u32)).await;
+        peer.entered().await;
+        peer.send(Down::Plan(stage.plan(1, 0))).await;
+    }
+    one.send(lease(1, 0, [0, 1, 2])).await;
+    two.send(lease(1, 0, [3])).await;
+    for _ in 0..3 {
+        one.slot_done().await;
+    }
+    two.slot_done().await;
+    let exchange = |generation, step| Down::Exchange(v1::Exchange { generation, step });
+    for peer in [&mut one, &mut two] {
+        // The next step is planned ahead.
+        peer.send(exchange(1, 0)).await;
+        peer.send(Down::Plan(stage.plan(1, 1))).await;
+    }
+    one.send(lease(1, 1, [0, 1])).await;
+    two.send(lease(1, 1, [2])).await;
+    for peer in [&mut one, &mut two] {
+        assert_eq!(peer.reported().await.weights_digest, expected[0]);
+    }
+    for _ in 0..2 {
+        one.slot_done().await;
+    }
+    two.slot_done().await;
+    // The second goes with what it holds; a third comes, with the weights of the start.
+    drop(two);
+    second.abort();
+    let (third, mut three, member_three, ready) = stage.ready_worker().await;
+    assert_eq!(ready.step, 0);
+    let changed = generation(2, &[&member_one, &member_three], 1, &[1]);
+    for (rank, peer) in [&mut one, &mut three].into_iter().enumerate() {
+        peer.send(with_rank(&changed, rank as u32)).await;
+    }
+    let entered = one.entered().await;
+    assert_eq!((entered.step, entered.held), (1, vec![0, 1]));
+    let entered = three.entered().await;
+    assert_eq!((entered.step, entered.held), (1, vec![]));
+    for peer in [&mut one, &mut three] {
+        peer.send(Down::Plan(stage.plan(2, 1))).await;
+    }
+    // What names the old generation is void.
+    three.send(lease(1, 1, [0])).await;
+    three.send(lease(2, 1, [2, 3])).await;
+    assert_eq!(three.slot_done().await.slot, 2);
+    three.slot_done().await;
+    for peer in [&mut one, &mut three] {
+        peer.send(exchange(2, 1)).await;
+    }
+    for peer in [&mut one, &mut three] {
+        assert_eq!(peer.reported().await.weights_digest, expected[1]);
+    }
+    finish(first, one).await;
+    finish(third, three).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_peer_is_reported_and_the_survivor_keeps_its_slots() {
+    let expected = quiet_run().await;
+    let mut stage = stage().await;
+    let (first, mut one, member_one, _) = stage.ready_worker().await;
+    // A peer that connects and then dies in the exchange.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ghost = v1::Member {
+        worker: 2,
+        name: "ghost".to_owned(),
+        address: silent.local_addr().unwrap().to_string(),
+    };
+    let both = generation(1, &[&ghost, &member_one], 0, &[]);
+    one.send(with_rank(&both, 1)).await;
+    one.entered().await;
+    one.send(Down::Plan(stage.plan(1, 0))).await;
+    one.send(lease(1, 0, [1, 2])).await;
+    one.slot_done().await;
+    one.slot_done().await;
+    let generation_one = 1;
+    let step = 0;
+    one.send(Down::Exchange(v1::Exchange {
+        generation: generation_one,
+        step,
+    }))
+    .await;
+    tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = silent.accept().unwrap();
+        let mut hello = [0; worker::collective::frame::HELLO_BYTES];
+        stream.read_exact(&mut hello).unwrap();
+        let hello = worker::collective::frame::Hello::decode(&hello).unwrap();
+        let answer = worker::collective::frame::Hello {
+            from: hello.to,
+            to: hello.from,
+            ..hello
+        };
+        stream.write_all(&answer.encode()).unwrap();
+    })
+    .await
+    .unwrap();
+    match one.next().await.unwrap() {
+        Up::PeerLost(lost) => assert_eq!((lost.generation, lost.rank), (1, 0)),
+        other => panic!("{other:?}"),
+    }
+    one.send(with_rank(&generation(2, &[&member_one], 0, &[]), 0))
+        .await;
+    assert_eq!(one.entered().await.held, [1, 2]);
+    one.send(Down::Plan(stage.plan(2, 0))).await;
+    one.send(lease(2, 0, [0, 3])).await;
+    one.slot_done().await;
+    one.slot_done().await;
+    let generation = 2;
+    one.send(Down::Exchange(v1::Exchange { generation, step }))
+        .await;
+    assert_eq!(one.reported().await.weights_digest, expected[0]);
+    finish(first, one).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_uploaded_file_by_file() {
+    use v1::upload_chunk::Chunk;
+    let mut stage = stage().await;
+    let (worker, peer, _, ready) = stage.ready_worker().await;
+    peer.send(Down::SaveState(v1::SaveState {
+        step: 0,
+        r#final: true,
+    }))
+    .await;
+    let started = Instant::now();
+    while stage.fake.uploads.lock().unwrap().is_empty() && started.elapsed() < LIMIT {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    finish(worker, peer).await;
+    let chunks = stage.fake.uploads.lock().unwrap();
+    let mut chunks = chunks.iter().map(|chunk| chunk.chunk.clone().unwrap());
+    match chunks.next().unwrap() {
+        Chunk::Header(header) => assert_eq!(header.weights_digest, ready.weights_digest),
+        other => panic!("{other:?}"),
+    }
+    let mut files: Vec<(v1::FileEntry, blake3::Hasher)> = Vec::new();
+    for chunk in chunks {
+        match chunk {
+            Chunk::File(entry) => files.push((entry, blake3::Hasher::new())),
+            Chunk::Data(data) => drop(files.last_mut().unwrap().1.update(&data)),
+            Chunk::Header(_) => panic!("a second header"),
+        }
+    }
+    for (entry, hasher) in &files {
+        assert_eq!(entry.digest, hasher.finalize().to_hex().to_string());
+    }
+    let names: Vec<&str> = files.iter().map(|(entry, _)| entry.path.as_str()).collect();
+    assert_eq!(
+        names,
+        ["config.json", "model.safetensors", "optimizer.safetensors"]
+    );
+    // Nothing stays behind on this machine.
+    let left = std::fs::read_dir(stage.folder.path().join("cache/uploads")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_not_here_is_fetched_once_and_a_broken_fetch_goes_on() {
+    let mut stage = stage().await;
+    stage.welcome.model_dir = "/nowhere".to_owned();
+    stage.fake.breaks.store(3, Ordering::SeqCst);
+    let (worker, peer, ..) = stage.ready_worker().await;
+    finish(worker, peer).await;
+    let size: usize = stage.fake.files.values().map(Vec::len).sum();
+    // Each break costs nothing: the next call begins where the last one ended.
+    assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
+    let (worker, peer, ..) = stage.ready_worker().await;
+    finish(worker, peer).await;
+    assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_name_that_leads_out_of_the_cache_is_refused() {
+    let mut stage = stage().await;
+    stage.welcome.model_dir = "/nowhere".to_owned();
+    stage.welcome.model_files[0].path = "../../evil".to_owned();
+    let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    match peer.next().await.unwrap() {
+        Up::Leaving(leaving) => assert!(leaving.failed, "{}", leaving.reason),
+        other => panic!("{other:?}"),
+    }
+    drop(peer);
+    let message = worker.await.unwrap().unwrap_err().to_string();
+    assert!(message.contains("../../evil"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_another_digest_is_refused() {
+    let mut stage = stage().await;
+    stage.welcome.model_dir = "/nowhere".to_owned();
+    let right = stage.welcome.model_files[0].digest.clone();
+    let wrong = "1".repeat(64);
+    stage.welcome.model_files[0].digest = wrong.clone();
+    let fake = Arc::new(Fake {
+        files: [(wrong, stage.fake.files[&right].clone())].into(),
+        sessions: stage.fake.sessions.clone(),
+        blocks: Vec::new(),
+        breaks: AtomicUsize::new(0),
+        fetched_bytes: AtomicUsize::new(0),
+        uploads: Mutex::default(),
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    stage.address = listener.local_addr().unwrap().to_string();
+    let server = tonic::transport::Server::builder()
+        .add_service(CoordinatorServer::from_arc(fake))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    peer.next().await;
+    drop(peer);
+    let message = worker.await.unwrap().unwrap_err().to_string();
+    assert!(
+        message.contains("config.json") && message.contains("digest"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_asked_to_stop_says_goodbye() {
+    let mut stage = stage().await;
+    let shutdown = CancellationToken::new();
+    let worker = tokio::spawn(join(stage.options(), shutdown.clone()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    peer.ready().await;
+    shutdown.cancel();
+    match peer.next().await.unwrap() {
+        Up::Leaving(leaving) => assert!(!leaving.failed),
+        other => panic!("{other:?}"),
+    }
+    drop(peer);
+    assert_eq!(worker.await.unwrap().unwrap(), Finished::Left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_session_is_joined_again() {
+    let mut stage = stage().await;
+    let (worker, peer, ..) = stage.ready_worker().await;
+    drop(peer);
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    peer.ready().await;
+    finish(worker, peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_coordinator_says_against_a_worker_is_the_error() {
+    let mut stage = stage().await;
+    let mut options = stage.options();
+    options.token = None;
+    let error = join(options, CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(&error, WorkerError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("token"), "{error}");
+
+    let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+    let mut peer = stage.session().await;
+    assert_eq!(peer.joined().await.version, common::VERSION);
+    let refusal = "this run is of another numerics class";
+    let status = Err(Status::failed_precondition(refusal));
+    peer.down.send(status).await.unwrap();
+    let error = worker.await.unwrap().unwrap_err();
+    assert!(error.to_string().contains(refusal), "{error}");
+
+    let (worker, peer, ..) = stage.ready_worker().await;
+    let reason = "three steps in a row were skipped".to_owned();
+    let failed = true;
+    peer.send(Down::Finish(v1::Finish { failed, reason })).await;
+    let error = worker.await.unwrap().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the job failed: three steps in a row were skipped"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_reads_differently_here_names_both_digests() {
+    let mut stage = stage().await;
+    stage.welcome.job_digest = "5".repeat(64);
+    let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    let message = worker.await.unwrap().unwrap_err().to_string();
+    assert!(
+        message.contains(&"5".repeat(64)) && message.contains(&stage.job.digest()),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_not_there_is_given_up_in_time() {
+    let vacant = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = vacant.local_addr().unwrap().to_string();
+    drop(vacant);
+    let started = Instant::now();
+    let error = join(
+        JoinOptions {
+            connect_timeout: Duration::from_secs(1),
+            ..JoinOptions::new(&address)
+        },
+        CancellationToken::new(),
+    )
+    .await
+    .unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(error.to_string().contains(&address), "{error}");
+    for wrong in ["localhost", ":7077", "host:port", "http://host:7077"] {
+        let joined = join(JoinOptions::new(wrong), CancellationToken::new()).await;
+        assert!(
+            matches!(joined, Err(WorkerError::Address { .. })),
+            "{wrong}"
+        );
+    }
+}
