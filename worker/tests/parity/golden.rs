@@ -1,204 +1,23 @@
-//! The engine against Transformers and PEFT: logits, ten AdamW steps of LoRA and of full training, and greedy
-//! continuations, on the golden files that `parity/make_golden.py` makes. `MUSTER_GOLDEN=FOLDER` compares with freshly
-//! made ones instead.
-#![allow(clippy::unwrap_used)]
+//! Logits, ten AdamW steps of LoRA and of full training, and greedy continuations, on the golden files that
+//! `make_golden.py` makes.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use common::data::block::Block;
 use common::files::adapter::AdapterConfig;
 use common::files::snapshot::{Snapshot, WeightsFormat, read_weights};
-use common::files::tensors::TensorFile;
-use common::job::{
-    BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
-    ValSetSize, Warmup,
-};
-use serde::Deserialize;
+use common::files::tensors::{Dtype, TensorFile};
 use worker::engine::generate::Sampling;
 use worker::engine::inference::InferenceModel;
-use worker::engine::trainer::Reduced;
-use worker::engine::{Trainer, TrainerOptions};
+
+use crate::support::{Case, Example, Step, Training, block, train_step};
 
 const CASES: [&str; 4] = ["llama", "qwen2-tied", "qwen3-tied", "qwen3-untied"];
 const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
 
-#[derive(Deserialize)]
-struct Golden {
-    learning_rate_lora: f64,
-    learning_rate_full: f64,
-    sequence_len: usize,
-    batch: usize,
-    examples: Vec<Example>,
-    lora: Vec<Step>,
-    full: Vec<Step>,
-    greedy_base: Vec<u32>,
-    greedy_adapter: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct Example {
-    tokens: Vec<u32>,
-    /// -100 where nothing is learned.
-    labels: Vec<i64>,
-}
-
-#[derive(Deserialize)]
-struct Step {
-    loss: f64,
-    grad_norm: f64,
-}
-
-#[derive(Clone, Copy)]
-enum Training {
-    Lora,
-    Full,
-}
-
-struct Case {
-    dir: PathBuf,
-    golden: Golden,
-}
-
-impl Case {
-    fn open(name: &str) -> Self {
-        let golden_dir = std::env::var_os("MUSTER_GOLDEN").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden"),
-            PathBuf::from,
-        );
-        let dir = golden_dir.join(name);
-        let text = std::fs::read(dir.join("golden.json")).unwrap();
-        Self {
-            golden: serde_json::from_slice(&text).unwrap(),
-            dir,
-        }
-    }
-
-    fn trainer(&self, training: Training, checkpointing: bool) -> Trainer {
-        let (method, learning_rate, adapter_dir) = match training {
-            Training::Lora => {
-                let dir = self.dir.join("adapter");
-                let lora = AdapterConfig::read(&dir).unwrap().to_lora();
-                let rate = self.golden.learning_rate_lora;
-                (Method::Lora(lora), rate, Some(dir))
-            }
-            Training::Full => (Method::Full, self.golden.learning_rate_full, None),
-        };
-        let mut job = job(method, learning_rate, self.golden.sequence_len);
-        job.gradient_checkpointing = checkpointing;
-        Trainer::load(TrainerOptions {
-            job: Arc::new(job),
-            model_dir: self.dir.join("model"),
-            adapter_dir,
-            threads: 2,
-        })
-        .unwrap()
-    }
-
-    /// One example a block.
-    fn blocks(&self) -> Vec<Block> {
-        self.golden
-            .examples
-            .iter()
-            .map(|example| block(&[example], self.golden.sequence_len))
-            .collect()
-    }
-
-    /// Trains as the golden run was, and gives back loss and gradient norm of every step.
-    fn train(&self, trainer: &mut Trainer, learning_rate: f64) -> Vec<Step> {
-        let blocks = self.blocks();
-        let steps = blocks.chunks(self.golden.batch).enumerate();
-        steps
-            .map(|(step, blocks)| {
-                let slots: Vec<&[Block]> = blocks.chunks(2).collect();
-                train_step(trainer, step as u64, &slots, learning_rate)
-            })
-            .collect()
-    }
-}
-
-fn train_step(trainer: &mut Trainer, step: u64, slots: &[&[Block]], learning_rate: f64) -> Step {
-    let trained_tokens = slots
-        .iter()
-        .flat_map(|blocks| blocks.iter())
-        .map(Block::trained_tokens)
-        .sum();
-    trainer.begin_step(step, trained_tokens, slots.len());
-    let mut loss = 0.0;
-    for (slot, blocks) in slots.iter().enumerate() {
-        loss += trainer.train_slot(slot as u32, blocks).unwrap().loss_sum;
-    }
-    let reduced = Reduced {
-        mean: trainer.accumulator().mean(),
-        invalid: trainer.accumulator().invalid(),
-    };
-    let outcome = trainer.apply(reduced, learning_rate).unwrap();
-    assert!(!outcome.skipped, "step {step} was skipped");
-    Step {
-        loss: loss / trained_tokens as f64,
-        grad_norm: outcome.grad_norm,
-    }
-}
-
-/// The examples one after the other, and padding.
-fn block(examples: &[&Example], sequence_len: usize) -> Block {
-    let mut block = Block::default();
-    for (index, example) in examples.iter().enumerate() {
-        block.tokens.extend(&example.tokens);
-        let segment = index as u16 + 1;
-        block.segments.resize(block.tokens.len(), segment);
-        let trained = example.labels.iter().map(|label| *label >= 0);
-        block.trained.extend(trained);
-    }
-    assert!(block.tokens.len() <= sequence_len);
-    block.tokens.resize(sequence_len, 0);
-    block.segments.resize(sequence_len, 0);
-    block.trained.resize(sequence_len, false);
-    block
-}
-
-fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
-    JobSpec {
-        base_model: PathBuf::new(),
-        model_revision: None,
-        init_weights: InitWeights::Pretrained,
-        base_dtype: BaseDtype::Float32,
-        datasets: Vec::new(),
-        val_set_size: ValSetSize::None,
-        sequence_len,
-        sample_packing: false,
-        train_on_inputs: false,
-        shuffle: false,
-        method,
-        global_batch_size: 4,
-        micro_batch_size: 2,
-        num_epochs: 1.0,
-        max_steps: None,
-        learning_rate,
-        lr_scheduler: LrScheduler::Constant,
-        warmup: Warmup::Steps(0),
-        adam_beta1: 0.9,
-        adam_beta2: 0.999,
-        adam_epsilon: 1e-8,
-        weight_decay: 0.01,
-        max_grad_norm: Some(1.0),
-        gradient_checkpointing: false,
-        seed: 1,
-        logging_steps: 1,
-        save_steps: None,
-        save_total_limit: None,
-        eval_steps: None,
-        max_skipped_steps: 1,
-        output_dir: PathBuf::new(),
-        resume: Resume::Never,
-        reduction: Reduction::Exact,
-        cluster: ClusterSpec {
-            min_workers: 1,
-            max_workers: None,
-        },
-        test_prompts: Vec::new(),
-    }
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden")
 }
 
 /// Largest difference, in units of the largest expected value.
@@ -260,9 +79,9 @@ fn norm(a: &[f32], b: &[f32]) -> f64 {
     squares.sum::<f64>().sqrt()
 }
 
-fn check_training(training: Training) {
+fn check_training(golden: &Path, training: Training) {
     for name in CASES {
-        let case = Case::open(name);
+        let case = Case::open(golden, name);
         let (expected, learning_rate, trained) = match training {
             Training::Lora => (
                 &case.golden.lora,
@@ -281,10 +100,9 @@ fn check_training(training: Training) {
     }
 }
 
-#[test]
-fn logits_are_transformers_s() {
+pub fn check_logits(golden: &Path) {
     for name in CASES {
-        let case = Case::open(name);
+        let case = Case::open(golden, name);
         let trainer = case.trainer(Training::Full, false);
         let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
         for (index, example) in case.golden.examples[..3].iter().enumerate() {
@@ -303,25 +121,22 @@ fn logits_are_transformers_s() {
     }
 }
 
-#[test]
-fn lora_training_follows_peft() {
-    check_training(Training::Lora);
+pub fn check_lora_training(golden: &Path) {
+    check_training(golden, Training::Lora);
 }
 
-#[test]
-fn full_training_follows_transformers() {
-    check_training(Training::Full);
+pub fn check_full_training(golden: &Path) {
+    check_training(golden, Training::Full);
 }
 
-#[test]
-fn greedy_continuations_are_transformers_s_with_and_without_the_adapter() {
+pub fn check_greedy(golden: &Path) {
     let greedy = Sampling {
         max_new_tokens: 0,
         temperature: 0.0,
         seed: 0,
     };
     for name in CASES {
-        let case = Case::open(name);
+        let case = Case::open(golden, name);
         let adapter = case.dir.join("trained_adapter");
         for (adapter, expected) in [
             (None, &case.golden.greedy_base),
@@ -339,10 +154,30 @@ fn greedy_continuations_are_transformers_s_with_and_without_the_adapter() {
 }
 
 #[test]
+fn logits_are_transformers_s() {
+    check_logits(&golden_dir());
+}
+
+#[test]
+fn lora_training_follows_peft() {
+    check_lora_training(&golden_dir());
+}
+
+#[test]
+fn full_training_follows_transformers() {
+    check_full_training(&golden_dir());
+}
+
+#[test]
+fn greedy_continuations_are_transformers_s_with_and_without_the_adapter() {
+    check_greedy(&golden_dir());
+}
+
+#[test]
 fn a_packed_block_trains_like_its_examples_one_by_one() {
     for name in CASES {
         for training in [Training::Lora, Training::Full] {
-            let case = Case::open(name);
+            let case = Case::open(&golden_dir(), name);
             let examples: Vec<&Example> = case.golden.examples[..3].iter().collect();
             let length = examples.iter().map(|e| e.tokens.len()).sum::<usize>() + 3;
             let packed = [block(&examples, length)];
@@ -367,7 +202,7 @@ fn a_packed_block_trains_like_its_examples_one_by_one() {
 #[test]
 fn checkpointing_and_resuming_change_no_bit() {
     for training in [Training::Lora, Training::Full] {
-        let case = Case::open("qwen3-tied");
+        let case = Case::open(&golden_dir(), "qwen3-tied");
         let mut plain = case.trainer(training, false);
         case.train(&mut plain, 1e-3);
 
@@ -388,7 +223,7 @@ fn checkpointing_and_resuming_change_no_bit() {
             }
             Training::Full => WeightsFormat::Model {
                 config: serde_json::json!({"architectures": ["Qwen3ForCausalLM"]}),
-                dtype: common::files::tensors::Dtype::BF16,
+                dtype: Dtype::BF16,
             },
         };
         first

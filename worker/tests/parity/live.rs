@@ -1,0 +1,186 @@
+//! Against Transformers and PEFT themselves, where a Python that has them is at hand: `MUSTER_PYTHON`, else `python3`.
+//! Elsewhere these tests pass with a message.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use common::data::block::Block;
+use common::files::WeightsFormat;
+use common::files::adapter::AdapterConfig;
+use common::files::model::ModelFolder;
+use common::files::tensors::Dtype;
+use common::job::{InitWeights, LoraSpec, Method, TargetModules};
+use common::rng::CounterRng;
+use worker::engine::{Trainer, TrainerOptions};
+
+use crate::golden;
+use crate::support::{job, train_step};
+
+const PROMPT: &str = "What does a muster count? Zwölf Boxkämpfer…";
+const MAX_NEW_TOKENS: &str = "40";
+const SEQUENCE_LEN: usize = 32;
+
+struct Python(PathBuf);
+
+impl Python {
+    /// None, and a message, where there is no Python with everything that is needed.
+    fn find() -> Option<Self> {
+        let python = std::env::var_os("MUSTER_PYTHON").unwrap_or_else(|| "python3".into());
+        let found = Command::new(&python)
+            .args(["-c", "import torch, transformers, peft, safetensors"])
+            .output();
+        if found.is_ok_and(|output| output.status.success()) {
+            return Some(Self(python.into()));
+        }
+        eprintln!(
+            "skipped: {python:?} does not have torch, transformers and peft (MUSTER_PYTHON names another)"
+        );
+        None
+    }
+
+    fn run(&self, script: &str, arguments: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/parity")
+            .join(script);
+        let output = Command::new(&self.0)
+            .arg(script)
+            .args(arguments)
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        output
+    }
+}
+
+fn worker_generate(arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new(env!("CARGO_BIN_EXE_worker"))
+        .arg("generate")
+        .args(arguments)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    output.stdout
+}
+
+/// The shipped model's configuration and tokenizer with random weights that matter, saved by a trainer.
+fn random_model(dir: &Path, dtype: Dtype) {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
+    let shipped = ModelFolder::open(&shipped, InitWeights::Random).unwrap();
+    shipped.copy_tokenizer_files(dir).unwrap();
+    let mut config = shipped.config_json().clone();
+    config["initializer_range"] = 0.15.into();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut job = job(Method::Full, 0.0, SEQUENCE_LEN);
+    job.init_weights = InitWeights::Random;
+    let trainer = Trainer::load(TrainerOptions {
+        job: Arc::new(job),
+        model_dir: dir.to_owned(),
+        adapter_dir: None,
+        threads: 2,
+    })
+    .unwrap();
+    let format = WeightsFormat::Model { config, dtype };
+    trainer.snapshot().write_weights(dir, &format).unwrap();
+}
+
+/// An adapter for that model, trained so far that its answers differ.
+fn trained_adapter(model_dir: &Path, dir: &Path) {
+    let lora = LoraSpec {
+        r: 4,
+        alpha: 8.0,
+        dropout: 0.0,
+        target_modules: TargetModules::Named(vec!["q_proj".into(), "down_proj".into()]),
+        use_rslora: true,
+        model_dir: None,
+    };
+    let config = AdapterConfig::from_lora(
+        &lora,
+        model_dir.to_str().unwrap(),
+        ["q_proj", "down_proj"].map(str::to_owned),
+    );
+    let mut trainer = Trainer::load(TrainerOptions {
+        job: Arc::new(job(Method::Lora(lora), 1e-2, SEQUENCE_LEN)),
+        model_dir: model_dir.to_owned(),
+        adapter_dir: None,
+        threads: 2,
+    })
+    .unwrap();
+    for step in 0..5 {
+        train_step(&mut trainer, step, &[&[random_block(step)]], 1e-2);
+    }
+    let format = WeightsFormat::Adapter(config);
+    trainer.snapshot().write_weights(dir, &format).unwrap();
+}
+
+fn random_block(seed: u64) -> Block {
+    let mut rng = CounterRng::new(seed, &[]);
+    Block {
+        tokens: (0..SEQUENCE_LEN).map(|_| rng.below(256) as u32).collect(),
+        segments: vec![1; SEQUENCE_LEN],
+        trained: (0..SEQUENCE_LEN).map(|index| index > 0).collect(),
+    }
+}
+
+#[test]
+fn freshly_made_golden_files_agree() {
+    let Some(python) = Python::find() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    python.run("make_golden.py", &[folder.path().to_str().unwrap()]);
+    golden::check_logits(folder.path());
+    golden::check_lora_training(folder.path());
+    golden::check_full_training(folder.path());
+    golden::check_greedy(folder.path());
+}
+
+#[test]
+fn peft_loads_the_adapter_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
+    let (model, adapter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    random_model(model.path(), Dtype::F32);
+    trained_adapter(model.path(), adapter.path());
+    let model = model.path().to_str().unwrap();
+    let adapter = adapter.path().to_str().unwrap();
+    let expected = python.run(
+        "peft_roundtrip.py",
+        &[model, PROMPT, MAX_NEW_TOKENS, adapter],
+    );
+    let common = [
+        "--model",
+        model,
+        "--prompt",
+        PROMPT,
+        "--max-new-tokens",
+        MAX_NEW_TOKENS,
+    ];
+    let found = worker_generate(&[&common[..], &["--adapter", adapter]].concat());
+    assert_eq!(found, expected.stdout);
+    assert_ne!(
+        worker_generate(&common),
+        found,
+        "the adapter changes nothing"
+    );
+}
+
+#[test]
+fn transformers_loads_the_model_and_generates_the_same_text() {
+    let Some(python) = Python::find() else { return };
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let model = tempfile::tempdir().unwrap();
+        random_model(model.path(), dtype);
+        let model = model.path().to_str().unwrap();
+        let expected = python.run("peft_roundtrip.py", &[model, PROMPT, MAX_NEW_TOKENS]);
+        let found = worker_generate(&[
+            "--model",
+            model,
+            "--prompt",
+            PROMPT,
+            "--max-new-tokens",
+            MAX_NEW_TOKENS,
+        ]);
+        assert_eq!(found, expected.stdout, "{dtype:?}");
+    }
+}
