@@ -157,8 +157,8 @@ impl Terminal {
             ));
         }
         if let Some(bar) = &self.bar {
-            bar.set_position(step.step);
             bar.set_message(progress::bar_message(step));
+            bar.set_position(step.step);
             return;
         }
         if step.step.is_multiple_of(self.logging_steps) || step.step == self.total_steps {

@@ -27,23 +27,23 @@ impl Mean {
 
 pub(super) fn bar_style(style: Style) -> ProgressStyle {
     let template = match style.colour {
-        true => "{bar:24.green/dim} {pos}/{len}  {wide_msg}",
-        false => "{bar:24} {pos}/{len}  {wide_msg}",
+        true => "{bar:12.green/dim} {pos}/{len} {wide_msg}",
+        false => "{bar:12} {pos}/{len} {wide_msg}",
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━━─")
 }
 
-/// In the order of what people look at, because a narrow terminal cuts off the end.
+/// Fits beside the bar in 80 columns.
 pub(super) fn bar_message(step: &StepRecord) -> String {
     format!(
-        "loss {:.4}  eta {}  {} tokens/s  {}  lr {}",
+        "loss {:.4}  lr {}  {} tok/s  {}  eta {}",
         step.loss,
-        duration(step.eta_seconds),
+        rate(step.learning_rate),
         grouped(step.tokens_per_second.max(0.0) as u64),
         count(step.workers as u64, "worker"),
-        rate(step.learning_rate)
+        duration(step.eta_seconds)
     )
 }
 

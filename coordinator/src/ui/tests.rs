@@ -355,6 +355,19 @@ fn programs_are_called_as_this_machine_has_them() {
 }
 
 #[test]
+fn the_bar_fits_an_ordinary_terminal() {
+    let RunEvent::StepCommitted(step) = step(1) else {
+        panic!("no step")
+    };
+    let message = progress::bar_message(&step);
+    assert_eq!(
+        message,
+        "loss 4.0000  lr 1.9e-4  12,345 tok/s  2 workers  eta 1:02"
+    );
+    assert!("━━━━━━━━━━━━ 100/1000 ".chars().count() + message.len() <= 80);
+}
+
+#[test]
 fn numbers_read_well() {
     assert_eq!(grouped(1_234_567), "1,234,567");
     assert_eq!(grouped(999), "999");
