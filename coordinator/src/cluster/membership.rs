@@ -72,7 +72,7 @@ impl Membership {
         id: WorkerId,
         ready: &v1::Ready,
         job_digest: &str,
-        committed: u64,
+        reached: u64,
     ) -> Result<(), String> {
         let name = self.name(id);
         if ready.job_digest != job_digest {
@@ -82,9 +82,9 @@ impl Membership {
                 short(job_digest)
             ));
         }
-        if ready.step > committed {
+        if ready.step > reached {
             return Err(format!(
-                "worker {name} holds the weights after {} steps but this run has committed only {committed}",
+                "worker {name} holds the weights after {} steps but this run has reached only {reached}",
                 ready.step
             ));
         }
@@ -204,12 +204,26 @@ impl Membership {
         }
     }
 
+    /// The most updates that a ready worker has seen, where all of them have seen more than `step`.
+    pub fn all_beyond(&self, step: u64) -> Option<u64> {
+        let ready = self
+            .workers
+            .values()
+            .filter(|worker| worker.ready.is_some());
+        let (mut least, mut most) = (None::<u64>, None::<u64>);
+        for worker in ready {
+            least = Some(least.map_or(worker.seen, |least| least.min(worker.seen)));
+            most = most.max(Some(worker.seen));
+        }
+        most.filter(|_| least.is_some_and(|least| least > step))
+    }
+
     /// Chooses the members of the next generation: those who stay keep their order, then come the others by number, up
-    /// to `max_workers`. Whoever is not chosen waits as a spare.
-    pub fn elect(&mut self, max_workers: Option<usize>) {
+    /// to `max_workers`. Whoever is not chosen waits as a spare, and so does who has seen more than `step` updates.
+    pub fn elect(&mut self, max_workers: Option<usize>, step: u64) {
         for (id, worker) in &mut self.workers {
             worker.entered = false;
-            if worker.ready.is_some() && !self.ranks.contains(id) {
+            if worker.ready.is_some() && worker.seen <= step && !self.ranks.contains(id) {
                 self.ranks.push(*id);
             }
         }

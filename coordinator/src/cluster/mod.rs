@@ -15,6 +15,8 @@ mod saving;
 mod schedule;
 mod settling;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
@@ -210,7 +212,8 @@ impl Cluster {
             return self.expel(now, id, "it said twice that it is ready".into(), commands);
         }
         let digest = &self.settings.job_digest;
-        let mut checked = self.members.check_ready(id, &ready, digest, self.committed);
+        let reached = self.pace.recorded().max(self.saving.stored());
+        let mut checked = self.members.check_ready(id, &ready, digest, reached);
         if checked.is_ok()
             && ready.step == self.settings.start_step
             && let Some(expected) = &self.settings.start_weights_digest
@@ -228,9 +231,14 @@ impl Cluster {
             commands.push(Command::Refuse { worker: id, reason });
             return self.regroup(now, commands);
         }
+        let step = ready.step;
         if let Some(worker) = self.members.get_mut(id) {
-            worker.seen = ready.step;
+            worker.seen = step;
             worker.ready = Some(ready);
+        }
+        if step > self.committed && step <= self.pace.recorded() {
+            // It started from a checkpoint newer than what the others fell back to.
+            return self.catch_up(now, id, step, commands);
         }
         if self.stage == Stage::Waiting {
             self.reform(now, commands);
@@ -361,7 +369,9 @@ impl Cluster {
         if self.stage == Stage::Ended {
             return;
         }
-        self.members.elect(self.settings.max_workers);
+        self.jump_ahead(commands);
+        self.members
+            .elect(self.settings.max_workers, self.committed);
         if self.members.ranks().len() < self.settings.min_workers {
             if self.stage == Stage::Running {
                 self.stage = Stage::Waiting;
@@ -389,6 +399,20 @@ impl Cluster {
         }));
     }
 
+    /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
+    fn jump_ahead(&mut self, commands: &mut Vec<Command>) {
+        let Some(step) = self.members.all_beyond(self.committed) else {
+            return;
+        };
+        let text = format!("the record of step {step} is lost with the workers that reported it");
+        commands.push(Command::Emit(RunEvent::Notice(text)));
+        self.pace.skip_to(&self.course, step);
+        self.committed = step;
+        let work = self.course.work_from(step);
+        self.ledger = Ledger::new(work, self.course.slots(work));
+        self.ahead = None;
+    }
+
     /// Goes back to the newest state that a member still has, where the committed one was lost with its holders.
     fn fall_back(&mut self, commands: &mut Vec<Command>) {
         let newest = self.members.newest().unwrap_or(self.committed);
@@ -403,8 +427,24 @@ impl Cluster {
         ))));
         self.committed = newest;
         let work = self.course.work_from(newest);
-        self.ledger = Ledger::new(work, self.course.slots(work));
-        self.ahead = None;
+        let next = Ledger::new(work, self.course.slots(work));
+        self.ahead = Some(std::mem::replace(&mut self.ledger, next));
+    }
+
+    /// Goes forward again to a settled state that was thought to be lost: a member had it all the time.
+    fn catch_up(&mut self, now: Instant, id: WorkerId, step: u64, commands: &mut Vec<Command>) {
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = step;
+        }
+        self.committed = step;
+        self.ledger = match self.ahead.take() {
+            Some(ahead) if ahead.work.step() == step => ahead,
+            _ => {
+                let work = self.course.work_from(step);
+                Ledger::new(work, self.course.slots(work))
+            }
+        };
+        self.reform(now, commands);
     }
 
     fn enter(
@@ -417,6 +457,9 @@ impl Cluster {
         let is_member = self.members.rank_of(id).is_some();
         if self.stage != Stage::Running || entered.generation != self.generation || !is_member {
             return;
+        }
+        if entered.step > self.committed && entered.step <= self.pace.recorded() {
+            return self.catch_up(now, id, entered.step, commands);
         }
         if entered.step != self.committed {
             let reason = format!(

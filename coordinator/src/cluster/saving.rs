@@ -23,7 +23,6 @@ pub struct Saving {
     pending: Option<Pending>,
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
-    /// Updates in the newest state on disk, or in the one that the run started from.
     stored: u64,
     failed_attempts: u32,
 }
@@ -36,6 +35,11 @@ impl Saving {
             stored: start_step,
             failed_attempts: 0,
         }
+    }
+
+    /// Updates in the newest state on disk, or in the one that the run started from.
+    pub fn stored(&self) -> u64 {
+        self.stored
     }
 
     pub fn worker_lost(&mut self, worker: WorkerId) {

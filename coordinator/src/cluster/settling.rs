@@ -53,6 +53,18 @@ impl Pace {
         }
     }
 
+    /// Updates after the last step that was settled.
+    pub fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Goes on after `step` updates without the records up to there.
+    pub fn skip_to(&mut self, course: &Course, step: u64) {
+        let unrecorded = self.recorded..step;
+        self.num_tokens += unrecorded.map(|step| course.tokens(step)).sum::<u64>();
+        self.recorded = self.recorded.max(step);
+    }
+
     pub fn restart(&mut self, now: Instant) {
         self.step_started = Some(now);
     }
@@ -121,6 +133,8 @@ impl Cluster {
         } else if step <= self.committed {
             worker.seen = worker.seen.max(step);
             self.compare_late(now, id, &report, commands);
+        } else if step <= self.pace.recorded {
+            self.catch_up(now, id, step, commands);
         } else if step == self.committed + 1 && self.ledger.exchanged {
             worker.seen = step;
             self.commit_late(now, id, report, commands);

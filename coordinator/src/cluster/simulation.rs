@@ -1,0 +1,403 @@
+//! The cluster against toy workers that follow the protocol, with random delays, deaths and arrivals. A toy exchange
+//! fails the test where a slot is missing or held twice; that is the property everything else rests on.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use common::rng::CounterRng;
+use common::wire::PlanKind;
+use proto::v1;
+
+use super::tests::{course, join, ready, settings};
+use super::{Cluster, Command, Event, Outcome, WorkerId};
+use crate::events::RunEvent;
+
+const TOTAL_STEPS: u64 = 6;
+const SLOTS: u32 = 5;
+const MAX_ACTIONS: usize = 20_000;
+
+/// In a worker's queue.
+#[derive(Debug)]
+enum Task {
+    Slot {
+        step: u64,
+        kind: PlanKind,
+        slot: u32,
+    },
+    Exchange {
+        generation: u64,
+        step: u64,
+    },
+}
+
+struct Toy {
+    id: WorkerId,
+    ready: bool,
+    /// Updates seen.
+    step: u64,
+    accumulator: BTreeSet<u32>,
+    down: VecDeque<Command>,
+    up: VecDeque<Event>,
+    tasks: VecDeque<Task>,
+    generation: Option<v1::Generation>,
+    /// Waits for the state of the generation's source.
+    receiving: bool,
+    /// Has put its accumulator into this exchange and waits for the others.
+    exchanging: Option<(u64, u64)>,
+    saves: Vec<u64>,
+}
+
+struct World {
+    seed: u64,
+    rng: CounterRng,
+    now: Instant,
+    cluster: Cluster,
+    toys: BTreeMap<WorkerId, Toy>,
+    /// What members put into an exchange, by generation and step.
+    exchanges: BTreeMap<(u64, u64), BTreeMap<WorkerId, BTreeSet<u32>>>,
+    /// Members of each generation.
+    members: BTreeMap<u64, BTreeSet<WorkerId>>,
+    next_id: u64,
+    stored: u64,
+    committed: Vec<u64>,
+    evaluated: Vec<u64>,
+    deaths_left: u32,
+    outcome: Option<Outcome>,
+}
+
+impl World {
+    fn new(seed: u64, min_workers: usize, deaths: u32) -> Self {
+        let mut settings = settings();
+        settings.min_workers = min_workers;
+        Self {
+            seed,
+            rng: CounterRng::new(seed, &[99]),
+            now: Instant::now(),
+            cluster: Cluster::new(settings, course(TOTAL_STEPS, SLOTS)),
+            toys: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
+            members: BTreeMap::new(),
+            next_id: 1,
+            stored: 0,
+            committed: Vec::new(),
+            evaluated: Vec::new(),
+            deaths_left: deaths,
+            outcome: None,
+        }
+    }
+
+    fn run(mut self) -> Self {
+        for _ in 0..3 {
+            self.arrive();
+        }
+        for _ in 0..MAX_ACTIONS {
+            if self.outcome.is_some() {
+                return self;
+            }
+            self.now += Duration::from_millis(self.rng.below(20));
+            self.act();
+        }
+        panic!("seed {}: the run does not end", self.seed);
+    }
+
+    fn act(&mut self) {
+        let ids: Vec<WorkerId> = self.toys.keys().copied().collect();
+        let dice = self.rng.below(400);
+        if ids.is_empty() || (dice == 0 && ids.len() < 5) {
+            return self.arrive();
+        }
+        let id = ids[self.rng.below(ids.len() as u64) as usize];
+        match dice {
+            1..=6 if self.deaths_left > 0 => self.die(id),
+            7..=20 => self.handle(Event::Ticked),
+            21..=150 => self.deliver_up(id),
+            151..=260 => self.deliver_down(id),
+            _ => self.work(id),
+        }
+    }
+
+    fn arrive(&mut self) {
+        let id = WorkerId(self.next_id);
+        self.next_id += 1;
+        let toy = Toy {
+            id,
+            ready: false,
+            step: 0,
+            accumulator: BTreeSet::new(),
+            down: VecDeque::new(),
+            up: VecDeque::new(),
+            tasks: VecDeque::new(),
+            generation: None,
+            receiving: false,
+            exchanging: None,
+            saves: Vec::new(),
+        };
+        self.toys.insert(id, toy);
+        self.handle(join(id));
+    }
+
+    /// What the toy sent before its death arrives up to a random message, then its connection breaks.
+    fn die(&mut self, id: WorkerId) {
+        self.deaths_left -= 1;
+        let Some(mut toy) = self.toys.remove(&id) else {
+            return;
+        };
+        toy.up
+            .truncate(self.rng.below(toy.up.len() as u64 + 1) as usize);
+        for event in toy.up {
+            self.handle(event);
+        }
+        let reason = "killed".to_owned();
+        self.handle(Event::WorkerLost { worker: id, reason });
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut commands = Vec::new();
+        self.cluster.handle(self.now, event, &mut commands);
+        for command in commands {
+            self.carry_out(command);
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let worker = match &command {
+            Command::Welcome { worker }
+            | Command::SendPlan { worker, .. }
+            | Command::SendLease { worker, .. }
+            | Command::SendExchange { worker, .. }
+            | Command::RequestState { worker, .. }
+            | Command::SendFinish { worker, .. } => *worker,
+            Command::SendGeneration { worker, generation } => {
+                let members = generation.members.iter().map(|m| WorkerId(m.worker));
+                self.members
+                    .insert(generation.generation, members.collect());
+                *worker
+            }
+            Command::Refuse { worker, reason } | Command::Expel { worker, reason } => {
+                panic!("seed {}: {worker:?} was sent away: {reason}", self.seed)
+            }
+            Command::Emit(RunEvent::StepCommitted(record)) => {
+                assert_eq!(
+                    record.loss,
+                    expected_loss(record.step),
+                    "seed {}",
+                    self.seed
+                );
+                return self.committed.push(record.step);
+            }
+            Command::Emit(RunEvent::Evaluated(record)) => return self.evaluated.push(record.step),
+            Command::Emit(_) => return,
+            Command::End(outcome) => return self.outcome = Some(outcome.clone()),
+        };
+        if let Some(toy) = self.toys.get_mut(&worker) {
+            toy.down.push_back(command);
+        }
+    }
+
+    fn deliver_up(&mut self, id: WorkerId) {
+        let event = self.toys.get_mut(&id).and_then(|toy| toy.up.pop_front());
+        if let Some(event) = event {
+            self.handle(event);
+        }
+    }
+
+    fn deliver_down(&mut self, id: WorkerId) {
+        let stored = self.stored;
+        let Some(toy) = self.toys.get_mut(&id) else {
+            return;
+        };
+        match toy.down.pop_front() {
+            Some(Command::Welcome { .. }) => toy.step = stored,
+            Some(Command::SendGeneration { generation, .. }) => toy.enter(generation),
+            Some(Command::SendPlan { plan, .. }) => {
+                assert!(plan.step <= toy.step + 1, "a plan from the future");
+            }
+            Some(Command::SendLease { lease, .. }) => {
+                let current = toy.generation.as_ref().map(|g| g.generation);
+                if current == Some(lease.generation) {
+                    let kind = PlanKind::from_wire(lease.kind).unwrap_or(PlanKind::Eval);
+                    let step = lease.step;
+                    let task = |slot| Task::Slot { step, kind, slot };
+                    toy.tasks.extend(lease.slots.into_iter().map(task));
+                }
+            }
+            Some(Command::SendExchange { exchange, .. }) => {
+                let v1::Exchange { generation, step } = exchange;
+                if toy.generation.as_ref().map(|g| g.generation) == Some(generation) {
+                    toy.tasks.push_back(Task::Exchange { generation, step });
+                }
+            }
+            Some(Command::RequestState { step, .. }) => toy.saves.push(step),
+            _ => {}
+        }
+    }
+
+    fn work(&mut self, id: WorkerId) {
+        self.receive_state(id);
+        self.save(id);
+        let Some(toy) = self.toys.get_mut(&id) else {
+            return;
+        };
+        if !toy.ready {
+            if toy.down.is_empty() {
+                toy.ready = true;
+                toy.up.push_back(ready(id, toy.step));
+            }
+            return;
+        }
+        if toy.receiving {
+            return;
+        }
+        if let Some(exchange) = toy.exchanging {
+            return self.finish_exchange(id, exchange);
+        }
+        match toy.tasks.pop_front() {
+            Some(Task::Slot { step, kind, slot }) => toy.compute(step, kind, slot),
+            Some(Task::Exchange { generation, step }) => {
+                assert_eq!(toy.step, step, "an exchange of another step");
+                toy.exchanging = Some((generation, step));
+                let own = toy.accumulator.clone();
+                let exchange = self.exchanges.entry((generation, step)).or_default();
+                exchange.insert(id, own);
+            }
+            None => {}
+        }
+    }
+
+    /// Completes at this worker once all members have put in, whether or not the others still live.
+    fn finish_exchange(&mut self, id: WorkerId, exchange: (u64, u64)) {
+        let parts = &self.exchanges[&exchange];
+        if self.members[&exchange.0]
+            .iter()
+            .any(|m| !parts.contains_key(m))
+        {
+            return;
+        }
+        let mut all: Vec<u32> = parts.values().flatten().copied().collect();
+        all.sort();
+        let every: Vec<u32> = (0..SLOTS).collect();
+        assert_eq!(all, every, "seed {}: exchange {exchange:?}", self.seed);
+        if let Some(toy) = self.toys.get_mut(&id) {
+            toy.step += 1;
+            toy.accumulator.clear();
+            toy.exchanging = None;
+            let report = v1::StepReport {
+                generation: exchange.0,
+                step: toy.step,
+                weights_digest: format!("weights-{}", toy.step),
+                ..Default::default()
+            };
+            toy.up.push_back(Event::StepReported { worker: id, report });
+        }
+    }
+
+    fn receive_state(&mut self, id: WorkerId) {
+        let Some(toy) = self.toys.get(&id).filter(|toy| toy.receiving) else {
+            return;
+        };
+        let Some(generation) = toy.generation.clone() else {
+            return;
+        };
+        let source = WorkerId(generation.members[generation.source as usize].worker);
+        let gives = self.toys.get(&source).is_some_and(|source| {
+            source.step == generation.step && source.generation_number() == generation.generation
+        });
+        if gives && let Some(toy) = self.toys.get_mut(&id) {
+            toy.step = generation.step;
+            toy.accumulator.clear();
+            toy.receiving = false;
+            toy.say_entered(generation.generation);
+        }
+    }
+
+    fn save(&mut self, id: WorkerId) {
+        let Some(toy) = self.toys.get_mut(&id) else {
+            return;
+        };
+        // Where a step's report is lost but its state is not, the step's record is lost too.
+        let unreported = |event: &Event| matches!(event, Event::StepReported { .. });
+        if toy.up.iter().any(unreported) {
+            return;
+        }
+        let Some(position) = toy.saves.iter().position(|step| *step == toy.step) else {
+            return;
+        };
+        let step = toy.saves.remove(position);
+        self.stored = self.stored.max(step);
+        let path = format!("checkpoint-{step}").into();
+        self.handle(Event::StateStored { step, path });
+    }
+}
+
+impl Toy {
+    fn generation_number(&self) -> u64 {
+        self.generation.as_ref().map_or(0, |g| g.generation)
+    }
+
+    fn enter(&mut self, generation: v1::Generation) {
+        self.exchanging = None;
+        // The slot in hand is finished, what has not begun is dropped.
+        if let Some(Task::Slot { step, kind, slot }) = self.tasks.pop_front() {
+            self.compute(step, kind, slot);
+        }
+        self.tasks.clear();
+        self.receiving = generation.behind.contains(&generation.rank);
+        let number = generation.generation;
+        self.generation = Some(generation);
+        if !self.receiving {
+            self.say_entered(number);
+        }
+    }
+
+    fn say_entered(&mut self, generation: u64) {
+        let entered = v1::Entered {
+            generation,
+            step: self.step,
+            held: self.accumulator.iter().copied().collect(),
+        };
+        let worker = self.id;
+        self.up.push_back(Event::WorkerEntered { worker, entered });
+    }
+
+    fn compute(&mut self, step: u64, kind: PlanKind, slot: u32) {
+        if step != self.step {
+            return;
+        }
+        if kind == PlanKind::Train {
+            assert!(self.accumulator.insert(slot), "a slot twice at one worker");
+        }
+        let done = v1::SlotDone {
+            generation: self.generation_number(),
+            step,
+            kind: kind.to_wire(),
+            slot,
+            loss_sum: f64::from(slot) + step as f64,
+            trained_tokens: 1,
+            correct_tokens: 0,
+            compute_us: 1,
+        };
+        let worker = self.id;
+        self.up.push_back(Event::SlotDone { worker, done });
+    }
+}
+
+/// The mean over slots of one trained token each.
+fn expected_loss(step: u64) -> f64 {
+    let sum: f64 = (0..SLOTS).map(|s| f64::from(s) + (step - 1) as f64).sum();
+    sum / f64::from(SLOTS)
+}
+
+#[test]
+fn random_event_orders_never_lose_or_double_a_slot() {
+    for seed in 0..1500 {
+        let world = World::new(seed, 1 + (seed % 3) as usize, (seed % 7) as u32).run();
+        let expected = Outcome::Finished {
+            step: TOTAL_STEPS,
+            weights_digest: format!("weights-{TOTAL_STEPS}"),
+        };
+        assert_eq!(world.outcome, Some(expected), "seed {seed}");
+        let steps: Vec<u64> = (1..=TOTAL_STEPS).collect();
+        assert_eq!(world.committed, steps, "seed {seed}");
+        assert_eq!(world.evaluated, [2, 4, 6], "seed {seed}");
+    }
+}
