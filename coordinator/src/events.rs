@@ -69,6 +69,8 @@ pub enum RunEvent {
         total_steps: u64,
         workers: usize,
         generation: u64,
+        /// Of all its members.
+        numerics_class: String,
     },
     /// The run continues from this checkpoint.
     Resumed {

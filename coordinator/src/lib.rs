@@ -8,10 +8,13 @@ pub mod driver;
 pub mod events;
 pub mod output;
 pub mod prepare;
+pub mod recorder;
+pub mod resume;
 pub mod service;
 pub mod shelf;
 #[cfg(feature = "single-node")]
 pub mod single_node;
 pub mod start;
+pub mod train;
 pub mod ui;
 pub mod upload;

@@ -1,1 +1,70 @@
-//! `--single-node`: coordinator and workers in one process.
+//! `--single-node`: the same worker library in this process, over the loopback; and the same inference for the test
+//! prompts.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread::available_parallelism;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use worker::engine::generate::{Generator, Sampling};
+use worker::{Finished, JoinOptions, WorkerError};
+
+/// Of an answer to a test prompt.
+const MAX_NEW_TOKENS: usize = 64;
+
+/// Workers inside this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalWorkers {
+    pub count: usize,
+    /// Of each; by default all cores are shared out.
+    pub threads: Option<usize>,
+}
+
+impl LocalWorkers {
+    /// Joins the coordinator that listens at `address`.
+    pub fn join(
+        &self,
+        address: SocketAddr,
+        token: Option<&str>,
+        shutdown: &CancellationToken,
+    ) -> JoinSet<Result<Finished, WorkerError>> {
+        let cores = available_parallelism().map_or(1, usize::from);
+        let threads = self.threads.unwrap_or((cores / self.count.max(1)).max(1));
+        let mut workers = JoinSet::new();
+        for number in 1..=self.count {
+            let mut options = JoinOptions::new(address.to_string());
+            options.threads = Some(threads);
+            options.token = token.map(str::to_owned);
+            options.name = Some(format!("local-{number}"));
+            workers.spawn(worker::join(options, shutdown.clone()));
+        }
+        workers
+    }
+}
+
+/// Greedy answers to all prompts.
+pub fn answer(
+    model_dir: &Path,
+    adapter_dir: Option<&Path>,
+    prompts: &[String],
+) -> Result<Vec<String>, String> {
+    if prompts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let say = |error: worker::engine::generate::GenerateError| error.to_string();
+    let mut generator = Generator::load(model_dir, adapter_dir).map_err(say)?;
+    let sampling = Sampling {
+        max_new_tokens: MAX_NEW_TOKENS,
+        temperature: 0.0,
+        seed: 0,
+    };
+    prompts
+        .iter()
+        .map(|prompt| {
+            generator
+                .answer(prompt, &sampling, &mut |_| {})
+                .map_err(say)
+        })
+        .collect()
+}

@@ -1,1 +1,316 @@
-//! `coordinator start`.
+//! `coordinator start`: from the command line to the result, phase by phase.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use common::job::{JobErrors, JobSpec, Method};
+use thiserror::Error;
+
+use crate::args::{StartArguments, exit};
+use crate::cluster::Outcome;
+use crate::events::{RunEnd, RunEvent};
+use crate::output::check_output_dir;
+use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
+use crate::prepare::{PreflightError, Prepared, prepare};
+use crate::recorder::Recorder;
+use crate::resume::{ResumeError, Start};
+#[cfg(feature = "single-node")]
+use crate::single_node::{self, LocalWorkers};
+use crate::train::Training;
+use crate::ui::{Answer, NextView, PlanView, Programs, Terminal};
+
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Job(#[from] JobErrors),
+    #[error("cannot read the token file {path}: {reason}")]
+    Token { path: PathBuf, reason: String },
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: String, reason: String },
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    #[error(
+        "this build has no engine: start workers with `worker join`, or build with the feature single-node"
+    )]
+    NoEngine,
+    #[error("cannot start: {0}")]
+    Runtime(#[from] std::io::Error),
+    /// The job began and failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StartError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
+            Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
+            _ => exit::PREFLIGHT,
+        }
+    }
+}
+
+/// Runs a job and gives back the exit code.
+pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
+    let job = arguments.job.load()?;
+    let token = read_token(arguments)?;
+    // Before the data is packed, because a port in use is found at once.
+    let listener = listen(arguments.listen_address())?;
+    let mut terminal = Terminal::stdout(job.logging_steps);
+
+    let prepared = prepare(&job)?;
+    let identity = RunIdentity {
+        job: job.clone(),
+        data_digest: Some(prepared.data.file.digest().to_owned()),
+        base_model_digest: Some(prepared.model_digest.clone()),
+    };
+    if let Some(record) = check_output_dir(&identity)?
+        && is_finished(&job, &record)
+    {
+        terminal.say(&format!(
+            "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
+            record.step,
+            record.total_steps,
+            record.weights_digest.as_deref().unwrap_or("unknown")
+        ));
+        show_next(&mut terminal, arguments, &job);
+        return Ok(exit::DONE);
+    }
+    let start = Start::choose(&prepared)?;
+    show(&mut terminal, &prepared, &start);
+    let before = ask_before(arguments, &prepared, &mut terminal);
+
+    let plan = RunPlan {
+        total_steps: prepared.total_steps(),
+        steps_per_epoch: prepared.schedule.steps_per_epoch(),
+    };
+    let recorder = Recorder::new(RunFiles::open(&identity, plan, start.state.step)?);
+    announce(&mut terminal, arguments, &listener, &start, token.is_some());
+    let (observer, thread) = recorder.listen(terminal);
+    let training = Training {
+        prepared,
+        start,
+        listener,
+        token,
+        #[cfg(feature = "single-node")]
+        local: local_workers(arguments),
+        recorder: recorder.clone(),
+        observer,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(training.run())?;
+    runtime.shutdown_background();
+    let mut terminal = thread
+        .join()
+        .map_err(|_| StartError::Failed("the terminal thread stopped".to_owned()))?;
+
+    let end = run_end(&ended.outcome);
+    recorder.observe(&RunEvent::Ended(end), &mut terminal);
+    match ended.outcome {
+        Outcome::Finished { .. } => {
+            ask_after(&job, before, &mut terminal);
+            show_next(&mut terminal, arguments, &job);
+            Ok(exit::DONE)
+        }
+        Outcome::Stopped { .. } => {
+            terminal.say(&format!("to go on: {}", resume_command()));
+            Ok(ended.stopped_by.unwrap_or(exit::RESUMABLE))
+        }
+        Outcome::Failed { reason } => Err(StartError::Failed(reason)),
+    }
+}
+
+fn is_finished(job: &JobSpec, record: &RunRecord) -> bool {
+    let auto = job.resume == common::job::Resume::Auto;
+    auto && record.state == RunState::Done && record.step == record.total_steps
+}
+
+fn run_end(outcome: &Outcome) -> RunEnd {
+    match outcome.clone() {
+        Outcome::Finished {
+            step,
+            weights_digest,
+        } => RunEnd::Done {
+            step,
+            weights_digest,
+        },
+        Outcome::Stopped { step, reason } => RunEnd::Stopped { step, reason },
+        Outcome::Failed { reason } => RunEnd::Failed { reason },
+    }
+}
+
+fn read_token(arguments: &StartArguments) -> Result<Option<String>, StartError> {
+    let Some(path) = &arguments.token_file else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| StartError::Token {
+        path: path.clone(),
+        reason,
+    };
+    let token = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    match token.trim() {
+        "" => Err(wrong("it is empty".to_owned())),
+        token => Ok(Some(token.to_owned())),
+    }
+}
+
+fn listen(address: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).map_err(|error| StartError::Listen {
+        address: address.to_owned(),
+        reason: match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "the port is in use; name another with --listen HOST:PORT".to_owned()
+            }
+            _ => error.to_string(),
+        },
+    })
+}
+
+fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start) {
+    terminal.show_plan(&PlanView::of(prepared));
+    if let Some(sample) = prepared.data.samples.first() {
+        terminal.show_sample(sample);
+    }
+    for notice in &start.notices {
+        terminal.say(notice);
+    }
+}
+
+/// Where workers can join, and where the run goes on from.
+fn announce(
+    terminal: &mut Terminal,
+    arguments: &StartArguments,
+    listener: &TcpListener,
+    start: &Start,
+    has_token: bool,
+) {
+    if let Some(path) = start.state.folder.clone().filter(|_| start.state.step > 0) {
+        let step = start.state.step;
+        terminal.observe(&RunEvent::Resumed { step, path });
+    }
+    let Ok(address) = listener.local_addr() else {
+        return;
+    };
+    if !arguments.single_node || arguments.listen.is_some() {
+        let option = if has_token { " --token-file FILE" } else { "" };
+        terminal.say(&format!(
+            "workers join with: worker join {}{option}",
+            reachable(address)
+        ));
+    }
+    if !address.ip().is_loopback() && !has_token {
+        terminal.say("anyone who reaches this port can join and read the data; use --token-file to prevent that");
+    }
+}
+
+/// An address that names this machine instead of all its interfaces.
+fn reachable(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => format!("HOST:{}", address.port()),
+        host => format!("{host}:{}", address.port()),
+    }
+}
+
+#[cfg(feature = "single-node")]
+fn local_workers(arguments: &StartArguments) -> Option<LocalWorkers> {
+    arguments.single_node.then(|| LocalWorkers {
+        count: arguments.local_workers(),
+        threads: arguments.threads,
+    })
+}
+
+/// The base model's answers to the test prompts, or none where they cannot be had.
+fn ask_before(
+    arguments: &StartArguments,
+    prepared: &Prepared,
+    terminal: &mut Terminal,
+) -> Vec<Option<String>> {
+    let job = &prepared.job;
+    let unasked = vec![None; job.test_prompts.len()];
+    if !arguments.single_node || job.init_weights == common::job::InitWeights::Random {
+        return unasked;
+    }
+    let adapter = match &job.method {
+        Method::Lora(lora) => lora.model_dir.clone(),
+        Method::Full => None,
+    };
+    match answer(&job.base_model, adapter.as_deref(), &job.test_prompts) {
+        Ok(answers) => answers.into_iter().map(Some).collect(),
+        Err(reason) => {
+            terminal.say(&format!("the test prompts were not answered: {reason}"));
+            unasked
+        }
+    }
+}
+
+/// The result's answers beside the base model's. Only where they were asked before.
+fn ask_after(job: &JobSpec, before: Vec<Option<String>>, terminal: &mut Terminal) {
+    if before.iter().all(Option::is_none) && job.init_weights != common::job::InitWeights::Random {
+        return;
+    }
+    let output = Some(job.output_dir.as_path());
+    let (model, adapter) = match &job.method {
+        Method::Lora(_) => (job.base_model.as_path(), output),
+        Method::Full => (job.output_dir.as_path(), None),
+    };
+    match answer(model, adapter, &job.test_prompts) {
+        Ok(answers) => {
+            let answer = |((prompt, before), after): ((&String, _), _)| Answer {
+                prompt: prompt.clone(),
+                before,
+                after,
+            };
+            let asked = job.test_prompts.iter().zip(before).zip(answers);
+            terminal.show_answers(&asked.map(answer).collect::<Vec<_>>());
+        }
+        Err(reason) => terminal.say(&format!("the test prompts were not answered: {reason}")),
+    }
+}
+
+fn answer(
+    model: &std::path::Path,
+    adapter: Option<&std::path::Path>,
+    prompts: &[String],
+) -> Result<Vec<String>, String> {
+    #[cfg(feature = "single-node")]
+    return single_node::answer(model, adapter, prompts);
+    #[cfg(not(feature = "single-node"))]
+    {
+        let _ = (model, adapter, prompts);
+        Err("this build has no engine".to_owned())
+    }
+}
+
+fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec) {
+    terminal.show_next(&NextView {
+        output_dir: &job.output_dir,
+        base_model: &job.base_model,
+        is_adapter: matches!(job.method, Method::Lora(_)),
+        job_file: arguments.job.job.as_deref(),
+        prompt: job.test_prompts.first().map(String::as_str),
+        programs: Programs::find(),
+    });
+}
+
+/// The command that started this process.
+fn resume_command() -> String {
+    let quoted = |word: String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+        match !word.is_empty() && word.chars().all(plain) {
+            true => word,
+            false => format!("'{}'", word.replace('\'', r"'\''")),
+        }
+    };
+    let words = std::env::args_os().map(|word| quoted(word.to_string_lossy().into_owned()));
+    words.collect::<Vec<_>>().join(" ")
+}

@@ -45,6 +45,8 @@ pub enum Event {
     StateFailed { step: u64, reason: String },
     /// The user or the system asks for an end before the last step.
     StopRequested { reason: String },
+    /// The run cannot go on for a reason outside the cluster.
+    GaveUp { reason: String },
     /// Time passed.
     Ticked,
 }

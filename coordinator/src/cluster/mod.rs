@@ -51,6 +51,8 @@ pub struct Settings {
     pub start_step: u64,
     /// Of that state, where it is a checkpoint.
     pub start_weights_digest: Option<String>,
+    /// Of the workers that computed it.
+    pub start_numerics_class: Option<String>,
     pub min_workers: usize,
     pub max_workers: Option<usize>,
     pub max_skipped_steps: u64,
@@ -150,6 +152,7 @@ impl Cluster {
                 self.stopping.get_or_insert(reason);
                 self.proceed(now, commands);
             }
+            Event::GaveUp { reason } => self.fail(reason, commands),
             Event::Ticked => self.tick(now, commands),
         }
     }
@@ -337,12 +340,11 @@ impl Cluster {
 
     fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let due = |last: Instant| now.duration_since(last) >= REMINDER;
-        if self.last_reminder.is_none_or(due) {
+        let (have, need) = (self.members.count(), self.settings.min_workers);
+        // Those who are here and load need no reminder.
+        if have < need && self.last_reminder.is_none_or(due) {
             self.last_reminder = Some(now);
-            commands.push(Command::Emit(RunEvent::WaitingForWorkers {
-                have: self.members.ready_count(),
-                need: self.settings.min_workers,
-            }));
+            commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
         }
     }
 
@@ -386,17 +388,32 @@ impl Cluster {
         for (worker, generation) in self.members.generation(self.generation, self.committed) {
             commands.push(Command::SendGeneration { worker, generation });
         }
-        let first = self.members.ranks().first();
-        self.numerics_class = first
-            .and_then(|id| self.members.get(*id))
-            .map(|worker| worker.numerics_class.clone());
+        let numerics_class = self.fix_numerics_class(commands);
         self.pace.restart(now);
         commands.push(Command::Emit(RunEvent::Started {
             step: self.committed,
             total_steps: self.course.total_steps(),
             workers: self.members.ranks().len(),
             generation: self.generation,
+            numerics_class,
         }));
+    }
+
+    /// The first generation decides the class of the run.
+    fn fix_numerics_class(&mut self, commands: &mut Vec<Command>) -> String {
+        let first = self.members.ranks().first();
+        let class = first.and_then(|id| self.members.get(*id));
+        let class = class.map_or_else(String::new, |worker| worker.numerics_class.clone());
+        if self.numerics_class.is_none()
+            && let Some(earlier) = &self.settings.start_numerics_class
+            && *earlier != class
+        {
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "the checkpoint was computed by workers of numerics class {earlier}, these are of {class}: the result will \
+                 not have the bits of an uninterrupted run"
+            ))));
+        }
+        self.numerics_class.get_or_insert(class).clone()
     }
 
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.

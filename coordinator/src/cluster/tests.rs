@@ -1,8 +1,6 @@
 //! Facts about single decisions, as events and the commands they lead to.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use common::job::{
     BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
@@ -71,6 +69,7 @@ pub fn settings() -> Settings {
         job_digest: "job".into(),
         start_step: 0,
         start_weights_digest: None,
+        start_numerics_class: None,
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,

@@ -43,6 +43,7 @@ fn started() -> RunEvent {
         total_steps: 5,
         workers: 1,
         generation: 1,
+        numerics_class: String::new(),
     }
 }
 

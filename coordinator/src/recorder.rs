@@ -1,0 +1,82 @@
+//! One thread tells the terminal and the files what happens, so that the driver never waits for a disk.
+
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::files::{FileError, atomic};
+use tokio::sync::mpsc;
+
+use crate::events::RunEvent;
+use crate::output::{RunFiles, TRAINER_STATE};
+use crate::ui::Terminal;
+
+/// Events that may wait for the terminal or the disk.
+const EVENTS: usize = 4096;
+/// How long a checkpoint waits for the record of its own step.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The files of the run, shared with whoever writes checkpoints.
+#[derive(Clone)]
+pub struct Recorder(Arc<Shared>);
+
+struct Shared {
+    files: Mutex<RunFiles>,
+    changed: Condvar,
+}
+
+impl Recorder {
+    pub fn new(files: RunFiles) -> Self {
+        Self(Arc::new(Shared {
+            files: Mutex::new(files),
+            changed: Condvar::new(),
+        }))
+    }
+
+    /// Starts the thread. It ends, and gives the terminal back, when the sender is dropped.
+    pub fn listen(&self, mut terminal: Terminal) -> (mpsc::Sender<RunEvent>, JoinHandle<Terminal>) {
+        let (sender, mut events) = mpsc::channel(EVENTS);
+        let recorder = self.clone();
+        let thread = std::thread::spawn(move || {
+            while let Some(event) = events.blocking_recv() {
+                recorder.observe(&event, &mut terminal);
+            }
+            terminal
+        });
+        (sender, thread)
+    }
+
+    /// Files first: what the terminal says is on record. A full disk is said, and training goes on.
+    pub fn observe(&self, event: &RunEvent, terminal: &mut Terminal) {
+        let mut files = self.files();
+        let mut result = files.observe(event);
+        if let RunEvent::Started { numerics_class, .. } = event {
+            result = result.and(files.set_numerics_class(numerics_class));
+        }
+        drop(files);
+        self.0.changed.notify_all();
+        if let Err(error) = result {
+            terminal.say(&error.to_string());
+        }
+        terminal.observe(event);
+    }
+
+    /// `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come.
+    pub fn write_trainer_state(&self, folder: &Path, step: u64) -> Result<(), FileError> {
+        let recorded = |files: &mut RunFiles| files.record().step < step;
+        let waited = self
+            .0
+            .changed
+            .wait_timeout_while(self.files(), RECORD_DEADLINE, recorded);
+        let text = match waited {
+            Ok((files, _)) => files.trainer_state_at(step),
+            Err(poisoned) => poisoned.into_inner().0.trainer_state_at(step),
+        };
+        atomic::write(&folder.join(TRAINER_STATE), text.as_bytes())
+    }
+
+    fn files(&self) -> MutexGuard<'_, RunFiles> {
+        self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,121 @@
+//! Where a run starts: a checkpoint, the adapter that the job names, or the base model as it is.
+
+use std::path::{Path, PathBuf};
+
+use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use common::files::checkpoint::{self, Manifest};
+use common::files::{FileEntry, FileError};
+use common::job::{Method, Resume};
+use thiserror::Error;
+
+use crate::checkpoints::State;
+use crate::prepare::Prepared;
+
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(
+        "checkpoint {path} is of {what} {found} but this run is of {expected}; set `resume: never`, or name another output_dir"
+    )]
+    Other {
+        path: PathBuf,
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
+}
+
+/// The beginning of a run.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub state: State,
+    /// That computed the state, where it is a checkpoint.
+    pub numerics_class: Option<String>,
+    /// What the user should know, a line each.
+    pub notices: Vec<String>,
+}
+
+impl Start {
+    /// Follows the job's `resume`.
+    pub fn choose(prepared: &Prepared) -> Result<Self, ResumeError> {
+        let job = &prepared.job;
+        let mut notices = Vec::new();
+        let found = match &job.resume {
+            Resume::Never => None,
+            Resume::Path(path) => Some((path.clone(), checkpoint::verify(path)?)),
+            Resume::Auto => {
+                let found = checkpoint::newest_valid(&job.output_dir)?;
+                for damaged in found.damaged {
+                    notices.push(format!(
+                        "checkpoint {} is passed over: {}",
+                        damaged.path.display(),
+                        damaged.reason
+                    ));
+                }
+                found.newest
+            }
+        };
+        let Some((path, manifest)) = found else {
+            return Ok(Self {
+                state: initial(&job.method)?,
+                numerics_class: None,
+                notices,
+            });
+        };
+        check(&path, &manifest, prepared)?;
+        Ok(Self {
+            state: State {
+                step: manifest.step,
+                folder: Some(path),
+                files: manifest.files,
+                weights_digest: Some(manifest.weights_digest),
+            },
+            numerics_class: Some(manifest.numerics_class).filter(|class| !class.is_empty()),
+            notices,
+        })
+    }
+}
+
+fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), ResumeError> {
+    let pairs = [
+        ("job", &manifest.job_digest, &prepared.job_digest),
+        (
+            "base model",
+            &manifest.base_model_digest,
+            &prepared.model_digest,
+        ),
+    ];
+    for (what, found, expected) in pairs {
+        if found != expected {
+            let short = |digest: &str| digest.chars().take(12).collect();
+            return Err(ResumeError::Other {
+                path: path.to_owned(),
+                what,
+                found: short(found),
+                expected: short(expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Nothing, or the adapter of `lora_model_dir`.
+fn initial(method: &Method) -> Result<State, FileError> {
+    let Method::Lora(lora) = method else {
+        return Ok(State::default());
+    };
+    let Some(dir) = &lora.model_dir else {
+        return Ok(State::default());
+    };
+    let dir = std::path::absolute(dir).map_err(FileError::io("find", dir))?;
+    Ok(State {
+        step: 0,
+        files: vec![
+            FileEntry::of(&dir, ADAPTER_CONFIG)?,
+            FileEntry::of(&dir, ADAPTER_WEIGHTS)?,
+        ],
+        folder: Some(dir),
+        weights_digest: None,
+    })
+}

@@ -1,0 +1,233 @@
+//! A run from the open door to the outcome: the server, the driver, the workers inside this process, and the signals.
+//!
+//! Everything was checked before; what fails here fails because of machines, not because of the job.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use common::wire::MAX_MESSAGE_BYTES;
+use proto::v1::coordinator_server::CoordinatorServer;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::args::exit;
+use crate::checkpoints::Store;
+use crate::cluster::{BlockTokens, Cluster, Course, Event, Outcome, Settings};
+use crate::driver::{Driver, Greeting, Input};
+use crate::events::RunEvent;
+use crate::prepare::Prepared;
+use crate::recorder::Recorder;
+use crate::resume::Start;
+use crate::service::Service;
+use crate::shelf::Shelf;
+#[cfg(feature = "single-node")]
+use crate::single_node::LocalWorkers;
+
+/// Inputs that may wait for the driver.
+const INPUTS: usize = 1024;
+/// A connection is probed this often, and given up when a probe stays unanswered as long again.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long the last messages may take on their way out.
+const FAREWELL: Duration = Duration::from_secs(5);
+const MAX_CALLS_PER_CONNECTION: usize = 256;
+
+/// A run that can begin.
+pub struct Training {
+    pub prepared: Prepared,
+    pub start: Start,
+    pub listener: TcpListener,
+    /// What workers must show.
+    pub token: Option<String>,
+    #[cfg(feature = "single-node")]
+    pub local: Option<LocalWorkers>,
+    pub recorder: Recorder,
+    pub observer: mpsc::Sender<RunEvent>,
+}
+
+/// How it ended.
+pub struct Ended {
+    pub outcome: Outcome,
+    /// The exit code of the signal that stopped it.
+    pub stopped_by: Option<u8>,
+}
+
+impl Training {
+    /// Serves, trains and stores until the run ends.
+    pub async fn run(self) -> std::io::Result<Ended> {
+        let (inputs, arrivals) = mpsc::channel(INPUTS);
+        let closing = CancellationToken::new();
+        self.listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        #[cfg(feature = "single-node")]
+        let address = listener.local_addr()?;
+
+        let greeting = greeting(&self.prepared)?;
+        let cluster = cluster(&self.prepared, &self.start);
+        let store = Arc::new(store(&self.prepared, self.recorder));
+        let shelf = Arc::new(Shelf::new(self.prepared.data.file));
+        shelf.offer(&greeting.model_dir, &greeting.model_files);
+        if let Some(folder) = &self.start.state.folder {
+            shelf.offer(folder, &self.start.state.files);
+        }
+        let service = Service::new(inputs.clone(), shelf.clone(), self.token.clone());
+        let server = tokio::spawn(serve(service, listener, closing.clone()));
+        let driver = Driver::new(
+            cluster,
+            greeting,
+            self.start.state,
+            store,
+            shelf,
+            self.observer,
+            inputs.clone(),
+        );
+        let stopped_by = Arc::new(AtomicU8::new(0));
+        let signals = tokio::spawn(obey_signals(inputs.clone(), stopped_by.clone()));
+        #[cfg(feature = "single-node")]
+        let workers = self.local.map(|local| {
+            let shutdown = CancellationToken::new();
+            let workers = local.join(address, self.token.as_deref(), &shutdown);
+            tokio::spawn(watch_workers(workers, inputs.clone()))
+        });
+
+        let outcome = driver.drive(arrivals).await;
+        #[cfg(feature = "single-node")]
+        if let Some(workers) = workers {
+            let _ = tokio::time::timeout(FAREWELL, workers).await;
+        }
+        closing.cancel();
+        let _ = tokio::time::timeout(FAREWELL, server).await;
+        signals.abort();
+        let code = stopped_by.load(Ordering::SeqCst);
+        Ok(Ended {
+            outcome,
+            stopped_by: (code != 0).then_some(code),
+        })
+    }
+}
+
+fn greeting(prepared: &Prepared) -> std::io::Result<Greeting> {
+    Ok(Greeting {
+        term: 1,
+        job: serde_json::to_vec(&*prepared.job)?,
+        job_digest: prepared.job_digest.clone(),
+        model_dir: std::path::absolute(prepared.model.dir())?,
+        model_files: prepared.model_files.clone(),
+        total_steps: prepared.total_steps(),
+    })
+}
+
+fn cluster(prepared: &Prepared, start: &Start) -> Cluster {
+    let job = &prepared.job;
+    let file = &prepared.data.file;
+    let tokens = |block| BlockTokens {
+        used: file.used_tokens(block) as u32,
+        trained: file.trained_tokens(block) as u32,
+    };
+    let blocks = (0..file.total_blocks()).map(tokens).collect();
+    let settings = Settings {
+        version: common::VERSION.to_owned(),
+        job_digest: prepared.job_digest.clone(),
+        start_step: start.state.step,
+        start_weights_digest: start.state.weights_digest.clone(),
+        start_numerics_class: start.numerics_class.clone(),
+        min_workers: job.cluster.min_workers,
+        max_workers: job.cluster.max_workers,
+        max_skipped_steps: job.max_skipped_steps,
+    };
+    let course = Course::new(job.clone(), file.train_blocks(), blocks);
+    Cluster::new(settings, course)
+}
+
+fn store(prepared: &Prepared, recorder: Recorder) -> Store {
+    Store {
+        output_dir: prepared.job.output_dir.clone(),
+        model: prepared.model.clone(),
+        job_digest: prepared.job_digest.clone(),
+        base_model_digest: prepared.model_digest.clone(),
+        save_total_limit: prepared.job.save_total_limit,
+        write_trainer_state: Box::new(move |folder, step| {
+            recorder.write_trainer_state(folder, step)
+        }),
+    }
+}
+
+async fn serve(
+    service: Service,
+    listener: tokio::net::TcpListener,
+    closing: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(KEEPALIVE));
+    let service = CoordinatorServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .concurrency_limit_per_connection(MAX_CALLS_PER_CONNECTION)
+        .initial_stream_window_size(Some(8 << 20))
+        .initial_connection_window_size(Some(16 << 20))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, closing.cancelled_owned())
+        .await
+}
+
+/// The first signal asks for a checkpoint and an end, a second Ctrl-C ends the process at once.
+async fn obey_signals(inputs: mpsc::Sender<Input>, stopped_by: Arc<AtomicU8>) {
+    let mut terminated = std::pin::pin!(terminated());
+    let (code, reason) = tokio::select! {
+        _ = tokio::signal::ctrl_c() => (exit::INTERRUPTED, "interrupted with Ctrl-C"),
+        () = &mut terminated => (exit::RESUMABLE, "terminated by a signal"),
+    };
+    stopped_by.store(code, Ordering::SeqCst);
+    let reason = reason.to_owned();
+    let _ = inputs
+        .send(Input::Happened(Event::StopRequested { reason }))
+        .await;
+    let _ = tokio::signal::ctrl_c().await;
+    std::process::exit(exit::INTERRUPTED.into());
+}
+
+/// SIGTERM, where there is such a thing.
+#[cfg(unix)]
+fn terminated() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let registered = signal(SignalKind::terminate());
+    async move {
+        match registered {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn terminated() -> impl Future<Output = ()> {
+    std::future::pending()
+}
+
+/// The run cannot go on once every worker of this process has given up: nobody else was promised.
+#[cfg(feature = "single-node")]
+async fn watch_workers(
+    mut workers: tokio::task::JoinSet<Result<worker::Finished, worker::WorkerError>>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let mut reason = None;
+    while let Some(ended) = workers.join_next().await {
+        match ended {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => reason = Some(error.to_string()),
+            Err(error) => reason = Some(error.to_string()),
+        }
+    }
+    if let Some(reason) = reason {
+        let event = Event::GaveUp { reason };
+        let _ = inputs.send(Input::Happened(event)).await;
+    }
+}
