@@ -21,7 +21,7 @@ use super::tokenize::{SpecialTokens, read_json};
 const MAX_OUTPUT_BYTES: usize = 256 << 20;
 
 /// Instructions a template may execute for one conversation (a long one takes about a million).
-const MAX_FUEL: u64 = 500_000_000;
+const MAX_FUEL: u64 = 50_000_000;
 
 /// Longest template source, in bytes.
 const MAX_SOURCE_BYTES: u64 = 4 << 20;
@@ -116,14 +116,18 @@ impl ChatTemplate {
         })
     }
 
-    /// For tests and tools: a template that comes from no folder.
-    pub fn from_source(text: &str, special_tokens: &SpecialTokens) -> Result<Self, TemplateError> {
+    /// A template that comes from no folder, and thinks that it is then.
+    pub fn from_source(
+        text: &str,
+        special_tokens: &SpecialTokens,
+        unix_seconds: i64,
+    ) -> Result<Self, TemplateError> {
         let source = NamedSource {
             name: DEFAULT.to_owned(),
             text: text.to_owned(),
             path: PathBuf::from("chat template"),
         };
-        Self::new(&[source], special_tokens, now())
+        Self::new(&[source], special_tokens, unix_seconds)
     }
 
     /// The text of all templates, for digests.
