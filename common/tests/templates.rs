@@ -58,10 +58,18 @@ fn templates_render_as_in_transformers() {
         let messages = conversation["messages"].as_array().unwrap();
         let tools = Some(&conversation["tools"]).filter(|tools| !tools.is_null());
         let what = format!("{name} on {}", case["conversation"]);
-        check(template.render(messages, tools, false), &case["text"], &what);
+        check(
+            template.render(messages, tools, false),
+            &case["text"],
+            &what,
+        );
         if !case["prompted"].is_null() {
             let before = &messages[..messages.len() - 1];
-            check(template.render(before, tools, true), &case["prompted"], &what);
+            check(
+                template.render(before, tools, true),
+                &case["prompted"],
+                &what,
+            );
         }
     }
 }

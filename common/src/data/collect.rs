@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::example::{Example, ExampleMaker};
+use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
 use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
@@ -130,6 +130,12 @@ impl<'a> Source<'a> {
         for result in results {
             match result {
                 Ok(more) => examples.extend(more),
+                Err((_, reason)) if reason == NO_TEMPLATE => {
+                    let model = Some(self.job.base_model.as_path());
+                    if !errors.problems.iter().any(|told| told.reason == reason) {
+                        errors.merge(DataErrors::one(model, reason));
+                    }
+                }
                 Err((line, reason)) => errors.push(Problem {
                     file: Some(dataset.path.clone()),
                     line: Some(line),

@@ -26,6 +26,9 @@ pub struct Example {
     pub templated: bool,
 }
 
+/// One fault of the model, not one of each row.
+pub const NO_TEMPLATE: &str = "the model has no chat template, which rows of messages need: use a chat model, or data with `text` or `prompt` and `completion`";
+
 /// Makes examples of records.
 pub struct ExampleMaker<'a> {
     pub tokenizer: &'a Tokenizer,
@@ -57,9 +60,7 @@ impl ExampleMaker<'_> {
                 trained_from,
                 tools,
             } => {
-                let template = self
-                    .template
-                    .ok_or("the model has no chat template, which rows of messages need")?;
+                let template = self.template.ok_or(NO_TEMPLATE)?;
                 let conversation = Conversation {
                     template,
                     json: messages,
@@ -134,9 +135,12 @@ impl ExampleMaker<'_> {
                 .rposition(|id| self.ends_a_turn(*id))
                 .map(|at| covered.start + at)
                 .filter(|at| text[offsets[*at].end..span.end].trim().is_empty());
-            let last = end_of_turn.map_or(covered.end, |at| at + 1);
+            let last = match end_of_turn {
+                Some(at) if span != (0..text.len()) => at + 1,
+                _ => covered.end,
+            };
             trained[covered.start..last].fill(true);
-            ends_open = end_of_turn.is_none() && span.end == text.len();
+            ends_open = end_of_turn.is_none() && !covered.is_empty() && span.end == text.len();
         }
         let mut added_eos = false;
         if ends_open && let Some(eos) = self.tokenizer.eos_id() {

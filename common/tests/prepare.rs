@@ -1,0 +1,392 @@
+//! Rows of a dataset become blocks, or every row that cannot be used is named.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+
+use common::data::block::Block;
+use common::data::template::ChatTemplate;
+use common::data::tokenize::Tokenizer;
+use common::data::{DataErrors, PreparedData, prepare_blocks, samples};
+use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources, JobSpec, ValSetSize};
+use support::{template_text, write_model};
+
+struct Setup {
+    folder: tempfile::TempDir,
+    job: JobSpec,
+}
+
+impl Setup {
+    /// A job on these rows, in blocks of 32 tokens.
+    fn new(rows: &str) -> Self {
+        Self::with_template(rows, Some("chatml_generation"))
+    }
+
+    fn with_template(rows: &str, template: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text = template.map(template_text);
+        write_model(folder.path(), text.as_deref(), "<|im_end|>");
+        let data = folder.path().join("data.jsonl");
+        std::fs::write(&data, rows).unwrap();
+        let flag = |name: &str, value: &Path| (name.to_owned(), value.display().to_string());
+        let mut job = common::job::load(JobSources {
+            flags: vec![
+                flag("base_model", folder.path()),
+                flag("dataset", &data),
+                flag("output_dir", &folder.path().join("out")),
+            ],
+            ..JobSources::default()
+        })
+        .unwrap();
+        job.sequence_len = 32;
+        job.datasets = vec![DatasetSpec {
+            path: data,
+            kind: DatasetKind::Auto,
+            split: None,
+            fields: FieldNames::default(),
+        }];
+        Self { folder, job }
+    }
+
+    fn parts(&self) -> (Tokenizer, Option<ChatTemplate>) {
+        (
+            Tokenizer::load(self.folder.path()).unwrap(),
+            ChatTemplate::load_optional(self.folder.path()).unwrap(),
+        )
+    }
+
+    fn prepare(&self) -> Result<PreparedData, DataErrors> {
+        let (tokenizer, template) = self.parts();
+        let out = self.folder.path().join("out/.muster");
+        prepare_blocks(&self.job, &tokenizer, template.as_ref(), &out)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let errors = self.prepare().unwrap_err();
+        let dir = format!("{}/", self.folder.path().display());
+        errors
+            .problems
+            .iter()
+            .map(|problem| problem.to_string().replace(&dir, ""))
+            .collect()
+    }
+}
+
+fn blocks(data: &PreparedData) -> Vec<Block> {
+    (0..data.file.total_blocks())
+        .map(|block| {
+            let bytes = data.file.block_bytes(block).unwrap();
+            Block::decode(bytes, data.file.sequence_len()).unwrap()
+        })
+        .collect()
+}
+
+const CHAT: &str = r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}"#;
+
+#[test]
+fn every_kind_of_row_is_packed_with_segments_that_restart() {
+    let rows = format!(
+        "{CHAT}\n\n{}\n{}\n",
+        r#"{"prompt": "12", "completion": "ok"}"#, r#"{"text": "hello hello"}"#
+    );
+    let setup = Setup::new(&rows);
+    let data = setup.prepare().unwrap();
+    let counts = &data.counts;
+    assert_eq!((counts.rows, counts.examples), (3, 3));
+    assert_eq!(
+        counts.tokens + counts.padding_tokens,
+        counts.blocks * setup.job.sequence_len as u64
+    );
+    let blocks = blocks(&data);
+    let trained: u64 = blocks.iter().map(Block::trained_tokens).sum();
+    assert_eq!(trained, counts.trained_tokens);
+    assert_eq!(
+        (0..counts.blocks)
+            .map(|block| data.file.trained_tokens(block))
+            .sum::<u64>(),
+        trained
+    );
+    let used: u64 = (0..counts.blocks).map(|b| data.file.used_tokens(b)).sum();
+    assert_eq!(used, counts.tokens);
+    let last_segment: u16 = blocks
+        .iter()
+        .map(|block| *block.segments.iter().max().unwrap())
+        .sum();
+    assert_eq!(last_segment, 3);
+}
+
+#[test]
+fn every_row_that_cannot_be_used_is_named_with_its_line() {
+    let rows = [
+        CHAT,
+        r#"{"messages": [{"role": "user", "content": "hi"}"#,
+        r#"{"mesages": []}"#,
+        r#"{"messages": []}"#,
+        r#"{"messages": [{"role": "usr", "content": "hi"}, {"role": "assistant", "content": "a"}]}"#,
+        r#"{"messages": [{"role": "human", "content": "hi"}]}"#,
+        r#"{"messages": [{"role": "user", "content": "hi"}]}"#,
+        r#"{"messages": [{"role": "user", "text": "hi"}]}"#,
+        r#"{"messages": "hi"}"#,
+        r#"{"prompt": "a"}"#,
+        r#"{"prompt": "a", "completion": []}"#,
+        r#"{"text": 5}"#,
+        r#"{"text": ""}"#,
+        "[1, 2]",
+        r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 5}]}"#,
+    ]
+    .join("\n");
+    assert_eq!(
+        Setup::new(&rows).problems(),
+        [
+            "data.jsonl:2: broken JSON: EOF while parsing a list (column 47)",
+            "data.jsonl:3: no column `messages`, `prompt` and `completion`, or `text`; found `mesages` (did you mean `mesages`?)",
+            "data.jsonl:4: column `messages` has no messages",
+            "data.jsonl:5: message 1 of `messages`: unknown role `usr` (did you mean `user`?)",
+            "data.jsonl:6: message 1 of `messages`: unknown role `human` (did you mean `user`?)",
+            "data.jsonl:7: no assistant turn: nothing to learn from",
+            "data.jsonl:8: message 1 of `messages`: no `content`; found `role`, `text`",
+            "data.jsonl:9: column `messages` must be a list of messages, not a string",
+            "data.jsonl:10: no column `completion`; found `prompt`",
+            "data.jsonl:11: `prompt` and `completion` must both be strings or both lists of messages, not a string and a list",
+            "data.jsonl:12: column `text` must be a string, not a number",
+            "data.jsonl:13: column `text` is empty",
+            "data.jsonl:14: a row must be a JSON object, not a list",
+            "data.jsonl:15: the chat template fails: invalid operation: tried to use + operator on unsupported types number and string (line 5 of the template)",
+        ]
+    );
+}
+
+#[test]
+fn many_bad_rows_are_counted() {
+    let setup = Setup::new(&"{\"txt\": 1}\n".repeat(50));
+    let errors = setup.prepare().unwrap_err();
+    assert_eq!((errors.problems.len(), errors.total), (20, 50));
+    let text = errors.to_string();
+    assert!(text.contains("data.jsonl:20: "), "{text}");
+    assert!(text.ends_with("... and 30 more rows that cannot be used"));
+}
+
+#[test]
+fn a_named_kind_asks_for_its_column() {
+    let mut setup = Setup::new("{\"conversation\": [], \"id\": 1}\n");
+    setup.job.datasets[0].kind = DatasetKind::Messages;
+    assert_eq!(
+        setup.problems(),
+        ["data.jsonl:1: no column `messages`; found `conversation`, `id`"]
+    );
+}
+
+#[test]
+fn columns_and_message_fields_can_have_other_names() {
+    let row =
+        r#"{"dialog": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello"}]}"#;
+    let mut setup = Setup::new(row);
+    let fields = &mut setup.job.datasets[0].fields;
+    fields.messages = "dialog".into();
+    fields.role = "from".into();
+    fields.content = "value".into();
+    let renamed = setup.prepare().unwrap();
+    assert_eq!(
+        renamed.samples[0].text,
+        Setup::new(CHAT).prepare().unwrap().samples[0].text
+    );
+}
+
+#[test]
+fn missing_and_empty_files_are_named() {
+    let mut setup = Setup::new("");
+    assert_eq!(setup.problems(), ["data.jsonl: the dataset is empty"]);
+    std::fs::write(&setup.job.datasets[0].path, "\n \n").unwrap();
+    assert_eq!(
+        setup.problems(),
+        ["data.jsonl: the dataset is empty: it has no rows"]
+    );
+    let path = &mut setup.job.datasets[0].path;
+    *path = path.with_file_name("none.jsonl");
+    assert_eq!(setup.problems(), ["none.jsonl: no such file"]);
+}
+
+#[test]
+fn a_template_that_raises_says_so_for_the_row() {
+    let rows = CHAT.replace("\"user\"", "\"system\"");
+    let setup = Setup::with_template(&format!("{CHAT}\n{rows}"), Some("gemma"));
+    assert_eq!(
+        setup.problems(),
+        ["data.jsonl:2: the chat template raises: System role not supported"]
+    );
+}
+
+#[test]
+fn a_model_without_template_is_one_problem_and_takes_text() {
+    let setup = Setup::with_template(&format!("{CHAT}\n{CHAT}"), None);
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("has no chat template"));
+    Setup::with_template("{\"text\": \"hello\"}", None)
+        .prepare()
+        .unwrap();
+}
+
+#[test]
+fn a_json_array_is_read_as_rows() {
+    let setup = Setup::new(&format!("[\n{CHAT},\n{CHAT}]"));
+    assert_eq!(setup.prepare().unwrap().counts.rows, 2);
+    let setup = Setup::new(&format!("[{CHAT}, {{\"a\": 1}}]"));
+    assert!(setup.problems()[0].starts_with("data.jsonl:2: no column"));
+}
+
+#[test]
+fn long_examples_are_cut_and_nothing_is_dropped() {
+    let text: String = (0..70)
+        .map(|n| if n % 2 == 0 { 'a' } else { 'b' })
+        .collect();
+    let mut setup = Setup::new(&format!(
+        "{{\"text\": \"{text}\"}}\n{{\"text\": \"hello\"}}"
+    ));
+    for packing in [true, false] {
+        setup.job.sample_packing = packing;
+        let data = setup.prepare().unwrap();
+        assert_eq!((data.counts.split_examples, data.counts.longest), (1, 72));
+        // <s>, 70 letters, end; <s>, hello, end.
+        assert_eq!(data.counts.tokens, 72 + 3);
+        // The first token of each of the four segments has nothing to be predicted from.
+        assert_eq!(data.counts.trained_tokens, 75 - 4);
+        assert_eq!(data.counts.blocks, if packing { 3 } else { 4 });
+        let all: Vec<u32> = blocks(&data)
+            .iter()
+            .flat_map(|block| block.tokens[..block.used_len()].to_vec())
+            .collect();
+        assert_eq!(all.len(), 75);
+        let sample = &data.samples[0];
+        assert_eq!(
+            sample.labels.iter().filter(|label| **label == -100).count(),
+            3
+        );
+    }
+}
+
+#[test]
+fn pieces_with_nothing_to_learn_are_left_out_and_counted() {
+    let prompt = "x ".repeat(40);
+    let setup = Setup::new(&format!(
+        "{{\"prompt\": \"{prompt}\", \"completion\": \"ok\"}}"
+    ));
+    let data = setup.prepare().unwrap();
+    assert_eq!(data.counts.untrained_pieces, 2);
+    assert_eq!(data.counts.untrained_tokens, 64);
+    assert_eq!(data.counts.blocks, 1);
+}
+
+#[test]
+fn nothing_to_learn_in_the_whole_set_is_an_error() {
+    let setup = Setup::new(
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}",
+    );
+    std::fs::write(
+        setup.folder.path().join("tokenizer_config.json"),
+        r#"{"eos_token": "</s>", "chat_template": "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"}"#,
+    )
+    .unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
+fn validation_examples_are_held_out_the_same_way_each_time() {
+    let rows: String = (0..20)
+        .map(|n| format!("{{\"text\": \"hello {n}\"}}\n"))
+        .collect();
+    let mut setup = Setup::new(&rows);
+    setup.job.sample_packing = false;
+    setup.job.val_set_size = ValSetSize::Fraction(0.15);
+    let first = setup.prepare().unwrap();
+    assert_eq!((first.counts.blocks, first.counts.eval_blocks), (17, 3));
+    let digest = first.file.digest().to_owned();
+    std::fs::remove_file(first.file.path()).unwrap();
+    assert_eq!(setup.prepare().unwrap().file.digest(), digest);
+    setup.job.seed += 1;
+    assert_ne!(setup.prepare().unwrap().file.digest(), digest);
+    setup.job.shuffle = false;
+    setup.job.val_set_size = ValSetSize::Examples(2);
+    let data = setup.prepare().unwrap();
+    let (tokenizer, _) = setup.parts();
+    let last = blocks(&data).pop().unwrap();
+    let text = tokenizer.decode(&last.tokens[..last.used_len()]).unwrap();
+    assert!(text.contains("hello 19"), "{text}");
+    setup.job.val_set_size = ValSetSize::Examples(20);
+    assert!(setup.problems()[0].contains("none is left to train on"));
+}
+
+#[test]
+fn a_block_file_is_made_once_and_again_when_damaged_or_outdated() {
+    let mut setup = Setup::new(CHAT);
+    let made = setup.prepare().unwrap();
+    let path = made.file.path().to_owned();
+    let time = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = time(&path);
+    let again = setup.prepare().unwrap();
+    assert_eq!(before, time(&path), "it is reused");
+    assert_eq!(again.samples, made.samples);
+    assert_eq!(again.counts, made.counts);
+    std::fs::write(&path, b"MUSTERBK").unwrap();
+    assert_eq!(setup.prepare().unwrap().file.digest(), made.file.digest());
+    setup.job.train_on_inputs = true;
+    assert_ne!(setup.prepare().unwrap().file.digest(), made.file.digest());
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let setup = Setup::new(CHAT);
+    let path = setup.folder.path().join("config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let vocabulary = config.find("\"vocab_size\":").unwrap();
+    let end = vocabulary + config[vocabulary..].find(',').unwrap();
+    let smaller = config.replace(&config[vocabulary..end], "\"vocab_size\":40");
+    std::fs::write(&path, smaller).unwrap();
+    let problems = setup.problems();
+    assert!(
+        problems[0].contains("outside the model's vocabulary of 40"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn samples_show_what_is_learned() {
+    let setup = Setup::new(&format!("{CHAT}\n{{\"text\": \"hello\"}}"));
+    let (tokenizer, template) = setup.parts();
+    let samples = samples(&setup.job, &tokenizer, template.as_ref(), 5).unwrap();
+    assert_eq!(samples.len(), 2);
+    let learned: Vec<&str> = samples[0]
+        .spans
+        .iter()
+        .filter(|span| span.trained)
+        .map(|span| span.text.as_str())
+        .collect();
+    assert_eq!(learned, ["hello<|im_end|>"]);
+    for sample in &samples {
+        let text: String = sample.spans.iter().map(|span| span.text.as_str()).collect();
+        assert_eq!(text, sample.text);
+        assert_eq!(sample.labels.len(), sample.input_ids.len());
+        assert_eq!(sample.labels[0], -100);
+    }
+}
+
+#[test]
+fn a_slice_of_the_rows_can_be_taken() {
+    let rows: String = (0..10)
+        .map(|n| format!("{{\"text\": \"hello {n}\"}}\n"))
+        .collect();
+    let mut setup = Setup::new(&rows);
+    for (split, count) in [
+        ("train[2:5]", 3),
+        ("train", 10),
+        ("train[:4]", 4),
+        ("train[8:]", 2),
+    ] {
+        setup.job.datasets[0].split = Some(split.into());
+        assert_eq!(setup.prepare().unwrap().counts.rows, count, "{split}");
+    }
+    setup.job.datasets[0].split = Some("train[x]".into());
+    assert!(setup.problems()[0].contains("is not understood"));
+}
