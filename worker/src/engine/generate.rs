@@ -259,4 +259,21 @@ mod tests {
         assert_eq!(draws, again);
         assert_ne!(draws, other);
     }
+
+    #[test]
+    fn text_is_given_out_in_whole_characters() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
+        let tokenizer = Tokenizer::load(&shipped).unwrap();
+        let text = "Zwölf 🦀 zählen: 日本語.";
+        let tokens = tokenizer.encode(text, false).unwrap().ids;
+        let mut pieces: Vec<String> = Vec::new();
+        let mut on_text = |piece: &str| pieces.push(piece.to_owned());
+        let mut stream = TextStream::new(&tokenizer);
+        for &token in &tokens {
+            stream.push(token, &mut on_text).unwrap();
+        }
+        assert_eq!(stream.finish(&mut |_| {}).unwrap(), text);
+        assert_eq!(pieces.concat(), text);
+        assert!(pieces.len() > 10 && pieces.iter().all(|piece| !piece.contains('\u{fffd}')));
+    }
 }
