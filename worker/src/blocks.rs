@@ -13,6 +13,7 @@ use common::wire::{MAX_BLOCKS_PER_FETCH, PlanKind};
 use proto::v1;
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::session::{Client, retry_delays};
 
@@ -42,6 +43,7 @@ pub struct Blocks {
     schedule: Schedule,
     requests: Semaphore,
     memory: Mutex<Memory>,
+    closed: CancellationToken,
 }
 
 /// The blocks of one leased slot, on their way.
@@ -70,7 +72,13 @@ impl Blocks {
                 ..Memory::default()
             }),
             set,
+            closed: CancellationToken::new(),
         }
+    }
+
+    /// Ends every fetch: the session is over.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Starts to fetch a slot's blocks. Must be called within the runtime; dropping the result ends the fetch.
@@ -81,6 +89,7 @@ impl Blocks {
             let fetched = tokio::select! {
                 fetched = blocks.slot(kind, step, slot) => fetched,
                 () = sender.closed() => return,
+                () = blocks.closed.cancelled() => return,
             };
             // The receiver may be gone: its lease was void.
             let _ = sender.send(fetched);

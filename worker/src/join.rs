@@ -15,7 +15,7 @@ use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, BlocksError};
 use crate::collective::{Collective, CollectiveError, Limits};
 use crate::fetch::{Fetcher, default_cache};
 use crate::run::{Links, RunError, Start, run};
@@ -127,6 +127,7 @@ struct Worker {
     up: mpsc::Sender<v1::WorkerMessage>,
     orders: mpsc::Sender<Order>,
     collective: Arc<Collective>,
+    blocks: Arc<Blocks>,
     uploads: Uploads,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
@@ -167,16 +168,16 @@ fn assemble(
     let newest_generation = Arc::new(AtomicU64::new(0));
     let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
     let uploads = Uploads::new(client.clone(), admission.worker, cache.clone());
-    let blocks = Blocks::new(
+    let blocks = Arc::new(Blocks::new(
         client.clone(),
         admission.job.clone(),
         admission.blocks.clone(),
-    );
+    ));
     let forwarder = Forwarder {
         orders: orders.clone(),
         up: up.clone(),
         collective: collective.clone(),
-        blocks: Arc::new(blocks),
+        blocks: blocks.clone(),
         newest_generation: newest_generation.clone(),
         run_id: *blake3::hash(admission.job_digest.as_bytes()).as_bytes(),
     };
@@ -194,6 +195,7 @@ fn assemble(
         up,
         orders,
         collective,
+        blocks,
         uploads,
         stop,
         ready,
@@ -229,6 +231,7 @@ impl Worker {
             Happened::Session(end) => {
                 // Ends what the engine may be waiting in. A model that is still loading is not waited for.
                 self.collective.close();
+                self.blocks.close();
                 if self.ready.load(Ordering::SeqCst) {
                     let _ = working.await;
                 }
@@ -249,6 +252,13 @@ impl Worker {
             // The session knows why nobody took the engine's reports.
             Happened::Worked(Ok(()) | Err(WorkerError::Run(RunError::SessionOver))) => {
                 ended((&mut self.forwarding).await.unwrap_or_else(broken))
+            }
+            // The network's fault, like a lost session.
+            Happened::Worked(Err(WorkerError::Run(RunError::Blocks(BlocksError::Broken {
+                reason,
+            })))) => {
+                self.leave(false, &reason).await;
+                Ok(Attended::Lost(reason))
             }
             Happened::Worked(Err(error)) => {
                 self.leave(true, &error.to_string()).await;

@@ -4,11 +4,14 @@
 //! worker ([`Reduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
-//! [`Collective`] is what the step uses. [`tcp`] forms the mesh, [`frame`] is the encoding, [`exchange`] the sum and
-//! [`state`] the transfer of weights and optimizer state to a worker that is behind.
+//! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding, [`exchange`]
+//! the sum and [`state`] the transfer of weights and optimizer state to a worker that is behind.
 
 pub mod exchange;
+pub mod fence;
 pub mod frame;
+pub mod listener;
+mod start;
 pub mod state;
 pub mod tcp;
 
@@ -19,7 +22,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use self::tcp::{Fence, Listener, Mesh};
+use self::fence::Fence;
+use self::listener::Listener;
+use self::tcp::Mesh;
 
 /// How long the members of a generation may take to find each other.
 const FORMING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,6 +57,17 @@ pub struct Membership {
     pub rank: u32,
     /// By rank.
     pub members: Vec<PeerAddress>,
+}
+
+impl Membership {
+    fn blame(&self, rank: u32, reason: &str) -> CollectiveError {
+        let member = self.members.get(rank as usize);
+        CollectiveError::Peer {
+            rank,
+            name: member.map_or_else(String::new, |member| member.name.clone()),
+            reason: reason.to_owned(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -4,215 +4,15 @@
 //! of a generation that has not begun here yet waits for it. Every read and write ends when the generation does
 //! ([`Fence`]), when the peer falls silent for too long, or when its connection breaks.
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::frame::{FrameHeader, FrameKind, HELLO_BYTES, Hello, checksum};
+use super::fence::{Fence, TICK};
+use super::frame::{FrameHeader, FrameKind, Hello, checksum};
+use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::{CollectiveError, Limits, Membership, PeerAddress, lock};
-
-/// How often a wait looks at the fence.
-const TICK: Duration = Duration::from_millis(50);
-
-/// A caller has this long to say Hello, and a connection attempt to be answered.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Connections that may wait at a time, to say Hello or for their generation to begin.
-const MAX_WAITING: usize = 256;
-
-/// Closed once, when the generation is over. The first failure closes it too and is kept.
-#[derive(Default)]
-pub struct Fence {
-    closed: AtomicBool,
-    failure: Mutex<Option<CollectiveError>>,
-}
-
-impl Fence {
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
-    }
-
-    pub fn check(&self) -> Result<(), CollectiveError> {
-        match self.closed.load(Ordering::SeqCst) {
-            true => Err(CollectiveError::Superseded),
-            false => Ok(()),
-        }
-    }
-
-    /// Closes the fence because of `error`, unless it is closed already.
-    pub(super) fn fail(&self, error: CollectiveError) {
-        let mut failure = lock(&self.failure);
-        if !self.closed.swap(true, Ordering::SeqCst) {
-            *failure = Some(error);
-        }
-    }
-
-    /// Why the fence is closed.
-    pub(super) fn reason(&self) -> CollectiveError {
-        lock(&self.failure)
-            .clone()
-            .unwrap_or(CollectiveError::Superseded)
-    }
-}
-
-/// The port that peers connect to, and the connections whose generation has yet to begin here.
-pub struct Listener {
-    address: SocketAddr,
-    shared: Arc<Waiting>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    stopped: AtomicBool,
-    greeting: AtomicUsize,
-    callers: Mutex<Callers>,
-    arrived: Condvar,
-}
-
-#[derive(Default)]
-struct Callers {
-    /// Callers of older generations are turned away.
-    generation: u64,
-    streams: HashMap<(u64, u32), (Hello, TcpStream)>,
-}
-
-impl Listener {
-    pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
-        let failed = |e: std::io::Error| CollectiveError::Listen {
-            host,
-            reason: e.to_string(),
-        };
-        let listener = TcpListener::bind((host, 0)).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let shared = Arc::new(Waiting::default());
-        let accepting = shared.clone();
-        std::thread::spawn(move || accepting.accept(&listener));
-        Ok(Self { address, shared })
-    }
-
-    pub fn port(&self) -> u16 {
-        self.address.port()
-    }
-
-    /// Turns callers of earlier generations away from now on.
-    fn begin(&self, generation: u64) {
-        let mut callers = lock(&self.shared.callers);
-        callers.generation = callers.generation.max(generation);
-        callers.streams.retain(|key, _| key.0 >= generation);
-    }
-
-    /// The connection of `rank` in this generation, once it has called.
-    fn take(
-        &self,
-        membership: &Membership,
-        rank: u32,
-        deadline: Instant,
-        fence: &Fence,
-    ) -> Result<TcpStream, CollectiveError> {
-        let key = (membership.generation, rank);
-        let mut callers = lock(&self.shared.callers);
-        loop {
-            fence.check()?;
-            if let Some((hello, stream)) = callers.streams.remove(&key)
-                && hello.run_id == membership.run_id
-                && hello.to == membership.rank
-            {
-                return Ok(stream);
-            }
-            if Instant::now() >= deadline {
-                return Err(peer_error(membership, rank, "did not connect in time"));
-            }
-            callers = self
-                .shared
-                .arrived
-                .wait_timeout(callers, TICK)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then sees that it is over.
-        let host = match self.address.ip() {
-            ip if !ip.is_unspecified() => ip,
-            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-        };
-        let _ = TcpStream::connect_timeout(&SocketAddr::new(host, self.port()), TICK);
-    }
-}
-
-impl Waiting {
-    fn accept(self: Arc<Self>, listener: &TcpListener) {
-        loop {
-            let accepted = listener.accept();
-            if self.stopped.load(Ordering::SeqCst) {
-                return;
-            }
-            match accepted {
-                Ok((stream, from)) => self.spawn_greeting(stream, from),
-                // A caller that went away, or no descriptor free: neither is the listener's end.
-                Err(e) => {
-                    tracing::debug!("accepting a peer failed: {e}");
-                    std::thread::sleep(TICK);
-                }
-            }
-        }
-    }
-
-    /// On a thread of its own, so that a caller who says nothing delays nobody else.
-    fn spawn_greeting(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
-        if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
-            self.greeting.fetch_sub(1, Ordering::SeqCst);
-            return;
-        }
-        let shared = self.clone();
-        std::thread::spawn(move || {
-            if shared.greet(stream).is_none() {
-                tracing::debug!("turned {from} away: no valid hello");
-            }
-            shared.greeting.fetch_sub(1, Ordering::SeqCst);
-        });
-    }
-
-    /// Reads a caller's Hello and keeps its connection for the generation that it names.
-    fn greet(&self, stream: TcpStream) -> Option<()> {
-        let hello = read_hello(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
-        let mut callers = lock(&self.callers);
-        if hello.generation < callers.generation || callers.streams.len() >= MAX_WAITING {
-            return None;
-        }
-        let key = (hello.generation, hello.from);
-        callers.streams.insert(key, (hello, stream));
-        self.arrived.notify_all();
-        Some(())
-    }
-}
-
-fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Result<Hello> {
-    let mut bytes = [0; HELLO_BYTES];
-    let mut filled = 0;
-    while filled < HELLO_BYTES {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match (&mut &*stream).read(&mut bytes[filled..]) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(count) => filled += count,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
-}
 
 /// The connected members of one generation.
 pub struct Mesh {
@@ -255,7 +55,7 @@ impl Mesh {
                         };
                         Peer::new(stream)
                             .map(Some)
-                            .map_err(|e| peer_error(membership, rank, &e.to_string()))
+                            .map_err(|e| membership.blame(rank, &e.to_string()))
                     })
                 })
                 .collect();
@@ -299,17 +99,13 @@ impl Mesh {
             .peers
             .get(rank as usize)
             .and_then(Option::as_ref)
-            .ok_or_else(|| peer_error(&self.membership, rank, "is not a peer of this worker"))?;
+            .ok_or_else(|| self.membership.blame(rank, "is not a peer of this worker"))?;
         Ok(Half {
             mesh: self,
             rank,
             stream: &peer.stream,
             _held: lock(mutex(peer)),
         })
-    }
-
-    pub(super) fn peer_error(&self, rank: u32, reason: &str) -> CollectiveError {
-        peer_error(&self.membership, rank, reason)
     }
 }
 
@@ -344,7 +140,7 @@ fn call(
         fence.check()?;
         if Instant::now() + pause >= deadline {
             let reason = format!("cannot be reached at {}: {reason}", peer.address);
-            return Err(peer_error(membership, rank, &reason));
+            return Err(membership.blame(rank, &reason));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(500));
@@ -435,17 +231,6 @@ fn answer(
     }
 }
 
-fn peer_error(membership: &Membership, rank: u32, reason: &str) -> CollectiveError {
-    CollectiveError::Peer {
-        rank,
-        name: membership
-            .members
-            .get(rank as usize)
-            .map_or_else(String::new, |peer| peer.name.clone()),
-        reason: reason.to_owned(),
-    }
-}
-
 fn is_tick(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
@@ -524,7 +309,7 @@ impl Half<'_> {
     }
 
     pub fn error(&self, reason: &str) -> CollectiveError {
-        self.mesh.peer_error(self.rank, reason)
+        self.mesh.membership.blame(self.rank, reason)
     }
 
     fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), CollectiveError> {

@@ -1,0 +1,177 @@
+//! The port that peers call, open for a worker's whole life.
+//!
+//! In: connections from anyone. Out: those that said a valid Hello, each when its generation has begun here. Callers of
+//! older generations and everything else are turned away.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fence::{Fence, TICK};
+use super::frame::{HELLO_BYTES, Hello};
+use super::{CollectiveError, Membership, lock};
+
+/// A caller has this long to say Hello.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that may wait at a time, to say Hello or for their generation to begin.
+const MAX_WAITING: usize = 256;
+
+/// The port that peers connect to, and the connections whose generation has yet to begin here.
+pub struct Listener {
+    address: SocketAddr,
+    shared: Arc<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    stopped: AtomicBool,
+    greeting: AtomicUsize,
+    callers: Mutex<Callers>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Callers {
+    /// Callers of older generations are turned away.
+    generation: u64,
+    streams: HashMap<(u64, u32), (Hello, TcpStream)>,
+}
+
+impl Listener {
+    pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
+        let failed = |e: std::io::Error| CollectiveError::Listen {
+            host,
+            reason: e.to_string(),
+        };
+        let listener = TcpListener::bind((host, 0)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let shared = Arc::new(Waiting::default());
+        let accepting = shared.clone();
+        std::thread::spawn(move || accepting.accept(&listener));
+        Ok(Self { address, shared })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Turns callers of earlier generations away from now on.
+    pub(super) fn begin(&self, generation: u64) {
+        let mut callers = lock(&self.shared.callers);
+        callers.generation = callers.generation.max(generation);
+        callers.streams.retain(|key, _| key.0 >= generation);
+    }
+
+    /// The connection of `rank` in this generation, once it has called.
+    pub(super) fn take(
+        &self,
+        membership: &Membership,
+        rank: u32,
+        deadline: Instant,
+        fence: &Fence,
+    ) -> Result<TcpStream, CollectiveError> {
+        let key = (membership.generation, rank);
+        let mut callers = lock(&self.shared.callers);
+        loop {
+            fence.check()?;
+            if let Some((hello, stream)) = callers.streams.remove(&key)
+                && hello.run_id == membership.run_id
+                && hello.to == membership.rank
+            {
+                return Ok(stream);
+            }
+            if Instant::now() >= deadline {
+                return Err(membership.blame(rank, "did not connect in time"));
+            }
+            callers = self
+                .shared
+                .arrived
+                .wait_timeout(callers, TICK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees that it is over.
+        let host = match self.address.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        let _ = TcpStream::connect_timeout(&SocketAddr::new(host, self.port()), TICK);
+    }
+}
+
+impl Waiting {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
+        loop {
+            let accepted = listener.accept();
+            if self.stopped.load(Ordering::SeqCst) {
+                return;
+            }
+            match accepted {
+                Ok((stream, from)) => self.spawn_greeting(stream, from),
+                // A caller that went away, or no descriptor free: neither is the listener's end.
+                Err(e) => {
+                    tracing::debug!("accepting a peer failed: {e}");
+                    std::thread::sleep(TICK);
+                }
+            }
+        }
+    }
+
+    /// On a thread of its own, so that a caller who says nothing delays nobody else.
+    fn spawn_greeting(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
+        if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+            self.greeting.fetch_sub(1, Ordering::SeqCst);
+            return;
+        }
+        let shared = self.clone();
+        std::thread::spawn(move || {
+            if shared.greet(stream).is_none() {
+                tracing::debug!("turned {from} away: no valid hello");
+            }
+            shared.greeting.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+
+    /// Reads a caller's Hello and keeps its connection for the generation that it names.
+    fn greet(&self, stream: TcpStream) -> Option<()> {
+        let hello = read_hello(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
+        let mut callers = lock(&self.callers);
+        if hello.generation < callers.generation || callers.streams.len() >= MAX_WAITING {
+            return None;
+        }
+        let key = (hello.generation, hello.from);
+        callers.streams.insert(key, (hello, stream));
+        self.arrived.notify_all();
+        Some(())
+    }
+}
+
+pub(super) fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Result<Hello> {
+    let mut bytes = [0; HELLO_BYTES];
+    let mut filled = 0;
+    while filled < HELLO_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match (&mut &*stream).read(&mut bytes[filled..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
+}
