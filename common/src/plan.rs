@@ -20,8 +20,11 @@ pub struct Schedule {
     seed: u64,
     shuffle: bool,
     /// The order of the epoch asked for last: drawing one for a million blocks takes as long as a small step.
-    last_order: Arc<Mutex<Option<(u64, Arc<[u64]>)>>>,
+    last_order: Arc<Mutex<Option<EpochOrder>>>,
 }
+
+/// An epoch and the order of its blocks.
+type EpochOrder = (u64, Arc<[u64]>);
 
 /// Draw streams of the counter-based generator: one number per purpose.
 const STREAM_BLOCK_ORDER: u64 = 1;

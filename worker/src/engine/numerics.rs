@@ -19,12 +19,18 @@ pub fn numerics_class() -> String {
     )
 }
 
-/// The one that the `gemm` crate picks (its AVX-512 kernels are not built).
+/// Those that the `gemm` crate (its AVX-512 kernels are not built) and the bfloat16 products pick.
 fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        return "avx2-fma";
+    {
+        use std::arch::is_x86_feature_detected as has;
+        match has!("avx2") && has!("fma") {
+            true if crate::engine::ops::avx512_bf16::is_supported() => "avx2-fma-avx512-bf16",
+            true => "avx2-fma",
+            false => "baseline",
+        }
     }
+    #[cfg(not(target_arch = "x86_64"))]
     "baseline"
 }
 

@@ -1,14 +1,18 @@
 //! Matrix products: the one door to the `gemm` crate, and the place for kernels of our own (bfloat16 instructions).
 //!
 //! In: float32 activations, float32 or bfloat16 weights. Out: float32. The same bits for any number of threads: `gemm`
-//! splits rows and columns but never the sum, and the tiles here are fixed. Weights in bfloat16 are widened tile by
-//! tile; they never stand in memory as float32 as a whole.
+//! splits rows and columns but never the sum, and the tiles here are fixed. Against bfloat16 weights the activations
+//! are rounded to bfloat16 where the processor multiplies such pairs ([`super::avx512_bf16`]); elsewhere the weights
+//! are widened tile by tile. They never stand in memory as float32 as a whole.
 
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
 use half::bf16;
 use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bf16;
 
 /// Output columns for which a bfloat16 weight is widened at a time.
 const COLUMN_TILE: usize = 256;
@@ -44,6 +48,23 @@ impl<'a> Matrix<'a> {
             row_stride: stride,
             column_stride: 1,
         }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// A row of a row-major matrix.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(
+            self.column_stride == 1 && row < self.rows,
+            "a row outside the matrix"
+        );
+        &self.data[row * self.row_stride..][..self.columns]
     }
 
     pub fn transposed(self) -> Self {
@@ -89,6 +110,23 @@ impl<'a> MatrixMut<'a> {
             row_stride: stride,
             lifetime: PhantomData,
         }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn columns_count(&self) -> usize {
+        self.columns
+    }
+
+    /// Elements from row to row.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.data
     }
 
     /// Columns `first..first + count`.
@@ -251,6 +289,15 @@ pub fn multiply_by_transposed_weight(
             let weight = Matrix::new(data, out, depth).transposed();
             multiply(y, accumulate, 1.0, x, weight, all_threads());
         }
+        #[cfg(target_arch = "x86_64")]
+        WeightSlice::Bf16(data) if avx512_bf16::is_supported() => {
+            let weights = avx512_bf16::Weights {
+                data,
+                rows: out,
+                columns: depth,
+            };
+            avx512_bf16::multiply(y, accumulate, x, weights, avx512_bf16::Along::Columns);
+        }
         WeightSlice::Bf16(data) => {
             assert_eq!(data.len(), out * depth, "a weight of another size");
             let y = &*y;
@@ -277,6 +324,15 @@ pub fn multiply_by_weight(dx: &mut MatrixMut, accumulate: bool, dy: Matrix, weig
         WeightSlice::F32(data) => {
             let weight = Matrix::new(data, depth, width);
             multiply(dx, accumulate, 1.0, dy, weight, all_threads());
+        }
+        #[cfg(target_arch = "x86_64")]
+        WeightSlice::Bf16(data) if avx512_bf16::is_supported() => {
+            let weights = avx512_bf16::Weights {
+                data,
+                rows: depth,
+                columns: width,
+            };
+            avx512_bf16::multiply(dx, accumulate, dy, weights, avx512_bf16::Along::Rows);
         }
         WeightSlice::Bf16(data) => {
             assert_eq!(data.len(), depth * width, "a weight of another size");
@@ -402,7 +458,11 @@ mod tests {
     #[test]
     fn a_bfloat16_weight_counts_as_its_widened_self() {
         let (n, out, depth) = (9, 600, 40);
-        let x = random(n * depth, 6);
+        // Exact in bfloat16, so that rounding the input changes nothing.
+        let x: Vec<f32> = random(n * depth, 6)
+            .iter()
+            .map(|x| bf16::from_f32(*x).to_f32())
+            .collect();
         let narrow: Vec<bf16> = random(out * depth, 7)
             .iter()
             .map(|w| bf16::from_f32(*w))

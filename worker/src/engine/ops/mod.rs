@@ -8,6 +8,8 @@ use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512_bf16;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod gemm;
