@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use super::error::{Origin, Problems};
 use super::fields;
+use super::overrides::{dotted_name, is_other_variable, parse_override};
 use super::read::parse_switch;
 use super::unsupported::{self, Foreign};
-use super::yaml::{self, Key, Node, Value, shorten};
+use super::yaml::{Key, Node, Value, shorten};
 
 /// Later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,22 +36,6 @@ impl Given {
 }
 
 const MAX_DATASETS: usize = 1000;
-
-/// Variables that are not fields of a job.
-const OTHER_VARIABLES: &[&str] = &[
-    "CACHE_DIR",
-    "CHAOS",
-    "DEVICE",
-    "EXCHANGE_HOST",
-    "JOB",
-    "LISTEN",
-    "LOCAL_WORKERS",
-    "LOG",
-    "NAME",
-    "THREADS",
-    "TOKEN",
-    "TOKEN_FILE",
-];
 
 #[derive(Default)]
 pub(super) struct Merged {
@@ -413,61 +398,6 @@ impl Merged {
         };
         self.values.insert(name, given);
     }
-}
-
-/// Text fields take a flag's value as it is; others may be written as YAML lists or mappings.
-fn parse_override(
-    name: &str,
-    value: &str,
-    origin: &Origin,
-    problems: &mut Problems,
-) -> Option<Node> {
-    let structured = value.starts_with('[') || value.starts_with('{');
-    if !structured || is_free_text(name) {
-        return Some(Node::scalar(value, false, origin));
-    }
-    match yaml::parse(value, &|_| origin.clone()) {
-        Ok(node) => node,
-        Err(error) => {
-            problems.add(origin, error.message);
-            None
-        }
-    }
-}
-
-fn is_free_text(name: &str) -> bool {
-    let field = match name
-        .strip_prefix("datasets.")
-        .and_then(|rest| rest.split_once('.'))
-    {
-        Some((_, name)) => fields::find_in_dataset(name),
-        None => fields::find(name),
-    };
-    field.is_some_and(|field| matches!(field.values, "folder" | "file" | "text" | "column" | "key"))
-}
-
-/// `cluster_min_workers` -> `cluster.min_workers`, `datasets_0_path` -> `datasets.0.path`.
-fn dotted_name(name: &str) -> String {
-    if let Some(rest) = name.strip_prefix("cluster_") {
-        return format!("cluster.{rest}");
-    }
-    if let Some((index, field)) = name
-        .strip_prefix("datasets_")
-        .and_then(|rest| rest.split_once('_'))
-        && index.bytes().all(|b| b.is_ascii_digit())
-    {
-        return format!("datasets.{index}.{field}");
-    }
-    name.to_owned()
-}
-
-/// Variables of the programs themselves, and those that Kubernetes makes for a service named `muster-…`.
-fn is_other_variable(name: &str) -> bool {
-    OTHER_VARIABLES.contains(&name)
-        || name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.ends_with("_PORT")
-        || name.contains("_PORT_")
 }
 
 fn not_supported(key: &Key, advice: &str, problems: &mut Problems) {

@@ -9,6 +9,7 @@ mod digest;
 mod error;
 mod fields;
 mod merge;
+mod overrides;
 mod read;
 mod resolve;
 mod spec;

@@ -7,53 +7,74 @@ use serde::{Deserialize, Serialize};
 /// A job that passed every check that needs no model and no data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// Folder with `config.json`, safetensors and tokenizer files.
+    /// Folder with `config.json`, safetensors and tokenizer files. Required.
     pub base_model: PathBuf,
+    /// Written to `adapter_config.json`; changes nothing here. Default: none.
     pub model_revision: Option<String>,
-    /// Where the starting weights come from.
+    /// Where the starting weights come from. Default: pretrained.
     pub init_weights: InitWeights,
-    /// Storage type of the base weights, and of the model that full fine-tuning writes.
+    /// Storage type of the base weights, and of the model that full fine-tuning writes. Default: float32.
     pub base_dtype: BaseDtype,
+    /// At least one. Required.
     pub datasets: Vec<DatasetSpec>,
+    /// What is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
-    /// Tokens in a block.
+    /// Tokens in a block, 2 to 2^20. Default: 2048.
     pub sequence_len: usize,
-    /// Several examples share a block. Off: one example a block.
+    /// Several examples share a block. Off: one example a block. Default: on.
     pub sample_packing: bool,
+    /// Prompts and user turns are learned too. Default: off.
     pub train_on_inputs: bool,
+    /// Every epoch has its own order of blocks. Off: the order of the data. Default: on.
     pub shuffle: bool,
+    /// Which weights are trained. Default: all.
     pub method: Method,
-    /// Blocks in a step.
+    /// Blocks in a step, a multiple of `micro_batch_size`. Default: 8, or the next multiple.
     pub global_batch_size: usize,
-    /// Blocks in a slot. Divides `global_batch_size`.
+    /// Blocks in a slot. Default: 1.
     pub micro_batch_size: usize,
+    /// Passes over the data, above 0. Default: 1.
     pub num_epochs: f64,
-    /// Overrides `num_epochs`.
+    /// Steps, at least 1; overrides `num_epochs`. Default: none.
     pub max_steps: Option<u64>,
+    /// Peak, above 0. Default: 2e-4 with LoRA, 2e-5 without.
     pub learning_rate: f64,
+    /// Curve after the warm-up. Default: cosine.
     pub lr_scheduler: LrScheduler,
+    /// Rise of the learning rate from 0. Default: 3% of the steps.
     pub warmup: Warmup,
+    /// Decay of AdamW's first moment, in [0, 1). Default: 0.9.
     pub adam_beta1: f64,
+    /// Decay of AdamW's second moment, in [0, 1). Default: 0.999.
     pub adam_beta2: f64,
+    /// Above 0. Default: 1e-8.
     pub adam_epsilon: f64,
+    /// Decoupled, 0 or more. Default: 0.
     pub weight_decay: f64,
-    /// None: gradients are not clipped.
+    /// L2 norm that a gradient is scaled down to. None: gradients are not clipped. Default: 1.
     pub max_grad_norm: Option<f64>,
+    /// Activations are computed again in the backward pass; the result is the same. Default: off.
     pub gradient_checkpointing: bool,
+    /// Of the order of blocks, dropout and new weights. Default: 42.
     pub seed: u64,
+    /// Steps between two printed lines, at least 1. Default: 10.
     pub logging_steps: u64,
-    /// None: only the final state is saved.
+    /// Steps between two checkpoints. None: only the final state is saved. Default: 100.
     pub save_steps: Option<u64>,
+    /// Checkpoints that are kept, at least 1. None: all. Default: none.
     pub save_total_limit: Option<usize>,
-    /// None: evaluate only at the end, where there is a validation set.
+    /// Steps between two evaluations. None: only at the end, where there is a validation set. Default: none.
     pub eval_steps: Option<u64>,
-    /// Steps in a row that may be skipped for gradients that are not finite before the job stops.
+    /// Steps in a row that may be skipped for gradients that are not finite before the job stops. Default: 10.
     pub max_skipped_steps: u64,
+    /// Where results and checkpoints go. Default: `output`.
     pub output_dir: PathBuf,
+    /// What to continue from. Default: auto.
     pub resume: Resume,
+    /// How gradients are summed. Default: exact.
     pub reduction: Reduction,
     pub cluster: ClusterSpec,
-    /// Asked before and after training; the answers are shown.
+    /// Asked before and after training; the answers are shown. Default: none.
     pub test_prompts: Vec<String>,
 }
 
@@ -77,7 +98,9 @@ pub enum BaseDtype {
 pub struct DatasetSpec {
     /// A JSON Lines file.
     pub path: PathBuf,
+    /// Shape of the rows. Default: told by the columns of each.
     pub kind: DatasetKind,
+    /// Recorded only: a file is one split. Default: none.
     pub split: Option<String>,
     pub fields: FieldNames,
 }
@@ -141,13 +164,17 @@ pub enum Method {
 /// Low-rank adaptation (Hu et al., 2021), with PEFT's conventions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSpec {
+    /// Rank, 1 to 4096. Default: 16, or that of the adapter in `model_dir`, as with the next four.
     pub r: usize,
+    /// Above 0. Default: 32.
     pub alpha: f64,
+    /// Share of the adapter's inputs that is dropped in training, in [0, 1). Default: 0.
     pub dropout: f64,
+    /// Sorted. Default: all-linear.
     pub target_modules: TargetModules,
-    /// Scale by `alpha / sqrt(r)` instead of `alpha / r`.
+    /// Scale by `alpha / sqrt(r)` instead of `alpha / r`. Default: off.
     pub use_rslora: bool,
-    /// Start from this PEFT adapter.
+    /// Start from this PEFT adapter. Default: none.
     pub model_dir: Option<PathBuf>,
 }
 
@@ -206,6 +233,8 @@ pub enum Reduction {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
+    /// Training waits for so many. Default: 1.
     pub min_workers: usize,
+    /// More are turned away. Default: none.
     pub max_workers: Option<usize>,
 }

@@ -1,0 +1,176 @@
+//! What is trained: every weight, or an adapter and of which shape.
+
+use super::below_one;
+use crate::job::merge::Layer;
+use crate::job::read::Reader;
+use crate::job::starting_adapter::{self, StartingAdapter};
+use crate::job::yaml::shorten;
+use crate::job::{LoraSpec, Method, TargetModules};
+
+/// The linear layers of every supported decoder, without the output layer.
+const DECODER_LINEARS: &[&str] = &[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+pub(super) fn method(reader: &mut Reader<'_>) -> Method {
+    let adapters: &[(&[&str], bool)] = &[(&["lora"], true), (&["full", "none"], false)];
+    let adapter = reader.choice("adapter", adapters).unwrap_or(false);
+    let use_peft = reader.switch("use_peft").unwrap_or(false);
+    let decided_by = reader.one_of(&["adapter", "use_peft"], "the method");
+    let is_lora = match decided_by {
+        Some("use_peft") => use_peft,
+        _ => adapter,
+    };
+    let method_layer = decided_by
+        .and_then(|name| reader.layer(name))
+        .unwrap_or(Layer::File);
+    let lora = lora(reader, is_lora);
+    if is_lora {
+        return Method::Lora(lora);
+    }
+    for name in [
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_target_linear",
+        "use_rslora",
+        "lora_model_dir",
+    ] {
+        if let Some(given) = reader.given(name)
+            && given.layer >= method_layer
+            && !given.is_switched_off()
+        {
+            reader.problem(given, "has no effect without `adapter: lora`".to_owned());
+        }
+    }
+    Method::Full
+}
+
+fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
+    let model_dir = reader.input_path("lora_model_dir");
+    let start = match (&model_dir, reader.given("lora_model_dir")) {
+        (Some(dir), Some(given)) if is_lora => match starting_adapter::read(dir) {
+            Ok(start) => Some(start),
+            Err(reason) => {
+                reader.problem(given, format!("cannot be started from: {reason}"));
+                None
+            }
+        },
+        _ => None,
+    };
+    let r = reader.size("lora_r", 1..=4096);
+    let target_modules = target_modules(reader);
+    let spec = LoraSpec {
+        r: r.or(start.as_ref().map(|s| s.r)).unwrap_or(16),
+        alpha: reader
+            .number("lora_alpha", "a number above 0, at most 10^6", |n| {
+                n > 0.0 && n <= 1e6
+            })
+            .or(start.as_ref().map(|s| s.alpha))
+            .unwrap_or(32.0),
+        dropout: below_one(reader, "lora_dropout")
+            .or(start.as_ref().map(|s| s.dropout))
+            .unwrap_or(0.0),
+        target_modules: target_modules
+            .or(start.as_ref().map(|s| s.target_modules.clone()))
+            .unwrap_or(TargetModules::AllLinear),
+        use_rslora: reader
+            .switch("use_rslora")
+            .or(start.as_ref().map(|s| s.use_rslora))
+            .unwrap_or(false),
+        model_dir,
+    };
+    if let Some(start) = start {
+        agrees_with(reader, &spec, &start);
+    }
+    spec
+}
+
+/// An adapter's shape cannot change when training goes on from it. Alpha and dropout may.
+fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter) {
+    if let Some(given) = reader.given("lora_r")
+        && spec.r != start.r
+    {
+        let message = format!(
+            "is {}, but the adapter of lora_model_dir has rank {}; remove it",
+            spec.r, start.r
+        );
+        reader.problem(given, message);
+    }
+    if let (TargetModules::Named(wanted), TargetModules::Named(have)) =
+        (&spec.target_modules, &start.target_modules)
+        && wanted != have
+        && let Some(given) = reader.given("lora_target_modules")
+    {
+        let message = format!(
+            "differs from the adapter of lora_model_dir, which has {}; remove it",
+            have.join(", ")
+        );
+        reader.problem(given, message);
+    }
+}
+
+fn target_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
+    let all_linear = reader.switch("lora_target_linear").unwrap_or(false);
+    let named = named_modules(reader);
+    if !all_linear {
+        return named;
+    }
+    let (Some(modules), Some(linear)) = (
+        reader.given("lora_target_modules"),
+        reader.given("lora_target_linear"),
+    ) else {
+        return Some(TargetModules::AllLinear);
+    };
+    if modules.layer > linear.layer {
+        return named;
+    }
+    // Axolotl's examples give both; the union is all-linear unless a layer beyond those is named.
+    if let Some(TargetModules::Named(names)) = &named
+        && modules.layer == linear.layer
+        && let Some(beyond) = names
+            .iter()
+            .find(|name| !DECODER_LINEARS.contains(&name.as_str()))
+    {
+        let message = format!(
+            "names `{}`, which `lora_target_linear: true` leaves out; give one of the two",
+            shorten(beyond)
+        );
+        reader.problem(modules, message);
+    }
+    Some(TargetModules::AllLinear)
+}
+
+fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
+    let mut names = reader.texts("lora_target_modules", Some(','))?;
+    let given = reader.given("lora_target_modules")?;
+    if names.len() == 1 && matches!(names[0].as_str(), "all-linear" | "all_linear" | "all") {
+        return Some(TargetModules::AllLinear);
+    }
+    if names.is_empty() {
+        reader.problem(given, "is empty; leave it out for all-linear".to_owned());
+        return None;
+    }
+    let is_module = |name: &String| {
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
+    };
+    if let Some(name) = names.iter().find(|name| !is_module(name)) {
+        let message = format!(
+            "holds `{}`, which is no module name (regular expressions are not supported)",
+            shorten(name)
+        );
+        reader.problem(given, message);
+        return None;
+    }
+    names.sort();
+    names.dedup();
+    Some(TargetModules::Named(names))
+}

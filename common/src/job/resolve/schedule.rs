@@ -1,0 +1,118 @@
+//! How big a step is, how many there are, and the curve of the learning rate.
+
+use super::{MAX_BATCH, MAX_STEPS};
+use crate::job::read::{Reader, parse_number};
+use crate::job::{LrScheduler, Warmup};
+
+/// (global, micro), in blocks.
+pub(super) fn batch(reader: &mut Reader<'_>) -> (usize, usize) {
+    let micro = reader.size("micro_batch_size", 1..=4096);
+    let global = reader.size("global_batch_size", 1..=MAX_BATCH);
+    let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH);
+    let micro_size = micro.unwrap_or(1);
+    let default_global = 8usize.next_multiple_of(micro_size);
+    let product = accumulation.map(|steps| steps * micro_size);
+    if let (Some(global), Some(product)) = (global, product) {
+        if global == product {
+            return (global, micro_size);
+        }
+        let names = ["global_batch_size", "gradient_accumulation_steps"];
+        return match reader.one_of(&names, "the number of blocks in a step") {
+            Some("global_batch_size") => (global, micro_size),
+            _ => (product, micro_size),
+        };
+    }
+    if let Some(product) = product {
+        return (product, micro_size);
+    }
+    if let Some(global) = global
+        && global % micro_size != 0
+    {
+        let message = format!("({micro_size}) does not divide `global_batch_size` ({global})");
+        let name = match reader.layer("micro_batch_size") >= reader.layer("global_batch_size") {
+            true => "micro_batch_size",
+            false => "global_batch_size",
+        };
+        if let Some(given) = reader.given(name) {
+            let message = match name {
+                "micro_batch_size" => message,
+                _ => format!("({global}) is no multiple of `micro_batch_size` ({micro_size})"),
+            };
+            reader.problem(given, message);
+        }
+    }
+    (global.unwrap_or(default_global), micro_size)
+}
+
+pub(super) fn max_steps(reader: &mut Reader<'_>) -> Option<u64> {
+    // Transformers' way to say "by epochs".
+    if reader.scalar("max_steps", "a whole number")?.1 == "-1" {
+        return None;
+    }
+    reader.whole("max_steps", 1..=MAX_STEPS)
+}
+
+pub(super) fn lr_scheduler(reader: &mut Reader<'_>) -> LrScheduler {
+    let choices: &[(&[&str], LrScheduler)] = &[
+        (&["cosine"], LrScheduler::Cosine),
+        (&["linear"], LrScheduler::Linear),
+        (&["constant"], LrScheduler::Constant),
+        (&["constant_with_warmup"], LrScheduler::ConstantWithWarmup),
+    ];
+    reader
+        .choice("lr_scheduler", choices)
+        .unwrap_or(LrScheduler::Cosine)
+}
+
+pub(super) fn warmup(
+    reader: &mut Reader<'_>,
+    scheduler: LrScheduler,
+    max_steps: Option<u64>,
+) -> Warmup {
+    let ratio = reader
+        .number("warmup_ratio", "a number from 0 to 1", |n| {
+            (0.0..=1.0).contains(&n)
+        })
+        .map(Warmup::Ratio);
+    let steps = warmup_steps(reader);
+    let decided_by = reader.one_of(&["warmup_steps", "warmup_ratio"], "the warm-up");
+    let warmup = match decided_by {
+        Some("warmup_steps") => steps,
+        Some(_) => ratio,
+        None => None,
+    };
+    let given = decided_by.and_then(|name| reader.given(name));
+    if scheduler == LrScheduler::Constant {
+        let is_zero =
+            matches!(warmup, None | Some(Warmup::Steps(0))) || warmup == Some(Warmup::Ratio(0.0));
+        if let Some(given) = given
+            && !is_zero
+            && Some(given.layer) >= reader.layer("lr_scheduler")
+        {
+            let message = "has no effect with `lr_scheduler: constant`; use constant_with_warmup";
+            reader.problem(given, message.to_owned());
+        }
+        return Warmup::Steps(0);
+    }
+    if let (Some(Warmup::Steps(steps)), Some(max_steps), Some(given)) = (warmup, max_steps, given)
+        && steps > max_steps
+        && Some(given.layer) == reader.layer("max_steps")
+    {
+        reader.problem(
+            given,
+            format!("({steps}) is more than `max_steps` ({max_steps})"),
+        );
+    }
+    warmup.unwrap_or(Warmup::Ratio(0.03))
+}
+
+/// Transformers also takes a fraction of the run here.
+fn warmup_steps(reader: &mut Reader<'_>) -> Option<Warmup> {
+    let (_, text) = reader.scalar("warmup_steps", "a whole number")?;
+    match parse_number(text) {
+        Some(fraction) if fraction > 0.0 && fraction < 1.0 => Some(Warmup::Ratio(fraction)),
+        _ => reader
+            .whole("warmup_steps", 0..=MAX_STEPS)
+            .map(Warmup::Steps),
+    }
+}

@@ -1,0 +1,310 @@
+//! What a well-written job means.
+
+use super::*;
+
+#[test]
+fn a_job_of_two_lines_has_every_default() {
+    let job = job("");
+    assert_eq!(job.base_model, PathBuf::from("models/tiny"));
+    assert_eq!(job.datasets.len(), 1);
+    assert_eq!(job.datasets[0].path, PathBuf::from("data.jsonl"));
+    assert_eq!(job.datasets[0].kind, DatasetKind::Auto);
+    assert_eq!(job.method, Method::Full);
+    assert_eq!(job.learning_rate, 2e-5);
+    assert_eq!(job.sequence_len, 2048);
+    assert_eq!((job.global_batch_size, job.micro_batch_size), (8, 1));
+    assert_eq!(job.warmup, Warmup::Ratio(0.03));
+    assert_eq!(job.lr_scheduler, LrScheduler::Cosine);
+    assert_eq!(job.max_grad_norm, Some(1.0));
+    assert_eq!(job.resume, Resume::Auto);
+    assert_eq!(
+        job.cluster,
+        ClusterSpec {
+            min_workers: 1,
+            max_workers: None
+        }
+    );
+    assert_eq!(job.seed, 42);
+    assert!(job.sample_packing && job.shuffle && !job.train_on_inputs);
+}
+
+#[test]
+fn lora_has_its_own_learning_rate_and_defaults() {
+    let job = job("adapter: lora\n");
+    assert_eq!(job.learning_rate, 2e-4);
+    let Method::Lora(lora) = job.method else {
+        panic!("not lora")
+    };
+    assert_eq!((lora.r, lora.alpha, lora.dropout), (16, 32.0, 0.0));
+    assert_eq!(lora.target_modules, TargetModules::AllLinear);
+}
+
+#[test]
+fn the_names_of_trl_and_transformers_mean_the_same() {
+    let axolotl = job(
+        "sequence_len: 64\nadapter: lora\nlora_r: 4\nlora_target_modules: [q_proj]\nmicro_batch_size: 2\nglobal_batch_size: 8\n\
+         num_epochs: 3\nlearning_rate: 1e-3\nlr_scheduler: linear\nadam_epsilon: 1e-6\nmax_grad_norm: 0.5\nresume: never\n\
+         sample_packing: false\nbase_dtype: bfloat16\noutput_dir: out\ntrain_on_inputs: true\n",
+    );
+    let trl = load_text(
+        "model_name_or_path: models/tiny\ntrain_file: data.jsonl\nmax_length: 64\nuse_peft: true\nr: 4\ntarget_modules: [q_proj]\n\
+         per_device_train_batch_size: 2\ngradient_accumulation_steps: 4\nnum_train_epochs: 3\nlr: 1e-3\nlr_scheduler_type: linear\n\
+         adam_eps: 1e-6\ngradient_clipping: 0.5\nresume_from_checkpoint: false\npacking: false\ntorch_dtype: bfloat16\noutput_dir: out\n\
+         assistant_only_loss: false\n",
+    )
+    .unwrap();
+    assert_eq!(axolotl, trl);
+}
+
+#[test]
+fn an_axolotl_file_is_read_as_it_is() {
+    let job = load_text(
+        "base_model: models/tiny\nmodel_type: AutoModelForCausalLM\nload_in_8bit: false\nload_in_4bit: false\nstrict: false\n\
+         datasets:\n  - path: a.jsonl\n    type: chat_template\n    field_messages: conversations\n    message_property_mappings:\n      role: from\n      content: value\n  - path: b.jsonl\n    type: completion\n    field: body\n\
+         val_set_size: 0.05\nsequence_len: 1024\nsample_packing: true\npad_to_sequence_len: true\nadapter: lora\nlora_model_dir:\n\
+         lora_r: 32\nlora_alpha: 16\nlora_dropout: 0.05\nlora_target_linear: true\nwandb_project:\ngradient_accumulation_steps: 4\n\
+         micro_batch_size: 2\noptimizer: adamw_torch\nlr_scheduler: cosine\nbf16: auto\ntf32: false\nflash_attention: true\n\
+         warmup_steps: 10\nweight_decay: 0.0\nspecial_tokens:\n",
+    )
+    .unwrap();
+    assert_eq!(job.global_batch_size, 8);
+    assert_eq!(job.val_set_size, ValSetSize::Fraction(0.05));
+    assert_eq!(job.datasets[0].kind, DatasetKind::Messages);
+    assert_eq!(job.datasets[0].fields.messages, "conversations");
+    assert_eq!(job.datasets[0].fields.role, "from");
+    assert_eq!(job.datasets[1].kind, DatasetKind::Text);
+    assert_eq!(job.datasets[1].fields.text, "body");
+}
+
+#[test]
+fn numbers_are_read_as_people_write_them() {
+    assert_eq!(job("learning_rate: 1e-4\n").learning_rate, 1e-4);
+    assert_eq!(job("learning_rate: '1e-4'\n").learning_rate, 1e-4);
+    assert_eq!(job("max_steps: 1_000\n").max_steps, Some(1000));
+    assert_eq!(job("max_steps: -1\n").max_steps, None);
+    assert_eq!(job("seed: 18446744073709551615\n").seed, u64::MAX);
+    assert_eq!(job("warmup_steps: 0.1\n").warmup, Warmup::Ratio(0.1));
+    assert_eq!(job("warmup_steps: 7\n").warmup, Warmup::Steps(7));
+    assert_eq!(
+        job("val_set_size: 12\n").val_set_size,
+        ValSetSize::Examples(12)
+    );
+    assert_eq!(job("max_grad_norm: 0\n").max_grad_norm, None);
+    assert_eq!(job("save_steps: 0\n").save_steps, None);
+    assert_eq!(job("micro_batch_size: 3\n").global_batch_size, 9);
+    assert!(!job("shuffle: No\n").shuffle);
+}
+
+#[test]
+fn null_means_not_given() {
+    assert_eq!(
+        job(
+            "learning_rate:\nseed: null\nsave_total_limit: ~\ndatasets_x: \n"
+                .replace("datasets_x: \n", "")
+                .as_str()
+        ),
+        job("")
+    );
+    let unset = load_with(
+        &format!("{SMALL}max_steps: 5\n"),
+        &[],
+        &[("max_steps", "null")],
+    )
+    .unwrap();
+    assert_eq!(unset.max_steps, None);
+}
+
+#[test]
+fn target_modules_are_a_list_a_text_or_all_linear() {
+    let modules = |lines: &str| match job(&format!("adapter: lora\n{lines}")).method {
+        Method::Lora(lora) => lora.target_modules,
+        Method::Full => panic!("not lora"),
+    };
+    let named = TargetModules::Named(vec!["q_proj".into(), "v_proj".into()]);
+    assert_eq!(modules("lora_target_modules: [v_proj, q_proj]\n"), named);
+    assert_eq!(modules("lora_target_modules: q_proj, v_proj\n"), named);
+    assert_eq!(modules("lora_target_modules:\n- q_proj\n- v_proj\n"), named);
+    assert_eq!(
+        modules("lora_target_modules: all-linear\n"),
+        TargetModules::AllLinear
+    );
+    assert_eq!(
+        modules("lora_target_modules: [q_proj]\nlora_target_linear: true\n"),
+        TargetModules::AllLinear
+    );
+    assert_eq!(modules("lora_target_modules:\n"), TargetModules::AllLinear);
+}
+
+#[test]
+fn flags_beat_the_environment_and_that_beats_the_file() {
+    let text = format!("{SMALL}learning_rate: 1e-3\nsequence_len: 64\nseed: 1\n");
+    let environment = [
+        ("MUSTER_LEARNING_RATE", "2e-3"),
+        ("MUSTER_MAX_LENGTH", "128"),
+        ("MUSTER_CLUSTER_MIN_WORKERS", "3"),
+        ("HOME", "/"),
+        ("MUSTER_TOKEN", "secret"),
+        ("MUSTER_COORDINATOR_SERVICE_HOST", "10.0.0.1"),
+        ("MUSTER_COORDINATOR_PORT_7077_TCP", "tcp://10.0.0.1:7077"),
+        ("MUSTER_SEED", ""),
+    ];
+    let flags = [
+        ("lr", "3e-3"),
+        ("--num-epochs", "2"),
+        ("cluster.max_workers", "5"),
+        ("lr", "4e-3"),
+    ];
+    let job = load_with(&text, &environment, &flags).unwrap();
+    assert_eq!(job.learning_rate, 4e-3);
+    assert_eq!(job.sequence_len, 128);
+    assert_eq!(job.seed, 1);
+    assert_eq!(job.num_epochs, 2.0);
+    assert_eq!(
+        job.cluster,
+        ClusterSpec {
+            min_workers: 3,
+            max_workers: Some(5)
+        }
+    );
+}
+
+#[test]
+fn a_later_source_replaces_what_it_excludes() {
+    let text = format!(
+        "{SMALL}warmup_ratio: 0.1\nadapter: lora\nlora_r: 8\nglobal_batch_size: 16\nmax_steps: 100\n"
+    );
+    let flags = [
+        ("warmup_steps", "5"),
+        ("adapter", "full"),
+        ("gradient_accumulation_steps", "4"),
+        ("micro_batch_size", "2"),
+        ("max_steps", "30"),
+    ];
+    let job = load_with(&text, &[], &flags).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(job.warmup, Warmup::Steps(5));
+    assert_eq!(job.method, Method::Full);
+    assert_eq!(job.global_batch_size, 8);
+}
+
+#[test]
+fn a_flag_reaches_into_a_dataset() {
+    let text = "base_model: m\ndatasets:\n- path: a.jsonl\n- path: b.jsonl\n  type: text\n";
+    let flags = [
+        ("datasets.1.path", "c.jsonl"),
+        ("datasets.2.path", "d.jsonl"),
+        ("datasets.2.type", "messages"),
+    ];
+    let job = load_with(text, &[("MUSTER_DATASETS_0_FIELD_TEXT", "body")], &flags).unwrap();
+    let paths: Vec<_> = job
+        .datasets
+        .iter()
+        .map(|d| d.path.to_str().unwrap())
+        .collect();
+    assert_eq!(paths, ["a.jsonl", "c.jsonl", "d.jsonl"]);
+    assert_eq!(job.datasets[0].fields.text, "body");
+    assert_eq!(job.datasets[1].kind, DatasetKind::Text);
+    assert_eq!(job.datasets[2].kind, DatasetKind::Messages);
+    let replaced = load_with(text, &[], &[("--dataset", "x.jsonl")]).unwrap();
+    assert_eq!(replaced.datasets.len(), 1);
+    let listed = load_with(
+        text,
+        &[],
+        &[("datasets", "[x.jsonl, {path: y.jsonl, type: text}]")],
+    )
+    .unwrap();
+    assert_eq!(listed.datasets[1].kind, DatasetKind::Text);
+}
+
+#[test]
+fn a_job_is_possible_from_flags_alone() {
+    let flags = [
+        ("--base-model", "m"),
+        ("--dataset", "d.jsonl"),
+        ("--adapter", "lora"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let job = load(JobSources {
+        flags: flags.to_vec(),
+        ..JobSources::default()
+    })
+    .unwrap();
+    assert!(matches!(job.method, Method::Lora(_)));
+    let nothing = load(JobSources::default());
+    assert_eq!(
+        problems(nothing),
+        [
+            "job: `base_model` is missing: the folder of the model to fine-tune",
+            "job: `datasets` is missing: the JSON Lines files to train on",
+        ]
+    );
+}
+
+#[test]
+fn flag_text_is_taken_as_it_is() {
+    let prompt = "[What is 2: 3?]";
+    let job = load_with(
+        SMALL,
+        &[],
+        &[("test_prompt", "What: [is] it?"), ("output_dir", "[out]")],
+    )
+    .unwrap();
+    assert_eq!(job.test_prompts, ["What: [is] it?"]);
+    assert_eq!(job.output_dir, PathBuf::from("[out]"));
+    let quoted = load_with(SMALL, &[], &[("test_prompts", &format!("['{prompt}', b]"))]).unwrap();
+    assert_eq!(quoted.test_prompts, [prompt, "b"]);
+}
+
+#[test]
+fn relative_inputs_lie_in_the_current_folder_or_beside_the_job_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(dir.path().join("data.jsonl"), "").unwrap();
+    fs::write(
+        &path,
+        "base_model: src\ndatasets: [data.jsonl, missing.jsonl]\noutput_dir: out\n",
+    )
+    .unwrap();
+    let job = load(JobSources {
+        file: Some(path),
+        ..JobSources::default()
+    })
+    .unwrap();
+    assert_eq!(
+        job.base_model,
+        PathBuf::from("src"),
+        "the crate's own src, from the current folder"
+    );
+    assert_eq!(job.datasets[0].path, dir.path().join("data.jsonl"));
+    assert_eq!(job.datasets[1].path, PathBuf::from("missing.jsonl"));
+    assert_eq!(job.output_dir, PathBuf::from("out"));
+}
+
+#[test]
+fn a_starting_adapter_gives_the_shape() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"lora_dropout":0.1,"use_rslora":true,"target_modules":["v_proj","q_proj"]}"#;
+    fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+    let start = format!("adapter: lora\nlora_model_dir: {}\n", dir.path().display());
+    let Method::Lora(lora) = job(&start).method else {
+        panic!("not lora")
+    };
+    assert_eq!(
+        (lora.r, lora.alpha, lora.dropout, lora.use_rslora),
+        (4, 8.0, 0.1, true)
+    );
+    assert_eq!(
+        lora.target_modules,
+        TargetModules::Named(vec!["q_proj".into(), "v_proj".into()])
+    );
+    check(
+        &format!("{start}lora_r: 16\n"),
+        &["5: `lora_r` is 16, but the adapter of lora_model_dir has rank 4; remove it"],
+    );
+    let missing = problems_of("adapter: lora\nlora_model_dir: /nowhere/adapter\n");
+    assert!(
+        missing[0].starts_with(
+            "4: `lora_model_dir` cannot be started from: /nowhere/adapter/adapter_config.json:"
+        ),
+        "{missing:?}"
+    );
+}

@@ -1,0 +1,317 @@
+//! Every way in which a job can be wrong, and what is said about it.
+
+use super::*;
+
+#[test]
+fn every_problem_is_reported_with_its_place() {
+    let text = "base_model: m\nlerning_rate: 1e-4\nsequence_len: long\nadapter: lroa\nmicro_batch_size: 3\nglobal_batch_size: 8\n\
+                seed: -1\n";
+    let result = load_with(
+        text,
+        &[("MUSTER_NUM_EPOCHS", "many")],
+        &[("logging_step", "5"), ("--warmup-ratio", "2")],
+    );
+    assert_eq!(
+        problems(result),
+        [
+            "file: `datasets` is missing: the JSON Lines files to train on",
+            "2: unknown field `lerning_rate`; did you mean `learning_rate`?",
+            "3: `sequence_len` must be a whole number from 2 to 1048576, found `long`",
+            "4: `adapter` must be one of lora, full, found `lroa`; did you mean `lora`?",
+            "5: `micro_batch_size` (3) does not divide `global_batch_size` (8)",
+            "7: `seed` must be a whole number, 0 or more, found `-1`",
+            "environment MUSTER_NUM_EPOCHS: `num_epochs` must be a number above 0, at most 100000, found `many`",
+            "--set logging_step: unknown field `logging_step`; did you mean `logging_steps`?",
+            "--warmup-ratio: `warmup_ratio` must be a number from 0 to 1, found `2`",
+        ]
+    );
+}
+
+#[test]
+fn errors_are_one_line_each_and_name_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(
+        &path,
+        "base_model: m\ndatasets: d\n\"a\\nb\": 1\nseed: \"x\\ny\"\n",
+    )
+    .unwrap();
+    let errors = load(JobSources {
+        file: Some(path.clone()),
+        ..JobSources::default()
+    })
+    .unwrap_err();
+    let text = errors.to_string();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    for line in text.lines() {
+        assert!(line.starts_with(&format!("{}:", path.display())), "{line}");
+    }
+}
+
+#[test]
+fn wrong_types_are_named() {
+    check(
+        "learning_rate: [1]\n",
+        &["3: `learning_rate` must be a number above 0, at most 1000, found a list"],
+    );
+    check(
+        "learning_rate: .nan\n",
+        &["3: `learning_rate` must be a number above 0, at most 1000, found `.nan`"],
+    );
+    check(
+        "learning_rate: inf\n",
+        &["3: `learning_rate` must be a number above 0, at most 1000, found `inf`"],
+    );
+    check(
+        "max_steps: 1.5\n",
+        &["3: `max_steps` must be a whole number from 1 to 1000000000, found `1.5`"],
+    );
+    check(
+        "shuffle: maybe\n",
+        &["3: `shuffle` must be true or false, found `maybe`"],
+    );
+    check(
+        "output_dir: true\n",
+        &["3: `output_dir` must be text (quote it if it is meant), found `true`"],
+    );
+    check(
+        "output_dir: {a: b}\n",
+        &["3: `output_dir` must be text, found a mapping"],
+    );
+    check(
+        "test_prompts: [[a]]\n",
+        &["3: `test_prompts` must be a list of texts, found a list"],
+    );
+    check(
+        "val_set_size: 1.0\n",
+        &[
+            "3: `val_set_size` must be 0, a fraction below 1 or a whole number of examples, found `1.0`",
+        ],
+    );
+    check(
+        "cluster: 3\n",
+        &["3: `cluster` is a mapping (cluster: {min_workers: 2}), found `3`"],
+    );
+    check(
+        "cluster:\n  min_worker: 3\n",
+        &["4: unknown field `cluster.min_worker`; did you mean `cluster.min_workers`?"],
+    );
+    check(
+        "base_dtype: float16\n",
+        &[
+            "3: `base_dtype` must be one of float32, bfloat16, found `float16`; did you mean `bfloat16`?",
+        ],
+    );
+}
+
+#[test]
+fn a_job_that_is_no_mapping_is_refused() {
+    let no_mapping = problems(load_text("- a\n- b\n"));
+    assert_eq!(
+        no_mapping,
+        ["1: a job is a mapping of `field: value`, found a list"]
+    );
+    assert_eq!(
+        problems(load_text("# nothing\n")).len(),
+        2,
+        "empty: what is missing is said"
+    );
+}
+
+#[test]
+fn datasets_that_cannot_be_are_named() {
+    let of = |text: &str| problems(load_text(&format!("base_model: m\n{text}")));
+    assert_eq!(
+        of("datasets: []\n"),
+        ["2: `datasets` is empty: name the JSON Lines files to train on"]
+    );
+    assert_eq!(
+        of("datasets:\n- type: text\n"),
+        ["3: dataset 1 has no `path`"]
+    );
+    assert_eq!(
+        of("datasets:\n- path:\n"),
+        ["3: `path` must be a JSON Lines file, found nothing"]
+    );
+    assert_eq!(
+        of("datasets:\n- path: a\n  feild_text: b\n"),
+        ["4: unknown field of a dataset `feild_text`; did you mean `field_text`?"]
+    );
+    assert_eq!(
+        of("datasets:\n- path: a\n  type: alpaca\n"),
+        ["4: `type` must be one of auto, messages, prompt_completion, text, found `alpaca`"]
+    );
+    assert_eq!(
+        of("datasets:\n- [a]\n"),
+        ["3: a dataset is a path or a mapping with `path`, found a list"]
+    );
+    assert_eq!(
+        of("datasets: a\ntrain_file: b\n"),
+        ["3: `train_file` means the same as `datasets`, given at line 2; remove one"]
+    );
+    let far = load_with(SMALL, &[], &[("datasets.5.path", "x")]);
+    assert_eq!(
+        problems(far),
+        [
+            "--set datasets.5.path: there is no dataset 5: the job has 1, and datasets.1 would append one"
+        ]
+    );
+}
+
+#[test]
+fn impossible_combinations_are_refused() {
+    check(
+        "lora_r: 8\n",
+        &["3: `lora_r` has no effect without `adapter: lora`"],
+    );
+    check(
+        "lora_target_linear: false\nuse_rslora: false\nmax_steps: 3\nseed: x\n",
+        &["6: `seed` must be a whole number, 0 or more, found `x`"],
+    );
+    check(
+        "adapter: lora\ninit_weights: random\n",
+        &[
+            "4: `init_weights` is random, but an adapter on random weights learns nothing of use; remove `adapter: lora`",
+        ],
+    );
+    check(
+        "warmup_ratio: 0.1\nwarmup_steps: 3\n",
+        &["4: `warmup_steps` and `warmup_ratio` (line 3) both decide the warm-up; remove one"],
+    );
+    check(
+        "lr_scheduler: constant\nwarmup_steps: 3\n",
+        &[
+            "4: `warmup_steps` has no effect with `lr_scheduler: constant`; use constant_with_warmup",
+        ],
+    );
+    check(
+        "max_steps: 3\nwarmup_steps: 4\n",
+        &["4: `warmup_steps` (4) is more than `max_steps` (3)"],
+    );
+    check(
+        "eval_steps: 5\n",
+        &["3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out"],
+    );
+    check(
+        "cluster: {min_workers: 4, max_workers: 2}\n",
+        &["3: `cluster.max_workers` (2) is less than `cluster.min_workers` (4)"],
+    );
+    check(
+        "global_batch_size: 8\nmicro_batch_size: 2\ngradient_accumulation_steps: 2\n",
+        &[
+            "5: `gradient_accumulation_steps` and `global_batch_size` (line 3) both decide the number of blocks in a step; remove one",
+        ],
+    );
+    check(
+        "adapter: full\nuse_peft: true\n",
+        &["4: `use_peft` and `adapter` (line 3) both decide the method; remove one"],
+    );
+    check(
+        "resume: never\nresume_from_checkpoint: /tmp\n",
+        &["4: `resume_from_checkpoint` means the same as `resume`, given at line 3; remove one"],
+    );
+    check(
+        "resume: alwyas\n",
+        &[
+            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `alwyas`",
+        ],
+    );
+    check(
+        "resume: nevr\n",
+        &[
+            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `nevr`; did you mean `never`?",
+        ],
+    );
+    check(
+        "adapter: lora\nlora_target_modules: []\n",
+        &["4: `lora_target_modules` is empty; leave it out for all-linear"],
+    );
+    check(
+        "adapter: lora\nlora_target_modules: [lm_head]\nlora_target_linear: true\n",
+        &[
+            "4: `lora_target_modules` names `lm_head`, which `lora_target_linear: true` leaves out; give one of the two",
+        ],
+    );
+    check(
+        "adapter: lora\nlora_target_modules: '.*proj'\n",
+        &[
+            "4: `lora_target_modules` holds `.*proj`, which is no module name (regular expressions are not supported)",
+        ],
+    );
+    let smaller = load_with(
+        &format!("{SMALL}micro_batch_size: 4\n"),
+        &[],
+        &[("--global-batch-size", "6")],
+    );
+    assert_eq!(
+        problems(smaller),
+        ["--global-batch-size: `global_batch_size` (6) is no multiple of `micro_batch_size` (4)"]
+    );
+}
+
+#[test]
+fn a_field_given_twice_is_refused() {
+    check(
+        "seed: 1\nseed: 1\n",
+        &["4: `seed` is given twice, first at line 3"],
+    );
+    check(
+        "lr: 1\nlearning_rate: 1\n",
+        &["4: `learning_rate` means the same as `lr`, given at line 3; remove one"],
+    );
+    let variables = load_with(
+        SMALL,
+        &[("MUSTER_LR", "1"), ("MUSTER_LEARNING_RATE", "1")],
+        &[],
+    );
+    assert_eq!(
+        problems(variables),
+        [
+            "environment MUSTER_LR: `lr` means the same as `learning_rate`, given at environment MUSTER_LEARNING_RATE; remove one"
+        ]
+    );
+}
+
+#[test]
+fn what_other_trainers_do_and_muster_does_not_is_said() {
+    check(
+        "load_in_4bit: true\n",
+        &[
+            "3: `load_in_4bit` is not supported: quantised base weights are not supported; remove it, or set base_dtype: bfloat16",
+        ],
+    );
+    check(
+        "deepspeed: zero3.json\n",
+        &[
+            "3: `deepspeed` is not supported: the work is shared out without it; remove it and start more workers",
+        ],
+    );
+    check(
+        "optim: lion\n",
+        &["3: `optim` is not supported: AdamW is the only optimizer; remove it"],
+    );
+    check(
+        "wandb_project: mine\n",
+        &[
+            "3: `wandb_project` is not supported: the measurements are in metrics.jsonl in output_dir; remove it",
+        ],
+    );
+    check(
+        "adapter: qlora\n",
+        &["3: `adapter` must be one of lora, full, found `qlora`; did you mean `lora`?"],
+    );
+    job(
+        "optim: adamw_torch\nreport_to: []\nfsdp:\ntrust_remote_code: false\nmodel_type: LlamaForCausalLM\n",
+    );
+}
+
+#[test]
+fn variables_that_are_no_field_are_reported() {
+    let result = load_with(SMALL, &[("MUSTER_LERNING_RATE", "1")], &[]);
+    assert_eq!(
+        problems(result),
+        [
+            "environment MUSTER_LERNING_RATE: unknown field `lerning_rate`; did you mean `learning_rate`?"
+        ]
+    );
+}

@@ -1,0 +1,154 @@
+//! The digest, the wire, and the table of fields.
+
+use super::*;
+
+#[test]
+fn the_digest_follows_what_decides_the_result() {
+    let base = job("adapter: lora\n").digest();
+    assert_eq!(base.len(), 64);
+    for same in [
+        "output_dir: elsewhere\n",
+        "resume: never\n",
+        "logging_steps: 3\n",
+        "save_steps: 7\n",
+        "save_total_limit: 1\n",
+        "cluster: {min_workers: 4}\n",
+        "test_prompt: hello\n",
+        "max_skipped_steps: 1\n",
+        "model_revision: main\n",
+        "gradient_checkpointing: true\n",
+        "lora_r: 16\n",
+        "lora_target_modules: all-linear\n",
+    ] {
+        assert_eq!(
+            job(&format!("adapter: lora\n{same}")).digest(),
+            base,
+            "{same}"
+        );
+    }
+    for other in [
+        "seed: 1\n",
+        "lora_r: 8\n",
+        "learning_rate: 1e-3\n",
+        "micro_batch_size: 2\n",
+        "reduction: fast\n",
+        "sequence_len: 64\n",
+        "shuffle: false\n",
+        "val_set_size: 1\n",
+        "base_dtype: bfloat16\n",
+        "max_steps: 3\n",
+    ] {
+        assert_ne!(
+            job(&format!("adapter: lora\n{other}")).digest(),
+            base,
+            "{other}"
+        );
+    }
+    let moved = load_text("base_model: elsewhere\ndatasets: moved.jsonl\nadapter: lora\n").unwrap();
+    assert_eq!(moved.digest(), base);
+    let one_more = load_text("base_model: m\ndatasets: [a, b]\nadapter: lora\n").unwrap();
+    assert_ne!(one_more.digest(), base);
+}
+
+#[test]
+fn a_job_survives_the_wire() {
+    let job = job(
+        "adapter: lora\nval_set_size: 0.1\nlora_target_modules: [q_proj]\nlearning_rate: 0.1\nadam_beta2: 0.95\n",
+    );
+    let json = serde_json::to_string(&job).unwrap();
+    let back: JobSpec = serde_json::from_str(&json).unwrap();
+    assert_eq!(back, job);
+    assert_eq!(back.digest(), job.digest());
+}
+
+#[test]
+fn every_field_of_the_table_is_read() {
+    // A mapping is the wrong type everywhere, so a field that is not read is one that does not complain.
+    for field in fields() {
+        let (text, name) = match field.name.split_once('.') {
+            Some(("datasets[]", inner)) => (
+                format!("base_model: m\ndatasets:\n- path: a\n  {inner}: {{a: {{b: c}}}}\n"),
+                inner,
+            ),
+            Some(("cluster", inner)) => (format!("{SMALL}cluster:\n  {inner}: {{a: b}}\n"), inner),
+            _ => (
+                format!("{SMALL}{}: {{a: {{b: c}}}}\n", field.name),
+                field.name,
+            ),
+        };
+        let found = problems(load_text(&text));
+        assert!(
+            found.iter().any(|problem| problem.contains(name)),
+            "{name}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn no_name_means_two_things() {
+    let mut seen = std::collections::HashSet::new();
+    for field in fields() {
+        let prefix = if field.name.starts_with("datasets[].") {
+            "datasets[]."
+        } else {
+            ""
+        };
+        let aliases = field.aliases.iter().map(|alias| format!("{prefix}{alias}"));
+        for name in std::iter::once(field.name.to_owned()).chain(aliases) {
+            assert!(
+                seen.insert(name.clone()),
+                "{name} stands twice in the table"
+            );
+        }
+        assert!(
+            field.help.ends_with('.') && !field.default.is_empty(),
+            "{}",
+            field.name
+        );
+    }
+}
+
+/// All `MUSTER_…` names in the sources below this folder.
+fn variables_in(folder: &std::path::Path, found: &mut std::collections::BTreeSet<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            variables_in(&path, found);
+        }
+        let is_source = path
+            .extension()
+            .is_some_and(|e| e == "rs" || e == "yaml" || e == "py");
+        let text = if is_source {
+            fs::read_to_string(&path).unwrap_or_default()
+        } else {
+            String::new()
+        };
+        for part in text.split("MUSTER_").skip(1) {
+            let name: String = part
+                .chars()
+                .take_while(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '_')
+                .collect();
+            if !name.is_empty() && !name.ends_with('_') {
+                found.insert(format!("MUSTER_{name}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_programs_own_variables_are_no_fields() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut variables = std::collections::BTreeSet::new();
+    for folder in ["coordinator", "worker", "deploy", "common/tests"] {
+        variables_in(&root.join(folder), &mut variables);
+    }
+    assert!(variables.contains("MUSTER_LISTEN"));
+    for variable in variables {
+        let result = load_with(SMALL, &[(&variable, "1")], &[]);
+        let text = result
+            .err()
+            .map(|errors| errors.to_string())
+            .unwrap_or_default();
+        assert!(!text.contains("unknown field"), "{text}");
+    }
+}
