@@ -16,7 +16,7 @@ const CASES: [&str; 4] = ["llama", "qwen2-tied", "qwen3-tied", "qwen3-untied"];
 const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
 
-fn golden_dir() -> PathBuf {
+pub fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden")
 }
 
@@ -30,7 +30,7 @@ fn distance(found: &[f32], expected: &[f32]) -> f64 {
     difference / largest(&mut expected.iter().copied())
 }
 
-fn assert_steps(name: &str, found: &[Step], expected: &[Step]) {
+pub fn assert_steps(name: &str, found: &[Step], expected: &[Step]) {
     assert_eq!(found.len(), expected.len());
     for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
         for (what, found, expected) in [
@@ -51,7 +51,7 @@ fn assert_steps(name: &str, found: &[Step], expected: &[Step]) {
 ///
 /// Adam's first update is the sign of the gradient, so a single weight whose gradient is rounding noise may end up
 /// elsewhere: hence norms.
-fn assert_weights(name: &str, start: &Snapshot, found: &Snapshot, expected: &[f32]) {
+pub fn assert_weights(name: &str, start: &Snapshot, found: &Snapshot, expected: &[f32]) {
     let layout = &found.layout;
     let tensors = layout
         .tensors

@@ -14,8 +14,8 @@ use common::job::{InitWeights, LoraSpec, Method, TargetModules};
 use common::rng::CounterRng;
 use worker::engine::{Trainer, TrainerOptions};
 
-use crate::golden;
 use crate::support::{job, train_step};
+use crate::{dataset, golden};
 
 const PROMPT: &str = "What does a muster count? Zwölf Boxkämpfer…";
 const MAX_NEW_TOKENS: &str = "40";
@@ -134,6 +134,7 @@ fn freshly_made_golden_files_agree() {
     golden::check_lora_training(folder.path());
     golden::check_full_training(folder.path());
     golden::check_greedy(folder.path());
+    dataset::check_dataset(folder.path());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the golden files that `worker/tests/parity.rs` compares with: tiny random models, their logits and greedy
-continuations, and ten AdamW steps of LoRA and of full training, all by Transformers and PEFT in float32.
+"""Makes the golden files that the parity tests compare with, all by Transformers and PEFT in float32: tiny random
+models, their logits and greedy continuations, ten AdamW steps of LoRA and of full training on token ids; and ten steps
+of LoRA on dataset files, from chat template and tokenizer to the trained adapter (`dataset/`).
 
     python worker/tests/parity/make_golden.py            # rewrites golden/ beside this file
     python worker/tests/parity/make_golden.py FOLDER     # writes elsewhere, for a live comparison
@@ -18,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+TOKENIZER = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
 VOCABULARY = 96
 SEQUENCE_LEN = 20
 STEPS = 10
@@ -97,8 +99,10 @@ def random_examples(generator):
 
 
 def batch(examples):
+    longest = max(len(example["tokens"]) for example in examples)
+
     def pad(rows, value):
-        return torch.tensor([row + [value] * (SEQUENCE_LEN - len(row)) for row in rows])
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 
     tokens = [example["tokens"] for example in examples]
     return dict(
@@ -148,6 +152,11 @@ def save_model(model, folder):
 def save_adapter(model, folder):
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    # A set, whose order differs from run to run.
+    config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def make_case(folder, config, lora, seed):
@@ -187,6 +196,86 @@ def make_case(folder, config, lora, seed):
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
 
 
+def conversation_rows():
+    """One and two turns, with and without a system message."""
+    rows = []
+    for index in range(24):
+        messages = [dict(role="user", content=f"Count to {index % 5 + 2}, please.")]
+        answer = ", ".join(str(number + 1) for number in range(index % 5 + 2))
+        messages.append(dict(role="assistant", content=answer + "."))
+        if index % 3 == 0:
+            messages.insert(0, dict(role="system", content="You count sheep."))
+        if index % 4 == 1:
+            messages.append(dict(role="user", content="Zw\u00f6lf \U0001f411?"))
+            messages.append(dict(role="assistant", content=f"  {index} \u00d7 {index}\n= {index * index}"))
+        rows.append(dict(messages=messages))
+    return rows
+
+
+def completion_rows():
+    return [dict(prompt=f"{n} + {n} =", completion=f" {n + n}, and {n} * {n} = {n * n}") for n in range(8)]
+
+
+def text_rows():
+    return [dict(text=f"The {n}th fox jumps over {n + 2} lazy dogs.\n\nThen it sleeps.") for n in range(8)]
+
+
+def encode_conversation(tokenizer, messages):
+    """The answers are learned with the token that ends the turn: what the template adds to the generation prompt."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    learned = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True)
+            through = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+            assert text.startswith(through) and through.startswith(before)
+            end = len(before) + through[len(before) :].rindex(tokenizer.eos_token) + len(tokenizer.eos_token)
+            learned.append((len(before), end))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    labels = [
+        token if any(start < high and low < end for low, high in learned) else IGNORED
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"])
+    ]
+    return dict(tokens=encoded["input_ids"], labels=labels)
+
+
+def encode_plain(tokenizer, prompt, completion):
+    prompt_tokens = tokenizer(prompt)["input_ids"]
+    tokens = tokenizer(prompt + completion)["input_ids"] + [tokenizer.eos_token_id]
+    assert tokens[: len(prompt_tokens)] == prompt_tokens
+    return dict(tokens=tokens, labels=[IGNORED] * len(prompt_tokens) + tokens[len(prompt_tokens) :])
+
+
+def make_dataset_case(folder, seed):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = dict(COMMON, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    base = random_model(transformers.Qwen3Config(**sizes, head_dim=12, tie_word_embeddings=True), generator)
+    save_model(base, folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / name, folder / "model" / name)
+    data = dict(conversations=conversation_rows(), completions=completion_rows(), texts=text_rows())
+    for name, rows in data.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    examples = [encode_conversation(tokenizer, row["messages"]) for row in data["conversations"]]
+    examples += [encode_plain(tokenizer, row["prompt"], row["completion"]) for row in data["completions"]]
+    examples += [encode_plain(tokenizer, "", row["text"]) for row in data["texts"]]
+
+    adapter = peft.get_peft_model(
+        base, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+    )
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(adapter, folder / "adapter")
+    golden = dict(learning_rate=2e-3, batch=BATCH, examples=examples)
+    golden["steps"] = train(adapter, examples, golden["learning_rate"])
+    save_adapter(adapter, folder / "trained_adapter")
+    (folder / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
 def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -196,6 +285,7 @@ def main():
     shutil.rmtree(target, ignore_errors=True)
     for seed, (name, (config, lora)) in enumerate(CASES.items()):
         make_case(target / name, config, lora, seed)
+    make_dataset_case(target / "dataset", len(CASES))
     versions = {module.__name__: str(module.__version__) for module in (torch, transformers, peft)}
     (target / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 

@@ -138,7 +138,9 @@ pub fn block(examples: &[&Example], sequence_len: usize) -> Block {
         block.tokens.extend(&example.tokens);
         let segment = index as u16 + 1;
         block.segments.resize(block.tokens.len(), segment);
-        let trained = example.labels.iter().map(|label| *label >= 0);
+        // Nothing comes before the first token from which it could be predicted.
+        let labels = example.labels.iter().enumerate();
+        let trained = labels.map(|(index, label)| index > 0 && *label >= 0);
         block.trained.extend(trained);
     }
     assert!(block.tokens.len() <= sequence_len);
