@@ -7,16 +7,15 @@ use candle_core::{Result, Tensor, Var};
 
 use super::batch::Batch;
 use super::config::ModelConfig;
+use super::layers::Pass;
 use super::layers::attention::AttentionBlock;
-use super::layers::checkpoint::checkpoint;
-use super::layers::decoder::DecoderLayer;
+use super::layers::decoder::{Decoder, DecoderLayer, Keep, decode};
 use super::layers::mlp::Mlp;
-use super::layers::{Norm, Pass};
 use super::ops::cross_entropy::{LossSum, cross_entropy};
 use super::ops::embedding;
 use super::ops::lora_linear::{Lora, MaskKey};
 use super::ops::projection::{Linear, project};
-use super::ops::rms_norm::rms_norm;
+use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::{HeadNorms, RopeTable};
 use super::params::Weight;
 use super::weights::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, linears};
@@ -32,8 +31,7 @@ pub trait Tensors {
 pub struct Model {
     config: ModelConfig,
     embedding: Weight,
-    layers: Vec<Arc<DecoderLayer>>,
-    norm: Norm,
+    decoder: Arc<Decoder>,
     head: Weight,
     rope: Mutex<Arc<RopeTable>>,
     checkpointing: bool,
@@ -55,12 +53,14 @@ impl Model {
             tensors.weight(HEAD, &shape)?
         };
         let layers = (0..config.layers)
-            .map(|layer| Ok(Arc::new(build_layer(config, tensors, layer)?)))
+            .map(|layer| build_layer(config, tensors, layer))
             .collect::<std::result::Result<_, T::Error>>()?;
         Ok(Self {
             embedding,
-            layers,
-            norm: norm(config, tensors, FINAL_NORM)?,
+            decoder: Arc::new(Decoder {
+                layers,
+                norm: norm(config, tensors, FINAL_NORM)?,
+            }),
             head,
             rope: Mutex::new(Arc::new(RopeTable::new(
                 &config.rope_frequencies(),
@@ -80,7 +80,11 @@ impl Model {
     pub fn train(&self, batch: &Batch, mask: Option<MaskKey>) -> Result<LossSum> {
         let pass = self.pass(batch, mask);
         let embedded_th = Var::from_tensor(&embedding::embed(&batch.ids, &self.embedding)?)?;
-        let hidden_th = self.hidden(embedded_th.as_tensor(), &pass, self.checkpointing)?;
+        let keep = match self.checkpointing {
+            true => Keep::Inputs,
+            false => Keep::Everything,
+        };
+        let hidden_th = decode(&self.decoder, embedded_th.as_tensor(), &pass, keep)?;
         let targets = batch.targets.clone();
         let (loss, sum) = cross_entropy(&hidden_th, &self.head, targets, true)?;
         let gradients = loss.backward()?;
@@ -92,15 +96,13 @@ impl Model {
 
     /// Forward only.
     pub fn evaluate(&self, batch: &Batch) -> Result<LossSum> {
-        let embedded_th = embedding::embed(&batch.ids, &self.embedding)?;
-        let hidden_th = self.hidden(&embedded_th, &self.pass(batch, None), false)?;
+        let hidden_th = self.hidden(batch)?;
         Ok(cross_entropy(&hidden_th, &self.head, batch.targets.clone(), false)?.1)
     }
 
     /// `[t, v]`, for comparison with other implementations.
     pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        let embedded_th = embedding::embed(&batch.ids, &self.embedding)?;
-        let hidden_th = self.hidden(&embedded_th, &self.pass(batch, None), false)?;
+        let hidden_th = self.hidden(batch)?;
         let head = Linear {
             weight: self.head.clone(),
             bias: None,
@@ -109,16 +111,10 @@ impl Model {
         project(&hidden_th, &Arc::new(vec![head]), None)
     }
 
-    fn hidden(&self, embedded_th: &Tensor, pass: &Pass, checkpointing: bool) -> Result<Tensor> {
-        let mut x_th = embedded_th.clone();
-        for layer in &self.layers {
-            x_th = if checkpointing {
-                checkpoint(layer, &x_th, pass)?
-            } else {
-                layer.forward(&x_th, pass)?
-            };
-        }
-        rms_norm(&x_th, &self.norm.weight, self.norm.epsilon)
+    fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        let embedded_th = embedding::embed(&batch.ids, &self.embedding)?;
+        let pass = self.pass(batch, None);
+        decode(&self.decoder, &embedded_th, &pass, Keep::Nothing)
     }
 
     fn pass(&self, batch: &Batch, mask: Option<MaskKey>) -> Pass {
@@ -135,8 +131,8 @@ fn norm<T: Tensors>(
     config: &ModelConfig,
     tensors: &T,
     name: &str,
-) -> std::result::Result<Norm, T::Error> {
-    Ok(Norm {
+) -> std::result::Result<RmsNorm, T::Error> {
+    Ok(RmsNorm {
         weight: tensors.weight(name, &[config.hidden_size])?,
         epsilon: config.rms_norm_epsilon as f32,
     })

@@ -1,22 +1,22 @@
 //! The decoder's layers, each built of fused ops.
 
 pub mod attention;
-pub mod checkpoint;
+pub mod chain;
 pub mod decoder;
 pub mod mlp;
 
 use std::sync::Arc;
 
 use super::batch::Batch;
+use super::ops::attention::Segments;
 use super::ops::lora_linear::MaskKey;
 use super::ops::rope::RopeTable;
-use super::params::Weight;
 
 /// What every layer of a forward pass needs beside its input.
 #[derive(Clone)]
 pub struct Pass {
     pub positions: Arc<Vec<u32>>,
-    pub segments: Arc<super::ops::attention::Segments>,
+    pub segments: Arc<Segments>,
     pub rope: Arc<RopeTable>,
     /// None: nothing is dropped.
     pub mask: Option<MaskKey>,
@@ -31,11 +31,4 @@ impl Pass {
             mask,
         }
     }
-}
-
-/// The weight of an RMS norm.
-#[derive(Clone, Debug)]
-pub struct Norm {
-    pub weight: Weight,
-    pub epsilon: f32,
 }

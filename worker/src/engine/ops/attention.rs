@@ -70,14 +70,11 @@ impl Segments {
 /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; the result is
 /// `[tokens, heads * head_dim]`.
 pub fn attention(qkv: &Tensor, layout: HeadLayout, segments: Arc<Segments>) -> Result<Tensor> {
-    qkv.apply_op1(Attention {
-        layout,
-        segments,
-        log_sums: OnceLock::new(),
-    })
+    qkv.apply_op1(Attention::new(layout, segments))
 }
 
-struct Attention {
+/// The operation, for one run.
+pub struct Attention {
     layout: HeadLayout,
     segments: Arc<Segments>,
     /// `log(sum(exp(scores)))` of each row, `[heads, tokens]`, kept for the backward pass.
@@ -85,6 +82,14 @@ struct Attention {
 }
 
 impl Attention {
+    pub fn new(layout: HeadLayout, segments: Arc<Segments>) -> Self {
+        Self {
+            layout,
+            segments,
+            log_sums: OnceLock::new(),
+        }
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.layout.head_dim as f32).sqrt()
     }

@@ -37,10 +37,9 @@ pub struct MaskKey {
 }
 
 impl Lora {
-    /// Adds to `y` and returns `u` `[tokens, rank]` for the backward pass. Without a mask key nothing is dropped.
-    pub(super) fn forward(
+    /// `u = drop(x) Aᵀ`, `[tokens, rank]`. Without a mask key nothing is dropped.
+    pub(super) fn reduce(
         &self,
-        y: &mut MatrixMut,
         x: &[f32],
         tokens: usize,
         mask: Option<MaskKey>,
@@ -59,14 +58,18 @@ impl Lora {
             );
             Ok(())
         })?;
-        let out = self.b.matrix_dims()?.0;
+        Ok(u)
+    }
+
+    /// `y += scale · u Bᵀ`, `[tokens, out]`.
+    pub(super) fn expand(&self, y: &mut MatrixMut, u: &[f32], tokens: usize) -> Result<()> {
+        let (out, rank) = self.b.matrix_dims()?;
         self.b.with_f32(|b| {
             let b = Matrix::new(b, out, rank).transposed();
-            let u = Matrix::new(&u, tokens, rank);
+            let u = Matrix::new(u, tokens, rank);
             multiply(y, true, self.scale, u, b, all_threads());
             Ok(())
-        })?;
-        Ok(u)
+        })
     }
 
     /// Adds to `dx` `[tokens, in]` and to the gradients of A and B.

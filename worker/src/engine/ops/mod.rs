@@ -4,7 +4,7 @@
 //! Activations are float32, `[tokens, width]`, row-major. Work is split over fixed tiles, so that the bits never
 //! depend on the number of threads.
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 pub mod attention;
@@ -42,10 +42,43 @@ pub fn with_f32<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> R
     }
 }
 
-/// A tensor of its own from an op's argument.
-pub fn copy_to_tensor(storage: &CpuStorage, layout: &Layout) -> Result<Tensor> {
-    let data = f32_slice(storage, layout)?.to_vec();
-    Tensor::from_vec(data, layout.shape(), &candle_core::Device::Cpu)
+/// `sum += x`, on a tensor that nobody else holds.
+pub fn add_in_place(sum: &Tensor, x: &Tensor) -> Result<()> {
+    sum.inplace_op2(x, &AddInPlace)
+}
+
+struct AddInPlace;
+
+impl InplaceOp2 for AddInPlace {
+    fn name(&self) -> &'static str {
+        "add_in_place"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        sum_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<()> {
+        let x = f32_slice(x, x_layout)?;
+        let CpuStorage::F32(sum) = sum else {
+            candle_core::bail!("a sum that is not float32");
+        };
+        if !sum_layout.is_contiguous() || sum_layout.start_offset() != 0 || sum.len() != x.len() {
+            candle_core::bail!("a sum of other shape");
+        }
+        const TILE: usize = 1 << 14;
+        sum.par_chunks_mut(TILE)
+            .zip(x.par_chunks(TILE))
+            .for_each(|(sum, x)| {
+                vector::dispatch(
+                    #[inline(always)]
+                    || vector::add_scaled(sum, x, 1.0),
+                );
+            });
+        Ok(())
+    }
 }
 
 /// What a forward pass returns: `[rows, width]`.

@@ -38,15 +38,18 @@ pub fn project_onto(
     x.apply_op2(residual, Projection::new(linear, mask))
 }
 
-struct Projection {
+/// The operation, for one run.
+pub struct Projection {
     linears: Arc<Vec<Linear>>,
     mask: Option<MaskKey>,
     /// `drop(x) Aᵀ` of each layer that has an adapter, for the backward pass.
-    low_rank: OnceLock<Vec<Option<Vec<f32>>>>,
+    low_rank: OnceLock<LowRank>,
 }
 
+type LowRank = Vec<Option<Vec<f32>>>;
+
 impl Projection {
-    fn new(linears: &Arc<Vec<Linear>>, mask: Option<MaskKey>) -> Self {
+    pub fn new(linears: &Arc<Vec<Linear>>, mask: Option<MaskKey>) -> Self {
         Self {
             linears: linears.clone(),
             mask,
@@ -70,9 +73,9 @@ impl Projection {
             Some(_) => candle_core::bail!("a residual of another shape"),
             None => vec![0.0; tokens * total],
         };
-        let mut low_rank = Vec::with_capacity(widths.len());
+        let low_rank = self.low_rank(x, tokens)?;
         let mut first = 0;
-        for (linear, width) in self.linears.iter().zip(widths) {
+        for ((linear, width), u) in self.linears.iter().zip(widths).zip(low_rank) {
             if linear.weight.matrix_dims()?.1 != depth {
                 candle_core::bail!("an input {depth} wide for a layer of another width");
             }
@@ -91,22 +94,32 @@ impl Projection {
                 Matrix::new(x, tokens, depth),
                 &linear.weight,
             )?;
-            low_rank.push(match &linear.lora {
-                Some(lora) => Some(lora.forward(&mut part, x, tokens, self.mask)?),
-                None => None,
-            });
+            if let (Some(lora), Some(u)) = (&linear.lora, u) {
+                lora.expand(&mut part, u, tokens)?;
+            }
             first += width;
-        }
-        if self.low_rank.set(low_rank).is_err() {
-            candle_core::bail!("a projection was run twice");
         }
         Ok(y)
     }
 
+    /// Computed by whichever pass needs it first: a checkpointed layer's last projection only runs backward.
+    fn low_rank(&self, x: &[f32], tokens: usize) -> Result<&LowRank> {
+        if let Some(low_rank) = self.low_rank.get() {
+            return Ok(low_rank);
+        }
+        let low_rank = self
+            .linears
+            .iter()
+            .map(|linear| match &linear.lora {
+                Some(lora) => Ok(Some(lora.reduce(x, tokens, self.mask)?)),
+                None => Ok(None),
+            })
+            .collect::<Result<_>>()?;
+        Ok(self.low_rank.get_or_init(|| low_rank))
+    }
+
     fn backward(&self, x: &[f32], dy: &[f32], tokens: usize) -> Result<Vec<f32>> {
-        let Some(low_rank) = self.low_rank.get() else {
-            candle_core::bail!("projection backward before forward");
-        };
+        let low_rank = self.low_rank(x, tokens)?;
         let widths = self.widths()?;
         let total: usize = widths.iter().sum();
         let depth = x.len() / tokens.max(1);

@@ -15,9 +15,11 @@ pub fn rms_norm(x: &Tensor, weight: &Weight, epsilon: f32) -> Result<Tensor> {
     })
 }
 
-struct RmsNorm {
-    weight: Weight,
-    epsilon: f32,
+/// The operation: its weight is `[width]`, in float32.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    pub weight: Weight,
+    pub epsilon: f32,
 }
 
 /// One row forward.

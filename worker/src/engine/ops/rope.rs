@@ -67,6 +67,7 @@ pub struct HeadNorms {
     pub epsilon: f32,
 }
 
+/// `qkv` is `[tokens, layout.width()]`, and so is the result.
 pub fn rope(
     qkv: &Tensor,
     layout: HeadLayout,
@@ -74,19 +75,11 @@ pub fn rope(
     positions: Arc<Vec<u32>>,
     table: Arc<RopeTable>,
 ) -> Result<Tensor> {
-    let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
-    if longest > table.positions() || table.half * 2 != layout.head_dim {
-        candle_core::bail!("a rope table for other positions");
-    }
-    qkv.apply_op1(Rope {
-        layout,
-        norms,
-        positions,
-        table,
-    })
+    qkv.apply_op1(Rope::new(layout, norms, positions, table)?)
 }
 
-struct Rope {
+/// The operation.
+pub struct Rope {
     layout: HeadLayout,
     norms: Option<HeadNorms>,
     positions: Arc<Vec<u32>>,
@@ -97,6 +90,25 @@ struct Rope {
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
 impl Rope {
+    /// The table must reach to the last position.
+    pub fn new(
+        layout: HeadLayout,
+        norms: Option<HeadNorms>,
+        positions: Arc<Vec<u32>>,
+        table: Arc<RopeTable>,
+    ) -> Result<Self> {
+        let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
+        if longest > table.positions() || table.half * 2 != layout.head_dim {
+            candle_core::bail!("a rope table for other positions");
+        }
+        Ok(Self {
+            layout,
+            norms,
+            positions,
+            table,
+        })
+    }
+
     fn with_norms<R>(&self, read: impl FnOnce(NormSlices) -> Result<R>) -> Result<R> {
         match &self.norms {
             None => read(None),

@@ -11,7 +11,8 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     gate_up.apply_op1(Swiglu)
 }
 
-struct Swiglu;
+/// The operation.
+pub struct Swiglu;
 
 #[inline(always)]
 fn forward_row(gate_up: &[f32], h: &mut [f32]) {
