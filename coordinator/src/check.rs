@@ -4,14 +4,13 @@
 //! goes into the output folder only if that is there already, else it is thrown away.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use common::data::{DataErrors, Sample, samples};
 use common::job::{JobSpec, Method};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::prepare::{Estimate, PreflightError, Prepared, WORK_FOLDER, prepare_in};
+use crate::prepare::{Estimate, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
 
 /// How `check` reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,8 +32,14 @@ pub enum CheckError {
 
 /// Checks the job and writes the report.
 pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result<(), CheckError> {
-    let scratch = Scratch::new(job)?;
-    let prepared = prepare_in(job, &scratch.folder, false)?;
+    let kept = job.output_dir.join(WORK_FOLDER);
+    let scratch = if kept.is_dir() {
+        None
+    } else {
+        Some(Scratch::new()?)
+    };
+    let blocks_dir = scratch.as_ref().map_or(kept.as_path(), Scratch::path);
+    let prepared = prepare_in(job, blocks_dir, false)?;
     let samples = samples(
         job,
         &prepared.tokenizer,
@@ -54,38 +59,6 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
     }
     out.flush()?;
     Ok(())
-}
-
-/// Where the block file goes; removed at the end if it was made for this.
-struct Scratch {
-    folder: PathBuf,
-    temporary: bool,
-}
-
-impl Scratch {
-    fn new(job: &JobSpec) -> io::Result<Self> {
-        let folder = job.output_dir.join(WORK_FOLDER);
-        if folder.is_dir() {
-            return Ok(Self {
-                folder,
-                temporary: false,
-            });
-        }
-        let folder = std::env::temp_dir().join(format!("muster-check-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self {
-            folder,
-            temporary: true,
-        })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.temporary {
-            let _ = std::fs::remove_dir_all(&self.folder);
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -224,7 +197,7 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
 
 fn memory(estimate: &Estimate) -> String {
     format!(
-        "about {} a worker: weights {}, training state {}, activations {}, logits {}",
+        "about {} a worker: weights {}, gradients and optimizer {}, activations {}, logits {}",
         bytes(estimate.total_bytes()),
         bytes(estimate.weights_bytes),
         bytes(estimate.trainable_bytes),

@@ -7,8 +7,10 @@ mod estimate;
 mod shape;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
@@ -21,6 +23,8 @@ use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
 use common::plan::Schedule;
 use thiserror::Error;
+
+use crate::output::{self, RunIdentity};
 
 pub use estimate::Estimate;
 pub use shape::ModelShape;
@@ -157,7 +161,12 @@ pub fn prepare_in(
     with_digests: bool,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
-    errors.note(check_output_dir(job));
+    let scratch = match errors.note(check_output_dir(job)) {
+        Some(()) => None,
+        // What is there stays as it is, but the data is looked at all the same.
+        None => errors.note(Scratch::new()),
+    };
+    let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     errors.note(check_adapter(job));
     let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
     let shape = model
@@ -165,6 +174,8 @@ pub fn prepare_in(
         .and_then(|model| errors.note(ModelShape::of(model)));
     if let (Some(model), Some(shape)) = (&model, &shape) {
         errors.note(check_weights(job, model, shape));
+        #[cfg(feature = "single-node")]
+        errors.note(check_engine(job, model));
     }
     let estimate = shape
         .as_ref()
@@ -255,59 +266,29 @@ fn check_datasets(job: &JobSpec) -> Result<(), String> {
     }
 }
 
-/// The output folder can be written, and holds no run of another job.
+/// The output folder can be written and is no other job's, and the checkpoint to resume from is whole.
 fn check_output_dir(job: &JobSpec) -> Result<(), String> {
     let dir = &job.output_dir;
-    let shown = dir.display();
     if let Resume::Path(path) = &job.resume {
         checkpoint::verify(path).map_err(|error| format!("resume: {error}"))?;
     }
-    let Some(existing) = dir.ancestors().find(|path| path.exists()) else {
+    let identity = RunIdentity {
+        job: job.clone(),
+        data_digest: None,
+        base_model_digest: None,
+    };
+    output::check_output_dir(&identity).map_err(|error| error.to_string())?;
+    let Some(existing) = dir.ancestors().find(|path| path.is_dir()) else {
         return Ok(());
     };
-    if !existing.is_dir() {
-        return Err(format!(
-            "output_dir {shown}: {} is not a folder",
-            existing.display()
-        ));
-    }
     let read_only = std::fs::metadata(existing)
-        .map_err(|error| format!("output_dir {shown}: {error}"))?
+        .map_err(|error| format!("output_dir {}: {error}", dir.display()))?
         .permissions()
         .readonly();
     if read_only {
-        return Err(format!("output_dir {shown} cannot be written"));
+        return Err(format!("output_dir {} cannot be written", dir.display()));
     }
-    let digest = job.digest();
-    match digest_of_another_job(dir, &digest) {
-        None => Ok(()),
-        Some((other, path)) => Err(format!(
-            "output_dir {shown} holds the run of another job ({} is of job {}, this is job {}): choose another output_dir, or remove that run",
-            path.display(),
-            shortened(&other),
-            shortened(&digest)
-        )),
-    }
-}
-
-fn shortened(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
-}
-
-fn digest_of_another_job(dir: &Path, digest: &str) -> Option<(String, PathBuf)> {
-    let checkpoints = checkpoint::list(dir).unwrap_or_default();
-    let manifests = checkpoints
-        .into_iter()
-        .rev()
-        .map(|(_, path)| path.join(checkpoint::MANIFEST));
-    std::iter::once(dir.join("run.json"))
-        .chain(manifests)
-        .find_map(|path| {
-            let bytes = std::fs::read(&path).ok()?;
-            let json: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-            let found = json.get("job_digest")?.as_str()?;
-            (found != digest).then(|| (found.to_owned(), path))
-        })
+    Ok(())
 }
 
 /// The adapter to start from is there and has the job's rank.
@@ -330,6 +311,38 @@ fn check_adapter(job: &JobSpec) -> Result<(), String> {
     TensorFile::open(&dir.join(ADAPTER_WEIGHTS))
         .map(drop)
         .map_err(|error| error.to_string())
+}
+
+/// What only the engine knows: whether it can compute this model.
+#[cfg(feature = "single-node")]
+fn check_engine(job: &JobSpec, model: &ModelFolder) -> Result<(), worker::engine::EngineError> {
+    let config = worker::engine::config::ModelConfig::of(model)?;
+    config.check_sequence_len(job.sequence_len, &model.dir().join("config.json"))
+}
+
+/// A folder of its own for block files that nobody keeps; gone when dropped.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("muster-check-{}-{count}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Every tensor of the architecture is there in its shape.

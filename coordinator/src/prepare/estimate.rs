@@ -8,8 +8,9 @@ use common::job::{BaseDtype, JobSpec, Method, Reduction};
 
 use super::ModelShape;
 
-/// Tokens whose logits are held at once: the loss is computed in chunks.
-const LOSS_CHUNK_TOKENS: usize = 1024;
+/// The loss is computed in chunks of at most so many logits and tokens.
+const LOSS_CHUNK_LOGITS: usize = 16 << 20;
+const LOSS_CHUNK_TOKENS: usize = 512;
 const F32: u64 = 4;
 
 /// Bytes in one worker, and the scalars behind them.
@@ -17,14 +18,14 @@ const F32: u64 = 4;
 pub struct Estimate {
     pub parameters: u64,
     pub trainable_parameters: u64,
-    /// Of the base model, in its storage type.
+    /// Frozen ones in their storage type, trainable ones in float32.
     pub weights_bytes: u64,
-    /// For each trainable scalar: the weight and two moments in float32, the sum over slots (8 bytes; 4 with
-    /// `reduction: fast`), the gradient of a slot and the mean gradient in float32.
+    /// For each trainable scalar: two moments in float32, the sum over slots (8 bytes; 4 with `reduction: fast`), the
+    /// gradient of a slot and the mean gradient in float32.
     pub trainable_bytes: u64,
     /// What the backward pass needs of one slot.
     pub activations_bytes: u64,
-    /// Logits and their gradient for one chunk of tokens.
+    /// Logits of one chunk of tokens; their gradient takes their place.
     pub logits_bytes: u64,
 }
 
@@ -55,14 +56,18 @@ impl Estimate {
         } else {
             shape.layers as u64 * layer
         };
-        let chunk = tokens.min(LOSS_CHUNK_TOKENS as u64);
+        let chunk = (LOSS_CHUNK_LOGITS / shape.vocab_size).clamp(1, LOSS_CHUNK_TOKENS);
+        let weights_bytes = match job.method {
+            Method::Full => parameters * F32,
+            Method::Lora(_) => parameters * stored + trainable * F32,
+        };
         Ok(Self {
             parameters,
             trainable_parameters: trainable,
-            weights_bytes: parameters * stored,
-            trainable_bytes: trainable * (3 * F32 + sum + 2 * F32),
+            weights_bytes,
+            trainable_bytes: trainable * (2 * F32 + sum + 2 * F32),
             activations_bytes: tokens * floats * F32,
-            logits_bytes: chunk * shape.vocab_size as u64 * F32 * 2,
+            logits_bytes: tokens.min(chunk as u64) * shape.vocab_size as u64 * F32,
         })
     }
 

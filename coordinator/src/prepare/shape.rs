@@ -63,7 +63,10 @@ impl ModelShape {
             layers: required("num_hidden_layers")?,
             heads,
             key_value_heads: optional("num_key_value_heads").unwrap_or(heads),
-            head_dim: optional("head_dim").unwrap_or(hidden_size / heads),
+            head_dim: optional("head_dim").unwrap_or(match architecture {
+                Architecture::Qwen3 => 128,
+                _ => hidden_size / heads,
+            }),
             tied_head: flag("tie_word_embeddings"),
             max_positions: optional("max_position_embeddings"),
             qkv_bias: attention_bias || architecture == Architecture::Qwen2,

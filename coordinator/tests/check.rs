@@ -1,0 +1,194 @@
+//! `coordinator check`: what it says of a good job, and that it finds what would fail.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value as Json, json};
+
+struct Setup {
+    folder: tempfile::TempDir,
+    job: Json,
+}
+
+const CHAT: &str = r#"{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A pirate."}]}"#;
+
+impl Setup {
+    /// A job on a copy of the shipped model's configuration and tokenizer, with random weights.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
+        let model = folder.path().join("model");
+        std::fs::create_dir(&model).unwrap();
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(shipped.join(name), model.join(name)).unwrap();
+        }
+        let data = folder.path().join("data.jsonl");
+        std::fs::write(&data, format!("{CHAT}\n{}\n", r#"{"text": "Ahoy"}"#)).unwrap();
+        let job = json!({
+            "base_model": model, "init_weights": "random", "datasets": [{"path": data}], "sequence_len": 64,
+            "global_batch_size": 4, "micro_batch_size": 2, "num_epochs": 3,
+            "output_dir": folder.path().join("out"),
+        });
+        Self { folder, job }
+    }
+
+    fn model(&self, name: &str) -> PathBuf {
+        self.folder.path().join("model").join(name)
+    }
+
+    fn set(mut self, name: &str, value: Json) -> Self {
+        self.job[name] = value;
+        self
+    }
+
+    fn run(&self, options: &[&str]) -> Output {
+        let path = self.folder.path().join("job.yaml");
+        std::fs::write(&path, self.job.to_string()).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_coordinator"))
+            .arg("check")
+            .arg(&path)
+            .args(options)
+            .output()
+            .unwrap()
+    }
+
+    /// The problems, with the test's folder taken out of the paths.
+    fn problems(&self) -> Vec<String> {
+        let output = self.run(&[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        let dir = format!("{}/", self.folder.path().display());
+        let text = text.replace(&dir, "");
+        let text = text.strip_prefix("error: ").unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn json_is_one_document_of_the_promised_shape() {
+    let setup = Setup::new();
+    let output = setup.run(&["--json", "--show", "2"]);
+    assert!(output.status.success());
+    let document: Json = serde_json::from_slice(&output.stdout).unwrap();
+    let keys =
+        |value: &Json| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(keys(&document), ["job", "dataset", "plan", "samples"]);
+    assert_eq!(
+        keys(&document["dataset"]),
+        ["rows", "examples", "blocks", "tokens", "trained_tokens"]
+    );
+    assert_eq!(document["plan"], json!({"steps": 3, "slots_per_step": 1}));
+    assert_eq!(document["dataset"]["rows"], 2);
+    assert_eq!(document["dataset"]["blocks"], 1);
+    let samples = document["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 2);
+    assert_eq!(keys(&samples[0]), ["text", "input_ids", "labels"]);
+    let mut trained = 0;
+    for sample in samples {
+        let ids = sample["input_ids"].as_array().unwrap();
+        let labels = sample["labels"].as_array().unwrap();
+        assert_eq!(ids.len(), labels.len());
+        for (id, label) in ids.iter().zip(labels) {
+            assert!(label == id || label == -100);
+            trained += usize::from(label == id);
+        }
+    }
+    assert_eq!(document["dataset"]["trained_tokens"], trained);
+    let text = samples[0]["text"].as_str().unwrap();
+    assert!(text.contains("A pirate.<|im_end|>"), "{text}");
+    let out = setup.folder.path().join("out");
+    assert!(!out.exists(), "check leaves nothing behind");
+}
+
+#[test]
+fn the_table_shows_counts_and_the_learned_text() {
+    let output = Setup::new().run(&["--show", "1"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "2 rows, 2 examples",
+        "3 steps",
+        "memory",
+        "⟦A pirate.<|im_end|>⟧",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn everything_that_would_fail_is_said_at_once() {
+    let setup = Setup::new();
+    std::fs::remove_file(setup.model("tokenizer.json")).unwrap();
+    std::fs::remove_file(setup.folder.path().join("data.jsonl")).unwrap();
+    std::fs::write(setup.folder.path().join("out"), "in the way").unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert!(problems[0].contains("out is not a folder"), "{problems:?}");
+    assert!(
+        problems[1].contains("model has no tokenizer.json"),
+        "{problems:?}"
+    );
+    assert_eq!(problems[2], "data.jsonl: no such file");
+}
+
+#[test]
+fn an_unsupported_architecture_is_named_with_the_supported_ones() {
+    let setup = Setup::new();
+    let config = std::fs::read_to_string(setup.model("config.json")).unwrap();
+    let config = config.replace("Qwen3ForCausalLM", "GPT2LMHeadModel");
+    std::fs::write(setup.model("config.json"), config).unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for name in [
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ] {
+        assert!(problems[0].contains(name), "{problems:?}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_there_or_truncated_are_named() {
+    let setup = Setup::new().set("init_weights", json!("pretrained"));
+    let problems = setup.problems();
+    assert!(problems[0].contains("has no weights"), "{problems:?}");
+    let truncated = [8, 0, 0, 0, 0, 0, 0, 0, b'{'];
+    std::fs::write(setup.model("model.safetensors"), truncated).unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("model.safetensors"), "{problems:?}");
+    let header = br#"{"other":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}      "#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header);
+    file.extend_from_slice(&[0; 4]);
+    std::fs::write(setup.model("model.safetensors"), file).unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems, ["model: no tensor model.embed_tokens.weight"]);
+}
+
+#[test]
+fn a_missing_model_folder_is_one_problem() {
+    let setup = Setup::new();
+    std::fs::remove_dir_all(setup.folder.path().join("model")).unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("model"), "{problems:?}");
+}
+
+#[test]
+fn bad_rows_are_listed_with_their_lines() {
+    let setup = Setup::new();
+    let rows = format!("{CHAT}\n{{\"messages\": [\n{{\"texts\": 1}}\n");
+    std::fs::write(setup.folder.path().join("data.jsonl"), rows).unwrap();
+    let problems = setup.problems();
+    assert!(
+        problems[0].contains("data.jsonl:2: broken JSON"),
+        "{problems:?}"
+    );
+    assert!(
+        problems[1].contains("data.jsonl:3: no column"),
+        "{problems:?}"
+    );
+}
