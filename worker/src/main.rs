@@ -1,6 +1,7 @@
 //! The worker's command line.
 
 mod generate;
+mod merge;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -42,6 +43,10 @@ enum Command {
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
     Generate(generate::GenerateArgs),
+    /// Write a model with an adapter merged into its weights
+    ///
+    /// Exit codes: 0 done, 1 failed, 2 usage.
+    Merge(merge::MergeArgs),
 }
 
 #[derive(Args)]
@@ -91,10 +96,15 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Join(args) => run_join(args),
-        Command::Generate(args) => match generate::run(args) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(FAILED, &error.to_string()),
-        },
+        Command::Generate(args) => finish(generate::run(args)),
+        Command::Merge(args) => finish(merge::run(args)),
+    }
+}
+
+fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(FAILED, &error.to_string()),
     }
 }
 

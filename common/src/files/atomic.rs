@@ -124,7 +124,13 @@ impl AtomicDir {
         } else {
             None
         };
-        fs::rename(&self.temporary, &self.target).map_err(FileError::io("write", &self.target))?;
+        if let Err(error) = fs::rename(&self.temporary, &self.target) {
+            if let Some(replaced) = &replaced {
+                // Where this fails too, `remove_leftovers` does it later.
+                let _ = fs::rename(replaced, &self.target);
+            }
+            return Err(FileError::io("write", &self.target)(error));
+        }
         self.committed = true;
         sync_folder(parent(&self.target))?;
         if let Some(replaced) = replaced {

@@ -179,7 +179,7 @@ fn check_supported(
 }
 
 /// All weights of the model in float32, with `W + scale · B A` for what the adapter changes.
-fn merged_weights(
+pub(super) fn merged_weights(
     folder: &ModelFolder,
     config: &ModelConfig,
     adapter_dir: Option<&Path>,

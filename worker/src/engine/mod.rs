@@ -7,6 +7,7 @@ pub mod config;
 pub mod generate;
 pub mod inference;
 pub mod layers;
+pub mod merge;
 pub mod model;
 pub mod numerics;
 pub mod ops;

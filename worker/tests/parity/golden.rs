@@ -9,6 +9,7 @@ use common::files::snapshot::{Snapshot, WeightsFormat, read_weights};
 use common::files::tensors::{Dtype, TensorFile};
 use worker::engine::generate::Sampling;
 use worker::engine::inference::InferenceModel;
+use worker::engine::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
@@ -130,26 +131,39 @@ pub fn check_full_training(golden: &Path) {
 }
 
 pub fn check_greedy(golden: &Path) {
+    for name in CASES {
+        let case = Case::open(golden, name);
+        let (model, adapter) = (case.dir.join("model"), case.dir.join("trained_adapter"));
+        assert_greedy(&case, &model, None, &case.golden.greedy_base);
+        assert_greedy(&case, &model, Some(&adapter), &case.golden.greedy_adapter);
+    }
+}
+
+fn assert_greedy(case: &Case, model: &Path, adapter: Option<&Path>, expected: &[u32]) {
     let greedy = Sampling {
         max_new_tokens: 0,
         temperature: 0.0,
         seed: 0,
     };
+    let mut model = InferenceModel::load(model, adapter).unwrap();
+    let mut input = case.golden.examples[0].tokens.clone();
+    for (index, token) in expected.iter().enumerate() {
+        let found = greedy.choose(&model.append(&input).unwrap(), index);
+        assert_eq!(found, *token, "{:?}, token {index}", case.dir);
+        input = vec![found];
+    }
+}
+
+#[test]
+fn a_merged_model_continues_like_model_and_adapter() {
     for name in CASES {
-        let case = Case::open(golden, name);
-        let adapter = case.dir.join("trained_adapter");
-        for (adapter, expected) in [
-            (None, &case.golden.greedy_base),
-            (Some(adapter.as_path()), &case.golden.greedy_adapter),
-        ] {
-            let mut model = InferenceModel::load(&case.dir.join("model"), adapter).unwrap();
-            let mut input = case.golden.examples[0].tokens.clone();
-            for (index, token) in expected.iter().enumerate() {
-                let found = greedy.choose(&model.append(&input).unwrap(), index);
-                assert_eq!(found, *token, "{name}, token {index}");
-                input = vec![found];
-            }
-        }
+        let case = Case::open(&golden_dir(), name);
+        let folder = tempfile::tempdir().unwrap();
+        let merged = folder.path().join("merged");
+        let (model, adapter) = (case.dir.join("model"), case.dir.join("trained_adapter"));
+        merge(&model, &adapter, &merged).unwrap();
+        assert_greedy(&case, &merged, None, &case.golden.greedy_adapter);
+        assert!(merge(&model, &adapter, &merged).is_err(), "overwrites");
     }
 }
 

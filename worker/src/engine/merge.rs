@@ -1,0 +1,71 @@
+//! A model and a PEFT adapter become one model: `W + scale · B A`, computed in float32 and stored as the base model is
+//! (float16 as float32, since sums may leave its range).
+
+use std::path::{Path, PathBuf};
+
+use common::files::FileError;
+use common::files::atomic::AtomicDir;
+use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use common::files::tensors::Dtype;
+use common::job::InitWeights;
+use thiserror::Error;
+
+use super::config::ModelConfig;
+use super::inference::{InferenceError, merged_weights};
+
+#[derive(Debug, Error)]
+pub enum MergeError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Model(#[from] InferenceError),
+    #[error("{path} exists already: name a folder that does not")]
+    Exists { path: PathBuf },
+}
+
+/// Writes the merged model with the base model's tokenizer files. `output` appears whole or not at all.
+pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), MergeError> {
+    if output.exists() {
+        return Err(MergeError::Exists {
+            path: output.to_owned(),
+        });
+    }
+    let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
+    let config = ModelConfig::of(&folder).map_err(InferenceError::from)?;
+    let mut tensors = Vec::new();
+    for (name, tensor) in merged_weights(&folder, &config, Some(adapter_dir))? {
+        let shape = tensor.dims().to_vec();
+        let scalars = tensor
+            .flatten_all()
+            .and_then(|flat| flat.to_vec1::<f32>())
+            .map_err(InferenceError::from)?;
+        tensors.push((name, shape, scalars));
+    }
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let listed: Vec<ModelTensor> = tensors
+        .iter()
+        .map(|(name, shape, scalars)| ModelTensor {
+            name,
+            shape,
+            scalars,
+        })
+        .collect();
+    let stored = ["dtype", "torch_dtype"]
+        .iter()
+        .find_map(|key| folder.config_json()[*key].as_str());
+    let dtype = match stored {
+        Some("bfloat16") => Dtype::BF16,
+        _ => Dtype::F32,
+    };
+    let dir = AtomicDir::create(output)?;
+    folder.copy_tokenizer_files(dir.path())?;
+    write_model(
+        dir.path(),
+        folder.config_json(),
+        &listed,
+        dtype,
+        MAX_SHARD_BYTES,
+    )?;
+    dir.commit()?;
+    Ok(())
+}
