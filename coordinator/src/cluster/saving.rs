@@ -42,6 +42,12 @@ impl Saving {
         self.stored
     }
 
+    /// Makes a checkpoint due after the next step.
+    #[cfg(test)]
+    pub fn overdue(&mut self) {
+        self.overdue = true;
+    }
+
     pub fn worker_lost(&mut self, worker: WorkerId) {
         if let Some(pending) = self.pending
             && pending.worker == worker
