@@ -1,0 +1,191 @@
+//! Real runs with real processes: whatever happens to them, the same weights come out.
+#![cfg(feature = "single-node")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{JOIN, Run, Site, free_port};
+use tokio_util::sync::CancellationToken;
+use worker::{JoinOptions, WorkerError};
+
+/// Not a test: what [`Site::join`] starts this binary for.
+#[test]
+#[ignore = "a worker, started by the tests"]
+fn worker_process() {
+    let Ok(address) = std::env::var(JOIN) else {
+        return;
+    };
+    let mut options = JoinOptions::new(address);
+    options.threads = Some(1);
+    join(options).unwrap();
+}
+
+fn join(options: JoinOptions) -> Result<worker::Finished, WorkerError> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(worker::join(options, CancellationToken::new()))
+}
+
+#[test]
+fn any_number_of_workers_and_threads_gives_the_same_weights() {
+    let site = Site::new();
+    let quiet = site.train("one", &["--threads", "1"]);
+    for (workers, threads) in [("1", "2"), ("2", "1"), ("3", "2"), ("4", "1")] {
+        let output = format!("{workers}-{threads}");
+        let options = ["--local-workers", workers, "--threads", threads];
+        assert_eq!(site.train(&output, &options), quiet, "{workers} workers");
+    }
+    let digests = |output: &str| -> Vec<Value> {
+        let steps = site.steps(output);
+        steps
+            .iter()
+            .map(|step| step["weights_digest"].clone())
+            .collect()
+    };
+    assert_eq!(digests("3-2"), digests("one"));
+    assert_eq!(digests("one").len(), 6);
+}
+
+#[test]
+fn full_training_gives_the_same_weights_with_two_workers() {
+    let site = Site::new();
+    let quiet = site.train("one", &["full", "--max-steps", "3"]);
+    let two = site.train("two", &["full", "--max-steps", "3", "--local-workers", "2"]);
+    assert_eq!(two, quiet);
+    assert!(site.path("two/model.safetensors").is_file());
+    assert!(site.path("two/config.json").is_file());
+}
+
+#[test]
+fn the_output_folder_holds_an_adapter_and_the_record_of_the_run() {
+    let site = Site::new();
+    let digest = site.train(
+        "out",
+        &["--set", "save_steps=2", "--set", "save_total_limit=1"],
+    );
+    let original = std::fs::read(site.path("model/tokenizer.json")).unwrap();
+    assert_eq!(
+        std::fs::read(site.path("out/tokenizer.json")).unwrap(),
+        original
+    );
+    assert_eq!(site.json("out/adapter_config.json")["peft_type"], "LORA");
+    assert!(site.path("out/adapter_model.safetensors").is_file());
+    assert_eq!(site.json("out/trainer_state.json")["global_step"], 6);
+    let steps = site.steps("out");
+    assert_eq!(steps.len(), 6);
+    assert_eq!(steps[5]["weights_digest"], digest.as_str());
+    assert!(steps[5]["loss"].as_f64() < steps[0]["loss"].as_f64());
+    assert!(!site.path("out/checkpoint-2").exists());
+    let manifest = site.json("out/checkpoint-4/manifest.json");
+    assert_eq!(manifest["weights_digest"], steps[3]["weights_digest"]);
+    assert_eq!(
+        site.json("out/checkpoint-4/trainer_state.json")["global_step"],
+        4
+    );
+
+    // Done is done.
+    let again = Run::of(&mut site.start("out", &["--single-node"])).end();
+    assert!(
+        again.status.success() && again.stdout.contains("done already"),
+        "{again:?}"
+    );
+    assert_eq!(site.steps("out").len(), 6);
+}
+
+#[test]
+fn a_run_that_was_stopped_and_killed_ends_with_the_weights_of_a_quiet_one() {
+    let site = Site::new();
+    let options = [
+        "--single-node",
+        "--max-steps",
+        "40",
+        "--set",
+        "save_steps=5",
+    ];
+    let quiet = site.train("quiet", &options[1..]);
+
+    let mut run = Run::of(&mut site.start("out", &options));
+    run.until("step 3/").process.signal("-INT");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(130), "{run:?}");
+    assert!(run.stdout.contains("to go on: "), "{run:?}");
+
+    let mut run = Run::of(&mut site.start("out", &options));
+    run.until("step 12/").process.signal("-TERM");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(75), "{run:?}");
+
+    let mut run = Run::of(&mut site.start("out", &options));
+    run.until("step 22/").process.kill();
+    drop(run);
+
+    let run = Run::of(&mut site.start("out", &options)).end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(run.stdout.contains("checkpoint-"), "{run:?}");
+    assert_eq!(site.digest("out"), quiet);
+    let numbers = |output: &str| -> Vec<(Value, Value)> {
+        let steps = site.steps(output);
+        steps
+            .iter()
+            .map(|step| (step["step"].clone(), step["loss"].clone()))
+            .collect()
+    };
+    assert_eq!(numbers("out"), numbers("quiet"));
+}
+
+#[test]
+fn workers_that_die_and_join_change_nothing() {
+    let site = Site::new();
+    let options = ["--max-steps", "60"];
+    let quiet = site.train("quiet", &options);
+
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let options = [
+        "--max-steps",
+        "60",
+        "--listen",
+        &listen,
+        "--min-workers",
+        "2",
+    ];
+    let mut run = Run::of(&mut site.start("out", &options));
+    let mut first = site.join("first", port);
+    let mut second = site.join("second", port);
+    run.until("step 8/");
+    let mut third = site.join("third", port);
+    first.kill();
+    run.until("step 20/");
+    second.kill();
+    let mut fourth = site.join("fourth", port);
+    let run = run.end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(third.wait().success() && fourth.wait().success());
+    assert_eq!(site.digest("out"), quiet);
+    assert_eq!(site.steps("out").len(), 60);
+}
+
+#[test]
+fn a_worker_without_the_token_is_refused() {
+    let site = Site::new();
+    std::fs::write(site.path("token"), "secret\n").unwrap();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let mut run = Run::of(&mut site.start("out", &["--listen", &listen, "--token-file", "token"]));
+    run.until("workers join with");
+    let options = |token: Option<&str>| {
+        let mut options = JoinOptions::new(listen.clone());
+        options.token = token.map(str::to_owned);
+        options.threads = Some(1);
+        options.connect_timeout = Duration::from_secs(20);
+        options
+    };
+    for wrong in [None, Some("guess")] {
+        let refused = join(options(wrong)).unwrap_err();
+        assert!(matches!(refused, WorkerError::Refused { .. }), "{refused}");
+    }
+    join(options(Some("secret"))).unwrap();
+    assert!(run.end().status.success());
+}
