@@ -46,28 +46,47 @@ pub struct JobSources {
 
 /// Reads and checks a job.
 pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
+    let file = match sources.file.map(Arc::new) {
+        None => None,
+        Some(path) => match read_bounded(&path) {
+            Ok(text) => Some((path, text)),
+            Err(problem) => {
+                return Err(JobErrors {
+                    problems: vec![problem],
+                });
+            }
+        },
+    };
+    check(file, sources.environment, &sources.flags)
+}
+
+/// [`load`] with the job file's text at hand.
+fn check(
+    file: Option<(Arc<PathBuf>, String)>,
+    mut environment: Vec<(String, String)>,
+    flags: &[(String, String)],
+) -> Result<JobSpec, JobErrors> {
     let mut problems = Problems::default();
     let mut merged = Merged::default();
-    let file = sources.file.map(Arc::new);
-    if let Some(path) = &file
-        && !add_file(path, &mut merged, &mut problems)
+    if let Some((path, text)) = &file
+        && !add_file(path, text, &mut merged, &mut problems)
     {
         return Err(problems.into_errors());
     }
-    let mut environment = sources.environment;
     environment.sort();
     for (variable, value) in &environment {
         merged.add_variable(variable, value, &mut problems);
     }
-    for (flag, value) in &sources.flags {
+    for (flag, value) in flags {
         merged.add_flag(flag, value, &mut problems);
     }
+    let path = file.map(|(path, _)| path);
     let job = resolve::resolve(&mut Reader {
         merged: &merged,
         problems: &mut problems,
-        job_dir: file.as_deref().and_then(|path| path.parent()),
+        job_dir: path.as_deref().and_then(|path| path.parent()),
         datasets_given: merged.datasets_given,
-        file: file.clone(),
+        file: path.clone(),
     });
     if problems.is_empty() {
         Ok(job)
@@ -77,16 +96,9 @@ pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
 }
 
 /// False where the file is no job at all, so that what follows would only repeat it.
-fn add_file(path: &Arc<PathBuf>, merged: &mut Merged, problems: &mut Problems) -> bool {
-    let text = match read_bounded(path) {
-        Ok(text) => text,
-        Err((origin, message)) => {
-            problems.add(&origin, message);
-            return false;
-        }
-    };
+fn add_file(path: &Arc<PathBuf>, text: &str, merged: &mut Merged, problems: &mut Problems) -> bool {
     let origin_of_line = |line| Origin::Line(path.clone(), line);
-    match yaml::parse(&text, &origin_of_line) {
+    match yaml::parse(text, &origin_of_line) {
         Ok(Some(root)) => merged.add_file(root, problems),
         Ok(None) => true,
         Err(error) => {
@@ -96,8 +108,11 @@ fn add_file(path: &Arc<PathBuf>, merged: &mut Merged, problems: &mut Problems) -
     }
 }
 
-fn read_bounded(path: &Arc<PathBuf>) -> Result<String, (Origin, String)> {
-    let whole_file = |message: String| (Origin::File(path.clone()), message);
+fn read_bounded(path: &Arc<PathBuf>) -> Result<String, Problem> {
+    let whole_file = |message: String| Problem {
+        origin: Origin::File(path.clone()),
+        message,
+    };
     let bytes = read_start(path, yaml::MAX_FILE_BYTES as u64 + 1)
         .map_err(|error| whole_file(format!("cannot read the job file: {error}")))?;
     if bytes.len() > yaml::MAX_FILE_BYTES {
@@ -109,10 +124,10 @@ fn read_bounded(path: &Arc<PathBuf>) -> Result<String, (Origin, String)> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-        (
-            Origin::Line(path.clone(), line),
-            "not UTF-8 text".to_owned(),
-        )
+        Problem {
+            origin: Origin::Line(path.clone(), line),
+            message: "not UTF-8 text".to_owned(),
+        }
     })
 }
 

@@ -61,6 +61,6 @@ fn problems_of(lines: &str) -> Vec<String> {
     problems(load_text(&format!("{SMALL}{lines}")))
 }
 
-fn check(lines: &str, expected: &[&str]) {
+fn check_problems(lines: &str, expected: &[&str]) {
     assert_eq!(problems_of(lines), expected, "{lines}");
 }

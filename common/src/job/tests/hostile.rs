@@ -84,88 +84,99 @@ fn a_huge_or_binary_file_is_refused() {
     );
 }
 
+/// Pieces of which YAML and jobs are made.
+const WORDS: &str = "base_model|datasets|path|type|lora_r|adapter|lora|cluster|min_workers|lora_target_modules|warmup_steps|resume|seed|val_set_size|: |:|\
+                     \n|\n  |\n- |- |[|]|{|}|, |&a |*a|!!str |!x |'|\"| \\|\n| >\n|#|---\n|...\n|? |%YAML 1.2\n|\t|~|null|true|1e9|-1|0.5|8|9999999999999999999999|\
+                     0x10|.nan|é|\u{feff}|\u{2028}|\0|\\|<<: *a";
+
+struct Random {
+    rng: crate::rng::CounterRng,
+    words: Vec<&'static str>,
+}
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.rng.below(bound as u64) as usize
+    }
+
+    fn word(&mut self) -> &'static str {
+        let index = self.below(self.words.len());
+        self.words[index]
+    }
+
+    fn text(&mut self) -> String {
+        let length = self.below(60);
+        (0..length).map(|_| self.word()).collect()
+    }
+
+    /// A good job with a few places spoiled.
+    fn spoiled_job(&mut self) -> String {
+        let job = format!(
+            "{SMALL}adapter: lora\nlora_r: 8\nlora_target_modules: [q_proj, v_proj]\ncluster:\n  min_workers: 2\nwarmup_steps: 3\nmax_steps: 9\nval_set_size: 0.1\neval_steps: 3\n"
+        );
+        let mut chars: Vec<char> = job.chars().collect();
+        for _ in 0..self.below(4) {
+            let at = self.below(chars.len());
+            let until = (at + self.below(6)).min(chars.len());
+            let word = self.word();
+            chars.splice(at..until, word.chars());
+        }
+        chars.into_iter().collect()
+    }
+
+    fn overrides(&mut self) -> Vec<(String, String)> {
+        (0..self.below(8) / 6)
+            .map(|_| {
+                let name = match self.below(2) {
+                    0 => format!("{}.{}{}", self.word(), self.word(), self.word()),
+                    _ => self.word().to_owned(),
+                };
+                (name, format!("{}{}", self.word(), self.word()))
+            })
+            .collect()
+    }
+}
+
 #[test]
-fn random_text_never_panics() {
-    let words = [
-        "base_model",
-        "datasets",
-        "path",
-        "lora_r",
-        "cluster",
-        "min_workers",
-        ": ",
-        ":",
-        "\n",
-        "\n  ",
-        "\n- ",
-        "- ",
-        "[",
-        "]",
-        "{",
-        "}",
-        ", ",
-        "&a ",
-        "*a",
-        "!!str ",
-        "!x ",
-        "'",
-        "\"",
-        "|\n",
-        ">\n",
-        "#",
-        "---\n",
-        "...\n",
-        "? ",
-        "%YAML 1.2\n",
-        "\t",
-        "~",
-        "null",
-        "true",
-        "1e9",
-        "-1",
-        "9999999999999999999999",
-        "0x10",
-        ".nan",
-        "é",
-        "\u{feff}",
-        "\u{2028}",
-        "\0",
-        "\\",
-        "<<: *a",
-        "lora_target_modules",
-        "resume",
-        "seed",
-    ];
-    let mut random = crate::rng::CounterRng::new(7, &[]);
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("job.yaml");
-    for _ in 0..20_000 {
-        let length = random.below(60);
-        let text: String = (0..length)
-            .map(|_| words[random.below(words.len() as u64) as usize])
-            .collect();
-        fs::write(&path, &text).unwrap();
-        let flags = (0..random.below(3)).map(|_| {
-            let mut word = || words[random.below(words.len() as u64) as usize].to_owned();
-            (
-                format!("{}.{}{}", word(), word(), word()),
-                format!("{}{}", word(), word()),
-            )
-        });
-        let flags = flags.collect::<Vec<_>>();
-        if let Err(errors) = load(JobSources {
-            file: Some(path.clone()),
-            environment: flags
-                .iter()
-                .map(|(n, v)| (format!("MUSTER_{n}"), v.clone()))
-                .collect(),
-            flags,
-        }) {
-            assert_eq!(
-                errors.to_string().lines().count(),
-                errors.problems.len(),
-                "{text:?}"
-            );
+fn random_jobs_never_panic_and_every_problem_is_one_line() {
+    let rng = crate::rng::CounterRng::new(7, &[]);
+    let words = WORDS.split('|').collect();
+    let mut random = Random { rng, words };
+    let path = Arc::new(PathBuf::from("job.yaml"));
+    let (mut good, mut bad) = (0, 0);
+    for round in 0..20_000 {
+        let text = match round % 2 {
+            0 => random.text(),
+            _ => random.spoiled_job(),
+        };
+        let (variables, flags) = (random.overrides(), random.overrides());
+        let environment = variables
+            .into_iter()
+            .map(|(name, value)| (format!("MUSTER_{name}"), value));
+        match check(
+            Some((path.clone(), text.clone())),
+            environment.collect(),
+            &flags,
+        ) {
+            Ok(job) => {
+                assert_eq!(job.global_batch_size % job.micro_batch_size, 0);
+                assert!(!job.datasets.is_empty() && job.learning_rate > 0.0);
+                job.digest();
+                good += 1;
+            }
+            Err(errors) => {
+                assert!(!errors.problems.is_empty(), "{text:?}");
+                assert_eq!(
+                    errors.to_string().lines().count(),
+                    errors.problems.len(),
+                    "{text:?}"
+                );
+                bad += 1;
+            }
         }
     }
+    assert!(
+        good > 500 && bad > 5000,
+        "both ends are reached: {good} good, {bad} bad"
+    );
 }

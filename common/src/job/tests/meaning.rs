@@ -296,7 +296,7 @@ fn a_starting_adapter_gives_the_shape() {
         lora.target_modules,
         TargetModules::Named(vec!["q_proj".into(), "v_proj".into()])
     );
-    check(
+    check_problems(
         &format!("{start}lora_r: 16\n"),
         &["5: `lora_r` is 16, but the adapter of lora_model_dir has rank 4; remove it"],
     );

@@ -50,53 +50,53 @@ fn errors_are_one_line_each_and_name_the_file() {
 
 #[test]
 fn wrong_types_are_named() {
-    check(
+    check_problems(
         "learning_rate: [1]\n",
         &["3: `learning_rate` must be a number above 0, at most 1000, found a list"],
     );
-    check(
+    check_problems(
         "learning_rate: .nan\n",
         &["3: `learning_rate` must be a number above 0, at most 1000, found `.nan`"],
     );
-    check(
+    check_problems(
         "learning_rate: inf\n",
         &["3: `learning_rate` must be a number above 0, at most 1000, found `inf`"],
     );
-    check(
+    check_problems(
         "max_steps: 1.5\n",
         &["3: `max_steps` must be a whole number from 1 to 1000000000, found `1.5`"],
     );
-    check(
+    check_problems(
         "shuffle: maybe\n",
         &["3: `shuffle` must be true or false, found `maybe`"],
     );
-    check(
+    check_problems(
         "output_dir: true\n",
         &["3: `output_dir` must be text (quote it if it is meant), found `true`"],
     );
-    check(
+    check_problems(
         "output_dir: {a: b}\n",
         &["3: `output_dir` must be text, found a mapping"],
     );
-    check(
+    check_problems(
         "test_prompts: [[a]]\n",
         &["3: `test_prompts` must be a list of texts, found a list"],
     );
-    check(
+    check_problems(
         "val_set_size: 1.0\n",
         &[
             "3: `val_set_size` must be 0, a fraction below 1 or a whole number of examples, found `1.0`",
         ],
     );
-    check(
+    check_problems(
         "cluster: 3\n",
         &["3: `cluster` is a mapping (cluster: {min_workers: 2}), found `3`"],
     );
-    check(
+    check_problems(
         "cluster:\n  min_worker: 3\n",
         &["4: unknown field `cluster.min_worker`; did you mean `cluster.min_workers`?"],
     );
-    check(
+    check_problems(
         "base_dtype: float16\n",
         &[
             "3: `base_dtype` must be one of float32, bfloat16, found `float16`; did you mean `bfloat16`?",
@@ -160,79 +160,79 @@ fn datasets_that_cannot_be_are_named() {
 
 #[test]
 fn impossible_combinations_are_refused() {
-    check(
+    check_problems(
         "lora_r: 8\n",
         &["3: `lora_r` has no effect without `adapter: lora`"],
     );
-    check(
+    check_problems(
         "lora_target_linear: false\nuse_rslora: false\nmax_steps: 3\nseed: x\n",
         &["6: `seed` must be a whole number, 0 or more, found `x`"],
     );
-    check(
+    check_problems(
         "adapter: lora\ninit_weights: random\n",
         &[
             "4: `init_weights` is random, but an adapter on random weights learns nothing of use; remove `adapter: lora`",
         ],
     );
-    check(
+    check_problems(
         "warmup_ratio: 0.1\nwarmup_steps: 3\n",
         &["4: `warmup_steps` and `warmup_ratio` (line 3) both decide the warm-up; remove one"],
     );
-    check(
+    check_problems(
         "lr_scheduler: constant\nwarmup_steps: 3\n",
         &[
             "4: `warmup_steps` has no effect with `lr_scheduler: constant`; use constant_with_warmup",
         ],
     );
-    check(
+    check_problems(
         "max_steps: 3\nwarmup_steps: 4\n",
         &["4: `warmup_steps` (4) is more than `max_steps` (3)"],
     );
-    check(
+    check_problems(
         "eval_steps: 5\n",
         &["3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out"],
     );
-    check(
+    check_problems(
         "cluster: {min_workers: 4, max_workers: 2}\n",
         &["3: `cluster.max_workers` (2) is less than `cluster.min_workers` (4)"],
     );
-    check(
+    check_problems(
         "global_batch_size: 8\nmicro_batch_size: 2\ngradient_accumulation_steps: 2\n",
         &[
             "5: `gradient_accumulation_steps` and `global_batch_size` (line 3) both decide the number of blocks in a step; remove one",
         ],
     );
-    check(
+    check_problems(
         "adapter: full\nuse_peft: true\n",
         &["4: `use_peft` and `adapter` (line 3) both decide the method; remove one"],
     );
-    check(
+    check_problems(
         "resume: never\nresume_from_checkpoint: /tmp\n",
         &["4: `resume_from_checkpoint` means the same as `resume`, given at line 3; remove one"],
     );
-    check(
+    check_problems(
         "resume: alwyas\n",
         &[
             "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `alwyas`",
         ],
     );
-    check(
+    check_problems(
         "resume: nevr\n",
         &[
             "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `nevr`; did you mean `never`?",
         ],
     );
-    check(
+    check_problems(
         "adapter: lora\nlora_target_modules: []\n",
         &["4: `lora_target_modules` is empty; leave it out for all-linear"],
     );
-    check(
+    check_problems(
         "adapter: lora\nlora_target_modules: [lm_head]\nlora_target_linear: true\n",
         &[
             "4: `lora_target_modules` names `lm_head`, which `lora_target_linear: true` leaves out; give one of the two",
         ],
     );
-    check(
+    check_problems(
         "adapter: lora\nlora_target_modules: '.*proj'\n",
         &[
             "4: `lora_target_modules` holds `.*proj`, which is no module name (regular expressions are not supported)",
@@ -251,11 +251,11 @@ fn impossible_combinations_are_refused() {
 
 #[test]
 fn a_field_given_twice_is_refused() {
-    check(
+    check_problems(
         "seed: 1\nseed: 1\n",
         &["4: `seed` is given twice, first at line 3"],
     );
-    check(
+    check_problems(
         "lr: 1\nlearning_rate: 1\n",
         &["4: `learning_rate` means the same as `lr`, given at line 3; remove one"],
     );
@@ -274,29 +274,29 @@ fn a_field_given_twice_is_refused() {
 
 #[test]
 fn what_other_trainers_do_and_muster_does_not_is_said() {
-    check(
+    check_problems(
         "load_in_4bit: true\n",
         &[
             "3: `load_in_4bit` is not supported: quantised base weights are not supported; remove it, or set base_dtype: bfloat16",
         ],
     );
-    check(
+    check_problems(
         "deepspeed: zero3.json\n",
         &[
             "3: `deepspeed` is not supported: the work is shared out without it; remove it and start more workers",
         ],
     );
-    check(
+    check_problems(
         "optim: lion\n",
         &["3: `optim` is not supported: AdamW is the only optimizer; remove it"],
     );
-    check(
+    check_problems(
         "wandb_project: mine\n",
         &[
             "3: `wandb_project` is not supported: the measurements are in metrics.jsonl in output_dir; remove it",
         ],
     );
-    check(
+    check_problems(
         "adapter: qlora\n",
         &["3: `adapter` must be one of lora, full, found `qlora`; did you mean `lora`?"],
     );
