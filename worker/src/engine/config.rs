@@ -118,7 +118,7 @@ impl ModelConfig {
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
+            layers: fields.layers()?,
             heads,
             key_value_heads: fields
                 .optional_size("num_key_value_heads")?
@@ -250,6 +250,13 @@ impl Fields<'_> {
                 Some(size @ 1..=0x00ff_ffff) => Ok(Some(size as usize)),
                 _ => Err(self.bad(&format!("{key} is {value}, not a size"))),
             },
+        }
+    }
+
+    fn layers(&self) -> Result<usize, EngineError> {
+        match self.size("num_hidden_layers")? {
+            layers @ 1..=4096 => Ok(layers),
+            _ => Err(self.bad("num_hidden_layers is above 4096")),
         }
     }
 
@@ -394,6 +401,8 @@ mod tests {
         assert!(yarn.contains("yarn"));
         assert!(message(|json| json["vocab_size"] = (-1).into()).contains("vocab_size"));
         assert!(message(|json| json["hidden_size"] = Value::Null).contains("hidden_size"));
+        let layers = message(|json| json["num_hidden_layers"] = 5000.into());
+        assert!(layers.contains("num_hidden_layers"));
     }
 
     #[test]

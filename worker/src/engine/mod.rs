@@ -52,6 +52,8 @@ pub enum EngineError {
     LayoutMismatch { found: String, expected: String },
     #[error("{threads} engine threads cannot be started: {reason}")]
     Threads { threads: usize, reason: String },
+    #[error("not enough memory for {scalars} trainable scalars")]
+    Memory { scalars: usize },
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

@@ -124,8 +124,8 @@ impl Trainer {
             accumulator: Accumulator::new(job.reduction, scalars),
             outcomes: BTreeMap::new(),
             optimizer: AdamW::from_job(&job),
-            exp_avg: vec![0.0; scalars],
-            exp_avg_sq: vec![0.0; scalars],
+            exp_avg: zeros(scalars)?,
+            exp_avg_sq: zeros(scalars)?,
             step: 0,
             pool,
             model,
@@ -349,7 +349,10 @@ fn starting_parameters(
     let (layout, values) = match &job.method {
         Method::Full => {
             let layout = Layout::new(base_tensors(config));
-            let mut values = vec![0.0; layout.scalars];
+            for tensor in &layout.tensors {
+                source.check(&tensor.name, &tensor.shape)?;
+            }
+            let mut values = zeros(layout.scalars)?;
             for tensor in &layout.tensors {
                 let range = tensor.offset..tensor.offset + tensor.scalars();
                 source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
@@ -367,6 +370,17 @@ fn starting_parameters(
         }
     };
     Ok(Parameters::new(layout, values)?)
+}
+
+/// # Errors
+/// Where the machine has not the memory.
+fn zeros(scalars: usize) -> Result<Vec<f32>, EngineError> {
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(scalars)
+        .map_err(|_| EngineError::Memory { scalars })?;
+    values.resize(scalars, 0.0);
+    Ok(values)
 }
 
 fn total_scalars(config: &ModelConfig, job: &JobSpec, trainable: usize) -> u64 {

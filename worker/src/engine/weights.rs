@@ -40,6 +40,14 @@ impl WeightSource {
         })
     }
 
+    /// Refuses a tensor that is missing or of another shape, before memory is taken for it.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), EngineError> {
+        if let Self::Files { folder, files } = self {
+            find(folder, files, name)?.expect(name, shape)?;
+        }
+        Ok(())
+    }
+
     /// Fills `out` with the values of a tensor in float32.
     pub fn read_f32(
         &self,
@@ -66,6 +74,7 @@ impl WeightSource {
         shape: &[usize],
         dtype: BaseDtype,
     ) -> Result<Tensor, EngineError> {
+        self.check(name, shape)?;
         if dtype == BaseDtype::Bfloat16 && shape.len() > 1 {
             let values = self.read_bf16(name, shape)?;
             return Ok(Tensor::from_vec(values, shape, &Device::Cpu)?);
@@ -208,4 +217,112 @@ pub fn linears(config: &ModelConfig) -> [LinearShape; 7] {
             config.mlp_bias,
         ),
     ]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing;
+    use common::files::model::{ModelTensor, write_model};
+    use common::job::InitWeights;
+    use serde_json::json;
+
+    const SHAPE: [usize; 2] = [3, 4];
+
+    fn open(max_shard_bytes: u64, dtype: Dtype) -> (tempfile::TempDir, WeightSource) {
+        let dir = tempfile::tempdir().unwrap();
+        let values = testing::random_values(12, 1);
+        let tensor = |name| ModelTensor {
+            name,
+            shape: &SHAPE,
+            scalars: &values,
+        };
+        let config = testing::config("LlamaForCausalLM");
+        let tensors = [tensor("a"), tensor("b")];
+        write_model(dir.path(), &config, &tensors, dtype, max_shard_bytes).unwrap();
+        let folder = ModelFolder::open(dir.path(), InitWeights::Pretrained).unwrap();
+        let source = WeightSource::open(&folder).unwrap();
+        (dir, source)
+    }
+
+    fn read(source: &WeightSource, name: &str, dtype: BaseDtype) -> Vec<f32> {
+        let tensor = source.tensor(name, &SHAPE, dtype).unwrap();
+        testing::flat(&tensor.to_dtype(candle_core::DType::F32).unwrap())
+    }
+
+    #[test]
+    fn one_file_and_shards_give_the_same_weights() {
+        let (_single_dir, single) = open(1 << 20, Dtype::F32);
+        let (_sharded_dir, sharded) = open(50, Dtype::F32);
+        let expected = testing::random_values(12, 1);
+        for source in [single, sharded] {
+            assert_eq!(read(&source, "a", BaseDtype::Float32), expected);
+            assert_eq!(read(&source, "b", BaseDtype::Float32), expected);
+        }
+    }
+
+    #[test]
+    fn weights_are_rounded_to_the_job_s_type_whatever_the_file_has() {
+        let (_wide_dir, wide) = open(1 << 20, Dtype::F32);
+        let (_narrow_dir, narrow) = open(1 << 20, Dtype::BF16);
+        let rounded = read(&wide, "a", BaseDtype::Bfloat16);
+        assert_eq!(read(&narrow, "a", BaseDtype::Bfloat16), rounded);
+        assert_eq!(read(&narrow, "a", BaseDtype::Float32), rounded);
+        assert_ne!(read(&wide, "a", BaseDtype::Float32), rounded);
+    }
+
+    #[test]
+    fn missing_tensors_and_other_shapes_are_named() {
+        let (_dir, source) = open(1 << 20, Dtype::F32);
+        let message = |name: &str, shape: &[usize]| {
+            let error = source.tensor(name, shape, BaseDtype::Float32).unwrap_err();
+            error.to_string()
+        };
+        assert!(message("c", &SHAPE).contains("no tensor c"));
+        let shape = message("a", &[4, 3]);
+        assert!(
+            shape.contains("[3, 4]") && shape.contains("[4, 3]"),
+            "{shape}"
+        );
+    }
+
+    #[test]
+    fn random_weights_depend_on_seed_and_name_alone() {
+        let draw = |seed, name: &str| {
+            let source = WeightSource::Random {
+                seed,
+                standard_deviation: 0.5,
+            };
+            let mut values = vec![0.0; 4000];
+            source.read_f32(name, &[40, 100], &mut values).unwrap();
+            values
+        };
+        assert_eq!(draw(1, "a"), draw(1, "a"));
+        assert_ne!(draw(1, "a"), draw(2, "a"));
+        assert_ne!(draw(1, "a"), draw(1, "b"));
+        let squares: f32 = draw(1, "a").iter().map(|x| x * x).sum();
+        assert!((squares / 4000.0 - 0.25).abs() < 0.02);
+        let mut norm = [0.0; 3];
+        let source = WeightSource::Random {
+            seed: 1,
+            standard_deviation: 0.5,
+        };
+        source.read_f32("norm.weight", &[3], &mut norm).unwrap();
+        assert_eq!(norm, [1.0; 3]);
+    }
+
+    #[test]
+    fn a_configuration_names_every_tensor_once() {
+        let mut json = testing::config("Qwen2ForCausalLM");
+        json["tie_word_embeddings"] = json!(false);
+        let config = ModelConfig::parse(&json, std::path::Path::new("config.json")).unwrap();
+        let tensors = base_tensors(&config);
+        let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        // Embedding, head, final norm; per layer two norms, seven linears and three biases.
+        assert_eq!((names.len(), tensors.len()), (3 + 2 * 12, 3 + 2 * 12));
+        assert!(names.contains(&"model.layers.1.self_attn.k_proj.bias"));
+    }
 }

@@ -16,7 +16,7 @@ use super::{f32_slice, to_tensor, with_f32};
 use crate::engine::params::Weight;
 
 /// Logits that stand in memory at a time.
-const CHUNK_SCALARS: usize = 16 << 20;
+const CHUNK_SCALARS: usize = 32 << 20;
 /// A chunk has at most this many rows, and at least [`MIN_CHUNK_ROWS`].
 const MAX_CHUNK_ROWS: usize = 512;
 const MIN_CHUNK_ROWS: usize = 16;
