@@ -24,6 +24,8 @@ pub struct Example {
     pub added_eos: bool,
     /// The text comes from a chat template.
     pub templated: bool,
+    /// The row's first example.
+    pub starts_row: bool,
 }
 
 /// One fault of the model, not one of each row.
@@ -45,6 +47,14 @@ struct Draft {
 
 impl ExampleMaker<'_> {
     pub fn examples(&self, record: &Record) -> Result<Vec<Example>, String> {
+        let mut examples = self.examples_of(record)?;
+        if let Some(first) = examples.first_mut() {
+            first.starts_row = true;
+        }
+        Ok(examples)
+    }
+
+    fn examples_of(&self, record: &Record) -> Result<Vec<Example>, String> {
         match record {
             Record::Text(text) => Ok(vec![self.plain(text.clone(), 0)?]),
             Record::Completion { prompt, completion } => {
@@ -114,6 +124,7 @@ impl ExampleMaker<'_> {
             offsets,
             added_eos,
             templated: false,
+            starts_row: false,
         })
     }
 
@@ -159,6 +170,7 @@ impl ExampleMaker<'_> {
             offsets,
             added_eos,
             templated: true,
+            starts_row: false,
         })
     }
 

@@ -5,10 +5,13 @@ pub mod blockfile;
 mod collect;
 pub mod example;
 pub mod pack;
+mod packer;
 mod prepare;
 pub mod record;
+mod sample;
 pub mod template;
 pub mod tokenize;
 
-pub use prepare::{DataCounts, PreparedData, Sample, TextSpan, prepare_blocks, samples};
+pub use prepare::{DataCounts, PreparedData, prepare_blocks, samples};
 pub use record::{DataErrors, Problem};
+pub use sample::{Sample, TextSpan};

@@ -3,22 +3,15 @@
 //! Enters: a JSON Lines file (or one JSON array) and the names of its columns. Leaves: records, or for each row that
 //! cannot be used its file, line and reason. Never skips a row in silence.
 
-use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+mod problem;
+mod reader;
 
 use serde_json::{Map, Value as Json};
-use thiserror::Error;
 
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
 
-/// Longest row, in bytes.
-const MAX_LINE_BYTES: usize = 64 << 20;
-/// Largest file that is one JSON array, in bytes: it is held whole.
-const MAX_ARRAY_BYTES: u64 = 2 << 30;
-/// Problems that are told one by one; the others are counted.
-pub const MAX_PROBLEMS: usize = 20;
+pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
+pub use reader::{RawRow, RowReader};
 
 /// A row that can be used.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,201 +27,6 @@ pub enum Record {
         completion: String,
     },
     Text(String),
-}
-
-/// Why data cannot be used: every problem with file and line.
-#[derive(Debug, Default, Error)]
-pub struct DataErrors {
-    /// The first [`MAX_PROBLEMS`].
-    pub problems: Vec<Problem>,
-    pub total: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    pub file: Option<PathBuf>,
-    /// Counted from 1; in a JSON array the number of the item.
-    pub line: Option<u64>,
-    pub reason: String,
-}
-
-impl DataErrors {
-    pub fn one(file: Option<&Path>, reason: impl Into<String>) -> Self {
-        let mut errors = Self::default();
-        errors.push(Problem {
-            file: file.map(Path::to_owned),
-            line: None,
-            reason: reason.into(),
-        });
-        errors
-    }
-
-    pub fn push(&mut self, problem: Problem) {
-        self.total += 1;
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(problem);
-        }
-    }
-
-    pub fn merge(&mut self, other: Self) {
-        let untold = other.total - other.problems.len();
-        for problem in other.problems {
-            self.push(problem);
-        }
-        self.total += untold;
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.total == 0
-    }
-
-    /// `value`, unless there are problems.
-    pub fn or<T>(self, value: T) -> Result<T, Self> {
-        if self.is_empty() {
-            Ok(value)
-        } else {
-            Err(self)
-        }
-    }
-}
-
-impl fmt::Display for DataErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            let separator = if index > 0 { "\n" } else { "" };
-            write!(f, "{separator}{problem}")?;
-        }
-        match self.total - self.problems.len() {
-            0 => Ok(()),
-            more => write!(f, "\n... and {more} more rows that cannot be used"),
-        }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-            match self.line {
-                Some(line) => write!(f, "{line}: ")?,
-                None => write!(f, " ")?,
-            }
-        }
-        f.write_str(&self.reason)
-    }
-}
-
-/// One row before it is understood: its line number and the line, or the item of an array.
-pub enum RawRow {
-    Line(u64, Vec<u8>),
-    Item(u64, Json),
-    /// The line is there but cannot be read.
-    Unreadable(u64, String),
-}
-
-/// The rows of one dataset, in order.
-pub struct RowReader {
-    source: Source,
-    line: u64,
-}
-
-enum Source {
-    Lines(Box<BufReader<File>>),
-    Array(std::vec::IntoIter<Json>),
-}
-
-impl RowReader {
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => "no such file".to_owned(),
-            _ => error.to_string(),
-        })?;
-        if metadata.is_dir() {
-            return Err("is a folder: name a JSON Lines file".to_owned());
-        }
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
-        let start = reader.fill_buf().map_err(|error| error.to_string())?;
-        let bom = start.starts_with(b"\xef\xbb\xbf");
-        let first = start[if bom { 3 } else { 0 }..]
-            .iter()
-            .find(|byte| !byte.is_ascii_whitespace())
-            .copied();
-        if bom {
-            reader.consume(3);
-        }
-        let source = match first {
-            Some(b'[') => Source::Array(read_array(reader, metadata.len())?.into_iter()),
-            Some(b'P') if path.extension().is_some_and(|end| end == "parquet") => {
-                return Err(
-                    "Parquet files are not read: write it as JSON Lines (`Dataset.to_json`)"
-                        .to_owned(),
-                );
-            }
-            _ => Source::Lines(Box::new(reader)),
-        };
-        Ok(Self { source, line: 0 })
-    }
-
-    fn next_line(reader: &mut impl BufRead, line: u64) -> Option<RawRow> {
-        let mut bytes = Vec::new();
-        let limit = MAX_LINE_BYTES as u64 + 1;
-        match reader.take(limit).read_until(b'\n', &mut bytes) {
-            Ok(0) => None,
-            Ok(read) if read as u64 == limit => {
-                let reason = format!("the row is longer than {MAX_LINE_BYTES} bytes");
-                Some(match skip_line(reader) {
-                    Ok(()) => RawRow::Unreadable(line, reason),
-                    Err(error) => RawRow::Unreadable(line, error.to_string()),
-                })
-            }
-            Ok(_) => Some(RawRow::Line(line, bytes)),
-            Err(error) => Some(RawRow::Unreadable(line, error.to_string())),
-        }
-    }
-}
-
-impl Iterator for RowReader {
-    type Item = RawRow;
-
-    /// Blank lines are no rows.
-    fn next(&mut self) -> Option<RawRow> {
-        loop {
-            self.line += 1;
-            match &mut self.source {
-                Source::Array(items) => {
-                    return items.next().map(|item| RawRow::Item(self.line, item));
-                }
-                Source::Lines(reader) => match Self::next_line(reader, self.line)? {
-                    RawRow::Line(_, bytes) if bytes.trim_ascii().is_empty() => {}
-                    row => return Some(row),
-                },
-            }
-        }
-    }
-}
-
-fn skip_line(reader: &mut impl BufRead) -> std::io::Result<()> {
-    loop {
-        let buffer = reader.fill_buf()?;
-        let (used, done) = match buffer.iter().position(|byte| *byte == b'\n') {
-            Some(end) => (end + 1, true),
-            None => (buffer.len(), buffer.is_empty()),
-        };
-        reader.consume(used);
-        if done {
-            return Ok(());
-        }
-    }
-}
-
-fn read_array(reader: impl Read, size: u64) -> Result<Vec<Json>, String> {
-    if size > MAX_ARRAY_BYTES {
-        return Err(format!(
-            "a JSON array of {size} bytes is too long to hold: write it as JSON Lines"
-        ));
-    }
-    serde_json::from_reader(reader).map_err(|error| format!("not a valid JSON array: {error}"))
 }
 
 /// Reads rows of one dataset. `accepts_role` knows the roles beside system, user, assistant and tool.

@@ -3,7 +3,9 @@
 //! Enters: the template in the model folder, and messages. Leaves: text, or what the template complained about. Never
 //! runs without bounds: work and output are limited, since a template is code of somebody else's making.
 
-pub mod python;
+mod date;
+mod python;
+mod source;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,16 +17,14 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 use thiserror::Error;
 
-use super::tokenize::{SpecialTokens, read_json};
+use super::tokenize::SpecialTokens;
+use source::{NamedSource, find_sources, prepare_source};
 
 /// Longest text a template may write for one conversation, in bytes.
 const MAX_OUTPUT_BYTES: usize = 256 << 20;
 
 /// Instructions a template may execute for one conversation (a long one takes about a million).
 const MAX_FUEL: u64 = 50_000_000;
-
-/// Longest template source, in bytes.
-const MAX_SOURCE_BYTES: u64 = 4 << 20;
 
 #[derive(Debug, Error)]
 pub enum TemplateError {
@@ -300,7 +300,7 @@ fn environment(unix_seconds: i64) -> Environment<'static> {
         )
     });
     environment.add_function("strftime_now", move |format: &str| {
-        python::strftime(format, unix_seconds)
+        date::strftime(format, unix_seconds)
     });
     environment
 }
@@ -314,110 +314,6 @@ fn now() -> i64 {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs() as i64)
     })
-}
-
-/// Line ends as Jinja reads them, and `{% generation %}` blocks (marks for Transformers' own masks, which print what
-/// is inside) as the block nearest to them, `{% with %}`.
-fn prepare_source(text: &str) -> String {
-    let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        out.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else { break };
-        let inside = &tag[..end];
-        let word = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        let block = match word {
-            "generation" => "with",
-            "endgeneration" => "endwith",
-            _ => continue,
-        };
-        out.push_str(&inside.replace(word, block));
-        rest = &tag[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
-struct NamedSource {
-    name: String,
-    text: String,
-    path: PathBuf,
-}
-
-fn find_sources(model_dir: &Path) -> Result<Vec<NamedSource>, TemplateError> {
-    let jinja = model_dir.join("chat_template.jinja");
-    if jinja.is_file() {
-        let mut sources = vec![NamedSource {
-            name: DEFAULT.to_owned(),
-            text: read_source(&jinja)?,
-            path: jinja,
-        }];
-        let tool_use = model_dir.join("additional_chat_templates/tool_use.jinja");
-        if tool_use.is_file() {
-            sources.push(NamedSource {
-                name: TOOL_USE.to_owned(),
-                text: read_source(&tool_use)?,
-                path: tool_use,
-            });
-        }
-        return Ok(sources);
-    }
-    for file in ["tokenizer_config.json", "chat_template.json"] {
-        let path = model_dir.join(file);
-        let config = read_json(&path).map_err(|reason| TemplateError::Unreadable {
-            path: path.clone(),
-            reason,
-        })?;
-        let found = config
-            .as_ref()
-            .and_then(|config| config.get("chat_template"));
-        let named = |name: &str, text: &str| NamedSource {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            path: path.clone(),
-        };
-        let sources = match found {
-            Some(Json::String(text)) => vec![named(DEFAULT, text)],
-            Some(Json::Array(list)) => list
-                .iter()
-                .filter_map(|entry| {
-                    Some(named(entry["name"].as_str()?, entry["template"].as_str()?))
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
-        if sources.iter().any(|source| source.name == DEFAULT) {
-            return Ok(sources);
-        }
-        if !sources.is_empty() {
-            return Err(TemplateError::Unreadable {
-                path,
-                reason: "none of the chat templates is named `default`".to_owned(),
-            });
-        }
-    }
-    Err(TemplateError::Missing {
-        dir: model_dir.to_owned(),
-    })
-}
-
-fn read_source(path: &Path) -> Result<String, TemplateError> {
-    let unreadable = |reason: String| TemplateError::Unreadable {
-        path: path.to_owned(),
-        reason,
-    };
-    let size = std::fs::metadata(path)
-        .map_err(|error| unreadable(error.to_string()))?
-        .len();
-    if size > MAX_SOURCE_BYTES {
-        return Err(unreadable(format!(
-            "{size} bytes is too long for a chat template"
-        )));
-    }
-    std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))
 }
 
 /// A message as templates see it: keys whose value is null are left out, and reasoning is there under every name that

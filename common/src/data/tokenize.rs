@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use thiserror::Error;
-use tokenizers::{PostProcessor, PostProcessorWrapper};
+use tokenizers::{ModelWrapper, PostProcessor, PostProcessorWrapper};
 
 /// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
 const MAX_JSON_BYTES: u64 = 1 << 30;
@@ -81,6 +81,14 @@ impl Tokenizer {
         let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            // Merges left out at random would give other blocks each time.
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let special = SpecialTokens::load(model_dir)?;
@@ -309,4 +317,53 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Json>, String> {
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|error| format!("not valid JSON: {error}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_tokens_are_strings_or_objects_and_the_tokenizer_config_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write(
+            "special_tokens_map.json",
+            r#"{"eos_token": "<old>", "pad_token": {"content": "<pad>"}}"#,
+        );
+        write(
+            "tokenizer_config.json",
+            r#"{"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": null}"#,
+        );
+        let special = SpecialTokens::load(dir.path()).unwrap();
+        assert_eq!(special.get("eos_token"), Some("</s>"));
+        assert_eq!(special.get("pad_token"), Some("<pad>"));
+        assert_eq!(special.get("bos_token"), None);
+        write("config.json", r#"{"eos_token_id": 7}"#);
+        write(
+            "generation_config.json",
+            r#"{"eos_token_id": [5, 7, -1, "x"]}"#,
+        );
+        assert_eq!(
+            configured_ids(dir.path(), "eos_token_id").unwrap(),
+            [5, 7, 7]
+        );
+    }
+
+    #[test]
+    fn files_that_are_not_what_they_should_be_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("has no tokenizer.json"), "{error}");
+        std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": 1").unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: not a tokenizer"), "{error}");
+        std::fs::write(dir.path().join("tokenizer_config.json"), "nothing").unwrap();
+        let error = SpecialTokens::load(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("tokenizer_config.json: not valid JSON"),
+            "{error}"
+        );
+    }
 }

@@ -1,0 +1,210 @@
+//! All examples of a dataset in one place, cut, held out, grouped and written.
+//!
+//! Enters: examples in the order of the data. Leaves: the block file and the counts. Every token that comes in is either
+//! in a block or counted as left out.
+
+use std::path::Path;
+
+use super::DataCounts;
+use super::block::{Block, PADDING_SEGMENT};
+use super::blockfile::{self, BlockFile};
+use super::example::Example;
+use super::pack::best_fit_decreasing;
+use crate::files::FileError;
+use crate::job::{JobSpec, ValSetSize};
+use crate::rng::CounterRng;
+
+/// Which examples are held out.
+const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
+
+/// All examples, end to end.
+#[derive(Default)]
+pub struct Packer {
+    tokens: Vec<u32>,
+    trained: Vec<bool>,
+    /// Where each example ends.
+    ends: Vec<usize>,
+    /// The first example of each row.
+    rows: Vec<usize>,
+    pub counts: DataCounts,
+}
+
+/// A run of tokens that becomes one segment.
+#[derive(Clone, Copy)]
+struct Piece {
+    start: usize,
+    end: usize,
+}
+
+pub struct Packed {
+    tokens: Vec<u32>,
+    trained: Vec<bool>,
+    /// Training blocks, then validation blocks.
+    groups: Vec<Vec<Piece>>,
+    pub counts: DataCounts,
+}
+
+impl Packer {
+    pub fn add(&mut self, example: &Example) {
+        if example.starts_row {
+            self.rows.push(self.ends.len());
+        }
+        self.tokens.extend_from_slice(&example.ids);
+        self.trained.extend_from_slice(&example.trained);
+        self.ends.push(self.tokens.len());
+        self.counts.added_eos += u64::from(example.added_eos && example.templated);
+    }
+
+    pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
+        let count = self.ends.len();
+        let held_out = held_out(job, &self.rows, count)?;
+        let (mut train, mut eval) = (Vec::new(), Vec::new());
+        for (example, held_out) in held_out.iter().enumerate() {
+            let pieces = self.pieces(example, job.sequence_len);
+            if *held_out {
+                eval.extend(pieces);
+                self.counts.eval_examples += 1;
+            } else {
+                train.extend(pieces);
+            }
+        }
+        if train.is_empty() {
+            return Err(
+                "nothing to learn: the training data has no trained token (is every answer empty?)"
+                    .to_owned(),
+            );
+        }
+        if eval.is_empty() && self.counts.eval_examples > 0 {
+            return Err("the validation examples have no trained token".to_owned());
+        }
+        let mut groups = group(&train, job);
+        self.counts.examples = count as u64;
+        self.counts.blocks = groups.len() as u64;
+        groups.extend(group(&eval, job));
+        self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
+        let pieces = train.iter().chain(&eval);
+        let (tokens, trained) = pieces.fold((0, 0), |(tokens, trained), piece| {
+            let learned = &self.trained[piece.start + 1..piece.end];
+            let learned = learned.iter().filter(|trained| **trained).count();
+            (tokens + (piece.end - piece.start), trained + learned)
+        });
+        self.counts.tokens = tokens as u64;
+        self.counts.trained_tokens = trained as u64;
+        self.counts.padding_tokens = (groups.len() * job.sequence_len - tokens) as u64;
+        Ok(Packed {
+            tokens: self.tokens,
+            trained: self.trained,
+            groups,
+            counts: self.counts,
+        })
+    }
+
+    /// The example in pieces of at most a block. The first token of a piece has nothing to be predicted from, so a
+    /// piece of which only that would be learned is left out with those of which nothing is.
+    fn pieces(&mut self, example: usize, sequence_len: usize) -> Vec<Piece> {
+        let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let last = self.ends[example];
+        self.counts.longest = self.counts.longest.max((last - first) as u64);
+        self.counts.split_examples += u64::from(last - first > sequence_len);
+        let mut pieces = Vec::with_capacity(1);
+        for start in (first..last).step_by(sequence_len) {
+            let end = last.min(start + sequence_len);
+            if self.trained[start + 1..end].contains(&true) {
+                pieces.push(Piece { start, end });
+            } else {
+                self.counts.untrained_pieces += 1;
+                self.counts.untrained_tokens += (end - start) as u64;
+            }
+        }
+        pieces
+    }
+}
+
+fn group(pieces: &[Piece], job: &JobSpec) -> Vec<Vec<Piece>> {
+    if !job.sample_packing {
+        return pieces.iter().map(|piece| vec![*piece]).collect();
+    }
+    let lengths: Vec<usize> = pieces.iter().map(|piece| piece.end - piece.start).collect();
+    best_fit_decreasing(&lengths, job.sequence_len)
+        .into_iter()
+        .map(|group| group.into_iter().map(|piece| pieces[piece]).collect())
+        .collect()
+}
+
+/// Which examples are held out for validation: those of rows drawn from the seed, or of the last rows where nothing is
+/// shuffled. The examples of one row stay together, since they share their text.
+fn held_out(job: &JobSpec, rows: &[usize], examples: usize) -> Result<Vec<bool>, String> {
+    let wanted = match job.val_set_size {
+        ValSetSize::None => 0,
+        ValSetSize::Examples(count) => count,
+        ValSetSize::Fraction(fraction) => (examples as f64 * fraction).ceil() as usize,
+    };
+    let mut order: Vec<usize> = (0..rows.len()).rev().collect();
+    if job.shuffle {
+        CounterRng::new(job.seed, &[STREAM_VALIDATION]).shuffle(&mut order);
+    }
+    let mut held_out = vec![false; examples];
+    let mut count = 0;
+    for row in order {
+        if count >= wanted {
+            break;
+        }
+        let end = rows.get(row + 1).copied().unwrap_or(examples);
+        held_out[rows[row]..end].fill(true);
+        count += end - rows[row];
+    }
+    if wanted > 0 && count >= examples {
+        return Err(format!(
+            "val_set_size holds out {wanted} of {examples} examples: none is left to train on"
+        ));
+    }
+    Ok(held_out)
+}
+
+impl Packed {
+    pub fn write(
+        &self,
+        path: &Path,
+        job: &JobSpec,
+        inputs: blake3::Hash,
+        pad_id: u32,
+    ) -> Result<BlockFile, blockfile::BlockFileError> {
+        let io = |error| FileError::io("write", path)(error);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        let info = serde_json::to_vec(&self.counts).map_err(|error| io(error.into()))?;
+        blockfile::write(
+            path,
+            job.sequence_len,
+            (self.counts.blocks, self.counts.eval_blocks),
+            *inputs.as_bytes(),
+            &info,
+            self.groups
+                .iter()
+                .map(|group| self.block(group, job.sequence_len, pad_id)),
+        )
+    }
+
+    fn block(&self, group: &[Piece], sequence_len: usize, pad_id: u32) -> Block {
+        let mut block = Block {
+            tokens: Vec::with_capacity(sequence_len),
+            segments: Vec::with_capacity(sequence_len),
+            trained: Vec::with_capacity(sequence_len),
+        };
+        for (segment, piece) in (1..).zip(group) {
+            block
+                .tokens
+                .extend_from_slice(&self.tokens[piece.start..piece.end]);
+            block
+                .trained
+                .extend_from_slice(&self.trained[piece.start..piece.end]);
+            block.trained[block.segments.len()] = false;
+            block.segments.resize(block.tokens.len(), segment);
+        }
+        block.tokens.resize(sequence_len, pad_id);
+        block.segments.resize(sequence_len, PADDING_SEGMENT);
+        block.trained.resize(sequence_len, false);
+        block
+    }
+}
