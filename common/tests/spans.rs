@@ -8,7 +8,7 @@ use common::data::record::Record;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use serde_json::{Value as Json, json};
-use support::model;
+use support::{golden, model};
 
 fn conversation(messages: Json, tools: Option<Json>) -> Record {
     Record::Conversation {
@@ -133,8 +133,7 @@ fn text_that_looks_like_the_template_does_not_shift_the_mask() {
 #[test]
 fn generation_blocks_and_rendering_agree() {
     let model = model("chatml_generation", "<|im_end|>");
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/templates/golden.json");
-    let golden: Json = serde_json::from_slice(&std::fs::read(folder).unwrap()).unwrap();
+    let golden = golden();
     let mut compared = 0;
     for case in golden["cases"].as_array().unwrap() {
         let Some(spans) = case["assistant_spans"].as_array() else {

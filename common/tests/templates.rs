@@ -2,21 +2,18 @@
 //! `templates/`).
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use common::data::template::{ChatTemplate, TemplateError};
 use common::data::tokenize::SpecialTokens;
-use serde_json::Value as Json;
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/templates")
-}
+use serde_json::{Value as Json, json};
+use support::{golden, template_text, tokenizer};
 
 fn template(name: &str, moment: i64) -> ChatTemplate {
-    let text = std::fs::read_to_string(folder().join(name).with_extension("jinja")).unwrap();
     let special = SpecialTokens::from_pairs([("bos_token", "<s>"), ("eos_token", "</s>")]);
-    ChatTemplate::from_source(&text, &special, moment).unwrap()
+    ChatTemplate::from_source(&template_text(name), &special, moment).unwrap()
 }
 
 /// A rendering, or that it fails (with this message, where the template raises).
@@ -37,8 +34,8 @@ fn check(found: Result<String, TemplateError>, expected: &Json, what: &str) {
 
 #[test]
 fn templates_render_as_in_transformers() {
-    let golden: Json =
-        serde_json::from_slice(&std::fs::read(folder().join("golden.json")).unwrap()).unwrap();
+    let golden = golden();
+    let tokenizer = tokenizer("</s>");
     let moment = golden["made_with"]["moment"].as_i64().unwrap();
     let conversations: BTreeMap<&str, &Json> = golden["conversations"]
         .as_array()
@@ -70,6 +67,20 @@ fn templates_render_as_in_transformers() {
                 &case["prompted"],
                 &what,
             );
+        }
+    }
+}
+
+#[test]
+fn plain_text_is_tokenised_as_in_transformers() {
+    let tokenizer = tokenizer("</s>");
+    for case in golden()["texts"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let found = tokenizer.encode(text, true).unwrap();
+        assert_eq!(json!(found.ids), case["ids"], "{text:?}");
+        assert_eq!(found.offsets.len(), found.ids.len());
+        for covered in &found.offsets {
+            assert!(covered.start <= covered.end && covered.end <= text.len());
         }
     }
 }
