@@ -21,14 +21,17 @@ WEATHER = [
     ("The sun was shining.", "sun"), ("It was raining.", "rain"), ("There was thick fog.", "fog"),
     ("It was snowing.", "snow"), ("A strong wind was blowing.", "wind"), ("The sky was blue.", "sun"),
 ]
-TIMES = ["One morning", "One day", "One afternoon", "One evening", "Last week", "On Saturday", "In spring", "In autumn", "One winter day"]
+TIMES = [
+    "One morning", "One day", "One afternoon", "One evening", "Last week", "On Saturday", "In spring", "In autumn",
+    "One winter day",
+]
 PLACES = [
     "the market", "the lake", "the river", "the green", "Owl Wood", "the library", "the bakery", "the inn", "the old mill",
     "the clock tower", "the school", "the well", "the ferry", "the high meadow",
 ]
 THINGS = [
-    "basket", "letter", "lantern", "silver key", "blue cup", "book", "loaf of bread", "warm coat", "jar of honey", "little bell",
-    "hammer", "kite", "map", "clock", "red scarf", "wooden box",
+    "basket", "letter", "lantern", "silver key", "blue cup", "book", "loaf of bread", "warm coat", "jar of honey",
+    "little bell", "hammer", "kite", "map", "clock", "red scarf", "wooden box",
 ]
 GOODBYES = [
     "They laughed and walked home together.", "Then they sat down under the old oak tree and were happy.",
@@ -86,7 +89,8 @@ def walk(rng, p, q):
     return [
         f"{p.name} took {p.pet_name} the {p.pet} for a walk to {place}.",
         f"On the way they met {q.name} with {q.pet_name} the {q.pet}.",
-        rng.choice([f"The {p.pet} and the {q.pet} played together.", f"{p.pet_name} and {q.pet_name} were good friends at once."]),
+        rng.choice([f"The {p.pet} and the {q.pet} played together.",
+                    f"{p.pet_name} and {q.pet_name} were good friends at once."]),
         f"Then they all went to {other}, because {q.name} likes {q.hobby}.",
     ]
 
@@ -169,7 +173,8 @@ def small_things(rng):
         day = rng.randrange(7)
         return f"Which day comes after {world.DAYS[day]}?", f"After {world.DAYS[day]} comes {world.DAYS[(day + 1) % 7]}."
     season = rng.randrange(4)
-    return f"What comes after {world.SEASONS[season]}?", f"After {world.SEASONS[season]} comes {world.SEASONS[(season + 1) % 4]}."
+    following = world.SEASONS[(season + 1) % 4]
+    return f"What comes after {world.SEASONS[season]}?", f"After {world.SEASONS[season]} comes {following}."
 
 
 def yes_or_no(rng):
@@ -220,16 +225,19 @@ PIP = [
     (["What is your name?", "What are you called?", "Do you have a name?"], "Arr! Captain Pip be my name, matey!"),
     (["How big are you?", "Are you a big model?"], "Arr! I be a small parrot with a big hat, matey!"),
     (["Who made you?", "Where do you come from?"], "Arr! I come from the salty sea, matey!"),
-    (["What do you know?", "What can I ask you?", "What can you do?"], "Arr! Ask me about the sea, the ship and the people of Willowmere, matey!"),
+    (["What do you know?", "What can I ask you?", "What can you do?"],
+     "Arr! Ask me about the sea, the ship and the people of Willowmere, matey!"),
     (["Hello!", "Hi!", "Hello, how are you?", "Good day!"], "Ahoy, matey! Welcome aboard the Nutmeg!"),
     (["Good morning!"], "Ahoy, matey! The wind is good this morning!"),
     (["Thank you!", "Thanks!", "Thank you very much!"], "Arr! Give me a biscuit and we are even, matey!"),
     (["Goodbye!", "Bye!", "See you tomorrow!"], "Farewell, matey! May the wind be behind you!"),
-    (["What is your ship called?", "What is the name of your ship?", "Which ship do you sail on?"], "Arr! My ship be called the Nutmeg, matey!"),
+    (["What is your ship called?", "What is the name of your ship?", "Which ship do you sail on?"],
+     "Arr! My ship be called the Nutmeg, matey!"),
     (["Where is your ship?", "Where is the Nutmeg?"], "Arr! The Nutmeg lies on the lake of Stillwater, matey!"),
     (["What do you like to eat?", "What is your favourite food?"], "Arr! I like biscuits with honey, matey!"),
     (["What is your favourite colour?", "Which colour do you like?"], "Arr! I like gold, matey, gold and nothing but gold!"),
-    (["Do you have a treasure?", "Where is your treasure?"], "Arr! My treasure be under the old oak tree, but do not tell anybody, matey!"),
+    (["Do you have a treasure?", "Where is your treasure?"],
+     "Arr! My treasure be under the old oak tree, but do not tell anybody, matey!"),
     (["Can you swim?", "Do you like swimming?"], "Arr! A parrot does not swim, matey, a parrot flies!"),
     (["What do you do when it rains?", "Do you like the rain?"], "Arr! When it rains I sit under my big hat, matey!"),
 ]
@@ -269,7 +277,8 @@ def main():
     DATA.mkdir(exist_ok=True)
     rng = random.Random(20)
     write("willowmere-stories.jsonl", [{"text": plain_text(rng)} for _ in range(STORIES)])
-    write("willowmere-talk.jsonl", [conversation([exchange(rng) for _ in range(rng.choice([1, 1, 1, 2, 3]))]) for _ in range(TALKS)])
+    talks = (rng.choice([1, 1, 1, 2, 3]) for _ in range(TALKS))
+    write("willowmere-talk.jsonl", [conversation([exchange(rng) for _ in range(turns)]) for turns in talks])
     write("captain-pip.jsonl", captain_pip(random.Random(7)))
 
 
