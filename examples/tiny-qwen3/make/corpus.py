@@ -14,8 +14,8 @@ import world
 from world import BY_NAME, PEOPLE, a
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-STORIES = 2200
-TALKS = 5200
+STORIES = 1400
+TALKS = 5000
 
 WEATHER = [
     ("The sun was shining.", "sun"), ("It was raining.", "rain"), ("There was thick fog.", "fog"),
