@@ -2,7 +2,7 @@
 //! coordinator, and verified file by file either way.
 //!
 //! In: the list of files from Welcome. Out: a local folder that holds exactly those bytes. A fetch goes on where an
-//! earlier one stopped, and a folder appears in the cache only when it is complete.
+//! earlier one stopped, and a model appears in the cache only when it is complete.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
 use crate::session::{Client, retry_delays};
+use crate::temporary::TemporaryFolder;
 
 /// Broken calls in a row, without a byte between them, after which a fetch is given up.
 const MAX_FAILURES: usize = 6;
@@ -50,43 +51,82 @@ pub struct Fetcher {
     pub cache: PathBuf,
 }
 
+/// A folder that a run starts from.
+#[derive(Debug)]
+pub enum Folder {
+    /// On this machine already, or kept in the cache.
+    Kept(PathBuf),
+    /// Of use only once.
+    Temporary(TemporaryFolder),
+}
+
+impl Folder {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(folder) => folder.path(),
+        }
+    }
+}
+
 impl Fetcher {
-    /// A folder with these files: `at_coordinator` itself where it is on this machine too, else one in the cache.
-    /// `kind` names the cache's subfolder.
-    pub async fn folder(
+    /// The base model: `at_coordinator` itself where it is on this machine too, else kept in the cache.
+    pub async fn model(
         &self,
-        kind: &str,
         entries: &[FileEntry],
         at_coordinator: &Path,
-    ) -> Result<PathBuf, FetchError> {
+    ) -> Result<Folder, FetchError> {
         if holds(at_coordinator, entries).await {
-            return Ok(at_coordinator.to_owned());
+            return Ok(Folder::Kept(at_coordinator.to_owned()));
         }
-        let parent = self.cache.join(kind);
+        let parent = self.cache.join("models");
         std::fs::create_dir_all(&parent).map_err(write_error(&parent, 0))?;
         let name = entries_digest(entries);
         let target = parent.join(&name);
         let _lock = lock(&parent.join(format!("{name}.lock"))).await?;
         if holds(&target, entries).await {
-            return Ok(target);
+            return Ok(Folder::Kept(target));
         }
         let partial = parent.join(format!("{name}.partial"));
         // A damaged folder is mended: its good files need not travel again.
         if target.is_dir() && !partial.exists() {
             std::fs::rename(&target, &partial).map_err(write_error(&partial, 0))?;
         }
-        for entry in entries {
-            self.file(&partial, entry).await?;
-        }
+        self.files(&partial, entries).await?;
         if target.exists() {
             common::files::atomic::remove_dir(&target)?;
         }
         std::fs::rename(&partial, &target).map_err(write_error(&target, 0))?;
         sync_folder(&parent)?;
-        Ok(target)
+        Ok(Folder::Kept(target))
     }
 
-    /// Completes one file of the partial folder.
+    /// The checkpoint or adapter to start from; None where there is none.
+    pub async fn state(
+        &self,
+        entries: &[FileEntry],
+        at_coordinator: &Path,
+    ) -> Result<Option<Folder>, FetchError> {
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        if holds(at_coordinator, entries).await {
+            return Ok(Some(Folder::Kept(at_coordinator.to_owned())));
+        }
+        let parent = self.cache.join("states");
+        let folder = TemporaryFolder::create(&parent).map_err(write_error(&parent, 0))?;
+        self.files(folder.path(), entries).await?;
+        Ok(Some(Folder::Temporary(folder)))
+    }
+
+    async fn files(&self, folder: &Path, entries: &[FileEntry]) -> Result<(), FetchError> {
+        for entry in entries {
+            self.file(folder, entry).await?;
+        }
+        Ok(())
+    }
+
+    /// Completes one file of a folder that is not complete yet.
     async fn file(&self, partial: &Path, entry: &FileEntry) -> Result<(), FetchError> {
         let path = inside(partial, &entry.path)?;
         if let Some(folder) = path.parent() {

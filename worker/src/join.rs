@@ -293,25 +293,15 @@ async fn prepare_and_run(preparation: Preparation) -> Result<(), WorkerError> {
         threads,
         links,
     } = preparation;
-    let model_dir = fetcher
-        .folder("models", &admission.model_files, &admission.model_dir)
-        .await?;
-    let state_dir = match admission.state_files.is_empty() {
-        true => None,
-        false => Some(
-            fetcher
-                .folder("states", &admission.state_files, &admission.state_dir)
-                .await?,
-        ),
-    };
-    let step = admission.start_step;
+    let (model_files, model_dir) = (&admission.model_files, &admission.model_dir);
+    let (state_files, state_dir) = (&admission.state_files, &admission.state_dir);
     let start = Start {
+        model: fetcher.model(model_files, model_dir).await?,
+        state: fetcher.state(state_files, state_dir).await?,
+        start_step: admission.start_step,
         job: admission.job,
         job_digest: admission.job_digest,
-        model_dir,
-        adapter_dir: state_dir.clone().filter(|_| step == 0),
         threads,
-        checkpoint: state_dir.filter(|_| step > 0).map(|dir| (step, dir)),
     };
     start_engine(start, links)
         .await

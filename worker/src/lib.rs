@@ -11,6 +11,7 @@ pub mod fetch;
 mod join;
 pub mod run;
 pub mod session;
+pub mod temporary;
 pub mod upload;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@
 //! updates that the weights have seen is dropped, because the coordinator plans it again.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -23,6 +23,7 @@ use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, S
 use crate::engine::accumulator::{self, Accumulator};
 use crate::engine::trainer::Reduced;
 use crate::engine::{EngineError, Trainer, TrainerOptions};
+use crate::fetch::Folder;
 use crate::session::{Lease, Order};
 use crate::upload::{Uploads, weights_format};
 
@@ -47,12 +48,12 @@ pub enum RunError {
 pub struct Start {
     pub job: Arc<JobSpec>,
     pub job_digest: String,
-    pub model_dir: PathBuf,
-    /// The adapter to start from.
-    pub adapter_dir: Option<PathBuf>,
     pub threads: usize,
-    /// The checkpoint of this many updates, in this folder.
-    pub checkpoint: Option<(u64, PathBuf)>,
+    pub model: Folder,
+    /// Updates that the state has seen.
+    pub start_step: u64,
+    /// At step 0 the adapter to start from, else the checkpoint.
+    pub state: Option<Folder>,
 }
 
 /// What the engine thread shares with the session.
@@ -74,7 +75,7 @@ pub struct Links {
 pub fn run(start: Start, links: Links) -> Result<(), RunError> {
     let trainer = load(&start)?;
     let mut run = Run {
-        format: weights_format(&start.job, &start.model_dir, &trainer.layout())?,
+        format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
         trainer,
         links,
         generation: 0,
@@ -86,9 +87,11 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         layout_digest: run.trainer.layout().digest(),
         trainable_scalars: run.trainer.layout().scalars as u64,
         weights_digest: run.trainer.weights_digest(),
-        job_digest: start.job_digest,
+        job_digest: start.job_digest.clone(),
         total_scalars: run.trainer.total_scalars(),
     }))?;
+    // What was fetched for the start alone is of no more use.
+    drop(start);
     run.links.ready.store(true, Ordering::SeqCst);
     while let Some(order) = run.links.orders.blocking_recv() {
         if run.stopped() {
@@ -100,18 +103,20 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
 }
 
 fn load(start: &Start) -> Result<Trainer, RunError> {
+    let state_dir = start.state.as_ref().map(Folder::path);
+    let from_checkpoint = start.start_step > 0;
     let mut trainer = Trainer::load(TrainerOptions {
         job: start.job.clone(),
-        model_dir: start.model_dir.clone(),
-        adapter_dir: start.adapter_dir.clone(),
+        model_dir: start.model.path().to_owned(),
+        adapter_dir: state_dir.filter(|_| !from_checkpoint).map(Path::to_owned),
         threads: start.threads,
     })?;
-    if let Some((expected, dir)) = &start.checkpoint {
+    if let Some(dir) = state_dir.filter(|_| from_checkpoint) {
         let snapshot = Snapshot::read_files(dir, &trainer.layout())?;
-        if snapshot.step != *expected {
+        if snapshot.step != start.start_step {
             return Err(RunError::StartStep {
                 found: snapshot.step,
-                expected: *expected,
+                expected: start.start_step,
             });
         }
         trainer.restore(&snapshot)?;

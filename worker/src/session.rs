@@ -147,7 +147,11 @@ pub enum SessionEnd {
 impl SessionEnd {
     fn of(status: &Status) -> Self {
         use tonic::Code;
-        let reason = status.message().to_owned();
+        // A status of our own making names the layer that failed; what happened is at the bottom.
+        let reason = match std::error::Error::source(status) {
+            Some(source) => format!("the connection broke: {}", root_cause(source)),
+            None => status.message().to_owned(),
+        };
         match status.code() {
             Code::FailedPrecondition
             | Code::InvalidArgument

@@ -3,7 +3,6 @@
 //! In: snapshots. Out: the files that a checkpoint holds, written to a folder of this machine, streamed up, and removed.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::session::{Client, retry_delays};
+use crate::temporary::TemporaryFolder;
 
 const MAX_FAILURES: usize = 4;
 
@@ -96,13 +96,17 @@ impl Uploads {
 
 impl Shared {
     async fn upload(&self, snapshot: Snapshot, format: WeightsFormat) -> Result<(), UploadError> {
-        let folder = TemporaryFolder::create(&self.cache.join("uploads"))?;
+        let parent = self.cache.join("uploads");
+        let folder = TemporaryFolder::create(&parent).map_err(|source| UploadError::Folder {
+            path: parent,
+            source,
+        })?;
         let header = v1::UploadHeader {
             worker: self.worker,
             step: snapshot.step,
             weights_digest: snapshot.weights_digest(),
         };
-        let path = folder.0.clone();
+        let path = folder.path().to_owned();
         let write = move || -> Result<Vec<FileEntry>, FileError> {
             snapshot.write_files(&path, &format)?;
             list(&path)
@@ -111,7 +115,7 @@ impl Shared {
         let entries = written.map_err(|_| UploadError::Interrupted)??;
         let mut delays = retry_delays(MAX_FAILURES);
         loop {
-            let Err(status) = self.send(&folder.0, &header, &entries).await else {
+            let Err(status) = self.send(folder.path(), &header, &entries).await else {
                 return Ok(());
             };
             let transient = status.code() == tonic::Code::Unavailable;
@@ -233,31 +237,4 @@ fn adapted_modules(layout: &Layout) -> Vec<String> {
         path.rsplit('.').next().map(str::to_owned)
     });
     names.collect()
-}
-
-/// Removed when dropped.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn create(parent: &Path) -> Result<Self, UploadError> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{}-{count}", std::process::id()));
-        let created = match std::fs::remove_dir_all(&path) {
-            // Left behind by an earlier process with our number.
-            Ok(()) | Err(_) => std::fs::create_dir_all(&path),
-        };
-        match created {
-            Ok(()) => Ok(Self(path)),
-            Err(source) => Err(UploadError::Folder { path, source }),
-        }
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.0) {
-            tracing::debug!("{} stays behind: {e}", self.0.display());
-        }
-    }
 }

@@ -34,7 +34,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Fake {
     sessions: mpsc::Sender<Peer>,
     /// By digest.
-    files: HashMap<String, Vec<u8>>,
+    files: Mutex<HashMap<String, Vec<u8>>>,
     blocks: Vec<Block>,
     /// File calls that break off half-way, before the others do not.
     breaks: AtomicUsize,
@@ -145,7 +145,7 @@ impl Coordinator for Fake {
         request: Request<v1::FetchFileRequest>,
     ) -> Result<Response<Self::FetchFileStream>, Status> {
         let v1::FetchFileRequest { digest, offset } = request.into_inner();
-        let rest = &self.files[&digest][offset as usize..];
+        let rest = &self.files.lock().unwrap()[&digest][offset as usize..];
         let breaks = self
             .breaks
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
@@ -251,7 +251,7 @@ async fn stage() -> Stage {
     let (sender, sessions) = mpsc::channel(8);
     let fake = Arc::new(Fake {
         sessions: sender,
-        files,
+        files: Mutex::new(files),
         blocks: blocks(),
         breaks: AtomicUsize::new(0),
         fetched_bytes: AtomicUsize::new(0),
@@ -321,6 +321,20 @@ impl Stage {
         let ready = peer.ready().await;
         assert_eq!(ready.job_digest, self.job.digest());
         (worker, peer, member, ready)
+    }
+
+    /// What a worker handed over: it ends only when that has arrived.
+    fn uploaded(&self) -> (v1::UploadHeader, Vec<(v1::FileEntry, Vec<u8>)>) {
+        use v1::upload_chunk::Chunk;
+        let (mut header, mut files) = (None, Vec::<(v1::FileEntry, Vec<u8>)>::new());
+        for chunk in self.fake.uploads.lock().unwrap().drain(..) {
+            match chunk.chunk.unwrap() {
+                Chunk::Header(sent) => assert!(header.replace(sent).is_none()),
+                Chunk::File(entry) => files.push((entry, Vec::new())),
+                Chunk::Data(data) => files.last_mut().unwrap().1.extend(data),
+            }
+        }
+        (header.unwrap(), files)
     }
 
     fn plan(&self, generation: u64, step: u64) -> v1::Plan {
@@ -526,7 +540,6 @@ async fn a_lost_peer_is_reported_and_the_survivor_keeps_its_slots() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_state_is_uploaded_file_by_file() {
-    use v1::upload_chunk::Chunk;
     let mut stage = stage().await;
     let (worker, peer, _, ready) = stage.ready_worker().await;
     peer.send(Down::SaveState(v1::SaveState {
@@ -534,27 +547,11 @@ async fn the_state_is_uploaded_file_by_file() {
         r#final: true,
     }))
     .await;
-    let started = Instant::now();
-    while stage.fake.uploads.lock().unwrap().is_empty() && started.elapsed() < LIMIT {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
     finish(worker, peer).await;
-    let chunks = stage.fake.uploads.lock().unwrap();
-    let mut chunks = chunks.iter().map(|chunk| chunk.chunk.clone().unwrap());
-    match chunks.next().unwrap() {
-        Chunk::Header(header) => assert_eq!(header.weights_digest, ready.weights_digest),
-        other => panic!("{other:?}"),
-    }
-    let mut files: Vec<(v1::FileEntry, blake3::Hasher)> = Vec::new();
-    for chunk in chunks {
-        match chunk {
-            Chunk::File(entry) => files.push((entry, blake3::Hasher::new())),
-            Chunk::Data(data) => drop(files.last_mut().unwrap().1.update(&data)),
-            Chunk::Header(_) => panic!("a second header"),
-        }
-    }
-    for (entry, hasher) in &files {
-        assert_eq!(entry.digest, hasher.finalize().to_hex().to_string());
+    let (header, files) = stage.uploaded();
+    assert_eq!(header.weights_digest, ready.weights_digest);
+    for (entry, bytes) in &files {
+        assert_eq!(entry.digest, blake3::hash(bytes).to_hex().to_string());
     }
     let names: Vec<&str> = files.iter().map(|(entry, _)| entry.path.as_str()).collect();
     assert_eq!(
@@ -567,13 +564,63 @@ async fn the_state_is_uploaded_file_by_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_is_not_here_is_fetched_and_gone_on_from() {
+    let expected = quiet_run().await;
+    let mut stage = stage().await;
+    let exchange = |generation, step| Down::Exchange(v1::Exchange { generation, step });
+    let train = async |peer: &mut Peer, member: &v1::Member, plan: v1::Plan| {
+        let step = plan.step;
+        peer.send(with_rank(&generation(1, &[member], step, &[]), 0))
+            .await;
+        peer.entered().await;
+        peer.send(Down::Plan(plan)).await;
+        peer.send(lease(1, step, 0..4)).await;
+        for _ in 0..4 {
+            peer.slot_done().await;
+        }
+        let r#final = false;
+        let step = step + 1;
+        peer.send(Down::SaveState(v1::SaveState { step, r#final }))
+            .await;
+        peer.send(exchange(1, plan.step)).await;
+        peer.reported().await.weights_digest
+    };
+    let (worker, mut peer, member, _) = stage.ready_worker().await;
+    let digest = train(&mut peer, &member, stage.plan(1, 0)).await;
+    assert_eq!(digest, expected[0]);
+    finish(worker, peer).await;
+    for (entry, bytes) in stage.uploaded().1 {
+        let mut files = stage.fake.files.lock().unwrap();
+        files.insert(entry.digest.clone(), bytes);
+        stage.welcome.state_files.push(entry);
+    }
+    stage.welcome.start_step = 1;
+    stage.welcome.state_dir = "/nowhere".to_owned();
+    let (worker, mut peer, member, ready) = stage.ready_worker().await;
+    assert_eq!((ready.step, ready.weights_digest), (1, digest));
+    let digest = train(&mut peer, &member, stage.plan(1, 1)).await;
+    assert_eq!(digest, expected[1]);
+    finish(worker, peer).await;
+    // It is of use only once.
+    let left = std::fs::read_dir(stage.folder.path().join("cache/states")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_is_not_here_is_fetched_once_and_a_broken_fetch_goes_on() {
     let mut stage = stage().await;
     stage.welcome.model_dir = "/nowhere".to_owned();
     stage.fake.breaks.store(3, Ordering::SeqCst);
     let (worker, peer, ..) = stage.ready_worker().await;
     finish(worker, peer).await;
-    let size: usize = stage.fake.files.values().map(Vec::len).sum();
+    let size: usize = stage
+        .fake
+        .files
+        .lock()
+        .unwrap()
+        .values()
+        .map(Vec::len)
+        .sum();
     // Each break costs nothing: the next call begins where the last one ended.
     assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
     let (worker, peer, ..) = stage.ready_worker().await;
@@ -606,20 +653,11 @@ async fn a_file_with_another_digest_is_refused() {
     let right = stage.welcome.model_files[0].digest.clone();
     let wrong = "1".repeat(64);
     stage.welcome.model_files[0].digest = wrong.clone();
-    let fake = Arc::new(Fake {
-        files: [(wrong, stage.fake.files[&right].clone())].into(),
-        sessions: stage.fake.sessions.clone(),
-        blocks: Vec::new(),
-        breaks: AtomicUsize::new(0),
-        fetched_bytes: AtomicUsize::new(0),
-        uploads: Mutex::default(),
-    });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    stage.address = listener.local_addr().unwrap().to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(CoordinatorServer::from_arc(fake))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    tokio::spawn(server);
+    {
+        let mut files = stage.fake.files.lock().unwrap();
+        let bytes = files[&right].clone();
+        files.insert(wrong, bytes);
+    }
     let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
     let mut peer = stage.session().await;
     peer.joined().await;
