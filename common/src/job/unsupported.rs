@@ -350,7 +350,7 @@ const ENTRIES: &[Entry] = &[
         "the operations are fused already; remove it",
     ),
     Entry("plugins", Off, "plugins are not supported; remove it"),
-    Entry("rl*", Off, "only supervised fine-tuning is supported"),
+    Entry("rl", Off, "only supervised fine-tuning is supported"),
     Entry("dpo_*", Off, "only supervised fine-tuning is supported"),
     Entry(
         "reward_model",

@@ -308,3 +308,29 @@ fn a_starting_adapter_gives_the_shape() {
         "{missing:?}"
     );
 }
+
+#[test]
+fn a_file_from_windows_is_read() {
+    let text =
+        "\u{feff}base_model: m\r\ndatasets:\r\n- path: d.jsonl\r\n  type: text\r\nseed: 7\r\n";
+    let job = load_text(text).unwrap();
+    assert_eq!((job.seed, job.base_model), (7, PathBuf::from("m")));
+    let wrong = problems(load_text(&text.replace("seed: 7", "sed: 7")));
+    assert_eq!(wrong, ["5: unknown field `sed`; did you mean `seed`?"]);
+}
+
+#[test]
+fn anchors_and_long_texts_are_yaml_too() {
+    let job = job(
+        "test_prompts:\n- &first |\n  line one\n  line two\n- *first\n- >-\n  folded\n  text\n- 42\n",
+    );
+    assert_eq!(
+        job.test_prompts,
+        [
+            "line one\nline two\n",
+            "line one\nline two\n",
+            "folded text",
+            "42"
+        ]
+    );
+}
