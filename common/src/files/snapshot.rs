@@ -45,22 +45,6 @@ pub enum WeightsFormat {
 }
 
 impl Snapshot {
-    /// Weights that no update has touched.
-    pub fn initial(layout: Arc<Layout>, weights: Vec<f32>) -> Self {
-        assert_eq!(
-            weights.len(),
-            layout.scalars,
-            "the weights are of another layout"
-        );
-        Self {
-            step: 0,
-            exp_avg: vec![0.0; weights.len()],
-            exp_avg_sq: vec![0.0; weights.len()],
-            layout,
-            weights,
-        }
-    }
-
     pub fn weights_digest(&self) -> String {
         weights_digest(&self.layout, self.layout.split(&self.weights))
     }

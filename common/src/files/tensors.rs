@@ -1,12 +1,13 @@
-//! Safetensors files: read through a memory map with every header field checked against the file's length, written as
-//! a stream.
+//! Safetensors files: read through a memory map with every header field checked against the file's length; written by
+//! [`writer`].
 //!
 //! The map is valid as long as nobody shortens the file under us; Muster replaces files by renaming, which is safe.
+
+mod writer;
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -16,7 +17,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::FileError;
-use super::atomic::AtomicFile;
+pub use writer::{TensorSpec, write, write_streaming};
 
 /// As the safetensors library has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -40,14 +41,6 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// Little-endian, rows first. May be aligned to no more than a byte.
     pub bytes: &'a [u8],
-}
-
-/// What a tensor is called and how large it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSpec {
-    pub name: String,
-    pub dtype: Dtype,
-    pub shape: Vec<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -277,103 +270,6 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         }
         Ok(header)
     }
-}
-
-/// Writes a safetensors file of tensors that are in memory. `metadata` beside `{"format": "pt"}`, which every reader of
-/// Hugging Face's wants.
-pub fn write<'a>(
-    path: &Path,
-    tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, &'a [u8])>,
-    metadata: &[(&str, &str)],
-) -> Result<(), FileError> {
-    let (specs, bytes): (Vec<_>, Vec<_>) = tensors
-        .into_iter()
-        .map(|(name, dtype, shape, bytes)| (TensorSpec { name, dtype, shape }, bytes))
-        .unzip();
-    write_streaming(path, &specs, metadata, |index, out| {
-        out.write_all(bytes[index])
-    })
-}
-
-/// Writes a safetensors file, asking `fill` for the bytes of one tensor after the other.
-pub fn write_streaming(
-    path: &Path,
-    specs: &[TensorSpec],
-    metadata: &[(&str, &str)],
-    mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
-) -> Result<(), FileError> {
-    let (header, sizes) = encode_header(path, specs, metadata)?;
-    let mut file = Counting {
-        file: AtomicFile::create(path)?,
-        written: 0,
-    };
-    let write = FileError::io("write", path);
-    let result = (|| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
-        for (index, size) in sizes.iter().enumerate() {
-            file.written = 0;
-            fill(index, &mut file)?;
-            if file.written != *size {
-                let name = &specs[index].name;
-                return Err(io::Error::other(format!(
-                    "tensor {name} was given {} bytes where its shape needs {size}",
-                    file.written
-                )));
-            }
-        }
-        Ok(())
-    })();
-    result.map_err(write)?;
-    file.file.commit()
-}
-
-struct Counting {
-    file: AtomicFile,
-    written: u64,
-}
-
-impl Write for Counting {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.written += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// The JSON header, padded so that tensor data is aligned to 8 bytes, and each tensor's bytes.
-fn encode_header(
-    path: &Path,
-    specs: &[TensorSpec],
-    metadata: &[(&str, &str)],
-) -> Result<(Vec<u8>, Vec<u64>), FileError> {
-    let mut table = serde_json::Map::new();
-    let mut extra = serde_json::Map::from_iter([("format".to_owned(), "pt".into())]);
-    for (key, value) in metadata {
-        extra.insert((*key).to_owned(), (*value).into());
-    }
-    table.insert(METADATA.to_owned(), extra.into());
-    let mut sizes = Vec::with_capacity(specs.len());
-    let mut offset = 0u64;
-    for spec in specs {
-        let size = byte_len(spec.dtype, &spec.shape)
-            .ok_or_else(|| FileError::malformed(path, format!("tensor {} is odd", spec.name)))?;
-        let entry = serde_json::json!({
-            "dtype": spec.dtype,
-            "shape": spec.shape,
-            "data_offsets": [offset, offset + size],
-        });
-        table.insert(spec.name.clone(), entry);
-        sizes.push(size);
-        offset += size;
-    }
-    let mut header = serde_json::Value::Object(table).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok((header, sizes))
 }
 
 #[cfg(test)]

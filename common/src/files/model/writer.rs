@@ -1,0 +1,120 @@
+//! Whole models, written: `config.json`, and weights in one file or in shards with their index.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use half::bf16;
+use serde_json::Value;
+
+use super::{CONFIG, INDEX, SINGLE};
+use crate::files::layout::as_bytes;
+use crate::files::tensors::{Dtype, TensorSpec, write_streaming};
+use crate::files::{FileError, atomic};
+
+/// Largest weights file we write, as Transformers does by default.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// A tensor of a model to be written, from float32 scalars.
+pub struct ModelTensor<'a> {
+    pub name: &'a str,
+    pub shape: &'a [usize],
+    pub scalars: &'a [f32],
+}
+
+/// Writes `config.json` (with the right type named) and the weights as `dtype`: one file, or shards of at most
+/// `max_shard_bytes` and their index.
+pub fn write_model(
+    dir: &Path,
+    config: &Value,
+    tensors: &[ModelTensor],
+    dtype: Dtype,
+    max_shard_bytes: u64,
+) -> Result<(), FileError> {
+    let scalar_bytes = (dtype.bitsize() / 8) as u64;
+    let bytes = |tensor: &ModelTensor| tensor.scalars.len() as u64 * scalar_bytes;
+    let mut shards: Vec<&[ModelTensor]> = Vec::new();
+    let (mut start, mut size) = (0, 0);
+    for (end, tensor) in tensors.iter().enumerate() {
+        if end > start && size + bytes(tensor) > max_shard_bytes {
+            shards.push(&tensors[start..end]);
+            (start, size) = (end, 0);
+        }
+        size += bytes(tensor);
+    }
+    shards.push(&tensors[start..]);
+    if let [all] = shards[..] {
+        write_shard(&dir.join(SINGLE), all, dtype)?;
+    } else {
+        let mut weight_map = serde_json::Map::new();
+        for (number, shard) in shards.iter().enumerate() {
+            let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
+            write_shard(&dir.join(&name), shard, dtype)?;
+            for tensor in *shard {
+                weight_map.insert(tensor.name.to_owned(), name.clone().into());
+            }
+        }
+        let total: u64 = tensors.iter().map(bytes).sum();
+        let scalars: u64 = tensors.iter().map(|t| t.scalars.len() as u64).sum();
+        let index = serde_json::json!({
+            "metadata": {"total_parameters": scalars, "total_size": total},
+            "weight_map": weight_map,
+        });
+        write_json(&dir.join(INDEX), &index)?;
+    }
+    let mut config = config.clone();
+    // Transformers reads `dtype` since version 4.56 and `torch_dtype` before; everybody reads one of them.
+    for key in ["dtype", "torch_dtype"] {
+        config[key] = dtype_name(dtype).into();
+    }
+    write_json(&dir.join(CONFIG), &config)
+}
+
+fn write_shard(path: &Path, tensors: &[ModelTensor], dtype: Dtype) -> Result<(), FileError> {
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|tensor| TensorSpec {
+            name: tensor.name.to_owned(),
+            dtype,
+            shape: tensor.shape.to_vec(),
+        })
+        .collect();
+    write_streaming(path, &specs, &[], |index, out| {
+        write_scalars(tensors[index].scalars, dtype, out)
+    })
+}
+
+fn write_scalars(scalars: &[f32], dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {
+    match dtype {
+        Dtype::F32 => out.write_all(as_bytes(scalars)),
+        Dtype::BF16 => {
+            let mut buffer = Vec::with_capacity(1 << 16);
+            for chunk in scalars.chunks(1 << 15) {
+                buffer.clear();
+                buffer.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()));
+                out.write_all(&buffer)?;
+            }
+            Ok(())
+        }
+        other => Err(io::Error::other(format!(
+            "models are not written as {other:?}"
+        ))),
+    }
+}
+
+/// As `config.json` has it.
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::BF16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
+pub(in crate::files) fn write_json(
+    path: &Path,
+    value: &impl serde::Serialize,
+) -> Result<(), FileError> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| FileError::malformed(path, error.to_string()))?;
+    text.push(b'\n');
+    atomic::write(path, &text)
+}
