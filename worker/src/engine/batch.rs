@@ -8,8 +8,8 @@ use std::sync::Arc;
 use common::data::block::{Block, PADDING_SEGMENT};
 
 use super::EngineError;
-use super::ops::attention::Segments;
 use super::ops::cross_entropy::Target;
+use super::ops::segments::Segments;
 
 #[derive(Clone, Debug)]
 pub struct Batch {

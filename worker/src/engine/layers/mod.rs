@@ -8,9 +8,9 @@ pub mod mlp;
 use std::sync::Arc;
 
 use super::batch::Batch;
-use super::ops::attention::Segments;
 use super::ops::lora_linear::MaskKey;
 use super::ops::rope::RopeTable;
+use super::ops::segments::Segments;
 
 /// What every layer of a forward pass needs beside its input.
 #[derive(Clone)]

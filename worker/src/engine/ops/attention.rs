@@ -13,59 +13,9 @@ use rayon::prelude::*;
 
 use super::gemm::{Matrix, MatrixMut, Shared, multiply};
 use super::rope::HeadLayout;
+use super::segments::Segments;
 use super::vector::{self, dispatch};
 use super::{f32_slice, output, to_tensor, with_f32};
-
-/// Query rows in one tile.
-const QUERY_TILE: usize = 64;
-/// Rows that a run of short segments is filled up to.
-const RUN_ROWS: usize = 256;
-
-/// Which tokens may attend to which: token i sees `starts[i]..=i`.
-#[derive(Debug)]
-pub struct Segments {
-    starts: Vec<usize>,
-    /// Whole segments, together covering all tokens.
-    runs: Vec<Range<usize>>,
-}
-
-impl Segments {
-    /// From the segment lengths, in order.
-    pub fn new(lengths: &[usize]) -> Self {
-        let mut starts = Vec::with_capacity(lengths.iter().sum());
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for &length in lengths {
-            let start = starts.len();
-            starts.resize(start + length, start);
-            match runs.last_mut() {
-                Some(run) if run.len() + length <= RUN_ROWS => run.end += length,
-                _ => runs.push(start..start + length),
-            }
-        }
-        Self { starts, runs }
-    }
-
-    pub fn tokens(&self) -> usize {
-        self.starts.len()
-    }
-
-    fn tiles(&self, run: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let end = run.end;
-        run.clone()
-            .step_by(QUERY_TILE)
-            .map(move |start| start..(start + QUERY_TILE).min(end))
-    }
-
-    /// The keys that any row of the tile sees.
-    fn keys(&self, rows: &Range<usize>) -> Range<usize> {
-        self.starts[rows.start]..rows.end
-    }
-
-    /// The columns of a tile's scores that its row sees.
-    fn visible(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
-        self.starts[row].max(keys.start) - keys.start..row + 1 - keys.start
-    }
-}
 
 /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; the result is
 /// `[tokens, heads * head_dim]`.
@@ -95,16 +45,15 @@ impl Attention {
     }
 
     /// Columns of `qkv` where a head's queries, and its keys and values, begin.
-    fn query_column(&self, head: usize) -> usize {
-        head * self.layout.head_dim
+    fn columns(&self, head: usize) -> [usize; 3] {
+        let shared = head / self.queries_per_key();
+        let (heads, key_value_heads) = (self.layout.heads, self.layout.key_value_heads);
+        [head, heads + shared, heads + key_value_heads + shared]
+            .map(|head| head * self.layout.head_dim)
     }
 
-    fn key_column(&self, key_value_head: usize) -> usize {
-        (self.layout.heads + key_value_head) * self.layout.head_dim
-    }
-
-    fn value_column(&self, key_value_head: usize) -> usize {
-        (self.layout.heads + self.layout.key_value_heads + key_value_head) * self.layout.head_dim
+    fn out_width(&self) -> usize {
+        self.layout.heads * self.layout.head_dim
     }
 
     fn queries_per_key(&self) -> usize {
@@ -133,19 +82,14 @@ impl Attention {
         scores: &mut Vec<f32>,
     ) {
         let width = self.layout.width();
+        let [query, key, _] = self.columns(head);
         scores.resize(rows.len() * keys.len(), 0.0);
         multiply(
             &mut MatrixMut::new(scores, rows.len(), keys.len()),
             false,
             self.scale(),
-            self.part(qkv, width, rows, self.query_column(head)),
-            self.part(
-                qkv,
-                width,
-                keys,
-                self.key_column(head / self.queries_per_key()),
-            )
-            .transposed(),
+            self.part(qkv, width, rows, query),
+            self.part(qkv, width, keys, key).transposed(),
             Parallelism::None,
         );
     }
@@ -161,6 +105,7 @@ impl Attention {
         mut result: MatrixMut,
     ) {
         let keys = self.segments.keys(rows);
+        let [_, _, value] = self.columns(head);
         self.scores(qkv, rows, &keys, head, scores);
         dispatch(
             #[inline(always)]
@@ -186,12 +131,7 @@ impl Attention {
             false,
             1.0,
             Matrix::new(scores, rows.len(), keys.len()),
-            self.part(
-                qkv,
-                self.layout.width(),
-                &keys,
-                self.value_column(head / self.queries_per_key()),
-            ),
+            self.part(qkv, self.layout.width(), &keys, value),
             Parallelism::None,
         );
     }
@@ -205,22 +145,48 @@ impl Attention {
         scratch: &mut Scratch,
         d_qkv: &Shared,
     ) {
-        let (width, out_width) = (
-            self.layout.width(),
-            self.layout.heads * self.layout.head_dim,
-        );
-        let key_value_head = head / self.queries_per_key();
+        self.score_gradients(saved, rows, head, scratch);
+        let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
         let keys = self.segments.keys(rows);
+        let [query, key, value] = self.columns(head);
+        let gradient = |range: &Range<usize>, column: usize| {
+            // SAFETY: this task alone writes to these segments' rows of this key-value head and its queries, and the
+            // three parts are used one after another.
+            unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) }
+        };
+        let probabilities = Matrix::new(&scratch.scores, rows.len(), keys.len()).transposed();
+        let d_scores = Matrix::new(&scratch.d_scores, rows.len(), keys.len());
+        let d_out = self.part(saved.d_out, self.out_width(), rows, query);
+        let queries = self.part(saved.qkv, width, rows, query);
+        let key_rows = self.part(saved.qkv, width, &keys, key);
+        let (serial, scale) = (Parallelism::None, self.scale());
+        let mut d_value = gradient(&keys, value);
+        multiply(&mut d_value, true, 1.0, probabilities, d_out, serial);
+        let (mut d_key, transposed) = (gradient(&keys, key), d_scores.transposed());
+        multiply(&mut d_key, true, scale, transposed, queries, serial);
+        let mut d_query = gradient(rows, query);
+        multiply(&mut d_query, false, scale, d_scores, key_rows, serial);
+    }
+
+    /// Computes a tile's probabilities again, and the gradient of its scores.
+    fn score_gradients(
+        &self,
+        saved: &Saved,
+        rows: &Range<usize>,
+        head: usize,
+        scratch: &mut Scratch,
+    ) {
+        let keys = self.segments.keys(rows);
+        let [query, _, value] = self.columns(head);
         let Scratch { scores, d_scores } = scratch;
-        let d_out = self.part(saved.d_out, out_width, rows, self.query_column(head));
         self.scores(saved.qkv, rows, &keys, head, scores);
         d_scores.resize(scores.len(), 0.0);
         multiply(
             &mut MatrixMut::new(d_scores, rows.len(), keys.len()),
             false,
             1.0,
-            d_out,
-            self.part(saved.qkv, width, &keys, self.value_column(key_value_head))
+            self.part(saved.d_out, self.out_width(), rows, query),
+            self.part(saved.qkv, self.layout.width(), &keys, value)
                 .transposed(),
             Parallelism::None,
         );
@@ -230,56 +196,17 @@ impl Attention {
             .zip(d_scores.chunks_exact_mut(keys.len()))
         {
             let visible = self.segments.visible(row, &keys);
-            let start = row * out_width + self.query_column(head);
+            let start = row * self.out_width() + query;
             let out = start..start + self.layout.head_dim;
+            let log_sum = saved.log_sums[head * self.segments.tokens() + row];
             dispatch(
                 #[inline(always)]
                 || {
-                    softmax_backward(
-                        probabilities,
-                        d_scores,
-                        visible,
-                        saved.log_sums[head * self.segments.tokens() + row],
-                        vector::dot(&saved.out[out.clone()], &saved.d_out[out]),
-                    );
+                    let delta = vector::dot(&saved.out[out.clone()], &saved.d_out[out]);
+                    softmax_backward(probabilities, d_scores, visible, log_sum, delta);
                 },
             );
         }
-        let head_dim = self.layout.head_dim;
-        let part = |range: &Range<usize>, column: usize| {
-            // SAFETY: this task alone writes to these segments' rows of this key-value head and its queries, and the
-            // three parts are used one after another.
-            unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) }
-        };
-        let probabilities = Matrix::new(scores, rows.len(), keys.len());
-        let d_scores = Matrix::new(d_scores, rows.len(), keys.len());
-        let queries = self.part(saved.qkv, width, rows, self.query_column(head));
-        let key_part = self.part(saved.qkv, width, &keys, self.key_column(key_value_head));
-        let (serial, scale) = (Parallelism::None, self.scale());
-        multiply(
-            &mut part(&keys, self.value_column(key_value_head)),
-            true,
-            1.0,
-            probabilities.transposed(),
-            d_out,
-            serial,
-        );
-        multiply(
-            &mut part(&keys, self.key_column(key_value_head)),
-            true,
-            scale,
-            d_scores.transposed(),
-            queries,
-            serial,
-        );
-        multiply(
-            &mut part(rows, self.query_column(head)),
-            false,
-            scale,
-            d_scores,
-            key_part,
-            serial,
-        );
     }
 }
 
@@ -338,7 +265,7 @@ impl CustomOp1 for Attention {
         let mut log_sums = vec![0.0; heads * tokens];
         let tasks: Vec<(Range<usize>, usize)> = self
             .segments
-            .runs
+            .runs()
             .iter()
             .flat_map(|run| self.segments.tiles(run))
             .flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)))
@@ -347,8 +274,8 @@ impl CustomOp1 for Attention {
         tasks
             .into_par_iter()
             .for_each_init(Vec::new, |scores, (rows, head)| {
-                let out_width = heads * head_dim;
-                let start = rows.start * out_width + self.query_column(head);
+                let out_width = self.out_width();
+                let start = rows.start * out_width + head * head_dim;
                 // SAFETY: each task has its own rows and columns of the result, and its own sums.
                 let (result, sums) = unsafe {
                     (
@@ -373,7 +300,7 @@ impl CustomOp1 for Attention {
         let shared = Shared::new(&mut d_qkv);
         let tasks: Vec<(&Range<usize>, usize)> = self
             .segments
-            .runs
+            .runs()
             .iter()
             .flat_map(|run| (0..self.layout.key_value_heads).map(move |head| (run, head)))
             .collect();
@@ -470,14 +397,6 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn runs_hold_whole_segments() {
-        let segments = Segments::new(&[200, 56, 1, 300, 10]);
-        assert_eq!(segments.runs, [0..256, 256..257, 257..557, 557..567]);
-        assert_eq!(segments.keys(&(204..220)), 200..220);
-        assert_eq!(segments.visible(205, &(200..220)), 0..6);
     }
 
     #[test]

@@ -3,21 +3,16 @@
 //! In: float32 activations, float32 or bfloat16 weights. Out: float32. The same bits for any number of threads: `gemm`
 //! splits rows and columns but never the sum, and the tiles here are fixed. Against bfloat16 weights the activations
 //! are rounded to bfloat16 where the processor multiplies such pairs ([`super::avx512_bf16`]); elsewhere the weights
-//! are widened tile by tile. They never stand in memory as float32 as a whole.
+//! are widened tile by tile ([`super::widened`]). They never stand in memory as float32 as a whole.
 
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
 use half::bf16;
-use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512_bf16;
-
-/// Output columns for which a bfloat16 weight is widened at a time.
-const COLUMN_TILE: usize = 256;
-/// Rows of a bfloat16 weight widened at a time where they are summed over.
-const DEPTH_TILE: usize = 4096;
+use super::widened;
 
 /// A read-only matrix of any strides.
 #[derive(Clone, Copy)]
@@ -65,6 +60,19 @@ impl<'a> Matrix<'a> {
             "a row outside the matrix"
         );
         &self.data[row * self.row_stride..][..self.columns]
+    }
+
+    /// Columns `first..first + count` of a row-major matrix.
+    pub fn columns_part(self, first: usize, count: usize) -> Self {
+        assert!(
+            self.column_stride == 1 && first + count <= self.columns,
+            "columns outside the matrix"
+        );
+        Self {
+            data: &self.data[first.min(self.data.len())..],
+            columns: count,
+            ..self
+        }
     }
 
     pub fn transposed(self) -> Self {
@@ -137,7 +145,7 @@ impl<'a> MatrixMut<'a> {
 
     /// # Safety
     /// No two parts that live at the same time may overlap.
-    unsafe fn columns_unchecked(&self, first: usize, count: usize) -> MatrixMut<'_> {
+    pub(super) unsafe fn columns_unchecked(&self, first: usize, count: usize) -> MatrixMut<'_> {
         assert!(first + count <= self.columns, "columns outside the matrix");
         MatrixMut {
             data: self.data.wrapping_add(first),
@@ -214,7 +222,7 @@ impl WeightSlice<'_> {
         let range = row * columns..(row + 1) * columns;
         match self {
             Self::F32(data) => out.copy_from_slice(&data[range]),
-            Self::Bf16(data) => widen(&data[range], out),
+            Self::Bf16(data) => widened::widen(&data[range], out),
         }
     }
 }
@@ -298,22 +306,7 @@ pub fn multiply_by_transposed_weight(
             };
             avx512_bf16::multiply(y, accumulate, x, weights, avx512_bf16::Along::Columns);
         }
-        WeightSlice::Bf16(data) => {
-            assert_eq!(data.len(), out * depth, "a weight of another size");
-            let y = &*y;
-            (0..out.div_ceil(COLUMN_TILE))
-                .into_par_iter()
-                .for_each_init(Vec::new, |scratch, tile| {
-                    let first = tile * COLUMN_TILE;
-                    let count = COLUMN_TILE.min(out - first);
-                    scratch.resize(count * depth, 0.0);
-                    widen(&data[first * depth..(first + count) * depth], scratch);
-                    // SAFETY: each tile has its own columns.
-                    let mut y = unsafe { y.columns_unchecked(first, count) };
-                    let weight = Matrix::new(scratch, count, depth).transposed();
-                    multiply(&mut y, accumulate, 1.0, x, weight, Parallelism::None);
-                });
-        }
+        WeightSlice::Bf16(data) => widened::multiply_by_transposed(y, accumulate, x, data),
     }
 }
 
@@ -334,47 +327,8 @@ pub fn multiply_by_weight(dx: &mut MatrixMut, accumulate: bool, dy: Matrix, weig
             };
             avx512_bf16::multiply(dx, accumulate, dy, weights, avx512_bf16::Along::Rows);
         }
-        WeightSlice::Bf16(data) => {
-            assert_eq!(data.len(), depth * width, "a weight of another size");
-            let dx = &*dx;
-            (0..width.div_ceil(COLUMN_TILE))
-                .into_par_iter()
-                .for_each_init(Vec::new, |scratch, tile| {
-                    let first = tile * COLUMN_TILE;
-                    let count = COLUMN_TILE.min(width - first);
-                    for top in (0..depth).step_by(DEPTH_TILE) {
-                        let rows = DEPTH_TILE.min(depth - top);
-                        scratch.resize(rows * count, 0.0);
-                        for (row, out) in scratch.chunks_exact_mut(count).enumerate() {
-                            let start = (top + row) * width + first;
-                            widen(&data[start..start + count], out);
-                        }
-                        let dy = Matrix {
-                            data: &dy.data[(top * dy.column_stride).min(dy.data.len())..],
-                            columns: rows,
-                            ..dy
-                        };
-                        // SAFETY: each tile has its own columns.
-                        let mut dx = unsafe { dx.columns_unchecked(first, count) };
-                        let weight = Matrix::new(scratch, rows, count);
-                        let accumulate = accumulate || top > 0;
-                        multiply(&mut dx, accumulate, 1.0, dy, weight, Parallelism::None);
-                    }
-                });
-        }
+        WeightSlice::Bf16(data) => widened::multiply_by(dx, accumulate, dy, data),
     }
-}
-
-/// bfloat16 to float32, exactly.
-fn widen(from: &[bf16], to: &mut [f32]) {
-    super::vector::dispatch(
-        #[inline(always)]
-        || {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-            }
-        },
-    );
 }
 
 #[cfg(test)]

@@ -82,8 +82,7 @@ impl Lora {
         tokens: usize,
         mask: Option<MaskKey>,
     ) -> Result<()> {
-        let (rank, width) = self.a.matrix_dims()?;
-        let out = self.b.matrix_dims()?.0;
+        let (out, rank) = self.b.matrix_dims()?;
         self.b.add_gradient(|gradient, accumulate| {
             multiply(
                 &mut MatrixMut::new(gradient, out, rank),
@@ -107,7 +106,19 @@ impl Lora {
             );
             Ok(())
         })?;
-        let du = Matrix::new(&du, tokens, rank);
+        self.backward_through_a(dx, x, Matrix::new(&du, tokens, rank), tokens, mask)
+    }
+
+    /// From the gradient of `u`: adds to that of A, and to `dx`.
+    fn backward_through_a(
+        &self,
+        dx: &mut [f32],
+        x: &[f32],
+        du: Matrix,
+        tokens: usize,
+        mask: Option<MaskKey>,
+    ) -> Result<()> {
+        let (rank, width) = self.a.matrix_dims()?;
         let x = self.dropped(x, width, mask);
         self.a.add_gradient(|gradient, accumulate| {
             multiply(

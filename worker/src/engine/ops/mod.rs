@@ -18,8 +18,10 @@ pub mod lora_linear;
 pub mod projection;
 pub mod rms_norm;
 pub mod rope;
+pub mod segments;
 pub mod swiglu;
 pub mod vector;
+mod widened;
 
 /// Rows in one task of an operation that goes row by row.
 const ROW_TILE: usize = 64;

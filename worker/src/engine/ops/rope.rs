@@ -67,6 +67,24 @@ pub struct HeadNorms {
     pub epsilon: f32,
 }
 
+impl HeadNorms {
+    /// Each partial sum holds the gradient of the query weight, then that of the key weight.
+    fn add_gradients(&self, partials: &[Vec<f32>]) -> Result<()> {
+        let (query, key): (Vec<_>, Vec<_>) = partials
+            .iter()
+            .map(|dw| dw.split_at(dw.len() / 2))
+            .map(|(query, key)| (query.to_vec(), key.to_vec()))
+            .unzip();
+        for (weight, partials) in [(&self.query, query), (&self.key, key)] {
+            weight.add_gradient(|gradient, accumulate| {
+                add_partials(gradient, accumulate, &partials);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
 /// `qkv` is `[tokens, layout.width()]`, and so is the result.
 pub fn rope(
     qkv: &Tensor,
@@ -281,16 +299,7 @@ impl CustomOp1 for Rope {
             })
         })?;
         if let Some(norms) = self.norms.as_ref().filter(|_| trainable) {
-            let (query, key): (Vec<_>, Vec<_>) = partials
-                .iter()
-                .map(|dw| (dw[..head_dim].to_vec(), dw[head_dim..].to_vec()))
-                .unzip();
-            for (weight, partials) in [(&norms.query, query), (&norms.key, key)] {
-                weight.add_gradient(|gradient, accumulate| {
-                    add_partials(gradient, accumulate, &partials);
-                    Ok(())
-                })?;
-            }
+            norms.add_gradients(&partials)?;
         }
         Ok(Some(to_tensor(dx, rows, width)?))
     }

@@ -1,0 +1,73 @@
+//! Which tokens of a batch may attend to which, and the tiles that attention works in: a function of the segment
+//! lengths alone.
+
+use std::ops::Range;
+
+/// Query rows in one tile.
+const QUERY_TILE: usize = 64;
+/// Rows that a run of short segments is filled up to.
+const RUN_ROWS: usize = 256;
+
+/// Segments in order: token i sees `starts[i]..=i`.
+#[derive(Debug)]
+pub struct Segments {
+    starts: Vec<usize>,
+    /// Whole segments, together covering all tokens.
+    runs: Vec<Range<usize>>,
+}
+
+impl Segments {
+    /// From the segment lengths, in order.
+    pub fn new(lengths: &[usize]) -> Self {
+        let mut starts = Vec::with_capacity(lengths.iter().sum());
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for &length in lengths {
+            let start = starts.len();
+            starts.resize(start + length, start);
+            match runs.last_mut() {
+                Some(run) if run.len() + length <= RUN_ROWS => run.end += length,
+                _ => runs.push(start..start + length),
+            }
+        }
+        Self { starts, runs }
+    }
+
+    pub(super) fn runs(&self) -> &[Range<usize>] {
+        &self.runs
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Query tiles of a run.
+    pub(super) fn tiles(&self, run: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let end = run.end;
+        run.clone()
+            .step_by(QUERY_TILE)
+            .map(move |start| start..(start + QUERY_TILE).min(end))
+    }
+
+    /// The keys that any row of the tile sees.
+    pub(super) fn keys(&self, rows: &Range<usize>) -> Range<usize> {
+        self.starts[rows.start]..rows.end
+    }
+
+    /// The columns of a tile's scores that its row sees.
+    pub(super) fn visible(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        self.starts[row].max(keys.start) - keys.start..row + 1 - keys.start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_hold_whole_segments() {
+        let segments = Segments::new(&[200, 56, 1, 300, 10]);
+        assert_eq!(segments.runs, [0..256, 256..257, 257..557, 557..567]);
+        assert_eq!(segments.keys(&(204..220)), 200..220);
+        assert_eq!(segments.visible(205, &(200..220)), 0..6);
+    }
+}

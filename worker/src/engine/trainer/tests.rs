@@ -1,0 +1,265 @@
+//! What a user of the trainer relies on: it learns, and its bits depend on its inputs alone.
+
+use super::*;
+use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
+use crate::engine::weights::linears;
+use common::job::TargetModules;
+
+const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+
+fn model(architecture: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config(architecture), 7);
+    dir
+}
+
+fn methods() -> [Method; 3] {
+    let named =
+        |names: &[&str]| TargetModules::Named(names.iter().map(|n| n.to_string()).collect());
+    [
+        Method::Full,
+        lora(TargetModules::AllLinear, 0.1),
+        lora(named(&["q_proj", "layers.1.mlp.down_proj"]), 0.0),
+    ]
+}
+
+fn blocks() -> [Block; 2] {
+    [block(&[20, 17, 9], 1), block(&[40, 3], 2)]
+}
+
+#[test]
+fn the_loss_falls_for_every_family_and_method() {
+    for architecture in FAMILIES {
+        let dir = model(architecture);
+        for method in methods() {
+            let mut trainer = load(dir.path(), job(method.clone()), 2);
+            let first = step(&mut trainer, &blocks(), 1e-2);
+            let mut last = first;
+            for _ in 0..20 {
+                last = step(&mut trainer, &blocks(), 1e-2);
+            }
+            assert!(
+                last < 0.8 * first,
+                "{architecture} {method:?}: {first} -> {last}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let dir = model("Qwen3ForCausalLM");
+    for method in methods() {
+        let run = |threads| {
+            let mut trainer = load(dir.path(), job(method.clone()), threads);
+            let losses: Vec<f64> = (0..3)
+                .map(|_| step(&mut trainer, &blocks(), 1e-2))
+                .collect();
+            (losses, trainer.weights_digest())
+        };
+        let expected = run(1);
+        assert_eq!(run(2), expected);
+        assert_eq!(run(3), expected);
+    }
+}
+
+#[test]
+fn checkpointing_does_not_change_a_bit() {
+    let dir = model("Qwen3ForCausalLM");
+    for method in methods() {
+        let run = |gradient_checkpointing| {
+            let job = JobSpec {
+                gradient_checkpointing,
+                ..job(method.clone())
+            };
+            slot_sums(&mut load(dir.path(), job, 2), 0, &blocks())
+        };
+        assert_eq!(run(true), run(false));
+    }
+}
+
+#[test]
+fn a_packed_block_equals_its_documents_one_by_one() {
+    for architecture in FAMILIES {
+        let dir = model(architecture);
+        let method = lora(TargetModules::AllLinear, 0.0);
+        for method in [Method::Full, method] {
+            let mut trainer = load(dir.path(), job(method), 2);
+            step(&mut trainer, &blocks(), 1e-2);
+            let packed = block(&[20, 17, 9], 1);
+            let document = |range: std::ops::Range<usize>| Block {
+                tokens: packed.tokens[range.clone()].to_vec(),
+                segments: vec![1; range.len()],
+                trained: packed.trained[range].to_vec(),
+            };
+            let alone = [document(0..20), document(20..37), document(37..46)];
+            let whole = slot_sums(&mut trainer, 1, std::slice::from_ref(&packed));
+            // The same divisor for all, so that the sums can be added.
+            let tokens = packed.trained_tokens();
+            trainer.begin_step(2, tokens, 3);
+            let mut loss = 0.0;
+            for (slot, document) in alone.iter().enumerate() {
+                let outcome = trainer.train_slot(slot as u32, std::slice::from_ref(document));
+                loss += outcome.unwrap().loss_sum;
+            }
+            assert!((loss - whole.1).abs() < 1e-4 * loss, "{loss} {}", whole.1);
+            let mean = trainer.accumulator().mean();
+            let expected: Vec<f32> = whole
+                .0
+                .iter()
+                .map(|sum| common::exact::dequantize(*sum))
+                .collect();
+            let norm = gradient_norm(&expected);
+            let difference: Vec<f32> = mean.iter().zip(&expected).map(|(a, b)| a - b).collect();
+            assert!(gradient_norm(&difference) < 1e-4 * norm);
+        }
+    }
+}
+
+#[test]
+fn a_slot_gives_the_same_bits_whatever_ran_before() {
+    let dir = model("LlamaForCausalLM");
+    let job = job(lora(TargetModules::AllLinear, 0.2));
+    let mut fresh = load(dir.path(), job.clone(), 2);
+    let expected = slot_sums(&mut fresh, 5, &blocks());
+    let mut used = load(dir.path(), job, 2);
+    slot_sums(&mut used, 3, &[block(&[64], 9)]);
+    used.eval_slot(&[block(&[11], 8)]).unwrap();
+    assert_eq!(slot_sums(&mut used, 5, &blocks()), expected);
+}
+
+#[test]
+fn a_held_slot_is_not_added_twice() {
+    let dir = model("LlamaForCausalLM");
+    let mut trainer = load(dir.path(), job(Method::Full), 1);
+    trainer.begin_step(0, 10, 1);
+    let first = trainer.train_slot(0, &blocks()).unwrap();
+    let sums = trainer.accumulator().mean();
+    trainer.begin_step(0, 10, 1);
+    assert_eq!(trainer.train_slot(0, &blocks()).unwrap(), first);
+    assert_eq!(trainer.accumulator().mean(), sums);
+}
+
+#[test]
+fn an_invalid_gradient_skips_the_update_but_not_the_step() {
+    let dir = model("LlamaForCausalLM");
+    let mut trainer = load(dir.path(), job(Method::Full), 1);
+    let before = trainer.weights_digest();
+    let mean = vec![1.0; trainer.layout().scalars];
+    let outcome = trainer.apply(Reduced { mean, invalid: 1 }, 1.0).unwrap();
+    assert!(outcome.skipped);
+    assert_eq!((trainer.step(), trainer.weights_digest()), (1, before));
+}
+
+#[test]
+fn a_bfloat16_base_trains_close_to_the_float32_one() {
+    let dir = model("Qwen3ForCausalLM");
+    let run = |base_dtype, threads| {
+        let job = JobSpec {
+            base_dtype,
+            ..job(lora(TargetModules::AllLinear, 0.0))
+        };
+        let mut trainer = load(dir.path(), job, threads);
+        (0..3)
+            .map(|_| step(&mut trainer, &blocks(), 1e-2))
+            .collect::<Vec<f64>>()
+    };
+    let (narrow, wide) = (run(BaseDtype::Bfloat16, 1), run(BaseDtype::Float32, 1));
+    for (narrow, wide) in narrow.iter().zip(&wide) {
+        assert!((narrow - wide).abs() < 0.02 * wide, "{narrow} {wide}");
+    }
+    assert_ne!(narrow, wide);
+    assert_eq!(run(BaseDtype::Bfloat16, 3), narrow);
+}
+
+#[test]
+fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
+    use common::files::adapter::AdapterConfig;
+    use common::files::snapshot::WeightsFormat;
+    let dir = model("LlamaForCausalLM");
+    let method = lora(TargetModules::AllLinear, 0.0);
+    let mut first = load(dir.path(), job(method.clone()), 1);
+    step(&mut first, &blocks(), 1e-2);
+    let Method::Lora(spec) = &method else {
+        unreachable!("made as LoRA");
+    };
+    let names = linears(first.model().config()).map(|linear| linear.path.to_owned());
+    let config = AdapterConfig::from_lora(spec, "model", names);
+    let adapter = tempfile::tempdir().unwrap();
+    let format = WeightsFormat::Adapter(config);
+    first
+        .snapshot()
+        .write_weights(adapter.path(), &format)
+        .unwrap();
+    let start = |method: Method| {
+        Trainer::load(TrainerOptions {
+            job: Arc::new(job(method)),
+            model_dir: dir.path().to_owned(),
+            adapter_dir: Some(adapter.path().to_owned()),
+            threads: 1,
+        })
+    };
+    let second = start(method.clone()).unwrap();
+    assert_eq!(second.weights_digest(), first.weights_digest());
+    let other_rank = Method::Lora(LoraSpec {
+        r: 8,
+        ..spec.clone()
+    });
+    let message = start(other_rank).err().unwrap().to_string();
+    assert!(
+        message.contains("rank is 4") && message.contains("8 in the job"),
+        "{message}"
+    );
+    let fewer = lora(TargetModules::Named(vec!["q_proj".to_owned()]), 0.0);
+    let message = start(fewer).err().unwrap().to_string();
+    assert!(
+        message.contains("which the job's adapter has not"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_target_that_matches_nothing_is_named() {
+    let dir = model("LlamaForCausalLM");
+    let names = vec!["q_proj".to_owned(), "query".to_owned()];
+    let options = TrainerOptions {
+        job: Arc::new(job(lora(TargetModules::Named(names), 0.0))),
+        model_dir: dir.path().to_owned(),
+        adapter_dir: None,
+        threads: 1,
+    };
+    let message = Trainer::load(options).err().unwrap().to_string();
+    assert!(
+        message.contains("\"query\"") && message.contains("mlp.up_proj"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_slot_without_trained_tokens_adds_nothing() {
+    let dir = model("LlamaForCausalLM");
+    let mut trainer = load(dir.path(), job(Method::Full), 1);
+    let mut silent = block(&[20], 1);
+    silent.trained.fill(false);
+    trainer.begin_step(0, 1, 1);
+    let outcome = trainer.train_slot(0, &[silent]).unwrap();
+    assert_eq!(outcome, SlotOutcome::default());
+    assert!(trainer.accumulator().mean().iter().all(|g| *g == 0.0));
+}
+
+#[test]
+fn a_restored_trainer_goes_on_to_the_same_bits() {
+    let dir = model("Qwen3ForCausalLM");
+    let job = job(lora(TargetModules::AllLinear, 0.1));
+    let mut whole = load(dir.path(), job.clone(), 2);
+    step(&mut whole, &blocks(), 1e-2);
+    let snapshot = whole.snapshot();
+    step(&mut whole, &blocks(), 1e-2);
+    let mut resumed = load(dir.path(), job, 1);
+    resumed.restore(&snapshot).unwrap();
+    step(&mut resumed, &blocks(), 1e-2);
+    assert_eq!(resumed.weights_digest(), whole.weights_digest());
+    assert_eq!(resumed.snapshot(), whole.snapshot());
+    let mut other = load(dir.path(), crate::engine::testing::job(Method::Full), 1);
+    assert!(other.restore(&snapshot).is_err());
+}
