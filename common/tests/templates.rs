@@ -60,6 +60,10 @@ fn templates_render_as_in_transformers() {
             &case["text"],
             &what,
         );
+        if let Some(ids) = case["ids"].as_array() {
+            let found = tokenizer.encode(case["text"].as_str().unwrap(), false);
+            assert_eq!(&json!(found.unwrap().ids), &json!(ids), "{what}");
+        }
         if !case["prompted"].is_null() {
             let before = &messages[..messages.len() - 1];
             check(

@@ -223,7 +223,6 @@ impl Conversation<'_> {
     /// The first `count` messages with the content of `turn` replaced: what comes before and after it. None where the
     /// template does not show the content exactly once.
     fn render_around(&self, count: usize, turn: usize) -> Option<(String, String)> {
-        let mut messages = self.messages[..count].to_vec();
         let mut stand_in = self.json[turn].clone();
         if let Json::Object(fields) = &mut stand_in {
             for name in ["reasoning_content", "thinking", "reasoning"] {
@@ -231,13 +230,18 @@ impl Conversation<'_> {
             }
             fields.insert("content".to_owned(), json!(STAND_IN));
         }
-        messages[turn] = message_value(&stand_in);
-        let text = self
-            .template
-            .render_values(&messages, self.tools.clone(), false)
-            .ok()?;
+        let text = self.render_with(count, turn, &stand_in)?;
         let (before, after) = text.split_once(STAND_IN)?;
         (!after.contains(STAND_IN)).then(|| (before.to_owned(), after.to_owned()))
+    }
+
+    /// The first `count` messages with another one in place of `turn`.
+    fn render_with(&self, count: usize, turn: usize, message: &Json) -> Option<String> {
+        let mut messages = self.messages[..count].to_vec();
+        messages[turn] = message_value(message);
+        self.template
+            .render_values(&messages, self.tools.clone(), false)
+            .ok()
     }
 
     /// The whole conversation with its learned parts; and for each turn that it does not show as the model would
@@ -260,20 +264,16 @@ impl Conversation<'_> {
             } else {
                 self.render(turn + 1, false)?
             };
-            if let Some(span) = self.span_in_full(&full, &own, prompt.as_deref(), turn) {
+            let start = self.start_in_own(&own, prompt.as_deref(), turn)?;
+            if let Some(span) = self.span_in_full(&full, &own, start, turn) {
                 whole.trained.push(span);
                 continue;
             }
-            let start = self.start_in_own(&own, prompt.as_deref(), turn)?;
             let span = start..own.len();
-            if own.len() == full.len() && own == full {
-                whole.trained.push(span);
-            } else {
-                separate.push(Draft {
-                    text: own,
-                    trained: vec![span],
-                });
-            }
+            separate.push(Draft {
+                text: own,
+                trained: vec![span],
+            });
         }
         if !whole.trained.is_empty() {
             whole.text = full;
@@ -287,12 +287,14 @@ impl Conversation<'_> {
         &self,
         full: &str,
         own: &str,
-        prompt: Option<&str>,
+        start: usize,
         turn: usize,
     ) -> Option<Range<usize>> {
-        let start = prompt.filter(|prompt| full.starts_with(prompt))?.len();
         if full.starts_with(own) {
-            return (own.len() >= start).then_some(start..own.len());
+            return Some(start..own.len());
+        }
+        if !full.starts_with(&own[..start]) {
+            return None;
         }
         // The template shows this turn differently now. That is fine if all that differs is the template's own (Qwen3
         // puts an empty <think> block before the last answer only) and not something the row says.
@@ -316,16 +318,12 @@ impl Conversation<'_> {
             return Ok(prompt.len());
         }
         // What the template puts before an answer is not what it prompts with (DeepSeek-R1 prompts with <think>).
-        let before = self
-            .render_around(turn + 1, turn)
-            .map(|(before, _)| before)
-            .filter(|before| own.starts_with(before))
-            .ok_or_else(|| {
-                format!(
-                    "the chat template does not show where the answer in message {} begins",
-                    turn + 1
-                )
-            })?;
+        let before = self.before_turn(own, turn).ok_or_else(|| {
+            format!(
+                "the chat template does not show where the answer in message {} begins",
+                turn + 1
+            )
+        })?;
         let context = self.render(turn, false).unwrap_or_default();
         let shared = prompt.map_or(0, |prompt| shared_prefix(prompt, &before));
         Ok(if shared >= context.len() && shared > 0 {
@@ -333,6 +331,20 @@ impl Conversation<'_> {
         } else {
             before.len()
         })
+    }
+
+    /// What `own`, which ends with the turn, has before the turn's content.
+    fn before_turn(&self, own: &str, turn: usize) -> Option<String> {
+        if let Some((before, _)) = self.render_around(turn + 1, turn)
+            && own.starts_with(&before)
+        {
+            return Some(before);
+        }
+        // Some templates show no content beside tool calls: up to where an answer without calls would differ, then.
+        let answer = json!({"role": "assistant", "content": STAND_IN});
+        let other = self.render_with(turn + 1, turn, &answer)?;
+        let shared = shared_prefix(own, &other);
+        (other.contains(STAND_IN) && shared > 0).then(|| own[..shared].to_owned())
     }
 }
 
