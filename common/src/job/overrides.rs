@@ -16,6 +16,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "LOG",
     "NAME",
     "PYTHON",
+    "TEST_JOIN",
     "THREADS",
     "TOKEN",
     "TOKEN_FILE",
