@@ -24,6 +24,8 @@ use crate::upload::Received;
 
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(250);
+/// Workers at a time.
+const MAX_SESSIONS: usize = 4096;
 /// Of a state, beyond 16 bytes for each trainable scalar: configuration and headers.
 const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
 
@@ -39,7 +41,7 @@ pub enum Input {
         address: String,
         outbox: mpsc::Sender<Outgoing>,
         closed: CancellationToken,
-        answer: oneshot::Sender<WorkerId>,
+        answer: oneshot::Sender<Result<WorkerId, Status>>,
     },
     Happened(Event),
     /// A state that was asked for has arrived and its files have the digests they should have.
@@ -130,6 +132,11 @@ impl Driver {
     /// Does what is not the cluster's business, and names what happened.
     fn take(&mut self, input: Input) -> Option<Event> {
         match input {
+            Input::Opened { answer, .. } if self.sessions.len() >= MAX_SESSIONS => {
+                let full = Status::unavailable("the coordinator has all the workers it can serve");
+                let _ = answer.send(Err(full));
+                None
+            }
             Input::Opened {
                 join,
                 address,
@@ -141,7 +148,7 @@ impl Driver {
                 self.next_worker += 1;
                 self.sessions.insert(worker, Session { outbox, closed });
                 // Where the call is gone already, its session breaks and is noticed there.
-                let _ = answer.send(worker);
+                let _ = answer.send(Ok(worker));
                 Some(Event::WorkerJoined {
                     worker,
                     join,
@@ -163,8 +170,11 @@ impl Driver {
                 let stored = Event::StateStored {
                     step: state.step,
                     path: state.folder.clone().unwrap_or_default(),
+                    weights_digest: state.weights_digest.clone().unwrap_or_default(),
                 };
-                self.newest = state;
+                if state.step >= self.newest.step {
+                    self.newest = state;
+                }
                 Some(stored)
             }
         }
@@ -275,6 +285,7 @@ impl Driver {
                 self.send(worker, Down::SaveState(save));
             }
             Err(error) => self.failures.push_back(Event::StateFailed {
+                worker,
                 step,
                 reason: error.to_string(),
             }),
@@ -283,11 +294,15 @@ impl Driver {
 
     /// Commits a received state beside everything else that goes on.
     fn store(&mut self, received: Received) -> Option<Event> {
-        let step = received.step;
+        let (worker, step) = (received.worker, received.step);
         let known = self.cluster.weights_digest(step);
         if known.is_some_and(|digest| digest != received.weights_digest) {
             let reason = "the state that arrived has other weights than the step".to_owned();
-            return Some(Event::StateFailed { step, reason });
+            return Some(Event::StateFailed {
+                worker,
+                step,
+                reason,
+            });
         }
         let facts = Facts {
             layout_digest: self.cluster.layout_digest().to_owned(),
@@ -302,8 +317,8 @@ impl Driver {
             };
             let input = match tokio::task::spawn_blocking(commit).await {
                 Ok(Ok(state)) => Input::Stored(state),
-                Ok(Err(error)) => failed(step, error.to_string()),
-                Err(error) => failed(step, error.to_string()),
+                Ok(Err(error)) => failed(worker, step, error.to_string()),
+                Err(error) => failed(worker, step, error.to_string()),
             };
             // The driver is gone only when the run is over.
             let _ = inputs.send(input).await;
@@ -312,8 +327,12 @@ impl Driver {
     }
 }
 
-fn failed(step: u64, reason: String) -> Input {
-    Input::Happened(Event::StateFailed { step, reason })
+fn failed(worker: WorkerId, step: u64, reason: String) -> Input {
+    Input::Happened(Event::StateFailed {
+        worker,
+        step,
+        reason,
+    })
 }
 
 fn entries(files: &[FileEntry]) -> Vec<v1::FileEntry> {

@@ -4,6 +4,7 @@ pub mod args;
 pub mod check;
 pub mod checkpoints;
 pub mod cluster;
+pub mod connections;
 pub mod driver;
 pub mod events;
 pub mod output;

@@ -27,6 +27,8 @@ use crate::upload;
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// Messages queued for one worker. A worker that lets them pile up further is stuck, and lost.
 const OUTBOX: usize = 1024;
+/// Of a worker's name and numerics class.
+const MAX_NAME_BYTES: usize = 256;
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -91,6 +93,9 @@ impl Coordinator for Service {
                 "the session did not begin with a Join",
             ));
         };
+        if join.name.len() > MAX_NAME_BYTES || join.numerics_class.len() > MAX_NAME_BYTES {
+            return Err(Status::invalid_argument("a name in Join is too long"));
+        }
         let address = exchange_address(&join, peer)?;
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let closed = CancellationToken::new();
@@ -104,7 +109,7 @@ impl Coordinator for Service {
         })
         .await?;
         let over = |_| Status::unavailable("the run is over");
-        let worker = worker.await.map_err(over)?;
+        let worker = worker.await.map_err(over)??;
         tokio::spawn(read_session(worker, messages, self.inputs.clone(), closed));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
@@ -200,7 +205,11 @@ impl Coordinator for Service {
             }
             Err(status) => {
                 let reason = status.message().to_owned();
-                let event = Event::StateFailed { step, reason };
+                let event = Event::StateFailed {
+                    worker,
+                    step,
+                    reason,
+                };
                 self.tell(Input::Happened(event)).await?;
                 Err(status)
             }
@@ -242,10 +251,10 @@ async fn read_session(
                 None => continue,
             },
             Ok(None) => lost(worker, "it closed the session".to_owned()),
-            Err(status) => lost(
-                worker,
-                format!("the connection broke ({})", status.message()),
-            ),
+            Err(status) => {
+                tracing::debug!("session of worker {}: {status}", worker.0);
+                lost(worker, "its connection broke".to_owned())
+            }
         };
         let over = matches!(event, Event::WorkerLost { .. });
         if inputs.send(Input::Happened(event)).await.is_err() || over {

@@ -1,5 +1,6 @@
 //! `coordinator start`: from the command line to the result, phase by phase.
 
+use std::fs::{File, TryLockError};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
@@ -11,12 +12,12 @@ use crate::cluster::Outcome;
 use crate::events::{RunEnd, RunEvent};
 use crate::output::check_output_dir;
 use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
-use crate::prepare::{PreflightError, Prepared, prepare};
+use crate::prepare::{PreflightError, Prepared, WORK_FOLDER, prepare};
 use crate::recorder::Recorder;
 use crate::resume::{ResumeError, Start};
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, LocalWorkers};
-use crate::train::Training;
+use crate::train::{Ended, Training};
 use crate::ui::{Answer, NextView, PlanView, Programs, Terminal};
 
 #[derive(Debug, Error)]
@@ -33,6 +34,8 @@ pub enum StartError {
     Output(#[from] OutputError),
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    #[error("another coordinator is at work in output_dir {dir}")]
+    InUse { dir: PathBuf },
     #[error(
         "this build has no engine: start workers with `worker join`, or build with the feature single-node"
     )]
@@ -56,6 +59,9 @@ impl StartError {
 
 /// Runs a job and gives back the exit code.
 pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
+    if arguments.single_node && !cfg!(feature = "single-node") {
+        return Err(StartError::NoEngine);
+    }
     let job = arguments.job.load()?;
     let token = read_token(arguments)?;
     // Before the data is packed, because a port in use is found at once.
@@ -63,35 +69,27 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     let mut terminal = Terminal::stdout(job.logging_steps);
 
     let prepared = prepare(&job)?;
-    let identity = RunIdentity {
-        job: job.clone(),
-        data_digest: Some(prepared.data.file.digest().to_owned()),
-        base_model_digest: Some(prepared.model_digest.clone()),
-    };
+    let identity = identity(&prepared);
     if let Some(record) = check_output_dir(&identity)?
         && is_finished(&job, &record)
     {
-        terminal.say(&format!(
-            "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
-            record.step,
-            record.total_steps,
-            record.weights_digest.as_deref().unwrap_or("unknown")
-        ));
+        say_finished(&mut terminal, &record);
         show_next(&mut terminal, arguments, &job);
         return Ok(exit::DONE);
     }
+    let _lock = lock(&job)?;
     let start = Start::choose(&prepared)?;
     show(&mut terminal, &prepared, &start);
     let before = ask_before(arguments, &prepared, &mut terminal);
+    announce(&mut terminal, arguments, &listener, &start, token.is_some());
 
     let plan = RunPlan {
         total_steps: prepared.total_steps(),
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
     let recorder = Recorder::new(RunFiles::open(&identity, plan, start.state.step)?);
-    announce(&mut terminal, arguments, &listener, &start, token.is_some());
     let (observer, thread) = recorder.listen(terminal);
-    let training = Training {
+    let ended = train(Training {
         prepared,
         start,
         listener,
@@ -100,18 +98,12 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
         local: local_workers(arguments),
         recorder: recorder.clone(),
         observer,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let ended = runtime.block_on(training.run())?;
-    runtime.shutdown_background();
-    let mut terminal = thread
-        .join()
-        .map_err(|_| StartError::Failed("the terminal thread stopped".to_owned()))?;
+    })?;
+    let stopped = |_| StartError::Failed("the terminal thread stopped".to_owned());
+    let mut terminal = thread.join().map_err(stopped)?;
 
-    let end = run_end(&ended.outcome);
-    recorder.observe(&RunEvent::Ended(end), &mut terminal);
+    let end = RunEvent::Ended(run_end(&ended.outcome));
+    recorder.observe(&end, &mut terminal);
     match ended.outcome {
         Outcome::Finished { .. } => {
             ask_after(&job, before, &mut terminal);
@@ -124,6 +116,33 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
         }
         Outcome::Failed { reason } => Err(StartError::Failed(reason)),
     }
+}
+
+fn train(training: Training) -> std::io::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(training.run());
+    // What still runs then would only hold the result back.
+    runtime.shutdown_background();
+    ended
+}
+
+fn identity(prepared: &Prepared) -> RunIdentity {
+    RunIdentity {
+        job: JobSpec::clone(&prepared.job),
+        data_digest: Some(prepared.data.file.digest().to_owned()),
+        base_model_digest: Some(prepared.model_digest.clone()),
+    }
+}
+
+fn say_finished(terminal: &mut Terminal, record: &RunRecord) {
+    terminal.say(&format!(
+        "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
+        record.step,
+        record.total_steps,
+        record.weights_digest.as_deref().unwrap_or("unknown")
+    ));
 }
 
 fn is_finished(job: &JobSpec, record: &RunRecord) -> bool {
@@ -170,6 +189,19 @@ fn listen(address: &str) -> Result<TcpListener, StartError> {
             _ => error.to_string(),
         },
     })
+}
+
+/// One coordinator at a time writes into an output folder. Held until the process ends, however it ends.
+fn lock(job: &JobSpec) -> Result<File, StartError> {
+    let path = job.output_dir.join(WORK_FOLDER).join("lock");
+    let file = File::create(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse {
+            dir: job.output_dir.clone(),
+        }),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
 }
 
 fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start) {

@@ -13,11 +13,11 @@ use proto::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::args::exit;
 use crate::checkpoints::Store;
 use crate::cluster::{BlockTokens, Cluster, Course, Event, Outcome, Settings};
+use crate::connections;
 use crate::driver::{Driver, Greeting, Input};
 use crate::events::RunEvent;
 use crate::prepare::Prepared;
@@ -34,6 +34,7 @@ const INPUTS: usize = 1024;
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// How long the last messages may take on their way out.
 const FAREWELL: Duration = Duration::from_secs(5);
+const MAX_CONNECTIONS: usize = 8192;
 const MAX_CALLS_PER_CONNECTION: usize = 256;
 
 /// A run that can begin.
@@ -161,9 +162,7 @@ async fn serve(
     listener: tokio::net::TcpListener,
     closing: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(KEEPALIVE));
+    let incoming = connections::accept(listener, MAX_CONNECTIONS);
     let service = CoordinatorServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

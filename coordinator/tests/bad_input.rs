@@ -113,12 +113,12 @@ fn a_damaged_checkpoint_is_named_and_passed_over() {
     let options = [
         "--single-node",
         "--max-steps",
-        "40",
+        "100",
         "--set",
         "save_steps=2",
     ];
     let mut run = Run::of(&mut site.start("out", &options));
-    run.until("step 6/").process.signal("-INT");
+    run.steps(6).process.signal("-INT");
     assert_eq!(run.end().status.code(), Some(130));
     let mut steps: Vec<u64> = fs::read_dir(site.path("out"))
         .unwrap()

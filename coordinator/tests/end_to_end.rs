@@ -100,25 +100,25 @@ fn a_run_that_was_stopped_and_killed_ends_with_the_weights_of_a_quiet_one() {
     let options = [
         "--single-node",
         "--max-steps",
-        "40",
+        "150",
         "--set",
         "save_steps=5",
     ];
     let quiet = site.train("quiet", &options[1..]);
 
     let mut run = Run::of(&mut site.start("out", &options));
-    run.until("step 3/").process.signal("-INT");
+    run.steps(3).process.signal("-INT");
     let run = run.end();
     assert_eq!(run.status.code(), Some(130), "{run:?}");
     assert!(run.stdout.contains("to go on: "), "{run:?}");
 
     let mut run = Run::of(&mut site.start("out", &options));
-    run.until("step 12/").process.signal("-TERM");
+    run.steps(7).process.signal("-TERM");
     let run = run.end();
     assert_eq!(run.status.code(), Some(75), "{run:?}");
 
     let mut run = Run::of(&mut site.start("out", &options));
-    run.until("step 22/").process.kill();
+    run.steps(9).process.kill();
     drop(run);
 
     let run = Run::of(&mut site.start("out", &options)).end();
@@ -138,14 +138,14 @@ fn a_run_that_was_stopped_and_killed_ends_with_the_weights_of_a_quiet_one() {
 #[test]
 fn workers_that_die_and_join_change_nothing() {
     let site = Site::new();
-    let options = ["--max-steps", "60"];
+    let options = ["--max-steps", "200"];
     let quiet = site.train("quiet", &options);
 
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
     let options = [
         "--max-steps",
-        "60",
+        "200",
         "--listen",
         &listen,
         "--min-workers",
@@ -154,17 +154,18 @@ fn workers_that_die_and_join_change_nothing() {
     let mut run = Run::of(&mut site.start("out", &options));
     let mut first = site.join("first", port);
     let mut second = site.join("second", port);
-    run.until("step 8/");
+    run.steps(8);
     let mut third = site.join("third", port);
     first.kill();
-    run.until("step 20/");
+    run.until("joined").steps(3);
     second.kill();
     let mut fourth = site.join("fourth", port);
+    run.until("joined");
     let run = run.end();
     assert!(run.status.success(), "{run:?}");
     assert!(third.wait().success() && fourth.wait().success());
     assert_eq!(site.digest("out"), quiet);
-    assert_eq!(site.steps("out").len(), 60);
+    assert_eq!(site.steps("out").len(), 200);
 }
 
 #[test]

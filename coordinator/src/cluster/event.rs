@@ -40,9 +40,17 @@ pub enum Event {
     /// The worker left, or its session ended without a word.
     WorkerLost { worker: WorkerId, reason: String },
     /// A state asked for is safe on disk.
-    StateStored { step: u64, path: PathBuf },
+    StateStored {
+        step: u64,
+        path: PathBuf,
+        weights_digest: String,
+    },
     /// A state asked for did not arrive or could not be stored.
-    StateFailed { step: u64, reason: String },
+    StateFailed {
+        worker: WorkerId,
+        step: u64,
+        reason: String,
+    },
     /// The user or the system asks for an end before the last step.
     StopRequested { reason: String },
     /// The run cannot go on for a reason outside the cluster.

@@ -1,6 +1,7 @@
 //! When state is asked for, from whom, and what happens when it does not come.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
@@ -9,6 +10,8 @@ use crate::events::RunEvent;
 
 /// How often the result of the run is asked for before the run fails.
 const MAX_LAST_ATTEMPTS: u32 = 3;
+/// States on their way at a time; each is held in a worker's memory. Training waits rather than leave one out.
+const MAX_PENDING: usize = 2;
 
 #[derive(Clone, Copy, Debug)]
 struct Pending {
@@ -17,10 +20,10 @@ struct Pending {
     last: bool,
 }
 
-/// States asked for and stored. One is on its way at a time.
+/// States asked for and stored.
 #[derive(Debug)]
 pub struct Saving {
-    pending: Option<Pending>,
+    pending: Vec<Pending>,
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
     stored: u64,
@@ -30,7 +33,7 @@ pub struct Saving {
 impl Saving {
     pub fn new(start_step: u64) -> Self {
         Self {
-            pending: None,
+            pending: Vec::new(),
             overdue: false,
             stored: start_step,
             failed_attempts: 0,
@@ -49,35 +52,42 @@ impl Saving {
     }
 
     pub fn worker_lost(&mut self, worker: WorkerId) {
-        if let Some(pending) = self.pending
-            && pending.worker == worker
-        {
-            self.pending = None;
-            self.overdue |= !pending.last;
-        }
+        let lost = |pending: &Pending| pending.worker == worker;
+        self.overdue |= self.pending.iter().any(|p| lost(p) && !p.last);
+        self.pending.retain(|pending| !lost(pending));
+    }
+
+    fn take(&mut self, is: impl Fn(&Pending) -> bool) -> Option<Pending> {
+        let position = self.pending.iter().position(is)?;
+        Some(self.pending.remove(position))
     }
 }
 
 impl Cluster {
+    /// A checkpoint is due after `step` updates.
+    fn checkpoint_is_due(&self, step: u64) -> bool {
+        let last = step >= self.course.total_steps();
+        !last && (self.course.saves_after(step) || self.saving.overdue)
+    }
+
+    /// The step may end: its checkpoint, if one is due, can be asked for.
+    pub(super) fn may_end_step(&self, step: u64) -> bool {
+        self.saving.pending.len() < MAX_PENDING || !self.checkpoint_is_due(step)
+    }
+
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
     /// worker still has that state when it reads this.
     pub(super) fn request_checkpoint(&mut self, step: u64, commands: &mut Vec<Command>) {
-        let last = step >= self.course.total_steps();
-        if last || !(self.course.saves_after(step) || self.saving.overdue) {
-            return;
-        }
-        if self.saving.pending.is_some() {
-            self.saving.overdue = true;
-            return;
-        }
-        if let Some(&worker) = self.members.ranks().first() {
+        if self.checkpoint_is_due(step)
+            && let Some(&worker) = self.members.ranks().first()
+        {
             self.saving.overdue = false;
             self.request(worker, step, false, commands);
         }
     }
 
     pub(super) fn request_last_state(&mut self, step: u64, commands: &mut Vec<Command>) {
-        if self.saving.pending.is_none()
+        if self.saving.pending.is_empty()
             && let Some(worker) = self.members.first_at(step)
         {
             self.request(worker, step, true, commands);
@@ -85,24 +95,25 @@ impl Cluster {
     }
 
     fn request(&mut self, worker: WorkerId, step: u64, last: bool, commands: &mut Vec<Command>) {
-        self.saving.pending = Some(Pending { worker, step, last });
+        let pending = Pending { worker, step, last };
+        self.saving.pending.push(pending);
         commands.push(Command::RequestState { worker, step, last });
     }
 
     pub(super) fn state_stored(
         &mut self,
-        now: std::time::Instant,
+        now: Instant,
         step: u64,
         path: PathBuf,
+        weights_digest: String,
         commands: &mut Vec<Command>,
     ) {
-        let Some(pending) = self.saving.pending.take_if(|pending| pending.step == step) else {
+        let Some(pending) = self.saving.take(|pending| pending.step == step) else {
             return;
         };
-        self.saving.stored = step;
+        self.saving.stored = self.saving.stored.max(step);
         self.saving.failed_attempts = 0;
         if pending.last {
-            let weights_digest = self.weights_digest(step).unwrap_or_default().to_owned();
             let outcome = Outcome::Finished {
                 step,
                 weights_digest,
@@ -115,12 +126,15 @@ impl Cluster {
 
     pub(super) fn state_failed(
         &mut self,
-        now: std::time::Instant,
+        now: Instant,
+        worker: WorkerId,
         step: u64,
         reason: &str,
         commands: &mut Vec<Command>,
     ) {
-        let Some(pending) = self.saving.pending.take_if(|pending| pending.step == step) else {
+        // A late failure of a worker that is not asked any more changes nothing.
+        let asked = |pending: &Pending| pending.worker == worker && pending.step == step;
+        let Some(pending) = self.saving.take(asked) else {
             return;
         };
         self.saving.failed_attempts += 1;
@@ -141,7 +155,7 @@ impl Cluster {
             .settling
             .as_ref()
             .is_some_and(|settling| settling.committed_after.is_none());
-        if self.saving.pending.is_some() || undecided || self.stage == Stage::Ended {
+        if !self.saving.pending.is_empty() || undecided || self.stage == Stage::Ended {
             return;
         }
         let holder = self.members.first_at(self.committed);

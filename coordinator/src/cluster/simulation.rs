@@ -325,7 +325,11 @@ impl World {
         let step = toy.saves.remove(position);
         self.stored = self.stored.max(step);
         let path = format!("checkpoint-{step}").into();
-        self.handle(Event::StateStored { step, path });
+        self.handle(Event::StateStored {
+            step,
+            path,
+            weights_digest: format!("weights-{step}"),
+        });
     }
 }
 

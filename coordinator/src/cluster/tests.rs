@@ -8,7 +8,10 @@ use common::job::{
 };
 use proto::v1;
 
+use common::wire::PlanKind;
+
 use super::*;
+use crate::events::RunEvent;
 
 pub fn job(total_steps: u64, slots: u32) -> JobSpec {
     JobSpec {
@@ -261,8 +264,11 @@ fn lost(id: u64) -> Event {
 }
 
 fn stored(step: u64) -> Event {
-    let path = "somewhere".into();
-    Event::StateStored { step, path }
+    Event::StateStored {
+        step,
+        path: "somewhere".into(),
+        weights_digest: "a".into(),
+    }
 }
 
 #[test]
@@ -627,4 +633,30 @@ fn a_broken_exchange_between_living_workers_is_built_anew() {
             "w2 generation 2 at 0 of [1 2] behind []",
         ],
     );
+}
+
+#[test]
+fn training_waits_rather_than_leave_a_checkpoint_out() {
+    let mut scene = Scene::with_workers(1);
+    // The course saves after step 3; two earlier states are still on their way.
+    for step in 0..2 {
+        scene.cluster.saving.overdue();
+        for slot in 0..4 {
+            scene.after(done(1, step, slot));
+        }
+        scene.after(reported(1, step + 1, "a"));
+    }
+    for slot in 0..2 {
+        let Event::SlotDone { worker, mut done } = done(1, 2, slot) else {
+            unreachable!("done makes a SlotDone")
+        };
+        done.kind = PlanKind::Eval.to_wire();
+        scene.after(Event::SlotDone { worker, done });
+    }
+    for slot in 0..3 {
+        scene.after(done(1, 2, slot));
+    }
+    scene.check(done(1, 2, 3), &[]);
+    let commands = scene.after(stored(1));
+    assert_eq!(commands[..2], ["w1 exchange 2", "w1 save 3"]);
 }

@@ -166,17 +166,25 @@ impl Run {
         }
     }
 
-    /// Reads up to the line that begins so.
-    pub fn until(&mut self, beginning: &str) -> &mut Self {
+    /// Reads up to the next line that contains these words.
+    pub fn until(&mut self, words: &str) -> &mut Self {
         loop {
             let mut line = String::new();
             let read = self.lines.read_line(&mut line).unwrap();
             self.seen += &line;
-            if line.starts_with(beginning) {
+            if line.contains(words) {
                 return self;
             }
-            assert!(read > 0, "it ended before {beginning:?}: {}", self.seen);
+            assert!(read > 0, "it ended before {words:?}: {}", self.seen);
         }
+    }
+
+    /// Reads on until so many more steps are done.
+    pub fn steps(&mut self, count: usize) -> &mut Self {
+        for _ in 0..count {
+            self.until("  loss ");
+        }
+        self
     }
 
     pub fn end(mut self) -> Finished {

@@ -1,0 +1,170 @@
+//! Generations: who takes part from when, and from which step they go on.
+
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::ledger::Ledger;
+use super::{Cluster, Stage};
+use crate::events::RunEvent;
+
+impl Cluster {
+    /// Begins a new generation if a member of this one was lost.
+    pub(super) fn regroup(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let lost = std::mem::take(&mut self.member_lost) && self.stage == Stage::Running;
+        match self.stopping {
+            None if lost => self.reform(now, commands),
+            Some(_) if lost => {
+                self.interrupt_settling(commands);
+                self.proceed(now, commands);
+            }
+            _ => self.proceed(now, commands),
+        }
+    }
+
+    /// Begins a new generation of everyone who is ready, or waits where they are too few.
+    pub(super) fn reform(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        self.broken = None;
+        self.interrupt_settling(commands);
+        self.member_lost = false;
+        if self.stage == Stage::Ended {
+            return;
+        }
+        self.jump_ahead(commands);
+        self.members
+            .elect(self.settings.max_workers, self.committed);
+        if self.members.ranks().len() < self.settings.min_workers {
+            if self.stage == Stage::Running {
+                self.stage = Stage::Waiting;
+                self.last_reminder = None;
+                self.remind(now, commands);
+            }
+            return self.proceed(now, commands);
+        }
+        self.fall_back(commands);
+        self.stage = Stage::Running;
+        self.generation += 1;
+        for (worker, generation) in self.members.generation(self.generation, self.committed) {
+            commands.push(Command::SendGeneration { worker, generation });
+        }
+        let numerics_class = self.fix_numerics_class(commands);
+        self.pace.restart(now);
+        commands.push(Command::Emit(RunEvent::Started {
+            step: self.committed,
+            total_steps: self.course.total_steps(),
+            workers: self.members.ranks().len(),
+            generation: self.generation,
+            numerics_class,
+        }));
+    }
+
+    /// The first generation decides the class of the run.
+    pub(super) fn fix_numerics_class(&mut self, commands: &mut Vec<Command>) -> String {
+        let first = self.members.ranks().first();
+        let class = first.and_then(|id| self.members.get(*id));
+        let class = class.map_or_else(String::new, |worker| worker.numerics_class.clone());
+        if self.numerics_class.is_none()
+            && let Some(earlier) = &self.settings.start_numerics_class
+            && *earlier != class
+        {
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "the checkpoint was computed by workers of numerics class {earlier}, these are of {class}: the result will \
+                 not have the bits of an uninterrupted run"
+            ))));
+        }
+        self.numerics_class.get_or_insert(class).clone()
+    }
+
+    /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
+    pub(super) fn jump_ahead(&mut self, commands: &mut Vec<Command>) {
+        let Some(step) = self.members.all_beyond(self.committed) else {
+            return;
+        };
+        let text = format!("the record of step {step} is lost with the workers that reported it");
+        commands.push(Command::Emit(RunEvent::Notice(text)));
+        self.pace.skip_to(&self.course, step);
+        self.committed = step;
+        let work = self.course.work_from(step);
+        self.ledger = Ledger::new(work, self.course.slots(work));
+        self.ahead = None;
+    }
+
+    /// Goes back to the newest state that a member still has, where the committed one was lost with its holders.
+    pub(super) fn fall_back(&mut self, commands: &mut Vec<Command>) {
+        let newest = self.members.newest().unwrap_or(self.committed);
+        if newest >= self.committed {
+            return;
+        }
+        commands.push(Command::Emit(RunEvent::Notice(format!(
+            "every worker that had step {} is lost; steps {} to {} are computed again, to the same weights",
+            self.committed,
+            newest + 1,
+            self.committed
+        ))));
+        self.committed = newest;
+        let work = self.course.work_from(newest);
+        let next = Ledger::new(work, self.course.slots(work));
+        self.ahead = Some(std::mem::replace(&mut self.ledger, next));
+    }
+
+    /// Goes forward again to a settled state that was thought to be lost: a member had it all the time.
+    pub(super) fn catch_up(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = step;
+        }
+        self.committed = step;
+        self.ledger = match self.ahead.take() {
+            Some(ahead) if ahead.work.step() == step => ahead,
+            _ => {
+                let work = self.course.work_from(step);
+                Ledger::new(work, self.course.slots(work))
+            }
+        };
+        self.reform(now, commands);
+    }
+
+    pub(super) fn enter(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        entered: &v1::Entered,
+        commands: &mut Vec<Command>,
+    ) {
+        let is_member = self.members.rank_of(id).is_some();
+        if self.stage != Stage::Running || entered.generation != self.generation || !is_member {
+            return;
+        }
+        if entered.step > self.committed && entered.step <= self.pace.recorded() {
+            return self.catch_up(now, id, entered.step, commands);
+        }
+        if entered.step != self.committed {
+            let reason = format!(
+                "it entered with the weights after {} steps where {} were expected",
+                entered.step, self.committed
+            );
+            return self.expel(now, id, reason, commands);
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.release(id);
+        }
+        if !self.ledger.reconcile(id, &entered.held) {
+            let reason = "its accumulator holds slots that were not its own".to_owned();
+            return self.expel(now, id, reason, commands);
+        }
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = entered.step;
+            worker.entered = true;
+        }
+        self.send_plan(id, commands);
+        self.lease_to_all(commands);
+        self.proceed(now, commands);
+    }
+}

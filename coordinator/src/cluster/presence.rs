@@ -1,0 +1,202 @@
+//! Who comes and who goes.
+
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::{Cluster, MAX_ACCUSATIONS, PEER_LOST_GRACE, REMINDER, Stage, membership};
+use crate::events::RunEvent;
+
+impl Cluster {
+    pub(super) fn join(
+        &mut self,
+        worker: WorkerId,
+        join: v1::Join,
+        address: String,
+        commands: &mut Vec<Command>,
+    ) {
+        let checked = self.members.check_join(
+            &join,
+            &self.settings.version,
+            &self.settings.job_digest,
+            self.numerics_class.as_deref(),
+        );
+        if let Err(reason) = checked {
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "refused: {reason}"
+            ))));
+            commands.push(Command::Refuse { worker, reason });
+            return;
+        }
+        let name = join.name.clone();
+        self.members.add(worker, join, address);
+        commands.push(Command::Welcome { worker });
+        commands.push(Command::Emit(RunEvent::WorkerJoined {
+            worker: worker.0,
+            name,
+            workers: self.members.count(),
+        }));
+    }
+
+    pub(super) fn ready(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        ready: v1::Ready,
+        commands: &mut Vec<Command>,
+    ) {
+        if self
+            .members
+            .get(id)
+            .is_none_or(|worker| worker.ready.is_some())
+        {
+            return self.expel(now, id, "it said twice that it is ready".into(), commands);
+        }
+        let digest = &self.settings.job_digest;
+        let reached = self.pace.recorded().max(self.saving.stored());
+        let mut checked = self.members.check_ready(id, &ready, digest, reached);
+        if checked.is_ok()
+            && ready.step == self.settings.start_step
+            && let Some(expected) = &self.settings.start_weights_digest
+            && *expected != ready.weights_digest
+        {
+            checked = Err(format!(
+                "worker {} loaded the weights {} from the checkpoint whose manifest says {}",
+                self.members.name(id),
+                membership::short(&ready.weights_digest),
+                membership::short(expected)
+            ));
+        }
+        if let Err(reason) = checked {
+            self.forget(id, &reason, commands);
+            commands.push(Command::Refuse { worker: id, reason });
+            return self.regroup(now, commands);
+        }
+        let step = ready.step;
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = step;
+            worker.ready = Some(ready);
+        }
+        if step > self.committed && step <= self.pace.recorded() {
+            // It started from a checkpoint newer than what the others fell back to.
+            return self.catch_up(now, id, step, commands);
+        }
+        if self.stage == Stage::Waiting {
+            self.reform(now, commands);
+        }
+    }
+
+    pub(super) fn lose(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.members.get(id).is_none() {
+            return;
+        }
+        self.forget(id, &reason, commands);
+        self.regroup(now, commands);
+    }
+
+    /// Ends the session of a worker that broke the rules or computes wrongly.
+    pub(super) fn expel(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.members.get(id).is_none() {
+            return;
+        }
+        self.forget(id, &reason, commands);
+        commands.push(Command::Expel { worker: id, reason });
+        self.regroup(now, commands);
+    }
+
+    /// Takes a worker out of everything but the generation's number.
+    pub(super) fn forget(&mut self, id: WorkerId, reason: &str, commands: &mut Vec<Command>) {
+        let Some(worker) = self.members.get(id) else {
+            return;
+        };
+        let name = worker.name.clone();
+        let was_member = self.members.rank_of(id).is_some();
+        self.members.remove(id);
+        self.ledger.release(id);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.release(id);
+        }
+        if let Some(settling) = &mut self.settling {
+            settling.ledger.release(id);
+            settling.reports.remove(&id);
+        }
+        self.saving.worker_lost(id);
+        self.member_lost |= was_member;
+        commands.push(Command::Emit(RunEvent::WorkerLost {
+            worker: id.0,
+            name,
+            reason: reason.to_owned(),
+            workers: self.members.count(),
+        }));
+    }
+
+    pub(super) fn peer_lost(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        lost: &v1::PeerLost,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.stage != Stage::Running || lost.generation != self.generation {
+            return;
+        }
+        let Some(&accused) = self.members.ranks().get(lost.rank as usize) else {
+            return self.expel(
+                now,
+                id,
+                "it blames a peer that does not exist".into(),
+                commands,
+            );
+        };
+        self.broken.get_or_insert((now, accused));
+    }
+
+    pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        if let Some((since, accused)) = self.broken
+            && now.duration_since(since) >= PEER_LOST_GRACE
+        {
+            self.mend(now, accused, commands);
+        }
+        if self.stage == Stage::Waiting && self.stopping.is_none() {
+            self.remind(now, commands);
+        }
+    }
+
+    /// An exchange broke although both ends still talk to us: build it anew, but not for ever.
+    pub(super) fn mend(&mut self, now: Instant, accused: WorkerId, commands: &mut Vec<Command>) {
+        self.broken = None;
+        let Some(worker) = self.members.get_mut(accused) else {
+            return;
+        };
+        worker.accusations += 1;
+        if worker.accusations >= MAX_ACCUSATIONS {
+            let reason = format!("its peers lost it {MAX_ACCUSATIONS} times in a row");
+            return self.expel(now, accused, reason, commands);
+        }
+        self.reform(now, commands);
+    }
+
+    pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let due = |last: Instant| now.duration_since(last) >= REMINDER;
+        let (have, need) = (self.members.count(), self.settings.min_workers);
+        // Those who are here and load need no reminder.
+        if have < need && self.last_reminder.is_none_or(due) {
+            self.last_reminder = Some(now);
+            commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Slots go out as leases and come back as results.
+
+use std::time::Instant;
+
+use common::wire::PlanKind;
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::ledger::{Ledger, SlotResult};
+use super::schedule::Work;
+use super::{Cluster, LEASE_WINDOW, Stage};
+use crate::events::{EvalRecord, RunEvent};
+
+impl Cluster {
+    pub(super) fn slot_done(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        done: &v1::SlotDone,
+        commands: &mut Vec<Command>,
+    ) {
+        let Ok(kind) = PlanKind::from_wire(done.kind) else {
+            return self.expel(
+                now,
+                id,
+                "it computed an unknown kind of plan".into(),
+                commands,
+            );
+        };
+        if self.members.get(id).is_none() {
+            return;
+        }
+        let current = self.ledger.work.is(kind, done.step);
+        let ledger = if current {
+            &mut self.ledger
+        } else {
+            match &mut self.ahead {
+                Some(ahead) if ahead.work.is(kind, done.step) => ahead,
+                // Of work that is over.
+                _ => return,
+            }
+        };
+        let planned = ledger.slots.get(done.slot as usize).copied();
+        if planned != Some(done.trained_tokens) {
+            let reason = format!(
+                "it counted {} trained tokens in slot {} of step {} where the plan says {}",
+                done.trained_tokens,
+                done.slot,
+                done.step + 1,
+                planned.unwrap_or(0)
+            );
+            return self.expel(now, id, reason, commands);
+        }
+        let result = SlotResult {
+            loss_sum: done.loss_sum,
+            correct_tokens: done.correct_tokens,
+        };
+        if !ledger.complete(id, done.slot, result) {
+            let reason = format!("it computed slot {}, which was not leased to it", done.slot);
+            return self.expel(now, id, reason, commands);
+        }
+        if current {
+            self.lease_to(id, commands);
+            self.proceed(now, commands);
+        }
+    }
+
+    pub(super) fn send_plan(&self, worker: WorkerId, commands: &mut Vec<Command>) {
+        let ledger = &self.ledger;
+        let scalars = self.trainable_scalars();
+        let plan = self.course.plan(ledger.work, &ledger.slots, scalars);
+        if let Some(mut plan) = plan {
+            plan.generation = self.generation;
+            commands.push(Command::SendPlan { worker, plan });
+        }
+    }
+
+    /// Free slots go round, so that everyone has one before anyone has two.
+    pub(super) fn lease_to_all(&mut self, commands: &mut Vec<Command>) {
+        for window in 1..=LEASE_WINDOW {
+            for id in self.members.ranks().to_vec() {
+                self.lease_within(id, window, commands);
+            }
+        }
+    }
+
+    pub(super) fn lease_to(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
+        self.lease_within(worker, LEASE_WINDOW, commands);
+    }
+
+    pub(super) fn lease_within(
+        &mut self,
+        worker: WorkerId,
+        window: usize,
+        commands: &mut Vec<Command>,
+    ) {
+        let entered = self
+            .members
+            .get(worker)
+            .is_some_and(|worker| worker.entered);
+        let is_member = self.members.rank_of(worker).is_some();
+        let kind = match self.ledger.work {
+            Work::Train(_) => PlanKind::Train,
+            Work::Eval(_) => PlanKind::Eval,
+            Work::Store(_) => return,
+        };
+        if self.stage != Stage::Running || self.stopping.is_some() || !entered || !is_member {
+            return;
+        }
+        let slots = self.ledger.lease(worker, window);
+        if !slots.is_empty() {
+            let lease = v1::Lease {
+                generation: self.generation,
+                step: self.ledger.work.step(),
+                kind: kind.to_wire(),
+                slots,
+            };
+            commands.push(Command::SendLease { worker, lease });
+        }
+    }
+
+    /// Plans and leases `work`. Returns the ledger of the work before it.
+    pub(super) fn begin(
+        &mut self,
+        now: Instant,
+        work: Work,
+        commands: &mut Vec<Command>,
+    ) -> Ledger {
+        let next = Ledger::new(work, self.course.slots(work));
+        let ledger = std::mem::replace(&mut self.ledger, next);
+        self.ahead = None;
+        self.eval_started = matches!(work, Work::Eval(_)).then_some(now);
+        for id in self.members.ranks().to_vec() {
+            self.send_plan(id, commands);
+        }
+        self.lease_to_all(commands);
+        ledger
+    }
+
+    pub(super) fn finish_evaluation(
+        &mut self,
+        now: Instant,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
+        if let Some((eval_loss, eval_mean_token_accuracy)) = self.ledger.means()
+            && self.last_evaluated.is_none_or(|last| last < step)
+        {
+            self.last_evaluated = Some(step);
+            let started = self.eval_started.unwrap_or(now);
+            commands.push(Command::Emit(RunEvent::Evaluated(EvalRecord {
+                step,
+                epoch: self.course.epoch_after(step),
+                eval_loss,
+                eval_mean_token_accuracy,
+                eval_runtime_seconds: now.duration_since(started).as_secs_f64(),
+            })));
+        }
+        let work = self.course.following(Work::Eval(step));
+        self.begin(now, work, commands);
+        self.proceed(now, commands);
+    }
+}
