@@ -158,12 +158,24 @@ fn every_row_that_cannot_be_used_is_named_with_its_line() {
 }
 
 #[test]
-fn many_bad_rows_are_counted() {
-    let setup = Setup::new(&"{\"txt\": 1}\n".repeat(50));
+fn many_rows_with_the_same_problem_are_one_line() {
+    let setup = Setup::new(&format!("{CHAT}\n{}", "{\"txt\": 1}\n".repeat(50)));
     let errors = setup.prepare().unwrap_err();
+    assert_eq!((errors.problems.len(), errors.total), (1, 50));
+    let text = errors.to_string();
+    assert!(text.contains("data.jsonl:2: no column"), "{text}");
+    assert!(
+        text.ends_with(" (50 rows; also line 3, 4, 5, 6, 7, 8, 9, 10, ...)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn many_different_problems_are_counted() {
+    let rows: String = (0..50).map(|n| format!("{{\"column{n}\": 1}}\n")).collect();
+    let errors = Setup::new(&rows).prepare().unwrap_err();
     assert_eq!((errors.problems.len(), errors.total), (20, 50));
     let text = errors.to_string();
-    assert!(text.contains("data.jsonl:20: "), "{text}");
     assert!(text.ends_with("... and 30 more rows that cannot be used"));
 }
 

@@ -130,17 +130,13 @@ impl<'a> Source<'a> {
         for result in results {
             match result {
                 Ok(more) => examples.extend(more),
+                // A fault of the model, told once.
                 Err((_, reason)) if reason == NO_TEMPLATE => {
-                    let model = Some(self.job.base_model.as_path());
-                    if !errors.problems.iter().any(|told| told.reason == reason) {
-                        errors.merge(DataErrors::one(model, reason));
-                    }
+                    errors.push(Problem::new(Some(&self.job.base_model), None, reason));
                 }
-                Err((line, reason)) => errors.push(Problem {
-                    file: Some(dataset.path.clone()),
-                    line: Some(line),
-                    reason,
-                }),
+                Err((line, reason)) => {
+                    errors.push(Problem::new(Some(&dataset.path), Some(line), reason));
+                }
             }
         }
         examples

@@ -8,46 +8,71 @@ use thiserror::Error;
 /// Problems that are told one by one; the others are counted.
 pub const MAX_PROBLEMS: usize = 20;
 
+/// Further lines with the same problem that are named; the others are counted.
+const MAX_LINES: usize = 8;
+
 /// Why data cannot be used: every problem with file and line.
 #[derive(Debug, Default, Error)]
 pub struct DataErrors {
-    /// The first [`MAX_PROBLEMS`].
+    /// The first [`MAX_PROBLEMS`], all different.
     pub problems: Vec<Problem>,
+    /// Rows (or files) with a problem.
     pub total: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: Option<PathBuf>,
-    /// Counted from 1; in a JSON array the number of the item.
+    /// The first row that has it. Counted from 1; in a JSON array the number of the item.
     pub line: Option<u64>,
     pub reason: String,
+    /// The next rows that have it.
+    pub also: Vec<u64>,
+    /// Rows that have it.
+    pub rows: usize,
+}
+
+impl Problem {
+    pub fn new(file: Option<&Path>, line: Option<u64>, reason: impl Into<String>) -> Self {
+        Self {
+            file: file.map(Path::to_owned),
+            line,
+            reason: reason.into(),
+            also: Vec::new(),
+            rows: 1,
+        }
+    }
 }
 
 impl DataErrors {
     pub fn one(file: Option<&Path>, reason: impl Into<String>) -> Self {
-        let mut errors = Self::default();
-        errors.push(Problem {
-            file: file.map(Path::to_owned),
-            line: None,
-            reason: reason.into(),
-        });
-        errors
+        Self {
+            problems: vec![Problem::new(file, None, reason)],
+            total: 1,
+        }
     }
 
     pub fn push(&mut self, problem: Problem) {
-        self.total += 1;
-        if self.problems.len() < MAX_PROBLEMS {
+        self.total += problem.rows;
+        let known = self
+            .problems
+            .iter_mut()
+            .find(|known| known.file == problem.file && known.reason == problem.reason);
+        if let Some(known) = known {
+            known.rows += problem.rows;
+            let room = MAX_LINES.saturating_sub(known.also.len());
+            known.also.extend(problem.line.into_iter().take(room));
+        } else if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(problem);
         }
     }
 
     pub fn merge(&mut self, other: Self) {
-        let untold = other.total - other.problems.len();
+        let told: usize = other.problems.iter().map(|problem| problem.rows).sum();
+        self.total += other.total - told;
         for problem in other.problems {
             self.push(problem);
         }
-        self.total += untold;
     }
 
     pub fn is_empty(&self) -> bool {
@@ -70,8 +95,10 @@ impl fmt::Display for DataErrors {
             let separator = if index > 0 { "\n" } else { "" };
             write!(f, "{separator}{problem}")?;
         }
-        match self.total - self.problems.len() {
+        let told: usize = self.problems.iter().map(|problem| problem.rows).sum();
+        match self.total - told {
             0 => Ok(()),
+            1 => write!(f, "\n... and 1 more row that cannot be used"),
             more => write!(f, "\n... and {more} more rows that cannot be used"),
         }
     }
@@ -86,6 +113,21 @@ impl fmt::Display for Problem {
                 None => write!(f, " ")?,
             }
         }
-        f.write_str(&self.reason)
+        f.write_str(&self.reason)?;
+        if self.rows > 1 && !self.also.is_empty() {
+            let lines: Vec<String> = self.also.iter().map(u64::to_string).collect();
+            let more = if self.rows > lines.len() + 1 {
+                ", ..."
+            } else {
+                ""
+            };
+            write!(
+                f,
+                " ({} rows; also line {}{more})",
+                self.rows,
+                lines.join(", ")
+            )?;
+        }
+        Ok(())
     }
 }
