@@ -156,8 +156,10 @@ impl Trainer {
     ///
     /// `trained_tokens` and `slots` are those of the whole step, over all workers.
     pub fn begin_step(&mut self, step: u64, trained_tokens: u64, slots: usize) {
-        self.pool
-            .install(|| self.accumulator.begin(step, trained_tokens, slots));
+        self.pool.install(|| {
+            self.accumulator
+                .begin(step, trained_tokens.max(1), slots.max(1))
+        });
         let held = self.accumulator.held();
         self.outcomes.retain(|slot, _| held.contains(slot));
     }

@@ -410,6 +410,39 @@ mod tests {
     }
 
     #[test]
+    fn products_of_any_shape_have_the_same_bits_for_any_number_of_threads() {
+        let mut rng = CounterRng::new(8, &[]);
+        let sizes = [1, 2, 3, 16, 17, 48, 64, 200, 333];
+        for _ in 0..60 {
+            let mut size = || sizes[rng.below(sizes.len() as u64) as usize];
+            let (m, n, k) = (size(), size(), size() * 4);
+            let (a, b) = (random(m * k, 1), random(k * n, 2));
+            for layout in 0..4 {
+                let run = |threads| {
+                    in_pool(threads, || {
+                        let mut c = vec![1.0; m * n];
+                        let a = match layout & 1 {
+                            0 => Matrix::new(&a, m, k),
+                            _ => Matrix::new(&a, k, m).transposed(),
+                        };
+                        let b = match layout & 2 {
+                            0 => Matrix::new(&b, k, n),
+                            _ => Matrix::new(&b, n, k).transposed(),
+                        };
+                        let mut target = MatrixMut::new(&mut c, m, n);
+                        multiply(&mut target, true, 0.5, a, b, all_threads());
+                        c
+                    })
+                };
+                let expected = run(1);
+                for threads in [2, 3, 5] {
+                    assert_eq!(run(threads), expected, "{m}x{n}x{k}, layout {layout}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_bfloat16_weight_counts_as_its_widened_self() {
         let (n, out, depth) = (9, 600, 40);
         // Exact in bfloat16, so that rounding the input changes nothing.

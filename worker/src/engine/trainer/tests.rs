@@ -63,6 +63,41 @@ fn the_number_of_threads_does_not_change_a_bit() {
     }
 }
 
+/// Large enough that products are split over threads.
+#[test]
+fn the_number_of_threads_does_not_change_a_bit_of_a_wider_model() {
+    let mut config = config("Qwen3ForCausalLM");
+    for (key, value) in [
+        ("hidden_size", 192),
+        ("intermediate_size", 416),
+        ("head_dim", 48),
+    ] {
+        config[key] = value.into();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config, 7);
+    let blocks = [block(&[64], 1), block(&[30, 34], 2), block(&[5, 50], 3)];
+    for (method, base_dtype) in [
+        (Method::Full, BaseDtype::Float32),
+        (lora(TargetModules::AllLinear, 0.1), BaseDtype::Float32),
+        (lora(TargetModules::AllLinear, 0.0), BaseDtype::Bfloat16),
+    ] {
+        let run = |threads| {
+            let job = JobSpec {
+                base_dtype,
+                gradient_checkpointing: threads == 3,
+                ..job(method.clone())
+            };
+            slot_sums(&mut load(dir.path(), job, threads), 0, &blocks)
+        };
+        let expected = run(1);
+        assert!(expected.0.iter().any(|sum| *sum != 0));
+        assert_eq!(run(2), expected);
+        assert_eq!(run(3), expected);
+        assert_eq!(run(5), expected);
+    }
+}
+
 #[test]
 fn checkpointing_does_not_change_a_bit() {
     let dir = model("Qwen3ForCausalLM");
