@@ -5,6 +5,7 @@
 //! earlier one stopped, and a model appears in the cache only when it is complete.
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -252,6 +253,10 @@ async fn lock(path: &Path) -> Result<File, FetchError> {
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
+            // Some network file systems have no locks; there two workers may fetch the same bytes twice.
+            Err(TryLockError::Error(source)) if source.kind() == ErrorKind::Unsupported => {
+                return Ok(file);
+            }
             Err(TryLockError::Error(source)) => return Err(write_error(path, 0)(source)),
         }
     }
@@ -266,9 +271,7 @@ fn sync_folder(folder: &Path) -> Result<(), FetchError> {
 fn write_error(path: &Path, size: u64) -> impl FnOnce(std::io::Error) -> FetchError {
     let path = path.to_owned();
     move |source| match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            FetchError::NoSpace { path, size }
-        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => FetchError::NoSpace { path, size },
         _ => FetchError::Write { path, source },
     }
 }

@@ -22,7 +22,7 @@ use crate::run::{Links, RunError, Start, run};
 use crate::session::{
     Admission, Client, Forwarder, Order, Session, SessionEnd, connect, open, retry_delays,
 };
-use crate::upload::Uploads;
+use crate::upload::{UploadError, Uploads};
 use crate::{Finished, JoinOptions, WorkerError};
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
@@ -129,6 +129,7 @@ struct Worker {
     collective: Arc<Collective>,
     blocks: Arc<Blocks>,
     uploads: Uploads,
+    upload_failures: mpsc::Receiver<UploadError>,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     forwarding: tokio::task::JoinHandle<SessionEnd>,
@@ -146,6 +147,7 @@ struct Preparation {
 enum Happened {
     Session(SessionEnd),
     Worked(Result<(), WorkerError>),
+    UploadFailed(UploadError),
     AskedToStop,
 }
 
@@ -167,7 +169,8 @@ fn assemble(
     let (orders, waiting_orders) = mpsc::channel(MAX_ORDERS);
     let newest_generation = Arc::new(AtomicU64::new(0));
     let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-    let uploads = Uploads::new(client.clone(), admission.worker, cache.clone());
+    let (failures, upload_failures) = mpsc::channel(1);
+    let uploads = Uploads::new(client.clone(), admission.worker, cache.clone(), failures);
     let blocks = Arc::new(Blocks::new(
         client.clone(),
         admission.job.clone(),
@@ -197,6 +200,7 @@ fn assemble(
         collective,
         blocks,
         uploads,
+        upload_failures,
         stop,
         ready,
         forwarding: tokio::spawn(forwarder.forward(down)),
@@ -221,6 +225,7 @@ impl Worker {
         let happened = tokio::select! {
             end = &mut self.forwarding => Happened::Session(end.unwrap_or_else(broken)),
             worked = &mut working => Happened::Worked(worked),
+            Some(error) = self.upload_failures.recv() => Happened::UploadFailed(error),
             () = shutdown.cancelled() => Happened::AskedToStop,
         };
         if !matches!(happened, Happened::Worked(_)) {
@@ -248,6 +253,11 @@ impl Worker {
                 self.uploads.finish(UPLOAD_LIMIT).await;
                 self.leave(false, "it was asked to stop").await;
                 Ok(Attended::Finished(Finished::Left))
+            }
+            // So that another worker is asked for the state.
+            Happened::UploadFailed(error) => {
+                self.leave(true, &error.to_string()).await;
+                Err(error.into())
             }
             // The session knows why nobody took the engine's reports.
             Happened::Worked(Ok(()) | Err(WorkerError::Run(RunError::SessionOver))) => {

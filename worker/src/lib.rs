@@ -91,6 +91,8 @@ pub enum WorkerError {
     Collective(#[from] collective::CollectiveError),
     #[error(transparent)]
     Fetch(#[from] fetch::FetchError),
+    #[error("the state could not be saved: {0}")]
+    Upload(#[from] upload::UploadError),
     #[error(transparent)]
     Run(#[from] run::RunError),
 }

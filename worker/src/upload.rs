@@ -51,18 +51,26 @@ struct Shared {
     client: Client,
     worker: u64,
     cache: PathBuf,
+    failures: mpsc::Sender<UploadError>,
     /// One at a time: each needs memory and disk for a whole state.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Uploads {
-    /// Must be called within the runtime.
-    pub fn new(client: Client, worker: u64, cache: PathBuf) -> Self {
+    /// What fails on this machine is sent to `failures`, because the coordinator cannot know of it. Must be called
+    /// within the runtime.
+    pub fn new(
+        client: Client,
+        worker: u64,
+        cache: PathBuf,
+        failures: mpsc::Sender<UploadError>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 client,
                 worker,
                 cache,
+                failures,
                 turn: tokio::sync::Mutex::new(()),
             }),
             tasks: Arc::default(),
@@ -76,8 +84,12 @@ impl Uploads {
         let task = async move {
             let _turn = shared.turn.lock().await;
             let step = snapshot.step;
-            if let Err(error) = shared.upload(snapshot, format).await {
-                tracing::error!("the state after step {step} could not be saved: {error}");
+            match shared.upload(snapshot, format).await {
+                Ok(()) => {}
+                Err(error @ UploadError::Refused { .. }) => {
+                    tracing::error!("the state after step {step} could not be saved: {error}");
+                }
+                Err(error) => drop(shared.failures.try_send(error)),
             }
         };
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -323,7 +323,7 @@ impl Stage {
         (worker, peer, member, ready)
     }
 
-    /// What a worker handed over: it ends only when that has arrived.
+    /// What a worker handed over. It ends only when everything that it began to hand over has arrived.
     fn uploaded(&self) -> (v1::UploadHeader, Vec<(v1::FileEntry, Vec<u8>)>) {
         use v1::upload_chunk::Chunk;
         let (mut header, mut files) = (None, Vec::<(v1::FileEntry, Vec<u8>)>::new());
@@ -547,6 +547,9 @@ async fn the_state_is_uploaded_file_by_file() {
         r#final: true,
     }))
     .await;
+    while stage.fake.uploads.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     finish(worker, peer).await;
     let (header, files) = stage.uploaded();
     assert_eq!(header.weights_digest, ready.weights_digest);
@@ -769,4 +772,26 @@ async fn a_coordinator_that_is_not_there_is_given_up_in_time() {
             "{wrong}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_save_the_state_leaves_it_to_another() {
+    let mut stage = stage().await;
+    let (worker, mut peer, ..) = stage.ready_worker().await;
+    // A file where the folder for uploads should be.
+    let cache = stage.folder.path().join("cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    std::fs::write(cache.join("uploads"), "").unwrap();
+    let save = v1::SaveState {
+        step: 0,
+        r#final: true,
+    };
+    peer.send(Down::SaveState(save)).await;
+    match peer.next().await.unwrap() {
+        Up::Leaving(leaving) => assert!(leaving.failed && leaving.reason.contains("uploads")),
+        other => panic!("{other:?}"),
+    }
+    drop(peer);
+    let message = worker.await.unwrap().unwrap_err().to_string();
+    assert!(message.contains("could not be saved"), "{message}");
 }
