@@ -27,6 +27,7 @@ pub struct Saving {
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
     stored: u64,
+    /// For the last state.
     failed_attempts: u32,
 }
 
@@ -112,7 +113,6 @@ impl Cluster {
             return;
         };
         self.saving.stored = self.saving.stored.max(step);
-        self.saving.failed_attempts = 0;
         if pending.last {
             let outcome = Outcome::Finished {
                 step,
@@ -137,7 +137,7 @@ impl Cluster {
         let Some(pending) = self.saving.take(asked) else {
             return;
         };
-        self.saving.failed_attempts += 1;
+        self.saving.failed_attempts += u32::from(pending.last);
         let notice = format!("the state after step {step} was not saved: {reason}");
         if pending.last && self.saving.failed_attempts >= MAX_LAST_ATTEMPTS {
             return self.fail(notice, commands);
