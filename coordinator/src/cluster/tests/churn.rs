@@ -1,0 +1,131 @@
+//! Deaths, broken exchanges and wrong machines.
+
+use super::*;
+
+#[test]
+fn a_lost_worker_costs_only_its_own_slots() {
+    let mut scene = Scene::with_workers(2);
+    scene.cluster.settings.min_workers = 1;
+    scene.after(done(1, 0, 0));
+    scene.check(lost(2), &["w1 generation 2 at 0 of [1] behind []"]);
+    // Slot 1 was leased to worker 1 but not begun; 2 and 3 were worker 2's.
+    scene.check(
+        entered(1, 2, 0, &[0]),
+        &["w1 plan train 0", "w1 lease [1]", "w1 lease [2]"],
+    );
+}
+
+#[test]
+fn a_slot_stays_with_its_worker_until_it_has_entered() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    // Worker 1 has 0 and 1, worker 2 has 2 and 3.
+    scene.after(done(2, 0, 2));
+    scene.after(lost(3));
+    scene.check(entered(2, 2, 0, &[2]), &["w2 plan train 0", "w2 lease [3]"]);
+    let late = done(1, 0, 0);
+    scene.check(late, &[]);
+    scene.check(entered(1, 2, 0, &[0]), &["w1 plan train 0", "w1 lease [1]"]);
+}
+
+#[test]
+fn a_death_before_the_first_report_repeats_the_exchange_without_recomputing() {
+    let mut scene = Scene::exchanging();
+    scene.check(lost(2), &["w1 generation 2 at 0 of [1] behind []"]);
+    scene.check(
+        entered(1, 2, 0, &[0, 1]),
+        &["w1 plan train 0", "w1 lease [2]", "w1 lease [3]"],
+    );
+}
+
+#[test]
+fn a_death_after_the_first_report_sends_state_to_who_is_behind() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    scene.after(reported(2, 1, "a"));
+    scene.check(
+        lost(1),
+        &[
+            "committed 1 loss 1.5",
+            "w2 generation 2 at 1 of [2 3] behind [1]",
+            "w3 generation 2 at 1 of [2 3] behind [1]",
+        ],
+    );
+}
+
+#[test]
+fn a_report_that_comes_after_the_new_generation_still_commits() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    scene.check(
+        lost(1),
+        &[
+            "w2 generation 2 at 0 of [2 3] behind []",
+            "w3 generation 2 at 0 of [2 3] behind []",
+        ],
+    );
+    scene.check(
+        reported(2, 1, "a"),
+        &[
+            "committed 1 loss 1.5",
+            "w2 generation 3 at 1 of [2 3] behind [1]",
+            "w3 generation 3 at 1 of [2 3] behind [1]",
+        ],
+    );
+}
+
+#[test]
+fn the_odd_digest_is_expelled_by_name() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    scene.after(reported(1, 1, "b"));
+    scene.after(reported(2, 1, "a"));
+    scene.check(
+        reported(3, 1, "a"),
+        &[
+            "w1 expel: its weights after step 1 are b where the others have a; this machine computes wrongly",
+            "committed 1 loss 1.5",
+            "w2 generation 2 at 1 of [2 3] behind []",
+            "w3 generation 2 at 1 of [2 3] behind []",
+        ],
+    );
+}
+
+#[test]
+fn two_workers_that_disagree_fail_the_job() {
+    let mut scene = Scene::exchanging();
+    scene.after(reported(1, 1, "a"));
+    let commands = scene.after(reported(2, 1, "b"));
+    assert_eq!(commands[..2], ["w1 finish failed", "w2 finish failed"]);
+    assert!(commands[2].contains("w1 has a, w2 has b"), "{commands:?}");
+}
+
+#[test]
+fn a_broken_exchange_between_living_workers_is_built_anew() {
+    let mut scene = Scene::exchanging();
+    let lost = v1::PeerLost {
+        generation: 1,
+        rank: 1,
+        reason: "reset".into(),
+    };
+    let worker = WorkerId(1);
+    scene.check(Event::PeerLost { worker, lost }, &[]);
+    scene.check(Event::Ticked, &[]);
+    scene.now += PEER_LOST_GRACE;
+    scene.check(
+        Event::Ticked,
+        &[
+            "w1 generation 2 at 0 of [1 2] behind []",
+            "w2 generation 2 at 0 of [1 2] behind []",
+        ],
+    );
+}

@@ -1,0 +1,277 @@
+//! Facts about single decisions, as events and the commands they lead to.
+
+mod churn;
+mod door;
+mod state;
+mod step;
+
+use std::sync::Arc;
+
+use common::job::{
+    BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
+    ValSetSize, Warmup,
+};
+use proto::v1;
+
+use common::wire::PlanKind;
+
+use super::*;
+use crate::events::RunEvent;
+
+pub fn job(total_steps: u64, slots: u32) -> JobSpec {
+    JobSpec {
+        base_model: "model".into(),
+        model_revision: None,
+        init_weights: InitWeights::Pretrained,
+        base_dtype: BaseDtype::Float32,
+        datasets: Vec::new(),
+        val_set_size: ValSetSize::None,
+        sequence_len: 8,
+        sample_packing: true,
+        train_on_inputs: false,
+        shuffle: false,
+        method: Method::Full,
+        global_batch_size: slots as usize,
+        micro_batch_size: 1,
+        num_epochs: 1.0,
+        max_steps: Some(total_steps),
+        learning_rate: 0.5,
+        lr_scheduler: LrScheduler::Constant,
+        warmup: Warmup::Steps(0),
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: None,
+        gradient_checkpointing: false,
+        seed: 42,
+        logging_steps: 1,
+        save_steps: Some(3),
+        save_total_limit: None,
+        eval_steps: Some(2),
+        max_skipped_steps: 1,
+        output_dir: "out".into(),
+        resume: Resume::Auto,
+        reduction: Reduction::Exact,
+        cluster: ClusterSpec {
+            min_workers: 1,
+            max_workers: None,
+        },
+        test_prompts: Vec::new(),
+    }
+}
+
+/// `slots` blocks of one trained token for training, two for evaluation.
+pub fn course(total_steps: u64, slots: u32) -> Course {
+    let block = BlockTokens {
+        used: 4,
+        trained: 1,
+    };
+    let blocks = vec![block; slots as usize + 2];
+    Course::new(Arc::new(job(total_steps, slots)), u64::from(slots), blocks)
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        version: "1".into(),
+        job_digest: "job".into(),
+        start_step: 0,
+        start_weights_digest: None,
+        start_numerics_class: None,
+        min_workers: 1,
+        max_workers: None,
+        max_skipped_steps: 1,
+    }
+}
+
+pub fn join(worker: WorkerId) -> Event {
+    let join = v1::Join {
+        version: "1".into(),
+        name: format!("w{}", worker.0),
+        numerics_class: "cpu".into(),
+        ..Default::default()
+    };
+    let address = format!("10.0.0.{}:9", worker.0);
+    Event::WorkerJoined {
+        worker,
+        join,
+        address,
+    }
+}
+
+pub fn ready(worker: WorkerId, step: u64) -> Event {
+    let ready = v1::Ready {
+        step,
+        layout_digest: "layout".into(),
+        trainable_scalars: 10,
+        weights_digest: format!("weights-{step}"),
+        job_digest: "job".into(),
+        total_scalars: 10,
+    };
+    Event::WorkerReady { worker, ready }
+}
+
+/// What a person would say of a command; None for what is only for the terminal.
+fn describe(command: &Command) -> Option<String> {
+    let numbers = |list: &[u32]| {
+        let words: Vec<String> = list.iter().map(u32::to_string).collect();
+        words.join(" ")
+    };
+    Some(match command {
+        Command::Welcome { worker } => format!("w{} welcome", worker.0),
+        Command::SendGeneration { worker, generation } => format!(
+            "w{} generation {} at {} of [{}] behind [{}]",
+            worker.0,
+            generation.generation,
+            generation.step,
+            numbers(
+                &generation
+                    .members
+                    .iter()
+                    .map(|m| m.worker as u32)
+                    .collect::<Vec<_>>()
+            ),
+            numbers(&generation.behind),
+        ),
+        Command::SendPlan { worker, plan } => {
+            let kind = if plan.kind == 1 { "train" } else { "eval" };
+            format!("w{} plan {kind} {}", worker.0, plan.step)
+        }
+        Command::SendLease { worker, lease } => {
+            format!("w{} lease [{}]", worker.0, numbers(&lease.slots))
+        }
+        Command::SendExchange { worker, exchange } => {
+            format!("w{} exchange {}", worker.0, exchange.step)
+        }
+        Command::RequestState { worker, step, last } => {
+            format!(
+                "w{} save {step}{}",
+                worker.0,
+                if *last { " last" } else { "" }
+            )
+        }
+        Command::SendFinish { worker, finish } => {
+            format!(
+                "w{} finish{}",
+                worker.0,
+                if finish.failed { " failed" } else { "" }
+            )
+        }
+        Command::Refuse { worker, reason } => format!("w{} refuse: {reason}", worker.0),
+        Command::Expel { worker, reason } => format!("w{} expel: {reason}", worker.0),
+        Command::Emit(RunEvent::StepCommitted(record)) => {
+            format!("committed {} loss {}", record.step, record.loss)
+        }
+        Command::Emit(RunEvent::WaitingForWorkers { have, need }) => {
+            format!("waiting {have} of {need}")
+        }
+        Command::Emit(_) => return None,
+        Command::End(outcome) => format!("end {outcome:?}"),
+    })
+}
+
+/// A cluster of four slots a step, six steps, at a fixed time.
+struct Scene {
+    cluster: Cluster,
+    now: Instant,
+}
+
+impl Scene {
+    fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = settings();
+        change(&mut settings);
+        Self {
+            cluster: Cluster::new(settings, course(6, 4)),
+            now: Instant::now(),
+        }
+    }
+
+    /// Workers 1 to `count` have joined, are ready and have entered their generation.
+    fn with_workers(count: u64) -> Self {
+        Self::with(count, |settings| settings.min_workers = count as usize)
+    }
+
+    fn with(count: u64, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut scene = Self::new(change);
+        for id in 1..=count {
+            scene.after(join(WorkerId(id)));
+            scene.after(ready(WorkerId(id), 0));
+        }
+        for id in 1..=count {
+            scene.after(entered(id, 1, 0, &[]));
+        }
+        scene
+    }
+
+    fn after(&mut self, event: Event) -> Vec<String> {
+        let mut commands = Vec::new();
+        self.cluster.handle(self.now, event, &mut commands);
+        commands.iter().filter_map(describe).collect()
+    }
+
+    fn check(&mut self, event: Event, expected: &[&str]) {
+        assert_eq!(self.after(event), expected);
+    }
+
+    /// Two workers compute the four slots of step 0 as they were leased; the exchange is ordered.
+    fn exchanging() -> Self {
+        let mut scene = Self::with_workers(2);
+        scene.cluster.settings.min_workers = 1;
+        for (worker, slot) in [(1, 0), (1, 1), (2, 2)] {
+            scene.after(done(worker, 0, slot));
+        }
+        let commands = scene.after(done(2, 0, 3));
+        assert_eq!(commands[..2], ["w1 exchange 0", "w2 exchange 0"]);
+        scene
+    }
+}
+
+fn entered(id: u64, generation: u64, step: u64, held: &[u32]) -> Event {
+    let entered = v1::Entered {
+        generation,
+        step,
+        held: held.to_vec(),
+    };
+    let worker = WorkerId(id);
+    Event::WorkerEntered { worker, entered }
+}
+
+fn done(id: u64, step: u64, slot: u32) -> Event {
+    let done = v1::SlotDone {
+        generation: 1,
+        step,
+        kind: PlanKind::Train.to_wire(),
+        slot,
+        loss_sum: f64::from(slot),
+        trained_tokens: 1,
+        correct_tokens: 1,
+        compute_us: 1,
+    };
+    let worker = WorkerId(id);
+    Event::SlotDone { worker, done }
+}
+
+fn reported(id: u64, step: u64, digest: &str) -> Event {
+    let report = v1::StepReport {
+        generation: 1,
+        step,
+        weights_digest: digest.to_owned(),
+        ..Default::default()
+    };
+    let worker = WorkerId(id);
+    Event::StepReported { worker, report }
+}
+
+fn lost(id: u64) -> Event {
+    let reason = "killed".to_owned();
+    let worker = WorkerId(id);
+    Event::WorkerLost { worker, reason }
+}
+
+fn stored(step: u64) -> Event {
+    Event::StateStored {
+        step,
+        path: "somewhere".into(),
+        weights_digest: "a".into(),
+    }
+}

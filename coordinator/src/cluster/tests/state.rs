@@ -1,0 +1,85 @@
+//! Checkpoints, the result, and stopping.
+
+use super::*;
+
+#[test]
+fn a_checkpoint_is_asked_for_before_its_step_is_left() {
+    let mut scene = Scene::with_workers(1);
+    scene.cluster.saving.overdue();
+    for slot in 0..3 {
+        scene.after(done(1, 0, slot));
+    }
+    scene.check(
+        done(1, 0, 3),
+        &[
+            "w1 exchange 0",
+            "w1 save 1",
+            "w1 plan train 1",
+            "w1 lease [0]",
+            "w1 lease [1]",
+        ],
+    );
+}
+
+#[test]
+fn a_stop_stores_the_newest_state_first() {
+    let mut scene = Scene::exchanging();
+    let reason = "Ctrl-C".to_owned();
+    scene.check(Event::StopRequested { reason }, &[]);
+    scene.check(reported(2, 1, "a"), &["w2 save 1"]);
+    scene.check(reported(1, 1, "a"), &["committed 1 loss 1.5"]);
+    scene.check(
+        stored(1),
+        &[
+            "w1 finish",
+            "w2 finish",
+            "end Stopped { step: 1, reason: \"Ctrl-C\" }",
+        ],
+    );
+}
+
+#[test]
+fn another_worker_is_asked_where_the_one_that_stores_is_lost() {
+    let mut scene = Scene::exchanging();
+    let reason = "Ctrl-C".to_owned();
+    scene.after(Event::StopRequested { reason });
+    scene.after(reported(2, 1, "a"));
+    scene.after(reported(1, 1, "a"));
+    scene.check(lost(2), &["w1 save 1"]);
+}
+
+#[test]
+fn a_stop_with_nothing_new_ends_at_once() {
+    let mut scene = Scene::with_workers(1);
+    let reason = "Ctrl-C".to_owned();
+    scene.check(
+        Event::StopRequested { reason },
+        &["w1 finish", "end Stopped { step: 0, reason: \"Ctrl-C\" }"],
+    );
+}
+
+#[test]
+fn training_waits_rather_than_leave_a_checkpoint_out() {
+    let mut scene = Scene::with_workers(1);
+    // The course saves after step 3; two earlier states are still on their way.
+    for step in 0..2 {
+        scene.cluster.saving.overdue();
+        for slot in 0..4 {
+            scene.after(done(1, step, slot));
+        }
+        scene.after(reported(1, step + 1, "a"));
+    }
+    for slot in 0..2 {
+        let Event::SlotDone { worker, mut done } = done(1, 2, slot) else {
+            unreachable!("done makes a SlotDone")
+        };
+        done.kind = PlanKind::Eval.to_wire();
+        scene.after(Event::SlotDone { worker, done });
+    }
+    for slot in 0..3 {
+        scene.after(done(1, 2, slot));
+    }
+    scene.check(done(1, 2, 3), &[]);
+    let commands = scene.after(stored(1));
+    assert_eq!(commands[..2], ["w1 exchange 2", "w1 save 3"]);
+}

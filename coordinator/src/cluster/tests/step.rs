@@ -1,0 +1,68 @@
+//! A step from its leases to its commit.
+
+use super::*;
+
+#[test]
+fn each_finished_slot_brings_the_next() {
+    let mut scene = Scene::with_workers(1);
+    scene.check(done(1, 0, 0), &["w1 lease [2]"]);
+    scene.check(done(1, 0, 1), &["w1 lease [3]"]);
+    scene.check(done(1, 0, 2), &[]);
+}
+
+#[test]
+fn the_next_plan_goes_out_with_the_exchange() {
+    let mut scene = Scene::with_workers(1);
+    for slot in 0..3 {
+        scene.after(done(1, 0, slot));
+    }
+    scene.check(
+        done(1, 0, 3),
+        &[
+            "w1 exchange 0",
+            "w1 plan train 1",
+            "w1 lease [0]",
+            "w1 lease [1]",
+        ],
+    );
+    scene.check(reported(1, 1, "a"), &["committed 1 loss 1.5"]);
+}
+
+#[test]
+fn too_many_skipped_steps_in_a_row_name_step_and_slots() {
+    let mut scene = Scene::with_workers(1);
+    let mut last = Vec::new();
+    for step in 0..2 {
+        for slot in 0..4 {
+            let Event::SlotDone { worker, mut done } = done(1, step, slot) else {
+                unreachable!("done makes a SlotDone")
+            };
+            if slot == 2 {
+                done.loss_sum = f64::NAN;
+            }
+            scene.after(Event::SlotDone { worker, done });
+        }
+        let Event::StepReported { worker, mut report } = reported(1, step + 1, "a") else {
+            unreachable!("reported makes a StepReported")
+        };
+        report.skipped = true;
+        last = scene.after(Event::StepReported { worker, report });
+    }
+    let end = last.last().cloned().unwrap_or_default();
+    assert!(
+        end.contains("2 steps in a row") && end.contains("step 2"),
+        "{end}"
+    );
+    assert!(end.contains("slots [2]"), "{end}");
+}
+
+#[test]
+fn a_slot_that_was_not_leased_expels_its_sender() {
+    let mut scene = Scene::with_workers(2);
+    scene.cluster.settings.min_workers = 1;
+    let commands = scene.after(done(2, 0, 0));
+    assert_eq!(
+        commands[0],
+        "w2 expel: it computed slot 0, which was not leased to it"
+    );
+}

@@ -1,0 +1,220 @@
+//! The bulk calls, over a real connection, as a worker and as somebody who is up to no good.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::data::block::Block;
+use common::data::blockfile;
+use common::files::FileEntry;
+use common::files::atomic::AtomicDir;
+use coordinator::cluster::{Event, WorkerId};
+use coordinator::connections;
+use coordinator::driver::Input;
+use coordinator::service::Service;
+use coordinator::shelf::{Expected, Shelf};
+use proto::v1::coordinator_client::CoordinatorClient;
+use proto::v1::coordinator_server::CoordinatorServer;
+use proto::v1::upload_chunk::Chunk;
+use proto::v1::{self, UploadChunk};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Status};
+
+const WORKER: WorkerId = WorkerId(7);
+const STEP: u64 = 3;
+
+struct Site {
+    folder: TempDir,
+    shelf: Arc<Shelf>,
+    client: CoordinatorClient<Channel>,
+    inputs: mpsc::Receiver<Input>,
+}
+
+async fn site() -> Site {
+    let folder = tempfile::tempdir().unwrap();
+    let block = Block {
+        tokens: vec![1, 2],
+        segments: vec![1, 1],
+        trained: vec![false, true],
+    };
+    let path = folder.path().join("blocks");
+    let blocks = vec![block; 3].into_iter();
+    let file = blockfile::write(&path, 2, (2, 1), [0; 32], b"", blocks).unwrap();
+    let shelf = Arc::new(Shelf::new(file));
+    let (sender, inputs) = mpsc::channel(16);
+    let service = CoordinatorServer::new(Service::new(sender, shelf.clone(), None));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let incoming = connections::accept(listener, 4);
+    let server = Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(incoming));
+    let client = CoordinatorClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    Site {
+        folder,
+        shelf,
+        client,
+        inputs,
+    }
+}
+
+impl Site {
+    fn expect_state(&self, max_bytes: u64) -> std::path::PathBuf {
+        let target = self.folder.path().join("checkpoint-3");
+        let folder = AtomicDir::create(&target).unwrap();
+        let path = folder.path().to_owned();
+        let expected = Expected { folder, max_bytes };
+        self.shelf.expect(WORKER, STEP, expected);
+        path
+    }
+
+    async fn upload(&mut self, chunks: Vec<Chunk>) -> Result<(), Status> {
+        let header = Chunk::Header(v1::UploadHeader {
+            worker: WORKER.0,
+            step: STEP,
+            weights_digest: "weights".into(),
+        });
+        let chunks = std::iter::once(header).chain(chunks);
+        let chunks: Vec<UploadChunk> = chunks
+            .map(|chunk| UploadChunk { chunk: Some(chunk) })
+            .collect();
+        let sent = self.client.upload_state(futures::stream::iter(chunks));
+        sent.await.map(drop)
+    }
+}
+
+fn file(path: &str, content: &[u8]) -> Chunk {
+    Chunk::File(v1::FileEntry {
+        path: path.into(),
+        size: content.len() as u64,
+        digest: blake3::hash(content).to_hex().to_string(),
+    })
+}
+
+fn data(content: &[u8]) -> Chunk {
+    Chunk::Data(content.to_vec().into())
+}
+
+#[tokio::test]
+async fn only_this_runs_blocks_are_served() {
+    let mut site = site().await;
+    let digest = site.shelf.blocks.digest().to_owned();
+    let fetch = |digest: &str, blocks: Vec<u64>| v1::FetchBlocksRequest {
+        digest: digest.into(),
+        blocks,
+    };
+    let served = site.client.fetch_blocks(fetch(&digest, vec![2, 0])).await;
+    let mut chunks = served.unwrap().into_inner();
+    for expected in [2, 0] {
+        let chunk = chunks.message().await.unwrap().unwrap();
+        assert_eq!(chunk.block, expected);
+        assert_eq!(
+            &chunk.data[..],
+            site.shelf.blocks.block_bytes(expected).unwrap()
+        );
+    }
+    assert!(chunks.message().await.unwrap().is_none());
+
+    let other = site.client.fetch_blocks(fetch("other", vec![0])).await;
+    assert_eq!(other.unwrap_err().code(), Code::FailedPrecondition);
+    let beyond = site.client.fetch_blocks(fetch(&digest, vec![3])).await;
+    let mut chunks = beyond.unwrap().into_inner();
+    assert_eq!(chunks.message().await.unwrap_err().code(), Code::OutOfRange);
+    let many = site
+        .client
+        .fetch_blocks(fetch(&digest, vec![0; 5000]))
+        .await;
+    assert_eq!(many.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_file_is_named_by_digest_and_resumes_where_the_fetch_broke() {
+    let mut site = site().await;
+    let content: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let model = site.folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::write(model.join("weights"), &content).unwrap();
+    let entry = FileEntry::of(&model, "weights").unwrap();
+    site.shelf.offer(&model, std::slice::from_ref(&entry));
+
+    let digest = entry.digest;
+    let offset = 1_234_567;
+    let served = site
+        .client
+        .fetch_file(v1::FetchFileRequest { digest, offset });
+    let mut chunks = served.await.unwrap().into_inner();
+    let mut rest = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        assert!(chunk.data.len() <= 1 << 20);
+        rest.extend_from_slice(&chunk.data);
+    }
+    assert!(rest == content[offset as usize..]);
+
+    let digest = "../../etc/passwd".to_owned();
+    let unknown = site
+        .client
+        .fetch_file(v1::FetchFileRequest { digest, offset: 0 });
+    assert_eq!(unknown.await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_state_that_was_asked_for_arrives_whole() {
+    let mut site = site().await;
+    let folder = site.expect_state(100);
+    let parts = vec![
+        file("a.safetensors", b"weights"),
+        data(b"weig"),
+        data(b"hts"),
+    ];
+    site.upload(parts.clone()).await.unwrap();
+    let Some(Input::Uploaded(received)) = site.inputs.recv().await else {
+        panic!("nothing arrived");
+    };
+    assert_eq!((received.worker, received.step), (WORKER, STEP));
+    assert_eq!(
+        std::fs::read(folder.join("a.safetensors")).unwrap(),
+        b"weights"
+    );
+    // Once is enough.
+    let again = site.upload(parts).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_state_that_is_not_what_it_says_leaves_nothing() {
+    let mut site = site().await;
+    let hostile: [(&str, Vec<Chunk>); 7] = [
+        ("changed", vec![file("a", b"weights"), data(b"Weights")]),
+        ("cut short", vec![file("a", b"weights"), data(b"weig")]),
+        (
+            "too long",
+            vec![file("a", b"weights"), data(b"weights and more")],
+        ),
+        (
+            "over the budget",
+            vec![file("a", &[0; 101]), data(&[0; 101])],
+        ),
+        ("outside", vec![file("../a", b"x"), data(b"x")]),
+        ("twice", vec![file("a", b""), file("a", b"")]),
+        ("nothing", vec![]),
+    ];
+    for (name, chunks) in hostile {
+        let folder = site.expect_state(100);
+        assert!(site.upload(chunks).await.is_err(), "{name}");
+        let told = site.inputs.recv().await;
+        let failed = matches!(
+            told,
+            Some(Input::Happened(Event::StateFailed {
+                worker: WORKER,
+                step: STEP,
+                ..
+            }))
+        );
+        assert!(failed, "{name}");
+        assert!(!folder.exists(), "{name}");
+    }
+    assert!(!Path::new("../a").exists());
+}
