@@ -51,11 +51,37 @@ fn any_number_of_workers_and_threads_gives_the_same_weights() {
 #[test]
 fn full_training_gives_the_same_weights_with_two_workers() {
     let site = Site::new();
-    let quiet = site.train("one", &["full", "--max-steps", "3"]);
-    let two = site.train("two", &["full", "--max-steps", "3", "--local-workers", "2"]);
-    assert_eq!(two, quiet);
-    assert!(site.path("two/model.safetensors").is_file());
-    assert!(site.path("two/config.json").is_file());
+    for dtype in ["float32", "bfloat16"] {
+        let dtype_field = format!("base_dtype={dtype}");
+        let options = ["full", "--max-steps", "3", "--set", &dtype_field];
+        let quiet = site.train(dtype, &options);
+        let output = format!("{dtype}-two");
+        let two = site.train(&output, &[&options[..], &["--local-workers", "2"]].concat());
+        assert_eq!(two, quiet, "{dtype}");
+        assert!(site.path(&output).join("model.safetensors").is_file());
+        assert_eq!(site.json(&format!("{output}/config.json"))["dtype"], dtype);
+    }
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_bit() {
+    let site = Site::new();
+    let plain = site.train("plain", &[]);
+    let options = ["--set", "gradient_checkpointing=true"];
+    assert_eq!(site.train("checkpointed", &options), plain);
+}
+
+#[test]
+fn training_goes_on_from_an_adapter() {
+    let site = Site::new();
+    let first = site.train("first", &[]);
+    let options = ["--set", "lora_model_dir=first"];
+    let second = site.train("second", &options);
+    assert_ne!(second, first);
+    let loss = |output: &str| site.steps(output)[0]["loss"].as_f64().unwrap();
+    assert!(loss("second") < loss("first"));
+    let two = site.train("two", &[&options[..], &["--local-workers", "2"]].concat());
+    assert_eq!(two, second);
 }
 
 #[test]
@@ -189,4 +215,24 @@ fn a_worker_without_the_token_is_refused() {
     }
     join(options(Some("secret"))).unwrap();
     assert!(run.end().status.success());
+}
+
+/// The same path means another folder to a process that runs elsewhere, as it does on another machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_worker_without_the_model_fetches_it() {
+    let site = Site::new();
+    let quiet = site.train("quiet", &[]);
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let model = ["--set", "base_model=/proc/self/cwd/model"];
+    let run = Run::of(&mut site.start("out", &[&model[..], &["--listen", &listen]].concat()));
+    let mut worker = site.join("far", port);
+    let run = run.end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(worker.wait().success());
+    assert_eq!(site.digest("out"), quiet);
+    let original = std::fs::read(site.path("model/model.safetensors")).unwrap();
+    let fetched = support::find(&site.path("cache-far"), "model.safetensors").unwrap();
+    assert!(std::fs::read(fetched).unwrap() == original);
 }

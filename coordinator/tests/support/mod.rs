@@ -50,9 +50,15 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command
             .current_dir(self.folder.path())
-            .args(["start", "--base-model", "model", "--dataset", "data.jsonl"])
+            .args(["start", "--dataset", "data.jsonl"])
             .args(["--output-dir", output])
             .args(JOB.iter().flat_map(|field| ["--set", field]));
+        if !options
+            .iter()
+            .any(|option| option.starts_with("base_model="))
+        {
+            command.args(["--base-model", "model"]);
+        }
         if !options.contains(&"full") {
             command.args(["--adapter", "lora", "--lora-r", "4"]);
         }
@@ -72,6 +78,7 @@ impl Site {
     pub fn join(&self, name: &str, port: u16) -> Process {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "worker_process", "--ignored", "--nocapture"])
+            .current_dir(std::env::temp_dir())
             .env(JOIN, format!("127.0.0.1:{port}"))
             .env("MUSTER_CACHE_DIR", self.path(&format!("cache-{name}")))
             .stdout(Stdio::null())
@@ -198,6 +205,16 @@ impl Run {
             stderr,
         }
     }
+}
+
+/// The file of this name somewhere below the folder.
+pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.into_iter().find_map(|path| match path.is_dir() {
+        true => find(&path, name),
+        false => (path.file_name()? == name).then_some(path),
+    })
 }
 
 /// A port that was free a moment ago.
