@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::session::{Client, retry_delays};
+use crate::connect::{Client, retry_delays};
 
 /// Blocks kept in memory, in bytes of their encoding.
 const CACHE_BYTES: usize = 64 << 20;

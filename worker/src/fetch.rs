@@ -16,7 +16,7 @@ use proto::v1;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
-use crate::session::{Client, retry_delays};
+use crate::connect::{Client, retry_delays};
 use crate::temporary::TemporaryFolder;
 
 /// Broken calls in a row, without a byte between them, after which a fetch is given up.

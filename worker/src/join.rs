@@ -17,11 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocks::{Blocks, BlocksError};
 use crate::collective::{Collective, CollectiveError, Limits};
+use crate::connect::{Client, connect, retry_delays};
 use crate::fetch::{Fetcher, default_cache};
 use crate::run::{Links, RunError, Start, run};
-use crate::session::{
-    Admission, Client, Forwarder, Order, Session, SessionEnd, connect, open, retry_delays,
-};
+use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Order, Session, SessionEnd, open};
 use crate::upload::{UploadError, Uploads};
 use crate::{Finished, JoinOptions, WorkerError};
 
@@ -33,8 +32,6 @@ const ENGINE_STACK_BYTES: usize = 64 << 20;
 const MAX_LOSSES: u32 = 8;
 /// How long a state may take to be handed over when everything else is done.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
-/// How long the last word may take to reach the coordinator.
-const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
 
 /// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
 pub async fn join(
@@ -118,6 +115,7 @@ fn ended(end: SessionEnd) -> Result<Attended, WorkerError> {
         } => Ok(Attended::Finished(Finished::Job { reason })),
         SessionEnd::Finished { reason, .. } => Err(WorkerError::JobFailed { reason }),
         SessionEnd::Refused(reason) => Err(WorkerError::Refused { reason }),
+        SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
         SessionEnd::Lost(reason) => Ok(Attended::Lost(reason)),
     }
 }

@@ -1,11 +1,12 @@
 //! The worker: joins a coordinator, computes slots with candle, and sums gradients with its peers.
 //!
-//! In: [`JoinOptions`]. Out: a finished job, or one error. [`join`](join::join) is the whole life of a worker,
-//! [`session`] talks to the coordinator, [`fetch`] and
-//! [`blocks`] get what the step needs, [`run`] is the step itself, [`upload`] hands the results over.
+//! In: [`JoinOptions`]. Out: a finished job, or one error. [`join()`] is the whole life of a worker: [`connect`] and
+//! [`session`] talk to the coordinator, [`fetch`] and [`blocks`] get what the step needs, [`run`] is the step itself on
+//! the engine's thread, [`collective`] sums with the peers, and [`upload`] hands the results over.
 
 pub mod blocks;
 pub mod collective;
+pub mod connect;
 pub mod engine;
 pub mod fetch;
 mod join;
@@ -81,6 +82,8 @@ pub enum WorkerError {
     Token,
     #[error("the coordinator refused this worker: {reason}")]
     Refused { reason: String },
+    #[error("this worker cannot work for the coordinator: {reason}")]
+    Coordinator { reason: String },
     #[error("the session with the coordinator was lost {times} times in a row: {reason}")]
     Lost { times: u32, reason: String },
     #[error("the job failed: {reason}")]

@@ -37,7 +37,7 @@ enum Command {
     /// Job, data and base model come from the coordinator; nothing else is needed on this machine. Workers may join and
     /// leave at any time. Ctrl-C or SIGTERM finishes the slot in hand and leaves; a second one stops at once.
     ///
-    /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 refused by the coordinator, 130 Ctrl-C.
+    /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 coordinator and worker do not fit, 130 Ctrl-C.
     Join(JoinArgs),
     /// Answer a prompt with a model, fine-tuned or not
     ///
@@ -178,7 +178,7 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
 fn exit_code(error: &WorkerError) -> u8 {
     match error {
         WorkerError::Address { .. } | WorkerError::Token => USAGE,
-        WorkerError::Refused { .. } => PREFLIGHT,
+        WorkerError::Refused { .. } | WorkerError::Coordinator { .. } => PREFLIGHT,
         _ => FAILED,
     }
 }

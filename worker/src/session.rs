@@ -1,145 +1,48 @@
 //! The session with the coordinator: everything that decides what is computed comes in here, in order, and everything
 //! that was computed goes out.
 //!
-//! [`connect`] and [`open`] get as far as Welcome, [`Admission`] is Welcome checked, and [`forward`] passes on what the
-//! engine must do until the session ends. Nothing here blocks a thread.
+//! [`open`] gets as far as Welcome, [`Admission`] is Welcome checked, and a [`Forwarder`] passes on what the engine must
+//! do until the session ends. Nothing here blocks a thread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use common::files::FileEntry;
 use common::job::JobSpec;
-use common::wire::{
-    MAX_FILES, MAX_MESSAGE_BYTES, PlanKind, TOKEN_KEY, WireError, bearer, check_digest, up,
-};
+use common::wire::{MAX_FILES, PlanKind, WireError, check_digest, up};
 use proto::v1;
-use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::blocks::{Blocks, PendingBlocks};
 use crate::collective::{Collective, Membership, PeerAddress};
-use crate::{JoinOptions, WorkerError};
+use crate::connect::{Client, root_cause};
 
-pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
-
-/// One attempt to connect.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
-/// The connection is probed this often and given up when a probe stays unanswered as long again.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// How long the last word may take to reach the coordinator.
+pub const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
 /// Messages up that may wait for the network.
 const OUTGOING: usize = 64;
 /// Far beyond any real one, and safe to multiply.
 const MAX_SEQUENCE_LEN: u32 = 1 << 24;
 const MAX_MEMBERS: usize = 1024;
 
-/// Adds the token to every call.
-#[derive(Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert(TOKEN_KEY, token.clone());
-        }
-        Ok(request)
-    }
-}
-
-/// Pauses between attempts: doubling, with jitter, so that many workers do not come back at one moment.
-pub fn retry_delays(attempts: usize) -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(5))
-        .with_max_times(attempts)
-        .with_jitter()
-        .build()
-}
-
-/// Connects, trying again until the options' time is up.
-pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
-    let bearer = Bearer(match &options.token {
-        Some(token) => Some(bearer(token).parse().map_err(|_| WorkerError::Token)?),
-        None => None,
-    });
-    let endpoint = endpoint(&options.address)?;
-    let deadline = Instant::now() + options.connect_timeout;
-    let mut delays = retry_delays(usize::MAX);
-    let channel = loop {
-        let error = match endpoint.connect().await {
-            Ok(channel) => break channel,
-            Err(error) => root_cause(&error),
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
-        if left.is_zero() {
-            return Err(WorkerError::Unreachable {
-                address: options.address.clone(),
-                reason: error,
-                seconds: options.connect_timeout.as_secs(),
-            });
-        }
-        tracing::warn!(
-            "coordinator {} cannot be reached ({error}); trying again, {} s left",
-            options.address,
-            left.as_secs()
-        );
-        tokio::time::sleep(delay).await;
-    };
-    Ok(CoordinatorClient::with_interceptor(channel, bearer)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
-}
-
-fn endpoint(address: &str) -> Result<Endpoint, WorkerError> {
-    let wrong = || WorkerError::Address {
-        address: address.to_owned(),
-    };
-    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-    if host.is_empty() || port.parse::<u16>().is_err() || address.contains('/') {
-        return Err(wrong());
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
-    Ok(endpoint
-        .connect_timeout(ATTEMPT_TIMEOUT)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(KEEP_ALIVE))
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20))
-}
-
-/// The last error of the chain says what happened; those above it only that something did.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionEnd {
     /// The coordinator said Finish.
     Finished { failed: bool, reason: String },
-    /// This worker cannot take part.
+    /// The coordinator will not have this worker.
     Refused(String),
+    /// This worker cannot work for that coordinator.
+    Unusable(String),
     /// The connection broke, or the coordinator sent the worker away; it may come back as a newcomer.
     Lost(String),
 }
@@ -189,18 +92,39 @@ pub async fn open(client: &Client, join: v1::Join) -> Result<Session, SessionEnd
         Err(_) => return Err(SessionEnd::Lost("no answer to Join".to_owned())),
     };
     match first.and_then(|first| first.message) {
-        Some(Down::Welcome(welcome)) => Ok(Session {
-            admission: Admission::check(welcome).map_err(SessionEnd::Refused)?,
-            up: sender,
-            down,
-        }),
+        Some(Down::Welcome(welcome)) => match Admission::check(welcome) {
+            Ok(admission) => Ok(Session {
+                admission,
+                up: sender,
+                down,
+            }),
+            Err(reason) => {
+                decline(sender, down, &reason).await;
+                Err(SessionEnd::Unusable(reason))
+            }
+        },
         Some(Down::Finish(finish)) => Err(SessionEnd::Finished {
             failed: finish.failed,
             reason: finish.reason,
         }),
-        Some(_) => Err(SessionEnd::Refused("it did not begin with Welcome".into())),
+        Some(_) => Err(SessionEnd::Unusable("it did not begin with Welcome".into())),
         None => Err(SessionEnd::Lost("it closed the session".to_owned())),
     }
+}
+
+/// Says why this worker goes, and waits a moment for it to be heard.
+async fn decline(
+    up: mpsc::Sender<v1::WorkerMessage>,
+    mut down: Streaming<v1::CoordinatorMessage>,
+    reason: &str,
+) {
+    let reason = reason.to_owned();
+    let failed = true;
+    let leaving = Up::Leaving(v1::Leaving { reason, failed });
+    let _ = up.try_send(common::wire::up(leaving));
+    drop(up);
+    let heard = async { while let Ok(Some(_)) = down.message().await {} };
+    let _ = tokio::time::timeout(FAREWELL_LIMIT, heard).await;
 }
 
 /// Welcome, checked.
@@ -326,7 +250,7 @@ impl Forwarder {
                 match self.pass_on(message).await {
                     Ok(None) => {}
                     Ok(Some(end)) => return end,
-                    Err(error) => return SessionEnd::Refused(format!("it sent {error}")),
+                    Err(error) => return SessionEnd::Unusable(error.to_string()),
                 }
             }
         };

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::session::{Client, retry_delays};
+use crate::connect::{Client, retry_delays};
 use crate::temporary::TemporaryFolder;
 
 const MAX_FAILURES: usize = 4;

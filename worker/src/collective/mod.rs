@@ -1,7 +1,7 @@
 //! The exchange of gradients and state between the workers of a generation, over TCP.
 //!
 //! In: a [`Membership`], then each worker's own accumulator ([`Contribution`]). Out: the same mean gradient on every
-//! worker ([`Reduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
+//! worker ([`ReducedSum`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding, [`exchange`]
