@@ -3,7 +3,7 @@
 //! A lost session is no end: the worker comes back as a newcomer, and what it had computed for the step in progress is
 //! computed again, to the same bits.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -343,24 +343,25 @@ impl ExchangePlace {
     /// addresses.
     async fn choose(options: &JoinOptions) -> Self {
         let everywhere = vec![Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
-        if let Some(host) = &options.exchange_host {
+        let Some(host) = &options.exchange_host else {
+            let resolved = tokio::net::lookup_host(&options.address).await;
+            let resolved: Vec<_> = resolved.into_iter().flatten().collect();
+            let here = |address: &SocketAddr| address.ip().is_loopback();
+            if !resolved.is_empty() && resolved.iter().all(here) {
+                let host = Ipv4Addr::LOCALHOST;
+                return Self {
+                    hosts: vec![host.into()],
+                    announced: host.to_string(),
+                };
+            }
             return Self {
                 hosts: everywhere,
-                announced: host.clone(),
-            };
-        }
-        let resolved = tokio::net::lookup_host(&options.address).await;
-        let resolved: Vec<_> = resolved.into_iter().flatten().collect();
-        if !resolved.is_empty() && resolved.iter().all(|address| address.ip().is_loopback()) {
-            let hosts = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-            return Self {
-                hosts,
                 announced: String::new(),
             };
-        }
+        };
         Self {
             hosts: everywhere,
-            announced: String::new(),
+            announced: host.clone(),
         }
     }
 

@@ -139,7 +139,10 @@ fn call(
         };
         fence.check()?;
         if Instant::now() + pause >= deadline {
-            let reason = format!("cannot be reached at {}: {reason}", peer.address);
+            let mut reason = format!("cannot be reached at {}: {reason}", peer.address);
+            if is_loopback(peer) && !is_loopback(&membership.members[membership.rank as usize]) {
+                reason += "; it joined the coordinator over the loopback, let it join by a name that we can reach too";
+            }
             return Err(membership.blame(rank, &reason));
         }
         std::thread::sleep(pause);
@@ -229,6 +232,11 @@ fn answer(
             return Ok(stream);
         }
     }
+}
+
+fn is_loopback(peer: &PeerAddress) -> bool {
+    let address = peer.address.parse::<std::net::SocketAddr>();
+    address.is_ok_and(|address| address.ip().is_loopback())
 }
 
 fn is_tick(error: &std::io::Error) -> bool {
