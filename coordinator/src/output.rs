@@ -193,6 +193,11 @@ impl RunFiles {
         self.state.json_at(step)
     }
 
+    /// The weights after `step` updates were evaluated, in this life or an earlier one.
+    pub fn has_evaluation(&self, step: u64) -> bool {
+        self.state.has_evaluation(step)
+    }
+
     pub fn record(&self) -> &RunRecord {
         &self.record
     }

@@ -62,6 +62,11 @@ impl Recorder {
         terminal.observe(event);
     }
 
+    /// The weights after `step` updates were evaluated, in this life or an earlier one.
+    pub fn has_evaluation(&self, step: u64) -> bool {
+        self.files().has_evaluation(step)
+    }
+
     /// `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come.
     pub fn write_trainer_state(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         let recorded = |files: &mut RunFiles| files.record().step < step;

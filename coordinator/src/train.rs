@@ -30,8 +30,10 @@ use crate::single_node::LocalWorkers;
 
 /// Inputs that may wait for the driver.
 const INPUTS: usize = 1024;
-/// A connection is probed this often, and given up when a probe stays unanswered as long again.
+/// A silent connection is probed this often.
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// It is given up when a probe stays unanswered so long; a busy machine may take a while.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last messages may take on their way out.
 const FAREWELL: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 8192;
@@ -68,7 +70,8 @@ impl Training {
         let address = listener.local_addr()?;
 
         let greeting = greeting(&self.prepared)?;
-        let cluster = cluster(&self.prepared, &self.start);
+        let is_evaluated = self.recorder.has_evaluation(self.start.state.step);
+        let cluster = cluster(&self.prepared, &self.start, is_evaluated);
         let store = Arc::new(store(&self.prepared, self.recorder));
         let shelf = Arc::new(Shelf::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
@@ -122,7 +125,7 @@ fn greeting(prepared: &Prepared) -> std::io::Result<Greeting> {
     })
 }
 
-fn cluster(prepared: &Prepared, start: &Start) -> Cluster {
+fn cluster(prepared: &Prepared, start: &Start, start_is_evaluated: bool) -> Cluster {
     let job = &prepared.job;
     let file = &prepared.data.file;
     let tokens = |block| BlockTokens {
@@ -136,6 +139,7 @@ fn cluster(prepared: &Prepared, start: &Start) -> Cluster {
         start_step: start.state.step,
         start_weights_digest: start.state.weights_digest.clone(),
         start_numerics_class: start.numerics_class.clone(),
+        start_is_evaluated,
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
@@ -168,7 +172,7 @@ async fn serve(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .concurrency_limit_per_connection(MAX_CALLS_PER_CONNECTION)
         .initial_stream_window_size(Some(8 << 20))
         .initial_connection_window_size(Some(16 << 20))

@@ -7,6 +7,7 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::Ledger;
+use super::schedule::Work;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
@@ -51,6 +52,9 @@ impl Cluster {
         }
         let numerics_class = self.fix_numerics_class(commands);
         self.pace.restart(now);
+        if matches!(self.ledger.work, Work::Eval(_)) {
+            self.eval_started.get_or_insert(now);
+        }
         commands.push(Command::Emit(RunEvent::Started {
             step: self.committed,
             total_steps: self.course.total_steps(),
@@ -77,6 +81,11 @@ impl Cluster {
         self.numerics_class.get_or_insert(class).clone()
     }
 
+    fn work_from(&self, step: u64) -> Work {
+        let is_evaluated = self.last_evaluated.is_some_and(|last| last >= step);
+        self.course.work_from(step, is_evaluated)
+    }
+
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
     pub(super) fn jump_ahead(&mut self, commands: &mut Vec<Command>) {
         let Some(step) = self.members.all_beyond(self.committed) else {
@@ -86,7 +95,7 @@ impl Cluster {
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.pace.skip_to(&self.course, step);
         self.committed = step;
-        let work = self.course.work_from(step);
+        let work = self.work_from(step);
         self.ledger = Ledger::new(work, self.course.slots(work));
         self.ahead = None;
     }
@@ -104,7 +113,7 @@ impl Cluster {
             self.committed
         ))));
         self.committed = newest;
-        let work = self.course.work_from(newest);
+        let work = self.work_from(newest);
         let next = Ledger::new(work, self.course.slots(work));
         self.ahead = Some(std::mem::replace(&mut self.ledger, next));
     }
@@ -124,7 +133,7 @@ impl Cluster {
         self.ledger = match self.ahead.take() {
             Some(ahead) if ahead.work.step() == step => ahead,
             _ => {
-                let work = self.course.work_from(step);
+                let work = self.work_from(step);
                 Ledger::new(work, self.course.slots(work))
             }
         };

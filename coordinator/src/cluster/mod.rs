@@ -54,6 +54,7 @@ pub struct Settings {
     pub start_weights_digest: Option<String>,
     /// Of the workers that computed it.
     pub start_numerics_class: Option<String>,
+    pub start_is_evaluated: bool,
     pub min_workers: usize,
     pub max_workers: Option<usize>,
     pub max_skipped_steps: u64,
@@ -99,7 +100,7 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(settings: Settings, course: Course) -> Self {
-        let work = course.work_from(settings.start_step);
+        let work = course.work_from(settings.start_step, settings.start_is_evaluated);
         Self {
             members: Membership::default(),
             stage: Stage::Waiting,
@@ -116,7 +117,7 @@ impl Cluster {
             broken: None,
             last_reminder: None,
             eval_started: None,
-            last_evaluated: None,
+            last_evaluated: settings.start_is_evaluated.then_some(settings.start_step),
             settings,
             course,
         }

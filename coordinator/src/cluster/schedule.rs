@@ -87,11 +87,11 @@ impl Course {
     }
 
     /// What begins when a run starts or resumes after `step` updates.
-    pub fn work_from(&self, step: u64) -> Work {
-        if step < self.total_steps() {
-            Work::Train(step)
+    pub fn work_from(&self, step: u64, is_evaluated: bool) -> Work {
+        if step > 0 && !is_evaluated && self.evaluates_after(step) {
+            Work::Eval(step)
         } else {
-            self.following(Work::Train(step - 1))
+            self.following(Work::Eval(step))
         }
     }
 

@@ -105,6 +105,14 @@ impl TrainerState {
         })));
     }
 
+    /// The weights after `step` updates were evaluated.
+    pub(super) fn has_evaluation(&self, step: u64) -> bool {
+        let is = |line: &Line| {
+            line.contains_key("eval_loss") && line.get("step").and_then(Value::as_u64) == Some(step)
+        };
+        self.history.iter().any(is)
+    }
+
     /// Adds the summary that ends a history.
     pub(super) fn finish(&mut self, runtime: Duration) {
         let seconds = runtime.as_secs_f64();

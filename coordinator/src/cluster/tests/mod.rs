@@ -78,6 +78,7 @@ pub fn settings() -> Settings {
         start_step: 0,
         start_weights_digest: None,
         start_numerics_class: None,
+        start_is_evaluated: false,
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,

@@ -83,3 +83,17 @@ fn training_waits_rather_than_leave_a_checkpoint_out() {
     let commands = scene.after(stored(1));
     assert_eq!(commands[..2], ["w1 exchange 2", "w1 save 3"]);
 }
+
+#[test]
+fn an_evaluation_that_was_cut_off_is_made_up_for() {
+    for (start_is_evaluated, plan) in [(false, "w1 plan eval 2"), (true, "w1 plan train 2")] {
+        let mut scene = Scene::new(|settings| {
+            settings.start_step = 2;
+            settings.start_is_evaluated = start_is_evaluated;
+        });
+        scene.after(join(WorkerId(1)));
+        scene.after(ready(WorkerId(1), 2));
+        let commands = scene.after(entered(1, 1, 2, &[]));
+        assert_eq!(commands[0], plan);
+    }
+}
