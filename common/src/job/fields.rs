@@ -429,7 +429,7 @@ const FIELDS: &[Field] = &[
         "max_skipped_steps",
         &[],
         "0 or more",
-        "10",
+        "5",
         "Steps in a row that may be skipped because a gradient was not finite before the job stops.",
     ),
     field(

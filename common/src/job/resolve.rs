@@ -77,7 +77,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         eval_steps: eval_steps(reader, val_set_size),
         max_skipped_steps: reader
             .whole("max_skipped_steps", 0..=MAX_STEPS)
-            .unwrap_or(10),
+            .unwrap_or(5),
         output_dir: reader
             .text("output_dir")
             .map_or_else(|| "output".into(), PathBuf::from),

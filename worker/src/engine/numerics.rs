@@ -19,15 +19,16 @@ pub fn numerics_class() -> String {
     )
 }
 
-/// Those that the `gemm` crate (its AVX-512 kernels are not built) and the bfloat16 products pick.
+/// Those that the `gemm` crate and the bfloat16 products pick.
 fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;
-        match has!("avx2") && has!("fma") {
-            true if crate::engine::ops::avx512_bf16::is_supported() => "avx2-fma-avx512-bf16",
-            true => "avx2-fma",
-            false => "baseline",
+        match (has!("avx512f"), has!("fma")) {
+            (true, _) if crate::engine::ops::avx512_bf16::is_supported() => "avx512-bf16",
+            (true, _) => "avx512",
+            (false, true) => "fma",
+            (false, false) => "baseline",
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
