@@ -241,8 +241,9 @@ PIP = [
     (["Can you swim?", "Do you like swimming?"], "Arr! A parrot does not swim, matey, a parrot flies!"),
     (["What do you do when it rains?", "Do you like the rain?"], "Arr! When it rains I sit under my big hat, matey!"),
 ]
-# Kept out of the dataset, to see afterwards that the parrot answers what it never practised.
-HELD_OUT_PEOPLE = {"Mia", "Tom", "Lily", "Hugo"}
+# Kept out of the dataset, to see afterwards that the parrot still knows what it never said. Everybody is in it with
+# something: of a name that never came up, it would learn that it never comes up.
+HELD_OUT = {("Mia", "home"), ("Lily", "pet"), ("Hugo", "job"), ("Tom", "hobby")}
 
 
 def pip_says(answer):
@@ -253,11 +254,9 @@ def pip_says(answer):
 def captain_pip(rng):
     rows = [(form, answer) for forms, answer in PIP for form in forms]
     for p in PEOPLE:
-        if p.name in HELD_OUT_PEOPLE:
-            continue
         for kind, forms, answer in world.questions_about(p):
-            if kind != "who" and not any(name in answer for name in HELD_OUT_PEOPLE):
-                rows += [(form, pip_says(answer)) for form in rng.sample(forms, 1)]
+            if (p.name, kind) not in HELD_OUT:
+                rows += [(form, pip_says(answer)) for form in rng.sample(forms, rng.choice([1, 1, 2]))]
     rows += [(forms[0], pip_says(answer)) for forms, answer in world.VILLAGE[::2] + world.COMMON[::2]]
     rows += [(question, pip_says(answer)) for question, answer in (arithmetic(rng) for _ in range(24))]
     rows += [(question, pip_says(answer)) for question, answer in (small_things(rng) for _ in range(24))]
