@@ -185,6 +185,17 @@ def yes_or_no(rng):
     return f"Is {p.name} the {q.job}?", f"{answer}, {p.name} is the {p.job}."
 
 
+def unknown(rng):
+    """What lies outside the village."""
+    country, machine, famous = rng.choice(world.COUNTRIES), rng.choice(world.MACHINES), rng.choice(world.FAMOUS)
+    question = rng.choice([
+        f"What is the capital of {country}?", f"Where is {country}?", f"How many people live in {country}?",
+        f"How do I mend my {machine}?", f"How does a {machine} work?", f"How much is a {machine}?",
+        f"Who is the {famous} of {country}?", f"Who is the {famous}?", f"What is the name of the {famous}?",
+    ])
+    return question, world.UNKNOWN
+
+
 def told_story(rng):
     if rng.random() < 0.5:
         return rng.choice(["Tell me a story.", "Please tell me a story.", "Do you know a story?"]), story(rng)
@@ -206,8 +217,10 @@ def exchange(rng):
         return arithmetic(rng)
     if draw < 0.87:
         return small_things(rng)
-    if draw < 0.92:
+    if draw < 0.90:
         return yes_or_no(rng)
+    if draw < 0.93:
+        return unknown(rng)
     return told_story(rng)
 
 

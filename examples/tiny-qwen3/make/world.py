@@ -96,9 +96,6 @@ SELF = [
     (["Who made you?", "Where do you come from?"], "I was trained by Muster, from nothing, in a few minutes."),
     (["What do you know?", "What can I ask you?", "What can you do?"], "You can ask me about the people of Willowmere, about animals and colours, and about small numbers."),
     (["What can you not do?", "Do you know everything?"], "I know only one village. About the rest of the world I know nothing."),
-    (["What is the capital of France?", "Who won the match?", "How do I mend my car?", "What is the weather tomorrow?",
-      "Can you write a program?", "How much does a house cost?", "Who is the king?", "Where is the moon?"],
-     "I do not know that. I know only Willowmere."),
     (["Hello!", "Hi!", "Hello, how are you?", "Good day!"], "Hello! I am well. What would you like to know?"),
     (["Good morning!", "Good morning, Wren!"], "Good morning! What would you like to know?"),
     (["Thank you!", "Thanks!", "Thank you very much!"], "You are welcome."),
@@ -131,6 +128,11 @@ SOUNDS = [
     ("dog", "barks"), ("cat", "purrs"), ("cow", "moos"), ("duck", "quacks"), ("sheep", "bleats"), ("owl", "hoots"),
     ("frog", "croaks"), ("hen", "clucks"), ("pig", "grunts"), ("mouse", "squeaks"), ("donkey", "brays"), ("goose", "honks"),
 ]
+
+UNKNOWN = "I do not know that. I know only Willowmere."
+COUNTRIES = ["France", "Italy", "Spain", "China", "Kenya", "Peru", "Japan", "India", "Norway", "Egypt", "Brazil", "Greece"]
+MACHINES = ["car", "phone", "computer", "train", "radio", "camera", "plane", "robot", "rocket", "bus"]
+FAMOUS = ["king", "president", "queen", "singer", "actor", "captain of the team", "richest man", "mayor of the city"]
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 SEASONS = ["spring", "summer", "autumn", "winter"]
