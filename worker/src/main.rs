@@ -1,5 +1,6 @@
 //! The worker's command line.
 
+mod bench;
 mod generate;
 mod merge;
 
@@ -43,6 +44,10 @@ enum Command {
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
     Generate(generate::GenerateArgs),
+    /// Measure how fast this machine trains a model of a given shape
+    ///
+    /// Random weights and tokens, real steps. Exit codes: 0 done, 1 failed, 2 usage.
+    Bench(bench::BenchArgs),
     /// Write a model with an adapter merged into its weights
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
@@ -97,6 +102,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Join(args) => run_join(args),
         Command::Generate(args) => finish(generate::run(args)),
+        Command::Bench(args) => finish(bench::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
     }
 }

@@ -353,7 +353,7 @@ fn sums(accumulator: &Accumulator) -> Sums<'_> {
 }
 
 /// Of this process so far; 0 where the system does not say.
-fn peak_memory_bytes() -> u64 {
+pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kilobytes =

@@ -1,0 +1,338 @@
+//! `worker bench`: how fast this machine trains a model of a given shape. Random weights and tokens, real steps.
+//!
+//! In: a `config.json` and a batch. Out: tokens a second, memory, arithmetic and its share of the peak that matrix
+//! products alone reach in the same process, and where the time goes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use common::data::block::Block;
+use common::job::{self, InitWeights, JobErrors, JobSources, JobSpec};
+use common::rng::CounterRng;
+use half::bf16;
+use serde::Serialize;
+use thiserror::Error;
+use worker::engine::config::ModelConfig;
+use worker::engine::ops::gemm::{Matrix, MatrixMut, WeightSlice, multiply_by_transposed_weight};
+use worker::engine::trainer::Reduced;
+use worker::engine::{EngineError, Trainer, TrainerOptions};
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// The model's config.json
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = Mode::Lora)]
+    mode: Mode,
+    /// Storage of the base weights
+    #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
+    dtype: Dtype,
+    /// Sequences in a step, all in one slot
+    #[arg(long, value_name = "B", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Tokens in a sequence
+    #[arg(long, value_name = "S", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    seq: u32,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Steps that are measured
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    steps: u16,
+    /// Steps before those
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warmup: u16,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    lora_r: u16,
+    /// Keep one tensor a layer and compute the rest again
+    #[arg(long)]
+    gradient_checkpointing: bool,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Mode {
+    Lora,
+    Full,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Dtype {
+    Float32,
+    Bfloat16,
+}
+
+#[derive(Debug, Error)]
+pub enum BenchError {
+    #[error("{path}: {reason}")]
+    Config { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Job(#[from] JobErrors),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("cannot prepare the benchmark: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Seconds of one step, phase by phase.
+#[derive(Clone, Copy)]
+struct StepTime {
+    /// Forward, backward, and adding to the exact accumulator.
+    compute: f64,
+    /// The exact sum to a mean gradient, as with one worker.
+    reduce: f64,
+    /// Norm, clipping and AdamW.
+    update: f64,
+}
+
+impl StepTime {
+    fn total(&self) -> f64 {
+        self.compute + self.reduce + self.update
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    tokens_per_step: u64,
+    tokens_per_second_median: f64,
+    tokens_per_second_best: f64,
+    peak_memory_bytes: u64,
+    gflop_per_token: f64,
+    gflops: f64,
+    gemm_peak_gflops: f64,
+    share_of_gemm_peak: f64,
+    step_seconds: f64,
+    compute_seconds: f64,
+    reduce_seconds: f64,
+    update_seconds: f64,
+    parameters: u64,
+    trainable: u64,
+    threads: usize,
+}
+
+pub fn run(args: BenchArgs) -> Result<(), BenchError> {
+    let threads = match args.threads {
+        Some(threads) => usize::from(threads),
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let folder = tempfile::tempdir()?;
+    let config = copy_config(&args.config, folder.path())?;
+    let mut trainer = Trainer::load(TrainerOptions {
+        job: Arc::new(job_of(&args, folder.path())?),
+        model_dir: folder.path().to_owned(),
+        adapter_dir: None,
+        threads,
+    })?;
+    let blocks = random_blocks(&args, config.vocab_size);
+    reset_peak_memory();
+    for _ in 0..args.warmup {
+        step(&mut trainer, &blocks)?;
+    }
+    let mut times = (0..args.steps)
+        .map(|_| step(&mut trainer, &blocks))
+        .collect::<Result<Vec<_>, _>>()?;
+    let peak_memory_bytes = worker::run::peak_memory_bytes();
+    times.sort_by(|a, b| a.total().total_cmp(&b.total()));
+    let tokens = u64::from(args.batch) * u64::from(args.seq);
+    let median = times[times.len() / 2];
+    let gflop_per_token = flop_per_token(&args, &config) / 1e9;
+    let gflops = gflop_per_token * tokens as f64 / median.total();
+    let gemm_peak_gflops = gemm_peak(args.dtype, args.mode, threads);
+    let report = Report {
+        tokens_per_step: tokens,
+        tokens_per_second_median: tokens as f64 / median.total(),
+        tokens_per_second_best: tokens as f64 / times[0].total(),
+        peak_memory_bytes,
+        gflop_per_token,
+        gflops,
+        gemm_peak_gflops,
+        share_of_gemm_peak: gflops / gemm_peak_gflops,
+        step_seconds: median.total(),
+        compute_seconds: median.compute,
+        reduce_seconds: median.reduce,
+        update_seconds: median.update,
+        parameters: trainer.total_scalars(),
+        trainable: trainer.layout().scalars as u64,
+        threads,
+    };
+    print(&report, args.json);
+    Ok(())
+}
+
+fn copy_config(path: &Path, folder: &Path) -> Result<ModelConfig, BenchError> {
+    let wrong = |reason: String| BenchError::Config {
+        path: path.to_owned(),
+        reason,
+    };
+    std::fs::copy(path, folder.join("config.json")).map_err(|error| wrong(error.to_string()))?;
+    let opened = common::files::model::ModelFolder::open(folder, InitWeights::Random);
+    let opened = opened.map_err(|error| wrong(error.to_string()))?;
+    Ok(ModelConfig::of(&opened)?)
+}
+
+/// The job that such a step belongs to.
+fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
+    let values = [
+        ("base_model", folder.display().to_string()),
+        ("dataset", folder.join("config.json").display().to_string()),
+        ("adapter", name_of(args.mode)),
+        ("base_dtype", name_of(args.dtype)),
+        ("lora_r", args.lora_r.to_string()),
+        ("lora_alpha", (2 * u32::from(args.lora_r)).to_string()),
+        ("sequence_len", args.seq.to_string()),
+        ("micro_batch_size", args.batch.to_string()),
+        ("global_batch_size", args.batch.to_string()),
+        (
+            "gradient_checkpointing",
+            args.gradient_checkpointing.to_string(),
+        ),
+    ];
+    let wanted = |(name, _): &(&str, String)| args.mode == Mode::Lora || !name.starts_with("lora");
+    let flags = values.into_iter().filter(wanted);
+    let job = job::load(JobSources {
+        flags: flags
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        ..JobSources::default()
+    })?;
+    // A job would refuse an adapter on random weights, which nobody wants but a benchmark.
+    Ok(JobSpec {
+        init_weights: InitWeights::Random,
+        ..job
+    })
+}
+
+fn name_of(value: impl ValueEnum) -> String {
+    let name = value.to_possible_value();
+    name.map_or_else(String::new, |name| name.get_name().to_owned())
+}
+
+/// Whole sequences of random tokens, all trained but the first.
+fn random_blocks(args: &BenchArgs, vocabulary: usize) -> Vec<Block> {
+    let mut rng = CounterRng::new(0, &[]);
+    let length = args.seq as usize;
+    let block = |_| Block {
+        tokens: (0..length)
+            .map(|_| rng.below(vocabulary as u64) as u32)
+            .collect(),
+        segments: vec![1; length],
+        trained: (0..length).map(|index| index > 0).collect(),
+    };
+    (0..args.batch).map(block).collect()
+}
+
+fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError> {
+    let started = Instant::now();
+    let trained = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(trainer.step(), trained, 1);
+    trainer.train_slot(0, blocks)?;
+    let computed = Instant::now();
+    let reduced = Reduced {
+        mean: trainer.accumulator().mean(),
+        invalid: trainer.accumulator().invalid(),
+    };
+    let summed = Instant::now();
+    trainer.apply(reduced, 1e-5)?;
+    Ok(StepTime {
+        compute: (computed - started).as_secs_f64(),
+        reduce: (summed - computed).as_secs_f64(),
+        update: summed.elapsed().as_secs_f64(),
+    })
+}
+
+/// Arithmetic that a step needs for each token, recomputation not counted: two operations for each weight forward, two
+/// for the input gradient, two more for each trainable weight's own; and causal attention.
+fn flop_per_token(args: &BenchArgs, config: &ModelConfig) -> f64 {
+    let attention_width = config.heads * config.head_dim;
+    let key_value_width = config.key_value_heads * config.head_dim;
+    let layer = config.hidden_size
+        * (2 * attention_width + 2 * key_value_width + 3 * config.intermediate_size);
+    let layers = config.layers as f64;
+    let linear = layer as f64 * layers + (config.hidden_size * config.vocab_size) as f64;
+    let passes = match args.mode {
+        Mode::Lora => 4.0,
+        Mode::Full => 6.0,
+    };
+    // Scores and values, over half of the sequence on average; backward is twice as much.
+    let attention = layers * 3.0 * 2.0 * f64::from(args.seq) * attention_width as f64;
+    passes * linear + attention
+}
+
+/// What one large product reaches, in GFLOP/s.
+fn gemm_peak(dtype: Dtype, mode: Mode, threads: usize) -> f64 {
+    const ROWS: usize = 512;
+    const WIDTH: usize = 2048;
+    let x = vec![0.5f32; ROWS * WIDTH];
+    let wide = vec![0.5f32; WIDTH * WIDTH];
+    let narrow = vec![bf16::from_f32(0.5); WIDTH * WIDTH];
+    let weight = match (dtype, mode) {
+        (Dtype::Bfloat16, Mode::Lora) => WeightSlice::Bf16(&narrow),
+        _ => WeightSlice::F32(&wide),
+    };
+    let mut y = vec![0.0f32; ROWS * WIDTH];
+    let mut measure = || {
+        let mut best = f64::INFINITY;
+        let begun = Instant::now();
+        // Three times at least, then as often as half a second holds.
+        for repeat in 0..100 {
+            if repeat >= 3 && begun.elapsed().as_secs_f64() > 0.5 {
+                break;
+            }
+            let started = Instant::now();
+            let mut y = MatrixMut::new(&mut y, ROWS, WIDTH);
+            let x = Matrix::new(&x, ROWS, WIDTH);
+            multiply_by_transposed_weight(&mut y, false, x, weight);
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        2.0 * (ROWS * WIDTH * WIDTH) as f64 / best / 1e9
+    };
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+        Ok(pool) => pool.install(measure),
+        Err(_) => measure(),
+    }
+}
+
+/// Forgets the peak so far, so that loading does not count. Does nothing where the system cannot.
+fn reset_peak_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn print(report: &Report, json: bool) {
+    if json {
+        match serde_json::to_string(report) {
+            Ok(line) => println!("{line}"),
+            Err(error) => eprintln!("error: {error}"),
+        }
+        return;
+    }
+    println!(
+        "tokens/s     {:.1} median, {:.1} best, {} tokens a step, {} threads",
+        report.tokens_per_second_median,
+        report.tokens_per_second_best,
+        report.tokens_per_step,
+        report.threads
+    );
+    println!(
+        "arithmetic   {:.1} GFLOP/s, {:.0}% of the {:.0} that products alone reach; {:.3} GFLOP a token",
+        report.gflops,
+        100.0 * report.share_of_gemm_peak,
+        report.gemm_peak_gflops,
+        report.gflop_per_token
+    );
+    println!(
+        "memory       {:.0} MB at the peak; {} parameters, {} of them trainable",
+        report.peak_memory_bytes as f64 / 1e6,
+        report.parameters,
+        report.trainable
+    );
+    println!(
+        "a step       {:.4} s: forward and backward {:.4}, sum {:.4}, update {:.4}",
+        report.step_seconds, report.compute_seconds, report.reduce_seconds, report.update_seconds
+    );
+}

@@ -1,0 +1,58 @@
+//! `worker bench` as a user runs it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+const CONFIG: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 61, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+
+fn bench(config: &str, arguments: &[&str]) -> (bool, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shape.json");
+    std::fs::write(&path, config).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_worker"))
+        .args(["bench", "--config"])
+        .arg(&path)
+        .args(["--batch", "2", "--seq", "16", "--steps", "2"])
+        .args(["--threads", "1"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.success(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn every_mode_and_dtype_reports_speed_and_size() {
+    // Embeddings, then per layer: attention, MLP, two norms and two head norms; the last norm.
+    let attention = 32 * (32 + 16 + 16 + 32);
+    let parameters = 61 * 32 + 2 * (attention + 3 * 32 * 48 + 2 * 32 + 2 * 8) + 32;
+    for mode in ["lora", "full"] {
+        for dtype in ["float32", "bfloat16"] {
+            let arguments = ["--mode", mode, "--dtype", dtype, "--json"];
+            let (success, stdout, stderr) = bench(CONFIG, &arguments);
+            assert!(success, "{stderr}");
+            let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+            assert!(report["tokens_per_second_median"].as_f64().unwrap() > 0.0);
+            assert_eq!(report["tokens_per_step"], 32);
+            let trainable = report["trainable"].as_u64().unwrap();
+            let base = report["parameters"].as_u64().unwrap();
+            match mode {
+                "full" => assert_eq!((base, trainable), (parameters, parameters)),
+                _ => assert_eq!(base, parameters + trainable),
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unsupported_shape_is_named() {
+    let (success, _, stderr) = bench(&CONFIG.replace("Qwen3", "Bert"), &[]);
+    assert!(!success && stderr.contains("BertForCausalLM"), "{stderr}");
+}
