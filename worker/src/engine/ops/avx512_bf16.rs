@@ -3,7 +3,7 @@
 //! In: activations in float32 (rounded here to bfloat16, nearest even), frozen weights in bfloat16 as they lie in
 //! memory. Out: float32. The weights are packed a panel at a time into L1, so they never stand in memory twice.
 //!
-//! Order of additions: along the sum in blocks of [`SUM_BLOCK`], pairs in order. Each output element belongs to one
+//! Order of additions: along the sum in blocks of `SUM_BLOCK`, pairs in order. Each output element belongs to one
 //! tile and one thread, so its bits depend neither on the thread count nor on the other rows.
 
 use std::arch::x86_64::*;

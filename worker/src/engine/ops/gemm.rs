@@ -2,7 +2,7 @@
 //!
 //! In: float32 activations, float32 or bfloat16 weights. Out: float32. The same bits for any number of threads: `gemm`
 //! splits rows and columns but never the sum, and the tiles here are fixed. Against bfloat16 weights the activations
-//! are rounded to bfloat16 where the processor multiplies such pairs ([`super::avx512_bf16`]); elsewhere the weights
+//! are rounded to bfloat16 where the processor multiplies such pairs (`avx512_bf16`); elsewhere the weights
 //! are widened tile by tile ([`super::widened`]). They never stand in memory as float32 as a whole.
 
 use std::marker::PhantomData;
