@@ -9,6 +9,7 @@ use common::job::{self, JobErrors, JobSources, JobSpec};
 pub mod exit {
     /// The job is done, or the check found nothing wrong.
     pub const DONE: u8 = 0;
+    /// The job failed, or could not begin because of something that passes: the port or the output folder is in use.
     pub const JOB_FAILED: u8 = 1;
     /// The command line or the job file is wrong.
     pub const USAGE: u8 = 2;
@@ -30,7 +31,8 @@ Examples:
 
 A value of the job file gives way to the environment (MUSTER_LEARNING_RATE=1e-4), and that to a flag.
 
-Exit codes: 0 done, 1 the job failed, 2 usage or job file, 3 model or data, 75 stopped but resumable, 130 Ctrl-C";
+Exit codes: 0 done, 1 the job failed or cannot start now, 2 usage or job file, 3 model, data or output folder,
+75 stopped but resumable, 130 Ctrl-C";
 
 const START_EXAMPLES: &str = "\
 Examples:

@@ -5,6 +5,7 @@ pub mod check;
 pub mod checkpoints;
 pub mod cluster;
 pub mod connections;
+pub mod door;
 pub mod driver;
 pub mod events;
 pub mod output;

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use worker::engine::generate::{Generator, Sampling};
 use worker::{Finished, JoinOptions, WorkerError};
 
+use crate::door::exchange_host;
+
 /// Of an answer to a test prompt.
 const MAX_NEW_TOKENS: usize = 64;
 
@@ -37,6 +39,7 @@ impl LocalWorkers {
             options.threads = Some(threads);
             options.token = token.map(str::to_owned);
             options.name = Some(format!("local-{number}"));
+            options.exchange_host = exchange_host(address);
             workers.spawn(worker::join(options, shutdown.clone()));
         }
         workers

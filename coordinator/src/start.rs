@@ -1,7 +1,6 @@
 //! `coordinator start`: from the command line to the result, phase by phase.
 
-use std::fs::{File, TryLockError};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::PathBuf;
 
 use common::job::{JobErrors, JobSpec, Method};
@@ -9,10 +8,11 @@ use thiserror::Error;
 
 use crate::args::{StartArguments, exit};
 use crate::cluster::Outcome;
+use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
 use crate::output::check_output_dir;
 use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
-use crate::prepare::{PreflightError, Prepared, WORK_FOLDER, prepare};
+use crate::prepare::{PreflightError, Prepared, prepare};
 use crate::recorder::Recorder;
 use crate::resume::{ResumeError, Start};
 #[cfg(feature = "single-node")]
@@ -28,6 +28,8 @@ pub enum StartError {
     Token { path: PathBuf, reason: String },
     #[error("cannot listen on {address}: {reason}")]
     Listen { address: String, reason: String },
+    #[error("cannot listen on {address}: the port is in use; name another with --listen HOST:PORT")]
+    PortInUse { address: String },
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     #[error(transparent)]
@@ -51,6 +53,8 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
+            // What passes is worth another try with the same command, unlike what the job itself gets wrong.
+            Self::PortInUse { .. } | Self::InUse { .. } => exit::JOB_FAILED,
             Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
             _ => exit::PREFLIGHT,
         }
@@ -62,22 +66,26 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     if arguments.single_node && !cfg!(feature = "single-node") {
         return Err(StartError::NoEngine);
     }
-    let job = arguments.job.load()?;
-    let token = read_token(arguments)?;
+    let mut job = arguments.job.load()?;
+    let token = read_token(arguments.token_file.as_deref())?;
     // Before the data is packed, because a port in use is found at once.
     let listener = listen(arguments.listen_address())?;
     let mut terminal = Terminal::stdout(job.logging_steps);
+    if let Some(notice) = cap_min_workers(arguments, &mut job) {
+        terminal.say(&notice);
+    }
 
     let prepared = prepare(&job)?;
     let identity = identity(&prepared);
-    if let Some(record) = check_output_dir(&identity)?
-        && is_finished(&job, &record)
-    {
-        say_finished(&mut terminal, &record);
-        show_next(&mut terminal, arguments, &job);
+    if is_done_already(&mut terminal, arguments, &identity)? {
         return Ok(exit::DONE);
     }
-    let _lock = lock(&job)?;
+    let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {
+        terminal.say(line)
+    })?;
+    if lock.waited && is_done_already(&mut terminal, arguments, &identity)? {
+        return Ok(exit::DONE);
+    }
     let start = Start::choose(&prepared)?;
     show(&mut terminal, &prepared, &start);
     let before = ask_before(arguments, &prepared, &mut terminal);
@@ -136,13 +144,38 @@ fn identity(prepared: &Prepared) -> RunIdentity {
     }
 }
 
-fn say_finished(terminal: &mut Terminal, record: &RunRecord) {
+/// Where nobody else can join, waiting for more workers than there are would never end.
+fn cap_min_workers(arguments: &StartArguments, job: &mut JobSpec) -> Option<String> {
+    let local = arguments.local_workers();
+    let wanted = job.cluster.min_workers;
+    if !arguments.single_node || arguments.listen.is_some() || wanted <= local {
+        return None;
+    }
+    job.cluster.min_workers = local;
+    Some(format!(
+        "cluster.min_workers is {wanted}, but without --listen no other worker can join: going on with {local}"
+    ))
+}
+
+/// Says it, and how to go on from the result. An error where the folder holds another job.
+fn is_done_already(
+    terminal: &mut Terminal,
+    arguments: &StartArguments,
+    identity: &RunIdentity,
+) -> Result<bool, OutputError> {
+    let job = &identity.job;
+    let record = check_output_dir(identity)?.filter(|record| is_finished(job, record));
+    let Some(record) = record else {
+        return Ok(false);
+    };
     terminal.say(&format!(
         "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
         record.step,
         record.total_steps,
         record.weights_digest.as_deref().unwrap_or("unknown")
     ));
+    show_next(terminal, arguments, job);
+    Ok(true)
 }
 
 fn is_finished(job: &JobSpec, record: &RunRecord) -> bool {
@@ -161,46 +194,6 @@ fn run_end(outcome: &Outcome) -> RunEnd {
         },
         Outcome::Stopped { step, reason } => RunEnd::Stopped { step, reason },
         Outcome::Failed { reason } => RunEnd::Failed { reason },
-    }
-}
-
-fn read_token(arguments: &StartArguments) -> Result<Option<String>, StartError> {
-    let Some(path) = &arguments.token_file else {
-        return Ok(None);
-    };
-    let wrong = |reason: String| StartError::Token {
-        path: path.clone(),
-        reason,
-    };
-    let token = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    match token.trim() {
-        "" => Err(wrong("it is empty".to_owned())),
-        token => Ok(Some(token.to_owned())),
-    }
-}
-
-fn listen(address: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).map_err(|error| StartError::Listen {
-        address: address.to_owned(),
-        reason: match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "the port is in use; name another with --listen HOST:PORT".to_owned()
-            }
-            _ => error.to_string(),
-        },
-    })
-}
-
-/// One coordinator at a time writes into an output folder. Held until the process ends, however it ends.
-fn lock(job: &JobSpec) -> Result<File, StartError> {
-    let path = job.output_dir.join(WORK_FOLDER).join("lock");
-    let file = File::create(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse {
-            dir: job.output_dir.clone(),
-        }),
-        Err(TryLockError::Error(error)) => Err(error.into()),
     }
 }
 
@@ -238,18 +231,6 @@ fn announce(
     }
     if !address.ip().is_loopback() && !has_token {
         terminal.say("anyone who reaches this port can join and read the data; use --token-file to prevent that");
-    }
-}
-
-/// An address that names this machine instead of all its interfaces.
-fn reachable(address: SocketAddr) -> String {
-    if !address.ip().is_unspecified() {
-        return address.to_string();
-    }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match host.trim() {
-        "" => format!("HOST:{}", address.port()),
-        host => format!("{host}:{}", address.port()),
     }
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Everything was checked before; what fails here fails because of machines, not because of the job.
 
-use std::future::Future;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -181,38 +180,67 @@ async fn serve(
         .await
 }
 
-/// The first signal asks for a checkpoint and an end, a second Ctrl-C ends the process at once.
+/// The first signal asks for a checkpoint and an end, a second one of either kind ends the process at once.
 async fn obey_signals(inputs: mpsc::Sender<Input>, stopped_by: Arc<AtomicU8>) {
-    let mut terminated = std::pin::pin!(terminated());
-    let (code, reason) = tokio::select! {
-        _ = tokio::signal::ctrl_c() => (exit::INTERRUPTED, "interrupted with Ctrl-C"),
-        () = &mut terminated => (exit::RESUMABLE, "terminated by a signal"),
-    };
+    let mut signals = Signals::new();
+    let (code, reason) = signals.next().await;
     stopped_by.store(code, Ordering::SeqCst);
     let reason = reason.to_owned();
-    let _ = inputs
-        .send(Input::Happened(Event::StopRequested { reason }))
-        .await;
-    let _ = tokio::signal::ctrl_c().await;
-    std::process::exit(exit::INTERRUPTED.into());
+    // A driver that is stuck must not hold the second signal back.
+    tokio::spawn(async move {
+        let event = Event::StopRequested { reason };
+        let _ = inputs.send(Input::Happened(event)).await;
+    });
+    let (code, _) = signals.next().await;
+    std::process::exit(code.into());
 }
 
-/// SIGTERM, where there is such a thing.
+const INTERRUPTED: (u8, &str) = (exit::INTERRUPTED, "interrupted with Ctrl-C");
+
+/// Ctrl-C and, where there is such a thing, SIGTERM. None that comes between two waits is missed.
 #[cfg(unix)]
-fn terminated() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let registered = signal(SignalKind::terminate());
-    async move {
-        match registered {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
+struct Signals {
+    interrupt: Option<tokio::signal::unix::Signal>,
+    terminate: Option<tokio::signal::unix::Signal>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        Self {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
+        }
+    }
+
+    async fn next(&mut self) -> (u8, &'static str) {
+        async fn receive(signal: &mut Option<tokio::signal::unix::Signal>) {
+            match signal {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = receive(&mut self.interrupt) => INTERRUPTED,
+            () = receive(&mut self.terminate) => (exit::RESUMABLE, "terminated by a signal"),
         }
     }
 }
 
 #[cfg(not(unix))]
-fn terminated() -> impl Future<Output = ()> {
-    std::future::pending()
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) -> (u8, &'static str) {
+        let _ = tokio::signal::ctrl_c().await;
+        INTERRUPTED
+    }
 }
 
 /// The run cannot go on once every worker of this process has given up: nobody else was promised.

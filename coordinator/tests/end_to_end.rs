@@ -49,6 +49,15 @@ fn any_number_of_workers_and_threads_gives_the_same_weights() {
 }
 
 #[test]
+fn one_process_alone_waits_for_nobody_and_may_be_open_to_others() {
+    let site = Site::new();
+    let short = ["--max-steps", "2", "--local-workers", "2"];
+    let alone = site.train("alone", &[&short[..], &["--min-workers", "5"]].concat());
+    let open = site.train("open", &[&short[..], &["--listen", "0.0.0.0:0"]].concat());
+    assert_eq!(open, alone);
+}
+
+#[test]
 fn full_training_gives_the_same_weights_with_two_workers() {
     let site = Site::new();
     for dtype in ["float32", "bfloat16"] {

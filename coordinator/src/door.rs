@@ -1,0 +1,178 @@
+//! Where a run is entered: the port for workers, the addresses by which others reach it, the token, and the lock of the
+//! output folder. Nothing here knows of training.
+
+use std::fs::{File, TryLockError};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::prepare::WORK_FOLDER;
+use crate::start::StartError;
+
+/// A coordinator that is told to stop saves a checkpoint first; its replacement may be there already.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+
+pub fn listen(address: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => StartError::PortInUse {
+            address: address.to_owned(),
+        },
+        _ => StartError::Listen {
+            address: address.to_owned(),
+            reason: error.to_string(),
+        },
+    })
+}
+
+pub fn read_token(path: Option<&Path>) -> Result<Option<String>, StartError> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    let wrong = |reason: String| StartError::Token {
+        path: path.to_owned(),
+        reason,
+    };
+    let token = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    match token.trim() {
+        "" => Err(wrong("it is empty".to_owned())),
+        token => Ok(Some(token.to_owned())),
+    }
+}
+
+/// An output folder that only this process writes into. Held until the process ends, however it ends.
+pub struct Lock {
+    _file: File,
+    /// Another held it first, and may have changed what is in the folder.
+    pub waited: bool,
+}
+
+/// Waits `patience` for another coordinator to leave the folder; says so once.
+pub fn lock(
+    output_dir: &Path,
+    patience: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<Lock, StartError> {
+    let file = File::create(output_dir.join(WORK_FOLDER).join("lock"))?;
+    let began = Instant::now();
+    let mut waited = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => {
+                return Ok(Lock {
+                    _file: file,
+                    waited,
+                });
+            }
+            Err(TryLockError::WouldBlock) if began.elapsed() >= patience => {
+                return Err(StartError::InUse {
+                    dir: output_dir.to_owned(),
+                });
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        if !waited {
+            say(&format!(
+                "another coordinator is at work in output_dir {}: waiting up to {} s for it to end",
+                output_dir.display(),
+                patience.as_secs()
+            ));
+        }
+        waited = true;
+        std::thread::sleep(LOCK_RETRY.min(patience));
+    }
+}
+
+/// An address that names this machine instead of all its interfaces, for people.
+pub fn reachable(address: SocketAddr) -> String {
+    if !address.ip().is_unspecified() {
+        return address.to_string();
+    }
+    let host = host_name().unwrap_or_else(|| "HOST".to_owned());
+    format!("{host}:{}", address.port())
+}
+
+/// What workers inside this process tell workers on other machines. None where only this machine can join.
+///
+/// With all interfaces open it is the one that leads outside, because not every network knows its host names.
+#[cfg(feature = "single-node")]
+pub fn exchange_host(listener: SocketAddr) -> Option<String> {
+    use std::net::ToSocketAddrs;
+    let ip = listener.ip();
+    if ip.is_loopback() {
+        return None;
+    }
+    if !ip.is_unspecified() {
+        return Some(ip.to_string());
+    }
+    outward_address()
+        .map(|ip| ip.to_string())
+        // One that this machine does not know itself would keep even the workers inside this process apart.
+        .or_else(|| host_name().filter(|host| (host.as_str(), 0).to_socket_addrs().is_ok()))
+}
+
+/// Of the interface that the default route takes. Nothing is sent.
+#[cfg(feature = "single-node")]
+fn outward_address() -> Option<std::net::IpAddr> {
+    // The far ends are of the ranges that are kept for documentation.
+    let routes = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
+    routes.into_iter().find_map(|(near, far)| {
+        let socket = std::net::UdpSocket::bind(near).ok()?;
+        socket.connect(far).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
+    })
+}
+
+fn host_name() -> Option<String> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let host = host.trim();
+    (!host.is_empty()).then(|| host.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locked_folder_is_waited_for_and_then_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(WORK_FOLDER)).unwrap();
+        let mut said = Vec::new();
+        let mut take = |patience: u64| {
+            let patience = Duration::from_millis(patience);
+            lock(folder.path(), patience, &mut |line| {
+                said.push(line.to_owned())
+            })
+        };
+        let first = take(0).unwrap();
+        assert!(!first.waited);
+        assert!(matches!(take(50), Err(StartError::InUse { .. })));
+        let leaving = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        assert!(take(10_000).unwrap().waited);
+        leaving.join().unwrap();
+        assert_eq!(said.len(), 2, "once each time: {said:?}");
+    }
+
+    #[cfg(feature = "single-node")]
+    #[test]
+    fn others_are_told_an_address_that_they_can_reach() {
+        let host = |address: &str| exchange_host(address.parse().unwrap());
+        assert_eq!(host("127.0.0.1:7077"), None);
+        assert_eq!(host("192.168.1.5:7077").as_deref(), Some("192.168.1.5"));
+        for everywhere in ["0.0.0.0:7077", "[::]:7077"] {
+            if let Some(host) = host(everywhere) {
+                let ip = host.parse::<std::net::IpAddr>();
+                assert!(
+                    !ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified()),
+                    "{host}"
+                );
+            }
+        }
+    }
+}
