@@ -31,22 +31,27 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     dtype: Dtype,
     /// Sequences in a step, all in one slot
-    #[arg(long, value_name = "B", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "B", default_value_t = 4, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
     /// Tokens in a sequence
-    #[arg(long, value_name = "S", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    #[arg(long, value_name = "S", default_value_t = 128, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     seq: u32,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Steps that are measured
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
     /// Steps before those
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        allow_negative_numbers = true
+    )]
     warmup: u16,
     /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "R", default_value_t = 16, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     lora_r: u16,
     /// Keep one tensor a layer and compute the rest again
     #[arg(long)]

@@ -54,6 +54,7 @@ pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
     let endpoint = endpoint(&options.address)?;
     let deadline = Instant::now() + options.connect_timeout;
     let mut delays = retry_delays(usize::MAX);
+    let mut told = None;
     let channel = loop {
         let error = match endpoint.connect().await {
             Ok(channel) => break channel,
@@ -68,11 +69,14 @@ pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
                 seconds: options.connect_timeout.as_secs(),
             });
         }
-        tracing::warn!(
-            "coordinator {} cannot be reached ({error}); trying again, {} s left",
-            options.address,
-            left.as_secs()
-        );
+        // Rounded up, and each second told once: the first attempts are less than a second apart.
+        let seconds = left.as_secs_f64().ceil() as u64;
+        if told.replace(seconds) != Some(seconds) {
+            tracing::warn!(
+                "coordinator {} cannot be reached ({error}); trying again, {seconds} s left",
+                options.address,
+            );
+        }
         tokio::time::sleep(delay).await;
     };
     Ok(CoordinatorClient::with_interceptor(channel, bearer)

@@ -39,6 +39,7 @@ pub async fn join(
     shutdown: CancellationToken,
 ) -> Result<Finished, WorkerError> {
     let mut losses = 0;
+    let mut welcomed = false;
     let mut delays = retry_delays(MAX_LOSSES as usize);
     loop {
         let client = tokio::select! {
@@ -46,7 +47,7 @@ pub async fn join(
             () = shutdown.cancelled() => return Ok(Finished::Left),
         };
         let updates = Arc::new(AtomicU64::new(0));
-        let reason = match attend(&options, client, &shutdown, &updates).await? {
+        let reason = match attend(&options, client, &shutdown, &updates, &mut welcomed).await? {
             Attended::Finished(finished) => return Ok(finished),
             Attended::Lost(reason) => reason,
         };
@@ -80,6 +81,7 @@ async fn attend(
     client: Client,
     shutdown: &CancellationToken,
     updates: &Arc<AtomicU64>,
+    welcomed: &mut bool,
 ) -> Result<Attended, WorkerError> {
     let place = ExchangePlace::choose(options).await;
     let collective = Arc::new(place.bind()?);
@@ -91,7 +93,7 @@ async fn attend(
         exchange_host: place.announced,
         numerics_class: crate::numerics_class(),
         threads: threads as u32,
-        device: "cpu".to_owned(),
+        device: options.device.resolve().to_owned(),
         job_digest: String::new(),
     };
     let session = tokio::select! {
@@ -100,8 +102,14 @@ async fn attend(
     };
     let session = match session {
         Ok(session) => session,
+        Err(SessionEnd::Foreign(_)) if !*welcomed => {
+            return Err(WorkerError::NoCoordinator {
+                address: options.address.clone(),
+            });
+        }
         Err(end) => return ended(end),
     };
+    *welcomed = true;
     tracing::info!("joined {}", options.address);
     let (worker, preparation) = assemble(options, client, session, collective, threads, updates);
     worker.work(preparation, shutdown).await
@@ -116,7 +124,7 @@ fn ended(end: SessionEnd) -> Result<Attended, WorkerError> {
         SessionEnd::Finished { reason, .. } => Err(WorkerError::JobFailed { reason }),
         SessionEnd::Refused(reason) => Err(WorkerError::Refused { reason }),
         SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
-        SessionEnd::Lost(reason) => Ok(Attended::Lost(reason)),
+        SessionEnd::Foreign(reason) | SessionEnd::Lost(reason) => Ok(Attended::Lost(reason)),
     }
 }
 

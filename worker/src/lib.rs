@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod collective;
 pub mod connect;
+mod device;
 pub mod engine;
 pub mod fetch;
 mod join;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use device::Device;
 pub use engine::numerics_class;
 pub use join::join;
 
@@ -30,8 +32,7 @@ pub struct JoinOptions {
     pub address: String,
     /// Default: all cores.
     pub threads: Option<usize>,
-    /// `cpu`, or `auto` for the best device of this build.
-    pub device: String,
+    pub device: Device,
     /// Sent as a bearer token with every call.
     pub token: Option<String>,
     /// The address that other workers should use. Default: the one that the coordinator sees.
@@ -49,7 +50,7 @@ impl JoinOptions {
         Self {
             address: address.into(),
             threads: None,
-            device: "auto".to_owned(),
+            device: Device::default(),
             token: None,
             exchange_host: None,
             cache_dir: None,
@@ -78,6 +79,8 @@ pub enum WorkerError {
         reason: String,
         seconds: u64,
     },
+    #[error("{address} answers, but is no Muster coordinator")]
+    NoCoordinator { address: String },
     #[error("the token contains characters that cannot be sent")]
     Token,
     #[error("the coordinator refused this worker: {reason}")]

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
-use worker::{Finished, JoinOptions, WorkerError, join};
+use worker::{Device, Finished, JoinOptions, WorkerError, join};
 
 /// Exit codes, the same as the coordinator's.
 const FAILED: u8 = 1;
@@ -60,7 +60,7 @@ struct JoinArgs {
     #[arg(value_name = "HOST:PORT")]
     address: String,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// What to compute on
     #[arg(long, value_enum, default_value_t = Device::Auto)]
@@ -78,15 +78,13 @@ struct JoinArgs {
     #[arg(long)]
     name: Option<String>,
     /// How long to try to reach the coordinator
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        allow_negative_numbers = true
+    )]
     connect_timeout: u64,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    /// The best that this build can use
-    Auto,
-    Cpu,
 }
 
 fn main() -> ExitCode {
@@ -162,16 +160,19 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
         Some(path) => {
             let token = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the token file {}", path.display()))?;
-            Some(token.trim().to_owned())
+            let token = token.trim();
+            anyhow::ensure!(
+                !token.is_empty(),
+                "the token file {} is empty",
+                path.display()
+            );
+            Some(token.to_owned())
         }
         None => None,
     };
     Ok(JoinOptions {
         threads: args.threads.map(usize::from),
-        device: match args.device {
-            Device::Auto => "auto".to_owned(),
-            Device::Cpu => "cpu".to_owned(),
-        },
+        device: args.device,
         token,
         exchange_host: args.exchange_host,
         cache_dir: args.cache_dir,

@@ -43,6 +43,8 @@ pub enum SessionEnd {
     Refused(String),
     /// This worker cannot work for that coordinator.
     Unusable(String),
+    /// What the other side said is not the protocol: no coordinator, unless it has been one before.
+    Foreign(String),
     /// The connection broke, or the coordinator sent the worker away; it may come back as a newcomer.
     Lost(String),
 }
@@ -60,11 +62,27 @@ impl SessionEnd {
             | Code::InvalidArgument
             | Code::PermissionDenied
             | Code::ResourceExhausted
-            | Code::Unauthenticated
-            | Code::Unimplemented => Self::Refused(reason),
+            | Code::Unauthenticated => Self::Refused(reason),
+            Code::Unimplemented => Self::Foreign(reason),
+            _ if breaks_the_protocol(status) => Self::Foreign(reason),
             _ => Self::Lost(reason),
         }
     }
+}
+
+/// Whether the bytes that came were no HTTP/2, as those of a web or mail server.
+fn breaks_the_protocol(status: &Status) -> bool {
+    let first: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source())
+        .filter_map(|error| error.downcast_ref::<h2::Error>()?.reason())
+        .any(|reason| {
+            [
+                h2::Reason::FRAME_SIZE_ERROR,
+                h2::Reason::HTTP_1_1_REQUIRED,
+                h2::Reason::PROTOCOL_ERROR,
+            ]
+            .contains(&reason)
+        })
 }
 
 /// A session that has been welcomed.

@@ -106,7 +106,10 @@ fn the_seed_decides_the_answer() {
 fn a_damaged_model_is_one_clear_line() {
     let folder = model();
     let dir = folder.path();
-    assert_fails(generate(&dir.join("absent"), &[]), &["absent"]);
+    assert_fails(
+        generate(&dir.join("absent"), &[]),
+        &["absent: there is no such folder"],
+    );
 
     let weights = dir.join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
@@ -147,6 +150,8 @@ fn an_adapter_that_does_not_fit_is_one_clear_line() {
     let far = "model.layers.9.self_attn.q_proj";
     assert_fails(with(&adapter(far, hidden)), &[far]);
     assert_fails(with(&tempfile::tempdir().unwrap()), &[ADAPTER_CONFIG]);
+    let absent = generate(model.path(), &["--adapter", "/nosuch"]);
+    assert_fails(absent, &["/nosuch: there is no such folder"]);
 
     let dora = adapter(module, hidden);
     let path = dora.path().join(ADAPTER_CONFIG);

@@ -698,10 +698,33 @@ async fn a_lost_session_is_joined_again() {
     let (worker, peer, ..) = stage.ready_worker().await;
     drop(peer);
     let mut peer = stage.session().await;
-    peer.joined().await;
+    assert_eq!(peer.joined().await.device, "cpu");
     peer.send(Down::Welcome(stage.welcome.clone())).await;
     peer.ready().await;
     finish(worker, peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_no_coordinator_is_given_up_at_once() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = [0; 24];
+            stream.read_exact(&mut heard).await.unwrap();
+            let answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let started = Instant::now();
+    let joined = join(JoinOptions::new(&address), CancellationToken::new()).await;
+    assert_eq!(
+        joined.unwrap_err().to_string(),
+        format!("{address} answers, but is no Muster coordinator")
+    );
+    assert!(started.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use common::rng::CounterRng;
 use serde_json::json;
 use thiserror::Error;
 
-use super::inference::{InferenceError, InferenceModel};
+use super::inference::{InferenceError, InferenceModel, check_folder};
 
 /// Draw stream of the counter-based generator.
 const STREAM_SAMPLE: u64 = 0x67656e;
@@ -74,6 +74,9 @@ pub struct Generator {
 
 impl Generator {
     pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, GenerateError> {
+        for folder in [Some(model_dir), adapter_dir].into_iter().flatten() {
+            check_folder(folder)?;
+        }
         // The weights come last: what is wrong with the small files shows at once.
         let tokenizer = Tokenizer::load(model_dir)?;
         let template = ChatTemplate::load_optional(model_dir)?;

@@ -32,6 +32,8 @@ pub enum InferenceError {
     File(#[from] FileError),
     #[error(transparent)]
     Config(#[from] EngineError),
+    #[error("{path}: there is no such folder")]
+    NoFolder { path: PathBuf },
     #[error("{path}: {feature} can be trained but not generated from yet")]
     Unsupported { path: PathBuf, feature: String },
     #[error("{path}: the adapter changes {module}, which the model does not have")]
@@ -44,6 +46,16 @@ pub enum InferenceError {
     NotFinite,
     #[error("the model fails: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+/// Tells a mistyped path from a folder that lacks a file.
+pub fn check_folder(path: &Path) -> Result<(), InferenceError> {
+    match path.is_dir() {
+        true => Ok(()),
+        false => Err(InferenceError::NoFolder {
+            path: path.to_owned(),
+        }),
+    }
 }
 
 /// A decoder with its key-value cache.

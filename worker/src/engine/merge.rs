@@ -11,7 +11,7 @@ use common::job::InitWeights;
 use thiserror::Error;
 
 use super::config::ModelConfig;
-use super::inference::{InferenceError, merged_weights};
+use super::inference::{InferenceError, check_folder, merged_weights};
 
 #[derive(Debug, Error)]
 pub enum MergeError {
@@ -30,6 +30,8 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
             path: output.to_owned(),
         });
     }
+    check_folder(model_dir)?;
+    check_folder(adapter_dir)?;
     let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
     let config = ModelConfig::of(&folder).map_err(InferenceError::from)?;
     let mut tensors = Vec::new();
