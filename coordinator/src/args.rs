@@ -224,7 +224,7 @@ pub struct JobArguments {
     #[arg(long, value_name = "TEXT", help_heading = "Job")]
     pub test_prompt: Vec<String>,
 
-    /// Training waits until this many workers have joined
+    /// The run waits below this many workers
     #[arg(long, value_name = "N", help_heading = "Job")]
     pub min_workers: Option<String>,
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::prepare::{Estimate, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
+use crate::ui::{block_count, bytes, grouped};
 
 /// How `check` reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,8 +174,8 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
             "blocks",
             format!(
                 "{} of {} tokens, {:.1}% padding",
-                grouped(counts.blocks + counts.eval_blocks),
-                job.sequence_len,
+                block_count(counts),
+                grouped(job.sequence_len as u64),
                 percent(counts.padding_tokens, in_blocks)
             ),
         ),
@@ -232,32 +233,4 @@ fn write_sample(out: &mut dyn Write, number: usize, sample: &Sample) -> io::Resu
 
 fn shown(digest: &str) -> &str {
     digest.get(..16).unwrap_or(digest)
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{count} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
 }

@@ -82,8 +82,8 @@ pub struct Driver {
     next_worker: u64,
     /// The step whose state is the result.
     last_step: Option<u64>,
-    /// Failures of deeds, to be handled next.
-    failures: VecDeque<Event>,
+    /// To be handled next: what came in, then the failures of deeds that followed from it.
+    pending: VecDeque<Event>,
 }
 
 impl Driver {
@@ -107,7 +107,7 @@ impl Driver {
             sessions: HashMap::new(),
             next_worker: 1,
             last_step: None,
-            failures: VecDeque::new(),
+            pending: VecDeque::new(),
         }
     }
 
@@ -120,8 +120,8 @@ impl Driver {
                 Some(input) = arrivals.recv() => self.take(input),
                 _ = ticks.tick() => Some(Event::Ticked),
             };
-            self.failures.extend(event);
-            while let Some(event) = self.failures.pop_front() {
+            self.pending.extend(event);
+            while let Some(event) = self.pending.pop_front() {
                 if let Some(outcome) = self.apply(event).await {
                     return outcome;
                 }
@@ -225,8 +225,7 @@ impl Driver {
         if session.outbox.try_send(Ok(down(message))).is_err() {
             let reason = "it does not read what it is sent".to_owned();
             self.close(worker, Status::aborted(reason.clone()));
-            self.failures
-                .push_back(Event::WorkerLost { worker, reason });
+            self.pending.push_back(Event::WorkerLost { worker, reason });
         }
     }
 
@@ -284,7 +283,7 @@ impl Driver {
                 };
                 self.send(worker, Down::SaveState(save));
             }
-            Err(error) => self.failures.push_back(Event::StateFailed {
+            Err(error) => self.pending.push_back(Event::StateFailed {
                 worker,
                 step,
                 reason: error.to_string(),

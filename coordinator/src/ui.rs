@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
 pub use next::{NextView, Programs};
-pub use plan::PlanView;
+pub use plan::{PlanView, block_count};
 pub use text::{Style, bytes, duration, grouped};
 
 use crate::events::{RunEnd, RunEvent, StepRecord};

@@ -409,7 +409,7 @@ const FIELDS: &[Field] = &[
         &[],
         "steps, 0 or more",
         "100",
-        "How often a checkpoint is saved. 0: only when the job ends or is stopped.",
+        "How often a checkpoint is saved. 0: only when the job is stopped. At the end the result itself is written.",
     ),
     field(
         "save_total_limit",
@@ -459,7 +459,7 @@ const FIELDS: &[Field] = &[
         &[],
         "1 to 10000",
         "1",
-        "Training waits until this many workers have joined.",
+        "The run waits below it, at the start and also later when workers are lost.",
     ),
     field(
         "cluster.max_workers",

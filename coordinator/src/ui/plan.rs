@@ -23,6 +23,15 @@ pub struct PlanView<'a> {
     pub notices: Vec<String>,
 }
 
+/// All blocks, and how many of them are not trained on.
+pub fn block_count(counts: &DataCounts) -> String {
+    let all = grouped(counts.blocks + counts.eval_blocks);
+    match counts.eval_blocks {
+        0 => all,
+        held_out => format!("{all} ({} of them held out)", grouped(held_out)),
+    }
+}
+
 impl<'a> PlanView<'a> {
     pub fn of(prepared: &'a Prepared) -> Self {
         Self {
@@ -108,7 +117,7 @@ impl<'a> PlanView<'a> {
         };
         format!(
             "{} of {} tokens, {packing}, {padding:.1}% padding",
-            grouped(counts.blocks),
+            block_count(counts),
             grouped(self.job.sequence_len as u64)
         )
     }

@@ -82,7 +82,9 @@ pub(super) fn event_line(event: &RunEvent) -> Option<String> {
             )
         }
         RunEvent::WaitingForWorkers { have, need } => {
-            format!("waiting for workers: {have} of {need} have joined")
+            format!(
+                "waiting for workers: {have} of {need} are here; more may join, or stop this and start again with a lower --min-workers"
+            )
         }
         RunEvent::Resumed { step, path } => {
             format!("going on after step {step}, from {}", path.display())

@@ -168,7 +168,7 @@ fn what_happens_in_between_is_said() {
     );
     assert_eq!(
         text,
-        "waiting for workers: 0 of 2 have joined\nworker host-1 joined (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
+        "waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers\nworker host-1 joined (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
          training 5 steps with 1 worker\nworker host-1 left: connection ␛[2Jlost (1 worker)\nsaved out/checkpoint-3\n\
          evaluation after step 3: eval_loss 2.0000, accuracy 50.0%\na notice\ndone after 5 steps in 0:00\nweights_digest abc\n"
     );

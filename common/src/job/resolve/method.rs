@@ -20,7 +20,8 @@ const DECODER_LINEARS: &[&str] = &[
 
 pub(super) fn method(reader: &mut Reader<'_>) -> Method {
     let adapters: &[(&[&str], bool)] = &[(&["lora"], true), (&["full", "none"], false)];
-    let adapter = reader.choice("adapter", adapters).unwrap_or(false);
+    let chosen = reader.choice("adapter", adapters);
+    let adapter = chosen.unwrap_or(false);
     let use_peft = reader.switch("use_peft").unwrap_or(false);
     let decided_by = reader.one_of(&["adapter", "use_peft"], "the method");
     let is_lora = match decided_by {
@@ -33,6 +34,10 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
     let lora = lora(reader, is_lora);
     if is_lora {
         return Method::Lora(lora);
+    }
+    // Nobody knows what an adapter of an unknown kind would have made of the other fields.
+    if decided_by == Some("adapter") && chosen.is_none() {
+        return Method::Full;
     }
     for name in [
         "lora_r",

@@ -297,7 +297,7 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
         ],
     );
     check_problems(
-        "adapter: qlora\n",
+        "adapter: qlora\nlora_r: 8\n",
         &["3: `adapter` must be one of lora, full, found `qlora`; did you mean `lora`?"],
     );
     job(
