@@ -260,21 +260,26 @@ fn long_examples_are_cut_and_nothing_is_dropped() {
         setup.job.sample_packing = packing;
         let data = setup.prepare().unwrap();
         assert_eq!((data.counts.split_examples, data.counts.longest), (1, 72));
-        // <s>, 70 letters, end; <s>, hello, end.
-        assert_eq!(data.counts.tokens, 72 + 3);
-        // The first token of each of the four segments has nothing to be predicted from.
-        assert_eq!(data.counts.trained_tokens, 75 - 4);
+        // <s>, 70 letters, end, of which two begin a piece again; <s>, hello, end.
+        assert_eq!(data.counts.tokens, 72 + 2 + 3);
+        // All but the first token of each example.
+        assert_eq!(data.counts.trained_tokens, 75 - 2);
         assert_eq!(data.counts.blocks, if packing { 3 } else { 4 });
         let all: Vec<u32> = blocks(&data)
             .iter()
             .flat_map(|block| block.tokens[..block.used_len()].to_vec())
             .collect();
-        assert_eq!(all.len(), 75);
+        assert_eq!(all.len(), 77);
         let sample = &data.samples[0];
         assert_eq!(
             sample.labels.iter().filter(|label| **label == -100).count(),
-            3
+            1
         );
+    }
+    for sequence_len in [2, 3, 71, 72, 73] {
+        setup.job.sequence_len = sequence_len;
+        let counts = setup.prepare().unwrap().counts;
+        assert_eq!(counts.trained_tokens, 75 - 2, "{sequence_len}");
     }
 }
 
@@ -286,7 +291,7 @@ fn pieces_with_nothing_to_learn_are_left_out_and_counted() {
     ));
     let data = setup.prepare().unwrap();
     assert_eq!(data.counts.untrained_pieces, 2);
-    assert_eq!(data.counts.untrained_tokens, 64);
+    assert_eq!(data.counts.untrained_tokens, 62);
     assert_eq!(data.counts.blocks, 1);
 }
 

@@ -78,18 +78,7 @@ impl Prepared {
     pub fn notices(&self) -> Vec<String> {
         let counts = &self.data.counts;
         let mut notices = Vec::new();
-        if counts.split_examples > 0 {
-            notices.push(format!(
-                "{} examples are longer than sequence_len {} and were cut into pieces; nothing was dropped",
-                counts.split_examples, self.job.sequence_len
-            ));
-        }
-        if counts.untrained_pieces > 0 {
-            notices.push(format!(
-                "{} pieces ({} tokens) hold nothing to learn and were left out",
-                counts.untrained_pieces, counts.untrained_tokens
-            ));
-        }
+        notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(
                 "the chat template ends no turn with a special token: EOS was added to {} examples",

@@ -99,23 +99,31 @@ impl Packer {
         })
     }
 
-    /// The example in pieces of at most a block. The first token of a piece has nothing to be predicted from, so a
-    /// piece of which only that would be learned is left out with those of which nothing is.
+    /// The example in pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later
+    /// piece begins with the last token of the one before: each token is learned once. Pieces of which nothing is learned
+    /// are left out.
     fn pieces(&mut self, example: usize, sequence_len: usize) -> Vec<Piece> {
         let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
         let last = self.ends[example];
         self.counts.longest = self.counts.longest.max((last - first) as u64);
         self.counts.split_examples += u64::from(last - first > sequence_len);
         let mut pieces = Vec::with_capacity(1);
-        for start in (first..last).step_by(sequence_len) {
+        let (mut start, mut kept, mut kept_to) = (first, 0, first);
+        while start < last {
             let end = last.min(start + sequence_len);
             if self.trained[start + 1..end].contains(&true) {
                 pieces.push(Piece { start, end });
+                kept += end - start.max(kept_to);
+                kept_to = end;
             } else {
                 self.counts.untrained_pieces += 1;
-                self.counts.untrained_tokens += (end - start) as u64;
             }
+            if end == last {
+                break;
+            }
+            start = (end - 1).max(start + 1);
         }
+        self.counts.untrained_tokens += (last - first - kept) as u64;
         pieces
     }
 }

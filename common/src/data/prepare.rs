@@ -18,7 +18,8 @@ use crate::files::file_digest;
 use crate::job::{JobSpec, ValSetSize};
 
 /// Changes whenever equal inputs may give other blocks.
-const PACKING_VERSION: u64 = 1;
+const PACKING_VERSION: u64 = 2;
+
 /// What the data came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCounts {
@@ -29,7 +30,7 @@ pub struct DataCounts {
     /// Blocks to train on.
     pub blocks: u64,
     pub eval_blocks: u64,
-    /// In all blocks, without padding.
+    /// In all blocks, without padding. The token at which an example is cut is in both pieces.
     pub tokens: u64,
     pub trained_tokens: u64,
     pub padding_tokens: u64,
@@ -44,6 +45,26 @@ pub struct DataCounts {
     pub added_eos: u64,
     /// The template prints the date, so another day gives other tokens.
     pub dated_template: bool,
+}
+
+impl DataCounts {
+    /// What a user should know of examples that were cut or left out, in one line.
+    pub fn cut_notice(&self, sequence_len: usize) -> Option<String> {
+        let cut = (self.split_examples > 0).then(|| {
+            format!(
+                "{} examples are longer than sequence_len {sequence_len} and were cut into pieces, with every token to learn kept",
+                self.split_examples
+            )
+        });
+        let left_out = (self.untrained_pieces > 0).then(|| {
+            format!(
+                "{} pieces or examples ({} tokens) hold nothing to learn and were left out",
+                self.untrained_pieces, self.untrained_tokens
+            )
+        });
+        let told: Vec<String> = cut.into_iter().chain(left_out).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
 }
 
 /// The data, ready for training.
@@ -80,7 +101,7 @@ pub fn prepare_blocks(
     let mut first = None;
     packer.counts.rows = source.read(|batch| {
         for example in batch {
-            first.get_or_insert_with(|| sample_of(&example, tokenizer, job.sequence_len));
+            first.get_or_insert_with(|| sample_of(&example, tokenizer));
             packer.add(&example);
         }
         true
@@ -116,7 +137,7 @@ pub fn samples(
     found.truncate(count);
     Ok(found
         .iter()
-        .map(|example| sample_of(example, tokenizer, job.sequence_len))
+        .map(|example| sample_of(example, tokenizer))
         .collect())
 }
 

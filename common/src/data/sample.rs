@@ -23,15 +23,10 @@ pub struct TextSpan {
     pub trained: bool,
 }
 
-/// The example with the labels that its blocks will have: the first token of each piece has none.
-pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer, sequence_len: usize) -> Sample {
-    let trained: Vec<bool> = example
-        .trained
-        .iter()
-        .enumerate()
-        .map(|(token, trained)| *trained && token % sequence_len != 0)
-        .collect();
-    let labels = example.ids.iter().zip(&trained);
+/// The example with the labels that its blocks will have, however it is cut.
+pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer) -> Sample {
+    let trained = &example.trained;
+    let labels = example.ids.iter().zip(trained);
     let mut text = example.text.clone();
     if example.added_eos
         && let Some(eos) = tokenizer.eos_id().and_then(|id| tokenizer.token_text(id))
@@ -39,7 +34,7 @@ pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer, sequence_len: 
         text.push_str(&eos);
     }
     Sample {
-        spans: text_spans(&text, example, &trained),
+        spans: text_spans(&text, example, trained),
         labels: labels
             .map(|(id, trained)| if *trained { i64::from(*id) } else { -100 })
             .collect(),
