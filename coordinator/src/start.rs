@@ -18,7 +18,7 @@ use crate::resume::{ResumeError, Start};
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, LocalWorkers};
 use crate::train::{Ended, Training};
-use crate::ui::{Answer, NextView, PlanView, Programs, Terminal};
+use crate::ui::{Answer, NextView, PlanView, Programs, Terminal, quoted};
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -317,13 +317,6 @@ fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec)
 
 /// The command that started this process.
 fn resume_command() -> String {
-    let quoted = |word: String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-        match !word.is_empty() && word.chars().all(plain) {
-            true => word,
-            false => format!("'{}'", word.replace('\'', r"'\''")),
-        }
-    };
-    let words = std::env::args_os().map(|word| quoted(word.to_string_lossy().into_owned()));
+    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
     words.collect::<Vec<_>>().join(" ")
 }

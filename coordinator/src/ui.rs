@@ -17,7 +17,7 @@ use common::data::Sample;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
-pub use next::{NextView, Programs};
+pub use next::{NextView, Programs, quoted};
 pub use plan::{PlanView, block_count};
 pub use text::{Style, bytes, duration, grouped};
 

@@ -105,8 +105,8 @@ pub(super) fn render(view: &NextView, style: Style) -> String {
     text
 }
 
-/// For a POSIX shell.
-pub(super) fn quoted(text: &str) -> String {
+/// One word of a command line for a POSIX shell; control characters become spaces.
+pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         return text.to_owned();
