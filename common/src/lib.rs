@@ -3,6 +3,7 @@
 
 pub mod data;
 pub mod exact;
+pub mod failpoint;
 pub mod files;
 pub mod job;
 pub mod plan;

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use common::failpoint;
 use common::files::atomic::AtomicDir;
 use common::files::checkpoint::{self, Manifest};
 use common::files::model::ModelFolder;
@@ -64,8 +65,11 @@ impl Store {
             numerics_class: facts.numerics_class.clone(),
             files: Vec::new(),
         };
+        failpoint::reached("checkpoint-write");
         let manifest = checkpoint::seal(folder.path(), head)?;
+        failpoint::reached("checkpoint-write");
         folder.commit()?;
+        failpoint::reached("checkpoint-write");
         if let Some(limit) = self.save_total_limit {
             checkpoint::prune(&self.output_dir, limit)?;
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::failpoint;
 use common::files::FileEntry;
 use common::wire::down;
 use proto::v1::{self, coordinator_message::Message as Down};
@@ -185,8 +186,15 @@ impl Driver {
         self.cluster.handle(Instant::now(), event, &mut commands);
         for command in commands {
             match command {
-                // An observer that is gone needs no events.
-                Command::Emit(event) => drop(self.observer.send(event).await),
+                Command::Emit(event) => {
+                    match &event {
+                        RunEvent::StepCommitted(_) => failpoint::reached("commit"),
+                        RunEvent::Evaluated(_) => failpoint::reached("evaluate"),
+                        _ => {}
+                    }
+                    // An observer that is gone needs no events.
+                    drop(self.observer.send(event).await);
+                }
                 Command::End(outcome) => return Some(outcome),
                 command => self.carry_out(command),
             }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use common::failpoint;
 use coordinator::args::{Arguments, Command, exit};
 use coordinator::check::{self, CheckError, CheckOptions};
 use coordinator::start;
@@ -17,6 +18,14 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    match failpoint::arm() {
+        Ok(Some(warning)) => tracing::warn!("{warning}"),
+        Ok(None) => {}
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(exit::USAGE);
+        }
+    }
     let code = match arguments.command {
         Command::Start(arguments) => start::run(&arguments).unwrap_or_else(|error| {
             eprintln!("error: {error}");

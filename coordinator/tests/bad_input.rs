@@ -32,6 +32,15 @@ fn a_job_that_is_not_well_written_is_exit_code_2() {
 }
 
 #[test]
+fn a_failpoint_that_does_not_exist_is_exit_code_2() {
+    let site = Site::new();
+    let mut command = site.start("out", &["--single-node"]);
+    let run = Run::of(command.env("MUSTER_FAILPOINT", "comit:3")).end();
+    check(&run, 2, &["MUSTER_FAILPOINT", "comit", "commit"]);
+    assert!(!site.path("out").exists());
+}
+
+#[test]
 fn bad_data_is_exit_code_3_and_names_file_and_line() {
     let site = Site::new();
     let good = fs::read_to_string(site.path("data.jsonl")).unwrap();

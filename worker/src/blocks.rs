@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::data::block::{Block, BlockError};
+use common::failpoint;
 use common::job::JobSpec;
 use common::plan::{Schedule, eval_slots};
 use common::wire::{MAX_BLOCKS_PER_FETCH, PlanKind};
@@ -178,6 +179,7 @@ impl Blocks {
             let decoded = Block::decode(&chunk.data, self.set.sequence_len as usize)
                 .map_err(|source| BlocksError::Damaged { block, source })?;
             blocks.insert(block, Arc::new(decoded));
+            failpoint::reached("fetch");
         }
         Ok(blocks)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use common::failpoint;
 use common::wire::up;
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
@@ -110,6 +111,7 @@ async fn attend(
         Err(end) => return ended(end),
     };
     *welcomed = true;
+    failpoint::reached("join");
     tracing::info!("joined {}", options.address);
     let (worker, preparation) = assemble(options, client, session, collective, threads, updates);
     worker.work(preparation, shutdown).await

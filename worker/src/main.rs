@@ -97,6 +97,11 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
+    match common::failpoint::arm() {
+        Ok(Some(warning)) => tracing::warn!("{warning}"),
+        Ok(None) => {}
+        Err(error) => return fail(USAGE, &error.to_string()),
+    }
     match cli.command {
         Command::Join(args) => run_join(args),
         Command::Generate(args) => finish(generate::run(args)),

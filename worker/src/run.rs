@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use common::failpoint;
 use common::files::{FileError, Snapshot, WeightsFormat};
 use common::job::JobSpec;
 use common::wire::{PlanKind, up};
@@ -262,6 +263,7 @@ impl Run {
         };
         let exchanged = Instant::now();
         let outcome = self.trainer.apply(reduced, plan.learning_rate)?;
+        failpoint::reached("optimizer");
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;

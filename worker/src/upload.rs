@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use common::failpoint;
 use common::files::adapter::{AdapterConfig, parse_tensor_name};
 use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
@@ -194,6 +195,7 @@ async fn read_chunks(
             if !send(Chunk::Data(data.into())).await {
                 return Ok(());
             }
+            failpoint::reached("upload");
         }
     }
     Ok(())

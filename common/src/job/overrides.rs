@@ -10,6 +10,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "CACHE_DIR",
     "DEVICE",
     "EXCHANGE_HOST",
+    "FAILPOINT",
     "JOB",
     "LISTEN",
     "LOCAL_WORKERS",

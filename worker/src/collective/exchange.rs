@@ -9,6 +9,7 @@
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
+use common::failpoint;
 use rayon::prelude::*;
 
 use super::fence::TICK;
@@ -216,6 +217,7 @@ impl<'a, T: Scalar> Exchange<'a, T> {
         let theirs = chunk(self.sums.len(), self.mesh.size(), peer);
         for (index, part) in self.sums[theirs].chunks(PIECE_SCALARS).enumerate() {
             sender.send(FrameKind::Part, index, bytemuck::cast_slice(part))?;
+            failpoint::reached("exchange");
         }
         for (index, piece) in self.pieces.iter().enumerate() {
             let mean = self.wait_for_mean(piece)?;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use common::failpoint;
 use common::files::layout::Layout;
 use common::files::snapshot::Snapshot;
 
@@ -26,6 +27,7 @@ impl Mesh {
         for buffer in [&snapshot.weights, &snapshot.exp_avg, &snapshot.exp_avg_sq] {
             for piece in buffer.chunks(PIECE_SCALARS) {
                 sender.send(FrameKind::State, index, bytemuck::cast_slice(piece))?;
+                failpoint::reached("state-send");
                 index += 1;
             }
         }
@@ -48,6 +50,7 @@ impl Mesh {
             let mut buffer = vec![0f32; layout.scalars];
             for piece in buffer.chunks_mut(PIECE_SCALARS) {
                 receiver.receive(FrameKind::State, index, bytemuck::cast_slice_mut(piece))?;
+                failpoint::reached("state-receive");
                 index += 1;
             }
             Ok(buffer)

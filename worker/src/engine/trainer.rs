@@ -307,6 +307,7 @@ fn train(
     }
     parameters.gradients().reset();
     let sum = model.train(batch, Some(mask))?;
+    common::failpoint::reached("forward");
     parameters
         .gradients()
         .read(|flat| accumulator.add(slot, [flat]))?;
