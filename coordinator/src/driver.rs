@@ -274,6 +274,7 @@ impl Driver {
                 sequence_len: blocks.sequence_len() as u32,
             }),
             total_steps: *total_steps,
+            run: String::new(),
         }
     }
 

@@ -20,6 +20,7 @@ pub struct StepRecord {
     pub num_tokens: u64,
     /// Share of the trained tokens that were the model's first choice.
     pub mean_token_accuracy: f64,
+    /// Not a number where the beginning of the step was not seen.
     pub tokens_per_second: f64,
     pub workers: usize,
     pub generation: u64,

@@ -15,7 +15,7 @@ use tonic::transport::Server;
 
 use crate::args::exit;
 use crate::checkpoints::Store;
-use crate::cluster::{BlockTokens, Cluster, Course, Event, Outcome, Settings};
+use crate::cluster::{BlockTokens, Cluster, Course, Earlier, Event, Outcome, Settings};
 use crate::connections;
 use crate::driver::{Driver, Greeting, Input};
 use crate::events::RunEvent;
@@ -135,10 +135,12 @@ fn cluster(prepared: &Prepared, start: &Start, start_is_evaluated: bool) -> Clus
     let settings = Settings {
         version: common::VERSION.to_owned(),
         job_digest: prepared.job_digest.clone(),
+        run: String::new(),
+        earlier: Earlier::default(),
         start_step: start.state.step,
         start_weights_digest: start.state.weights_digest.clone(),
         start_numerics_class: start.numerics_class.clone(),
-        start_is_evaluated,
+        last_evaluated: start_is_evaluated.then_some(start.state.step),
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,

@@ -96,6 +96,7 @@ async fn attend(
         threads: threads as u32,
         device: options.device.resolve().to_owned(),
         job_digest: String::new(),
+        run: String::new(),
     };
     let session = tokio::select! {
         session = open(&client, join) => session,

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::blocks::BlocksError;
 use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
-use crate::engine::trainer::Reduced;
+use crate::engine::trainer::{Reduced, SlotOutcome};
 use crate::engine::{EngineError, Trainer, TrainerOptions};
 use crate::fetch::Folder;
 use crate::session::{Lease, Order};
@@ -90,6 +90,7 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         weights_digest: run.trainer.weights_digest(),
         job_digest: start.job_digest.clone(),
         total_scalars: run.trainer.total_scalars(),
+        updates: Vec::new(),
     }))?;
     // What was fetched for the start alone is of no more use.
     drop(start);
@@ -172,9 +173,9 @@ impl Run {
         } else if generation.rank == generation.source && !generation.behind.is_empty() {
             self.send_state(generation);
         }
-        let accumulator = self.trainer.accumulator();
-        let held = match accumulator.step() == Some(self.trainer.step()) {
-            true => accumulator.held().iter().copied().collect(),
+        let is_current = self.trainer.accumulator().step() == Some(self.trainer.step());
+        let held = match is_current {
+            true => held_slots(&self.trainer),
             false => Vec::new(),
         };
         self.send(Up::Entered(v1::Entered {
@@ -215,6 +216,9 @@ impl Run {
         }
         if PlanKind::from_wire(plan.kind) == Ok(PlanKind::Train) {
             let slots = plan.slots as usize;
+            if plan.clear {
+                self.trainer.forget_slots();
+            }
             self.trainer
                 .begin_step(plan.step, plan.trained_tokens, slots);
             self.plan = Some(plan);
@@ -345,6 +349,17 @@ impl Run {
         let sent = self.links.up.blocking_send(up(message));
         sent.map_err(|_| RunError::SessionOver)
     }
+}
+
+/// What is in the accumulator, with its results.
+fn held_slots(trainer: &Trainer) -> Vec<v1::HeldSlot> {
+    let held = |(slot, outcome): (u32, SlotOutcome)| v1::HeldSlot {
+        slot,
+        loss_sum: outcome.loss_sum,
+        trained_tokens: outcome.trained_tokens,
+        correct_tokens: outcome.correct_tokens,
+    };
+    trainer.held_outcomes().map(held).collect()
 }
 
 fn sums(accumulator: &Accumulator) -> Sums<'_> {

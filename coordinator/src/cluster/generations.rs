@@ -30,7 +30,7 @@ impl Cluster {
         self.broken = None;
         self.interrupt_settling(commands);
         self.member_lost = false;
-        if self.stage == Stage::Ended {
+        if self.stage == Stage::Ended || self.grace.is_some() {
             return;
         }
         self.jump_ahead(commands);
@@ -74,14 +74,14 @@ impl Cluster {
             && *earlier != class
         {
             commands.push(Command::Emit(RunEvent::Notice(format!(
-                "the checkpoint was computed by workers of numerics class {earlier}, these are of {class}: the result will \
-                 not have the bits of an uninterrupted run"
+                "the steps so far were computed by workers of numerics class {earlier}, these are of {class}: the result \
+                 will not have the bits of an uninterrupted run"
             ))));
         }
         self.numerics_class.get_or_insert(class).clone()
     }
 
-    fn work_from(&self, step: u64) -> Work {
+    pub(super) fn work_from(&self, step: u64) -> Work {
         let is_evaluated = self.last_evaluated.is_some_and(|last| last >= step);
         self.course.work_from(step, is_evaluated)
     }
@@ -129,14 +129,10 @@ impl Cluster {
         if let Some(worker) = self.members.get_mut(id) {
             worker.seen = step;
         }
-        self.committed = step;
-        self.ledger = match self.ahead.take() {
-            Some(ahead) if ahead.work.step() == step => ahead,
-            _ => {
-                let work = self.work_from(step);
-                Ledger::new(work, self.course.slots(work))
-            }
-        };
+        self.interrupt_settling(commands);
+        if step > self.committed && self.stage != Stage::Ended {
+            self.move_on_to(step, commands);
+        }
         self.reform(now, commands);
     }
 
@@ -164,8 +160,7 @@ impl Cluster {
         if let Some(ahead) = &mut self.ahead {
             ahead.release(id);
         }
-        if !self.ledger.reconcile(id, &entered.held) {
-            let reason = "its accumulator holds slots that were not its own".to_owned();
+        if let Err(reason) = self.adopt_slots(id, entered) {
             return self.expel(now, id, reason, commands);
         }
         if let Some(worker) = self.members.get_mut(id) {

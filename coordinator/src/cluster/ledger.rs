@@ -1,5 +1,6 @@
 //! Who holds which slot of one piece of work. A slot stays with its worker until the worker is lost, says that it does
-//! not hold it, or the work is over: so no slot is ever in two accumulators.
+//! not hold it, or the work is over: so no slot is ever in two accumulators. Slots that a worker brings from an earlier
+//! term or session become its own where nobody else has them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,15 +69,12 @@ impl Ledger {
 
     /// Records that `worker` computed `slot`. False where the slot is not this worker's.
     pub fn complete(&mut self, worker: WorkerId, slot: u32, result: SlotResult) -> bool {
-        let Some(place) = self.places.get_mut(slot as usize) else {
+        let Some(place) = self.places.get(slot as usize) else {
             return false;
         };
         match *place {
             Place::Leased(owner) if owner == worker => {
-                *place = Place::Held(worker);
-                self.held += 1;
-                self.end_lease(worker);
-                self.results[slot as usize].get_or_insert(result);
+                self.hold(worker, slot, result);
                 true
             }
             Place::Held(owner) => owner == worker,
@@ -90,19 +88,50 @@ impl Ledger {
         self.free_where(worker, |_, held| !(held && counted));
     }
 
-    /// Frees what is with `worker` but not in its accumulator. False where the worker names a slot that is not its own
-    /// or that it never reported. Evaluated slots are in no accumulator and stay counted.
-    pub fn reconcile(&mut self, worker: WorkerId, accumulator: &[u32]) -> bool {
-        if matches!(self.work, Work::Eval(_)) {
+    /// Makes what is with `worker` exactly what its accumulator holds. Slots that nobody has become its own.
+    ///
+    /// False where the accumulator cannot be counted, because another has one of its slots, or because this work is
+    /// not the step that it was filled for: the worker must empty it, and everything that was with it is free. Evaluated
+    /// slots are in no accumulator and stay counted.
+    pub fn reconcile(&mut self, worker: WorkerId, accumulator: &BTreeMap<u32, SlotResult>) -> bool {
+        if !matches!(self.work, Work::Train(_)) {
             self.release(worker);
-            return true;
+            return accumulator.is_empty();
         }
-        let own = |slot: &u32| self.places.get(*slot as usize) == Some(&Place::Held(worker));
-        if !accumulator.iter().all(own) {
+        let mine = |slot: &u32| match self.places.get(*slot as usize) {
+            Some(Place::Free) => true,
+            Some(Place::Leased(owner) | Place::Held(owner)) => *owner == worker,
+            None => false,
+        };
+        if !accumulator.keys().all(mine) {
+            self.release(worker);
             return false;
         }
-        let accumulator: BTreeSet<u32> = accumulator.iter().copied().collect();
-        self.free_where(worker, |slot, _| !accumulator.contains(&slot));
+        self.free_where(worker, |slot, _| !accumulator.contains_key(&slot));
+        for (&slot, &result) in accumulator {
+            self.hold(worker, slot, result);
+        }
+        true
+    }
+
+    /// Gives a slot that is free, or the worker's already, into the accumulator of `worker`.
+    fn hold(&mut self, worker: WorkerId, slot: u32, result: SlotResult) {
+        let place = &mut self.places[slot as usize];
+        match std::mem::replace(place, Place::Held(worker)) {
+            Place::Held(_) => return,
+            Place::Leased(_) => self.end_lease(worker),
+            Place::Free => drop(self.free.remove(&slot)),
+        }
+        self.held += 1;
+        self.results[slot as usize].get_or_insert(result);
+    }
+
+    /// Keeps the result of a slot, whoever has it. False where there is no such slot.
+    pub fn learn(&mut self, slot: u32, result: SlotResult) -> bool {
+        let Some(known) = self.results.get_mut(slot as usize) else {
+            return false;
+        };
+        known.get_or_insert(result);
         true
     }
 

@@ -19,6 +19,12 @@ pub struct Worker {
     pub seen: u64,
     /// It has answered the current generation.
     pub entered: bool,
+    /// It joined with a state of this run.
+    pub is_veteran: bool,
+    /// It has not yet said what it brought in its accumulator.
+    pub is_unheard: bool,
+    /// Its accumulator holds what cannot be counted.
+    pub must_clear: bool,
     /// Broken exchanges that peers blamed on it since the last committed step.
     pub accusations: u32,
 }
@@ -114,6 +120,9 @@ impl Membership {
 
     pub fn add(&mut self, id: WorkerId, join: v1::Join, address: String) {
         let worker = Worker {
+            is_veteran: !join.job_digest.is_empty(),
+            is_unheard: !join.job_digest.is_empty(),
+            must_clear: false,
             name: join.name,
             address,
             numerics_class: join.numerics_class,
@@ -136,6 +145,12 @@ impl Membership {
 
     pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.workers.get_mut(&id)
+    }
+
+    /// Whoever is reached there by its peers.
+    pub fn at_address(&self, address: &str) -> Option<WorkerId> {
+        let there = |(_, worker): &(&WorkerId, &Worker)| worker.address == address;
+        self.workers.iter().find(there).map(|(id, _)| *id)
     }
 
     pub fn name(&self, id: WorkerId) -> &str {
@@ -171,6 +186,13 @@ impl Membership {
         Some(rank as u32)
     }
 
+    /// A member that has seen `step` updates may hold slots that are not known yet.
+    pub fn is_one_unheard(&self, step: u64) -> bool {
+        let unheard = |worker: &Worker| worker.is_unheard && worker.seen == step;
+        let mut members = self.ranks.iter().filter_map(|id| self.get(*id));
+        members.any(unheard)
+    }
+
     pub fn all_entered(&self) -> bool {
         let entered = |id: &WorkerId| self.get(*id).is_some_and(|worker| worker.entered);
         self.ranks.iter().all(entered)
@@ -184,6 +206,31 @@ impl Membership {
         };
         let member = self.ranks.iter().copied().find(at);
         member.or_else(|| self.workers.keys().copied().find(at))
+    }
+
+    /// Ready workers that joined with more than `step` updates.
+    pub fn veterans_beyond(&self, step: u64) -> usize {
+        self.veterans().filter(|worker| worker.seen > step).count()
+    }
+
+    /// The most updates that any of them has seen.
+    pub fn newest_veteran(&self) -> Option<u64> {
+        self.veterans().map(|worker| worker.seen).max()
+    }
+
+    fn veterans(&self) -> impl Iterator<Item = &Worker> {
+        let workers = self.workers.values();
+        workers.filter(|worker| worker.is_veteran && worker.ready.is_some())
+    }
+
+    /// What a worker remembers of its update that led to `step`.
+    pub fn update_of(&self, id: WorkerId, step: u64) -> Option<&v1::Update> {
+        let leads_there = |update: &&v1::Update| {
+            let report = update.report.as_ref();
+            report.is_some_and(|report| report.step == step)
+        };
+        let ready = self.get(id)?.ready.as_ref()?;
+        ready.updates.iter().find(leads_there)
     }
 
     /// The most updates that any member has seen.
@@ -218,15 +265,19 @@ impl Membership {
         most.filter(|_| least.is_some_and(|least| least > step))
     }
 
-    /// Chooses the members of the next generation: those who stay keep their order, then come the others by number, up
-    /// to `max_workers`. Whoever is not chosen waits as a spare, and so does who has seen more than `step` updates.
+    /// Chooses the members of the next generation: those who stay keep their order, then come the others, first those who
+    /// have seen most and then by number, up to `max_workers`. Whoever is not chosen waits as a spare, and so does who has seen more than `step` updates.
     pub fn elect(&mut self, max_workers: Option<usize>, step: u64) {
+        let mut others = Vec::new();
         for (id, worker) in &mut self.workers {
             worker.entered = false;
             if worker.ready.is_some() && worker.seen <= step && !self.ranks.contains(id) {
-                self.ranks.push(*id);
+                others.push((worker.seen, *id));
             }
         }
+        // Stable: equals stay in the order of their numbers.
+        others.sort_by_key(|(seen, _)| std::cmp::Reverse(*seen));
+        self.ranks.extend(others.into_iter().map(|(_, id)| id));
         self.ranks.truncate(max_workers.unwrap_or(usize::MAX));
     }
 

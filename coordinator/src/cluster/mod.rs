@@ -7,6 +7,7 @@
 //! The next step's plan and leases go out with the exchange. Whoever joins enters when a step is settled; when a member
 //! is lost, a new generation of those who are left begins at once, and only the lost one's slots are leased again.
 
+mod adoption;
 pub mod command;
 pub mod event;
 mod generations;
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 
 use proto::v1;
 
+pub use self::adoption::Earlier;
+use self::adoption::Grace;
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
 use self::ledger::Ledger;
@@ -48,13 +51,18 @@ const MAX_ACCUSATIONS: u32 = 3;
 pub struct Settings {
     pub version: String,
     pub job_digest: String,
+    /// Drawn when the run began; the same in every term of it.
+    pub run: String,
+    /// Of the terms before this one, where the run goes on from them.
+    pub earlier: Earlier,
     /// Updates in the state that the run starts from.
     pub start_step: u64,
     /// Of that state, where it is a checkpoint.
     pub start_weights_digest: Option<String>,
     /// Of the workers that computed it.
     pub start_numerics_class: Option<String>,
-    pub start_is_evaluated: bool,
+    /// The newest weights with an evaluation on record.
+    pub last_evaluated: Option<u64>,
     pub min_workers: usize,
     pub max_workers: Option<usize>,
     pub max_skipped_steps: u64,
@@ -75,6 +83,8 @@ pub struct Cluster {
     course: Course,
     members: Membership,
     stage: Stage,
+    /// While workers of an earlier term may come back.
+    grace: Option<Grace>,
     generation: u64,
     /// Of the first generation; later joiners must match.
     numerics_class: Option<String>,
@@ -100,24 +110,31 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(settings: Settings, course: Course) -> Self {
-        let work = course.work_from(settings.start_step, settings.start_is_evaluated);
+        let earlier = &settings.earlier;
+        let committed = settings.start_step.max(earlier.recorded);
+        let is_evaluated = settings
+            .last_evaluated
+            .is_some_and(|last| last >= committed);
+        let work = course.work_from(committed, is_evaluated);
+        let grace = Grace::of(earlier, settings.start_step);
         Self {
             members: Membership::default(),
             stage: Stage::Waiting,
-            generation: 0,
-            numerics_class: None,
-            committed: settings.start_step,
+            generation: earlier.generation,
+            numerics_class: earlier.numerics_class.clone().filter(|_| grace.is_some()),
+            grace,
+            committed,
             ledger: Ledger::new(work, course.slots(work)),
             ahead: None,
             settling: None,
-            pace: Pace::new(&course, settings.start_step),
+            pace: Pace::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
             member_lost: false,
             stopping: None,
             broken: None,
             last_reminder: None,
             eval_started: None,
-            last_evaluated: settings.start_is_evaluated.then_some(settings.start_step),
+            last_evaluated: settings.last_evaluated,
             settings,
             course,
         }
@@ -139,7 +156,7 @@ impl Cluster {
                 worker,
                 join,
                 address,
-            } => self.join(worker, join, address, commands),
+            } => self.join(now, worker, join, address, commands),
             Event::WorkerReady { worker, ready } => self.ready(now, worker, ready, commands),
             Event::WorkerEntered { worker, entered } => self.enter(now, worker, &entered, commands),
             Event::SlotDone { worker, done } => self.slot_done(now, worker, &done, commands),
@@ -160,6 +177,7 @@ impl Cluster {
             } => self.state_failed(now, worker, step, &reason, commands),
             Event::StopRequested { reason } => {
                 self.stopping.get_or_insert(reason);
+                self.take_newest(commands);
                 self.proceed(now, commands);
             }
             Event::GaveUp { reason } => self.fail(reason, commands),
@@ -214,7 +232,11 @@ impl Cluster {
         };
         for worker in self.members.ids() {
             let reason = reason.clone();
-            let finish = v1::Finish { failed, reason };
+            let finish = v1::Finish {
+                failed,
+                reason,
+                resumable: false,
+            };
             commands.push(Command::SendFinish { worker, finish });
         }
         commands.push(Command::End(outcome));

@@ -6,12 +6,14 @@ use proto::v1;
 
 use super::command::Command;
 use super::event::WorkerId;
+use super::settling::disagreement;
 use super::{Cluster, MAX_ACCUSATIONS, PEER_LOST_GRACE, REMINDER, Stage, membership};
 use crate::events::RunEvent;
 
 impl Cluster {
     pub(super) fn join(
         &mut self,
+        now: Instant,
         worker: WorkerId,
         join: v1::Join,
         address: String,
@@ -29,6 +31,14 @@ impl Cluster {
             ))));
             commands.push(Command::Refuse { worker, reason });
             return;
+        }
+        if let Some(reason) = self.foreign_state(&join) {
+            commands.push(Command::Expel { worker, reason });
+            return;
+        }
+        if let Some(before) = self.members.at_address(&address) {
+            // Its connection broke, which was not noticed here yet.
+            self.expel(now, before, "it joined anew".to_owned(), commands);
         }
         let name = join.name.clone();
         self.members.add(worker, join, address);
@@ -55,7 +65,12 @@ impl Cluster {
             return self.expel(now, id, "it said twice that it is ready".into(), commands);
         }
         let digest = &self.settings.job_digest;
-        let reached = self.pace.recorded().max(self.saving.stored());
+        // Whoever comes back may have gone on from a step that was not written down any more.
+        let is_veteran = self.members.get(id).is_some_and(|worker| worker.is_veteran);
+        let reached = match is_veteran {
+            true => self.course.total_steps(),
+            false => self.pace.recorded().max(self.saving.stored()),
+        };
         let mut checked = self.members.check_ready(id, &ready, digest, reached);
         if checked.is_ok()
             && ready.step == self.settings.start_step
@@ -69,6 +84,13 @@ impl Cluster {
                 membership::short(expected)
             ));
         }
+        if checked.is_ok()
+            && let Some(digest) = self.pace.digest_of(ready.step)
+            && digest != ready.weights_digest
+        {
+            let reason = disagreement(ready.step, &ready.weights_digest, digest);
+            return self.expel(now, id, reason, commands);
+        }
         if let Err(reason) = checked {
             self.forget(id, &reason, commands);
             commands.push(Command::Refuse { worker: id, reason });
@@ -78,6 +100,12 @@ impl Cluster {
         if let Some(worker) = self.members.get_mut(id) {
             worker.seen = step;
             worker.ready = Some(ready);
+        }
+        if self.grace.is_some() {
+            return self.watch_grace(now, commands);
+        }
+        if step > self.committed && is_veteran {
+            return self.welcome_back(now, id, step, commands);
         }
         if step > self.committed && step <= self.pace.recorded() {
             // It started from a checkpoint newer than what the others fell back to.
@@ -170,6 +198,9 @@ impl Cluster {
             && now.duration_since(since) >= PEER_LOST_GRACE
         {
             self.mend(now, accused, commands);
+        }
+        if self.grace.is_some() {
+            return self.watch_grace(now, commands);
         }
         if self.stage == Stage::Waiting && self.stopping.is_none() {
             self.remind(now, commands);

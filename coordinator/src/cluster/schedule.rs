@@ -165,6 +165,7 @@ impl Course {
             trained_tokens: slots.iter().sum::<u64>().max(1),
             learning_rate: self.learning_rate(step),
             digest: kind == PlanKind::Train && digest,
+            clear: false,
         })
     }
 }

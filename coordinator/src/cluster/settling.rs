@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use proto::v1;
 
+use super::adoption::Earlier;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::Ledger;
@@ -23,7 +24,7 @@ pub struct Settling {
     /// The step's own ledger: needed again where the exchange breaks.
     pub ledger: Ledger,
     pub reports: BTreeMap<WorkerId, v1::StepReport>,
-    /// Seconds from the step's beginning to its first report.
+    /// Seconds from the step's beginning to its first report, where both were seen.
     pub committed_after: Option<f64>,
 }
 
@@ -42,20 +43,33 @@ pub struct Pace {
 }
 
 impl Pace {
-    pub fn new(course: &Course, start_step: u64) -> Self {
+    /// After `recorded` updates. What is known of an earlier term counts where it ended there.
+    pub fn new(course: &Course, recorded: u64, earlier: &Earlier) -> Self {
+        let is_there = earlier.recorded == recorded;
+        let digest = earlier.weights_digest.clone().filter(|_| is_there);
         Self {
             step_started: None,
             mean_step_seconds: None,
-            num_tokens: (0..start_step).map(|step| course.tokens(step)).sum(),
-            recorded: start_step,
-            skipped_in_a_row: 0,
-            digest: None,
+            num_tokens: (0..recorded).map(|step| course.tokens(step)).sum(),
+            recorded,
+            skipped_in_a_row: if is_there {
+                earlier.skipped_in_a_row
+            } else {
+                0
+            },
+            digest: digest.map(|digest| (recorded, digest)),
         }
     }
 
     /// Updates after the last step that was settled.
     pub fn recorded(&self) -> u64 {
         self.recorded
+    }
+
+    /// Of the weights after `step` updates, where it is on record.
+    pub fn digest_of(&self, step: u64) -> Option<&str> {
+        let (at, digest) = self.digest.as_ref()?;
+        (*at == step).then_some(digest)
     }
 
     /// Goes on after `step` updates without the records up to there.
@@ -82,14 +96,11 @@ impl Pace {
 impl Cluster {
     /// The digest of the weights after `step` updates, where it is known.
     pub fn weights_digest(&self, step: u64) -> Option<&str> {
-        match &self.pace.digest {
-            Some((at, digest)) if *at == step => Some(digest),
-            _ => self
-                .members
-                .any_ready()
-                .filter(|ready| ready.step == step)
-                .map(|ready| ready.weights_digest.as_str()),
-        }
+        let of_ready = || {
+            let ready = self.members.any_ready()?;
+            (ready.step == step).then_some(ready.weights_digest.as_str())
+        };
+        self.pace.digest_of(step).or_else(of_ready)
     }
 
     /// Every slot of the step is held: sum and update. The work after it goes out at once.
@@ -188,10 +199,9 @@ impl Cluster {
         report: &v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        if let Some((step, digest)) = &self.pace.digest
-            && *step == report.step
+        if let Some(digest) = self.pace.digest_of(report.step)
             && !report.weights_digest.is_empty()
-            && *digest != report.weights_digest
+            && digest != report.weights_digest
         {
             let reason = disagreement(report.step, &report.weights_digest, digest);
             self.expel(now, id, reason, commands);
@@ -238,7 +248,7 @@ impl Cluster {
     }
 
     /// Records the step and takes out whoever disagrees. False where somebody did.
-    fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
+    pub(super) fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
         let Some(settling) = self.settling.take() else {
             return true;
         };
@@ -295,7 +305,6 @@ impl Cluster {
         let tokens = self.course.tokens(before);
         self.pace.num_tokens += tokens;
         let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
-        let seconds = settling.committed_after.unwrap_or(0.0);
         let remaining = self.course.total_steps().saturating_sub(step) as f64;
         commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
             step,
@@ -305,8 +314,10 @@ impl Cluster {
             learning_rate: self.course.learning_rate(before),
             num_tokens: self.pace.num_tokens,
             mean_token_accuracy,
-            tokens_per_second: tokens as f64 / seconds.max(1e-9),
-            workers: self.members.ranks().len(),
+            tokens_per_second: settling
+                .committed_after
+                .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9)),
+            workers: self.members.ranks().len().max(settling.reports.len()),
             generation: self.generation,
             weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
             skipped: report.skipped,
@@ -356,7 +367,7 @@ fn majority(reports: &BTreeMap<WorkerId, v1::StepReport>) -> Option<&v1::StepRep
     })
 }
 
-fn disagreement(step: u64, own: &str, agreed: &str) -> String {
+pub(super) fn disagreement(step: u64, own: &str, agreed: &str) -> String {
     format!(
         "its weights after step {step} are {} where the others have {}; this machine computes wrongly",
         short(own),

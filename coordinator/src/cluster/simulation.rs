@@ -357,10 +357,20 @@ impl Toy {
         let entered = v1::Entered {
             generation,
             step: self.step,
-            held: self.accumulator.iter().copied().collect(),
+            held: self.held(),
         };
         let worker = self.id;
         self.up.push_back(Event::WorkerEntered { worker, entered });
+    }
+
+    fn held(&self) -> Vec<v1::HeldSlot> {
+        let held = |slot: &u32| v1::HeldSlot {
+            slot: *slot,
+            loss_sum: f64::from(*slot) + self.step as f64,
+            trained_tokens: 1,
+            correct_tokens: 0,
+        };
+        self.accumulator.iter().map(held).collect()
     }
 
     fn compute(&mut self, step: u64, kind: PlanKind, slot: u32) {

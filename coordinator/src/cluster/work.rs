@@ -66,12 +66,17 @@ impl Cluster {
         }
     }
 
-    pub(super) fn send_plan(&self, worker: WorkerId, commands: &mut Vec<Command>) {
+    pub(super) fn send_plan(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
         let ledger = &self.ledger;
         let scalars = self.trainable_scalars();
         let plan = self.course.plan(ledger.work, &ledger.slots, scalars);
         if let Some(mut plan) = plan {
             plan.generation = self.generation;
+            if matches!(ledger.work, Work::Train(_))
+                && let Some(worker) = self.members.get_mut(worker)
+            {
+                plan.clear = std::mem::take(&mut worker.must_clear);
+            }
             commands.push(Command::SendPlan { worker, plan });
         }
     }
@@ -106,6 +111,10 @@ impl Cluster {
             Work::Store(_) => return,
         };
         if self.stage != Stage::Running || self.stopping.is_some() || !entered || !is_member {
+            return;
+        }
+        // What it holds need not be computed again, and it answers at once.
+        if self.members.is_one_unheard(self.committed) {
             return;
         }
         let slots = self.ledger.lease(worker, window);

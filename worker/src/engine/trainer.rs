@@ -208,6 +208,19 @@ impl Trainer {
         Ok(logits.flatten_all()?.to_vec1()?)
     }
 
+    /// The slots in the accumulator, with what they amount to.
+    pub fn held_outcomes(&self) -> impl Iterator<Item = (u32, SlotOutcome)> {
+        self.outcomes
+            .iter()
+            .map(|(slot, outcome)| (*slot, *outcome))
+    }
+
+    /// Empties the accumulator.
+    pub fn forget_slots(&mut self) {
+        self.accumulator.clear();
+        self.outcomes.clear();
+    }
+
     pub fn accumulator(&self) -> &Accumulator {
         &self.accumulator
     }
@@ -285,8 +298,7 @@ impl Trainer {
         self.exp_avg.copy_from_slice(&snapshot.exp_avg);
         self.exp_avg_sq.copy_from_slice(&snapshot.exp_avg_sq);
         self.step = snapshot.step;
-        self.accumulator.clear();
-        self.outcomes.clear();
+        self.forget_slots();
         Ok(())
     }
 }

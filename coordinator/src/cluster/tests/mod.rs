@@ -1,5 +1,6 @@
 //! Facts about single decisions, as events and the commands they lead to.
 
+mod adoption;
 mod churn;
 mod door;
 mod state;
@@ -75,10 +76,12 @@ pub fn settings() -> Settings {
     Settings {
         version: "1".into(),
         job_digest: "job".into(),
+        run: "run".into(),
+        earlier: Earlier::default(),
         start_step: 0,
         start_weights_digest: None,
         start_numerics_class: None,
-        start_is_evaluated: false,
+        last_evaluated: None,
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,
@@ -108,6 +111,7 @@ pub fn ready(worker: WorkerId, step: u64) -> Event {
         weights_digest: format!("weights-{step}"),
         job_digest: "job".into(),
         total_scalars: 10,
+        updates: Vec::new(),
     };
     Event::WorkerReady { worker, ready }
 }
@@ -136,7 +140,8 @@ fn describe(command: &Command) -> Option<String> {
         ),
         Command::SendPlan { worker, plan } => {
             let kind = if plan.kind == 1 { "train" } else { "eval" };
-            format!("w{} plan {kind} {}", worker.0, plan.step)
+            let clear = if plan.clear { " clear" } else { "" };
+            format!("w{} plan {kind} {}{clear}", worker.0, plan.step)
         }
         Command::SendLease { worker, lease } => {
             format!("w{} lease [{}]", worker.0, numbers(&lease.slots))
@@ -231,10 +236,20 @@ fn entered(id: u64, generation: u64, step: u64, held: &[u32]) -> Event {
     let entered = v1::Entered {
         generation,
         step,
-        held: held.to_vec(),
+        held: held.iter().map(|slot| held_slot(*slot)).collect(),
     };
     let worker = WorkerId(id);
     Event::WorkerEntered { worker, entered }
+}
+
+/// As [`done`] computes it.
+pub fn held_slot(slot: u32) -> v1::HeldSlot {
+    v1::HeldSlot {
+        slot,
+        loss_sum: f64::from(slot),
+        trained_tokens: 1,
+        correct_tokens: 1,
+    }
 }
 
 fn done(id: u64, step: u64, slot: u32) -> Event {

@@ -86,10 +86,10 @@ fn training_waits_rather_than_leave_a_checkpoint_out() {
 
 #[test]
 fn an_evaluation_that_was_cut_off_is_made_up_for() {
-    for (start_is_evaluated, plan) in [(false, "w1 plan eval 2"), (true, "w1 plan train 2")] {
+    for (last_evaluated, plan) in [(None, "w1 plan eval 2"), (Some(2), "w1 plan train 2")] {
         let mut scene = Scene::new(|settings| {
             settings.start_step = 2;
-            settings.start_is_evaluated = start_is_evaluated;
+            settings.last_evaluated = last_evaluated;
         });
         scene.after(join(WorkerId(1)));
         scene.after(ready(WorkerId(1), 2));

@@ -1,0 +1,292 @@
+//! A new term, and the workers that outlived the one before.
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Step 1 of six is on record, two workers computed it, and the newest state on disk is that of the start.
+fn new_term() -> Scene {
+    Scene::new(|settings| {
+        settings.earlier = Earlier {
+            recorded: 1,
+            weights_digest: Some("weights-1".into()),
+            generation: 3,
+            workers: 2,
+            numerics_class: Some("cpu".into()),
+            ..Earlier::default()
+        };
+    })
+}
+
+fn rejoin(id: u64, run: &str) -> Event {
+    let Event::WorkerJoined {
+        worker,
+        mut join,
+        address,
+    } = join(WorkerId(id))
+    else {
+        unreachable!("join makes a WorkerJoined")
+    };
+    join.job_digest = "job".into();
+    join.run = run.into();
+    Event::WorkerJoined {
+        worker,
+        join,
+        address,
+    }
+}
+
+/// Ready after `step` updates, the last of which it made with these slots.
+fn ready_again(id: u64, step: u64, slots: &[u32]) -> Event {
+    let Event::WorkerReady { worker, mut ready } = ready(WorkerId(id), step) else {
+        unreachable!("ready makes a WorkerReady")
+    };
+    ready.updates = vec![v1::Update {
+        report: Some(v1::StepReport {
+            step,
+            weights_digest: format!("weights-{step}"),
+            ..Default::default()
+        }),
+        slots: slots.iter().map(|slot| held_slot(*slot)).collect(),
+    }];
+    Event::WorkerReady { worker, ready }
+}
+
+#[test]
+fn a_new_term_counts_the_slots_that_its_workers_hold() {
+    let mut scene = new_term();
+    scene.check(rejoin(1, "run"), &["w1 welcome"]);
+    scene.check(ready_again(1, 1, &[]), &[]);
+    scene.check(rejoin(2, "run"), &["w2 welcome"]);
+    scene.check(
+        ready_again(2, 1, &[]),
+        &[
+            "w1 generation 4 at 1 of [1 2] behind []",
+            "w2 generation 4 at 1 of [1 2] behind []",
+        ],
+    );
+    // Nothing is leased before it is known what the other has.
+    scene.check(entered(1, 4, 1, &[0, 3]), &["w1 plan train 1"]);
+    scene.check(entered(2, 4, 1, &[2]), &["w2 plan train 1", "w1 lease [1]"]);
+    let commands = scene.after(done(1, 1, 1));
+    assert_eq!(commands[..2], ["w1 exchange 1", "w2 exchange 1"]);
+}
+
+#[test]
+fn a_step_whose_slots_are_all_held_is_exchanged_without_computing() {
+    let mut scene = new_term();
+    for id in 1..=2 {
+        scene.after(rejoin(id, "run"));
+        scene.after(ready_again(id, 1, &[]));
+    }
+    scene.after(entered(1, 4, 1, &[0, 1]));
+    let commands = scene.after(entered(2, 4, 1, &[2, 3]));
+    assert_eq!(
+        commands[..3],
+        ["w2 plan train 1", "w1 exchange 1", "w2 exchange 1"]
+    );
+}
+
+#[test]
+fn a_slot_that_another_has_empties_the_accumulator_that_brings_it() {
+    let mut scene = new_term();
+    for id in 1..=2 {
+        scene.after(rejoin(id, "run"));
+        scene.after(ready_again(id, 1, &[]));
+    }
+    scene.after(entered(1, 4, 1, &[0, 1]));
+    scene.check(
+        entered(2, 4, 1, &[1, 2, 3]),
+        &["w2 plan train 1 clear", "w1 lease [2]", "w2 lease [3]"],
+    );
+    // Before it reads that, another generation begins: it still brings the same slots.
+    scene.after(rejoin(3, "run"));
+    scene.after(ready_again(3, 1, &[]));
+    scene.after(lost(1));
+    scene.check(entered(2, 5, 1, &[1, 2, 3]), &["w2 plan train 1"]);
+    scene.check(entered(3, 5, 1, &[]), &["w3 plan train 1", "w2 lease [0]"]);
+}
+
+#[test]
+fn a_record_that_the_journal_lost_is_completed_by_those_who_were_there() {
+    let mut scene = new_term();
+    for id in 1..=2 {
+        scene.after(rejoin(id, "run"));
+    }
+    scene.check(ready_again(1, 2, &[0, 2]), &[]);
+    scene.check(
+        ready_again(2, 2, &[1, 3]),
+        &[
+            "committed 2 loss 1.5",
+            "w1 generation 4 at 2 of [1 2] behind []",
+            "w2 generation 4 at 2 of [1 2] behind []",
+        ],
+    );
+}
+
+#[test]
+fn the_newest_state_is_the_runs_and_who_is_behind_gets_it() {
+    let mut scene = new_term();
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    for id in 2..=3 {
+        scene.after(rejoin(id, "run"));
+    }
+    scene.check(ready_again(2, 1, &[]), &[]);
+    // Nobody knows the slots of the other worker, so step 2 has no record.
+    scene.check(
+        ready_again(3, 2, &[1, 3]),
+        &[
+            "w3 generation 4 at 2 of [3 2 1] behind [1 2]",
+            "w2 generation 4 at 2 of [3 2 1] behind [1 2]",
+            "w1 generation 4 at 2 of [3 2 1] behind [1 2]",
+        ],
+    );
+    assert_eq!(scene.cluster.pace.recorded(), 2);
+}
+
+#[test]
+fn one_with_the_newest_state_waits_a_moment_for_the_others() {
+    let mut scene = new_term();
+    scene.after(rejoin(1, "run"));
+    scene.after(ready_again(1, 1, &[]));
+    scene.now += 3 * SECOND;
+    scene.check(Event::Ticked, &[]);
+    scene.now += 2 * SECOND;
+    scene.check(Event::Ticked, &["w1 generation 4 at 1 of [1] behind []"]);
+}
+
+#[test]
+fn where_nobody_comes_back_the_checkpoint_is_gone_on_from() {
+    let mut scene = new_term();
+    let mut commands = Vec::new();
+    scene
+        .cluster
+        .handle(scene.now, Event::Ticked, &mut commands);
+    assert!(
+        matches!(&commands[..], [Command::Emit(RunEvent::Notice(text))]
+            if text.contains("waiting 15 s") && text.contains("0 of 2")),
+        "{commands:?}"
+    );
+    scene.check(join(WorkerId(1)), &["w1 welcome"]);
+    scene.check(ready(WorkerId(1), 0), &[]);
+    scene.now += 14 * SECOND;
+    scene.check(Event::Ticked, &[]);
+    scene.now += SECOND;
+    scene.check(Event::Ticked, &["w1 generation 4 at 0 of [1] behind []"]);
+    // What was recorded is not recorded again.
+    scene.after(entered(1, 4, 0, &[]));
+    for slot in 0..4 {
+        scene.after(done(1, 0, slot));
+    }
+    scene.check(reported(1, 1, "weights-1"), &[]);
+    for slot in 0..4 {
+        scene.after(done(1, 1, slot));
+    }
+    scene.check(reported(1, 2, "weights-2"), &["committed 2 loss 1.5"]);
+}
+
+#[test]
+fn whoever_comes_back_late_spares_the_others_the_steps_it_has() {
+    let mut scene = new_term();
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    scene.after(Event::Ticked);
+    scene.now += 15 * SECOND;
+    scene.after(Event::Ticked);
+    scene.after(entered(1, 4, 0, &[]));
+    scene.after(rejoin(2, "run"));
+    scene.check(
+        ready_again(2, 1, &[]),
+        &[
+            "w1 generation 5 at 1 of [1 2] behind [0]",
+            "w2 generation 5 at 1 of [1 2] behind [0]",
+        ],
+    );
+}
+
+#[test]
+fn a_finished_exchange_counts_when_its_worker_comes_back_with_it() {
+    let mut scene = Scene::exchanging();
+    // Worker 2 has finished the exchange, but its connection breaks before it can say so.
+    scene.check(lost(2), &["w1 generation 2 at 0 of [1] behind []"]);
+    scene.after(rejoin(3, "run"));
+    scene.check(
+        ready_again(3, 1, &[2, 3]),
+        &[
+            "committed 1 loss 1.5",
+            "w1 generation 3 at 1 of [1 3] behind [0]",
+            "w3 generation 3 at 1 of [1 3] behind [0]",
+        ],
+    );
+}
+
+#[test]
+fn the_state_of_another_run_is_dropped() {
+    let mut scene = new_term();
+    scene.check(
+        rejoin(1, "another"),
+        &["w1 expel: it holds the state of another run of this job (another there, run here)"],
+    );
+}
+
+#[test]
+fn wrong_weights_do_not_come_back() {
+    let mut scene = new_term();
+    scene.after(rejoin(1, "run"));
+    let Event::WorkerReady { worker, mut ready } = ready_again(1, 1, &[]) else {
+        unreachable!("ready_again makes a WorkerReady")
+    };
+    ready.weights_digest = "odd".into();
+    scene.check(
+        Event::WorkerReady { worker, ready },
+        &["w1 expel: its weights after step 1 are odd where the others have weights-1; this machine computes wrongly"],
+    );
+}
+
+#[test]
+fn slots_of_a_step_that_is_not_due_are_forgotten_when_it_begins() {
+    // The evaluation after step 2 was not recorded, but the worker had gone on to the next step.
+    let mut scene = new_term();
+    scene.cluster.settings.min_workers = 1;
+    for id in 1..=2 {
+        scene.after(rejoin(id, "run"));
+    }
+    scene.after(ready_again(1, 2, &[0, 1]));
+    scene.after(ready_again(2, 2, &[2, 3]));
+    scene.after(lost(2));
+    scene.check(
+        entered(1, 5, 2, &[3]),
+        &["w1 plan eval 2", "w1 lease [0]", "w1 lease [1]"],
+    );
+    let mut commands = Vec::new();
+    for slot in 0..2 {
+        let Event::SlotDone { worker, mut done } = done(1, 2, slot) else {
+            unreachable!("done makes a SlotDone")
+        };
+        done.kind = PlanKind::Eval.to_wire();
+        commands = scene.after(Event::SlotDone { worker, done });
+    }
+    assert_eq!(commands[0], "w1 plan train 2 clear");
+}
+
+#[test]
+fn a_worker_that_joins_anew_replaces_itself() {
+    let mut scene = Scene::with_workers(2);
+    scene.cluster.settings.min_workers = 1;
+    let Event::WorkerJoined { join, .. } = rejoin(3, "run") else {
+        unreachable!("rejoin makes a WorkerJoined")
+    };
+    scene.check(
+        Event::WorkerJoined {
+            worker: WorkerId(3),
+            join,
+            address: "10.0.0.2:9".into(),
+        },
+        &[
+            "w2 expel: it joined anew",
+            "w1 generation 2 at 0 of [1] behind []",
+            "w3 welcome",
+        ],
+    );
+}
