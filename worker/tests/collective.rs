@@ -2,54 +2,22 @@
 //! deaf to callers that do not belong.
 #![allow(clippy::unwrap_used)]
 
+mod mesh;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::exact::FixedPoint;
 use common::rng::CounterRng;
+use mesh::{HOST, LIMITS, RUN_ID, addresses, collectives, enter};
 use worker::collective::frame::{FrameHeader, FrameKind, Hello};
 use worker::collective::tcp::Mesh;
 use worker::collective::{
     Collective, CollectiveError, Contribution, Limits, Membership, PeerAddress, ReducedSum, Sums,
 };
-
-const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const LIMITS: Limits = Limits {
-    forming: Duration::from_secs(20),
-    silence: Duration::from_secs(20),
-};
-const RUN_ID: [u8; 32] = [7; 32];
-
-fn collectives(size: usize) -> Vec<Arc<Collective>> {
-    (0..size)
-        .map(|_| Arc::new(Collective::bind(HOST, LIMITS).unwrap()))
-        .collect()
-}
-
-fn addresses(collectives: &[Arc<Collective>]) -> Vec<PeerAddress> {
-    let peers = collectives.iter().enumerate();
-    peers
-        .map(|(rank, collective)| PeerAddress {
-            name: format!("worker-{rank}"),
-            address: format!("127.0.0.1:{}", collective.port()),
-        })
-        .collect()
-}
-
-fn enter(collectives: &[Arc<Collective>], generation: u64) {
-    let members = addresses(collectives);
-    for (rank, collective) in collectives.iter().enumerate() {
-        collective.enter(Membership {
-            run_id: RUN_ID,
-            generation,
-            rank: rank as u32,
-            members: members.clone(),
-        });
-    }
-}
 
 /// One worker's share of a step.
 #[derive(Clone, Default)]
