@@ -1,6 +1,8 @@
 //! What both ends of the wire must agree on beyond the messages themselves: limits, metadata, and the checks that
 //! every message passes before its content is used.
 
+use std::time::Duration;
+
 use proto::v1;
 use thiserror::Error;
 
@@ -12,6 +14,8 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub const MAX_BLOCKS_PER_FETCH: usize = 4096;
 /// Files of a model, a checkpoint or an upload.
 pub const MAX_FILES: usize = 4096;
+/// Between two signs of life of a worker.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The metadata key that carries `Bearer <token>` on every call.
 pub const TOKEN_KEY: &str = "authorization";
 

@@ -6,14 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use common::failpoint;
 use common::files::FileEntry;
 use common::wire::down;
 use proto::v1::{self, coordinator_message::Message as Down};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -23,8 +22,6 @@ use crate::events::RunEvent;
 use crate::shelf::{Expected, Shelf};
 use crate::upload::Received;
 
-/// Between two looks at the clock.
-const TICK: Duration = Duration::from_millis(250);
 /// Workers at a time.
 const MAX_SESSIONS: usize = 4096;
 /// Of a state, beyond 16 bytes for each trainable scalar: configuration and headers.
@@ -114,19 +111,21 @@ impl Driver {
 
     /// Runs until the cluster ends. Sessions end with the driver, after what is queued for them.
     pub async fn drive(mut self, mut arrivals: mpsc::Receiver<Input>) -> Outcome {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.pending.push_back(Event::Ticked);
         loop {
-            let event = tokio::select! {
-                Some(input) = arrivals.recv() => self.take(input),
-                _ = ticks.tick() => Some(Event::Ticked),
-            };
-            self.pending.extend(event);
             while let Some(event) = self.pending.pop_front() {
                 if let Some(outcome) = self.apply(event).await {
                     return outcome;
                 }
             }
+            let wakes_at = self.cluster.wakes_at();
+            let event = tokio::select! {
+                // What has arrived counts before the time does: a heartbeat that waits here was sent in time.
+                biased;
+                Some(input) = arrivals.recv() => self.take(input),
+                () = sleep_until(wakes_at) => Some(Event::Ticked),
+            };
+            self.pending.extend(event);
         }
     }
 
@@ -183,7 +182,8 @@ impl Driver {
 
     async fn apply(&mut self, event: Event) -> Option<Outcome> {
         let mut commands = Vec::new();
-        self.cluster.handle(Instant::now(), event, &mut commands);
+        let now = Instant::now().into_std();
+        self.cluster.handle(now, event, &mut commands);
         for command in commands {
             match command {
                 Command::Emit(event) => {
@@ -332,6 +332,13 @@ impl Driver {
             let _ = inputs.send(input).await;
         });
         None
+    }
+}
+
+async fn sleep_until(moment: Option<std::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(Instant::from_std(moment)).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -246,10 +246,7 @@ async fn read_session(
             () = closed.cancelled() => return,
         };
         let event = match message {
-            Ok(Some(message)) => match event(worker, message.message) {
-                Some(event) => event,
-                None => continue,
-            },
+            Ok(Some(message)) => event(worker, message.message),
             Ok(None) => lost(worker, "it closed the session".to_owned()),
             Err(status) => {
                 tracing::debug!("session of worker {}: {status}", worker.0);
@@ -267,16 +264,16 @@ fn lost(worker: WorkerId, reason: String) -> Event {
     Event::WorkerLost { worker, reason }
 }
 
-fn event(worker: WorkerId, message: Option<Up>) -> Option<Event> {
-    Some(match message {
+fn event(worker: WorkerId, message: Option<Up>) -> Event {
+    match message {
         Some(Up::Ready(ready)) => Event::WorkerReady { worker, ready },
         Some(Up::Entered(entered)) => Event::WorkerEntered { worker, entered },
         Some(Up::SlotDone(done)) => Event::SlotDone { worker, done },
         Some(Up::StepReport(report)) => Event::StepReported { worker, report },
         Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
         Some(Up::Leaving(leaving)) => lost(worker, leaving.reason),
-        Some(Up::Heartbeat(_)) => return None,
+        Some(Up::Heartbeat(_)) => Event::Heard { worker },
         Some(Up::Join(_)) => lost(worker, "it joined twice in one session".to_owned()),
         None => lost(worker, "it sent an empty message".to_owned()),
-    })
+    }
 }

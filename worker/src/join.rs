@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::blocks::{Blocks, BlocksError};
-use crate::collective::{Collective, CollectiveError, Limits};
+use crate::collective::{Collective, CollectiveError};
 use crate::connect::{Client, connect, retry_delays};
 use crate::fetch::{Fetcher, default_cache};
 use crate::run::{Links, RunError, Start, run};
@@ -378,9 +378,9 @@ impl ExchangePlace {
 
     /// Listens on the first of the hosts that this machine has.
     fn bind(&self) -> Result<Collective, CollectiveError> {
-        let mut bound = Collective::bind(self.hosts[0], Limits::default());
+        let mut bound = Collective::bind(self.hosts[0]);
         for host in &self.hosts[1..] {
-            bound = bound.or_else(|_| Collective::bind(*host, Limits::default()));
+            bound = bound.or_else(|_| Collective::bind(*host));
         }
         bound
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::files::FileEntry;
 use common::job::JobSpec;
-use common::wire::{MAX_FILES, PlanKind, WireError, check_digest, up};
+use common::wire::{HEARTBEAT_INTERVAL, MAX_FILES, PlanKind, WireError, check_digest, up};
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
@@ -25,7 +25,6 @@ use crate::connect::{Client, root_cause};
 
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the last word may take to reach the coordinator.
 pub const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
 /// Messages up that may wait for the network.
@@ -33,6 +32,8 @@ const OUTGOING: usize = 64;
 /// Far beyond any real one, and safe to multiply.
 const MAX_SEQUENCE_LEN: u32 = 1 << 24;
 const MAX_MEMBERS: usize = 1024;
+/// How long a peer may be silent, where the coordinator does not say or exaggerates.
+const MAX_SILENCE_MS: u64 = 60_000;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -332,6 +333,10 @@ fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membershi
         let (field, found) = ("generation", format!("{members} members"));
         return Err(WireError::Invalid { field, found });
     }
+    let silence_ms = match generation.deadline_ms {
+        0 => MAX_SILENCE_MS,
+        stated => stated.min(MAX_SILENCE_MS),
+    };
     let address = |member: &v1::Member| PeerAddress {
         name: member.name.clone(),
         address: member.address.clone(),
@@ -341,5 +346,6 @@ fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membershi
         generation: generation.generation,
         rank: generation.rank,
         members: generation.members.iter().map(address).collect(),
+        silence: Duration::from_millis(silence_ms),
     })
 }

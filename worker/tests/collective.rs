@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use common::exact::FixedPoint;
 use common::rng::CounterRng;
-use mesh::{HOST, LIMITS, RUN_ID, addresses, collectives, enter};
+use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter};
 use worker::collective::frame::{FrameHeader, FrameKind, Hello};
 use worker::collective::tcp::Mesh;
 use worker::collective::{
-    Collective, CollectiveError, Contribution, Limits, Membership, PeerAddress, ReducedSum, Sums,
+    Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
 };
 
 /// One worker's share of a step.
@@ -230,11 +230,7 @@ fn a_new_generation_ends_an_exchange_at_once() {
 
 #[test]
 fn a_member_that_cannot_be_reached_is_named() {
-    let limits = Limits {
-        forming: Duration::from_millis(300),
-        ..LIMITS
-    };
-    let collective = Collective::bind(HOST, limits).unwrap();
+    let collective = Collective::bind(HOST).unwrap();
     let vacant = TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap();
     let members = vec![
         PeerAddress {
@@ -251,6 +247,7 @@ fn a_member_that_cannot_be_reached_is_named() {
         generation: 1,
         rank: 1,
         members,
+        silence: Duration::from_millis(300),
     });
     let message = collective.mesh(1).err().unwrap().to_string();
     for part in ["gone (rank 0)", &vacant.to_string(), "over the loopback"] {
@@ -299,7 +296,7 @@ fn hostile_callers_are_turned_away_and_delay_nobody() {
 
 /// An exchange with a peer that says Hello properly and then sends `bytes`.
 fn exchange_with_impostor(bytes: Vec<u8>) -> String {
-    let collective = Arc::new(Collective::bind(HOST, LIMITS).unwrap());
+    let collective = Arc::new(Collective::bind(HOST).unwrap());
     let mut members = addresses(std::slice::from_ref(&collective));
     members.push(PeerAddress {
         name: "impostor".into(),
@@ -310,6 +307,7 @@ fn exchange_with_impostor(bytes: Vec<u8>) -> String {
         generation: 1,
         rank: 0,
         members,
+        silence: SILENCE,
     });
     let mut stream = TcpStream::connect((HOST, collective.port())).unwrap();
     let hello = Hello {

@@ -367,6 +367,7 @@ fn lease(generation: u64, step: u64, slots: impl IntoIterator<Item = u32>) -> Do
 
 fn generation(number: u64, members: &[&v1::Member], step: u64, behind: &[u32]) -> v1::Generation {
     v1::Generation {
+        deadline_ms: 30_000,
         generation: number,
         members: members.iter().map(|member| (*member).clone()).collect(),
         rank: 0,
@@ -721,6 +722,11 @@ async fn a_server_that_is_no_coordinator_is_given_up_at_once() {
             stream.read_exact(&mut heard).await.unwrap();
             let answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
             stream.write_all(answer).await.unwrap();
+            // Closing while unread bytes wait would reset the connection, and the answer might be lost.
+            stream.shutdown().await.unwrap();
+            tokio::io::copy(&mut stream, &mut tokio::io::sink())
+                .await
+                .ok();
         }
     });
     let started = Instant::now();

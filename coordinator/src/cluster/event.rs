@@ -37,6 +37,8 @@ pub enum Event {
         worker: WorkerId,
         lost: v1::PeerLost,
     },
+    /// A heartbeat.
+    Heard { worker: WorkerId },
     /// The worker left, or its session ended without a word.
     WorkerLost { worker: WorkerId, reason: String },
     /// A state asked for is safe on disk.
@@ -57,4 +59,25 @@ pub enum Event {
     GaveUp { reason: String },
     /// Time passed.
     Ticked,
+}
+
+impl Event {
+    /// The worker that just showed that it lives.
+    pub fn speaker(&self) -> Option<WorkerId> {
+        match self {
+            Self::WorkerJoined { worker, .. }
+            | Self::WorkerReady { worker, .. }
+            | Self::WorkerEntered { worker, .. }
+            | Self::SlotDone { worker, .. }
+            | Self::StepReported { worker, .. }
+            | Self::PeerLost { worker, .. }
+            | Self::Heard { worker } => Some(*worker),
+            Self::WorkerLost { .. }
+            | Self::StateStored { .. }
+            | Self::StateFailed { .. }
+            | Self::StopRequested { .. }
+            | Self::GaveUp { .. }
+            | Self::Ticked => None,
+        }
+    }
 }

@@ -6,16 +6,20 @@ use proto::v1;
 
 use super::command::Command;
 use super::event::WorkerId;
+use super::hours::LOSSES_GATHER;
 use super::ledger::Ledger;
 use super::schedule::Work;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
 impl Cluster {
-    /// Begins a new generation if a member of this one was lost.
+    /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.
     pub(super) fn regroup(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let lost = std::mem::take(&mut self.member_lost) && self.stage == Stage::Running;
+        let began = self.generation_began;
+        let gathers = began.is_some_and(|began| now.duration_since(began) < LOSSES_GATHER);
         match self.stopping {
+            None if lost && gathers => self.member_lost = true,
             None if lost => self.reform(now, commands),
             Some(_) if lost => {
                 self.interrupt_settling(commands);
@@ -47,7 +51,10 @@ impl Cluster {
         self.fall_back(commands);
         self.stage = Stage::Running;
         self.generation += 1;
-        for (worker, generation) in self.members.generation(self.generation, self.committed) {
+        self.generation_began = Some(now);
+        let deadline_ms = self.deadline().as_millis() as u64;
+        for (worker, mut generation) in self.members.generation(self.generation, self.committed) {
+            generation.deadline_ms = deadline_ms;
             commands.push(Command::SendGeneration { worker, generation });
         }
         let numerics_class = self.fix_numerics_class(commands);

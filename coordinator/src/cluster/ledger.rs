@@ -53,6 +53,10 @@ impl Ledger {
         }
     }
 
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// Leases free slots to `worker` until it has `window` outstanding.
     pub fn lease(&mut self, worker: WorkerId, window: usize) -> Vec<u32> {
         let outstanding = self.leased.entry(worker).or_default();
@@ -159,6 +163,11 @@ impl Ledger {
         if let Some(count) = self.leased.get_mut(&worker) {
             *count = count.saturating_sub(1);
         }
+    }
+
+    #[cfg(test)]
+    pub fn is_leased(&self, worker: WorkerId, slot: u32) -> bool {
+        self.places[slot as usize] == Place::Leased(worker)
     }
 
     /// Every slot is held.

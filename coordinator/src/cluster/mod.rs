@@ -11,19 +11,21 @@ mod adoption;
 pub mod command;
 pub mod event;
 mod generations;
+mod hours;
 mod ledger;
 mod membership;
 mod presence;
 mod saving;
 mod schedule;
 mod settling;
+mod silence;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
 mod work;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proto::v1;
 
@@ -36,15 +38,10 @@ use self::membership::Membership;
 use self::saving::Saving;
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
+use self::silence::Silence;
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
 const LEASE_WINDOW: usize = 2;
-/// Between two reminders that workers are missing.
-const REMINDER: Duration = Duration::from_secs(30);
-/// After a broken exchange, how long the peer's own connection may take to break too.
-const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
-/// Broken exchanges without a committed step between them after which the accused peer is expelled.
-const MAX_ACCUSATIONS: u32 = 3;
 
 /// What a run is, apart from its course.
 #[derive(Clone, Debug)]
@@ -103,6 +100,9 @@ pub struct Cluster {
     /// An exchange broke then, because of this worker.
     broken: Option<(Instant, WorkerId)>,
     last_reminder: Option<Instant>,
+    silence: Silence,
+    /// When the newest generation began.
+    generation_began: Option<Instant>,
     /// When the evaluation began.
     eval_started: Option<Instant>,
     last_evaluated: Option<u64>,
@@ -133,6 +133,8 @@ impl Cluster {
             stopping: None,
             broken: None,
             last_reminder: None,
+            silence: Silence::default(),
+            generation_began: None,
             eval_started: None,
             last_evaluated: settings.last_evaluated,
             settings,
@@ -144,6 +146,18 @@ impl Cluster {
     ///
     /// Reads no clock and does no I/O: equal inputs give equal commands.
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
+        self.silence.listen(now);
+        let speaker = event.speaker();
+        self.apply(now, event, commands);
+        if let Some(worker) = speaker.filter(|worker| self.members.get(*worker).is_some()) {
+            self.silence.hear(worker, now);
+        }
+        if self.wakes_at().is_some_and(|at| at <= now) {
+            self.tick(now, commands);
+        }
+    }
+
+    fn apply(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
         if self.stage == Stage::Ended {
             if let Event::WorkerJoined { worker, .. } = event {
                 let reason = "the run is over".to_owned();
@@ -181,6 +195,7 @@ impl Cluster {
                 self.proceed(now, commands);
             }
             Event::GaveUp { reason } => self.fail(reason, commands),
+            Event::Heard { .. } => {}
             Event::Ticked => self.tick(now, commands),
         }
     }
@@ -210,7 +225,8 @@ impl Cluster {
         if self.stopping.is_some() {
             return self.proceed_to_stop(commands);
         }
-        let settled = self.settling.is_none() && self.members.all_entered();
+        // An exchange of a generation that lost a member could only break.
+        let settled = self.settling.is_none() && !self.member_lost && self.members.all_entered();
         if self.stage != Stage::Running || !settled || !self.ledger.is_complete() {
             return;
         }

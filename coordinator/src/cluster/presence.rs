@@ -7,7 +7,7 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::settling::disagreement;
-use super::{Cluster, MAX_ACCUSATIONS, PEER_LOST_GRACE, REMINDER, Stage, membership};
+use super::{Cluster, Stage, membership};
 use crate::events::RunEvent;
 
 impl Cluster {
@@ -163,6 +163,7 @@ impl Cluster {
             settling.reports.remove(&id);
         }
         self.saving.worker_lost(id);
+        self.silence.forget(id);
         self.member_lost |= was_member;
         commands.push(Command::Emit(RunEvent::WorkerLost {
             worker: id.0,
@@ -191,43 +192,5 @@ impl Cluster {
             );
         };
         self.broken.get_or_insert((now, accused));
-    }
-
-    pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if let Some((since, accused)) = self.broken
-            && now.duration_since(since) >= PEER_LOST_GRACE
-        {
-            self.mend(now, accused, commands);
-        }
-        if self.grace.is_some() {
-            return self.watch_grace(now, commands);
-        }
-        if self.stage == Stage::Waiting && self.stopping.is_none() {
-            self.remind(now, commands);
-        }
-    }
-
-    /// An exchange broke although both ends still talk to us: build it anew, but not for ever.
-    pub(super) fn mend(&mut self, now: Instant, accused: WorkerId, commands: &mut Vec<Command>) {
-        self.broken = None;
-        let Some(worker) = self.members.get_mut(accused) else {
-            return;
-        };
-        worker.accusations += 1;
-        if worker.accusations >= MAX_ACCUSATIONS {
-            let reason = format!("its peers lost it {MAX_ACCUSATIONS} times in a row");
-            return self.expel(now, accused, reason, commands);
-        }
-        self.reform(now, commands);
-    }
-
-    pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let due = |last: Instant| now.duration_since(last) >= REMINDER;
-        let (have, need) = (self.members.count(), self.settings.min_workers);
-        // Those who are here and load need no reminder.
-        if have < need && self.last_reminder.is_none_or(due) {
-            self.last_reminder = Some(now);
-            commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
-        }
     }
 }

@@ -61,6 +61,10 @@ impl Pace {
         }
     }
 
+    pub fn mean_step_seconds(&self) -> Option<f64> {
+        self.mean_step_seconds
+    }
+
     /// Updates after the last step that was settled.
     pub fn recorded(&self) -> u64 {
         self.recorded

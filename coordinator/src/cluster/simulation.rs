@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use common::rng::CounterRng;
-use common::wire::PlanKind;
+use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 use proto::v1;
 
 use super::tests::{course, join, ready, settings};
@@ -15,6 +15,8 @@ use crate::events::RunEvent;
 const TOTAL_STEPS: u64 = 6;
 const SLOTS: u32 = 5;
 const MAX_ACTIONS: usize = 20_000;
+/// Longer than the shortest deadline, shorter than the longest: some that hang come back in time.
+const LONGEST_HANG_MS: u64 = 6_000;
 
 /// In a worker's queue.
 #[derive(Debug)]
@@ -45,6 +47,9 @@ struct Toy {
     /// Has put its accumulator into this exchange and waits for the others.
     exchanging: Option<(u64, u64)>,
     saves: Vec<u64>,
+    /// Stopped until then: says, hears and does nothing.
+    hangs_until: Option<Instant>,
+    heartbeat_at: Instant,
 }
 
 struct World {
@@ -62,6 +67,10 @@ struct World {
     committed: Vec<u64>,
     evaluated: Vec<u64>,
     deaths_left: u32,
+    hangs_left: u32,
+    /// What the expelled still said, and how many of them come back.
+    late: Vec<Event>,
+    returning: u32,
     outcome: Option<Outcome>,
 }
 
@@ -82,6 +91,9 @@ impl World {
             committed: Vec::new(),
             evaluated: Vec::new(),
             deaths_left: deaths,
+            hangs_left: deaths,
+            late: Vec::new(),
+            returning: 0,
             outcome: None,
         }
     }
@@ -101,19 +113,64 @@ impl World {
     }
 
     fn act(&mut self) {
+        for event in std::mem::take(&mut self.late) {
+            self.handle(event);
+        }
+        for _ in 0..std::mem::take(&mut self.returning) {
+            self.arrive();
+        }
+        self.live();
         let ids: Vec<WorkerId> = self.toys.keys().copied().collect();
         let dice = self.rng.below(400);
         if ids.is_empty() || (dice == 0 && ids.len() < 5) {
             return self.arrive();
         }
         let id = ids[self.rng.below(ids.len() as u64) as usize];
+        if self.toys[&id].hangs_until.is_some() {
+            return;
+        }
         match dice {
+            395..=399 if self.hangs_left > 0 => self.hang(id),
             1..=6 if self.deaths_left > 0 => self.die(id),
             7..=20 => self.handle(Event::Ticked),
             21..=150 => self.deliver_up(id),
             151..=260 => self.deliver_down(id),
             _ => self.work(id),
         }
+    }
+
+    /// Heartbeats of those who can, and the end of hangs.
+    fn live(&mut self) {
+        let now = self.now;
+        let mut heard = Vec::new();
+        for (id, toy) in &mut self.toys {
+            toy.hangs_until = toy.hangs_until.filter(|until| *until > now);
+            if toy.hangs_until.is_none() && toy.heartbeat_at <= now {
+                toy.heartbeat_at = now + HEARTBEAT_INTERVAL;
+                heard.push(*id);
+            }
+        }
+        for worker in heard {
+            self.handle(Event::Heard { worker });
+        }
+    }
+
+    fn hang(&mut self, id: WorkerId) {
+        self.hangs_left -= 1;
+        let hang = Duration::from_millis(self.rng.below(LONGEST_HANG_MS));
+        if let Some(toy) = self.toys.get_mut(&id) {
+            toy.hangs_until = Some(self.now + hang);
+        }
+    }
+
+    /// Its session ends; what it says when it wakes up comes too late, and it comes back as a newcomer.
+    fn expelled(&mut self, id: WorkerId, reason: &str) {
+        let hangs = |toy: &Toy| toy.hangs_until.is_some();
+        let Some(toy) = self.toys.remove(&id).filter(hangs) else {
+            panic!("seed {}: {id:?} was expelled: {reason}", self.seed)
+        };
+        self.late.extend(toy.up);
+        self.returning += 1;
     }
 
     fn arrive(&mut self) {
@@ -131,6 +188,8 @@ impl World {
             receiving: false,
             exchanging: None,
             saves: Vec::new(),
+            hangs_until: None,
+            heartbeat_at: self.now,
         };
         self.toys.insert(id, toy);
         self.handle(join(id));
@@ -173,9 +232,10 @@ impl World {
                     .insert(generation.generation, members.collect());
                 *worker
             }
-            Command::Refuse { worker, reason } | Command::Expel { worker, reason } => {
-                panic!("seed {}: {worker:?} was sent away: {reason}", self.seed)
+            Command::Refuse { worker, reason } => {
+                panic!("seed {}: {worker:?} was refused: {reason}", self.seed)
             }
+            Command::Expel { worker, reason } => return self.expelled(*worker, reason),
             Command::Emit(RunEvent::StepCommitted(record)) => {
                 assert_eq!(
                     record.loss,
@@ -211,6 +271,9 @@ impl World {
             Some(Command::SendGeneration { generation, .. }) => toy.enter(generation),
             Some(Command::SendPlan { plan, .. }) => {
                 assert!(plan.step <= toy.step + 1, "a plan from the future");
+                if plan.clear && plan.generation == toy.generation_number() {
+                    toy.accumulator.clear();
+                }
             }
             Some(Command::SendLease { lease, .. }) => {
                 let current = toy.generation.as_ref().map(|g| g.generation);

@@ -57,6 +57,10 @@ impl Cluster {
             correct_tokens: done.correct_tokens,
         };
         if !ledger.complete(id, done.slot, result) {
+            // What was leased in a generation before may belong to another by now; Entered settles it.
+            if done.generation < self.generation {
+                return;
+            }
             let reason = format!("it computed slot {}, which was not leased to it", done.slot);
             return self.expel(now, id, reason, commands);
         }
@@ -111,6 +115,9 @@ impl Cluster {
             Work::Store(_) => return,
         };
         if self.stage != Stage::Running || self.stopping.is_some() || !entered || !is_member {
+            return;
+        }
+        if !self.ledger.has_free() {
             return;
         }
         // What it holds need not be computed again, and it answers at once.

@@ -26,28 +26,6 @@ use self::fence::Fence;
 use self::listener::Listener;
 use self::tcp::Mesh;
 
-/// How long the members of a generation may take to find each other.
-const FORMING_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A peer that sends or takes nothing for this long in the midst of an exchange is given up.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Deadlines of a mesh.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub forming: Duration,
-    pub silence: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            forming: FORMING_TIMEOUT,
-            silence: SILENCE_TIMEOUT,
-        }
-    }
-}
-
 /// Who takes part in a generation, as seen by one member.
 #[derive(Clone, Debug)]
 pub struct Membership {
@@ -57,6 +35,9 @@ pub struct Membership {
     pub rank: u32,
     /// By rank.
     pub members: Vec<PeerAddress>,
+    /// A peer that cannot be reached for so long, or that sends and takes nothing in the midst of a transfer, is given
+    /// up.
+    pub silence: Duration,
 }
 
 impl Membership {
@@ -138,7 +119,6 @@ pub enum CollectiveError {
 /// This worker's end of the exchange: one listener for its whole life, one mesh per generation.
 pub struct Collective {
     listener: Arc<Listener>,
-    limits: Limits,
     current: Mutex<Option<Arc<Forming>>>,
 }
 
@@ -152,10 +132,9 @@ struct Forming {
 
 impl Collective {
     /// Listens on a free port of `host`.
-    pub fn bind(host: IpAddr, limits: Limits) -> Result<Self, CollectiveError> {
+    pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
         Ok(Self {
             listener: Arc::new(Listener::bind(host)?),
-            limits,
             current: Mutex::new(None),
         })
     }
@@ -176,10 +155,10 @@ impl Collective {
         if let Some(previous) = lock(&self.current).replace(forming.clone()) {
             previous.fence.close();
         }
-        let (listener, limits) = (self.listener.clone(), self.limits);
+        let listener = self.listener.clone();
         std::thread::spawn(move || {
             let fence = forming.fence.clone();
-            let mesh = Mesh::form(&listener, &membership, limits, fence).map(Arc::new);
+            let mesh = Mesh::form(&listener, &membership, fence).map(Arc::new);
             *lock(&forming.result) = Some(mesh);
             forming.changed.notify_all();
         });

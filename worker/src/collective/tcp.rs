@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, Hello, checksum};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
-use super::{CollectiveError, Limits, Membership, PeerAddress, lock};
+use super::{CollectiveError, Membership, PeerAddress, lock};
+
+/// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
+/// by the coordinator and by its machine's end of the connection.
+const OPENING_PATIENCE: Duration = Duration::from_secs(600);
 
 /// The connected members of one generation.
 pub struct Mesh {
     pub(super) membership: Membership,
     pub(super) fence: Arc<Fence>,
-    limits: Limits,
     /// By rank; none at our own.
     peers: Vec<Option<Peer>>,
 }
@@ -36,11 +39,10 @@ impl Mesh {
     pub fn form(
         listener: &Listener,
         membership: &Membership,
-        limits: Limits,
         fence: Arc<Fence>,
     ) -> Result<Self, CollectiveError> {
         listener.begin(membership.generation);
-        let deadline = Instant::now() + limits.forming;
+        let deadline = Instant::now() + membership.silence;
         let peers: Vec<Result<Option<Peer>, CollectiveError>> = std::thread::scope(|scope| {
             let connecting: Vec<_> = (0..membership.members.len() as u32)
                 .map(|rank| {
@@ -53,7 +55,7 @@ impl Mesh {
                                 answer(listener, membership, rank, deadline, fence)?
                             }
                         };
-                        Peer::new(stream)
+                        Peer::new(stream, membership.silence)
                             .map(Some)
                             .map_err(|e| membership.blame(rank, &e.to_string()))
                     })
@@ -67,7 +69,6 @@ impl Mesh {
         Ok(Self {
             membership: membership.clone(),
             fence,
-            limits,
             peers: peers.into_iter().collect::<Result<_, _>>()?,
         })
     }
@@ -110,17 +111,33 @@ impl Mesh {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> std::io::Result<Self> {
+    fn new(stream: TcpStream, silence: Duration) -> std::io::Result<Self> {
         // Buffer sizes are left to the kernel, which grows them with the traffic; setting them would stop that.
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TICK))?;
         stream.set_write_timeout(Some(TICK))?;
+        notice_a_cut(&stream, silence)?;
         Ok(Self {
             stream,
             reading: Mutex::new(()),
             writing: Mutex::new(()),
         })
     }
+}
+
+/// Has the system break the connection where the other machine does not acknowledge what is sent, or is not there to
+/// be asked, for so long. A stopped process is no such case: its machine answers for it.
+fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
+    let probe = (silence / 3).max(Duration::from_secs(1));
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(probe)
+        .with_interval(probe)
+        .with_retries(2);
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(silence))?;
+    Ok(())
 }
 
 /// Connects to a lower rank and waits until it answers: it does so when the generation has begun there too.
@@ -160,7 +177,7 @@ fn try_call(
     let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
     let mut connected = None;
     for address in peer.address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, HELLO_TIMEOUT) {
+        match TcpStream::connect_timeout(&address, HELLO_TIMEOUT.min(membership.silence)) {
             Ok(stream) => {
                 connected = Some(stream);
                 break;
@@ -296,7 +313,12 @@ impl Half<'_> {
         length: Option<usize>,
     ) -> Result<FrameHeader, CollectiveError> {
         let mut bytes = [0; super::frame::HEADER_BYTES];
-        self.read_exact(&mut bytes)?;
+        // Frames of unknown length open a transfer: the peer may have to finish what it is at.
+        let patience = match length {
+            Some(_) => self.mesh.membership.silence,
+            None => OPENING_PATIENCE,
+        };
+        self.read_exact(&mut bytes, patience)?;
         let header = FrameHeader::decode(&bytes);
         match header.fault(kind, index, length) {
             Some(fault) => Err(self.error(&fault)),
@@ -309,7 +331,7 @@ impl Half<'_> {
         header: &FrameHeader,
         payload: &mut [u8],
     ) -> Result<(), CollectiveError> {
-        self.read_exact(payload)?;
+        self.read_exact(payload, self.mesh.membership.silence)?;
         match checksum(payload) == header.checksum {
             true => Ok(()),
             false => Err(self.error("sent a damaged frame (its checksum does not hold)")),
@@ -320,7 +342,11 @@ impl Half<'_> {
         self.mesh.membership.blame(self.rank, reason)
     }
 
-    fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), CollectiveError> {
+    fn read_exact(
+        &mut self,
+        mut buffer: &mut [u8],
+        mut patience: Duration,
+    ) -> Result<(), CollectiveError> {
         let mut last_progress = Instant::now();
         while !buffer.is_empty() {
             match (&mut &*self.stream).read(buffer) {
@@ -328,8 +354,9 @@ impl Half<'_> {
                 Ok(count) => {
                     buffer = &mut buffer[count..];
                     last_progress = Instant::now();
+                    patience = self.mesh.membership.silence;
                 }
-                Err(e) => self.after_failure(&e, last_progress)?,
+                Err(e) => self.after_failure(&e, last_progress, patience)?,
             }
         }
         self.mesh.fence.check()
@@ -337,6 +364,7 @@ impl Half<'_> {
 
     fn write_all(&mut self, mut buffer: &[u8]) -> Result<(), CollectiveError> {
         let mut last_progress = Instant::now();
+        let patience = self.mesh.membership.silence;
         while !buffer.is_empty() {
             match (&mut &*self.stream).write(buffer) {
                 Ok(0) => return Err(self.error("closed the connection")),
@@ -344,7 +372,7 @@ impl Half<'_> {
                     buffer = &buffer[count..];
                     last_progress = Instant::now();
                 }
-                Err(e) => self.after_failure(&e, last_progress)?,
+                Err(e) => self.after_failure(&e, last_progress, patience)?,
             }
         }
         self.mesh.fence.check()
@@ -355,16 +383,17 @@ impl Half<'_> {
         &self,
         error: &std::io::Error,
         last_progress: Instant,
+        patience: Duration,
     ) -> Result<(), CollectiveError> {
         self.mesh.fence.check()?;
         if !is_tick(error) {
             return Err(self.error(&error.to_string()));
         }
-        match last_progress.elapsed() < self.mesh.limits.silence {
+        match last_progress.elapsed() < patience {
             true => Ok(()),
             false => {
-                let seconds = self.mesh.limits.silence.as_secs();
-                Err(self.error(&format!("was silent for {seconds} s")))
+                let seconds = patience.as_secs_f64();
+                Err(self.error(&format!("was silent for {seconds:.1} s")))
             }
         }
     }

@@ -5,18 +5,15 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use worker::collective::{Collective, Limits, Membership, PeerAddress};
+use worker::collective::{Collective, Membership, PeerAddress};
 
 pub const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-pub const LIMITS: Limits = Limits {
-    forming: Duration::from_secs(20),
-    silence: Duration::from_secs(20),
-};
+pub const SILENCE: Duration = Duration::from_secs(20);
 pub const RUN_ID: [u8; 32] = [7; 32];
 
 pub fn collectives(size: usize) -> Vec<Arc<Collective>> {
     (0..size)
-        .map(|_| Arc::new(Collective::bind(HOST, LIMITS).unwrap()))
+        .map(|_| Arc::new(Collective::bind(HOST).unwrap()))
         .collect()
 }
 
@@ -38,6 +35,7 @@ pub fn enter(collectives: &[Arc<Collective>], generation: u64) {
             generation,
             rank: rank as u32,
             members: members.clone(),
+            silence: SILENCE,
         });
     }
 }

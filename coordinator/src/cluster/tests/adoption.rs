@@ -1,6 +1,7 @@
 //! A new term, and the workers that outlived the one before.
 
 use super::*;
+use crate::cluster::hours::LOSSES_GATHER;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -102,6 +103,7 @@ fn a_slot_that_another_has_empties_the_accumulator_that_brings_it() {
     // Before it reads that, another generation begins: it still brings the same slots.
     scene.after(rejoin(3, "run"));
     scene.after(ready_again(3, 1, &[]));
+    scene.now += LOSSES_GATHER;
     scene.after(lost(1));
     scene.check(entered(2, 5, 1, &[1, 2, 3]), &["w2 plan train 1"]);
     scene.check(entered(3, 5, 1, &[]), &["w3 plan train 1", "w2 lease [0]"]);
@@ -254,6 +256,7 @@ fn slots_of_a_step_that_is_not_due_are_forgotten_when_it_begins() {
     }
     scene.after(ready_again(1, 2, &[0, 1]));
     scene.after(ready_again(2, 2, &[2, 3]));
+    scene.now += LOSSES_GATHER;
     scene.after(lost(2));
     scene.check(
         entered(1, 5, 2, &[3]),

@@ -1,6 +1,7 @@
 //! Deaths, broken exchanges and wrong machines.
 
 use super::*;
+use crate::cluster::hours::{LOSSES_GATHER, PEER_LOST_GRACE};
 
 #[test]
 fn a_lost_worker_costs_only_its_own_slots() {
@@ -128,4 +129,42 @@ fn a_broken_exchange_between_living_workers_is_built_anew() {
             "w2 generation 2 at 0 of [1 2] behind []",
         ],
     );
+}
+
+#[test]
+fn losses_that_come_together_form_one_generation_after_the_first() {
+    let mut scene = Scene::with(1000, |settings| settings.min_workers = 1000);
+    scene.cluster.settings.min_workers = 1;
+    let is_generation = |said: &&String| said.starts_with("w1000 generation");
+    let mut generations = 0;
+    for id in 1..=100 {
+        scene.now += Duration::from_millis(1);
+        let commands = scene.after(lost(id));
+        generations += commands.iter().filter(is_generation).count();
+    }
+    assert_eq!(generations, 1, "the first loss is answered at once");
+    scene.now += LOSSES_GATHER;
+    let commands = scene.after(Event::Ticked);
+    assert_eq!(commands.iter().filter(is_generation).count(), 1);
+    assert_eq!(scene.cluster.members.ranks().len(), 900);
+    scene.now += LOSSES_GATHER;
+    assert_eq!(scene.after(Event::Ticked), [""; 0]);
+}
+
+#[test]
+fn no_exchange_begins_in_a_generation_that_lost_a_member() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    // 1 has slots 0 and 3, 2 has 1, 3 has 2.
+    scene.after(lost(3));
+    scene.after(entered(1, 2, 0, &[]));
+    scene.after(entered(2, 2, 0, &[]));
+    scene.check(lost(2), &[]);
+    for slot in 0..4 {
+        let commands = scene.after(done(1, 0, slot));
+        let exchanges = |said: &String| said.contains("exchange");
+        assert!(!commands.iter().any(exchanges), "{commands:?}");
+    }
+    scene.now += LOSSES_GATHER;
+    scene.check(Event::Ticked, &["w1 generation 3 at 0 of [1] behind []"]);
 }

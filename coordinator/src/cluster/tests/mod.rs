@@ -3,10 +3,13 @@
 mod adoption;
 mod churn;
 mod door;
+#[allow(clippy::unwrap_used)]
+mod silence;
 mod state;
 mod step;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::job::{
     BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
@@ -14,8 +17,9 @@ use common::job::{
 };
 use proto::v1;
 
-use common::wire::PlanKind;
+use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 
+use super::hours::LOSSES_GATHER;
 use super::*;
 use crate::events::RunEvent;
 
@@ -206,6 +210,8 @@ impl Scene {
         for id in 1..=count {
             scene.after(entered(id, 1, 0, &[]));
         }
+        // Losses from here on are no part of how the generation began.
+        scene.now += LOSSES_GATHER;
         scene
     }
 
@@ -213,6 +219,23 @@ impl Scene {
         let mut commands = Vec::new();
         self.cluster.handle(self.now, event, &mut commands);
         commands.iter().filter_map(describe).collect()
+    }
+
+    /// Time passes, and whoever is not in `silent` sends its heartbeats.
+    fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<String> {
+        let until = self.now + time;
+        let mut all = Vec::new();
+        while self.now < until {
+            let woken = self.cluster.wakes_at().unwrap_or(until);
+            self.now = woken.min(self.now + HEARTBEAT_INTERVAL / 2).min(until);
+            for worker in self.cluster.members.ids() {
+                if !silent.contains(&worker.0) {
+                    all.extend(self.after(Event::Heard { worker }));
+                }
+            }
+            all.extend(self.after(Event::Ticked));
+        }
+        all
     }
 
     fn check(&mut self, event: Event, expected: &[&str]) {

@@ -1,0 +1,117 @@
+//! What happens because time passed: silence, broken exchanges, losses that are gathered, reminders.
+
+use std::time::{Duration, Instant};
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::{Cluster, Stage, silence};
+use crate::events::RunEvent;
+
+/// Between two looks at who is back while the workers of an earlier term are awaited.
+const GRACE_POLL: Duration = Duration::from_millis(250);
+/// Between two reminders that workers are missing.
+const REMINDER: Duration = Duration::from_secs(30);
+/// After a broken exchange, how long the peer's own connection may take to break too.
+pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
+/// Broken exchanges without a committed step between them after which the accused peer is expelled.
+const MAX_ACCUSATIONS: u32 = 3;
+/// A loss so soon after a generation began waits for others, which then share the next one.
+pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
+
+impl Cluster {
+    /// When something is due even if nothing happens. None where nothing is.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        if self.stage == Stage::Ended {
+            return None;
+        }
+        let reminder = self.reminds_at();
+        let mending = self.broken.map(|(since, _)| since + PEER_LOST_GRACE);
+        let silence = self.silence.wakes_at(self.deadline());
+        let grace = self.grace.as_ref().and(self.silence.looked());
+        let grace = grace.map(|looked| looked + GRACE_POLL);
+        let due = [silence, mending, self.regroups_at(), reminder, grace];
+        due.into_iter().flatten().min()
+    }
+
+    /// How long a worker may be silent.
+    pub(super) fn deadline(&self) -> Duration {
+        silence::deadline(self.pace.mean_step_seconds())
+    }
+
+    pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        self.expel_the_silent(now, commands);
+        if self.regroups_at().is_some_and(|at| at <= now) {
+            self.regroup(now, commands);
+        }
+        if let Some((since, accused)) = self.broken
+            && now.duration_since(since) >= PEER_LOST_GRACE
+        {
+            self.mend(now, accused, commands);
+        }
+        if self.grace.is_some() {
+            return self.watch_grace(now, commands);
+        }
+        if self.stage == Stage::Waiting && self.stopping.is_none() {
+            self.remind(now, commands);
+        }
+    }
+
+    fn expel_the_silent(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let deadline = self.deadline();
+        let expired = self.silence.expired(now, deadline);
+        if expired.is_empty() {
+            return;
+        }
+        for (worker, silence) in expired {
+            let reason = format!(
+                "nothing was heard of it for {:.1} s, {:.1} s are allowed",
+                silence.as_secs_f64(),
+                deadline.as_secs_f64()
+            );
+            self.forget(worker, &reason, commands);
+            commands.push(Command::Expel { worker, reason });
+        }
+        self.regroup(now, commands);
+    }
+
+    /// When a loss that waits for others leads to a new generation.
+    fn regroups_at(&self) -> Option<Instant> {
+        let waits = self.member_lost && self.stage == Stage::Running && self.stopping.is_none();
+        let began = self.generation_began.filter(|_| waits)?;
+        Some(began + LOSSES_GATHER)
+    }
+
+    /// An exchange broke although both ends still talk to us: build it anew, but not for ever.
+    fn mend(&mut self, now: Instant, accused: WorkerId, commands: &mut Vec<Command>) {
+        self.broken = None;
+        let Some(worker) = self.members.get_mut(accused) else {
+            return;
+        };
+        worker.accusations += 1;
+        if worker.accusations >= MAX_ACCUSATIONS {
+            let reason = format!("its peers lost it {MAX_ACCUSATIONS} times in a row");
+            return self.expel(now, accused, reason, commands);
+        }
+        self.reform(now, commands);
+    }
+
+    fn reminds_at(&self) -> Option<Instant> {
+        let missing = self.members.count() < self.settings.min_workers;
+        let reminds = self.stage == Stage::Waiting && self.grace.is_none();
+        if !reminds || self.stopping.is_some() || !missing {
+            return None;
+        }
+        let again = self.last_reminder.map(|last| last + REMINDER);
+        again.or(self.silence.looked())
+    }
+
+    pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let due = |last: Instant| now.duration_since(last) >= REMINDER;
+        let (have, need) = (self.members.count(), self.settings.min_workers);
+        // Those who are here and load need no reminder.
+        if have < need && self.last_reminder.is_none_or(due) {
+            self.last_reminder = Some(now);
+            commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Who has said nothing for too long. Any message is a sign of life, and without one a heartbeat comes every second.
+//!
+//! In: who was heard when. Out: who has been silent beyond the deadline, and when to look again. It never asks why: a
+//! process that hangs, a machine that sleeps and a network that is cut look the same from here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use common::wire::HEARTBEAT_INTERVAL;
+
+use super::event::WorkerId;
+
+const SHORTEST_DEADLINE: Duration = Duration::from_secs(3);
+const LONGEST_DEADLINE: Duration = Duration::from_secs(30);
+/// The driver looks at the clock at least this often while anybody is connected, so a longer pause was its own.
+const LONGEST_PAUSE: Duration = HEARTBEAT_INTERVAL;
+/// Silent for so long, a worker may share the fate of one that has just been given up.
+const SUSPICIOUS: Duration = Duration::from_secs(2);
+/// Between two looks while the fate of suspects is awaited.
+const SUSPECTS_POLL: Duration = Duration::from_millis(100);
+
+/// How long a worker may say nothing: two mean steps, within bounds. Before a step was measured, the longest.
+pub fn deadline(mean_step_seconds: Option<f64>) -> Duration {
+    let two_steps = mean_step_seconds
+        .map(|seconds| Duration::try_from_secs_f64(2.0 * seconds).unwrap_or(LONGEST_DEADLINE));
+    let deadline = two_steps.unwrap_or(LONGEST_DEADLINE);
+    deadline.clamp(SHORTEST_DEADLINE, LONGEST_DEADLINE)
+}
+
+/// When each worker was heard last.
+#[derive(Debug, Default)]
+pub struct Silence {
+    heard: BTreeMap<WorkerId, Instant>,
+    /// The same, the most silent first.
+    by_time: BTreeSet<(Instant, WorkerId)>,
+    looked: Option<Instant>,
+}
+
+impl Silence {
+    /// Notes that the driver is awake. Silence counts only while somebody listens: a longer pause (the machine slept, the
+    /// process was stopped) is nobody's silence, and after a long one everybody has the whole deadline again.
+    pub fn listen(&mut self, now: Instant) {
+        let Some(looked) = self.looked.replace(now) else {
+            return;
+        };
+        let unheard = now.duration_since(looked).saturating_sub(LONGEST_PAUSE);
+        if unheard.is_zero() {
+            return;
+        }
+        for heard in self.heard.values_mut() {
+            *heard = match unheard < LONGEST_PAUSE {
+                true => (*heard + unheard).min(now),
+                false => now,
+            };
+        }
+        self.by_time = self.heard.iter().map(|(id, heard)| (*heard, *id)).collect();
+    }
+
+    pub fn hear(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(heard) = self.heard.insert(worker, now) {
+            self.by_time.remove(&(heard, worker));
+        }
+        self.by_time.insert((now, worker));
+    }
+
+    pub fn forget(&mut self, worker: WorkerId) {
+        if let Some(heard) = self.heard.remove(&worker) {
+            self.by_time.remove(&(heard, worker));
+        }
+    }
+
+    /// The newest moment at which the driver was awake.
+    pub fn looked(&self) -> Option<Instant> {
+        self.looked
+    }
+
+    pub fn wakes_at(&self, deadline: Duration) -> Option<Instant> {
+        let looked = self.looked?;
+        let (heard, _) = self.by_time.first()?;
+        let mut due = *heard + deadline;
+        if due <= looked {
+            due = looked + SUSPECTS_POLL;
+        }
+        Some(due.min(looked + LONGEST_PAUSE))
+    }
+
+    /// Those who have been silent beyond the deadline, and for how long.
+    ///
+    /// A cut network silences many within one heartbeat of each other. Where others are suspicious too when the first
+    /// one's time is up, they are awaited for that long, so that all go together.
+    pub fn expired(&self, now: Instant, deadline: Duration) -> Vec<(WorkerId, Duration)> {
+        let silent_for = |least: Duration| {
+            let silence = self
+                .by_time
+                .iter()
+                .map(move |(heard, worker)| (*worker, now.duration_since(*heard)));
+            silence.take_while(move |(_, silence)| *silence >= least)
+        };
+        let expired: Vec<_> = silent_for(deadline).collect();
+        let Some((_, longest)) = expired.first() else {
+            return expired;
+        };
+        let awaits_suspects = silent_for(SUSPICIOUS).count() > expired.len();
+        match awaits_suspects && *longest < deadline + HEARTBEAT_INTERVAL {
+            true => Vec::new(),
+            false => expired,
+        }
+    }
+}
