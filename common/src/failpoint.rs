@@ -27,6 +27,7 @@ pub const NAMES: &[&str] = &[
     "commit",
     "evaluate",
     "checkpoint-write",
+    "result-write",
 ];
 
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -91,6 +91,7 @@ impl Store {
             match path.file_name() {
                 Some(name) if name != OPTIMIZER => {
                     replace(&path, &self.output_dir.join(name))?;
+                    failpoint::reached("result-write");
                 }
                 _ => {}
             }
