@@ -1,0 +1,113 @@
+"""One training loop of PyTorch, Transformers and PEFT on random weights, as `worker bench` is one of Muster.
+
+In: the same shape, batch and thread count. Out: one JSON line with the medians. Downloads nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="the model's config.json")
+    parser.add_argument("--mode", choices=["lora", "full"], default="lora")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seq", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    return parser.parse_args()
+
+
+def model_of(args):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    with open(args.config) as file:
+        values = json.load(file)
+    theta = values.pop("rope_theta")
+    config = Qwen3Config(
+        **values,
+        use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        attn_implementation="sdpa",
+    )
+    model = Qwen3ForCausalLM(config)
+    if args.dtype == "bfloat16":
+        model = model.to(torch.bfloat16)
+    if args.mode == "lora":
+        lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+    model.train()
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if args.mode == "lora":
+            model.enable_input_require_grads()
+    return model, config.vocab_size
+
+
+def peak_memory_bytes():
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def forget_peak():
+    """So that building the model does not count."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def main():
+    args = arguments()
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model, vocabulary = model_of(args)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    run = torch.compile(model) if args.compile else model
+    autocast = args.dtype == "bfloat16"
+
+    def step():
+        ids = torch.randint(0, vocabulary, (args.batch, args.seq))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = run(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    forget_peak()
+    for _ in range(args.warmup):
+        step()
+    seconds = []
+    for _ in range(args.steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    tokens = args.batch * args.seq
+    report = {
+        "tokens_per_second_median": tokens / statistics.median(seconds),
+        "tokens_per_second_best": tokens / min(seconds),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "torch": torch.__version__,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
