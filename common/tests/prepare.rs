@@ -134,6 +134,7 @@ fn every_row_that_cannot_be_used_is_named_with_its_line() {
         r#"{"text": ""}"#,
         "[1, 2]",
         r#"{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 5}]}"#,
+        r#"{"prompt": "a", "completion": "b", "text": "ab"}"#,
     ]
     .join("\n");
     assert_eq!(
@@ -152,8 +153,21 @@ fn every_row_that_cannot_be_used_is_named_with_its_line() {
             "data.jsonl:12: column `text` must be a string, not a number",
             "data.jsonl:13: column `text` is empty",
             "data.jsonl:14: a row must be a JSON object, not a list",
-            "data.jsonl:15: the chat template fails: invalid operation: tried to use + operator on unsupported types number and string (line 5 of the template)",
+            "data.jsonl:15: message 2 of `messages`: `content` must be a string or a list of parts, not a number",
+            "data.jsonl:16: has `completion` and `text`: say with `type: prompt_completion` or `type: text` which is trained",
         ]
+    );
+}
+
+#[test]
+fn a_row_that_is_not_utf8_is_called_that() {
+    let setup = Setup::new("");
+    let mut bytes = CHAT.as_bytes().to_vec();
+    bytes.extend(b"\n{\"text\": \"caf\xe9\"}\n");
+    std::fs::write(&setup.job.datasets[0].path, bytes).unwrap();
+    assert_eq!(
+        setup.problems(),
+        ["data.jsonl:2: not UTF-8 (byte 14 of the line): save the file as UTF-8"]
     );
 }
 

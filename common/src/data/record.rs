@@ -41,9 +41,9 @@ impl RecordParser<'_> {
         let (line, json) = match row {
             RawRow::Unreadable(line, reason) => return Err((line, reason)),
             RawRow::Item(line, json) => (line, json),
-            RawRow::Line(line, bytes) => match serde_json::from_slice(bytes.trim_ascii()) {
+            RawRow::Line(line, bytes) => match parse_line(&bytes) {
                 Ok(json) => (line, json),
-                Err(error) => return Err((line, broken_json(&error))),
+                Err(reason) => return Err((line, reason)),
             },
         };
         match json {
@@ -94,6 +94,10 @@ impl RecordParser<'_> {
         let has = |name: &String| row.get(name).is_some_and(|value| !value.is_null());
         if has(messages) {
             Ok(DatasetKind::Messages)
+        } else if has(completion) && has(text) {
+            Err(format!(
+                "has `{completion}` and `{text}`: say with `type: prompt_completion` or `type: text` which is trained"
+            ))
         } else if has(prompt) || has(completion) {
             Ok(DatasetKind::PromptCompletion)
         } else if has(text) {
@@ -224,6 +228,15 @@ impl RecordParser<'_> {
                 columns_found(fields, &[&names.content])
             ));
         }
+        if let Some(content) = fields.get(&names.content)
+            && !matches!(content, Json::String(_) | Json::Array(_) | Json::Null)
+        {
+            return Err(format!(
+                "`{}` must be a string or a list of parts, not {}",
+                names.content,
+                kind_of(content)
+            ));
+        }
         let renamed = fields
             .iter()
             .map(|(name, value)| {
@@ -299,6 +312,14 @@ fn kind_of(value: &Json) -> &'static str {
         Json::Array(_) => "a list",
         Json::Object(_) => "an object",
     }
+}
+
+fn parse_line(bytes: &[u8]) -> Result<Json, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let byte = error.valid_up_to() + 1;
+        format!("not UTF-8 (byte {byte} of the line): save the file as UTF-8")
+    })?;
+    serde_json::from_str(text.trim_ascii()).map_err(|error| broken_json(&error))
 }
 
 /// serde_json's reason with the column; its line number is always 1 here.
