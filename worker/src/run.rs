@@ -167,7 +167,10 @@ impl Run {
         }
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(generation) {
-                Ok(state) => self.trainer.restore(&state)?,
+                Ok(state) => {
+                    self.trainer.restore(&state)?;
+                    self.save_state();
+                }
                 Err(error) => return self.report_failure(error),
             }
         } else if generation.rank == generation.source && !generation.behind.is_empty() {

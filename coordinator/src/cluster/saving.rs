@@ -52,6 +52,11 @@ impl Saving {
         self.overdue = true;
     }
 
+    #[cfg(test)]
+    pub fn pending_count(&self) -> usize {
+        self.pending.len()
+    }
+
     pub fn worker_lost(&mut self, worker: WorkerId) {
         let lost = |pending: &Pending| pending.worker == worker;
         self.overdue |= self.pending.iter().any(|p| lost(p) && !p.last);
@@ -79,7 +84,10 @@ impl Cluster {
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
     /// worker still has that state when it reads this.
     pub(super) fn request_checkpoint(&mut self, step: u64, commands: &mut Vec<Command>) {
+        // Where the exchange is repeated, whoever was asked before the first one still knows.
+        let asked = |pending: &Pending| pending.step == step;
         if self.checkpoint_is_due(step)
+            && !self.saving.pending.iter().any(asked)
             && let Some(&worker) = self.members.ranks().first()
         {
             self.saving.overdue = false;

@@ -22,6 +22,27 @@ fn a_checkpoint_is_asked_for_before_its_step_is_left() {
 }
 
 #[test]
+fn a_checkpoint_is_asked_for_once_though_its_exchange_is_repeated() {
+    let mut scene = Scene::with_workers(2);
+    scene.cluster.settings.min_workers = 1;
+    scene.cluster.saving.overdue();
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2)] {
+        scene.after(done(worker, 0, slot));
+    }
+    let commands = scene.after(done(2, 0, 3));
+    assert!(commands.contains(&"w1 save 1".to_owned()));
+    // The exchange breaks; the one who is left computes the other's slots and sums alone.
+    scene.after(lost(2));
+    scene.after(entered(1, 2, 0, &[0, 1]));
+    scene.after(done(1, 0, 2));
+    let commands = scene.after(done(1, 0, 3));
+    assert_eq!(commands[..2], ["w1 exchange 0", "w1 plan train 1"]);
+    scene.after(reported(1, 1, "a"));
+    scene.after(stored(1));
+    assert_eq!(scene.cluster.saving.pending_count(), 0);
+}
+
+#[test]
 fn a_stop_stores_the_newest_state_first() {
     let mut scene = Scene::exchanging();
     let reason = "Ctrl-C".to_owned();
