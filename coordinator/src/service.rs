@@ -242,8 +242,9 @@ async fn read_session(
 ) {
     loop {
         let message = tokio::select! {
-            message = messages.message() => message,
+            biased;
             () = closed.cancelled() => return,
+            message = messages.message() => message,
         };
         let event = match message {
             Ok(Some(message)) => event(worker, message.message),

@@ -1,0 +1,338 @@
+//! What the toy does with its orders: the worker's step (`worker/src/run.rs`) with arithmetic in place of training.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::wire::{PlanKind, up};
+use proto::v1;
+use proto::v1::worker_message::Message as Up;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::mesh::{Collective, MeshError, SCALARS, Start};
+use crate::net::Node;
+use crate::truth::{SlotResult, Weights, hex};
+use crate::world::World;
+
+/// What the session passes on.
+pub enum Order {
+    Enter(v1::Generation),
+    Plan(v1::Plan),
+    Lease(Lease),
+    Exchange(v1::Exchange),
+    Save(v1::SaveState),
+}
+
+/// Slots whose blocks are on their way.
+pub struct Lease {
+    pub generation: u64,
+    pub step: u64,
+    pub kind: PlanKind,
+    pub slots: Vec<(u32, oneshot::Receiver<Vec<u8>>)>,
+}
+
+/// Why the engine ends.
+pub enum EngineEnd {
+    /// Nobody takes reports any more.
+    SessionOver,
+    /// A call for blocks broke.
+    NoBlocks,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot {
+    pub step: u64,
+    pub weights: Weights,
+}
+
+#[derive(Default)]
+struct Accumulator {
+    step: u64,
+    held: BTreeMap<u32, SlotResult>,
+    sums: [i64; SCALARS],
+    invalid: u64,
+}
+
+impl Accumulator {
+    fn new(step: u64) -> Self {
+        Self {
+            step,
+            ..Self::default()
+        }
+    }
+
+    fn held(&self) -> Vec<v1::HeldSlot> {
+        let held = |(slot, result): (&u32, &SlotResult)| v1::HeldSlot {
+            slot: *slot,
+            loss_sum: result.loss_sum,
+            trained_tokens: result.trained_tokens,
+            correct_tokens: 0,
+        };
+        self.held.iter().map(held).collect()
+    }
+}
+
+pub struct Engine {
+    pub world: Arc<World>,
+    pub node: Node,
+    pub state: Snapshot,
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub uploads: mpsc::UnboundedSender<Snapshot>,
+    pub collective: Arc<Collective>,
+    pub newest_generation: Arc<AtomicU64>,
+    accumulator: Accumulator,
+    generation: u64,
+    plan: Option<v1::Plan>,
+    saves: BTreeSet<u64>,
+}
+
+impl Engine {
+    pub fn new(
+        world: Arc<World>,
+        node: Node,
+        state: Snapshot,
+        (up, uploads): (
+            mpsc::Sender<v1::WorkerMessage>,
+            mpsc::UnboundedSender<Snapshot>,
+        ),
+        collective: Arc<Collective>,
+        newest_generation: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            world,
+            node,
+            state,
+            up,
+            uploads,
+            collective,
+            newest_generation,
+            accumulator: Accumulator::default(),
+            generation: 0,
+            plan: None,
+            saves: BTreeSet::new(),
+        }
+    }
+
+    pub async fn work(mut self, mut orders: mpsc::UnboundedReceiver<Order>) -> EngineEnd {
+        while let Some(order) = orders.recv().await {
+            if let Err(end) = self.obey(order).await {
+                return end;
+            }
+        }
+        EngineEnd::SessionOver
+    }
+
+    async fn obey(&mut self, order: Order) -> Result<(), EngineEnd> {
+        match order {
+            Order::Enter(generation) => self.enter(generation).await,
+            Order::Plan(plan) => {
+                self.begin(plan);
+                Ok(())
+            }
+            Order::Lease(lease) => self.compute(lease).await,
+            Order::Exchange(exchange) => self.exchange(exchange).await,
+            Order::Save(save) => {
+                self.saves.insert(save.step);
+                self.save();
+                Ok(())
+            }
+        }
+    }
+
+    async fn enter(&mut self, generation: v1::Generation) -> Result<(), EngineEnd> {
+        self.generation = generation.generation;
+        self.plan = None;
+        if self.superseded() {
+            return Ok(());
+        }
+        if generation.behind.contains(&generation.rank) {
+            match self.receive_state(&generation).await {
+                Ok(weights) => {
+                    let step = generation.step;
+                    self.state = Snapshot { step, weights };
+                    self.accumulator = Accumulator::default();
+                    self.save();
+                }
+                Err(error) => return self.report_failure(error).await,
+            }
+        } else if generation.rank == generation.source && !generation.behind.is_empty() {
+            self.send_state(&generation);
+        }
+        let held = match self.accumulator.step == self.state.step {
+            true => self.accumulator.held(),
+            false => Vec::new(),
+        };
+        self.send(Up::Entered(v1::Entered {
+            generation: self.generation,
+            step: self.state.step,
+            held,
+        }))
+        .await
+    }
+
+    async fn receive_state(&self, generation: &v1::Generation) -> Result<Weights, MeshError> {
+        let mesh = self.collective.mesh(self.generation).await?;
+        mesh.receive_state(generation.source, generation.step).await
+    }
+
+    fn send_state(&self, generation: &v1::Generation) {
+        if self.state.step != generation.step {
+            return;
+        }
+        let (behind, state) = (generation.behind.clone(), self.state);
+        let (collective, number) = (self.collective.clone(), self.generation);
+        tokio::spawn(async move {
+            if let Ok(mesh) = collective.mesh(number).await {
+                mesh.send_state(&behind, state.step, state.weights).await;
+            }
+        });
+    }
+
+    fn begin(&mut self, plan: v1::Plan) {
+        if self.is_void(plan.generation, plan.step) || plan.kind != PlanKind::Train.to_wire() {
+            return;
+        }
+        if self.accumulator.step != plan.step || plan.clear {
+            self.accumulator = Accumulator::new(plan.step);
+        }
+        self.plan = Some(plan);
+    }
+
+    async fn compute(&mut self, lease: Lease) -> Result<(), EngineEnd> {
+        let train = lease.kind == PlanKind::Train;
+        for (slot, blocks) in lease.slots {
+            let planned = !train || self.plan.as_ref().is_some_and(|plan| slot < plan.slots);
+            if self.is_void(lease.generation, lease.step) || !planned {
+                return Ok(());
+            }
+            let data = blocks.await.map_err(|_| EngineEnd::NoBlocks)?;
+            self.world.net.sleep(self.node, self.slot_ms(slot)).await;
+            let what = (lease.kind, slot);
+            let model = &self.world.model;
+            let result = model.compute(&self.state.weights, lease.step, what, &data);
+            if train {
+                self.add(slot, result);
+            }
+            self.send(Up::SlotDone(v1::SlotDone {
+                generation: lease.generation,
+                step: lease.step,
+                kind: lease.kind.to_wire(),
+                slot,
+                loss_sum: result.loss_sum,
+                trained_tokens: result.trained_tokens,
+                correct_tokens: 0,
+                compute_us: 1,
+            }))
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Machines differ in speed, and so does one machine from slot to slot.
+    fn slot_ms(&self, slot: u32) -> u64 {
+        let dice = self.world.dice;
+        let key = [11, self.node.into()];
+        let pace = 10 + dice.below(120, &key);
+        pace + dice.below(pace, &[12, self.node.into(), self.state.step, slot.into()])
+    }
+
+    fn add(&mut self, slot: u32, result: SlotResult) {
+        if self.accumulator.held.insert(slot, result).is_some() {
+            let oracle = &self.world.oracle;
+            oracle.violation(format!("worker {} added slot {slot} twice", self.node));
+        }
+        for (sum, part) in self.accumulator.sums.iter_mut().zip(result.sums) {
+            *sum = sum.wrapping_add(part);
+        }
+        self.accumulator.invalid += result.invalid;
+    }
+
+    async fn exchange(&mut self, exchange: v1::Exchange) -> Result<(), EngineEnd> {
+        let Some(plan) = self.plan else {
+            return Ok(());
+        };
+        if self.is_void(exchange.generation, exchange.step) || plan.step != exchange.step {
+            return Ok(());
+        }
+        let reduced = match self.reduce(&plan).await {
+            Ok(reduced) => reduced,
+            Err(error) => return self.report_failure(error).await,
+        };
+        let (world, step) = (self.world.clone(), self.state.step);
+        let model = &world.model;
+        self.state.weights = model.apply(&self.state.weights, step, &reduced.sums, reduced.invalid);
+        self.state.step += 1;
+        world.oracle.updated(
+            step,
+            plan.slots,
+            &reduced.held,
+            reduced.invalid,
+            &self.state.weights,
+        );
+        self.plan = None;
+        let digest = match world.computes_wrongly(self.node, self.state.step) {
+            true => "f".repeat(64),
+            false => hex(&self.state.weights),
+        };
+        self.send(Up::StepReport(v1::StepReport {
+            generation: exchange.generation,
+            step: self.state.step,
+            grad_norm: 1.0,
+            skipped: reduced.invalid > 0,
+            weights_digest: digest,
+            ..Default::default()
+        }))
+        .await?;
+        self.save();
+        Ok(())
+    }
+
+    async fn reduce(&self, plan: &v1::Plan) -> Result<crate::mesh::Reduced, MeshError> {
+        let mesh = self.collective.mesh(self.generation).await?;
+        let start = Start {
+            step: plan.step,
+            held: self.accumulator.held.keys().copied().collect(),
+            invalid: self.accumulator.invalid,
+        };
+        mesh.all_reduce(start, &self.accumulator.sums).await
+    }
+
+    async fn report_failure(&mut self, error: MeshError) -> Result<(), EngineEnd> {
+        match error {
+            MeshError::Superseded => Ok(()),
+            MeshError::Peer { rank, reason } => {
+                self.send(Up::PeerLost(v1::PeerLost {
+                    generation: self.generation,
+                    rank,
+                    reason,
+                }))
+                .await
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        let step = self.state.step;
+        if self.saves.remove(&step) {
+            // The other side may be gone; then so is the session.
+            let _ = self.uploads.send(self.state);
+        }
+        self.saves.retain(|due| *due > step);
+    }
+
+    fn is_void(&self, generation: u64, step: u64) -> bool {
+        self.superseded() || generation != self.generation || step != self.state.step
+    }
+
+    fn superseded(&self) -> bool {
+        self.newest_generation.load(Ordering::SeqCst) > self.generation
+    }
+
+    async fn send(&self, message: Up) -> Result<(), EngineEnd> {
+        self.world
+            .net
+            .note(|| format!("w{} says {message:?}", self.node));
+        let sent = self.up.send(up(message)).await;
+        sent.map_err(|_| EngineEnd::SessionOver)
+    }
+}

@@ -1,0 +1,107 @@
+//! The real driver, cluster, service and store against toy workers, over a simulated network in simulated time: processes
+//! die and come back, hang, are cut off from each other, and every seed must end with the bits of the quiet run.
+//!
+//! `MUSTER_SIM_SEED=n` replays one seed and prints what happens in it; `MUSTER_SIM_SEEDS=n` tries the first `n` seeds.
+#![allow(clippy::unwrap_used)]
+
+mod dice;
+mod engine;
+mod faults;
+mod mesh;
+mod net;
+mod oracle;
+mod rpc;
+mod site;
+mod truth;
+mod worker;
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use faults::Plan;
+use site::Scratch;
+use world::{Report, run};
+
+/// In the normal test run.
+const SEEDS: u64 = 1000;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Tries every seed on all cores, and says how to see what went wrong.
+fn try_seeds(plan: impl Fn(u64) -> Plan + Sync, check: impl Fn(&Report) + Sync) {
+    let scratch = Arc::new(Scratch::new());
+    if let Some(seed) = variable("MUSTER_SIM_SEED") {
+        let report = run(&scratch, &plan(seed), true);
+        println!("{report:#?}");
+        assert!(report.violations.is_empty(), "seed {seed}");
+        return check(&report);
+    }
+    let seeds = variable("MUSTER_SIM_SEEDS").unwrap_or(SEEDS);
+    let next = AtomicU64::new(0);
+    let failed = Mutex::new(Vec::new());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let report = run(&scratch, &plan(seed), false);
+                    if report.violations.is_empty() {
+                        check(&report);
+                    } else {
+                        failed.lock().unwrap().push((seed, report.violations));
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner().unwrap();
+    failed.sort();
+    for (seed, violations) in failed.iter().take(20) {
+        println!("seed {seed}: {}", violations.join("; "));
+    }
+    assert!(
+        failed.is_empty(),
+        "{} of {seeds} seeds failed; see one with MUSTER_SIM_SEED={} cargo test -p coordinator --test simulation",
+        failed.len(),
+        failed[0].0
+    );
+}
+
+#[test]
+fn a_quiet_run_comes_to_the_known_weights() {
+    let report = run(&Arc::new(Scratch::new()), &Plan::quiet(), false);
+    assert_eq!(report.violations, Vec::<String>::new());
+    assert_eq!(report.generations, 1);
+    assert!(report.simulated_ms < 60_000);
+}
+
+#[test]
+fn every_seed_ends_with_the_bits_of_the_quiet_run() {
+    try_seeds(Plan::random, |_| {});
+}
+
+#[test]
+fn equal_seeds_give_equal_runs() {
+    let scratch = Arc::new(Scratch::new());
+    for seed in 0..20 {
+        let digest = || run(&scratch, &Plan::random(seed), false).digest;
+        assert_eq!(digest(), digest(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_worker_that_computes_wrongly_is_sent_away_and_the_run_goes_on() {
+    let scratch = Arc::new(Scratch::new());
+    for seed in 0..20 {
+        let report = run(&scratch, &Plan::wrong(seed), false);
+        assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
+        assert_eq!(report.expulsions, 1, "seed {seed}");
+    }
+}

@@ -1,0 +1,160 @@
+//! What must be true of every run, whatever happens in it: the data ledger (every slot of every step in exactly one
+//! accumulator of the exchange that updated the weights), the records, and the result.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use coordinator::cluster::Outcome;
+use coordinator::events::RunEvent;
+
+use crate::truth::{Expected, TOTAL_STEPS, Weights, hex};
+
+/// Collects what went wrong.
+pub struct Oracle {
+    expected: Vec<Expected>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    violations: Vec<String>,
+    /// Steps recorded by the coordinator that is alive.
+    recorded: Vec<u64>,
+    /// By coordinators before it.
+    recorded_before: BTreeSet<u64>,
+    evaluated: BTreeSet<u64>,
+    generations: u64,
+    expulsions: u64,
+}
+
+impl Oracle {
+    pub fn new(expected: Vec<Expected>) -> Self {
+        Self {
+            expected,
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn violation(&self, text: String) {
+        self.state().violations.push(text);
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.state().violations.clone()
+    }
+
+    /// Generations begun and workers sent away.
+    pub fn counts(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.generations, state.expulsions)
+    }
+
+    /// A worker updates its weights with the sum of what the members of an exchange held.
+    pub fn updated(
+        &self,
+        step: u64,
+        slots: u32,
+        held: &[BTreeSet<u32>],
+        invalid: u64,
+        weights: &Weights,
+    ) {
+        let mut all: Vec<u32> = held.iter().flatten().copied().collect();
+        all.sort_unstable();
+        if all != (0..slots).collect::<Vec<u32>>() {
+            self.violation(format!("step {step} was made of the slots {held:?}"));
+        }
+        let expected = &self.expected[step as usize];
+        if expected.skipped != (invalid > 0) {
+            self.violation(format!("step {step}: {invalid} invalid scalars"));
+        }
+        if expected.weights != *weights {
+            self.violation(format!("step {step}: other weights than in the quiet run"));
+        }
+    }
+
+    /// What the coordinator tells its observers.
+    pub fn observe(&self, event: &RunEvent) {
+        match event {
+            RunEvent::StepCommitted(record) => {
+                let mut state = self.state();
+                let due = state.recorded.last().map(|last| last + 1);
+                if due.is_some_and(|due| due != record.step) {
+                    let text = format!("step {} was recorded out of turn", record.step);
+                    state.violations.push(text);
+                }
+                state.recorded.push(record.step);
+                drop(state);
+                let expected = &self.expected[record.step as usize - 1];
+                let found = (record.loss, record.skipped, record.weights_digest.clone());
+                let right = (
+                    expected.loss,
+                    expected.skipped,
+                    Some(hex(&expected.weights)),
+                );
+                if found != right {
+                    self.violation(format!(
+                        "step {} was recorded as {found:?}, not {right:?}",
+                        record.step
+                    ));
+                }
+            }
+            RunEvent::Evaluated(record) => {
+                let expected = &self.expected[record.step as usize - 1];
+                if record.eval_loss != expected.eval_loss {
+                    self.violation(format!("the evaluation after step {} is off", record.step));
+                }
+                if !self.state().evaluated.insert(record.step) {
+                    self.violation(format!("step {} was evaluated twice", record.step));
+                }
+            }
+            RunEvent::Started { .. } => self.state().generations += 1,
+            _ => {}
+        }
+    }
+
+    /// The coordinator died; the next one goes on from the state after `step` updates.
+    pub fn restarted(&self, step: u64) {
+        let mut state = self.state();
+        let recorded = std::mem::take(&mut state.recorded);
+        state.recorded_before.extend(recorded);
+        // A checkpoint may be on disk before its step's record is, and then goes without.
+        state.recorded_before.extend((step > 0).then_some(step));
+        state.recorded_before.retain(|before| *before <= step);
+        state.evaluated.retain(|before| *before <= step);
+    }
+
+    pub fn last_evaluated(&self) -> Option<u64> {
+        self.state().evaluated.last().copied()
+    }
+
+    pub fn sent_away(&self) {
+        self.state().expulsions += 1;
+    }
+
+    /// Looks at everything once the run has ended.
+    pub fn ended(&self, outcome: &Outcome) {
+        let last = &self.expected[TOTAL_STEPS as usize - 1];
+        let expected = Outcome::Finished {
+            step: TOTAL_STEPS,
+            weights_digest: hex(&last.weights),
+        };
+        if *outcome != expected {
+            self.violation(format!("the run ended with {outcome:?}, not {expected:?}"));
+        }
+        let state = self.state();
+        let mut recorded: Vec<u64> = state.recorded_before.iter().copied().collect();
+        recorded.extend(&state.recorded);
+        let evaluated: Vec<u64> = state.evaluated.iter().copied().collect();
+        drop(state);
+        if recorded != (1..=TOTAL_STEPS).collect::<Vec<u64>>() {
+            self.violation(format!("the recorded steps are {recorded:?}"));
+        }
+        if evaluated != [3, 6, 7] {
+            self.violation(format!("the evaluated steps are {evaluated:?}"));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

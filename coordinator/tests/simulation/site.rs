@@ -1,0 +1,184 @@
+//! The coordinator's side: the real driver, cluster, service and store over the simulated network, and its death and
+//! return from the newest checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::data::blockfile::{self, BlockFile};
+use common::files::atomic;
+use common::files::checkpoint;
+use common::files::model::ModelFolder;
+use common::job::{InitWeights, JobSpec};
+use coordinator::checkpoints::{State, Store};
+use coordinator::cluster::{BlockTokens, Cluster, Course, Earlier, Outcome, Settings};
+use coordinator::driver::{Driver, Greeting};
+use coordinator::events::RunEvent;
+use coordinator::service::Service;
+use coordinator::shelf::Shelf;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+
+use crate::net::COORDINATOR;
+use crate::rpc::serve;
+use crate::truth::{EVAL_BLOCKS, SEQUENCE_LEN, TRAIN_BLOCKS, blocks};
+use crate::world::World;
+
+const INPUTS: usize = 1024;
+const EVENTS: usize = 4096;
+
+/// A coordinator process.
+pub struct Site {
+    driving: JoinHandle<Outcome>,
+    /// Ended with the process.
+    _tasks: JoinSet<()>,
+}
+
+impl Site {
+    /// Starts a coordinator in the run's folder, from the newest checkpoint there.
+    pub fn start(world: &Arc<World>) -> Self {
+        let calls = world.net.start(COORDINATOR);
+        let start = newest(&world.folder);
+        world
+            .net
+            .note(|| format!("C  starts from step {}", start.step));
+        world.oracle.restarted(start.step);
+        let (inputs, arrivals) = mpsc::channel(INPUTS);
+        let (observer, mut events) = mpsc::channel::<RunEvent>(EVENTS);
+        let shelf = Arc::new(Shelf::new(world.scratch.blocks()));
+        if let Some(folder) = &start.folder {
+            shelf.offer(folder, &start.files);
+        }
+        let job_digest = world.job.digest();
+        let greeting = Greeting {
+            term: 1,
+            job: serde_json::to_vec(&*world.job).unwrap(),
+            job_digest: job_digest.clone(),
+            model_dir: "/model".into(),
+            model_files: Vec::new(),
+            total_steps: world.job.max_steps.unwrap_or_default(),
+        };
+        let driver = Driver::new(
+            cluster(&world.job, &start, world),
+            greeting,
+            start,
+            Arc::new(store(world, job_digest)),
+            shelf.clone(),
+            observer,
+            inputs.clone(),
+        );
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(Service::new(inputs, shelf, None), calls));
+        let observing = world.clone();
+        tasks.spawn(async move {
+            while let Some(event) = events.recv().await {
+                observing.observe(&event);
+            }
+        });
+        Self {
+            driving: tokio::spawn(driver.drive(arrivals)),
+            _tasks: tasks,
+        }
+    }
+
+    /// Waits for the end of the run.
+    pub async fn outcome(&mut self) -> Result<Outcome, JoinError> {
+        (&mut self.driving).await
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.driving.abort();
+    }
+}
+
+fn newest(folder: &Path) -> State {
+    atomic::remove_leftovers(folder).unwrap();
+    let found = checkpoint::newest_valid(folder).unwrap();
+    assert!(found.damaged.is_empty(), "{:?}", found.damaged);
+    let Some((path, manifest)) = found.newest else {
+        return State::default();
+    };
+    State {
+        step: manifest.step,
+        folder: Some(path),
+        files: manifest.files,
+        weights_digest: Some(manifest.weights_digest),
+    }
+}
+
+fn cluster(job: &Arc<JobSpec>, start: &State, world: &World) -> Cluster {
+    let tokens = |block: common::data::block::Block| BlockTokens {
+        used: block.used_len() as u32,
+        trained: block.trained_tokens() as u32,
+    };
+    let settings = Settings {
+        version: common::VERSION.to_owned(),
+        job_digest: job.digest(),
+        run: String::new(),
+        earlier: Earlier::default(),
+        start_step: start.step,
+        start_weights_digest: start.weights_digest.clone(),
+        start_numerics_class: None,
+        last_evaluated: world.oracle.last_evaluated(),
+        min_workers: job.cluster.min_workers,
+        max_workers: job.cluster.max_workers,
+        max_skipped_steps: job.max_skipped_steps,
+    };
+    let blocks = blocks().into_iter().map(tokens).collect();
+    Cluster::new(settings, Course::new(job.clone(), TRAIN_BLOCKS, blocks))
+}
+
+fn store(world: &World, job_digest: String) -> Store {
+    Store {
+        output_dir: world.folder.clone(),
+        model: world.scratch.model.clone(),
+        job_digest,
+        base_model_digest: "model".into(),
+        save_total_limit: Some(2),
+        write_trainer_state: Box::new(|_, _| Ok(())),
+    }
+}
+
+/// What all runs share, in a folder of its own.
+pub struct Scratch {
+    folder: TempDir,
+    model: ModelFolder,
+    runs: AtomicU64,
+}
+
+impl Scratch {
+    /// In memory where the system has such a place, because every checkpoint is made durable.
+    pub fn new() -> Self {
+        let memory = Path::new("/dev/shm");
+        let folder = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
+        let path = folder.path().join("blocks");
+        let counts = (TRAIN_BLOCKS, EVAL_BLOCKS);
+        let blocks = blocks().into_iter();
+        blockfile::write(&path, SEQUENCE_LEN, counts, [0; 32], b"", blocks).unwrap();
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}"#;
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        Self {
+            model: ModelFolder::open(folder.path(), InitWeights::Random).unwrap(),
+            folder,
+            runs: AtomicU64::new(0),
+        }
+    }
+
+    /// An output folder. All have names of one length, because they travel in messages.
+    pub fn output_dir(&self) -> PathBuf {
+        let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let folder = self.folder.path().join(format!("run-{number:012}"));
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    }
+
+    fn blocks(&self) -> BlockFile {
+        BlockFile::open(&self.folder.path().join("blocks")).unwrap()
+    }
+}

@@ -1,0 +1,243 @@
+//! One run in one seed's world: a coordinator, some workers, and what happens to them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::job::JobSpec;
+use coordinator::events::RunEvent;
+use tokio::task::JoinHandle;
+
+use crate::dice::Dice;
+use crate::faults::{Fault, Plan};
+use crate::net::{COORDINATOR, Net, Node};
+use crate::oracle::Oracle;
+use crate::rpc::Network;
+use crate::site::{Scratch, Site};
+use crate::truth::{Model, job};
+use crate::worker;
+
+/// Simulated; no run may take longer.
+const LIMIT: Duration = Duration::from_secs(900);
+/// For the workers to hear that the run is over.
+const FAREWELL_MS: u64 = 200_000;
+
+/// What all machines of a run share.
+pub struct World {
+    pub net: Network,
+    pub dice: Dice,
+    pub model: Arc<Model>,
+    pub oracle: Oracle,
+    pub job: Arc<JobSpec>,
+    pub scratch: Arc<Scratch>,
+    /// The coordinator's output folder.
+    pub folder: PathBuf,
+    /// This worker reports wrong digests from this step on, once.
+    wrong: Mutex<Option<(Node, u64)>>,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub struct Report {
+    pub violations: Vec<String>,
+    /// Of the trace.
+    pub digest: String,
+    pub simulated_ms: u64,
+    pub generations: u64,
+    pub expulsions: u64,
+}
+
+/// Runs one plan.
+pub fn run(scratch: &Arc<Scratch>, plan: &Plan, readable: bool) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        // What comes back from the disk waits until all else is done, however fast the disk is.
+        .global_queue_interval(u32::MAX)
+        .build()
+        .unwrap();
+    let folder = scratch.output_dir();
+    let report = runtime.block_on(simulate(plan, scratch.clone(), folder.clone(), readable));
+    drop(runtime);
+    let _ = std::fs::remove_dir_all(&folder);
+    report
+}
+
+async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable: bool) -> Report {
+    let dice = Dice::new(plan.seed);
+    let job = Arc::new(job(plan.min_workers, plan.max_workers));
+    let model = Model::new(&job, plan.not_finite.then_some(dice));
+    let world = Arc::new(World {
+        net: Net::new(dice, readable),
+        dice,
+        oracle: Oracle::new(model.quiet_run()),
+        model,
+        job,
+        scratch,
+        folder,
+        wrong: Mutex::new(plan.wrong),
+    });
+    world.net.note(|| format!("{plan:?}"));
+    let net = tokio::spawn(world.net.clone().run());
+    let mut machines = Machines::new(world.clone());
+    if tokio::time::timeout(LIMIT, machines.work(plan))
+        .await
+        .is_err()
+    {
+        world.oracle.violation("the run does not end".into());
+    }
+    machines.stop();
+    net.abort();
+    let (generations, expulsions) = world.oracle.counts();
+    Report {
+        violations: world.oracle.violations(),
+        digest: world.net.digest(),
+        simulated_ms: world.net.now_ms(),
+        generations,
+        expulsions,
+    }
+}
+
+impl World {
+    pub fn observe(&self, event: &RunEvent) {
+        self.net.note(|| match event {
+            // Its folder's name holds the process's number.
+            RunEvent::CheckpointSaved { step, .. } => format!("C  saved {step}"),
+            event => format!("C  {event:?}"),
+        });
+        if let RunEvent::WorkerLost { reason, .. } = event
+            && reason.contains("computes wrongly")
+        {
+            self.oracle.sent_away();
+        }
+        self.oracle.observe(event);
+    }
+
+    pub fn computes_wrongly(&self, node: Node, step: u64) -> bool {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = wrong.is_some_and(|(who, from)| who == node && step >= from);
+        if now {
+            *wrong = None;
+        }
+        now
+    }
+}
+
+/// The processes that run.
+struct Machines {
+    world: Arc<World>,
+    site: Option<Site>,
+    workers: BTreeMap<Node, JoinHandle<()>>,
+}
+
+impl Machines {
+    fn new(world: Arc<World>) -> Self {
+        Self {
+            world,
+            site: None,
+            workers: BTreeMap::new(),
+        }
+    }
+
+    async fn work(&mut self, plan: &Plan) {
+        self.site = Some(Site::start(&self.world));
+        let mut happening = plan.faults.iter();
+        let mut next = happening.next();
+        let outcome = loop {
+            let now = self.world.net.now_ms();
+            let pause = next.map_or(u64::MAX / 2, |(at, _)| at.saturating_sub(now));
+            let pausing = self.world.net.sleep(u32::MAX, pause);
+            tokio::select! {
+                biased;
+                outcome = outcome(&mut self.site) => break outcome,
+                () = pausing => {}
+            }
+            if let Some((_, fault)) = next {
+                self.befall(*fault);
+                next = happening.next();
+            }
+        };
+        match outcome {
+            Ok(outcome) => self.world.oracle.ended(&outcome),
+            Err(error) => {
+                let text = format!("the coordinator panicked: {error}");
+                return self.world.oracle.violation(text);
+            }
+        }
+        // Whatever was cut off stays so no longer.
+        for (_, fault) in happening.chain(next) {
+            if fault.mends() {
+                self.befall(*fault);
+            }
+        }
+        self.wait_for_workers().await;
+    }
+
+    /// Every worker that was there hears of the end.
+    async fn wait_for_workers(&mut self) {
+        let deadline = self.world.net.now_ms() + FAREWELL_MS;
+        for (node, worker) in &mut self.workers {
+            let left = deadline.saturating_sub(self.world.net.now_ms());
+            tokio::select! {
+                biased;
+                ended = worker => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        self.world.oracle.violation(format!("worker {node} panicked"));
+                    }
+                }
+                () = self.world.net.sleep(u32::MAX, left) => {}
+            }
+        }
+    }
+
+    fn befall(&mut self, fault: Fault) {
+        let net = self.world.net.clone();
+        match fault {
+            Fault::Start(COORDINATOR) if self.site.is_none() => {
+                self.site = Some(Site::start(&self.world));
+            }
+            Fault::Start(node) if node != COORDINATOR && !net.is_up(node) => {
+                net.note(|| format!("-- w{node} starts"));
+                let calls = net.start(node);
+                let life = worker::live(self.world.clone(), node, calls);
+                self.workers.insert(node, tokio::spawn(life));
+            }
+            Fault::Start(_) => {}
+            Fault::Kill(COORDINATOR) => {
+                self.site = None;
+                net.kill(COORDINATOR);
+            }
+            Fault::Kill(node) => {
+                if let Some(worker) = self.workers.remove(&node) {
+                    worker.abort();
+                    net.kill(node);
+                }
+            }
+            Fault::Freeze(node) => net.freeze(node),
+            Fault::Thaw(node) => net.thaw(node),
+            Fault::Cut(a, b) => net.cut(a, b),
+            Fault::Heal(a, b) => net.heal(a, b),
+            Fault::Reset(a, b) => net.reset(a, b),
+            Fault::Slow(node) => net.slow(node, true),
+            Fault::Fast(node) => net.slow(node, false),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.site = None;
+        for worker in self.workers.values() {
+            worker.abort();
+        }
+    }
+}
+
+async fn outcome(
+    site: &mut Option<Site>,
+) -> Result<coordinator::cluster::Outcome, tokio::task::JoinError> {
+    match site {
+        Some(site) => site.outcome().await,
+        None => std::future::pending().await,
+    }
+}
