@@ -3,12 +3,13 @@
 //! In: the folder of a finished upload. Out: `checkpoint-<step>/` with its manifest, or the result's files in the output
 //! folder. What was there before stays until the new is durable.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::failpoint;
 use common::files::atomic::AtomicDir;
 use common::files::checkpoint::{self, Manifest};
+use common::files::durable;
 use common::files::model::ModelFolder;
 use common::files::snapshot::OPTIMIZER;
 use common::files::{FileEntry, FileError};
@@ -96,8 +97,7 @@ impl Store {
                 _ => {}
             }
         }
-        File::open(&self.output_dir)
-            .and_then(|folder| folder.sync_all())
+        durable::sync_folder(&self.output_dir)
             .map_err(FileError::io("make durable", &self.output_dir))?;
         Ok(State {
             step: received.step,
@@ -115,8 +115,6 @@ impl Store {
 
 /// Gives a finished file its place once it is durable.
 fn replace(from: &Path, to: &Path) -> Result<(), FileError> {
-    File::open(from)
-        .and_then(|file| file.sync_all())
-        .map_err(FileError::io("make durable", from))?;
-    fs::rename(from, to).map_err(FileError::io("write", to))
+    durable::sync_path(from).map_err(FileError::io("make durable", from))?;
+    durable::rename(from, to).map_err(FileError::io("write", to))
 }

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{JOIN, Run, Site, free_port};
+use support::{Run, Site, free_port};
 use tokio_util::sync::CancellationToken;
 use worker::{JoinOptions, WorkerError};
 
@@ -15,12 +15,7 @@ use worker::{JoinOptions, WorkerError};
 #[test]
 #[ignore = "a worker, started by the tests"]
 fn worker_process() {
-    let Ok(address) = std::env::var(JOIN) else {
-        return;
-    };
-    let mut options = JoinOptions::new(address);
-    options.threads = Some(1);
-    join(options).unwrap();
+    support::work();
 }
 
 fn join(options: JoinOptions) -> Result<worker::Finished, WorkerError> {

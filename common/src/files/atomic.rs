@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::FileError;
+use super::{FileError, durable};
 
 /// Marks what a crashed attempt leaves behind.
 const TEMPORARY: &str = ".muster-tmp-";
@@ -54,11 +54,11 @@ impl AtomicFile {
             .into_inner()
             .map_err(|error| FileError::io("write", &self.target)(error.into_error()))
             .and_then(|file| {
-                file.sync_all()
+                durable::sync_file(&file, &self.temporary)
                     .map_err(FileError::io("make durable", &self.target))
             })
             .and_then(|()| {
-                fs::rename(&self.temporary, &self.target)
+                durable::rename(&self.temporary, &self.target)
                     .map_err(FileError::io("write", &self.target))
             });
         if result.is_err() {
@@ -119,12 +119,13 @@ impl AtomicDir {
         sync_tree(&self.temporary)?;
         let replaced = if self.target.exists() {
             let replaced = sibling(&self.target, REPLACED)?;
-            fs::rename(&self.target, &replaced).map_err(FileError::io("replace", &self.target))?;
+            durable::rename(&self.target, &replaced)
+                .map_err(FileError::io("replace", &self.target))?;
             Some(replaced)
         } else {
             None
         };
-        if let Err(error) = fs::rename(&self.temporary, &self.target) {
+        if let Err(error) = durable::rename(&self.temporary, &self.target) {
             if let Some(replaced) = &replaced {
                 // Where this fails too, `remove_leftovers` does it later.
                 let _ = fs::rename(replaced, &self.target);
@@ -151,7 +152,8 @@ impl Drop for AtomicDir {
 /// Removes a folder so that a crash leaves all of it or nothing under its name.
 pub fn remove_dir(path: &Path) -> Result<(), FileError> {
     let hidden = sibling(path, TEMPORARY)?;
-    fs::rename(path, &hidden).map_err(FileError::io("remove", path))?;
+    durable::rename(path, &hidden).map_err(FileError::io("remove", path))?;
+    sync_folder(parent(path))?;
     fs::remove_dir_all(&hidden).map_err(FileError::io("remove", &hidden))
 }
 
@@ -210,13 +212,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 fn sync_folder(folder: &Path) -> Result<(), FileError> {
-    // Folders cannot be opened as files elsewhere, and need not be made durable there.
-    if cfg!(unix) {
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(FileError::io("make durable", folder))?;
-    }
-    Ok(())
+    durable::sync_folder(folder).map_err(FileError::io("make durable", folder))
 }
 
 fn sync_tree(folder: &Path) -> Result<(), FileError> {
@@ -225,9 +221,7 @@ fn sync_tree(folder: &Path) -> Result<(), FileError> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(FileError::io("make durable", &path))?;
+            durable::sync_path(&path).map_err(FileError::io("make durable", &path))?;
         }
     }
     sync_folder(folder)

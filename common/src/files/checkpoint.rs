@@ -12,7 +12,7 @@ use super::adapter::ADAPTER_WEIGHTS;
 use super::error::read_json;
 use super::model::write_json;
 use super::snapshot::OPTIMIZER;
-use super::{FileEntry, FileError, atomic};
+use super::{FileEntry, FileError, atomic, durable};
 
 pub const MANIFEST: &str = "manifest.json";
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
@@ -60,7 +60,7 @@ pub fn checkpoint_dir(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("{PREFIX}{step}"))
 }
 
-/// Digests every file in `dir` and writes the manifest: the last thing before the folder is committed. `head.files` is
+/// Makes every file in `dir` durable, digests it and writes the manifest, which is durable then too: the last thing before the folder is committed. `head.files` is
 /// replaced by what is there.
 pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
     let mut manifest = head;
@@ -71,6 +71,8 @@ pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
             FileError::malformed(dir, format!("the file name {name:?} is not UTF-8"))
         })?;
         if name != MANIFEST && entry.path().is_file() {
+            let path = entry.path();
+            durable::sync_path(&path).map_err(FileError::io("make durable", &path))?;
             manifest.files.push(FileEntry::of(dir, &name)?);
         }
     }

@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod checkpoint;
+pub mod durable;
 mod error;
 pub mod layout;
 pub mod manifest;

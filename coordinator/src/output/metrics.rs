@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use common::files::durable;
 use serde_json::{Map, Value, json};
 
 use super::OutputError;
@@ -52,8 +53,7 @@ impl Metrics {
     }
 
     pub fn make_durable(&mut self) -> Result<(), OutputError> {
-        self.file
-            .sync_data()
+        durable::sync_file(&self.file, &self.path)
             .map_err(OutputError::io("make durable", &self.path))
     }
 }

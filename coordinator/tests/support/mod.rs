@@ -108,6 +108,18 @@ impl Site {
     }
 }
 
+/// The life of a worker, in a process that [`Site::join`] started; nothing in any other.
+pub fn work() {
+    let Ok(address) = std::env::var(JOIN) else {
+        return;
+    };
+    let mut options = worker::JoinOptions::new(address);
+    options.threads = Some(1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    runtime.block_on(worker::join(options, shutdown)).unwrap();
+}
+
 /// A child that does not outlive the test.
 pub struct Process(pub Child);
 

@@ -1,0 +1,150 @@
+//! What makes written files outlast a power cut: fsync of a file, of a folder, and the rename between them.
+//!
+//! In: files that were written. Out: the system's word that they are on disk, or its error, which is final: after a failed
+//! fsync the kernel may have dropped the data and would report success the second time, so nothing here tries again.
+//! Tests can watch the operations below a folder, to see their order and to let one of them fail.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One operation, about to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    SyncFile(PathBuf),
+    SyncFolder(PathBuf),
+    Rename { from: PathBuf, to: PathBuf },
+}
+
+impl Operation {
+    fn path(&self) -> &Path {
+        match self {
+            Self::SyncFile(path) | Self::SyncFolder(path) | Self::Rename { from: path, .. } => path,
+        }
+    }
+}
+
+/// Sees an operation before it is done; an error takes its place.
+type Watcher = Arc<dyn Fn(&Operation) -> io::Result<()> + Send + Sync>;
+
+struct Watching {
+    number: usize,
+    folder: PathBuf,
+    watcher: Watcher,
+}
+
+static WATCHERS: Mutex<Vec<Watching>> = Mutex::new(Vec::new());
+/// How many there ever were, so that nobody looks at the list where nobody watches.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes the content of an open file durable; `path` is its name.
+pub fn sync_file(file: &File, path: &Path) -> io::Result<()> {
+    tell(|| Operation::SyncFile(path.to_owned()))?;
+    file.sync_all()
+}
+
+/// Makes the content of a file durable that others wrote.
+pub fn sync_path(path: &Path) -> io::Result<()> {
+    sync_file(&File::open(path)?, path)
+}
+
+/// Makes the names in a folder durable.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    tell(|| Operation::SyncFolder(folder.to_owned()))?;
+    // Folders cannot be opened as files elsewhere, and need not be made durable there.
+    match cfg!(unix) {
+        true => File::open(folder)?.sync_all(),
+        false => Ok(()),
+    }
+}
+
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    tell(|| Operation::Rename {
+        from: from.to_owned(),
+        to: to.to_owned(),
+    })?;
+    fs::rename(from, to)
+}
+
+/// Shows `watcher` every operation on what is inside `folder` (and on itself), from any thread, until the result is
+/// dropped.
+pub fn watch(
+    folder: &Path,
+    watcher: impl Fn(&Operation) -> io::Result<()> + Send + Sync + 'static,
+) -> Watch {
+    let number = COUNT.fetch_add(1, Ordering::SeqCst);
+    watchers().push(Watching {
+        number,
+        folder: folder.to_owned(),
+        watcher: Arc::new(watcher),
+    });
+    Watch(number)
+}
+
+/// Watches until it is dropped.
+#[must_use]
+pub struct Watch(usize);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        watchers().retain(|watching| watching.number != self.0);
+    }
+}
+
+fn watchers() -> std::sync::MutexGuard<'static, Vec<Watching>> {
+    WATCHERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tell(operation: impl FnOnce() -> Operation) -> io::Result<()> {
+    if COUNT.load(Ordering::SeqCst) == 0 {
+        return Ok(());
+    }
+    let operation = operation();
+    let concerned: Vec<Watcher> = watchers()
+        .iter()
+        .filter(|watching| operation.path().starts_with(&watching.folder))
+        .map(|watching| watching.watcher.clone())
+        .collect();
+    concerned.iter().try_for_each(|watcher| watcher(&operation))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The system refuses to sync these, so that a sync that is not done shows.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_system_is_really_asked() {
+        sync_path(Path::new("/dev/null")).unwrap_err();
+        sync_folder(Path::new("/proc/self")).unwrap_err();
+    }
+
+    #[test]
+    fn a_watcher_sees_its_own_folder_and_may_refuse() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let recorder = seen.clone();
+        let watch = watch(folders[0].path(), move |operation| {
+            recorder.lock().unwrap().push(operation.clone());
+            match operation {
+                Operation::SyncFolder(_) => Err(io::Error::other("refused")),
+                _ => Ok(()),
+            }
+        });
+        for folder in &folders {
+            let file = folder.path().join("a");
+            fs::write(&file, "content").unwrap();
+            sync_path(&file).unwrap();
+        }
+        sync_folder(folders[0].path()).unwrap_err();
+        drop(watch);
+        sync_folder(folders[0].path()).unwrap();
+        let file = Operation::SyncFile(folders[0].path().join("a"));
+        let folder = Operation::SyncFolder(folders[0].path().to_owned());
+        assert_eq!(*seen.lock().unwrap(), [file, folder]);
+    }
+}

@@ -1,0 +1,70 @@
+//! A disk that is full for a while.
+
+use std::process::Command;
+
+use common::files::checkpoint::newest_valid;
+
+use super::support::{Run, Site, free_port};
+
+/// Files may not grow beyond this while the disk is full: metrics fit, a checkpoint does not.
+const FULL_BYTES: u64 = 32 << 10;
+
+/// Sets how large this process may make a file. Its writes beyond that fail, as those on a full disk do.
+fn limit_files(process: u32, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let process = process as libc::pid_t;
+    // SAFETY: `limit` outlives the call, and no old limit is asked for.
+    let result =
+        unsafe { libc::prlimit(process, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The same command in a process that gets an error for a file that is too large, and no signal.
+fn without_signal(command: &Command) -> Command {
+    let mut wrapped = Command::new("sh");
+    wrapped.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    wrapped.current_dir(command.get_current_dir().unwrap());
+    wrapped
+}
+
+#[test]
+fn a_full_disk_fails_the_save_and_nothing_else() {
+    let site = Site::new();
+    let options = [
+        "--max-steps",
+        "80",
+        "--set",
+        "save_steps=4",
+        "--set",
+        "lora_r=32",
+    ];
+    let quiet = site.train("quiet", &options);
+
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let command = site.start("out", &[&["--listen", &listen], &options[..]].concat());
+    let mut run = Run::of(&mut without_signal(&command));
+    let mut worker = site.join("one", port);
+    run.until("checkpoint-4");
+    limit_files(run.process.0.id(), FULL_BYTES);
+    run.until("was not saved");
+    let saved = newest_valid(&site.path("out")).unwrap();
+    assert!(saved.damaged.is_empty(), "{:?}", saved.damaged);
+    let saved = saved.newest.unwrap().1.step;
+    // The run goes on, and the checkpoint stays.
+    run.steps(3);
+    let still = newest_valid(&site.path("out")).unwrap();
+    assert_eq!(still.newest.unwrap().1.step, saved);
+    limit_files(run.process.0.id(), libc::RLIM_INFINITY);
+    run.until("checkpoint-");
+
+    let run = run.end();
+    assert!(run.status.success() && worker.wait().success(), "{run:?}");
+    assert!(run.stdout.contains("File too large"), "{run:?}");
+    assert_eq!(site.digest("out"), quiet);
+    assert_eq!(site.steps("out").len(), 80);
+}

@@ -1,0 +1,250 @@
+//! Disks that fail: what counts is durable before it has its name, a failed save costs nothing but itself, and what a
+//! broken disk left is named and passed over.
+#![cfg(feature = "single-node")]
+#![allow(clippy::unwrap_used)]
+
+#[cfg(target_os = "linux")]
+mod full;
+#[path = "../support/mod.rs"]
+mod support;
+mod witness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::files::adapter::AdapterConfig;
+use common::files::checkpoint::{self, checkpoint_dir, newest_valid};
+use common::files::durable::Operation;
+use common::files::model::ModelFolder;
+use common::files::{FileError, Layout, Snapshot, WeightsFormat, atomic};
+use common::job::InitWeights;
+use coordinator::checkpoints::{Facts, Store};
+use coordinator::cluster::WorkerId;
+use coordinator::upload::Received;
+use support::{Run, Site};
+use tempfile::TempDir;
+use witness::Witness;
+
+/// Not a test: what [`Site::join`] starts this binary for.
+#[test]
+#[ignore = "a worker, started by the tests"]
+fn worker_process() {
+    support::work();
+}
+
+fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
+    Store {
+        output_dir: folder.path().join("out"),
+        model: ModelFolder::open(&model, InitWeights::Pretrained).unwrap(),
+        job_digest: "job".into(),
+        base_model_digest: "model".into(),
+        save_total_limit,
+        write_trainer_state: Box::new(|folder, step| {
+            atomic::write(
+                &folder.join("trainer_state.json"),
+                step.to_string().as_bytes(),
+            )
+        }),
+    }
+}
+
+fn facts() -> Facts {
+    Facts {
+        layout_digest: "layout".into(),
+        numerics_class: "test".into(),
+    }
+}
+
+/// A state as it is when its last byte has come: written, and nothing more.
+fn received(store: &Store, step: u64) -> Received {
+    let layout = Arc::new(Layout::new([("model.a.weight".to_owned(), vec![40])]));
+    let flat = |seed: u64| (0..40).map(|i| (seed * 100 + i) as f32).collect();
+    let snapshot = Snapshot {
+        step,
+        weights: flat(step),
+        exp_avg: flat(step + 1),
+        exp_avg_sq: flat(step + 2),
+        layout,
+    };
+    let folder = store.begin(step).unwrap();
+    let format = WeightsFormat::Adapter(AdapterConfig {
+        base_model_name_or_path: None,
+        revision: None,
+        r: 2,
+        lora_alpha: 4.0,
+        lora_dropout: 0.0,
+        use_rslora: false,
+        target_modules: vec!["q_proj".into()],
+    });
+    let elsewhere = tempfile::tempdir().unwrap();
+    snapshot.write_files(elsewhere.path(), &format).unwrap();
+    for entry in fs::read_dir(elsewhere.path()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    Received {
+        worker: WorkerId(1),
+        step,
+        weights_digest: snapshot.weights_digest(),
+        folder,
+    }
+}
+
+fn newest_step(store: &Store) -> Option<u64> {
+    let found = newest_valid(&store.output_dir).unwrap();
+    assert!(found.damaged.is_empty(), "{:?}", found.damaged);
+    found.newest.map(|(_, manifest)| manifest.step)
+}
+
+fn hidden(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_hidden = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with('.');
+    paths.filter(is_hidden).collect()
+}
+
+#[test]
+fn a_checkpoint_is_durable_before_it_has_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, Some(1));
+    for step in [1, 2] {
+        let received = received(&store, step);
+        let witness = Witness::of(folder.path(), None);
+        store.commit(received, &facts()).unwrap();
+        witness.check();
+        // The old one is removed under a hidden name, which must be durable before its files go.
+        assert!(
+            matches!(witness.operations().last(), Some(Operation::SyncFolder(path)) if *path == store.output_dir)
+        );
+        assert_eq!(newest_step(&store), Some(step));
+    }
+    // In place of one of the same step.
+    let again = received(&store, 2);
+    let witness = Witness::of(folder.path(), None);
+    store.commit(again, &facts()).unwrap();
+    witness.check();
+}
+
+#[test]
+fn the_result_is_durable_before_it_has_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, None);
+    let received = received(&store, 9);
+    let witness = Witness::of(folder.path(), None);
+    store.commit_last(received, &facts()).unwrap();
+    witness.check();
+    assert!(store.output_dir.join("adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn a_failed_fsync_is_final_and_the_next_save_starts_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, None);
+    store.commit(received(&store, 1), &facts()).unwrap();
+    let mut failures = 0;
+    for step in 2.. {
+        let state = received(&store, step);
+        let attempt = state.folder.path().to_owned();
+        let witness = Witness::of(folder.path(), Some(failures));
+        let Err(error) = store.commit(state, &facts()) else {
+            break;
+        };
+        let failed: &FileError = &error;
+        assert!(failed.to_string().contains("the disk failed"), "{failed}");
+        // Nothing is tried again, and nothing else either.
+        assert_eq!(
+            witness.operations().len(),
+            failures + 1,
+            "{:?}",
+            witness.operations()
+        );
+        drop(witness);
+        let is_named = checkpoint_dir(&store.output_dir, step).exists();
+        assert_eq!(
+            newest_step(&store),
+            Some(if is_named { step } else { step - 1 })
+        );
+        assert!(
+            hidden(&store.output_dir).is_empty(),
+            "{:?}",
+            hidden(&store.output_dir)
+        );
+
+        let again = received(&store, step);
+        assert_ne!(again.folder.path(), attempt);
+        store.commit(again, &facts()).unwrap();
+        assert_eq!(newest_step(&store), Some(step));
+        failures += 1;
+    }
+    // Three files of the state, three companions and their folders, the manifest, all of them once more, the name.
+    assert!(failures > 12, "{failures}");
+}
+
+#[test]
+fn damaged_checkpoints_are_named_and_passed_over() {
+    let site = Site::new();
+    let options = [
+        "--max-steps",
+        "60",
+        "--set",
+        "save_steps=5",
+        "--set",
+        "save_total_limit=9",
+    ];
+    let quiet = site.train("quiet", &options);
+
+    let local = ["--single-node", "--threads", "1"];
+    let start = || site.start("out", &[&local[..], &options].concat());
+    let mut run = Run::of(&mut start());
+    run.until("step 43/").process.kill();
+    drop(run);
+    let mut saved = checkpoint::list(&site.path("out")).unwrap();
+    let mut newest = || saved.pop().unwrap();
+    let (truncated, flipped, unnamed) = (newest(), newest(), newest());
+    let weights = truncated.1.join("adapter_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let optimizer = flipped.1.join("optimizer.safetensors");
+    let mut bytes = fs::read(&optimizer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x20;
+    fs::write(&optimizer, bytes).unwrap();
+    fs::remove_file(unnamed.1.join("manifest.json")).unwrap();
+
+    let run = Run::of(&mut start()).end();
+    assert!(run.status.success(), "{run:?}");
+    for ((step, _), reason) in [
+        (truncated, "bytes where the manifest says"),
+        (flipped, "digest"),
+        (unnamed, "manifest.json"),
+    ] {
+        let name = format!("checkpoint-{step} is passed over");
+        let says = |line: &str| line.contains(&name) && line.contains(reason);
+        assert!(run.stdout.lines().any(says), "{step}: {run:?}");
+    }
+    let sound = format!("checkpoint-{}", newest().0);
+    assert!(run.stdout.contains(&sound), "{sound}: {run:?}");
+    assert_eq!(site.digest("out"), quiet);
+    assert_eq!(
+        site.steps("out"),
+        with_speed_of(&site.steps("quiet"), &site.steps("out"))
+    );
+}
+
+/// The lines of a run, but for what depends on the machine.
+fn with_speed_of(
+    lines: &[serde_json::Value],
+    other: &[serde_json::Value],
+) -> Vec<serde_json::Value> {
+    let merged = lines.iter().zip(other).map(|(line, other)| {
+        let mut line = line.clone();
+        for field in ["tokens_per_second", "generation", "workers"] {
+            line[field] = other[field].clone();
+        }
+        line
+    });
+    merged.collect()
+}
