@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use common::wire::{MAX_MESSAGE_BYTES, TOKEN_KEY, bearer};
 use proto::v1::coordinator_client::CoordinatorClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -19,8 +20,17 @@ pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
 
 /// One attempt to connect.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two attempts; with jitter twice that. A coordinator that starts anew waits longer for its workers.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The connection is probed this often and given up when a probe stays unanswered as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How a client begins in HTTP/2 (RFC 9113, 3.4): these words, then an empty SETTINGS frame. The server's first frame is
+/// SETTINGS, too.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const FRAME_HEADER_BYTES: usize = 9;
+const FRAME_TYPE_AT: usize = 3;
+const SETTINGS: u8 = 4;
 
 /// Adds the token to every call.
 #[derive(Clone)]
@@ -37,41 +47,43 @@ impl Interceptor for Bearer {
 
 /// Pauses between attempts: doubling, with jitter, so that many workers do not come back at one moment.
 pub fn retry_delays(attempts: usize) -> impl Iterator<Item = Duration> {
+    delays(Duration::from_secs(5), attempts)
+}
+
+fn delays(longest: Duration, attempts: usize) -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(Duration::from_secs(5))
+        .with_max_delay(longest)
         .with_max_times(attempts)
         .with_jitter()
         .build()
 }
 
-/// Connects, trying again until the options' time is up.
-pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
+/// Connects, trying again until `patience` is over.
+pub async fn connect(options: &JoinOptions, patience: Duration) -> Result<Client, WorkerError> {
     let bearer = Bearer(match &options.token {
         Some(token) => Some(bearer(token).parse().map_err(|_| WorkerError::Token)?),
         None => None,
     });
     let endpoint = endpoint(&options.address)?;
-    let deadline = Instant::now() + options.connect_timeout;
-    let mut delays = retry_delays(usize::MAX);
-    let mut told = None;
+    let began = Instant::now();
+    let mut delays = delays(LONGEST_PAUSE, usize::MAX);
+    let mut countdown = Countdown::default();
     let channel = loop {
         let error = match endpoint.connect().await {
             Ok(channel) => break channel,
             Err(error) => root_cause(&error),
         };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = patience.saturating_sub(began.elapsed());
         let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
         if left.is_zero() {
             return Err(WorkerError::Unreachable {
                 address: options.address.clone(),
                 reason: error,
-                seconds: options.connect_timeout.as_secs(),
+                seconds: patience.as_secs(),
             });
         }
-        // Rounded up, and each second told once: the first attempts are less than a second apart.
-        let seconds = left.as_secs_f64().ceil() as u64;
-        if told.replace(seconds) != Some(seconds) {
+        if let Some(seconds) = countdown.due(left) {
             tracing::warn!(
                 "coordinator {} cannot be reached ({error}); trying again, {seconds} s left",
                 options.address,
@@ -82,6 +94,39 @@ pub async fn connect(options: &JoinOptions) -> Result<Client, WorkerError> {
     Ok(CoordinatorClient::with_interceptor(channel, bearer)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Tells how long is left, but not at every attempt: each second of the last minute at most once, and before that twice a
+/// minute.
+#[derive(Default)]
+struct Countdown {
+    told: Option<u64>,
+}
+
+impl Countdown {
+    fn due(&mut self, left: Duration) -> Option<u64> {
+        // Rounded up, because the first attempts are less than a second apart.
+        let seconds = left.as_secs_f64().ceil() as u64;
+        let step = if seconds > 60 { 30 } else { 1 };
+        let is_due = self.told.is_none_or(|told| told >= seconds + step);
+        is_due.then(|| *self.told.insert(seconds))
+    }
+}
+
+/// Whether a server is there that speaks anything but HTTP/2. Where it hangs up at once, a call fails before it has seen
+/// what was said.
+pub async fn answers_otherwise(address: &str) -> bool {
+    let frame = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        stream.write_all(PREFACE).await?;
+        let mut header = [0; FRAME_HEADER_BYTES];
+        stream.read_exact(&mut header).await?;
+        Ok::<_, std::io::Error>(header)
+    };
+    match tokio::time::timeout(ATTEMPT_TIMEOUT, frame).await {
+        Ok(Ok(header)) => header[FRAME_TYPE_AT] != SETTINGS,
+        _ => false,
+    }
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, WorkerError> {
@@ -111,4 +156,20 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_countdown_grows_denser_towards_the_end() {
+        let mut countdown = Countdown::default();
+        let mut told = Vec::new();
+        for milliseconds in (0..120_000).rev().step_by(250) {
+            told.extend(countdown.due(Duration::from_millis(milliseconds)));
+        }
+        assert_eq!(told[..4], [120, 90, 60, 59]);
+        assert_eq!(told.len(), 2 + 61);
+    }
 }

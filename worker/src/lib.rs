@@ -4,13 +4,16 @@
 //! [`session`] talk to the coordinator, [`fetch`] and [`blocks`] get what the step needs, [`run`] is the step itself on
 //! the engine's thread, [`collective`] sums with the peers, and [`upload`] hands the results over.
 
+mod attend;
 pub mod blocks;
 pub mod collective;
 pub mod connect;
 mod device;
 pub mod engine;
+mod engine_thread;
 pub mod fetch;
 mod join;
+mod place;
 pub mod run;
 pub mod session;
 pub mod temporary;
@@ -24,6 +27,9 @@ use thiserror::Error;
 pub use device::Device;
 pub use engine::numerics_class;
 pub use join::join;
+
+/// Long enough for a coordinator that must find another machine.
+pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How to join a coordinator. Only the address is needed.
 #[derive(Clone, Debug)]
@@ -41,8 +47,10 @@ pub struct JoinOptions {
     pub cache_dir: Option<PathBuf>,
     /// For people. Default: host name and process number.
     pub name: Option<String>,
-    /// How long to try to reach the coordinator.
+    /// How long to try to reach the coordinator at first.
     pub connect_timeout: Duration,
+    /// How long to wait, with the state that is held, for a coordinator that was lost.
+    pub reconnect_timeout: Duration,
 }
 
 impl JoinOptions {
@@ -56,6 +64,7 @@ impl JoinOptions {
             cache_dir: None,
             name: None,
             connect_timeout: Duration::from_secs(60),
+            reconnect_timeout: RECONNECT_TIMEOUT,
         }
     }
 }
@@ -83,8 +92,16 @@ pub enum WorkerError {
     NoCoordinator { address: String },
     #[error("the token contains characters that cannot be sent")]
     Token,
-    #[error("the coordinator refused this worker: {reason}")]
-    Refused { reason: String },
+    #[error("coordinator {address} refused this worker: {reason}")]
+    Refused { address: String, reason: String },
+    #[error(
+        "this worker holds the state of job {held}, but coordinator {address} runs job {found}; it goes with that state"
+    )]
+    OtherJob {
+        address: String,
+        held: String,
+        found: String,
+    },
     #[error("this worker cannot work for the coordinator: {reason}")]
     Coordinator { reason: String },
     #[error("the session with the coordinator was lost {times} times in a row: {reason}")]

@@ -77,7 +77,7 @@ struct JoinArgs {
     /// What to call this worker [default: host name and process number]
     #[arg(long)]
     name: Option<String>,
-    /// How long to try to reach the coordinator
+    /// How long to try to reach the coordinator at first
     #[arg(
         long,
         value_name = "SECONDS",
@@ -85,6 +85,14 @@ struct JoinArgs {
         allow_negative_numbers = true
     )]
     connect_timeout: u64,
+    /// How long to keep the state and wait for a coordinator that was lost
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = worker::RECONNECT_TIMEOUT.as_secs(),
+        allow_negative_numbers = true
+    )]
+    reconnect_timeout: u64,
 }
 
 fn main() -> ExitCode {
@@ -183,6 +191,7 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
         cache_dir: args.cache_dir,
         name: args.name,
         connect_timeout: Duration::from_secs(args.connect_timeout),
+        reconnect_timeout: Duration::from_secs(args.reconnect_timeout),
         ..JoinOptions::new(args.address)
     })
 }
@@ -190,7 +199,9 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
 fn exit_code(error: &WorkerError) -> u8 {
     match error {
         WorkerError::Address { .. } | WorkerError::Token => USAGE,
-        WorkerError::Refused { .. } | WorkerError::Coordinator { .. } => PREFLIGHT,
+        WorkerError::Refused { .. }
+        | WorkerError::OtherJob { .. }
+        | WorkerError::Coordinator { .. } => PREFLIGHT,
         _ => FAILED,
     }
 }

@@ -4,7 +4,7 @@
 //! [`Collective`] sums, and this decides nothing but what is void: whatever does not fit to the generation and to the
 //! updates that the weights have seen is dropped, because the coordinator plans it again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +28,9 @@ use crate::fetch::Folder;
 use crate::session::{Lease, Order};
 use crate::upload::{Uploads, weights_format};
 
+/// Updates of which a worker knows the slots it held. A coordinator that is killed has written down all but the last few.
+const REMEMBERED_UPDATES: usize = 16;
+
 #[derive(Debug, Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -40,9 +43,6 @@ pub enum RunError {
     Collective(CollectiveError),
     #[error("the checkpoint says step {found} but the coordinator step {expected}")]
     StartStep { found: u64, expected: u64 },
-    /// Nobody takes reports any more; why is known elsewhere.
-    #[error("the session is over")]
-    SessionOver,
 }
 
 /// What the run starts from.
@@ -57,12 +57,10 @@ pub struct Start {
     pub state: Option<Folder>,
 }
 
-/// What the engine thread shares with the session.
+/// What the engine thread shares with the rest of the worker.
 pub struct Links {
     pub orders: mpsc::Receiver<Order>,
-    pub up: mpsc::Sender<v1::WorkerMessage>,
     pub collective: Arc<Collective>,
-    pub uploads: Uploads,
     pub newest_generation: Arc<AtomicU64>,
     /// Set from outside: end after the slot in hand.
     pub stop: Arc<AtomicBool>,
@@ -72,26 +70,28 @@ pub struct Links {
     pub updates: Arc<AtomicU64>,
 }
 
+/// A session, as far as the engine needs it.
+pub struct Line {
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub uploads: Uploads,
+    /// Takes the reason why the session is of no use any more.
+    pub given_up: mpsc::Sender<String>,
+}
+
 /// Loads the model and works until told to stop.
 pub fn run(start: Start, links: Links) -> Result<(), RunError> {
     let trainer = load(&start)?;
     let mut run = Run {
         format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
         trainer,
+        job_digest: start.job_digest.clone(),
         links,
+        line: None,
         generation: 0,
         plan: None,
         saves: BTreeSet::new(),
+        updates: VecDeque::new(),
     };
-    run.send(Up::Ready(v1::Ready {
-        step: run.trainer.step(),
-        layout_digest: run.trainer.layout().digest(),
-        trainable_scalars: run.trainer.layout().scalars as u64,
-        weights_digest: run.trainer.weights_digest(),
-        job_digest: start.job_digest.clone(),
-        total_scalars: run.trainer.total_scalars(),
-        updates: Vec::new(),
-    }))?;
     // What was fetched for the start alone is of no more use.
     drop(start);
     run.links.ready.store(true, Ordering::SeqCst);
@@ -130,18 +130,27 @@ struct Run {
     trainer: Trainer,
     /// Of the states that are handed over.
     format: WeightsFormat,
+    job_digest: String,
     links: Links,
+    /// To the coordinator. What is said on one that is broken is lost: the next session hears what came of it.
+    line: Option<Line>,
     /// The one that this worker has entered.
     generation: u64,
     /// Of the training step in progress.
     plan: Option<v1::Plan>,
     /// Steps whose state was asked for and that are still to come.
     saves: BTreeSet<u64>,
+    /// The newest ones made here, oldest first.
+    updates: VecDeque<v1::Update>,
 }
 
 impl Run {
     fn obey(&mut self, order: Order) -> Result<(), RunError> {
         match order {
+            Order::Attach(line) => {
+                self.attach(line);
+                Ok(())
+            }
             Order::Enter(generation) => self.enter(&generation),
             Order::Plan(plan) => {
                 self.begin(plan);
@@ -156,6 +165,25 @@ impl Run {
             }
             Order::Stop => Ok(()),
         }
+    }
+
+    /// A new session: says what is held. What an earlier one ordered is planned again.
+    fn attach(&mut self, line: Line) {
+        self.line = Some(line);
+        self.generation = 0;
+        self.plan = None;
+        self.saves.clear();
+        // The coordinator sends the next one only after it has heard what follows.
+        self.links.newest_generation.store(0, Ordering::SeqCst);
+        self.send(Up::Ready(v1::Ready {
+            step: self.trainer.step(),
+            layout_digest: self.trainer.layout().digest(),
+            trainable_scalars: self.trainer.layout().scalars as u64,
+            weights_digest: self.trainer.weights_digest(),
+            job_digest: self.job_digest.clone(),
+            total_scalars: self.trainer.total_scalars(),
+            updates: self.updates.iter().cloned().collect(),
+        }));
     }
 
     /// A new generation: whoever is behind gets its state, then everyone says what it holds.
@@ -185,7 +213,8 @@ impl Run {
             generation: self.generation,
             step: self.trainer.step(),
             held,
-        }))
+        }));
+        Ok(())
     }
 
     fn receive_state(&self, generation: &v1::Generation) -> Result<Snapshot, CollectiveError> {
@@ -235,7 +264,15 @@ impl Run {
             if self.is_void(lease.generation, lease.step) || !planned || self.stopped() {
                 return Ok(());
             }
-            let blocks = blocks.wait()?;
+            let blocks = match blocks.wait() {
+                Ok(blocks) => blocks,
+                // The network's fault. The slots are leased again to whoever is in the next generation.
+                Err(BlocksError::Broken { reason }) => {
+                    self.give_line_up(reason);
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            };
             let started = Instant::now();
             let outcome = match train {
                 true => self.trainer.train_slot(slot, &blocks)?,
@@ -250,7 +287,7 @@ impl Run {
                 trained_tokens: outcome.trained_tokens,
                 correct_tokens: outcome.correct_tokens,
                 compute_us: started.elapsed().as_micros() as u64,
-            }))?;
+            }));
         }
         Ok(())
     }
@@ -269,12 +306,13 @@ impl Run {
             Err(error) => return self.report_failure(error),
         };
         let exchanged = Instant::now();
+        let slots = held_slots(&self.trainer);
         let outcome = self.trainer.apply(reduced, plan.learning_rate)?;
         failpoint::reached("optimizer");
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
-        self.send(Up::StepReport(v1::StepReport {
+        let report = v1::StepReport {
             generation: exchange.generation,
             step: self.trainer.step(),
             grad_norm: outcome.grad_norm,
@@ -286,9 +324,19 @@ impl Run {
             exchange_us: (exchanged - started).as_micros() as u64,
             optimizer_us,
             peak_memory_bytes: peak_memory_bytes(),
-        }))?;
+        };
+        self.remember(report.clone(), slots);
+        self.send(Up::StepReport(report));
         self.save_state();
         Ok(())
+    }
+
+    fn remember(&mut self, report: v1::StepReport, slots: Vec<v1::HeldSlot>) {
+        while self.updates.len() >= REMEMBERED_UPDATES {
+            self.updates.pop_front();
+        }
+        let report = Some(report);
+        self.updates.push_back(v1::Update { report, slots });
     }
 
     fn reduce(&self, plan: &v1::Plan) -> Result<Reduced, CollectiveError> {
@@ -316,7 +364,8 @@ impl Run {
                     generation: self.generation,
                     rank,
                     reason: reason.clone(),
-                }))
+                }));
+                Ok(())
             }
             other => Err(RunError::Collective(other)),
         }
@@ -327,7 +376,9 @@ impl Run {
         let step = self.trainer.step();
         if self.saves.remove(&step) {
             let snapshot = self.trainer.snapshot();
-            self.links.uploads.start(snapshot, self.format.clone());
+            if let Some(line) = &self.line {
+                line.uploads.start(snapshot, self.format.clone());
+            }
         }
         while let Some(missed) = self.saves.first().copied().filter(|first| *first < step) {
             tracing::warn!("the state after step {missed} was asked for too late");
@@ -348,9 +399,18 @@ impl Run {
         self.links.stop.load(Ordering::SeqCst)
     }
 
-    fn send(&self, message: Up) -> Result<(), RunError> {
-        let sent = self.links.up.blocking_send(up(message));
-        sent.map_err(|_| RunError::SessionOver)
+    /// On a broken line it is lost: the next session begins with what this worker holds.
+    fn send(&self, message: Up) {
+        if let Some(line) = &self.line {
+            let _ = line.up.blocking_send(up(message));
+        }
+    }
+
+    fn give_line_up(&self, reason: String) {
+        if let Some(line) = &self.line {
+            // Where one reason waits already, or the session has ended, there is nothing to add.
+            let _ = line.given_up.try_send(reason);
+        }
     }
 }
 

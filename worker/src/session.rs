@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 use crate::blocks::{Blocks, PendingBlocks};
 use crate::collective::{Collective, Membership, PeerAddress};
 use crate::connect::{Client, root_cause};
+use crate::run::Line;
 
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,13 +41,17 @@ const MAX_SILENCE_MS: u64 = 60_000;
 pub enum SessionEnd {
     /// The coordinator said Finish.
     Finished { failed: bool, reason: String },
+    /// The coordinator said Finish, and is to be started again.
+    Interrupted(String),
     /// The coordinator will not have this worker.
     Refused(String),
     /// This worker cannot work for that coordinator.
     Unusable(String),
     /// What the other side said is not the protocol: no coordinator, unless it has been one before.
     Foreign(String),
-    /// The connection broke, or the coordinator sent the worker away; it may come back as a newcomer.
+    /// The coordinator sent the worker away; it may come back as a newcomer, without the state it holds.
+    Expelled(String),
+    /// The connection broke.
     Lost(String),
 }
 
@@ -54,11 +59,13 @@ impl SessionEnd {
     fn of(status: &Status) -> Self {
         use tonic::Code;
         // A status of our own making names the layer that failed; what happened is at the bottom.
-        let reason = match std::error::Error::source(status) {
+        let source = std::error::Error::source(status);
+        let reason = match source {
             Some(source) => format!("the connection broke: {}", root_cause(source)),
             None => status.message().to_owned(),
         };
         match status.code() {
+            Code::Aborted if source.is_none() => Self::Expelled(reason),
             Code::FailedPrecondition
             | Code::InvalidArgument
             | Code::PermissionDenied
@@ -67,6 +74,18 @@ impl SessionEnd {
             Code::Unimplemented => Self::Foreign(reason),
             _ if breaks_the_protocol(status) => Self::Foreign(reason),
             _ => Self::Lost(reason),
+        }
+    }
+}
+
+impl SessionEnd {
+    fn finished(finish: v1::Finish) -> Self {
+        match finish.resumable {
+            true => Self::Interrupted(finish.reason),
+            false => Self::Finished {
+                failed: finish.failed,
+                reason: finish.reason,
+            },
         }
     }
 }
@@ -122,17 +141,14 @@ pub async fn open(client: &Client, join: v1::Join) -> Result<Session, SessionEnd
                 Err(SessionEnd::Unusable(reason))
             }
         },
-        Some(Down::Finish(finish)) => Err(SessionEnd::Finished {
-            failed: finish.failed,
-            reason: finish.reason,
-        }),
+        Some(Down::Finish(finish)) => Err(SessionEnd::finished(finish)),
         Some(_) => Err(SessionEnd::Unusable("it did not begin with Welcome".into())),
         None => Err(SessionEnd::Lost("it closed the session".to_owned())),
     }
 }
 
 /// Says why this worker goes, and waits a moment for it to be heard.
-async fn decline(
+pub async fn decline(
     up: mpsc::Sender<v1::WorkerMessage>,
     mut down: Streaming<v1::CoordinatorMessage>,
     reason: &str,
@@ -150,6 +166,9 @@ async fn decline(
 #[derive(Clone, Debug)]
 pub struct Admission {
     pub worker: u64,
+    pub term: u64,
+    /// Drawn when the run began; the same in every term of it.
+    pub run: String,
     pub job: Arc<JobSpec>,
     /// As computed here; the coordinator's is equal.
     pub job_digest: String,
@@ -181,6 +200,8 @@ impl Admission {
         }
         Ok(Self {
             worker: welcome.worker,
+            term: welcome.term,
+            run: welcome.run,
             job: Arc::new(job),
             job_digest,
             model_files: check_files(welcome.model_files).map_err(|e| e.to_string())?,
@@ -190,6 +211,19 @@ impl Admission {
             state_dir: welcome.state_dir.into(),
             blocks,
         })
+    }
+}
+
+impl Admission {
+    /// What keeps the exchanges of different jobs, runs and terms apart.
+    pub fn exchange_id(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.job_digest, &self.run] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.update(&self.term.to_le_bytes());
+        *hasher.finalize().as_bytes()
     }
 }
 
@@ -212,12 +246,14 @@ fn check_files(files: Vec<v1::FileEntry>) -> Result<Vec<FileEntry>, WireError> {
 
 /// What the engine must do next.
 pub enum Order {
+    /// A new session has begun: say what is held, and talk to this one from now on.
+    Attach(Line),
     Enter(v1::Generation),
     Plan(v1::Plan),
     Lease(Lease),
     Exchange(v1::Exchange),
     Save(v1::SaveState),
-    /// The session is over, or the worker is on its way out.
+    /// The worker is on its way out.
     Stop,
 }
 
@@ -294,10 +330,7 @@ impl Forwarder {
             Down::Exchange(exchange) => Order::Exchange(exchange),
             Down::SaveState(save) => Order::Save(save),
             Down::Finish(finish) => {
-                return Ok(Some(SessionEnd::Finished {
-                    failed: finish.failed,
-                    reason: finish.reason,
-                }));
+                return Ok(Some(SessionEnd::finished(finish)));
             }
             Down::Welcome(_) => {
                 let (field, found) = ("message", "a second Welcome".to_owned());

@@ -98,6 +98,12 @@ impl Uploads {
         tasks.spawn_on(task, &self.runtime);
     }
 
+    /// Ends them all: nobody takes the states any more.
+    pub fn abandon(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.abort_all();
+    }
+
     /// Waits until everything is handed over, but not for ever.
     pub async fn finish(&self, limit: Duration) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));

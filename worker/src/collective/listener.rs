@@ -1,7 +1,7 @@
 //! The port that peers call, open for a worker's whole life.
 //!
 //! In: connections from anyone. Out: those that said a valid Hello, each when its generation has begun here. Callers of
-//! older generations and everything else are turned away.
+//! older generations and terms and everything else are turned away.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -36,9 +36,20 @@ struct Waiting {
 
 #[derive(Default)]
 struct Callers {
-    /// Callers of older generations are turned away.
+    /// Callers of older generations of this run are turned away. Those of others wait: one may be of the next term,
+    /// which has not begun here yet.
+    run_id: [u8; 32],
     generation: u64,
-    streams: HashMap<(u64, u32), (Hello, TcpStream)>,
+    streams: HashMap<Key, (Hello, TcpStream)>,
+}
+
+/// Run, generation and rank of a caller.
+type Key = ([u8; 32], u64, u32);
+
+impl Callers {
+    fn is_over(&self, run_id: [u8; 32], generation: u64) -> bool {
+        run_id == self.run_id && generation < self.generation
+    }
 }
 
 impl Listener {
@@ -59,11 +70,17 @@ impl Listener {
         self.address.port()
     }
 
-    /// Turns callers of earlier generations away from now on.
-    pub(super) fn begin(&self, generation: u64) {
+    /// Turns callers of earlier generations, and of what ran before, away from now on.
+    pub(super) fn begin(&self, membership: &Membership) {
+        let (run_id, generation) = (membership.run_id, membership.generation);
         let mut callers = lock(&self.shared.callers);
-        callers.generation = callers.generation.max(generation);
-        callers.streams.retain(|key, _| key.0 >= generation);
+        if callers.is_over(run_id, generation) {
+            return;
+        }
+        (callers.run_id, callers.generation) = (run_id, generation);
+        callers
+            .streams
+            .retain(|key, _| key.0 == run_id && key.1 >= generation);
     }
 
     /// The connection of `rank` in this generation, once it has called.
@@ -74,12 +91,11 @@ impl Listener {
         deadline: Instant,
         fence: &Fence,
     ) -> Result<TcpStream, CollectiveError> {
-        let key = (membership.generation, rank);
+        let key = (membership.run_id, membership.generation, rank);
         let mut callers = lock(&self.shared.callers);
         loop {
             fence.check()?;
             if let Some((hello, stream)) = callers.streams.remove(&key)
-                && hello.run_id == membership.run_id
                 && hello.to == membership.rank
             {
                 return Ok(stream);
@@ -147,10 +163,11 @@ impl Waiting {
     fn greet(&self, stream: TcpStream) -> Option<()> {
         let hello = read_hello(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
         let mut callers = lock(&self.callers);
-        if hello.generation < callers.generation || callers.streams.len() >= MAX_WAITING {
+        let is_over = callers.is_over(hello.run_id, hello.generation);
+        if is_over || callers.streams.len() >= MAX_WAITING {
             return None;
         }
-        let key = (hello.generation, hello.from);
+        let key = (hello.run_id, hello.generation, hello.from);
         callers.streams.insert(key, (hello, stream));
         self.arrived.notify_all();
         Some(())

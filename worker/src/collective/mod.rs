@@ -29,7 +29,7 @@ use self::tcp::Mesh;
 /// Who takes part in a generation, as seen by one member.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    /// BLAKE3 of the job digest: connections of another job are refused.
+    /// Of job, run and term: connections of others are refused.
     pub run_id: [u8; 32],
     pub generation: u64,
     pub rank: u32,
@@ -155,6 +155,8 @@ impl Collective {
         if let Some(previous) = lock(&self.current).replace(forming.clone()) {
             previous.fence.close();
         }
+        // Here and not on the thread, so that it happens in the order of the generations.
+        self.listener.begin(&membership);
         let listener = self.listener.clone();
         std::thread::spawn(move || {
             let fence = forming.fence.clone();

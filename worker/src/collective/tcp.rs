@@ -41,7 +41,6 @@ impl Mesh {
         membership: &Membership,
         fence: Arc<Fence>,
     ) -> Result<Self, CollectiveError> {
-        listener.begin(membership.generation);
         let deadline = Instant::now() + membership.silence;
         let peers: Vec<Result<Option<Peer>, CollectiveError>> = std::thread::scope(|scope| {
             let connecting: Vec<_> = (0..membership.members.len() as u32)

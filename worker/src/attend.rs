@@ -1,0 +1,337 @@
+//! One session from Join to its end: the parts of a worker are connected with each other, and whatever happens first
+//! decides how it goes on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::failpoint;
+use common::wire::up;
+use proto::v1;
+use proto::v1::worker_message::Message as Up;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::blocks::Blocks;
+use crate::collective::Collective;
+use crate::connect::{Client, answers_otherwise};
+use crate::engine_thread::EngineThread;
+use crate::fetch::{Fetcher, default_cache};
+use crate::join::Life;
+use crate::place::ExchangePlace;
+use crate::run::{Line, Start};
+use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
+use crate::upload::{UploadError, Uploads};
+use crate::{Finished, WorkerError};
+
+/// How long a state may take to be handed over when everything else is done.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
+
+/// How a session ended, where the worker did not fail.
+pub enum Attended {
+    Finished(Finished),
+    /// The worker may come back; with its state, if its [`Life`] still has the engine.
+    Lost(String),
+}
+
+/// What came first.
+enum Happened {
+    Session(SessionEnd),
+    Worked(Result<(), WorkerError>),
+    GivenUp(String),
+    UploadFailed(UploadError),
+    AskedToStop,
+}
+
+impl Life {
+    /// Joins with what is held, and works until the session ends.
+    pub async fn attend(&mut self, client: Client) -> Result<Attended, WorkerError> {
+        let (collective, announced) = self.exchange().await?;
+        let join = self.introduction(collective.port(), announced);
+        let session = tokio::select! {
+            session = open(&client, join) => session,
+            () = self.shutdown.cancelled() => return Ok(Attended::Finished(Finished::Left)),
+        };
+        let session = match session {
+            Ok(session) => session,
+            Err(SessionEnd::Foreign(_)) if !self.was_welcomed => {
+                return Err(WorkerError::NoCoordinator {
+                    address: self.options.address.clone(),
+                });
+            }
+            Err(SessionEnd::Lost(_))
+                if !self.was_welcomed && answers_otherwise(&self.options.address).await =>
+            {
+                return Err(WorkerError::NoCoordinator {
+                    address: self.options.address.clone(),
+                });
+            }
+            Err(end) => return self.conclude(end).await,
+        };
+        let session = match self.check_job(session).await? {
+            Ok(session) => session,
+            Err(reason) => return Ok(Attended::Lost(reason)),
+        };
+        self.was_welcomed = true;
+        failpoint::reached("join");
+        let address = &self.options.address;
+        match &self.engine {
+            Some(_) => tracing::info!("joined {address} again, with the state that is held here"),
+            None => tracing::info!("joined {address}"),
+        }
+        self.work(client, session, collective).await
+    }
+
+    async fn exchange(&mut self) -> Result<(Arc<Collective>, String), WorkerError> {
+        if let Some(exchange) = &self.exchange {
+            return Ok(exchange.clone());
+        }
+        let place = ExchangePlace::choose(&self.options).await;
+        let collective = Arc::new(place.bind()?);
+        Ok(self.exchange.insert((collective, place.announced)).clone())
+    }
+
+    fn introduction(&self, exchange_port: u16, exchange_host: String) -> v1::Join {
+        let options = &self.options;
+        let held = self.engine.as_ref();
+        v1::Join {
+            version: common::VERSION.to_owned(),
+            name: options.name.clone().unwrap_or_else(default_name),
+            exchange_port: exchange_port.into(),
+            exchange_host,
+            numerics_class: crate::numerics_class(),
+            threads: self.threads() as u32,
+            device: options.device.resolve().to_owned(),
+            job_digest: held.map_or_else(String::new, |engine| engine.job_digest.clone()),
+            run: held.map_or_else(String::new, |engine| engine.run.clone()),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.options.threads.unwrap_or_else(all)
+    }
+
+    /// The state that is held must be of the job and the run that the coordinator named.
+    async fn check_job(
+        &mut self,
+        session: Session,
+    ) -> Result<Result<Session, String>, WorkerError> {
+        let Some(engine) = &self.engine else {
+            return Ok(Ok(session));
+        };
+        let admission = &session.admission;
+        if admission.job_digest != engine.job_digest {
+            let error = WorkerError::OtherJob {
+                address: self.options.address.clone(),
+                held: engine.job_digest.clone(),
+                found: admission.job_digest.clone(),
+            };
+            decline(session.up, session.down, &error.to_string()).await;
+            return Err(error);
+        }
+        if admission.run == engine.run {
+            return Ok(Ok(session));
+        }
+        let reason = "it runs this job anew, and the state that is held is of an earlier run";
+        decline(session.up, session.down, reason).await;
+        self.drop_state().await;
+        Ok(Err(reason.to_owned()))
+    }
+
+    async fn work(
+        &mut self,
+        client: Client,
+        session: Session,
+        collective: Arc<Collective>,
+    ) -> Result<Attended, WorkerError> {
+        let Session {
+            admission,
+            up,
+            down,
+        } = session;
+        let cache = self.options.cache_dir.clone().unwrap_or_else(default_cache);
+        let threads = self.threads();
+        let (failures, mut upload_failures) = mpsc::channel(1);
+        let (given_up, mut reasons) = mpsc::channel(1);
+        let uploads = Uploads::new(client.clone(), admission.worker, cache.clone(), failures);
+        let blocks = Arc::new(Blocks::new(
+            client.clone(),
+            admission.job.clone(),
+            admission.blocks.clone(),
+        ));
+        let engine = self.engine.get_or_insert_with(|| {
+            let (job_digest, run) = (admission.job_digest.clone(), admission.run.clone());
+            EngineThread::new(job_digest, run, collective.clone())
+        });
+        let forwarder = Forwarder {
+            orders: engine.orders.clone(),
+            up: up.clone(),
+            collective,
+            blocks: blocks.clone(),
+            newest_generation: engine.newest_generation.clone(),
+            run_id: admission.exchange_id(),
+        };
+        let line = Line {
+            up: up.clone(),
+            uploads: uploads.clone(),
+            given_up,
+        };
+        let mut tie = Tie {
+            up,
+            blocks,
+            uploads,
+            forwarding: tokio::spawn(forwarder.forward(down)),
+        };
+        let fetcher = Fetcher { client, cache };
+        let happened = tokio::select! {
+            end = &mut tie.forwarding => Happened::Session(end.unwrap_or_else(broken)),
+            worked = serve(engine, line, admission, fetcher, threads) => Happened::Worked(worked),
+            Some(reason) = reasons.recv() => Happened::GivenUp(reason),
+            Some(error) = upload_failures.recv() => Happened::UploadFailed(error),
+            () = self.shutdown.cancelled() => Happened::AskedToStop,
+        };
+        self.decide(happened, tie).await
+    }
+
+    async fn decide(&mut self, happened: Happened, tie: Tie) -> Result<Attended, WorkerError> {
+        match happened {
+            Happened::Session(end) => {
+                tie.blocks.close();
+                match end {
+                    SessionEnd::Finished { .. } => {
+                        self.drop_state().await;
+                        tie.uploads.finish(UPLOAD_LIMIT).await;
+                    }
+                    _ => tie.uploads.abandon(),
+                }
+                self.conclude(end).await
+            }
+            Happened::AskedToStop => {
+                if let Some(engine) = self.engine.take() {
+                    tracing::info!("finishing the slot in hand, then leaving");
+                    engine.finish().await;
+                }
+                tie.uploads.finish(UPLOAD_LIMIT).await;
+                tie.leave(false, "it was asked to stop").await;
+                Ok(Attended::Finished(Finished::Left))
+            }
+            // The network's fault, like a lost session.
+            Happened::GivenUp(reason) => {
+                tie.blocks.close();
+                tie.uploads.abandon();
+                tie.leave(false, &reason).await;
+                Ok(Attended::Lost(reason))
+            }
+            // So that another worker is asked for the state.
+            Happened::UploadFailed(error) => {
+                tie.leave(true, &error.to_string()).await;
+                Err(error.into())
+            }
+            Happened::Worked(worked) => {
+                let error = worked.err().unwrap_or(WorkerError::EnginePanicked);
+                tie.leave(true, &error.to_string()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What the end of a session means for the worker.
+    async fn conclude(&mut self, end: SessionEnd) -> Result<Attended, WorkerError> {
+        match end {
+            SessionEnd::Finished {
+                failed: false,
+                reason,
+            } => Ok(Attended::Finished(Finished::Job { reason })),
+            SessionEnd::Finished { reason, .. } => Err(WorkerError::JobFailed { reason }),
+            SessionEnd::Refused(reason) => Err(WorkerError::Refused {
+                address: self.options.address.clone(),
+                reason,
+            }),
+            SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
+            SessionEnd::Expelled(reason) => {
+                self.drop_state().await;
+                Ok(Attended::Lost(reason))
+            }
+            SessionEnd::Interrupted(reason)
+            | SessionEnd::Foreign(reason)
+            | SessionEnd::Lost(reason) => {
+                // What was only on its way here is no state yet.
+                self.engine.take_if(|engine| !engine.has_started());
+                Ok(Attended::Lost(reason))
+            }
+        }
+    }
+
+    async fn drop_state(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            engine.abandon().await;
+        }
+    }
+}
+
+/// The async side of a session.
+struct Tie {
+    up: mpsc::Sender<v1::WorkerMessage>,
+    blocks: Arc<Blocks>,
+    uploads: Uploads,
+    forwarding: JoinHandle<SessionEnd>,
+}
+
+impl Tie {
+    /// Says goodbye and waits until it is heard.
+    async fn leave(mut self, failed: bool, reason: &str) {
+        let leaving = v1::Leaving {
+            reason: reason.to_owned(),
+            failed,
+        };
+        let farewell = async {
+            let _ = self.up.send(up(Up::Leaving(leaving))).await;
+            let _ = (&mut self.forwarding).await;
+        };
+        let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
+    }
+}
+
+impl Drop for Tie {
+    fn drop(&mut self) {
+        // What it still has would mix with what the next session brings.
+        self.forwarding.abort();
+    }
+}
+
+fn broken(_: tokio::task::JoinError) -> SessionEnd {
+    SessionEnd::Lost("the session broke off".to_owned())
+}
+
+/// Gets model and state where the engine has none, gives it the session, and waits for its end.
+async fn serve(
+    engine: &mut EngineThread,
+    line: Line,
+    admission: Admission,
+    fetcher: Fetcher,
+    threads: usize,
+) -> Result<(), WorkerError> {
+    if !engine.has_started() {
+        let (model_files, model_dir) = (&admission.model_files, &admission.model_dir);
+        let (state_files, state_dir) = (&admission.state_files, &admission.state_dir);
+        engine.start(Start {
+            model: fetcher.model(model_files, model_dir).await?,
+            state: fetcher.state(state_files, state_dir).await?,
+            start_step: admission.start_step,
+            job: admission.job,
+            job_digest: admission.job_digest,
+            threads,
+        });
+    }
+    engine.attach(line).await;
+    engine.ended().await
+}
+
+fn default_name() -> String {
+    let host = std::fs::read_to_string(PathBuf::from("/proc/sys/kernel/hostname"))
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .unwrap_or_else(|| "worker".to_owned());
+    format!("{}:{}", host.trim(), std::process::id())
+}

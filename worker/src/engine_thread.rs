@@ -1,0 +1,137 @@
+//! The engine's own thread, which outlives sessions: model, weights, optimizer and accumulator stay where they are when a
+//! coordinator dies, and go on under the next one.
+//!
+//! In: what to start from, then a [`Line`] for each session. Out: how the engine ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::WorkerError;
+use crate::collective::Collective;
+use crate::run::{Line, Links, RunError, Start, run};
+use crate::session::Order;
+
+/// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
+const MAX_ORDERS: usize = 1024;
+/// Candle walks its graph by recursion.
+const ENGINE_STACK_BYTES: usize = 64 << 20;
+/// Above every generation: what was ordered under an earlier one is void.
+const NO_GENERATION: u64 = u64::MAX;
+
+/// The state of one run, and the thread that works on it.
+pub struct EngineThread {
+    /// Of the run that the state belongs to.
+    pub job_digest: String,
+    pub run: String,
+    pub orders: mpsc::Sender<Order>,
+    /// The newest generation heard of: what was leased under an earlier one need not be begun.
+    pub newest_generation: Arc<AtomicU64>,
+    updates: Arc<AtomicU64>,
+    collective: Arc<Collective>,
+    stop: Arc<AtomicBool>,
+    ready: Arc<AtomicBool>,
+    /// Before the thread starts.
+    links: Option<Links>,
+    ended: Option<oneshot::Receiver<Result<(), RunError>>>,
+}
+
+impl EngineThread {
+    pub fn new(job_digest: String, run: String, collective: Arc<Collective>) -> Self {
+        let (orders, waiting_orders) = mpsc::channel(MAX_ORDERS);
+        let newest_generation = Arc::<AtomicU64>::default();
+        let updates = Arc::<AtomicU64>::default();
+        let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let links = Links {
+            orders: waiting_orders,
+            collective: collective.clone(),
+            newest_generation: newest_generation.clone(),
+            stop: stop.clone(),
+            ready: ready.clone(),
+            updates: updates.clone(),
+        };
+        Self {
+            job_digest,
+            run,
+            orders,
+            newest_generation,
+            updates,
+            collective,
+            stop,
+            ready,
+            links: Some(links),
+            ended: None,
+        }
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.links.is_none()
+    }
+
+    /// Updates made so far in this process.
+    pub fn updates(&self) -> u64 {
+        self.updates.load(Ordering::SeqCst)
+    }
+
+    /// Loads the model and obeys orders from then on. Does nothing where it has begun.
+    pub fn start(&mut self, start: Start) {
+        let Some(links) = self.links.take() else {
+            return;
+        };
+        let (sender, receiver) = oneshot::channel();
+        let engine = move || {
+            // Nobody waits where the worker has ended.
+            let _ = sender.send(run(start, links));
+        };
+        let spawned = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .stack_size(ENGINE_STACK_BYTES)
+            .spawn(engine);
+        if let Err(error) = spawned {
+            tracing::error!("the engine's thread cannot be started: {error}");
+        }
+        self.ended = Some(receiver);
+    }
+
+    /// Gives the engine a session to talk to. What an earlier one ordered and is not done yet is void.
+    pub async fn attach(&self, line: Line) {
+        self.newest_generation
+            .store(NO_GENERATION, Ordering::SeqCst);
+        self.collective.close();
+        // A closed channel means that the engine has ended, which is noticed elsewhere.
+        let _ = self.orders.send(Order::Attach(line)).await;
+    }
+
+    /// Waits for the engine's end.
+    pub async fn ended(&mut self) -> Result<(), WorkerError> {
+        match &mut self.ended {
+            Some(ended) => match ended.await {
+                Ok(result) => result.map_err(WorkerError::Run),
+                Err(_) => Err(WorkerError::EnginePanicked),
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it after the slot in hand. A model that is still loading is not waited for.
+    pub async fn finish(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = self.orders.try_send(Order::Stop);
+        if self.ready.load(Ordering::SeqCst) {
+            let _ = self.ended().await;
+        }
+    }
+
+    /// As [`finish`](Self::finish), but ends the exchange that it may be waiting in, too.
+    pub async fn abandon(self) {
+        self.collective.close();
+        self.finish().await;
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}
