@@ -24,6 +24,7 @@ pub const NAMES: &[&str] = &[
     "state-receive",
     "upload",
     // The coordinator.
+    "journal-write",
     "commit",
     "evaluate",
     "checkpoint-write",

@@ -19,6 +19,7 @@ use tonic::Status;
 use crate::checkpoints::{Facts, State, Store};
 use crate::cluster::{Cluster, Command, Event, Outcome, WorkerId};
 use crate::events::RunEvent;
+use crate::journal::Journal;
 use crate::shelf::{Expected, Shelf};
 use crate::upload::Received;
 
@@ -52,6 +53,8 @@ pub enum Input {
 #[derive(Clone, Debug)]
 pub struct Greeting {
     pub term: u64,
+    /// Drawn when the run began; the same in every term of it.
+    pub run: String,
     /// The resolved job as JSON.
     pub job: Vec<u8>,
     pub job_digest: String,
@@ -74,6 +77,7 @@ pub struct Driver {
     store: Arc<Store>,
     shelf: Arc<Shelf>,
     observer: mpsc::Sender<RunEvent>,
+    journal: Option<Journal>,
     /// For tasks that answer later.
     inputs: mpsc::Sender<Input>,
     sessions: HashMap<WorkerId, Session>,
@@ -101,6 +105,7 @@ impl Driver {
             store,
             shelf,
             observer,
+            journal: None,
             inputs,
             sessions: HashMap::new(),
             next_worker: 1,
@@ -109,12 +114,19 @@ impl Driver {
         }
     }
 
+    /// Has the run remembered, so that a next coordinator can go on with it.
+    pub fn with_journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
     /// Runs until the cluster ends. Sessions end with the driver, after what is queued for them.
     pub async fn drive(mut self, mut arrivals: mpsc::Receiver<Input>) -> Outcome {
         self.pending.push_back(Event::Ticked);
         loop {
             while let Some(event) = self.pending.pop_front() {
                 if let Some(outcome) = self.apply(event).await {
+                    self.close_journal(&outcome).await;
                     return outcome;
                 }
             }
@@ -126,6 +138,13 @@ impl Driver {
                 () = sleep_until(wakes_at) => Some(Event::Ticked),
             };
             self.pending.extend(event);
+        }
+    }
+
+    async fn close_journal(&mut self, outcome: &Outcome) {
+        if let Some(journal) = self.journal.take() {
+            let outcome = outcome.clone();
+            let _ = tokio::task::spawn_blocking(move || journal.end(&outcome)).await;
         }
     }
 
@@ -192,6 +211,9 @@ impl Driver {
                         RunEvent::Evaluated(_) => failpoint::reached("evaluate"),
                         _ => {}
                     }
+                    if let Some(journal) = &self.journal {
+                        journal.observe(&event);
+                    }
                     // An observer that is gone needs no events.
                     drop(self.observer.send(event).await);
                 }
@@ -249,6 +271,7 @@ impl Driver {
     fn welcome(&self, worker: WorkerId) -> v1::Welcome {
         let Greeting {
             term,
+            run,
             job,
             job_digest,
             model_dir,
@@ -274,7 +297,7 @@ impl Driver {
                 sequence_len: blocks.sequence_len() as u32,
             }),
             total_steps: *total_steps,
-            run: String::new(),
+            run: run.clone(),
         }
     }
 

@@ -19,6 +19,7 @@ pub use run_record::{RunRecord, RunState};
 pub use trainer_state::TrainerState;
 
 use crate::events::{RunEnd, RunEvent};
+pub use metrics::Line;
 use metrics::Metrics;
 use trainer_state::Cadence;
 
@@ -125,21 +126,33 @@ pub struct RunFiles {
 }
 
 impl RunFiles {
-    /// Takes the output folder for a run that starts after `resumed_step` updates: later lines of an earlier life are
-    /// cut off, because those steps run again.
-    pub fn open(
+    /// Takes the output folder for a run of which `resumed_step` updates are on record: later lines of an earlier life
+    /// are cut off, because those steps run again. `known` are lines that it should have, in order; those that a crash
+    /// cost it are written again.
+    pub fn open<'a>(
         identity: &RunIdentity,
         plan: RunPlan,
         resumed_step: u64,
+        known: impl IntoIterator<Item = &'a Line>,
     ) -> Result<Self, OutputError> {
         check_output_dir(identity)?;
         let dir = identity.job.output_dir.clone();
         fs::create_dir_all(&dir).map_err(OutputError::io("create", &dir))?;
         atomic::remove_leftovers(&dir)?;
         let mut state = TrainerState::new(Cadence::of(&identity.job), plan);
-        let metrics = Metrics::open(&dir.join(METRICS), resumed_step, |line| {
-            state.add_line(line)
+        let mut newest = None;
+        let mut metrics = Metrics::open(&dir.join(METRICS), resumed_step, |line| {
+            newest = metrics::place(line);
+            state.add_line(line);
         })?;
+        for line in known {
+            let place = metrics::place(line);
+            if place > newest && place.is_some_and(|(step, _)| step <= resumed_step) {
+                metrics.append(line)?;
+                state.add_line(line);
+            }
+        }
+        metrics.make_durable()?;
         let mut files = Self {
             record: RunRecord::new(identity, plan.total_steps, resumed_step),
             dir,
@@ -168,14 +181,6 @@ impl RunFiles {
                 if let Some(digest) = &step.weights_digest {
                     self.record.weights_digest = Some(digest.clone());
                 }
-                let line = metrics::step_line(step);
-                self.metrics.append(&line)?;
-                self.state.add_line(&line);
-            }
-            RunEvent::Evaluated(eval) => {
-                let line = metrics::eval_line(eval);
-                self.metrics.append(&line)?;
-                self.state.add_line(&line);
             }
             RunEvent::CheckpointSaved { .. } => {
                 self.metrics.make_durable()?;
@@ -185,6 +190,10 @@ impl RunFiles {
             RunEvent::Ended(end) => self.end(end)?,
             _ => {}
         }
+        if let Some(line) = line_of(event) {
+            self.metrics.append(&line)?;
+            self.state.add_line(&line);
+        }
         Ok(())
     }
 
@@ -193,9 +202,9 @@ impl RunFiles {
         self.state.json_at(step)
     }
 
-    /// The weights after `step` updates were evaluated, in this life or an earlier one.
-    pub fn has_evaluation(&self, step: u64) -> bool {
-        self.state.has_evaluation(step)
+    /// Updates that the newest evaluated weights have seen, in this life or an earlier one.
+    pub fn last_evaluated(&self) -> Option<u64> {
+        self.state.last_evaluated()
     }
 
     pub fn record(&self) -> &RunRecord {
@@ -241,6 +250,15 @@ impl RunFiles {
             &self.dir.join(RUN),
             self.record.to_json().as_bytes(),
         )?)
+    }
+}
+
+/// What an event adds to `metrics.jsonl`.
+pub fn line_of(event: &RunEvent) -> Option<Line> {
+    match event {
+        RunEvent::StepCommitted(step) => Some(metrics::step_line(step)),
+        RunEvent::Evaluated(eval) => Some(metrics::eval_line(eval)),
+        _ => None,
     }
 }
 

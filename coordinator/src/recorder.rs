@@ -62,9 +62,9 @@ impl Recorder {
         terminal.observe(event);
     }
 
-    /// The weights after `step` updates were evaluated, in this life or an earlier one.
-    pub fn has_evaluation(&self, step: u64) -> bool {
-        self.files().has_evaluation(step)
+    /// Updates that the newest evaluated weights have seen, in this life or an earlier one.
+    pub fn last_evaluated(&self) -> Option<u64> {
+        self.files().last_evaluated()
     }
 
     /// `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come.

@@ -1,4 +1,5 @@
-//! Where a run starts: a checkpoint, the adapter that the job names, or the base model as it is.
+//! Where a run starts: a checkpoint, the adapter that the job names, or the base model as it is; and what the journal says
+//! of its earlier terms.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use common::job::{Method, Resume};
 use thiserror::Error;
 
 use crate::checkpoints::State;
+use crate::journal::{self, Found, History, Identity, Term};
 use crate::prepare::Prepared;
 
 #[derive(Debug, Error)]
@@ -77,6 +79,74 @@ impl Start {
     }
 }
 
+/// What the run's earlier terms left in their journal.
+#[derive(Debug)]
+pub struct Past {
+    /// Empty where the run begins anew.
+    pub history: History,
+    /// The term that begins now.
+    pub term: Term,
+    /// What the user should know, a line each.
+    pub notices: Vec<String>,
+}
+
+impl Past {
+    /// Follows the job's `resume`: only a run that goes on by itself goes on from its journal.
+    pub fn find(prepared: &Prepared, start: &Start) -> Result<Self, FileError> {
+        let identity = Identity {
+            job_digest: prepared.job_digest.clone(),
+            base_model_digest: prepared.model_digest.clone(),
+            data_digest: prepared.data.file.digest().to_owned(),
+        };
+        let Found {
+            mut history,
+            mut notices,
+        } = match prepared.job.resume {
+            Resume::Auto => journal::read(&prepared.job.output_dir)?,
+            Resume::Never | Resume::Path(_) => Found::default(),
+        };
+        let before = history.term().cloned();
+        let (term, run) = match before {
+            Some(before) if before.identity == identity => {
+                notices.extend(missing_checkpoint(&history, start));
+                (before.term + 1, before.run)
+            }
+            Some(other) => {
+                notices.push(format!(
+                    "the journal in output_dir is of job {}, this is job {}: it is begun anew",
+                    short(&other.identity.job_digest),
+                    short(&identity.job_digest)
+                ));
+                history = History::default();
+                (1, journal::draw_run())
+            }
+            None => (1, journal::draw_run()),
+        };
+        Ok(Self {
+            history,
+            term: Term {
+                term,
+                identity,
+                run,
+                version: common::VERSION.to_owned(),
+            },
+            notices,
+        })
+    }
+
+    /// Updates on record, in the journal or in what the run starts from.
+    pub fn recorded(&self, start: &Start) -> u64 {
+        self.history.recorded().max(start.state.step)
+    }
+}
+
+fn missing_checkpoint(history: &History, start: &Start) -> Option<String> {
+    let stored = history.checkpoint_step()?;
+    (stored > start.state.step).then(|| {
+        format!("checkpoint-{stored} is on record as stored, but is not there any more, or damaged")
+    })
+}
+
 fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), ResumeError> {
     let pairs = [
         ("job", &manifest.job_digest, &prepared.job_digest),
@@ -88,7 +158,6 @@ fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), Re
     ];
     for (what, found, expected) in pairs {
         if found != expected {
-            let short = |digest: &str| digest.chars().take(12).collect();
             return Err(ResumeError::Other {
                 path: path.to_owned(),
                 what,
@@ -98,6 +167,10 @@ fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), Re
         }
     }
     Ok(())
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
 }
 
 /// Nothing, or the adapter of `lora_model_dir`.

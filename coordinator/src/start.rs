@@ -3,18 +3,20 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use common::files::FileError;
 use common::job::{JobErrors, JobSpec, Method};
 use thiserror::Error;
 
 use crate::args::{StartArguments, exit};
-use crate::cluster::Outcome;
+use crate::cluster::{Earlier, Outcome};
 use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
+use crate::journal::Journal;
 use crate::output::check_output_dir;
 use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
 use crate::prepare::{PreflightError, Prepared, prepare};
 use crate::recorder::Recorder;
-use crate::resume::{ResumeError, Start};
+use crate::resume::{Past, ResumeError, Start};
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, LocalWorkers};
 use crate::train::{Ended, Training};
@@ -36,6 +38,8 @@ pub enum StartError {
     Output(#[from] OutputError),
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    #[error("the journal cannot be used: {0}")]
+    Journal(FileError),
     #[error("another coordinator is at work in output_dir {dir}")]
     InUse { dir: PathBuf },
     #[error(
@@ -54,7 +58,7 @@ impl StartError {
         match self {
             Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
             // What passes is worth another try with the same command, unlike what the job itself gets wrong.
-            Self::PortInUse { .. } | Self::InUse { .. } => exit::JOB_FAILED,
+            Self::PortInUse { .. } | Self::InUse { .. } | Self::Journal(_) => exit::JOB_FAILED,
             Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
             _ => exit::PREFLIGHT,
         }
@@ -87,7 +91,8 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
         return Ok(exit::DONE);
     }
     let start = Start::choose(&prepared)?;
-    show(&mut terminal, &prepared, &start);
+    let past = Past::find(&prepared, &start).map_err(StartError::Journal)?;
+    show(&mut terminal, &prepared, &start, &past);
     let before = ask_before(arguments, &prepared, &mut terminal);
     announce(&mut terminal, arguments, &listener, &start, token.is_some());
 
@@ -95,11 +100,24 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
         total_steps: prepared.total_steps(),
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
-    let recorder = Recorder::new(RunFiles::open(&identity, plan, start.state.step)?);
+    let (recorded, known) = (past.recorded(&start), past.history.lines());
+    let recorder = Recorder::new(RunFiles::open(&identity, plan, recorded, known)?);
     let (observer, thread) = recorder.listen(terminal);
+    let earlier = earlier(arguments, &past);
+    let journal = Journal::begin(
+        &job.output_dir,
+        past.history,
+        past.term.clone(),
+        local_count(arguments),
+        observer.clone(),
+    )
+    .map_err(StartError::Journal)?;
     let ended = train(Training {
         prepared,
         start,
+        term: past.term,
+        earlier,
+        journal,
         listener,
         token,
         #[cfg(feature = "single-node")]
@@ -192,17 +210,17 @@ fn run_end(outcome: &Outcome) -> RunEnd {
             step,
             weights_digest,
         },
-        Outcome::Stopped { step, reason } => RunEnd::Stopped { step, reason },
+        Outcome::Stopped { step, reason, .. } => RunEnd::Stopped { step, reason },
         Outcome::Failed { reason } => RunEnd::Failed { reason },
     }
 }
 
-fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start) {
+fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start, past: &Past) {
     terminal.show_plan(&PlanView::of(prepared));
     if let Some(sample) = prepared.data.samples.first() {
         terminal.show_sample(sample);
     }
-    for notice in &start.notices {
+    for notice in start.notices.iter().chain(&past.notices) {
         terminal.say(notice);
     }
 }
@@ -231,6 +249,24 @@ fn announce(
     }
     if !address.ip().is_loopback() && !has_token {
         terminal.say("anyone who reaches this port can join and read the data; use --token-file to prevent that");
+    }
+}
+
+/// What the cluster must know of the terms before this one.
+fn earlier(arguments: &StartArguments, past: &Past) -> Earlier {
+    let mut earlier = past.history.earlier();
+    if arguments.single_node && arguments.listen.is_none() {
+        // Nobody else can join, so nobody can come back.
+        earlier.workers = 0;
+    }
+    earlier
+}
+
+/// Workers in this process.
+fn local_count(arguments: &StartArguments) -> usize {
+    match arguments.single_node {
+        true => arguments.local_workers(),
+        false => 0,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::cluster::{BlockTokens, Cluster, Course, Earlier, Event, Outcome, Sett
 use crate::connections;
 use crate::driver::{Driver, Greeting, Input};
 use crate::events::RunEvent;
+use crate::journal::{Journal, Term};
 use crate::prepare::Prepared;
 use crate::recorder::Recorder;
 use crate::resume::Start;
@@ -42,6 +43,10 @@ const MAX_CALLS_PER_CONNECTION: usize = 256;
 pub struct Training {
     pub prepared: Prepared,
     pub start: Start,
+    /// This term, its record made.
+    pub term: Term,
+    pub earlier: Earlier,
+    pub journal: Journal,
     pub listener: TcpListener,
     /// What workers must show.
     pub token: Option<String>,
@@ -68,9 +73,14 @@ impl Training {
         #[cfg(feature = "single-node")]
         let address = listener.local_addr()?;
 
-        let greeting = greeting(&self.prepared)?;
-        let is_evaluated = self.recorder.has_evaluation(self.start.state.step);
-        let cluster = cluster(&self.prepared, &self.start, is_evaluated);
+        let greeting = greeting(&self.prepared, &self.term)?;
+        let settings = Settings {
+            run: self.term.run,
+            earlier: self.earlier,
+            last_evaluated: self.recorder.last_evaluated(),
+            ..settings(&self.prepared, &self.start)
+        };
+        let cluster = cluster(&self.prepared, settings);
         let store = Arc::new(store(&self.prepared, self.recorder));
         let shelf = Arc::new(Shelf::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
@@ -87,12 +97,14 @@ impl Training {
             shelf,
             self.observer,
             inputs.clone(),
-        );
+        )
+        .with_journal(self.journal);
         let stopped_by = Arc::new(AtomicU8::new(0));
         let signals = tokio::spawn(obey_signals(inputs.clone(), stopped_by.clone()));
         #[cfg(feature = "single-node")]
+        let shutdown = CancellationToken::new();
+        #[cfg(feature = "single-node")]
         let workers = self.local.map(|local| {
-            let shutdown = CancellationToken::new();
             let workers = local.join(address, self.token.as_deref(), &shutdown);
             tokio::spawn(watch_workers(workers, inputs.clone()))
         });
@@ -100,6 +112,8 @@ impl Training {
         let outcome = driver.drive(arrivals).await;
         #[cfg(feature = "single-node")]
         if let Some(workers) = workers {
+            // Those that wait for the next coordinator would wait in vain.
+            shutdown.cancel();
             let _ = tokio::time::timeout(FAREWELL, workers).await;
         }
         closing.cancel();
@@ -113,9 +127,10 @@ impl Training {
     }
 }
 
-fn greeting(prepared: &Prepared) -> std::io::Result<Greeting> {
+fn greeting(prepared: &Prepared, term: &Term) -> std::io::Result<Greeting> {
     Ok(Greeting {
-        term: 1,
+        term: term.term,
+        run: term.run.clone(),
         job: serde_json::to_vec(&*prepared.job)?,
         job_digest: prepared.job_digest.clone(),
         model_dir: std::path::absolute(prepared.model.dir())?,
@@ -124,15 +139,9 @@ fn greeting(prepared: &Prepared) -> std::io::Result<Greeting> {
     })
 }
 
-fn cluster(prepared: &Prepared, start: &Start, start_is_evaluated: bool) -> Cluster {
+fn settings(prepared: &Prepared, start: &Start) -> Settings {
     let job = &prepared.job;
-    let file = &prepared.data.file;
-    let tokens = |block| BlockTokens {
-        used: file.used_tokens(block) as u32,
-        trained: file.trained_tokens(block) as u32,
-    };
-    let blocks = (0..file.total_blocks()).map(tokens).collect();
-    let settings = Settings {
+    Settings {
         version: common::VERSION.to_owned(),
         job_digest: prepared.job_digest.clone(),
         run: String::new(),
@@ -140,12 +149,21 @@ fn cluster(prepared: &Prepared, start: &Start, start_is_evaluated: bool) -> Clus
         start_step: start.state.step,
         start_weights_digest: start.state.weights_digest.clone(),
         start_numerics_class: start.numerics_class.clone(),
-        last_evaluated: start_is_evaluated.then_some(start.state.step),
+        last_evaluated: None,
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
+    }
+}
+
+fn cluster(prepared: &Prepared, settings: Settings) -> Cluster {
+    let file = &prepared.data.file;
+    let tokens = |block| BlockTokens {
+        used: file.used_tokens(block) as u32,
+        trained: file.trained_tokens(block) as u32,
     };
-    let course = Course::new(job.clone(), file.train_blocks(), blocks);
+    let blocks = (0..file.total_blocks()).map(tokens).collect();
+    let course = Course::new(prepared.job.clone(), file.train_blocks(), blocks);
     Cluster::new(settings, course)
 }
 
@@ -190,7 +208,8 @@ async fn obey_signals(inputs: mpsc::Sender<Input>, stopped_by: Arc<AtomicU8>) {
     let reason = reason.to_owned();
     // A driver that is stuck must not hold the second signal back.
     tokio::spawn(async move {
-        let event = Event::StopRequested { reason };
+        let resumable = code == exit::RESUMABLE;
+        let event = Event::StopRequested { reason, resumable };
         let _ = inputs.send(Input::Happened(event)).await;
     });
     let (code, _) = signals.next().await;

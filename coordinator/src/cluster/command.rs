@@ -66,6 +66,8 @@ pub enum Outcome {
     Stopped {
         step: u64,
         reason: String,
+        /// The workers were told to wait for the next term.
+        resumable: bool,
     },
     Failed {
         reason: String,

@@ -54,7 +54,8 @@ pub enum Event {
         reason: String,
     },
     /// The user or the system asks for an end before the last step.
-    StopRequested { reason: String },
+    /// `resumable`: it is to be started again, and its workers wait for that.
+    StopRequested { reason: String, resumable: bool },
     /// The run cannot go on for a reason outside the cluster.
     GaveUp { reason: String },
     /// Time passed.

@@ -97,6 +97,8 @@ pub struct Cluster {
     member_lost: bool,
     /// Why the run shall end early.
     stopping: Option<String>,
+    /// Its workers shall wait for the next term.
+    resumable: bool,
     /// An exchange broke then, because of this worker.
     broken: Option<(Instant, WorkerId)>,
     last_reminder: Option<Instant>,
@@ -131,6 +133,7 @@ impl Cluster {
             saving: Saving::new(settings.start_step),
             member_lost: false,
             stopping: None,
+            resumable: false,
             broken: None,
             last_reminder: None,
             silence: Silence::default(),
@@ -189,8 +192,11 @@ impl Cluster {
                 step,
                 reason,
             } => self.state_failed(now, worker, step, &reason, commands),
-            Event::StopRequested { reason } => {
-                self.stopping.get_or_insert(reason);
+            Event::StopRequested { reason, resumable } => {
+                if self.stopping.is_none() {
+                    self.stopping = Some(reason);
+                    self.resumable = resumable;
+                }
                 self.take_newest(commands);
                 self.proceed(now, commands);
             }
@@ -241,17 +247,19 @@ impl Cluster {
     /// Ends the run and tells everyone.
     pub(super) fn end(&mut self, outcome: Outcome, commands: &mut Vec<Command>) {
         self.stage = Stage::Ended;
-        let (failed, reason) = match &outcome {
-            Outcome::Finished { .. } => (false, String::new()),
-            Outcome::Stopped { reason, .. } => (false, reason.clone()),
-            Outcome::Failed { reason } => (true, reason.clone()),
+        let (failed, reason, resumable) = match &outcome {
+            Outcome::Finished { .. } => (false, String::new(), false),
+            Outcome::Stopped {
+                reason, resumable, ..
+            } => (false, reason.clone(), *resumable),
+            Outcome::Failed { reason } => (true, reason.clone(), false),
         };
         for worker in self.members.ids() {
             let reason = reason.clone();
             let finish = v1::Finish {
                 failed,
                 reason,
-                resumable: false,
+                resumable,
             };
             commands.push(Command::SendFinish { worker, finish });
         }

@@ -179,6 +179,7 @@ impl Cluster {
         let outcome = Outcome::Stopped {
             step: self.saving.stored,
             reason: self.stopping.clone().unwrap_or_default(),
+            resumable: self.resumable,
         };
         self.end(outcome, commands);
     }

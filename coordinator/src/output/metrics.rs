@@ -12,7 +12,8 @@ use crate::events::{EvalRecord, StepRecord};
 
 const MAX_LINE_BYTES: u64 = 64 << 10;
 
-pub(super) type Line = Map<String, Value>;
+/// A line of `metrics.jsonl`.
+pub type Line = Map<String, Value>;
 
 pub(super) struct Metrics {
     file: File,
@@ -89,6 +90,12 @@ fn kept_bytes(
             _ => return Ok(kept),
         }
     }
+}
+
+/// Where a line belongs: by step, and there the evaluation last.
+pub(super) fn place(line: &Line) -> Option<(u64, bool)> {
+    let step = line.get("step").and_then(Value::as_u64)?;
+    Some((step, line.contains_key("eval_loss")))
 }
 
 pub(super) fn step_line(step: &StepRecord) -> Line {

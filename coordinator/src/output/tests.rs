@@ -72,7 +72,7 @@ fn run(
     resumed: u64,
     events: impl IntoIterator<Item = RunEvent>,
 ) -> RunFiles {
-    let mut files = RunFiles::open(identity, PLAN, resumed).unwrap();
+    let mut files = RunFiles::open(identity, PLAN, resumed, []).unwrap();
     for event in events {
         files.observe(&event).unwrap();
     }
@@ -266,7 +266,7 @@ fn a_folder_of_another_job_is_refused_with_both_digests() {
         assert!(message.contains(part), "{part}: {message}");
     }
     assert!(!message.contains("save_steps"), "{message}");
-    assert!(RunFiles::open(&other, PLAN, 0).is_err());
+    assert!(RunFiles::open(&other, PLAN, 0, []).is_err());
     assert!(
         text(dir.path(), METRICS).contains("\"step\":1"),
         "nothing was lost"
@@ -325,4 +325,30 @@ fn an_output_folder_that_cannot_be_one_is_refused() {
             .to_string()
             .contains("is not a folder")
     );
+}
+
+#[test]
+fn lines_that_a_crash_cost_are_written_again_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = identity(dir.path(), &[]);
+    drop(run(&identity, 0, [step(1), step(2), eval(2), step(3)]));
+    let events = [step(2), eval(2), step(3), step(4), eval(4), step(5)];
+    let known: Vec<Line> = events.iter().filter_map(line_of).collect();
+    // Three is there, four is not, and five was never committed.
+    let files = RunFiles::open(&identity, PLAN, 4, &known).unwrap();
+    assert_eq!(files.last_evaluated(), Some(4));
+    let text = text(dir.path(), METRICS);
+    let places: Vec<(u64, bool)> = text
+        .lines()
+        .map(|line| metrics::place(&serde_json::from_str(line).unwrap()).unwrap())
+        .collect();
+    let all = [
+        (1, false),
+        (2, false),
+        (2, true),
+        (3, false),
+        (4, false),
+        (4, true),
+    ];
+    assert_eq!(places, all);
 }

@@ -105,12 +105,13 @@ impl TrainerState {
         })));
     }
 
-    /// The weights after `step` updates were evaluated.
-    pub(super) fn has_evaluation(&self, step: u64) -> bool {
-        let is = |line: &Line| {
-            line.contains_key("eval_loss") && line.get("step").and_then(Value::as_u64) == Some(step)
+    /// Updates that the newest evaluated weights have seen.
+    pub(super) fn last_evaluated(&self) -> Option<u64> {
+        let evaluated = |line: &Line| {
+            let step = line.get("step").and_then(Value::as_u64);
+            step.filter(|_| line.contains_key("eval_loss"))
         };
-        self.history.iter().any(is)
+        self.history.iter().rev().find_map(evaluated)
     }
 
     /// Adds the summary that ends a history.

@@ -53,6 +53,7 @@ impl Site {
         let job_digest = world.job.digest();
         let greeting = Greeting {
             term: 1,
+            run: String::new(),
             job: serde_json::to_vec(&*world.job).unwrap(),
             job_digest: job_digest.clone(),
             model_dir: "/model".into(),

@@ -74,6 +74,11 @@ impl Site {
         self.digest(output)
     }
 
+    /// Where a worker writes what happens to it.
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.path(&format!("worker-{name}.log"))
+    }
+
     /// A worker in a process of its own, which has no model but what it fetches.
     pub fn join(&self, name: &str, port: u16) -> Process {
         let child = Command::new(std::env::current_exe().unwrap())
@@ -82,7 +87,7 @@ impl Site {
             .env(JOIN, format!("127.0.0.1:{port}"))
             .env("MUSTER_CACHE_DIR", self.path(&format!("cache-{name}")))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(self.log_of(name)).unwrap())
             .spawn()
             .unwrap();
         Process(child)

@@ -2,6 +2,13 @@
 
 use super::*;
 
+fn stop(reason: String) -> Event {
+    Event::StopRequested {
+        reason,
+        resumable: false,
+    }
+}
+
 #[test]
 fn a_checkpoint_is_asked_for_before_its_step_is_left() {
     let mut scene = Scene::with_workers(1);
@@ -46,7 +53,7 @@ fn a_checkpoint_is_asked_for_once_though_its_exchange_is_repeated() {
 fn a_stop_stores_the_newest_state_first() {
     let mut scene = Scene::exchanging();
     let reason = "Ctrl-C".to_owned();
-    scene.check(Event::StopRequested { reason }, &[]);
+    scene.check(stop(reason), &[]);
     scene.check(reported(2, 1, "a"), &["w2 save 1"]);
     scene.check(reported(1, 1, "a"), &["committed 1 loss 1.5"]);
     scene.check(
@@ -54,7 +61,7 @@ fn a_stop_stores_the_newest_state_first() {
         &[
             "w1 finish",
             "w2 finish",
-            "end Stopped { step: 1, reason: \"Ctrl-C\" }",
+            "end Stopped { step: 1, reason: \"Ctrl-C\", resumable: false }",
         ],
     );
 }
@@ -63,7 +70,7 @@ fn a_stop_stores_the_newest_state_first() {
 fn another_worker_is_asked_where_the_one_that_stores_is_lost() {
     let mut scene = Scene::exchanging();
     let reason = "Ctrl-C".to_owned();
-    scene.after(Event::StopRequested { reason });
+    scene.after(stop(reason));
     scene.after(reported(2, 1, "a"));
     scene.after(reported(1, 1, "a"));
     scene.check(lost(2), &["w1 save 1"]);
@@ -74,8 +81,11 @@ fn a_stop_with_nothing_new_ends_at_once() {
     let mut scene = Scene::with_workers(1);
     let reason = "Ctrl-C".to_owned();
     scene.check(
-        Event::StopRequested { reason },
-        &["w1 finish", "end Stopped { step: 0, reason: \"Ctrl-C\" }"],
+        stop(reason),
+        &[
+            "w1 finish",
+            "end Stopped { step: 0, reason: \"Ctrl-C\", resumable: false }",
+        ],
     );
 }
 
@@ -117,4 +127,19 @@ fn an_evaluation_that_was_cut_off_is_made_up_for() {
         let commands = scene.after(entered(1, 1, 2, &[]));
         assert_eq!(commands[0], plan);
     }
+}
+
+#[test]
+fn the_workers_of_a_coordinator_that_is_to_be_resumed_are_told_to_wait() {
+    let mut scene = Scene::with_workers(1);
+    let event = Event::StopRequested {
+        reason: "SIGTERM".to_owned(),
+        resumable: true,
+    };
+    let mut commands = Vec::new();
+    scene.cluster.handle(scene.now, event, &mut commands);
+    assert!(
+        matches!(&commands[..], [Command::SendFinish { finish, .. }, _] if finish.resumable),
+        "{commands:?}"
+    );
 }

@@ -1,0 +1,167 @@
+//! Coordinators that die or are stopped, and workers that outlive them: nobody goes back to a checkpoint.
+#![cfg(feature = "single-node")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{JOIN, Process, Run, Site, free_port};
+use tokio_util::sync::CancellationToken;
+use worker::JoinOptions;
+
+/// How long the workers of these tests wait for a coordinator.
+const RECONNECT: &str = "MUSTER_TEST_RECONNECT_SECONDS";
+const AGAIN: &str = "again, with the state that is held here";
+
+/// Not a test: what [`Site::join`] starts this binary for.
+#[test]
+#[ignore = "a worker, started by the tests"]
+fn worker_process() {
+    let Ok(address) = std::env::var(JOIN) else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let mut options = JoinOptions::new(address);
+    options.threads = Some(1);
+    if let Ok(seconds) = std::env::var(RECONNECT) {
+        options.reconnect_timeout = Duration::from_secs(seconds.parse().unwrap());
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let joined = runtime.block_on(worker::join(options, CancellationToken::new()));
+    if let Err(error) = joined {
+        eprintln!("error: {error}");
+        std::process::exit(3);
+    }
+}
+
+/// A coordinator for two hundred small steps without checkpoints, and three workers.
+struct Stage {
+    site: Site,
+    port: u16,
+    workers: Vec<Process>,
+}
+
+const OPTIONS: [&str; 2] = ["--max-steps", "200"];
+
+impl Stage {
+    fn new() -> Self {
+        Self {
+            site: Site::new(),
+            port: free_port(),
+            workers: Vec::new(),
+        }
+    }
+
+    fn coordinator(&self, output: &str, more: &[&str]) -> Run {
+        let listen = format!("127.0.0.1:{}", self.port);
+        let options = ["--listen", &listen, "--min-workers", "2"];
+        Run::of(
+            &mut self
+                .site
+                .start(output, &[&OPTIONS[..], &options, more].concat()),
+        )
+    }
+
+    fn with_workers(mut self) -> Self {
+        for name in ["one", "two", "three"] {
+            let worker = self.site.join(name, self.port);
+            self.workers.push(worker);
+        }
+        self
+    }
+
+    fn log(&self, worker: &str) -> String {
+        std::fs::read_to_string(self.site.log_of(worker)).unwrap()
+    }
+
+    fn check(mut self, quiet: &str) {
+        for worker in &mut self.workers {
+            assert!(worker.wait().success());
+        }
+        assert_eq!(self.site.digest("out"), quiet);
+        let numbers = |output: &str| -> Vec<(Value, Value, Value)> {
+            let steps = self.site.steps(output);
+            let fields = |step: &Value| {
+                let field = |name: &str| step[name].clone();
+                (field("step"), field("loss"), field("weights_digest"))
+            };
+            steps.iter().map(fields).collect()
+        };
+        assert_eq!(numbers("out"), numbers("quiet"));
+        assert_eq!(numbers("out").len(), 200);
+    }
+}
+
+#[test]
+fn a_killed_coordinator_costs_no_step_and_no_worker() {
+    let stage = Stage::new();
+    let quiet = stage.site.train("quiet", &OPTIONS);
+    let mut run = stage.coordinator("out", &[]);
+    let stage = stage.with_workers();
+    run.until("3 workers  eta").steps(20).process.kill();
+    for _ in 0..2 {
+        run = stage.coordinator("out", &[]);
+        run.steps(10).process.kill();
+    }
+    let run = stage.coordinator("out", &[]).end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(!run.stdout.contains("computed again"), "{run:?}");
+    assert!(!run.stdout.contains("is lost"), "{run:?}");
+    for worker in ["one", "two", "three"] {
+        let log = stage.log(worker);
+        let joined = log.matches(" joined ").count();
+        let again = log.matches(AGAIN).count();
+        // Once as a newcomer.
+        assert!(again >= 1 && joined == again + 1, "{log}");
+    }
+    stage.check(&quiet);
+}
+
+#[test]
+fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
+    let stage = Stage::new();
+    let quiet = stage.site.train("quiet", &OPTIONS);
+    let mut run = stage.coordinator("out", &[]);
+    let stage = stage.with_workers();
+    run.steps(20).process.signal("-TERM");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(75), "{run:?}");
+    let run = stage.coordinator("out", &[]).end();
+    assert!(run.status.success(), "{run:?}");
+    for worker in ["one", "two", "three"] {
+        assert!(stage.log(worker).contains(AGAIN));
+    }
+    stage.check(&quiet);
+}
+
+#[test]
+fn a_coordinator_of_another_job_is_refused_by_name() {
+    let stage = Stage::new();
+    let mut run = stage.coordinator("out", &[]);
+    let mut stage = stage.with_workers();
+    run.until("3 workers  eta").process.kill();
+    let mut other = stage.coordinator("other", &["--set", "seed=7"]);
+    for worker in &mut stage.workers {
+        assert!(!worker.wait().success());
+    }
+    other.process.kill();
+    let record = |output: &str| stage.site.json(&format!("{output}/run.json"));
+    let address = format!("127.0.0.1:{}", stage.port);
+    for worker in ["one", "two", "three"] {
+        let log = stage.log(worker);
+        let line = log.lines().last().unwrap();
+        assert!(
+            line.starts_with("error: ") && line.contains(&address),
+            "{log}"
+        );
+        for output in ["out", "other"] {
+            let digest = record(output)["job_digest"].as_str().unwrap().to_owned();
+            assert!(line.contains(&digest[..12]), "{log}");
+        }
+    }
+}
