@@ -243,7 +243,7 @@ fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError
         invalid: trainer.accumulator().invalid(),
     };
     let summed = Instant::now();
-    trainer.apply(reduced, 1e-5)?;
+    trainer.apply(&reduced, 1e-5)?;
     Ok(StepTime {
         compute: (computed - started).as_secs_f64(),
         reduce: (summed - computed).as_secs_f64(),

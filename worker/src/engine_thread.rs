@@ -45,6 +45,7 @@ impl EngineThread {
         let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let links = Links {
             orders: waiting_orders,
+            wake: orders.downgrade(),
             collective: collective.clone(),
             newest_generation: newest_generation.clone(),
             stop: stop.clone(),

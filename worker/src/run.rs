@@ -4,6 +4,8 @@
 //! [`Collective`] sums, and this decides nothing but what is void: whatever does not fit to the generation and to the
 //! updates that the weights have seen is dropped, because the coordinator plans it again.
 
+mod feeding;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::blocks::BlocksError;
+use crate::collective::feed::Follower;
 use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
 use crate::engine::trainer::{Reduced, SlotOutcome};
@@ -60,6 +63,8 @@ pub struct Start {
 /// What the engine thread shares with the rest of the worker.
 pub struct Links {
     pub orders: mpsc::Receiver<Order>,
+    /// For what arrives by other ways than the session. Does not keep the orders open.
+    pub wake: mpsc::WeakSender<Order>,
     pub collective: Arc<Collective>,
     pub newest_generation: Arc<AtomicU64>,
     /// Set from outside: end after the slot in hand.
@@ -91,6 +96,7 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         plan: None,
         saves: BTreeSet::new(),
         updates: VecDeque::new(),
+        following: None,
     };
     // What was fetched for the start alone is of no more use.
     drop(start);
@@ -142,6 +148,8 @@ struct Run {
     saves: BTreeSet<u64>,
     /// The newest ones made here, oldest first.
     updates: VecDeque<v1::Update>,
+    /// The feed that leads this worker into a generation.
+    following: Option<Follower>,
 }
 
 impl Run {
@@ -163,6 +171,15 @@ impl Run {
                 self.save_state();
                 Ok(())
             }
+            Order::Follow(source) => {
+                self.follow(source);
+                Ok(())
+            }
+            Order::Feed { run_id, feed } => {
+                self.feed(run_id, &feed);
+                Ok(())
+            }
+            Order::Fed => self.fed(),
             Order::Stop => Ok(()),
         }
     }
@@ -172,6 +189,7 @@ impl Run {
         self.line = Some(line);
         self.generation = 0;
         self.plan = None;
+        self.following = None;
         self.saves.clear();
         // The coordinator sends the next one only after it has heard what follows.
         self.links.newest_generation.store(0, Ordering::SeqCst);
@@ -193,6 +211,10 @@ impl Run {
         if self.superseded() {
             return Ok(());
         }
+        if generation.fed.contains(&generation.rank) && !self.follow_to(generation)? {
+            return Ok(());
+        }
+        self.conclude_feeds(generation);
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(generation) {
                 Ok(state) => {
@@ -307,8 +329,9 @@ impl Run {
         };
         let exchanged = Instant::now();
         let slots = held_slots(&self.trainer);
-        let outcome = self.trainer.apply(reduced, plan.learning_rate)?;
+        let outcome = self.trainer.apply(&reduced, plan.learning_rate)?;
         failpoint::reached("optimizer");
+        self.publish(&plan, outcome.skipped, reduced);
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::blocks::{Blocks, PendingBlocks};
+use crate::collective::feed::Source;
 use crate::collective::{Collective, Membership, PeerAddress};
 use crate::connect::{Client, root_cause};
 use crate::run::Line;
@@ -253,6 +254,14 @@ pub enum Order {
     Lease(Lease),
     Exchange(v1::Exchange),
     Save(v1::SaveState),
+    Follow(Source),
+    /// Let this worker follow.
+    Feed {
+        run_id: [u8; 32],
+        feed: v1::Feed,
+    },
+    /// The feed that is followed has brought something.
+    Fed,
     /// The worker is on its way out.
     Stop,
 }
@@ -329,6 +338,11 @@ impl Forwarder {
             Down::Lease(lease) => Order::Lease(self.prefetch(lease)?),
             Down::Exchange(exchange) => Order::Exchange(exchange),
             Down::SaveState(save) => Order::Save(save),
+            Down::Follow(follow) => Order::Follow(source(follow, self.run_id)?),
+            Down::Feed(feed) => Order::Feed {
+                run_id: self.run_id,
+                feed,
+            },
             Down::Finish(finish) => {
                 return Ok(Some(SessionEnd::finished(finish)));
             }
@@ -355,12 +369,28 @@ impl Forwarder {
     }
 }
 
+fn source(follow: v1::Follow, run_id: [u8; 32]) -> Result<Source, WireError> {
+    let field = "source";
+    let member = follow.source.ok_or(WireError::Missing { field })?;
+    Ok(Source {
+        run_id,
+        worker: follow.worker,
+        attempt: follow.attempt,
+        step: follow.step,
+        peer: PeerAddress {
+            name: member.name,
+            address: member.address,
+        },
+    })
+}
+
 fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membership, WireError> {
     let members = generation.members.len();
     let known = |rank: &u32| (*rank as usize) < members;
     let ranks = generation
         .behind
         .iter()
+        .chain(&generation.fed)
         .chain([&generation.rank, &generation.source]);
     if members > MAX_MEMBERS || !ranks.into_iter().all(known) {
         let (field, found) = ("generation", format!("{members} members"));

@@ -375,7 +375,7 @@ fn generation(number: u64, members: &[&v1::Member], step: u64, behind: &[u32]) -
         rank: 0,
         step,
         behind: behind.to_vec(),
-        source: 0,
+        ..v1::Generation::default()
     }
 }
 

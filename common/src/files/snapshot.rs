@@ -49,6 +49,16 @@ impl Snapshot {
         weights_digest(&self.layout, self.layout.split(&self.weights))
     }
 
+    /// BLAKE3 over the number of updates and the digests of both moments, hex.
+    pub fn optimizer_digest(&self) -> String {
+        let digest = |flat| weights_digest(&self.layout, self.layout.split(flat));
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.step.to_le_bytes());
+        hasher.update(digest(&self.exp_avg).as_bytes());
+        hasher.update(digest(&self.exp_avg_sq).as_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// Writes weights and optimizer state into an existing folder.
     pub fn write_files(&self, dir: &Path, format: &WeightsFormat) -> Result<(), FileError> {
         self.write_weights(dir, format)?;

@@ -303,7 +303,7 @@ impl Membership {
             step,
             behind: all.clone().filter(|rank| seen(rank) < step).collect(),
             source: all.clone().find(|rank| seen(rank) == step).unwrap_or(0),
-            deadline_ms: 0,
+            ..v1::Generation::default()
         };
         let told = all.map(|rank| {
             let mut message = message.clone();

@@ -27,6 +27,41 @@ pub enum FrameKind {
     /// Announces weights and optimizer state.
     StateHeader = 4,
     State = 5,
+    /// What a follower has of a feed already; opens it.
+    FeedRequest = 6,
+    /// Announces an update; its mean gradient follows.
+    Update = 7,
+    Mean = 8,
+    /// A follower has all that was sent.
+    Taken = 9,
+    /// Nothing new.
+    Alive = 10,
+    /// The feed has yet to begin.
+    Later = 11,
+    /// The feed is over; the payload says why.
+    Ended = 12,
+}
+
+impl FrameKind {
+    /// None where a later version might know it.
+    pub fn of(kind: u8) -> Option<Self> {
+        [
+            Self::Start,
+            Self::Part,
+            Self::Finished,
+            Self::StateHeader,
+            Self::State,
+            Self::FeedRequest,
+            Self::Update,
+            Self::Mean,
+            Self::Taken,
+            Self::Alive,
+            Self::Later,
+            Self::Ended,
+        ]
+        .into_iter()
+        .find(|known| *known as u8 == kind)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +161,16 @@ pub struct Hello {
     pub to: u32,
 }
 
+/// Opens a feed: which worker follows, and by which order of the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedHello {
+    pub run_id: [u8; 32],
+    pub worker: u64,
+    pub attempt: u64,
+}
+
 const MAGIC: [u8; 8] = *b"MUSTERXC";
+const FEED_MAGIC: [u8; 8] = *b"MUSTERFD";
 const VERSION: u32 = 1;
 pub const HELLO_BYTES: usize = 60;
 
@@ -156,6 +200,30 @@ impl Hello {
     }
 }
 
+impl FeedHello {
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..8].copy_from_slice(&FEED_MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..44].copy_from_slice(&self.run_id);
+        bytes[44..52].copy_from_slice(&self.worker.to_le_bytes());
+        bytes[52..].copy_from_slice(&self.attempt.to_le_bytes());
+        bytes
+    }
+
+    /// None where this opens no feed of this version.
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
+        if bytes[..8] != FEED_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
+            return None;
+        }
+        Some(Self {
+            run_id: array(&bytes[12..44]),
+            worker: u64::from_le_bytes(array(&bytes[44..52])),
+            attempt: u64::from_le_bytes(array(&bytes[52..])),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +240,14 @@ mod tests {
             to: 1,
         };
         assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+        let feed = FeedHello {
+            run_id: [7; 32],
+            worker: 3,
+            attempt: 1,
+        };
+        assert_eq!(FeedHello::decode(&feed.encode()), Some(feed));
+        assert_eq!(FeedHello::decode(&hello.encode()), None);
+        assert_eq!(Hello::decode(&feed.encode()), None);
         let mut foreign = hello.encode();
         foreign[8] = 2;
         assert_eq!(Hello::decode(&foreign), None);

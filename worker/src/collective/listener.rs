@@ -1,7 +1,8 @@
 //! The port that peers call, open for a worker's whole life.
 //!
 //! In: connections from anyone. Out: those that said a valid Hello, each when its generation has begun here. Callers of
-//! older generations and terms and everything else are turned away.
+//! older generations and terms and everything else are turned away. Who opens a feed is served at once, whatever the
+//! generation.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -10,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::feed::Feeds;
 use super::fence::{Fence, TICK};
-use super::frame::{HELLO_BYTES, Hello};
+use super::frame::{FeedHello, HELLO_BYTES, Hello};
 use super::{CollectiveError, Membership, lock};
 
 /// A caller has this long to say Hello.
@@ -26,9 +28,10 @@ pub struct Listener {
     shared: Arc<Waiting>,
 }
 
-#[derive(Default)]
 struct Waiting {
+    feeds: Arc<Feeds>,
     stopped: AtomicBool,
+    /// Connections that say Hello or are fed.
     greeting: AtomicUsize,
     callers: Mutex<Callers>,
     arrived: Condvar,
@@ -53,14 +56,20 @@ impl Callers {
 }
 
 impl Listener {
-    pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
+    pub fn bind(host: IpAddr, feeds: Arc<Feeds>) -> Result<Self, CollectiveError> {
         let failed = |e: std::io::Error| CollectiveError::Listen {
             host,
             reason: e.to_string(),
         };
         let listener = TcpListener::bind((host, 0)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let shared = Arc::new(Waiting::default());
+        let shared = Arc::new(Waiting {
+            feeds,
+            stopped: AtomicBool::default(),
+            greeting: AtomicUsize::default(),
+            callers: Mutex::default(),
+            arrived: Condvar::new(),
+        });
         let accepting = shared.clone();
         std::thread::spawn(move || accepting.accept(&listener));
         Ok(Self { address, shared })
@@ -159,9 +168,16 @@ impl Waiting {
         });
     }
 
-    /// Reads a caller's Hello and keeps its connection for the generation that it names.
+    /// Reads a caller's Hello and keeps its connection for the generation that it names, or serves the feed.
     fn greet(&self, stream: TcpStream) -> Option<()> {
-        let hello = read_hello(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
+        let bytes = read_greeting(&stream, Instant::now() + HELLO_TIMEOUT).ok()?;
+        if let Some(hello) = FeedHello::decode(&bytes) {
+            if let Err(reason) = self.feeds.serve(&stream, &hello) {
+                tracing::debug!("the feed of worker {} broke off: it {reason}", hello.worker);
+            }
+            return Some(());
+        }
+        let hello = Hello::decode(&bytes)?;
         let mut callers = lock(&self.callers);
         let is_over = callers.is_over(hello.run_id, hello.generation);
         if is_over || callers.streams.len() >= MAX_WAITING {
@@ -175,6 +191,11 @@ impl Waiting {
 }
 
 pub(super) fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Result<Hello> {
+    let bytes = read_greeting(stream, deadline)?;
+    Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
+}
+
+fn read_greeting(stream: &TcpStream, deadline: Instant) -> std::io::Result<[u8; HELLO_BYTES]> {
     let mut bytes = [0; HELLO_BYTES];
     let mut filled = 0;
     while filled < HELLO_BYTES {
@@ -190,5 +211,5 @@ pub(super) fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Resu
             Err(e) => return Err(e),
         }
     }
-    Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
+    Ok(bytes)
 }

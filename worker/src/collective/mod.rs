@@ -5,11 +5,14 @@
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding, [`exchange`]
-//! the sum and [`state`] the transfer of weights and optimizer state to a worker that is behind.
+//! the sum, [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same to a
+//! newcomer while the members go on.
 
 pub mod exchange;
+pub mod feed;
 pub mod fence;
 pub mod frame;
+mod link;
 pub mod listener;
 mod start;
 pub mod state;
@@ -22,6 +25,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use self::feed::{FeedLimits, Feeds};
 use self::fence::Fence;
 use self::listener::Listener;
 use self::tcp::Mesh;
@@ -119,6 +123,7 @@ pub enum CollectiveError {
 /// This worker's end of the exchange: one listener for its whole life, one mesh per generation.
 pub struct Collective {
     listener: Arc<Listener>,
+    feeds: Arc<Feeds>,
     current: Mutex<Option<Arc<Forming>>>,
 }
 
@@ -133,10 +138,21 @@ struct Forming {
 impl Collective {
     /// Listens on a free port of `host`.
     pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
+        Self::bind_with(host, FeedLimits::default())
+    }
+
+    pub fn bind_with(host: IpAddr, feed_limits: FeedLimits) -> Result<Self, CollectiveError> {
+        let feeds = Arc::new(Feeds::new(feed_limits));
         Ok(Self {
-            listener: Arc::new(Listener::bind(host)?),
+            listener: Arc::new(Listener::bind(host, feeds.clone())?),
+            feeds,
             current: Mutex::new(None),
         })
+    }
+
+    /// What this worker feeds to newcomers.
+    pub fn feeds(&self) -> &Arc<Feeds> {
+        &self.feeds
     }
 
     pub fn port(&self) -> u16 {
@@ -196,6 +212,7 @@ impl Collective {
 impl Drop for Collective {
     fn drop(&mut self) {
         self.close();
+        self.feeds.close();
     }
 }
 

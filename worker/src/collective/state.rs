@@ -1,7 +1,8 @@
-//! Weights and optimizer state on their way to a member that is behind.
+//! Weights and optimizer state on their way to a worker that is behind: over the mesh here, over a feed in
+//! [`feed`](super::feed).
 //!
-//! The receiver trusts nothing: step, layout and lengths must be the ones due, every frame carries a checksum, and the
-//! weights must have the digest that was announced.
+//! The receiver trusts nothing: step, layout and lengths must be the ones due, every piece carries a checksum, and
+//! weights and optimizer state must each have the digest that was announced.
 
 use std::sync::Arc;
 
@@ -13,23 +14,21 @@ use super::CollectiveError;
 use super::frame::{FrameKind, PIECE_SCALARS};
 use super::tcp::Mesh;
 
-/// Step, scalars, then two digests in hex.
-const HEADER_BYTES: usize = 16 + 2 * DIGEST_BYTES;
+/// Step, scalars, then three digests in hex.
+const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
 const DIGEST_BYTES: usize = 64;
+/// Weights and two moments.
+const BUFFERS: usize = 3;
 
 impl Mesh {
     /// Sends `snapshot` to the peer with this rank.
     pub fn send_state(&self, rank: u32, snapshot: &Snapshot) -> Result<(), CollectiveError> {
         let mut sender = self.sender(rank)?;
-        let header = encode_header(snapshot);
+        let header = StateHeader::of(snapshot).encode();
         sender.send(FrameKind::StateHeader, 0, &header)?;
-        let mut index = 0;
-        for buffer in [&snapshot.weights, &snapshot.exp_avg, &snapshot.exp_avg_sq] {
-            for piece in buffer.chunks(PIECE_SCALARS) {
-                sender.send(FrameKind::State, index, bytemuck::cast_slice(piece))?;
-                failpoint::reached("state-send");
-                index += 1;
-            }
+        for index in 0..piece_count(snapshot.layout.scalars) {
+            sender.send(FrameKind::State, index, piece(snapshot, index))?;
+            failpoint::reached("state-send");
         }
         Ok(())
     }
@@ -43,57 +42,240 @@ impl Mesh {
     ) -> Result<Snapshot, CollectiveError> {
         let mut receiver = self.receiver(rank)?;
         let header = receiver.receive_any_length(FrameKind::StateHeader, 0)?;
-        let weights_digest =
-            check_header(&header, step, layout).map_err(|fault| receiver.error(&fault))?;
-        let mut index = 0;
-        let mut receive_buffer = || -> Result<Vec<f32>, CollectiveError> {
-            let mut buffer = vec![0f32; layout.scalars];
-            for piece in buffer.chunks_mut(PIECE_SCALARS) {
-                receiver.receive(FrameKind::State, index, bytemuck::cast_slice_mut(piece))?;
-                failpoint::reached("state-receive");
-                index += 1;
-            }
-            Ok(buffer)
-        };
-        let snapshot = Snapshot {
-            step,
-            layout: layout.clone(),
-            weights: receive_buffer()?,
-            exp_avg: receive_buffer()?,
-            exp_avg_sq: receive_buffer()?,
-        };
-        match snapshot.weights_digest() == weights_digest {
-            true => Ok(snapshot),
-            false => Err(receiver.error("sent weights that differ from the digest it announced")),
+        let header = StateHeader::decode(&header, layout).and_then(|header| {
+            let found = header.step;
+            let due = || format!("sent the state of step {found}, not {step}");
+            (found == step).then_some(header).ok_or_else(due)
+        });
+        let header = header.map_err(|fault| receiver.error(&fault))?;
+        let mut assembly = Assembly::new(header, layout.clone());
+        while let Some((index, piece)) = assembly.next_piece() {
+            receiver.receive(FrameKind::State, index, piece)?;
+            failpoint::reached("state-receive");
+            assembly.advance();
+        }
+        assembly.finish().map_err(|fault| receiver.error(&fault))
+    }
+}
+
+/// Announces a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StateHeader {
+    pub step: u64,
+    scalars: u64,
+    layout_digest: String,
+    weights_digest: String,
+    optimizer_digest: String,
+}
+
+impl StateHeader {
+    /// Of its encoding.
+    pub const BYTES: usize = HEADER_BYTES;
+
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self {
+            step: snapshot.step,
+            scalars: snapshot.layout.scalars as u64,
+            layout_digest: snapshot.layout.digest(),
+            weights_digest: snapshot.weights_digest(),
+            optimizer_digest: snapshot.optimizer_digest(),
         }
     }
-}
 
-fn encode_header(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER_BYTES);
-    bytes.extend(snapshot.step.to_le_bytes());
-    bytes.extend((snapshot.layout.scalars as u64).to_le_bytes());
-    bytes.extend(snapshot.layout.digest().as_bytes());
-    bytes.extend(snapshot.weights_digest().as_bytes());
-    bytes
-}
-
-/// The announced digest of the weights, or why this is not the state that is due.
-fn check_header(bytes: &[u8], step: u64, layout: &Layout) -> Result<String, String> {
-    if bytes.len() != HEADER_BYTES {
-        return Err("announced its state in a header of the wrong length".to_owned());
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+        bytes.extend(self.step.to_le_bytes());
+        bytes.extend(self.scalars.to_le_bytes());
+        bytes.extend(self.layout_digest.as_bytes());
+        bytes.extend(self.weights_digest.as_bytes());
+        bytes.extend(self.optimizer_digest.as_bytes());
+        bytes
     }
-    let word = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
+
+    /// What was announced, or why it is no state of this layout.
+    pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Self, String> {
+        if bytes.len() != HEADER_BYTES {
+            return Err("announced its state in a header of the wrong length".to_owned());
+        }
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        let digest = |index: usize| {
+            let at = 16 + index * DIGEST_BYTES;
+            String::from_utf8_lossy(&bytes[at..at + DIGEST_BYTES]).into_owned()
+        };
+        let header = Self {
+            step: word(0),
+            scalars: word(8),
+            layout_digest: digest(0),
+            weights_digest: digest(1),
+            optimizer_digest: digest(2),
+        };
+        if header.scalars != layout.scalars as u64 || header.layout_digest != layout.digest() {
+            return Err("has other trainable tensors (layout digests differ)".to_owned());
+        }
+        Ok(header)
+    }
+
+    /// Two states with one identity are equal to the bit.
+    pub fn identity(&self) -> [u8; 32] {
+        *blake3::hash(&self.encode()).as_bytes()
+    }
+}
+
+/// Pieces that a state of so many trainable scalars is sent in.
+pub(super) fn piece_count(scalars: usize) -> usize {
+    BUFFERS * scalars.div_ceil(PIECE_SCALARS)
+}
+
+/// The bytes of one piece. No piece reaches over two buffers.
+pub(super) fn piece(snapshot: &Snapshot, index: usize) -> &[u8] {
+    let each = snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
+    let buffer = match index / each {
+        0 => &snapshot.weights,
+        1 => &snapshot.exp_avg,
+        _ => &snapshot.exp_avg_sq,
     };
-    let (layout_digest, weights_digest) = bytes[16..].split_at(DIGEST_BYTES);
-    if word(0) != step {
-        return Err(format!("sent the state of step {}, not {step}", word(0)));
+    let start = index % each * PIECE_SCALARS;
+    let end = buffer.len().min(start + PIECE_SCALARS);
+    bytemuck::cast_slice(&buffer[start..end])
+}
+
+/// A state that arrives piece by piece.
+pub(super) struct Assembly {
+    header: StateHeader,
+    snapshot: Snapshot,
+    received: usize,
+}
+
+impl Assembly {
+    /// The header was decoded for this layout.
+    pub fn new(header: StateHeader, layout: Arc<Layout>) -> Self {
+        let buffer = || vec![0f32; layout.scalars];
+        let snapshot = Snapshot {
+            step: header.step,
+            weights: buffer(),
+            exp_avg: buffer(),
+            exp_avg_sq: buffer(),
+            layout,
+        };
+        Self {
+            header,
+            snapshot,
+            received: 0,
+        }
     }
-    if word(8) != layout.scalars as u64 || layout_digest != layout.digest().as_bytes() {
-        return Err("has other trainable tensors (layout digests differ)".to_owned());
+
+    pub fn header(&self) -> &StateHeader {
+        &self.header
     }
-    Ok(String::from_utf8_lossy(weights_digest).into_owned())
+
+    /// Pieces that are here.
+    pub fn received(&self) -> usize {
+        self.received
+    }
+
+    /// The piece that is due and the place for its bytes. None where all are here.
+    pub fn next_piece(&mut self) -> Option<(usize, &mut [u8])> {
+        let index = self.received;
+        let each = self.snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
+        let Snapshot {
+            weights,
+            exp_avg,
+            exp_avg_sq,
+            ..
+        } = &mut self.snapshot;
+        let buffer = [weights, exp_avg, exp_avg_sq]
+            .into_iter()
+            .nth(index / each)?;
+        let start = index % each * PIECE_SCALARS;
+        let end = buffer.len().min(start + PIECE_SCALARS);
+        Some((index, bytemuck::cast_slice_mut(&mut buffer[start..end])))
+    }
+
+    /// Counts the piece that was due: its bytes are in their place.
+    pub fn advance(&mut self) {
+        self.received += 1;
+    }
+
+    /// The whole state, or why it is not the one that was announced.
+    pub fn finish(self) -> Result<Snapshot, String> {
+        let Self {
+            header, snapshot, ..
+        } = self;
+        if snapshot.weights_digest() != header.weights_digest {
+            return Err("sent weights that differ from the digest it announced".to_owned());
+        }
+        if snapshot.optimizer_digest() != header.optimizer_digest {
+            return Err(
+                "sent optimizer state that differs from the digest it announced".to_owned(),
+            );
+        }
+        Ok(snapshot)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SCALARS: usize = 2 * PIECE_SCALARS + 3;
+
+    fn snapshot() -> Snapshot {
+        let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect();
+        Snapshot {
+            step: 4,
+            layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
+            weights: flat(0.5),
+            exp_avg: flat(-0.25),
+            exp_avg_sq: flat(0.125),
+        }
+    }
+
+    /// Sends `sent` under the header of `announced`.
+    fn assemble(announced: &Snapshot, sent: &Snapshot) -> Result<Snapshot, String> {
+        let header = StateHeader::of(announced).encode();
+        let header = StateHeader::decode(&header, &announced.layout)?;
+        let mut assembly = Assembly::new(header, announced.layout.clone());
+        while let Some((index, place)) = assembly.next_piece() {
+            place.copy_from_slice(piece(sent, index));
+            assembly.advance();
+        }
+        assert_eq!(assembly.received(), piece_count(SCALARS));
+        assembly.finish()
+    }
+
+    #[test]
+    fn a_state_arrives_whole() {
+        assert_eq!(assemble(&snapshot(), &snapshot()), Ok(snapshot()));
+    }
+
+    #[test]
+    fn a_state_with_one_wrong_scalar_in_any_buffer_is_refused() {
+        for (buffer, expected) in ["weights", "optimizer state", "optimizer state"]
+            .into_iter()
+            .enumerate()
+        {
+            let mut wrong = snapshot();
+            let buffers = [
+                &mut wrong.weights,
+                &mut wrong.exp_avg,
+                &mut wrong.exp_avg_sq,
+            ];
+            buffers.into_iter().nth(buffer).unwrap()[SCALARS - 1] += 1.0;
+            let refused = assemble(&snapshot(), &wrong).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_state_of_other_tensors_is_refused() {
+        let header = StateHeader::of(&snapshot()).encode();
+        let other = Layout::new([("b".into(), vec![SCALARS])]);
+        assert!(StateHeader::decode(&header, &other).is_err());
+        assert!(StateHeader::decode(&header[1..], &snapshot().layout).is_err());
+    }
 }

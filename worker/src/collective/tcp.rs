@@ -4,19 +4,16 @@
 //! of a generation that has not begun here yet waits for it. Every read and write ends when the generation does
 //! ([`Fence`]), when the peer falls silent for too long, or when its connection breaks.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::fence::{Fence, TICK};
-use super::frame::{FrameHeader, FrameKind, Hello, checksum};
+use super::frame::{FrameKind, Hello};
+use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::{CollectiveError, Membership, PeerAddress, lock};
-
-/// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
-/// by the coordinator and by its machine's end of the connection.
-const OPENING_PATIENCE: Duration = Duration::from_secs(600);
 
 /// The connected members of one generation.
 pub struct Mesh {
@@ -100,43 +97,25 @@ impl Mesh {
             .get(rank as usize)
             .and_then(Option::as_ref)
             .ok_or_else(|| self.membership.blame(rank, "is not a peer of this worker"))?;
+        let held = lock(mutex(peer));
         Ok(Half {
             mesh: self,
             rank,
-            stream: &peer.stream,
-            _held: lock(mutex(peer)),
+            link: Link::new(&peer.stream, &self.fence, self.membership.silence),
+            _held: held,
         })
     }
 }
 
 impl Peer {
     fn new(stream: TcpStream, silence: Duration) -> std::io::Result<Self> {
-        // Buffer sizes are left to the kernel, which grows them with the traffic; setting them would stop that.
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TICK))?;
-        stream.set_write_timeout(Some(TICK))?;
-        notice_a_cut(&stream, silence)?;
+        link::prepare(&stream, silence)?;
         Ok(Self {
             stream,
             reading: Mutex::new(()),
             writing: Mutex::new(()),
         })
     }
-}
-
-/// Has the system break the connection where the other machine does not acknowledge what is sent, or is not there to
-/// be asked, for so long. A stopped process is no such case: its machine answers for it.
-fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
-    let probe = (silence / 3).max(Duration::from_secs(1));
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(probe)
-        .with_interval(probe)
-        .with_retries(2);
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_keepalive(&keepalive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(silence))?;
-    Ok(())
 }
 
 /// Connects to a lower rank and waits until it answers: it does so when the generation has begun there too.
@@ -173,25 +152,13 @@ fn try_call(
     deadline: Instant,
     fence: &Fence,
 ) -> std::io::Result<TcpStream> {
-    let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
-    let mut connected = None;
-    for address in peer.address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, HELLO_TIMEOUT.min(membership.silence)) {
-            Ok(stream) => {
-                connected = Some(stream);
-                break;
-            }
-            Err(e) => failure = e,
-        }
-    }
-    let stream = connected.ok_or(failure)?;
+    let stream = link::connect(&peer.address, HELLO_TIMEOUT.min(membership.silence))?;
     let hello = Hello {
         run_id: membership.run_id,
         generation: membership.generation,
         from: membership.rank,
         to: rank,
     };
-    stream.set_nodelay(true)?;
     (&stream).write_all(&hello.encode())?;
     await_answer(&stream, &hello, deadline, fence)?;
     Ok(stream)
@@ -255,18 +222,11 @@ fn is_loopback(peer: &PeerAddress) -> bool {
     address.is_ok_and(|address| address.ip().is_loopback())
 }
 
-fn is_tick(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-    )
-}
-
 /// One direction of one connection, held by one thread.
 pub(super) struct Half<'a> {
     mesh: &'a Mesh,
     rank: u32,
-    stream: &'a TcpStream,
+    link: Link<'a>,
     _held: std::sync::MutexGuard<'a, ()>,
 }
 
@@ -277,9 +237,8 @@ impl Half<'_> {
         index: usize,
         payload: &[u8],
     ) -> Result<(), CollectiveError> {
-        let header = FrameHeader::of(kind, index, payload).encode();
-        self.write_all(&header)?;
-        self.write_all(payload)
+        let sent = self.link.send(kind, index, payload);
+        sent.map_err(|error| self.blame(error))
     }
 
     /// Receives the frame that is due into `payload`, whose length it must have.
@@ -289,8 +248,8 @@ impl Half<'_> {
         index: usize,
         payload: &mut [u8],
     ) -> Result<(), CollectiveError> {
-        let header = self.receive_header(kind, index, Some(payload.len()))?;
-        self.receive_payload(&header, payload)
+        let received = self.link.receive(kind, index, payload);
+        received.map_err(|error| self.blame(error))
     }
 
     /// Receives the frame that is due, whatever its length within the bound.
@@ -299,101 +258,18 @@ impl Half<'_> {
         kind: FrameKind,
         index: usize,
     ) -> Result<Vec<u8>, CollectiveError> {
-        let header = self.receive_header(kind, index, None)?;
-        let mut payload = vec![0; header.length as usize];
-        self.receive_payload(&header, &mut payload)?;
-        Ok(payload)
-    }
-
-    fn receive_header(
-        &mut self,
-        kind: FrameKind,
-        index: usize,
-        length: Option<usize>,
-    ) -> Result<FrameHeader, CollectiveError> {
-        let mut bytes = [0; super::frame::HEADER_BYTES];
-        // Frames of unknown length open a transfer: the peer may have to finish what it is at.
-        let patience = match length {
-            Some(_) => self.mesh.membership.silence,
-            None => OPENING_PATIENCE,
-        };
-        self.read_exact(&mut bytes, patience)?;
-        let header = FrameHeader::decode(&bytes);
-        match header.fault(kind, index, length) {
-            Some(fault) => Err(self.error(&fault)),
-            None => Ok(header),
-        }
-    }
-
-    fn receive_payload(
-        &mut self,
-        header: &FrameHeader,
-        payload: &mut [u8],
-    ) -> Result<(), CollectiveError> {
-        self.read_exact(payload, self.mesh.membership.silence)?;
-        match checksum(payload) == header.checksum {
-            true => Ok(()),
-            false => Err(self.error("sent a damaged frame (its checksum does not hold)")),
-        }
+        let received = self.link.receive_any_length(kind, index);
+        received.map_err(|error| self.blame(error))
     }
 
     pub fn error(&self, reason: &str) -> CollectiveError {
         self.mesh.membership.blame(self.rank, reason)
     }
 
-    fn read_exact(
-        &mut self,
-        mut buffer: &mut [u8],
-        mut patience: Duration,
-    ) -> Result<(), CollectiveError> {
-        let mut last_progress = Instant::now();
-        while !buffer.is_empty() {
-            match (&mut &*self.stream).read(buffer) {
-                Ok(0) => return Err(self.error("closed the connection")),
-                Ok(count) => {
-                    buffer = &mut buffer[count..];
-                    last_progress = Instant::now();
-                    patience = self.mesh.membership.silence;
-                }
-                Err(e) => self.after_failure(&e, last_progress, patience)?,
-            }
-        }
-        self.mesh.fence.check()
-    }
-
-    fn write_all(&mut self, mut buffer: &[u8]) -> Result<(), CollectiveError> {
-        let mut last_progress = Instant::now();
-        let patience = self.mesh.membership.silence;
-        while !buffer.is_empty() {
-            match (&mut &*self.stream).write(buffer) {
-                Ok(0) => return Err(self.error("closed the connection")),
-                Ok(count) => {
-                    buffer = &buffer[count..];
-                    last_progress = Instant::now();
-                }
-                Err(e) => self.after_failure(&e, last_progress, patience)?,
-            }
-        }
-        self.mesh.fence.check()
-    }
-
-    /// Goes on after a tick, unless the generation is over or the peer silent for too long.
-    fn after_failure(
-        &self,
-        error: &std::io::Error,
-        last_progress: Instant,
-        patience: Duration,
-    ) -> Result<(), CollectiveError> {
-        self.mesh.fence.check()?;
-        if !is_tick(error) {
-            return Err(self.error(&error.to_string()));
-        }
-        match last_progress.elapsed() < patience {
-            true => Ok(()),
-            false => {
-                let seconds = patience.as_secs_f64();
-                Err(self.error(&format!("was silent for {seconds:.1} s")))
-            }
+    fn blame(&self, error: LinkError) -> CollectiveError {
+        match error {
+            LinkError::Closed => CollectiveError::Superseded,
+            LinkError::Broken(reason) => self.error(&reason),
         }
     }
 }

@@ -151,7 +151,7 @@ pub fn step(trainer: &mut Trainer, blocks: &[Block], learning_rate: f64) -> f64 
         mean: trainer.accumulator().mean(),
         invalid: trainer.accumulator().invalid(),
     };
-    trainer.apply(reduced, learning_rate).unwrap();
+    trainer.apply(&reduced, learning_rate).unwrap();
     loss / tokens as f64
 }
 

@@ -229,7 +229,7 @@ impl Trainer {
     /// nothing.
     pub fn apply(
         &mut self,
-        reduced: Reduced,
+        reduced: &Reduced,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
         let Self {

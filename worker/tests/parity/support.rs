@@ -123,7 +123,7 @@ pub fn train_step(
         mean: trainer.accumulator().mean(),
         invalid: trainer.accumulator().invalid(),
     };
-    let outcome = trainer.apply(reduced, learning_rate).unwrap();
+    let outcome = trainer.apply(&reduced, learning_rate).unwrap();
     assert!(!outcome.skipped, "step {step} was skipped");
     Step {
         loss: loss / trained_tokens as f64,

@@ -181,7 +181,7 @@ fn an_invalid_gradient_skips_the_update_but_not_the_step() {
     let mut trainer = load(dir.path(), job(Method::Full), 1);
     let before = trainer.weights_digest();
     let mean = vec![1.0; trainer.layout().scalars];
-    let outcome = trainer.apply(Reduced { mean, invalid: 1 }, 1.0).unwrap();
+    let outcome = trainer.apply(&Reduced { mean, invalid: 1 }, 1.0).unwrap();
     assert!(outcome.skipped);
     assert_eq!((trainer.step(), trainer.weights_digest()), (1, before));
 }

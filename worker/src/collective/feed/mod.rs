@@ -1,0 +1,153 @@
+//! A feed: a newcomer copies the state of one member and repeats the updates after it, while the members go on.
+//!
+//! [`Feeds`] is the member's side: one copy of its state, taken between two orders and shared by all followers that
+//! still need it, and a bounded log of the updates since. [`Follower`] is the newcomer's side: after a broken connection
+//! it calls again and goes on at the first piece that it lacks. Nothing here waits for a generation, and no generation
+//! waits for it.
+
+mod follower;
+mod serve;
+mod source;
+
+use super::frame::PIECE_SCALARS;
+
+pub use self::follower::{Follower, News, Patience, Source};
+pub use self::source::{FeedLimits, Feeds};
+
+/// One update, as everyone who is at the step before it can repeat it to the same bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// Updates before it.
+    pub step: u64,
+    pub learning_rate: f64,
+    /// It counted as a step but changed nothing.
+    pub skipped: bool,
+    /// The mean gradient in layout order; empty where skipped.
+    pub mean: Vec<f32>,
+}
+
+impl Update {
+    fn bytes(&self) -> usize {
+        size_of_val(self.mean.as_slice()) + size_of::<Self>()
+    }
+
+    fn header(&self) -> UpdateHeader {
+        UpdateHeader {
+            step: self.step,
+            learning_rate: self.learning_rate,
+            skipped: self.skipped,
+        }
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.mean
+            .chunks(PIECE_SCALARS)
+            .map(|piece| bytemuck::cast_slice(piece))
+    }
+}
+
+/// What comes before the mean gradient.
+struct UpdateHeader {
+    step: u64,
+    learning_rate: f64,
+    skipped: bool,
+}
+
+const UPDATE_BYTES: usize = 24;
+
+impl UpdateHeader {
+    fn encode(&self) -> [u8; UPDATE_BYTES] {
+        let mut bytes = [0; UPDATE_BYTES];
+        bytes[..8].copy_from_slice(&self.step.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.learning_rate.to_le_bytes());
+        bytes[16..].copy_from_slice(&u64::from(self.skipped).to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; UPDATE_BYTES]) -> Result<Self, String> {
+        let skipped = match word(bytes, 2) {
+            0 => false,
+            1 => true,
+            _ => return Err("sent an update of an unknown kind".to_owned()),
+        };
+        let learning_rate = f64::from_bits(word(bytes, 1));
+        match learning_rate.is_finite() {
+            true => Ok(Self {
+                step: word(bytes, 0),
+                learning_rate,
+                skipped,
+            }),
+            false => Err("sent an update with a learning rate that is no number".to_owned()),
+        }
+    }
+}
+
+/// What a follower has when it calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Request {
+    /// Of the state whose pieces it has.
+    identity: [u8; 32],
+    pieces: u64,
+    /// Updates that its weights have seen, once it has a whole state.
+    step: Option<u64>,
+}
+
+const REQUEST_BYTES: usize = 48;
+/// In place of a step where there is none.
+const NO_STEP: u64 = u64::MAX;
+
+impl Request {
+    fn encode(&self) -> [u8; REQUEST_BYTES] {
+        let mut bytes = [0; REQUEST_BYTES];
+        bytes[..8].copy_from_slice(&self.pieces.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.step.unwrap_or(NO_STEP).to_le_bytes());
+        bytes[16..].copy_from_slice(&self.identity);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; REQUEST_BYTES]) -> Self {
+        let mut identity = [0; 32];
+        identity.copy_from_slice(&bytes[16..]);
+        Self {
+            identity,
+            pieces: word(bytes, 0),
+            step: Some(word(bytes, 1)).filter(|step| *step != NO_STEP),
+        }
+    }
+}
+
+/// The `index`th 64 bits.
+fn word(bytes: &[u8], index: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+    u64::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_updates_round_trip() {
+        for step in [None, Some(0), Some(7)] {
+            let request = Request {
+                identity: [3; 32],
+                pieces: 5,
+                step,
+            };
+            assert_eq!(Request::decode(&request.encode()), request);
+        }
+        let header = UpdateHeader {
+            step: 9,
+            learning_rate: 0.1,
+            skipped: true,
+        };
+        let mut bytes = header.encode();
+        let decoded = UpdateHeader::decode(&bytes);
+        assert!(decoded.is_ok_and(|found| {
+            (found.step, found.learning_rate, found.skipped) == (9, 0.1, true)
+        }));
+        bytes[16] = 2;
+        assert!(UpdateHeader::decode(&bytes).is_err());
+    }
+}

@@ -1,0 +1,420 @@
+//! The member's side of its feeds: which followers there are, what each still needs, and what is kept for them.
+//!
+//! A copy of the state (12 bytes per trainable scalar) is kept only while a follower still lacks pieces of it, and there
+//! is never a second one: whoever comes meanwhile shares it. The log of updates (4 bytes per scalar each) begins at the
+//! oldest one that a follower still lacks and is bounded in bytes; a follower that falls further behind is let go and
+//! must begin anew. Where nobody follows, nothing is kept or copied.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use common::files::snapshot::Snapshot;
+
+use super::super::fence::Fence;
+use super::super::frame::FeedHello;
+use super::super::lock;
+use super::super::state::StateHeader;
+use super::{Request, Update};
+
+/// Bytes of updates kept at least, whatever the size of one.
+const MIN_LOG_BYTES: usize = 256 << 20;
+/// Of a state, and the least that a log may hold per scalar.
+const STATE_BYTES_PER_SCALAR: usize = 12;
+/// Feeds remembered after their end, so that their followers learn why.
+const MAX_ENDED: usize = 64;
+/// Between two looks for followers that do not come (back).
+const WATCH: Duration = Duration::from_millis(500);
+
+const MEMBER: &str = "its follower has become a member";
+
+/// Bounds of what a member keeps for its followers.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedLimits {
+    /// Updates kept; default: as much as the state itself, and at least 256 MiB.
+    pub log_bytes: Option<usize>,
+    /// How long a follower may be without a connection.
+    pub absence: Duration,
+    /// How long it may send and take nothing.
+    pub silence: Duration,
+}
+
+impl Default for FeedLimits {
+    fn default() -> Self {
+        Self {
+            log_bytes: None,
+            absence: Duration::from_secs(20),
+            silence: Duration::from_secs(20),
+        }
+    }
+}
+
+/// All feeds of one member.
+pub struct Feeds {
+    pub(super) limits: FeedLimits,
+    pub(super) fence: Fence,
+    state: Mutex<State>,
+    /// Woken by every update and every change of a feed.
+    pub(super) changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// While a follower lacks pieces of it.
+    offer: Option<Arc<Offer>>,
+    /// Updates in a row, the last of which led to `step`.
+    log: VecDeque<Arc<Update>>,
+    log_bytes: usize,
+    /// Updates that this member has seen, as far as its feeds go.
+    step: u64,
+    /// By the follower's number.
+    feeds: BTreeMap<u64, Feed>,
+    connections: u64,
+    watched: bool,
+}
+
+/// A state that is fed.
+pub(super) struct Offer {
+    pub snapshot: Snapshot,
+    header: OnceLock<StateHeader>,
+}
+
+impl Offer {
+    /// Computed by whoever needs it first, not by the engine.
+    pub fn header(&self) -> &StateHeader {
+        self.header.get_or_init(|| StateHeader::of(&self.snapshot))
+    }
+}
+
+struct Feed {
+    run_id: [u8; 32],
+    attempt: u64,
+    place: Place,
+    /// Updates after which it is over, because the follower has become a member.
+    until: Option<u64>,
+    /// The newest one; an older one of the same follower is over.
+    connection: u64,
+    absent_since: Option<Instant>,
+}
+
+enum Place {
+    /// Lacks pieces of the state.
+    Pieces,
+    /// Has the state after so many updates.
+    Updates(u64),
+    Ended(String),
+}
+
+/// What one connection must do next.
+pub(super) enum Deed {
+    SendState(Arc<Offer>),
+    SendUpdate(Arc<Update>),
+    Wait,
+    Later,
+    End(String),
+}
+
+impl Feeds {
+    pub fn new(limits: FeedLimits) -> Self {
+        Self {
+            limits,
+            fence: Fence::default(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Lets `worker` follow. The copy of the state is taken only where there is none to share.
+    pub fn begin(
+        self: &Arc<Self>,
+        run_id: [u8; 32],
+        worker: u64,
+        attempt: u64,
+        copy: impl FnOnce() -> Snapshot,
+    ) {
+        let mut state = lock(&self.state);
+        state.expire(self.limits.absence);
+        if state.offer.is_none() {
+            let snapshot = copy();
+            if snapshot.step != state.step {
+                state.end_all("its source was itself left behind");
+                state.step = snapshot.step;
+            }
+            state.offer = Some(Arc::new(Offer {
+                snapshot,
+                header: OnceLock::new(),
+            }));
+        }
+        let feed = Feed {
+            run_id,
+            attempt,
+            place: Place::Pieces,
+            until: None,
+            connection: 0,
+            absent_since: Some(Instant::now()),
+        };
+        state.feeds.insert(worker, feed);
+        let watch = !std::mem::replace(&mut state.watched, true);
+        drop(state);
+        self.changed.notify_all();
+        if watch {
+            let feeds = self.clone();
+            std::thread::spawn(move || feeds.watch());
+        }
+    }
+
+    /// Hands an update to whoever follows. Costs nothing where nobody does.
+    pub fn publish(&self, update: Update) {
+        let mut state = lock(&self.state);
+        if !state.is_followed() {
+            state.step = update.step + 1;
+            return;
+        }
+        if update.step != state.step {
+            state.end_all("its source was itself left behind");
+        }
+        state.step = update.step + 1;
+        state.log_bytes += update.bytes();
+        let least = STATE_BYTES_PER_SCALAR * update.mean.len();
+        let budget = self.limits.log_bytes.unwrap_or(least.max(MIN_LOG_BYTES));
+        state.log.push_back(Arc::new(update));
+        state.trim();
+        while state.log_bytes > budget && state.is_followed() {
+            state.end_slowest();
+            state.trim();
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Those who follow and are now members need the updates up to `step` and no more. Who still lacks pieces of the
+    /// state gets all of it from its generation.
+    pub fn conclude(&self, members: &[u64], step: u64) {
+        let mut state = lock(&self.state);
+        for worker in members {
+            let Some(feed) = state.feeds.get_mut(worker) else {
+                continue;
+            };
+            feed.until = Some(step);
+            if matches!(feed.place, Place::Pieces) {
+                feed.place = Place::Ended(MEMBER.to_owned());
+            }
+        }
+        state.trim();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether anyone follows.
+    pub fn is_followed(&self) -> bool {
+        lock(&self.state).is_followed()
+    }
+
+    /// Bytes kept for followers.
+    pub fn kept_bytes(&self) -> usize {
+        let state = lock(&self.state);
+        let scalars = state.offer.as_ref().map(|offer| &offer.snapshot.layout);
+        let offer = scalars.map_or(0, |layout| layout.scalars * STATE_BYTES_PER_SCALAR);
+        offer + state.log_bytes
+    }
+
+    /// Ends every feed at once.
+    pub fn close(&self) {
+        self.fence.close();
+        lock(&self.state).end_all("its source has left");
+        self.changed.notify_all();
+    }
+
+    fn watch(&self) {
+        loop {
+            std::thread::sleep(WATCH);
+            let mut state = lock(&self.state);
+            state.expire(self.limits.absence);
+            if !state.is_followed() || self.fence.check().is_err() {
+                state.watched = false;
+                return;
+            }
+        }
+    }
+
+    /// Takes a follower's call. An earlier connection of it is over.
+    pub(super) fn connect(&self, hello: &FeedHello, request: &Request) -> Result<u64, Deed> {
+        let mut state = lock(&self.state);
+        let begun = state.feeds.get(&hello.worker).filter(|feed| {
+            // One that is older than the call is about to be replaced.
+            feed.run_id == hello.run_id && feed.attempt >= hello.attempt
+        });
+        let feed = begun.ok_or(Deed::Later)?;
+        if feed.attempt != hello.attempt {
+            return Err(Deed::End("a newer feed has replaced it".to_owned()));
+        }
+        if let Place::Ended(reason) = &feed.place {
+            return Err(Deed::End(reason.clone()));
+        }
+        if let Some(step) = request.step
+            && !state.reaches(step)
+        {
+            return Err(Deed::End(format!("the updates after step {step} are gone")));
+        }
+        state.connections += 1;
+        let connection = state.connections;
+        if let Some(feed) = state.feeds.get_mut(&hello.worker) {
+            feed.connection = connection;
+            feed.absent_since = None;
+            if let Some(step) = request.step {
+                feed.place = Place::Updates(step);
+            }
+        }
+        state.trim();
+        drop(state);
+        self.changed.notify_all();
+        Ok(connection)
+    }
+
+    pub(super) fn disconnect(&self, worker: u64, connection: u64) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&worker)
+            && feed.connection == connection
+        {
+            feed.absent_since = Some(Instant::now());
+        }
+    }
+
+    /// What the follower lacks; waits a moment where that is nothing.
+    pub(super) fn next(&self, worker: u64, connection: u64, wait: Duration) -> Deed {
+        let state = lock(&self.state);
+        let idle = |state: &mut State| matches!(state.deed(worker, connection), Deed::Wait);
+        let waited = self.changed.wait_timeout_while(state, wait, idle);
+        let (state, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.deed(worker, connection)
+    }
+
+    /// The follower has the state after `step` updates.
+    pub(super) fn advance(&self, worker: u64, connection: u64, step: u64) {
+        let mut state = lock(&self.state);
+        if let Some(feed) = state.feeds.get_mut(&worker)
+            && feed.connection == connection
+            && !matches!(feed.place, Place::Ended(_))
+        {
+            feed.place = Place::Updates(step);
+        }
+        state.trim();
+    }
+}
+
+impl State {
+    fn is_followed(&self) -> bool {
+        let ended = |feed: &Feed| matches!(feed.place, Place::Ended(_));
+        self.feeds.values().any(|feed| !ended(feed))
+    }
+
+    fn deed(&self, worker: u64, connection: u64) -> Deed {
+        let newest = self
+            .feeds
+            .get(&worker)
+            .filter(|feed| feed.connection == connection);
+        let Some(feed) = newest else {
+            return Deed::End("it is over".to_owned());
+        };
+        match (&feed.place, &self.offer) {
+            (Place::Ended(reason), _) => Deed::End(reason.clone()),
+            (Place::Pieces, Some(offer)) => Deed::SendState(offer.clone()),
+            (Place::Pieces, None) => Deed::End("its source has no state for it".to_owned()),
+            (Place::Updates(step), _) => match self.update(*step) {
+                Some(update) => Deed::SendUpdate(update.clone()),
+                None => Deed::Wait,
+            },
+        }
+    }
+
+    /// Updates before the first one in the log.
+    fn log_start(&self) -> u64 {
+        self.step - self.log.len() as u64
+    }
+
+    fn update(&self, step: u64) -> Option<&Arc<Update>> {
+        let index = step.checked_sub(self.log_start())?;
+        self.log.get(index as usize)
+    }
+
+    /// Every update after `step` is in the log or still to come.
+    fn reaches(&self, step: u64) -> bool {
+        (self.log_start()..=self.step).contains(&step)
+    }
+
+    /// Updates that a feed's follower has, or will have with the copy of the state. None where it is over.
+    fn has(&self, feed: &Feed) -> Option<u64> {
+        match &feed.place {
+            Place::Ended(_) => None,
+            Place::Pieces => self.offer.as_ref().map(|offer| offer.snapshot.step),
+            Place::Updates(step) => Some(*step),
+        }
+    }
+
+    /// Lets go of what nobody lacks any more.
+    fn trim(&mut self) {
+        for feed in self.feeds.values_mut() {
+            if let (Place::Updates(step), Some(until)) = (&feed.place, feed.until)
+                && *step >= until
+            {
+                feed.place = Place::Ended(MEMBER.to_owned());
+            }
+        }
+        let lacks_pieces = |feed: &Feed| matches!(feed.place, Place::Pieces);
+        if !self.feeds.values().any(lacks_pieces) {
+            self.offer = None;
+        }
+        let oldest = self.feeds.values().filter_map(|feed| self.has(feed)).min();
+        let oldest = oldest.unwrap_or(self.step);
+        while self.log_start() < oldest
+            && let Some(update) = self.log.pop_front()
+        {
+            self.log_bytes -= update.bytes();
+        }
+        let ended = |feed: &Feed| matches!(feed.place, Place::Ended(_));
+        while self.feeds.values().filter(|feed| ended(feed)).count() > MAX_ENDED {
+            let oldest = self.feeds.iter().find(|(_, feed)| ended(feed));
+            let Some(worker) = oldest.map(|(worker, _)| *worker) else {
+                break;
+            };
+            self.feeds.remove(&worker);
+        }
+    }
+
+    fn end_slowest(&mut self) {
+        let oldest = self.feeds.values().filter_map(|feed| self.has(feed)).min();
+        let slowest: Vec<u64> = self
+            .feeds
+            .iter()
+            .filter(|(_, feed)| self.has(feed).is_some_and(|has| Some(has) == oldest))
+            .map(|(worker, _)| *worker)
+            .collect();
+        for worker in slowest {
+            if let Some(feed) = self.feeds.get_mut(&worker) {
+                let reason = "its follower fell too far behind";
+                feed.place = Place::Ended(reason.to_owned());
+            }
+        }
+    }
+
+    fn end_all(&mut self, reason: &str) {
+        for feed in self.feeds.values_mut() {
+            if !matches!(feed.place, Place::Ended(_)) {
+                feed.place = Place::Ended(reason.to_owned());
+            }
+        }
+        self.trim();
+    }
+
+    fn expire(&mut self, absence: Duration) {
+        for feed in self.feeds.values_mut() {
+            let absent = feed
+                .absent_since
+                .is_some_and(|since| since.elapsed() >= absence);
+            if absent && !matches!(feed.place, Place::Ended(_)) {
+                feed.place = Place::Ended("its follower was gone for too long".to_owned());
+            }
+        }
+        self.trim();
+    }
+}

@@ -1,0 +1,219 @@
+//! Frames over one TCP connection, for the mesh and for feeds.
+//!
+//! Everything read is bounded and carries a checksum. Every wait ends when the fence closes, when the peer moves nothing
+//! for too long, or when the connection breaks.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use super::fence::{Fence, TICK};
+use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
+
+/// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
+/// by the coordinator and by its machine's end of the connection.
+const OPENING_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Why a connection is of no more use.
+#[derive(Debug)]
+pub(super) enum LinkError {
+    /// The fence has closed.
+    Closed,
+    /// What the peer did, as a sentence without its subject.
+    Broken(String),
+}
+
+/// Connects to `HOST:PORT`, whichever of its addresses answers.
+pub(super) fn connect(address: &str, timeout: Duration) -> std::io::Result<TcpStream> {
+    let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(e) => failure = e,
+        }
+    }
+    Err(failure)
+}
+
+/// Sets a connection up for a [`Link`].
+pub(super) fn prepare(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
+    // Buffer sizes are left to the kernel, which grows them with the traffic; setting them would stop that.
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(TICK))?;
+    stream.set_write_timeout(Some(TICK))?;
+    notice_a_cut(stream, silence)
+}
+
+/// Has the system break the connection where the other machine does not acknowledge what is sent, or is not there to
+/// be asked, for so long. A stopped process is no such case: its machine answers for it.
+fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
+    let probe = (silence / 3).max(Duration::from_secs(1));
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(probe)
+        .with_interval(probe)
+        .with_retries(2);
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(silence))?;
+    Ok(())
+}
+
+/// A read or write that only ran into its time-out.
+pub(super) fn is_tick(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
+}
+
+/// One connection as one thread uses it.
+pub(super) struct Link<'a> {
+    stream: &'a TcpStream,
+    fence: &'a Fence,
+    silence: Duration,
+}
+
+impl<'a> Link<'a> {
+    /// The stream has been through [`prepare`].
+    pub fn new(stream: &'a TcpStream, fence: &'a Fence, silence: Duration) -> Self {
+        Self {
+            stream,
+            fence,
+            silence,
+        }
+    }
+
+    pub fn send(&self, kind: FrameKind, index: usize, payload: &[u8]) -> Result<(), LinkError> {
+        let header = FrameHeader::of(kind, index, payload).encode();
+        self.write_all(&header)?;
+        self.write_all(payload)
+    }
+
+    /// Receives the frame that is due into `payload`, whose length it must have.
+    pub fn receive(
+        &self,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<(), LinkError> {
+        let header = self.receive_header()?;
+        self.receive_due(&header, kind, index, payload)
+    }
+
+    /// Receives the frame that is due, whatever its length within the bound. Such a one opens a transfer: the peer may
+    /// have to finish first what it is at.
+    pub fn receive_any_length(&self, kind: FrameKind, index: usize) -> Result<Vec<u8>, LinkError> {
+        let header = self.receive_header_within(OPENING_PATIENCE)?;
+        check(&header, kind, index, None)?;
+        let mut payload = vec![0; header.length as usize];
+        self.receive_payload(&header, &mut payload)?;
+        Ok(payload)
+    }
+
+    /// The header of whatever comes next; its payload must be received with one of the next two.
+    pub fn receive_header(&self) -> Result<FrameHeader, LinkError> {
+        self.receive_header_within(self.silence)
+    }
+
+    fn receive_header_within(&self, patience: Duration) -> Result<FrameHeader, LinkError> {
+        let mut bytes = [0; HEADER_BYTES];
+        self.read_exact(&mut bytes, patience)?;
+        Ok(FrameHeader::decode(&bytes))
+    }
+
+    /// Receives the payload of a frame that must be the one that is due.
+    pub fn receive_due(
+        &self,
+        header: &FrameHeader,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<(), LinkError> {
+        check(header, kind, index, Some(payload.len()))?;
+        self.receive_payload(header, payload)
+    }
+
+    fn receive_payload(&self, header: &FrameHeader, payload: &mut [u8]) -> Result<(), LinkError> {
+        self.read_exact(payload, self.silence)?;
+        match checksum(payload) == header.checksum {
+            true => Ok(()),
+            false => Err(broken("sent a damaged frame (its checksum does not hold)")),
+        }
+    }
+
+    /// `patience` is for the first byte.
+    fn read_exact(&self, mut buffer: &mut [u8], mut patience: Duration) -> Result<(), LinkError> {
+        let mut last_progress = Instant::now();
+        while !buffer.is_empty() {
+            match (&mut &*self.stream).read(buffer) {
+                Ok(0) => return Err(broken("closed the connection")),
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    last_progress = Instant::now();
+                    patience = self.silence;
+                }
+                Err(e) => self.after_failure(&e, last_progress, patience)?,
+            }
+        }
+        self.check_fence()
+    }
+
+    pub fn write_all(&self, mut buffer: &[u8]) -> Result<(), LinkError> {
+        let mut last_progress = Instant::now();
+        while !buffer.is_empty() {
+            match (&mut &*self.stream).write(buffer) {
+                Ok(0) => return Err(broken("closed the connection")),
+                Ok(count) => {
+                    buffer = &buffer[count..];
+                    last_progress = Instant::now();
+                }
+                Err(e) => self.after_failure(&e, last_progress, self.silence)?,
+            }
+        }
+        self.check_fence()
+    }
+
+    /// Goes on after a tick, unless it is all over or the peer silent for too long.
+    fn after_failure(
+        &self,
+        error: &std::io::Error,
+        last_progress: Instant,
+        patience: Duration,
+    ) -> Result<(), LinkError> {
+        self.check_fence()?;
+        if !is_tick(error) {
+            return Err(broken(&error.to_string()));
+        }
+        match last_progress.elapsed() < patience {
+            true => Ok(()),
+            false => {
+                let seconds = patience.as_secs_f64();
+                Err(broken(&format!("was silent for {seconds:.1} s")))
+            }
+        }
+    }
+
+    fn check_fence(&self) -> Result<(), LinkError> {
+        self.fence.check().map_err(|_| LinkError::Closed)
+    }
+}
+
+pub(super) fn broken(reason: &str) -> LinkError {
+    LinkError::Broken(reason.to_owned())
+}
+
+fn check(
+    header: &FrameHeader,
+    kind: FrameKind,
+    index: usize,
+    length: Option<usize>,
+) -> Result<(), LinkError> {
+    match header.fault(kind, index, length) {
+        Some(fault) => Err(LinkError::Broken(fault)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,121 @@
+//! Feeds, as the engine's thread sees them: a newcomer takes what its feed brings, a member hands its updates on.
+//!
+//! Both happen between two orders, so that whatever else the coordinator says is obeyed as soon as without a feed.
+
+use std::time::{Duration, Instant};
+
+use proto::v1;
+use proto::v1::worker_message::Message as Up;
+
+use super::{Run, RunError};
+use crate::collective::feed::{Follower, News, Patience, Source, Update};
+use crate::engine::trainer::Reduced;
+use crate::session::Order;
+
+/// How long the last update may take to arrive when everyone waits for it.
+const LAST_UPDATE_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks at whether it is still waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+impl Run {
+    /// Follows `source` and nobody else.
+    pub(super) fn follow(&mut self, source: Source) {
+        let orders = self.links.wake.clone();
+        let wake = move || {
+            // Nobody needs to be woken where the session is over.
+            if let Some(orders) = orders.upgrade() {
+                let _ = orders.blocking_send(Order::Fed);
+            }
+        };
+        // The feed before it ends first: its state need not fit beside the new one.
+        self.following = None;
+        let layout = self.trainer.layout();
+        self.following = Some(Follower::start(source, layout, Patience::default(), wake));
+    }
+
+    /// Takes what the feed has brought, if it is still there.
+    pub(super) fn fed(&mut self) -> Result<(), RunError> {
+        match self.following.as_ref().and_then(Follower::take) {
+            Some(news) => self.take(news),
+            None => Ok(()),
+        }
+    }
+
+    fn take(&mut self, news: News) -> Result<(), RunError> {
+        let Some(attempt) = self.following.as_ref().map(Follower::attempt) else {
+            return Ok(());
+        };
+        match news {
+            News::State(state) => {
+                self.trainer.restore(&state)?;
+                self.plan = None;
+            }
+            // The one before it was taken as well: a feed has no gaps.
+            News::Update(update) => {
+                let (learning_rate, reduced) = repeatable(update);
+                self.trainer.apply(&reduced, learning_rate)?;
+            }
+            News::Lost(reason) => {
+                self.following = None;
+                tracing::warn!("the feed of this worker's state was lost: {reason}");
+                return self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
+            }
+        }
+        let step = self.trainer.step();
+        self.send(Up::Synced(v1::Synced { attempt, step }))
+    }
+
+    /// As a member already: takes the last updates before the generation's step. False where they do not come.
+    pub(super) fn follow_to(&mut self, generation: &v1::Generation) -> Result<bool, RunError> {
+        let began = Instant::now();
+        while self.trainer.step() < generation.step {
+            if self.superseded() || self.stopped() {
+                return Ok(false);
+            }
+            let Some(following) = &self.following else {
+                return Ok(false);
+            };
+            let news = match following.wait(GLANCE) {
+                Some(news) => news,
+                None if began.elapsed() < LAST_UPDATE_LIMIT => continue,
+                None => News::Lost("the last update did not come in time".to_owned()),
+            };
+            self.take(news)?;
+        }
+        Ok(true)
+    }
+
+    /// Whoever is a member follows nobody, and those who followed it and are members now need no more.
+    pub(super) fn conclude_feeds(&mut self, generation: &v1::Generation) {
+        self.following = None;
+        let members: Vec<u64> = generation.members.iter().map(|m| m.worker).collect();
+        let feeds = self.links.collective.feeds();
+        feeds.conclude(&members, generation.step);
+    }
+
+    pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) {
+        let copy = || self.trainer.snapshot();
+        let feeds = self.links.collective.feeds();
+        feeds.begin(run_id, feed.worker, feed.attempt, copy);
+    }
+
+    /// Hands the update that was just made to whoever follows.
+    pub(super) fn publish(&self, plan: &v1::Plan, skipped: bool, reduced: Reduced) {
+        let mean = if skipped { Vec::new() } else { reduced.mean };
+        self.links.collective.feeds().publish(Update {
+            step: plan.step,
+            learning_rate: plan.learning_rate,
+            skipped,
+            mean,
+        });
+    }
+}
+
+/// What the trainer repeats an update from. A skipped one has no gradient, only the mark that makes it skip.
+fn repeatable(update: Update) -> (f64, Reduced) {
+    let reduced = Reduced {
+        invalid: u64::from(update.skipped),
+        mean: update.mean,
+    };
+    (update.learning_rate, reduced)
+}
