@@ -233,6 +233,8 @@ impl Driver {
             Command::SendGeneration { worker, generation } => {
                 self.send(worker, Down::Generation(generation));
             }
+            Command::SendFollow { worker, follow } => self.send(worker, Down::Follow(follow)),
+            Command::SendFeed { worker, feed } => self.send(worker, Down::Feed(feed)),
             Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),
             Command::SendLease { worker, lease } => self.send(worker, Down::Lease(lease)),
             Command::SendExchange { worker, exchange } => {

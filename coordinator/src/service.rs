@@ -271,6 +271,8 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::Entered(entered)) => Event::WorkerEntered { worker, entered },
         Some(Up::SlotDone(done)) => Event::SlotDone { worker, done },
         Some(Up::StepReport(report)) => Event::StepReported { worker, report },
+        Some(Up::Synced(synced)) => Event::WorkerSynced { worker, synced },
+        Some(Up::FeedLost(lost)) => Event::FeedLost { worker, lost },
         Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
         Some(Up::Leaving(leaving)) => lost(worker, leaving.reason),
         Some(Up::Heartbeat(_)) => Event::Heard { worker },

@@ -97,6 +97,7 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         saves: BTreeSet::new(),
         updates: VecDeque::new(),
         following: None,
+        entering: None,
     };
     // What was fetched for the start alone is of no more use.
     drop(start);
@@ -150,6 +151,8 @@ struct Run {
     updates: VecDeque<v1::Update>,
     /// The feed that leads this worker into a generation.
     following: Option<Follower>,
+    /// A generation that it enters with the next updates of that feed.
+    entering: Option<v1::Generation>,
 }
 
 impl Run {
@@ -208,10 +211,12 @@ impl Run {
     fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
         self.generation = generation.generation;
         self.plan = None;
+        self.entering = None;
         if self.superseded() {
             return Ok(());
         }
-        if generation.fed.contains(&generation.rank) && !self.follow_to(generation)? {
+        if generation.fed.contains(&generation.rank) && self.trainer.step() < generation.step {
+            self.entering = Some(generation.clone());
             return Ok(());
         }
         self.conclude_feeds(generation);

@@ -68,15 +68,27 @@ fn follow(worker: u64, port: u16) -> Follower {
     Follower::start(source, layout(), PATIENCE, || ())
 }
 
+/// What the feed brings next.
+fn next(follower: &Follower) -> Option<News> {
+    let began = Instant::now();
+    while began.elapsed() < LIMIT {
+        if let Some(news) = follower.take() {
+            return Some(news);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
 fn state_of(follower: &Follower) -> Snapshot {
-    match follower.wait(LIMIT) {
+    match next(follower) {
         Some(News::State(state)) => *state,
         other => panic!("{other:?}"),
     }
 }
 
 fn update_of(follower: &Follower) -> Update {
-    match follower.wait(LIMIT) {
+    match next(follower) {
         Some(News::Update(update)) => update,
         other => panic!("{other:?}"),
     }
@@ -84,7 +96,7 @@ fn update_of(follower: &Follower) -> Update {
 
 fn loss_of(follower: &Follower) -> String {
     loop {
-        match follower.wait(LIMIT) {
+        match next(follower) {
             Some(News::Lost(reason)) => return reason,
             Some(_) => {}
             None => panic!("the feed goes on"),

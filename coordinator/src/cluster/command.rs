@@ -16,6 +16,14 @@ pub enum Command {
         worker: WorkerId,
         generation: v1::Generation,
     },
+    SendFollow {
+        worker: WorkerId,
+        follow: v1::Follow,
+    },
+    SendFeed {
+        worker: WorkerId,
+        feed: v1::Feed,
+    },
     SendPlan {
         worker: WorkerId,
         plan: v1::Plan,

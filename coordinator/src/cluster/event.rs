@@ -24,6 +24,16 @@ pub enum Event {
         worker: WorkerId,
         entered: v1::Entered,
     },
+    /// The worker follows a feed and has come to this step.
+    WorkerSynced {
+        worker: WorkerId,
+        synced: v1::Synced,
+    },
+    /// The feed that the worker followed is over.
+    FeedLost {
+        worker: WorkerId,
+        lost: v1::FeedLost,
+    },
     SlotDone {
         worker: WorkerId,
         done: v1::SlotDone,
@@ -71,6 +81,8 @@ impl Event {
             | Self::WorkerEntered { worker, .. }
             | Self::SlotDone { worker, .. }
             | Self::StepReported { worker, .. }
+            | Self::WorkerSynced { worker, .. }
+            | Self::FeedLost { worker, .. }
             | Self::PeerLost { worker, .. }
             | Self::Heard { worker } => Some(*worker),
             Self::WorkerLost { .. }

@@ -38,8 +38,9 @@ impl Cluster {
             return;
         }
         self.jump_ahead(commands);
+        let entrants = self.entrants();
         self.members
-            .elect(self.settings.max_workers, self.committed);
+            .elect(self.settings.max_workers, self.committed, &entrants);
         if self.members.ranks().len() < self.settings.min_workers {
             if self.stage == Stage::Running {
                 self.stage = Stage::Waiting;
@@ -53,10 +54,15 @@ impl Cluster {
         self.generation += 1;
         self.generation_began = Some(now);
         let deadline_ms = self.deadline().as_millis() as u64;
-        for (worker, mut generation) in self.members.generation(self.generation, self.committed) {
+        let is_fed = |id| self.is_fed(id);
+        let told = self
+            .members
+            .generation(self.generation, self.committed, is_fed);
+        for (worker, mut generation) in told {
             generation.deadline_ms = deadline_ms;
             commands.push(Command::SendGeneration { worker, generation });
         }
+        self.note_generation();
         let numerics_class = self.fix_numerics_class(commands);
         self.pace.restart(now);
         if matches!(self.ledger.work, Work::Eval(_)) {
@@ -157,6 +163,13 @@ impl Cluster {
         if entered.step > self.committed && entered.step <= self.pace.recorded() {
             return self.catch_up(now, id, entered.step, commands);
         }
+        if entered.step > self.committed && self.joining.is_arriving(id) {
+            // Its source made an update that was lost with it. The others will come there too.
+            if let Some(worker) = self.members.get_mut(id) {
+                worker.seen = entered.step;
+            }
+            return self.send_back(now, id, commands);
+        }
         if entered.step != self.committed {
             let reason = format!(
                 "it entered with the weights after {} steps where {} were expected",
@@ -174,6 +187,7 @@ impl Cluster {
             worker.seen = entered.step;
             worker.entered = true;
         }
+        self.joining.end(id);
         self.send_plan(id, commands);
         self.lease_to_all(commands);
         self.proceed(now, commands);

@@ -1,6 +1,6 @@
 //! Who is here, who takes part, and the checks at the door.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 
@@ -239,12 +239,6 @@ impl Membership {
         self.ranks.iter().filter_map(seen).max()
     }
 
-    /// A ready worker waits and there is room for it.
-    pub fn can_grow(&self, max_workers: Option<usize>) -> bool {
-        let room = max_workers.is_none_or(|max| self.ranks.len() < max);
-        room && self.ready_count() > self.ranks.len()
-    }
-
     pub fn clear_accusations(&mut self) {
         for worker in self.workers.values_mut() {
             worker.accusations = 0;
@@ -265,13 +259,14 @@ impl Membership {
         most.filter(|_| least.is_some_and(|least| least > step))
     }
 
-    /// Chooses the members of the next generation: those who stay keep their order, then come the others, first those who
-    /// have seen most and then by number, up to `max_workers`. Whoever is not chosen waits as a spare, and so does who has seen more than `step` updates.
-    pub fn elect(&mut self, max_workers: Option<usize>, step: u64) {
+    /// Chooses the members of the next generation: those who stay keep their order, then come the entrants, first those
+    /// who have seen most and then by number, up to `max_workers`. Whoever is not chosen waits, and so does who has seen
+    /// more than `step` updates.
+    pub fn elect(&mut self, max_workers: Option<usize>, step: u64, entrants: &BTreeSet<WorkerId>) {
         let mut others = Vec::new();
         for (id, worker) in &mut self.workers {
             worker.entered = false;
-            if worker.ready.is_some() && worker.seen <= step && !self.ranks.contains(id) {
+            if worker.seen <= step && entrants.contains(id) {
                 others.push((worker.seen, *id));
             }
         }
@@ -281,8 +276,20 @@ impl Membership {
         self.ranks.truncate(max_workers.unwrap_or(usize::MAX));
     }
 
+    /// Makes a member wait again. False where it was none.
+    pub fn demote(&mut self, id: WorkerId) -> bool {
+        let was_member = self.rank_of(id).is_some();
+        self.ranks.retain(|member| *member != id);
+        was_member
+    }
+
     /// The generation as each member is told of it, by rank. Some member has seen `step` updates.
-    pub fn generation(&self, generation: u64, step: u64) -> Vec<(WorkerId, v1::Generation)> {
+    pub fn generation(
+        &self,
+        generation: u64,
+        step: u64,
+        is_fed: impl Fn(WorkerId) -> bool,
+    ) -> Vec<(WorkerId, v1::Generation)> {
         let member = |id: &WorkerId| {
             let worker = self.get(*id)?;
             Some(v1::Member {
@@ -295,13 +302,19 @@ impl Membership {
             let id = self.ranks[*rank as usize];
             self.get(id).map_or(0, |worker| worker.seen)
         };
+        let is_fed = |rank: &u32| is_fed(self.ranks[*rank as usize]);
         let all = 0..self.ranks.len() as u32;
+        let (fed, behind) = all
+            .clone()
+            .filter(|rank| seen(rank) < step)
+            .partition(is_fed);
         let message = v1::Generation {
             generation,
             members: self.ranks.iter().filter_map(member).collect(),
             rank: 0,
             step,
-            behind: all.clone().filter(|rank| seen(rank) < step).collect(),
+            behind,
+            fed,
             source: all.clone().find(|rank| seen(rank) == step).unwrap_or(0),
             ..v1::Generation::default()
         };

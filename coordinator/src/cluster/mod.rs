@@ -4,14 +4,16 @@
 //! times give equal commands. The driver ([`crate::driver`]) carries the commands out.
 //!
 //! A step goes: lease slots -> all held -> exchange -> first report commits it -> all reports agree, it is settled.
-//! The next step's plan and leases go out with the exchange. Whoever joins enters when a step is settled; when a member
-//! is lost, a new generation of those who are left begins at once, and only the lost one's slots are leased again.
+//! The next step's plan and leases go out with the exchange. Whoever joins copies the state of a member meanwhile and
+//! enters when a step is settled; when a member is lost, a new generation of those who are left begins at once, and only
+//! the lost one's slots are leased again.
 
 mod adoption;
 pub mod command;
 pub mod event;
 mod generations;
 mod hours;
+mod joining;
 mod ledger;
 mod membership;
 mod presence;
@@ -33,6 +35,7 @@ pub use self::adoption::Earlier;
 use self::adoption::Grace;
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
+use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
 use self::saving::Saving;
@@ -93,6 +96,7 @@ pub struct Cluster {
     settling: Option<Settling>,
     pace: Pace,
     saving: Saving,
+    joining: Joining,
     /// A member of this generation is gone and no new one has begun.
     member_lost: bool,
     /// Why the run shall end early.
@@ -131,6 +135,7 @@ impl Cluster {
             settling: None,
             pace: Pace::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
+            joining: Joining::default(),
             member_lost: false,
             stopping: None,
             resumable: false,
@@ -151,12 +156,17 @@ impl Cluster {
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
         self.silence.listen(now);
         let speaker = event.speaker();
+        // The two that come often leave everyone where they are.
+        let is_usual = matches!(event, Event::Heard { .. } | Event::SlotDone { .. });
         self.apply(now, event, commands);
         if let Some(worker) = speaker.filter(|worker| self.members.get(*worker).is_some()) {
             self.silence.hear(worker, now);
         }
         if self.wakes_at().is_some_and(|at| at <= now) {
             self.tick(now, commands);
+        }
+        if !is_usual {
+            self.feed_newcomers(commands);
         }
     }
 
@@ -180,6 +190,8 @@ impl Cluster {
             Event::StepReported { worker, report } => {
                 self.step_reported(now, worker, report, commands);
             }
+            Event::WorkerSynced { worker, synced } => self.synced(now, worker, synced, commands),
+            Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),
             Event::WorkerLost { worker, reason } => self.lose(now, worker, reason, commands),
             Event::StateStored {

@@ -165,6 +165,7 @@ impl Cluster {
         self.saving.worker_lost(id);
         self.silence.forget(id);
         self.member_lost |= was_member;
+        self.end_feeds(id);
         commands.push(Command::Emit(RunEvent::WorkerLost {
             worker: id.0,
             name,

@@ -61,6 +61,7 @@ impl Pace {
         }
     }
 
+    /// None before the first step.
     pub fn mean_step_seconds(&self) -> Option<f64> {
         self.mean_step_seconds
     }
@@ -182,9 +183,8 @@ impl Cluster {
             .all(|id| reports.contains_key(id))
         {
             let agreed = self.settle(commands);
-            let may_grow = self.stopping.is_none()
-                && self.stage == Stage::Running
-                && self.members.can_grow(self.settings.max_workers);
+            let may_grow =
+                self.stopping.is_none() && self.stage == Stage::Running && self.may_grow();
             match self.stage {
                 Stage::Ended => {}
                 _ if !agreed || may_grow => self.reform(now, commands),

@@ -1,6 +1,8 @@
 //! The cluster against toy workers that follow the protocol, with random delays, deaths and arrivals. A toy exchange
 //! fails the test where a slot is missing or held twice; that is the property everything else rests on.
 
+mod feeds;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,7 @@ use common::rng::CounterRng;
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 use proto::v1;
 
+use self::feeds::Feeds;
 use super::tests::{course, join, ready, settings};
 use super::{Cluster, Command, Event, Outcome, WorkerId};
 use crate::events::RunEvent;
@@ -50,6 +53,7 @@ struct Toy {
     /// Stopped until then: says, hears and does nothing.
     hangs_until: Option<Instant>,
     heartbeat_at: Instant,
+    feeds: Feeds,
 }
 
 struct World {
@@ -71,6 +75,8 @@ struct World {
     /// What the expelled still said, and how many of them come back.
     late: Vec<Event>,
     returning: u32,
+    /// Newcomers that entered with their last updates on the way.
+    entered_by_feed: usize,
     outcome: Option<Outcome>,
 }
 
@@ -94,6 +100,7 @@ impl World {
             hangs_left: deaths,
             late: Vec::new(),
             returning: 0,
+            entered_by_feed: 0,
             outcome: None,
         }
     }
@@ -165,8 +172,9 @@ impl World {
 
     /// Its session ends; what it says when it wakes up comes too late, and it comes back as a newcomer.
     fn expelled(&mut self, id: WorkerId, reason: &str) {
-        let hangs = |toy: &Toy| toy.hangs_until.is_some();
-        let Some(toy) = self.toys.remove(&id).filter(hangs) else {
+        let unlucky = reason.contains("could not be copied");
+        let deserves = |toy: &Toy| toy.hangs_until.is_some() || unlucky;
+        let Some(toy) = self.toys.remove(&id).filter(deserves) else {
             panic!("seed {}: {id:?} was expelled: {reason}", self.seed)
         };
         self.late.extend(toy.up);
@@ -190,6 +198,7 @@ impl World {
             saves: Vec::new(),
             hangs_until: None,
             heartbeat_at: self.now,
+            feeds: Feeds::default(),
         };
         self.toys.insert(id, toy);
         self.handle(join(id));
@@ -221,6 +230,8 @@ impl World {
     fn carry_out(&mut self, command: Command) {
         let worker = match &command {
             Command::Welcome { worker }
+            | Command::SendFollow { worker, .. }
+            | Command::SendFeed { worker, .. }
             | Command::SendPlan { worker, .. }
             | Command::SendLease { worker, .. }
             | Command::SendExchange { worker, .. }
@@ -269,6 +280,8 @@ impl World {
         match toy.down.pop_front() {
             Some(Command::Welcome { .. }) => toy.step = stored,
             Some(Command::SendGeneration { generation, .. }) => toy.enter(generation),
+            Some(Command::SendFollow { follow, .. }) => toy.feeds.follow(follow),
+            Some(Command::SendFeed { feed, .. }) => toy.feeds.begin(feed, toy.step),
             Some(Command::SendPlan { plan, .. }) => {
                 assert!(plan.step <= toy.step + 1, "a plan from the future");
                 if plan.clear && plan.generation == toy.generation_number() {
@@ -297,6 +310,7 @@ impl World {
 
     fn work(&mut self, id: WorkerId) {
         self.receive_state(id);
+        self.follow(id);
         self.save(id);
         let Some(toy) = self.toys.get_mut(&id) else {
             return;
@@ -344,6 +358,7 @@ impl World {
             toy.step += 1;
             toy.accumulator.clear();
             toy.exchanging = None;
+            toy.feeds.publish(toy.step);
             let report = v1::StepReport {
                 generation: exchange.0,
                 step: toy.step,
@@ -368,6 +383,7 @@ impl World {
         if gives && let Some(toy) = self.toys.get_mut(&id) {
             toy.step = generation.step;
             toy.accumulator.clear();
+            toy.feeds.end();
             toy.receiving = false;
             toy.say_entered(generation.generation);
         }
@@ -410,8 +426,11 @@ impl Toy {
         self.tasks.clear();
         self.receiving = generation.behind.contains(&generation.rank);
         let number = generation.generation;
+        let is_fed = generation.fed.contains(&generation.rank) && self.step < generation.step;
+        self.feeds
+            .enter(is_fed.then_some((number, generation.step)));
         self.generation = Some(generation);
-        if !self.receiving {
+        if !self.receiving && !is_fed {
             self.say_entered(number);
         }
     }
@@ -466,6 +485,7 @@ fn expected_loss(step: u64) -> f64 {
 
 #[test]
 fn random_event_orders_never_lose_or_double_a_slot() {
+    let mut entered_by_feed = 0;
     for seed in 0..1500 {
         let world = World::new(seed, 1 + (seed % 3) as usize, (seed % 7) as u32).run();
         let expected = Outcome::Finished {
@@ -476,5 +496,7 @@ fn random_event_orders_never_lose_or_double_a_slot() {
         let steps: Vec<u64> = (1..=TOTAL_STEPS).collect();
         assert_eq!(world.committed, steps, "seed {seed}");
         assert_eq!(world.evaluated, [2, 4, 6], "seed {seed}");
+        entered_by_feed += world.entered_by_feed;
     }
+    assert!(entered_by_feed > 100, "{entered_by_feed}");
 }

@@ -2,8 +2,6 @@
 //!
 //! Both happen between two orders, so that whatever else the coordinator says is obeyed as soon as without a feed.
 
-use std::time::{Duration, Instant};
-
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
@@ -11,11 +9,6 @@ use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::trainer::Reduced;
 use crate::session::Order;
-
-/// How long the last update may take to arrive when everyone waits for it.
-const LAST_UPDATE_LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks at whether it is still waited for.
-const GLANCE: Duration = Duration::from_millis(50);
 
 impl Run {
     /// Follows `source` and nobody else.
@@ -29,14 +22,20 @@ impl Run {
         };
         // The feed before it ends first: its state need not fit beside the new one.
         self.following = None;
+        self.entering = None;
         let layout = self.trainer.layout();
         self.following = Some(Follower::start(source, layout, Patience::default(), wake));
     }
 
     /// Takes what the feed has brought, if it is still there.
     pub(super) fn fed(&mut self) -> Result<(), RunError> {
-        match self.following.as_ref().and_then(Follower::take) {
-            Some(news) => self.take(news),
+        if let Some(news) = self.following.as_ref().and_then(Follower::take) {
+            self.take(news)?;
+        }
+        // As a member already, where its last updates were on their way when the generation began.
+        let step = self.trainer.step();
+        match self.entering.take_if(|generation| generation.step <= step) {
+            Some(generation) => self.enter(&generation),
             None => Ok(()),
         }
     }
@@ -57,32 +56,13 @@ impl Run {
             }
             News::Lost(reason) => {
                 self.following = None;
+                self.entering = None;
                 tracing::warn!("the feed of this worker's state was lost: {reason}");
                 return self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
             }
         }
         let step = self.trainer.step();
         self.send(Up::Synced(v1::Synced { attempt, step }))
-    }
-
-    /// As a member already: takes the last updates before the generation's step. False where they do not come.
-    pub(super) fn follow_to(&mut self, generation: &v1::Generation) -> Result<bool, RunError> {
-        let began = Instant::now();
-        while self.trainer.step() < generation.step {
-            if self.superseded() || self.stopped() {
-                return Ok(false);
-            }
-            let Some(following) = &self.following else {
-                return Ok(false);
-            };
-            let news = match following.wait(GLANCE) {
-                Some(news) => news,
-                None if began.elapsed() < LAST_UPDATE_LIMIT => continue,
-                None => News::Lost("the last update did not come in time".to_owned()),
-            };
-            self.take(news)?;
-        }
-        Ok(true)
     }
 
     /// Whoever is a member follows nobody, and those who followed it and are members now need no more.

@@ -127,7 +127,7 @@ fn a_record_that_the_journal_lost_is_completed_by_those_who_were_there() {
 }
 
 #[test]
-fn the_newest_state_is_the_runs_and_who_is_behind_gets_it() {
+fn the_newest_state_is_the_runs_and_who_is_behind_copies_it() {
     let mut scene = new_term();
     scene.after(join(WorkerId(1)));
     scene.after(ready(WorkerId(1), 0));
@@ -139,9 +139,11 @@ fn the_newest_state_is_the_runs_and_who_is_behind_gets_it() {
     scene.check(
         ready_again(3, 2, &[1, 3]),
         &[
-            "w3 generation 4 at 2 of [3 2 1] behind [1 2]",
-            "w2 generation 4 at 2 of [3 2 1] behind [1 2]",
-            "w1 generation 4 at 2 of [3 2 1] behind [1 2]",
+            "w3 generation 4 at 2 of [3] behind []",
+            "w3 feed 1 to w1",
+            "w1 follow 1 of w3 from 2",
+            "w3 feed 2 to w2",
+            "w2 follow 2 of w3 from 2",
         ],
     );
     assert_eq!(scene.cluster.pace.recorded(), 2);

@@ -78,23 +78,6 @@ fn the_first_generation_waits_for_min_workers() {
 }
 
 #[test]
-fn a_newcomer_enters_when_a_step_is_settled_with_state_from_a_peer() {
-    let mut scene = Scene::exchanging();
-    scene.check(join(WorkerId(3)), &["w3 welcome"]);
-    scene.check(ready(WorkerId(3), 0), &[]);
-    scene.check(reported(1, 1, "a"), &[]);
-    scene.check(
-        reported(2, 1, "a"),
-        &[
-            "committed 1 loss 1.5",
-            "w1 generation 2 at 1 of [1 2 3] behind [2]",
-            "w2 generation 2 at 1 of [1 2 3] behind [2]",
-            "w3 generation 2 at 1 of [1 2 3] behind [2]",
-        ],
-    );
-}
-
-#[test]
 fn a_spare_replaces_the_fallen_at_once() {
     let mut scene = Scene::with(2, |settings| {
         settings.min_workers = 1;

@@ -3,6 +3,7 @@
 mod adoption;
 mod churn;
 mod door;
+mod joining;
 #[allow(clippy::unwrap_used)]
 mod silence;
 mod state;
@@ -129,7 +130,7 @@ fn describe(command: &Command) -> Option<String> {
     Some(match command {
         Command::Welcome { worker } => format!("w{} welcome", worker.0),
         Command::SendGeneration { worker, generation } => format!(
-            "w{} generation {} at {} of [{}] behind [{}]",
+            "w{} generation {} at {} of [{}] behind [{}]{}",
             worker.0,
             generation.generation,
             generation.step,
@@ -141,7 +142,21 @@ fn describe(command: &Command) -> Option<String> {
                     .collect::<Vec<_>>()
             ),
             numbers(&generation.behind),
+            match generation.fed.as_slice() {
+                [] => String::new(),
+                fed => format!(" fed [{}]", numbers(fed)),
+            }
         ),
+        Command::SendFollow { worker, follow } => format!(
+            "w{} follow {} of w{} from {}",
+            worker.0,
+            follow.attempt,
+            follow.source.as_ref().map_or(0, |source| source.worker),
+            follow.step
+        ),
+        Command::SendFeed { worker, feed } => {
+            format!("w{} feed {} to w{}", worker.0, feed.attempt, feed.worker)
+        }
         Command::SendPlan { worker, plan } => {
             let kind = if plan.kind == 1 { "train" } else { "eval" };
             let clear = if plan.clear { " clear" } else { "" };

@@ -115,11 +115,6 @@ impl Follower {
     pub fn take(&self) -> Option<News> {
         self.news.try_recv().ok()
     }
-
-    /// What has arrived, or arrives within `limit`.
-    pub fn wait(&self, limit: Duration) -> Option<News> {
-        self.news.recv_timeout(limit).ok()
-    }
 }
 
 impl Drop for Follower {

@@ -1,0 +1,331 @@
+//! Newcomers that are behind: each copies the state of a member and repeats its updates, while the members go on. It
+//! enters at the next end of a step once it is as far as they are, or nearly, and nobody waits for it before that.
+//!
+//! A source or a newcomer that dies changes no generation: the newcomer gets another source, and a feed without a
+//! follower ends by itself. The whole state travels within a generation only where too few would be left to compute
+//! without it, and to a spare that replaces a member.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::membership::Worker;
+use super::{Cluster, Stage};
+use crate::events::RunEvent;
+
+/// Followers of one member at a time; further newcomers wait.
+pub(super) const MAX_FEEDS_PER_SOURCE: usize = 4;
+/// Feeds that a newcomer may lose before it is sent away.
+const MAX_FAILURES: u32 = 5;
+/// Whoever lacks the updates of less than this may enter and take them then: where steps are so short, being one behind
+/// would be too much to ask for.
+const LAG_SECONDS: f64 = 0.5;
+const MAX_LAG: u64 = 64;
+/// Of what a worker says, for people.
+const MAX_REASON_CHARS: usize = 200;
+
+/// Who follows whom.
+#[derive(Debug, Default)]
+pub struct Joining {
+    /// By follower: newcomers, and members that have yet to enter.
+    feeds: BTreeMap<WorkerId, Feed>,
+    /// Those of them whose state came, or comes, over a feed: they may have seen an update that nobody else knows of.
+    arriving: BTreeSet<WorkerId>,
+    failures: BTreeMap<WorkerId, Failures>,
+    /// Feeds so far: each has a number of its own.
+    attempts: u64,
+    /// Members that the newest generation began with.
+    generation_size: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Feed {
+    source: WorkerId,
+    attempt: u64,
+    /// The follower has a whole state of it.
+    has_state: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    last_source: WorkerId,
+}
+
+impl Joining {
+    fn feeds_of(&self, source: WorkerId) -> usize {
+        let feeds = self.feeds.values();
+        feeds.filter(|feed| feed.source == source).count()
+    }
+
+    pub fn follows(&self, worker: WorkerId) -> bool {
+        self.feeds.contains_key(&worker)
+    }
+
+    pub fn is_arriving(&self, worker: WorkerId) -> bool {
+        self.arriving.contains(&worker)
+    }
+
+    /// The worker has entered or is gone, or its generation gives it the state.
+    pub fn end(&mut self, worker: WorkerId) {
+        self.feeds.remove(&worker);
+        self.arriving.remove(&worker);
+        self.failures.remove(&worker);
+    }
+
+    /// Its feed under this number is lost. None where that is news of an older one.
+    fn fail(&mut self, worker: WorkerId, attempt: u64) -> Option<(Feed, u32)> {
+        let feed = *self.feeds.get(&worker)?;
+        if feed.attempt != attempt {
+            return None;
+        }
+        self.feeds.remove(&worker);
+        let failures = self.failures.entry(worker).or_insert(Failures {
+            count: 0,
+            last_source: feed.source,
+        });
+        failures.count += 1;
+        failures.last_source = feed.source;
+        Some((feed, failures.count))
+    }
+}
+
+impl Cluster {
+    /// Gives every newcomer that is behind a source, as far as there is room for newcomers.
+    pub(super) fn feed_newcomers(&mut self, commands: &mut Vec<Command>) {
+        let nobody_waits = self.members.ready_count() <= self.members.ranks().len();
+        if self.stage != Stage::Running || self.stopping.is_some() || nobody_waits {
+            return;
+        }
+        for id in self.members.ids() {
+            let waits = |worker: &Worker| worker.ready.is_some() && worker.seen < self.committed;
+            let is_behind = self.members.get(id).is_some_and(waits);
+            if !is_behind || self.members.rank_of(id).is_some() || self.joining.follows(id) {
+                continue;
+            }
+            if !self.has_room() {
+                return;
+            }
+            if let Some(source) = self.choose_source(id) {
+                self.begin_feed(id, source, commands);
+            }
+        }
+    }
+
+    /// For one more newcomer, beside those who follow already.
+    fn has_room(&self) -> bool {
+        let newcomer = |id: &&WorkerId| self.members.rank_of(**id).is_none();
+        let expected = self.joining.feeds.keys().filter(newcomer).count();
+        let taken = self.members.ranks().len() + expected;
+        self.settings.max_workers.is_none_or(|max| taken < max)
+    }
+
+    /// The member with the fewest followers, rather another than the one that failed last, rather a late rank than the
+    /// first, which also saves checkpoints.
+    fn choose_source(&self, follower: WorkerId) -> Option<WorkerId> {
+        let failed = self.joining.failures.get(&follower);
+        let failed = failed.map(|failures| failures.last_source);
+        let ranks = self.members.ranks().iter().enumerate();
+        ranks
+            .filter(|(_, id)| {
+                let feeds = self.joining.feeds_of(**id);
+                self.is_source(**id) && feeds < MAX_FEEDS_PER_SOURCE
+            })
+            .min_by_key(|(rank, id)| {
+                let feeds = self.joining.feeds_of(**id);
+                (Some(**id) == failed, feeds, Reverse(*rank))
+            })
+            .map(|(_, id)| *id)
+    }
+
+    /// A member that has the committed state.
+    fn is_source(&self, id: WorkerId) -> bool {
+        let has_state = |worker: &Worker| worker.seen == self.committed;
+        self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
+    }
+
+    fn begin_feed(&mut self, id: WorkerId, source: WorkerId, commands: &mut Vec<Command>) {
+        let Some(member) = self.members.get(source) else {
+            return;
+        };
+        self.joining.attempts += 1;
+        let attempt = self.joining.attempts;
+        self.joining.arriving.insert(id);
+        let feed = Feed {
+            source,
+            attempt,
+            has_state: false,
+        };
+        self.joining.feeds.insert(id, feed);
+        commands.push(Command::SendFeed {
+            worker: source,
+            feed: v1::Feed {
+                attempt,
+                worker: id.0,
+            },
+        });
+        commands.push(Command::SendFollow {
+            worker: id,
+            follow: v1::Follow {
+                attempt,
+                worker: id.0,
+                step: self.committed,
+                source: Some(v1::Member {
+                    worker: source.0,
+                    name: member.name.clone(),
+                    address: member.address.clone(),
+                }),
+            },
+        });
+        let (name, source) = (self.members.name(id), self.members.name(source));
+        let text = format!("worker {name} copies the state of {source} while the others go on");
+        commands.push(Command::Emit(RunEvent::Notice(text)));
+    }
+
+    pub(super) fn synced(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        synced: v1::Synced,
+        commands: &mut Vec<Command>,
+    ) {
+        match self.joining.feeds.get_mut(&id) {
+            Some(feed) if feed.attempt == synced.attempt => feed.has_state = true,
+            _ => return,
+        }
+        let step = synced.step;
+        // Its source may have made an update that nobody has reported yet.
+        let possible = self.committed.max(self.pace.recorded()) + 1;
+        if step > possible {
+            let reason = format!("it says that it has seen {step} updates of {possible}");
+            return self.expel(now, id, reason, commands);
+        }
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = step;
+        }
+        if step > self.committed && step <= self.pace.recorded() {
+            // Everyone else who had that state is lost.
+            self.catch_up(now, id, step, commands);
+        }
+    }
+
+    pub(super) fn feed_lost(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        lost: &v1::FeedLost,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some((feed, failures)) = self.joining.fail(id, lost.attempt) else {
+            return;
+        };
+        let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
+        if failures >= MAX_FAILURES {
+            let reason = format!("its state could not be copied {failures} times: {reason}");
+            return self.expel(now, id, reason, commands);
+        }
+        commands.push(Command::Emit(RunEvent::Notice(format!(
+            "worker {} could not copy the state of {}: {reason}; it begins anew",
+            self.members.name(id),
+            self.members.name(feed.source)
+        ))));
+        self.send_back(now, id, commands);
+    }
+
+    /// A newcomer that was let in too early is no member any more; it enters another time.
+    pub(super) fn send_back(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
+        if self.members.demote(id) {
+            self.joining.feeds.remove(&id);
+            self.ledger.release(id);
+            self.reform(now, commands);
+        }
+    }
+
+    /// The worker is gone. Those who followed it need another source, and whoever had entered for its last update must
+    /// wait again: the others do not wait for a whole state.
+    pub(super) fn end_feeds(&mut self, gone: WorkerId) {
+        self.joining.end(gone);
+        let orphans: Vec<WorkerId> = self
+            .joining
+            .feeds
+            .iter()
+            .filter(|(_, feed)| feed.source == gone)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in orphans {
+            self.joining.feeds.remove(&id);
+            let lacks = |worker: &Worker| worker.seen < self.committed;
+            if self.members.get(id).is_some_and(lacks) && self.members.demote(id) {
+                self.member_lost = true;
+                self.ledger.release(id);
+            }
+        }
+    }
+
+    /// Newcomers that may be members of a generation that begins now.
+    pub(super) fn entrants(&self) -> BTreeSet<WorkerId> {
+        let newcomers: Vec<WorkerId> = self
+            .members
+            .ids()
+            .into_iter()
+            .filter(|id| self.members.rank_of(*id).is_none())
+            .filter(|id| self.members.get(*id).is_some_and(|w| w.ready.is_some()))
+            .collect();
+        let in_step = newcomers.iter().copied().filter(|id| self.is_in_step(*id));
+        let mut entrants: BTreeSet<WorkerId> = in_step.collect();
+        let members = self.members.ranks().len() + entrants.len();
+        if members < self.settings.min_workers.max(1) {
+            // Nothing goes on without them, so nobody is held up.
+            return newcomers.into_iter().collect();
+        }
+        let fallen = self.joining.generation_size.saturating_sub(members);
+        let is_spare = |id: &WorkerId| !self.joining.is_arriving(*id);
+        let spares = newcomers.into_iter().filter(is_spare);
+        entrants.extend(spares.take(fallen));
+        entrants
+    }
+
+    /// A newcomer has the committed state, or gets what it lacks at once.
+    fn is_in_step(&self, id: WorkerId) -> bool {
+        let seen = self.members.get(id).map_or(0, |worker| worker.seen);
+        seen == self.committed || self.is_fed(id)
+    }
+
+    /// What the worker lacks is on its way to it over the feed, and little.
+    pub(super) fn is_fed(&self, id: WorkerId) -> bool {
+        let feed = self.joining.feeds.get(&id);
+        let seen = self.members.get(id).map_or(0, |worker| worker.seen);
+        let lag = self.committed.saturating_sub(seen);
+        (1..=self.allowed_lag()).contains(&lag)
+            && feed.is_some_and(|feed| feed.has_state && self.is_source(feed.source))
+    }
+
+    fn allowed_lag(&self) -> u64 {
+        let seconds = self.pace.mean_step_seconds();
+        seconds.map_or(1, |seconds| {
+            ((LAG_SECONDS / seconds.max(1e-6)) as u64).clamp(1, MAX_LAG)
+        })
+    }
+
+    /// Somebody waits who may enter, and there is room.
+    pub(super) fn may_grow(&self) -> bool {
+        let ranks = self.members.ranks().len();
+        let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
+        has_room && self.members.ready_count() > ranks && !self.entrants().is_empty()
+    }
+
+    /// Notes who is in the generation that begins. Those who get the whole state from it follow nobody any more.
+    pub(super) fn note_generation(&mut self) {
+        let ranks = self.members.ranks().to_vec();
+        self.joining.generation_size = ranks.len();
+        for id in ranks {
+            if !self.is_in_step(id) {
+                self.joining.end(id);
+            }
+        }
+    }
+}
