@@ -8,7 +8,9 @@ use common::wire::{PlanKind, up};
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::DropGuard;
 
+use crate::feed::{News, Source, Update, follow};
 use crate::mesh::{Collective, MeshError, SCALARS, Start};
 use crate::net::Node;
 use crate::truth::{SlotResult, Weights, hex};
@@ -21,6 +23,10 @@ pub enum Order {
     Lease(Lease),
     Exchange(v1::Exchange),
     Save(v1::SaveState),
+    Feed(v1::Feed),
+    /// What the feed brings comes among the orders.
+    Follow(Source, mpsc::WeakUnboundedSender<Order>),
+    Fed(u64, News),
 }
 
 /// Slots whose blocks are on their way.
@@ -84,6 +90,10 @@ pub struct Engine {
     generation: u64,
     plan: Option<v1::Plan>,
     saves: BTreeSet<u64>,
+    /// The attempt, and what ends the feed when it is dropped.
+    following: Option<(u64, DropGuard)>,
+    /// A generation that it enters with the next updates of that feed.
+    entering: Option<v1::Generation>,
 }
 
 impl Engine {
@@ -110,6 +120,8 @@ impl Engine {
             generation: 0,
             plan: None,
             saves: BTreeSet::new(),
+            following: None,
+            entering: None,
         }
     }
 
@@ -136,15 +148,72 @@ impl Engine {
                 self.save();
                 Ok(())
             }
+            Order::Feed(feed) => {
+                let feeds = self.collective.feeds();
+                feeds.begin(feed.worker, feed.attempt, self.state);
+                Ok(())
+            }
+            Order::Follow(source, orders) => {
+                let attempt = source.attempt;
+                let tell = move |news| {
+                    if let Some(orders) = orders.upgrade() {
+                        let _ = orders.send(Order::Fed(attempt, news));
+                    }
+                };
+                let guard = follow(self.world.net.clone(), self.node, source, tell);
+                self.following = Some((attempt, guard));
+                self.entering = None;
+                Ok(())
+            }
+            Order::Fed(attempt, news) => self.fed(attempt, news).await,
+        }
+    }
+
+    async fn fed(&mut self, attempt: u64, news: News) -> Result<(), EngineEnd> {
+        if self.following.as_ref().is_none_or(|(of, _)| *of != attempt) {
+            return Ok(());
+        }
+        match news {
+            News::State(state) => {
+                self.state = state;
+                self.accumulator = Accumulator::default();
+                self.plan = None;
+            }
+            News::Update(update) => {
+                let Snapshot { step, weights } = self.state;
+                let model = &self.world.model;
+                self.state.weights = model.apply(&weights, step, &update.sums, update.invalid);
+                self.state.step += 1;
+            }
+            News::Lost => {
+                self.following = None;
+                self.entering = None;
+                let reason = "it broke off".to_owned();
+                return self
+                    .send(Up::FeedLost(v1::FeedLost { attempt, reason }))
+                    .await;
+            }
+        }
+        let step = self.state.step;
+        self.send(Up::Synced(v1::Synced { attempt, step })).await?;
+        match self.entering.take_if(|generation| generation.step <= step) {
+            Some(generation) => self.enter(generation).await,
+            None => Ok(()),
         }
     }
 
     async fn enter(&mut self, generation: v1::Generation) -> Result<(), EngineEnd> {
         self.generation = generation.generation;
         self.plan = None;
+        self.entering = None;
         if self.superseded() {
             return Ok(());
         }
+        if generation.fed.contains(&generation.rank) && self.state.step < generation.step {
+            self.entering = Some(generation);
+            return Ok(());
+        }
+        self.following = None;
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(&generation).await {
                 Ok(weights) => {
@@ -262,6 +331,11 @@ impl Engine {
         let model = &world.model;
         self.state.weights = model.apply(&self.state.weights, step, &reduced.sums, reduced.invalid);
         self.state.step += 1;
+        self.collective.feeds().publish(&Update {
+            step,
+            sums: reduced.sums.clone(),
+            invalid: reduced.invalid,
+        });
         world.oracle.updated(
             step,
             plan.slots,

@@ -7,6 +7,7 @@
 mod dice;
 mod engine;
 mod faults;
+mod feed;
 mod mesh;
 mod net;
 mod oracle;

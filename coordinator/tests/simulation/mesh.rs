@@ -10,6 +10,7 @@ use futures::future::try_join_all;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::feed::{Feeds, Update};
 use crate::net::link::{End, Receiver, Sender};
 use crate::net::{Broken, Kind, Node};
 use crate::rpc::{Network, Packet};
@@ -21,12 +22,25 @@ const HELLO_MS: u64 = 5_000;
 
 #[derive(Clone, Debug)]
 pub enum PeerFrame {
-    Hello { generation: u64, from: u32 },
+    Hello {
+        generation: u64,
+        from: u32,
+    },
     Answer,
     Start(Start),
     Part(Vec<i64>),
     Finished(Vec<i64>),
-    State { step: u64, weights: [u8; 32] },
+    State {
+        step: u64,
+        weights: [u8; 32],
+    },
+    /// Opens a feed: what the follower has already.
+    Follow {
+        worker: u64,
+        attempt: u64,
+        has: Option<u64>,
+    },
+    Update(Update),
 }
 
 /// What a member brings.
@@ -72,6 +86,9 @@ pub struct Collective {
     node: Node,
     current: Mutex<Option<Current>>,
     callers: Arc<Callers>,
+    feeds: Arc<Feeds>,
+    /// Closed when this is dropped.
+    feeding: CancellationToken,
 }
 
 #[derive(Default)]
@@ -96,18 +113,38 @@ impl Collective {
             node,
             current: Mutex::new(None),
             callers: Arc::default(),
+            feeds: Arc::default(),
+            feeding: CancellationToken::new(),
         }
+    }
+
+    pub fn feeds(&self) -> &Feeds {
+        &self.feeds
     }
 
     /// Takes a peer's call.
     pub fn called(&self, mut call: End<Packet>) {
         let (net, node, callers) = (self.net.clone(), self.node, self.callers.clone());
+        let (feeds, feeding) = (self.feeds.clone(), self.feeding.clone());
         tokio::spawn(async move {
             let hello = tokio::select! {
                 biased;
                 hello = call.receiver.receive() => hello,
                 () = net.sleep(node, HELLO_MS) => return,
             };
+            if let Ok(Packet::Peer(PeerFrame::Follow {
+                worker,
+                attempt,
+                has,
+            })) = hello
+            {
+                tokio::select! {
+                    biased;
+                    () = feeding.cancelled() => {}
+                    () = feeds.serve(&net, node, call, (worker, attempt, has)) => {}
+                }
+                return;
+            }
             if let Ok(Packet::Peer(PeerFrame::Hello { generation, from })) = hello {
                 let mut waiting = lock(&callers.waiting);
                 if generation >= waiting.generation {
@@ -171,6 +208,7 @@ impl Collective {
 
 impl Drop for Collective {
     fn drop(&mut self) {
+        self.feeding.cancel();
         if let Some(current) = lock(&self.current).take() {
             current.fence.cancel();
         }

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use crate::engine::{Engine, EngineEnd, Lease, Order, Snapshot};
+use crate::feed::Source;
 use crate::mesh::{Collective, Membership};
 use crate::net::Node;
 use crate::net::link::End;
@@ -260,6 +261,15 @@ impl Session {
                 Some(Down::Lease(lease)) => Order::Lease(self.prefetch(lease, &blocks_digest)),
                 Some(Down::Exchange(exchange)) => Order::Exchange(exchange),
                 Some(Down::SaveState(save)) => Order::Save(save),
+                Some(Down::Feed(feed)) => Order::Feed(feed),
+                Some(Down::Follow(follow)) => Order::Follow(
+                    Source {
+                        node: follow.source.as_ref().map(node_of).unwrap_or_default(),
+                        worker: follow.worker,
+                        attempt: follow.attempt,
+                    },
+                    orders.downgrade(),
+                ),
                 Some(Down::Finish(finish)) if finish.failed => {
                     return Ended::Refused(finish.reason);
                 }
@@ -299,15 +309,16 @@ impl Session {
 }
 
 /// Members are known by their port.
+fn node_of(member: &v1::Member) -> Node {
+    let port = member.address.rsplit_once(':').map(|(_, port)| port);
+    port.and_then(|port| port.parse().ok()).unwrap_or_default()
+}
+
 fn membership(generation: &v1::Generation) -> Membership {
-    let node = |member: &v1::Member| {
-        let port = member.address.rsplit_once(':').map(|(_, port)| port);
-        port.and_then(|port| port.parse().ok()).unwrap_or_default()
-    };
     Membership {
         generation: generation.generation,
         rank: generation.rank,
-        members: generation.members.iter().map(node).collect(),
+        members: generation.members.iter().map(node_of).collect(),
         silence_ms: generation.deadline_ms,
     }
 }
