@@ -104,6 +104,15 @@ impl Cluster {
         let Some(step) = self.members.all_beyond(self.committed) else {
             return;
         };
+        if let Some((id, report)) = self.joining.report_of(step)
+            && step == self.committed + 1
+            && self.ledger.exchanged
+        {
+            // It repeated the update that the others had made, and that nobody else is left to report.
+            self.take_late(None, id, report);
+            self.settle(commands);
+            return;
+        }
         let text = format!("the record of step {step} is lost with the workers that reported it");
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.pace.skip_to(&self.course, step);

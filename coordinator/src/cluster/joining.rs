@@ -14,6 +14,7 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::membership::Worker;
+use super::settling::disagreement;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
@@ -35,6 +36,8 @@ pub struct Joining {
     feeds: BTreeMap<WorkerId, Feed>,
     /// Those of them whose state came, or comes, over a feed: they may have seen an update that nobody else knows of.
     arriving: BTreeSet<WorkerId>,
+    /// Of the newest update that a follower has repeated.
+    reports: BTreeMap<WorkerId, v1::StepReport>,
     failures: BTreeMap<WorkerId, Failures>,
     /// Feeds so far: each has a number of its own.
     attempts: u64,
@@ -66,6 +69,13 @@ impl Joining {
         self.feeds.contains_key(&worker)
     }
 
+    /// What a follower reports of the update that led to `step`.
+    pub fn report_of(&self, step: u64) -> Option<(WorkerId, v1::StepReport)> {
+        let mut reports = self.reports.iter();
+        let (id, report) = reports.find(|(_, report)| report.step == step)?;
+        Some((*id, report.clone()))
+    }
+
     pub fn is_arriving(&self, worker: WorkerId) -> bool {
         self.arriving.contains(&worker)
     }
@@ -74,6 +84,7 @@ impl Joining {
     pub fn end(&mut self, worker: WorkerId) {
         self.feeds.remove(&worker);
         self.arriving.remove(&worker);
+        self.reports.remove(&worker);
         self.failures.remove(&worker);
     }
 
@@ -206,6 +217,16 @@ impl Cluster {
         }
         if let Some(worker) = self.members.get_mut(id) {
             worker.seen = step;
+        }
+        if let Some(report) = synced.report.filter(|report| report.step == step) {
+            let known = self.pace.digest_of(step);
+            if let Some(digest) = known.filter(|_| !report.weights_digest.is_empty())
+                && digest != report.weights_digest
+            {
+                let reason = disagreement(step, &report.weights_digest, digest);
+                return self.expel(now, id, reason, commands);
+            }
+            self.joining.reports.insert(id, report);
         }
         if step > self.committed && step <= self.pace.recorded() {
             // Everyone else who had that state is lost.

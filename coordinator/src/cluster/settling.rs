@@ -220,6 +220,13 @@ impl Cluster {
         report: v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
+        self.take_late(Some(now), id, report);
+        self.reform(now, commands);
+    }
+
+    /// The step is committed by a report that came when its exchange was thought to be broken. It took until `now`, where
+    /// that is known.
+    pub(super) fn take_late(&mut self, now: Option<Instant>, id: WorkerId, report: v1::StepReport) {
         let work = self.course.following(self.ledger.work);
         let next = match self.ahead.take() {
             Some(ahead) if ahead.work == work => ahead,
@@ -229,9 +236,8 @@ impl Cluster {
         self.settling = Some(Settling {
             ledger: std::mem::replace(&mut self.ledger, next),
             reports: BTreeMap::from([(id, report)]),
-            committed_after: Some(self.pace.lap(now)),
+            committed_after: now.map(|now| self.pace.lap(now)),
         });
-        self.reform(now, commands);
     }
 
     /// Ends the settling because the generation ends: with the reports that came, or back to before the exchange where

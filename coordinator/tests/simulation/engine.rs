@@ -173,17 +173,25 @@ impl Engine {
         if self.following.as_ref().is_none_or(|(of, _)| *of != attempt) {
             return Ok(());
         }
-        match news {
+        let report = match news {
             News::State(state) => {
                 self.state = state;
                 self.accumulator = Accumulator::default();
                 self.plan = None;
+                None
             }
             News::Update(update) => {
                 let Snapshot { step, weights } = self.state;
                 let model = &self.world.model;
                 self.state.weights = model.apply(&weights, step, &update.sums, update.invalid);
                 self.state.step += 1;
+                Some(v1::StepReport {
+                    step: self.state.step,
+                    grad_norm: 1.0,
+                    skipped: update.invalid > 0,
+                    weights_digest: hex(&self.state.weights),
+                    ..Default::default()
+                })
             }
             News::Lost => {
                 self.following = None;
@@ -193,9 +201,14 @@ impl Engine {
                     .send(Up::FeedLost(v1::FeedLost { attempt, reason }))
                     .await;
             }
-        }
+        };
         let step = self.state.step;
-        self.send(Up::Synced(v1::Synced { attempt, step })).await?;
+        self.send(Up::Synced(v1::Synced {
+            attempt,
+            step,
+            report,
+        }))
+        .await?;
         match self.entering.take_if(|generation| generation.step <= step) {
             Some(generation) => self.enter(generation).await,
             None => Ok(()),

@@ -44,25 +44,52 @@ impl Run {
         let Some(attempt) = self.following.as_ref().map(Follower::attempt) else {
             return Ok(());
         };
-        match news {
+        let report = match news {
             News::State(state) => {
                 self.trainer.restore(&state)?;
                 self.plan = None;
+                None
             }
             // The one before it was taken as well: a feed has no gaps.
-            News::Update(update) => {
-                let (learning_rate, reduced) = repeatable(update);
-                self.trainer.apply(&reduced, learning_rate)?;
-            }
+            News::Update(update) => Some(self.repeat(update)?),
             News::Lost(reason) => {
                 self.following = None;
                 self.entering = None;
                 tracing::warn!("the feed of this worker's state was lost: {reason}");
-                return self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
+                self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
+                return Ok(());
             }
-        }
+        };
         let step = self.trainer.step();
-        self.send(Up::Synced(v1::Synced { attempt, step }))
+        self.send(Up::Synced(v1::Synced {
+            attempt,
+            step,
+            report,
+        }));
+        self.save_state();
+        Ok(())
+    }
+
+    /// Makes an update as the members made it.
+    fn repeat(&mut self, update: Update) -> Result<v1::StepReport, RunError> {
+        // A skipped one comes without a gradient, only with the mark that makes it skip.
+        let reduced = Reduced {
+            invalid: u64::from(update.skipped),
+            mean: update.mean,
+        };
+        let outcome = self.trainer.apply(&reduced, update.learning_rate)?;
+        let report = v1::StepReport {
+            step: self.trainer.step(),
+            grad_norm: outcome.grad_norm,
+            skipped: outcome.skipped,
+            weights_digest: match update.digest {
+                true => self.trainer.weights_digest(),
+                false => String::new(),
+            },
+            ..v1::StepReport::default()
+        };
+        self.remember(report.clone(), Vec::new());
+        Ok(report)
     }
 
     /// Whoever is a member follows nobody, and those who followed it and are members now need no more.
@@ -86,16 +113,8 @@ impl Run {
             step: plan.step,
             learning_rate: plan.learning_rate,
             skipped,
+            digest: plan.digest,
             mean,
         });
     }
-}
-
-/// What the trainer repeats an update from. A skipped one has no gradient, only the mark that makes it skip.
-fn repeatable(update: Update) -> (f64, Reduced) {
-    let reduced = Reduced {
-        invalid: u64::from(update.skipped),
-        mean: update.mean,
-    };
-    (update.learning_rate, reduced)
 }

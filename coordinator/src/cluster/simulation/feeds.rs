@@ -114,9 +114,15 @@ impl World {
             return;
         }
         let step = toy.step;
+        let report = v1::StepReport {
+            step,
+            weights_digest: format!("weights-{step}"),
+            ..Default::default()
+        };
         let synced = v1::Synced {
             attempt: fed.attempt,
             step,
+            report: (step > fed.first).then_some(report),
         };
         toy.up.push_back(Event::WorkerSynced { worker: id, synced });
         if let Some((generation, due)) = toy.feeds.entering

@@ -4,7 +4,16 @@ use super::super::joining::MAX_FEEDS_PER_SOURCE;
 use super::*;
 
 fn synced(id: u64, attempt: u64, step: u64) -> Event {
-    let synced = v1::Synced { attempt, step };
+    let report = v1::StepReport {
+        step,
+        weights_digest: "b".to_owned(),
+        ..Default::default()
+    };
+    let synced = v1::Synced {
+        attempt,
+        step,
+        report: (step > 1).then_some(report),
+    };
     let worker = WorkerId(id);
     Event::WorkerSynced { worker, synced }
 }
@@ -248,6 +257,37 @@ fn one_that_has_an_update_which_died_with_its_source_waits_until_the_others_have
     scene.check(
         entered(3, 2, 2, &[]),
         &["w1 generation 3 at 1 of [1] behind []"],
+    );
+}
+
+#[test]
+fn an_update_that_only_a_newcomer_is_left_to_know_of_has_its_record() {
+    let mut scene = Scene::following();
+    scene.after(synced(3, 1, 1));
+    scene.compute(1);
+    scene.after(synced(3, 1, 2));
+    scene.after(lost(2));
+    scene.now += Duration::from_secs(1);
+    scene.check(
+        lost(1),
+        &[
+            "committed 2 loss 1.5",
+            "w3 generation 3 at 2 of [3] behind []",
+        ],
+    );
+}
+
+#[test]
+fn a_newcomer_that_repeats_an_update_wrongly_is_sent_away() {
+    let mut scene = Scene::following();
+    scene.after(synced(3, 1, 1));
+    scene.compute(1);
+    scene.after(reported(1, 2, "a"));
+    scene.after(reported(2, 2, "a"));
+    let commands = scene.after(synced(3, 1, 2));
+    assert!(
+        commands[0].starts_with("w3 expel: its weights after step 2 are b where the others have a"),
+        "{commands:?}"
     );
 }
 

@@ -304,6 +304,7 @@ impl<W: Fn()> Following<W> {
             step,
             learning_rate,
             skipped,
+            digest,
         } = UpdateHeader::decode(&bytes).map_err(End::Over)?;
         if self.progress.step != Some(step) {
             return Err(End::Over(format!(
@@ -321,6 +322,7 @@ impl<W: Fn()> Following<W> {
             step,
             learning_rate,
             skipped,
+            digest,
             mean,
         }))?;
         Ok(link.send(FrameKind::Taken, 0, &[])?)

@@ -22,6 +22,8 @@ pub struct Update {
     pub learning_rate: f64,
     /// It counted as a step but changed nothing.
     pub skipped: bool,
+    /// The digest of the updated weights is asked for.
+    pub digest: bool,
     /// The mean gradient in layout order; empty where skipped.
     pub mean: Vec<f32>,
 }
@@ -36,6 +38,7 @@ impl Update {
             step: self.step,
             learning_rate: self.learning_rate,
             skipped: self.skipped,
+            digest: self.digest,
         }
     }
 
@@ -51,6 +54,7 @@ struct UpdateHeader {
     step: u64,
     learning_rate: f64,
     skipped: bool,
+    digest: bool,
 }
 
 const UPDATE_BYTES: usize = 24;
@@ -60,22 +64,23 @@ impl UpdateHeader {
         let mut bytes = [0; UPDATE_BYTES];
         bytes[..8].copy_from_slice(&self.step.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.learning_rate.to_le_bytes());
-        bytes[16..].copy_from_slice(&u64::from(self.skipped).to_le_bytes());
+        let marks = u64::from(self.skipped) | u64::from(self.digest) << 1;
+        bytes[16..].copy_from_slice(&marks.to_le_bytes());
         bytes
     }
 
     fn decode(bytes: &[u8; UPDATE_BYTES]) -> Result<Self, String> {
-        let skipped = match word(bytes, 2) {
-            0 => false,
-            1 => true,
-            _ => return Err("sent an update of an unknown kind".to_owned()),
-        };
+        let marks = word(bytes, 2);
+        if marks > 3 {
+            return Err("sent an update of an unknown kind".to_owned());
+        }
         let learning_rate = f64::from_bits(word(bytes, 1));
         match learning_rate.is_finite() {
             true => Ok(Self {
                 step: word(bytes, 0),
                 learning_rate,
-                skipped,
+                skipped: marks & 1 != 0,
+                digest: marks & 2 != 0,
             }),
             false => Err("sent an update with a learning rate that is no number".to_owned()),
         }
@@ -141,13 +146,15 @@ mod tests {
             step: 9,
             learning_rate: 0.1,
             skipped: true,
+            digest: false,
         };
         let mut bytes = header.encode();
         let decoded = UpdateHeader::decode(&bytes);
         assert!(decoded.is_ok_and(|found| {
-            (found.step, found.learning_rate, found.skipped) == (9, 0.1, true)
+            let marks = (found.skipped, found.digest);
+            (found.step, found.learning_rate, marks) == (9, 0.1, (true, false))
         }));
-        bytes[16] = 2;
+        bytes[16] = 4;
         assert!(UpdateHeader::decode(&bytes).is_err());
     }
 }
