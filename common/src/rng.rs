@@ -22,6 +22,15 @@ impl CounterRng {
         self.0.next_u64()
     }
 
+    /// Words that [`Self::normal`] draws.
+    pub const WORDS_PER_NORMAL: u64 = 2;
+
+    /// Passes over words, as if they had been drawn.
+    pub fn skip(&mut self, words: u64) {
+        self.0
+            .set_word_pos(self.0.get_word_pos() + 2 * u128::from(words));
+    }
+
     /// Uniform in [0, 1), 53 bits.
     pub fn uniform(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)

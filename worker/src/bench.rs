@@ -15,7 +15,8 @@ use half::bf16;
 use serde::Serialize;
 use thiserror::Error;
 use worker::engine::config::ModelConfig;
-use worker::engine::ops::gemm::{Matrix, MatrixMut, WeightSlice, multiply_by_transposed_weight};
+use worker::engine::ops::element::Element;
+use worker::engine::ops::product::{Along, Target, View, multiply};
 use worker::engine::trainer::Reduced;
 use worker::engine::{EngineError, Trainer, TrainerOptions};
 
@@ -271,36 +272,37 @@ fn flop_per_token(args: &BenchArgs, config: &ModelConfig) -> f64 {
 
 /// What one large product reaches, in GFLOP/s.
 fn gemm_peak(dtype: Dtype, mode: Mode, threads: usize) -> f64 {
-    const ROWS: usize = 512;
-    const WIDTH: usize = 2048;
-    let x = vec![0.5f32; ROWS * WIDTH];
-    let wide = vec![0.5f32; WIDTH * WIDTH];
-    let narrow = vec![bf16::from_f32(0.5); WIDTH * WIDTH];
-    let weight = match (dtype, mode) {
-        (Dtype::Bfloat16, Mode::Lora) => WeightSlice::Bf16(&narrow),
-        _ => WeightSlice::F32(&wide),
-    };
-    let mut y = vec![0.0f32; ROWS * WIDTH];
-    let mut measure = || {
-        let mut best = f64::INFINITY;
-        let begun = Instant::now();
-        // Three times at least, then as often as half a second holds.
-        for repeat in 0..100 {
-            if repeat >= 3 && begun.elapsed().as_secs_f64() > 0.5 {
-                break;
-            }
-            let started = Instant::now();
-            let mut y = MatrixMut::new(&mut y, ROWS, WIDTH);
-            let x = Matrix::new(&x, ROWS, WIDTH);
-            multiply_by_transposed_weight(&mut y, false, x, weight);
-            best = best.min(started.elapsed().as_secs_f64());
-        }
-        2.0 * (ROWS * WIDTH * WIDTH) as f64 / best / 1e9
+    let measure = || match (dtype, mode) {
+        (Dtype::Bfloat16, Mode::Lora) => product_speed::<bf16>(),
+        _ => product_speed::<f32>(),
     };
     match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
         Ok(pool) => pool.install(measure),
         Err(_) => measure(),
     }
+}
+
+fn product_speed<E: Element>() -> f64 {
+    const ROWS: usize = 512;
+    const WIDTH: usize = 2048;
+    let x = vec![E::narrow(0.5); ROWS * WIDTH];
+    let weight = vec![E::narrow(0.5); WIDTH * WIDTH];
+    let mut y = vec![0.0f32; ROWS * WIDTH];
+    let mut best = f64::INFINITY;
+    let begun = Instant::now();
+    // Three times at least, then as often as half a second holds.
+    for repeat in 0..100 {
+        if repeat >= 3 && begun.elapsed().as_secs_f64() > 0.5 {
+            break;
+        }
+        let started = Instant::now();
+        let x = View::new(&x[..], ROWS, WIDTH);
+        let weight = View::new(&weight[..], WIDTH, WIDTH);
+        let target = Target::new(&mut y[..], ROWS, WIDTH);
+        multiply(target, x, weight, Along::Columns);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    2.0 * (ROWS * WIDTH * WIDTH) as f64 / best / 1e9
 }
 
 /// Forgets the peak so far, so that loading does not count. Does nothing where the system cannot.

@@ -115,18 +115,12 @@ pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f
 }
 
 /// The adapter of the linear at this path, or None where it has none.
-pub fn adapter_of(
-    path: &str,
-    parameters: &Parameters,
-    lora: &LoraSpec,
-) -> candle_core::Result<Option<Lora>> {
-    let a = parameters.weight(&tensor_name(path, Factor::A))?;
-    let b = parameters.weight(&tensor_name(path, Factor::B))?;
-    Ok(a.zip(b).map(|(a, b)| Lora {
-        a,
-        b,
+pub fn adapter_of(path: &str, parameters: &Parameters, lora: &LoraSpec) -> Option<Lora> {
+    Some(Lora {
+        a: parameters.weight(&tensor_name(path, Factor::A))?,
+        b: parameters.weight(&tensor_name(path, Factor::B))?,
         scale: lora.scale() as f32,
         dropout: lora.dropout,
         module: name_key(path),
-    }))
+    })
 }

@@ -3,6 +3,7 @@
 pub mod accumulator;
 pub mod adapter;
 pub mod batch;
+pub mod buffer;
 pub mod config;
 pub mod generate;
 pub mod inference;

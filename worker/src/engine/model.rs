@@ -2,19 +2,23 @@
 //! v vocabulary.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor, Var};
+use half::bf16;
 
 use super::batch::Batch;
+use super::buffer::{Buffer, Pool};
 use super::config::ModelConfig;
 use super::layers::Pass;
 use super::layers::attention::AttentionBlock;
-use super::layers::decoder::{Decoder, DecoderLayer, Keep, decode};
+use super::layers::decoder::{self, DecoderLayer, Keep};
 use super::layers::mlp::Mlp;
-use super::ops::cross_entropy::{LossSum, cross_entropy};
+use super::ops::cross_entropy::{LossHead, LossSum};
+use super::ops::element::Element;
 use super::ops::embedding;
 use super::ops::lora_linear::{Lora, MaskKey};
-use super::ops::projection::{Linear, project};
+use super::ops::product::{Along, Target, View, multiply};
+use super::ops::projection::{Linear, Projection};
 use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::{HeadNorms, RopeTable};
 use super::params::Weight;
@@ -22,19 +26,30 @@ use super::weights::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, linears};
 
 /// Where the model gets its tensors.
 pub trait Tensors {
-    type Error: From<candle_core::Error>;
-    fn weight(&self, name: &str, shape: &[usize]) -> std::result::Result<Weight, Self::Error>;
+    type Error;
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, Self::Error>;
     /// The adapter of the linear at this path, where it has one.
-    fn adapter(&self, path: &str) -> std::result::Result<Option<Lora>, Self::Error>;
+    fn adapter(&self, path: &str) -> Result<Option<Lora>, Self::Error>;
 }
 
 pub struct Model {
     config: ModelConfig,
     embedding: Weight,
-    decoder: Arc<Decoder>,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
     head: Weight,
     rope: Mutex<Arc<RopeTable>>,
     checkpointing: bool,
+    pool: Pool,
+}
+
+/// How long the parts of a training pass took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassTimes {
+    pub forward: Duration,
+    /// Forward and backward through the output layer.
+    pub loss: Duration,
+    pub backward: Duration,
 }
 
 impl Model {
@@ -44,7 +59,7 @@ impl Model {
         tensors: &T,
         sequence_len: usize,
         checkpointing: bool,
-    ) -> std::result::Result<Self, T::Error> {
+    ) -> Result<Self, T::Error> {
         let shape = [config.vocab_size, config.hidden_size];
         let embedding = tensors.weight(EMBEDDING, &shape)?;
         let head = if config.tied {
@@ -54,13 +69,11 @@ impl Model {
         };
         let layers = (0..config.layers)
             .map(|layer| build_layer(config, tensors, layer))
-            .collect::<std::result::Result<_, T::Error>>()?;
+            .collect::<Result<_, T::Error>>()?;
         Ok(Self {
             embedding,
-            decoder: Arc::new(Decoder {
-                layers,
-                norm: norm(config, tensors, FINAL_NORM)?,
-            }),
+            layers,
+            norm: norm(config, tensors, FINAL_NORM)?,
             head,
             rope: Mutex::new(Arc::new(RopeTable::new(
                 &config.rope_frequencies(),
@@ -68,6 +81,7 @@ impl Model {
             ))),
             checkpointing,
             config: config.clone(),
+            pool: Pool::default(),
         })
     }
 
@@ -77,61 +91,123 @@ impl Model {
 
     /// Forward and backward over one batch with at least one target: hands every trainable tensor's gradient of the
     /// summed loss to its sink.
-    pub fn train(&self, batch: &Batch, mask: Option<MaskKey>) -> Result<LossSum> {
-        let pass = self.pass(batch, mask);
-        let embedded_th = Var::from_tensor(&embedding::embed(&batch.ids, &self.embedding)?)?;
+    pub fn train(&self, batch: &Batch, mask: Option<MaskKey>) -> (LossSum, PassTimes) {
+        match self.head.is_bf16() {
+            true => self.train_as::<bf16>(batch, mask),
+            false => self.train_as::<f32>(batch, mask),
+        }
+    }
+
+    fn train_as<E: Element>(&self, batch: &Batch, mask: Option<MaskKey>) -> (LossSum, PassTimes) {
+        let started = Instant::now();
+        let rope = self.rope(batch);
+        let pass = self.pass(batch, &rope, mask);
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
         };
-        let hidden_th = decode(&self.decoder, embedded_th.as_tensor(), &pass, keep)?;
-        let targets = batch.targets.clone();
-        let (loss, sum) = cross_entropy(&hidden_th, &self.head, targets, true)?;
-        let gradients = loss.backward()?;
-        if let Some(gradient) = gradients.get(embedded_th.as_tensor()) {
-            embedding::backward(&batch.ids, &self.embedding, gradient)?;
-        }
-        Ok(sum)
+        let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep);
+        let ran = Instant::now();
+        let mut gradient = self.pool.take(x.len());
+        let sum = self
+            .loss_head()
+            .loss::<E>(&x, &batch.targets, Some(&mut gradient));
+        drop(x);
+        let lost = Instant::now();
+        decoder::backward(&self.layers, tape, &mut gradient, pass);
+        embedding::backward(&batch.ids, &self.embedding, &gradient);
+        drop(gradient);
+        self.pool.end_slot();
+        let times = PassTimes {
+            forward: ran - started,
+            loss: lost - ran,
+            backward: lost.elapsed(),
+        };
+        (sum, times)
     }
 
     /// Forward only.
-    pub fn evaluate(&self, batch: &Batch) -> Result<LossSum> {
-        let hidden_th = self.hidden(batch)?;
-        Ok(cross_entropy(&hidden_th, &self.head, batch.targets.clone(), false)?.1)
+    pub fn evaluate(&self, batch: &Batch) -> LossSum {
+        match self.head.is_bf16() {
+            true => self.evaluate_as::<bf16>(batch),
+            false => self.evaluate_as::<f32>(batch),
+        }
     }
 
-    /// `[t, v]`, for comparison with other implementations.
-    pub fn logits(&self, batch: &Batch) -> Result<Tensor> {
-        let hidden_th = self.hidden(batch)?;
-        let head = Linear {
-            weight: self.head.clone(),
-            bias: None,
-            lora: None,
-        };
-        project(&hidden_th, &Arc::new(vec![head]), None)
+    fn evaluate_as<E: Element>(&self, batch: &Batch) -> LossSum {
+        let x = self.hidden::<E>(batch);
+        self.loss_head().loss::<E>(&x, &batch.targets, None)
     }
 
-    fn hidden(&self, batch: &Batch) -> Result<Tensor> {
-        let embedded_th = embedding::embed(&batch.ids, &self.embedding)?;
-        let pass = self.pass(batch, None);
-        decode(&self.decoder, &embedded_th, &pass, Keep::Nothing)
+    /// `[t, v]` in one line, for comparison with other implementations.
+    pub fn logits(&self, batch: &Batch) -> Vec<f32> {
+        match self.head.is_bf16() {
+            true => self.logits_as::<bf16>(batch),
+            false => self.logits_as::<f32>(batch),
+        }
     }
 
-    fn pass(&self, batch: &Batch, mask: Option<MaskKey>) -> Pass {
+    fn logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
+        let x = self.hidden::<E>(batch);
+        let mut normed = self.pool.take::<E>(x.len());
+        self.norm.forward(&x, &mut normed[..]);
+        let (tokens, (vocabulary, width)) = (batch.ids.len(), self.head.matrix_dims());
+        let mut logits = vec![0.0f32; tokens * vocabulary];
+        let head = self.head.read();
+        multiply(
+            Target::new(&mut logits[..], tokens, vocabulary),
+            View::new(&normed[..], tokens, width),
+            View::new(head.elements::<E>(), vocabulary, width),
+            Along::Columns,
+        );
+        logits
+    }
+
+    fn hidden<E: Element>(&self, batch: &Batch) -> Buffer<f32> {
+        let rope = self.rope(batch);
+        let pass = self.pass(batch, &rope, None);
+        decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing).0
+    }
+
+    fn embed(&self, batch: &Batch) -> Buffer<f32> {
+        let mut x = self.pool.take(batch.ids.len() * self.config.hidden_size);
+        embedding::forward(&batch.ids, &self.embedding, &mut x);
+        x
+    }
+
+    fn loss_head(&self) -> LossHead<'_> {
+        LossHead {
+            norm: &self.norm,
+            head: &self.head,
+            pool: &self.pool,
+        }
+    }
+
+    fn pass<'a>(
+        &'a self,
+        batch: &'a Batch,
+        rope: &'a RopeTable,
+        mask: Option<MaskKey>,
+    ) -> Pass<'a> {
+        Pass {
+            batch,
+            rope,
+            mask,
+            pool: &self.pool,
+        }
+    }
+
+    fn rope(&self, batch: &Batch) -> Arc<RopeTable> {
         let mut table = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
         if table.positions() < batch.longest_segment() {
             let frequencies = self.config.rope_frequencies();
             *table = Arc::new(RopeTable::new(&frequencies, batch.longest_segment()));
         }
-        Pass::new(batch, table.clone(), mask)
+        table.clone()
     }
 }
 
-fn norm<T: Tensors>(
-    config: &ModelConfig,
-    tensors: &T,
-    name: &str,
-) -> std::result::Result<RmsNorm, T::Error> {
+fn norm<T: Tensors>(config: &ModelConfig, tensors: &T, name: &str) -> Result<RmsNorm, T::Error> {
     Ok(RmsNorm {
         weight: tensors.weight(name, &[config.hidden_size])?,
         epsilon: config.rms_norm_epsilon as f32,
@@ -142,14 +218,14 @@ fn build_layer<T: Tensors>(
     config: &ModelConfig,
     tensors: &T,
     layer: usize,
-) -> std::result::Result<DecoderLayer, T::Error> {
+) -> Result<DecoderLayer, T::Error> {
     let prefix = format!("model.layers.{layer}.");
     let build = |shapes: &[LinearShape]| {
-        let built: std::result::Result<Vec<_>, T::Error> = shapes
+        let built: Result<Vec<_>, T::Error> = shapes
             .iter()
             .map(|shape| build_linear(tensors, &prefix, shape))
             .collect();
-        built.map(Arc::new)
+        built.map(Projection)
     };
     let [query, key, value, output, gate, up, down] = linears(config);
     let head_norm = |name: &str| {
@@ -185,7 +261,7 @@ fn build_linear<T: Tensors>(
     tensors: &T,
     prefix: &str,
     shape: &LinearShape,
-) -> std::result::Result<Linear, T::Error> {
+) -> Result<Linear, T::Error> {
     let path = format!("{prefix}{}", shape.path);
     let bias = match shape.bias {
         true => Some(tensors.weight(&format!("{path}.bias"), &[shape.out])?),

@@ -25,7 +25,7 @@ fn instruction_set() -> &'static str {
     {
         use std::arch::is_x86_feature_detected as has;
         match (has!("avx512f"), has!("fma")) {
-            (true, _) if crate::engine::ops::avx512_bf16::is_supported() => "avx512-bf16",
+            (true, _) if crate::engine::ops::avx512::is_supported::<half::bf16>() => "avx512-bf16",
             (true, _) => "avx512",
             (false, true) => "fma",
             (false, false) => "baseline",

@@ -3,100 +3,160 @@
 //!
 //! Ops take a [`Weight`]; whether it is trainable, and where its gradient goes, travels with it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Result, Storage, Tensor, Var};
 use common::files::layout::Layout;
+use half::bf16;
 
 use super::EngineError;
+use super::buffer::Buffer;
+use super::ops::element::Element;
 use super::ops::gemm::WeightSlice;
 
-/// A weight tensor, contiguous, in float32 or (frozen only) bfloat16.
-#[derive(Clone, Debug)]
+/// A weight tensor, row-major, in float32 or (frozen only) bfloat16.
+#[derive(Clone)]
 pub struct Weight {
-    tensor: Tensor,
-    gradient: Option<GradientSlot>,
+    shape: Vec<usize>,
+    store: Store,
 }
 
-/// Where the gradient of one trainable tensor goes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
+enum Store {
+    F32(Arc<Buffer<f32>>),
+    Bf16(Arc<Buffer<bf16>>),
+    Trainable(GradientSlot),
+}
+
+/// A trainable tensor's place in the flat weights, and where its gradient goes.
+#[derive(Clone)]
 struct GradientSlot {
+    flat: Arc<RwLock<Vec<f32>>>,
+    range: Range<usize>,
     gradients: Gradients,
     index: usize,
 }
 
+/// A weight open for reading: no update happens meanwhile.
+pub enum Reading<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    Trainable(RwLockReadGuard<'a, Vec<f32>>, Range<usize>),
+}
+
+/// A [`Reading`] of a weight in float32.
+pub struct ReadingF32<'a>(Reading<'a>);
+
 impl Weight {
     /// A weight that training leaves as it is. Its gradient is never computed.
-    pub fn frozen(tensor: Tensor) -> Result<Self> {
-        match tensor.dtype() {
-            DType::F32 | DType::BF16 => {}
-            other => candle_core::bail!("weights are float32 or bfloat16, not {other:?}"),
+    pub fn frozen_f32(values: Buffer<f32>, shape: &[usize]) -> Self {
+        assert_eq!(
+            values.len(),
+            shape.iter().product::<usize>(),
+            "weights of {shape:?}"
+        );
+        Self {
+            shape: shape.to_vec(),
+            store: Store::F32(Arc::new(values)),
         }
-        Ok(Self {
-            tensor: tensor.detach().contiguous()?,
-            gradient: None,
-        })
+    }
+
+    pub fn frozen_bf16(values: Buffer<bf16>, shape: &[usize]) -> Self {
+        assert_eq!(
+            values.len(),
+            shape.iter().product::<usize>(),
+            "weights of {shape:?}"
+        );
+        Self {
+            shape: shape.to_vec(),
+            store: Store::Bf16(Arc::new(values)),
+        }
     }
 
     pub fn dims(&self) -> &[usize] {
-        self.tensor.dims()
+        &self.shape
     }
 
     /// Rows and columns of a matrix.
-    pub fn matrix_dims(&self) -> Result<(usize, usize)> {
-        self.tensor.dims2()
-    }
-
-    pub fn tensor(&self) -> &Tensor {
-        &self.tensor
-    }
-
-    pub fn is_trainable(&self) -> bool {
-        self.gradient.is_some()
-    }
-
-    /// Shows the weight as it lies in memory.
-    pub fn with<R>(&self, read: impl FnOnce(WeightSlice) -> Result<R>) -> Result<R> {
-        let (storage, layout) = self.tensor.storage_and_layout();
-        let (start, end) = match layout.contiguous_offsets() {
-            Some(range) => range,
-            None => candle_core::bail!("a weight that is not contiguous"),
-        };
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(data)) => read(WeightSlice::F32(&data[start..end])),
-            Storage::Cpu(CpuStorage::BF16(data)) => read(WeightSlice::Bf16(&data[start..end])),
-            _ => candle_core::bail!("a weight that is not on the CPU"),
+    pub fn matrix_dims(&self) -> (usize, usize) {
+        match self.shape[..] {
+            [rows, columns] => (rows, columns),
+            _ => panic!("a weight of shape {:?} where a matrix is due", self.shape),
         }
     }
 
-    /// Shows a weight that must be float32 (norms, biases, adapters).
-    pub fn with_f32<R>(&self, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-        self.with(|slice| match slice {
-            WeightSlice::F32(data) => read(data),
-            WeightSlice::Bf16(_) => candle_core::bail!("this weight must be float32"),
-        })
+    pub fn is_trainable(&self) -> bool {
+        matches!(self.store, Store::Trainable(_))
+    }
+
+    pub fn is_bf16(&self) -> bool {
+        matches!(self.store, Store::Bf16(_))
+    }
+
+    pub fn read(&self) -> Reading<'_> {
+        match &self.store {
+            Store::F32(values) => Reading::F32(values),
+            Store::Bf16(values) => Reading::Bf16(values),
+            Store::Trainable(slot) => {
+                // A panic in an update ends the trainer; what is read then matters to nobody.
+                let flat = slot.flat.read().unwrap_or_else(PoisonError::into_inner);
+                Reading::Trainable(flat, slot.range.clone())
+            }
+        }
+    }
+
+    /// Opens a weight that must be float32 (norms, biases, adapters).
+    pub fn read_f32(&self) -> ReadingF32<'_> {
+        assert!(!self.is_bf16(), "this weight must be float32");
+        ReadingF32(self.read())
     }
 
     /// Hands over the gradient of a trainable weight: `write(gradient, accumulate)` fills the slice, or adds to it where
     /// another use of the weight has filled it already. Does nothing for a frozen weight.
-    pub fn add_gradient(&self, write: impl FnOnce(&mut [f32], bool) -> Result<()>) -> Result<()> {
-        let Some(slot) = &self.gradient else {
-            return Ok(());
+    pub fn add_gradient(&self, write: impl FnOnce(&mut [f32], bool)) {
+        let Store::Trainable(slot) = &self.store else {
+            return;
         };
         let mut buffer = slot.gradients.lock();
-        let buffer = &mut *buffer;
-        let tensor = &buffer.layout.tensors[slot.index];
-        let range = tensor.offset..tensor.offset + self.tensor.elem_count();
         let written = std::mem::replace(&mut buffer.written[slot.index], true);
-        write(&mut buffer.flat[range], written)
+        write(&mut buffer.flat[slot.range.clone()], written);
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "weight {:?}", self.shape)
+    }
+}
+
+impl Reading<'_> {
+    pub fn slice(&self) -> WeightSlice<'_> {
+        match self {
+            Self::F32(values) => WeightSlice::F32(values),
+            Self::Bf16(values) => WeightSlice::Bf16(values),
+            Self::Trainable(flat, range) => WeightSlice::F32(&flat[range.clone()]),
+        }
+    }
+
+    /// The weights as the elements that this model computes with.
+    pub fn elements<E: Element>(&self) -> &[E] {
+        E::of(self.slice()).expect("a model's matrices are of one type")
+    }
+}
+
+impl Deref for ReadingF32<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.0.elements()
     }
 }
 
 /// Gradients of all trainable tensors of one slot, in layout order.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Gradients(Arc<Mutex<GradientBuffer>>);
 
-#[derive(Debug)]
 struct GradientBuffer {
     layout: Arc<Layout>,
     flat: Vec<f32>,
@@ -126,7 +186,7 @@ impl Gradients {
     ///
     /// # Errors
     /// Where a trainable tensor got no gradient.
-    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> std::result::Result<R, EngineError> {
+    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> Result<R, EngineError> {
         let buffer = self.lock();
         if let Some(missing) = buffer.written.iter().position(|written| !written) {
             return Err(EngineError::MissingGradient {
@@ -141,27 +201,20 @@ impl Gradients {
 /// by the whole model and no second copy exists.
 pub struct Parameters {
     layout: Arc<Layout>,
-    flat: Var,
+    flat: Arc<RwLock<Vec<f32>>>,
     gradients: Gradients,
 }
 
 impl Parameters {
     /// `values` are in layout order.
-    pub fn new(layout: Layout, values: Vec<f32>) -> Result<Self> {
-        if values.len() != layout.scalars || values.is_empty() {
-            candle_core::bail!(
-                "{} values for {} trainable scalars",
-                values.len(),
-                layout.scalars
-            );
-        }
+    pub fn new(layout: Layout, values: Vec<f32>) -> Self {
+        assert_eq!(values.len(), layout.scalars, "trainable weights");
         let layout = Arc::new(layout);
-        let len = values.len();
-        Ok(Self {
-            flat: Var::from_vec(values, len, &Device::Cpu)?,
+        Self {
+            flat: Arc::new(RwLock::new(values)),
             gradients: Gradients::new(layout.clone()),
             layout,
-        })
+        }
     }
 
     pub fn layout(&self) -> Arc<Layout> {
@@ -173,60 +226,31 @@ impl Parameters {
     }
 
     /// The trainable weight of this name, or None where it is not trainable.
-    pub fn weight(&self, name: &str) -> Result<Option<Weight>> {
+    pub fn weight(&self, name: &str) -> Option<Weight> {
         let tensors = &self.layout.tensors;
-        let Ok(index) = tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)) else {
-            return Ok(None);
-        };
+        let index = tensors
+            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
+            .ok()?;
         let tensor = &tensors[index];
-        let scalars = tensor.shape.iter().product();
-        let view = self
-            .flat
-            .as_detached_tensor()
-            .narrow(0, tensor.offset, scalars)?
-            .reshape(tensor.shape.as_slice())?;
-        Ok(Some(Weight {
-            tensor: view,
-            gradient: Some(GradientSlot {
+        Some(Weight {
+            shape: tensor.shape.clone(),
+            store: Store::Trainable(GradientSlot {
+                flat: self.flat.clone(),
+                range: tensor.offset..tensor.offset + tensor.scalars(),
                 gradients: self.gradients.clone(),
                 index,
             }),
-        }))
+        })
     }
 
     /// Shows the flat weights.
-    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
-        let (storage, _) = self.flat.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(data)) => Ok(read(data)),
-            _ => candle_core::bail!("trainable weights that are not on the CPU"),
-        }
+    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
+        read(&self.flat.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes the flat weights in place. Nothing else may be reading them.
-    pub fn update(&self, write: impl FnOnce(&mut [f32])) -> Result<()> {
-        self.flat
-            .as_detached_tensor()
-            .inplace_op1(&Update(Mutex::new(Some(write))))
-    }
-}
-
-struct Update<F>(Mutex<Option<F>>);
-
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
-    fn name(&self) -> &'static str {
-        "update"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &candle_core::Layout) -> Result<()> {
-        let write = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (storage, write) {
-            (CpuStorage::F32(data), Some(write)) => {
-                write(data);
-                Ok(())
-            }
-            _ => candle_core::bail!("an update of weights that are not float32, or twice"),
-        }
+    /// Changes the flat weights in place.
+    pub fn update(&self, write: impl FnOnce(&mut [f32])) {
+        write(&mut self.flat.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -237,18 +261,16 @@ mod tests {
 
     fn parameters() -> Parameters {
         let layout = Layout::new([("b".into(), vec![2]), ("a".into(), vec![1, 2])]);
-        Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0]).unwrap()
+        Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0])
     }
 
     #[test]
     fn an_update_in_place_is_seen_by_every_view() {
         let parameters = parameters();
-        let b = parameters.weight("b").unwrap().unwrap();
-        parameters
-            .update(|flat| flat.iter_mut().for_each(|w| *w *= 10.0))
-            .unwrap();
-        assert_eq!(b.tensor().to_vec1::<f32>().unwrap(), [30.0, 40.0]);
-        assert!(parameters.weight("c").unwrap().is_none());
+        let b = parameters.weight("b").unwrap();
+        parameters.update(|flat| flat.iter_mut().for_each(|w| *w *= 10.0));
+        assert_eq!(*b.read_f32(), [30.0, 40.0]);
+        assert!(parameters.weight("c").is_none());
     }
 
     #[test]
@@ -256,15 +278,12 @@ mod tests {
         let parameters = parameters();
         let gradients = parameters.gradients();
         let fill = |name: &str, value| {
-            let weight = parameters.weight(name).unwrap().unwrap();
-            weight
-                .add_gradient(|slice, accumulate| {
-                    for g in slice {
-                        *g = if accumulate { *g + value } else { value };
-                    }
-                    Ok(())
-                })
-                .unwrap();
+            let weight = parameters.weight(name).unwrap();
+            weight.add_gradient(|slice, accumulate| {
+                for g in slice {
+                    *g = if accumulate { *g + value } else { value };
+                }
+            });
         };
         fill("a", 1.0);
         assert!(matches!(

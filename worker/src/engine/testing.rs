@@ -11,6 +11,8 @@ use common::rng::CounterRng;
 use serde_json::{Value, json};
 
 use super::accumulator::Sums;
+use super::buffer::Pool;
+use super::ops::element::narrow;
 use super::params::{Parameters, Weight};
 use super::{Reduced, Trainer, TrainerOptions};
 
@@ -192,7 +194,7 @@ impl TestWeights {
                 (tensor.name.clone(), variable.unwrap())
             })
             .collect();
-        let parameters = Parameters::new(layout, values).unwrap();
+        let parameters = Parameters::new(layout, values);
         Self {
             parameters,
             variables,
@@ -200,11 +202,21 @@ impl TestWeights {
     }
 
     pub fn trainable(&self, name: &str) -> Weight {
-        self.parameters.weight(name).unwrap().unwrap()
+        self.parameters.weight(name).unwrap()
     }
 
     pub fn frozen(&self, name: &str) -> Weight {
-        Weight::frozen(self.variable(name)).unwrap()
+        let tensor = self.variable(name);
+        let mut values = Pool::default().take(tensor.elem_count());
+        values.copy_from_slice(&flat(&tensor));
+        Weight::frozen_f32(values, tensor.dims())
+    }
+
+    pub fn frozen_bf16(&self, name: &str) -> Weight {
+        let tensor = self.variable(name);
+        let mut values = Pool::default().take(tensor.elem_count());
+        narrow(&flat(&tensor), 1.0, &mut values);
+        Weight::frozen_bf16(values, tensor.dims())
     }
 
     pub fn variable(&self, name: &str) -> Tensor {
@@ -212,29 +224,45 @@ impl TestWeights {
         found.unwrap().1.as_tensor().clone()
     }
 
+    pub fn reset_gradients(&self) {
+        self.parameters.gradients().reset();
+    }
+
     /// The flat gradient, with one where a tensor of the list is not expected to get any.
-    fn gradients(&self, untouched: &[&str]) -> Vec<f32> {
+    pub fn gradients(&self, untouched: &[&str]) -> Vec<f32> {
         for name in untouched.iter().chain(&["~unused"]) {
             let fill = |gradient: &mut [f32], accumulate: bool| {
                 assert!(!accumulate, "{name} got a gradient");
                 gradient.fill(1.0);
-                Ok(())
             };
-            self.trainable(name).add_gradient(fill).unwrap();
+            self.trainable(name).add_gradient(fill);
         }
         self.parameters.gradients().read(<[f32]>::to_vec).unwrap()
     }
 }
 
-type Run<'a> = &'a (dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Sync);
+/// An op under test: from its input and the gradient of its result to its result and the gradient of its input.
+type Run<'a> = &'a (dyn Fn(&[f32], &[f32]) -> (Vec<f32>, Vec<f32>) + Sync);
+
+type Reference<'a> = &'a dyn Fn(&Tensor) -> candle_core::Result<Tensor>;
 
 /// Compares an op with its plain reference, in value and in every gradient, for a random gradient of the result; and
 /// with itself for 1, 2 and 3 threads, to the bit. Weights in `frozen` must get no gradient.
-pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, reference: Run) {
+pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, reference: Reference) {
+    let x = Var::from_tensor(x).unwrap();
+    let result = reference(x.as_tensor()).unwrap();
+    let seeds = match result.dims2() {
+        Ok((rows, columns)) => random_tensor(rows, columns, 77),
+        Err(_) => result.ones_like().unwrap(),
+    };
+    let scalar = (&result * &seeds).unwrap().sum_all().unwrap();
+    let gradients = scalar.backward().unwrap();
+
+    let (values, seeds) = (flat(x.as_tensor()), flat(&seeds));
     let run = |threads: usize| {
         in_pool(threads, || {
-            weights.parameters.gradients().reset();
-            let (y, dx) = forward_and_backward(x, op).unwrap();
+            weights.reset_gradients();
+            let (y, dx) = op(&values, &seeds);
             (y, dx, weights.gradients(frozen))
         })
     };
@@ -242,9 +270,6 @@ pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, ref
     assert_eq!(run(2), (y.clone(), dx.clone(), dw.clone()));
     assert_eq!(run(3), (y.clone(), dx.clone(), dw.clone()));
 
-    let x = Var::from_tensor(x).unwrap();
-    let result = reference(x.as_tensor()).unwrap();
-    let gradients = seeded(&result).unwrap().backward().unwrap();
     assert_close("value", &y, &flat(&result));
     assert_close("input gradient", &dx, &flat(gradients.get(&x).unwrap()));
     for (tensor, (name, variable)) in weights
@@ -259,21 +284,6 @@ pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, ref
             let expected = flat(gradients.get(variable).expect(name));
             assert_close(name, &dw[range], &expected);
         }
-    }
-}
-
-fn forward_and_backward(x: &Tensor, op: Run) -> candle_core::Result<(Vec<f32>, Vec<f32>)> {
-    let x = Var::from_tensor(x)?;
-    let y = op(x.as_tensor())?;
-    let gradients = seeded(&y)?.backward()?;
-    Ok((flat(&y), flat(gradients.get(&x).unwrap())))
-}
-
-/// A scalar whose gradient makes that of `y` random; a scalar stays as it is.
-fn seeded(y: &Tensor) -> candle_core::Result<Tensor> {
-    match y.dims2() {
-        Ok((rows, columns)) => (y * random_tensor(rows, columns, 77))?.sum_all(),
-        Err(_) => Ok(y.clone()),
     }
 }
 

@@ -24,9 +24,6 @@ use super::optim::{AdamW, Update, clip_coefficient, gradient_norm};
 use super::params::{Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
 
-/// The backward pass walks candle's graph by recursion.
-const THREAD_STACK_BYTES: usize = 64 << 20;
-
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
     /// Where the base model is on this machine.
@@ -87,7 +84,6 @@ impl Trainer {
         } = options;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
-            .stack_size(THREAD_STACK_BYTES)
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|error| EngineError::Threads {
@@ -104,7 +100,8 @@ impl Trainer {
                 standard_deviation: config.initializer_range,
             },
         };
-        let parameters = starting_parameters(&job, &config, &source, adapter_dir)?;
+        let parameters =
+            pool.install(|| starting_parameters(&job, &config, &source, adapter_dir))?;
         let tensors = JobTensors {
             job: &job,
             source: &source,
@@ -193,7 +190,7 @@ impl Trainer {
         if batch.targets.is_empty() {
             return Ok(SlotOutcome::default());
         }
-        let sum = self.pool.install(|| self.model.evaluate(&batch))?;
+        let sum = self.pool.install(|| self.model.evaluate(&batch));
         Ok(SlotOutcome {
             loss_sum: sum.loss,
             trained_tokens: batch.targets.len() as u64,
@@ -204,8 +201,7 @@ impl Trainer {
     /// The logits of one sequence, `[tokens][vocabulary]` in one line.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         let batch = Batch::from_tokens(tokens, self.model.config().vocab_size)?;
-        let logits = self.pool.install(|| self.model.logits(&batch))?;
-        Ok(logits.flatten_all()?.to_vec1()?)
+        Ok(self.pool.install(|| self.model.logits(&batch)))
     }
 
     /// The slots in the accumulator, with what they amount to.
@@ -255,7 +251,7 @@ impl Trainer {
                     let moments = (exp_avg.as_mut_slice(), exp_avg_sq.as_mut_slice());
                     update_tensors(optimizer, &update, &layout, weights, moments, &reduced.mean);
                 });
-            })?;
+            });
         }
         Ok(UpdateOutcome { grad_norm, skipped })
     }
@@ -266,19 +262,14 @@ impl Trainer {
             self.pool
                 .install(|| weights_digest(&layout, layout.split(flat)))
         };
-        self.parameters
-            .read(digest)
-            .expect("trainable weights are on the CPU")
+        self.parameters.read(digest)
     }
 
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             step: self.step,
             layout: self.layout(),
-            weights: self
-                .parameters
-                .read(<[f32]>::to_vec)
-                .expect("trainable weights are on the CPU"),
+            weights: self.parameters.read(<[f32]>::to_vec),
             exp_avg: self.exp_avg.clone(),
             exp_avg_sq: self.exp_avg_sq.clone(),
         }
@@ -294,7 +285,7 @@ impl Trainer {
             });
         }
         self.parameters
-            .update(|weights| weights.copy_from_slice(&snapshot.weights))?;
+            .update(|weights| weights.copy_from_slice(&snapshot.weights));
         self.exp_avg.copy_from_slice(&snapshot.exp_avg);
         self.exp_avg_sq.copy_from_slice(&snapshot.exp_avg_sq);
         self.step = snapshot.step;
@@ -318,7 +309,7 @@ fn train(
         return Ok(SlotOutcome::default());
     }
     parameters.gradients().reset();
-    let sum = model.train(batch, Some(mask))?;
+    let (sum, _) = model.train(batch, Some(mask));
     common::failpoint::reached("forward");
     parameters
         .gradients()
@@ -384,7 +375,7 @@ fn starting_parameters(
             (layout, values)
         }
     };
-    Ok(Parameters::new(layout, values)?)
+    Ok(Parameters::new(layout, values))
 }
 
 /// # Errors
@@ -433,20 +424,15 @@ impl Tensors for JobTensors<'_> {
     type Error = EngineError;
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
-        match self.parameters.weight(name)? {
+        match self.parameters.weight(name) {
             Some(weight) => Ok(weight),
-            None => {
-                let tensor = self.source.tensor(name, shape, self.dtype())?;
-                Ok(Weight::frozen(tensor)?)
-            }
+            None => self.source.tensor(name, shape, self.dtype()),
         }
     }
 
     fn adapter(&self, path: &str) -> Result<Option<Lora>, EngineError> {
-        match self.lora() {
-            Some(lora) => Ok(adapter_of(path, self.parameters, lora)?),
-            None => Ok(None),
-        }
+        let lora = self.lora();
+        Ok(lora.and_then(|lora| adapter_of(path, self.parameters, lora)))
     }
 }
 

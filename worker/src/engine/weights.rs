@@ -3,16 +3,22 @@
 //! In: a model folder and the names and shapes that the configuration calls for. Out: float32 values, or frozen
 //! tensors in the job's base type. Vectors (norms, biases) are always float32.
 
-use candle_core::{Device, Tensor};
 use common::files::FileError;
 use common::files::model::ModelFolder;
 use common::files::tensors::{Dtype, TensorFile};
 use common::job::BaseDtype;
 use common::rng::CounterRng;
 use half::bf16;
+use rayon::prelude::*;
 
 use super::EngineError;
+use super::buffer::Pool;
 use super::config::ModelConfig;
+use super::ops::element::{Element, narrow};
+use super::params::Weight;
+
+/// Scalars drawn in one task.
+const DRAW_TILE: usize = 1 << 16;
 
 /// Draw stream of the counter-based generator.
 const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
@@ -67,36 +73,48 @@ impl WeightSource {
         Ok(())
     }
 
-    /// A tensor in its storage type: vectors in float32, matrices in `dtype`.
+    /// A frozen tensor in its storage type: vectors in float32, matrices in `dtype`.
     pub fn tensor(
         &self,
         name: &str,
         shape: &[usize],
         dtype: BaseDtype,
-    ) -> Result<Tensor, EngineError> {
+    ) -> Result<Weight, EngineError> {
         self.check(name, shape)?;
+        let scalars = shape.iter().product();
+        // A pool of its own: it maps memory in large pages, and is given up with the weight.
+        let pool = Pool::default();
         if dtype == BaseDtype::Bfloat16 && shape.len() > 1 {
-            let values = self.read_bf16(name, shape)?;
-            return Ok(Tensor::from_vec(values, shape, &Device::Cpu)?);
+            let mut values = pool.take(scalars);
+            self.read_bf16(name, shape, &mut values)?;
+            return Ok(Weight::frozen_bf16(values, shape));
         }
-        let mut values = vec![0.0; shape.iter().product()];
+        let mut values = pool.take(scalars);
         self.read_f32(name, shape, &mut values)?;
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        Ok(Weight::frozen_f32(values, shape))
     }
 
-    fn read_bf16(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, EngineError> {
-        if let Self::Files { folder, files } = self {
-            let view = find(folder, files, name)?.expect(name, shape)?;
-            if view.dtype == Dtype::BF16 {
-                let pairs = view.bytes.chunks_exact(2);
-                return Ok(pairs
-                    .map(|pair| bf16::from_bits(u16::from_le_bytes([pair[0], pair[1]])))
-                    .collect());
+    fn read_bf16(&self, name: &str, shape: &[usize], out: &mut [bf16]) -> Result<(), EngineError> {
+        match self {
+            Self::Files { folder, files } => {
+                let file = find(folder, files, name)?;
+                let view = file.expect(name, shape)?;
+                if view.dtype == Dtype::BF16 {
+                    for (out, pair) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
+                        *out = bf16::from_bits(u16::from_le_bytes([pair[0], pair[1]]));
+                    }
+                    return Ok(());
+                }
+                let mut wide = vec![0.0; out.len()];
+                file.read_f32(name, shape, &mut wide)?;
+                narrow(&wide, 1.0, out);
             }
+            Self::Random {
+                seed,
+                standard_deviation,
+            } => draw(name, shape, *seed, *standard_deviation, out),
         }
-        let mut wide = vec![0.0; shape.iter().product()];
-        self.read_f32(name, shape, &mut wide)?;
-        Ok(wide.into_iter().map(bf16::from_f32).collect())
+        Ok(())
     }
 }
 
@@ -114,15 +132,22 @@ fn find<'a>(
         })
 }
 
-fn draw(name: &str, shape: &[usize], seed: u64, standard_deviation: f64, out: &mut [f32]) {
+fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
     if shape.len() == 1 {
-        out.fill(if name.ends_with(".bias") { 0.0 } else { 1.0 });
+        let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+        out.fill(E::narrow(value));
         return;
     }
-    let mut rng = CounterRng::new(seed, &[STREAM_WEIGHTS, name_key(name)]);
-    for value in out {
-        *value = (rng.normal() * standard_deviation) as f32;
-    }
+    let key = [STREAM_WEIGHTS, name_key(name)];
+    out.par_chunks_mut(DRAW_TILE)
+        .enumerate()
+        .for_each(|(tile, out)| {
+            let mut rng = CounterRng::new(seed, &key);
+            rng.skip((tile * DRAW_TILE) as u64 * CounterRng::WORDS_PER_NORMAL);
+            for value in out {
+                *value = E::narrow((rng.normal() * deviation) as f32);
+            }
+        });
 }
 
 /// A name as a word of a random stream's key.
@@ -247,8 +272,12 @@ mod tests {
     }
 
     fn read(source: &WeightSource, name: &str, dtype: BaseDtype) -> Vec<f32> {
-        let tensor = source.tensor(name, &SHAPE, dtype).unwrap();
-        testing::flat(&tensor.to_dtype(candle_core::DType::F32).unwrap())
+        let weight = source.tensor(name, &SHAPE, dtype).unwrap();
+        let mut values = vec![0.0; 12];
+        for (row, values) in values.chunks_exact_mut(4).enumerate() {
+            weight.read().slice().copy_row(row, 4, values);
+        }
+        values
     }
 
     #[test]
@@ -299,6 +328,10 @@ mod tests {
             values
         };
         assert_eq!(draw(1, "a"), draw(1, "a"));
+        let key = [STREAM_WEIGHTS, name_key("a")];
+        let mut rng = CounterRng::new(1, &key);
+        let one_by_one: Vec<f32> = (0..4000).map(|_| (rng.normal() * 0.5) as f32).collect();
+        assert_eq!(draw(1, "a"), one_by_one);
         assert_ne!(draw(1, "a"), draw(2, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));
         let squares: f32 = draw(1, "a").iter().map(|x| x * x).sum();

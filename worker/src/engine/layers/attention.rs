@@ -1,37 +1,144 @@
-//! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`, all `[tokens, hidden]`.
-
-use std::sync::Arc;
-
-use candle_core::{Result, Tensor};
+//! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`.
 
 use super::Pass;
-use super::chain::Chain;
-use crate::engine::ops::attention::Attention;
-use crate::engine::ops::projection::{Linear, Projection};
+use crate::engine::buffer::Buffer;
+use crate::engine::ops::attention::{Attention, Saved};
+use crate::engine::ops::element::Element;
+use crate::engine::ops::narrow_into;
+use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
 
 pub struct AttentionBlock {
     pub norm: RmsNorm,
     /// Queries, keys, values.
-    pub qkv: Arc<Vec<Linear>>,
-    pub output: Arc<Vec<Linear>>,
+    pub qkv: Projection,
+    pub output: Projection,
     pub layout: HeadLayout,
     pub head_norms: Option<HeadNorms>,
 }
 
+/// What the backward pass needs beside the input. Norms and positions are computed again.
+pub struct AttentionTape<E> {
+    /// As projected, `[tokens, layout.width()]`.
+    qkv: Buffer<E>,
+    qkv_low_rank: LowRank<E>,
+    log_sums: Buffer<f32>,
+    /// `[tokens, heads * head_dim]`
+    context: Buffer<E>,
+    output_low_rank: LowRank<E>,
+}
+
 impl AttentionBlock {
-    pub fn forward(&self, x: &Tensor, pass: &Pass, chain: &mut Chain) -> Result<Tensor> {
-        let normed = chain.apply(self.norm.clone(), x)?;
-        let qkv = chain.apply(Projection::new(&self.qkv, pass.mask), &normed)?;
-        let rope = Rope::new(
-            self.layout,
-            self.head_norms.clone(),
-            pass.positions.clone(),
-            pass.rope.clone(),
-        )?;
-        let qkv = chain.apply(rope, &qkv)?;
-        let context = chain.apply(Attention::new(self.layout, pass.segments.clone()), &qkv)?;
-        chain.apply_onto(Projection::new(&self.output, pass.mask), &context, x)
+    /// `x` is `[tokens, hidden]`, and so is the result.
+    pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, AttentionTape<E>) {
+        let (tokens, pool) = (pass.tokens(), pass.pool);
+        let mut qkv = pool.take(tokens * self.layout.width());
+        let qkv_low_rank = {
+            let normed = self.normed::<E>(x, pass);
+            self.qkv.forward(&normed, &mut qkv, pass.context())
+        };
+        let mut log_sums = pool.take(tokens * self.layout.heads);
+        let mut context = pool.take(tokens * self.layout.heads * self.layout.head_dim);
+        {
+            let mut rotated = pool.take(qkv.len());
+            self.rope(pass).forward(&qkv, &mut rotated);
+            self.attention(pass)
+                .forward(&rotated, &mut context[..], &mut log_sums);
+        }
+        let mut y = pool.take(x.len());
+        let output_low_rank = self
+            .output
+            .forward_onto(x, &context[..], &mut y, pass.context());
+        let tape = AttentionTape {
+            qkv,
+            qkv_low_rank,
+            log_sums,
+            context,
+            output_low_rank,
+        };
+        (y, tape)
+    }
+
+    /// Turns `gradient`, that of the result, into that of `x`.
+    pub fn backward<E: Element>(
+        &self,
+        x: &[f32],
+        tape: AttentionTape<E>,
+        gradient: &mut [f32],
+        pass: Pass,
+    ) {
+        let d_qkv = self.backward_to_qkv(&tape, gradient, pass);
+        let mut d_normed = pass.pool.take::<f32>(x.len());
+        let du = self
+            .qkv
+            .backward_input(&d_qkv[..], &mut d_normed, pass.context());
+        if self.qkv.learns() {
+            let normed = self.normed::<E>(x, pass);
+            let u = &tape.qkv_low_rank;
+            self.qkv
+                .backward_weights(&normed, u, &d_qkv, &du, pass.context());
+        }
+        self.norm.backward(x, &d_normed, gradient);
+    }
+
+    fn backward_to_qkv<E: Element>(
+        &self,
+        tape: &AttentionTape<E>,
+        gradient: &[f32],
+        pass: Pass,
+    ) -> Buffer<E> {
+        let pool = pass.pool;
+        let mut d_context = pool.take(tape.context.len());
+        {
+            let mut dy = pool.take::<E>(gradient.len());
+            narrow_into(gradient, &mut dy);
+            let du = self
+                .output
+                .backward_input(&dy[..], &mut d_context, pass.context());
+            if self.output.learns() {
+                let u = &tape.output_low_rank;
+                self.output
+                    .backward_weights(&tape.context, u, &dy, &du, pass.context());
+            }
+        }
+        let mut d_rotated = pool.take(tape.qkv.len());
+        {
+            let mut rotated = pool.take(tape.qkv.len());
+            self.rope(pass).forward(&tape.qkv, &mut rotated);
+            let saved = Saved {
+                qkv: &rotated,
+                out: &tape.context[..],
+                d_out: &d_context,
+                log_sums: &tape.log_sums,
+            };
+            self.attention(pass).backward(&saved, &mut d_rotated);
+        }
+        let mut d_qkv = pool.take(tape.qkv.len());
+        self.rope(pass)
+            .backward(&tape.qkv[..], &d_rotated, &mut d_qkv);
+        d_qkv
+    }
+
+    fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
+        let mut normed = pass.pool.take(x.len());
+        self.norm.forward(x, &mut normed[..]);
+        normed
+    }
+
+    fn rope<'a>(&'a self, pass: Pass<'a>) -> Rope<'a> {
+        Rope {
+            layout: self.layout,
+            norms: self.head_norms.as_ref(),
+            positions: &pass.batch.positions,
+            table: pass.rope,
+        }
+    }
+
+    fn attention<'a>(&self, pass: Pass<'a>) -> Attention<'a> {
+        Attention {
+            layout: self.layout,
+            segments: &pass.batch.segments,
+        }
     }
 }

@@ -1,24 +1,14 @@
-//! The decoder: layers of attention and feed-forward on a residual, then the final norm, as one operation on candle's
-//! graph.
+//! The decoder: layers of attention and feed-forward on a residual.
 //!
-//! With gradient checkpointing (Chen et al., 2016) a layer keeps its input alone and runs forward again when the
-//! backward pass comes to it. The same bits as without, because the second run repeats the first.
-
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor};
+//! The residual is float32; what lies between is stored as the base model is. With gradient checkpointing (Chen et al.,
+//! 2016) a layer keeps its input alone and runs forward again when the backward pass comes to it. The same bits as
+//! without, because the second run repeats the first.
 
 use super::Pass;
-use super::attention::AttentionBlock;
-use super::chain::Chain;
-use super::mlp::Mlp;
-use crate::engine::ops::add_in_place;
-use crate::engine::ops::rms_norm::RmsNorm;
-
-pub struct Decoder {
-    pub layers: Vec<DecoderLayer>,
-    pub norm: RmsNorm,
-}
+use super::attention::{AttentionBlock, AttentionTape};
+use super::mlp::{Mlp, MlpTape};
+use crate::engine::buffer::Buffer;
+use crate::engine::ops::element::Element;
 
 pub struct DecoderLayer {
     pub attention: AttentionBlock,
@@ -34,145 +24,75 @@ pub enum Keep {
     Everything,
 }
 
-/// `[tokens, hidden]` to the same.
-pub fn decode(decoder: &Arc<Decoder>, x: &Tensor, pass: &Pass, keep: Keep) -> Result<Tensor> {
-    x.apply_op1(Decode {
-        decoder: decoder.clone(),
-        pass: pass.clone(),
-        keep,
-        input: x.detach(),
-        tape: Mutex::new(None),
-    })
+/// A forward pass, from the first layer to the last.
+pub struct Tape<E> {
+    layers: Vec<KeptLayer<E>>,
 }
 
-struct Decode {
-    decoder: Arc<Decoder>,
+struct KeptLayer<E> {
+    /// `[tokens, hidden]`
+    x: Buffer<f32>,
+    inner: Option<Inner<E>>,
+}
+
+/// What a layer has between its input and its output.
+struct Inner<E> {
+    attention: AttentionTape<E>,
+    /// The residual between its halves.
+    middle: Buffer<f32>,
+    mlp: MlpTape<E>,
+}
+
+/// `x` is `[tokens, hidden]`, and so is the result.
+pub fn forward<E: Element>(
+    layers: &[DecoderLayer],
+    mut x: Buffer<f32>,
     pass: Pass,
     keep: Keep,
-    input: Tensor,
-    tape: Mutex<Option<Tape>>,
+) -> (Buffer<f32>, Tape<E>) {
+    let mut tape = Tape { layers: Vec::new() };
+    for layer in layers {
+        let inner = layer.open::<E>(&x, pass);
+        let y = layer.mlp.close(&inner.middle, &inner.mlp, pass);
+        match keep {
+            Keep::Nothing => {}
+            Keep::Inputs => tape.layers.push(KeptLayer { x, inner: None }),
+            Keep::Everything => tape.layers.push(KeptLayer {
+                x,
+                inner: Some(inner),
+            }),
+        }
+        x = y;
+    }
+    (x, tape)
 }
 
-struct Tape {
-    layers: Vec<KeptLayer>,
-    norm: Chain,
-}
-
-enum KeptLayer {
-    Input(Tensor),
-    Everything(LayerChains),
-}
-
-struct LayerChains {
-    attention: Chain,
-    mlp: Chain,
+/// Turns `gradient`, that of the result, into that of the first layer's input. Gives memory back layer by layer.
+pub fn backward<E: Element>(
+    layers: &[DecoderLayer],
+    mut tape: Tape<E>,
+    gradient: &mut [f32],
+    pass: Pass,
+) {
+    assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
+    for (layer, KeptLayer { x, inner }) in layers.iter().zip(tape.layers.drain(..)).rev() {
+        let Inner {
+            attention,
+            middle,
+            mlp,
+        } = inner.unwrap_or_else(|| layer.open(&x, pass));
+        layer.mlp.backward(&middle, mlp, gradient, pass);
+        layer.attention.backward(&x, attention, gradient, pass);
+    }
 }
 
 impl DecoderLayer {
-    fn forward(&self, x: &Tensor, pass: &Pass, chains: &mut LayerChains) -> Result<Tensor> {
-        let x = self.attention.forward(x, pass, &mut chains.attention)?;
-        self.mlp.forward(&x, pass, &mut chains.mlp)
-    }
-
-    fn recompute(&self, x: &Tensor, pass: &Pass) -> Result<LayerChains> {
-        let mut chains = LayerChains::recording();
-        let x = self.attention.forward(x, pass, &mut chains.attention)?;
-        self.mlp.recompute(&x, pass, &mut chains.mlp)?;
-        Ok(chains)
-    }
-}
-
-impl LayerChains {
-    fn recording() -> Self {
-        Self {
-            attention: Chain::recording(),
-            mlp: Chain::recording(),
+    fn open<E: Element>(&self, x: &[f32], pass: Pass) -> Inner<E> {
+        let (middle, attention) = self.attention.forward(x, pass);
+        Inner {
+            mlp: self.mlp.open(&middle, pass),
+            middle,
+            attention,
         }
-    }
-
-    fn forgetting() -> Self {
-        Self {
-            attention: Chain::forgetting(),
-            mlp: Chain::forgetting(),
-        }
-    }
-
-    /// Each half passes its gradient on through the residual as well.
-    fn backward(self, gradient: &Tensor) -> Result<Tensor> {
-        let through_mlp = self.mlp.backward(gradient)?;
-        add_in_place(&through_mlp, gradient)?;
-        let through_attention = self.attention.backward(&through_mlp)?;
-        add_in_place(&through_attention, &through_mlp)?;
-        Ok(through_attention)
-    }
-}
-
-impl Decode {
-    fn forward(&self) -> Result<Tensor> {
-        let mut layers = Vec::new();
-        let mut x = self.input.clone();
-        for layer in &self.decoder.layers {
-            let mut chains = match self.keep {
-                Keep::Everything => LayerChains::recording(),
-                Keep::Inputs | Keep::Nothing => LayerChains::forgetting(),
-            };
-            let y = layer.forward(&x, &self.pass, &mut chains)?;
-            match self.keep {
-                Keep::Nothing => {}
-                Keep::Inputs => layers.push(KeptLayer::Input(x)),
-                Keep::Everything => layers.push(KeptLayer::Everything(chains)),
-            }
-            x = y;
-        }
-        let mut norm = match self.keep {
-            Keep::Nothing => Chain::forgetting(),
-            Keep::Inputs | Keep::Everything => Chain::recording(),
-        };
-        let y = norm.apply(self.decoder.norm.clone(), &x)?;
-        *self.tape.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tape { layers, norm });
-        Ok(y)
-    }
-
-    fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
-        let tape = self
-            .tape
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(Tape { mut layers, norm }) = tape.filter(|_| self.keep != Keep::Nothing) else {
-            candle_core::bail!("a decoder that kept nothing, or was walked back twice");
-        };
-        let mut gradient = norm.backward(gradient)?;
-        for layer in self.decoder.layers.iter().rev() {
-            let chains = match layers.pop() {
-                Some(KeptLayer::Everything(chains)) => chains,
-                Some(KeptLayer::Input(x)) => layer.recompute(&x, &self.pass)?,
-                None => candle_core::bail!("fewer layers kept than run"),
-            };
-            gradient = chains.backward(&gradient)?;
-        }
-        Ok(gradient)
-    }
-}
-
-impl CustomOp1 for Decode {
-    fn name(&self) -> &'static str {
-        "decoder"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward()?;
-        let shape = y.shape().clone();
-        let (storage, layout) = y.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(data)) if layout.is_contiguous() => {
-                Ok((CpuStorage::F32(data.clone()), shape))
-            }
-            _ => candle_core::bail!("the decoder's output is not float32 on the CPU"),
-        }
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.backward(gradient)?))
     }
 }

@@ -1,38 +1,90 @@
-//! The feed-forward half of a decoder layer: `x + down(swiglu(gate_up(norm(x))))`, all `[tokens, hidden]`.
-
-use std::sync::Arc;
-
-use candle_core::{Result, Tensor};
+//! The feed-forward half of a decoder layer: `x + down(swiglu(gate_up(norm(x))))`.
 
 use super::Pass;
-use super::chain::Chain;
-use crate::engine::ops::projection::{Linear, Projection};
+use crate::engine::buffer::Buffer;
+use crate::engine::ops::element::Element;
+use crate::engine::ops::narrow_into;
+use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::swiglu::Swiglu;
+use crate::engine::ops::swiglu;
 
 pub struct Mlp {
     pub norm: RmsNorm,
     /// Gate, up.
-    pub gate_up: Arc<Vec<Linear>>,
-    pub down: Arc<Vec<Linear>>,
+    pub gate_up: Projection,
+    pub down: Projection,
+}
+
+/// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
+pub struct MlpTape<E> {
+    /// `[tokens, 2 * intermediate]`
+    gate_up: Buffer<E>,
+    low_rank: LowRank<E>,
 }
 
 impl Mlp {
-    pub fn forward(&self, x: &Tensor, pass: &Pass, chain: &mut Chain) -> Result<Tensor> {
-        let activated = self.activate(x, pass, chain)?;
-        chain.apply_onto(Projection::new(&self.down, pass.mask), &activated, x)
+    /// As far as the backward pass needs it. `x` is `[tokens, hidden]`.
+    pub fn open<E: Element>(&self, x: &[f32], pass: Pass) -> MlpTape<E> {
+        let normed = self.normed::<E>(x, pass);
+        let mut gate_up = pass.pool.take(pass.tokens() * self.gate_up.width());
+        let low_rank = self.gate_up.forward(&normed, &mut gate_up, pass.context());
+        MlpTape { gate_up, low_rank }
     }
 
-    /// The forward pass once more, only as far as the backward pass needs it.
-    pub fn recompute(&self, x: &Tensor, pass: &Pass, chain: &mut Chain) -> Result<()> {
-        let activated = self.activate(x, pass, chain)?;
-        chain.defer(Projection::new(&self.down, pass.mask), &activated);
-        Ok(())
+    /// The rest: the result, `[tokens, hidden]`.
+    pub fn close<E: Element>(&self, x: &[f32], tape: &MlpTape<E>, pass: Pass) -> Buffer<f32> {
+        let mut h = pass.pool.take::<E>(tape.gate_up.len() / 2);
+        swiglu::forward(&tape.gate_up, &mut h, self.gate_up.width() / 2);
+        let mut y = pass.pool.take(x.len());
+        self.down.forward_onto(x, &h[..], &mut y, pass.context());
+        y
     }
 
-    fn activate(&self, x: &Tensor, pass: &Pass, chain: &mut Chain) -> Result<Tensor> {
-        let normed = chain.apply(self.norm.clone(), x)?;
-        let gate_up = chain.apply(Projection::new(&self.gate_up, pass.mask), &normed)?;
-        chain.apply(Swiglu, &gate_up)
+    /// Turns `gradient`, that of the result, into that of `x`.
+    pub fn backward<E: Element>(
+        &self,
+        x: &[f32],
+        tape: MlpTape<E>,
+        gradient: &mut [f32],
+        pass: Pass,
+    ) {
+        let d_gate_up = self.backward_to_gate_up(&tape, gradient, pass);
+        let mut d_normed = pass.pool.take::<f32>(x.len());
+        let du = self
+            .gate_up
+            .backward_input(&d_gate_up[..], &mut d_normed, pass.context());
+        if self.gate_up.learns() {
+            let normed = self.normed::<E>(x, pass);
+            self.gate_up
+                .backward_weights(&normed, &tape.low_rank, &d_gate_up, &du, pass.context());
+        }
+        self.norm.backward(x, &d_normed, gradient);
+    }
+
+    fn backward_to_gate_up<E: Element>(
+        &self,
+        tape: &MlpTape<E>,
+        gradient: &[f32],
+        pass: Pass,
+    ) -> Buffer<E> {
+        let (pool, width) = (pass.pool, self.gate_up.width() / 2);
+        let mut dy = pool.take::<E>(gradient.len());
+        narrow_into(gradient, &mut dy);
+        let mut dh = pool.take(pass.tokens() * width);
+        let du = self.down.backward_input(&dy[..], &mut dh, pass.context());
+        let mut d_gate_up = pool.take(tape.gate_up.len());
+        let mut h = pool.take::<E>(dh.len());
+        swiglu::backward(&tape.gate_up, &dh, &mut d_gate_up, &mut h, width);
+        if self.down.learns() {
+            let u = self.down.low_rank(&h[..], pass.context());
+            self.down.backward_weights(&h, &u, &dy, &du, pass.context());
+        }
+        d_gate_up
+    }
+
+    fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
+        let mut normed = pass.pool.take(x.len());
+        self.norm.forward(x, &mut normed[..]);
+        normed
     }
 }

@@ -1,34 +1,35 @@
-//! The decoder's layers, each built of fused ops.
+//! The decoder's layers, each built of fused ops on buffers of one pool.
 
 pub mod attention;
-pub mod chain;
 pub mod decoder;
 pub mod mlp;
 
-use std::sync::Arc;
-
 use super::batch::Batch;
+use super::buffer::Pool;
 use super::ops::lora_linear::MaskKey;
+use super::ops::projection::Context;
 use super::ops::rope::RopeTable;
-use super::ops::segments::Segments;
 
-/// What every layer of a forward pass needs beside its input.
-#[derive(Clone)]
-pub struct Pass {
-    pub positions: Arc<Vec<u32>>,
-    pub segments: Arc<Segments>,
-    pub rope: Arc<RopeTable>,
+/// What every layer of a pass needs beside its input.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    pub batch: &'a Batch,
+    pub rope: &'a RopeTable,
     /// None: nothing is dropped.
     pub mask: Option<MaskKey>,
+    pub pool: &'a Pool,
 }
 
-impl Pass {
-    pub fn new(batch: &Batch, rope: Arc<RopeTable>, mask: Option<MaskKey>) -> Self {
-        Self {
-            positions: batch.positions.clone(),
-            segments: batch.segments.clone(),
-            rope,
-            mask,
+impl Pass<'_> {
+    pub fn tokens(&self) -> usize {
+        self.batch.ids.len()
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            tokens: self.tokens(),
+            mask: self.mask,
+            pool: self.pool,
         }
     }
 }

@@ -4,39 +4,115 @@
 //! Tiles are a function of the segments alone. Forward tasks are (query tile, head); backward tasks are (run of
 //! segments, key-value head), so that each sum into a key or value has one owner and one order.
 
+use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::element::{Element, narrow, widen};
 use super::gemm::{Matrix, MatrixMut, Shared, multiply};
 use super::rope::HeadLayout;
 use super::segments::Segments;
 use super::vector::{self, dispatch};
-use super::{f32_slice, output, to_tensor, with_f32};
 
-/// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; the result is
-/// `[tokens, heads * head_dim]`.
-pub fn attention(qkv: &Tensor, layout: HeadLayout, segments: Arc<Segments>) -> Result<Tensor> {
-    qkv.apply_op1(Attention::new(layout, segments))
+/// The operation.
+pub struct Attention<'a> {
+    pub layout: HeadLayout,
+    pub segments: &'a Segments,
 }
 
-/// The operation, for one run.
-pub struct Attention {
-    layout: HeadLayout,
-    segments: Arc<Segments>,
-    /// `log(sum(exp(scores)))` of each row, `[heads, tokens]`, kept for the backward pass.
-    log_sums: OnceLock<Vec<f32>>,
+/// What the backward pass reads.
+pub struct Saved<'a, E> {
+    /// Queries, keys and values with positions applied.
+    pub qkv: &'a [f32],
+    pub out: &'a [E],
+    pub d_out: &'a [f32],
+    pub log_sums: &'a [f32],
 }
 
-impl Attention {
-    pub fn new(layout: HeadLayout, segments: Arc<Segments>) -> Self {
-        Self {
-            layout,
-            segments,
-            log_sums: OnceLock::new(),
+/// Of each thread. Every element that is read is written before.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+    /// Output rows of a tile.
+    rows: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Attention<'_> {
+    /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; `out` becomes
+    /// `[tokens, heads * head_dim]`, and `log_sums` `log(sum(exp(scores)))` of each row, `[heads, tokens]`.
+    pub fn forward<E: Element>(&self, qkv: &[f32], out: &mut [E], log_sums: &mut [f32]) {
+        let HeadLayout {
+            heads, head_dim, ..
+        } = self.layout;
+        let (tokens, out_width) = (self.segments.tokens(), self.out_width());
+        assert!(
+            qkv.len() == tokens * self.layout.width()
+                && out.len() == tokens * out_width
+                && log_sums.len() == heads * tokens,
+            "queries, keys and values of another shape"
+        );
+        let tasks: Vec<(Range<usize>, usize)> = self
+            .segments
+            .runs()
+            .iter()
+            .flat_map(|run| self.segments.tiles(run))
+            .flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)))
+            .collect();
+        let (shared_out, shared_sums) = (Shared::new(out), Shared::new(log_sums));
+        tasks.into_par_iter().for_each(|(rows, head)| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                // SAFETY: each task has its own rows of a head.
+                let sums = unsafe { shared_sums.slice(head * tokens + rows.start, rows.len()) };
+                self.forward_tile(qkv, &rows, head, scratch, sums);
+                for (row, values) in rows.zip(scratch.rows.chunks_exact(head_dim)) {
+                    // SAFETY: each task has its own rows and columns of the result.
+                    let out =
+                        unsafe { shared_out.slice(row * out_width + head * head_dim, head_dim) };
+                    narrow(values, 1.0, out);
+                }
+            });
+        });
+    }
+
+    /// From the gradient of the result to that of `qkv`.
+    pub fn backward<E: Element>(&self, saved: &Saved<E>, d_qkv: &mut [f32]) {
+        let shared = Shared::new(d_qkv);
+        let tasks: Vec<(&Range<usize>, usize)> = self
+            .segments
+            .runs()
+            .iter()
+            .flat_map(|run| (0..self.layout.key_value_heads).map(move |head| (run, head)))
+            .collect();
+        tasks.into_par_iter().for_each(|(run, key_value_head)| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let group = self.queries_per_key();
+                let heads = key_value_head * group..(key_value_head + 1) * group;
+                self.clear_sums(run, heads.start, &shared);
+                for rows in self.segments.tiles(run) {
+                    for head in heads.clone() {
+                        self.backward_tile(saved, &rows, head, scratch, &shared);
+                    }
+                }
+            });
+        });
+    }
+
+    /// The gradients that tiles add to: of the keys and values of a run.
+    fn clear_sums(&self, run: &Range<usize>, head: usize, d_qkv: &Shared<f32>) {
+        let [_, key, value] = self.columns(head);
+        for row in run.clone() {
+            for column in [key, value] {
+                let start = row * self.layout.width() + column;
+                // SAFETY: the caller's task alone writes to these rows and columns.
+                unsafe { d_qkv.slice(start, self.layout.head_dim) }.fill(0.0);
+            }
         }
     }
 
@@ -94,18 +170,22 @@ impl Attention {
         );
     }
 
-    /// One tile of one head forward; `log_sums` has an entry for each of its rows.
+    /// One tile of one head forward, into the scratch's rows; `log_sums` has an entry for each of its rows.
     fn forward_tile(
         &self,
         qkv: &[f32],
         rows: &Range<usize>,
         head: usize,
-        scores: &mut Vec<f32>,
+        scratch: &mut Scratch,
         log_sums: &mut [f32],
-        mut result: MatrixMut,
     ) {
         let keys = self.segments.keys(rows);
         let [_, _, value] = self.columns(head);
+        let Scratch {
+            scores,
+            rows: result,
+            ..
+        } = scratch;
         self.scores(qkv, rows, &keys, head, scores);
         dispatch(
             #[inline(always)]
@@ -126,8 +206,9 @@ impl Attention {
                 }
             },
         );
+        result.resize(rows.len() * self.layout.head_dim, 0.0);
         multiply(
-            &mut result,
+            &mut MatrixMut::new(result, rows.len(), self.layout.head_dim),
             false,
             1.0,
             Matrix::new(scores, rows.len(), keys.len()),
@@ -137,13 +218,13 @@ impl Attention {
     }
 
     /// One tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
-    fn backward_tile(
+    fn backward_tile<E: Element>(
         &self,
-        saved: &Saved,
+        saved: &Saved<E>,
         rows: &Range<usize>,
         head: usize,
         scratch: &mut Scratch,
-        d_qkv: &Shared,
+        d_qkv: &Shared<f32>,
     ) {
         self.score_gradients(saved, rows, head, scratch);
         let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
@@ -169,16 +250,20 @@ impl Attention {
     }
 
     /// Computes a tile's probabilities again, and the gradient of its scores.
-    fn score_gradients(
+    fn score_gradients<E: Element>(
         &self,
-        saved: &Saved,
+        saved: &Saved<E>,
         rows: &Range<usize>,
         head: usize,
         scratch: &mut Scratch,
     ) {
         let keys = self.segments.keys(rows);
         let [query, _, value] = self.columns(head);
-        let Scratch { scores, d_scores } = scratch;
+        let Scratch {
+            scores,
+            d_scores,
+            rows: out_row,
+        } = scratch;
         self.scores(saved.qkv, rows, &keys, head, scores);
         d_scores.resize(scores.len(), 0.0);
         multiply(
@@ -199,29 +284,17 @@ impl Attention {
             let start = row * self.out_width() + query;
             let out = start..start + self.layout.head_dim;
             let log_sum = saved.log_sums[head * self.segments.tokens() + row];
+            out_row.resize(self.layout.head_dim, 0.0);
+            widen(&saved.out[out.clone()], out_row);
             dispatch(
                 #[inline(always)]
                 || {
-                    let delta = vector::dot(&saved.out[out.clone()], &saved.d_out[out]);
+                    let delta = vector::dot(out_row, &saved.d_out[out]);
                     softmax_backward(probabilities, d_scores, visible, log_sum, delta);
                 },
             );
         }
     }
-}
-
-/// What the backward pass reads.
-struct Saved<'a> {
-    qkv: &'a [f32],
-    out: &'a [f32],
-    d_out: &'a [f32],
-    log_sums: &'a [f32],
-}
-
-#[derive(Default)]
-struct Scratch {
-    scores: Vec<f32>,
-    d_scores: Vec<f32>,
 }
 
 /// Turns a row of scores into probabilities and their gradient into that of the scores: `dS = P (dP - sum(P dP))`,
@@ -247,97 +320,12 @@ fn softmax_backward(
     }
 }
 
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (tokens, width) = layout.shape().dims2()?;
-        if width != self.layout.width() || tokens != self.segments.tokens() {
-            candle_core::bail!("queries, keys and values of another shape");
-        }
-        let qkv = f32_slice(storage, layout)?;
-        let HeadLayout {
-            heads, head_dim, ..
-        } = self.layout;
-        let mut out = vec![0.0; tokens * heads * head_dim];
-        let mut log_sums = vec![0.0; heads * tokens];
-        let tasks: Vec<(Range<usize>, usize)> = self
-            .segments
-            .runs()
-            .iter()
-            .flat_map(|run| self.segments.tiles(run))
-            .flat_map(|rows| (0..heads).map(move |head| (rows.clone(), head)))
-            .collect();
-        let (shared_out, shared_sums) = (Shared::new(&mut out), Shared::new(&mut log_sums));
-        tasks
-            .into_par_iter()
-            .for_each_init(Vec::new, |scores, (rows, head)| {
-                let out_width = self.out_width();
-                let start = rows.start * out_width + head * head_dim;
-                // SAFETY: each task has its own rows and columns of the result, and its own sums.
-                let (result, sums) = unsafe {
-                    (
-                        shared_out.matrix(start, rows.len(), head_dim, out_width),
-                        shared_sums.slice(head * tokens + rows.start, rows.len()),
-                    )
-                };
-                self.forward_tile(qkv, &rows, head, scores, sums, result);
-            });
-        if self.log_sums.set(log_sums).is_err() {
-            candle_core::bail!("an attention op was run twice");
-        }
-        Ok(output(out, tokens, heads * head_dim))
-    }
-
-    fn bwd(&self, arg: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, width) = arg.dims2()?;
-        let Some(log_sums) = self.log_sums.get() else {
-            candle_core::bail!("attention backward before forward");
-        };
-        let mut d_qkv = vec![0.0; tokens * width];
-        let shared = Shared::new(&mut d_qkv);
-        let tasks: Vec<(&Range<usize>, usize)> = self
-            .segments
-            .runs()
-            .iter()
-            .flat_map(|run| (0..self.layout.key_value_heads).map(move |head| (run, head)))
-            .collect();
-        with_f32(arg, |qkv| {
-            with_f32(res, |out| {
-                with_f32(grad, |d_out| {
-                    let saved = Saved {
-                        qkv,
-                        out,
-                        d_out,
-                        log_sums,
-                    };
-                    tasks.into_par_iter().for_each_init(
-                        Scratch::default,
-                        |scratch, (run, key_value_head)| {
-                            let group = self.queries_per_key();
-                            for rows in self.segments.tiles(run) {
-                                for head in key_value_head * group..(key_value_head + 1) * group {
-                                    self.backward_tile(&saved, &rows, head, scratch, &shared);
-                                }
-                            }
-                        },
-                    );
-                    Ok(())
-                })
-            })
-        })?;
-        Ok(Some(to_tensor(d_qkv, tokens, width)?))
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{TestWeights, check_op, random_tensor};
-    use candle_core::{D, Device};
+    use crate::engine::testing::{TestWeights, check_op, flat, random_tensor};
+    use candle_core::{D, Device, Result, Tensor};
 
     fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tensor> {
         let HeadLayout {
@@ -377,6 +365,22 @@ mod tests {
         Tensor::cat(&outs, 1)
     }
 
+    fn run(x: &[f32], dy: &[f32], layout: HeadLayout, segments: &Segments) -> (Vec<f32>, Vec<f32>) {
+        let attention = Attention { layout, segments };
+        let mut y = vec![f32::NAN; segments.tokens() * attention.out_width()];
+        let mut log_sums = vec![f32::NAN; layout.heads * segments.tokens()];
+        let mut dx = vec![f32::NAN; x.len()];
+        attention.forward(x, &mut y, &mut log_sums);
+        let saved = Saved {
+            qkv: x,
+            out: &y,
+            d_out: dy,
+            log_sums: &log_sums,
+        };
+        attention.backward(&saved, &mut dx);
+        (y, dx)
+    }
+
     #[test]
     fn values_and_gradients_equal_the_reference() {
         for lengths in [vec![1], vec![300], vec![70, 1, 1, 130, 64, 3], vec![5; 40]] {
@@ -386,13 +390,13 @@ mod tests {
                     key_value_heads,
                     head_dim,
                 };
-                let segments = Arc::new(Segments::new(&lengths));
+                let segments = Segments::new(&lengths);
                 let x = random_tensor(segments.tokens(), layout.width(), 1);
                 check_op(
                     &x,
                     &TestWeights::new(&[]),
                     &[],
-                    &|x| attention(x, layout, segments.clone()),
+                    &|x, dy| run(x, dy, layout, &segments),
                     &|x| reference(x, layout, &lengths),
                 );
             }
@@ -407,11 +411,8 @@ mod tests {
             head_dim: 4,
         };
         let x = (random_tensor(30, 12, 3) * 1e3).unwrap();
-        let y = attention(&x, layout, Arc::new(Segments::new(&[30]))).unwrap();
-        assert!(
-            crate::engine::testing::flat(&y)
-                .iter()
-                .all(|y| y.is_finite())
-        );
+        let segments = Segments::new(&[30]);
+        let (y, dx) = run(&flat(&x), &[1.0; 30 * 4], layout, &segments);
+        assert!(y.iter().chain(&dx).all(|value| value.is_finite()));
     }
 }

@@ -1,22 +1,22 @@
-//! The output layer and the loss in one: `-log softmax(hidden Wᵀ)[target]`, summed over the trained tokens only.
+//! The end of the model in one: the final norm, the output layer and the loss, `-log softmax(norm(x) Wᵀ)[target]`, summed
+//! over the trained tokens only.
 //!
-//! Goes through the rows in chunks, so that the logits of all tokens never stand in memory; the gradients are computed
-//! along the way, where the logits are at hand, and kept for the backward pass.
+//! Goes through the trained rows in chunks, so that neither the logits nor the normed rows of all tokens ever stand in
+//! memory; gradients are computed along the way, where the logits are at hand and give them their place.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::{
-    Matrix, MatrixMut, all_threads, multiply, multiply_by_transposed_weight, multiply_by_weight,
-};
+use super::element::{Element, narrow_in_place};
+use super::gemm;
+use super::gemm::{Matrix, MatrixMut, all_threads};
+use super::product::{Along, Target as Product, View, multiply};
+use super::rms_norm::RmsNorm;
 use super::vector::{self, dispatch};
-use super::{f32_slice, to_tensor, with_f32};
+use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
 
 /// Logits that stand in memory at a time.
-const CHUNK_SCALARS: usize = 32 << 20;
+const CHUNK_SCALARS: usize = 24 << 20;
 /// A chunk has at most this many rows, and at least [`MIN_CHUNK_ROWS`].
 const MAX_CHUNK_ROWS: usize = 512;
 const MIN_CHUNK_ROWS: usize = 16;
@@ -35,33 +35,134 @@ pub struct LossSum {
     pub correct: u64,
 }
 
-/// `hidden` is `[tokens, width]` (after the final norm), `head` is `[vocabulary, width]`. Returns the summed loss as a
-/// scalar on the graph and in float64. With `gradients`, those of `head` are handed over at once.
-pub fn cross_entropy(
-    hidden: &Tensor,
-    head: &Weight,
-    targets: Arc<Vec<Target>>,
-    gradients: bool,
-) -> Result<(Tensor, LossSum)> {
-    let sum = Arc::new(Mutex::new(LossSum::default()));
-    let loss = hidden.apply_op1(CrossEntropy {
-        head: head.clone(),
-        targets,
-        gradients,
-        sum: sum.clone(),
-        d_hidden: Mutex::new(None),
-    })?;
-    let sum = *sum.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok((loss, sum))
+/// The model behind its last layer.
+pub struct LossHead<'a> {
+    pub norm: &'a RmsNorm,
+    /// `[vocabulary, width]`
+    pub head: &'a Weight,
+    pub pool: &'a Pool,
 }
 
-struct CrossEntropy {
-    head: Weight,
-    targets: Arc<Vec<Target>>,
-    gradients: bool,
-    sum: Arc<Mutex<LossSum>>,
-    /// Gradient rows of the targets, in order.
-    d_hidden: Mutex<Option<Vec<f32>>>,
+impl LossHead<'_> {
+    /// The summed loss of the targets, whose rows are within `x` `[tokens, width]` and whose ids are within the
+    /// vocabulary. With `dx`, the gradient of `x` is written there, and those of the weights are handed over.
+    pub fn loss<E: Element>(
+        &self,
+        x: &[f32],
+        targets: &[Target],
+        mut dx: Option<&mut [f32]>,
+    ) -> LossSum {
+        let (vocabulary, width) = self.head.matrix_dims();
+        let rows = chunk_rows(vocabulary).min(targets.len());
+        let mut chunk = Chunk {
+            width,
+            vocabulary,
+            x: self.pool.take::<f32>(rows * width),
+            normed: self.pool.take::<E>(rows * width),
+            logits: self.pool.take::<f32>(rows * vocabulary),
+        };
+        if let Some(dx) = &mut dx {
+            dx.fill(0.0);
+        }
+        let mut total = LossSum::default();
+        for targets in targets.chunks(rows.max(1)) {
+            let sum = self.forward(x, targets, &mut chunk);
+            total.loss += sum.loss;
+            total.correct += sum.correct;
+            if let Some(dx) = &mut dx {
+                self.backward(targets, &mut chunk, dx);
+            }
+        }
+        total
+    }
+
+    /// Losses of a chunk; leaves the logits' gradients in place of the logits.
+    fn forward<E: Element>(&self, x: &[f32], targets: &[Target], chunk: &mut Chunk<E>) -> LossSum {
+        let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
+        for (row, target) in chunk.x.chunks_exact_mut(width).zip(targets) {
+            row.copy_from_slice(&x[target.row * width..(target.row + 1) * width]);
+        }
+        let normed = &mut chunk.normed[..rows * width];
+        self.norm.forward(&chunk.x[..rows * width], normed);
+        let head = self.head.read();
+        multiply(
+            Product::new(&mut chunk.logits[..], rows, vocabulary),
+            View::new(normed, rows, width),
+            View::new(head.elements::<E>(), vocabulary, width),
+            Along::Columns,
+        );
+        let losses: Vec<(f64, bool)> = chunk.logits[..rows * vocabulary]
+            .par_chunks_mut(vocabulary)
+            .zip(targets)
+            .map(|(logits, target)| {
+                let loss = dispatch(
+                    #[inline(always)]
+                    || loss_row(logits, target.id as usize),
+                );
+                narrow_in_place::<E>(logits);
+                loss
+            })
+            .collect();
+        let mut sum = LossSum::default();
+        for (loss, correct) in losses {
+            sum.loss += loss;
+            sum.correct += u64::from(correct);
+        }
+        sum
+    }
+
+    fn backward<E: Element>(&self, targets: &[Target], chunk: &mut Chunk<E>, dx: &mut [f32]) {
+        let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
+        let d_logits = View::<E>::strided(
+            bytemuck::cast_slice(&chunk.logits),
+            rows,
+            vocabulary,
+            vocabulary * size_of::<f32>() / size_of::<E>(),
+        );
+        let mut d_normed = self.pool.take::<f32>(rows * width);
+        let head = self.head.read();
+        multiply(
+            Product::new(&mut d_normed[..], rows, width),
+            d_logits,
+            View::new(head.elements::<E>(), vocabulary, width),
+            Along::Rows,
+        );
+        drop(head);
+        self.head.add_gradient(|gradient, accumulate| {
+            gemm::multiply(
+                &mut MatrixMut::new(gradient, vocabulary, width),
+                accumulate,
+                1.0,
+                Matrix::from(d_logits).transposed(),
+                Matrix::from(View::new(&chunk.normed, rows, width)),
+                all_threads(),
+            );
+        });
+        let mut d_rows = self.pool.zeroed::<f32>(rows * width);
+        self.norm
+            .backward(&chunk.x[..rows * width], &d_normed, &mut d_rows);
+        // A row predicts one token, so no two targets share one; adding is right even so.
+        for (target, row) in targets.iter().zip(d_rows.chunks_exact(width)) {
+            let out = &mut dx[target.row * width..(target.row + 1) * width];
+            dispatch(
+                #[inline(always)]
+                || vector::add_scaled(out, row, 1.0),
+            );
+        }
+    }
+}
+
+/// Rows that are computed together.
+struct Chunk<E> {
+    width: usize,
+    vocabulary: usize,
+    x: Buffer<f32>,
+    normed: Buffer<E>,
+    logits: Buffer<f32>,
+}
+
+fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_SCALARS / vocabulary).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
 }
 
 /// Turns a row of logits into their gradient (softmax minus one at the target) and returns its loss and whether the
@@ -77,147 +178,22 @@ fn loss_row(logits: &mut [f32], target: usize) -> (f64, bool) {
     (loss, at_target >= max)
 }
 
-impl CrossEntropy {
-    fn chunk_rows(vocabulary: usize) -> usize {
-        (CHUNK_SCALARS / vocabulary).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
-    }
-
-    /// Losses of a chunk whose rows were gathered into `hidden`; leaves the logits' gradients in `logits`.
-    fn chunk(
-        &self,
-        hidden: Matrix,
-        targets: &[Target],
-        vocabulary: usize,
-        logits: &mut [f32],
-    ) -> Result<LossSum> {
-        self.head.with(|head| {
-            let mut y = MatrixMut::new(logits, targets.len(), vocabulary);
-            multiply_by_transposed_weight(&mut y, false, hidden, head);
-            Ok(())
-        })?;
-        let rows: Vec<(f64, bool)> = logits
-            .par_chunks_mut(vocabulary)
-            .zip(targets.par_iter())
-            .map(|(logits, target)| {
-                dispatch(
-                    #[inline(always)]
-                    || loss_row(logits, target.id as usize),
-                )
-            })
-            .collect();
-        let mut sum = LossSum::default();
-        for (loss, correct) in rows {
-            sum.loss += loss;
-            sum.correct += u64::from(correct);
-        }
-        Ok(sum)
-    }
-
-    fn add_head_gradient(&self, hidden: Matrix, d_logits: Matrix) -> Result<()> {
-        let (vocabulary, width) = self.head.matrix_dims()?;
-        self.head.add_gradient(|gradient, accumulate| {
-            multiply(
-                &mut MatrixMut::new(gradient, vocabulary, width),
-                accumulate,
-                1.0,
-                d_logits.transposed(),
-                hidden,
-                all_threads(),
-            );
-            Ok(())
-        })
-    }
-}
-
-impl CustomOp1 for CrossEntropy {
-    fn name(&self) -> &'static str {
-        "cross_entropy"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (tokens, width) = layout.shape().dims2()?;
-        let (vocabulary, head_width) = self.head.matrix_dims()?;
-        let hidden = f32_slice(storage, layout)?;
-        let fits = |target: &Target| target.row < tokens && (target.id as usize) < vocabulary;
-        if head_width != width || !self.targets.iter().all(fits) {
-            candle_core::bail!("targets or an output layer of another shape");
-        }
-        let chunk_rows = Self::chunk_rows(vocabulary);
-        let mut d_hidden = vec![
-            0.0;
-            if self.gradients {
-                self.targets.len() * width
-            } else {
-                0
-            }
-        ];
-        let mut gathered = vec![0.0; chunk_rows.min(self.targets.len()) * width];
-        let mut logits = vec![0.0; chunk_rows.min(self.targets.len()) * vocabulary];
-        let mut total = LossSum::default();
-        for (index, targets) in self.targets.chunks(chunk_rows).enumerate() {
-            let gathered = &mut gathered[..targets.len() * width];
-            for (out, target) in gathered.chunks_exact_mut(width).zip(targets) {
-                out.copy_from_slice(&hidden[target.row * width..(target.row + 1) * width]);
-            }
-            let rows = Matrix::new(gathered, targets.len(), width);
-            let logits = &mut logits[..targets.len() * vocabulary];
-            let sum = self.chunk(rows, targets, vocabulary, logits)?;
-            total.loss += sum.loss;
-            total.correct += sum.correct;
-            if self.gradients {
-                let d_logits = Matrix::new(logits, targets.len(), vocabulary);
-                let start = index * chunk_rows * width;
-                let part = &mut d_hidden[start..start + targets.len() * width];
-                let mut part = MatrixMut::new(part, targets.len(), width);
-                self.head.with(|head| {
-                    multiply_by_weight(&mut part, false, d_logits, head);
-                    Ok(())
-                })?;
-                self.add_head_gradient(rows, d_logits)?;
-            }
-        }
-        *self.sum.lock().unwrap_or_else(PoisonError::into_inner) = total;
-        if self.gradients {
-            *self.d_hidden.lock().unwrap_or_else(PoisonError::into_inner) = Some(d_hidden);
-        }
-        Ok((CpuStorage::F32(vec![total.loss as f32]), Shape::from(())))
-    }
-
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, width) = arg.dims2()?;
-        let kept = self
-            .d_hidden
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(kept) = kept else {
-            candle_core::bail!("the loss was computed without gradients, or walked back twice");
-        };
-        if with_f32(grad, |grad| Ok(grad[0]))? != 1.0 {
-            candle_core::bail!("the summed loss must be the end of the graph");
-        }
-        let mut d_hidden = vec![0.0; tokens * width];
-        // A row predicts one token, so no two targets share one; adding is right even so.
-        for (target, row) in self.targets.iter().zip(kept.chunks_exact(width)) {
-            let out = &mut d_hidden[target.row * width..(target.row + 1) * width];
-            dispatch(
-                #[inline(always)]
-                || vector::add_scaled(out, row, 1.0),
-            );
-        }
-        Ok(Some(to_tensor(d_hidden, tokens, width)?))
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{TestWeights, check_op, random_tensor};
-    use candle_core::{D, Device};
+    use crate::engine::testing::{TestWeights, check_op, flat, random_tensor, random_values};
+    use candle_core::{D, Device, Result, Tensor};
+    use half::bf16;
 
-    fn reference(hidden: &Tensor, head: &Tensor, targets: &[Target]) -> Result<Tensor> {
-        let logits = hidden.matmul(&head.t()?)?;
+    const EPSILON: f32 = 1e-5;
+
+    fn reference(x: &Tensor, norm: &Tensor, head: &Tensor, targets: &[Target]) -> Result<Tensor> {
+        let mean = x.sqr()?.mean_keepdim(1)?;
+        let normed = x
+            .broadcast_div(&(mean + f64::from(EPSILON))?.sqrt()?)?
+            .broadcast_mul(norm)?;
+        let logits = normed.matmul(&head.t()?)?;
         let log_sum = logits.exp()?.sum_keepdim(D::Minus1)?.log()?;
         let log_p = logits.broadcast_sub(&log_sum)?.flatten_all()?;
         let vocabulary = head.dim(0)?;
@@ -231,58 +207,105 @@ mod tests {
             .neg()
     }
 
-    fn targets(tokens: usize, vocabulary: usize) -> Arc<Vec<Target>> {
+    fn targets(tokens: usize, vocabulary: usize) -> Vec<Target> {
         let target = |row| Target {
             row,
             id: (row * 7 % vocabulary) as u32,
         };
-        Arc::new((0..tokens).filter(|row| row % 3 != 1).map(target).collect())
+        (0..tokens).filter(|row| row % 3 != 1).map(target).collect()
+    }
+
+    fn run(norm: Weight, head: &Weight, x: &[f32], targets: &[Target]) -> (LossSum, Vec<f32>) {
+        let norm = RmsNorm {
+            weight: norm,
+            epsilon: EPSILON,
+        };
+        let pool = Pool::default();
+        let head = LossHead {
+            norm: &norm,
+            head,
+            pool: &pool,
+        };
+        let mut dx = vec![f32::NAN; x.len()];
+        let sum = match head.head.is_bf16() {
+            true => head.loss::<bf16>(x, targets, Some(&mut dx)),
+            false => head.loss::<f32>(x, targets, Some(&mut dx)),
+        };
+        (sum, dx)
     }
 
     #[test]
     fn values_and_gradients_equal_the_reference() {
         // The second has more targets than a chunk has rows.
         for (tokens, vocabulary) in [(10, 31), (900, 17)] {
-            let weights = TestWeights::new(&[("head", &[vocabulary, 12])]);
+            let weights = TestWeights::new(&[("head", &[vocabulary, 12]), ("norm", &[12])]);
             let targets = targets(tokens, vocabulary);
-            let plain = |x: &Tensor| reference(x, &weights.variable("head"), &targets);
-            let run =
-                |x: &Tensor, head: &Weight| Ok(cross_entropy(x, head, targets.clone(), true)?.0);
+            let plain = |x: &Tensor| {
+                let (norm, head) = (weights.variable("norm"), weights.variable("head"));
+                reference(x, &norm, &head, &targets)
+            };
             let x = random_tensor(tokens, 12, 1);
-            let trainable = |x: &Tensor| run(x, &weights.trainable("head"));
+            let trainable = |x: &[f32], _: &[f32]| {
+                let (norm, head) = (weights.trainable("norm"), weights.trainable("head"));
+                let (sum, dx) = run(norm, &head, x, &targets);
+                (vec![sum.loss as f32], dx)
+            };
             check_op(&x, &weights, &[], &trainable, &plain);
-            let frozen = |x: &Tensor| run(x, &weights.frozen("head"));
-            check_op(&x, &weights, &["head"], &frozen, &plain);
+            let frozen = |x: &[f32], _: &[f32]| {
+                let (norm, head) = (weights.frozen("norm"), weights.frozen("head"));
+                let (sum, dx) = run(norm, &head, x, &targets);
+                (vec![sum.loss as f32], dx)
+            };
+            check_op(&x, &weights, &["head", "norm"], &frozen, &plain);
+        }
+    }
+
+    #[test]
+    fn a_bfloat16_output_layer_is_close_to_the_float32_one() {
+        let (tokens, vocabulary) = (40, 50);
+        let weights = TestWeights::new(&[("head", &[vocabulary, 12]), ("norm", &[12])]);
+        let (x, targets) = (random_values(tokens * 12, 1), targets(tokens, vocabulary));
+        let norm = || weights.frozen("norm");
+        let (wide, wide_dx) = run(norm(), &weights.frozen("head"), &x, &targets);
+        let (narrow, narrow_dx) = run(norm(), &weights.frozen_bf16("head"), &x, &targets);
+        assert!((wide.loss - narrow.loss).abs() < 0.01 * wide.loss);
+        let largest = wide_dx.iter().fold(0.0f32, |m, d| m.max(d.abs()));
+        for (wide, narrow) in wide_dx.iter().zip(&narrow_dx) {
+            assert!((wide - narrow).abs() < 0.03 * largest, "{wide} {narrow}");
         }
     }
 
     #[test]
     fn correct_tokens_are_those_with_the_largest_logit() {
-        let head = Tensor::new(&[[1.0f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
-        let hidden = Tensor::new(&[[2.0f32, 1.0], [2.0, 1.0], [0.0, 5.0]], &Device::Cpu).unwrap();
+        let weights = TestWeights::new(&[("head", &[2, 2]), ("norm", &[2])]);
+        let head = weights.variable("head");
+        let x = [2.0f32, 1.0, 2.0, 1.0, 0.0, 5.0];
+        let tensor = Tensor::from_slice(&x, (3, 2), &Device::Cpu).unwrap();
         let targets = [(0, 0), (1, 1), (2, 1)].map(|(row, id)| Target { row, id });
-        let head = Weight::frozen(head).unwrap();
-        let (_, sum) = cross_entropy(&hidden, &head, Arc::new(targets.to_vec()), false).unwrap();
-        assert_eq!(sum.correct, 2);
-        let expected = 2.0 * (1.0 + (-1.0f64).exp()).ln() + 1.0 + (1.0 + (-5.0f64).exp()).ln();
-        assert!(
-            (sum.loss - expected).abs() < 1e-5,
-            "{} {expected}",
-            sum.loss
+        let expected = reference(&tensor, &weights.variable("norm"), &head, &targets).unwrap();
+        let (sum, _) = run(
+            weights.frozen("norm"),
+            &weights.frozen("head"),
+            &x,
+            &targets,
         );
+        assert!((sum.loss - f64::from(flat(&expected)[0])).abs() < 1e-5);
+        // Rows 0 and 1 are equal and have different targets, so exactly one of them is right.
+        let (one, _) = run(
+            weights.frozen("norm"),
+            &weights.frozen("head"),
+            &x,
+            &targets[..2],
+        );
+        assert_eq!(one.correct, 1);
     }
 
     #[test]
     fn not_a_number_reaches_the_loss() {
-        let hidden = Tensor::new(&[[f32::NAN, 1.0]], &Device::Cpu).unwrap();
-        let head = Weight::frozen(random_tensor(5, 2, 1)).unwrap();
-        let targets = Arc::new(vec![Target { row: 0, id: 1 }]);
-        assert!(
-            cross_entropy(&hidden, &head, targets, false)
-                .unwrap()
-                .1
-                .loss
-                .is_nan()
-        );
+        let weights = TestWeights::new(&[("head", &[5, 2]), ("norm", &[2])]);
+        let targets = [Target { row: 0, id: 1 }];
+        let head = weights.frozen("head");
+        let (sum, _) = run(weights.frozen("norm"), &head, &[f32::NAN, 1.0], &targets);
+        assert!(sum.loss.is_nan());
     }
 }

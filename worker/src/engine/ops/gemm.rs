@@ -1,18 +1,15 @@
-//! Matrix products: the one door to the `gemm` crate, and the place for kernels of our own (bfloat16 instructions).
+//! Float32 matrix products of any strides: the one door to the `gemm` crate. Products with weights, of which there are
+//! far more, are in [`super::product`].
 //!
-//! In: float32 activations, float32 or bfloat16 weights. Out: float32. The same bits for any number of threads: `gemm`
-//! splits rows and columns but never the sum, and the tiles here are fixed. Against bfloat16 weights the activations
-//! are rounded to bfloat16 where the processor multiplies such pairs (`avx512_bf16`); elsewhere the weights
-//! are widened tile by tile ([`super::widened`]). They never stand in memory as float32 as a whole.
+//! The same bits for any number of threads: `gemm` splits rows and columns but never the sum.
 
 use std::marker::PhantomData;
 
 use gemm::Parallelism;
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512_bf16;
-use super::widened;
+use super::element::{Element, widen};
+use super::product::View;
 
 /// A read-only matrix of any strides.
 #[derive(Clone, Copy)]
@@ -45,36 +42,6 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// A row of a row-major matrix.
-    pub fn row(&self, row: usize) -> &'a [f32] {
-        assert!(
-            self.column_stride == 1 && row < self.rows,
-            "a row outside the matrix"
-        );
-        &self.data[row * self.row_stride..][..self.columns]
-    }
-
-    /// Columns `first..first + count` of a row-major matrix.
-    pub fn columns_part(self, first: usize, count: usize) -> Self {
-        assert!(
-            self.column_stride == 1 && first + count <= self.columns,
-            "columns outside the matrix"
-        );
-        Self {
-            data: &self.data[first.min(self.data.len())..],
-            columns: count,
-            ..self
-        }
-    }
-
     pub fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -83,6 +50,14 @@ impl<'a> Matrix<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+}
+
+impl<'a, E: Element> From<View<'a, E>> for Matrix<'a> {
+    /// Of float32 elements.
+    fn from(view: View<'a, E>) -> Self {
+        let data = E::as_f32(view.data).expect("what is trained as a whole is float32");
+        Self::strided(data, view.rows, view.columns, view.stride)
     }
 }
 
@@ -119,57 +94,22 @@ impl<'a> MatrixMut<'a> {
             lifetime: PhantomData,
         }
     }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub fn columns_count(&self) -> usize {
-        self.columns
-    }
-
-    /// Elements from row to row.
-    pub fn row_stride(&self) -> usize {
-        self.row_stride
-    }
-
-    pub fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.data
-    }
-
-    /// Columns `first..first + count`.
-    pub fn columns(&mut self, first: usize, count: usize) -> MatrixMut<'_> {
-        // SAFETY: the exclusive borrow of self covers the part.
-        unsafe { self.columns_unchecked(first, count) }
-    }
-
-    /// # Safety
-    /// No two parts that live at the same time may overlap.
-    pub(super) unsafe fn columns_unchecked(&self, first: usize, count: usize) -> MatrixMut<'_> {
-        assert!(first + count <= self.columns, "columns outside the matrix");
-        MatrixMut {
-            data: self.data.wrapping_add(first),
-            columns: count,
-            lifetime: PhantomData,
-            ..*self
-        }
-    }
 }
 
 /// A buffer that tasks write to at places that do not overlap.
-pub struct Shared<'a> {
-    data: *mut f32,
+pub struct Shared<'a, T> {
+    data: *mut T,
     len: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: access is only through the unsafe methods, whose callers keep the parts apart.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub fn new(data: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub fn new(data: &'a mut [T]) -> Self {
         Self {
             data: data.as_mut_ptr(),
             len: data.len(),
@@ -180,12 +120,14 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// No two parts that live at the same time may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start + len <= self.len, "a part outside its buffer");
         // SAFETY: in bounds as asserted; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
+}
 
+impl Shared<'_, f32> {
     /// # Safety
     /// No two parts that live at the same time may overlap.
     pub unsafe fn matrix(
@@ -222,7 +164,7 @@ impl WeightSlice<'_> {
         let range = row * columns..(row + 1) * columns;
         match self {
             Self::F32(data) => out.copy_from_slice(&data[range]),
-            Self::Bf16(data) => widened::widen(&data[range], out),
+            Self::Bf16(data) => widen(&data[range], out),
         }
     }
 }
@@ -284,53 +226,6 @@ pub fn multiply(
     }
 }
 
-/// `y (+)= x Wᵀ` with W `[out, in]`: a linear layer forward.
-pub fn multiply_by_transposed_weight(
-    y: &mut MatrixMut,
-    accumulate: bool,
-    x: Matrix,
-    weight: WeightSlice,
-) {
-    let (out, depth) = (y.columns, x.columns);
-    match weight {
-        WeightSlice::F32(data) => {
-            let weight = Matrix::new(data, out, depth).transposed();
-            multiply(y, accumulate, 1.0, x, weight, all_threads());
-        }
-        #[cfg(target_arch = "x86_64")]
-        WeightSlice::Bf16(data) if avx512_bf16::is_supported() => {
-            let weights = avx512_bf16::Weights {
-                data,
-                rows: out,
-                columns: depth,
-            };
-            avx512_bf16::multiply(y, accumulate, x, weights, avx512_bf16::Along::Columns);
-        }
-        WeightSlice::Bf16(data) => widened::multiply_by_transposed(y, accumulate, x, data),
-    }
-}
-
-/// `dx (+)= dy W` with W `[out, in]`: a linear layer backward.
-pub fn multiply_by_weight(dx: &mut MatrixMut, accumulate: bool, dy: Matrix, weight: WeightSlice) {
-    let (depth, width) = (dy.columns, dx.columns);
-    match weight {
-        WeightSlice::F32(data) => {
-            let weight = Matrix::new(data, depth, width);
-            multiply(dx, accumulate, 1.0, dy, weight, all_threads());
-        }
-        #[cfg(target_arch = "x86_64")]
-        WeightSlice::Bf16(data) if avx512_bf16::is_supported() => {
-            let weights = avx512_bf16::Weights {
-                data,
-                rows: depth,
-                columns: width,
-            };
-            avx512_bf16::multiply(dx, accumulate, dy, weights, avx512_bf16::Along::Rows);
-        }
-        WeightSlice::Bf16(data) => widened::multiply_by(dx, accumulate, dy, data),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -382,34 +277,6 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_threads_gives_the_same_bits() {
-        let (n, out, depth) = (67, 530, 300);
-        let (x, dy) = (random(n * depth, 3), random(n * out, 4));
-        let wide = random(out * depth, 5);
-        let narrow: Vec<bf16> = wide.iter().map(|w| bf16::from_f32(*w)).collect();
-        let run = |threads, weight: WeightSlice| {
-            in_pool(threads, || {
-                let (mut y, mut dx) = (vec![0.0; n * out], vec![0.0; n * depth]);
-                let x = Matrix::new(&x, n, depth);
-                multiply_by_transposed_weight(
-                    &mut MatrixMut::new(&mut y, n, out),
-                    false,
-                    x,
-                    weight,
-                );
-                let dy = Matrix::new(&dy, n, out);
-                multiply_by_weight(&mut MatrixMut::new(&mut dx, n, depth), false, dy, weight);
-                (y, dx)
-            })
-        };
-        for weight in [WeightSlice::F32(&wide), WeightSlice::Bf16(&narrow)] {
-            let expected = run(1, weight);
-            assert_eq!(run(2, weight), expected);
-            assert_eq!(run(3, weight), expected);
-        }
-    }
-
-    #[test]
     fn products_of_any_shape_have_the_same_bits_for_any_number_of_threads() {
         let mut rng = CounterRng::new(8, &[]);
         let sizes = [1, 2, 3, 16, 17, 48, 64, 200, 333];
@@ -439,34 +306,6 @@ mod tests {
                     assert_eq!(run(threads), expected, "{m}x{n}x{k}, layout {layout}");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn a_bfloat16_weight_counts_as_its_widened_self() {
-        let (n, out, depth) = (9, 600, 40);
-        // Exact in bfloat16, so that rounding the input changes nothing.
-        let x: Vec<f32> = random(n * depth, 6)
-            .iter()
-            .map(|x| bf16::from_f32(*x).to_f32())
-            .collect();
-        let narrow: Vec<bf16> = random(out * depth, 7)
-            .iter()
-            .map(|w| bf16::from_f32(*w))
-            .collect();
-        let wide: Vec<f32> = narrow.iter().map(|w| w.to_f32()).collect();
-        let run = |weight| {
-            let mut y = vec![0.0; n * out];
-            let x = Matrix::new(&x, n, depth);
-            multiply_by_transposed_weight(&mut MatrixMut::new(&mut y, n, out), false, x, weight);
-            y
-        };
-        let (a, b) = (
-            run(WeightSlice::Bf16(&narrow)),
-            run(WeightSlice::F32(&wide)),
-        );
-        for (a, b) in a.iter().zip(&b) {
-            assert!((a - b).abs() < 1e-4);
         }
     }
 }

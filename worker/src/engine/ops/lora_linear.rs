@@ -1,16 +1,18 @@
-//! The low-rank part of a LoRA layer, `scale · drop(x) Aᵀ Bᵀ` (Hu et al., 2021): the arithmetic of both passes.
-//! [`super::projection`] adds it to the frozen layer, whose own gradient is never computed.
+//! The low-rank part of LoRA layers, `scale · drop(x) Aᵀ Bᵀ` (Hu et al., 2021): the factors as [`super::projection`]
+//! puts them beside the frozen weights, and the arithmetic that is theirs alone.
 //!
-//! With `u = drop(x) Aᵀ`: `dB = scale · dyᵀ u`, `du = scale · dy B`, `dA = duᵀ drop(x)`, `dx += drop'(du A)`.
+//! With `u = drop(x) Aᵀ` and `S = scale · B`: `y += u Sᵀ`, `du = dy S`, `dB = scale · dyᵀ u`, `dA = duᵀ drop(x)`,
+//! `dx += drop'(du A)`. Products read the factors as they read activations: beside a bfloat16 base they are rounded,
+//! as autocast does, while the trained values stay float32. Adapters of the same input lie side by side: their As one
+//! above the other, their us one beside the other, each padded with zeros to an even rank.
 
-use std::borrow::Cow;
-
-use candle_core::Result;
 use common::rng::CounterRng;
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, MatrixMut, all_threads, multiply};
-use super::{ROW_TILE, vector};
+use super::ROW_TILE;
+use super::element::{Element, narrow};
+use super::product::{Along, Part, Start, Target, Term, View, multiply, product};
+use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
 
 /// Draw stream of the counter-based generator.
@@ -36,153 +38,289 @@ pub struct MaskKey {
     pub slot: u32,
 }
 
-impl Lora {
-    /// `u = drop(x) Aᵀ`, `[tokens, rank]`. Without a mask key nothing is dropped.
-    pub(super) fn reduce(
-        &self,
-        x: &[f32],
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) -> Result<Vec<f32>> {
-        let (rank, width) = self.a.matrix_dims()?;
-        let x = self.dropped(x, width, mask);
-        let mut u = vec![0.0; tokens * rank];
-        self.a.with_f32(|a| {
-            multiply(
-                &mut MatrixMut::new(&mut u, tokens, rank),
-                false,
-                1.0,
-                Matrix::new(&x, tokens, width),
-                Matrix::new(a, rank, width).transposed(),
-                all_threads(),
-            );
-            Ok(())
-        })?;
-        Ok(u)
+/// One adapter among those of its input.
+pub(super) struct Placed<'a> {
+    pub lora: &'a Lora,
+    /// Column of the layer's output among those of all layers.
+    pub column: usize,
+    /// Of its u among the us.
+    pub first: usize,
+}
+
+impl Placed<'_> {
+    pub fn rank(&self) -> usize {
+        self.lora.a.matrix_dims().0.next_multiple_of(2)
     }
 
-    /// `y += scale · u Bᵀ`, `[tokens, out]`.
-    pub(super) fn expand(&self, y: &mut MatrixMut, u: &[f32], tokens: usize) -> Result<()> {
-        let (out, rank) = self.b.matrix_dims()?;
-        self.b.with_f32(|b| {
-            let b = Matrix::new(b, out, rank).transposed();
-            let u = Matrix::new(u, tokens, rank);
-            multiply(y, true, self.scale, u, b, all_threads());
-            Ok(())
+    fn out(&self) -> usize {
+        self.lora.b.matrix_dims().0
+    }
+}
+
+/// All adapters of one input, and their factors as products read them.
+pub(super) struct Adapters<'a, E> {
+    placed: Vec<Placed<'a>>,
+    /// Of all us.
+    rank: usize,
+    width: usize,
+    mask: Option<MaskKey>,
+    /// `[rank, width]`
+    a: Buffer<E>,
+    /// `scale · B` of each, `[out, rank]`.
+    b: Vec<Buffer<E>>,
+    pool: &'a Pool,
+}
+
+impl<'a, E: Element> Adapters<'a, E> {
+    /// From layers that have an adapter, each with its output column. None where there are none.
+    pub fn new(
+        layers: impl Iterator<Item = (&'a Lora, usize)>,
+        mask: Option<MaskKey>,
+        pool: &'a Pool,
+    ) -> Option<Self> {
+        let mut rank = 0;
+        let placed: Vec<Placed> = layers
+            .map(|(lora, column)| {
+                let first = rank;
+                rank += lora.a.matrix_dims().0.next_multiple_of(2);
+                Placed {
+                    lora,
+                    column,
+                    first,
+                }
+            })
+            .collect();
+        let width = placed.first()?.lora.a.matrix_dims().1;
+        let mut a = pool.take(rank * width);
+        for placed in &placed {
+            let part = placed.first * width..(placed.first + placed.rank()) * width;
+            let values = placed.lora.a.read_f32();
+            let (used, padding) = a[part].split_at_mut(values.len());
+            narrow(&values, 1.0, used);
+            padding.fill(E::zeroed());
+        }
+        Some(Self {
+            b: placed.iter().map(|placed| scaled_b(placed, pool)).collect(),
+            // A mask of its own for each adapter, or none at all.
+            mask: mask.filter(|_| placed.iter().any(|placed| placed.lora.dropout > 0.0)),
+            placed,
+            rank,
+            width,
+            a,
+            pool,
         })
     }
 
-    /// Adds to `dx` `[tokens, in]` and to the gradients of A and B.
-    pub(super) fn backward(
-        &self,
-        dx: &mut [f32],
-        x: &[f32],
-        u: &[f32],
-        dy: Matrix,
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) -> Result<()> {
-        let (out, rank) = self.b.matrix_dims()?;
-        self.b.add_gradient(|gradient, accumulate| {
-            multiply(
-                &mut MatrixMut::new(gradient, out, rank),
-                accumulate,
-                self.scale,
-                dy.transposed(),
-                Matrix::new(u, tokens, rank),
-                all_threads(),
-            );
-            Ok(())
-        })?;
-        let mut du = vec![0.0; tokens * rank];
-        self.b.with_f32(|b| {
-            multiply(
-                &mut MatrixMut::new(&mut du, tokens, rank),
-                false,
-                self.scale,
-                dy,
-                Matrix::new(b, out, rank),
-                all_threads(),
-            );
-            Ok(())
-        })?;
-        self.backward_through_a(dx, x, Matrix::new(&du, tokens, rank), tokens, mask)
+    /// `u`, `[tokens, rank]`.
+    pub fn reduce(&self, x: &[E], tokens: usize) -> Buffer<E> {
+        let mut u = self.pool.take(tokens * self.rank);
+        let target = Target::new(&mut u[..], tokens, self.rank);
+        let Some(key) = self.mask else {
+            let x = View::new(x, tokens, self.width);
+            multiply(target, x, self.stacked_a(), Along::Columns);
+            return u;
+        };
+        let dropped: Vec<Buffer<E>> = self
+            .placed
+            .iter()
+            .map(|placed| self.dropped(placed, x, key))
+            .collect();
+        let parts: Vec<Part<E>> = self
+            .placed
+            .iter()
+            .zip(&dropped)
+            .map(|(placed, x)| Part {
+                first: placed.first,
+                start: Start::Zero,
+                terms: vec![Term {
+                    a: View::new(x, tokens, self.width),
+                    w: self.a_of(placed),
+                    along: Along::Columns,
+                }],
+            })
+            .collect();
+        product(target, &parts);
+        u
     }
 
-    /// From the gradient of `u`: adds to that of A, and to `dx`.
-    fn backward_through_a(
-        &self,
-        dx: &mut [f32],
-        x: &[f32],
-        du: Matrix,
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) -> Result<()> {
-        let (rank, width) = self.a.matrix_dims()?;
-        let x = self.dropped(x, width, mask);
-        self.a.add_gradient(|gradient, accumulate| {
-            multiply(
-                &mut MatrixMut::new(gradient, rank, width),
-                accumulate,
-                1.0,
-                du.transposed(),
-                Matrix::new(&x, tokens, width),
-                all_threads(),
-            );
-            Ok(())
-        })?;
-        self.a.with_f32(|a| {
-            let a = Matrix::new(a, rank, width);
-            self.add_input_gradient(dx, du, a, tokens, mask);
-            Ok(())
+    /// What the adapter of the layer at `column` adds to the layer's output, or None where it has none.
+    pub fn expand<'b>(&'b self, u: &'b [E], tokens: usize, column: usize) -> Option<Term<'b, E>> {
+        let index = self.placed.iter().position(|p| p.column == column)?;
+        let placed = &self.placed[index];
+        let u = View::new(u, tokens, self.rank);
+        Some(Term {
+            a: u.part(placed.first, placed.rank()),
+            w: self.b_of(index),
+            along: Along::Columns,
         })
     }
 
-    fn add_input_gradient(
-        &self,
-        dx: &mut [f32],
-        du: Matrix,
-        a: Matrix,
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) {
-        let width = dx.len() / tokens.max(1);
-        let Some(key) = self.mask_key(mask) else {
-            let mut dx = MatrixMut::new(dx, tokens, width);
-            multiply(&mut dx, true, 1.0, du, a, all_threads());
+    /// `du`, `[tokens, rank]`.
+    pub fn reduce_gradient(&self, dy: View<E>) -> Buffer<E> {
+        let mut du = self.pool.take(dy.rows * self.rank);
+        let parts: Vec<Part<E>> = (0..self.placed.len())
+            .map(|index| Part {
+                first: self.placed[index].first,
+                start: Start::Zero,
+                terms: vec![Term {
+                    a: dy.part(self.placed[index].column, self.placed[index].out()),
+                    w: self.b_of(index),
+                    along: Along::Rows,
+                }],
+            })
+            .collect();
+        product(Target::new(&mut du[..], dy.rows, self.rank), &parts);
+        du
+    }
+
+    /// What the adapters add to the gradient of their input, where nothing was dropped.
+    pub fn expand_gradient<'b>(&'b self, du: &'b [E], tokens: usize) -> Option<Term<'b, E>> {
+        self.mask.is_none().then(|| Term {
+            a: View::new(du, tokens, self.rank),
+            w: self.stacked_a(),
+            along: Along::Rows,
+        })
+    }
+
+    /// Adds to the gradient of the input what goes through the masks, where something was dropped.
+    pub fn add_masked_gradient(&self, dx: &mut [f32], du: &[E], tokens: usize) {
+        let Some(key) = self.mask else {
             return;
         };
-        let mut through_mask = vec![0.0; dx.len()];
-        let mut target = MatrixMut::new(&mut through_mask, tokens, width);
-        multiply(&mut target, false, 1.0, du, a, all_threads());
-        self.apply_mask(&mut through_mask, width, key);
-        dx.par_chunks_mut(ROW_TILE * width)
-            .zip(through_mask.par_chunks(ROW_TILE * width))
-            .for_each(|(dx, part)| {
-                vector::dispatch(
-                    #[inline(always)]
-                    || vector::add_scaled(dx, part, 1.0),
-                );
-            });
-    }
-
-    fn mask_key(&self, mask: Option<MaskKey>) -> Option<MaskKey> {
-        mask.filter(|_| self.dropout > 0.0)
-    }
-
-    fn dropped<'a>(&self, x: &'a [f32], width: usize, mask: Option<MaskKey>) -> Cow<'a, [f32]> {
-        match self.mask_key(mask) {
-            None => Cow::Borrowed(x),
-            Some(key) => {
-                let mut x = x.to_vec();
-                self.apply_mask(&mut x, width, key);
-                Cow::Owned(x)
-            }
+        let mut through = self.pool.take::<f32>(dx.len());
+        for placed in &self.placed {
+            multiply(
+                Target::new(&mut through[..], tokens, self.width),
+                View::new(du, tokens, self.rank).part(placed.first, placed.rank()),
+                self.a_of(placed),
+                Along::Rows,
+            );
+            placed.lora.apply_mask(&mut through[..], self.width, key);
+            super::add_in_place(dx, &through);
         }
     }
 
+    /// Hands over the gradients of all As and Bs.
+    pub fn backward(&self, x: &[E], u: &[E], dy: View<E>, du: &[E]) {
+        let tokens = dy.rows;
+        self.backward_b(u, dy);
+        let du = self.transposed(du, tokens);
+        let du = View::new(&du[..], self.rank, tokens);
+        let mut gradient = self.pool.take::<f32>(self.rank * self.width);
+        match self.mask {
+            None => {
+                let target = Target::new(&mut gradient[..], self.rank, self.width);
+                multiply(target, du, View::new(x, tokens, self.width), Along::Rows);
+            }
+            Some(key) => {
+                for placed in &self.placed {
+                    let x = self.dropped(placed, x, key);
+                    let rows = placed.first..placed.first + placed.rank();
+                    let out = &mut gradient[rows.start * self.width..rows.end * self.width];
+                    multiply(
+                        Target::new(out, placed.rank(), self.width),
+                        View::new(&du.data[rows.start * tokens..], placed.rank(), tokens),
+                        View::new(&x[..], tokens, self.width),
+                        Along::Rows,
+                    );
+                }
+            }
+        }
+        for placed in &self.placed {
+            let from = &gradient[placed.first * self.width..];
+            placed.lora.a.add_gradient(|gradient, accumulate| {
+                let from = &from[..gradient.len()];
+                match accumulate {
+                    true => super::add_in_place(gradient, from),
+                    false => gradient.copy_from_slice(from),
+                }
+            });
+        }
+    }
+
+    /// `dB = scale · dyᵀ u`, computed as its transpose: ranks are few, outputs many.
+    fn backward_b(&self, u: &[E], dy: View<E>) {
+        let tokens = dy.rows;
+        let u = self.transposed(u, tokens);
+        for placed in &self.placed {
+            let (out, rank) = placed.lora.b.matrix_dims();
+            let mut transposed = self.pool.take::<f32>(placed.rank() * out);
+            multiply(
+                Target::new(&mut transposed[..], placed.rank(), out),
+                View::new(&u[placed.first * tokens..], placed.rank(), tokens),
+                dy.part(placed.column, out),
+                Along::Rows,
+            );
+            placed.lora.b.add_gradient(|gradient, accumulate| {
+                for (i, row) in gradient.chunks_exact_mut(rank).enumerate() {
+                    for (j, g) in row.iter_mut().enumerate() {
+                        let value = placed.lora.scale * transposed[j * out + i];
+                        *g = if accumulate { *g + value } else { value };
+                    }
+                }
+            });
+        }
+    }
+
+    fn stacked_a(&self) -> View<'_, E> {
+        View::new(&self.a, self.rank, self.width)
+    }
+
+    fn a_of(&self, placed: &Placed) -> View<'_, E> {
+        View::new(
+            &self.a[placed.first * self.width..],
+            placed.rank(),
+            self.width,
+        )
+    }
+
+    fn b_of(&self, index: usize) -> View<'_, E> {
+        let placed = &self.placed[index];
+        View::new(&self.b[index], placed.out(), placed.rank())
+    }
+
+    fn dropped(&self, placed: &Placed, x: &[E], key: MaskKey) -> Buffer<E> {
+        let mut copy = self.pool.take(x.len());
+        copy.copy_from_slice(x);
+        placed.lora.apply_mask(&mut copy[..], self.width, key);
+        copy
+    }
+
+    /// `[tokens, rank]` to `[rank, tokens]`.
+    fn transposed(&self, u: &[E], tokens: usize) -> Buffer<E> {
+        let mut turned = self.pool.take(u.len());
+        turned
+            .par_chunks_mut(tokens)
+            .with_min_len(8)
+            .enumerate()
+            .for_each(|(column, out)| {
+                for (out, row) in out.iter_mut().zip(u.chunks_exact(self.rank)) {
+                    *out = row[column];
+                }
+            });
+        turned
+    }
+}
+
+fn scaled_b<E: Element>(placed: &Placed, pool: &Pool) -> Buffer<E> {
+    let (out, rank) = placed.lora.b.matrix_dims();
+    let padded = placed.rank();
+    let values = placed.lora.b.read_f32();
+    let mut b = pool.take(out * padded);
+    if rank == padded {
+        narrow(&values, placed.lora.scale, &mut b[..]);
+        return b;
+    }
+    b.fill(E::zeroed());
+    for (row, values) in b.chunks_exact_mut(padded).zip(values.chunks_exact(rank)) {
+        narrow(values, placed.lora.scale, &mut row[..rank]);
+    }
+    b
+}
+
+impl Lora {
     /// Inverted dropout: kept inputs are scaled up. The mask is drawn afresh each time, tile of rows by tile of rows.
-    fn apply_mask(&self, x: &mut [f32], width: usize, key: MaskKey) {
+    fn apply_mask<E: Element>(&self, x: &mut [E], width: usize, key: MaskKey) {
         let keep_scale = (1.0 / (1.0 - self.dropout)) as f32;
         let threshold = (self.dropout * 4_294_967_296.0) as u32;
         x.par_chunks_mut(ROW_TILE * width)
@@ -199,10 +337,9 @@ impl Lora {
                 for pair in x.chunks_mut(2) {
                     let draw = rng.next_u64();
                     for (x, draw) in pair.iter_mut().zip([draw as u32, (draw >> 32) as u32]) {
-                        *x = if draw < threshold {
-                            0.0
-                        } else {
-                            *x * keep_scale
+                        *x = match draw < threshold {
+                            true => E::zeroed(),
+                            false => E::narrow(x.wide() * keep_scale),
                         };
                     }
                 }

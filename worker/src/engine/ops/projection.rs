@@ -3,15 +3,15 @@
 //!
 //! A layer is frozen, frozen with a LoRA update, or trainable as a whole; what is frozen gets no gradient.
 
-use std::sync::{Arc, OnceLock};
-
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, MatrixMut};
-use super::lora_linear::{Lora, MaskKey};
-use super::{ROW_TILE, f32_slice, linear, output, to_tensor, vector, with_f32};
-use crate::engine::params::Weight;
+use super::element::Element;
+use super::gemm::{self, Matrix, MatrixMut, all_threads};
+use super::lora_linear::{Adapters, Lora, MaskKey};
+use super::product::{Along, Part, Start, Target, Term, View, product};
+use super::{ROW_TILE, column_sums, vector};
+use crate::engine::buffer::{Buffer, Pool};
+use crate::engine::params::{Reading, Weight};
 
 /// `y = x Wᵀ + bias (+ scale · x Aᵀ Bᵀ)`, the weight `[out, in]`.
 ///
@@ -23,197 +23,228 @@ pub struct Linear {
     pub lora: Option<Lora>,
 }
 
-/// `x` is `[tokens, in]`; the outputs lie side by side in `[tokens, sum of outs]`.
-pub fn project(x: &Tensor, linears: &Arc<Vec<Linear>>, mask: Option<MaskKey>) -> Result<Tensor> {
-    x.apply_op1(Projection::new(linears, mask))
+impl Linear {
+    fn out(&self) -> usize {
+        self.weight.matrix_dims().0
+    }
+
+    fn learns(&self) -> bool {
+        let bias = self.bias.as_ref().is_some_and(Weight::is_trainable);
+        self.weight.is_trainable() || bias || self.lora.is_some()
+    }
 }
 
-/// `residual + linear(x)` with a single layer.
-pub fn project_onto(
-    residual: &Tensor,
-    x: &Tensor,
-    linear: &Arc<Vec<Linear>>,
-    mask: Option<MaskKey>,
-) -> Result<Tensor> {
-    x.apply_op2(residual, Projection::new(linear, mask))
+/// The layers, of one input width. Their outputs lie side by side in `[tokens, sum of outs]`.
+#[derive(Clone, Debug)]
+pub struct Projection(pub Vec<Linear>);
+
+/// What a run needs beside its input.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub tokens: usize,
+    /// None: nothing is dropped.
+    pub mask: Option<MaskKey>,
+    pub pool: &'a Pool,
 }
 
-/// The operation, for one run.
-pub struct Projection {
-    linears: Arc<Vec<Linear>>,
-    mask: Option<MaskKey>,
-    /// `drop(x) Aᵀ` of each layer that has an adapter, for the backward pass.
-    low_rank: OnceLock<LowRank>,
-}
-
-type LowRank = Vec<Option<Vec<f32>>>;
+/// `drop(x) Aᵀ` of the layers that have an adapter, or its gradient.
+pub type LowRank<E> = Option<Buffer<E>>;
 
 impl Projection {
-    pub fn new(linears: &Arc<Vec<Linear>>, mask: Option<MaskKey>) -> Self {
-        Self {
-            linears: linears.clone(),
-            mask,
-            low_rank: OnceLock::new(),
-        }
+    /// Of all outputs.
+    pub fn width(&self) -> usize {
+        self.0.iter().map(Linear::out).sum()
     }
 
-    fn widths(&self) -> Result<Vec<usize>> {
-        self.linears
+    /// Whether a gradient of the layers themselves is wanted.
+    pub fn learns(&self) -> bool {
+        self.0.iter().any(Linear::learns)
+    }
+
+    /// `x` is `[tokens, in]`. What the backward pass needs of the adapters is returned.
+    pub fn forward<E: Element>(&self, x: &[E], y: &mut [E], context: Context) -> LowRank<E> {
+        self.run(
+            x,
+            Target::new(y, context.tokens, self.width()),
+            None,
+            context,
+        )
+    }
+
+    /// `y = residual + layer(x)` with a single layer.
+    pub fn forward_onto<E: Element>(
+        &self,
+        residual: &[f32],
+        x: &[E],
+        y: &mut [f32],
+        context: Context,
+    ) -> LowRank<E> {
+        let target = Target::new(y, context.tokens, self.width());
+        let low_rank = self.run(x, target, Some(residual), context);
+        if let Some(bias) = self.0.first().and_then(|linear| linear.bias.as_ref()) {
+            add_to_rows(y, &bias.read_f32());
+        }
+        low_rank
+    }
+
+    fn run<E: Element>(
+        &self,
+        x: &[E],
+        y: Target,
+        residual: Option<&[f32]>,
+        context: Context,
+    ) -> LowRank<E> {
+        let adapters = self.adapters::<E>(context);
+        let low_rank = adapters.as_ref().map(|a| a.reduce(x, context.tokens));
+        let weights: Vec<Reading> = self.0.iter().map(|linear| linear.weight.read()).collect();
+        let biases: Vec<_> = self
+            .0
             .iter()
-            .map(|linear| Ok(linear.weight.matrix_dims()?.0))
-            .collect()
-    }
-
-    fn forward(&self, x: &[f32], tokens: usize, residual: Option<&[f32]>) -> Result<Vec<f32>> {
-        let widths = self.widths()?;
-        let total: usize = widths.iter().sum();
-        let depth = x.len() / tokens.max(1);
-        let mut y = match residual {
-            Some(residual) if residual.len() == tokens * total => residual.to_vec(),
-            Some(_) => candle_core::bail!("a residual of another shape"),
-            None => vec![0.0; tokens * total],
-        };
-        let low_rank = self.low_rank(x, tokens)?;
-        let mut first = 0;
-        for ((linear, width), u) in self.linears.iter().zip(widths).zip(low_rank) {
-            if linear.weight.matrix_dims()?.1 != depth {
-                candle_core::bail!("an input {depth} wide for a layer of another width");
-            }
-            if let Some(bias) = &linear.bias {
-                bias.with_f32(|bias| {
-                    add_to_rows(&mut y, total, first, bias);
-                    Ok(())
-                })?;
-            }
-            let accumulate = residual.is_some() || linear.bias.is_some();
-            let mut whole = MatrixMut::new(&mut y, tokens, total);
-            let mut part = whole.columns(first, width);
-            linear::forward(
-                &mut part,
-                accumulate,
-                Matrix::new(x, tokens, depth),
-                &linear.weight,
-            )?;
-            if let (Some(lora), Some(u)) = (&linear.lora, u) {
-                lora.expand(&mut part, u, tokens)?;
-            }
-            first += width;
-        }
-        Ok(y)
-    }
-
-    /// Computed by whichever pass needs it first: a checkpointed layer's last projection only runs backward.
-    fn low_rank(&self, x: &[f32], tokens: usize) -> Result<&LowRank> {
-        if let Some(low_rank) = self.low_rank.get() {
-            return Ok(low_rank);
-        }
-        let low_rank = self
-            .linears
-            .iter()
-            .map(|linear| match &linear.lora {
-                Some(lora) => Ok(Some(lora.reduce(x, tokens, self.mask)?)),
-                None => Ok(None),
+            .map(|linear| {
+                let bias = linear.bias.as_ref().filter(|_| residual.is_none());
+                bias.map(Weight::read_f32)
             })
-            .collect::<Result<_>>()?;
-        Ok(self.low_rank.get_or_init(|| low_rank))
+            .collect();
+        let layers = self.columns().zip(&weights).zip(&biases);
+        let parts: Vec<Part<E>> = layers
+            .map(|(((column, linear), weight), bias)| {
+                let (out, width) = linear.weight.matrix_dims();
+                let frozen = Term {
+                    a: View::new(x, context.tokens, width),
+                    w: View::new(weight.elements(), out, width),
+                    along: Along::Columns,
+                };
+                let update = adapters.as_ref().zip(low_rank.as_ref());
+                let update = update.and_then(|(a, u)| a.expand(u, context.tokens, column));
+                Part {
+                    first: column,
+                    start: match (residual, bias) {
+                        (Some(residual), _) => Start::Rows(residual),
+                        (None, Some(bias)) => Start::Row(bias),
+                        (None, None) => Start::Zero,
+                    },
+                    terms: [frozen].into_iter().chain(update).collect(),
+                }
+            })
+            .collect();
+        product(y, &parts);
+        low_rank
     }
 
-    fn backward(&self, x: &[f32], dy: &[f32], tokens: usize) -> Result<Vec<f32>> {
-        let low_rank = self.low_rank(x, tokens)?;
-        let widths = self.widths()?;
-        let total: usize = widths.iter().sum();
-        let depth = x.len() / tokens.max(1);
-        let mut dx = vec![0.0; x.len()];
-        let input = Matrix::new(x, tokens, depth);
-        let mut first = 0;
-        for (index, (linear, width)) in self.linears.iter().zip(widths).enumerate() {
-            let part = &dy[first.min(dy.len())..];
-            let d_part = Matrix::strided(part, tokens, width, total);
-            linear::backward_input(
-                &mut MatrixMut::new(&mut dx, tokens, depth),
-                index > 0,
-                d_part,
-                &linear.weight,
-            )?;
-            linear::backward_weight(input, d_part, &linear.weight)?;
-            if let Some(bias) = &linear.bias {
-                linear::backward_bias(part, total, tokens, bias)?;
-            }
-            if let (Some(lora), Some(u)) = (&linear.lora, &low_rank[index]) {
-                lora.backward(&mut dx, x, u, d_part, tokens, self.mask)?;
-            }
-            first += width;
+    /// `drop(x) Aᵀ` once more, where the forward pass did not keep it.
+    pub fn low_rank<E: Element>(&self, x: &[E], context: Context) -> LowRank<E> {
+        let adapters = self.adapters::<E>(context)?;
+        Some(adapters.reduce(x, context.tokens))
+    }
+
+    /// Writes the gradient of the input, and returns that of the low-rank part for [`Self::backward_weights`].
+    pub fn backward_input<E: Element>(
+        &self,
+        dy: &[E],
+        dx: &mut [f32],
+        context: Context,
+    ) -> LowRank<E> {
+        let dy = View::new(dy, context.tokens, self.width());
+        let adapters = self.adapters::<E>(context);
+        let du = adapters.as_ref().map(|a| a.reduce_gradient(dy));
+        let weights: Vec<Reading> = self.0.iter().map(|linear| linear.weight.read()).collect();
+        let frozen = self
+            .columns()
+            .zip(&weights)
+            .map(|((column, linear), weight)| {
+                let (out, width) = linear.weight.matrix_dims();
+                Term {
+                    a: dy.part(column, out),
+                    w: View::new(weight.elements(), out, width),
+                    along: Along::Rows,
+                }
+            });
+        let update = adapters.as_ref().zip(du.as_ref());
+        let update = update.and_then(|(a, du)| a.expand_gradient(du, context.tokens));
+        let part = Part {
+            first: 0,
+            start: Start::Zero,
+            terms: frozen.chain(update).collect(),
+        };
+        let width = dx.len() / context.tokens.max(1);
+        product(Target::new(dx, context.tokens, width), &[part]);
+        if let (Some(adapters), Some(du)) = (&adapters, &du) {
+            adapters.add_masked_gradient(dx, du, context.tokens);
         }
-        Ok(dx)
+        du
+    }
+
+    /// Hands over the gradients of what is trainable.
+    pub fn backward_weights<E: Element>(
+        &self,
+        x: &[E],
+        low_rank: &LowRank<E>,
+        dy: &[E],
+        d_low_rank: &LowRank<E>,
+        context: Context,
+    ) {
+        let total = self.width();
+        let dy = View::new(dy, context.tokens, total);
+        for (column, linear) in self.columns() {
+            let (out, width) = linear.weight.matrix_dims();
+            linear.weight.add_gradient(|gradient, accumulate| {
+                gemm::multiply(
+                    &mut MatrixMut::new(gradient, out, width),
+                    accumulate,
+                    1.0,
+                    Matrix::from(dy.part(column, out)).transposed(),
+                    Matrix::from(View::new(x, context.tokens, width)),
+                    all_threads(),
+                );
+            });
+            if let Some(bias) = &linear.bias {
+                let dy = dy.part(column, out);
+                bias.add_gradient(|gradient, accumulate| {
+                    column_sums(gradient, accumulate, dy.data, total, context.tokens);
+                });
+            }
+        }
+        let adapters = self.adapters::<E>(context);
+        if let (Some(adapters), Some(u), Some(du)) = (adapters, low_rank, d_low_rank) {
+            adapters.backward(x, u, dy, du);
+        }
+    }
+
+    fn adapters<'a, E: Element>(&'a self, context: Context<'a>) -> Option<Adapters<'a, E>> {
+        let layers = self.columns();
+        let adapted = layers.filter_map(|(column, linear)| Some((linear.lora.as_ref()?, column)));
+        Adapters::new(adapted, context.mask, context.pool)
+    }
+
+    /// Each layer with the first column of its output.
+    fn columns(&self) -> impl Iterator<Item = (usize, &Linear)> {
+        self.0.iter().scan(0, |next, linear| {
+            let first = *next;
+            *next += linear.out();
+            Some((first, linear))
+        })
     }
 }
 
-/// Adds `row` to columns `first..` of every row of `y`.
-fn add_to_rows(y: &mut [f32], width: usize, first: usize, row: &[f32]) {
-    y.par_chunks_mut(ROW_TILE * width).for_each(|tile| {
-        for y in tile.chunks_exact_mut(width) {
+/// Adds `row` to every row of `y`.
+fn add_to_rows(y: &mut [f32], row: &[f32]) {
+    y.par_chunks_mut(ROW_TILE * row.len()).for_each(|tile| {
+        for y in tile.chunks_exact_mut(row.len()) {
             vector::dispatch(
                 #[inline(always)]
-                || vector::add_scaled(&mut y[first..first + row.len()], row, 1.0),
+                || vector::add_scaled(y, row, 1.0),
             );
         }
     });
-}
-
-impl CustomOp1 for Projection {
-    fn name(&self) -> &'static str {
-        "projection"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let tokens = layout.shape().dims2()?.0;
-        let y = self.forward(f32_slice(storage, layout)?, tokens, None)?;
-        let width = y.len() / tokens.max(1);
-        Ok(output(y, tokens, width))
-    }
-
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, depth) = arg.dims2()?;
-        let dx = with_f32(arg, |x| with_f32(grad, |dy| self.backward(x, dy, tokens)))?;
-        Ok(Some(to_tensor(dx, tokens, depth)?))
-    }
-}
-
-impl CustomOp2 for Projection {
-    fn name(&self) -> &'static str {
-        "projection_onto_residual"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (tokens, width) = residual_layout.shape().dims2()?;
-        let residual = f32_slice(residual, residual_layout)?;
-        let y = self.forward(f32_slice(x, x_layout)?, tokens, Some(residual))?;
-        Ok(output(y, tokens, width))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = CustomOp1::bwd(self, x, x, grad)?;
-        Ok((dx, Some(grad.clone())))
-    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{TestWeights, check_op, flat, random_tensor};
+    use crate::engine::testing::{TestWeights, check_op, random_tensor, random_values};
+    use candle_core::{Result, Tensor};
+    use half::bf16;
 
     fn reference(x: &Tensor, weights: &TestWeights, layer: &str, lora: bool) -> Result<Tensor> {
         let variable = |name: &str| weights.variable(&format!("{layer}.{name}"));
@@ -234,8 +265,8 @@ mod tests {
             ("p.b", &[70, 3]),
             ("q.w", &[20, depth]),
             ("q.bias", &[20]),
-            ("q.a", &[3, depth]),
-            ("q.b", &[20, 3]),
+            ("q.a", &[4, depth]),
+            ("q.b", &[20, 4]),
         ])
     }
 
@@ -249,6 +280,32 @@ mod tests {
         }
     }
 
+    /// Forward and backward, as a decoder layer does it.
+    fn run<E: Element>(
+        projection: &Projection,
+        x: &[f32],
+        dy: &[f32],
+        tokens: usize,
+        mask: Option<MaskKey>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let pool = Pool::default();
+        let context = Context {
+            tokens,
+            mask,
+            pool: &pool,
+        };
+        let narrow = |values: &[f32]| values.iter().map(|x| E::narrow(*x)).collect::<Vec<E>>();
+        let (narrow_x, narrow_dy) = (narrow(x), narrow(dy));
+        let mut y = vec![E::zeroed(); tokens * projection.width()];
+        let mut dx = vec![f32::NAN; x.len()];
+        let u = projection.forward(&narrow_x, &mut y, context);
+        let du = projection.backward_input(&narrow_dy, &mut dx, context);
+        if projection.learns() {
+            projection.backward_weights(&narrow_x, &u, &narrow_dy, &du, context);
+        }
+        (y.iter().map(|y| y.wide()).collect(), dx)
+    }
+
     #[test]
     fn trainable_layers_side_by_side_equal_the_reference() {
         let weights = weights(50);
@@ -257,12 +314,12 @@ mod tests {
             bias: Some(weights.trainable(&format!("{layer}.bias"))),
             lora: None,
         };
-        let linears = Arc::new(vec![linear("p"), linear("q")]);
+        let projection = Projection(vec![linear("p"), linear("q")]);
         check_op(
             &random_tensor(90, 50, 1),
             &weights,
             &["p.a", "p.b", "q.a", "q.b"],
-            &|x| project(x, &linears, None),
+            &|x, dy| run::<f32>(&projection, x, dy, 90, None),
             &|x| {
                 let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, false).unwrap());
                 Tensor::cat(&parts, 1)
@@ -270,20 +327,24 @@ mod tests {
         );
     }
 
-    #[test]
-    fn adapted_layers_equal_the_reference_and_their_base_gets_no_gradient() {
-        let weights = weights(50);
+    fn adapted(weights: &TestWeights, dropout: f64) -> Projection {
         let linear = |layer: &str| Linear {
             weight: weights.frozen(&format!("{layer}.w")),
             bias: Some(weights.frozen(&format!("{layer}.bias"))),
-            lora: Some(lora(&weights, layer, 0.0)),
+            lora: Some(lora(weights, layer, dropout)),
         };
-        let linears = Arc::new(vec![linear("p"), linear("q")]);
+        Projection(vec![linear("p"), linear("q")])
+    }
+
+    #[test]
+    fn adapted_layers_equal_the_reference_and_their_base_gets_no_gradient() {
+        let weights = weights(50);
+        let projection = adapted(&weights, 0.0);
         check_op(
-            &random_tensor(90, 50, 1),
+            &random_tensor(91, 50, 1),
             &weights,
             &["p.w", "p.bias", "q.w", "q.bias"],
-            &|x| project(x, &linears, None),
+            &|x, dy| run::<f32>(&projection, x, dy, 91, None),
             &|x| {
                 let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, true).unwrap());
                 Tensor::cat(&parts, 1)
@@ -292,19 +353,59 @@ mod tests {
     }
 
     #[test]
-    fn a_residual_passes_value_and_gradient() {
+    fn a_bfloat16_base_gives_nearly_the_same() {
+        let weights = weights(50);
+        let linear = |layer: &str| Linear {
+            weight: weights.frozen_bf16(&format!("{layer}.w")),
+            bias: Some(weights.frozen(&format!("{layer}.bias"))),
+            lora: Some(lora(&weights, layer, 0.0)),
+        };
+        let narrow = Projection(vec![linear("p"), linear("q")]);
+        let wide = adapted(&weights, 0.0);
+        let (x, dy) = (random_values(33 * 50, 1), random_values(33 * 90, 2));
+        let gradients = |run: &dyn Fn() -> (Vec<f32>, Vec<f32>)| {
+            weights.reset_gradients();
+            let (y, dx) = run();
+            [
+                y,
+                dx,
+                weights.gradients(&["p.w", "p.bias", "q.w", "q.bias"]),
+            ]
+        };
+        let narrow = gradients(&|| run::<bf16>(&narrow, &x, &dy, 33, None));
+        let wide = gradients(&|| run::<f32>(&wide, &x, &dy, 33, None));
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
+            let off = norm(&mut narrow.iter().zip(wide).map(|(a, b)| a - b));
+            assert!(off.sqrt() < 0.01 * norm(&mut wide.iter().copied()).sqrt());
+        }
+    }
+
+    #[test]
+    fn a_residual_passes_its_value() {
         let weights = weights(70);
-        let linear = Linear {
+        let projection = Projection(vec![Linear {
             weight: weights.frozen("p.w"),
             bias: Some(weights.frozen("p.bias")),
             lora: Some(lora(&weights, "p", 0.0)),
-        };
-        let linear = Arc::new(vec![linear]);
+        }]);
         check_op(
             &random_tensor(33, 70, 1),
             &weights,
             &["p.w", "p.bias", "q.w", "q.bias", "q.a", "q.b"],
-            &|x| project_onto(x, x, &linear, None),
+            &|x, dy| {
+                let (_, mut dx) = run::<f32>(&projection, x, dy, 33, None);
+                super::super::add_in_place(&mut dx, dy);
+                let pool = Pool::default();
+                let context = Context {
+                    tokens: 33,
+                    mask: None,
+                    pool: &pool,
+                };
+                let mut y = vec![f32::NAN; dy.len()];
+                projection.forward_onto(x, x, &mut y, context);
+                (y, dx)
+            },
             &|x| x + reference(x, &weights, "p", true)?,
         );
     }
@@ -312,20 +413,13 @@ mod tests {
     #[test]
     fn dropout_is_drawn_from_its_key_and_keeps_the_mean() {
         let weights = weights(50);
-        let layer = |dropout| {
-            Arc::new(vec![Linear {
-                weight: weights.frozen("p.w"),
-                bias: None,
-                lora: Some(lora(&weights, "p", dropout)),
-            }])
-        };
         let key = |slot| MaskKey {
             seed: 1,
             step: 2,
             slot,
         };
-        let x = random_tensor(90, 50, 1);
-        let run = |dropout, mask| flat(&project(&x, &layer(dropout), mask).unwrap());
+        let (x, dy) = (random_values(90 * 50, 1), vec![0.0; 90 * 90]);
+        let run = |dropout, mask| run::<f32>(&adapted(&weights, dropout), &x, &dy, 90, mask).0;
         let dropped = run(0.5, Some(key(0)));
         assert_eq!(run(0.5, Some(key(0))), dropped);
         assert_ne!(run(0.5, Some(key(1))), dropped);
@@ -337,29 +431,47 @@ mod tests {
 
     #[test]
     fn dropout_s_gradient_goes_through_its_mask() {
-        // With B and the output gradient fixed, x -> y is linear for one mask, so dx is exact by differences.
+        // x -> y is linear for one mask, so dx is exact by differences.
         let weights = weights(50);
-        let linears = Arc::new(vec![Linear {
-            weight: weights.frozen("q.w"),
-            bias: None,
-            lora: Some(lora(&weights, "q", 0.4)),
-        }]);
+        let projection = adapted(&weights, 0.4);
         let mask = Some(MaskKey {
             seed: 3,
             step: 1,
             slot: 0,
         });
-        let x = candle_core::Var::from_tensor(&random_tensor(70, 50, 1)).unwrap();
-        let total = |x: &Tensor| project(x, &linears, mask).unwrap().sum_all().unwrap();
-        let gradients = total(x.as_tensor()).backward().unwrap();
-        let dx = gradients.get(&x).unwrap();
-        let direction = random_tensor(70, 50, 2);
-        let expected = total(&(x.as_tensor() + &direction).unwrap());
-        let expected = flat(&(expected - total(x.as_tensor())).unwrap());
-        let found = flat(&(dx * &direction).unwrap().sum_all().unwrap());
-        assert!(
-            (expected[0] - found[0]).abs() < 1e-2,
-            "{expected:?} {found:?}"
-        );
+        let (x, direction) = (random_values(70 * 50, 1), random_values(70 * 50, 2));
+        let moved: Vec<f32> = x.iter().zip(&direction).map(|(x, d)| x + d).collect();
+        let run = |x: &[f32]| run::<f32>(&projection, x, &[1.0; 70 * 90], 70, mask);
+        let ((y, dx), (moved, _)) = (run(&x), run(&moved));
+        let sum = |values: &mut dyn Iterator<Item = f32>| values.map(f64::from).sum::<f64>();
+        let expected = sum(&mut moved.iter().zip(&y).map(|(a, b)| a - b));
+        let found = sum(&mut dx.iter().zip(&direction).map(|(a, b)| a * b));
+        assert!((expected - found).abs() < 1e-2, "{expected} {found}");
+    }
+
+    /// The gradient of A is that of the dropped input: zero where a whole column was dropped.
+    #[test]
+    fn dropout_s_weight_gradient_sees_the_dropped_input() {
+        let weights = weights(50);
+        let projection = adapted(&weights, 0.5);
+        let key = |slot| {
+            Some(MaskKey {
+                seed: 3,
+                step: 1,
+                slot,
+            })
+        };
+        let (x, dy) = (random_values(50, 1), random_values(90, 2));
+        let gradient = |mask| {
+            weights.reset_gradients();
+            run::<f32>(&projection, &x, &dy, 1, mask);
+            weights.gradients(&["p.w", "p.bias", "q.w", "q.bias"])
+        };
+        // In layout order A of p comes first: three rows of 50 columns, of which about half are dropped.
+        let dropped = |gradient: &[f32]| gradient[..150].iter().filter(|g| **g == 0.0).count();
+        let count = dropped(&gradient(key(0)));
+        assert!((30..120).contains(&count) && count % 3 == 0, "{count}");
+        assert_ne!(gradient(key(0)), gradient(key(1)));
+        assert_eq!(dropped(&gradient(None)), 0);
     }
 }

@@ -3,13 +3,11 @@
 //!
 //! Positions restart with each segment: they come with the batch.
 
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::vector::dispatch;
-use super::{ROW_TILE, add_partials, f32_slice, output, rms_norm, to_tensor, with_f32};
+use super::{ROW_TILE, add_partials, rms_norm};
 use crate::engine::params::Weight;
 
 /// Cosines and sines of every position: `[positions, head_dim / 2]` each.
@@ -69,7 +67,7 @@ pub struct HeadNorms {
 
 impl HeadNorms {
     /// Each partial sum holds the gradient of the query weight, then that of the key weight.
-    fn add_gradients(&self, partials: &[Vec<f32>]) -> Result<()> {
+    fn add_gradients(&self, partials: &[Vec<f32>]) {
         let (query, key): (Vec<_>, Vec<_>) = partials
             .iter()
             .map(|dw| dw.split_at(dw.len() / 2))
@@ -78,158 +76,29 @@ impl HeadNorms {
         for (weight, partials) in [(&self.query, query), (&self.key, key)] {
             weight.add_gradient(|gradient, accumulate| {
                 add_partials(gradient, accumulate, &partials);
-                Ok(())
-            })?;
+            });
         }
-        Ok(())
     }
 }
 
-/// `qkv` is `[tokens, layout.width()]`, and so is the result.
-pub fn rope(
-    qkv: &Tensor,
-    layout: HeadLayout,
-    norms: Option<HeadNorms>,
-    positions: Arc<Vec<u32>>,
-    table: Arc<RopeTable>,
-) -> Result<Tensor> {
-    qkv.apply_op1(Rope::new(layout, norms, positions, table)?)
-}
-
-/// The operation.
-pub struct Rope {
-    layout: HeadLayout,
-    norms: Option<HeadNorms>,
-    positions: Arc<Vec<u32>>,
-    table: Arc<RopeTable>,
+/// The operation. The table must reach to the last position.
+pub struct Rope<'a> {
+    pub layout: HeadLayout,
+    pub norms: Option<&'a HeadNorms>,
+    pub positions: &'a [u32],
+    pub table: &'a RopeTable,
 }
 
 /// The norm weights of queries and keys, opened for reading.
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
-impl Rope {
-    /// The table must reach to the last position.
-    pub fn new(
-        layout: HeadLayout,
-        norms: Option<HeadNorms>,
-        positions: Arc<Vec<u32>>,
-        table: Arc<RopeTable>,
-    ) -> Result<Self> {
-        let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
-        if longest > table.positions() || table.half * 2 != layout.head_dim {
-            candle_core::bail!("a rope table for other positions");
-        }
-        Ok(Self {
-            layout,
-            norms,
-            positions,
-            table,
-        })
-    }
-
-    fn with_norms<R>(&self, read: impl FnOnce(NormSlices) -> Result<R>) -> Result<R> {
-        match &self.norms {
-            None => read(None),
-            Some(norms) => norms
-                .query
-                .with_f32(|query| norms.key.with_f32(|key| read(Some((query, key))))),
-        }
-    }
-
-    fn epsilon(&self) -> f32 {
-        self.norms.as_ref().map_or(0.0, |norms| norms.epsilon)
-    }
-
-    #[inline(always)]
-    fn forward_row(&self, x: &[f32], y: &mut [f32], position: usize, norms: NormSlices) {
-        let HeadLayout {
-            heads,
-            key_value_heads,
-            head_dim,
-        } = self.layout;
-        let (cos, sin) = self.table.row(position);
-        let rotated = (heads + key_value_heads) * head_dim;
-        for (head, (x, y)) in x[..rotated]
-            .chunks_exact(head_dim)
-            .zip(y[..rotated].chunks_exact_mut(head_dim))
-            .enumerate()
-        {
-            match norms {
-                None => y.copy_from_slice(x),
-                Some((query, key)) => {
-                    let weight = if head < heads { query } else { key };
-                    rms_norm::forward_row(x, weight, self.epsilon(), y);
-                }
-            }
-            let (first, second) = y.split_at_mut(head_dim / 2);
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
-        y[rotated..].copy_from_slice(&x[rotated..]);
-    }
-
-    /// Rotates the gradient back, then passes it through the norm. `dw` holds the gradients of both norm weights.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn backward_row(
-        &self,
-        x: &[f32],
-        g: &[f32],
-        dx: &mut [f32],
-        position: usize,
-        norms: NormSlices,
-        scratch: &mut [f32],
-        dw: &mut [f32],
-    ) {
-        let HeadLayout {
-            heads,
-            key_value_heads,
-            head_dim,
-        } = self.layout;
-        let (cos, sin) = self.table.row(position);
-        let rotated = (heads + key_value_heads) * head_dim;
-        for (head, ((x, g), dx)) in x[..rotated]
-            .chunks_exact(head_dim)
-            .zip(g[..rotated].chunks_exact(head_dim))
-            .zip(dx[..rotated].chunks_exact_mut(head_dim))
-            .enumerate()
-        {
-            let (g1, g2) = g.split_at(head_dim / 2);
-            let (d1, d2) = scratch.split_at_mut(head_dim / 2);
-            for (((((d1, d2), g1), g2), c), s) in
-                d1.iter_mut().zip(d2).zip(g1).zip(g2).zip(cos).zip(sin)
-            {
-                (*d1, *d2) = (g1 * c + g2 * s, g2 * c - g1 * s);
-            }
-            match norms {
-                None => dx.copy_from_slice(scratch),
-                Some((query, key)) => {
-                    let (weight, part) = if head < heads { (query, 0) } else { (key, 1) };
-                    let dw = dw.chunks_exact_mut(head_dim).nth(part);
-                    rms_norm::backward_row(x, weight, self.epsilon(), scratch, dx, dw);
-                }
-            }
-        }
-        dx[rotated..].copy_from_slice(&g[rotated..]);
-    }
-}
-
-impl CustomOp1 for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, width) = layout.shape().dims2()?;
-        if width != self.layout.width() || rows != self.positions.len() {
-            candle_core::bail!("queries, keys and values of another shape");
-        }
-        let x = f32_slice(storage, layout)?;
-        let mut y = vec![0.0; x.len()];
+impl Rope<'_> {
+    /// `qkv` is `[tokens, layout.width()]`, and so is the result, in float32 for the attention to read.
+    pub fn forward<E: Element>(&self, qkv: &[E], y: &mut [f32]) {
+        let width = self.layout.width();
         self.with_norms(|norms| {
             y.par_chunks_mut(ROW_TILE * width)
-                .zip(x.par_chunks(ROW_TILE * width))
+                .zip(qkv.par_chunks(ROW_TILE * width))
                 .zip(self.positions.par_chunks(ROW_TILE))
                 .for_each(|((y, x), positions)| {
                     dispatch(
@@ -245,63 +114,133 @@ impl CustomOp1 for Rope {
                         },
                     );
                 });
-            Ok(())
-        })?;
-        Ok(output(y, rows, width))
+        });
     }
 
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (rows, width) = arg.dims2()?;
-        let head_dim = self.layout.head_dim;
-        let trainable = self
-            .norms
-            .as_ref()
-            .is_some_and(|norms| norms.query.is_trainable());
+    /// From the gradient of the result to that of `qkv`.
+    pub fn backward<E: Element>(&self, qkv: &[E], dy: &[f32], d_qkv: &mut [E]) {
+        let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
+        let trainable = self.norms.is_some_and(|norms| norms.query.is_trainable());
         let tile = ROW_TILE * width;
-        let mut dx = vec![0.0; rows * width];
-        let partials: Vec<Vec<f32>> = with_f32(arg, |x| {
-            with_f32(grad, |g| {
-                self.with_norms(|norms| {
-                    Ok(dx
-                        .par_chunks_mut(tile)
-                        .zip(x.par_chunks(tile))
-                        .zip(g.par_chunks(tile))
-                        .zip(self.positions.par_chunks(ROW_TILE))
-                        .map(|(((dx, x), g), positions)| {
-                            let mut scratch = vec![0.0; head_dim];
-                            let mut dw = vec![0.0; if trainable { 2 * head_dim } else { 0 }];
-                            dispatch(
-                                #[inline(always)]
-                                || {
-                                    for (((dx, x), g), &position) in dx
-                                        .chunks_exact_mut(width)
-                                        .zip(x.chunks_exact(width))
-                                        .zip(g.chunks_exact(width))
-                                        .zip(positions)
-                                    {
-                                        let position = position as usize;
-                                        self.backward_row(
-                                            x,
-                                            g,
-                                            dx,
-                                            position,
-                                            norms,
-                                            &mut scratch,
-                                            &mut dw,
-                                        );
-                                    }
-                                },
-                            );
-                            dw
-                        })
-                        .collect())
+        let partials: Vec<Vec<f32>> = self.with_norms(|norms| {
+            d_qkv
+                .par_chunks_mut(tile)
+                .zip(qkv.par_chunks(tile))
+                .zip(dy.par_chunks(tile))
+                .zip(self.positions.par_chunks(ROW_TILE))
+                .map(|(((dx, x), g), positions)| {
+                    let mut scratch = vec![0.0; 2 * head_dim];
+                    let mut dw = vec![0.0; if trainable { 2 * head_dim } else { 0 }];
+                    dispatch(
+                        #[inline(always)]
+                        || {
+                            for (((dx, x), g), &position) in dx
+                                .chunks_exact_mut(width)
+                                .zip(x.chunks_exact(width))
+                                .zip(g.chunks_exact(width))
+                                .zip(positions)
+                            {
+                                let row = (x, g, dx);
+                                let position = position as usize;
+                                self.backward_row(row, position, norms, &mut scratch, &mut dw);
+                            }
+                        },
+                    );
+                    dw
                 })
-            })
-        })?;
-        if let Some(norms) = self.norms.as_ref().filter(|_| trainable) {
-            norms.add_gradients(&partials)?;
+                .collect()
+        });
+        if let Some(norms) = self.norms {
+            norms.add_gradients(&partials);
         }
-        Ok(Some(to_tensor(dx, rows, width)?))
+    }
+
+    fn with_norms<R>(&self, read: impl FnOnce(NormSlices) -> R) -> R {
+        match self.norms {
+            None => read(None),
+            Some(norms) => read(Some((&norms.query.read_f32(), &norms.key.read_f32()))),
+        }
+    }
+
+    fn epsilon(&self) -> f32 {
+        self.norms.map_or(0.0, |norms| norms.epsilon)
+    }
+
+    /// Columns of queries and keys.
+    fn rotated(&self) -> usize {
+        (self.layout.heads + self.layout.key_value_heads) * self.layout.head_dim
+    }
+
+    #[inline(always)]
+    fn forward_row<E: Element>(&self, x: &[E], y: &mut [f32], position: usize, norms: NormSlices) {
+        let HeadLayout {
+            heads, head_dim, ..
+        } = self.layout;
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = x.wide();
+        }
+        let (cos, sin) = self.table.row(position);
+        let rotated = &mut y[..self.rotated()];
+        for (head, y) in rotated.chunks_exact_mut(head_dim).enumerate() {
+            if let Some((query, key)) = norms {
+                let weight = if head < heads { query } else { key };
+                rms_norm::normalize_row(y, weight, self.epsilon());
+            }
+            let (first, second) = y.split_at_mut(head_dim / 2);
+            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    }
+
+    /// Rotates the gradient back, then passes it through the norm. `dw` holds the gradients of both norm weights.
+    #[inline(always)]
+    fn backward_row<E: Element>(
+        &self,
+        (x, g, dx): (&[E], &[f32], &mut [E]),
+        position: usize,
+        norms: NormSlices,
+        scratch: &mut [f32],
+        dw: &mut [f32],
+    ) {
+        let HeadLayout {
+            heads, head_dim, ..
+        } = self.layout;
+        let (cos, sin) = self.table.row(position);
+        let rotated = self.rotated();
+        let (wide, turned) = scratch.split_at_mut(head_dim);
+        for (head, ((x, g), dx)) in x[..rotated]
+            .chunks_exact(head_dim)
+            .zip(g[..rotated].chunks_exact(head_dim))
+            .zip(dx[..rotated].chunks_exact_mut(head_dim))
+            .enumerate()
+        {
+            let (g1, g2) = g.split_at(head_dim / 2);
+            let (d1, d2) = turned.split_at_mut(head_dim / 2);
+            for (((((d1, d2), g1), g2), c), s) in
+                d1.iter_mut().zip(d2).zip(g1).zip(g2).zip(cos).zip(sin)
+            {
+                (*d1, *d2) = (g1 * c + g2 * s, g2 * c - g1 * s);
+            }
+            let Some((query, key)) = norms else {
+                for (dx, d) in dx.iter_mut().zip(&*turned) {
+                    *dx = E::narrow(*d);
+                }
+                continue;
+            };
+            for (wide, x) in wide.iter_mut().zip(x) {
+                *wide = x.wide();
+            }
+            let (weight, part) = if head < heads { (query, 0) } else { (key, 1) };
+            let dw = dw.chunks_exact_mut(head_dim).nth(part);
+            let row = rms_norm::RowGradient::new(wide, weight, self.epsilon(), turned, dw);
+            for (((dx, x), g), w) in dx.iter_mut().zip(&*wide).zip(&*turned).zip(weight) {
+                *dx = E::narrow(row.of(*x, *g, *w));
+            }
+        }
+        for (dx, g) in dx[rotated..].iter_mut().zip(&g[rotated..]) {
+            *dx = E::narrow(*g);
+        }
     }
 }
 
@@ -310,7 +249,7 @@ impl CustomOp1 for Rope {
 mod tests {
     use super::*;
     use crate::engine::testing::{TestWeights, check_op, random_tensor};
-    use candle_core::Device;
+    use candle_core::{Device, Result, Tensor};
 
     const LAYOUT: HeadLayout = HeadLayout {
         heads: 4,
@@ -356,12 +295,24 @@ mod tests {
 
     #[test]
     fn values_and_gradients_equal_the_reference() {
-        let positions: Arc<Vec<u32>> = Arc::new((0..50).chain(0..37).collect());
-        let table = Arc::new(RopeTable::new(&FREQUENCIES, 50));
+        let positions: Vec<u32> = (0..50).chain(0..37).collect();
+        let table = RopeTable::new(&FREQUENCIES, 50);
         let x = random_tensor(87, LAYOUT.width(), 1);
         let weights = TestWeights::new(&[("q", &[8]), ("k", &[8])]);
-        let run = |x: &Tensor, norms| rope(x, LAYOUT, norms, positions.clone(), table.clone());
-        check_op(&x, &weights, &["q", "k"], &|x| run(x, None), &|x| {
+        let run = |x: &[f32], dy: &[f32], norms: Option<&HeadNorms>| {
+            let rope = Rope {
+                layout: LAYOUT,
+                norms,
+                positions: &positions,
+                table: &table,
+            };
+            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0f32; x.len()]);
+            rope.forward(x, &mut y);
+            rope.backward(x, dy, &mut dx);
+            (y, dx)
+        };
+        let without = |x: &[f32], dy: &[f32]| run(x, dy, None);
+        check_op(&x, &weights, &["q", "k"], &without, &|x| {
             reference(x, None, &positions)
         });
         let norms = HeadNorms {
@@ -369,16 +320,10 @@ mod tests {
             key: weights.trainable("k"),
             epsilon: 1e-6,
         };
-        check_op(&x, &weights, &[], &|x| run(x, Some(norms.clone())), &|x| {
+        let with = |x: &[f32], dy: &[f32]| run(x, dy, Some(&norms));
+        check_op(&x, &weights, &[], &with, &|x| {
             let (query, key) = (weights.variable("q"), weights.variable("k"));
             reference(x, Some((&query, &key)), &positions)
         });
-    }
-
-    #[test]
-    fn positions_beyond_the_table_are_refused() {
-        let table = Arc::new(RopeTable::new(&FREQUENCIES, 3));
-        let x = random_tensor(4, LAYOUT.width(), 1);
-        assert!(rope(&x, LAYOUT, None, Arc::new(vec![0, 1, 2, 3]), table).is_err());
     }
 }

@@ -1,94 +1,82 @@
-//! `h = silu(gate) · up` (Shazeer, 2020), on the two halves of a fused projection.
+//! `h = silu(gate) · up` (Shazeer, 2020), on the two halves of a fused projection. The backward pass computes `h` again
+//! along the way, for the gradient of the layer behind it.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::ROW_TILE;
+use super::element::Element;
 use super::vector::{dispatch, sigmoid};
-use super::{ROW_TILE, f32_slice, output, to_tensor, with_f32};
 
-/// `gate_up` is `[tokens, 2 * width]`, the gates first; the result is `[tokens, width]`.
-pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
-    gate_up.apply_op1(Swiglu)
+/// `gate_up` is `[tokens, 2 * width]`, the gates first; `h` is `[tokens, width]`.
+pub fn forward<E: Element>(gate_up: &[E], h: &mut [E], width: usize) {
+    h.par_chunks_mut(ROW_TILE * width)
+        .zip(gate_up.par_chunks(ROW_TILE * 2 * width))
+        .for_each(|(h, gate_up)| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (h, gate_up) in h
+                        .chunks_exact_mut(width)
+                        .zip(gate_up.chunks_exact(2 * width))
+                    {
+                        forward_row(gate_up, h);
+                    }
+                },
+            );
+        });
 }
 
-/// The operation.
-pub struct Swiglu;
+/// Writes the gradient of `gate_up`, and `h` as the forward pass had it.
+pub fn backward<E: Element>(
+    gate_up: &[E],
+    dh: &[f32],
+    d_gate_up: &mut [E],
+    h: &mut [E],
+    width: usize,
+) {
+    d_gate_up
+        .par_chunks_mut(ROW_TILE * 2 * width)
+        .zip(h.par_chunks_mut(ROW_TILE * width))
+        .zip(gate_up.par_chunks(ROW_TILE * 2 * width))
+        .zip(dh.par_chunks(ROW_TILE * width))
+        .for_each(|(((d_gate_up, h), gate_up), dh)| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (((d, h), x), dh) in d_gate_up
+                        .chunks_exact_mut(2 * width)
+                        .zip(h.chunks_exact_mut(width))
+                        .zip(gate_up.chunks_exact(2 * width))
+                        .zip(dh.chunks_exact(width))
+                    {
+                        backward_row(x, dh, d, h);
+                    }
+                },
+            );
+        });
+}
 
 #[inline(always)]
-fn forward_row(gate_up: &[f32], h: &mut [f32]) {
+fn forward_row<E: Element>(gate_up: &[E], h: &mut [E]) {
     let (gate, up) = gate_up.split_at(h.len());
     for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
-        *h = g * sigmoid(*g) * u;
+        let (g, u) = (g.wide(), u.wide());
+        *h = E::narrow(g * sigmoid(g) * u);
     }
 }
 
 /// `silu'(g) = s (1 + g (1 - s))` with `s = sigmoid(g)`.
 #[inline(always)]
-fn backward_row(gate_up: &[f32], dh: &[f32], d_gate_up: &mut [f32]) {
+fn backward_row<E: Element>(gate_up: &[E], dh: &[f32], d_gate_up: &mut [E], h: &mut [E]) {
     let (gate, up) = gate_up.split_at(dh.len());
     let (d_gate, d_up) = d_gate_up.split_at_mut(dh.len());
-    for ((((dg, du), g), u), dh) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dh) {
-        let s = sigmoid(*g);
-        *dg = dh * u * (s * (1.0 + g * (1.0 - s)));
-        *du = dh * (g * s);
-    }
-}
-
-impl CustomOp1 for Swiglu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, double) = layout.shape().dims2()?;
-        let width = double / 2;
-        let gate_up = f32_slice(storage, layout)?;
-        let mut h = vec![0.0; rows * width];
-        h.par_chunks_mut(ROW_TILE * width)
-            .zip(gate_up.par_chunks(ROW_TILE * double))
-            .for_each(|(h, gate_up)| {
-                dispatch(
-                    #[inline(always)]
-                    || {
-                        for (h, gate_up) in
-                            h.chunks_exact_mut(width).zip(gate_up.chunks_exact(double))
-                        {
-                            forward_row(gate_up, h);
-                        }
-                    },
-                );
-            });
-        Ok(output(h, rows, width))
-    }
-
-    fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (rows, double) = arg.dims2()?;
-        let width = double / 2;
-        let mut d_gate_up = vec![0.0; rows * double];
-        with_f32(arg, |gate_up| {
-            with_f32(grad, |dh| {
-                d_gate_up
-                    .par_chunks_mut(ROW_TILE * double)
-                    .zip(gate_up.par_chunks(ROW_TILE * double))
-                    .zip(dh.par_chunks(ROW_TILE * width))
-                    .for_each(|((d_gate_up, gate_up), dh)| {
-                        dispatch(
-                            #[inline(always)]
-                            || {
-                                for ((d, x), dh) in d_gate_up
-                                    .chunks_exact_mut(double)
-                                    .zip(gate_up.chunks_exact(double))
-                                    .zip(dh.chunks_exact(width))
-                                {
-                                    backward_row(x, dh, d);
-                                }
-                            },
-                        );
-                    });
-                Ok(())
-            })
-        })?;
-        Ok(Some(to_tensor(d_gate_up, rows, double)?))
+    let out = d_gate.iter_mut().zip(d_up).zip(h);
+    for ((((dg, du), h), (g, u)), dh) in out.zip(gate.iter().zip(up)).zip(dh) {
+        let (g, u) = (g.wide(), u.wide());
+        let s = sigmoid(g);
+        *h = E::narrow(g * s * u);
+        *dg = E::narrow(dh * u * (s * (1.0 + g * (1.0 - s))));
+        *du = E::narrow(dh * (g * s));
     }
 }
 
@@ -97,6 +85,7 @@ impl CustomOp1 for Swiglu {
 mod tests {
     use super::*;
     use crate::engine::testing::{TestWeights, check_op, random_tensor};
+    use candle_core::{Result, Tensor};
 
     fn reference(gate_up: &Tensor) -> Result<Tensor> {
         let width = gate_up.dim(1)? / 2;
@@ -106,8 +95,16 @@ mod tests {
     #[test]
     fn values_and_gradients_equal_the_reference() {
         for (rows, width) in [(1, 3), (130, 37)] {
+            let run = |x: &[f32], dy: &[f32]| {
+                let (mut h, mut again) = (vec![0.0; x.len() / 2], vec![0.0; x.len() / 2]);
+                let mut dx = vec![0.0; x.len()];
+                forward(x, &mut h, width);
+                backward(x, dy, &mut dx, &mut again, width);
+                assert_eq!(h, again);
+                (h, dx)
+            };
             let x = (random_tensor(rows, 2 * width, 1) * 3.0).unwrap();
-            check_op(&x, &TestWeights::new(&[]), &[], &swiglu, &reference);
+            check_op(&x, &TestWeights::new(&[]), &[], &run, &reference);
         }
     }
 }

@@ -86,6 +86,24 @@ pub fn sum2(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     reduce(lanes, |a, b| a + b)
 }
 
+/// Sum over i of `term(a[i], b[i], c[i])`.
+#[inline(always)]
+pub fn sum3(a: &[f32], b: &[f32], c: &[f32], term: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    assert!(a.len() == b.len() && b.len() == c.len());
+    let mut lanes = [0.0f32; LANES];
+    let whole = a.len() / LANES * LANES;
+    let groups = a.chunks_exact(LANES).zip(b.chunks_exact(LANES));
+    for ((a, b), c) in groups.zip(c.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            lanes[lane] += term(a[lane], b[lane], c[lane]);
+        }
+    }
+    for (lane, i) in (whole..a.len()).enumerate() {
+        lanes[lane] += term(a[i], b[i], c[i]);
+    }
+    reduce(lanes, |a, b| a + b)
+}
+
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum2(a, b, |a, b| a * b)

@@ -1,0 +1,118 @@
+//! Products where the processor has no instructions that [`super::avx512`] could use: through the `gemm` crate, whose
+//! kernels know many processors. bfloat16 factors are widened to float32 tile by tile, exactly.
+//!
+//! Tiles are fixed, and each output element belongs to one of them, so its bits do not depend on the thread count.
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::element::{Element, narrow, widen};
+use super::gemm::{Matrix, MatrixMut, Shared, multiply};
+use super::product::{Along, Data, Part, Start, Target, Term, View};
+
+/// Output columns computed at a time.
+const COLUMN_TILE: usize = 256;
+/// Elements of the sum for which a weight is widened at a time.
+const SUM_TILE: usize = 4096;
+
+pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
+    let (rows, columns) = (target.rows, target.columns);
+    let tiles: Vec<(&Part<E>, usize, usize)> = parts
+        .iter()
+        .flat_map(|part| {
+            (0..part.width()).step_by(COLUMN_TILE).map(move |first| {
+                let count = COLUMN_TILE.min(part.width() - first);
+                (part, first, count)
+            })
+        })
+        .collect();
+    let out = match target.data {
+        Data::F32(data) => Out::F32(Shared::new(data)),
+        Data::Bf16(data) => Out::Bf16(Shared::new(data)),
+    };
+    tiles
+        .into_par_iter()
+        .for_each_init(Scratch::default, |scratch, (part, first, count)| {
+            scratch.sums.clear();
+            scratch.sums.resize(rows * count, 0.0);
+            begin(part, first, count, columns, &mut scratch.sums);
+            for term in &part.terms {
+                add_term(term, first, count, scratch);
+            }
+            for (row, sums) in scratch.sums.chunks_exact(count).enumerate() {
+                let start = row * columns + part.first + first;
+                // SAFETY: each tile has its own columns.
+                unsafe {
+                    match &out {
+                        Out::F32(out) => out.slice(start, count).copy_from_slice(sums),
+                        Out::Bf16(out) => narrow(sums, 1.0, out.slice(start, count)),
+                    }
+                }
+            }
+        });
+}
+
+enum Out<'a> {
+    F32(Shared<'a, f32>),
+    Bf16(Shared<'a, half::bf16>),
+}
+
+#[derive(Default)]
+struct Scratch {
+    sums: Vec<f32>,
+    a: Vec<f32>,
+    w: Vec<f32>,
+}
+
+fn begin<E>(part: &Part<E>, first: usize, count: usize, columns: usize, sums: &mut [f32]) {
+    for (row, sums) in sums.chunks_exact_mut(count).enumerate() {
+        match part.start {
+            Start::Zero => {}
+            Start::Row(bias) => sums.copy_from_slice(&bias[first..first + count]),
+            Start::Rows(residual) => {
+                sums.copy_from_slice(&residual[row * columns + first..][..count]);
+            }
+        }
+    }
+}
+
+fn add_term<E: Element>(term: &Term<E>, first: usize, count: usize, scratch: &mut Scratch) {
+    let sum = term.sum();
+    for start in (0..sum).step_by(SUM_TILE) {
+        let len = SUM_TILE.min(sum - start);
+        let Scratch { sums, a, w } = scratch;
+        let a = wide(term.a.part(start, len), a);
+        let w = match term.along {
+            Along::Columns => {
+                let rows = View {
+                    data: &term.w.data[first * term.w.stride..],
+                    rows: count,
+                    ..term.w
+                };
+                wide(rows.part(start, len), w).transposed()
+            }
+            Along::Rows => {
+                let rows = View {
+                    data: &term.w.data[start * term.w.stride..],
+                    rows: len,
+                    ..term.w
+                };
+                wide(rows.part(first, count), w)
+            }
+        };
+        let mut target = MatrixMut::new(sums, term.a.rows, count);
+        multiply(&mut target, true, 1.0, a, w, Parallelism::None);
+    }
+}
+
+/// The matrix as float32: itself where it is, a copy where it is not.
+fn wide<'a, E: Element>(view: View<'a, E>, scratch: &'a mut Vec<f32>) -> Matrix<'a> {
+    if let Some(data) = E::as_f32(view.data) {
+        return Matrix::strided(data, view.rows, view.columns, view.stride);
+    }
+    scratch.resize(view.rows * view.columns, 0.0);
+    for (row, out) in scratch.chunks_exact_mut(view.columns.max(1)).enumerate() {
+        widen(view.row(row), out);
+    }
+    Matrix::new(scratch, view.rows, view.columns)
+}
