@@ -25,6 +25,7 @@ impl FixedPoint {
     }
 
     /// `round_half_even(g * 2^48 / T)`, or `None` where `g` is not finite or out of range.
+    #[inline(always)]
     pub fn quantize(&self, gradient: f32) -> Option<i64> {
         let scaled = (f64::from(gradient) * SCALE / self.trained_tokens).round_ties_even();
         // A NaN fails the comparison.
@@ -39,13 +40,30 @@ impl FixedPoint {
             gradient.len(),
             "gradient and sum differ in length"
         );
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+            fn with_avx512(rule: &FixedPoint, sums: &mut [i64], gradient: &[f32]) -> u64 {
+                rule.accumulate_each(sums, gradient)
+            }
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx512f") && has!("avx512dq") && has!("avx512vl") {
+                // SAFETY: the features were just detected.
+                return unsafe { with_avx512(self, sums, gradient) };
+            }
+        }
+        self.accumulate_each(sums, gradient)
+    }
+
+    /// Compiled for more than one instruction set; the bits are the same.
+    #[inline(always)]
+    fn accumulate_each(&self, sums: &mut [i64], gradient: &[f32]) -> u64 {
         let mut invalid = 0;
         for (sum, &g) in sums.iter_mut().zip(gradient) {
-            match self.quantize(g) {
-                // Wrapping, because partial sums may leave the range and come back; the limit keeps the total in it.
-                Some(q) => *sum = sum.wrapping_add(q),
-                None => invalid += 1,
-            }
+            let q = self.quantize(g);
+            invalid += u64::from(q.is_none());
+            // Wrapping, because partial sums may leave the range and come back; the limit keeps the total in it.
+            *sum = sum.wrapping_add(q.unwrap_or(0));
         }
         invalid
     }

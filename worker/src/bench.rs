@@ -285,8 +285,8 @@ fn gemm_peak(dtype: Dtype, mode: Mode, threads: usize) -> f64 {
 fn product_speed<E: Element>() -> f64 {
     const ROWS: usize = 512;
     const WIDTH: usize = 2048;
-    let x = vec![E::narrow(0.5); ROWS * WIDTH];
-    let weight = vec![E::narrow(0.5); WIDTH * WIDTH];
+    let filled = |len| std::iter::repeat_n(E::narrow(0.5), len).collect::<Vec<E>>();
+    let (x, weight) = (filled(ROWS * WIDTH), filled(WIDTH * WIDTH));
     let mut y = vec![0.0f32; ROWS * WIDTH];
     let mut best = f64::INFINITY;
     let begun = Instant::now();

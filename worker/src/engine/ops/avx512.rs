@@ -17,6 +17,7 @@ use super::product::{Along, Data, Part, Start, Target, Term, View};
 /// Output columns of a panel: four vectors of 16 float32.
 const PANEL: usize = 64;
 const LANES: usize = 16;
+const LINE_BYTES: usize = 64;
 
 /// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
 const SUM_BLOCK: usize = 128;
@@ -169,13 +170,13 @@ impl<E: Element> Task<'_, E> {
             let out = out.at(self.row, self.part.first + self.column);
             let blocks: usize = self.part.terms.iter().map(|t| blocks(t)).sum();
             let mut done = 0;
-            for (term, padded) in self.part.terms.iter().zip(self.padded) {
+            for (index, (term, padded)) in self.part.terms.iter().zip(self.padded).enumerate() {
                 let (a, a_stride) = match padded {
                     Some(copy) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
                     None => (term.a.data.as_ptr(), term.a.stride),
                 };
                 let a: *const u8 = a.add(self.row * a_stride).cast();
-                let words = term.sum().div_ceil(per_word::<E>());
+                let words = words(term);
                 for start in (0..words).step_by(SUM_BLOCK) {
                     let count = SUM_BLOCK.min(words - start);
                     pack(term, self.column, self.columns, start, count, panel);
@@ -192,6 +193,7 @@ impl<E: Element> Task<'_, E> {
                             Out::F32(sums, PANEL)
                         },
                         columns: self.columns,
+                        ahead: self.ahead(index, start + SUM_BLOCK),
                     };
                     match per_word::<E>() {
                         1 => multiply_f32(self.rows, block),
@@ -204,8 +206,70 @@ impl<E: Element> Task<'_, E> {
     }
 }
 
+impl<E: Element> Task<'_, E> {
+    /// The weights that are packed after this block: of the same panel, or the first of the one beside it, which the
+    /// same thread is likely to be given.
+    fn ahead(&self, index: usize, start: usize) -> Ahead {
+        let terms = &self.part.terms;
+        let (term, column, start) = match (start < words(&terms[index]), index + 1 < terms.len()) {
+            (true, _) => (&terms[index], self.column, start),
+            (false, true) => (&terms[index + 1], self.column, 0),
+            (false, false) => (&terms[0], self.column + PANEL, 0),
+        };
+        let columns = PANEL.min(term.width().saturating_sub(column));
+        let elements = per_word::<E>() * SUM_BLOCK.min(words(term).saturating_sub(start));
+        let start = start * per_word::<E>();
+        let (row, column, rows, row_elements) = match term.along {
+            Along::Columns => (column, start, columns, elements),
+            Along::Rows => (start, column, elements, columns),
+        };
+        let data = term.w.data.as_ptr();
+        Ahead {
+            row: data.wrapping_add(row * term.w.stride + column).cast(),
+            stride: term.w.stride * size_of::<E>(),
+            line: 0,
+            lines: (row_elements * size_of::<E>()).div_ceil(LINE_BYTES),
+            rows: if row_elements > 0 { rows } else { 0 },
+        }
+    }
+}
+
+/// Memory that is read soon, to be fetched bit by bit along the way: rows of whole cache lines.
+#[derive(Clone, Copy)]
+struct Ahead {
+    row: *const u8,
+    stride: usize,
+    line: usize,
+    lines: usize,
+    rows: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn fetch(&mut self, lines: usize) {
+        for _ in 0..lines {
+            if self.rows == 0 {
+                return;
+            }
+            let line = self.row.wrapping_add(self.line * LINE_BYTES);
+            // SAFETY: a prefetch of any address is only a hint, and every x86-64 processor knows it.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+            self.line += 1;
+            if self.line == self.lines {
+                self.line = 0;
+                self.rows -= 1;
+                self.row = self.row.wrapping_add(self.stride);
+            }
+        }
+    }
+}
+
+fn words<E>(term: &Term<E>) -> usize {
+    term.sum().div_ceil(per_word::<E>())
+}
+
 fn blocks<E>(term: &Term<E>) -> usize {
-    term.sum().div_ceil(per_word::<E>()).div_ceil(SUM_BLOCK)
+    words(term).div_ceil(SUM_BLOCK)
 }
 
 /// Packs `count` words of the sum from `start` and `columns` columns of the output from `first` into
@@ -390,6 +454,7 @@ struct Block {
     from: (*const f32, usize),
     to: Out,
     columns: usize,
+    ahead: Ahead,
 }
 
 /// How a word of `a` and a vector of the panel add to sums.
@@ -414,7 +479,10 @@ impl Step for Pairs {
     #[inline(always)]
     unsafe fn step(sum: __m512, a: __m512i, w: __m512i) -> __m512 {
         // SAFETY: by the caller's word.
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(w)) }
+        unsafe {
+            let pairs = |x| std::mem::transmute::<__m512i, __m512bh>(x);
+            _mm512_dpbf16_ps(sum, pairs(a), pairs(w))
+        }
     }
 }
 
@@ -456,18 +524,21 @@ unsafe fn panel<S: Step>(rows: usize, block: Block) {
 #[inline(always)]
 unsafe fn tiles<S: Step, const VECTORS: usize, const ROWS: usize>(rows: usize, block: Block) {
     let mut row = 0;
+    let mut ahead = block.ahead;
+    let lines = (ahead.rows * ahead.lines).div_ceil((rows / ROWS).max(1));
     // SAFETY: the caller's word.
     unsafe {
         while row + ROWS <= rows {
-            tile::<S, VECTORS, ROWS>(block.from_row(row));
+            ahead.fetch(lines);
+            tile::<S, VECTORS, ROWS>(block.of_row(row));
             row += ROWS;
         }
         while row + 2 <= rows {
-            tile::<S, VECTORS, 2>(block.from_row(row));
+            tile::<S, VECTORS, 2>(block.of_row(row));
             row += 2;
         }
         if row < rows {
-            tile::<S, VECTORS, 1>(block.from_row(row));
+            tile::<S, VECTORS, 1>(block.of_row(row));
         }
     }
 }
@@ -476,7 +547,7 @@ impl Block {
     /// # Safety
     /// There is such a row.
     #[inline(always)]
-    unsafe fn from_row(self, row: usize) -> Self {
+    unsafe fn of_row(self, row: usize) -> Self {
         // SAFETY: the caller's word.
         unsafe {
             Self {
