@@ -8,12 +8,34 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde_json::Value;
 
 /// What a run leaves behind, but for speed and membership.
-#[derive(Debug, PartialEq)]
 pub struct Outcome {
     pub weights_digest: String,
     /// Step, loss and digest of each line, in order.
     pub steps: Vec<[Value; 3]>,
     pub evaluations: Vec<[Value; 2]>,
+}
+
+impl Outcome {
+    /// The first thing that differs from the quiet run, for people.
+    pub fn difference(&self, quiet: &Self) -> Option<String> {
+        let numbers = |outcome: &Self| -> Vec<Value> {
+            let steps = outcome.steps.iter().map(|[step, ..]| step.clone());
+            steps.collect()
+        };
+        if numbers(self) != numbers(quiet) {
+            let found = numbers(self);
+            return Some(format!("the metrics have not every step once: {found:?}"));
+        }
+        let (found, expected) = (self.steps.iter(), quiet.steps.iter());
+        if let Some((found, expected)) = found.zip(expected).find(|(a, b)| a != b) {
+            return Some(format!("a step differs: {found:?} instead of {expected:?}"));
+        }
+        if self.evaluations != quiet.evaluations {
+            let Self { evaluations, .. } = self;
+            return Some(format!("the evaluations differ: {evaluations:?}"));
+        }
+        (self.weights_digest != quiet.weights_digest).then(|| "the weights differ".to_owned())
+    }
 }
 
 /// The same job with one worker that nobody disturbs. Run once for each number of steps.
@@ -36,7 +58,9 @@ fn run_quietly(steps: u64) -> Outcome {
         .output();
     let run = run.unwrap();
     assert!(run.status.success(), "{run:?}");
-    outcome(&output)
+    let quiet = outcome(&output);
+    assert_eq!(quiet.steps.len() as u64, steps);
+    quiet
 }
 
 /// The quick start, shortened; eight slots in a step, so that all workers find work.

@@ -375,20 +375,8 @@ impl<'a> Scene<'a> {
 
     fn check(&self, quiet: &Outcome) {
         let found = outcome(&self.output());
-        if found != *quiet {
-            self.fail(&format!(
-                "the outcome differs\nfound {found:#?}\nquiet {quiet:#?}"
-            ));
-        }
-        let numbers = |found: &Outcome| -> Vec<u64> {
-            found
-                .steps
-                .iter()
-                .filter_map(|[step, ..]| step.as_u64())
-                .collect()
-        };
-        if numbers(&found) != (1..=self.plan.steps).collect::<Vec<_>>() {
-            self.fail("the metrics do not have every step exactly once");
+        if let Some(difference) = found.difference(quiet) {
+            self.fail(&difference);
         }
         let missed = |place: &&String| !self.reached.contains(*place);
         if let Some(place) = self.plan.expected.iter().find(missed) {
