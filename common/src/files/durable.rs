@@ -45,6 +45,12 @@ pub fn sync_file(file: &File, path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
+/// As [`sync_file`], but for times and the like.
+pub fn sync_data(file: &File, path: &Path) -> io::Result<()> {
+    tell(|| Operation::SyncFile(path.to_owned()))?;
+    file.sync_data()
+}
+
 /// Makes the content of a file durable that others wrote.
 pub fn sync_path(path: &Path) -> io::Result<()> {
     sync_file(&File::open(path)?, path)
@@ -119,7 +125,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn the_system_is_really_asked() {
-        sync_path(Path::new("/dev/null")).unwrap_err();
+        let null = Path::new("/dev/null");
+        sync_path(null).unwrap_err();
+        sync_data(&File::open(null).unwrap(), null).unwrap_err();
         sync_folder(Path::new("/proc/self")).unwrap_err();
     }
 

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use common::failpoint;
-use common::files::{FileError, atomic};
+use common::files::{FileError, atomic, durable};
 use tokio::sync::mpsc;
 
 use super::history::History;
@@ -51,13 +51,17 @@ impl Writer {
         for record in records {
             self.chain.append(record, &mut bytes);
         }
-        self.file
-            .write_all(&bytes)
-            .map_err(FileError::io("write", &self.path))?;
+        // In two parts, so that a test can die between them.
+        let (begun, rest) = bytes.split_at(bytes.len() / 2);
+        let mut write = |part: &[u8]| {
+            let written = self.file.write_all(part);
+            written.map_err(FileError::io("write", &self.path))
+        };
+        write(begun)?;
         failpoint::reached("journal-write");
+        write(rest)?;
         self.bytes += bytes.len() as u64;
-        self.file
-            .sync_data()
+        durable::sync_data(&self.file, &self.path)
             .map_err(FileError::io("make durable", &self.path))
     }
 

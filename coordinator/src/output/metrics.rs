@@ -54,7 +54,7 @@ impl Metrics {
     }
 
     pub fn make_durable(&mut self) -> Result<(), OutputError> {
-        durable::sync_file(&self.file, &self.path)
+        durable::sync_data(&self.file, &self.path)
             .map_err(OutputError::io("make durable", &self.path))
     }
 }

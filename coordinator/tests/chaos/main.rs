@@ -81,6 +81,7 @@ fn workers_killed_while_they_hand_state_over_change_nothing() {
 fn a_coordinator_killed_at_every_place_changes_nothing() {
     let places = [
         "commit:5",
+        "journal-write:4",
         "evaluate",
         "checkpoint-write:1",
         "checkpoint-write:2",
@@ -89,6 +90,7 @@ fn a_coordinator_killed_at_every_place_changes_nothing() {
     ];
     let plan = Plan::quiet(STEPS).coordinator(&places).expect(&[
         "commit",
+        "journal-write",
         "evaluate",
         "checkpoint-write",
         "result-write",
@@ -102,6 +104,7 @@ fn everybody_killed_at_once_changes_nothing() {
         (0, Deed::KillEverybody),
         (13, Deed::KillEverybody),
         (20, Deed::KillCoordinator),
+        (30, Deed::TerminateCoordinator),
     ]);
     play(&plan, Network::Loopback);
 }
@@ -175,7 +178,13 @@ fn every_place_several_times() {
                     .deeds(&[(5, Deed::Kill(1))]);
                 play(&plan, Network::Loopback);
             }
-            for place in ["commit", "evaluate", "checkpoint-write", "result-write"] {
+            for place in [
+                "commit",
+                "journal-write",
+                "evaluate",
+                "checkpoint-write",
+                "result-write",
+            ] {
                 let failpoint = format!("{place}:{nth}={deed}");
                 println!("the coordinator at {failpoint}");
                 play(

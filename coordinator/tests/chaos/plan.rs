@@ -17,6 +17,8 @@ pub enum Deed {
     /// SIGTERM: it leaves in good order and another takes the seat.
     Terminate(usize),
     KillCoordinator,
+    /// SIGTERM: it saves a checkpoint, ends with the exit code that says so, and is started again.
+    TerminateCoordinator,
     /// SIGSTOP, and SIGCONT a while later.
     StopCoordinator,
     /// The coordinator and all workers at once.
@@ -77,7 +79,13 @@ impl Plan {
             "state-receive",
             "upload",
         ];
-        const COORDINATOR: &[&str] = &["commit", "evaluate", "checkpoint-write", "result-write"];
+        const COORDINATOR: &[&str] = &[
+            "commit",
+            "journal-write",
+            "evaluate",
+            "checkpoint-write",
+            "result-write",
+        ];
         let mut rng = CounterRng::new(seed, &[0xC4A05]);
         let mut failpoint = |names: &[&str]| {
             let name = names[rng.below(names.len() as u64) as usize];
@@ -94,13 +102,14 @@ impl Plan {
         let mut deeds: Vec<(u64, Deed)> = (0..rng.below(8))
             .map(|_| {
                 let seat = rng.below(SEATS as u64) as usize;
-                let deed = match rng.below(12) {
+                let deed = match rng.below(13) {
                     0..4 => Deed::Kill(seat),
                     4..6 => Deed::Stop(seat),
                     6..8 => Deed::Cut(seat),
                     8 => Deed::Terminate(seat),
                     9 => Deed::KillCoordinator,
                     10 => Deed::StopCoordinator,
+                    11 => Deed::TerminateCoordinator,
                     _ => Deed::KillEverybody,
                 };
                 (rng.below(steps), deed)

@@ -16,6 +16,8 @@ use super::network::{Network, Wire};
 use super::plan::{Deed, Plan, SEATS};
 use super::process::{Process, was_killed};
 
+/// What a coordinator ends with that was asked to stop.
+const RESUMABLE: i32 = 75;
 /// For a whole run.
 const DEADLINE: Duration = Duration::from_secs(240);
 const TICK: Duration = Duration::from_millis(10);
@@ -75,6 +77,8 @@ struct Scene<'a> {
     folder: TempDir,
     port: u16,
     coordinator: Process,
+    /// It was asked to stop.
+    coordinator_is_leaving: bool,
     seats: Vec<Seat>,
     holds: Vec<Hold>,
     deeds: VecDeque<(u64, Deed)>,
@@ -102,6 +106,7 @@ impl<'a> Scene<'a> {
             folder,
             port,
             coordinator,
+            coordinator_is_leaving: false,
             seats: Vec::new(),
             holds: Vec::new(),
             deeds: plan.deeds.clone().into(),
@@ -159,7 +164,8 @@ impl<'a> Scene<'a> {
         if status.success() {
             return true;
         }
-        if !was_killed(status) {
+        let stopped_as_asked = status.code() == Some(RESUMABLE) && self.coordinator_is_leaving;
+        if !was_killed(status) && !stopped_as_asked {
             self.fail(&format!("the coordinator ended: {status}"));
         }
         self.note_death_of_coordinator();
@@ -168,6 +174,7 @@ impl<'a> Scene<'a> {
         self.coordinator =
             start_coordinator(self.plan, self.network, folder, self.port, life, &failpoint);
         self.lives += 1;
+        self.coordinator_is_leaving = false;
         // Those whom the last one dismissed before it died.
         for seat in 0..SEATS {
             if self.seats[seat].ended.is_some() {
@@ -178,7 +185,7 @@ impl<'a> Scene<'a> {
     }
 
     fn note_death_of_coordinator(&mut self) {
-        if !self.coordinator.is_felled {
+        if !self.coordinator.is_felled && !self.coordinator_is_leaving {
             self.reached.insert(self.coordinator.place().to_owned());
         }
         self.holds.retain(|hold| hold.seat.is_some());
@@ -260,6 +267,13 @@ impl<'a> Scene<'a> {
                 }
             }
             Deed::KillCoordinator => self.coordinator.kill(),
+            Deed::TerminateCoordinator => {
+                // As for a worker; and a second signal would end it at once.
+                if !self.is_held(None) && !self.coordinator_is_leaving {
+                    self.coordinator_is_leaving = true;
+                    self.coordinator.signal("-TERM");
+                }
+            }
             Deed::StopCoordinator => {
                 self.coordinator.signal("-STOP");
                 self.hold(None, false, 0);

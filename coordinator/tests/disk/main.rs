@@ -21,6 +21,8 @@ use common::files::{FileError, Layout, Snapshot, WeightsFormat, atomic};
 use common::job::InitWeights;
 use coordinator::checkpoints::{Facts, Store};
 use coordinator::cluster::WorkerId;
+use coordinator::events::RunEvent;
+use coordinator::journal::{History, Identity, Journal, Term};
 use coordinator::upload::Received;
 use support::{Run, Site};
 use tempfile::TempDir;
@@ -181,6 +183,37 @@ fn a_failed_fsync_is_final_and_the_next_save_starts_anew() {
     }
     // Three files of the state, three companions and their folders, the manifest, all of them once more, the name.
     assert!(failures > 12, "{failures}");
+}
+
+#[test]
+fn a_term_and_every_batch_of_steps_are_durable_in_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let term = Term {
+        term: 1,
+        identity: Identity {
+            job_digest: "job".into(),
+            base_model_digest: "model".into(),
+            data_digest: "data".into(),
+        },
+        run: "run".into(),
+        version: "test".into(),
+    };
+    let (observer, _notices) = tokio::sync::mpsc::channel(8);
+    let witness = Witness::of(folder.path(), None);
+    let journal = Journal::begin(folder.path(), History::default(), term, 0, observer).unwrap();
+    // Under its name, and found after a power cut.
+    witness.check();
+    let begun = witness.operations();
+    let Some(Operation::SyncFolder(inside)) = begun.last() else {
+        panic!("{begun:?}");
+    };
+    journal.observe(&RunEvent::CheckpointSaved {
+        step: 2,
+        path: "checkpoint-2".into(),
+    });
+    drop(journal);
+    let appended = &witness.operations()[begun.len()..];
+    assert_eq!(appended, [Operation::SyncFile(inside.join("journal"))]);
 }
 
 #[test]
