@@ -50,7 +50,7 @@ fn update(step: u64) -> Update {
         step,
         learning_rate: 0.1 * step as f64,
         skipped: false,
-        digest: step % 2 == 0,
+        digest: step.is_multiple_of(2),
         mean: (0..SCALARS).map(|i| step as f32 - i as f32).collect(),
     }
 }

@@ -81,10 +81,16 @@ impl Site {
 
     /// A worker in a process of its own, which has no model but what it fetches.
     pub fn join(&self, name: &str, port: u16) -> Process {
+        self.join_with(name, port, "")
+    }
+
+    /// The same, with a failpoint for those that arm it.
+    pub fn join_with(&self, name: &str, port: u16, failpoint: &str) -> Process {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "worker_process", "--ignored", "--nocapture"])
             .current_dir(std::env::temp_dir())
             .env(JOIN, format!("127.0.0.1:{port}"))
+            .env("MUSTER_FAILPOINT", failpoint)
             .env("MUSTER_CACHE_DIR", self.path(&format!("cache-{name}")))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(self.log_of(name)).unwrap())

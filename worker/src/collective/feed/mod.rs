@@ -43,9 +43,7 @@ impl Update {
     }
 
     fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        self.mean
-            .chunks(PIECE_SCALARS)
-            .map(|piece| bytemuck::cast_slice(piece))
+        self.mean.chunks(PIECE_SCALARS).map(bytemuck::cast_slice)
     }
 }
 
