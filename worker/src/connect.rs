@@ -2,6 +2,8 @@
 //!
 //! In: an address and perhaps a token. Out: a client, or one error when the time to try is up.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -56,6 +58,8 @@ fn delays(longest: Duration, attempts: usize) -> impl Iterator<Item = Duration> 
         .with_max_delay(longest)
         .with_max_times(attempts)
         .with_jitter()
+        // Without one of its own every process would draw the same.
+        .with_jitter_seed(RandomState::new().hash_one(0))
         .build()
 }
 
@@ -161,6 +165,12 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_workers_come_back_at_the_same_moments() {
+        let pauses = || retry_delays(8).collect::<Vec<_>>();
+        assert_ne!(pauses(), pauses());
+    }
 
     #[test]
     fn the_countdown_grows_denser_towards_the_end() {

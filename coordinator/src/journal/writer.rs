@@ -80,7 +80,7 @@ impl Writer {
 enum Task {
     Append(Vec<Record>),
     /// All that is known.
-    Rewrite(History),
+    Rewrite(Box<History>),
     Nothing,
 }
 
@@ -140,7 +140,7 @@ fn next(shared: &Shared, is_broken: bool, failed_at: Option<Instant>) -> (Task, 
         if rewrites && (rest.is_zero() || state.closed) {
             state.overflowed = false;
             state.waiting.clear();
-            return (Task::Rewrite(state.history.clone()), state.closed);
+            return (Task::Rewrite(Box::new(state.history.clone())), state.closed);
         }
         if !rewrites && !state.waiting.is_empty() {
             return (
