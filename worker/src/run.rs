@@ -193,6 +193,7 @@ impl Run {
         self.generation = 0;
         self.plan = None;
         self.following = None;
+        self.entering = None;
         self.saves.clear();
         // The coordinator sends the next one only after it has heard what follows.
         self.links.newest_generation.store(0, Ordering::SeqCst);

@@ -218,14 +218,19 @@ impl Admission {
 impl Admission {
     /// What keeps the exchanges of different jobs, runs and terms apart.
     pub fn exchange_id(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        for part in [&self.job_digest, &self.run] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part.as_bytes());
-        }
-        hasher.update(&self.term.to_le_bytes());
-        *hasher.finalize().as_bytes()
+        exchange_id(&self.job_digest, &self.run, self.term)
     }
+}
+
+fn exchange_id(job_digest: &str, run: &str, term: u64) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in [job_digest, run] {
+        // With its length, so that no two pairs read alike.
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher.update(&term.to_le_bytes());
+    *hasher.finalize().as_bytes()
 }
 
 /// Paths are checked where they are used (`common::files::manifest::inside`).
@@ -411,4 +416,19 @@ fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membershi
         members: generation.members.iter().map(address).collect(),
         silence: Duration::from_millis(silence_ms),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exchanges_of_different_jobs_runs_and_terms_are_kept_apart() {
+        let id = exchange_id;
+        let own = id("job", "run", 2);
+        assert_eq!(own, id("job", "run", 2));
+        for other in [id("job", "run", 1), id("job", "r", 2), id("jobr", "un", 2)] {
+            assert_ne!(own, other);
+        }
+    }
 }

@@ -1,7 +1,9 @@
-//! The cluster against toy workers that follow the protocol, with random delays, deaths and arrivals. A toy exchange
-//! fails the test where a slot is missing or held twice; that is the property everything else rests on.
+//! The cluster against toy workers that follow the protocol, with random delays, deaths and arrivals, and with coordinators
+//! that die. A toy exchange fails the test where a slot is missing or held twice; that is the property everything else
+//! rests on.
 
 mod feeds;
+mod restarts;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 use proto::v1;
 
 use self::feeds::Feeds;
+use self::restarts::Disk;
 use super::tests::{course, join, ready, settings};
 use super::{Cluster, Command, Event, Outcome, WorkerId};
 use crate::events::RunEvent;
@@ -35,8 +38,19 @@ enum Task {
     },
 }
 
+/// Term, generation and step.
+type Exchange = (u64, u64, u64);
+
 struct Toy {
     id: WorkerId,
+    /// Of its session.
+    term: u64,
+    /// Its session broke: it goes on with what it was told, and joins again when this is over.
+    away_until: Option<Instant>,
+    /// It came back with its state.
+    is_veteran: bool,
+    /// What it remembers of its own updates.
+    updates: Vec<v1::Update>,
     ready: bool,
     /// Updates seen.
     step: u64,
@@ -48,7 +62,7 @@ struct Toy {
     /// Waits for the state of the generation's source.
     receiving: bool,
     /// Has put its accumulator into this exchange and waits for the others.
-    exchanging: Option<(u64, u64)>,
+    exchanging: Option<Exchange>,
     saves: Vec<u64>,
     /// Stopped until then: says, hears and does nothing.
     hangs_until: Option<Instant>,
@@ -62,10 +76,11 @@ struct World {
     now: Instant,
     cluster: Cluster,
     toys: BTreeMap<WorkerId, Toy>,
-    /// What members put into an exchange, by generation and step.
-    exchanges: BTreeMap<(u64, u64), BTreeMap<WorkerId, BTreeSet<u32>>>,
-    /// Members of each generation.
-    members: BTreeMap<u64, BTreeSet<WorkerId>>,
+    /// What members put into an exchange.
+    exchanges: BTreeMap<Exchange, BTreeMap<WorkerId, BTreeSet<u32>>>,
+    /// Members of each generation of each term.
+    members: BTreeMap<(u64, u64), BTreeSet<WorkerId>>,
+    disk: Disk,
     next_id: u64,
     stored: u64,
     committed: Vec<u64>,
@@ -92,6 +107,7 @@ impl World {
             toys: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             members: BTreeMap::new(),
+            disk: Disk::new(min_workers),
             next_id: 1,
             stored: 0,
             committed: Vec::new(),
@@ -127,6 +143,10 @@ impl World {
             self.arrive();
         }
         self.live();
+        self.come_back();
+        if self.coordinator_dies() {
+            return self.restart();
+        }
         let ids: Vec<WorkerId> = self.toys.keys().copied().collect();
         let dice = self.rng.below(400);
         if ids.is_empty() || (dice == 0 && ids.len() < 5) {
@@ -136,7 +156,12 @@ impl World {
         if self.toys[&id].hangs_until.is_some() {
             return;
         }
+        if self.toys[&id].away_until.is_some() {
+            // Nobody hears it, but it has something in hand.
+            return self.work(id);
+        }
         match dice {
+            391..=394 if self.disk.breaks_left > 0 => self.lose_session(id),
             395..=399 if self.hangs_left > 0 => self.hang(id),
             1..=6 if self.deaths_left > 0 => self.die(id),
             7..=20 => self.handle(Event::Ticked),
@@ -152,7 +177,8 @@ impl World {
         let mut heard = Vec::new();
         for (id, toy) in &mut self.toys {
             toy.hangs_until = toy.hangs_until.filter(|until| *until > now);
-            if toy.hangs_until.is_none() && toy.heartbeat_at <= now {
+            let speaks = toy.hangs_until.is_none() && toy.away_until.is_none();
+            if speaks && toy.heartbeat_at <= now {
                 toy.heartbeat_at = now + HEARTBEAT_INTERVAL;
                 heard.push(*id);
             }
@@ -186,6 +212,10 @@ impl World {
         self.next_id += 1;
         let toy = Toy {
             id,
+            term: self.disk.term,
+            away_until: None,
+            is_veteran: false,
+            updates: Vec::new(),
             ready: false,
             step: 0,
             accumulator: BTreeSet::new(),
@@ -223,6 +253,9 @@ impl World {
         let mut commands = Vec::new();
         self.cluster.handle(self.now, event, &mut commands);
         for command in commands {
+            if let Command::Emit(event) = &command {
+                self.disk.observe(event);
+            }
             self.carry_out(command);
         }
     }
@@ -239,8 +272,8 @@ impl World {
             | Command::SendFinish { worker, .. } => *worker,
             Command::SendGeneration { worker, generation } => {
                 let members = generation.members.iter().map(|m| WorkerId(m.worker));
-                self.members
-                    .insert(generation.generation, members.collect());
+                let key = (self.disk.term, generation.generation);
+                self.members.insert(key, members.collect());
                 *worker
             }
             Command::Refuse { worker, reason } => {
@@ -278,6 +311,7 @@ impl World {
             return;
         };
         match toy.down.pop_front() {
+            Some(Command::Welcome { .. }) if toy.is_veteran => {}
             Some(Command::Welcome { .. }) => toy.step = stored,
             Some(Command::SendGeneration { generation, .. }) => toy.enter(generation),
             Some(Command::SendFollow { follow, .. }) => toy.feeds.follow(follow),
@@ -318,7 +352,11 @@ impl World {
         if !toy.ready {
             if toy.down.is_empty() {
                 toy.ready = true;
-                toy.up.push_back(ready(id, toy.step));
+                let mut event = ready(id, toy.step);
+                if let Event::WorkerReady { ready, .. } = &mut event {
+                    ready.updates.clone_from(&toy.updates);
+                }
+                toy.up.push_back(event);
             }
             return;
         }
@@ -332,19 +370,19 @@ impl World {
             Some(Task::Slot { step, kind, slot }) => toy.compute(step, kind, slot),
             Some(Task::Exchange { generation, step }) => {
                 assert_eq!(toy.step, step, "an exchange of another step");
-                toy.exchanging = Some((generation, step));
+                let exchange = (toy.term, generation, step);
+                toy.exchanging = Some(exchange);
                 let own = toy.accumulator.clone();
-                let exchange = self.exchanges.entry((generation, step)).or_default();
-                exchange.insert(id, own);
+                self.exchanges.entry(exchange).or_default().insert(id, own);
             }
             None => {}
         }
     }
 
     /// Completes at this worker once all members have put in, whether or not the others still live.
-    fn finish_exchange(&mut self, id: WorkerId, exchange: (u64, u64)) {
+    fn finish_exchange(&mut self, id: WorkerId, exchange: Exchange) {
         let parts = &self.exchanges[&exchange];
-        if self.members[&exchange.0]
+        if self.members[&(exchange.0, exchange.1)]
             .iter()
             .any(|m| !parts.contains_key(m))
         {
@@ -355,16 +393,21 @@ impl World {
         let every: Vec<u32> = (0..SLOTS).collect();
         assert_eq!(all, every, "seed {}: exchange {exchange:?}", self.seed);
         if let Some(toy) = self.toys.get_mut(&id) {
+            let slots = toy.held();
             toy.step += 1;
             toy.accumulator.clear();
             toy.exchanging = None;
             toy.feeds.publish(toy.step);
             let report = v1::StepReport {
-                generation: exchange.0,
+                generation: exchange.1,
                 step: toy.step,
                 weights_digest: format!("weights-{}", toy.step),
                 ..Default::default()
             };
+            toy.updates.push(v1::Update {
+                report: Some(report.clone()),
+                slots,
+            });
             toy.up.push_back(Event::StepReported { worker: id, report });
         }
     }
@@ -395,12 +438,16 @@ impl World {
         };
         // Where a step's report is lost but its state is not, the step's record is lost too.
         let unreported = |event: &Event| matches!(event, Event::StepReported { .. });
-        if toy.up.iter().any(unreported) {
+        // Without a session nobody takes it.
+        if toy.up.iter().any(unreported) || toy.away_until.is_some() {
             return;
         }
         let Some(position) = toy.saves.iter().position(|step| *step == toy.step) else {
             return;
         };
+        if !self.disk.may_store(toy.step, &self.committed) {
+            return;
+        }
         let step = toy.saves.remove(position);
         self.stored = self.stored.max(step);
         let path = format!("checkpoint-{step}").into();
@@ -483,16 +530,19 @@ fn expected_loss(step: u64) -> f64 {
     sum / f64::from(SLOTS)
 }
 
+fn finished() -> Option<Outcome> {
+    Some(Outcome::Finished {
+        step: TOTAL_STEPS,
+        weights_digest: format!("weights-{TOTAL_STEPS}"),
+    })
+}
+
 #[test]
 fn random_event_orders_never_lose_or_double_a_slot() {
     let mut entered_by_feed = 0;
     for seed in 0..1500 {
         let world = World::new(seed, 1 + (seed % 3) as usize, (seed % 7) as u32).run();
-        let expected = Outcome::Finished {
-            step: TOTAL_STEPS,
-            weights_digest: format!("weights-{TOTAL_STEPS}"),
-        };
-        assert_eq!(world.outcome, Some(expected), "seed {seed}");
+        assert_eq!(world.outcome, finished(), "seed {seed}");
         let steps: Vec<u64> = (1..=TOTAL_STEPS).collect();
         assert_eq!(world.committed, steps, "seed {seed}");
         assert_eq!(world.evaluated, [2, 4, 6], "seed {seed}");
