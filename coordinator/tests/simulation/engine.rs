@@ -1,6 +1,7 @@
-//! What the toy does with its orders: the worker's step (`worker/src/run.rs`) with arithmetic in place of training.
+//! What the toy does with its orders: the worker's step (`worker/src/run.rs`) with arithmetic in place of training. It
+//! outlives sessions: weights and accumulator stay, and go on under the next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,6 +19,8 @@ use crate::world::World;
 
 /// What the session passes on.
 pub enum Order {
+    /// A new session has begun: say what is held, and talk to this one from now on.
+    Attach(Line),
     Enter(v1::Generation),
     Plan(v1::Plan),
     Lease(Lease),
@@ -37,13 +40,16 @@ pub struct Lease {
     pub slots: Vec<(u32, oneshot::Receiver<Vec<u8>>)>,
 }
 
-/// Why the engine ends.
-pub enum EngineEnd {
-    /// Nobody takes reports any more.
-    SessionOver,
-    /// A call for blocks broke.
-    NoBlocks,
+/// To the coordinator, as long as the session lasts.
+pub struct Line {
+    pub up: mpsc::Sender<v1::WorkerMessage>,
+    pub uploads: mpsc::UnboundedSender<Snapshot>,
+    /// Told where blocks cannot be had.
+    pub given_up: mpsc::Sender<()>,
 }
+
+/// Updates that are remembered for a coordinator which lost their records.
+const REMEMBERED_UPDATES: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
@@ -79,17 +85,18 @@ impl Accumulator {
 }
 
 pub struct Engine {
-    pub world: Arc<World>,
-    pub node: Node,
-    pub state: Snapshot,
-    pub up: mpsc::Sender<v1::WorkerMessage>,
-    pub uploads: mpsc::UnboundedSender<Snapshot>,
-    pub collective: Arc<Collective>,
-    pub newest_generation: Arc<AtomicU64>,
+    world: Arc<World>,
+    node: Node,
+    job_digest: String,
+    state: Snapshot,
+    line: Option<Line>,
+    collective: Arc<Collective>,
+    newest_generation: Arc<AtomicU64>,
     accumulator: Accumulator,
     generation: u64,
     plan: Option<v1::Plan>,
     saves: BTreeSet<u64>,
+    updates: VecDeque<v1::Update>,
     /// The attempt, and what ends the feed when it is dropped.
     following: Option<(u64, DropGuard)>,
     /// A generation that it enters with the next updates of that feed.
@@ -100,78 +107,70 @@ impl Engine {
     pub fn new(
         world: Arc<World>,
         node: Node,
-        state: Snapshot,
-        (up, uploads): (
-            mpsc::Sender<v1::WorkerMessage>,
-            mpsc::UnboundedSender<Snapshot>,
-        ),
+        (job_digest, state): (String, Snapshot),
         collective: Arc<Collective>,
         newest_generation: Arc<AtomicU64>,
     ) -> Self {
         Self {
             world,
             node,
+            job_digest,
             state,
-            up,
-            uploads,
+            line: None,
             collective,
             newest_generation,
             accumulator: Accumulator::default(),
             generation: 0,
             plan: None,
             saves: BTreeSet::new(),
+            updates: VecDeque::new(),
             following: None,
             entering: None,
         }
     }
 
-    pub async fn work(mut self, mut orders: mpsc::UnboundedReceiver<Order>) -> EngineEnd {
+    /// Obeys until nobody can give orders any more.
+    pub async fn work(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         while let Some(order) = orders.recv().await {
-            if let Err(end) = self.obey(order).await {
-                return end;
-            }
+            self.obey(order).await;
         }
-        EngineEnd::SessionOver
     }
 
-    async fn obey(&mut self, order: Order) -> Result<(), EngineEnd> {
+    async fn obey(&mut self, order: Order) {
         match order {
+            Order::Attach(line) => self.attach(line).await,
             Order::Enter(generation) => self.enter(generation).await,
-            Order::Plan(plan) => {
-                self.begin(plan);
-                Ok(())
-            }
+            Order::Plan(plan) => self.begin(plan),
             Order::Lease(lease) => self.compute(lease).await,
             Order::Exchange(exchange) => self.exchange(exchange).await,
             Order::Save(save) => {
                 self.saves.insert(save.step);
                 self.save();
-                Ok(())
             }
             Order::Feed(feed) => {
                 let feeds = self.collective.feeds();
                 feeds.begin(feed.worker, feed.attempt, self.state);
-                Ok(())
             }
-            Order::Follow(source, orders) => {
-                let attempt = source.attempt;
-                let tell = move |news| {
-                    if let Some(orders) = orders.upgrade() {
-                        let _ = orders.send(Order::Fed(attempt, news));
-                    }
-                };
-                let guard = follow(self.world.net.clone(), self.node, source, tell);
-                self.following = Some((attempt, guard));
-                self.entering = None;
-                Ok(())
-            }
+            Order::Follow(source, orders) => self.follow(source, orders),
             Order::Fed(attempt, news) => self.fed(attempt, news).await,
         }
     }
 
-    async fn fed(&mut self, attempt: u64, news: News) -> Result<(), EngineEnd> {
+    fn follow(&mut self, source: Source, orders: mpsc::WeakUnboundedSender<Order>) {
+        let attempt = source.attempt;
+        let tell = move |news| {
+            if let Some(orders) = orders.upgrade() {
+                let _ = orders.send(Order::Fed(attempt, news));
+            }
+        };
+        let guard = follow(self.world.net.clone(), self.node, source, tell);
+        self.following = Some((attempt, guard));
+        self.entering = None;
+    }
+
+    async fn fed(&mut self, attempt: u64, news: News) {
         if self.following.as_ref().is_none_or(|(of, _)| *of != attempt) {
-            return Ok(());
+            return;
         }
         let report = match news {
             News::State(state) => {
@@ -180,26 +179,13 @@ impl Engine {
                 self.plan = None;
                 None
             }
-            News::Update(update) => {
-                let Snapshot { step, weights } = self.state;
-                let model = &self.world.model;
-                self.state.weights = model.apply(&weights, step, &update.sums, update.invalid);
-                self.state.step += 1;
-                Some(v1::StepReport {
-                    step: self.state.step,
-                    grad_norm: 1.0,
-                    skipped: update.invalid > 0,
-                    weights_digest: hex(&self.state.weights),
-                    ..Default::default()
-                })
-            }
+            News::Update(update) => Some(self.repeat(&update)),
             News::Lost => {
                 self.following = None;
                 self.entering = None;
                 let reason = "it broke off".to_owned();
-                return self
-                    .send(Up::FeedLost(v1::FeedLost { attempt, reason }))
-                    .await;
+                let lost = v1::FeedLost { attempt, reason };
+                return self.send(Up::FeedLost(lost)).await;
             }
         };
         let step = self.state.step;
@@ -208,23 +194,57 @@ impl Engine {
             step,
             report,
         }))
-        .await?;
-        match self.entering.take_if(|generation| generation.step <= step) {
-            Some(generation) => self.enter(generation).await,
-            None => Ok(()),
+        .await;
+        if let Some(generation) = self.entering.take_if(|next| next.step <= step) {
+            self.enter(generation).await;
         }
     }
 
-    async fn enter(&mut self, generation: v1::Generation) -> Result<(), EngineEnd> {
+    /// Makes an update that the others have made.
+    fn repeat(&mut self, update: &Update) -> v1::StepReport {
+        let Snapshot { step, weights } = self.state;
+        let model = &self.world.model;
+        self.state.weights = model.apply(&weights, step, &update.sums, update.invalid);
+        self.state.step += 1;
+        v1::StepReport {
+            step: self.state.step,
+            grad_norm: 1.0,
+            skipped: update.invalid > 0,
+            weights_digest: hex(&self.state.weights),
+            ..Default::default()
+        }
+    }
+
+    async fn attach(&mut self, line: Line) {
+        self.line = Some(line);
+        self.generation = 0;
+        self.plan = None;
+        self.saves.clear();
+        self.following = None;
+        self.entering = None;
+        self.newest_generation.store(0, Ordering::SeqCst);
+        self.send(Up::Ready(v1::Ready {
+            step: self.state.step,
+            layout_digest: "layout".into(),
+            trainable_scalars: 1,
+            weights_digest: hex(&self.state.weights),
+            job_digest: self.job_digest.clone(),
+            total_scalars: 1,
+            updates: self.updates.iter().cloned().collect(),
+        }))
+        .await;
+    }
+
+    async fn enter(&mut self, generation: v1::Generation) {
         self.generation = generation.generation;
         self.plan = None;
         self.entering = None;
         if self.superseded() {
-            return Ok(());
+            return;
         }
         if generation.fed.contains(&generation.rank) && self.state.step < generation.step {
             self.entering = Some(generation);
-            return Ok(());
+            return;
         }
         self.following = None;
         if generation.behind.contains(&generation.rank) {
@@ -280,14 +300,16 @@ impl Engine {
         self.plan = Some(plan);
     }
 
-    async fn compute(&mut self, lease: Lease) -> Result<(), EngineEnd> {
+    async fn compute(&mut self, lease: Lease) {
         let train = lease.kind == PlanKind::Train;
         for (slot, blocks) in lease.slots {
             let planned = !train || self.plan.as_ref().is_some_and(|plan| slot < plan.slots);
             if self.is_void(lease.generation, lease.step) || !planned {
-                return Ok(());
+                return;
             }
-            let data = blocks.await.map_err(|_| EngineEnd::NoBlocks)?;
+            let Ok(data) = blocks.await else {
+                return self.give_line_up();
+            };
             self.world.net.sleep(self.node, self.slot_ms(slot)).await;
             let what = (lease.kind, slot);
             let model = &self.world.model;
@@ -305,9 +327,8 @@ impl Engine {
                 correct_tokens: 0,
                 compute_us: 1,
             }))
-            .await?;
+            .await;
         }
-        Ok(())
     }
 
     /// Machines differ in speed, and so does one machine from slot to slot.
@@ -329,12 +350,12 @@ impl Engine {
         self.accumulator.invalid += result.invalid;
     }
 
-    async fn exchange(&mut self, exchange: v1::Exchange) -> Result<(), EngineEnd> {
+    async fn exchange(&mut self, exchange: v1::Exchange) {
         let Some(plan) = self.plan else {
-            return Ok(());
+            return;
         };
         if self.is_void(exchange.generation, exchange.step) || plan.step != exchange.step {
-            return Ok(());
+            return;
         }
         let reduced = match self.reduce(&plan).await {
             Ok(reduced) => reduced,
@@ -361,17 +382,17 @@ impl Engine {
             true => "f".repeat(64),
             false => hex(&self.state.weights),
         };
-        self.send(Up::StepReport(v1::StepReport {
+        let report = v1::StepReport {
             generation: exchange.generation,
             step: self.state.step,
             grad_norm: 1.0,
             skipped: reduced.invalid > 0,
             weights_digest: digest,
             ..Default::default()
-        }))
-        .await?;
+        };
+        self.remember(report.clone());
+        self.send(Up::StepReport(report)).await;
         self.save();
-        Ok(())
     }
 
     async fn reduce(&self, plan: &v1::Plan) -> Result<crate::mesh::Reduced, MeshError> {
@@ -384,9 +405,9 @@ impl Engine {
         mesh.all_reduce(start, &self.accumulator.sums).await
     }
 
-    async fn report_failure(&mut self, error: MeshError) -> Result<(), EngineEnd> {
+    async fn report_failure(&mut self, error: MeshError) {
         match error {
-            MeshError::Superseded => Ok(()),
+            MeshError::Superseded => {}
             MeshError::Peer { rank, reason } => {
                 self.send(Up::PeerLost(v1::PeerLost {
                     generation: self.generation,
@@ -402,7 +423,9 @@ impl Engine {
         let step = self.state.step;
         if self.saves.remove(&step) {
             // The other side may be gone; then so is the session.
-            let _ = self.uploads.send(self.state);
+            if let Some(line) = &self.line {
+                let _ = line.uploads.send(self.state);
+            }
         }
         self.saves.retain(|due| *due > step);
     }
@@ -415,11 +438,28 @@ impl Engine {
         self.newest_generation.load(Ordering::SeqCst) > self.generation
     }
 
-    async fn send(&self, message: Up) -> Result<(), EngineEnd> {
-        self.world
-            .net
-            .note(|| format!("w{} says {message:?}", self.node));
-        let sent = self.up.send(up(message)).await;
-        sent.map_err(|_| EngineEnd::SessionOver)
+    /// Called before anything is added for the next step.
+    fn remember(&mut self, report: v1::StepReport) {
+        while self.updates.len() >= REMEMBERED_UPDATES {
+            self.updates.pop_front();
+        }
+        let report = Some(report);
+        let slots = self.accumulator.held();
+        self.updates.push_back(v1::Update { report, slots });
+    }
+
+    /// On a broken line it is lost: the next session begins with what this worker holds.
+    async fn send(&self, message: Up) {
+        let node = self.node;
+        self.world.net.note(|| format!("w{node} says {message:?}"));
+        if let Some(line) = &self.line {
+            let _ = line.up.send(up(message)).await;
+        }
+    }
+
+    fn give_line_up(&self) {
+        if let Some(line) = &self.line {
+            let _ = line.given_up.try_send(());
+        }
     }
 }

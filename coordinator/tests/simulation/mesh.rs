@@ -23,7 +23,7 @@ const HELLO_MS: u64 = 5_000;
 #[derive(Clone, Debug)]
 pub enum PeerFrame {
     Hello {
-        generation: u64,
+        id: MeshId,
         from: u32,
     },
     Answer,
@@ -42,6 +42,9 @@ pub enum PeerFrame {
     },
     Update(Update),
 }
+
+/// Term and generation: what was before is turned away.
+pub type MeshId = (u64, u64);
 
 /// What a member brings.
 #[derive(Clone, Debug)]
@@ -65,7 +68,7 @@ fn blame<T>(rank: u32, reason: &str) -> Result<T, MeshError> {
 /// Who takes part, as seen by one member.
 #[derive(Clone)]
 pub struct Membership {
-    pub generation: u64,
+    pub id: MeshId,
     pub rank: u32,
     pub members: Vec<Node>,
     /// How long a peer may say nothing.
@@ -75,7 +78,7 @@ pub struct Membership {
 type Formed = Option<Result<Arc<Mesh>, MeshError>>;
 
 struct Current {
-    generation: u64,
+    id: MeshId,
     fence: CancellationToken,
     formed: watch::Receiver<Formed>,
 }
@@ -101,9 +104,9 @@ struct Callers {
 #[derive(Default)]
 struct Waiting {
     /// Callers of older ones are turned away.
-    generation: u64,
+    newest: MeshId,
     /// By generation and rank.
-    ends: BTreeMap<(u64, u32), End<Packet>>,
+    ends: BTreeMap<(MeshId, u32), End<Packet>>,
 }
 
 impl Collective {
@@ -145,10 +148,10 @@ impl Collective {
                 }
                 return;
             }
-            if let Ok(Packet::Peer(PeerFrame::Hello { generation, from })) = hello {
+            if let Ok(Packet::Peer(PeerFrame::Hello { id, from })) = hello {
                 let mut waiting = lock(&callers.waiting);
-                if generation >= waiting.generation {
-                    waiting.ends.insert((generation, from), call);
+                if id >= waiting.newest {
+                    waiting.ends.insert((id, from), call);
                     callers.arrived.notify_waiters();
                 }
             }
@@ -159,9 +162,9 @@ impl Collective {
     pub fn enter(&self, membership: Membership) {
         let (result, formed) = watch::channel(None);
         let fence = CancellationToken::new();
-        let generation = membership.generation;
+        let id = membership.id;
         let current = Current {
-            generation,
+            id,
             fence: fence.clone(),
             formed,
         };
@@ -170,8 +173,8 @@ impl Collective {
         }
         {
             let mut waiting = lock(&self.callers.waiting);
-            waiting.generation = waiting.generation.max(generation);
-            waiting.ends.retain(|key, _| key.0 >= generation);
+            waiting.newest = waiting.newest.max(id);
+            waiting.ends.retain(|key, _| key.0 >= id);
         }
         let (net, node, callers) = (self.net.clone(), self.node, self.callers.clone());
         tokio::spawn(async move {
@@ -196,7 +199,7 @@ impl Collective {
 
     pub async fn mesh(&self, generation: u64) -> Result<Arc<Mesh>, MeshError> {
         let mut formed = match &*lock(&self.current) {
-            Some(current) if current.generation == generation => current.formed.clone(),
+            Some(current) if current.id.1 == generation => current.formed.clone(),
             _ => return Err(MeshError::Superseded),
         };
         match formed.wait_for(Option::is_some).await {
@@ -206,12 +209,19 @@ impl Collective {
     }
 }
 
-impl Drop for Collective {
-    fn drop(&mut self) {
-        self.feeding.cancel();
+impl Collective {
+    /// Ends the current generation at once.
+    pub fn close(&self) {
         if let Some(current) = lock(&self.current).take() {
             current.fence.cancel();
         }
+    }
+}
+
+impl Drop for Collective {
+    fn drop(&mut self) {
+        self.feeding.cancel();
+        self.close();
     }
 }
 
@@ -234,7 +244,7 @@ async fn form(
             std::cmp::Ordering::Greater => {
                 return tokio::select! {
                     biased;
-                    end = answer(callers, membership.generation, rank) => Ok(Some(end)),
+                    end = answer(callers, membership.id, rank) => Ok(Some(end)),
                     () = net.sleep(node, FORMING_MS) => blame(rank, "did not connect in time"),
                 };
             }
@@ -261,7 +271,7 @@ async fn call(net: &Network, node: Node, membership: &Membership, rank: u32) -> 
         let peer = membership.members[rank as usize];
         let mut end = net.connect(node, peer, Kind::Peer);
         end.sender.send(Packet::Peer(PeerFrame::Hello {
-            generation: membership.generation,
+            id: membership.id,
             from: membership.rank,
         }));
         if let Ok(Packet::Peer(PeerFrame::Answer)) = end.receiver.receive().await {
@@ -272,10 +282,10 @@ async fn call(net: &Network, node: Node, membership: &Membership, rank: u32) -> 
     }
 }
 
-async fn answer(callers: &Callers, generation: u64, rank: u32) -> End<Packet> {
+async fn answer(callers: &Callers, id: MeshId, rank: u32) -> End<Packet> {
     loop {
         let arrived = callers.arrived.notified();
-        let call = lock(&callers.waiting).ends.remove(&(generation, rank));
+        let call = lock(&callers.waiting).ends.remove(&(id, rank));
         if let Some(call) = call {
             call.sender.send(Packet::Peer(PeerFrame::Answer));
             return call;

@@ -22,7 +22,10 @@ struct State {
     recorded: Vec<u64>,
     /// By coordinators before it.
     recorded_before: BTreeSet<u64>,
+    /// Whose records were lost, as the coordinator said.
+    excused: BTreeSet<u64>,
     evaluated: BTreeSet<u64>,
+    excused_evaluations: BTreeSet<u64>,
     generations: u64,
     expulsions: u64,
 }
@@ -78,7 +81,8 @@ impl Oracle {
             RunEvent::StepCommitted(record) => {
                 let mut state = self.state();
                 let due = state.recorded.last().map(|last| last + 1);
-                if due.is_some_and(|due| due != record.step) {
+                let due = due.map(|due| (due..).find(|due| !state.excused.contains(due)));
+                if due.is_some_and(|due| due != Some(record.step)) {
                     let text = format!("step {} was recorded out of turn", record.step);
                     state.violations.push(text);
                 }
@@ -108,23 +112,28 @@ impl Oracle {
                 }
             }
             RunEvent::Started { .. } => self.state().generations += 1,
+            RunEvent::Notice(text) => {
+                let lost = text.strip_prefix("the record of step ");
+                let step = lost.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+                self.state().excused.extend(step);
+            }
             _ => {}
         }
     }
 
-    /// The coordinator died; the next one goes on from the state after `step` updates.
-    pub fn restarted(&self, step: u64) {
+    /// A coordinator begins, with this many steps in its journal and a checkpoint of `start`.
+    pub fn restarted(&self, journaled: u64, last_evaluated: Option<u64>, start: u64) {
         let mut state = self.state();
         let recorded = std::mem::take(&mut state.recorded);
         state.recorded_before.extend(recorded);
-        // A checkpoint may be on disk before its step's record is, and then goes without.
-        state.recorded_before.extend((step > 0).then_some(step));
-        state.recorded_before.retain(|before| *before <= step);
-        state.evaluated.retain(|before| *before <= step);
-    }
-
-    pub fn last_evaluated(&self) -> Option<u64> {
-        self.state().evaluated.last().copied()
+        state.recorded_before.retain(|step| *step <= journaled);
+        // The end of the journal was lost, and with it the record of a step whose state is on disk.
+        state.excused.extend(journaled + 1..=start);
+        // A lost evaluation is made up for, unless the weights have moved on.
+        let lost = |step: &u64| last_evaluated.is_none_or(|last| *step > last);
+        let dropped: Vec<u64> = state.evaluated.iter().copied().filter(lost).collect();
+        state.evaluated.retain(|step| !lost(step));
+        state.excused_evaluations.extend(dropped);
     }
 
     pub fn sent_away(&self) {
@@ -144,7 +153,16 @@ impl Oracle {
         let state = self.state();
         let mut recorded: Vec<u64> = state.recorded_before.iter().copied().collect();
         recorded.extend(&state.recorded);
-        let evaluated: Vec<u64> = state.evaluated.iter().copied().collect();
+        let missing: Vec<u64> = state.excused.iter().copied().collect();
+        recorded.extend(
+            missing
+                .iter()
+                .filter(|step| !recorded.contains(step))
+                .collect::<Vec<_>>(),
+        );
+        recorded.sort_unstable();
+        let evaluated = state.evaluated.union(&state.excused_evaluations);
+        let evaluated: Vec<u64> = evaluated.copied().collect();
         drop(state);
         if recorded != (1..=TOTAL_STEPS).collect::<Vec<u64>>() {
             self.violation(format!("the recorded steps are {recorded:?}"));

@@ -9,11 +9,13 @@ use common::data::blockfile::{self, BlockFile};
 use common::files::atomic;
 use common::files::checkpoint;
 use common::files::model::ModelFolder;
-use common::job::{InitWeights, JobSpec};
+use common::job::InitWeights;
 use coordinator::checkpoints::{State, Store};
 use coordinator::cluster::{BlockTokens, Cluster, Course, Earlier, Outcome, Settings};
 use coordinator::driver::{Driver, Greeting};
 use coordinator::events::RunEvent;
+use coordinator::journal::{self, Identity, Journal, Term};
+use coordinator::prepare::WORK_FOLDER;
 use coordinator::service::Service;
 use coordinator::shelf::Shelf;
 use tempfile::TempDir;
@@ -31,6 +33,8 @@ const EVENTS: usize = 4096;
 /// A coordinator process.
 pub struct Site {
     driving: JoinHandle<Outcome>,
+    /// Bytes of the journal that were durable before the term began.
+    journal_head: u64,
     /// Ended with the process.
     _tasks: JoinSet<()>,
 }
@@ -40,20 +44,42 @@ impl Site {
     pub fn start(world: &Arc<World>) -> Self {
         let calls = world.net.start(COORDINATOR);
         let start = newest(&world.folder);
+        let past = journal::read(&world.folder).unwrap();
+        let earlier = past.history.earlier();
         world
             .net
-            .note(|| format!("C  starts from step {}", start.step));
-        world.oracle.restarted(start.step);
+            .note(|| format!("C  starts from step {}, {earlier:?}", start.step));
+        let last_evaluated = past.history.lines().filter_map(evaluated).max();
+        world
+            .oracle
+            .restarted(earlier.recorded, last_evaluated, start.step);
         let (inputs, arrivals) = mpsc::channel(INPUTS);
         let (observer, mut events) = mpsc::channel::<RunEvent>(EVENTS);
+        let settings = Settings {
+            last_evaluated,
+            ..settings(world, &start, earlier)
+        };
+        let term = Term {
+            term: past.history.term().map_or(0, |term| term.term) + 1,
+            identity: Identity {
+                job_digest: settings.job_digest.clone(),
+                base_model_digest: "model".into(),
+                data_digest: "data".into(),
+            },
+            run: settings.run.clone(),
+            version: common::VERSION.to_owned(),
+        };
+        let number = term.term;
+        let (folder, telling) = (&world.folder, observer.clone());
+        let journal = Journal::begin(folder, past.history, term, 0, telling).unwrap();
         let shelf = Arc::new(Shelf::new(world.scratch.blocks()));
         if let Some(folder) = &start.folder {
             shelf.offer(folder, &start.files);
         }
-        let job_digest = world.job.digest();
+        let job_digest = settings.job_digest.clone();
         let greeting = Greeting {
-            term: 1,
-            run: String::new(),
+            term: number,
+            run: settings.run.clone(),
             job: serde_json::to_vec(&*world.job).unwrap(),
             job_digest: job_digest.clone(),
             model_dir: "/model".into(),
@@ -61,14 +87,15 @@ impl Site {
             total_steps: world.job.max_steps.unwrap_or_default(),
         };
         let driver = Driver::new(
-            cluster(&world.job, &start, world),
+            cluster(world, settings),
             greeting,
             start,
             Arc::new(store(world, job_digest)),
             shelf.clone(),
             observer,
             inputs.clone(),
-        );
+        )
+        .with_journal(journal);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(Service::new(inputs, shelf, None), calls));
         let observing = world.clone();
@@ -78,6 +105,7 @@ impl Site {
             }
         });
         Self {
+            journal_head: journal_length(&world.folder),
             driving: tokio::spawn(driver.drive(arrivals)),
             _tasks: tasks,
         }
@@ -86,6 +114,27 @@ impl Site {
     /// Waits for the end of the run.
     pub async fn outcome(&mut self) -> Result<Outcome, JoinError> {
         (&mut self.driving).await
+    }
+}
+
+impl Site {
+    /// The process dies. Of what it wrote last, the disk may have less than the file system showed.
+    pub async fn crash(mut self, world: &World) {
+        self.driving.abort();
+        // Gone with it: the journal and its thread.
+        let _ = (&mut self.driving).await;
+        let path = journal_path(&world.folder);
+        let length = journal_length(&world.folder);
+        let lost = match world.dice.chance(50, &[31, length]) {
+            true => world.dice.below(400, &[32, length]),
+            false => 0,
+        };
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let kept = length.saturating_sub(lost).max(self.journal_head);
+        file.set_len(kept).unwrap();
+        world
+            .net
+            .note(|| format!("C  its journal keeps {kept} of {length} bytes"));
     }
 }
 
@@ -110,26 +159,44 @@ fn newest(folder: &Path) -> State {
     }
 }
 
-fn cluster(job: &Arc<JobSpec>, start: &State, world: &World) -> Cluster {
+fn journal_path(folder: &Path) -> PathBuf {
+    folder.join(WORK_FOLDER).join("journal")
+}
+
+fn journal_length(folder: &Path) -> u64 {
+    std::fs::metadata(journal_path(folder)).unwrap().len()
+}
+
+/// The step of an evaluation on record.
+fn evaluated(line: &serde_json::Map<String, serde_json::Value>) -> Option<u64> {
+    line.get("eval_loss").and(line.get("step"))?.as_u64()
+}
+
+fn settings(world: &World, start: &State, earlier: Earlier) -> Settings {
+    let job = &world.job;
+    Settings {
+        version: common::VERSION.to_owned(),
+        job_digest: job.digest(),
+        run: "run".into(),
+        earlier,
+        start_step: start.step,
+        start_weights_digest: start.weights_digest.clone(),
+        start_numerics_class: None,
+        last_evaluated: None,
+        min_workers: job.cluster.min_workers,
+        max_workers: job.cluster.max_workers,
+        max_skipped_steps: job.max_skipped_steps,
+    }
+}
+
+fn cluster(world: &World, settings: Settings) -> Cluster {
     let tokens = |block: common::data::block::Block| BlockTokens {
         used: block.used_len() as u32,
         trained: block.trained_tokens() as u32,
     };
-    let settings = Settings {
-        version: common::VERSION.to_owned(),
-        job_digest: job.digest(),
-        run: String::new(),
-        earlier: Earlier::default(),
-        start_step: start.step,
-        start_weights_digest: start.weights_digest.clone(),
-        start_numerics_class: None,
-        last_evaluated: world.oracle.last_evaluated(),
-        min_workers: job.cluster.min_workers,
-        max_workers: job.cluster.max_workers,
-        max_skipped_steps: job.max_skipped_steps,
-    };
     let blocks = blocks().into_iter().map(tokens).collect();
-    Cluster::new(settings, Course::new(job.clone(), TRAIN_BLOCKS, blocks))
+    let course = Course::new(world.job.clone(), TRAIN_BLOCKS, blocks);
+    Cluster::new(settings, course)
 }
 
 fn store(world: &World, job_digest: String) -> Store {

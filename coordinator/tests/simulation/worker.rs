@@ -10,11 +10,11 @@ use proto::v1::coordinator_message::Message as Down;
 use proto::v1::upload_chunk::Chunk;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::engine::{Engine, EngineEnd, Lease, Order, Snapshot};
+use crate::engine::{Engine, Lease, Line, Order, Snapshot};
 use crate::feed::Source;
 use crate::mesh::{Collective, Membership};
 use crate::net::Node;
@@ -34,6 +34,8 @@ pub const WEIGHTS: &str = "model.safetensors";
 enum Ended {
     Finished,
     Refused(String),
+    /// It may come back as a newcomer.
+    Expelled(String),
     Lost(String),
 }
 
@@ -41,6 +43,7 @@ impl Ended {
     fn of(status: &Status) -> Self {
         let reason = status.message().to_owned();
         match status.code() {
+            Code::Aborted => Self::Expelled(reason),
             Code::FailedPrecondition
             | Code::InvalidArgument
             | Code::PermissionDenied
@@ -49,13 +52,29 @@ impl Ended {
             _ => Self::Lost(reason),
         }
     }
+
+    fn finished(finish: v1::Finish) -> Self {
+        match finish {
+            v1::Finish {
+                resumable: true, ..
+            } => Self::Lost(finish.reason),
+            v1::Finish { failed: true, .. } => Self::Refused(finish.reason),
+            _ => Self::Finished,
+        }
+    }
 }
 
 /// The life of one process. Its tasks end with it.
 pub async fn live(world: Arc<World>, node: Node, mut calls: mpsc::UnboundedReceiver<End<Packet>>) {
+    let mut life = Life {
+        collective: Arc::new(Collective::new(world.net.clone(), node)),
+        world: world.clone(),
+        node,
+        held: None,
+    };
     let mut losses = 0;
     loop {
-        let ended = attend(&world, node, &mut calls).await;
+        let ended = life.attend(&mut calls).await;
         world
             .net
             .note(|| format!("w{node} session ended: {ended:?}"));
@@ -65,93 +84,200 @@ pub async fn live(world: Arc<World>, node: Node, mut calls: mpsc::UnboundedRecei
                 let text = format!("worker {node} was refused: {reason}");
                 return world.oracle.violation(text);
             }
-            Ended::Lost(_reason) => {
-                losses += 1;
-                let pause = 250 << losses.min(4);
-                let jitter = world.dice.below(pause, &[21, node.into(), losses]);
-                world.net.sleep(node, pause / 2 + jitter).await;
-            }
+            Ended::Expelled(_reason) => life.held = None,
+            // What was only on its way here is no state yet.
+            Ended::Lost(_reason) => drop(life.held.take_if(|held| held.task.is_none())),
+        }
+        losses += 1;
+        let pause = 250 << losses.min(4);
+        let jitter = world.dice.below(pause, &[21, node.into(), losses]);
+        world.net.sleep(node, pause / 2 + jitter).await;
+    }
+}
+
+struct Life {
+    world: Arc<World>,
+    node: Node,
+    collective: Arc<Collective>,
+    held: Option<Held>,
+}
+
+/// The state of one run, and the engine that works on it.
+struct Held {
+    job_digest: String,
+    run: String,
+    orders: mpsc::UnboundedSender<Order>,
+    /// Before the engine starts.
+    waiting: Option<mpsc::UnboundedReceiver<Order>>,
+    newest_generation: Arc<AtomicU64>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    fn of(welcome: &v1::Welcome) -> Self {
+        let (orders, waiting) = mpsc::unbounded_channel();
+        Self {
+            job_digest: welcome.job_digest.clone(),
+            run: welcome.run.clone(),
+            orders,
+            waiting: Some(waiting),
+            newest_generation: Arc::default(),
+            task: None,
         }
     }
 }
 
-/// One session from Join to its end.
-async fn attend(
-    world: &Arc<World>,
-    node: Node,
-    calls: &mut mpsc::UnboundedReceiver<End<Packet>>,
-) -> Ended {
-    let mut client = client(&world.net, node);
-    let collective = Arc::new(Collective::new(world.net.clone(), node));
-    let (sender, receiver) = mpsc::channel(OUTGOING);
-    let opening = tokio::select! {
-        biased;
-        opened = open(&mut client, node, &sender, receiver) => opened,
-        () = world.net.sleep(node, WELCOME_MS) => Err(Ended::Lost("no answer to Join".into())),
-    };
-    let (welcome, down) = match opening {
-        Ok(opened) => opened,
-        Err(ended) => return ended,
-    };
-    let mut session = Session {
-        world: world.clone(),
-        node,
-        client,
-        collective: collective.clone(),
-        newest_generation: Arc::default(),
-        tasks: JoinSet::new(),
-    };
-    let (orders, waiting_orders) = mpsc::unbounded_channel();
-    let (uploads, waiting_uploads) = mpsc::unbounded_channel();
-    let (worker, blocks) = (welcome.worker, welcome.blocks.clone().unwrap_or_default());
-    let upload_client = session.client.clone();
-    let (done, uploaded) = oneshot::channel();
-    session.tasks.spawn({
-        let world = world.clone();
-        async move {
-            upload_all(&world, node, upload_client, worker, waiting_uploads).await;
-            let _ = done.send(());
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
         }
-    });
-    let engine = session.prepare_and_work(welcome, (sender.clone(), uploads), waiting_orders);
-    let forwarder = session.forward(down, orders, blocks.digest);
-    let mut engine = Box::pin(engine);
-    let ended = tokio::select! {
-        biased;
-        ended = forwarder => ended,
-        ended = &mut engine => ended,
-        () = heartbeats(world, node, &sender) => Ended::Lost("the connection broke".into()),
-        () = take_calls(&collective, calls) => Ended::Lost("the machine is off".into()),
-    };
-    if let Ended::Finished = ended {
-        // Ends the uploads' queue; what is in it is still handed over.
-        drop(engine);
-        let _ = tokio::select! {
-            biased;
-            uploaded = uploaded => uploaded,
-            () = world.net.sleep(node, UPLOAD_MS) => Ok(()),
-        };
     }
-    ended
+}
+
+impl Life {
+    /// One session from Join to its end.
+    async fn attend(&mut self, calls: &mut mpsc::UnboundedReceiver<End<Packet>>) -> Ended {
+        let (world, node) = (self.world.clone(), self.node);
+        let mut client = client(&world.net, node);
+        let (sender, receiver) = mpsc::channel(OUTGOING);
+        let join = self.introduction();
+        let opening = tokio::select! {
+            biased;
+            opened = open(&mut client, join, &sender, receiver) => opened,
+            () = world.net.sleep(node, WELCOME_MS) => Err(Ended::Lost("no answer to Join".into())),
+        };
+        let (welcome, down) = match opening {
+            Ok(opened) => opened,
+            Err(ended) => return ended,
+        };
+        if self
+            .held
+            .as_ref()
+            .is_some_and(|held| held.run != welcome.run)
+        {
+            return Ended::Expelled("the state is of another run".into());
+        }
+        let held = self.held.get_or_insert_with(|| Held::of(&welcome));
+        let mut session = Session {
+            world: world.clone(),
+            node,
+            client: client.clone(),
+            collective: self.collective.clone(),
+            newest_generation: held.newest_generation.clone(),
+            term: welcome.term,
+            tasks: JoinSet::new(),
+        };
+        let (uploads, waiting_uploads) = mpsc::unbounded_channel();
+        let (done, uploaded) = oneshot::channel();
+        session.tasks.spawn({
+            let (world, client, worker) = (world.clone(), client.clone(), welcome.worker);
+            async move {
+                upload_all(&world, node, client, worker, waiting_uploads).await;
+                let _ = done.send(());
+            }
+        });
+        let (given_up, mut without_blocks) = mpsc::channel(1);
+        let line = Line {
+            up: sender.clone(),
+            uploads,
+            given_up,
+        };
+        let blocks_digest = welcome.blocks.clone().unwrap_or_default().digest;
+        let orders = held.orders.clone();
+        let serving = async {
+            if let Err(ended) = held
+                .start(&world, node, client, &welcome, &self.collective)
+                .await
+            {
+                return ended;
+            }
+            held.attach(line, &self.collective);
+            let _ = without_blocks.recv().await;
+            Ended::Lost("a fetch of blocks broke".into())
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = session.forward(down, orders, blocks_digest) => ended,
+            ended = serving => ended,
+            () = heartbeats(&world, node, &sender) => Ended::Lost("the connection broke".into()),
+            () = take_calls(&self.collective, calls) => Ended::Lost("the machine is off".into()),
+        };
+        if let Ended::Finished = ended {
+            // Ends the uploads' queue; what is in it is still handed over.
+            self.held = None;
+            let _ = tokio::select! {
+                biased;
+                uploaded = uploaded => uploaded,
+                () = world.net.sleep(node, UPLOAD_MS) => Ok(()),
+            };
+        }
+        ended
+    }
+
+    fn introduction(&self) -> v1::Join {
+        let held = self.held.as_ref();
+        v1::Join {
+            version: common::VERSION.to_owned(),
+            name: format!("w{}", self.node),
+            exchange_port: self.node,
+            exchange_host: "10.0.0.1".into(),
+            numerics_class: "toy".into(),
+            threads: 1,
+            device: "cpu".into(),
+            job_digest: held.map_or_else(String::new, |held| held.job_digest.clone()),
+            run: held.map_or_else(String::new, |held| held.run.clone()),
+        }
+    }
+}
+
+impl Held {
+    /// Gets the state that Welcome names and starts the engine on it, unless there is one.
+    async fn start(
+        &mut self,
+        world: &Arc<World>,
+        node: Node,
+        client: Client,
+        welcome: &v1::Welcome,
+        collective: &Arc<Collective>,
+    ) -> Result<(), Ended> {
+        if self.task.is_some() {
+            return Ok(());
+        }
+        let state = fetch_state(world, client, welcome).await;
+        let state = state.map_err(|status| Ended::of(&status))?;
+        let loading = world
+            .dice
+            .below(1500, &[22, node.into(), world.net.now_ms()]);
+        world.net.sleep(node, loading).await;
+        if let Some(orders) = self.waiting.take() {
+            let engine = Engine::new(
+                world.clone(),
+                node,
+                (self.job_digest.clone(), state),
+                collective.clone(),
+                self.newest_generation.clone(),
+            );
+            self.task = Some(tokio::spawn(engine.work(orders)));
+        }
+        Ok(())
+    }
+
+    /// Gives the engine a session to talk to. What an earlier one ordered and is not done yet is void.
+    fn attach(&self, line: Line, collective: &Collective) {
+        self.newest_generation.store(u64::MAX, Ordering::SeqCst);
+        collective.close();
+        // A closed channel means that the engine has ended.
+        let _ = self.orders.send(Order::Attach(line));
+    }
 }
 
 async fn open(
     client: &mut Client,
-    node: Node,
+    join: v1::Join,
     up_sender: &mpsc::Sender<v1::WorkerMessage>,
     receiver: mpsc::Receiver<v1::WorkerMessage>,
 ) -> Result<(v1::Welcome, Streaming<v1::CoordinatorMessage>), Ended> {
-    let join = v1::Join {
-        version: common::VERSION.to_owned(),
-        name: format!("w{node}"),
-        exchange_port: node,
-        exchange_host: "10.0.0.1".into(),
-        numerics_class: "toy".into(),
-        threads: 1,
-        device: "cpu".into(),
-        job_digest: String::new(),
-        run: String::new(),
-    };
     // Never full: it is the first message.
     let _ = up_sender.try_send(up(Up::Join(join)));
     let opened = client.session(ReceiverStream::new(receiver)).await;
@@ -159,7 +285,7 @@ async fn open(
     let first = down.message().await.map_err(|status| Ended::of(&status))?;
     match first.and_then(|first| first.message) {
         Some(Down::Welcome(welcome)) => Ok((welcome, down)),
-        Some(Down::Finish(_)) => Err(Ended::Finished),
+        Some(Down::Finish(finish)) => Err(Ended::finished(finish)),
         other => Err(Ended::Lost(format!("{other:?} where Welcome was due"))),
     }
 }
@@ -187,54 +313,12 @@ struct Session {
     client: Client,
     collective: Arc<Collective>,
     newest_generation: Arc<AtomicU64>,
+    term: u64,
     /// Ended with the session.
     tasks: JoinSet<()>,
 }
 
 impl Session {
-    /// Gets the state and works until that ends.
-    fn prepare_and_work(
-        &self,
-        welcome: v1::Welcome,
-        ways: (
-            mpsc::Sender<v1::WorkerMessage>,
-            mpsc::UnboundedSender<Snapshot>,
-        ),
-        orders: mpsc::UnboundedReceiver<Order>,
-    ) -> impl Future<Output = Ended> + use<> {
-        let (world, node, client) = (self.world.clone(), self.node, self.client.clone());
-        let collective = self.collective.clone();
-        let newest_generation = self.newest_generation.clone();
-        async move {
-            let state = match fetch_state(&world, client, &welcome).await {
-                Ok(state) => state,
-                Err(status) => return Ended::of(&status),
-            };
-            let loading = world
-                .dice
-                .below(1500, &[22, node.into(), world.net.now_ms()]);
-            world.net.sleep(node, loading).await;
-            let ready = Up::Ready(v1::Ready {
-                step: state.step,
-                layout_digest: "layout".into(),
-                trainable_scalars: 1,
-                weights_digest: hex(&state.weights),
-                job_digest: welcome.job_digest.clone(),
-                total_scalars: 1,
-                updates: Vec::new(),
-            });
-            if ways.0.send(up(ready)).await.is_err() {
-                return Ended::Lost("the connection broke".into());
-            }
-            let engine = Engine::new(world, node, state, ways, collective, newest_generation);
-            match engine.work(orders).await {
-                // The session knows why.
-                EngineEnd::SessionOver => std::future::pending().await,
-                EngineEnd::NoBlocks => Ended::Lost("a fetch of blocks broke".into()),
-            }
-        }
-    }
-
     /// Passes orders on until the session ends.
     async fn forward(
         &mut self,
@@ -254,7 +338,7 @@ impl Session {
                 Some(Down::Generation(generation)) => {
                     let number = generation.generation;
                     self.newest_generation.store(number, Ordering::SeqCst);
-                    self.collective.enter(membership(&generation));
+                    self.collective.enter(membership(&generation, self.term));
                     Order::Enter(generation)
                 }
                 Some(Down::Plan(plan)) => Order::Plan(plan),
@@ -270,10 +354,7 @@ impl Session {
                     },
                     orders.downgrade(),
                 ),
-                Some(Down::Finish(finish)) if finish.failed => {
-                    return Ended::Refused(finish.reason);
-                }
-                Some(Down::Finish(_)) => return Ended::Finished,
+                Some(Down::Finish(finish)) => return Ended::finished(finish),
                 other => return Ended::Refused(format!("{other:?} was not due")),
             };
             // A closed channel means that the engine has ended, which is noticed elsewhere.
@@ -314,9 +395,9 @@ fn node_of(member: &v1::Member) -> Node {
     port.and_then(|port| port.parse().ok()).unwrap_or_default()
 }
 
-fn membership(generation: &v1::Generation) -> Membership {
+fn membership(generation: &v1::Generation, term: u64) -> Membership {
     Membership {
-        generation: generation.generation,
+        id: (term, generation.generation),
         rank: generation.rank,
         members: generation.members.iter().map(node_of).collect(),
         silence_ms: generation.deadline_ms,

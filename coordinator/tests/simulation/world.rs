@@ -155,7 +155,7 @@ impl Machines {
                 () = pausing => {}
             }
             if let Some((_, fault)) = next {
-                self.befall(*fault);
+                self.befall(*fault).await;
                 next = happening.next();
             }
         };
@@ -169,7 +169,7 @@ impl Machines {
         // Whatever was cut off stays so no longer.
         for (_, fault) in happening.chain(next) {
             if fault.mends() {
-                self.befall(*fault);
+                self.befall(*fault).await;
             }
         }
         self.wait_for_workers().await;
@@ -192,7 +192,7 @@ impl Machines {
         }
     }
 
-    fn befall(&mut self, fault: Fault) {
+    async fn befall(&mut self, fault: Fault) {
         let net = self.world.net.clone();
         match fault {
             Fault::Start(COORDINATOR) if self.site.is_none() => {
@@ -206,8 +206,10 @@ impl Machines {
             }
             Fault::Start(_) => {}
             Fault::Kill(COORDINATOR) => {
-                self.site = None;
-                net.kill(COORDINATOR);
+                if let Some(site) = self.site.take() {
+                    net.kill(COORDINATOR);
+                    site.crash(&self.world).await;
+                }
             }
             Fault::Kill(node) => {
                 if let Some(worker) = self.workers.remove(&node) {
