@@ -28,8 +28,31 @@ const MAX_SESSIONS: usize = 4096;
 /// Of a state, beyond 16 bytes for each trainable scalar: configuration and headers.
 const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
 
-/// A message down, or the status that ends the session.
-pub type Outgoing = Result<v1::CoordinatorMessage, Status>;
+/// What is queued for a worker.
+pub enum Outgoing {
+    Message(Box<v1::CoordinatorMessage>),
+    /// Shared with all members until it is on its way: a thousand copies of a thousand members would be large.
+    Generation {
+        rank: u32,
+        generation: Arc<v1::Generation>,
+    },
+    /// Ends the session.
+    End(Status),
+}
+
+impl Outgoing {
+    /// As it travels.
+    pub fn into_message(self) -> Result<v1::CoordinatorMessage, Status> {
+        match self {
+            Self::Message(message) => Ok(*message),
+            Self::Generation { rank, generation } => Ok(down(Down::Generation(v1::Generation {
+                rank,
+                ..(*generation).clone()
+            }))),
+            Self::End(status) => Err(status),
+        }
+    }
+}
 
 /// What reaches the driver.
 pub enum Input {
@@ -230,9 +253,11 @@ impl Driver {
                 let welcome = self.welcome(worker);
                 self.send(worker, Down::Welcome(welcome));
             }
-            Command::SendGeneration { worker, generation } => {
-                self.send(worker, Down::Generation(generation));
-            }
+            Command::SendGeneration {
+                worker,
+                rank,
+                generation,
+            } => self.queue(worker, Outgoing::Generation { rank, generation }),
             Command::SendFollow { worker, follow } => self.send(worker, Down::Follow(follow)),
             Command::SendFeed { worker, feed } => self.send(worker, Down::Feed(feed)),
             Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),
@@ -251,10 +276,14 @@ impl Driver {
     }
 
     fn send(&mut self, worker: WorkerId, message: Down) {
+        self.queue(worker, Outgoing::Message(Box::new(down(message))));
+    }
+
+    fn queue(&mut self, worker: WorkerId, outgoing: Outgoing) {
         let Some(session) = self.sessions.get(&worker) else {
             return;
         };
-        if session.outbox.try_send(Ok(down(message))).is_err() {
+        if session.outbox.try_send(outgoing).is_err() {
             let reason = "it does not read what it is sent".to_owned();
             self.close(worker, Status::aborted(reason.clone()));
             self.pending.push_back(Event::WorkerLost { worker, reason });
@@ -264,7 +293,7 @@ impl Driver {
     fn close(&mut self, worker: WorkerId, status: Status) {
         if let Some(session) = self.sessions.remove(&worker) {
             // A full queue loses the status; the stream ends all the same.
-            let _ = session.outbox.try_send(Err(status));
+            let _ = session.outbox.try_send(Outgoing::End(status));
             session.closed.cancel();
         }
         self.shelf.forget(worker);

@@ -13,6 +13,7 @@ pub mod output;
 pub mod prepare;
 pub mod recorder;
 pub mod resume;
+pub mod server;
 pub mod service;
 pub mod shelf;
 #[cfg(feature = "single-node")]

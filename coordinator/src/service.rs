@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::wire::{CHUNK_BYTES, MAX_BLOCKS_PER_FETCH, TOKEN_KEY, token_matches};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use proto::v1::coordinator_server::Coordinator;
 use proto::v1::{self, worker_message::Message as Up};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Event, WorkerId};
-use crate::driver::Input;
+use crate::driver::{Input, Outgoing};
 use crate::shelf::Shelf;
 use crate::upload;
 
@@ -111,7 +111,8 @@ impl Coordinator for Service {
         let over = |_| Status::unavailable("the run is over");
         let worker = worker.await.map_err(over)??;
         tokio::spawn(read_session(worker, messages, self.inputs.clone(), closed));
-        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+        let messages = ReceiverStream::new(queue).map(Outgoing::into_message);
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn fetch_blocks(

@@ -7,22 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use common::wire::MAX_MESSAGE_BYTES;
-use proto::v1::coordinator_server::CoordinatorServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 
 use crate::args::exit;
 use crate::checkpoints::Store;
 use crate::cluster::{BlockTokens, Cluster, Course, Earlier, Event, Outcome, Settings};
-use crate::connections;
 use crate::driver::{Driver, Greeting, Input};
 use crate::events::RunEvent;
 use crate::journal::{Journal, Term};
 use crate::prepare::Prepared;
 use crate::recorder::Recorder;
 use crate::resume::Start;
+use crate::server::serve;
 use crate::service::Service;
 use crate::shelf::Shelf;
 #[cfg(feature = "single-node")]
@@ -30,14 +27,8 @@ use crate::single_node::LocalWorkers;
 
 /// Inputs that may wait for the driver.
 const INPUTS: usize = 1024;
-/// A silent connection is probed this often.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-/// It is given up when a probe stays unanswered so long; a busy machine may take a while.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last messages may take on their way out.
 const FAREWELL: Duration = Duration::from_secs(5);
-const MAX_CONNECTIONS: usize = 8192;
-const MAX_CALLS_PER_CONNECTION: usize = 256;
 
 /// A run that can begin.
 pub struct Training {
@@ -178,26 +169,6 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
             recorder.write_trainer_state(folder, step)
         }),
     }
-}
-
-async fn serve(
-    service: Service,
-    listener: tokio::net::TcpListener,
-    closing: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let incoming = connections::accept(listener, MAX_CONNECTIONS);
-    let service = CoordinatorServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .concurrency_limit_per_connection(MAX_CALLS_PER_CONNECTION)
-        .initial_stream_window_size(Some(8 << 20))
-        .initial_connection_window_size(Some(16 << 20))
-        .add_service(service)
-        .serve_with_incoming_shutdown(incoming, closing.cancelled_owned())
-        .await
 }
 
 /// The first signal asks for a checkpoint and an end, a second one of either kind ends the process at once.

@@ -1,5 +1,7 @@
 //! What the driver must do. Commands to one worker reach it in the order in which they were given.
 
+use std::sync::Arc;
+
 use proto::v1;
 
 use super::event::WorkerId;
@@ -12,9 +14,11 @@ pub enum Command {
     Welcome {
         worker: WorkerId,
     },
+    /// To each member with its own rank, which the shared message leaves open: a thousand members are told of a thousand.
     SendGeneration {
         worker: WorkerId,
-        generation: v1::Generation,
+        rank: u32,
+        generation: Arc<v1::Generation>,
     },
     SendFollow {
         worker: WorkerId,

@@ -1,5 +1,6 @@
 //! Generations: who takes part from when, and from which step they go on.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use proto::v1;
@@ -53,14 +54,19 @@ impl Cluster {
         self.stage = Stage::Running;
         self.generation += 1;
         self.generation_began = Some(now);
-        let deadline_ms = self.deadline().as_millis() as u64;
         let is_fed = |id| self.is_fed(id);
-        let told = self
+        let mut generation = self
             .members
             .generation(self.generation, self.committed, is_fed);
-        for (worker, mut generation) in told {
-            generation.deadline_ms = deadline_ms;
-            commands.push(Command::SendGeneration { worker, generation });
+        generation.deadline_ms = self.deadline().as_millis() as u64;
+        let generation = Arc::new(generation);
+        for (rank, &worker) in (0..).zip(self.members.ranks()) {
+            let generation = generation.clone();
+            commands.push(Command::SendGeneration {
+                worker,
+                rank,
+                generation,
+            });
         }
         self.note_generation();
         let numerics_class = self.fix_numerics_class(commands);

@@ -283,13 +283,13 @@ impl Membership {
         was_member
     }
 
-    /// The generation as each member is told of it, by rank. Some member has seen `step` updates.
+    /// The generation as its members are told of it, but for each one's rank. Some member has seen `step` updates.
     pub fn generation(
         &self,
         generation: u64,
         step: u64,
         is_fed: impl Fn(WorkerId) -> bool,
-    ) -> Vec<(WorkerId, v1::Generation)> {
+    ) -> v1::Generation {
         let member = |id: &WorkerId| {
             let worker = self.get(*id)?;
             Some(v1::Member {
@@ -308,7 +308,7 @@ impl Membership {
             .clone()
             .filter(|rank| seen(rank) < step)
             .partition(is_fed);
-        let message = v1::Generation {
+        v1::Generation {
             generation,
             members: self.ranks.iter().filter_map(member).collect(),
             rank: 0,
@@ -317,13 +317,7 @@ impl Membership {
             fed,
             source: all.clone().find(|rank| seen(rank) == step).unwrap_or(0),
             ..v1::Generation::default()
-        };
-        let told = all.map(|rank| {
-            let mut message = message.clone();
-            message.rank = rank;
-            (self.ranks[rank as usize], message)
-        });
-        told.collect()
+        }
     }
 }
 

@@ -270,7 +270,9 @@ impl World {
             | Command::SendExchange { worker, .. }
             | Command::RequestState { worker, .. }
             | Command::SendFinish { worker, .. } => *worker,
-            Command::SendGeneration { worker, generation } => {
+            Command::SendGeneration {
+                worker, generation, ..
+            } => {
                 let members = generation.members.iter().map(|m| WorkerId(m.worker));
                 let key = (self.disk.term, generation.generation);
                 self.members.insert(key, members.collect());
@@ -313,7 +315,12 @@ impl World {
         match toy.down.pop_front() {
             Some(Command::Welcome { .. }) if toy.is_veteran => {}
             Some(Command::Welcome { .. }) => toy.step = stored,
-            Some(Command::SendGeneration { generation, .. }) => toy.enter(generation),
+            Some(Command::SendGeneration {
+                rank, generation, ..
+            }) => toy.enter(v1::Generation {
+                rank,
+                ..(*generation).clone()
+            }),
             Some(Command::SendFollow { follow, .. }) => toy.feeds.follow(follow),
             Some(Command::SendFeed { feed, .. }) => toy.feeds.begin(feed, toy.step),
             Some(Command::SendPlan { plan, .. }) => {

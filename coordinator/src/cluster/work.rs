@@ -104,6 +104,10 @@ impl Cluster {
         window: usize,
         commands: &mut Vec<Command>,
     ) {
+        // The rest is asked for each of a thousand members.
+        if !self.ledger.has_free() {
+            return;
+        }
         let entered = self
             .members
             .get(worker)
@@ -115,9 +119,6 @@ impl Cluster {
             Work::Store(_) => return,
         };
         if self.stage != Stage::Running || self.stopping.is_some() || !entered || !is_member {
-            return;
-        }
-        if !self.ledger.has_free() {
             return;
         }
         // What it holds need not be computed again, and it answers at once.

@@ -129,7 +129,9 @@ fn describe(command: &Command) -> Option<String> {
     };
     Some(match command {
         Command::Welcome { worker } => format!("w{} welcome", worker.0),
-        Command::SendGeneration { worker, generation } => format!(
+        Command::SendGeneration {
+            worker, generation, ..
+        } => format!(
             "w{} generation {} at {} of [{}] behind [{}]{}",
             worker.0,
             generation.generation,

@@ -1,0 +1,116 @@
+//! What the control plane costs: a real coordinator process (driver, cluster, service, no engine) and many simulated
+//! workers, each with a connection and a session of its own, in a second process.
+//!
+//!     cargo bench -p coordinator --bench control_plane -- --workers 1000
+//!
+//! Prints a table: processor and memory of the coordinator while workers only say that they are there, while a step goes
+//! on, and how long the loss of a tenth of them takes to settle. Processor time is read from `/proc`, so it holds on a
+//! busy machine too; durations are upper bounds there.
+
+mod coordinator;
+mod process;
+mod workers;
+
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+use process::Coordinator;
+use workers::Crowd;
+
+/// While workers join.
+const QUICK_SLOT_MS: u64 = 100;
+
+#[derive(Parser)]
+struct Options {
+    /// Simulated workers.
+    #[arg(long, default_value_t = 1000)]
+    workers: usize,
+    /// Milliseconds that a worker takes for a slot.
+    #[arg(long, default_value_t = 2000)]
+    slot_ms: u64,
+    /// Slots of a step for each worker.
+    #[arg(long, default_value_t = 2)]
+    slots_per_worker: usize,
+    /// Seconds that each steady state is watched.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Be the coordinator: minimum of workers, slots of a step. For the process that this one starts.
+    #[arg(long, num_args = 2, hide = true)]
+    serve: Option<Vec<usize>>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let options = Options::parse();
+    if let Some(serve) = &options.serve {
+        return coordinator::run(serve[0], serve[1]);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime needs no more than the system gives every process");
+    runtime.block_on(measure(&options));
+}
+
+async fn measure(options: &Options) {
+    let lost = options.workers / 10;
+    let slots = options.workers * options.slots_per_worker;
+    let mut coordinator = Coordinator::start(options.workers - lost, slots);
+    println!(
+        "{:28} {:>8} {:>10} {:>10}   {} workers",
+        "", "cores", "RSS MiB", "peak MiB", options.workers
+    );
+    let mut crowd = Crowd::new(coordinator.address.clone());
+
+    let began = Instant::now();
+    let joining = coordinator.usage();
+    // Newcomers enter when a step is settled, so steps are quick until all are in.
+    crowd.compute(Some(QUICK_SLOT_MS));
+    crowd.join(options.workers).await;
+    crowd.settled().await;
+    coordinator.report("joining", &joining);
+    println!(
+        "{:28} {:.1} s, {} generations",
+        "",
+        began.elapsed().as_secs_f64(),
+        crowd.generations()
+    );
+
+    let steady = Duration::from_secs(options.seconds);
+    for (name, slot_ms) in [
+        ("heartbeats", None),
+        ("heartbeats and a step", Some(options.slot_ms)),
+    ] {
+        crowd.compute(slot_ms);
+        // What joining left behind is not part of the steady state.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let (usage, slots, steps) = (coordinator.usage(), crowd.slots(), crowd.steps());
+        tokio::time::sleep(steady).await;
+        coordinator.report(name, &usage);
+        let seconds = steady.as_secs_f64();
+        println!(
+            "{:28} {:.0} slots/s, {} steps",
+            "",
+            (crowd.slots() - slots) as f64 / seconds,
+            crowd.steps() - steps
+        );
+    }
+
+    let (usage, before) = (coordinator.usage(), crowd.generations());
+    let began = Instant::now();
+    crowd.lose(lost);
+    crowd.settled().await;
+    let settled = began.elapsed();
+    coordinator.report(&format!("losing {lost}"), &usage);
+    println!(
+        "{:28} {:.1} s until settled, {} generations, {} workers are left",
+        "",
+        settled.as_secs_f64(),
+        crowd.generations() - before,
+        crowd.alive()
+    );
+}

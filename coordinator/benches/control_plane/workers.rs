@@ -1,0 +1,375 @@
+//! Simulated workers: each has its own connection and session, a heartbeat a second, and slots that take their time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::wire::{HEARTBEAT_INTERVAL, MAX_MESSAGE_BYTES, up};
+use proto::v1::coordinator_client::CoordinatorClient;
+use proto::v1::coordinator_message::Message as Down;
+use proto::v1::worker_message::Message as Up;
+use proto::v1::{self, WorkerMessage};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+
+/// How often the crowd looks whether it has settled.
+const POLL: Duration = Duration::from_millis(20);
+/// Connecting at a time.
+const CONNECTING: usize = 32;
+
+type Client = CoordinatorClient<tonic::transport::Channel>;
+
+/// All workers of the benchmark.
+pub struct Crowd {
+    address: String,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// How long one takes.
+    slot_ms: AtomicU64,
+    computes: AtomicBool,
+    resumed: Notify,
+    /// The newest that anybody heard of, its members, who is alive at all, and how many have entered it.
+    generation: AtomicU64,
+    members: AtomicUsize,
+    alive: AtomicUsize,
+    entered: AtomicUsize,
+    slots: AtomicU64,
+    steps: AtomicU64,
+}
+
+impl Crowd {
+    pub fn new(address: String) -> Self {
+        Self {
+            address,
+            shared: Arc::new(Shared {
+                slot_ms: AtomicU64::new(0),
+                computes: AtomicBool::new(true),
+                resumed: Notify::new(),
+                generation: AtomicU64::new(0),
+                members: AtomicUsize::new(0),
+                alive: AtomicUsize::new(0),
+                entered: AtomicUsize::new(0),
+                slots: AtomicU64::new(0),
+                steps: AtomicU64::new(0),
+            }),
+            workers: Vec::new(),
+        }
+    }
+
+    /// Connects them, some at a time.
+    pub async fn join(&mut self, count: usize) {
+        let turn = Arc::new(tokio::sync::Semaphore::new(CONNECTING));
+        for number in 0..count {
+            let permit = turn.clone().acquire_owned().await;
+            let endpoint = Endpoint::from_shared(self.address.clone()).expect("it is an address");
+            let shared = self.shared.clone();
+            self.workers.push(tokio::spawn(async move {
+                let channel = endpoint.connect().await.expect("the coordinator is there");
+                drop(permit);
+                let client =
+                    CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                Worker::live(client, shared.clone(), number).await;
+                // Sent away, which a machine that is too busy for heartbeats may be.
+                shared.alive.fetch_sub(1, Ordering::SeqCst);
+            }));
+        }
+        while self.alive() < count {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until everyone who has a session has entered one generation.
+    pub async fn settled(&self) {
+        let shared = &self.shared;
+        loop {
+            let alive = shared.alive.load(Ordering::SeqCst);
+            let (members, entered) = (&shared.members, &shared.entered);
+            if members.load(Ordering::SeqCst) == alive && entered.load(Ordering::SeqCst) == alive {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub fn alive(&self) -> usize {
+        self.shared.alive.load(Ordering::SeqCst)
+    }
+
+    /// Lets them compute slots that take so long, or only be there.
+    pub fn compute(&self, slot_ms: Option<u64>) {
+        let shared = &self.shared;
+        shared.computes.store(slot_ms.is_some(), Ordering::SeqCst);
+        let slot_ms = slot_ms.unwrap_or_default();
+        shared.slot_ms.store(slot_ms, Ordering::SeqCst);
+        self.shared.resumed.notify_waiters();
+    }
+
+    /// The processes of the first `count` die.
+    pub fn lose(&mut self, count: usize) {
+        self.shared.alive.fetch_sub(count, Ordering::SeqCst);
+        for worker in self.workers.drain(..count) {
+            worker.abort();
+        }
+    }
+
+    pub fn generations(&self) -> u64 {
+        self.shared.generation.load(Ordering::SeqCst)
+    }
+
+    pub fn slots(&self) -> u64 {
+        self.shared.slots.load(Ordering::SeqCst)
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::SeqCst)
+    }
+}
+
+impl Shared {
+    /// Somebody entered `generation`, which has so many members.
+    fn enter(&self, generation: u64, members: usize) {
+        if self.generation.fetch_max(generation, Ordering::SeqCst) < generation {
+            self.members.store(members, Ordering::SeqCst);
+            self.entered.store(0, Ordering::SeqCst);
+        }
+        if self.generation.load(Ordering::SeqCst) == generation {
+            self.entered.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    async fn wait_until_it_computes(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if self.computes.load(Ordering::SeqCst) {
+                return;
+            }
+            resumed.await;
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    client: Client,
+    up: mpsc::Sender<WorkerMessage>,
+    blocks: String,
+    step: u64,
+    generation: u64,
+    held: BTreeSet<u32>,
+    trained_tokens: u64,
+    /// Copies a member's state: the attempt.
+    following: Option<u64>,
+}
+
+impl Worker {
+    async fn live(mut client: Client, shared: Arc<Shared>, number: usize) {
+        let (sender, receiver) = mpsc::channel(64);
+        let join = v1::Join {
+            version: common::VERSION.to_owned(),
+            name: format!("machine-{number}.example:{number}"),
+            exchange_port: 10_000 + number as u32,
+            numerics_class: "bench".into(),
+            threads: 1,
+            device: "cpu".into(),
+            ..Default::default()
+        };
+        // Never full: it is the first message.
+        let _ = sender.try_send(up(Up::Join(join)));
+        let session = client.session(ReceiverStream::new(receiver)).await;
+        let mut down = session.expect("it is welcome").into_inner();
+        shared.alive.fetch_add(1, Ordering::SeqCst);
+        let heartbeats = heartbeats(sender.clone(), number);
+        let mut worker = Self {
+            shared,
+            client,
+            up: sender,
+            blocks: String::new(),
+            step: 0,
+            generation: 0,
+            held: BTreeSet::new(),
+            trained_tokens: 0,
+            following: None,
+        };
+        // The session is read while a slot is computed.
+        let (orders, mut waiting) = mpsc::unbounded_channel();
+        let reading = async move {
+            loop {
+                match down.message().await {
+                    Ok(Some(message)) => drop(orders.send(message.message)),
+                    Ok(None) => return,
+                    Err(status) => return eprintln!("worker {number}: {}", status.message()),
+                }
+            }
+        };
+        let working = async {
+            loop {
+                let follows = worker.following.is_some();
+                tokio::select! {
+                    order = waiting.recv() => match order {
+                        Some(order) => worker.obey(order).await,
+                        None => return,
+                    },
+                    () = tokio::time::sleep(POLL), if follows => worker.follow().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = reading => {}
+            () = working => {}
+            () = heartbeats => {}
+        }
+    }
+
+    async fn obey(&mut self, order: Option<Down>) {
+        match order {
+            Some(Down::Welcome(welcome)) => {
+                self.blocks = welcome
+                    .blocks
+                    .map(|blocks| blocks.digest)
+                    .unwrap_or_default();
+                self.send(Up::Ready(v1::Ready {
+                    layout_digest: "layout".into(),
+                    trainable_scalars: 1,
+                    weights_digest: digest(0),
+                    job_digest: welcome.job_digest,
+                    ..Default::default()
+                }))
+                .await;
+            }
+            Some(Down::Follow(follow)) => {
+                self.following = Some(follow.attempt);
+                self.step = follow.step;
+                self.say_synced(follow.attempt).await;
+            }
+            Some(Down::Generation(generation)) => self.enter(generation).await,
+            Some(Down::Plan(plan)) => {
+                self.trained_tokens = plan.trained_tokens / u64::from(plan.slots)
+            }
+            Some(Down::Lease(lease)) if lease.generation == self.generation => {
+                self.compute(lease).await;
+            }
+            Some(Down::Exchange(exchange)) if exchange.generation == self.generation => {
+                self.held.clear();
+                self.step += 1;
+                self.shared.steps.fetch_max(self.step, Ordering::SeqCst);
+                self.send(Up::StepReport(v1::StepReport {
+                    generation: self.generation,
+                    step: self.step,
+                    weights_digest: digest(self.step),
+                    ..Default::default()
+                }))
+                .await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn enter(&mut self, generation: v1::Generation) {
+        self.generation = generation.generation;
+        self.following = None;
+        if [&generation.behind, &generation.fed]
+            .iter()
+            .any(|ranks| ranks.contains(&generation.rank))
+        {
+            // As if the state had come from a peer.
+            self.step = generation.step;
+            self.held.clear();
+        }
+        let held = |slot: &u32| v1::HeldSlot {
+            slot: *slot,
+            loss_sum: 1.0,
+            trained_tokens: self.trained_tokens,
+            correct_tokens: 1,
+        };
+        let entered = v1::Entered {
+            generation: generation.generation,
+            step: self.step,
+            held: self.held.iter().map(held).collect(),
+        };
+        self.send(Up::Entered(entered)).await;
+        self.shared
+            .enter(generation.generation, generation.members.len());
+    }
+
+    /// As if the updates had come from a peer.
+    async fn follow(&mut self) {
+        let step = self.shared.steps.load(Ordering::SeqCst);
+        if let Some(attempt) = self.following.filter(|_| step > self.step) {
+            self.step = step;
+            self.say_synced(attempt).await;
+        }
+    }
+
+    async fn say_synced(&self, attempt: u64) {
+        self.send(Up::Synced(v1::Synced {
+            attempt,
+            step: self.step,
+            report: None,
+        }))
+        .await;
+    }
+
+    async fn compute(&mut self, lease: v1::Lease) {
+        for slot in lease.slots {
+            if self.shared.generation.load(Ordering::SeqCst) > self.generation {
+                return;
+            }
+            let request = v1::FetchBlocksRequest {
+                digest: self.blocks.clone(),
+                blocks: vec![slot.into()],
+            };
+            let mut chunks = match self.client.fetch_blocks(request).await {
+                Ok(chunks) => chunks.into_inner(),
+                Err(status) => return eprintln!("no blocks: {status}"),
+            };
+            while let Ok(Some(_)) = chunks.message().await {}
+            self.shared.wait_until_it_computes().await;
+            let slot_ms = self.shared.slot_ms.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(slot_ms)).await;
+            self.held.insert(slot);
+            self.shared.slots.fetch_add(1, Ordering::SeqCst);
+            self.send(Up::SlotDone(v1::SlotDone {
+                generation: lease.generation,
+                step: lease.step,
+                kind: lease.kind,
+                slot,
+                loss_sum: 1.0,
+                trained_tokens: self.trained_tokens,
+                correct_tokens: 1,
+                compute_us: slot_ms * 1000,
+            }))
+            .await;
+        }
+    }
+
+    async fn send(&self, message: Up) {
+        // The session's end is noticed where it is read.
+        let _ = self.up.send(up(message)).await;
+    }
+}
+
+/// Once a second, not all at one moment.
+async fn heartbeats(up_sender: mpsc::Sender<WorkerMessage>, number: usize) {
+    tokio::time::sleep(HEARTBEAT_INTERVAL * (number % 100) as u32 / 100).await;
+    let mut interval = tokio::time::interval(HEARTBEAT_INTERVAL);
+    loop {
+        interval.tick().await;
+        if up_sender
+            .send(up(Up::Heartbeat(v1::Heartbeat {})))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn digest(step: u64) -> String {
+    blake3::hash(&step.to_le_bytes()).to_hex().to_string()
+}
