@@ -7,7 +7,6 @@ use proto::v1;
 
 use super::command::Command;
 use super::event::WorkerId;
-use super::hours::LOSSES_GATHER;
 use super::ledger::Ledger;
 use super::schedule::Work;
 use super::{Cluster, Stage};
@@ -18,7 +17,7 @@ impl Cluster {
     pub(super) fn regroup(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let lost = std::mem::take(&mut self.member_lost) && self.stage == Stage::Running;
         let began = self.generation_began;
-        let gathers = began.is_some_and(|began| now.duration_since(began) < LOSSES_GATHER);
+        let gathers = began.is_some_and(|began| now.duration_since(began) < self.losses_gather());
         match self.stopping {
             None if lost && gathers => self.member_lost = true,
             None if lost => self.reform(now, commands),

@@ -17,6 +17,9 @@ pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
 const MAX_ACCUSATIONS: u32 = 3;
 /// A loss so soon after a generation began waits for others, which then share the next one.
 pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
+/// For large clusters it is so long for each member: to tell a thousand of a generation takes a while, and so does to hear
+/// of a hundred losses.
+const LOSSES_GATHER_PER_MEMBER: Duration = Duration::from_millis(2);
 
 impl Cluster {
     /// When something is due even if nothing happens. None where nothing is.
@@ -78,7 +81,12 @@ impl Cluster {
     fn regroups_at(&self) -> Option<Instant> {
         let waits = self.member_lost && self.stage == Stage::Running && self.stopping.is_none();
         let began = self.generation_began.filter(|_| waits)?;
-        Some(began + LOSSES_GATHER)
+        Some(began + self.losses_gather())
+    }
+
+    pub(super) fn losses_gather(&self) -> Duration {
+        let members = self.members.ranks().len() as u32;
+        LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members)
     }
 
     /// An exchange broke although both ends still talk to us: build it anew, but not for ever.

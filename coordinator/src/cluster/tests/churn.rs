@@ -135,19 +135,22 @@ fn a_broken_exchange_between_living_workers_is_built_anew() {
 fn losses_that_come_together_form_one_generation_after_the_first() {
     let mut scene = Scene::with(1000, |settings| settings.min_workers = 1000);
     scene.cluster.settings.min_workers = 1;
+    let gather = scene.cluster.losses_gather();
+    scene.now += 2 * gather;
     let is_generation = |said: &&String| said.starts_with("w1000 generation");
     let mut generations = 0;
     for id in 1..=100 {
-        scene.now += Duration::from_millis(1);
+        // To hear of so many takes a while.
+        scene.now += Duration::from_millis(15);
         let commands = scene.after(lost(id));
         generations += commands.iter().filter(is_generation).count();
     }
     assert_eq!(generations, 1, "the first loss is answered at once");
-    scene.now += LOSSES_GATHER;
+    scene.now += gather;
     let commands = scene.after(Event::Ticked);
     assert_eq!(commands.iter().filter(is_generation).count(), 1);
     assert_eq!(scene.cluster.members.ranks().len(), 900);
-    scene.now += LOSSES_GATHER;
+    scene.now += gather;
     assert_eq!(scene.after(Event::Ticked), [""; 0]);
 }
 
