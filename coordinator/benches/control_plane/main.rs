@@ -113,4 +113,7 @@ async fn measure(options: &Options) {
         crowd.generations() - before,
         crowd.alive()
     );
+    // Before the coordinator, whose end they would lament.
+    drop(crowd);
+    tokio::time::sleep(Duration::from_millis(100)).await;
 }

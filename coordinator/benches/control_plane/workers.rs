@@ -131,6 +131,14 @@ impl Crowd {
     }
 }
 
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.abort();
+        }
+    }
+}
+
 impl Shared {
     /// Somebody entered `generation`, which has so many members.
     fn enter(&self, generation: u64, members: usize) {
