@@ -262,6 +262,9 @@ impl Driver {
             Command::SendFeed { worker, feed } => self.send(worker, Down::Feed(feed)),
             Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),
             Command::SendLease { worker, lease } => self.send(worker, Down::Lease(lease)),
+            Command::SendWithdraw { worker, withdraw } => {
+                self.send(worker, Down::Withdraw(withdraw));
+            }
             Command::SendExchange { worker, exchange } => {
                 self.send(worker, Down::Exchange(exchange));
             }

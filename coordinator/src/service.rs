@@ -271,6 +271,7 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::Ready(ready)) => Event::WorkerReady { worker, ready },
         Some(Up::Entered(entered)) => Event::WorkerEntered { worker, entered },
         Some(Up::SlotDone(done)) => Event::SlotDone { worker, done },
+        Some(Up::Withdrawn(withdrawn)) => Event::SlotsWithdrawn { worker, withdrawn },
         Some(Up::StepReport(report)) => Event::StepReported { worker, report },
         Some(Up::Synced(synced)) => Event::WorkerSynced { worker, synced },
         Some(Up::FeedLost(lost)) => Event::FeedLost { worker, lost },

@@ -18,6 +18,7 @@ use crate::connect::{Client, answers_otherwise};
 use crate::engine_thread::EngineThread;
 use crate::fetch::{Fetcher, default_cache};
 use crate::join::Life;
+use crate::leases::Leases;
 use crate::place::ExchangePlace;
 use crate::run::{Line, Start};
 use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
@@ -160,6 +161,7 @@ impl Life {
             admission.job.clone(),
             admission.blocks.clone(),
         ));
+        let leases = Arc::<Leases>::default();
         let engine = self.engine.get_or_insert_with(|| {
             let (job_digest, run) = (admission.job_digest.clone(), admission.run.clone());
             EngineThread::new(job_digest, run, collective.clone())
@@ -169,12 +171,14 @@ impl Life {
             up: up.clone(),
             collective,
             blocks: blocks.clone(),
+            leases: leases.clone(),
             newest_generation: engine.newest_generation.clone(),
             run_id: admission.exchange_id(),
         };
         let line = Line {
             up: up.clone(),
             uploads: uploads.clone(),
+            leases,
             given_up,
         };
         let mut tie = Tie {

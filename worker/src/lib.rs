@@ -13,6 +13,7 @@ pub mod engine;
 mod engine_thread;
 pub mod fetch;
 mod join;
+pub mod leases;
 mod place;
 pub mod run;
 pub mod session;

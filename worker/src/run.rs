@@ -28,6 +28,7 @@ use crate::engine::accumulator::{self, Accumulator};
 use crate::engine::trainer::{Reduced, SlotOutcome};
 use crate::engine::{EngineError, Trainer, TrainerOptions};
 use crate::fetch::Folder;
+use crate::leases::{Leases, SlotKey};
 use crate::session::{Lease, Order};
 use crate::upload::{Uploads, weights_format};
 
@@ -79,6 +80,7 @@ pub struct Links {
 pub struct Line {
     pub up: mpsc::Sender<v1::WorkerMessage>,
     pub uploads: Uploads,
+    pub leases: Arc<Leases>,
     /// Takes the reason why the session is of no use any more.
     pub given_up: mpsc::Sender<String>,
 }
@@ -301,10 +303,28 @@ impl Run {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let key = SlotKey {
+                generation: lease.generation,
+                kind: lease.kind,
+                step: lease.step,
+                slot,
+            };
+            if !self.take_in_hand(key) {
+                continue;
+            }
             let started = Instant::now();
-            let outcome = match train {
-                true => self.trainer.train_slot(slot, &blocks)?,
-                false => self.trainer.eval_slot(&blocks)?,
+            let computed = match train {
+                true => self.trainer.train_slot(slot, &blocks),
+                false => self.trainer.eval_slot(&blocks),
+            };
+            self.put_down();
+            let outcome = match computed {
+                Ok(outcome) => outcome,
+                Err(EngineError::Abandoned) => {
+                    self.give_back(key);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             };
             self.send(Up::SlotDone(v1::SlotDone {
                 generation: lease.generation,
@@ -318,6 +338,29 @@ impl Run {
             }));
         }
         Ok(())
+    }
+
+    /// False where the slot was given back, or its session is over.
+    fn take_in_hand(&self, key: SlotKey) -> bool {
+        let abandon = self.trainer.abandon();
+        let line = self.line.as_ref();
+        line.is_some_and(|line| line.leases.begin(key, &abandon))
+    }
+
+    fn put_down(&self) {
+        if let Some(line) = &self.line {
+            line.leases.end();
+        }
+    }
+
+    /// The slot in hand was asked for and is not in the accumulator.
+    fn give_back(&mut self, key: SlotKey) {
+        self.send(Up::Withdrawn(v1::Withdrawn {
+            generation: key.generation,
+            step: key.step,
+            kind: key.kind.to_wire(),
+            slots: vec![key.slot],
+        }));
     }
 
     /// Sums over all workers, updates, reports.

@@ -23,6 +23,7 @@ use crate::blocks::{Blocks, PendingBlocks};
 use crate::collective::feed::Source;
 use crate::collective::{Collective, Membership, PeerAddress};
 use crate::connect::{Client, root_cause};
+use crate::leases::{Leases, SlotKey};
 use crate::run::Line;
 
 /// How long the coordinator may take to answer Join.
@@ -285,6 +286,7 @@ pub struct Forwarder {
     pub up: mpsc::Sender<v1::WorkerMessage>,
     pub collective: Arc<Collective>,
     pub blocks: Arc<Blocks>,
+    pub leases: Arc<Leases>,
     /// The newest generation heard of: what was leased under an earlier one need not be begun.
     pub newest_generation: Arc<AtomicU64>,
     /// See [`Membership`].
@@ -336,11 +338,16 @@ impl Forwarder {
                 let membership = membership(&generation, self.run_id)?;
                 self.newest_generation
                     .store(generation.generation, Ordering::SeqCst);
+                self.leases.clear();
                 self.collective.enter(membership);
                 Order::Enter(generation)
             }
             Down::Plan(plan) => Order::Plan(plan),
             Down::Lease(lease) => Order::Lease(self.prefetch(lease)?),
+            Down::Withdraw(withdraw) => {
+                self.give_back(withdraw).await?;
+                return Ok(None);
+            }
             Down::Exchange(exchange) => Order::Exchange(exchange),
             Down::SaveState(save) => Order::Save(save),
             Down::Follow(follow) => Order::Follow(source(follow, self.run_id)?),
@@ -361,9 +368,46 @@ impl Forwarder {
         Ok(None)
     }
 
+    /// At once, not in turn: the engine may have a slot in hand for long.
+    async fn give_back(&self, withdraw: v1::Withdraw) -> Result<(), WireError> {
+        let v1::Withdraw {
+            generation, step, ..
+        } = withdraw;
+        let kind = PlanKind::from_wire(withdraw.kind)?;
+        let slots = withdraw.slots.into_iter();
+        let slots = self.leases.withdraw(slots.map(|slot| SlotKey {
+            generation,
+            kind,
+            step,
+            slot,
+        }));
+        if !slots.is_empty() {
+            let withdrawn = v1::Withdrawn {
+                generation,
+                step,
+                kind: kind.to_wire(),
+                slots,
+            };
+            // Where it cannot be said, the session is over.
+            let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
+        }
+        Ok(())
+    }
+
     fn prefetch(&self, lease: v1::Lease) -> Result<Lease, WireError> {
         let kind = PlanKind::from_wire(lease.kind)?;
-        let step = lease.step;
+        let (generation, step) = (lease.generation, lease.step);
+        let slots = lease.slots.iter().copied();
+        let fits = self.leases.add(slots.map(|slot| SlotKey {
+            generation,
+            kind,
+            step,
+            slot,
+        }));
+        if !fits {
+            let (field, found) = ("lease", "more slots than anybody leases".to_owned());
+            return Err(WireError::Invalid { field, found });
+        }
         let request = |slot: u32| (slot, self.blocks.request(kind, step, slot));
         Ok(Lease {
             generation: lease.generation,

@@ -40,6 +40,8 @@ struct Fake {
     breaks: AtomicUsize,
     fetched_bytes: AtomicUsize,
     uploads: Mutex<Vec<v1::UploadChunk>>,
+    /// Whoever writes holds the blocks back.
+    gate: tokio::sync::RwLock<()>,
 }
 
 /// One worker, as the coordinator sees it.
@@ -133,6 +135,7 @@ impl Coordinator for Fake {
         &self,
         request: Request<v1::FetchBlocksRequest>,
     ) -> Result<Response<Self::FetchBlocksStream>, Status> {
+        let _open = self.gate.read().await;
         let chunks: Vec<_> = request
             .into_inner()
             .blocks
@@ -264,6 +267,7 @@ async fn stage() -> Stage {
         breaks: AtomicUsize::new(0),
         fetched_bytes: AtomicUsize::new(0),
         uploads: Mutex::default(),
+        gate: tokio::sync::RwLock::default(),
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -620,6 +624,45 @@ async fn a_newcomer_obeys_while_it_follows() {
     }
     peer.send(follow(3, silent.local_addr().unwrap().to_string()))
         .await;
+    finish(worker, peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_begun_is_given_back_at_once_and_never_computed() {
+    let mut stage = stage().await;
+    let fake = stage.fake.clone();
+    let gate = fake.gate.write().await;
+    let (worker, mut peer, member, _) = stage.ready_worker().await;
+    peer.send(with_rank(&generation(1, &[&member], 0, &[]), 0))
+        .await;
+    peer.entered().await;
+    peer.send(Down::Plan(stage.plan(1, 0))).await;
+    peer.send(lease(1, 0, 0..3)).await;
+    let withdraw = |generation, slots: &[u32]| {
+        Down::Withdraw(v1::Withdraw {
+            generation,
+            step: 0,
+            kind: v1::PlanKind::Train as i32,
+            slots: slots.to_vec(),
+        })
+    };
+    // Those of another generation are not what was leased.
+    peer.send(withdraw(2, &[0, 1, 2])).await;
+    peer.send(withdraw(1, &[0, 2, 3])).await;
+    match peer.next().await.unwrap() {
+        Up::Withdrawn(withdrawn) => assert_eq!(withdrawn.slots, [0, 2]),
+        other => panic!("{other:?}"),
+    }
+    drop(gate);
+    peer.send(lease(1, 0, [2])).await;
+    for slot in [1, 2] {
+        assert_eq!(peer.slot_done().await.slot, slot);
+    }
+    // What is done is not given back.
+    peer.send(withdraw(1, &[1])).await;
+    peer.send(with_rank(&generation(2, &[&member], 0, &[]), 0))
+        .await;
+    assert_eq!(slots(&peer.entered().await), [1, 2]);
     finish(worker, peer).await;
 }
 

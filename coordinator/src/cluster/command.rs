@@ -36,6 +36,10 @@ pub enum Command {
         worker: WorkerId,
         lease: v1::Lease,
     },
+    SendWithdraw {
+        worker: WorkerId,
+        withdraw: v1::Withdraw,
+    },
     SendExchange {
         worker: WorkerId,
         exchange: v1::Exchange,

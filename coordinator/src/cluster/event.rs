@@ -38,6 +38,11 @@ pub enum Event {
         worker: WorkerId,
         done: v1::SlotDone,
     },
+    /// The worker gave back slots that it was asked for, before they were in its accumulator.
+    SlotsWithdrawn {
+        worker: WorkerId,
+        withdrawn: v1::Withdrawn,
+    },
     StepReported {
         worker: WorkerId,
         report: v1::StepReport,
@@ -80,6 +85,7 @@ impl Event {
             | Self::WorkerReady { worker, .. }
             | Self::WorkerEntered { worker, .. }
             | Self::SlotDone { worker, .. }
+            | Self::SlotsWithdrawn { worker, .. }
             | Self::StepReported { worker, .. }
             | Self::WorkerSynced { worker, .. }
             | Self::FeedLost { worker, .. }

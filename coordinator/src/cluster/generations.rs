@@ -203,7 +203,7 @@ impl Cluster {
         }
         self.joining.end(id);
         self.send_plan(id, commands);
-        self.lease_to_all(commands);
+        self.balance(now, commands);
         self.proceed(now, commands);
     }
 }

@@ -32,7 +32,14 @@ impl Cluster {
         let silence = self.silence.wakes_at(self.deadline());
         let grace = self.grace.as_ref().and(self.silence.looked());
         let grace = grace.map(|looked| looked + GRACE_POLL);
-        let due = [silence, mending, self.regroups_at(), reminder, grace];
+        let due = [
+            silence,
+            mending,
+            self.regroups_at(),
+            self.recheck_at,
+            reminder,
+            grace,
+        ];
         due.into_iter().flatten().min()
     }
 
@@ -45,6 +52,9 @@ impl Cluster {
         self.expel_the_silent(now, commands);
         if self.regroups_at().is_some_and(|at| at <= now) {
             self.regroup(now, commands);
+        }
+        if self.recheck_at.is_some_and(|at| at <= now) {
+            self.rebalance(now, commands);
         }
         if let Some((since, accused)) = self.broken
             && now.duration_since(since) >= PEER_LOST_GRACE

@@ -3,8 +3,10 @@
 //! term or session become its own where nobody else has them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::event::WorkerId;
+use super::queue::Queue;
 use super::schedule::Work;
 
 /// Where a slot is.
@@ -32,7 +34,7 @@ pub struct Ledger {
     pub slots: Vec<u64>,
     places: Vec<Place>,
     free: BTreeSet<u32>,
-    leased: BTreeMap<WorkerId, usize>,
+    queues: BTreeMap<WorkerId, Queue>,
     held: usize,
     results: Vec<Option<SlotResult>>,
     /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
@@ -45,7 +47,7 @@ impl Ledger {
             work,
             places: vec![Place::Free; slots.len()],
             free: (0..slots.len() as u32).collect(),
-            leased: BTreeMap::new(),
+            queues: BTreeMap::new(),
             held: 0,
             results: vec![None; slots.len()],
             slots,
@@ -53,22 +55,55 @@ impl Ledger {
         }
     }
 
-    pub fn has_free(&self) -> bool {
-        !self.free.is_empty()
+    pub fn free_count(&self) -> usize {
+        self.free.len()
     }
 
-    /// Leases free slots to `worker` until it has `window` outstanding.
-    pub fn lease(&mut self, worker: WorkerId, window: usize) -> Vec<u32> {
-        let outstanding = self.leased.entry(worker).or_default();
-        let mut slots = Vec::new();
-        while *outstanding < window
-            && let Some(slot) = self.free.pop_first()
-        {
-            *outstanding += 1;
-            self.places[slot as usize] = Place::Leased(worker);
-            slots.push(slot);
+    /// Leases the next free slot to `worker`.
+    pub fn lease(&mut self, worker: WorkerId) -> Option<u32> {
+        let slot = self.free.pop_first()?;
+        self.places[slot as usize] = Place::Leased(worker);
+        self.queues.entry(worker).or_default().push(slot);
+        Some(slot)
+    }
+
+    /// What is leased to `worker`.
+    pub fn queue(&self, worker: WorkerId) -> Option<&Queue> {
+        self.queues.get(&worker)
+    }
+
+    pub fn queues(&self) -> impl Iterator<Item = (WorkerId, &Queue)> {
+        self.queues.iter().map(|(worker, queue)| (*worker, queue))
+    }
+
+    /// `worker` has nothing else to do than its first leased slot.
+    pub fn begin_next(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(queue) = self.queues.get_mut(&worker) {
+            queue.begin(now);
         }
-        slots
+    }
+
+    /// Notes that `worker` was asked to give `slot` back.
+    pub fn recall(&mut self, worker: WorkerId, slot: u32, now: Instant) {
+        if let Some(queue) = self.queues.get_mut(&worker) {
+            queue.recall(slot, now);
+        }
+    }
+
+    /// `worker` will not compute `slot`. False where it was not leased to it.
+    pub fn give_back(&mut self, worker: WorkerId, slot: u32) -> bool {
+        if self.places.get(slot as usize) != Some(&Place::Leased(worker)) {
+            return false;
+        }
+        self.places[slot as usize] = Place::Free;
+        self.free.insert(slot);
+        self.end_lease(worker, slot);
+        true
+    }
+
+    /// Whether an accumulator has slots of this work, or this worker computed some of an evaluation.
+    pub fn is_holder(&self, worker: WorkerId) -> bool {
+        self.places.contains(&Place::Held(worker))
     }
 
     /// Records that `worker` computed `slot`. False where the slot is not this worker's.
@@ -123,7 +158,7 @@ impl Ledger {
         let place = &mut self.places[slot as usize];
         match std::mem::replace(place, Place::Held(worker)) {
             Place::Held(_) => return,
-            Place::Leased(_) => self.end_lease(worker),
+            Place::Leased(_) => self.end_lease(worker, slot),
             Place::Free => drop(self.free.remove(&slot)),
         }
         self.held += 1;
@@ -154,14 +189,14 @@ impl Ledger {
             if held {
                 self.held -= 1;
             } else {
-                self.end_lease(worker);
+                self.end_lease(worker, slot);
             }
         }
     }
 
-    fn end_lease(&mut self, worker: WorkerId) {
-        if let Some(count) = self.leased.get_mut(&worker) {
-            *count = count.saturating_sub(1);
+    fn end_lease(&mut self, worker: WorkerId, slot: u32) {
+        if let Some(queue) = self.queues.get_mut(&worker) {
+            queue.remove(slot);
         }
     }
 

@@ -11,12 +11,15 @@
 mod adoption;
 pub mod command;
 pub mod event;
+mod forecast;
 mod generations;
 mod hours;
 mod joining;
+mod leasing;
 mod ledger;
 mod membership;
 mod presence;
+mod queue;
 mod saving;
 mod schedule;
 mod settling;
@@ -35,6 +38,7 @@ pub use self::adoption::Earlier;
 use self::adoption::Grace;
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
+use self::forecast::Speeds;
 use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
@@ -42,9 +46,6 @@ use self::saving::Saving;
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
 use self::silence::Silence;
-
-/// Slots that a worker has in hand at a time: it computes one while the other waits.
-const LEASE_WINDOW: usize = 2;
 
 /// What a run is, apart from its course.
 #[derive(Clone, Debug)]
@@ -107,6 +108,9 @@ pub struct Cluster {
     broken: Option<(Instant, WorkerId)>,
     last_reminder: Option<Instant>,
     silence: Silence,
+    speeds: Speeds,
+    /// When a slot in hand will be late, or the answer of a worker that was asked for one.
+    recheck_at: Option<Instant>,
     /// When the newest generation began.
     generation_began: Option<Instant>,
     /// When the evaluation began.
@@ -142,6 +146,8 @@ impl Cluster {
             broken: None,
             last_reminder: None,
             silence: Silence::default(),
+            speeds: Speeds::default(),
+            recheck_at: None,
             generation_began: None,
             eval_started: None,
             last_evaluated: settings.last_evaluated,
@@ -187,8 +193,13 @@ impl Cluster {
             Event::WorkerReady { worker, ready } => self.ready(now, worker, ready, commands),
             Event::WorkerEntered { worker, entered } => self.enter(now, worker, &entered, commands),
             Event::SlotDone { worker, done } => self.slot_done(now, worker, &done, commands),
+            Event::SlotsWithdrawn { worker, withdrawn } => {
+                self.slots_withdrawn(now, worker, &withdrawn, commands);
+            }
             Event::StepReported { worker, report } => {
                 self.step_reported(now, worker, report, commands);
+                // From here on it is at the slots of the next step.
+                self.balance(now, commands);
             }
             Event::WorkerSynced { worker, synced } => self.synced(now, worker, synced, commands),
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),

@@ -164,6 +164,7 @@ impl Cluster {
         }
         self.saving.worker_lost(id);
         self.silence.forget(id);
+        self.speeds.forget(id);
         self.member_lost |= was_member;
         self.end_feeds(id);
         commands.push(Command::Emit(RunEvent::WorkerLost {

@@ -64,8 +64,12 @@ struct Toy {
     /// Has put its accumulator into this exchange and waits for the others.
     exchanging: Option<Exchange>,
     saves: Vec<u64>,
+    /// A slot in hand that it was asked to give back.
+    abandons: Option<u32>,
     /// Stopped until then: says, hears and does nothing.
     hangs_until: Option<Instant>,
+    /// Was stopped once.
+    hung: bool,
     heartbeat_at: Instant,
     feeds: Feeds,
 }
@@ -193,13 +197,17 @@ impl World {
         let hang = Duration::from_millis(self.rng.below(LONGEST_HANG_MS));
         if let Some(toy) = self.toys.get_mut(&id) {
             toy.hangs_until = Some(self.now + hang);
+            toy.hung = true;
         }
     }
 
     /// Its session ends; what it says when it wakes up comes too late, and it comes back as a newcomer.
     fn expelled(&mut self, id: WorkerId, reason: &str) {
-        let unlucky = reason.contains("could not be copied");
-        let deserves = |toy: &Toy| toy.hangs_until.is_some() || unlucky;
+        let deserves = |toy: &Toy| match reason {
+            reason if reason.contains("could not be copied") => true,
+            reason if reason.contains("engine") => toy.hung,
+            _ => toy.hangs_until.is_some(),
+        };
         let Some(toy) = self.toys.remove(&id).filter(deserves) else {
             panic!("seed {}: {id:?} was expelled: {reason}", self.seed)
         };
@@ -226,7 +234,9 @@ impl World {
             receiving: false,
             exchanging: None,
             saves: Vec::new(),
+            abandons: None,
             hangs_until: None,
+            hung: false,
             heartbeat_at: self.now,
             feeds: Feeds::default(),
         };
@@ -267,6 +277,7 @@ impl World {
             | Command::SendFeed { worker, .. }
             | Command::SendPlan { worker, .. }
             | Command::SendLease { worker, .. }
+            | Command::SendWithdraw { worker, .. }
             | Command::SendExchange { worker, .. }
             | Command::RequestState { worker, .. }
             | Command::SendFinish { worker, .. } => *worker,
@@ -338,6 +349,7 @@ impl World {
                     toy.tasks.extend(lease.slots.into_iter().map(task));
                 }
             }
+            Some(Command::SendWithdraw { withdraw, .. }) => toy.give_back(&withdraw),
             Some(Command::SendExchange { exchange, .. }) => {
                 let v1::Exchange { generation, step } = exchange;
                 if toy.generation.as_ref().map(|g| g.generation) == Some(generation) {
@@ -374,7 +386,14 @@ impl World {
             return self.finish_exchange(id, exchange);
         }
         match toy.tasks.pop_front() {
-            Some(Task::Slot { step, kind, slot }) => toy.compute(step, kind, slot),
+            Some(Task::Slot { step, kind, slot }) => {
+                // It may be too late to abandon it.
+                let abandons = toy.abandons.take() == Some(slot) && self.rng.below(2) == 0;
+                match abandons {
+                    true => toy.say_withdrawn(step, kind, vec![slot]),
+                    false => toy.compute(step, kind, slot),
+                }
+            }
             Some(Task::Exchange { generation, step }) => {
                 assert_eq!(toy.step, step, "an exchange of another step");
                 let exchange = (toy.term, generation, step);
@@ -473,6 +492,7 @@ impl Toy {
 
     fn enter(&mut self, generation: v1::Generation) {
         self.exchanging = None;
+        self.abandons = None;
         // The slot in hand is finished, what has not begun is dropped.
         if let Some(Task::Slot { step, kind, slot }) = self.tasks.pop_front() {
             self.compute(step, kind, slot);
@@ -487,6 +507,45 @@ impl Toy {
         if !self.receiving && !is_fed {
             self.say_entered(number);
         }
+    }
+
+    /// The first task may have begun: it is abandoned when its turn comes, or is done before. The others are given back
+    /// at once.
+    fn give_back(&mut self, withdraw: &v1::Withdraw) {
+        let kind = PlanKind::from_wire(withdraw.kind).unwrap_or(PlanKind::Eval);
+        let is_current = withdraw.generation == self.generation_number();
+        let mut back = Vec::new();
+        for slot in &withdraw.slots {
+            let wanted = |task: &Task| {
+                let wanted = (withdraw.step, kind, *slot);
+                matches!(task, Task::Slot { step, kind, slot } if (*step, *kind, *slot) == wanted)
+            };
+            match self.tasks.iter().position(wanted) {
+                Some(0) if is_current && self.exchanging.is_none() => {
+                    self.abandons = Some(*slot);
+                }
+                Some(position) if is_current => {
+                    self.tasks.remove(position);
+                    back.push(*slot);
+                }
+                _ => {}
+            }
+        }
+        if !back.is_empty() {
+            self.say_withdrawn(withdraw.step, kind, back);
+        }
+    }
+
+    fn say_withdrawn(&mut self, step: u64, kind: PlanKind, slots: Vec<u32>) {
+        let withdrawn = v1::Withdrawn {
+            generation: self.generation_number(),
+            step,
+            kind: kind.to_wire(),
+            slots,
+        };
+        let worker = self.id;
+        self.up
+            .push_back(Event::SlotsWithdrawn { worker, withdrawn });
     }
 
     fn say_entered(&mut self, generation: u64) {

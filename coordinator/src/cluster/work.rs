@@ -1,15 +1,15 @@
 //! Slots go out as leases and come back as results.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::wire::PlanKind;
 use proto::v1;
 
+use super::Cluster;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::{Ledger, SlotResult};
 use super::schedule::Work;
-use super::{Cluster, LEASE_WINDOW, Stage};
 use crate::events::{EvalRecord, RunEvent};
 
 impl Cluster {
@@ -64,8 +64,12 @@ impl Cluster {
             let reason = format!("it computed slot {}, which was not leased to it", done.slot);
             return self.expel(now, id, reason, commands);
         }
+        if done.compute_us > 0 {
+            let seconds = Duration::from_micros(done.compute_us).as_secs_f64();
+            self.speeds.learn(id, kind, seconds);
+        }
         if current {
-            self.lease_to(id, commands);
+            self.replenish(id, now, commands);
             self.proceed(now, commands);
         }
     }
@@ -85,58 +89,6 @@ impl Cluster {
         }
     }
 
-    /// Free slots go round, so that everyone has one before anyone has two.
-    pub(super) fn lease_to_all(&mut self, commands: &mut Vec<Command>) {
-        for window in 1..=LEASE_WINDOW {
-            for id in self.members.ranks().to_vec() {
-                self.lease_within(id, window, commands);
-            }
-        }
-    }
-
-    pub(super) fn lease_to(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
-        self.lease_within(worker, LEASE_WINDOW, commands);
-    }
-
-    pub(super) fn lease_within(
-        &mut self,
-        worker: WorkerId,
-        window: usize,
-        commands: &mut Vec<Command>,
-    ) {
-        // The rest is asked for each of a thousand members.
-        if !self.ledger.has_free() {
-            return;
-        }
-        let entered = self
-            .members
-            .get(worker)
-            .is_some_and(|worker| worker.entered);
-        let is_member = self.members.rank_of(worker).is_some();
-        let kind = match self.ledger.work {
-            Work::Train(_) => PlanKind::Train,
-            Work::Eval(_) => PlanKind::Eval,
-            Work::Store(_) => return,
-        };
-        if self.stage != Stage::Running || self.stopping.is_some() || !entered || !is_member {
-            return;
-        }
-        // What it holds need not be computed again, and it answers at once.
-        if self.members.is_one_unheard(self.committed) {
-            return;
-        }
-        let slots = self.ledger.lease(worker, window);
-        if !slots.is_empty() {
-            let lease = v1::Lease {
-                generation: self.generation,
-                step: self.ledger.work.step(),
-                kind: kind.to_wire(),
-                slots,
-            };
-            commands.push(Command::SendLease { worker, lease });
-        }
-    }
-
     /// Plans and leases `work`. Returns the ledger of the work before it.
     pub(super) fn begin(
         &mut self,
@@ -146,13 +98,26 @@ impl Cluster {
     ) -> Ledger {
         let next = Ledger::new(work, self.course.slots(work));
         let ledger = std::mem::replace(&mut self.ledger, next);
+        self.forgive_the_idle(&ledger);
         self.ahead = None;
         self.eval_started = matches!(work, Work::Eval(_)).then_some(now);
         for id in self.members.ranks().to_vec() {
             self.send_plan(id, commands);
         }
-        self.lease_to_all(commands);
+        self.balance(now, commands);
         ledger
+    }
+
+    /// Who was taken for too slow to get anything of a whole step is tried again some day.
+    fn forgive_the_idle(&mut self, ledger: &Ledger) {
+        let kind = match ledger.work {
+            Work::Train(_) => PlanKind::Train,
+            Work::Eval(_) => PlanKind::Eval,
+            Work::Store(_) => return,
+        };
+        let ranks = self.members.ranks().iter().copied();
+        let idle = ranks.filter(|id| !ledger.is_holder(*id));
+        self.speeds.forgive(idle, kind);
     }
 
     pub(super) fn finish_evaluation(

@@ -10,6 +10,8 @@ use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
+use worker::engine::Abandon;
+use worker::leases::{Leases, SlotKey};
 
 use crate::feed::{News, Source, Update, follow};
 use crate::mesh::{Collective, MeshError, SCALARS, Start};
@@ -42,6 +44,7 @@ pub struct Lease {
 
 /// To the coordinator, as long as the session lasts.
 pub struct Line {
+    pub leases: Arc<Leases>,
     pub up: mpsc::Sender<v1::WorkerMessage>,
     pub uploads: mpsc::UnboundedSender<Snapshot>,
     /// Told where blocks cannot be had.
@@ -84,6 +87,9 @@ impl Accumulator {
     }
 }
 
+/// A slot is computed in so many pieces; between two of them it can be abandoned.
+const LAYERS: u64 = 4;
+
 pub struct Engine {
     world: Arc<World>,
     node: Node,
@@ -92,6 +98,7 @@ pub struct Engine {
     line: Option<Line>,
     collective: Arc<Collective>,
     newest_generation: Arc<AtomicU64>,
+    abandon: Abandon,
     accumulator: Accumulator,
     generation: u64,
     plan: Option<v1::Plan>,
@@ -119,6 +126,7 @@ impl Engine {
             line: None,
             collective,
             newest_generation,
+            abandon: Abandon::default(),
             accumulator: Accumulator::default(),
             generation: 0,
             plan: None,
@@ -310,7 +318,23 @@ impl Engine {
             let Ok(data) = blocks.await else {
                 return self.give_line_up();
             };
-            self.world.net.sleep(self.node, self.slot_ms(slot)).await;
+            let key = SlotKey {
+                generation: lease.generation,
+                kind: lease.kind,
+                step: lease.step,
+                slot,
+            };
+            let leases = self.line.as_ref().map(|line| line.leases.clone());
+            let Some(leases) = leases.filter(|leases| leases.begin(key, &self.abandon)) else {
+                continue;
+            };
+            let slot_ms = self.slot_ms(slot);
+            let is_done = self.pass(slot_ms).await;
+            leases.end();
+            if !is_done {
+                self.give_back(key).await;
+                continue;
+            }
             let what = (lease.kind, slot);
             let model = &self.world.model;
             let result = model.compute(&self.state.weights, lease.step, what, &data);
@@ -325,10 +349,32 @@ impl Engine {
                 loss_sum: result.loss_sum,
                 trained_tokens: result.trained_tokens,
                 correct_tokens: 0,
-                compute_us: 1,
+                compute_us: 1000 * slot_ms,
             }))
             .await;
         }
+    }
+
+    /// Spends the time of a slot. False where it was abandoned.
+    async fn pass(&self, slot_ms: u64) -> bool {
+        for layer in 0..LAYERS {
+            let piece = slot_ms * (layer + 1) / LAYERS - slot_ms * layer / LAYERS;
+            self.world.net.sleep(self.node, piece).await;
+            if self.abandon.is_asked() {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn give_back(&mut self, key: SlotKey) {
+        self.send(Up::Withdrawn(v1::Withdrawn {
+            generation: key.generation,
+            step: key.step,
+            kind: key.kind.to_wire(),
+            slots: vec![key.slot],
+        }))
+        .await;
     }
 
     /// Machines differ in speed, and so does one machine from slot to slot.

@@ -2,6 +2,7 @@
 //! die and come back, hang, are cut off from each other, and every seed must end with the bits of the quiet run.
 //!
 //! `MUSTER_SIM_SEED=n` replays one seed and prints what happens in it; `MUSTER_SIM_SEEDS=n` tries the first `n` seeds.
+#![cfg(feature = "single-node")]
 #![allow(clippy::unwrap_used)]
 
 mod dice;

@@ -14,6 +14,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use worker::leases::{Leases, SlotKey};
+
 use crate::engine::{Engine, Lease, Line, Order, Snapshot};
 use crate::feed::Source;
 use crate::mesh::{Collective, Membership};
@@ -166,6 +168,8 @@ impl Life {
             collective: self.collective.clone(),
             newest_generation: held.newest_generation.clone(),
             term: welcome.term,
+            leases: Arc::default(),
+            up: sender.clone(),
             tasks: JoinSet::new(),
         };
         let (uploads, waiting_uploads) = mpsc::unbounded_channel();
@@ -179,6 +183,7 @@ impl Life {
         });
         let (given_up, mut without_blocks) = mpsc::channel(1);
         let line = Line {
+            leases: session.leases.clone(),
             up: sender.clone(),
             uploads,
             given_up,
@@ -314,6 +319,8 @@ struct Session {
     collective: Arc<Collective>,
     newest_generation: Arc<AtomicU64>,
     term: u64,
+    leases: Arc<Leases>,
+    up: mpsc::Sender<v1::WorkerMessage>,
     /// Ended with the session.
     tasks: JoinSet<()>,
 }
@@ -338,11 +345,16 @@ impl Session {
                 Some(Down::Generation(generation)) => {
                     let number = generation.generation;
                     self.newest_generation.store(number, Ordering::SeqCst);
+                    self.leases.clear();
                     self.collective.enter(membership(&generation, self.term));
                     Order::Enter(generation)
                 }
                 Some(Down::Plan(plan)) => Order::Plan(plan),
                 Some(Down::Lease(lease)) => Order::Lease(self.prefetch(lease, &blocks_digest)),
+                Some(Down::Withdraw(withdraw)) => {
+                    self.give_back(withdraw).await;
+                    continue;
+                }
                 Some(Down::Exchange(exchange)) => Order::Exchange(exchange),
                 Some(Down::SaveState(save)) => Order::Save(save),
                 Some(Down::Feed(feed)) => Order::Feed(feed),
@@ -362,8 +374,41 @@ impl Session {
         }
     }
 
+    async fn give_back(&self, withdraw: v1::Withdraw) {
+        let kind = PlanKind::from_wire(withdraw.kind).unwrap_or(PlanKind::Eval);
+        let v1::Withdraw {
+            generation, step, ..
+        } = withdraw;
+        let key = |slot| SlotKey {
+            generation,
+            kind,
+            step,
+            slot,
+        };
+        let slots = self.leases.withdraw(withdraw.slots.into_iter().map(key));
+        if !slots.is_empty() {
+            let kind = kind.to_wire();
+            let withdrawn = v1::Withdrawn {
+                generation,
+                step,
+                kind,
+                slots,
+            };
+            // Where it cannot be said, the session is over.
+            let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
+        }
+    }
+
     fn prefetch(&mut self, lease: v1::Lease, digest: &str) -> Lease {
         let kind = PlanKind::from_wire(lease.kind).unwrap_or(PlanKind::Eval);
+        let (generation, step) = (lease.generation, lease.step);
+        let key = |slot: &u32| SlotKey {
+            generation,
+            kind,
+            step,
+            slot: *slot,
+        };
+        self.leases.add(lease.slots.iter().map(key));
         let mut slots = Vec::new();
         for slot in lease.slots {
             let (sender, receiver) = oneshot::channel();

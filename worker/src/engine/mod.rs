@@ -1,5 +1,6 @@
 //! The engine: models, layers, fused ops, optimizer. Knows nothing of networks.
 
+pub mod abandon;
 pub mod accumulator;
 pub mod adapter;
 pub mod batch;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use common::files::FileError;
 use thiserror::Error;
 
+pub use abandon::Abandon;
 pub use numerics::numerics_class;
 pub use trainer::{Reduced, SlotOutcome, Trainer, TrainerOptions, UpdateOutcome};
 
@@ -55,6 +57,9 @@ pub enum EngineError {
     Threads { threads: usize, reason: String },
     #[error("not enough memory for {scalars} trainable scalars")]
     Memory { scalars: usize },
+    /// As it was asked to: nothing has changed.
+    #[error("the slot was abandoned")]
+    Abandoned,
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

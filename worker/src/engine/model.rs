@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
+use super::abandon::Abandon;
 use super::batch::Batch;
 use super::buffer::{Buffer, Pool};
 use super::config::ModelConfig;
@@ -41,6 +42,7 @@ pub struct Model {
     rope: Mutex<Arc<RopeTable>>,
     checkpointing: bool,
     pool: Pool,
+    abandon: Abandon,
 }
 
 /// How long the parts of a training pass took.
@@ -82,7 +84,13 @@ impl Model {
             checkpointing,
             config: config.clone(),
             pool: Pool::default(),
+            abandon: Abandon::default(),
         })
+    }
+
+    /// Asked, it ends a pass between two layers; what that gives is of no use.
+    pub fn abandon(&self) -> &Abandon {
+        &self.abandon
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -108,6 +116,9 @@ impl Model {
         };
         let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep);
         let ran = Instant::now();
+        if self.abandon.is_asked() {
+            return (LossSum::default(), PassTimes::default());
+        }
         let mut gradient = self.pool.take(x.len());
         let sum = self
             .loss_head()
@@ -194,6 +205,7 @@ impl Model {
             rope,
             mask,
             pool: &self.pool,
+            abandon: &self.abandon,
         }
     }
 

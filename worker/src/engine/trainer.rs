@@ -13,7 +13,6 @@ use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
 use common::job::{BaseDtype, InitWeights, JobSpec, LoraSpec, Method};
 
-use super::EngineError;
 use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, adapter_of, initial_values, values_from};
 use super::batch::Batch;
@@ -23,6 +22,7 @@ use super::ops::lora_linear::{Lora, MaskKey};
 use super::optim::{AdamW, Update, clip_coefficient, gradient_norm};
 use super::params::{Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
+use super::{Abandon, EngineError};
 
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
@@ -184,6 +184,12 @@ impl Trainer {
         Ok(outcome)
     }
 
+    /// Asks for the slot in hand to be given up: it ends with [`EngineError::Abandoned`] and leaves the accumulator as it
+    /// was, unless it is as good as done. Must be cleared before another slot.
+    pub fn abandon(&self) -> Abandon {
+        self.model.abandon().clone()
+    }
+
     /// Forward only, nothing dropped.
     pub fn eval_slot(&mut self, blocks: &[Block]) -> Result<SlotOutcome, EngineError> {
         let batch = Batch::from_blocks(blocks, self.model.config().vocab_size)?;
@@ -191,6 +197,9 @@ impl Trainer {
             return Ok(SlotOutcome::default());
         }
         let sum = self.pool.install(|| self.model.evaluate(&batch));
+        if self.model.abandon().is_asked() {
+            return Err(EngineError::Abandoned);
+        }
         Ok(SlotOutcome {
             loss_sum: sum.loss,
             trained_tokens: batch.targets.len() as u64,
@@ -310,6 +319,9 @@ fn train(
     }
     parameters.gradients().reset();
     let (sum, _) = model.train(batch, Some(mask));
+    if model.abandon().is_asked() {
+        return Err(EngineError::Abandoned);
+    }
     common::failpoint::reached("forward");
     parameters
         .gradients()

@@ -5,6 +5,8 @@ mod churn;
 mod door;
 mod joining;
 #[allow(clippy::unwrap_used)]
+mod pace;
+#[allow(clippy::unwrap_used)]
 mod silence;
 mod state;
 mod step;
@@ -167,6 +169,9 @@ fn describe(command: &Command) -> Option<String> {
         Command::SendLease { worker, lease } => {
             format!("w{} lease [{}]", worker.0, numbers(&lease.slots))
         }
+        Command::SendWithdraw { worker, withdraw } => {
+            format!("w{} withdraw [{}]", worker.0, numbers(&withdraw.slots))
+        }
         Command::SendExchange { worker, exchange } => {
             format!("w{} exchange {}", worker.0, exchange.step)
         }
@@ -301,7 +306,7 @@ fn done(id: u64, step: u64, slot: u32) -> Event {
         loss_sum: f64::from(slot),
         trained_tokens: 1,
         correct_tokens: 1,
-        compute_us: 1,
+        compute_us: 0,
     };
     let worker = WorkerId(id);
     Event::SlotDone { worker, done }

@@ -43,7 +43,7 @@ struct Inner<E> {
     mlp: MlpTape<E>,
 }
 
-/// `x` is `[tokens, hidden]`, and so is the result.
+/// `x` is `[tokens, hidden]`, and so is the result. An abandoned pass ends before its last layer.
 pub fn forward<E: Element>(
     layers: &[DecoderLayer],
     mut x: Buffer<f32>,
@@ -52,6 +52,9 @@ pub fn forward<E: Element>(
 ) -> (Buffer<f32>, Tape<E>) {
     let mut tape = Tape { layers: Vec::new() };
     for layer in layers {
+        if pass.abandon.is_asked() {
+            break;
+        }
         let inner = layer.open::<E>(&x, pass);
         let y = layer.mlp.close(&inner.middle, &inner.mlp, pass);
         match keep {
@@ -76,6 +79,9 @@ pub fn backward<E: Element>(
 ) {
     assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
     for (layer, KeptLayer { x, inner }) in layers.iter().zip(tape.layers.drain(..)).rev() {
+        if pass.abandon.is_asked() {
+            return;
+        }
         let Inner {
             attention,
             middle,

@@ -4,6 +4,7 @@ pub mod attention;
 pub mod decoder;
 pub mod mlp;
 
+use super::abandon::Abandon;
 use super::batch::Batch;
 use super::buffer::Pool;
 use super::ops::lora_linear::MaskKey;
@@ -18,6 +19,8 @@ pub struct Pass<'a> {
     /// None: nothing is dropped.
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
+    /// Once it is asked, what the pass computes is of no use.
+    pub abandon: &'a Abandon,
 }
 
 impl Pass<'_> {

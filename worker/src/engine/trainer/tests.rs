@@ -298,3 +298,41 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
     let mut other = load(dir.path(), crate::engine::testing::job(Method::Full), 1);
     assert!(other.restore(&snapshot).is_err());
 }
+
+#[test]
+fn an_abandoned_slot_leaves_the_accumulator_as_it_was() {
+    let dir = model("Qwen3ForCausalLM");
+    let quiet = slot_sums(&mut load(dir.path(), job(Method::Full), 2), 0, &blocks());
+    let mut trainer = load(dir.path(), job(Method::Full), 2);
+    trainer.begin_step(0, 5, 1);
+    let abandon = trainer.abandon();
+    abandon.ask();
+    let refused = trainer.train_slot(0, &blocks());
+    assert!(
+        matches!(refused, Err(EngineError::Abandoned)),
+        "{refused:?}"
+    );
+    let refused = trainer.eval_slot(&blocks());
+    assert!(
+        matches!(refused, Err(EngineError::Abandoned)),
+        "{refused:?}"
+    );
+    // At any moment of the pass.
+    for microseconds in (0..2000).step_by(100) {
+        abandon.clear();
+        let asking = abandon.clone();
+        let asker = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_micros(microseconds));
+            asking.ask();
+        });
+        match trainer.train_slot(0, &blocks()) {
+            Ok(_) => trainer.forget_slots(),
+            Err(EngineError::Abandoned) => assert!(trainer.accumulator().held().is_empty()),
+            Err(error) => panic!("{error}"),
+        }
+        asker.join().unwrap();
+        trainer.begin_step(0, 5, 1);
+    }
+    abandon.clear();
+    assert_eq!(slot_sums(&mut trainer, 0, &blocks()), quiet);
+}

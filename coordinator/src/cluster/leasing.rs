@@ -1,0 +1,356 @@
+//! Which free slot goes to whom, and which leased one is asked back.
+//!
+//! Slots are leased ahead, so that nobody waits for the next one. Near the end of a step a slot goes only to a worker
+//! that finishes it before the others have done the rest without it, and a worker with nothing left to do gets what
+//! another has not begun, or has in hand for too long. That one gives the slot back first ([`Event::SlotsWithdrawn`]):
+//! so no slot is ever in two accumulators.
+//!
+//! [`Event::SlotsWithdrawn`]: super::Event::SlotsWithdrawn
+
+use std::time::{Duration, Instant};
+
+use common::wire::PlanKind;
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::forecast::{Prospect, deserves, late_after, remaining};
+use super::queue::Queue;
+use super::schedule::Work;
+use super::{Cluster, Stage};
+
+/// Slots that a worker has in hand at a time: it computes one while the other waits.
+const LEASE_WINDOW: usize = 2;
+/// What it takes to ask a slot back and lease it anew.
+const RECALL_SECONDS: f64 = 0.02;
+/// A worker must be so much sooner than another for a slot to change hands.
+const RECALL_MARGIN: f64 = 1.1;
+
+/// So that what was to be late then is late, however times are rounded.
+const RECHECK_SLACK: Duration = Duration::from_millis(1);
+
+/// A leased slot that might be finished sooner by another.
+struct Candidate {
+    worker: WorkerId,
+    slot: u32,
+    /// Seconds until it is to be expected from its worker.
+    due_in: f64,
+}
+
+impl Cluster {
+    /// Leases what is free and asks back what others would finish sooner.
+    pub(super) fn balance(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        self.recheck_at = self.unanswered_at();
+        let Some(kind) = self.leased_kind() else {
+            return;
+        };
+        let workers = self.workers_at_work();
+        self.speeds.measure(kind);
+        self.note_beginnings(&workers, now);
+        let mut prospects = self.prospects(&workers, kind, now);
+        // Everyone has one before anyone has two.
+        for window in 1..=LEASE_WINDOW {
+            for index in 0..prospects.len() {
+                self.lease_within(&mut prospects, index, window, kind, commands);
+            }
+        }
+        self.note_beginnings(&workers, now);
+        self.ask_back(&prospects, kind, now, commands);
+    }
+
+    /// After a slot was delivered: the next one, where there is plenty; else everybody's part is looked at.
+    pub(super) fn replenish(
+        &mut self,
+        worker: WorkerId,
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some(kind) = self.leased_kind() else {
+            return;
+        };
+        if self.ledger.free_count() <= self.plenty(kind) {
+            return self.balance(now, commands);
+        }
+        if !self.is_at_work(worker) {
+            return;
+        }
+        self.note_beginnings(&[worker], now);
+        let outstanding = self.ledger.queue(worker).map_or(0, Queue::len);
+        for _ in outstanding..LEASE_WINDOW {
+            self.lease(worker, kind, commands);
+        }
+    }
+
+    /// The kind of the slots that are leased now. None where none are.
+    fn leased_kind(&self) -> Option<PlanKind> {
+        // What an unheard one holds need not be computed again, and it answers at once.
+        let leases = self.stage == Stage::Running
+            && self.stopping.is_none()
+            && !self.members.is_one_unheard(self.committed);
+        match self.ledger.work {
+            Work::Train(_) if leases => Some(PlanKind::Train),
+            Work::Eval(_) if leases => Some(PlanKind::Eval),
+            _ => None,
+        }
+    }
+
+    fn is_at_work(&self, id: WorkerId) -> bool {
+        let worker = self.members.get(id);
+        worker.is_some_and(|worker| worker.entered) && self.members.rank_of(id).is_some()
+    }
+
+    /// Members that take leases, by rank.
+    fn workers_at_work(&self) -> Vec<WorkerId> {
+        let takes = |id: &&WorkerId| self.members.get(**id).is_some_and(|worker| worker.entered);
+        self.members.ranks().iter().filter(takes).copied().collect()
+    }
+
+    /// So many free slots that even the slowest finishes its next ones before the others have done all of them.
+    fn plenty(&self, kind: PlanKind) -> usize {
+        let rounds = (LEASE_WINDOW as f64 + 1.0) * self.speeds.spread(kind);
+        (self.members.ranks().len() as f64 * rounds).ceil() as usize
+    }
+
+    /// Whoever has the weights that the slots are for, and has slots, is at the first of them.
+    fn note_beginnings(&mut self, workers: &[WorkerId], now: Instant) {
+        let step = self.ledger.work.step();
+        for id in workers {
+            if self
+                .members
+                .get(*id)
+                .is_some_and(|worker| worker.seen == step)
+            {
+                self.ledger.begin_next(*id, now);
+            }
+        }
+    }
+
+    fn prospects(&self, workers: &[WorkerId], kind: PlanKind, now: Instant) -> Vec<Prospect> {
+        let typical = self.speeds.typical(kind).unwrap_or(1.0);
+        let prospect = |id: &WorkerId| {
+            let seconds = self.speeds.of(*id, kind).unwrap_or(typical);
+            let queue = self.ledger.queue(*id);
+            Prospect {
+                worker: *id,
+                seconds,
+                free_in: queue.map_or(0.0, |queue| busy_for(queue, seconds, now)),
+            }
+        };
+        workers.iter().map(prospect).collect()
+    }
+
+    fn lease_within(
+        &mut self,
+        prospects: &mut [Prospect],
+        index: usize,
+        window: usize,
+        kind: PlanKind,
+        commands: &mut Vec<Command>,
+    ) {
+        let worker = prospects[index].worker;
+        let outstanding = self.ledger.queue(worker).map_or(0, Queue::len);
+        for _ in outstanding..window {
+            let free = self.ledger.free_count();
+            if free == 0 || !deserves(prospects, index, free) {
+                return;
+            }
+            self.lease(worker, kind, commands);
+            prospects[index].take();
+        }
+    }
+
+    fn lease(&mut self, worker: WorkerId, kind: PlanKind, commands: &mut Vec<Command>) {
+        let Some(slot) = self.ledger.lease(worker) else {
+            return;
+        };
+        let lease = v1::Lease {
+            generation: self.generation,
+            step: self.ledger.work.step(),
+            kind: kind.to_wire(),
+            slots: vec![slot],
+        };
+        commands.push(Command::SendLease { worker, lease });
+    }
+
+    /// For each worker that has nothing to do, asks back the slot that would come last from where it is, if the idle one
+    /// would be sooner.
+    fn ask_back(
+        &mut self,
+        prospects: &[Prospect],
+        kind: PlanKind,
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
+        let is_idle = |prospect: &&Prospect| {
+            let queue = self.ledger.queue(prospect.worker);
+            queue.is_none_or(Queue::is_empty)
+        };
+        let mut idle: Vec<f64> = prospects
+            .iter()
+            .filter(is_idle)
+            .map(|p| p.seconds)
+            .collect();
+        let recalled = self
+            .ledger
+            .queues()
+            .map(|(_, queue)| queue.recalled_count());
+        let recalled: usize = recalled.sum();
+        if !idle.is_empty() {
+            let late = self.next_late(prospects, now);
+            self.recheck_at = [self.recheck_at, late].into_iter().flatten().min();
+        }
+        if idle.len() <= recalled
+            || self.ledger.free_count() > 0
+            || self.speeds.typical(kind).is_none()
+        {
+            return;
+        }
+        idle.sort_by(f64::total_cmp);
+        let mut candidates = self.candidates(prospects, now);
+        candidates.sort_by(|one, other| other.due_in.total_cmp(&one.due_in));
+        for (seconds, candidate) in idle.into_iter().skip(recalled).zip(candidates) {
+            if RECALL_MARGIN * seconds + RECALL_SECONDS < candidate.due_in {
+                self.recall(candidate.worker, &[candidate.slot], now, commands);
+            }
+        }
+    }
+
+    /// What might be asked back: slots that have not begun, and those in hand that are late.
+    fn candidates(&self, prospects: &[Prospect], now: Instant) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for Prospect {
+            worker, seconds, ..
+        } in prospects
+        {
+            let Some(queue) = self.ledger.queue(*worker) else {
+                continue;
+            };
+            let in_hand = queue.in_hand();
+            let elapsed = in_hand.map_or(0.0, |(_, since)| seconds_between(since, now));
+            let is_late = in_hand.is_some() && elapsed >= late_after(*seconds);
+            // What is late may well take as long again.
+            let first = match is_late {
+                true => elapsed,
+                false => (*seconds - elapsed).max(0.0),
+            };
+            for (before, slot) in queue.kept() {
+                let has_begun = before == 0 && in_hand.is_some();
+                if !has_begun || is_late {
+                    candidates.push(Candidate {
+                        worker: *worker,
+                        slot,
+                        due_in: first + before as f64 * seconds,
+                    });
+                }
+            }
+        }
+        candidates
+    }
+
+    /// When the next slot in hand will be late.
+    fn next_late(&self, prospects: &[Prospect], now: Instant) -> Option<Instant> {
+        let late_at = |prospect: &Prospect| {
+            let (_, since) = self.ledger.queue(prospect.worker)?.in_hand()?;
+            Some(since + Duration::from_secs_f64(late_after(prospect.seconds)) + RECHECK_SLACK)
+        };
+        let late = prospects.iter().filter_map(late_at);
+        late.filter(|at| *at > now).min()
+    }
+
+    fn recall(
+        &mut self,
+        worker: WorkerId,
+        slots: &[u32],
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
+        let kind = match self.ledger.work {
+            Work::Eval(_) => PlanKind::Eval,
+            Work::Train(_) | Work::Store(_) => PlanKind::Train,
+        };
+        for slot in slots {
+            self.ledger.recall(worker, *slot, now);
+        }
+        let withdraw = v1::Withdraw {
+            generation: self.generation,
+            step: self.ledger.work.step(),
+            kind: kind.to_wire(),
+            slots: slots.to_vec(),
+        };
+        commands.push(Command::SendWithdraw { worker, withdraw });
+        let answer_due = now + self.deadline();
+        self.recheck_at = Some(self.recheck_at.map_or(answer_due, |at| at.min(answer_due)));
+    }
+
+    /// Slots that a worker did not add to its accumulator are free again.
+    pub(super) fn slots_withdrawn(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        withdrawn: &v1::Withdrawn,
+        commands: &mut Vec<Command>,
+    ) {
+        let kind = PlanKind::from_wire(withdrawn.kind);
+        let kind = kind
+            .ok()
+            .filter(|kind| self.ledger.work.is(*kind, withdrawn.step));
+        // Of an earlier generation or step: Entered says, or has said, what the worker holds.
+        let (Some(kind), true) = (kind, withdrawn.generation == self.generation) else {
+            return;
+        };
+        for slot in &withdrawn.slots {
+            let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
+            if !self.ledger.give_back(id, *slot) {
+                let reason = format!("it gave slot {slot} back, which was not leased to it");
+                return self.expel(now, id, reason, commands);
+            }
+            if let Some((_, since)) = in_hand.filter(|(in_hand, _)| in_hand == slot) {
+                let elapsed = seconds_between(since, now);
+                self.speeds.at_least(id, kind, elapsed);
+            }
+        }
+        self.balance(now, commands);
+    }
+
+    /// When the first worker that does not answer for a slot is expelled.
+    fn unanswered_at(&self) -> Option<Instant> {
+        let queues = self.ledger.queues();
+        let since = queues.filter_map(|(_, queue)| queue.recalled_since()).min();
+        since.map(|since| since + self.deadline())
+    }
+
+    /// A slot in hand may be late by now, or an answer.
+    pub(super) fn rebalance(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let deadline = self.deadline();
+        let is_stuck = |queue: &Queue| {
+            let since = queue.recalled_since();
+            since.is_some_and(|since| now.duration_since(since) >= deadline)
+        };
+        let stuck = self.ledger.queues().find(|(_, queue)| is_stuck(queue));
+        if let Some((worker, _)) = stuck {
+            let reason = format!(
+                "its engine did not answer for {:.1} s",
+                deadline.as_secs_f64()
+            );
+            return self.expel(now, worker, reason, commands);
+        }
+        self.balance(now, commands);
+    }
+}
+
+/// Seconds until a worker has computed what it has.
+fn busy_for(queue: &Queue, seconds: f64, now: Instant) -> f64 {
+    let kept = queue.kept().count() as f64;
+    match queue.in_hand() {
+        // Who is asked for the slot in hand has taken too long.
+        Some((slot, _)) if queue.is_recalled(slot) => f64::INFINITY,
+        Some((_, since)) => {
+            remaining(seconds, seconds_between(since, now)) + (kept - 1.0) * seconds
+        }
+        None => kept * seconds,
+    }
+}
+
+fn seconds_between(since: Instant, now: Instant) -> f64 {
+    now.duration_since(since).as_secs_f64()
+}
