@@ -276,6 +276,10 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::Synced(synced)) => Event::WorkerSynced { worker, synced },
         Some(Up::FeedLost(lost)) => Event::FeedLost { worker, lost },
         Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
+        Some(Up::Draining(draining)) => Event::WorkerDraining {
+            worker,
+            reason: draining.reason,
+        },
         Some(Up::Leaving(leaving)) => lost(worker, leaving.reason),
         Some(Up::Heartbeat(_)) => Event::Heard { worker },
         Some(Up::Join(_)) => lost(worker, "it joined twice in one session".to_owned()),

@@ -2,7 +2,9 @@
 //! decides how it goes on.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::failpoint;
@@ -11,6 +13,7 @@ use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::blocks::Blocks;
 use crate::collective::Collective;
@@ -28,6 +31,9 @@ use crate::{Finished, WorkerError};
 /// How long a state may take to be handed over when everything else is done.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
+/// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
+const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
+
 /// How a session ended, where the worker did not fail.
 pub enum Attended {
     Finished(Finished),
@@ -35,13 +41,30 @@ pub enum Attended {
     Lost(String),
 }
 
+const ASKED_TO_STOP: &str = "it was asked to stop";
+
 /// What came first.
 enum Happened {
     Session(SessionEnd),
     Worked(Result<(), WorkerError>),
     GivenUp(String),
     UploadFailed(UploadError),
+    /// The worker was asked to stop, and was not let go in time or has nothing to hand over.
     AskedToStop,
+    /// It was asked to stop, and is let go.
+    LetGo(String),
+}
+
+impl Happened {
+    fn of(end: SessionEnd, was_asked_to_stop: bool) -> Self {
+        match end {
+            SessionEnd::Finished {
+                failed: false,
+                reason,
+            } if was_asked_to_stop => Self::LetGo(reason),
+            end => Self::Session(end),
+        }
+    }
 }
 
 impl Life {
@@ -188,12 +211,30 @@ impl Life {
             forwarding: tokio::spawn(forwarder.forward(down)),
         };
         let fetcher = Fetcher { client, cache };
-        let happened = tokio::select! {
-            end = &mut tie.forwarding => Happened::Session(end.unwrap_or_else(broken)),
-            worked = serve(engine, line, admission, fetcher, threads) => Happened::Worked(worked),
-            Some(reason) = reasons.recv() => Happened::GivenUp(reason),
-            Some(error) = upload_failures.recv() => Happened::UploadFailed(error),
-            () = self.shutdown.cancelled() => Happened::AskedToStop,
+        let is_ready = engine.ready_flag();
+        let mut patience_ends = None;
+        let happened = {
+            let mut serving = pin!(serve(engine, line, admission, fetcher, threads));
+            loop {
+                tokio::select! {
+                    end = &mut tie.forwarding => {
+                        let end = end.unwrap_or_else(broken);
+                        break Happened::of(end, patience_ends.is_some());
+                    }
+                    worked = &mut serving => break Happened::Worked(worked),
+                    Some(reason) = reasons.recv() => break Happened::GivenUp(reason),
+                    Some(error) = upload_failures.recv() => break Happened::UploadFailed(error),
+                    () = self.shutdown.cancelled(), if patience_ends.is_none() => {
+                        // What is still loading leaves nothing behind.
+                        if !is_ready.load(Ordering::SeqCst) {
+                            break Happened::AskedToStop;
+                        }
+                        patience_ends = Some(Instant::now() + DRAINING_PATIENCE);
+                        tie.say_draining().await;
+                    }
+                    () = until(patience_ends) => break Happened::AskedToStop,
+                }
+            }
         };
         self.decide(happened, tie).await
     }
@@ -211,13 +252,22 @@ impl Life {
                 }
                 self.conclude(end).await
             }
+            Happened::LetGo(reason) => {
+                tie.blocks.close();
+                self.drop_state().await;
+                tie.uploads.finish(UPLOAD_LIMIT).await;
+                tracing::info!("left as it was asked to: {reason}");
+                Ok(Attended::Finished(Finished::Left))
+            }
             Happened::AskedToStop => {
                 if let Some(engine) = self.engine.take() {
-                    tracing::info!("finishing the slot in hand, then leaving");
+                    tracing::info!(
+                        "leaving after the slot in hand: others compute what was not counted yet"
+                    );
                     engine.finish().await;
                 }
                 tie.uploads.finish(UPLOAD_LIMIT).await;
-                tie.leave(false, "it was asked to stop").await;
+                tie.leave(false, ASKED_TO_STOP).await;
                 Ok(Attended::Finished(Finished::Left))
             }
             // The network's fault, like a lost session.
@@ -283,6 +333,17 @@ struct Tie {
 }
 
 impl Tie {
+    async fn say_draining(&self) {
+        tracing::info!(
+            "asked to stop: handing over, for {} s at most; a second signal stops at once",
+            DRAINING_PATIENCE.as_secs()
+        );
+        let reason = ASKED_TO_STOP.to_owned();
+        let draining = up(Up::Draining(v1::Draining { reason }));
+        // Where it cannot be said, the session is over.
+        let _ = tokio::time::timeout(FAREWELL_LIMIT, self.up.send(draining)).await;
+    }
+
     /// Says goodbye and waits until it is heard.
     async fn leave(mut self, failed: bool, reason: &str) {
         let leaving = v1::Leaving {
@@ -301,6 +362,13 @@ impl Drop for Tie {
     fn drop(&mut self) {
         // What it still has would mix with what the next session brings.
         self.forwarding.abort();
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

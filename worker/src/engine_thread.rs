@@ -70,6 +70,11 @@ impl EngineThread {
         self.links.is_none()
     }
 
+    /// Set once the model is loaded and orders are obeyed.
+    pub fn ready_flag(&self) -> Arc<AtomicBool> {
+        self.ready.clone()
+    }
+
     /// Updates made so far in this process.
     pub fn updates(&self) -> u64 {
         self.updates.load(Ordering::SeqCst)

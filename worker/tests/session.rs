@@ -154,6 +154,7 @@ impl Coordinator for Fake {
         &self,
         request: Request<v1::FetchFileRequest>,
     ) -> Result<Response<Self::FetchFileStream>, Status> {
+        let _open = self.gate.read().await;
         let v1::FetchFileRequest { digest, offset } = request.into_inner();
         let rest = &self.files.lock().unwrap()[&digest][offset as usize..];
         let breaks = self
@@ -870,6 +871,34 @@ async fn a_worker_asked_to_stop_says_goodbye() {
     peer.joined().await;
     peer.send(Down::Welcome(stage.welcome.clone())).await;
     peer.ready().await;
+    while_it_is_ready().await;
+    shutdown.cancel();
+    match peer.next().await.unwrap() {
+        Up::Draining(draining) => assert_eq!(draining.reason, "it was asked to stop"),
+        other => panic!("{other:?}"),
+    }
+    let finish = v1::Finish {
+        failed: false,
+        reason: "its work is counted".into(),
+        resumable: false,
+    };
+    peer.send(Down::Finish(finish)).await;
+    drop(peer);
+    assert_eq!(worker.await.unwrap().unwrap(), Finished::Left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_still_loads_says_goodbye_at_once() {
+    let mut stage = stage().await;
+    let shutdown = CancellationToken::new();
+    let worker = tokio::spawn(join(stage.options(), shutdown.clone()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    // Without the model's files it cannot begin.
+    stage.welcome.model_dir = "/nowhere".into();
+    let gate = stage.fake.clone();
+    let _held = gate.gate.write().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
     shutdown.cancel();
     match peer.next().await.unwrap() {
         Up::Leaving(leaving) => assert!(!leaving.failed),
@@ -877,6 +906,11 @@ async fn a_worker_asked_to_stop_says_goodbye() {
     }
     drop(peer);
     assert_eq!(worker.await.unwrap().unwrap(), Finished::Left);
+}
+
+/// The engine says Ready before it obeys orders.
+async fn while_it_is_ready() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
 impl Stage {

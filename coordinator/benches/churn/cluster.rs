@@ -34,6 +34,8 @@ pub struct Cluster {
     started: usize,
     /// The newest line of the metrics: step and workers.
     seen: (u64, u64),
+    /// Trained or not, up to there.
+    num_tokens: u64,
     length: u64,
 }
 
@@ -54,6 +56,7 @@ impl Cluster {
             workers: (0..workers).map(|_| None).collect(),
             started: 0,
             seen: (0, 0),
+            num_tokens: 0,
             length: 0,
         };
         if let Job::Full { scalars } = job {
@@ -138,6 +141,20 @@ impl Cluster {
         self.wait_for("a step", |(found, _)| found > step)
     }
 
+    /// Tokens a second over at least so long, from commit to commit.
+    pub fn tokens_per_second(&mut self, least: Duration) -> f64 {
+        let step = self.step();
+        let began = self.wait_beyond(step);
+        let before = self.num_tokens;
+        loop {
+            let step = self.seen.0;
+            let elapsed = self.wait_beyond(step) - began;
+            if elapsed >= least {
+                return (self.num_tokens - before) as f64 / elapsed.as_secs_f64();
+            }
+        }
+    }
+
     /// Times between commits from now on, until `done` says so of step and workers.
     pub fn gaps(&mut self, mut done: impl FnMut(u64, u64) -> bool) -> Vec<Duration> {
         let mut gaps = Vec::new();
@@ -187,6 +204,7 @@ impl Cluster {
         let line: Value = serde_json::from_str(line).unwrap_or_default();
         let field = |name: &str| line[name].as_u64().unwrap_or(0);
         self.seen = (field("step"), field("workers"));
+        self.num_tokens = field("num_tokens");
     }
 
     fn output(&self) -> PathBuf {

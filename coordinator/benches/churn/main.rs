@@ -3,11 +3,12 @@
 //!
 //!     cargo bench -p coordinator --bench churn [-- --quick] [--only NAME] [--rounds N] [--scalars N]
 //!
-//! Names: kill, hang, join, restart, checkpoint, exchange. Measure alone: anything else that runs here shows.
+//! Names: kill, hang, join, restart, checkpoint, pace, exchange. Measure alone: anything else that runs here shows.
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
 mod exchange;
+mod pace;
 // The scenes of the chaos test need more of it.
 #[allow(dead_code)]
 #[path = "../../tests/chaos/process.rs"]
@@ -25,7 +26,7 @@ struct Options {
     #[arg(long)]
     quick: bool,
     /// Only this part
-    #[arg(long, value_parser = ["kill", "hang", "join", "restart", "checkpoint", "exchange"])]
+    #[arg(long, value_parser = ["kill", "hang", "join", "restart", "checkpoint", "pace", "exchange"])]
     only: Option<String>,
     /// Of each measurement [default: 9, quick: 2]
     #[arg(long)]
@@ -74,6 +75,9 @@ fn main() {
     }
     if wanted("checkpoint") {
         checkpoint(&options);
+    }
+    if wanted("pace") {
+        pace(&options);
     }
     if wanted("exchange") {
         exchange(&options);
@@ -223,6 +227,29 @@ fn checkpoint(options: &Options) {
         "a checkpoint delays the run by",
         rounds.iter().map(each).collect(),
     );
+}
+
+/// A pair of which one runs at half its speed, against the sum of what both do alone.
+fn pace(options: &Options) {
+    let least = Duration::from_secs(if options.quick { 2 } else { 60 });
+    let rounds = if options.quick { 1 } else { 3 };
+    println!();
+    println!(
+        "{:<60} {:>10} {:>10} {:>10} {:>8}",
+        "tokens/s", "full", "half", "together", "of sum"
+    );
+    for _ in 0..options.rounds.unwrap_or(rounds) {
+        let pace::Pair {
+            full,
+            half,
+            together,
+        } = pace::measure(least);
+        println!(
+            "{:<60} {full:>10.0} {half:>10.0} {together:>10.0} {:>7.1}%",
+            "a worker, one at half its speed, both (64 slots a step)",
+            100.0 * together / (full + half)
+        );
+    }
 }
 
 fn exchange(options: &Options) {

@@ -54,6 +54,8 @@ pub enum Event {
     },
     /// A heartbeat.
     Heard { worker: WorkerId },
+    /// The worker was asked to stop, and stays until it is let go.
+    WorkerDraining { worker: WorkerId, reason: String },
     /// The worker left, or its session ended without a word.
     WorkerLost { worker: WorkerId, reason: String },
     /// A state asked for is safe on disk.
@@ -90,6 +92,7 @@ impl Event {
             | Self::WorkerSynced { worker, .. }
             | Self::FeedLost { worker, .. }
             | Self::PeerLost { worker, .. }
+            | Self::WorkerDraining { worker, .. }
             | Self::Heard { worker } => Some(*worker),
             Self::WorkerLost { .. }
             | Self::StateStored { .. }

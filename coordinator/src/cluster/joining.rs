@@ -51,6 +51,8 @@ struct Feed {
     attempt: u64,
     /// The follower has a whole state of it.
     has_state: bool,
+    /// The follower was told of a generation that it enters without the feed: it may have given it up.
+    is_over: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +150,8 @@ impl Cluster {
             })
             .min_by_key(|(rank, id)| {
                 let feeds = self.joining.feeds_of(**id);
-                (Some(**id) == failed, feeds, Reverse(*rank))
+                let leaves = self.draining.contains_key(id);
+                (leaves, Some(**id) == failed, feeds, Reverse(*rank))
             })
             .map(|(_, id)| *id)
     }
@@ -170,6 +173,7 @@ impl Cluster {
             source,
             attempt,
             has_state: false,
+            is_over: false,
         };
         self.joining.feeds.insert(id, feed);
         commands.push(Command::SendFeed {
@@ -322,7 +326,8 @@ impl Cluster {
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
         let lag = self.committed.saturating_sub(seen);
         (1..=self.allowed_lag()).contains(&lag)
-            && feed.is_some_and(|feed| feed.has_state && self.is_source(feed.source))
+            && feed
+                .is_some_and(|feed| feed.has_state && !feed.is_over && self.is_source(feed.source))
     }
 
     fn allowed_lag(&self) -> u64 {
@@ -346,6 +351,10 @@ impl Cluster {
         for id in ranks {
             if !self.is_in_step(id) {
                 self.joining.end(id);
+            } else if !self.is_fed(id)
+                && let Some(feed) = self.joining.feeds.get_mut(&id)
+            {
+                feed.is_over = true;
             }
         }
     }

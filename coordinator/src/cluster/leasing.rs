@@ -95,14 +95,19 @@ impl Cluster {
     }
 
     fn is_at_work(&self, id: WorkerId) -> bool {
-        let worker = self.members.get(id);
-        worker.is_some_and(|worker| worker.entered) && self.members.rank_of(id).is_some()
+        let is_member = self.members.rank_of(id).is_some();
+        is_member && self.takes_leases(id)
     }
 
     /// Members that take leases, by rank.
     fn workers_at_work(&self) -> Vec<WorkerId> {
-        let takes = |id: &&WorkerId| self.members.get(**id).is_some_and(|worker| worker.entered);
-        self.members.ranks().iter().filter(takes).copied().collect()
+        let takes = |id: &WorkerId| self.takes_leases(*id);
+        self.members.ranks().iter().copied().filter(takes).collect()
+    }
+
+    fn takes_leases(&self, id: WorkerId) -> bool {
+        let worker = self.members.get(id);
+        worker.is_some_and(|worker| worker.entered) && !self.draining.contains_key(&id)
     }
 
     /// So many free slots that even the slowest finishes its next ones before the others have done all of them.
@@ -257,7 +262,7 @@ impl Cluster {
         late.filter(|at| *at > now).min()
     }
 
-    fn recall(
+    pub(super) fn recall(
         &mut self,
         worker: WorkerId,
         slots: &[u32],

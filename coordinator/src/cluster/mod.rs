@@ -10,6 +10,7 @@
 
 mod adoption;
 pub mod command;
+mod draining;
 pub mod event;
 mod forecast;
 mod generations;
@@ -30,6 +31,7 @@ mod simulation;
 mod tests;
 mod work;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use proto::v1;
@@ -37,6 +39,7 @@ use proto::v1;
 pub use self::adoption::Earlier;
 use self::adoption::Grace;
 pub use self::command::{Command, Outcome};
+use self::draining::Draining;
 pub use self::event::{Event, WorkerId};
 use self::forecast::Speeds;
 use self::joining::Joining;
@@ -111,6 +114,8 @@ pub struct Cluster {
     speeds: Speeds,
     /// When a slot in hand will be late, or the answer of a worker that was asked for one.
     recheck_at: Option<Instant>,
+    /// Workers that were asked to stop.
+    draining: BTreeMap<WorkerId, Draining>,
     /// When the newest generation began.
     generation_began: Option<Instant>,
     /// When the evaluation began.
@@ -148,6 +153,7 @@ impl Cluster {
             silence: Silence::default(),
             speeds: Speeds::default(),
             recheck_at: None,
+            draining: BTreeMap::new(),
             generation_began: None,
             eval_started: None,
             last_evaluated: settings.last_evaluated,
@@ -165,6 +171,7 @@ impl Cluster {
         // The two that come often leave everyone where they are.
         let is_usual = matches!(event, Event::Heard { .. } | Event::SlotDone { .. });
         self.apply(now, event, commands);
+        self.release_drained(now, commands);
         if let Some(worker) = speaker.filter(|worker| self.members.get(*worker).is_some()) {
             self.silence.hear(worker, now);
         }
@@ -203,6 +210,7 @@ impl Cluster {
             }
             Event::WorkerSynced { worker, synced } => self.synced(now, worker, synced, commands),
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
+            Event::WorkerDraining { worker, reason } => self.drain(now, worker, reason, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),
             Event::WorkerLost { worker, reason } => self.lose(now, worker, reason, commands),
             Event::StateStored {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use proto::v1;
 
 use super::command::Command;
+use super::draining::only_saved;
 use super::event::WorkerId;
 use super::settling::disagreement;
 use super::{Cluster, Stage, membership};
@@ -111,6 +112,10 @@ impl Cluster {
             // It started from a checkpoint newer than what the others fell back to.
             return self.catch_up(now, id, step, commands);
         }
+        if step < self.committed && self.is_only_saved(self.committed) {
+            let reason = only_saved(self.committed);
+            return self.expel(now, id, reason, commands);
+        }
         if self.stage == Stage::Waiting {
             self.reform(now, commands);
         }
@@ -165,6 +170,7 @@ impl Cluster {
         self.saving.worker_lost(id);
         self.silence.forget(id);
         self.speeds.forget(id);
+        self.draining.remove(&id);
         self.member_lost |= was_member;
         self.end_feeds(id);
         commands.push(Command::Emit(RunEvent::WorkerLost {

@@ -57,6 +57,16 @@ impl Saving {
         self.pending.len()
     }
 
+    /// A state is on its way from this worker.
+    pub fn is_asked(&self, worker: WorkerId) -> bool {
+        self.pending.iter().any(|pending| pending.worker == worker)
+    }
+
+    /// The state after `step` updates is on its way.
+    pub fn is_awaited(&self, step: u64) -> bool {
+        self.pending.iter().any(|pending| pending.step == step)
+    }
+
     pub fn worker_lost(&mut self, worker: WorkerId) {
         let lost = |pending: &Pending| pending.worker == worker;
         self.overdue |= self.pending.iter().any(|p| lost(p) && !p.last);
@@ -85,14 +95,20 @@ impl Cluster {
     /// worker still has that state when it reads this.
     pub(super) fn request_checkpoint(&mut self, step: u64, commands: &mut Vec<Command>) {
         // Where the exchange is repeated, whoever was asked before the first one still knows.
-        let asked = |pending: &Pending| pending.step == step;
         if self.checkpoint_is_due(step)
-            && !self.saving.pending.iter().any(asked)
-            && let Some(&worker) = self.members.ranks().first()
+            && !self.saving.is_awaited(step)
+            && let Some(worker) = self.first_who_stays()
         {
             self.saving.overdue = false;
             self.request(worker, step, false, commands);
         }
+    }
+
+    /// The first member, better one that was not asked to stop.
+    fn first_who_stays(&self) -> Option<WorkerId> {
+        let ranks = self.members.ranks();
+        let stays = |id: &&WorkerId| !self.draining.contains_key(id);
+        ranks.iter().find(stays).or(ranks.first()).copied()
     }
 
     pub(super) fn request_last_state(&mut self, step: u64, commands: &mut Vec<Command>) {
@@ -103,7 +119,13 @@ impl Cluster {
         }
     }
 
-    fn request(&mut self, worker: WorkerId, step: u64, last: bool, commands: &mut Vec<Command>) {
+    pub(super) fn request(
+        &mut self,
+        worker: WorkerId,
+        step: u64,
+        last: bool,
+        commands: &mut Vec<Command>,
+    ) {
         let pending = Pending { worker, step, last };
         self.saving.pending.push(pending);
         commands.push(Command::RequestState { worker, step, last });

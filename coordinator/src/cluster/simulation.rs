@@ -91,6 +91,9 @@ struct World {
     evaluated: Vec<u64>,
     deaths_left: u32,
     hangs_left: u32,
+    drains_left: u32,
+    /// Were told that they may go.
+    let_go: Vec<WorkerId>,
     /// What the expelled still said, and how many of them come back.
     late: Vec<Event>,
     returning: u32,
@@ -118,6 +121,8 @@ impl World {
             evaluated: Vec::new(),
             deaths_left: deaths,
             hangs_left: deaths,
+            drains_left: deaths,
+            let_go: Vec::new(),
             late: Vec::new(),
             returning: 0,
             entered_by_feed: 0,
@@ -146,6 +151,12 @@ impl World {
         for _ in 0..std::mem::take(&mut self.returning) {
             self.arrive();
         }
+        for id in std::mem::take(&mut self.let_go) {
+            self.toys.remove(&id);
+            let reason = "it left".to_owned();
+            self.handle(Event::WorkerLost { worker: id, reason });
+            self.arrive();
+        }
         self.live();
         self.come_back();
         if self.coordinator_dies() {
@@ -167,6 +178,11 @@ impl World {
         match dice {
             391..=394 if self.disk.breaks_left > 0 => self.lose_session(id),
             395..=399 if self.hangs_left > 0 => self.hang(id),
+            391..=394 if self.drains_left > 0 && self.toys[&id].ready => {
+                self.drains_left -= 1;
+                let reason = "it was asked to stop".to_owned();
+                self.handle(Event::WorkerDraining { worker: id, reason });
+            }
             1..=6 if self.deaths_left > 0 => self.die(id),
             7..=20 => self.handle(Event::Ticked),
             21..=150 => self.deliver_up(id),
@@ -205,6 +221,7 @@ impl World {
     fn expelled(&mut self, id: WorkerId, reason: &str) {
         let deserves = |toy: &Toy| match reason {
             reason if reason.contains("could not be copied") => true,
+            reason if reason.contains("is on disk and nobody else has it") => true,
             reason if reason.contains("engine") => toy.hung,
             _ => toy.hangs_until.is_some(),
         };
@@ -279,8 +296,8 @@ impl World {
             | Command::SendLease { worker, .. }
             | Command::SendWithdraw { worker, .. }
             | Command::SendExchange { worker, .. }
-            | Command::RequestState { worker, .. }
-            | Command::SendFinish { worker, .. } => *worker,
+            | Command::RequestState { worker, .. } => *worker,
+            Command::SendFinish { worker, .. } => return self.let_go.push(*worker),
             Command::SendGeneration {
                 worker, generation, ..
             } => {

@@ -3,6 +3,7 @@
 mod adoption;
 mod churn;
 mod door;
+mod draining;
 mod joining;
 #[allow(clippy::unwrap_used)]
 mod pace;

@@ -1,0 +1,163 @@
+//! Workers that were asked to stop, and when they are let go.
+//!
+//! Such a worker gets no more slots and gives back what it has not begun. What is in its accumulator counts in the step's
+//! exchange, so it stays until then, if there is anybody to end the step with. The last one that holds the committed state
+//! hands it over as a checkpoint first.
+
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::membership::Worker;
+use super::queue::Queue;
+use super::schedule::Work;
+use super::{Cluster, Stage};
+
+/// A worker that was asked to stop.
+#[derive(Debug)]
+pub struct Draining {
+    reason: String,
+    /// For the committed state, as nobody else has it.
+    was_asked: bool,
+}
+
+impl Cluster {
+    pub(super) fn drain(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.members.get(id).is_none() || self.draining.contains_key(&id) {
+            return;
+        }
+        let draining = Draining {
+            reason,
+            was_asked: false,
+        };
+        self.draining.insert(id, draining);
+        let queue = self.ledger.queue(id);
+        let in_hand = queue.and_then(Queue::in_hand).map(|(slot, _)| slot);
+        let waiting = queue.into_iter().flat_map(Queue::kept);
+        let waiting = waiting.map(|(_, slot)| slot);
+        let waiting: Vec<u32> = waiting.filter(|slot| Some(*slot) != in_hand).collect();
+        if !waiting.is_empty() {
+            self.recall(id, &waiting, now, commands);
+        }
+    }
+
+    /// Lets go of those who were asked to stop and have nothing left that counts.
+    pub(super) fn release_drained(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        if self.draining.is_empty() || self.stopping.is_some() || self.grace.is_some() {
+            return;
+        }
+        let draining: Vec<WorkerId> = self.draining.keys().copied().collect();
+        let mut released = false;
+        for worker in draining {
+            let Some(handed_over) = self.has_handed_over(worker, commands) else {
+                continue;
+            };
+            let draining = self.draining.remove(&worker);
+            let asked = draining.map_or_else(String::new, |draining| draining.reason);
+            let finish = v1::Finish {
+                failed: false,
+                reason: handed_over,
+                resumable: false,
+            };
+            commands.push(Command::SendFinish { worker, finish });
+            self.forget(worker, &asked, commands);
+            released = true;
+        }
+        if released && self.stage != Stage::Ended {
+            self.send_back_to_disk(commands);
+            self.regroup(now, commands);
+        }
+    }
+
+    /// Whoever is behind a state that only the disk has loads it from there.
+    fn send_back_to_disk(&mut self, commands: &mut Vec<Command>) {
+        let step = self.committed;
+        if !self.is_only_saved(step) {
+            return;
+        }
+        for worker in self.members.ids() {
+            let behind = |worker: &Worker| worker.ready.is_some() && worker.seen < step;
+            if self.members.get(worker).is_some_and(behind) {
+                let reason = only_saved(step);
+                self.forget(worker, &reason, commands);
+                commands.push(Command::Expel { worker, reason });
+            }
+        }
+    }
+
+    /// Nobody who is here has the state after `step` updates, but it is on disk.
+    pub(super) fn is_only_saved(&self, step: u64) -> bool {
+        self.members.first_at(step).is_none() && self.saving.stored() == step
+    }
+
+    /// What became of its work, where the worker may go.
+    fn has_handed_over(&mut self, id: WorkerId, commands: &mut Vec<Command>) -> Option<String> {
+        let worker = self.members.get(id)?;
+        if worker.ready.is_none() {
+            return Some("it had no state yet".to_owned());
+        }
+        if self.joining.follows(id) && self.members.rank_of(id).is_none() {
+            return Some("it was still copying the others' state".to_owned());
+        }
+        let (seen, is_member) = (worker.seen, self.members.rank_of(id).is_some());
+        let has_leases = self.ledger.queue(id).is_some_and(|queue| !queue.is_empty());
+        let is_exchanging = is_member && self.settling.is_some();
+        if has_leases || is_exchanging || self.saving.is_asked(id) {
+            return None;
+        }
+        let counts = matches!(self.ledger.work, Work::Train(_)) && self.ledger.is_holder(id);
+        if counts && self.others_go_on() {
+            return None;
+        }
+        let step = self.committed;
+        if seen < step || self.is_held_by_another(step) {
+            return Some("its work is counted and the others go on".to_owned());
+        }
+        if self.saving.stored() >= step {
+            let text = "nobody else is here, and the state after step";
+            return Some(format!("{text} {step} is saved"));
+        }
+        self.ask_for_state(id, step, commands);
+        None
+    }
+
+    /// Once: where it cannot be saved, the worker goes when its patience ends.
+    fn ask_for_state(&mut self, id: WorkerId, step: u64, commands: &mut Vec<Command>) {
+        if let Some(draining) = self.draining.get_mut(&id)
+            && !draining.was_asked
+            && !self.saving.is_awaited(step)
+        {
+            draining.was_asked = true;
+            self.request(id, step, false, commands);
+        }
+    }
+
+    /// Somebody stays to end the step.
+    fn others_go_on(&self) -> bool {
+        let stays = |id: &WorkerId| !self.draining.contains_key(id);
+        self.stage == Stage::Running && self.members.ranks().iter().any(stays)
+    }
+
+    /// A worker that stays has the state after `step` updates.
+    fn is_held_by_another(&self, step: u64) -> bool {
+        let holds = |id: &WorkerId| {
+            let worker = self.members.get(*id);
+            !self.draining.contains_key(id)
+                && worker.is_some_and(|worker| worker.ready.is_some() && worker.seen == step)
+        };
+        self.members.ids().iter().any(holds)
+    }
+}
+
+/// Why a worker with an older state begins anew.
+pub fn only_saved(step: u64) -> String {
+    format!("the state after step {step} is on disk and nobody else has it: it loads that one")
+}
