@@ -214,7 +214,8 @@ impl Driver {
                     path: state.folder.clone().unwrap_or_default(),
                     weights_digest: state.weights_digest.clone().unwrap_or_default(),
                 };
-                if state.step >= self.newest.step {
+                // The result has no optimizer's state, so nobody starts from it.
+                if state.step >= self.newest.step && !state.files.is_empty() {
                     self.newest = state;
                 }
                 Some(stored)

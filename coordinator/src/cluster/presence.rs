@@ -165,7 +165,7 @@ impl Cluster {
         }
         if let Some(settling) = &mut self.settling {
             settling.ledger.release(id);
-            settling.reports.remove(&id);
+            // What it reported stays: the step is committed, though its state may be lost with it.
         }
         self.saving.worker_lost(id);
         self.silence.forget(id);

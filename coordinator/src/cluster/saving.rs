@@ -139,11 +139,14 @@ impl Cluster {
         weights_digest: String,
         commands: &mut Vec<Command>,
     ) {
-        let Some(pending) = self.saving.take(|pending| pending.step == step) else {
-            return;
+        // Its worker may have been lost since it handed the state over: it is on disk all the same.
+        let pending = self.saving.take(|pending| pending.step == step);
+        let is_last = match pending {
+            Some(pending) => pending.last,
+            None => step >= self.course.total_steps() && self.stopping.is_none(),
         };
         self.saving.stored = self.saving.stored.max(step);
-        if pending.last {
+        if is_last {
             let outcome = Outcome::Finished {
                 step,
                 weights_digest,

@@ -143,3 +143,21 @@ fn the_workers_of_a_coordinator_that_is_to_be_resumed_are_told_to_wait() {
         "{commands:?}"
     );
 }
+
+#[test]
+fn a_result_on_disk_counts_though_its_worker_is_lost() {
+    let mut scene = Scene::new(|settings| {
+        settings.start_step = 6;
+        settings.last_evaluated = Some(6);
+    });
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 6));
+    let commands = scene.after(entered(1, 1, 6, &[]));
+    assert_eq!(commands, ["w1 save 6 last"]);
+    scene.after(lost(1));
+    let commands = scene.after(stored(6));
+    assert_eq!(
+        commands,
+        ["end Finished { step: 6, weights_digest: \"a\" }"]
+    );
+}
