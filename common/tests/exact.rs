@@ -144,6 +144,16 @@ proptest! {
     }
 
     #[test]
+    fn many_scalars_are_rounded_as_one_is(gradients in vec(gradient(), 1..70), trained_tokens in 1u64..1 << 20) {
+        let rule = FixedPoint::new(trained_tokens, 3);
+        let mut sums = vec![0; gradients.len()];
+        let invalid = rule.accumulate(&mut sums, &gradients);
+        let each: Vec<Option<i64>> = gradients.iter().map(|g| rule.quantize(*g)).collect();
+        prop_assert_eq!(invalid, each.iter().filter(|q| q.is_none()).count() as u64);
+        prop_assert_eq!(sums, each.iter().map(|q| q.unwrap_or(0)).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn rounding_is_exact_where_the_division_is(
         gradient in prop_oneof![-8.0f32..8.0, -1e-10f32..1e-10],
         shift in 0u32..20,

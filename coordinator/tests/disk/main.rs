@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::files::adapter::AdapterConfig;
+use common::files::atomic::AtomicDir;
 use common::files::checkpoint::{self, checkpoint_dir, newest_valid};
 use common::files::durable::Operation;
 use common::files::model::ModelFolder;
@@ -139,6 +140,19 @@ fn the_result_is_durable_before_it_has_its_name() {
     store.commit_last(received, &facts()).unwrap();
     witness.check();
     assert!(store.output_dir.join("adapter_model.safetensors").is_file());
+}
+
+#[test]
+fn any_folder_and_file_is_durable_before_it_has_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = Witness::of(folder.path(), None);
+    for content in ["first", "second"] {
+        let dir = AtomicDir::create(&folder.path().join("model")).unwrap();
+        fs::write(dir.path().join("config.json"), content).unwrap();
+        dir.commit().unwrap();
+        atomic::write(&folder.path().join("run.json"), content.as_bytes()).unwrap();
+        witness.check();
+    }
 }
 
 #[test]
