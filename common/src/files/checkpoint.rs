@@ -296,6 +296,16 @@ mod tests {
         refuse(&|m| m.files.push(m.files[0].clone()));
         refuse(&|m| m.files.clear());
         refuse(&|m| m.step = 4);
+        // Nothing but the digest guards what no file shows.
+        let sealed = SealedManifest {
+            manifest_digest: digest(&honest),
+            manifest: Manifest {
+                numerics_class: "another".into(),
+                ..honest.clone()
+            },
+        };
+        write_json(&path.join(MANIFEST), &sealed).unwrap();
+        verify(&path).unwrap_err();
         fs::write(path.join(MANIFEST), "{}").unwrap();
         verify(&path).unwrap_err();
     }

@@ -132,6 +132,43 @@ fn a_broken_exchange_between_living_workers_is_built_anew() {
 }
 
 #[test]
+fn an_accusation_from_an_earlier_generation_is_void() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    scene.after(lost(3));
+    scene.after(entered(1, 2, 0, &[]));
+    scene.after(entered(2, 2, 0, &[]));
+    // Rank 1 of the generation before may be anybody now.
+    let lost = v1::PeerLost {
+        generation: 1,
+        rank: 1,
+        reason: "reset".into(),
+    };
+    let worker = WorkerId(1);
+    scene.check(Event::PeerLost { worker, lost }, &[]);
+    scene.now += PEER_LOST_GRACE;
+    scene.check(Event::Ticked, &[]);
+}
+
+#[test]
+fn a_late_report_with_other_weights_expels_its_sender() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    scene.after(reported(2, 1, "a"));
+    scene.after(lost(1));
+    // Worker 3 had finished the exchange too, but not to the same weights.
+    let said = scene.after(reported(3, 1, "b"));
+    assert!(
+        said.iter()
+            .any(|said| said.starts_with("w3 expel: its weights after step 1 are b")),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn losses_that_come_together_form_one_generation_after_the_first() {
     let mut scene = Scene::with(1000, |settings| settings.min_workers = 1000);
     scene.cluster.settings.min_workers = 1;
