@@ -21,7 +21,7 @@ use plan::{Deed, Plan};
 use scene::play;
 
 /// Steps of a short run.
-const STEPS: u64 = 60;
+const STEPS: u64 = 80;
 
 /// Not a test: what the scenes start this binary for.
 #[test]
@@ -34,14 +34,16 @@ fn worker_process() {
 
 #[test]
 fn workers_killed_while_they_work_change_nothing() {
+    // The first die when there is a state to copy. Who comes just after a checkpoint has little to copy, so that two may.
     let plan = Plan::quiet(STEPS)
         .workers(&[
-            "forward:5",
+            "forward:20",
             "exchange:9",
             "optimizer:3",
             "state-receive",
             "join",
             "fetch",
+            "state-receive",
         ])
         .expect(&[
             "forward",

@@ -16,6 +16,8 @@ use super::network::{Network, Wire};
 use super::plan::{Deed, Plan, SEATS};
 use super::process::{Process, was_killed};
 
+/// A run waits below that: every step is exchanged.
+const MIN_WORKERS: usize = 2;
 /// What a coordinator ends with that was asked to stop.
 const RESUMABLE: i32 = 75;
 /// For a whole run.
@@ -306,9 +308,10 @@ impl<'a> Scene<'a> {
 
     /// Lets those go on whom the others no longer wait for.
     fn release(&mut self, committed: u64) {
-        let nobody_else = (0..SEATS).all(|seat| self.is_held(Some(seat)));
+        let held = (0..SEATS).filter(|seat| self.is_held(Some(*seat)));
+        let too_few = SEATS - held.count() < MIN_WORKERS;
         let due = |hold: &Hold| match hold.seat {
-            Some(_) => committed >= hold.until_step || nobody_else,
+            Some(_) => committed >= hold.until_step || too_few,
             None => hold.since.elapsed() > COORDINATOR_PAUSE,
         };
         let (due, holds): (Vec<Hold>, Vec<Hold>) =
@@ -430,6 +433,7 @@ fn start_coordinator(
 ) -> Process {
     let mut command = start_command(&folder.join("out"), plan.steps);
     command.args(["--listen", &format!("{}:{port}", network.host())]);
+    command.args(["--min-workers", &MIN_WORKERS.to_string()]);
     Process::start(format!("coordinator-{life}"), command, failpoint, folder)
 }
 
