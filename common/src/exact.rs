@@ -24,6 +24,14 @@ impl FixedPoint {
         }
     }
 
+    /// The rule for a slot that adds to a scalar in up to so many parts.
+    pub fn of_parts(&self, parts: u64) -> Self {
+        Self {
+            limit: self.limit / parts.max(1) as f64,
+            ..*self
+        }
+    }
+
     /// `round_half_even(g * 2^48 / T)`, or `None` where `g` is not finite or out of range.
     #[inline(always)]
     pub fn quantize(&self, gradient: f32) -> Option<i64> {
@@ -116,6 +124,16 @@ mod tests {
         rule.accumulate(&mut sums, &[1.0]);
         rule.accumulate(&mut sums, &[2.0]);
         assert_eq!(dequantize(sums[0]), 1.0);
+    }
+
+    #[test]
+    fn parts_share_a_slot_s_range() {
+        let rule = FixedPoint::new(1, 1);
+        let largest = 16_000.0;
+        assert!(rule.quantize(largest).is_some());
+        assert_eq!(rule.of_parts(1), rule);
+        assert_eq!(rule.of_parts(2).quantize(largest), None);
+        assert_eq!(rule.of_parts(2).quantize(1.5), rule.quantize(1.5));
     }
 
     #[test]

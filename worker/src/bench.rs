@@ -17,7 +17,7 @@ use thiserror::Error;
 use worker::engine::config::ModelConfig;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
-use worker::engine::trainer::Reduced;
+use worker::engine::trainer::{Reduced, SlotTimes};
 use worker::engine::{EngineError, Trainer, TrainerOptions};
 
 #[derive(Args)]
@@ -89,8 +89,13 @@ pub enum BenchError {
 /// Seconds of one step, phase by phase.
 #[derive(Clone, Copy)]
 struct StepTime {
-    /// Forward, backward, and adding to the exact accumulator.
-    compute: f64,
+    forward: f64,
+    /// The output layer, forward and backward.
+    loss: f64,
+    /// With full training, adding to the exact accumulator too.
+    backward: f64,
+    /// Adding the slot to the exact accumulator.
+    accumulate: f64,
     /// The exact sum to a mean gradient, as with one worker.
     reduce: f64,
     /// Norm, clipping and AdamW.
@@ -98,8 +103,12 @@ struct StepTime {
 }
 
 impl StepTime {
+    fn compute(&self) -> f64 {
+        self.forward + self.loss + self.backward + self.accumulate
+    }
+
     fn total(&self) -> f64 {
-        self.compute + self.reduce + self.update
+        self.compute() + self.reduce + self.update
     }
 }
 
@@ -115,6 +124,10 @@ struct Report {
     share_of_gemm_peak: f64,
     step_seconds: f64,
     compute_seconds: f64,
+    forward_seconds: f64,
+    loss_seconds: f64,
+    backward_seconds: f64,
+    accumulate_seconds: f64,
     reduce_seconds: f64,
     update_seconds: f64,
     parameters: u64,
@@ -160,7 +173,11 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
         gemm_peak_gflops,
         share_of_gemm_peak: gflops / gemm_peak_gflops,
         step_seconds: median.total(),
-        compute_seconds: median.compute,
+        compute_seconds: median.compute(),
+        forward_seconds: median.forward,
+        loss_seconds: median.loss,
+        backward_seconds: median.backward,
+        accumulate_seconds: median.accumulate,
         reduce_seconds: median.reduce,
         update_seconds: median.update,
         parameters: trainer.total_scalars(),
@@ -234,10 +251,10 @@ fn random_blocks(args: &BenchArgs, vocabulary: usize) -> Vec<Block> {
 }
 
 fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError> {
-    let started = Instant::now();
     let trained = blocks.iter().map(Block::trained_tokens).sum();
     trainer.begin_step(trainer.step(), trained, 1);
     trainer.train_slot(0, blocks)?;
+    let SlotTimes { pass, accumulate } = trainer.slot_times();
     let computed = Instant::now();
     let reduced = Reduced {
         mean: trainer.accumulator().mean(),
@@ -246,7 +263,10 @@ fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError
     let summed = Instant::now();
     trainer.apply(&reduced, 1e-5)?;
     Ok(StepTime {
-        compute: (computed - started).as_secs_f64(),
+        forward: pass.forward.as_secs_f64(),
+        loss: pass.loss.as_secs_f64(),
+        backward: pass.backward.as_secs_f64(),
+        accumulate: accumulate.as_secs_f64(),
         reduce: (summed - computed).as_secs_f64(),
         update: summed.elapsed().as_secs_f64(),
     })
@@ -339,7 +359,13 @@ fn print(report: &Report, json: bool) {
         report.trainable
     );
     println!(
-        "a step       {:.4} s: forward and backward {:.4}, sum {:.4}, update {:.4}",
-        report.step_seconds, report.compute_seconds, report.reduce_seconds, report.update_seconds
+        "a step       {:.4} s: forward {:.4}, loss {:.4}, backward {:.4}, accumulate {:.4}, sum {:.4}, update {:.4}",
+        report.step_seconds,
+        report.forward_seconds,
+        report.loss_seconds,
+        report.backward_seconds,
+        report.accumulate_seconds,
+        report.reduce_seconds,
+        report.update_seconds
     );
 }

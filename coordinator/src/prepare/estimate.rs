@@ -9,7 +9,7 @@ use common::job::{BaseDtype, JobSpec, Method, Reduction};
 use super::ModelShape;
 
 /// The loss is computed in chunks of at most so many logits and tokens.
-const LOSS_CHUNK_LOGITS: usize = 16 << 20;
+const LOSS_CHUNK_LOGITS: usize = 24 << 20;
 const LOSS_CHUNK_TOKENS: usize = 512;
 const F32: u64 = 4;
 
@@ -20,8 +20,8 @@ pub struct Estimate {
     pub trainable_parameters: u64,
     /// Frozen ones in their storage type, trainable ones in float32.
     pub weights_bytes: u64,
-    /// For each trainable scalar: two moments in float32, the sum over slots (8 bytes; 4 with `reduction: fast`), the
-    /// gradient of a slot and the mean gradient in float32.
+    /// For each trainable scalar: two moments in float32, the sum over slots (8 bytes; 4 with `reduction: fast`) and the
+    /// mean gradient in float32; with LoRA the gradient of a slot, too.
     pub trainable_bytes: u64,
     /// What the backward pass needs of one slot.
     pub activations_bytes: u64,
@@ -48,15 +48,23 @@ impl Estimate {
             Reduction::Exact => 8,
             Reduction::Fast => F32,
         };
-        let tokens = (job.micro_batch_size * job.sequence_len) as u64;
-        let layer = layer_floats_per_token(shape);
-        let floats = if job.gradient_checkpointing {
-            // The input of each layer, and all of the layer that is being computed again.
-            shape.layers as u64 * shape.hidden_size as u64 + layer
-        } else {
-            shape.layers as u64 * layer
+        let gradients = match job.method {
+            Method::Full => F32,
+            Method::Lora(_) => 2 * F32,
         };
-        let chunk = (LOSS_CHUNK_LOGITS / shape.vocab_size).clamp(1, LOSS_CHUNK_TOKENS);
+        let tokens = (job.micro_batch_size * job.sequence_len) as u64;
+        let element = match job.method {
+            Method::Full => F32,
+            Method::Lora(_) => stored,
+        };
+        let (layers, layer) = (shape.layers as u64, layer_bytes_per_token(shape, element));
+        let kept = if job.gradient_checkpointing {
+            // The input of each layer, and all of the layer that is being computed again.
+            layers * shape.hidden_size as u64 * F32 + layer
+        } else {
+            layers * layer
+        };
+        let chunk = (LOSS_CHUNK_LOGITS / shape.vocab_size).clamp(16, LOSS_CHUNK_TOKENS);
         let weights_bytes = match job.method {
             Method::Full => parameters * F32,
             Method::Lora(_) => parameters * stored + trainable * F32,
@@ -65,8 +73,8 @@ impl Estimate {
             parameters,
             trainable_parameters: trainable,
             weights_bytes,
-            trainable_bytes: trainable * (2 * F32 + sum + 2 * F32),
-            activations_bytes: tokens * floats * F32,
+            trainable_bytes: trainable * (2 * F32 + sum + gradients),
+            activations_bytes: tokens * kept,
             logits_bytes: tokens.min(chunk as u64) * shape.vocab_size as u64 * F32,
         })
     }
@@ -76,12 +84,10 @@ impl Estimate {
     }
 }
 
-/// What one layer keeps of a token for its backward pass: both normed inputs, both residual sums, queries, keys and
-/// values before and after the rotation, the attention's output, and gate, up and their product.
-fn layer_floats_per_token(shape: &ModelShape) -> u64 {
-    let heads = shape.heads + 2 * shape.key_value_heads;
-    let rotated = shape.heads + shape.key_value_heads;
-    (4 * shape.hidden_size
-        + (heads + rotated + shape.heads) * shape.head_dim
-        + 3 * shape.intermediate_size) as u64
+/// What one layer keeps of a token for its backward pass: both residual sums in float32, and queries, keys and values,
+/// the attention's output, gate and up in the type that the base model is stored in.
+fn layer_bytes_per_token(shape: &ModelShape, element: u64) -> u64 {
+    let heads = 2 * shape.heads + 2 * shape.key_value_heads;
+    let inner = heads * shape.head_dim + 2 * shape.intermediate_size;
+    2 * shape.hidden_size as u64 * F32 + inner as u64 * element
 }

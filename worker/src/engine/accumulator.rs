@@ -37,6 +37,13 @@ struct OpenStep {
     rule: FixedPoint,
 }
 
+/// Of nothing, as long as the real one is lent.
+impl Default for Accumulator {
+    fn default() -> Self {
+        Self::new(Reduction::Exact, 0)
+    }
+}
+
 impl Accumulator {
     pub fn new(reduction: Reduction, scalars: usize) -> Self {
         let sums = match reduction {
@@ -98,25 +105,37 @@ impl Accumulator {
     /// Adds a slot's gradient, given tensor by tensor in the layout's order. A slot that is already held adds nothing,
     /// and false is returned.
     pub fn add<'a>(&mut self, slot: u32, gradients: impl IntoIterator<Item = &'a [f32]>) -> bool {
-        let open = self.open.expect("a step is begun before slots are added");
-        if !self.held.insert(slot) {
+        if self.holds(slot) {
             return false;
         }
         let mut offset = 0;
         for gradient in gradients {
-            let range = offset..offset + gradient.len();
-            match &mut self.sums {
-                Sums::Exact { sums, invalid } => {
-                    *invalid += add_exact(&open.rule, &mut sums[range], gradient);
-                }
-                Sums::Fast { sums } => {
-                    add_fast(open.trained_tokens, &mut sums[range], gradient);
-                }
-            }
+            self.add_part(offset, gradient, 1);
             offset += gradient.len();
         }
         assert_eq!(offset, self.scalars(), "a gradient of another layout");
-        true
+        self.hold(slot)
+    }
+
+    /// Adds a part of the gradient of a slot that is not held yet, to the scalars from `offset`. `parts` is how often
+    /// the slot adds to any scalar at most; the scalars' range is divided by it, so that no sum can leave it.
+    ///
+    /// Parts cannot be taken back: where the rest of the slot does not follow, everything is forgotten.
+    pub fn add_part(&mut self, offset: usize, gradient: &[f32], parts: u64) {
+        let open = self.open.expect("a step is begun before slots are added");
+        let range = offset..offset + gradient.len();
+        match &mut self.sums {
+            Sums::Exact { sums, invalid } => {
+                let rule = open.rule.of_parts(parts);
+                *invalid += add_exact(&rule, &mut sums[range], gradient);
+            }
+            Sums::Fast { sums } => add_fast(open.trained_tokens, &mut sums[range], gradient),
+        }
+    }
+
+    /// Says that all of a slot's gradient was added. False where it was held already.
+    pub fn hold(&mut self, slot: u32) -> bool {
+        self.held.insert(slot)
     }
 
     /// Forgets everything.

@@ -14,7 +14,7 @@ use super::layers::Pass;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::{self, DecoderLayer, Keep};
 use super::layers::mlp::Mlp;
-use super::ops::cross_entropy::{LossHead, LossSum};
+use super::ops::cross_entropy::{LossHead, LossSum, chunk_count};
 use super::ops::element::Element;
 use super::ops::embedding;
 use super::ops::lora_linear::{Lora, MaskKey};
@@ -98,35 +98,44 @@ impl Model {
     }
 
     /// Forward and backward over one batch with at least one target: hands every trainable tensor's gradient of the
-    /// summed loss to its sink.
-    pub fn train(&self, batch: &Batch, mask: Option<MaskKey>) -> (LossSum, PassTimes) {
+    /// summed loss to its sink. None: abandoned, which with `droppable` may happen after some gradients were handed over.
+    pub fn train(
+        &self,
+        batch: &Batch,
+        mask: Option<MaskKey>,
+        droppable: bool,
+    ) -> Option<(LossSum, PassTimes)> {
         match self.head.is_bf16() {
-            true => self.train_as::<bf16>(batch, mask),
-            false => self.train_as::<f32>(batch, mask),
+            true => self.train_as::<bf16>(batch, mask, droppable),
+            false => self.train_as::<f32>(batch, mask, droppable),
         }
     }
 
-    fn train_as<E: Element>(&self, batch: &Batch, mask: Option<MaskKey>) -> (LossSum, PassTimes) {
+    fn train_as<E: Element>(
+        &self,
+        batch: &Batch,
+        mask: Option<MaskKey>,
+        droppable: bool,
+    ) -> Option<(LossSum, PassTimes)> {
         let started = Instant::now();
         let rope = self.rope(batch);
-        let pass = self.pass(batch, &rope, mask);
+        let mut pass = self.pass(batch, &rope, mask);
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
         };
-        let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep);
+        let (x, tape) = decoder::forward::<E>(&self.layers, self.embed(batch), pass, keep)?;
         let ran = Instant::now();
-        if self.abandon.is_asked() {
-            return (LossSum::default(), PassTimes::default());
-        }
+        // The loss hands over the first gradient.
+        pass.abandon = pass.abandon.filter(|_| droppable);
         let mut gradient = self.pool.take(x.len());
         let sum = self
             .loss_head()
             .loss::<E>(&x, &batch.targets, Some(&mut gradient));
         drop(x);
         let lost = Instant::now();
-        decoder::backward(&self.layers, tape, &mut gradient, pass);
-        embedding::backward(&batch.ids, &self.embedding, &gradient);
+        decoder::backward(&self.layers, tape, &mut gradient, pass)?;
+        embedding::backward(&batch.ids, &self.embedding, &gradient, &self.pool);
         drop(gradient);
         self.pool.end_slot();
         let times = PassTimes {
@@ -134,20 +143,26 @@ impl Model {
             loss: lost - ran,
             backward: lost.elapsed(),
         };
-        (sum, times)
+        Some((sum, times))
     }
 
-    /// Forward only.
-    pub fn evaluate(&self, batch: &Batch) -> LossSum {
+    /// How often a training pass hands over a gradient of the same tensor, at most: one for each chunk of the loss, and
+    /// one for the embedding where it is the output layer too.
+    pub fn gradient_parts(&self, batch: &Batch) -> u64 {
+        chunk_count(batch.targets.len(), self.config.vocab_size) as u64 + 1
+    }
+
+    /// Forward only. None: abandoned.
+    pub fn evaluate(&self, batch: &Batch) -> Option<LossSum> {
         match self.head.is_bf16() {
             true => self.evaluate_as::<bf16>(batch),
             false => self.evaluate_as::<f32>(batch),
         }
     }
 
-    fn evaluate_as<E: Element>(&self, batch: &Batch) -> LossSum {
-        let x = self.hidden::<E>(batch);
-        self.loss_head().loss::<E>(&x, &batch.targets, None)
+    fn evaluate_as<E: Element>(&self, batch: &Batch) -> Option<LossSum> {
+        let x = self.hidden::<E>(batch, Some(&self.abandon))?;
+        Some(self.loss_head().loss::<E>(&x, &batch.targets, None))
     }
 
     /// `[t, v]` in one line, for comparison with other implementations.
@@ -159,7 +174,8 @@ impl Model {
     }
 
     fn logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
-        let x = self.hidden::<E>(batch);
+        let x = self.hidden::<E>(batch, None);
+        let x = x.expect("nobody may abandon this pass");
         let mut normed = self.pool.take::<E>(x.len());
         self.norm.forward(&x, &mut normed[..]);
         let (tokens, (vocabulary, width)) = (batch.ids.len(), self.head.matrix_dims());
@@ -174,10 +190,14 @@ impl Model {
         logits
     }
 
-    fn hidden<E: Element>(&self, batch: &Batch) -> Buffer<f32> {
+    fn hidden<E: Element>(&self, batch: &Batch, abandon: Option<&Abandon>) -> Option<Buffer<f32>> {
         let rope = self.rope(batch);
-        let pass = self.pass(batch, &rope, None);
-        decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing).0
+        let pass = Pass {
+            abandon,
+            ..self.pass(batch, &rope, None)
+        };
+        let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing)?;
+        Some(kept.0)
     }
 
     fn embed(&self, batch: &Batch) -> Buffer<f32> {
@@ -205,7 +225,7 @@ impl Model {
             rope,
             mask,
             pool: &self.pool,
-            abandon: &self.abandon,
+            abandon: Some(&self.abandon),
         }
     }
 

@@ -9,11 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use common::files::layout::Layout;
 use half::bf16;
+use rayon::prelude::*;
 
 use super::EngineError;
+use super::accumulator::Accumulator;
 use super::buffer::Buffer;
+use super::ops::add_in_place;
 use super::ops::element::Element;
 use super::ops::gemm::WeightSlice;
+
+/// Scalars of a gradient that are computed at a time where none is kept.
+const SUMS_TILE: usize = 4 << 20;
 
 /// A weight tensor, row-major, in float32 or (frozen only) bfloat16.
 #[derive(Clone)]
@@ -112,15 +118,60 @@ impl Weight {
         ReadingF32(self.read())
     }
 
-    /// Hands over the gradient of a trainable weight: `write(gradient, accumulate)` fills the slice, or adds to it where
-    /// another use of the weight has filled it already. Does nothing for a frozen weight.
-    pub fn add_gradient(&self, write: impl FnOnce(&mut [f32], bool)) {
+    /// Hands over the gradient of a trainable weight: `write(rows, gradient, accumulate)` fills the slice of these rows,
+    /// or adds to it where another use of the weight has filled it already. Called once or for one tile of rows after
+    /// the other; a vector's rows are its scalars. Does nothing for a frozen weight.
+    pub fn add_gradient(&self, mut write: impl FnMut(Range<usize>, &mut [f32], bool)) {
         let Store::Trainable(slot) = &self.store else {
             return;
         };
+        let (rows, width) = (self.shape[0], slot.range.len() / self.shape[0].max(1));
         let mut buffer = slot.gradients.lock();
+        let buffer = &mut *buffer;
         let written = std::mem::replace(&mut buffer.written[slot.index], true);
-        write(&mut buffer.flat[slot.range.clone()], written);
+        match &mut buffer.sink {
+            Sink::Slot(flat) => write(0..rows, &mut flat[slot.range.clone()], written),
+            Sink::Sums(sums) => {
+                let tile = (SUMS_TILE / width.max(1)).max(1);
+                for first in (0..rows).step_by(tile) {
+                    let rows = first..(first + tile).min(rows);
+                    let offset = slot.range.start + first * width;
+                    sums.add(offset, rows.len() * width, |gradient| {
+                        write(rows, gradient, false)
+                    });
+                }
+            }
+        }
+    }
+
+    /// Hands over the gradient of single rows of a trainable matrix: `gradients` has one for each of `rows`, which are
+    /// different ones. That of all others is zero.
+    pub fn add_gradient_rows(&self, rows: &[usize], gradients: &[f32]) {
+        let Store::Trainable(slot) = &self.store else {
+            return;
+        };
+        let (_, width) = self.matrix_dims();
+        let mut buffer = slot.gradients.lock();
+        let buffer = &mut *buffer;
+        let written = std::mem::replace(&mut buffer.written[slot.index], true);
+        match &mut buffer.sink {
+            Sink::Slot(flat) => {
+                let flat = &mut flat[slot.range.clone()];
+                if !written {
+                    flat.par_chunks_mut(SUMS_TILE)
+                        .for_each(|tile| tile.fill(0.0));
+                }
+                for (row, gradient) in rows.iter().zip(gradients.chunks_exact(width)) {
+                    add_in_place(&mut flat[row * width..(row + 1) * width], gradient);
+                }
+            }
+            Sink::Sums(sums) => {
+                for (row, gradient) in rows.iter().zip(gradients.chunks_exact(width)) {
+                    let offset = slot.range.start + row * width;
+                    sums.add(offset, width, |sum| sum.copy_from_slice(gradient));
+                }
+            }
+        }
     }
 }
 
@@ -153,47 +204,132 @@ impl Deref for ReadingF32<'_> {
     }
 }
 
-/// Gradients of all trainable tensors of one slot, in layout order.
+/// How the gradients of a slot get to the accumulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collect {
+    /// In a buffer of their own, added as a whole when the slot is done: a slot that fails has added nothing. For
+    /// adapters, where the buffer is small.
+    Slot,
+    /// At once, as each is computed, so that none is ever kept. From the first on the slot cannot be abandoned, and if
+    /// it fails it takes the accumulator's content with it. For all weights of a model, where a buffer would be as large as the model.
+    Sums,
+}
+
+/// Gradients of all trainable tensors of one slot.
 #[derive(Clone)]
 pub struct Gradients(Arc<Mutex<GradientBuffer>>);
 
 struct GradientBuffer {
     layout: Arc<Layout>,
-    flat: Vec<f32>,
+    /// By tensor.
     written: Vec<bool>,
+    sink: Sink,
+}
+
+enum Sink {
+    /// In layout order.
+    Slot(Vec<f32>),
+    Sums(SumsSink),
+}
+
+#[derive(Default)]
+struct SumsSink {
+    /// What is being computed.
+    scratch: Vec<f32>,
+    /// While a slot is computed.
+    accumulator: Option<Accumulator>,
+    parts: u64,
+}
+
+impl SumsSink {
+    fn add(&mut self, offset: usize, scalars: usize, write: impl FnOnce(&mut [f32])) {
+        if self.scratch.len() < scalars {
+            self.scratch.resize(scalars, 0.0);
+        }
+        let gradient = &mut self.scratch[..scalars];
+        write(gradient);
+        let accumulator = self.accumulator.as_mut();
+        let accumulator = accumulator.expect("gradients come after `begin`");
+        accumulator.add_part(offset, gradient, self.parts);
+    }
 }
 
 impl Gradients {
-    fn new(layout: Arc<Layout>) -> Self {
+    fn new(layout: Arc<Layout>, collect: Collect) -> Self {
         Self(Arc::new(Mutex::new(GradientBuffer {
-            flat: vec![0.0; layout.scalars],
             written: vec![false; layout.tensors.len()],
+            sink: match collect {
+                Collect::Slot => Sink::Slot(vec![0.0; layout.scalars]),
+                Collect::Sums => Sink::Sums(SumsSink::default()),
+            },
             layout,
         })))
     }
 
     fn lock(&self) -> MutexGuard<'_, GradientBuffer> {
-        // A panic in an op leaves a half-written gradient; `reset` makes it valid again.
+        // A panic in an op leaves a half-written gradient; `begin` makes it valid again.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was written, before the next slot.
-    pub fn reset(&self) {
-        self.lock().written.fill(false);
+    /// Before a slot. `parts` is how often it adds to any scalar at most.
+    pub fn begin(&self, accumulator: &mut Accumulator, parts: u64) {
+        let mut buffer = self.lock();
+        buffer.written.fill(false);
+        if let Sink::Sums(sums) = &mut buffer.sink {
+            sums.accumulator = Some(std::mem::take(accumulator));
+            sums.parts = parts;
+        }
     }
 
-    /// Shows the finished flat gradient.
+    /// Whether a slot may still be abandoned after it has handed over gradients.
+    pub fn can_be_dropped(&self) -> bool {
+        matches!(self.lock().sink, Sink::Slot(_))
+    }
+
+    /// After an abandoned slot: the accumulator is as before.
+    pub fn drop_slot(&self, accumulator: &mut Accumulator) {
+        let mut buffer = self.lock();
+        let untouched = !buffer.written.contains(&true);
+        if let Sink::Sums(sums) = &mut buffer.sink {
+            assert!(untouched, "a slot abandoned after its first gradient");
+            *accumulator = sums.accumulator.take().unwrap_or_default();
+        }
+    }
+
+    /// After a slot: the accumulator holds it.
     ///
     /// # Errors
-    /// Where a trainable tensor got no gradient.
-    pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> Result<R, EngineError> {
-        let buffer = self.lock();
-        if let Some(missing) = buffer.written.iter().position(|written| !written) {
-            return Err(EngineError::MissingGradient {
-                name: buffer.layout.tensors[missing].name.clone(),
-            });
+    /// Where a trainable tensor got no gradient; the accumulator holds what it did, or nothing.
+    pub fn finish(&self, slot: u32, accumulator: &mut Accumulator) -> Result<(), EngineError> {
+        let mut buffer = self.lock();
+        let missing = buffer.written.iter().position(|written| !written);
+        let missing = missing.map(|index| EngineError::MissingGradient {
+            name: buffer.layout.tensors[index].name.clone(),
+        });
+        match &mut buffer.sink {
+            Sink::Slot(flat) if missing.is_none() => {
+                accumulator.add(slot, [&flat[..]]);
+            }
+            Sink::Slot(_) => {}
+            Sink::Sums(sums) => {
+                *accumulator = sums.accumulator.take().unwrap_or_default();
+                match missing {
+                    Some(_) => accumulator.clear(),
+                    None => drop(accumulator.hold(slot)),
+                }
+            }
         }
-        Ok(read(&buffer.flat))
+        missing.map_or(Ok(()), Err)
+    }
+
+    /// The flat gradient of a slot, for tests of what fills it.
+    #[cfg(test)]
+    pub fn flat(&self) -> Option<Vec<f32>> {
+        let buffer = self.lock();
+        match &buffer.sink {
+            Sink::Slot(flat) if buffer.written.iter().all(|written| *written) => Some(flat.clone()),
+            _ => None,
+        }
     }
 }
 
@@ -207,12 +343,12 @@ pub struct Parameters {
 
 impl Parameters {
     /// `values` are in layout order.
-    pub fn new(layout: Layout, values: Vec<f32>) -> Self {
+    pub fn new(layout: Layout, values: Vec<f32>, collect: Collect) -> Self {
         assert_eq!(values.len(), layout.scalars, "trainable weights");
         let layout = Arc::new(layout);
         Self {
             flat: Arc::new(RwLock::new(values)),
-            gradients: Gradients::new(layout.clone()),
+            gradients: Gradients::new(layout.clone(), collect),
             layout,
         }
     }
@@ -258,45 +394,81 @@ impl Parameters {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use common::job::Reduction;
 
-    fn parameters() -> Parameters {
-        let layout = Layout::new([("b".into(), vec![2]), ("a".into(), vec![1, 2])]);
-        Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0])
+    fn parameters(collect: Collect) -> Parameters {
+        let layout = Layout::new([("b".into(), vec![2]), ("a".into(), vec![3, 1])]);
+        Parameters::new(layout, vec![1.0, 2.0, 3.0, 4.0, 5.0], collect)
+    }
+
+    fn fill(parameters: &Parameters, name: &str, value: f32) {
+        let weight = parameters.weight(name).unwrap();
+        weight.add_gradient(|_, gradient, accumulate| {
+            for g in gradient {
+                *g = if accumulate { *g + value } else { value };
+            }
+        });
+    }
+
+    fn accumulator() -> Accumulator {
+        let mut accumulator = Accumulator::new(Reduction::Exact, 5);
+        accumulator.begin(0, 1, 1);
+        accumulator
     }
 
     #[test]
     fn an_update_in_place_is_seen_by_every_view() {
-        let parameters = parameters();
+        let parameters = parameters(Collect::Slot);
         let b = parameters.weight("b").unwrap();
         parameters.update(|flat| flat.iter_mut().for_each(|w| *w *= 10.0));
-        assert_eq!(*b.read_f32(), [30.0, 40.0]);
+        assert_eq!(*b.read_f32(), [40.0, 50.0]);
         assert!(parameters.weight("c").is_none());
     }
 
     #[test]
+    fn gradients_of_all_uses_reach_the_sum_either_way() {
+        for collect in [Collect::Slot, Collect::Sums] {
+            let (parameters, mut accumulator) = (parameters(collect), accumulator());
+            for slot in 0..2 {
+                parameters.gradients().begin(&mut accumulator, 2);
+                fill(&parameters, "a", 1.0);
+                let rows = parameters.weight("a").unwrap();
+                rows.add_gradient_rows(&[2, 0], &[10.0, 20.0]);
+                fill(&parameters, "b", 4.0);
+                let finished = parameters.gradients().finish(slot, &mut accumulator);
+                finished.unwrap();
+                let rows = f32::from(slot as u8 + 1);
+                let expected = [21.0, 1.0, 11.0, 4.0, 4.0].map(|g| g * rows);
+                assert_eq!(accumulator.mean(), expected);
+                assert!(accumulator.holds(slot));
+            }
+        }
+    }
+
+    #[test]
+    fn rows_alone_leave_the_others_zero() {
+        let (parameters, mut accumulator) = (parameters(Collect::Slot), accumulator());
+        fill(&parameters, "a", 7.0);
+        parameters.gradients().begin(&mut accumulator, 1);
+        let a = parameters.weight("a").unwrap();
+        a.add_gradient_rows(&[1], &[3.0]);
+        fill(&parameters, "b", 4.0);
+        let finished = parameters.gradients().finish(0, &mut accumulator);
+        finished.unwrap();
+        assert_eq!(accumulator.mean(), [0.0, 3.0, 0.0, 4.0, 4.0]);
+    }
+
+    #[test]
     fn a_trainable_tensor_without_a_gradient_is_an_error() {
-        let parameters = parameters();
-        let gradients = parameters.gradients();
-        let fill = |name: &str, value| {
-            let weight = parameters.weight(name).unwrap();
-            weight.add_gradient(|slice, accumulate| {
-                for g in slice {
-                    *g = if accumulate { *g + value } else { value };
-                }
-            });
-        };
-        fill("a", 1.0);
-        assert!(matches!(
-            gradients.read(|_| ()),
-            Err(EngineError::MissingGradient { name }) if name == "b"
-        ));
-        fill("b", 1.0);
-        fill("b", 2.0);
-        assert_eq!(
-            gradients.read(<[f32]>::to_vec).unwrap(),
-            [1.0, 1.0, 3.0, 3.0]
-        );
-        gradients.reset();
-        assert!(gradients.read(|_| ()).is_err());
+        for (collect, left) in [(Collect::Slot, true), (Collect::Sums, false)] {
+            let (parameters, mut accumulator) = (parameters(collect), accumulator());
+            accumulator.hold(7);
+            parameters.gradients().begin(&mut accumulator, 1);
+            fill(&parameters, "a", 1.0);
+            let error = parameters.gradients().finish(0, &mut accumulator);
+            assert!(matches!(error, Err(EngineError::MissingGradient { name }) if name == "b"));
+            assert_eq!(accumulator.mean(), [0.0; 5]);
+            assert_eq!(accumulator.holds(7), left);
+        }
     }
 }

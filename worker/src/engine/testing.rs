@@ -10,10 +10,10 @@ use common::job::*;
 use common::rng::CounterRng;
 use serde_json::{Value, json};
 
-use super::accumulator::Sums;
+use super::accumulator::{Accumulator, Sums};
 use super::buffer::Pool;
 use super::ops::element::narrow;
-use super::params::{Parameters, Weight};
+use super::params::{Collect, Parameters, Weight};
 use super::{Reduced, Trainer, TrainerOptions};
 
 /// A `config.json` of two layers.
@@ -194,7 +194,7 @@ impl TestWeights {
                 (tensor.name.clone(), variable.unwrap())
             })
             .collect();
-        let parameters = Parameters::new(layout, values);
+        let parameters = Parameters::new(layout, values, Collect::Slot);
         Self {
             parameters,
             variables,
@@ -225,19 +225,20 @@ impl TestWeights {
     }
 
     pub fn reset_gradients(&self) {
-        self.parameters.gradients().reset();
+        let gradients = self.parameters.gradients();
+        gradients.begin(&mut Accumulator::default(), 1);
     }
 
     /// The flat gradient, with one where a tensor of the list is not expected to get any.
     pub fn gradients(&self, untouched: &[&str]) -> Vec<f32> {
         for name in untouched.iter().chain(&["~unused"]) {
-            let fill = |gradient: &mut [f32], accumulate: bool| {
+            let fill = |_: std::ops::Range<usize>, gradient: &mut [f32], accumulate: bool| {
                 assert!(!accumulate, "{name} got a gradient");
                 gradient.fill(1.0);
             };
             self.trainable(name).add_gradient(fill);
         }
-        self.parameters.gradients().read(<[f32]>::to_vec).unwrap()
+        self.parameters.gradients().flat().unwrap()
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::data::block::Block;
 use common::files::layout::{Layout, weights_digest};
@@ -17,10 +18,10 @@ use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, adapter_of, initial_values, values_from};
 use super::batch::Batch;
 use super::config::ModelConfig;
-use super::model::{Model, Tensors};
+use super::model::{Model, PassTimes, Tensors};
 use super::ops::lora_linear::{Lora, MaskKey};
 use super::optim::{AdamW, Update, clip_coefficient, gradient_norm};
-use super::params::{Parameters, Weight};
+use super::params::{Collect, Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError};
 
@@ -40,6 +41,14 @@ pub struct SlotOutcome {
     pub trained_tokens: u64,
     /// Trained tokens that the model held for the likeliest.
     pub correct_tokens: u64,
+}
+
+/// How long the parts of a slot took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SlotTimes {
+    pub pass: PassTimes,
+    /// Adding the gradient to the accumulator, where that comes last.
+    pub accumulate: Duration,
 }
 
 /// The sum over all workers, as the exchange gives it.
@@ -72,6 +81,7 @@ pub struct Trainer {
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
     step: u64,
+    slot_times: SlotTimes,
 }
 
 impl Trainer {
@@ -124,6 +134,7 @@ impl Trainer {
             exp_avg: zeros(scalars)?,
             exp_avg_sq: zeros(scalars)?,
             step: 0,
+            slot_times: SlotTimes::default(),
             pool,
             model,
             parameters,
@@ -179,13 +190,28 @@ impl Trainer {
             accumulator,
             ..
         } = self;
-        let outcome = pool.install(|| train(model, parameters, accumulator, slot, &batch, mask))?;
-        self.outcomes.insert(slot, outcome);
-        Ok(outcome)
+        let trained = pool.install(|| train(model, parameters, accumulator, slot, &batch, mask));
+        match trained {
+            Ok((outcome, times)) => {
+                self.outcomes.insert(slot, outcome);
+                self.slot_times = times;
+                Ok(outcome)
+            }
+            Err(error) => {
+                let held = accumulator.held();
+                self.outcomes.retain(|slot, _| held.contains(slot));
+                Err(error)
+            }
+        }
+    }
+
+    /// How long the parts of the last slot took.
+    pub fn slot_times(&self) -> SlotTimes {
+        self.slot_times
     }
 
     /// Asks for the slot in hand to be given up: it ends with [`EngineError::Abandoned`] and leaves the accumulator as it
-    /// was, unless it is as good as done. Must be cleared before another slot.
+    /// was, unless gradients were added already that cannot be taken back, or it is as good as done. Must be cleared before another slot.
     pub fn abandon(&self) -> Abandon {
         self.model.abandon().clone()
     }
@@ -197,9 +223,7 @@ impl Trainer {
             return Ok(SlotOutcome::default());
         }
         let sum = self.pool.install(|| self.model.evaluate(&batch));
-        if self.model.abandon().is_asked() {
-            return Err(EngineError::Abandoned);
-        }
+        let sum = sum.ok_or(EngineError::Abandoned)?;
         Ok(SlotOutcome {
             loss_sum: sum.loss,
             trained_tokens: batch.targets.len() as u64,
@@ -311,26 +335,27 @@ fn train(
     slot: u32,
     batch: &Batch,
     mask: MaskKey,
-) -> Result<SlotOutcome, EngineError> {
+) -> Result<(SlotOutcome, SlotTimes), EngineError> {
     if batch.targets.is_empty() {
-        let zeros = vec![0.0; parameters.layout().scalars];
-        accumulator.add(slot, [zeros.as_slice()]);
-        return Ok(SlotOutcome::default());
+        accumulator.hold(slot);
+        return Ok((SlotOutcome::default(), SlotTimes::default()));
     }
-    parameters.gradients().reset();
-    let (sum, _) = model.train(batch, Some(mask));
-    if model.abandon().is_asked() {
+    let gradients = parameters.gradients();
+    gradients.begin(accumulator, model.gradient_parts(batch));
+    let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
+        gradients.drop_slot(accumulator);
         return Err(EngineError::Abandoned);
-    }
+    };
     common::failpoint::reached("forward");
-    parameters
-        .gradients()
-        .read(|flat| accumulator.add(slot, [flat]))?;
-    Ok(SlotOutcome {
+    let computed = Instant::now();
+    gradients.finish(slot, accumulator)?;
+    let outcome = SlotOutcome {
         loss_sum: sum.loss,
         trained_tokens: batch.targets.len() as u64,
         correct_tokens: sum.correct,
-    })
+    };
+    let accumulate = computed.elapsed();
+    Ok((outcome, SlotTimes { pass, accumulate }))
 }
 
 /// As Transformers' trainer does, norms and biases do not decay.
@@ -364,7 +389,7 @@ fn starting_parameters(
     source: &WeightSource,
     adapter_dir: Option<PathBuf>,
 ) -> Result<Parameters, EngineError> {
-    let (layout, values) = match &job.method {
+    let (layout, values, collect) = match &job.method {
         Method::Full => {
             let layout = Layout::new(base_tensors(config));
             for tensor in &layout.tensors {
@@ -375,7 +400,7 @@ fn starting_parameters(
                 let range = tensor.offset..tensor.offset + tensor.scalars();
                 source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
             }
-            (layout, values)
+            (layout, values, Collect::Sums)
         }
         Method::Lora(lora) => {
             let modules = adapted_modules(config, &lora.target_modules)?;
@@ -384,10 +409,10 @@ fn starting_parameters(
                 Some(dir) => values_from(&dir, &layout, lora)?,
                 None => initial_values(&layout, job.seed),
             };
-            (layout, values)
+            (layout, values, Collect::Slot)
         }
     };
-    Ok(Parameters::new(layout, values))
+    Ok(Parameters::new(layout, values, collect))
 }
 
 /// # Errors

@@ -43,17 +43,17 @@ struct Inner<E> {
     mlp: MlpTape<E>,
 }
 
-/// `x` is `[tokens, hidden]`, and so is the result. An abandoned pass ends before its last layer.
+/// `x` is `[tokens, hidden]`, and so is the result. None: the pass was abandoned.
 pub fn forward<E: Element>(
     layers: &[DecoderLayer],
     mut x: Buffer<f32>,
     pass: Pass,
     keep: Keep,
-) -> (Buffer<f32>, Tape<E>) {
+) -> Option<(Buffer<f32>, Tape<E>)> {
     let mut tape = Tape { layers: Vec::new() };
     for layer in layers {
-        if pass.abandon.is_asked() {
-            break;
+        if pass.is_abandoned() {
+            return None;
         }
         let inner = layer.open::<E>(&x, pass);
         let y = layer.mlp.close(&inner.middle, &inner.mlp, pass);
@@ -67,20 +67,21 @@ pub fn forward<E: Element>(
         }
         x = y;
     }
-    (x, tape)
+    Some((x, tape))
 }
 
 /// Turns `gradient`, that of the result, into that of the first layer's input. Gives memory back layer by layer.
+/// None: the pass was abandoned.
 pub fn backward<E: Element>(
     layers: &[DecoderLayer],
     mut tape: Tape<E>,
     gradient: &mut [f32],
     pass: Pass,
-) {
+) -> Option<()> {
     assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
     for (layer, KeptLayer { x, inner }) in layers.iter().zip(tape.layers.drain(..)).rev() {
-        if pass.abandon.is_asked() {
-            return;
+        if pass.is_abandoned() {
+            return None;
         }
         let Inner {
             attention,
@@ -90,6 +91,7 @@ pub fn backward<E: Element>(
         layer.mlp.backward(&middle, mlp, gradient, pass);
         layer.attention.backward(&x, attention, gradient, pass);
     }
+    Some(())
 }
 
 impl DecoderLayer {

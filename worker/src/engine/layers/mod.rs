@@ -20,10 +20,15 @@ pub struct Pass<'a> {
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
     /// Once it is asked, what the pass computes is of no use.
-    pub abandon: &'a Abandon,
+    /// None: nobody may abandon it.
+    pub abandon: Option<&'a Abandon>,
 }
 
 impl Pass<'_> {
+    fn is_abandoned(&self) -> bool {
+        self.abandon.is_some_and(Abandon::is_asked)
+    }
+
     pub fn tokens(&self) -> usize {
         self.batch.ids.len()
     }

@@ -128,12 +128,12 @@ impl LossHead<'_> {
             Along::Rows,
         );
         drop(head);
-        self.head.add_gradient(|gradient, accumulate| {
+        self.head.add_gradient(|ids, gradient, accumulate| {
             gemm::multiply(
-                &mut MatrixMut::new(gradient, vocabulary, width),
+                &mut MatrixMut::new(gradient, ids.len(), width),
                 accumulate,
                 1.0,
-                Matrix::from(d_logits).transposed(),
+                Matrix::from(d_logits.part(ids.start, ids.len())).transposed(),
                 Matrix::from(View::new(&chunk.normed, rows, width)),
                 all_threads(),
             );
@@ -159,6 +159,11 @@ struct Chunk<E> {
     x: Buffer<f32>,
     normed: Buffer<E>,
     logits: Buffer<f32>,
+}
+
+/// How often the output layer gets a gradient.
+pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
+    targets.div_ceil(chunk_rows(vocabulary))
 }
 
 fn chunk_rows(vocabulary: usize) -> usize {

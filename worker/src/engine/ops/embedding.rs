@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::Shared;
 use super::{ROW_TILE, vector};
+use crate::engine::buffer::Pool;
 use crate::engine::params::Weight;
 
 /// Rows `ids` of the `[vocabulary, width]` weight, as float32 `[tokens, width]`. Every id is within the vocabulary.
@@ -20,21 +20,19 @@ pub fn forward(ids: &[u32], weight: &Weight, rows: &mut [f32]) {
 }
 
 /// Adds each token's gradient row to its id's row, in token order, where the weight is trainable.
-pub fn backward(ids: &[u32], weight: &Weight, gradient: &[f32]) {
+pub fn backward(ids: &[u32], weight: &Weight, gradient: &[f32], pool: &Pool) {
+    if !weight.is_trainable() {
+        return;
+    }
     let (_, width) = weight.matrix_dims();
-    weight.add_gradient(|sums, accumulate| {
-        if !accumulate {
-            sums.par_chunks_mut(ROW_TILE * width)
-                .for_each(|sums| sums.fill(0.0));
-        }
-        let mut order: Vec<usize> = (0..ids.len()).collect();
-        order.sort_by_key(|token| ids[*token]);
-        let groups: Vec<&[usize]> = order.chunk_by(|a, b| ids[*a] == ids[*b]).collect();
-        let sums = Shared::new(sums);
-        groups.par_iter().with_min_len(16).for_each(|tokens| {
-            let id = ids[tokens[0]] as usize;
-            // SAFETY: each id is in one group.
-            let sum = unsafe { sums.slice(id * width, width) };
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|token| ids[*token]);
+    let groups: Vec<&[usize]> = order.chunk_by(|a, b| ids[*a] == ids[*b]).collect();
+    let mut sums = pool.zeroed::<f32>(groups.len() * width);
+    sums.par_chunks_mut(width)
+        .with_min_len(16)
+        .zip(&groups)
+        .for_each(|(sum, tokens)| {
             for token in *tokens {
                 let row = &gradient[token * width..(token + 1) * width];
                 vector::dispatch(
@@ -43,14 +41,16 @@ pub fn backward(ids: &[u32], weight: &Weight, gradient: &[f32]) {
                 );
             }
         });
-    });
+    let rows: Vec<usize> = groups.iter().map(|group| ids[group[0]] as usize).collect();
+    weight.add_gradient_rows(&rows, &sums);
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::params::Parameters;
+    use crate::engine::accumulator::Accumulator;
+    use crate::engine::params::{Collect, Parameters};
     use crate::engine::testing::{assert_close, flat, in_pool, random_tensor, random_values};
     use candle_core::{Device, Tensor, Var};
     use common::files::layout::Layout;
@@ -60,7 +60,7 @@ mod tests {
         let (vocabulary, width, tokens) = (23, 6, 200);
         let values = random_values(vocabulary * width, 1);
         let layout = Layout::new([("e".to_owned(), vec![vocabulary, width])]);
-        let parameters = Parameters::new(layout, values.clone());
+        let parameters = Parameters::new(layout, values.clone(), Collect::Slot);
         let weight = parameters.weight("e").unwrap();
         let ids: Vec<u32> = (0..tokens).map(|i| (i * i % 19) as u32).collect();
         let gradient = random_tensor(tokens, width, 2);
@@ -74,11 +74,12 @@ mod tests {
         let gradient = flat(&gradient);
         let run = |threads| {
             in_pool(threads, || {
-                parameters.gradients().reset();
-                backward(&ids, &weight, &gradient);
-                let once = parameters.gradients().read(<[f32]>::to_vec).unwrap();
-                backward(&ids, &weight, &gradient);
-                let twice = parameters.gradients().read(<[f32]>::to_vec).unwrap();
+                let pool = Pool::default();
+                parameters.gradients().begin(&mut Accumulator::default(), 1);
+                backward(&ids, &weight, &gradient, &pool);
+                let once = parameters.gradients().flat().unwrap();
+                backward(&ids, &weight, &gradient, &pool);
+                let twice = parameters.gradients().flat().unwrap();
                 let mut rows = vec![0.0; tokens * width];
                 forward(&ids, &weight, &mut rows);
                 (rows, once, twice)

@@ -228,8 +228,8 @@ impl<'a, E: Element> Adapters<'a, E> {
         }
         for placed in &self.placed {
             let from = &gradient[placed.first * self.width..];
-            placed.lora.a.add_gradient(|gradient, accumulate| {
-                let from = &from[..gradient.len()];
+            placed.lora.a.add_gradient(|rows, gradient, accumulate| {
+                let from = &from[rows.start * self.width..rows.end * self.width];
                 match accumulate {
                     true => super::add_in_place(gradient, from),
                     false => gradient.copy_from_slice(from),
@@ -251,8 +251,8 @@ impl<'a, E: Element> Adapters<'a, E> {
                 dy.part(placed.column, out),
                 Along::Rows,
             );
-            placed.lora.b.add_gradient(|gradient, accumulate| {
-                for (i, row) in gradient.chunks_exact_mut(rank).enumerate() {
+            placed.lora.b.add_gradient(|rows, gradient, accumulate| {
+                for (i, row) in rows.zip(gradient.chunks_exact_mut(rank)) {
                     for (j, g) in row.iter_mut().enumerate() {
                         let value = placed.lora.scale * transposed[j * out + i];
                         *g = if accumulate { *g + value } else { value };

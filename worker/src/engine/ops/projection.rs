@@ -187,19 +187,19 @@ impl Projection {
         let dy = View::new(dy, context.tokens, total);
         for (column, linear) in self.columns() {
             let (out, width) = linear.weight.matrix_dims();
-            linear.weight.add_gradient(|gradient, accumulate| {
+            let dy = dy.part(column, out);
+            linear.weight.add_gradient(|rows, gradient, accumulate| {
                 gemm::multiply(
-                    &mut MatrixMut::new(gradient, out, width),
+                    &mut MatrixMut::new(gradient, rows.len(), width),
                     accumulate,
                     1.0,
-                    Matrix::from(dy.part(column, out)).transposed(),
+                    Matrix::from(dy.part(rows.start, rows.len())).transposed(),
                     Matrix::from(View::new(x, context.tokens, width)),
                     all_threads(),
                 );
             });
             if let Some(bias) = &linear.bias {
-                let dy = dy.part(column, out);
-                bias.add_gradient(|gradient, accumulate| {
+                bias.add_gradient(|_, gradient, accumulate| {
                     column_sums(gradient, accumulate, dy.data, total, context.tokens);
                 });
             }

@@ -68,7 +68,7 @@ impl RmsNorm {
             })
             .collect();
         self.weight
-            .add_gradient(|gradient, accumulate| add_partials(gradient, accumulate, &partials));
+            .add_gradient(|_, gradient, accumulate| add_partials(gradient, accumulate, &partials));
     }
 }
 

@@ -74,7 +74,7 @@ impl HeadNorms {
             .map(|(query, key)| (query.to_vec(), key.to_vec()))
             .unzip();
         for (weight, partials) in [(&self.query, query), (&self.key, key)] {
-            weight.add_gradient(|gradient, accumulate| {
+            weight.add_gradient(|_, gradient, accumulate| {
                 add_partials(gradient, accumulate, &partials);
             });
         }

@@ -301,9 +301,15 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
 
 #[test]
 fn an_abandoned_slot_leaves_the_accumulator_as_it_was() {
+    for method in methods() {
+        check_abandoned_slots(job(method));
+    }
+}
+
+fn check_abandoned_slots(job: JobSpec) {
     let dir = model("Qwen3ForCausalLM");
-    let quiet = slot_sums(&mut load(dir.path(), job(Method::Full), 2), 0, &blocks());
-    let mut trainer = load(dir.path(), job(Method::Full), 2);
+    let quiet = slot_sums(&mut load(dir.path(), job.clone(), 2), 0, &blocks());
+    let mut trainer = load(dir.path(), job, 2);
     trainer.begin_step(0, 5, 1);
     let abandon = trainer.abandon();
     abandon.ask();
