@@ -8,7 +8,7 @@ use std::path::Path;
 use common::data::block::Block;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
-use common::data::{DataErrors, PreparedData, prepare_blocks, samples};
+use common::data::{DataErrors, PreparedData, origins, prepare_blocks, samples};
 use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources, JobSpec, ValSetSize};
 use support::{template_text, write_model};
 
@@ -294,6 +294,35 @@ fn long_examples_are_cut_and_nothing_is_dropped() {
         setup.job.sequence_len = sequence_len;
         let counts = setup.prepare().unwrap().counts;
         assert_eq!(counts.trained_tokens, 75 - 2, "{sequence_len}");
+    }
+}
+
+#[test]
+fn the_rows_in_a_block_are_found_again() {
+    let text: String = (0..70)
+        .map(|n| if n % 2 == 0 { 'a' } else { 'b' })
+        .collect();
+    let mut setup = Setup::new(&format!(
+        "{{\"text\": \"{text}\"}}\n\n{{\"text\": \"hello\"}}\n{CHAT}\n"
+    ));
+    for packing in [true, false] {
+        setup.job.sample_packing = packing;
+        let data = setup.prepare().unwrap();
+        let (tokenizer, template) = setup.parts();
+        let lines = |blocks: &[u64]| -> Vec<u64> {
+            let template = template.as_ref();
+            let found = origins(&setup.job, &tokenizer, template, &data.file, blocks).unwrap();
+            let file = &setup.job.datasets[0].path;
+            assert!(found.iter().all(|origin| origin.file == *file));
+            found.iter().map(|origin| origin.line).collect()
+        };
+        let every: Vec<u64> = (0..data.counts.blocks).collect();
+        assert_eq!(lines(&every), [1, 3, 4]);
+        assert_eq!(lines(&[0]), [1], "the first piece fills a block");
+        assert_eq!(lines(&[]), [0; 0]);
+        let each: Vec<Vec<u64>> = every.iter().map(|block| lines(&[*block])).collect();
+        let holds = |line: u64| each.iter().filter(|lines| lines.contains(&line)).count();
+        assert_eq!([holds(1), holds(3), holds(4)], [3, 1, 1], "{each:?}");
     }
 }
 

@@ -140,7 +140,7 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
             terminal.say(&format!("to go on: {}", resume_command()));
             Ok(ended.stopped_by.unwrap_or(exit::RESUMABLE))
         }
-        Outcome::Failed { reason } => Err(StartError::Failed(reason)),
+        Outcome::Failed { reason, .. } => Err(StartError::Failed(reason)),
     }
 }
 
@@ -211,7 +211,7 @@ fn run_end(outcome: &Outcome) -> RunEnd {
             weights_digest,
         },
         Outcome::Stopped { step, reason, .. } => RunEnd::Stopped { step, reason },
-        Outcome::Failed { reason } => RunEnd::Failed { reason },
+        Outcome::Failed { reason, .. } => RunEnd::Failed { reason },
     }
 }
 

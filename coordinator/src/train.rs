@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use common::data::origins;
+use common::data::template::ChatTemplate;
+use common::data::tokenize::Tokenizer;
+use common::job::JobSpec;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +33,8 @@ use crate::single_node::LocalWorkers;
 const INPUTS: usize = 1024;
 /// How long the last messages may take on their way out.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Of the rows at fault.
+const MAX_NAMED_ROWS: usize = 20;
 
 /// A run that can begin.
 pub struct Training {
@@ -85,7 +91,7 @@ impl Training {
             greeting,
             self.start.state,
             store,
-            shelf,
+            shelf.clone(),
             self.observer,
             inputs.clone(),
         )
@@ -111,10 +117,57 @@ impl Training {
         let _ = tokio::time::timeout(FAREWELL, server).await;
         signals.abort();
         let code = stopped_by.load(Ordering::SeqCst);
+        let data = Data {
+            job: self.prepared.job,
+            tokenizer: self.prepared.tokenizer,
+            template: self.prepared.template,
+            blocks: shelf,
+        };
+        let outcome = match outcome {
+            Outcome::Failed { reason, blocks } if !blocks.is_empty() => {
+                let named = tokio::task::spawn_blocking(move || data.name_rows(reason, &blocks));
+                named.await.map_err(std::io::Error::other)?
+            }
+            outcome => outcome,
+        };
         Ok(Ended {
             outcome,
             stopped_by: (code != 0).then_some(code),
         })
+    }
+}
+
+/// What the rows of a block are found with.
+struct Data {
+    job: Arc<JobSpec>,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    blocks: Arc<Shelf>,
+}
+
+impl Data {
+    /// Adds to the reason of a failure which rows of the datasets are in the blocks at fault.
+    fn name_rows(&self, reason: String, blocks: &[u64]) -> Outcome {
+        let file = &self.blocks.blocks;
+        let template = self.template.as_ref();
+        let rows = match origins(&self.job, &self.tokenizer, template, file, blocks) {
+            Ok(rows) if rows.is_empty() => "its rows cannot be found again".to_owned(),
+            Ok(rows) => {
+                let named = rows.iter().take(MAX_NAMED_ROWS);
+                let named = named.map(|row| format!("{}:{}", row.file.display(), row.line));
+                let named = named.collect::<Vec<_>>().join(", ");
+                let more = match rows.len().saturating_sub(MAX_NAMED_ROWS) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                format!("the rows are {named}{more}")
+            }
+            Err(errors) => format!("its rows cannot be read again: {errors}"),
+        };
+        Outcome::Failed {
+            reason: format!("{reason}; {rows}"),
+            blocks: blocks.to_vec(),
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub struct Terminal {
     last_loss: Option<f64>,
     began: Instant,
     first_step: Option<u64>,
+    skipped_steps: u64,
 }
 
 impl Terminal {
@@ -75,6 +76,7 @@ impl Terminal {
             last_loss: None,
             began: Instant::now(),
             first_step: None,
+            skipped_steps: 0,
         }
     }
 
@@ -151,6 +153,7 @@ impl Terminal {
         self.last_loss = Some(step.loss);
         self.since_last_line.add(step.loss);
         if step.skipped {
+            self.skipped_steps += 1;
             self.say(&format!(
                 "step {} skipped: its gradient is not finite or out of range",
                 step.step
@@ -170,6 +173,12 @@ impl Terminal {
     fn end(&mut self, end: &RunEnd) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+        }
+        if self.skipped_steps > 0 {
+            let skipped = text::count(self.skipped_steps, "step");
+            self.say(&format!(
+                "{skipped} skipped, whose gradients were not finite or out of range"
+            ));
         }
         let losses = match (self.first_loss, self.last_loss) {
             (Some(first), Some(last)) => Some((first, last)),

@@ -154,3 +154,27 @@ fn a_spare_takes_the_place_of_a_worker_that_dies() {
             .all(|step| workers(step) == Some(2))
     );
 }
+
+#[test]
+fn a_run_of_skipped_steps_ends_with_the_rows_at_fault() {
+    let site = Site::new();
+    // The first update is far too large: gradients are out of range after it.
+    let diverging = [
+        "full",
+        "--set",
+        "learning_rate=1000",
+        "--set",
+        "warmup_steps=0",
+    ];
+    let bound = ["--set", "max_skipped_steps=2", "--set", "eval_steps=100"];
+    let workers = ["--single-node", "--local-workers", "2"];
+    let options = [&diverging[..], &bound, &workers].concat();
+    let run = Run::of(&mut site.start("out", &options)).end();
+    assert!(!run.status.success(), "{run:?}");
+    for part in ["3 steps in a row", "of its slots [", "data.jsonl:"] {
+        assert!(run.stderr.contains(part), "{part}: {run:?}");
+    }
+    assert!(run.stdout.contains(" skipped: its gradient"), "{run:?}");
+    let skipped = |step: &&serde_json::Value| step["skipped"] == true;
+    assert_eq!(site.steps("out").iter().filter(skipped).count(), 3);
+}

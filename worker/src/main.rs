@@ -36,7 +36,7 @@ enum Command {
     /// Join a coordinator and work until its job is done
     ///
     /// Job, data and base model come from the coordinator; nothing else is needed on this machine. Workers may join and
-    /// leave at any time. Ctrl-C or SIGTERM finishes the slot in hand and leaves; a second one stops at once.
+    /// leave at any time. At Ctrl-C or SIGTERM it hands over and leaves, within 25 s; a second one stops it at once.
     ///
     /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 coordinator and worker do not fit, 130 Ctrl-C.
     Join(JoinArgs),

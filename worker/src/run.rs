@@ -312,6 +312,7 @@ impl Run {
             if !self.take_in_hand(key) {
                 continue;
             }
+            let invalid_before = self.trainer.accumulator().invalid();
             let started = Instant::now();
             let computed = match train {
                 true => self.trainer.train_slot(slot, &blocks),
@@ -335,6 +336,7 @@ impl Run {
                 trained_tokens: outcome.trained_tokens,
                 correct_tokens: outcome.correct_tokens,
                 compute_us: started.elapsed().as_micros() as u64,
+                invalid_scalars: self.trainer.accumulator().invalid() - invalid_before,
             }));
         }
         Ok(())

@@ -899,6 +899,9 @@ async fn a_worker_that_still_loads_says_goodbye_at_once() {
     let gate = stage.fake.clone();
     let _held = gate.gate.write().await;
     peer.send(Down::Welcome(stage.welcome.clone())).await;
+    // The first heartbeat says that it has read the Welcome.
+    let first = peer.up.message().await.unwrap().unwrap();
+    assert!(matches!(first.message, Some(Up::Heartbeat(_))), "{first:?}");
     shutdown.cancel();
     match peer.next().await.unwrap() {
         Up::Leaving(leaving) => assert!(!leaving.failed),

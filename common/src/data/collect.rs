@@ -70,7 +70,7 @@ impl<'a> Source<'a> {
     pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<u64, DataErrors> {
         let mut errors = DataErrors::default();
         let mut rows = 0;
-        for dataset in &self.job.datasets {
+        for (index, dataset) in self.job.datasets.iter().enumerate() {
             let before = rows;
             let reader = match open(dataset) {
                 Ok(reader) => reader,
@@ -82,7 +82,7 @@ impl<'a> Source<'a> {
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
                 rows += batch.len() as u64;
-                let examples = self.examples(dataset, batch, &mut errors);
+                let examples = self.examples(index, batch, &mut errors);
                 if errors.is_empty() && !take(examples) {
                     return Ok(rows);
                 }
@@ -97,12 +97,8 @@ impl<'a> Source<'a> {
         errors.or(rows)
     }
 
-    fn examples(
-        &self,
-        dataset: &DatasetSpec,
-        batch: Vec<RawRow>,
-        errors: &mut DataErrors,
-    ) -> Vec<Example> {
+    fn examples(&self, index: usize, batch: Vec<RawRow>, errors: &mut DataErrors) -> Vec<Example> {
+        let dataset = &self.job.datasets[index];
         let accepts_role = |role: &str| {
             self.maker
                 .template
@@ -116,12 +112,15 @@ impl<'a> Source<'a> {
             .into_par_iter()
             .map(|row| {
                 let (line, record) = parser.parse(row)?;
-                let examples = self
+                let mut examples = self
                     .maker
                     .examples(&record)
                     .map_err(|reason| (line, reason))?;
                 for id in examples.iter().flat_map(|example| &example.ids) {
                     self.check_id(*id).map_err(|reason| (line, reason))?;
+                }
+                for example in &mut examples {
+                    (example.dataset, example.line) = (index, line);
                 }
                 Ok(examples)
             })

@@ -26,6 +26,9 @@ pub struct Example {
     pub templated: bool,
     /// The row's first example.
     pub starts_row: bool,
+    /// Which of the job's datasets the row is in, and in which line of its file.
+    pub dataset: usize,
+    pub line: u64,
 }
 
 /// One fault of the model, not one of each row.
@@ -124,7 +127,7 @@ impl ExampleMaker<'_> {
             offsets,
             added_eos,
             templated: false,
-            starts_row: false,
+            ..Example::default()
         })
     }
 
@@ -170,7 +173,7 @@ impl ExampleMaker<'_> {
             offsets,
             added_eos,
             templated: true,
-            starts_row: false,
+            ..Example::default()
         })
     }
 

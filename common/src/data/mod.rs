@@ -4,6 +4,7 @@ pub mod block;
 pub mod blockfile;
 mod collect;
 pub mod example;
+mod origins;
 pub mod pack;
 mod packer;
 mod prepare;
@@ -12,6 +13,7 @@ mod sample;
 pub mod template;
 pub mod tokenize;
 
+pub use origins::{Origin, origins};
 pub use prepare::{DataCounts, PreparedData, prepare_blocks, samples};
 pub use record::{DataErrors, Problem};
 pub use sample::{Sample, TextSpan};

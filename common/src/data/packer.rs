@@ -108,9 +108,8 @@ impl Packer {
         self.counts.longest = self.counts.longest.max((last - first) as u64);
         self.counts.split_examples += u64::from(last - first > sequence_len);
         let mut pieces = Vec::with_capacity(1);
-        let (mut start, mut kept, mut kept_to) = (first, 0, first);
-        while start < last {
-            let end = last.min(start + sequence_len);
+        let (mut kept, mut kept_to) = (0, first);
+        for (start, end) in windows(first, last, sequence_len) {
             if self.trained[start + 1..end].contains(&true) {
                 pieces.push(Piece { start, end });
                 kept += end - start.max(kept_to);
@@ -118,14 +117,25 @@ impl Packer {
             } else {
                 self.counts.untrained_pieces += 1;
             }
-            if end == last {
-                break;
-            }
-            start = (end - 1).max(start + 1);
         }
         self.counts.untrained_tokens += (last - first - kept) as u64;
         pieces
     }
+}
+
+/// Where the pieces of an example begin and end.
+pub fn windows(
+    first: usize,
+    last: usize,
+    sequence_len: usize,
+) -> impl Iterator<Item = (usize, usize)> {
+    let end = move |start: usize| last.min(start + sequence_len);
+    let starts = std::iter::successors(Some(first), move |start| {
+        let end = end(*start);
+        (end < last).then(|| (end - 1).max(start + 1))
+    });
+    let starts = starts.take_while(move |start| *start < last);
+    starts.map(move |start| (start, end(start)))
 }
 
 fn group(pieces: &[Piece], job: &JobSpec) -> Vec<Vec<Piece>> {

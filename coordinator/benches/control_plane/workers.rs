@@ -351,6 +351,7 @@ impl Worker {
                 trained_tokens: self.trained_tokens,
                 correct_tokens: 1,
                 compute_us: slot_ms * 1000,
+                invalid_scalars: 0,
             }))
             .await;
         }

@@ -74,10 +74,7 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// All steps are committed and the last state is stored.
-    Finished {
-        step: u64,
-        weights_digest: String,
-    },
+    Finished { step: u64, weights_digest: String },
     /// Stopped on request; the newest state on disk is that of `step`.
     Stopped {
         step: u64,
@@ -87,5 +84,7 @@ pub enum Outcome {
     },
     Failed {
         reason: String,
+        /// Those whose data is at fault, where it is.
+        blocks: Vec<u64>,
     },
 }

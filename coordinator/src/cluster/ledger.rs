@@ -24,6 +24,8 @@ pub struct SlotResult {
     /// Summed over trained tokens, in nats.
     pub loss_sum: f64,
     pub correct_tokens: u64,
+    /// Scalars of its gradient are not finite or out of range.
+    pub is_invalid: bool,
 }
 
 /// The slots of one piece of work.
@@ -228,10 +230,11 @@ impl Ledger {
         Some((loss_sum / tokens, correct as f64 / tokens))
     }
 
-    /// Slots whose loss is not finite.
+    /// Slots whose loss or gradient is not finite or out of range.
     pub fn broken_slots(&self) -> Vec<usize> {
-        let broken =
-            |result: &Option<SlotResult>| result.is_some_and(|result| !result.loss_sum.is_finite());
+        let broken = |result: &Option<SlotResult>| {
+            result.is_some_and(|result| result.is_invalid || !result.loss_sum.is_finite())
+        };
         (0..self.results.len())
             .filter(|&slot| broken(&self.results[slot]))
             .collect()

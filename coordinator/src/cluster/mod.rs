@@ -283,7 +283,7 @@ impl Cluster {
             Outcome::Stopped {
                 reason, resumable, ..
             } => (false, reason.clone(), *resumable),
-            Outcome::Failed { reason } => (true, reason.clone(), false),
+            Outcome::Failed { reason, .. } => (true, reason.clone(), false),
         };
         for worker in self.members.ids() {
             let reason = reason.clone();
@@ -298,6 +298,7 @@ impl Cluster {
     }
 
     pub(super) fn fail(&mut self, reason: String, commands: &mut Vec<Command>) {
-        self.end(Outcome::Failed { reason }, commands);
+        let blocks = Vec::new();
+        self.end(Outcome::Failed { reason, blocks }, commands);
     }
 }

@@ -134,6 +134,13 @@ impl Course {
         }
     }
 
+    /// The blocks in these slots of a training step.
+    pub fn blocks_of(&self, step: u64, slots: &[usize]) -> Vec<u64> {
+        let all = self.schedule.step_slots(step);
+        let slots = slots.iter().filter_map(|slot| all.get(*slot));
+        slots.flatten().copied().collect()
+    }
+
     /// Tokens of a training step, trained or not, without padding.
     pub fn tokens(&self, step: u64) -> u64 {
         let slots = self.schedule.step_slots(step);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use proto::v1;
 
 use super::adoption::Earlier;
-use super::command::Command;
+use super::command::{Command, Outcome};
 use super::event::WorkerId;
 use super::ledger::Ledger;
 use super::membership::short;
@@ -346,18 +346,20 @@ impl Cluster {
             let broken = settling.ledger.broken_slots();
             let slots = match broken.as_slice() {
                 [] => format!(
-                    "its {} slots have finite losses",
+                    "none of its {} slots alone is at fault",
                     settling.ledger.slots.len()
                 ),
-                broken => format!("the loss of its slots {broken:?} is not finite"),
+                broken => format!("the loss or gradient of its slots {broken:?} is at fault"),
             };
+            let before = settling.ledger.work.step();
             let reason = format!(
                 "{} steps in a row were skipped because their gradients were not finite or out of range; the last was \
                  step {} ({slots}); lower learning_rate or look at the data of these slots",
                 self.pace.skipped_in_a_row,
-                settling.ledger.work.step() + 1
+                before + 1
             );
-            self.fail(reason, commands);
+            let blocks = self.course.blocks_of(before, &broken);
+            self.end(Outcome::Failed { reason, blocks }, commands);
         }
     }
 }

@@ -601,6 +601,7 @@ impl Toy {
             trained_tokens: 1,
             correct_tokens: 0,
             compute_us: 1,
+            invalid_scalars: 0,
         };
         let worker = self.id;
         self.up.push_back(Event::SlotDone { worker, done });

@@ -55,6 +55,7 @@ impl Cluster {
         let result = SlotResult {
             loss_sum: done.loss_sum,
             correct_tokens: done.correct_tokens,
+            is_invalid: done.invalid_scalars > 0,
         };
         if !ledger.complete(id, done.slot, result) {
             // What was leased in a generation before may belong to another by now; Entered settles it.

@@ -350,6 +350,7 @@ impl Engine {
                 trained_tokens: result.trained_tokens,
                 correct_tokens: 0,
                 compute_us: 1000 * slot_ms,
+                invalid_scalars: 0,
             }))
             .await;
         }

@@ -308,6 +308,7 @@ fn done(id: u64, step: u64, slot: u32) -> Event {
         trained_tokens: 1,
         correct_tokens: 1,
         compute_us: 0,
+        invalid_scalars: 0,
     };
     let worker = WorkerId(id);
     Event::SlotDone { worker, done }
