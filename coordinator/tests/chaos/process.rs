@@ -12,7 +12,7 @@ use worker::{Finished, JoinOptions};
 pub const JOIN: &str = "MUSTER_TEST_JOIN";
 /// How long a worker looks for a coordinator that is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
-const LINES_SHOWN: usize = 60;
+const LINES_SHOWN: usize = 300;
 
 pub struct Process {
     child: Child,
