@@ -235,19 +235,21 @@ fn pace(options: &Options) {
     let rounds = if options.quick { 1 } else { 3 };
     println!();
     println!(
-        "{:<60} {:>10} {:>10} {:>10} {:>8}",
-        "tokens/s", "full", "half", "together", "of sum"
+        "{:<52} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "tokens/s", "full", "half", "both", "of sum", "2 full", "of sum"
     );
     for _ in 0..options.rounds.unwrap_or(rounds) {
         let pace::Pair {
             full,
             half,
             together,
+            equals,
         } = pace::measure(least);
         println!(
-            "{:<60} {full:>10.0} {half:>10.0} {together:>10.0} {:>7.1}%",
-            "a worker, one at half its speed, both (64 slots a step)",
-            100.0 * together / (full + half)
+            "{:<52} {full:>8.0} {half:>8.0} {together:>8.0} {:>7.1}% {equals:>8.0} {:>7.1}%",
+            "a worker, one at half its speed (64 slots a step)",
+            100.0 * together / (full + half),
+            50.0 * equals / full
         );
     }
 }

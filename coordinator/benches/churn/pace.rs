@@ -17,14 +17,17 @@ pub struct Pair {
     pub full: f64,
     pub half: f64,
     pub together: f64,
+    /// Two at full speed: what this machine has for two.
+    pub equals: f64,
 }
 
-/// One worker, one at half its speed, and both of them.
+/// One worker, one at half its speed, both of them, and two equal ones.
 pub fn measure(least: Duration) -> Pair {
     Pair {
         full: rate(1, None, least),
         half: rate(1, Some(0), least),
         together: rate(2, Some(1), least),
+        equals: rate(2, None, least),
     }
 }
 
