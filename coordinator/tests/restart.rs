@@ -59,7 +59,7 @@ impl Stage {
 
     fn coordinator(&self, output: &str, more: &[&str]) -> Run {
         let listen = format!("127.0.0.1:{}", self.port);
-        let options = ["--listen", &listen, "--min-workers", "2"];
+        let options = ["--listen", &listen, "--min-workers", "3"];
         Run::of(
             &mut self
                 .site
@@ -126,14 +126,12 @@ fn a_killed_coordinator_costs_no_step_and_no_worker() {
 fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
     let stage = Stage::new();
     let quiet = stage.site.train("quiet", &OPTIONS);
-    // Nothing is lost, so the next would not wait for all of them by itself.
-    let all = ["--min-workers", "3"];
-    let mut run = stage.coordinator("out", &all);
+    let mut run = stage.coordinator("out", &[]);
     let stage = stage.with_workers();
     run.steps(20).process.signal("-TERM");
     let run = run.end();
     assert_eq!(run.status.code(), Some(75), "{run:?}");
-    let run = stage.coordinator("out", &all).end();
+    let run = stage.coordinator("out", &[]).end();
     assert!(run.status.success(), "{run:?}");
     for worker in ["one", "two", "three"] {
         let log = stage.log(worker);
