@@ -333,6 +333,7 @@ impl Driver {
             }),
             total_steps: *total_steps,
             run: run.clone(),
+            recorded: self.cluster.recorded(),
         }
     }
 

@@ -85,6 +85,7 @@ impl Terminal {
     }
 
     pub fn show_plan(&mut self, plan: &PlanView) {
+        self.total_steps = plan.total_steps;
         self.print(&plan::render(plan, self.style));
     }
 

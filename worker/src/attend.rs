@@ -202,6 +202,7 @@ impl Life {
             up: up.clone(),
             uploads: uploads.clone(),
             leases,
+            recorded: admission.recorded,
             given_up,
         };
         let mut tie = Tie {

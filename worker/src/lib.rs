@@ -17,6 +17,7 @@ pub mod leases;
 mod place;
 pub mod run;
 pub mod session;
+pub mod slot;
 pub mod temporary;
 pub mod upload;
 

@@ -16,6 +16,7 @@ use common::failpoint;
 use common::files::{FileError, Snapshot, WeightsFormat};
 use common::job::JobSpec;
 use common::wire::{PlanKind, up};
+use prost::Message;
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use thiserror::Error;
@@ -23,17 +24,21 @@ use tokio::sync::mpsc;
 
 use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
+use crate::collective::state::StateCopy;
 use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
-use crate::engine::trainer::{Reduced, SlotOutcome};
+use crate::engine::trainer::Reduced;
 use crate::engine::{EngineError, Trainer, TrainerOptions};
 use crate::fetch::Folder;
 use crate::leases::{Leases, SlotKey};
 use crate::session::{Lease, Order};
+use crate::slot::{self, HeldSlots};
 use crate::upload::{Uploads, weights_format};
 
-/// Updates of which a worker knows the slots it held. A coordinator that is killed has written down all but the last few.
+/// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
 const REMEMBERED_UPDATES: usize = 16;
+/// Slots of them together, the newest update's apart: they must fit into one message.
+const REMEMBERED_SLOTS: usize = 64 << 10;
 
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -81,6 +86,8 @@ pub struct Line {
     pub up: mpsc::Sender<v1::WorkerMessage>,
     pub uploads: Uploads,
     pub leases: Arc<Leases>,
+    /// Updates that the coordinator has on record.
+    pub recorded: u64,
     /// Takes the reason why the session is of no use any more.
     pub given_up: mpsc::Sender<String>,
 }
@@ -191,6 +198,11 @@ impl Run {
 
     /// A new session: says what is held. What an earlier one ordered is planned again.
     fn attach(&mut self, line: Line) {
+        let unrecorded = |update: &&v1::Update| {
+            let step = update.report.as_ref().map(|report| report.step);
+            step > Some(line.recorded)
+        };
+        let updates = self.updates.iter().filter(unrecorded).cloned().collect();
         self.line = Some(line);
         self.generation = 0;
         self.plan = None;
@@ -206,7 +218,7 @@ impl Run {
             weights_digest: self.trainer.weights_digest(),
             job_digest: self.job_digest.clone(),
             total_scalars: self.trainer.total_scalars(),
-            updates: self.updates.iter().cloned().collect(),
+            updates,
         }));
     }
 
@@ -226,7 +238,7 @@ impl Run {
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(generation) {
                 Ok(state) => {
-                    self.trainer.restore(&state)?;
+                    self.take_over(&state)?;
                     self.save_state();
                 }
                 Err(error) => return self.report_failure(error),
@@ -236,7 +248,7 @@ impl Run {
         }
         let is_current = self.trainer.accumulator().step() == Some(self.trainer.step());
         let held = match is_current {
-            true => held_slots(&self.trainer),
+            true => slot::to_wire(self.trainer.held()),
             false => Vec::new(),
         };
         self.send(Up::Entered(v1::Entered {
@@ -247,7 +259,7 @@ impl Run {
         Ok(())
     }
 
-    fn receive_state(&self, generation: &v1::Generation) -> Result<Snapshot, CollectiveError> {
+    fn receive_state(&self, generation: &v1::Generation) -> Result<StateCopy, CollectiveError> {
         let mesh = self.links.collective.mesh(self.generation)?;
         mesh.receive_state(generation.source, generation.step, &self.trainer.layout())
     }
@@ -257,19 +269,38 @@ impl Run {
         if self.trainer.step() != generation.step {
             return;
         }
-        let (snapshot, behind) = (self.trainer.snapshot(), generation.behind.clone());
+        let (state, behind) = (self.state_copy(), generation.behind.clone());
         let (collective, number) = (self.links.collective.clone(), self.generation);
         std::thread::spawn(move || {
             let sent = collective.mesh(number).and_then(|mesh| {
                 behind
                     .iter()
-                    .try_for_each(|rank| mesh.send_state(*rank, &snapshot))
+                    .try_for_each(|rank| mesh.send_state(*rank, &state))
             });
             // The receiver notices too, and reports it.
             if let Err(error) = sent {
                 tracing::debug!("state could not be sent: {error}");
             }
         });
+    }
+
+    fn state_copy(&self) -> StateCopy {
+        let updates = self.updates.iter().cloned().collect();
+        StateCopy {
+            snapshot: self.trainer.snapshot(),
+            memory: v1::Updates { updates }.encode_to_vec(),
+        }
+    }
+
+    /// Goes on as the worker would whose state it is.
+    fn take_over(&mut self, state: &StateCopy) -> Result<(), RunError> {
+        self.trainer.restore(&state.snapshot)?;
+        self.plan = None;
+        let memory = v1::Updates::decode(state.memory.as_slice());
+        let mut updates = memory.unwrap_or_default().updates;
+        updates.truncate(REMEMBERED_UPDATES);
+        self.updates = updates.into();
+        Ok(())
     }
 
     fn begin(&mut self, plan: v1::Plan) {
@@ -312,7 +343,6 @@ impl Run {
             if !self.take_in_hand(key) {
                 continue;
             }
-            let invalid_before = self.trainer.accumulator().invalid();
             let started = Instant::now();
             let computed = match train {
                 true => self.trainer.train_slot(slot, &blocks),
@@ -336,7 +366,7 @@ impl Run {
                 trained_tokens: outcome.trained_tokens,
                 correct_tokens: outcome.correct_tokens,
                 compute_us: started.elapsed().as_micros() as u64,
-                invalid_scalars: self.trainer.accumulator().invalid() - invalid_before,
+                invalid_scalars: outcome.invalid_scalars,
             }));
         }
         Ok(())
@@ -374,15 +404,14 @@ impl Run {
             return Ok(());
         }
         let started = Instant::now();
-        let reduced = match self.reduce(&plan) {
+        let (reduced, slots) = match self.reduce(&plan) {
             Ok(reduced) => reduced,
             Err(error) => return self.report_failure(error),
         };
         let exchanged = Instant::now();
-        let slots = held_slots(&self.trainer);
         let outcome = self.trainer.apply(&reduced, plan.learning_rate)?;
         failpoint::reached("optimizer");
-        self.publish(&plan, outcome.skipped, reduced);
+        self.publish(&plan, outcome.skipped, reduced, slots.clone());
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
@@ -399,31 +428,43 @@ impl Run {
             optimizer_us,
             peak_memory_bytes: peak_memory_bytes(),
         };
-        self.remember(report.clone(), slots);
+        self.remember(report.clone(), &slots);
         self.send(Up::StepReport(report));
         self.save_state();
         Ok(())
     }
 
-    fn remember(&mut self, report: v1::StepReport, slots: Vec<v1::HeldSlot>) {
-        while self.updates.len() >= REMEMBERED_UPDATES {
+    fn remember(&mut self, report: v1::StepReport, slots: &HeldSlots) {
+        let slots_kept = |updates: &VecDeque<v1::Update>| -> usize {
+            updates.iter().map(|update| update.slots.len()).sum()
+        };
+        while self.updates.len() >= REMEMBERED_UPDATES
+            || slots_kept(&self.updates) > REMEMBERED_SLOTS
+        {
             self.updates.pop_front();
         }
-        let report = Some(report);
-        self.updates.push_back(v1::Update { report, slots });
+        self.updates.push_back(v1::Update {
+            report: Some(report),
+            slots: slot::to_wire(slots),
+        });
     }
 
-    fn reduce(&self, plan: &v1::Plan) -> Result<Reduced, CollectiveError> {
+    /// The mean gradient, and what the slots of the step amount to, whoever held them.
+    fn reduce(&self, plan: &v1::Plan) -> Result<(Reduced, HeldSlots), CollectiveError> {
         let mesh = self.links.collective.mesh(self.generation)?;
         let accumulator = self.trainer.accumulator();
-        let ReducedSum { mean, invalid } = mesh.all_reduce(&Contribution {
+        let ReducedSum {
+            mean,
+            invalid,
+            slots,
+        } = mesh.all_reduce(&Contribution {
             step: plan.step,
             slots: plan.slots,
-            held: accumulator.held(),
+            held: self.trainer.held(),
             sums: sums(accumulator),
             invalid: accumulator.invalid(),
         })?;
-        Ok(Reduced { mean, invalid })
+        Ok((Reduced { mean, invalid }, slots))
     }
 
     /// An exchange that broke costs nothing: the accumulator is as it was, and a new generation follows.
@@ -486,17 +527,6 @@ impl Run {
             let _ = line.given_up.try_send(reason);
         }
     }
-}
-
-/// What is in the accumulator, with its results.
-fn held_slots(trainer: &Trainer) -> Vec<v1::HeldSlot> {
-    let held = |(slot, outcome): (u32, SlotOutcome)| v1::HeldSlot {
-        slot,
-        loss_sum: outcome.loss_sum,
-        trained_tokens: outcome.trained_tokens,
-        correct_tokens: outcome.correct_tokens,
-    };
-    trainer.held_outcomes().map(held).collect()
 }
 
 fn sums(accumulator: &Accumulator) -> Sums<'_> {

@@ -181,6 +181,8 @@ pub struct Admission {
     pub state_files: Vec<FileEntry>,
     pub state_dir: PathBuf,
     pub blocks: v1::BlockSet,
+    /// Updates that the coordinator has on record.
+    pub recorded: u64,
 }
 
 impl Admission {
@@ -212,6 +214,7 @@ impl Admission {
             state_files: check_files(welcome.state_files).map_err(|e| e.to_string())?,
             state_dir: welcome.state_dir.into(),
             blocks,
+            recorded: welcome.recorded,
         })
     }
 }

@@ -4,7 +4,6 @@
 
 mod mesh;
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -18,11 +17,12 @@ use worker::collective::tcp::Mesh;
 use worker::collective::{
     Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
 };
+use worker::slot::{HeldSlots, SlotOutcome};
 
 /// One worker's share of a step.
 #[derive(Clone, Default)]
 struct Share {
-    held: BTreeSet<u32>,
+    held: HeldSlots,
     exact: Vec<i64>,
     fast: Vec<f32>,
     invalid: u64,
@@ -43,6 +43,15 @@ impl Share {
     }
 }
 
+/// Any that differs from slot to slot.
+fn outcome(slot: u32) -> SlotOutcome {
+    SlotOutcome {
+        loss_sum: f64::from(slot),
+        trained_tokens: 1,
+        ..SlotOutcome::default()
+    }
+}
+
 /// Slot gradients dealt out to `size` workers as `rng` decides; some get none.
 fn deal(size: usize, slots: u32, scalars: usize, rng: &mut CounterRng) -> Vec<Share> {
     let rule = FixedPoint::new(1000, slots as usize);
@@ -59,7 +68,7 @@ fn deal(size: usize, slots: u32, scalars: usize, rng: &mut CounterRng) -> Vec<Sh
         let mut gradient = CounterRng::new(11, &[u64::from(slot)]);
         let gradient: Vec<f32> = (0..scalars).map(|_| gradient.normal() as f32).collect();
         let share = &mut shares[rng.below(size as u64) as usize];
-        share.held.insert(slot);
+        share.held.insert(slot, outcome(slot));
         share.invalid += rule.accumulate(&mut share.exact, &gradient);
         for (sum, g) in share.fast.iter_mut().zip(&gradient) {
             *sum += g / 1000.0;
@@ -151,14 +160,14 @@ fn a_slot_held_twice_or_by_nobody_is_an_error() {
     let members = collectives(2);
     enter(&members, 1);
     let mut shares = deal(2, 4, 10, &mut CounterRng::new(1, &[]));
-    let all = BTreeSet::from([0, 1, 2, 3]);
-    shares[0].held = all.clone();
-    shares[1].held = BTreeSet::from([2]);
+    let held = |slots: &[u32]| slots.iter().map(|slot| (*slot, outcome(*slot))).collect();
+    shares[0].held = held(&[0, 1, 2, 3]);
+    shares[1].held = held(&[2]);
     for reduced in exchange(&members, 1, &shares, 4, false) {
         let message = reduced.unwrap_err().to_string();
         assert!(message.contains("slot 2 is held twice"), "{message}");
     }
-    shares[0].held = BTreeSet::from([0, 3]);
+    shares[0].held = held(&[0, 3]);
     for reduced in exchange(&members, 1, &shares, 4, false) {
         let message = reduced.unwrap_err().to_string();
         assert!(message.contains("slot 1 is missing"), "{message}");

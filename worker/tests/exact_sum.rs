@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use worker::collective::{Contribution, ReducedSum, Sums};
 use worker::engine::accumulator::{self, Accumulator};
+use worker::slot::{HeldSlots, SlotOutcome};
 
 /// More than one piece of a chunk for few members, and a remainder for all.
 const SCALARS: usize = 70_001;
@@ -86,10 +87,15 @@ fn exchange(accumulators: &[Accumulator], slots: usize) -> Vec<ReducedSum> {
                     let accumulator::Sums::Exact { sums, invalid } = accumulator.sums() else {
                         unreachable!("made as exact");
                     };
+                    let held: HeldSlots = accumulator
+                        .held()
+                        .iter()
+                        .map(|slot| (*slot, SlotOutcome::default()))
+                        .collect();
                     let contribution = Contribution {
                         step: 7,
                         slots: slots as u32,
-                        held: accumulator.held(),
+                        held: &held,
                         sums: Sums::Exact(sums),
                         invalid: *invalid,
                     };

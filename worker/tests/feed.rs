@@ -12,7 +12,9 @@ use common::files::Snapshot;
 use common::files::layout::Layout;
 use worker::collective::feed::{FeedLimits, Follower, News, Patience, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
+use worker::collective::state::StateCopy;
 use worker::collective::{Collective, PeerAddress};
+use worker::slot::SlotOutcome;
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const RUN_ID: [u8; 32] = [7; 32];
@@ -34,14 +36,18 @@ fn layout() -> Arc<Layout> {
     Arc::new(Layout::new([("a".into(), vec![SCALARS])]))
 }
 
-fn state(step: u64) -> Snapshot {
+fn state(step: u64) -> StateCopy {
     let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect();
-    Snapshot {
+    let snapshot = Snapshot {
         step,
         layout: layout(),
         weights: flat(step as f32),
         exp_avg: flat(-0.5),
         exp_avg_sq: flat(0.25),
+    };
+    StateCopy {
+        snapshot,
+        memory: vec![step as u8; 5],
     }
 }
 
@@ -51,6 +57,7 @@ fn update(step: u64) -> Update {
         learning_rate: 0.1 * step as f64,
         skipped: false,
         digest: step.is_multiple_of(2),
+        slots: [(step as u32, SlotOutcome::default())].into(),
         mean: (0..SCALARS).map(|i| step as f32 - i as f32).collect(),
     }
 }
@@ -81,7 +88,7 @@ fn next(follower: &Follower) -> Option<News> {
     None
 }
 
-fn state_of(follower: &Follower) -> Snapshot {
+fn state_of(follower: &Follower) -> StateCopy {
     match next(follower) {
         Some(News::State(state)) => *state,
         other => panic!("{other:?}"),

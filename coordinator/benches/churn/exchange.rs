@@ -1,13 +1,13 @@
 //! The exact exchange between workers beside a plain all-reduce in float32 (a ring, as everybody else's is): bytes and
 //! time for the same number of scalars, all ranks in this process, over the loopback.
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use worker::collective::{Collective, Contribution, Membership, PeerAddress, Sums};
+use worker::slot::{HeldSlots, SlotOutcome};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -53,9 +53,9 @@ pub fn exact(ranks: usize, scalars: usize, rounds: usize) -> Vec<Measured> {
                 step: 1,
                 slots: 1,
                 held: &(if rank == 0 {
-                    BTreeSet::from([0])
+                    [(0, SlotOutcome::default())].into()
                 } else {
-                    BTreeSet::new()
+                    HeldSlots::new()
                 }),
                 sums: Sums::Exact(&sums),
                 invalid: 0,

@@ -294,6 +294,7 @@ impl Worker {
             loss_sum: 1.0,
             trained_tokens: self.trained_tokens,
             correct_tokens: 1,
+            invalid_scalars: 0,
         };
         let entered = v1::Entered {
             generation: generation.generation,

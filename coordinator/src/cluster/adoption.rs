@@ -262,7 +262,6 @@ fn result(slot: &v1::HeldSlot) -> SlotResult {
     SlotResult {
         loss_sum: slot.loss_sum,
         correct_tokens: slot.correct_tokens,
-        // Not known of a slot of an earlier term; its loss tells most of it.
-        is_invalid: false,
+        is_invalid: slot.invalid_scalars > 0,
     }
 }

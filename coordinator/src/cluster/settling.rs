@@ -99,6 +99,11 @@ impl Pace {
 }
 
 impl Cluster {
+    /// Updates that have a record.
+    pub fn recorded(&self) -> u64 {
+        self.pace.recorded()
+    }
+
     /// The digest of the weights after `step` updates, where it is known.
     pub fn weights_digest(&self, step: u64) -> Option<&str> {
         let of_ready = || {

@@ -436,7 +436,7 @@ impl World {
         let every: Vec<u32> = (0..SLOTS).collect();
         assert_eq!(all, every, "seed {}: exchange {exchange:?}", self.seed);
         if let Some(toy) = self.toys.get_mut(&id) {
-            let slots = toy.held();
+            let slots = every.iter().map(|slot| held(*slot, toy.step)).collect();
             toy.step += 1;
             toy.accumulator.clear();
             toy.exchanging = None;
@@ -576,13 +576,8 @@ impl Toy {
     }
 
     fn held(&self) -> Vec<v1::HeldSlot> {
-        let held = |slot: &u32| v1::HeldSlot {
-            slot: *slot,
-            loss_sum: f64::from(*slot) + self.step as f64,
-            trained_tokens: 1,
-            correct_tokens: 0,
-        };
-        self.accumulator.iter().map(held).collect()
+        let of_slot = |slot: &u32| held(*slot, self.step);
+        self.accumulator.iter().map(of_slot).collect()
     }
 
     fn compute(&mut self, step: u64, kind: PlanKind, slot: u32) {
@@ -633,4 +628,13 @@ fn random_event_orders_never_lose_or_double_a_slot() {
         entered_by_feed += world.entered_by_feed;
     }
     assert!(entered_by_feed > 100, "{entered_by_feed}");
+}
+
+fn held(slot: u32, step: u64) -> v1::HeldSlot {
+    v1::HeldSlot {
+        slot,
+        loss_sum: f64::from(slot) + step as f64,
+        trained_tokens: 1,
+        ..Default::default()
+    }
 }

@@ -49,13 +49,19 @@ pub(super) fn bar_message(step: &StepRecord) -> String {
 
 /// One logged step; `loss` is the mean since the line before.
 pub(super) fn step_line(step: &StepRecord, loss: f64, total_steps: u64) -> String {
-    format!(
-        "step {}/{total_steps}  epoch {:.2}  loss {loss:.4}  grad_norm {:.3}  lr {}  {} tokens/s  {}  eta {}",
+    let what = format!(
+        "step {}/{total_steps}  epoch {:.2}  loss {loss:.4}  grad_norm {:.3}  lr {}",
         step.step,
         step.epoch,
         step.grad_norm,
         rate(step.learning_rate),
-        grouped(step.tokens_per_second.max(0.0) as u64),
+    );
+    if !step.tokens_per_second.is_finite() {
+        return format!("{what}  made before this coordinator began");
+    }
+    format!(
+        "{what}  {} tokens/s  {}  eta {}",
+        grouped(step.tokens_per_second as u64),
         count(step.workers as u64, "worker"),
         duration(step.eta_seconds)
     )

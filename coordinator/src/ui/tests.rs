@@ -65,6 +65,20 @@ fn step(step: u64) -> RunEvent {
     })
 }
 
+#[test]
+fn a_step_that_an_earlier_coordinator_saw_has_no_speed() {
+    let RunEvent::StepCommitted(mut record) = step(4) else {
+        unreachable!("step makes a StepCommitted")
+    };
+    record.tokens_per_second = f64::NAN;
+    let line = progress::step_line(&record, record.loss, 5);
+    assert!(line.starts_with("step 4/5 "), "{line}");
+    assert!(
+        line.ends_with("made before this coordinator began"),
+        "{line}"
+    );
+}
+
 fn job(flags: &[(&str, &str)]) -> JobSpec {
     let base = [
         ("base_model", "models/tiny"),

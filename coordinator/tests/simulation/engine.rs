@@ -47,6 +47,8 @@ pub struct Line {
     pub leases: Arc<Leases>,
     pub up: mpsc::Sender<v1::WorkerMessage>,
     pub uploads: mpsc::UnboundedSender<Snapshot>,
+    /// Updates that the coordinator has on record.
+    pub recorded: u64,
     /// Told where blocks cannot be had.
     pub given_up: mpsc::Sender<()>,
 }
@@ -58,6 +60,13 @@ const REMEMBERED_UPDATES: usize = 16;
 pub struct Snapshot {
     pub step: u64,
     pub weights: Weights,
+}
+
+/// A state with what its owner remembers of its newest updates.
+#[derive(Clone, Debug)]
+pub struct StateCopy {
+    pub state: Snapshot,
+    updates: VecDeque<v1::Update>,
 }
 
 #[derive(Default)]
@@ -82,6 +91,7 @@ impl Accumulator {
             loss_sum: result.loss_sum,
             trained_tokens: result.trained_tokens,
             correct_tokens: 0,
+            invalid_scalars: result.invalid,
         };
         self.held.iter().map(held).collect()
     }
@@ -157,7 +167,7 @@ impl Engine {
             }
             Order::Feed(feed) => {
                 let feeds = self.collective.feeds();
-                feeds.begin(feed.worker, feed.attempt, self.state);
+                feeds.begin(feed.worker, feed.attempt, self.state_copy());
             }
             Order::Follow(source, orders) => self.follow(source, orders),
             Order::Fed(attempt, news) => self.fed(attempt, news).await,
@@ -181,10 +191,8 @@ impl Engine {
             return;
         }
         let report = match news {
-            News::State(state) => {
-                self.state = state;
-                self.accumulator = Accumulator::default();
-                self.plan = None;
+            News::State(copy) => {
+                self.take_over(copy);
                 None
             }
             News::Update(update) => Some(self.repeat(&update)),
@@ -214,16 +222,23 @@ impl Engine {
         let model = &self.world.model;
         self.state.weights = model.apply(&weights, step, &update.sums, update.invalid);
         self.state.step += 1;
-        v1::StepReport {
+        let report = v1::StepReport {
             step: self.state.step,
             grad_norm: 1.0,
             skipped: update.invalid > 0,
             weights_digest: hex(&self.state.weights),
             ..Default::default()
-        }
+        };
+        self.remember(report.clone(), update.slots.clone());
+        report
     }
 
     async fn attach(&mut self, line: Line) {
+        let unrecorded = |update: &&v1::Update| {
+            let step = update.report.as_ref().map(|report| report.step);
+            step > Some(line.recorded)
+        };
+        let updates = self.updates.iter().filter(unrecorded).cloned().collect();
         self.line = Some(line);
         self.generation = 0;
         self.plan = None;
@@ -238,7 +253,7 @@ impl Engine {
             weights_digest: hex(&self.state.weights),
             job_digest: self.job_digest.clone(),
             total_scalars: 1,
-            updates: self.updates.iter().cloned().collect(),
+            updates,
         }))
         .await;
     }
@@ -257,10 +272,8 @@ impl Engine {
         self.following = None;
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(&generation).await {
-                Ok(weights) => {
-                    let step = generation.step;
-                    self.state = Snapshot { step, weights };
-                    self.accumulator = Accumulator::default();
+                Ok(copy) => {
+                    self.take_over(copy);
                     self.save();
                 }
                 Err(error) => return self.report_failure(error).await,
@@ -280,7 +293,21 @@ impl Engine {
         .await
     }
 
-    async fn receive_state(&self, generation: &v1::Generation) -> Result<Weights, MeshError> {
+    fn state_copy(&self) -> StateCopy {
+        StateCopy {
+            state: self.state,
+            updates: self.updates.clone(),
+        }
+    }
+
+    fn take_over(&mut self, copy: StateCopy) {
+        self.state = copy.state;
+        self.updates = copy.updates;
+        self.accumulator = Accumulator::default();
+        self.plan = None;
+    }
+
+    async fn receive_state(&self, generation: &v1::Generation) -> Result<StateCopy, MeshError> {
         let mesh = self.collective.mesh(self.generation).await?;
         mesh.receive_state(generation.source, generation.step).await
     }
@@ -289,11 +316,11 @@ impl Engine {
         if self.state.step != generation.step {
             return;
         }
-        let (behind, state) = (generation.behind.clone(), self.state);
+        let (behind, copy) = (generation.behind.clone(), self.state_copy());
         let (collective, number) = (self.collective.clone(), self.generation);
         tokio::spawn(async move {
             if let Ok(mesh) = collective.mesh(number).await {
-                mesh.send_state(&behind, state.step, state.weights).await;
+                mesh.send_state(&behind, &copy).await;
             }
         });
     }
@@ -416,11 +443,12 @@ impl Engine {
             step,
             sums: reduced.sums.clone(),
             invalid: reduced.invalid,
+            slots: reduced.slots.clone(),
         });
         world.oracle.updated(
             step,
             plan.slots,
-            &reduced.held,
+            &reduced.slots,
             reduced.invalid,
             &self.state.weights,
         );
@@ -437,7 +465,7 @@ impl Engine {
             weights_digest: digest,
             ..Default::default()
         };
-        self.remember(report.clone());
+        self.remember(report.clone(), reduced.slots);
         self.send(Up::StepReport(report)).await;
         self.save();
     }
@@ -446,7 +474,7 @@ impl Engine {
         let mesh = self.collective.mesh(self.generation).await?;
         let start = Start {
             step: plan.step,
-            held: self.accumulator.held.keys().copied().collect(),
+            held: self.accumulator.held(),
             invalid: self.accumulator.invalid,
         };
         mesh.all_reduce(start, &self.accumulator.sums).await
@@ -485,13 +513,11 @@ impl Engine {
         self.newest_generation.load(Ordering::SeqCst) > self.generation
     }
 
-    /// Called before anything is added for the next step.
-    fn remember(&mut self, report: v1::StepReport) {
+    fn remember(&mut self, report: v1::StepReport, slots: Vec<v1::HeldSlot>) {
         while self.updates.len() >= REMEMBERED_UPDATES {
             self.updates.pop_front();
         }
         let report = Some(report);
-        let slots = self.accumulator.held();
         self.updates.push_back(v1::Update { report, slots });
     }
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use proto::v1;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::engine::Snapshot;
+use crate::engine::StateCopy;
 use crate::mesh::PeerFrame;
 use crate::net::link::End;
 use crate::net::{Kind, Node};
@@ -26,10 +27,12 @@ pub struct Update {
     pub step: u64,
     pub sums: Vec<i64>,
     pub invalid: u64,
+    /// Of the whole step.
+    pub slots: Vec<v1::HeldSlot>,
 }
 
 pub enum News {
-    State(Snapshot),
+    State(StateCopy),
     Update(Update),
     Lost,
 }
@@ -44,16 +47,16 @@ pub struct Feeds {
 
 struct Feed {
     attempt: u64,
-    state: Snapshot,
+    copy: StateCopy,
     log: Vec<Update>,
     is_over: bool,
 }
 
 impl Feeds {
-    pub fn begin(&self, worker: u64, attempt: u64, state: Snapshot) {
+    pub fn begin(&self, worker: u64, attempt: u64, copy: StateCopy) {
         let feed = Feed {
             attempt,
-            state,
+            copy,
             log: Vec::new(),
             is_over: false,
         };
@@ -64,7 +67,7 @@ impl Feeds {
     pub fn publish(&self, update: &Update) {
         for feed in self.feeds().values_mut() {
             // A member that got its state from others has none of the updates between.
-            feed.is_over |= feed.state.step + feed.log.len() as u64 != update.step;
+            feed.is_over |= feed.copy.state.step + feed.log.len() as u64 != update.step;
             feed.log.push(update.clone());
         }
         self.changed.notify_waiters();
@@ -127,11 +130,10 @@ impl Feeds {
         let feed = feeds.get(&worker).filter(|feed| feed.attempt == attempt);
         let feed = feed.filter(|feed| !feed.is_over).ok_or(())?;
         let Some(step) = *has else {
-            let Snapshot { step, weights } = feed.state;
-            *has = Some(step);
-            return Ok(Some(PeerFrame::State { step, weights }));
+            *has = Some(feed.copy.state.step);
+            return Ok(Some(PeerFrame::State(feed.copy.clone())));
         };
-        let index = step.checked_sub(feed.state.step).ok_or(())?;
+        let index = step.checked_sub(feed.copy.state.step).ok_or(())?;
         let update = feed.log.get(index as usize);
         *has = Some(step + u64::from(update.is_some()));
         Ok(update.cloned().map(PeerFrame::Update))
@@ -195,9 +197,9 @@ async fn receive(
     }));
     while let Ok(Packet::Peer(frame)) = end.receiver.receive().await {
         match (frame, *has) {
-            (PeerFrame::State { step, weights }, None) => {
-                *has = Some(step);
-                tell(News::State(Snapshot { step, weights }));
+            (PeerFrame::State(copy), None) => {
+                *has = Some(copy.state.step);
+                tell(News::State(copy));
             }
             (PeerFrame::Update(update), Some(step)) if update.step == step => {
                 *has = Some(step + 1);

@@ -2,14 +2,16 @@
 //! vector and sends the others the finished part, so a connection that breaks in the middle leaves some with the result
 //! and some without. Sums are integers, as in the real one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
+use proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::StateCopy;
 use crate::feed::{Feeds, Update};
 use crate::net::link::{End, Receiver, Sender};
 use crate::net::{Broken, Kind, Node};
@@ -30,10 +32,7 @@ pub enum PeerFrame {
     Start(Start),
     Part(Vec<i64>),
     Finished(Vec<i64>),
-    State {
-        step: u64,
-        weights: [u8; 32],
-    },
+    State(StateCopy),
     /// Opens a feed: what the follower has already.
     Follow {
         worker: u64,
@@ -50,7 +49,7 @@ pub type MeshId = (u64, u64);
 #[derive(Clone, Debug)]
 pub struct Start {
     pub step: u64,
-    pub held: BTreeSet<u32>,
+    pub held: Vec<v1::HeldSlot>,
     pub invalid: u64,
 }
 
@@ -307,8 +306,8 @@ pub struct Mesh {
 pub struct Reduced {
     pub sums: Vec<i64>,
     pub invalid: u64,
-    /// What each member held, by rank.
-    pub held: Vec<BTreeSet<u32>>,
+    /// What the members held together.
+    pub slots: Vec<v1::HeldSlot>,
 }
 
 impl Mesh {
@@ -323,19 +322,19 @@ impl Mesh {
         self.fenced(exchange.run()).await
     }
 
-    pub async fn send_state(&self, ranks: &[u32], step: u64, weights: [u8; 32]) {
+    pub async fn send_state(&self, ranks: &[u32], state: &StateCopy) {
         for rank in ranks {
-            let frame = PeerFrame::State { step, weights };
+            let frame = PeerFrame::State(state.clone());
             if let Some(Some(peer)) = self.peers.get(*rank as usize) {
                 peer.sender.send(Packet::Peer(frame));
             }
         }
     }
 
-    pub async fn receive_state(&self, rank: u32, step: u64) -> Result<[u8; 32], MeshError> {
+    pub async fn receive_state(&self, rank: u32, step: u64) -> Result<StateCopy, MeshError> {
         self.fenced(async {
             match self.receive(rank).await? {
-                PeerFrame::State { step: of, weights } if of == step => Ok(weights),
+                PeerFrame::State(state) if state.state.step == step => Ok(state),
                 frame => blame(rank, &format!("sent {frame:?} where a state was due")),
             }
         })
@@ -403,16 +402,16 @@ impl Exchange<'_> {
         let own = self.wait_for_own().await?;
         sums[self.mesh.chunk(rank)].copy_from_slice(&own);
         let mut invalid = self.start.invalid;
-        let mut held = vec![self.start.held.clone()];
+        let mut slots = self.start.held.clone();
         for (peer, start, chunk) in received {
             sums[self.mesh.chunk(peer)].copy_from_slice(&chunk);
             invalid += start.invalid;
-            held.push(start.held);
+            slots.extend(start.held);
         }
         Ok(Reduced {
             sums,
             invalid,
-            held,
+            slots,
         })
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coordinator::cluster::Outcome;
 use coordinator::events::RunEvent;
+use proto::v1;
 
 use crate::truth::{Expected, TOTAL_STEPS, Weights, hex};
 
@@ -57,11 +58,11 @@ impl Oracle {
         &self,
         step: u64,
         slots: u32,
-        held: &[BTreeSet<u32>],
+        held: &[v1::HeldSlot],
         invalid: u64,
         weights: &Weights,
     ) {
-        let mut all: Vec<u32> = held.iter().flatten().copied().collect();
+        let mut all: Vec<u32> = held.iter().map(|held| held.slot).collect();
         all.sort_unstable();
         if all != (0..slots).collect::<Vec<u32>>() {
             self.violation(format!("step {step} was made of the slots {held:?}"));
@@ -112,10 +113,8 @@ impl Oracle {
                 }
             }
             RunEvent::Started { .. } => self.state().generations += 1,
-            RunEvent::Notice(text) => {
-                let lost = text.strip_prefix("the record of step ");
-                let step = lost.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
-                self.state().excused.extend(step);
+            RunEvent::Notice(text) if text.starts_with("the record of step ") => {
+                self.violation(text.clone());
             }
             _ => {}
         }

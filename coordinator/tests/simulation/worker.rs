@@ -186,6 +186,7 @@ impl Life {
             leases: session.leases.clone(),
             up: sender.clone(),
             uploads,
+            recorded: welcome.recorded,
             given_up,
         };
         let blocks_digest = welcome.blocks.clone().unwrap_or_default().digest;

@@ -108,9 +108,19 @@ impl<'a> Link<'a> {
     /// have to finish first what it is at.
     pub fn receive_any_length(&self, kind: FrameKind, index: usize) -> Result<Vec<u8>, LinkError> {
         let header = self.receive_header_within(OPENING_PATIENCE)?;
-        check(&header, kind, index, None)?;
+        self.receive_due_any_length(&header, kind, index)
+    }
+
+    /// Receives the payload of a frame that must be the one that is due, whatever its length within the bound.
+    pub fn receive_due_any_length(
+        &self,
+        header: &FrameHeader,
+        kind: FrameKind,
+        index: usize,
+    ) -> Result<Vec<u8>, LinkError> {
+        check(header, kind, index, None)?;
         let mut payload = vec![0; header.length as usize];
-        self.receive_payload(&header, &mut payload)?;
+        self.receive_payload(header, &mut payload)?;
         Ok(payload)
     }
 

@@ -18,7 +18,6 @@ mod start;
 pub mod state;
 pub mod tcp;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,6 +28,7 @@ use self::feed::{FeedLimits, Feeds};
 use self::fence::Fence;
 use self::listener::Listener;
 use self::tcp::Mesh;
+use crate::slot::HeldSlots;
 
 /// Who takes part in a generation, as seen by one member.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub struct Contribution<'a> {
     /// Slots of the step, over all workers.
     pub slots: u32,
     /// Those that `sums` holds. Over all members they must make up the step, each exactly once.
-    pub held: &'a BTreeSet<u32>,
+    pub held: &'a HeldSlots,
     pub sums: Sums<'a>,
     /// Elements that were not finite or out of range.
     pub invalid: u64,
@@ -101,6 +101,8 @@ impl Sums<'_> {
 pub struct ReducedSum {
     pub mean: Vec<f32>,
     pub invalid: u64,
+    /// Of the whole step, whoever held them.
+    pub slots: HeldSlots,
 }
 
 #[derive(Clone, Debug, Error)]

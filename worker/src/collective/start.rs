@@ -1,22 +1,19 @@
 //! The first frame of an exchange.
 
-use std::collections::BTreeSet;
-
 use super::{CollectiveError, Contribution};
+use crate::slot::{self, HeldSlots};
 
-/// Opens an exchange: what a member brings, so that a mix-up is an error and never a wrong sum.
+/// Opens an exchange: what a member brings, so that a mix-up is an error and never a wrong sum, and so that every member
+/// knows what the whole step amounts to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
     step: u64,
     slots: u32,
     pub invalid: u64,
-    held: BTreeSet<u32>,
+    held: HeldSlots,
 }
 
 const START_BYTES: usize = 40;
-
-/// Slots that a peer may name.
-const MAX_SLOTS: usize = 1 << 20;
 
 impl Start {
     pub fn of(contribution: &Contribution<'_>) -> Self {
@@ -29,74 +26,68 @@ impl Start {
     }
 
     pub fn encode(&self, mode: u8, scalars: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(START_BYTES + 4 * self.held.len());
-        bytes.extend(self.step.to_le_bytes());
-        bytes.extend((scalars as u64).to_le_bytes());
-        bytes.extend(self.invalid.to_le_bytes());
-        bytes.extend(u64::from(mode).to_le_bytes());
-        bytes.extend(self.slots.to_le_bytes());
-        bytes.extend((self.held.len() as u32).to_le_bytes());
-        for slot in &self.held {
-            bytes.extend(slot.to_le_bytes());
+        let mut bytes = Vec::new();
+        let words = [
+            self.step,
+            scalars as u64,
+            self.invalid,
+            u64::from(mode),
+            u64::from(self.slots),
+        ];
+        for word in words {
+            bytes.extend(word.to_le_bytes());
         }
+        bytes.extend(slot::encode(&self.held));
         bytes
     }
 
     /// What a peer brings, or why it does not fit to `ours`.
     pub fn decode(bytes: &[u8], mode: u8, scalars: usize, ours: &Self) -> Result<Self, String> {
-        let word = |at: usize| -> u64 {
-            bytes
-                .get(at..at + 8)
-                .and_then(|word| word.try_into().ok())
-                .map_or(u64::MAX, u64::from_le_bytes)
-        };
-        let half = |at: usize| word(at) as u32;
-        if bytes.len() < START_BYTES {
+        let Some((head, held)) = bytes.split_at_checked(START_BYTES) else {
             return Err("sent a start that is cut short".to_owned());
-        }
-        let (slots, held) = (half(32), (word(32) >> 32) as usize);
-        if held > MAX_SLOTS || bytes.len() != START_BYTES + 4 * held {
-            return Err("sent a start of the wrong length".to_owned());
-        }
+        };
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&head[8 * index..8 * index + 8]);
+            u64::from_le_bytes(word)
+        };
         for (what, theirs, ours) in [
             ("step", word(0), ours.step),
-            ("trainable scalars", word(8), scalars as u64),
-            ("reduction", word(24), u64::from(mode)),
-            ("slots", u64::from(slots), u64::from(ours.slots)),
+            ("trainable scalars", word(1), scalars as u64),
+            ("reduction", word(3), u64::from(mode)),
+            ("slots", word(4), u64::from(ours.slots)),
         ] {
             if theirs != ours {
                 return Err(format!("differs in {what}: {theirs} there, {ours} here"));
             }
         }
-        let held = bytes[START_BYTES..]
-            .chunks_exact(4)
-            .map(|slot| u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]));
         Ok(Self {
             step: ours.step,
-            slots,
-            invalid: word(16),
-            held: held.collect(),
+            slots: ours.slots,
+            invalid: word(2),
+            held: slot::decode(held)?,
         })
     }
 
     /// Adds what a peer brought; a slot that two members hold would be trained twice.
     pub fn merge(&mut self, peer: Self) -> Result<(), CollectiveError> {
         self.invalid = self.invalid.saturating_add(peer.invalid);
-        for slot in peer.held {
-            if !self.held.insert(slot) {
+        for (slot, outcome) in peer.held {
+            if self.held.insert(slot, outcome).is_some() {
                 return Err(self.error(format!("slot {slot} is held twice")));
             }
         }
         Ok(())
     }
 
-    pub fn check_complete(&self) -> Result<(), CollectiveError> {
-        match (0..self.slots).find(|slot| !self.held.contains(slot)) {
+    /// All slots of the step, each of which some member held.
+    pub fn complete(self) -> Result<HeldSlots, CollectiveError> {
+        match (0..self.slots).find(|slot| !self.held.contains_key(slot)) {
             Some(slot) => Err(self.error(format!("slot {slot} is missing"))),
             None if self.held.len() > self.slots as usize => {
                 Err(self.error(format!("more than {} slots are held", self.slots)))
             }
-            None => Ok(()),
+            None => Ok(self.held),
         }
     }
 

@@ -14,18 +14,27 @@ use super::CollectiveError;
 use super::frame::{FrameKind, PIECE_SCALARS};
 use super::tcp::Mesh;
 
-/// Step, scalars, then three digests in hex.
+/// Step, scalars, then three digests in hex. What the sender remembers follows.
 const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
 const DIGEST_BYTES: usize = 64;
 /// Weights and two moments.
 const BUFFERS: usize = 3;
 
+/// A worker's state as it is handed to another, who then stands in for the first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateCopy {
+    pub snapshot: Snapshot,
+    /// What its owner remembers of its newest updates. It means nothing here; at most 8 MiB with the header.
+    pub memory: Vec<u8>,
+}
+
 impl Mesh {
-    /// Sends `snapshot` to the peer with this rank.
-    pub fn send_state(&self, rank: u32, snapshot: &Snapshot) -> Result<(), CollectiveError> {
+    /// Sends `state` to the peer with this rank.
+    pub fn send_state(&self, rank: u32, state: &StateCopy) -> Result<(), CollectiveError> {
         let mut sender = self.sender(rank)?;
-        let header = StateHeader::of(snapshot).encode();
+        let header = StateHeader::of(state).encode();
         sender.send(FrameKind::StateHeader, 0, &header)?;
+        let snapshot = &state.snapshot;
         for index in 0..piece_count(snapshot.layout.scalars) {
             sender.send(FrameKind::State, index, piece(snapshot, index))?;
             failpoint::reached("state-send");
@@ -39,7 +48,7 @@ impl Mesh {
         rank: u32,
         step: u64,
         layout: &Arc<Layout>,
-    ) -> Result<Snapshot, CollectiveError> {
+    ) -> Result<StateCopy, CollectiveError> {
         let mut receiver = self.receiver(rank)?;
         let header = receiver.receive_any_length(FrameKind::StateHeader, 0)?;
         let header = StateHeader::decode(&header, layout).and_then(|header| {
@@ -66,37 +75,38 @@ pub(super) struct StateHeader {
     layout_digest: String,
     weights_digest: String,
     optimizer_digest: String,
+    memory: Vec<u8>,
 }
 
 impl StateHeader {
-    /// Of its encoding.
-    pub const BYTES: usize = HEADER_BYTES;
-
-    pub fn of(snapshot: &Snapshot) -> Self {
+    pub fn of(state: &StateCopy) -> Self {
+        let StateCopy { snapshot, memory } = state;
         Self {
             step: snapshot.step,
             scalars: snapshot.layout.scalars as u64,
             layout_digest: snapshot.layout.digest(),
             weights_digest: snapshot.weights_digest(),
             optimizer_digest: snapshot.optimizer_digest(),
+            memory: memory.clone(),
         }
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.memory.len());
         bytes.extend(self.step.to_le_bytes());
         bytes.extend(self.scalars.to_le_bytes());
         bytes.extend(self.layout_digest.as_bytes());
         bytes.extend(self.weights_digest.as_bytes());
         bytes.extend(self.optimizer_digest.as_bytes());
+        bytes.extend(&self.memory);
         bytes
     }
 
     /// What was announced, or why it is no state of this layout.
     pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Self, String> {
-        if bytes.len() != HEADER_BYTES {
-            return Err("announced its state in a header of the wrong length".to_owned());
-        }
+        let Some((bytes, memory)) = bytes.split_at_checked(HEADER_BYTES) else {
+            return Err("announced its state in a header that is cut short".to_owned());
+        };
         let word = |at: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&bytes[at..at + 8]);
@@ -112,6 +122,7 @@ impl StateHeader {
             layout_digest: digest(0),
             weights_digest: digest(1),
             optimizer_digest: digest(2),
+            memory: memory.to_vec(),
         };
         if header.scalars != layout.scalars as u64 || header.layout_digest != layout.digest() {
             return Err("has other trainable tensors (layout digests differ)".to_owned());
@@ -201,7 +212,7 @@ impl Assembly {
     }
 
     /// The whole state, or why it is not the one that was announced.
-    pub fn finish(self) -> Result<Snapshot, String> {
+    pub fn finish(self) -> Result<StateCopy, String> {
         let Self {
             header, snapshot, ..
         } = self;
@@ -213,7 +224,10 @@ impl Assembly {
                 "sent optimizer state that differs from the digest it announced".to_owned(),
             );
         }
-        Ok(snapshot)
+        Ok(StateCopy {
+            snapshot,
+            memory: header.memory,
+        })
     }
 }
 
@@ -224,24 +238,28 @@ mod tests {
 
     const SCALARS: usize = 2 * PIECE_SCALARS + 3;
 
-    fn snapshot() -> Snapshot {
+    fn state() -> StateCopy {
         let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect();
-        Snapshot {
+        let snapshot = Snapshot {
             step: 4,
             layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
             weights: flat(0.5),
             exp_avg: flat(-0.25),
             exp_avg_sq: flat(0.125),
+        };
+        StateCopy {
+            snapshot,
+            memory: vec![1, 2, 3],
         }
     }
 
     /// Sends `sent` under the header of `announced`.
-    fn assemble(announced: &Snapshot, sent: &Snapshot) -> Result<Snapshot, String> {
+    fn assemble(announced: &StateCopy, sent: &StateCopy) -> Result<StateCopy, String> {
         let header = StateHeader::of(announced).encode();
-        let header = StateHeader::decode(&header, &announced.layout)?;
-        let mut assembly = Assembly::new(header, announced.layout.clone());
+        let header = StateHeader::decode(&header, &announced.snapshot.layout)?;
+        let mut assembly = Assembly::new(header, announced.snapshot.layout.clone());
         while let Some((index, place)) = assembly.next_piece() {
-            place.copy_from_slice(piece(sent, index));
+            place.copy_from_slice(piece(&sent.snapshot, index));
             assembly.advance();
         }
         assert_eq!(assembly.received(), piece_count(SCALARS));
@@ -250,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_state_arrives_whole() {
-        assert_eq!(assemble(&snapshot(), &snapshot()), Ok(snapshot()));
+        assert_eq!(assemble(&state(), &state()), Ok(state()));
     }
 
     #[test]
@@ -259,23 +277,24 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            let mut wrong = snapshot();
+            let mut wrong = state();
             let buffers = [
-                &mut wrong.weights,
-                &mut wrong.exp_avg,
-                &mut wrong.exp_avg_sq,
+                &mut wrong.snapshot.weights,
+                &mut wrong.snapshot.exp_avg,
+                &mut wrong.snapshot.exp_avg_sq,
             ];
             buffers.into_iter().nth(buffer).unwrap()[SCALARS - 1] += 1.0;
-            let refused = assemble(&snapshot(), &wrong).unwrap_err();
+            let refused = assemble(&state(), &wrong).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
     }
 
     #[test]
     fn a_state_of_other_tensors_is_refused() {
-        let header = StateHeader::of(&snapshot()).encode();
+        let header = StateHeader::of(&state()).encode();
         let other = Layout::new([("b".into(), vec![SCALARS])]);
         assert!(StateHeader::decode(&header, &other).is_err());
-        assert!(StateHeader::decode(&header[1..], &snapshot().layout).is_err());
+        let cut = &header[..HEADER_BYTES - 1];
+        assert!(StateHeader::decode(cut, &state().snapshot.layout).is_err());
     }
 }

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 pub use abandon::Abandon;
 pub use numerics::numerics_class;
-pub use trainer::{Reduced, SlotOutcome, Trainer, TrainerOptions, UpdateOutcome};
+pub use trainer::{Reduced, Trainer, TrainerOptions, UpdateOutcome};
 
 /// What can go wrong between a model folder and an update.
 #[derive(Debug, Error)]

@@ -3,7 +3,6 @@
 //! Lives on one thread and computes on a pool of its own. Everything it does is a function of its inputs alone: never
 //! of the number of threads, of what ran before, or of time.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +23,7 @@ use super::optim::{AdamW, Update, clip_coefficient, gradient_norm};
 use super::params::{Collect, Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError};
+use crate::slot::{HeldSlots, SlotOutcome};
 
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
@@ -34,15 +34,6 @@ pub struct TrainerOptions {
     /// At least 1.
     pub threads: usize,
 }
-
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SlotOutcome {
-    pub loss_sum: f64,
-    pub trained_tokens: u64,
-    /// Trained tokens that the model held for the likeliest.
-    pub correct_tokens: u64,
-}
-
 /// How long the parts of a slot took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotTimes {
@@ -76,7 +67,7 @@ pub struct Trainer {
     total_scalars: u64,
     accumulator: Accumulator,
     /// Of the slots held.
-    outcomes: BTreeMap<u32, SlotOutcome>,
+    outcomes: HeldSlots,
     optimizer: AdamW,
     exp_avg: Vec<f32>,
     exp_avg_sq: Vec<f32>,
@@ -129,7 +120,7 @@ impl Trainer {
         Ok(Self {
             total_scalars: total_scalars(&config, &job, scalars),
             accumulator: Accumulator::new(job.reduction, scalars),
-            outcomes: BTreeMap::new(),
+            outcomes: HeldSlots::new(),
             optimizer: AdamW::from_job(&job),
             exp_avg: zeros(scalars)?,
             exp_avg_sq: zeros(scalars)?,
@@ -228,6 +219,7 @@ impl Trainer {
             loss_sum: sum.loss,
             trained_tokens: batch.targets.len() as u64,
             correct_tokens: sum.correct,
+            invalid_scalars: 0,
         })
     }
 
@@ -238,10 +230,8 @@ impl Trainer {
     }
 
     /// The slots in the accumulator, with what they amount to.
-    pub fn held_outcomes(&self) -> impl Iterator<Item = (u32, SlotOutcome)> {
-        self.outcomes
-            .iter()
-            .map(|(slot, outcome)| (*slot, *outcome))
+    pub fn held(&self) -> &HeldSlots {
+        &self.outcomes
     }
 
     /// Empties the accumulator.
@@ -340,6 +330,7 @@ fn train(
         accumulator.hold(slot);
         return Ok((SlotOutcome::default(), SlotTimes::default()));
     }
+    let invalid_before = accumulator.invalid();
     let gradients = parameters.gradients();
     gradients.begin(accumulator, model.gradient_parts(batch));
     let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
@@ -353,6 +344,7 @@ fn train(
         loss_sum: sum.loss,
         trained_tokens: batch.targets.len() as u64,
         correct_tokens: sum.correct,
+        invalid_scalars: accumulator.invalid() - invalid_before,
     };
     let accumulate = computed.elapsed();
     Ok((outcome, SlotTimes { pass, accumulate }))

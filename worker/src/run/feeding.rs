@@ -9,6 +9,7 @@ use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::trainer::Reduced;
 use crate::session::Order;
+use crate::slot::HeldSlots;
 
 impl Run {
     /// Follows `source` and nobody else.
@@ -46,8 +47,7 @@ impl Run {
         };
         let report = match news {
             News::State(state) => {
-                self.trainer.restore(&state)?;
-                self.plan = None;
+                self.take_over(&state)?;
                 None
             }
             // The one before it was taken as well: a feed has no gaps.
@@ -88,7 +88,7 @@ impl Run {
             },
             ..v1::StepReport::default()
         };
-        self.remember(report.clone(), Vec::new());
+        self.remember(report.clone(), &update.slots);
         Ok(report)
     }
 
@@ -101,19 +101,26 @@ impl Run {
     }
 
     pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) {
-        let copy = || self.trainer.snapshot();
+        let copy = || self.state_copy();
         let feeds = self.links.collective.feeds();
         feeds.begin(run_id, feed.worker, feed.attempt, copy);
     }
 
     /// Hands the update that was just made to whoever follows.
-    pub(super) fn publish(&self, plan: &v1::Plan, skipped: bool, reduced: Reduced) {
+    pub(super) fn publish(
+        &self,
+        plan: &v1::Plan,
+        skipped: bool,
+        reduced: Reduced,
+        slots: HeldSlots,
+    ) {
         let mean = if skipped { Vec::new() } else { reduced.mean };
         self.links.collective.feeds().publish(Update {
             step: plan.step,
             learning_rate: plan.learning_rate,
             skipped,
             digest: plan.digest,
+            slots,
             mean,
         });
     }

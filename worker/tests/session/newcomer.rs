@@ -71,6 +71,27 @@ async fn join_by_feed(last_update_is_late: bool) {
         assert_eq!(peer.reported().await.weights_digest, expected[2]);
     }
     finish(first, one).await;
+
+    // To a coordinator that lost the records it tells all of each step: what came with the copy, with the feed, and what
+    // its peer held in the exchange. Of what is on record it tells nothing.
+    for recorded in [0, 2] {
+        drop(two);
+        stage.welcome.recorded = recorded;
+        let ready;
+        (two, _, ready) = stage.rejoined().await;
+        let told = |update: &v1::Update| {
+            let report = update.report.as_ref().unwrap();
+            assert_eq!(report.weights_digest, expected[report.step as usize - 1]);
+            let slots: Vec<u32> = update.slots.iter().map(|held| held.slot).collect();
+            assert!(update.slots.iter().all(|held| held.loss_sum > 0.0));
+            (report.step, slots)
+        };
+        let told: Vec<_> = ready.updates.iter().map(told).collect();
+        let all: Vec<_> = (recorded + 1..=3)
+            .map(|step| (step, vec![0, 1, 2, 3]))
+            .collect();
+        assert_eq!(told, all);
+    }
     finish(second, two).await;
 }
 

@@ -39,7 +39,7 @@ impl Stage {
     }
 
     /// The worker comes back to a new term.
-    async fn rejoined(&mut self) -> (Peer, v1::Join, v1::Ready) {
+    pub async fn rejoined(&mut self) -> (Peer, v1::Join, v1::Ready) {
         let mut peer = self.session().await;
         let join = peer.joined().await;
         self.welcome.term += 1;

@@ -4,8 +4,27 @@ use super::{MAX_BATCH, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
 use crate::job::{LrScheduler, Warmup};
 
+/// Slots that a step may have: who outlives a coordinator tells the next one of all of them in one message.
+const MAX_SLOTS: usize = 64 << 10;
+
 /// (global, micro), in blocks.
 pub(super) fn batch(reader: &mut Reader<'_>) -> (usize, usize) {
+    let (global, micro) = sizes(reader);
+    let slots = global.div_ceil(micro);
+    if slots > MAX_SLOTS {
+        let names = ["global_batch_size", "gradient_accumulation_steps"];
+        let given = names.into_iter().find_map(|name| reader.given(name));
+        if let Some(given) = given {
+            let message = format!(
+                "makes {slots} slots of {micro} blocks in a step, more than {MAX_SLOTS}: raise `micro_batch_size`"
+            );
+            reader.problem(given, message);
+        }
+    }
+    (global, micro)
+}
+
+fn sizes(reader: &mut Reader<'_>) -> (usize, usize) {
     let micro = reader.size("micro_batch_size", 1..=4096);
     let global = reader.size("global_batch_size", 1..=MAX_BATCH);
     let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH);

@@ -159,6 +159,19 @@ fn datasets_that_cannot_be_are_named() {
 }
 
 #[test]
+fn a_step_of_too_many_slots_is_refused() {
+    let reason =
+        "makes 65537 slots of 1 blocks in a step, more than 65536: raise `micro_batch_size`";
+    for name in ["global_batch_size", "gradient_accumulation_steps"] {
+        check_problems(
+            &format!("{name}: 65537\n"),
+            &[&format!("3: `{name}` {reason}")],
+        );
+    }
+    job("global_batch_size: 131072\nmicro_batch_size: 2\n");
+}
+
+#[test]
 fn impossible_combinations_are_refused() {
     check_problems(
         "lora_r: 8\n",

@@ -295,6 +295,7 @@ pub fn held_slot(slot: u32) -> v1::HeldSlot {
         loss_sum: f64::from(slot),
         trained_tokens: 1,
         correct_tokens: 1,
+        invalid_scalars: 0,
     }
 }
 

@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use common::failpoint;
 use common::files::layout::Layout;
-use common::files::snapshot::Snapshot;
 
 use super::super::fence::Fence;
 use super::super::frame::{FeedHello, FrameHeader, FrameKind, PIECE_SCALARS};
 use super::super::link::{self, Link, LinkError};
-use super::super::state::{Assembly, StateHeader};
+use super::super::state::{Assembly, StateCopy, StateHeader};
 use super::super::{PeerAddress, fence};
-use super::{Request, UPDATE_BYTES, Update, UpdateHeader};
+use super::{Request, Update, UpdateHeader};
 
 /// Updates that may wait for the engine.
 const AHEAD: usize = 2;
@@ -61,7 +60,7 @@ pub struct Source {
 /// What a feed brings, in this order: one state, then updates without a gap; at its end, why.
 #[derive(Debug)]
 pub enum News {
-    State(Box<Snapshot>),
+    State(Box<StateCopy>),
     Update(Update),
     Lost(String),
 }
@@ -267,8 +266,7 @@ impl<W: Fn()> Following<W> {
 
     /// The pieces that are not here yet, of the state that is begun here if the source still has that one.
     fn take_state(&mut self, link: &Link<'_>, header: &FrameHeader) -> Result<(), End> {
-        let mut bytes = vec![0; StateHeader::BYTES];
-        link.receive_due(header, FrameKind::StateHeader, 0, &mut bytes)?;
+        let bytes = link.receive_due_any_length(header, FrameKind::StateHeader, 0)?;
         let announced = StateHeader::decode(&bytes, &self.layout).map_err(End::Over)?;
         if announced.step < self.source.step || self.progress.step.is_some() {
             return Err(End::Over("sent a state that was not asked for".to_owned()));
@@ -290,21 +288,21 @@ impl<W: Fn()> Following<W> {
         let Some(assembly) = self.progress.assembly.take() else {
             return Ok(());
         };
-        let snapshot = assembly.finish().map_err(End::Over)?;
+        let state = assembly.finish().map_err(End::Over)?;
         self.progress.at = Instant::now();
-        self.progress.step = Some(snapshot.step);
-        self.tell(News::State(Box::new(snapshot)))?;
+        self.progress.step = Some(state.snapshot.step);
+        self.tell(News::State(Box::new(state)))?;
         Ok(link.send(FrameKind::Taken, 0, &[])?)
     }
 
     fn take_update(&mut self, link: &Link<'_>, header: &FrameHeader) -> Result<(), End> {
-        let mut bytes = [0; UPDATE_BYTES];
-        link.receive_due(header, FrameKind::Update, 0, &mut bytes)?;
+        let bytes = link.receive_due_any_length(header, FrameKind::Update, 0)?;
         let UpdateHeader {
             step,
             learning_rate,
             skipped,
             digest,
+            slots,
         } = UpdateHeader::decode(&bytes).map_err(End::Over)?;
         if self.progress.step != Some(step) {
             return Err(End::Over(format!(
@@ -323,6 +321,7 @@ impl<W: Fn()> Following<W> {
             learning_rate,
             skipped,
             digest,
+            slots,
             mean,
         }))?;
         Ok(link.send(FrameKind::Taken, 0, &[])?)

@@ -10,6 +10,7 @@ mod serve;
 mod source;
 
 use super::frame::PIECE_SCALARS;
+use crate::slot::{self, HeldSlots, SlotOutcome};
 
 pub use self::follower::{Follower, News, Patience, Source};
 pub use self::source::{FeedLimits, Feeds};
@@ -24,13 +25,16 @@ pub struct Update {
     pub skipped: bool,
     /// The digest of the updated weights is asked for.
     pub digest: bool,
+    /// Of the whole step.
+    pub slots: HeldSlots,
     /// The mean gradient in layout order; empty where skipped.
     pub mean: Vec<f32>,
 }
 
 impl Update {
     fn bytes(&self) -> usize {
-        size_of_val(self.mean.as_slice()) + size_of::<Self>()
+        let slots = self.slots.len() * size_of::<(u32, SlotOutcome)>();
+        size_of_val(self.mean.as_slice()) + slots + size_of::<Self>()
     }
 
     fn header(&self) -> UpdateHeader {
@@ -39,6 +43,7 @@ impl Update {
             learning_rate: self.learning_rate,
             skipped: self.skipped,
             digest: self.digest,
+            slots: self.slots.clone(),
         }
     }
 
@@ -53,21 +58,27 @@ struct UpdateHeader {
     learning_rate: f64,
     skipped: bool,
     digest: bool,
+    slots: HeldSlots,
 }
 
+/// Without its slots.
 const UPDATE_BYTES: usize = 24;
 
 impl UpdateHeader {
-    fn encode(&self) -> [u8; UPDATE_BYTES] {
-        let mut bytes = [0; UPDATE_BYTES];
-        bytes[..8].copy_from_slice(&self.step.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.learning_rate.to_le_bytes());
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.step.to_le_bytes());
+        bytes.extend(self.learning_rate.to_le_bytes());
         let marks = u64::from(self.skipped) | u64::from(self.digest) << 1;
-        bytes[16..].copy_from_slice(&marks.to_le_bytes());
+        bytes.extend(marks.to_le_bytes());
+        bytes.extend(slot::encode(&self.slots));
         bytes
     }
 
-    fn decode(bytes: &[u8; UPDATE_BYTES]) -> Result<Self, String> {
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let Some((bytes, slots)) = bytes.split_at_checked(UPDATE_BYTES) else {
+            return Err("sent an update that is cut short".to_owned());
+        };
         let marks = word(bytes, 2);
         if marks > 3 {
             return Err("sent an update of an unknown kind".to_owned());
@@ -79,6 +90,7 @@ impl UpdateHeader {
                 learning_rate,
                 skipped: marks & 1 != 0,
                 digest: marks & 2 != 0,
+                slots: slot::decode(slots)?,
             }),
             false => Err("sent an update with a learning rate that is no number".to_owned()),
         }
@@ -145,12 +157,14 @@ mod tests {
             learning_rate: 0.1,
             skipped: true,
             digest: false,
+            slots: [(2, SlotOutcome::default())].into(),
         };
         let mut bytes = header.encode();
         let decoded = UpdateHeader::decode(&bytes);
         assert!(decoded.is_ok_and(|found| {
             let marks = (found.skipped, found.digest);
             (found.step, found.learning_rate, marks) == (9, 0.1, (true, false))
+                && found.slots == header.slots
         }));
         bytes[16] = 4;
         assert!(UpdateHeader::decode(&bytes).is_err());

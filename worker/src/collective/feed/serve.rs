@@ -61,7 +61,7 @@ impl Feeds {
                 Deed::SendState(offer) => {
                     send_state(link, &offer, request)?;
                     taken(link)?;
-                    self.advance(worker, connection, offer.snapshot.step);
+                    self.advance(worker, connection, offer.state.snapshot.step);
                 }
                 Deed::SendUpdate(update) => {
                     send_update(link, &update)?;
@@ -82,13 +82,14 @@ impl Feeds {
 fn send_state(link: &Link<'_>, offer: &Offer, request: &Request) -> Result<(), LinkError> {
     let header = offer.header();
     link.send(FrameKind::StateHeader, 0, &header.encode())?;
-    let pieces = piece_count(offer.snapshot.layout.scalars);
+    let snapshot = &offer.state.snapshot;
+    let pieces = piece_count(snapshot.layout.scalars);
     let first = match request.identity == header.identity() {
         true => request.pieces.min(pieces as u64) as usize,
         false => 0,
     };
     for index in first..pieces {
-        link.send(FrameKind::State, index, piece(&offer.snapshot, index))?;
+        link.send(FrameKind::State, index, piece(snapshot, index))?;
         failpoint::reached("state-send");
     }
     Ok(())

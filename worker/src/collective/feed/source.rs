@@ -9,12 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::files::snapshot::Snapshot;
-
 use super::super::fence::Fence;
 use super::super::frame::FeedHello;
 use super::super::lock;
-use super::super::state::StateHeader;
+use super::super::state::{StateCopy, StateHeader};
 use super::{Request, Update};
 
 /// Bytes of updates kept at least, whatever the size of one.
@@ -75,14 +73,14 @@ struct State {
 
 /// A state that is fed.
 pub(super) struct Offer {
-    pub snapshot: Snapshot,
+    pub state: StateCopy,
     header: OnceLock<StateHeader>,
 }
 
 impl Offer {
     /// Computed by whoever needs it first, not by the engine.
     pub fn header(&self) -> &StateHeader {
-        self.header.get_or_init(|| StateHeader::of(&self.snapshot))
+        self.header.get_or_init(|| StateHeader::of(&self.state))
     }
 }
 
@@ -130,18 +128,19 @@ impl Feeds {
         run_id: [u8; 32],
         worker: u64,
         attempt: u64,
-        copy: impl FnOnce() -> Snapshot,
+        copy: impl FnOnce() -> StateCopy,
     ) {
         let mut state = lock(&self.state);
         state.expire(self.limits.absence);
         if state.offer.is_none() {
-            let snapshot = copy();
-            if snapshot.step != state.step {
+            let copy = copy();
+            let step = copy.snapshot.step;
+            if step != state.step {
                 state.end_all("its source was itself left behind");
-                state.step = snapshot.step;
+                state.step = step;
             }
             state.offer = Some(Arc::new(Offer {
-                snapshot,
+                state: copy,
                 header: OnceLock::new(),
             }));
         }
@@ -213,7 +212,10 @@ impl Feeds {
     /// Bytes kept for followers.
     pub fn kept_bytes(&self) -> usize {
         let state = lock(&self.state);
-        let scalars = state.offer.as_ref().map(|offer| &offer.snapshot.layout);
+        let scalars = state
+            .offer
+            .as_ref()
+            .map(|offer| &offer.state.snapshot.layout);
         let offer = scalars.map_or(0, |layout| layout.scalars * STATE_BYTES_PER_SCALAR);
         offer + state.log_bytes
     }
@@ -346,7 +348,7 @@ impl State {
     fn has(&self, feed: &Feed) -> Option<u64> {
         match &feed.place {
             Place::Ended(_) => None,
-            Place::Pieces => self.offer.as_ref().map(|offer| offer.snapshot.step),
+            Place::Pieces => self.offer.as_ref().map(|offer| offer.state.snapshot.step),
             Place::Updates(step) => Some(*step),
         }
     }
