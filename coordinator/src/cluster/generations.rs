@@ -54,9 +54,10 @@ impl Cluster {
         self.generation += 1;
         self.generation_began = Some(now);
         let is_fed = |id| self.is_fed(id);
-        let mut generation = self
-            .members
-            .generation(self.generation, self.committed, is_fed);
+        let stays = |id| !self.draining.contains_key(&id);
+        let mut generation =
+            self.members
+                .generation(self.generation, self.committed, is_fed, stays);
         generation.deadline_ms = self.deadline().as_millis() as u64;
         let generation = Arc::new(generation);
         for (rank, &worker) in (0..).zip(self.members.ranks()) {

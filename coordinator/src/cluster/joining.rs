@@ -142,18 +142,18 @@ impl Cluster {
     fn choose_source(&self, follower: WorkerId) -> Option<WorkerId> {
         let failed = self.joining.failures.get(&follower);
         let failed = failed.map(|failures| failures.last_source);
-        let ranks = self.members.ranks().iter().enumerate();
-        ranks
-            .filter(|(_, id)| {
-                let feeds = self.joining.feeds_of(**id);
-                self.is_source(**id) && feeds < MAX_FEEDS_PER_SOURCE
-            })
-            .min_by_key(|(rank, id)| {
-                let feeds = self.joining.feeds_of(**id);
-                let leaves = self.draining.contains_key(id);
-                (leaves, Some(**id) == failed, feeds, Reverse(*rank))
-            })
-            .map(|(_, id)| *id)
+        // Who was asked to stop would soon leave its followers without a source: they rather wait for another's state.
+        let stays = |id: WorkerId| !self.draining.contains_key(&id);
+        let ranks = self.members.ranks();
+        let somebody_stays = ranks.iter().any(|id| stays(*id));
+        let by_rank = |(rank, id): (usize, WorkerId)| {
+            let feeds = self.joining.feeds_of(id);
+            let has_room = feeds < MAX_FEEDS_PER_SOURCE;
+            let may_feed = self.is_source(id) && has_room && (stays(id) || !somebody_stays);
+            may_feed.then_some((Some(id) == failed, feeds, Reverse(rank), id))
+        };
+        let best = ranks.iter().copied().enumerate().filter_map(by_rank).min();
+        best.map(|(.., id)| id)
     }
 
     /// A member that has the committed state.

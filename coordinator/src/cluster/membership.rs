@@ -283,12 +283,14 @@ impl Membership {
         was_member
     }
 
-    /// The generation as its members are told of it, but for each one's rank. Some member has seen `step` updates.
+    /// The generation as its members are told of it, but for each one's rank. Some member has seen `step` updates; its
+    /// state comes from one that stays, where there is one.
     pub fn generation(
         &self,
         generation: u64,
         step: u64,
         is_fed: impl Fn(WorkerId) -> bool,
+        stays: impl Fn(WorkerId) -> bool,
     ) -> v1::Generation {
         let member = |id: &WorkerId| {
             let worker = self.get(*id)?;
@@ -308,6 +310,10 @@ impl Membership {
             .clone()
             .filter(|rank| seen(rank) < step)
             .partition(is_fed);
+        let stays = |rank: &u32| stays(self.ranks[*rank as usize]);
+        let mut sources = all.filter(|rank| seen(rank) == step);
+        let first = sources.next();
+        let source = first.filter(stays).or_else(|| sources.find(stays));
         v1::Generation {
             generation,
             members: self.ranks.iter().filter_map(member).collect(),
@@ -315,7 +321,7 @@ impl Membership {
             step,
             behind,
             fed,
-            source: all.clone().find(|rank| seen(rank) == step).unwrap_or(0),
+            source: source.or(first).unwrap_or(0),
             ..v1::Generation::default()
         }
     }

@@ -358,6 +358,57 @@ fn several_newcomers_share_the_members_out() {
 }
 
 #[test]
+fn who_was_asked_to_stop_is_nobodys_source_while_others_stay() {
+    let mut scene = Scene::with(3, |settings| settings.min_workers = 3);
+    scene.cluster.settings.min_workers = 1;
+    // One more than the other two members can feed.
+    let newcomers = 2 * MAX_FEEDS_PER_SOURCE as u64 + 1;
+    for id in 4..4 + newcomers {
+        scene.after(join(WorkerId(id)));
+        scene.after(ready(WorkerId(id), 0));
+    }
+    for (slot, worker) in [1, 1, 2, 2].into_iter().enumerate() {
+        scene.after(done(worker, 0, slot as u32));
+    }
+    let reason = "it was asked to stop".to_owned();
+    scene.after(Event::WorkerDraining {
+        worker: WorkerId(3),
+        reason,
+    });
+    let mut said = scene.after(reported(3, 1, "a"));
+    said.extend(scene.after(reported(2, 1, "a")));
+    let feeds_of = |worker| {
+        let start = format!("w{worker} feed");
+        said.iter().filter(|said| said.starts_with(&start)).count()
+    };
+    assert_eq!([feeds_of(2), feeds_of(3)], [MAX_FEEDS_PER_SOURCE, 0]);
+}
+
+#[test]
+fn the_state_of_a_generation_comes_from_a_member_that_stays() {
+    let mut scene = Scene::with(3, |settings| settings.min_workers = 3);
+    scene.cluster.settings.min_workers = 1;
+    let reason = "it was asked to stop".to_owned();
+    scene.after(Event::WorkerDraining {
+        worker: WorkerId(1),
+        reason,
+    });
+    let source = |scene: &mut Scene| {
+        let mut commands = Vec::new();
+        let gone = Event::WorkerLost {
+            worker: WorkerId(3),
+            reason: "killed".into(),
+        };
+        scene.cluster.handle(scene.now, gone, &mut commands);
+        commands.iter().find_map(|command| match command {
+            Command::SendGeneration { generation, .. } => Some(generation.source),
+            _ => None,
+        })
+    };
+    assert_eq!(source(&mut scene), Some(1));
+}
+
+#[test]
 fn two_missing_updates_are_too_many_unless_steps_are_short() {
     for (milliseconds, enters) in [(10_000, false), (10, true)] {
         let mut scene = Scene::following();
