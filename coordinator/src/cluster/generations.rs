@@ -69,6 +69,7 @@ impl Cluster {
             });
         }
         self.note_generation();
+        self.await_entries(now);
         let numerics_class = self.fix_numerics_class(commands);
         self.pace.restart(now);
         if matches!(self.ledger.work, Work::Eval(_)) {

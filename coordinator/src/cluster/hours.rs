@@ -37,6 +37,7 @@ impl Cluster {
             mending,
             self.regroups_at(),
             self.recheck_at,
+            self.patience_ends_at(),
             reminder,
             grace,
         ];
@@ -50,6 +51,7 @@ impl Cluster {
 
     pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.expel_the_silent(now, commands);
+        self.expel_the_stuck(now, commands);
         if self.regroups_at().is_some_and(|at| at <= now) {
             self.regroup(now, commands);
         }

@@ -109,7 +109,7 @@ impl Joining {
 
 impl Cluster {
     /// Gives every newcomer that is behind a source, as far as there is room for newcomers.
-    pub(super) fn feed_newcomers(&mut self, commands: &mut Vec<Command>) {
+    pub(super) fn feed_newcomers(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let nobody_waits = self.members.ready_count() <= self.members.ranks().len();
         if self.stage != Stage::Running || self.stopping.is_some() || nobody_waits {
             return;
@@ -117,6 +117,7 @@ impl Cluster {
         for id in self.members.ids() {
             let waits = |worker: &Worker| worker.ready.is_some() && worker.seen < self.committed;
             let is_behind = self.members.get(id).is_some_and(waits);
+            self.await_synced(now, id);
             if !is_behind || self.members.rank_of(id).is_some() || self.joining.follows(id) {
                 continue;
             }

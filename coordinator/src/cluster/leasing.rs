@@ -283,8 +283,10 @@ impl Cluster {
             slots: slots.to_vec(),
         };
         commands.push(Command::SendWithdraw { worker, withdraw });
-        let answer_due = now + self.deadline();
-        self.recheck_at = Some(self.recheck_at.map_or(answer_due, |at| at.min(answer_due)));
+        self.recheck_at = [self.recheck_at, self.unanswered_at()]
+            .into_iter()
+            .flatten()
+            .min();
     }
 
     /// Slots that a worker did not add to its accumulator are free again.
@@ -320,22 +322,29 @@ impl Cluster {
     /// When the first worker that does not answer for a slot is expelled.
     fn unanswered_at(&self) -> Option<Instant> {
         let queues = self.ledger.queues();
-        let since = queues.filter_map(|(_, queue)| queue.recalled_since()).min();
-        since.map(|since| since + self.deadline())
+        let due = queues.filter_map(|(worker, queue)| Some(self.answer_due(worker, queue)?.0));
+        due.min()
+    }
+
+    /// When the worker must have answered for what was asked back, and how long it may take from then on that it was
+    /// asked. The answer may be that the slot is done.
+    fn answer_due(&self, worker: WorkerId, queue: &Queue) -> Option<(Instant, Duration)> {
+        let asked = queue.recalled_since()?;
+        let begun = queue.in_hand().map_or(asked, |(_, since)| since);
+        let patience = self.slot_patience(worker, seconds_between(begun, asked));
+        Some((asked + patience, patience))
     }
 
     /// A slot in hand may be late by now, or an answer.
     pub(super) fn rebalance(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let deadline = self.deadline();
-        let is_stuck = |queue: &Queue| {
-            let since = queue.recalled_since();
-            since.is_some_and(|since| now.duration_since(since) >= deadline)
-        };
-        let stuck = self.ledger.queues().find(|(_, queue)| is_stuck(queue));
-        if let Some((worker, _)) = stuck {
+        let stuck = self.ledger.queues().find_map(|(worker, queue)| {
+            let (due, patience) = self.answer_due(worker, queue)?;
+            (due <= now).then_some((worker, patience))
+        });
+        if let Some((worker, patience)) = stuck {
             let reason = format!(
                 "its engine did not answer for {:.1} s",
-                deadline.as_secs_f64()
+                patience.as_secs_f64()
             );
             return self.expel(now, worker, reason, commands);
         }

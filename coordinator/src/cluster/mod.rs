@@ -19,6 +19,7 @@ mod joining;
 mod leasing;
 mod ledger;
 mod membership;
+mod patience;
 mod presence;
 mod queue;
 mod saving;
@@ -45,6 +46,7 @@ use self::forecast::Speeds;
 use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
+use self::patience::{Answer, Patience};
 use self::saving::Saving;
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
@@ -111,6 +113,7 @@ pub struct Cluster {
     broken: Option<(Instant, WorkerId)>,
     last_reminder: Option<Instant>,
     silence: Silence,
+    patience: Patience,
     speeds: Speeds,
     /// When a slot in hand will be late, or the answer of a worker that was asked for one.
     recheck_at: Option<Instant>,
@@ -151,6 +154,7 @@ impl Cluster {
             broken: None,
             last_reminder: None,
             silence: Silence::default(),
+            patience: Patience::default(),
             speeds: Speeds::default(),
             recheck_at: None,
             draining: BTreeMap::new(),
@@ -166,7 +170,10 @@ impl Cluster {
     ///
     /// Reads no clock and does no I/O: equal inputs give equal commands.
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
-        self.silence.listen(now);
+        let unheard = self.silence.listen(now);
+        if !unheard.is_zero() {
+            self.patience.postpone(unheard);
+        }
         let speaker = event.speaker();
         // The two that come often leave everyone where they are.
         let is_usual = matches!(event, Event::Heard { .. } | Event::SlotDone { .. });
@@ -179,7 +186,7 @@ impl Cluster {
             self.tick(now, commands);
         }
         if !is_usual {
-            self.feed_newcomers(commands);
+            self.feed_newcomers(now, commands);
         }
     }
 
@@ -208,7 +215,10 @@ impl Cluster {
                 // From here on it is at the slots of the next step.
                 self.balance(now, commands);
             }
-            Event::WorkerSynced { worker, synced } => self.synced(now, worker, synced, commands),
+            Event::WorkerSynced { worker, synced } => {
+                self.patience.answered(worker, Answer::Synced);
+                self.synced(now, worker, synced, commands);
+            }
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
             Event::WorkerDraining { worker, reason } => self.drain(now, worker, reason, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),

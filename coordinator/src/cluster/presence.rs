@@ -43,6 +43,7 @@ impl Cluster {
         }
         let name = join.name.clone();
         self.members.add(worker, join, address);
+        self.await_ready(now, worker);
         commands.push(Command::Welcome { worker });
         commands.push(Command::Emit(RunEvent::WorkerJoined {
             worker: worker.0,
@@ -169,6 +170,7 @@ impl Cluster {
         }
         self.saving.worker_lost(id);
         self.silence.forget(id);
+        self.patience.forget(id);
         self.speeds.forget(id);
         self.draining.remove(&id);
         self.member_lost |= was_member;

@@ -131,6 +131,10 @@ impl Cluster {
             reports: BTreeMap::new(),
             committed_after: None,
         });
+        if self.members.ranks().len() == 1 {
+            // Else its peers would say that it does not answer.
+            self.await_reports(now);
+        }
     }
 
     pub(super) fn step_reported(
@@ -179,14 +183,9 @@ impl Cluster {
         if settling.committed_after.is_none() {
             self.committed = settling.ledger.work.step() + 1;
             settling.committed_after = Some(self.pace.lap(now));
+            self.await_reports(now);
         }
-        let reports = &settling.reports;
-        if self
-            .members
-            .ranks()
-            .iter()
-            .all(|id| reports.contains_key(id))
-        {
+        if self.all_reported() {
             let agreed = self.settle(commands);
             let may_grow =
                 self.stopping.is_none() && self.stage == Stage::Running && self.may_grow();
@@ -198,6 +197,12 @@ impl Cluster {
         } else {
             self.proceed(now, commands);
         }
+    }
+
+    fn all_reported(&self) -> bool {
+        let settling = self.settling.as_ref();
+        let reported = |id| settling.is_some_and(|settling| settling.reports.contains_key(id));
+        self.members.ranks().iter().all(reported)
     }
 
     /// A report of a step that is settled: its worker finished an exchange that broke for others.

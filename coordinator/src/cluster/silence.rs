@@ -39,13 +39,14 @@ pub struct Silence {
 impl Silence {
     /// Notes that the driver is awake. Silence counts only while somebody listens: a longer pause (the machine slept, the
     /// process was stopped) is nobody's silence, and after a long one everybody has the whole deadline again.
-    pub fn listen(&mut self, now: Instant) {
+    /// Gives back for how long nobody listened.
+    pub fn listen(&mut self, now: Instant) -> Duration {
         let Some(looked) = self.looked.replace(now) else {
-            return;
+            return Duration::ZERO;
         };
         let unheard = now.duration_since(looked).saturating_sub(LONGEST_PAUSE);
         if unheard.is_zero() {
-            return;
+            return unheard;
         }
         for heard in self.heard.values_mut() {
             *heard = match unheard < LONGEST_PAUSE {
@@ -54,6 +55,7 @@ impl Silence {
             };
         }
         self.by_time = self.heard.iter().map(|(id, heard)| (*heard, *id)).collect();
+        unheard
     }
 
     pub fn hear(&mut self, worker: WorkerId, now: Instant) {

@@ -7,6 +7,7 @@ mod draining;
 mod joining;
 #[allow(clippy::unwrap_used)]
 mod pace;
+mod patience;
 #[allow(clippy::unwrap_used)]
 mod silence;
 mod state;
