@@ -97,7 +97,12 @@ impl Training {
         )
         .with_journal(self.journal);
         let stopped_by = Arc::new(AtomicU8::new(0));
-        let signals = tokio::spawn(obey_signals(inputs.clone(), stopped_by.clone()));
+        let over = CancellationToken::new();
+        watch_signals(obey_signals(
+            inputs.clone(),
+            stopped_by.clone(),
+            over.clone(),
+        ))?;
         #[cfg(feature = "single-node")]
         let shutdown = CancellationToken::new();
         #[cfg(feature = "single-node")]
@@ -115,7 +120,8 @@ impl Training {
         }
         closing.cancel();
         let _ = tokio::time::timeout(FAREWELL, server).await;
-        signals.abort();
+        // From here on nobody is left to ask for an end.
+        over.cancel();
         let code = stopped_by.load(Ordering::SeqCst);
         let data = Data {
             job: self.prepared.job,
@@ -224,10 +230,28 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
     }
 }
 
-/// The first signal asks for a checkpoint and an end, a second one of either kind ends the process at once.
-async fn obey_signals(inputs: mpsc::Sender<Input>, stopped_by: Arc<AtomicU8>) {
+/// On a thread of its own: what is left to do after the run is done without a runtime, and may be interrupted too.
+fn watch_signals(obeying: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || runtime.block_on(obeying)).map(drop)
+}
+
+/// The first signal asks for a checkpoint and an end, a second one of either kind ends the process at once, and so does
+/// the first one after the run is over: what the process still does then, such as to answer the test prompts, changes
+/// nothing.
+async fn obey_signals(
+    inputs: mpsc::Sender<Input>,
+    stopped_by: Arc<AtomicU8>,
+    over: CancellationToken,
+) {
     let mut signals = Signals::new();
     let (code, reason) = signals.next().await;
+    if over.is_cancelled() {
+        std::process::exit(code.into());
+    }
     stopped_by.store(code, Ordering::SeqCst);
     let reason = reason.to_owned();
     // A driver that is stuck must not hold the second signal back.

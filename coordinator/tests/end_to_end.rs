@@ -75,6 +75,24 @@ fn gradient_checkpointing_changes_no_bit() {
     assert_eq!(site.train("checkpointed", &options), plain);
 }
 
+#[cfg(unix)]
+#[test]
+fn one_signal_ends_a_process_that_only_answers_test_prompts() {
+    let site = Site::new();
+    // The base model is not asked where it is random.
+    let mut options = vec!["full", "--single-node", "--max-steps", "1"];
+    options.extend(["--set", "init_weights=random"]);
+    for _ in 0..200 {
+        options.extend(["--test-prompt", "What is number 3?"]);
+    }
+    let mut run = Run::of(&mut site.start("out", &options));
+    run.until("done after").process.signal("-INT");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(130), "{run:?}");
+    assert!(!run.stdout.contains("What is number 3?"), "{run:?}");
+    site.digest("out");
+}
+
 #[test]
 fn training_goes_on_from_an_adapter() {
     let site = Site::new();
