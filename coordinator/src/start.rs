@@ -7,7 +7,7 @@ use common::files::FileError;
 use common::job::{JobErrors, JobSpec, Method};
 use thiserror::Error;
 
-use crate::args::{StartArguments, exit};
+use crate::args::{StartArguments, exit, job_words};
 use crate::cluster::{Earlier, Outcome};
 use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
@@ -345,7 +345,8 @@ fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec)
         output_dir: &job.output_dir,
         base_model: &job.base_model,
         is_adapter: matches!(job.method, Method::Lora(_)),
-        job_file: arguments.job.job.as_deref(),
+        job_words: &job_words(std::env::args_os()),
+        has_token: arguments.token_file.is_some(),
         prompt: job.test_prompts.first().map(String::as_str),
         programs: Programs::find(),
     });

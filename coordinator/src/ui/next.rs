@@ -11,8 +11,10 @@ pub struct NextView<'a> {
     pub base_model: &'a Path,
     /// The result is an adapter on the base model, not a model.
     pub is_adapter: bool,
-    /// Absent where the job came from flags alone.
-    pub job_file: Option<&'a Path>,
+    /// What the user said of the job when it was started, word by word, without this machine and this output folder.
+    pub job_words: &'a [String],
+    /// Workers must show a token.
+    pub has_token: bool,
     pub prompt: Option<&'a str>,
     pub programs: Programs,
 }
@@ -91,17 +93,20 @@ pub(super) fn render(view: &NextView, style: Style) -> String {
     );
     text += &format!("{}\n", style.bold("go on"));
     text += &format!("  {worker} generate --model {model} --prompt {prompt}\n");
-    if let Some(job) = view.job_file {
-        let job = quoted(&job.display().to_string());
-        // This output folder is done: the same job again would find nothing to do.
-        let other = quoted(&format!("{}-2", view.output_dir.display()));
-        let why = style.dim("# the same on several machines");
-        text += &format!(
-            "  {coordinator} start {job} --output-dir {other} --listen 0.0.0.0:7077   {why}\n"
-        );
-        let why = style.dim("# on each of the others");
-        text += &format!("  {worker} join HOST:7077   {why}\n");
-    }
+    let words: Vec<String> = view.job_words.iter().map(|word| quoted(word)).collect();
+    let job = words.join(" ");
+    // This output folder is done: the same job again would find nothing to do.
+    let other = quoted(&format!("{}-2", view.output_dir.display()));
+    let why = style.dim("# the same on several machines");
+    text += &format!(
+        "  {coordinator} start {job} --output-dir {other} --listen 0.0.0.0:7077   {why}\n"
+    );
+    let why = style.dim("# on each of the others");
+    let token = match view.has_token {
+        true => " --token-file FILE",
+        false => "",
+    };
+    text += &format!("  {worker} join HOST:7077{token}   {why}\n");
     text
 }
 

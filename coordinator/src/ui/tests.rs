@@ -311,7 +311,8 @@ fn the_commands_can_be_copied() {
         output_dir: Path::new("out puts"),
         base_model: Path::new("models/tiny"),
         is_adapter: true,
-        job_file: Some(Path::new("job.yaml")),
+        job_words: &["job.yaml", "--set", "lora_target_modules=[q_proj]"].map(str::to_owned),
+        has_token: false,
         prompt: Some("Who's there?"),
         programs: Programs {
             coordinator: "coordinator".into(),
@@ -326,12 +327,16 @@ fn the_commands_can_be_copied() {
         "{text}"
     );
     assert!(
-        text.contains("coordinator start job.yaml --output-dir 'out puts-2' --listen 0.0.0.0:7077"),
+        text.contains(
+            "coordinator start job.yaml --set 'lora_target_modules=[q_proj]' --output-dir 'out puts-2' \
+             --listen 0.0.0.0:7077"
+        ),
         "{text}"
     );
+    assert!(text.contains("worker join HOST:7077   #"), "{text}");
     let full = NextView {
         is_adapter: false,
-        job_file: None,
+        has_token: true,
         prompt: None,
         ..view
     };
@@ -340,7 +345,7 @@ fn the_commands_can_be_copied() {
         text.contains("worker generate --model 'out puts' --prompt Hello"),
         "{text}"
     );
-    assert!(!text.contains("start"));
+    assert!(text.contains("worker join HOST:7077 --token-file FILE   #"));
 }
 
 #[test]
