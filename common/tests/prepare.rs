@@ -8,7 +8,7 @@ use std::path::Path;
 use common::data::block::Block;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
-use common::data::{DataErrors, PreparedData, origins, prepare_blocks, samples};
+use common::data::{DataErrors, PreparedData, origins, prepare_blocks, prune_blocks, samples};
 use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources, JobSpec, ValSetSize};
 use support::{template_text, write_model};
 
@@ -449,4 +449,33 @@ fn a_slice_of_the_rows_can_be_taken() {
     }
     setup.job.datasets[0].split = Some("train[x]".into());
     assert!(setup.problems()[0].contains("is not understood"));
+}
+
+#[test]
+fn block_files_of_other_inputs_are_removed_and_nothing_else() {
+    let mut setup = Setup::new(CHAT);
+    let old = setup.prepare().unwrap();
+    setup.job.sequence_len = 64;
+    let current = setup.prepare().unwrap();
+    let folder = current.file.path().parent().unwrap();
+    assert_eq!(old.file.path().parent(), Some(folder));
+    // What only looks like one.
+    let others = [
+        "blocks-0123456789abcde.bin",
+        "blocks-0123456789abcdef0.bin",
+        "blocks-0123456789ABCDEF.bin",
+        "blocks-0123456789abcdef.bin.kept",
+        "journal",
+    ];
+    for name in others {
+        std::fs::write(folder.join(name), "the user's").unwrap();
+    }
+    std::fs::create_dir(folder.join("blocks-0123456789abcdef.bin")).unwrap();
+    prune_blocks(&current.file);
+    assert!(!old.file.path().exists());
+    assert!(current.file.path().is_file());
+    assert!(others.iter().all(|name| folder.join(name).is_file()));
+    assert!(folder.join("blocks-0123456789abcdef.bin").is_dir());
+    // Whoever has it open still reads it.
+    assert_eq!(blocks(&old).len() as u64, old.file.total_blocks());
 }

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use common::data::prune_blocks;
 use common::files::FileError;
 use common::job::{JobErrors, JobSpec, Method};
 use thiserror::Error;
@@ -90,6 +91,7 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     if lock.waited && is_done_already(&mut terminal, arguments, &identity)? {
         return Ok(exit::DONE);
     }
+    prune_blocks(&prepared.data.file);
     let start = Start::choose(&prepared)?;
     let past = Past::find(&prepared, &start).map_err(StartError::Journal)?;
     show(&mut terminal, &prepared, &start, &past);

@@ -94,6 +94,21 @@ fn one_signal_ends_a_process_that_only_answers_test_prompts() {
 }
 
 #[test]
+fn data_that_was_packed_for_an_earlier_job_makes_room() {
+    let site = Site::new();
+    let folder = site.path("out/.muster");
+    std::fs::create_dir_all(&folder).unwrap();
+    // A start that packed its data, and whose job was changed before it began.
+    let earlier = folder.join("blocks-0123456789abcdef.bin");
+    std::fs::write(&earlier, "packed").unwrap();
+    site.train("out", &["--max-steps", "1"]);
+    assert!(!earlier.exists());
+    let entries = std::fs::read_dir(&folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("blocks-")).count(), 1);
+}
+
+#[test]
 fn training_goes_on_from_an_adapter() {
     let site = Site::new();
     let first = site.train("first", &[]);

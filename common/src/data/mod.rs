@@ -14,6 +14,6 @@ pub mod template;
 pub mod tokenize;
 
 pub use origins::{Origin, origins};
-pub use prepare::{DataCounts, PreparedData, prepare_blocks, samples};
+pub use prepare::{DataCounts, PreparedData, prepare_blocks, prune_blocks, samples};
 pub use record::{DataErrors, Problem};
 pub use sample::{Sample, TextSpan};

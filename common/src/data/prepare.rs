@@ -3,6 +3,7 @@
 //! Enters: the job, the model's tokenizer and template. Leaves: the block file, counts for people, samples; or every
 //! problem of every row. Never drops text without counting it.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,7 @@ pub fn prepare_blocks(
 ) -> Result<PreparedData, DataErrors> {
     let data_digest = data_digest(job)?;
     let inputs = inputs_digest(job, &data_digest, tokenizer, template);
-    let path = out_dir.join(format!("blocks-{}.bin", &inputs.to_hex()[..16]));
+    let path = out_dir.join(file_name(&inputs));
     if let Some((file, counts)) = reuse(&path, job, &inputs) {
         return Ok(PreparedData {
             file,
@@ -119,6 +120,38 @@ pub fn prepare_blocks(
         samples: first.into_iter().collect(),
         data_digest,
     })
+}
+
+/// Removes the block files beside `current`, which were made from other inputs. For the owner of the folder. Whatever
+/// else is there stays, and so does what cannot be removed: it only takes up room.
+pub fn prune_blocks(current: &BlockFile) {
+    let folder = current.path().parent();
+    let Some(entries) = folder.and_then(|folder| std::fs::read_dir(folder).ok()) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let is_other = path.file_name() != current.path().file_name();
+        if is_other && name.is_some_and(is_file_name) {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+const NAME_START: &str = "blocks-";
+const NAME_END: &str = ".bin";
+/// Of the digest, in the name.
+const NAME_DIGITS: usize = 16;
+
+fn file_name(inputs: &blake3::Hash) -> String {
+    format!("{NAME_START}{}{NAME_END}", &inputs.to_hex()[..NAME_DIGITS])
+}
+
+fn is_file_name(name: &str) -> bool {
+    let digits = name.strip_prefix(NAME_START);
+    let digits = digits.and_then(|rest| rest.strip_suffix(NAME_END));
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digits.is_some_and(|digits| digits.len() == NAME_DIGITS && digits.bytes().all(is_digit))
 }
 
 /// The first `count` examples of the data.
