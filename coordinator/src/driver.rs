@@ -109,6 +109,8 @@ pub struct Driver {
     last_step: Option<u64>,
     /// To be handled next: what came in, then the failures of deeds that followed from it.
     pending: VecDeque<Event>,
+    /// States that arrived before it was settled which weights their step has.
+    unproven: Vec<Received>,
 }
 
 impl Driver {
@@ -134,6 +136,7 @@ impl Driver {
             next_worker: 1,
             last_step: None,
             pending: VecDeque::new(),
+            unproven: Vec::new(),
         }
     }
 
@@ -152,6 +155,7 @@ impl Driver {
                     self.close_journal(&outcome).await;
                     return outcome;
                 }
+                self.store_proven();
             }
             let wakes_at = self.cluster.wakes_at();
             let event = tokio::select! {
@@ -204,7 +208,11 @@ impl Driver {
                 }
                 Some(event)
             }
-            Input::Uploaded(received) => self.store(received),
+            Input::Uploaded(received) => {
+                self.unproven.push(received);
+                self.store_proven();
+                None
+            }
             Input::Stored(state) => {
                 if let Some(folder) = &state.folder {
                     self.shelf.offer(folder, &state.files);
@@ -356,6 +364,21 @@ impl Driver {
                 step,
                 reason: error.to_string(),
             }),
+        }
+    }
+
+    /// Stores what need not wait for its step to be settled any more. Whoever is gone says no more about it.
+    fn store_proven(&mut self) {
+        let waits = |received: &Received| {
+            let is_here = self.sessions.contains_key(&received.worker);
+            is_here && self.cluster.awaits_digest(received.step)
+        };
+        let unproven = std::mem::take(&mut self.unproven).into_iter();
+        let (waiting, proven): (Vec<_>, Vec<_>) = unproven.partition(waits);
+        self.unproven = waiting;
+        for received in proven {
+            let refused = self.store(received);
+            self.pending.extend(refused);
         }
     }
 

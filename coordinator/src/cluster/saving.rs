@@ -13,11 +13,13 @@ const MAX_LAST_ATTEMPTS: u32 = 3;
 /// States on their way at a time; each is held in a worker's memory. Training waits rather than leave one out.
 const MAX_PENDING: usize = 2;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     worker: WorkerId,
     step: u64,
     last: bool,
+    /// Of the step, once it is settled: by the time a large state arrives, others may be.
+    weights_digest: Option<String>,
 }
 
 /// States asked for and stored.
@@ -65,6 +67,20 @@ impl Saving {
     /// The state after `step` updates is on its way.
     pub fn is_awaited(&self, step: u64) -> bool {
         self.pending.iter().any(|pending| pending.step == step)
+    }
+
+    /// The step is settled with these weights.
+    pub fn note_digest(&mut self, step: u64, digest: &str) {
+        for pending in self.pending.iter_mut().filter(|p| p.step == step) {
+            pending.weights_digest = Some(digest.to_owned());
+        }
+    }
+
+    /// Of a state that is on its way, where its step is settled.
+    pub fn digest_of(&self, step: u64) -> Option<&str> {
+        let of_step = |pending: &&Pending| pending.step == step;
+        let mut pending = self.pending.iter().filter(of_step);
+        pending.find_map(|pending| pending.weights_digest.as_deref())
     }
 
     pub fn worker_lost(&mut self, worker: WorkerId) {
@@ -126,7 +142,12 @@ impl Cluster {
         last: bool,
         commands: &mut Vec<Command>,
     ) {
-        let pending = Pending { worker, step, last };
+        let pending = Pending {
+            worker,
+            step,
+            last,
+            weights_digest: self.pace.digest_of(step).map(str::to_owned),
+        };
         self.saving.pending.push(pending);
         commands.push(Command::RequestState { worker, step, last });
     }

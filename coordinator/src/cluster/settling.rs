@@ -104,13 +104,27 @@ impl Cluster {
         self.pace.recorded()
     }
 
+    /// The digest of the weights after `step` updates will be known: its step is not settled yet.
+    pub fn awaits_digest(&self, step: u64) -> bool {
+        step > self.pace.recorded && self.stopping.is_none()
+    }
+
     /// The digest of the weights after `step` updates, where it is known.
     pub fn weights_digest(&self, step: u64) -> Option<&str> {
         let of_ready = || {
             let ready = self.members.any_ready()?;
             (ready.step == step).then_some(ready.weights_digest.as_str())
         };
-        self.pace.digest_of(step).or_else(of_ready)
+        let of_report = || {
+            let reports = &self.settling.as_ref()?.reports;
+            let mut digests = reports.values().filter(|report| report.step == step);
+            digests.find_map(|report| {
+                Some(report.weights_digest.as_str()).filter(|digest| !digest.is_empty())
+            })
+        };
+        let asked_for = self.saving.digest_of(step);
+        let settled = asked_for.or_else(|| self.pace.digest_of(step));
+        settled.or_else(of_report).or_else(of_ready)
     }
 
     /// Every slot of the step is held: sum and update. The work after it goes out at once.
@@ -316,6 +330,7 @@ impl Cluster {
         let step = before + 1;
         if !report.weights_digest.is_empty() {
             self.pace.digest = Some((step, report.weights_digest.clone()));
+            self.saving.note_digest(step, &report.weights_digest);
         }
         // A step that was lost with its holders and computed again has its record already.
         if step <= self.pace.recorded {
