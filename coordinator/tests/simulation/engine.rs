@@ -17,7 +17,7 @@ use crate::feed::{News, Source, Update, follow};
 use crate::mesh::{Collective, MeshError, SCALARS, Start};
 use crate::net::Node;
 use crate::truth::{SlotResult, Weights, hex};
-use crate::world::World;
+use crate::world::{World, count};
 
 /// What the session passes on.
 pub enum Order {
@@ -396,6 +396,7 @@ impl Engine {
     }
 
     async fn give_back(&mut self, key: SlotKey) {
+        count(&self.world.counts.withdrawn, 1);
         self.send(Up::Withdrawn(v1::Withdrawn {
             generation: key.generation,
             step: key.step,

@@ -8,6 +8,8 @@ pub enum Fault {
     /// A process starts, for the first time or again.
     Start(Node),
     Kill(Node),
+    /// SIGTERM: a worker hands over and leaves.
+    Drain(Node),
     Freeze(Node),
     Thaw(Node),
     Cut(Node, Node),
@@ -35,6 +37,8 @@ pub struct Plan {
     pub not_finite: bool,
     /// A worker computes wrongly at this step.
     pub wrong: Option<(Node, u64)>,
+    /// The state after this step arrives with other weights, once.
+    pub spoiled: Option<u64>,
     /// By time, in milliseconds.
     pub faults: Vec<(u64, Fault)>,
 }
@@ -50,6 +54,7 @@ impl Plan {
             max_workers: None,
             not_finite: false,
             wrong: None,
+            spoiled: None,
             faults: vec![(0, Fault::Start(1))],
         }
     }
@@ -81,6 +86,7 @@ impl Plan {
                 .then(|| min_workers + dice.below(2, &[8]) as usize),
             not_finite: dice.chance(20, &[9]),
             wrong: None,
+            spoiled: None,
             faults,
         }
     }
@@ -97,7 +103,17 @@ impl Plan {
             max_workers: None,
             not_finite: false,
             wrong: Some((1 + dice.below(4, &[1]) as Node, 1 + dice.below(6, &[2]))),
+            spoiled: None,
             faults,
+        }
+    }
+
+    /// A checkpoint, or the result, comes with other weights than its step; nothing else happens.
+    pub fn spoiled(seed: u64) -> Self {
+        Self {
+            wrong: None,
+            spoiled: Some([2, 4, 6, 7][seed as usize % 4]),
+            ..Self::wrong(seed)
         }
     }
 }
@@ -112,7 +128,7 @@ fn add(faults: &mut Vec<(u64, Fault)>, dice: Dice, number: u64, at: u64, workers
         0 => 5_000 + draw(30_000, 4),
         _ => 20 + draw(2_500, 4),
     };
-    match draw(10, 0) {
+    match draw(12, 0) {
         0..=2 => {
             push(at, Fault::Kill(node));
             push(at + lasts, Fault::Start(node));
@@ -134,6 +150,13 @@ fn add(faults: &mut Vec<(u64, Fault)>, dice: Dice, number: u64, at: u64, workers
         8 => {
             push(at, Fault::Kill(COORDINATOR));
             push(at + lasts.min(6_000), Fault::Start(COORDINATOR));
+        }
+        9..=10 => {
+            push(at, Fault::Drain(node));
+            // Where it takes its time to leave, it cannot start again before that.
+            for later in [lasts, 60_000, 300_000] {
+                push(at + later, Fault::Start(node));
+            }
         }
         _ => {
             push(at, Fault::Slow(node));

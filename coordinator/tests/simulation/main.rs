@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 
 use faults::Plan;
 use site::Scratch;
-use world::{Report, run};
+use world::{Report, count, run};
 
 /// In the normal test run.
 const SEEDS: u64 = 1000;
@@ -86,7 +86,30 @@ fn a_quiet_run_comes_to_the_known_weights() {
 
 #[test]
 fn every_seed_ends_with_the_bits_of_the_quiet_run() {
-    try_seeds(Plan::random, |_| {});
+    let (withdrawn, let_go) = (AtomicU64::new(0), AtomicU64::new(0));
+    try_seeds(Plan::random, |report| {
+        count(&withdrawn, report.withdrawn);
+        count(&let_go, report.let_go);
+    });
+    let is_part = variable("MUSTER_SIM_SEED").or(variable("MUSTER_SIM_SEEDS"));
+    if is_part.is_none() {
+        // So that the seeds prove something about them.
+        let counted = [withdrawn, let_go].map(AtomicU64::into_inner);
+        assert!(
+            counted.iter().all(|count| *count > SEEDS / 5),
+            "{counted:?}"
+        );
+    }
+}
+
+#[test]
+fn a_state_that_has_other_weights_than_its_step_is_not_stored() {
+    let scratch = Arc::new(Scratch::new());
+    for seed in 0..20 {
+        let report = run(&scratch, &Plan::spoiled(seed), false);
+        assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
+        assert_eq!(report.refused_states, 1, "seed {seed}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A toy worker: a process that joins, gets what the run starts from, works, and comes back when its session is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::files::snapshot::OPTIMIZER;
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind, up};
@@ -12,6 +12,7 @@ use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use worker::leases::{Leases, SlotKey};
@@ -23,7 +24,7 @@ use crate::net::Node;
 use crate::net::link::End;
 use crate::rpc::{Client, Packet, client};
 use crate::truth::hex;
-use crate::world::World;
+use crate::world::{World, count};
 
 const WELCOME_MS: u64 = 30_000;
 const OUTGOING: usize = 64;
@@ -31,10 +32,16 @@ const OUTGOING: usize = 64;
 const UPLOAD_MS: u64 = 120_000;
 pub const WEIGHTS: &str = "model.safetensors";
 
+/// How long a worker that was asked to stop waits to be let go, and then for its last word to be heard.
+const DRAINING_MS: u64 = 25_000;
+const FAREWELL_MS: u64 = 3_000;
+
 /// How a session ended.
 #[derive(Debug)]
 enum Ended {
     Finished,
+    /// It was asked to stop and has nothing to hand over, or was not let go in time.
+    Left,
     Refused(String),
     /// It may come back as a newcomer.
     Expelled(String),
@@ -66,13 +73,31 @@ impl Ended {
     }
 }
 
-/// The life of one process. Its tasks end with it.
-pub async fn live(world: Arc<World>, node: Node, mut calls: mpsc::UnboundedReceiver<End<Packet>>) {
+/// The life of one process, until it is asked to stop. Its tasks end with it.
+pub async fn live(
+    world: Arc<World>,
+    node: Node,
+    calls: mpsc::UnboundedReceiver<End<Packet>>,
+    stop: CancellationToken,
+) {
+    join(world.clone(), node, calls, stop.clone()).await;
+    if stop.is_cancelled() {
+        world.net.kill(node);
+    }
+}
+
+async fn join(
+    world: Arc<World>,
+    node: Node,
+    mut calls: mpsc::UnboundedReceiver<End<Packet>>,
+    stop: CancellationToken,
+) {
     let mut life = Life {
         collective: Arc::new(Collective::new(world.net.clone(), node)),
         world: world.clone(),
         node,
         held: None,
+        stop: stop.clone(),
     };
     let mut losses = 0;
     loop {
@@ -81,7 +106,7 @@ pub async fn live(world: Arc<World>, node: Node, mut calls: mpsc::UnboundedRecei
             .net
             .note(|| format!("w{node} session ended: {ended:?}"));
         match ended {
-            Ended::Finished => return,
+            Ended::Finished | Ended::Left => return,
             Ended::Refused(reason) => {
                 let text = format!("worker {node} was refused: {reason}");
                 return world.oracle.violation(text);
@@ -93,7 +118,11 @@ pub async fn live(world: Arc<World>, node: Node, mut calls: mpsc::UnboundedRecei
         losses += 1;
         let pause = 250 << losses.min(4);
         let jitter = world.dice.below(pause, &[21, node.into(), losses]);
-        world.net.sleep(node, pause / 2 + jitter).await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = world.net.sleep(node, pause / 2 + jitter) => {}
+        }
     }
 }
 
@@ -102,6 +131,7 @@ struct Life {
     node: Node,
     collective: Arc<Collective>,
     held: Option<Held>,
+    stop: CancellationToken,
 }
 
 /// The state of one run, and the engine that works on it.
@@ -112,6 +142,8 @@ struct Held {
     /// Before the engine starts.
     waiting: Option<mpsc::UnboundedReceiver<Order>>,
     newest_generation: Arc<AtomicU64>,
+    /// The engine obeys.
+    is_ready: Arc<AtomicBool>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -124,6 +156,7 @@ impl Held {
             orders,
             waiting: Some(waiting),
             newest_generation: Arc::default(),
+            is_ready: Arc::default(),
             task: None,
         }
     }
@@ -147,6 +180,7 @@ impl Life {
         let opening = tokio::select! {
             biased;
             opened = open(&mut client, join, &sender, receiver) => opened,
+            () = self.stop.cancelled() => Err(Ended::Left),
             () = world.net.sleep(node, WELCOME_MS) => Err(Ended::Lost("no answer to Join".into())),
         };
         let (welcome, down) = match opening {
@@ -191,6 +225,7 @@ impl Life {
         };
         let blocks_digest = welcome.blocks.clone().unwrap_or_default().digest;
         let orders = held.orders.clone();
+        let is_ready = held.is_ready.clone();
         let serving = async {
             if let Err(ended) = held
                 .start(&world, node, client, &welcome, &self.collective)
@@ -206,10 +241,14 @@ impl Life {
             biased;
             ended = session.forward(down, orders, blocks_digest) => ended,
             ended = serving => ended,
+            () = leave(&world, node, &self.stop, &is_ready, &sender) => Ended::Left,
             () = heartbeats(&world, node, &sender) => Ended::Lost("the connection broke".into()),
             () = take_calls(&self.collective, calls) => Ended::Lost("the machine is off".into()),
         };
         if let Ended::Finished = ended {
+            if self.stop.is_cancelled() {
+                count(&world.counts.let_go, 1);
+            }
             // Ends the uploads' queue; what is in it is still handed over.
             self.held = None;
             let _ = tokio::select! {
@@ -265,6 +304,7 @@ impl Held {
                 self.newest_generation.clone(),
             );
             self.task = Some(tokio::spawn(engine.work(orders)));
+            self.is_ready.store(true, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -294,6 +334,29 @@ async fn open(
         Some(Down::Finish(finish)) => Err(Ended::finished(finish)),
         other => Err(Ended::Lost(format!("{other:?} where Welcome was due"))),
     }
+}
+
+/// Once it is asked to: says that it wants to leave and waits to be let go, which ends the session. Goes at last without
+/// that, and at once where it has nothing to hand over.
+async fn leave(
+    world: &World,
+    node: Node,
+    stop: &CancellationToken,
+    is_ready: &AtomicBool,
+    sender: &mpsc::Sender<v1::WorkerMessage>,
+) {
+    stop.cancelled().await;
+    let reason = "it was asked to stop".to_owned();
+    if is_ready.load(Ordering::SeqCst) {
+        let reason = reason.clone();
+        let _ = sender.send(up(Up::Draining(v1::Draining { reason }))).await;
+        world.net.sleep(node, DRAINING_MS).await;
+    }
+    let failed = false;
+    let _ = sender
+        .send(up(Up::Leaving(v1::Leaving { reason, failed })))
+        .await;
+    world.net.sleep(node, FAREWELL_MS).await;
 }
 
 async fn heartbeats(world: &World, node: Node, sender: &mpsc::Sender<v1::WorkerMessage>) {
@@ -388,6 +451,7 @@ impl Session {
         };
         let slots = self.leases.withdraw(withdraw.slots.into_iter().map(key));
         if !slots.is_empty() {
+            count(&self.world.counts.withdrawn, slots.len() as u64);
             let kind = kind.to_wire();
             let withdrawn = v1::Withdrawn {
                 generation,
@@ -506,7 +570,10 @@ async fn upload_all(
     worker: u64,
     mut waiting: mpsc::UnboundedReceiver<Snapshot>,
 ) {
-    while let Some(state) = waiting.recv().await {
+    while let Some(mut state) = waiting.recv().await {
+        if world.spoils(state.step) {
+            state.weights[0] ^= 1;
+        }
         let file = |path: &str, size: usize, digest: blake3::Hash| {
             Chunk::File(v1::FileEntry {
                 path: path.into(),

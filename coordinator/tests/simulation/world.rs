@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::job::JobSpec;
 use coordinator::events::RunEvent;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::dice::Dice;
 use crate::faults::{Fault, Plan};
@@ -35,6 +37,20 @@ pub struct World {
     pub folder: PathBuf,
     /// This worker reports wrong digests from this step on, once.
     wrong: Mutex<Option<(Node, u64)>>,
+    /// The state after this step is handed over with other weights, once.
+    spoiled: Mutex<Option<u64>>,
+    pub counts: Counts,
+}
+
+/// What happened so often that a test over many seeds may rely on it.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Slots that a worker gave back because it was asked to.
+    pub withdrawn: AtomicU64,
+    /// Workers that were asked to stop and were let go.
+    pub let_go: AtomicU64,
+    /// States that were not stored because of their weights.
+    pub refused_states: AtomicU64,
 }
 
 /// How a run went.
@@ -46,6 +62,9 @@ pub struct Report {
     pub simulated_ms: u64,
     pub generations: u64,
     pub expulsions: u64,
+    pub withdrawn: u64,
+    pub let_go: u64,
+    pub refused_states: u64,
 }
 
 /// Runs one plan.
@@ -78,6 +97,8 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
         scratch,
         folder,
         wrong: Mutex::new(plan.wrong),
+        spoiled: Mutex::new(plan.spoiled),
+        counts: Counts::default(),
     });
     world.net.note(|| format!("{plan:?}"));
     let net = tokio::spawn(world.net.clone().run());
@@ -91,12 +112,16 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
     machines.stop();
     net.abort();
     let (generations, expulsions) = world.oracle.counts();
+    let counted = |count: &AtomicU64| count.load(Ordering::Relaxed);
     Report {
         violations: world.oracle.violations(),
         digest: world.net.digest(),
         simulated_ms: world.net.now_ms(),
         generations,
         expulsions,
+        withdrawn: counted(&world.counts.withdrawn),
+        let_go: counted(&world.counts.let_go),
+        refused_states: counted(&world.counts.refused_states),
     }
 }
 
@@ -112,6 +137,11 @@ impl World {
         {
             self.oracle.sent_away();
         }
+        if let RunEvent::Notice(text) = event
+            && text.contains("has other weights than the step")
+        {
+            count(&self.counts.refused_states, 1);
+        }
         self.oracle.observe(event);
     }
 
@@ -125,11 +155,30 @@ impl World {
     }
 }
 
+impl World {
+    /// The state after `step` updates gets other weights on its way.
+    pub fn spoils(&self, step: u64) -> bool {
+        let mut spoiled = self.spoiled.lock().unwrap_or_else(PoisonError::into_inner);
+        spoiled.take_if(|of| *of == step).is_some()
+    }
+}
+
+pub fn count(counter: &AtomicU64, more: u64) {
+    counter.fetch_add(more, Ordering::Relaxed);
+}
+
+/// A worker's process.
+struct Process {
+    life: JoinHandle<()>,
+    /// As SIGTERM does.
+    stop: CancellationToken,
+}
+
 /// The processes that run.
 struct Machines {
     world: Arc<World>,
     site: Option<Site>,
-    workers: BTreeMap<Node, JoinHandle<()>>,
+    workers: BTreeMap<Node, Process>,
 }
 
 impl Machines {
@@ -182,7 +231,7 @@ impl Machines {
             let left = deadline.saturating_sub(self.world.net.now_ms());
             tokio::select! {
                 biased;
-                ended = worker => {
+                ended = &mut worker.life => {
                     if ended.is_err_and(|error| error.is_panic()) {
                         self.world.oracle.violation(format!("worker {node} panicked"));
                     }
@@ -201,8 +250,10 @@ impl Machines {
             Fault::Start(node) if node != COORDINATOR && !net.is_up(node) => {
                 net.note(|| format!("-- w{node} starts"));
                 let calls = net.start(node);
-                let life = worker::live(self.world.clone(), node, calls);
-                self.workers.insert(node, tokio::spawn(life));
+                let stop = CancellationToken::new();
+                let life = worker::live(self.world.clone(), node, calls, stop.clone());
+                let life = tokio::spawn(life);
+                self.workers.insert(node, Process { life, stop });
             }
             Fault::Start(_) => {}
             Fault::Kill(COORDINATOR) => {
@@ -213,8 +264,14 @@ impl Machines {
             }
             Fault::Kill(node) => {
                 if let Some(worker) = self.workers.remove(&node) {
-                    worker.abort();
+                    worker.life.abort();
                     net.kill(node);
+                }
+            }
+            Fault::Drain(node) => {
+                if let Some(worker) = self.workers.get(&node) {
+                    net.note(|| format!("-- w{node} is asked to stop"));
+                    worker.stop.cancel();
                 }
             }
             Fault::Freeze(node) => net.freeze(node),
@@ -230,7 +287,7 @@ impl Machines {
     fn stop(&mut self) {
         self.site = None;
         for worker in self.workers.values() {
-            worker.abort();
+            worker.life.abort();
         }
     }
 }
