@@ -157,6 +157,7 @@ impl Cluster {
         if self.stage == Stage::Ended {
             return;
         }
+        self.tell_lost_evaluations(step, commands);
         self.committed = step;
         self.ledger = match self.ahead.take() {
             Some(ahead) if ahead.work.step() == step => ahead,

@@ -123,6 +123,7 @@ impl Cluster {
         let text = format!("the record of step {step} is lost with the workers that reported it");
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.pace.skip_to(&self.course, step);
+        self.tell_lost_evaluations(step, commands);
         self.committed = step;
         let work = self.work_from(step);
         self.ledger = Ledger::new(work, self.course.slots(work));

@@ -108,7 +108,7 @@ impl Course {
         }
     }
 
-    fn evaluates_after(&self, step: u64) -> bool {
+    pub fn evaluates_after(&self, step: u64) -> bool {
         let due = |every: u64| step.is_multiple_of(every);
         !self.eval_slots.is_empty()
             && (step == self.total_steps() || self.job.eval_steps.is_some_and(due))

@@ -121,6 +121,19 @@ impl Cluster {
         self.speeds.forgive(idle, kind);
     }
 
+    /// The run goes on after `step` updates: says which evaluations it leaves out because nobody has their weights any
+    /// more. They change no weights, so nothing is computed again for them.
+    pub(super) fn tell_lost_evaluations(&self, step: u64, commands: &mut Vec<Command>) {
+        let is_missing = |at: &u64| {
+            let is_known = self.last_evaluated.is_some_and(|last| last >= *at);
+            self.course.evaluates_after(*at) && !is_known
+        };
+        for at in (self.committed..step).filter(is_missing) {
+            let text = format!("the evaluation after step {at} is lost, and its weights are gone");
+            commands.push(Command::Emit(RunEvent::Notice(text)));
+        }
+    }
+
     pub(super) fn finish_evaluation(
         &mut self,
         now: Instant,
