@@ -17,7 +17,7 @@ use thiserror::Error;
 use worker::engine::config::ModelConfig;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
-use worker::engine::trainer::{Reduced, SlotTimes};
+use worker::engine::trainer::SlotTimes;
 use worker::engine::{EngineError, Trainer, TrainerOptions};
 
 #[derive(Args)]
@@ -96,9 +96,7 @@ struct StepTime {
     backward: f64,
     /// Adding the slot to the exact accumulator.
     accumulate: f64,
-    /// The exact sum to a mean gradient, as with one worker.
-    reduce: f64,
-    /// Norm, clipping and AdamW.
+    /// Norm, clipping and AdamW, from the exact sums, as with one worker.
     update: f64,
 }
 
@@ -108,7 +106,7 @@ impl StepTime {
     }
 
     fn total(&self) -> f64 {
-        self.compute() + self.reduce + self.update
+        self.compute() + self.update
     }
 }
 
@@ -128,7 +126,6 @@ struct Report {
     loss_seconds: f64,
     backward_seconds: f64,
     accumulate_seconds: f64,
-    reduce_seconds: f64,
     update_seconds: f64,
     parameters: u64,
     trainable: u64,
@@ -178,7 +175,6 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
         loss_seconds: median.loss,
         backward_seconds: median.backward,
         accumulate_seconds: median.accumulate,
-        reduce_seconds: median.reduce,
         update_seconds: median.update,
         parameters: trainer.total_scalars(),
         trainable: trainer.layout().scalars as u64,
@@ -256,19 +252,13 @@ fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError
     trainer.train_slot(0, blocks)?;
     let SlotTimes { pass, accumulate } = trainer.slot_times();
     let computed = Instant::now();
-    let reduced = Reduced {
-        mean: trainer.accumulator().mean(),
-        invalid: trainer.accumulator().invalid(),
-    };
-    let summed = Instant::now();
-    trainer.apply(&reduced, 1e-5)?;
+    trainer.apply_held(1e-5)?;
     Ok(StepTime {
         forward: pass.forward.as_secs_f64(),
         loss: pass.loss.as_secs_f64(),
         backward: pass.backward.as_secs_f64(),
         accumulate: accumulate.as_secs_f64(),
-        reduce: (summed - computed).as_secs_f64(),
-        update: summed.elapsed().as_secs_f64(),
+        update: computed.elapsed().as_secs_f64(),
     })
 }
 
@@ -359,13 +349,12 @@ fn print(report: &Report, json: bool) {
         report.trainable
     );
     println!(
-        "a step       {:.4} s: forward {:.4}, loss {:.4}, backward {:.4}, accumulate {:.4}, sum {:.4}, update {:.4}",
+        "a step       {:.4} s: forward {:.4}, loss {:.4}, backward {:.4}, accumulate {:.4}, update {:.4}",
         report.step_seconds,
         report.forward_seconds,
         report.loss_seconds,
         report.backward_seconds,
         report.accumulate_seconds,
-        report.reduce_seconds,
         report.update_seconds
     );
 }

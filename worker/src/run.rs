@@ -107,6 +107,7 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         updates: VecDeque::new(),
         following: None,
         entering: None,
+        spare_mean: Vec::new(),
     };
     // What was fetched for the start alone is of no more use.
     drop(start);
@@ -162,6 +163,8 @@ struct Run {
     following: Option<Follower>,
     /// A generation that it enters with the next updates of that feed.
     entering: Option<v1::Generation>,
+    /// Memory of the last mean gradient, for the next one.
+    spare_mean: Vec<f32>,
 }
 
 impl Run {
@@ -409,7 +412,10 @@ impl Run {
             Err(error) => return self.report_failure(error),
         };
         let exchanged = Instant::now();
-        let outcome = self.trainer.apply(&reduced, plan.learning_rate)?;
+        let outcome = match &reduced {
+            Some(reduced) => self.trainer.apply(reduced, plan.learning_rate)?,
+            None => self.trainer.apply_held(plan.learning_rate)?,
+        };
         failpoint::reached("optimizer");
         self.publish(&plan, outcome.skipped, reduced, slots.clone());
         self.plan = None;
@@ -449,22 +455,28 @@ impl Run {
         });
     }
 
-    /// The mean gradient, and what the slots of the step amount to, whoever held them.
-    fn reduce(&self, plan: &v1::Plan) -> Result<(Reduced, HeldSlots), CollectiveError> {
+    /// What the slots of the step amount to, whoever held them, and the mean gradient; None: the one that this worker
+    /// holds.
+    fn reduce(&mut self, plan: &v1::Plan) -> Result<(Option<Reduced>, HeldSlots), CollectiveError> {
         let mesh = self.links.collective.mesh(self.generation)?;
         let accumulator = self.trainer.accumulator();
-        let ReducedSum {
-            mean,
-            invalid,
-            slots,
-        } = mesh.all_reduce(&Contribution {
+        let contribution = Contribution {
             step: plan.step,
             slots: plan.slots,
             held: self.trainer.held(),
             sums: sums(accumulator),
             invalid: accumulator.invalid(),
-        })?;
-        Ok((Reduced { mean, invalid }, slots))
+        };
+        if let Some(slots) = mesh.sum_of_one(&contribution)? {
+            return Ok((None, slots));
+        }
+        let spare = std::mem::take(&mut self.spare_mean);
+        let ReducedSum {
+            mean,
+            invalid,
+            slots,
+        } = mesh.all_reduce_into(&contribution, spare)?;
+        Ok((Some(Reduced { mean, invalid }), slots))
     }
 
     /// An exchange that broke costs nothing: the accumulator is as it was, and a new generation follows.
@@ -531,7 +543,7 @@ impl Run {
 
 fn sums(accumulator: &Accumulator) -> Sums<'_> {
     match accumulator.sums() {
-        accumulator::Sums::Exact { sums, .. } => Sums::Exact(sums),
+        accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
         accumulator::Sums::Fast { sums } => Sums::Fast(sums),
     }
 }

@@ -96,7 +96,7 @@ fn exchange(accumulators: &[Accumulator], slots: usize) -> Vec<ReducedSum> {
                         step: 7,
                         slots: slots as u32,
                         held: &held,
-                        sums: Sums::Exact(sums),
+                        sums: Sums::Packed(sums),
                         invalid: *invalid,
                     };
                     member.mesh(1).unwrap().all_reduce(&contribution).unwrap()

@@ -10,42 +10,60 @@ use std::ops::Range;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use common::failpoint;
-use rayon::prelude::*;
 
 use super::fence::TICK;
 use super::frame::{FrameKind, PIECE_SCALARS};
 use super::start::Start;
 use super::tcp::Mesh;
 use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
+use crate::engine::packed::PackedSums;
+use crate::slot::HeldSlots;
 
 impl Mesh {
+    /// Where nobody else is, the contribution is the sum of all: only the slots that make up the step. None: there are
+    /// others to exchange with.
+    pub fn sum_of_one(
+        &self,
+        contribution: &Contribution<'_>,
+    ) -> Result<Option<HeldSlots>, CollectiveError> {
+        self.fence.check().map_err(|_| self.fence.reason())?;
+        match self.size() {
+            1 => Start::of(contribution).complete().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Sums the contributions of all members. On an error the contribution is untouched and the mesh is of no further
     /// use: the next generation has a new one.
     pub fn all_reduce(
         &self,
         contribution: &Contribution<'_>,
     ) -> Result<ReducedSum, CollectiveError> {
+        self.all_reduce_into(contribution, Vec::new())
+    }
+
+    /// As [`all_reduce`](Self::all_reduce), into the memory of a vector that is of no more use.
+    pub fn all_reduce_into(
+        &self,
+        contribution: &Contribution<'_>,
+        mean: Vec<f32>,
+    ) -> Result<ReducedSum, CollectiveError> {
         self.fence.check().map_err(|_| self.fence.reason())?;
         match contribution.sums {
-            Sums::Exact(sums) => self.reduce(contribution, sums),
-            Sums::Fast(sums) => self.reduce(contribution, sums),
+            Sums::Exact(sums) => self.reduce(contribution, sums, mean),
+            Sums::Packed(sums) => self.reduce(contribution, sums, mean),
+            Sums::Fast(sums) => self.reduce(contribution, sums, mean),
         }
     }
 
-    fn reduce<T: Scalar>(
+    fn reduce<S: Summands + ?Sized>(
         &self,
         contribution: &Contribution<'_>,
-        sums: &[T],
+        sums: &S,
+        mut mean: Vec<f32>,
     ) -> Result<ReducedSum, CollectiveError> {
         let mut start = Start::of(contribution);
-        if self.size() == 1 {
-            return Ok(ReducedSum {
-                mean: finish_all(sums),
-                invalid: contribution.invalid,
-                slots: start.complete()?,
-            });
-        }
-        let mut mean = vec![0f32; sums.len()];
+        mean.resize(sums.scalars(), 0.0);
         let exchange = Exchange::new(self, sums);
         let starts = exchange.run(&start, &mut mean);
         // Peers keep their connections until the next generation, so that a third party's failure is not taken for ours.
@@ -105,16 +123,36 @@ impl Scalar for f32 {
     }
 }
 
-fn finish_all<T: Scalar>(sums: &[T]) -> Vec<f32> {
-    let mut mean = vec![0f32; sums.len()];
-    mean.par_chunks_mut(PIECE_SCALARS)
-        .zip(sums.par_chunks(PIECE_SCALARS))
-        .for_each(|(mean, sums)| {
-            for (mean, &sum) in mean.iter_mut().zip(sums) {
-                *mean = T::finish(sum);
-            }
-        });
-    mean
+/// What a member brings, read piece by piece.
+trait Summands: Sync {
+    type Scalar: Scalar;
+    fn scalars(&self) -> usize;
+    /// Those from `start`, as many as `piece` takes.
+    fn read(&self, start: usize, piece: &mut [Self::Scalar]);
+}
+
+impl<T: Scalar> Summands for [T] {
+    type Scalar = T;
+
+    fn scalars(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, start: usize, piece: &mut [T]) {
+        piece.copy_from_slice(&self[start..start + piece.len()]);
+    }
+}
+
+impl Summands for PackedSums {
+    type Scalar = i64;
+
+    fn scalars(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, start: usize, piece: &mut [i64]) {
+        PackedSums::read(self, start, piece);
+    }
 }
 
 /// The scalars that `rank` owns.
@@ -123,12 +161,19 @@ fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
     cut(rank as usize)..cut(rank as usize + 1)
 }
 
+/// The scalars of each piece of a chunk.
+fn pieces(chunk: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = chunk.end;
+    let starts = chunk.step_by(PIECE_SCALARS);
+    starts.map(move |start| start..end.min(start + PIECE_SCALARS))
+}
+
 /// One exchange in progress, shared by its threads.
-struct Exchange<'a, T> {
+struct Exchange<'a, S: Summands + ?Sized> {
     mesh: &'a Mesh,
-    sums: &'a [T],
+    sums: &'a S,
     /// Of our own chunk.
-    pieces: Vec<Piece<T>>,
+    pieces: Vec<Piece<S::Scalar>>,
     /// Woken whenever a piece has taken a contribution.
     turn: Mutex<()>,
     changed: Condvar,
@@ -144,9 +189,9 @@ struct PieceState<T> {
     contributions: usize,
 }
 
-impl<'a, T: Scalar> Exchange<'a, T> {
-    fn new(mesh: &'a Mesh, sums: &'a [T]) -> Self {
-        let own = chunk(sums.len(), mesh.size(), mesh.rank());
+impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
+    fn new(mesh: &'a Mesh, sums: &'a S) -> Self {
+        let own = chunk(sums.scalars(), mesh.size(), mesh.rank());
         let pieces = (0..own.len().div_ceil(PIECE_SCALARS)).map(|_| Piece {
             state: Mutex::new(PieceState {
                 sum: Vec::new(),
@@ -165,7 +210,7 @@ impl<'a, T: Scalar> Exchange<'a, T> {
 
     /// Fills `mean` and returns what each peer brought.
     fn run(&self, start: &Start, mean: &mut [f32]) -> Result<Vec<Start>, CollectiveError> {
-        let start_bytes = start.encode(T::MODE, self.sums.len());
+        let start_bytes = start.encode(S::Scalar::MODE, self.sums.scalars());
         let (size, rank) = (self.mesh.size(), self.mesh.rank());
         std::thread::scope(|scope| {
             let mut rest = &mut *mean;
@@ -173,7 +218,7 @@ impl<'a, T: Scalar> Exchange<'a, T> {
             let mut receivers = Vec::new();
             for peer in 0..size as u32 {
                 let (chunk_mean, tail) =
-                    rest.split_at_mut(chunk(self.sums.len(), size, peer).len());
+                    rest.split_at_mut(chunk(self.sums.scalars(), size, peer).len());
                 rest = tail;
                 if peer == rank {
                     own_mean = chunk_mean;
@@ -214,8 +259,11 @@ impl<'a, T: Scalar> Exchange<'a, T> {
     fn send_to(&self, peer: u32, start: &[u8]) -> Result<(), CollectiveError> {
         let mut sender = self.mesh.sender(peer)?;
         sender.send(FrameKind::Start, 0, start)?;
-        let theirs = chunk(self.sums.len(), self.mesh.size(), peer);
-        for (index, part) in self.sums[theirs].chunks(PIECE_SCALARS).enumerate() {
+        let theirs = chunk(self.sums.scalars(), self.mesh.size(), peer);
+        let mut piece = self.piece(theirs.len());
+        for (index, range) in pieces(theirs).enumerate() {
+            let part = &mut piece[..range.len()];
+            self.sums.read(range.start, part);
             sender.send(FrameKind::Part, index, bytemuck::cast_slice(part))?;
             failpoint::reached("exchange");
         }
@@ -227,8 +275,11 @@ impl<'a, T: Scalar> Exchange<'a, T> {
     }
 
     fn contribute_own(&self) -> Result<(), CollectiveError> {
-        let own = chunk(self.sums.len(), self.mesh.size(), self.mesh.rank());
-        for (index, part) in self.sums[own].chunks(PIECE_SCALARS).enumerate() {
+        let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
+        let mut piece = self.piece(own.len());
+        for (index, range) in pieces(own).enumerate() {
+            let part = &mut piece[..range.len()];
+            self.sums.read(range.start, part);
             self.contribute(index, self.mesh.rank(), part)?;
         }
         Ok(())
@@ -242,10 +293,10 @@ impl<'a, T: Scalar> Exchange<'a, T> {
     ) -> Result<Start, CollectiveError> {
         let mut receiver = self.mesh.receiver(peer)?;
         let bytes = receiver.receive_any_length(FrameKind::Start, 0)?;
-        let theirs = Start::decode(&bytes, T::MODE, self.sums.len(), start)
+        let theirs = Start::decode(&bytes, S::Scalar::MODE, self.sums.scalars(), start)
             .map_err(|fault| receiver.error(&fault))?;
-        let own = chunk(self.sums.len(), self.mesh.size(), self.mesh.rank()).len();
-        let mut part = vec![T::zeroed(); own.min(PIECE_SCALARS)];
+        let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank()).len();
+        let mut part = self.piece(own);
         for index in 0..self.pieces.len() {
             let part = &mut part[..PIECE_SCALARS.min(own - index * PIECE_SCALARS)];
             receiver.receive(FrameKind::Part, index, bytemuck::cast_slice_mut(part))?;
@@ -257,34 +308,44 @@ impl<'a, T: Scalar> Exchange<'a, T> {
         Ok(theirs)
     }
 
+    /// Room for a piece of a chunk.
+    fn piece(&self, chunk: usize) -> Vec<S::Scalar> {
+        vec![bytemuck::Zeroable::zeroed(); chunk.min(PIECE_SCALARS)]
+    }
+
     /// Adds one member's part to a piece of our chunk; the last one finishes it.
-    fn contribute(&self, index: usize, rank: u32, part: &[T]) -> Result<(), CollectiveError> {
+    fn contribute(
+        &self,
+        index: usize,
+        rank: u32,
+        part: &[S::Scalar],
+    ) -> Result<(), CollectiveError> {
         let piece = &self.pieces[index];
-        if T::ORDERED {
+        if S::Scalar::ORDERED {
             self.wait_until(|| lock(&piece.state).contributions == rank as usize)?;
         }
         let mut state = lock(&piece.state);
         match state.contributions {
             0 => state.sum = part.to_vec(),
-            _ => T::add(&mut state.sum, part),
+            _ => S::Scalar::add(&mut state.sum, part),
         }
         state.contributions += 1;
         let finished = state.contributions == self.mesh.size();
         if finished {
             let sum = std::mem::take(&mut state.sum);
-            let mean = sum.into_iter().map(T::finish).collect();
+            let mean = sum.into_iter().map(S::Scalar::finish).collect();
             // Only the last contribution comes here, so it is empty.
             let _ = piece.mean.set(mean);
         }
         drop(state);
-        if finished || T::ORDERED {
+        if finished || S::Scalar::ORDERED {
             drop(lock(&self.turn));
             self.changed.notify_all();
         }
         Ok(())
     }
 
-    fn wait_for_mean<'p>(&self, piece: &'p Piece<T>) -> Result<&'p [f32], CollectiveError> {
+    fn wait_for_mean<'p>(&self, piece: &'p Piece<S::Scalar>) -> Result<&'p [f32], CollectiveError> {
         self.wait_until(|| piece.mean.get().is_some())?;
         Ok(piece.mean.get().map_or(&[], Vec::as_slice))
     }

@@ -28,6 +28,7 @@ use self::feed::{FeedLimits, Feeds};
 use self::fence::Fence;
 use self::listener::Listener;
 use self::tcp::Mesh;
+use crate::engine::packed::PackedSums;
 use crate::slot::HeldSlots;
 
 /// Who takes part in a generation, as seen by one member.
@@ -79,6 +80,8 @@ pub struct Contribution<'a> {
 pub enum Sums<'a> {
     /// Fixed point, see `common::exact`.
     Exact(&'a [i64]),
+    /// The same, as accumulators have it.
+    Packed(&'a PackedSums),
     /// Already in units of the mean gradient.
     Fast(&'a [f32]),
 }
@@ -87,6 +90,7 @@ impl Sums<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Exact(sums) => sums.len(),
+            Self::Packed(sums) => sums.len(),
             Self::Fast(sums) => sums.len(),
         }
     }

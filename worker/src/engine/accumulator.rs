@@ -5,9 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use common::exact::{FixedPoint, dequantize};
+use common::exact::FixedPoint;
 use common::job::Reduction;
 use rayon::prelude::*;
+
+use super::packed::PackedSums;
 
 /// Scalars a thread works on at a time. Fixed, so that results do not depend on the number of threads.
 const TILE: usize = 1 << 16;
@@ -25,7 +27,7 @@ pub struct Accumulator {
 pub enum Sums {
     /// In fixed point (see [`common::exact`]). `invalid` counts the scalars that were not finite or out of range; any
     /// of them, on any worker, makes everybody skip the step.
-    Exact { sums: Vec<i64>, invalid: u64 },
+    Exact { sums: PackedSums, invalid: u64 },
     /// Already divided by the step's trained tokens.
     Fast { sums: Vec<f32> },
 }
@@ -48,7 +50,7 @@ impl Accumulator {
     pub fn new(reduction: Reduction, scalars: usize) -> Self {
         let sums = match reduction {
             Reduction::Exact => Sums::Exact {
-                sums: vec![0; scalars],
+                sums: PackedSums::zeros(scalars),
                 invalid: 0,
             },
             Reduction::Fast => Sums::Fast {
@@ -123,13 +125,14 @@ impl Accumulator {
     /// Parts cannot be taken back: where the rest of the slot does not follow, everything is forgotten.
     pub fn add_part(&mut self, offset: usize, gradient: &[f32], parts: u64) {
         let open = self.open.expect("a step is begun before slots are added");
-        let range = offset..offset + gradient.len();
         match &mut self.sums {
             Sums::Exact { sums, invalid } => {
-                let rule = open.rule.of_parts(parts);
-                *invalid += add_exact(&rule, &mut sums[range], gradient);
+                *invalid += sums.add(&open.rule.of_parts(parts), offset, gradient);
             }
-            Sums::Fast { sums } => add_fast(open.trained_tokens, &mut sums[range], gradient),
+            Sums::Fast { sums } => {
+                let sums = &mut sums[offset..offset + gradient.len()];
+                add_fast(open.trained_tokens, sums, gradient);
+            }
         }
     }
 
@@ -142,7 +145,7 @@ impl Accumulator {
     pub fn clear(&mut self) {
         match &mut self.sums {
             Sums::Exact { sums, invalid } => {
-                sums.par_chunks_mut(TILE).for_each(|tile| tile.fill(0));
+                sums.clear();
                 *invalid = 0;
             }
             Sums::Fast { sums } => sums.par_chunks_mut(TILE).for_each(|tile| tile.fill(0.0)),
@@ -153,40 +156,26 @@ impl Accumulator {
 
     /// The mean gradient, where this worker holds every slot.
     pub fn mean(&self) -> Vec<f32> {
+        let mut mean = vec![0.0; self.scalars()];
+        let tiles = mean.par_chunks_mut(TILE).enumerate();
+        tiles.for_each(|(index, mean)| self.read_means(index * TILE, mean));
+        mean
+    }
+
+    /// The mean gradients from scalar `start`, as many as `out` takes, where this worker holds every slot.
+    pub fn read_means(&self, start: usize, out: &mut [f32]) {
         match &self.sums {
-            Sums::Exact { sums, .. } => {
-                let mut mean = vec![0.0; sums.len()];
-                dequantize_into(sums, &mut mean);
-                mean
-            }
-            Sums::Fast { sums } => sums.clone(),
+            Sums::Exact { sums, .. } => sums.read_means(start, out),
+            Sums::Fast { sums } => out.copy_from_slice(&sums[start..start + out.len()]),
         }
     }
 
-    fn scalars(&self) -> usize {
+    pub fn scalars(&self) -> usize {
         match &self.sums {
             Sums::Exact { sums, .. } => sums.len(),
             Sums::Fast { sums } => sums.len(),
         }
     }
-}
-
-/// The mean gradients of finished sums.
-pub fn dequantize_into(sums: &[i64], mean: &mut [f32]) {
-    assert_eq!(sums.len(), mean.len(), "sums and means differ in length");
-    let tiles = mean.par_chunks_mut(TILE).zip(sums.par_chunks(TILE));
-    tiles.for_each(|(mean, sums)| {
-        for (mean, sum) in mean.iter_mut().zip(sums) {
-            *mean = dequantize(*sum);
-        }
-    });
-}
-
-fn add_exact(rule: &FixedPoint, sums: &mut [i64], gradient: &[f32]) -> u64 {
-    sums.par_chunks_mut(TILE)
-        .zip(gradient.par_chunks(TILE))
-        .map(|(sums, gradient)| rule.accumulate(sums, gradient))
-        .sum()
 }
 
 fn add_fast(trained_tokens: u64, sums: &mut [f32], gradient: &[f32]) {
@@ -206,7 +195,11 @@ mod tests {
 
     fn exact(accumulator: &Accumulator) -> Vec<i64> {
         match accumulator.sums() {
-            Sums::Exact { sums, .. } => sums.clone(),
+            Sums::Exact { sums, .. } => {
+                let mut plain = vec![0; sums.len()];
+                sums.read(0, &mut plain);
+                plain
+            }
             Sums::Fast { .. } => unreachable!("made as exact"),
         }
     }

@@ -14,6 +14,7 @@ pub mod model;
 pub mod numerics;
 pub mod ops;
 pub mod optim;
+pub mod packed;
 pub mod params;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

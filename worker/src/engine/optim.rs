@@ -2,8 +2,12 @@
 //! `torch.nn.utils.clip_grad_norm_`. In: the mean gradient, the same on every worker. Out: updated weights and moments,
 //! the same to the bit for any number of threads.
 
+use std::ops::Range;
+
 use common::job::JobSpec;
 use rayon::prelude::*;
+
+use super::accumulator::Accumulator;
 
 /// Scalars a thread works on at a time, and the chunk whose squares are summed in order. Part of the numerics: another
 /// value gives other norms.
@@ -28,6 +32,34 @@ pub struct Update {
     pub gradient_scale: f32,
 }
 
+/// Where the mean gradient is read from, in layout order.
+#[derive(Clone, Copy)]
+pub enum Mean<'a> {
+    Flat(&'a [f32]),
+    /// An accumulator that holds every slot. The mean is computed chunk by chunk and never stands in memory.
+    Sums(&'a Accumulator),
+}
+
+impl Mean<'_> {
+    pub fn scalars(&self) -> usize {
+        match self {
+            Self::Flat(mean) => mean.len(),
+            Self::Sums(accumulator) => accumulator.scalars(),
+        }
+    }
+
+    fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::Flat(mean) => &mean[range],
+            Self::Sums(accumulator) => {
+                scratch.resize(range.len(), 0.0);
+                accumulator.read_means(range.start, scratch);
+                scratch
+            }
+        }
+    }
+}
+
 impl AdamW {
     pub fn from_job(job: &JobSpec) -> Self {
         Self {
@@ -38,18 +70,21 @@ impl AdamW {
         }
     }
 
-    /// Updates a tensor's weights and moments in place, in one pass. All slices have one length.
+    /// Updates a tensor's weights and moments in place, in one pass. All slices have one length, and the tensor's
+    /// gradient is in `mean` from scalar `first`.
     pub fn update(
         &self,
         update: &Update,
         weights: &mut [f32],
         exp_avg: &mut [f32],
         exp_avg_sq: &mut [f32],
-        gradient: &[f32],
+        (mean, first): (Mean, usize),
     ) {
         let scalars = weights.len();
         assert!(
-            exp_avg.len() == scalars && exp_avg_sq.len() == scalars && gradient.len() == scalars,
+            exp_avg.len() == scalars
+                && exp_avg_sq.len() == scalars
+                && first + scalars <= mean.scalars(),
             "weights, moments and gradient differ in length"
         );
         let factors = self.factors(update);
@@ -57,8 +92,12 @@ impl AdamW {
             .par_chunks_mut(CHUNK)
             .zip(exp_avg.par_chunks_mut(CHUNK))
             .zip(exp_avg_sq.par_chunks_mut(CHUNK))
-            .zip(gradient.par_chunks(CHUNK))
-            .for_each(|(((w, m), v), g)| factors.apply(w, m, v, g));
+            .enumerate()
+            .for_each_init(Vec::new, |scratch, (index, ((w, m), v))| {
+                let start = first + index * CHUNK;
+                let gradient = mean.read(start..start + w.len(), scratch);
+                factors.apply(w, m, v, gradient);
+            });
     }
 
     fn factors(&self, update: &Update) -> Factors {
@@ -104,8 +143,15 @@ impl Factors {
 
 /// The Euclidean norm of a flat gradient. Squares are summed in float64, in order within chunks of 65,536 scalars and
 /// then over the chunks in order. Not finite if a scalar is not.
-pub fn gradient_norm(flat: &[f32]) -> f64 {
-    let chunk_sums: Vec<f64> = flat.par_chunks(CHUNK).map(sum_of_squares).collect();
+pub fn gradient_norm(mean: Mean) -> f64 {
+    let scalars = mean.scalars();
+    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(CHUNK))
+        .into_par_iter()
+        .map_init(Vec::new, |scratch, index| {
+            let range = index * CHUNK..scalars.min((index + 1) * CHUNK);
+            sum_of_squares(mean.read(range, scratch))
+        })
+        .collect();
     chunk_sums.iter().sum::<f64>().sqrt()
 }
 
@@ -158,7 +204,8 @@ mod tests {
                 learning_rate: 0.1,
                 gradient_scale: 1.0,
             };
-            optimizer.update(&update, &mut weights, &mut m, &mut v, gradient);
+            let mean = (Mean::Flat(gradient), 0);
+            optimizer.update(&update, &mut weights, &mut m, &mut v, mean);
         }
         let expected: [f32; 4] = [0.746_549_8, -1.930_780_9, 0.337_763_46, 2.856_525];
         for (found, expected) in weights.iter().zip(expected) {
@@ -177,11 +224,11 @@ mod tests {
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            pool.install(|| gradient_norm(&flat)).to_bits()
+            pool.install(|| gradient_norm(Mean::Flat(&flat))).to_bits()
         });
         assert!(norms.iter().all(|norm| *norm == norms[0]));
-        assert_eq!(gradient_norm(&[3.0, 4.0]), 5.0);
-        assert!(!gradient_norm(&[1.0, f32::NAN]).is_finite());
+        assert_eq!(gradient_norm(Mean::Flat(&[3.0, 4.0])), 5.0);
+        assert!(!gradient_norm(Mean::Flat(&[1.0, f32::NAN])).is_finite());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::accumulator::{Accumulator, Sums};
 use super::buffer::Pool;
 use super::ops::element::narrow;
 use super::params::{Collect, Parameters, Weight};
-use super::{Reduced, Trainer, TrainerOptions};
+use super::{Trainer, TrainerOptions};
 
 /// A `config.json` of two layers.
 pub fn config(architecture: &str) -> Value {
@@ -132,7 +132,11 @@ pub fn slot_sums(trainer: &mut Trainer, step: u64, blocks: &[Block]) -> (Vec<i64
     trainer.begin_step(step, tokens, 1);
     let outcome = trainer.train_slot(0, blocks).unwrap();
     match trainer.accumulator().sums() {
-        Sums::Exact { sums, invalid: 0 } => (sums.clone(), outcome.loss_sum),
+        Sums::Exact { sums, invalid: 0 } => {
+            let mut plain = vec![0; sums.len()];
+            sums.read(0, &mut plain);
+            (plain, outcome.loss_sum)
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -149,11 +153,7 @@ pub fn step(trainer: &mut Trainer, blocks: &[Block], learning_rate: f64) -> f64 
             .unwrap()
             .loss_sum;
     }
-    let reduced = Reduced {
-        mean: trainer.accumulator().mean(),
-        invalid: trainer.accumulator().invalid(),
-    };
-    trainer.apply(&reduced, learning_rate).unwrap();
+    trainer.apply_held(learning_rate).unwrap();
     loss / tokens as f64
 }
 

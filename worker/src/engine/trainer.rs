@@ -19,7 +19,7 @@ use super::batch::Batch;
 use super::config::ModelConfig;
 use super::model::{Model, PassTimes, Tensors};
 use super::ops::lora_linear::{Lora, MaskKey};
-use super::optim::{AdamW, Update, clip_coefficient, gradient_norm};
+use super::optim::{AdamW, Mean, Update, clip_coefficient, gradient_norm};
 use super::params::{Collect, Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError};
@@ -251,6 +251,21 @@ impl Trainer {
         reduced: &Reduced,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
+        let mean = Mean::Flat(&reduced.mean);
+        Ok(self.update(mean, reduced.invalid, learning_rate))
+    }
+
+    /// As [`apply`](Self::apply) of the accumulator's mean, which never stands in memory: where every slot of the step
+    /// is held here.
+    pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
+        let accumulator = std::mem::take(&mut self.accumulator);
+        let mean = Mean::Sums(&accumulator);
+        let outcome = self.update(mean, accumulator.invalid(), learning_rate);
+        self.accumulator = accumulator;
+        Ok(outcome)
+    }
+
+    fn update(&mut self, mean: Mean, invalid: u64, learning_rate: f64) -> UpdateOutcome {
         let Self {
             pool,
             parameters,
@@ -259,8 +274,8 @@ impl Trainer {
             exp_avg_sq,
             ..
         } = self;
-        let grad_norm = pool.install(|| gradient_norm(&reduced.mean));
-        let skipped = reduced.invalid > 0 || !grad_norm.is_finite();
+        let grad_norm = pool.install(|| gradient_norm(mean));
+        let skipped = invalid > 0 || !grad_norm.is_finite();
         self.step += 1;
         if !skipped {
             let update = Update {
@@ -272,11 +287,11 @@ impl Trainer {
             parameters.update(|weights| {
                 pool.install(|| {
                     let moments = (exp_avg.as_mut_slice(), exp_avg_sq.as_mut_slice());
-                    update_tensors(optimizer, &update, &layout, weights, moments, &reduced.mean);
+                    update_tensors(optimizer, &update, &layout, weights, moments, mean);
                 });
             });
         }
-        Ok(UpdateOutcome { grad_norm, skipped })
+        UpdateOutcome { grad_norm, skipped }
     }
 
     pub fn weights_digest(&self) -> String {
@@ -357,7 +372,7 @@ fn update_tensors(
     layout: &Layout,
     weights: &mut [f32],
     (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
-    gradient: &[f32],
+    mean: Mean,
 ) {
     for tensor in &layout.tensors {
         let range = tensor.offset..tensor.offset + tensor.scalars();
@@ -369,8 +384,8 @@ fn update_tensors(
             update,
             &mut weights[range.clone()],
             &mut exp_avg[range.clone()],
-            &mut exp_avg_sq[range.clone()],
-            &gradient[range],
+            &mut exp_avg_sq[range],
+            (mean, tensor.offset),
         );
     }
 }

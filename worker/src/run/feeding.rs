@@ -106,16 +106,27 @@ impl Run {
         feeds.begin(run_id, feed.worker, feed.attempt, copy);
     }
 
-    /// Hands the update that was just made to whoever follows.
+    /// Hands the update that was just made to whoever follows. Without `reduced` it was made of what is held here.
     pub(super) fn publish(
-        &self,
+        &mut self,
         plan: &v1::Plan,
         skipped: bool,
-        reduced: Reduced,
+        reduced: Option<Reduced>,
         slots: HeldSlots,
     ) {
-        let mean = if skipped { Vec::new() } else { reduced.mean };
-        self.links.collective.feeds().publish(Update {
+        let feeds = self.links.collective.feeds();
+        let mean = match reduced {
+            _ if skipped => Vec::new(),
+            // The memory is kept for the next exchange.
+            Some(reduced) if !feeds.is_followed() => {
+                self.spare_mean = reduced.mean;
+                Vec::new()
+            }
+            Some(reduced) => reduced.mean,
+            None if !feeds.is_followed() => Vec::new(),
+            None => self.trainer.accumulator().mean(),
+        };
+        feeds.publish(Update {
             step: plan.step,
             learning_rate: plan.learning_rate,
             skipped,

@@ -144,9 +144,9 @@ fn a_packed_block_equals_its_documents_one_by_one() {
                 .iter()
                 .map(|sum| common::exact::dequantize(*sum))
                 .collect();
-            let norm = gradient_norm(&expected);
+            let norm = gradient_norm(Mean::Flat(&expected));
             let difference: Vec<f32> = mean.iter().zip(&expected).map(|(a, b)| a - b).collect();
-            assert!(gradient_norm(&difference) < 1e-4 * norm);
+            assert!(gradient_norm(Mean::Flat(&difference)) < 1e-4 * norm);
         }
     }
 }
@@ -173,6 +173,24 @@ fn a_held_slot_is_not_added_twice() {
     trainer.begin_step(0, 10, 1);
     assert_eq!(trainer.train_slot(0, &blocks()).unwrap(), first);
     assert_eq!(trainer.accumulator().mean(), sums);
+}
+
+#[test]
+fn an_update_from_held_sums_is_that_of_their_mean() {
+    let dir = model("Qwen3ForCausalLM");
+    for job in [job(Method::Full), job(lora(TargetModules::AllLinear, 0.0))] {
+        let [mut held, mut given] = [1, 3].map(|threads| load(dir.path(), job.clone(), threads));
+        for step in 0..2 {
+            assert_eq!(
+                slot_sums(&mut held, step, &blocks()),
+                slot_sums(&mut given, step, &blocks())
+            );
+            let mean = given.accumulator().mean();
+            let expected = given.apply(&Reduced { mean, invalid: 0 }, 1e-2).unwrap();
+            assert_eq!(held.apply_held(1e-2).unwrap(), expected);
+            assert_eq!(held.weights_digest(), given.weights_digest());
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! Sums in fixed point, six bytes each where they fit, and all eight in the tiles where one does not.
+//!
+//! In: gradients to add. Out: the sums as integers, or the mean gradients they stand for, to the same bits as if each
+//! lay in an `i64`. A sum fits below half of the mean gradient's unit, which clipped training hardly leaves.
+
+use std::ops::Range;
+
+use common::exact::{FixedPoint, dequantize};
+use rayon::prelude::*;
+
+use super::ops::vector::dispatch;
+
+/// Scalars that share the choice of six or eight bytes, and that a thread works on at a time.
+const TILE: usize = 1 << 16;
+/// Scalars that are unpacked at a time.
+const BLOCK: usize = 1 << 10;
+
+/// Flat. Low and middle are 48 bits with a sign; a sum is that and 2⁴⁸ times its high part, modulo 2⁶⁴.
+#[derive(Clone, Debug)]
+pub struct PackedSums {
+    low: Vec<u32>,
+    middle: Vec<u16>,
+    /// By tile; None where all are zero.
+    high: Vec<Option<Box<[i16]>>>,
+}
+
+/// A part of one tile.
+struct Part<'a> {
+    /// Of the first scalar within the tile.
+    start: usize,
+    tile_len: usize,
+    low: &'a mut [u32],
+    middle: &'a mut [u16],
+    high: &'a mut Option<Box<[i16]>>,
+}
+
+impl PackedSums {
+    pub fn zeros(scalars: usize) -> Self {
+        Self {
+            low: vec![0; scalars],
+            middle: vec![0; scalars],
+            high: vec![None; scalars.div_ceil(TILE)],
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.low.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.low.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.low.par_chunks_mut(TILE).for_each(|low| low.fill(0));
+        let middle = self.middle.par_chunks_mut(TILE);
+        middle.for_each(|middle| middle.fill(0));
+        self.high.fill(None);
+    }
+
+    /// Adds to the scalars from `offset`, and returns how many gradients were invalid (see [`FixedPoint::accumulate`]).
+    pub fn add(&mut self, rule: &FixedPoint, offset: usize, gradient: &[f32]) -> u64 {
+        let (mut rest, mut parts) = (gradient, Vec::new());
+        for part in self.parts(offset..offset + gradient.len()) {
+            let (gradient, after) = rest.split_at(part.low.len());
+            parts.push((part, gradient));
+            rest = after;
+        }
+        let added = parts.into_par_iter().map(|(mut part, gradient)| {
+            let blocks = gradient.chunks(BLOCK).enumerate();
+            blocks
+                .map(|(index, gradient)| part.add(rule, index * BLOCK, gradient))
+                .sum::<u64>()
+        });
+        added.sum()
+    }
+
+    /// The sums from `start`, as many as `out` takes.
+    pub fn read(&self, start: usize, out: &mut [i64]) {
+        let end = start + out.len();
+        let mut at = start;
+        while at < end {
+            let tile = at / TILE;
+            let stop = end.min((tile + 1) * TILE);
+            let out = &mut out[at - start..stop - start];
+            let (low, middle) = (&self.low[at..stop], &self.middle[at..stop]);
+            let high = self.high[tile].as_deref();
+            let high = high.map(|high| &high[at - tile * TILE..stop - tile * TILE]);
+            dispatch(
+                #[inline(always)]
+                || unpack(low, middle, high, out),
+            );
+            at = stop;
+        }
+    }
+
+    /// The mean gradients from `start`, as many as `out` takes.
+    pub fn read_means(&self, start: usize, out: &mut [f32]) {
+        let mut block = [0; BLOCK];
+        for (index, out) in out.chunks_mut(BLOCK).enumerate() {
+            let sums = &mut block[..out.len()];
+            self.read(start + index * BLOCK, sums);
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (mean, sum) in out.iter_mut().zip(sums) {
+                        *mean = dequantize(*sum);
+                    }
+                },
+            );
+        }
+    }
+
+    fn parts(&mut self, range: Range<usize>) -> impl Iterator<Item = Part<'_>> {
+        let scalars = self.len();
+        let mut low = &mut self.low[range.clone()];
+        let mut middle = &mut self.middle[range.clone()];
+        let tiles = range.start / TILE..range.end.div_ceil(TILE);
+        let high = self.high[tiles.clone()].iter_mut();
+        tiles.zip(high).map(move |(tile, high)| {
+            let tile_start = tile * TILE;
+            let start = range.start.max(tile_start);
+            let len = range.end.min(tile_start + TILE) - start;
+            Part {
+                start: start - tile_start,
+                tile_len: TILE.min(scalars - tile_start),
+                low: low.split_off_mut(..len).unwrap_or_default(),
+                middle: middle.split_off_mut(..len).unwrap_or_default(),
+                high,
+            }
+        })
+    }
+}
+
+impl Part<'_> {
+    /// Adds a block of gradients, to the scalars from `first` of this part.
+    fn add(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> u64 {
+        let mut block = [0; BLOCK];
+        let sums = &mut block[..gradient.len()];
+        let range = first..first + gradient.len();
+        let within = self.start + range.start..self.start + range.end;
+        let high = self.high.as_deref().map(|high| &high[within.clone()]);
+        let (low, middle) = (&self.low[range.clone()], &self.middle[range.clone()]);
+        dispatch(
+            #[inline(always)]
+            || unpack(low, middle, high, sums),
+        );
+        let invalid = rule.accumulate(sums, gradient);
+        let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
+        let fits = dispatch(
+            #[inline(always)]
+            || pack(sums, low, middle),
+        );
+        if !fits && self.high.is_none() {
+            *self.high = Some(vec![0; self.tile_len].into_boxed_slice());
+        }
+        if let Some(high) = self.high {
+            for (high, sum) in high[within].iter_mut().zip(sums) {
+                *high = high_of(*sum);
+            }
+        }
+        invalid
+    }
+}
+
+#[inline(always)]
+fn unpack(low: &[u32], middle: &[u16], high: Option<&[i16]>, sums: &mut [i64]) {
+    for ((sum, low), middle) in sums.iter_mut().zip(low).zip(middle) {
+        *sum = i64::from(*middle as i16) << 32 | i64::from(*low);
+    }
+    if let Some(high) = high {
+        for (sum, high) in sums.iter_mut().zip(high) {
+            *sum = sum.wrapping_add(i64::from(*high) << 48);
+        }
+    }
+}
+
+/// Returns whether all high parts are zero.
+#[inline(always)]
+fn pack(sums: &[i64], low: &mut [u32], middle: &mut [u16]) -> bool {
+    let mut lost = 0;
+    for ((sum, low), middle) in sums.iter().zip(low).zip(middle) {
+        (*low, *middle) = (*sum as u32, (*sum >> 32) as u16);
+        lost |= *sum ^ (*sum << 16 >> 16);
+    }
+    lost == 0
+}
+
+/// What is left of a sum without its lower 48 bits and their sign.
+#[inline(always)]
+fn high_of(sum: i64) -> i16 {
+    (sum.wrapping_sub(sum << 16 >> 16) >> 48) as i16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::rng::CounterRng;
+
+    fn all(packed: &PackedSums) -> Vec<i64> {
+        let mut sums = vec![0; packed.len()];
+        packed.read(0, &mut sums);
+        sums
+    }
+
+    /// Of all magnitudes, the largest of which a slot may hold.
+    fn gradient(len: usize, largest: i32, key: u64) -> Vec<f32> {
+        let mut rng = CounterRng::new(key, &[]);
+        let random = |_| (rng.normal() as f32) * 2f32.powi(largest - rng.below(40) as i32);
+        (0..len).map(random).collect()
+    }
+
+    #[test]
+    fn packed_sums_are_those_in_eight_bytes() {
+        let scalars = 2 * TILE + 700;
+        // Whole, within a tile, across tiles, and the end.
+        let ranges = [
+            0..scalars,
+            5..6,
+            TILE - 3..TILE + BLOCK + 3,
+            100..2 * TILE + 1,
+            scalars - 1..scalars,
+        ];
+        for largest in [-5, 11] {
+            let rule = FixedPoint::new(3, 8);
+            let (mut packed, mut plain) = (PackedSums::zeros(scalars), vec![0i64; scalars]);
+            for (key, range) in ranges.iter().enumerate() {
+                let mut gradient = gradient(range.len(), largest, key as u64);
+                gradient[range.len() / 2] = [f32::NAN, 1.0][key % 2];
+                let invalid = rule.accumulate(&mut plain[range.clone()], &gradient);
+                assert_eq!(packed.add(&rule, range.start, &gradient), invalid);
+                assert!(all(&packed) == plain, "{largest}, {range:?}");
+            }
+            let wide = packed.high.iter().filter(|high| high.is_some()).count();
+            assert_eq!(wide, if largest > 0 { 3 } else { 0 }, "{largest}");
+            let mut part = [0; 99];
+            packed.read(TILE - 50, &mut part);
+            assert_eq!(part, plain[TILE - 50..TILE + 49]);
+            let mut means = [0.0; 99];
+            packed.read_means(TILE - 50, &mut means);
+            assert_eq!(means, part.map(dequantize));
+            packed.clear();
+            assert!(all(&packed).iter().all(|sum| *sum == 0));
+        }
+    }
+
+    #[test]
+    fn sums_leave_the_six_bytes_and_come_back() {
+        let rule = FixedPoint::new(1, 1000);
+        let mut packed = PackedSums::zeros(3);
+        let mut plain = [0; 3];
+        for gradient in [0.4, 0.2, -1.1, -0.3, 0.8, 15.0, -15.5] {
+            for scalar in 0..3 {
+                let gradient = [gradient * (scalar as f32 - 1.0)];
+                packed.add(&rule, scalar, &gradient);
+                rule.accumulate(&mut plain[scalar..=scalar], &gradient);
+                assert_eq!(all(&packed), plain);
+            }
+        }
+    }
+}
