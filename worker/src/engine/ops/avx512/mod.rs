@@ -1,0 +1,228 @@
+//! Products with AVX-512: float32, and bfloat16 with the instructions for it (`avx512_bf16`), where a pair of factors
+//! adds two products to a float32 sum.
+//!
+//! In: the parts of a product, row-major. Out: float32 sums, rounded where the target is bfloat16. Each output element
+//! is summed by one thread, in blocks of [`SUM_BLOCK`] words, so its bits do not depend on the number of threads. A word
+//! is 32 bits of the sum: one float32, or a pair of bfloat16.
+
+mod kernel;
+mod pack;
+
+use std::arch::x86_64::__mmask16;
+use std::cell::RefCell;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::product::{Along, Data, Part, Start, Target, Term, View};
+use kernel::{Ahead, Block, Out, multiply_bf16, multiply_f32};
+use pack::pack;
+
+/// Output columns of a panel: four vectors of 16 float32.
+const PANEL: usize = 64;
+const LANES: usize = 16;
+const LINE_BYTES: usize = 64;
+
+/// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
+const SUM_BLOCK: usize = 128;
+
+/// Output rows of a task: its sums are 128 KiB, which stay in L2.
+const TASK_ROWS: usize = 512;
+
+/// Rows of a task where there are few panels.
+const FEWEST_TASK_ROWS: usize = 48;
+
+/// Whether this processor has the instructions for products of such elements.
+pub fn is_supported<E: Element>() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
+    wide && (size_of::<E>() == size_of::<f32>() || has!("avx512bf16"))
+}
+
+/// Fills the parts' columns of the target, whose shapes were checked. The processor is one that [`is_supported`].
+pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
+    assert!(is_supported::<E>(), "a processor without AVX-512");
+    let padded = padded_factors(parts);
+    let panels: usize = parts.iter().map(|p| p.width().div_ceil(PANEL)).sum();
+    let (rows, stride) = (target.rows, target.columns);
+    let task_rows = task_rows(rows, panels);
+    let out = match target.data {
+        Data::F32(data) => Out::F32(data.as_mut_ptr(), stride),
+        Data::Bf16(data) => Out::Bf16(data.as_mut_ptr().cast(), stride),
+    };
+    let tasks: Vec<Task<E>> = parts
+        .iter()
+        .zip(&padded)
+        .flat_map(|(part, padded)| {
+            (0..part.width()).step_by(PANEL).flat_map(move |column| {
+                (0..rows).step_by(task_rows).map(move |row| Task {
+                    part,
+                    padded,
+                    column,
+                    columns: PANEL.min(part.width() - column),
+                    row,
+                    rows: task_rows.min(rows - row),
+                })
+            })
+        })
+        .collect();
+    tasks.into_par_iter().with_max_len(1).for_each(|task| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            // SAFETY: the features were checked above and the shapes before; each task has its own rows and columns
+            // of the target.
+            unsafe { task.run(out, stride, scratch) }
+        });
+    });
+}
+
+/// Enough tasks for the threads there are. A row's bits do not depend on its task.
+fn task_rows(rows: usize, panels: usize) -> usize {
+    let wanted = (4 * rayon::current_num_threads()).div_ceil(panels.max(1));
+    rows.div_ceil(wanted).clamp(FEWEST_TASK_ROWS, TASK_ROWS)
+}
+
+/// Factors whose rows end within a word, with a zero behind them. By part and term.
+fn padded_factors<E: Element>(parts: &[Part<E>]) -> Vec<Vec<Option<Vec<E>>>> {
+    let per_word = per_word::<E>();
+    let padded = |a: &View<E>| {
+        let stride = a.columns.next_multiple_of(per_word);
+        (stride != a.columns).then(|| {
+            let mut copy = vec![E::zeroed(); a.rows * stride];
+            for (row, copy) in copy.chunks_exact_mut(stride).enumerate() {
+                copy[..a.columns].copy_from_slice(a.row(row));
+            }
+            copy
+        })
+    };
+    parts
+        .iter()
+        .map(|part| part.terms.iter().map(|term| padded(&term.a)).collect())
+        .collect()
+}
+
+/// Elements in a word.
+const fn per_word<E>() -> usize {
+    size_of::<u32>() / size_of::<E>()
+}
+
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Line(#[allow(dead_code)] [u32; LANES]);
+
+/// Of each thread: a packed panel, and the sums of a task.
+struct Scratch {
+    panel: Vec<Line>,
+    sums: Vec<Line>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        panel: vec![Line([0; LANES]); SUM_BLOCK * PANEL / LANES],
+        sums: vec![Line([0; LANES]); TASK_ROWS * PANEL / LANES],
+    });
+}
+/// Rows and columns of one part.
+struct Task<'a, E> {
+    part: &'a Part<'a, E>,
+    padded: &'a [Option<Vec<E>>],
+    /// Within the part.
+    column: usize,
+    columns: usize,
+    row: usize,
+    rows: usize,
+}
+
+impl<E: Element> Task<'_, E> {
+    /// # Safety
+    /// The processor has the features, and the task's rows and columns lie within the target.
+    unsafe fn run(&self, out: Out, stride: usize, scratch: &mut Scratch) {
+        let sums: *mut f32 = scratch.sums.as_mut_ptr().cast();
+        let panel: *mut u32 = scratch.panel.as_mut_ptr().cast();
+        // SAFETY: the parts' shapes were checked against the target's.
+        unsafe {
+            let mut from = match self.part.start {
+                Start::Zero => (std::ptr::null(), 0),
+                Start::Row(row) => (row.as_ptr().add(self.column), 0),
+                Start::Rows(rows) => (rows.as_ptr().add(self.row * stride + self.column), stride),
+            };
+            let out = out.at(self.row, self.part.first + self.column);
+            let blocks: usize = self.part.terms.iter().map(|t| blocks(t)).sum();
+            let mut done = 0;
+            for (index, (term, padded)) in self.part.terms.iter().zip(self.padded).enumerate() {
+                let (a, a_stride) = match padded {
+                    Some(copy) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
+                    None => (term.a.data.as_ptr(), term.a.stride),
+                };
+                let a: *const u8 = a.add(self.row * a_stride).cast();
+                let words = words(term);
+                for start in (0..words).step_by(SUM_BLOCK) {
+                    let count = SUM_BLOCK.min(words - start);
+                    pack(term, self.column, self.columns, start, count, panel);
+                    done += 1;
+                    let block = Block {
+                        a: a.add(start * size_of::<u32>()),
+                        a_stride: a_stride * size_of::<E>(),
+                        words: count,
+                        panel,
+                        from,
+                        to: if done == blocks {
+                            out
+                        } else {
+                            Out::F32(sums, PANEL)
+                        },
+                        columns: self.columns,
+                        ahead: self.ahead(index, start + SUM_BLOCK),
+                    };
+                    match per_word::<E>() {
+                        1 => multiply_f32(self.rows, block),
+                        _ => multiply_bf16(self.rows, block),
+                    }
+                    from = (sums.cast_const(), PANEL);
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Task<'_, E> {
+    /// The weights that are packed after this block: of the same panel, or the first of the one beside it, which the
+    /// same thread is likely to be given.
+    fn ahead(&self, index: usize, start: usize) -> Ahead {
+        let terms = &self.part.terms;
+        let (term, column, start) = match (start < words(&terms[index]), index + 1 < terms.len()) {
+            (true, _) => (&terms[index], self.column, start),
+            (false, true) => (&terms[index + 1], self.column, 0),
+            (false, false) => (&terms[0], self.column + PANEL, 0),
+        };
+        let columns = PANEL.min(term.width().saturating_sub(column));
+        let elements = per_word::<E>() * SUM_BLOCK.min(words(term).saturating_sub(start));
+        let start = start * per_word::<E>();
+        let (row, column, rows, row_elements) = match term.along {
+            Along::Columns => (column, start, columns, elements),
+            Along::Rows => (start, column, elements, columns),
+        };
+        let data = term.w.data.as_ptr();
+        Ahead {
+            row: data.wrapping_add(row * term.w.stride + column).cast(),
+            stride: term.w.stride * size_of::<E>(),
+            line: 0,
+            lines: (row_elements * size_of::<E>()).div_ceil(LINE_BYTES),
+            rows: if row_elements > 0 { rows } else { 0 },
+        }
+    }
+}
+
+fn words<E>(term: &Term<E>) -> usize {
+    term.sum().div_ceil(per_word::<E>())
+}
+
+fn blocks<E>(term: &Term<E>) -> usize {
+    words(term).div_ceil(SUM_BLOCK)
+}
+
+fn lanes(count: usize) -> __mmask16 {
+    ((1u32 << count.min(LANES)) - 1) as __mmask16
+}
+
+const _: () = assert!(size_of::<bf16>() == size_of::<u16>());
