@@ -41,7 +41,7 @@ impl AttentionBlock {
         let mut log_sums = pool.take(tokens * self.layout.heads);
         let mut context = pool.take(tokens * self.layout.heads * self.layout.head_dim);
         {
-            let mut rotated = pool.take(qkv.len());
+            let mut rotated = pool.take::<E>(qkv.len());
             self.rope(pass).forward(&qkv, &mut rotated);
             self.attention(pass)
                 .forward(&rotated, &mut context[..], &mut log_sums);
@@ -104,7 +104,7 @@ impl AttentionBlock {
         }
         let mut d_rotated = pool.take(tape.qkv.len());
         {
-            let mut rotated = pool.take(tape.qkv.len());
+            let mut rotated = pool.take::<E>(tape.qkv.len());
             self.rope(pass).forward(&tape.qkv, &mut rotated);
             let saved = Saved {
                 qkv: &rotated,

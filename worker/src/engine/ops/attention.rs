@@ -7,11 +7,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::element::{Element, narrow, widen};
-use super::gemm::{Matrix, MatrixMut, Shared, multiply};
+use super::gemm::{MatrixMut, Shared};
+use super::product::{Along, Term, View, multiply_small};
 use super::rope::HeadLayout;
 use super::segments::Segments;
 use super::vector::{self, dispatch};
@@ -25,7 +25,7 @@ pub struct Attention<'a> {
 /// What the backward pass reads.
 pub struct Saved<'a, E> {
     /// Queries, keys and values with positions applied.
-    pub qkv: &'a [f32],
+    pub qkv: &'a [E],
     pub out: &'a [E],
     pub d_out: &'a [f32],
     pub log_sums: &'a [f32],
@@ -34,20 +34,57 @@ pub struct Saved<'a, E> {
 /// Of each thread. Every element that is read is written before.
 #[derive(Default)]
 struct Scratch {
+    /// As products leave them.
     scores: Vec<f32>,
     d_scores: Vec<f32>,
+    /// As products read them.
+    probabilities: Factor,
+    score_gradients: Factor,
+    turned: Factor,
+    d_out: Factor,
     /// Output rows of a tile.
     rows: Vec<f32>,
+    /// Of each row of a tile, `sum(P dP)`.
+    deltas: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// A matrix whose rows end with a word of 32 bits, for the products to read.
+#[derive(Default)]
+struct Factor {
+    words: Vec<u32>,
+    columns: usize,
+    stride: usize,
+}
+
+impl Factor {
+    /// Zeros, to be written to in rows of [`Self::stride`].
+    fn clear<E: Element>(&mut self, rows: usize, columns: usize) -> &mut [E] {
+        let per_word = size_of::<u32>() / size_of::<E>();
+        (self.columns, self.stride) = (columns, columns.next_multiple_of(per_word));
+        self.words.clear();
+        self.words.resize(rows * self.stride / per_word, 0);
+        bytemuck::cast_slice_mut(&mut self.words)
+    }
+
+    /// With the columns that fill up the last word.
+    fn padded<E: Element>(&self) -> View<'_, E> {
+        let elements: &[E] = bytemuck::cast_slice(&self.words);
+        View::new(elements, elements.len() / self.stride.max(1), self.stride)
+    }
+
+    fn view<E: Element>(&self) -> View<'_, E> {
+        self.padded().part(0, self.columns)
+    }
+}
+
 impl Attention<'_> {
     /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; `out` becomes
     /// `[tokens, heads * head_dim]`, and `log_sums` `log(sum(exp(scores)))` of each row, `[heads, tokens]`.
-    pub fn forward<E: Element>(&self, qkv: &[f32], out: &mut [E], log_sums: &mut [f32]) {
+    pub fn forward<E: Element>(&self, qkv: &[E], out: &mut [E], log_sums: &mut [f32]) {
         let HeadLayout {
             heads, head_dim, ..
         } = self.layout;
@@ -136,85 +173,55 @@ impl Attention<'_> {
         self.layout.heads / self.layout.key_value_heads
     }
 
-    /// `[rows, head_dim]` of `data`, whose rows are `width` long.
-    fn part<'a>(
-        &self,
-        data: &'a [f32],
-        width: usize,
-        rows: &Range<usize>,
-        column: usize,
-    ) -> Matrix<'a> {
-        let start = rows.start * width + column;
-        Matrix::strided(&data[start..], rows.len(), self.layout.head_dim, width)
-    }
-
-    /// Scaled scores of a tile: `[rows, keys]`.
-    fn scores(
-        &self,
-        qkv: &[f32],
-        rows: &Range<usize>,
-        keys: &Range<usize>,
-        head: usize,
-        scores: &mut Vec<f32>,
-    ) {
+    /// `[rows, head_dim]` of the queries, keys and values.
+    fn part<'a, E>(&self, qkv: &'a [E], rows: &Range<usize>, column: usize) -> View<'a, E> {
         let width = self.layout.width();
-        let [query, key, _] = self.columns(head);
-        scores.resize(rows.len() * keys.len(), 0.0);
-        multiply(
-            &mut MatrixMut::new(scores, rows.len(), keys.len()),
-            false,
-            self.scale(),
-            self.part(qkv, width, rows, query),
-            self.part(qkv, width, keys, key).transposed(),
-            Parallelism::None,
-        );
+        let start = rows.start * width + column;
+        View::strided(&qkv[start..], rows.len(), self.layout.head_dim, width)
     }
 
     /// One tile of one head forward, into the scratch's rows; `log_sums` has an entry for each of its rows.
-    fn forward_tile(
+    fn forward_tile<E: Element>(
         &self,
-        qkv: &[f32],
+        qkv: &[E],
         rows: &Range<usize>,
         head: usize,
         scratch: &mut Scratch,
         log_sums: &mut [f32],
     ) {
         let keys = self.segments.keys(rows);
-        let [_, _, value] = self.columns(head);
+        let [query, key, value] = self.columns(head);
         let Scratch {
             scores,
+            probabilities,
             rows: result,
             ..
         } = scratch;
-        self.scores(qkv, rows, &keys, head, scores);
-        dispatch(
-            #[inline(always)]
-            || {
-                for ((row, scores), log_sum) in rows
-                    .clone()
-                    .zip(scores.chunks_exact_mut(keys.len()))
-                    .zip(log_sums)
-                {
-                    let visible = self.segments.visible(row, &keys);
-                    scores[..visible.start].fill(0.0);
-                    scores[visible.end..].fill(0.0);
-                    let scores = &mut scores[visible];
-                    let max = vector::max(scores);
-                    let sum = vector::exp_shifted_sum(scores, max);
-                    vector::scale(scores, 1.0 / sum);
-                    *log_sum = max + sum.ln();
-                }
-            },
-        );
+        let queries = self.part(qkv, rows, query);
+        score(queries, self.part(qkv, &keys, key), scores);
+        let stride = {
+            let filled = probabilities.clear::<E>(rows.len(), keys.len());
+            filled.len() / rows.len()
+        };
+        let factor: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);
+        let lines = scores.chunks_exact_mut(keys.len());
+        let lines = lines.zip(factor.chunks_exact_mut(stride)).zip(log_sums);
+        for (row, ((scores, probabilities), log_sum)) in rows.clone().zip(lines) {
+            let visible = self.segments.visible(row, &keys);
+            let (scores, to) = (&mut scores[visible.clone()], &mut probabilities[visible]);
+            *log_sum = dispatch(
+                #[inline(always)]
+                || softmax(scores, self.scale(), to),
+            );
+        }
         result.resize(rows.len() * self.layout.head_dim, 0.0);
-        multiply(
-            &mut MatrixMut::new(result, rows.len(), self.layout.head_dim),
-            false,
-            1.0,
-            Matrix::new(scores, rows.len(), keys.len()),
-            self.part(qkv, self.layout.width(), &keys, value),
-            Parallelism::None,
-        );
+        let term = Term {
+            a: probabilities.padded::<E>(),
+            w: self.part(qkv, &keys, value),
+            along: Along::Rows,
+        };
+        let target = MatrixMut::new(result, rows.len(), self.layout.head_dim);
+        multiply_small(target, false, term);
     }
 
     /// One tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
@@ -226,30 +233,60 @@ impl Attention<'_> {
         scratch: &mut Scratch,
         d_qkv: &Shared<f32>,
     ) {
-        self.score_gradients(saved, rows, head, scratch);
-        let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
         let keys = self.segments.keys(rows);
         let [query, key, value] = self.columns(head);
-        let gradient = |range: &Range<usize>, column: usize| {
+        self.narrow_gradient(saved, rows, query, scratch);
+        self.score_gradients(saved, rows, head, scratch);
+        let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
+        let product = |range: &Range<usize>, column: usize, add, a, w| {
             // SAFETY: this task alone writes to these segments' rows of this key-value head and its queries, and the
             // three parts are used one after another.
-            unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) }
+            let target =
+                unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) };
+            let along = Along::Rows;
+            multiply_small(target, add, Term::<E> { a, w, along });
         };
-        let probabilities = Matrix::new(&scratch.scores, rows.len(), keys.len()).transposed();
-        let d_scores = Matrix::new(&scratch.d_scores, rows.len(), keys.len());
-        let d_out = self.part(saved.d_out, self.out_width(), rows, query);
-        let queries = self.part(saved.qkv, width, rows, query);
-        let key_rows = self.part(saved.qkv, width, &keys, key);
-        let (serial, scale) = (Parallelism::None, self.scale());
-        let mut d_value = gradient(&keys, value);
-        multiply(&mut d_value, true, 1.0, probabilities, d_out, serial);
-        let (mut d_key, transposed) = (gradient(&keys, key), d_scores.transposed());
-        multiply(&mut d_key, true, scale, transposed, queries, serial);
-        let mut d_query = gradient(rows, query);
-        multiply(&mut d_query, false, scale, d_scores, key_rows, serial);
+        let (probabilities, d_scores) = (&scratch.probabilities, &scratch.score_gradients);
+        let d_out = scratch.d_out.view();
+        product(&keys, value, true, probabilities.padded(), d_out);
+        let queries = self.part(saved.qkv, rows, query);
+        product(&keys, key, true, d_scores.padded(), queries);
+        let key_rows = self.part(saved.qkv, &keys, key);
+        product(rows, query, false, scratch.turned.padded(), key_rows);
     }
 
-    /// Computes a tile's probabilities again, and the gradient of its scores.
+    /// The gradient of a tile's output as a factor, and the deltas of its rows.
+    fn narrow_gradient<E: Element>(
+        &self,
+        saved: &Saved<E>,
+        rows: &Range<usize>,
+        column: usize,
+        scratch: &mut Scratch,
+    ) {
+        let head_dim = self.layout.head_dim;
+        let Scratch {
+            d_out,
+            rows: out_row,
+            deltas,
+            ..
+        } = scratch;
+        out_row.resize(head_dim, 0.0);
+        deltas.clear();
+        let d_out = d_out.clear::<E>(rows.len(), head_dim);
+        for (row, to) in rows.clone().zip(d_out.chunks_exact_mut(head_dim)) {
+            let start = row * self.out_width() + column;
+            let (out, from) = (&saved.out[start..], &saved.d_out[start..start + head_dim]);
+            widen(&out[..head_dim], out_row);
+            narrow(from, 1.0, to);
+            deltas.push(dispatch(
+                #[inline(always)]
+                || vector::dot(out_row, from),
+            ));
+        }
+    }
+
+    /// Computes a tile's probabilities again, and the gradient of its scores; both as `[keys, rows]`, the gradient turned
+    /// as well.
     fn score_gradients<E: Element>(
         &self,
         saved: &Saved<E>,
@@ -258,65 +295,109 @@ impl Attention<'_> {
         scratch: &mut Scratch,
     ) {
         let keys = self.segments.keys(rows);
-        let [query, _, value] = self.columns(head);
+        let [query, key, value] = self.columns(head);
+        let first = head * self.segments.tokens() + rows.start;
+        let log_sums = &saved.log_sums[first..first + rows.len()];
+        let key_rows = self.part(saved.qkv, &keys, key);
+        let queries = self.part(saved.qkv, rows, query);
+        score(key_rows, queries, &mut scratch.scores);
+        let values = self.part(saved.qkv, &keys, value);
+        score(values, scratch.d_out.view::<E>(), &mut scratch.d_scores);
         let Scratch {
             scores,
             d_scores,
-            rows: out_row,
+            probabilities,
+            score_gradients,
+            turned,
+            deltas,
+            ..
         } = scratch;
-        self.scores(saved.qkv, rows, &keys, head, scores);
-        d_scores.resize(scores.len(), 0.0);
-        multiply(
-            &mut MatrixMut::new(d_scores, rows.len(), keys.len()),
-            false,
-            1.0,
-            self.part(saved.d_out, self.out_width(), rows, query),
-            self.part(saved.qkv, self.layout.width(), &keys, value)
-                .transposed(),
-            Parallelism::None,
-        );
-        for ((row, probabilities), d_scores) in rows
-            .clone()
-            .zip(scores.chunks_exact_mut(keys.len()))
-            .zip(d_scores.chunks_exact_mut(keys.len()))
-        {
-            let visible = self.segments.visible(row, &keys);
-            let start = row * self.out_width() + query;
-            let out = start..start + self.layout.head_dim;
-            let log_sum = saved.log_sums[head * self.segments.tokens() + row];
-            out_row.resize(self.layout.head_dim, 0.0);
-            widen(&saved.out[out.clone()], out_row);
+        let stride = probabilities.clear::<E>(keys.len(), rows.len()).len() / keys.len();
+        let p: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);
+        let ds = score_gradients.clear::<E>(keys.len(), rows.len());
+        let lines = scores
+            .chunks_exact_mut(rows.len())
+            .zip(d_scores.chunks_exact_mut(rows.len()));
+        let factors = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride));
+        for (key, ((scores, d_scores), (p, ds))) in keys.clone().zip(lines.zip(factors)) {
+            let visible = self.segments.viewers(key, rows);
+            let (scores, d_scores) = (&mut scores[visible.clone()], &mut d_scores[visible.clone()]);
+            let (log_sums, deltas) = (&log_sums[visible.clone()], &deltas[visible.clone()]);
             dispatch(
                 #[inline(always)]
                 || {
-                    let delta = vector::dot(out_row, &saved.d_out[out]);
-                    softmax_backward(probabilities, d_scores, visible, log_sum, delta);
+                    softmax_again(scores, self.scale(), log_sums);
+                    softmax_backward(scores, d_scores, deltas, self.scale());
+                    narrow_each(scores, &mut p[visible.clone()]);
+                    narrow_each(d_scores, &mut ds[visible]);
                 },
             );
         }
+        let turned = turned.clear::<E>(rows.len(), keys.len());
+        turn(&*ds, stride, turned, rows.len());
     }
 }
 
-/// Turns a row of scores into probabilities and their gradient into that of the scores: `dS = P (dP - sum(P dP))`,
-/// where the sum equals `out · d_out`.
+/// `a · wᵀ`
+fn score<E: Element>(a: View<E>, w: View<E>, scores: &mut Vec<f32>) {
+    scores.resize(a.rows * w.rows, 0.0);
+    let target = MatrixMut::new(scores, a.rows, w.rows);
+    let along = Along::Columns;
+    multiply_small(target, false, Term { a, w, along });
+}
+
+/// Of one row; returns `log(sum(exp))`. Leaves anything in `scores`.
 #[inline(always)]
-fn softmax_backward(
-    scores: &mut [f32],
-    d_scores: &mut [f32],
-    visible: Range<usize>,
-    log_sum: f32,
-    delta: f32,
-) {
-    for hidden in [0..visible.start, visible.end..scores.len()] {
-        scores[hidden.clone()].fill(0.0);
-        d_scores[hidden].fill(0.0);
+fn softmax<E: Element>(scores: &mut [f32], scale: f32, probabilities: &mut [E]) -> f32 {
+    vector::scale(scores, scale);
+    let max = vector::max(scores);
+    let sum = vector::exp_shifted_sum(scores, max);
+    let inverse = 1.0 / sum;
+    for (p, e) in probabilities.iter_mut().zip(scores) {
+        *p = E::narrow(*e * inverse);
     }
-    for (score, d) in scores[visible.clone()]
-        .iter_mut()
-        .zip(&mut d_scores[visible])
-    {
-        *score = vector::exp(*score - log_sum);
-        *d = *score * (*d - delta);
+    max + sum.ln()
+}
+
+/// Scores that several rows have for one key, into probabilities.
+#[inline(always)]
+fn softmax_again(scores: &mut [f32], scale: f32, log_sums: &[f32]) {
+    for (score, log_sum) in scores.iter_mut().zip(log_sums) {
+        *score = vector::exp(*score * scale - log_sum);
+    }
+}
+
+/// The gradient of probabilities into that of unscaled scores: `dS = P (dP - sum(P dP))`, where the sum equals
+/// `out · d_out`.
+#[inline(always)]
+fn softmax_backward(probabilities: &[f32], d: &mut [f32], deltas: &[f32], scale: f32) {
+    for ((d, p), delta) in d.iter_mut().zip(probabilities).zip(deltas) {
+        *d = p * (*d - delta) * scale;
+    }
+}
+
+#[inline(always)]
+fn narrow_each<E: Element>(from: &[f32], to: &mut [E]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = E::narrow(*from);
+    }
+}
+
+/// Rows of `from`, `stride` apart, become columns of `to`, which has so many rows.
+fn turn<E: Element>(from: &[E], stride: usize, to: &mut [E], rows: usize) {
+    const TILE: usize = 16;
+    let (columns, to_stride) = (from.len() / stride, to.len() / rows);
+    for first_row in (0..rows).step_by(TILE) {
+        let tile_rows = TILE.min(rows - first_row);
+        for first in (0..columns).step_by(TILE) {
+            let count = TILE.min(columns - first);
+            for row in first_row..first_row + tile_rows {
+                let to = &mut to[row * to_stride + first..][..count];
+                for (index, to) in to.iter_mut().enumerate() {
+                    *to = from[(first + index) * stride + row];
+                }
+            }
+        }
     }
 }
 

@@ -63,10 +63,10 @@ impl<'a, E: Element> From<View<'a, E>> for Matrix<'a> {
 
 /// A row-major matrix to write to. Several of them may cover disjoint columns of one buffer.
 pub struct MatrixMut<'a> {
-    data: *mut f32,
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
+    pub(super) data: *mut f32,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 

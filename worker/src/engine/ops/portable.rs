@@ -64,6 +64,17 @@ struct Scratch {
     w: Vec<f32>,
 }
 
+/// One product on the calling thread, of shapes that were checked.
+pub(super) fn multiply_small<E: Element>(mut c: MatrixMut, add: bool, term: Term<E>) {
+    let Scratch { a, w, .. } = &mut Scratch::default();
+    let a = wide(term.a.part(0, term.sum()), a);
+    let w = match term.along {
+        Along::Columns => wide(term.w, w).transposed(),
+        Along::Rows => wide(term.w, w),
+    };
+    multiply(&mut c, add, 1.0, a, w, Parallelism::None);
+}
+
 fn begin<E>(part: &Part<E>, first: usize, count: usize, columns: usize, sums: &mut [f32]) {
     for (row, sums) in sums.chunks_exact_mut(count).enumerate() {
         match part.start {

@@ -6,6 +6,7 @@
 //! in one fixed order, whoever computes it: the same bits for any number of threads.
 
 use super::element::Element;
+use super::gemm::MatrixMut;
 use super::portable;
 
 /// A read-only row-major matrix.
@@ -158,6 +159,34 @@ pub fn multiply<E: Element>(target: Target, a: View<E>, w: View<E>, along: Along
         terms: vec![Term { a, w, along }],
     };
     product(target, &[part]);
+}
+
+/// `c = a · wᵀ` or `a · w`, or with `add` what `c` holds more: a small product, on the calling thread alone. The sum of an
+/// element runs in the same order as in [`product`].
+///
+/// Where the sum ends within a word of 32 bits, `a` has one column more, of any finite numbers: nothing is copied then.
+pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
+    let per_word = size_of::<u32>() / size_of::<E>();
+    assert!(
+        (c.rows, c.columns) == (term.a.rows, term.width())
+            && term.a.columns == term.sum().next_multiple_of(per_word),
+        "a product of {}x{} and {}x{} ({:?}) into {}x{}",
+        term.a.rows,
+        term.a.columns,
+        term.w.rows,
+        term.w.columns,
+        term.along,
+        c.rows,
+        c.columns
+    );
+    if c.rows == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported::<E>() {
+        return super::avx512::multiply_small(c, add, term);
+    }
+    portable::multiply_small(c, add, term);
 }
 
 fn check<E>(target: &Target, part: &Part<E>) {

@@ -93,14 +93,15 @@ pub struct Rope<'a> {
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
 impl Rope<'_> {
-    /// `qkv` is `[tokens, layout.width()]`, and so is the result, in float32 for the attention to read.
-    pub fn forward<E: Element>(&self, qkv: &[E], y: &mut [f32]) {
+    /// `qkv` is `[tokens, layout.width()]`, and so is the result.
+    pub fn forward<E: Element>(&self, qkv: &[E], y: &mut [E]) {
         let width = self.layout.width();
         self.with_norms(|norms| {
             y.par_chunks_mut(ROW_TILE * width)
                 .zip(qkv.par_chunks(ROW_TILE * width))
                 .zip(self.positions.par_chunks(ROW_TILE))
                 .for_each(|((y, x), positions)| {
+                    let mut scratch = vec![0.0; self.layout.head_dim];
                     dispatch(
                         #[inline(always)]
                         || {
@@ -109,7 +110,8 @@ impl Rope<'_> {
                                 .zip(x.chunks_exact(width))
                                 .zip(positions)
                             {
-                                self.forward_row(x, y, position as usize, norms);
+                                let position = position as usize;
+                                self.forward_row(x, y, position, norms, &mut scratch);
                             }
                         },
                     );
@@ -172,25 +174,46 @@ impl Rope<'_> {
     }
 
     #[inline(always)]
-    fn forward_row<E: Element>(&self, x: &[E], y: &mut [f32], position: usize, norms: NormSlices) {
+    fn forward_row<E: Element>(
+        &self,
+        x: &[E],
+        y: &mut [E],
+        position: usize,
+        norms: NormSlices,
+        wide: &mut [f32],
+    ) {
         let HeadLayout {
             heads, head_dim, ..
         } = self.layout;
-        for (y, x) in y.iter_mut().zip(x) {
-            *y = x.wide();
-        }
         let (cos, sin) = self.table.row(position);
-        let rotated = &mut y[..self.rotated()];
-        for (head, y) in rotated.chunks_exact_mut(head_dim).enumerate() {
+        let rotated = self.rotated();
+        for (head, (y, x)) in y[..rotated]
+            .chunks_exact_mut(head_dim)
+            .zip(x[..rotated].chunks_exact(head_dim))
+            .enumerate()
+        {
+            for (wide, x) in wide.iter_mut().zip(x) {
+                *wide = x.wide();
+            }
             if let Some((query, key)) = norms {
                 let weight = if head < heads { query } else { key };
-                rms_norm::normalize_row(y, weight, self.epsilon());
+                rms_norm::normalize_row(wide, weight, self.epsilon());
             }
-            let (first, second) = y.split_at_mut(head_dim / 2);
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            let (first, second) = wide.split_at(head_dim / 2);
+            let (y1, y2) = y.split_at_mut(head_dim / 2);
+            for (((((y1, y2), a), b), c), s) in y1
+                .iter_mut()
+                .zip(y2)
+                .zip(first)
+                .zip(second)
+                .zip(cos)
+                .zip(sin)
+            {
+                *y1 = E::narrow(a * c - b * s);
+                *y2 = E::narrow(b * c + a * s);
             }
         }
+        y[rotated..].copy_from_slice(&x[rotated..]);
     }
 
     /// Rotates the gradient back, then passes it through the norm. `dw` holds the gradients of both norm weights.

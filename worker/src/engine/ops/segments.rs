@@ -57,6 +57,13 @@ impl Segments {
     pub(super) fn visible(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
         self.starts[row].max(keys.start) - keys.start..row + 1 - keys.start
     }
+
+    /// The rows of the tile that see a key, from its first row: [`visible`](Self::visible) from the other side.
+    pub(super) fn viewers(&self, key: usize, rows: &Range<usize>) -> Range<usize> {
+        let first = key.max(rows.start) - rows.start;
+        let starts = &self.starts[rows.start + first..rows.end];
+        first..first + starts.partition_point(|start| *start <= key)
+    }
 }
 
 #[cfg(test)]
@@ -69,5 +76,22 @@ mod tests {
         assert_eq!(segments.runs, [0..256, 256..257, 257..557, 557..567]);
         assert_eq!(segments.keys(&(204..220)), 200..220);
         assert_eq!(segments.visible(205, &(200..220)), 0..6);
+    }
+
+    #[test]
+    fn a_key_is_seen_by_the_rows_that_see_it() {
+        let segments = Segments::new(&[70, 1, 1, 130, 64, 3]);
+        let run = 0..segments.tokens();
+        for rows in segments.tiles(&run) {
+            let keys = segments.keys(&rows);
+            for key in keys.clone() {
+                let sees =
+                    |row: &usize| segments.visible(*row, &keys).contains(&(key - keys.start));
+                let expected: Vec<usize> = rows.clone().filter(sees).collect();
+                let found = segments.viewers(key, &rows);
+                let found: Vec<usize> = found.map(|row| rows.start + row).collect();
+                assert_eq!(found, expected, "key {key} in {rows:?}");
+            }
+        }
     }
 }

@@ -15,6 +15,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::element::Element;
+use super::gemm::MatrixMut;
 use super::product::{Along, Data, Part, Start, Target, Term, View};
 use kernel::{Ahead, Block, Out, multiply_bf16, multiply_f32};
 use pack::pack;
@@ -63,6 +64,7 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
                     columns: PANEL.min(part.width() - column),
                     row,
                     rows: task_rows.min(rows - row),
+                    add: false,
                 })
             })
         })
@@ -73,6 +75,34 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
             // of the target.
             unsafe { task.run(out, stride, scratch) }
         });
+    });
+}
+
+/// One product on the calling thread, of shapes that were checked. The processor is one that [`is_supported`].
+pub(super) fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
+    assert!(is_supported::<E>(), "a processor without AVX-512");
+    let (rows, width, stride) = (c.rows, term.width(), c.row_stride);
+    let part = Part {
+        first: 0,
+        start: Start::Zero,
+        terms: vec![term],
+    };
+    SCRATCH.with_borrow_mut(|scratch| {
+        for column in (0..width).step_by(PANEL) {
+            for row in (0..rows).step_by(TASK_ROWS) {
+                let task = Task {
+                    part: &part,
+                    padded: &[None],
+                    column,
+                    columns: PANEL.min(width - column),
+                    row,
+                    rows: TASK_ROWS.min(rows - row),
+                    add,
+                };
+                // SAFETY: the features were checked above and the shapes before; `c` is an exclusive borrow.
+                unsafe { task.run(Out::F32(c.data, stride), stride, scratch) };
+            }
+        }
     });
 }
 
@@ -131,6 +161,8 @@ struct Task<'a, E> {
     columns: usize,
     row: usize,
     rows: usize,
+    /// To what the target holds, in float32.
+    add: bool,
 }
 
 impl<E: Element> Task<'_, E> {
@@ -147,6 +179,9 @@ impl<E: Element> Task<'_, E> {
                 Start::Rows(rows) => (rows.as_ptr().add(self.row * stride + self.column), stride),
             };
             let out = out.at(self.row, self.part.first + self.column);
+            if let (true, Out::F32(sums, stride)) = (self.add, out) {
+                from = (sums.cast_const(), stride);
+            }
             let blocks: usize = self.part.terms.iter().map(|t| blocks(t)).sum();
             let mut done = 0;
             for (index, (term, padded)) in self.part.terms.iter().zip(self.padded).enumerate() {
