@@ -31,9 +31,6 @@ use crate::{Finished, WorkerError};
 /// How long a state may take to be handed over when everything else is done.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
-/// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
-const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
-
 /// How a session ended, where the worker did not fail.
 pub enum Attended {
     Finished(Finished),
@@ -230,8 +227,9 @@ impl Life {
                         if !is_ready.load(Ordering::SeqCst) {
                             break Happened::AskedToStop;
                         }
-                        patience_ends = Some(Instant::now() + DRAINING_PATIENCE);
-                        tie.say_draining().await;
+                        let patience = self.options.draining_patience;
+                        patience_ends = Some(Instant::now() + patience);
+                        tie.say_draining(patience).await;
                     }
                     () = until(patience_ends) => break Happened::AskedToStop,
                 }
@@ -334,10 +332,10 @@ struct Tie {
 }
 
 impl Tie {
-    async fn say_draining(&self) {
+    async fn say_draining(&self, patience: Duration) {
         tracing::info!(
             "asked to stop: handing over, for {} s at most; a second signal stops at once",
-            DRAINING_PATIENCE.as_secs()
+            patience.as_secs()
         );
         let reason = ASKED_TO_STOP.to_owned();
         let draining = up(Up::Draining(v1::Draining { reason }));

@@ -33,6 +33,9 @@ pub use join::join;
 /// Long enough for a coordinator that must find another machine.
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
+pub const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
+
 /// How to join a coordinator. Only the address is needed.
 #[derive(Clone, Debug)]
 pub struct JoinOptions {
@@ -53,6 +56,8 @@ pub struct JoinOptions {
     pub connect_timeout: Duration,
     /// How long to wait, with the state that is held, for a coordinator that was lost.
     pub reconnect_timeout: Duration,
+    /// How long to wait, once asked to stop, until what was computed here is counted.
+    pub draining_patience: Duration,
 }
 
 impl JoinOptions {
@@ -67,6 +72,7 @@ impl JoinOptions {
             name: None,
             connect_timeout: Duration::from_secs(60),
             reconnect_timeout: RECONNECT_TIMEOUT,
+            draining_patience: DRAINING_PATIENCE,
         }
     }
 }

@@ -99,6 +99,13 @@ impl Peer {
         }
     }
 
+    pub async fn withdrawn(&mut self) -> v1::Withdrawn {
+        match self.next().await.unwrap() {
+            Up::Withdrawn(withdrawn) => withdrawn,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub async fn reported(&mut self) -> v1::StepReport {
         match self.next().await.unwrap() {
             Up::StepReport(report) => report,

@@ -9,3 +9,4 @@ mod refusals;
 mod state;
 mod terms;
 mod training;
+mod void;
