@@ -20,8 +20,8 @@ pub struct Estimate {
     pub trainable_parameters: u64,
     /// Frozen ones in their storage type, trainable ones in float32.
     pub weights_bytes: u64,
-    /// For each trainable scalar: two moments in float32, the sum over slots (8 bytes; 4 with `reduction: fast`) and the
-    /// mean gradient in float32; with LoRA the gradient of a slot, too.
+    /// For each trainable scalar: two moments in float32, the sum over slots (6 bytes; 4 with `reduction: fast`) and, where
+    /// there are several workers, the mean gradient in float32; with LoRA the gradient of a slot, too.
     pub trainable_bytes: u64,
     /// What the backward pass needs of one slot.
     pub activations_bytes: u64,
@@ -45,7 +45,7 @@ impl Estimate {
             BaseDtype::Bfloat16 => 2,
         };
         let sum = match job.reduction {
-            Reduction::Exact => 8,
+            Reduction::Exact => 6,
             Reduction::Fast => F32,
         };
         let gradients = match job.method {

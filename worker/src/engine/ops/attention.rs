@@ -405,8 +405,11 @@ fn turn<E: Element>(from: &[E], stride: usize, to: &mut [E], rows: usize) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{TestWeights, check_op, flat, random_tensor};
+    use crate::engine::testing::{
+        TestWeights, check_op, flat, in_pool, random_tensor, random_values,
+    };
     use candle_core::{D, Device, Result, Tensor};
+    use half::bf16;
 
     fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tensor> {
         let HeadLayout {
@@ -446,9 +449,14 @@ mod tests {
         Tensor::cat(&outs, 1)
     }
 
-    fn run(x: &[f32], dy: &[f32], layout: HeadLayout, segments: &Segments) -> (Vec<f32>, Vec<f32>) {
+    fn run_as<E: Element>(
+        x: &[E],
+        dy: &[f32],
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> (Vec<E>, Vec<f32>) {
         let attention = Attention { layout, segments };
-        let mut y = vec![f32::NAN; segments.tokens() * attention.out_width()];
+        let mut y = vec![E::narrow(f32::NAN); segments.tokens() * attention.out_width()];
         let mut log_sums = vec![f32::NAN; layout.heads * segments.tokens()];
         let mut dx = vec![f32::NAN; x.len()];
         attention.forward(x, &mut y, &mut log_sums);
@@ -460,6 +468,10 @@ mod tests {
         };
         attention.backward(&saved, &mut dx);
         (y, dx)
+    }
+
+    fn run(x: &[f32], dy: &[f32], layout: HeadLayout, segments: &Segments) -> (Vec<f32>, Vec<f32>) {
+        run_as::<f32>(x, dy, layout, segments)
     }
 
     #[test]
@@ -480,6 +492,37 @@ mod tests {
                     &|x, dy| run(x, dy, layout, &segments),
                     &|x| reference(x, layout, &lengths),
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn bfloat16_gives_nearly_the_same_and_the_same_bits_for_any_number_of_threads() {
+        let layout = HeadLayout {
+            heads: 4,
+            key_value_heads: 2,
+            head_dim: 16,
+        };
+        // Odd lengths end within a pair of factors.
+        for lengths in [vec![1], vec![301], vec![70, 1, 1, 131, 64, 3]] {
+            let segments = Segments::new(&lengths);
+            let tokens = segments.tokens();
+            let x = random_values(tokens * layout.width(), 1);
+            let x: Vec<bf16> = x.into_iter().map(bf16::from_f32).collect();
+            let wide: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+            let dy = random_values(tokens * layout.heads * layout.head_dim, 2);
+            let narrow = |threads| in_pool(threads, || run_as(&x, &dy, layout, &segments));
+            let (y, dx) = narrow(1);
+            assert_eq!(narrow(3), (y.clone(), dx.clone()));
+            let y: Vec<f32> = y.iter().map(|y| y.to_f32()).collect();
+            let (expected_y, expected_dx) = run(&wide, &dy, layout, &segments);
+            for (found, expected) in [(y, expected_y), (dx, expected_dx)] {
+                let norm = |values: &mut dyn Iterator<Item = f32>| {
+                    values.map(|x| f64::from(x * x)).sum::<f64>().sqrt()
+                };
+                let off = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
+                let all = norm(&mut expected.iter().copied());
+                assert!(off < 0.01 * all, "{lengths:?}: {off} of {all}");
             }
         }
     }
