@@ -78,6 +78,7 @@ impl FixedPoint {
 }
 
 /// The mean gradient of a finished sum.
+#[inline]
 pub fn dequantize(sum: i64) -> f32 {
     (sum as f64 * (1.0 / SCALE)) as f32
 }

@@ -3,6 +3,8 @@
 //! In: a `config.json` and a batch. Out: tokens a second, memory, arithmetic and its share of the peak that matrix
 //! products alone reach in the same process, and where the time goes.
 
+pub mod exchange;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;

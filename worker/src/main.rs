@@ -48,6 +48,10 @@ enum Command {
     ///
     /// Random weights and tokens, real steps. Exit codes: 0 done, 1 failed, 2 usage.
     Bench(bench::BenchArgs),
+    /// Measure how fast workers on this machine sum their gradients over the loopback
+    ///
+    /// Exit codes: 0 done, 1 failed, 2 usage.
+    BenchExchange(bench::exchange::ExchangeArgs),
     /// Write a model with an adapter merged into its weights
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
@@ -114,6 +118,7 @@ fn main() -> ExitCode {
         Command::Join(args) => run_join(args),
         Command::Generate(args) => finish(generate::run(args)),
         Command::Bench(args) => finish(bench::run(args)),
+        Command::BenchExchange(args) => finish(bench::exchange::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
     }
 }

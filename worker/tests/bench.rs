@@ -56,3 +56,21 @@ fn an_unsupported_shape_is_named() {
     let (success, _, stderr) = bench(&CONFIG.replace("Qwen3", "Bert"), &[]);
     assert!(!success && stderr.contains("BertForCausalLM"), "{stderr}");
 }
+
+#[test]
+fn an_exchange_over_the_loopback_reports_its_seconds() {
+    let output = Command::new(env!("CARGO_BIN_EXE_worker"))
+        .args(["bench-exchange", "--ranks", "3", "--scalars", "100001"])
+        .args(["--steps", "2", "--json"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let seconds = |name: &str| report[name].as_f64().unwrap();
+    assert!(0.0 < seconds("seconds_best") && seconds("seconds_best") <= seconds("seconds_median"));
+    assert_eq!(
+        (&report["ranks"], &report["scalars"]),
+        (&3.into(), &100_001.into())
+    );
+}

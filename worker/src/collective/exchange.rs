@@ -12,7 +12,8 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use common::failpoint;
 
 use super::fence::TICK;
-use super::frame::{FrameKind, PIECE_SCALARS};
+use super::frame::FrameKind;
+use super::narrow;
 use super::start::Start;
 use super::tcp::Mesh;
 use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
@@ -64,8 +65,9 @@ impl Mesh {
     ) -> Result<ReducedSum, CollectiveError> {
         let mut start = Start::of(contribution);
         mean.resize(sums.scalars(), 0.0);
-        let exchange = Exchange::new(self, sums);
-        let starts = exchange.run(&start, &mut mean);
+        let (exchange, means) = Exchange::new(self, sums, &mut mean);
+        let starts = exchange.run(&start, means);
+        drop(exchange);
         // Peers keep their connections until the next generation, so that a third party's failure is not taken for ours.
         let starts = starts.map_err(|error| {
             self.fence.fail(error);
@@ -82,19 +84,40 @@ impl Mesh {
     }
 }
 
+/// Scalars of a sub-chunk: few enough that receiving, adding and sending one stay within a core's cache.
+const PIECE: usize = 16 << 10;
+
 /// What the two kinds of sums do differently.
 trait Scalar: bytemuck::Pod + Send + Sync {
     const MODE: u8;
     /// The order of addition matters: contributions are added by rank.
     const ORDERED: bool;
+    /// The bytes of a part on its way, in `buffer` where they are not those in memory.
+    fn encode<'a>(part: &'a [Self], buffer: &'a mut Vec<u8>) -> &'a [u8];
+    /// Bytes that `encode` needs at most.
+    fn encoded_limit(scalars: usize) -> usize;
+    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String>;
     fn add(sum: &mut [Self], part: &[Self]);
-    /// The mean gradient.
-    fn finish(sum: Self) -> f32;
+    /// The mean gradients.
+    fn finish(sums: &[Self], means: &mut [f32]);
 }
 
 impl Scalar for i64 {
     const MODE: u8 = 1;
     const ORDERED: bool = false;
+
+    fn encode<'a>(part: &'a [Self], buffer: &'a mut Vec<u8>) -> &'a [u8] {
+        narrow::encode(part, buffer);
+        buffer
+    }
+
+    fn encoded_limit(scalars: usize) -> usize {
+        narrow::encoded_limit(scalars)
+    }
+
+    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String> {
+        narrow::decode(bytes, part)
+    }
 
     fn add(sum: &mut [Self], part: &[Self]) {
         for (sum, part) in sum.iter_mut().zip(part) {
@@ -103,8 +126,8 @@ impl Scalar for i64 {
         }
     }
 
-    fn finish(sum: Self) -> f32 {
-        common::exact::dequantize(sum)
+    fn finish(sums: &[Self], means: &mut [f32]) {
+        narrow::finish(sums, means);
     }
 }
 
@@ -112,14 +135,35 @@ impl Scalar for f32 {
     const MODE: u8 = 2;
     const ORDERED: bool = true;
 
+    fn encode<'a>(part: &'a [Self], _: &'a mut Vec<u8>) -> &'a [u8] {
+        bytemuck::cast_slice(part)
+    }
+
+    fn encoded_limit(scalars: usize) -> usize {
+        scalars * size_of::<f32>()
+    }
+
+    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String> {
+        let part: &mut [u8] = bytemuck::cast_slice_mut(part);
+        if bytes.len() != part.len() {
+            return Err(format!(
+                "sent a part of {} bytes where {} were due",
+                bytes.len(),
+                part.len()
+            ));
+        }
+        part.copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn add(sum: &mut [Self], part: &[Self]) {
         for (sum, part) in sum.iter_mut().zip(part) {
             *sum += *part;
         }
     }
 
-    fn finish(sum: Self) -> f32 {
-        sum
+    fn finish(sums: &[Self], means: &mut [f32]) {
+        means.copy_from_slice(sums);
     }
 }
 
@@ -164,8 +208,8 @@ fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
 /// The scalars of each piece of a chunk.
 fn pieces(chunk: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = chunk.end;
-    let starts = chunk.step_by(PIECE_SCALARS);
-    starts.map(move |start| start..end.min(start + PIECE_SCALARS))
+    let starts = chunk.step_by(PIECE);
+    starts.map(move |start| start..end.min(start + PIECE))
 }
 
 /// One exchange in progress, shared by its threads.
@@ -173,76 +217,90 @@ struct Exchange<'a, S: Summands + ?Sized> {
     mesh: &'a Mesh,
     sums: &'a S,
     /// Of our own chunk.
-    pieces: Vec<Piece<S::Scalar>>,
-    /// Woken whenever a piece has taken a contribution.
+    pieces: Vec<Piece<'a, S::Scalar>>,
+    /// Buffers of finished pieces, for those to come.
+    spare: Mutex<Vec<Vec<S::Scalar>>>,
+    /// Woken whenever a piece has taken a contribution that somebody may wait for.
     turn: Mutex<()>,
     changed: Condvar,
 }
 
-struct Piece<T> {
-    state: Mutex<PieceState<T>>,
-    mean: OnceLock<Vec<f32>>,
+struct Piece<'a, T> {
+    state: Mutex<PieceState<'a, T>>,
+    finished: OnceLock<&'a [f32]>,
 }
 
-struct PieceState<T> {
+struct PieceState<'a, T> {
+    /// Of the contributions so far; ours is among them as soon as it is its turn.
     sum: Vec<T>,
+    /// Contributions of others.
     contributions: usize,
+    /// Our part of the result, until it is finished.
+    mean: &'a mut [f32],
 }
 
 impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
-    fn new(mesh: &'a Mesh, sums: &'a S) -> Self {
-        let own = chunk(sums.scalars(), mesh.size(), mesh.rank());
-        let pieces = (0..own.len().div_ceil(PIECE_SCALARS)).map(|_| Piece {
-            state: Mutex::new(PieceState {
-                sum: Vec::new(),
-                contributions: 0,
-            }),
-            mean: OnceLock::new(),
-        });
-        Self {
+    /// Cuts `mean`, where the result goes: the chunks of the other ranks come back.
+    fn new(mesh: &'a Mesh, sums: &'a S, mean: &'a mut [f32]) -> (Self, Vec<(u32, &'a mut [f32])>) {
+        let mut rest = mean;
+        let mut pieces = Vec::new();
+        let mut others = Vec::new();
+        for rank in 0..mesh.size() as u32 {
+            let length = chunk(sums.scalars(), mesh.size(), rank).len();
+            let (mean, tail) = rest.split_at_mut(length);
+            rest = tail;
+            match rank == mesh.rank() {
+                true => pieces.extend(mean.chunks_mut(PIECE).map(Piece::new)),
+                false => others.push((rank, mean)),
+            }
+        }
+        let exchange = Self {
             mesh,
             sums,
-            pieces: pieces.collect(),
+            pieces,
+            spare: Mutex::default(),
             turn: Mutex::new(()),
             changed: Condvar::new(),
-        }
+        };
+        (exchange, others)
     }
 
-    /// Fills `mean` and returns what each peer brought.
-    fn run(&self, start: &Start, mean: &mut [f32]) -> Result<Vec<Start>, CollectiveError> {
+    /// Fills the chunks of the others, and our own; returns what each peer brought.
+    fn run(
+        &self,
+        start: &Start,
+        means: Vec<(u32, &mut [f32])>,
+    ) -> Result<Vec<Start>, CollectiveError> {
         let start_bytes = start.encode(S::Scalar::MODE, self.sums.scalars());
-        let (size, rank) = (self.mesh.size(), self.mesh.rank());
+        let start_bytes = &start_bytes;
         std::thread::scope(|scope| {
-            let mut rest = &mut *mean;
-            let mut own_mean = Default::default();
-            let mut receivers = Vec::new();
-            for peer in 0..size as u32 {
-                let (chunk_mean, tail) =
-                    rest.split_at_mut(chunk(self.sums.scalars(), size, peer).len());
-                rest = tail;
-                if peer == rank {
-                    own_mean = chunk_mean;
-                    continue;
-                }
-                receivers
-                    .push(scope.spawn(move || {
-                        self.guarded(|| self.receive_from(peer, start, chunk_mean))
-                    }));
-                let start_bytes = &start_bytes;
-                scope.spawn(move || self.guarded(|| self.send_to(peer, start_bytes)));
-            }
-            let contributed = self.guarded(|| self.contribute_own());
-            let starts: Result<Vec<Start>, CollectiveError> = receivers
+            let receivers: Vec<_> = means
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or(Err(CollectiveError::Superseded)))
+                .map(|(peer, mean)| {
+                    scope.spawn(move || self.guarded(|| self.send_to(peer, start_bytes)));
+                    scope.spawn(move || self.guarded(|| self.receive_from(peer, start, mean)))
+                })
                 .collect();
-            contributed?;
-            let starts = starts?;
-            for (piece, mean) in self.pieces.iter().zip(own_mean.chunks_mut(PIECE_SCALARS)) {
-                mean.copy_from_slice(self.wait_for_mean(piece)?);
+            // Once all have sent their parts, ours is finished too.
+            let starts = receivers
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Err(CollectiveError::Superseded)));
+            let starts = starts.collect::<Result<Vec<_>, _>>()?;
+            if starts.is_empty() {
+                self.finish_alone();
             }
             Ok(starts)
         })
+    }
+
+    /// Where nobody else is, our chunk is all there is.
+    fn finish_alone(&self) {
+        let mut part = self.piece(self.sums.scalars());
+        for (piece, range) in self.pieces.iter().zip(pieces(0..self.sums.scalars())) {
+            let part = &mut part[..range.len()];
+            self.sums.read(range.start, part);
+            S::Scalar::finish(part, lock(&piece.state).mean);
+        }
     }
 
     /// Runs one thread's share; its failure ends all the others.
@@ -260,27 +318,18 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let mut sender = self.mesh.sender(peer)?;
         sender.send(FrameKind::Start, 0, start)?;
         let theirs = chunk(self.sums.scalars(), self.mesh.size(), peer);
-        let mut piece = self.piece(theirs.len());
+        let mut part = self.piece(theirs.len());
+        let mut buffer = Vec::new();
         for (index, range) in pieces(theirs).enumerate() {
-            let part = &mut piece[..range.len()];
+            let part = &mut part[..range.len()];
             self.sums.read(range.start, part);
-            sender.send(FrameKind::Part, index, bytemuck::cast_slice(part))?;
+            let bytes = S::Scalar::encode(part, &mut buffer);
+            sender.send(FrameKind::Part, index, bytes)?;
             failpoint::reached("exchange");
         }
         for (index, piece) in self.pieces.iter().enumerate() {
             let mean = self.wait_for_mean(piece)?;
             sender.send(FrameKind::Finished, index, bytemuck::cast_slice(mean))?;
-        }
-        Ok(())
-    }
-
-    fn contribute_own(&self) -> Result<(), CollectiveError> {
-        let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
-        let mut piece = self.piece(own.len());
-        for (index, range) in pieces(own).enumerate() {
-            let part = &mut piece[..range.len()];
-            self.sums.read(range.start, part);
-            self.contribute(index, self.mesh.rank(), part)?;
         }
         Ok(())
     }
@@ -295,14 +344,16 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let bytes = receiver.receive_any_length(FrameKind::Start, 0)?;
         let theirs = Start::decode(&bytes, S::Scalar::MODE, self.sums.scalars(), start)
             .map_err(|fault| receiver.error(&fault))?;
-        let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank()).len();
-        let mut part = self.piece(own);
-        for index in 0..self.pieces.len() {
-            let part = &mut part[..PIECE_SCALARS.min(own - index * PIECE_SCALARS)];
-            receiver.receive(FrameKind::Part, index, bytemuck::cast_slice_mut(part))?;
-            self.contribute(index, peer, part)?;
+        let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
+        let mut part = self.piece(own.len());
+        let mut bytes = vec![0; S::Scalar::encoded_limit(part.len())];
+        for (index, range) in pieces(own).enumerate() {
+            let part = &mut part[..range.len()];
+            let length = receiver.receive_up_to(FrameKind::Part, index, &mut bytes)?;
+            S::Scalar::decode(&bytes[..length], part).map_err(|fault| receiver.error(&fault))?;
+            self.contribute(index, peer, part, range.start)?;
         }
-        for (index, mean) in mean.chunks_mut(PIECE_SCALARS).enumerate() {
+        for (index, mean) in mean.chunks_mut(PIECE).enumerate() {
             receiver.receive(FrameKind::Finished, index, bytemuck::cast_slice_mut(mean))?;
         }
         Ok(theirs)
@@ -310,32 +361,51 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
 
     /// Room for a piece of a chunk.
     fn piece(&self, chunk: usize) -> Vec<S::Scalar> {
-        vec![bytemuck::Zeroable::zeroed(); chunk.min(PIECE_SCALARS)]
+        vec![bytemuck::Zeroable::zeroed(); chunk.min(PIECE)]
     }
 
-    /// Adds one member's part to a piece of our chunk; the last one finishes it.
+    /// Adds a peer's part to a piece of our chunk, and ours, `own` onwards, when it is its turn; the last one finishes
+    /// the piece.
     fn contribute(
         &self,
         index: usize,
-        rank: u32,
-        part: &[S::Scalar],
+        peer: u32,
+        part: &mut [S::Scalar],
+        own: usize,
     ) -> Result<(), CollectiveError> {
-        let piece = &self.pieces[index];
+        let (piece, rank) = (&self.pieces[index], self.mesh.rank());
+        let place = peer as usize - usize::from(peer > rank);
         if S::Scalar::ORDERED {
-            self.wait_until(|| lock(&piece.state).contributions == rank as usize)?;
+            self.wait_until(|| lock(&piece.state).contributions == place)?;
         }
         let mut state = lock(&piece.state);
-        match state.contributions {
-            0 => state.sum = part.to_vec(),
-            _ => S::Scalar::add(&mut state.sum, part),
+        if state.contributions == 0 {
+            state.sum = lock(&self.spare).pop().unwrap_or_default();
+            state.sum.clear();
+            state.sum.extend_from_slice(part);
+        } else {
+            S::Scalar::add(&mut state.sum, part);
+        }
+        // By rank: after the one before ours, and where ours is the first, with the next, which is the same sum.
+        let turn = match S::Scalar::ORDERED {
+            true => rank.max(1) as usize - 1,
+            false => 0,
+        };
+        if state.contributions == turn {
+            self.sums.read(own, part);
+            S::Scalar::add(&mut state.sum, part);
         }
         state.contributions += 1;
-        let finished = state.contributions == self.mesh.size();
+        let finished = state.contributions == self.mesh.size() - 1;
         if finished {
-            let sum = std::mem::take(&mut state.sum);
-            let mean = sum.into_iter().map(S::Scalar::finish).collect();
+            let (sum, mean) = (
+                std::mem::take(&mut state.sum),
+                std::mem::take(&mut state.mean),
+            );
+            S::Scalar::finish(&sum, mean);
             // Only the last contribution comes here, so it is empty.
-            let _ = piece.mean.set(mean);
+            let _ = piece.finished.set(mean);
+            lock(&self.spare).push(sum);
         }
         drop(state);
         if finished || S::Scalar::ORDERED {
@@ -345,9 +415,9 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         Ok(())
     }
 
-    fn wait_for_mean<'p>(&self, piece: &'p Piece<S::Scalar>) -> Result<&'p [f32], CollectiveError> {
-        self.wait_until(|| piece.mean.get().is_some())?;
-        Ok(piece.mean.get().map_or(&[], Vec::as_slice))
+    fn wait_for_mean(&self, piece: &Piece<'a, S::Scalar>) -> Result<&'a [f32], CollectiveError> {
+        self.wait_until(|| piece.finished.get().is_some())?;
+        Ok(piece.finished.get().copied().unwrap_or_default())
     }
 
     /// Waits for another thread of this exchange.
@@ -362,5 +432,18 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
                 .0;
         }
         Ok(())
+    }
+}
+
+impl<'a, T> Piece<'a, T> {
+    fn new(mean: &'a mut [f32]) -> Self {
+        Self {
+            state: Mutex::new(PieceState {
+                sum: Vec::new(),
+                contributions: 0,
+                mean,
+            }),
+            finished: OnceLock::new(),
+        }
     }
 }

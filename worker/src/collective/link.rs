@@ -3,7 +3,7 @@
 //! Everything read is bounded and carries a checksum. Every wait ends when the fence closes, when the peer moves nothing
 //! for too long, or when the connection breaks.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -89,8 +89,16 @@ impl<'a> Link<'a> {
 
     pub fn send(&self, kind: FrameKind, index: usize, payload: &[u8]) -> Result<(), LinkError> {
         let header = FrameHeader::of(kind, index, payload).encode();
-        self.write_all(&header)?;
-        self.write_all(payload)
+        self.check_fence()?;
+        // Both in one packet, as a rule.
+        let both = [IoSlice::new(&header), IoSlice::new(payload)];
+        let begun = match (&mut &*self.stream).write_vectored(&both) {
+            Ok(count) => count,
+            Err(e) if is_tick(&e) => 0,
+            Err(e) => return Err(broken(&e.to_string())),
+        };
+        self.write_all(&header[begun.min(HEADER_BYTES)..])?;
+        self.write_all(&payload[begun.saturating_sub(HEADER_BYTES)..])
     }
 
     /// Receives the frame that is due into `payload`, whose length it must have.
@@ -102,6 +110,25 @@ impl<'a> Link<'a> {
     ) -> Result<(), LinkError> {
         let header = self.receive_header()?;
         self.receive_due(&header, kind, index, payload)
+    }
+
+    /// Receives the frame that is due into `payload`, which it need not fill. Its length.
+    pub fn receive_up_to(
+        &self,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<usize, LinkError> {
+        let header = self.receive_header()?;
+        check(&header, kind, index, None)?;
+        let (length, limit) = (header.length as usize, payload.len());
+        let payload = payload.get_mut(..length).ok_or_else(|| {
+            broken(&format!(
+                "sent a frame of {length} bytes, more than {limit}"
+            ))
+        })?;
+        self.receive_payload(&header, payload)?;
+        Ok(length)
     }
 
     /// Receives the frame that is due, whatever its length within the bound. Such a one opens a transfer: the peer may

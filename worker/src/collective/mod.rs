@@ -4,9 +4,9 @@
 //! worker ([`ReducedSum`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
-//! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding, [`exchange`]
-//! the sum, [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same to a
-//! newcomer while the members go on.
+//! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
+//! ([`narrow`] that of sums), [`exchange`] the sum, [`state`] the transfer of weights and optimizer state to a member
+//! that is behind, and [`feed`] the same to a newcomer while the members go on.
 
 pub mod exchange;
 pub mod feed;
@@ -14,6 +14,7 @@ pub mod fence;
 pub mod frame;
 mod link;
 pub mod listener;
+mod narrow;
 mod start;
 pub mod state;
 pub mod tcp;

@@ -252,6 +252,17 @@ impl Half<'_> {
         received.map_err(|error| self.blame(error))
     }
 
+    /// Receives the frame that is due into `payload`, which it need not fill. Its length.
+    pub fn receive_up_to(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<usize, CollectiveError> {
+        let received = self.link.receive_up_to(kind, index, payload);
+        received.map_err(|error| self.blame(error))
+    }
+
     /// Receives the frame that is due, whatever its length within the bound.
     pub fn receive_any_length(
         &mut self,
