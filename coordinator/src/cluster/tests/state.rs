@@ -161,3 +161,32 @@ fn a_result_on_disk_counts_though_its_worker_is_lost() {
         ["end Finished { step: 6, weights_digest: \"a\" }"]
     );
 }
+
+#[test]
+fn a_state_that_takes_long_to_arrive_is_compared_with_its_own_step() {
+    let mut scene = Scene::with_workers(1);
+    scene.cluster.saving.overdue();
+    for slot in 0..3 {
+        scene.after(done(1, 0, slot));
+    }
+    let said = scene.after(done(1, 0, 3));
+    assert!(said.contains(&"w1 save 1".to_owned()), "{said:?}");
+    for (step, digest) in [(1, "a"), (2, "b")] {
+        scene.after(reported(1, step, digest));
+        for slot in 0..4 {
+            scene.after(done(1, step, slot));
+        }
+    }
+    assert_eq!(scene.cluster.weights_digest(1), Some("a"));
+}
+
+#[test]
+fn which_weights_a_step_has_is_decided_when_all_have_reported() {
+    let mut scene = Scene::exchanging();
+    assert!(scene.cluster.awaits_digest(1));
+    scene.after(reported(1, 1, "a"));
+    assert!(scene.cluster.awaits_digest(1));
+    scene.after(reported(2, 1, "a"));
+    assert!(!scene.cluster.awaits_digest(1));
+    assert_eq!(scene.cluster.weights_digest(1), Some("a"));
+}
