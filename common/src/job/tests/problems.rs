@@ -172,7 +172,7 @@ fn a_step_of_too_many_slots_is_refused() {
 }
 
 #[test]
-fn impossible_combinations_are_refused() {
+fn what_says_something_of_an_adapter_must_fit_to_one() {
     check_problems(
         "lora_r: 8\n",
         &["3: `lora_r` has no effect without `adapter: lora`"],
@@ -185,54 +185,6 @@ fn impossible_combinations_are_refused() {
         "adapter: lora\ninit_weights: random\n",
         &[
             "4: `init_weights` is random, but an adapter on random weights learns nothing of use; remove `adapter: lora`",
-        ],
-    );
-    check_problems(
-        "warmup_ratio: 0.1\nwarmup_steps: 3\n",
-        &["4: `warmup_steps` and `warmup_ratio` (line 3) both decide the warm-up; remove one"],
-    );
-    check_problems(
-        "lr_scheduler: constant\nwarmup_steps: 3\n",
-        &[
-            "4: `warmup_steps` has no effect with `lr_scheduler: constant`; use constant_with_warmup",
-        ],
-    );
-    check_problems(
-        "max_steps: 3\nwarmup_steps: 4\n",
-        &["4: `warmup_steps` (4) is more than `max_steps` (3)"],
-    );
-    check_problems(
-        "eval_steps: 5\n",
-        &["3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out"],
-    );
-    check_problems(
-        "cluster: {min_workers: 4, max_workers: 2}\n",
-        &["3: `cluster.max_workers` (2) is less than `cluster.min_workers` (4)"],
-    );
-    check_problems(
-        "global_batch_size: 8\nmicro_batch_size: 2\ngradient_accumulation_steps: 2\n",
-        &[
-            "5: `gradient_accumulation_steps` and `global_batch_size` (line 3) both decide the number of blocks in a step; remove one",
-        ],
-    );
-    check_problems(
-        "adapter: full\nuse_peft: true\n",
-        &["4: `use_peft` and `adapter` (line 3) both decide the method; remove one"],
-    );
-    check_problems(
-        "resume: never\nresume_from_checkpoint: /tmp\n",
-        &["4: `resume_from_checkpoint` means the same as `resume`, given at line 3; remove one"],
-    );
-    check_problems(
-        "resume: alwyas\n",
-        &[
-            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `alwyas`",
-        ],
-    );
-    check_problems(
-        "resume: nevr\n",
-        &[
-            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `nevr`; did you mean `never`?",
         ],
     );
     check_problems(
@@ -251,6 +203,50 @@ fn impossible_combinations_are_refused() {
             "4: `lora_target_modules` holds `.*proj`, which is no module name (regular expressions are not supported)",
         ],
     );
+}
+
+#[test]
+fn two_fields_that_decide_the_same_are_refused() {
+    check_problems(
+        "warmup_ratio: 0.1\nwarmup_steps: 3\n",
+        &["4: `warmup_steps` and `warmup_ratio` (line 3) both decide the warm-up; remove one"],
+    );
+    check_problems(
+        "global_batch_size: 8\nmicro_batch_size: 2\ngradient_accumulation_steps: 2\n",
+        &[
+            "5: `gradient_accumulation_steps` and `global_batch_size` (line 3) both decide the number of blocks in a step; remove one",
+        ],
+    );
+    check_problems(
+        "adapter: full\nuse_peft: true\n",
+        &["4: `use_peft` and `adapter` (line 3) both decide the method; remove one"],
+    );
+    check_problems(
+        "resume: never\nresume_from_checkpoint: /tmp\n",
+        &["4: `resume_from_checkpoint` means the same as `resume`, given at line 3; remove one"],
+    );
+}
+
+#[test]
+fn fields_that_contradict_each_other_are_refused() {
+    check_problems(
+        "lr_scheduler: constant\nwarmup_steps: 3\n",
+        &[
+            "4: `warmup_steps` has no effect with `lr_scheduler: constant`; use constant_with_warmup",
+        ],
+    );
+    check_problems(
+        "max_steps: 3\nwarmup_steps: 4\n",
+        &["4: `warmup_steps` (4) is more than `max_steps` (3)"],
+    );
+    check_problems(
+        "eval_steps: 5\n",
+        &["3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out"],
+    );
+    check_problems(
+        "cluster: {min_workers: 4, max_workers: 2}\n",
+        &["3: `cluster.max_workers` (2) is less than `cluster.min_workers` (4)"],
+    );
     let smaller = load_with(
         &format!("{SMALL}micro_batch_size: 4\n"),
         &[],
@@ -259,6 +255,22 @@ fn impossible_combinations_are_refused() {
     assert_eq!(
         problems(smaller),
         ["--global-batch-size: `global_batch_size` (6) is no multiple of `micro_batch_size` (4)"]
+    );
+}
+
+#[test]
+fn a_run_is_resumed_from_what_there_is() {
+    check_problems(
+        "resume: alwyas\n",
+        &[
+            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `alwyas`",
+        ],
+    );
+    check_problems(
+        "resume: nevr\n",
+        &[
+            "3: `resume` must be auto, never or a checkpoint folder, and there is no folder `nevr`; did you mean `never`?",
+        ],
     );
 }
 
