@@ -11,10 +11,9 @@ use thiserror::Error;
 
 const VARIABLE: &str = "MUSTER_FAILPOINT";
 
-/// Every place, in the order in which a run comes by. A name that is not here is refused, because a typing error would
-/// otherwise pass for a test.
-pub const NAMES: &[&str] = &[
-    // Workers.
+/// The places of a worker, in the order in which a run comes by. A name that is not here, or among the coordinator's, is
+/// refused, because a typing error would otherwise pass for a test.
+pub const WORKER: &[&str] = &[
     "join",
     "fetch",
     "forward",
@@ -23,7 +22,10 @@ pub const NAMES: &[&str] = &[
     "state-send",
     "state-receive",
     "upload",
-    // The coordinator.
+];
+
+/// The places of a coordinator.
+pub const COORDINATOR: &[&str] = &[
     "journal-write",
     "commit",
     "evaluate",
@@ -35,7 +37,7 @@ pub const NAMES: &[&str] = &[
 pub enum FailpointError {
     #[error(
         "{VARIABLE}={value} is not NAME[:NTH][=kill|stop]: {reason}; the names are {}",
-        NAMES.join(", ")
+        [WORKER, COORDINATOR].concat().join(", ")
     )]
     Malformed { value: String, reason: String },
     #[error("{VARIABLE} works on Unix only; remove it")]
@@ -82,7 +84,7 @@ pub fn arm() -> Result<Option<String>, FailpointError> {
 /// Says that the execution has come to this place. It may be the last thing that the process does.
 #[inline]
 pub fn reached(name: &str) {
-    debug_assert!(NAMES.contains(&name), "{name} is not among the names");
+    debug_assert!(known(name).is_some(), "{name} is not among the names");
     if ARMED.load(Ordering::Relaxed) {
         pass(name);
     }
@@ -103,6 +105,11 @@ fn pass(name: &str) {
     }
 }
 
+fn known(name: &str) -> Option<&'static str> {
+    let mut names = WORKER.iter().chain(COORDINATOR).copied();
+    names.find(|known| *known == name)
+}
+
 fn parse(value: &str) -> Result<Failpoint, String> {
     let (place, deed) = value.split_once('=').unwrap_or((value, "kill"));
     let (name, nth) = place.split_once(':').unwrap_or((place, "1"));
@@ -111,8 +118,7 @@ fn parse(value: &str) -> Result<Failpoint, String> {
         "stop" => Deed::Stop,
         _ => return Err(format!("{deed:?} is neither kill nor stop")),
     };
-    let known = NAMES.iter().find(|known| **known == name);
-    let name = known.ok_or_else(|| format!("there is no place {name:?}"))?;
+    let name = known(name).ok_or_else(|| format!("there is no place {name:?}"))?;
     let nth: u64 = match nth.parse() {
         Ok(nth) if nth > 0 => nth,
         _ => return Err(format!("{nth:?} is not a number above 0")),
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_not_armed_lets_everything_pass() {
-        for name in NAMES {
+        for name in WORKER.iter().chain(COORDINATOR) {
             reached(name);
         }
     }

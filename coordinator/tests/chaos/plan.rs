@@ -1,5 +1,6 @@
 //! What befalls a run: failpoints by process and deeds by step, written down or drawn from a seed.
 
+use common::failpoint;
 use common::rng::CounterRng;
 
 /// Workers at a time.
@@ -69,25 +70,8 @@ impl Plan {
 
     /// Drawn from `seed`: equal seeds give equal plans.
     pub fn random(seed: u64, steps: u64) -> Self {
-        const WORKERS: &[&str] = &[
-            "join",
-            "fetch",
-            "forward",
-            "exchange",
-            "optimizer",
-            "state-send",
-            "state-receive",
-            "upload",
-        ];
-        const COORDINATOR: &[&str] = &[
-            "commit",
-            "journal-write",
-            "evaluate",
-            "checkpoint-write",
-            "result-write",
-        ];
         let mut rng = CounterRng::new(seed, &[0xC4A05]);
-        let mut failpoint = |names: &[&str]| {
+        let mut armed = |names: &[&str]| {
             let name = names[rng.below(names.len() as u64) as usize];
             let most = 2 << rng.below(4);
             let nth = 1 + rng.below(most);
@@ -97,8 +81,8 @@ impl Plan {
                 _ => format!("{name}:{nth}{deed}"),
             }
         };
-        let coordinator = (0..3).map(|_| failpoint(COORDINATOR)).collect();
-        let workers = (0..8).map(|_| failpoint(WORKERS)).collect();
+        let coordinator = (0..3).map(|_| armed(failpoint::COORDINATOR)).collect();
+        let workers = (0..8).map(|_| armed(failpoint::WORKER)).collect();
         let mut deeds: Vec<(u64, Deed)> = (0..rng.below(8))
             .map(|_| {
                 let seat = rng.below(SEATS as u64) as usize;
