@@ -4,9 +4,7 @@
 
 mod support;
 
-use support::{JOIN, Run, Site, free_port};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use support::{Finished, JOIN, Process, Run, Site, free_port, join_until_terminated};
 use worker::JoinOptions;
 
 /// Not a test: what [`Site::join`] starts this binary for.
@@ -18,141 +16,118 @@ fn worker_process() {
     };
     let mut options = JoinOptions::new(address);
     options.threads = Some(1);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let joined = runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let asked = shutdown.clone();
-        let mut terminated = signal(SignalKind::terminate()).unwrap();
-        tokio::spawn(async move {
-            terminated.recv().await;
-            asked.cancel();
-        });
-        worker::join(options, shutdown).await
-    });
-    joined.unwrap();
+    join_until_terminated(options).unwrap();
+}
+
+/// A job of so many steps that was done once in peace, and is to be done again by workers that join.
+struct Stage {
+    site: Site,
+    steps: usize,
+    quiet: String,
+    port: u16,
+}
+
+impl Stage {
+    fn new(steps: usize) -> Self {
+        let site = Site::new();
+        let quiet = site.train("quiet", &["--max-steps", &steps.to_string()]);
+        let port = free_port();
+        Self {
+            site,
+            steps,
+            quiet,
+            port,
+        }
+    }
+
+    fn start(&self, options: &[&str]) -> Run {
+        let listen = format!("127.0.0.1:{}", self.port);
+        let steps = self.steps.to_string();
+        let own = ["--max-steps", &steps, "--listen", &listen];
+        Run::of(&mut self.site.start("out", &[&own[..], options].concat()))
+    }
+
+    fn join(&self, name: &str) -> Process {
+        self.site.join(name, self.port)
+    }
+
+    /// The run ends well, and so do these workers.
+    fn end<const N: usize>(&self, run: Run, mut workers: [Process; N]) -> Finished {
+        let run = run.end();
+        assert!(run.status.success(), "{run:?}");
+        assert!(workers.iter_mut().all(|worker| worker.wait().success()));
+        assert_eq!(self.site.digest("out"), self.quiet);
+        assert_eq!(self.site.steps("out").len(), self.steps);
+        run
+    }
 }
 
 #[test]
 fn a_worker_that_hangs_is_expelled_and_comes_back_as_a_newcomer() {
-    let site = Site::new();
-    let steps = ["--max-steps", "60"];
-    let quiet = site.train("quiet", &steps);
-
-    let port = free_port();
-    let listen = format!("127.0.0.1:{port}");
-    let options = [&steps[..], &["--listen", &listen, "--min-workers", "2"]].concat();
-    let mut run = Run::of(&mut site.start("out", &options));
-    let mut steady = site.join("steady", port);
-    let mut hanging = site.join("hanging", port);
+    let stage = Stage::new(60);
+    let mut run = stage.start(&["--min-workers", "2"]);
+    let [steady, hanging] = ["steady", "hanging"].map(|name| stage.join(name));
     run.steps(5);
     hanging.signal("-STOP");
     run.until("nothing was heard of it for").until("1 of 2");
     hanging.signal("-CONT");
     run.until("joined").steps(5);
-    let run = run.end();
-    assert!(run.status.success(), "{run:?}");
-    assert!(steady.wait().success() && hanging.wait().success());
-    assert_eq!(site.digest("out"), quiet);
-    assert_eq!(site.steps("out").len(), 60);
+    stage.end(run, [steady, hanging]);
 }
 
 #[test]
 fn a_coordinator_that_was_stopped_expels_nobody() {
-    let site = Site::new();
-    let steps = ["--max-steps", "60"];
-    let quiet = site.train("quiet", &steps);
-
-    let port = free_port();
-    let listen = format!("127.0.0.1:{port}");
-    let options = [&steps[..], &["--listen", &listen, "--min-workers", "2"]].concat();
-    let mut run = Run::of(&mut site.start("out", &options));
-    let mut workers = [site.join("first", port), site.join("second", port)];
+    let stage = Stage::new(60);
+    let mut run = stage.start(&["--min-workers", "2"]);
+    let workers = ["first", "second"].map(|name| stage.join(name));
     run.steps(5).process.signal("-STOP");
     std::thread::sleep(std::time::Duration::from_secs(5));
     run.process.signal("-CONT");
-    let run = run.end();
-    assert!(run.status.success(), "{run:?}");
+    let run = stage.end(run, workers);
     assert!(!run.stdout.contains("nothing was heard"), "{run:?}");
-    assert!(workers.iter_mut().all(|worker| worker.wait().success()));
-    assert_eq!(site.digest("out"), quiet);
 }
 
 #[test]
 fn a_worker_that_is_asked_to_stop_hands_over_and_leaves() {
-    let site = Site::new();
-    let steps = ["--max-steps", "120"];
-    let quiet = site.train("quiet", &steps);
-
-    let port = free_port();
-    let listen = format!("127.0.0.1:{port}");
-    let mut run = Run::of(&mut site.start("out", &[&steps[..], &["--listen", &listen]].concat()));
-    let mut stays = site.join("stays", port);
-    let mut leaves = site.join("leaves", port);
+    let stage = Stage::new(120);
+    let mut run = stage.start(&[]);
+    let [stays, mut leaves] = ["stays", "leaves"].map(|name| stage.join(name));
     run.until("joined").until("joined").steps(5);
     leaves.signal("-TERM");
     run.until("left: it was asked to stop (1 worker)");
     assert!(leaves.wait().success());
-    let run = run.end();
-    assert!(run.status.success(), "{run:?}");
-    assert!(stays.wait().success());
-    assert_eq!(site.digest("out"), quiet);
-    assert_eq!(site.steps("out").len(), 120);
+    stage.end(run, [stays]);
 }
 
 #[test]
 fn the_only_worker_leaves_its_state_behind() {
-    let site = Site::new();
-    let steps = ["--max-steps", "60"];
-    let quiet = site.train("quiet", &steps);
-
-    let port = free_port();
-    let listen = format!("127.0.0.1:{port}");
-    let mut run = Run::of(&mut site.start("out", &[&steps[..], &["--listen", &listen]].concat()));
-    let mut spot = site.join("spot", port);
+    let stage = Stage::new(200);
+    let mut run = stage.start(&[]);
+    let mut spot = stage.join("spot");
     run.steps(10);
     spot.signal("-TERM");
     run.until("saved ")
         .until("left: it was asked to stop (0 workers)");
     assert!(spot.wait().success());
-    let mut next = site.join("next", port);
-    let run = run.end();
-    assert!(run.status.success(), "{run:?}");
+    let next = stage.join("next");
+    let run = stage.end(run, [next]);
     assert!(!run.stdout.contains("computed again"), "{run:?}");
-    assert!(next.wait().success());
-    assert_eq!(site.digest("out"), quiet);
-    assert_eq!(site.steps("out").len(), 60);
 }
 
 #[test]
 fn a_spare_takes_the_place_of_a_worker_that_dies() {
-    let site = Site::new();
-    let steps = ["--max-steps", "120"];
-    let quiet = site.train("quiet", &steps);
-
-    let port = free_port();
-    let listen = format!("127.0.0.1:{port}");
-    let bounds = ["--min-workers", "2", "--set", "cluster.max_workers=2"];
-    let options = [&steps[..], &["--listen", &listen], &bounds].concat();
-    let mut run = Run::of(&mut site.start("out", &options));
-    let mut first = site.join("first", port);
-    let mut others = [site.join("second", port), site.join("third", port)];
+    let stage = Stage::new(120);
+    let mut run = stage.start(&["--min-workers", "2", "--set", "cluster.max_workers=2"]);
+    let [mut first, second, third] = ["first", "second", "third"].map(|name| stage.join(name));
     run.until("(3 workers)").steps(5);
-    let workers = |step: &serde_json::Value| step["workers"].as_u64();
-    assert!(
-        site.steps("out")
-            .iter()
-            .all(|step| workers(step) == Some(2))
-    );
+    let all_by_two = || {
+        let steps = stage.site.steps("out");
+        steps.iter().all(|step| step["workers"] == 2)
+    };
+    assert!(all_by_two());
     first.kill();
-    let run = run.end();
-    assert!(run.status.success(), "{run:?}");
-    assert!(others.iter_mut().all(|worker| worker.wait().success()));
-    assert_eq!(site.digest("out"), quiet);
-    assert!(
-        site.steps("out")
-            .iter()
-            .all(|step| workers(step) == Some(2))
-    );
+    stage.end(run, [second, third]);
+    assert!(all_by_two());
 }
 
 #[test]

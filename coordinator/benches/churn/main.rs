@@ -13,6 +13,8 @@ mod pace;
 #[allow(dead_code)]
 #[path = "../../tests/chaos/process.rs"]
 mod process;
+#[path = "../../tests/support/mod.rs"]
+mod support;
 
 use std::time::Duration;
 

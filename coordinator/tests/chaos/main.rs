@@ -15,6 +15,8 @@ mod plan;
 mod process;
 mod proxy;
 mod scene;
+#[path = "../support/mod.rs"]
+mod support;
 
 use network::{Network, isolated};
 use plan::{Deed, Plan};

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use worker::{Finished, JoinOptions};
+
+use super::support::join_until_terminated;
 
 /// The environment variables that turn this test binary into a worker.
 pub const JOIN: &str = "MUSTER_TEST_JOIN";
@@ -124,19 +125,7 @@ pub fn work(address: String) -> ! {
     let mut options = JoinOptions::new(address);
     options.threads = Some(1);
     options.connect_timeout = PATIENCE;
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let joined = runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let asked = shutdown.clone();
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminated = signal(SignalKind::terminate()).unwrap();
-        tokio::spawn(async move {
-            terminated.recv().await;
-            asked.cancel();
-        });
-        worker::join(options, shutdown).await
-    });
-    let code = match joined {
+    let code = match join_until_terminated(options) {
         Ok(Finished::Job { .. } | Finished::Left) => 0,
         Err(error) => {
             eprintln!("error: {error}");

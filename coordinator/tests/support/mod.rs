@@ -131,6 +131,25 @@ pub fn work() {
     runtime.block_on(worker::join(options, shutdown)).unwrap();
 }
 
+/// A worker in this process, until its job is done or SIGTERM asks it to leave.
+#[cfg(unix)]
+pub fn join_until_terminated(
+    options: worker::JoinOptions,
+) -> Result<worker::Finished, worker::WorkerError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let shutdown = tokio_util::sync::CancellationToken::new();
+        let asked = shutdown.clone();
+        let mut terminated = signal(SignalKind::terminate()).unwrap();
+        tokio::spawn(async move {
+            terminated.recv().await;
+            asked.cancel();
+        });
+        worker::join(options, shutdown).await
+    })
+}
+
 /// A child that does not outlive the test.
 pub struct Process(pub Child);
 
