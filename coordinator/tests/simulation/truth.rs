@@ -4,10 +4,7 @@
 use std::sync::Arc;
 
 use common::data::block::Block;
-use common::job::{
-    BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
-    ValSetSize, Warmup,
-};
+use common::job::{ClusterSpec, InitWeights, JobSources, JobSpec, Method};
 use common::plan::{Schedule, eval_slots};
 use common::wire::PlanKind;
 
@@ -23,45 +20,34 @@ pub const TRAIN_BLOCKS: u64 = 15;
 pub type Weights = [u8; 32];
 
 pub fn job(min_workers: usize, max_workers: Option<usize>) -> JobSpec {
+    let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let flags = [
+        ("base_model", "model"),
+        ("datasets.0.path", "data.jsonl"),
+        ("output_dir", "out"),
+    ];
+    let job = common::job::load(JobSources {
+        flags: flags.map(flag).to_vec(),
+        ..JobSources::default()
+    });
     JobSpec {
-        base_model: "model".into(),
-        model_revision: None,
         init_weights: InitWeights::Random,
-        base_dtype: BaseDtype::Float32,
-        datasets: Vec::new(),
-        val_set_size: ValSetSize::None,
         sequence_len: SEQUENCE_LEN,
-        sample_packing: true,
-        train_on_inputs: false,
         shuffle: true,
         method: Method::Full,
         global_batch_size: 6,
         micro_batch_size: 1,
-        num_epochs: 1.0,
         max_steps: Some(TOTAL_STEPS),
-        learning_rate: 0.5,
-        lr_scheduler: LrScheduler::Constant,
-        warmup: Warmup::Steps(0),
-        adam_beta1: 0.9,
-        adam_beta2: 0.999,
-        adam_epsilon: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: None,
-        gradient_checkpointing: false,
         seed: 42,
-        logging_steps: 1,
         save_steps: Some(2),
         save_total_limit: Some(2),
         eval_steps: Some(3),
         max_skipped_steps: TOTAL_STEPS,
-        output_dir: "out".into(),
-        resume: Resume::Auto,
-        reduction: Reduction::Exact,
         cluster: ClusterSpec {
             min_workers,
             max_workers,
         },
-        test_prompts: Vec::new(),
+        ..job.unwrap_or_else(|errors| panic!("{errors}"))
     }
 }
 

@@ -16,10 +16,7 @@ mod step;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::job::{
-    BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
-    ValSetSize, Warmup,
-};
+use common::job::{JobSources, JobSpec, Method};
 use proto::v1;
 
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
@@ -29,45 +26,27 @@ use super::*;
 use crate::events::RunEvent;
 
 pub fn job(total_steps: u64, slots: u32) -> JobSpec {
+    let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let flags = [
+        ("base_model", "model"),
+        ("datasets.0.path", "data.jsonl"),
+        ("output_dir", "out"),
+    ];
+    let job = common::job::load(JobSources {
+        flags: flags.map(flag).to_vec(),
+        ..JobSources::default()
+    });
     JobSpec {
-        base_model: "model".into(),
-        model_revision: None,
-        init_weights: InitWeights::Pretrained,
-        base_dtype: BaseDtype::Float32,
-        datasets: Vec::new(),
-        val_set_size: ValSetSize::None,
         sequence_len: 8,
-        sample_packing: true,
-        train_on_inputs: false,
         shuffle: false,
         method: Method::Full,
         global_batch_size: slots as usize,
         micro_batch_size: 1,
-        num_epochs: 1.0,
         max_steps: Some(total_steps),
-        learning_rate: 0.5,
-        lr_scheduler: LrScheduler::Constant,
-        warmup: Warmup::Steps(0),
-        adam_beta1: 0.9,
-        adam_beta2: 0.999,
-        adam_epsilon: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: None,
-        gradient_checkpointing: false,
-        seed: 42,
-        logging_steps: 1,
         save_steps: Some(3),
-        save_total_limit: None,
         eval_steps: Some(2),
         max_skipped_steps: 1,
-        output_dir: "out".into(),
-        resume: Resume::Auto,
-        reduction: Reduction::Exact,
-        cluster: ClusterSpec {
-            min_workers: 1,
-            max_workers: None,
-        },
-        test_prompts: Vec::new(),
+        ..job.unwrap_or_else(|errors| panic!("{errors}"))
     }
 }
 
