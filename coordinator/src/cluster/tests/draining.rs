@@ -2,13 +2,6 @@
 
 use super::*;
 
-fn draining(id: u64) -> Event {
-    Event::WorkerDraining {
-        worker: WorkerId(id),
-        reason: "it was asked to stop".into(),
-    }
-}
-
 fn withdrawn(id: u64, slots: &[u32]) -> Event {
     let withdrawn = v1::Withdrawn {
         generation: 1,

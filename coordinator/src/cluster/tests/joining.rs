@@ -370,11 +370,7 @@ fn who_was_asked_to_stop_is_nobodys_source_while_others_stay() {
     for (slot, worker) in [1, 1, 2, 2].into_iter().enumerate() {
         scene.after(done(worker, 0, slot as u32));
     }
-    let reason = "it was asked to stop".to_owned();
-    scene.after(Event::WorkerDraining {
-        worker: WorkerId(3),
-        reason,
-    });
+    scene.after(draining(3));
     let mut said = scene.after(reported(3, 1, "a"));
     said.extend(scene.after(reported(2, 1, "a")));
     let feeds_of = |worker| {
@@ -388,11 +384,7 @@ fn who_was_asked_to_stop_is_nobodys_source_while_others_stay() {
 fn the_state_of_a_generation_comes_from_a_member_that_stays() {
     let mut scene = Scene::with(3, |settings| settings.min_workers = 3);
     scene.cluster.settings.min_workers = 1;
-    let reason = "it was asked to stop".to_owned();
-    scene.after(Event::WorkerDraining {
-        worker: WorkerId(1),
-        reason,
-    });
+    scene.after(draining(1));
     let source = |scene: &mut Scene| {
         let mut commands = Vec::new();
         let gone = Event::WorkerLost {

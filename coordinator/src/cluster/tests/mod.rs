@@ -312,6 +312,13 @@ fn lost(id: u64) -> Event {
     Event::WorkerLost { worker, reason }
 }
 
+fn draining(id: u64) -> Event {
+    Event::WorkerDraining {
+        worker: WorkerId(id),
+        reason: "it was asked to stop".into(),
+    }
+}
+
 fn stored(step: u64) -> Event {
     Event::StateStored {
         step,
