@@ -153,7 +153,7 @@ mod tests {
             adam_epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: None,
-            gradient_checkpointing: false,
+            gradient_checkpointing: Checkpointing::Never,
             seed: 42,
             logging_steps: 1,
             save_steps: None,

@@ -281,7 +281,7 @@ const FIELDS: &[Field] = &[
         &["batch_size", "total_batch_size"],
         "blocks, 1 to 1048576",
         "8, or the next multiple of micro_batch_size",
-        "Blocks in a step, over all workers together.",
+        "Blocks in a step, over all workers together; at most 65,536 times micro_batch_size.",
     ),
     field(
         "micro_batch_size",
@@ -378,9 +378,10 @@ const FIELDS: &[Field] = &[
     field(
         "gradient_checkpointing",
         &[],
-        "true | false",
-        "false",
-        "Compute activations again in the backward pass: less memory, more time, the same result.",
+        "auto | true | false",
+        "auto",
+        "Compute activations again in the backward pass: less memory, more time, the same result. `auto`: where a worker has \
+         not twice the memory to spare that they take.",
     ),
     field(
         "seed",

@@ -69,7 +69,16 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         max_grad_norm: reader
             .number("max_grad_norm", "a number, 0 or more", |n| n >= 0.0)
             .map_or(Some(1.0), |norm| (norm > 0.0).then_some(norm)),
-        gradient_checkpointing: reader.switch("gradient_checkpointing").unwrap_or(false),
+        gradient_checkpointing: reader
+            .choice(
+                "gradient_checkpointing",
+                &[
+                    (&["auto"], Checkpointing::Auto),
+                    (&["true", "yes", "on"], Checkpointing::Always),
+                    (&["false", "no", "off"], Checkpointing::Never),
+                ],
+            )
+            .unwrap_or(Checkpointing::Auto),
         seed: reader.whole("seed", 0..=u64::MAX).unwrap_or(42),
         logging_steps: reader.whole("logging_steps", 1..=MAX_STEPS).unwrap_or(10),
         save_steps: zero_is_none(reader.whole("save_steps", 0..=MAX_STEPS).unwrap_or(100)),

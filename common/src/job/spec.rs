@@ -53,8 +53,8 @@ pub struct JobSpec {
     pub weight_decay: f64,
     /// L2 norm that a gradient is scaled down to. None: gradients are not clipped. Default: 1.
     pub max_grad_norm: Option<f64>,
-    /// Activations are computed again in the backward pass; the result is the same. Default: off.
-    pub gradient_checkpointing: bool,
+    /// Whether activations are computed again in the backward pass; the result is the same. Default: auto.
+    pub gradient_checkpointing: Checkpointing,
     /// Of the order of blocks, dropout and new weights. Default: 42.
     pub seed: u64,
     /// Steps between two printed lines, at least 1. Default: 10.
@@ -210,6 +210,15 @@ pub enum Warmup {
     /// Of all steps, rounded up.
     Ratio(f64),
     Steps(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checkpointing {
+    /// Where a worker has not memory to spare for them: each decides for itself, because the result is the same.
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! measurement: it counts the tensors that have to be there at the peak of a backward pass, and nothing of allocator,
 //! code or page cache.
 
-use common::job::{BaseDtype, JobSpec, Method, Reduction};
+use common::job::{BaseDtype, Checkpointing, JobSpec, Method, Reduction};
 
 use super::ModelShape;
 
@@ -23,7 +23,7 @@ pub struct Estimate {
     /// For each trainable scalar: two moments in float32, the sum over slots (6 bytes; 4 with `reduction: fast`) and, where
     /// there are several workers, the mean gradient in float32; with LoRA the gradient of a slot, too.
     pub trainable_bytes: u64,
-    /// What the backward pass needs of one slot.
+    /// What the backward pass needs of one slot, at least: with `gradient_checkpointing: auto` a worker may take more.
     pub activations_bytes: u64,
     /// Logits of one chunk of tokens; their gradient takes their place.
     pub logits_bytes: u64,
@@ -58,11 +58,12 @@ impl Estimate {
             Method::Lora(_) => stored,
         };
         let (layers, layer) = (shape.layers as u64, layer_bytes_per_token(shape, element));
-        let kept = if job.gradient_checkpointing {
+        let kept = match job.gradient_checkpointing {
+            Checkpointing::Never => layers * layer,
             // The input of each layer, and all of the layer that is being computed again.
-            layers * shape.hidden_size as u64 * F32 + layer
-        } else {
-            layers * layer
+            Checkpointing::Always | Checkpointing::Auto => {
+                layers * shape.hidden_size as u64 * F32 + layer
+            }
         };
         let chunk = (LOSS_CHUNK_LOGITS / shape.vocab_size).clamp(16, LOSS_CHUNK_TOKENS);
         let weights_bytes = match job.method {

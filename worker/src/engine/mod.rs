@@ -9,6 +9,7 @@ pub mod config;
 pub mod generate;
 pub mod inference;
 pub mod layers;
+mod memory;
 pub mod merge;
 pub mod model;
 pub mod numerics;

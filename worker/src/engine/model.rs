@@ -60,7 +60,6 @@ impl Model {
         config: &ModelConfig,
         tensors: &T,
         sequence_len: usize,
-        checkpointing: bool,
     ) -> Result<Self, T::Error> {
         let shape = [config.vocab_size, config.hidden_size];
         let embedding = tensors.weight(EMBEDDING, &shape)?;
@@ -81,11 +80,30 @@ impl Model {
                 &config.rope_frequencies(),
                 sequence_len,
             ))),
-            checkpointing,
+            checkpointing: false,
             config: config.clone(),
             pool: Pool::default(),
             abandon: Abandon::default(),
         })
+    }
+
+    /// Whether layers keep their inputs alone and run again in the backward pass, from now on.
+    pub fn set_checkpointing(&mut self, checkpointing: bool) {
+        self.checkpointing = checkpointing;
+    }
+
+    /// Bytes that a training pass without checkpointing keeps for so many tokens.
+    pub fn kept_bytes(&self, tokens: usize) -> usize {
+        let element = match self.head.is_bf16() {
+            true => size_of::<bf16>(),
+            false => size_of::<f32>(),
+        };
+        tokens
+            * self
+                .layers
+                .iter()
+                .map(|layer| layer.kept_bytes(element))
+                .sum::<usize>()
     }
 
     /// Asked, it ends a pass between two layers; what that gives is of no use.

@@ -81,7 +81,7 @@ pub fn job(method: Method) -> JobSpec {
         adam_epsilon: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: Some(1.0),
-        gradient_checkpointing: false,
+        gradient_checkpointing: Checkpointing::Never,
         seed: 42,
         logging_steps: 1,
         save_steps: None,

@@ -11,7 +11,7 @@ use common::data::block::Block;
 use common::files::layout::{Layout, weights_digest};
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
-use common::job::{BaseDtype, InitWeights, JobSpec, LoraSpec, Method};
+use common::job::{BaseDtype, Checkpointing, InitWeights, JobSpec, LoraSpec, Method};
 
 use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, adapter_of, initial_values, values_from};
@@ -22,7 +22,7 @@ use super::ops::lora_linear::{Lora, MaskKey};
 use super::optim::{AdamW, Mean, Update, clip_coefficient, gradient_norm};
 use super::params::{Collect, Parameters, Weight};
 use super::weights::{WeightSource, base_tensors};
-use super::{Abandon, EngineError};
+use super::{Abandon, EngineError, memory};
 use crate::slot::{HeldSlots, SlotOutcome};
 
 pub struct TrainerOptions {
@@ -108,22 +108,17 @@ impl Trainer {
             source: &source,
             parameters: &parameters,
         };
-        let model = pool.install(|| {
-            Model::build(
-                &config,
-                &tensors,
-                job.sequence_len,
-                job.gradient_checkpointing,
-            )
-        })?;
+        let mut model = pool.install(|| Model::build(&config, &tensors, job.sequence_len))?;
         let scalars = parameters.layout().scalars;
+        let (exp_avg, exp_avg_sq) = (zeros(scalars)?, zeros(scalars)?);
+        model.set_checkpointing(checkpoints(&job, &model, scalars));
         Ok(Self {
             total_scalars: total_scalars(&config, &job, scalars),
             accumulator: Accumulator::new(job.reduction, scalars),
             outcomes: HeldSlots::new(),
             optimizer: AdamW::from_job(&job),
-            exp_avg: zeros(scalars)?,
-            exp_avg_sq: zeros(scalars)?,
+            exp_avg,
+            exp_avg_sq,
             step: 0,
             slot_times: SlotTimes::default(),
             pool,
@@ -420,6 +415,32 @@ fn starting_parameters(
         }
     };
     Ok(Parameters::new(layout, values, collect))
+}
+
+/// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
+fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
+    /// The sums, and the gradient of a slot or the mean of several workers.
+    const BYTES_PER_SCALAR: u64 = 10;
+    match job.gradient_checkpointing {
+        Checkpointing::Always => true,
+        Checkpointing::Never => false,
+        Checkpointing::Auto => {
+            let kept = model.kept_bytes(job.micro_batch_size * job.sequence_len) as u64;
+            let Some(free) = memory::available_bytes() else {
+                return false;
+            };
+            let free = free.saturating_sub(BYTES_PER_SCALAR * scalars as u64);
+            let scarce = memory::is_scarce(kept, free);
+            if scarce {
+                tracing::info!(
+                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
+                    kept / 1_000_000,
+                    free / 1_000_000
+                );
+            }
+            scarce
+        }
+    }
 }
 
 /// # Errors

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use common::data::block::Block;
 use common::files::adapter::AdapterConfig;
 use common::job::{
-    BaseDtype, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction, Resume,
-    ValSetSize, Warmup,
+    BaseDtype, Checkpointing, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction,
+    Resume, ValSetSize, Warmup,
 };
 use serde::Deserialize;
 use worker::engine::trainer::Reduced;
@@ -71,7 +71,9 @@ impl Case {
             Training::Full => (Method::Full, self.golden.learning_rate_full, None),
         };
         let mut job = job(method, learning_rate, self.golden.sequence_len);
-        job.gradient_checkpointing = checkpointing;
+        if checkpointing {
+            job.gradient_checkpointing = Checkpointing::Always;
+        }
         Trainer::load(TrainerOptions {
             job: Arc::new(job),
             model_dir: self.dir.join("model"),
@@ -175,7 +177,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         adam_epsilon: 1e-8,
         weight_decay: 0.01,
         max_grad_norm: Some(1.0),
-        gradient_checkpointing: false,
+        gradient_checkpointing: Checkpointing::Never,
         seed: 1,
         logging_steps: 1,
         save_steps: None,

@@ -17,6 +17,7 @@ fn the_digest_follows_what_decides_the_result() {
         "max_skipped_steps: 1\n",
         "model_revision: main\n",
         "gradient_checkpointing: true\n",
+        "gradient_checkpointing: off\n",
         "lora_r: 16\n",
         "lora_target_modules: all-linear\n",
     ] {

@@ -9,6 +9,7 @@ use super::attention::{AttentionBlock, AttentionTape};
 use super::mlp::{Mlp, MlpTape};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
+use crate::engine::ops::rope::HeadLayout;
 
 pub struct DecoderLayer {
     pub attention: AttentionBlock,
@@ -95,6 +96,16 @@ pub fn backward<E: Element>(
 }
 
 impl DecoderLayer {
+    /// Of each token, with [`Keep::Everything`]; adapters' few not counted.
+    pub fn kept_bytes(&self, element: usize) -> usize {
+        let HeadLayout {
+            heads, head_dim, ..
+        } = self.attention.layout;
+        let hidden = self.mlp.down.width();
+        let inner = self.attention.qkv.width() + heads * head_dim + self.mlp.gate_up.width();
+        (2 * hidden + heads) * size_of::<f32>() + inner * element
+    }
+
     fn open<E: Element>(&self, x: &[f32], pass: Pass) -> Inner<E> {
         let (middle, attention) = self.attention.forward(x, pass);
         Inner {
