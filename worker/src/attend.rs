@@ -156,7 +156,7 @@ impl Life {
         }
         let reason = "it runs this job anew, and the state that is held is of an earlier run";
         decline(session.up, session.down, reason).await;
-        self.drop_state().await;
+        self.drop_state().await?;
         Ok(Err(reason.to_owned()))
     }
 
@@ -244,7 +244,7 @@ impl Life {
                 tie.blocks.close();
                 match end {
                     SessionEnd::Finished { .. } => {
-                        self.drop_state().await;
+                        self.drop_state().await?;
                         tie.uploads.finish(UPLOAD_LIMIT).await;
                     }
                     _ => tie.uploads.abandon(),
@@ -253,7 +253,7 @@ impl Life {
             }
             Happened::LetGo(reason) => {
                 tie.blocks.close();
-                self.drop_state().await;
+                self.drop_state().await?;
                 tie.uploads.finish(UPLOAD_LIMIT).await;
                 tracing::info!("left as it was asked to: {reason}");
                 Ok(Attended::Finished(Finished::Left))
@@ -263,7 +263,7 @@ impl Life {
                     tracing::info!(
                         "leaving after the slot in hand: others compute what was not counted yet"
                     );
-                    engine.finish().await;
+                    engine.finish().await?;
                 }
                 tie.uploads.finish(UPLOAD_LIMIT).await;
                 tie.leave(false, ASKED_TO_STOP).await;
@@ -303,7 +303,7 @@ impl Life {
             }),
             SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
             SessionEnd::Expelled(reason) => {
-                self.drop_state().await;
+                self.drop_state().await?;
                 Ok(Attended::Lost(reason))
             }
             SessionEnd::Interrupted(reason)
@@ -316,10 +316,11 @@ impl Life {
         }
     }
 
-    async fn drop_state(&mut self) {
+    async fn drop_state(&mut self) -> Result<(), WorkerError> {
         if let Some(engine) = self.engine.take() {
-            engine.abandon().await;
+            engine.abandon().await?;
         }
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,8 +16,8 @@ use crate::session::Order;
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
 const MAX_ORDERS: usize = 1024;
-/// Candle walks its graph by recursion.
-const ENGINE_STACK_BYTES: usize = 64 << 20;
+/// For the slot in hand to be finished. In full training on a slow machine that is minutes; whoever hangs stays for ever.
+const ENDING: Duration = Duration::from_secs(1800);
 /// Above every generation: what was ordered under an earlier one is void.
 const NO_GENERATION: u64 = u64::MAX;
 
@@ -92,7 +93,6 @@ impl EngineThread {
         };
         let spawned = std::thread::Builder::new()
             .name("engine".to_owned())
-            .stack_size(ENGINE_STACK_BYTES)
             .spawn(engine);
         if let Err(error) = spawned {
             tracing::error!("the engine's thread cannot be started: {error}");
@@ -121,23 +121,58 @@ impl EngineThread {
     }
 
     /// Ends it after the slot in hand. A model that is still loading is not waited for.
-    pub async fn finish(mut self) {
+    ///
+    /// # Errors
+    ///
+    /// It hangs. A thread cannot be ended from outside, so the process must end.
+    pub async fn finish(self) -> Result<(), WorkerError> {
+        self.finish_within(ENDING).await
+    }
+
+    async fn finish_within(mut self, limit: Duration) -> Result<(), WorkerError> {
         self.stop.store(true, Ordering::SeqCst);
         let _ = self.orders.try_send(Order::Stop);
         if self.ready.load(Ordering::SeqCst) {
-            let _ = self.ended().await;
+            let ended = tokio::time::timeout(limit, self.ended()).await;
+            // However it ended, what it did is of no more use.
+            let _ = ended.map_err(|_| WorkerError::EngineHangs {
+                seconds: limit.as_secs(),
+            })?;
         }
+        Ok(())
     }
 
     /// As [`finish`](Self::finish), but ends the exchange that it may be waiting in, too.
-    pub async fn abandon(self) {
+    pub async fn abandon(self) -> Result<(), WorkerError> {
         self.collective.close();
-        self.finish().await;
+        self.finish().await
     }
 }
 
 impl Drop for EngineThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_not_waited_for_without_end() {
+        let collective = Collective::bind(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+        let mut engine = EngineThread::new(String::new(), String::new(), Arc::new(collective));
+        let (_never, ended) = oneshot::channel();
+        engine.ended = Some(ended);
+        engine.ready.store(true, Ordering::SeqCst);
+        let error = engine.finish_within(Duration::ZERO).await.unwrap_err();
+        assert!(
+            error.to_string().contains("did not end within 0 s"),
+            "{error}"
+        );
     }
 }

@@ -118,6 +118,8 @@ pub enum WorkerError {
     JobFailed { reason: String },
     #[error("the engine stopped for a fault of its own (see above)")]
     EnginePanicked,
+    #[error("the engine hangs: it did not end within {seconds} s; start this worker again")]
+    EngineHangs { seconds: u64 },
     #[error(transparent)]
     Collective(#[from] collective::CollectiveError),
     #[error(transparent)]
