@@ -31,6 +31,7 @@ pub const COORDINATOR: &[&str] = &[
     "evaluate",
     "checkpoint-write",
     "result-write",
+    "result-recorded",
 ];
 
 #[derive(Debug, Error, PartialEq, Eq)]

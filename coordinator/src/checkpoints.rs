@@ -37,6 +37,9 @@ pub struct Facts {
 /// Writes `trainer_state.json` for a step into a folder.
 pub type WriteTrainerState = Box<dyn Fn(&Path, u64) -> Result<(), FileError> + Send + Sync>;
 
+/// Writes down for good that the run is done, with the digest of its weights.
+pub type RecordResult = Box<dyn Fn(u64, &str) -> Result<(), FileError> + Send + Sync>;
+
 /// Where states are stored.
 pub struct Store {
     pub output_dir: PathBuf,
@@ -45,6 +48,7 @@ pub struct Store {
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
     pub write_trainer_state: WriteTrainerState,
+    pub record_result: RecordResult,
 }
 
 impl Store {
@@ -82,7 +86,8 @@ impl Store {
         })
     }
 
-    /// Moves the result into the output folder. The optimizer's state is not part of it.
+    /// Moves the result into the output folder, and records it before anyone is told to end. The optimizer's state is not
+    /// part of it.
     pub fn commit_last(&self, received: Received, _facts: &Facts) -> Result<State, FileError> {
         let folder = received.folder;
         self.complete(folder.path(), received.step)?;
@@ -99,6 +104,8 @@ impl Store {
         }
         durable::sync_folder(&self.output_dir)
             .map_err(FileError::io("make durable", &self.output_dir))?;
+        (self.record_result)(received.step, &received.weights_digest)?;
+        failpoint::reached("result-recorded");
         Ok(State {
             step: received.step,
             folder: Some(self.output_dir.clone()),

@@ -68,6 +68,22 @@ impl OutputError {
     }
 }
 
+impl From<OutputError> for FileError {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::File(error) => error,
+            OutputError::Io {
+                action,
+                path,
+                source,
+            } => Self::io(action, &path)(source),
+            other => Self::io("record the result in", Path::new(RUN))(std::io::Error::other(
+                other.to_string(),
+            )),
+        }
+    }
+}
+
 /// What a run is of. A digest that is not known yet is `None` and not compared.
 #[derive(Clone, Debug)]
 pub struct RunIdentity {
@@ -182,19 +198,21 @@ impl RunFiles {
                     self.record.weights_digest = Some(digest.clone());
                 }
             }
-            RunEvent::CheckpointSaved { .. } => {
-                self.metrics.make_durable()?;
-                self.write_state()?;
-                self.write_record()?;
-            }
+            RunEvent::CheckpointSaved { .. } => self.write_all()?,
             RunEvent::Ended(end) => self.end(end)?,
             _ => {}
         }
         if let Some(line) = line_of(event) {
-            self.metrics.append(&line)?;
             self.state.add_line(&line);
+            self.metrics.append(&line)?;
         }
         Ok(())
+    }
+
+    /// The event is one that the files must have.
+    pub fn concerns(event: &RunEvent) -> bool {
+        let is_milestone = matches!(event, RunEvent::CheckpointSaved { .. } | RunEvent::Ended(_));
+        is_milestone || line_of(event).is_some()
     }
 
     /// `trainer_state.json` as it is after `step` updates, for a checkpoint of that step.
@@ -211,7 +229,11 @@ impl RunFiles {
         &self.record
     }
 
+    /// What is done stays done, whatever is said of it later.
     fn end(&mut self, end: &RunEnd) -> Result<(), OutputError> {
+        if self.record.state == RunState::Done {
+            return Ok(());
+        }
         match end {
             RunEnd::Done {
                 step,
@@ -232,6 +254,14 @@ impl RunFiles {
                 self.record.reason = Some(reason.clone());
             }
         }
+        let written = self.write_all();
+        if written.is_err() {
+            self.record.state = RunState::Running;
+        }
+        written
+    }
+
+    fn write_all(&mut self) -> Result<(), OutputError> {
         self.metrics.make_durable()?;
         self.write_state()?;
         self.write_record()

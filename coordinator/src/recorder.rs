@@ -1,6 +1,7 @@
 //! One thread tells the terminal and the files what happens, so that the driver never waits for a disk.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use common::files::{FileError, atomic};
 use tokio::sync::mpsc;
 
-use crate::events::RunEvent;
-use crate::output::{RunFiles, TRAINER_STATE};
+use crate::events::{RunEnd, RunEvent};
+use crate::output::{OutputError, RunFiles, TRAINER_STATE};
 use crate::ui::Terminal;
 
 /// Events that may wait for the terminal or the disk.
@@ -24,6 +25,8 @@ pub struct Recorder(Arc<Shared>);
 struct Shared {
     files: Mutex<RunFiles>,
     changed: Condvar,
+    /// The files could not be written; it was said.
+    failing: AtomicBool,
 }
 
 impl Recorder {
@@ -31,6 +34,7 @@ impl Recorder {
         Self(Arc::new(Shared {
             files: Mutex::new(files),
             changed: Condvar::new(),
+            failing: AtomicBool::new(false),
         }))
     }
 
@@ -47,7 +51,8 @@ impl Recorder {
         (sender, thread)
     }
 
-    /// Files first: what the terminal says is on record. A full disk is said, and training goes on.
+    /// Files first: what the terminal says is on record. A full disk is said once, and once more when it is over; training
+    /// goes on.
     pub fn observe(&self, event: &RunEvent, terminal: &mut Terminal) {
         let mut files = self.files();
         let mut result = files.observe(event);
@@ -56,10 +61,31 @@ impl Recorder {
         }
         drop(files);
         self.0.changed.notify_all();
-        if let Err(error) = result {
-            terminal.say(&error.to_string());
-        }
+        self.say_failure(event, result, terminal);
         terminal.observe(event);
+    }
+
+    fn say_failure(
+        &self,
+        event: &RunEvent,
+        result: Result<(), OutputError>,
+        terminal: &mut Terminal,
+    ) {
+        let is_end = matches!(event, RunEvent::Ended(_));
+        match result {
+            Err(error) if is_end => terminal.say(&error.to_string()),
+            Err(error) if !self.0.failing.swap(true, Ordering::Relaxed) => {
+                terminal.say(&format!(
+                    "{error}; training goes on, and what is missing is written as soon as that works"
+                ));
+            }
+            Ok(())
+                if RunFiles::concerns(event) && self.0.failing.swap(false, Ordering::Relaxed) =>
+            {
+                terminal.say("the files of the run are written again");
+            }
+            _ => {}
+        }
     }
 
     /// Updates that the newest evaluated weights have seen, in this life or an earlier one.
@@ -79,6 +105,15 @@ impl Recorder {
             Err(poisoned) => poisoned.into_inner().0.trainer_state_at(step),
         };
         atomic::write(&folder.join(TRAINER_STATE), text.as_bytes())
+    }
+
+    /// Writes down for good that the run is done: from then on, no crash makes it begin again.
+    pub fn record_result(&self, step: u64, weights_digest: &str) -> Result<(), FileError> {
+        let end = RunEvent::Ended(RunEnd::Done {
+            step,
+            weights_digest: weights_digest.to_owned(),
+        });
+        Ok(self.files().observe(&end)?)
     }
 
     fn files(&self) -> MutexGuard<'_, RunFiles> {

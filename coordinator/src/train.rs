@@ -218,6 +218,7 @@ fn cluster(prepared: &Prepared, settings: Settings) -> Cluster {
 }
 
 fn store(prepared: &Prepared, recorder: Recorder) -> Store {
+    let results = recorder.clone();
     Store {
         output_dir: prepared.job.output_dir.clone(),
         model: prepared.model.clone(),
@@ -227,6 +228,7 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
         write_trainer_state: Box::new(move |folder, step| {
             recorder.write_trainer_state(folder, step)
         }),
+        record_result: Box::new(move |step, digest| results.record_result(step, digest)),
     }
 }
 

@@ -141,6 +141,24 @@ fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
 }
 
 #[test]
+fn a_run_that_is_done_is_not_begun_again_though_its_coordinator_dies_at_once() {
+    let site = Site::new();
+    let quiet = site.train("quiet", &[]);
+    let start = || site.start("out", &["--single-node", "--threads", "1"]);
+    let place = "result-recorded";
+    let run = Run::of(start().env("MUSTER_FAILPOINT", place)).end();
+    assert_eq!(run.status.code(), None, "{run:?}");
+    assert_eq!(site.digest("out"), quiet);
+    assert_eq!(site.steps("out").len(), site.steps("quiet").len());
+    let again = Run::of(&mut start()).end();
+    assert!(again.status.success(), "{again:?}");
+    assert!(
+        again.stdout.contains("this job is done already"),
+        "{again:?}"
+    );
+}
+
+#[test]
 fn a_coordinator_of_another_job_is_refused_by_name() {
     let stage = Stage::new();
     let mut run = stage.coordinator("out", &[]);

@@ -1,4 +1,5 @@
-//! `metrics.jsonl`: a line for every committed step and for every evaluation, in order, each written whole.
+//! `metrics.jsonl`: a line for every committed step and for every evaluation, in order, each written whole. What a full
+//! disk does not take is kept, and written once it does.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -11,6 +12,8 @@ use super::OutputError;
 use crate::events::{EvalRecord, StepRecord};
 
 const MAX_LINE_BYTES: u64 = 64 << 10;
+/// Of lines that wait for room on the disk. What comes later is lost to the file.
+const MAX_WAITING_BYTES: usize = 16 << 20;
 
 /// A line of `metrics.jsonl`.
 pub type Line = Map<String, Value>;
@@ -18,6 +21,10 @@ pub type Line = Map<String, Value>;
 pub(super) struct Metrics {
     file: File,
     path: PathBuf,
+    /// Bytes of the whole lines in the file; after a failed write, part of one may follow.
+    written: u64,
+    /// Whole lines that are not in the file yet.
+    waiting: Vec<u8>,
 }
 
 impl Metrics {
@@ -42,18 +49,55 @@ impl Metrics {
         Ok(Self {
             file,
             path: path.to_owned(),
+            written: kept,
+            waiting: Vec::new(),
         })
     }
 
     pub fn append(&mut self, line: &Line) -> Result<(), OutputError> {
-        let mut text = serde_json::to_string(line).unwrap_or_default();
-        text.push('\n');
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(OutputError::io("write", &self.path))
+        let text = serde_json::to_string(line).unwrap_or_default();
+        if self.waiting.len() + text.len() < MAX_WAITING_BYTES {
+            self.waiting.extend(text.as_bytes());
+            self.waiting.push(b'\n');
+        }
+        self.write_waiting()
+    }
+
+    /// From here on no write works.
+    #[cfg(test)]
+    pub fn break_file(&mut self) {
+        if let Ok(file) = File::open(&self.path) {
+            self.file = file;
+        }
+    }
+
+    #[cfg(test)]
+    pub fn mend_file(&mut self) {
+        let file = OpenOptions::new().write(true).open(&self.path);
+        if let Ok(mut file) = file
+            && file.seek(SeekFrom::End(0)).is_ok()
+        {
+            self.file = file;
+        }
+    }
+
+    fn write_waiting(&mut self) -> Result<(), OutputError> {
+        let written = self.file.write_all(&self.waiting);
+        if written.is_err() {
+            // Part of a line would spoil every line after it. Shorter is possible on a full disk, too.
+            let end = SeekFrom::Start(self.written);
+            let cut = self.file.set_len(self.written);
+            cut.and_then(|()| self.file.seek(end))
+                .map_err(OutputError::io("cut off half a line of", &self.path))?;
+        }
+        written.map_err(OutputError::io("write", &self.path))?;
+        self.written += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
     }
 
     pub fn make_durable(&mut self) -> Result<(), OutputError> {
+        self.write_waiting()?;
         durable::sync_data(&self.file, &self.path)
             .map_err(OutputError::io("make durable", &self.path))
     }

@@ -352,3 +352,39 @@ fn lines_that_a_crash_cost_are_written_again_once() {
     ];
     assert_eq!(places, all);
 }
+
+#[test]
+fn lines_that_a_full_disk_refused_are_written_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(METRICS);
+    let line = |step| metrics::object(serde_json::json!({ "step": step }));
+    let mut lines = Metrics::open(&path, 0, |_| {}).unwrap();
+    lines.append(&line(1)).unwrap();
+    lines.break_file();
+    for step in [2, 3] {
+        assert!(lines.append(&line(step)).is_err());
+    }
+    assert!(lines.make_durable().is_err());
+    lines.mend_file();
+    lines.append(&line(4)).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        text,
+        "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4}\n"
+    );
+}
+
+#[test]
+fn what_is_done_stays_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = identity(folder.path(), &[]);
+    let stopped = RunEvent::Ended(RunEnd::Stopped {
+        step: 2,
+        reason: "late".into(),
+    });
+    run(&identity, 0, [step(1), step(2), done(), done(), stopped]);
+    let record = RunRecord::read(&identity.job.output_dir).unwrap().unwrap();
+    assert_eq!((record.state, record.step), (RunState::Done, 6));
+    let state = std::fs::read_to_string(identity.job.output_dir.join(TRAINER_STATE)).unwrap();
+    assert_eq!(state.matches("train_runtime").count(), 1);
+}

@@ -117,6 +117,9 @@ impl TrainerState {
     /// Adds the summary that ends a history.
     pub(super) fn finish(&mut self, runtime: Duration) {
         let seconds = runtime.as_secs_f64();
+        // Said again where the files could not be written.
+        let is_end = |line: &mut Line| line.contains_key("train_runtime");
+        self.history.pop_if(is_end);
         self.history.push(object(json!({
             "epoch": self.epoch_at(self.step),
             "step": self.step,
