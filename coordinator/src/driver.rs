@@ -363,6 +363,7 @@ impl Driver {
                 worker,
                 step,
                 reason: error.to_string(),
+                disk: true,
             }),
         }
     }
@@ -392,6 +393,7 @@ impl Driver {
                 worker,
                 step,
                 reason,
+                disk: false,
             });
         }
         let facts = Facts {
@@ -407,8 +409,8 @@ impl Driver {
             };
             let input = match tokio::task::spawn_blocking(commit).await {
                 Ok(Ok(state)) => Input::Stored(state),
-                Ok(Err(error)) => failed(worker, step, error.to_string()),
-                Err(error) => failed(worker, step, error.to_string()),
+                Ok(Err(error)) => failed(worker, step, error.to_string(), true),
+                Err(error) => failed(worker, step, error.to_string(), false),
             };
             // The driver is gone only when the run is over.
             let _ = inputs.send(input).await;
@@ -424,11 +426,12 @@ async fn sleep_until(moment: Option<std::time::Instant>) {
     }
 }
 
-fn failed(worker: WorkerId, step: u64, reason: String) -> Input {
+fn failed(worker: WorkerId, step: u64, reason: String, disk: bool) -> Input {
     Input::Happened(Event::StateFailed {
         worker,
         step,
         reason,
+        disk,
     })
 }
 

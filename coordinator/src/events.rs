@@ -98,7 +98,7 @@ pub enum RunEnd {
         step: u64,
         weights_digest: String,
     },
-    /// Stopped before the last step; the newest checkpoint goes on from `step`.
+    /// Stopped before the last step; the next start goes on from `step`, where the state of that is on disk or with workers.
     Stopped {
         step: u64,
         reason: String,

@@ -206,10 +206,12 @@ impl Coordinator for Service {
             }
             Err(status) => {
                 let reason = status.message().to_owned();
+                let disk = status.code() == upload::DISK_FAILED;
                 let event = Event::StateFailed {
                     worker,
                     step,
                     reason,
+                    disk,
                 };
                 self.tell(Input::Happened(event)).await?;
                 Err(status)

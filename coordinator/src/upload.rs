@@ -9,13 +9,16 @@ use proto::v1::upload_chunk::Chunk;
 use proto::v1::{FileEntry, UploadChunk, UploadHeader};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::cluster::WorkerId;
 use crate::shelf::Expected;
 
 /// Longest silence between two chunks.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Of an upload that the coordinator's disk did not take.
+pub const DISK_FAILED: Code = Code::ResourceExhausted;
 
 /// A state whose files are complete, in a folder that is not committed yet.
 pub struct Received {
@@ -92,7 +95,10 @@ async fn receive_file(
     chunks: &mut Streaming<UploadChunk>,
 ) -> Result<(), Status> {
     let failed = |error: std::io::Error| {
-        Status::resource_exhausted(format!("cannot write {}: {error}", path.display()))
+        Status::new(
+            DISK_FAILED,
+            format!("cannot write {}: {error}", path.display()),
+        )
     };
     let mut file = File::create_new(path).await.map_err(failed)?;
     let mut hasher = blake3::Hasher::new();

@@ -75,7 +75,7 @@ pub enum Command {
 pub enum Outcome {
     /// All steps are committed and the last state is stored.
     Finished { step: u64, weights_digest: String },
-    /// Stopped on request; the newest state on disk is that of `step`.
+    /// Stopped before the end. The state of `step` is on disk, or with the workers where they were told to wait.
     Stopped {
         step: u64,
         reason: String,

@@ -69,6 +69,8 @@ pub enum Event {
         worker: WorkerId,
         step: u64,
         reason: String,
+        /// Because of the coordinator's disk: room on it may be made.
+        disk: bool,
     },
     /// The user or the system asks for an end before the last step.
     /// `resumable`: it is to be started again, and its workers wait for that.

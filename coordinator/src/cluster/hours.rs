@@ -40,6 +40,7 @@ impl Cluster {
             self.patience_ends_at(),
             reminder,
             grace,
+            self.saving.retries_at(),
         ];
         due.into_iter().flatten().min()
     }
@@ -62,6 +63,9 @@ impl Cluster {
             && now.duration_since(since) >= PEER_LOST_GRACE
         {
             self.mend(now, accused, commands);
+        }
+        if self.saving.retry_is_due(now) {
+            self.proceed(now, commands);
         }
         if self.grace.is_some() {
             return self.watch_grace(now, commands);

@@ -47,7 +47,7 @@ use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
 use self::patience::{Answer, Patience};
-use self::saving::Saving;
+use self::saving::{Failure, Saving};
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
 use self::silence::Silence;
@@ -232,7 +232,11 @@ impl Cluster {
                 worker,
                 step,
                 reason,
-            } => self.state_failed(now, worker, step, &reason, commands),
+                disk,
+            } => {
+                let failed = (worker, step);
+                self.state_failed(now, failed, Failure { reason, disk }, commands);
+            }
             Event::StopRequested { reason, resumable } => {
                 if self.stopping.is_none() {
                     self.stopping = Some(reason);

@@ -1,15 +1,20 @@
 //! When state is asked for, from whom, and what happens when it does not come.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
-/// How often the result of the run is asked for before the run fails.
+/// How often the result of the run is asked for before the run fails, where the disk is not at fault.
 const MAX_LAST_ATTEMPTS: u32 = 3;
+/// How long the result waits for room on the disk. Then the run ends, and its workers keep what they hold as long again.
+const DISK_PATIENCE: Duration = Duration::from_secs(600);
+/// Before the second attempt; before each further one twice as long, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// States on their way at a time; each is held in a worker's memory. Training waits rather than leave one out.
 const MAX_PENDING: usize = 2;
 
@@ -22,6 +27,22 @@ struct Pending {
     weights_digest: Option<String>,
 }
 
+/// Why a state was not stored.
+#[derive(Debug)]
+pub struct Failure {
+    pub reason: String,
+    pub disk: bool,
+}
+
+/// The result does not fit on the disk.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    since: Instant,
+    pause: Duration,
+    /// None once it is asked for again.
+    at: Option<Instant>,
+}
+
 /// States asked for and stored.
 #[derive(Debug)]
 pub struct Saving {
@@ -31,6 +52,7 @@ pub struct Saving {
     stored: u64,
     /// For the last state.
     failed_attempts: u32,
+    retry: Option<Retry>,
 }
 
 impl Saving {
@@ -40,7 +62,21 @@ impl Saving {
             overdue: false,
             stored: start_step,
             failed_attempts: 0,
+            retry: None,
         }
+    }
+
+    /// When the result is asked for again.
+    pub fn retries_at(&self) -> Option<Instant> {
+        self.retry.and_then(|retry| retry.at)
+    }
+
+    /// Whether that is now. True once.
+    pub fn retry_is_due(&mut self, now: Instant) -> bool {
+        let Some(retry) = &mut self.retry else {
+            return false;
+        };
+        retry.at.take_if(|at| *at <= now).is_some()
     }
 
     /// Updates in the newest state on disk, or in the one that the run started from.
@@ -129,6 +165,7 @@ impl Cluster {
 
     pub(super) fn request_last_state(&mut self, step: u64, commands: &mut Vec<Command>) {
         if self.saving.pending.is_empty()
+            && self.saving.retries_at().is_none()
             && let Some(worker) = self.members.first_at(step)
         {
             self.request(worker, step, true, commands);
@@ -181,9 +218,8 @@ impl Cluster {
     pub(super) fn state_failed(
         &mut self,
         now: Instant,
-        worker: WorkerId,
-        step: u64,
-        reason: &str,
+        (worker, step): (WorkerId, u64),
+        failure: Failure,
         commands: &mut Vec<Command>,
     ) {
         // A late failure of a worker that is not asked any more changes nothing.
@@ -191,8 +227,12 @@ impl Cluster {
         let Some(pending) = self.saving.take(asked) else {
             return;
         };
-        self.saving.failed_attempts += u32::from(pending.last);
+        let Failure { reason, disk } = failure;
         let notice = format!("the state after step {step} was not saved: {reason}");
+        if pending.last && disk && self.stopping.is_none() {
+            return self.retry_last(now, &notice, commands);
+        }
+        self.saving.failed_attempts += u32::from(pending.last);
         if pending.last && self.saving.failed_attempts >= MAX_LAST_ATTEMPTS {
             return self.fail(notice, commands);
         }
@@ -201,6 +241,35 @@ impl Cluster {
             return self.stop(commands);
         }
         self.proceed(now, commands);
+    }
+
+    /// The workers keep the result until there is room for it, or until the run has waited long enough.
+    fn retry_last(&mut self, now: Instant, notice: &str, commands: &mut Vec<Command>) {
+        let retry = self.saving.retry.get_or_insert(Retry {
+            since: now,
+            pause: FIRST_PAUSE,
+            at: None,
+        });
+        let waited = now.duration_since(retry.since);
+        if waited >= DISK_PATIENCE {
+            let outcome = Outcome::Stopped {
+                step: self.committed,
+                reason: format!(
+                    "{notice}; the workers keep it for the next start: free space first"
+                ),
+                resumable: true,
+            };
+            return self.end(outcome, commands);
+        }
+        let pause = retry.pause;
+        retry.at = Some(now + pause);
+        retry.pause = (2 * pause).min(LONGEST_PAUSE);
+        commands.push(Command::Emit(RunEvent::Notice(format!(
+            "{notice}; the workers keep it: free space there, or remove old checkpoints; trying again in {} s, for {} min \
+             at most",
+            pause.as_secs(),
+            (DISK_PATIENCE - waited).as_secs().div_ceil(60)
+        ))));
     }
 
     /// Stores the newest state, unless it is on disk already, and ends the run.
@@ -222,8 +291,13 @@ impl Cluster {
     }
 
     fn stop(&mut self, commands: &mut Vec<Command>) {
+        // What workers hold counts only where they are told to keep it.
+        let step = match self.resumable {
+            true => self.committed.max(self.saving.stored),
+            false => self.saving.stored,
+        };
         let outcome = Outcome::Stopped {
-            step: self.saving.stored,
+            step,
             reason: self.stopping.clone().unwrap_or_default(),
             resumable: self.resumable,
         };

@@ -116,6 +116,7 @@ fn a_state_that_cannot_be_saved_is_asked_for_once() {
         worker: WorkerId(1),
         step: 1,
         reason: "the disk is full".into(),
+        disk: true,
     };
     scene.check(failed, &[]);
     scene.check(lost(1), &["waiting 0 of 1"]);

@@ -144,6 +144,111 @@ fn the_workers_of_a_coordinator_that_is_to_be_resumed_are_told_to_wait() {
     );
 }
 
+/// Six steps are done, and the result is asked for.
+fn with_result() -> Scene {
+    let mut scene = Scene::new(|settings| {
+        settings.start_step = 6;
+        settings.last_evaluated = Some(6);
+    });
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 6));
+    scene.after(entered(1, 1, 6, &[]));
+    scene
+}
+
+fn not_saved(disk: bool) -> Event {
+    Event::StateFailed {
+        worker: WorkerId(1),
+        step: 6,
+        reason: "no space".into(),
+        disk,
+    }
+}
+
+#[test]
+fn a_result_that_finds_no_room_is_kept_and_asked_for_until_it_does() {
+    let mut scene = with_result();
+    for pause in [1, 2, 4, 8, 16, 30, 30] {
+        scene.check(not_saved(true), &[]);
+        scene.check(Event::Ticked, &[]);
+        let early = Duration::from_secs(pause) - Duration::from_millis(1);
+        assert!(scene.pass(early, &[]).is_empty(), "{pause}");
+        let again = scene.pass(Duration::from_millis(1), &[]);
+        assert_eq!(again, ["w1 save 6 last"], "{pause}");
+    }
+    let end = "end Finished { step: 6, weights_digest: \"a\" }";
+    scene.check(stored(6), &["w1 finish", end]);
+}
+
+#[test]
+fn a_run_whose_result_found_no_room_for_long_can_be_resumed() {
+    let mut scene = with_result();
+    let began = scene.now;
+    while scene.after(not_saved(true)).is_empty() {
+        let again = scene.pass(Duration::from_secs(30), &[]);
+        assert_eq!(again, ["w1 save 6 last"]);
+        assert!(scene.now < began + Duration::from_secs(700));
+    }
+    assert!(scene.now >= began + Duration::from_secs(600));
+
+    let mut scene = with_result();
+    scene.after(not_saved(true));
+    scene.pass(Duration::from_secs(600), &[]);
+    let mut commands = Vec::new();
+    scene
+        .cluster
+        .handle(scene.now, not_saved(true), &mut commands);
+    let [Command::SendFinish { finish, .. }, Command::End(outcome)] = &commands[..] else {
+        panic!("{commands:?}");
+    };
+    assert!(finish.resumable && !finish.failed);
+    assert!(
+        matches!(
+            outcome,
+            Outcome::Stopped {
+                step: 6,
+                resumable: true,
+                ..
+            }
+        ),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn a_result_that_never_arrives_whole_fails_the_run() {
+    let mut scene = with_result();
+    for _ in 0..2 {
+        scene.check(not_saved(false), &["w1 save 6 last"]);
+    }
+    let end = scene.after(not_saved(false));
+    assert!(
+        end.iter().any(|line| line.starts_with("end Failed")),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn a_stop_while_workers_are_awaited_tells_what_is_on_record() {
+    for (resumable, told) in [(true, 94), (false, 0)] {
+        let mut scene = Scene::new(|settings| {
+            settings.earlier.recorded = 94;
+            settings.earlier.workers = 1;
+        });
+        scene.after(Event::Ticked);
+        let event = Event::StopRequested {
+            reason: "SIGTERM".into(),
+            resumable,
+        };
+        let mut commands = Vec::new();
+        scene.cluster.handle(scene.now, event, &mut commands);
+        let Some(Command::End(Outcome::Stopped { step, .. })) = commands.last() else {
+            panic!("{commands:?}");
+        };
+        assert_eq!(*step, told);
+    }
+}
+
 #[test]
 fn a_result_on_disk_counts_though_its_worker_is_lost() {
     let mut scene = Scene::new(|settings| {
