@@ -1,6 +1,5 @@
 //! Command line of the coordinator: flags become plain options and the sources of a job. Decides nothing else.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -110,32 +109,6 @@ impl StartArguments {
             false => 0,
         }
     }
-}
-
-/// Options of `start` that say where this run goes and on which machine, and whether a value follows.
-const OF_THIS_RUN: [(&str, bool); 5] = [
-    ("--single-node", false),
-    ("--local-workers", true),
-    ("--threads", true),
-    ("--listen", true),
-    ("--output-dir", true),
-];
-
-/// What of a command line that was understood as `start` belongs to the job: it can be said again on other machines.
-pub fn job_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
-    let words = line.map(|word| word.to_string_lossy().into_owned());
-    let mut words = words.skip_while(|word| word != "start").skip(1);
-    let mut kept = Vec::new();
-    while let Some(word) = words.next() {
-        let name = word.split('=').next().unwrap_or(&word);
-        match OF_THIS_RUN.iter().find(|(option, _)| *option == name) {
-            // A value after an equals sign is part of the word.
-            Some((_, has_value)) if *has_value && name == word => drop(words.next()),
-            Some(_) => {}
-            None => kept.push(word),
-        }
-    }
-    kept
 }
 
 #[derive(Debug, Args)]
@@ -427,29 +400,6 @@ mod tests {
             assert!(!errors.to_string().contains("unknown field"), "{name}");
         }
     }
-
-    #[test]
-    fn what_is_said_of_the_job_can_be_said_again_elsewhere() {
-        let kept = |line: &str| job_words(line.split(' ').map(OsString::from)).join(" ");
-        assert_eq!(
-            kept(
-                "bin/coordinator start --single-node job.yaml --output-dir=out --max-steps 10 --threads 4 \
-                 --set seed=7 --local-workers=2 --listen 127.0.0.1:1 --token-file start"
-            ),
-            "job.yaml --max-steps 10 --set seed=7 --token-file start"
-        );
-        // Every option that is no field of the job is one of those, but for the token's.
-        let command = Arguments::command();
-        let start = command.find_subcommand("start").unwrap();
-        let machine = |arg: &&clap::Arg| arg.get_help_heading() == Some("Machines");
-        for option in start.get_arguments().filter(machine) {
-            let name = format!("--{}", option.get_long().unwrap());
-            let takes_value = option.get_action().takes_values();
-            let known = OF_THIS_RUN.contains(&(&name, takes_value));
-            assert!(known || name == "--token-file", "{name}");
-        }
-    }
-
     #[test]
     fn single_node_listens_on_a_free_port_of_the_loopback() {
         assert_eq!(start("job.yaml").listen_address(), "127.0.0.1:7077");

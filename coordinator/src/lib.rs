@@ -22,3 +22,4 @@ pub mod start;
 pub mod train;
 pub mod ui;
 pub mod upload;
+pub mod words;

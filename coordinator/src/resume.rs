@@ -39,12 +39,16 @@ pub struct Start {
 }
 
 impl Start {
-    /// Follows the job's `resume`.
+    /// Follows the job's `resume`. Needs the lock of the output folder: where the run begins anew, its checkpoints are set
+    /// aside.
     pub fn choose(prepared: &Prepared) -> Result<Self, ResumeError> {
         let job = &prepared.job;
         let mut notices = Vec::new();
         let found = match &job.resume {
-            Resume::Never => None,
+            Resume::Never => {
+                notices.extend(set_checkpoints_aside(&job.output_dir)?);
+                None
+            }
             Resume::Path(path) => Some((path.clone(), checkpoint::verify(path)?)),
             Resume::Auto => {
                 let found = checkpoint::newest_valid(&job.output_dir)?;
@@ -77,6 +81,17 @@ impl Start {
             notices,
         })
     }
+}
+
+/// A later command must not go on from what the run before this one had saved. What there is to tell.
+fn set_checkpoints_aside(output_dir: &Path) -> Result<Option<String>, FileError> {
+    let aside = checkpoint::set_aside(output_dir)?;
+    let names: Vec<String> = aside
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let told = || format!("the run before is set aside: {}", names.join(", "));
+    Ok((!names.is_empty()).then(told))
 }
 
 /// What the run's earlier terms left in their journal.

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use common::data::prune_blocks;
 use common::files::FileError;
-use common::job::{JobErrors, JobSpec, Method};
+use common::job::{JobErrors, JobSpec, Method, Resume};
 use thiserror::Error;
 
-use crate::args::{StartArguments, exit, job_words};
+use crate::args::{StartArguments, exit};
 use crate::cluster::{Earlier, Outcome};
 use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
@@ -22,6 +22,7 @@ use crate::resume::{Past, ResumeError, Start};
 use crate::single_node::{self, LocalWorkers};
 use crate::train::{Ended, Training};
 use crate::ui::{Answer, NextView, PlanView, Programs, Terminal, quoted};
+use crate::words::{job_words, resume_words};
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -139,7 +140,8 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
             Ok(exit::DONE)
         }
         Outcome::Stopped { .. } => {
-            terminal.say(&format!("to go on: {}", resume_command()));
+            let begins_anew = !matches!(job.resume, Resume::Auto);
+            terminal.say(&format!("to go on: {}", resume_command(begins_anew)));
             Ok(ended.stopped_by.unwrap_or(exit::RESUMABLE))
         }
         Outcome::Failed { reason, .. } => Err(StartError::Failed(reason)),
@@ -354,8 +356,9 @@ fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec)
     });
 }
 
-/// The command that started this process.
-fn resume_command() -> String {
-    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
-    words.collect::<Vec<_>>().join(" ")
+/// The command that goes on where this process stopped.
+fn resume_command(begins_anew: bool) -> String {
+    let words = resume_words(std::env::args_os(), begins_anew);
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    words.join(" ")
 }

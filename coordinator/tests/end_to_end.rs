@@ -199,6 +199,27 @@ fn a_run_that_was_stopped_and_killed_ends_with_the_weights_of_a_quiet_one() {
 }
 
 #[test]
+fn a_run_that_begins_anew_leaves_nothing_of_the_one_before_to_go_on_from() {
+    let site = Site::new();
+    let options = ["--max-steps", "60", "--set", "save_steps=20"];
+    let anew = [&options[..], &["--resume", "never"]].concat();
+    let first = site.train("out", &options);
+    let single = [&["--single-node"], &anew[..]].concat();
+    let mut run = Run::of(&mut site.start("out", &single));
+    run.steps(3).process.signal("-TERM");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(75), "{run:?}");
+    assert!(run.stdout.contains("checkpoint-40.old"), "{run:?}");
+    let command = run
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("to go on: "));
+    assert!(command.unwrap().ends_with("--resume auto"), "{run:?}");
+    assert_eq!(site.train("out", &options), first);
+    assert_eq!(site.steps("out").len(), 60);
+}
+
+#[test]
 fn workers_that_die_and_join_change_nothing() {
     let site = Site::new();
     let options = ["--max-steps", "200"];

@@ -124,6 +124,22 @@ pub fn verify(dir: &Path) -> Result<Manifest, FileError> {
     Ok(manifest)
 }
 
+/// Renames all checkpoints of an output folder, so that no run goes on from them. What was set aside before is removed.
+pub fn set_aside(output_dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let mut aside = Vec::new();
+    for (_, path) in list(output_dir)? {
+        let mut name = path.clone().into_os_string();
+        name.push(".old");
+        let to = PathBuf::from(name);
+        if to.exists() {
+            atomic::remove_dir(&to)?;
+        }
+        durable::rename(&path, &to).map_err(FileError::io("set aside", &path))?;
+        aside.push(to);
+    }
+    Ok(aside)
+}
+
 /// The newest checkpoint that verifies, and the newer ones that do not. An output folder that is not there has none.
 pub fn newest_valid(output_dir: &Path) -> Result<Found, FileError> {
     let mut found = Found::default();
@@ -220,6 +236,18 @@ mod tests {
             .unwrap()
             .newest
             .map(|(_, manifest)| manifest.step)
+    }
+
+    #[test]
+    fn what_is_set_aside_is_no_checkpoint_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..2 {
+            let path = save(folder.path(), 4);
+            let aside = set_aside(folder.path()).unwrap();
+            assert_eq!(aside, [folder.path().join("checkpoint-4.old")], "{round}");
+            assert!(aside[0].join(MANIFEST).is_file() && !path.exists());
+            assert!(newest_valid(folder.path()).unwrap().newest.is_none());
+        }
     }
 
     #[test]

@@ -438,7 +438,7 @@ const FIELDS: &[Field] = &[
         &["resume_from_checkpoint", "auto_resume_from_checkpoints"],
         "auto | never | checkpoint folder",
         "auto",
-        "`auto` continues from the newest checkpoint in output_dir that verifies, if there is one.",
+        "`auto` continues from the newest checkpoint in output_dir that verifies, if there is one. `never` begins anew each time that the command is given; checkpoints of the run before are renamed to `*.old`.",
     ),
     field(
         "test_prompts",
@@ -467,7 +467,7 @@ const FIELDS: &[Field] = &[
         &[],
         "1 to 10000",
         "none",
-        "Further workers are turned away.",
+        "Further workers wait as spares: one takes the place of a worker that is lost.",
     ),
 ];
 

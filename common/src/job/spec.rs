@@ -244,6 +244,6 @@ pub enum Reduction {
 pub struct ClusterSpec {
     /// Training waits for so many. Default: 1.
     pub min_workers: usize,
-    /// More are turned away. Default: none.
+    /// More wait as spares. Default: none.
     pub max_workers: Option<usize>,
 }

@@ -88,9 +88,11 @@ pub(super) fn event_line(event: &RunEvent) -> Option<String> {
             )
         }
         RunEvent::WaitingForWorkers { have, need } => {
-            format!(
-                "waiting for workers: {have} of {need} are here; more may join, or stop this and start again with a lower --min-workers"
-            )
+            let lower = match need {
+                0 | 1 => "",
+                _ => "; more may join, or stop this and start again with a lower --min-workers",
+            };
+            format!("waiting for workers: {have} of {need} are here{lower}")
         }
         RunEvent::Resumed { step, path } => {
             format!("going on after step {step}, from {}", path.display())
@@ -129,7 +131,7 @@ pub(super) fn end_text(
             count(*step, "step")
         ),
         RunEnd::Stopped { step, reason } => format!(
-            "{} after {} in {time}{losses}: {}\nthe same command goes on from there\n",
+            "{} after {} in {time}{losses}: {}\n",
             style.bold("stopped"),
             count(*step, "step"),
             super::text::visible(reason)

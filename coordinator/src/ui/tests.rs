@@ -195,7 +195,10 @@ fn how_it_ended_is_said() {
         reason: "Ctrl-C".to_owned(),
     });
     let text = printed(1, [started(), step(1), step(2), stopped]);
-    assert!(text.ends_with("stopped after 3 steps in 0:00, loss 4.0000 -> 3.0000: Ctrl-C\nthe same command goes on from there\n"), "{text}");
+    assert!(
+        text.ends_with("stopped after 3 steps in 0:00, loss 4.0000 -> 3.0000: Ctrl-C\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -334,3 +334,17 @@ fn anchors_and_long_texts_are_yaml_too() {
         ]
     );
 }
+
+/// Workers compare the digest of the job that they were sent with that of the one that was read.
+#[test]
+fn every_number_comes_back_from_json_as_it_went() {
+    let mut rng = crate::rng::CounterRng::new(1, &[]);
+    let drawn = (0..2000).map(|_| 10f64.powf(-1.0 - 8.0 * rng.uniform()));
+    for rate in drawn.chain([2.529_838_120_180_259_4e-5]) {
+        let mut sent = job("");
+        sent.learning_rate = rate;
+        let bytes = serde_json::to_vec(&sent).unwrap();
+        let read: JobSpec = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((&read, read.digest()), (&sent, sent.digest()), "{rate}");
+    }
+}
