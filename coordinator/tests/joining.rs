@@ -34,7 +34,11 @@ fn until_stopped(process: &Process) {
 
 /// One worker trains, another comes and stands still as soon as a piece of its state has arrived; then `then`
 /// happens to it. Gives back the steps.
-fn train_with_a_newcomer(site: &Site, output: &str, then: impl FnOnce(&mut Process)) -> Vec<Value> {
+fn train_with_a_newcomer(
+    site: &Site,
+    output: &str,
+    then: impl FnOnce(&mut Process, u16),
+) -> Vec<Value> {
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
     let mut run = Run::of(&mut site.start(output, &["--max-steps", STEPS, "--listen", &listen]));
@@ -45,7 +49,7 @@ fn train_with_a_newcomer(site: &Site, output: &str, then: impl FnOnce(&mut Proce
     run.until("copies the state of");
     until_stopped(&late);
     run.steps(MEANWHILE);
-    then(&mut late);
+    then(&mut late, port);
     let run = run.end();
     assert!(run.status.success(), "{run:?}");
     assert!(steady.wait().success());
@@ -58,7 +62,7 @@ fn the_others_go_on_while_a_newcomer_copies_its_state() {
     let site = Site::new();
     let quiet = site.train("quiet", &["--max-steps", STEPS]);
 
-    let steps = train_with_a_newcomer(&site, "joined", |late| late.signal("-CONT"));
+    let steps = train_with_a_newcomer(&site, "joined", |late, _| late.signal("-CONT"));
     assert_eq!(site.digest("joined"), quiet);
     let workers: Vec<u64> = steps
         .iter()
@@ -73,8 +77,18 @@ fn the_others_go_on_while_a_newcomer_copies_its_state() {
     let generations = (generation(steps.first()), generation(steps.last()));
     assert_eq!(generations.0 + 1, generations.1);
 
-    let steps = train_with_a_newcomer(&site, "died", Process::kill);
+    let steps = train_with_a_newcomer(&site, "died", |late, _| late.kill());
     assert_eq!(site.digest("died"), quiet);
     assert!(steps.iter().all(|step| step["workers"] == 1));
     assert_eq!(generation(steps.first()), generation(steps.last()));
+
+    // What it leaves behind keeps nobody out.
+    let mut next = None;
+    let steps = train_with_a_newcomer(&site, "followed", |late, port| {
+        late.kill();
+        next = Some(site.join("next", port));
+    });
+    assert!(next.unwrap().wait().success());
+    assert_eq!(site.digest("followed"), quiet);
+    assert_eq!(steps.last().unwrap()["workers"], 2);
 }

@@ -428,7 +428,6 @@ fn source(follow: v1::Follow, run_id: [u8; 32]) -> Result<Source, WireError> {
         run_id,
         worker: follow.worker,
         attempt: follow.attempt,
-        step: follow.step,
         peer: PeerAddress {
             name: member.name,
             address: member.address,

@@ -2,6 +2,7 @@
 //! for callers that do not belong.
 #![allow(clippy::unwrap_used)]
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -67,7 +68,6 @@ fn follow(worker: u64, port: u16) -> Follower {
         run_id: RUN_ID,
         worker,
         attempt: 1,
-        step: 0,
         peer: PeerAddress {
             name: "source".into(),
             address: format!("127.0.0.1:{port}"),
@@ -272,9 +272,12 @@ fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
     feeds.begin(RUN_ID, 9, 1, || state(3));
+    // Takes it, but slowly.
+    let (slow, _) = call(member.port(), hello(9));
     feeds.publish(update(3));
     feeds.begin(RUN_ID, 10, 1, || panic!("a second copy"));
     assert_eq!(feeds.kept_bytes() / STATE_BYTES, 1);
+    drop(slow);
     for worker in [9, 10] {
         let follower = follow(worker, member.port());
         assert!(state_of(&follower) == state(3));
@@ -349,8 +352,71 @@ fn an_update_that_is_missing_ends_the_feed() {
     assert!(reason.contains("left behind"), "{reason}");
 }
 
+#[test]
+fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
+    let member = collective(FeedLimits::default());
+    let feeds = member.feeds();
+    feeds.begin(RUN_ID, 9, 1, || state(3));
+    let (dead, kind) = call(member.port(), hello(9));
+    assert_eq!(kind, FrameKind::StateHeader as u8);
+    feeds.publish(update(3));
+    feeds.publish(update(4));
+    drop(dead);
+    until("the source has noticed", || {
+        let copied = Cell::new(false);
+        let copy = || {
+            copied.set(true);
+            state(5)
+        };
+        feeds.begin(RUN_ID, 10, 1, copy);
+        copied.get()
+    });
+    // Neither the old copy nor the updates after it.
+    assert_eq!(feeds.kept_bytes(), STATE_BYTES);
+    feeds.publish(update(5));
+    // Had it only lost its connection, it would begin with the new one, too.
+    for worker in [10, 9] {
+        let follower = follow(worker, member.port());
+        assert!(state_of(&follower) == state(5));
+        assert!(update_of(&follower) == update(5));
+        std::mem::forget(follower);
+    }
+}
+
+#[test]
+fn a_new_term_shares_nothing_of_the_one_before() {
+    let member = collective(FeedLimits::default());
+    let feeds = member.feeds();
+    feeds.begin([8; 32], 8, 1, || state(5));
+    let (_slow, _) = call(
+        member.port(),
+        FeedHello {
+            run_id: [8; 32],
+            ..hello(8)
+        },
+    );
+    feeds.begin(RUN_ID, 9, 1, || state(3));
+    feeds.begin(RUN_ID, 10, 1, || panic!("a second copy"));
+    for worker in [9, 10] {
+        assert!(state_of(&follow(worker, member.port())) == state(3));
+    }
+}
+
+fn hello(worker: u64) -> FeedHello {
+    FeedHello {
+        run_id: RUN_ID,
+        worker,
+        attempt: 1,
+    }
+}
+
 /// What a caller is answered first.
 fn answer(port: u16, hello: FeedHello) -> u8 {
+    call(port, hello).1
+}
+
+/// A caller that reads no further than the first answer.
+fn call(port: u16, hello: FeedHello) -> (TcpStream, u8) {
     let mut stream = TcpStream::connect((HOST, port)).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     let mut request = [0; 48];
@@ -361,7 +427,7 @@ fn answer(port: u16, hello: FeedHello) -> u8 {
     stream.write_all(&request).unwrap();
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).unwrap();
-    FrameHeader::decode(&header).kind
+    (stream, FrameHeader::decode(&header).kind)
 }
 
 #[test]

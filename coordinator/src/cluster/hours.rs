@@ -38,6 +38,7 @@ impl Cluster {
             self.regroups_at(),
             self.recheck_at,
             self.patience_ends_at(),
+            self.joining.wakes_at(),
             reminder,
             grace,
             self.saving.retries_at(),

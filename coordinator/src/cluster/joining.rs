@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::v1;
 
@@ -22,6 +22,8 @@ use crate::events::RunEvent;
 pub(super) const MAX_FEEDS_PER_SOURCE: usize = 4;
 /// Feeds that a newcomer may lose before it is sent away.
 const MAX_FAILURES: u32 = 5;
+/// From the second failure to the next attempt; twice that after the third, and so on.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Whoever lacks the updates of less than this may enter and take them then: where steps are so short, being one behind
 /// would be too much to ask for.
 const LAG_SECONDS: f64 = 0.5;
@@ -59,6 +61,8 @@ struct Feed {
 struct Failures {
     count: u32,
     last_source: WorkerId,
+    /// Until then there is no other attempt.
+    wait_until: Option<Instant>,
 }
 
 impl Joining {
@@ -90,8 +94,25 @@ impl Joining {
         self.failures.remove(&worker);
     }
 
+    /// When the next one that waits after a failure may try again.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        let waiting = self.failures.values();
+        waiting.filter_map(|failures| failures.wait_until).min()
+    }
+
+    fn end_pauses(&mut self, now: Instant) {
+        for failures in self.failures.values_mut() {
+            failures.wait_until.take_if(|until| *until <= now);
+        }
+    }
+
+    fn pauses(&self, worker: WorkerId) -> bool {
+        let failures = self.failures.get(&worker);
+        failures.is_some_and(|failures| failures.wait_until.is_some())
+    }
+
     /// Its feed under this number is lost. None where that is news of an older one.
-    fn fail(&mut self, worker: WorkerId, attempt: u64) -> Option<(Feed, u32)> {
+    fn fail(&mut self, now: Instant, worker: WorkerId, attempt: u64) -> Option<(Feed, u32)> {
         let feed = *self.feeds.get(&worker)?;
         if feed.attempt != attempt {
             return None;
@@ -100,8 +121,13 @@ impl Joining {
         let failures = self.failures.entry(worker).or_insert(Failures {
             count: 0,
             last_source: feed.source,
+            wait_until: None,
         });
         failures.count += 1;
+        // The first time another source may do at once.
+        let doublings = failures.count.checked_sub(2);
+        failures.wait_until =
+            doublings.map(|doublings| now + RETRY_PAUSE * 2u32.pow(doublings.min(MAX_FAILURES)));
         failures.last_source = feed.source;
         Some((feed, failures.count))
     }
@@ -110,6 +136,7 @@ impl Joining {
 impl Cluster {
     /// Gives every newcomer that is behind a source, as far as there is room for newcomers.
     pub(super) fn feed_newcomers(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        self.joining.end_pauses(now);
         let nobody_waits = self.members.ready_count() <= self.members.ranks().len();
         if self.stage != Stage::Running || self.stopping.is_some() || nobody_waits {
             return;
@@ -118,7 +145,8 @@ impl Cluster {
             let waits = |worker: &Worker| worker.ready.is_some() && worker.seen < self.committed;
             let is_behind = self.members.get(id).is_some_and(waits);
             self.await_synced(now, id);
-            if !is_behind || self.members.rank_of(id).is_some() || self.joining.follows(id) {
+            let is_cared_for = self.members.rank_of(id).is_some() || self.joining.follows(id);
+            if !is_behind || is_cared_for || self.joining.pauses(id) {
                 continue;
             }
             if !self.has_room() {
@@ -246,7 +274,7 @@ impl Cluster {
         lost: &v1::FeedLost,
         commands: &mut Vec<Command>,
     ) {
-        let Some((feed, failures)) = self.joining.fail(id, lost.attempt) else {
+        let Some((feed, failures)) = self.joining.fail(now, id, lost.attempt) else {
             return;
         };
         let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();

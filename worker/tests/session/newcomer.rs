@@ -22,7 +22,8 @@ async fn join_by_feed(last_update_is_late: bool) {
     two.send(Down::Follow(v1::Follow {
         attempt,
         worker,
-        step: 1,
+        // The copy, which others may have begun before, is older.
+        step: 2,
         source: Some(member_one.clone()),
     }))
     .await;

@@ -168,11 +168,17 @@ fn a_feed_that_breaks_off_begins_anew_elsewhere_and_not_for_ever() {
         feed_lost(3, 1),
         &["w1 feed 2 to w3", "w3 follow 2 of w1 from 1"],
     );
-    for (attempt, source) in [(2, 2), (3, 1), (4, 2)] {
+    // From then on after a pause.
+    for (attempt, source, pause) in [(2, 2, 500), (3, 1, 1000), (4, 2, 2000)] {
         let next = attempt + 1;
-        let commands = scene.after(feed_lost(3, attempt));
+        let began = scene.now;
+        scene.check(feed_lost(3, attempt), &[]);
+        scene.now = began + Duration::from_millis(pause - 1);
+        scene.check(Event::Ticked, &[]);
+        scene.now += Duration::from_millis(1);
+        assert!(scene.cluster.wakes_at().unwrap() <= scene.now);
         assert_eq!(
-            commands,
+            scene.after(Event::Ticked),
             [
                 format!("w{source} feed {next} to w3"),
                 format!("w3 follow {next} of w{source} from 1")

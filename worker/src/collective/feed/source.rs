@@ -1,9 +1,10 @@
 //! The member's side of its feeds: which followers there are, what each still needs, and what is kept for them.
 //!
 //! A copy of the state (12 bytes per trainable scalar) is kept only while a follower still lacks pieces of it, and there
-//! is never a second one: whoever comes meanwhile shares it. The log of updates (4 bytes per scalar each) begins at the
-//! oldest one that a follower still lacks and is bounded in bytes; a follower that falls further behind is let go and
-//! must begin anew. Where nobody follows, nothing is kept or copied.
+//! is never a second one: whoever comes while another takes it shares it, and gets the updates since then as well. Where
+//! nobody is there to take it, whoever comes gets a new one, and so do those who come back for the old. The log of updates
+//! (4 bytes per scalar each) begins at the oldest one that a follower still lacks and is bounded in bytes; a follower that
+//! falls further behind is let go and must begin anew. Where nobody follows, nothing is kept or copied.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -95,6 +96,16 @@ struct Feed {
     absent_since: Option<Instant>,
 }
 
+impl Feed {
+    fn is_over(&self) -> bool {
+        matches!(self.place, Place::Ended(_))
+    }
+
+    fn is_absent(&self) -> bool {
+        self.absent_since.is_some()
+    }
+}
+
 enum Place {
     /// Lacks pieces of the state.
     Pieces,
@@ -122,7 +133,8 @@ impl Feeds {
         }
     }
 
-    /// Lets `worker` follow. The copy of the state is taken only where there is none to share.
+    /// Lets `worker` follow. The copy of the state is taken only where there is none to share. Whoever followed under
+    /// another `run_id` does so no more.
     pub fn begin(
         self: &Arc<Self>,
         run_id: [u8; 32],
@@ -131,8 +143,14 @@ impl Feeds {
         copy: impl FnOnce() -> StateCopy,
     ) {
         let mut state = lock(&self.state);
+        let is_foreign = |feed: &Feed| feed.run_id != run_id && !feed.is_over();
+        if state.feeds.values().any(is_foreign) {
+            state.end_all("its source has another coordinator");
+        }
         state.expire(self.limits.absence);
-        if state.offer.is_none() {
+        if !state.is_offer_shared() {
+            // First, so that there are never two.
+            state.offer = None;
             let copy = copy();
             let step = copy.snapshot.step;
             if step != state.step {
@@ -153,6 +171,7 @@ impl Feeds {
             absent_since: Some(Instant::now()),
         };
         state.feeds.insert(worker, feed);
+        state.trim();
         let watch = !std::mem::replace(&mut state.watched, true);
         drop(state);
         self.changed.notify_all();
@@ -296,7 +315,7 @@ impl Feeds {
         let mut state = lock(&self.state);
         if let Some(feed) = state.feeds.get_mut(&worker)
             && feed.connection == connection
-            && !matches!(feed.place, Place::Ended(_))
+            && !feed.is_over()
         {
             feed.place = Place::Updates(step);
         }
@@ -306,8 +325,18 @@ impl Feeds {
 
 impl State {
     fn is_followed(&self) -> bool {
-        let ended = |feed: &Feed| matches!(feed.place, Place::Ended(_));
-        self.feeds.values().any(|feed| !ended(feed))
+        self.feeds.values().any(|feed| !feed.is_over())
+    }
+
+    /// Whether whoever comes gets the copy that there is. One that nobody takes at the moment would grow old for a
+    /// follower that may be dead.
+    fn is_offer_shared(&self) -> bool {
+        let takes = |feed: &Feed| matches!(feed.place, Place::Pieces) && !feed.is_absent();
+        let is_newest = |offer: &Arc<Offer>| offer.state.snapshot.step == self.step;
+        let is_taken = self.feeds.values().any(takes);
+        self.offer
+            .as_ref()
+            .is_some_and(|offer| is_taken || is_newest(offer))
     }
 
     fn deed(&self, worker: u64, connection: u64) -> Deed {
@@ -373,9 +402,8 @@ impl State {
         {
             self.log_bytes -= update.bytes();
         }
-        let ended = |feed: &Feed| matches!(feed.place, Place::Ended(_));
-        while self.feeds.values().filter(|feed| ended(feed)).count() > MAX_ENDED {
-            let oldest = self.feeds.iter().find(|(_, feed)| ended(feed));
+        while self.feeds.values().filter(|feed| feed.is_over()).count() > MAX_ENDED {
+            let oldest = self.feeds.iter().find(|(_, feed)| feed.is_over());
             let Some(worker) = oldest.map(|(worker, _)| *worker) else {
                 break;
             };
@@ -401,7 +429,7 @@ impl State {
 
     fn end_all(&mut self, reason: &str) {
         for feed in self.feeds.values_mut() {
-            if !matches!(feed.place, Place::Ended(_)) {
+            if !feed.is_over() {
                 feed.place = Place::Ended(reason.to_owned());
             }
         }
@@ -413,7 +441,7 @@ impl State {
             let absent = feed
                 .absent_since
                 .is_some_and(|since| since.elapsed() >= absence);
-            if absent && !matches!(feed.place, Place::Ended(_)) {
+            if absent && !feed.is_over() {
                 feed.place = Place::Ended("its follower was gone for too long".to_owned());
             }
         }
