@@ -240,8 +240,8 @@ impl Run {
         self.conclude_feeds(generation);
         if generation.behind.contains(&generation.rank) {
             match self.receive_state(generation) {
-                Ok(state) => {
-                    self.take_over(&state)?;
+                Ok((snapshot, updates)) => {
+                    self.take_over(&snapshot, updates)?;
                     self.save_state();
                 }
                 Err(error) => return self.report_failure(error),
@@ -262,9 +262,22 @@ impl Run {
         Ok(())
     }
 
-    fn receive_state(&self, generation: &v1::Generation) -> Result<StateCopy, CollectiveError> {
+    fn receive_state(
+        &self,
+        generation: &v1::Generation,
+    ) -> Result<(Snapshot, VecDeque<v1::Update>), CollectiveError> {
         let mesh = self.links.collective.mesh(self.generation)?;
-        mesh.receive_state(generation.source, generation.step, &self.trainer.layout())
+        let source = generation.source;
+        let state = mesh.receive_state(source, generation.step, &self.trainer.layout())?;
+        let updates = updates_in(&state.memory).map_err(|reason| {
+            let member = generation.members.get(source as usize);
+            CollectiveError::Peer {
+                rank: source,
+                name: member.map_or_else(String::new, |member| member.name.clone()),
+                reason,
+            }
+        })?;
+        Ok((state.snapshot, updates))
     }
 
     /// In the background: those who are not behind go on with the step meanwhile.
@@ -296,13 +309,14 @@ impl Run {
     }
 
     /// Goes on as the worker would whose state it is.
-    fn take_over(&mut self, state: &StateCopy) -> Result<(), RunError> {
-        self.trainer.restore(&state.snapshot)?;
+    fn take_over(
+        &mut self,
+        snapshot: &Snapshot,
+        updates: VecDeque<v1::Update>,
+    ) -> Result<(), RunError> {
+        self.trainer.restore(snapshot)?;
         self.plan = None;
-        let memory = v1::Updates::decode(state.memory.as_slice());
-        let mut updates = memory.unwrap_or_default().updates;
-        updates.truncate(REMEMBERED_UPDATES);
-        self.updates = updates.into();
+        self.updates = updates;
         Ok(())
     }
 
@@ -541,6 +555,15 @@ impl Run {
     }
 }
 
+/// What the owner of a state remembers: its newest updates, oldest first, and no more than a worker keeps.
+fn updates_in(memory: &[u8]) -> Result<VecDeque<v1::Update>, String> {
+    let memory = v1::Updates::decode(memory);
+    let memory = memory.map_err(|error| format!("sent a memory that cannot be read: {error}"))?;
+    let mut updates = VecDeque::from(memory.updates);
+    updates.drain(..updates.len().saturating_sub(REMEMBERED_UPDATES));
+    Ok(updates)
+}
+
 fn sums(accumulator: &Accumulator) -> Sums<'_> {
     match accumulator.sums() {
         accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
@@ -555,4 +578,39 @@ pub fn peak_memory_bytes() -> u64 {
     let kilobytes =
         line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn update(step: u64) -> v1::Update {
+        v1::Update {
+            report: Some(v1::StepReport {
+                step,
+                ..v1::StepReport::default()
+            }),
+            ..v1::Update::default()
+        }
+    }
+
+    #[test]
+    fn of_too_many_updates_the_newest_are_kept() {
+        let all = 1..=REMEMBERED_UPDATES as u64 + 3;
+        let updates = all.map(update).collect();
+        let memory = v1::Updates { updates }.encode_to_vec();
+        let kept = updates_in(&memory).unwrap();
+        assert_eq!(kept.len(), REMEMBERED_UPDATES);
+        assert_eq!(kept.front(), Some(&update(4)));
+        assert!(updates_in(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_memory_that_cannot_be_read_is_an_error() {
+        let updates = vec![update(1)];
+        let memory = v1::Updates { updates }.encode_to_vec();
+        let error = updates_in(&memory[..memory.len() - 1]).unwrap_err();
+        assert!(error.contains("cannot be read"), "{error}");
+    }
 }

@@ -34,6 +34,7 @@ pub struct TrainerOptions {
     /// At least 1.
     pub threads: usize,
 }
+
 /// How long the parts of a slot took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotTimes {

@@ -5,7 +5,7 @@
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
-use super::{Run, RunError};
+use super::{Run, RunError, updates_in};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::trainer::Reduced;
 use crate::session::Order;
@@ -47,16 +47,19 @@ impl Run {
         };
         let report = match news {
             News::State(state) => {
-                self.take_over(&state)?;
+                match updates_in(&state.memory) {
+                    Ok(updates) => self.take_over(&state.snapshot, updates)?,
+                    Err(reason) => {
+                        self.lose_feed(attempt, reason);
+                        return Ok(());
+                    }
+                }
                 None
             }
             // The one before it was taken as well: a feed has no gaps.
             News::Update(update) => Some(self.repeat(update)?),
             News::Lost(reason) => {
-                self.following = None;
-                self.entering = None;
-                tracing::warn!("the feed of this worker's state was lost: {reason}");
-                self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
+                self.lose_feed(attempt, reason);
                 return Ok(());
             }
         };
@@ -68,6 +71,13 @@ impl Run {
         }));
         self.save_state();
         Ok(())
+    }
+
+    fn lose_feed(&mut self, attempt: u64, reason: String) {
+        self.following = None;
+        self.entering = None;
+        tracing::warn!("the feed of this worker's state was lost: {reason}");
+        self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
     }
 
     /// Makes an update as the members made it.
