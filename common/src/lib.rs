@@ -5,6 +5,8 @@ pub mod data;
 pub mod exact;
 pub mod failpoint;
 pub mod files;
+#[cfg(unix)]
+pub mod hangup;
 pub mod job;
 pub mod plan;
 pub mod rng;

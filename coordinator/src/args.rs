@@ -15,7 +15,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The job is well written, but model, data or machine do not allow it.
     pub const PREFLIGHT: u8 = 3;
-    /// Stopped (SIGTERM, lost workers); the same command goes on from the last checkpoint.
+    /// Stopped (SIGTERM, a closed terminal, no room for the result); the same command goes on from the last checkpoint.
     pub const RESUMABLE: u8 = 75;
     /// Ctrl-C, after a checkpoint was saved.
     pub const INTERRUPTED: u8 = 130;

@@ -1,5 +1,6 @@
 //! The coordinator's command line.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,18 +18,20 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // They would go to the same place.
+        .log_internal_errors(false)
         .init();
     match failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
         Ok(None) => {}
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(&error);
             return ExitCode::from(exit::USAGE);
         }
     }
     let code = match arguments.command {
         Command::Start(arguments) => start::run(&arguments).unwrap_or_else(|error| {
-            eprintln!("error: {error}");
+            complain(&error);
             error.exit_code()
         }),
         Command::Check(arguments) => {
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
             };
             match arguments.job.load() {
                 Err(errors) => {
-                    eprintln!("error: {errors}");
+                    complain(&errors);
                     exit::USAGE
                 }
                 Ok(job) => check_job(&job, &options),
@@ -52,11 +55,16 @@ fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
     match check::run(job, options, &mut std::io::stdout().lock()) {
         Ok(()) => exit::DONE,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(&error);
             match error {
                 CheckError::Preflight(_) => exit::PREFLIGHT,
                 _ => exit::JOB_FAILED,
             }
         }
     }
+}
+
+/// A terminal that is gone takes no words.
+fn complain(error: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "error: {error}");
 }

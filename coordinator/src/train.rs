@@ -268,11 +268,14 @@ async fn obey_signals(
 
 const INTERRUPTED: (u8, &str) = (exit::INTERRUPTED, "interrupted with Ctrl-C");
 
-/// Ctrl-C and, where there is such a thing, SIGTERM. None that comes between two waits is missed.
+/// Ctrl-C and, where there are such things, SIGTERM and the end of the terminal. None that comes between two waits is
+/// missed.
 #[cfg(unix)]
 struct Signals {
     interrupt: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
+    /// Counts once: a shell passes on what the system has told everybody.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
@@ -282,6 +285,10 @@ impl Signals {
         Self {
             interrupt: signal(SignalKind::interrupt()).ok(),
             terminate: signal(SignalKind::terminate()).ok(),
+            hangup: match common::hangup::is_ignored() {
+                true => None,
+                false => signal(SignalKind::hangup()).ok(),
+            },
         }
     }
 
@@ -292,10 +299,14 @@ impl Signals {
                 None => std::future::pending().await,
             }
         }
-        tokio::select! {
+        let received = tokio::select! {
             () = receive(&mut self.interrupt) => INTERRUPTED,
             () = receive(&mut self.terminate) => (exit::RESUMABLE, "terminated by a signal"),
-        }
+            () = receive(&mut self.hangup) => (exit::RESUMABLE, "its terminal was closed"),
+        };
+        // The process goes on catching it.
+        self.hangup = None;
+        received
     }
 }
 

@@ -141,6 +141,30 @@ fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
 }
 
 #[test]
+fn a_terminal_that_is_closed_stops_a_run_like_sigterm_unless_nohup_was_asked_for() {
+    let site = Site::new();
+    let options = [&OPTIONS[..], &["--single-node", "--threads", "1"]].concat();
+    let mut run = Run::of(&mut site.start("out", &options));
+    run.steps(5);
+    // The shell says again what the system has said.
+    run.process.signal("-HUP");
+    run.process.signal("-HUP");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(75), "{run:?}");
+    assert!(run.stdout.contains("its terminal was closed"), "{run:?}");
+    assert!(run.stdout.contains("saved out/checkpoint-"), "{run:?}");
+
+    let start = site.start("kept", &options);
+    let mut nohup = std::process::Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    nohup.arg(start.get_program()).args(start.get_args());
+    nohup.current_dir(start.get_current_dir().unwrap());
+    let mut run = Run::of(&mut nohup);
+    run.steps(5).process.signal("-HUP");
+    assert!(run.end().status.success());
+}
+
+#[test]
 fn a_run_that_is_done_is_not_begun_again_though_its_coordinator_dies_at_once() {
     let site = Site::new();
     let quiet = site.train("quiet", &[]);

@@ -4,7 +4,7 @@ mod bench;
 mod generate;
 mod merge;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ enum Command {
     /// Join a coordinator and work until its job is done
     ///
     /// Job, data and base model come from the coordinator; nothing else is needed on this machine. Workers may join and
-    /// leave at any time. At Ctrl-C or SIGTERM it hands over and leaves, within 25 s; a second one stops it at once.
+    /// leave at any time. At Ctrl-C, SIGTERM or SIGHUP it hands over and leaves, within 25 s; a second one stops it at once.
     ///
     /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 coordinator and worker do not fit, 130 Ctrl-C.
     Join(JoinArgs),
@@ -108,6 +108,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        // They would go to the same place.
+        .log_internal_errors(false)
         .init();
     match common::failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
@@ -219,7 +221,11 @@ async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>
             () = terminated() => false,
         }
     };
-    interrupted.store(ctrl_c().await, Ordering::SeqCst);
+    let first = tokio::select! {
+        is_ctrl_c = ctrl_c() => is_ctrl_c,
+        () = hung_up() => false,
+    };
+    interrupted.store(first, Ordering::SeqCst);
     shutdown.cancel();
     ctrl_c().await;
     let code = if interrupted.load(Ordering::SeqCst) {
@@ -241,12 +247,31 @@ async fn terminated() {
     }
 }
 
+/// The terminal was closed. Counts once: a shell passes on what the system has told everybody.
+#[cfg(unix)]
+async fn hung_up() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listens = !common::hangup::is_ignored();
+    match listens.then(|| signal(SignalKind::hangup())) {
+        Some(Ok(mut signal)) => {
+            signal.recv().await;
+        }
+        _ => std::future::pending().await,
+    }
+}
+
 #[cfg(not(unix))]
 async fn terminated() {
     std::future::pending().await
 }
 
+#[cfg(not(unix))]
+async fn hung_up() {
+    std::future::pending().await
+}
+
 fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    // A terminal that is gone takes no words.
+    let _ = writeln!(std::io::stderr(), "error: {message}");
     ExitCode::from(code)
 }
