@@ -8,6 +8,7 @@ pub mod connections;
 pub mod door;
 pub mod driver;
 pub mod events;
+mod farewell;
 pub mod journal;
 pub mod output;
 pub mod prepare;

@@ -12,6 +12,7 @@ use crate::args::{StartArguments, exit};
 use crate::cluster::{Earlier, Outcome};
 use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
+use crate::farewell::let_workers_go;
 use crate::journal::Journal;
 use crate::output::check_output_dir;
 use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
@@ -84,6 +85,7 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     let prepared = prepare(&job)?;
     let identity = identity(&prepared);
     if is_done_already(&mut terminal, arguments, &identity)? {
+        let_workers_go(prepared, listener, token, &mut |line| terminal.say(line))?;
         return Ok(exit::DONE);
     }
     let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {

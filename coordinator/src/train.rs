@@ -32,7 +32,7 @@ use crate::single_node::LocalWorkers;
 /// Inputs that may wait for the driver.
 const INPUTS: usize = 1024;
 /// How long the last messages may take on their way out.
-const FAREWELL: Duration = Duration::from_secs(5);
+pub const FAREWELL: Duration = Duration::from_secs(5);
 /// Of the rows at fault.
 const MAX_NAMED_ROWS: usize = 20;
 

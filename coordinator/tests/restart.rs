@@ -168,9 +168,12 @@ fn a_terminal_that_is_closed_stops_a_run_like_sigterm_unless_nohup_was_asked_for
 fn a_run_that_is_done_is_not_begun_again_though_its_coordinator_dies_at_once() {
     let site = Site::new();
     let quiet = site.train("quiet", &[]);
-    let start = || site.start("out", &["--single-node", "--threads", "1"]);
-    let place = "result-recorded";
-    let run = Run::of(start().env("MUSTER_FAILPOINT", place)).end();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let start = || site.start("out", &["--listen", &listen]);
+    let run = Run::of(start().env("MUSTER_FAILPOINT", "result-recorded"));
+    let mut worker = site.join("one", port);
+    let run = run.end();
     assert_eq!(run.status.code(), None, "{run:?}");
     assert_eq!(site.digest("out"), quiet);
     assert_eq!(site.steps("out").len(), site.steps("quiet").len());
@@ -179,6 +182,17 @@ fn a_run_that_is_done_is_not_begun_again_though_its_coordinator_dies_at_once() {
     assert!(
         again.stdout.contains("this job is done already"),
         "{again:?}"
+    );
+    // Nobody had told the worker before; now nobody waits any more.
+    assert!(worker.wait().success());
+    assert!(
+        again.stdout.contains("could not tell its workers (1)"),
+        "{again:?}"
+    );
+    let third = Run::of(&mut start()).end();
+    assert!(
+        third.status.success() && !third.stdout.contains("could not"),
+        "{third:?}"
     );
 }
 

@@ -1,0 +1,129 @@
+//! The end of a run whose coordinator died just after it had recorded the result: its workers still wait for a next one,
+//! and are told that the job is done. In: the journal of the run, and the door. Out: a word to each worker that comes
+//! within a moment. It computes and stores nothing.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::job::Resume;
+use common::wire::down;
+use proto::v1::{self, coordinator_message::Message as Down};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::cluster::{Outcome, WorkerId};
+use crate::door::{LOCK_PATIENCE, lock};
+use crate::driver::{Input, Outgoing};
+use crate::journal::{self, History, Journal};
+use crate::prepare::Prepared;
+use crate::server::serve;
+use crate::service::Service;
+use crate::shelf::Shelf;
+use crate::start::StartError;
+use crate::train::FAREWELL;
+
+/// How long the workers may take to come: several of their attempts.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Inputs that may wait.
+const INPUTS: usize = 1024;
+
+/// Tells the workers that the journal knows of, if it does not say that they were told.
+pub fn let_workers_go(
+    prepared: Prepared,
+    listener: TcpListener,
+    token: Option<String>,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), StartError> {
+    if prepared.job.resume != Resume::Auto || waiting(&prepared).is_none() {
+        return Ok(());
+    }
+    let output_dir = prepared.job.output_dir.clone();
+    // Whoever holds it may be telling them at this moment.
+    let _lock = lock(&output_dir, LOCK_PATIENCE, say)?;
+    let Some((history, workers)) = waiting(&prepared) else {
+        return Ok(());
+    };
+    say(&format!(
+        "the coordinator before this one could not tell its workers ({workers}): waiting up to {} s for them",
+        PATIENCE.as_secs()
+    ));
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let term = history.term().cloned();
+    let job_digest = prepared.job_digest.clone();
+    let shelf = Arc::new(Shelf::new(prepared.data.file));
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tell(listener, shelf, token, &job_digest, workers).await;
+        Ok::<_, std::io::Error>(())
+    })?;
+    if let Some(mut term) = term {
+        term.term += 1;
+        let (observer, _) = mpsc::channel(1);
+        let journal = Journal::begin(&output_dir, history, term, 0, observer);
+        let outcome = Outcome::Finished {
+            step: prepared.schedule.total_steps(),
+            weights_digest: String::new(),
+        };
+        journal.map_err(StartError::Journal)?.end(&outcome);
+    }
+    Ok(())
+}
+
+/// The history of this job, where some of its workers wait. A journal that cannot be read keeps no result back.
+fn waiting(prepared: &Prepared) -> Option<(History, usize)> {
+    let history = journal::read(&prepared.job.output_dir).ok()?.history;
+    let is_ours = history.term()?.identity.job_digest == prepared.job_digest;
+    let workers = history.earlier().workers;
+    (is_ours && workers > 0).then_some((history, workers))
+}
+
+/// Until all have been told, or time is up.
+async fn tell(
+    listener: tokio::net::TcpListener,
+    shelf: Arc<Shelf>,
+    token: Option<String>,
+    job_digest: &str,
+    workers: usize,
+) {
+    let (inputs, mut arrivals) = mpsc::channel(INPUTS);
+    let closing = CancellationToken::new();
+    let service = Service::new(inputs, shelf, token);
+    let server = tokio::spawn(serve(service, listener, closing.clone()));
+    let all = async {
+        let mut told = 0;
+        while told < workers {
+            match arrivals.recv().await {
+                Some(input) => told += usize::from(release(input, job_digest, told)),
+                None => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+    closing.cancel();
+    let _ = tokio::time::timeout(FAREWELL, server).await;
+}
+
+/// True where this was a worker of the job, and it is told.
+fn release(input: Input, job_digest: &str, told: usize) -> bool {
+    let Input::Opened {
+        join,
+        outbox,
+        answer,
+        ..
+    } = input
+    else {
+        return false;
+    };
+    if join.job_digest != job_digest {
+        let _ = answer.send(Err(Status::unavailable("the run is over")));
+        return false;
+    }
+    let finish = down(Down::Finish(v1::Finish::default()));
+    let is_told = outbox.try_send(Outgoing::Message(Box::new(finish))).is_ok();
+    answer.send(Ok(WorkerId(told as u64 + 1))).is_ok() && is_told
+}
