@@ -18,6 +18,8 @@ pub const MAX_FILES: usize = 4096;
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// The metadata key that carries `Bearer <token>` on every call.
 pub const TOKEN_KEY: &str = "authorization";
+/// The metadata key under which a coordinator that refuses a worker names its job by digest.
+pub const JOB_KEY: &str = "muster-job-digest";
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WireError {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use common::failpoint;
 use common::files::FileEntry;
-use common::wire::down;
+use common::wire::{JOB_KEY, down};
 use proto::v1::{self, coordinator_message::Message as Down};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -280,7 +280,11 @@ impl Driver {
             Command::SendFinish { worker, finish } => self.send(worker, Down::Finish(finish)),
             Command::RequestState { worker, step, last } => self.request(worker, step, last),
             Command::Refuse { worker, reason } => {
-                self.close(worker, Status::failed_precondition(reason));
+                let mut status = Status::failed_precondition(reason);
+                if let Ok(digest) = self.greeting.job_digest.parse() {
+                    status.metadata_mut().insert(JOB_KEY, digest);
+                }
+                self.close(worker, status);
             }
             Command::Expel { worker, reason } => self.close(worker, Status::aborted(reason)),
             Command::Emit(_) | Command::End(_) => {}

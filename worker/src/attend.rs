@@ -36,6 +36,8 @@ pub enum Attended {
     Finished(Finished),
     /// The worker may come back; with its state, if its [`Life`] still has the engine.
     Lost(String),
+    /// The coordinator runs the job with this digest, and the state that is held is of another.
+    OtherJob(String),
 }
 
 const ASKED_TO_STOP: &str = "it was asked to stop";
@@ -91,7 +93,7 @@ impl Life {
         };
         let session = match self.check_job(session).await? {
             Ok(session) => session,
-            Err(reason) => return Ok(Attended::Lost(reason)),
+            Err(attended) => return Ok(attended),
         };
         self.was_welcomed = true;
         failpoint::reached("join");
@@ -137,19 +139,16 @@ impl Life {
     async fn check_job(
         &mut self,
         session: Session,
-    ) -> Result<Result<Session, String>, WorkerError> {
+    ) -> Result<Result<Session, Attended>, WorkerError> {
         let Some(engine) = &self.engine else {
             return Ok(Ok(session));
         };
         let admission = &session.admission;
         if admission.job_digest != engine.job_digest {
-            let error = WorkerError::OtherJob {
-                address: self.options.address.clone(),
-                held: engine.job_digest.clone(),
-                found: admission.job_digest.clone(),
-            };
-            decline(session.up, session.down, &error.to_string()).await;
-            return Err(error);
+            let (held, found) = (&engine.job_digest, admission.job_digest.clone());
+            let reason = format!("it holds the state of job {held}, and this one is {found}");
+            decline(session.up, session.down, &reason).await;
+            return Ok(Err(Attended::OtherJob(found)));
         }
         if admission.run == engine.run {
             return Ok(Ok(session));
@@ -157,7 +156,7 @@ impl Life {
         let reason = "it runs this job anew, and the state that is held is of an earlier run";
         decline(session.up, session.down, reason).await;
         self.drop_state().await?;
-        Ok(Err(reason.to_owned()))
+        Ok(Err(Attended::Lost(reason.to_owned())))
     }
 
     async fn work(
@@ -297,10 +296,18 @@ impl Life {
                 reason,
             } => Ok(Attended::Finished(Finished::Job { reason })),
             SessionEnd::Finished { reason, .. } => Err(WorkerError::JobFailed { reason }),
-            SessionEnd::Refused(reason) => Err(WorkerError::Refused {
-                address: self.options.address.clone(),
-                reason,
-            }),
+            SessionEnd::Refused { reason, job } => {
+                let held = self.engine.as_ref().map(|engine| &engine.job_digest);
+                match job {
+                    Some(found) if held.is_some_and(|held| *held != found) => {
+                        Ok(Attended::OtherJob(found))
+                    }
+                    _ => Err(WorkerError::Refused {
+                        address: self.options.address.clone(),
+                        reason,
+                    }),
+                }
+            }
             SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
             SessionEnd::Expelled(reason) => {
                 self.drop_state().await?;

@@ -1,7 +1,8 @@
 //! A worker's life: connect, join, work, and leave in good order.
 //!
 //! A lost session is no end. The engine keeps what it holds, the worker waits for the coordinator or the one after it, and
-//! goes on where it was. Only whoever is sent away drops its state, and comes back as a newcomer.
+//! goes on where it was; a coordinator of another job that has its place meanwhile changes nothing about that. Only whoever
+//! is sent away drops its state, and comes back as a newcomer.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use crate::{Finished, JoinOptions, WorkerError};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
 const MAX_LOSSES: usize = 8;
+/// Between two attempts of a worker that holds a state, in the end; longer where another coordinator is in the way.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE_OF_A_STRANGER: Duration = Duration::from_secs(5);
 
 /// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
 pub async fn join(
@@ -36,30 +40,46 @@ pub async fn join(
             () = life.shutdown.cancelled() => return Ok(Finished::Left),
         };
         let updates = life.updates();
-        let reason = match life.attend(client).await? {
-            Attended::Finished(finished) => return Ok(finished),
-            Attended::Lost(reason) => reason,
-        };
+        let attended = life.attend(client).await?;
         if life.updates() > updates {
             patience = Patience::new();
         }
-        let Some(pause) = patience.pause(&life) else {
-            return Err(WorkerError::Lost {
-                times: patience.losses,
-                reason,
-            });
-        };
-        match life.engine {
-            Some(_) => tracing::warn!(
-                "the coordinator was lost ({reason}); keeping the state and waiting up to {} s for it",
-                patience.left(&life).as_secs_f64().ceil()
+        let pause = patience.pause(&life, &attended);
+        let left = patience.left(&life).as_secs_f64().ceil();
+        match (attended, &life.engine) {
+            (Attended::Finished(finished), _) => return Ok(finished),
+            (Attended::OtherJob(found), held) => {
+                let address = &life.options.address;
+                let held = held.as_ref().map_or("", |engine| &engine.job_digest);
+                if pause.is_none() {
+                    return Err(WorkerError::OtherJob {
+                        address: address.clone(),
+                        held: held.to_owned(),
+                        found,
+                        seconds: life.options.reconnect_timeout.as_secs(),
+                    });
+                }
+                if patience.stranger.as_ref() != Some(&found) {
+                    tracing::warn!(
+                        "coordinator {address} runs job {found}, but this worker holds the state of job {held}; keeping it \
+                         and waiting up to {left} s for its own coordinator"
+                    );
+                    patience.stranger = Some(found);
+                }
+            }
+            (Attended::Lost(reason), _) if pause.is_none() => {
+                let times = patience.losses;
+                return Err(WorkerError::Lost { times, reason });
+            }
+            (Attended::Lost(reason), Some(_)) => tracing::warn!(
+                "the coordinator was lost ({reason}); keeping the state and waiting up to {left} s for it"
             ),
-            None => tracing::warn!(
+            (Attended::Lost(reason), None) => tracing::warn!(
                 "the session with the coordinator was lost ({reason}); joining again"
             ),
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(pause.unwrap_or_default()) => {}
             () = life.shutdown.cancelled() => return Ok(Finished::Left),
         }
     }
@@ -87,6 +107,8 @@ impl Life {
 struct Patience {
     losses: u32,
     lost_at: Option<Instant>,
+    /// The job of a coordinator in the place of this worker's own, once that was said.
+    stranger: Option<String>,
     delays: Box<dyn Iterator<Item = Duration> + Send>,
 }
 
@@ -95,6 +117,7 @@ impl Patience {
         Self {
             losses: 0,
             lost_at: None,
+            stranger: None,
             delays: Box::new(retry_delays(MAX_LOSSES)),
         }
     }
@@ -112,14 +135,18 @@ impl Patience {
     }
 
     /// Counts a loss. Gives back the pause before the next attempt, or nothing where it is time to give up.
-    fn pause(&mut self, life: &Life) -> Option<Duration> {
+    fn pause(&mut self, life: &Life, attended: &Attended) -> Option<Duration> {
         self.losses += 1;
         self.lost_at.get_or_insert_with(Instant::now);
         let pause = self.delays.next();
         if life.engine.is_none() {
             return pause;
         }
+        let longest = match attended {
+            Attended::OtherJob(_) => LONGEST_PAUSE_OF_A_STRANGER,
+            _ => LONGEST_PAUSE,
+        };
         let left = self.left(life);
-        (!left.is_zero()).then(|| pause.unwrap_or(Duration::from_secs(2)).min(left))
+        (!left.is_zero()).then(|| pause.unwrap_or(longest).min(left))
     }
 }

@@ -103,12 +103,14 @@ pub enum WorkerError {
     #[error("coordinator {address} refused this worker: {reason}")]
     Refused { address: String, reason: String },
     #[error(
-        "this worker holds the state of job {held}, but coordinator {address} runs job {found}; it goes with that state"
+        "this worker holds the state of job {held}, but coordinator {address} runs job {found}, and its own did not come \
+         back within {seconds} s"
     )]
     OtherJob {
         address: String,
         held: String,
         found: String,
+        seconds: u64,
     },
     #[error("this worker cannot work for the coordinator: {reason}")]
     Coordinator { reason: String },

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::files::FileEntry;
 use common::job::JobSpec;
-use common::wire::{HEARTBEAT_INTERVAL, MAX_FILES, PlanKind, WireError, check_digest, up};
+use common::wire::{HEARTBEAT_INTERVAL, JOB_KEY, MAX_FILES, PlanKind, WireError, check_digest, up};
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
@@ -46,7 +46,11 @@ pub enum SessionEnd {
     /// The coordinator said Finish, and is to be started again.
     Interrupted(String),
     /// The coordinator will not have this worker.
-    Refused(String),
+    Refused {
+        reason: String,
+        /// The digest of its job, if it said that.
+        job: Option<String>,
+    },
     /// This worker cannot work for that coordinator.
     Unusable(String),
     /// What the other side said is not the protocol: no coordinator, unless it has been one before.
@@ -72,7 +76,10 @@ impl SessionEnd {
             | Code::InvalidArgument
             | Code::PermissionDenied
             | Code::ResourceExhausted
-            | Code::Unauthenticated => Self::Refused(reason),
+            | Code::Unauthenticated => Self::Refused {
+                reason,
+                job: job_of(status),
+            },
             Code::Unimplemented => Self::Foreign(reason),
             _ if breaks_the_protocol(status) => Self::Foreign(reason),
             _ => Self::Lost(reason),
@@ -90,6 +97,12 @@ impl SessionEnd {
             },
         }
     }
+}
+
+fn job_of(status: &Status) -> Option<String> {
+    let digest = status.metadata().get(JOB_KEY)?.to_str().ok()?;
+    check_digest(JOB_KEY, digest).ok()?;
+    Some(digest.to_owned())
 }
 
 /// Whether the bytes that came were no HTTP/2, as those of a web or mail server.

@@ -1,6 +1,7 @@
 //! Workers that lose their coordinator, or are sent away by it, and what they still hold when they come back.
 
 use common::job::JobSpec;
+use common::wire::JOB_KEY;
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
@@ -160,8 +161,16 @@ async fn a_coordinator_that_stops_to_be_resumed_is_waited_for() {
     finish(worker, peer).await;
 }
 
+/// How a coordinator refuses a worker at its door.
+fn refusal(job_digest: &str) -> Status {
+    let mut status = Status::failed_precondition("the state is of another job");
+    let digest = job_digest.parse().unwrap();
+    status.metadata_mut().insert(JOB_KEY, digest);
+    status
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coordinator_of_another_job_is_named_with_both_digests() {
+async fn a_coordinator_of_another_job_is_no_reason_to_give_the_state_up() {
     let mut stage = stage().await;
     let (worker, peer, _) = stage.one_step_further().await;
     drop(peer);
@@ -169,18 +178,69 @@ async fn a_coordinator_of_another_job_is_named_with_both_digests() {
         seed: stage.job.seed + 1,
         ..stage.job.clone()
     };
-    stage.welcome.job = serde_json::to_vec(&other).unwrap().into();
-    stage.welcome.job_digest = other.digest();
+    // It may say so, or take whoever comes.
+    let peer = stage.session().await;
+    let refused = Err(refusal(&other.digest()));
+    peer.down.send(refused).await.unwrap();
     let mut peer = stage.session().await;
     assert_eq!(peer.joined().await.job_digest, stage.job.digest());
-    peer.send(Down::Welcome(stage.welcome.clone())).await;
-    assert!(matches!(peer.next().await, Some(Up::Leaving(_))));
+    peer.send(Down::Welcome(v1::Welcome {
+        job: serde_json::to_vec(&other).unwrap().into(),
+        job_digest: other.digest(),
+        ..stage.welcome.clone()
+    }))
+    .await;
+    match peer.next().await.unwrap() {
+        Up::Leaving(leaving) => assert!(leaving.reason.contains(&other.digest())),
+        message => panic!("{message:?}"),
+    }
     drop(peer);
-    let error = worker.await.unwrap().unwrap_err().to_string();
-    for part in [&stage.job.digest(), &other.digest(), &stage.address] {
+    let (peer, join, ready) = stage.rejoined().await;
+    assert_eq!((join.job_digest, ready.step), (stage.job.digest(), 1));
+    finish(worker, peer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_of_another_job_is_named_with_both_digests_when_time_is_up() {
+    let mut stage = stage().await;
+    let mut options = stage.options();
+    options.reconnect_timeout = Duration::from_secs(1);
+    let mut worker = tokio::spawn(join(options, CancellationToken::new()));
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Welcome(stage.welcome.clone())).await;
+    peer.ready().await;
+    drop(peer);
+    let (started, other) = (Instant::now(), "5".repeat(64));
+    let mut calls = 0;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut worker => break ended,
+            peer = stage.session() => {
+                calls += 1;
+                peer.down.send(Err(refusal(&other))).await.unwrap();
+            }
+        }
+    };
+    let error = ended.unwrap().unwrap_err();
+    assert!(matches!(error, WorkerError::OtherJob { .. }), "{error}");
+    let error = error.to_string();
+    for part in [&stage.job.digest(), &other, &stage.address] {
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(error.lines().count(), 1);
+    assert!(calls > 1 && started.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_holds_no_state_is_refused_at_once() {
+    let mut stage = stage().await;
+    let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+    let peer = stage.session().await;
+    let refused = Err(refusal(&"5".repeat(64)));
+    peer.down.send(refused).await.unwrap();
+    let error = worker.await.unwrap().unwrap_err();
+    assert!(matches!(error, WorkerError::Refused { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
