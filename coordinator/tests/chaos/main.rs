@@ -91,6 +91,7 @@ fn a_coordinator_killed_at_every_place_changes_nothing() {
         "checkpoint-write:2",
         "checkpoint-write:3",
         "result-write",
+        "result-recorded",
     ];
     let plan = Plan::quiet(STEPS).coordinator(&places).expect(&[
         "commit",
@@ -98,6 +99,7 @@ fn a_coordinator_killed_at_every_place_changes_nothing() {
         "evaluate",
         "checkpoint-write",
         "result-write",
+        "result-recorded",
     ]);
     play(&plan, Network::Loopback);
 }
@@ -188,6 +190,7 @@ fn every_place_several_times() {
                 "evaluate",
                 "checkpoint-write",
                 "result-write",
+                "result-recorded",
             ] {
                 let failpoint = format!("{place}:{nth}={deed}");
                 println!("the coordinator at {failpoint}");
