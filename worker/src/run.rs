@@ -5,6 +5,7 @@
 //! updates that the weights have seen is dropped, because the coordinator plans it again.
 
 mod feeding;
+mod handover;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -16,7 +17,6 @@ use common::failpoint;
 use common::files::{FileError, Snapshot, WeightsFormat};
 use common::job::JobSpec;
 use common::wire::{PlanKind, up};
-use prost::Message;
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use thiserror::Error;
@@ -24,7 +24,6 @@ use tokio::sync::mpsc;
 
 use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
-use crate::collective::state::StateCopy;
 use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
 use crate::engine::trainer::Reduced;
@@ -259,64 +258,6 @@ impl Run {
             step: self.trainer.step(),
             held,
         }));
-        Ok(())
-    }
-
-    fn receive_state(
-        &self,
-        generation: &v1::Generation,
-    ) -> Result<(Snapshot, VecDeque<v1::Update>), CollectiveError> {
-        let mesh = self.links.collective.mesh(self.generation)?;
-        let source = generation.source;
-        let state = mesh.receive_state(source, generation.step, &self.trainer.layout())?;
-        let updates = updates_in(&state.memory).map_err(|reason| {
-            let member = generation.members.get(source as usize);
-            CollectiveError::Peer {
-                rank: source,
-                name: member.map_or_else(String::new, |member| member.name.clone()),
-                reason,
-            }
-        })?;
-        Ok((state.snapshot, updates))
-    }
-
-    /// In the background: those who are not behind go on with the step meanwhile.
-    fn send_state(&self, generation: &v1::Generation) {
-        if self.trainer.step() != generation.step {
-            return;
-        }
-        let (state, behind) = (self.state_copy(), generation.behind.clone());
-        let (collective, number) = (self.links.collective.clone(), self.generation);
-        std::thread::spawn(move || {
-            let sent = collective.mesh(number).and_then(|mesh| {
-                behind
-                    .iter()
-                    .try_for_each(|rank| mesh.send_state(*rank, &state))
-            });
-            // The receiver notices too, and reports it.
-            if let Err(error) = sent {
-                tracing::debug!("state could not be sent: {error}");
-            }
-        });
-    }
-
-    fn state_copy(&self) -> StateCopy {
-        let updates = self.updates.iter().cloned().collect();
-        StateCopy {
-            snapshot: self.trainer.snapshot(),
-            memory: v1::Updates { updates }.encode_to_vec(),
-        }
-    }
-
-    /// Goes on as the worker would whose state it is.
-    fn take_over(
-        &mut self,
-        snapshot: &Snapshot,
-        updates: VecDeque<v1::Update>,
-    ) -> Result<(), RunError> {
-        self.trainer.restore(snapshot)?;
-        self.plan = None;
-        self.updates = updates;
         Ok(())
     }
 
@@ -555,15 +496,6 @@ impl Run {
     }
 }
 
-/// What the owner of a state remembers: its newest updates, oldest first, and no more than a worker keeps.
-fn updates_in(memory: &[u8]) -> Result<VecDeque<v1::Update>, String> {
-    let memory = v1::Updates::decode(memory);
-    let memory = memory.map_err(|error| format!("sent a memory that cannot be read: {error}"))?;
-    let mut updates = VecDeque::from(memory.updates);
-    updates.drain(..updates.len().saturating_sub(REMEMBERED_UPDATES));
-    Ok(updates)
-}
-
 fn sums(accumulator: &Accumulator) -> Sums<'_> {
     match accumulator.sums() {
         accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
@@ -578,39 +510,4 @@ pub fn peak_memory_bytes() -> u64 {
     let kilobytes =
         line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn update(step: u64) -> v1::Update {
-        v1::Update {
-            report: Some(v1::StepReport {
-                step,
-                ..v1::StepReport::default()
-            }),
-            ..v1::Update::default()
-        }
-    }
-
-    #[test]
-    fn of_too_many_updates_the_newest_are_kept() {
-        let all = 1..=REMEMBERED_UPDATES as u64 + 3;
-        let updates = all.map(update).collect();
-        let memory = v1::Updates { updates }.encode_to_vec();
-        let kept = updates_in(&memory).unwrap();
-        assert_eq!(kept.len(), REMEMBERED_UPDATES);
-        assert_eq!(kept.front(), Some(&update(4)));
-        assert!(updates_in(&[]).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_memory_that_cannot_be_read_is_an_error() {
-        let updates = vec![update(1)];
-        let memory = v1::Updates { updates }.encode_to_vec();
-        let error = updates_in(&memory[..memory.len() - 1]).unwrap_err();
-        assert!(error.contains("cannot be read"), "{error}");
-    }
 }

@@ -5,7 +5,8 @@
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
-use super::{Run, RunError, updates_in};
+use super::handover::updates_in;
+use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::trainer::Reduced;
 use crate::session::Order;
