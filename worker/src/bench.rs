@@ -322,13 +322,17 @@ fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+/// On one line, for programs.
+fn print_json(report: &impl Serialize) {
+    match serde_json::to_string(report) {
+        Ok(line) => println!("{line}"),
+        Err(error) => eprintln!("error: {error}"),
+    }
+}
+
 fn print(report: &Report, json: bool) {
     if json {
-        match serde_json::to_string(report) {
-            Ok(line) => println!("{line}"),
-            Err(error) => eprintln!("error: {error}"),
-        }
-        return;
+        return print_json(report);
     }
     println!(
         "tokens/s     {:.1} median, {:.1} best, {} tokens a step, {} threads",

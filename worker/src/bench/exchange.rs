@@ -230,11 +230,7 @@ fn check(reduced: &[ReducedSum], sums: &[PackedSums]) -> Result<(), ExchangeErro
 
 fn print(report: &Report, json: bool) {
     if json {
-        match serde_json::to_string(report) {
-            Ok(line) => println!("{line}"),
-            Err(error) => eprintln!("error: {error}"),
-        }
-        return;
+        return super::print_json(report);
     }
     println!(
         "{} ranks, {} scalars: {:.2} ms median, {:.2} ms best; {:.2} GB/s of gradients",
