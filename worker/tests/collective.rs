@@ -363,3 +363,40 @@ fn hostile_frames_are_refused() {
         );
     }
 }
+
+fn frame(kind: FrameKind, index: usize, payload: &[u8]) -> Vec<u8> {
+    let header = FrameHeader::of(kind, index, payload).encode();
+    [&header, payload].concat()
+}
+
+#[test]
+fn hostile_parts_are_refused() {
+    // Step, scalars, invalid ones, exact sums, slots; none held.
+    let words = [3u64, 1000, 0, 1, 2].map(u64::to_le_bytes);
+    let start = frame(FrameKind::Start, 0, &words.concat());
+    // Of 500 scalars in four groups, a byte each.
+    let part = [vec![1; 4], vec![7; 500]].concat();
+    let means = [0; 2000];
+    let due = |index| frame(FrameKind::Part, index, &part);
+    let finished = |index, bytes| frame(FrameKind::Finished, index, &means[..bytes]);
+    let mut damaged = due(0);
+    *damaged.last_mut().unwrap() ^= 1;
+    for (frames, expected) in [
+        (damaged, "damaged"),
+        (due(1), "was due"),
+        (due(0).repeat(2), "was due"),
+        (finished(1, 2000), "was due"),
+        (finished(0, 2000).repeat(2), "was due"),
+        (finished(0, 1996), "1996 bytes where 2000 were due"),
+        (frame(FrameKind::Part, 0, &part[..503]), "no sums"),
+        (frame(FrameKind::Part, 0, &[]), "no sums"),
+        (frame(FrameKind::Part, 0, &[9; 4504]), "no sums"),
+        (frame(FrameKind::Part, 0, &[8; 1 << 20]), "more than"),
+    ] {
+        let message = exchange_with_impostor([&start[..], &frames].concat());
+        assert!(
+            message.contains("impostor (rank 1)") && message.contains(expected),
+            "{message}"
+        );
+    }
+}

@@ -2,9 +2,10 @@
 //!
 //! The flat buffer is cut into one contiguous chunk per rank. Each member sends its part of every chunk straight to the
 //! chunk's owner; the owner adds what arrives (integers, so in any order), turns the total into float32 and sends that
-//! to everyone. Chunks travel in pieces: while a piece is being received, the one before is added and an earlier one is
-//! already on its way back. One sending and one receiving thread per peer; receivers wait for nothing but their socket
-//! (and, in fast mode, for the lower ranks' contributions, which arrive on other sockets), so no cycle can block.
+//! to everyone. Chunks travel in pieces, parts and finished ones mixed: a piece goes back as soon as it is finished, out
+//! of the cache. One sending and one receiving thread per peer; receivers wait for nothing but their socket (and, in fast
+//! mode, for the lower ranks' contributions, which arrive on other sockets), and senders for nothing but theirs until
+//! they have sent all parts, so no cycle can block.
 
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
@@ -13,11 +14,10 @@ use common::failpoint;
 
 use super::fence::TICK;
 use super::frame::FrameKind;
-use super::narrow;
 use super::start::Start;
-use super::tcp::Mesh;
+use super::summands::{BLOCK, Scalar, Summands};
+use super::tcp::{Half, Mesh};
 use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
-use crate::engine::packed::PackedSums;
 use crate::slot::HeldSlots;
 
 impl Mesh {
@@ -84,119 +84,17 @@ impl Mesh {
     }
 }
 
-/// Scalars of a sub-chunk: few enough that receiving, adding and sending one stay within a core's cache.
-const PIECE: usize = 16 << 10;
+/// Scalars of a piece at most: few enough that receiving, adding and sending one stay within a core's cache.
+const MAX_PIECE: usize = 64 << 10;
+/// And at least: a frame has its price.
+const MIN_PIECE: usize = 8 << 10;
+/// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
+const PIECES: usize = 8;
 
-/// What the two kinds of sums do differently.
-trait Scalar: bytemuck::Pod + Send + Sync {
-    const MODE: u8;
-    /// The order of addition matters: contributions are added by rank.
-    const ORDERED: bool;
-    /// The bytes of a part on its way, in `buffer` where they are not those in memory.
-    fn encode<'a>(part: &'a [Self], buffer: &'a mut Vec<u8>) -> &'a [u8];
-    /// Bytes that `encode` needs at most.
-    fn encoded_limit(scalars: usize) -> usize;
-    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String>;
-    fn add(sum: &mut [Self], part: &[Self]);
-    /// The mean gradients.
-    fn finish(sums: &[Self], means: &mut [f32]);
-}
-
-impl Scalar for i64 {
-    const MODE: u8 = 1;
-    const ORDERED: bool = false;
-
-    fn encode<'a>(part: &'a [Self], buffer: &'a mut Vec<u8>) -> &'a [u8] {
-        narrow::encode(part, buffer);
-        buffer
-    }
-
-    fn encoded_limit(scalars: usize) -> usize {
-        narrow::encoded_limit(scalars)
-    }
-
-    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String> {
-        narrow::decode(bytes, part)
-    }
-
-    fn add(sum: &mut [Self], part: &[Self]) {
-        for (sum, part) in sum.iter_mut().zip(part) {
-            // Partial sums may leave the range and come back (common::exact).
-            *sum = sum.wrapping_add(*part);
-        }
-    }
-
-    fn finish(sums: &[Self], means: &mut [f32]) {
-        narrow::finish(sums, means);
-    }
-}
-
-impl Scalar for f32 {
-    const MODE: u8 = 2;
-    const ORDERED: bool = true;
-
-    fn encode<'a>(part: &'a [Self], _: &'a mut Vec<u8>) -> &'a [u8] {
-        bytemuck::cast_slice(part)
-    }
-
-    fn encoded_limit(scalars: usize) -> usize {
-        scalars * size_of::<f32>()
-    }
-
-    fn decode(bytes: &[u8], part: &mut [Self]) -> Result<(), String> {
-        let part: &mut [u8] = bytemuck::cast_slice_mut(part);
-        if bytes.len() != part.len() {
-            return Err(format!(
-                "sent a part of {} bytes where {} were due",
-                bytes.len(),
-                part.len()
-            ));
-        }
-        part.copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn add(sum: &mut [Self], part: &[Self]) {
-        for (sum, part) in sum.iter_mut().zip(part) {
-            *sum += *part;
-        }
-    }
-
-    fn finish(sums: &[Self], means: &mut [f32]) {
-        means.copy_from_slice(sums);
-    }
-}
-
-/// What a member brings, read piece by piece.
-trait Summands: Sync {
-    type Scalar: Scalar;
-    fn scalars(&self) -> usize;
-    /// Those from `start`, as many as `piece` takes.
-    fn read(&self, start: usize, piece: &mut [Self::Scalar]);
-}
-
-impl<T: Scalar> Summands for [T] {
-    type Scalar = T;
-
-    fn scalars(&self) -> usize {
-        self.len()
-    }
-
-    fn read(&self, start: usize, piece: &mut [T]) {
-        piece.copy_from_slice(&self[start..start + piece.len()]);
-    }
-}
-
-impl Summands for PackedSums {
-    type Scalar = i64;
-
-    fn scalars(&self) -> usize {
-        self.len()
-    }
-
-    fn read(&self, start: usize, piece: &mut [i64]) {
-        PackedSums::read(self, start, piece);
-    }
+/// Scalars of a piece where there are so many in all: the same on every member.
+fn piece_scalars(scalars: usize, size: usize) -> usize {
+    let wanted = scalars.div_ceil(size).div_ceil(PIECES);
+    wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, MAX_PIECE)
 }
 
 /// The scalars that `rank` owns.
@@ -206,16 +104,18 @@ fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
 }
 
 /// The scalars of each piece of a chunk.
-fn pieces(chunk: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+fn pieces(chunk: Range<usize>, scalars: usize) -> impl Iterator<Item = Range<usize>> {
     let end = chunk.end;
-    let starts = chunk.step_by(PIECE);
-    starts.map(move |start| start..end.min(start + PIECE))
+    let starts = chunk.step_by(scalars);
+    starts.map(move |start| start..end.min(start + scalars))
 }
 
 /// One exchange in progress, shared by its threads.
 struct Exchange<'a, S: Summands + ?Sized> {
     mesh: &'a Mesh,
     sums: &'a S,
+    /// Of each piece but a chunk's last.
+    piece_scalars: usize,
     /// Of our own chunk.
     pieces: Vec<Piece<'a, S::Scalar>>,
     /// Buffers of finished pieces, for those to come.
@@ -242,6 +142,7 @@ struct PieceState<'a, T> {
 impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// Cuts `mean`, where the result goes: the chunks of the other ranks come back.
     fn new(mesh: &'a Mesh, sums: &'a S, mean: &'a mut [f32]) -> (Self, Vec<(u32, &'a mut [f32])>) {
+        let piece_scalars = piece_scalars(sums.scalars(), mesh.size());
         let mut rest = mean;
         let mut pieces = Vec::new();
         let mut others = Vec::new();
@@ -250,13 +151,14 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             let (mean, tail) = rest.split_at_mut(length);
             rest = tail;
             match rank == mesh.rank() {
-                true => pieces.extend(mean.chunks_mut(PIECE).map(Piece::new)),
+                true => pieces.extend(mean.chunks_mut(piece_scalars).map(Piece::new)),
                 false => others.push((rank, mean)),
             }
         }
         let exchange = Self {
             mesh,
             sums,
+            piece_scalars,
             pieces,
             spare: Mutex::default(),
             turn: Mutex::new(()),
@@ -269,37 +171,44 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     fn run(
         &self,
         start: &Start,
-        means: Vec<(u32, &mut [f32])>,
+        mut means: Vec<(u32, &mut [f32])>,
     ) -> Result<Vec<Start>, CollectiveError> {
         let start_bytes = start.encode(S::Scalar::MODE, self.sums.scalars());
         let start_bytes = &start_bytes;
+        let receive = |peer, mean| self.guarded(|| self.receive_from(peer, start, mean));
+        let receive = &receive;
+        let Some((here, elsewhere)) = means.split_last_mut() else {
+            self.finish_alone();
+            return Ok(Vec::new());
+        };
         std::thread::scope(|scope| {
-            let receivers: Vec<_> = means
-                .into_iter()
-                .map(|(peer, mean)| {
-                    scope.spawn(move || self.guarded(|| self.send_to(peer, start_bytes)));
-                    scope.spawn(move || self.guarded(|| self.receive_from(peer, start, mean)))
-                })
+            for peer in elsewhere.iter().chain([&*here]).map(|(peer, _)| *peer) {
+                scope.spawn(move || self.guarded(|| self.send_to(peer, start_bytes)));
+            }
+            let threads: Vec<_> = elsewhere
+                .iter_mut()
+                .map(|(peer, mean)| scope.spawn(move || receive(*peer, mean)))
                 .collect();
+            let here = receive(here.0, here.1);
             // Once all have sent their parts, ours is finished too.
-            let starts = receivers
+            let starts = threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or(Err(CollectiveError::Superseded)));
-            let starts = starts.collect::<Result<Vec<_>, _>>()?;
-            if starts.is_empty() {
-                self.finish_alone();
-            }
-            Ok(starts)
+            starts.chain([here]).collect()
         })
     }
 
     /// Where nobody else is, our chunk is all there is.
     fn finish_alone(&self) {
-        let mut part = self.piece(self.sums.scalars());
-        for (piece, range) in self.pieces.iter().zip(pieces(0..self.sums.scalars())) {
-            let part = &mut part[..range.len()];
-            self.sums.read(range.start, part);
-            S::Scalar::finish(part, lock(&piece.state).mean);
+        let mut block = [bytemuck::Zeroable::zeroed(); BLOCK];
+        let mut start = 0;
+        for piece in &self.pieces {
+            for mean in lock(&piece.state).mean.chunks_mut(BLOCK) {
+                let sums = &mut block[..mean.len()];
+                self.sums.read(start, sums);
+                S::Scalar::finish(sums, mean);
+                start += mean.len();
+            }
         }
     }
 
@@ -318,19 +227,33 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let mut sender = self.mesh.sender(peer)?;
         sender.send(FrameKind::Start, 0, start)?;
         let theirs = chunk(self.sums.scalars(), self.mesh.size(), peer);
-        let mut part = self.piece(theirs.len());
-        let mut buffer = Vec::new();
-        for (index, range) in pieces(theirs).enumerate() {
-            let part = &mut part[..range.len()];
-            self.sums.read(range.start, part);
-            let bytes = S::Scalar::encode(part, &mut buffer);
-            sender.send(FrameKind::Part, index, bytes)?;
-            failpoint::reached("exchange");
-        }
+        let mut parts = pieces(theirs, self.piece_scalars).enumerate();
+        let mut buffer = self.part_buffer();
         for (index, piece) in self.pieces.iter().enumerate() {
+            while piece.finished.get().is_none()
+                && let Some((index, part)) = parts.next()
+            {
+                self.send_part(&mut sender, index, part, &mut buffer)?;
+            }
             let mean = self.wait_for_mean(piece)?;
             sender.send(FrameKind::Finished, index, bytemuck::cast_slice(mean))?;
         }
+        for (index, part) in parts {
+            self.send_part(&mut sender, index, part, &mut buffer)?;
+        }
+        Ok(())
+    }
+
+    fn send_part(
+        &self,
+        sender: &mut Half<'_>,
+        index: usize,
+        part: Range<usize>,
+        buffer: &mut [u8],
+    ) -> Result<(), CollectiveError> {
+        let bytes = self.sums.encode(part, buffer);
+        sender.send(FrameKind::Part, index, bytes)?;
+        failpoint::reached("exchange");
         Ok(())
     }
 
@@ -345,70 +268,87 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let theirs = Start::decode(&bytes, S::Scalar::MODE, self.sums.scalars(), start)
             .map_err(|fault| receiver.error(&fault))?;
         let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
-        let mut part = self.piece(own.len());
-        let mut bytes = vec![0; S::Scalar::encoded_limit(part.len())];
-        for (index, range) in pieces(own).enumerate() {
-            let part = &mut part[..range.len()];
-            let length = receiver.receive_up_to(FrameKind::Part, index, &mut bytes)?;
-            S::Scalar::decode(&bytes[..length], part).map_err(|fault| receiver.error(&fault))?;
-            self.contribute(index, peer, part, range.start)?;
-        }
-        for (index, mean) in mean.chunks_mut(PIECE).enumerate() {
-            receiver.receive(FrameKind::Finished, index, bytemuck::cast_slice_mut(mean))?;
+        let mut parts = pieces(own, self.piece_scalars).enumerate().peekable();
+        let mut means = mean.chunks_mut(self.piece_scalars).enumerate().peekable();
+        let mut buffer = self.part_buffer();
+        while parts.peek().is_some() || means.peek().is_some() {
+            let header = receiver.receive_header()?;
+            let is_finished = header.kind == FrameKind::Finished as u8 || parts.peek().is_none();
+            if is_finished && let Some((index, mean)) = means.next() {
+                let bytes = bytemuck::cast_slice_mut(mean);
+                receiver.receive_due(&header, FrameKind::Finished, index, bytes)?;
+            } else if let Some((index, part)) = parts.next() {
+                let kind = FrameKind::Part;
+                let length = receiver.receive_due_up_to(&header, kind, index, &mut buffer)?;
+                self.wait_for_turn(index, peer)?;
+                self.contribute(index, &buffer[..length], part)
+                    .map_err(|fault| receiver.error(&fault))?;
+            }
         }
         Ok(theirs)
     }
 
-    /// Room for a piece of a chunk.
-    fn piece(&self, chunk: usize) -> Vec<S::Scalar> {
-        vec![bytemuck::Zeroable::zeroed(); chunk.min(PIECE)]
+    /// Room for a part on its way.
+    fn part_buffer(&self) -> Vec<u8> {
+        let scalars = self.piece_scalars.min(self.sums.scalars());
+        vec![0; S::Scalar::encoded_limit(scalars)]
     }
 
-    /// Adds a peer's part to a piece of our chunk, and ours, `own` onwards, when it is its turn; the last one finishes
-    /// the piece.
-    fn contribute(
-        &self,
-        index: usize,
-        peer: u32,
-        part: &mut [S::Scalar],
-        own: usize,
-    ) -> Result<(), CollectiveError> {
-        let (piece, rank) = (&self.pieces[index], self.mesh.rank());
-        let place = peer as usize - usize::from(peer > rank);
-        if S::Scalar::ORDERED {
-            self.wait_until(|| lock(&piece.state).contributions == place)?;
+    /// Waits until all lower ranks have contributed to a piece of our chunk, where that matters.
+    fn wait_for_turn(&self, index: usize, peer: u32) -> Result<(), CollectiveError> {
+        if !S::Scalar::ORDERED {
+            return Ok(());
         }
+        let place = peer as usize - usize::from(peer > self.mesh.rank());
+        self.wait_until(|| lock(&self.pieces[index].state).contributions == place)
+    }
+
+    /// Adds a peer's part, as it was sent, to a piece of our chunk, and when it is its turn ours, of the scalars `own`; the
+    /// last one finishes the piece. An error is a sentence without its subject.
+    fn contribute(&self, index: usize, part: &[u8], own: Range<usize>) -> Result<(), String> {
+        let piece = &self.pieces[index];
         let mut state = lock(&piece.state);
-        if state.contributions == 0 {
-            state.sum = lock(&self.spare).pop().unwrap_or_default();
-            state.sum.clear();
-            state.sum.extend_from_slice(part);
-        } else {
-            S::Scalar::add(&mut state.sum, part);
-        }
+        let PieceState {
+            sum,
+            contributions,
+            mean,
+        } = &mut *state;
         // By rank: after the one before ours, and where ours is the first, with the next, which is the same sum.
         let turn = match S::Scalar::ORDERED {
-            true => rank.max(1) as usize - 1,
+            true => self.mesh.rank().max(1) as usize - 1,
             false => 0,
         };
-        if state.contributions == turn {
-            self.sums.read(own, part);
-            S::Scalar::add(&mut state.sum, part);
+        let (is_first, is_turn) = (*contributions == 0, *contributions == turn);
+        let is_last = *contributions + 2 == self.mesh.size();
+        if is_first && !is_last {
+            *sum = lock(&self.spare).pop().unwrap_or_default();
+            sum.resize(own.len(), bytemuck::Zeroable::zeroed());
         }
-        state.contributions += 1;
-        let finished = state.contributions == self.mesh.size() - 1;
-        if finished {
-            let (sum, mean) = (
-                std::mem::take(&mut state.sum),
-                std::mem::take(&mut state.mean),
-            );
-            S::Scalar::finish(&sum, mean);
+        let mut block = [bytemuck::Zeroable::zeroed(); BLOCK];
+        S::Scalar::decode(part, own.len(), |start, values| {
+            let place = start..start + values.len();
+            if !is_first {
+                S::Scalar::add(values, &sum[place.clone()]);
+            }
+            if is_turn {
+                let ours = &mut block[..values.len()];
+                self.sums.read(own.start + start, ours);
+                S::Scalar::add(values, ours);
+            }
+            match is_last {
+                true => S::Scalar::finish(values, &mut mean[place]),
+                false => sum[place].copy_from_slice(values),
+            }
+        })?;
+        *contributions += 1;
+        if is_last {
+            lock(&self.spare).push(std::mem::take(sum));
+            let mean = std::mem::take::<&mut [f32]>(mean);
             // Only the last contribution comes here, so it is empty.
             let _ = piece.finished.set(mean);
-            lock(&self.spare).push(sum);
         }
         drop(state);
-        if finished || S::Scalar::ORDERED {
+        if is_last || S::Scalar::ORDERED {
             drop(lock(&self.turn));
             self.changed.notify_all();
         }

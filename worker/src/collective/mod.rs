@@ -5,8 +5,8 @@
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
-//! ([`narrow`] that of sums), [`exchange`] the sum, [`state`] the transfer of weights and optimizer state to a member
-//! that is behind, and [`feed`] the same to a newcomer while the members go on.
+//! ([`narrow`] that of sums), [`exchange`] the sum (of [`summands`], exact or fast), [`state`] the transfer of weights and
+//! optimizer state to a member that is behind, and [`feed`] the same to a newcomer while the members go on.
 
 pub mod exchange;
 pub mod feed;
@@ -17,6 +17,7 @@ pub mod listener;
 mod narrow;
 mod start;
 pub mod state;
+mod summands;
 pub mod tcp;
 
 use std::net::IpAddr;

@@ -7,49 +7,66 @@
 //! width of each group, one byte each | group 0: scalars, two's complement, little-endian, each `width` bytes | group 1 ...
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use common::exact::dequantize;
 
 /// Scalars that share a width.
 const GROUP: usize = 128;
+/// Scalars that are read or taken at a time: as sums, they stay within a core's first cache.
+pub const BLOCK: usize = 8 * GROUP;
 
 /// Bytes that `scalars` take at most.
 pub fn encoded_limit(scalars: usize) -> usize {
     scalars.div_ceil(GROUP) + scalars * size_of::<i64>()
 }
 
-/// The encoding of `sums`, in place of what was in `bytes`.
-pub fn encode(sums: &[i64], bytes: &mut Vec<u8>) {
-    bytes.resize(encoded_limit(sums.len()), 0);
-    #[cfg(target_arch = "x86_64")]
-    if has_vectors() {
-        // SAFETY: the features were just detected.
-        let length = unsafe { avx512::encode(sums, bytes) };
-        return bytes.truncate(length);
+/// Encodes sums into `bytes`, which are as many as [`encoded_limit`] says. `read` fills a block with those from a place on.
+/// Returns how many bytes they took.
+pub fn encode(scalars: usize, mut read: impl FnMut(usize, &mut [i64]), bytes: &mut [u8]) -> usize {
+    let (widths, data) = bytes.split_at_mut(scalars.div_ceil(GROUP));
+    let (mut block, mut length) = ([0; BLOCK], 0);
+    for (index, widths) in widths.chunks_mut(BLOCK / GROUP).enumerate() {
+        let start = index * BLOCK;
+        let sums = &mut block[..BLOCK.min(scalars - start)];
+        read(start, sums);
+        length += encode_block(sums, widths, &mut data[length..]);
     }
-    let length = encode_with(sums, bytes, write_plain);
-    bytes.truncate(length);
+    widths.len() + length
 }
 
-/// Fills `sums` from its encoding, or says what is wrong with it.
-pub fn decode(bytes: &[u8], sums: &mut [i64]) -> Result<(), String> {
-    let groups = sums.len().div_ceil(GROUP);
+/// Hands so many sums to `take`, block by block with the place of each, or says what is wrong with their encoding before
+/// it hands out any.
+pub fn decode(
+    bytes: &[u8],
+    scalars: usize,
+    mut take: impl FnMut(usize, &mut [i64]),
+) -> Result<(), String> {
     let fault = || format!("sent {} bytes that are no sums", bytes.len());
-    let (widths, data) = bytes.split_at_checked(groups).ok_or_else(fault)?;
-    let lengths = widths.iter().zip(sums.chunks(GROUP));
-    let length: usize = lengths
-        .map(|(width, group)| usize::from(*width) * group.len())
-        .sum();
-    if length != data.len() || widths.iter().any(|width| usize::from(*width) > 8) {
+    let groups = scalars.div_ceil(GROUP);
+    let (widths, mut data) = bytes.split_at_checked(groups).ok_or_else(fault)?;
+    if encoded_length(widths, scalars) != Some(data.len()) {
         return Err(fault());
     }
-    #[cfg(target_arch = "x86_64")]
-    if has_vectors() {
-        // SAFETY: the features were just detected.
-        unsafe { avx512::decode(widths, data, sums) };
-        return Ok(());
+    let mut block = [0; BLOCK];
+    for (index, widths) in widths.chunks(BLOCK / GROUP).enumerate() {
+        let start = index * BLOCK;
+        let sums = &mut block[..BLOCK.min(scalars - start)];
+        data = decode_block(widths, data, sums);
+        take(start, sums);
     }
-    decode_with(widths, data, sums, read_plain);
     Ok(())
+}
+
+/// Bytes of so many scalars in groups of these widths; None where one is no width.
+fn encoded_length(widths: &[u8], scalars: usize) -> Option<usize> {
+    let Some((last, whole)) = widths.split_last() else {
+        return Some(0);
+    };
+    let sum: usize = whole.iter().map(|width| usize::from(*width)).sum();
+    let length = sum * GROUP + usize::from(*last) * (scalars - whole.len() * GROUP);
+    (widths.iter().max() <= Some(&8)).then_some(length)
 }
 
 /// The mean gradients of finished sums.
@@ -74,42 +91,66 @@ fn has_vectors() -> bool {
     false
 }
 
-/// Needs `bytes` as long as [`encoded_limit`] says; returns how many of them it used.
+/// Writes the width of each group and then, from the start of `data`, the groups; returns their bytes.
+fn encode_block(sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if has_vectors() {
+        // SAFETY: the features were just detected.
+        return unsafe { avx512::encode(sums, widths, data) };
+    }
+    encode_with(sums, widths, data, write_plain)
+}
+
+/// Reads groups whose widths fit to `data`; returns what is left of it.
+fn decode_block<'a>(widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
+    #[cfg(target_arch = "x86_64")]
+    if has_vectors() {
+        // SAFETY: the features were just detected.
+        return unsafe { avx512::decode(widths, data, sums) };
+    }
+    decode_with(widths, data, sums, read_plain)
+}
+
+/// `write` gets a group, its width and all the room from its place on, which is enough for it.
 #[inline(always)]
 fn encode_with(
     sums: &[i64],
-    bytes: &mut [u8],
+    widths: &mut [u8],
+    data: &mut [u8],
     mut write: impl FnMut(&[i64], usize, &mut [u8]),
 ) -> usize {
-    let (widths, data) = bytes.split_at_mut(sums.len().div_ceil(GROUP));
     let mut length = 0;
-    for (group, width_byte) in sums.chunks(GROUP).zip(&mut *widths) {
+    for (group, width_byte) in sums.chunks(GROUP).zip(widths) {
         let width = width_of(group);
         *width_byte = width as u8;
-        write(group, width, &mut data[length..][..width * group.len()]);
-        length += width * group.len();
+        let (room, used) = (&mut data[length..], width * group.len());
+        assert!(used <= room.len(), "the buffer is shorter than its limit");
+        write(group, width, room);
+        length += used;
     }
-    widths.len() + length
+    length
 }
 
-/// The widths have been checked against the length of `data`.
+/// `read` gets all the bytes from a group's place on, which are enough for it, its width, and the group.
 #[inline(always)]
-fn decode_with(
+fn decode_with<'a>(
     widths: &[u8],
-    mut data: &[u8],
+    mut data: &'a [u8],
     sums: &mut [i64],
     mut read: impl FnMut(&[u8], usize, &mut [i64]),
-) {
+) -> &'a [u8] {
     for (group, width) in sums.chunks_mut(GROUP).zip(widths) {
-        let (bytes, rest) = data.split_at(usize::from(*width) * group.len());
+        let width = usize::from(*width);
+        let rest = &data[width * group.len()..];
+        read(data, width, group);
         data = rest;
-        read(bytes, usize::from(*width), group);
     }
+    data
 }
 
-fn write_plain(group: &[i64], width: usize, place: &mut [u8]) {
-    for (sum, bytes) in group.iter().zip(place.chunks_exact_mut(width.max(1))) {
-        bytes.copy_from_slice(&sum.to_le_bytes()[..width]);
+fn write_plain(group: &[i64], width: usize, room: &mut [u8]) {
+    for (sum, bytes) in group.iter().zip(room.chunks_exact_mut(width.max(1))) {
+        bytes[..width].copy_from_slice(&sum.to_le_bytes()[..width]);
     }
 }
 
@@ -142,128 +183,49 @@ fn width_of(group: &[i64]) -> usize {
     }
 }
 
-/// Eight sums at a time, their bytes moved by one permutation.
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{decode_with, encode_with, finish_each};
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    pub fn encode(sums: &[i64], bytes: &mut [u8]) -> usize {
-        encode_with(sums, bytes, |group, width, place| {
-            let order = load(&NARROW[width]);
-            let groups = group.chunks(8).zip(place.chunks_mut((8 * width).max(1)));
-            for (sums, place) in groups {
-                // SAFETY: the features as above; the masks keep both within their slices.
-                unsafe {
-                    let wide = _mm512_maskz_loadu_epi64(low_bits(sums.len()) as u8, sums.as_ptr());
-                    let narrow = _mm512_permutexvar_epi8(order, wide);
-                    _mm512_mask_storeu_epi8(
-                        place.as_mut_ptr().cast(),
-                        low_bits(place.len()),
-                        narrow,
-                    );
-                }
-            }
-        })
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    pub fn decode(widths: &[u8], data: &[u8], sums: &mut [i64]) {
-        decode_with(widths, data, sums, |bytes, width, group| {
-            if width == 0 {
-                return group.fill(0);
-            }
-            // To the upper end of each word; a shift brings them down with their sign.
-            let (order, used) = (load(&WIDE[width]), upper_bytes(width));
-            let shift = _mm512_set1_epi64(8 * (8 - width as i64));
-            for (sums, bytes) in group.chunks_mut(8).zip(bytes.chunks(8 * width)) {
-                // SAFETY: the features as above; the masks keep both within their slices.
-                unsafe {
-                    let narrow =
-                        _mm512_maskz_loadu_epi8(low_bits(bytes.len()), bytes.as_ptr().cast());
-                    let wide = _mm512_maskz_permutexvar_epi8(used, order, narrow);
-                    let wide = _mm512_srav_epi64(wide, shift);
-                    _mm512_mask_storeu_epi64(sums.as_mut_ptr(), low_bits(sums.len()) as u8, wide);
-                }
-            }
-        });
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-    pub fn finish(sums: &[i64], means: &mut [f32]) {
-        finish_each(sums, means);
-    }
-
-    /// Where each of 64 bytes comes from, by width.
-    type Orders = [[u8; 64]; 9];
-
-    const NARROW: Orders = {
-        let mut orders = [[0; 64]; 9];
-        let mut width = 1;
-        while width <= 8 {
-            let mut byte = 0;
-            while byte < 8 * width {
-                orders[width][byte] = (byte / width * 8 + byte % width) as u8;
-                byte += 1;
-            }
-            width += 1;
-        }
-        orders
-    };
-
-    const WIDE: Orders = {
-        let mut orders = [[0; 64]; 9];
-        let mut width = 1;
-        while width <= 8 {
-            let mut byte = 0;
-            while byte < 64 {
-                let unused = 8 - width;
-                if byte % 8 >= unused {
-                    orders[width][byte] = (byte / 8 * width + byte % 8 - unused) as u8;
-                }
-                byte += 1;
-            }
-            width += 1;
-        }
-        orders
-    };
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn load(order: &[u8; 64]) -> __m512i {
-        // SAFETY: 64 bytes are there to be read.
-        unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
-    }
-
-    fn low_bits(count: usize) -> u64 {
-        match count {
-            64.. => u64::MAX,
-            _ => (1 << count) - 1,
-        }
-    }
-
-    /// Of each of eight words.
-    fn upper_bytes(count: usize) -> u64 {
-        let word = 0xff << (8 - count) & 0xff;
-        word * 0x0101_0101_0101_0101
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use common::rng::CounterRng;
+    use proptest::prelude::*;
 
     use super::*;
 
+    fn encoded(sums: &[i64]) -> Vec<u8> {
+        let mut bytes = vec![9; encoded_limit(sums.len())];
+        let read = |start: usize, block: &mut [i64]| {
+            block.copy_from_slice(&sums[start..start + block.len()]);
+        };
+        let length = encode(sums.len(), read, &mut bytes);
+        bytes.truncate(length);
+        bytes
+    }
+
+    fn decoded(bytes: &[u8], scalars: usize) -> Result<Vec<i64>, String> {
+        let mut sums = Vec::new();
+        decode(bytes, scalars, |start, block| {
+            assert_eq!(start, sums.len());
+            sums.extend_from_slice(block);
+        })?;
+        Ok(sums)
+    }
+
     fn round_trip(sums: &[i64]) -> Vec<u8> {
-        let mut bytes = vec![9; 3];
-        encode(sums, &mut bytes);
-        assert!(bytes.len() <= encoded_limit(sums.len()));
+        let bytes = encoded(sums);
+        assert_eq!(decoded(&bytes, sums.len()).unwrap(), sums);
+        bytes
+    }
+
+    /// As a machine without vector instructions has it.
+    fn plain_round_trip(sums: &[i64]) -> Vec<u8> {
+        let groups = sums.len().div_ceil(GROUP);
+        let mut bytes = vec![9; encoded_limit(sums.len())];
+        let (widths, data) = bytes.split_at_mut(groups);
+        let length = encode_with(sums, widths, data, write_plain);
+        bytes.truncate(groups + length);
+        let (widths, data) = bytes.split_at(groups);
         let mut back = vec![7; sums.len()];
-        decode(&bytes, &mut back).unwrap();
+        assert!(decode_with(widths, data, &mut back, read_plain).is_empty());
         assert_eq!(back, sums);
         bytes
     }
@@ -276,6 +238,7 @@ mod tests {
             for value in [power, power.wrapping_sub(1), !power, power.wrapping_neg()] {
                 round_trip(&[value]);
                 round_trip(&[value, 0, -1]);
+                round_trip(&[value; BLOCK + 9]);
             }
         }
     }
@@ -293,47 +256,72 @@ mod tests {
     }
 
     #[test]
-    fn any_mixture_comes_back() {
-        let mut rng = CounterRng::new(3, &[]);
-        for length in [1, 127, 128, 129, 1000] {
-            let mut value = || (rng.next_u64() as i64) >> rng.below(64);
-            let sums: Vec<i64> = (0..length).map(|_| value()).collect();
-            round_trip(&sums);
-        }
-    }
-
-    #[test]
     fn every_processor_gives_the_same_bytes() {
         let mut rng = CounterRng::new(4, &[]);
-        for length in [1, 7, 8, 131, 999] {
+        for length in [1, 7, 8, 131, 999, BLOCK, 2 * BLOCK + 77] {
             for shift in 0..64 {
                 let sums: Vec<i64> = (0..length)
                     .map(|_| rng.next_u64() as i64 >> shift)
                     .collect();
-                let bytes = round_trip(&sums);
-                let mut plain = vec![0; encoded_limit(length)];
-                let used = encode_with(&sums, &mut plain, write_plain);
-                assert_eq!(plain[..used], bytes);
-                let (widths, data) = bytes.split_at(length.div_ceil(GROUP));
-                let mut back = vec![7; length];
-                decode_with(widths, data, &mut back, read_plain);
-                assert_eq!(back, sums);
+                assert_eq!(round_trip(&sums), plain_round_trip(&sums));
             }
+        }
+    }
+
+    /// Groups of any widths beside each other, of which the last may be cut short.
+    fn mixtures() -> impl Strategy<Value = Vec<i64>> {
+        let group = (0u32..=64, prop::collection::vec(any::<i64>(), GROUP)).prop_map(
+            |(unused, group)| -> Vec<i64> {
+                let narrowed = group.iter().map(|sum| sum.checked_shr(unused).unwrap_or(0));
+                narrowed.collect()
+            },
+        );
+        (prop::collection::vec(group, 1..20), 0..GROUP).prop_map(|(groups, cut)| {
+            let mut sums = groups.concat();
+            sums.truncate(sums.len() - cut);
+            sums
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_mixture_comes_back(sums in mixtures()) {
+            prop_assert_eq!(round_trip(&sums), plain_round_trip(&sums));
+        }
+
+        /// Of any bytes, whatever widths they claim: either they are refused, or they are as many as the sums need.
+        #[test]
+        fn arbitrary_bytes_are_sums_or_refused(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..3000),
+            scalars in 0usize..700,
+            width in 0u8..=9,
+        ) {
+            let groups = scalars.div_ceil(GROUP).min(bytes.len());
+            bytes[..groups].fill(width);
+            let due = scalars.div_ceil(GROUP) + scalars * usize::from(width);
+            let fits = bytes.len() == due && (width <= 8 || scalars == 0);
+            prop_assert_eq!(decoded(&bytes, scalars).is_ok(), fits);
+            bytes.resize(due, 5);
+            bytes[..scalars.div_ceil(GROUP)].fill(width);
+            prop_assert_eq!(decoded(&bytes, scalars).is_ok(), width <= 8 || scalars == 0);
         }
     }
 
     #[test]
     fn what_is_no_encoding_is_refused() {
-        let mut sums = vec![0; 200];
-        let mut bytes = Vec::new();
-        encode(&[300; 200], &mut bytes);
-        assert!(decode(&bytes, &mut sums).is_ok());
+        let mut bytes = encoded(&[300; 200]);
+        assert_eq!(decoded(&bytes, 200).unwrap(), [300; 200]);
         for wrong in [&bytes[..0], &bytes[..1], &bytes[..bytes.len() - 1]] {
-            assert!(decode(wrong, &mut sums).is_err());
+            assert_eq!(
+                decoded(wrong, 200),
+                Err(format!("sent {} bytes that are no sums", wrong.len()))
+            );
         }
         bytes.push(0);
-        assert!(decode(&bytes, &mut sums).is_err());
+        assert!(decoded(&bytes, 200).is_err());
         let too_wide = [vec![9, 0], vec![0; 9 * 128]].concat();
-        assert!(decode(&too_wide, &mut sums).is_err());
+        assert!(decoded(&too_wide, 200).is_err());
     }
 }

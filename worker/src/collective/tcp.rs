@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::fence::{Fence, TICK};
-use super::frame::{FrameKind, Hello};
+use super::frame::{FrameHeader, FrameKind, Hello};
 use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::{CollectiveError, Membership, PeerAddress, lock};
@@ -252,14 +252,33 @@ impl Half<'_> {
         received.map_err(|error| self.blame(error))
     }
 
-    /// Receives the frame that is due into `payload`, which it need not fill. Its length.
-    pub fn receive_up_to(
+    /// The header of whatever comes next; its payload must be received with one of the next two.
+    pub fn receive_header(&mut self) -> Result<FrameHeader, CollectiveError> {
+        let received = self.link.receive_header();
+        received.map_err(|error| self.blame(error))
+    }
+
+    /// Receives the payload of a frame that must be the one that is due.
+    pub fn receive_due(
         &mut self,
+        header: &FrameHeader,
+        kind: FrameKind,
+        index: usize,
+        payload: &mut [u8],
+    ) -> Result<(), CollectiveError> {
+        let received = self.link.receive_due(header, kind, index, payload);
+        received.map_err(|error| self.blame(error))
+    }
+
+    /// The same where it need not fill `payload`. Its length.
+    pub fn receive_due_up_to(
+        &mut self,
+        header: &FrameHeader,
         kind: FrameKind,
         index: usize,
         payload: &mut [u8],
     ) -> Result<usize, CollectiveError> {
-        let received = self.link.receive_up_to(kind, index, payload);
+        let received = self.link.receive_due_up_to(header, kind, index, payload);
         received.map_err(|error| self.blame(error))
     }
 

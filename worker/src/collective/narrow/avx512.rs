@@ -1,0 +1,136 @@
+//! Sums to and from as few bytes as hold them, eight at a time: one permutation moves the bytes.
+//!
+//! In and out: as for the plain loops of the module above, to the same bytes. Never decides a width.
+
+use std::arch::x86_64::*;
+
+use super::{decode_with, encode_with, finish_each};
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub fn encode(sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
+    encode_with(sums, widths, data, |group, width, room| {
+        let order = load(&NARROW[width]);
+        let whole = whole_vectors(group.len(), width, room.len());
+        for (index, sums) in group.chunks(8).enumerate() {
+            let place = &mut room[8 * width * index..];
+            // SAFETY: the features as above. A whole vector has 64 bytes of room, of which the next one or the next
+            // group overwrites those that are not its own; else the masks keep to the group, for which there is room.
+            unsafe {
+                if index < whole {
+                    let wide = _mm512_loadu_si512(sums.as_ptr().cast());
+                    let narrow = _mm512_permutexvar_epi8(order, wide);
+                    _mm512_storeu_si512(place.as_mut_ptr().cast(), narrow);
+                } else {
+                    let present = low_bits(sums.len()) as u8;
+                    let wide = _mm512_maskz_loadu_epi64(present, sums.as_ptr());
+                    let narrow = _mm512_permutexvar_epi8(order, wide);
+                    let used = low_bits(sums.len() * width);
+                    _mm512_mask_storeu_epi8(place.as_mut_ptr().cast(), used, narrow);
+                }
+            }
+        }
+    })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub fn decode<'a>(widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
+    decode_with(widths, data, sums, |bytes, width, group| {
+        // To the upper end of each word; a shift brings them down with their sign.
+        let (order, used) = (load(&WIDE[width]), upper_bytes(width));
+        let shift = _mm512_set1_epi64(8 * (8 - width as i64));
+        let whole = whole_vectors(group.len(), width, bytes.len());
+        for (index, sums) in group.chunks_mut(8).enumerate() {
+            let bytes = &bytes[8 * width * index..];
+            // SAFETY: the features as above. A whole vector has 64 bytes that can be read; else the masks keep to the
+            // group, whose bytes are there.
+            unsafe {
+                let narrow = match index < whole {
+                    true => _mm512_loadu_si512(bytes.as_ptr().cast()),
+                    false => {
+                        let present = low_bits(sums.len() * width);
+                        _mm512_maskz_loadu_epi8(present, bytes.as_ptr().cast())
+                    }
+                };
+                let wide = _mm512_maskz_permutexvar_epi8(used, order, narrow);
+                let wide = _mm512_srav_epi64(wide, shift);
+                match index < whole {
+                    true => _mm512_storeu_si512(sums.as_mut_ptr().cast(), wide),
+                    false => {
+                        let present = low_bits(sums.len()) as u8;
+                        _mm512_mask_storeu_epi64(sums.as_mut_ptr(), present, wide);
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Of so many sums, how many vectors of eight have 64 bytes from their place on.
+#[inline]
+fn whole_vectors(sums: usize, width: usize, bytes: usize) -> usize {
+    let reached = match (bytes.checked_sub(64), 8 * width) {
+        (None, _) => 0,
+        (Some(_), 0) => usize::MAX,
+        (Some(last), step) => last / step + 1,
+    };
+    reached.min(sums / 8)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+pub fn finish(sums: &[i64], means: &mut [f32]) {
+    finish_each(sums, means);
+}
+
+/// Where each of 64 bytes comes from, by width.
+type Orders = [[u8; 64]; 9];
+
+const NARROW: Orders = {
+    let mut orders = [[0; 64]; 9];
+    let mut width = 1;
+    while width <= 8 {
+        let mut byte = 0;
+        while byte < 8 * width {
+            orders[width][byte] = (byte / width * 8 + byte % width) as u8;
+            byte += 1;
+        }
+        width += 1;
+    }
+    orders
+};
+
+const WIDE: Orders = {
+    let mut orders = [[0; 64]; 9];
+    let mut width = 1;
+    while width <= 8 {
+        let mut byte = 0;
+        while byte < 64 {
+            let unused = 8 - width;
+            if byte % 8 >= unused {
+                orders[width][byte] = (byte / 8 * width + byte % 8 - unused) as u8;
+            }
+            byte += 1;
+        }
+        width += 1;
+    }
+    orders
+};
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(order: &[u8; 64]) -> __m512i {
+    // SAFETY: 64 bytes are there to be read.
+    unsafe { _mm512_loadu_si512(order.as_ptr().cast()) }
+}
+
+fn low_bits(count: usize) -> u64 {
+    match count {
+        64.. => u64::MAX,
+        _ => (1 << count) - 1,
+    }
+}
+
+/// Of each of eight words.
+fn upper_bytes(count: usize) -> u64 {
+    let word = 0xff << (8 - count) & 0xff;
+    word * 0x0101_0101_0101_0101
+}

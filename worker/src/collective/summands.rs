@@ -1,0 +1,177 @@
+//! What the two kinds of sums, exact and fast, do differently in an exchange.
+//!
+//! In: the sums of a member, and the bytes that others send of theirs. Out: bytes to send, and sums to add. Never
+//! touches a connection.
+
+use std::ops::Range;
+
+use super::narrow;
+use crate::engine::ops::vector::dispatch;
+use crate::engine::packed::PackedSums;
+
+/// Scalars that are added at a time.
+pub(super) use super::narrow::BLOCK;
+
+/// What a member brings.
+pub(super) trait Summands: Sync {
+    type Scalar: Scalar;
+
+    fn scalars(&self) -> usize;
+
+    /// Those from `start`, as many as `block` takes.
+    fn read(&self, start: usize, block: &mut [Self::Scalar]);
+
+    /// The bytes of a part on its way, in `buffer` ([`Scalar::encoded_limit`]) where they are not those in memory.
+    fn encode<'a>(&'a self, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8];
+}
+
+pub(super) trait Scalar: bytemuck::Pod + Send + Sync {
+    /// Names the kind between members.
+    const MODE: u8;
+    /// The order of addition matters: contributions are added by rank.
+    const ORDERED: bool;
+
+    /// Bytes that so many take on their way at most.
+    fn encoded_limit(scalars: usize) -> usize;
+
+    /// Hands a part that was sent to `take`, block by block with the place of each, or says what is wrong with it before
+    /// it hands out any.
+    fn decode(
+        bytes: &[u8],
+        scalars: usize,
+        take: impl FnMut(usize, &mut [Self]),
+    ) -> Result<(), String>;
+
+    fn add(sum: &mut [Self], part: &[Self]);
+
+    /// The mean gradients.
+    fn finish(sums: &[Self], means: &mut [f32]);
+}
+
+impl Scalar for i64 {
+    const MODE: u8 = 1;
+    const ORDERED: bool = false;
+
+    fn encoded_limit(scalars: usize) -> usize {
+        narrow::encoded_limit(scalars)
+    }
+
+    fn decode(
+        bytes: &[u8],
+        scalars: usize,
+        take: impl FnMut(usize, &mut [Self]),
+    ) -> Result<(), String> {
+        narrow::decode(bytes, scalars, take)
+    }
+
+    fn add(sum: &mut [Self], part: &[Self]) {
+        dispatch(
+            #[inline(always)]
+            || {
+                for (sum, part) in sum.iter_mut().zip(part) {
+                    // Partial sums may leave the range and come back (common::exact).
+                    *sum = sum.wrapping_add(*part);
+                }
+            },
+        );
+    }
+
+    fn finish(sums: &[Self], means: &mut [f32]) {
+        narrow::finish(sums, means);
+    }
+}
+
+impl Scalar for f32 {
+    const MODE: u8 = 2;
+    const ORDERED: bool = true;
+
+    fn encoded_limit(scalars: usize) -> usize {
+        scalars * size_of::<f32>()
+    }
+
+    fn decode(
+        bytes: &[u8],
+        scalars: usize,
+        mut take: impl FnMut(usize, &mut [Self]),
+    ) -> Result<(), String> {
+        let due = Self::encoded_limit(scalars);
+        if bytes.len() != due {
+            let sent = bytes.len();
+            return Err(format!("sent a part of {sent} bytes where {due} were due"));
+        }
+        let mut block = [0.0; BLOCK];
+        for (index, bytes) in bytes.chunks(Self::encoded_limit(BLOCK)).enumerate() {
+            let values = &mut block[..bytes.len() / size_of::<f32>()];
+            bytemuck::cast_slice_mut(values).copy_from_slice(bytes);
+            take(index * BLOCK, values);
+        }
+        Ok(())
+    }
+
+    fn add(sum: &mut [Self], part: &[Self]) {
+        for (sum, part) in sum.iter_mut().zip(part) {
+            *sum += *part;
+        }
+    }
+
+    fn finish(sums: &[Self], means: &mut [f32]) {
+        means.copy_from_slice(sums);
+    }
+}
+
+impl Summands for [i64] {
+    type Scalar = i64;
+
+    fn scalars(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, start: usize, block: &mut [i64]) {
+        block.copy_from_slice(&self[start..start + block.len()]);
+    }
+
+    fn encode<'a>(&'a self, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8] {
+        narrowed(self, part, buffer)
+    }
+}
+
+impl Summands for PackedSums {
+    type Scalar = i64;
+
+    fn scalars(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, start: usize, block: &mut [i64]) {
+        PackedSums::read(self, start, block);
+    }
+
+    fn encode<'a>(&'a self, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8] {
+        narrowed(self, part, buffer)
+    }
+}
+
+impl Summands for [f32] {
+    type Scalar = f32;
+
+    fn scalars(&self) -> usize {
+        self.len()
+    }
+
+    fn read(&self, start: usize, block: &mut [f32]) {
+        block.copy_from_slice(&self[start..start + block.len()]);
+    }
+
+    fn encode<'a>(&'a self, part: Range<usize>, _: &'a mut [u8]) -> &'a [u8] {
+        bytemuck::cast_slice(&self[part])
+    }
+}
+
+fn narrowed<'a, S>(sums: &S, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8]
+where
+    S: Summands<Scalar = i64> + ?Sized,
+{
+    let read = |start: usize, block: &mut [i64]| sums.read(part.start + start, block);
+    let length = narrow::encode(part.len(), read, buffer);
+    &buffer[..length]
+}
