@@ -8,15 +8,16 @@
 //! busy machine too; durations are upper bounds there.
 
 mod coordinator;
+mod crowd;
 mod process;
-mod workers;
+mod worker;
 
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use crowd::Crowd;
 use process::Coordinator;
-use workers::Crowd;
 
 /// While workers join.
 const QUICK_SLOT_MS: u64 = 100;

@@ -1,0 +1,156 @@
+//! All simulated workers: who is alive, who has entered, what they have computed together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::wire::MAX_MESSAGE_BYTES;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tonic::transport::Endpoint;
+
+use crate::worker::{Client, Worker};
+
+/// How often the crowd looks whether it has settled.
+pub const POLL: Duration = Duration::from_millis(20);
+/// Connecting at a time.
+const CONNECTING: usize = 32;
+
+/// All workers of the benchmark.
+pub struct Crowd {
+    address: String,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+pub struct Shared {
+    /// How long one takes.
+    pub slot_ms: AtomicU64,
+    computes: AtomicBool,
+    resumed: Notify,
+    /// The newest that anybody heard of, its members, who is alive at all, and how many have entered it.
+    pub generation: AtomicU64,
+    members: AtomicUsize,
+    pub alive: AtomicUsize,
+    entered: AtomicUsize,
+    pub slots: AtomicU64,
+    pub steps: AtomicU64,
+}
+
+impl Crowd {
+    pub fn new(address: String) -> Self {
+        Self {
+            address,
+            shared: Arc::new(Shared {
+                slot_ms: AtomicU64::new(0),
+                computes: AtomicBool::new(true),
+                resumed: Notify::new(),
+                generation: AtomicU64::new(0),
+                members: AtomicUsize::new(0),
+                alive: AtomicUsize::new(0),
+                entered: AtomicUsize::new(0),
+                slots: AtomicU64::new(0),
+                steps: AtomicU64::new(0),
+            }),
+            workers: Vec::new(),
+        }
+    }
+
+    /// Connects them, some at a time.
+    pub async fn join(&mut self, count: usize) {
+        let turn = Arc::new(tokio::sync::Semaphore::new(CONNECTING));
+        for number in 0..count {
+            let permit = turn.clone().acquire_owned().await;
+            let endpoint = Endpoint::from_shared(self.address.clone()).expect("it is an address");
+            let shared = self.shared.clone();
+            self.workers.push(tokio::spawn(async move {
+                let channel = endpoint.connect().await.expect("the coordinator is there");
+                drop(permit);
+                let client = Client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                Worker::live(client, shared.clone(), number).await;
+                // Sent away, which a machine that is too busy for heartbeats may be.
+                shared.alive.fetch_sub(1, Ordering::SeqCst);
+            }));
+        }
+        while self.alive() < count {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until everyone who has a session has entered one generation.
+    pub async fn settled(&self) {
+        let shared = &self.shared;
+        loop {
+            let alive = shared.alive.load(Ordering::SeqCst);
+            let (members, entered) = (&shared.members, &shared.entered);
+            if members.load(Ordering::SeqCst) == alive && entered.load(Ordering::SeqCst) == alive {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub fn alive(&self) -> usize {
+        self.shared.alive.load(Ordering::SeqCst)
+    }
+
+    /// Lets them compute slots that take so long, or only be there.
+    pub fn compute(&self, slot_ms: Option<u64>) {
+        let shared = &self.shared;
+        shared.computes.store(slot_ms.is_some(), Ordering::SeqCst);
+        let slot_ms = slot_ms.unwrap_or_default();
+        shared.slot_ms.store(slot_ms, Ordering::SeqCst);
+        self.shared.resumed.notify_waiters();
+    }
+
+    /// The processes of the first `count` die.
+    pub fn lose(&mut self, count: usize) {
+        self.shared.alive.fetch_sub(count, Ordering::SeqCst);
+        for worker in self.workers.drain(..count) {
+            worker.abort();
+        }
+    }
+
+    pub fn generations(&self) -> u64 {
+        self.shared.generation.load(Ordering::SeqCst)
+    }
+
+    pub fn slots(&self) -> u64 {
+        self.shared.slots.load(Ordering::SeqCst)
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for worker in &self.workers {
+            worker.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// Somebody entered `generation`, which has so many members.
+    pub fn enter(&self, generation: u64, members: usize) {
+        if self.generation.fetch_max(generation, Ordering::SeqCst) < generation {
+            self.members.store(members, Ordering::SeqCst);
+            self.entered.store(0, Ordering::SeqCst);
+        }
+        if self.generation.load(Ordering::SeqCst) == generation {
+            self.entered.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub async fn wait_until_it_computes(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if self.computes.load(Ordering::SeqCst) {
+                return;
+            }
+            resumed.await;
+        }
+    }
+}
