@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::wire::PlanKind;
+use common::wire::{PlanKind, WireError};
+use proto::v1;
 
 use crate::engine::Abandon;
 
@@ -62,8 +63,30 @@ impl Leases {
         self.lock().in_hand = None;
     }
 
-    /// Gives back those of these slots that are not begun, and asks for the one in hand to be abandoned.
-    pub fn withdraw(&self, keys: impl Iterator<Item = SlotKey>) -> Vec<u32> {
+    /// Gives back what is not begun of the slots that are wanted back, and asks for the one in hand to be abandoned. What
+    /// is to be said to that at once; None: the answer follows when the slot in hand is done or abandoned.
+    pub fn give_back(&self, withdraw: v1::Withdraw) -> Result<Option<v1::Withdrawn>, WireError> {
+        let v1::Withdraw {
+            generation, step, ..
+        } = withdraw;
+        let kind = PlanKind::from_wire(withdraw.kind)?;
+        let slots = withdraw.slots.into_iter();
+        let slots = self.withdraw(slots.map(|slot| SlotKey {
+            generation,
+            kind,
+            step,
+            slot,
+        }));
+        let withdrawn = v1::Withdrawn {
+            generation,
+            step,
+            kind: kind.to_wire(),
+            slots,
+        };
+        Ok(Some(withdrawn).filter(|withdrawn| !withdrawn.slots.is_empty()))
+    }
+
+    fn withdraw(&self, keys: impl Iterator<Item = SlotKey>) -> Vec<u32> {
         let mut inner = self.lock();
         let mut given_back = Vec::new();
         for key in keys {

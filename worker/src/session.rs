@@ -386,24 +386,7 @@ impl Forwarder {
 
     /// At once, not in turn: the engine may have a slot in hand for long.
     async fn give_back(&self, withdraw: v1::Withdraw) -> Result<(), WireError> {
-        let v1::Withdraw {
-            generation, step, ..
-        } = withdraw;
-        let kind = PlanKind::from_wire(withdraw.kind)?;
-        let slots = withdraw.slots.into_iter();
-        let slots = self.leases.withdraw(slots.map(|slot| SlotKey {
-            generation,
-            kind,
-            step,
-            slot,
-        }));
-        if !slots.is_empty() {
-            let withdrawn = v1::Withdrawn {
-                generation,
-                step,
-                kind: kind.to_wire(),
-                slots,
-            };
+        if let Some(withdrawn) = self.leases.give_back(withdraw)? {
             // Where it cannot be said, the session is over.
             let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
         }

@@ -1,11 +1,10 @@
 //! All simulated workers: who is alive, who has entered, what they have computed together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use common::wire::MAX_MESSAGE_BYTES;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 
@@ -13,6 +12,10 @@ use crate::worker::{Client, Worker};
 
 /// How often the crowd looks whether it has settled.
 pub const POLL: Duration = Duration::from_millis(20);
+/// What has not settled by then never will.
+const SETTLING: Duration = Duration::from_secs(300);
+/// Instead of the time of a slot, where it has no end.
+const ENDLESS: u64 = u64::MAX;
 /// Connecting at a time.
 const CONNECTING: usize = 32;
 
@@ -25,9 +28,7 @@ pub struct Crowd {
 
 pub struct Shared {
     /// How long one takes.
-    pub slot_ms: AtomicU64,
-    computes: AtomicBool,
-    resumed: Notify,
+    slot_ms: AtomicU64,
     /// The newest that anybody heard of, its members, who is alive at all, and how many have entered it.
     pub generation: AtomicU64,
     members: AtomicUsize,
@@ -43,8 +44,6 @@ impl Crowd {
             address,
             shared: Arc::new(Shared {
                 slot_ms: AtomicU64::new(0),
-                computes: AtomicBool::new(true),
-                resumed: Notify::new(),
                 generation: AtomicU64::new(0),
                 members: AtomicUsize::new(0),
                 alive: AtomicUsize::new(0),
@@ -80,12 +79,19 @@ impl Crowd {
     /// Waits until everyone who has a session has entered one generation.
     pub async fn settled(&self) {
         let shared = &self.shared;
+        let began = Instant::now();
         loop {
             let alive = shared.alive.load(Ordering::SeqCst);
             let (members, entered) = (&shared.members, &shared.entered);
             if members.load(Ordering::SeqCst) == alive && entered.load(Ordering::SeqCst) == alive {
                 return;
             }
+            assert!(
+                began.elapsed() < SETTLING,
+                "{alive} workers are there and have not entered one generation: {} of {} have",
+                entered.load(Ordering::SeqCst),
+                members.load(Ordering::SeqCst)
+            );
             tokio::time::sleep(POLL).await;
         }
     }
@@ -94,13 +100,10 @@ impl Crowd {
         self.shared.alive.load(Ordering::SeqCst)
     }
 
-    /// Lets them compute slots that take so long, or only be there.
+    /// Lets them compute slots that take so long, or only be there, each with a slot that has no end.
     pub fn compute(&self, slot_ms: Option<u64>) {
-        let shared = &self.shared;
-        shared.computes.store(slot_ms.is_some(), Ordering::SeqCst);
-        let slot_ms = slot_ms.unwrap_or_default();
-        shared.slot_ms.store(slot_ms, Ordering::SeqCst);
-        self.shared.resumed.notify_waiters();
+        let slot_ms = slot_ms.unwrap_or(ENDLESS);
+        self.shared.slot_ms.store(slot_ms, Ordering::SeqCst);
     }
 
     /// The processes of the first `count` die.
@@ -144,13 +147,9 @@ impl Shared {
         }
     }
 
-    pub async fn wait_until_it_computes(&self) {
-        loop {
-            let resumed = self.resumed.notified();
-            if self.computes.load(Ordering::SeqCst) {
-                return;
-            }
-            resumed.await;
-        }
+    /// None where slots have no end.
+    pub fn slot_ms(&self) -> Option<u64> {
+        let slot_ms = self.slot_ms.load(Ordering::SeqCst);
+        Some(slot_ms).filter(|slot_ms| *slot_ms != ENDLESS)
     }
 }

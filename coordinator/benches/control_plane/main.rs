@@ -21,6 +21,8 @@ use process::Coordinator;
 
 /// While workers join.
 const QUICK_SLOT_MS: u64 = 100;
+/// Until what came before is not part of a steady state any more.
+const CALMING: Duration = Duration::from_secs(3);
 
 #[derive(Parser)]
 struct Options {
@@ -82,24 +84,27 @@ async fn measure(options: &Options) {
     );
 
     let steady = Duration::from_secs(options.seconds);
-    for (name, slot_ms) in [
-        ("heartbeats", None),
-        ("heartbeats and a step", Some(options.slot_ms)),
-    ] {
-        crowd.compute(slot_ms);
-        // What joining left behind is not part of the steady state.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let (usage, slots, steps) = (coordinator.usage(), crowd.slots(), crowd.steps());
-        tokio::time::sleep(steady).await;
-        coordinator.report(name, &usage);
-        let seconds = steady.as_secs_f64();
-        println!(
-            "{:28} {:.0} slots/s, {} steps",
-            "",
-            (crowd.slots() - slots) as f64 / seconds,
-            crowd.steps() - steps
-        );
-    }
+    crowd.compute(None);
+    tokio::time::sleep(CALMING).await;
+    let usage = coordinator.usage();
+    tokio::time::sleep(steady).await;
+    coordinator.report("heartbeats", &usage);
+
+    crowd.compute(Some(options.slot_ms));
+    tokio::time::sleep(CALMING).await;
+    let (usage, slots, steps) = (coordinator.usage(), crowd.slots(), crowd.steps());
+    tokio::time::sleep(steady).await;
+    let (slots, steps) = (crowd.slots() - slots, crowd.steps() - steps);
+    assert!(
+        slots > 0 && steps > 0,
+        "{slots} slots and {steps} steps in {steady:?}: no step went on, so nothing says what one costs"
+    );
+    coordinator.report("heartbeats and steps", &usage);
+    println!(
+        "{:28} {:.0} slots/s, {steps} steps",
+        "",
+        slots as f64 / steady.as_secs_f64()
+    );
 
     let (usage, before) = (coordinator.usage(), crowd.generations());
     let began = Instant::now();

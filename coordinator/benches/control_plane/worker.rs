@@ -1,19 +1,25 @@
-//! One simulated worker: a session, a heartbeat a second, and slots that take their time.
+//! One simulated worker: a session, a heartbeat a second, and slots that take their time. It gives slots back as a real one
+//! does: at once what it has not begun, and the one in hand between two layers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::wire::{HEARTBEAT_INTERVAL, up};
+use common::wire::{HEARTBEAT_INTERVAL, PlanKind, up};
 use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
 use proto::v1::{self, WorkerMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use worker::engine::Abandon;
+use worker::leases::{Leases, SlotKey};
 
 use crate::crowd::{POLL, Shared};
+
+/// Of a slot, at most. After each it is seen whether the slot is wanted back.
+const LAYER_MS: u64 = 100;
 
 pub type Client = CoordinatorClient<tonic::transport::Channel>;
 
@@ -24,6 +30,10 @@ pub struct Worker {
     blocks: String,
     step: u64,
     generation: u64,
+    /// The newest that was heard of.
+    newest_generation: Arc<AtomicU64>,
+    leases: Arc<Leases>,
+    abandon: Abandon,
     held: BTreeSet<u32>,
     trained_tokens: u64,
     /// Copies a member's state: the attempt.
@@ -48,13 +58,17 @@ impl Worker {
         let mut down = session.expect("it is welcome").into_inner();
         shared.alive.fetch_add(1, Ordering::SeqCst);
         let heartbeats = heartbeats(sender.clone(), number);
+        let (leases, newest_generation) = (Arc::<Leases>::default(), Arc::<AtomicU64>::default());
         let mut worker = Self {
             shared,
             client,
-            up: sender,
+            up: sender.clone(),
             blocks: String::new(),
             step: 0,
             generation: 0,
+            newest_generation: newest_generation.clone(),
+            leases: leases.clone(),
+            abandon: Abandon::default(),
             held: BTreeSet::new(),
             trained_tokens: 0,
             following: None,
@@ -63,11 +77,28 @@ impl Worker {
         let (orders, mut waiting) = mpsc::unbounded_channel();
         let reading = async move {
             loop {
-                match down.message().await {
-                    Ok(Some(message)) => drop(orders.send(message.message)),
+                let message = match down.message().await {
+                    Ok(Some(message)) => message.message,
                     Ok(None) => return,
                     Err(status) => return eprintln!("worker {number}: {}", status.message()),
+                };
+                match &message {
+                    Some(Down::Generation(generation)) => {
+                        newest_generation.store(generation.generation, Ordering::SeqCst);
+                        leases.clear();
+                    }
+                    Some(Down::Lease(lease)) => {
+                        let slots = lease.slots.iter();
+                        leases.add(slots.filter_map(|slot| key(lease, *slot)));
+                    }
+                    Some(Down::Withdraw(withdraw)) => {
+                        if let Ok(Some(withdrawn)) = leases.give_back(withdraw.clone()) {
+                            let _ = sender.send(up(Up::Withdrawn(withdrawn))).await;
+                        }
+                    }
+                    _ => {}
                 }
+                let _ = orders.send(message);
             }
         };
         let working = async {
@@ -180,43 +211,102 @@ impl Worker {
     }
 
     async fn compute(&mut self, lease: v1::Lease) {
-        for slot in lease.slots {
-            if self.shared.generation.load(Ordering::SeqCst) > self.generation {
+        for slot in &lease.slots {
+            if self.is_superseded() || !self.fetch(*slot).await {
                 return;
             }
-            let request = v1::FetchBlocksRequest {
-                digest: self.blocks.clone(),
-                blocks: vec![slot.into()],
+            let Some(key) = key(&lease, *slot) else {
+                return;
             };
-            let mut chunks = match self.client.fetch_blocks(request).await {
-                Ok(chunks) => chunks.into_inner(),
-                Err(status) => return eprintln!("no blocks: {status}"),
+            if !self.leases.begin(key, &self.abandon) {
+                continue;
+            }
+            let slot_ms = self.pass().await;
+            self.leases.end();
+            let message = match slot_ms {
+                Some(slot_ms) => self.hold(&lease, *slot, slot_ms),
+                None => Up::Withdrawn(v1::Withdrawn {
+                    generation: lease.generation,
+                    step: lease.step,
+                    kind: lease.kind,
+                    slots: vec![*slot],
+                }),
             };
-            while let Ok(Some(_)) = chunks.message().await {}
-            self.shared.wait_until_it_computes().await;
-            let slot_ms = self.shared.slot_ms.load(Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(slot_ms)).await;
-            self.held.insert(slot);
-            self.shared.slots.fetch_add(1, Ordering::SeqCst);
-            self.send(Up::SlotDone(v1::SlotDone {
-                generation: lease.generation,
-                step: lease.step,
-                kind: lease.kind,
-                slot,
-                loss_sum: 1.0,
-                trained_tokens: self.trained_tokens,
-                correct_tokens: 1,
-                compute_us: slot_ms * 1000,
-                invalid_scalars: 0,
-            }))
-            .await;
+            self.send(message).await;
         }
+    }
+
+    /// False where the blocks cannot be had.
+    async fn fetch(&mut self, slot: u32) -> bool {
+        let request = v1::FetchBlocksRequest {
+            digest: self.blocks.clone(),
+            blocks: vec![slot.into()],
+        };
+        let mut chunks = match self.client.fetch_blocks(request).await {
+            Ok(chunks) => chunks.into_inner(),
+            Err(status) => {
+                eprintln!("no blocks: {status}");
+                return false;
+            }
+        };
+        while let Ok(Some(_)) = chunks.message().await {}
+        true
+    }
+
+    /// Spends the time of a slot, layer by layer, and gives back how long it was. Where workers only are there, it has no
+    /// end. None where it was abandoned.
+    async fn pass(&self) -> Option<u64> {
+        let mut passed_ms = 0;
+        loop {
+            let slot_ms = self.shared.slot_ms();
+            let left_ms = slot_ms.map_or(LAYER_MS, |slot_ms| slot_ms.saturating_sub(passed_ms));
+            if left_ms == 0 {
+                return Some(passed_ms);
+            }
+            let layer_ms = left_ms.min(LAYER_MS);
+            tokio::time::sleep(Duration::from_millis(layer_ms)).await;
+            passed_ms += layer_ms;
+            let is_endless = slot_ms.is_none();
+            if self.abandon.is_asked() || is_endless && self.is_superseded() {
+                return None;
+            }
+        }
+    }
+
+    /// The slot is in the accumulator.
+    fn hold(&mut self, lease: &v1::Lease, slot: u32, slot_ms: u64) -> Up {
+        self.held.insert(slot);
+        self.shared.slots.fetch_add(1, Ordering::SeqCst);
+        Up::SlotDone(v1::SlotDone {
+            generation: lease.generation,
+            step: lease.step,
+            kind: lease.kind,
+            slot,
+            loss_sum: 1.0,
+            trained_tokens: self.trained_tokens,
+            correct_tokens: 1,
+            compute_us: slot_ms * 1000,
+            invalid_scalars: 0,
+        })
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.newest_generation.load(Ordering::SeqCst) > self.generation
     }
 
     async fn send(&self, message: Up) {
         // The session's end is noticed where it is read.
         let _ = self.up.send(up(message)).await;
     }
+}
+
+fn key(lease: &v1::Lease, slot: u32) -> Option<SlotKey> {
+    Some(SlotKey {
+        generation: lease.generation,
+        kind: PlanKind::from_wire(lease.kind).ok()?,
+        step: lease.step,
+        slot,
+    })
 }
 
 /// Once a second, not all at one moment.

@@ -439,26 +439,8 @@ impl Session {
     }
 
     async fn give_back(&self, withdraw: v1::Withdraw) {
-        let kind = PlanKind::from_wire(withdraw.kind).unwrap_or(PlanKind::Eval);
-        let v1::Withdraw {
-            generation, step, ..
-        } = withdraw;
-        let key = |slot| SlotKey {
-            generation,
-            kind,
-            step,
-            slot,
-        };
-        let slots = self.leases.withdraw(withdraw.slots.into_iter().map(key));
-        if !slots.is_empty() {
-            count(&self.world.counts.withdrawn, slots.len() as u64);
-            let kind = kind.to_wire();
-            let withdrawn = v1::Withdrawn {
-                generation,
-                step,
-                kind,
-                slots,
-            };
+        if let Ok(Some(withdrawn)) = self.leases.give_back(withdraw) {
+            count(&self.world.counts.withdrawn, withdrawn.slots.len() as u64);
             // Where it cannot be said, the session is over.
             let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
         }
