@@ -143,8 +143,29 @@ fn a_follower_gets_the_state_and_every_update_after_it() {
     until("all is let go", || member.feeds().kept_bytes() == 0);
     member.feeds().publish(update(7));
     assert!(update_of(&follower) == update(7));
-    member.feeds().conclude(&[9], 8);
+    member.feeds().conclude(&[9], &[9], 8);
     until("the feed is over", || !member.feeds().is_followed());
+}
+
+#[test]
+fn a_member_gets_its_last_updates_though_its_word_that_it_has_the_state_comes_late() {
+    for fed in [&[9][..], &[]] {
+        let member = collective(FeedLimits::default());
+        let feeds = member.feeds();
+        feeds.begin(RUN_ID, 9, 1, || state(3));
+        feeds.publish(update(3));
+        // The coordinator may have heard it sooner.
+        feeds.conclude(&[9], fed, 4);
+        let follower = follow(9, member.port());
+        if fed.is_empty() {
+            // The generation brings the whole state.
+            assert!(loss_of(&follower).contains("has become a member"));
+            continue;
+        }
+        assert!(state_of(&follower) == state(3));
+        assert!(update_of(&follower) == update(3));
+        until("the feed is over", || !feeds.is_followed());
+    }
 }
 
 #[test]

@@ -94,6 +94,17 @@ impl Joining {
         self.failures.remove(&worker);
     }
 
+    /// Its feed under this number has brought all that it was to bring.
+    fn end_feed(&mut self, worker: WorkerId, attempt: u64) {
+        if self
+            .feeds
+            .get(&worker)
+            .is_some_and(|feed| feed.attempt == attempt)
+        {
+            self.feeds.remove(&worker);
+        }
+    }
+
     /// When the next one that waits after a failure may try again.
     pub fn wakes_at(&self) -> Option<Instant> {
         let waiting = self.failures.values();
@@ -274,6 +285,10 @@ impl Cluster {
         lost: &v1::FeedLost,
         commands: &mut Vec<Command>,
     ) {
+        if self.needs_no_feed(id) {
+            // Its source heard of the generation before it did, and has nothing more for it.
+            return self.joining.end_feed(id, lost.attempt);
+        }
         let Some((feed, failures)) = self.joining.fail(now, id, lost.attempt) else {
             return;
         };
@@ -288,6 +303,12 @@ impl Cluster {
             self.members.name(feed.source)
         ))));
         self.send_back(now, id, commands);
+    }
+
+    /// A member that has the state of its generation: it enters, whether or not it has done so already.
+    fn needs_no_feed(&self, id: WorkerId) -> bool {
+        let has_state = |worker: &Worker| worker.seen >= self.committed;
+        self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
     }
 
     /// A newcomer that was let in too early is no member any more; it enters another time.

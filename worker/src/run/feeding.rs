@@ -107,8 +107,12 @@ impl Run {
     pub(super) fn conclude_feeds(&mut self, generation: &v1::Generation) {
         self.following = None;
         let members: Vec<u64> = generation.members.iter().map(|m| m.worker).collect();
+        let fed = generation.fed.iter();
+        let fed: Vec<u64> = fed
+            .filter_map(|rank| members.get(*rank as usize).copied())
+            .collect();
         let feeds = self.links.collective.feeds();
-        feeds.conclude(&members, generation.step);
+        feeds.conclude(&members, &fed, generation.step);
     }
 
     pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) {

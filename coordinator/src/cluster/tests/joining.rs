@@ -210,6 +210,31 @@ fn one_that_entered_for_its_last_update_waits_again_where_that_is_lost() {
 }
 
 #[test]
+fn one_that_has_what_it_entered_for_enters_once_though_its_source_ends_the_feed_first() {
+    // The last update came before the generation did, or after it.
+    for comes_before in [true, false] {
+        let mut scene = Scene::following();
+        scene.after(synced(3, 1, 1));
+        scene.compute(1);
+        scene.after(reported(1, 2, "b"));
+        if comes_before {
+            scene.after(synced(3, 1, 2));
+        }
+        scene.after(reported(2, 2, "b"));
+        if !comes_before {
+            scene.check(synced(3, 1, 2), &[]);
+        }
+        // Its source was told of the generation and has nothing more for it, while the newcomer has yet to be told.
+        scene.check(feed_lost(3, 1), &[]);
+        for id in 1..=3 {
+            assert!(!scene.after(entered(id, 2, 2, &[])).is_empty());
+        }
+        assert_eq!(scene.cluster.generation, 2);
+        assert!(scene.cluster.members.all_entered());
+    }
+}
+
+#[test]
 fn one_that_entered_waits_again_where_its_source_dies() {
     let mut scene = Scene::following();
     scene.after(synced(3, 1, 1));

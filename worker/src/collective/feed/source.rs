@@ -206,15 +206,16 @@ impl Feeds {
     }
 
     /// Those who follow and are now members need the updates up to `step` and no more. Who still lacks pieces of the
-    /// state gets all of it from its generation.
-    pub fn conclude(&self, members: &[u64], step: u64) {
+    /// state gets all of it from its generation, unless it is one of the `fed`: they have the state, and their word for
+    /// that is still on its way here.
+    pub fn conclude(&self, members: &[u64], fed: &[u64], step: u64) {
         let mut state = lock(&self.state);
         for worker in members {
             let Some(feed) = state.feeds.get_mut(worker) else {
                 continue;
             };
             feed.until = Some(step);
-            if matches!(feed.place, Place::Pieces) {
+            if matches!(feed.place, Place::Pieces) && !fed.contains(worker) {
                 feed.place = Place::Ended(MEMBER.to_owned());
             }
         }
