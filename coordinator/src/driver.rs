@@ -209,9 +209,10 @@ impl Driver {
                 Some(event)
             }
             Input::Uploaded(received) => {
+                let (worker, step) = (received.worker, received.step);
                 self.unproven.push(received);
                 self.store_proven();
-                None
+                Some(Event::StateArrived { worker, step })
             }
             Input::Stored(state) => {
                 if let Some(folder) = &state.folder {

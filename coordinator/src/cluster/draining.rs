@@ -57,7 +57,7 @@ impl Cluster {
         let draining: Vec<WorkerId> = self.draining.keys().copied().collect();
         let mut released = false;
         for worker in draining {
-            let Some(handed_over) = self.has_handed_over(worker, commands) else {
+            let Some(handed_over) = self.has_handed_over(now, worker, commands) else {
                 continue;
             };
             let draining = self.draining.remove(&worker);
@@ -99,7 +99,12 @@ impl Cluster {
     }
 
     /// What became of its work, where the worker may go.
-    fn has_handed_over(&mut self, id: WorkerId, commands: &mut Vec<Command>) -> Option<String> {
+    fn has_handed_over(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        commands: &mut Vec<Command>,
+    ) -> Option<String> {
         let worker = self.members.get(id)?;
         if worker.ready.is_none() {
             return Some("it had no state yet".to_owned());
@@ -125,18 +130,24 @@ impl Cluster {
             let text = "nobody else is here, and the state after step";
             return Some(format!("{text} {step} is saved"));
         }
-        self.ask_for_state(id, step, commands);
+        self.ask_for_state(now, id, step, commands);
         None
     }
 
     /// Once: where it cannot be saved, the worker goes when its patience ends.
-    fn ask_for_state(&mut self, id: WorkerId, step: u64, commands: &mut Vec<Command>) {
+    fn ask_for_state(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
         if let Some(draining) = self.draining.get_mut(&id)
             && !draining.was_asked
             && !self.saving.is_awaited(step)
         {
             draining.was_asked = true;
-            self.request(id, step, false, commands);
+            self.request(now, id, (step, false), commands);
         }
     }
 

@@ -58,6 +58,8 @@ pub enum Event {
     WorkerDraining { worker: WorkerId, reason: String },
     /// The worker left, or its session ended without a word.
     WorkerLost { worker: WorkerId, reason: String },
+    /// All of a state asked for is here.
+    StateArrived { worker: WorkerId, step: u64 },
     /// A state asked for is safe on disk.
     StateStored {
         step: u64,
@@ -97,6 +99,7 @@ impl Event {
             | Self::WorkerDraining { worker, .. }
             | Self::Heard { worker } => Some(*worker),
             Self::WorkerLost { .. }
+            | Self::StateArrived { .. }
             | Self::StateStored { .. }
             | Self::StateFailed { .. }
             | Self::StopRequested { .. }

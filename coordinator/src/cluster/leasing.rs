@@ -126,6 +126,10 @@ impl Cluster {
                 .is_some_and(|worker| worker.seen == step)
             {
                 self.ledger.begin_next(*id, now);
+                let in_hand = self.ledger.queue(*id).and_then(Queue::in_hand);
+                if in_hand.is_some_and(|(_, since)| since == now) {
+                    self.await_slot(now, *id);
+                }
             }
         }
     }

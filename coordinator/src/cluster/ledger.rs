@@ -3,7 +3,7 @@
 //! term or session become its own where nobody else has them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::WorkerId;
 use super::queue::Queue;
@@ -82,6 +82,13 @@ impl Ledger {
     pub fn begin_next(&mut self, worker: WorkerId, now: Instant) {
         if let Some(queue) = self.queues.get_mut(&worker) {
             queue.begin(now);
+        }
+    }
+
+    /// Nobody listened for so long, so what workers said meanwhile is not known yet.
+    pub fn postpone(&mut self, by: Duration) {
+        for queue in self.queues.values_mut() {
+            queue.postpone(by);
         }
     }
 

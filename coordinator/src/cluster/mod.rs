@@ -173,6 +173,7 @@ impl Cluster {
         let unheard = self.silence.listen(now);
         if !unheard.is_zero() {
             self.patience.postpone(unheard);
+            self.ledger.postpone(unheard);
         }
         let speaker = event.speaker();
         // The two that come often leave everyone where they are.
@@ -223,6 +224,7 @@ impl Cluster {
             Event::WorkerDraining { worker, reason } => self.drain(now, worker, reason, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),
             Event::WorkerLost { worker, reason } => self.lose(now, worker, reason, commands),
+            Event::StateArrived { worker, step } => self.state_arrived(now, worker, step),
             Event::StateStored {
                 step,
                 path,
@@ -274,7 +276,7 @@ impl Cluster {
             return;
         }
         if self.stopping.is_some() {
-            return self.proceed_to_stop(commands);
+            return self.proceed_to_stop(now, commands);
         }
         // An exchange of a generation that lost a member could only break.
         let settled = self.settling.is_none() && !self.member_lost && self.members.all_entered();
@@ -285,7 +287,7 @@ impl Cluster {
             Work::Train(step) if !self.may_end_step(step + 1) => {}
             Work::Train(step) => self.order_exchange(now, step, commands),
             Work::Eval(step) => self.finish_evaluation(now, step, commands),
-            Work::Store(step) => self.request_last_state(step, commands),
+            Work::Store(step) => self.request_last_state(now, step, commands),
         }
     }
 

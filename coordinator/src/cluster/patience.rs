@@ -11,6 +11,7 @@ use common::wire::PlanKind;
 
 use super::command::Command;
 use super::event::WorkerId;
+use super::queue::Queue;
 use super::{Cluster, Stage};
 
 /// For an answer that takes no computation.
@@ -23,6 +24,18 @@ const UNMEASURED_SLOT: Duration = Duration::from_secs(1800);
 const SLOT_FACTOR: f64 = 8.0;
 /// And in times of what the others take, where the worker has delivered none.
 const UNKNOWN_SLOT_FACTOR: f64 = 64.0;
+/// For a slot that nobody else waits for, because all have slots in hand or nobody else is here: nothing is gained by
+/// haste. In times of what the worker took for others, or else of what the others take, and never under the floor.
+const LONE_SLOT_FACTOR: f64 = 64.0;
+const UNKNOWN_LONE_SLOT_FACTOR: f64 = 512.0;
+const LONE_SLOT_FLOOR: Duration = Duration::from_secs(600);
+/// The same where nobody knows what one takes.
+const UNMEASURED_LONE_SLOT: Duration = Duration::from_secs(6 * 3600);
+/// For a state to be got ready for its way here.
+const UPLOAD: Duration = Duration::from_secs(300);
+/// In times of one over the slowest line: it is a little larger than what newcomers get, may come behind another one, and
+/// the exchange before it takes its time too.
+const UPLOAD_TRANSFERS: u32 = 4;
 /// Of weights and moments.
 const STATE_BYTES_PER_SCALAR: f64 = 12.0;
 /// A state takes no longer than over such a line.
@@ -41,6 +54,21 @@ pub enum Answer {
     Report,
     /// While it follows a feed and is behind.
     Synced,
+    /// While it has a slot in hand, whether or not that is wanted back.
+    Slot,
+    /// After it was asked to hand over its state.
+    State,
+}
+
+impl Answer {
+    const ALL: [Self; 6] = [
+        Self::Ready,
+        Self::Entered,
+        Self::Report,
+        Self::Synced,
+        Self::Slot,
+        Self::State,
+    ];
 }
 
 /// Answers that are awaited, or were: whether one is still owed is asked when its time is up.
@@ -69,12 +97,7 @@ impl Patience {
     }
 
     pub fn forget(&mut self, worker: WorkerId) {
-        for answer in [
-            Answer::Ready,
-            Answer::Entered,
-            Answer::Report,
-            Answer::Synced,
-        ] {
+        for answer in Answer::ALL {
             self.answered(worker, answer);
         }
     }
@@ -158,19 +181,43 @@ impl Cluster {
 
     /// How long a worker may go on with a slot that it has had in hand for so many seconds.
     pub(super) fn slot_patience(&self, id: WorkerId, elapsed: f64) -> Duration {
-        let kinds = [PlanKind::Train, PlanKind::Eval];
-        let slowest = |of: &dyn Fn(PlanKind) -> Option<f64>| {
-            let seconds = kinds.iter().filter_map(|kind| of(*kind));
-            seconds.max_by(f64::total_cmp)
-        };
-        let own = slowest(&|kind| self.speeds.of(id, kind));
-        let typical = || slowest(&|kind| self.speeds.typical(kind));
+        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
         let seconds = match own {
             Some(seconds) => Some(SLOT_FACTOR * seconds.max(elapsed)),
             None => typical().map(|seconds| UNKNOWN_SLOT_FACTOR * seconds.max(elapsed)),
         };
         let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         self.deadline() + slot.unwrap_or(UNMEASURED_SLOT)
+    }
+
+    /// The worker has begun with a slot.
+    pub(super) fn await_slot(&mut self, now: Instant, id: WorkerId) {
+        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
+        let seconds = match own {
+            Some(seconds) => Some(LONE_SLOT_FACTOR * seconds),
+            None => typical().map(|seconds| UNKNOWN_LONE_SLOT_FACTOR * seconds),
+        };
+        let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let patience = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
+        self.patience.expect(id, Answer::Slot, now + patience);
+    }
+
+    /// The worker was asked for a state, or one of several that it was asked for has arrived.
+    pub(super) fn await_state(&mut self, now: Instant, id: WorkerId) {
+        if self.owes(id, Answer::State) {
+            // It may have a slot in hand.
+            let patience =
+                UPLOAD + self.slot_patience(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
+            self.patience.expect(id, Answer::State, now + patience);
+        }
+    }
+
+    /// Of training and evaluation.
+    fn slowest_slot(&self, seconds: impl Fn(PlanKind) -> Option<f64>) -> Option<f64> {
+        let kinds = [PlanKind::Train, PlanKind::Eval];
+        kinds.into_iter().filter_map(seconds).max_by(f64::total_cmp)
     }
 
     /// Of a state, over the slowest line.
@@ -186,20 +233,37 @@ impl Cluster {
             if !self.owes(worker, answer) {
                 continue;
             }
-            let reason = match answer {
-                Answer::Ready => "its engine has not loaded the model after an hour",
-                Answer::Entered => "its engine does not answer: it did not enter the generation",
-                Answer::Report => "its engine does not answer: it did not end the step",
-                Answer::Synced => "its engine does not answer: it took nothing of its feed",
-            };
-            self.forget(worker, reason, commands);
-            let reason = reason.to_owned();
+            let reason = self.unanswered(now, worker, answer);
+            self.forget(worker, &reason, commands);
             commands.push(Command::Expel { worker, reason });
             expelled = true;
         }
         if expelled {
             self.regroup(now, commands);
         }
+    }
+
+    /// Why the worker is sent away, for people.
+    fn unanswered(&self, now: Instant, id: WorkerId, answer: Answer) -> String {
+        let what = match answer {
+            Answer::Ready => return "its engine has not loaded the model after an hour".to_owned(),
+            Answer::Entered => "it did not enter the generation".to_owned(),
+            Answer::Report => "it did not end the step".to_owned(),
+            Answer::Synced => "it took nothing of its feed".to_owned(),
+            Answer::State => "the state that it was asked for did not come".to_owned(),
+            Answer::Slot => {
+                let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
+                let (slot, since) = in_hand.unwrap_or((0, now));
+                let minutes = now.duration_since(since).as_secs() / 60;
+                let usual = self.slowest_slot(|kind| self.speeds.of(id, kind));
+                let usual = usual.map_or_else(String::new, |seconds| {
+                    format!(" and takes {seconds:.1} s as a rule")
+                });
+                let step = self.ledger.work.step() + 1;
+                format!("it has been at slot {slot} of step {step} for {minutes} min{usual}")
+            }
+        };
+        format!("its engine does not answer: {what}")
     }
 
     fn owes(&self, id: WorkerId, answer: Answer) -> bool {
@@ -214,6 +278,11 @@ impl Cluster {
                 let settling = self.settling.as_ref();
                 is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))
             }
+            Answer::Slot => {
+                let queue = self.ledger.queue(id);
+                queue.is_some_and(|queue| queue.in_hand().is_some())
+            }
+            Answer::State => self.saving.is_owed_by(id),
             Answer::Synced => {
                 !is_member && self.joining.follows(id) && worker.seen < self.committed
             }

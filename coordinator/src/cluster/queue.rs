@@ -4,7 +4,7 @@
 //! else to do. It knows no clock: who calls says what time it is.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Leased slots of one worker in the order in which it computes them.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,13 @@ impl Queue {
     pub fn begin(&mut self, now: Instant) {
         if !self.slots.is_empty() {
             self.begun.get_or_insert(now);
+        }
+    }
+
+    /// Nobody listened for so long: what was asked back may have been answered for.
+    pub fn postpone(&mut self, by: Duration) {
+        for asked in self.recalled.values_mut() {
+            *asked += by;
         }
     }
 

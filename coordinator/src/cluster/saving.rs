@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
+use super::patience::Answer;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
@@ -23,6 +24,8 @@ struct Pending {
     worker: WorkerId,
     step: u64,
     last: bool,
+    /// All of it is here, and on its way to the disk.
+    has_arrived: bool,
     /// Of the step, once it is settled: by the time a large state arrives, others may be.
     weights_digest: Option<String>,
 }
@@ -100,6 +103,19 @@ impl Saving {
         self.pending.iter().any(|pending| pending.worker == worker)
     }
 
+    /// It has yet to hand over what it was asked for.
+    pub fn is_owed_by(&self, worker: WorkerId) -> bool {
+        let owes = |pending: &Pending| pending.worker == worker && !pending.has_arrived;
+        self.pending.iter().any(owes)
+    }
+
+    fn note_arrival(&mut self, worker: WorkerId, step: u64) {
+        let is = |pending: &&mut Pending| pending.worker == worker && pending.step == step;
+        for pending in self.pending.iter_mut().filter(is) {
+            pending.has_arrived = true;
+        }
+    }
+
     /// The state after `step` updates is on its way.
     pub fn is_awaited(&self, step: u64) -> bool {
         self.pending.iter().any(|pending| pending.step == step)
@@ -145,14 +161,19 @@ impl Cluster {
 
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
     /// worker still has that state when it reads this.
-    pub(super) fn request_checkpoint(&mut self, step: u64, commands: &mut Vec<Command>) {
+    pub(super) fn request_checkpoint(
+        &mut self,
+        now: Instant,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
         // Where the exchange is repeated, whoever was asked before the first one still knows.
         if self.checkpoint_is_due(step)
             && !self.saving.is_awaited(step)
             && let Some(worker) = self.first_who_stays()
         {
             self.saving.overdue = false;
-            self.request(worker, step, false, commands);
+            self.request(now, worker, (step, false), commands);
         }
     }
 
@@ -163,30 +184,44 @@ impl Cluster {
         ranks.iter().find(stays).or(ranks.first()).copied()
     }
 
-    pub(super) fn request_last_state(&mut self, step: u64, commands: &mut Vec<Command>) {
+    pub(super) fn request_last_state(
+        &mut self,
+        now: Instant,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
         if self.saving.pending.is_empty()
             && self.saving.retries_at().is_none()
             && let Some(worker) = self.members.first_at(step)
         {
-            self.request(worker, step, true, commands);
+            self.request(now, worker, (step, true), commands);
         }
     }
 
     pub(super) fn request(
         &mut self,
+        now: Instant,
         worker: WorkerId,
-        step: u64,
-        last: bool,
+        (step, last): (u64, bool),
         commands: &mut Vec<Command>,
     ) {
         let pending = Pending {
             worker,
             step,
             last,
+            has_arrived: false,
             weights_digest: self.pace.digest_of(step).map(str::to_owned),
         };
         self.saving.pending.push(pending);
+        self.await_state(now, worker);
         commands.push(Command::RequestState { worker, step, last });
+    }
+
+    /// From here on it is the disk that may take its time.
+    pub(super) fn state_arrived(&mut self, now: Instant, worker: WorkerId, step: u64) {
+        self.saving.note_arrival(worker, step);
+        self.patience.answered(worker, Answer::State);
+        self.await_state(now, worker);
     }
 
     pub(super) fn state_stored(
@@ -273,7 +308,7 @@ impl Cluster {
     }
 
     /// Stores the newest state, unless it is on disk already, and ends the run.
-    pub(super) fn proceed_to_stop(&mut self, commands: &mut Vec<Command>) {
+    pub(super) fn proceed_to_stop(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let undecided = self
             .settling
             .as_ref()
@@ -284,7 +319,7 @@ impl Cluster {
         let holder = self.members.first_at(self.committed);
         match holder {
             Some(worker) if self.saving.stored < self.committed => {
-                self.request(worker, self.committed, false, commands);
+                self.request(now, worker, (self.committed, false), commands);
             }
             _ => self.stop(commands),
         }

@@ -136,7 +136,7 @@ impl Cluster {
             };
             commands.push(Command::SendExchange { worker, exchange });
         }
-        self.request_checkpoint(step + 1, commands);
+        self.request_checkpoint(now, step + 1, commands);
         let work = self.course.following(Work::Train(step));
         let mut ledger = self.begin(now, work, commands);
         ledger.exchanged = true;
