@@ -125,7 +125,6 @@ impl Journal {
         history.add(Record::Term(term));
         let path = path(output_dir);
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(FileError::io("create", folder))?;
             atomic::remove_leftovers(folder)?;
         }
         let writer = Writer::create(&path, &history)?;

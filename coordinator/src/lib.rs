@@ -3,6 +3,7 @@
 pub mod args;
 pub mod check;
 pub mod checkpoints;
+pub mod claim;
 pub mod cluster;
 pub mod connections;
 pub mod door;

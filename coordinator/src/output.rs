@@ -55,6 +55,10 @@ pub enum OutputError {
     Input { dir: PathBuf, what: &'static str },
     #[error("output_dir {dir} is not a folder; name another output_dir")]
     NotAFolder { dir: PathBuf },
+    #[error(
+        "output_dir {dir} was removed or renamed while the run goes on: the run saves its newest state there and stops"
+    )]
+    Removed { dir: PathBuf },
 }
 
 impl OutputError {
@@ -151,7 +155,11 @@ impl RunFiles {
         resumed_step: u64,
         known: impl IntoIterator<Item = &'a Line>,
     ) -> Result<Self, OutputError> {
-        check_output_dir(identity)?;
+        match check_output_dir(identity) {
+            // Whoever opens the files has made sure that it is this job's all the same.
+            Ok(_) | Err(OutputError::BrokenRecord { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let dir = identity.job.output_dir.clone();
         fs::create_dir_all(&dir).map_err(OutputError::io("create", &dir))?;
         atomic::remove_leftovers(&dir)?;
@@ -262,7 +270,11 @@ impl RunFiles {
     }
 
     fn write_all(&mut self) -> Result<(), OutputError> {
-        self.metrics.make_durable()?;
+        match self.metrics.make_durable() {
+            // What can be written is.
+            Err(OutputError::Removed { .. }) => {}
+            durable => durable?,
+        }
         self.write_state()?;
         self.write_record()
     }

@@ -24,7 +24,8 @@ use common::job::{InitWeights, JobSpec, Method, Resume};
 use common::plan::Schedule;
 use thiserror::Error;
 
-use crate::output::{self, RunIdentity};
+use crate::claim::claim;
+use crate::output::RunIdentity;
 
 pub use estimate::Estimate;
 pub use shape::ModelShape;
@@ -266,7 +267,7 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
         data_digest: None,
         base_model_digest: None,
     };
-    output::check_output_dir(&identity).map_err(|error| error.to_string())?;
+    claim(&identity).map_err(|error| error.to_string())?;
     let Some(existing) = dir.ancestors().find(|path| path.is_dir()) else {
         return Ok(());
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::files::{FileError, atomic};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::events::{RunEnd, RunEvent};
 use crate::output::{OutputError, RunFiles, TRAINER_STATE};
@@ -27,6 +28,7 @@ struct Shared {
     changed: Condvar,
     /// The files could not be written; it was said.
     failing: AtomicBool,
+    removed: CancellationToken,
 }
 
 impl Recorder {
@@ -35,6 +37,7 @@ impl Recorder {
             files: Mutex::new(files),
             changed: Condvar::new(),
             failing: AtomicBool::new(false),
+            removed: CancellationToken::new(),
         }))
     }
 
@@ -73,6 +76,12 @@ impl Recorder {
     ) {
         let is_end = matches!(event, RunEvent::Ended(_));
         match result {
+            Err(error @ OutputError::Removed { .. }) => {
+                if !self.0.removed.is_cancelled() {
+                    terminal.say(&error.to_string());
+                }
+                self.0.removed.cancel();
+            }
             Err(error) if is_end => terminal.say(&error.to_string()),
             Err(error) if !self.0.failing.swap(true, Ordering::Relaxed) => {
                 terminal.say(&format!(
@@ -86,6 +95,11 @@ impl Recorder {
             }
             _ => {}
         }
+    }
+
+    /// Cancelled once it was noticed that the output folder is gone.
+    pub fn removed(&self) -> CancellationToken {
+        self.0.removed.clone()
     }
 
     /// Updates that the newest evaluated weights have seen, in this life or an earlier one.

@@ -9,12 +9,12 @@ use common::job::{JobErrors, JobSpec, Method, Resume};
 use thiserror::Error;
 
 use crate::args::{StartArguments, exit};
+use crate::claim::claim;
 use crate::cluster::{Earlier, Outcome};
 use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
 use crate::events::{RunEnd, RunEvent};
 use crate::farewell::let_workers_go;
 use crate::journal::Journal;
-use crate::output::check_output_dir;
 use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
 use crate::prepare::{PreflightError, Prepared, prepare};
 use crate::recorder::Recorder;
@@ -98,6 +98,9 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     let start = Start::choose(&prepared)?;
     let past = Past::find(&prepared, &start).map_err(StartError::Journal)?;
     show(&mut terminal, &prepared, &start, &past);
+    if let Some(notice) = claim(&identity)?.notice {
+        terminal.say(&notice);
+    }
     let before = ask_before(arguments, &prepared, &mut terminal);
     announce(&mut terminal, arguments, &listener, &start, token.is_some());
 
@@ -188,7 +191,9 @@ fn is_done_already(
     identity: &RunIdentity,
 ) -> Result<bool, OutputError> {
     let job = &identity.job;
-    let record = check_output_dir(identity)?.filter(|record| is_finished(job, record));
+    let record = claim(identity)?
+        .record
+        .filter(|record| is_finished(job, record));
     let Some(record) = record else {
         return Ok(false);
     };

@@ -78,6 +78,7 @@ impl Training {
             ..settings(&self.prepared, &self.start)
         };
         let cluster = cluster(&self.prepared, settings);
+        tokio::spawn(stop_where_removed(self.recorder.removed(), inputs.clone()));
         let store = Arc::new(store(&self.prepared, self.recorder));
         let shelf = Arc::new(Shelf::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
@@ -230,6 +231,17 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
         }),
         record_result: Box::new(move |step, digest| results.record_result(step, digest)),
     }
+}
+
+/// Without its output folder a run has nothing to go on from, should it die: it makes the folder anew, with a checkpoint
+/// in it, and goes on with the next start.
+async fn stop_where_removed(removed: CancellationToken, inputs: mpsc::Sender<Input>) {
+    removed.cancelled().await;
+    let event = Event::StopRequested {
+        reason: "its output_dir was removed".to_owned(),
+        resumable: true,
+    };
+    let _ = inputs.send(Input::Happened(event)).await;
 }
 
 /// On a thread of its own: what is left to do after the run is done without a runtime, and may be interrupted too.

@@ -263,6 +263,7 @@ fn a_journal_that_cannot_be_begun_is_an_error() {
 fn a_failed_write_is_told_and_everything_goes_to_a_new_file() {
     let folder = site();
     let path = path(folder.path());
+    fs::write(&path, "").unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full");
     let writer = Writer::over(&path, full.unwrap());
     let history = History::of(records());
@@ -284,7 +285,8 @@ fn a_failed_write_is_told_and_everything_goes_to_a_new_file() {
 fn a_disk_that_stays_full_is_told_once_and_stops_nobody() {
     let folder = site();
     // Nowhere to begin a new file either.
-    let path = folder.path().join("absent").join("journal");
+    let path = folder.path().join("file").join("journal");
+    fs::write(folder.path().join("file"), "").unwrap();
     let full = fs::OpenOptions::new().write(true).open("/dev/full");
     let writer = Writer::over(&path, full.unwrap());
     let (observer, notices) = mpsc::channel(64);
@@ -311,4 +313,17 @@ fn more_records_than_the_queue_holds_are_not_lost() {
     }
     assert!(state.overflowed && state.waiting.len() == MAX_WAITING);
     assert_eq!(History::of(state.history.compacted()).recorded(), last);
+}
+
+#[test]
+fn a_journal_that_was_removed_is_written_anew_with_everything() {
+    let folder = site();
+    let (journal, notices) = begin(&folder, History::default(), 1);
+    journal.observe(&step(1, false));
+    fs::remove_dir_all(folder.path().join(WORK_FOLDER)).unwrap();
+    journal.observe(&step(2, false));
+    journal.end(&stopped(true));
+    let found = read(folder.path()).unwrap();
+    assert_eq!(found.history.recorded(), 2);
+    assert_eq!(told(notices), [""; 0]);
 }

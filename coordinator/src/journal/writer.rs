@@ -31,6 +31,9 @@ impl Writer {
     pub fn create(path: &Path, history: &History) -> Result<Self, FileError> {
         let (bytes, chain) = encode(&history.compacted());
         failpoint::reached("journal-write");
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(FileError::io("create", folder))?;
+        }
         atomic::write(path, &bytes)?;
         let file = OpenOptions::new()
             .append(true)
@@ -65,6 +68,11 @@ impl Writer {
             .map_err(FileError::io("make durable", &self.path))
     }
 
+    /// A file that was removed takes every record, and keeps none.
+    fn is_removed(&self) -> bool {
+        matches!(self.path.try_exists(), Ok(false))
+    }
+
     #[cfg(test)]
     pub fn over(path: &Path, file: File) -> Self {
         Self {
@@ -93,6 +101,11 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
     let tell = |text: String| drop(observer.blocking_send(RunEvent::Notice(text)));
     loop {
         let (task, closed) = next(shared, writer.is_none(), failed_at);
+        if matches!(task, Task::Append(_)) && writer.take_if(|writer| writer.is_removed()).is_some()
+        {
+            // All of it is in the history.
+            continue;
+        }
         let result = match (task, &mut writer) {
             (Task::Nothing, _) => Ok(()),
             (Task::Append(records), Some(writer)) => writer.append(&records),

@@ -81,7 +81,18 @@ impl Metrics {
         }
     }
 
+    /// A file that was removed takes every line, and nobody would ever see them.
+    fn check_place(&self) -> Result<(), OutputError> {
+        match self.path.try_exists() {
+            Ok(false) => Err(OutputError::Removed {
+                dir: self.path.parent().unwrap_or(&self.path).to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn write_waiting(&mut self) -> Result<(), OutputError> {
+        self.check_place()?;
         let written = self.file.write_all(&self.waiting);
         if written.is_err() {
             // Part of a line would spoil every line after it. Shorter is possible on a full disk, too.
