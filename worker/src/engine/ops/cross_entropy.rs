@@ -7,9 +7,8 @@
 use rayon::prelude::*;
 
 use super::element::{Element, narrow_in_place};
-use super::gemm;
-use super::gemm::{Matrix, MatrixMut, all_threads};
-use super::product::{Along, Target as Product, View, multiply};
+use super::gemm::MatrixMut;
+use super::product::{Along, Target as Product, View, multiply, multiply_turned};
 use super::rms_norm::RmsNorm;
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};
@@ -129,14 +128,10 @@ impl LossHead<'_> {
         );
         drop(head);
         self.head.add_gradient(|ids, gradient, accumulate| {
-            gemm::multiply(
-                &mut MatrixMut::new(gradient, ids.len(), width),
-                accumulate,
-                1.0,
-                Matrix::from(d_logits.part(ids.start, ids.len())).transposed(),
-                Matrix::from(View::new(&chunk.normed, rows, width)),
-                all_threads(),
-            );
+            let target = MatrixMut::new(gradient, ids.len(), width);
+            let d_logits = d_logits.part(ids.start, ids.len()).wide();
+            let normed = View::new(&chunk.normed[..], rows, width).wide();
+            multiply_turned(target, accumulate, d_logits, normed);
         });
         let mut d_rows = self.pool.zeroed::<f32>(rows * width);
         self.norm

@@ -75,6 +75,18 @@ pub(super) fn multiply_small<E: Element>(mut c: MatrixMut, add: bool, term: Term
     multiply(&mut c, add, 1.0, a, w, Parallelism::None);
 }
 
+/// `c = aᵀ · w`, of shapes that were checked.
+pub(super) fn multiply_turned(
+    mut c: MatrixMut,
+    add: bool,
+    a: View<f32>,
+    w: View<f32>,
+    parallelism: Parallelism,
+) {
+    let (a, w) = (Matrix::from(a).transposed(), Matrix::from(w));
+    multiply(&mut c, add, 1.0, a, w, parallelism);
+}
+
 fn begin<E>(part: &Part<E>, first: usize, count: usize, columns: usize, sums: &mut [f32]) {
     for (row, sums) in sums.chunks_exact_mut(count).enumerate() {
         match part.start {

@@ -5,8 +5,10 @@
 //! beside the frozen weight's, so its skinny factors travel with the large product. The sum of an output element runs
 //! in one fixed order, whoever computes it: the same bits for any number of threads.
 
+use gemm::Parallelism;
+
 use super::element::Element;
-use super::gemm::MatrixMut;
+use super::gemm::{MatrixMut, all_threads};
 use super::portable;
 
 /// A read-only row-major matrix.
@@ -46,6 +48,15 @@ impl<'a, E> View<'a, E> {
             columns: count,
             ..self
         }
+    }
+
+    /// Of float32 elements.
+    pub fn wide(self) -> View<'a, f32>
+    where
+        E: Element,
+    {
+        let data = E::as_f32(self.data).expect("what is trained as a whole is float32");
+        View::strided(data, self.rows, self.columns, self.stride)
     }
 
     pub fn row(&self, row: usize) -> &'a [E] {
@@ -187,6 +198,46 @@ pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
         return super::avx512::multiply_small(c, add, term);
     }
     portable::multiply_small(c, add, term);
+}
+
+/// `c = aᵀ · w`, or with `add` what `c` holds more, on all threads: the gradient of weights, from that of what they
+/// give, `a` `[sum, rows of c]`, and what they read, `w` `[sum, columns of c]`.
+pub fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
+    check_turned(&c, a, w);
+    if c.rows == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported::<f32>() {
+        return super::avx512::multiply_turned(c, add, a, w);
+    }
+    portable::multiply_turned(c, add, a, w, all_threads());
+}
+
+/// [`multiply_turned`] of a small product, on the calling thread alone.
+pub fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
+    check_turned(&c, a, w);
+    if c.rows == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if super::avx512::is_supported::<f32>() {
+        return super::avx512::multiply_small_turned(c, add, a, w);
+    }
+    portable::multiply_turned(c, add, a, w, Parallelism::None);
+}
+
+fn check_turned(c: &MatrixMut, a: View<f32>, w: View<f32>) {
+    assert!(
+        (c.rows, c.columns, a.rows) == (a.columns, w.columns, w.rows) && a.rows > 0,
+        "a product of {}x{} turned and {}x{} into {}x{}",
+        a.rows,
+        a.columns,
+        w.rows,
+        w.columns,
+        c.rows,
+        c.columns
+    );
 }
 
 fn check<E>(target: &Target, part: &Part<E>) {
@@ -358,6 +409,40 @@ mod tests {
             let case = Case { rows, widths, sums };
             case.check::<f32>();
             case.check::<bf16>();
+        }
+    }
+
+    #[test]
+    fn turned_products_equal_the_plain_sum_for_any_number_of_threads() {
+        for (rows, columns, sum) in [(1, 1, 1), (7, 65, 300), (130, 33, 16), (600, 70, 129)] {
+            let strides = (rows + PAD, columns + PAD);
+            let (a, w) = (
+                random_values(sum * strides.0, 1),
+                random_values(sum * strides.1, 2),
+            );
+            let (a, w) = (
+                View::strided(&a, sum, rows, strides.0),
+                View::strided(&w, sum, columns, strides.1),
+            );
+            let whole = |threads| {
+                let mut c = vec![1.0; rows * columns];
+                in_pool(threads, || {
+                    multiply_turned(MatrixMut::new(&mut c, rows, columns), false, a, w);
+                    multiply_turned(MatrixMut::new(&mut c, rows, columns), true, a, w);
+                });
+                c
+            };
+            let mut small = vec![1.0; rows * columns];
+            multiply_small_turned(MatrixMut::new(&mut small, rows, columns), false, a, w);
+            multiply_small_turned(MatrixMut::new(&mut small, rows, columns), true, a, w);
+            let found = whole(1);
+            assert_eq!(whole(3), found);
+            for (i, (found, small)) in found.iter().zip(&small).enumerate() {
+                let products = (0..sum).map(|k| a.row(k)[i / columns] * w.row(k)[i % columns]);
+                let expected = 2.0 * products.map(f64::from).sum::<f64>();
+                assert!((f64::from(*found) - expected).abs() < 2e-4);
+                assert!((f64::from(*small) - expected).abs() < 2e-4);
+            }
         }
     }
 

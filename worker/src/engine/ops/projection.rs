@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::gemm::{self, Matrix, MatrixMut, all_threads};
+use super::gemm::MatrixMut;
 use super::lora_linear::{Adapters, Lora, MaskKey};
-use super::product::{Along, Part, Start, Target, Term, View, product};
+use super::product::{Along, Part, Start, Target, Term, View, multiply_turned, product};
 use super::{ROW_TILE, column_sums, vector};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::{Reading, Weight};
@@ -189,14 +189,10 @@ impl Projection {
             let (out, width) = linear.weight.matrix_dims();
             let dy = dy.part(column, out);
             linear.weight.add_gradient(|rows, gradient, accumulate| {
-                gemm::multiply(
-                    &mut MatrixMut::new(gradient, rows.len(), width),
-                    accumulate,
-                    1.0,
-                    Matrix::from(dy.part(rows.start, rows.len())).transposed(),
-                    Matrix::from(View::new(x, context.tokens, width)),
-                    all_threads(),
-                );
+                let target = MatrixMut::new(gradient, rows.len(), width);
+                let dy = dy.part(rows.start, rows.len()).wide();
+                let x = View::new(x, context.tokens, width).wide();
+                multiply_turned(target, accumulate, dy, x);
             });
             if let Some(bias) = &linear.bias {
                 bias.add_gradient(|_, gradient, accumulate| {

@@ -59,12 +59,31 @@ impl Ahead {
     }
 }
 
-/// One block of the sum, for all rows of a task: words of `a` (rows `a_stride` bytes apart) and the packed panel.
+/// Words of the sum on the side of the rows.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub(super) data: *const u8,
+    /// Bytes from row to row.
+    pub(super) row: usize,
+    /// Bytes from word to word.
+    pub(super) word: usize,
+    pub(super) words: usize,
+}
+
+impl Factor {
+    pub(super) const NONE: Self = Self {
+        data: std::ptr::null(),
+        row: 0,
+        word: 0,
+        words: 0,
+    };
+}
+
+/// One block of the sum, for all rows of a task: one factor's words, then another's, and the panel that both are packed
+/// in.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
-    pub(super) a: *const u8,
-    pub(super) a_stride: usize,
-    pub(super) words: usize,
+    pub(super) factors: [Factor; 2],
     pub(super) panel: *const u32,
     /// What is added to, with elements from row to row; null for nothing.
     pub(super) from: (*const f32, usize),
@@ -128,7 +147,7 @@ unsafe fn panel<S: Step>(rows: usize, block: Block) {
     unsafe {
         match block.columns.div_ceil(LANES) {
             1 => tiles::<S, 1, 12>(rows, block),
-            2 => tiles::<S, 2, 12>(rows, block),
+            2 => tiles::<S, 2, 8>(rows, block),
             3 => tiles::<S, 3, 8>(rows, block),
             _ => tiles::<S, 4, 6>(rows, block),
         }
@@ -149,6 +168,10 @@ unsafe fn tiles<S: Step, const VECTORS: usize, const ROWS: usize>(rows: usize, b
             tile::<S, VECTORS, ROWS>(block.of_row(row));
             row += ROWS;
         }
+        if row + 4 <= rows {
+            tile::<S, VECTORS, 4>(block.of_row(row));
+            row += 4;
+        }
         while row + 2 <= rows {
             tile::<S, VECTORS, 2>(block.of_row(row));
             row += 2;
@@ -167,7 +190,10 @@ impl Block {
         // SAFETY: the caller's word.
         unsafe {
             Self {
-                a: self.a.add(row * self.a_stride),
+                factors: self.factors.map(|factor| Factor {
+                    data: factor.data.wrapping_add(row * factor.row),
+                    ..factor
+                }),
                 from: match self.from.0.is_null() {
                     true => self.from,
                     false => (self.from.0.add(row * self.from.1), self.from.1),
@@ -197,16 +223,19 @@ unsafe fn tile<S: Step, const VECTORS: usize, const ROWS: usize>(block: Block) {
                 }
             }
         }
-        for word in 0..block.words {
-            let row = block.panel.add(word * PANEL);
-            let w: [__m512i; VECTORS] =
-                std::array::from_fn(|j| _mm512_loadu_si512(row.add(j * LANES).cast()));
-            let a = block.a.add(word * size_of::<u32>());
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let a: *const i32 = a.add(i * block.a_stride).cast();
-                let a = _mm512_set1_epi32(a.read_unaligned());
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = S::step(*sum, a, w);
+        let mut line = block.panel;
+        for factor in block.factors {
+            for word in 0..factor.words {
+                let w: [__m512i; VECTORS] =
+                    std::array::from_fn(|j| _mm512_loadu_si512(line.add(j * LANES).cast()));
+                line = line.add(PANEL);
+                let a = factor.data.add(word * factor.word);
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a: *const i32 = a.add(i * factor.row).cast();
+                    let a = _mm512_set1_epi32(a.read_unaligned());
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = S::step(*sum, a, w);
+                    }
                 }
             }
         }

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::element::Element;
 use super::gemm::MatrixMut;
 use super::product::{Along, Data, Part, Start, Target, Term, View};
-use kernel::{Ahead, Block, Out, multiply_bf16, multiply_f32};
+use kernel::{Ahead, Block, Factor, Out, multiply_bf16, multiply_f32};
 use pack::pack;
 
 /// Output columns of a panel: four vectors of 16 float32.
@@ -27,6 +27,9 @@ const LINE_BYTES: usize = 64;
 
 /// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
 const SUM_BLOCK: usize = 128;
+
+/// A term of at most so many words, as an adapter's is, goes with the block before it.
+const SHORT_TERM: usize = 32;
 
 /// Output rows of a task: its sums are 128 KiB, which stay in L2.
 const TASK_ROWS: usize = 512;
@@ -65,6 +68,7 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
                     row,
                     rows: task_rows.min(rows - row),
                     add: false,
+                    turned: false,
                 })
             })
         })
@@ -80,6 +84,10 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
 
 /// One product on the calling thread, of shapes that were checked. The processor is one that [`is_supported`].
 pub(super) fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
+    small(c, add, term, false);
+}
+
+fn small<E: Element>(c: MatrixMut, add: bool, term: Term<E>, turned: bool) {
     assert!(is_supported::<E>(), "a processor without AVX-512");
     let (rows, width, stride) = (c.rows, term.width(), c.row_stride);
     let part = Part {
@@ -98,12 +106,57 @@ pub(super) fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>)
                     row,
                     rows: TASK_ROWS.min(rows - row),
                     add,
+                    turned,
                 };
                 // SAFETY: the features were checked above and the shapes before; `c` is an exclusive borrow.
                 unsafe { task.run(Out::F32(c.data, stride), stride, scratch) };
             }
         }
     });
+}
+
+/// `aᵀ · w` on all threads, of shapes that were checked. The processor is one that [`is_supported`].
+pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
+    assert!(is_supported::<f32>(), "a processor without AVX-512");
+    let (rows, width, stride) = (c.rows, w.columns, c.row_stride);
+    let part = Part {
+        first: 0,
+        start: Start::Zero,
+        terms: vec![turned_term(a, w)],
+    };
+    let task_rows = task_rows(rows, width.div_ceil(PANEL));
+    let columns = (0..width).step_by(PANEL);
+    let tasks = columns.flat_map(|column| {
+        let part = &part;
+        (0..rows).step_by(task_rows).map(move |row| Task {
+            part,
+            padded: &[None],
+            column,
+            columns: PANEL.min(width - column),
+            row,
+            rows: task_rows.min(rows - row),
+            add,
+            turned: true,
+        })
+    });
+    let (tasks, out): (Vec<Task<f32>>, _) = (tasks.collect(), Out::F32(c.data, stride));
+    tasks.into_par_iter().with_max_len(1).for_each(|task| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            // SAFETY: the features were checked above and the shapes before; each task has its own rows and columns
+            // of `c`, which is an exclusive borrow.
+            unsafe { task.run(out, stride, scratch) }
+        });
+    });
+}
+
+/// [`multiply_turned`] of a small product, on the calling thread alone.
+pub(super) fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
+    small(c, add, turned_term(a, w), true);
+}
+
+fn turned_term<'a>(a: View<'a, f32>, w: View<'a, f32>) -> Term<'a, f32> {
+    let along = Along::Rows;
+    Term { a, w, along }
 }
 
 /// Enough tasks for the threads there are. A row's bits do not depend on its task.
@@ -148,7 +201,7 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        panel: vec![Line([0; LANES]); SUM_BLOCK * PANEL / LANES],
+        panel: vec![Line([0; LANES]); (SUM_BLOCK + SHORT_TERM) * PANEL / LANES],
         sums: vec![Line([0; LANES]); TASK_ROWS * PANEL / LANES],
     });
 }
@@ -163,6 +216,17 @@ struct Task<'a, E> {
     rows: usize,
     /// To what the target holds, in float32.
     add: bool,
+    /// The factor `a` is `[sum, rows]`, in float32.
+    turned: bool,
+}
+
+/// Words of a term that are packed together.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Index of the term.
+    term: usize,
+    start: usize,
+    count: usize,
 }
 
 impl<E: Element> Task<'_, E> {
@@ -182,40 +246,90 @@ impl<E: Element> Task<'_, E> {
             if let (true, Out::F32(sums, stride)) = (self.add, out) {
                 from = (sums.cast_const(), stride);
             }
-            let blocks: usize = self.part.terms.iter().map(|t| blocks(t)).sum();
-            let mut done = 0;
-            for (index, (term, padded)) in self.part.terms.iter().zip(self.padded).enumerate() {
-                let (a, a_stride) = match padded {
-                    Some(copy) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
-                    None => (term.a.data.as_ptr(), term.a.stride),
-                };
-                let a: *const u8 = a.add(self.row * a_stride).cast();
-                let words = words(term);
-                for start in (0..words).step_by(SUM_BLOCK) {
-                    let count = SUM_BLOCK.min(words - start);
-                    pack(term, self.column, self.columns, start, count, panel);
-                    done += 1;
-                    let block = Block {
-                        a: a.add(start * size_of::<u32>()),
-                        a_stride: a_stride * size_of::<E>(),
-                        words: count,
-                        panel,
-                        from,
-                        to: if done == blocks {
-                            out
-                        } else {
-                            Out::F32(sums, PANEL)
-                        },
-                        columns: self.columns,
-                        ahead: self.ahead(index, start + SUM_BLOCK),
-                    };
-                    match per_word::<E>() {
-                        1 => multiply_f32(self.rows, block),
-                        _ => multiply_bf16(self.rows, block),
-                    }
-                    from = (sums.cast_const(), PANEL);
+            let mut next = self.piece(0, 0);
+            while let Some(first) = next {
+                next = self.after(first);
+                let second = next.filter(|next| self.goes_with(first, *next));
+                if let Some(second) = second {
+                    next = self.after(second);
                 }
+                let pieces = [Some(first), second];
+                let mut packed = 0;
+                for piece in pieces.into_iter().flatten() {
+                    let term = &self.part.terms[piece.term];
+                    let to = panel.add(packed * PANEL);
+                    pack(
+                        term,
+                        self.column,
+                        self.columns,
+                        piece.start,
+                        piece.count,
+                        to,
+                    );
+                    packed += piece.count;
+                }
+                let block = Block {
+                    factors: pieces.map(|piece| piece.map_or(Factor::NONE, |p| self.factor(p))),
+                    panel,
+                    from,
+                    to: match next {
+                        None => out,
+                        Some(_) => Out::F32(sums, PANEL),
+                    },
+                    columns: self.columns,
+                    ahead: self.ahead(next),
+                };
+                match per_word::<E>() {
+                    1 => multiply_f32(self.rows, block),
+                    _ => multiply_bf16(self.rows, block),
+                }
+                from = (sums.cast_const(), PANEL);
             }
+        }
+    }
+
+    /// What is packed first of the words of a term from `start`, or else of the next term.
+    fn piece(&self, term: usize, start: usize) -> Option<Piece> {
+        let left = words(self.part.terms.get(term)?) - start;
+        match left {
+            0 => self.piece(term + 1, 0),
+            _ => Some(Piece {
+                term,
+                start,
+                count: SUM_BLOCK.min(left),
+            }),
+        }
+    }
+
+    fn after(&self, piece: Piece) -> Option<Piece> {
+        self.piece(piece.term, piece.start + piece.count)
+    }
+
+    /// Whether the second piece is short enough to share the first one's block.
+    fn goes_with(&self, first: Piece, second: Piece) -> bool {
+        second.term > first.term && words(&self.part.terms[second.term]) <= SHORT_TERM
+    }
+
+    /// # Safety
+    /// The task's rows and the piece's words lie within the term.
+    unsafe fn factor(&self, piece: Piece) -> Factor {
+        const WORD: usize = size_of::<u32>();
+        let term = &self.part.terms[piece.term];
+        let (data, stride) = match &self.padded[piece.term] {
+            Some(copy) => (copy.as_ptr(), term.sum().next_multiple_of(per_word::<E>())),
+            None => (term.a.data.as_ptr(), term.a.stride),
+        };
+        let (data, stride): (*const u8, _) = (data.cast(), stride * size_of::<E>());
+        let (row, word) = match self.turned {
+            false => (stride, WORD),
+            true => (WORD, stride),
+        };
+        Factor {
+            // SAFETY: by the caller's word.
+            data: unsafe { data.add(self.row * row + piece.start * word) },
+            row,
+            word,
+            words: piece.count,
         }
     }
 }
@@ -223,12 +337,11 @@ impl<E: Element> Task<'_, E> {
 impl<E: Element> Task<'_, E> {
     /// The weights that are packed after this block: of the same panel, or the first of the one beside it, which the
     /// same thread is likely to be given.
-    fn ahead(&self, index: usize, start: usize) -> Ahead {
+    fn ahead(&self, next: Option<Piece>) -> Ahead {
         let terms = &self.part.terms;
-        let (term, column, start) = match (start < words(&terms[index]), index + 1 < terms.len()) {
-            (true, _) => (&terms[index], self.column, start),
-            (false, true) => (&terms[index + 1], self.column, 0),
-            (false, false) => (&terms[0], self.column + PANEL, 0),
+        let (term, column, start) = match next {
+            Some(piece) => (&terms[piece.term], self.column, piece.start),
+            None => (&terms[0], self.column + PANEL, 0),
         };
         let columns = PANEL.min(term.width().saturating_sub(column));
         let elements = per_word::<E>() * SUM_BLOCK.min(words(term).saturating_sub(start));
@@ -250,10 +363,6 @@ impl<E: Element> Task<'_, E> {
 
 fn words<E>(term: &Term<E>) -> usize {
     term.sum().div_ceil(per_word::<E>())
-}
-
-fn blocks<E>(term: &Term<E>) -> usize {
-    words(term).div_ceil(SUM_BLOCK)
 }
 
 fn lanes(count: usize) -> __mmask16 {
