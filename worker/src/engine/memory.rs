@@ -1,4 +1,9 @@
-//! Memory that this process may still take, as far as the system says: the machine's, and its container's.
+//! Memory that this process may still take, as far as the system says: the machine's, and its container's. And memory
+//! for what lives as long as the trainer.
+
+use std::collections::TryReserveError;
+
+use bytemuck::Zeroable;
 
 /// None where the system does not say.
 pub fn available_bytes() -> Option<u64> {
@@ -12,6 +17,37 @@ pub fn available_bytes() -> Option<u64> {
     match (machine, container()) {
         (Some(machine), Some(container)) => Some(machine.min(container)),
         (machine, container) => machine.or(container),
+    }
+}
+
+/// In large pages where the system has them: what is read all over in every step wants few.
+///
+/// # Errors
+/// Where the machine has not the memory.
+pub fn try_zeros<T: Zeroable + Copy>(len: usize) -> Result<Vec<T>, TryReserveError> {
+    let mut values: Vec<T> = Vec::new();
+    values.try_reserve_exact(len)?;
+    prefer_large_pages(values.spare_capacity_mut());
+    values.resize(len, T::zeroed());
+    Ok(values)
+}
+
+/// As [`try_zeros`], where the allocator says what is to be said when memory is out.
+pub fn zeros<T: Zeroable + Copy>(len: usize) -> Vec<T> {
+    try_zeros(len).unwrap_or_else(|_| vec![T::zeroed(); len])
+}
+
+/// Only a hint, about the whole pages of `memory`, which nobody has written to yet.
+fn prefer_large_pages<T>(memory: &mut [T]) {
+    const PAGE_BYTES: usize = 4 << 10;
+    let bytes = size_of_val(memory);
+    let start = memory.as_mut_ptr().cast::<u8>();
+    let skipped = start.align_offset(PAGE_BYTES).min(bytes);
+    let whole = (bytes - skipped) / PAGE_BYTES * PAGE_BYTES;
+    #[cfg(target_os = "linux")]
+    if whole > 0 {
+        // SAFETY: the range lies within an allocation that is exclusively ours, and what is in it stays.
+        unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
 

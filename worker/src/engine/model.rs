@@ -152,7 +152,8 @@ impl Model {
             .loss::<E>(&x, &batch.targets, Some(&mut gradient));
         drop(x);
         let lost = Instant::now();
-        decoder::backward(&self.layers, tape, &mut gradient, pass)?;
+        let wanted = self.embedding.is_trainable();
+        decoder::backward(&self.layers, tape, &mut gradient, wanted, pass)?;
         embedding::backward(&batch.ids, &self.embedding, &gradient, &self.pool);
         drop(gradient);
         self.pool.end_slot();
@@ -322,4 +323,35 @@ fn build_linear<T: Tensors>(
         bias,
         lora: tensors.adapter(&path)?,
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{config, job, load, lora, write_model};
+    use common::job::{BaseDtype, JobSpec, Method, TargetModules};
+
+    #[test]
+    fn kept_bytes_are_what_a_training_pass_keeps() {
+        fn check<E: Element>(model: &Model) {
+            let tokens: Vec<u32> = (0..70).map(|token| token % 20).collect();
+            let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
+            let rope = model.rope(&batch);
+            let pass = model.pass(&batch, &rope, None);
+            let (x, keep) = (model.embed(&batch), Keep::Everything);
+            let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
+            assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));
+        }
+        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM"] {
+            let dir = tempfile::tempdir().unwrap();
+            write_model(dir.path(), &config(architecture), 7);
+            check::<f32>(load(dir.path(), job(Method::Full), 1).model());
+            let narrow = JobSpec {
+                base_dtype: BaseDtype::Bfloat16,
+                ..job(lora(TargetModules::AllLinear, 0.0))
+            };
+            check::<bf16>(load(dir.path(), narrow, 1).model());
+        }
+    }
 }

@@ -8,6 +8,7 @@ use common::job::JobSpec;
 use rayon::prelude::*;
 
 use super::accumulator::Accumulator;
+use super::ops::vector::dispatch;
 
 /// Scalars a thread works on at a time, and the chunk whose squares are summed in order. Part of the numerics: another
 /// value gives other norms.
@@ -96,7 +97,10 @@ impl AdamW {
             .for_each_init(Vec::new, |scratch, (index, ((w, m), v))| {
                 let start = first + index * CHUNK;
                 let gradient = mean.read(start..start + w.len(), scratch);
-                factors.apply(w, m, v, gradient);
+                dispatch(
+                    #[inline(always)]
+                    || factors.apply(w, m, v, gradient),
+                );
             });
     }
 
@@ -130,6 +134,7 @@ struct Factors {
 }
 
 impl Factors {
+    #[inline(always)]
     fn apply(&self, weights: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], g: &[f32]) {
         for (((w, m), v), g) in weights.iter_mut().zip(exp_avg).zip(exp_avg_sq).zip(g) {
             let g = g * self.gradient_scale;
@@ -149,13 +154,18 @@ pub fn gradient_norm(mean: Mean) -> f64 {
         .into_par_iter()
         .map_init(Vec::new, |scratch, index| {
             let range = index * CHUNK..scalars.min((index + 1) * CHUNK);
-            sum_of_squares(mean.read(range, scratch))
+            let chunk = mean.read(range, scratch);
+            dispatch(
+                #[inline(always)]
+                || sum_of_squares(chunk),
+            )
         })
         .collect();
     chunk_sums.iter().sum::<f64>().sqrt()
 }
 
 /// In eight interleaved lanes, which the compiler can keep in vector registers.
+#[inline(always)]
 fn sum_of_squares(chunk: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0f64; LANES];

@@ -8,6 +8,7 @@ use std::ops::Range;
 use common::exact::{FixedPoint, dequantize};
 use rayon::prelude::*;
 
+use super::memory;
 use super::ops::vector::dispatch;
 
 /// Scalars that share the choice of six or eight bytes, and that a thread works on at a time.
@@ -37,8 +38,8 @@ struct Part<'a> {
 impl PackedSums {
     pub fn zeros(scalars: usize) -> Self {
         Self {
-            low: vec![0; scalars],
-            middle: vec![0; scalars],
+            low: memory::zeros(scalars),
+            middle: memory::zeros(scalars),
             high: vec![None; scalars.div_ceil(TILE)],
         }
     }
@@ -135,6 +136,11 @@ impl PackedSums {
 impl Part<'_> {
     /// Adds a block of gradients, to the scalars from `first` of this part.
     fn add(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> u64 {
+        if self.high.is_none()
+            && let Some(invalid) = self.add_narrow(rule, first, gradient)
+        {
+            return invalid;
+        }
         let mut block = [0; BLOCK];
         let sums = &mut block[..gradient.len()];
         let range = first..first + gradient.len();
@@ -161,6 +167,46 @@ impl Part<'_> {
         }
         invalid
     }
+}
+
+impl Part<'_> {
+    /// [`Self::add`] where no sum has a high part, neither before nor after. None: one would, and nothing has changed.
+    fn add_narrow(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> Option<u64> {
+        let range = first..first + gradient.len();
+        let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
+        let (mut low_before, mut middle_before) = ([0; BLOCK], [0; BLOCK]);
+        low_before[..low.len()].copy_from_slice(low);
+        middle_before[..low.len()].copy_from_slice(middle);
+        let (invalid, fits) = dispatch(
+            #[inline(always)]
+            || add_each(rule, gradient, low, middle),
+        );
+        if !fits {
+            low.copy_from_slice(&low_before[..low.len()]);
+            middle.copy_from_slice(&middle_before[..low.len()]);
+        }
+        fits.then_some(invalid)
+    }
+}
+
+/// Returns how many gradients were invalid, and whether all sums fit.
+#[inline(always)]
+fn add_each(
+    rule: &FixedPoint,
+    gradient: &[f32],
+    low: &mut [u32],
+    middle: &mut [u16],
+) -> (u64, bool) {
+    let (mut invalid, mut lost) = (0, 0);
+    for ((g, low), middle) in gradient.iter().zip(low).zip(middle) {
+        let added = rule.quantize(*g);
+        invalid += u64::from(added.is_none());
+        let sum = i64::from(*middle as i16) << 32 | i64::from(*low);
+        let sum = sum.wrapping_add(added.unwrap_or(0));
+        (*low, *middle) = (sum as u32, (sum >> 32) as u16);
+        lost |= sum ^ (sum << 16 >> 16);
+    }
+    (invalid, lost == 0)
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::EngineError;
 use super::accumulator::Accumulator;
 use super::buffer::Buffer;
+use super::memory;
 use super::ops::add_in_place;
 use super::ops::element::Element;
 use super::ops::gemm::WeightSlice;
@@ -244,7 +245,7 @@ struct SumsSink {
 impl SumsSink {
     fn add(&mut self, offset: usize, scalars: usize, write: impl FnOnce(&mut [f32])) {
         if self.scratch.len() < scalars {
-            self.scratch.resize(scalars, 0.0);
+            self.scratch = memory::zeros(scalars);
         }
         let gradient = &mut self.scratch[..scalars];
         write(gradient);

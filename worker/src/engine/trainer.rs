@@ -447,12 +447,7 @@ fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
 /// # Errors
 /// Where the machine has not the memory.
 fn zeros(scalars: usize) -> Result<Vec<f32>, EngineError> {
-    let mut values = Vec::new();
-    values
-        .try_reserve_exact(scalars)
-        .map_err(|_| EngineError::Memory { scalars })?;
-    values.resize(scalars, 0.0);
-    Ok(values)
+    memory::try_zeros(scalars).map_err(|_| EngineError::Memory { scalars })
 }
 
 fn total_scalars(config: &ModelConfig, job: &JobSpec, trainable: usize) -> u64 {

@@ -29,6 +29,20 @@ pub struct AttentionTape<E> {
     output_low_rank: LowRank<E>,
 }
 
+#[cfg(test)]
+impl<E: Element> AttentionTape<E> {
+    pub fn bytes(&self) -> usize {
+        let Self {
+            qkv,
+            qkv_low_rank: _,
+            log_sums,
+            context,
+            output_low_rank: _,
+        } = self;
+        size_of_val(&qkv[..]) + size_of_val(&log_sums[..]) + size_of_val(&context[..])
+    }
+}
+
 impl AttentionBlock {
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, AttentionTape<E>) {
@@ -60,26 +74,31 @@ impl AttentionBlock {
         (y, tape)
     }
 
-    /// Turns `gradient`, that of the result, into that of `x`.
+    /// Turns `gradient`, that of the result, into that of `x`, where that is `wanted`.
     pub fn backward<E: Element>(
         &self,
         x: &[f32],
         tape: AttentionTape<E>,
         gradient: &mut [f32],
+        wanted: bool,
         pass: Pass,
     ) {
         let d_qkv = self.backward_to_qkv(&tape, gradient, pass);
-        let mut d_normed = pass.pool.take::<f32>(x.len());
-        let du = self
-            .qkv
-            .backward_input(&d_qkv[..], &mut d_normed, pass.context());
+        let context = pass.context();
+        let du = match wanted || self.norm.weight.is_trainable() {
+            true => {
+                let mut d_normed = pass.pool.take::<f32>(x.len());
+                let du = self.qkv.backward_input(&d_qkv[..], &mut d_normed, context);
+                self.norm.backward(x, &d_normed, gradient);
+                du
+            }
+            false => self.qkv.backward_low_rank(&d_qkv[..], context),
+        };
         if self.qkv.learns() {
             let normed = self.normed::<E>(x, pass);
             let u = &tape.qkv_low_rank;
-            self.qkv
-                .backward_weights(&normed, u, &d_qkv, &du, pass.context());
+            self.qkv.backward_weights(&normed, u, &d_qkv, &du, context);
         }
-        self.norm.backward(x, &d_normed, gradient);
     }
 
     fn backward_to_qkv<E: Element>(

@@ -71,16 +71,18 @@ pub fn forward<E: Element>(
     Some((x, tape))
 }
 
-/// Turns `gradient`, that of the result, into that of the first layer's input. Gives memory back layer by layer.
-/// None: the pass was abandoned.
+/// Turns `gradient`, that of the result, into that of the first layer's input, or into anything where that is not
+/// `wanted`. Gives memory back layer by layer. None: the pass was abandoned.
 pub fn backward<E: Element>(
     layers: &[DecoderLayer],
     mut tape: Tape<E>,
     gradient: &mut [f32],
+    wanted: bool,
     pass: Pass,
 ) -> Option<()> {
     assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
-    for (layer, KeptLayer { x, inner }) in layers.iter().zip(tape.layers.drain(..)).rev() {
+    let layers = layers.iter().zip(tape.layers.drain(..)).enumerate();
+    for (index, (layer, KeptLayer { x, inner })) in layers.rev() {
         if pass.is_abandoned() {
             return None;
         }
@@ -90,9 +92,30 @@ pub fn backward<E: Element>(
             mlp,
         } = inner.unwrap_or_else(|| layer.open(&x, pass));
         layer.mlp.backward(&middle, mlp, gradient, pass);
-        layer.attention.backward(&x, attention, gradient, pass);
+        let wanted = wanted || index > 0;
+        let attention_block = &layer.attention;
+        attention_block.backward(&x, attention, gradient, wanted, pass);
     }
     Some(())
+}
+
+#[cfg(test)]
+impl<E: Element> Tape<E> {
+    /// What is kept, adapters' few not counted.
+    pub fn bytes(&self) -> usize {
+        let inner = |inner: &Inner<E>| {
+            let Inner {
+                attention,
+                middle,
+                mlp,
+            } = inner;
+            attention.bytes() + size_of_val(&middle[..]) + mlp.bytes()
+        };
+        let layer = |layer: &KeptLayer<E>| {
+            size_of_val(&layer.x[..]) + layer.inner.as_ref().map_or(0, inner)
+        };
+        self.layers.iter().map(layer).sum()
+    }
 }
 
 impl DecoderLayer {

@@ -22,6 +22,17 @@ pub struct MlpTape<E> {
     low_rank: LowRank<E>,
 }
 
+#[cfg(test)]
+impl<E: Element> MlpTape<E> {
+    pub fn bytes(&self) -> usize {
+        let Self {
+            gate_up,
+            low_rank: _,
+        } = self;
+        size_of_val(&gate_up[..])
+    }
+}
+
 impl Mlp {
     /// As far as the backward pass needs it. `x` is `[tokens, hidden]`.
     pub fn open<E: Element>(&self, x: &[f32], pass: Pass) -> MlpTape<E> {

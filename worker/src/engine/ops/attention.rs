@@ -9,12 +9,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::element::{Element, narrow, widen};
+use super::element::{Element, narrow};
 use super::gemm::{MatrixMut, Shared};
-use super::product::{Along, Term, View, multiply_small};
+use super::product::{Along, Term, View, multiply_small, multiply_small_turned};
 use super::rope::HeadLayout;
 use super::segments::Segments;
-use super::vector::{self, dispatch};
+use super::vector::{self, LANES, dispatch};
 
 /// The operation.
 pub struct Attention<'a> {
@@ -208,10 +208,11 @@ impl Attention<'_> {
         let lines = lines.zip(factor.chunks_exact_mut(stride)).zip(log_sums);
         for (row, ((scores, probabilities), log_sum)) in rows.clone().zip(lines) {
             let visible = self.segments.visible(row, &keys);
-            let (scores, to) = (&mut scores[visible.clone()], &mut probabilities[visible]);
+            let whole = visible.start..end_of_lanes(&visible, keys.len());
+            let (scores, to) = (&mut scores[whole.clone()], &mut probabilities[whole]);
             *log_sum = dispatch(
                 #[inline(always)]
-                || softmax(scores, self.scale(), to),
+                || softmax(scores, visible.len(), self.scale(), to),
             );
         }
         result.resize(rows.len() * self.layout.head_dim, 0.0);
@@ -252,7 +253,13 @@ impl Attention<'_> {
         let queries = self.part(saved.qkv, rows, query);
         product(&keys, key, true, d_scores.padded(), queries);
         let key_rows = self.part(saved.qkv, &keys, key);
-        product(rows, query, false, scratch.turned.padded(), key_rows);
+        if !is_wide::<E>() {
+            return product(rows, query, false, scratch.turned.padded(), key_rows);
+        }
+        // SAFETY: as above.
+        let target =
+            unsafe { d_qkv.matrix(rows.start * width + query, rows.len(), head_dim, width) };
+        multiply_small_turned(target, false, d_scores.view::<E>().wide(), key_rows.wide());
     }
 
     /// The gradient of a tile's output as a factor, and the deltas of its rows.
@@ -273,20 +280,25 @@ impl Attention<'_> {
         out_row.resize(head_dim, 0.0);
         deltas.clear();
         let d_out = d_out.clear::<E>(rows.len(), head_dim);
-        for (row, to) in rows.clone().zip(d_out.chunks_exact_mut(head_dim)) {
-            let start = row * self.out_width() + column;
-            let (out, from) = (&saved.out[start..], &saved.d_out[start..start + head_dim]);
-            widen(&out[..head_dim], out_row);
-            narrow(from, 1.0, to);
-            deltas.push(dispatch(
-                #[inline(always)]
-                || vector::dot(out_row, from),
-            ));
-        }
+        dispatch(
+            #[inline(always)]
+            || {
+                for (row, to) in rows.clone().zip(d_out.chunks_exact_mut(head_dim)) {
+                    let start = row * self.out_width() + column;
+                    let out = &saved.out[start..start + head_dim];
+                    let from = &saved.d_out[start..start + head_dim];
+                    for (wide, out) in out_row.iter_mut().zip(out) {
+                        *wide = out.wide();
+                    }
+                    narrow_each(from, to);
+                    deltas.push(vector::dot(out_row, from));
+                }
+            },
+        );
     }
 
     /// Computes a tile's probabilities again, and the gradient of its scores; both as `[keys, rows]`, the gradient turned
-    /// as well.
+    /// as well where products cannot read it so.
     fn score_gradients<E: Element>(
         &self,
         saved: &Saved<E>,
@@ -321,20 +333,30 @@ impl Attention<'_> {
         let factors = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride));
         for (key, ((scores, d_scores), (p, ds))) in keys.clone().zip(lines.zip(factors)) {
             let visible = self.segments.viewers(key, rows);
-            let (scores, d_scores) = (&mut scores[visible.clone()], &mut d_scores[visible.clone()]);
-            let (log_sums, deltas) = (&log_sums[visible.clone()], &deltas[visible.clone()]);
+            let start = visible.start / LANES * LANES;
+            let whole = start..end_of_lanes(&(start..visible.end), rows.len());
+            let (p, ds) = (&mut p[whole.clone()], &mut ds[whole.clone()]);
+            let (scores, d_scores) = (&mut scores[whole.clone()], &mut d_scores[whole.clone()]);
+            let (log_sums, deltas) = (&log_sums[whole.clone()], &deltas[whole.clone()]);
             dispatch(
                 #[inline(always)]
                 || {
                     softmax_again(scores, self.scale(), log_sums);
                     softmax_backward(scores, d_scores, deltas, self.scale());
-                    narrow_each(scores, &mut p[visible.clone()]);
-                    narrow_each(d_scores, &mut ds[visible]);
+                    narrow_each(scores, p);
+                    narrow_each(d_scores, ds);
                 },
             );
+            for hidden in [start..visible.start, visible.end..whole.end] {
+                let hidden = hidden.start - start..hidden.end - start;
+                p[hidden.clone()].fill(E::zeroed());
+                ds[hidden].fill(E::zeroed());
+            }
         }
-        let turned = turned.clear::<E>(rows.len(), keys.len());
-        turn(&*ds, stride, turned, rows.len());
+        if !is_wide::<E>() {
+            let turned = turned.clear::<E>(rows.len(), keys.len());
+            turn(&*ds, stride, turned, rows.len());
+        }
     }
 }
 
@@ -346,41 +368,56 @@ fn score<E: Element>(a: View<E>, w: View<E>, scores: &mut Vec<f32>) {
     multiply_small(target, false, Term { a, w, along });
 }
 
-/// Of one row; returns `log(sum(exp))`. Leaves anything in `scores`.
+/// Where whole groups of lanes end that hold the range, or else where all ends: values one by one take as long as whole
+/// groups.
+fn end_of_lanes(range: &Range<usize>, end: usize) -> usize {
+    (range.start + range.len().next_multiple_of(LANES)).min(end)
+}
+
+/// Whether products read a factor turned too.
+fn is_wide<E>() -> bool {
+    size_of::<E>() == size_of::<f32>()
+}
+
+/// Of one row, which sees the first scores; returns `log(sum(exp))`. Leaves anything in `scores`.
 #[inline(always)]
-fn softmax<E: Element>(scores: &mut [f32], scale: f32, probabilities: &mut [E]) -> f32 {
+fn softmax<E: Element>(
+    scores: &mut [f32],
+    visible: usize,
+    scale: f32,
+    probabilities: &mut [E],
+) -> f32 {
+    scores[visible..].fill(f32::NEG_INFINITY);
     vector::scale(scores, scale);
     let max = vector::max(scores);
+    // What is hidden adds less than the sum's last place: the sum is at least one.
     let sum = vector::exp_shifted_sum(scores, max);
     let inverse = 1.0 / sum;
-    for (p, e) in probabilities.iter_mut().zip(scores) {
-        *p = E::narrow(*e * inverse);
-    }
+    vector::map1(probabilities, scores, |e| E::narrow(e * inverse));
+    probabilities[visible..].fill(E::zeroed());
     max + sum.ln()
 }
 
 /// Scores that several rows have for one key, into probabilities.
 #[inline(always)]
 fn softmax_again(scores: &mut [f32], scale: f32, log_sums: &[f32]) {
-    for (score, log_sum) in scores.iter_mut().zip(log_sums) {
-        *score = vector::exp(*score * scale - log_sum);
-    }
+    vector::update1(scores, log_sums, |score, log_sum| {
+        vector::exp(score * scale - log_sum)
+    });
 }
 
 /// The gradient of probabilities into that of unscaled scores: `dS = P (dP - sum(P dP))`, where the sum equals
 /// `out · d_out`.
 #[inline(always)]
 fn softmax_backward(probabilities: &[f32], d: &mut [f32], deltas: &[f32], scale: f32) {
-    for ((d, p), delta) in d.iter_mut().zip(probabilities).zip(deltas) {
-        *d = p * (*d - delta) * scale;
-    }
+    vector::update2(d, probabilities, deltas, |d, p, delta| {
+        p * (d - delta) * scale
+    });
 }
 
 #[inline(always)]
 fn narrow_each<E: Element>(from: &[f32], to: &mut [E]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = E::narrow(*from);
-    }
+    vector::map1(to, from, E::narrow);
 }
 
 /// Rows of `from`, `stride` apart, become columns of `to`, which has so many rows.

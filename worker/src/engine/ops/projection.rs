@@ -137,6 +137,13 @@ impl Projection {
         Some(adapters.reduce(x, context.tokens))
     }
 
+    /// The gradient of the low-rank part for [`Self::backward_weights`], where that of the input is of no use.
+    pub fn backward_low_rank<E: Element>(&self, dy: &[E], context: Context) -> LowRank<E> {
+        let dy = View::new(dy, context.tokens, self.width());
+        let adapters = self.adapters::<E>(context)?;
+        Some(adapters.reduce_gradient(dy))
+    }
+
     /// Writes the gradient of the input, and returns that of the low-rank part for [`Self::backward_weights`].
     pub fn backward_input<E: Element>(
         &self,

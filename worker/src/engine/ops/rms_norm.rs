@@ -76,9 +76,7 @@ impl RmsNorm {
 #[inline(always)]
 pub(super) fn normalize_row(x: &mut [f32], weight: &[f32], epsilon: f32) {
     let inverse = inverse_rms(x, epsilon);
-    for (x, w) in x.iter_mut().zip(weight) {
-        *x = w * (*x * inverse);
-    }
+    vector::update1(x, weight, |x, w| w * (x * inverse));
 }
 
 /// One row backward: `dx = w g r - x r³ mean(w g x)`.

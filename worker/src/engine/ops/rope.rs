@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::vector::dispatch;
+use super::vector::{self, LANES, dispatch};
 use super::{ROW_TILE, add_partials, rms_norm};
 use crate::engine::params::Weight;
 
@@ -200,18 +200,9 @@ impl Rope<'_> {
                 rms_norm::normalize_row(wide, weight, self.epsilon());
             }
             let (first, second) = wide.split_at(head_dim / 2);
-            let (y1, y2) = y.split_at_mut(head_dim / 2);
-            for (((((y1, y2), a), b), c), s) in y1
-                .iter_mut()
-                .zip(y2)
-                .zip(first)
-                .zip(second)
-                .zip(cos)
-                .zip(sin)
-            {
-                *y1 = E::narrow(a * c - b * s);
-                *y2 = E::narrow(b * c + a * s);
-            }
+            turn((first, second), (cos, sin), y, |a, b, c, s| {
+                (a * c - b * s, b * c + a * s)
+            });
         }
         y[rotated..].copy_from_slice(&x[rotated..]);
     }
@@ -238,13 +229,10 @@ impl Rope<'_> {
             .zip(dx[..rotated].chunks_exact_mut(head_dim))
             .enumerate()
         {
-            let (g1, g2) = g.split_at(head_dim / 2);
-            let (d1, d2) = turned.split_at_mut(head_dim / 2);
-            for (((((d1, d2), g1), g2), c), s) in
-                d1.iter_mut().zip(d2).zip(g1).zip(g2).zip(cos).zip(sin)
-            {
-                (*d1, *d2) = (g1 * c + g2 * s, g2 * c - g1 * s);
-            }
+            let halves = g.split_at(head_dim / 2);
+            turn(halves, (cos, sin), turned, |a, b, c, s| {
+                (a * c + b * s, b * c - a * s)
+            });
             let Some((query, key)) = norms else {
                 for (dx, d) in dx.iter_mut().zip(&*turned) {
                     *dx = E::narrow(*d);
@@ -257,13 +245,43 @@ impl Rope<'_> {
             let (weight, part) = if head < heads { (query, 0) } else { (key, 1) };
             let dw = dw.chunks_exact_mut(head_dim).nth(part);
             let row = rms_norm::RowGradient::new(wide, weight, self.epsilon(), turned, dw);
-            for (((dx, x), g), w) in dx.iter_mut().zip(&*wide).zip(&*turned).zip(weight) {
-                *dx = E::narrow(row.of(*x, *g, *w));
-            }
+            vector::map3(dx, wide, turned, weight, |x, g, w| {
+                E::narrow(row.of(x, g, w))
+            });
         }
         for (dx, g) in dx[rotated..].iter_mut().zip(&g[rotated..]) {
             *dx = E::narrow(*g);
         }
+    }
+}
+
+/// Turns the pairs of two halves by their angles' cosines and sines, into two halves. In groups of fixed length, see
+/// [`vector::map3`].
+#[inline(always)]
+fn turn<E: Element>(
+    (first, second): (&[f32], &[f32]),
+    (cos, sin): (&[f32], &[f32]),
+    to: &mut [E],
+    pair: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+) {
+    let (to_first, to_second) = to.split_at_mut(first.len());
+    let whole = first.len() / LANES * LANES;
+    let (a, b) = (first.as_chunks::<LANES>().0, second.as_chunks::<LANES>().0);
+    let (c, s) = (cos.as_chunks::<LANES>().0, sin.as_chunks::<LANES>().0);
+    let to_a = to_first.as_chunks_mut::<LANES>().0;
+    let to_b = to_second.as_chunks_mut::<LANES>().0;
+    for (i, a) in a.iter().enumerate() {
+        let (mut left, mut right) = ([E::zeroed(); LANES], [E::zeroed(); LANES]);
+        let (b, c, s) = (&b[i], &c[i], &s[i]);
+        for lane in 0..LANES {
+            let (x, y) = pair(a[lane], b[lane], c[lane], s[lane]);
+            (left[lane], right[lane]) = (E::narrow(x), E::narrow(y));
+        }
+        (to_a[i], to_b[i]) = (left, right);
+    }
+    for i in whole..first.len() {
+        let (x, y) = pair(first[i], second[i], cos[i], sin[i]);
+        (to_first[i], to_second[i]) = (E::narrow(x), E::narrow(y));
     }
 }
 

@@ -1,7 +1,8 @@
 //! Loops over float32 slices that the compiler turns into vector code. Every sum runs in sixteen fixed lanes, so its
 //! bits do not depend on the vector width that runs it.
 
-const LANES: usize = 16;
+/// Of a group of values that are computed together.
+pub const LANES: usize = 16;
 
 /// Runs `work` compiled for the best instruction set of this CPU; its bits do not depend on which that is, because
 /// nothing here is contracted or reordered. `work`, and what it calls, must be `#[inline(always)]`.
@@ -57,15 +58,14 @@ pub fn sigmoid(x: f32) -> f32 {
 
 #[inline(always)]
 fn reduce(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = add(lanes[lane], lanes[lane + width]);
-        }
-        width /= 2;
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for lane in 0..8 {
+        eight[lane] = add(lanes[lane], lanes[lane + 8]);
     }
-    lanes[0]
+    for lane in 0..4 {
+        four[lane] = add(eight[lane], eight[lane + 4]);
+    }
+    add(add(four[0], four[2]), add(four[1], four[3]))
 }
 
 /// Sum over i of `term(a[i], b[i])`.
@@ -155,6 +155,70 @@ pub fn exp_shifted_sum(a: &mut [f32], shift: f32) -> f32 {
 pub fn scale(a: &mut [f32], factor: f32) {
     for x in a {
         *x *= factor;
+    }
+}
+
+/// `to[i] = f(a[i])`, as [`map3`].
+#[inline(always)]
+pub fn map1<T>(to: &mut [T], a: &[f32], f: impl Fn(f32) -> T) {
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    for (to, a) in to.iter_mut().zip(a) {
+        for lane in 0..LANES {
+            to[lane] = f(a[lane]);
+        }
+    }
+    for (to, a) in to_rest.iter_mut().zip(a_rest) {
+        *to = f(*a);
+    }
+}
+
+/// `x[i] = f(x[i], a[i])`, as [`map3`].
+#[inline(always)]
+pub fn update1(x: &mut [f32], a: &[f32], f: impl Fn(f32, f32) -> f32) {
+    let (x, x_rest) = x.as_chunks_mut::<LANES>();
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    for (x, a) in x.iter_mut().zip(a) {
+        for lane in 0..LANES {
+            x[lane] = f(x[lane], a[lane]);
+        }
+    }
+    for (x, a) in x_rest.iter_mut().zip(a_rest) {
+        *x = f(*x, *a);
+    }
+}
+
+/// `x[i] = f(x[i], a[i], b[i])`, as [`map3`].
+#[inline(always)]
+pub fn update2(x: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) -> f32) {
+    let (x, x_rest) = x.as_chunks_mut::<LANES>();
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for ((x, a), b) in x.iter_mut().zip(a).zip(b) {
+        for lane in 0..LANES {
+            x[lane] = f(x[lane], a[lane], b[lane]);
+        }
+    }
+    for ((x, a), b) in x_rest.iter_mut().zip(a_rest).zip(b_rest) {
+        *x = f(*x, *a, *b);
+    }
+}
+
+/// `to[i] = f(a[i], b[i], c[i])`. In groups of fixed length: with so many slices the compiler would not see that none
+/// overlaps, and make no vector code.
+#[inline(always)]
+pub fn map3<T>(to: &mut [T], a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> T) {
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let (c, c_rest) = c.as_chunks::<LANES>();
+    for (((to, a), b), c) in to.iter_mut().zip(a).zip(b).zip(c) {
+        for lane in 0..LANES {
+            to[lane] = f(a[lane], b[lane], c[lane]);
+        }
+    }
+    for (((to, a), b), c) in to_rest.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
+        *to = f(*a, *b, *c);
     }
 }
 
