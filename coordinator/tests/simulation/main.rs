@@ -5,6 +5,7 @@
 #![cfg(feature = "single-node")]
 #![allow(clippy::unwrap_used)]
 
+mod bulk;
 mod dice;
 mod engine;
 mod faults;
@@ -13,6 +14,7 @@ mod mesh;
 mod net;
 mod oracle;
 mod rpc;
+mod session;
 mod site;
 mod truth;
 mod worker;

@@ -3,75 +3,30 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::files::snapshot::OPTIMIZER;
-use common::wire::{HEARTBEAT_INTERVAL, PlanKind, up};
+use common::wire::{HEARTBEAT_INTERVAL, up};
 use proto::v1;
-use proto::v1::coordinator_message::Message as Down;
-use proto::v1::upload_chunk::Chunk;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
 
-use worker::leases::{Leases, SlotKey};
-
-use crate::engine::{Engine, Lease, Line, Order, Snapshot};
-use crate::feed::Source;
-use crate::mesh::{Collective, Membership};
+use crate::bulk::{fetch_state, upload_all};
+use crate::engine::{Engine, Line, Order};
+use crate::mesh::Collective;
 use crate::net::Node;
 use crate::net::link::End;
 use crate::rpc::{Client, Packet, client};
-use crate::truth::hex;
+use crate::session::{Ended, Session, open};
 use crate::world::{World, count};
 
 const WELCOME_MS: u64 = 30_000;
 const OUTGOING: usize = 64;
 /// For what is still on its way up when the run is over.
 const UPLOAD_MS: u64 = 120_000;
-pub const WEIGHTS: &str = "model.safetensors";
 
 /// How long a worker that was asked to stop waits to be let go, and then for its last word to be heard.
 const DRAINING_MS: u64 = 25_000;
 const FAREWELL_MS: u64 = 3_000;
-
-/// How a session ended.
-#[derive(Debug)]
-enum Ended {
-    Finished,
-    /// It was asked to stop and has nothing to hand over, or was not let go in time.
-    Left,
-    Refused(String),
-    /// It may come back as a newcomer.
-    Expelled(String),
-    Lost(String),
-}
-
-impl Ended {
-    fn of(status: &Status) -> Self {
-        let reason = status.message().to_owned();
-        match status.code() {
-            Code::Aborted => Self::Expelled(reason),
-            Code::FailedPrecondition
-            | Code::InvalidArgument
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::Unauthenticated => Self::Refused(reason),
-            _ => Self::Lost(reason),
-        }
-    }
-
-    fn finished(finish: v1::Finish) -> Self {
-        match finish {
-            v1::Finish {
-                resumable: true, ..
-            } => Self::Lost(finish.reason),
-            v1::Finish { failed: true, .. } => Self::Refused(finish.reason),
-            _ => Self::Finished,
-        }
-    }
-}
 
 /// The life of one process, until it is asked to stop. Its tasks end with it.
 pub async fn live(
@@ -318,24 +273,6 @@ impl Held {
     }
 }
 
-async fn open(
-    client: &mut Client,
-    join: v1::Join,
-    up_sender: &mpsc::Sender<v1::WorkerMessage>,
-    receiver: mpsc::Receiver<v1::WorkerMessage>,
-) -> Result<(v1::Welcome, Streaming<v1::CoordinatorMessage>), Ended> {
-    // Never full: it is the first message.
-    let _ = up_sender.try_send(up(Up::Join(join)));
-    let opened = client.session(ReceiverStream::new(receiver)).await;
-    let mut down = opened.map_err(|status| Ended::of(&status))?.into_inner();
-    let first = down.message().await.map_err(|status| Ended::of(&status))?;
-    match first.and_then(|first| first.message) {
-        Some(Down::Welcome(welcome)) => Ok((welcome, down)),
-        Some(Down::Finish(finish)) => Err(Ended::finished(finish)),
-        other => Err(Ended::Lost(format!("{other:?} where Welcome was due"))),
-    }
-}
-
 /// Once it is asked to: says that it wants to leave and waits to be let go, which ends the session. Goes at last without
 /// that, and at once where it has nothing to hand over.
 async fn leave(
@@ -373,214 +310,5 @@ async fn heartbeats(world: &World, node: Node, sender: &mpsc::Sender<v1::WorkerM
 async fn take_calls(collective: &Collective, calls: &mut mpsc::UnboundedReceiver<End<Packet>>) {
     while let Some(call) = calls.recv().await {
         collective.called(call);
-    }
-}
-
-struct Session {
-    world: Arc<World>,
-    node: Node,
-    client: Client,
-    collective: Arc<Collective>,
-    newest_generation: Arc<AtomicU64>,
-    term: u64,
-    leases: Arc<Leases>,
-    up: mpsc::Sender<v1::WorkerMessage>,
-    /// Ended with the session.
-    tasks: JoinSet<()>,
-}
-
-impl Session {
-    /// Passes orders on until the session ends.
-    async fn forward(
-        &mut self,
-        mut down: Streaming<v1::CoordinatorMessage>,
-        orders: mpsc::UnboundedSender<Order>,
-        blocks_digest: String,
-    ) -> Ended {
-        loop {
-            let message = match down.message().await {
-                Ok(Some(message)) => message.message,
-                Ok(None) => return Ended::Lost("it closed the session".into()),
-                Err(status) => return Ended::of(&status),
-            };
-            let node = self.node;
-            self.world.net.note(|| format!("w{node} hears {message:?}"));
-            let order = match message {
-                Some(Down::Generation(generation)) => {
-                    let number = generation.generation;
-                    self.newest_generation.store(number, Ordering::SeqCst);
-                    self.leases.clear();
-                    self.collective.enter(membership(&generation, self.term));
-                    Order::Enter(generation)
-                }
-                Some(Down::Plan(plan)) => Order::Plan(plan),
-                Some(Down::Lease(lease)) => Order::Lease(self.prefetch(lease, &blocks_digest)),
-                Some(Down::Withdraw(withdraw)) => {
-                    self.give_back(withdraw).await;
-                    continue;
-                }
-                Some(Down::Exchange(exchange)) => Order::Exchange(exchange),
-                Some(Down::SaveState(save)) => Order::Save(save),
-                Some(Down::Feed(feed)) => Order::Feed(feed),
-                Some(Down::Follow(follow)) => Order::Follow(
-                    Source {
-                        node: follow.source.as_ref().map(node_of).unwrap_or_default(),
-                        worker: follow.worker,
-                        attempt: follow.attempt,
-                    },
-                    orders.downgrade(),
-                ),
-                Some(Down::Finish(finish)) => return Ended::finished(finish),
-                other => return Ended::Refused(format!("{other:?} was not due")),
-            };
-            // A closed channel means that the engine has ended, which is noticed elsewhere.
-            let _ = orders.send(order);
-        }
-    }
-
-    async fn give_back(&self, withdraw: v1::Withdraw) {
-        if let Ok(Some(withdrawn)) = self.leases.give_back(withdraw) {
-            count(&self.world.counts.withdrawn, withdrawn.slots.len() as u64);
-            // Where it cannot be said, the session is over.
-            let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
-        }
-    }
-
-    fn prefetch(&mut self, lease: v1::Lease, digest: &str) -> Lease {
-        let kind = PlanKind::from_wire(lease.kind).unwrap_or(PlanKind::Eval);
-        let (generation, step) = (lease.generation, lease.step);
-        let key = |slot: &u32| SlotKey {
-            generation,
-            kind,
-            step,
-            slot: *slot,
-        };
-        self.leases.add(lease.slots.iter().map(key));
-        let mut slots = Vec::new();
-        for slot in lease.slots {
-            let (sender, receiver) = oneshot::channel();
-            let request = v1::FetchBlocksRequest {
-                digest: digest.to_owned(),
-                blocks: self.world.model.blocks(kind, lease.step, slot),
-            };
-            let client = self.client.clone();
-            self.tasks.spawn(async move {
-                // A failed fetch drops the sender.
-                if let Ok(data) = fetch_blocks(client, request).await {
-                    let _ = sender.send(data);
-                }
-            });
-            slots.push((slot, receiver));
-        }
-        Lease {
-            generation: lease.generation,
-            step: lease.step,
-            kind,
-            slots,
-        }
-    }
-}
-
-/// Members are known by their port.
-fn node_of(member: &v1::Member) -> Node {
-    let port = member.address.rsplit_once(':').map(|(_, port)| port);
-    port.and_then(|port| port.parse().ok()).unwrap_or_default()
-}
-
-fn membership(generation: &v1::Generation, term: u64) -> Membership {
-    Membership {
-        id: (term, generation.generation),
-        rank: generation.rank,
-        members: generation.members.iter().map(node_of).collect(),
-        silence_ms: generation.deadline_ms,
-    }
-}
-
-async fn fetch_blocks(
-    mut client: Client,
-    request: v1::FetchBlocksRequest,
-) -> Result<Vec<u8>, Status> {
-    let expected = request.blocks.clone();
-    let mut chunks = client.fetch_blocks(request).await?.into_inner();
-    let mut data = Vec::new();
-    let mut received = Vec::new();
-    while let Some(chunk) = chunks.message().await? {
-        received.push(chunk.block);
-        data.extend_from_slice(&chunk.data);
-    }
-    match received == expected {
-        true => Ok(data),
-        false => Err(Status::data_loss("other blocks than those asked for")),
-    }
-}
-
-/// The checkpoint that Welcome names.
-async fn fetch_state(
-    world: &World,
-    mut client: Client,
-    welcome: &v1::Welcome,
-) -> Result<Snapshot, Status> {
-    let (mut step, mut weights) = (welcome.start_step, world.model.initial());
-    if step > 0 {
-        let file = welcome.state_files.iter().find(|file| file.path == WEIGHTS);
-        let digest = file.map(|file| file.digest.clone()).unwrap_or_default();
-        let request = v1::FetchFileRequest { digest, offset: 0 };
-        let mut chunks = client.fetch_file(request).await?.into_inner();
-        let mut data = Vec::new();
-        while let Some(chunk) = chunks.message().await? {
-            data.extend_from_slice(&chunk.data);
-        }
-        (step, weights) = decode(&data).ok_or_else(|| Status::data_loss("no checkpoint"))?;
-    }
-    Ok(Snapshot { step, weights })
-}
-
-pub fn encode(state: &Snapshot) -> Vec<u8> {
-    [&state.step.to_le_bytes()[..], &state.weights].concat()
-}
-
-pub fn decode(bytes: &[u8]) -> Option<(u64, [u8; 32])> {
-    let (step, weights) = bytes.split_first_chunk()?;
-    Some((u64::from_le_bytes(*step), weights.try_into().ok()?))
-}
-
-/// Hands states over, one after the other, until no more can come.
-async fn upload_all(
-    world: &World,
-    node: Node,
-    mut client: Client,
-    worker: u64,
-    mut waiting: mpsc::UnboundedReceiver<Snapshot>,
-) {
-    while let Some(mut state) = waiting.recv().await {
-        if world.spoils(state.step) {
-            state.weights[0] ^= 1;
-        }
-        let file = |path: &str, size: usize, digest: blake3::Hash| {
-            Chunk::File(v1::FileEntry {
-                path: path.into(),
-                size: size as u64,
-                digest: digest.to_hex().to_string(),
-            })
-        };
-        let weights = encode(&state);
-        let chunks = [
-            Chunk::Header(v1::UploadHeader {
-                worker,
-                step: state.step,
-                weights_digest: hex(&state.weights),
-            }),
-            file(WEIGHTS, weights.len(), blake3::hash(&weights)),
-            Chunk::Data(weights[..9].to_vec().into()),
-            Chunk::Data(weights[9..].to_vec().into()),
-            file(OPTIMIZER, 1, blake3::hash(b"o")),
-            Chunk::Data(b"o"[..].into()),
-        ];
-        let chunks = chunks.map(|chunk| v1::UploadChunk { chunk: Some(chunk) });
-        let sent = client.upload_state(futures::stream::iter(chunks)).await;
-        world.net.note(|| {
-            let result = sent.map(drop).map_err(|status| status.message().to_owned());
-            format!("w{node} uploaded {}: {result:?}", state.step)
-        });
     }
 }
