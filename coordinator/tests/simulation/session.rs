@@ -59,12 +59,15 @@ impl Ended {
     }
 }
 
+/// What the coordinator said first, and what it says from then on.
+pub type Opened = (v1::Welcome, Streaming<v1::CoordinatorMessage>);
+
 pub async fn open(
     client: &mut Client,
     join: v1::Join,
     up_sender: &mpsc::Sender<v1::WorkerMessage>,
     receiver: mpsc::Receiver<v1::WorkerMessage>,
-) -> Result<(v1::Welcome, Streaming<v1::CoordinatorMessage>), Ended> {
+) -> Result<Opened, Ended> {
     // Never full: it is the first message.
     let _ = up_sender.try_send(up(Up::Join(join)));
     let opened = client.session(ReceiverStream::new(receiver)).await;

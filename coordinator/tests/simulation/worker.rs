@@ -16,7 +16,7 @@ use crate::mesh::Collective;
 use crate::net::Node;
 use crate::net::link::End;
 use crate::rpc::{Client, Packet, client};
-use crate::session::{Ended, Session, open};
+use crate::session::{Ended, Opened, Session, open};
 use crate::world::{World, count};
 
 const WELCOME_MS: u64 = 30_000;
@@ -131,24 +131,10 @@ impl Life {
         let (world, node) = (self.world.clone(), self.node);
         let mut client = client(&world.net, node);
         let (sender, receiver) = mpsc::channel(OUTGOING);
-        let join = self.introduction();
-        let opening = tokio::select! {
-            biased;
-            opened = open(&mut client, join, &sender, receiver) => opened,
-            () = self.stop.cancelled() => Err(Ended::Left),
-            () = world.net.sleep(node, WELCOME_MS) => Err(Ended::Lost("no answer to Join".into())),
-        };
-        let (welcome, down) = match opening {
+        let (welcome, down) = match self.open(&mut client, &sender, receiver).await {
             Ok(opened) => opened,
             Err(ended) => return ended,
         };
-        if self
-            .held
-            .as_ref()
-            .is_some_and(|held| held.run != welcome.run)
-        {
-            return Ended::Expelled("the state is of another run".into());
-        }
         let held = self.held.get_or_insert_with(|| Held::of(&welcome));
         let mut session = Session {
             world: world.clone(),
@@ -201,18 +187,45 @@ impl Life {
             () = take_calls(&self.collective, calls) => Ended::Lost("the machine is off".into()),
         };
         if let Ended::Finished = ended {
-            if self.stop.is_cancelled() {
-                count(&world.counts.let_go, 1);
-            }
-            // Ends the uploads' queue; what is in it is still handed over.
-            self.held = None;
-            let _ = tokio::select! {
-                biased;
-                uploaded = uploaded => uploaded,
-                () = world.net.sleep(node, UPLOAD_MS) => Ok(()),
-            };
+            self.hand_over(uploaded).await;
         }
         ended
+    }
+
+    /// Up to Welcome, which must be of the run whose state is held.
+    async fn open(
+        &self,
+        client: &mut Client,
+        sender: &mpsc::Sender<v1::WorkerMessage>,
+        receiver: mpsc::Receiver<v1::WorkerMessage>,
+    ) -> Result<Opened, Ended> {
+        let join = self.introduction();
+        let net = &self.world.net;
+        let opened = tokio::select! {
+            biased;
+            opened = open(client, join, sender, receiver) => opened?,
+            () = self.stop.cancelled() => return Err(Ended::Left),
+            () = net.sleep(self.node, WELCOME_MS) => return Err(Ended::Lost("no answer to Join".into())),
+        };
+        let is_foreign = |held: &Held| held.run != opened.0.run;
+        match self.held.as_ref().is_some_and(is_foreign) {
+            true => Err(Ended::Expelled("the state is of another run".into())),
+            false => Ok(opened),
+        }
+    }
+
+    /// The run is over: what is still to be uploaded is.
+    async fn hand_over(&mut self, uploaded: oneshot::Receiver<()>) {
+        if self.stop.is_cancelled() {
+            count(&self.world.counts.let_go, 1);
+        }
+        // Ends the uploads' queue; what is in it is still handed over.
+        self.held = None;
+        let _ = tokio::select! {
+            biased;
+            uploaded = uploaded => uploaded,
+            () = self.world.net.sleep(self.node, UPLOAD_MS) => Ok(()),
+        };
     }
 
     fn introduction(&self) -> v1::Join {

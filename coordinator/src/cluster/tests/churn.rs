@@ -3,6 +3,17 @@
 use super::*;
 use crate::cluster::hours::{LOSSES_GATHER, PEER_LOST_GRACE};
 
+/// Workers 1 and 2 have computed the first step, and worker 2 has reported it.
+fn committed_by_one_of_three() -> Scene {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    scene.after(reported(2, 1, "a"));
+    scene
+}
+
 #[test]
 fn a_lost_worker_costs_only_its_own_slots() {
     let mut scene = Scene::with_workers(2);
@@ -41,12 +52,7 @@ fn a_death_before_the_first_report_repeats_the_exchange_without_recomputing() {
 
 #[test]
 fn a_death_after_the_first_report_sends_state_to_who_is_behind() {
-    let mut scene = Scene::with_workers(3);
-    scene.cluster.settings.min_workers = 1;
-    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
-        scene.after(done(worker, 0, slot));
-    }
-    scene.after(reported(2, 1, "a"));
+    let mut scene = committed_by_one_of_three();
     scene.check(
         lost(1),
         &[
@@ -152,12 +158,7 @@ fn an_accusation_from_an_earlier_generation_is_void() {
 
 #[test]
 fn a_late_report_with_other_weights_expels_its_sender() {
-    let mut scene = Scene::with_workers(3);
-    scene.cluster.settings.min_workers = 1;
-    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
-        scene.after(done(worker, 0, slot));
-    }
-    scene.after(reported(2, 1, "a"));
+    let mut scene = committed_by_one_of_three();
     scene.after(lost(1));
     // Worker 3 had finished the exchange too, but not to the same weights.
     let said = scene.after(reported(3, 1, "b"));

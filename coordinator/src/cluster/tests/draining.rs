@@ -2,17 +2,6 @@
 
 use super::*;
 
-fn withdrawn(id: u64, slots: &[u32]) -> Event {
-    let withdrawn = v1::Withdrawn {
-        generation: 1,
-        step: 0,
-        kind: PlanKind::Train.to_wire(),
-        slots: slots.to_vec(),
-    };
-    let worker = WorkerId(id);
-    Event::SlotsWithdrawn { worker, withdrawn }
-}
-
 #[test]
 fn what_a_leaving_worker_holds_counts_and_the_rest_goes_to_others() {
     let mut scene = Scene::with_workers(2);

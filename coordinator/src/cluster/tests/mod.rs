@@ -295,6 +295,27 @@ fn done(id: u64, step: u64, slot: u32) -> Event {
     Event::SlotDone { worker, done }
 }
 
+/// The same after so many microseconds of work.
+fn done_after(id: u64, step: u64, slot: u32, compute_us: u64) -> Event {
+    let Event::SlotDone { worker, mut done } = done(id, step, slot) else {
+        unreachable!("done makes a SlotDone")
+    };
+    done.compute_us = compute_us;
+    Event::SlotDone { worker, done }
+}
+
+/// Of the first step.
+fn withdrawn(id: u64, slots: &[u32]) -> Event {
+    let withdrawn = v1::Withdrawn {
+        generation: 1,
+        step: 0,
+        kind: PlanKind::Train.to_wire(),
+        slots: slots.to_vec(),
+    };
+    let worker = WorkerId(id);
+    Event::SlotsWithdrawn { worker, withdrawn }
+}
+
 fn reported(id: u64, step: u64, digest: &str) -> Event {
     let report = v1::StepReport {
         generation: 1,

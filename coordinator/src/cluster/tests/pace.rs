@@ -357,13 +357,7 @@ fn a_slow_worker_that_cannot_give_up_a_slot_is_not_taken_for_one_that_hangs() {
 fn an_engine_that_does_not_answer_is_expelled() {
     let mut scene = Scene::with_workers(2);
     scene.cluster.settings.min_workers = 1;
-    let timed = |id, slot| {
-        let Event::SlotDone { worker, mut done } = done(id, 0, slot) else {
-            unreachable!("done makes a SlotDone")
-        };
-        done.compute_us = 1_000_000;
-        Event::SlotDone { worker, done }
-    };
+    let timed = |id, slot| done_after(id, 0, slot, 1_000_000);
     scene.now += Duration::from_secs(1);
     for (worker, slot) in [(1, 0), (1, 1), (2, 2)] {
         scene.after(timed(worker, slot));
@@ -382,13 +376,7 @@ fn an_engine_that_does_not_answer_is_expelled() {
 #[test]
 fn a_slot_goes_to_another_only_when_it_was_given_back() {
     let mut scene = Scene::with_workers(2);
-    let timed = |id, slot| {
-        let Event::SlotDone { worker, mut done } = done(id, 0, slot) else {
-            unreachable!("done makes a SlotDone")
-        };
-        done.compute_us = 1_000_000;
-        Event::SlotDone { worker, done }
-    };
+    let timed = |id, slot| done_after(id, 0, slot, 1_000_000);
     for (worker, slot) in [(1, 0), (2, 2)] {
         scene.after(timed(worker, slot));
     }

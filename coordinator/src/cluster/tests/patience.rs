@@ -6,11 +6,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// That took twenty seconds.
 fn long_done(id: u64, slot: u32) -> Event {
-    let Event::SlotDone { worker, mut done } = done(id, 0, slot) else {
-        unreachable!("done makes a SlotDone")
-    };
-    done.compute_us = 20_000_000;
-    Event::SlotDone { worker, done }
+    done_after(id, 0, slot, 20_000_000)
 }
 
 /// Three workers, of which the first two have computed the slots of the first step; the exchange is ordered.
@@ -23,11 +19,7 @@ fn exchanging_after(compute_us: u64) -> Scene {
     let mut scene = Scene::with_workers(3);
     scene.cluster.settings.min_workers = 1;
     for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
-        let Event::SlotDone { worker, mut done } = done(worker, 0, slot) else {
-            unreachable!("done makes a SlotDone")
-        };
-        done.compute_us = compute_us;
-        scene.after(Event::SlotDone { worker, done });
+        scene.after(done_after(worker, 0, slot, compute_us));
     }
     scene
 }
@@ -231,15 +223,5 @@ fn a_slot_that_was_asked_back_while_the_coordinator_slept_may_still_be_given_bac
         },
         &[],
     );
-    let withdrawn = v1::Withdrawn {
-        generation: 1,
-        step: 0,
-        kind: PlanKind::Train.to_wire(),
-        slots: vec![3],
-    };
-    let worker = WorkerId(2);
-    scene.check(
-        Event::SlotsWithdrawn { worker, withdrawn },
-        &["w1 lease [3]"],
-    );
+    scene.check(withdrawn(2, &[3]), &["w1 lease [3]"]);
 }
