@@ -85,11 +85,11 @@ impl Mesh {
 }
 
 /// Scalars of a piece at most: few enough that receiving, adding and sending one stay within a core's cache.
-const MAX_PIECE: usize = 64 << 10;
+const MAX_PIECE: usize = 128 << 10;
 /// And at least: a frame has its price.
 const MIN_PIECE: usize = 8 << 10;
 /// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
-const PIECES: usize = 8;
+const PIECES: usize = 4;
 
 /// Scalars of a piece where there are so many in all: the same on every member.
 fn piece_scalars(scalars: usize, size: usize) -> usize {
