@@ -22,6 +22,17 @@ pub enum Job {
     Quickstart,
     /// All weights of a model made for the occasion, of about so many scalars.
     Full { scalars: usize },
+    /// LoRA on such a model, and longer blocks.
+    Adapter { scalars: usize },
+}
+
+impl Job {
+    fn made_scalars(&self) -> Option<usize> {
+        match self {
+            Self::Quickstart => None,
+            Self::Full { scalars } | Self::Adapter { scalars } => Some(*scalars),
+        }
+    }
 }
 
 pub struct Cluster {
@@ -40,8 +51,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a run with so many workers and waits until all of them are in. `options` are fields, `name=value`.
-    pub fn start(job: &Job, workers: usize, options: &[&str]) -> Self {
+    /// Starts a run with so many workers and waits until all of them are in and have made so many steps. `options` are
+    /// fields, `name=value`.
+    pub fn start(job: &Job, workers: usize, options: &[&str], steps: u64) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -59,12 +71,12 @@ impl Cluster {
             num_tokens: 0,
             length: 0,
         };
-        if let Job::Full { scalars } = job {
-            make_model(&cluster.folder.path().join("model"), *scalars);
+        if let Some(scalars) = job.made_scalars() {
+            make_model(&cluster.folder.path().join("model"), scalars);
         }
         cluster.start_coordinator();
         (0..workers).for_each(|seat| cluster.start_worker(seat));
-        cluster.settle();
+        cluster.settle_for(steps);
         cluster
     }
 
@@ -78,18 +90,18 @@ impl Cluster {
                 command.arg("examples/quickstart.yaml");
                 fields.extend(["test_prompts=[]", "val_set_size=0"]);
             }
-            Job::Full { .. } => {
+            Job::Full { .. } | Job::Adapter { .. } => {
                 command.args([
                     "--dataset",
                     "examples/data/captain-pip.jsonl",
                     "--base-model",
                 ]);
                 command.arg(self.folder.path().join("model"));
-                fields.extend([
-                    "init_weights=random",
-                    "sequence_len=32",
-                    "global_batch_size=8",
-                ]);
+                fields.push("init_weights=random");
+                fields.extend(match self.job {
+                    Job::Adapter { .. } => ["adapter=lora", "sequence_len=128"],
+                    _ => ["global_batch_size=8", "sequence_len=32"],
+                });
             }
         }
         command.arg("--output-dir").arg(self.output());
@@ -124,10 +136,22 @@ impl Cluster {
 
     /// Waits until all workers are in and have made a few steps.
     pub fn settle(&mut self) {
+        self.settle_for(5);
+    }
+
+    fn settle_for(&mut self, steps: u64) {
         let workers = self.workers.iter().flatten().count() as u64;
         self.wait_for("all workers", |(_, found)| found == workers);
         let (step, _) = self.seen;
-        self.wait_for("steps", |(found, _)| found >= step + 5);
+        self.wait_for("steps", |(found, _)| found >= step + steps);
+    }
+
+    /// Seconds of processor that coordinator and workers have taken so far.
+    fn processor_seconds(&self) -> f64 {
+        let processes = self.coordinator.iter().chain(self.workers.iter().flatten());
+        processes
+            .map(|process| processor_seconds(process.id()))
+            .sum()
     }
 
     /// The step committed last.
@@ -139,6 +163,12 @@ impl Cluster {
     /// The moment at which more than `step` was committed.
     pub fn wait_beyond(&mut self, step: u64) -> Instant {
         self.wait_for("a step", |(found, _)| found > step)
+    }
+
+    /// When `step` was committed at last, and the seconds of processor taken by then.
+    pub fn reach(&mut self, step: u64) -> (Instant, f64) {
+        let at = self.wait_for("a step", |(found, _)| found >= step);
+        (at, self.processor_seconds())
     }
 
     /// Tokens a second over at least so long, from commit to commit.
@@ -210,6 +240,19 @@ impl Cluster {
     fn output(&self) -> PathBuf {
         self.folder.path().join("out")
     }
+}
+
+fn processor_seconds(process: u32) -> f64 {
+    /// As Linux counts for programs, whatever it counts for itself.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold anything; `utime` and `stime` are the 12th and 13th field after it.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields.split(' ').skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS_PER_SECOND
 }
 
 /// The tiny model's configuration with other sizes; its weights are drawn by the run.

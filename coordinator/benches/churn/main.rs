@@ -134,7 +134,7 @@ fn recoveries(
 }
 
 fn kill(options: &Options) {
-    let mut cluster = Cluster::start(&Job::Quickstart, 3, &[]);
+    let mut cluster = Cluster::start(&Job::Quickstart, 3, &[], 5);
     row("step with 3 workers", &[baseline(&mut cluster)]);
     let times = recoveries(
         &mut cluster,
@@ -146,7 +146,7 @@ fn kill(options: &Options) {
 }
 
 fn hang(options: &Options) {
-    let mut cluster = Cluster::start(&Job::Quickstart, 3, &[]);
+    let mut cluster = Cluster::start(&Job::Quickstart, 3, &[], 5);
     let times = recoveries(
         &mut cluster,
         options.rounds(),
@@ -162,7 +162,7 @@ fn join(options: &Options) {
         ("LoRA of the quick start", Job::Quickstart),
         ("all weights", options.full()),
     ] {
-        let mut cluster = Cluster::start(&job, 3, &[]);
+        let mut cluster = Cluster::start(&job, 3, &[], 5);
         let stall = |round: usize| {
             cluster.workers[2] = None;
             cluster.settle();
@@ -190,7 +190,7 @@ fn join(options: &Options) {
 }
 
 fn restart(options: &Options) {
-    let mut cluster = Cluster::start(&Job::Quickstart, 3, &["save_steps=50"]);
+    let mut cluster = Cluster::start(&Job::Quickstart, 3, &["save_steps=50"], 5);
     let times = recoveries(
         &mut cluster,
         options.rounds(),
@@ -206,53 +206,63 @@ fn restart(options: &Options) {
     );
 }
 
-/// The time of as many steps with and without checkpoints, in turn.
+/// What a checkpoint costs: steps that one is saved beside against as many that follow, of the same run.
 fn checkpoint(options: &Options) {
-    let job = options.full();
-    let (every, steps) = if options.quick { (5, 20) } else { (10, 100) };
-    let time = |save: &str| {
-        let mut cluster = Cluster::start(&job, 1, &[save]);
-        let from = cluster.step();
-        let gaps = cluster.gaps(|step, _| step > from + steps);
-        gaps.iter().sum::<Duration>().as_secs_f64()
+    /// Steps between two checkpoints; one is stored long before half of them are made.
+    const EVERY: u64 = 10;
+    let every = format!("save_steps={EVERY}");
+    let mut cluster = Cluster::start(&options.full(), 1, &[&every], 5);
+    let aligned = cluster.step().next_multiple_of(EVERY);
+    let mut stretch = |from: u64, steps: u64| {
+        let (began, used) = cluster.reach(from);
+        let (ended, used_then) = cluster.reach(from + steps);
+        ((ended - began).as_secs_f64(), used_then - used)
     };
-    let round = |_| {
-        let without = time("save_steps=1000000");
-        (without, time(&format!("save_steps={every}")))
+    let save = |round: usize| {
+        let saved = aligned + round as u64 * EVERY;
+        let (with, processor_with) = stretch(saved, EVERY / 2);
+        let (without, processor) = stretch(saved + EVERY / 2, EVERY / 2);
+        (with - without, processor_with - processor, 2.0 * without)
     };
-    let rounds: Vec<(f64, f64)> = (0..options.rounds()).map(round).collect();
-    let ratio = |(without, with): &(f64, f64)| (with / without - 1.0) * 100.0;
-    let each = |(without, with): &(f64, f64)| (with - without) * every as f64 / steps as f64;
-    let what = format!("checkpoint every {every} steps, % of the run's time");
-    figures(&what, rounds.iter().map(ratio).collect());
-    figures(
-        "a checkpoint delays the run by",
-        rounds.iter().map(each).collect(),
-    );
+    let saves: Vec<(f64, f64, f64)> = (0..options.rounds()).map(save).collect();
+    let delays: Vec<f64> = saves.iter().map(|(delay, ..)| *delay).collect();
+    let shares = saves.iter().map(|(delay, _, usual)| 100.0 * delay / usual);
+    figures("a checkpoint delays the run by", delays.clone());
+    let processor = saves.iter().map(|(_, processor, _)| *processor);
+    figures("a checkpoint takes of processors", processor.collect());
+    let usual = saves.iter().map(|(.., usual)| *usual / EVERY as f64);
+    figures("step without a checkpoint", usual.collect());
+    let what = format!("checkpoint every {EVERY} steps, % of the run's time");
+    figures(&what, shares.collect());
 }
 
-/// A pair of which one runs at half its speed, against the sum of what both do alone.
+/// Pairs of which one runs at half its speed, and equal ones, against the sum of what both do apart.
 fn pace(options: &Options) {
-    let least = Duration::from_secs(if options.quick { 2 } else { 60 });
-    let rounds = if options.quick { 1 } else { 3 };
+    let small = Job::Adapter { scalars: 4_000_000 };
+    let jobs = [
+        ("LoRA, 4 million weights", small, 8),
+        ("quick start", Job::Quickstart, 5),
+    ];
     println!();
     println!(
-        "{:<52} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "tokens/s", "full", "half", "both", "of sum", "2 full", "of sum"
+        "{:<48} {:>9} {:>9} {:>9} {:>8}",
+        "tokens/s, 64 slots a step", "one", "other", "together", "of sum"
     );
-    for _ in 0..options.rounds.unwrap_or(rounds) {
-        let pace::Pair {
-            full,
-            half,
-            together,
-            equals,
-        } = pace::measure(least);
-        println!(
-            "{:<52} {full:>8.0} {half:>8.0} {together:>8.0} {:>7.1}% {equals:>8.0} {:>7.1}%",
-            "a worker, one at half its speed (64 slots a step)",
-            100.0 * together / (full + half),
-            50.0 * equals / full
-        );
+    for round in 0..options.rounds.unwrap_or(if options.quick { 1 } else { 2 }) {
+        for (model, job, seconds) in &jobs {
+            let seconds = if options.quick { 1 } else { *seconds };
+            let pairs = pace::measure(job, Duration::from_secs(seconds));
+            for (what, pair) in ["one at half its speed", "equal"].into_iter().zip(pairs) {
+                println!(
+                    "{:<48} {:>9.0} {:>9.0} {:>9.0} {:>7.1}%",
+                    format!("{model}, {what} ({})", round + 1),
+                    pair.apart[0],
+                    pair.apart[1],
+                    pair.together,
+                    100.0 * pair.share()
+                );
+            }
+        }
     }
 }
 

@@ -1,4 +1,7 @@
 //! Whether a pair of unequal workers delivers the sum of their speeds.
+//!
+//! Two workers of one machine share its cores, caches and memory with each other and with a coordinator, whatever they
+//! work on. So what the pair is held against is what the same two do at the same time when each has a job of its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,35 +10,63 @@ use std::time::Duration;
 
 use crate::cluster::{Cluster, Job};
 
-/// A throttled worker runs for so long, and then rests for as long.
-const BEAT: Duration = Duration::from_millis(20);
+/// A throttled worker runs for so long, and then rests for as long: short beside a slot, as a slow machine is slow at
+/// every moment.
+const BEAT: Duration = Duration::from_millis(2);
 /// A slot for each block: 64 a step.
 const STEP: &str = "global_batch_size=64";
 
-/// Tokens a second.
+/// Tokens a second of two workers.
 pub struct Pair {
-    pub full: f64,
-    pub half: f64,
+    /// Each in a job of its own, at the same time.
+    pub apart: [f64; 2],
+    /// Both in one job.
     pub together: f64,
-    /// Two at full speed: what this machine has for two.
-    pub equals: f64,
 }
 
-/// One worker, one at half its speed, both of them, and two equal ones.
-pub fn measure(least: Duration) -> Pair {
-    Pair {
-        full: rate(1, None, least),
-        half: rate(1, Some(0), least),
-        together: rate(2, Some(1), least),
-        equals: rate(2, None, least),
+impl Pair {
+    /// What both deliver together, of what each delivers by itself.
+    pub fn share(&self) -> f64 {
+        self.together / self.apart.iter().sum::<f64>()
     }
 }
 
-fn rate(workers: usize, throttled: Option<usize>, least: Duration) -> f64 {
-    let mut cluster = Cluster::start(&Job::Quickstart, workers, &[STEP]);
-    let _throttle = throttled.map(|seat| Throttle::new(cluster.worker(seat).id()));
-    // The new speed is to be known.
-    cluster.settle();
+/// One worker at full speed and one at half, then both at full speed.
+pub fn measure(job: &Job, least: Duration) -> [Pair; 2] {
+    let apart = {
+        let mut clusters = [(); 2].map(|()| Cluster::start(job, 1, &[STEP], 1));
+        let unequal = {
+            let _throttle = Throttle::new(clusters[1].worker(0).id());
+            rates(&mut clusters, least)
+        };
+        [unequal, rates(&mut clusters, least)]
+    };
+    let mut pair = [Cluster::start(job, 2, &[STEP], 1)];
+    let together = {
+        let unequal = {
+            let _throttle = Throttle::new(pair[0].worker(1).id());
+            rates(&mut pair, least)
+        };
+        [unequal, rates(&mut pair, least)]
+    };
+    [0, 1].map(|index| Pair {
+        apart: [apart[index][0], apart[index][1]],
+        together: together[index][0],
+    })
+}
+
+/// Of clusters that run at the same time, once their speeds are known: after one step.
+fn rates(clusters: &mut [Cluster], least: Duration) -> Vec<f64> {
+    std::thread::scope(|scope| {
+        let rate = |cluster| scope.spawn(move || rate(cluster, least));
+        let rates: Vec<_> = clusters.iter_mut().map(rate).collect();
+        rates.into_iter().map(|rate| rate.join().unwrap()).collect()
+    })
+}
+
+fn rate(cluster: &mut Cluster, least: Duration) -> f64 {
+    let step = cluster.step();
+    cluster.wait_beyond(step);
     cluster.tokens_per_second(least)
 }
 
