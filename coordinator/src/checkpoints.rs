@@ -68,7 +68,7 @@ impl Store {
             layout_digest: facts.layout_digest.clone(),
             weights_digest: received.weights_digest.clone(),
             numerics_class: facts.numerics_class.clone(),
-            files: Vec::new(),
+            files: received.files,
         };
         failpoint::reached("checkpoint-write");
         let manifest = checkpoint::seal(folder.path(), head)?;

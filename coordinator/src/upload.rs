@@ -2,13 +2,14 @@
 //! digest before the next begins.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::wire::{MAX_FILES, check_digest};
 use proto::v1::upload_chunk::Chunk;
 use proto::v1::{FileEntry, UploadChunk, UploadHeader};
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
 use tonic::{Code, Status, Streaming};
 
 use crate::cluster::WorkerId;
@@ -25,6 +26,8 @@ pub struct Received {
     pub worker: WorkerId,
     pub step: u64,
     pub weights_digest: String,
+    /// As they arrived.
+    pub files: Vec<common::files::FileEntry>,
     pub folder: common::files::atomic::AtomicDir,
 }
 
@@ -43,7 +46,7 @@ pub async fn receive(
     chunks: &mut Streaming<UploadChunk>,
 ) -> Result<Received, Status> {
     let folder = expected.folder;
-    let mut names = HashSet::new();
+    let (mut names, mut files) = (HashSet::new(), Vec::new());
     let mut budget = expected.max_bytes;
     while let Some(chunk) = next(chunks).await? {
         let Chunk::File(entry) = chunk else {
@@ -51,7 +54,12 @@ pub async fn receive(
         };
         check_entry(&entry, &mut names, budget)?;
         budget -= entry.size;
-        receive_file(&folder.path().join(&entry.path), &entry, chunks).await?;
+        receive_file(folder.path().join(&entry.path), &entry, chunks).await?;
+        files.push(common::files::FileEntry {
+            path: entry.path,
+            size: entry.size,
+            digest: entry.digest,
+        });
     }
     if names.is_empty() {
         return Err(Status::invalid_argument("an upload without files"));
@@ -60,6 +68,7 @@ pub async fn receive(
         worker: WorkerId(header.worker),
         step: header.step,
         weights_digest: header.weights_digest,
+        files,
         folder,
     })
 }
@@ -90,18 +99,11 @@ fn check_entry(entry: &FileEntry, names: &mut HashSet<String>, budget: u64) -> R
 }
 
 async fn receive_file(
-    path: &std::path::Path,
+    path: PathBuf,
     entry: &FileEntry,
     chunks: &mut Streaming<UploadChunk>,
 ) -> Result<(), Status> {
-    let failed = |error: std::io::Error| {
-        Status::new(
-            DISK_FAILED,
-            format!("cannot write {}: {error}", path.display()),
-        )
-    };
-    let mut file = File::create_new(path).await.map_err(failed)?;
-    let mut hasher = blake3::Hasher::new();
+    let mut incoming = Incoming::create(path).await?;
     let mut missing = entry.size;
     while missing > 0 {
         let Some(Chunk::Data(data)) = next(chunks).await? else {
@@ -114,17 +116,62 @@ async fn receive_file(
             )));
         }
         missing -= data.len() as u64;
-        hasher.update(&data);
-        file.write_all(&data).await.map_err(failed)?;
+        incoming = incoming.take(data).await?;
     }
-    file.flush().await.map_err(failed)?;
-    if hasher.finalize().to_hex().as_str() != entry.digest {
+    if incoming.hasher.finalize().to_hex().as_str() != entry.digest {
         return Err(Status::data_loss(format!(
             "{} arrived with another digest than announced",
             entry.path
         )));
     }
     Ok(())
+}
+
+/// A file on its way in. What it does to the disk is done beside the calls that are served.
+struct Incoming {
+    path: PathBuf,
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl Incoming {
+    async fn create(path: PathBuf) -> Result<Self, Status> {
+        beside(move || match File::create_new(&path) {
+            Ok(file) => Ok(Self {
+                path,
+                file,
+                hasher: blake3::Hasher::new(),
+            }),
+            Err(error) => Err(disk_failed(&path, &error)),
+        })
+        .await
+    }
+
+    async fn take(mut self, data: impl AsRef<[u8]> + Send + 'static) -> Result<Self, Status> {
+        beside(move || {
+            let data = data.as_ref();
+            self.hasher.update(data);
+            match self.file.write_all(data) {
+                Ok(()) => Ok(self),
+                Err(error) => Err(disk_failed(&self.path, &error)),
+            }
+        })
+        .await
+    }
+}
+
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(Status::internal("writing the state was interrupted")))
+}
+
+fn disk_failed(path: &Path, error: &io::Error) -> Status {
+    Status::new(
+        DISK_FAILED,
+        format!("cannot write {}: {error}", path.display()),
+    )
 }
 
 async fn next(chunks: &mut Streaming<UploadChunk>) -> Result<Option<Chunk>, Status> {

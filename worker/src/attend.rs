@@ -174,7 +174,7 @@ impl Life {
         let threads = self.threads();
         let (failures, mut upload_failures) = mpsc::channel(1);
         let (given_up, mut reasons) = mpsc::channel(1);
-        let uploads = Uploads::new(client.clone(), admission.worker, cache.clone(), failures);
+        let uploads = Uploads::new(client.clone(), admission.worker, failures);
         let blocks = Arc::new(Blocks::new(
             client.clone(),
             admission.job.clone(),

@@ -32,7 +32,7 @@ use crate::fetch::Folder;
 use crate::leases::{Leases, SlotKey};
 use crate::session::{Lease, Order};
 use crate::slot::{self, HeldSlots};
-use crate::upload::{Uploads, weights_format};
+use crate::upload::{State, Uploads, weights_format};
 
 /// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
 const REMEMBERED_UPDATES: usize = 16;
@@ -457,15 +457,26 @@ impl Run {
     fn save_state(&mut self) {
         let step = self.trainer.step();
         if self.saves.remove(&step) {
-            let snapshot = self.trainer.snapshot();
+            let state = State {
+                snapshot: self.trainer.snapshot(),
+                weights_digest: self.reported_digest(step),
+                format: self.format.clone(),
+            };
             if let Some(line) = &self.line {
-                line.uploads.start(snapshot, self.format.clone());
+                line.uploads.start(state);
             }
         }
         while let Some(missed) = self.saves.first().copied().filter(|first| *first < step) {
             tracing::warn!("the state after step {missed} was asked for too late");
             self.saves.remove(&missed);
         }
+    }
+
+    /// Of the weights after `step` updates, where it was reported.
+    fn reported_digest(&self, step: u64) -> Option<String> {
+        let report = self.updates.back()?.report.as_ref()?;
+        let is_known = report.step == step && !report.weights_digest.is_empty();
+        is_known.then(|| report.weights_digest.clone())
     }
 
     fn is_void(&self, generation: u64, step: u64) -> bool {

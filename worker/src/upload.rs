@@ -1,42 +1,41 @@
 //! State on its way to the coordinator, while training goes on.
 //!
-//! In: snapshots. Out: the files that a checkpoint holds, written to a folder of this machine, streamed up, and removed.
+//! In: snapshots. Out: the files that a checkpoint holds, in chunks, straight from memory: this machine's disk has no part
+//! in it. They are read twice, for their digests and for the wire.
 
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::failpoint;
 use common::files::adapter::{AdapterConfig, parse_tensor_name};
 use common::files::model::ModelFolder;
+use common::files::sink::{Entries, Fill, Sink};
 use common::files::tensors::Dtype;
 use common::files::{FileEntry, FileError, Layout, Snapshot, WeightsFormat};
 use common::job::{BaseDtype, JobSpec, Method, TargetModules};
 use common::wire::CHUNK_BYTES;
 use proto::v1;
+use proto::v1::upload_chunk::Chunk;
 use thiserror::Error;
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::connect::{Client, retry_delays};
-use crate::temporary::TemporaryFolder;
 
 const MAX_FAILURES: usize = 4;
+/// Chunks read ahead of the wire.
+const CHUNKS_AHEAD: usize = 4;
 
 #[derive(Debug, Error)]
 pub enum UploadError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("cannot use {path}: {source}")]
-    Folder {
-        path: PathBuf,
-        source: std::io::Error,
-    },
     #[error("the coordinator did not take the state: {reason}")]
     Refused { reason: String },
-    #[error("writing the state was interrupted")]
+    #[error("handing the state over was interrupted")]
     Interrupted,
 }
 
@@ -51,26 +50,19 @@ pub struct Uploads {
 struct Shared {
     client: Client,
     worker: u64,
-    cache: PathBuf,
     failures: mpsc::Sender<UploadError>,
-    /// One at a time: each needs memory and disk for a whole state.
+    /// One at a time: they share the way up.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Uploads {
     /// What fails on this machine is sent to `failures`, because the coordinator cannot know of it. Must be called
     /// within the runtime.
-    pub fn new(
-        client: Client,
-        worker: u64,
-        cache: PathBuf,
-        failures: mpsc::Sender<UploadError>,
-    ) -> Self {
+    pub fn new(client: Client, worker: u64, failures: mpsc::Sender<UploadError>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 client,
                 worker,
-                cache,
                 failures,
                 turn: tokio::sync::Mutex::new(()),
             }),
@@ -80,12 +72,12 @@ impl Uploads {
     }
 
     /// Hands a state over; training goes on at once.
-    pub fn start(&self, snapshot: Snapshot, format: WeightsFormat) {
+    pub fn start(&self, state: State) {
         let shared = self.shared.clone();
         let task = async move {
             let _turn = shared.turn.lock().await;
-            let step = snapshot.step;
-            match shared.upload(snapshot, format).await {
+            let step = state.snapshot.step;
+            match shared.upload(state).await {
                 Ok(()) => {}
                 Err(error @ UploadError::Refused { .. }) => {
                     tracing::error!("the state after step {step} could not be saved: {error}");
@@ -114,27 +106,21 @@ impl Uploads {
 }
 
 impl Shared {
-    async fn upload(&self, snapshot: Snapshot, format: WeightsFormat) -> Result<(), UploadError> {
-        let parent = self.cache.join("uploads");
-        let folder = TemporaryFolder::create(&parent).map_err(|source| UploadError::Folder {
-            path: parent,
-            source,
-        })?;
+    async fn upload(&self, state: State) -> Result<(), UploadError> {
+        let state = Arc::new(state);
+        let described = {
+            let state = state.clone();
+            tokio::task::spawn_blocking(move || state.describe()).await
+        };
+        let (header, entries) = described.map_err(|_| UploadError::Interrupted)??;
         let header = v1::UploadHeader {
             worker: self.worker,
-            step: snapshot.step,
-            weights_digest: snapshot.weights_digest(),
+            ..header
         };
-        let path = folder.path().to_owned();
-        let write = move || -> Result<Vec<FileEntry>, FileError> {
-            snapshot.write_files(&path, &format)?;
-            list(&path)
-        };
-        let written = tokio::task::spawn_blocking(write).await;
-        let entries = written.map_err(|_| UploadError::Interrupted)??;
         let mut delays = retry_delays(MAX_FAILURES);
         loop {
-            let Err(status) = self.send(folder.path(), &header, &entries).await else {
+            let sent = self.send(&state, &header, &entries).await;
+            let Err(status) = sent else {
                 return Ok(());
             };
             let transient = status.code() == tonic::Code::Unavailable;
@@ -150,75 +136,120 @@ impl Shared {
 
     async fn send(
         &self,
-        folder: &Path,
+        state: &Arc<State>,
         header: &v1::UploadHeader,
         entries: &[FileEntry],
     ) -> Result<(), tonic::Status> {
-        let (sender, receiver) = mpsc::channel(4);
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        // Never full: it is the first message.
+        let _ = sender.try_send(chunk(Chunk::Header(header.clone())));
         let mut client = self.client.clone();
-        let reading = read_chunks(folder, header.clone(), entries, sender);
-        let sending = client.upload_state(ReceiverStream::new(receiver));
-        // Both to their end: a reply before the last chunk is a refusal, and then the reader finds its channel closed.
-        let (read, reply) = tokio::join!(reading, sending);
+        let (state, entries) = (state.clone(), entries.to_vec());
+        let writing = tokio::task::spawn_blocking(move || {
+            let chunks = Chunks { sender, entries };
+            state.snapshot.write_files(chunks, &state.format)
+        });
+        let reply = client.upload_state(ReceiverStream::new(receiver)).await;
+        // A reply before the last chunk is a refusal, and then the writer finds its channel closed.
+        let written = writing.await;
         reply?;
-        read.map_err(|e| tonic::Status::internal(e.to_string()))
+        written
+            .map_err(|_| UploadError::Interrupted)
+            .and_then(|written| written.map_err(UploadError::File))
+            .map_err(|error| tonic::Status::internal(error.to_string()))
     }
 }
 
-/// The messages of an upload, in order. Ends early where nobody takes them any more.
-async fn read_chunks(
-    folder: &Path,
-    header: v1::UploadHeader,
-    entries: &[FileEntry],
-    sender: mpsc::Sender<v1::UploadChunk>,
-) -> std::io::Result<()> {
-    use v1::upload_chunk::Chunk;
-    let send = async |chunk: Chunk| {
-        sender
-            .send(v1::UploadChunk { chunk: Some(chunk) })
-            .await
-            .is_ok()
-    };
-    if !send(Chunk::Header(header)).await {
-        return Ok(());
+/// A state to be handed over.
+pub struct State {
+    pub snapshot: Snapshot,
+    /// Of its weights, where it is known already.
+    pub weights_digest: Option<String>,
+    pub format: WeightsFormat,
+}
+
+impl State {
+    /// Whose worker is left open, and the files in their order.
+    fn describe(&self) -> Result<(v1::UploadHeader, Vec<FileEntry>), FileError> {
+        let mut entries = Entries::default();
+        self.snapshot.write_files(&mut entries, &self.format)?;
+        let known = self.weights_digest.clone();
+        let header = v1::UploadHeader {
+            worker: 0,
+            step: self.snapshot.step,
+            weights_digest: known.unwrap_or_else(|| self.snapshot.weights_digest()),
+        };
+        Ok((header, entries.0))
     }
-    for entry in entries {
+}
+
+/// Files as the messages of an upload. Writing ends with an error where nobody takes them any more.
+struct Chunks {
+    sender: mpsc::Sender<v1::UploadChunk>,
+    /// Of the files to come, in their order.
+    entries: Vec<FileEntry>,
+}
+
+impl Sink for Chunks {
+    fn file(&mut self, name: &str, _size: u64, fill: Fill) -> Result<(), FileError> {
+        let path = Path::new(name);
+        let entry = self.entries.iter().find(|entry| entry.path == name);
+        let entry = entry.ok_or_else(|| FileError::malformed(path, "was not announced"))?;
         let announced = Chunk::File(v1::FileEntry {
             path: entry.path.clone(),
             size: entry.size,
             digest: entry.digest.clone(),
         });
-        if !send(announced).await {
-            return Ok(());
-        }
-        let mut file = tokio::fs::File::open(folder.join(&entry.path)).await?;
-        loop {
-            let mut data = Vec::with_capacity(CHUNK_BYTES);
-            let mut part = (&mut file).take(CHUNK_BYTES as u64);
-            if part.read_to_end(&mut data).await? == 0 {
-                break;
-            }
-            if !send(Chunk::Data(data.into())).await {
-                return Ok(());
-            }
-            failpoint::reached("upload");
-        }
+        let mut data = Data {
+            sender: &self.sender,
+            left: entry.size,
+            next: Vec::new(),
+        };
+        let filled = data.send(announced).and_then(|()| fill(&mut data));
+        filled.map_err(FileError::io("hand over", path))
     }
-    Ok(())
 }
 
-/// The files of a folder by name. `Snapshot::write_files` makes no subfolders.
-fn list(folder: &Path) -> Result<Vec<FileEntry>, FileError> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(FileError::io("read", folder))? {
-        let entry = entry.map_err(FileError::io("read", folder))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
+/// The bytes of one file.
+struct Data<'a> {
+    sender: &'a mpsc::Sender<v1::UploadChunk>,
+    /// To be written still.
+    left: u64,
+    next: Vec<u8>,
+}
+
+impl Data<'_> {
+    fn send(&self, content: Chunk) -> io::Result<()> {
+        let sent = self.sender.blocking_send(chunk(content));
+        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
-    names.sort();
-    names
-        .iter()
-        .map(|name| FileEntry::of(folder, name))
-        .collect()
+}
+
+impl Write for Data<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.next.is_empty() {
+            self.next.reserve_exact(CHUNK_BYTES.min(self.left as usize));
+        }
+        let count = bytes.len().min(CHUNK_BYTES - self.next.len());
+        self.next.extend_from_slice(&bytes[..count]);
+        self.left = self.left.saturating_sub(count as u64);
+        if self.next.len() == CHUNK_BYTES || self.left == 0 {
+            let data = std::mem::take(&mut self.next);
+            self.send(Chunk::Data(data.into()))?;
+            failpoint::reached("upload");
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn chunk(content: Chunk) -> v1::UploadChunk {
+    v1::UploadChunk {
+        chunk: Some(content),
+    }
 }
 
 /// What the trained weights become on disk.

@@ -63,7 +63,7 @@ fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
         (name('A'), Dtype::F32, vec![1, columns], zeros.as_slice()),
         (name('B'), Dtype::F32, vec![columns, 1], zeros.as_slice()),
     ];
-    write(&folder.path().join(ADAPTER_WEIGHTS), tensors, &[]).unwrap();
+    write(folder.path(), ADAPTER_WEIGHTS, tensors, &[]).unwrap();
     folder
 }
 

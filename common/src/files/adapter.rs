@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::FileError;
 use super::error::read_json;
-use super::model::write_json;
+use super::model::json_text;
+use super::sink::Sink;
 use crate::job::{LoraSpec, TargetModules};
 
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -123,7 +124,7 @@ impl AdapterConfig {
         })
     }
 
-    pub fn write(&self, dir: &Path) -> Result<(), FileError> {
+    pub fn write(&self, mut sink: impl Sink) -> Result<(), FileError> {
         let mut config = defaults();
         for (field, value) in [
             (
@@ -139,7 +140,7 @@ impl AdapterConfig {
         ] {
             config[field] = value;
         }
-        write_json(&dir.join(ADAPTER_CONFIG), &config)
+        sink.small_file(ADAPTER_CONFIG, &json_text(ADAPTER_CONFIG, &config)?)
     }
 }
 

@@ -17,6 +17,7 @@ use super::{FileEntry, FileError, atomic, durable};
 pub const MANIFEST: &str = "manifest.json";
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 const PREFIX: &str = "checkpoint-";
+const TENSORS: &str = ".safetensors";
 
 /// What a checkpoint is of, and what is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,11 +61,12 @@ pub fn checkpoint_dir(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("{PREFIX}{step}"))
 }
 
-/// Makes every file in `dir` durable, digests it and writes the manifest, which is durable then too: the last thing before the folder is committed. `head.files` is
-/// replaced by what is there.
+/// Makes every file in `dir` durable, digests it and writes the manifest, which is durable then too: the last thing
+/// before the folder is committed. `head.files` is replaced by what is there; tensors that are listed in it were digested
+/// when they were written, and are not read again.
 pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
     let mut manifest = head;
-    manifest.files = Vec::new();
+    let known = std::mem::take(&mut manifest.files);
     for entry in fs::read_dir(dir).map_err(FileError::io("read", dir))? {
         let entry = entry.map_err(FileError::io("read", dir))?;
         let name = entry.file_name().into_string().map_err(|name| {
@@ -73,7 +75,17 @@ pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
         if name != MANIFEST && entry.path().is_file() {
             let path = entry.path();
             durable::sync_path(&path).map_err(FileError::io("make durable", &path))?;
-            manifest.files.push(FileEntry::of(dir, &name)?);
+            let size = fs::metadata(&path)
+                .map_err(FileError::io("read", &path))?
+                .len();
+            // Nobody but who wrote them writes tensors; other files may have been replaced since.
+            let is_known = |file: &&FileEntry| {
+                file.path == name && file.size == size && name.ends_with(TENSORS)
+            };
+            manifest.files.push(match known.iter().find(is_known) {
+                Some(file) => file.clone(),
+                None => FileEntry::of(dir, &name)?,
+            });
         }
     }
     manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -103,7 +115,7 @@ pub fn verify(dir: &Path) -> Result<Manifest, FileError> {
     let has_weights = names.contains(ADAPTER_WEIGHTS)
         || names
             .iter()
-            .any(|name| name.starts_with("model") && name.ends_with(".safetensors"));
+            .any(|name| name.starts_with("model") && name.ends_with(TENSORS));
     if !has_weights || !names.contains(OPTIMIZER) {
         return Err(FileError::malformed(
             &path,

@@ -5,13 +5,16 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod durable;
 mod error;
+pub mod flat;
 pub mod layout;
 pub mod manifest;
 pub mod model;
+pub mod sink;
 pub mod snapshot;
 pub mod tensors;
 
 pub use error::FileError;
+pub use flat::Flat;
 pub use layout::{Layout, TensorLayout, weights_digest};
 pub use manifest::{FileEntry, file_digest};
 pub use snapshot::{Snapshot, WeightsFormat};

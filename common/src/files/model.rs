@@ -15,8 +15,8 @@ use super::tensors::TensorFile;
 use super::{FileEntry, FileError, atomic};
 use crate::job::InitWeights;
 
-pub(in crate::files) use writer::write_json;
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
+pub(in crate::files) use writer::{json_text, write_json};
 
 pub const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";

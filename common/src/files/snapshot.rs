@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use super::FileError;
 use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
+use super::flat::Flat;
 use super::layout::{Layout, as_bytes, weights_digest};
 use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use super::sink::Sink;
 use super::tensors::{self, Dtype, TensorFile};
 use crate::job::InitWeights;
 
@@ -24,11 +26,11 @@ pub struct Snapshot {
     pub step: u64,
     pub layout: Arc<Layout>,
     /// Flat, as are the moments.
-    pub weights: Vec<f32>,
+    pub weights: Flat,
     /// Adam's first moment.
-    pub exp_avg: Vec<f32>,
+    pub exp_avg: Flat,
     /// Adam's second moment.
-    pub exp_avg_sq: Vec<f32>,
+    pub exp_avg_sq: Flat,
 }
 
 /// What the weights become on disk.
@@ -59,9 +61,13 @@ impl Snapshot {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Writes weights and optimizer state into an existing folder.
-    pub fn write_files(&self, dir: &Path, format: &WeightsFormat) -> Result<(), FileError> {
-        self.write_weights(dir, format)?;
+    /// Writes weights and optimizer state.
+    pub fn write_files(
+        &self,
+        mut sink: impl Sink,
+        format: &WeightsFormat,
+    ) -> Result<(), FileError> {
+        self.write_weights(&mut sink, format)?;
         let keep_weights =
             matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
         let mut buffers = vec![("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
@@ -76,19 +82,23 @@ impl Snapshot {
         });
         let (step, layout) = (self.step.to_string(), self.layout.digest());
         let metadata = [("step", step.as_str()), ("layout_digest", layout.as_str())];
-        tensors::write(&dir.join(OPTIMIZER), listed, &metadata)
+        tensors::write(&mut sink, OPTIMIZER, listed, &metadata)
     }
 
     /// Writes only what other programs load.
-    pub fn write_weights(&self, dir: &Path, format: &WeightsFormat) -> Result<(), FileError> {
+    pub fn write_weights(
+        &self,
+        mut sink: impl Sink,
+        format: &WeightsFormat,
+    ) -> Result<(), FileError> {
         match format {
             WeightsFormat::Adapter(config) => {
                 let listed = self.named(&self.weights).map(|(name, shape, scalars)| {
                     let name = name.to_owned();
                     (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
                 });
-                tensors::write(&dir.join(ADAPTER_WEIGHTS), listed, &[])?;
-                config.write(dir)
+                tensors::write(&mut sink, ADAPTER_WEIGHTS, listed, &[])?;
+                config.write(sink)
             }
             WeightsFormat::Model { config, dtype } => {
                 let listed: Vec<ModelTensor> = self
@@ -99,7 +109,7 @@ impl Snapshot {
                         scalars,
                     })
                     .collect();
-                write_model(dir, config, &listed, *dtype, MAX_SHARD_BYTES)
+                write_model(sink, config, &listed, *dtype, MAX_SHARD_BYTES)
             }
         }
     }
@@ -128,9 +138,9 @@ impl Snapshot {
         };
         Ok(Self {
             step,
-            weights,
-            exp_avg: read_flat(&files, "exp_avg.", layout)?,
-            exp_avg_sq: read_flat(&files, "exp_avg_sq.", layout)?,
+            weights: weights.into(),
+            exp_avg: read_flat(&files, "exp_avg.", layout)?.into(),
+            exp_avg_sq: read_flat(&files, "exp_avg_sq.", layout)?.into(),
             layout: layout.clone(),
         })
     }

@@ -288,7 +288,8 @@ mod tests {
             .flat_map(|x| x.to_le_bytes())
             .collect();
         write(
-            &path,
+            folder,
+            "model.safetensors",
             [
                 ("w".to_owned(), Dtype::F32, vec![3, 1], &weights[..]),
                 ("h".to_owned(), Dtype::BF16, vec![2], &halves[..]),

@@ -18,6 +18,7 @@ use common::files::atomic::AtomicDir;
 use common::files::checkpoint::{self, checkpoint_dir, newest_valid};
 use common::files::durable::Operation;
 use common::files::model::ModelFolder;
+use common::files::sink::Entries;
 use common::files::{FileError, Layout, Snapshot, WeightsFormat, atomic};
 use common::job::InitWeights;
 use coordinator::checkpoints::{Facts, Store};
@@ -82,6 +83,8 @@ fn received(store: &Store, step: u64) -> Received {
         use_rslora: false,
         target_modules: vec!["q_proj".into()],
     });
+    let mut files = Entries::default();
+    snapshot.write_files(&mut files, &format).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     snapshot.write_files(elsewhere.path(), &format).unwrap();
     for entry in fs::read_dir(elsewhere.path()).unwrap() {
@@ -92,6 +95,7 @@ fn received(store: &Store, step: u64) -> Received {
         worker: WorkerId(1),
         step,
         weights_digest: snapshot.weights_digest(),
+        files: files.0,
         folder,
     }
 }

@@ -164,7 +164,7 @@ pub(super) struct Assembly {
 impl Assembly {
     /// The header was decoded for this layout.
     pub fn new(header: StateHeader, layout: Arc<Layout>) -> Self {
-        let buffer = || vec![0f32; layout.scalars];
+        let buffer = || vec![0f32; layout.scalars].into();
         let snapshot = Snapshot {
             step: header.step,
             weights: buffer(),

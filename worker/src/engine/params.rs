@@ -7,6 +7,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use common::files::Flat;
 use common::files::layout::Layout;
 use half::bf16;
 use rayon::prelude::*;
@@ -39,7 +40,7 @@ enum Store {
 /// A trainable tensor's place in the flat weights, and where its gradient goes.
 #[derive(Clone)]
 struct GradientSlot {
-    flat: Arc<RwLock<Vec<f32>>>,
+    flat: Arc<RwLock<Flat>>,
     range: Range<usize>,
     gradients: Gradients,
     index: usize,
@@ -49,7 +50,7 @@ struct GradientSlot {
 pub enum Reading<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
-    Trainable(RwLockReadGuard<'a, Vec<f32>>, Range<usize>),
+    Trainable(RwLockReadGuard<'a, Flat>, Range<usize>),
 }
 
 /// A [`Reading`] of a weight in float32.
@@ -338,7 +339,7 @@ impl Gradients {
 /// by the whole model and no second copy exists.
 pub struct Parameters {
     layout: Arc<Layout>,
-    flat: Arc<RwLock<Vec<f32>>>,
+    flat: Arc<RwLock<Flat>>,
     gradients: Gradients,
 }
 
@@ -348,7 +349,7 @@ impl Parameters {
         assert_eq!(values.len(), layout.scalars, "trainable weights");
         let layout = Arc::new(layout);
         Self {
-            flat: Arc::new(RwLock::new(values)),
+            flat: Arc::new(RwLock::new(values.into())),
             gradients: Gradients::new(layout.clone(), collect),
             layout,
         }
@@ -385,7 +386,17 @@ impl Parameters {
         read(&self.flat.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes the flat weights in place.
+    /// The flat weights, without a copy.
+    pub fn share(&self) -> Flat {
+        let flat = self.flat.read().unwrap_or_else(PoisonError::into_inner);
+        flat.clone()
+    }
+
+    pub fn replace(&self, weights: Flat) {
+        *self.flat.write().unwrap_or_else(PoisonError::into_inner) = weights;
+    }
+
+    /// Changes the flat weights in place, or a copy of them while somebody still reads what was shared.
     pub fn update(&self, write: impl FnOnce(&mut [f32])) {
         write(&mut self.flat.write().unwrap_or_else(PoisonError::into_inner));
     }

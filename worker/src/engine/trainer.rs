@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::data::block::Block;
+use common::files::Flat;
 use common::files::layout::{Layout, weights_digest};
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
@@ -70,8 +71,8 @@ pub struct Trainer {
     /// Of the slots held.
     outcomes: HeldSlots,
     optimizer: AdamW,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
+    exp_avg: Flat,
+    exp_avg_sq: Flat,
     step: u64,
     slot_times: SlotTimes,
 }
@@ -111,7 +112,7 @@ impl Trainer {
         };
         let mut model = pool.install(|| Model::build(&config, &tensors, job.sequence_len))?;
         let scalars = parameters.layout().scalars;
-        let (exp_avg, exp_avg_sq) = (zeros(scalars)?, zeros(scalars)?);
+        let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
         model.set_checkpointing(checkpoints(&job, &model, scalars));
         Ok(Self {
             total_scalars: total_scalars(&config, &job, scalars),
@@ -282,7 +283,7 @@ impl Trainer {
             let layout = parameters.layout();
             parameters.update(|weights| {
                 pool.install(|| {
-                    let moments = (exp_avg.as_mut_slice(), exp_avg_sq.as_mut_slice());
+                    let moments = (&mut exp_avg[..], &mut exp_avg_sq[..]);
                     update_tensors(optimizer, &update, &layout, weights, moments, mean);
                 });
             });
@@ -299,11 +300,12 @@ impl Trainer {
         self.parameters.read(digest)
     }
 
+    /// The state as it is now, without a copy: the next update makes one where somebody still reads this then.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             step: self.step,
             layout: self.layout(),
-            weights: self.parameters.read(<[f32]>::to_vec),
+            weights: self.parameters.share(),
             exp_avg: self.exp_avg.clone(),
             exp_avg_sq: self.exp_avg_sq.clone(),
         }
@@ -318,10 +320,9 @@ impl Trainer {
                 expected: layout.digest(),
             });
         }
-        self.parameters
-            .update(|weights| weights.copy_from_slice(&snapshot.weights));
-        self.exp_avg.copy_from_slice(&snapshot.exp_avg);
-        self.exp_avg_sq.copy_from_slice(&snapshot.exp_avg_sq);
+        self.parameters.replace(snapshot.weights.clone());
+        self.exp_avg = snapshot.exp_avg.clone();
+        self.exp_avg_sq = snapshot.exp_avg_sq.clone();
         self.step = snapshot.step;
         self.forget_slots();
         Ok(())

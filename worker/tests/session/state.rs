@@ -145,25 +145,3 @@ async fn a_file_with_another_digest_is_refused() {
         "{message}"
     );
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_cannot_save_the_state_leaves_it_to_another() {
-    let mut stage = stage().await;
-    let (worker, mut peer, ..) = stage.ready_worker().await;
-    // A file where the folder for uploads should be.
-    let cache = stage.folder.path().join("cache");
-    std::fs::create_dir_all(&cache).unwrap();
-    std::fs::write(cache.join("uploads"), "").unwrap();
-    let save = v1::SaveState {
-        step: 0,
-        r#final: true,
-    };
-    peer.send(Down::SaveState(save)).await;
-    match peer.next().await.unwrap() {
-        Up::Leaving(leaving) => assert!(leaving.failed && leaving.reason.contains("uploads")),
-        other => panic!("{other:?}"),
-    }
-    drop(peer);
-    let message = worker.await.unwrap().unwrap_err().to_string();
-    assert!(message.contains("could not be saved"), "{message}");
-}

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{CONFIG, INDEX, SINGLE};
 use crate::files::layout::as_bytes;
+use crate::files::sink::Sink;
 use crate::files::tensors::{Dtype, TensorSpec, write_streaming};
 use crate::files::{FileError, atomic};
 
@@ -24,7 +25,7 @@ pub struct ModelTensor<'a> {
 /// Writes `config.json` (with the right type named) and the weights as `dtype`: one file, or shards of at most
 /// `max_shard_bytes` and their index.
 pub fn write_model(
-    dir: &Path,
+    mut sink: impl Sink,
     config: &Value,
     tensors: &[ModelTensor],
     dtype: Dtype,
@@ -43,12 +44,12 @@ pub fn write_model(
     }
     shards.push(&tensors[start..]);
     if let [all] = shards[..] {
-        write_shard(&dir.join(SINGLE), all, dtype)?;
+        write_shard(&mut sink, SINGLE, all, dtype)?;
     } else {
         let mut weight_map = serde_json::Map::new();
         for (number, shard) in shards.iter().enumerate() {
             let name = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-            write_shard(&dir.join(&name), shard, dtype)?;
+            write_shard(&mut sink, &name, shard, dtype)?;
             for tensor in *shard {
                 weight_map.insert(tensor.name.to_owned(), name.clone().into());
             }
@@ -59,17 +60,22 @@ pub fn write_model(
             "metadata": {"total_parameters": scalars, "total_size": total},
             "weight_map": weight_map,
         });
-        write_json(&dir.join(INDEX), &index)?;
+        sink.small_file(INDEX, &json_text(INDEX, &index)?)?;
     }
     let mut config = config.clone();
     // Transformers reads `dtype` since version 4.56 and `torch_dtype` before; everybody reads one of them.
     for key in ["dtype", "torch_dtype"] {
         config[key] = dtype_name(dtype).into();
     }
-    write_json(&dir.join(CONFIG), &config)
+    sink.small_file(CONFIG, &json_text(CONFIG, &config)?)
 }
 
-fn write_shard(path: &Path, tensors: &[ModelTensor], dtype: Dtype) -> Result<(), FileError> {
+fn write_shard(
+    sink: &mut dyn Sink,
+    name: &str,
+    tensors: &[ModelTensor],
+    dtype: Dtype,
+) -> Result<(), FileError> {
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|tensor| TensorSpec {
@@ -78,7 +84,7 @@ fn write_shard(path: &Path, tensors: &[ModelTensor], dtype: Dtype) -> Result<(),
             shape: tensor.shape.to_vec(),
         })
         .collect();
-    write_streaming(path, &specs, &[], |index, out| {
+    write_streaming(sink, name, &specs, &[], |index, out| {
         write_scalars(tensors[index].scalars, dtype, out)
     })
 }
@@ -113,8 +119,16 @@ pub(in crate::files) fn write_json(
     path: &Path,
     value: &impl serde::Serialize,
 ) -> Result<(), FileError> {
+    atomic::write(path, &json_text(&path.to_string_lossy(), value)?)
+}
+
+/// As we write it, for the file of that name.
+pub(in crate::files) fn json_text(
+    name: &str,
+    value: &impl serde::Serialize,
+) -> Result<Vec<u8>, FileError> {
     let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| FileError::malformed(path, error.to_string()))?;
+        .map_err(|error| FileError::malformed(Path::new(name), error.to_string()))?;
     text.push(b'\n');
-    atomic::write(path, &text)
+    Ok(text)
 }

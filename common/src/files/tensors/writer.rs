@@ -1,12 +1,12 @@
 //! Safetensors files, written as a stream. In: names, types and shapes, then the bytes of one tensor after the other.
-//! Out: a file that appears whole.
+//! Out: a file for a [`Sink`].
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use super::{Dtype, METADATA, byte_len};
 use crate::files::FileError;
-use crate::files::atomic::AtomicFile;
+use crate::files::sink::Sink;
 
 /// What a tensor is called and how large it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,8 @@ pub struct TensorSpec {
 /// Writes a safetensors file of tensors that are in memory. `metadata` beside `{"format": "pt"}`, which every reader of
 /// Hugging Face's wants.
 pub fn write<'a>(
-    path: &Path,
+    sink: impl Sink,
+    file: &str,
     tensors: impl IntoIterator<Item = (String, Dtype, Vec<usize>, &'a [u8])>,
     metadata: &[(&str, &str)],
 ) -> Result<(), FileError> {
@@ -27,58 +28,53 @@ pub fn write<'a>(
         .into_iter()
         .map(|(name, dtype, shape, bytes)| (TensorSpec { name, dtype, shape }, bytes))
         .unzip();
-    write_streaming(path, &specs, metadata, |index, out| {
+    write_streaming(sink, file, &specs, metadata, |index, out| {
         out.write_all(bytes[index])
     })
 }
 
 /// Writes a safetensors file, asking `fill` for the bytes of one tensor after the other.
 pub fn write_streaming(
-    path: &Path,
+    mut sink: impl Sink,
+    file: &str,
     specs: &[TensorSpec],
     metadata: &[(&str, &str)],
     mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    let (header, sizes) = encode_header(path, specs, metadata)?;
-    let mut file = Counting {
-        file: AtomicFile::create(path)?,
-        written: 0,
-    };
-    let write = FileError::io("write", path);
-    let result = (|| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(&header)?;
+    let (header, sizes) = encode_header(Path::new(file), specs, metadata)?;
+    let size = 8 + header.len() as u64 + sizes.iter().sum::<u64>();
+    sink.file(file, size, &mut |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
         for (index, size) in sizes.iter().enumerate() {
-            file.written = 0;
-            fill(index, &mut file)?;
-            if file.written != *size {
+            let mut tensor = Counting { out, written: 0 };
+            fill(index, &mut tensor)?;
+            if tensor.written != *size {
                 let name = &specs[index].name;
                 return Err(io::Error::other(format!(
                     "tensor {name} was given {} bytes where its shape needs {size}",
-                    file.written
+                    tensor.written
                 )));
             }
         }
         Ok(())
-    })();
-    result.map_err(write)?;
-    file.file.commit()
+    })
 }
 
-struct Counting {
-    file: AtomicFile,
+struct Counting<'a> {
+    out: &'a mut dyn Write,
     written: u64,
 }
 
-impl Write for Counting {
+impl Write for Counting<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.out.write(bytes)?;
         self.written += count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.out.flush()
     }
 }
 
