@@ -156,7 +156,7 @@ mod tests {
             gradient_checkpointing: Checkpointing::Never,
             seed: 42,
             logging_steps: 1,
-            save_steps: None,
+            save_steps: SaveSteps::Never,
             save_total_limit: None,
             eval_steps: None,
             max_skipped_steps: 5,

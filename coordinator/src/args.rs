@@ -199,7 +199,7 @@ pub struct JobArguments {
     #[arg(long, value_name = "SIZE", help_heading = "Job")]
     pub val_set_size: Option<String>,
 
-    /// Steps between two checkpoints
+    /// Steps between two checkpoints, or auto: as often as costs at most 1% of the time
     #[arg(long, value_name = "STEPS", help_heading = "Job")]
     pub save_steps: Option<String>,
 

@@ -289,3 +289,82 @@ fn adapted_modules(layout: &Layout) -> Vec<String> {
     });
     names.collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use common::files::Flat;
+
+    use super::*;
+
+    const SCALARS: usize = 700_000;
+
+    fn state() -> State {
+        let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect::<Flat>();
+        State {
+            snapshot: Snapshot {
+                step: 4,
+                layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
+                weights: flat(0.5),
+                exp_avg: flat(-0.25),
+                exp_avg_sq: flat(0.125),
+            },
+            weights_digest: None,
+            format: WeightsFormat::Model {
+                config: serde_json::json!({"architectures": ["LlamaForCausalLM"]}),
+                dtype: Dtype::BF16,
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_announced_follows_in_chunks_that_fit() {
+        let state = state();
+        let (header, entries) = state.describe().unwrap();
+        assert_eq!(header.weights_digest, state.snapshot.weights_digest());
+        let (sender, mut receiver) = mpsc::channel(100);
+        let chunks = Chunks {
+            sender,
+            entries: entries.clone(),
+        };
+        state.snapshot.write_files(chunks, &state.format).unwrap();
+        let mut files: BTreeMap<String, (u64, blake3::Hasher)> = BTreeMap::new();
+        let mut current = String::new();
+        while let Some(message) = receiver.blocking_recv() {
+            match message.chunk.unwrap() {
+                Chunk::File(entry) => {
+                    current = entry.path;
+                    files.insert(current.clone(), Default::default());
+                }
+                Chunk::Data(data) => {
+                    assert!(!data.is_empty() && data.len() <= CHUNK_BYTES);
+                    let (size, hasher) = files.get_mut(&current).unwrap();
+                    *size += data.len() as u64;
+                    hasher.update(&data);
+                }
+                Chunk::Header(_) => panic!("a second header"),
+            }
+        }
+        assert_eq!(files.len(), entries.len());
+        for entry in entries {
+            let (size, hasher) = &files[&entry.path];
+            assert_eq!(*size, entry.size, "{}", entry.path);
+            assert_eq!(hasher.finalize().to_hex().to_string(), entry.digest);
+        }
+    }
+
+    #[test]
+    fn a_state_that_nobody_takes_any_more_is_not_written_to_its_end() {
+        let state = state();
+        let (_, entries) = state.describe().unwrap();
+        let (sender, receiver) = mpsc::channel(1);
+        drop(receiver);
+        let chunks = Chunks { sender, entries };
+        state
+            .snapshot
+            .write_files(chunks, &state.format)
+            .unwrap_err();
+    }
+}

@@ -351,6 +351,22 @@ mod tests {
     }
 
     #[test]
+    fn tensors_keep_the_digest_they_were_written_with_and_other_files_may_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save(folder.path(), 3);
+        let head = verify(&path).unwrap();
+        fs::write(path.join("trainer_state.json"), "[]").unwrap();
+        seal(&path, head.clone()).unwrap();
+        verify(&path).unwrap();
+        // What a disk made of tensors since they were written is not taken for what was written.
+        let mut bytes = fs::read(path.join(OPTIMIZER)).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path.join(OPTIMIZER), bytes).unwrap();
+        seal(&path, head).unwrap();
+        verify(&path).unwrap_err();
+    }
+
+    #[test]
     fn pruning_keeps_the_newest() {
         let folder = tempfile::tempdir().unwrap();
         for step in [1, 2, 10] {

@@ -52,3 +52,32 @@ impl Sink for Entries {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::files::WeightsFormat;
+    use crate::files::snapshot::tests::{adapter, snapshot};
+    use crate::files::tensors::Dtype;
+
+    #[test]
+    fn files_are_described_as_they_are_written() {
+        let config = serde_json::json!({"architectures": ["LlamaForCausalLM"]});
+        let model = |dtype| WeightsFormat::Model {
+            config: config.clone(),
+            dtype,
+        };
+        for format in [adapter(), model(Dtype::F32), model(Dtype::BF16)] {
+            let folder = tempfile::tempdir().unwrap();
+            snapshot().write_files(folder.path(), &format).unwrap();
+            let mut described = Entries::default();
+            snapshot().write_files(&mut described, &format).unwrap();
+            let count = std::fs::read_dir(folder.path()).unwrap().count();
+            assert_eq!(described.0.len(), count);
+            for entry in described.0 {
+                assert_eq!(FileEntry::of(folder.path(), &entry.path).unwrap(), entry);
+            }
+        }
+    }
+}

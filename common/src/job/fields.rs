@@ -408,16 +408,16 @@ const FIELDS: &[Field] = &[
     field(
         "save_steps",
         &[],
-        "steps, 0 or more",
-        "100",
-        "How often a checkpoint is saved. 0: only when the job is stopped. At the end the result itself is written.",
+        "auto | steps, 0 or more",
+        "auto",
+        "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs. 0: only when the job is stopped. At the end the result itself is written.",
     ),
     field(
         "save_total_limit",
         &[],
         "1 or more",
-        "none: all are kept",
-        "How many checkpoints are kept.",
+        "3 with `save_steps: auto`, else none: all are kept",
+        "How many checkpoints are kept, the newest.",
     ),
     field(
         "eval_steps",

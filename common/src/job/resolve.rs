@@ -14,6 +14,8 @@ use schedule::{batch, lr_scheduler, max_steps, warmup};
 
 const MAX_BATCH: u64 = 1 << 20;
 const MAX_STEPS: u64 = 1_000_000_000;
+/// Checkpoints, where a run saves them by the clock: the newest may turn out to be damaged.
+const KEPT_BY_DEFAULT: usize = 3;
 
 /// Reads every field. What could not be read is reported and stands at its default, so that the rest is checked too.
 pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
@@ -23,6 +25,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let lr_scheduler = lr_scheduler(reader);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
+    let save_steps = save_steps(reader);
     let default_rate = match method {
         Method::Lora(_) => 2e-4,
         Method::Full => 2e-5,
@@ -81,8 +84,10 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             .unwrap_or(Checkpointing::Auto),
         seed: reader.whole("seed", 0..=u64::MAX).unwrap_or(42),
         logging_steps: reader.whole("logging_steps", 1..=MAX_STEPS).unwrap_or(10),
-        save_steps: zero_is_none(reader.whole("save_steps", 0..=MAX_STEPS).unwrap_or(100)),
-        save_total_limit: reader.size("save_total_limit", 1..=1_000_000),
+        save_steps,
+        save_total_limit: reader
+            .size("save_total_limit", 1..=1_000_000)
+            .or((save_steps == SaveSteps::Auto).then_some(KEPT_BY_DEFAULT)),
         eval_steps: eval_steps(reader, val_set_size),
         max_skipped_steps: reader
             .whole("max_skipped_steps", 0..=MAX_STEPS)
@@ -274,6 +279,16 @@ fn eval_steps(reader: &mut Reader<'_>, val_set_size: ValSetSize) -> Option<u64> 
         reader.problem(given, message.to_owned());
     }
     Some(steps)
+}
+
+fn save_steps(reader: &mut Reader<'_>) -> SaveSteps {
+    match reader.scalar("save_steps", "auto or a number of steps") {
+        None | Some((_, "auto")) => SaveSteps::Auto,
+        Some(_) => match reader.whole("save_steps", 0..=MAX_STEPS) {
+            Some(steps) => zero_is_none(steps).map_or(SaveSteps::Never, SaveSteps::Every),
+            None => SaveSteps::Auto,
+        },
+    }
 }
 
 fn resume(reader: &mut Reader<'_>) -> Resume {

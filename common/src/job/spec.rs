@@ -59,9 +59,9 @@ pub struct JobSpec {
     pub seed: u64,
     /// Steps between two printed lines, at least 1. Default: 10.
     pub logging_steps: u64,
-    /// Steps between two checkpoints. None: only the final state is saved. Default: 100.
-    pub save_steps: Option<u64>,
-    /// Checkpoints that are kept, at least 1. None: all. Default: none.
+    /// When checkpoints are saved. Default: auto.
+    pub save_steps: SaveSteps,
+    /// Checkpoints that are kept, at least 1. None: all. Default: 3 where `save_steps` is auto, else none.
     pub save_total_limit: Option<usize>,
     /// Steps between two evaluations. None: only at the end, where there is a validation set. Default: none.
     pub eval_steps: Option<u64>,
@@ -210,6 +210,17 @@ pub enum Warmup {
     /// Of all steps, rounded up.
     Ratio(f64),
     Steps(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveSteps {
+    /// As often as costs at most 1% of the run's time, at most once a minute.
+    Auto,
+    /// Only the final state is saved.
+    Never,
+    /// After so many steps, at least 1.
+    Every(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -210,6 +210,8 @@ fn restart(options: &Options) {
 fn checkpoint(options: &Options) {
     /// Steps between two checkpoints; one is stored long before half of them are made.
     const EVERY: u64 = 10;
+    /// Seconds between two where the job leaves it to the run, or more.
+    const BY_THE_CLOCK: f64 = 60.0;
     let every = format!("save_steps={EVERY}");
     let mut cluster = Cluster::start(&options.full(), 1, &[&every], 5);
     let aligned = cluster.step().next_multiple_of(EVERY);
@@ -234,13 +236,16 @@ fn checkpoint(options: &Options) {
     figures("step without a checkpoint", usual.collect());
     let what = format!("checkpoint every {EVERY} steps, % of the run's time");
     figures(&what, shares.collect());
+    let by_the_clock = delays.iter().map(|delay| 100.0 * delay / BY_THE_CLOCK);
+    let what = format!("by the clock, every {BY_THE_CLOCK} s at most, % of the run's time");
+    figures(&what, by_the_clock.collect());
 }
 
 /// Pairs of which one runs at half its speed, and equal ones, against the sum of what both do apart.
 fn pace(options: &Options) {
-    let small = Job::Adapter { scalars: 4_000_000 };
+    let small = Job::Adapter { scalars: 2_000_000 };
     let jobs = [
-        ("LoRA, 4 million weights", small, 8),
+        ("LoRA, 2 million weights", small, 5),
         ("quick start", Job::Quickstart, 5),
     ];
     println!();

@@ -22,6 +22,7 @@ mod membership;
 mod patience;
 mod presence;
 mod queue;
+mod rhythm;
 mod saving;
 mod schedule;
 mod settling;

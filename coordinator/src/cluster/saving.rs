@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
 use super::patience::Answer;
+use super::rhythm::Rhythm;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
@@ -26,6 +27,8 @@ struct Pending {
     last: bool,
     /// All of it is here, and on its way to the disk.
     has_arrived: bool,
+    /// When its step was committed, where that was seen.
+    since: Option<Instant>,
     /// Of the step, once it is settled: by the time a large state arrives, others may be.
     weights_digest: Option<String>,
 }
@@ -53,6 +56,7 @@ pub struct Saving {
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
     stored: u64,
+    rhythm: Rhythm,
     /// For the last state.
     failed_attempts: u32,
     retry: Option<Retry>,
@@ -64,6 +68,7 @@ impl Saving {
             pending: Vec::new(),
             overdue: false,
             stored: start_step,
+            rhythm: Rhythm::default(),
             failed_attempts: 0,
             retry: None,
         }
@@ -121,6 +126,14 @@ impl Saving {
         self.pending.iter().any(|pending| pending.step == step)
     }
 
+    /// The state after `step` updates is there: from now on it is on its way, where it was asked for.
+    pub fn note_commit(&mut self, step: u64, now: Instant) {
+        for pending in self.pending.iter_mut().filter(|p| p.step == step) {
+            pending.since = Some(now);
+            self.rhythm.restart(now);
+        }
+    }
+
     /// The step is settled with these weights.
     pub fn note_digest(&mut self, step: u64, digest: &str) {
         for pending in self.pending.iter_mut().filter(|p| p.step == step) {
@@ -148,15 +161,23 @@ impl Saving {
 }
 
 impl Cluster {
-    /// A checkpoint is due after `step` updates.
-    fn checkpoint_is_due(&self, step: u64) -> bool {
+    /// A checkpoint must be saved after `step` updates, whatever it costs.
+    fn checkpoint_is_ordered(&self, step: u64) -> bool {
         let last = step >= self.course.total_steps();
         !last && (self.course.saves_after(step) || self.saving.overdue)
     }
 
+    /// It is time for a checkpoint, and the one after `step` updates can be proven to be right.
+    fn checkpoint_is_timely(&mut self, now: Instant, step: u64) -> bool {
+        let is_due = self.course.saves_by_the_clock() && self.saving.rhythm.is_due(now);
+        let is_proven = self.course.digests_after(step, self.trainable_scalars());
+        let last = step >= self.course.total_steps();
+        is_due && is_proven && !last && self.saving.pending.is_empty()
+    }
+
     /// The step may end: its checkpoint, if one is due, can be asked for.
     pub(super) fn may_end_step(&self, step: u64) -> bool {
-        self.saving.pending.len() < MAX_PENDING || !self.checkpoint_is_due(step)
+        self.saving.pending.len() < MAX_PENDING || !self.checkpoint_is_ordered(step)
     }
 
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
@@ -167,12 +188,14 @@ impl Cluster {
         step: u64,
         commands: &mut Vec<Command>,
     ) {
+        let is_timely = self.checkpoint_is_timely(now, step);
         // Where the exchange is repeated, whoever was asked before the first one still knows.
-        if self.checkpoint_is_due(step)
+        if (is_timely || self.checkpoint_is_ordered(step))
             && !self.saving.is_awaited(step)
             && let Some(worker) = self.first_who_stays()
         {
             self.saving.overdue = false;
+            self.saving.rhythm.restart(now);
             self.request(now, worker, (step, false), commands);
         }
     }
@@ -210,6 +233,7 @@ impl Cluster {
             step,
             last,
             has_arrived: false,
+            since: None,
             weights_digest: self.pace.digest_of(step).map(str::to_owned),
         };
         self.saving.pending.push(pending);
@@ -234,6 +258,9 @@ impl Cluster {
     ) {
         // Its worker may have been lost since it handed the state over: it is on disk all the same.
         let pending = self.saving.take(|pending| pending.step == step);
+        if let Some(since) = pending.as_ref().and_then(|pending| pending.since) {
+            self.saving.rhythm.learn(now.duration_since(since));
+        }
         let is_last = match pending {
             Some(pending) => pending.last,
             None => step >= self.course.total_steps() && self.stopping.is_none(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::job::JobSpec;
+use common::job::{JobSpec, SaveSteps};
 use common::plan::{Schedule, eval_slots, learning_rate};
 use common::wire::PlanKind;
 use proto::v1;
@@ -116,8 +116,23 @@ impl Course {
 
     /// A checkpoint is due after `step` updates. The result of the last step is stored anyway.
     pub fn saves_after(&self, step: u64) -> bool {
-        let due = |every: u64| step.is_multiple_of(every);
-        step < self.total_steps() && self.job.save_steps.is_some_and(due)
+        match self.job.save_steps {
+            SaveSteps::Every(steps) => step < self.total_steps() && step.is_multiple_of(steps),
+            SaveSteps::Auto | SaveSteps::Never => false,
+        }
+    }
+
+    /// Checkpoints are due when saving them costs little enough.
+    pub fn saves_by_the_clock(&self) -> bool {
+        self.job.save_steps == SaveSteps::Auto
+    }
+
+    /// The workers say what weights they have after `step` updates.
+    pub fn digests_after(&self, step: u64, scalars: u64) -> bool {
+        scalars <= DIGEST_EVERY_STEP_SCALARS
+            || step.is_multiple_of(DIGEST_STEPS)
+            || step == self.total_steps()
+            || self.saves_after(step)
     }
 
     /// Trained tokens of each slot.
@@ -158,11 +173,7 @@ impl Course {
             Work::Eval(step) => (PlanKind::Eval, step),
             Work::Store(_) => return None,
         };
-        let after = step + 1;
-        let digest = scalars <= DIGEST_EVERY_STEP_SCALARS
-            || after.is_multiple_of(DIGEST_STEPS)
-            || after == self.total_steps()
-            || self.saves_after(after);
+        let digest = self.digests_after(step + 1, scalars);
         Some(v1::Plan {
             generation: 0,
             step,

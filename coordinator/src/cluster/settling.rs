@@ -197,6 +197,7 @@ impl Cluster {
         if settling.committed_after.is_none() {
             self.committed = settling.ledger.work.step() + 1;
             settling.committed_after = Some(self.pace.lap(now));
+            self.saving.note_commit(self.committed, now);
             self.await_reports(now);
         }
         if self.all_reported() {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use common::job::JobSpec;
+use common::job::{JobSpec, SaveSteps};
 use serde_json::{Value, json};
 
 use super::RunPlan;
@@ -23,7 +23,10 @@ impl Cadence {
         Self {
             logging_steps: job.logging_steps.max(1),
             eval_steps: job.eval_steps.unwrap_or(0),
-            save_steps: job.save_steps.unwrap_or(0),
+            save_steps: match job.save_steps {
+                SaveSteps::Every(steps) => steps,
+                SaveSteps::Auto | SaveSteps::Never => 0,
+            },
             micro_batch_size: job.micro_batch_size,
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use common::data::block::Block;
-use common::job::{ClusterSpec, InitWeights, JobSources, JobSpec, Method};
+use common::job::{ClusterSpec, InitWeights, JobSources, JobSpec, Method, SaveSteps};
 use common::plan::{Schedule, eval_slots};
 use common::wire::PlanKind;
 
@@ -39,7 +39,7 @@ pub fn job(min_workers: usize, max_workers: Option<usize>) -> JobSpec {
         micro_batch_size: 1,
         max_steps: Some(TOTAL_STEPS),
         seed: 42,
-        save_steps: Some(2),
+        save_steps: SaveSteps::Every(2),
         save_total_limit: Some(2),
         eval_steps: Some(3),
         max_skipped_steps: TOTAL_STEPS,

@@ -84,7 +84,7 @@ pub fn job(method: Method) -> JobSpec {
         gradient_checkpointing: Checkpointing::Never,
         seed: 42,
         logging_steps: 1,
-        save_steps: None,
+        save_steps: SaveSteps::Never,
         save_total_limit: None,
         eval_steps: None,
         max_skipped_steps: 3,

@@ -7,7 +7,7 @@ use common::data::block::Block;
 use common::files::adapter::AdapterConfig;
 use common::job::{
     BaseDtype, Checkpointing, ClusterSpec, InitWeights, JobSpec, LrScheduler, Method, Reduction,
-    Resume, ValSetSize, Warmup,
+    Resume, SaveSteps, ValSetSize, Warmup,
 };
 use serde::Deserialize;
 use worker::engine::trainer::Reduced;
@@ -180,7 +180,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         gradient_checkpointing: Checkpointing::Never,
         seed: 1,
         logging_steps: 1,
-        save_steps: None,
+        save_steps: SaveSteps::Never,
         save_total_limit: None,
         eval_steps: None,
         max_skipped_steps: 1,

@@ -90,7 +90,10 @@ fn numbers_are_read_as_people_write_them() {
         ValSetSize::Examples(12)
     );
     assert_eq!(job("max_grad_norm: 0\n").max_grad_norm, None);
-    assert_eq!(job("save_steps: 0\n").save_steps, None);
+    assert_eq!(job("save_steps: 0\n").save_steps, SaveSteps::Never);
+    assert_eq!(job("save_steps: 7\n").save_steps, SaveSteps::Every(7));
+    assert_eq!(job("save_steps: auto\n").save_steps, SaveSteps::Auto);
+    assert_eq!(job("").save_steps, SaveSteps::Auto);
     assert_eq!(job("micro_batch_size: 3\n").global_batch_size, 9);
     assert!(!job("shuffle: No\n").shuffle);
 }

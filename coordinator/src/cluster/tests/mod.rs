@@ -2,6 +2,7 @@
 
 mod adoption;
 mod churn;
+mod clock;
 mod door;
 mod draining;
 mod joining;
@@ -16,7 +17,7 @@ mod step;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::job::{JobSources, JobSpec, Method};
+use common::job::{JobSources, JobSpec, Method, SaveSteps};
 use proto::v1;
 
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
@@ -43,7 +44,7 @@ pub fn job(total_steps: u64, slots: u32) -> JobSpec {
         global_batch_size: slots as usize,
         micro_batch_size: 1,
         max_steps: Some(total_steps),
-        save_steps: Some(3),
+        save_steps: SaveSteps::Every(3),
         eval_steps: Some(2),
         max_skipped_steps: 1,
         ..job.unwrap_or_else(|errors| panic!("{errors}"))

@@ -53,7 +53,7 @@ impl Shop {
         settings.min_workers = paces.len();
         let mut job = job(steps, SLOTS);
         job.eval_steps = None;
-        job.save_steps = None;
+        job.save_steps = SaveSteps::Never;
         let block = BlockTokens {
             used: 4,
             trained: 1,

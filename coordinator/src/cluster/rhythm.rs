@@ -1,0 +1,81 @@
+//! How often a checkpoint is saved where the job leaves it to the run: so that saving costs at most a hundredth of it.
+//!
+//! In: when a state was there to be saved, and when it was on disk. Out: whether the next one is due. Nobody needs to
+//! measure what saving costs: a state that is on its way for so long has delayed the run by no more than that.
+
+use std::time::{Duration, Instant};
+
+/// A checkpoint is not due before so many times what the last one took.
+const TIMES: u32 = 100;
+/// Nor before so long: losing less is no loss, and disks and people are left alone.
+const SHORTEST: Duration = Duration::from_secs(60);
+/// After so long it is due, because that is as much work as may ever be lost...
+const LONGEST: Duration = Duration::from_secs(600);
+/// ...unless a state needs minutes to arrive: its way is not to be in use all the time.
+const LEAST_TIMES: u32 = 10;
+
+/// When checkpoints were saved, and what they took.
+#[derive(Debug, Default)]
+pub struct Rhythm {
+    /// Since when work may be lost.
+    since: Option<Instant>,
+    /// From the step that made the newest stored state until it was on disk.
+    took: Duration,
+}
+
+impl Rhythm {
+    /// What is done so far was saved, or is on its way.
+    pub fn restart(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    pub fn learn(&mut self, took: Duration) {
+        self.took = took;
+    }
+
+    /// The first time begins when this is first asked.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        now.duration_since(*self.since.get_or_insert(now)) >= self.interval()
+    }
+
+    fn interval(&self) -> Duration {
+        let longest = LONGEST.max(LEAST_TIMES * self.took);
+        (TIMES * self.took).clamp(SHORTEST, longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval_after(took: f64) -> u64 {
+        let mut rhythm = Rhythm::default();
+        rhythm.learn(Duration::from_secs_f64(took));
+        rhythm.interval().as_secs()
+    }
+
+    #[test]
+    fn saving_costs_a_hundredth_within_a_minute_and_ten() {
+        assert_eq!(interval_after(0.0), 60);
+        assert_eq!(interval_after(0.5), 60);
+        assert_eq!(interval_after(2.0), 200);
+        assert_eq!(interval_after(6.0), 600);
+        assert_eq!(interval_after(30.0), 600);
+    }
+
+    #[test]
+    fn a_state_that_needs_minutes_is_on_its_way_a_tenth_of_the_time() {
+        assert_eq!(interval_after(1200.0), 12_000);
+    }
+
+    #[test]
+    fn the_first_one_is_due_a_minute_after_the_first_question() {
+        let (mut rhythm, began) = (Rhythm::default(), Instant::now());
+        assert!(!rhythm.is_due(began));
+        assert!(!rhythm.is_due(began + SHORTEST / 2));
+        assert!(rhythm.is_due(began + SHORTEST));
+        rhythm.restart(began + SHORTEST);
+        assert!(!rhythm.is_due(began + SHORTEST));
+        assert!(rhythm.is_due(began + 2 * SHORTEST));
+    }
+}
