@@ -32,6 +32,16 @@ impl FixedPoint {
         }
     }
 
+    /// T, for who rounds elsewhere than here.
+    pub fn trained_tokens(&self) -> f64 {
+        self.trained_tokens
+    }
+
+    /// The largest magnitude, in units of 2^-48, that one gradient may have.
+    pub fn limit(&self) -> f64 {
+        self.limit
+    }
+
     /// `round_half_even(g * 2^48 / T)`, or `None` where `g` is not finite or out of range.
     #[inline(always)]
     pub fn quantize(&self, gradient: f32) -> Option<i64> {

@@ -10,12 +10,17 @@ pub struct CounterRng(ChaCha8Rng);
 impl CounterRng {
     /// The stream for `seed` and the words that say what it is for (purpose, then for example step, slot, layer).
     pub fn new(seed: u64, key: &[u64]) -> Self {
+        Self(ChaCha8Rng::from_seed(Self::key(seed, key)))
+    }
+
+    /// The ChaCha8 key of that stream, for who draws from it elsewhere: block and stream number begin at 0.
+    pub fn key(seed: u64, key: &[u64]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
         for word in key {
             hasher.update(&word.to_le_bytes());
         }
-        Self(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
+        *hasher.finalize().as_bytes()
     }
 
     pub fn next_u64(&mut self) -> u64 {

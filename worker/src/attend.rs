@@ -26,7 +26,7 @@ use crate::place::ExchangePlace;
 use crate::run::{Line, Start};
 use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
 use crate::upload::{UploadError, Uploads};
-use crate::{Finished, WorkerError};
+use crate::{ComputeDevice, Finished, WorkerError};
 
 /// How long a state may take to be handed over when everything else is done.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
@@ -122,9 +122,9 @@ impl Life {
             name: options.name.clone().unwrap_or_else(default_name),
             exchange_port: exchange_port.into(),
             exchange_host,
-            numerics_class: crate::numerics_class(),
+            numerics_class: self.device.numerics_class(),
             threads: self.threads() as u32,
-            device: options.device.resolve().to_owned(),
+            device: self.device.to_string(),
             job_digest: held.map_or_else(String::new, |engine| engine.job_digest.clone()),
             run: held.map_or_else(String::new, |engine| engine.run.clone()),
         }
@@ -171,7 +171,7 @@ impl Life {
             down,
         } = session;
         let cache = self.options.cache_dir.clone().unwrap_or_else(default_cache);
-        let threads = self.threads();
+        let power = (self.device.clone(), self.threads());
         let (failures, mut upload_failures) = mpsc::channel(1);
         let (given_up, mut reasons) = mpsc::channel(1);
         let uploads = Uploads::new(client.clone(), admission.worker, failures);
@@ -211,7 +211,7 @@ impl Life {
         let is_ready = engine.ready_flag();
         let mut patience_ends = None;
         let happened = {
-            let mut serving = pin!(serve(engine, line, admission, fetcher, threads));
+            let mut serving = pin!(serve(engine, line, admission, fetcher, power));
             loop {
                 tokio::select! {
                     end = &mut tie.forwarding => {
@@ -389,7 +389,7 @@ async fn serve(
     line: Line,
     admission: Admission,
     fetcher: Fetcher,
-    threads: usize,
+    (device, threads): (ComputeDevice, usize),
 ) -> Result<(), WorkerError> {
     if !engine.has_started() {
         let (model_files, model_dir) = (&admission.model_files, &admission.model_dir);
@@ -401,6 +401,7 @@ async fn serve(
             job: admission.job,
             job_digest: admission.job_digest,
             threads,
+            device,
         });
     }
     engine.attach(line).await;

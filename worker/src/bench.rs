@@ -17,10 +17,13 @@ use half::bf16;
 use serde::Serialize;
 use thiserror::Error;
 use worker::engine::config::ModelConfig;
+#[cfg(feature = "cuda")]
+use worker::engine::cuda::peak::product_gflops;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
 use worker::engine::trainer::SlotTimes;
 use worker::engine::{EngineError, Trainer, TrainerOptions};
+use worker::{ComputeDevice, Device, DeviceError};
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -42,6 +45,9 @@ pub struct BenchArgs {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// What to compute on
+    #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value_t = Device::Cpu)]
+    device: Device,
     /// Steps that are measured
     #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
@@ -84,6 +90,8 @@ pub enum BenchError {
     Job(#[from] JobErrors),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("cannot prepare the benchmark: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -132,6 +140,7 @@ struct Report {
     parameters: u64,
     trainable: u64,
     threads: usize,
+    device: String,
 }
 
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
@@ -141,27 +150,29 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     };
     let folder = tempfile::tempdir()?;
     let config = copy_config(&args.config, folder.path())?;
+    let device = args.device.open()?;
     let mut trainer = Trainer::load(TrainerOptions {
         job: Arc::new(job_of(&args, folder.path())?),
         model_dir: folder.path().to_owned(),
         adapter_dir: None,
         threads,
+        device: device.clone(),
     })?;
     let blocks = random_blocks(&args, config.vocab_size);
-    reset_peak_memory();
+    device.reset_peak_memory();
     for _ in 0..args.warmup {
         step(&mut trainer, &blocks)?;
     }
     let mut times = (0..args.steps)
         .map(|_| step(&mut trainer, &blocks))
         .collect::<Result<Vec<_>, _>>()?;
-    let peak_memory_bytes = worker::run::peak_memory_bytes();
+    let peak_memory_bytes = device.peak_memory_bytes();
     times.sort_by(|a, b| a.total().total_cmp(&b.total()));
     let tokens = u64::from(args.batch) * u64::from(args.seq);
     let median = times[times.len() / 2];
     let gflop_per_token = flop_per_token(&args, &config) / 1e9;
     let gflops = gflop_per_token * tokens as f64 / median.total();
-    let gemm_peak_gflops = gemm_peak(args.dtype, args.mode, threads);
+    let gemm_peak_gflops = gemm_peak(&args, &device, threads)?;
     let report = Report {
         tokens_per_step: tokens,
         tokens_per_second_median: tokens as f64 / median.total(),
@@ -181,6 +192,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
         parameters: trainer.total_scalars(),
         trainable: trainer.layout().scalars as u64,
         threads,
+        device: device.to_string(),
     };
     print(&report, args.json);
     Ok(())
@@ -250,7 +262,7 @@ fn random_blocks(args: &BenchArgs, vocabulary: usize) -> Vec<Block> {
 
 fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError> {
     let trained = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.begin_step(trainer.step(), trained, 1);
+    trainer.begin_step(trainer.step(), trained, 1)?;
     trainer.train_slot(0, blocks)?;
     let SlotTimes { pass, accumulate } = trainer.slot_times();
     let computed = Instant::now();
@@ -283,14 +295,30 @@ fn flop_per_token(args: &BenchArgs, config: &ModelConfig) -> f64 {
 }
 
 /// What one large product reaches, in GFLOP/s.
-fn gemm_peak(dtype: Dtype, mode: Mode, threads: usize) -> f64 {
-    let measure = || match (dtype, mode) {
-        (Dtype::Bfloat16, Mode::Lora) => product_speed::<bf16>(),
-        _ => product_speed::<f32>(),
-    };
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) => pool.install(measure),
-        Err(_) => measure(),
+fn gemm_peak(args: &BenchArgs, device: &ComputeDevice, threads: usize) -> Result<f64, BenchError> {
+    let is_narrow = args.dtype == Dtype::Bfloat16;
+    match device {
+        ComputeDevice::Cpu => {
+            // Full training on processors computes in float32 always.
+            let measure = || match is_narrow && args.mode == Mode::Lora {
+                true => product_speed::<bf16>(),
+                false => product_speed::<f32>(),
+            };
+            Ok(
+                match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+                    Ok(pool) => pool.install(measure),
+                    Err(_) => measure(),
+                },
+            )
+        }
+        #[cfg(feature = "cuda")]
+        ComputeDevice::Cuda { gpu, .. } => {
+            let measured = match is_narrow {
+                true => product_gflops::<bf16>(gpu),
+                false => product_gflops::<f32>(gpu),
+            };
+            Ok(measured.map_err(EngineError::Gpu)?)
+        }
     }
 }
 
@@ -317,11 +345,6 @@ fn product_speed<E: Element>() -> f64 {
     2.0 * (ROWS * WIDTH * WIDTH) as f64 / best / 1e9
 }
 
-/// Forgets the peak so far, so that loading does not count. Does nothing where the system cannot.
-fn reset_peak_memory() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
 /// On one line, for programs.
 fn print_json(report: &impl Serialize) {
     match serde_json::to_string(report) {
@@ -335,10 +358,11 @@ fn print(report: &Report, json: bool) {
         return print_json(report);
     }
     println!(
-        "tokens/s     {:.1} median, {:.1} best, {} tokens a step, {} threads",
+        "tokens/s     {:.1} median, {:.1} best, {} tokens a step, on {} with {} threads",
         report.tokens_per_second_median,
         report.tokens_per_second_best,
         report.tokens_per_step,
+        report.device,
         report.threads
     );
     println!(

@@ -1,23 +1,189 @@
 //! What a worker computes on.
 //!
-//! In: the device that was asked for. Out: the one that is used. No other place decides it.
+//! In: the device that was asked for. Out: the one that is used, opened. No other place decides it.
 
-use clap::ValueEnum;
+use std::fmt;
+use std::str::FromStr;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
-/// The device that was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+use thiserror::Error;
+
+#[cfg(feature = "cuda")]
+use crate::engine::cuda::{Gpu, GpuError};
+use crate::engine::numerics;
+
+/// The device that was asked for: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best that this build can use
+    /// The first GPU that this build can use, or the processor.
     #[default]
     Auto,
     Cpu,
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
+}
+
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    #[error("{0:?} is no device: use auto, cpu, cuda or cuda:N")]
+    Unknown(String),
+    #[error(
+        "this program was built without GPUs: build it with --features cuda, or compute on the processor with --device cpu"
+    )]
+    NotBuilt,
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl FromStr for Device {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown(text.to_owned());
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").ok_or_else(unknown)?;
+                number.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// The device that is used.
+#[derive(Clone, Default)]
+pub enum ComputeDevice {
+    #[default]
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda { ordinal: usize, gpu: Arc<Gpu> },
 }
 
 impl Device {
-    /// The name of the device that is used, as the coordinator is told it.
-    pub fn resolve(self) -> &'static str {
+    /// # Errors
+    /// Where a GPU was asked for that cannot be used.
+    #[cfg(feature = "cuda")]
+    pub fn open(self) -> Result<ComputeDevice, DeviceError> {
+        let cuda = |ordinal| {
+            let gpu = Arc::new(Gpu::open(ordinal)?);
+            Ok(ComputeDevice::Cuda { ordinal, gpu })
+        };
         match self {
-            Self::Auto | Self::Cpu => "cpu",
+            Self::Cpu => Ok(ComputeDevice::Cpu),
+            Self::Cuda(ordinal) => cuda(ordinal).map_err(DeviceError::Gpu),
+            Self::Auto => Ok(cuda(0).unwrap_or_else(|error| {
+                tracing::info!("computing on the processor: {error}");
+                ComputeDevice::Cpu
+            })),
         }
+    }
+
+    /// # Errors
+    /// Where a GPU was asked for.
+    #[cfg(not(feature = "cuda"))]
+    pub fn open(self) -> Result<ComputeDevice, DeviceError> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(ComputeDevice::Cpu),
+            Self::Cuda(_) => Err(DeviceError::NotBuilt),
+        }
+    }
+}
+
+impl ComputeDevice {
+    /// What, beside a run's inputs, decides its bits here.
+    pub fn numerics_class(&self) -> String {
+        match self {
+            Self::Cpu => numerics::numerics_class(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { gpu, .. } => gpu.numerics_class(),
+        }
+    }
+
+    /// The most memory that was taken at a time: the GPU's, or this process's. 0 where the system does not say.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu => peak_of_this_process(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { gpu, .. } => gpu.peak_memory().unwrap_or(0),
+        }
+    }
+
+    /// Begins to count anew. Where that is not to be had, the peak of the whole process is reported.
+    pub fn reset_peak_memory(&self) {
+        match self {
+            Self::Cpu => drop(std::fs::write("/proc/self/clear_refs", "5")),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { gpu, .. } => drop(gpu.reset_peak_memory()),
+        }
+    }
+}
+
+/// As the coordinator is told it.
+impl fmt::Display for ComputeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda { ordinal, gpu } => write!(f, "cuda:{ordinal} ({})", gpu.name()),
+        }
+    }
+}
+
+impl fmt::Debug for ComputeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+fn peak_of_this_process() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes =
+        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for (text, device) in [
+            ("auto", Device::Auto),
+            ("cpu", Device::Cpu),
+            ("cuda:3", Device::Cuda(3)),
+        ] {
+            assert_eq!(text.parse::<Device>().unwrap(), device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for wrong in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
+            let error = wrong.parse::<Device>().unwrap_err().to_string();
+            assert!(error.contains("use auto, cpu, cuda or cuda:N"), "{error}");
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_gpu_without_the_feature_is_refused_with_what_to_do() {
+        let error = Device::Cuda(0).open().unwrap_err().to_string();
+        assert!(error.contains("--features cuda") && error.contains("--device cpu"));
+        assert_eq!(Device::Auto.open().unwrap().to_string(), "cpu");
     }
 }

@@ -13,7 +13,7 @@ use crate::attend::Attended;
 use crate::collective::Collective;
 use crate::connect::{connect, retry_delays};
 use crate::engine_thread::EngineThread;
-use crate::{Finished, JoinOptions, WorkerError};
+use crate::{ComputeDevice, Finished, JoinOptions, WorkerError};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
 const MAX_LOSSES: usize = 8;
@@ -26,8 +26,10 @@ pub async fn join(
     options: JoinOptions,
     shutdown: CancellationToken,
 ) -> Result<Finished, WorkerError> {
+    let device = options.device.open()?;
     let mut life = Life {
         options,
+        device,
         shutdown,
         exchange: None,
         engine: None,
@@ -88,6 +90,7 @@ pub async fn join(
 /// What outlives a session.
 pub struct Life {
     pub options: JoinOptions,
+    pub device: ComputeDevice,
     pub shutdown: CancellationToken,
     /// This worker's end of the exchange, and the host that peers are told.
     pub exchange: Option<(Arc<Collective>, String)>,

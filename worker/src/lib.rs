@@ -26,8 +26,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use device::Device;
-pub use engine::numerics_class;
+pub use device::{ComputeDevice, Device, DeviceError};
 pub use join::join;
 
 /// Long enough for a coordinator that must find another machine.
@@ -122,6 +121,8 @@ pub enum WorkerError {
     EnginePanicked,
     #[error("the engine hangs: it did not end within {seconds} s; start this worker again")]
     EngineHangs { seconds: u64 },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Collective(#[from] collective::CollectiveError),
     #[error(transparent)]

@@ -66,8 +66,8 @@ struct JoinArgs {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// What to compute on
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// What to compute on: `auto` takes the first GPU where this program can use one, and the processor elsewhere
+    #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value_t = Device::Auto)]
     device: Device,
     /// File with the token that the coordinator asks for
     #[arg(long, value_name = "FILE", env = "MUSTER_TOKEN_FILE")]

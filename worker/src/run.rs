@@ -22,6 +22,7 @@ use proto::v1::worker_message::Message as Up;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use crate::ComputeDevice;
 use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
 use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
@@ -58,6 +59,7 @@ pub struct Start {
     pub job: Arc<JobSpec>,
     pub job_digest: String,
     pub threads: usize,
+    pub device: ComputeDevice,
     pub model: Folder,
     /// Updates that the state has seen.
     pub start_step: u64,
@@ -128,6 +130,7 @@ fn load(start: &Start) -> Result<Trainer, RunError> {
         model_dir: start.model.path().to_owned(),
         adapter_dir: state_dir.filter(|_| !from_checkpoint).map(Path::to_owned),
         threads: start.threads,
+        device: start.device.clone(),
     })?;
     if let Some(dir) = state_dir.filter(|_| from_checkpoint) {
         let snapshot = Snapshot::read_files(dir, &trainer.layout())?;
@@ -169,37 +172,27 @@ struct Run {
 impl Run {
     fn obey(&mut self, order: Order) -> Result<(), RunError> {
         match order {
-            Order::Attach(line) => {
-                self.attach(line);
-                Ok(())
-            }
+            Order::Attach(line) => self.attach(line),
             Order::Enter(generation) => self.enter(&generation),
-            Order::Plan(plan) => {
-                self.begin(plan);
-                Ok(())
-            }
+            Order::Plan(plan) => self.begin(plan),
             Order::Lease(lease) => self.compute(lease),
             Order::Exchange(exchange) => self.exchange(&exchange),
             Order::Save(save) => {
                 self.saves.insert(save.step);
-                self.save_state();
-                Ok(())
+                self.save_state()
             }
             Order::Follow(source) => {
                 self.follow(source);
                 Ok(())
             }
-            Order::Feed { run_id, feed } => {
-                self.feed(run_id, &feed);
-                Ok(())
-            }
+            Order::Feed { run_id, feed } => self.feed(run_id, &feed),
             Order::Fed => self.fed(),
             Order::Stop => Ok(()),
         }
     }
 
     /// A new session: says what is held. What an earlier one ordered is planned again.
-    fn attach(&mut self, line: Line) {
+    fn attach(&mut self, line: Line) -> Result<(), RunError> {
         let unrecorded = |update: &&v1::Update| {
             let step = update.report.as_ref().map(|report| report.step);
             step > Some(line.recorded)
@@ -213,15 +206,17 @@ impl Run {
         self.saves.clear();
         // The coordinator sends the next one only after it has heard what follows.
         self.links.newest_generation.store(0, Ordering::SeqCst);
+        let weights_digest = self.trainer.weights_digest()?;
         self.send(Up::Ready(v1::Ready {
             step: self.trainer.step(),
             layout_digest: self.trainer.layout().digest(),
             trainable_scalars: self.trainer.layout().scalars as u64,
-            weights_digest: self.trainer.weights_digest(),
+            weights_digest,
             job_digest: self.job_digest.clone(),
             total_scalars: self.trainer.total_scalars(),
             updates,
         }));
+        Ok(())
     }
 
     /// A new generation: whoever is behind gets its state, then everyone says what it holds.
@@ -241,14 +236,14 @@ impl Run {
             match self.receive_state(generation) {
                 Ok((snapshot, updates)) => {
                     self.take_over(&snapshot, updates)?;
-                    self.save_state();
+                    self.save_state()?;
                 }
                 Err(error) => return self.report_failure(error),
             }
         } else if generation.rank == generation.source && !generation.behind.is_empty() {
-            self.send_state(generation);
+            self.send_state(generation)?;
         }
-        let is_current = self.trainer.accumulator().step() == Some(self.trainer.step());
+        let is_current = self.trainer.open_step() == Some(self.trainer.step());
         let held = match is_current {
             true => slot::to_wire(self.trainer.held()),
             false => Vec::new(),
@@ -261,9 +256,9 @@ impl Run {
         Ok(())
     }
 
-    fn begin(&mut self, plan: v1::Plan) {
+    fn begin(&mut self, plan: v1::Plan) -> Result<(), RunError> {
         if self.is_void(plan.generation, plan.step) {
-            return;
+            return Ok(());
         }
         if PlanKind::from_wire(plan.kind) == Ok(PlanKind::Train) {
             let slots = plan.slots as usize;
@@ -271,9 +266,10 @@ impl Run {
                 self.trainer.forget_slots();
             }
             self.trainer
-                .begin_step(plan.step, plan.trained_tokens, slots);
+                .begin_step(plan.step, plan.trained_tokens, slots)?;
             self.plan = Some(plan);
         }
+        Ok(())
     }
 
     fn compute(&mut self, lease: Lease) -> Result<(), RunError> {
@@ -362,6 +358,10 @@ impl Run {
             return Ok(());
         }
         let started = Instant::now();
+        let mesh = self.links.collective.mesh(self.generation);
+        if mesh.is_ok_and(|mesh| mesh.size() > 1) {
+            self.trainer.collect()?;
+        }
         let (reduced, slots) = match self.reduce(&plan) {
             Ok(reduced) => reduced,
             Err(error) => return self.report_failure(error),
@@ -372,7 +372,7 @@ impl Run {
             None => self.trainer.apply_held(plan.learning_rate)?,
         };
         failpoint::reached("optimizer");
-        self.publish(&plan, outcome.skipped, reduced, slots.clone());
+        self.publish(&plan, outcome.skipped, reduced, slots.clone())?;
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
@@ -382,17 +382,16 @@ impl Run {
             grad_norm: outcome.grad_norm,
             skipped: outcome.skipped,
             weights_digest: match plan.digest {
-                true => self.trainer.weights_digest(),
+                true => self.trainer.weights_digest()?,
                 false => String::new(),
             },
             exchange_us: (exchanged - started).as_micros() as u64,
             optimizer_us,
-            peak_memory_bytes: peak_memory_bytes(),
+            peak_memory_bytes: self.trainer.device().peak_memory_bytes(),
         };
         self.remember(report.clone(), &slots);
         self.send(Up::StepReport(report));
-        self.save_state();
-        Ok(())
+        self.save_state()
     }
 
     fn remember(&mut self, report: v1::StepReport, slots: &HeldSlots) {
@@ -454,11 +453,11 @@ impl Run {
     }
 
     /// Hands over the state of this step if it was asked for.
-    fn save_state(&mut self) {
+    fn save_state(&mut self) -> Result<(), RunError> {
         let step = self.trainer.step();
         if self.saves.remove(&step) {
             let state = State {
-                snapshot: self.trainer.snapshot(),
+                snapshot: self.trainer.snapshot()?,
                 weights_digest: self.reported_digest(step),
                 format: self.format.clone(),
             };
@@ -470,6 +469,7 @@ impl Run {
             tracing::warn!("the state after step {missed} was asked for too late");
             self.saves.remove(&missed);
         }
+        Ok(())
     }
 
     /// Of the weights after `step` updates, where it was reported.
@@ -512,13 +512,4 @@ fn sums(accumulator: &Accumulator) -> Sums<'_> {
         accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
         accumulator::Sums::Fast { sums } => Sums::Fast(sums),
     }
-}
-
-/// Of this process so far; 0 where the system does not say.
-pub fn peak_memory_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes =
-        line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kilobytes.unwrap_or(0) * 1024
 }

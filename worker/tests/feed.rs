@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -112,6 +113,11 @@ fn loss_of(follower: &Follower) -> String {
     }
 }
 
+fn begin(feeds: &Arc<Feeds>, worker: u64, attempt: u64, copy: impl FnOnce() -> StateCopy) {
+    let copied = feeds.begin(RUN_ID, worker, attempt, || Ok::<_, Infallible>(copy()));
+    let Ok(()) = copied;
+}
+
 fn until(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
@@ -125,7 +131,7 @@ fn a_follower_gets_the_state_and_every_update_after_it() {
     let member = collective(FeedLimits::default());
     // It may call before the source knows of it.
     let follower = follow(9, member.port());
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     for step in 3..6 {
         member.feeds().publish(update(step));
     }
@@ -249,7 +255,7 @@ fn a_broken_connection_goes_on_at_the_first_piece_that_is_missing() {
         &[Harm::Cut(1_000_000), Harm::Cut(900_000), Harm::Cut(500_000)],
     );
     let feeds = member.feeds();
-    feeds.begin(RUN_ID, 9, 1, || state(3));
+    begin(&feeds, 9, 1, || state(3));
     let follower = follow(9, proxy.port);
     feeds.publish(update(3));
     assert!(state_of(&follower) == state(3));
@@ -265,7 +271,7 @@ fn a_broken_connection_goes_on_at_the_first_piece_that_is_missing() {
 fn an_update_that_was_cut_off_comes_again() {
     let member = collective(FeedLimits::default());
     let proxy = Proxy::start(member.port(), &[Harm::Cut(STATE_BYTES + 300_000)]);
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     let follower = follow(9, proxy.port);
     for step in 3..6 {
         member.feeds().publish(update(step));
@@ -282,7 +288,7 @@ fn a_damaged_piece_is_asked_for_again() {
     let member = collective(FeedLimits::default());
     let harms = &[Harm::Flip(700_000), Harm::Flip(100), Harm::Flip(5)];
     let proxy = Proxy::start(member.port(), harms);
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     let follower = follow(9, proxy.port);
     assert!(state_of(&follower) == state(3));
     assert!(proxy.connections.load(Ordering::SeqCst) >= 3);
@@ -292,11 +298,11 @@ fn a_damaged_piece_is_asked_for_again() {
 fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
-    feeds.begin(RUN_ID, 9, 1, || state(3));
+    begin(&feeds, 9, 1, || state(3));
     // Takes it, but slowly.
     let (slow, _) = call(member.port(), hello(9));
     feeds.publish(update(3));
-    feeds.begin(RUN_ID, 10, 1, || panic!("a second copy"));
+    begin(&feeds, 10, 1, || panic!("a second copy"));
     assert_eq!(feeds.kept_bytes() / STATE_BYTES, 1);
     drop(slow);
     for worker in [9, 10] {
@@ -307,7 +313,7 @@ fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     }
     until("all is let go", || feeds.kept_bytes() == 0);
     // A newer one begins where the member is by now.
-    feeds.begin(RUN_ID, 11, 1, || state(4));
+    begin(&feeds, 11, 1, || state(4));
     let third = follow(11, member.port());
     assert!(state_of(&third) == state(4));
 }
@@ -319,8 +325,8 @@ fn who_falls_too_far_behind_is_let_go_and_may_begin_anew() {
         ..FeedLimits::default()
     });
     let feeds = member.feeds();
-    feeds.begin(RUN_ID, 9, 1, || state(0));
-    feeds.begin(RUN_ID, 10, 1, || state(0));
+    begin(&feeds, 9, 1, || state(0));
+    begin(&feeds, 10, 1, || state(0));
     let quick = follow(10, member.port());
     assert!(state_of(&quick) == state(0));
     for step in 0..8 {
@@ -344,7 +350,7 @@ fn a_follower_that_does_not_come_costs_the_copy_only_for_a_while() {
         absence: Duration::from_millis(100),
         ..FeedLimits::default()
     });
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     assert!(member.feeds().is_followed());
     until("it is let go", || !member.feeds().is_followed());
     assert_eq!(member.feeds().kept_bytes(), 0);
@@ -353,7 +359,7 @@ fn a_follower_that_does_not_come_costs_the_copy_only_for_a_while() {
 #[test]
 fn a_source_that_dies_is_noticed() {
     let member = collective(FeedLimits::default());
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     let follower = follow(9, member.port());
     assert!(state_of(&follower) == state(3));
     drop(member);
@@ -364,7 +370,7 @@ fn a_source_that_dies_is_noticed() {
 #[test]
 fn an_update_that_is_missing_ends_the_feed() {
     let member = collective(FeedLimits::default());
-    member.feeds().begin(RUN_ID, 9, 1, || state(3));
+    begin(member.feeds(), 9, 1, || state(3));
     let follower = follow(9, member.port());
     assert!(state_of(&follower) == state(3));
     // The member got a newer state from others.
@@ -377,7 +383,7 @@ fn an_update_that_is_missing_ends_the_feed() {
 fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
-    feeds.begin(RUN_ID, 9, 1, || state(3));
+    begin(&feeds, 9, 1, || state(3));
     let (dead, kind) = call(member.port(), hello(9));
     assert_eq!(kind, FrameKind::StateHeader as u8);
     feeds.publish(update(3));
@@ -416,8 +422,8 @@ fn a_new_term_shares_nothing_of_the_one_before() {
             ..hello(8)
         },
     );
-    feeds.begin(RUN_ID, 9, 1, || state(3));
-    feeds.begin(RUN_ID, 10, 1, || panic!("a second copy"));
+    begin(&feeds, 9, 1, || state(3));
+    begin(&feeds, 10, 1, || panic!("a second copy"));
     for worker in [9, 10] {
         assert!(state_of(&follow(worker, member.port())) == state(3));
     }
@@ -454,7 +460,7 @@ fn call(port: u16, hello: FeedHello) -> (TcpStream, u8) {
 #[test]
 fn only_the_worker_that_the_coordinator_named_is_fed() {
     let member = collective(FeedLimits::default());
-    member.feeds().begin(RUN_ID, 9, 2, || state(3));
+    begin(member.feeds(), 9, 2, || state(3));
     let named = FeedHello {
         run_id: RUN_ID,
         worker: 9,

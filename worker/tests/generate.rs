@@ -16,6 +16,7 @@ use common::files::model::ModelFolder;
 use common::files::tensors::{Dtype, write};
 use common::files::{Snapshot, WeightsFormat};
 use common::job::{InitWeights, Method};
+use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
 
 /// The shipped model's configuration and tokenizer, with random weights.
@@ -35,8 +36,9 @@ fn model() -> tempfile::TempDir {
         model_dir: dir.to_owned(),
         adapter_dir: None,
         threads: 1,
+        device: ComputeDevice::Cpu,
     };
-    let snapshot: Snapshot = Trainer::load(options).unwrap().snapshot();
+    let snapshot: Snapshot = Trainer::load(options).unwrap().snapshot().unwrap();
     let dtype = Dtype::F32;
     snapshot
         .write_weights(dir, &WeightsFormat::Model { config, dtype })

@@ -66,17 +66,19 @@ impl Accumulator {
 
     /// Makes room for a step. What is held stays if it is this step's: after a loss of workers the same step goes on.
     ///
-    /// `trained_tokens` and `slots` are those of the whole step, over all workers.
-    pub fn begin(&mut self, step: u64, trained_tokens: u64, slots: usize) {
+    /// `trained_tokens` and `slots` are those of the whole step, over all workers. False: it was open already.
+    pub fn begin(&mut self, step: u64, trained_tokens: u64, slots: usize) -> bool {
         let opened = OpenStep {
             step,
             trained_tokens,
             rule: FixedPoint::new(trained_tokens, slots),
         };
-        if self.open != Some(opened) {
-            self.clear();
-            self.open = Some(opened);
+        if self.open == Some(opened) {
+            return false;
         }
+        self.clear();
+        self.open = Some(opened);
+        true
     }
 
     /// The step whose gradients these are.
@@ -152,6 +154,37 @@ impl Accumulator {
         }
         self.held.clear();
         self.open = None;
+    }
+
+    /// Is open for the same step as `other`, and says that it holds the same slots: their sums are to follow.
+    #[cfg(feature = "cuda")]
+    pub fn hold_as(&mut self, other: &Self) {
+        self.open = other.open;
+        self.held.clone_from(&other.held);
+    }
+
+    /// Overwrites sums from scalar `start`, for an engine that keeps them elsewhere.
+    #[cfg(feature = "cuda")]
+    pub fn set_exact(&mut self, start: usize, values: &[i64]) {
+        match &mut self.sums {
+            Sums::Exact { sums, .. } => sums.write(start, values),
+            Sums::Fast { .. } => unreachable!("made for exact sums"),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn set_fast(&mut self, start: usize, values: &[f32]) {
+        match &mut self.sums {
+            Sums::Exact { .. } => unreachable!("made for float32 sums"),
+            Sums::Fast { sums } => sums[start..start + values.len()].copy_from_slice(values),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn set_invalid(&mut self, count: u64) {
+        if let Sums::Exact { invalid, .. } = &mut self.sums {
+            *invalid = count;
+        }
     }
 
     /// The mean gradient, where this worker holds every slot.

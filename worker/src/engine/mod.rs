@@ -6,6 +6,8 @@ pub mod adapter;
 pub mod batch;
 pub mod buffer;
 pub mod config;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod generate;
 pub mod inference;
 pub mod layers;
@@ -29,7 +31,6 @@ use common::files::FileError;
 use thiserror::Error;
 
 pub use abandon::Abandon;
-pub use numerics::numerics_class;
 pub use trainer::{Reduced, Trainer, TrainerOptions, UpdateOutcome};
 
 /// What can go wrong between a model folder and an update.
@@ -62,6 +63,9 @@ pub enum EngineError {
     /// As it was asked to: nothing has changed.
     #[error("the slot was abandoned")]
     Abandoned,
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] cuda::GpuError),
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

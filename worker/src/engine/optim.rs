@@ -104,7 +104,7 @@ impl AdamW {
             });
     }
 
-    fn factors(&self, update: &Update) -> Factors {
+    pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {
         let number = update.number.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - self.beta1.powi(number);
         let correction2 = 1.0 - self.beta2.powi(number);
@@ -122,15 +122,15 @@ impl AdamW {
 }
 
 /// The scalars of one update: computed in float64, applied in float32, as PyTorch does.
-struct Factors {
-    gradient_scale: f32,
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    correction2_sqrt: f32,
-    epsilon: f32,
-    step_size: f32,
+pub(in crate::engine) struct Factors {
+    pub gradient_scale: f32,
+    pub keep: f32,
+    pub one_minus_beta1: f32,
+    pub beta2: f32,
+    pub one_minus_beta2: f32,
+    pub correction2_sqrt: f32,
+    pub epsilon: f32,
+    pub step_size: f32,
 }
 
 impl Factors {

@@ -76,6 +76,24 @@ impl PackedSums {
         added.sum()
     }
 
+    /// Overwrites the sums from `start`.
+    #[cfg(feature = "cuda")]
+    pub fn write(&mut self, start: usize, sums: &[i64]) {
+        let mut rest = sums;
+        for part in self.parts(start..start + sums.len()) {
+            let (sums, after) = rest.split_at(part.low.len());
+            rest = after;
+            if !pack(sums, part.low, part.middle) && part.high.is_none() {
+                *part.high = Some(vec![0; part.tile_len].into_boxed_slice());
+            }
+            if let Some(high) = part.high {
+                for (high, sum) in high[part.start..].iter_mut().zip(sums) {
+                    *high = high_of(*sum);
+                }
+            }
+        }
+    }
+
     /// The sums from `start`, as many as `out` takes.
     pub fn read(&self, start: usize, out: &mut [i64]) {
         let end = start + out.len();

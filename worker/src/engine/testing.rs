@@ -15,6 +15,7 @@ use super::buffer::Pool;
 use super::ops::element::narrow;
 use super::params::{Collect, Parameters, Weight};
 use super::{Trainer, TrainerOptions};
+use crate::ComputeDevice;
 
 /// A `config.json` of two layers.
 pub fn config(architecture: &str) -> Value {
@@ -42,7 +43,11 @@ pub fn write_model(dir: &Path, config: &Value, seed: u64) {
         config: config.clone(),
         dtype: Dtype::F32,
     };
-    trainer.snapshot().write_weights(dir, &format).unwrap();
+    trainer
+        .snapshot()
+        .unwrap()
+        .write_weights(dir, &format)
+        .unwrap();
 }
 
 pub fn lora(targets: TargetModules, dropout: f64) -> Method {
@@ -100,11 +105,16 @@ pub fn job(method: Method) -> JobSpec {
 }
 
 pub fn load(dir: &Path, job: JobSpec, threads: usize) -> Trainer {
+    load_on(ComputeDevice::Cpu, dir, job, threads)
+}
+
+pub fn load_on(device: ComputeDevice, dir: &Path, job: JobSpec, threads: usize) -> Trainer {
     Trainer::load(TrainerOptions {
         job: Arc::new(job),
         model_dir: dir.to_owned(),
         adapter_dir: None,
         threads,
+        device,
     })
     .unwrap()
 }
@@ -129,8 +139,9 @@ pub fn block(lengths: &[usize], seed: u64) -> Block {
 /// The exact sums that slot 0 leaves, and its loss.
 pub fn slot_sums(trainer: &mut Trainer, step: u64, blocks: &[Block]) -> (Vec<i64>, f64) {
     let tokens = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.begin_step(step, tokens, 1);
+    trainer.begin_step(step, tokens, 1).unwrap();
     let outcome = trainer.train_slot(0, blocks).unwrap();
+    trainer.collect().unwrap();
     match trainer.accumulator().sums() {
         Sums::Exact { sums, invalid: 0 } => {
             let mut plain = vec![0; sums.len()];
@@ -144,7 +155,9 @@ pub fn slot_sums(trainer: &mut Trainer, step: u64, blocks: &[Block]) -> (Vec<i64
 /// One whole step on these blocks, a slot each. Returns the mean loss.
 pub fn step(trainer: &mut Trainer, blocks: &[Block], learning_rate: f64) -> f64 {
     let tokens = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.begin_step(trainer.step(), tokens, blocks.len());
+    trainer
+        .begin_step(trainer.step(), tokens, blocks.len())
+        .unwrap();
     let mut loss = 0.0;
     for (slot, block) in blocks.iter().enumerate() {
         let slot_blocks = std::slice::from_ref(block);

@@ -1,30 +1,39 @@
 //! The trainer: slots in, gradients summed; a reduced gradient in, weights updated.
 //!
 //! Lives on one thread and computes on a pool of its own. Everything it does is a function of its inputs alone: never
-//! of the number of threads, of what ran before, or of time.
+//! of the number of threads, of what ran before, or of time. Where it computes, on the processor or a GPU, is decided once
+//! (`trainer/on_cpu.rs`, `trainer/on_gpu.rs`); everything else is the same.
+
+mod on_cpu;
+#[cfg(feature = "cuda")]
+mod on_gpu;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::data::block::Block;
 use common::files::Flat;
 use common::files::layout::{Layout, weights_digest};
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
-use common::job::{BaseDtype, Checkpointing, InitWeights, JobSpec, LoraSpec, Method};
+use common::job::{InitWeights, JobSpec, Method};
 
 use super::accumulator::Accumulator;
-use super::adapter::{adapted_modules, adapter_layout, adapter_of, initial_values, values_from};
+use super::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
 use super::batch::Batch;
 use super::config::ModelConfig;
-use super::model::{Model, PassTimes, Tensors};
-use super::ops::lora_linear::{Lora, MaskKey};
-use super::optim::{AdamW, Mean, Update, clip_coefficient, gradient_norm};
-use super::params::{Collect, Parameters, Weight};
+use super::model::PassTimes;
+use super::ops::lora_linear::MaskKey;
+use super::optim::{AdamW, Update, clip_coefficient};
 use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError, memory};
+use crate::device::ComputeDevice;
 use crate::slot::{HeldSlots, SlotOutcome};
+
+use on_cpu::OnCpu;
+#[cfg(feature = "cuda")]
+use on_gpu::OnGpu;
 
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
@@ -34,6 +43,7 @@ pub struct TrainerOptions {
     pub adapter_dir: Option<PathBuf>,
     /// At least 1.
     pub threads: usize,
+    pub device: ComputeDevice,
 }
 
 /// How long the parts of a slot took.
@@ -63,18 +73,34 @@ pub struct UpdateOutcome {
 
 pub struct Trainer {
     job: Arc<JobSpec>,
+    config: ModelConfig,
+    layout: Arc<Layout>,
     pool: rayon::ThreadPool,
-    model: Model,
-    parameters: Parameters,
+    device: ComputeDevice,
+    compute: Compute,
     total_scalars: u64,
+    /// Which slots are held. Their sums are here too where the processor computes.
     accumulator: Accumulator,
     /// Of the slots held.
     outcomes: HeldSlots,
     optimizer: AdamW,
-    exp_avg: Flat,
-    exp_avg_sq: Flat,
     step: u64,
     slot_times: SlotTimes,
+}
+
+/// Model, weights and moments, where they are.
+enum Compute {
+    Cpu(Box<OnCpu>),
+    #[cfg(feature = "cuda")]
+    Gpu(Box<OnGpu>),
+}
+
+/// Where the mean gradient of an update is.
+#[derive(Clone, Copy)]
+enum MeanOf<'a> {
+    Given(&'a [f32]),
+    /// Every slot of the step is held here.
+    Held,
 }
 
 impl Trainer {
@@ -84,6 +110,7 @@ impl Trainer {
             model_dir,
             adapter_dir,
             threads,
+            device,
         } = options;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
@@ -103,35 +130,38 @@ impl Trainer {
                 standard_deviation: config.initializer_range,
             },
         };
-        let parameters =
-            pool.install(|| starting_parameters(&job, &config, &source, adapter_dir))?;
-        let tensors = JobTensors {
-            job: &job,
-            source: &source,
-            parameters: &parameters,
+        let start = pool.install(|| Beginning::of(&job, &config, &source, adapter_dir))?;
+        let scalars = start.layout.scalars;
+        let layout = Arc::new(start.layout.clone());
+        let (compute, summed_here) = match device.clone() {
+            ComputeDevice::Cpu => {
+                let cpu = pool.install(|| OnCpu::load(&job, &config, &source, start))?;
+                (Compute::Cpu(Box::new(cpu)), scalars)
+            }
+            #[cfg(feature = "cuda")]
+            ComputeDevice::Cuda { gpu, .. } => {
+                let gpu = pool.install(|| OnGpu::load(gpu, &job, &config, &source, start))?;
+                (Compute::Gpu(Box::new(gpu)), 0)
+            }
         };
-        let mut model = pool.install(|| Model::build(&config, &tensors, job.sequence_len))?;
-        let scalars = parameters.layout().scalars;
-        let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
-        model.set_checkpointing(checkpoints(&job, &model, scalars));
         Ok(Self {
             total_scalars: total_scalars(&config, &job, scalars),
-            accumulator: Accumulator::new(job.reduction, scalars),
+            accumulator: Accumulator::new(job.reduction, summed_here),
             outcomes: HeldSlots::new(),
             optimizer: AdamW::from_job(&job),
-            exp_avg,
-            exp_avg_sq,
             step: 0,
             slot_times: SlotTimes::default(),
+            config,
+            layout,
             pool,
-            model,
-            parameters,
+            device,
+            compute,
             job,
         })
     }
 
     pub fn layout(&self) -> Arc<Layout> {
-        self.parameters.layout()
+        self.layout.clone()
     }
 
     /// Of the whole model, frozen and trainable.
@@ -139,8 +169,22 @@ impl Trainer {
         self.total_scalars
     }
 
-    pub fn model(&self) -> &Model {
-        &self.model
+    /// For tests of the model on the processor.
+    #[cfg(test)]
+    pub fn model(&self) -> &super::model::Model {
+        match &self.compute {
+            Compute::Cpu(cpu) => cpu.model(),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(_) => unreachable!("loaded on the processor"),
+        }
+    }
+
+    pub fn device(&self) -> &ComputeDevice {
+        &self.device
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Updates seen, skipped ones included.
@@ -151,13 +195,25 @@ impl Trainer {
     /// Opens `step` for slots. What is held stays if it is this step's already.
     ///
     /// `trained_tokens` and `slots` are those of the whole step, over all workers.
-    pub fn begin_step(&mut self, step: u64, trained_tokens: u64, slots: usize) {
-        self.pool.install(|| {
-            self.accumulator
-                .begin(step, trained_tokens.max(1), slots.max(1))
-        });
+    pub fn begin_step(
+        &mut self,
+        step: u64,
+        trained_tokens: u64,
+        slots: usize,
+    ) -> Result<(), EngineError> {
+        let (tokens, slots) = (trained_tokens.max(1), slots.max(1));
+        let is_new = self
+            .pool
+            .install(|| self.accumulator.begin(step, tokens, slots));
         let held = self.accumulator.held();
         self.outcomes.retain(|slot, _| held.contains(slot));
+        match &mut self.compute {
+            Compute::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) if is_new => gpu.open(tokens, slots),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(_) => Ok(()),
+        }
     }
 
     /// Adds the gradient of a slot of the open step. A slot that is already held is not computed again.
@@ -165,20 +221,18 @@ impl Trainer {
         if let Some(outcome) = self.outcomes.get(&slot) {
             return Ok(*outcome);
         }
-        let batch = Batch::from_blocks(blocks, self.model.config().vocab_size)?;
+        let batch = Batch::from_blocks(blocks, self.config.vocab_size)?;
         let mask = MaskKey {
             seed: self.job.seed,
             step: self.accumulator.step().unwrap_or(self.step),
             slot,
         };
-        let Self {
-            pool,
-            model,
-            parameters,
-            accumulator,
-            ..
-        } = self;
-        let trained = pool.install(|| train(model, parameters, accumulator, slot, &batch, mask));
+        let (pool, accumulator) = (&self.pool, &mut self.accumulator);
+        let trained = match &mut self.compute {
+            Compute::Cpu(cpu) => pool.install(|| cpu.train(accumulator, slot, &batch, mask)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.train(accumulator, slot, &batch, mask),
+        };
         match trained {
             Ok((outcome, times)) => {
                 self.outcomes.insert(slot, outcome);
@@ -186,7 +240,7 @@ impl Trainer {
                 Ok(outcome)
             }
             Err(error) => {
-                let held = accumulator.held();
+                let held = self.accumulator.held();
                 self.outcomes.retain(|slot, _| held.contains(slot));
                 Err(error)
             }
@@ -201,16 +255,24 @@ impl Trainer {
     /// Asks for the slot in hand to be given up: it ends with [`EngineError::Abandoned`] and leaves the accumulator as it
     /// was, unless gradients were added already that cannot be taken back, or it is as good as done. Must be cleared before another slot.
     pub fn abandon(&self) -> Abandon {
-        self.model.abandon().clone()
+        match &self.compute {
+            Compute::Cpu(cpu) => cpu.abandon(),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.abandon(),
+        }
     }
 
     /// Forward only, nothing dropped.
     pub fn eval_slot(&mut self, blocks: &[Block]) -> Result<SlotOutcome, EngineError> {
-        let batch = Batch::from_blocks(blocks, self.model.config().vocab_size)?;
+        let batch = Batch::from_blocks(blocks, self.config.vocab_size)?;
         if batch.targets.is_empty() {
             return Ok(SlotOutcome::default());
         }
-        let sum = self.pool.install(|| self.model.evaluate(&batch));
+        let sum = match &mut self.compute {
+            Compute::Cpu(cpu) => self.pool.install(|| cpu.evaluate(&batch)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.evaluate(&batch)?,
+        };
         let sum = sum.ok_or(EngineError::Abandoned)?;
         Ok(SlotOutcome {
             loss_sum: sum.loss,
@@ -221,9 +283,13 @@ impl Trainer {
     }
 
     /// The logits of one sequence, `[tokens][vocabulary]` in one line.
-    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-        let batch = Batch::from_tokens(tokens, self.model.config().vocab_size)?;
-        Ok(self.pool.install(|| self.model.logits(&batch)))
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let batch = Batch::from_tokens(tokens, self.config.vocab_size)?;
+        match &mut self.compute {
+            Compute::Cpu(cpu) => Ok(self.pool.install(|| cpu.logits(&batch))),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.logits(&batch),
+        }
     }
 
     /// The slots in the accumulator, with what they amount to.
@@ -237,8 +303,27 @@ impl Trainer {
         self.outcomes.clear();
     }
 
+    /// Makes [`Self::accumulator`] hold the sums, where they are on a GPU.
+    pub fn collect(&mut self) -> Result<(), EngineError> {
+        match &mut self.compute {
+            Compute::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.collect(&self.accumulator),
+        }
+    }
+
+    /// What is held of the open step. Its sums are those of the last [`Self::collect`].
     pub fn accumulator(&self) -> &Accumulator {
-        &self.accumulator
+        match &self.compute {
+            Compute::Cpu(_) => &self.accumulator,
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.collected().unwrap_or(&self.accumulator),
+        }
+    }
+
+    /// Of the step whose slots are held.
+    pub fn open_step(&self) -> Option<u64> {
+        self.accumulator.step()
     }
 
     /// Clips, updates weights and moments, and counts a step. An invalid gradient counts as a step too, but changes
@@ -248,67 +333,80 @@ impl Trainer {
         reduced: &Reduced,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        let mean = Mean::Flat(&reduced.mean);
-        Ok(self.update(mean, reduced.invalid, learning_rate))
+        self.update(MeanOf::Given(&reduced.mean), reduced.invalid, learning_rate)
     }
 
     /// As [`apply`](Self::apply) of the accumulator's mean, which never stands in memory: where every slot of the step
     /// is held here.
     pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
-        let accumulator = std::mem::take(&mut self.accumulator);
-        let mean = Mean::Sums(&accumulator);
-        let outcome = self.update(mean, accumulator.invalid(), learning_rate);
-        self.accumulator = accumulator;
-        Ok(outcome)
+        let invalid = match &self.compute {
+            Compute::Cpu(_) => self.accumulator.invalid(),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.invalid()?,
+        };
+        self.update(MeanOf::Held, invalid, learning_rate)
     }
 
-    fn update(&mut self, mean: Mean, invalid: u64, learning_rate: f64) -> UpdateOutcome {
-        let Self {
-            pool,
-            parameters,
-            optimizer,
-            exp_avg,
-            exp_avg_sq,
-            ..
-        } = self;
-        let grad_norm = pool.install(|| gradient_norm(mean));
-        let skipped = invalid > 0 || !grad_norm.is_finite();
-        self.step += 1;
-        if !skipped {
-            let update = Update {
-                number: self.step,
+    fn update(
+        &mut self,
+        mean: MeanOf,
+        invalid: u64,
+        learning_rate: f64,
+    ) -> Result<UpdateOutcome, EngineError> {
+        let (number, max_norm) = (self.step + 1, self.job.max_grad_norm);
+        let decide = |norm: f64| {
+            let skipped = invalid > 0 || !norm.is_finite();
+            (!skipped).then(|| Update {
+                number,
                 learning_rate,
-                gradient_scale: clip_coefficient(grad_norm, self.job.max_grad_norm),
-            };
-            let layout = parameters.layout();
-            parameters.update(|weights| {
-                pool.install(|| {
-                    let moments = (&mut exp_avg[..], &mut exp_avg_sq[..]);
-                    update_tensors(optimizer, &update, &layout, weights, moments, mean);
-                });
-            });
-        }
-        UpdateOutcome { grad_norm, skipped }
+                gradient_scale: clip_coefficient(norm, max_norm),
+            })
+        };
+        let (optimizer, layout) = (&self.optimizer, &self.layout);
+        let (grad_norm, updated) = match &mut self.compute {
+            Compute::Cpu(cpu) => {
+                let mean = (mean, &self.accumulator);
+                self.pool
+                    .install(|| cpu.update(optimizer, layout, mean, decide))
+            }
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.update(optimizer, layout, mean, decide)?,
+        };
+        self.step = number;
+        Ok(UpdateOutcome {
+            grad_norm,
+            skipped: !updated,
+        })
     }
 
-    pub fn weights_digest(&self) -> String {
-        let layout = self.layout();
+    pub fn weights_digest(&self) -> Result<String, EngineError> {
+        let layout = &self.layout;
         let digest = |flat: &[f32]| {
             self.pool
-                .install(|| weights_digest(&layout, layout.split(flat)))
+                .install(|| weights_digest(layout, layout.split(flat)))
         };
-        self.parameters.read(digest)
+        match &self.compute {
+            Compute::Cpu(cpu) => Ok(cpu.weights(digest)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => Ok(digest(&gpu.weights()?)),
+        }
     }
 
-    /// The state as it is now, without a copy: the next update makes one where somebody still reads this then.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    /// The state as it is now. On the processor without a copy: the next update makes one where somebody still reads this
+    /// then.
+    pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
+        let [weights, exp_avg, exp_avg_sq] = match &self.compute {
+            Compute::Cpu(cpu) => cpu.state(),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.state()?.map(Flat::from),
+        };
+        Ok(Snapshot {
             step: self.step,
             layout: self.layout(),
-            weights: self.parameters.share(),
-            exp_avg: self.exp_avg.clone(),
-            exp_avg_sq: self.exp_avg_sq.clone(),
-        }
+            weights,
+            exp_avg,
+            exp_avg_sq,
+        })
     }
 
     /// Takes over a state of the same layout. Slots held are forgotten: their gradients were of other weights.
@@ -320,127 +418,54 @@ impl Trainer {
                 expected: layout.digest(),
             });
         }
-        self.parameters.replace(snapshot.weights.clone());
-        self.exp_avg = snapshot.exp_avg.clone();
-        self.exp_avg_sq = snapshot.exp_avg_sq.clone();
+        let state = [&snapshot.weights, &snapshot.exp_avg, &snapshot.exp_avg_sq];
+        match &mut self.compute {
+            Compute::Cpu(cpu) => cpu.set_state(state.map(Flat::clone)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.set_state(state.map(|flat| &flat[..]))?,
+        }
         self.step = snapshot.step;
         self.forget_slots();
         Ok(())
     }
 }
 
-/// One slot, forward and backward, into the accumulator.
-fn train(
-    model: &Model,
-    parameters: &Parameters,
-    accumulator: &mut Accumulator,
-    slot: u32,
-    batch: &Batch,
-    mask: MaskKey,
-) -> Result<(SlotOutcome, SlotTimes), EngineError> {
-    if batch.targets.is_empty() {
-        accumulator.hold(slot);
-        return Ok((SlotOutcome::default(), SlotTimes::default()));
-    }
-    let invalid_before = accumulator.invalid();
-    let gradients = parameters.gradients();
-    gradients.begin(accumulator, model.gradient_parts(batch));
-    let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
-        gradients.drop_slot(accumulator);
-        return Err(EngineError::Abandoned);
-    };
-    common::failpoint::reached("forward");
-    let computed = Instant::now();
-    gradients.finish(slot, accumulator)?;
-    let outcome = SlotOutcome {
-        loss_sum: sum.loss,
-        trained_tokens: batch.targets.len() as u64,
-        correct_tokens: sum.correct,
-        invalid_scalars: accumulator.invalid() - invalid_before,
-    };
-    let accumulate = computed.elapsed();
-    Ok((outcome, SlotTimes { pass, accumulate }))
+/// The trainable tensors, and the values that they start with.
+struct Beginning {
+    layout: Layout,
+    /// In layout order.
+    values: Vec<f32>,
 }
 
-/// As Transformers' trainer does, norms and biases do not decay.
-fn update_tensors(
-    optimizer: &AdamW,
-    update: &Update,
-    layout: &Layout,
-    weights: &mut [f32],
-    (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
-    mean: Mean,
-) {
-    for tensor in &layout.tensors {
-        let range = tensor.offset..tensor.offset + tensor.scalars();
-        let mut optimizer = *optimizer;
-        if tensor.shape.len() < 2 {
-            optimizer.weight_decay = 0.0;
-        }
-        optimizer.update(
-            update,
-            &mut weights[range.clone()],
-            &mut exp_avg[range.clone()],
-            &mut exp_avg_sq[range],
-            (mean, tensor.offset),
-        );
-    }
-}
-
-fn starting_parameters(
-    job: &JobSpec,
-    config: &ModelConfig,
-    source: &WeightSource,
-    adapter_dir: Option<PathBuf>,
-) -> Result<Parameters, EngineError> {
-    let (layout, values, collect) = match &job.method {
-        Method::Full => {
-            let layout = Layout::new(base_tensors(config));
-            for tensor in &layout.tensors {
-                source.check(&tensor.name, &tensor.shape)?;
+impl Beginning {
+    fn of(
+        job: &JobSpec,
+        config: &ModelConfig,
+        source: &WeightSource,
+        adapter_dir: Option<PathBuf>,
+    ) -> Result<Self, EngineError> {
+        match &job.method {
+            Method::Full => {
+                let layout = Layout::new(base_tensors(config));
+                for tensor in &layout.tensors {
+                    source.check(&tensor.name, &tensor.shape)?;
+                }
+                let mut values = zeros(layout.scalars)?;
+                for tensor in &layout.tensors {
+                    let range = tensor.offset..tensor.offset + tensor.scalars();
+                    source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
+                }
+                Ok(Self { layout, values })
             }
-            let mut values = zeros(layout.scalars)?;
-            for tensor in &layout.tensors {
-                let range = tensor.offset..tensor.offset + tensor.scalars();
-                source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
+            Method::Lora(lora) => {
+                let modules = adapted_modules(config, &lora.target_modules)?;
+                let layout = adapter_layout(&modules, lora.r);
+                let values = match adapter_dir {
+                    Some(dir) => values_from(&dir, &layout, lora)?,
+                    None => initial_values(&layout, job.seed),
+                };
+                Ok(Self { layout, values })
             }
-            (layout, values, Collect::Sums)
-        }
-        Method::Lora(lora) => {
-            let modules = adapted_modules(config, &lora.target_modules)?;
-            let layout = adapter_layout(&modules, lora.r);
-            let values = match adapter_dir {
-                Some(dir) => values_from(&dir, &layout, lora)?,
-                None => initial_values(&layout, job.seed),
-            };
-            (layout, values, Collect::Slot)
-        }
-    };
-    Ok(Parameters::new(layout, values, collect))
-}
-
-/// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
-fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
-    /// The sums, and the gradient of a slot or the mean of several workers.
-    const BYTES_PER_SCALAR: u64 = 10;
-    match job.gradient_checkpointing {
-        Checkpointing::Always => true,
-        Checkpointing::Never => false,
-        Checkpointing::Auto => {
-            let kept = model.kept_bytes(job.micro_batch_size * job.sequence_len) as u64;
-            let Some(free) = memory::available_bytes() else {
-                return false;
-            };
-            let free = free.saturating_sub(BYTES_PER_SCALAR * scalars as u64);
-            let scarce = memory::is_scarce(kept, free);
-            if scarce {
-                tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
-                    kept / 1_000_000,
-                    free / 1_000_000
-                );
-            }
-            scarce
         }
     }
 }
@@ -459,42 +484,6 @@ fn total_scalars(config: &ModelConfig, job: &JobSpec, trainable: usize) -> u64 {
     match job.method {
         Method::Full => base as u64,
         Method::Lora(_) => (base + trainable) as u64,
-    }
-}
-
-/// The model's tensors: trainable ones from the parameters, the others frozen from the base model.
-struct JobTensors<'a> {
-    job: &'a JobSpec,
-    source: &'a WeightSource,
-    parameters: &'a Parameters,
-}
-
-impl JobTensors<'_> {
-    fn lora(&self) -> Option<&LoraSpec> {
-        match &self.job.method {
-            Method::Lora(lora) => Some(lora),
-            Method::Full => None,
-        }
-    }
-
-    fn dtype(&self) -> BaseDtype {
-        self.job.base_dtype
-    }
-}
-
-impl Tensors for JobTensors<'_> {
-    type Error = EngineError;
-
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
-        match self.parameters.weight(name) {
-            Some(weight) => Ok(weight),
-            None => self.source.tensor(name, shape, self.dtype()),
-        }
-    }
-
-    fn adapter(&self, path: &str) -> Result<Option<Lora>, EngineError> {
-        let lora = self.lora();
-        Ok(lora.and_then(|lora| adapter_of(path, self.parameters, lora)))
     }
 }
 

@@ -70,8 +70,7 @@ impl Run {
             step,
             report,
         }));
-        self.save_state();
-        Ok(())
+        self.save_state()
     }
 
     fn lose_feed(&mut self, attempt: u64, reason: String) {
@@ -94,7 +93,7 @@ impl Run {
             grad_norm: outcome.grad_norm,
             skipped: outcome.skipped,
             weights_digest: match update.digest {
-                true => self.trainer.weights_digest(),
+                true => self.trainer.weights_digest()?,
                 false => String::new(),
             },
             ..v1::StepReport::default()
@@ -115,10 +114,10 @@ impl Run {
         feeds.conclude(&members, &fed, generation.step);
     }
 
-    pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) {
+    pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) -> Result<(), RunError> {
         let copy = || self.state_copy();
         let feeds = self.links.collective.feeds();
-        feeds.begin(run_id, feed.worker, feed.attempt, copy);
+        feeds.begin(run_id, feed.worker, feed.attempt, copy)
     }
 
     /// Hands the update that was just made to whoever follows. Without `reduced` it was made of what is held here.
@@ -128,7 +127,7 @@ impl Run {
         skipped: bool,
         reduced: Option<Reduced>,
         slots: HeldSlots,
-    ) {
+    ) -> Result<(), RunError> {
         let feeds = self.links.collective.feeds();
         let mean = match reduced {
             _ if skipped => Vec::new(),
@@ -139,7 +138,10 @@ impl Run {
             }
             Some(reduced) => reduced.mean,
             None if !feeds.is_followed() => Vec::new(),
-            None => self.trainer.accumulator().mean(),
+            None => {
+                self.trainer.collect()?;
+                self.trainer.accumulator().mean()
+            }
         };
         feeds.publish(Update {
             step: plan.step,
@@ -149,5 +151,6 @@ impl Run {
             slots,
             mean,
         });
+        Ok(())
     }
 }

@@ -32,11 +32,11 @@ impl Run {
     }
 
     /// In the background: those who are not behind go on with the step meanwhile.
-    pub(super) fn send_state(&self, generation: &v1::Generation) {
+    pub(super) fn send_state(&self, generation: &v1::Generation) -> Result<(), RunError> {
         if self.trainer.step() != generation.step {
-            return;
+            return Ok(());
         }
-        let (state, behind) = (self.state_copy(), generation.behind.clone());
+        let (state, behind) = (self.state_copy()?, generation.behind.clone());
         let (collective, number) = (self.links.collective.clone(), self.generation);
         std::thread::spawn(move || {
             let sent = collective.mesh(number).and_then(|mesh| {
@@ -49,14 +49,15 @@ impl Run {
                 tracing::debug!("state could not be sent: {error}");
             }
         });
+        Ok(())
     }
 
-    pub(super) fn state_copy(&self) -> StateCopy {
+    pub(super) fn state_copy(&self) -> Result<StateCopy, RunError> {
         let updates = self.updates.iter().cloned().collect();
-        StateCopy {
-            snapshot: self.trainer.snapshot(),
+        Ok(StateCopy {
+            snapshot: self.trainer.snapshot()?,
             memory: v1::Updates { updates }.encode_to_vec(),
-        }
+        })
     }
 
     /// Goes on as the worker would whose state it is.

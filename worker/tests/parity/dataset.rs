@@ -13,6 +13,7 @@ use common::files::snapshot::read_weights;
 use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSpec, Method};
 use common::plan::{Schedule, learning_rate};
 use serde::Deserialize;
+use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
 
 use crate::golden::{assert_steps, assert_weights, golden_dir};
@@ -62,9 +63,10 @@ pub fn check_dataset(golden_dir: &Path) {
         model_dir,
         adapter_dir: Some(dir.join("adapter")),
         threads: 2,
+        device: ComputeDevice::Cpu,
     })
     .unwrap();
-    let start = trainer.snapshot();
+    let start = trainer.snapshot().unwrap();
     let mut examples = golden.examples.iter();
     let mut steps = Vec::new();
     for step in 0..schedule.total_steps() {
@@ -91,7 +93,7 @@ pub fn check_dataset(golden_dir: &Path) {
     }
     assert!(examples.next().is_none(), "examples were left out");
     assert_steps("dataset", &steps, &golden.steps);
-    let end = trainer.snapshot();
+    let end = trainer.snapshot().unwrap();
     let expected = read_weights(&dir.join("trained_adapter"), &end.layout).unwrap();
     assert_weights("dataset", &start, &end, &expected);
 }

@@ -12,6 +12,7 @@ use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
 use common::job::{InitWeights, LoraSpec, Method, TargetModules};
 use common::rng::CounterRng;
+use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
 
 use crate::support::{job, train_step};
@@ -81,10 +82,15 @@ fn random_model(dir: &Path, dtype: Dtype) {
         model_dir: dir.to_owned(),
         adapter_dir: None,
         threads: 2,
+        device: ComputeDevice::Cpu,
     })
     .unwrap();
     let format = WeightsFormat::Model { config, dtype };
-    trainer.snapshot().write_weights(dir, &format).unwrap();
+    trainer
+        .snapshot()
+        .unwrap()
+        .write_weights(dir, &format)
+        .unwrap();
 }
 
 /// An adapter for that model, trained so far that its answers differ.
@@ -107,13 +113,18 @@ fn trained_adapter(model_dir: &Path, dir: &Path) {
         model_dir: model_dir.to_owned(),
         adapter_dir: None,
         threads: 2,
+        device: ComputeDevice::Cpu,
     })
     .unwrap();
     for step in 0..5 {
         train_step(&mut trainer, step, &[&[random_block(step)]], 1e-2);
     }
     let format = WeightsFormat::Adapter(config);
-    trainer.snapshot().write_weights(dir, &format).unwrap();
+    trainer
+        .snapshot()
+        .unwrap()
+        .write_weights(dir, &format)
+        .unwrap();
 }
 
 fn random_block(seed: u64) -> Block {

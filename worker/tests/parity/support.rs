@@ -10,6 +10,7 @@ use common::job::{
     Resume, SaveSteps, ValSetSize, Warmup,
 };
 use serde::Deserialize;
+use worker::ComputeDevice;
 use worker::engine::trainer::Reduced;
 use worker::engine::{Trainer, TrainerOptions};
 
@@ -79,6 +80,7 @@ impl Case {
             model_dir: self.dir.join("model"),
             adapter_dir,
             threads: 2,
+            device: ComputeDevice::Cpu,
         })
         .unwrap()
     }
@@ -116,7 +118,9 @@ pub fn train_step(
         .flat_map(|blocks| blocks.iter())
         .map(Block::trained_tokens)
         .sum();
-    trainer.begin_step(step, trained_tokens, slots.len());
+    trainer
+        .begin_step(step, trained_tokens, slots.len())
+        .unwrap();
     let mut loss = 0.0;
     for (slot, blocks) in slots.iter().enumerate() {
         loss += trainer.train_slot(slot as u32, blocks).unwrap().loss_sum;

@@ -135,13 +135,16 @@ impl Feeds {
 
     /// Lets `worker` follow. The copy of the state is taken only where there is none to share. Whoever followed under
     /// another `run_id` does so no more.
-    pub fn begin(
+    ///
+    /// # Errors
+    /// Those of `copy`. Nothing has begun then.
+    pub fn begin<E>(
         self: &Arc<Self>,
         run_id: [u8; 32],
         worker: u64,
         attempt: u64,
-        copy: impl FnOnce() -> StateCopy,
-    ) {
+        copy: impl FnOnce() -> Result<StateCopy, E>,
+    ) -> Result<(), E> {
         let mut state = lock(&self.state);
         let is_foreign = |feed: &Feed| feed.run_id != run_id && !feed.is_over();
         if state.feeds.values().any(is_foreign) {
@@ -151,7 +154,7 @@ impl Feeds {
         if !state.is_offer_shared() {
             // First, so that there are never two.
             state.offer = None;
-            let copy = copy();
+            let copy = copy()?;
             let step = copy.snapshot.step;
             if step != state.step {
                 state.end_all("its source was itself left behind");
@@ -179,6 +182,7 @@ impl Feeds {
             let feeds = self.clone();
             std::thread::spawn(move || feeds.watch());
         }
+        Ok(())
     }
 
     /// Hands an update to whoever follows. Costs nothing where nobody does.

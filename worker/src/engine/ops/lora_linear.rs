@@ -38,6 +38,14 @@ pub struct MaskKey {
     pub slot: u32,
 }
 
+impl MaskKey {
+    /// What the generator of a module's mask is keyed by, for one tile of rows.
+    pub(in crate::engine) fn words(&self, module: u64, tile: usize) -> [u64; 5] {
+        let (step, slot) = (self.step, u64::from(self.slot));
+        [STREAM_DROPOUT, step, slot, module, tile as u64]
+    }
+}
+
 /// One adapter among those of its input.
 pub(super) struct Placed<'a> {
     pub lora: &'a Lora,
@@ -326,14 +334,7 @@ impl Lora {
         x.par_chunks_mut(ROW_TILE * width)
             .enumerate()
             .for_each(|(tile, x)| {
-                let words = [
-                    STREAM_DROPOUT,
-                    key.step,
-                    u64::from(key.slot),
-                    self.module,
-                    tile as u64,
-                ];
-                let mut rng = CounterRng::new(key.seed, &words);
+                let mut rng = CounterRng::new(key.seed, &key.words(self.module, tile));
                 for pair in x.chunks_mut(2) {
                     let draw = rng.next_u64();
                     for (x, draw) in pair.iter_mut().zip([draw as u32, (draw >> 32) as u32]) {

@@ -27,7 +27,7 @@ pub mod vector;
 use element::Element;
 
 /// Rows in one task of an operation that goes row by row.
-const ROW_TILE: usize = 64;
+pub(in crate::engine) const ROW_TILE: usize = 64;
 
 /// `sum += x`
 pub fn add_in_place(sum: &mut [f32], x: &[f32]) {

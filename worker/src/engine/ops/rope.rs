@@ -36,6 +36,12 @@ impl RopeTable {
         self.cos.len() / self.half.max(1)
     }
 
+    /// Cosines and sines.
+    #[cfg(feature = "cuda")]
+    pub fn values(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     #[inline(always)]
     fn row(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;

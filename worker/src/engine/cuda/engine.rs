@@ -1,0 +1,282 @@
+//! One job's model, weights, moments and sums on one GPU. In: batches and mean gradients. Out: losses, sums and states.
+
+use std::sync::Arc;
+
+use common::files::layout::Layout;
+use common::job::{BaseDtype, JobSpec, Method};
+use half::bf16;
+
+use super::build::Parts;
+use super::gpu::{DeviceBuffer, Gpu, GpuError};
+use super::model::GpuModel;
+use super::ops::update::{CHUNK, adamw, squares};
+use super::sums::{AtOnce, GpuSums, SlotGradient};
+use crate::engine::accumulator::Accumulator;
+use crate::engine::batch::Batch;
+use crate::engine::config::ModelConfig;
+use crate::engine::model::PassTimes;
+use crate::engine::ops::cross_entropy::LossSum;
+use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::optim::{AdamW, Update};
+use crate::engine::weights::WeightSource;
+use crate::engine::{Abandon, EngineError};
+
+/// Scalars whose mean gradient stands in memory at a time. A whole number of chunks.
+const MEAN_TILE: usize = 512 * CHUNK;
+
+/// The model in the type that it computes in.
+enum Model {
+    F32(GpuModel<f32>),
+    Bf16(GpuModel<bf16>),
+}
+
+macro_rules! each {
+    ($model:expr, $inner:ident => $work:expr) => {
+        match $model {
+            Model::F32($inner) => $work,
+            Model::Bf16($inner) => $work,
+        }
+    };
+}
+
+/// Where the mean gradient is read from, in layout order.
+pub enum GpuMean {
+    Flat(DeviceBuffer<f32>),
+    /// Of the sums here, which hold every slot.
+    Sums,
+}
+
+pub struct GpuEngine {
+    gpu: Arc<Gpu>,
+    model: Model,
+    scalars: usize,
+    /// The trainable weights and their moments, in layout order.
+    flat: DeviceBuffer<f32>,
+    exp_avg: DeviceBuffer<f32>,
+    exp_avg_sq: DeviceBuffer<f32>,
+    sums: GpuSums,
+    /// Of a slot, where it is kept until that is done.
+    slot: Option<SlotGradient>,
+}
+
+impl GpuEngine {
+    /// `values` are those of the trainable tensors, in layout order.
+    pub fn load(
+        gpu: Arc<Gpu>,
+        job: &JobSpec,
+        config: &ModelConfig,
+        source: &WeightSource,
+        layout: &Layout,
+        values: &[f32],
+    ) -> Result<Self, EngineError> {
+        let lora = match &job.method {
+            Method::Lora(lora) => Some(lora),
+            Method::Full => None,
+        };
+        let parts = Parts {
+            gpu: &gpu,
+            config,
+            source,
+            layout,
+            lora,
+            dtype: job.base_dtype,
+        };
+        let model = match job.base_dtype {
+            BaseDtype::Float32 => Model::F32(parts.model(job.sequence_len)?),
+            BaseDtype::Bfloat16 => Model::Bf16(parts.model(job.sequence_len)?),
+        };
+        let scalars = layout.scalars;
+        let slot = match lora {
+            Some(_) => Some(SlotGradient(gpu.zeroed(scalars)?)),
+            None => None,
+        };
+        let mut engine = Self {
+            flat: gpu.upload(values)?,
+            exp_avg: gpu.zeroed(scalars)?,
+            exp_avg_sq: gpu.zeroed(scalars)?,
+            sums: GpuSums::new(&gpu, job.reduction, scalars)?,
+            slot,
+            scalars,
+            model,
+            gpu,
+        };
+        engine.refresh()?;
+        Ok(engine)
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Trainable ones.
+    pub fn scalars(&self) -> usize {
+        self.scalars
+    }
+
+    /// Bytes that a training pass without checkpointing keeps for so many tokens.
+    pub fn kept_bytes(&self, tokens: usize) -> usize {
+        each!(&self.model, model => tokens * model.kept_bytes())
+    }
+
+    pub fn set_checkpointing(&mut self, checkpointing: bool) {
+        each!(&mut self.model, model => model.checkpointing = checkpointing);
+    }
+
+    pub fn abandon(&self) -> &Abandon {
+        each!(&self.model, model => model.abandon())
+    }
+
+    /// Empties the sums for a step.
+    pub fn open(&mut self, trained_tokens: u64, slots: usize) -> Result<(), GpuError> {
+        self.sums.open(&self.gpu, trained_tokens, slots)
+    }
+
+    /// Adds the gradient of a slot to the sums, and says how many of its scalars were invalid. None: abandoned, and
+    /// nothing was added.
+    ///
+    /// # Errors
+    /// What the sums hold then is of no use in full training.
+    pub fn train(
+        &mut self,
+        batch: &Batch,
+        mask: MaskKey,
+    ) -> Result<Option<(LossSum, PassTimes, u64)>, GpuError> {
+        let Self {
+            gpu,
+            model,
+            sums,
+            slot,
+            ..
+        } = self;
+        let before = sums.invalid(gpu)?;
+        let trained = each!(model, model => {
+            model.prepare(gpu, batch)?;
+            match slot {
+                Some(slot) => model.train(gpu, batch, Some(mask), (slot, true))?,
+                None => {
+                    let parts = model.gradient_parts(batch);
+                    let mut sink = AtOnce::new(gpu, sums, self.scalars, parts)?;
+                    model.train(gpu, batch, Some(mask), (&mut sink, false))?
+                }
+            }
+        });
+        let Some((loss, times)) = trained else {
+            return Ok(None);
+        };
+        if let Some(slot) = slot {
+            sums.add(gpu, 0, &slot.0.slice(..self.scalars), 1)?;
+        }
+        Ok(Some((loss, times, sums.invalid(gpu)? - before)))
+    }
+
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Option<LossSum>, GpuError> {
+        let gpu = &self.gpu;
+        each!(&mut self.model, model => {
+            model.prepare(gpu, batch)?;
+            model.evaluate(gpu, batch)
+        })
+    }
+
+    pub fn logits(&mut self, batch: &Batch) -> Result<Option<Vec<f32>>, GpuError> {
+        let gpu = &self.gpu;
+        each!(&mut self.model, model => {
+            model.prepare(gpu, batch)?;
+            model.logits(gpu, batch)
+        })
+    }
+
+    /// Makes the processor's accumulator, which is open for the same step, hold the sums.
+    pub fn copy_sums(&self, accumulator: &mut Accumulator) -> Result<(), GpuError> {
+        self.sums.copy_to(&self.gpu, accumulator)
+    }
+
+    pub fn invalid(&self) -> Result<u64, GpuError> {
+        self.sums.invalid(&self.gpu)
+    }
+
+    pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMean, GpuError> {
+        Ok(GpuMean::Flat(self.gpu.upload(mean)?))
+    }
+
+    /// The Euclidean norm, from squares summed in float64: within chunks in a block's order, and then chunk by chunk.
+    pub fn norm(&self, mean: &GpuMean) -> Result<f64, GpuError> {
+        let mut chunks = Vec::new();
+        for start in (0..self.scalars).step_by(MEAN_TILE) {
+            let range = start..self.scalars.min(start + MEAN_TILE);
+            chunks.extend(match mean {
+                GpuMean::Flat(mean) => squares(&self.gpu, &mean.slice(range))?,
+                GpuMean::Sums => {
+                    let means = self.sums.means(&self.gpu, range.clone())?;
+                    squares(&self.gpu, &means.slice(..range.len()))?
+                }
+            });
+        }
+        Ok(chunks.iter().sum::<f64>().sqrt())
+    }
+
+    /// Updates weights and moments. As Transformers' trainer does, norms and biases do not decay.
+    pub fn update(
+        &mut self,
+        optimizer: &AdamW,
+        update: &Update,
+        layout: &Layout,
+        mean: &GpuMean,
+    ) -> Result<(), GpuError> {
+        for tensor in &layout.tensors {
+            let mut optimizer = *optimizer;
+            if tensor.shape.len() < 2 {
+                optimizer.weight_decay = 0.0;
+            }
+            let factors = optimizer.factors(update);
+            let end = tensor.offset + tensor.scalars();
+            for start in (tensor.offset..end).step_by(MEAN_TILE) {
+                let range = start..end.min(start + MEAN_TILE);
+                let computed;
+                let gradient = match mean {
+                    GpuMean::Flat(mean) => mean.slice(range.clone()),
+                    GpuMean::Sums => {
+                        computed = self.sums.means(&self.gpu, range.clone())?;
+                        computed.slice(..range.len())
+                    }
+                };
+                let weights = &mut self.flat.slice_mut(range.clone());
+                let moments = (
+                    &mut self.exp_avg.slice_mut(range.clone()),
+                    &mut self.exp_avg_sq.slice_mut(range),
+                );
+                adamw(&self.gpu, &factors, weights, moments, &gradient)?;
+            }
+        }
+        self.refresh()
+    }
+
+    /// Weights and moments, in layout order.
+    pub fn state(&self) -> Result<[Vec<f32>; 3], GpuError> {
+        let read = |buffer| self.gpu.download(buffer, self.scalars);
+        Ok([
+            read(&self.flat)?,
+            read(&self.exp_avg)?,
+            read(&self.exp_avg_sq)?,
+        ])
+    }
+
+    pub fn weights(&self) -> Result<Vec<f32>, GpuError> {
+        self.gpu.download(&self.flat, self.scalars)
+    }
+
+    pub fn set_state(
+        &mut self,
+        [weights, exp_avg, exp_avg_sq]: [&[f32]; 3],
+    ) -> Result<(), GpuError> {
+        self.gpu.write(weights, &mut self.flat)?;
+        self.gpu.write(exp_avg, &mut self.exp_avg)?;
+        self.gpu.write(exp_avg_sq, &mut self.exp_avg_sq)?;
+        self.refresh()
+    }
+
+    fn refresh(&mut self) -> Result<(), GpuError> {
+        let (gpu, flat) = (&self.gpu, &self.flat);
+        each!(&mut self.model, model => model.refresh(gpu, flat))?;
+        gpu.wait()
+    }
+}

@@ -1,0 +1,149 @@
+// One pass each over flat scalars or rows: rounding, adding, sums of columns, SwiGLU, rows by number.
+#include "common.cuh"
+
+#define EACH(i, n) \
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+
+// Rows of `columns`, `from_stride` and `to_stride` apart: to = scale * from.
+template <typename E>
+__device__ void narrow_rows(const float *from, E *to, int64_t rows, int columns, int from_stride, int to_stride,
+                            float scale) {
+    EACH(i, rows * columns) {
+        int64_t row = i / columns, column = i % columns;
+        narrow(scale * from[row * from_stride + column], to[row * to_stride + column]);
+    }
+}
+extern "C" __global__ void narrow_rows_f32(const float *from, float *to, int64_t rows, int columns, int from_stride,
+                                           int to_stride, float scale) {
+    narrow_rows(from, to, rows, columns, from_stride, to_stride, scale);
+}
+EXPORT(narrow_rows_f32)
+extern "C" __global__ void narrow_rows_bf16(const float *from, bf16 *to, int64_t rows, int columns, int from_stride,
+                                            int to_stride, float scale) {
+    narrow_rows(from, to, rows, columns, from_stride, to_stride, scale);
+}
+EXPORT(narrow_rows_bf16)
+
+// sum += x
+extern "C" __global__ void add_in_place_f32(float *sum, const float *x, int64_t n) {
+    EACH(i, n) sum[i] += x[i];
+}
+EXPORT(add_in_place_f32)
+extern "C" __global__ void add_in_place_bf16(bf16 *sum, const bf16 *x, int64_t n) {
+    EACH(i, n) narrow(widen(sum[i]) + widen(x[i]), sum[i]);
+}
+EXPORT(add_in_place_bf16)
+
+// Adds `row` to every row of y.
+template <typename E> __device__ void add_to_rows(E *y, const float *row, int64_t rows, int columns, int stride) {
+    EACH(i, rows * columns) {
+        E &out = y[i / columns * stride + i % columns];
+        narrow(widen(out) + row[i % columns], out);
+    }
+}
+extern "C" __global__ void add_to_rows_f32(float *y, const float *row, int64_t rows, int columns, int stride) {
+    add_to_rows(y, row, rows, columns, stride);
+}
+EXPORT(add_to_rows_f32)
+extern "C" __global__ void add_to_rows_bf16(bf16 *y, const float *row, int64_t rows, int columns, int stride) {
+    add_to_rows(y, row, rows, columns, stride);
+}
+EXPORT(add_to_rows_bf16)
+
+// Sums over `tile` rows each, in order; a thread for each column. partials[t][c]
+template <typename E>
+__device__ void tile_sums(const E *x, float *partials, int rows, int columns, int stride, int tile) {
+    int column = blockIdx.x * blockDim.x + threadIdx.x;
+    if (column >= columns) return;
+    int first = blockIdx.y * tile;
+    int end = min(first + tile, rows);
+    float sum = 0;
+    for (int row = first; row < end; row++) sum += widen(x[static_cast<int64_t>(row) * stride + column]);
+    partials[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
+}
+extern "C" __global__ void tile_sums_f32(const float *x, float *partials, int rows, int columns, int stride, int tile) {
+    tile_sums(x, partials, rows, columns, stride, tile);
+}
+EXPORT(tile_sums_f32)
+extern "C" __global__ void tile_sums_bf16(const bf16 *x, float *partials, int rows, int columns, int stride, int tile) {
+    tile_sums(x, partials, rows, columns, stride, tile);
+}
+EXPORT(tile_sums_bf16)
+
+// gate_up is [tokens, 2 * width], the gates first; rows of h are `stride` apart. h = silu(gate) * up (Shazeer, 2020)
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+template <typename E> __device__ void swiglu_forward(const E *gate_up, E *h, int64_t tokens, int width, int stride) {
+    EACH(i, tokens * width) {
+        int64_t token = i / width, column = i % width;
+        float g = widen(gate_up[token * 2 * width + column]), u = widen(gate_up[token * 2 * width + width + column]);
+        narrow(g * sigmoid(g) * u, h[token * stride + column]);
+    }
+}
+extern "C" __global__ void swiglu_forward_f32(const float *gate_up, float *h, int64_t tokens, int width, int stride) {
+    swiglu_forward(gate_up, h, tokens, width, stride);
+}
+EXPORT(swiglu_forward_f32)
+extern "C" __global__ void swiglu_forward_bf16(const bf16 *gate_up, bf16 *h, int64_t tokens, int width, int stride) {
+    swiglu_forward(gate_up, h, tokens, width, stride);
+}
+EXPORT(swiglu_forward_bf16)
+
+// Rows of d_gate_up are `d_stride` apart, of h `h_stride`; h is what the forward pass had.
+template <typename E>
+__device__ void swiglu_backward(const E *gate_up, const E *dh, E *d_gate_up, E *h, int64_t tokens, int width,
+                                int d_stride, int h_stride) {
+    EACH(i, tokens * width) {
+        int64_t token = i / width, column = i % width;
+        float g = widen(gate_up[token * 2 * width + column]), u = widen(gate_up[token * 2 * width + width + column]);
+        float d = widen(dh[i]), s = sigmoid(g), silu = g * s;
+        narrow(silu * u, h[token * h_stride + column]);
+        narrow(d * u * (s + silu * (1.0f - s)), d_gate_up[token * d_stride + column]);
+        narrow(d * silu, d_gate_up[token * d_stride + width + column]);
+    }
+}
+extern "C" __global__ void swiglu_backward_f32(const float *gate_up, const float *dh, float *d_gate_up, float *h,
+                                               int64_t tokens, int width, int d_stride, int h_stride) {
+    swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride);
+}
+EXPORT(swiglu_backward_f32)
+extern "C" __global__ void swiglu_backward_bf16(const bf16 *gate_up, const bf16 *dh, bf16 *d_gate_up, bf16 *h,
+                                                int64_t tokens, int width, int d_stride, int h_stride) {
+    swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride);
+}
+EXPORT(swiglu_backward_bf16)
+
+// out[i] = x[rows[i]], widened.
+template <typename E>
+__device__ void gather_rows(const E *x, const unsigned *rows, float *out, int64_t count, int width) {
+    EACH(i, count * width) out[i] = widen(x[static_cast<int64_t>(rows[i / width]) * width + i % width]);
+}
+extern "C" __global__ void gather_rows_f32(const float *x, const unsigned *rows, float *out, int64_t count, int width) {
+    gather_rows(x, rows, out, count, width);
+}
+EXPORT(gather_rows_f32)
+extern "C" __global__ void gather_rows_bf16(const bf16 *x, const unsigned *rows, float *out, int64_t count, int width) {
+    gather_rows(x, rows, out, count, width);
+}
+EXPORT(gather_rows_bf16)
+
+// out[rows[i]] += x[i]; no two rows are the same.
+extern "C" __global__ void scatter_rows(const float *x, const unsigned *rows, float *out, int64_t count, int width) {
+    EACH(i, count * width) out[static_cast<int64_t>(rows[i / width]) * width + i % width] += x[i];
+}
+EXPORT(scatter_rows)
+
+// A block for each group of tokens with the same id: out[group] = sum of their rows, in the order of `tokens`.
+// `ends` says where each group ends in `tokens`.
+extern "C" __global__ void embedding_gradient(const float *gradient, const unsigned *tokens, const unsigned *ends,
+                                              float *out, int width) {
+    unsigned first = blockIdx.x == 0 ? 0 : ends[blockIdx.x - 1];
+    for (int column = threadIdx.x; column < width; column += blockDim.x) {
+        float sum = 0;
+        for (unsigned i = first; i < ends[blockIdx.x]; i++)
+            sum += gradient[static_cast<int64_t>(tokens[i]) * width + column];
+        out[static_cast<int64_t>(blockIdx.x) * width + column] = sum;
+    }
+}
+EXPORT(embedding_gradient)

@@ -1,0 +1,21 @@
+//! The engine on an NVIDIA GPU. In: what the engine on processors gets, slots and updates. Out: the same, computed on the
+//! device.
+//!
+//! Weights, activations, sums and moments stay on the GPU; what leaves it are losses, sums for the exchange, and states.
+//! Everything of one engine runs in the order in which it is asked for, on one stream, so nothing here waits but for results.
+
+pub mod blas;
+mod build;
+pub mod engine;
+pub mod gpu;
+pub mod layers;
+pub mod model;
+pub mod ops;
+pub mod peak;
+pub mod sums;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(in crate::engine) mod testing;
+
+pub use engine::GpuEngine;
+pub use gpu::{Gpu, GpuError};

@@ -1,0 +1,191 @@
+//! [`crate::engine::ops::cross_entropy`] on the GPU: final norm, output layer and loss over the trained rows, chunk by
+//! chunk.
+
+use cudarc::driver::{CudaView, CudaViewMut};
+
+use super::elementwise::{Rows, gather_rows, scatter_rows};
+use super::projection::{Place, Sink};
+use super::rms_norm::RmsNorm;
+use crate::engine::cuda::blas::{GpuElement, Matrix, Target as Product};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::ops::cross_entropy::{LossSum, Target};
+use crate::launch;
+
+/// Logits that stand in memory at a time.
+const CHUNK_SCALARS: usize = 96 << 20;
+const MIN_CHUNK_ROWS: usize = 128;
+const THREADS: u32 = 512;
+
+/// The model behind its last layer.
+pub struct LossHead<'a, E> {
+    pub norm: RmsNorm<'a>,
+    /// Where the norm's weight is trainable.
+    pub norm_place: Option<Place>,
+    /// `[vocabulary, width]`
+    pub head: CudaView<'a, E>,
+    pub head_place: Option<Place>,
+    pub vocabulary: usize,
+}
+
+/// Rows of one chunk.
+struct Chunk<E> {
+    rows: DeviceBuffer<u32>,
+    x: DeviceBuffer<f32>,
+    normed: DeviceBuffer<E>,
+    d_logits: DeviceBuffer<E>,
+}
+
+/// How often the output layer and the norm get a gradient.
+pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
+    targets.div_ceil(chunk_rows(vocabulary))
+}
+
+fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_SCALARS / vocabulary).max(MIN_CHUNK_ROWS)
+}
+
+impl<E: GpuElement> LossHead<'_, E> {
+    /// The summed loss of the targets, whose rows are within `x` `[tokens, width]` and whose ids are within the
+    /// vocabulary. With `dx` and a sink, the gradient of `x` is written and those of the weights are handed over.
+    pub fn loss(
+        &self,
+        gpu: &Gpu,
+        x: &CudaView<f32>,
+        targets: &[Target],
+        mut backward: Option<(&mut CudaViewMut<f32>, &mut dyn Sink)>,
+    ) -> Result<LossSum, GpuError> {
+        if let Some((dx, _)) = &mut backward {
+            gpu.fill_zero(*dx)?;
+        }
+        let mut results = Vec::new();
+        for targets in targets.chunks(chunk_rows(self.vocabulary)) {
+            let (chunk, losses, correct) = self.forward(gpu, x, targets, backward.is_some())?;
+            if let Some((dx, sink)) = &mut backward {
+                self.backward(gpu, &chunk, targets.len(), dx, *sink)?;
+            }
+            results.push((losses, correct, targets.len()));
+        }
+        let mut sum = LossSum::default();
+        // Only now is the GPU waited for.
+        for (losses, correct, rows) in results {
+            let losses = gpu.download(&losses, rows)?;
+            sum.loss += losses.into_iter().map(f64::from).sum::<f64>();
+            let correct = gpu.download(&correct, rows)?;
+            sum.correct += correct.into_iter().map(u64::from).sum::<u64>();
+        }
+        Ok(sum)
+    }
+
+    fn forward(
+        &self,
+        gpu: &Gpu,
+        x: &CudaView<f32>,
+        targets: &[Target],
+        wants_gradient: bool,
+    ) -> Result<(Chunk<E>, DeviceBuffer<f32>, DeviceBuffer<u32>), GpuError> {
+        let (count, width, vocabulary) = (targets.len(), self.width(), self.vocabulary);
+        let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
+        let ids: Vec<u32> = targets.iter().map(|target| target.id).collect();
+        let mut chunk = Chunk {
+            rows: gpu.upload(&rows)?,
+            x: gpu.take::<f32>(count * width)?,
+            normed: gpu.take::<E>(count * width)?,
+            d_logits: gpu.take::<E>(if wants_gradient {
+                count * vocabulary
+            } else {
+                0
+            })?,
+        };
+        let mut gathered = chunk.x.slice_mut(..count * width);
+        gather_rows(gpu, x, &chunk.rows.slice(..count), &mut gathered, width)?;
+        let normed = (&mut chunk.normed.as_view_mut(), Rows::new(count, width));
+        self.norm
+            .forward(gpu, &chunk.x.slice(..count * width), normed)?;
+        let mut logits = gpu.take::<f32>(count * vocabulary)?;
+        gpu.blas().product(
+            Product::new(&mut logits.as_view_mut(), vocabulary),
+            Matrix::new(&chunk.normed.as_view(), count, width),
+            Matrix::new(&self.head, vocabulary, width).transposed(),
+        )?;
+        let ids = gpu.upload(&ids)?;
+        let (mut losses, mut correct) = (gpu.take::<f32>(count)?, gpu.take::<u32>(count)?);
+        let name = format!("cross_entropy_{}", E::SUFFIX);
+        let (grid, columns) = (Grid::rows(count, THREADS), vocabulary as i32);
+        let wanted = i32::from(wants_gradient);
+        let d_logits = &mut chunk.d_logits;
+        // SAFETY: logits and, where it is wanted, their gradient have a row for each target; ids were checked.
+        unsafe {
+            launch!(
+                gpu,
+                &name,
+                grid,
+                [
+                    &logits,
+                    &ids,
+                    d_logits,
+                    &mut losses,
+                    &mut correct,
+                    &columns,
+                    &wanted
+                ]
+            )?;
+        }
+        Ok((chunk, losses, correct))
+    }
+
+    fn backward(
+        &self,
+        gpu: &Gpu,
+        chunk: &Chunk<E>,
+        rows: usize,
+        dx: &mut CudaViewMut<f32>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), GpuError> {
+        let (width, vocabulary) = (self.width(), self.vocabulary);
+        let (d_logits, normed) = (chunk.d_logits.as_view(), chunk.normed.as_view());
+        let mut d_normed = gpu.take::<f32>(rows * width)?;
+        gpu.blas().product(
+            Product::new(&mut d_normed.as_view_mut(), width),
+            Matrix::new(&d_logits, rows, vocabulary),
+            Matrix::new(&self.head, vocabulary, width),
+        )?;
+        if let Some(place) = self.head_place {
+            let tile = (sink.largest() / width).max(1);
+            for first in (0..vocabulary).step_by(tile) {
+                let ids = tile.min(vocabulary - first);
+                let part = Place {
+                    offset: place.offset + first * width,
+                    scalars: ids * width,
+                };
+                let d_logits = d_logits.slice(first..);
+                sink.add(gpu, part, &mut |gradient| {
+                    let d_logits = Matrix::strided(&d_logits, rows, ids, vocabulary).transposed();
+                    gpu.blas().product(
+                        Product::new(gradient, width),
+                        d_logits,
+                        Matrix::new(&normed, rows, width),
+                    )
+                })?;
+            }
+        }
+        let mut d_rows = gpu.zeroed::<f32>(rows * width)?;
+        let (x, dy) = (
+            chunk.x.slice(..rows * width),
+            d_normed.slice(..rows * width),
+        );
+        match self.norm_place {
+            None => self
+                .norm
+                .backward(gpu, &x, &dy, &mut d_rows.as_view_mut(), None)?,
+            Some(place) => sink.add(gpu, place, &mut |gradient| {
+                self.norm
+                    .backward(gpu, &x, &dy, &mut d_rows.as_view_mut(), Some(gradient))
+            })?,
+        }
+        scatter_rows(gpu, &d_rows.as_view(), &chunk.rows.slice(..rows), dx, width)
+    }
+
+    fn width(&self) -> usize {
+        self.norm.weight.len()
+    }
+}

@@ -1,0 +1,290 @@
+//! One pass each over rows: rounding, adding, sums of columns, SwiGLU, rows by number, and the embedding's gradient.
+
+use cudarc::driver::{CudaView, CudaViewMut};
+
+use crate::engine::cuda::blas::GpuElement;
+use crate::engine::cuda::gpu::{Gpu, GpuError, Grid};
+use crate::launch;
+
+/// Rows whose sum is made by one thread, in order. Part of the numerics.
+pub(super) const TILE: usize = 128;
+const THREADS: u32 = 256;
+
+/// `rows` of `columns`, the first scalars of each `stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    pub rows: usize,
+    pub columns: usize,
+    pub stride: usize,
+}
+
+impl Rows {
+    pub fn new(rows: usize, columns: usize) -> Self {
+        Self::strided(rows, columns, columns)
+    }
+
+    pub fn strided(rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(columns <= stride, "rows that overlap");
+        Self {
+            rows,
+            columns,
+            stride,
+        }
+    }
+
+    /// Up to the end of the last row.
+    pub fn len(&self) -> usize {
+        match self.rows {
+            0 => 0,
+            rows => (rows - 1) * self.stride + self.columns,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows * self.columns == 0
+    }
+}
+
+/// `to = scale · from`, rounded to the nearest.
+pub fn narrow_rows<E: GpuElement>(
+    gpu: &Gpu,
+    (from, from_rows): (&CudaView<f32>, Rows),
+    (to, to_rows): (&mut CudaViewMut<E>, Rows),
+    scale: f32,
+) -> Result<(), GpuError> {
+    let Rows { rows, columns, .. } = from_rows;
+    assert_eq!((rows, columns), (to_rows.rows, to_rows.columns), "rows");
+    assert!(
+        from.len() >= from_rows.len() && to.len() >= to_rows.len(),
+        "rows to round"
+    );
+    if from_rows.is_empty() {
+        return Ok(());
+    }
+    let name = format!("narrow_rows_{}", E::SUFFIX);
+    let grid = Grid::scalars(rows * columns);
+    let (rows, columns) = (rows as i64, columns as i32);
+    let (from_stride, to_stride) = (from_rows.stride as i32, to_rows.stride as i32);
+    // SAFETY: both sides were checked to hold their rows.
+    unsafe {
+        launch!(
+            gpu,
+            &name,
+            grid,
+            [from, to, &rows, &columns, &from_stride, &to_stride, &scale]
+        )
+    }
+}
+
+/// `sum += x`
+pub fn add_in_place<E: GpuElement>(
+    gpu: &Gpu,
+    sum: &mut CudaViewMut<E>,
+    x: &CudaView<E>,
+) -> Result<(), GpuError> {
+    assert_eq!(sum.len(), x.len(), "a sum of two");
+    let name = format!("add_in_place_{}", E::SUFFIX);
+    let scalars = sum.len() as i64;
+    // SAFETY: both are as long as the kernel goes.
+    unsafe { launch!(gpu, &name, Grid::scalars(x.len()), [sum, x, &scalars]) }
+}
+
+/// Adds `row` to every row of `y`.
+pub fn add_to_rows<E: GpuElement>(
+    gpu: &Gpu,
+    (y, rows): (&mut CudaViewMut<E>, Rows),
+    row: &CudaView<f32>,
+) -> Result<(), GpuError> {
+    assert!(
+        y.len() >= rows.len() && row.len() == rows.columns,
+        "a row for each row"
+    );
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let name = format!("add_to_rows_{}", E::SUFFIX);
+    let grid = Grid::scalars(rows.rows * rows.columns);
+    let (count, columns, stride) = (rows.rows as i64, rows.columns as i32, rows.stride as i32);
+    // SAFETY: y was checked to hold its rows.
+    unsafe { launch!(gpu, &name, grid, [y, row, &count, &columns, &stride]) }
+}
+
+/// The sum of each column, over tiles of rows and then over the tiles, both in order.
+pub fn column_sums<E: GpuElement>(
+    gpu: &Gpu,
+    (x, rows): (&CudaView<E>, Rows),
+    sums: &mut CudaViewMut<f32>,
+) -> Result<(), GpuError> {
+    assert!(
+        x.len() >= rows.len() && sums.len() == rows.columns,
+        "sums of columns"
+    );
+    let tiles = rows.rows.div_ceil(TILE);
+    let mut partials = gpu.take::<f32>(tiles * rows.columns)?;
+    tile_sums(gpu, (x, rows), &mut partials.as_view_mut(), TILE)?;
+    add_partials(gpu, &partials.as_view(), tiles, sums)
+}
+
+/// Sums `tiles` rows of partial sums in order.
+pub(super) fn add_partials(
+    gpu: &Gpu,
+    partials: &CudaView<f32>,
+    tiles: usize,
+    sums: &mut CudaViewMut<f32>,
+) -> Result<(), GpuError> {
+    let rows = Rows::new(tiles, sums.len());
+    tile_sums(gpu, (partials, rows), sums, tiles.max(1))
+}
+
+fn tile_sums<E: GpuElement>(
+    gpu: &Gpu,
+    (x, rows): (&CudaView<E>, Rows),
+    partials: &mut CudaViewMut<f32>,
+    tile: usize,
+) -> Result<(), GpuError> {
+    if rows.is_empty() {
+        return gpu.fill_zero(partials);
+    }
+    let grid = columns_grid(rows, tile);
+    let name = format!("tile_sums_{}", E::SUFFIX);
+    let (count, columns, stride) = (rows.rows as i32, rows.columns as i32, rows.stride as i32);
+    let tile = tile as i32;
+    // SAFETY: x was checked to hold its rows, and there is a partial sum for each tile.
+    unsafe {
+        launch!(
+            gpu,
+            &name,
+            grid,
+            [x, partials, &count, &columns, &stride, &tile]
+        )
+    }
+}
+
+/// A thread for each column, a row of blocks for each tile.
+pub(super) fn columns_grid(rows: Rows, tile: usize) -> Grid {
+    Grid {
+        blocks: (
+            rows.columns.div_ceil(THREADS as usize) as u32,
+            rows.rows.div_ceil(tile) as u32,
+            1,
+        ),
+        threads: THREADS,
+        shared: 0,
+    }
+}
+
+/// `gate_up` is `[tokens, 2 * width]`, the gates first; `h` has rows of `width`.
+pub fn swiglu_forward<E: GpuElement>(
+    gpu: &Gpu,
+    gate_up: &CudaView<E>,
+    (h, rows): (&mut CudaViewMut<E>, Rows),
+) -> Result<(), GpuError> {
+    assert!(
+        gate_up.len() == 2 * rows.rows * rows.columns && h.len() >= rows.len(),
+        "gates"
+    );
+    let name = format!("swiglu_forward_{}", E::SUFFIX);
+    let grid = Grid::scalars(rows.rows * rows.columns);
+    let (tokens, width, stride) = (rows.rows as i64, rows.columns as i32, rows.stride as i32);
+    // SAFETY: both were checked to hold their rows.
+    unsafe { launch!(gpu, &name, grid, [gate_up, h, &tokens, &width, &stride]) }
+}
+
+/// Writes the gradient of `gate_up`, and `h` as the forward pass had it.
+pub fn swiglu_backward<E: GpuElement>(
+    gpu: &Gpu,
+    gate_up: &CudaView<E>,
+    dh: &CudaView<E>,
+    (d_gate_up, d_rows): (&mut CudaViewMut<E>, Rows),
+    (h, h_rows): (&mut CudaViewMut<E>, Rows),
+) -> Result<(), GpuError> {
+    let scalars = h_rows.rows * h_rows.columns;
+    assert!(
+        gate_up.len() == 2 * scalars
+            && dh.len() == scalars
+            && d_rows.columns == 2 * h_rows.columns
+            && d_gate_up.len() >= d_rows.len()
+            && h.len() >= h_rows.len(),
+        "gates and their gradients"
+    );
+    let name = format!("swiglu_backward_{}", E::SUFFIX);
+    let (tokens, width) = (h_rows.rows as i64, h_rows.columns as i32);
+    let (d_stride, h_stride) = (d_rows.stride as i32, h_rows.stride as i32);
+    let grid = Grid::scalars(scalars);
+    // SAFETY: all were checked to hold their rows.
+    unsafe {
+        launch!(
+            gpu,
+            &name,
+            grid,
+            [
+                gate_up, dh, d_gate_up, h, &tokens, &width, &d_stride, &h_stride
+            ]
+        )
+    }
+}
+
+/// `out[i] = x[rows[i]]`, widened. Every number is that of a row of `x`.
+pub fn gather_rows<E: GpuElement>(
+    gpu: &Gpu,
+    x: &CudaView<E>,
+    rows: &CudaView<u32>,
+    out: &mut CudaViewMut<f32>,
+    width: usize,
+) -> Result<(), GpuError> {
+    assert_eq!(out.len(), rows.len() * width, "rows by number");
+    let name = format!("gather_rows_{}", E::SUFFIX);
+    let (count, columns) = (rows.len() as i64, width as i32);
+    // SAFETY: the batch was checked to name rows that there are.
+    unsafe {
+        launch!(
+            gpu,
+            &name,
+            Grid::scalars(out.len()),
+            [x, rows, out, &count, &columns]
+        )
+    }
+}
+
+/// `out[rows[i]] += x[i]`. No two numbers are the same, and every one is that of a row of `out`.
+pub fn scatter_rows(
+    gpu: &Gpu,
+    x: &CudaView<f32>,
+    rows: &CudaView<u32>,
+    out: &mut CudaViewMut<f32>,
+    width: usize,
+) -> Result<(), GpuError> {
+    assert_eq!(x.len(), rows.len() * width, "rows by number");
+    let (count, columns) = (rows.len() as i64, width as i32);
+    // SAFETY: the batch was checked to name rows that there are.
+    unsafe {
+        launch!(
+            gpu,
+            "scatter_rows",
+            Grid::scalars(x.len()),
+            [x, rows, out, &count, &columns]
+        )
+    }
+}
+
+/// The summed gradient of each token id: `tokens` in groups of one id, each ending where `ends` says.
+pub fn embedding_gradient(
+    gpu: &Gpu,
+    gradient: &CudaView<f32>,
+    tokens: &CudaView<u32>,
+    ends: &CudaView<u32>,
+    out: &mut CudaViewMut<f32>,
+) -> Result<(), GpuError> {
+    let width = out.len() / ends.len().max(1);
+    let grid = Grid::rows(ends.len(), THREADS);
+    let columns = width as i32;
+    // SAFETY: the groups hold each of the gradient's rows once, and out has a row for each group.
+    unsafe {
+        launch!(
+            gpu,
+            "embedding_gradient",
+            grid,
+            [gradient, tokens, ends, out, &columns]
+        )
+    }
+}

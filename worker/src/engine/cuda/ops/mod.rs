@@ -1,0 +1,12 @@
+//! Operations on the GPU, each beside the one on processors that it must agree with (`engine/ops`).
+//!
+//! Activations that feed a product lie in rows that have room for the adapters' part behind them, so most operations
+//! take a stride: the scalars from one row to the next.
+
+pub mod cross_entropy;
+mod dropout;
+pub mod elementwise;
+pub mod projection;
+pub mod rms_norm;
+pub mod rope;
+pub mod update;

@@ -1,0 +1,255 @@
+//! A job's model, weights and moments on the processor.
+
+use std::time::Instant;
+
+use common::files::Flat;
+use common::files::layout::Layout;
+use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
+
+use super::{Beginning, MeanOf, SlotTimes, zeros};
+use crate::engine::accumulator::Accumulator;
+use crate::engine::adapter::adapter_of;
+use crate::engine::batch::Batch;
+use crate::engine::config::ModelConfig;
+use crate::engine::model::{Model, Tensors};
+use crate::engine::ops::cross_entropy::LossSum;
+use crate::engine::ops::lora_linear::{Lora, MaskKey};
+use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
+use crate::engine::params::{Collect, Parameters, Weight};
+use crate::engine::weights::WeightSource;
+use crate::engine::{Abandon, EngineError, memory};
+use crate::slot::SlotOutcome;
+
+/// Every method runs on the trainer's threads.
+pub struct OnCpu {
+    model: Model,
+    parameters: Parameters,
+    exp_avg: Flat,
+    exp_avg_sq: Flat,
+}
+
+impl OnCpu {
+    pub fn load(
+        job: &JobSpec,
+        config: &ModelConfig,
+        source: &WeightSource,
+        Beginning { layout, values }: Beginning,
+    ) -> Result<Self, EngineError> {
+        let scalars = layout.scalars;
+        let collect = match job.method {
+            Method::Full => Collect::Sums,
+            Method::Lora(_) => Collect::Slot,
+        };
+        let parameters = Parameters::new(layout, values, collect);
+        let tensors = JobTensors {
+            job,
+            source,
+            parameters: &parameters,
+        };
+        let mut model = Model::build(config, &tensors, job.sequence_len)?;
+        let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
+        model.set_checkpointing(checkpoints(job, &model, scalars));
+        Ok(Self {
+            model,
+            parameters,
+            exp_avg,
+            exp_avg_sq,
+        })
+    }
+
+    #[cfg(test)]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn abandon(&self) -> Abandon {
+        self.model.abandon().clone()
+    }
+
+    /// Forward and backward, into the accumulator.
+    pub fn train(
+        &self,
+        accumulator: &mut Accumulator,
+        slot: u32,
+        batch: &Batch,
+        mask: MaskKey,
+    ) -> Result<(SlotOutcome, SlotTimes), EngineError> {
+        train(
+            &self.model,
+            &self.parameters,
+            accumulator,
+            slot,
+            batch,
+            mask,
+        )
+    }
+
+    /// None: abandoned.
+    pub fn evaluate(&self, batch: &Batch) -> Option<LossSum> {
+        self.model.evaluate(batch)
+    }
+
+    pub fn logits(&self, batch: &Batch) -> Vec<f32> {
+        self.model.logits(batch)
+    }
+
+    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns that, and whether it did.
+    pub fn update(
+        &mut self,
+        optimizer: &AdamW,
+        layout: &Layout,
+        (mean, accumulator): (MeanOf, &Accumulator),
+        decide: impl FnOnce(f64) -> Option<Update> + Send,
+    ) -> (f64, bool) {
+        let mean = match mean {
+            MeanOf::Given(mean) => Mean::Flat(mean),
+            MeanOf::Held => Mean::Sums(accumulator),
+        };
+        let norm = gradient_norm(mean);
+        let Some(update) = decide(norm) else {
+            return (norm, false);
+        };
+        let (exp_avg, exp_avg_sq) = (&mut self.exp_avg[..], &mut self.exp_avg_sq[..]);
+        self.parameters.update(|weights| {
+            let moments = (exp_avg, exp_avg_sq);
+            update_tensors(optimizer, &update, layout, weights, moments, mean);
+        });
+        (norm, true)
+    }
+
+    /// Shows the flat weights.
+    pub fn weights<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
+        self.parameters.read(read)
+    }
+
+    /// Weights and moments, in layout order, without a copy.
+    pub fn state(&self) -> [Flat; 3] {
+        let weights = self.parameters.share();
+        [weights, self.exp_avg.clone(), self.exp_avg_sq.clone()]
+    }
+
+    pub fn set_state(&mut self, [weights, exp_avg, exp_avg_sq]: [Flat; 3]) {
+        self.parameters.replace(weights);
+        (self.exp_avg, self.exp_avg_sq) = (exp_avg, exp_avg_sq);
+    }
+}
+
+/// One slot, forward and backward, into the accumulator.
+fn train(
+    model: &Model,
+    parameters: &Parameters,
+    accumulator: &mut Accumulator,
+    slot: u32,
+    batch: &Batch,
+    mask: MaskKey,
+) -> Result<(SlotOutcome, SlotTimes), EngineError> {
+    if batch.targets.is_empty() {
+        accumulator.hold(slot);
+        return Ok((SlotOutcome::default(), SlotTimes::default()));
+    }
+    let invalid_before = accumulator.invalid();
+    let gradients = parameters.gradients();
+    gradients.begin(accumulator, model.gradient_parts(batch));
+    let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
+        gradients.drop_slot(accumulator);
+        return Err(EngineError::Abandoned);
+    };
+    common::failpoint::reached("forward");
+    let computed = Instant::now();
+    gradients.finish(slot, accumulator)?;
+    let outcome = SlotOutcome {
+        loss_sum: sum.loss,
+        trained_tokens: batch.targets.len() as u64,
+        correct_tokens: sum.correct,
+        invalid_scalars: accumulator.invalid() - invalid_before,
+    };
+    let accumulate = computed.elapsed();
+    Ok((outcome, SlotTimes { pass, accumulate }))
+}
+
+/// As Transformers' trainer does, norms and biases do not decay.
+fn update_tensors(
+    optimizer: &AdamW,
+    update: &Update,
+    layout: &Layout,
+    weights: &mut [f32],
+    (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
+    mean: Mean,
+) {
+    for tensor in &layout.tensors {
+        let range = tensor.offset..tensor.offset + tensor.scalars();
+        let mut optimizer = *optimizer;
+        if tensor.shape.len() < 2 {
+            optimizer.weight_decay = 0.0;
+        }
+        optimizer.update(
+            update,
+            &mut weights[range.clone()],
+            &mut exp_avg[range.clone()],
+            &mut exp_avg_sq[range],
+            (mean, tensor.offset),
+        );
+    }
+}
+
+/// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
+fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
+    /// The sums, and the gradient of a slot or the mean of several workers.
+    const BYTES_PER_SCALAR: u64 = 10;
+    match job.gradient_checkpointing {
+        Checkpointing::Always => true,
+        Checkpointing::Never => false,
+        Checkpointing::Auto => {
+            let kept = model.kept_bytes(job.micro_batch_size * job.sequence_len) as u64;
+            let Some(free) = memory::available_bytes() else {
+                return false;
+            };
+            let free = free.saturating_sub(BYTES_PER_SCALAR * scalars as u64);
+            let scarce = memory::is_scarce(kept, free);
+            if scarce {
+                tracing::info!(
+                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
+                    kept / 1_000_000,
+                    free / 1_000_000
+                );
+            }
+            scarce
+        }
+    }
+}
+
+/// The model's tensors: trainable ones from the parameters, the others frozen from the base model.
+struct JobTensors<'a> {
+    job: &'a JobSpec,
+    source: &'a WeightSource,
+    parameters: &'a Parameters,
+}
+
+impl JobTensors<'_> {
+    fn lora(&self) -> Option<&LoraSpec> {
+        match &self.job.method {
+            Method::Lora(lora) => Some(lora),
+            Method::Full => None,
+        }
+    }
+
+    fn dtype(&self) -> BaseDtype {
+        self.job.base_dtype
+    }
+}
+
+impl Tensors for JobTensors<'_> {
+    type Error = EngineError;
+
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
+        match self.parameters.weight(name) {
+            Some(weight) => Ok(weight),
+            None => self.source.tensor(name, shape, self.dtype()),
+        }
+    }
+
+    fn adapter(&self, path: &str) -> Result<Option<Lora>, EngineError> {
+        let lora = self.lora();
+        Ok(lora.and_then(|lora| adapter_of(path, self.parameters, lora)))
+    }
+}

@@ -1,0 +1,187 @@
+//! A job's model, weights, moments and sums on a GPU.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use common::files::layout::Layout;
+use common::job::{Checkpointing, JobSpec, Reduction};
+
+use super::{Beginning, MeanOf, SlotTimes};
+use crate::engine::accumulator::Accumulator;
+use crate::engine::batch::Batch;
+use crate::engine::config::ModelConfig;
+use crate::engine::cuda::engine::GpuMean;
+use crate::engine::cuda::{Gpu, GpuEngine};
+use crate::engine::ops::cross_entropy::LossSum;
+use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::optim::{AdamW, Update};
+use crate::engine::weights::WeightSource;
+use crate::engine::{Abandon, EngineError};
+use crate::slot::SlotOutcome;
+
+pub struct OnGpu {
+    engine: GpuEngine,
+    reduction: Reduction,
+    /// The sums as the exchange reads them, once they were asked for.
+    collected: Option<Accumulator>,
+    /// Those are of what is held now.
+    is_current: bool,
+}
+
+impl OnGpu {
+    pub fn load(
+        gpu: Arc<Gpu>,
+        job: &JobSpec,
+        config: &ModelConfig,
+        source: &WeightSource,
+        Beginning { layout, values }: Beginning,
+    ) -> Result<Self, EngineError> {
+        let mut engine = GpuEngine::load(gpu, job, config, source, &layout, &values)?;
+        engine.set_checkpointing(checkpoints(job, &engine)?);
+        Ok(Self {
+            engine,
+            reduction: job.reduction,
+            collected: None,
+            is_current: false,
+        })
+    }
+
+    pub fn abandon(&self) -> Abandon {
+        self.engine.abandon().clone()
+    }
+
+    /// Empties the sums for a step.
+    pub fn open(&mut self, trained_tokens: u64, slots: usize) -> Result<(), EngineError> {
+        self.is_current = false;
+        Ok(self.engine.open(trained_tokens, slots)?)
+    }
+
+    /// Forward and backward, into the sums; the accumulator keeps which slots are in them.
+    pub fn train(
+        &mut self,
+        accumulator: &mut Accumulator,
+        slot: u32,
+        batch: &Batch,
+        mask: MaskKey,
+    ) -> Result<(SlotOutcome, SlotTimes), EngineError> {
+        self.is_current = false;
+        if batch.targets.is_empty() {
+            accumulator.hold(slot);
+            return Ok((SlotOutcome::default(), SlotTimes::default()));
+        }
+        let started = Instant::now();
+        let trained = match self.engine.train(batch, mask) {
+            Ok(trained) => trained,
+            Err(error) => {
+                // A part of the slot may be in the sums.
+                accumulator.clear();
+                return Err(error.into());
+            }
+        };
+        let Some((sum, pass, invalid_scalars)) = trained else {
+            return Err(EngineError::Abandoned);
+        };
+        common::failpoint::reached("forward");
+        accumulator.hold(slot);
+        let outcome = SlotOutcome {
+            loss_sum: sum.loss,
+            trained_tokens: batch.targets.len() as u64,
+            correct_tokens: sum.correct,
+            invalid_scalars,
+        };
+        let passed = pass.forward + pass.loss + pass.backward;
+        let accumulate = started.elapsed().saturating_sub(passed);
+        Ok((outcome, SlotTimes { pass, accumulate }))
+    }
+
+    /// None: abandoned.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<Option<LossSum>, EngineError> {
+        Ok(self.engine.evaluate(batch)?)
+    }
+
+    pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        self.engine.logits(batch)?.ok_or(EngineError::Abandoned)
+    }
+
+    /// Copies the sums from the GPU. `held` says of which step and slots they are.
+    pub fn collect(&mut self, held: &Accumulator) -> Result<(), EngineError> {
+        if self.is_current {
+            return Ok(());
+        }
+        let (reduction, scalars) = (self.reduction, self.engine.scalars());
+        let collected = self
+            .collected
+            .get_or_insert_with(|| Accumulator::new(reduction, scalars));
+        collected.hold_as(held);
+        self.engine.copy_sums(collected)?;
+        self.is_current = true;
+        Ok(())
+    }
+
+    /// The sums, where they were collected since the last change.
+    pub fn collected(&self) -> Option<&Accumulator> {
+        self.collected.as_ref().filter(|_| self.is_current)
+    }
+
+    pub fn invalid(&self) -> Result<u64, EngineError> {
+        Ok(self.engine.invalid()?)
+    }
+
+    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns that, and whether it did.
+    pub fn update(
+        &mut self,
+        optimizer: &AdamW,
+        layout: &Layout,
+        mean: MeanOf,
+        decide: impl FnOnce(f64) -> Option<Update>,
+    ) -> Result<(f64, bool), EngineError> {
+        let mean = match mean {
+            MeanOf::Given(mean) => self.engine.upload_mean(mean)?,
+            MeanOf::Held => GpuMean::Sums,
+        };
+        let norm = self.engine.norm(&mean)?;
+        let Some(update) = decide(norm) else {
+            return Ok((norm, false));
+        };
+        self.engine.update(optimizer, &update, layout, &mean)?;
+        Ok((norm, true))
+    }
+
+    pub fn weights(&self) -> Result<Vec<f32>, EngineError> {
+        Ok(self.engine.weights()?)
+    }
+
+    /// Weights and moments, in layout order.
+    pub fn state(&self) -> Result<[Vec<f32>; 3], EngineError> {
+        Ok(self.engine.state()?)
+    }
+
+    pub fn set_state(&mut self, state: [&[f32]; 3]) -> Result<(), EngineError> {
+        Ok(self.engine.set_state(state)?)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+/// Whether activations are computed again: with `auto` where they would take more than half of the memory that is left.
+fn checkpoints(job: &JobSpec, engine: &GpuEngine) -> Result<bool, EngineError> {
+    match job.gradient_checkpointing {
+        Checkpointing::Always => Ok(true),
+        Checkpointing::Never => Ok(false),
+        Checkpointing::Auto => {
+            let kept = engine.kept_bytes(job.micro_batch_size * job.sequence_len);
+            let (free, _) = engine.gpu().memory()?;
+            let scarce = kept > free / 2;
+            if scarce {
+                tracing::info!(
+                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
+                    kept / 1_000_000,
+                    free / 1_000_000
+                );
+            }
+            Ok(scarce)
+        }
+    }
+}

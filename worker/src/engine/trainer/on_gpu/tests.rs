@@ -1,0 +1,265 @@
+//! Training on the GPU follows training on the processor, and its bits depend on its inputs alone. On the emulator where
+//! there is no GPU.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::data::block::Block;
+use common::exact::dequantize;
+use common::job::{BaseDtype, Checkpointing, JobSpec, Method, Reduction, TargetModules};
+
+use crate::ComputeDevice;
+use crate::engine::cuda::testing::open;
+use crate::engine::testing::{
+    block, config, job, load, load_on, lora, slot_sums, step, write_model,
+};
+use crate::engine::trainer::{Reduced, Trainer};
+
+/// Llama with an output layer of its own, Qwen2 with biases, Qwen3 with norms of heads.
+const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+
+fn model(architecture: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config(architecture), 7);
+    dir
+}
+
+fn gpu() -> Option<ComputeDevice> {
+    let gpu = Arc::new(open()?);
+    Some(ComputeDevice::Cuda { ordinal: 0, gpu })
+}
+
+fn blocks() -> [Block; 2] {
+    [block(&[20, 17, 9], 1), block(&[40, 3], 2)]
+}
+
+fn methods() -> [Method; 3] {
+    let few = ["q_proj", "layers.1.mlp.down_proj"].map(str::to_owned);
+    [
+        Method::Full,
+        lora(TargetModules::AllLinear, 0.1),
+        lora(TargetModules::Named(few.to_vec()), 0.0),
+    ]
+}
+
+/// The relative distance of two gradients.
+fn distance(found: &[i64], expected: &[i64]) -> f64 {
+    let square = |x: f64| x * x;
+    let pairs = || {
+        found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (f64::from(dequantize(*a)), f64::from(dequantize(*b))))
+    };
+    let apart: f64 = pairs().map(|(a, b)| square(a - b)).sum();
+    let norm: f64 = pairs().map(|(_, b)| square(b)).sum();
+    (apart / norm).sqrt()
+}
+
+/// With B not zero, so that both factors have gradients.
+fn trained(device: ComputeDevice, dir: &Path, job: JobSpec) -> Trainer {
+    let mut start = load(dir, job.clone(), 2);
+    step(&mut start, &blocks(), 1e-2);
+    let mut trainer = load_on(device, dir, job, 2);
+    trainer.restore(&start.snapshot().unwrap()).unwrap();
+    trainer
+}
+
+#[test]
+fn a_slot_s_gradient_and_loss_are_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    for architecture in FAMILIES {
+        let dir = model(architecture);
+        for method in methods() {
+            let job = job(method.clone());
+            let run =
+                |device| slot_sums(&mut trained(device, dir.path(), job.clone()), 1, &blocks());
+            let (found, expected) = (run(gpu.clone()), run(ComputeDevice::Cpu));
+            let apart = distance(&found.0, &expected.0);
+            assert!(
+                apart < 1e-5,
+                "{architecture} {method:?}: gradients are {apart} apart"
+            );
+            assert!(
+                (found.1 / expected.1 - 1.0).abs() < 1e-5,
+                "{architecture} {method:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_bfloat16_base_is_as_close_to_a_float32_one_as_on_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let run = |device, base_dtype| {
+        let job = JobSpec {
+            base_dtype,
+            ..job(lora(TargetModules::AllLinear, 0.0))
+        };
+        slot_sums(&mut trained(device, dir.path(), job), 1, &blocks())
+    };
+    let exact = run(ComputeDevice::Cpu, BaseDtype::Float32);
+    let expected = run(ComputeDevice::Cpu, BaseDtype::Bfloat16);
+    let found = run(gpu, BaseDtype::Bfloat16);
+    let apart = distance(&found.0, &exact.0);
+    let allowed = 1.5 * distance(&expected.0, &exact.0);
+    assert!(
+        apart < allowed,
+        "gradients are {apart} apart, {allowed} are allowed"
+    );
+    assert!((found.1 / exact.1 - 1.0).abs() < 1e-2);
+}
+
+#[test]
+fn ten_steps_follow_the_processor_s_losses() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    for method in [Method::Full, lora(TargetModules::AllLinear, 0.0)] {
+        let run = |device| {
+            let mut trainer = load_on(device, dir.path(), job(method.clone()), 2);
+            (0..10)
+                .map(|_| step(&mut trainer, &blocks(), 3e-3))
+                .collect::<Vec<f64>>()
+        };
+        let (found, expected) = (run(gpu.clone()), run(ComputeDevice::Cpu));
+        assert!(expected[9] < 0.98 * expected[0]);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found / expected - 1.0).abs() < 1e-3,
+                "{found} instead of {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bits_depend_neither_on_what_ran_before_nor_on_checkpointing() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen2ForCausalLM");
+    for method in methods() {
+        let run = |gradient_checkpointing, before: usize| {
+            let job = JobSpec {
+                gradient_checkpointing,
+                ..job(method.clone())
+            };
+            let mut trainer = trained(gpu.clone(), dir.path(), job);
+            for other in 0..before {
+                slot_sums(&mut trainer, 1 + other as u64, &[block(&[30, 20], 9)]);
+            }
+            slot_sums(&mut trainer, 5, &blocks())
+        };
+        let expected = run(Checkpointing::Never, 0);
+        assert_eq!(run(Checkpointing::Never, 2), expected);
+        assert_eq!(run(Checkpointing::Always, 0), expected);
+    }
+}
+
+/// As two workers do: each holds a slot, their sums are added, both update from the mean.
+#[test]
+fn two_workers_come_to_the_bits_of_one() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    for (method, reduction) in [
+        (Method::Full, Reduction::Exact),
+        (lora(TargetModules::AllLinear, 0.0), Reduction::Exact),
+    ] {
+        let job = JobSpec {
+            reduction,
+            ..job(method)
+        };
+        let load = || load_on(gpu.clone(), dir.path(), job.clone(), 1);
+        let (mut alone, mut first, mut second) = (load(), load(), load());
+        for number in 0..2 {
+            step(&mut alone, &blocks(), 1e-2);
+            let tokens = blocks().iter().map(Block::trained_tokens).sum();
+            let mut sums = Vec::new();
+            for (slot, (worker, block)) in [&mut first, &mut second]
+                .into_iter()
+                .zip(&blocks())
+                .enumerate()
+            {
+                worker.begin_step(number, tokens, 2).unwrap();
+                worker
+                    .train_slot(slot as u32, std::slice::from_ref(block))
+                    .unwrap();
+                worker.collect().unwrap();
+                let mut held = vec![0i64; worker.layout().scalars];
+                let crate::engine::accumulator::Sums::Exact { sums: packed, .. } =
+                    worker.accumulator().sums()
+                else {
+                    unreachable!("made as exact");
+                };
+                packed.read(0, &mut held);
+                sums.push(held);
+            }
+            let mean = sums[0]
+                .iter()
+                .zip(&sums[1])
+                .map(|(a, b)| dequantize(a + b))
+                .collect();
+            let reduced = Reduced { mean, invalid: 0 };
+            for worker in [&mut first, &mut second] {
+                worker.apply(&reduced, 1e-2).unwrap();
+            }
+        }
+        let digest = alone.weights_digest().unwrap();
+        assert_eq!(first.weights_digest().unwrap(), digest);
+        assert_eq!(second.weights_digest().unwrap(), digest);
+        assert_eq!(first.snapshot().unwrap(), alone.snapshot().unwrap());
+    }
+}
+
+#[test]
+fn a_state_goes_from_one_trainer_to_another() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("LlamaForCausalLM");
+    let job = job(Method::Full);
+    let mut first = load_on(gpu.clone(), dir.path(), job.clone(), 1);
+    step(&mut first, &blocks(), 1e-2);
+    let mut second = load_on(gpu, dir.path(), job, 1);
+    second.restore(&first.snapshot().unwrap()).unwrap();
+    assert_eq!(
+        step(&mut second, &blocks(), 1e-2),
+        step(&mut first, &blocks(), 1e-2)
+    );
+    assert_eq!(
+        second.weights_digest().unwrap(),
+        first.weights_digest().unwrap()
+    );
+}
+
+#[test]
+fn gradients_that_are_not_finite_skip_the_update() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("LlamaForCausalLM");
+    let mut trainer = load_on(gpu, dir.path(), job(lora(TargetModules::AllLinear, 0.0)), 1);
+    let mut broken = trainer.snapshot().unwrap();
+    broken.weights.fill(f32::INFINITY);
+    trainer.restore(&broken).unwrap();
+    let blocks = blocks();
+    let tokens = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(0, tokens, 1).unwrap();
+    assert!(trainer.train_slot(0, &blocks).unwrap().invalid_scalars > 0);
+    let before = trainer.weights_digest().unwrap();
+    assert!(trainer.apply_held(1e-2).unwrap().skipped);
+    assert_eq!(trainer.weights_digest().unwrap(), before);
+}
+
+#[test]
+fn logits_and_evaluation_are_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let run = |device| {
+        let mut trainer = load_on(device, dir.path(), job(Method::Full), 1);
+        let evaluated = trainer.eval_slot(&blocks()).unwrap();
+        (
+            trainer.logits(&[3, 1, 4, 1, 5, 9, 2, 6]).unwrap(),
+            evaluated,
+        )
+    };
+    let (found, expected) = (run(gpu), run(ComputeDevice::Cpu));
+    crate::engine::cuda::testing::assert_near("logits", &found.0, &expected.0, 1e-5);
+    assert_eq!(found.1.correct_tokens, expected.1.correct_tokens);
+    assert!((found.1.loss_sum / expected.1.loss_sum - 1.0).abs() < 1e-6);
+}
