@@ -31,12 +31,14 @@ void block_barrier();
 void warp_barrier();
 // 32 lanes of 64 bytes for the warp that runs.
 unsigned char (*warp_board())[64];
+// Barriers that the warp that runs has passed.
+unsigned warp_epoch();
 int lane();
 void *dynamic_shared();
 void run(dim3 grid, dim3 block, unsigned shared, void (*body)(void *), void *argument);
 
 template <typename T> T shuffle(T value, int source) {
-    static_assert(sizeof(T) <= 64, "a shuffled value");
+    static_assert(sizeof(T) <= 16, "a shuffled value");
     auto board = warp_board();
     std::memcpy(board[lane()], &value, sizeof(T));
     warp_barrier();
@@ -44,6 +46,21 @@ template <typename T> T shuffle(T value, int source) {
     std::memcpy(&found, board[source & 31], sizeof(T));
     warp_barrier();
     return found;
+}
+
+// Shows the value of each lane of the warp to `hear`, at the cost of one barrier. Two halves of the board take
+// turns, beyond the bytes of a shuffle: who writes to a half again has passed a barrier that all its readers came to later.
+template <typename T, typename Hear> auto exchange(const T &mine, Hear hear) {
+    static_assert(sizeof(T) <= 24, "half of what a shuffle leaves of a board");
+    size_t half = 16 + 24 * (warp_epoch() % 2);
+    auto board = warp_board();
+    std::memcpy(board[lane()] + half, &mine, sizeof(T));
+    warp_barrier();
+    return hear([&](int lane) {
+        T found;
+        std::memcpy(&found, board[lane] + half, sizeof(T));
+        return found;
+    });
 }
 
 template <typename... A, size_t... I>

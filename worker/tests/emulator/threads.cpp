@@ -160,6 +160,7 @@ void run_block(Block &block) {
 void block_barrier() { wait(current->all); }
 void warp_barrier() { wait(current->warps[current->running / 32]); }
 unsigned char (*warp_board())[64] { return current->boards[current->running / 32]; }
+unsigned warp_epoch() { return current->warps[current->running / 32].passed; }
 int lane() { return static_cast<int>(current->running % 32); }
 void *dynamic_shared() { return shared_memory; }
 
@@ -170,8 +171,8 @@ void run(dim3 grid, dim3 size, unsigned shared, void (*body)(void *), void *argu
         std::abort();
     }
     if (!stacks) stacks = static_cast<unsigned char *>(std::malloc(1024 * STACK));
-    std::unique_ptr<unsigned char[]> memory(new unsigned char[shared + 16]);
-    shared_memory = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) % 16) % 16;
+    std::unique_ptr<unsigned char[]> memory(new unsigned char[shared + 1024]);
+    shared_memory = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024) % 1024;
     Block block;
     block.body = body;
     block.argument = argument;

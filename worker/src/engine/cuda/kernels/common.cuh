@@ -1,7 +1,7 @@
 // What all kernels share: the element types, sums over a block, and the macro that names the kernels.
 //
 // The kernels are written so that they also compile with a C++ compiler alone (tests/emulator), where a block's threads
-// run one after another: no inline assembly outside this file, no atomics, dynamic shared memory by SHARED alone.
+// run one after another: no inline assembly outside mma.cuh, no atomics, dynamic shared memory by SHARED alone.
 #pragma once
 
 #ifdef MUSTER_EMULATED
@@ -12,7 +12,7 @@
 typedef __nv_bfloat16 bf16;
 
 #define SHARED(type, name) \
-    extern __shared__ __align__(16) unsigned char shared_bytes[]; \
+    extern __shared__ __align__(1024) unsigned char shared_bytes[]; \
     type *name = reinterpret_cast<type *>(shared_bytes)
 // Defined after a kernel for whoever runs it elsewhere.
 #define EXPORT(name)
