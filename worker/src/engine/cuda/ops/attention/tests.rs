@@ -1,0 +1,248 @@
+//! Attention on the GPU beside that on processors: values and gradients, rows within wider ones, bits.
+
+use super::*;
+use crate::engine::cuda::testing::{assert_near, gpu};
+use crate::engine::ops::attention as plain;
+use crate::engine::ops::element::Element;
+use crate::engine::ops::segments::Segments;
+use crate::engine::testing::random_values;
+use half::bf16;
+
+fn layout(heads: usize, key_value_heads: usize, head_dim: usize) -> HeadLayout {
+    HeadLayout {
+        heads,
+        key_value_heads,
+        head_dim,
+    }
+}
+
+struct Case {
+    layout: HeadLayout,
+    lengths: Vec<usize>,
+    /// Scalars between one row of the context and the next.
+    gap: usize,
+    /// Of all values.
+    factor: f32,
+}
+
+/// All that the operation gives: rows of the context with their gaps, log sums, and the gradient of qkv.
+struct Results<E> {
+    context: Vec<E>,
+    log_sums: Vec<f32>,
+    d_qkv: Vec<E>,
+}
+
+impl Case {
+    fn new(layout: HeadLayout, lengths: &[usize]) -> Self {
+        let lengths = lengths.to_vec();
+        Self {
+            layout,
+            lengths,
+            gap: 0,
+            factor: 1.0,
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    fn out_width(&self) -> usize {
+        self.layout.heads * self.layout.head_dim
+    }
+
+    /// Of each token, the first of its segment and the one after the last.
+    fn borders(&self) -> [Vec<u32>; 2] {
+        let (mut starts, mut ends) = (Vec::new(), Vec::new());
+        for &length in &self.lengths {
+            let start = starts.len();
+            starts.resize(start + length, start as u32);
+            ends.resize(start + length, (start + length) as u32);
+        }
+        [starts, ends]
+    }
+
+    /// Values and the gradient of the context, as both types can hold them.
+    fn input<E: Element>(&self) -> [Vec<E>; 2] {
+        let lengths = [self.layout.width(), self.out_width()];
+        [0, 1].map(|which| {
+            let values = random_values(self.tokens() * lengths[which], which as u64 + 1);
+            values
+                .into_iter()
+                .map(|x| E::narrow(bf16::from_f32(x * self.factor).to_f32()))
+                .collect()
+        })
+    }
+
+    fn run<E: GpuElement + Element>(&self, gpu: &Gpu) -> Results<E> {
+        let [qkv, d_context] = self.input::<E>().map(|values| gpu.upload(&values).unwrap());
+        let [starts, ends] = self.borders().map(|values| gpu.upload(&values).unwrap());
+        let attention = Attention {
+            layout: self.layout,
+            starts: starts.as_view(),
+            ends: ends.as_view(),
+        };
+        let (tokens, stride) = (self.tokens(), self.out_width() + self.gap);
+        let (rows, sums) = (tokens * stride, self.layout.heads * tokens);
+        let mut context = gpu.upload(&vec![E::narrow(7.0); rows]).unwrap();
+        let mut log_sums = gpu.take::<f32>(sums).unwrap();
+        attention
+            .forward(
+                gpu,
+                &qkv.as_view(),
+                &mut context.as_view_mut(),
+                stride,
+                &mut log_sums.as_view_mut(),
+            )
+            .unwrap();
+        let mut d_qkv = gpu.take::<E>(qkv.len()).unwrap();
+        let saved = Saved {
+            qkv: &qkv.as_view(),
+            context: &context.as_view(),
+            stride,
+            log_sums: &log_sums.as_view(),
+            d_context: &d_context.as_view(),
+        };
+        attention
+            .backward(gpu, &saved, &mut d_qkv.as_view_mut())
+            .unwrap();
+        Results {
+            context: gpu.download(&context, rows).unwrap(),
+            log_sums: gpu.download(&log_sums, sums).unwrap(),
+            d_qkv: gpu.download(&d_qkv, qkv.len()).unwrap(),
+        }
+    }
+
+    fn expected(&self) -> Results<f32> {
+        let [qkv, d_context] = self.input::<f32>();
+        let segments = Segments::new(&self.lengths);
+        let attention = plain::Attention {
+            layout: self.layout,
+            segments: &segments,
+        };
+        let mut results = Results {
+            context: vec![0.0; d_context.len()],
+            log_sums: vec![0.0; self.layout.heads * self.tokens()],
+            d_qkv: vec![0.0; qkv.len()],
+        };
+        attention.forward(&qkv, &mut results.context, &mut results.log_sums);
+        let saved = plain::Saved {
+            qkv: &qkv,
+            out: &results.context,
+            d_out: &d_context,
+            log_sums: &results.log_sums,
+        };
+        attention.backward(&saved, &mut results.d_qkv);
+        results
+    }
+
+    fn check<E: GpuElement + Element>(&self, gpu: &Gpu, tolerance: f32) {
+        let wide = |values: &[E]| -> Vec<f32> { values.iter().map(|x| x.wide()).collect() };
+        let (found, expected) = (self.run::<E>(gpu), self.expected());
+        let what = |what: &str| {
+            let suffix = E::SUFFIX;
+            format!("{what}, {suffix}, {:?}, {:?}", self.layout, self.lengths)
+        };
+        let context = wide(&found.context);
+        let rows = context.chunks_exact(self.out_width() + self.gap);
+        let (context, gaps): (Vec<_>, Vec<_>) =
+            rows.map(|row| row.split_at(self.out_width())).unzip();
+        assert!(gaps.concat().iter().all(|x| *x == 7.0), "{}", what("gaps"));
+        assert_near(
+            &what("context"),
+            &context.concat(),
+            &expected.context,
+            tolerance,
+        );
+        assert_near(&what("log sums"), &found.log_sums, &expected.log_sums, 1e-5);
+        assert_near(
+            &what("d_qkv"),
+            &wide(&found.d_qkv),
+            &expected.d_qkv,
+            tolerance,
+        );
+    }
+
+    fn check_both(&self, gpu: &Gpu) {
+        self.check::<f32>(gpu, 1e-5);
+        self.check::<bf16>(gpu, 1e-2);
+    }
+}
+
+#[test]
+fn segments_of_all_lengths_equal_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    let short: Vec<usize> = (1..=16).collect();
+    // Borders on, just before and just after those of tiles.
+    let layouts: [&[usize]; 7] = [
+        &[1],
+        &[1, 149],
+        &[63, 70],
+        &[64, 65],
+        &[64, 64, 1],
+        &[129, 1, 1, 33],
+        &short,
+    ];
+    for lengths in layouts {
+        Case::new(layout(2, 1, 64), lengths).check_both(gpu);
+    }
+}
+
+#[test]
+fn heads_of_all_widths_and_groups_equal_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    let shapes = [
+        (1, 1, 8),
+        (8, 1, 16),
+        (2, 2, 80),
+        (4, 2, 128),
+        (1, 1, 136),
+        (2, 1, 256),
+    ];
+    for (heads, key_value_heads, head_dim) in shapes {
+        Case::new(layout(heads, key_value_heads, head_dim), &[70, 1, 20, 5]).check_both(gpu);
+    }
+}
+
+#[test]
+fn rows_of_the_context_lie_within_wider_ones() {
+    let Some(gpu) = gpu() else { return };
+    for gap in [3, 8] {
+        let mut case = Case::new(layout(2, 1, 24), &[40, 31]);
+        case.gap = gap;
+        case.check_both(gpu);
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    let case = Case::new(layout(4, 2, 64), &[50, 80]);
+    let bits = || {
+        let Results {
+            context,
+            log_sums,
+            d_qkv,
+        } = case.run::<bf16>(gpu);
+        let log_sums: Vec<u32> = log_sums.into_iter().map(f32::to_bits).collect();
+        let narrow = |values: Vec<bf16>| values.into_iter().map(bf16::to_bits).collect();
+        let [context, d_qkv]: [Vec<u16>; 2] = [context, d_qkv].map(narrow);
+        (context, log_sums, d_qkv)
+    };
+    assert_eq!(bits(), bits());
+}
+
+#[test]
+fn large_scores_stay_finite() {
+    let Some(gpu) = gpu() else { return };
+    let mut case = Case::new(layout(1, 1, 64), &[66]);
+    case.factor = 1e3;
+    let found = case.run::<bf16>(gpu);
+    assert!(
+        found
+            .context
+            .iter()
+            .chain(&found.d_qkv)
+            .all(|x| x.is_finite())
+    );
+}
