@@ -168,9 +168,9 @@ impl<E: GpuElement> Layer<E> {
         let mut log_sums = gpu.take::<f32>(tokens * self.layout.heads)?;
         {
             let rotated = self.rotated(pass, &qkv)?;
-            let out = (&mut context.as_view_mut(), rows.stride);
+            let (out, log_sums) = (&mut context.as_view_mut(), &mut log_sums.as_view_mut());
             let attention = self.attention(batch);
-            attention.forward(gpu, &rotated.as_view(), out, &mut log_sums.as_view_mut())?;
+            attention.forward(gpu, &rotated.as_view(), out, rows.stride, log_sums)?;
         }
         self.output
             .reduce(gpu, &mut context.as_view_mut(), tokens, pass.mask)?;
