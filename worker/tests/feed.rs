@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::Snapshot;
 use common::files::layout::Layout;
-use worker::collective::feed::{FeedLimits, Follower, News, Patience, Source, Update};
+use worker::collective::feed::{FeedLimits, Feeds, Follower, News, Patience, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
 use worker::collective::state::StateCopy;
 use worker::collective::{Collective, PeerAddress};
@@ -114,8 +114,17 @@ fn loss_of(follower: &Follower) -> String {
 }
 
 fn begin(feeds: &Arc<Feeds>, worker: u64, attempt: u64, copy: impl FnOnce() -> StateCopy) {
-    let copied = feeds.begin(RUN_ID, worker, attempt, || Ok::<_, Infallible>(copy()));
-    let Ok(()) = copied;
+    begin_in(RUN_ID, feeds, worker, attempt, copy);
+}
+
+fn begin_in(
+    run_id: [u8; 32],
+    feeds: &Arc<Feeds>,
+    worker: u64,
+    attempt: u64,
+    copy: impl FnOnce() -> StateCopy,
+) {
+    let Ok(()) = feeds.begin(run_id, worker, attempt, || Ok::<_, Infallible>(copy()));
 }
 
 fn until(what: &str, holds: impl Fn() -> bool) {
@@ -158,7 +167,7 @@ fn a_member_gets_its_last_updates_though_its_word_that_it_has_the_state_comes_la
     for fed in [&[9][..], &[]] {
         let member = collective(FeedLimits::default());
         let feeds = member.feeds();
-        feeds.begin(RUN_ID, 9, 1, || state(3));
+        begin(feeds, 9, 1, || state(3));
         feeds.publish(update(3));
         // The coordinator may have heard it sooner.
         feeds.conclude(&[9], fed, 4);
@@ -255,7 +264,7 @@ fn a_broken_connection_goes_on_at_the_first_piece_that_is_missing() {
         &[Harm::Cut(1_000_000), Harm::Cut(900_000), Harm::Cut(500_000)],
     );
     let feeds = member.feeds();
-    begin(&feeds, 9, 1, || state(3));
+    begin(feeds, 9, 1, || state(3));
     let follower = follow(9, proxy.port);
     feeds.publish(update(3));
     assert!(state_of(&follower) == state(3));
@@ -298,11 +307,11 @@ fn a_damaged_piece_is_asked_for_again() {
 fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
-    begin(&feeds, 9, 1, || state(3));
+    begin(feeds, 9, 1, || state(3));
     // Takes it, but slowly.
     let (slow, _) = call(member.port(), hello(9));
     feeds.publish(update(3));
-    begin(&feeds, 10, 1, || panic!("a second copy"));
+    begin(feeds, 10, 1, || panic!("a second copy"));
     assert_eq!(feeds.kept_bytes() / STATE_BYTES, 1);
     drop(slow);
     for worker in [9, 10] {
@@ -313,7 +322,7 @@ fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     }
     until("all is let go", || feeds.kept_bytes() == 0);
     // A newer one begins where the member is by now.
-    begin(&feeds, 11, 1, || state(4));
+    begin(feeds, 11, 1, || state(4));
     let third = follow(11, member.port());
     assert!(state_of(&third) == state(4));
 }
@@ -325,8 +334,8 @@ fn who_falls_too_far_behind_is_let_go_and_may_begin_anew() {
         ..FeedLimits::default()
     });
     let feeds = member.feeds();
-    begin(&feeds, 9, 1, || state(0));
-    begin(&feeds, 10, 1, || state(0));
+    begin(feeds, 9, 1, || state(0));
+    begin(feeds, 10, 1, || state(0));
     let quick = follow(10, member.port());
     assert!(state_of(&quick) == state(0));
     for step in 0..8 {
@@ -383,7 +392,7 @@ fn an_update_that_is_missing_ends_the_feed() {
 fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
-    begin(&feeds, 9, 1, || state(3));
+    begin(feeds, 9, 1, || state(3));
     let (dead, kind) = call(member.port(), hello(9));
     assert_eq!(kind, FrameKind::StateHeader as u8);
     feeds.publish(update(3));
@@ -395,7 +404,7 @@ fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
             copied.set(true);
             state(5)
         };
-        feeds.begin(RUN_ID, 10, 1, copy);
+        begin(feeds, 10, 1, copy);
         copied.get()
     });
     // Neither the old copy nor the updates after it.
@@ -414,7 +423,7 @@ fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
 fn a_new_term_shares_nothing_of_the_one_before() {
     let member = collective(FeedLimits::default());
     let feeds = member.feeds();
-    feeds.begin([8; 32], 8, 1, || state(5));
+    begin_in([8; 32], feeds, 8, 1, || state(5));
     let (_slow, _) = call(
         member.port(),
         FeedHello {
@@ -422,8 +431,8 @@ fn a_new_term_shares_nothing_of_the_one_before() {
             ..hello(8)
         },
     );
-    begin(&feeds, 9, 1, || state(3));
-    begin(&feeds, 10, 1, || panic!("a second copy"));
+    begin(feeds, 9, 1, || state(3));
+    begin(feeds, 10, 1, || panic!("a second copy"));
     for worker in [9, 10] {
         assert!(state_of(&follow(worker, member.port())) == state(3));
     }

@@ -104,7 +104,7 @@ fn check_training(golden: &Path, training: Training) {
 pub fn check_logits(golden: &Path) {
     for name in CASES {
         let case = Case::open(golden, name);
-        let trainer = case.trainer(Training::Full, false);
+        let mut trainer = case.trainer(Training::Full, false);
         let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
         for (index, example) in case.golden.examples[..3].iter().enumerate() {
             let found = trainer.logits(&example.tokens).unwrap();

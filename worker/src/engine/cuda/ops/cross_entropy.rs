@@ -35,6 +35,14 @@ struct Chunk<E> {
     d_logits: DeviceBuffer<E>,
 }
 
+/// Of a chunk's targets.
+struct Losses {
+    losses: DeviceBuffer<f32>,
+    /// 1 where the target was the likeliest.
+    correct: DeviceBuffer<u32>,
+    rows: usize,
+}
+
 /// How often the output layer and the norm get a gradient.
 pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
@@ -59,15 +67,20 @@ impl<E: GpuElement> LossHead<'_, E> {
         }
         let mut results = Vec::new();
         for targets in targets.chunks(chunk_rows(self.vocabulary)) {
-            let (chunk, losses, correct) = self.forward(gpu, x, targets, backward.is_some())?;
+            let (chunk, losses) = self.forward(gpu, x, targets, backward.is_some())?;
             if let Some((dx, sink)) = &mut backward {
                 self.backward(gpu, &chunk, targets.len(), dx, *sink)?;
             }
-            results.push((losses, correct, targets.len()));
+            results.push(losses);
         }
         let mut sum = LossSum::default();
         // Only now is the GPU waited for.
-        for (losses, correct, rows) in results {
+        for Losses {
+            losses,
+            correct,
+            rows,
+        } in results
+        {
             let losses = gpu.download(&losses, rows)?;
             sum.loss += losses.into_iter().map(f64::from).sum::<f64>();
             let correct = gpu.download(&correct, rows)?;
@@ -82,7 +95,7 @@ impl<E: GpuElement> LossHead<'_, E> {
         x: &CudaView<f32>,
         targets: &[Target],
         wants_gradient: bool,
-    ) -> Result<(Chunk<E>, DeviceBuffer<f32>, DeviceBuffer<u32>), GpuError> {
+    ) -> Result<(Chunk<E>, Losses), GpuError> {
         let (count, width, vocabulary) = (targets.len(), self.width(), self.vocabulary);
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let ids: Vec<u32> = targets.iter().map(|target| target.id).collect();
@@ -130,7 +143,12 @@ impl<E: GpuElement> LossHead<'_, E> {
                 ]
             )?;
         }
-        Ok((chunk, losses, correct))
+        let losses = Losses {
+            losses,
+            correct,
+            rows: count,
+        };
+        Ok((chunk, losses))
     }
 
     fn backward(
