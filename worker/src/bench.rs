@@ -4,6 +4,7 @@
 //! products alone reach in the same process, and where the time goes.
 
 pub mod exchange;
+pub mod self_check;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -92,6 +93,8 @@ pub enum BenchError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("{failures} checks failed")]
+    Failures { failures: usize },
     #[error("cannot prepare the benchmark: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -143,7 +146,32 @@ struct Report {
     device: String,
 }
 
+/// As on the command line.
+impl Default for BenchArgs {
+    fn default() -> Self {
+        Self {
+            config: PathBuf::new(),
+            mode: Mode::Lora,
+            dtype: Dtype::Bfloat16,
+            batch: 4,
+            seq: 128,
+            threads: None,
+            device: Device::Cpu,
+            steps: 5,
+            warmup: 1,
+            lora_r: 16,
+            gradient_checkpointing: false,
+            json: false,
+        }
+    }
+}
+
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
+    print(&measure(&args)?, args.json);
+    Ok(())
+}
+
+fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     let threads = match args.threads {
         Some(threads) => usize::from(threads),
         None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -152,13 +180,13 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     let config = copy_config(&args.config, folder.path())?;
     let device = args.device.open()?;
     let mut trainer = Trainer::load(TrainerOptions {
-        job: Arc::new(job_of(&args, folder.path())?),
+        job: Arc::new(job_of(args, folder.path())?),
         model_dir: folder.path().to_owned(),
         adapter_dir: None,
         threads,
         device: device.clone(),
     })?;
-    let blocks = random_blocks(&args, config.vocab_size);
+    let blocks = random_blocks(args, config.vocab_size);
     device.reset_peak_memory();
     for _ in 0..args.warmup {
         step(&mut trainer, &blocks)?;
@@ -170,10 +198,10 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     times.sort_by(|a, b| a.total().total_cmp(&b.total()));
     let tokens = u64::from(args.batch) * u64::from(args.seq);
     let median = times[times.len() / 2];
-    let gflop_per_token = flop_per_token(&args, &config) / 1e9;
+    let gflop_per_token = flop_per_token(args, &config) / 1e9;
     let gflops = gflop_per_token * tokens as f64 / median.total();
-    let gemm_peak_gflops = gemm_peak(&args, &device, threads)?;
-    let report = Report {
+    let gemm_peak_gflops = gemm_peak(args, &device, threads)?;
+    Ok(Report {
         tokens_per_step: tokens,
         tokens_per_second_median: tokens as f64 / median.total(),
         tokens_per_second_best: tokens as f64 / times[0].total(),
@@ -193,9 +221,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
         trainable: trainer.layout().scalars as u64,
         threads,
         device: device.to_string(),
-    };
-    print(&report, args.json);
-    Ok(())
+    })
 }
 
 fn copy_config(path: &Path, folder: &Path) -> Result<ModelConfig, BenchError> {

@@ -52,6 +52,11 @@ enum Command {
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
     BenchExchange(bench::exchange::ExchangeArgs),
+    /// Check that a device trains right, and how fast
+    ///
+    /// Small models are trained on it and on the processor and compared; results that must be the same to the bit are; then
+    /// the speeds of large models. Minutes. Exit codes: 0 all passed, 1 something failed, 2 usage.
+    SelfCheck(bench::self_check::SelfCheckArgs),
     /// Write a model with an adapter merged into its weights
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
@@ -121,6 +126,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => finish(generate::run(args)),
         Command::Bench(args) => finish(bench::run(args)),
         Command::BenchExchange(args) => finish(bench::exchange::run(args)),
+        Command::SelfCheck(args) => finish(bench::self_check::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
     }
 }

@@ -202,17 +202,19 @@ impl Trainer {
         slots: usize,
     ) -> Result<(), EngineError> {
         let (tokens, slots) = (trained_tokens.max(1), slots.max(1));
+        #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
         let is_new = self
             .pool
             .install(|| self.accumulator.begin(step, tokens, slots));
         let held = self.accumulator.held();
         self.outcomes.retain(|slot, _| held.contains(slot));
         match &mut self.compute {
+            // Its sums are the accumulator's.
             Compute::Cpu(_) => Ok(()),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) if is_new => gpu.open(tokens, slots),
+            Compute::Gpu(_) if !is_new => Ok(()),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(_) => Ok(()),
+            Compute::Gpu(gpu) => gpu.open(tokens, slots),
         }
     }
 
