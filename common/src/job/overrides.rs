@@ -16,6 +16,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "LOCAL_WORKERS",
     "LOG",
     "NAME",
+    "NEEDS_GPU",
     "PYTHON",
     "SIM_SEED",
     "SIM_SEEDS",

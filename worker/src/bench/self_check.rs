@@ -249,8 +249,8 @@ impl Checked<'_> {
         let apart = distance(&found.0, &exact.0);
         let allowed = match dtype {
             Dtype::Float32 => 1e-5,
-            // As far as the rounding of a few layers takes it.
-            Dtype::Bfloat16 => 2e-2,
+            // As far as the rounding of a few layers takes it, on processors too.
+            Dtype::Bfloat16 => 3e-2,
         };
         let loss = (found.1 / exact.1 - 1.0).abs();
         let told = format!("{apart:.1e} apart ({allowed:.0e} allowed), loss {loss:.1e}");

@@ -66,6 +66,17 @@ pub enum EngineError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Gpu(#[from] cuda::GpuError),
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{reason}, in a slot with micro_batch_size {micro_batch_size} and sequence_len {sequence_len}; lower one of them{or}"
+    )]
+    GpuMemory {
+        reason: String,
+        micro_batch_size: usize,
+        sequence_len: usize,
+        /// What else helps.
+        or: &'static str,
+    },
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

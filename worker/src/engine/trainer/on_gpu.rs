@@ -11,7 +11,7 @@ use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::config::ModelConfig;
 use crate::engine::cuda::engine::GpuMean;
-use crate::engine::cuda::{Gpu, GpuEngine};
+use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update};
@@ -21,6 +21,8 @@ use crate::slot::SlotOutcome;
 
 pub struct OnGpu {
     engine: GpuEngine,
+    job: Arc<JobSpec>,
+    checkpointing: bool,
     reduction: Reduction,
     /// The sums as the exchange reads them, once they were asked for.
     collected: Option<Accumulator>,
@@ -31,15 +33,18 @@ pub struct OnGpu {
 impl OnGpu {
     pub fn load(
         gpu: Arc<Gpu>,
-        job: &JobSpec,
+        job: &Arc<JobSpec>,
         config: &ModelConfig,
         source: &WeightSource,
         Beginning { layout, values }: Beginning,
     ) -> Result<Self, EngineError> {
         let mut engine = GpuEngine::load(gpu, job, config, source, &layout, &values)?;
-        engine.set_checkpointing(checkpoints(job, &engine)?);
+        let checkpointing = checkpoints(job, &engine)?;
+        engine.set_checkpointing(checkpointing);
         Ok(Self {
             engine,
+            job: job.clone(),
+            checkpointing,
             reduction: job.reduction,
             collected: None,
             is_current: false,
@@ -75,7 +80,7 @@ impl OnGpu {
             Err(error) => {
                 // A part of the slot may be in the sums.
                 accumulator.clear();
-                return Err(error.into());
+                return Err(self.explain(error));
             }
         };
         let Some((sum, pass, invalid_scalars)) = trained else {
@@ -94,9 +99,14 @@ impl OnGpu {
         Ok((outcome, SlotTimes { pass, accumulate }))
     }
 
+    fn explain(&self, error: GpuError) -> EngineError {
+        explain(error, &self.job, self.checkpointing)
+    }
+
     /// None: abandoned.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Option<LossSum>, EngineError> {
-        Ok(self.engine.evaluate(batch)?)
+        let evaluated = self.engine.evaluate(batch);
+        evaluated.map_err(|error| self.explain(error))
     }
 
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
@@ -161,9 +171,21 @@ impl OnGpu {
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests;
+/// What to do where memory does not suffice.
+fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
+    let GpuError::Memory { .. } = error else {
+        return error.into();
+    };
+    EngineError::GpuMemory {
+        reason: error.to_string(),
+        micro_batch_size: job.micro_batch_size,
+        sequence_len: job.sequence_len,
+        or: match checkpointing {
+            true => "",
+            false => ", or set gradient_checkpointing: true",
+        },
+    }
+}
 
 /// Whether activations are computed again: with `auto` where they would take more than half of the memory that is left.
 fn checkpoints(job: &JobSpec, engine: &GpuEngine) -> Result<bool, EngineError> {
@@ -185,3 +207,7 @@ fn checkpoints(job: &JobSpec, engine: &GpuEngine) -> Result<bool, EngineError> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -4,7 +4,7 @@
 // run one after another: no inline assembly outside mma.cuh, no atomics, dynamic shared memory by SHARED alone.
 #pragma once
 
-#ifdef MUSTER_EMULATED
+#ifdef EMULATED
 #include "emulated.h"
 #else
 #include <cuda_bf16.h>

@@ -13,7 +13,7 @@ struct alignas(16) Chunk {
     Pair pairs[4];
 };
 
-#ifdef MUSTER_EMULATED
+#ifdef EMULATED
 #include <vector>
 
 typedef uintptr_t Address;

@@ -263,3 +263,20 @@ fn logits_and_evaluation_are_those_of_the_processor() {
     assert_eq!(found.1.correct_tokens, expected.1.correct_tokens);
     assert!((found.1.loss_sum / expected.1.loss_sum - 1.0).abs() < 1e-6);
 }
+
+#[test]
+fn a_slot_that_does_not_fit_is_told_what_to_lower() {
+    let Some(ComputeDevice::Cuda { gpu, .. }) = gpu() else {
+        return;
+    };
+    let error = gpu.take::<u8>(1 << 45).err().unwrap();
+    let error = super::explain(error, &job(Method::Full), false).to_string();
+    for said in [
+        "out of GPU memory",
+        "micro_batch_size 1",
+        "sequence_len 64",
+        "gradient_checkpointing",
+    ] {
+        assert!(error.contains(said), "{error}");
+    }
+}
