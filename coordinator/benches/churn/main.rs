@@ -209,7 +209,7 @@ fn restart(options: &Options) {
 /// What a checkpoint costs: steps that one is saved beside against as many that follow, of the same run.
 fn checkpoint(options: &Options) {
     /// Steps between two checkpoints; one is stored long before half of them are made.
-    const EVERY: u64 = 10;
+    const EVERY: u64 = 20;
     /// Seconds between two where the job leaves it to the run, or more.
     const BY_THE_CLOCK: f64 = 60.0;
     let every = format!("save_steps={EVERY}");
