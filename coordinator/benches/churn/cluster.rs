@@ -22,17 +22,6 @@ pub enum Job {
     Quickstart,
     /// All weights of a model made for the occasion, of about so many scalars.
     Full { scalars: usize },
-    /// LoRA on such a model, and longer blocks.
-    Adapter { scalars: usize },
-}
-
-impl Job {
-    fn made_scalars(&self) -> Option<usize> {
-        match self {
-            Self::Quickstart => None,
-            Self::Full { scalars } | Self::Adapter { scalars } => Some(*scalars),
-        }
-    }
 }
 
 pub struct Cluster {
@@ -71,8 +60,8 @@ impl Cluster {
             num_tokens: 0,
             length: 0,
         };
-        if let Some(scalars) = job.made_scalars() {
-            make_model(&cluster.folder.path().join("model"), scalars);
+        if let Job::Full { scalars } = job {
+            make_model(&cluster.folder.path().join("model"), *scalars);
         }
         cluster.start_coordinator();
         (0..workers).for_each(|seat| cluster.start_worker(seat));
@@ -90,7 +79,7 @@ impl Cluster {
                 command.arg("examples/quickstart.yaml");
                 fields.extend(["test_prompts=[]", "val_set_size=0"]);
             }
-            Job::Full { .. } | Job::Adapter { .. } => {
+            Job::Full { .. } => {
                 command.args([
                     "--dataset",
                     "examples/data/captain-pip.jsonl",
@@ -98,10 +87,14 @@ impl Cluster {
                 ]);
                 command.arg(self.folder.path().join("model"));
                 fields.push("init_weights=random");
-                fields.extend(match self.job {
-                    Job::Adapter { .. } => ["adapter=lora", "sequence_len=128"],
-                    _ => ["global_batch_size=8", "sequence_len=32"],
-                });
+                let given = |field: &&str| {
+                    let name = field.split('=').next();
+                    self.options
+                        .iter()
+                        .any(|option| option.split('=').next() == name)
+                };
+                let usual = ["global_batch_size=8", "sequence_len=32"];
+                fields.extend(usual.into_iter().filter(|field| !given(field)));
             }
         }
         command.arg("--output-dir").arg(self.output());

@@ -243,9 +243,9 @@ fn checkpoint(options: &Options) {
 
 /// Pairs of which one runs at half its speed, and equal ones, against the sum of what both do apart.
 fn pace(options: &Options) {
-    let small = Job::Adapter { scalars: 2_000_000 };
+    let small = Job::Full { scalars: 2_000_000 };
     let jobs = [
-        ("LoRA, 2 million weights", small, 5),
+        ("all of 2 million weights", small, 5),
         ("quick start", Job::Quickstart, 5),
     ];
     println!();

@@ -15,6 +15,7 @@ use crate::cluster::{Cluster, Job};
 const BEAT: Duration = Duration::from_millis(2);
 /// A slot for each block: 64 a step.
 const STEP: &str = "global_batch_size=64";
+const BLOCK: &str = "sequence_len=128";
 
 /// Tokens a second of two workers.
 pub struct Pair {
@@ -34,14 +35,14 @@ impl Pair {
 /// One worker at full speed and one at half, then both at full speed.
 pub fn measure(job: &Job, least: Duration) -> [Pair; 2] {
     let apart = {
-        let mut clusters = [(); 2].map(|()| Cluster::start(job, 1, &[STEP], 1));
+        let mut clusters = [(); 2].map(|()| Cluster::start(job, 1, &[STEP, BLOCK], 1));
         let unequal = {
             let _throttle = Throttle::new(clusters[1].worker(0).id());
             rates(&mut clusters, least)
         };
         [unequal, rates(&mut clusters, least)]
     };
-    let mut pair = [Cluster::start(job, 2, &[STEP], 1)];
+    let mut pair = [Cluster::start(job, 2, &[STEP, BLOCK], 1)];
     let together = {
         let unequal = {
             let _throttle = Throttle::new(pair[0].worker(1).id());
