@@ -86,7 +86,12 @@ impl Device {
             Self::Cpu => Ok(ComputeDevice::Cpu),
             Self::Cuda(ordinal) => cuda(ordinal).map_err(DeviceError::Gpu),
             Self::Auto => Ok(cuda(0).unwrap_or_else(|error| {
-                tracing::info!("computing on the processor: {error}");
+                match error {
+                    GpuError::Library { .. } | GpuError::Missing { .. } => {
+                        tracing::info!("computing on the processor: {error}");
+                    }
+                    _ => tracing::warn!("computing on the processor: {error}"),
+                }
                 ComputeDevice::Cpu
             })),
         }

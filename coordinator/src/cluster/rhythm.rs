@@ -29,6 +29,11 @@ impl Rhythm {
         self.since = Some(now);
     }
 
+    /// What was on its way did not arrive: the next one is due soon, however long the last one took.
+    pub fn fail(&mut self) {
+        self.took = Duration::ZERO;
+    }
+
     pub fn learn(&mut self, took: Duration) {
         self.took = took;
     }
@@ -61,6 +66,14 @@ mod tests {
         assert_eq!(interval_after(2.0), 200);
         assert_eq!(interval_after(6.0), 600);
         assert_eq!(interval_after(30.0), 600);
+    }
+
+    #[test]
+    fn after_a_failure_the_next_one_is_due_within_a_minute() {
+        let mut rhythm = Rhythm::default();
+        rhythm.learn(Duration::from_secs(6));
+        rhythm.fail();
+        assert_eq!(rhythm.interval(), SHORTEST);
     }
 
     #[test]

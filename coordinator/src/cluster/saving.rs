@@ -164,15 +164,21 @@ impl Cluster {
     /// A checkpoint must be saved after `step` updates, whatever it costs.
     fn checkpoint_is_ordered(&self, step: u64) -> bool {
         let last = step >= self.course.total_steps();
-        !last && (self.course.saves_after(step) || self.saving.overdue)
+        // By the clock any step does, so it is one whose weights can be proven to be right.
+        let can_be_late = !self.course.saves_by_the_clock() || self.is_proven(step);
+        !last && (self.course.saves_after(step) || self.saving.overdue && can_be_late)
     }
 
     /// It is time for a checkpoint, and the one after `step` updates can be proven to be right.
     fn checkpoint_is_timely(&mut self, now: Instant, step: u64) -> bool {
         let is_due = self.course.saves_by_the_clock() && self.saving.rhythm.is_due(now);
-        let is_proven = self.course.digests_after(step, self.trainable_scalars());
         let last = step >= self.course.total_steps();
-        is_due && is_proven && !last && self.saving.pending.is_empty()
+        is_due && self.is_proven(step) && !last && self.saving.pending.is_empty()
+    }
+
+    /// Every member reports the digest of its weights after `step` updates.
+    fn is_proven(&self, step: u64) -> bool {
+        self.course.digests_after(step, self.trainable_scalars())
     }
 
     /// The step may end: its checkpoint, if one is due, can be asked for.
@@ -295,6 +301,7 @@ impl Cluster {
             return self.retry_last(now, &notice, commands);
         }
         self.saving.failed_attempts += u32::from(pending.last);
+        self.saving.rhythm.fail();
         if pending.last && self.saving.failed_attempts >= MAX_LAST_ATTEMPTS {
             return self.fail(notice, commands);
         }

@@ -13,7 +13,9 @@ use worker::engine::accumulator::Sums;
 use worker::engine::{Reduced, Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
 
-use super::{BenchArgs, BenchError, Dtype, Mode, Report, job_of, measure, random_blocks};
+use super::{BenchArgs, BenchError, Dtype, Mode, job_of, random_blocks};
+#[cfg(feature = "cuda")]
+use super::{Report, measure};
 
 const STEPS: usize = 10;
 const LEARNING_RATE: f64 = 3e-3;
@@ -74,8 +76,13 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
             began.elapsed().as_secs_f64()
         );
     }
-    if !args.quick {
-        speeds(args.device, &mut table);
+    match (&device, args.quick) {
+        (_, true) => {}
+        (ComputeDevice::Cpu, false) => {
+            println!("      speeds of large models: left out without a GPU")
+        }
+        #[cfg(feature = "cuda")]
+        (ComputeDevice::Cuda { ordinal, .. }, false) => speeds(Device::Cuda(*ordinal), &mut table),
     }
     match table.failures {
         0 => {
@@ -371,6 +378,7 @@ fn distance(found: &[i64], expected: &[i64]) -> f64 {
 }
 
 /// The shapes of Qwen3-0.6B and of Llama 3.1 8B, on random weights.
+#[cfg(feature = "cuda")]
 fn speeds(device: Device, table: &mut Table) {
     let small = json!({
         "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 1024,
@@ -432,6 +440,7 @@ fn speeds(device: Device, table: &mut Table) {
     }
 }
 
+#[cfg(feature = "cuda")]
 fn told(report: &Report) -> String {
     format!(
         "{:.0} tokens/s, {:.1} GB, {:.1} TFLOP/s, {:.0}% of the {:.0} that products alone reach",

@@ -303,6 +303,11 @@ impl Trainer {
     pub fn forget_slots(&mut self) {
         self.accumulator.clear();
         self.outcomes.clear();
+        match &mut self.compute {
+            Compute::Cpu(_) => {}
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.forget(),
+        }
     }
 
     /// Makes [`Self::accumulator`] hold the sums, where they are on a GPU.

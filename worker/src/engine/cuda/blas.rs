@@ -257,6 +257,11 @@ impl Blas {
         if shape.m == 0 || shape.n == 0 || shape.k == 0 {
             return Ok(());
         }
+        let bound = self.stream.context().bind_to_thread();
+        bound.map_err(|error| BlasError::Library {
+            what: "taking the device",
+            reason: error.to_string(),
+        })?;
         let plan = self.plan::<E, O>(shape)?;
         let [a_layout, b_layout, out_layout] = plan.layouts;
         let (workspace, _workspace) = self.workspace.device_ptr(&self.stream);

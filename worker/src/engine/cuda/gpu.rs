@@ -45,6 +45,14 @@ pub enum GpuError {
         minor: i32,
     },
     #[error(
+        "heads of {head_dim} cannot be computed on {name}: {reason}; --device cpu computes on the processor"
+    )]
+    Heads {
+        head_dim: usize,
+        name: String,
+        reason: &'static str,
+    },
+    #[error(
         "out of GPU memory: {wanted} MB more were asked for where {free} of {total} MB are free"
     )]
     Memory {
@@ -120,7 +128,10 @@ impl Gpu {
     /// No driver, no such GPU, one that is too old, or no cuBLAS.
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         check_libraries()?;
-        let count = driver("cuDeviceGetCount", CudaContext::device_count())?;
+        let count = match CudaContext::device_count() {
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+            count => driver("counting the devices", count)?,
+        };
         let count = usize::try_from(count).unwrap_or(0);
         if ordinal >= count {
             return Err(GpuError::Missing { ordinal, count });
@@ -189,25 +200,37 @@ impl Gpu {
         Ok(usize::try_from(count).unwrap_or(1).max(1))
     }
 
-    /// Bytes free and in all.
+    /// Bytes of shared memory that a block may ask for.
+    pub fn shared_memory(&self) -> Result<usize, GpuError> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as BYTES;
+        let bytes = driver("reading the shared memory", self.context.attribute(BYTES))?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Bytes that can be taken, and all that there are. What was freed here and is kept for later counts as free.
     pub fn memory(&self) -> Result<(usize, usize), GpuError> {
-        driver("reading the memory", self.context.mem_get_info())
+        use sys::CUmemPool_attribute as Attribute;
+        let (free, total) = driver("reading the memory", self.context.mem_get_info())?;
+        let kept = self
+            .pool_bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?
+            .saturating_sub(self.pool_bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?);
+        Ok((free + usize::try_from(kept).unwrap_or(0), total))
     }
 
     /// The most bytes that buffers took at a time since the GPU was opened, or since the last reset.
     pub fn peak_memory(&self) -> Result<u64, GpuError> {
-        let mut peak = 0u64;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        // SAFETY: the attribute is a u64, and the pool is the device's own, which lives as long as the device.
+        self.pool_bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
+    }
+
+    fn pool_bytes(&self, attribute: sys::CUmemPool_attribute) -> Result<u64, GpuError> {
+        let mut bytes = 0u64;
+        // SAFETY: the attributes asked for are u64, and the pool is the device's own, which lives as long as the device.
         let result = unsafe {
-            sys::cuMemPoolGetAttribute(
-                default_pool(&self.context)?,
-                attribute,
-                (&raw mut peak).cast(),
-            )
+            let pool = default_pool(&self.context)?;
+            sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast())
         };
-        driver("reading the peak memory", result.result())?;
-        Ok(peak)
+        driver("reading the memory pool", result.result())?;
+        Ok(bytes)
     }
 
     /// Begins to count [`Self::peak_memory`] anew.
@@ -300,6 +323,8 @@ impl Gpu {
     }
 
     pub(crate) fn function(&self, name: &str) -> Result<CudaFunction, GpuError> {
+        // The thread may be another than the one that opened the device.
+        driver("taking the device", self.context.bind_to_thread())?;
         let mut functions = self
             .functions
             .lock()

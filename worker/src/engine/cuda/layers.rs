@@ -283,6 +283,7 @@ impl<E: GpuElement> Layer<E> {
             (&mut d_gate_up.as_view_mut(), d_rows),
             (&mut h.as_view_mut(), h_rows),
         )?;
+        drop(dh);
         if self.down.learns() {
             self.down
                 .reduce(gpu, &mut h.as_view_mut(), tokens, pass.mask)?;

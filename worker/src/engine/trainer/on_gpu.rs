@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use common::files::layout::Layout;
-use common::job::{Checkpointing, JobSpec, Reduction};
+use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
+use half::bf16;
 
 use super::{Beginning, MeanOf, SlotTimes};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::config::ModelConfig;
 use crate::engine::cuda::engine::GpuMean;
+use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
@@ -38,6 +40,10 @@ impl OnGpu {
         source: &WeightSource,
         Beginning { layout, values }: Beginning,
     ) -> Result<Self, EngineError> {
+        match job.base_dtype {
+            BaseDtype::Float32 => check_heads::<f32>(&gpu, config.head_dim)?,
+            BaseDtype::Bfloat16 => check_heads::<bf16>(&gpu, config.head_dim)?,
+        }
         let mut engine = GpuEngine::load(gpu, job, config, source, &layout, &values)?;
         let checkpointing = checkpoints(job, &engine)?;
         engine.set_checkpointing(checkpointing);
@@ -111,6 +117,11 @@ impl OnGpu {
 
     pub fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         self.engine.logits(batch)?.ok_or(EngineError::Abandoned)
+    }
+
+    /// What was collected is of no use any more.
+    pub fn forget(&mut self) {
+        self.is_current = false;
     }
 
     /// Copies the sums from the GPU. `held` says of which step and slots they are.

@@ -89,8 +89,23 @@ impl Kernels {
         }
     }
 
-    /// Blocks for each head and tile of rows. Shared memory holds `kinds` kinds of rows, twice two kinds of columns, and
-    /// twice `sums` numbers for each column.
+    /// Bytes of shared memory for `kinds` kinds of rows, twice two kinds of columns, and twice `sums` numbers for each
+    /// column.
+    fn shared(&self, head_dim: usize, tile: Tile, [kinds, sums]: [usize; 2]) -> usize {
+        match self.width {
+            Some(width) => {
+                let scalars = (kinds * tile.rows + 4 * tile.columns) * width;
+                scalars * 2 + 2 * sums * tile.columns * size_of::<f32>()
+            }
+            // What `Memory` in attention_f32.cu lays out.
+            None => {
+                let tiles = 2 * tile.rows * head_dim + 2 * tile.columns * (head_dim + 1);
+                (tiles + 2 * tile.rows * tile.columns) * size_of::<f32>()
+            }
+        }
+    }
+
+    /// Blocks for each head and tile of rows.
     fn grid(
         &self,
         attention: &Attention,
@@ -99,23 +114,37 @@ impl Kernels {
         [kinds, sums]: [usize; 2],
     ) -> Grid {
         let tiles = attention.starts.len().div_ceil(tile.rows);
-        let shared = match self.width {
-            Some(width) => {
-                let scalars = (kinds * tile.rows + 4 * tile.columns) * width;
-                scalars * 2 + 2 * sums * tile.columns * size_of::<f32>()
-            }
-            // What `Memory` in attention_f32.cu lays out.
-            None => {
-                let head_dim = attention.layout.head_dim;
-                let tiles = 2 * tile.rows * head_dim + 2 * tile.columns * (head_dim + 1);
-                (tiles + 2 * tile.rows * tile.columns) * size_of::<f32>()
-            }
-        };
+        let shared = self.shared(attention.layout.head_dim, tile, [kinds, sums]);
         Grid {
             blocks: (heads as u32, tiles as u32, 1),
             threads: THREADS,
             shared: shared as u32,
         }
+    }
+}
+
+/// Refuses heads that the kernels, or this GPU, cannot work on.
+pub fn check_heads<E: GpuElement>(gpu: &Gpu, head_dim: usize) -> Result<(), GpuError> {
+    let refuse = |reason| {
+        let name = gpu.name().to_owned();
+        Err(GpuError::Heads {
+            head_dim,
+            name,
+            reason,
+        })
+    };
+    if !head_dim.is_multiple_of(8) || !(8..=MAX_HEAD_DIM).contains(&head_dim) {
+        return refuse("a multiple of 8 up to 256 is needed");
+    }
+    let kernels = Kernels::of::<E>(head_dim);
+    let needed = [
+        kernels.shared(head_dim, kernels.forward, [1, 0]),
+        kernels.shared(head_dim, kernels.backward_queries, [2, 0]),
+        kernels.shared(head_dim, kernels.backward_keys, [2, 2]),
+    ];
+    match needed.iter().max() > Some(&gpu.shared_memory()?) {
+        true => refuse("its blocks have too little shared memory"),
+        false => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::engine::cuda::testing::open;
 use crate::engine::testing::{
     block, config, job, load, load_on, lora, slot_sums, step, write_model,
 };
-use crate::engine::trainer::{Reduced, Trainer};
+use crate::engine::trainer::{Reduced, Trainer, TrainerOptions};
 
 /// Llama with an output layer of its own, Qwen2 with biases, Qwen3 with norms of heads.
 const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
@@ -279,4 +279,25 @@ fn a_slot_that_does_not_fit_is_told_what_to_lower() {
     ] {
         assert!(error.contains(said), "{error}");
     }
+}
+
+#[test]
+fn heads_that_no_kernel_computes_are_refused_before_anything_is_loaded() {
+    let Some(device) = gpu() else { return };
+    let mut wide = config("LlamaForCausalLM");
+    wide["head_dim"] = 12.into();
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &wide, 7);
+    let options = TrainerOptions {
+        job: Arc::new(job(Method::Full)),
+        model_dir: dir.path().to_owned(),
+        adapter_dir: None,
+        threads: 1,
+        device,
+    };
+    let error = Trainer::load(options).err().unwrap().to_string();
+    assert!(
+        error.contains("heads of 12") && error.contains("--device cpu"),
+        "{error}"
+    );
 }
