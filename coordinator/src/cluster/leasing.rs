@@ -3,7 +3,8 @@
 //! Slots are leased ahead, so that nobody waits for the next one. Near the end of a step a slot goes only to a worker
 //! that finishes it before the others have done the rest without it, and a worker with nothing left to do gets what
 //! another has not begun, or has in hand for too long. That one gives the slot back first ([`Event::SlotsWithdrawn`]):
-//! so no slot is ever in two accumulators.
+//! so no slot is ever in two accumulators. What was in hand in vain is given more time by the next one: where the slot
+//! is what is slow, or everybody, it is not passed around.
 //!
 //! [`Event::SlotsWithdrawn`]: super::Event::SlotsWithdrawn
 
@@ -25,6 +26,8 @@ const LEASE_WINDOW: usize = 2;
 const RECALL_SECONDS: f64 = 0.02;
 /// A worker must be so much sooner than another for a slot to change hands.
 const RECALL_MARGIN: f64 = 1.1;
+/// The same for a slot that was begun: what was done of it is lost.
+const RESTART_MARGIN: f64 = 2.0;
 
 /// So that what was to be late then is late, however times are rounded.
 const RECHECK_SLACK: Duration = Duration::from_millis(1);
@@ -35,6 +38,20 @@ struct Candidate {
     slot: u32,
     /// Seconds until it is to be expected from its worker.
     due_in: f64,
+    has_begun: bool,
+    /// Seconds for which it was in hand in vain, here or elsewhere.
+    tried: f64,
+}
+
+impl Candidate {
+    /// Whether a worker that takes so many seconds for a slot should have it.
+    fn is_sooner_in(&self, seconds: f64) -> bool {
+        let margin = match self.has_begun {
+            true => RESTART_MARGIN,
+            false => RECALL_MARGIN,
+        };
+        margin * seconds.max(self.tried) + RECALL_SECONDS < self.due_in
+    }
 }
 
 impl Cluster {
@@ -142,7 +159,7 @@ impl Cluster {
             Prospect {
                 worker: *id,
                 seconds,
-                free_in: queue.map_or(0.0, |queue| busy_for(queue, seconds, now)),
+                free_in: queue.map_or(0.0, |queue| self.busy_for(queue, seconds, now)),
             }
         };
         workers.iter().map(prospect).collect()
@@ -204,8 +221,9 @@ impl Cluster {
             .queues()
             .map(|(_, queue)| queue.recalled_count());
         let recalled: usize = recalled.sum();
-        if !idle.is_empty() {
-            let late = self.next_late(prospects, now);
+        idle.sort_by(f64::total_cmp);
+        if let Some(soonest) = idle.first() {
+            let late = self.next_late(prospects, *soonest, now);
             self.recheck_at = [self.recheck_at, late].into_iter().flatten().min();
         }
         if idle.len() <= recalled
@@ -214,11 +232,10 @@ impl Cluster {
         {
             return;
         }
-        idle.sort_by(f64::total_cmp);
         let mut candidates = self.candidates(prospects, now);
         candidates.sort_by(|one, other| other.due_in.total_cmp(&one.due_in));
         for (seconds, candidate) in idle.into_iter().skip(recalled).zip(candidates) {
-            if RECALL_MARGIN * seconds + RECALL_SECONDS < candidate.due_in {
+            if candidate.is_sooner_in(seconds) {
                 self.recall(candidate.worker, &[candidate.slot], now, commands);
             }
         }
@@ -236,11 +253,12 @@ impl Cluster {
             };
             let in_hand = queue.in_hand();
             let elapsed = in_hand.map_or(0.0, |(_, since)| seconds_between(since, now));
-            let is_late = in_hand.is_some() && elapsed >= late_after(*seconds);
+            let expected = in_hand.map_or(0.0, |(slot, _)| self.expected(slot, *seconds));
+            let is_late = in_hand.is_some() && elapsed >= late_after(expected);
             // What is late may well take as long again.
             let first = match is_late {
                 true => elapsed,
-                false => (*seconds - elapsed).max(0.0),
+                false => (expected - elapsed).max(0.0),
             };
             for (before, slot) in queue.kept() {
                 let has_begun = before == 0 && in_hand.is_some();
@@ -249,6 +267,8 @@ impl Cluster {
                         worker: *worker,
                         slot,
                         due_in: first + before as f64 * seconds,
+                        has_begun,
+                        tried: self.ledger.tried(slot),
                     });
                 }
             }
@@ -256,11 +276,33 @@ impl Cluster {
         candidates
     }
 
-    /// When the next slot in hand will be late.
-    fn next_late(&self, prospects: &[Prospect], now: Instant) -> Option<Instant> {
+    /// Seconds that a slot in hand is likely to take, of a worker that takes `seconds` as a rule.
+    fn expected(&self, slot: u32, seconds: f64) -> f64 {
+        seconds.max(self.ledger.tried(slot))
+    }
+
+    /// Seconds until a worker has computed what it has.
+    fn busy_for(&self, queue: &Queue, seconds: f64, now: Instant) -> f64 {
+        let kept = queue.kept().count() as f64;
+        match queue.in_hand() {
+            // Who is asked for the slot in hand has taken too long.
+            Some((slot, _)) if queue.is_recalled(slot) => f64::INFINITY,
+            Some((slot, since)) => {
+                let elapsed = seconds_between(since, now);
+                remaining(self.expected(slot, seconds), elapsed) + (kept - 1.0) * seconds
+            }
+            None => kept * seconds,
+        }
+    }
+
+    /// When the next slot in hand will be so late that a worker that takes `soonest` seconds for one should have it.
+    fn next_late(&self, prospects: &[Prospect], soonest: f64, now: Instant) -> Option<Instant> {
         let late_at = |prospect: &Prospect| {
-            let (_, since) = self.ledger.queue(prospect.worker)?.in_hand()?;
-            Some(since + Duration::from_secs_f64(late_after(prospect.seconds)) + RECHECK_SLACK)
+            let (slot, since) = self.ledger.queue(prospect.worker)?.in_hand()?;
+            let late = late_after(self.expected(slot, prospect.seconds));
+            let restart = RESTART_MARGIN * self.expected(slot, soonest) + RECALL_SECONDS;
+            let after = Duration::try_from_secs_f64(late.max(restart)).ok()?;
+            Some(since + after + RECHECK_SLACK)
         };
         let late = prospects.iter().filter_map(late_at);
         late.filter(|at| *at > now).min()
@@ -318,6 +360,7 @@ impl Cluster {
             if let Some((_, since)) = in_hand.filter(|(in_hand, _)| in_hand == slot) {
                 let elapsed = seconds_between(since, now);
                 self.speeds.at_least(id, kind, elapsed);
+                self.ledger.note_tried(*slot, elapsed);
             }
         }
         self.balance(now, commands);
@@ -353,19 +396,6 @@ impl Cluster {
             return self.expel(now, worker, reason, commands);
         }
         self.balance(now, commands);
-    }
-}
-
-/// Seconds until a worker has computed what it has.
-fn busy_for(queue: &Queue, seconds: f64, now: Instant) -> f64 {
-    let kept = queue.kept().count() as f64;
-    match queue.in_hand() {
-        // Who is asked for the slot in hand has taken too long.
-        Some((slot, _)) if queue.is_recalled(slot) => f64::INFINITY,
-        Some((_, since)) => {
-            remaining(seconds, seconds_between(since, now)) + (kept - 1.0) * seconds
-        }
-        None => kept * seconds,
     }
 }
 

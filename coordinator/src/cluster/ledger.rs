@@ -37,6 +37,8 @@ pub struct Ledger {
     places: Vec<Place>,
     free: BTreeSet<u32>,
     queues: BTreeMap<WorkerId, Queue>,
+    /// Seconds for which a slot was in hand in vain, the longest time.
+    tried: BTreeMap<u32, f64>,
     held: usize,
     results: Vec<Option<SlotResult>>,
     /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
@@ -50,6 +52,7 @@ impl Ledger {
             places: vec![Place::Free; slots.len()],
             free: (0..slots.len() as u32).collect(),
             queues: BTreeMap::new(),
+            tried: BTreeMap::new(),
             held: 0,
             results: vec![None; slots.len()],
             slots,
@@ -108,6 +111,17 @@ impl Ledger {
         self.free.insert(slot);
         self.end_lease(worker, slot);
         true
+    }
+
+    /// `slot` was given back after so many seconds in hand.
+    pub fn note_tried(&mut self, slot: u32, seconds: f64) {
+        let longest = self.tried.entry(slot).or_insert(seconds);
+        *longest = longest.max(seconds);
+    }
+
+    /// Seconds that `slot` takes longer than, as far as is known: somebody tried. 0 where nobody did.
+    pub fn tried(&self, slot: u32) -> f64 {
+        self.tried.get(&slot).copied().unwrap_or(0.0)
     }
 
     /// Whether an accumulator has slots of this work, or this worker computed some of an evaluation.

@@ -215,7 +215,7 @@ fn a_slot_that_was_asked_back_while_the_coordinator_slept_may_still_be_given_bac
     for (worker, slot) in [(1, 0), (2, 2), (1, 1)] {
         scene.after(long_done(worker, slot));
     }
-    assert_eq!(scene.pass(31 * SECOND, &[]), ["w2 withdraw [3]"]);
+    assert_eq!(scene.pass(41 * SECOND, &[]), ["w2 withdraw [3]"]);
     scene.now += 3600 * SECOND;
     scene.check(
         Event::Heard {
