@@ -181,6 +181,7 @@ impl Cluster {
             self.settling = Some(Settling {
                 ledger,
                 reports,
+                ordered: None,
                 committed_after: None,
             });
             self.settle(commands);

@@ -38,6 +38,7 @@ impl Cluster {
             self.regroups_at(),
             self.recheck_at,
             self.patience_ends_at(),
+            self.exchange_ends_at(),
             self.joining.wakes_at(),
             reminder,
             grace,
@@ -54,6 +55,9 @@ impl Cluster {
     pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.expel_the_silent(now, commands);
         self.expel_the_stuck(now, commands);
+        if self.exchange_ends_at().is_some_and(|at| at <= now) {
+            self.give_up_exchange(now, commands);
+        }
         if self.regroups_at().is_some_and(|at| at <= now) {
             self.regroup(now, commands);
         }

@@ -173,7 +173,7 @@ impl Cluster {
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
         let unheard = self.silence.listen(now);
         if !unheard.is_zero() {
-            self.patience.postpone(unheard);
+            self.postpone(unheard);
             self.ledger.postpone(unheard);
         }
         let speaker = event.speaker();

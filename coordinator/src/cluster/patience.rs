@@ -13,6 +13,7 @@ use super::command::Command;
 use super::event::WorkerId;
 use super::queue::Queue;
 use super::{Cluster, Stage};
+use crate::events::RunEvent;
 
 /// For an answer that takes no computation.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ const UPLOAD: Duration = Duration::from_secs(300);
 /// In times of one over the slowest line: it is a little larger than what newcomers get, may come behind another one, and
 /// the exchange before it takes its time too.
 const UPLOAD_TRANSFERS: u32 = 4;
+/// For an exchange that nobody has ended, where no member says that a peer withholds something.
+const EXCHANGE: Duration = Duration::from_secs(600);
 /// Of weights and moments.
 const STATE_BYTES_PER_SCALAR: f64 = 12.0;
 /// A state takes no longer than over such a line.
@@ -167,6 +170,33 @@ impl Cluster {
             if self.owes(id, Answer::Report) {
                 self.patience.expect(id, Answer::Report, due);
             }
+        }
+    }
+
+    /// When an exchange that nobody has ended, or blamed a peer for, is given up: every engine may hang in it.
+    pub(super) fn exchange_ends_at(&self) -> Option<Instant> {
+        let settling = self
+            .settling
+            .as_ref()
+            .filter(|_| self.stage == Stage::Running);
+        let unanswered = settling.filter(|settling| settling.reports.is_empty())?;
+        Some(unanswered.ordered? + EXCHANGE + 2 * self.transfer())
+    }
+
+    /// A new generation repeats the exchange; whoever does not even enter that is sent away.
+    pub(super) fn give_up_exchange(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let step = self.committed + 1;
+        let text = format!("nobody has ended the exchange of step {step}: it is made again");
+        commands.push(Command::Emit(RunEvent::Notice(text)));
+        self.reform(now, commands);
+    }
+
+    /// Nobody listened for so long.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.patience.postpone(by);
+        let settling = self.settling.as_mut();
+        if let Some(ordered) = settling.and_then(|settling| settling.ordered.as_mut()) {
+            *ordered += by;
         }
     }
 

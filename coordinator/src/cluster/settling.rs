@@ -24,6 +24,8 @@ pub struct Settling {
     /// The step's own ledger: needed again where the exchange breaks.
     pub ledger: Ledger,
     pub reports: BTreeMap<WorkerId, v1::StepReport>,
+    /// When its members were told to exchange. None where a report came before that was known.
+    pub ordered: Option<Instant>,
     /// Seconds from the step's beginning to its first report, where both were seen.
     pub committed_after: Option<f64>,
 }
@@ -143,6 +145,7 @@ impl Cluster {
         self.settling = Some(Settling {
             ledger,
             reports: BTreeMap::new(),
+            ordered: Some(now),
             committed_after: None,
         });
         if self.members.ranks().len() == 1 {
@@ -261,6 +264,7 @@ impl Cluster {
         self.settling = Some(Settling {
             ledger: std::mem::replace(&mut self.ledger, next),
             reports: BTreeMap::from([(id, report)]),
+            ordered: None,
             committed_after: now.map(|now| self.pace.lap(now)),
         });
     }

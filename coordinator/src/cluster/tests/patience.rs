@@ -163,6 +163,32 @@ fn workers_that_all_hang_in_their_slots_are_sent_away() {
     assert_eq!(said.last().map(String::as_str), Some("waiting 0 of 2"));
 }
 
+#[test]
+fn an_exchange_in_which_every_engine_hangs_is_made_again_by_those_that_answer() {
+    let mut scene = Scene::exchanging();
+    assert_eq!(scene.pass(599 * SECOND, &[]), [""; 0]);
+    assert_eq!(
+        scene.pass(2 * SECOND, &[]),
+        [
+            "w1 generation 2 at 0 of [1 2] behind []",
+            "w2 generation 2 at 0 of [1 2] behind []"
+        ]
+    );
+    scene.after(entered(1, 2, 0, &[0, 1]));
+    let said = scene.pass(1900 * SECOND, &[]);
+    let reason = "w2 expel: its engine does not answer: it did not enter the generation";
+    assert_eq!(expelled(&said), [reason]);
+}
+
+#[test]
+fn an_exchange_that_one_has_ended_is_not_made_again() {
+    let mut scene = Scene::exchanging();
+    scene.pass(590 * SECOND, &[]);
+    scene.after(reported(1, 1, "a"));
+    let said = scene.pass(20 * SECOND, &[]);
+    assert_eq!(said, [""; 0]);
+}
+
 /// Two workers; the first one was asked for the state after the step that both have made.
 fn asked_for_a_state() -> Scene {
     let mut scene = Scene::with_workers(2);
