@@ -16,7 +16,7 @@ use crate::engine::params::Weight;
 
 /// Logits that stand in memory at a time.
 const CHUNK_SCALARS: usize = 24 << 20;
-/// A chunk has at most this many rows, and at least [`MIN_CHUNK_ROWS`].
+/// A chunk may have at most this many rows, and at least [`MIN_CHUNK_ROWS`] however large the vocabulary.
 const MAX_CHUNK_ROWS: usize = 512;
 const MIN_CHUNK_ROWS: usize = 16;
 
@@ -52,7 +52,10 @@ impl LossHead<'_> {
         mut dx: Option<&mut [f32]>,
     ) -> LossSum {
         let (vocabulary, width) = self.head.matrix_dims();
-        let rows = chunk_rows(vocabulary).min(targets.len());
+        // Evenly: a small last chunk would read the whole output layer for a few rows.
+        let rows = targets
+            .len()
+            .div_ceil(chunk_count(targets.len(), vocabulary).max(1));
         let mut chunk = Chunk {
             width,
             vocabulary,
