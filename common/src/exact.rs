@@ -47,7 +47,11 @@ impl FixedPoint {
     pub fn quantize(&self, gradient: f32) -> Option<i64> {
         let scaled = (f64::from(gradient) * SCALE / self.trained_tokens).round_ties_even();
         // A NaN fails the comparison.
-        (scaled.abs() <= self.limit).then_some(scaled as i64)
+        let fits = scaled.abs() <= self.limit;
+        let scaled = if fits { scaled } else { 0.0 };
+        // SAFETY: no limit is above half of the range. A cast that looks for values beyond it makes no vector code.
+        let integer = unsafe { scaled.to_int_unchecked() };
+        fits.then_some(integer)
     }
 
     /// Adds a slot's gradient to `sums`, element by element, and returns how many elements were invalid. Invalid

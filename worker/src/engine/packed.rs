@@ -192,16 +192,12 @@ impl Part<'_> {
     fn add_narrow(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> Option<u64> {
         let range = first..first + gradient.len();
         let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
-        let (mut low_before, mut middle_before) = ([0; BLOCK], [0; BLOCK]);
-        low_before[..low.len()].copy_from_slice(low);
-        middle_before[..low.len()].copy_from_slice(middle);
         let (invalid, fits) = dispatch(
             #[inline(always)]
             || add_each(rule, gradient, low, middle),
         );
         if !fits {
-            low.copy_from_slice(&low_before[..low.len()]);
-            middle.copy_from_slice(&middle_before[..low.len()]);
+            take_back(rule, gradient, low, middle);
         }
         fits.then_some(invalid)
     }
@@ -225,6 +221,15 @@ fn add_each(
         lost |= sum ^ (sum << 16 >> 16);
     }
     (invalid, lost == 0)
+}
+
+/// Undoes [`add_each`], whether the sums fit or not: modulo 2⁴⁸ nothing is lost.
+fn take_back(rule: &FixedPoint, gradient: &[f32], low: &mut [u32], middle: &mut [u16]) {
+    for ((g, low), middle) in gradient.iter().zip(low).zip(middle) {
+        let sum = i64::from(*middle) << 32 | i64::from(*low);
+        let sum = sum.wrapping_sub(rule.quantize(*g).unwrap_or(0));
+        (*low, *middle) = (sum as u32, (sum >> 32) as u16);
+    }
 }
 
 #[inline(always)]
