@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::exact::FixedPoint;
+use common::exact::{FixedPoint, dequantize};
 use common::rng::CounterRng;
 use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter};
 use worker::collective::frame::{FrameHeader, FrameKind, Hello};
@@ -140,6 +140,33 @@ fn the_fast_sum_is_equal_on_all_workers_and_close_to_the_exact_one() {
     assert!(fast.windows(2).all(|pair| pair[0] == pair[1]));
     for (fast, exact) in fast[0].mean.iter().zip(&exact.mean) {
         assert!((fast - exact).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn sums_of_more_pieces_than_may_wait_are_exact_too() {
+    const SCALARS: usize = 2_000_003;
+    let members = collectives(3);
+    enter(&members, 1);
+    let mut shares = deal(3, 3, 1, &mut CounterRng::new(2, &[]));
+    for (rank, share) in (1i64..).zip(&mut shares) {
+        let exact = (0..SCALARS as i64).map(|i| (i * i * rank * 7919) % (1 << 40) - (1 << 39));
+        share.exact = exact.collect();
+        share.fast = share.exact.iter().map(|sum| dequantize(*sum)).collect();
+    }
+    let [first, second, third] = &shares[..] else {
+        unreachable!("three were dealt")
+    };
+    for fast in [false, true] {
+        let total = |i: usize| match fast {
+            false => dequantize(first.exact[i] + second.exact[i] + third.exact[i]),
+            // By rank.
+            true => first.fast[i] + second.fast[i] + third.fast[i],
+        };
+        let expected: Vec<f32> = (0..SCALARS).map(total).collect();
+        for reduced in exchange(&members, 1, &shares, 3, fast) {
+            assert!(reduced.unwrap().mean == expected, "fast: {fast}");
+        }
     }
 }
 

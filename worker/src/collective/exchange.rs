@@ -1,23 +1,27 @@
 //! The exact sum over all members: reduce-scatter of the sums, then gather of the finished means.
 //!
 //! The flat buffer is cut into one contiguous chunk per rank. Each member sends its part of every chunk straight to the
-//! chunk's owner; the owner adds what arrives (integers, so in any order), turns the total into float32 and sends that
-//! to everyone. Chunks travel in pieces, parts and finished ones mixed: a piece goes back as soon as it is finished, out
-//! of the cache. One sending and one receiving thread per peer; receivers wait for nothing but their socket (and, in fast
-//! mode, for the lower ranks' contributions, which arrive on other sockets), and senders for nothing but theirs until
-//! they have sent all parts, so no cycle can block.
+//! chunk's owner; the owner adds all parts in one pass (integers, so in any order), turns the total into float32 and
+//! sends that to everyone. Chunks travel in pieces, parts and finished ones mixed: a piece goes back as soon as it is
+//! finished, out of the cache. One sending and one receiving thread per peer. Senders wait for nothing but their socket
+//! until they have sent all parts. Receivers wait for their socket, for peers that are pieces behind theirs, and in fast
+//! mode for the lower ranks' contributions to the same piece; the peer that is furthest behind (the lowest such rank)
+//! is never waited with, so no cycle can block.
 
 use std::ops::Range;
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use common::failpoint;
 
 use super::fence::TICK;
-use super::frame::FrameKind;
+use super::frame::{FrameKind, checksum};
+use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces};
 use super::start::Start;
 use super::summands::{BLOCK, Scalar, Summands};
 use super::tcp::{Half, Mesh};
 use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
+use crate::engine::memory;
 use crate::slot::HeldSlots;
 
 impl Mesh {
@@ -64,7 +68,10 @@ impl Mesh {
         mut mean: Vec<f32>,
     ) -> Result<ReducedSum, CollectiveError> {
         let mut start = Start::of(contribution);
-        mean.resize(sums.scalars(), 0.0);
+        match mean.capacity() < sums.scalars() {
+            true => mean = memory::zeros(sums.scalars()),
+            false => mean.resize(sums.scalars(), 0.0),
+        }
         let (exchange, means) = Exchange::new(self, sums, &mut mean);
         let starts = exchange.run(&start, means);
         drop(exchange);
@@ -84,31 +91,10 @@ impl Mesh {
     }
 }
 
-/// Scalars of a piece at most: few enough that receiving, adding and sending one stay within a core's cache.
-const MAX_PIECE: usize = 128 << 10;
-/// And at least: a frame has its price.
-const MIN_PIECE: usize = 8 << 10;
-/// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
-const PIECES: usize = 4;
-
-/// Scalars of a piece where there are so many in all: the same on every member.
-fn piece_scalars(scalars: usize, size: usize) -> usize {
-    let wanted = scalars.div_ceil(size).div_ceil(PIECES);
-    wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, MAX_PIECE)
-}
-
-/// The scalars that `rank` owns.
-fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
-    let cut = |rank: usize| (scalars as u128 * rank as u128 / size as u128) as usize;
-    cut(rank as usize)..cut(rank as usize + 1)
-}
-
-/// The scalars of each piece of a chunk.
-fn pieces(chunk: Range<usize>, scalars: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = chunk.end;
-    let starts = chunk.step_by(scalars);
-    starts.map(move |start| start..end.min(start + scalars))
-}
+/// Pieces that a peer may be ahead of the slowest one.
+const AHEAD: usize = 4;
+/// Parts of a piece that are added in one pass. More would only wait in memory.
+const TOGETHER: usize = 4;
 
 /// One exchange in progress, shared by its threads.
 struct Exchange<'a, S: Summands + ?Sized> {
@@ -118,25 +104,9 @@ struct Exchange<'a, S: Summands + ?Sized> {
     piece_scalars: usize,
     /// Of our own chunk.
     pieces: Vec<Piece<'a, S::Scalar>>,
-    /// Buffers of finished pieces, for those to come.
-    spare: Mutex<Vec<Vec<S::Scalar>>>,
     /// Woken whenever a piece has taken a contribution that somebody may wait for.
     turn: Mutex<()>,
     changed: Condvar,
-}
-
-struct Piece<'a, T> {
-    state: Mutex<PieceState<'a, T>>,
-    finished: OnceLock<&'a [f32]>,
-}
-
-struct PieceState<'a, T> {
-    /// Of the contributions so far; ours is among them as soon as it is its turn.
-    sum: Vec<T>,
-    /// Contributions of others.
-    contributions: usize,
-    /// Our part of the result, until it is finished.
-    mean: &'a mut [f32],
 }
 
 impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
@@ -160,7 +130,6 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             sums,
             piece_scalars,
             pieces,
-            spare: Mutex::default(),
             turn: Mutex::new(()),
             changed: Condvar::new(),
         };
@@ -235,12 +204,14 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             {
                 self.send_part(&mut sender, index, part, &mut buffer)?;
             }
-            let mean = self.wait_for_mean(piece)?;
-            sender.send(FrameKind::Finished, index, bytemuck::cast_slice(mean))?;
+            let (mean, checksum) = self.wait_for_mean(piece)?;
+            let bytes = bytemuck::cast_slice(mean);
+            sender.send_summed(FrameKind::Finished, index, bytes, checksum)?;
         }
         for (index, part) in parts {
             self.send_part(&mut sender, index, part, &mut buffer)?;
         }
+        self.mesh.buffers.give(buffer);
         Ok(())
     }
 
@@ -270,18 +241,21 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
         let mut parts = pieces(own, self.piece_scalars).enumerate().peekable();
         let mut means = mean.chunks_mut(self.piece_scalars).enumerate().peekable();
-        let mut buffer = self.part_buffer();
         while parts.peek().is_some() || means.peek().is_some() {
             let header = receiver.receive_header()?;
             let is_finished = header.kind == FrameKind::Finished as u8 || parts.peek().is_none();
             if is_finished && let Some((index, mean)) = means.next() {
                 let bytes = bytemuck::cast_slice_mut(mean);
                 receiver.receive_due(&header, FrameKind::Finished, index, bytes)?;
-            } else if let Some((index, part)) = parts.next() {
+            } else if let Some((index, own)) = parts.next() {
+                self.wait_for_slower_peers(index)?;
+                let mut buffer = self.part_buffer();
                 let kind = FrameKind::Part;
                 let length = receiver.receive_due_up_to(&header, kind, index, &mut buffer)?;
+                let part = Part { buffer, length };
+                S::Scalar::open(part.bytes(), own.len()).map_err(|fault| receiver.error(&fault))?;
                 self.wait_for_turn(index, peer)?;
-                self.contribute(index, &buffer[..length], part)
+                self.contribute(index, part, own)
                     .map_err(|fault| receiver.error(&fault))?;
             }
         }
@@ -291,7 +265,19 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// Room for a part on its way.
     fn part_buffer(&self) -> Vec<u8> {
         let scalars = self.piece_scalars.min(self.sums.scalars());
-        vec![0; S::Scalar::encoded_limit(scalars)]
+        self.mesh.buffers.take(S::Scalar::encoded_limit(scalars))
+    }
+
+    /// Leaves a part of a piece in the connection while an earlier one lacks parts of others: what waits in memory would
+    /// be out of the cache when they come. Not so long that the sender would take us for silent, and the slowest never
+    /// waits.
+    fn wait_for_slower_peers(&self, index: usize) -> Result<(), CollectiveError> {
+        let Some(earlier) = index.checked_sub(AHEAD) else {
+            return Ok(());
+        };
+        let earlier = &self.pieces[earlier].finished;
+        let deadline = Instant::now() + self.mesh.membership.silence / 4;
+        self.wait_until(|| earlier.get().is_some() || Instant::now() >= deadline)
     }
 
     /// Waits until all lower ranks have contributed to a piece of our chunk, where that matters.
@@ -300,52 +286,29 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             return Ok(());
         }
         let place = peer as usize - usize::from(peer > self.mesh.rank());
-        self.wait_until(|| lock(&self.pieces[index].state).contributions == place)
+        self.wait_until(|| lock(&self.pieces[index].state).contributions() == place)
     }
 
-    /// Adds a peer's part, as it was sent, to a piece of our chunk, and when it is its turn ours, of the scalars `own`; the
-    /// last one finishes the piece. An error is a sentence without its subject.
-    fn contribute(&self, index: usize, part: &[u8], own: Range<usize>) -> Result<(), String> {
+    /// Takes a peer's part of a piece of our chunk, of the scalars `own`. The last one finishes the piece. An error is a
+    /// sentence without its subject.
+    fn contribute(&self, index: usize, part: Part, own: Range<usize>) -> Result<(), String> {
         let piece = &self.pieces[index];
         let mut state = lock(&piece.state);
-        let PieceState {
-            sum,
-            contributions,
-            mean,
-        } = &mut *state;
-        // By rank: after the one before ours, and where ours is the first, with the next, which is the same sum.
-        let turn = match S::Scalar::ORDERED {
-            true => self.mesh.rank().max(1) as usize - 1,
-            false => 0,
-        };
-        let (is_first, is_turn) = (*contributions == 0, *contributions == turn);
-        let is_last = *contributions + 2 == self.mesh.size();
-        if is_first && !is_last {
-            *sum = lock(&self.spare).pop().unwrap_or_default();
-            sum.resize(own.len(), bytemuck::Zeroable::zeroed());
+        state.waiting.push(part);
+        let is_last = state.contributions() + 1 == self.mesh.size();
+        if is_last || state.waiting.len() == TOGETHER {
+            self.add_up(&mut state, own, is_last)?;
+            state.added += state.waiting.len();
+            for part in state.waiting.drain(..) {
+                self.mesh.buffers.give(part.buffer);
+            }
         }
-        let mut block = [bytemuck::Zeroable::zeroed(); BLOCK];
-        S::Scalar::decode(part, own.len(), |start, values| {
-            let place = start..start + values.len();
-            if !is_first {
-                S::Scalar::add(values, &sum[place.clone()]);
-            }
-            if is_turn {
-                let ours = &mut block[..values.len()];
-                self.sums.read(own.start + start, ours);
-                S::Scalar::add(values, ours);
-            }
-            match is_last {
-                true => S::Scalar::finish(values, &mut mean[place]),
-                false => sum[place].copy_from_slice(values),
-            }
-        })?;
-        *contributions += 1;
         if is_last {
-            lock(&self.spare).push(std::mem::take(sum));
-            let mean = std::mem::take::<&mut [f32]>(mean);
+            state.sum = Vec::new();
+            let mean: &[f32] = std::mem::take::<&mut [f32]>(&mut state.mean);
+            let checksum = checksum(bytemuck::cast_slice(mean));
             // Only the last contribution comes here, so it is empty.
-            let _ = piece.finished.set(mean);
+            let _ = piece.finished.set((mean, checksum));
         }
         drop(state);
         if is_last || S::Scalar::ORDERED {
@@ -355,7 +318,64 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         Ok(())
     }
 
-    fn wait_for_mean(&self, piece: &Piece<'a, S::Scalar>) -> Result<&'a [f32], CollectiveError> {
+    /// Adds what waits to the sum of a piece, and when it is its turn our part, of the scalars `own`: block by block, so
+    /// that the sum stays within a core's first cache. The last time it finishes the piece.
+    fn add_up(
+        &self,
+        state: &mut PieceState<'_, S::Scalar>,
+        own: Range<usize>,
+        is_last: bool,
+    ) -> Result<(), String> {
+        // By rank: after the one before ours, and where ours is the first, with the next, which is the same sum.
+        let turn = match S::Scalar::ORDERED {
+            true => self.mesh.rank().max(1) as usize - 1,
+            false => 0,
+        };
+        let PieceState {
+            sum,
+            added,
+            waiting,
+            mean,
+        } = state;
+        if !is_last {
+            sum.resize(own.len(), bytemuck::Zeroable::zeroed());
+        }
+        let parts = waiting.iter();
+        let parts = parts.map(|part| S::Scalar::open(part.bytes(), own.len()));
+        let mut parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let [mut values, mut block] = [[bytemuck::Zeroable::zeroed(); BLOCK]; 2];
+        for start in (0..own.len()).step_by(BLOCK) {
+            let place = start..own.len().min(start + BLOCK);
+            let (values, block) = (&mut values[..place.len()], &mut block[..place.len()]);
+            if *added > 0 {
+                values.copy_from_slice(&sum[place.clone()]);
+            }
+            for (contribution, part) in (*added..).zip(&mut parts) {
+                match contribution {
+                    0 => S::Scalar::next(part, values),
+                    _ => {
+                        S::Scalar::next(part, block);
+                        S::Scalar::add(values, block);
+                    }
+                }
+                if contribution == turn {
+                    self.sums.read(own.start + start, block);
+                    S::Scalar::add(values, block);
+                }
+            }
+            match is_last {
+                true => S::Scalar::finish(values, &mut mean[place]),
+                false => sum[place].copy_from_slice(values),
+            }
+        }
+        Ok(())
+    }
+
+    /// The result and its checksum.
+    fn wait_for_mean(
+        &self,
+        piece: &Piece<'a, S::Scalar>,
+    ) -> Result<(&'a [f32], u64), CollectiveError> {
         self.wait_until(|| piece.finished.get().is_some())?;
         Ok(piece.finished.get().copied().unwrap_or_default())
     }
@@ -372,18 +392,5 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
                 .0;
         }
         Ok(())
-    }
-}
-
-impl<'a, T> Piece<'a, T> {
-    fn new(mean: &'a mut [f32]) -> Self {
-        Self {
-            state: Mutex::new(PieceState {
-                sum: Vec::new(),
-                contributions: 0,
-                mean,
-            }),
-            finished: OnceLock::new(),
-        }
     }
 }

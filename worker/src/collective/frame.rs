@@ -74,6 +74,11 @@ pub struct FrameHeader {
 
 impl FrameHeader {
     pub fn of(kind: FrameKind, index: usize, payload: &[u8]) -> Self {
+        Self::summed(kind, index, payload, checksum(payload))
+    }
+
+    /// The same where the payload's checksum is known.
+    pub fn summed(kind: FrameKind, index: usize, payload: &[u8], checksum: u64) -> Self {
         assert!(
             payload.len() <= MAX_PAYLOAD_BYTES,
             "a frame is cut too large"
@@ -82,7 +87,7 @@ impl FrameHeader {
             kind: kind as u8,
             length: payload.len() as u32,
             index: index as u64,
-            checksum: checksum(payload),
+            checksum,
         }
     }
 

@@ -4,8 +4,10 @@
 //! for too long, or when the connection breaks.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
@@ -27,15 +29,28 @@ pub(super) enum LinkError {
 pub(super) fn connect(address: &str, timeout: Duration) -> std::io::Result<TcpStream> {
     let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, timeout) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
+        match connect_to(address, timeout) {
+            Ok(stream) => return Ok(stream),
             Err(e) => failure = e,
         }
     }
     Err(failure)
+}
+
+fn connect_to(address: SocketAddr, timeout: Duration) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    unpace(&socket);
+    socket.connect_timeout(&address.into(), timeout)?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// Before it listens or connects: a connection that was paced once stays so, whatever its algorithm. [`prepare`] gives
+/// it the system's again where it leaves this machine.
+pub(super) fn unpace(socket: &Socket) {
+    // Without it, connections within this machine are slower.
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_congestion(b"reno");
 }
 
 /// Sets a connection up for a [`Link`].
@@ -45,10 +60,11 @@ pub(super) fn prepare(stream: &TcpStream, silence: Duration) -> std::io::Result<
     stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(TICK))?;
     #[cfg(target_os = "linux")]
-    if within_this_machine(stream)? {
-        // Nothing is congested there, and the algorithms that pace what they send (BBR) halve its speed. Where the
-        // system has no such one, its default does.
-        let _ = socket2::SockRef::from(stream).set_tcp_congestion(b"reno");
+    if !within_this_machine(stream)? {
+        // Nothing is congested within it, and the algorithms that pace what they send (BBR) halve its speed.
+        let unused = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let usual = unused.tcp_congestion()?;
+        SockRef::from(stream).set_tcp_congestion(&usual)?;
     }
     notice_a_cut(stream, silence)
 }
@@ -63,11 +79,11 @@ fn within_this_machine(stream: &TcpStream) -> std::io::Result<bool> {
 /// be asked, for so long. A stopped process is no such case: its machine answers for it.
 fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
     let probe = (silence / 3).max(Duration::from_secs(1));
-    let keepalive = socket2::TcpKeepalive::new()
+    let keepalive = TcpKeepalive::new()
         .with_time(probe)
         .with_interval(probe)
         .with_retries(2);
-    let socket = socket2::SockRef::from(stream);
+    let socket = SockRef::from(stream);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(silence))?;
@@ -100,7 +116,18 @@ impl<'a> Link<'a> {
     }
 
     pub fn send(&self, kind: FrameKind, index: usize, payload: &[u8]) -> Result<(), LinkError> {
-        let header = FrameHeader::of(kind, index, payload).encode();
+        self.send_summed(kind, index, payload, checksum(payload))
+    }
+
+    /// The same where the payload's checksum is known.
+    pub fn send_summed(
+        &self,
+        kind: FrameKind,
+        index: usize,
+        payload: &[u8],
+        checksum: u64,
+    ) -> Result<(), LinkError> {
+        let header = FrameHeader::summed(kind, index, payload, checksum).encode();
         self.check_fence()?;
         // Both in one packet, as a rule.
         let both = [IoSlice::new(&header), IoSlice::new(payload)];
@@ -264,5 +291,27 @@ fn check(
     match header.fault(kind, index, length) {
         Some(fault) => Err(LinkError::Broken(fault)),
         None => Ok(()),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_within_this_machine_were_never_paced() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        unpace(&SockRef::from(&listener));
+        let address = listener.local_addr().unwrap().to_string();
+        let calling = connect(&address, Duration::from_secs(5)).unwrap();
+        let (called, _) = listener.accept().unwrap();
+        for stream in [&calling, &called] {
+            for prepared in [false, true] {
+                let algorithm = SockRef::from(stream).tcp_congestion().unwrap();
+                assert!(algorithm.starts_with(b"reno"), "prepared: {prepared}");
+                prepare(stream, Duration::from_secs(5)).unwrap();
+            }
+        }
     }
 }

@@ -11,9 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::feed::Feeds;
 use super::fence::{Fence, TICK};
 use super::frame::{FeedHello, HELLO_BYTES, Hello};
+use super::link::unpace;
 use super::{CollectiveError, Membership, lock};
 
 /// A caller has this long to say Hello.
@@ -62,6 +65,7 @@ impl Listener {
             reason: e.to_string(),
         };
         let listener = TcpListener::bind((host, 0)).map_err(failed)?;
+        unpace(&SockRef::from(&listener));
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Waiting {
             feeds,

@@ -5,9 +5,11 @@
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
-//! ([`narrow`] that of sums), [`exchange`] the sum (of [`summands`], exact or fast), [`state`] the transfer of weights and
-//! optimizer state to a member that is behind, and [`feed`] the same to a newcomer while the members go on.
+//! ([`narrow`] that of sums), [`exchange`] the sum (of [`summands`], exact or fast, cut into [`piece`]s), [`state`] the
+//! transfer of weights and optimizer state to a member that is behind, and [`feed`] the same to a newcomer while the
+//! members go on.
 
+mod buffers;
 pub mod exchange;
 pub mod feed;
 pub mod fence;
@@ -15,6 +17,7 @@ pub mod frame;
 mod link;
 pub mod listener;
 mod narrow;
+mod piece;
 mod start;
 pub mod state;
 mod summands;

@@ -36,27 +36,30 @@ pub fn encode(scalars: usize, mut read: impl FnMut(usize, &mut [i64]), bytes: &m
     widths.len() + length
 }
 
-/// Hands so many sums to `take`, block by block with the place of each, or says what is wrong with their encoding before
-/// it hands out any.
-pub fn decode(
-    bytes: &[u8],
-    scalars: usize,
-    mut take: impl FnMut(usize, &mut [i64]),
-) -> Result<(), String> {
-    let fault = || format!("sent {} bytes that are no sums", bytes.len());
-    let groups = scalars.div_ceil(GROUP);
-    let (widths, mut data) = bytes.split_at_checked(groups).ok_or_else(fault)?;
-    if encoded_length(widths, scalars) != Some(data.len()) {
-        return Err(fault());
+/// Sums as they were sent, which are read block by block.
+pub struct Encoded<'a> {
+    widths: &'a [u8],
+    data: &'a [u8],
+}
+
+impl<'a> Encoded<'a> {
+    /// So many sums, or what is wrong with their encoding.
+    pub fn open(bytes: &'a [u8], scalars: usize) -> Result<Self, String> {
+        let fault = || format!("sent {} bytes that are no sums", bytes.len());
+        let groups = scalars.div_ceil(GROUP);
+        let (widths, data) = bytes.split_at_checked(groups).ok_or_else(fault)?;
+        match encoded_length(widths, scalars) == Some(data.len()) {
+            true => Ok(Self { widths, data }),
+            false => Err(fault()),
+        }
     }
-    let mut block = [0; BLOCK];
-    for (index, widths) in widths.chunks(BLOCK / GROUP).enumerate() {
-        let start = index * BLOCK;
-        let sums = &mut block[..BLOCK.min(scalars - start)];
-        data = decode_block(widths, data, sums);
-        take(start, sums);
+
+    /// The next of them: whole groups, and in the end what is left.
+    pub fn next(&mut self, sums: &mut [i64]) {
+        let (widths, rest) = self.widths.split_at(sums.len().div_ceil(GROUP));
+        self.data = decode_block(widths, self.data, sums);
+        self.widths = rest;
     }
-    Ok(())
 }
 
 /// Bytes of so many scalars in groups of these widths; None where one is no width.
@@ -202,11 +205,12 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8], scalars: usize) -> Result<Vec<i64>, String> {
-        let mut sums = Vec::new();
-        decode(bytes, scalars, |start, block| {
-            assert_eq!(start, sums.len());
-            sums.extend_from_slice(block);
-        })?;
+        let mut encoded = Encoded::open(bytes, scalars)?;
+        let mut sums = vec![7; scalars];
+        for block in sums.chunks_mut(BLOCK) {
+            encoded.next(block);
+        }
+        assert!(encoded.data.is_empty() && encoded.widths.is_empty());
         Ok(sums)
     }
 

@@ -34,13 +34,14 @@ pub(super) trait Scalar: bytemuck::Pod + Send + Sync {
     /// Bytes that so many take on their way at most.
     fn encoded_limit(scalars: usize) -> usize;
 
-    /// Hands a part that was sent to `take`, block by block with the place of each, or says what is wrong with it before
-    /// it hands out any.
-    fn decode(
-        bytes: &[u8],
-        scalars: usize,
-        take: impl FnMut(usize, &mut [Self]),
-    ) -> Result<(), String>;
+    /// A part that was sent and is being read.
+    type Part<'a>;
+
+    /// Begins to read a part of so many scalars, or says what is wrong with it.
+    fn open(bytes: &[u8], scalars: usize) -> Result<Self::Part<'_>, String>;
+
+    /// The next of them: whole blocks, and in the end what is left.
+    fn next(part: &mut Self::Part<'_>, values: &mut [Self]);
 
     fn add(sum: &mut [Self], part: &[Self]);
 
@@ -56,12 +57,14 @@ impl Scalar for i64 {
         narrow::encoded_limit(scalars)
     }
 
-    fn decode(
-        bytes: &[u8],
-        scalars: usize,
-        take: impl FnMut(usize, &mut [Self]),
-    ) -> Result<(), String> {
-        narrow::decode(bytes, scalars, take)
+    type Part<'a> = narrow::Encoded<'a>;
+
+    fn open(bytes: &[u8], scalars: usize) -> Result<narrow::Encoded<'_>, String> {
+        narrow::Encoded::open(bytes, scalars)
+    }
+
+    fn next(part: &mut narrow::Encoded<'_>, values: &mut [Self]) {
+        part.next(values);
     }
 
     fn add(sum: &mut [Self], part: &[Self]) {
@@ -89,23 +92,20 @@ impl Scalar for f32 {
         scalars * size_of::<f32>()
     }
 
-    fn decode(
-        bytes: &[u8],
-        scalars: usize,
-        mut take: impl FnMut(usize, &mut [Self]),
-    ) -> Result<(), String> {
-        let due = Self::encoded_limit(scalars);
-        if bytes.len() != due {
-            let sent = bytes.len();
-            return Err(format!("sent a part of {sent} bytes where {due} were due"));
+    type Part<'a> = &'a [u8];
+
+    fn open(bytes: &[u8], scalars: usize) -> Result<&[u8], String> {
+        let (sent, due) = (bytes.len(), Self::encoded_limit(scalars));
+        match sent == due {
+            true => Ok(bytes),
+            false => Err(format!("sent a part of {sent} bytes where {due} were due")),
         }
-        let mut block = [0.0; BLOCK];
-        for (index, bytes) in bytes.chunks(Self::encoded_limit(BLOCK)).enumerate() {
-            let values = &mut block[..bytes.len() / size_of::<f32>()];
-            bytemuck::cast_slice_mut(values).copy_from_slice(bytes);
-            take(index * BLOCK, values);
-        }
-        Ok(())
+    }
+
+    fn next(part: &mut &[u8], values: &mut [Self]) {
+        let (bytes, rest) = part.split_at(Self::encoded_limit(values.len()));
+        bytemuck::cast_slice_mut(values).copy_from_slice(bytes);
+        *part = rest;
     }
 
     fn add(sum: &mut [Self], part: &[Self]) {

@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::buffers::Buffers;
 use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, Hello};
 use super::link::{self, Link, LinkError, is_tick};
@@ -21,6 +22,7 @@ pub struct Mesh {
     pub(super) fence: Arc<Fence>,
     /// By rank; none at our own.
     peers: Vec<Option<Peer>>,
+    pub(super) buffers: Buffers,
 }
 
 /// The connection to one peer. Reading and writing go on at the same time, each under its own lock, so that state and
@@ -66,6 +68,7 @@ impl Mesh {
             membership: membership.clone(),
             fence,
             peers: peers.into_iter().collect::<Result<_, _>>()?,
+            buffers: Buffers::default(),
         })
     }
 
@@ -238,6 +241,18 @@ impl Half<'_> {
         payload: &[u8],
     ) -> Result<(), CollectiveError> {
         let sent = self.link.send(kind, index, payload);
+        sent.map_err(|error| self.blame(error))
+    }
+
+    /// The same where the payload's checksum is known.
+    pub fn send_summed(
+        &mut self,
+        kind: FrameKind,
+        index: usize,
+        payload: &[u8],
+        checksum: u64,
+    ) -> Result<(), CollectiveError> {
+        let sent = self.link.send_summed(kind, index, payload, checksum);
         sent.map_err(|error| self.blame(error))
     }
 

@@ -11,7 +11,7 @@ pub mod cuda;
 pub mod generate;
 pub mod inference;
 pub mod layers;
-mod memory;
+pub(crate) mod memory;
 pub mod merge;
 pub mod model;
 pub mod numerics;

@@ -1,0 +1,83 @@
+//! How an exchange is cut: a chunk for each rank, and pieces of a chunk, with what has come of each piece so far.
+//!
+//! In: numbers of scalars and members. Out: the same cuts on every member. Adds and sends nothing.
+
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock};
+
+use super::summands::BLOCK;
+
+/// Scalars of a piece at most: few enough that receiving, adding and sending one stay within a core's cache.
+const MAX_PIECE: usize = 128 << 10;
+/// And at least: a frame has its price.
+const MIN_PIECE: usize = 8 << 10;
+/// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
+const PIECES: usize = 4;
+
+/// Scalars of a piece where there are so many in all: the same on every member.
+pub(super) fn piece_scalars(scalars: usize, size: usize) -> usize {
+    let wanted = scalars.div_ceil(size).div_ceil(PIECES);
+    wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, MAX_PIECE)
+}
+
+/// The scalars that `rank` owns.
+pub(super) fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
+    let cut = |rank: usize| (scalars as u128 * rank as u128 / size as u128) as usize;
+    cut(rank as usize)..cut(rank as usize + 1)
+}
+
+/// The scalars of each piece of a chunk.
+pub(super) fn pieces(chunk: Range<usize>, scalars: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = chunk.end;
+    let starts = chunk.step_by(scalars);
+    starts.map(move |start| start..end.min(start + scalars))
+}
+
+pub(super) struct Piece<'a, T> {
+    pub state: Mutex<PieceState<'a, T>>,
+    /// The result and its checksum, which is the same for all who get it.
+    pub finished: OnceLock<(&'a [f32], u64)>,
+}
+
+pub(super) struct PieceState<'a, T> {
+    /// Of the first contributions; empty while none was added. Ours is among them as soon as it is its turn.
+    pub sum: Vec<T>,
+    /// Contributions of others that `sum` holds.
+    pub added: usize,
+    /// Those that came since, as they were sent.
+    pub waiting: Vec<Part>,
+    /// Our part of the result, until it is finished.
+    pub mean: &'a mut [f32],
+}
+
+/// A peer's part of a piece, at the start of a buffer.
+pub(super) struct Part {
+    pub buffer: Vec<u8>,
+    pub length: usize,
+}
+
+impl Part {
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl<T> PieceState<'_, T> {
+    pub fn contributions(&self) -> usize {
+        self.added + self.waiting.len()
+    }
+}
+
+impl<'a, T> Piece<'a, T> {
+    pub fn new(mean: &'a mut [f32]) -> Self {
+        Self {
+            state: Mutex::new(PieceState {
+                sum: Vec::new(),
+                added: 0,
+                waiting: Vec::new(),
+                mean,
+            }),
+            finished: OnceLock::new(),
+        }
+    }
+}
