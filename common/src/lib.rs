@@ -8,6 +8,7 @@ pub mod files;
 #[cfg(unix)]
 pub mod hangup;
 pub mod job;
+pub mod memory;
 pub mod plan;
 pub mod rng;
 pub mod wire;

@@ -10,7 +10,7 @@ use common::job::{JobSpec, Method};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::prepare::{Estimate, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
+use crate::prepare::{Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
 use crate::ui::{block_count, bytes, grouped};
 
 /// How `check` reports.
@@ -67,6 +67,8 @@ struct Document<'a> {
     job: &'a JobSpec,
     dataset: DatasetCounts,
     plan: PlanCounts,
+    /// Bytes that a worker needs.
+    memory: Memory,
     samples: &'a [Sample],
 }
 
@@ -85,6 +87,12 @@ struct PlanCounts {
     slots_per_step: usize,
 }
 
+#[derive(Serialize)]
+struct Memory {
+    processor: Need,
+    gpu: Need,
+}
+
 fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
     let counts = &prepared.data.counts;
     Document {
@@ -99,6 +107,10 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
         plan: PlanCounts {
             steps: prepared.total_steps(),
             slots_per_step: prepared.slots_per_step(),
+        },
+        memory: Memory {
+            processor: prepared.estimate.processor,
+            gpu: prepared.estimate.gpu,
         },
         samples,
     }
@@ -191,20 +203,30 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
                 prepared.schedule.epoch_after(prepared.total_steps())
             ),
         ),
-        ("memory", memory(estimate)),
+        ("memory", memory(&estimate.processor)),
+        ("GPU memory", memory(&estimate.gpu)),
         ("output", job.output_dir.display().to_string()),
     ]
 }
 
-fn memory(estimate: &Estimate) -> String {
-    format!(
-        "about {} a worker: weights {}, gradients and optimizer {}, activations {}, logits {}",
-        bytes(estimate.total_bytes()),
-        bytes(estimate.weights_bytes),
-        bytes(estimate.trainable_bytes),
-        bytes(estimate.activations_bytes),
-        bytes(estimate.logits_bytes)
-    )
+fn memory(need: &Need) -> String {
+    let least = need.least();
+    let told = format!(
+        "about {} a worker: weights {}, training {}, activations {}, the largest operation {}, libraries and program {}",
+        bytes(least.total()),
+        bytes(least.weights),
+        bytes(least.training),
+        bytes(least.activations),
+        bytes(least.operation),
+        bytes(least.libraries)
+    );
+    match (need.keeping, need.recomputing) {
+        (Some(keeping), Some(_)) => format!(
+            "{told}; {} where activations need not be computed again",
+            bytes(keeping.total())
+        ),
+        _ => told,
+    }
 }
 
 /// The text with what is learned between ⟦ and ⟧, then every token.

@@ -27,7 +27,7 @@ use thiserror::Error;
 use crate::claim::claim;
 use crate::output::RunIdentity;
 
-pub use estimate::Estimate;
+pub use estimate::{Estimate, Need};
 pub use shape::ModelShape;
 
 /// Muster's own folder inside the output folder.

@@ -95,6 +95,10 @@ fn json_is_one_document_of_the_promised_shape() {
         }
     }
     assert_eq!(document["dataset"]["trained_tokens"], trained);
+    for device in ["processor", "gpu"] {
+        let need = &document["memory"][device]["recomputing"];
+        assert!(need["weights"].as_u64() > Some(0), "{need}");
+    }
     let text = samples[0]["text"].as_str().unwrap();
     assert!(text.contains("A pirate.<|im_end|>"), "{text}");
     let out = setup.folder.path().join("out");
@@ -108,7 +112,8 @@ fn the_table_shows_counts_and_the_learned_text() {
     for part in [
         "2 rows, 2 examples",
         "3 steps",
-        "memory",
+        "memory       about",
+        "GPU memory   about",
         "⟦A pirate.<|im_end|>⟧",
     ] {
         assert!(text.contains(part), "{part}: {text}");

@@ -13,6 +13,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use common::data::block::Block;
 use common::job::{self, InitWeights, JobErrors, JobSources, JobSpec};
+use common::memory::Bytes;
 use common::rng::CounterRng;
 use half::bf16;
 use serde::Serialize;
@@ -20,6 +21,7 @@ use thiserror::Error;
 use worker::engine::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use worker::engine::cuda::peak::product_gflops;
+use worker::engine::estimate::estimate;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
 use worker::engine::trainer::SlotTimes;
@@ -129,6 +131,9 @@ struct Report {
     tokens_per_second_median: f64,
     tokens_per_second_best: f64,
     peak_memory_bytes: u64,
+    /// As it was expected before anything was loaded.
+    estimated_memory_bytes: u64,
+    estimated_memory: Bytes,
     gflop_per_token: f64,
     gflops: f64,
     gemm_peak_gflops: f64,
@@ -167,20 +172,52 @@ impl Default for BenchArgs {
 }
 
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
-    print(&measure(&args)?, args.json);
+    let work = Work::of(&args, args.device.open()?)?;
+    if !args.json {
+        println!("needed       {}", told(&work.needed));
+    }
+    print(&measure(&args, &work)?, args.json);
     Ok(())
 }
 
-fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
+/// What is to be measured.
+struct Work {
+    folder: tempfile::TempDir,
+    config: ModelConfig,
+    job: Arc<JobSpec>,
+    device: ComputeDevice,
+    needed: Bytes,
+}
+
+impl Work {
+    fn of(args: &BenchArgs, device: ComputeDevice) -> Result<Self, BenchError> {
+        let folder = tempfile::tempdir()?;
+        let config = copy_config(&args.config, folder.path())?;
+        let job = Arc::new(job_of(args, folder.path())?);
+        Ok(Self {
+            needed: estimate(&config, &job, &device, args.gradient_checkpointing)?,
+            folder,
+            config,
+            job,
+            device,
+        })
+    }
+}
+
+fn measure(args: &BenchArgs, work: &Work) -> Result<Report, BenchError> {
     let threads = match args.threads {
         Some(threads) => usize::from(threads),
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let folder = tempfile::tempdir()?;
-    let config = copy_config(&args.config, folder.path())?;
-    let device = args.device.open()?;
+    let Work {
+        folder,
+        config,
+        job,
+        device,
+        needed,
+    } = work;
     let mut trainer = Trainer::load(TrainerOptions {
-        job: Arc::new(job_of(args, folder.path())?),
+        job: job.clone(),
         model_dir: folder.path().to_owned(),
         adapter_dir: None,
         threads,
@@ -198,14 +235,16 @@ fn measure(args: &BenchArgs) -> Result<Report, BenchError> {
     times.sort_by(|a, b| a.total().total_cmp(&b.total()));
     let tokens = u64::from(args.batch) * u64::from(args.seq);
     let median = times[times.len() / 2];
-    let gflop_per_token = flop_per_token(args, &config) / 1e9;
+    let gflop_per_token = flop_per_token(args, config) / 1e9;
     let gflops = gflop_per_token * tokens as f64 / median.total();
-    let gemm_peak_gflops = gemm_peak(args, &device, threads)?;
+    let gemm_peak_gflops = gemm_peak(args, device, threads)?;
     Ok(Report {
         tokens_per_step: tokens,
         tokens_per_second_median: tokens as f64 / median.total(),
         tokens_per_second_best: tokens as f64 / times[0].total(),
         peak_memory_bytes,
+        estimated_memory_bytes: needed.total(),
+        estimated_memory: *needed,
         gflop_per_token,
         gflops,
         gemm_peak_gflops,
@@ -379,6 +418,19 @@ fn print_json(report: &impl Serialize) {
     }
 }
 
+fn told(needed: &Bytes) -> String {
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    format!(
+        "about {:.0} MB: weights {:.0}, training {:.0}, activations {:.0}, the largest operation {:.0}, libraries and program {:.0}",
+        mb(needed.total()),
+        mb(needed.weights),
+        mb(needed.training),
+        mb(needed.activations),
+        mb(needed.operation),
+        mb(needed.libraries)
+    )
+}
+
 fn print(report: &Report, json: bool) {
     if json {
         return print_json(report);
@@ -399,8 +451,9 @@ fn print(report: &Report, json: bool) {
         report.gflop_per_token
     );
     println!(
-        "memory       {:.0} MB at the peak; {} parameters, {} of them trainable",
+        "memory       {:.0} MB at the peak, {:.0} expected; {} parameters, {} of them trainable",
         report.peak_memory_bytes as f64 / 1e6,
+        report.estimated_memory_bytes as f64 / 1e6,
         report.parameters,
         report.trainable
     );

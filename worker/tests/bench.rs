@@ -15,8 +15,7 @@ fn bench(config: &str, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_worker"))
         .args(["bench", "--config"])
         .arg(&path)
-        .args(["--batch", "2", "--seq", "16", "--steps", "2"])
-        .args(["--threads", "1"])
+        .args(["--steps", "2", "--threads", "1"])
         .args(arguments)
         .output()
         .unwrap();
@@ -36,7 +35,8 @@ fn every_mode_and_dtype_reports_speed_and_size() {
     for mode in ["lora", "full"] {
         for dtype in ["float32", "bfloat16"] {
             let arguments = ["--mode", mode, "--dtype", dtype, "--json"];
-            let (success, stdout, stderr) = bench(CONFIG, &arguments);
+            let batch = ["--batch", "2", "--seq", "16"];
+            let (success, stdout, stderr) = bench(CONFIG, &[&arguments[..], &batch].concat());
             assert!(success, "{stderr}");
             let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
             assert!(report["tokens_per_second_median"].as_f64().unwrap() > 0.0);
@@ -47,6 +47,31 @@ fn every_mode_and_dtype_reports_speed_and_size() {
                 "full" => assert_eq!((base, trainable), (parameters, parameters)),
                 _ => assert_eq!(base, parameters + trainable),
             }
+        }
+    }
+}
+
+/// A model that is large beside the program, and small enough for a test.
+const LARGER: &str = r#"{"architectures": ["Qwen3ForCausalLM"], "vocab_size": 8000, "hidden_size": 256,
+    "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_that_a_step_takes_was_expected() {
+    /// Of what was measured. Beside the buffers that are counted there are code, stacks and what threads keep.
+    const TOLERANCE: f64 = 0.15;
+    for mode in ["lora", "full"] {
+        for more in [&["--gradient-checkpointing"][..], &[]] {
+            let arguments = ["--mode", mode, "--batch", "4", "--seq", "256", "--json"];
+            let (success, stdout, stderr) = bench(LARGER, &[&arguments, more].concat());
+            assert!(success, "{stderr}");
+            let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+            let found = report["peak_memory_bytes"].as_f64().unwrap();
+            let expected = report["estimated_memory_bytes"].as_f64().unwrap();
+            let apart = expected / found - 1.0;
+            println!("{mode} {more:?}: {expected} expected, {found} found");
+            assert!(apart.abs() <= TOLERANCE, "{mode} {more:?}: {apart:+.3}");
         }
     }
 }

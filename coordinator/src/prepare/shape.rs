@@ -84,6 +84,24 @@ impl ModelShape {
         Ok(shape)
     }
 
+    /// For what is computed of sizes alone.
+    pub fn numbers(&self) -> common::memory::Shape {
+        common::memory::Shape {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.layers,
+            heads: self.heads,
+            key_value_heads: self.key_value_heads,
+            head_dim: self.head_dim,
+            tied: self.tied_head,
+            qkv_bias: self.qkv_bias,
+            output_bias: self.output_bias,
+            mlp_bias: self.mlp_bias,
+            head_norms: self.head_norms,
+        }
+    }
+
     /// Every linear but the output layer, in the model's order.
     pub fn linears(&self) -> Vec<Linear> {
         let (query, key_value) = (
@@ -144,14 +162,6 @@ impl ModelShape {
             }
         }
         tensors
-    }
-
-    /// Scalars of the whole model.
-    pub fn parameters(&self) -> u64 {
-        let scalars = self.tensors().into_iter();
-        scalars
-            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
-            .sum()
     }
 
     /// The linears that the job's target modules name, as PEFT matches them: the whole path or its end.

@@ -43,7 +43,7 @@ impl<'a> PlanView<'a> {
             total_steps: prepared.total_steps(),
             slots_per_step: prepared.slots_per_step(),
             epochs: prepared.schedule.epoch_after(prepared.total_steps()),
-            memory_bytes: prepared.estimate.total_bytes(),
+            memory_bytes: prepared.estimate.processor.least().total(),
             notices: prepared.notices(),
         }
     }

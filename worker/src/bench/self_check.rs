@@ -15,7 +15,7 @@ use worker::{ComputeDevice, Device};
 
 use super::{BenchArgs, BenchError, Dtype, Mode, job_of, random_blocks};
 #[cfg(feature = "cuda")]
-use super::{Report, measure};
+use super::{Report, Work, measure};
 
 const STEPS: usize = 10;
 const LEARNING_RATE: f64 = 3e-3;
@@ -82,7 +82,7 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
             println!("      speeds of large models: left out without a GPU")
         }
         #[cfg(feature = "cuda")]
-        (ComputeDevice::Cuda { ordinal, .. }, false) => speeds(Device::Cuda(*ordinal), &mut table),
+        (ComputeDevice::Cuda { .. }, false) => speeds(&device, &mut table),
     }
     match table.failures {
         0 => {
@@ -379,7 +379,7 @@ fn distance(found: &[i64], expected: &[i64]) -> f64 {
 
 /// The shapes of Qwen3-0.6B and of Llama 3.1 8B, on random weights.
 #[cfg(feature = "cuda")]
-fn speeds(device: Device, table: &mut Table) {
+fn speeds(device: &ComputeDevice, table: &mut Table) {
     let small = json!({
         "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 1024,
         "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
@@ -422,15 +422,15 @@ fn speeds(device: Device, table: &mut Table) {
             let folder = tempfile::tempdir()?;
             let path = folder.path().join("config.json");
             std::fs::write(&path, config.to_string())?;
-            measure(&BenchArgs {
+            let args = BenchArgs {
                 config: path,
                 mode,
                 batch,
                 seq,
-                device,
                 gradient_checkpointing,
                 ..BenchArgs::default()
-            })
+            };
+            measure(&args, &Work::of(&args, device.clone())?)
         })();
         table.row(
             name,

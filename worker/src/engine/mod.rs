@@ -8,6 +8,7 @@ pub mod buffer;
 pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod estimate;
 pub mod generate;
 pub mod inference;
 pub mod layers;
@@ -66,6 +67,15 @@ pub enum EngineError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Gpu(#[from] cuda::GpuError),
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{reason}: this job's weights and optimizer alone need about {needed} MB; train adapters instead of all weights, or a smaller model"
+    )]
+    GpuWeights {
+        reason: String,
+        /// Megabytes.
+        needed: u64,
+    },
     #[cfg(feature = "cuda")]
     #[error(
         "{reason}, in a slot with micro_batch_size {micro_batch_size} and sequence_len {sequence_len}; lower one of them{or}"

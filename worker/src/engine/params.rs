@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use common::files::Flat;
 use common::files::layout::Layout;
+use common::memory::processor::SUMS_TILE;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -19,9 +20,6 @@ use super::memory;
 use super::ops::add_in_place;
 use super::ops::element::Element;
 use super::ops::gemm::WeightSlice;
-
-/// Scalars of a gradient that are computed at a time where none is kept.
-const SUMS_TILE: usize = 4 << 20;
 
 /// A weight tensor, row-major, in float32 or (frozen only) bfloat16.
 #[derive(Clone)]

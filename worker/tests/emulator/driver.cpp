@@ -27,7 +27,12 @@ std::mutex guard;
 std::map<uint64_t, Region> regions;
 size_t used = 0, peak = 0;
 
-size_t total() { return size_t{4} << 30; }
+// 4 GB, or as many MB as the variable says: for tests of what happens where memory is out.
+size_t total() {
+    static const char *limit = std::getenv("MUSTER_EMULATED_MB");
+    static const size_t bytes = limit ? std::strtoull(limit, nullptr, 10) << 20 : size_t{4} << 30;
+    return bytes;
+}
 
 int allocate(uint64_t *at, size_t bytes) {
     std::lock_guard<std::mutex> lock(guard);
@@ -91,7 +96,12 @@ int cuCtxSetCurrent(void *context) { current_context = context; return SUCCESS; 
 int cuCtxGetCurrent(void **context) { *context = current_context; return SUCCESS; }
 int cuCtxSynchronize() { return SUCCESS; }
 int cuDeviceGetDefaultMemPool(void **pool, int) { *pool = &a_thing; return SUCCESS; }
-int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
+int cuMemPoolSetAttribute(void *, int attribute, void *) {
+    std::lock_guard<std::mutex> lock(guard);
+    // The most that was used may be set to zero alone, from where it is what is used now.
+    if (attribute == 8) peak = used;
+    return SUCCESS;
+}
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
     std::lock_guard<std::mutex> lock(guard);
     // Used at most, and used now.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use common::memory::gpu::WORKSPACE_BYTES;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasComputeType_t, cudaDataType};
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
@@ -16,8 +17,6 @@ use thiserror::Error;
 
 use super::gpu::GpuError;
 
-/// What NVIDIA advises for Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
 /// Shapes whose algorithm is remembered.
 const MAX_PLANS: usize = 4096;
 

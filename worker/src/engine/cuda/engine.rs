@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::files::layout::Layout;
 use common::job::{BaseDtype, JobSpec, Method};
+use common::memory::gpu::MEAN_TILE;
 use half::bf16;
 
 use super::build::Parts;
@@ -21,8 +22,7 @@ use crate::engine::optim::{AdamW, Update};
 use crate::engine::weights::WeightSource;
 use crate::engine::{Abandon, EngineError};
 
-/// Scalars whose mean gradient stands in memory at a time. A whole number of chunks.
-const MEAN_TILE: usize = 512 * CHUNK;
+const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));
 
 /// The model in the type that it computes in.
 enum Model {

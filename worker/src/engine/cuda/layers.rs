@@ -114,16 +114,21 @@ pub struct Layer<E> {
 /// What a layer has between its input and its output, as far as the backward pass needs it. Norms, positions and what
 /// `down` reads are computed again.
 pub struct Inner<E> {
+    attended: Attended<E>,
+    /// The residual between the halves.
+    middle: DeviceBuffer<f32>,
+    /// `[tokens, 2 * intermediate]`
+    gate_up: DeviceBuffer<E>,
+}
+
+/// What attention leaves.
+struct Attended<E> {
     /// As projected, `[tokens, layout.width()]`.
     qkv: DeviceBuffer<E>,
     /// `[heads, tokens]`
     log_sums: DeviceBuffer<f32>,
     /// With its us.
     context: DeviceBuffer<E>,
-    /// The residual between the halves.
-    middle: DeviceBuffer<f32>,
-    /// `[tokens, 2 * intermediate]`
-    gate_up: DeviceBuffer<E>,
 }
 
 impl<E: GpuElement> Layer<E> {
@@ -183,9 +188,11 @@ impl<E: GpuElement> Layer<E> {
         self.gate_up
             .forward(gpu, &normed.as_view(), &mut gate_up.as_view_mut(), tokens)?;
         Ok(Inner {
-            qkv,
-            log_sums,
-            context,
+            attended: Attended {
+                qkv,
+                log_sums,
+                context,
+            },
             middle,
             gate_up,
         })
@@ -215,12 +222,16 @@ impl<E: GpuElement> Layer<E> {
         gradient: &mut CudaViewMut<f32>,
         sink: &mut dyn Sink,
     ) -> Result<(), GpuError> {
-        let middle = inner.middle.as_view();
-        let d_gate_up = self.backward_to_gate_up(pass, &inner.gate_up, gradient, sink)?;
+        let Inner {
+            attended,
+            middle,
+            gate_up,
+        } = inner;
+        let d_gate_up = self.backward_to_gate_up(pass, gate_up, gradient, sink)?;
         let through = (&self.mlp_norm, &self.gate_up);
-        self.backward_to_norm(pass, through, &middle, &d_gate_up, gradient, sink)?;
-        drop(d_gate_up);
-        let d_qkv = self.backward_to_qkv(pass, &inner, gradient, sink)?;
+        self.backward_to_norm(pass, through, &middle.as_view(), &d_gate_up, gradient, sink)?;
+        drop((d_gate_up, middle));
+        let d_qkv = self.backward_to_qkv(pass, attended, gradient, sink)?;
         let through = (&self.attention_norm, &self.qkv);
         self.backward_to_norm(pass, through, x, &d_qkv, gradient, sink)
     }
@@ -262,7 +273,7 @@ impl<E: GpuElement> Layer<E> {
     fn backward_to_gate_up(
         &self,
         pass: Pass,
-        gate_up: &DeviceBuffer<E>,
+        gate_up: DeviceBuffer<E>,
         gradient: &CudaViewMut<f32>,
         sink: &mut dyn Sink,
     ) -> Result<DeviceBuffer<E>, GpuError> {
@@ -283,7 +294,7 @@ impl<E: GpuElement> Layer<E> {
             (&mut d_gate_up.as_view_mut(), d_rows),
             (&mut h.as_view_mut(), h_rows),
         )?;
-        drop(dh);
+        drop((dh, gate_up));
         if self.down.learns() {
             self.down
                 .reduce(gpu, &mut h.as_view_mut(), tokens, pass.mask)?;
@@ -304,7 +315,7 @@ impl<E: GpuElement> Layer<E> {
     fn backward_to_qkv(
         &self,
         pass: Pass,
-        inner: &Inner<E>,
+        attended: Attended<E>,
         gradient: &CudaViewMut<f32>,
         sink: &mut dyn Sink,
     ) -> Result<DeviceBuffer<E>, GpuError> {
@@ -322,27 +333,33 @@ impl<E: GpuElement> Layer<E> {
                 pass.mask,
             )?;
             if self.output.learns() {
-                let x = inner.context.as_view();
+                let x = attended.context.as_view();
                 self.output
                     .backward_weights(gpu, &x, &dy.as_view(), tokens, pass.mask, sink)?;
             }
         }
-        let mut d_rotated = gpu.take::<E>(inner.qkv.len())?;
+        let mut d_rotated = gpu.take::<E>(attended.qkv.len())?;
         {
-            let rotated = self.rotated(pass, &inner.qkv)?;
+            let rotated = self.rotated(pass, &attended.qkv)?;
             let saved = Saved {
                 qkv: &rotated.as_view(),
-                context: &inner.context.as_view(),
+                context: &attended.context.as_view(),
                 stride: rows.stride,
                 d_context: &d_context.as_view(),
-                log_sums: &inner.log_sums.as_view(),
+                log_sums: &attended.log_sums.as_view(),
             };
             let attention = self.attention(batch);
             attention.backward(gpu, &saved, &mut d_rotated.as_view_mut())?;
         }
+        let Attended {
+            qkv,
+            log_sums,
+            context,
+        } = attended;
+        drop((d_context, log_sums, context));
         let rows = self.qkv.gradients(tokens);
         let mut d_qkv = gpu.take::<E>(tokens * rows.stride)?;
-        self.backward_rope(pass, inner, &d_rotated, (&mut d_qkv, rows.stride), sink)?;
+        self.backward_rope(pass, &qkv, &d_rotated, (&mut d_qkv, rows.stride), sink)?;
         self.qkv
             .reduce_gradient(gpu, &mut d_qkv.as_view_mut(), tokens)?;
         Ok(d_qkv)
@@ -351,7 +368,7 @@ impl<E: GpuElement> Layer<E> {
     fn backward_rope(
         &self,
         pass: Pass,
-        inner: &Inner<E>,
+        qkv: &DeviceBuffer<E>,
         d_rotated: &DeviceBuffer<E>,
         (d_qkv, stride): (&mut DeviceBuffer<E>, usize),
         sink: &mut dyn Sink,
@@ -359,7 +376,7 @@ impl<E: GpuElement> Layer<E> {
         let Pass { gpu, batch, .. } = pass;
         let positions = batch.positions.as_view();
         let rope = self.rope(pass, &positions);
-        let from = (&inner.qkv.as_view(), &d_rotated.as_view());
+        let from = (&qkv.as_view(), &d_rotated.as_view());
         let to = (&mut d_qkv.as_view_mut(), stride);
         let places = self
             .head_norms

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use common::exact::FixedPoint;
 use common::job::Reduction;
+use common::memory::gpu::SUMS_TILE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::gpu::{DeviceBuffer, Gpu, GpuError};
@@ -14,8 +15,6 @@ use super::ops::update::{
 };
 use crate::engine::accumulator::Accumulator;
 
-/// Scalars of a gradient that are computed at a time where none is kept.
-const SUMS_TILE: usize = 32 << 20;
 /// Scalars that are copied to the processor at a time.
 const COPY_TILE: usize = 8 << 20;
 

@@ -4,6 +4,7 @@
 //! Goes through the trained rows in chunks, so that neither the logits nor the normed rows of all tokens ever stand in
 //! memory; gradients are computed along the way, where the logits are at hand and give them their place.
 
+use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
 use super::element::{Element, narrow_in_place};
@@ -13,12 +14,6 @@ use super::rms_norm::RmsNorm;
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
-
-/// Logits that stand in memory at a time.
-const CHUNK_SCALARS: usize = 24 << 20;
-/// A chunk may have at most this many rows, and at least [`MIN_CHUNK_ROWS`] however large the vocabulary.
-const MAX_CHUNK_ROWS: usize = 512;
-const MIN_CHUNK_ROWS: usize = 16;
 
 /// One trained token: the row that predicts it, and its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,10 +157,6 @@ struct Chunk<E> {
 /// How often the output layer gets a gradient.
 pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
-}
-
-fn chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK_SCALARS / vocabulary).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
 }
 
 /// Turns a row of logits into their gradient (softmax minus one at the target) and returns its loss and whether the

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
+use common::memory::on_gpu;
 use half::bf16;
 
 use super::{Beginning, MeanOf, SlotTimes};
@@ -14,6 +15,7 @@ use crate::engine::config::ModelConfig;
 use crate::engine::cuda::engine::GpuMean;
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
+use crate::engine::estimate::shapes;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update};
@@ -44,7 +46,18 @@ impl OnGpu {
             BaseDtype::Float32 => check_heads::<f32>(&gpu, config.head_dim)?,
             BaseDtype::Bfloat16 => check_heads::<bf16>(&gpu, config.head_dim)?,
         }
-        let mut engine = GpuEngine::load(gpu, job, config, source, &layout, &values)?;
+        let engine = GpuEngine::load(gpu, job, config, source, &layout, &values);
+        let mut engine = match engine {
+            Err(EngineError::Gpu(error @ GpuError::Memory { .. })) => {
+                let (shape, work) = shapes(config, job, true)?;
+                let needed = on_gpu(&shape, &work);
+                return Err(EngineError::GpuWeights {
+                    reason: error.to_string(),
+                    needed: (needed.weights + needed.training) / 1_000_000,
+                });
+            }
+            engine => engine?,
+        };
         let checkpointing = checkpoints(job, &engine)?;
         engine.set_checkpointing(checkpointing);
         Ok(Self {

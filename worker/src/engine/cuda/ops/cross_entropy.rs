@@ -1,6 +1,7 @@
 //! [`crate::engine::ops::cross_entropy`] on the GPU: final norm, output layer and loss over the trained rows, chunk by
 //! chunk.
 
+use common::memory::gpu::chunk_rows;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, gather_rows, scatter_rows};
@@ -11,9 +12,6 @@ use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
 use crate::engine::ops::cross_entropy::{LossSum, Target};
 use crate::launch;
 
-/// Logits that stand in memory at a time.
-const CHUNK_SCALARS: usize = 96 << 20;
-const MIN_CHUNK_ROWS: usize = 128;
 const THREADS: u32 = 512;
 
 /// The model behind its last layer.
@@ -46,10 +44,6 @@ struct Losses {
 /// How often the output layer and the norm get a gradient.
 pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
-}
-
-fn chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK_SCALARS / vocabulary).max(MIN_CHUNK_ROWS)
 }
 
 impl<E: GpuElement> LossHead<'_, E> {

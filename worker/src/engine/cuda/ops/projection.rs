@@ -12,6 +12,7 @@
 //! `du = dy S` behind `dy`. So `y = [x u] [W S]ᵀ` and `dx = [dy du] [W; A]` are one product each, summed in float32 and
 //! rounded once.
 
+use common::memory::gpu::RANK_MULTIPLE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::dropout::Mask;
@@ -19,9 +20,6 @@ use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, narrow_ro
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError};
 use crate::engine::ops::lora_linear::MaskKey;
-
-/// Ranks are padded to this, so that rows stay aligned for the tensor cores.
-const RANK_MULTIPLE: usize = 8;
 
 /// Where a tensor lies among the trainable ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

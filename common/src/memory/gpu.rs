@@ -1,0 +1,105 @@
+//! What a worker needs on a GPU, in bytes of its buffers. What the driver takes for the program itself comes on top, some
+//! hundred MB, and differs from one to another.
+
+use super::layer::{Layer, Place};
+use super::{Bytes, F32, Shape, Trained, Work, pass};
+use crate::job::{BaseDtype, Reduction};
+
+/// Scalars of a gradient that are computed at a time where none is kept.
+pub const SUMS_TILE: usize = 32 << 20;
+/// Logits that stand in memory at a time.
+pub const CHUNK_SCALARS: usize = 96 << 20;
+pub const MIN_CHUNK_ROWS: usize = 128;
+/// Scalars whose mean gradient stands in memory at a time.
+pub const MEAN_TILE: usize = 32 << 20;
+/// Ranks are padded to this, so that rows stay aligned for the tensor cores.
+pub const RANK_MULTIPLE: usize = 8;
+/// For products of matrices; what NVIDIA advises for Hopper.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Rows of a chunk of the loss, at most.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_SCALARS / vocabulary.max(1)).max(MIN_CHUNK_ROWS)
+}
+
+/// As if every token were trained.
+pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
+    let element = match work.dtype {
+        BaseDtype::Float32 => F32,
+        BaseDtype::Bfloat16 => 2,
+    };
+    let layers = Layer::all(shape, work, element, RANK_MULTIPLE, Place::Gpu);
+    let scalars = work.scalars(shape);
+    let tile = |tile: usize| scalars.min(tile as u64) * F32;
+    // Ids, positions, and the borders of segments.
+    let batch = 4 * work.tokens() * 4;
+    let scratch = match work.trained {
+        Trained::All => tile(SUMS_TILE),
+        Trained::Adapters { .. } => 0,
+    };
+    let loss = loss(shape, work, element);
+    let peak = pass(&layers, work.checkpointing, loss, batch + scratch);
+    let mean = match work.alone {
+        true => tile(MEAN_TILE),
+        false => scalars * F32,
+    };
+    let peak = peak.or(0, mean);
+    Bytes {
+        weights: weights(shape, work, element),
+        training: training(work, scalars),
+        activations: peak.activations,
+        operation: peak.operation,
+        libraries: WORKSPACE_BYTES as u64,
+    }
+}
+
+fn weights(shape: &Shape, work: &Work, element: u64) -> u64 {
+    let adapters: u64 = match &work.trained {
+        Trained::All => 0,
+        Trained::Adapters { rank, adapted, .. } => {
+            let rank = rank.next_multiple_of(RANK_MULTIPLE);
+            adapted.iter().map(|layer| beside(shape, layer, rank)).sum()
+        }
+    };
+    let vectors = shape.vectors() * F32;
+    (shape.matrices() + adapters) * element + vectors + shape.tables(work)
+}
+
+/// Scalars that the adapters' factors, and what lies between them, add to a layer's matrices.
+fn beside(shape: &Shape, adapted: &[bool; super::LINEARS], rank: usize) -> u64 {
+    let linears = shape.linears();
+    let of = |members: std::ops::Range<usize>| {
+        let ranks = adapted[members.clone()].iter().filter(|adapted| **adapted);
+        let rank = rank * ranks.count();
+        let (width, out) = (
+            linears[members.start].0,
+            linears[members]
+                .iter()
+                .map(|linear| linear.1)
+                .sum::<usize>(),
+        );
+        ((out + rank) * (width + rank) - out * width) as u64
+    };
+    of(0..3) + of(3..4) + of(4..6) + of(6..7)
+}
+
+/// The flat weights, two moments, the sums, and the gradient of a slot where it is kept.
+fn training(work: &Work, scalars: u64) -> u64 {
+    let sum = match work.reduction {
+        Reduction::Exact => 8,
+        Reduction::Fast => F32,
+    };
+    let slot = match work.trained {
+        Trained::All => 0,
+        Trained::Adapters { .. } => F32,
+    };
+    scalars * (3 * F32 + sum + slot)
+}
+
+/// Of a chunk: its rows, normed, their logits in float32 and the logits' gradient.
+fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
+    let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
+    let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);
+    let chunk = rows * (hidden * (F32 + element) + vocabulary * element);
+    chunk + rows * (vocabulary * F32).max(2 * hidden * F32)
+}

@@ -1,0 +1,203 @@
+//! What one decoder layer takes. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
+//! the engine takes and frees them (`worker/src/engine/cuda/layers.rs`, `worker/src/engine/layers`).
+
+use super::{F32, LINEARS, Shape, Trained, Work};
+
+/// Of one layer and one slot: all sizes are bytes of all its tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layer {
+    tokens: u64,
+    element: u64,
+    hidden: u64,
+    /// Queries, keys and values.
+    qkv: u64,
+    queries: u64,
+    heads: u64,
+    intermediate: u64,
+    /// Columns that adapters have behind the inputs of qkv, output, gate and up, down.
+    ranks: [u64; 4],
+    /// Masked copies are made where adapters drop inputs.
+    dropout: bool,
+    place: Place,
+}
+
+/// Where it computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Gpu,
+    Processor,
+}
+
+impl Layer {
+    /// Of all layers. Ranks are padded to `multiple`.
+    pub fn all(
+        shape: &Shape,
+        work: &Work,
+        element: u64,
+        multiple: usize,
+        place: Place,
+    ) -> Vec<Self> {
+        let none = [false; LINEARS];
+        let (rank, dropout, adapted) = match &work.trained {
+            Trained::All => (0, false, None),
+            Trained::Adapters {
+                rank,
+                dropout,
+                adapted,
+            } => (rank.next_multiple_of(multiple), *dropout, Some(adapted)),
+        };
+        let queries = shape.heads * shape.head_dim;
+        (0..shape.layers)
+            .map(|layer| {
+                let [q, k, v, o, gate, up, down] = adapted
+                    .and_then(|all| all.get(layer))
+                    .unwrap_or(&none)
+                    .map(u64::from);
+                Self {
+                    tokens: work.tokens(),
+                    element,
+                    hidden: shape.hidden_size as u64,
+                    qkv: (queries + 2 * shape.key_value_heads * shape.head_dim) as u64,
+                    queries: queries as u64,
+                    heads: shape.heads as u64,
+                    intermediate: shape.intermediate_size as u64,
+                    ranks: [q + k + v, o, gate + up, down].map(|count| count * rank as u64),
+                    dropout,
+                    place,
+                }
+            })
+            .collect()
+    }
+
+    /// Scalars of the engine's element type, in so many columns.
+    fn narrow(&self, columns: u64) -> u64 {
+        self.tokens * columns * self.element
+    }
+
+    fn wide(&self, columns: u64) -> u64 {
+        self.tokens * columns * F32
+    }
+
+    /// Of an input gradient of a projection, which processors sum in float32.
+    fn summed(&self, columns: u64) -> u64 {
+        match self.place {
+            Place::Gpu => self.narrow(columns),
+            Place::Processor => self.wide(columns),
+        }
+    }
+
+    /// Of a masked copy of a projection's inputs.
+    fn masked(&self, columns: u64, rank: u64) -> u64 {
+        match (self.dropout && rank > 0, self.place) {
+            (true, Place::Gpu) => self.narrow(columns),
+            _ => 0,
+        }
+    }
+
+    /// The residual that it reads.
+    pub fn input(&self) -> u64 {
+        self.wide(self.hidden)
+    }
+
+    fn context(&self) -> u64 {
+        self.narrow(self.queries + self.ranks[1])
+    }
+
+    fn gate_up(&self) -> u64 {
+        self.narrow(2 * self.intermediate)
+    }
+
+    /// What the backward pass needs beside the input.
+    pub fn inner(&self) -> u64 {
+        let low_rank = match self.place {
+            Place::Gpu => 0,
+            // Beside their projections' inputs, not behind them.
+            Place::Processor => self.narrow(self.ranks[0] + self.ranks[2]),
+        };
+        self.attended() + self.wide(self.hidden) + self.gate_up() + low_rank
+    }
+
+    /// Of it, what attention leaves.
+    fn attended(&self) -> u64 {
+        self.narrow(self.qkv) + self.context() + self.wide(self.heads)
+    }
+
+    /// The most that computing [`Self::inner`] takes, with what is there of it.
+    pub fn open(&self) -> u64 {
+        let [qkv_rank, _, gate_rank, _] = self.ranks;
+        let masked = self.masked(self.hidden, qkv_rank);
+        let projecting = self.narrow(self.qkv) + self.narrow(self.hidden + qkv_rank) + masked;
+        let attending = self.attended() + self.narrow(self.qkv);
+        let masked = self.masked(self.hidden, gate_rank);
+        let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
+        projecting.max(attending).max(gating)
+    }
+
+    /// The most that the layer takes forward, its input not counted.
+    pub fn forward(&self) -> u64 {
+        let rank = self.ranks[3];
+        let masked = self.masked(self.intermediate, rank);
+        let closing = self.narrow(self.intermediate + rank) + masked.max(self.wide(self.hidden));
+        self.open().max(self.inner() + closing)
+    }
+
+    /// The most that it takes backward beside input, inner and gradient. Inner is given up on the way.
+    pub fn backward(&self) -> u64 {
+        let to_gate_up = self.backward_to_gate_up();
+        let gates = self.narrow(2 * self.intermediate + self.ranks[2]);
+        let to_middle = gates + self.backward_to_norm(self.ranks[2]);
+        let to_qkv = self.backward_to_qkv();
+        let qkv = self.narrow(self.qkv + self.ranks[0]);
+        let to_input = qkv + self.backward_to_norm(self.ranks[0]);
+        let freed = match self.place {
+            Place::Gpu => [
+                self.gate_up(),
+                self.gate_up() + self.wide(self.hidden),
+                self.inner(),
+            ],
+            Place::Processor => [0, self.gate_up(), self.gate_up()],
+        };
+        let later = [to_middle, to_qkv, to_input].into_iter().zip(freed);
+        let later = later.map(|(bytes, freed)| bytes.saturating_sub(freed));
+        later.fold(to_gate_up, u64::max)
+    }
+
+    fn backward_to_gate_up(&self) -> u64 {
+        let [_, _, gate_rank, rank] = self.ranks;
+        let dy = self.narrow(self.hidden + rank);
+        let dh = self.summed(self.intermediate);
+        let masked = self.masked(self.intermediate, rank);
+        let h = self.narrow(self.intermediate + rank);
+        let d_gate_up = self.narrow(2 * self.intermediate + gate_rank);
+        match self.place {
+            Place::Gpu => dy + (dh + (2 * masked).max(d_gate_up + h)).max(d_gate_up + h + masked),
+            Place::Processor => dy + dh + d_gate_up + h,
+        }
+    }
+
+    /// Through a projection whose inputs have adapters of `rank`, to the norm before it.
+    fn backward_to_norm(&self, rank: u64) -> u64 {
+        let masked = self.masked(self.hidden, rank);
+        let through = match masked {
+            0 => 0,
+            _ => 2 * self.wide(self.hidden),
+        };
+        let normed = self.narrow(self.hidden + rank) + masked;
+        self.wide(self.hidden) + through.max(normed)
+    }
+
+    fn backward_to_qkv(&self) -> u64 {
+        let rank = self.ranks[1];
+        let (d_context, d_rotated) = (self.summed(self.queries), self.summed(self.qkv));
+        let masked = 2 * self.masked(self.queries, rank);
+        let projecting = self.narrow(self.hidden + rank) + masked;
+        let rotated = self.narrow(self.qkv) + self.wide(self.heads);
+        let d_qkv = self.narrow(self.qkv + self.ranks[0]);
+        let back = match self.place {
+            // The context and its gradient are gone by then.
+            Place::Gpu => (d_rotated + d_qkv).saturating_sub(self.context()),
+            Place::Processor => d_context + d_rotated + d_qkv,
+        };
+        (d_context + projecting.max(d_rotated + rotated)).max(back)
+    }
+}

@@ -1,0 +1,324 @@
+//! What a worker needs in memory, before anything is loaded. In: the shapes of a model and of the work on it. Out: bytes at
+//! the peak of a step, part by part.
+//!
+//! Formulas, not measurements: they follow the engine's buffers through a step (`worker/src/engine`), and tests hold them
+//! against what it takes. Reads nothing and allocates nothing of what it counts.
+
+pub mod gpu;
+mod layer;
+pub mod processor;
+
+pub use gpu::on_gpu;
+pub use processor::on_processor;
+
+use crate::job::{BaseDtype, JobSpec, Method, Reduction};
+use layer::Layer;
+use serde::Serialize;
+
+pub(crate) const F32: u64 = 4;
+
+/// A decoder in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub key_value_heads: usize,
+    pub head_dim: usize,
+    /// The output layer is the embedding.
+    pub tied: bool,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// Each query and key head is normalised.
+    pub head_norms: bool,
+}
+
+/// Linears of a decoder layer: queries, keys, values, attention output, gate, up, down.
+pub const LINEARS: usize = 7;
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trained {
+    All,
+    Adapters {
+        rank: usize,
+        /// Something is dropped from their inputs.
+        dropout: bool,
+        /// By layer: which of its linears have one.
+        adapted: Vec<[bool; LINEARS]>,
+    },
+}
+
+/// What is computed with the model at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    pub trained: Trained,
+    pub dtype: BaseDtype,
+    pub reduction: Reduction,
+    /// Blocks of a slot.
+    pub batch: usize,
+    /// Tokens of a block.
+    pub sequence_len: usize,
+    /// Layers keep their inputs alone and run again in the backward pass.
+    pub checkpointing: bool,
+    /// No other worker takes part, so the mean gradient never stands in memory.
+    pub alone: bool,
+}
+
+/// Bytes at the peak of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    /// Of the base model, and tables.
+    pub weights: u64,
+    /// Trainable weights, moments, sums and gradients.
+    pub training: u64,
+    /// What is kept of a slot for its backward pass.
+    pub activations: u64,
+    /// What the step's largest operation takes meanwhile: a layer's backward pass, a chunk of the loss, or the update.
+    pub operation: u64,
+    /// Of libraries, and of the program itself.
+    pub libraries: u64,
+}
+
+impl Bytes {
+    pub fn total(&self) -> u64 {
+        self.weights + self.training + self.activations + self.operation + self.libraries
+    }
+}
+
+impl Shape {
+    /// Input and output widths, and whether there is a bias.
+    fn linears(&self) -> [(usize, usize, bool); LINEARS] {
+        let (queries, keys) = (
+            self.heads * self.head_dim,
+            self.key_value_heads * self.head_dim,
+        );
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        [
+            (hidden, queries, self.qkv_bias),
+            (hidden, keys, self.qkv_bias),
+            (hidden, keys, self.qkv_bias),
+            (queries, hidden, self.output_bias),
+            (hidden, inner, self.mlp_bias),
+            (hidden, inner, self.mlp_bias),
+            (inner, hidden, self.mlp_bias),
+        ]
+    }
+
+    /// Scalars of a layer's norms and biases, which are float32 always.
+    fn layer_vectors(&self) -> u64 {
+        let biases = self.linears().map(|(_, out, bias)| match bias {
+            true => out,
+            false => 0,
+        });
+        let head_norms = match self.head_norms {
+            true => 2 * self.head_dim,
+            false => 0,
+        };
+        (2 * self.hidden_size + head_norms + biases.iter().sum::<usize>()) as u64
+    }
+
+    fn layer_matrices(&self) -> u64 {
+        let scalars = self.linears().map(|(width, out, _)| width * out);
+        scalars.iter().sum::<usize>() as u64
+    }
+
+    /// Scalars of the embedding, and of an output layer of its own.
+    fn token_matrices(&self) -> u64 {
+        let matrices = 2 - u64::from(self.tied);
+        matrices * (self.vocab_size * self.hidden_size) as u64
+    }
+
+    /// Scalars of norms and biases.
+    fn vectors(&self) -> u64 {
+        self.layers as u64 * self.layer_vectors() + self.hidden_size as u64
+    }
+
+    /// Scalars of embedding, output layer and linears.
+    fn matrices(&self) -> u64 {
+        self.layers as u64 * self.layer_matrices() + self.token_matrices()
+    }
+
+    /// Scalars of the base model.
+    pub fn parameters(&self) -> u64 {
+        self.matrices() + self.vectors()
+    }
+
+    /// Cosines and sines.
+    fn tables(&self, work: &Work) -> u64 {
+        (work.sequence_len * self.head_dim) as u64 * F32
+    }
+}
+
+impl Work {
+    /// A slot of a job. `adapted` says by layer which linears its target modules name.
+    pub fn of(job: &JobSpec, adapted: Vec<[bool; LINEARS]>, checkpointing: bool) -> Self {
+        Self {
+            trained: match &job.method {
+                Method::Full => Trained::All,
+                Method::Lora(lora) => Trained::Adapters {
+                    rank: lora.r,
+                    dropout: lora.dropout > 0.0,
+                    adapted,
+                },
+            },
+            dtype: job.base_dtype,
+            reduction: job.reduction,
+            batch: job.micro_batch_size,
+            sequence_len: job.sequence_len,
+            checkpointing,
+            alone: job.cluster.max_workers == Some(1),
+        }
+    }
+
+    /// Scalars that are trained.
+    pub fn scalars(&self, shape: &Shape) -> u64 {
+        match &self.trained {
+            Trained::All => shape.parameters(),
+            Trained::Adapters { rank, adapted, .. } => {
+                let linears = shape.linears();
+                let of_layer = |layer: &[bool; LINEARS]| {
+                    let adapted = linears.iter().zip(layer).filter(|(_, adapted)| **adapted);
+                    adapted
+                        .map(|((width, out, _), _)| (rank * (width + out)) as u64)
+                        .sum::<u64>()
+                };
+                adapted.iter().map(of_layer).sum()
+            }
+        }
+    }
+
+    fn tokens(&self) -> u64 {
+        (self.batch * self.sequence_len) as u64
+    }
+}
+
+/// The most of what is kept and what an operation takes at the same time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peak {
+    activations: u64,
+    operation: u64,
+}
+
+impl Peak {
+    fn or(self, activations: u64, operation: u64) -> Self {
+        match activations + operation > self.activations + self.operation {
+            true => Self {
+                activations,
+                operation,
+            },
+            false => self,
+        }
+    }
+}
+
+/// Follows a slot forward and backward; `loss` is what a chunk of the loss takes, and `extra` what is there all through it.
+fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
+    let kept = |layer: &Layer| match checkpointing {
+        true => layer.input(),
+        false => layer.input() + layer.inner(),
+    };
+    let (mut before, mut peak) = (0, Peak::default());
+    for layer in layers {
+        peak = peak.or(before, extra + layer.input() + layer.forward());
+        before += kept(layer);
+    }
+    let Some(residual) = layers.first().map(Layer::input) else {
+        return peak;
+    };
+    // The last layer's result, and the gradient.
+    peak = peak.or(before, extra + 2 * residual + loss);
+    for layer in layers.iter().rev() {
+        if checkpointing {
+            peak = peak.or(before, extra + residual + layer.open());
+            peak = peak.or(before, extra + residual + layer.inner() + layer.backward());
+        } else {
+            peak = peak.or(before, extra + residual + layer.backward());
+        }
+        before -= kept(layer);
+    }
+    peak
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Qwen3-0.6B.
+    const SMALL: Shape = Shape {
+        vocab_size: 151_936,
+        hidden_size: 1024,
+        intermediate_size: 3072,
+        layers: 28,
+        heads: 16,
+        key_value_heads: 8,
+        head_dim: 128,
+        tied: true,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        head_norms: true,
+    };
+
+    fn work(trained: Trained, checkpointing: bool) -> Work {
+        Work {
+            trained,
+            dtype: BaseDtype::Bfloat16,
+            reduction: Reduction::Exact,
+            batch: 8,
+            sequence_len: 2048,
+            checkpointing,
+            alone: true,
+        }
+    }
+
+    fn adapters() -> Trained {
+        Trained::Adapters {
+            rank: 16,
+            dropout: false,
+            adapted: vec![[true; LINEARS]; SMALL.layers],
+        }
+    }
+
+    #[test]
+    fn scalars_are_those_that_transformers_and_peft_count() {
+        assert_eq!(SMALL.parameters(), 596_049_920);
+        assert_eq!(work(adapters(), false).scalars(&SMALL), 10_092_544);
+        assert_eq!(work(Trained::All, false).scalars(&SMALL), 596_049_920);
+    }
+
+    #[test]
+    fn a_layer_keeps_its_residuals_and_what_it_projects() {
+        let activations = |layers, checkpointing| {
+            let shape = Shape { layers, ..SMALL };
+            let work = work(Trained::All, checkpointing);
+            on_gpu(&shape, &work).activations
+        };
+        let tokens = 8 * 2048;
+        let residual = tokens * 1024 * 4;
+        // Queries, keys, values, the context, gate and up in two bytes; the log sums of 16 heads in four.
+        let inner = tokens * (2 * (4096 + 2048 + 6144) + 4 * 16) + residual;
+        let more = activations(28, false) - activations(27, false);
+        assert_eq!(more, residual + inner);
+        assert_eq!(activations(28, true) - activations(27, true), residual);
+    }
+
+    #[test]
+    fn all_weights_take_what_their_training_keeps_of_each() {
+        let full = on_gpu(&SMALL, &work(Trained::All, true));
+        // Beside two bytes for products: weights and two moments of four, a sum of eight.
+        assert_eq!(full.training, 596_049_920 * 20);
+        let here = on_processor(&SMALL, &work(Trained::All, true));
+        let tile = 4 * processor::SUMS_TILE as u64;
+        assert_eq!(here.training, 596_049_920 * 18 + tile);
+        let with_others = Work {
+            alone: false,
+            ..work(Trained::All, true)
+        };
+        let mean = on_processor(&SMALL, &with_others).training - here.training;
+        assert_eq!(mean, 596_049_920 * 4);
+    }
+}

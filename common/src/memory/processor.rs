@@ -1,0 +1,73 @@
+//! What a worker needs on a processor.
+
+use super::layer::{Layer, Place};
+use super::{Bytes, F32, Shape, Trained, Work, pass};
+use crate::job::{BaseDtype, Reduction};
+
+/// Scalars of a gradient that are computed at a time where none is kept.
+pub const SUMS_TILE: usize = 4 << 20;
+/// Logits that stand in memory at a time.
+pub const CHUNK_SCALARS: usize = 24 << 20;
+/// A chunk of the loss may have at most this many rows, and at least [`MIN_CHUNK_ROWS`] however large the vocabulary.
+pub const MAX_CHUNK_ROWS: usize = 512;
+pub const MIN_CHUNK_ROWS: usize = 16;
+/// Code, threads and what the allocator holds.
+const PROGRAM_BYTES: u64 = 14 << 20;
+
+/// Rows of a chunk of the loss, at most.
+pub fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_SCALARS / vocabulary.max(1)).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
+}
+
+/// As if every token were trained.
+pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
+    let scalars = work.scalars(shape);
+    // Full training computes in float32.
+    let element = match (&work.trained, work.dtype) {
+        (Trained::Adapters { .. }, BaseDtype::Bfloat16) => 2,
+        _ => F32,
+    };
+    let frozen = match work.trained {
+        Trained::All => 0,
+        Trained::Adapters { .. } => shape.matrices() * element + shape.vectors() * F32,
+    };
+    let layers = Layer::all(shape, work, element, 1, Place::Processor);
+    // What the loss took stays in the engine's pool, because nothing else is as large.
+    let loss = loss(shape, work, element);
+    let peak = pass(&layers, work.checkpointing, 0, loss);
+    Bytes {
+        weights: frozen + shape.tables(work),
+        training: training(shape, work, scalars),
+        activations: peak.activations,
+        operation: peak.operation,
+        libraries: PROGRAM_BYTES,
+    }
+}
+
+/// The flat weights, two moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean gradient,
+/// which is there while nothing is computed.
+fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
+    let sum = match work.reduction {
+        Reduction::Exact => 6,
+        Reduction::Fast => F32,
+    };
+    let gradient = match work.trained {
+        Trained::All => {
+            let largest = (shape.vocab_size * shape.hidden_size) as u64;
+            largest.min(SUMS_TILE as u64) * F32
+        }
+        Trained::Adapters { .. } => scalars * F32,
+    };
+    let mean = match work.alone {
+        true => 0,
+        false => scalars * F32,
+    };
+    scalars * (3 * F32 + sum) + gradient + mean
+}
+
+/// Of a chunk: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.
+fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
+    let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
+    let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);
+    rows * (hidden * (3 * F32 + element) + vocabulary * F32)
+}

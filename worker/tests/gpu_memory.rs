@@ -1,0 +1,214 @@
+//! What the GPU's buffers take at their peak, against what was expected before anything was loaded; and what is said where it
+//! does not suffice. On the emulator where there is no GPU. A process of its own, because the peak is the device's.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::data::block::Block;
+use common::job::{self, InitWeights, JobSources, JobSpec};
+use serde_json::{Value, json};
+use worker::engine::config::ModelConfig;
+use worker::engine::estimate::estimate;
+use worker::engine::{Trainer, TrainerOptions};
+use worker::{ComputeDevice, Device};
+
+/// Shares of what was found, the library's workspace not counted: it would hide what is wrong with the rest. A driver rounds
+/// buffers up; the emulator counts what was asked for, and there a buffer that is forgotten must not pass.
+const TOLERANCE: f64 = 0.10;
+const EMULATED_TOLERANCE: f64 = 0.01;
+/// Tokens of a block.
+const LENGTH: u32 = 70;
+
+/// For one test at a time: what another one takes would be counted.
+fn device() -> Option<(ComputeDevice, MutexGuard<'static, ()>)> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    match Device::Cuda(0).open() {
+        Ok(device) => Some((device, turn)),
+        Err(error) => {
+            assert!(std::env::var_os("MUSTER_NEEDS_GPU").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Wide layers, a large vocabulary, many layers.
+fn shapes() -> [Value; 3] {
+    let shape = |architecture: &str, vocabulary: usize, hidden: usize, layers: usize| {
+        json!({
+            "architectures": [architecture], "vocab_size": vocabulary, "hidden_size": hidden,
+            "intermediate_size": 3 * hidden, "num_hidden_layers": layers, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 32, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0, "attention_bias": false, "initializer_range": 0.02,
+            "tie_word_embeddings": architecture == "Qwen3ForCausalLM"
+        })
+    };
+    [
+        shape("LlamaForCausalLM", 100, 256, 2),
+        shape("Qwen3ForCausalLM", 3000, 64, 2),
+        shape("Qwen2ForCausalLM", 100, 64, 6),
+    ]
+}
+
+fn job(folder: &std::path::Path, flags: &[(&str, &str)], checkpointing: bool) -> JobSpec {
+    let config = folder.join("config.json").display().to_string();
+    let common = [
+        ("base_model", folder.display().to_string()),
+        ("dataset", config),
+        ("sequence_len", LENGTH.to_string()),
+        ("micro_batch_size", "2".to_owned()),
+        ("global_batch_size", "2".to_owned()),
+        ("gradient_checkpointing", checkpointing.to_string()),
+    ];
+    let given = flags
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()));
+    let flags = common.into_iter().chain(given);
+    let job = job::load(JobSources {
+        flags: flags
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        ..JobSources::default()
+    });
+    JobSpec {
+        init_weights: InitWeights::Random,
+        ..job.unwrap()
+    }
+}
+
+fn block(vocabulary: u32) -> Block {
+    Block {
+        tokens: (0..LENGTH).map(|token| token * 7 % vocabulary).collect(),
+        segments: vec![1; LENGTH as usize],
+        trained: (0..LENGTH).map(|token| token > 0).collect(),
+    }
+}
+
+/// Bytes at the peak of a step, and those that were expected, both without the workspace.
+fn peak(
+    device: &ComputeDevice,
+    shape: &Value,
+    flags: &[(&str, &str)],
+    checkpointing: bool,
+) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, shape.to_string()).unwrap();
+    let job = Arc::new(job(folder.path(), flags, checkpointing));
+    let config = ModelConfig::parse(shape, &path).unwrap();
+    let expected = estimate(&config, &job, device, checkpointing).unwrap();
+    let mut trainer = Trainer::load(TrainerOptions {
+        job,
+        model_dir: folder.path().to_owned(),
+        adapter_dir: None,
+        threads: 1,
+        device: device.clone(),
+    })
+    .unwrap();
+    device.reset_peak_memory();
+    let blocks = [block(100), block(100)];
+    let trained = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(0, trained, 1).unwrap();
+    trainer.train_slot(0, &blocks).unwrap();
+    trainer.apply_held(1e-3).unwrap();
+    let found = device.peak_memory_bytes() - expected.libraries;
+    (found as f64, (expected.total() - expected.libraries) as f64)
+}
+
+#[test]
+fn the_peak_is_what_was_expected() {
+    let Some((device, _turn)) = device() else {
+        return;
+    };
+    let methods: [&[(&str, &str)]; 4] = [
+        &[("adapter", "full"), ("base_dtype", "float32")],
+        &[
+            ("adapter", "full"),
+            ("base_dtype", "bfloat16"),
+            ("reduction", "fast"),
+        ],
+        &[
+            ("adapter", "lora"),
+            ("base_dtype", "bfloat16"),
+            ("lora_r", "4"),
+        ],
+        &[
+            ("adapter", "lora"),
+            ("base_dtype", "float32"),
+            ("lora_dropout", "0.1"),
+            ("lora_target_modules", "q_proj,down_proj"),
+        ],
+    ];
+    let tolerance = match device.to_string().contains("emulated") {
+        true => EMULATED_TOLERANCE,
+        false => TOLERANCE,
+    };
+    let mut wrong = Vec::new();
+    for shape in shapes() {
+        for flags in methods {
+            for checkpointing in [false, true] {
+                let (found, expected) = peak(&device, &shape, flags, checkpointing);
+                let apart = expected / found - 1.0;
+                let told = format!(
+                    "{} {flags:?}, checkpointing {checkpointing}: {expected} expected, {found} found ({:+.1}%)",
+                    shape["architectures"][0],
+                    100.0 * apart
+                );
+                println!("{told}");
+                if apart.abs() > tolerance {
+                    wrong.push(told);
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// In a process that the emulator refuses memory beyond a limit.
+#[test]
+fn where_memory_is_out_one_line_says_what_to_lower() {
+    let Some((device, _turn)) = device() else {
+        return;
+    };
+    if !device.to_string().contains("emulated") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shape.json");
+    std::fs::write(&path, shapes()[0].to_string()).unwrap();
+    let bench = |megabytes: &str, more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_worker"))
+            .args(["bench", "--device", "cuda", "--steps", "1", "--warmup", "0"])
+            .args(["--batch", "4", "--seq", "160", "--config"])
+            .arg(&path)
+            .args(more)
+            .env("MUSTER_EMULATED_MB", megabytes)
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let message = bench("40", &[]);
+    for told in [
+        "out of GPU memory",
+        "micro_batch_size 4",
+        "sequence_len 160",
+        "lower one of them",
+        "gradient_checkpointing: true",
+    ] {
+        assert!(message.contains(told), "{told}: {message}");
+    }
+    assert_eq!(message.trim().lines().count(), 1, "{message}");
+    // Of no use where activations are computed again already.
+    let message = bench("36", &["--gradient-checkpointing"]);
+    assert!(message.contains("micro_batch_size 4") && !message.contains("gradient_checkpointing"));
+    let message = bench("33", &[]);
+    assert!(
+        message.contains("weights and optimizer alone need"),
+        "{message}"
+    );
+}
