@@ -79,12 +79,14 @@ fn compile(nvcc: &OsString, source: &Path, compiled: &Path) -> Result<(), Box<dy
 }
 
 fn targets() -> Result<Vec<String>, Box<dyn Error>> {
-    let Ok(capability) = env::var("CUDA_COMPUTE_CAP") else {
+    // A container file passes it on empty where it was not given.
+    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_default();
+    if capability.is_empty() {
         return Ok(vec![
             "-gencode=arch=compute_80,code=sm_80".to_owned(),
             "-gencode=arch=compute_90,code=[sm_90,compute_90]".to_owned(),
         ]);
-    };
+    }
     let number = capability.replace('.', "");
     match number.parse::<u32>() {
         Ok(80..) => Ok(vec![format!(
