@@ -5,6 +5,7 @@ pub mod data;
 pub mod exact;
 pub mod failpoint;
 pub mod files;
+pub mod flops;
 #[cfg(unix)]
 pub mod hangup;
 pub mod job;

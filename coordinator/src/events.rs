@@ -30,6 +30,11 @@ pub struct StepRecord {
     pub skipped: bool,
     /// Until the last step, at the speed so far.
     pub eta_seconds: f64,
+    /// Model FLOP utilisation ([`common::flops`]): of the published peak of all its workers' GPUs together. None: there is one
+    /// whose peak is not known, or none is meant for what the job computes in.
+    pub mfu: Option<f64>,
+    /// Of the worker that took the most. None: the workers do not say.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// One pass over the validation blocks.
@@ -51,6 +56,8 @@ pub enum RunEvent {
     WorkerJoined {
         worker: u64,
         name: String,
+        /// What it computes on.
+        device: String,
         workers: usize,
     },
     /// `workers` are left.

@@ -136,6 +136,9 @@ fn refuse_inputs(job: &JobSpec) -> Result<(), OutputError> {
     }
 }
 
+/// Kinds of devices that the record names.
+const MAX_DEVICES: usize = 64;
+
 /// The files of one run, from its first step to its end.
 pub struct RunFiles {
     dir: PathBuf,
@@ -200,8 +203,11 @@ impl RunFiles {
     /// Writes down what an event says. Events of no interest to files pass by.
     pub fn observe(&mut self, event: &RunEvent) -> Result<(), OutputError> {
         match event {
+            RunEvent::WorkerJoined { device, .. } => self.note_device(device),
             RunEvent::StepCommitted(step) => {
                 self.record.step = step.step;
+                let peak = step.peak_memory_bytes;
+                self.record.peak_memory_bytes = self.record.peak_memory_bytes.max(peak);
                 if let Some(digest) = &step.weights_digest {
                     self.record.weights_digest = Some(digest.clone());
                 }
@@ -215,6 +221,14 @@ impl RunFiles {
             self.metrics.append(&line)?;
         }
         Ok(())
+    }
+
+    fn note_device(&mut self, device: &str) {
+        let devices = &mut self.record.devices;
+        let is_new = !device.is_empty() && !devices.iter().any(|known| known == device);
+        if is_new && devices.len() < MAX_DEVICES {
+            devices.push(device.to_owned());
+        }
     }
 
     /// The event is one that the files must have.

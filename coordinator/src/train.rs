@@ -204,6 +204,7 @@ fn settings(prepared: &Prepared, start: &Start) -> Settings {
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
+        flop_per_token: prepared.estimate.flop_per_token,
     }
 }
 

@@ -125,6 +125,7 @@ impl Life {
             numerics_class: self.device.numerics_class(),
             threads: self.threads() as u32,
             device: self.device.to_string(),
+            peak_flops: self.device.published_peak().unwrap_or(0.0),
             job_digest: held.map_or_else(String::new, |engine| engine.job_digest.clone()),
             run: held.map_or_else(String::new, |engine| engine.run.clone()),
         }

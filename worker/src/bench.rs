@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use common::data::block::Block;
+use common::flops;
 use common::job::{self, InitWeights, JobErrors, JobSources, JobSpec};
 use common::memory::Bytes;
 use common::rng::CounterRng;
@@ -21,7 +22,7 @@ use thiserror::Error;
 use worker::engine::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use worker::engine::cuda::peak::product_gflops;
-use worker::engine::estimate::estimate;
+use worker::engine::estimate::{estimate, shapes};
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
 use worker::engine::trainer::SlotTimes;
@@ -138,6 +139,8 @@ struct Report {
     gflops: f64,
     gemm_peak_gflops: f64,
     share_of_gemm_peak: f64,
+    /// Of the published peak of bfloat16 products, where that is known.
+    mfu: Option<f64>,
     step_seconds: f64,
     compute_seconds: f64,
     forward_seconds: f64,
@@ -235,8 +238,11 @@ fn measure(args: &BenchArgs, work: &Work) -> Result<Report, BenchError> {
     times.sort_by(|a, b| a.total().total_cmp(&b.total()));
     let tokens = u64::from(args.batch) * u64::from(args.seq);
     let median = times[times.len() / 2];
-    let gflop_per_token = flop_per_token(args, config) / 1e9;
+    let (shape, shaped) = shapes(config, job, args.gradient_checkpointing)?;
+    let gflop_per_token = flops::per_token(&shape, &shaped) / 1e9;
     let gflops = gflop_per_token * tokens as f64 / median.total();
+    let published = device.published_peak();
+    let published = published.filter(|_| args.dtype == Dtype::Bfloat16);
     let gemm_peak_gflops = gemm_peak(args, device, threads)?;
     Ok(Report {
         tokens_per_step: tokens,
@@ -249,6 +255,7 @@ fn measure(args: &BenchArgs, work: &Work) -> Result<Report, BenchError> {
         gflops,
         gemm_peak_gflops,
         share_of_gemm_peak: gflops / gemm_peak_gflops,
+        mfu: published.map(|peak| gflops * 1e9 / peak),
         step_seconds: median.total(),
         compute_seconds: median.compute(),
         forward_seconds: median.forward,
@@ -339,24 +346,6 @@ fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError
         accumulate: accumulate.as_secs_f64(),
         update: computed.elapsed().as_secs_f64(),
     })
-}
-
-/// Arithmetic that a step needs for each token, recomputation not counted: two operations for each weight forward, two
-/// for the input gradient, two more for each trainable weight's own; and causal attention.
-fn flop_per_token(args: &BenchArgs, config: &ModelConfig) -> f64 {
-    let attention_width = config.heads * config.head_dim;
-    let key_value_width = config.key_value_heads * config.head_dim;
-    let layer = config.hidden_size
-        * (2 * attention_width + 2 * key_value_width + 3 * config.intermediate_size);
-    let layers = config.layers as f64;
-    let linear = layer as f64 * layers + (config.hidden_size * config.vocab_size) as f64;
-    let passes = match args.mode {
-        Mode::Lora => 4.0,
-        Mode::Full => 6.0,
-    };
-    // Scores and values, over half of the sequence on average; backward is twice as much.
-    let attention = layers * 3.0 * 2.0 * f64::from(args.seq) * attention_width as f64;
-    passes * linear + attention
 }
 
 /// What one large product reaches, in GFLOP/s.
@@ -450,6 +439,9 @@ fn print(report: &Report, json: bool) {
         report.gemm_peak_gflops,
         report.gflop_per_token
     );
+    if let Some(mfu) = report.mfu {
+        println!("MFU          {:.1}% of the published peak", 100.0 * mfu);
+    }
     println!(
         "memory       {:.0} MB at the peak, {:.0} expected; {} parameters, {} of them trainable",
         report.peak_memory_bytes as f64 / 1e6,

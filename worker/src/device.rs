@@ -118,6 +118,15 @@ impl ComputeDevice {
         }
     }
 
+    /// Of bfloat16 products, in operations a second, as NVIDIA publishes it. None: not known, or a processor.
+    pub fn published_peak(&self) -> Option<f64> {
+        match self {
+            Self::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda { gpu, .. } => common::flops::published_peak(gpu.name()),
+        }
+    }
+
     /// The most memory that was taken at a time: the GPU's, or this process's. 0 where the system does not say.
     pub fn peak_memory_bytes(&self) -> u64 {
         match self {
@@ -141,7 +150,10 @@ impl ComputeDevice {
 impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Cpu => f.write_str("cpu"),
+            Self::Cpu => match name_of_processor() {
+                Some(name) => write!(f, "cpu ({name})"),
+                None => f.write_str("cpu"),
+            },
             #[cfg(feature = "cuda")]
             Self::Cuda { ordinal, gpu } => write!(f, "cuda:{ordinal} ({})", gpu.name()),
         }
@@ -152,6 +164,15 @@ impl fmt::Debug for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{self}")
     }
+}
+
+/// As Linux has it; ARM's have none there.
+fn name_of_processor() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).trim().to_owned())
 }
 
 fn peak_of_this_process() -> u64 {
@@ -189,6 +210,7 @@ mod tests {
     fn a_gpu_without_the_feature_is_refused_with_what_to_do() {
         let error = Device::Cuda(0).open().unwrap_err().to_string();
         assert!(error.contains("--features cuda") && error.contains("--device cpu"));
-        assert_eq!(Device::Auto.open().unwrap().to_string(), "cpu");
+        let processor = Device::Auto.open().unwrap().to_string();
+        assert!(processor.starts_with("cpu"), "{processor}");
     }
 }

@@ -121,7 +121,7 @@ impl Shape {
         (2 * self.hidden_size + head_norms + biases.iter().sum::<usize>()) as u64
     }
 
-    fn layer_matrices(&self) -> u64 {
+    pub(crate) fn layer_matrices(&self) -> u64 {
         let scalars = self.linears().map(|(width, out, _)| width * out);
         scalars.iter().sum::<usize>() as u64
     }

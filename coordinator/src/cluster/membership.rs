@@ -13,6 +13,8 @@ pub struct Worker {
     /// Where peers reach its exchange.
     pub address: String,
     pub numerics_class: String,
+    /// Of its bfloat16 products, in operations a second. None: not known.
+    pub peak_flops: Option<f64>,
     /// None while it loads.
     pub ready: Option<v1::Ready>,
     /// Updates its weights are known to have seen.
@@ -126,6 +128,7 @@ impl Membership {
             name: join.name,
             address,
             numerics_class: join.numerics_class,
+            peak_flops: Some(join.peak_flops).filter(|peak| peak.is_finite() && *peak > 0.0),
             ready: None,
             seen: 0,
             entered: false,

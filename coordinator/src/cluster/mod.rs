@@ -73,6 +73,8 @@ pub struct Settings {
     pub min_workers: usize,
     pub max_workers: Option<usize>,
     pub max_skipped_steps: u64,
+    /// Operations that the model needs for a token. None: not in bfloat16, which peaks are known for.
+    pub flop_per_token: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

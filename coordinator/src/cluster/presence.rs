@@ -41,13 +41,14 @@ impl Cluster {
             // Its connection broke, which was not noticed here yet.
             self.expel(now, before, "it joined anew".to_owned(), commands);
         }
-        let name = join.name.clone();
+        let (name, device) = (join.name.clone(), join.device.clone());
         self.members.add(worker, join, address);
         self.await_ready(now, worker);
         commands.push(Command::Welcome { worker });
         commands.push(Command::Emit(RunEvent::WorkerJoined {
             worker: worker.0,
             name,
+            device,
             workers: self.members.count(),
         }));
     }

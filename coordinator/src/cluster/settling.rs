@@ -346,6 +346,11 @@ impl Cluster {
         self.pace.num_tokens += tokens;
         let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
         let remaining = self.course.total_steps().saturating_sub(step) as f64;
+        let tokens_per_second = settling
+            .committed_after
+            .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9));
+        let peaks = settling.reports.values();
+        let peaks = peaks.map(|report| report.peak_memory_bytes);
         commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
             step,
             epoch: self.course.epoch_after(step),
@@ -354,16 +359,25 @@ impl Cluster {
             learning_rate: self.course.learning_rate(before),
             num_tokens: self.pace.num_tokens,
             mean_token_accuracy,
-            tokens_per_second: settling
-                .committed_after
-                .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9)),
+            tokens_per_second,
             workers: self.members.ranks().len().max(settling.reports.len()),
             generation: self.generation,
             weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
             skipped: report.skipped,
             eta_seconds: self.pace.mean_step_seconds.unwrap_or(0.0) * remaining,
+            mfu: self.utilisation(tokens_per_second),
+            peak_memory_bytes: peaks.max().filter(|peak| *peak > 0),
         })));
         self.count_skipped(settling, report.skipped, commands);
+    }
+
+    /// Of the peaks of all members together.
+    fn utilisation(&self, tokens_per_second: f64) -> Option<f64> {
+        let members = self.members.ranks().iter();
+        let peaks = members.map(|id| self.members.get(*id)?.peak_flops);
+        let peak = peaks.sum::<Option<f64>>().filter(|peak| *peak > 0.0)?;
+        let share = tokens_per_second * self.settings.flop_per_token? / peak;
+        share.is_finite().then_some(share)
     }
 
     fn count_skipped(&mut self, settling: &Settling, skipped: bool, commands: &mut Vec<Command>) {

@@ -37,6 +37,8 @@ fn step(step: u64, skipped: bool) -> RunEvent {
         weights_digest: Some(format!("weights-{step}")),
         skipped,
         eta_seconds: 1.0,
+        mfu: Some(0.412),
+        peak_memory_bytes: Some(1_500_000_000),
     })
 }
 

@@ -167,6 +167,12 @@ pub(super) fn step_line(step: &StepRecord) -> Line {
         "generation": step.generation,
         "weights_digest": step.weights_digest,
     }));
+    if let Some(mfu) = step.mfu {
+        line.insert("mfu".to_owned(), mfu.into());
+    }
+    if let Some(bytes) = step.peak_memory_bytes {
+        line.insert("peak_memory_bytes".to_owned(), bytes.into());
+    }
     if step.skipped {
         line.insert("skipped".to_owned(), Value::Bool(true));
     }

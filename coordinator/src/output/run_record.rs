@@ -40,6 +40,12 @@ pub struct RunRecord {
     pub base_model_digest: Option<String>,
     #[serde(default)]
     pub numerics_class: Option<String>,
+    /// What workers computed on, each kind once, in the order in which they came.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// The most that a worker took at a time. None: the workers do not say.
+    #[serde(default)]
+    pub peak_memory_bytes: Option<u64>,
     /// Of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
     #[serde(default)]
     pub weights_digest: Option<String>,
@@ -59,6 +65,8 @@ impl RunRecord {
             data_digest: identity.data_digest.clone(),
             base_model_digest: identity.base_model_digest.clone(),
             numerics_class: None,
+            devices: Vec::new(),
+            peak_memory_bytes: None,
             weights_digest: None,
             job: serde_json::to_value(&identity.job).unwrap_or(Value::Null),
         }

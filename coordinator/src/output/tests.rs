@@ -47,6 +47,8 @@ fn step(step: u64) -> RunEvent {
         weights_digest: Some(format!("{step:064}")),
         skipped: step == 5,
         eta_seconds: 1.0,
+        mfu: Some(0.412),
+        peak_memory_bytes: Some(1_500_000_000),
     })
 }
 
@@ -109,6 +111,8 @@ fn every_step_has_a_line_with_every_measurement() {
         "workers",
         "generation",
         "weights_digest",
+        "mfu",
+        "peak_memory_bytes",
     ] {
         assert!(!lines[0][name].is_null(), "{name}");
     }

@@ -3,19 +3,22 @@
 //! Enters: the job and the sizes of the model. Leaves: bytes a worker needs on a processor and on a GPU, by the formulas of
 //! [`common::memory`].
 
-use common::job::{Checkpointing, JobSpec, Method};
+use common::flops;
+use common::job::{BaseDtype, Checkpointing, JobSpec, Method};
 use common::memory::{Bytes, LINEARS, Work, on_gpu, on_processor};
 use serde::Serialize;
 
 use super::ModelShape;
 
 /// Bytes in one worker, and the scalars behind them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
     pub parameters: u64,
     pub trainable_parameters: u64,
     pub processor: Need,
     pub gpu: Need,
+    /// Operations that the model needs for a token. None: not in bfloat16, which peaks of GPUs are known for.
+    pub flop_per_token: Option<f64>,
 }
 
 /// By what becomes of activations. One of the two at least.
@@ -53,6 +56,8 @@ impl Estimate {
             trainable_parameters: work(false).scalars(&numbers),
             processor: need(on_processor),
             gpu: need(on_gpu),
+            flop_per_token: (job.base_dtype == BaseDtype::Bfloat16)
+                .then(|| flops::per_token(&numbers, &work(false))),
         })
     }
 }

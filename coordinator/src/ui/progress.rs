@@ -2,7 +2,7 @@
 
 use indicatif::ProgressStyle;
 
-use super::text::{Style, count, duration, grouped, rate};
+use super::text::{Style, count, duration, grouped, rate, visible};
 use crate::events::{RunEnd, RunEvent, StepRecord};
 
 /// Mean of the values since it was last taken.
@@ -60,19 +60,37 @@ pub(super) fn step_line(step: &StepRecord, loss: f64, total_steps: u64) -> Strin
         return format!("{what}  made before this coordinator began");
     }
     format!(
-        "{what}  {} tokens/s  {}  eta {}",
+        "{what}  {} tokens/s{}  {}  eta {}",
         grouped(step.tokens_per_second as u64),
+        utilisation(step),
         count(step.workers as u64, "worker"),
         duration(step.eta_seconds)
     )
 }
 
+/// Model FLOP utilisation and memory, where they are known.
+fn utilisation(step: &StepRecord) -> String {
+    let mfu = step.mfu.map(|mfu| format!("  {:.1}% MFU", 100.0 * mfu));
+    let memory = step.peak_memory_bytes;
+    let memory = memory.map(|peak| format!("  {:.1} GB", peak as f64 / 1e9));
+    mfu.unwrap_or_default() + &memory.unwrap_or_default()
+}
+
 /// What an event says that has no place of its own.
 pub(super) fn event_line(event: &RunEvent) -> Option<String> {
     Some(match event {
-        RunEvent::WorkerJoined { name, workers, .. } => {
+        RunEvent::WorkerJoined {
+            name,
+            device,
+            workers,
+            ..
+        } => {
+            let on = match device.is_empty() {
+                true => String::new(),
+                false => format!(" on {}", visible(device)),
+            };
             format!(
-                "worker {name} joined ({})",
+                "worker {name} joined{on} ({})",
                 count(*workers as u64, "worker")
             )
         }

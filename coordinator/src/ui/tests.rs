@@ -62,6 +62,8 @@ fn step(step: u64) -> RunEvent {
         weights_digest: None,
         skipped: step == 4,
         eta_seconds: 62.0,
+        mfu: Some(0.412),
+        peak_memory_bytes: Some(1_500_000_000),
     })
 }
 
@@ -129,10 +131,10 @@ fn without_a_terminal_there_is_one_line_per_logged_step() {
         lines,
         [
             "training 5 steps with 1 worker",
-            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
             "step 4 skipped: its gradient is not finite or out of range",
-            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
-            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  2 workers  eta 1:02",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
         ]
     );
     assert!(!text.contains('\x1b'), "no colours, no cursor movements");
@@ -148,6 +150,7 @@ fn what_happens_in_between_is_said() {
             RunEvent::WorkerJoined {
                 worker: 1,
                 name: name.clone(),
+                device: "cuda:0 (NVIDIA H200)".to_owned(),
                 workers: 1,
             },
             RunEvent::Resumed {
@@ -182,7 +185,7 @@ fn what_happens_in_between_is_said() {
     );
     assert_eq!(
         text,
-        "waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers\nworker host-1 joined (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
+        "waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers\nworker host-1 joined on cuda:0 (NVIDIA H200) (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
          training 5 steps with 1 worker\nworker host-1 left: connection ␛[2Jlost (1 worker)\nsaved out/checkpoint-3\n\
          evaluation after step 3: eval_loss 2.0000, accuracy 50.0%\na notice\ndone after 5 steps in 0:00\nweights_digest abc\n"
     );

@@ -186,6 +186,7 @@ fn settings(world: &World, start: &State, earlier: Earlier) -> Settings {
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
+        flop_per_token: None,
     }
 }
 

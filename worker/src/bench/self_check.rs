@@ -442,12 +442,14 @@ fn speeds(device: &ComputeDevice, table: &mut Table) {
 
 #[cfg(feature = "cuda")]
 fn told(report: &Report) -> String {
+    let mfu = report.mfu.map(|mfu| format!(", MFU {:.1}%", 100.0 * mfu));
     format!(
-        "{:.0} tokens/s, {:.1} GB, {:.1} TFLOP/s, {:.0}% of the {:.0} that products alone reach",
+        "{:.0} tokens/s, {:.1} GB, {:.1} TFLOP/s, {:.0}% of the {:.0} that products alone reach{}",
         report.tokens_per_second_median,
         report.peak_memory_bytes as f64 / 1e9,
         report.gflops / 1e3,
         100.0 * report.share_of_gemm_peak,
-        report.gemm_peak_gflops / 1e3
+        report.gemm_peak_gflops / 1e3,
+        mfu.unwrap_or_default()
     )
 }

@@ -74,6 +74,7 @@ pub fn settings() -> Settings {
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,
+        flop_per_token: None,
     }
 }
 

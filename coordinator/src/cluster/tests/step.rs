@@ -66,3 +66,42 @@ fn a_slot_that_was_not_leased_expels_its_sender() {
         "w2 expel: it computed slot 0, which was not leased to it"
     );
 }
+
+#[test]
+fn utilisation_is_of_all_members_published_peaks_or_not_told() {
+    let record = |peaks: [Option<f64>; 2]| {
+        let mut scene = Scene::with_workers(2);
+        scene.cluster.settings.flop_per_token = Some(1e9);
+        for (id, peak) in (1..).zip(peaks) {
+            let worker = scene.cluster.members.get_mut(WorkerId(id));
+            worker.expect("it joined").peak_flops = peak;
+        }
+        for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+            scene.after(done(worker, 0, slot));
+        }
+        scene.now += Duration::from_secs(2);
+        let mut commands = Vec::new();
+        for id in [1, 2] {
+            let Event::StepReported { worker, mut report } = reported(id, 1, "a") else {
+                unreachable!("reported makes a StepReported")
+            };
+            report.peak_memory_bytes = 100 * id;
+            let event = Event::StepReported { worker, report };
+            scene.cluster.handle(scene.now, event, &mut commands);
+        }
+        let record = commands.into_iter().find_map(|command| match command {
+            Command::Emit(RunEvent::StepCommitted(record)) => Some(record),
+            _ => None,
+        });
+        record.expect("the step is committed")
+    };
+    let known = record([Some(1e10), Some(3e10)]);
+    let expected = known.tokens_per_second * 1e9 / 4e10;
+    assert!(
+        known
+            .mfu
+            .is_some_and(|mfu| (mfu / expected - 1.0).abs() < 1e-12)
+    );
+    assert_eq!(known.peak_memory_bytes, Some(200));
+    assert_eq!(record([Some(1e10), None]).mfu, None);
+}

@@ -1,0 +1,123 @@
+//! How much arithmetic training takes, and what share of a device's peak that is. In: the shapes of a model and of the work on
+//! it. Out: operations; a multiplication and an addition are two.
+//!
+//! Model FLOP utilisation as PaLM defines it (Chowdhery et al., 2022, appendix B): tokens a second times the operations that
+//! the model needs for each, over the peak of the devices. What is computed again, for want of memory, is not counted. Attention
+//! is causal, so half of PaLM's. Frozen weights have no gradient of their own, so four operations for each instead of six.
+
+use crate::memory::{Shape, Trained, Work};
+
+/// Of a token in a block of `sequence_len`, forward and backward.
+pub fn per_token(shape: &Shape, work: &Work) -> f64 {
+    // The embedding is looked up; the output layer is a product, tied or not.
+    let head = (shape.vocab_size * shape.hidden_size) as u64;
+    let linears = shape.layers as u64 * shape.layer_matrices() + head;
+    let products = match work.trained {
+        Trained::All => 6 * linears,
+        Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
+    };
+    // Scores and values, over half of the sequence on average; backward is twice as much.
+    let attention =
+        3 * 2 * (shape.layers * work.sequence_len * shape.heads * shape.head_dim) as u64;
+    (products + attention) as f64
+}
+
+/// The published peak of a GPU's matrix products in bfloat16 summed in float32, without sparsity, in operations a second
+/// (NVIDIA's data sheets). None: the name is none that is known here.
+pub fn published_peak(gpu: &str) -> Option<f64> {
+    // The first that matches counts, so longer names come first.
+    const TERAFLOPS: [(&str, f64); 16] = [
+        ("GB200", 2500.0),
+        ("B200", 2250.0),
+        ("B100", 1750.0),
+        ("GH200", 989.4),
+        ("H200 NVL", 835.5),
+        ("H200", 989.4),
+        ("H100 NVL", 835.5),
+        ("H100 PCIe", 756.5),
+        ("H100", 989.4),
+        ("H800", 989.4),
+        ("H20", 148.0),
+        ("A100", 311.8),
+        ("A800", 311.8),
+        ("A40", 149.7),
+        ("L40S", 362.05),
+        ("RTX 4090", 165.2),
+    ];
+    let known = TERAFLOPS.iter().find(|(name, _)| names(gpu, name))?;
+    Some(known.1 * 1e12)
+}
+
+/// Whether `name` is in `gpu` as words of its own: an H20 is no H200.
+fn names(gpu: &str, name: &str) -> bool {
+    gpu.match_indices(name).any(|(at, _)| {
+        let outside = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric());
+        outside(gpu[..at].chars().next_back()) && outside(gpu[at + name.len()..].chars().next())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{BaseDtype, Reduction};
+    use crate::memory::LINEARS;
+
+    /// Llama 3.1 8B.
+    const LARGE: Shape = Shape {
+        vocab_size: 128_256,
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        layers: 32,
+        heads: 32,
+        key_value_heads: 8,
+        head_dim: 128,
+        tied: false,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        head_norms: false,
+    };
+
+    fn work(trained: Trained) -> Work {
+        Work {
+            trained,
+            dtype: BaseDtype::Bfloat16,
+            reduction: Reduction::Exact,
+            batch: 1,
+            sequence_len: 4096,
+            checkpointing: false,
+            alone: true,
+        }
+    }
+
+    #[test]
+    fn full_training_takes_six_operations_a_weight_and_adapters_four() {
+        let full = per_token(&LARGE, &work(Trained::All));
+        // 8.03e9 parameters, of which the embedding's 0.53e9 are no product; and attention.
+        let attention = 6.0 * 32.0 * 4096.0 * 4096.0;
+        assert!(
+            (full / (6.0 * 7.504_9e9 + attention) - 1.0).abs() < 1e-3,
+            "{full:e}"
+        );
+        let adapted = vec![[true; LINEARS]; LARGE.layers];
+        let lora = Trained::Adapters {
+            rank: 16,
+            dropout: false,
+            adapted,
+        };
+        // 41.9e6 scalars of adapters.
+        let expected = 4.0 * 7.504_9e9 + 6.0 * 41.943e6 + attention;
+        let lora = per_token(&LARGE, &work(lora));
+        assert!((lora / expected - 1.0).abs() < 1e-3, "{lora:e}");
+    }
+
+    #[test]
+    fn a_gpu_is_known_by_its_name() {
+        assert_eq!(published_peak("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(published_peak("NVIDIA H100 80GB HBM3"), Some(989.4e12));
+        assert_eq!(published_peak("NVIDIA H100 PCIe"), Some(756.5e12));
+        assert_eq!(published_peak("NVIDIA H20"), Some(148.0e12));
+        assert_eq!(published_peak("NVIDIA A100-SXM4-80GB"), Some(311.8e12));
+        assert_eq!(published_peak("emulated GPU"), None);
+    }
+}
