@@ -8,6 +8,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,6 +25,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={KERNELS}");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     let nvcc = nvcc();
+    println!(
+        "cargo::rustc-env=MUSTER_CUDA_MAJOR={}",
+        major_version(&nvcc)?
+    );
     let mut list = String::from("&[\n");
     for source in sources()? {
         println!("cargo::rerun-if-changed={}", source.display());
@@ -62,6 +67,28 @@ fn nvcc() -> OsString {
     }
 }
 
+/// Which drivers run what it compiles.
+fn major_version(nvcc: &OsString) -> Result<u32, Box<dyn Error>> {
+    let told = Command::new(nvcc)
+        .arg("--version")
+        .output()
+        .map_err(|error| missing(nvcc, &error))?;
+    let told = String::from_utf8_lossy(&told.stdout);
+    let version = told
+        .split("release ")
+        .nth(1)
+        .and_then(|rest| rest.split('.').next());
+    let major = version.and_then(|major| major.parse().ok());
+    major.ok_or_else(|| format!("{} --version names no release: {told}", nvcc.display()).into())
+}
+
+fn missing(nvcc: &OsString, error: &io::Error) -> String {
+    format!(
+        "{}: {error}. The feature `cuda` needs nvcc: install the CUDA toolkit and set CUDA_HOME",
+        nvcc.display()
+    )
+}
+
 fn compile(nvcc: &OsString, source: &Path, compiled: &Path) -> Result<(), Box<dyn Error>> {
     let status = Command::new(nvcc)
         .args(["-fatbin", "-std=c++17", "-O3"])
@@ -69,9 +96,7 @@ fn compile(nvcc: &OsString, source: &Path, compiled: &Path) -> Result<(), Box<dy
         .arg("-o")
         .args([compiled, source])
         .status()
-        .map_err(|error| {
-            format!("{}: {error}. The feature `cuda` needs nvcc: install the CUDA toolkit and set CUDA_HOME", nvcc.display())
-        })?;
+        .map_err(|error| missing(nvcc, &error))?;
     if !status.success() {
         return Err(format!("nvcc could not compile {}", source.display()).into());
     }

@@ -204,11 +204,33 @@ fn where_memory_is_out_one_line_says_what_to_lower() {
     }
     assert_eq!(message.trim().lines().count(), 1, "{message}");
     // Of no use where activations are computed again already.
-    let message = bench("36", &["--gradient-checkpointing"]);
+    let message = bench("40", &["--gradient-checkpointing"]);
     assert!(message.contains("micro_batch_size 4") && !message.contains("gradient_checkpointing"));
     let message = bench("33", &[]);
     assert!(
         message.contains("weights and optimizer alone need"),
         "{message}"
     );
+}
+
+#[test]
+fn a_driver_older_than_the_kernels_is_named_before_anything_else() {
+    let Some((device, _turn)) = device() else {
+        return;
+    };
+    if !device.to_string().contains("emulated") {
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_worker"))
+        .args(["self-check", "--device", "cuda"])
+        .env("MUSTER_EMULATED_DRIVER", "12040")
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(
+        message.contains("CUDA 12.4") && message.contains("CUDA 13"),
+        "{message}"
+    );
+    assert_eq!(message.trim().lines().count(), 1, "{message}");
 }

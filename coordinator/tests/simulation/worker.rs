@@ -237,6 +237,7 @@ impl Life {
             exchange_host: "10.0.0.1".into(),
             numerics_class: "toy".into(),
             threads: 1,
+            peak_flops: 0.0,
             device: "cpu".into(),
             job_digest: held.map_or_else(String::new, |held| held.job_digest.clone()),
             run: held.map_or_else(String::new, |held| held.run.clone()),

@@ -2,6 +2,7 @@
 //! processor, what had to be the same to the bit, and what speeds it reached. Nothing but this program is needed.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,9 +14,9 @@ use worker::engine::accumulator::Sums;
 use worker::engine::{Reduced, Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
 
-use super::{BenchArgs, BenchError, Dtype, Mode, job_of, random_blocks};
+use super::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
 #[cfg(feature = "cuda")]
-use super::{Report, Work, measure};
+use super::{Report, measure};
 
 const STEPS: usize = 10;
 const LEARNING_RATE: f64 = 3e-3;
@@ -28,6 +29,9 @@ pub struct SelfCheckArgs {
     /// Leave the speeds out
     #[arg(long)]
     quick: bool,
+    /// Only train the shape of this number, and print the digest of its weights: for checks of several processes
+    #[arg(long, hide = true)]
+    digest_of: Option<usize>,
 }
 
 /// A model to compare on.
@@ -65,11 +69,14 @@ impl Table {
 /// Where the device cannot be used, or a comparison failed.
 pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
     let device = args.device.open()?;
+    if let Some(number) = args.digest_of {
+        return print_digest(number, &device);
+    }
     println!("device {device}, class {}", device.numerics_class());
     let mut table = Table { failures: 0 };
-    for shape in shapes() {
+    for (number, shape) in shapes().into_iter().enumerate() {
         let began = Instant::now();
-        check(&shape, &device, &mut table);
+        check(&shape, number, &device, &mut table);
         println!(
             "      {:<34} {:.1} s",
             shape.name,
@@ -83,6 +90,14 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
         }
         #[cfg(feature = "cuda")]
         (ComputeDevice::Cuda { .. }, false) => speeds(&device, &mut table),
+    }
+    #[cfg(feature = "cuda")]
+    if let ComputeDevice::Cuda { ordinal, .. } = &device {
+        for tool in ["memcheck", "racecheck"] {
+            println!(
+                "next: compute-sanitizer --tool {tool} worker self-check --device cuda:{ordinal} --quick"
+            );
+        }
     }
     match table.failures {
         0 => {
@@ -147,7 +162,8 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-fn check(shape: &Shape, device: &ComputeDevice, table: &mut Table) {
+/// `number` is that of the shape.
+fn check(shape: &Shape, number: usize, device: &ComputeDevice, table: &mut Table) {
     let folder = match prepared(shape) {
         Ok(folder) => folder,
         Err(error) => return table.row(shape.name, "preparing a model", Err(error)),
@@ -177,6 +193,17 @@ fn check(shape: &Shape, device: &ComputeDevice, table: &mut Table) {
         "two workers come to the bits of one",
         bench.two_workers(),
     );
+    table.row(
+        shape.name,
+        "two processes at once, the same bits",
+        bench.two_processes(number),
+    );
+    if !matches!(device, ComputeDevice::Cpu) {
+        let what = "memory at the peak as expected";
+        for checkpointing in [false, true] {
+            table.row(shape.name, what, bench.memory(checkpointing));
+        }
+    }
 }
 
 fn prepared(shape: &Shape) -> Result<tempfile::TempDir, BenchError> {
@@ -297,6 +324,64 @@ impl Checked<'_> {
         Ok(verdict(same, String::new()))
     }
 
+    /// Of the weights after two steps.
+    fn digest(&self) -> Result<String, BenchError> {
+        let mut trainer = self.load(self.device, self.shape.dtype, false)?;
+        for _ in 0..2 {
+            step(&mut trainer, &self.blocks())?;
+        }
+        Ok(trainer.weights_digest()?)
+    }
+
+    /// Both compute on the device while this one holds an engine there, too.
+    fn two_processes(&self, number: usize) -> Result<Verdict, BenchError> {
+        let device = match self.device {
+            ComputeDevice::Cpu => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            ComputeDevice::Cuda { ordinal, .. } => Device::Cuda(*ordinal),
+        };
+        let start = || {
+            Command::new(std::env::current_exe()?)
+                .args(["self-check", "--device", &device.to_string()])
+                .args(["--digest-of", &number.to_string()])
+                .stdout(Stdio::piped())
+                .spawn()
+        };
+        let others = [start()?, start()?];
+        let digest = self.digest()?;
+        let mut same = true;
+        for other in others {
+            let output = other.wait_with_output()?;
+            same &= output.status.success();
+            same &= String::from_utf8_lossy(&output.stdout).trim() == digest;
+        }
+        Ok(verdict(same, digest.chars().take(16).collect()))
+    }
+
+    /// Of the engine's buffers, without the library's workspace, which would hide what is wrong with the rest.
+    fn memory(&self, checkpointing: bool) -> Result<Verdict, BenchError> {
+        const ALLOWED: f64 = 0.1;
+        let args = BenchArgs {
+            gradient_checkpointing: checkpointing,
+            ..self.args(self.shape.dtype, checkpointing)
+        };
+        let needed = Work::of(&args, self.device.clone())?.needed;
+        let mut trainer = self.load(self.device, self.shape.dtype, checkpointing)?;
+        self.device.reset_peak_memory();
+        whole_step(&mut trainer, &self.blocks())?;
+        let libraries = needed.libraries;
+        let found = self.device.peak_memory_bytes().saturating_sub(libraries);
+        let expected = needed.total() - libraries;
+        let apart = expected as f64 / found.max(1) as f64 - 1.0;
+        let told = format!(
+            "{:.1} MB, {:.1} expected ({:+.1}%)",
+            found as f64 / 1e6,
+            expected as f64 / 1e6,
+            100.0 * apart
+        );
+        Ok(verdict(apart.abs() <= ALLOWED, told))
+    }
+
     /// Each holds a slot, their sums are added, both update from the mean.
     fn two_workers(&self) -> Result<Verdict, BenchError> {
         let load = || self.load(self.device, self.shape.dtype, false);
@@ -325,6 +410,21 @@ impl Checked<'_> {
     }
 }
 
+/// What [`Checked::two_processes`] starts.
+fn print_digest(number: usize, device: &ComputeDevice) -> Result<(), BenchError> {
+    let Some(shape) = shapes().into_iter().nth(number) else {
+        return Err(BenchError::Failures { failures: 1 });
+    };
+    let folder = prepared(&shape)?;
+    let bench = Checked {
+        shape: &shape,
+        folder: folder.path(),
+        device,
+    };
+    println!("{}", bench.digest()?);
+    Ok(())
+}
+
 fn verdict(passed: bool, told: String) -> Verdict {
     match passed {
         true => Verdict::Passed(told),
@@ -339,6 +439,15 @@ fn sums(trainer: &mut Trainer, blocks: &[Block]) -> Result<(Vec<i64>, f64), Benc
     trainer.begin_step(trainer.step(), trained, 1)?;
     let outcome = trainer.train_slot(0, blocks)?;
     Ok((held(trainer)?, outcome.loss_sum))
+}
+
+/// A step whose blocks are one slot.
+fn whole_step(trainer: &mut Trainer, blocks: &[Block]) -> Result<(), BenchError> {
+    let trained = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(trainer.step(), trained, 1)?;
+    trainer.train_slot(0, blocks)?;
+    trainer.apply_held(LEARNING_RATE)?;
+    Ok(())
 }
 
 fn held(trainer: &mut Trainer) -> Result<Vec<i64>, BenchError> {

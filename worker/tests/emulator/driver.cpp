@@ -72,6 +72,11 @@ int a_thing;
 
 extern "C" {
 int cuInit(unsigned) { return SUCCESS; }
+int cuDriverGetVersion(int *version) {
+    const char *told = std::getenv("MUSTER_EMULATED_DRIVER");
+    *version = told ? std::atoi(told) : 13000;
+    return SUCCESS;
+}
 int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal == 0 ? SUCCESS : INVALID_VALUE; }
 int cuDeviceGetName(char *name, int length, int) {
@@ -96,6 +101,7 @@ int cuCtxSetCurrent(void *context) { current_context = context; return SUCCESS; 
 int cuCtxGetCurrent(void **context) { *context = current_context; return SUCCESS; }
 int cuCtxSynchronize() { return SUCCESS; }
 int cuDeviceGetDefaultMemPool(void **pool, int) { *pool = &a_thing; return SUCCESS; }
+int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
 int cuMemPoolSetAttribute(void *, int attribute, void *) {
     std::lock_guard<std::mutex> lock(guard);
     // The most that was used may be set to zero alone, from where it is what is used now.
@@ -173,7 +179,8 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void *, void **arguments, void **) {
-    if (gx == 0 || gy == 0 || gz == 0 || bx == 0) return INVALID_VALUE;
+    // As the real one: only a grid's first side may be long.
+    if (gx == 0 || gy == 0 || gz == 0 || bx == 0 || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID_VALUE;
     reinterpret_cast<Launch>(function)(Dim{gx, gy, gz}, Dim{bx, by, bz}, shared, arguments);
     return SUCCESS;
 }

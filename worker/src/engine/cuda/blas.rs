@@ -5,7 +5,9 @@
 //! that never changes, so the same product has the same bits every time.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::memory::gpu::WORKSPACE_BYTES;
@@ -24,6 +26,8 @@ const MAX_PLANS: usize = 4096;
 pub enum BlasError {
     #[error("cuBLAS failed in {what}: {reason}")]
     Library { what: &'static str, reason: String },
+    #[error("{error}, for {shape}")]
+    Product { error: Box<Self>, shape: String },
     #[error("no memory on the GPU for cuBLAS's workspace")]
     Workspace,
 }
@@ -131,6 +135,24 @@ struct Shape {
     alignments: [u32; 3],
 }
 
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { m, n, k, .. } = self;
+        let kind = |narrow| if narrow { "bfloat16" } else { "float32" };
+        let turned = self.transposed.map(|turned| if turned { "ᵀ" } else { "" });
+        write!(
+            f,
+            "[{m}, {k}]{} x [{k}, {n}]{} in {} to {}, rows {:?} apart, aligned to {:?} bytes",
+            turned[0],
+            turned[1],
+            kind(self.narrow[0]),
+            kind(self.narrow[1]),
+            self.strides,
+            self.alignments
+        )
+    }
+}
+
 struct Addresses {
     a: u64,
     b: u64,
@@ -139,7 +161,6 @@ struct Addresses {
 }
 
 /// Descriptors of one shape. Freed with the [`Blas`].
-#[derive(Clone, Copy)]
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
@@ -261,7 +282,13 @@ impl Blas {
             what: "taking the device",
             reason: error.to_string(),
         })?;
-        let plan = self.plan::<E, O>(shape)?;
+        let named = |error| BlasError::Product {
+            error: Box::new(error),
+            shape: shape.to_string(),
+        };
+        // Held until the product is asked for: another thread may make room for its own plans.
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = self.plan::<E, O>(&mut plans, shape).map_err(named)?;
         let [a_layout, b_layout, out_layout] = plan.layouts;
         let (workspace, _workspace) = self.workspace.device_ptr(&self.stream);
         let keep = f32::from(u8::from(at.onto.is_some()));
@@ -287,20 +314,21 @@ impl Blas {
                 self.stream.cu_stream().cast(),
             )
         };
-        Ok(library("a product", run)?)
+        Ok(library("a product", run).map_err(named)?)
     }
 
-    fn plan<E: GpuElement, O: GpuElement>(&self, shape: Shape) -> Result<Plan, BlasError> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(&shape) {
-            return Ok(*plan);
-        }
-        if plans.len() >= MAX_PLANS {
+    fn plan<'a, E: GpuElement, O: GpuElement>(
+        &self,
+        plans: &'a mut HashMap<Shape, Plan>,
+        shape: Shape,
+    ) -> Result<&'a Plan, BlasError> {
+        if plans.len() >= MAX_PLANS && !plans.contains_key(&shape) {
             plans.drain().for_each(|(_, plan)| plan.free());
         }
-        let plan = self.make_plan::<E, O>(shape)?;
-        plans.insert(shape, plan);
-        Ok(plan)
+        match plans.entry(shape) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => Ok(new.insert(self.make_plan::<E, O>(shape)?)),
+        }
     }
 
     fn make_plan<E: GpuElement, O: GpuElement>(&self, shape: Shape) -> Result<Plan, BlasError> {

@@ -9,7 +9,7 @@ use super::blas::GpuElement;
 use super::gpu::Gpu;
 use super::layers::{self, Vector};
 use super::model::{GpuModel, TokenMatrix};
-use super::ops::projection::{self, Adapter, Place, Projection};
+use super::ops::projection::{self, Adapter, Place, Projection, Staged};
 use crate::engine::EngineError;
 use crate::engine::config::ModelConfig;
 use crate::engine::ops::element::Element;
@@ -58,10 +58,16 @@ impl Parts<'_> {
         name: &str,
     ) -> Result<TokenMatrix<E>, EngineError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        Ok(TokenMatrix {
-            values: self.gpu.upload(&self.matrix::<E>(name, shape)?)?,
-            place: self.place(name),
-        })
+        let place = self.place(name);
+        let values = match place {
+            // The first refresh writes it.
+            Some(_) => self.gpu.take(shape[0] * shape[1])?,
+            None => {
+                let weight = self.source.tensor(name, &shape, self.dtype)?;
+                self.gpu.upload::<E>(weight.read().elements())?
+            }
+        };
+        Ok(TokenMatrix { values, place })
     }
 
     fn layer<E: Element + GpuElement>(
@@ -98,26 +104,35 @@ impl Parts<'_> {
         shapes: &[LinearShape],
     ) -> Result<Projection<E>, EngineError> {
         let width = shapes.first().map_or(0, |shape| shape.width);
-        let (mut layers, mut weights, mut biases) = (Vec::new(), Vec::new(), Vec::new());
-        for shape in shapes {
+        let paths = shapes.iter().map(|shape| format!("{prefix}{}", shape.path));
+        let layers = shapes
+            .iter()
+            .zip(paths)
+            .map(|(shape, path)| projection::Layer {
+                out: shape.out,
+                weight: self.place(&format!("{path}.weight")),
+                bias: self.place(&format!("{path}.bias")),
+                adapter: self.adapter(&path),
+            });
+        let mut staged = Staged::<E>::new(layers.collect(), width);
+        let mut biases = Vec::new();
+        for (index, shape) in shapes.iter().enumerate() {
             let path = format!("{prefix}{}", shape.path);
-            let (weight, bias) = (format!("{path}.weight"), format!("{path}.bias"));
-            weights.extend(self.matrix::<E>(&weight, [shape.out, shape.width])?);
+            let weight = format!("{path}.weight");
+            if self.place(&weight).is_none() {
+                let weight = self
+                    .source
+                    .tensor(&weight, &[shape.out, shape.width], self.dtype)?;
+                staged.set(index, weight.read().elements());
+            }
             if shape.bias {
-                biases.extend(self.values(&bias, &[shape.out])?);
+                biases.extend(self.values(&format!("{path}.bias"), &[shape.out])?);
             } else {
                 biases.resize(biases.len() + shape.out, 0.0);
             }
-            layers.push(projection::Layer {
-                out: shape.out,
-                weight: self.place(&weight),
-                bias: self.place(&bias),
-                adapter: self.adapter(&path),
-            });
         }
         let any = shapes.iter().any(|shape| shape.bias);
-        let bias = any.then_some(&biases[..]);
-        Ok(Projection::new(self.gpu, layers, width, &weights, bias)?)
+        Ok(staged.upload(self.gpu, any.then_some(&biases[..]))?)
     }
 
     fn adapter(&self, path: &str) -> Option<Adapter> {
@@ -137,21 +152,7 @@ impl Parts<'_> {
         Ok(Vector::new(self.gpu, &values, self.place(name))?)
     }
 
-    /// A matrix of the base model; zeros where it is trainable.
-    fn matrix<E: Element + GpuElement>(
-        &self,
-        name: &str,
-        shape: [usize; 2],
-    ) -> Result<Vec<E>, EngineError> {
-        if self.place(name).is_some() {
-            return Ok(vec![<E as Default>::default(); shape[0] * shape[1]]);
-        }
-        let weight = self.source.tensor(name, &shape, self.dtype)?;
-        let reading = weight.read();
-        Ok(reading.elements::<E>().to_vec())
-    }
-
-    /// As [`Self::matrix`], in float32.
+    /// A tensor of the base model in float32; zeros where it is trainable.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
         let mut values = vec![0.0; shape.iter().product()];
         if self.place(name).is_none() {

@@ -57,6 +57,18 @@ pub struct GpuEngine {
     sums: GpuSums,
     /// Of a slot, where it is kept until that is done.
     slot: Option<SlotGradient>,
+    /// Last, so that everything above is freed before.
+    _release: Release,
+}
+
+/// Gives the device's memory back when an engine ends, for whoever else computes there.
+struct Release(Arc<Gpu>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        // Whoever ends has no use for an error.
+        let _ = self.0.release_kept_memory();
+    }
 }
 
 impl GpuEngine {
@@ -98,6 +110,7 @@ impl GpuEngine {
             slot,
             scalars,
             model,
+            _release: Release(gpu.clone()),
             gpu,
         };
         engine.refresh()?;

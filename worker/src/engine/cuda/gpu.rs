@@ -3,13 +3,13 @@
 //!
 //! CUDA's libraries are loaded when the first GPU is opened. Where there are none, that is an error and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 use thiserror::Error;
@@ -31,6 +31,10 @@ pub enum GpuError {
         library: &'static str,
         remedy: &'static str,
     },
+    #[error(
+        "NVIDIA's driver here is for CUDA {found} and this program was built with CUDA {needed}: install a newer driver (580 or later for CUDA 13), or compute on the processor with --device cpu"
+    )]
+    OldDriver { found: String, needed: i32 },
     #[error(
         "there is no GPU {ordinal}: the driver sees {count}; --device cpu computes on the processor"
     )]
@@ -128,6 +132,7 @@ impl Gpu {
     /// No driver, no such GPU, one that is too old, or no cuBLAS.
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         check_libraries()?;
+        check_driver()?;
         let count = match CudaContext::device_count() {
             Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
             count => driver("counting the devices", count)?,
@@ -352,6 +357,14 @@ impl Gpu {
         driver(what, result).map(drop)
     }
 
+    /// Gives memory that is kept for later back to the system, once everything asked for is done.
+    pub fn release_kept_memory(&self) -> Result<(), GpuError> {
+        self.wait()?;
+        // SAFETY: the pool is the device's own, and what is in use stays.
+        let result = unsafe { sys::cuMemPoolTrimTo(default_pool(&self.context)?, 0) };
+        driver("giving memory back", result.result())
+    }
+
     fn memory_error(&self, error: DriverError, wanted: usize) -> GpuError {
         match (error.0, self.memory()) {
             (CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => GpuError::Memory {
@@ -363,6 +376,31 @@ impl Gpu {
                 what: "taking memory",
                 reason: error.to_string(),
             },
+        }
+    }
+}
+
+/// Keeps the processor a few layers ahead of the GPU and no further, so that what is asked of it meanwhile is noticed while
+/// there is still something to leave out.
+#[derive(Default)]
+pub struct Pace {
+    begun: VecDeque<CudaEvent>,
+}
+
+impl Pace {
+    /// Enough that the GPU never waits for the processor.
+    const LAYERS_AHEAD: usize = 3;
+
+    /// Before a layer: waits until the one that lies so many before it has begun.
+    pub fn step(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        let begun = gpu.stream.record_event(None);
+        self.begun.push_back(driver("marking a layer", begun)?);
+        if self.begun.len() <= Self::LAYERS_AHEAD {
+            return Ok(());
+        }
+        match self.begun.pop_front() {
+            Some(begun) => driver("waiting for a layer", begun.synchronize()),
+            None => Ok(()),
         }
     }
 }
@@ -409,6 +447,26 @@ fn check_libraries() -> Result<(), GpuError> {
         });
     }
     Ok(())
+}
+
+/// Kernels of one major version run on every driver of that version, and on later ones.
+fn check_driver() -> Result<(), GpuError> {
+    let (mut version, built) = (0, built_with());
+    // SAFETY: it writes one number, and has no preconditions.
+    let result = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    driver("reading the driver's version", result.result())?;
+    match version / 1000 < built {
+        true => Err(GpuError::OldDriver {
+            found: format!("{}.{}", version / 1000, version % 1000 / 10),
+            needed: built,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// The major version of the toolkit that compiled the kernels.
+fn built_with() -> i32 {
+    env!("MUSTER_CUDA_MAJOR").parse().unwrap_or(0)
 }
 
 fn load(context: &Arc<CudaContext>, image: &[u8]) -> Result<Arc<CudaModule>, DriverError> {

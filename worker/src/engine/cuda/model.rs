@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaViewMut;
 
 use super::blas::{GpuElement, Matrix, Target};
-use super::gpu::{DeviceBuffer, Gpu, GpuError};
+use super::gpu::{DeviceBuffer, Gpu, GpuError, Pace};
 use super::layers::{GpuBatch, Inner, Layer, Pass, Vector};
 use super::ops::cross_entropy::{LossHead, chunk_count};
 use super::ops::elementwise::{Rows, embedding_gradient, gather_rows, narrow_rows};
@@ -198,8 +198,9 @@ impl<E: GpuElement> GpuModel<E> {
         let mut x = gpu.take::<f32>(pass.batch.tokens * width)?;
         let (ids, out) = (pass.batch.ids.as_view(), &mut x.as_view_mut());
         gather_rows(gpu, &self.embedding.values.as_view(), &ids, out, width)?;
-        let mut kept = Vec::new();
+        let (mut kept, mut pace) = (Vec::new(), Pace::default());
         for layer in &self.layers {
+            pace.step(gpu)?;
             if self.abandon.is_asked() {
                 return Ok(None);
             }
@@ -223,9 +224,13 @@ impl<E: GpuElement> GpuModel<E> {
         sink: &mut dyn Sink,
         droppable: bool,
     ) -> Result<bool, GpuError> {
+        let mut pace = Pace::default();
         for (layer, Kept { x, inner }) in self.layers.iter().zip(kept.drain(..)).rev() {
-            if droppable && self.abandon.is_asked() {
-                return Ok(false);
+            if droppable {
+                pace.step(pass.gpu)?;
+                if self.abandon.is_asked() {
+                    return Ok(false);
+                }
             }
             let inner = match inner {
                 Some(inner) => inner,

@@ -43,16 +43,10 @@ __device__ void attention_deltas(const E *context, const E *d_context, float *de
     for (int other = 4; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
     if (present && lane == 0) deltas[head * static_cast<int64_t>(tokens) + token] = sum;
 }
-extern "C" __global__ void attention_deltas_f32(const float *context, const float *d_context, float *deltas, int heads,
-                                                int dimension, int tokens, int stride) {
-    attention_deltas(context, d_context, deltas, heads, dimension, tokens, stride);
-}
-EXPORT(attention_deltas_f32)
-extern "C" __global__ void attention_deltas_bf16(const bf16 *context, const bf16 *d_context, float *deltas, int heads,
-                                                 int dimension, int tokens, int stride) {
-    attention_deltas(context, d_context, deltas, heads, dimension, tokens, stride);
-}
-EXPORT(attention_deltas_bf16)
+#define ATTENTION_DELTAS(E) \
+    const E *context, const E *d_context, float *deltas, int heads, int dimension, int tokens, int stride
+TWINS(attention_deltas, ATTENTION_DELTAS, attention_deltas(context, d_context, deltas, heads, dimension, tokens,
+      stride))
 
 // As `mask`, where the rows are keys and the columns queries.
 template <int M, int N>

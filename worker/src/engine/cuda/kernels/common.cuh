@@ -24,6 +24,13 @@ __device__ __forceinline__ void narrow(float x, bf16 &to) { to = __float2bfloat1
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ void narrow(float x, float &to) { to = x; }
 
+// Two kernels of one template, `name`_f32 and `name`_bf16: PARAMETERS(E) are those of element type E, what follows is their body.
+#define TWINS(name, PARAMETERS, ...) \
+    extern "C" __global__ void name##_f32(PARAMETERS(float)) { __VA_ARGS__; } \
+    EXPORT(name##_f32) \
+    extern "C" __global__ void name##_bf16(PARAMETERS(bf16)) { __VA_ARGS__; } \
+    EXPORT(name##_bf16)
+
 constexpr int WARP = 32;
 
 // The sum over a warp, in every lane; the order of the additions is fixed.

@@ -34,13 +34,8 @@ __device__ void cross_entropy(const float *logits, const unsigned *targets, E *g
         narrow(__expf(row[i] - most) * inverse - (i == target ? 1.0f : 0.0f), out[i]);
 }
 
-extern "C" __global__ void cross_entropy_f32(const float *logits, const unsigned *targets, float *gradient,
-                                             float *losses, unsigned *correct, int vocabulary, int wants_gradient) {
-    cross_entropy(logits, targets, wants_gradient ? gradient : nullptr, losses, correct, vocabulary);
-}
-EXPORT(cross_entropy_f32)
-extern "C" __global__ void cross_entropy_bf16(const float *logits, const unsigned *targets, bf16 *gradient,
-                                              float *losses, unsigned *correct, int vocabulary, int wants_gradient) {
-    cross_entropy(logits, targets, wants_gradient ? gradient : nullptr, losses, correct, vocabulary);
-}
-EXPORT(cross_entropy_bf16)
+#define CROSS_ENTROPY(E) \
+    const float *logits, const unsigned *targets, E *gradient, float *losses, unsigned *correct, int vocabulary, \
+    int wants_gradient
+TWINS(cross_entropy, CROSS_ENTROPY, cross_entropy(logits, targets, wants_gradient ? gradient : nullptr, losses, correct,
+      vocabulary))

@@ -52,13 +52,7 @@ __device__ void dropout(const E *from, E *to, const uint32_t *keys, int rows, in
     }
 }
 
-extern "C" __global__ void dropout_f32(const float *from, float *to, const uint32_t *keys, int rows, int width,
-                                       int from_stride, int to_stride, int tile, unsigned threshold, float keep_scale) {
-    dropout(from, to, keys, rows, width, from_stride, to_stride, tile, threshold, keep_scale);
-}
-EXPORT(dropout_f32)
-extern "C" __global__ void dropout_bf16(const bf16 *from, bf16 *to, const uint32_t *keys, int rows, int width,
-                                        int from_stride, int to_stride, int tile, unsigned threshold, float keep_scale) {
-    dropout(from, to, keys, rows, width, from_stride, to_stride, tile, threshold, keep_scale);
-}
-EXPORT(dropout_bf16)
+#define DROPOUT(E) \
+    const E *from, E *to, const uint32_t *keys, int rows, int width, int from_stride, int to_stride, int tile, \
+    unsigned threshold, float keep_scale
+TWINS(dropout, DROPOUT, dropout(from, to, keys, rows, width, from_stride, to_stride, tile, threshold, keep_scale))

@@ -14,26 +14,12 @@ __device__ void narrow_rows(const float *from, E *to, int64_t rows, int columns,
         narrow(scale * from[row * from_stride + column], to[row * to_stride + column]);
     }
 }
-extern "C" __global__ void narrow_rows_f32(const float *from, float *to, int64_t rows, int columns, int from_stride,
-                                           int to_stride, float scale) {
-    narrow_rows(from, to, rows, columns, from_stride, to_stride, scale);
-}
-EXPORT(narrow_rows_f32)
-extern "C" __global__ void narrow_rows_bf16(const float *from, bf16 *to, int64_t rows, int columns, int from_stride,
-                                            int to_stride, float scale) {
-    narrow_rows(from, to, rows, columns, from_stride, to_stride, scale);
-}
-EXPORT(narrow_rows_bf16)
+#define NARROW_ROWS(E) const float *from, E *to, int64_t rows, int columns, int from_stride, int to_stride, float scale
+TWINS(narrow_rows, NARROW_ROWS, narrow_rows(from, to, rows, columns, from_stride, to_stride, scale))
 
 // sum += x
-extern "C" __global__ void add_in_place_f32(float *sum, const float *x, int64_t n) {
-    EACH(i, n) sum[i] += x[i];
-}
-EXPORT(add_in_place_f32)
-extern "C" __global__ void add_in_place_bf16(bf16 *sum, const bf16 *x, int64_t n) {
-    EACH(i, n) narrow(widen(sum[i]) + widen(x[i]), sum[i]);
-}
-EXPORT(add_in_place_bf16)
+#define ADD_IN_PLACE(E) E *sum, const E *x, int64_t n
+TWINS(add_in_place, ADD_IN_PLACE, EACH(i, n) narrow(widen(sum[i]) + widen(x[i]), sum[i]))
 
 // Adds `row` to every row of y.
 template <typename E> __device__ void add_to_rows(E *y, const float *row, int64_t rows, int columns, int stride) {
@@ -42,14 +28,8 @@ template <typename E> __device__ void add_to_rows(E *y, const float *row, int64_
         narrow(widen(out) + row[i % columns], out);
     }
 }
-extern "C" __global__ void add_to_rows_f32(float *y, const float *row, int64_t rows, int columns, int stride) {
-    add_to_rows(y, row, rows, columns, stride);
-}
-EXPORT(add_to_rows_f32)
-extern "C" __global__ void add_to_rows_bf16(bf16 *y, const float *row, int64_t rows, int columns, int stride) {
-    add_to_rows(y, row, rows, columns, stride);
-}
-EXPORT(add_to_rows_bf16)
+#define ADD_TO_ROWS(E) E *y, const float *row, int64_t rows, int columns, int stride
+TWINS(add_to_rows, ADD_TO_ROWS, add_to_rows(y, row, rows, columns, stride))
 
 // Sums over `tile` rows each, in order; a thread for each column. partials[t][c]
 template <typename E>
@@ -62,14 +42,8 @@ __device__ void tile_sums(const E *x, float *partials, int rows, int columns, in
     for (int row = first; row < end; row++) sum += widen(x[static_cast<int64_t>(row) * stride + column]);
     partials[static_cast<int64_t>(blockIdx.y) * columns + column] = sum;
 }
-extern "C" __global__ void tile_sums_f32(const float *x, float *partials, int rows, int columns, int stride, int tile) {
-    tile_sums(x, partials, rows, columns, stride, tile);
-}
-EXPORT(tile_sums_f32)
-extern "C" __global__ void tile_sums_bf16(const bf16 *x, float *partials, int rows, int columns, int stride, int tile) {
-    tile_sums(x, partials, rows, columns, stride, tile);
-}
-EXPORT(tile_sums_bf16)
+#define TILE_SUMS(E) const E *x, float *partials, int rows, int columns, int stride, int tile
+TWINS(tile_sums, TILE_SUMS, tile_sums(x, partials, rows, columns, stride, tile))
 
 // gate_up is [tokens, 2 * width], the gates first; rows of h are `stride` apart. h = silu(gate) * up (Shazeer, 2020)
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
@@ -81,14 +55,8 @@ template <typename E> __device__ void swiglu_forward(const E *gate_up, E *h, int
         narrow(g * sigmoid(g) * u, h[token * stride + column]);
     }
 }
-extern "C" __global__ void swiglu_forward_f32(const float *gate_up, float *h, int64_t tokens, int width, int stride) {
-    swiglu_forward(gate_up, h, tokens, width, stride);
-}
-EXPORT(swiglu_forward_f32)
-extern "C" __global__ void swiglu_forward_bf16(const bf16 *gate_up, bf16 *h, int64_t tokens, int width, int stride) {
-    swiglu_forward(gate_up, h, tokens, width, stride);
-}
-EXPORT(swiglu_forward_bf16)
+#define SWIGLU_FORWARD(E) const E *gate_up, E *h, int64_t tokens, int width, int stride
+TWINS(swiglu_forward, SWIGLU_FORWARD, swiglu_forward(gate_up, h, tokens, width, stride))
 
 // Rows of d_gate_up are `d_stride` apart, of h `h_stride`; h is what the forward pass had.
 template <typename E>
@@ -103,30 +71,17 @@ __device__ void swiglu_backward(const E *gate_up, const E *dh, E *d_gate_up, E *
         narrow(d * silu, d_gate_up[token * d_stride + width + column]);
     }
 }
-extern "C" __global__ void swiglu_backward_f32(const float *gate_up, const float *dh, float *d_gate_up, float *h,
-                                               int64_t tokens, int width, int d_stride, int h_stride) {
-    swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride);
-}
-EXPORT(swiglu_backward_f32)
-extern "C" __global__ void swiglu_backward_bf16(const bf16 *gate_up, const bf16 *dh, bf16 *d_gate_up, bf16 *h,
-                                                int64_t tokens, int width, int d_stride, int h_stride) {
-    swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride);
-}
-EXPORT(swiglu_backward_bf16)
+#define SWIGLU_BACKWARD(E) \
+    const E *gate_up, const E *dh, E *d_gate_up, E *h, int64_t tokens, int width, int d_stride, int h_stride
+TWINS(swiglu_backward, SWIGLU_BACKWARD, swiglu_backward(gate_up, dh, d_gate_up, h, tokens, width, d_stride, h_stride))
 
 // out[i] = x[rows[i]], widened.
 template <typename E>
 __device__ void gather_rows(const E *x, const unsigned *rows, float *out, int64_t count, int width) {
     EACH(i, count * width) out[i] = widen(x[static_cast<int64_t>(rows[i / width]) * width + i % width]);
 }
-extern "C" __global__ void gather_rows_f32(const float *x, const unsigned *rows, float *out, int64_t count, int width) {
-    gather_rows(x, rows, out, count, width);
-}
-EXPORT(gather_rows_f32)
-extern "C" __global__ void gather_rows_bf16(const bf16 *x, const unsigned *rows, float *out, int64_t count, int width) {
-    gather_rows(x, rows, out, count, width);
-}
-EXPORT(gather_rows_bf16)
+#define GATHER_ROWS(E) const E *x, const unsigned *rows, float *out, int64_t count, int width
+TWINS(gather_rows, GATHER_ROWS, gather_rows(x, rows, out, count, width))
 
 // out[rows[i]] += x[i]; no two rows are the same.
 extern "C" __global__ void scatter_rows(const float *x, const unsigned *rows, float *out, int64_t count, int width) {

@@ -19,17 +19,8 @@ __device__ void forward(const float *x, const float *weight, E *y, int width, in
     for (int i = threadIdx.x; i < width; i += THREADS) narrow(weight[i] * (row[i] * inverse), out[i]);
 }
 
-extern "C" __global__ void rms_norm_forward_f32(const float *x, const float *weight, float *y, int width, int stride,
-                                                float epsilon) {
-    forward(x, weight, y, width, stride, epsilon);
-}
-EXPORT(rms_norm_forward_f32)
-
-extern "C" __global__ void rms_norm_forward_bf16(const float *x, const float *weight, bf16 *y, int width, int stride,
-                                                 float epsilon) {
-    forward(x, weight, y, width, stride, epsilon);
-}
-EXPORT(rms_norm_forward_bf16)
+#define RMS_NORM_FORWARD(E) const float *x, const float *weight, E *y, int width, int stride, float epsilon
+TWINS(rms_norm_forward, RMS_NORM_FORWARD, forward(x, weight, y, width, stride, epsilon))
 
 // dx += w g r - x r^3 mean(w g x), and the row's r for the gradient of the weight.
 extern "C" __global__ void rms_norm_backward(const float *x, const float *weight, const float *dy, float *dx,

@@ -42,18 +42,11 @@ __device__ void rope_forward(const E *qkv, E *y, const float *query_norm, const 
         narrow(b * c + a * s, out[i + half]);
     }
 }
-extern "C" __global__ void rope_forward_f32(const float *qkv, float *y, const float *query_norm, const float *key_norm,
-                                            const unsigned *positions, const float *cos, const float *sin, int queries,
-                                            int keys, int dimension, float epsilon, int normed) {
-    rope_forward(qkv, y, query_norm, key_norm, positions, cos, sin, Heads{queries, keys, dimension}, epsilon, normed);
-}
-EXPORT(rope_forward_f32)
-extern "C" __global__ void rope_forward_bf16(const bf16 *qkv, bf16 *y, const float *query_norm, const float *key_norm,
-                                             const unsigned *positions, const float *cos, const float *sin, int queries,
-                                             int keys, int dimension, float epsilon, int normed) {
-    rope_forward(qkv, y, query_norm, key_norm, positions, cos, sin, Heads{queries, keys, dimension}, epsilon, normed);
-}
-EXPORT(rope_forward_bf16)
+#define ROPE_FORWARD(E) \
+    const E *qkv, E *y, const float *query_norm, const float *key_norm, const unsigned *positions, const float *cos, \
+    const float *sin, int queries, int keys, int dimension, float epsilon, int normed
+TWINS(rope_forward, ROPE_FORWARD, rope_forward(qkv, y, query_norm, key_norm, positions, cos, sin, Heads{queries, keys, dimension},
+      epsilon, normed))
 
 // From the gradient of the result to that of qkv, whose rows are `stride` apart: rotated back, then through the norm. The
 // inverse of each head's root mean square is kept for the gradient of the norms' weights.
@@ -99,22 +92,12 @@ __device__ void rope_backward(const E *qkv, const E *dy, E *d_qkv, float *invers
         narrow(db, dx[i + half]);
     }
 }
-extern "C" __global__ void rope_backward_f32(const float *qkv, const float *dy, float *d_qkv, float *inverses,
-                                             const float *query_norm, const float *key_norm, const unsigned *positions,
-                                             const float *cos, const float *sin, int queries, int keys, int dimension,
-                                             int stride, float epsilon, int normed) {
-    rope_backward(qkv, dy, d_qkv, inverses, query_norm, key_norm, positions, cos, sin, Heads{queries, keys, dimension},
-                  stride, epsilon, normed);
-}
-EXPORT(rope_backward_f32)
-extern "C" __global__ void rope_backward_bf16(const bf16 *qkv, const bf16 *dy, bf16 *d_qkv, float *inverses,
-                                              const float *query_norm, const float *key_norm, const unsigned *positions,
-                                              const float *cos, const float *sin, int queries, int keys, int dimension,
-                                              int stride, float epsilon, int normed) {
-    rope_backward(qkv, dy, d_qkv, inverses, query_norm, key_norm, positions, cos, sin, Heads{queries, keys, dimension},
-                  stride, epsilon, normed);
-}
-EXPORT(rope_backward_bf16)
+#define ROPE_BACKWARD(E) \
+    const E *qkv, const E *dy, E *d_qkv, float *inverses, const float *query_norm, const float *key_norm, \
+    const unsigned *positions, const float *cos, const float *sin, int queries, int keys, int dimension, int stride, \
+    float epsilon, int normed
+TWINS(rope_backward, ROPE_BACKWARD, rope_backward(qkv, dy, d_qkv, inverses, query_norm, key_norm, positions, cos, sin,
+      Heads{queries, keys, dimension}, stride, epsilon, normed))
 
 // Of the heads' norms, over `tile` tokens each: partials[t][which][i], queries' weight first. A thread for each scalar of a
 // head, a block row for queries and one for keys.
@@ -140,17 +123,8 @@ __device__ void rope_norm_gradient(const E *qkv, const E *dy, const float *inver
     }
     partials[(static_cast<int64_t>(blockIdx.x) * 2 + blockIdx.y) * heads.dimension + i] = sum;
 }
-extern "C" __global__ void rope_norm_gradient_f32(const float *qkv, const float *dy, const float *inverses,
-                                                  float *partials, const unsigned *positions, const float *cos,
-                                                  const float *sin, int queries, int keys, int dimension, int tokens,
-                                                  int tile) {
-    rope_norm_gradient(qkv, dy, inverses, partials, positions, cos, sin, Heads{queries, keys, dimension}, tokens, tile);
-}
-EXPORT(rope_norm_gradient_f32)
-extern "C" __global__ void rope_norm_gradient_bf16(const bf16 *qkv, const bf16 *dy, const float *inverses,
-                                                   float *partials, const unsigned *positions, const float *cos,
-                                                   const float *sin, int queries, int keys, int dimension, int tokens,
-                                                   int tile) {
-    rope_norm_gradient(qkv, dy, inverses, partials, positions, cos, sin, Heads{queries, keys, dimension}, tokens, tile);
-}
-EXPORT(rope_norm_gradient_bf16)
+#define ROPE_NORM_GRADIENT(E) \
+    const E *qkv, const E *dy, const float *inverses, float *partials, const unsigned *positions, const float *cos, \
+    const float *sin, int queries, int keys, int dimension, int tokens, int tile
+TWINS(rope_norm_gradient, ROPE_NORM_GRADIENT, rope_norm_gradient(qkv, dy, inverses, partials, positions, cos, sin,
+      Heads{queries, keys, dimension}, tokens, tile))

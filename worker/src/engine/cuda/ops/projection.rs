@@ -105,15 +105,17 @@ pub trait Sink {
     fn largest(&self) -> usize;
 }
 
-impl<E: GpuElement> Projection<E> {
-    /// `weights` has the layers' values one after the other, `[out, width]` each.
-    pub fn new(
-        gpu: &Gpu,
-        layers: Vec<Layer>,
-        width: usize,
-        weights: &[E],
-        bias: Option<&[f32]>,
-    ) -> Result<Self, GpuError> {
+/// A projection whose matrix is still on the processor: zeros but for what was set.
+pub struct Staged<E> {
+    matrix: Vec<E>,
+    placed: Vec<Placed>,
+    width: usize,
+    out: usize,
+    rank: usize,
+}
+
+impl<E: GpuElement> Staged<E> {
+    pub fn new(layers: Vec<Layer>, width: usize) -> Self {
         let (mut out, mut rank) = (0, 0);
         let mut placed = Vec::new();
         for layer in layers {
@@ -126,27 +128,44 @@ impl<E: GpuElement> Projection<E> {
             });
             rank += placed.last().map_or(0, Placed::rank);
         }
-        assert_eq!(weights.len(), out * width, "weights of a projection");
-        assert!(
-            bias.is_none_or(|bias| bias.len() == out),
-            "biases of a projection"
-        );
-        let stride = width + rank;
-        let mut matrix = vec![E::default(); (out + rank) * stride];
-        let rows = matrix.chunks_exact_mut(stride);
-        for (row, weights) in rows.zip(weights.chunks_exact(width)) {
-            row[..width].copy_from_slice(weights);
-        }
-        Ok(Self {
-            matrix: gpu.upload(&matrix)?,
+        Self {
+            matrix: vec![E::default(); (out + rank) * (width + rank)],
             placed,
             width,
             out,
             rank,
+        }
+    }
+
+    /// The weights of a layer, `[out, width]`.
+    pub fn set(&mut self, layer: usize, weights: &[E]) {
+        let (width, stride) = (self.width, self.width + self.rank);
+        let placed = &self.placed[layer];
+        assert_eq!(weights.len(), placed.layer.out * width, "a layer's weights");
+        let rows = self.matrix.chunks_exact_mut(stride).skip(placed.column);
+        for (row, weights) in rows.zip(weights.chunks_exact(width)) {
+            row[..width].copy_from_slice(weights);
+        }
+    }
+
+    /// `bias` has those of all layers.
+    pub fn upload(self, gpu: &Gpu, bias: Option<&[f32]>) -> Result<Projection<E>, GpuError> {
+        assert!(
+            bias.is_none_or(|bias| bias.len() == self.out),
+            "biases of a projection"
+        );
+        Ok(Projection {
+            matrix: gpu.upload(&self.matrix)?,
+            placed: self.placed,
+            width: self.width,
+            out: self.out,
+            rank: self.rank,
             bias: bias.map(|bias| gpu.upload(bias)).transpose()?,
         })
     }
+}
 
+impl<E: GpuElement> Projection<E> {
     /// Columns of the output.
     pub fn out(&self) -> usize {
         self.out
