@@ -73,7 +73,10 @@ fn json_is_one_document_of_the_promised_shape() {
     let document: Json = serde_json::from_slice(&output.stdout).unwrap();
     let keys =
         |value: &Json| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
-    assert_eq!(keys(&document), ["job", "dataset", "plan", "samples"]);
+    assert_eq!(
+        keys(&document),
+        ["job", "dataset", "plan", "memory", "samples"]
+    );
     assert_eq!(
         keys(&document["dataset"]),
         ["rows", "examples", "blocks", "tokens", "trained_tokens"]
