@@ -45,19 +45,27 @@ struct WarpRows {
     __device__ __forceinline__ bool all(int key, int count) const { return key >= last_start && key + count - 1 <= first; }
 };
 
-// Scores that nobody sees become -inf. Rows beyond the last token are nobody's.
-template <int M, int N>
-__device__ __forceinline__ void mask(float (&scores)[M][N][4], const unsigned *starts, int tokens, int first_row,
-                                     int first_key) {
-    int lane = threadIdx.x % WARP, row_starts[M][2];
-    row_values(row_starts, starts, first_row, tokens, tokens);
+// Scores become -inf where `is_hidden(row, column, border)`; `borders` are those of this lane's rows.
+template <int M, int N, typename Hidden>
+__device__ __forceinline__ void hide(float (&scores)[M][N][4], const int (&borders)[M][2], int first_row, int first_column,
+                                     Hidden is_hidden) {
+    int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int row = first_row + m * 16 + i / 2 * 8 + lane / 4, key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-                if (key > row || key < row_starts[m][i / 2]) scores[m][n][i] = -INFINITY;
+                int row = first_row + m * 16 + i / 2 * 8 + lane / 4, column = first_column + n * 8 + lane % 4 * 2 + i % 2;
+                if (is_hidden(row, column, borders[m][i / 2])) scores[m][n][i] = -INFINITY;
             }
+}
+
+// Scores that nobody sees become -inf. Rows beyond the last token are nobody's.
+template <int M, int N>
+__device__ __forceinline__ void mask(float (&scores)[M][N][4], const unsigned *starts, int tokens, int first_row,
+                                     int first_key) {
+    int row_starts[M][2];
+    row_values(row_starts, starts, first_row, tokens, tokens);
+    hide(scores, row_starts, first_row, first_key, [](int row, int key, int start) { return key > row || key < start; });
 }

@@ -52,17 +52,9 @@ TWINS(attention_deltas, ATTENTION_DELTAS, attention_deltas(context, d_context, d
 template <int M, int N>
 __device__ __forceinline__ void mask_keys(float (&scores)[M][N][4], const unsigned *ends, int tokens, int first_key,
                                           int first_query) {
-    int lane = threadIdx.x % WARP, key_ends[M][2];
+    int key_ends[M][2];
     row_values(key_ends, ends, first_key, tokens, 0);
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = first_key + m * 16 + i / 2 * 8 + lane / 4, query = first_query + n * 8 + lane % 4 * 2 + i % 2;
-                if (query < key || query >= key_ends[m][i / 2]) scores[m][n][i] = -INFINITY;
-            }
+    hide(scores, key_ends, first_key, first_query, [](int key, int query, int end) { return query < key || query >= end; });
 }
 
 struct Saved {

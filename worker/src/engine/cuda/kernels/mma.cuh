@@ -155,6 +155,16 @@ __device__ __forceinline__ void load_tile(Address tile, const bf16 *from, int st
     }
 }
 
+// To the 16 columns of `right` from 16 n on, in all 16 M rows of `left`.
+template <int M, int N>
+__device__ __forceinline__ void multiply_add_16(float (&sums)[M][N][4], const Pair (&left)[M][4], const Pair (&right)[4], int n) {
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        multiply_add(sums[m][2 * n], left[m], right[0], right[1]);
+        multiply_add(sums[m][2 * n + 1], left[m], right[2], right[3]);
+    }
+}
+
 // sums += a bᵀ: `a` begins at the warp's rows of a tile, 16 for each M; `b` has 8 rows for each N.
 template <int DIM, int M, int N>
 __device__ __forceinline__ void multiply(float (&sums)[M][N][4], Address a, Address b) {
@@ -173,11 +183,7 @@ __device__ __forceinline__ void multiply(float (&sums)[M][N][4], Address a, Addr
         for (int n = 0; n < N / 2; n++) {
             Pair right[4];
             load_matrices(right, (b_row ^ k * 32) + n * 16 * DIM * 2);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                multiply_add(sums[m][2 * n], left[m], right[0], right[1]);
-                multiply_add(sums[m][2 * n + 1], left[m], right[2], right[3]);
-            }
+            multiply_add_16(sums, left, right, n);
         }
     }
 }
@@ -201,11 +207,7 @@ __device__ __forceinline__ void multiply_rows(float (&sums)[M][DIM / 8][4], cons
         for (int n = 0; n < DIM / 16; n++) {
             Pair right[4];
             load_matrices_turned(right, (row ^ n * 32) + k * 16 * DIM * 2);
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                multiply_add(sums[m][2 * n], left[m], right[0], right[1]);
-                multiply_add(sums[m][2 * n + 1], left[m], right[2], right[3]);
-            }
+            multiply_add_16(sums, left, right, n);
         }
     }
 }

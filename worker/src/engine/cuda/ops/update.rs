@@ -61,10 +61,7 @@ pub fn exact_accumulate_rows(
     (gradient, rows): (&CudaView<f32>, &CudaView<u32>),
     invalid: &mut DeviceBuffer<u64>,
 ) -> Result<(), GpuError> {
-    let (count, width) = (
-        rows.len() as i64,
-        (gradient.len() / rows.len().max(1)) as i32,
-    );
+    let (count, width) = shape_of(rows, gradient);
     let (tokens, limit) = (rule.trained_tokens(), rule.limit());
     let grid = Grid::scalars(gradient.len());
     // SAFETY: the rows are ids of the vocabulary, which has a row of sums for each.
@@ -87,10 +84,7 @@ pub fn fast_accumulate_rows(
     (gradient, rows): (&CudaView<f32>, &CudaView<u32>),
     factor: f32,
 ) -> Result<(), GpuError> {
-    let (count, width) = (
-        rows.len() as i64,
-        (gradient.len() / rows.len().max(1)) as i32,
-    );
+    let (count, width) = shape_of(rows, gradient);
     let grid = Grid::scalars(gradient.len());
     // SAFETY: the rows are ids of the vocabulary, which has a row of sums for each.
     unsafe {
@@ -101,6 +95,17 @@ pub fn fast_accumulate_rows(
             [sums, gradient, rows, &count, &width, &factor]
         )
     }
+}
+
+/// How many rows there are, and how wide each one's gradient is.
+fn shape_of(rows: &CudaView<u32>, gradient: &CudaView<f32>) -> (i64, i32) {
+    let width = gradient.len() / rows.len().max(1);
+    assert_eq!(
+        rows.len() * width,
+        gradient.len(),
+        "a gradient for each row"
+    );
+    (rows.len() as i64, width as i32)
 }
 
 /// The mean gradients that finished sums stand for.
