@@ -268,6 +268,7 @@ impl Driver {
                 rank,
                 generation,
             } => self.queue(worker, Outgoing::Generation { rank, generation }),
+            Command::SendNcclId { worker, nccl_id } => self.send(worker, Down::NcclId(nccl_id)),
             Command::SendFollow { worker, follow } => self.send(worker, Down::Follow(follow)),
             Command::SendFeed { worker, feed } => self.send(worker, Down::Feed(feed)),
             Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),

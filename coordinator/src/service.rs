@@ -29,6 +29,8 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 const OUTBOX: usize = 1024;
 /// Of a worker's name and numerics class.
 const MAX_NAME_BYTES: usize = 256;
+/// As NCCL has it: 128.
+const MAX_NCCL_ID_BYTES: usize = 256;
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -93,7 +95,9 @@ impl Coordinator for Service {
                 "the session did not begin with a Join",
             ));
         };
-        if join.name.len() > MAX_NAME_BYTES || join.numerics_class.len() > MAX_NAME_BYTES {
+        let gpu = join.gpu.clone().unwrap_or_default();
+        let names = [&join.name, &join.numerics_class, &gpu.uuid, &gpu.nccl_fault];
+        if names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
             return Err(Status::invalid_argument("a name in Join is too long"));
         }
         let address = exchange_address(&join, peer)?;
@@ -277,6 +281,12 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::StepReport(report)) => Event::StepReported { worker, report },
         Some(Up::Synced(synced)) => Event::WorkerSynced { worker, synced },
         Some(Up::FeedLost(lost)) => Event::FeedLost { worker, lost },
+        Some(Up::NcclId(nccl_id)) if nccl_id.id.len() > MAX_NCCL_ID_BYTES => lost(
+            worker,
+            "it sent an identifier for NCCL that is too long".to_owned(),
+        ),
+        Some(Up::NcclId(nccl_id)) => Event::NcclIdentified { worker, nccl_id },
+        Some(Up::NcclLost(lost)) => Event::NcclLost { worker, lost },
         Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
         Some(Up::Draining(draining)) => Event::WorkerDraining {
             worker,

@@ -3,8 +3,8 @@
 
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::failpoint;
@@ -128,6 +128,7 @@ impl Life {
             peak_flops: self.device.published_peak().unwrap_or(0.0),
             job_digest: held.map_or_else(String::new, |engine| engine.job_digest.clone()),
             run: held.map_or_else(String::new, |engine| engine.run.clone()),
+            gpu: self.device.as_told(),
         }
     }
 
@@ -194,6 +195,8 @@ impl Life {
             leases: leases.clone(),
             newest_generation: engine.newest_generation.clone(),
             run_id: admission.exchange_id(),
+            device: self.device.clone(),
+            told: Mutex::default(),
         };
         let line = Line {
             up: up.clone(),

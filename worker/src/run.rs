@@ -6,6 +6,7 @@
 
 mod feeding;
 mod handover;
+mod summing;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -25,9 +26,7 @@ use tokio::sync::mpsc;
 use crate::ComputeDevice;
 use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
-use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
-use crate::engine::accumulator::{self, Accumulator};
-use crate::engine::trainer::Reduced;
+use crate::collective::{Collective, CollectiveError};
 use crate::engine::{EngineError, Trainer, TrainerOptions};
 use crate::fetch::Folder;
 use crate::leases::{Leases, SlotKey};
@@ -49,7 +48,10 @@ pub enum RunError {
     #[error(transparent)]
     Blocks(#[from] BlocksError),
     #[error(transparent)]
-    Collective(CollectiveError),
+    Collective(#[from] CollectiveError),
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Nccl(crate::collective::nccl::NcclError),
     #[error("the checkpoint says step {found} but the coordinator step {expected}")]
     StartStep { found: u64, expected: u64 },
 }
@@ -358,21 +360,15 @@ impl Run {
             return Ok(());
         }
         let started = Instant::now();
-        let mesh = self.links.collective.mesh(self.generation);
-        if mesh.is_ok_and(|mesh| mesh.size() > 1) {
-            self.trainer.collect()?;
-        }
-        let (reduced, slots) = match self.reduce(&plan) {
-            Ok(reduced) => reduced,
-            Err(error) => return self.report_failure(error),
+        let (sum, slots) = match self.sum_up(&plan) {
+            Ok(sum) => sum,
+            Err(RunError::Collective(error)) => return self.report_failure(error),
+            Err(error) => return Err(error),
         };
         let exchanged = Instant::now();
-        let outcome = match &reduced {
-            Some(reduced) => self.trainer.apply(reduced, plan.learning_rate)?,
-            None => self.trainer.apply_held(plan.learning_rate)?,
-        };
+        let outcome = self.apply(&sum, plan.learning_rate)?;
         failpoint::reached("optimizer");
-        self.publish(&plan, outcome.skipped, reduced, slots.clone())?;
+        self.publish(&plan, outcome.skipped, sum, slots.clone())?;
         self.plan = None;
         self.links.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
@@ -407,30 +403,6 @@ impl Run {
             report: Some(report),
             slots: slot::to_wire(slots),
         });
-    }
-
-    /// What the slots of the step amount to, whoever held them, and the mean gradient; None: the one that this worker
-    /// holds.
-    fn reduce(&mut self, plan: &v1::Plan) -> Result<(Option<Reduced>, HeldSlots), CollectiveError> {
-        let mesh = self.links.collective.mesh(self.generation)?;
-        let accumulator = self.trainer.accumulator();
-        let contribution = Contribution {
-            step: plan.step,
-            slots: plan.slots,
-            held: self.trainer.held(),
-            sums: sums(accumulator),
-            invalid: accumulator.invalid(),
-        };
-        if let Some(slots) = mesh.sum_of_one(&contribution)? {
-            return Ok((None, slots));
-        }
-        let spare = std::mem::take(&mut self.spare_mean);
-        let ReducedSum {
-            mean,
-            invalid,
-            slots,
-        } = mesh.all_reduce_into(&contribution, spare)?;
-        Ok((Some(Reduced { mean, invalid }), slots))
     }
 
     /// An exchange that broke costs nothing: the accumulator is as it was, and a new generation follows.
@@ -504,12 +476,5 @@ impl Run {
             // Where one reason waits already, or the session has ended, there is nothing to add.
             let _ = line.given_up.try_send(reason);
         }
-    }
-}
-
-fn sums(accumulator: &Accumulator) -> Sums<'_> {
-    match accumulator.sums() {
-        accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
-        accumulator::Sums::Fast { sums } => Sums::Fast(sums),
     }
 }

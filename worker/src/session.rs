@@ -4,9 +4,11 @@
 //! [`open`] gets as far as Welcome, [`Admission`] is Welcome checked, and a [`Forwarder`] passes on what the engine must
 //! do until the session ends. Nothing here blocks a thread.
 
+mod grouping;
+
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::files::FileEntry;
@@ -19,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::ComputeDevice;
 use crate::blocks::{Blocks, PendingBlocks};
 use crate::collective::feed::Source;
 use crate::collective::{Collective, Membership, PeerAddress};
@@ -307,6 +310,9 @@ pub struct Forwarder {
     pub newest_generation: Arc<AtomicU64>,
     /// See [`Membership`].
     pub run_id: [u8; 32],
+    pub device: ComputeDevice,
+    /// Why gradients are exchanged over TCP, as it was said last.
+    pub told: Mutex<String>,
 }
 
 impl Forwarder {
@@ -355,8 +361,13 @@ impl Forwarder {
                 self.newest_generation
                     .store(generation.generation, Ordering::SeqCst);
                 self.leases.clear();
-                self.collective.enter(membership);
+                self.collective.enter(membership.clone());
+                self.group_up(&generation, &membership);
                 Order::Enter(generation)
+            }
+            Down::NcclId(nccl_id) => {
+                self.identify(&nccl_id);
+                return Ok(None);
             }
             Down::Plan(plan) => Order::Plan(plan),
             Down::Lease(lease) => Order::Lease(self.prefetch(lease)?),

@@ -20,6 +20,10 @@ pub enum Command {
         rank: u32,
         generation: Arc<v1::Generation>,
     },
+    SendNcclId {
+        worker: WorkerId,
+        nccl_id: v1::NcclId,
+    },
     SendFollow {
         worker: WorkerId,
         follow: v1::Follow,

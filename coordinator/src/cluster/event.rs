@@ -52,6 +52,16 @@ pub enum Event {
         worker: WorkerId,
         lost: v1::PeerLost,
     },
+    /// Rank 0 made the identifier of the generation's communicator.
+    NcclIdentified {
+        worker: WorkerId,
+        nccl_id: v1::NcclId,
+    },
+    /// NCCL failed there, for whatever reason.
+    NcclLost {
+        worker: WorkerId,
+        lost: v1::NcclLost,
+    },
     /// A heartbeat.
     Heard { worker: WorkerId },
     /// The worker was asked to stop, and stays until it is let go.
@@ -96,6 +106,8 @@ impl Event {
             | Self::WorkerSynced { worker, .. }
             | Self::FeedLost { worker, .. }
             | Self::PeerLost { worker, .. }
+            | Self::NcclIdentified { worker, .. }
+            | Self::NcclLost { worker, .. }
             | Self::WorkerDraining { worker, .. }
             | Self::Heard { worker } => Some(*worker),
             Self::WorkerLost { .. }

@@ -59,6 +59,7 @@ impl Cluster {
             self.members
                 .generation(self.generation, self.committed, is_fed, stays);
         generation.deadline_ms = self.deadline().as_millis() as u64;
+        self.choose_transport(&mut generation, commands);
         let generation = Arc::new(generation);
         for (rank, &worker) in (0..).zip(self.members.ranks()) {
             let generation = generation.clone();

@@ -35,6 +35,7 @@ impl Cluster {
         let due = [
             silence,
             mending,
+            self.nccl_is_judged_at(),
             self.regroups_at(),
             self.recheck_at,
             self.patience_ends_at(),
@@ -69,6 +70,7 @@ impl Cluster {
         {
             self.mend(now, accused, commands);
         }
+        self.judge_nccl(now, commands);
         if self.saving.retry_is_due(now) {
             self.proceed(now, commands);
         }

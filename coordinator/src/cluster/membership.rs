@@ -15,6 +15,8 @@ pub struct Worker {
     pub numerics_class: String,
     /// Of its bfloat16 products, in operations a second. None: not known.
     pub peak_flops: Option<f64>,
+    /// None where it computes on the processor.
+    pub gpu: Option<v1::Gpu>,
     /// None while it loads.
     pub ready: Option<v1::Ready>,
     /// Updates its weights are known to have seen.
@@ -129,6 +131,7 @@ impl Membership {
             address,
             numerics_class: join.numerics_class,
             peak_flops: Some(join.peak_flops).filter(|peak| peak.is_finite() && *peak > 0.0),
+            gpu: join.gpu,
             ready: None,
             seen: 0,
             entered: false,

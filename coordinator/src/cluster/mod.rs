@@ -31,6 +31,7 @@ mod silence;
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod work;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ use self::saving::{Failure, Saving};
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
 use self::silence::Silence;
+use self::transport::Transport;
 
 /// What a run is, apart from its course.
 #[derive(Clone, Debug)]
@@ -114,6 +116,7 @@ pub struct Cluster {
     resumable: bool,
     /// An exchange broke then, because of this worker.
     broken: Option<(Instant, WorkerId)>,
+    transport: Transport,
     last_reminder: Option<Instant>,
     silence: Silence,
     patience: Patience,
@@ -155,6 +158,7 @@ impl Cluster {
             stopping: None,
             resumable: false,
             broken: None,
+            transport: Transport::default(),
             last_reminder: None,
             silence: Silence::default(),
             patience: Patience::default(),
@@ -226,6 +230,10 @@ impl Cluster {
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
             Event::WorkerDraining { worker, reason } => self.drain(now, worker, reason, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),
+            Event::NcclIdentified { worker, nccl_id } => {
+                self.nccl_identified(now, worker, &nccl_id, commands);
+            }
+            Event::NcclLost { worker, lost } => self.nccl_lost(now, worker, &lost),
             Event::WorkerLost { worker, reason } => self.lose(now, worker, reason, commands),
             Event::StateArrived { worker, step } => self.state_arrived(now, worker, step),
             Event::StateStored {

@@ -65,6 +65,10 @@ impl Silence {
         self.by_time.insert((now, worker));
     }
 
+    pub fn heard_at(&self, worker: WorkerId) -> Option<Instant> {
+        self.heard.get(&worker).copied()
+    }
+
     pub fn forget(&mut self, worker: WorkerId) {
         if let Some(heard) = self.heard.remove(&worker) {
             self.by_time.remove(&(heard, worker));

@@ -224,6 +224,7 @@ impl World {
             | Command::SendFeed { worker, .. }
             | Command::SendPlan { worker, .. }
             | Command::SendLease { worker, .. }
+            | Command::SendNcclId { worker, .. }
             | Command::SendWithdraw { worker, .. }
             | Command::SendExchange { worker, .. }
             | Command::RequestState { worker, .. } => *worker,

@@ -241,6 +241,7 @@ impl Life {
             device: "cpu".into(),
             job_digest: held.map_or_else(String::new, |held| held.job_digest.clone()),
             run: held.map_or_else(String::new, |held| held.run.clone()),
+            gpu: None,
         }
     }
 }

@@ -38,6 +38,46 @@ impl Mesh {
         }
     }
 
+    /// Sums nothing, but makes sure that the slots of all members make up the step: where the sums themselves, so many
+    /// scalars, travel another way. Returns the slots, and the invalid scalars of all.
+    #[cfg(feature = "cuda")]
+    pub fn agree(
+        &self,
+        contribution: &Contribution<'_>,
+        scalars: usize,
+    ) -> Result<(HeldSlots, u64), CollectiveError> {
+        self.fence.check().map_err(|_| self.fence.reason())?;
+        let mut start = Start::of(contribution);
+        let bytes = &start.encode(ELSEWHERE, scalars);
+        let swap = |peer| -> Result<Start, CollectiveError> {
+            let mut receiver = self.receiver(peer)?;
+            let theirs = receiver.receive_any_length(FrameKind::Start, 0)?;
+            let theirs = Start::decode(&theirs, ELSEWHERE, scalars, &Start::of(contribution));
+            theirs.map_err(|fault| receiver.error(&fault))
+        };
+        let peers = (0..self.size() as u32).filter(|peer| *peer != self.rank());
+        let peers: Vec<u32> = peers.collect();
+        let starts: Result<Vec<Start>, CollectiveError> = std::thread::scope(|scope| {
+            for &peer in &peers {
+                // What cannot be sent is not answered either, and ends the generation.
+                scope.spawn(move || {
+                    let sent = self.sender(peer)?.send(FrameKind::Start, 0, bytes);
+                    sent.inspect_err(|error| self.fence.fail(error.clone()))
+                });
+            }
+            peers.iter().map(|&peer| swap(peer)).collect()
+        });
+        let starts = starts.map_err(|error| {
+            self.fence.fail(error);
+            self.fence.reason()
+        })?;
+        for peer in starts {
+            start.merge(peer)?;
+        }
+        let invalid = start.invalid;
+        Ok((start.complete()?, invalid))
+    }
+
     /// Sums the contributions of all members. On an error the contribution is untouched and the mesh is of no further
     /// use: the next generation has a new one.
     pub fn all_reduce(
@@ -90,6 +130,10 @@ impl Mesh {
         })
     }
 }
+
+/// Names the kind of sums that do not travel over the mesh.
+#[cfg(feature = "cuda")]
+const ELSEWHERE: u8 = 3;
 
 /// Pieces that a peer may be ahead of the slowest one.
 const AHEAD: usize = 4;

@@ -1,4 +1,5 @@
-//! The exchange of gradients and state between the workers of a generation, over TCP.
+//! The exchange of gradients and state between the workers of a generation, over TCP; of gradients over NCCL where all are
+//! on GPUs.
 //!
 //! In: a [`Membership`], then each worker's own accumulator ([`Contribution`]). Out: the same mean gradient on every
 //! worker ([`ReducedSum`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
@@ -7,7 +8,7 @@
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
 //! ([`narrow`] that of sums), [`exchange`] the sum (of [`summands`], exact or fast, cut into [`piece`]s), [`state`] the
 //! transfer of weights and optimizer state to a member that is behind, and [`feed`] the same to a newcomer while the
-//! members go on.
+//! members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
 
 mod buffers;
 pub mod exchange;
@@ -17,6 +18,8 @@ pub mod frame;
 mod link;
 pub mod listener;
 mod narrow;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 mod piece;
 mod start;
 pub mod state;
@@ -144,6 +147,9 @@ struct Forming {
     fence: Arc<Fence>,
     result: Mutex<Option<Result<Arc<Mesh>, CollectiveError>>>,
     changed: Condvar,
+    /// Where gradients are exchanged over NCCL.
+    #[cfg(feature = "cuda")]
+    group: std::sync::OnceLock<Arc<nccl::Group>>,
 }
 
 impl Collective {
@@ -178,6 +184,8 @@ impl Collective {
             fence: Arc::new(Fence::default()),
             result: Mutex::new(None),
             changed: Condvar::new(),
+            #[cfg(feature = "cuda")]
+            group: std::sync::OnceLock::new(),
         });
         if let Some(previous) = lock(&self.current).replace(forming.clone()) {
             previous.fence.close();
@@ -210,6 +218,41 @@ impl Collective {
                 .wait(result)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Lets the generation that was just entered exchange over NCCL too. `tell` takes what the coordinator must know.
+    #[cfg(feature = "cuda")]
+    pub fn group_up(
+        &self,
+        membership: &Membership,
+        gpu: Arc<crate::engine::cuda::Gpu>,
+        patience: nccl::Patience,
+        tell: impl Fn(nccl::Word) + Send + 'static,
+    ) {
+        let forming = lock(&self.current).clone();
+        let Some(forming) = forming.filter(|forming| forming.generation == membership.generation)
+        else {
+            return;
+        };
+        let setup = nccl::Setup {
+            gpu,
+            rank: membership.rank,
+            size: membership.members.len(),
+            fence: forming.fence.clone(),
+            patience,
+            tell: Box::new(tell),
+        };
+        forming
+            .group
+            .get_or_init(|| Arc::new(nccl::Group::form(setup)));
+    }
+
+    /// The group of `generation`, which may still be forming. None where that exchanges over the mesh.
+    #[cfg(feature = "cuda")]
+    pub fn group(&self, generation: u64) -> Option<Arc<nccl::Group>> {
+        let forming = lock(&self.current).clone()?;
+        let is_current = forming.generation == generation;
+        forming.group.get().filter(|_| is_current).cloned()
     }
 
     /// Ends the current generation at once.

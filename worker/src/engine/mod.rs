@@ -22,7 +22,7 @@ pub mod packed;
 pub mod params;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod testing;
+pub(crate) mod testing;
 pub mod trainer;
 pub mod weights;
 

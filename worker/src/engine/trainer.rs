@@ -28,6 +28,8 @@ use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
 use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError, memory};
+#[cfg(feature = "cuda")]
+use crate::collective::nccl;
 use crate::device::ComputeDevice;
 use crate::slot::{HeldSlots, SlotOutcome};
 
@@ -101,6 +103,9 @@ enum MeanOf<'a> {
     Given(&'a [f32]),
     /// Every slot of the step is held here.
     Held,
+    /// On the GPU, where the last exchange over NCCL left it.
+    #[cfg(feature = "cuda")]
+    Reduced,
 }
 
 impl Trainer {
@@ -346,12 +351,46 @@ impl Trainer {
     /// As [`apply`](Self::apply) of the accumulator's mean, which never stands in memory: where every slot of the step
     /// is held here.
     pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
-        let invalid = match &self.compute {
-            Compute::Cpu(_) => self.accumulator.invalid(),
-            #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.invalid()?,
-        };
+        let invalid = self.invalid()?;
         self.update(MeanOf::Held, invalid, learning_rate)
+    }
+
+    /// Sums over all members of the group; the mean gradient stays on the GPU. Nothing where this computes on the processor,
+    /// which no group has.
+    #[cfg(feature = "cuda")]
+    pub fn all_reduce(&mut self, group: &nccl::Group) -> Result<(), nccl::NcclError> {
+        match &mut self.compute {
+            Compute::Cpu(_) => Ok(()),
+            Compute::Gpu(gpu) => gpu.all_reduce(group),
+        }
+    }
+
+    /// As [`apply`](Self::apply) of the mean gradient that [`all_reduce`](Self::all_reduce) left on the GPU.
+    #[cfg(feature = "cuda")]
+    pub fn apply_reduced(
+        &mut self,
+        invalid: u64,
+        learning_rate: f64,
+    ) -> Result<UpdateOutcome, EngineError> {
+        self.update(MeanOf::Reduced, invalid, learning_rate)
+    }
+
+    /// That mean gradient; empty where there is none.
+    #[cfg(feature = "cuda")]
+    pub fn reduced_mean(&self) -> Result<Vec<f32>, EngineError> {
+        match &self.compute {
+            Compute::Cpu(_) => Ok(Vec::new()),
+            Compute::Gpu(gpu) => gpu.reduced_mean(),
+        }
+    }
+
+    /// Scalars of the slots held that were not finite or out of range.
+    pub fn invalid(&self) -> Result<u64, EngineError> {
+        match &self.compute {
+            Compute::Cpu(_) => Ok(self.accumulator.invalid()),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.invalid(),
+        }
     }
 
     fn update(

@@ -6,6 +6,7 @@ use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
 use super::handover::updates_in;
+use super::summing::Summed;
 use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::trainer::Reduced;
@@ -120,28 +121,25 @@ impl Run {
         feeds.begin(run_id, feed.worker, feed.attempt, copy)
     }
 
-    /// Hands the update that was just made to whoever follows. Without `reduced` it was made of what is held here.
+    /// Hands the update that was just made to whoever follows.
     pub(super) fn publish(
         &mut self,
         plan: &v1::Plan,
         skipped: bool,
-        reduced: Option<Reduced>,
+        sum: Summed,
         slots: HeldSlots,
     ) -> Result<(), RunError> {
-        let feeds = self.links.collective.feeds();
-        let mean = match reduced {
+        let collective = self.links.collective.clone();
+        let feeds = collective.feeds();
+        let mean = match sum {
             _ if skipped => Vec::new(),
+            sum if feeds.is_followed() => self.mean_of(sum)?,
             // The memory is kept for the next exchange.
-            Some(reduced) if !feeds.is_followed() => {
+            Summed::Here(reduced) => {
                 self.spare_mean = reduced.mean;
                 Vec::new()
             }
-            Some(reduced) => reduced.mean,
-            None if !feeds.is_followed() => Vec::new(),
-            None => {
-                self.trainer.collect()?;
-                self.trainer.accumulator().mean()
-            }
+            _ => Vec::new(),
         };
         feeds.publish(Update {
             step: plan.step,

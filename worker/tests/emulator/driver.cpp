@@ -66,6 +66,11 @@ using Launch = void (*)(struct Dim, struct Dim, unsigned, void **);
 struct Dim {
     unsigned x, y, z;
 };
+// EMULATED_GPUS: how many, one if it is not set. All are the same.
+int devices() {
+    const char *count = std::getenv("EMULATED_GPUS");
+    return count ? std::atoi(count) : 1;
+}
 thread_local void *current_context = nullptr;
 int a_thing;
 } // namespace
@@ -77,8 +82,13 @@ int cuDriverGetVersion(int *version) {
     *version = told ? std::atoi(told) : 13000;
     return SUCCESS;
 }
-int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal == 0 ? SUCCESS : INVALID_VALUE; }
+int cuDeviceGetCount(int *count) { *count = devices(); return SUCCESS; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal >= 0 && ordinal < devices() ? SUCCESS : INVALID_VALUE; }
+int cuDeviceGetUuid_v2(char *uuid, int device) {
+    std::memset(uuid, 0, 16);
+    uuid[15] = static_cast<char>(device + 1);
+    return SUCCESS;
+}
 int cuDeviceGetName(char *name, int length, int) {
     std::snprintf(name, length, "emulated GPU");
     return SUCCESS;

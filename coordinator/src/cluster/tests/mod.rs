@@ -13,6 +13,7 @@ mod patience;
 mod silence;
 mod state;
 mod step;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -117,7 +118,7 @@ fn describe(command: &Command) -> Option<String> {
         Command::SendGeneration {
             worker, generation, ..
         } => format!(
-            "w{} generation {} at {} of [{}] behind [{}]{}",
+            "w{} generation {} at {} of [{}] behind [{}]{}{}",
             worker.0,
             generation.generation,
             generation.step,
@@ -132,8 +133,10 @@ fn describe(command: &Command) -> Option<String> {
             match generation.fed.as_slice() {
                 [] => String::new(),
                 fed => format!(" fed [{}]", numbers(fed)),
-            }
+            },
+            if generation.nccl { " over NCCL" } else { "" }
         ),
+        Command::SendNcclId { worker, .. } => format!("w{} NCCL id", worker.0),
         Command::SendFollow { worker, follow } => format!(
             "w{} follow {} of w{} from {}",
             worker.0,

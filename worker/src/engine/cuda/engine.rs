@@ -12,6 +12,7 @@ use super::gpu::{DeviceBuffer, Gpu, GpuError};
 use super::model::GpuModel;
 use super::ops::update::{CHUNK, adamw, squares};
 use super::sums::{AtOnce, GpuSums, SlotGradient};
+use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::config::ModelConfig;
@@ -205,6 +206,23 @@ impl GpuEngine {
 
     pub fn invalid(&self) -> Result<u64, GpuError> {
         self.sums.invalid(&self.gpu)
+    }
+
+    /// The mean gradient over all members of the group.
+    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
+        let mean = self.sums.all_reduce(&self.gpu, group, self.scalars)?;
+        Ok(GpuMean::Flat(mean))
+    }
+
+    /// A mean gradient that stands on the GPU.
+    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, GpuError> {
+        match mean {
+            GpuMean::Flat(mean) => self.gpu.download(mean, self.scalars),
+            GpuMean::Sums => {
+                let means = self.sums.means(&self.gpu, 0..self.scalars)?;
+                self.gpu.download(&means, self.scalars)
+            }
+        }
     }
 
     pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMean, GpuError> {

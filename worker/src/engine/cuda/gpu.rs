@@ -175,6 +175,14 @@ impl Gpu {
         &self.name
     }
 
+    /// Tells this GPU from every other one, on whatever machine. Empty where the driver does not say.
+    pub fn uuid(&self) -> String {
+        let uuid = self.context.uuid();
+        let bytes = uuid.map(|uuid| uuid.bytes.map(|byte| byte as u8));
+        let hex = |bytes: [u8; 16]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        bytes.map_or_else(|_| String::new(), hex)
+    }
+
     /// What, beside a run's inputs, decides its bits on this GPU: the chip, and who chooses how products are computed.
     pub fn numerics_class(&self) -> String {
         let (major, minor) = self.capability;

@@ -15,7 +15,7 @@ pub mod peak;
 pub mod sums;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub(in crate::engine) mod testing;
+pub(crate) mod testing;
 
 pub use engine::GpuEngine;
 pub use gpu::{Gpu, GpuError};

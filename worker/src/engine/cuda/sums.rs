@@ -13,6 +13,7 @@ use super::ops::projection::{Place, Sink};
 use super::ops::update::{
     exact_accumulate, exact_accumulate_rows, exact_means, fast_accumulate, fast_accumulate_rows,
 };
+use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 
 /// Scalars that are copied to the processor at a time.
@@ -119,6 +120,19 @@ impl GpuSums {
             Store::Fast(sums) => gpu.copy(&sums.slice(range), out)?,
         }
         Ok(means)
+    }
+
+    /// The mean gradient that these sums and those of all other members stand for, the same bits on each.
+    pub fn all_reduce(
+        &self,
+        gpu: &Gpu,
+        group: &nccl::Group,
+        scalars: usize,
+    ) -> Result<DeviceBuffer<f32>, nccl::NcclError> {
+        match &self.sums {
+            Store::Exact { sums, .. } => nccl::exact_mean(gpu, group, sums, scalars),
+            Store::Fast(sums) => nccl::fast_mean(gpu, group, sums, scalars),
+        }
     }
 
     /// Makes the processor's accumulator, which is open for the same step, hold these sums.

@@ -104,6 +104,8 @@ impl OnCpu {
         let mean = match mean {
             MeanOf::Given(mean) => Mean::Flat(mean),
             MeanOf::Held => Mean::Sums(accumulator),
+            #[cfg(feature = "cuda")]
+            MeanOf::Reduced => unreachable!("no exchange over NCCL on the processor"),
         };
         let norm = gradient_norm(mean);
         let Some(update) = decide(norm) else {

@@ -9,6 +9,7 @@ use common::memory::on_gpu;
 use half::bf16;
 
 use super::{Beginning, MeanOf, SlotTimes};
+use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::config::ModelConfig;
@@ -32,6 +33,8 @@ pub struct OnGpu {
     collected: Option<Accumulator>,
     /// Those are of what is held now.
     is_current: bool,
+    /// The mean gradient of the last exchange over NCCL.
+    mean: Option<GpuMean>,
 }
 
 impl OnGpu {
@@ -67,6 +70,7 @@ impl OnGpu {
             reduction: job.reduction,
             collected: None,
             is_current: false,
+            mean: None,
         })
     }
 
@@ -157,6 +161,22 @@ impl OnGpu {
         self.collected.as_ref().filter(|_| self.is_current)
     }
 
+    /// Sums over all members of the group. The mean gradient stays here, until the next exchange.
+    pub fn all_reduce(&mut self, group: &nccl::Group) -> Result<(), nccl::NcclError> {
+        // Its memory is used again.
+        self.mean = None;
+        self.mean = Some(self.engine.all_reduce(group)?);
+        Ok(())
+    }
+
+    /// The mean gradient of the last [`Self::all_reduce`]; empty where there was none.
+    pub fn reduced_mean(&self) -> Result<Vec<f32>, EngineError> {
+        match &self.mean {
+            Some(mean) => Ok(self.engine.download_mean(mean)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
     pub fn invalid(&self) -> Result<u64, EngineError> {
         Ok(self.engine.invalid()?)
     }
@@ -169,15 +189,23 @@ impl OnGpu {
         mean: MeanOf,
         decide: impl FnOnce(f64) -> Option<Update>,
     ) -> Result<(f64, bool), EngineError> {
+        let given;
         let mean = match mean {
-            MeanOf::Given(mean) => self.engine.upload_mean(mean)?,
-            MeanOf::Held => GpuMean::Sums,
+            MeanOf::Given(mean) => {
+                given = self.engine.upload_mean(mean)?;
+                &given
+            }
+            MeanOf::Held => &GpuMean::Sums,
+            MeanOf::Reduced => {
+                let mean = self.mean.as_ref();
+                mean.expect("an exchange comes before its update")
+            }
         };
-        let norm = self.engine.norm(&mean)?;
+        let norm = self.engine.norm(mean)?;
         let Some(update) = decide(norm) else {
             return Ok((norm, false));
         };
-        self.engine.update(optimizer, &update, layout, &mean)?;
+        self.engine.update(optimizer, &update, layout, mean)?;
         Ok((norm, true))
     }
 

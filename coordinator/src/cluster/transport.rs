@@ -1,0 +1,161 @@
+//! What gradients travel over: NCCL where every member can, else TCP. The choice is one for all members of a generation.
+//!
+//! In: what members said of their GPUs when they joined, and failures of NCCL. Out: each generation's transport, and the
+//! identifier of its communicator on its way from rank 0 to all. A failure that turns out to be a lost member's is not held
+//! against NCCL; any other one ends its use for this term.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::hours::PEER_LOST_GRACE;
+use super::membership::Worker;
+use super::{Cluster, Stage};
+use crate::events::RunEvent;
+
+#[derive(Debug, Default)]
+pub struct Transport {
+    /// Of the current generation.
+    is_nccl: bool,
+    /// The identifier of its communicator is on its way.
+    is_identified: bool,
+    /// NCCL failed then in this generation, and it is not known yet whether a lost member is why.
+    failed: Option<(Instant, String)>,
+    /// NCCL itself failed in this term.
+    given_up: Option<String>,
+    /// The reason for TCP that was told last.
+    told: String,
+}
+
+impl Cluster {
+    /// Decides how the members of a generation that is about to begin exchange.
+    pub(super) fn choose_transport(
+        &mut self,
+        generation: &mut v1::Generation,
+        commands: &mut Vec<Command>,
+    ) {
+        let ranks = self.members.ranks().iter();
+        let members: Vec<&Worker> = ranks.filter_map(|id| self.members.get(*id)).collect();
+        let has_gpus = members.iter().any(|member| member.gpu.is_some());
+        let refusal = match &self.transport.given_up {
+            Some(reason) => Some(reason.clone()),
+            None => obstacle(&members),
+        };
+        generation.nccl = refusal.is_none();
+        generation.tcp_because = refusal.filter(|_| has_gpus).unwrap_or_default();
+        let reason = &generation.tcp_because;
+        // Whoever is alone exchanges with nobody, and there is nothing to tell yet.
+        if members.len() > 1 && !reason.is_empty() && self.transport.told != *reason {
+            self.transport.told.clone_from(reason);
+            let text = format!("gradients are exchanged over TCP: {reason}");
+            commands.push(Command::Emit(RunEvent::Notice(text)));
+        }
+        self.transport.is_nccl = generation.nccl;
+        self.transport.is_identified = false;
+        self.transport.failed = None;
+    }
+
+    /// Rank 0 made the identifier of the communicator: all get it.
+    pub(super) fn nccl_identified(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        nccl_id: &v1::NcclId,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.stage != Stage::Running || nccl_id.generation != self.generation {
+            return;
+        }
+        let is_due = self.transport.is_nccl && !self.transport.is_identified;
+        if !is_due || self.members.rank_of(id) != Some(0) {
+            let reason = "it sent an identifier for NCCL that was not due".to_owned();
+            return self.expel(now, id, reason, commands);
+        }
+        self.transport.is_identified = true;
+        let send = |&worker| Command::SendNcclId {
+            worker,
+            nccl_id: nccl_id.clone(),
+        };
+        commands.extend(self.members.ranks().iter().map(send));
+    }
+
+    pub(super) fn nccl_lost(&mut self, now: Instant, id: WorkerId, lost: &v1::NcclLost) {
+        let is_current = self.stage == Stage::Running && lost.generation == self.generation;
+        if is_current && self.transport.is_nccl && self.members.rank_of(id).is_some() {
+            let reason = format!("NCCL failed on {}: {}", self.members.name(id), lost.reason);
+            self.transport.failed.get_or_insert((now, reason));
+        }
+    }
+
+    /// When a failure of NCCL may be judged.
+    pub(super) fn nccl_is_judged_at(&self) -> Option<Instant> {
+        let (since, _) = self.transport.failed.as_ref()?;
+        Some(*since + PEER_LOST_GRACE)
+            .filter(|at| self.all_heard_since(*since) || self.silence.looked() < Some(*at))
+    }
+
+    /// Goes on over TCP where NCCL failed and every member is still there: each was heard since.
+    pub(super) fn judge_nccl(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let is_due =
+            |(since, _): &mut (Instant, String)| now.duration_since(*since) >= PEER_LOST_GRACE;
+        let Some((since, reason)) = self.transport.failed.take_if(is_due) else {
+            return;
+        };
+        if !self.all_heard_since(since) {
+            // They are heard of soon, or expelled.
+            self.transport.failed = Some((since, reason));
+            return;
+        }
+        self.transport.given_up = Some(reason);
+        self.reform(now, commands);
+    }
+
+    fn all_heard_since(&self, since: Instant) -> bool {
+        let mut members = self.members.ranks().iter();
+        members.all(|id| {
+            self.silence
+                .heard_at(*id)
+                .is_some_and(|heard| heard > since)
+        })
+    }
+}
+
+/// Why these workers cannot exchange over NCCL.
+fn obstacle(members: &[&Worker]) -> Option<String> {
+    if members.len() < 2 {
+        return Some("there is only one worker".to_owned());
+    }
+    let mut at_gpu = BTreeMap::new();
+    let mut first: Option<(&str, u32)> = None;
+    for member in members {
+        let name = member.name.as_str();
+        let Some(gpu) = &member.gpu else {
+            return Some(format!("{name} computes on the processor"));
+        };
+        if gpu.nccl_version == 0 {
+            return Some(format!("{name} has no NCCL: {}", gpu.nccl_fault));
+        }
+        let (other, version) = *first.get_or_insert((name, gpu.nccl_version));
+        if version != gpu.nccl_version {
+            let (here, there) = (dotted(version), dotted(gpu.nccl_version));
+            return Some(format!("{other} has NCCL {here} but {name} has {there}"));
+        }
+        if let Some(other) = at_gpu.insert(gpu.uuid.as_str(), name) {
+            return Some(format!("{other} and {name} share a GPU"));
+        }
+    }
+    None
+}
+
+/// 22703 is 2.27.3.
+fn dotted(version: u32) -> String {
+    format!(
+        "{}.{}.{}",
+        version / 10_000,
+        version / 100 % 100,
+        version % 100
+    )
+}

@@ -1,0 +1,209 @@
+//! The one thread that calls NCCL for a communicator, from its making to its end.
+//!
+//! In: tasks of the engine, one at a time, and the generation's fence. Out: an answer to each. NCCL works without blocking:
+//! every call is begun and then asked after, so that a deadline or the end of the generation aborts whatever it is at. What
+//! was aborted no longer touches the engine's memory when the answer is given.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use cudarc::driver::CudaEvent;
+
+use super::library::{Call, Comm, IN_PROGRESS, Nccl, SUCCESS, UniqueId, nccl};
+use super::{Setup, Task, Word, Work};
+use crate::collective::CollectiveError;
+use crate::collective::fence::{Fence, TICK};
+use crate::engine::cuda::Gpu;
+
+/// Buckets on the stream at a time: the next ones are begun while the first is on its way.
+const BUCKETS_AHEAD: usize = 2;
+/// Between two looks at a call that takes long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
+
+/// Why it ends.
+enum End {
+    /// The generation is over.
+    Over,
+    Failed(String),
+}
+
+pub struct Owner {
+    nccl: &'static Nccl,
+    comm: Comm,
+    gpu: Arc<Gpu>,
+    fence: Arc<Fence>,
+    /// For each bucket.
+    patience: Duration,
+    /// The ends of the buckets on the stream, oldest first.
+    ends: VecDeque<CudaEvent>,
+}
+
+impl Owner {
+    /// Forms the communicator and carries out tasks until the generation ends or NCCL fails, and tells of that.
+    pub fn live(setup: Setup, ids: &Receiver<UniqueId>, tasks: &Receiver<Task>) {
+        let mut waiting = None;
+        let end = Self::form(&setup, ids).and_then(|mut owner| {
+            loop {
+                let task = match tasks.recv_timeout(TICK) {
+                    Ok(task) => task,
+                    Err(RecvTimeoutError::Timeout) if owner.fence.check().is_ok() => continue,
+                    Err(_) => return Err(End::Over),
+                };
+                match owner.carry_out(&task.work) {
+                    // Where nobody waits any more, the generation is over.
+                    Ok(()) => drop(task.answer.send(Ok(()))),
+                    Err(end) => {
+                        // Once the communicator is aborted, see below.
+                        waiting = Some(task.answer);
+                        return Err(end);
+                    }
+                }
+            }
+        });
+        let end: Result<(), End> = end;
+        if let Err(End::Failed(reason)) = end
+            && setup.fence.check().is_ok()
+        {
+            tracing::warn!("NCCL failed: {reason}");
+            (setup.tell)(Word::Lost(reason));
+        }
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(Err(CollectiveError::Superseded));
+        }
+    }
+
+    fn form(setup: &Setup, ids: &Receiver<UniqueId>) -> Result<Self, End> {
+        let nccl = nccl().map_err(|fault| End::Failed(fault.to_owned()))?;
+        let bound = setup.gpu.context().bind_to_thread();
+        bound.map_err(|error| End::Failed(error.to_string()))?;
+        let deadline = Instant::now() + setup.patience.forming;
+        if setup.rank == 0 {
+            let id = nccl.unique_id();
+            let id = id.map_err(|code| End::Failed(nccl.explain(std::ptr::null_mut(), code)))?;
+            (setup.tell)(Word::Id(id.0.to_vec()));
+        }
+        let id = loop {
+            setup.fence.check().map_err(|_| End::Over)?;
+            match ids.recv_timeout(TICK) {
+                Ok(id) => break id,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(End::Failed("rank 0 sent no identifier in time".to_owned()));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(End::Over),
+            }
+        };
+        let (comm, code) = nccl.init(setup.size, id, setup.rank);
+        let owner = Self {
+            nccl,
+            comm,
+            gpu: setup.gpu.clone(),
+            fence: setup.fence.clone(),
+            patience: setup.patience.call,
+            ends: VecDeque::new(),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        owner.settle(code, left, "the forming of the communicator")?;
+        tracing::debug!(
+            "NCCL connects {} GPUs, this one as rank {}",
+            setup.size,
+            setup.rank
+        );
+        Ok(owner)
+    }
+
+    fn carry_out(&mut self, work: &Work) -> Result<(), End> {
+        self.fence.check().map_err(|_| End::Over)?;
+        match work {
+            Work::Begin(call) => self.begin(call),
+            Work::Pace => {
+                let event = self.gpu.stream().record_event(None);
+                self.ends
+                    .push_back(event.map_err(|e| End::Failed(e.to_string()))?);
+                self.await_all_but(BUCKETS_AHEAD)
+            }
+            Work::Finish => self.await_all_but(0),
+        }
+    }
+
+    fn begin(&self, call: &Call) -> Result<(), End> {
+        let stream = self.gpu.stream().cu_stream().cast();
+        // SAFETY: the communicator is ours and not aborted. The engine waits for the answer with the memory in its hands, and
+        // frees it in the order of the stream.
+        let code = unsafe { self.nccl.begin(self.comm, stream, call) };
+        self.settle(code, self.patience, "a call")
+    }
+
+    /// Waits until what was begun with the answer `code` is done or failed.
+    fn settle(&self, code: c_int, patience: Duration, what: &str) -> Result<(), End> {
+        if code != IN_PROGRESS && code != SUCCESS {
+            return Err(self.failure(what, code));
+        }
+        if self.comm.is_null() {
+            return Err(End::Failed(format!("{what} gave none")));
+        }
+        self.wait(patience, what, || match self.state() {
+            SUCCESS => Ok(true),
+            IN_PROGRESS => Ok(false),
+            code => Err(self.failure(what, code)),
+        })
+    }
+
+    /// Waits for the oldest buckets, until so many are left.
+    fn await_all_but(&mut self, left: usize) -> Result<(), End> {
+        while self.ends.len() > left
+            && let Some(end) = self.ends.pop_front()
+        {
+            let what = "an exchange";
+            self.wait(self.patience, what, || match self.state() {
+                SUCCESS | IN_PROGRESS => Ok(end.is_complete()),
+                code => Err(self.failure(what, code)),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> c_int {
+        // SAFETY: the communicator is ours, not null and not aborted.
+        unsafe { self.nccl.async_error(self.comm) }
+    }
+
+    fn wait(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut is_done: impl FnMut() -> Result<bool, End>,
+    ) -> Result<(), End> {
+        let began = Instant::now();
+        while !is_done()? {
+            self.fence.check().map_err(|_| End::Over)?;
+            let waited = began.elapsed();
+            if waited > patience {
+                let seconds = patience.as_secs_f64();
+                return Err(End::Failed(format!(
+                    "{what} did not end within {seconds:.1} s"
+                )));
+            }
+            std::thread::sleep((waited / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+        }
+        Ok(())
+    }
+
+    fn failure(&self, what: &str, code: c_int) -> End {
+        let meaning = self.nccl.explain(self.comm, code);
+        End::Failed(format!("{what} failed: {meaning}"))
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if !self.comm.is_null() {
+            // SAFETY: the last use of the communicator.
+            unsafe { self.nccl.abort(self.comm) };
+        }
+    }
+}

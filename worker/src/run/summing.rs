@@ -1,0 +1,117 @@
+//! The sum over all workers: where it comes from and where its mean stands.
+//!
+//! In: what this worker holds of a step. Out: the mean gradient, which may stay on the GPU or be no more than the sums that are
+//! held, and what all slots of the step came to.
+
+use proto::v1;
+
+use super::{Run, RunError};
+#[cfg(feature = "cuda")]
+use crate::collective::nccl::{Group, NcclError};
+use crate::collective::{Contribution, ReducedSum, Sums};
+use crate::engine::accumulator::{self, Accumulator};
+use crate::engine::trainer::{Reduced, UpdateOutcome};
+use crate::slot::HeldSlots;
+
+/// The mean gradient of a step.
+pub(super) enum Summed {
+    Here(Reduced),
+    /// That of the sums which this worker holds: it has every slot.
+    Held,
+    /// Where the exchange over NCCL left it.
+    #[cfg(feature = "cuda")]
+    OnGpu {
+        invalid: u64,
+    },
+}
+
+impl Run {
+    /// What the slots of the step amount to, whoever held them, and the mean gradient.
+    pub(super) fn sum_up(&mut self, plan: &v1::Plan) -> Result<(Summed, HeldSlots), RunError> {
+        #[cfg(feature = "cuda")]
+        if let Some(group) = self.links.collective.group(self.generation) {
+            return self.sum_up_over_nccl(plan, &group);
+        }
+        let mesh = self.links.collective.mesh(self.generation)?;
+        if mesh.size() > 1 {
+            self.trainer.collect()?;
+        }
+        let accumulator = self.trainer.accumulator();
+        let contribution = Contribution {
+            step: plan.step,
+            slots: plan.slots,
+            held: self.trainer.held(),
+            sums: sums(accumulator),
+            invalid: accumulator.invalid(),
+        };
+        if let Some(slots) = mesh.sum_of_one(&contribution)? {
+            return Ok((Summed::Held, slots));
+        }
+        let spare = std::mem::take(&mut self.spare_mean);
+        let ReducedSum {
+            mean,
+            invalid,
+            slots,
+        } = mesh.all_reduce_into(&contribution, spare)?;
+        Ok((Summed::Here(Reduced { mean, invalid }), slots))
+    }
+
+    /// The slots over the mesh, the sums from GPU to GPU.
+    #[cfg(feature = "cuda")]
+    fn sum_up_over_nccl(
+        &mut self,
+        plan: &v1::Plan,
+        group: &Group,
+    ) -> Result<(Summed, HeldSlots), RunError> {
+        let mesh = self.links.collective.mesh(self.generation)?;
+        let contribution = Contribution {
+            step: plan.step,
+            slots: plan.slots,
+            held: self.trainer.held(),
+            sums: Sums::Exact(&[]),
+            invalid: self.trainer.invalid()?,
+        };
+        let (slots, invalid) = mesh.agree(&contribution, self.trainer.layout().scalars)?;
+        self.trainer
+            .all_reduce(group)
+            .map_err(|error| match error {
+                NcclError::Collective(error) => RunError::Collective(error),
+                error => RunError::Nccl(error),
+            })?;
+        Ok((Summed::OnGpu { invalid }, slots))
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        sum: &Summed,
+        learning_rate: f64,
+    ) -> Result<UpdateOutcome, RunError> {
+        let trainer = &mut self.trainer;
+        Ok(match sum {
+            Summed::Here(reduced) => trainer.apply(reduced, learning_rate)?,
+            Summed::Held => trainer.apply_held(learning_rate)?,
+            #[cfg(feature = "cuda")]
+            Summed::OnGpu { invalid } => trainer.apply_reduced(*invalid, learning_rate)?,
+        })
+    }
+
+    /// The mean gradient in this process's memory.
+    pub(super) fn mean_of(&mut self, sum: Summed) -> Result<Vec<f32>, RunError> {
+        match sum {
+            Summed::Here(reduced) => Ok(reduced.mean),
+            Summed::Held => {
+                self.trainer.collect()?;
+                Ok(self.trainer.accumulator().mean())
+            }
+            #[cfg(feature = "cuda")]
+            Summed::OnGpu { .. } => Ok(self.trainer.reduced_mean()?),
+        }
+    }
+}
+
+fn sums(accumulator: &Accumulator) -> Sums<'_> {
+    match accumulator.sums() {
+        accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
+        accumulator::Sums::Fast { sums } => Sums::Fast(sums),
+    }
+}

@@ -1,0 +1,62 @@
+//! How a generation's gradients travel, as the coordinator decided it.
+//!
+//! In: the generation, and the identifier that rank 0 made for it. Out: where it is NCCL, a group beside the mesh, whose word
+//! goes up; where it is TCP, the reason, logged once.
+
+use std::sync::PoisonError;
+
+use proto::v1;
+
+use super::Forwarder;
+#[cfg(feature = "cuda")]
+use super::Up;
+#[cfg(feature = "cuda")]
+use crate::ComputeDevice;
+use crate::collective::Membership;
+#[cfg(feature = "cuda")]
+use crate::collective::nccl::{Patience, Word};
+
+impl Forwarder {
+    /// Begins to form the group of a generation that was just entered.
+    pub(super) fn group_up(&self, generation: &v1::Generation, membership: &Membership) {
+        let reason = &generation.tcp_because;
+        if membership.members.len() > 1 && !reason.is_empty() {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if *told != *reason {
+                tracing::info!("gradients are exchanged over TCP: {reason}");
+                told.clone_from(reason);
+            }
+        }
+        #[cfg(feature = "cuda")]
+        if let (true, ComputeDevice::Cuda { gpu, .. }) = (generation.nccl, &self.device) {
+            let (up, number) = (self.up.clone(), generation.generation);
+            let tell = move |word| {
+                // Where it cannot be said, the session is over.
+                let _ = up.blocking_send(common::wire::up(message(number, word)));
+            };
+            let patience = Patience::beyond(membership.silence);
+            self.collective
+                .group_up(membership, gpu.clone(), patience, tell);
+        }
+    }
+
+    /// Hands the group what its members find each other by.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, clippy::unused_self))]
+    pub(super) fn identify(&self, nccl_id: &v1::NcclId) {
+        #[cfg(feature = "cuda")]
+        if let Some(group) = self.collective.group(nccl_id.generation) {
+            group.identify(&nccl_id.id);
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn message(generation: u64, word: Word) -> Up {
+    match word {
+        Word::Id(id) => Up::NcclId(v1::NcclId {
+            generation,
+            id: id.into(),
+        }),
+        Word::Lost(reason) => Up::NcclLost(v1::NcclLost { generation, reason }),
+    }
+}
