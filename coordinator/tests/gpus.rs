@@ -7,6 +7,8 @@
 mod support;
 
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use support::{Finished, JOIN, Process, Run, Site, free_port, join_until_terminated};
 use worker::{ComputeDevice, Device, JoinOptions};
@@ -15,7 +17,7 @@ use worker::{ComputeDevice, Device, JoinOptions};
 const GPU: &str = "MUSTER_TEST_GPU";
 /// What makes the stand-in for NCCL misbehave.
 const FAULT: &str = "FAKE_NCCL_FAULT";
-const STEPS: &str = "40";
+const STEPS: &str = "12";
 const OVER_TCP: &str = "gradients are exchanged over TCP: ";
 
 /// Not a test: what the others start this binary for.
@@ -46,8 +48,9 @@ fn stage() -> Option<(Site, String)> {
         return None;
     }
     let site = Site::new();
-    let quiet = site.train("quiet", &["--max-steps", STEPS]);
-    Some((site, quiet))
+    static QUIET: OnceLock<String> = OnceLock::new();
+    let quiet = QUIET.get_or_init(|| site.train("quiet", &["--max-steps", STEPS]));
+    Some((site, quiet.clone()))
 }
 
 /// A worker on the GPU of this number, whose NCCL has this fault.
@@ -87,6 +90,7 @@ fn play(site: &Site, quiet: &str, scene: &Scene<'_>) -> (Finished, Vec<String>) 
     let least = scene.min_workers.to_string();
     let options = ["--max-steps", STEPS, "--listen", &listen];
     let options = [&options[..], &["--min-workers", &least]].concat();
+    let began = Instant::now();
     let mut run = Run::of(&mut site.start(scene.output, &options));
     run.until("workers join with");
     let seats = scene.workers.iter().enumerate();
@@ -95,10 +99,11 @@ fn play(site: &Site, quiet: &str, scene: &Scene<'_>) -> (Finished, Vec<String>) 
         .map(|(seat, (gpu, fault))| join(site, &name(seat), port, *gpu, fault))
         .collect();
     if scene.kills {
-        run.steps(8);
+        run.steps(3);
         workers[0].kill();
     }
     let run = run.end();
+    println!("{}: {:.1} s", scene.output, began.elapsed().as_secs_f64());
     let logs = (0..workers.len()).map(|seat| std::fs::read(site.log_of(&name(seat))).unwrap());
     let logs = logs.map(|log| String::from_utf8_lossy(&log).into_owned());
     let logs: Vec<String> = logs.collect();
@@ -147,7 +152,7 @@ fn processes_with_a_gpu_each_exchange_over_nccl_to_the_weights_of_one() {
         ("three", &[(0, ""), (1, ""), (2, "")], false),
         ("killed", &[(0, ""), (1, ""), (2, "")], true),
         // In the midst of an exchange, and while the communicator is formed.
-        ("died", &[(0, ""), (1, "die@9"), (2, "")], false),
+        ("died", &[(0, ""), (1, "die@7"), (2, "")], false),
         ("unborn", &[(0, ""), (1, ""), (2, "die@init")], false),
     ] {
         let scene = Scene {
@@ -182,7 +187,9 @@ fn where_nccl_fails_or_hangs_tcp_takes_over_with_one_reason() {
         let reasons = reasons(&run);
         assert!(
             reasons.len() == 1 && reasons[0].contains(expected),
-            "{reasons:?}"
+            "{fault}: {}{}",
+            run.stdout,
+            logs.join("\n---\n")
         );
         for log in logs {
             assert_eq!(log.matches(OVER_TCP).count(), 1, "{log}");

@@ -30,6 +30,8 @@ use crate::engine::cuda::{Gpu, GpuError};
 
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
 const LETTING_GO: Duration = Duration::from_secs(60);
+/// A call that takes longer hangs, however slow steps are: the coordinator expels whoever is a minute behind the others.
+const LONGEST_CALL: Duration = Duration::from_secs(45);
 /// The least time for members to find each other: machines that are far apart need seconds, many of them more.
 const FORMING: Duration = Duration::from_secs(30);
 
@@ -68,7 +70,7 @@ pub struct Patience {
 impl Patience {
     /// Where a peer that is silent for so long is given up.
     pub fn beyond(silence: Duration) -> Self {
-        let call = 2 * silence;
+        let call = (2 * silence).min(LONGEST_CALL);
         Self {
             forming: call.max(FORMING),
             call,
