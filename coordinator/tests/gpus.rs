@@ -17,7 +17,7 @@ use worker::{ComputeDevice, Device, JoinOptions};
 const GPU: &str = "MUSTER_TEST_GPU";
 /// What makes the stand-in for NCCL misbehave.
 const FAULT: &str = "FAKE_NCCL_FAULT";
-const STEPS: &str = "12";
+const STEPS: &str = "8";
 const OVER_TCP: &str = "gradients are exchanged over TCP: ";
 
 /// Not a test: what the others start this binary for.
