@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     let nvcc = nvcc();
     println!(
-        "cargo::rustc-env=MUSTER_CUDA_MAJOR={}",
+        "cargo::rustc-env=KERNELS_CUDA_MAJOR={}",
         major_version(&nvcc)?
     );
     let mut list = String::from("&[\n");

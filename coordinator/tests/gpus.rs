@@ -14,7 +14,7 @@ use support::{Finished, JOIN, Process, Run, Site, free_port, join_until_terminat
 use worker::{ComputeDevice, Device, JoinOptions};
 
 /// The environment variable that says on which GPU a worker computes.
-const GPU: &str = "MUSTER_TEST_GPU";
+const GPU: &str = "TEST_WORKER_GPU";
 /// What makes the stand-in for NCCL misbehave.
 const FAULT: &str = "FAKE_NCCL_FAULT";
 const STEPS: &str = "8";

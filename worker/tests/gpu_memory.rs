@@ -186,7 +186,7 @@ fn where_memory_is_out_one_line_says_what_to_lower() {
             .args(["--batch", "4", "--seq", "160", "--config"])
             .arg(&path)
             .args(more)
-            .env("MUSTER_EMULATED_MB", megabytes)
+            .env("EMULATED_MB", megabytes)
             .output()
             .unwrap();
         assert!(!output.status.success());
@@ -223,7 +223,7 @@ fn a_driver_older_than_the_kernels_is_named_before_anything_else() {
     }
     let output = Command::new(env!("CARGO_BIN_EXE_worker"))
         .args(["self-check", "--device", "cuda"])
-        .env("MUSTER_EMULATED_DRIVER", "12040")
+        .env("EMULATED_DRIVER", "12040")
         .output()
         .unwrap();
     let message = String::from_utf8(output.stderr).unwrap();

@@ -29,7 +29,7 @@ size_t used = 0, peak = 0;
 
 // 4 GB, or as many MB as the variable says: for tests of what happens where memory is out.
 size_t total() {
-    static const char *limit = std::getenv("MUSTER_EMULATED_MB");
+    static const char *limit = std::getenv("EMULATED_MB");
     static const size_t bytes = limit ? std::strtoull(limit, nullptr, 10) << 20 : size_t{4} << 30;
     return bytes;
 }
@@ -78,7 +78,7 @@ int a_thing;
 extern "C" {
 int cuInit(unsigned) { return SUCCESS; }
 int cuDriverGetVersion(int *version) {
-    const char *told = std::getenv("MUSTER_EMULATED_DRIVER");
+    const char *told = std::getenv("EMULATED_DRIVER");
     *version = told ? std::atoi(told) : 13000;
     return SUCCESS;
 }

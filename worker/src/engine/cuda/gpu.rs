@@ -474,7 +474,7 @@ fn check_driver() -> Result<(), GpuError> {
 
 /// The major version of the toolkit that compiled the kernels.
 fn built_with() -> i32 {
-    env!("MUSTER_CUDA_MAJOR").parse().unwrap_or(0)
+    env!("KERNELS_CUDA_MAJOR").parse().unwrap_or(0)
 }
 
 fn load(context: &Arc<CudaContext>, image: &[u8]) -> Result<Arc<CudaModule>, DriverError> {
