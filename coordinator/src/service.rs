@@ -96,7 +96,13 @@ impl Coordinator for Service {
             ));
         };
         let gpu = join.gpu.clone().unwrap_or_default();
-        let names = [&join.name, &join.numerics_class, &gpu.uuid, &gpu.nccl_fault];
+        let names = [
+            &join.name,
+            &join.numerics_class,
+            &join.device,
+            &gpu.uuid,
+            &gpu.nccl_fault,
+        ];
         if names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
             return Err(Status::invalid_argument("a name in Join is too long"));
         }

@@ -158,6 +158,22 @@ fn an_unsupported_architecture_is_named_with_the_supported_ones() {
 }
 
 #[test]
+fn sizes_that_no_model_has_are_named() {
+    for (field, size) in [
+        ("num_hidden_layers", 4_000_000_000u64),
+        ("head_dim", 1 << 40),
+    ] {
+        let setup = Setup::new();
+        let config = std::fs::read_to_string(setup.model("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config[field] = json!(size);
+        std::fs::write(setup.model("config.json"), config.to_string()).unwrap();
+        let problems = setup.problems();
+        assert!(problems[0].contains(field), "{problems:?}");
+    }
+}
+
+#[test]
 fn weights_that_are_not_there_or_truncated_are_named() {
     let setup = Setup::new().set("init_weights", json!("pretrained"));
     let problems = setup.problems();

@@ -34,6 +34,7 @@ impl Cluster {
         self.broken = None;
         self.interrupt_settling(commands);
         self.member_lost = false;
+        self.forgive_nccl();
         if self.stage == Stage::Ended || self.grace.is_some() {
             return;
         }

@@ -16,6 +16,9 @@ use super::membership::Worker;
 use super::{Cluster, Stage};
 use crate::events::RunEvent;
 
+/// Of what a worker says of a failure.
+const MAX_REASON_CHARS: usize = 256;
+
 #[derive(Debug, Default)]
 pub struct Transport {
     /// Of the current generation.
@@ -85,9 +88,15 @@ impl Cluster {
     pub(super) fn nccl_lost(&mut self, now: Instant, id: WorkerId, lost: &v1::NcclLost) {
         let is_current = self.stage == Stage::Running && lost.generation == self.generation;
         if is_current && self.transport.is_nccl && self.members.rank_of(id).is_some() {
-            let reason = format!("NCCL failed on {}: {}", self.members.name(id), lost.reason);
+            let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
+            let reason = format!("NCCL failed on {}: {reason}", self.members.name(id));
             self.transport.failed.get_or_insert((now, reason));
         }
+    }
+
+    /// What failed, failed in a generation that is over: a member may be lost, which was not NCCL's fault.
+    pub(super) fn forgive_nccl(&mut self) {
+        self.transport.failed = None;
     }
 
     /// When a failure of NCCL may be judged.

@@ -6,6 +6,10 @@ use common::files::model::{Architecture, ModelFolder};
 use common::job::TargetModules;
 use serde_json::Value;
 
+/// Of each size in `config.json`, so that they can be multiplied without overflow: as much as the engine takes.
+const MAX_SIZE: usize = 0x00ff_ffff;
+const MAX_LAYERS: usize = 4096;
+
 /// A decoder in numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {
@@ -42,14 +46,25 @@ impl ModelShape {
         let path = model.dir().join("config.json");
         let optional = |name: &str| config.get(name).and_then(Value::as_u64).map(|n| n as usize);
         let required = |name: &str| match optional(name) {
-            Some(number) if (1..1 << 32).contains(&number) => Ok(number),
+            Some(number) if (1..=MAX_SIZE).contains(&number) => Ok(number),
             _ => Err(format!(
-                "{}: {name} is missing or not a number above 0",
+                "{}: {name} is missing or not a number from 1 to {MAX_SIZE}",
                 path.display()
             )),
         };
+        let given = |name: &str| match config.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => required(name).map(Some),
+        };
         let flag = |name: &str| config.get(name).and_then(Value::as_bool).unwrap_or(false);
         let (hidden_size, heads) = (required("hidden_size")?, required("num_attention_heads")?);
+        let layers = required("num_hidden_layers")?;
+        if layers > MAX_LAYERS {
+            return Err(format!(
+                "{}: num_hidden_layers is above {MAX_LAYERS}",
+                path.display()
+            ));
+        }
         let attention_bias = flag("attention_bias");
         let shape = Self {
             architecture: match architecture {
@@ -60,10 +75,10 @@ impl ModelShape {
             vocab_size: required("vocab_size")?,
             hidden_size,
             intermediate_size: required("intermediate_size")?,
-            layers: required("num_hidden_layers")?,
+            layers,
             heads,
-            key_value_heads: optional("num_key_value_heads").unwrap_or(heads),
-            head_dim: optional("head_dim").unwrap_or(match architecture {
+            key_value_heads: given("num_key_value_heads")?.unwrap_or(heads),
+            head_dim: given("head_dim")?.unwrap_or(match architecture {
                 Architecture::Qwen3 => 128,
                 _ => hidden_size / heads,
             }),

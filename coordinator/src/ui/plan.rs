@@ -61,7 +61,7 @@ impl<'a> PlanView<'a> {
             ("learning rate", learning_rate(self.job)),
             (
                 "memory",
-                format!("about {} in each worker", bytes(self.memory_bytes)),
+                format!("at least {} in each worker", bytes(self.memory_bytes)),
             ),
             ("output", self.job.output_dir.display().to_string()),
         ]

@@ -2,7 +2,7 @@
 
 use indicatif::ProgressStyle;
 
-use super::text::{Style, count, duration, grouped, rate, visible};
+use super::text::{Style, bytes, count, duration, grouped, rate, visible};
 use crate::events::{RunEnd, RunEvent, StepRecord};
 
 /// Mean of the values since it was last taken.
@@ -72,7 +72,7 @@ pub(super) fn step_line(step: &StepRecord, loss: f64, total_steps: u64) -> Strin
 fn utilisation(step: &StepRecord) -> String {
     let mfu = step.mfu.map(|mfu| format!("  {:.1}% MFU", 100.0 * mfu));
     let memory = step.peak_memory_bytes;
-    let memory = memory.map(|peak| format!("  {:.1} GB", peak as f64 / 1e9));
+    let memory = memory.map(|peak| format!("  {}", bytes(peak)));
     mfu.unwrap_or_default() + &memory.unwrap_or_default()
 }
 

@@ -131,10 +131,10 @@ fn without_a_terminal_there_is_one_line_per_logged_step() {
         lines,
         [
             "training 5 steps with 1 worker",
-            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
             "step 4 skipped: its gradient is not finite or out of range",
-            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
-            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.5 GB  2 workers  eta 1:02",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
         ]
     );
     assert!(!text.contains('\x1b'), "no colours, no cursor movements");
@@ -236,7 +236,7 @@ fn the_plan_names_everything_that_decides_the_run() {
         "steps          24 (3 epochs)",
         "batch          8 blocks a step, in 4 slots of 2",
         "learning rate  1e-3, cosine, warm-up 3.0%",
-        "memory         about 300.0 MiB in each worker",
+        "memory         at least 300.0 MiB in each worker",
         "output         out",
         "note           2 examples were cut",
     ] {

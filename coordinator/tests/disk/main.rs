@@ -293,7 +293,12 @@ fn with_speed_of(
 ) -> Vec<serde_json::Value> {
     let merged = lines.iter().zip(other).map(|(line, other)| {
         let mut line = line.clone();
-        for field in ["tokens_per_second", "generation", "workers"] {
+        for field in [
+            "tokens_per_second",
+            "generation",
+            "workers",
+            "peak_memory_bytes",
+        ] {
             line[field] = other[field].clone();
         }
         line

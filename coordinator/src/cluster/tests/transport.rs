@@ -202,3 +202,18 @@ fn a_failure_of_nccl_that_a_lost_worker_explains_is_not_held_against_it() {
     );
     assert_eq!(after[1], "w1 generation 3 at 0 of [1] behind []");
 }
+
+#[test]
+fn a_worker_lost_where_too_few_are_left_is_not_held_against_nccl_either() {
+    let (mut scene, ..) = scene(&[Some(gpu("a")), Some(gpu("b"))]);
+    scene.check(nccl_lost(1, 1), &[]);
+    scene.after(Event::WorkerLost {
+        worker: WorkerId(2),
+        reason: "gone".to_owned(),
+    });
+    scene.pass(Duration::from_secs(1), &[]);
+    scene.after(join_with(3, Some(gpu("c"))));
+    let (orders, notices) = tell(&mut scene, ready(WorkerId(3), 0));
+    assert!(orders[0].ends_with("over NCCL"), "{orders:?}");
+    assert_eq!(notices, [""; 0]);
+}
