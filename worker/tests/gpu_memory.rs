@@ -4,13 +4,19 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)]
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use common::data::block::Block;
 use common::job::{self, InitWeights, JobSources, JobSpec};
 use serde_json::{Value, json};
+use worker::collective::nccl::{Patience, Word};
+use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::config::ModelConfig;
+use worker::engine::cuda::Gpu;
+use worker::engine::cuda::engine::GpuMean;
 use worker::engine::estimate::estimate;
 use worker::engine::{Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
@@ -166,6 +172,106 @@ fn the_peak_is_what_was_expected() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Two ranks on the one GPU, as only the stand-in for NCCL lets them.
+#[test]
+fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
+    let Some((device, _turn)) = device() else {
+        return;
+    };
+    if !device.to_string().contains("emulated") {
+        return;
+    }
+    let ComputeDevice::Cuda { gpu, .. } = &device else {
+        panic!("{device} is no GPU");
+    };
+    let members = members(gpu);
+    let folder = tempfile::tempdir().unwrap();
+    let shape = &shapes()[0];
+    std::fs::write(folder.path().join("config.json"), shape.to_string()).unwrap();
+    for reduction in ["exact", "fast"] {
+        let flags = [("adapter", "full"), ("reduction", reduction)];
+        let job = Arc::new(job(folder.path(), &flags, false));
+        let load = |_: &Collective| {
+            let trainer = Trainer::load(TrainerOptions {
+                job: job.clone(),
+                model_dir: folder.path().to_owned(),
+                adapter_dir: None,
+                threads: 1,
+                device: device.clone(),
+            });
+            trainer.unwrap()
+        };
+        let mut trainers: Vec<Trainer> = members.iter().map(load).collect();
+        let free = || gpu.memory().unwrap().0;
+        for step in 0..2 {
+            let blocks = [block(100), block(100)];
+            let trained: u64 = blocks.iter().map(Block::trained_tokens).sum();
+            for (slot, trainer) in (0..).zip(&mut trainers) {
+                trainer.begin_step(step, 2 * trained, 2).unwrap();
+                trainer.train_slot(slot, &blocks).unwrap();
+            }
+            let before = free();
+            let means = all_reduce(&trainers, &members);
+            let taken = trainers.len() * trainers[0].layout().scalars * size_of::<f32>();
+            assert_eq!(before - free(), taken, "{reduction}, step {step}");
+            for (trainer, mean) in trainers.iter_mut().zip(means) {
+                trainer.apply_reduced(&mean, 0, 1e-3).unwrap();
+            }
+            assert_eq!(free(), before, "{reduction}, step {step}");
+        }
+    }
+}
+
+/// The mean gradient of each member.
+fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMean> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = trainers
+            .iter()
+            .zip(members)
+            .map(|(trainer, member)| {
+                let group = member.group(0).unwrap();
+                scope.spawn(move || trainer.all_reduce(&group).unwrap())
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    })
+}
+
+/// Both members of generation 0, their groups on the way.
+fn members(gpu: &Arc<Gpu>) -> Vec<Collective> {
+    let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let collectives: Vec<_> = (0..2).map(|_| Collective::bind(host).unwrap()).collect();
+    let addresses: Vec<_> = collectives
+        .iter()
+        .map(|collective| PeerAddress {
+            name: "a member".to_owned(),
+            address: format!("127.0.0.1:{}", collective.port()),
+        })
+        .collect();
+    let (tell, words) = mpsc::channel();
+    for (rank, collective) in (0..).zip(&collectives) {
+        let membership = Membership {
+            run_id: [1; 32],
+            generation: 0,
+            rank,
+            members: addresses.clone(),
+            silence: Duration::from_secs(20),
+        };
+        let (patience, tell) = (Patience::beyond(membership.silence), tell.clone());
+        collective.enter(membership.clone());
+        collective.group_up(&membership, gpu.clone(), patience, move |word| {
+            tell.send(word).unwrap_or_default();
+        });
+    }
+    let Ok(Word::Id(id)) = words.recv() else {
+        panic!("NCCL has no identifier");
+    };
+    for collective in &collectives {
+        collective.group(0).unwrap().identify(&id);
+    }
+    collectives
 }
 
 /// In a process that the emulator refuses memory beyond a limit.

@@ -23,6 +23,8 @@ use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
 use super::batch::Batch;
 use super::config::ModelConfig;
+#[cfg(feature = "cuda")]
+use super::cuda::engine::GpuMean;
 use super::model::PassTimes;
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
@@ -103,9 +105,9 @@ enum MeanOf<'a> {
     Given(&'a [f32]),
     /// Every slot of the step is held here.
     Held,
-    /// On the GPU, where the last exchange over NCCL left it.
+    /// On the GPU, where an exchange over NCCL left it.
     #[cfg(feature = "cuda")]
-    Reduced,
+    Reduced(&'a GpuMean),
 }
 
 impl Trainer {
@@ -355,32 +357,33 @@ impl Trainer {
         self.update(MeanOf::Held, invalid, learning_rate)
     }
 
-    /// Sums over all members of the group; the mean gradient stays on the GPU. Nothing where this computes on the processor,
-    /// which no group has.
+    /// Sums over all members of the group, each of which computes on a GPU. The mean gradient takes memory there until it is
+    /// dropped: before the next slot, for which that memory is counted on.
     #[cfg(feature = "cuda")]
-    pub fn all_reduce(&mut self, group: &nccl::Group) -> Result<(), nccl::NcclError> {
-        match &mut self.compute {
-            Compute::Cpu(_) => Ok(()),
+    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
+        match &self.compute {
+            Compute::Cpu(_) => unreachable!("no exchange over NCCL on the processor"),
             Compute::Gpu(gpu) => gpu.all_reduce(group),
         }
     }
 
-    /// As [`apply`](Self::apply) of the mean gradient that [`all_reduce`](Self::all_reduce) left on the GPU.
+    /// As [`apply`](Self::apply) of the mean gradient that [`all_reduce`](Self::all_reduce) gave.
     #[cfg(feature = "cuda")]
     pub fn apply_reduced(
         &mut self,
+        mean: &GpuMean,
         invalid: u64,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        self.update(MeanOf::Reduced, invalid, learning_rate)
+        self.update(MeanOf::Reduced(mean), invalid, learning_rate)
     }
 
-    /// That mean gradient; empty where there is none.
+    /// That mean gradient, in this process's memory.
     #[cfg(feature = "cuda")]
-    pub fn reduced_mean(&self) -> Result<Vec<f32>, EngineError> {
+    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
         match &self.compute {
-            Compute::Cpu(_) => Ok(Vec::new()),
-            Compute::Gpu(gpu) => gpu.reduced_mean(),
+            Compute::Cpu(_) => unreachable!("no exchange over NCCL on the processor"),
+            Compute::Gpu(gpu) => gpu.download_mean(mean),
         }
     }
 

@@ -10,6 +10,8 @@ use super::{Run, RunError};
 use crate::collective::nccl::{Group, NcclError};
 use crate::collective::{Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
+#[cfg(feature = "cuda")]
+use crate::engine::cuda::engine::GpuMean;
 use crate::engine::trainer::{Reduced, UpdateOutcome};
 use crate::slot::HeldSlots;
 
@@ -18,9 +20,10 @@ pub(super) enum Summed {
     Here(Reduced),
     /// That of the sums which this worker holds: it has every slot.
     Held,
-    /// Where the exchange over NCCL left it.
+    /// On the GPU, where the exchange over NCCL left it. Its memory is free once this is dropped.
     #[cfg(feature = "cuda")]
     OnGpu {
+        mean: GpuMean,
         invalid: u64,
     },
 }
@@ -72,13 +75,12 @@ impl Run {
             invalid: self.trainer.invalid()?,
         };
         let (slots, invalid) = mesh.agree(&contribution, self.trainer.layout().scalars)?;
-        self.trainer
-            .all_reduce(group)
-            .map_err(|error| match error {
-                NcclError::Collective(error) => RunError::Collective(error),
-                error => RunError::Nccl(error),
-            })?;
-        Ok((Summed::OnGpu { invalid }, slots))
+        let mean = self.trainer.all_reduce(group);
+        let mean = mean.map_err(|error| match error {
+            NcclError::Collective(error) => RunError::Collective(error),
+            error => RunError::Nccl(error),
+        })?;
+        Ok((Summed::OnGpu { mean, invalid }, slots))
     }
 
     pub(super) fn apply(
@@ -91,7 +93,9 @@ impl Run {
             Summed::Here(reduced) => trainer.apply(reduced, learning_rate)?,
             Summed::Held => trainer.apply_held(learning_rate)?,
             #[cfg(feature = "cuda")]
-            Summed::OnGpu { invalid } => trainer.apply_reduced(*invalid, learning_rate)?,
+            Summed::OnGpu { mean, invalid } => {
+                trainer.apply_reduced(mean, *invalid, learning_rate)?
+            }
         })
     }
 
@@ -104,7 +108,7 @@ impl Run {
                 Ok(self.trainer.accumulator().mean())
             }
             #[cfg(feature = "cuda")]
-            Summed::OnGpu { .. } => Ok(self.trainer.reduced_mean()?),
+            Summed::OnGpu { mean, .. } => Ok(self.trainer.download_mean(&mean)?),
         }
     }
 }

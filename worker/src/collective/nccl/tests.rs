@@ -213,15 +213,15 @@ fn train(
             let scalars = trainer.layout().scalars;
             let (slots, invalid) = mesh.agree(&contribution, scalars).unwrap();
             assert_eq!((slots.len(), invalid), (4, 0));
-            trainer.all_reduce(&member.group()).unwrap();
-            over_nccl = trainer.reduced_mean().unwrap();
+            let mean = trainer.all_reduce(&member.group()).unwrap();
+            over_nccl = trainer.download_mean(&mean).unwrap();
             let reduced = Reduced {
                 mean: over_mesh.clone(),
                 invalid,
             };
             match step {
                 0 => trainer.apply(&reduced, 1e-2).unwrap(),
-                _ => trainer.apply_reduced(invalid, 1e-2).unwrap(),
+                _ => trainer.apply_reduced(&mean, invalid, 1e-2).unwrap(),
             };
         }
         (trainer.weights_digest().unwrap(), over_nccl, over_mesh)

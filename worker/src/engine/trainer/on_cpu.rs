@@ -105,7 +105,7 @@ impl OnCpu {
             MeanOf::Given(mean) => Mean::Flat(mean),
             MeanOf::Held => Mean::Sums(accumulator),
             #[cfg(feature = "cuda")]
-            MeanOf::Reduced => unreachable!("no exchange over NCCL on the processor"),
+            MeanOf::Reduced(_) => unreachable!("no exchange over NCCL on the processor"),
         };
         let norm = gradient_norm(mean);
         let Some(update) = decide(norm) else {

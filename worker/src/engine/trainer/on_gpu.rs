@@ -33,8 +33,6 @@ pub struct OnGpu {
     collected: Option<Accumulator>,
     /// Those are of what is held now.
     is_current: bool,
-    /// The mean gradient of the last exchange over NCCL.
-    mean: Option<GpuMean>,
 }
 
 impl OnGpu {
@@ -70,7 +68,6 @@ impl OnGpu {
             reduction: job.reduction,
             collected: None,
             is_current: false,
-            mean: None,
         })
     }
 
@@ -161,20 +158,13 @@ impl OnGpu {
         self.collected.as_ref().filter(|_| self.is_current)
     }
 
-    /// Sums over all members of the group. The mean gradient stays here, until the next exchange.
-    pub fn all_reduce(&mut self, group: &nccl::Group) -> Result<(), nccl::NcclError> {
-        // Its memory is used again.
-        self.mean = None;
-        self.mean = Some(self.engine.all_reduce(group)?);
-        Ok(())
+    /// Sums over all members of the group. The mean gradient takes memory here until it is dropped.
+    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
+        self.engine.all_reduce(group)
     }
 
-    /// The mean gradient of the last [`Self::all_reduce`]; empty where there was none.
-    pub fn reduced_mean(&self) -> Result<Vec<f32>, EngineError> {
-        match &self.mean {
-            Some(mean) => Ok(self.engine.download_mean(mean)?),
-            None => Ok(Vec::new()),
-        }
+    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
+        Ok(self.engine.download_mean(mean)?)
     }
 
     pub fn invalid(&self) -> Result<u64, EngineError> {
@@ -196,10 +186,7 @@ impl OnGpu {
                 &given
             }
             MeanOf::Held => &GpuMean::Sums,
-            MeanOf::Reduced => {
-                let mean = self.mean.as_ref();
-                mean.expect("an exchange comes before its update")
-            }
+            MeanOf::Reduced(mean) => mean,
         };
         let norm = self.engine.norm(mean)?;
         let Some(update) = decide(norm) else {
