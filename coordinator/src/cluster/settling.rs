@@ -1,7 +1,7 @@
 //! From the exchange to the settled step: the first report commits it, and when all have reported and agree it is
 //! settled. A replica can be behind but never different, so one report is enough to go on from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use proto::v1;
@@ -371,11 +371,20 @@ impl Cluster {
         self.count_skipped(settling, report.skipped, commands);
     }
 
-    /// Of the peaks of all members together.
+    /// Of the peaks of all members' GPUs together, each once however many members share it.
     fn utilisation(&self, tokens_per_second: f64) -> Option<f64> {
-        let members = self.members.ranks().iter();
-        let peaks = members.map(|id| self.members.get(*id)?.peak_flops);
-        let peak = peaks.sum::<Option<f64>>().filter(|peak| *peak > 0.0)?;
+        let mut counted = BTreeSet::new();
+        let mut peak = 0.0;
+        for id in self.members.ranks() {
+            let worker = self.members.get(*id)?;
+            let of_worker = worker.peak_flops?;
+            // A driver that does not tell its GPUs apart leaves the identifier empty.
+            let gpu = worker.gpu.as_ref().map_or("", |gpu| gpu.uuid.as_str());
+            if gpu.is_empty() || counted.insert(gpu) {
+                peak += of_worker;
+            }
+        }
+        let peak = Some(peak).filter(|peak| *peak > 0.0)?;
         let share = tokens_per_second * self.settings.flop_per_token? / peak;
         share.is_finite().then_some(share)
     }

@@ -68,13 +68,18 @@ fn a_slot_that_was_not_leased_expels_its_sender() {
 }
 
 #[test]
-fn utilisation_is_of_all_members_published_peaks_or_not_told() {
-    let record = |peaks: [Option<f64>; 2]| {
+fn utilisation_is_of_all_gpus_published_peaks_or_not_told() {
+    let record = |peaks: [Option<f64>; 2], gpus: [&str; 2]| {
         let mut scene = Scene::with_workers(2);
         scene.cluster.settings.flop_per_token = Some(1e9);
-        for (id, peak) in (1..).zip(peaks) {
+        for (id, (peak, gpu)) in (1..).zip(peaks.into_iter().zip(gpus)) {
             let worker = scene.cluster.members.get_mut(WorkerId(id));
-            worker.expect("it joined").peak_flops = peak;
+            let worker = worker.expect("it joined");
+            worker.peak_flops = peak;
+            worker.gpu = Some(v1::Gpu {
+                uuid: gpu.to_owned(),
+                ..Default::default()
+            });
         }
         for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
             scene.after(done(worker, 0, slot));
@@ -95,13 +100,19 @@ fn utilisation_is_of_all_members_published_peaks_or_not_told() {
         });
         record.expect("the step is committed")
     };
-    let known = record([Some(1e10), Some(3e10)]);
-    let expected = known.tokens_per_second * 1e9 / 4e10;
-    assert!(
-        known
-            .mfu
-            .is_some_and(|mfu| (mfu / expected - 1.0).abs() < 1e-12)
-    );
-    assert_eq!(known.peak_memory_bytes, Some(200));
-    assert_eq!(record([Some(1e10), None]).mfu, None);
+    let both = [Some(1e10), Some(3e10)];
+    for (peaks, gpus, together) in [
+        (both, ["a", "b"], 4e10),
+        // One that both share counts once, and those that no driver tells apart count as two.
+        ([Some(3e10); 2], ["a", "a"], 3e10),
+        (both, ["", ""], 4e10),
+    ] {
+        let record = record(peaks, gpus);
+        let expected = record.tokens_per_second * 1e9 / together;
+        let is_it = |mfu: f64| (mfu / expected - 1.0).abs() < 1e-12;
+        assert!(record.mfu.is_some_and(is_it), "{gpus:?}: {:?}", record.mfu);
+        assert_eq!(record.peak_memory_bytes, Some(200));
+    }
+    assert_eq!(record([Some(1e10), None], ["a", "b"]).mfu, None);
+    assert_eq!(record([None, Some(1e10)], ["a", "a"]).mfu, None);
 }
