@@ -116,7 +116,7 @@ fn the_only_worker_leaves_its_state_behind() {
 
 #[test]
 fn a_spare_takes_the_place_of_a_worker_that_dies() {
-    let stage = Stage::new(120);
+    let stage = Stage::new(600);
     let mut run = stage.start(&["--min-workers", "2", "--set", "cluster.max_workers=2"]);
     let [mut first, second, third] = ["first", "second", "third"].map(|name| stage.join(name));
     run.until("(3 workers)").steps(5);
