@@ -152,8 +152,8 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
                 job.base_model.display(),
                 shape.architecture,
                 grouped(estimate.parameters),
-                shape.layers,
-                grouped(shape.vocab_size as u64)
+                shape.sizes.layers,
+                grouped(shape.sizes.vocab_size as u64)
             ),
         ),
         (

@@ -91,7 +91,7 @@ impl Bytes {
 
 impl Shape {
     /// Input and output widths, and whether there is a bias.
-    fn linears(&self) -> [(usize, usize, bool); LINEARS] {
+    pub fn linears(&self) -> [(usize, usize, bool); LINEARS] {
         let (queries, keys) = (
             self.heads * self.head_dim,
             self.key_value_heads * self.head_dim,

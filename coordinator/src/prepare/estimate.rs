@@ -40,7 +40,7 @@ impl Need {
 impl Estimate {
     pub fn new(job: &JobSpec, shape: &ModelShape) -> Result<Self, String> {
         let adapted = adapted(job, shape)?;
-        let numbers = shape.numbers();
+        let sizes = &shape.sizes;
         let work = |checkpointing| Work::of(job, adapted.clone(), checkpointing);
         let (keeps, recomputes) = match job.gradient_checkpointing {
             Checkpointing::Never => (true, false),
@@ -48,16 +48,16 @@ impl Estimate {
             Checkpointing::Auto => (true, true),
         };
         let need = |bytes: fn(&_, &_) -> Bytes| Need {
-            keeping: keeps.then(|| bytes(&numbers, &work(false))),
-            recomputing: recomputes.then(|| bytes(&numbers, &work(true))),
+            keeping: keeps.then(|| bytes(sizes, &work(false))),
+            recomputing: recomputes.then(|| bytes(sizes, &work(true))),
         };
         Ok(Self {
-            parameters: numbers.parameters(),
-            trainable_parameters: work(false).scalars(&numbers),
+            parameters: sizes.parameters(),
+            trainable_parameters: work(false).scalars(sizes),
             processor: need(on_processor),
             gpu: need(on_gpu),
             flop_per_token: (job.base_dtype == BaseDtype::Bfloat16)
-                .then(|| flops::per_token(&numbers, &work(false))),
+                .then(|| flops::per_token(sizes, &work(false))),
         })
     }
 }

@@ -4,6 +4,7 @@
 
 use common::files::model::{Architecture, ModelFolder};
 use common::job::TargetModules;
+use common::memory::{LINEARS, Shape};
 use serde_json::Value;
 
 /// Of each size in `config.json`, so that they can be multiplied without overflow: as much as the engine takes.
@@ -14,19 +15,8 @@ const MAX_LAYERS: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {
     pub architecture: &'static str,
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub key_value_heads: usize,
-    pub head_dim: usize,
-    pub tied_head: bool,
+    pub sizes: Shape,
     pub max_positions: Option<usize>,
-    qkv_bias: bool,
-    output_bias: bool,
-    mlp_bias: bool,
-    head_norms: bool,
 }
 
 /// A linear layer that an adapter can be put on.
@@ -66,12 +56,7 @@ impl ModelShape {
             ));
         }
         let attention_bias = flag("attention_bias");
-        let shape = Self {
-            architecture: match architecture {
-                Architecture::Llama => "Llama",
-                Architecture::Qwen2 => "Qwen2",
-                Architecture::Qwen3 => "Qwen3",
-            },
+        let sizes = Shape {
             vocab_size: required("vocab_size")?,
             hidden_size,
             intermediate_size: required("intermediate_size")?,
@@ -82,78 +67,66 @@ impl ModelShape {
                 Architecture::Qwen3 => 128,
                 _ => hidden_size / heads,
             }),
-            tied_head: flag("tie_word_embeddings"),
-            max_positions: optional("max_position_embeddings"),
+            tied: flag("tie_word_embeddings"),
             qkv_bias: attention_bias || architecture == Architecture::Qwen2,
             output_bias: attention_bias && architecture != Architecture::Qwen2,
             mlp_bias: flag("mlp_bias") && architecture == Architecture::Llama,
             head_norms: architecture == Architecture::Qwen3,
         };
-        if shape.key_value_heads == 0 || heads % shape.key_value_heads != 0 {
+        if sizes.key_value_heads == 0 || heads % sizes.key_value_heads != 0 {
             return Err(format!(
                 "{}: {heads} attention heads cannot share {} key-value heads",
                 path.display(),
-                shape.key_value_heads
+                sizes.key_value_heads
             ));
         }
-        Ok(shape)
-    }
-
-    /// For what is computed of sizes alone.
-    pub fn numbers(&self) -> common::memory::Shape {
-        common::memory::Shape {
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            layers: self.layers,
-            heads: self.heads,
-            key_value_heads: self.key_value_heads,
-            head_dim: self.head_dim,
-            tied: self.tied_head,
-            qkv_bias: self.qkv_bias,
-            output_bias: self.output_bias,
-            mlp_bias: self.mlp_bias,
-            head_norms: self.head_norms,
-        }
+        Ok(Self {
+            architecture: match architecture {
+                Architecture::Llama => "Llama",
+                Architecture::Qwen2 => "Qwen2",
+                Architecture::Qwen3 => "Qwen3",
+            },
+            sizes,
+            max_positions: optional("max_position_embeddings"),
+        })
     }
 
     /// Every linear but the output layer, in the model's order.
     pub fn linears(&self) -> Vec<Linear> {
-        let (query, key_value) = (
-            self.heads * self.head_dim,
-            self.key_value_heads * self.head_dim,
-        );
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let of_layer = [
-            ("self_attn.q_proj", hidden, query, self.qkv_bias),
-            ("self_attn.k_proj", hidden, key_value, self.qkv_bias),
-            ("self_attn.v_proj", hidden, key_value, self.qkv_bias),
-            ("self_attn.o_proj", query, hidden, self.output_bias),
-            ("mlp.gate_proj", hidden, inner, self.mlp_bias),
-            ("mlp.up_proj", hidden, inner, self.mlp_bias),
-            ("mlp.down_proj", inner, hidden, self.mlp_bias),
+        const NAMES: [&str; LINEARS] = [
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
         ];
-        (0..self.layers)
+        let linears = self.sizes.linears();
+        (0..self.sizes.layers)
             .flat_map(|layer| {
-                of_layer.map(|(name, inputs, outputs, bias)| Linear {
-                    path: format!("model.layers.{layer}.{name}"),
-                    inputs,
-                    outputs,
-                    bias,
-                })
+                NAMES
+                    .into_iter()
+                    .zip(linears)
+                    .map(move |(name, (inputs, outputs, bias))| Linear {
+                        path: format!("model.layers.{layer}.{name}"),
+                        inputs,
+                        outputs,
+                        bias,
+                    })
             })
             .collect()
     }
 
     /// Names and shapes of all tensors in the weights files.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let hidden = self.hidden_size;
-        let vocabulary = vec![self.vocab_size, hidden];
+        let hidden = self.sizes.hidden_size;
+        let vocabulary = vec![self.sizes.vocab_size, hidden];
         let mut tensors = vec![
             ("model.embed_tokens.weight".to_owned(), vocabulary.clone()),
             ("model.norm.weight".to_owned(), vec![hidden]),
         ];
-        if !self.tied_head {
+        if !self.sizes.tied {
             tensors.push(("lm_head.weight".to_owned(), vocabulary));
         }
         for linear in self.linears() {
@@ -165,15 +138,15 @@ impl ModelShape {
                 vec![linear.outputs, linear.inputs],
             ));
         }
-        for layer in 0..self.layers {
+        for layer in 0..self.sizes.layers {
             let mut norm = |name: &str, size| {
                 tensors.push((format!("model.layers.{layer}.{name}.weight"), vec![size]));
             };
             norm("input_layernorm", hidden);
             norm("post_attention_layernorm", hidden);
-            if self.head_norms {
-                norm("self_attn.q_norm", self.head_dim);
-                norm("self_attn.k_norm", self.head_dim);
+            if self.sizes.head_norms {
+                norm("self_attn.q_norm", self.sizes.head_dim);
+                norm("self_attn.k_norm", self.sizes.head_dim);
             }
         }
         tensors
