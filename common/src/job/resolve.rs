@@ -21,15 +21,12 @@ const KEPT_BY_DEFAULT: usize = 3;
 pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let method = method(reader);
     let init_weights = init_weights(reader, &method);
+    let learning_rate = learning_rate(reader, &method);
     let (global_batch_size, micro_batch_size) = batch(reader);
     let lr_scheduler = lr_scheduler(reader);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
     let save_steps = save_steps(reader);
-    let default_rate = match method {
-        Method::Lora(_) => 2e-4,
-        Method::Full => 2e-5,
-    };
     JobSpec {
         base_model: base_model(reader),
         model_revision: reader.text("model_revision"),
@@ -44,44 +41,17 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         method,
         global_batch_size,
         micro_batch_size,
-        num_epochs: reader
-            .number("num_epochs", "a number above 0, at most 100000", |n| {
-                n > 0.0 && n <= 1e5
-            })
-            .unwrap_or(1.0),
+        num_epochs: num_epochs(reader),
         max_steps,
-        learning_rate: reader
-            .number("learning_rate", "a number above 0, at most 1000", |n| {
-                n > 0.0 && n <= 1e3
-            })
-            .unwrap_or(default_rate),
+        learning_rate,
         lr_scheduler,
         warmup: warmup(reader, lr_scheduler, max_steps),
         adam_beta1: below_one(reader, "adam_beta1").unwrap_or(0.9),
         adam_beta2: below_one(reader, "adam_beta2").unwrap_or(0.999),
-        adam_epsilon: reader
-            .number("adam_epsilon", "a number above 0, at most 1", |n| {
-                n > 0.0 && n <= 1.0
-            })
-            .unwrap_or(1e-8),
-        weight_decay: reader
-            .number("weight_decay", "a number from 0 to 1000", |n| {
-                (0.0..=1e3).contains(&n)
-            })
-            .unwrap_or(0.0),
-        max_grad_norm: reader
-            .number("max_grad_norm", "a number, 0 or more", |n| n >= 0.0)
-            .map_or(Some(1.0), |norm| (norm > 0.0).then_some(norm)),
-        gradient_checkpointing: reader
-            .choice(
-                "gradient_checkpointing",
-                &[
-                    (&["auto"], Checkpointing::Auto),
-                    (&["true", "yes", "on"], Checkpointing::Always),
-                    (&["false", "no", "off"], Checkpointing::Never),
-                ],
-            )
-            .unwrap_or(Checkpointing::Auto),
+        adam_epsilon: adam_epsilon(reader),
+        weight_decay: weight_decay(reader),
+        max_grad_norm: max_grad_norm(reader),
+        gradient_checkpointing: gradient_checkpointing(reader),
         seed: reader.whole("seed", 0..=u64::MAX).unwrap_or(42),
         logging_steps: reader.whole("logging_steps", 1..=MAX_STEPS).unwrap_or(10),
         save_steps,
@@ -96,12 +66,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             .text("output_dir")
             .map_or_else(|| "output".into(), PathBuf::from),
         resume: resume(reader),
-        reduction: reader
-            .choice(
-                "reduction",
-                &[(&["exact"], Reduction::Exact), (&["fast"], Reduction::Fast)],
-            )
-            .unwrap_or(Reduction::Exact),
+        reduction: reduction(reader),
         cluster: cluster(reader),
         test_prompts: reader.texts("test_prompts", None).unwrap_or_default(),
     }
@@ -109,6 +74,70 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
 
 fn zero_is_none(steps: u64) -> Option<u64> {
     (steps > 0).then_some(steps)
+}
+
+fn num_epochs(reader: &mut Reader<'_>) -> f64 {
+    reader
+        .number("num_epochs", "a number above 0, at most 100000", |n| {
+            n > 0.0 && n <= 1e5
+        })
+        .unwrap_or(1.0)
+}
+
+fn learning_rate(reader: &mut Reader<'_>, method: &Method) -> f64 {
+    let default = match method {
+        Method::Lora(_) => 2e-4,
+        Method::Full => 2e-5,
+    };
+    reader
+        .number("learning_rate", "a number above 0, at most 1000", |n| {
+            n > 0.0 && n <= 1e3
+        })
+        .unwrap_or(default)
+}
+
+fn adam_epsilon(reader: &mut Reader<'_>) -> f64 {
+    reader
+        .number("adam_epsilon", "a number above 0, at most 1", |n| {
+            n > 0.0 && n <= 1.0
+        })
+        .unwrap_or(1e-8)
+}
+
+fn weight_decay(reader: &mut Reader<'_>) -> f64 {
+    reader
+        .number("weight_decay", "a number from 0 to 1000", |n| {
+            (0.0..=1e3).contains(&n)
+        })
+        .unwrap_or(0.0)
+}
+
+fn max_grad_norm(reader: &mut Reader<'_>) -> Option<f64> {
+    reader
+        .number("max_grad_norm", "a number, 0 or more", |n| n >= 0.0)
+        .map_or(Some(1.0), |norm| (norm > 0.0).then_some(norm))
+}
+
+fn gradient_checkpointing(reader: &mut Reader<'_>) -> Checkpointing {
+    reader
+        .choice(
+            "gradient_checkpointing",
+            &[
+                (&["auto"], Checkpointing::Auto),
+                (&["true", "yes", "on"], Checkpointing::Always),
+                (&["false", "no", "off"], Checkpointing::Never),
+            ],
+        )
+        .unwrap_or(Checkpointing::Auto)
+}
+
+fn reduction(reader: &mut Reader<'_>) -> Reduction {
+    reader
+        .choice(
+            "reduction",
+            &[(&["exact"], Reduction::Exact), (&["fast"], Reduction::Fast)],
+        )
+        .unwrap_or(Reduction::Exact)
 }
 
 fn below_one(reader: &mut Reader<'_>, name: &str) -> Option<f64> {
