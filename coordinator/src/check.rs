@@ -5,12 +5,12 @@
 
 use std::io::{self, Write};
 
-use common::data::{DataErrors, Sample, samples};
+use common::data::{DataCounts, DataErrors, Sample, samples};
 use common::job::{JobSpec, Method};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::prepare::{Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
+use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
 use crate::ui::{block_count, bytes, grouped};
 
 /// How `check` reports.
@@ -127,14 +127,47 @@ fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
 }
 
 fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
-    let (job, counts, shape) = (&prepared.job, &prepared.data.counts, &prepared.shape);
-    let estimate = &prepared.estimate;
-    let percent = |part: u64, whole: u64| 100.0 * part as f64 / whole.max(1) as f64;
+    let (job, estimate) = (&prepared.job, &prepared.estimate);
+    let mut rows = vec![
+        ("job", shown(&prepared.job_digest).to_owned()),
+        ("model", model(prepared)),
+        ("method", method(job, estimate)),
+    ];
+    rows.extend(data(&prepared.data.counts, job.sequence_len));
+    rows.extend([
+        ("plan", plan(prepared)),
+        ("memory", memory(&estimate.processor)),
+        ("GPU memory", memory(&estimate.gpu)),
+        ("output", job.output_dir.display().to_string()),
+    ]);
+    rows
+}
+
+fn model(prepared: &Prepared) -> String {
+    let shape = &prepared.shape;
+    format!(
+        "{} ({}, {} parameters, {} layers, vocabulary {})",
+        prepared.job.base_model.display(),
+        shape.architecture,
+        grouped(prepared.estimate.parameters),
+        shape.sizes.layers,
+        grouped(shape.sizes.vocab_size as u64)
+    )
+}
+
+fn method(job: &JobSpec, estimate: &Estimate) -> String {
     let method = match &job.method {
         Method::Full => "full fine-tuning".to_owned(),
         Method::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.r, lora.alpha),
     };
-    let in_blocks = counts.tokens + counts.padding_tokens;
+    format!(
+        "{method}: {} trainable parameters ({:.2}%)",
+        grouped(estimate.trainable_parameters),
+        percent(estimate.trainable_parameters, estimate.parameters)
+    )
+}
+
+fn data(counts: &DataCounts, sequence_len: usize) -> [(&'static str, String); 4] {
     let validation = match counts.eval_examples {
         0 => "none".to_owned(),
         held_out => format!(
@@ -143,70 +176,45 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
             grouped(counts.eval_blocks)
         ),
     };
-    vec![
-        ("job", shown(&prepared.job_digest).to_owned()),
-        (
-            "model",
-            format!(
-                "{} ({}, {} parameters, {} layers, vocabulary {})",
-                job.base_model.display(),
-                shape.architecture,
-                grouped(estimate.parameters),
-                shape.sizes.layers,
-                grouped(shape.sizes.vocab_size as u64)
-            ),
-        ),
-        (
-            "method",
-            format!(
-                "{method}: {} trainable parameters ({:.2}%)",
-                grouped(estimate.trainable_parameters),
-                percent(estimate.trainable_parameters, estimate.parameters)
-            ),
-        ),
-        (
-            "data",
-            format!(
-                "{} rows, {} examples, longest {} tokens",
-                grouped(counts.rows),
-                grouped(counts.examples),
-                grouped(counts.longest)
-            ),
-        ),
-        (
-            "tokens",
-            format!(
-                "{}, {} of them trained ({:.1}%)",
-                grouped(counts.tokens),
-                grouped(counts.trained_tokens),
-                percent(counts.trained_tokens, counts.tokens)
-            ),
-        ),
-        (
-            "blocks",
-            format!(
-                "{} of {} tokens, {:.1}% padding",
-                block_count(counts),
-                grouped(job.sequence_len as u64),
-                percent(counts.padding_tokens, in_blocks)
-            ),
-        ),
+    let examples = format!(
+        "{} rows, {} examples, longest {} tokens",
+        grouped(counts.rows),
+        grouped(counts.examples),
+        grouped(counts.longest)
+    );
+    let tokens = format!(
+        "{}, {} of them trained ({:.1}%)",
+        grouped(counts.tokens),
+        grouped(counts.trained_tokens),
+        percent(counts.trained_tokens, counts.tokens)
+    );
+    let blocks = format!(
+        "{} of {} tokens, {:.1}% padding",
+        block_count(counts),
+        grouped(sequence_len as u64),
+        percent(counts.padding_tokens, counts.tokens + counts.padding_tokens)
+    );
+    [
+        ("data", examples),
+        ("tokens", tokens),
+        ("blocks", blocks),
         ("validation", validation),
-        (
-            "plan",
-            format!(
-                "{} steps of {} slots ({} blocks), {:.2} epochs",
-                grouped(prepared.total_steps()),
-                prepared.slots_per_step(),
-                job.global_batch_size
-                    .min(prepared.data.file.train_blocks() as usize),
-                prepared.schedule.epoch_after(prepared.total_steps())
-            ),
-        ),
-        ("memory", memory(&estimate.processor)),
-        ("GPU memory", memory(&estimate.gpu)),
-        ("output", job.output_dir.display().to_string()),
     ]
+}
+
+fn plan(prepared: &Prepared) -> String {
+    let blocks = prepared.data.file.train_blocks() as usize;
+    format!(
+        "{} steps of {} slots ({} blocks), {:.2} epochs",
+        grouped(prepared.total_steps()),
+        prepared.slots_per_step(),
+        prepared.job.global_batch_size.min(blocks),
+        prepared.schedule.epoch_after(prepared.total_steps())
+    )
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
 }
 
 fn memory(need: &Need) -> String {
