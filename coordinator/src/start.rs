@@ -136,14 +136,18 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     let stopped = |_| StartError::Failed("the terminal thread stopped".to_owned());
     let mut terminal = thread.join().map_err(stopped)?;
 
-    let end = RunEvent::Ended(run_end(&ended.outcome));
-    recorder.observe(&end, &mut terminal);
+    recorder.observe(&RunEvent::Ended(run_end(&ended.outcome)), &mut terminal);
+    if let Outcome::Finished { .. } = ended.outcome {
+        ask_after(&job, before, &mut terminal);
+        show_next(&mut terminal, arguments, &job);
+    }
+    exit_code(ended, &job, &mut terminal)
+}
+
+/// Says how to go on where the job is not done.
+fn exit_code(ended: Ended, job: &JobSpec, terminal: &mut Terminal) -> Result<u8, StartError> {
     match ended.outcome {
-        Outcome::Finished { .. } => {
-            ask_after(&job, before, &mut terminal);
-            show_next(&mut terminal, arguments, &job);
-            Ok(exit::DONE)
-        }
+        Outcome::Finished { .. } => Ok(exit::DONE),
         Outcome::Stopped { .. } => {
             let begins_anew = !matches!(job.resume, Resume::Auto);
             terminal.say(&format!("to go on: {}", resume_command(begins_anew)));
