@@ -20,21 +20,10 @@ fn new_term() -> Scene {
 }
 
 fn rejoin(id: u64, run: &str) -> Event {
-    let Event::WorkerJoined {
-        worker,
-        mut join,
-        address,
-    } = join(WorkerId(id))
-    else {
-        unreachable!("join makes a WorkerJoined")
-    };
-    join.job_digest = "job".into();
-    join.run = run.into();
-    Event::WorkerJoined {
-        worker,
-        join,
-        address,
-    }
+    join_with(WorkerId(id), |join| {
+        join.job_digest = "job".into();
+        join.run = run.into();
+    })
 }
 
 /// Ready after `step` updates, the last of which it made with these slots.

@@ -4,21 +4,7 @@ use super::*;
 
 #[test]
 fn a_mismatch_at_the_door_names_both_sides() {
-    let other = |change: fn(&mut v1::Join)| {
-        let Event::WorkerJoined {
-            mut join, address, ..
-        } = join(WorkerId(2))
-        else {
-            unreachable!("join makes a WorkerJoined")
-        };
-        change(&mut join);
-        let worker = WorkerId(2);
-        Event::WorkerJoined {
-            worker,
-            join,
-            address,
-        }
-    };
+    let other = |change: fn(&mut v1::Join)| join_with(WorkerId(2), change);
     let mut scene = Scene::new(|_| {});
     scene.check(join(WorkerId(1)), &["w1 welcome"]);
     scene.check(

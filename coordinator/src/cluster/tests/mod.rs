@@ -80,12 +80,18 @@ pub fn settings() -> Settings {
 }
 
 pub fn join(worker: WorkerId) -> Event {
-    let join = v1::Join {
+    join_with(worker, |_| ())
+}
+
+/// The same for a worker that differs in what `change` sets.
+pub fn join_with(worker: WorkerId, change: impl FnOnce(&mut v1::Join)) -> Event {
+    let mut join = v1::Join {
         version: "1".into(),
         name: format!("w{}", worker.0),
         numerics_class: "cpu".into(),
         ..Default::default()
     };
+    change(&mut join);
     let address = format!("10.0.0.{}:9", worker.0);
     Event::WorkerJoined {
         worker,

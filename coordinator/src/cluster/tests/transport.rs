@@ -13,29 +13,12 @@ fn gpu(uuid: &str) -> v1::Gpu {
     }
 }
 
-fn join_with(id: u64, gpu: Option<v1::Gpu>) -> Event {
-    let Event::WorkerJoined {
-        worker,
-        mut join,
-        address,
-    } = join(WorkerId(id))
-    else {
-        unreachable!("made as such");
-    };
-    join.gpu = gpu;
-    Event::WorkerJoined {
-        worker,
-        join,
-        address,
-    }
-}
-
 /// Joins workers, which form a generation when the last one is ready.
 fn scene(gpus: &[Option<v1::Gpu>]) -> (Scene, Vec<String>, Vec<String>) {
     let mut scene = Scene::new(|settings| settings.min_workers = gpus.len());
     let (mut orders, mut notices) = (Vec::new(), Vec::new());
     for (id, gpu) in (1..).zip(gpus) {
-        scene.after(join_with(id, gpu.clone()));
+        scene.after(join_with(WorkerId(id), |join| join.gpu = gpu.clone()));
         (orders, notices) = tell(&mut scene, ready(WorkerId(id), 0));
     }
     scene.now += LOSSES_GATHER;
@@ -126,7 +109,7 @@ fn whoever_cannot_use_nccl_is_named_once_and_all_exchange_over_tcp() {
         let expected = format!("gradients are exchanged over TCP: {reason}");
         assert_eq!(notices, [expected]);
         scene.after(lost(2));
-        scene.after(join_with(3, other));
+        scene.after(join_with(WorkerId(3), |join| join.gpu = other));
         let (orders, notices) = tell(&mut scene, ready(WorkerId(3), 0));
         assert!(orders[0].contains("generation 2"), "{orders:?}");
         // The same again, but for the name.
@@ -173,7 +156,7 @@ fn a_failure_of_nccl_among_living_workers_ends_its_use() {
     // For the rest of the term.
     scene.now += LOSSES_GATHER;
     scene.after(lost(2));
-    scene.after(join_with(3, Some(gpu("c"))));
+    scene.after(join_with(WorkerId(3), |join| join.gpu = Some(gpu("c"))));
     let (orders, notices) = tell(&mut scene, ready(WorkerId(3), 0));
     assert_eq!(orders[0], "w1 generation 3 at 0 of [1 3] behind []");
     assert_eq!(notices, [""; 0]);
@@ -212,7 +195,7 @@ fn a_worker_lost_where_too_few_are_left_is_not_held_against_nccl_either() {
         reason: "gone".to_owned(),
     });
     scene.pass(Duration::from_secs(1), &[]);
-    scene.after(join_with(3, Some(gpu("c"))));
+    scene.after(join_with(WorkerId(3), |join| join.gpu = Some(gpu("c"))));
     let (orders, notices) = tell(&mut scene, ready(WorkerId(3), 0));
     assert!(orders[0].ends_with("over NCCL"), "{orders:?}");
     assert_eq!(notices, [""; 0]);
