@@ -118,19 +118,19 @@ impl Shared {
             ..header
         };
         let mut delays = retry_delays(MAX_FAILURES);
+        let mut broken: Option<String> = None;
         loop {
             let sent = self.send(&state, &header, &entries).await;
             let Err(status) = sent else {
                 return Ok(());
             };
             let transient = status.code() == tonic::Code::Unavailable;
-            match delays.next().filter(|_| transient) {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => {
-                    let reason = status.message().to_owned();
-                    return Err(UploadError::Refused { reason });
-                }
-            }
+            let Some(delay) = delays.next().filter(|_| transient) else {
+                let reason = reason(broken, status.message());
+                return Err(UploadError::Refused { reason });
+            };
+            broken.get_or_insert(status.message().to_owned());
+            tokio::time::sleep(delay).await;
         }
     }
 
@@ -157,6 +157,14 @@ impl Shared {
             .map_err(|_| UploadError::Interrupted)
             .and_then(|written| written.map_err(UploadError::File))
             .map_err(|error| tonic::Status::internal(error.to_string()))
+    }
+}
+
+/// What broke first tells most: what is said of a further attempt may only be that it was not expected.
+fn reason(broken: Option<String>, last: &str) -> String {
+    match broken {
+        Some(first) if first != last => format!("{first}; then, when tried again: {last}"),
+        _ => last.to_owned(),
     }
 }
 
@@ -317,6 +325,17 @@ mod tests {
                 dtype: Dtype::BF16,
             },
         }
+    }
+
+    #[test]
+    fn a_refusal_after_a_break_says_what_broke() {
+        let broke = Some("connection reset".to_owned());
+        assert_eq!(
+            reason(broke.clone(), "that state was not asked for"),
+            "connection reset; then, when tried again: that state was not asked for"
+        );
+        assert_eq!(reason(broke, "connection reset"), "connection reset");
+        assert_eq!(reason(None, "disk full"), "disk full");
     }
 
     #[test]
