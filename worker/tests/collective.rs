@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::exact::{FixedPoint, dequantize};
 use common::rng::CounterRng;
-use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter};
+use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter, enter_with};
 use worker::collective::frame::{FrameHeader, FrameKind, Hello};
 use worker::collective::tcp::Mesh;
 use worker::collective::{
@@ -241,6 +241,76 @@ fn a_lost_peer_is_named_at_once_and_the_next_generation_goes_on() {
     };
     for reduced in exchange(&members, 2, &rest, 8, false) {
         assert!(reduced.unwrap() == expected);
+    }
+}
+
+/// Far more than connections hold that nobody reads from.
+fn wide_shares(size: usize) -> Vec<Share> {
+    const SCALARS: i64 = 3_000_000;
+    let mut shares = deal(size, 2, 1, &mut CounterRng::new(2, &[]));
+    for (rank, share) in (1..).zip(&mut shares) {
+        share.exact = (0..SCALARS)
+            .map(|i| i * rank * (i64::MAX / 4 / SCALARS))
+            .collect();
+    }
+    shares
+}
+
+#[test]
+fn whoever_comes_late_to_an_exchange_is_waited_for() {
+    const SILENCE: Duration = Duration::from_secs(1);
+    let exchange_with_late = |size: usize, late: usize| {
+        let members = collectives(size);
+        enter_with(&members, 1, SILENCE);
+        let shares = wide_shares(size);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let begin = |rank: usize| {
+                let (member, share) = (&members[rank], &shares[rank]);
+                scope.spawn(move || {
+                    let mesh = member.mesh(1)?;
+                    if rank == late {
+                        std::thread::sleep(2 * SILENCE);
+                    }
+                    mesh.all_reduce(&share.contribution(2, false))
+                })
+            };
+            let threads: Vec<_> = (0..size).map(begin).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let total = |i: usize| {
+            let parts = shares.iter().map(|share| share.exact[i]);
+            dequantize(parts.fold(0, i64::wrapping_add))
+        };
+        for reduced in results {
+            let mean = reduced.unwrap().mean;
+            assert!((0..mean.len()).all(|i| mean[i] == total(i)), "of {size}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for (size, late) in [(2, 1), (3, 0)] {
+            scope.spawn(move || exchange_with_late(size, late));
+        }
+    });
+}
+
+#[test]
+fn a_lost_peer_is_named_while_another_is_waited_for() {
+    let members = collectives(3);
+    enter(&members, 1);
+    let shares = wide_shares(3);
+    let started = Instant::now();
+    // The third comes to the mesh and not to the exchange.
+    let _late = members[2].mesh(1).unwrap();
+    let failures = std::thread::scope(|scope| {
+        let exchanging = scope.spawn(|| exchange(&members[..2], 1, &shares, 2, false));
+        std::thread::sleep(Duration::from_millis(500));
+        members[1].close();
+        exchanging.join().unwrap()
+    });
+    assert!(started.elapsed() < Duration::from_secs(5), "by time-out");
+    match &failures[0] {
+        Err(CollectiveError::Peer { rank: 1, .. }) => {}
+        other => panic!("{other:?}"),
     }
 }
 

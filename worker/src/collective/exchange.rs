@@ -3,12 +3,16 @@
 //! The flat buffer is cut into one contiguous chunk per rank. Each member sends its part of every chunk straight to the
 //! chunk's owner; the owner adds all parts in one pass (integers, so in any order), turns the total into float32 and
 //! sends that to everyone. Chunks travel in pieces, parts and finished ones mixed: a piece goes back as soon as it is
-//! finished, out of the cache. One sending and one receiving thread per peer. Senders wait for nothing but their socket
-//! until they have sent all parts. Receivers wait for their socket, for peers that are pieces behind theirs, and in fast
-//! mode for the lower ranks' contributions to the same piece; the peer that is furthest behind (the lowest such rank)
-//! is never waited with, so no cycle can block.
+//! finished, out of the cache. One sending and one receiving thread per peer.
+//!
+//! Nobody sends a part before all have begun: a member that still has a slot in hand reads nothing, and to be slow to
+//! begin is not to be silent. From then on senders wait for nothing but their socket until they have sent all parts.
+//! Receivers wait for their socket, for peers that are pieces behind theirs, and in fast mode for the lower ranks'
+//! contributions to the same piece; the peer that is furthest behind (the lowest such rank) is never waited with, so no
+//! cycle can block.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -67,13 +71,7 @@ impl Mesh {
             }
             peers.iter().map(|&peer| swap(peer)).collect()
         });
-        let starts = starts.map_err(|error| {
-            self.fence.fail(error);
-            self.fence.reason()
-        })?;
-        for peer in starts {
-            start.merge(peer)?;
-        }
+        self.merge(&mut start, starts)?;
         let invalid = start.invalid;
         Ok((start.complete()?, invalid))
     }
@@ -115,19 +113,26 @@ impl Mesh {
         let (exchange, means) = Exchange::new(self, sums, &mut mean);
         let starts = exchange.run(&start, means);
         drop(exchange);
-        // Peers keep their connections until the next generation, so that a third party's failure is not taken for ours.
-        let starts = starts.map_err(|error| {
-            self.fence.fail(error);
-            self.fence.reason()
-        })?;
-        for peer in starts {
-            start.merge(peer)?;
-        }
+        self.merge(&mut start, starts)?;
         Ok(ReducedSum {
             mean,
             invalid: start.invalid,
             slots: start.complete()?,
         })
+    }
+
+    /// Adds what the peers brought, or ends the generation and says what was the first to fail in it. Peers keep their
+    /// connections until the next one, so that a third party's failure is not taken for ours.
+    fn merge(
+        &self,
+        start: &mut Start,
+        peers: Result<Vec<Start>, CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let peers = peers.map_err(|error| {
+            self.fence.fail(error);
+            self.fence.reason()
+        })?;
+        peers.into_iter().try_for_each(|peer| start.merge(peer))
     }
 }
 
@@ -148,7 +153,9 @@ struct Exchange<'a, S: Summands + ?Sized> {
     piece_scalars: usize,
     /// Of our own chunk.
     pieces: Vec<Piece<'a, S::Scalar>>,
-    /// Woken whenever a piece has taken a contribution that somebody may wait for.
+    /// Peers that have begun.
+    begun: AtomicUsize,
+    /// Woken when all have begun, and whenever a piece has taken a contribution that somebody may wait for.
     turn: Mutex<()>,
     changed: Condvar,
 }
@@ -174,6 +181,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             sums,
             piece_scalars,
             pieces,
+            begun: AtomicUsize::new(0),
             turn: Mutex::new(()),
             changed: Condvar::new(),
         };
@@ -239,6 +247,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     fn send_to(&self, peer: u32, start: &[u8]) -> Result<(), CollectiveError> {
         let mut sender = self.mesh.sender(peer)?;
         sender.send(FrameKind::Start, 0, start)?;
+        self.wait_until(|| self.all_have_begun())?;
         let theirs = chunk(self.sums.scalars(), self.mesh.size(), peer);
         let mut parts = pieces(theirs, self.piece_scalars).enumerate();
         let mut buffer = self.part_buffer();
@@ -282,6 +291,12 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         let bytes = receiver.receive_any_length(FrameKind::Start, 0)?;
         let theirs = Start::decode(&bytes, S::Scalar::MODE, self.sums.scalars(), start)
             .map_err(|fault| receiver.error(&fault))?;
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        if self.all_have_begun() {
+            self.wake();
+        }
+        // Nothing may be due before, but whether the peer is still there shows at once.
+        receiver.wait_for_bytes(|| self.all_have_begun())?;
         let own = chunk(self.sums.scalars(), self.mesh.size(), self.mesh.rank());
         let mut parts = pieces(own, self.piece_scalars).enumerate().peekable();
         let mut means = mean.chunks_mut(self.piece_scalars).enumerate().peekable();
@@ -356,8 +371,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         }
         drop(state);
         if is_last || S::Scalar::ORDERED {
-            drop(lock(&self.turn));
-            self.changed.notify_all();
+            self.wake();
         }
         Ok(())
     }
@@ -422,6 +436,16 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     ) -> Result<(&'a [f32], u64), CollectiveError> {
         self.wait_until(|| piece.finished.get().is_some())?;
         Ok(piece.finished.get().copied().unwrap_or_default())
+    }
+
+    fn all_have_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst) + 1 == self.mesh.size()
+    }
+
+    /// Has all who wait for another thread look again.
+    fn wake(&self) {
+        drop(lock(&self.turn));
+        self.changed.notify_all();
     }
 
     /// Waits for another thread of this exchange.

@@ -78,7 +78,8 @@ fn within_this_machine(stream: &TcpStream) -> std::io::Result<bool> {
 }
 
 /// Has the system break the connection where the other machine does not acknowledge what is sent, or is not there to
-/// be asked, for so long. A stopped process is no such case: its machine answers for it.
+/// be asked, for so long. Where a process reads nothing its machine answers for it, but on Linux only as long as it has
+/// room: a connection that was filled and then takes nothing for so long is broken too, as [`Link::write_all`] would.
 fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
     let probe = (silence / 3).max(Duration::from_secs(1));
     let keepalive = TcpKeepalive::new()
@@ -171,6 +172,18 @@ impl<'a> Link<'a> {
         let mut payload = vec![0; header.length as usize];
         self.receive_payload(header, &mut payload)?;
         Ok(payload)
+    }
+
+    /// Waits until the peer sends something or its connection ends, or until `enough`. Meanwhile it may be silent.
+    pub fn wait_for_bytes(&self, enough: impl Fn() -> bool) -> Result<(), LinkError> {
+        while !enough() {
+            match self.stream.peek(&mut [0]) {
+                // The end is for whoever reads on.
+                Ok(_) => break,
+                Err(e) => self.after_failure(&e, Instant::now(), self.silence)?,
+            }
+        }
+        self.check_fence()
     }
 
     /// The header of whatever comes next; its payload must be received with one of the next two.

@@ -267,6 +267,12 @@ impl Half<'_> {
         received.map_err(|error| self.blame(error))
     }
 
+    /// Waits until the peer sends something or its connection ends, or until `enough`.
+    pub fn wait_for_bytes(&mut self, enough: impl Fn() -> bool) -> Result<(), CollectiveError> {
+        let waited = self.link.wait_for_bytes(enough);
+        waited.map_err(|error| self.blame(error))
+    }
+
     /// The header of whatever comes next; its payload must be received with one of the next two.
     pub fn receive_header(&mut self) -> Result<FrameHeader, CollectiveError> {
         let received = self.link.receive_header();

@@ -28,6 +28,10 @@ pub fn addresses(collectives: &[Arc<Collective>]) -> Vec<PeerAddress> {
 }
 
 pub fn enter(collectives: &[Arc<Collective>], generation: u64) {
+    enter_with(collectives, generation, SILENCE);
+}
+
+pub fn enter_with(collectives: &[Arc<Collective>], generation: u64, silence: Duration) {
     let members = addresses(collectives);
     for (rank, collective) in collectives.iter().enumerate() {
         collective.enter(Membership {
@@ -35,7 +39,7 @@ pub fn enter(collectives: &[Arc<Collective>], generation: u64) {
             generation,
             rank: rank as u32,
             members: members.clone(),
-            silence: SILENCE,
+            silence,
         });
     }
 }
