@@ -23,8 +23,13 @@ pub fn per_token(shape: &Shape, work: &Work) -> f64 {
 }
 
 /// The published peak of a GPU's matrix products in bfloat16 summed in float32, without sparsity, in operations a second
-/// (NVIDIA's data sheets). None: the name is none that is known here.
+/// (NVIDIA's data sheets). None: the name is none that is known here, or that of a slice of a GPU.
 pub fn published_peak(gpu: &str) -> Option<f64> {
+    // Slower than what their names begin with.
+    const OTHERS: [&str; 5] = ["MIG", "Laptop", "Max-Q", "H800 PCIe", "RTX 4090 D"];
+    if OTHERS.iter().any(|name| names(gpu, name)) {
+        return None;
+    }
     // The first that matches counts, so longer names come first.
     const TERAFLOPS: [(&str, f64); 16] = [
         ("GB200", 2500.0),
@@ -119,5 +124,17 @@ mod tests {
         assert_eq!(published_peak("NVIDIA H20"), Some(148.0e12));
         assert_eq!(published_peak("NVIDIA A100-SXM4-80GB"), Some(311.8e12));
         assert_eq!(published_peak("emulated GPU"), None);
+    }
+
+    #[test]
+    fn a_part_of_a_gpu_has_no_published_peak() {
+        for gpu in [
+            "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+            "NVIDIA H800 PCIe",
+            "NVIDIA GeForce RTX 4090 D",
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+        ] {
+            assert_eq!(published_peak(gpu), None, "{gpu}");
+        }
     }
 }
