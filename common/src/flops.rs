@@ -7,8 +7,23 @@
 
 use crate::memory::{Shape, Trained, Work};
 
-/// Of a token in a block of `sequence_len`, forward and backward.
-pub fn per_token(shape: &Shape, work: &Work) -> f64 {
+/// Operations for a token, forward and backward.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerToken {
+    products: f64,
+    /// For each token of the text that it attends in.
+    attention: f64,
+}
+
+impl PerToken {
+    /// Where texts have so many tokens, on average over their tokens: a long one counts as often as it has tokens.
+    pub fn in_context(&self, tokens: f64) -> f64 {
+        self.products + self.attention * tokens
+    }
+}
+
+/// Of the work's model and method; its sizes are no part of it.
+pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
     // The embedding is looked up; the output layer is a product, tied or not.
     let head = (shape.vocab_size * shape.hidden_size) as u64;
     let linears = shape.layers as u64 * shape.layer_matrices() + head;
@@ -16,10 +31,12 @@ pub fn per_token(shape: &Shape, work: &Work) -> f64 {
         Trained::All => 6 * linears,
         Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
     };
-    // Scores and values, over half of the sequence on average; backward is twice as much.
-    let attention =
-        3 * 2 * (shape.layers * work.sequence_len * shape.heads * shape.head_dim) as u64;
-    (products + attention) as f64
+    // Scores and values, over half of the text on average; backward is twice as much.
+    let attention = 3 * 2 * (shape.layers * shape.heads * shape.head_dim) as u64;
+    PerToken {
+        products: products as f64,
+        attention: attention as f64,
+    }
 }
 
 /// The published peak of a GPU's matrix products in bfloat16 summed in float32, without sparsity, in operations a second
@@ -97,7 +114,7 @@ mod tests {
 
     #[test]
     fn full_training_takes_six_operations_a_weight_and_adapters_four() {
-        let full = per_token(&LARGE, &work(Trained::All));
+        let full = per_token(&LARGE, &work(Trained::All)).in_context(4096.0);
         // 8.03e9 parameters, of which the embedding's 0.53e9 are no product; and attention.
         let attention = 6.0 * 32.0 * 4096.0 * 4096.0;
         assert!(
@@ -113,7 +130,12 @@ mod tests {
         // 41.9e6 scalars of adapters.
         let expected = 4.0 * 7.504_9e9 + 6.0 * 41.943e6 + attention;
         let lora = per_token(&LARGE, &work(lora));
-        assert!((lora / expected - 1.0).abs() < 1e-3, "{lora:e}");
+        let whole = lora.in_context(4096.0);
+        assert!((whole / expected - 1.0).abs() < 1e-3, "{whole:e}");
+        // Short texts that share a block do not see each other.
+        let packed = lora.in_context(64.0);
+        let expected = expected - attention * (1.0 - 64.0 / 4096.0);
+        assert!((packed / expected - 1.0).abs() < 1e-3, "{packed:e}");
     }
 
     #[test]

@@ -114,6 +114,11 @@ fn every_kind_of_row_is_packed_with_segments_that_restart() {
         .map(|block| *block.segments.iter().max().unwrap())
         .sum();
     assert_eq!(last_segment, 3);
+    let squares = blocks.iter().flat_map(|block| {
+        let of = |segment| block.segments.iter().filter(|s| **s == segment).count() as u64;
+        (1..=3).map(move |segment| of(segment).pow(2))
+    });
+    assert_eq!(squares.sum::<u64>(), counts.squared_tokens);
 }
 
 #[test]

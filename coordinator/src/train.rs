@@ -204,7 +204,10 @@ fn settings(prepared: &Prepared, start: &Start) -> Settings {
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
-        flop_per_token: prepared.estimate.flop_per_token,
+        flop_per_token: prepared
+            .estimate
+            .flop_per_token
+            .map(|flop| flop.in_context(prepared.data.counts.mean_context())),
     }
 }
 

@@ -239,7 +239,7 @@ fn measure(args: &BenchArgs, work: &Work) -> Result<Report, BenchError> {
     let tokens = u64::from(args.batch) * u64::from(args.seq);
     let median = times[times.len() / 2];
     let (shape, shaped) = shapes(config, job, args.gradient_checkpointing)?;
-    let gflop_per_token = flops::per_token(&shape, &shaped) / 1e9;
+    let gflop_per_token = flops::per_token(&shape, &shaped).in_context(f64::from(args.seq)) / 1e9;
     let gflops = gflop_per_token * tokens as f64 / median.total();
     let published = device.published_peak();
     let published = published.filter(|_| args.dtype == Dtype::Bfloat16);

@@ -82,15 +82,16 @@ impl Packer {
         self.counts.blocks = groups.len() as u64;
         groups.extend(group(&eval, job));
         self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
-        let pieces = train.iter().chain(&eval);
-        let (tokens, trained) = pieces.fold((0, 0), |(tokens, trained), piece| {
+        for piece in train.iter().chain(&eval) {
             let learned = &self.trained[piece.start + 1..piece.end];
             let learned = learned.iter().filter(|trained| **trained).count();
-            (tokens + (piece.end - piece.start), trained + learned)
-        });
-        self.counts.tokens = tokens as u64;
-        self.counts.trained_tokens = trained as u64;
-        self.counts.padding_tokens = (groups.len() * job.sequence_len - tokens) as u64;
+            let tokens = (piece.end - piece.start) as u64;
+            self.counts.tokens += tokens;
+            self.counts.squared_tokens += tokens * tokens;
+            self.counts.trained_tokens += learned as u64;
+        }
+        let in_blocks = (groups.len() * job.sequence_len) as u64;
+        self.counts.padding_tokens = in_blocks - self.counts.tokens;
         Ok(Packed {
             tokens: self.tokens,
             trained: self.trained,

@@ -35,6 +35,8 @@ pub struct DataCounts {
     pub tokens: u64,
     pub trained_tokens: u64,
     pub padding_tokens: u64,
+    /// Over all examples in blocks, or their pieces, the square of their tokens.
+    pub squared_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
     /// Examples longer than a block, cut into pieces.
@@ -49,6 +51,11 @@ pub struct DataCounts {
 }
 
 impl DataCounts {
+    /// Tokens of the text that a token attends in, on average over all tokens.
+    pub fn mean_context(&self) -> f64 {
+        self.squared_tokens as f64 / self.tokens.max(1) as f64
+    }
+
     /// What a user should know of examples that were cut or left out, in one line.
     pub fn cut_notice(&self, sequence_len: usize) -> Option<String> {
         let cut = (self.split_examples > 0).then(|| {

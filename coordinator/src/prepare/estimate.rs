@@ -3,7 +3,7 @@
 //! Enters: the job and the sizes of the model. Leaves: bytes a worker needs on a processor and on a GPU, by the formulas of
 //! [`common::memory`].
 
-use common::flops;
+use common::flops::{self, PerToken};
 use common::job::{BaseDtype, Checkpointing, JobSpec, Method};
 use common::memory::{Bytes, LINEARS, Work, on_gpu, on_processor};
 use serde::Serialize;
@@ -18,7 +18,7 @@ pub struct Estimate {
     pub processor: Need,
     pub gpu: Need,
     /// Operations that the model needs for a token. None: not in bfloat16, which peaks of GPUs are known for.
-    pub flop_per_token: Option<f64>,
+    pub flop_per_token: Option<PerToken>,
 }
 
 /// By what becomes of activations. One of the two at least.
