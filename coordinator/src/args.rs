@@ -38,6 +38,7 @@ const START_EXAMPLES: &str = "\
 Examples:
   coordinator start job.yaml --single-node
   coordinator start job.yaml --single-node --local-workers 2 --threads 4
+  coordinator start job.yaml --single-node --device cuda:0,cuda:1
   coordinator start job.yaml --listen 0.0.0.0:7077 --token-file token --set cluster.min_workers=2
   coordinator start job.yaml --max-steps 10 --output-dir trial --resume never
 
@@ -78,6 +79,18 @@ pub struct StartArguments {
     #[arg(long, value_name = "N", requires = "single_node", value_parser = count(1..=1024), help_heading = "Machines")]
     pub threads: Option<usize>,
 
+    /// What they compute on; of several (cuda:0,cuda:1) each takes the next, and there are as many workers unless
+    /// --local-workers says otherwise [default: auto, the first GPU that this program can use, or else the processor]
+    #[cfg(feature = "single-node")]
+    #[arg(
+        long,
+        value_name = "auto|cpu|cuda|cuda:N",
+        requires = "single_node",
+        value_delimiter = ',',
+        help_heading = "Machines"
+    )]
+    pub device: Vec<worker::Device>,
+
     /// Address for workers [default: 127.0.0.1:7077, or any free port of 127.0.0.1 with --single-node]
     #[arg(long, value_name = "HOST:PORT", env = "MUSTER_LISTEN", value_parser = parse_address, help_heading = "Machines")]
     pub listen: Option<String>,
@@ -105,9 +118,17 @@ impl StartArguments {
     /// 0 without `--single-node`.
     pub fn local_workers(&self) -> usize {
         match self.single_node {
-            true => self.local_workers.unwrap_or(1),
+            true => self.local_workers.unwrap_or(self.devices().max(1)),
             false => 0,
         }
+    }
+
+    /// How many devices are named for the workers in this process.
+    fn devices(&self) -> usize {
+        #[cfg(feature = "single-node")]
+        return self.device.len();
+        #[cfg(not(feature = "single-node"))]
+        0
     }
 }
 
@@ -409,6 +430,13 @@ mod tests {
             "127.0.0.1:0"
         );
         assert_eq!(start("job.yaml --single-node").local_workers(), 1);
+        #[cfg(feature = "single-node")]
+        {
+            let on_two = start("job.yaml --single-node --device cuda:0,cuda:1");
+            assert_eq!(on_two.local_workers(), 2);
+            let shared = start("job.yaml --single-node --device cuda:1 --local-workers 3");
+            assert_eq!(shared.local_workers(), 3);
+        }
         assert_eq!(
             start("job.yaml --single-node --listen 0.0.0.0:1").listen_address(),
             "0.0.0.0:1"

@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::engine::generate::{Generator, Sampling};
-use worker::{Finished, JoinOptions, WorkerError};
+use worker::{Device, DeviceError, Finished, JoinOptions, WorkerError};
 
 use crate::door::exchange_host;
 
@@ -21,6 +21,14 @@ pub struct LocalWorkers {
     pub count: usize,
     /// Of each; by default all cores are shared out.
     pub threads: Option<usize>,
+    /// Each worker takes the next, beginning again after the last. None are named: `auto`.
+    pub devices: Vec<Device>,
+}
+
+/// That GPUs which are named can be used, before anything else is done.
+pub fn check(devices: &[Device]) -> Result<(), DeviceError> {
+    let named = devices.iter().filter(|device| **device != Device::Auto);
+    named.map(|device| device.open().map(drop)).collect()
 }
 
 impl LocalWorkers {
@@ -34,8 +42,11 @@ impl LocalWorkers {
         let cores = available_parallelism().map_or(1, usize::from);
         let threads = self.threads.unwrap_or((cores / self.count.max(1)).max(1));
         let mut workers = JoinSet::new();
-        for number in 1..=self.count {
+        let devices = self.devices.iter().copied().cycle();
+        let devices = devices.chain(std::iter::repeat(Device::Auto));
+        for (number, device) in (1..=self.count).zip(devices) {
             let mut options = JoinOptions::new(address.to_string());
+            options.device = device;
             options.threads = Some(threads);
             options.token = token.map(str::to_owned);
             options.name = Some(format!("local-{number}"));

@@ -49,6 +49,9 @@ pub enum StartError {
         "this build has no engine: start workers with `worker join`, or build with the feature single-node"
     )]
     NoEngine,
+    #[cfg(feature = "single-node")]
+    #[error(transparent)]
+    Device(#[from] worker::DeviceError),
     #[error("cannot start: {0}")]
     Runtime(#[from] std::io::Error),
     /// The job began and failed.
@@ -73,6 +76,8 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     if arguments.single_node && !cfg!(feature = "single-node") {
         return Err(StartError::NoEngine);
     }
+    #[cfg(feature = "single-node")]
+    single_node::check(&arguments.device)?;
     let mut job = arguments.job.load()?;
     let token = read_token(arguments.token_file.as_deref())?;
     // Before the data is packed, because a port in use is found at once.
@@ -290,6 +295,7 @@ fn local_workers(arguments: &StartArguments) -> Option<LocalWorkers> {
     arguments.single_node.then(|| LocalWorkers {
         count: arguments.local_workers(),
         threads: arguments.threads,
+        devices: arguments.device.clone(),
     })
 }
 

@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 
 /// Options of `start` that say where this run goes and on which machine, and whether a value follows.
-const OF_THIS_RUN: [(&str, bool); 5] = [
+const OF_THIS_RUN: [(&str, bool); 6] = [
     ("--single-node", false),
     ("--local-workers", true),
     ("--threads", true),
+    ("--device", true),
     ("--listen", true),
     ("--output-dir", true),
 ];

@@ -41,6 +41,19 @@ fn a_failpoint_that_does_not_exist_is_exit_code_2() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_said_before_anything_is_done() {
+    let site = Site::new();
+    check(
+        &start(&site, &["--device", "gpu"]),
+        2,
+        &["\"gpu\"", "cuda:N"],
+    );
+    // Without GPUs in the program, or without this one in the machine.
+    check(&start(&site, &["--device", "cuda:99"]), 3, &["cuda"]);
+    assert!(!site.path("out").exists());
+}
+
+#[test]
 fn bad_data_is_exit_code_3_and_names_file_and_line() {
     let site = Site::new();
     let good = fs::read_to_string(site.path("data.jsonl")).unwrap();

@@ -170,6 +170,26 @@ fn processes_with_a_gpu_each_exchange_over_nccl_to_the_weights_of_one() {
 }
 
 #[test]
+fn workers_of_one_process_with_a_gpu_each_come_to_the_weights_of_one() {
+    let Some((site, quiet)) = stage() else { return };
+    let on_two = [
+        "--single-node",
+        "--device",
+        "cuda:0,cuda:1",
+        "--max-steps",
+        STEPS,
+    ];
+    let mut start = site.start("one-process", &on_two);
+    start.env("EMULATED_GPUS", "2").env("TMPDIR", site.path(""));
+    let run = Run::of(&mut start).end();
+    assert!(run.status.success(), "{run:?}");
+    assert_eq!(site.digest("one-process"), quiet);
+    assert_eq!(reasons(&run), [""; 0]);
+    let metrics = std::fs::read_to_string(site.path("one-process/metrics.jsonl")).unwrap();
+    assert!(metrics.contains(r#""workers":2"#), "{metrics}");
+}
+
+#[test]
 fn where_nccl_fails_or_hangs_tcp_takes_over_with_one_reason() {
     let Some((site, quiet)) = stage() else { return };
     for (fault, expected) in [
