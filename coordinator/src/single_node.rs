@@ -27,8 +27,8 @@ pub struct LocalWorkers {
 
 /// That GPUs which are named can be used, before anything else is done.
 pub fn check(devices: &[Device]) -> Result<(), DeviceError> {
-    let named = devices.iter().filter(|device| **device != Device::Auto);
-    named.map(|device| device.open().map(drop)).collect()
+    let mut named = devices.iter().filter(|device| **device != Device::Auto);
+    named.try_for_each(|device| device.open().map(drop))
 }
 
 impl LocalWorkers {
