@@ -20,7 +20,7 @@ use common::failpoint;
 
 use super::fence::TICK;
 use super::frame::{FrameKind, checksum};
-use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces};
+use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces, pieces_ahead};
 use super::start::Start;
 use super::summands::{BLOCK, Scalar, Summands};
 use super::tcp::{Half, Mesh};
@@ -140,8 +140,6 @@ impl Mesh {
 #[cfg(feature = "cuda")]
 const ELSEWHERE: u8 = 3;
 
-/// Pieces that a peer may be ahead of the slowest one.
-const AHEAD: usize = 4;
 /// Parts of a piece that are added in one pass. More would only wait in memory.
 const TOGETHER: usize = 4;
 
@@ -151,6 +149,7 @@ struct Exchange<'a, S: Summands + ?Sized> {
     sums: &'a S,
     /// Of each piece but a chunk's last.
     piece_scalars: usize,
+    pieces_ahead: usize,
     /// Of our own chunk.
     pieces: Vec<Piece<'a, S::Scalar>>,
     /// Peers that have begun.
@@ -180,6 +179,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             mesh,
             sums,
             piece_scalars,
+            pieces_ahead: pieces_ahead(piece_scalars, mesh.size()),
             pieces,
             begun: AtomicUsize::new(0),
             turn: Mutex::new(()),
@@ -331,7 +331,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// be out of the cache when they come. Not so long that the sender would take us for silent, and the slowest never
     /// waits.
     fn wait_for_slower_peers(&self, index: usize) -> Result<(), CollectiveError> {
-        let Some(earlier) = index.checked_sub(AHEAD) else {
+        let Some(earlier) = index.checked_sub(self.pieces_ahead) else {
             return Ok(());
         };
         let earlier = &self.pieces[earlier].finished;

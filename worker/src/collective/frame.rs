@@ -132,14 +132,15 @@ impl FrameHeader {
 }
 
 /// Sums of the words, and sums of those sums (Fletcher, 1982), in lanes that vector instructions add at once. Any one or two
-/// damaged words of a lane change it: 32-bit words in 64-bit sums do not wrap round within a frame.
+/// damaged 32-bit halves of words of a lane change it: the sums of the upper halves do not wrap round within a frame, and
+/// with them those of whole words tell the lower ones.
 pub fn checksum(bytes: &[u8]) -> u64 {
     mix(&sum_lanes(bytes.as_chunks().0), bytes)
 }
 
-type Group = [u8; 4 * LANES];
-/// The sum of its words and the sum of those sums, of each lane.
-type Lanes = [[u64; LANES]; 2];
+type Group = [u8; 8 * LANES];
+/// Of each lane the sum of its words, that of their upper halves, and the sums of those sums.
+type Lanes = [[u64; LANES]; 4];
 
 fn sum_lanes(groups: &[Group]) -> Lanes {
     #[cfg(target_arch = "x86_64")]
@@ -155,33 +156,32 @@ fn sum_lanes(groups: &[Group]) -> Lanes {
 #[target_feature(enable = "avx512f")]
 fn sum_lanes_avx512(groups: &[Group]) -> Lanes {
     use std::arch::x86_64::*;
-    let zero = _mm512_setzero_si512();
-    let (mut sums, mut sums_of_sums) = ([zero; 2], [zero; 2]);
+    let [mut words, mut uppers, mut sums_of_words, mut sums_of_uppers] =
+        [_mm512_setzero_si512(); 4];
     for group in groups {
         // SAFETY: a group is 64 bytes.
-        let words = unsafe { _mm512_loadu_si512(group.as_ptr().cast()) };
-        let halves = [
-            _mm512_castsi512_si256(words),
-            _mm512_extracti64x4_epi64::<1>(words),
-        ];
-        for (half, words) in halves.into_iter().enumerate() {
-            sums[half] = _mm512_add_epi64(sums[half], _mm512_cvtepu32_epi64(words));
-            sums_of_sums[half] = _mm512_add_epi64(sums_of_sums[half], sums[half]);
-        }
+        let word = unsafe { _mm512_loadu_si512(group.as_ptr().cast()) };
+        words = _mm512_add_epi64(words, word);
+        uppers = _mm512_add_epi64(uppers, _mm512_srli_epi64::<32>(word));
+        sums_of_words = _mm512_add_epi64(sums_of_words, words);
+        sums_of_uppers = _mm512_add_epi64(sums_of_uppers, uppers);
     }
     // SAFETY: any bits are integers, and the sizes are equal.
-    unsafe { std::mem::transmute([sums, sums_of_sums]) }
+    unsafe { std::mem::transmute([words, uppers, sums_of_words, sums_of_uppers]) }
 }
 
 fn sum_lanes_plain(groups: &[Group]) -> Lanes {
-    let [mut sums, mut sums_of_sums] = [[0u64; LANES]; 2];
+    let [mut words, mut uppers, mut sums_of_words, mut sums_of_uppers] = [[0u64; LANES]; 4];
     for group in groups {
         for (lane, word) in group.as_chunks().0.iter().enumerate() {
-            sums[lane] = sums[lane].wrapping_add(u64::from(u32::from_le_bytes(*word)));
-            sums_of_sums[lane] = sums_of_sums[lane].wrapping_add(sums[lane]);
+            let word = u64::from_le_bytes(*word);
+            words[lane] = words[lane].wrapping_add(word);
+            uppers[lane] = uppers[lane].wrapping_add(word >> 32);
+            sums_of_words[lane] = sums_of_words[lane].wrapping_add(words[lane]);
+            sums_of_uppers[lane] = sums_of_uppers[lane].wrapping_add(uppers[lane]);
         }
     }
-    [sums, sums_of_sums]
+    [words, uppers, sums_of_words, sums_of_uppers]
 }
 
 /// Makes one word of all lanes and of the bytes after the last whole group.
@@ -190,14 +190,14 @@ fn mix(lanes: &Lanes, bytes: &[u8]) -> u64 {
     // Each step is a bijection of what it takes in.
     let take_in =
         |checksum: u64, word: u64| (checksum.rotate_left(17) ^ word).wrapping_mul(MULTIPLIER);
-    let (_, rest) = bytes.as_chunks::<{ 4 * LANES }>();
+    let (_, rest) = bytes.as_chunks::<{ 8 * LANES }>();
     let rest = rest.iter().map(|byte| u64::from(*byte));
     let lanes = lanes.iter().flatten().copied();
     lanes.chain(rest).fold(bytes.len() as u64, take_in)
 }
 
 /// Of a checksum.
-const LANES: usize = 16;
+const LANES: usize = 8;
 
 /// `bytes` as an array of the length that the caller has cut it to.
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
@@ -225,7 +225,7 @@ pub struct FeedHello {
 
 const MAGIC: [u8; 8] = *b"MUSTERXC";
 const FEED_MAGIC: [u8; 8] = *b"MUSTERFD";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 pub const HELLO_BYTES: usize = 60;
 
 impl Hello {
@@ -319,8 +319,8 @@ mod tests {
         assert_ne!(checksum(&payload[..299]), whole);
         // The sums of a lane are equal, but not in which order they came.
         let mut swapped = payload.clone();
-        swapped[..4].copy_from_slice(&payload[4 * LANES..][..4]);
-        swapped[4 * LANES..][..4].copy_from_slice(&payload[..4]);
+        swapped[..4].copy_from_slice(&payload[8 * LANES..][..4]);
+        swapped[8 * LANES..][..4].copy_from_slice(&payload[..4]);
         assert_ne!(checksum(&swapped), whole);
     }
 

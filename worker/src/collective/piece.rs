@@ -7,17 +7,31 @@ use std::sync::{Mutex, OnceLock};
 
 use super::summands::BLOCK;
 
-/// Scalars of a piece at most: few enough that receiving, adding and sending one stay within a core's cache.
-const MAX_PIECE: usize = 128 << 10;
+/// Scalars of a piece at most: few enough that receiving, adding and sending all its parts stay within a core's cache.
+const MAX_PIECE: usize = 64 << 10;
+/// The same between two members, where a piece is of one part beside our own.
+const MAX_PIECE_OF_TWO: usize = 128 << 10;
 /// And at least: a frame has its price.
 const MIN_PIECE: usize = 8 << 10;
+/// Scalars of all parts that wait for the slowest peer, where more than one piece does.
+const MAX_WAITING: usize = 192 << 10;
 /// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
 const PIECES: usize = 4;
 
 /// Scalars of a piece where there are so many in all: the same on every member.
 pub(super) fn piece_scalars(scalars: usize, size: usize) -> usize {
     let wanted = scalars.div_ceil(size).div_ceil(PIECES);
-    wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, MAX_PIECE)
+    let most = match size {
+        ..=2 => MAX_PIECE_OF_TWO,
+        _ => MAX_PIECE,
+    };
+    wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, most)
+}
+
+/// Pieces that a peer may be ahead of the slowest one: what waits for that is to stay within the cache too.
+pub(super) fn pieces_ahead(piece_scalars: usize, size: usize) -> usize {
+    let parts = piece_scalars * size.saturating_sub(1).max(1);
+    (MAX_WAITING / parts).max(1)
 }
 
 /// The scalars that `rank` owns.

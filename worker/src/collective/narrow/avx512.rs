@@ -4,29 +4,34 @@
 
 use std::arch::x86_64::*;
 
-use super::{decode_with, encode_with, finish_each};
+use super::{GROUP, decode_with, encode_with, finish_each};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub fn encode(sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
     encode_with(sums, widths, data, |group, width, room| {
         let order = load(&NARROW[width]);
-        let whole = whole_vectors(group.len(), width, room.len());
-        for (index, sums) in group.chunks(8).enumerate() {
-            let place = &mut room[8 * width * index..];
-            // SAFETY: the features as above. A whole vector has 64 bytes of room, of which the next one or the next
-            // group overwrites those that are not its own; else the masks keep to the group, for which there is room.
-            unsafe {
-                if index < whole {
+        if is_roomy(group.len(), width, room.len()) {
+            let (vectors, _) = group.as_chunks::<8>();
+            for (index, sums) in vectors.iter().enumerate() {
+                // SAFETY: the features as above. There are 64 bytes of room, of which the next vector or the next group
+                // overwrites those that are not this one's.
+                unsafe {
                     let wide = _mm512_loadu_si512(sums.as_ptr().cast());
                     let narrow = _mm512_permutexvar_epi8(order, wide);
-                    _mm512_storeu_si512(place.as_mut_ptr().cast(), narrow);
-                } else {
-                    let present = low_bits(sums.len()) as u8;
-                    let wide = _mm512_maskz_loadu_epi64(present, sums.as_ptr());
-                    let narrow = _mm512_permutexvar_epi8(order, wide);
-                    let used = low_bits(sums.len() * width);
-                    _mm512_mask_storeu_epi8(place.as_mut_ptr().cast(), used, narrow);
+                    let place = room.as_mut_ptr().add(8 * width * index);
+                    _mm512_storeu_si512(place.cast(), narrow);
                 }
+            }
+            return;
+        }
+        for (index, sums) in group.chunks(8).enumerate() {
+            let place = &mut room[8 * width * index..];
+            let (present, used) = (low_bits(sums.len()) as u8, low_bits(sums.len() * width));
+            // SAFETY: the features as above. The masks keep to the group, for which there is room.
+            unsafe {
+                let wide = _mm512_maskz_loadu_epi64(present, sums.as_ptr());
+                let narrow = _mm512_permutexvar_epi8(order, wide);
+                _mm512_mask_storeu_epi8(place.as_mut_ptr().cast(), used, narrow);
             }
         }
     })
@@ -38,42 +43,38 @@ pub fn decode<'a>(widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
         // To the upper end of each word; a shift brings them down with their sign.
         let (order, used) = (load(&WIDE[width]), upper_bytes(width));
         let shift = _mm512_set1_epi64(8 * (8 - width as i64));
-        let whole = whole_vectors(group.len(), width, bytes.len());
+        if is_roomy(group.len(), width, bytes.len()) {
+            let (vectors, _) = group.as_chunks_mut::<8>();
+            for (index, sums) in vectors.iter_mut().enumerate() {
+                // SAFETY: the features as above, and 64 bytes that can be read.
+                unsafe {
+                    let place = bytes.as_ptr().add(8 * width * index);
+                    let narrow = _mm512_loadu_si512(place.cast());
+                    let wide = _mm512_maskz_permutexvar_epi8(used, order, narrow);
+                    let wide = _mm512_srav_epi64(wide, shift);
+                    _mm512_storeu_si512(sums.as_mut_ptr().cast(), wide);
+                }
+            }
+            return;
+        }
         for (index, sums) in group.chunks_mut(8).enumerate() {
             let bytes = &bytes[8 * width * index..];
-            // SAFETY: the features as above. A whole vector has 64 bytes that can be read; else the masks keep to the
-            // group, whose bytes are there.
+            let (present, there) = (low_bits(sums.len()) as u8, low_bits(sums.len() * width));
+            // SAFETY: the features as above. The masks keep to the group, whose bytes are there.
             unsafe {
-                let narrow = match index < whole {
-                    true => _mm512_loadu_si512(bytes.as_ptr().cast()),
-                    false => {
-                        let present = low_bits(sums.len() * width);
-                        _mm512_maskz_loadu_epi8(present, bytes.as_ptr().cast())
-                    }
-                };
+                let narrow = _mm512_maskz_loadu_epi8(there, bytes.as_ptr().cast());
                 let wide = _mm512_maskz_permutexvar_epi8(used, order, narrow);
                 let wide = _mm512_srav_epi64(wide, shift);
-                match index < whole {
-                    true => _mm512_storeu_si512(sums.as_mut_ptr().cast(), wide),
-                    false => {
-                        let present = low_bits(sums.len()) as u8;
-                        _mm512_mask_storeu_epi64(sums.as_mut_ptr(), present, wide);
-                    }
-                }
+                _mm512_mask_storeu_epi64(sums.as_mut_ptr(), present, wide);
             }
         }
     })
 }
 
-/// Of so many sums, how many vectors of eight have 64 bytes from their place on.
+/// Whether a group is whole and has 64 bytes from the place of each of its vectors on.
 #[inline]
-fn whole_vectors(sums: usize, width: usize, bytes: usize) -> usize {
-    let reached = match (bytes.checked_sub(64), 8 * width) {
-        (None, _) => 0,
-        (Some(_), 0) => usize::MAX,
-        (Some(last), step) => last / step + 1,
-    };
-    reached.min(sums / 8)
+fn is_roomy(sums: usize, width: usize, bytes: usize) -> bool {
+    sums == GROUP && bytes >= (GROUP - 8) * width + 64
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
