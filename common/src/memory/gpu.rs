@@ -12,6 +12,8 @@ pub const CHUNK_SCALARS: usize = 96 << 20;
 pub const MIN_CHUNK_ROWS: usize = 128;
 /// Scalars whose mean gradient stands in memory at a time.
 pub const MEAN_TILE: usize = 32 << 20;
+/// Scalars that are summed over workers at a time: 64 MiB of exact sums.
+pub const EXCHANGE_BUCKET: usize = 8 << 20;
 /// Ranks are padded to this, so that rows stay aligned for the tensor cores.
 pub const RANK_MULTIPLE: usize = 8;
 /// For products of matrices; what NVIDIA advises for Hopper.

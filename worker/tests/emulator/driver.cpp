@@ -73,9 +73,30 @@ int devices() {
 }
 thread_local void *current_context = nullptr;
 int a_thing;
+
+// What is asked of streams, a line each, while a file is named for it. Everything is done when it is asked for, so this alone
+// tells what a GPU could do at the same time.
+std::mutex history_guard;
+FILE *history = nullptr;
+std::map<void *, std::string> kernels;
+
+template <typename... T> void note(const char *format, T... values) {
+    std::lock_guard<std::mutex> lock(history_guard);
+    if (!history) return;
+    std::fprintf(history, format, values...);
+    std::fflush(history);
+}
 } // namespace
 
 extern "C" {
+// For tests, and for the other stand-ins.
+void emulated_history(const char *path) {
+    std::lock_guard<std::mutex> lock(history_guard);
+    if (history) std::fclose(history);
+    history = path ? std::fopen(path, "w") : nullptr;
+}
+void emulated_call(void *stream, const char *what) { note("%p call %s\n", stream, what); }
+
 int cuInit(unsigned) { return SUCCESS; }
 int cuDriverGetVersion(int *version) {
     const char *told = std::getenv("EMULATED_DRIVER");
@@ -130,17 +151,16 @@ int cuMemGetInfo_v2(size_t *available, size_t *all) {
     *available = *all - used;
     return SUCCESS;
 }
-int cuStreamCreate(void **stream, unsigned) { *stream = &a_thing; return SUCCESS; }
-int cuStreamCreateWithPriority(void **stream, unsigned, int) { *stream = &a_thing; return SUCCESS; }
-int cuStreamDestroy_v2(void *) { return SUCCESS; }
+int cuStreamCreate(void **stream, unsigned) { *stream = new char; return SUCCESS; }
+int cuStreamDestroy_v2(void *stream) { delete static_cast<char *>(stream); return SUCCESS; }
 int cuStreamSynchronize(void *) { return SUCCESS; }
-int cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
-int cuEventCreate(void **event, unsigned) { *event = &a_thing; return SUCCESS; }
-int cuEventRecord(void *, void *) { return SUCCESS; }
+int cuStreamWaitEvent(void *stream, void *event, unsigned) { note("%p wait %p\n", stream, event); return SUCCESS; }
+int cuEventCreate(void **event, unsigned) { *event = new char; return SUCCESS; }
+int cuEventRecord(void *event, void *stream) { note("%p record %p\n", stream, event); return SUCCESS; }
 int cuEventSynchronize(void *) { return SUCCESS; }
 int cuEventElapsedTime_v2(float *milliseconds, void *, void *) { *milliseconds = 1; return SUCCESS; }
 int cuEventQuery(void *) { return SUCCESS; }
-int cuEventDestroy_v2(void *) { return SUCCESS; }
+int cuEventDestroy_v2(void *event) { delete static_cast<char *>(event); return SUCCESS; }
 int cuMemAllocAsync(uint64_t *at, size_t bytes, void *) { return allocate(at, bytes); }
 int cuMemAlloc_v2(uint64_t *at, size_t bytes) { return allocate(at, bytes); }
 int cuMemFreeAsync(uint64_t at, void *) { return release(at); }
@@ -184,13 +204,21 @@ int cuModuleLoadData(void **module, const void *image) {
 int cuModuleUnload(void *) { return SUCCESS; }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = dlsym(module, (std::string(name) + "_emulated").c_str());
+    std::lock_guard<std::mutex> lock(history_guard);
+    if (*function) kernels[*function] = name;
     return *function ? SUCCESS : NOT_FOUND;
 }
 int cuFuncSetAttribute(void *, int, int) { return SUCCESS; }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *, void **arguments, void **) {
+                   unsigned shared, void *stream, void **arguments, void **) {
     // As the real one: only a grid's first side may be long.
     if (gx == 0 || gy == 0 || gz == 0 || bx == 0 || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID_VALUE;
+    {
+        std::unique_lock<std::mutex> lock(history_guard);
+        std::string name = history ? kernels[function] : "";
+        lock.unlock();
+        note("%p call %s\n", stream, name.c_str());
+    }
     reinterpret_cast<Launch>(function)(Dim{gx, gy, gz}, Dim{bx, by, bz}, shared, arguments);
     return SUCCESS;
 }

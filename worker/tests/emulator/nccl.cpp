@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <string>
 #include <thread>
 #include <unistd.h>
@@ -115,6 +116,14 @@ template <typename Take> int exchange(Comm &comm, const void *from, size_t sent,
     });
 }
 
+// Into the history of the stand-in for the driver.
+void note(void *stream, const char *what) {
+    using Note = void (*)(void *, const char *);
+    static void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    static auto emulated_call = driver ? reinterpret_cast<Note>(dlsym(driver, "emulated_call")) : nullptr;
+    if (emulated_call) emulated_call(stream, what);
+}
+
 // Unsigned, so that a sum may leave the range and come back.
 int sum(Comm &comm, const void *from, void *to, size_t sent, size_t first, size_t count, int type) {
     size_t size = type == INT64 ? 8 : 4;
@@ -175,17 +184,20 @@ const char *ncclGetErrorString(int code) {
 }
 const char *ncclGetLastError(Comm *) { return ""; }
 
-int ncclReduceScatter(const void *from, void *to, size_t count, int type, int operation, Comm *comm, void *) {
+int ncclReduceScatter(const void *from, void *to, size_t count, int type, int operation, Comm *comm, void *stream) {
+    note(stream, "ReduceScatter");
     if (operation != SUM) return INVALID_ARGUMENT;
     return sum(*comm, from, to, count * comm->ranks, count * comm->rank, count, type);
 }
 
-int ncclAllReduce(const void *from, void *to, size_t count, int type, int operation, Comm *comm, void *) {
+int ncclAllReduce(const void *from, void *to, size_t count, int type, int operation, Comm *comm, void *stream) {
+    note(stream, "AllReduce");
     if (operation != SUM) return INVALID_ARGUMENT;
     return sum(*comm, from, to, count, 0, count, type);
 }
 
-int ncclAllGather(const void *from, void *to, size_t count, int type, Comm *comm, void *) {
+int ncclAllGather(const void *from, void *to, size_t count, int type, Comm *comm, void *stream) {
+    note(stream, "AllGather");
     if (type != INT64 && type != FLOAT32) return INVALID_ARGUMENT;
     size_t bytes = count * (type == INT64 ? 8 : 4);
     return exchange(*comm, from, bytes,

@@ -106,7 +106,7 @@ pub struct Group {
 
 enum Work {
     Begin(Call),
-    /// Waits until all but the newest few calls have ended on the GPU.
+    /// Ends a bucket: waits until all but the newest few have ended on the GPU.
     Pace,
     /// Waits until all have.
     Finish,

@@ -121,9 +121,9 @@ impl Owner {
         match work {
             Work::Begin(call) => self.begin(call),
             Work::Pace => {
-                let event = self.gpu.stream().record_event(None);
+                let end = self.gpu.mark(self.gpu.exchange_stream());
                 self.ends
-                    .push_back(event.map_err(|e| End::Failed(e.to_string()))?);
+                    .push_back(end.map_err(|error| End::Failed(error.to_string()))?);
                 self.await_all_but(BUCKETS_AHEAD)
             }
             Work::Finish => self.await_all_but(0),
@@ -131,9 +131,9 @@ impl Owner {
     }
 
     fn begin(&self, call: &Call) -> Result<(), End> {
-        let stream = self.gpu.stream().cu_stream().cast();
+        let stream = self.gpu.exchange_stream().cu_stream().cast();
         // SAFETY: the communicator is ours and not aborted. The engine waits for the answer with the memory in its hands, and
-        // frees it in the order of the stream.
+        // frees it in the order of its own stream, which goes on after the end of this one.
         let code = unsafe { self.nccl.begin(self.comm, stream, call) };
         self.settle(code, self.patience, "a call")
     }
@@ -204,6 +204,12 @@ impl Drop for Owner {
         if !self.comm.is_null() {
             // SAFETY: the last use of the communicator.
             unsafe { self.nccl.abort(self.comm) };
+        }
+        // What was aborted may take a moment to leave the GPU; the engine's memory is free for others only then.
+        let ended = self.gpu.mark(self.gpu.exchange_stream());
+        let ordered = ended.and_then(|ended| self.gpu.order(&ended, self.gpu.stream()));
+        if let Err(error) = ordered {
+            tracing::error!("{error}");
         }
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! In: a member's sums, which stay as they are. Out: the mean gradient. Exact sums are added as the integers that they are, in
 //! any order; each member turns its share of them into float32, and those are gathered: the bits are those of the exchange
-//! over TCP. Buckets follow each other on the engine's stream; only a few are begun ahead, so that one that hangs is noticed.
+//! over TCP.
+//!
+//! NCCL has a stream of its own, and events order it and the engine's: while a member computes the means of a bucket, the
+//! next one is summed. Only a few buckets are begun ahead, so that one that hangs is noticed.
 
-use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr};
+use common::memory::gpu::EXCHANGE_BUCKET;
+use cudarc::driver::{CudaEvent, DevicePtr, DevicePtrMut, DeviceRepr};
 
 use super::library::{Call, DataType, Operation};
 use super::{Group, NcclError};
@@ -12,8 +16,8 @@ use crate::engine::cuda::Gpu;
 use crate::engine::cuda::gpu::DeviceBuffer;
 use crate::engine::cuda::ops::update::exact_means;
 
-/// Scalars of a bucket: 64 MiB of exact sums.
-const BUCKET: usize = 8 << 20;
+/// Scalars that shares are a multiple of, where they are not fewer: NCCL is slow with what lies askew.
+const ALIGNED: usize = 64;
 
 /// The mean gradient that the exact sums of all members stand for.
 pub fn exact_mean(
@@ -22,7 +26,7 @@ pub fn exact_mean(
     sums: &DeviceBuffer<i64>,
     scalars: usize,
 ) -> Result<DeviceBuffer<f32>, NcclError> {
-    exact_mean_in(BUCKET, gpu, group, sums, scalars)
+    exact_mean_in(EXCHANGE_BUCKET, gpu, group, sums, scalars)
 }
 
 /// In buckets of so many scalars; the same on every member.
@@ -33,62 +37,137 @@ pub(super) fn exact_mean_in(
     sums: &DeviceBuffer<i64>,
     scalars: usize,
 ) -> Result<DeviceBuffer<f32>, NcclError> {
-    let mut mean = gpu.take::<f32>(scalars)?;
-    let share = (bucket / group.size()).max(1);
-    let whole = scalars - scalars % (share * group.size());
-    let own = &mut gpu.take::<i64>(share)?;
-    for start in (0..whole).step_by(share * group.size()) {
-        let from = address(gpu, sums, start);
-        exact_bucket(gpu, group, (from, own), (&mut mean, start), share)?;
-    }
+    let mean = gpu.take::<f32>(scalars)?;
+    let (buckets, whole) = buckets(bucket, group.size(), scalars);
+    let mut exchange = Exchange::new(gpu, group, sums, mean);
+    exchange.run(&buckets)?;
+    let Exchange { mut mean, .. } = exchange;
     if whole < scalars {
-        // Not every member has a share of the rest, so nothing is added to it until all have.
+        // Fewer than members have a share of; nothing is added to them.
         let rest = scalars - whole;
         let share = rest.div_ceil(group.size());
         let mut padded = gpu.zeroed::<i64>(share * group.size())?;
         gpu.copy(&sums.slice(whole..scalars), &mut padded.slice_mut(..rest))?;
-        let mut padded_mean = gpu.take::<f32>(share * group.size())?;
-        let from = address(gpu, &padded, 0);
-        exact_bucket(gpu, group, (from, own), (&mut padded_mean, 0), share)?;
+        let padded_mean = gpu.take::<f32>(share * group.size())?;
+        let mut exchange = Exchange::new(gpu, group, &padded, padded_mean);
+        exchange.run(&[Bucket { start: 0, share }])?;
         gpu.copy(
-            &padded_mean.slice(..rest),
+            &exchange.mean.slice(..rest),
             &mut mean.slice_mut(whole..scalars),
         )?;
     }
-    group.finish()?;
     Ok(mean)
 }
 
-/// The means of `share` scalars for each member, from the sums at `from` to those of `mean` from `start`. `own` has room for
-/// the sums of one share.
-fn exact_bucket(
-    gpu: &Gpu,
-    group: &Group,
-    (from, own): (u64, &mut DeviceBuffer<i64>),
-    (mean, start): (&mut DeviceBuffer<f32>, usize),
+/// Consecutive sums, of which each member turns so many into means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bucket {
+    start: usize,
     share: usize,
-) -> Result<(), NcclError> {
-    group.begin(Call {
-        operation: Operation::ReduceScatter,
-        from,
-        to: own.device_ptr_mut(gpu.stream()).0,
-        count: share,
-        data_type: DataType::Int64,
-    })?;
-    let ours = start + group.rank() * share;
-    exact_means(
-        gpu,
-        &own.slice(..share),
-        &mut mean.slice_mut(ours..ours + share),
-    )?;
-    group.begin(Call {
-        operation: Operation::AllGather,
-        from: address(gpu, mean, ours),
-        to: address(gpu, mean, start),
-        count: share,
-        data_type: DataType::Float32,
-    })?;
-    group.pace()
+}
+
+/// Buckets of up to `bucket` scalars of which every member has an equal share, and where they end.
+fn buckets(bucket: usize, members: usize, scalars: usize) -> (Vec<Bucket>, usize) {
+    let mut share = aligned((bucket / members).max(1));
+    let (mut buckets, mut start) = (Vec::new(), 0);
+    loop {
+        while start + share * members <= scalars {
+            buckets.push(Bucket { start, share });
+            start += share * members;
+        }
+        match aligned((scalars - start) / members) {
+            0 => return (buckets, start),
+            smaller => share = smaller,
+        }
+    }
+}
+
+fn aligned(share: usize) -> usize {
+    match share {
+        ..ALIGNED => share,
+        _ => share - share % ALIGNED,
+    }
+}
+
+/// Of sums that every member has as many of.
+struct Exchange<'a> {
+    gpu: &'a Gpu,
+    group: &'a Group,
+    sums: &'a DeviceBuffer<i64>,
+    mean: DeviceBuffer<f32>,
+    /// The sums of our share, of a bucket and of the next one.
+    own: Vec<DeviceBuffer<i64>>,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        group: &'a Group,
+        sums: &'a DeviceBuffer<i64>,
+        mean: DeviceBuffer<f32>,
+    ) -> Self {
+        Self {
+            gpu,
+            group,
+            sums,
+            mean,
+            own: Vec::new(),
+        }
+    }
+
+    /// Returns when all of it is done on the GPU.
+    fn run(&mut self, buckets: &[Bucket]) -> Result<(), NcclError> {
+        let largest = buckets.iter().map(|bucket| bucket.share).max();
+        for _ in 0..buckets.len().min(2) {
+            self.own.push(self.gpu.take(largest.unwrap_or(0))?);
+        }
+        let ready = self.gpu.mark(self.gpu.stream())?;
+        self.gpu.order(&ready, self.gpu.exchange_stream())?;
+        let mut before = None;
+        for (index, bucket) in buckets.iter().enumerate() {
+            // Into the memory of the last but one, whose means were computed before they were gathered.
+            let summed = self.sum(bucket, index % 2)?;
+            if let Some((bucket, own, summed)) = before.replace((bucket, index % 2, summed)) {
+                self.gather(bucket, own, &summed)?;
+            }
+        }
+        if let Some((bucket, own, summed)) = before {
+            self.gather(bucket, own, &summed)?;
+        }
+        self.group.finish()
+    }
+
+    /// Sums our share over all members. Returns the end of that.
+    fn sum(&mut self, bucket: &Bucket, own: usize) -> Result<CudaEvent, NcclError> {
+        let gpu = self.gpu;
+        self.group.begin(Call {
+            operation: Operation::ReduceScatter,
+            from: address(gpu, self.sums, bucket.start),
+            to: self.own[own].device_ptr_mut(gpu.stream()).0,
+            count: bucket.share,
+            data_type: DataType::Int64,
+        })?;
+        Ok(gpu.mark(gpu.exchange_stream())?)
+    }
+
+    /// Computes the means of our share once it is summed, and gathers those of all members.
+    fn gather(&mut self, bucket: &Bucket, own: usize, summed: &CudaEvent) -> Result<(), NcclError> {
+        let (gpu, share) = (self.gpu, bucket.share);
+        let ours = bucket.start + self.group.rank() * share;
+        gpu.order(summed, gpu.stream())?;
+        let means = &mut self.mean.slice_mut(ours..ours + share);
+        exact_means(gpu, &self.own[own].slice(..share), means)?;
+        let computed = gpu.mark(gpu.stream())?;
+        gpu.order(&computed, gpu.exchange_stream())?;
+        self.group.begin(Call {
+            operation: Operation::AllGather,
+            from: address(gpu, &self.mean, ours),
+            to: address(gpu, &self.mean, bucket.start),
+            count: share,
+            data_type: DataType::Float32,
+        })?;
+        self.group.pace()
+    }
 }
 
 /// The sum of float32 means, in whatever order NCCL adds.
@@ -99,12 +178,14 @@ pub fn fast_mean(
     scalars: usize,
 ) -> Result<DeviceBuffer<f32>, NcclError> {
     let mean = gpu.take::<f32>(scalars)?;
-    for start in (0..scalars).step_by(BUCKET) {
+    let ready = gpu.mark(gpu.stream())?;
+    gpu.order(&ready, gpu.exchange_stream())?;
+    for start in (0..scalars).step_by(EXCHANGE_BUCKET) {
         group.begin(Call {
             operation: Operation::AllReduce,
             from: address(gpu, sums, start),
             to: address(gpu, &mean, start),
-            count: BUCKET.min(scalars - start),
+            count: EXCHANGE_BUCKET.min(scalars - start),
             data_type: DataType::Float32,
         })?;
         group.pace()?;
@@ -116,4 +197,26 @@ pub fn fast_mean(
 /// Of a scalar on the device.
 fn address<T: DeviceRepr>(gpu: &Gpu, buffer: &DeviceBuffer<T>, scalar: usize) -> u64 {
     buffer.device_ptr(gpu.stream()).0 + (scalar * size_of::<T>()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_equal_shares_of_all_but_fewer_scalars_than_members() {
+        for (members, scalars) in [(2, 7), (3, 1000), (4, 100_003), (7, 6), (8, 1 << 20)] {
+            let (buckets, whole) = buckets(10_000, members, scalars);
+            let mut start = 0;
+            for bucket in &buckets {
+                assert_eq!(bucket.start, start);
+                assert!(bucket.share > 0 && bucket.share * members <= 10_000);
+                start += bucket.share * members;
+            }
+            assert!(start == whole && scalars - whole < members);
+        }
+        let share = 4992;
+        let starts = [0, 2 * share].map(|start| Bucket { start, share });
+        assert_eq!(buckets(10_000, 2, 4 * share), (starts.to_vec(), 4 * share));
+    }
 }

@@ -1,7 +1,10 @@
 //! Ranks of one process over the emulator's stand-in for NCCL: the bits of the mesh and of one worker, and an end to whatever
 //! hangs. NCCL itself refuses two ranks on one GPU, so where there is a real one these are skipped.
 
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, c_char};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ptr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -149,6 +152,80 @@ fn exact_sums_are_those_of_integers_in_buckets_of_any_size() {
                 for mean in means {
                     assert!(mean == expected, "{size} ranks, {scalars} in {bucket}");
                 }
+            }
+        }
+    }
+}
+
+/// What was called on a GPU's streams, in order, and after which of those calls each one begins.
+fn calls(gpu: &Gpu, history: &str) -> Vec<(String, BTreeSet<usize>)> {
+    let streams = [gpu.stream(), gpu.exchange_stream()];
+    let streams = streams.map(|stream| format!("{:?}", stream.cu_stream()));
+    let (mut calls, mut known) = (Vec::new(), HashMap::<&str, BTreeSet<usize>>::new());
+    for line in history.lines() {
+        let [stream, verb, what] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        if !streams.iter().any(|ours| ours == stream) {
+            continue;
+        }
+        let before = known.get(stream).cloned().unwrap_or_default();
+        match verb {
+            "call" => {
+                known.entry(stream).or_default().insert(calls.len());
+                calls.push((what.to_owned(), before));
+            }
+            "record" => drop(known.insert(what, before)),
+            _ => {
+                let earlier = known.get(what).cloned().unwrap_or_default();
+                known.entry(stream).or_default().extend(earlier);
+            }
+        }
+    }
+    calls
+}
+
+#[test]
+fn a_bucket_is_summed_while_the_means_of_the_one_before_are_computed() {
+    let Some(ranks) = ranks(2, PATIENT, &[]) else {
+        return;
+    };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = CString::new(file.path().to_str().unwrap()).unwrap();
+    // SAFETY: the stand-in for the driver is loaded, and its function has this type.
+    let (driver, note) = unsafe {
+        let driver = libloading::Library::new("libcuda.so.1").unwrap();
+        let note = driver.get::<unsafe extern "C" fn(*const c_char)>(b"emulated_history");
+        let note = *note.unwrap();
+        note(path.as_ptr());
+        (driver, note)
+    };
+    on_each(&ranks, |rank, member| {
+        let sums = member.gpu.upload(&random_sums(4096, rank)).unwrap();
+        exact_mean_in(1024, &member.gpu, &member.group(), &sums, 4096).unwrap();
+    });
+    // SAFETY: as above.
+    unsafe { note(ptr::null()) };
+    drop(driver);
+    let history = std::fs::read_to_string(file.path()).unwrap();
+    for rank in &ranks {
+        let calls = calls(&rank.gpu, &history);
+        let of = |name: &str| -> Vec<usize> {
+            let found = calls.iter().enumerate();
+            let found = found.filter(|(_, (called, _))| called == name);
+            found.map(|(index, _)| index).collect()
+        };
+        let (sums, means, gathered) = (of("ReduceScatter"), of("exact_means"), of("AllGather"));
+        assert_eq!([sums.len(), means.len(), gathered.len()], [4; 3]);
+        let is_after = |later: usize, earlier: usize| calls[later].1.contains(&earlier);
+        for bucket in 0..4 {
+            assert!(is_after(means[bucket], sums[bucket]));
+            assert!(is_after(gathered[bucket], means[bucket]));
+            if let Some(next) = sums.get(bucket + 1) {
+                let either = is_after(*next, means[bucket]) || is_after(means[bucket], *next);
+                assert!(!either, "bucket {bucket}");
+            }
+            // Which takes its memory.
+            if let Some(next) = sums.get(bucket + 2) {
+                assert!(is_after(*next, means[bucket]));
             }
         }
     }

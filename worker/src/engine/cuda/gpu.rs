@@ -119,6 +119,7 @@ macro_rules! launch {
 pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    exchange: Arc<CudaStream>,
     modules: Vec<Arc<CudaModule>>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     blas: Blas,
@@ -152,9 +153,11 @@ impl Gpu {
                 minor,
             });
         }
-        // SAFETY: all work of this context is on the one stream below, so no event is needed between uses of a buffer.
+        // SAFETY: all work of this context is on the first stream below, so no event is needed between uses of a buffer; the
+        // exchange, which has the second one, orders itself.
         unsafe { context.disable_event_tracking() };
         let stream = driver("making a stream", context.new_stream())?;
+        let exchange = driver("making a stream", context.new_stream())?;
         keep_freed_memory(&context)?;
         let modules = KERNELS
             .iter()
@@ -164,6 +167,7 @@ impl Gpu {
             blas: Blas::new(&stream)?,
             context,
             stream,
+            exchange,
             modules,
             functions: Mutex::default(),
             name,
@@ -196,6 +200,21 @@ impl Gpu {
 
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// For what other members take part in. Nothing orders it and [`Self::stream`] but [`Self::order`].
+    pub fn exchange_stream(&self) -> &Arc<CudaStream> {
+        &self.exchange
+    }
+
+    /// What is asked of `later` from now on begins only after `earlier`.
+    pub fn order(&self, earlier: &CudaEvent, later: &CudaStream) -> Result<(), GpuError> {
+        driver("ordering streams", later.wait(earlier))
+    }
+
+    /// The end of all that was asked of a stream so far.
+    pub fn mark(&self, stream: &CudaStream) -> Result<CudaEvent, GpuError> {
+        driver("marking a stream", stream.record_event(None))
     }
 
     pub fn context(&self) -> &Arc<CudaContext> {
