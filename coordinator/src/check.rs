@@ -137,7 +137,7 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),
-        ("GPU memory", memory(&estimate.gpu)),
+        ("GPU memory", gpu_memory(&estimate.gpu)),
         ("output", job.output_dir.display().to_string()),
     ]);
     rows
@@ -218,23 +218,19 @@ fn percent(part: u64, whole: u64) -> f64 {
 }
 
 fn memory(need: &Need) -> String {
-    let least = need.least();
-    let told = format!(
-        "about {} a worker: weights {}, training {}, activations {}, the largest operation {}, libraries and program {}",
-        bytes(least.total()),
-        bytes(least.weights),
-        bytes(least.training),
-        bytes(least.activations),
-        bytes(least.operation),
-        bytes(least.libraries)
-    );
+    let told = need.least().told();
     match (need.keeping, need.recomputing) {
-        (Some(keeping), Some(_)) => format!(
+        (Some(keeping), Some(recomputing)) if keeping.total() > recomputing.total() => format!(
             "{told}; {} where activations need not be computed again",
             bytes(keeping.total())
         ),
         _ => told,
     }
+}
+
+fn gpu_memory(need: &Need) -> String {
+    let told = memory(need);
+    format!("{told}; some hundred MiB more for the driver and NCCL")
 }
 
 /// The text with what is learned between ⟦ and ⟧, then every token.

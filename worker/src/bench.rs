@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use common::data::block::Block;
 use common::flops;
 use common::job::{self, InitWeights, JobErrors, JobSources, JobSpec};
-use common::memory::Bytes;
+use common::memory::{Bytes, bytes};
 use common::rng::CounterRng;
 use half::bf16;
 use serde::Serialize;
@@ -177,7 +177,7 @@ impl Default for BenchArgs {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     let work = Work::of(&args, args.device.open()?)?;
     if !args.json {
-        println!("needed       {}", told(&work.needed));
+        println!("needed       {}", work.needed.told());
     }
     print(&measure(&args, &work)?, args.json);
     Ok(())
@@ -407,19 +407,6 @@ fn print_json(report: &impl Serialize) {
     }
 }
 
-fn told(needed: &Bytes) -> String {
-    let mb = |bytes: u64| bytes as f64 / 1e6;
-    format!(
-        "about {:.0} MB: weights {:.0}, training {:.0}, activations {:.0}, the largest operation {:.0}, libraries and program {:.0}",
-        mb(needed.total()),
-        mb(needed.weights),
-        mb(needed.training),
-        mb(needed.activations),
-        mb(needed.operation),
-        mb(needed.libraries)
-    )
-}
-
 fn print(report: &Report, json: bool) {
     if json {
         return print_json(report);
@@ -443,9 +430,9 @@ fn print(report: &Report, json: bool) {
         println!("MFU          {:.1}% of the published peak", 100.0 * mfu);
     }
     println!(
-        "memory       {:.0} MB at the peak, {:.0} expected; {} parameters, {} of them trainable",
-        report.peak_memory_bytes as f64 / 1e6,
-        report.estimated_memory_bytes as f64 / 1e6,
+        "memory       {} at the peak, {} expected; {} parameters, {} of them trainable",
+        bytes(report.peak_memory_bytes),
+        bytes(report.estimated_memory_bytes),
         report.parameters,
         report.trainable
     );

@@ -213,8 +213,16 @@ fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
                 trainer.train_slot(slot, &blocks).unwrap();
             }
             let before = free();
+            gpu.reset_peak_memory().unwrap();
+            let already = gpu.peak_memory().unwrap();
             let means = all_reduce(&trainers, &members);
-            let taken = trainers.len() * trainers[0].layout().scalars * size_of::<f32>();
+            let scalars = trainers.len() * trainers[0].layout().scalars;
+            // The mean gradient, and half of the sums, which are no more than a bucket.
+            let each = if reduction == "exact" { 8.0 } else { 4.0 };
+            let meanwhile = (gpu.peak_memory().unwrap() - already) as f64;
+            let apart = meanwhile / (each * scalars as f64) - 1.0;
+            assert!(apart.abs() < EMULATED_TOLERANCE, "{reduction}: {meanwhile}");
+            let taken = scalars * size_of::<f32>();
             assert_eq!(before - free(), taken, "{reduction}, step {step}");
             for (trainer, mean) in trainers.iter_mut().zip(means) {
                 trainer.apply_reduced(&mean, 0, 1e-3).unwrap();

@@ -1,8 +1,8 @@
-//! What a worker needs on a GPU, in bytes of its buffers. What the driver takes for the program itself comes on top, some
-//! hundred MB, and differs from one to another.
+//! What a worker needs on a GPU, in bytes of its buffers. What the driver and NCCL take for themselves comes on top, some
+//! hundred MiB; it differs from one version and one machine to another, and no formula of theirs is published.
 
 use super::layer::{Layer, Place};
-use super::{Bytes, F32, Shape, Trained, Work, pass};
+use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
 
 /// Scalars of a gradient that are computed at a time where none is kept.
@@ -41,17 +41,25 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     };
     let loss = loss(shape, work, element);
     let peak = pass(&layers, work.checkpointing, loss, batch + scratch);
-    let mean = match work.alone {
-        true => tile(MEAN_TILE),
-        false => scalars * F32,
+    let peak = match work.alone {
+        true => peak.or_at(Moment::Update, tile(MEAN_TILE)),
+        false => peak.or_at(Moment::Exchange, scalars * F32 + exchange(work, scalars)),
     };
-    let peak = peak.or(0, mean);
     Bytes {
         weights: weights(shape, work, element),
         training: training(work, scalars),
         activations: peak.activations,
         operation: peak.operation,
         libraries: WORKSPACE_BYTES as u64,
+        moment: peak.moment,
+    }
+}
+
+/// Over NCCL, beside the mean gradient: a member's share of two buckets. Of two members, the more the less.
+fn exchange(work: &Work, scalars: u64) -> u64 {
+    match work.reduction {
+        Reduction::Exact => 8 * scalars.min(2 * EXCHANGE_BUCKET as u64) / 2,
+        Reduction::Fast => 0,
     }
 }
 

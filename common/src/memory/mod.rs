@@ -7,9 +7,11 @@
 pub mod gpu;
 mod layer;
 pub mod processor;
+mod told;
 
 pub use gpu::on_gpu;
 pub use processor::on_processor;
+pub use told::bytes;
 
 use crate::job::{BaseDtype, JobSpec, Method, Reduction};
 use layer::Layer;
@@ -77,10 +79,25 @@ pub struct Bytes {
     pub training: u64,
     /// What is kept of a slot for its backward pass.
     pub activations: u64,
-    /// What the step's largest operation takes meanwhile: a layer's backward pass, a chunk of the loss, or the update.
+    /// What the step's largest operation takes meanwhile: a layer's backward pass, a chunk of the loss, or what the moment says.
     pub operation: u64,
     /// Of libraries, and of the program itself.
     pub libraries: u64,
+    /// When all of this is there.
+    pub moment: Moment,
+}
+
+/// Of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// While a slot is computed.
+    #[default]
+    Slot,
+    /// While workers sum their gradients. No activations are kept.
+    Exchange,
+    /// While weights and moments are updated. No activations are kept.
+    Update,
 }
 
 impl Bytes {
@@ -201,15 +218,30 @@ impl Work {
 struct Peak {
     activations: u64,
     operation: u64,
+    moment: Moment,
 }
 
 impl Peak {
     fn or(self, activations: u64, operation: u64) -> Self {
-        match activations + operation > self.activations + self.operation {
-            true => Self {
-                activations,
-                operation,
-            },
+        self.or_of(Self {
+            activations,
+            operation,
+            moment: Moment::Slot,
+        })
+    }
+
+    /// Beside what is there always.
+    fn or_at(self, moment: Moment, operation: u64) -> Self {
+        self.or_of(Self {
+            activations: 0,
+            operation,
+            moment,
+        })
+    }
+
+    fn or_of(self, other: Self) -> Self {
+        match other.activations + other.operation > self.activations + self.operation {
+            true => other,
             false => self,
         }
     }

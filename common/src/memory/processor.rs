@@ -41,6 +41,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
         activations: peak.activations,
         operation: peak.operation,
         libraries: PROGRAM_BYTES,
+        moment: peak.moment,
     }
 }
 

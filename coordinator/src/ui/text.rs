@@ -1,5 +1,7 @@
 //! Small pieces of text: colours, numbers, and user data made safe to print.
 
+pub use common::memory::bytes;
+
 /// Whether text may carry colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
@@ -74,20 +76,6 @@ pub fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
-}
-
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{value:.1} {}", UNITS[unit]),
-    }
 }
 
 /// `0:07`, `12:34`, `3:25:45`, `2 d 3:25:45`; `?` where nobody knows.

@@ -69,11 +69,12 @@ pub enum EngineError {
     Gpu(#[from] cuda::GpuError),
     #[cfg(feature = "cuda")]
     #[error(
-        "{reason}: this job's weights and optimizer alone need about {needed} MB; train adapters instead of all weights, or a smaller model"
+        "{reason}: this job's weights and optimizer alone need about {}; train adapters instead of all weights, or a smaller model",
+        common::memory::bytes(*needed)
     )]
     GpuWeights {
         reason: String,
-        /// Megabytes.
+        /// Bytes.
         needed: u64,
     },
     #[cfg(feature = "cuda")]

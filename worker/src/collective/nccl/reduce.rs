@@ -117,9 +117,9 @@ impl<'a> Exchange<'a> {
 
     /// Returns when all of it is done on the GPU.
     fn run(&mut self, buckets: &[Bucket]) -> Result<(), NcclError> {
-        let largest = buckets.iter().map(|bucket| bucket.share).max();
-        for _ in 0..buckets.len().min(2) {
-            self.own.push(self.gpu.take(largest.unwrap_or(0))?);
+        // No later one is larger.
+        for bucket in buckets.iter().take(2) {
+            self.own.push(self.gpu.take(bucket.share)?);
         }
         let ready = self.gpu.mark(self.gpu.stream())?;
         self.gpu.order(&ready, self.gpu.exchange_stream())?;

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use common::memory::bytes;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
@@ -57,7 +58,10 @@ pub enum GpuError {
         reason: &'static str,
     },
     #[error(
-        "out of GPU memory: {wanted} MB more were asked for where {free} of {total} MB are free"
+        "out of GPU memory: {} more were asked for where {} of {} are free",
+        bytes(*wanted as u64),
+        bytes(*free as u64),
+        bytes(*total as u64)
     )]
     Memory {
         wanted: usize,
@@ -395,9 +399,9 @@ impl Gpu {
     fn memory_error(&self, error: DriverError, wanted: usize) -> GpuError {
         match (error.0, self.memory()) {
             (CUresult::CUDA_ERROR_OUT_OF_MEMORY, Ok((free, total))) => GpuError::Memory {
-                wanted: wanted.div_ceil(1_000_000),
-                free: free / 1_000_000,
-                total: total / 1_000_000,
+                wanted,
+                free,
+                total,
             },
             _ => GpuError::Driver {
                 what: "taking memory",

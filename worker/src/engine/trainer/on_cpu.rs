@@ -5,6 +5,7 @@ use std::time::Instant;
 use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
+use common::memory::bytes;
 
 use super::{Beginning, MeanOf, SlotTimes, zeros};
 use crate::engine::accumulator::Accumulator;
@@ -210,9 +211,9 @@ fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
             let scarce = memory::is_scarce(kept, free);
             if scarce {
                 tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
-                    kept / 1_000_000,
-                    free / 1_000_000
+                    "activations are computed again in the backward pass: they would take {} of {}",
+                    bytes(kept),
+                    bytes(free)
                 );
             }
             scarce

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
-use common::memory::on_gpu;
+use common::memory::{bytes, on_gpu};
 use half::bf16;
 
 use super::{Beginning, MeanOf, SlotTimes};
@@ -54,7 +54,7 @@ impl OnGpu {
                 let needed = on_gpu(&shape, &work);
                 return Err(EngineError::GpuWeights {
                     reason: error.to_string(),
-                    needed: (needed.weights + needed.training) / 1_000_000,
+                    needed: needed.weights + needed.training,
                 });
             }
             engine => engine?,
@@ -237,9 +237,9 @@ fn checkpoints(job: &JobSpec, engine: &GpuEngine) -> Result<bool, EngineError> {
             let scarce = kept > free / 2;
             if scarce {
                 tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} MB of {} MB",
-                    kept / 1_000_000,
-                    free / 1_000_000
+                    "activations are computed again in the backward pass: they would take {} of {}",
+                    bytes(kept as u64),
+                    bytes(free as u64)
                 );
             }
             Ok(scarce)
