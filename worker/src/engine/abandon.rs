@@ -5,19 +5,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Shared between who computes and who may ask it to stop.
 #[derive(Clone, Debug, Default)]
-pub struct Abandon(Arc<AtomicBool>);
+pub struct Abandon {
+    asked: Arc<AtomicBool>,
+    #[cfg(test)]
+    looks_left: Arc<std::sync::atomic::AtomicUsize>,
+}
 
 impl Abandon {
     pub fn ask(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.asked.store(true, Ordering::SeqCst);
     }
 
     /// Before another slot.
     pub fn clear(&self) {
-        self.0.store(false, Ordering::SeqCst);
+        self.asked.store(false, Ordering::SeqCst);
+        #[cfg(test)]
+        self.looks_left.store(0, Ordering::SeqCst);
     }
 
     pub fn is_asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        #[cfg(test)]
+        self.look();
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Asks when somebody looks for the so many-th time from now on, the first being 1.
+    #[cfg(test)]
+    pub fn ask_at_look(&self, look: usize) {
+        self.clear();
+        self.looks_left.store(look, Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    fn look(&self) {
+        let left = self.looks_left.load(Ordering::SeqCst);
+        self.looks_left
+            .store(left.saturating_sub(1), Ordering::SeqCst);
+        if left == 1 {
+            self.ask();
+        }
     }
 }

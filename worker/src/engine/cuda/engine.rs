@@ -146,7 +146,7 @@ impl GpuEngine {
     }
 
     /// Adds the gradient of a slot to the sums, and says how many of its scalars were invalid. None: abandoned, and
-    /// nothing was added.
+    /// nothing was added. `is_first`: the sums hold nothing yet.
     ///
     /// # Errors
     /// What the sums hold then is of no use in full training.
@@ -154,6 +154,7 @@ impl GpuEngine {
         &mut self,
         batch: &Batch,
         mask: MaskKey,
+        is_first: bool,
     ) -> Result<Option<(LossSum, PassTimes, u64)>, GpuError> {
         let Self {
             gpu,
@@ -170,11 +171,15 @@ impl GpuEngine {
                 None => {
                     let parts = model.gradient_parts(batch);
                     let mut sink = AtOnce::new(gpu, sums, self.scalars, parts)?;
-                    model.train(gpu, batch, Some(mask), (&mut sink, false))?
+                    // Of the first slot a part can be taken back, together with all else.
+                    model.train(gpu, batch, Some(mask), (&mut sink, is_first))?
                 }
             }
         });
         let Some((loss, times)) = trained else {
+            if slot.is_none() && is_first {
+                sums.clear(gpu)?;
+            }
             return Ok(None);
         };
         if let Some(slot) = slot {

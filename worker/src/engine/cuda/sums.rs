@@ -54,6 +54,11 @@ impl GpuSums {
     pub fn open(&mut self, gpu: &Gpu, trained_tokens: u64, slots: usize) -> Result<(), GpuError> {
         self.rule = FixedPoint::new(trained_tokens, slots);
         self.factor = 1.0 / trained_tokens as f32;
+        self.clear(gpu)
+    }
+
+    /// Forgets every slot of the step.
+    pub fn clear(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         match &mut self.sums {
             Store::Exact { sums, invalid } => {
                 gpu.fill_zero(sums)?;

@@ -95,7 +95,8 @@ impl OnGpu {
             return Ok((SlotOutcome::default(), SlotTimes::default()));
         }
         let started = Instant::now();
-        let trained = match self.engine.train(batch, mask) {
+        let is_first = accumulator.held().is_empty();
+        let trained = match self.engine.train(batch, mask, is_first) {
             Ok(trained) => trained,
             Err(error) => {
                 // A part of the slot may be in the sums.

@@ -9,6 +9,7 @@ use common::exact::dequantize;
 use common::job::{BaseDtype, Checkpointing, JobSpec, Method, Reduction, TargetModules};
 
 use crate::ComputeDevice;
+use crate::engine::EngineError;
 use crate::engine::cuda::testing::open;
 use crate::engine::testing::{
     block, config, job, load, load_on, lora, slot_sums, step, write_model,
@@ -207,6 +208,38 @@ fn two_workers_come_to_the_bits_of_one() {
         assert_eq!(first.weights_digest().unwrap(), digest);
         assert_eq!(second.weights_digest().unwrap(), digest);
         assert_eq!(first.snapshot().unwrap(), alone.snapshot().unwrap());
+    }
+}
+
+/// Two layers are looked at twice each, forward and backward.
+#[test]
+fn a_slot_is_given_up_between_any_two_layers_unless_its_gradient_cannot_be_taken_back() {
+    let Some(device) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let (blocks, tokens) = (blocks(), blocks().iter().map(Block::trained_tokens).sum());
+    for method in methods() {
+        let is_full = method == Method::Full;
+        let load = || load_on(device.clone(), dir.path(), job(method.clone()), 1);
+        let mut quiet = load();
+        step(&mut quiet, &blocks, 1e-2);
+        let mut trainer = load();
+        let abandon = trainer.abandon();
+        trainer.begin_step(0, tokens, 2).unwrap();
+        for (slot, block) in blocks.iter().enumerate() {
+            let mut train = || trainer.train_slot(slot as u32, std::slice::from_ref(block));
+            let looks = if is_full && slot > 0 { 2 } else { 4 };
+            for look in 1..=looks {
+                abandon.ask_at_look(look);
+                let abandoned = train();
+                let is_given_up = matches!(abandoned, Err(EngineError::Abandoned));
+                assert!(is_given_up, "slot {slot}, look {look}: {abandoned:?}");
+            }
+            abandon.ask_at_look(looks + 1);
+            train().unwrap();
+        }
+        trainer.apply_held(1e-2).unwrap();
+        let digest = trainer.weights_digest().unwrap();
+        assert_eq!(digest, quiet.weights_digest().unwrap());
     }
 }
 
