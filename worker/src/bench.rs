@@ -69,6 +69,9 @@ pub struct BenchArgs {
     /// Keep one tensor a layer and compute the rest again
     #[arg(long)]
     gradient_checkpointing: bool,
+    /// How gradients are summed
+    #[arg(long, value_enum, default_value_t = ReductionName::Exact)]
+    reduction: ReductionName,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -86,6 +89,12 @@ enum Dtype {
     Bfloat16,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum ReductionName {
+    Exact,
+    Fast,
+}
+
 #[derive(Debug, Error)]
 pub enum BenchError {
     #[error("{path}: {reason}")]
@@ -96,6 +105,8 @@ pub enum BenchError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("the device did not open within {seconds} s")]
+    Hangs { seconds: u64 },
     #[error("{failures} checks failed")]
     Failures { failures: usize },
     #[error("cannot prepare the benchmark: {0}")]
@@ -169,6 +180,7 @@ impl Default for BenchArgs {
             warmup: 1,
             lora_r: 16,
             gradient_checkpointing: false,
+            reduction: ReductionName::Exact,
             json: false,
         }
     }
@@ -288,6 +300,7 @@ fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
         ("dataset", folder.join("config.json").display().to_string()),
         ("adapter", name_of(args.mode)),
         ("base_dtype", name_of(args.dtype)),
+        ("reduction", name_of(args.reduction)),
         ("lora_r", args.lora_r.to_string()),
         ("lora_alpha", (2 * u32::from(args.lora_r)).to_string()),
         ("sequence_len", args.seq.to_string()),

@@ -1,25 +1,26 @@
 //! `worker self-check`: does a device train right, and how fast. In: a device. Out: a table of what was compared with the
 //! processor, what had to be the same to the bit, and what speeds it reached. Nothing but this program is needed.
+//!
+//! Every row is computed in another process and has a deadline, so that one which crashes or hangs is a row that failed, and
+//! not the end: the next one begins in a new process.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::Instant;
+mod helper;
+#[cfg(feature = "cuda")]
+mod speeds;
+mod training;
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use common::data::block::Block;
-use common::exact::dequantize;
-use serde_json::{Value, json};
-use worker::engine::accumulator::Sums;
-use worker::engine::{Reduced, Trainer, TrainerOptions};
+use serde::{Deserialize, Serialize};
 use worker::{ComputeDevice, Device};
 
-use super::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
+use self::helper::{Helper, asked};
 #[cfg(feature = "cuda")]
-use super::{Report, measure};
-
-const STEPS: usize = 10;
-const LEARNING_RATE: f64 = 3e-3;
+use self::speeds::Speed;
+use self::training::Check;
+use super::BenchError;
 
 #[derive(Args)]
 pub struct SelfCheckArgs {
@@ -29,400 +30,30 @@ pub struct SelfCheckArgs {
     /// Leave the speeds out
     #[arg(long)]
     quick: bool,
+    /// How long a row of the table may take; speeds twice that
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    row_timeout: u64,
+    /// How long all of it may take; rows that were not begun then have failed
+    #[arg(long, value_name = "SECONDS", default_value_t = 590, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    timeout: u64,
+    /// Only compute this part of the table, for the process that prints it
+    #[arg(long, hide = true)]
+    part: Option<usize>,
+    /// From this row of the part on
+    #[arg(long, hide = true, default_value_t = 0)]
+    from: usize,
     /// Only train the shape of this number, and print the digest of its weights: for checks of several processes
     #[arg(long, hide = true)]
     digest_of: Option<usize>,
-}
-
-/// A model to compare on.
-struct Shape {
-    name: &'static str,
-    config: Value,
-    mode: Mode,
-    dtype: Dtype,
-    seq: u32,
 }
 
 /// What a comparison came to.
 enum Verdict {
     Passed(String),
     Failed(String),
-}
-
-struct Table {
-    failures: usize,
-}
-
-impl Table {
-    fn row(&mut self, shape: &str, what: &str, verdict: Result<Verdict, BenchError>) {
-        let (mark, found) = match verdict {
-            Ok(Verdict::Passed(found)) => ("pass", found),
-            Ok(Verdict::Failed(found)) => ("FAIL", found),
-            Err(error) => ("FAIL", error.to_string()),
-        };
-        self.failures += usize::from(mark == "FAIL");
-        println!("{mark}  {shape:<34} {what:<42} {found}");
-    }
-}
-
-/// # Errors
-/// Where the device cannot be used, or a comparison failed.
-pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
-    let device = args.device.open()?;
-    if let Some(number) = args.digest_of {
-        return print_digest(number, &device);
-    }
-    println!("device {device}, class {}", device.numerics_class());
-    let mut table = Table { failures: 0 };
-    for (number, shape) in shapes().into_iter().enumerate() {
-        let began = Instant::now();
-        check(&shape, number, &device, &mut table);
-        println!(
-            "      {:<34} {:.1} s",
-            shape.name,
-            began.elapsed().as_secs_f64()
-        );
-    }
-    match (&device, args.quick) {
-        (_, true) => {}
-        (ComputeDevice::Cpu, false) => {
-            println!("      speeds of large models: left out without a GPU")
-        }
-        #[cfg(feature = "cuda")]
-        (ComputeDevice::Cuda { .. }, false) => speeds(&device, &mut table),
-    }
+    /// Right, and slower than was aimed at.
     #[cfg(feature = "cuda")]
-    if let ComputeDevice::Cuda { ordinal, .. } = &device {
-        for tool in ["memcheck", "racecheck"] {
-            println!(
-                "next: compute-sanitizer --tool {tool} worker self-check --device cuda:{ordinal} --quick"
-            );
-        }
-    }
-    match table.failures {
-        0 => {
-            println!("all checks passed");
-            Ok(())
-        }
-        failures => Err(BenchError::Failures { failures }),
-    }
-}
-
-/// Every family, method and type; heads of 64 and 128, and sequences that fill no tile.
-fn shapes() -> Vec<Shape> {
-    let config = |architecture: &str, head_dim: usize| {
-        json!({
-            "architectures": [architecture], "vocab_size": 1000, "hidden_size": 256,
-            "intermediate_size": 640, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": head_dim, "hidden_act": "silu",
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "attention_bias": false,
-            "tie_word_embeddings": architecture == "Qwen3ForCausalLM", "initializer_range": 0.05
-        })
-    };
-    let shape = |name, architecture, head_dim, mode, dtype, seq| Shape {
-        name,
-        config: config(architecture, head_dim),
-        mode,
-        dtype,
-        seq,
-    };
-    vec![
-        shape(
-            "Qwen3, LoRA, float32",
-            "Qwen3ForCausalLM",
-            64,
-            Mode::Lora,
-            Dtype::Float32,
-            100,
-        ),
-        shape(
-            "Qwen3, LoRA, bfloat16",
-            "Qwen3ForCausalLM",
-            128,
-            Mode::Lora,
-            Dtype::Bfloat16,
-            300,
-        ),
-        shape(
-            "Qwen2, all weights, float32",
-            "Qwen2ForCausalLM",
-            64,
-            Mode::Full,
-            Dtype::Float32,
-            130,
-        ),
-        shape(
-            "Llama, all weights, bfloat16",
-            "LlamaForCausalLM",
-            128,
-            Mode::Full,
-            Dtype::Bfloat16,
-            129,
-        ),
-    ]
-}
-
-/// `number` is that of the shape.
-fn check(shape: &Shape, number: usize, device: &ComputeDevice, table: &mut Table) {
-    let folder = match prepared(shape) {
-        Ok(folder) => folder,
-        Err(error) => return table.row(shape.name, "preparing a model", Err(error)),
-    };
-    let bench = Checked {
-        shape,
-        folder: folder.path(),
-        device,
-    };
-    table.row(
-        shape.name,
-        "gradient and loss as on the processor",
-        bench.gradient(),
-    );
-    table.row(
-        shape.name,
-        "ten steps follow the processor's losses",
-        bench.losses(),
-    );
-    table.row(
-        shape.name,
-        "the same bits again, with checkpointing",
-        bench.bits(),
-    );
-    table.row(
-        shape.name,
-        "two workers come to the bits of one",
-        bench.two_workers(),
-    );
-    table.row(
-        shape.name,
-        "two processes at once, the same bits",
-        bench.two_processes(number),
-    );
-    if !matches!(device, ComputeDevice::Cpu) {
-        let what = "memory at the peak as expected";
-        for checkpointing in [false, true] {
-            table.row(shape.name, what, bench.memory(checkpointing));
-        }
-    }
-}
-
-fn prepared(shape: &Shape) -> Result<tempfile::TempDir, BenchError> {
-    let folder = tempfile::tempdir()?;
-    std::fs::write(folder.path().join("config.json"), shape.config.to_string())?;
-    Ok(folder)
-}
-
-struct Checked<'a> {
-    shape: &'a Shape,
-    folder: &'a Path,
-    device: &'a ComputeDevice,
-}
-
-impl Checked<'_> {
-    fn args(&self, dtype: Dtype, gradient_checkpointing: bool) -> BenchArgs {
-        BenchArgs {
-            config: self.folder.join("config.json"),
-            mode: self.shape.mode,
-            dtype,
-            batch: 2,
-            seq: self.shape.seq,
-            gradient_checkpointing,
-            ..BenchArgs::default()
-        }
-    }
-
-    fn load(
-        &self,
-        device: &ComputeDevice,
-        dtype: Dtype,
-        checkpointing: bool,
-    ) -> Result<Trainer, BenchError> {
-        let job = job_of(&self.args(dtype, checkpointing), self.folder)?;
-        Ok(Trainer::load(TrainerOptions {
-            job: Arc::new(job),
-            model_dir: self.folder.to_owned(),
-            adapter_dir: None,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            device: device.clone(),
-        })?)
-    }
-
-    /// After a step on the processor, so that both factors of adapters have gradients.
-    fn trained(
-        &self,
-        device: &ComputeDevice,
-        dtype: Dtype,
-        checkpointing: bool,
-    ) -> Result<Trainer, BenchError> {
-        let mut start = self.load(&ComputeDevice::Cpu, dtype, false)?;
-        step(&mut start, &self.blocks())?;
-        let mut trainer = self.load(device, dtype, checkpointing)?;
-        trainer.restore(&start.snapshot()?)?;
-        Ok(trainer)
-    }
-
-    fn blocks(&self) -> Vec<Block> {
-        let vocabulary = self.shape.config["vocab_size"].as_u64().unwrap_or(2);
-        let args = self.args(self.shape.dtype, false);
-        let mut blocks = random_blocks(&args, vocabulary as usize);
-        // One with two segments, the border inside a tile.
-        for (index, segment) in blocks[0].segments.iter_mut().enumerate() {
-            *segment = 1 + u16::from(index >= 37);
-        }
-        blocks[0].trained[37] = false;
-        blocks
-    }
-
-    fn gradient(&self) -> Result<Verdict, BenchError> {
-        let run = |device: &ComputeDevice, dtype| {
-            sums(&mut self.trained(device, dtype, false)?, &self.blocks())
-        };
-        let dtype = self.shape.dtype;
-        let exact = run(&ComputeDevice::Cpu, Dtype::Float32)?;
-        let found = run(self.device, dtype)?;
-        let apart = distance(&found.0, &exact.0);
-        let allowed = match dtype {
-            Dtype::Float32 => 1e-5,
-            // As far as the rounding of a few layers takes it, on processors too.
-            Dtype::Bfloat16 => 3e-2,
-        };
-        let loss = (found.1 / exact.1 - 1.0).abs();
-        let told = format!("{apart:.1e} apart ({allowed:.0e} allowed), loss {loss:.1e}");
-        Ok(verdict(apart <= allowed && loss <= allowed, told))
-    }
-
-    fn losses(&self) -> Result<Verdict, BenchError> {
-        let run = |device: &ComputeDevice, dtype| -> Result<Vec<f64>, BenchError> {
-            let mut trainer = self.load(device, dtype, false)?;
-            (0..STEPS)
-                .map(|_| step(&mut trainer, &self.blocks()))
-                .collect()
-        };
-        let expected = run(&ComputeDevice::Cpu, Dtype::Float32)?;
-        let found = run(self.device, self.shape.dtype)?;
-        let pairs = found.iter().zip(&expected);
-        let apart = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
-        let allowed = match self.shape.dtype {
-            Dtype::Float32 => 1e-4,
-            Dtype::Bfloat16 => 2e-2,
-        };
-        let (first, last) = (found[0], found[STEPS - 1]);
-        let told = format!("{first:.4} -> {last:.4}, {apart:.1e} apart ({allowed:.0e} allowed)");
-        Ok(verdict(apart <= allowed && last < first, told))
-    }
-
-    fn bits(&self) -> Result<Verdict, BenchError> {
-        let run = |checkpointing, before| -> Result<_, BenchError> {
-            let mut trainer = self.trained(self.device, self.shape.dtype, checkpointing)?;
-            for _ in 0..before {
-                sums(&mut trainer, &self.blocks()[..1])?;
-            }
-            sums(&mut trainer, &self.blocks())
-        };
-        let expected = run(false, 0)?;
-        let same = run(false, 2)? == expected && run(true, 0)? == expected;
-        Ok(verdict(same, String::new()))
-    }
-
-    /// Of the weights after two steps.
-    fn digest(&self) -> Result<String, BenchError> {
-        let mut trainer = self.load(self.device, self.shape.dtype, false)?;
-        for _ in 0..2 {
-            step(&mut trainer, &self.blocks())?;
-        }
-        Ok(trainer.weights_digest()?)
-    }
-
-    /// Both compute on the device while this one holds an engine there, too.
-    fn two_processes(&self, number: usize) -> Result<Verdict, BenchError> {
-        let device = match self.device {
-            ComputeDevice::Cpu => Device::Cpu,
-            #[cfg(feature = "cuda")]
-            ComputeDevice::Cuda { ordinal, .. } => Device::Cuda(*ordinal),
-        };
-        let start = || {
-            Command::new(std::env::current_exe()?)
-                .args(["self-check", "--device", &device.to_string()])
-                .args(["--digest-of", &number.to_string()])
-                .stdout(Stdio::piped())
-                .spawn()
-        };
-        let others = [start()?, start()?];
-        let digest = self.digest()?;
-        let mut same = true;
-        for other in others {
-            let output = other.wait_with_output()?;
-            same &= output.status.success();
-            same &= String::from_utf8_lossy(&output.stdout).trim() == digest;
-        }
-        Ok(verdict(same, digest.chars().take(16).collect()))
-    }
-
-    /// Of the engine's buffers, without the library's workspace, which would hide what is wrong with the rest.
-    fn memory(&self, checkpointing: bool) -> Result<Verdict, BenchError> {
-        const ALLOWED: f64 = 0.1;
-        let args = BenchArgs {
-            gradient_checkpointing: checkpointing,
-            ..self.args(self.shape.dtype, checkpointing)
-        };
-        let needed = Work::of(&args, self.device.clone())?.needed;
-        let mut trainer = self.load(self.device, self.shape.dtype, checkpointing)?;
-        self.device.reset_peak_memory();
-        whole_step(&mut trainer, &self.blocks())?;
-        let libraries = needed.libraries;
-        let found = self.device.peak_memory_bytes().saturating_sub(libraries);
-        let expected = needed.total() - libraries;
-        let apart = expected as f64 / found.max(1) as f64 - 1.0;
-        let told = format!(
-            "{:.1} MB, {:.1} expected ({:+.1}%)",
-            found as f64 / 1e6,
-            expected as f64 / 1e6,
-            100.0 * apart
-        );
-        Ok(verdict(apart.abs() <= ALLOWED, told))
-    }
-
-    /// Each holds a slot, their sums are added, both update from the mean.
-    fn two_workers(&self) -> Result<Verdict, BenchError> {
-        let load = || self.load(self.device, self.shape.dtype, false);
-        let (mut alone, mut first, mut second) = (load()?, load()?, load()?);
-        let blocks = self.blocks();
-        for _ in 0..2 {
-            step(&mut alone, &blocks)?;
-            let trained = blocks.iter().map(Block::trained_tokens).sum();
-            let mut total = vec![0i64; alone.layout().scalars];
-            for (slot, worker) in [&mut first, &mut second].into_iter().enumerate() {
-                worker.begin_step(worker.step(), trained, 2)?;
-                worker.train_slot(slot as u32, &blocks[slot..=slot])?;
-                for (total, sum) in total.iter_mut().zip(held(worker)?) {
-                    *total = total.wrapping_add(sum);
-                }
-            }
-            let mean = total.into_iter().map(dequantize).collect();
-            let reduced = Reduced { mean, invalid: 0 };
-            for worker in [&mut first, &mut second] {
-                worker.apply(&reduced, LEARNING_RATE)?;
-            }
-        }
-        let digest = alone.weights_digest()?;
-        let same = first.weights_digest()? == digest && second.weights_digest()? == digest;
-        Ok(verdict(same, digest.chars().take(16).collect()))
-    }
-}
-
-/// What [`Checked::two_processes`] starts.
-fn print_digest(number: usize, device: &ComputeDevice) -> Result<(), BenchError> {
-    let Some(shape) = shapes().into_iter().nth(number) else {
-        return Err(BenchError::Failures { failures: 1 });
-    };
-    let folder = prepared(&shape)?;
-    let bench = Checked {
-        shape: &shape,
-        folder: folder.path(),
-        device,
-    };
-    println!("{}", bench.digest()?);
-    Ok(())
+    Slow(String),
 }
 
 fn verdict(passed: bool, told: String) -> Verdict {
@@ -432,133 +63,278 @@ fn verdict(passed: bool, told: String) -> Verdict {
     }
 }
 
-/// The exact sums that a slot leaves, and its loss.
-fn sums(trainer: &mut Trainer, blocks: &[Block]) -> Result<(Vec<i64>, f64), BenchError> {
-    let trained = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.forget_slots();
-    trainer.begin_step(trainer.step(), trained, 1)?;
-    let outcome = trainer.train_slot(0, blocks)?;
-    Ok((held(trainer)?, outcome.loss_sum))
+/// As one process tells another.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    mark: String,
+    found: String,
+    /// The device may be of no more use to the process.
+    ends: bool,
 }
 
-/// A step whose blocks are one slot.
-fn whole_step(trainer: &mut Trainer, blocks: &[Block]) -> Result<(), BenchError> {
-    let trained = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.begin_step(trainer.step(), trained, 1)?;
-    trainer.train_slot(0, blocks)?;
-    trainer.apply_held(LEARNING_RATE)?;
+/// Rows that one process computes, unless one of them breaks it.
+enum Part {
+    Training {
+        number: usize,
+        shape: &'static str,
+        checks: Vec<Check>,
+    },
+    #[cfg(feature = "cuda")]
+    Speed(Speed),
+}
+
+/// The same in every process.
+fn parts(on_gpu: bool) -> Vec<Part> {
+    let shapes = training::shapes().into_iter().enumerate();
+    let trainings = shapes.map(|(number, shape)| Part::Training {
+        number,
+        shape: shape.name,
+        checks: Check::all(on_gpu),
+    });
+    #[cfg(feature = "cuda")]
+    let speeds = Speed::all().into_iter().filter(|_| on_gpu).map(Part::Speed);
+    #[cfg(not(feature = "cuda"))]
+    let speeds = [];
+    trainings.chain(speeds).collect()
+}
+
+impl Part {
+    fn is_training(&self) -> bool {
+        matches!(self, Self::Training { .. })
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Training { shape, .. } => shape,
+            #[cfg(feature = "cuda")]
+            Self::Speed(speed) => speed.name,
+        }
+    }
+
+    fn rows(&self) -> Vec<&'static str> {
+        match self {
+            Self::Training { checks, .. } => checks.iter().map(|check| check.told()).collect(),
+            #[cfg(feature = "cuda")]
+            Self::Speed(speed) => vec![speed.told()],
+        }
+    }
+
+    fn run(
+        &self,
+        row: usize,
+        device: &ComputeDevice,
+        patience: Duration,
+    ) -> Result<Verdict, BenchError> {
+        match self {
+            Self::Training { number, checks, .. } => {
+                training::check(*number, checks[row], device, patience)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Speed(speed) => speed.run(device),
+        }
+    }
+}
+
+/// # Errors
+/// Where the device cannot be used, or a comparison failed.
+pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
+    if let Some(number) = args.digest_of {
+        println!("{}", training::digest(number, &args.device.open()?)?);
+        return Ok(());
+    }
+    if let Some(part) = args.part {
+        return answer(&args, part);
+    }
+    let (device, on_gpu) = {
+        let device = open(&args)?;
+        println!("device {device}, class {}", device.numerics_class());
+        (asked(&device), !matches!(device, ComputeDevice::Cpu))
+    };
+    let mut table = Table {
+        args: &args,
+        device: device.to_string(),
+        ends: Instant::now() + Duration::from_secs(args.timeout),
+        failures: 0,
+        slow: 0,
+    };
+    for (number, part) in parts(on_gpu).iter().enumerate() {
+        if part.is_training() || !args.quick {
+            table.part(number, part);
+        }
+    }
+    match on_gpu {
+        true => say_what_is_next(&device),
+        false => println!("      speeds of large models: left out without a GPU"),
+    }
+    table.conclude()
+}
+
+/// A driver may hang. The device is closed before other processes open it: one that only one process may use can be checked, too.
+fn open(args: &SelfCheckArgs) -> Result<ComputeDevice, BenchError> {
+    let (sender, opened) = mpsc::channel();
+    let device = args.device;
+    std::thread::spawn(move || {
+        // Where nobody waits any more, nobody needs it.
+        let _ = sender.send(device.open());
+    });
+    match opened.recv_timeout(Duration::from_secs(args.row_timeout)) {
+        Ok(opened) => Ok(opened?),
+        Err(_) => Err(BenchError::Hangs {
+            seconds: args.row_timeout,
+        }),
+    }
+}
+
+/// The rows of a part, for the process that prints them.
+fn answer(args: &SelfCheckArgs, part: usize) -> Result<(), BenchError> {
+    let device = args.device.open()?;
+    let parts = parts(!matches!(device, ComputeDevice::Cpu));
+    let Some(part) = parts.get(part) else {
+        return Err(BenchError::Failures { failures: 1 });
+    };
+    // So that whoever waits for other processes ends before this one is ended.
+    let patience = Duration::from_secs(args.row_timeout) * 4 / 5;
+    for row in args.from..part.rows().len() {
+        let (mark, found, ends) = match part.run(row, &device, patience) {
+            Ok(Verdict::Passed(found)) => ("pass", found, false),
+            Ok(Verdict::Failed(found)) => ("FAIL", found, false),
+            #[cfg(feature = "cuda")]
+            Ok(Verdict::Slow(found)) => ("slow", found, false),
+            Err(error) => ("FAIL", error.to_string(), true),
+        };
+        super::print_json(&Answer {
+            mark: mark.to_owned(),
+            found,
+            ends,
+        });
+        if ends {
+            break;
+        }
+    }
     Ok(())
 }
 
-fn held(trainer: &mut Trainer) -> Result<Vec<i64>, BenchError> {
-    trainer.collect()?;
-    let mut plain = vec![0; trainer.layout().scalars];
-    if let Sums::Exact { sums, .. } = trainer.accumulator().sums() {
-        sums.read(0, &mut plain);
+struct Table<'a> {
+    args: &'a SelfCheckArgs,
+    device: String,
+    ends: Instant,
+    failures: usize,
+    slow: usize,
+}
+
+impl Table<'_> {
+    fn part(&mut self, number: usize, part: &Part) {
+        let began = Instant::now();
+        let mut helper = None;
+        for (row, what) in part.rows().into_iter().enumerate() {
+            let answer = self.answer(&mut helper, number, row, part);
+            let answer = answer.unwrap_or_else(|reason| {
+                helper = None;
+                Answer {
+                    mark: "FAIL".to_owned(),
+                    found: reason,
+                    ends: true,
+                }
+            });
+            if answer.ends {
+                helper = None;
+            }
+            self.failures += usize::from(answer.mark == "FAIL");
+            self.slow += usize::from(answer.mark == "slow");
+            println!(
+                "{}  {:<34} {what:<42} {}",
+                answer.mark,
+                part.name(),
+                answer.found
+            );
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        println!("      {:<34} {seconds:.1} s", part.name());
     }
-    Ok(plain)
-}
 
-/// A whole step with a slot for each block. Returns the mean loss.
-fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<f64, BenchError> {
-    let trained: u64 = blocks.iter().map(Block::trained_tokens).sum();
-    trainer.begin_step(trainer.step(), trained, blocks.len())?;
-    let mut loss = 0.0;
-    for (slot, block) in blocks.iter().enumerate() {
-        let outcome = trainer.train_slot(slot as u32, std::slice::from_ref(block))?;
-        loss += outcome.loss_sum;
+    /// Of a process that is there, or of a new one.
+    fn answer(
+        &self,
+        helper: &mut Option<Helper>,
+        part: usize,
+        row: usize,
+        of: &Part,
+    ) -> Result<Answer, String> {
+        let times = if of.is_training() { 1 } else { 2 };
+        let patience = Duration::from_secs(self.args.row_timeout) * times;
+        let patience = patience.min(self.ends.saturating_duration_since(Instant::now()));
+        if patience.is_zero() {
+            return Err("not begun: the time is up (--timeout)".to_owned());
+        }
+        let helper = match helper {
+            Some(helper) => helper,
+            None => helper.insert(self.start(part, row).map_err(|error| error.to_string())?),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = helper.answer(left);
+            let line = line.map_err(|reason| format!("the process {reason}"))?;
+            // A library may print, too.
+            if let Ok(answer) = serde_json::from_str(&line) {
+                return Ok(answer);
+            }
+        }
     }
-    trainer.apply_held(LEARNING_RATE)?;
-    Ok(loss / trained as f64)
+
+    fn start(&self, part: usize, row: usize) -> std::io::Result<Helper> {
+        let [part, row, timeout] =
+            [part, row, self.args.row_timeout as usize].map(|number| number.to_string());
+        Helper::start(&[
+            "--device",
+            &self.device,
+            "--part",
+            &part,
+            "--from",
+            &row,
+            "--row-timeout",
+            &timeout,
+        ])
+    }
+
+    fn conclude(&self) -> Result<(), BenchError> {
+        match (self.failures, self.slow) {
+            (0, 0) => println!("all checks passed"),
+            (0, slow) => println!("all checks passed, {slow} slower than aimed at"),
+            (failures, _) => return Err(BenchError::Failures { failures }),
+        }
+        Ok(())
+    }
 }
 
-/// The distance of two gradients, as a share of the second one's length.
-fn distance(found: &[i64], expected: &[i64]) -> f64 {
-    let value = |sum: &i64| f64::from(dequantize(*sum));
-    let pairs = || {
-        found
-            .iter()
-            .zip(expected)
-            .map(|(a, b)| (value(a), value(b)))
-    };
-    let apart: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
-    let length: f64 = pairs().map(|(_, b)| b.powi(2)).sum();
-    (apart / length).sqrt()
-}
-
-/// The shapes of Qwen3-0.6B and of Llama 3.1 8B, on random weights.
-#[cfg(feature = "cuda")]
-fn speeds(device: &ComputeDevice, table: &mut Table) {
-    let small = json!({
-        "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 1024,
-        "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0, "attention_bias": false, "tie_word_embeddings": true
-    });
-    let large = json!({
-        "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
-        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "attention_bias": false, "tie_word_embeddings": false
-    });
-    for (name, config, mode, batch, seq, gradient_checkpointing) in [
-        (
-            "0.6B, LoRA, bfloat16, 8 x 2048",
-            &small,
-            Mode::Lora,
-            8,
-            2048,
-            false,
-        ),
-        (
-            "0.6B, all weights, bfloat16, 8 x 2048",
-            &small,
-            Mode::Full,
-            8,
-            2048,
-            false,
-        ),
-        (
-            "8B, LoRA, bfloat16, 2 x 4096",
-            &large,
-            Mode::Lora,
-            2,
-            4096,
-            true,
-        ),
-    ] {
-        let measured = (|| {
-            let folder = tempfile::tempdir()?;
-            let path = folder.path().join("config.json");
-            std::fs::write(&path, config.to_string())?;
-            let args = BenchArgs {
-                config: path,
-                mode,
-                batch,
-                seq,
-                gradient_checkpointing,
-                ..BenchArgs::default()
-            };
-            measure(&args, &Work::of(&args, device.clone())?)
-        })();
-        table.row(
-            name,
-            "speed",
-            measured.map(|report| Verdict::Passed(told(&report))),
+/// What this program cannot say alone.
+fn say_what_is_next(device: &Device) {
+    println!("next, wrong memory accesses and races:");
+    for tool in ["memcheck", "racecheck"] {
+        println!(
+            "  compute-sanitizer --target-processes all --tool {tool} worker self-check --device {device} --quick --row-timeout 3600 --timeout 36000"
         );
     }
-}
-
-#[cfg(feature = "cuda")]
-fn told(report: &Report) -> String {
-    let mfu = report.mfu.map(|mfu| format!(", MFU {:.1}%", 100.0 * mfu));
-    format!(
-        "{:.0} tokens/s, {:.1} GB, {:.1} TFLOP/s, {:.0}% of the {:.0} that products alone reach{}",
-        report.tokens_per_second_median,
-        report.peak_memory_bytes as f64 / 1e9,
-        report.gflops / 1e3,
-        100.0 * report.share_of_gemm_peak,
-        report.gemm_peak_gflops / 1e3,
-        mfu.unwrap_or_default()
-    )
+    println!(
+        "next, workers that share the GPU, some of them killed, and every operation by itself:"
+    );
+    println!(
+        "  MUSTER_NEEDS_GPU=1 cargo test --release -p coordinator --features cuda --test gpus share"
+    );
+    println!(
+        "  MUSTER_NEEDS_GPU=1 cargo test --release -p worker --features cuda --lib -- cuda on_gpu"
+    );
+    println!("next, PyTorch's speed beside the one above (torch, transformers, peft):");
+    for (shape, options) in [
+        ("qwen3-0.6b", "--mode lora --batch 8 --seq 2048"),
+        ("qwen3-0.6b", "--mode full --batch 8 --seq 2048"),
+        (
+            "llama-3.1-8b",
+            "--mode lora --batch 2 --seq 4096 --gradient-checkpointing",
+        ),
+    ] {
+        println!(
+            "  python3 worker/benches/peer/train.py --device {device} --config worker/benches/shapes/{shape}.json {options} --warmup 2"
+        );
+    }
 }

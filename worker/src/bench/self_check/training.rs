@@ -1,0 +1,418 @@
+//! Small models, trained on a device and on the processor. In: a device. Out: what was compared, and what had to be the same to
+//! the bit.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::data::block::Block;
+use common::exact::dequantize;
+use serde_json::{Value, json};
+use worker::ComputeDevice;
+use worker::engine::accumulator::Sums;
+use worker::engine::{Reduced, Trainer, TrainerOptions};
+
+use super::helper::{Helper, asked};
+use super::{Verdict, verdict};
+use crate::bench::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
+
+const STEPS: usize = 10;
+const LEARNING_RATE: f64 = 3e-3;
+
+/// A model to compare on.
+pub struct Shape {
+    pub name: &'static str,
+    config: Value,
+    mode: Mode,
+    dtype: Dtype,
+    seq: u32,
+}
+
+/// What is looked at.
+#[derive(Clone, Copy)]
+pub enum Check {
+    Gradient,
+    Losses,
+    Bits,
+    TwoWorkers,
+    TwoProcesses,
+    Memory { checkpointing: bool },
+}
+
+impl Check {
+    /// All that can be looked at there.
+    pub fn all(on_gpu: bool) -> Vec<Self> {
+        let mut all = vec![
+            Self::Gradient,
+            Self::Losses,
+            Self::Bits,
+            Self::TwoWorkers,
+            Self::TwoProcesses,
+        ];
+        if on_gpu {
+            all.extend([false, true].map(|checkpointing| Self::Memory { checkpointing }));
+        }
+        all
+    }
+
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Gradient => "gradient and loss as on the processor",
+            Self::Losses => "ten steps follow the processor's losses",
+            Self::Bits => "the same bits again, with checkpointing",
+            Self::TwoWorkers => "two workers come to the bits of one",
+            Self::TwoProcesses => "two processes at once, the same bits",
+            Self::Memory { .. } => "memory at the peak as expected",
+        }
+    }
+}
+
+/// Of the shape of this number. `patience` is for other processes.
+pub fn check(
+    number: usize,
+    what: Check,
+    device: &ComputeDevice,
+    patience: Duration,
+) -> Result<Verdict, BenchError> {
+    on(number, device, |checked| match what {
+        Check::Gradient => checked.gradient(),
+        Check::Losses => checked.losses(),
+        Check::Bits => checked.bits(),
+        Check::TwoWorkers => checked.two_workers(),
+        Check::TwoProcesses => checked.two_processes(patience),
+        Check::Memory { checkpointing } => checked.memory(checkpointing),
+    })
+}
+
+/// What the check of two processes starts.
+pub fn digest(number: usize, device: &ComputeDevice) -> Result<String, BenchError> {
+    on(number, device, |checked| checked.digest())
+}
+
+fn on<R>(
+    number: usize,
+    device: &ComputeDevice,
+    work: impl FnOnce(&Checked) -> Result<R, BenchError>,
+) -> Result<R, BenchError> {
+    let Some(shape) = shapes().into_iter().nth(number) else {
+        return Err(BenchError::Failures { failures: 1 });
+    };
+    let folder = prepared(&shape)?;
+    work(&Checked {
+        shape: &shape,
+        number,
+        folder: folder.path(),
+        device,
+    })
+}
+
+/// Every family, method and type; heads of 64 and 128, and sequences that fill no tile.
+pub fn shapes() -> Vec<Shape> {
+    let config = |architecture: &str, head_dim: usize| {
+        json!({
+            "architectures": [architecture], "vocab_size": 1000, "hidden_size": 256,
+            "intermediate_size": 640, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": head_dim, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "attention_bias": false,
+            "tie_word_embeddings": architecture == "Qwen3ForCausalLM", "initializer_range": 0.05
+        })
+    };
+    let shape = |name, architecture, head_dim, mode, dtype, seq| Shape {
+        name,
+        config: config(architecture, head_dim),
+        mode,
+        dtype,
+        seq,
+    };
+    vec![
+        shape(
+            "Qwen3, LoRA, float32",
+            "Qwen3ForCausalLM",
+            64,
+            Mode::Lora,
+            Dtype::Float32,
+            100,
+        ),
+        shape(
+            "Qwen3, LoRA, bfloat16",
+            "Qwen3ForCausalLM",
+            128,
+            Mode::Lora,
+            Dtype::Bfloat16,
+            300,
+        ),
+        shape(
+            "Qwen2, all weights, float32",
+            "Qwen2ForCausalLM",
+            64,
+            Mode::Full,
+            Dtype::Float32,
+            130,
+        ),
+        shape(
+            "Llama, all weights, bfloat16",
+            "LlamaForCausalLM",
+            128,
+            Mode::Full,
+            Dtype::Bfloat16,
+            129,
+        ),
+    ]
+}
+
+fn prepared(shape: &Shape) -> Result<tempfile::TempDir, BenchError> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("config.json"), shape.config.to_string())?;
+    Ok(folder)
+}
+
+struct Checked<'a> {
+    shape: &'a Shape,
+    number: usize,
+    folder: &'a Path,
+    device: &'a ComputeDevice,
+}
+
+impl Checked<'_> {
+    fn args(&self, dtype: Dtype, gradient_checkpointing: bool) -> BenchArgs {
+        BenchArgs {
+            config: self.folder.join("config.json"),
+            mode: self.shape.mode,
+            dtype,
+            batch: 2,
+            seq: self.shape.seq,
+            gradient_checkpointing,
+            ..BenchArgs::default()
+        }
+    }
+
+    fn load(
+        &self,
+        device: &ComputeDevice,
+        dtype: Dtype,
+        checkpointing: bool,
+    ) -> Result<Trainer, BenchError> {
+        let job = job_of(&self.args(dtype, checkpointing), self.folder)?;
+        Ok(Trainer::load(TrainerOptions {
+            job: Arc::new(job),
+            model_dir: self.folder.to_owned(),
+            adapter_dir: None,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            device: device.clone(),
+        })?)
+    }
+
+    /// After a step on the processor, so that both factors of adapters have gradients.
+    fn trained(
+        &self,
+        device: &ComputeDevice,
+        dtype: Dtype,
+        checkpointing: bool,
+    ) -> Result<Trainer, BenchError> {
+        let mut start = self.load(&ComputeDevice::Cpu, dtype, false)?;
+        step(&mut start, &self.blocks())?;
+        let mut trainer = self.load(device, dtype, checkpointing)?;
+        trainer.restore(&start.snapshot()?)?;
+        Ok(trainer)
+    }
+
+    fn blocks(&self) -> Vec<Block> {
+        let vocabulary = self.shape.config["vocab_size"].as_u64().unwrap_or(2);
+        let args = self.args(self.shape.dtype, false);
+        let mut blocks = random_blocks(&args, vocabulary as usize);
+        // One with two segments, the border inside a tile.
+        for (index, segment) in blocks[0].segments.iter_mut().enumerate() {
+            *segment = 1 + u16::from(index >= 37);
+        }
+        blocks[0].trained[37] = false;
+        blocks
+    }
+
+    fn gradient(&self) -> Result<Verdict, BenchError> {
+        let run = |device: &ComputeDevice, dtype| {
+            sums(&mut self.trained(device, dtype, false)?, &self.blocks())
+        };
+        let dtype = self.shape.dtype;
+        let exact = run(&ComputeDevice::Cpu, Dtype::Float32)?;
+        let found = run(self.device, dtype)?;
+        let apart = distance(&found.0, &exact.0);
+        let allowed = match dtype {
+            Dtype::Float32 => 1e-5,
+            // As far as the rounding of a few layers takes it, on processors too.
+            Dtype::Bfloat16 => 3e-2,
+        };
+        let loss = (found.1 / exact.1 - 1.0).abs();
+        let told = format!("{apart:.1e} apart ({allowed:.0e} allowed), loss {loss:.1e}");
+        Ok(verdict(apart <= allowed && loss <= allowed, told))
+    }
+
+    fn losses(&self) -> Result<Verdict, BenchError> {
+        let run = |device: &ComputeDevice, dtype| -> Result<Vec<f64>, BenchError> {
+            let mut trainer = self.load(device, dtype, false)?;
+            (0..STEPS)
+                .map(|_| step(&mut trainer, &self.blocks()))
+                .collect()
+        };
+        let expected = run(&ComputeDevice::Cpu, Dtype::Float32)?;
+        let found = run(self.device, self.shape.dtype)?;
+        let pairs = found.iter().zip(&expected);
+        let apart = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+        let allowed = match self.shape.dtype {
+            Dtype::Float32 => 1e-4,
+            Dtype::Bfloat16 => 2e-2,
+        };
+        let (first, last) = (found[0], found[STEPS - 1]);
+        let told = format!("{first:.4} -> {last:.4}, {apart:.1e} apart ({allowed:.0e} allowed)");
+        Ok(verdict(apart <= allowed && last < first, told))
+    }
+
+    fn bits(&self) -> Result<Verdict, BenchError> {
+        let run = |checkpointing, before| -> Result<_, BenchError> {
+            let mut trainer = self.trained(self.device, self.shape.dtype, checkpointing)?;
+            for _ in 0..before {
+                sums(&mut trainer, &self.blocks()[..1])?;
+            }
+            sums(&mut trainer, &self.blocks())
+        };
+        let expected = run(false, 0)?;
+        let same = run(false, 2)? == expected && run(true, 0)? == expected;
+        Ok(verdict(same, String::new()))
+    }
+
+    /// Of the weights after two steps.
+    fn digest(&self) -> Result<String, BenchError> {
+        let mut trainer = self.load(self.device, self.shape.dtype, false)?;
+        for _ in 0..2 {
+            step(&mut trainer, &self.blocks())?;
+        }
+        Ok(trainer.weights_digest()?)
+    }
+
+    /// Both compute on the device while this one holds an engine there, too.
+    fn two_processes(&self, patience: Duration) -> Result<Verdict, BenchError> {
+        let device = asked(self.device).to_string();
+        let number = self.number.to_string();
+        let start = || Helper::start(&["--device", &device, "--digest-of", &number]);
+        let mut others = [start()?, start()?];
+        let deadline = Instant::now() + patience;
+        let digest = self.digest()?;
+        for other in &mut others {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match other.answer(left) {
+                Ok(found) if found == digest => {}
+                Ok(found) => return Ok(Verdict::Failed(format!("{digest} here, {found} there"))),
+                Err(reason) => return Ok(Verdict::Failed(format!("the other process {reason}"))),
+            }
+        }
+        Ok(verdict(true, short(&digest)))
+    }
+
+    /// Of the engine's buffers, without the library's workspace, which would hide what is wrong with the rest.
+    fn memory(&self, checkpointing: bool) -> Result<Verdict, BenchError> {
+        const ALLOWED: f64 = 0.1;
+        let args = BenchArgs {
+            gradient_checkpointing: checkpointing,
+            ..self.args(self.shape.dtype, checkpointing)
+        };
+        let needed = Work::of(&args, self.device.clone())?.needed;
+        let mut trainer = self.load(self.device, self.shape.dtype, checkpointing)?;
+        self.device.reset_peak_memory();
+        whole_step(&mut trainer, &self.blocks())?;
+        let libraries = needed.libraries;
+        let found = self.device.peak_memory_bytes().saturating_sub(libraries);
+        let expected = needed.total() - libraries;
+        let apart = expected as f64 / found.max(1) as f64 - 1.0;
+        let told = format!(
+            "{:.1} MB, {:.1} expected ({:+.1}%)",
+            found as f64 / 1e6,
+            expected as f64 / 1e6,
+            100.0 * apart
+        );
+        Ok(verdict(apart.abs() <= ALLOWED, told))
+    }
+
+    /// Each holds a slot, their sums are added, both update from the mean.
+    fn two_workers(&self) -> Result<Verdict, BenchError> {
+        let load = || self.load(self.device, self.shape.dtype, false);
+        let (mut alone, mut first, mut second) = (load()?, load()?, load()?);
+        let blocks = self.blocks();
+        for _ in 0..2 {
+            step(&mut alone, &blocks)?;
+            let trained = blocks.iter().map(Block::trained_tokens).sum();
+            let mut total = vec![0i64; alone.layout().scalars];
+            for (slot, worker) in [&mut first, &mut second].into_iter().enumerate() {
+                worker.begin_step(worker.step(), trained, 2)?;
+                worker.train_slot(slot as u32, &blocks[slot..=slot])?;
+                for (total, sum) in total.iter_mut().zip(held(worker)?) {
+                    *total = total.wrapping_add(sum);
+                }
+            }
+            let mean = total.into_iter().map(dequantize).collect();
+            let reduced = Reduced { mean, invalid: 0 };
+            for worker in [&mut first, &mut second] {
+                worker.apply(&reduced, LEARNING_RATE)?;
+            }
+        }
+        let digest = alone.weights_digest()?;
+        let same = first.weights_digest()? == digest && second.weights_digest()? == digest;
+        Ok(verdict(same, short(&digest)))
+    }
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(16).collect()
+}
+
+/// The exact sums that a slot leaves, and its loss.
+fn sums(trainer: &mut Trainer, blocks: &[Block]) -> Result<(Vec<i64>, f64), BenchError> {
+    let trained = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.forget_slots();
+    trainer.begin_step(trainer.step(), trained, 1)?;
+    let outcome = trainer.train_slot(0, blocks)?;
+    Ok((held(trainer)?, outcome.loss_sum))
+}
+
+/// A step whose blocks are one slot.
+fn whole_step(trainer: &mut Trainer, blocks: &[Block]) -> Result<(), BenchError> {
+    let trained = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(trainer.step(), trained, 1)?;
+    trainer.train_slot(0, blocks)?;
+    trainer.apply_held(LEARNING_RATE)?;
+    Ok(())
+}
+
+fn held(trainer: &mut Trainer) -> Result<Vec<i64>, BenchError> {
+    trainer.collect()?;
+    let mut plain = vec![0; trainer.layout().scalars];
+    if let Sums::Exact { sums, .. } = trainer.accumulator().sums() {
+        sums.read(0, &mut plain);
+    }
+    Ok(plain)
+}
+
+/// A whole step with a slot for each block. Returns the mean loss.
+fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<f64, BenchError> {
+    let trained: u64 = blocks.iter().map(Block::trained_tokens).sum();
+    trainer.begin_step(trainer.step(), trained, blocks.len())?;
+    let mut loss = 0.0;
+    for (slot, block) in blocks.iter().enumerate() {
+        let outcome = trainer.train_slot(slot as u32, std::slice::from_ref(block))?;
+        loss += outcome.loss_sum;
+    }
+    trainer.apply_held(LEARNING_RATE)?;
+    Ok(loss / trained as f64)
+}
+
+/// The distance of two gradients, as a share of the second one's length.
+fn distance(found: &[i64], expected: &[i64]) -> f64 {
+    let value = |sum: &i64| f64::from(dequantize(*sum));
+    let pairs = || {
+        found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (value(a), value(b)))
+    };
+    let apart: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
+    let length: f64 = pairs().map(|(_, b)| b.powi(2)).sum();
+    (apart / length).sqrt()
+}
