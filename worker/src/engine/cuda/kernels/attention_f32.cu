@@ -26,6 +26,17 @@ __device__ void load(float *to, int to_stride, const float *from, int stride, in
             to[row * to_stride + i] = row < rows ? from[static_cast<int64_t>(row) * stride + i] : 0;
 }
 
+// A tile of the keys and values that a head looks at. Nobody reads the tiles before it any more when it is loaded.
+__device__ __forceinline__ void load_keys_and_values(const Memory &memory, Heads heads, const float *qkv, int head, int from,
+                                                     int tokens) {
+    int dimension = heads.dimension, width = heads.width();
+    const float *at = qkv + static_cast<int64_t>(from) * width;
+    __syncthreads();
+    load(memory.tiles[0], dimension + 1, at + heads.key_column(head), width, TILE, tokens - from, dimension);
+    load(memory.tiles[1], dimension + 1, at + heads.value_column(head), width, TILE, tokens - from, dimension);
+    __syncthreads();
+}
+
 // The products of the warp's rows with the lane's row of a tile.
 __device__ __forceinline__ void multiply(float (&sums)[PER_WARP], const float *rows, const float *tile, int dimension) {
     const float *own = rows + threadIdx.x / WARP * PER_WARP * dimension;
@@ -80,11 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_f32(
     for (int r = 0; r < PER_WARP; r++) largest[r] = -INFINITY;
     int end = min(first + ROWS, tokens);
     for (int from = starts[first] / TILE * TILE; from < end; from += TILE) {
-        __syncthreads();
-        const float *at = qkv + static_cast<int64_t>(from) * width;
-        load(memory.tiles[0], dimension + 1, at + heads.key_column(head), width, TILE, tokens - from, dimension);
-        load(memory.tiles[1], dimension + 1, at + heads.value_column(head), width, TILE, tokens - from, dimension);
-        __syncthreads();
+        load_keys_and_values(memory, heads, qkv, head, from, tokens);
         multiply(p, memory.rows[0], memory.tiles[0], dimension);
 #pragma unroll
         for (int r = 0; r < PER_WARP; r++) {
@@ -175,11 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     float result[PER_WARP][HELD] = {}, p[PER_WARP], d_p[PER_WARP], factors[PER_WARP];
     int end = min(first + ROWS, tokens);
     for (int from = starts[first] / TILE * TILE; from < end; from += TILE) {
-        __syncthreads();
-        const float *at = qkv + static_cast<int64_t>(from) * width;
-        load(memory.tiles[0], dimension + 1, at + heads.key_column(head), width, TILE, tokens - from, dimension);
-        load(memory.tiles[1], dimension + 1, at + heads.value_column(head), width, TILE, tokens - from, dimension);
-        __syncthreads();
+        load_keys_and_values(memory, heads, qkv, head, from, tokens);
         multiply(p, memory.rows[0], memory.tiles[0], dimension);
         multiply(d_p, memory.rows[1], memory.tiles[1], dimension);
         for (int r = 0; r < PER_WARP; r++) {
