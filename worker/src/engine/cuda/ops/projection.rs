@@ -378,67 +378,88 @@ impl<E: GpuElement> Projection<E> {
         mask: Option<MaskKey>,
         sink: &mut dyn Sink,
     ) -> Result<(), GpuError> {
-        let (stride, dy_stride) = (self.stride(), self.out + self.rank);
         for placed in &self.placed {
             let layer = &placed.layer;
             if let Some(place) = layer.weight {
-                let tile = (sink.largest() / self.width).max(1);
-                for first in (0..layer.out).step_by(tile) {
-                    let rows = tile.min(layer.out - first);
-                    let part = Place {
-                        offset: place.offset + first * self.width,
-                        scalars: rows * self.width,
-                    };
-                    let dy = dy.slice(placed.column + first..);
-                    sink.add(gpu, part, &mut |gradient| {
-                        let dy = Matrix::strided(&dy, tokens, rows, dy_stride).transposed();
-                        let x = Matrix::strided(x, tokens, self.width, stride);
-                        gpu.blas().product(Target::new(gradient, self.width), dy, x)
-                    })?;
-                }
+                self.backward_weight(gpu, (placed, place), (x, dy, tokens), sink)?;
             }
             if let Some(place) = layer.bias {
                 let dy = dy.slice(placed.column..);
-                let rows = Rows::strided(tokens, layer.out, dy_stride);
+                let rows = Rows::strided(tokens, layer.out, self.out + self.rank);
                 sink.add(gpu, place, &mut |gradient| {
                     column_sums(gpu, (&dy, rows), gradient)
                 })?;
             }
-            if let Some(Adapter {
-                a, b, rank, scale, ..
-            }) = layer.adapter
-            {
-                let du = dy.slice(self.out + placed.first..);
-                let dropped = match (self.drops(mask), layer.adapter) {
-                    (Some(key), Some(adapter)) => {
-                        Some(self.dropped(gpu, x, tokens, &adapter, key)?)
-                    }
-                    _ => None,
-                };
-                let dropped = dropped
-                    .as_ref()
-                    .map(|dropped| dropped.slice(..tokens * self.width));
-                sink.add(gpu, a, &mut |gradient| {
-                    let du = Matrix::strided(&du, tokens, rank, dy_stride).transposed();
-                    let x = match &dropped {
-                        Some(dropped) => Matrix::new(dropped, tokens, self.width),
-                        None => Matrix::strided(x, tokens, self.width, stride),
-                    };
-                    gpu.blas().product(Target::new(gradient, self.width), du, x)
-                })?;
-                let (dy, u) = (
-                    dy.slice(placed.column..),
-                    x.slice(self.width + placed.first..),
-                );
-                sink.add(gpu, b, &mut |gradient| {
-                    let dy = Matrix::strided(&dy, tokens, layer.out, dy_stride).transposed();
-                    let u = Matrix::strided(&u, tokens, rank, stride);
-                    gpu.blas()
-                        .product(Target::new(gradient, rank).scaled(scale), dy, u)
-                })?;
+            if let Some(adapter) = layer.adapter {
+                let given = (x, dy, tokens);
+                self.backward_adapter(gpu, (placed, adapter), given, mask, sink)?;
             }
         }
         Ok(())
+    }
+
+    /// In parts as large as the sink takes.
+    fn backward_weight(
+        &self,
+        gpu: &Gpu,
+        (placed, place): (&Placed, Place),
+        (x, dy, tokens): (&CudaView<E>, &CudaView<E>, usize),
+        sink: &mut dyn Sink,
+    ) -> Result<(), GpuError> {
+        let tile = (sink.largest() / self.width).max(1);
+        for first in (0..placed.layer.out).step_by(tile) {
+            let rows = tile.min(placed.layer.out - first);
+            let part = Place {
+                offset: place.offset + first * self.width,
+                scalars: rows * self.width,
+            };
+            let dy = dy.slice(placed.column + first..);
+            sink.add(gpu, part, &mut |gradient| {
+                let dy = Matrix::strided(&dy, tokens, rows, self.out + self.rank).transposed();
+                let x = Matrix::strided(x, tokens, self.width, self.stride());
+                gpu.blas().product(Target::new(gradient, self.width), dy, x)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Of both factors.
+    fn backward_adapter(
+        &self,
+        gpu: &Gpu,
+        (placed, adapter): (&Placed, Adapter),
+        (x, dy, tokens): (&CudaView<E>, &CudaView<E>, usize),
+        mask: Option<MaskKey>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), GpuError> {
+        let (stride, dy_stride) = (self.stride(), self.out + self.rank);
+        let Adapter { rank, scale, .. } = adapter;
+        let du = dy.slice(self.out + placed.first..);
+        let dropped = match self.drops(mask) {
+            Some(key) => Some(self.dropped(gpu, x, tokens, &adapter, key)?),
+            None => None,
+        };
+        let dropped = dropped
+            .as_ref()
+            .map(|dropped| dropped.slice(..tokens * self.width));
+        sink.add(gpu, adapter.a, &mut |gradient| {
+            let du = Matrix::strided(&du, tokens, rank, dy_stride).transposed();
+            let x = match &dropped {
+                Some(dropped) => Matrix::new(dropped, tokens, self.width),
+                None => Matrix::strided(x, tokens, self.width, stride),
+            };
+            gpu.blas().product(Target::new(gradient, self.width), du, x)
+        })?;
+        let (dy, u) = (
+            dy.slice(placed.column..),
+            x.slice(self.width + placed.first..),
+        );
+        sink.add(gpu, adapter.b, &mut |gradient| {
+            let dy = Matrix::strided(&dy, tokens, placed.layer.out, dy_stride).transposed();
+            let u = Matrix::strided(&u, tokens, rank, stride);
+            let target = Target::new(gradient, rank).scaled(scale);
+            gpu.blas().product(target, dy, u)
+        })
     }
 
     /// The mask's key where something is dropped.

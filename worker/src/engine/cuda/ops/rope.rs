@@ -214,92 +214,138 @@ mod tests {
         }
     }
 
-    #[test]
-    fn values_and_gradients_equal_those_of_the_processor() {
-        let Some(gpu) = gpu() else { return };
-        for (head_dim, with_norms) in [(8, true), (8, false), (128, true)] {
+    struct Case {
+        layout: HeadLayout,
+        with_norms: bool,
+        /// The norms' weights.
+        weights: TestWeights,
+        positions: Vec<u32>,
+        table: RopeTable,
+        x: Vec<f32>,
+        dy: Vec<f32>,
+    }
+
+    /// What comes of a case: `norms` are the gradients of the queries' and the keys' norm.
+    struct Results {
+        y: Vec<f32>,
+        dx: Vec<f32>,
+        norms: Vec<f32>,
+    }
+
+    impl Case {
+        fn new(head_dim: usize, with_norms: bool) -> Self {
             let layout = layout(head_dim);
-            let width = layout.width();
-            let weights = TestWeights::new(&[("k", &[head_dim]), ("q", &[head_dim])]);
-            let positions: Vec<u32> = (0..TOKENS as u32).map(|token| token % 37).collect();
+            let scalars = TOKENS * layout.width();
             let frequencies: Vec<f32> = (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
-            let table = RopeTable::new(&frequencies, 37);
+            Self {
+                layout,
+                with_norms,
+                weights: TestWeights::new(&[("k", &[head_dim]), ("q", &[head_dim])]),
+                positions: (0..TOKENS as u32).map(|token| token % 37).collect(),
+                table: RopeTable::new(&frequencies, 37),
+                x: random_values(scalars, 1),
+                dy: random_values(scalars, 2),
+            }
+        }
+
+        fn on_processor(&self) -> Results {
             let norms = plain::HeadNorms {
-                query: weights.trainable("q"),
-                key: weights.trainable("k"),
+                query: self.weights.trainable("q"),
+                key: self.weights.trainable("k"),
                 epsilon: 1e-6,
             };
-            let expected = plain::Rope {
-                layout,
-                norms: with_norms.then_some(&norms),
-                positions: &positions,
-                table: &table,
+            let rope = plain::Rope {
+                layout: self.layout,
+                norms: self.with_norms.then_some(&norms),
+                positions: &self.positions,
+                table: &self.table,
             };
-            let (x, dy) = (
-                random_values(TOKENS * width, 1),
-                random_values(TOKENS * width, 2),
-            );
-            let (mut y, mut dx) = (vec![0.0f32; x.len()], vec![0.0f32; x.len()]);
-            weights.reset_gradients();
-            expected.forward(&x, &mut y);
-            expected.backward(&x, &dy, &mut dx);
+            let (mut y, mut dx) = (vec![0.0f32; self.x.len()], vec![0.0f32; self.x.len()]);
+            self.weights.reset_gradients();
+            rope.forward(&self.x, &mut y);
+            rope.backward(&self.x, &self.dy, &mut dx);
+            let norms = match self.with_norms {
+                true => {
+                    let (gradients, width) = (self.weights.gradients(&[]), self.layout.head_dim);
+                    [&gradients[width..2 * width], &gradients[..width]].concat()
+                }
+                false => Vec::new(),
+            };
+            Results { y, dx, norms }
+        }
 
-            let on_gpu = |values: &[f32]| gpu.upload(values).unwrap();
-            let (query, key) = (
-                on_gpu(&weights.frozen("q").read_f32()),
-                on_gpu(&weights.frozen("k").read_f32()),
-            );
-            let positions = gpu.upload(&positions).unwrap();
-            let (positions, table) = (
-                positions.as_view(),
-                GpuRopeTable::upload(gpu, &table).unwrap(),
-            );
-            let rope = Rope {
-                layout,
-                norms: with_norms.then(|| HeadNorms {
+        fn with_rope<R>(&self, gpu: &Gpu, work: impl FnOnce(&Rope) -> R) -> R {
+            let weight = |name| gpu.upload(&self.weights.frozen(name).read_f32()).unwrap();
+            let (query, key) = (weight("q"), weight("k"));
+            let positions = gpu.upload(&self.positions).unwrap();
+            work(&Rope {
+                layout: self.layout,
+                norms: self.with_norms.then(|| HeadNorms {
                     query: query.as_view(),
                     key: key.as_view(),
                     epsilon: 1e-6,
                 }),
-                positions: &positions,
-                table: &table,
-            };
-            let (qkv, d_out) = (on_gpu(&x), on_gpu(&dy));
-            let mut out = gpu.take::<f32>(x.len()).unwrap();
-            rope.forward(gpu, &qkv.as_view(), &mut out.as_view_mut())
-                .unwrap();
-            assert_near("y", &gpu.download(&out, x.len()).unwrap(), &y, 1e-5);
-            let (stride, mut gradients) = (width + 8, gpu.take::<f32>(2 * head_dim).unwrap());
+                positions: &positions.as_view(),
+                table: &GpuRopeTable::upload(gpu, &self.table).unwrap(),
+            })
+        }
+
+        fn forward<E: GpuElement>(&self, gpu: &Gpu, x: &[E]) -> Vec<E> {
+            let (qkv, mut out) = (gpu.upload(x).unwrap(), gpu.take::<E>(x.len()).unwrap());
+            self.with_rope(gpu, |rope| {
+                rope.forward(gpu, &qkv.as_view(), &mut out.as_view_mut())
+                    .unwrap();
+            });
+            gpu.download(&out, x.len()).unwrap()
+        }
+
+        /// Into rows with room behind them.
+        fn on_gpu(&self, gpu: &Gpu) -> Results {
+            let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
+            let stride = width + 8;
+            let (qkv, dy) = (gpu.upload(&self.x).unwrap(), gpu.upload(&self.dy).unwrap());
+            let mut norms = gpu.take::<f32>(2 * head_dim).unwrap();
             let mut d_qkv = gpu.zeroed::<f32>(TOKENS * stride).unwrap();
-            let into = (&mut d_qkv.as_view_mut(), stride);
-            let wanted = &mut gradients.as_view_mut();
-            rope.backward(gpu, (&qkv.as_view(), &d_out.as_view()), into, Some(wanted))
-                .unwrap();
-            let found = gpu.download(&d_qkv, TOKENS * stride).unwrap();
-            let found: Vec<f32> = found
-                .chunks_exact(stride)
-                .flat_map(|row| row[..width].to_vec())
-                .collect();
-            assert_near("dx", &found, &dx, 1e-5);
-            if with_norms {
-                let found = gpu.download(&gradients, 2 * head_dim).unwrap();
-                let expected = weights.gradients(&[]);
-                assert_near("key norm", &found[head_dim..], &expected[..head_dim], 1e-5);
-                assert_near(
-                    "query norm",
-                    &found[..head_dim],
-                    &expected[head_dim..2 * head_dim],
-                    1e-5,
-                );
+            self.with_rope(gpu, |rope| {
+                let from = (&qkv.as_view(), &dy.as_view());
+                let into = (&mut d_qkv.as_view_mut(), stride);
+                rope.backward(gpu, from, into, Some(&mut norms.as_view_mut()))
+                    .unwrap();
+            });
+            let rows = gpu.download(&d_qkv, TOKENS * stride).unwrap();
+            let rows = rows.chunks_exact(stride);
+            Results {
+                y: self.forward(gpu, &self.x),
+                dx: rows.flat_map(|row| row[..width].to_vec()).collect(),
+                norms: match self.with_norms {
+                    true => gpu.download(&norms, 2 * head_dim).unwrap(),
+                    false => Vec::new(),
+                },
             }
-            let narrow: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
-            let narrow = gpu.upload(&narrow).unwrap();
-            let mut out = gpu.take::<bf16>(x.len()).unwrap();
-            rope.forward(gpu, &narrow.as_view(), &mut out.as_view_mut())
-                .unwrap();
-            let found = gpu.download(&out, x.len()).unwrap();
-            let found: Vec<f32> = found.into_iter().map(bf16::to_f32).collect();
-            assert_near("y in bfloat16", &found, &y, 1e-2);
+        }
+    }
+
+    #[test]
+    fn values_and_gradients_equal_those_of_the_processor() {
+        let Some(gpu) = gpu() else { return };
+        for (head_dim, with_norms) in [(8, true), (8, false), (128, true)] {
+            let case = Case::new(head_dim, with_norms);
+            let (expected, found) = (case.on_processor(), case.on_gpu(gpu));
+            assert_near("y", &found.y, &expected.y, 1e-5);
+            assert_near("dx", &found.dx, &expected.dx, 1e-5);
+            assert_eq!(found.norms.len(), if with_norms { 2 * head_dim } else { 0 });
+            if with_norms {
+                let parts =
+                    |norms: &[f32]| [0, head_dim].map(|at| norms[at..at + head_dim].to_vec());
+                let [query, key] = parts(&found.norms);
+                let [expected_query, expected_key] = parts(&expected.norms);
+                assert_near("query norm", &query, &expected_query, 1e-5);
+                assert_near("key norm", &key, &expected_key, 1e-5);
+            }
+            let narrow: Vec<bf16> = case.x.iter().map(|x| bf16::from_f32(*x)).collect();
+            let narrow = case.forward(gpu, &narrow);
+            let narrow: Vec<f32> = narrow.into_iter().map(bf16::to_f32).collect();
+            assert_near("y in bfloat16", &narrow, &expected.y, 1e-2);
         }
     }
 }
