@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::data::block::Block;
 use common::exact::dequantize;
+use common::memory::bytes;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
 use worker::engine::accumulator::Sums;
@@ -323,9 +324,9 @@ impl Checked<'_> {
         let expected = needed.total() - libraries;
         let apart = expected as f64 / found.max(1) as f64 - 1.0;
         let told = format!(
-            "{:.1} MB, {:.1} expected ({:+.1}%)",
-            found as f64 / 1e6,
-            expected as f64 / 1e6,
+            "{}, {} expected ({:+.1}%)",
+            bytes(found),
+            bytes(expected),
             100.0 * apart
         );
         Ok(verdict(apart.abs() <= ALLOWED, told))
