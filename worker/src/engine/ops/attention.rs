@@ -44,6 +44,8 @@ struct Scratch {
     d_out: Factor,
     /// Output rows of a tile.
     rows: Vec<f32>,
+    /// Of each row of a tile, `sum(exp(score - max))`.
+    sums: Vec<f32>,
     /// Of each row of a tile, `sum(P dP)`.
     deltas: Vec<f32>,
 }
@@ -195,26 +197,16 @@ impl Attention<'_> {
             scores,
             probabilities,
             rows: result,
+            sums,
             ..
         } = scratch;
         let queries = self.part(qkv, rows, query);
         score(queries, self.part(qkv, &keys, key), scores);
-        let stride = {
-            let filled = probabilities.clear::<E>(rows.len(), keys.len());
-            filled.len() / rows.len()
-        };
-        let factor: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);
-        let lines = scores.chunks_exact_mut(keys.len());
-        let lines = lines.zip(factor.chunks_exact_mut(stride)).zip(log_sums);
-        for (row, ((scores, probabilities), log_sum)) in rows.clone().zip(lines) {
-            let visible = self.segments.visible(row, &keys);
-            let whole = visible.start..end_of_lanes(&visible, keys.len());
-            let (scores, to) = (&mut scores[whole.clone()], &mut probabilities[whole]);
-            *log_sum = dispatch(
-                #[inline(always)]
-                || softmax(scores, visible.len(), self.scale(), to),
-            );
-        }
+        probabilities.clear::<E>(rows.len(), keys.len());
+        dispatch(
+            #[inline(always)]
+            || self.softmax::<E>((rows, &keys), scores, sums, probabilities, log_sums),
+        );
         result.resize(rows.len() * self.layout.head_dim, 0.0);
         let term = Term {
             a: probabilities.padded::<E>(),
@@ -223,6 +215,52 @@ impl Attention<'_> {
         };
         let target = MatrixMut::new(result, rows.len(), self.layout.head_dim);
         multiply_small(target, false, term);
+    }
+
+    /// Scores into probabilities, which are zeros before; leaves anything in `scores`. One stage for all rows after the other:
+    /// within a row each waits for the one before.
+    #[inline(always)]
+    fn softmax<E: Element>(
+        &self,
+        (rows, keys): (&Range<usize>, &Range<usize>),
+        scores: &mut [f32],
+        sums: &mut Vec<f32>,
+        probabilities: &mut Factor,
+        log_sums: &mut [f32],
+    ) {
+        let seen = |row: usize| {
+            let visible = self.segments.visible(row, keys);
+            let whole = visible.start..end_of_lanes(&visible, keys.len());
+            (visible.len(), whole)
+        };
+        let lines = scores.chunks_exact_mut(keys.len());
+        for ((row, scores), max) in rows.clone().zip(lines).zip(&mut *log_sums) {
+            let (visible, whole) = seen(row);
+            let scores = &mut scores[whole];
+            scores[visible..].fill(f32::NEG_INFINITY);
+            vector::scale(scores, self.scale());
+            *max = vector::max(scores);
+        }
+        sums.clear();
+        let lines = scores.chunks_exact_mut(keys.len());
+        for ((row, scores), max) in rows.clone().zip(lines).zip(&*log_sums) {
+            // What is hidden adds less than the sum's last place: the sum is at least one.
+            sums.push(vector::exp_shifted_sum(&mut scores[seen(row).1], *max));
+        }
+        let stride = probabilities.stride;
+        let factor: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);
+        let lines = scores.chunks_exact(keys.len()).zip(&*sums);
+        for ((row, (scores, sum)), to) in
+            rows.clone().zip(lines).zip(factor.chunks_exact_mut(stride))
+        {
+            let (visible, whole) = seen(row);
+            let (to, inverse) = (&mut to[whole.clone()], 1.0 / sum);
+            vector::map1(to, &scores[whole], |e| E::narrow(e * inverse));
+            to[visible..].fill(E::zeroed());
+        }
+        for (log_sum, sum) in log_sums.iter_mut().zip(sums) {
+            *log_sum += sum.ln();
+        }
     }
 
     /// One tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
@@ -328,24 +366,19 @@ impl Attention<'_> {
         let p: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);
         let ds = score_gradients.clear::<E>(keys.len(), rows.len());
         let lines = scores
-            .chunks_exact_mut(rows.len())
-            .zip(d_scores.chunks_exact_mut(rows.len()));
+            .chunks_exact(rows.len())
+            .zip(d_scores.chunks_exact(rows.len()));
         let factors = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride));
         for (key, ((scores, d_scores), (p, ds))) in keys.clone().zip(lines.zip(factors)) {
             let visible = self.segments.viewers(key, rows);
             let start = visible.start / LANES * LANES;
             let whole = start..end_of_lanes(&(start..visible.end), rows.len());
             let (p, ds) = (&mut p[whole.clone()], &mut ds[whole.clone()]);
-            let (scores, d_scores) = (&mut scores[whole.clone()], &mut d_scores[whole.clone()]);
+            let (scores, d_scores) = (&scores[whole.clone()], &d_scores[whole.clone()]);
             let (log_sums, deltas) = (&log_sums[whole.clone()], &deltas[whole.clone()]);
             dispatch(
                 #[inline(always)]
-                || {
-                    softmax_again(scores, self.scale(), log_sums);
-                    softmax_backward(scores, d_scores, deltas, self.scale());
-                    narrow_each(scores, p);
-                    narrow_each(d_scores, ds);
-                },
+                || softmax_backward([scores, d_scores, log_sums, deltas], self.scale(), p, ds),
             );
             for hidden in [start..visible.start, visible.end..whole.end] {
                 let hidden = hidden.start - start..hidden.end - start;
@@ -379,40 +412,21 @@ fn is_wide<E>() -> bool {
     size_of::<E>() == size_of::<f32>()
 }
 
-/// Of one row, which sees the first scores; returns `log(sum(exp))`. Leaves anything in `scores`.
+/// Scores that several rows have for one key, and the gradients `d` of their probabilities, into the probabilities
+/// `P = exp(scale · score - log_sum)` and the gradients of the unscaled scores, `dS = P (d - delta) · scale`: a row's
+/// delta `sum(P d)` equals `out · d_out`.
 #[inline(always)]
-fn softmax<E: Element>(
-    scores: &mut [f32],
-    visible: usize,
+fn softmax_backward<E: Element>(
+    [scores, d, log_sums, deltas]: [&[f32]; 4],
     scale: f32,
     probabilities: &mut [E],
-) -> f32 {
-    scores[visible..].fill(f32::NEG_INFINITY);
-    vector::scale(scores, scale);
-    let max = vector::max(scores);
-    // What is hidden adds less than the sum's last place: the sum is at least one.
-    let sum = vector::exp_shifted_sum(scores, max);
-    let inverse = 1.0 / sum;
-    vector::map1(probabilities, scores, |e| E::narrow(e * inverse));
-    probabilities[visible..].fill(E::zeroed());
-    max + sum.ln()
-}
-
-/// Scores that several rows have for one key, into probabilities.
-#[inline(always)]
-fn softmax_again(scores: &mut [f32], scale: f32, log_sums: &[f32]) {
-    vector::update1(scores, log_sums, |score, log_sum| {
-        vector::exp(score * scale - log_sum)
-    });
-}
-
-/// The gradient of probabilities into that of unscaled scores: `dS = P (dP - sum(P dP))`, where the sum equals
-/// `out · d_out`.
-#[inline(always)]
-fn softmax_backward(probabilities: &[f32], d: &mut [f32], deltas: &[f32], scale: f32) {
-    vector::update2(d, probabilities, deltas, |d, p, delta| {
-        p * (d - delta) * scale
-    });
+    d_scores: &mut [E],
+) {
+    let of = |score: f32, d: f32, log_sum: f32, delta: f32| {
+        let p = vector::exp(score * scale - log_sum);
+        (E::narrow(p), E::narrow(p * (d - delta) * scale))
+    };
+    vector::map4([scores, d, log_sums, deltas], (probabilities, d_scores), of);
 }
 
 #[inline(always)]

@@ -72,10 +72,9 @@ impl RmsNorm {
     }
 }
 
-/// One row, in place.
+/// One row, in place, whose [`inverse_rms`] is known.
 #[inline(always)]
-pub(super) fn normalize_row(x: &mut [f32], weight: &[f32], epsilon: f32) {
-    let inverse = inverse_rms(x, epsilon);
+pub(super) fn normalize_row(x: &mut [f32], weight: &[f32], inverse: f32) {
     vector::update1(x, weight, |x, w| w * (x * inverse));
 }
 
@@ -98,9 +97,7 @@ impl RowGradient {
         let inverse = inverse_rms(x, epsilon);
         let mean = vector::sum3(g, weight, x, |g, w, x| g * w * x) / x.len() as f32;
         if let Some(dw) = dw {
-            for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
-                *dw += g * (x * inverse);
-            }
+            vector::update2(dw, g, x, |dw, g, x| dw + g * (x * inverse));
         }
         Self {
             inverse,
@@ -114,8 +111,9 @@ impl RowGradient {
     }
 }
 
+/// `1 / sqrt(mean(x²) + epsilon)`
 #[inline(always)]
-fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+pub(super) fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (vector::sum_squares(x) / x.len() as f32 + epsilon).sqrt()
 }
 

@@ -95,6 +95,18 @@ pub struct Rope<'a> {
     pub table: &'a RopeTable,
 }
 
+/// Of one row, whose queries and keys are normed and turned in stages: within a head each waits for the one before.
+#[derive(Default)]
+struct Scratch {
+    /// Queries and keys in float32.
+    wide: Vec<f32>,
+    /// Their gradients, turned back.
+    turned: Vec<f32>,
+    /// Of each head.
+    inverses: Vec<f32>,
+    gradients: Vec<rms_norm::RowGradient>,
+}
+
 /// The norm weights of queries and keys, opened for reading.
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
@@ -107,7 +119,7 @@ impl Rope<'_> {
                 .zip(qkv.par_chunks(ROW_TILE * width))
                 .zip(self.positions.par_chunks(ROW_TILE))
                 .for_each(|((y, x), positions)| {
-                    let mut scratch = vec![0.0; self.layout.head_dim];
+                    let mut scratch = Scratch::default();
                     dispatch(
                         #[inline(always)]
                         || {
@@ -137,7 +149,7 @@ impl Rope<'_> {
                 .zip(dy.par_chunks(tile))
                 .zip(self.positions.par_chunks(ROW_TILE))
                 .map(|(((dx, x), g), positions)| {
-                    let mut scratch = vec![0.0; 2 * head_dim];
+                    let mut scratch = Scratch::default();
                     let mut dw = vec![0.0; if trainable { 2 * head_dim } else { 0 }];
                     dispatch(
                         #[inline(always)]
@@ -186,24 +198,25 @@ impl Rope<'_> {
         y: &mut [E],
         position: usize,
         norms: NormSlices,
-        wide: &mut [f32],
+        Scratch { wide, inverses, .. }: &mut Scratch,
     ) {
         let HeadLayout {
             heads, head_dim, ..
         } = self.layout;
         let (cos, sin) = self.table.row(position);
         let rotated = self.rotated();
-        for (head, (y, x)) in y[..rotated]
-            .chunks_exact_mut(head_dim)
-            .zip(x[..rotated].chunks_exact(head_dim))
-            .enumerate()
-        {
-            for (wide, x) in wide.iter_mut().zip(x) {
-                *wide = x.wide();
+        widen(&x[..rotated], wide);
+        if norms.is_some() {
+            inverses.clear();
+            for x in wide.chunks_exact(head_dim) {
+                inverses.push(rms_norm::inverse_rms(x, self.epsilon()));
             }
+        }
+        let to = y[..rotated].chunks_exact_mut(head_dim);
+        for (head, (y, wide)) in to.zip(wide.chunks_exact_mut(head_dim)).enumerate() {
             if let Some((query, key)) = norms {
                 let weight = if head < heads { query } else { key };
-                rms_norm::normalize_row(wide, weight, self.epsilon());
+                rms_norm::normalize_row(wide, weight, inverses[head]);
             }
             let (first, second) = wide.split_at(head_dim / 2);
             turn((first, second), (cos, sin), y, |a, b, c, s| {
@@ -220,7 +233,7 @@ impl Rope<'_> {
         (x, g, dx): (&[E], &[f32], &mut [E]),
         position: usize,
         norms: NormSlices,
-        scratch: &mut [f32],
+        scratch: &mut Scratch,
         dw: &mut [f32],
     ) {
         let HeadLayout {
@@ -228,36 +241,53 @@ impl Rope<'_> {
         } = self.layout;
         let (cos, sin) = self.table.row(position);
         let rotated = self.rotated();
-        let (wide, turned) = scratch.split_at_mut(head_dim);
-        for (head, ((x, g), dx)) in x[..rotated]
-            .chunks_exact(head_dim)
-            .zip(g[..rotated].chunks_exact(head_dim))
-            .zip(dx[..rotated].chunks_exact_mut(head_dim))
-            .enumerate()
-        {
+        let Scratch {
+            wide,
+            turned,
+            gradients,
+            ..
+        } = scratch;
+        turned.resize(rotated, 0.0);
+        let from = g[..rotated].chunks_exact(head_dim);
+        for (g, turned) in from.zip(turned.chunks_exact_mut(head_dim)) {
             let halves = g.split_at(head_dim / 2);
             turn(halves, (cos, sin), turned, |a, b, c, s| {
                 (a * c + b * s, b * c - a * s)
             });
-            let Some((query, key)) = norms else {
-                for (dx, d) in dx.iter_mut().zip(&*turned) {
-                    *dx = E::narrow(*d);
-                }
-                continue;
-            };
-            for (wide, x) in wide.iter_mut().zip(x) {
-                *wide = x.wide();
+        }
+        if let Some((query, key)) = norms {
+            let of = |head| if head < heads { (query, 0) } else { (key, 1) };
+            widen(&x[..rotated], wide);
+            gradients.clear();
+            let rows = wide.chunks_exact(head_dim);
+            for (head, (x, g)) in rows.zip(turned.chunks_exact(head_dim)).enumerate() {
+                let (weight, part) = of(head);
+                let dw = dw.chunks_exact_mut(head_dim).nth(part);
+                let epsilon = self.epsilon();
+                gradients.push(rms_norm::RowGradient::new(x, weight, epsilon, g, dw));
             }
-            let (weight, part) = if head < heads { (query, 0) } else { (key, 1) };
-            let dw = dw.chunks_exact_mut(head_dim).nth(part);
-            let row = rms_norm::RowGradient::new(wide, weight, self.epsilon(), turned, dw);
-            vector::map3(dx, wide, turned, weight, |x, g, w| {
-                E::narrow(row.of(x, g, w))
-            });
+            let rows = wide.chunks_exact(head_dim);
+            let rows = rows.zip(turned.chunks_exact(head_dim)).zip(&*gradients);
+            let to = dx[..rotated].chunks_exact_mut(head_dim).enumerate();
+            for ((head, dx), ((x, g), row)) in to.zip(rows) {
+                vector::map3(dx, x, g, of(head).0, |x, g, w| E::narrow(row.of(x, g, w)));
+            }
+        } else {
+            for (dx, d) in dx[..rotated].iter_mut().zip(&*turned) {
+                *dx = E::narrow(*d);
+            }
         }
         for (dx, g) in dx[rotated..].iter_mut().zip(&g[rotated..]) {
             *dx = E::narrow(*g);
         }
+    }
+}
+
+#[inline(always)]
+fn widen<E: Element>(from: &[E], to: &mut Vec<f32>) {
+    to.resize(from.len(), 0.0);
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.wide();
     }
 }
 
@@ -279,6 +309,7 @@ fn turn<E: Element>(
     for (i, a) in a.iter().enumerate() {
         let (mut left, mut right) = ([E::zeroed(); LANES], [E::zeroed(); LANES]);
         let (b, c, s) = (&b[i], &c[i], &s[i]);
+        vector::lanes_only();
         for lane in 0..LANES {
             let (x, y) = pair(a[lane], b[lane], c[lane], s[lane]);
             (left[lane], right[lane]) = (E::narrow(x), E::narrow(y));

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::ROW_TILE;
 use super::element::Element;
-use super::vector::{dispatch, sigmoid};
+use super::vector::{self, dispatch, sigmoid};
 
 const LANES: usize = 16;
 
@@ -82,6 +82,7 @@ fn backward_row<E: Element>(gate_up: &[E], dh: &[f32], d_gate_up: &mut [E], h: &
         let (mut hidden, mut of_gate) = ([E::zeroed(); LANES], [E::zeroed(); LANES]);
         let mut of_up = [E::zeroed(); LANES];
         let (gate, up) = (&gates[i], &ups[i]);
+        vector::lanes_only();
         for lane in 0..LANES {
             let value = gradient(gate[lane].wide(), up[lane].wide(), dh[lane]);
             hidden[lane] = E::narrow(value.h);

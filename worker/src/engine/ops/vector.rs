@@ -51,6 +51,17 @@ pub fn exp(x: f32) -> f32 {
     y * f32::from_bits((exponent.wrapping_add(127) << 23) as u32)
 }
 
+/// Keeps the compiler from turning a loop over groups of lanes inside out, one vector for the same lane of many groups,
+/// gathered from all over memory. Nothing is executed.
+#[inline(always)]
+pub fn lanes_only() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("", options(nomem, nostack, preserves_flags));
+    }
+}
+
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
@@ -76,6 +87,7 @@ pub fn sum2(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
     for (a, b) in a_chunks.zip(b_chunks) {
+        lanes_only();
         for lane in 0..LANES {
             lanes[lane] += term(a[lane], b[lane]);
         }
@@ -94,6 +106,7 @@ pub fn sum3(a: &[f32], b: &[f32], c: &[f32], term: impl Fn(f32, f32, f32) -> f32
     let whole = a.len() / LANES * LANES;
     let groups = a.chunks_exact(LANES).zip(b.chunks_exact(LANES));
     for ((a, b), c) in groups.zip(c.chunks_exact(LANES)) {
+        lanes_only();
         for lane in 0..LANES {
             lanes[lane] += term(a[lane], b[lane], c[lane]);
         }
@@ -122,6 +135,7 @@ pub fn max(a: &[f32]) -> f32 {
     let chunks = a.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
+        lanes_only();
         for lane in 0..LANES {
             lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
@@ -138,11 +152,13 @@ pub fn exp_shifted_sum(a: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let mut chunks = a.chunks_exact_mut(LANES);
     for chunk in &mut chunks {
+        lanes_only();
+        let mut group = [0.0; LANES];
         for lane in 0..LANES {
-            let e = exp(chunk[lane] - shift);
-            chunk[lane] = e;
-            lanes[lane] += e;
+            group[lane] = exp(chunk[lane] - shift);
+            lanes[lane] += group[lane];
         }
+        chunk.copy_from_slice(&group);
     }
     for (lane, x) in chunks.into_remainder().iter_mut().enumerate() {
         *x = exp(*x - shift);
@@ -160,13 +176,16 @@ pub fn scale(a: &mut [f32], factor: f32) {
 
 /// `to[i] = f(a[i])`, as [`map3`].
 #[inline(always)]
-pub fn map1<T>(to: &mut [T], a: &[f32], f: impl Fn(f32) -> T) {
+pub fn map1<T: Copy>(to: &mut [T], a: &[f32], f: impl Fn(f32) -> T) {
     let (to, to_rest) = to.as_chunks_mut::<LANES>();
     let (a, a_rest) = a.as_chunks::<LANES>();
     for (to, a) in to.iter_mut().zip(a) {
+        lanes_only();
+        let mut group = *to;
         for lane in 0..LANES {
-            to[lane] = f(a[lane]);
+            group[lane] = f(a[lane]);
         }
+        *to = group;
     }
     for (to, a) in to_rest.iter_mut().zip(a_rest) {
         *to = f(*a);
@@ -179,9 +198,12 @@ pub fn update1(x: &mut [f32], a: &[f32], f: impl Fn(f32, f32) -> f32) {
     let (x, x_rest) = x.as_chunks_mut::<LANES>();
     let (a, a_rest) = a.as_chunks::<LANES>();
     for (x, a) in x.iter_mut().zip(a) {
+        lanes_only();
+        let mut group = *x;
         for lane in 0..LANES {
-            x[lane] = f(x[lane], a[lane]);
+            group[lane] = f(group[lane], a[lane]);
         }
+        *x = group;
     }
     for (x, a) in x_rest.iter_mut().zip(a_rest) {
         *x = f(*x, *a);
@@ -195,9 +217,12 @@ pub fn update2(x: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) ->
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     for ((x, a), b) in x.iter_mut().zip(a).zip(b) {
+        lanes_only();
+        let mut group = *x;
         for lane in 0..LANES {
-            x[lane] = f(x[lane], a[lane], b[lane]);
+            group[lane] = f(group[lane], a[lane], b[lane]);
         }
+        *x = group;
     }
     for ((x, a), b) in x_rest.iter_mut().zip(a_rest).zip(b_rest) {
         *x = f(*x, *a, *b);
@@ -207,18 +232,53 @@ pub fn update2(x: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(f32, f32, f32) ->
 /// `to[i] = f(a[i], b[i], c[i])`. In groups of fixed length: with so many slices the compiler would not see that none
 /// overlaps, and make no vector code.
 #[inline(always)]
-pub fn map3<T>(to: &mut [T], a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> T) {
+pub fn map3<T: Copy>(
+    to: &mut [T],
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    f: impl Fn(f32, f32, f32) -> T,
+) {
     let (to, to_rest) = to.as_chunks_mut::<LANES>();
     let (a, a_rest) = a.as_chunks::<LANES>();
     let (b, b_rest) = b.as_chunks::<LANES>();
     let (c, c_rest) = c.as_chunks::<LANES>();
     for (((to, a), b), c) in to.iter_mut().zip(a).zip(b).zip(c) {
+        lanes_only();
+        let mut group = *to;
         for lane in 0..LANES {
-            to[lane] = f(a[lane], b[lane], c[lane]);
+            group[lane] = f(a[lane], b[lane], c[lane]);
         }
+        *to = group;
     }
     for (((to, a), b), c) in to_rest.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
         *to = f(*a, *b, *c);
+    }
+}
+
+/// `(first[i], second[i]) = f(a[i], b[i], c[i], d[i])`, as [`map3`].
+#[inline(always)]
+pub fn map4<T: Copy>(
+    from: [&[f32]; 4],
+    (first, second): (&mut [T], &mut [T]),
+    f: impl Fn(f32, f32, f32, f32) -> (T, T),
+) {
+    let ([a, b, c, d], rest) = (from.map(|x| x.as_chunks::<LANES>().0), from);
+    let whole = first.len() / LANES * LANES;
+    let (firsts, first_rest) = first.as_chunks_mut::<LANES>();
+    let (seconds, second_rest) = second.as_chunks_mut::<LANES>();
+    let outs = firsts.iter_mut().zip(seconds);
+    for (((out, a), b), (c, d)) in outs.zip(a).zip(b).zip(c.iter().zip(d)) {
+        lanes_only();
+        let (mut first, mut second) = (*out.0, *out.1);
+        for lane in 0..LANES {
+            (first[lane], second[lane]) = f(a[lane], b[lane], c[lane], d[lane]);
+        }
+        (*out.0, *out.1) = (first, second);
+    }
+    for (i, out) in first_rest.iter_mut().zip(second_rest).enumerate() {
+        let [a, b, c, d] = rest.map(|x| x[whole + i]);
+        (*out.0, *out.1) = f(a, b, c, d);
     }
 }
 
