@@ -13,7 +13,7 @@ use super::ops::vector::dispatch;
 
 /// Scalars that share the choice of six or eight bytes, and that a thread works on at a time.
 const TILE: usize = 1 << 16;
-/// Scalars that are unpacked at a time.
+/// Scalars that are unpacked at a time. Tiles are made of whole blocks.
 const BLOCK: usize = 1 << 10;
 
 /// Flat. Low and middle are 48 bits with a sign; a sum is that and 2⁴⁸ times its high part, modulo 2⁶⁴.
@@ -23,16 +23,17 @@ pub struct PackedSums {
     middle: Vec<u16>,
     /// By tile; None where all are zero.
     high: Vec<Option<Box<[i16]>>>,
+    /// By block: its sums are zero, whatever low and middle hold. So the first gradient of a step overwrites them.
+    empty: Vec<bool>,
 }
 
-/// A part of one tile.
+/// Scalars of one tile, whose low, middle and high parts these are.
 struct Part<'a> {
-    /// Of the first scalar within the tile.
-    start: usize,
-    tile_len: usize,
+    range: Range<usize>,
     low: &'a mut [u32],
     middle: &'a mut [u16],
     high: &'a mut Option<Box<[i16]>>,
+    empty: &'a mut [bool],
 }
 
 impl PackedSums {
@@ -41,6 +42,7 @@ impl PackedSums {
             low: memory::zeros(scalars),
             middle: memory::zeros(scalars),
             high: vec![None; scalars.div_ceil(TILE)],
+            empty: vec![true; scalars.div_ceil(BLOCK)],
         }
     }
 
@@ -53,26 +55,20 @@ impl PackedSums {
     }
 
     pub fn clear(&mut self) {
-        self.low.par_chunks_mut(TILE).for_each(|low| low.fill(0));
-        let middle = self.middle.par_chunks_mut(TILE);
-        middle.for_each(|middle| middle.fill(0));
         self.high.fill(None);
+        self.empty.fill(true);
     }
 
     /// Adds to the scalars from `offset`, and returns how many gradients were invalid (see [`FixedPoint::accumulate`]).
     pub fn add(&mut self, rule: &FixedPoint, offset: usize, gradient: &[f32]) -> u64 {
         let (mut rest, mut parts) = (gradient, Vec::new());
         for part in self.parts(offset..offset + gradient.len()) {
-            let (gradient, after) = rest.split_at(part.low.len());
+            let (gradient, after) = rest.split_at(part.range.len());
             parts.push((part, gradient));
             rest = after;
         }
-        let added = parts.into_par_iter().map(|(mut part, gradient)| {
-            let blocks = gradient.chunks(BLOCK).enumerate();
-            blocks
-                .map(|(index, gradient)| part.add(rule, index * BLOCK, gradient))
-                .sum::<u64>()
-        });
+        let added = parts.into_par_iter();
+        let added = added.map(|(mut part, gradient)| part.add(rule, gradient));
         added.sum()
     }
 
@@ -80,16 +76,14 @@ impl PackedSums {
     #[cfg(feature = "cuda")]
     pub fn write(&mut self, start: usize, sums: &[i64]) {
         let mut rest = sums;
-        for part in self.parts(start..start + sums.len()) {
-            let (sums, after) = rest.split_at(part.low.len());
+        for mut part in self.parts(start..start + sums.len()) {
+            let (sums, after) = rest.split_at(part.range.len());
             rest = after;
-            if !pack(sums, part.low, part.middle) && part.high.is_none() {
-                *part.high = Some(vec![0; part.tile_len].into_boxed_slice());
-            }
-            if let Some(high) = part.high {
-                for (high, sum) in high[part.start..].iter_mut().zip(sums) {
-                    *high = high_of(*sum);
-                }
+            let mut at = 0;
+            for range in blocks(part.range.clone()) {
+                part.open(range.clone());
+                part.write(range.clone(), &sums[at..at + range.len()]);
+                at += range.len();
             }
         }
     }
@@ -109,6 +103,11 @@ impl PackedSums {
                 #[inline(always)]
                 || unpack(low, middle, high, out),
             );
+            for range in blocks(at..stop) {
+                if self.empty[range.start / BLOCK] {
+                    out[range.start - at..range.end - at].fill(0);
+                }
+            }
             at = stop;
         }
     }
@@ -131,70 +130,126 @@ impl PackedSums {
     }
 
     fn parts(&mut self, range: Range<usize>) -> impl Iterator<Item = Part<'_>> {
-        let scalars = self.len();
-        let mut low = &mut self.low[range.clone()];
-        let mut middle = &mut self.middle[range.clone()];
         let tiles = range.start / TILE..range.end.div_ceil(TILE);
+        let first = tiles.start * TILE;
+        let low = self.low[first..].chunks_mut(TILE);
+        let middle = self.middle[first..].chunks_mut(TILE);
+        let empty = self.empty[first / BLOCK..].chunks_mut(TILE / BLOCK);
         let high = self.high[tiles.clone()].iter_mut();
-        tiles.zip(high).map(move |(tile, high)| {
-            let tile_start = tile * TILE;
-            let start = range.start.max(tile_start);
-            let len = range.end.min(tile_start + TILE) - start;
+        let stored = low.zip(middle).zip(high.zip(empty));
+        tiles.zip(stored).map(move |(tile, stored)| {
+            let ((low, middle), (high, empty)) = stored;
+            let start = tile * TILE;
             Part {
-                start: start - tile_start,
-                tile_len: TILE.min(scalars - tile_start),
-                low: low.split_off_mut(..len).unwrap_or_default(),
-                middle: middle.split_off_mut(..len).unwrap_or_default(),
+                range: range.start.max(start) - start..range.end.min(start + TILE) - start,
+                low,
+                middle,
                 high,
+                empty,
             }
         })
     }
 }
 
+/// The parts of a range that lie in one block each.
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { start, end } = range;
+    (start / BLOCK..end.div_ceil(BLOCK))
+        .map(move |block| start.max(block * BLOCK)..end.min((block + 1) * BLOCK))
+}
+
 impl Part<'_> {
-    /// Adds a block of gradients, to the scalars from `first` of this part.
-    fn add(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> u64 {
+    /// Adds gradients to the scalars of the range.
+    fn add(&mut self, rule: &FixedPoint, gradient: &[f32]) -> u64 {
+        let (mut invalid, mut rest) = (0, gradient);
+        for range in blocks(self.range.clone()) {
+            let (gradient, after) = rest.split_at(range.len());
+            let is_first = self.open(range.clone());
+            invalid += self.add_block(rule, range, gradient, is_first);
+            rest = after;
+        }
+        invalid
+    }
+
+    /// Before all sums of the range, which is in one block, are written. True: they are zero, and what is stored is
+    /// left from before.
+    fn open(&mut self, range: Range<usize>) -> bool {
+        let block = range.start / BLOCK;
+        if !std::mem::replace(&mut self.empty[block], false) {
+            return false;
+        }
+        let whole = block * BLOCK..self.low.len().min((block + 1) * BLOCK);
+        if range != whole {
+            self.low[whole.clone()].fill(0);
+            self.middle[whole].fill(0);
+            return false;
+        }
+        true
+    }
+
+    fn add_block(
+        &mut self,
+        rule: &FixedPoint,
+        range: Range<usize>,
+        gradient: &[f32],
+        is_first: bool,
+    ) -> u64 {
         if self.high.is_none()
-            && let Some(invalid) = self.add_narrow(rule, first, gradient)
+            && let Some(invalid) = self.add_narrow(rule, range.clone(), gradient, is_first)
         {
             return invalid;
         }
         let mut block = [0; BLOCK];
         let sums = &mut block[..gradient.len()];
-        let range = first..first + gradient.len();
-        let within = self.start + range.start..self.start + range.end;
-        let high = self.high.as_deref().map(|high| &high[within.clone()]);
-        let (low, middle) = (&self.low[range.clone()], &self.middle[range.clone()]);
-        dispatch(
-            #[inline(always)]
-            || unpack(low, middle, high, sums),
-        );
+        if !is_first {
+            let high = self.high.as_deref().map(|high| &high[range.clone()]);
+            let (low, middle) = (&self.low[range.clone()], &self.middle[range.clone()]);
+            dispatch(
+                #[inline(always)]
+                || unpack(low, middle, high, sums),
+            );
+        }
         let invalid = rule.accumulate(sums, gradient);
-        let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
+        self.write(range, sums);
+        invalid
+    }
+
+    /// Overwrites sums of an open block.
+    fn write(&mut self, range: Range<usize>, sums: &[i64]) {
+        let (low, middle) = (
+            &mut self.low[range.clone()],
+            &mut self.middle[range.clone()],
+        );
         let fits = dispatch(
             #[inline(always)]
             || pack(sums, low, middle),
         );
         if !fits && self.high.is_none() {
-            *self.high = Some(vec![0; self.tile_len].into_boxed_slice());
+            *self.high = Some(vec![0; self.low.len()].into_boxed_slice());
         }
         if let Some(high) = self.high {
-            for (high, sum) in high[within].iter_mut().zip(sums) {
+            for (high, sum) in high[range].iter_mut().zip(sums) {
                 *high = high_of(*sum);
             }
         }
-        invalid
     }
-}
 
-impl Part<'_> {
-    /// [`Self::add`] where no sum has a high part, neither before nor after. None: one would, and nothing has changed.
-    fn add_narrow(&mut self, rule: &FixedPoint, first: usize, gradient: &[f32]) -> Option<u64> {
-        let range = first..first + gradient.len();
+    /// [`Self::add_block`] where no sum has a high part, neither before nor after. None: one would, and nothing has
+    /// changed, but that first sums are stored as the zeros they are.
+    fn add_narrow(
+        &mut self,
+        rule: &FixedPoint,
+        range: Range<usize>,
+        gradient: &[f32],
+        is_first: bool,
+    ) -> Option<u64> {
         let (low, middle) = (&mut self.low[range.clone()], &mut self.middle[range]);
         let (invalid, fits) = dispatch(
             #[inline(always)]
-            || add_each(rule, gradient, low, middle),
+            || match is_first {
+                true => add_each::<true>(rule, gradient, low, middle),
+                false => add_each::<false>(rule, gradient, low, middle),
+            },
         );
         if !fits {
             take_back(rule, gradient, low, middle);
@@ -203,9 +258,9 @@ impl Part<'_> {
     }
 }
 
-/// Returns how many gradients were invalid, and whether all sums fit.
+/// Returns how many gradients were invalid, and whether all sums fit. To zero, with `FIRST`.
 #[inline(always)]
-fn add_each(
+fn add_each<const FIRST: bool>(
     rule: &FixedPoint,
     gradient: &[f32],
     low: &mut [u32],
@@ -215,7 +270,10 @@ fn add_each(
     for ((g, low), middle) in gradient.iter().zip(low).zip(middle) {
         let added = rule.quantize(*g);
         invalid += u64::from(added.is_none());
-        let sum = i64::from(*middle as i16) << 32 | i64::from(*low);
+        let sum = match FIRST {
+            true => 0,
+            false => i64::from(*middle as i16) << 32 | i64::from(*low),
+        };
         let sum = sum.wrapping_add(added.unwrap_or(0));
         (*low, *middle) = (sum as u32, (sum >> 32) as u16);
         lost |= sum ^ (sum << 16 >> 16);
@@ -310,6 +368,13 @@ mod tests {
             assert_eq!(means, part.map(dequantize));
             packed.clear();
             assert!(all(&packed).iter().all(|sum| *sum == 0));
+            plain.fill(0);
+            for (key, range) in ranges.iter().enumerate().skip(1) {
+                let gradient = gradient(range.len(), largest, 9 + key as u64);
+                rule.accumulate(&mut plain[range.clone()], &gradient);
+                packed.add(&rule, range.start, &gradient);
+                assert!(all(&packed) == plain, "once cleared: {largest}, {range:?}");
+            }
         }
     }
 
