@@ -10,9 +10,11 @@ use rayon::prelude::*;
 use super::accumulator::Accumulator;
 use super::ops::vector::dispatch;
 
-/// Scalars a thread works on at a time, and the chunk whose squares are summed in order. Part of the numerics: another
-/// value gives other norms.
+/// The chunk whose squares are summed in order. Part of the numerics: another value gives other norms.
 const CHUNK: usize = 65_536;
+
+/// Scalars a thread updates at a time.
+const UPDATE_CHUNK: usize = 16_384;
 
 /// Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,12 +92,12 @@ impl AdamW {
         );
         let factors = self.factors(update);
         weights
-            .par_chunks_mut(CHUNK)
-            .zip(exp_avg.par_chunks_mut(CHUNK))
-            .zip(exp_avg_sq.par_chunks_mut(CHUNK))
+            .par_chunks_mut(UPDATE_CHUNK)
+            .zip(exp_avg.par_chunks_mut(UPDATE_CHUNK))
+            .zip(exp_avg_sq.par_chunks_mut(UPDATE_CHUNK))
             .enumerate()
             .for_each_init(Vec::new, |scratch, (index, ((w, m), v))| {
-                let start = first + index * CHUNK;
+                let start = first + index * UPDATE_CHUNK;
                 let gradient = mean.read(start..start + w.len(), scratch);
                 dispatch(
                     #[inline(always)]

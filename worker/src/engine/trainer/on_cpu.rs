@@ -6,6 +6,7 @@ use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
 use common::memory::bytes;
+use rayon::prelude::*;
 
 use super::{Beginning, MeanOf, SlotTimes, zeros};
 use crate::engine::accumulator::Accumulator;
@@ -179,20 +180,24 @@ fn update_tensors(
     (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
     mean: Mean,
 ) {
-    for tensor in &layout.tensors {
-        let range = tensor.offset..tensor.offset + tensor.scalars();
+    let (mut weights, mut exp_avg, mut exp_avg_sq) = (weights, exp_avg, exp_avg_sq);
+    let tensors: Vec<_> = layout
+        .tensors
+        .iter()
+        .map(|tensor| {
+            let [w, m, v] = [&mut weights, &mut exp_avg, &mut exp_avg_sq]
+                .map(|flat| flat.split_off_mut(..tensor.scalars()).unwrap_or_default());
+            (tensor, w, m, v)
+        })
+        .collect();
+    // Small tensors beside each other: one alone does not keep all threads busy.
+    tensors.into_par_iter().for_each(|(tensor, w, m, v)| {
         let mut optimizer = *optimizer;
         if tensor.shape.len() < 2 {
             optimizer.weight_decay = 0.0;
         }
-        optimizer.update(
-            update,
-            &mut weights[range.clone()],
-            &mut exp_avg[range.clone()],
-            &mut exp_avg_sq[range],
-            (mean, tensor.offset),
-        );
-    }
+        optimizer.update(update, w, m, v, (mean, tensor.offset));
+    });
 }
 
 /// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
