@@ -24,127 +24,13 @@ use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces, pieces
 use super::start::Start;
 use super::summands::{BLOCK, Scalar, Summands};
 use super::tcp::{Half, Mesh};
-use super::{CollectiveError, Contribution, ReducedSum, Sums, lock};
-use crate::engine::memory;
-use crate::slot::HeldSlots;
-
-impl Mesh {
-    /// Where nobody else is, the contribution is the sum of all: only the slots that make up the step. None: there are
-    /// others to exchange with.
-    pub fn sum_of_one(
-        &self,
-        contribution: &Contribution<'_>,
-    ) -> Result<Option<HeldSlots>, CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
-        match self.size() {
-            1 => Start::of(contribution).complete().map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// Sums nothing, but makes sure that the slots of all members make up the step: where the sums themselves, so many
-    /// scalars, travel another way. Returns the slots, and the invalid scalars of all.
-    #[cfg(feature = "cuda")]
-    pub fn agree(
-        &self,
-        contribution: &Contribution<'_>,
-        scalars: usize,
-    ) -> Result<(HeldSlots, u64), CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
-        let mut start = Start::of(contribution);
-        let bytes = &start.encode(ELSEWHERE, scalars);
-        let swap = |peer| -> Result<Start, CollectiveError> {
-            let mut receiver = self.receiver(peer)?;
-            let theirs = receiver.receive_any_length(FrameKind::Start, 0)?;
-            let theirs = Start::decode(&theirs, ELSEWHERE, scalars, &Start::of(contribution));
-            theirs.map_err(|fault| receiver.error(&fault))
-        };
-        let peers = (0..self.size() as u32).filter(|peer| *peer != self.rank());
-        let peers: Vec<u32> = peers.collect();
-        let starts: Result<Vec<Start>, CollectiveError> = std::thread::scope(|scope| {
-            for &peer in &peers {
-                // What cannot be sent is not answered either, and ends the generation.
-                scope.spawn(move || {
-                    let sent = self.sender(peer)?.send(FrameKind::Start, 0, bytes);
-                    sent.inspect_err(|error| self.fence.fail(error.clone()))
-                });
-            }
-            peers.iter().map(|&peer| swap(peer)).collect()
-        });
-        self.merge(&mut start, starts)?;
-        let invalid = start.invalid;
-        Ok((start.complete()?, invalid))
-    }
-
-    /// Sums the contributions of all members. On an error the contribution is untouched and the mesh is of no further
-    /// use: the next generation has a new one.
-    pub fn all_reduce(
-        &self,
-        contribution: &Contribution<'_>,
-    ) -> Result<ReducedSum, CollectiveError> {
-        self.all_reduce_into(contribution, Vec::new())
-    }
-
-    /// As [`all_reduce`](Self::all_reduce), into the memory of a vector that is of no more use.
-    pub fn all_reduce_into(
-        &self,
-        contribution: &Contribution<'_>,
-        mean: Vec<f32>,
-    ) -> Result<ReducedSum, CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
-        match contribution.sums {
-            Sums::Exact(sums) => self.reduce(contribution, sums, mean),
-            Sums::Packed(sums) => self.reduce(contribution, sums, mean),
-            Sums::Fast(sums) => self.reduce(contribution, sums, mean),
-        }
-    }
-
-    fn reduce<S: Summands + ?Sized>(
-        &self,
-        contribution: &Contribution<'_>,
-        sums: &S,
-        mut mean: Vec<f32>,
-    ) -> Result<ReducedSum, CollectiveError> {
-        let mut start = Start::of(contribution);
-        match mean.capacity() < sums.scalars() {
-            true => mean = memory::zeros(sums.scalars()),
-            false => mean.resize(sums.scalars(), 0.0),
-        }
-        let (exchange, means) = Exchange::new(self, sums, &mut mean);
-        let starts = exchange.run(&start, means);
-        drop(exchange);
-        self.merge(&mut start, starts)?;
-        Ok(ReducedSum {
-            mean,
-            invalid: start.invalid,
-            slots: start.complete()?,
-        })
-    }
-
-    /// Adds what the peers brought, or ends the generation and says what was the first to fail in it. Peers keep their
-    /// connections until the next one, so that a third party's failure is not taken for ours.
-    fn merge(
-        &self,
-        start: &mut Start,
-        peers: Result<Vec<Start>, CollectiveError>,
-    ) -> Result<(), CollectiveError> {
-        let peers = peers.map_err(|error| {
-            self.fence.fail(error);
-            self.fence.reason()
-        })?;
-        peers.into_iter().try_for_each(|peer| start.merge(peer))
-    }
-}
-
-/// Names the kind of sums that do not travel over the mesh.
-#[cfg(feature = "cuda")]
-const ELSEWHERE: u8 = 3;
+use super::{CollectiveError, lock};
 
 /// Parts of a piece that are added in one pass. More would only wait in memory.
 const TOGETHER: usize = 4;
 
 /// One exchange in progress, shared by its threads.
-struct Exchange<'a, S: Summands + ?Sized> {
+pub(super) struct Exchange<'a, S: Summands + ?Sized> {
     mesh: &'a Mesh,
     sums: &'a S,
     /// Of each piece but a chunk's last.
@@ -161,7 +47,11 @@ struct Exchange<'a, S: Summands + ?Sized> {
 
 impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// Cuts `mean`, where the result goes: the chunks of the other ranks come back.
-    fn new(mesh: &'a Mesh, sums: &'a S, mean: &'a mut [f32]) -> (Self, Vec<(u32, &'a mut [f32])>) {
+    pub fn new(
+        mesh: &'a Mesh,
+        sums: &'a S,
+        mean: &'a mut [f32],
+    ) -> (Self, Vec<(u32, &'a mut [f32])>) {
         let piece_scalars = piece_scalars(sums.scalars(), mesh.size());
         let mut rest = mean;
         let mut pieces = Vec::new();
@@ -189,7 +79,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     }
 
     /// Fills the chunks of the others, and our own; returns what each peer brought.
-    fn run(
+    pub fn run(
         &self,
         start: &Start,
         mut means: Vec<(u32, &mut [f32])>,

@@ -6,12 +6,13 @@
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
-//! ([`narrow`] that of sums), [`exchange`] the sum (of [`summands`], exact or fast, cut into [`piece`]s), [`state`] the
-//! transfer of weights and optimizer state to a member that is behind, and [`feed`] the same to a newcomer while the
-//! members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
+//! ([`narrow`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`summands`], exact or fast, cut
+//! into [`piece`]s), [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same
+//! to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
 
+mod all_reduce;
 mod buffers;
-pub mod exchange;
+mod exchange;
 pub mod feed;
 pub mod fence;
 pub mod frame;
