@@ -79,7 +79,7 @@ pub struct StartArguments {
     #[arg(long, value_name = "N", requires = "single_node", value_parser = count(1..=1024), help_heading = "Machines")]
     pub threads: Option<usize>,
 
-    /// What they compute on; of several (cuda:0,cuda:1) each takes the next, and there are as many workers unless
+    /// What workers inside this process compute on; of several (cuda:0,cuda:1) each takes the next, and there are as many workers unless
     /// --local-workers says otherwise [default: auto, the first GPU that this program can use, or else the processor]
     #[cfg(feature = "single-node")]
     #[arg(

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::available_parallelism;
 
+use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::engine::generate::{Generator, Sampling};
@@ -25,10 +26,37 @@ pub struct LocalWorkers {
     pub devices: Vec<Device>,
 }
 
-/// That GPUs which are named can be used, before anything else is done.
-pub fn check(devices: &[Device]) -> Result<(), DeviceError> {
-    let mut named = devices.iter().filter(|device| **device != Device::Auto);
-    named.try_for_each(|device| device.open().map(drop))
+#[derive(Debug, Error)]
+pub enum DevicesError {
+    #[error(
+        "--device names {devices} devices for {workers} workers: name no more, or raise --local-workers"
+    )]
+    TooMany { devices: usize, workers: usize },
+    #[error(
+        "workers of one run must compute alike, but {first} and {other} do not: name devices of one kind with --device"
+    )]
+    Mixed { first: String, other: String },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// That the devices which are named can be used together, before anything else is done.
+pub fn check(devices: &[Device], workers: usize) -> Result<(), DevicesError> {
+    if devices.len() > workers {
+        let devices = devices.len();
+        return Err(DevicesError::TooMany { devices, workers });
+    }
+    let mut first = None;
+    for device in devices {
+        let device = device.open()?;
+        let (name, class) = (device.to_string(), device.numerics_class());
+        let (first, first_class) = first.get_or_insert((name.clone(), class.clone()));
+        if *first_class != class {
+            let first = first.clone();
+            return Err(DevicesError::Mixed { first, other: name });
+        }
+    }
+    Ok(())
 }
 
 impl LocalWorkers {

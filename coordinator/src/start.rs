@@ -20,7 +20,7 @@ use crate::prepare::{PreflightError, Prepared, prepare};
 use crate::recorder::Recorder;
 use crate::resume::{Past, ResumeError, Start};
 #[cfg(feature = "single-node")]
-use crate::single_node::{self, LocalWorkers};
+use crate::single_node::{self, DevicesError, LocalWorkers};
 use crate::train::{Ended, Training};
 use crate::ui::{Answer, NextView, PlanView, Programs, Terminal, quoted};
 use crate::words::{job_words, resume_words};
@@ -51,7 +51,7 @@ pub enum StartError {
     NoEngine,
     #[cfg(feature = "single-node")]
     #[error(transparent)]
-    Device(#[from] worker::DeviceError),
+    Devices(#[from] single_node::DevicesError),
     #[error("cannot start: {0}")]
     Runtime(#[from] std::io::Error),
     /// The job began and failed.
@@ -63,6 +63,8 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
+            #[cfg(feature = "single-node")]
+            Self::Devices(DevicesError::TooMany { .. }) => exit::USAGE,
             // What passes is worth another try with the same command, unlike what the job itself gets wrong.
             Self::PortInUse { .. } | Self::InUse { .. } | Self::Journal(_) => exit::JOB_FAILED,
             Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
@@ -77,7 +79,7 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
         return Err(StartError::NoEngine);
     }
     #[cfg(feature = "single-node")]
-    single_node::check(&arguments.device)?;
+    single_node::check(&arguments.device, arguments.local_workers())?;
     let mut job = arguments.job.load()?;
     let token = read_token(arguments.token_file.as_deref())?;
     // Before the data is packed, because a port in use is found at once.

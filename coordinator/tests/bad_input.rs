@@ -50,6 +50,8 @@ fn a_device_that_is_not_there_is_said_before_anything_is_done() {
     );
     // Without GPUs in the program, or without this one in the machine.
     check(&start(&site, &["--device", "cuda:99"]), 3, &["cuda"]);
+    let run = start(&site, &["--device", "cpu,cpu", "--local-workers", "1"]);
+    check(&run, 2, &["2 devices", "1 workers", "--local-workers"]);
     assert!(!site.path("out").exists());
 }
 

@@ -208,6 +208,15 @@ fn workers_of_one_process_with_a_gpu_each_come_to_the_weights_of_one() {
 }
 
 #[test]
+fn a_gpu_and_a_processor_are_not_mixed() {
+    let Some((site, _)) = stage() else { return };
+    let mixed = ["--single-node", "--device", "cuda:0,cpu"];
+    let run = Run::of(&mut site.start("mixed", &mixed)).end();
+    assert_eq!(run.status.code(), Some(3), "{run:?}");
+    assert!(run.stderr.contains("must compute alike"), "{run:?}");
+}
+
+#[test]
 fn where_nccl_fails_or_hangs_tcp_takes_over_with_one_reason() {
     let Some((site, quiet)) = emulated_stage() else {
         return;
