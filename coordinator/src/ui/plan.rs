@@ -20,6 +20,8 @@ pub struct PlanView<'a> {
     pub epochs: f64,
     /// Of one worker.
     pub memory_bytes: u64,
+    /// The same where it computes on a GPU.
+    pub gpu_memory_bytes: u64,
     pub notices: Vec<String>,
 }
 
@@ -44,6 +46,7 @@ impl<'a> PlanView<'a> {
             slots_per_step: prepared.slots_per_step(),
             epochs: prepared.schedule.epoch_after(prepared.total_steps()),
             memory_bytes: prepared.estimate.processor.least().total(),
+            gpu_memory_bytes: prepared.estimate.gpu.least().total(),
             notices: prepared.notices(),
         }
     }
@@ -61,7 +64,11 @@ impl<'a> PlanView<'a> {
             ("learning rate", learning_rate(self.job)),
             (
                 "memory",
-                format!("at least {} in each worker", bytes(self.memory_bytes)),
+                format!(
+                    "at least {} in each worker, {} on a GPU",
+                    bytes(self.memory_bytes),
+                    bytes(self.gpu_memory_bytes)
+                ),
             ),
             ("output", self.job.output_dir.display().to_string()),
         ]

@@ -118,6 +118,7 @@ fn plan_text(job: &JobSpec) -> String {
         slots_per_step: 4,
         epochs: 3.0,
         memory_bytes: 300 << 20,
+        gpu_memory_bytes: 500 << 20,
         notices: vec!["2 examples were cut".to_owned()],
     };
     plan::render(&plan, PLAIN)
@@ -236,7 +237,7 @@ fn the_plan_names_everything_that_decides_the_run() {
         "steps          24 (3 epochs)",
         "batch          8 blocks a step, in 4 slots of 2",
         "learning rate  1e-3, cosine, warm-up 3.0%",
-        "memory         at least 300.0 MiB in each worker",
+        "memory         at least 300.0 MiB in each worker, 500.0 MiB on a GPU",
         "output         out",
         "note           2 examples were cut",
     ] {
