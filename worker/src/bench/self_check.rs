@@ -9,6 +9,7 @@ mod helper;
 mod speeds;
 mod training;
 
+use std::io::Write;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -139,7 +140,10 @@ impl Part {
 /// Where the device cannot be used, or a comparison failed.
 pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
     if let Some(number) = args.digest_of {
-        println!("{}", training::digest(number, &args.device.open()?)?);
+        say(format_args!(
+            "{}",
+            training::digest(number, &args.device.open()?)?
+        ));
         return Ok(());
     }
     if let Some(part) = args.part {
@@ -147,7 +151,10 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
     }
     let (device, on_gpu) = {
         let device = open(&args)?;
-        println!("device {device}, class {}", device.numerics_class());
+        say(format_args!(
+            "device {device}, class {}",
+            device.numerics_class()
+        ));
         (asked(&device), !matches!(device, ComputeDevice::Cpu))
     };
     let mut table = Table {
@@ -164,7 +171,9 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
     }
     match on_gpu {
         true => say_what_is_next(&device),
-        false => println!("      speeds of large models: left out without a GPU"),
+        false => say(format_args!(
+            "      speeds of large models: left out without a GPU"
+        )),
     }
     table.conclude()
 }
@@ -241,15 +250,15 @@ impl Table<'_> {
             }
             self.failures += usize::from(answer.mark == "FAIL");
             self.slow += usize::from(answer.mark == "slow");
-            println!(
+            say(format_args!(
                 "{}  {:<34} {what:<42} {}",
                 answer.mark,
                 part.name(),
                 answer.found
-            );
+            ));
         }
         let seconds = began.elapsed().as_secs_f64();
-        println!("      {:<34} {seconds:.1} s", part.name());
+        say(format_args!("      {:<34} {seconds:.1} s", part.name()));
     }
 
     /// Of a process that is there, or of a new one.
@@ -299,32 +308,41 @@ impl Table<'_> {
 
     fn conclude(&self) -> Result<(), BenchError> {
         match (self.failures, self.slow) {
-            (0, 0) => println!("all checks passed"),
-            (0, slow) => println!("all checks passed, {slow} slower than aimed at"),
+            (0, 0) => say(format_args!("all checks passed")),
+            (0, slow) => say(format_args!(
+                "all checks passed, {slow} slower than aimed at"
+            )),
             (failures, _) => return Err(BenchError::Failures { failures }),
         }
         Ok(())
     }
 }
 
+/// Where nobody reads it any more, the exit code still tells.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// What this program cannot say alone.
 fn say_what_is_next(device: &Device) {
-    println!("next, wrong memory accesses and races:");
+    say(format_args!("next, wrong memory accesses and races:"));
     for tool in ["memcheck", "racecheck"] {
-        println!(
+        say(format_args!(
             "  compute-sanitizer --target-processes all --tool {tool} worker self-check --device {device} --quick --row-timeout 3600 --timeout 36000"
-        );
+        ));
     }
-    println!(
+    say(format_args!(
         "next, workers that share the GPU, some of them killed, and every operation by itself:"
-    );
-    println!(
+    ));
+    say(format_args!(
         "  MUSTER_NEEDS_GPU=1 cargo test --release -p coordinator --features cuda --test gpus share"
-    );
-    println!(
+    ));
+    say(format_args!(
         "  MUSTER_NEEDS_GPU=1 cargo test --release -p worker --features cuda --lib -- cuda on_gpu"
-    );
-    println!("next, PyTorch's speed beside the one above (torch, transformers, peft):");
+    ));
+    say(format_args!(
+        "next, PyTorch's speed beside the one above (torch, transformers, peft):"
+    ));
     for (shape, options) in [
         ("qwen3-0.6b", "--mode lora --batch 8 --seq 2048"),
         ("qwen3-0.6b", "--mode full --batch 8 --seq 2048"),
@@ -333,8 +351,8 @@ fn say_what_is_next(device: &Device) {
             "--mode lora --batch 2 --seq 4096 --gradient-checkpointing",
         ),
     ] {
-        println!(
+        say(format_args!(
             "  python3 worker/benches/peer/train.py --device {device} --config worker/benches/shapes/{shape}.json {options} --warmup 2"
-        );
+        ));
     }
 }

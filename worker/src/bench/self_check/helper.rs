@@ -2,6 +2,7 @@
 //! whoever started it, at the latest.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -20,14 +21,18 @@ pub struct Helper {
 impl Helper {
     /// `self-check` with these options. What goes wrong there is printed where this one's errors are.
     pub fn start(options: &[&str]) -> std::io::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let program = this_program()?;
+        let mut command = Command::new(&program);
         command
             .arg("self-check")
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         end_with_this_one(&mut command);
-        let mut child = command.spawn()?;
+        let mut child = command.spawn().map_err(|error| {
+            let reason = format!("cannot start {}: {error}", program.display());
+            std::io::Error::new(error.kind(), reason)
+        })?;
         let stdout = child.stdout.take();
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -77,6 +82,17 @@ impl Drop for Helper {
         let _ = self.child.kill();
         self.wait();
     }
+}
+
+/// As it was when it began, though another may have been put in its place since.
+#[cfg(target_os = "linux")]
+fn this_program() -> std::io::Result<PathBuf> {
+    Ok("/proc/self/exe".into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn this_program() -> std::io::Result<PathBuf> {
+    std::env::current_exe()
 }
 
 /// A process that hangs would hold the device, when whoever waited for it is no more.

@@ -36,7 +36,7 @@ pub enum Check {
     Losses,
     Bits,
     TwoWorkers,
-    TwoProcesses,
+    ThreeProcesses,
     Memory { checkpointing: bool },
 }
 
@@ -48,7 +48,7 @@ impl Check {
             Self::Losses,
             Self::Bits,
             Self::TwoWorkers,
-            Self::TwoProcesses,
+            Self::ThreeProcesses,
         ];
         if on_gpu {
             all.extend([false, true].map(|checkpointing| Self::Memory { checkpointing }));
@@ -62,8 +62,13 @@ impl Check {
             Self::Losses => "ten steps follow the processor's losses",
             Self::Bits => "the same bits again, with checkpointing",
             Self::TwoWorkers => "two workers come to the bits of one",
-            Self::TwoProcesses => "two processes at once, the same bits",
-            Self::Memory { .. } => "memory at the peak as expected",
+            Self::ThreeProcesses => "three processes at once, the same bits",
+            Self::Memory {
+                checkpointing: false,
+            } => "memory at the peak as expected",
+            Self::Memory {
+                checkpointing: true,
+            } => "memory with checkpointing as expected",
         }
     }
 }
@@ -80,7 +85,7 @@ pub fn check(
         Check::Losses => checked.losses(),
         Check::Bits => checked.bits(),
         Check::TwoWorkers => checked.two_workers(),
-        Check::TwoProcesses => checked.two_processes(patience),
+        Check::ThreeProcesses => checked.three_processes(patience),
         Check::Memory { checkpointing } => checked.memory(checkpointing),
     })
 }
@@ -290,7 +295,7 @@ impl Checked<'_> {
     }
 
     /// Both compute on the device while this one holds an engine there, too.
-    fn two_processes(&self, patience: Duration) -> Result<Verdict, BenchError> {
+    fn three_processes(&self, patience: Duration) -> Result<Verdict, BenchError> {
         let device = asked(self.device).to_string();
         let number = self.number.to_string();
         let start = || Helper::start(&["--device", &device, "--digest-of", &number]);
