@@ -206,10 +206,6 @@ impl Drop for Owner {
             unsafe { self.nccl.abort(self.comm) };
         }
         // What was aborted may take a moment to leave the GPU; the engine's memory is free for others only then.
-        let ended = self.gpu.mark(self.gpu.exchange_stream());
-        let ordered = ended.and_then(|ended| self.gpu.order(&ended, self.gpu.stream()));
-        if let Err(error) = ordered {
-            tracing::error!("{error}");
-        }
+        self.gpu.follow_exchange();
     }
 }

@@ -117,6 +117,11 @@ impl<'a> Exchange<'a> {
 
     /// Returns when all of it is done on the GPU.
     fn run(&mut self, buckets: &[Bucket]) -> Result<(), NcclError> {
+        let done = self.run_overlapped(buckets);
+        held_back(self.gpu, done)
+    }
+
+    fn run_overlapped(&mut self, buckets: &[Bucket]) -> Result<(), NcclError> {
         // No later one is larger.
         for bucket in buckets.iter().take(2) {
             self.own.push(self.gpu.take(bucket.share)?);
@@ -178,20 +183,36 @@ pub fn fast_mean(
     scalars: usize,
 ) -> Result<DeviceBuffer<f32>, NcclError> {
     let mean = gpu.take::<f32>(scalars)?;
+    let done = add_up(gpu, group, sums, &mean, scalars);
+    held_back(gpu, done)?;
+    Ok(mean)
+}
+
+fn add_up(
+    gpu: &Gpu,
+    group: &Group,
+    sums: &DeviceBuffer<f32>,
+    mean: &DeviceBuffer<f32>,
+    scalars: usize,
+) -> Result<(), NcclError> {
     let ready = gpu.mark(gpu.stream())?;
     gpu.order(&ready, gpu.exchange_stream())?;
     for start in (0..scalars).step_by(EXCHANGE_BUCKET) {
         group.begin(Call {
             operation: Operation::AllReduce,
             from: address(gpu, sums, start),
-            to: address(gpu, &mean, start),
+            to: address(gpu, mean, start),
             count: EXCHANGE_BUCKET.min(scalars - start),
             data_type: DataType::Float32,
         })?;
         group.pace()?;
     }
-    group.finish()?;
-    Ok(mean)
+    group.finish()
+}
+
+/// Where an exchange failed, the memory that it gives back is others' only once NCCL's stream is past it.
+fn held_back(gpu: &Gpu, done: Result<(), NcclError>) -> Result<(), NcclError> {
+    done.inspect_err(|_| gpu.follow_exchange())
 }
 
 /// Of a scalar on the device.

@@ -221,6 +221,15 @@ impl Gpu {
         driver("marking a stream", stream.record_event(None))
     }
 
+    /// [`Self::stream`] goes on only after what was asked of [`Self::exchange_stream`] so far.
+    pub fn follow_exchange(&self) {
+        let ended = self.mark(&self.exchange);
+        let ordered = ended.and_then(|ended| self.order(&ended, self.stream()));
+        if let Err(error) = ordered {
+            tracing::error!("{error}");
+        }
+    }
+
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
