@@ -5,20 +5,19 @@ use super::{Bytes, Moment};
 impl Bytes {
     /// The total, and what it is made of at the peak.
     pub fn told(&self) -> String {
-        let told = |count| bytes(count);
         let [weights, training, operation, libraries] =
-            [self.weights, self.training, self.operation, self.libraries].map(told);
+            [self.weights, self.training, self.operation, self.libraries].map(bytes);
         let at_the_peak = match self.moment {
             Moment::Slot => format!(
                 "activations {}, the largest operation {operation}",
-                told(self.activations)
+                bytes(self.activations)
             ),
             Moment::Exchange => {
                 format!("the exchange between workers {operation} (more than a slot takes)")
             }
             Moment::Update => format!("the update {operation} (more than a slot takes)"),
         };
-        let total = told(self.total());
+        let total = bytes(self.total());
         format!(
             "about {total} a worker: weights {weights}, training {training}, {at_the_peak}, libraries and program {libraries}"
         )

@@ -16,7 +16,8 @@ use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
 /// by the coordinator and by its machine's end of the connection.
 const OPENING_PATIENCE: Duration = Duration::from_secs(600);
 
-/// Of each end of a connection within this machine. Linux takes twice as much, for what it keeps beside the data.
+/// Of each end of a connection within this machine. Linux takes twice as much, for what it keeps beside the data, and no more
+/// than `net.core.rmem_max` and `wmem_max` allow.
 #[cfg(target_os = "linux")]
 const BUFFER_BYTES_WITHIN: usize = 512 << 10;
 

@@ -181,12 +181,18 @@ fn update_tensors(
     mean: Mean,
 ) {
     let (mut weights, mut exp_avg, mut exp_avg_sq) = (weights, exp_avg, exp_avg_sq);
+    let mut end = 0;
     let tensors: Vec<_> = layout
         .tensors
         .iter()
         .map(|tensor| {
-            let [w, m, v] = [&mut weights, &mut exp_avg, &mut exp_avg_sq]
-                .map(|flat| flat.split_off_mut(..tensor.scalars()).unwrap_or_default());
+            // One follows the other in the flat buffers.
+            assert_eq!(tensor.offset, end, "{}", tensor.name);
+            end += tensor.scalars();
+            let [w, m, v] = [&mut weights, &mut exp_avg, &mut exp_avg_sq].map(|flat| {
+                flat.split_off_mut(..tensor.scalars())
+                    .expect("the buffers are as long as the layout")
+            });
             (tensor, w, m, v)
         })
         .collect();
