@@ -137,8 +137,9 @@ fn signal_self(deed: Deed) {
         Deed::Kill => libc::SIGKILL,
         Deed::Stop => libc::SIGSTOP,
     };
-    // SAFETY: both take and return plain integers and touch no memory of this process.
-    unsafe { libc::kill(libc::getpid(), signal) };
+    // Sent to the process, it might reach another thread first, and this one would go on for a moment.
+    // SAFETY: takes and returns plain integers and touches no memory of this process.
+    unsafe { libc::raise(signal) };
 }
 
 #[cfg(not(unix))]
