@@ -6,7 +6,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use common::data::template::{ChatTemplate, TemplateError};
+use common::data::template::{
+    ChatTemplate, RenderInput, Rendered, TemplateError, Variables, message_value,
+};
 use common::data::tokenize::SpecialTokens;
 use serde_json::{Value as Json, json};
 use support::{golden, template_text, tokenizer};
@@ -113,4 +115,97 @@ fn a_template_that_does_not_parse_names_the_line() {
         .to_string();
     assert!(error.contains("line 2"), "{error}");
     assert!(!error.contains('\n'), "{error}");
+}
+
+fn rendered(text: &str, messages: &Json, variables: &Json) -> Result<Rendered, TemplateError> {
+    let template = ChatTemplate::from_source(text, &SpecialTokens::default(), 0).unwrap();
+    let messages: Vec<_> = messages
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(message_value)
+        .collect();
+    assert!(template.has_generation_marks(None));
+    template.render_marked(RenderInput {
+        messages: &messages,
+        tools: None,
+        variables: &Variables::from_json(variables).unwrap(),
+        add_generation_prompt: false,
+    })
+}
+
+#[test]
+fn generation_marks_tell_what_is_learned() {
+    let messages = json!([
+        {"role": "user", "content": "é"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "\u{100000}x\u{100001}"},
+        {"role": "assistant", "content": "\u{100000}one\u{100001}"},
+    ]);
+    let check = |text: &str, expected: &str, learned: &[&str]| {
+        let found = rendered(text, &messages, &Json::Null).unwrap();
+        assert_eq!(found.text, expected, "{text}");
+        let parts: Vec<&str> = found
+            .generated
+            .iter()
+            .map(|range| &found.text[range.clone()])
+            .collect();
+        assert_eq!(parts, learned, "{text}");
+    };
+    let all = "é,one;\u{100000}x\u{100001},\u{100000}one\u{100001};";
+    let learned = ["one;", "\u{100000}one\u{100001};"];
+    check(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }},{% else %}{% generation %}{{ m.content }};{% endgeneration %}{% endif %}{% endfor %}",
+        all,
+        &learned,
+    );
+    // White space control, as with any block.
+    check(
+        "{% for m in messages %}\n{%- if m.role == 'user' %}{{ m.content }},\n  {%- else -%}\n  {%- generation -%}  \n {{ m.content -}} \n ;{%- endgeneration -%}  \n{%- endif -%}\n{% endfor %}",
+        all,
+        &learned,
+    );
+    // In a macro, and in text that is kept before it is printed.
+    check(
+        "{% macro turn(m) %}{% generation %}{{ m.content }};{% endgeneration %}{% endmacro %}{% for m in messages %}{% if m.role == 'user' %}{{ m.content ~ ',' }}{% else %}{% set kept %}{{ turn(m) }}{% endset %}{{ kept }}{% endif %}{% endfor %}",
+        all,
+        &learned,
+    );
+    check("{% generation %}{% endgeneration %}a", "a", &[]);
+    check(
+        "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}c",
+        "abc",
+        &["ab"],
+    );
+    check(
+        "{% generation %}a{% endgeneration %}{% if false %}{% generation %}b{% endgeneration %}{% endif %}",
+        "a",
+        &["a"],
+    );
+}
+
+#[test]
+fn a_template_without_generation_marks_says_so() {
+    let special = SpecialTokens::default();
+    let marked = |text: &str| {
+        ChatTemplate::from_source(text, &special, 0)
+            .unwrap()
+            .has_generation_marks(None)
+    };
+    assert!(!marked("{% if generation %}{{ generation }}{% endif %}"));
+    assert!(!marked("{# {% generation %} #}a"));
+    assert!(marked("{%- generation -%}a{%- endgeneration -%}"));
+}
+
+#[test]
+fn a_row_gives_the_template_variables_of_its_own() {
+    let text = "{% generation %}{{ 'on' if enable_thinking is not defined or enable_thinking else 'off' }}{% endgeneration %}";
+    for (variables, expected) in [
+        (json!(null), "on"),
+        (json!({"enable_thinking": true}), "on"),
+        (json!({"enable_thinking": false}), "off"),
+    ] {
+        let found = rendered(text, &json!([]), &variables).unwrap();
+        assert_eq!(found.text, expected, "{variables}");
+    }
 }

@@ -6,11 +6,10 @@
 
 use std::ops::Range;
 
-use minijinja::Value;
 use serde_json::{Value as Json, json};
 
 use super::record::Record;
-use super::template::{ChatTemplate, message_value, to_value};
+use super::template::{ChatTemplate, Value, message_value, to_value};
 use super::tokenize::{Encoded, Tokenizer};
 
 /// One tokenised text with its loss mask. `offsets` are the bytes of `text` that each token covers.

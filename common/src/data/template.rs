@@ -4,21 +4,27 @@
 //! runs without bounds: work and output are limited, since a template is code of somebody else's making.
 
 mod date;
+mod marks;
 mod python;
 mod source;
+mod variables;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
+pub use minijinja::value::Value;
+use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 use thiserror::Error;
 
 use super::tokenize::SpecialTokens;
+pub use marks::Rendered;
+use marks::{Marks, mark_generation};
 use source::{NamedSource, find_sources, prepare_source};
+pub use variables::Variables;
 
 /// Longest text a template may write for one conversation, in bytes.
 const MAX_OUTPUT_BYTES: usize = 256 << 20;
@@ -44,6 +50,21 @@ pub enum TemplateError {
     TooLong,
     #[error("the chat template does not come to an end")]
     Endless,
+    #[error(
+        "the chat template changes the text inside its generation marks, so that what is learned cannot be told: remove the marks ({{% generation %}}) from the template"
+    )]
+    UnclearMarks,
+}
+
+/// What a template is rendered with.
+#[derive(Clone, Copy)]
+pub struct RenderInput<'a> {
+    /// As [`message_value`] makes them.
+    pub messages: &'a [Value],
+    pub tools: Option<&'a Value>,
+    pub variables: &'a Variables,
+    /// Adds what comes before an answer.
+    pub add_generation_prompt: bool,
 }
 
 /// A compiled chat template with the special tokens it may print.
@@ -52,6 +73,8 @@ pub struct ChatTemplate {
     special_tokens: Vec<(String, Value)>,
     source: String,
     has_tool_template: bool,
+    /// Names of the templates that have generation marks.
+    marked: Vec<String>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -93,9 +116,14 @@ impl ChatTemplate {
         unix_seconds: i64,
     ) -> Result<Self, TemplateError> {
         let mut environment = environment(unix_seconds);
+        let mut marked = Vec::new();
         for source in sources {
+            let prepared = prepare_source(&source.text);
+            if prepared.has_generation_marks {
+                marked.push(source.name.clone());
+            }
             environment
-                .add_template_owned(source.name.clone(), prepare_source(&source.text))
+                .add_template_owned(source.name.clone(), prepared.text)
                 .map_err(|error| TemplateError::Syntax {
                     path: source.path.clone(),
                     reason: describe(&error),
@@ -113,6 +141,7 @@ impl ChatTemplate {
                 .collect::<Vec<_>>()
                 .join("\n"),
             has_tool_template: sources.iter().any(|source| source.name == TOOL_USE),
+            marked,
         })
     }
 
@@ -165,26 +194,72 @@ impl ChatTemplate {
         tools: Option<Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let name = if tools.is_some() && self.has_tool_template {
+        self.render_input(RenderInput {
+            messages,
+            tools: tools.as_ref(),
+            variables: &Variables::default(),
+            add_generation_prompt,
+        })
+    }
+
+    /// The text for one conversation with all that its row gives the template.
+    pub fn render_input(&self, input: RenderInput) -> Result<String, TemplateError> {
+        self.render_with_marks(input, None)
+    }
+
+    /// The template that these tools are shown with says itself, with `{% generation %}`, what is learned.
+    pub fn has_generation_marks(&self, tools: Option<&Value>) -> bool {
+        let name = self.template_name(tools);
+        self.marked.iter().any(|marked| marked == name)
+    }
+
+    /// [`ChatTemplate::render_input`], and which bytes of the text are from inside `{% generation %}` blocks.
+    pub fn render_marked(&self, input: RenderInput) -> Result<Rendered, TemplateError> {
+        let text = self.render_input(input)?;
+        let marks = Marks::absent_from(&text);
+        let with_marks = self.render_with_marks(input, Some(&marks))?;
+        let rendered = marks
+            .take_out(&with_marks)
+            .filter(|rendered| rendered.text == text);
+        rendered.ok_or(TemplateError::UnclearMarks)
+    }
+
+    fn template_name(&self, tools: Option<&Value>) -> &'static str {
+        if tools.is_some() && self.has_tool_template {
             TOOL_USE
         } else {
             DEFAULT
-        };
+        }
+    }
+
+    fn render_with_marks(
+        &self,
+        input: RenderInput,
+        marks: Option<&Marks>,
+    ) -> Result<String, TemplateError> {
         let template = self
             .environment
-            .get_template(name)
+            .get_template(self.template_name(input.tools))
             .map_err(|error| TemplateError::Failed(describe(&error)))?;
         let variables = [
-            ("messages", Value::from(messages.to_vec())),
-            ("tools", tools.unwrap_or_else(|| Value::from(()))),
+            ("messages", Value::from(input.messages.to_vec())),
+            (
+                "tools",
+                input.tools.cloned().unwrap_or_else(|| Value::from(())),
+            ),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            (
+                "add_generation_prompt",
+                Value::from(input.add_generation_prompt),
+            ),
         ];
+        let special_tokens = self.special_tokens.iter();
         let context = Value::from_pairs(
-            self.special_tokens
-                .iter()
+            special_tokens
                 .map(|(name, value)| (name.as_str(), value.clone()))
-                .chain(variables),
+                .chain(variables)
+                .chain(input.variables.iter())
+                .chain(marks.map(|marks| (marks::VARIABLE, marks.to_value()))),
         );
         let mut output = BoundedOutput::default();
         let result = template.render_captured_to(context, &mut output).map(drop);
@@ -299,6 +374,7 @@ fn environment(unix_seconds: i64) -> Environment<'static> {
             Error::new(ErrorKind::InvalidOperation, "raised").with_source(RaisedByTemplate(text)),
         )
     });
+    environment.add_function(marks::FUNCTION, mark_generation);
     environment.add_function("strftime_now", move |format: &str| {
         date::strftime(format, unix_seconds)
     });

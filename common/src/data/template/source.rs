@@ -7,18 +7,36 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::super::tokenize::read_json;
-use super::{DEFAULT, TOOL_USE, TemplateError};
+use super::{DEFAULT, TOOL_USE, TemplateError, marks};
 
 /// Longest template source, in bytes.
 const MAX_SOURCE_BYTES: u64 = 4 << 20;
 
-/// Line ends as Jinja reads them, and `{% generation %}` blocks (marks for Transformers' own masks, which print what
-/// is inside) as the block nearest to them, `{% with %}`.
-pub(super) fn prepare_source(text: &str) -> String {
+/// A template's source as it is compiled.
+pub(super) struct PreparedSource {
+    pub text: String,
+    pub has_generation_marks: bool,
+}
+
+/// Line ends as Jinja reads them, and `{% generation %}` blocks (marks that say what is learned) as the call blocks
+/// that they are in Transformers, too (`AssistantTracker` in `chat_template_utils.py`).
+pub(super) fn prepare_source(text: &str) -> PreparedSource {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
-    while let Some(start) = rest.find("{%") {
+    let mut has_generation_marks = false;
+    loop {
+        let comment = rest.find("{#").unwrap_or(usize::MAX);
+        let Some(start) = rest.find("{%") else { break };
+        if comment < start {
+            let end = rest[comment..]
+                .find("#}")
+                .map_or(rest.len(), |end| comment + end);
+            let (before, after) = rest.split_at(end);
+            out.push_str(before);
+            rest = after;
+            continue;
+        }
         let (before, tag) = rest.split_at(start + 2);
         out.push_str(before);
         rest = tag;
@@ -26,15 +44,19 @@ pub(super) fn prepare_source(text: &str) -> String {
         let inside = &tag[..end];
         let word = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let block = match word {
-            "generation" => "with",
-            "endgeneration" => "endwith",
+            "generation" => format!("call {}()", marks::FUNCTION),
+            "endgeneration" => "endcall".to_owned(),
             _ => continue,
         };
-        out.push_str(&inside.replace(word, block));
+        has_generation_marks = true;
+        out.push_str(&inside.replace(word, &block));
         rest = &tag[end..];
     }
     out.push_str(rest);
-    out
+    PreparedSource {
+        text: out,
+        has_generation_marks,
+    }
 }
 
 /// A template and the file it is in.
@@ -150,13 +172,5 @@ mod tests {
         assert!(find_sources(dir.path()).is_err());
         write("chat_template.jinja", "e\r\n");
         assert_eq!(found(), one("e\r\n"));
-    }
-
-    #[test]
-    fn generation_marks_become_blocks_that_print_what_is_inside() {
-        assert_eq!(
-            prepare_source("{%- generation -%}a{% endgeneration%}{{ generation }}\r\n{% if x %}"),
-            "{%- with -%}a{% endwith%}{{ generation }}\n{% if x %}"
-        );
     }
 }
