@@ -25,3 +25,6 @@ pub mod train;
 pub mod ui;
 pub mod upload;
 pub mod words;
+
+/// What `coordinator --version` says, and what workers must be of.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

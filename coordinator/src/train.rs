@@ -193,7 +193,7 @@ fn greeting(prepared: &Prepared, term: &Term) -> std::io::Result<Greeting> {
 fn settings(prepared: &Prepared, start: &Start) -> Settings {
     let job = &prepared.job;
     Settings {
-        version: common::VERSION.to_owned(),
+        version: crate::VERSION.to_owned(),
         job_digest: prepared.job_digest.clone(),
         run: String::new(),
         earlier: Earlier::default(),

@@ -6,9 +6,13 @@ mod support;
 
 use std::time::Duration;
 
+use futures::StreamExt;
+use proto::v1;
+use proto::v1::coordinator_client::CoordinatorClient;
 use serde_json::Value;
 use support::{Run, Site, free_port};
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 use worker::{JoinOptions, WorkerError};
 
 /// Not a test: what [`Site::join`] starts this binary for.
@@ -250,6 +254,50 @@ fn workers_that_die_and_join_change_nothing() {
     assert!(third.wait().success() && fourth.wait().success());
     assert_eq!(site.digest("out"), quiet);
     assert_eq!(site.steps("out").len(), 200);
+}
+
+/// What a worker says first, of this version and class but for what `change` sets. The answer.
+fn knock(
+    address: &str,
+    change: impl FnOnce(&mut v1::Join),
+) -> Result<v1::CoordinatorMessage, Status> {
+    let mut join = v1::Join {
+        version: worker::VERSION.to_owned(),
+        name: "knocker".to_owned(),
+        exchange_port: 9,
+        numerics_class: worker::ComputeDevice::Cpu.numerics_class(),
+        ..v1::Join::default()
+    };
+    change(&mut join);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut client = CoordinatorClient::connect(format!("http://{address}"))
+            .await
+            .unwrap();
+        let first = common::wire::up(v1::worker_message::Message::Join(join));
+        let messages = futures::stream::iter([first]).chain(futures::stream::pending());
+        let mut answers = client.session(messages).await?.into_inner();
+        Ok(answers.message().await?.unwrap())
+    })
+}
+
+#[test]
+fn a_worker_of_another_version_is_refused_and_both_are_named() {
+    let site = Site::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let mut run = Run::of(&mut site.start("out", &["--listen", &listen]));
+    run.until("workers join with");
+    for other in ["0.1.9", "0.0.1", ""] {
+        let refused = knock(&listen, |join| join.version = other.to_owned()).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        let named = format!(
+            "runs Muster {other} but the coordinator runs {}",
+            coordinator::VERSION
+        );
+        assert!(refused.message().contains(&named), "{refused}");
+        run.until("install the same version on both");
+    }
+    assert!(knock(&listen, |_| ()).is_ok());
 }
 
 #[test]

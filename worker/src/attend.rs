@@ -118,7 +118,7 @@ impl Life {
         let options = &self.options;
         let held = self.engine.as_ref();
         v1::Join {
-            version: common::VERSION.to_owned(),
+            version: crate::VERSION.to_owned(),
             name: options.name.clone().unwrap_or_else(default_name),
             exchange_port: exchange_port.into(),
             exchange_host,

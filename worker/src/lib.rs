@@ -29,6 +29,9 @@ use thiserror::Error;
 pub use device::{ComputeDevice, Device, DeviceError};
 pub use join::join;
 
+/// What `worker --version` says, and what a coordinator compares with its own.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Long enough for a coordinator that must find another machine.
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
 

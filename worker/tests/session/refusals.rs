@@ -49,7 +49,7 @@ async fn what_the_coordinator_says_against_a_worker_is_the_error() {
 
     let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
     let mut peer = stage.session().await;
-    assert_eq!(peer.joined().await.version, common::VERSION);
+    assert_eq!(peer.joined().await.version, worker::VERSION);
     let refusal = "this run is of another numerics class";
     let status = Err(Status::failed_precondition(refusal));
     peer.down.send(status).await.unwrap();
