@@ -6,6 +6,8 @@ use std::time::Duration;
 use proto::v1;
 use thiserror::Error;
 
+/// Where the coordinator listens, unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7077;
 /// Bytes of the largest gRPC message: a chunk, a block, a job or a list of model files with room to spare.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Bytes of the largest piece of a file.

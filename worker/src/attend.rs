@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::blocks::Blocks;
 use crate::collective::Collective;
-use crate::connect::{Client, answers_otherwise};
+use crate::connect::Client;
 use crate::engine_thread::EngineThread;
 use crate::fetch::{Fetcher, default_cache};
 use crate::join::Life;
@@ -68,23 +68,21 @@ impl Happened {
 
 impl Life {
     /// Joins with what is held, and works until the session ends.
-    pub async fn attend(&mut self, client: Client) -> Result<Attended, WorkerError> {
+    /// Where it is not welcomed within `limit`, the session is lost.
+    pub async fn attend(
+        &mut self,
+        client: Client,
+        limit: Duration,
+    ) -> Result<Attended, WorkerError> {
         let (collective, announced) = self.exchange().await?;
         let join = self.introduction(collective.port(), announced);
         let session = tokio::select! {
-            session = open(&client, join) => session,
+            session = open(&client, join, limit) => session,
             () = self.shutdown.cancelled() => return Ok(Attended::Finished(Finished::Left)),
         };
         let session = match session {
             Ok(session) => session,
             Err(SessionEnd::Foreign(_)) if !self.was_welcomed => {
-                return Err(WorkerError::NoCoordinator {
-                    address: self.options.address.clone(),
-                });
-            }
-            Err(SessionEnd::Lost(_))
-                if !self.was_welcomed && answers_otherwise(&self.options.address).await =>
-            {
                 return Err(WorkerError::NoCoordinator {
                     address: self.options.address.clone(),
                 });
@@ -266,7 +264,8 @@ impl Life {
                     tracing::info!(
                         "leaving after the slot in hand: others compute what was not counted yet"
                     );
-                    engine.finish().await?;
+                    // Its exchange is not waited for: a peer may be silent for long.
+                    engine.abandon().await?;
                 }
                 tie.uploads.finish(UPLOAD_LIMIT).await;
                 tie.leave(false, ASKED_TO_STOP).await;

@@ -1,27 +1,41 @@
 //! The connection to the coordinator, under every call.
 //!
-//! In: an address and perhaps a token. Out: a client, or one error when the time to try is up.
+//! In: an address and perhaps a token. Out: a client, or one error when the time to try is up. What is tried in vain is told,
+//! at a bounded rate.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use common::wire::{MAX_MESSAGE_BYTES, TOKEN_KEY, bearer};
 use proto::v1::coordinator_client::CoordinatorClient;
+use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::address::AddressError;
+use crate::resolve::resolve_async;
 use crate::{JoinOptions, WorkerError};
 
 pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
 
 /// One attempt to connect.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// However little time is left.
+const SHORTEST_ATTEMPT: Duration = Duration::from_millis(500);
+/// For one of several addresses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two words on attempts that fail for one reason, and for another.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+const TELL_ANOTHER: Duration = Duration::from_secs(5);
 /// Between two attempts; with jitter twice that. A coordinator that starts anew waits longer for its workers.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The connection is probed this often and given up when a probe stays unanswered as long again.
@@ -63,34 +77,46 @@ fn delays(longest: Duration, attempts: usize) -> impl Iterator<Item = Duration> 
         .build()
 }
 
-/// Connects, trying again until `patience` is over.
-pub async fn connect(options: &JoinOptions, patience: Duration) -> Result<Client, WorkerError> {
+/// Connects, trying again until `patience` is over. `is_known`: a coordinator was here before, so that another program in
+/// its place is not for long.
+pub async fn connect(
+    options: &JoinOptions,
+    patience: Duration,
+    is_known: bool,
+) -> Result<Client, WorkerError> {
     let bearer = Bearer(match &options.token {
         Some(token) => Some(bearer(token).parse().map_err(|_| WorkerError::Token)?),
         None => None,
     });
-    let endpoint = endpoint(&options.address)?;
+    let address = &options.address;
+    let endpoint = endpoint(address)?;
     let began = Instant::now();
     let mut delays = delays(LONGEST_PAUSE, usize::MAX);
-    let mut countdown = Countdown::default();
+    let mut tries = Tries::default();
     let channel = loop {
-        let error = match endpoint.connect().await {
+        let left = patience.saturating_sub(began.elapsed());
+        let limit = left.clamp(SHORTEST_ATTEMPT, ATTEMPT_TIMEOUT);
+        let error = match attempt(&endpoint, address, limit).await {
             Ok(channel) => break channel,
-            Err(error) => root_cause(&error),
+            Err(AttemptError::Foreign) if !is_known => {
+                let address = address.clone();
+                return Err(WorkerError::NoCoordinator { address });
+            }
+            Err(error) => error.to_string(),
         };
         let left = patience.saturating_sub(began.elapsed());
         let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
         if left.is_zero() {
             return Err(WorkerError::Unreachable {
-                address: options.address.clone(),
+                address: address.clone(),
                 reason: error,
                 seconds: patience.as_secs(),
             });
         }
-        if let Some(seconds) = countdown.due(left) {
+        if let Some(count) = tries.note(Instant::now(), &error) {
             tracing::warn!(
-                "coordinator {} cannot be reached ({error}); trying again, {seconds} s left",
-                options.address,
+                "no coordinator at {address} yet ({error}): {count}, {:.0} s left",
+                left.as_secs_f64().ceil()
             );
         }
         tokio::time::sleep(delay).await;
@@ -100,48 +126,105 @@ pub async fn connect(options: &JoinOptions, patience: Duration) -> Result<Client
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// Tells how long is left, but not at every attempt: each second of the last minute at most once, and before that twice a
-/// minute.
-#[derive(Default)]
-struct Countdown {
-    told: Option<u64>,
+/// Why one attempt failed.
+#[derive(Debug, Error)]
+enum AttemptError {
+    #[error("{0}")]
+    Failed(String),
+    #[error("something listens there, but did not answer within {0:.0} s")]
+    Silent(f64),
+    #[error("what answers is no Muster coordinator")]
+    Foreign,
 }
 
-impl Countdown {
-    fn due(&mut self, left: Duration) -> Option<u64> {
-        // Rounded up, because the first attempts are less than a second apart.
-        let seconds = left.as_secs_f64().ceil() as u64;
-        let step = if seconds > 60 { 30 } else { 1 };
-        let is_due = self.told.is_none_or(|told| told >= seconds + step);
-        is_due.then(|| *self.told.insert(seconds))
+impl From<std::io::Error> for AttemptError {
+    fn from(error: std::io::Error) -> Self {
+        // What happened, without the system's number for it.
+        match error.raw_os_error() {
+            Some(_) if error.kind() != ErrorKind::Other => Self::Failed(error.kind().to_string()),
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }
 
-/// Whether a server is there that speaks anything but HTTP/2. Where it hangs up at once, a call fails before it has seen
-/// what was said.
-pub async fn answers_otherwise(address: &str) -> bool {
-    let frame = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        stream.write_all(PREFACE).await?;
-        let mut header = [0; FRAME_HEADER_BYTES];
-        stream.read_exact(&mut header).await?;
-        Ok::<_, std::io::Error>(header)
-    };
-    match tokio::time::timeout(ATTEMPT_TIMEOUT, frame).await {
-        Ok(Ok(header)) => header[FRAME_TYPE_AT] != SETTINGS,
-        _ => false,
+/// One attempt, which takes no longer than `limit`: the name, a server that speaks HTTP/2, then the connection.
+async fn attempt(
+    endpoint: &Endpoint,
+    address: &str,
+    limit: Duration,
+) -> Result<Channel, AttemptError> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let mut failure = AttemptError::Failed("the name has no address".to_owned());
+    for address in resolve_async(address.to_owned(), limit).await? {
+        let greeted = tokio::time::timeout_at(deadline, greet(address)).await;
+        match greeted {
+            Ok(Ok(())) => {
+                let connected = tokio::time::timeout_at(deadline, endpoint.connect()).await;
+                return match connected {
+                    Ok(Ok(channel)) => Ok(channel),
+                    Ok(Err(error)) => Err(AttemptError::Failed(root_cause(&error))),
+                    Err(_) => Err(AttemptError::Silent(limit.as_secs_f64())),
+                };
+            }
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = AttemptError::Silent(limit.as_secs_f64()),
+        }
+    }
+    Err(failure)
+}
+
+/// Whether a server is there that speaks HTTP/2: one that accepts and says nothing would be waited for much longer by a
+/// call, and one that speaks otherwise and hangs up is seen as a broken connection there.
+async fn greet(address: SocketAddr) -> Result<(), AttemptError> {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let mut stream = connected.map_err(|_| std::io::Error::from(ErrorKind::TimedOut))??;
+    stream.write_all(PREFACE).await?;
+    let mut header = [0; FRAME_HEADER_BYTES];
+    match stream.read_exact(&mut header).await {
+        Ok(_) if header[FRAME_TYPE_AT] == SETTINGS => Ok(()),
+        Ok(_) => Err(AttemptError::Foreign),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            let reason = "it closed the connection at once".to_owned();
+            Err(AttemptError::Failed(reason))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Counts attempts, and tells at which of them something is to be said: the first, where the reason changes, and twice a
+/// minute.
+#[derive(Default)]
+struct Tries {
+    count: u64,
+    told: Option<(Instant, String)>,
+}
+
+impl Tries {
+    fn note(&mut self, now: Instant, reason: &str) -> Option<String> {
+        self.count += 1;
+        let is_told = self.told.as_ref().is_some_and(|(at, told)| {
+            let pause = match told == reason {
+                true => TELL_AGAIN,
+                false => TELL_ANOTHER,
+            };
+            now.duration_since(*at) < pause
+        });
+        if is_told {
+            return None;
+        }
+        self.told = Some((now, reason.to_owned()));
+        let tries = if self.count == 1 { "try" } else { "tries" };
+        Some(format!("{} {tries}", self.count))
     }
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, WorkerError> {
-    let wrong = || WorkerError::Address {
-        address: address.to_owned(),
-    };
-    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-    if host.is_empty() || port.parse::<u16>().is_err() || address.contains('/') {
-        return Err(wrong());
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+    // What passes the checks of an address is always one of a URI.
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|_| AddressError::Coordinator {
+        text: address.to_owned(),
+        reason: "it cannot be written as a URI",
+    })?;
     Ok(endpoint
         .connect_timeout(ATTEMPT_TIMEOUT)
         .tcp_nodelay(true)
@@ -163,6 +246,7 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -173,13 +257,36 @@ mod tests {
     }
 
     #[test]
-    fn the_countdown_grows_denser_towards_the_end() {
-        let mut countdown = Countdown::default();
+    fn attempts_are_told_at_first_twice_a_minute_and_where_the_reason_changes() {
+        let began = Instant::now();
+        let mut tries = Tries::default();
         let mut told = Vec::new();
-        for milliseconds in (0..120_000).rev().step_by(250) {
-            told.extend(countdown.due(Duration::from_millis(milliseconds)));
+        for seconds in 0..100 {
+            let reason = match seconds {
+                50.. => "timed out",
+                _ => "connection refused",
+            };
+            let now = began + Duration::from_secs(seconds);
+            told.extend(tries.note(now, reason).map(|count| (seconds, count)));
         }
-        assert_eq!(told[..4], [120, 90, 60, 59]);
-        assert_eq!((told.len(), told.last()), (2 + 60, Some(&1)));
+        let expected = [
+            (0, "1 try"),
+            (30, "31 tries"),
+            (50, "51 tries"),
+            (80, "81 tries"),
+        ];
+        assert_eq!(told, expected.map(|(at, count)| (at, count.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_accepts_and_says_nothing_is_given_up_in_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let options = JoinOptions::new(&address);
+        let patience = Duration::from_millis(300);
+        let error = connect(&options, patience, false).await.unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("did not answer"), "{said}");
+        assert!(said.contains(&address), "{said}");
     }
 }

@@ -13,19 +13,25 @@ use crate::attend::Attended;
 use crate::collective::Collective;
 use crate::connect::{connect, retry_delays};
 use crate::engine_thread::EngineThread;
-use crate::{ComputeDevice, Finished, JoinOptions, WorkerError};
+use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
 const MAX_LOSSES: usize = 8;
 /// Between two attempts of a worker that holds a state, in the end; longer where another coordinator is in the way.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE_OF_A_STRANGER: Duration = Duration::from_secs(5);
+/// For a coordinator that was reached at last to answer.
+const SHORTEST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
 pub async fn join(
-    options: JoinOptions,
+    mut options: JoinOptions,
     shutdown: CancellationToken,
 ) -> Result<Finished, WorkerError> {
+    options.address = address::coordinator(&options.address)?;
+    if let Some(host) = &mut options.exchange_host {
+        *host = address::exchange_host(host)?;
+    }
     let device = options.device.open()?;
     let mut life = Life {
         options,
@@ -37,12 +43,14 @@ pub async fn join(
     };
     let mut patience = Patience::new();
     loop {
+        let left = patience.left(&life);
         let client = tokio::select! {
-            client = connect(&life.options, patience.left(&life)) => client?,
+            client = connect(&life.options, left, life.was_welcomed) => client?,
             () = life.shutdown.cancelled() => return Ok(Finished::Left),
         };
         let updates = life.updates();
-        let attended = life.attend(client).await?;
+        let limit = patience.left(&life).max(SHORTEST_ANSWER);
+        let attended = life.attend(client, limit).await?;
         if life.updates() > updates {
             patience = Patience::new();
         }
@@ -68,6 +76,13 @@ pub async fn join(
                     );
                     patience.stranger = Some(found);
                 }
+            }
+            (Attended::Lost(reason), _) if pause.is_none() && !life.was_welcomed => {
+                return Err(WorkerError::Unreachable {
+                    address: life.options.address.clone(),
+                    reason,
+                    seconds: life.options.connect_timeout.as_secs(),
+                });
             }
             (Attended::Lost(reason), _) if pause.is_none() => {
                 let times = patience.losses;
@@ -106,8 +121,10 @@ impl Life {
     }
 }
 
-/// How long a worker tries to come back: with a state by the clock, without one by the number of attempts.
+/// How long a worker tries to come back: with a state, or before it was ever welcomed, by the clock; else by the number of
+/// attempts.
 struct Patience {
+    began: Instant,
     losses: u32,
     lost_at: Option<Instant>,
     /// The job of a coordinator in the place of this worker's own, once that was said.
@@ -118,6 +135,7 @@ struct Patience {
 impl Patience {
     fn new() -> Self {
         Self {
+            began: Instant::now(),
             losses: 0,
             lost_at: None,
             stranger: None,
@@ -133,7 +151,7 @@ impl Patience {
                 options.reconnect_timeout.saturating_sub(lost_at.elapsed())
             }
             _ if life.was_welcomed => options.reconnect_timeout,
-            _ => options.connect_timeout,
+            _ => options.connect_timeout.saturating_sub(self.began.elapsed()),
         }
     }
 
@@ -142,7 +160,7 @@ impl Patience {
         self.losses += 1;
         self.lost_at.get_or_insert_with(Instant::now);
         let pause = self.delays.next();
-        if life.engine.is_none() {
+        if life.engine.is_none() && life.was_welcomed {
             return pause;
         }
         let longest = match attended {

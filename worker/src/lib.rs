@@ -4,6 +4,7 @@
 //! [`session`] talk to the coordinator, [`fetch`] and [`blocks`] get what the step needs, [`run`] is the step itself on
 //! the engine's thread, [`collective`] sums with the peers, and [`upload`] hands the results over.
 
+pub mod address;
 mod attend;
 pub mod blocks;
 pub mod collective;
@@ -15,6 +16,7 @@ pub mod fetch;
 mod join;
 pub mod leases;
 mod place;
+mod resolve;
 pub mod run;
 pub mod session;
 pub mod slot;
@@ -41,7 +43,7 @@ pub const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
 /// How to join a coordinator. Only the address is needed.
 #[derive(Clone, Debug)]
 pub struct JoinOptions {
-    /// `HOST:PORT` of the coordinator.
+    /// `HOST:PORT` of the coordinator, or `HOST` where it listens at the default port.
     pub address: String,
     /// Default: all cores.
     pub threads: Option<usize>,
@@ -50,6 +52,8 @@ pub struct JoinOptions {
     pub token: Option<String>,
     /// The address that other workers should use. Default: the one that the coordinator sees.
     pub exchange_host: Option<String>,
+    /// The port at which other workers reach this one. Default: any that is free.
+    pub exchange_port: Option<u16>,
     /// Where fetched models are kept. Default: `MUSTER_CACHE_DIR`, else `~/.cache/muster`.
     pub cache_dir: Option<PathBuf>,
     /// For people. Default: host name and process number.
@@ -70,6 +74,7 @@ impl JoinOptions {
             device: Device::default(),
             token: None,
             exchange_host: None,
+            exchange_port: None,
             cache_dir: None,
             name: None,
             connect_timeout: Duration::from_secs(60),
@@ -90,8 +95,8 @@ pub enum Finished {
 
 #[derive(Debug, Error)]
 pub enum WorkerError {
-    #[error("{address} is not HOST:PORT")]
-    Address { address: String },
+    #[error(transparent)]
+    Address(#[from] address::AddressError),
     #[error("coordinator {address} cannot be reached: {reason} (tried for {seconds} s)")]
     Unreachable {
         address: String,

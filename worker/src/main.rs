@@ -65,8 +65,8 @@ enum Command {
 
 #[derive(Args)]
 struct JoinArgs {
-    /// Where the coordinator listens
-    #[arg(value_name = "HOST:PORT")]
+    /// Where the coordinator listens; without a port at 7077
+    #[arg(value_name = "HOST[:PORT]")]
     address: String,
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
@@ -83,6 +83,9 @@ struct JoinArgs {
     /// Address of this machine for other workers [default: the one that the coordinator sees]
     #[arg(long, value_name = "HOST")]
     exchange_host: Option<String>,
+    /// Port of this machine for other workers, to be opened in firewalls [default: any that is free]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
+    exchange_port: Option<u16>,
     /// What to call this worker [default: host name and process number]
     #[arg(long)]
     name: Option<String>,
@@ -201,6 +204,7 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
         device: args.device,
         token,
         exchange_host: args.exchange_host,
+        exchange_port: args.exchange_port,
         cache_dir: args.cache_dir,
         name: args.name,
         connect_timeout: Duration::from_secs(args.connect_timeout),
@@ -211,7 +215,7 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
 
 fn exit_code(error: &WorkerError) -> u8 {
     match error {
-        WorkerError::Address { .. } | WorkerError::Token => USAGE,
+        WorkerError::Address(_) | WorkerError::Token => USAGE,
         WorkerError::Refused { .. }
         | WorkerError::OtherJob { .. }
         | WorkerError::Coordinator { .. } => PREFLIGHT,

@@ -130,8 +130,8 @@ pub struct Session {
     pub down: Streaming<v1::CoordinatorMessage>,
 }
 
-/// Joins. An error is the coordinator's answer or the network's.
-pub async fn open(client: &Client, join: v1::Join) -> Result<Session, SessionEnd> {
+/// Joins, within `limit` at most. An error is the coordinator's answer or the network's.
+pub async fn open(client: &Client, join: v1::Join, limit: Duration) -> Result<Session, SessionEnd> {
     let (sender, receiver) = mpsc::channel(OUTGOING);
     // Never full: it is the first message.
     let _ = sender.try_send(up(Up::Join(join)));
@@ -142,7 +142,7 @@ pub async fn open(client: &Client, join: v1::Join) -> Result<Session, SessionEnd
         let first = down.message().await?;
         Ok::<_, Status>((first, down))
     };
-    let (first, down) = match tokio::time::timeout(WELCOME_TIMEOUT, welcome).await {
+    let (first, down) = match tokio::time::timeout(WELCOME_TIMEOUT.min(limit), welcome).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(status)) => return Err(SessionEnd::of(&status)),
         Err(_) => return Err(SessionEnd::Lost("no answer to Join".to_owned())),

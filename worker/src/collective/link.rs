@@ -4,17 +4,21 @@
 //! for too long, or when the connection breaks.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
+use crate::resolve::resolve;
 
 /// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
 /// by the coordinator and by its machine's end of the connection.
 const OPENING_PATIENCE: Duration = Duration::from_secs(600);
+
+/// For the name of a peer.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Of each end of a connection within this machine. Linux takes twice as much, for what it keeps beside the data, and no more
 /// than `net.core.rmem_max` and `wmem_max` allow.
@@ -33,8 +37,11 @@ pub(super) enum LinkError {
 /// Connects to `HOST:PORT`, whichever of its addresses answers.
 pub(super) fn connect(address: &str, timeout: Duration) -> std::io::Result<TcpStream> {
     let mut failure = std::io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs()? {
-        match connect_to(address, timeout) {
+    let deadline = Instant::now() + timeout;
+    for address in resolve(address, timeout.min(RESOLVE_TIMEOUT))? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // The system takes no time-out of nothing.
+        match connect_to(address, left.max(TICK)) {
             Ok(stream) => return Ok(stream),
             Err(e) => failure = e,
         }

@@ -59,12 +59,16 @@ impl Callers {
 }
 
 impl Listener {
-    pub fn bind(host: IpAddr, feeds: Arc<Feeds>) -> Result<Self, CollectiveError> {
-        let failed = |e: std::io::Error| CollectiveError::Listen {
-            host,
-            reason: e.to_string(),
+    /// On a free port where `port` is 0.
+    pub fn bind(host: IpAddr, port: u16, feeds: Arc<Feeds>) -> Result<Self, CollectiveError> {
+        let failed = |e: std::io::Error| match e.kind() {
+            ErrorKind::AddrInUse if port != 0 => CollectiveError::PortInUse { port },
+            _ => CollectiveError::Listen {
+                host,
+                reason: e.to_string(),
+            },
         };
-        let listener = TcpListener::bind((host, 0)).map_err(failed)?;
+        let listener = TcpListener::bind((host, port)).map_err(failed)?;
         unpace(&SockRef::from(&listener));
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Waiting {

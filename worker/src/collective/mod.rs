@@ -34,7 +34,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use self::feed::{FeedLimits, Feeds};
-use self::fence::Fence;
+use self::fence::{Fence, TICK};
 use self::listener::Listener;
 use self::tcp::Mesh;
 use crate::engine::packed::PackedSums;
@@ -133,6 +133,11 @@ pub enum CollectiveError {
     Slots { step: u64, reason: String },
     #[error("cannot listen for other workers on {host}: {reason}")]
     Listen { host: IpAddr, reason: String },
+    #[error(
+        "port {port} for the exchange with other workers is taken on this machine, by another worker or program: give each \
+         worker here an --exchange-port of its own, or leave it out to get a free one"
+    )]
+    PortInUse { port: u16 },
 }
 
 /// This worker's end of the exchange: one listener for its whole life, one mesh per generation.
@@ -156,13 +161,22 @@ struct Forming {
 impl Collective {
     /// Listens on a free port of `host`.
     pub fn bind(host: IpAddr) -> Result<Self, CollectiveError> {
-        Self::bind_with(host, FeedLimits::default())
+        Self::bind_at(host, 0)
+    }
+
+    /// Listens on this port of `host`; on a free one where it is 0.
+    pub fn bind_at(host: IpAddr, port: u16) -> Result<Self, CollectiveError> {
+        Self::bind_to(host, port, FeedLimits::default())
     }
 
     pub fn bind_with(host: IpAddr, feed_limits: FeedLimits) -> Result<Self, CollectiveError> {
+        Self::bind_to(host, 0, feed_limits)
+    }
+
+    fn bind_to(host: IpAddr, port: u16, feed_limits: FeedLimits) -> Result<Self, CollectiveError> {
         let feeds = Arc::new(Feeds::new(feed_limits));
         Ok(Self {
-            listener: Arc::new(Listener::bind(host, feeds.clone())?),
+            listener: Arc::new(Listener::bind(host, port, feeds.clone())?),
             feeds,
             current: Mutex::new(None),
         })
@@ -208,16 +222,19 @@ impl Collective {
             .clone()
             .filter(|forming| forming.generation == generation)
             .ok_or(CollectiveError::Superseded)?;
-        // `Mesh::form` always comes to an end: it has a deadline and watches the fence.
+        // `Mesh::form` always comes to an end, but where the generation is over it is not waited for: it may be about to
+        // connect, or to look up a name.
         let mut result = lock(&forming.result);
         loop {
             if let Some(result) = &*result {
                 return result.clone();
             }
+            forming.fence.check()?;
             result = forming
                 .changed
-                .wait(result)
-                .unwrap_or_else(PoisonError::into_inner);
+                .wait_timeout(result, TICK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 

@@ -111,11 +111,8 @@ async fn a_coordinator_that_is_not_there_is_given_up_in_time() {
     .unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(10));
     assert!(error.to_string().contains(&address), "{error}");
-    for wrong in ["localhost", ":7077", "host:port", "http://host:7077"] {
+    for wrong in ["", ":7077", "host:port", "http://host:7077"] {
         let joined = join(JoinOptions::new(wrong), CancellationToken::new()).await;
-        assert!(
-            matches!(joined, Err(WorkerError::Address { .. })),
-            "{wrong}"
-        );
+        assert!(matches!(joined, Err(WorkerError::Address(_))), "{wrong}");
     }
 }
