@@ -21,6 +21,7 @@ pub mod shelf;
 #[cfg(feature = "single-node")]
 pub mod single_node;
 pub mod start;
+mod test_prompts;
 pub mod train;
 pub mod ui;
 pub mod upload;

@@ -21,8 +21,9 @@ use crate::recorder::Recorder;
 use crate::resume::{Past, ResumeError, Start};
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, DevicesError, LocalWorkers};
+use crate::test_prompts::{ask_after, ask_before};
 use crate::train::{Ended, Training};
-use crate::ui::{Answer, NextView, PlanView, Programs, Terminal, quoted};
+use crate::ui::{NextView, PlanView, Programs, Terminal, quoted};
 use crate::words::{job_words, resume_words};
 
 #[derive(Debug, Error)]
@@ -299,68 +300,6 @@ fn local_workers(arguments: &StartArguments) -> Option<LocalWorkers> {
         threads: arguments.threads,
         devices: arguments.device.clone(),
     })
-}
-
-/// The base model's answers to the test prompts, or none where they cannot be had.
-fn ask_before(
-    arguments: &StartArguments,
-    prepared: &Prepared,
-    terminal: &mut Terminal,
-) -> Vec<Option<String>> {
-    let job = &prepared.job;
-    let unasked = vec![None; job.test_prompts.len()];
-    if !arguments.single_node || job.init_weights == common::job::InitWeights::Random {
-        return unasked;
-    }
-    let adapter = match &job.method {
-        Method::Lora(lora) => lora.model_dir.clone(),
-        Method::Full => None,
-    };
-    match answer(&job.base_model, adapter.as_deref(), &job.test_prompts) {
-        Ok(answers) => answers.into_iter().map(Some).collect(),
-        Err(reason) => {
-            terminal.say(&format!("the test prompts were not answered: {reason}"));
-            unasked
-        }
-    }
-}
-
-/// The result's answers beside the base model's. Only where they were asked before.
-fn ask_after(job: &JobSpec, before: Vec<Option<String>>, terminal: &mut Terminal) {
-    if before.iter().all(Option::is_none) && job.init_weights != common::job::InitWeights::Random {
-        return;
-    }
-    let output = Some(job.output_dir.as_path());
-    let (model, adapter) = match &job.method {
-        Method::Lora(_) => (job.base_model.as_path(), output),
-        Method::Full => (job.output_dir.as_path(), None),
-    };
-    match answer(model, adapter, &job.test_prompts) {
-        Ok(answers) => {
-            let answer = |((prompt, before), after): ((&String, _), _)| Answer {
-                prompt: prompt.clone(),
-                before,
-                after,
-            };
-            let asked = job.test_prompts.iter().zip(before).zip(answers);
-            terminal.show_answers(&asked.map(answer).collect::<Vec<_>>());
-        }
-        Err(reason) => terminal.say(&format!("the test prompts were not answered: {reason}")),
-    }
-}
-
-fn answer(
-    model: &std::path::Path,
-    adapter: Option<&std::path::Path>,
-    prompts: &[String],
-) -> Result<Vec<String>, String> {
-    #[cfg(feature = "single-node")]
-    return single_node::answer(model, adapter, prompts);
-    #[cfg(not(feature = "single-node"))]
-    {
-        let _ = (model, adapter, prompts);
-        Err("this build has no engine".to_owned())
-    }
 }
 
 fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec) {
