@@ -12,6 +12,7 @@ pub mod job;
 pub mod memory;
 pub mod plan;
 pub mod rng;
+pub mod streams;
 pub mod wire;
 
 /// Muster's version. Coordinator and workers must run the same one.

@@ -1,14 +1,17 @@
 //! The coordinator's command line.
 
-use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use common::failpoint;
+use common::{failpoint, streams};
 use coordinator::args::{Arguments, Command, exit};
 use coordinator::check::{self, CheckError, CheckOptions};
 use coordinator::start;
 use tracing_subscriber::EnvFilter;
+
+/// How long the last words may take to be read.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -17,7 +20,7 @@ fn main() -> ExitCode {
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,worker=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(streams::stderr)
         // They would go to the same place.
         .log_internal_errors(false)
         .init();
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(error) => {
             complain(&error);
+            streams::finish(FAREWELL);
             return ExitCode::from(exit::USAGE);
         }
     }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
             }
         }
     };
+    streams::finish(FAREWELL);
     ExitCode::from(code)
 }
 
@@ -64,7 +69,8 @@ fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
     }
 }
 
-/// A terminal that is gone takes no words.
+/// After everything else that was said. A terminal that is gone takes no words.
 fn complain(error: &dyn std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "error: {error}");
+    streams::finish(FAREWELL);
+    streams::stderr().say(&format!("error: {error}"));
 }

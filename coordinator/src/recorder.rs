@@ -1,4 +1,5 @@
-//! One thread tells the terminal and the files what happens, so that the driver never waits for a disk.
+//! One thread tells the files and the terminal what happens, so that the driver never waits for a disk. Whether anybody reads
+//! what the terminal is told holds neither up.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,8 @@ struct Shared {
     changed: Condvar,
     /// The files could not be written; it was said.
     failing: AtomicBool,
+    /// A worker was here.
+    joined: AtomicBool,
     removed: CancellationToken,
 }
 
@@ -37,6 +40,7 @@ impl Recorder {
             files: Mutex::new(files),
             changed: Condvar::new(),
             failing: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
             removed: CancellationToken::new(),
         }))
     }
@@ -57,6 +61,9 @@ impl Recorder {
     /// Files first: what the terminal says is on record. A full disk is said once, and once more when it is over; training
     /// goes on.
     pub fn observe(&self, event: &RunEvent, terminal: &mut Terminal) {
+        if matches!(event, RunEvent::WorkerJoined { .. }) {
+            self.0.joined.store(true, Ordering::Relaxed);
+        }
         let mut files = self.files();
         let mut result = files.observe(event);
         if let RunEvent::Started { numerics_class, .. } = event {
@@ -95,6 +102,11 @@ impl Recorder {
             }
             _ => {}
         }
+    }
+
+    /// Whether a worker has joined since this coordinator began.
+    pub fn somebody_joined(&self) -> bool {
+        self.0.joined.load(Ordering::Relaxed)
     }
 
     /// Cancelled once it was noticed that the output folder is gone.

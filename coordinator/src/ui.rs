@@ -1,9 +1,11 @@
 //! What the user sees on the terminal: the plan, a sample of the data, the progress, and at the end what came out and
 //! how to go on. Plain views and run events enter, text leaves; nothing depends on whether anybody reads it.
 //!
-//! On a terminal there is a progress bar. Where standard output is none, there is one plain line per logged step.
+//! On a terminal there is a progress bar. Where standard output is none, there is one plain line per logged step. What nobody
+//! reads is dropped and counted ([`common::streams`]): nothing here waits for a reader.
 
 mod answers;
+mod bar_terminal;
 mod next;
 mod plan;
 mod progress;
@@ -14,6 +16,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use common::data::Sample;
+use common::streams;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
@@ -22,7 +25,11 @@ pub use plan::{PlanView, block_count};
 pub use text::{Style, bytes, duration, grouped};
 
 use crate::events::{RunEnd, RunEvent, StepRecord};
+use bar_terminal::BarTerminal;
 use progress::Mean;
+
+/// Pictures of the bar in a second, at most.
+const BAR_HZ: u8 = 20;
 
 /// The user's side of a run.
 pub struct Terminal {
@@ -51,7 +58,7 @@ impl Terminal {
             colour: interactive && !no_color,
         };
         Self::new(
-            Box::new(std::io::stdout()),
+            Box::new(streams::stdout()),
             style,
             interactive,
             logging_steps,
@@ -134,8 +141,7 @@ impl Terminal {
         self.first_step = Some(step);
         self.began = Instant::now();
         if self.interactive {
-            let bar =
-                ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stdout());
+            let bar = ProgressBar::with_draw_target(Some(total_steps), bar_target());
             bar.set_style(progress::bar_style(self.style));
             bar.set_position(step);
             bar.set_message("waiting for the first step");
@@ -201,6 +207,12 @@ impl Terminal {
             None => write(),
         }
     }
+}
+
+/// Where a bar is drawn: beside the lines, in the same order.
+fn bar_target() -> ProgressDrawTarget {
+    let terminal = BarTerminal::new(streams::stdout());
+    ProgressDrawTarget::term_like_with_hz(Box::new(terminal), BAR_HZ)
 }
 
 #[cfg(test)]

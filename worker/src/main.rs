@@ -4,7 +4,7 @@ mod bench;
 mod generate;
 mod merge;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use common::streams;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use worker::{Device, Finished, JoinOptions, WorkerError, join};
@@ -22,6 +23,11 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const PREFLIGHT: u8 = 3;
 const INTERRUPTED: u8 = 130;
+
+/// How long the last words may take to be read.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// The same where somebody is in a hurry.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Muster's worker: joins a coordinator and computes its share of every step.
 #[derive(Parser)]
@@ -112,7 +118,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(streams::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
@@ -122,16 +128,22 @@ fn main() -> ExitCode {
     match common::failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
         Ok(None) => {}
-        Err(error) => return fail(USAGE, &error.to_string()),
+        Err(error) => {
+            let code = fail(USAGE, &error.to_string());
+            streams::finish(FAREWELL);
+            return code;
+        }
     }
-    match cli.command {
+    let code = match cli.command {
         Command::Join(args) => run_join(args),
         Command::Generate(args) => finish(generate::run(args)),
         Command::Bench(args) => finish(bench::run(args)),
         Command::BenchExchange(args) => finish(bench::exchange::run(args)),
         Command::SelfCheck(args) => finish(bench::self_check::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
-    }
+    };
+    streams::finish(FAREWELL);
+    code
 }
 
 fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
@@ -236,6 +248,10 @@ async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>
         () = hung_up() => false,
     };
     interrupted.store(first, Ordering::SeqCst);
+    match first {
+        true => tracing::info!("Ctrl-C: stopping; press it again to stop at once"),
+        false => tracing::info!("asked to stop by a signal: stopping; a second one stops at once"),
+    }
     shutdown.cancel();
     ctrl_c().await;
     let code = if interrupted.load(Ordering::SeqCst) {
@@ -243,6 +259,7 @@ async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>
     } else {
         0
     };
+    streams::finish(LAST_WORDS);
     std::process::exit(code);
 }
 
@@ -282,6 +299,6 @@ async fn hung_up() {
 
 fn fail(code: u8, message: &str) -> ExitCode {
     // A terminal that is gone takes no words.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    streams::stderr().say(&format!("error: {message}"));
     ExitCode::from(code)
 }
