@@ -113,6 +113,13 @@ pub fn check_output_dir(identity: &RunIdentity) -> Result<Option<RunRecord>, Out
     Ok(Some(record))
 }
 
+/// What an output folder says of another job does not count any more. It is kept under another name.
+pub fn set_record_aside(dir: &Path) -> Result<(), OutputError> {
+    let path = dir.join(RUN);
+    let aside = path.with_extension("json.old");
+    fs::rename(&path, &aside).map_err(OutputError::io("rename", &path))
+}
+
 fn refuse_inputs(job: &JobSpec) -> Result<(), OutputError> {
     let dir = &job.output_dir;
     let is_output = |path: &Path| match (path.canonicalize(), dir.canonicalize()) {
