@@ -1,8 +1,9 @@
 //! Places at which a test may kill or stop this process, to prove that the others go on.
 //!
-//! In: `MUSTER_FAILPOINT=NAME[:NTH][=kill|stop]`, read once by [`arm`]. Out: at the NTH (default 1) time that NAME is
-//! reached, SIGKILL or SIGSTOP to this process: nothing is flushed, no destructor runs, as if the power had gone. Where
-//! nothing is armed, a place costs one relaxed load. It never changes what is computed.
+//! In: `MUSTER_FAILPOINT=NAME[:NTH][=kill|stop|hold]`, read once by [`arm`]. Out: at the NTH (default 1) time that NAME is
+//! reached, SIGKILL or SIGSTOP to this process: nothing is flushed, no destructor runs, as if the power had gone. `hold`
+//! holds only the thread that came there, for ever, as a file system does that hangs. Where nothing is armed, a place costs
+//! one relaxed load. It never changes what is computed.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +27,7 @@ pub const WORKER: &[&str] = &[
 
 /// The places of a coordinator.
 pub const COORDINATOR: &[&str] = &[
+    "pack",
     "journal-write",
     "commit",
     "evaluate",
@@ -37,7 +39,7 @@ pub const COORDINATOR: &[&str] = &[
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum FailpointError {
     #[error(
-        "{VARIABLE}={value} is not NAME[:NTH][=kill|stop]: {reason}; the names are {}",
+        "{VARIABLE}={value} is not NAME[:NTH][=kill|stop|hold]: {reason}; the names are {}",
         [WORKER, COORDINATOR].concat().join(", ")
     )]
     Malformed { value: String, reason: String },
@@ -49,6 +51,7 @@ pub enum FailpointError {
 enum Deed {
     Kill,
     Stop,
+    Hold,
 }
 
 #[derive(Debug)]
@@ -102,7 +105,7 @@ fn pass(name: &str) {
             left.checked_sub(1)
         });
     if counted == Ok(1) {
-        signal_self(failpoint.deed);
+        fail(failpoint.deed);
     }
 }
 
@@ -117,7 +120,8 @@ fn parse(value: &str) -> Result<Failpoint, String> {
     let deed = match deed {
         "kill" => Deed::Kill,
         "stop" => Deed::Stop,
-        _ => return Err(format!("{deed:?} is neither kill nor stop")),
+        "hold" => Deed::Hold,
+        _ => return Err(format!("{deed:?} is neither kill nor stop nor hold")),
     };
     let name = known(name).ok_or_else(|| format!("there is no place {name:?}"))?;
     let nth: u64 = match nth.parse() {
@@ -132,10 +136,13 @@ fn parse(value: &str) -> Result<Failpoint, String> {
 }
 
 #[cfg(unix)]
-fn signal_self(deed: Deed) {
+fn fail(deed: Deed) {
     let signal = match deed {
         Deed::Kill => libc::SIGKILL,
         Deed::Stop => libc::SIGSTOP,
+        Deed::Hold => loop {
+            std::thread::park();
+        },
     };
     // Sent to the process, it might reach another thread first, and this one would go on for a moment.
     // SAFETY: takes and returns plain integers and touches no memory of this process.
@@ -143,7 +150,7 @@ fn signal_self(deed: Deed) {
 }
 
 #[cfg(not(unix))]
-fn signal_self(_: Deed) {}
+fn fail(_: Deed) {}
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -156,6 +163,7 @@ mod tests {
             ("join", "join", 1, Deed::Kill),
             ("exchange:7", "exchange", 7, Deed::Kill),
             ("forward=stop", "forward", 1, Deed::Stop),
+            ("pack=hold", "pack", 1, Deed::Hold),
             ("checkpoint-write:2=kill", "checkpoint-write", 2, Deed::Kill),
         ] {
             let failpoint = parse(value).unwrap();

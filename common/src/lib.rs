@@ -11,6 +11,7 @@ pub mod hangup;
 pub mod job;
 pub mod memory;
 pub mod plan;
+pub mod progress;
 pub mod rng;
 pub mod streams;
 pub mod wire;

@@ -22,6 +22,8 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 pub const TOKEN_KEY: &str = "authorization";
 /// The metadata key under which a coordinator that refuses a worker names its job by digest.
 pub const JOB_KEY: &str = "muster-job-digest";
+/// The metadata key under which a coordinator that has no run yet says what it is at. Whoever hears it comes back.
+pub const PREPARING_KEY: &str = "muster-preparing";
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WireError {

@@ -10,6 +10,7 @@ use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, origins, prepare_blocks, prune_blocks, samples};
 use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources, JobSpec, ValSetSize};
+use common::progress::Progress;
 use support::{template_text, write_model};
 
 struct Setup {
@@ -59,7 +60,13 @@ impl Setup {
     fn prepare(&self) -> Result<PreparedData, DataErrors> {
         let (tokenizer, template) = self.parts();
         let out = self.folder.path().join("out/.muster");
-        prepare_blocks(&self.job, &tokenizer, template.as_ref(), &out)
+        prepare_blocks(
+            &self.job,
+            &tokenizer,
+            template.as_ref(),
+            &out,
+            &Progress::default(),
+        )
     }
 
     fn problems(&self) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 
 use common::data::{DataCounts, DataErrors, Sample, samples};
 use common::job::{JobSpec, Method};
+use common::progress::Progress;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -40,7 +41,7 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
         Some(Scratch::new()?)
     };
     let blocks_dir = scratch.as_ref().map_or(kept.as_path(), Scratch::path);
-    let prepared = prepare_in(job, blocks_dir, false)?;
+    let prepared = prepare_in(job, blocks_dir, false, &Progress::default())?;
     let samples = samples(
         job,
         &prepared.tokenizer,

@@ -1,11 +1,15 @@
-//! Where a run is entered: the port for workers, the addresses by which others reach it, the token, and the lock of the
+//! Where a run is entered: the port for workers, the address that those of this process tell others, the token, and the lock of the
 //! output folder. Nothing here knows of training.
 
 use std::fs::{File, TryLockError};
-use std::net::{SocketAddr, TcpListener};
+#[cfg(feature = "single-node")]
+use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "single-node")]
+use crate::addresses::resolvable_host_name;
 use crate::prepare::WORK_FOLDER;
 use crate::start::StartError;
 
@@ -84,21 +88,11 @@ pub fn lock(
     }
 }
 
-/// An address that names this machine instead of all its interfaces, for people.
-pub fn reachable(address: SocketAddr) -> String {
-    if !address.ip().is_unspecified() {
-        return address.to_string();
-    }
-    let host = host_name().unwrap_or_else(|| "HOST".to_owned());
-    format!("{host}:{}", address.port())
-}
-
 /// What workers inside this process tell workers on other machines. None where only this machine can join.
 ///
 /// With all interfaces open it is the one that leads outside, because not every network knows its host names.
 #[cfg(feature = "single-node")]
 pub fn exchange_host(listener: SocketAddr) -> Option<String> {
-    use std::net::ToSocketAddrs;
     let ip = listener.ip();
     if ip.is_loopback() {
         return None;
@@ -109,7 +103,7 @@ pub fn exchange_host(listener: SocketAddr) -> Option<String> {
     outward_address()
         .map(|ip| ip.to_string())
         // One that this machine does not know itself would keep even the workers inside this process apart.
-        .or_else(|| host_name().filter(|host| (host.as_str(), 0).to_socket_addrs().is_ok()))
+        .or_else(resolvable_host_name)
 }
 
 /// Of the interface that the default route takes. Nothing is sent.
@@ -123,12 +117,6 @@ fn outward_address() -> Option<std::net::IpAddr> {
         let ip = socket.local_addr().ok()?.ip();
         (!ip.is_unspecified() && !ip.is_loopback()).then_some(ip)
     })
-}
-
-fn host_name() -> Option<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let host = host.trim();
-    (!host.is_empty()).then(|| host.to_owned())
 }
 
 #[cfg(test)]

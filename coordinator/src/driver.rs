@@ -66,10 +66,21 @@ pub enum Input {
         answer: oneshot::Sender<Result<WorkerId, Status>>,
     },
     Happened(Event),
+    /// The user asked the run to stop.
+    Stop(StopRequest),
     /// A state that was asked for has arrived and its files have the digests they should have.
     Uploaded(Received),
     /// A checkpoint is on disk.
     Stored(State),
+}
+
+/// Why the run is to stop, and how.
+pub struct StopRequest {
+    pub reason: String,
+    /// To be started again: the workers wait for that.
+    pub resumable: bool,
+    /// What ends the process at once, for the user.
+    pub again: &'static str,
 }
 
 /// What every worker is told at the door.
@@ -207,6 +218,19 @@ impl Driver {
                     self.shelf.forget(*worker);
                 }
                 Some(event)
+            }
+            Input::Stop(request) => {
+                let saved = match self.cluster.unsaved_step() {
+                    Some(step) => format!(" after a checkpoint of step {step}"),
+                    None => String::new(),
+                };
+                let notice = RunEvent::Notice(format!("stopping{saved}; {}", request.again));
+                // Where the queue is full, nobody reads that fast.
+                drop(self.observer.try_send(notice));
+                let StopRequest {
+                    reason, resumable, ..
+                } = request;
+                Some(Event::StopRequested { reason, resumable })
             }
             Input::Uploaded(received) => {
                 let (worker, step) = (received.worker, received.step);

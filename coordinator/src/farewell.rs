@@ -2,15 +2,14 @@
 //! and are told that the job is done. In: the journal of the run, and the door. Out: a word to each worker that comes
 //! within a moment. It computes and stores nothing.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::job::Resume;
 use common::wire::down;
 use proto::v1::{self, coordinator_message::Message as Down};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::cluster::{Outcome, WorkerId};
@@ -18,11 +17,10 @@ use crate::door::{LOCK_PATIENCE, lock};
 use crate::driver::{Input, Outgoing};
 use crate::journal::{self, History, Journal};
 use crate::prepare::Prepared;
-use crate::server::serve;
+use crate::server::Server;
 use crate::service::Service;
 use crate::shelf::Shelf;
 use crate::start::StartError;
-use crate::train::FAREWELL;
 
 /// How long the workers may take to come: several of their attempts.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -32,8 +30,8 @@ const INPUTS: usize = 1024;
 /// Tells the workers that the journal knows of, if it does not say that they were told.
 pub fn let_workers_go(
     prepared: Prepared,
-    listener: TcpListener,
-    token: Option<String>,
+    server: Server,
+    runtime: &Runtime,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), StartError> {
     if prepared.job.resume != Resume::Auto || waiting(&prepared).is_none() {
@@ -49,18 +47,10 @@ pub fn let_workers_go(
         "the coordinator before this one could not tell its workers ({workers}): waiting up to {} s for them",
         PATIENCE.as_secs()
     ));
-    listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
     let term = history.term().cloned();
     let job_digest = prepared.job_digest.clone();
     let shelf = Arc::new(Shelf::new(prepared.data.file));
-    runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tell(listener, shelf, token, &job_digest, workers).await;
-        Ok::<_, std::io::Error>(())
-    })?;
+    runtime.block_on(tell(server, shelf, &job_digest, workers));
     if let Some(mut term) = term {
         term.term += 1;
         let (observer, _) = mpsc::channel(1);
@@ -83,17 +73,10 @@ fn waiting(prepared: &Prepared) -> Option<(History, usize)> {
 }
 
 /// Until all have been told, or time is up.
-async fn tell(
-    listener: tokio::net::TcpListener,
-    shelf: Arc<Shelf>,
-    token: Option<String>,
-    job_digest: &str,
-    workers: usize,
-) {
+async fn tell(server: Server, shelf: Arc<Shelf>, job_digest: &str, workers: usize) {
     let (inputs, mut arrivals) = mpsc::channel(INPUTS);
-    let closing = CancellationToken::new();
-    let service = Service::new(inputs, shelf, token);
-    let server = tokio::spawn(serve(service, listener, closing.clone()));
+    let token = server.token().map(str::to_owned);
+    server.open(Service::new(inputs, shelf, token));
     let all = async {
         let mut told = 0;
         while told < workers {
@@ -104,8 +87,7 @@ async fn tell(
         }
     };
     let _ = tokio::time::timeout(PATIENCE, all).await;
-    closing.cancel();
-    let _ = tokio::time::timeout(FAREWELL, server).await;
+    server.close().await;
 }
 
 /// True where this was a worker of the job, and it is told.

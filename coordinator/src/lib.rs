@@ -1,5 +1,6 @@
 //! The coordinator: checks the job, packs and serves the data, schedules the workers, and writes the results.
 
+mod addresses;
 pub mod args;
 pub mod check;
 pub mod checkpoints;
@@ -13,11 +14,13 @@ mod farewell;
 pub mod journal;
 pub mod output;
 pub mod prepare;
+pub mod reception;
 pub mod recorder;
 pub mod resume;
 pub mod server;
 pub mod service;
 pub mod shelf;
+pub mod signals;
 #[cfg(feature = "single-node")]
 pub mod single_node;
 pub mod start;

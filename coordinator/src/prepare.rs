@@ -22,6 +22,7 @@ use common::files::tensors::TensorFile;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
 use common::plan::Schedule;
+use common::progress::Progress;
 use thiserror::Error;
 
 use crate::claim::claim;
@@ -139,9 +140,9 @@ impl From<DataErrors> for PreflightError {
     }
 }
 
-/// Checks everything and packs the data into `<output_dir>/.muster`.
-pub fn prepare(job: &JobSpec) -> Result<Prepared, PreflightError> {
-    prepare_in(job, &job.output_dir.join(WORK_FOLDER), true)
+/// Checks everything and packs the data into `<output_dir>/.muster`. Ends soon with an error once `progress` is cancelled.
+pub fn prepare(job: &JobSpec, progress: &Progress) -> Result<Prepared, PreflightError> {
+    prepare_in(job, &job.output_dir.join(WORK_FOLDER), true, progress)
 }
 
 /// [`prepare`] with the block file elsewhere. The digests of a big model take a while: `with_digests` off skips them.
@@ -149,6 +150,7 @@ pub fn prepare_in(
     job: &JobSpec,
     blocks_dir: &Path,
     with_digests: bool,
+    progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
     let scratch = match errors.note(check_output_dir(job)) {
@@ -157,6 +159,7 @@ pub fn prepare_in(
         None => errors.note(Scratch::new()),
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
+    progress.begin("reading the model", 0);
     errors.note(check_adapter(job));
     let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
     let shape = model
@@ -180,7 +183,7 @@ pub fn prepare_in(
     };
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
-            prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir)
+            prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)
                 .map_err(|problems| {
                     errors
                         .problems
@@ -194,7 +197,9 @@ pub fn prepare_in(
         }
     };
     let model_files = match &model {
-        Some(model) if with_digests && errors.problems.is_empty() => errors.note(model.entries()),
+        Some(model) if with_digests && errors.problems.is_empty() => {
+            errors.note(model.entries_watched(progress))
+        }
         _ => Some(Vec::new()),
     };
     let found = (

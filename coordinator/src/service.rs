@@ -52,18 +52,7 @@ impl Service {
     }
 
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Some(token) = &self.token else {
-            return Ok(());
-        };
-        let presented = request.metadata().get(TOKEN_KEY);
-        let presented = presented.map_or(&[][..], |value| value.as_bytes());
-        if token_matches(presented, token) {
-            Ok(())
-        } else {
-            Err(Status::unauthenticated(
-                "the token is missing or wrong; give the worker the coordinator's --token-file",
-            ))
-        }
+        admit(self.token.as_deref(), request)
     }
 
     async fn tell(&self, input: Input) -> Result<(), Status> {
@@ -72,7 +61,24 @@ impl Service {
     }
 }
 
-type Downstream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// Lets a call pass that shows the token, where there is one.
+pub fn admit<T>(token: Option<&str>, request: &Request<T>) -> Result<(), Status> {
+    let Some(token) = token else {
+        return Ok(());
+    };
+    let presented = request.metadata().get(TOKEN_KEY);
+    let presented = presented.map_or(&[][..], |value| value.as_bytes());
+    if token_matches(presented, token) {
+        Ok(())
+    } else {
+        Err(Status::unauthenticated(
+            "the token is missing or wrong; give the worker the coordinator's --token-file",
+        ))
+    }
+}
+
+/// What is sent down in answer to a call.
+pub type Downstream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Coordinator for Service {

@@ -1,29 +1,36 @@
 //! `coordinator start`: from the command line to the result, phase by phase.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 
 use common::data::prune_blocks;
 use common::files::FileError;
 use common::job::{JobErrors, JobSpec, Method, Resume};
+use common::progress::{Cancelled, Progress};
+use common::streams;
 use thiserror::Error;
+use tokio::runtime::Runtime;
 
+use crate::addresses::{how_to_join, join_command};
 use crate::args::{StartArguments, exit};
 use crate::claim::claim;
 use crate::cluster::{Earlier, Outcome};
-use crate::door::{LOCK_PATIENCE, listen, lock, reachable, read_token};
+use crate::door::{LOCK_PATIENCE, listen, lock, read_token};
 use crate::events::{RunEnd, RunEvent};
 use crate::farewell::let_workers_go;
 use crate::journal::Journal;
-use crate::output::{OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState};
+use crate::output::{
+    OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
+};
 use crate::prepare::{PreflightError, Prepared, prepare};
 use crate::recorder::Recorder;
 use crate::resume::{Past, ResumeError, Start};
+use crate::server::Server;
+use crate::signals::Signals;
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, DevicesError, LocalWorkers};
 use crate::test_prompts::{ask_after, ask_before};
 use crate::train::{Ended, Training};
-use crate::ui::{NextView, PlanView, Programs, Terminal, quoted};
+use crate::ui::{NextView, PlanView, Programs, Terminal, quoted, showing};
 use crate::words::{job_words, resume_words};
 
 #[derive(Debug, Error)]
@@ -53,6 +60,8 @@ pub enum StartError {
     #[cfg(feature = "single-node")]
     #[error(transparent)]
     Devices(#[from] single_node::DevicesError),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     #[error("cannot start: {0}")]
     Runtime(#[from] std::io::Error),
     /// The job began and failed.
@@ -76,24 +85,45 @@ impl StartError {
 
 /// Runs a job and gives back the exit code.
 pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
-    if arguments.single_node && !cfg!(feature = "single-node") {
-        return Err(StartError::NoEngine);
+    let preparation = Progress::default();
+    let signals = Signals::listen(preparation.clone())?;
+    let ended = run_until_stopped(arguments, &preparation, &signals);
+    match (&ended, signals.first()) {
+        (Err(_), Some(signal)) if preparation.is_cancelled() => {
+            streams::stdout().say(&signal.stopped_early(&preparation));
+            Ok(signal.code)
+        }
+        _ => ended,
     }
-    #[cfg(feature = "single-node")]
-    single_node::check(&arguments.device, arguments.local_workers())?;
+}
+
+/// A cancelled preparation is an error like any other.
+fn run_until_stopped(
+    arguments: &StartArguments,
+    preparation: &Progress,
+    signals: &Signals,
+) -> Result<u8, StartError> {
+    check_usage(arguments)?;
     let mut job = arguments.job.load()?;
     let token = read_token(arguments.token_file.as_deref())?;
-    // Before the data is packed, because a port in use is found at once.
-    let listener = listen(arguments.listen_address())?;
     let mut terminal = Terminal::stdout(job.logging_steps);
     if let Some(notice) = cap_min_workers(arguments, &mut job) {
         terminal.say(&notice);
     }
-
-    let prepared = prepare(&job)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    // Before the data is packed: a port in use is found at once, and whoever comes is told to wait.
+    let listener = listen(arguments.listen_address())?;
+    let server = {
+        let _entered = runtime.enter();
+        Server::begin(listener, token, preparation.clone())?
+    };
+    let prepared = showing(preparation, || prepare(&job, preparation))?;
     let identity = identity(&prepared);
     if is_done_already(&mut terminal, arguments, &identity)? {
-        let_workers_go(prepared, listener, token, &mut |line| terminal.say(line))?;
+        signals.finish();
+        let_workers_go(prepared, server, &runtime, &mut |line| terminal.say(line))?;
         return Ok(exit::DONE);
     }
     let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {
@@ -102,54 +132,129 @@ pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
     if lock.waited && is_done_already(&mut terminal, arguments, &identity)? {
         return Ok(exit::DONE);
     }
+    let opening = open(arguments, prepared, &identity, &server, &mut terminal)?;
+    preparation.begin("answering the test prompts", 0);
+    let before = ask_before(arguments, &opening.prepared, &mut terminal);
+    preparation.check()?;
+    let course = Course {
+        identity: &identity,
+        server,
+        signals: signals.clone(),
+    };
+    let (ended, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
+    // What still runs then would only hold the result back.
+    runtime.shutdown_background();
+    if let Outcome::Finished { .. } = ended.outcome {
+        ask_after(&job, before, &mut terminal);
+        show_next(&mut terminal, arguments, &job);
+    }
+    exit_code(ended, &job, &mut terminal)
+}
+
+/// What can be said of the command line alone.
+fn check_usage(arguments: &StartArguments) -> Result<(), StartError> {
+    if arguments.single_node && !cfg!(feature = "single-node") {
+        return Err(StartError::NoEngine);
+    }
+    #[cfg(feature = "single-node")]
+    single_node::check(&arguments.device, arguments.local_workers())?;
+    Ok(())
+}
+
+/// A run that is prepared, and where it begins.
+struct Opening {
+    prepared: Prepared,
+    start: Start,
+    past: Past,
+}
+
+/// Takes the output folder, chooses where the run begins, and shows what will be trained. Needs the folder's lock.
+fn open(
+    arguments: &StartArguments,
+    prepared: Prepared,
+    identity: &RunIdentity,
+    server: &Server,
+    terminal: &mut Terminal,
+) -> Result<Opening, StartError> {
     prune_blocks(&prepared.data.file);
     let start = Start::choose(&prepared)?;
     let past = Past::find(&prepared, &start).map_err(StartError::Journal)?;
-    show(&mut terminal, &prepared, &start, &past);
-    if let Some(notice) = claim(&identity)?.notice {
-        terminal.say(&notice);
+    show(terminal, &prepared, &start, &past);
+    let claimed = claim(identity)?;
+    if let Some(notice) = &claimed.notice {
+        terminal.say(notice);
     }
-    let before = ask_before(arguments, &prepared, &mut terminal);
-    announce(&mut terminal, arguments, &listener, &start, token.is_some());
+    if claimed.replaces {
+        set_record_aside(&identity.job.output_dir)?;
+    }
+    announce(terminal, arguments, server, &start);
+    Ok(Opening {
+        prepared,
+        start,
+        past,
+    })
+}
 
+/// What the run goes through with.
+struct Course<'a> {
+    identity: &'a RunIdentity,
+    server: Server,
+    signals: Signals,
+}
+
+/// Opens the files of the run and trains to its end, whatever that is. The terminal comes back when all is said.
+fn train(
+    arguments: &StartArguments,
+    opening: Opening,
+    course: Course<'_>,
+    runtime: &Runtime,
+    terminal: Terminal,
+) -> Result<(Ended, Terminal), StartError> {
+    let Opening {
+        prepared,
+        start,
+        past,
+    } = opening;
     let plan = RunPlan {
         total_steps: prepared.total_steps(),
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
     let (recorded, known) = (past.recorded(&start), past.history.lines());
-    let recorder = Recorder::new(RunFiles::open(&identity, plan, recorded, known)?);
+    let files = RunFiles::open(course.identity, plan, recorded, known)?;
+    let recorder = Recorder::new(files);
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);
     let journal = Journal::begin(
-        &job.output_dir,
+        &prepared.job.output_dir,
         past.history,
         past.term.clone(),
         local_count(arguments),
         observer.clone(),
     )
     .map_err(StartError::Journal)?;
-    let ended = train(Training {
+    let how_to_join = (!arguments.single_node).then(|| {
+        let server = &course.server;
+        how_to_join(server.address(), server.token().is_some())
+    });
+    let training = Training {
         prepared,
         start,
         term: past.term,
         earlier,
         journal,
-        listener,
-        token,
+        server: course.server,
+        signals: course.signals,
         #[cfg(feature = "single-node")]
         local: local_workers(arguments),
         recorder: recorder.clone(),
         observer,
-    })?;
+        how_to_join,
+    };
+    let ended = runtime.block_on(training.run())?;
     let stopped = |_| StartError::Failed("the terminal thread stopped".to_owned());
     let mut terminal = thread.join().map_err(stopped)?;
-
     recorder.observe(&RunEvent::Ended(run_end(&ended.outcome)), &mut terminal);
-    if let Outcome::Finished { .. } = ended.outcome {
-        ask_after(&job, before, &mut terminal);
-        show_next(&mut terminal, arguments, &job);
-    }
-    exit_code(ended, &job, &mut terminal)
+    Ok((ended, terminal))
 }
 
 /// Says how to go on where the job is not done.
@@ -163,16 +268,6 @@ fn exit_code(ended: Ended, job: &JobSpec, terminal: &mut Terminal) -> Result<u8,
         }
         Outcome::Failed { reason, .. } => Err(StartError::Failed(reason)),
     }
-}
-
-fn train(training: Training) -> std::io::Result<Ended> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let ended = runtime.block_on(training.run());
-    // What still runs then would only hold the result back.
-    runtime.shutdown_background();
-    ended
 }
 
 fn identity(prepared: &Prepared) -> RunIdentity {
@@ -249,28 +344,18 @@ fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start, past: &Past
 }
 
 /// Where workers can join, and where the run goes on from.
-fn announce(
-    terminal: &mut Terminal,
-    arguments: &StartArguments,
-    listener: &TcpListener,
-    start: &Start,
-    has_token: bool,
-) {
+fn announce(terminal: &mut Terminal, arguments: &StartArguments, server: &Server, start: &Start) {
     if let Some(path) = start.state.folder.clone().filter(|_| start.state.step > 0) {
         let step = start.state.step;
         terminal.observe(&RunEvent::Resumed { step, path });
     }
-    let Ok(address) = listener.local_addr() else {
-        return;
-    };
     if !arguments.single_node || arguments.listen.is_some() {
-        let option = if has_token { " --token-file FILE" } else { "" };
         terminal.say(&format!(
-            "workers join with: worker join {}{option}",
-            reachable(address)
+            "workers join with: {}",
+            join_command(server.address(), server.token().is_some())
         ));
     }
-    if !address.ip().is_loopback() && !has_token {
+    if !server.address().ip().is_loopback() && server.token().is_none() {
         terminal.say("anyone who reaches this port can join and read the data; use --token-file to prevent that");
     }
 }

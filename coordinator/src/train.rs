@@ -1,10 +1,8 @@
-//! A run from the open door to the outcome: the server, the driver, the workers inside this process, and the signals.
+//! A run from the beginning of training to the outcome: the driver, and the workers inside this process.
 //!
 //! Everything was checked before; what fails here fails because of machines, not because of the job.
 
-use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use common::data::origins;
@@ -14,7 +12,6 @@ use common::job::JobSpec;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::exit;
 use crate::checkpoints::Store;
 use crate::cluster::{BlockTokens, Cluster, Course, Earlier, Event, Outcome, Settings};
 use crate::driver::{Driver, Greeting, Input};
@@ -23,16 +20,20 @@ use crate::journal::{Journal, Term};
 use crate::prepare::Prepared;
 use crate::recorder::Recorder;
 use crate::resume::Start;
-use crate::server::serve;
+use crate::server::Server;
 use crate::service::Service;
 use crate::shelf::Shelf;
+use crate::signals::Signals;
 #[cfg(feature = "single-node")]
 use crate::single_node::LocalWorkers;
 
 /// Inputs that may wait for the driver.
 const INPUTS: usize = 1024;
-/// How long the last messages may take on their way out.
-pub const FAREWELL: Duration = Duration::from_secs(5);
+/// How long the workers of this process may take to leave.
+#[cfg(feature = "single-node")]
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long workers may take to come before the user is told how they do.
+const JOIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Of the rows at fault.
 const MAX_NAMED_ROWS: usize = 20;
 
@@ -44,13 +45,15 @@ pub struct Training {
     pub term: Term,
     pub earlier: Earlier,
     pub journal: Journal,
-    pub listener: TcpListener,
-    /// What workers must show.
-    pub token: Option<String>,
+    /// It has told workers to wait until now.
+    pub server: Server,
+    pub signals: Signals,
     #[cfg(feature = "single-node")]
     pub local: Option<LocalWorkers>,
     pub recorder: Recorder,
     pub observer: mpsc::Sender<RunEvent>,
+    /// What the user is told where no worker comes.
+    pub how_to_join: Option<String>,
 }
 
 /// How it ended.
@@ -64,12 +67,7 @@ impl Training {
     /// Serves, trains and stores until the run ends.
     pub async fn run(self) -> std::io::Result<Ended> {
         let (inputs, arrivals) = mpsc::channel(INPUTS);
-        let closing = CancellationToken::new();
-        self.listener.set_nonblocking(true)?;
-        let listener = tokio::net::TcpListener::from_std(self.listener)?;
-        #[cfg(feature = "single-node")]
-        let address = listener.local_addr()?;
-
+        self.signals.begin(inputs.clone());
         let greeting = greeting(&self.prepared, &self.term)?;
         let settings = Settings {
             run: self.term.run,
@@ -79,14 +77,23 @@ impl Training {
         };
         let cluster = cluster(&self.prepared, settings);
         tokio::spawn(stop_where_removed(self.recorder.removed(), inputs.clone()));
+        if let Some(hint) = self.how_to_join {
+            let recorder = self.recorder.clone();
+            tokio::spawn(tell_if_nobody_joins(
+                hint,
+                recorder,
+                self.observer.downgrade(),
+            ));
+        }
         let store = Arc::new(store(&self.prepared, self.recorder));
         let shelf = Arc::new(Shelf::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
         if let Some(folder) = &self.start.state.folder {
             shelf.offer(folder, &self.start.state.files);
         }
-        let service = Service::new(inputs.clone(), shelf.clone(), self.token.clone());
-        let server = tokio::spawn(serve(service, listener, closing.clone()));
+        let token = self.server.token().map(str::to_owned);
+        let service = Service::new(inputs.clone(), shelf.clone(), token.clone());
+        self.server.open(service);
         let driver = Driver::new(
             cluster,
             greeting,
@@ -97,18 +104,11 @@ impl Training {
             inputs.clone(),
         )
         .with_journal(self.journal);
-        let stopped_by = Arc::new(AtomicU8::new(0));
-        let over = CancellationToken::new();
-        watch_signals(obey_signals(
-            inputs.clone(),
-            stopped_by.clone(),
-            over.clone(),
-        ))?;
         #[cfg(feature = "single-node")]
         let shutdown = CancellationToken::new();
         #[cfg(feature = "single-node")]
         let workers = self.local.map(|local| {
-            let workers = local.join(address, self.token.as_deref(), &shutdown);
+            let workers = local.join(self.server.address(), token.as_deref(), &shutdown);
             tokio::spawn(watch_workers(workers, inputs.clone()))
         });
 
@@ -119,11 +119,9 @@ impl Training {
             shutdown.cancel();
             let _ = tokio::time::timeout(FAREWELL, workers).await;
         }
-        closing.cancel();
-        let _ = tokio::time::timeout(FAREWELL, server).await;
+        self.server.close().await;
         // From here on nobody is left to ask for an end.
-        over.cancel();
-        let code = stopped_by.load(Ordering::SeqCst);
+        self.signals.finish();
         let data = Data {
             job: self.prepared.job,
             tokenizer: self.prepared.tokenizer,
@@ -139,7 +137,7 @@ impl Training {
         };
         Ok(Ended {
             outcome,
-            stopped_by: (code != 0).then_some(code),
+            stopped_by: self.signals.first().map(|signal| signal.code),
         })
     }
 }
@@ -237,6 +235,18 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
     }
 }
 
+/// Once. It keeps no observer from ending.
+async fn tell_if_nobody_joins(
+    hint: String,
+    recorder: Recorder,
+    observer: mpsc::WeakSender<RunEvent>,
+) {
+    tokio::time::sleep(JOIN_PATIENCE).await;
+    if let Some(observer) = observer.upgrade().filter(|_| !recorder.somebody_joined()) {
+        let _ = observer.send(RunEvent::Notice(hint)).await;
+    }
+}
+
 /// Without its output folder a run has nothing to go on from, should it die: it makes the folder anew, with a checkpoint
 /// in it, and goes on with the next start.
 async fn stop_where_removed(removed: CancellationToken, inputs: mpsc::Sender<Input>) {
@@ -246,99 +256,6 @@ async fn stop_where_removed(removed: CancellationToken, inputs: mpsc::Sender<Inp
         resumable: true,
     };
     let _ = inputs.send(Input::Happened(event)).await;
-}
-
-/// On a thread of its own: what is left to do after the run is done without a runtime, and may be interrupted too.
-fn watch_signals(obeying: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || runtime.block_on(obeying)).map(drop)
-}
-
-/// The first signal asks for a checkpoint and an end, a second one of either kind ends the process at once, and so does
-/// the first one after the run is over: what the process still does then, such as to answer the test prompts, changes
-/// nothing.
-async fn obey_signals(
-    inputs: mpsc::Sender<Input>,
-    stopped_by: Arc<AtomicU8>,
-    over: CancellationToken,
-) {
-    let mut signals = Signals::new();
-    let (code, reason) = signals.next().await;
-    if over.is_cancelled() {
-        std::process::exit(code.into());
-    }
-    stopped_by.store(code, Ordering::SeqCst);
-    let reason = reason.to_owned();
-    // A driver that is stuck must not hold the second signal back.
-    tokio::spawn(async move {
-        let resumable = code == exit::RESUMABLE;
-        let event = Event::StopRequested { reason, resumable };
-        let _ = inputs.send(Input::Happened(event)).await;
-    });
-    let (code, _) = signals.next().await;
-    std::process::exit(code.into());
-}
-
-const INTERRUPTED: (u8, &str) = (exit::INTERRUPTED, "interrupted with Ctrl-C");
-
-/// Ctrl-C and, where there are such things, SIGTERM and the end of the terminal. None that comes between two waits is
-/// missed.
-#[cfg(unix)]
-struct Signals {
-    interrupt: Option<tokio::signal::unix::Signal>,
-    terminate: Option<tokio::signal::unix::Signal>,
-    /// Counts once: a shell passes on what the system has told everybody.
-    hangup: Option<tokio::signal::unix::Signal>,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
-        Self {
-            interrupt: signal(SignalKind::interrupt()).ok(),
-            terminate: signal(SignalKind::terminate()).ok(),
-            hangup: match common::hangup::is_ignored() {
-                true => None,
-                false => signal(SignalKind::hangup()).ok(),
-            },
-        }
-    }
-
-    async fn next(&mut self) -> (u8, &'static str) {
-        async fn receive(signal: &mut Option<tokio::signal::unix::Signal>) {
-            match signal {
-                Some(signal) => drop(signal.recv().await),
-                None => std::future::pending().await,
-            }
-        }
-        let received = tokio::select! {
-            () = receive(&mut self.interrupt) => INTERRUPTED,
-            () = receive(&mut self.terminate) => (exit::RESUMABLE, "terminated by a signal"),
-            () = receive(&mut self.hangup) => (exit::RESUMABLE, "its terminal was closed"),
-        };
-        // The process goes on catching it.
-        self.hangup = None;
-        received
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn new() -> Self {
-        Self
-    }
-
-    async fn next(&mut self) -> (u8, &'static str) {
-        let _ = tokio::signal::ctrl_c().await;
-        INTERRUPTED
-    }
 }
 
 /// The run cannot go on once every worker of this process has given up: nobody else was promised.

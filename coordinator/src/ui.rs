@@ -8,6 +8,7 @@ mod answers;
 mod bar_terminal;
 mod next;
 mod plan;
+mod preparation;
 mod progress;
 mod sample;
 mod text;
@@ -22,6 +23,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 pub use answers::Answer;
 pub use next::{NextView, Programs, quoted};
 pub use plan::{PlanView, block_count};
+pub use preparation::showing;
 pub use text::{Style, bytes, duration, grouped};
 
 use crate::events::{RunEnd, RunEvent, StepRecord};

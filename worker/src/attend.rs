@@ -26,6 +26,7 @@ use crate::place::ExchangePlace;
 use crate::run::{Line, Start};
 use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
 use crate::upload::{UploadError, Uploads};
+use crate::waits::Waits;
 use crate::{ComputeDevice, Finished, WorkerError};
 
 /// How long a state may take to be handed over when everything else is done.
@@ -39,6 +40,9 @@ pub enum Attended {
     /// The coordinator runs the job with this digest, and the state that is held is of another.
     OtherJob(String),
 }
+
+/// Between two questions to a coordinator that prepares.
+const PREPARING_PAUSE: Duration = Duration::from_millis(100);
 
 const ASKED_TO_STOP: &str = "it was asked to stop";
 
@@ -77,8 +81,11 @@ impl Life {
         let (collective, announced) = self.exchange().await?;
         let join = self.introduction(collective.port(), announced);
         let session = tokio::select! {
-            session = open(&client, join, limit) => session,
-            () = self.shutdown.cancelled() => return Ok(Attended::Finished(Finished::Left)),
+            session = open_when_prepared(&client, join, limit, &mut self.waits) => session,
+            () = self.shutdown.cancelled() => {
+                self.waits.end();
+                return Ok(Attended::Finished(Finished::Left));
+            }
         };
         let session = match session {
             Ok(session) => session,
@@ -317,6 +324,7 @@ impl Life {
                 Ok(Attended::Lost(reason))
             }
             SessionEnd::Interrupted(reason)
+            | SessionEnd::Preparing(reason)
             | SessionEnd::Foreign(reason)
             | SessionEnd::Lost(reason) => {
                 // What was only on its way here is no state yet.
@@ -331,6 +339,26 @@ impl Life {
             engine.abandon().await?;
         }
         Ok(())
+    }
+}
+
+/// Asks again as long as the coordinator prepares its run, however long that takes; `limit` is for each answer.
+async fn open_when_prepared(
+    client: &Client,
+    join: v1::Join,
+    limit: Duration,
+    waits: &mut Waits,
+) -> Result<Session, SessionEnd> {
+    loop {
+        match open(client, join.clone(), limit).await {
+            Err(SessionEnd::Preparing(moment)) => waits.show(&moment),
+            opened => {
+                waits.end();
+                return opened;
+            }
+        }
+        // The coordinator holds a call back for a while; one that does not is not asked all the time.
+        tokio::time::sleep(PREPARING_PAUSE).await;
     }
 }
 

@@ -13,6 +13,7 @@ use crate::attend::Attended;
 use crate::collective::Collective;
 use crate::connect::{connect, retry_delays};
 use crate::engine_thread::EngineThread;
+use crate::waits::Waits;
 use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
@@ -40,6 +41,7 @@ pub async fn join(
         exchange: None,
         engine: None,
         was_welcomed: false,
+        waits: Waits::default(),
     };
     let mut patience = Patience::new();
     loop {
@@ -51,7 +53,7 @@ pub async fn join(
         let updates = life.updates();
         let limit = patience.left(&life).max(SHORTEST_ANSWER);
         let attended = life.attend(client, limit).await?;
-        if life.updates() > updates {
+        if life.updates() > updates || life.waits.take_waited() {
             patience = Patience::new();
         }
         let pause = patience.pause(&life, &attended);
@@ -113,6 +115,8 @@ pub struct Life {
     pub engine: Option<EngineThread>,
     /// A coordinator has taken this worker once.
     pub was_welcomed: bool,
+    /// What is said while a coordinator prepares.
+    pub waits: Waits,
 }
 
 impl Life {

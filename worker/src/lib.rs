@@ -22,6 +22,7 @@ pub mod session;
 pub mod slot;
 pub mod temporary;
 pub mod upload;
+mod waits;
 
 use std::path::PathBuf;
 use std::time::Duration;

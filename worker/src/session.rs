@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use common::files::FileEntry;
 use common::job::JobSpec;
-use common::wire::{HEARTBEAT_INTERVAL, JOB_KEY, MAX_FILES, PlanKind, WireError, check_digest, up};
+use common::wire::{
+    HEARTBEAT_INTERVAL, JOB_KEY, MAX_FILES, PREPARING_KEY, PlanKind, WireError, check_digest, up,
+};
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
@@ -38,6 +40,8 @@ const OUTGOING: usize = 64;
 /// Far beyond any real one, and safe to multiply.
 const MAX_SEQUENCE_LEN: u32 = 1 << 24;
 const MAX_MEMBERS: usize = 1024;
+/// Of what a coordinator that prepares says of itself.
+const MAX_MOMENT_CHARACTERS: usize = 80;
 /// How long a peer may be silent, where the coordinator does not say or exaggerates.
 const MAX_SILENCE_MS: u64 = 60_000;
 
@@ -48,6 +52,8 @@ pub enum SessionEnd {
     Finished { failed: bool, reason: String },
     /// The coordinator said Finish, and is to be started again.
     Interrupted(String),
+    /// The coordinator has no run yet, and says what it is at: it is asked again.
+    Preparing(String),
     /// The coordinator will not have this worker.
     Refused {
         reason: String,
@@ -73,6 +79,9 @@ impl SessionEnd {
             Some(source) => format!("the connection broke: {}", root_cause(source)),
             None => status.message().to_owned(),
         };
+        if let Some(moment) = preparing(status) {
+            return Self::Preparing(moment);
+        }
         match status.code() {
             Code::Aborted if source.is_none() => Self::Expelled(reason),
             Code::FailedPrecondition
@@ -100,6 +109,11 @@ impl SessionEnd {
             },
         }
     }
+}
+
+fn preparing(status: &Status) -> Option<String> {
+    let moment = status.metadata().get(PREPARING_KEY)?.to_str().ok()?;
+    Some(moment.chars().take(MAX_MOMENT_CHARACTERS).collect())
 }
 
 fn job_of(status: &Status) -> Option<String> {

@@ -16,6 +16,7 @@ use thiserror::Error;
 use super::block::Block;
 use crate::files::FileError;
 use crate::files::atomic::AtomicFile;
+use crate::progress::Progress;
 
 const MAGIC: &[u8; 8] = b"MUSTERBK";
 const VERSION: u32 = 1;
@@ -251,6 +252,21 @@ pub fn write(
     info: &[u8],
     blocks: impl Iterator<Item = Block>,
 ) -> Result<BlockFile, BlockFileError> {
+    let wanted = Progress::default();
+    let counts = (train_blocks, eval_blocks);
+    write_watched(path, sequence_len, counts, inputs, info, blocks, &wanted)
+}
+
+/// [`write`], for those who wait: each block counts, and nothing is left behind where that is cancelled.
+pub fn write_watched(
+    path: &Path,
+    sequence_len: usize,
+    (train_blocks, eval_blocks): (u64, u64),
+    inputs: [u8; 32],
+    info: &[u8],
+    blocks: impl Iterator<Item = Block>,
+    progress: &Progress,
+) -> Result<BlockFile, BlockFileError> {
     let header = Header {
         sequence_len: sequence_len as u64,
         train_blocks,
@@ -271,6 +287,9 @@ pub fn write(
     let mut index = Vec::new();
     let mut bytes = Vec::with_capacity(Block::encoded_len(sequence_len));
     for block in blocks {
+        let wanted = progress.check();
+        wanted.map_err(|cancelled| FileError::io("write", path)(cancelled.into()))?;
+        progress.advance(1);
         bytes.clear();
         block.encode(&mut bytes);
         put(&bytes)?;

@@ -10,6 +10,7 @@ use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
 use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
+use crate::progress::Progress;
 
 const BATCH_ROWS: usize = 2048;
 const BATCH_BYTES: usize = 64 << 20;
@@ -20,6 +21,8 @@ pub struct Source<'a> {
     maker: ExampleMaker<'a>,
     /// Rows of the model's embedding. None where its config does not say.
     vocab_size: Option<u32>,
+    /// Counts bytes of rows.
+    progress: Progress,
 }
 
 impl<'a> Source<'a> {
@@ -41,6 +44,7 @@ impl<'a> Source<'a> {
                 train_on_inputs: job.train_on_inputs,
             },
             vocab_size,
+            progress: Progress::default(),
         };
         match tokenizer.eos_id() {
             Some(eos) => source
@@ -54,6 +58,12 @@ impl<'a> Source<'a> {
             }
         }
         Ok(source)
+    }
+
+    /// Tells how far it is, and stops with an error once that is cancelled.
+    pub fn watched_by(self, progress: &Progress) -> Self {
+        let progress = progress.clone();
+        Self { progress, ..self }
     }
 
     /// What padding is filled with: any token that the model has.
@@ -72,8 +82,8 @@ impl<'a> Source<'a> {
         let mut rows = 0;
         for (index, dataset) in self.job.datasets.iter().enumerate() {
             let before = rows;
-            let reader = match open(dataset) {
-                Ok(reader) => reader,
+            let (reader, item_bytes) = match open(dataset, &self.progress) {
+                Ok(opened) => opened,
                 Err(reason) => {
                     errors.merge(DataErrors::one(Some(&dataset.path), reason));
                     continue;
@@ -82,7 +92,10 @@ impl<'a> Source<'a> {
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
                 rows += batch.len() as u64;
-                let examples = self.examples(index, batch, &mut errors);
+                let examples = self.examples(index, batch, item_bytes, &mut errors);
+                if let Err(cancelled) = self.progress.check() {
+                    return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
+                }
                 if errors.is_empty() && !take(examples) {
                     return Ok(rows);
                 }
@@ -97,7 +110,13 @@ impl<'a> Source<'a> {
         errors.or(rows)
     }
 
-    fn examples(&self, index: usize, batch: Vec<RawRow>, errors: &mut DataErrors) -> Vec<Example> {
+    fn examples(
+        &self,
+        index: usize,
+        batch: Vec<RawRow>,
+        item_bytes: u64,
+        errors: &mut DataErrors,
+    ) -> Vec<Example> {
         let dataset = &self.job.datasets[index];
         let accepts_role = |role: &str| {
             self.maker
@@ -111,6 +130,16 @@ impl<'a> Source<'a> {
         let results: Vec<Result<Vec<Example>, (u64, String)>> = batch
             .into_par_iter()
             .map(|row| {
+                let bytes = match &row {
+                    RawRow::Line(_, line) => line.len() as u64,
+                    RawRow::Item(..) => item_bytes,
+                    RawRow::Unreadable(..) => 0,
+                };
+                // Within a batch, since one can take a minute.
+                self.progress
+                    .check()
+                    .map_err(|cancelled| (0, cancelled.to_string()))?;
+                self.progress.advance(bytes);
                 let (line, record) = parser.parse(row)?;
                 let mut examples = self
                     .maker
@@ -152,13 +181,17 @@ impl<'a> Source<'a> {
     }
 }
 
-fn open(dataset: &DatasetSpec) -> Result<std::iter::Take<std::iter::Skip<RowReader>>, String> {
+type Rows = std::iter::Take<std::iter::Skip<RowReader>>;
+
+/// The rows of a dataset, and the mean size of one where they are the items of an array.
+fn open(dataset: &DatasetSpec, progress: &Progress) -> Result<(Rows, u64), String> {
     let (from, to) = match &dataset.split {
         None => (0, usize::MAX),
         Some(split) => row_range(split)?,
     };
-    let rows = RowReader::open(&dataset.path)?;
-    Ok(rows.skip(from).take(to.saturating_sub(from)))
+    let rows = RowReader::open(&dataset.path, progress)?;
+    let item_bytes = rows.item_bytes();
+    Ok((rows.skip(from).take(to.saturating_sub(from)), item_bytes))
 }
 
 /// `train`, or a slice of it as in `train[100:200]`. A file has one split, so its name does not matter.

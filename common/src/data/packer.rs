@@ -12,6 +12,7 @@ use super::example::Example;
 use super::pack::best_fit_decreasing;
 use crate::files::FileError;
 use crate::job::{JobSpec, ValSetSize};
+use crate::progress::Progress;
 use crate::rng::CounterRng;
 
 /// Which examples are held out.
@@ -187,13 +188,15 @@ impl Packed {
         job: &JobSpec,
         inputs: blake3::Hash,
         pad_id: u32,
+        progress: &Progress,
     ) -> Result<BlockFile, blockfile::BlockFileError> {
         let io = |error| FileError::io("write", path)(error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
         let info = serde_json::to_vec(&self.counts).map_err(|error| io(error.into()))?;
-        blockfile::write(
+        progress.begin("packing the data", self.groups.len() as u64);
+        blockfile::write_watched(
             path,
             job.sequence_len,
             (self.counts.blocks, self.counts.eval_blocks),
@@ -202,6 +205,7 @@ impl Packed {
             self.groups
                 .iter()
                 .map(|group| self.block(group, job.sequence_len, pad_id)),
+            progress,
         )
     }
 

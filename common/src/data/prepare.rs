@@ -15,8 +15,10 @@ use super::record::DataErrors;
 use super::sample::{Sample, sample_of};
 use super::template::ChatTemplate;
 use super::tokenize::Tokenizer;
-use crate::files::file_digest;
+use crate::failpoint;
+use crate::files::file_digest_watched;
 use crate::job::{JobSpec, ValSetSize};
+use crate::progress::Progress;
 
 /// Changes whenever equal inputs may give other blocks.
 const PACKING_VERSION: u64 = 2;
@@ -86,14 +88,17 @@ pub struct PreparedData {
     pub data_digest: String,
 }
 
-/// Makes the block file in `out_dir`, or takes the one that was made there from the same inputs.
+/// Makes the block file in `out_dir`, or takes the one that was made there from the same inputs. Stops with an error once
+/// `progress` is cancelled, and leaves nothing behind then.
 pub fn prepare_blocks(
     job: &JobSpec,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
     out_dir: &Path,
+    progress: &Progress,
 ) -> Result<PreparedData, DataErrors> {
-    let data_digest = data_digest(job)?;
+    progress.begin("reading the data", bytes_of(job));
+    let data_digest = data_digest(job, progress)?;
     let inputs = inputs_digest(job, &data_digest, tokenizer, template);
     let path = out_dir.join(file_name(&inputs));
     if let Some((file, counts)) = reuse(&path, job, &inputs) {
@@ -104,7 +109,9 @@ pub fn prepare_blocks(
             data_digest,
         });
     }
-    let source = Source::new(job, tokenizer, template)?;
+    let source = Source::new(job, tokenizer, template)?.watched_by(progress);
+    progress.begin("tokenising the data", bytes_of(job));
+    failpoint::reached("pack");
     let mut packer = Packer::default();
     let mut first = None;
     packer.counts.rows = source.read(|batch| {
@@ -119,7 +126,7 @@ pub fn prepare_blocks(
         .pack(job)
         .map_err(|reason| DataErrors::one(None, reason))?;
     let file = packed
-        .write(&path, job, inputs, source.pad_id())
+        .write(&path, job, inputs, source.pad_id(), progress)
         .map_err(|error| DataErrors::one(None, error.to_string()))?;
     Ok(PreparedData {
         file,
@@ -192,12 +199,21 @@ fn reuse(path: &Path, job: &JobSpec, inputs: &blake3::Hash) -> Option<(BlockFile
     usable.then_some((file, counts))
 }
 
+/// Of all dataset files, as far as they are there.
+fn bytes_of(job: &JobSpec) -> u64 {
+    let sizes = job.datasets.iter().map(|dataset| {
+        let metadata = std::fs::metadata(&dataset.path);
+        metadata.map_or(0, |metadata| metadata.len())
+    });
+    sizes.sum()
+}
+
 /// BLAKE3 over the dataset files in order, hex.
-fn data_digest(job: &JobSpec) -> Result<String, DataErrors> {
+fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors> {
     let mut all = blake3::Hasher::new();
     let mut errors = DataErrors::default();
     for dataset in &job.datasets {
-        match dataset_digest(&dataset.path) {
+        match dataset_digest(&dataset.path, progress) {
             Ok(digest) => drop(all.update(digest.as_bytes())),
             Err(reason) => errors.merge(DataErrors::one(Some(&dataset.path), reason)),
         }
@@ -205,7 +221,7 @@ fn data_digest(job: &JobSpec) -> Result<String, DataErrors> {
     errors.or(all.finalize().to_hex().to_string())
 }
 
-fn dataset_digest(path: &Path) -> Result<String, String> {
+fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "no such file".to_owned(),
         _ => error.to_string(),
@@ -216,7 +232,7 @@ fn dataset_digest(path: &Path) -> Result<String, String> {
     if metadata.len() == 0 {
         return Err("the dataset is empty".to_owned());
     }
-    file_digest(path).map_err(|error| error.to_string())
+    file_digest_watched(path, progress).map_err(|error| error.to_string())
 }
 
 /// Everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FileError;
+use crate::progress::Progress;
 
 /// A file of a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,11 @@ pub struct FileEntry {
 impl FileEntry {
     /// Describes `folder/path`.
     pub fn of(folder: &Path, path: &str) -> Result<Self, FileError> {
+        Self::of_watched(folder, path, &Progress::default())
+    }
+
+    /// [`of`](Self::of), for those who wait: the bytes that are read count, and it stops once that is cancelled.
+    pub fn of_watched(folder: &Path, path: &str, progress: &Progress) -> Result<Self, FileError> {
         let full = inside(folder, path)?;
         let size = std::fs::metadata(&full)
             .map_err(FileError::io("read", &full))?
@@ -29,7 +35,7 @@ impl FileEntry {
         Ok(Self {
             path: path.to_owned(),
             size,
-            digest: file_digest(&full)?,
+            digest: file_digest_watched(&full, progress)?,
         })
     }
 
@@ -70,6 +76,11 @@ pub fn entries_digest(entries: &[FileEntry]) -> String {
 
 /// BLAKE3 of a file's content, hex.
 pub fn file_digest(path: &Path) -> Result<String, FileError> {
+    file_digest_watched(path, &Progress::default())
+}
+
+/// [`file_digest`], for those who wait: the bytes that are read count, and it stops once that is cancelled.
+pub fn file_digest_watched(path: &Path, progress: &Progress) -> Result<String, FileError> {
     /// Large enough for all cores to share in hashing it.
     const CHUNK_BYTES: usize = 8 << 20;
     /// Below this, spreading work over threads costs more than it saves.
@@ -79,6 +90,8 @@ pub fn file_digest(path: &Path) -> Result<String, FileError> {
     let mut buffer = vec![0; CHUNK_BYTES.min(length as usize + 1)];
     let mut hasher = blake3::Hasher::new();
     loop {
+        let wanted = progress.check();
+        wanted.map_err(|cancelled| FileError::io("read", path)(cancelled.into()))?;
         let mut filled = 0;
         while filled < buffer.len() {
             match file.read(&mut buffer[filled..]) {
@@ -88,6 +101,7 @@ pub fn file_digest(path: &Path) -> Result<String, FileError> {
                 Err(error) => return Err(FileError::io("read", path)(error)),
             }
         }
+        progress.advance(filled as u64);
         if filled >= PARALLEL_BYTES {
             hasher.update_rayon(&buffer[..filled]);
         } else {

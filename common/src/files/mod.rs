@@ -16,5 +16,5 @@ pub mod tensors;
 pub use error::FileError;
 pub use flat::Flat;
 pub use layout::{Layout, TensorLayout, weights_digest};
-pub use manifest::{FileEntry, file_digest};
+pub use manifest::{FileEntry, file_digest, file_digest_watched};
 pub use snapshot::{Snapshot, WeightsFormat};

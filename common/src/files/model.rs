@@ -14,6 +14,7 @@ use super::manifest::{entries_digest, inside};
 use super::tensors::TensorFile;
 use super::{FileEntry, FileError, atomic};
 use crate::job::InitWeights;
+use crate::progress::Progress;
 
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
 pub(in crate::files) use writer::{json_text, write_json};
@@ -137,8 +138,18 @@ impl ModelFolder {
 
     /// Configuration, weights and tokenizer files, with digests. Reads everything.
     pub fn entries(&self) -> Result<Vec<FileEntry>, FileError> {
+        self.entries_watched(&Progress::default())
+    }
+
+    /// [`entries`](Self::entries), for those who wait: it is one task of `progress`, and stops once that is cancelled.
+    pub fn entries_watched(&self, progress: &Progress) -> Result<Vec<FileEntry>, FileError> {
+        let sizes = self.names().map(|name| {
+            let metadata = std::fs::metadata(self.dir.join(name));
+            metadata.map_or(0, |metadata| metadata.len())
+        });
+        progress.begin("reading the model", sizes.sum());
         self.names()
-            .map(|name| FileEntry::of(&self.dir, name))
+            .map(|name| FileEntry::of_watched(&self.dir, name, progress))
             .collect()
     }
 

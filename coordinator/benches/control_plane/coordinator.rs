@@ -7,10 +7,12 @@ use common::data::block::Block;
 use common::data::blockfile;
 use common::files::model::ModelFolder;
 use common::job::{InitWeights, JobSources, JobSpec};
+use common::progress::Progress;
 use coordinator::checkpoints::{State, Store};
 use coordinator::cluster::{BlockTokens, Cluster, Course, Earlier, Settings};
 use coordinator::driver::{Driver, Greeting};
 use coordinator::events::RunEvent;
+use coordinator::reception::Reception;
 use coordinator::server::serve;
 use coordinator::service::Service;
 use coordinator::shelf::Shelf;
@@ -55,7 +57,9 @@ async fn drive(min_workers: usize, slots: usize) {
     println!("http://{address}");
     std::io::stdout().flush().expect("somebody reads this");
     let service = Service::new(inputs.clone(), shelf.clone(), None);
-    tokio::spawn(serve(service, listener, CancellationToken::new()));
+    let reception = Reception::new(None, Progress::default());
+    reception.open(service);
+    tokio::spawn(serve(reception, listener, CancellationToken::new()));
     // Nobody is told, but the driver must not wait.
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     let greeting = Greeting {

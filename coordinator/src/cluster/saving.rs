@@ -341,6 +341,13 @@ impl Cluster {
         ))));
     }
 
+    /// Updates in the state that has to be saved before the run can stop, if any has.
+    pub fn unsaved_step(&self) -> Option<u64> {
+        let is_unsaved = self.saving.stored < self.committed;
+        let is_held = self.members.first_at(self.committed).is_some();
+        (is_unsaved && is_held).then_some(self.committed)
+    }
+
     /// Stores the newest state, unless it is on disk already, and ends the run.
     pub(super) fn proceed_to_stop(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let undecided = self

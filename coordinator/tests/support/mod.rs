@@ -124,6 +124,12 @@ pub fn work() {
     let Ok(address) = std::env::var(JOIN) else {
         return;
     };
+    // As the program does.
+    tracing_subscriber::fmt()
+        .with_env_filter("info")
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let mut options = worker::JoinOptions::new(address);
     options.threads = Some(1);
     let runtime = tokio::runtime::Runtime::new().unwrap();

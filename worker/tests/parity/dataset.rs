@@ -12,6 +12,7 @@ use common::files::adapter::AdapterConfig;
 use common::files::snapshot::read_weights;
 use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSpec, Method};
 use common::plan::{Schedule, learning_rate};
+use common::progress::Progress;
 use serde::Deserialize;
 use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
@@ -53,9 +54,15 @@ pub fn check_dataset(golden_dir: &Path) {
     let tokenizer = Tokenizer::load(&model_dir).unwrap();
     let template = ChatTemplate::load(&model_dir).unwrap();
     let work = tempfile::tempdir().unwrap();
-    let file = prepare_blocks(&job, &tokenizer, Some(&template), work.path())
-        .unwrap()
-        .file;
+    let file = prepare_blocks(
+        &job,
+        &tokenizer,
+        Some(&template),
+        work.path(),
+        &Progress::default(),
+    )
+    .unwrap()
+    .file;
     let schedule = Schedule::new(&job, file.train_blocks());
     assert_eq!(schedule.total_steps(), golden.steps.len() as u64);
     let mut trainer = Trainer::load(TrainerOptions {

@@ -116,3 +116,26 @@ async fn a_coordinator_that_is_not_there_is_given_up_in_time() {
         assert!(matches!(joined, Err(WorkerError::Address(_))), "{wrong}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_prepares_is_waited_for_beyond_every_timeout() {
+    let mut stage = stage().await;
+    let mut options = stage.options();
+    options.connect_timeout = Duration::ZERO;
+    let worker = tokio::spawn(join(options, CancellationToken::new()));
+    // More often than a worker without a state comes back to one that it loses.
+    for percent in 0..20 {
+        let mut peer = stage.session().await;
+        peer.joined().await;
+        let mut status = Status::unavailable("come back");
+        let moment = format!("tokenising the data, {percent}%");
+        let metadata = status.metadata_mut();
+        metadata.insert(common::wire::PREPARING_KEY, moment.parse().unwrap());
+        peer.down.send(Err(status)).await.unwrap();
+    }
+    let mut peer = stage.session().await;
+    peer.joined().await;
+    peer.send(Down::Finish(v1::Finish::default())).await;
+    let ended = worker.await.unwrap().unwrap();
+    assert!(matches!(ended, worker::Finished::Job { .. }), "{ended:?}");
+}

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use crate::progress::Progress;
+
 /// Longest row, in bytes.
 const MAX_LINE_BYTES: usize = 64 << 20;
 /// Largest file that is one JSON array, in bytes: it is held whole.
@@ -25,6 +27,7 @@ pub enum RawRow {
 pub struct RowReader {
     source: Source,
     line: u64,
+    item_bytes: u64,
 }
 
 enum Source {
@@ -33,7 +36,8 @@ enum Source {
 }
 
 impl RowReader {
-    pub fn open(path: &Path) -> Result<Self, String> {
+    /// An array is held whole; reading it stops once `progress` is cancelled.
+    pub fn open(path: &Path, progress: &Progress) -> Result<Self, String> {
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => "no such file".to_owned(),
             _ => error.to_string(),
@@ -52,8 +56,13 @@ impl RowReader {
         if bom {
             reader.consume(3);
         }
+        let mut item_bytes = 0;
         let source = match first {
-            Some(b'[') => Source::Array(read_array(reader, metadata.len())?.into_iter()),
+            Some(b'[') => {
+                let items = read_array(progress.while_wanted(reader), metadata.len())?;
+                item_bytes = metadata.len() / items.len().max(1) as u64;
+                Source::Array(items.into_iter())
+            }
             Some(b'P') if path.extension().is_some_and(|end| end == "parquet") => {
                 return Err(
                     "Parquet files are not read: write it as JSON Lines (`Dataset.to_json`)"
@@ -62,7 +71,16 @@ impl RowReader {
             }
             _ => Source::Lines(Box::new(reader)),
         };
-        Ok(Self { source, line: 0 })
+        Ok(Self {
+            source,
+            line: 0,
+            item_bytes,
+        })
+    }
+
+    /// Mean size of an item of an array; 0 where the rows are lines.
+    pub fn item_bytes(&self) -> u64 {
+        self.item_bytes
     }
 
     fn next_line(reader: &mut impl BufRead, line: u64) -> Option<RawRow> {

@@ -1,0 +1,68 @@
+//! How far the preparation of a run is: a bar on a terminal, a line every so often where there is none.
+//!
+//! Short preparations are not shown at all. The work is never waited for, nor does it wait for this.
+
+use std::io::IsTerminal;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use common::progress::Progress;
+use common::streams;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::bar_target;
+
+/// Between two looks at the work.
+const LOOK: Duration = Duration::from_millis(100);
+/// What is done sooner is not shown.
+const BAR_AFTER: Duration = Duration::from_millis(500);
+/// Between two lines, and before the first one.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Does the work, and shows meanwhile how far it is.
+pub fn showing<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let has_bar = std::io::stdout().is_terminal() && !is_dumb;
+    let (working, done) = channel::<()>();
+    let watched = progress.clone();
+    let shown = std::thread::spawn(move || match has_bar {
+        true => draw(&watched, &done),
+        false => tell(&watched, &done),
+    });
+    let result = work();
+    drop(working);
+    // It does nothing but look at the clock: its end is near.
+    let _ = shown.join();
+    result
+}
+
+/// Whether the work went on for so long.
+fn goes_on(done: &Receiver<()>, time: Duration) -> bool {
+    matches!(done.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+}
+
+fn draw(progress: &Progress, done: &Receiver<()>) {
+    if !goes_on(done, BAR_AFTER) {
+        return;
+    }
+    let bar = ProgressBar::with_draw_target(Some(100), bar_target());
+    bar.set_style(
+        ProgressStyle::with_template("{bar:12} {wide_msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("━━─"),
+    );
+    loop {
+        let now = progress.now();
+        bar.set_position(now.percent.unwrap_or(0));
+        bar.set_message(format!("preparing: {now}"));
+        if !goes_on(done, LOOK) {
+            return bar.finish_and_clear();
+        }
+    }
+}
+
+fn tell(progress: &Progress, done: &Receiver<()>) {
+    while goes_on(done, LINE_EVERY) {
+        streams::stdout().say(&format!("preparing: {}", progress.now()));
+    }
+}
