@@ -25,8 +25,8 @@ enum Stage {
     Preparing(Progress),
     /// The driver must save what there is.
     Running(mpsc::Sender<Input>),
-    /// The run is over, and on record.
-    Over,
+    /// The run is over, and on record; done, or to be resumed.
+    Over { is_done: bool },
 }
 
 /// The signals of this process. Shared by all who must know of them.
@@ -76,8 +76,8 @@ impl Signals {
     }
 
     /// What the process still does, such as to answer the test prompts, changes nothing.
-    pub fn finish(&self) {
-        self.lock().stage = Stage::Over;
+    pub fn finish(&self, is_done: bool) {
+        self.lock().stage = Stage::Over { is_done };
     }
 
     async fn obey(self, mut received: Received) {
@@ -95,7 +95,9 @@ impl Signals {
                     // A driver that is stuck must not hold the second signal back.
                     tokio::spawn(async move { drop(inputs.send(Input::Stop(request)).await) });
                 }
-                Stage::Over => end(signal.code),
+                // There is nothing to go on with.
+                Stage::Over { is_done: true } if signal.code == exit::RESUMABLE => end(exit::DONE),
+                Stage::Over { .. } => end(signal.code),
             }
         }
         end(received.next().await.code);

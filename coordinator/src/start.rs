@@ -122,7 +122,7 @@ fn run_until_stopped(
     let prepared = showing(preparation, || prepare(&job, preparation))?;
     let identity = identity(&prepared);
     if is_done_already(&mut terminal, arguments, &identity)? {
-        signals.finish();
+        signals.finish(true);
         let_workers_go(prepared, server, &runtime, &mut |line| terminal.say(line))?;
         return Ok(exit::DONE);
     }

@@ -121,7 +121,8 @@ impl Training {
         }
         self.server.close().await;
         // From here on nobody is left to ask for an end.
-        self.signals.finish();
+        self.signals
+            .finish(matches!(outcome, Outcome::Finished { .. }));
         let data = Data {
             job: self.prepared.job,
             tokenizer: self.prepared.tokenizer,
