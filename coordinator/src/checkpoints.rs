@@ -95,6 +95,7 @@ impl Store {
         for entry in entries {
             let path = entry.map_err(FileError::io("read", folder.path()))?.path();
             match path.file_name() {
+                Some(name) if path.is_dir() => replace_files(&path, &self.output_dir.join(name))?,
                 Some(name) if name != OPTIMIZER => {
                     replace(&path, &self.output_dir.join(name))?;
                     failpoint::reached("result-write");
@@ -118,6 +119,16 @@ impl Store {
         self.model.copy_tokenizer_files(folder)?;
         (self.write_trainer_state)(folder, step)
     }
+}
+
+/// As [`replace`], each file of a flat folder (the chat templates beside the default one): what else is there stays.
+fn replace_files(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(to).map_err(FileError::io("create", to))?;
+    for entry in fs::read_dir(from).map_err(FileError::io("read", from))? {
+        let entry = entry.map_err(FileError::io("read", from))?;
+        replace(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    durable::sync_folder(to).map_err(FileError::io("make durable", to))
 }
 
 /// Gives a finished file its place once it is durable.

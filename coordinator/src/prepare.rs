@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, prepare_blocks};
-use common::files::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
+use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
-use common::files::model::ModelFolder;
-use common::files::tensors::TensorFile;
+use common::files::model::{ModelFolder, WeightFiles};
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
 use common::plan::Schedule;
@@ -40,7 +39,9 @@ pub struct Prepared {
     pub job: Arc<JobSpec>,
     pub job_digest: String,
     pub model: ModelFolder,
-    /// What a worker needs of the model; empty where it was not asked for.
+    /// What of the model folder is not used, in words for the user.
+    pub model_notices: Vec<String>,
+    /// What makes up the model; empty where it was not asked for.
     pub model_files: Vec<FileEntry>,
     /// BLAKE3 over `model_files`.
     pub model_digest: String,
@@ -79,7 +80,7 @@ impl Prepared {
     /// What a user should know before training, a line each.
     pub fn notices(&self) -> Vec<String> {
         let counts = &self.data.counts;
-        let mut notices = Vec::new();
+        let mut notices = self.model_notices.clone();
         notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(
@@ -125,7 +126,11 @@ impl PreflightError {
         match result {
             Ok(value) => Some(value),
             Err(problem) => {
-                self.problems.push(problem.to_string());
+                let problem = problem.to_string();
+                // Whoever else reads the same file finds the same.
+                if !self.problems.contains(&problem) {
+                    self.problems.push(problem);
+                }
                 None
             }
         }
@@ -160,13 +165,20 @@ pub fn prepare_in(
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     progress.begin("reading the model", 0);
-    errors.note(check_adapter(job));
     let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
     let shape = model
         .as_ref()
         .and_then(|model| errors.note(ModelShape::of(model)));
+    let mut model_notices = Vec::new();
     if let (Some(model), Some(shape)) = (&model, &shape) {
-        errors.note(check_weights(job, model, shape));
+        model_notices.extend(model.notices());
+        model_notices.extend(
+            errors
+                .note(check_weights(job, model, shape))
+                .unwrap_or_default(),
+        );
+        errors.note(model.check_model_type());
+        errors.note(check_starting_adapter(job, shape));
         #[cfg(feature = "single-node")]
         errors.note(check_engine(job, model));
     }
@@ -203,7 +215,7 @@ pub fn prepare_in(
         _ => Some(Vec::new()),
     };
     let found = (
-        model,
+        model.map(|model| (model, model_notices)),
         shape,
         estimate,
         tokenizer,
@@ -218,7 +230,7 @@ pub fn prepare_in(
 }
 
 type Found = (
-    Option<ModelFolder>,
+    Option<(ModelFolder, Vec<String>)>,
     Option<ModelShape>,
     Option<Estimate>,
     Option<Tokenizer>,
@@ -231,10 +243,12 @@ type Found = (
 fn assemble(job: &JobSpec, found: Found) -> Option<Prepared> {
     let (model, shape, estimate, tokenizer, template, data, model_files) = found;
     let (data, model_files) = (data?, model_files?);
+    let (model, model_notices) = model?;
     Some(Prepared {
         job: Arc::new(job.clone()),
         job_digest: job.digest(),
-        model: model?,
+        model,
+        model_notices,
         model_digest: entries_digest(&model_files),
         model_files,
         shape: shape?,
@@ -286,26 +300,24 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
     Ok(())
 }
 
-/// The adapter to start from is there and has the job's rank.
-fn check_adapter(job: &JobSpec) -> Result<(), String> {
+/// The adapter to start from has the job's rank, and the tensors of the linears that the job names.
+fn check_starting_adapter(job: &JobSpec, shape: &ModelShape) -> Result<(), String> {
     let Method::Lora(lora) = &job.method else {
         return Ok(());
     };
     let Some(dir) = &lora.model_dir else {
         return Ok(());
     };
-    let config = AdapterConfig::read(dir).map_err(|error| error.to_string())?;
-    if config.r != lora.r {
-        return Err(format!(
-            "lora_model_dir {}: its rank is {}, the job's lora_r is {}",
-            dir.display(),
-            config.r,
-            lora.r
-        ));
-    }
-    TensorFile::open(&dir.join(ADAPTER_WEIGHTS))
-        .map(drop)
-        .map_err(|error| error.to_string())
+    let linears: Vec<Adapted> = shape
+        .targets(&lora.target_modules)?
+        .into_iter()
+        .map(|linear| Adapted {
+            path: linear.path,
+            inputs: linear.inputs,
+            outputs: linear.outputs,
+        })
+        .collect();
+    check_adapter(dir, lora.r, &linears).map_err(|error| format!("lora_model_dir {error}"))
 }
 
 /// What only the engine knows: whether it can compute this model.
@@ -340,26 +352,15 @@ impl Drop for Scratch {
     }
 }
 
-/// Every tensor of the architecture is there in its shape.
-fn check_weights(job: &JobSpec, model: &ModelFolder, shape: &ModelShape) -> Result<(), FileError> {
+/// Every tensor of the architecture is there in its shape, and none that would make it another. What is not used.
+fn check_weights(
+    job: &JobSpec,
+    model: &ModelFolder,
+    shape: &ModelShape,
+) -> Result<Vec<String>, FileError> {
     if job.init_weights == InitWeights::Random {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let files = model
-        .weight_files()
-        .iter()
-        .map(|path| TensorFile::open(path))
-        .collect::<Result<Vec<_>, _>>()?;
-    for (name, expected) in shape.tensors() {
-        match files.iter().find(|file| file.get(&name).is_some()) {
-            Some(file) => file.expect(&name, &expected).map(drop)?,
-            None => {
-                return Err(FileError::MissingTensor {
-                    path: model.dir().to_owned(),
-                    tensor: name,
-                });
-            }
-        }
-    }
-    Ok(())
+    let weights = WeightFiles::open(model, &shape.tensors())?;
+    Ok(weights.notices().to_vec())
 }

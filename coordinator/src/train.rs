@@ -184,7 +184,7 @@ fn greeting(prepared: &Prepared, term: &Term) -> std::io::Result<Greeting> {
         job: serde_json::to_vec(&*prepared.job)?,
         job_digest: prepared.job_digest.clone(),
         model_dir: std::path::absolute(prepared.model.dir())?,
-        model_files: prepared.model_files.clone(),
+        model_files: prepared.model.computed_with(&prepared.model_files),
         total_steps: prepared.total_steps(),
     })
 }

@@ -1,5 +1,6 @@
 //! From the user's rows to blocks: record -> example -> block.
 
+mod added_tokens;
 pub mod block;
 pub mod blockfile;
 mod collect;

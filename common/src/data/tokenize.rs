@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 use thiserror::Error;
-use tokenizers::{ModelWrapper, PostProcessor, PostProcessorWrapper};
+use tokenizers::{AddedToken, ModelWrapper, PostProcessor, PostProcessorWrapper};
+
+use super::added_tokens;
+use crate::files::stray;
 
 /// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
 const MAX_JSON_BYTES: u64 = 1 << 30;
@@ -51,7 +54,10 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     pad_id: u32,
     id_bound: u32,
+    /// Of `tokenizer.json`.
     digest: String,
+    /// Tokens that other files add to it or describe otherwise.
+    added: Vec<AddedToken>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -76,8 +82,12 @@ impl Tokenizer {
             reason,
         };
         let bytes = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| unreadable(format!("not a tokenizer: {error}")))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| {
+            match stray::recognised(&bytes) {
+                Some(reason) => unreadable(reason.to_owned()),
+                None => unreadable(format!("not a tokenizer: {error}")),
+            }
+        })?;
         let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
@@ -92,6 +102,7 @@ impl Tokenizer {
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let special = SpecialTokens::load(model_dir)?;
+        let added = added_tokens::extend(&mut inner, model_dir, &special)?;
         let id_of = |name: &str| -> Result<Option<u32>, TokenizerError> {
             let Some(text) = special.get(name) else {
                 return Ok(None);
@@ -134,6 +145,7 @@ impl Tokenizer {
             pad_id,
             id_bound,
             digest: blake3::hash(&bytes).to_hex().to_string(),
+            added,
         })
     }
 
@@ -210,7 +222,10 @@ impl Tokenizer {
 
     /// Of the files that decide what `encode` gives and how texts end, hex.
     pub fn digest(&self) -> String {
-        let rest = serde_json::json!([self.digest, self.special.0, self.eos_ids, self.pad_id]);
+        let mut rest = serde_json::json!([self.digest, self.special.0, self.eos_ids, self.pad_id]);
+        if let (Some(parts), false) = (rest.as_array_mut(), self.added.is_empty()) {
+            parts.push(serde_json::json!(self.added));
+        }
         blake3::hash(rest.to_string().as_bytes())
             .to_hex()
             .to_string()
@@ -294,11 +309,18 @@ fn configured_ids(model_dir: &Path, field: &str) -> Result<Vec<u32>, TokenizerEr
             Some(one) => std::slice::from_ref(one),
             None => &[],
         };
-        ids.extend(
-            found
-                .iter()
-                .filter_map(|id| u32::try_from(id.as_u64()?).ok()),
-        );
+        for id in found.iter().filter(|id| !id.is_null()) {
+            match id.as_i64().map(u32::try_from) {
+                Some(Ok(id)) => ids.push(id),
+                // An old way to say that there is none.
+                Some(Err(_)) if id.as_i64() == Some(-1) => {}
+                _ => {
+                    let path = model_dir.join(file);
+                    let reason = format!("{field} is {id}, not the id of a token");
+                    return Err(TokenizerError::Unreadable { path, reason });
+                }
+            }
+        }
     }
     Ok(ids)
 }
@@ -316,7 +338,10 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Json>, String> {
     let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| format!("not valid JSON: {error}"))
+        .map_err(|error| match stray::recognised(&bytes) {
+            Some(reason) => reason.to_owned(),
+            None => format!("not valid JSON: {error}"),
+        })
 }
 
 #[cfg(test)]
@@ -343,12 +368,18 @@ mod tests {
         write("config.json", r#"{"eos_token_id": 7}"#);
         write(
             "generation_config.json",
-            r#"{"eos_token_id": [5, 7, -1, "x"]}"#,
+            r#"{"eos_token_id": [5, 7, -1, null]}"#,
         );
         assert_eq!(
             configured_ids(dir.path(), "eos_token_id").unwrap(),
             [5, 7, 7]
         );
+        for id in ["\"x\"", "-2", "1.5", "4294967296", "[[1]]"] {
+            let text = format!(r#"{{"eos_token_id": {id}}}"#);
+            write("generation_config.json", &text);
+            let error = configured_ids(dir.path(), "eos_token_id").unwrap_err();
+            assert!(error.to_string().contains("eos_token_id is"), "{error}");
+        }
     }
 
     #[test]

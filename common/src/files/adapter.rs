@@ -1,6 +1,8 @@
 //! PEFT adapters: `adapter_config.json` as PEFT 0.21 writes it, read back tolerantly, refused where it asks for what
 //! Muster does not do. The tensors beside it are named by [`tensor_name`].
 
+mod contents;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -10,6 +12,8 @@ use super::error::read_json;
 use super::model::json_text;
 use super::sink::Sink;
 use crate::job::{LoraSpec, TargetModules};
+
+pub use contents::{Adapted, check_adapter};
 
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
@@ -107,19 +111,33 @@ impl AdapterConfig {
         let wrong = |field: &str| {
             FileError::malformed(&path, format!("{field} is missing or of the wrong kind"))
         };
-        let text = |field: &str| found[field].as_str().map(str::to_owned);
+        let text = |field: &str| match &found[field] {
+            Value::Null => Ok(None),
+            Value::String(text) => Ok(Some(text.clone())),
+            _ => Err(wrong(field)),
+        };
         Ok(Self {
-            base_model_name_or_path: text("base_model_name_or_path"),
-            revision: text("revision"),
+            base_model_name_or_path: text("base_model_name_or_path")?,
+            revision: text("revision")?,
             r: found["r"]
                 .as_u64()
                 .filter(|r| (1..=1 << 20).contains(r))
                 .ok_or_else(|| wrong("r"))? as usize,
             lora_alpha: found["lora_alpha"]
                 .as_f64()
+                .filter(|alpha| *alpha > 0.0)
                 .ok_or_else(|| wrong("lora_alpha"))?,
-            lora_dropout: found["lora_dropout"].as_f64().unwrap_or(0.0),
-            use_rslora: found["use_rslora"].as_bool().unwrap_or(false),
+            lora_dropout: match &found["lora_dropout"] {
+                Value::Null => 0.0,
+                dropout => dropout
+                    .as_f64()
+                    .filter(|dropout| (0.0..1.0).contains(dropout))
+                    .ok_or_else(|| wrong("lora_dropout"))?,
+            },
+            use_rslora: match &found["use_rslora"] {
+                Value::Null => false,
+                switch => switch.as_bool().ok_or_else(|| wrong("use_rslora"))?,
+            },
             target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
         })
     }
@@ -315,6 +333,14 @@ mod tests {
             ("init_lora_weights", json!("pissa")),
             ("r", json!(0)),
             ("r", json!("four")),
+            ("lora_alpha", json!("16")),
+            ("lora_alpha", json!(0)),
+            ("lora_dropout", json!("0.1")),
+            ("lora_dropout", json!(1.5)),
+            ("use_rslora", json!("yes")),
+            ("revision", json!(7)),
+            ("alpha_pattern", json!({"q_proj": 2})),
+            ("lora_bias", json!(true)),
             ("target_modules", json!("model.*q_proj")),
             ("target_modules", json!([])),
         ] {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::stray;
+
 #[derive(Debug, Error)]
 pub enum FileError {
     #[error("cannot {action} {path}: {source}")]
@@ -97,6 +99,12 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     limit: u64,
 ) -> Result<T, FileError> {
-    serde_json::from_slice(&read_bounded(path, limit)?)
-        .map_err(|error| FileError::malformed(path, format!("not valid: {error}")))
+    let bytes = read_bounded(path, limit)?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        let reason = stray::recognised(&bytes).map(str::to_owned);
+        FileError::malformed(
+            path,
+            reason.unwrap_or_else(|| format!("not valid: {error}")),
+        )
+    })
 }

@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod model;
 pub mod sink;
 pub mod snapshot;
+pub mod stray;
 pub mod tensors;
 
 pub use error::FileError;

@@ -1,21 +1,32 @@
 //! Hugging Face model folders: what is in them, checked; the files that go with a fine-tuned model, copied; whole
 //! models, written by [`writer`]. Never interprets the architecture beyond its name.
 
+mod absent;
+mod companions;
+mod extra;
+mod links;
+mod numbers;
+mod weights;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::{read_bounded, read_json};
+use super::error::read_json;
 use super::manifest::{entries_digest, inside};
 use super::tensors::TensorFile;
-use super::{FileEntry, FileError, atomic};
+use super::{FileEntry, FileError};
 use crate::job::InitWeights;
 use crate::progress::Progress;
 
+pub use links::check_link;
+pub use numbers::check_numbers;
+pub use weights::WeightFiles;
+pub(in crate::files) use weights::listed;
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
 pub(in crate::files) use writer::{json_text, write_json};
 
@@ -24,22 +35,6 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_INDEX_BYTES: u64 = 256 << 20;
-const MAX_TOKENIZER_BYTES: u64 = 1 << 30;
-
-/// What goes with the weights: read by tokenizers and generation, never changed by training.
-const COMPANIONS: [&str; 10] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "generation_config.json",
-    "chat_template.json",
-];
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     Llama,
@@ -48,28 +43,37 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// `architectures` and `model_type` of each, in `config.json`.
-    const NAMES: [(Self, &str, &str); 3] = [
-        (Self::Llama, "LlamaForCausalLM", "llama"),
-        (Self::Qwen2, "Qwen2ForCausalLM", "qwen2"),
-        (Self::Qwen3, "Qwen3ForCausalLM", "qwen3"),
-    ];
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
 
-    fn from_config(path: &Path, config: &Value) -> Result<Self, FileError> {
+    /// As `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
+    pub fn of_config(path: &Path, config: &Value) -> Result<Self, FileError> {
         let class = config["architectures"].get(0).and_then(Value::as_str);
         let model_type = config["model_type"].as_str();
-        let found = Self::NAMES.iter().find(|(_, name, kind)| match class {
-            Some(class) => class == *name,
-            None => model_type == Some(kind),
-        });
-        if let Some((architecture, ..)) = found {
-            return Ok(*architecture);
+        let is_named = |architecture: &Self| match (architecture.names(), class) {
+            ((name, _), Some(class)) => class == name,
+            ((_, kind), None) => model_type == Some(kind),
+        };
+        if let Some(architecture) = Self::ALL.into_iter().find(is_named) {
+            return Ok(architecture);
         }
         Err(FileError::UnsupportedArchitecture {
             path: path.to_owned(),
             found: class.or(model_type).unwrap_or("(none named)").to_owned(),
-            supported: Self::NAMES.map(|(_, name, _)| name).join(", "),
+            supported: Self::ALL.map(Self::class).join(", "),
         })
+    }
+
+    /// Its name in `architectures`.
+    pub fn class(self) -> &'static str {
+        self.names().0
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Llama => ("LlamaForCausalLM", "llama"),
+            Self::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
+            Self::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        }
     }
 }
 
@@ -88,22 +92,19 @@ impl ModelFolder {
     /// Weights are neither needed nor looked at where they will be drawn at random.
     pub fn open(dir: &Path, init: InitWeights) -> Result<Self, FileError> {
         if !dir.is_dir() {
-            return Err(FileError::malformed(dir, "there is no such model folder"));
+            return Err(absent::no_folder(dir));
         }
         let config_path = dir.join(CONFIG);
-        let config: Value = read_json(&config_path, MAX_CONFIG_BYTES)?;
-        let architecture = Architecture::from_config(&config_path, &config)?;
-        if let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) {
-            return Err(FileError::UnsupportedField {
-                path: config_path,
-                field: "quantization_config".into(),
-                found: quantization["quant_method"]
-                    .as_str()
-                    .unwrap_or("set")
-                    .into(),
-                remedy: "use the unquantised model",
-            });
+        if !config_path.is_file() {
+            let missing = FileError::io("read", &config_path)(ErrorKind::NotFound.into());
+            return Err(absent::no_config(dir, missing));
         }
+        check_link(dir, CONFIG)?;
+        let config: Value = read_json(&config_path, MAX_CONFIG_BYTES)?;
+        let architecture = Architecture::of_config(&config_path, &config)?;
+        refuse_quantised(&config_path, &config)?;
+        check_numbers(&config_path, &config)?;
+        companions::check(dir)?;
         let mut folder = Self {
             dir: dir.to_owned(),
             config,
@@ -115,6 +116,32 @@ impl ModelFolder {
             folder.find_weights()?;
         }
         Ok(folder)
+    }
+
+    /// Refuses a `config.json` of which the two names of the architecture are of different ones.
+    pub fn check_model_type(&self) -> Result<(), FileError> {
+        let (class, kind) = self.architecture.names();
+        match self.config["model_type"].as_str() {
+            Some(found) if found != kind => {
+                let reason = format!(
+                    "architectures says {class}, whose model_type is {kind}, but model_type is {found}; one of them is wrong"
+                );
+                Err(FileError::malformed(&self.dir.join(CONFIG), reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What of the configuration is not done in training, in words for the user.
+    pub fn notices(&self) -> Vec<String> {
+        let dropout = self.config["attention_dropout"].as_f64().unwrap_or(0.0);
+        match dropout > 0.0 {
+            true => vec![format!(
+                "{}: attention_dropout {dropout} is not applied",
+                self.dir.join(CONFIG).display()
+            )],
+            false => Vec::new(),
+        }
     }
 
     pub fn dir(&self) -> &Path {
@@ -153,49 +180,65 @@ impl ModelFolder {
             .collect()
     }
 
+    /// Those of `entries` that computing with the model takes: workers read no tokenizer.
+    pub fn computed_with(&self, entries: &[FileEntry]) -> Vec<FileEntry> {
+        let is_needed = |entry: &&FileEntry| {
+            entry.path == CONFIG || self.weight_names().any(|name| name == entry.path)
+        };
+        entries.iter().filter(is_needed).cloned().collect()
+    }
+
     /// BLAKE3 of all of it. Reads everything; where the entries are at hand, take [`entries_digest`] of them.
     pub fn digest(&self) -> Result<String, FileError> {
         Ok(entries_digest(&self.entries()?))
     }
 
-    /// Copies tokenizer, chat template and generation defaults, byte for byte.
+    /// Copies tokenizer, chat templates and generation defaults, byte for byte.
     pub fn copy_tokenizer_files(&self, to: &Path) -> Result<(), FileError> {
-        for name in self.companions() {
-            let bytes = read_bounded(&self.dir.join(name), MAX_TOKENIZER_BYTES)?;
-            atomic::write(&to.join(name), &bytes)?;
-        }
-        Ok(())
+        companions::copy(&self.dir, to)
     }
 
-    fn companions(&self) -> impl Iterator<Item = &'static str> {
-        COMPANIONS
-            .into_iter()
-            .filter(|name| self.dir.join(name).is_file())
-    }
-
+    /// What the identity of a model is made of.
     fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once::<&str>(CONFIG)
-            .chain(self.companions().map(|name| -> &str { name }))
-            .chain(self.sharded.then_some(INDEX))
-            .chain(self.weights.iter().map(String::as_str))
+        let companions = companions::COMPANIONS.into_iter();
+        std::iter::once(CONFIG)
+            .chain(companions.filter(|name| self.dir.join(name).is_file()))
+            .chain(self.weight_names())
+    }
+
+    fn weight_names(&self) -> impl Iterator<Item = &str> {
+        let index = self.sharded.then_some(INDEX).into_iter();
+        index.chain(self.weights.iter().map(String::as_str))
     }
 
     fn find_weights(&mut self) -> Result<(), FileError> {
         if self.dir.join(SINGLE).is_file() {
+            check_link(&self.dir, SINGLE)?;
             TensorFile::open(&self.dir.join(SINGLE))?;
             self.weights = vec![SINGLE.to_owned()];
         } else if self.dir.join(INDEX).is_file() {
+            check_link(&self.dir, INDEX)?;
             self.weights = check_shards(&self.dir)?;
             self.sharded = true;
-        } else if self.dir.join("pytorch_model.bin").is_file() {
-            let reason = "has only pytorch_model.bin; save the model as safetensors";
-            return Err(FileError::malformed(&self.dir, reason));
         } else {
-            let reason = format!("has no weights: neither {SINGLE} nor {INDEX}");
-            return Err(FileError::malformed(&self.dir, reason));
+            return Err(absent::no_weights(&self.dir));
         }
         Ok(())
     }
+}
+
+fn refuse_quantised(path: &Path, config: &Value) -> Result<(), FileError> {
+    for field in ["quantization_config", "quantization", "compression_config"] {
+        if let Some(found) = config.get(field).filter(|value| !value.is_null()) {
+            return Err(FileError::UnsupportedField {
+                path: path.to_owned(),
+                field: field.into(),
+                found: found["quant_method"].as_str().unwrap_or("set").into(),
+                remedy: "use the unquantised model",
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The shards of an index: each is there and holds the tensors that the index says.
@@ -218,9 +261,10 @@ fn check_shards(dir: &Path) -> Result<Vec<String>, FileError> {
         if !path.is_file() {
             return Err(FileError::malformed(
                 &path,
-                format!("is missing; {INDEX} lists it"),
+                format!("is missing; {INDEX} lists it: download it, too"),
             ));
         }
+        check_link(dir, shard)?;
         let file = TensorFile::open(&path)?;
         let held: BTreeSet<&str> = file.names().collect();
         if let Some(tensor) = tensors.iter().find(|tensor| !held.contains(**tensor)) {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::FileError;
 use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
 use super::flat::Flat;
-use super::layout::{Layout, as_bytes, weights_digest};
+use super::layout::{Layout, TensorLayout, as_bytes, weights_digest};
 use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
 use super::sink::Sink;
 use super::tensors::{self, Dtype, TensorFile};
@@ -173,16 +173,24 @@ pub fn read_weights(dir: &Path, layout: &Layout) -> Result<Vec<f32>, FileError> 
 }
 
 fn read_flat(files: &[TensorFile], prefix: &str, layout: &Layout) -> Result<Vec<f32>, FileError> {
+    // The first file reports a tensor that none has.
+    let file = |name: &str| {
+        let file = files.iter().find(|file| file.get(name).is_some());
+        file.unwrap_or(&files[0])
+    };
+    let name = |tensor: &TensorLayout| format!("{prefix}{}", tensor.name);
+    for tensor in &layout.tensors {
+        // Before memory is taken for what a file may not have.
+        let name = name(tensor);
+        file(&name).expect(&name, &tensor.shape)?;
+    }
     let mut flat = vec![0.0; layout.scalars];
     let mut rest = flat.as_mut_slice();
     for tensor in &layout.tensors {
         let (out, behind) = rest.split_at_mut(tensor.scalars());
         rest = behind;
-        let name = format!("{prefix}{}", tensor.name);
-        // The first file reports a tensor that none has.
-        let file = files.iter().find(|file| file.get(&name).is_some());
-        file.unwrap_or(&files[0])
-            .read_f32(&name, &tensor.shape, out)?;
+        let name = name(tensor);
+        file(&name).read_f32(&name, &tensor.shape, out)?;
     }
     Ok(flat)
 }

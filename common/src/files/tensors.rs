@@ -16,7 +16,7 @@ pub use safetensors::Dtype;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::FileError;
+use super::{FileError, stray};
 pub use writer::{TensorSpec, write, write_streaming};
 
 /// As the safetensors library has it.
@@ -64,6 +64,12 @@ impl TensorFile {
         }
         // SAFETY: the map is read-only, and the file is not written in place (see the head of this file).
         let map = unsafe { Mmap::map(&file) }.map_err(FileError::io("read", path))?;
+        // The JSON of a header begins behind its length.
+        if map.get(8) != Some(&b'{')
+            && let Some(reason) = stray::recognised(&map)
+        {
+            return Err(malformed(reason.into()));
+        }
         let mut prefix = [0; 8];
         prefix.copy_from_slice(&map[..8]);
         let header_bytes = u64::from_le_bytes(prefix);
@@ -146,8 +152,16 @@ impl TensorView<'_> {
         self.shape.iter().product()
     }
 
-    /// Writes the scalars as float32 to `out`, which has as many. A type that is no float32, bfloat16 or float16 is
-    /// given back as the error.
+    /// Whether [`Self::to_f32`] reads this type.
+    pub fn is_readable(&self) -> bool {
+        matches!(
+            self.dtype,
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64
+        )
+    }
+
+    /// Writes the scalars as float32 to `out`, which has as many. A type that is no float32, bfloat16, float16 or float64
+    /// is given back as the error.
     pub fn to_f32(&self, out: &mut [f32]) -> Result<(), Dtype> {
         assert_eq!(
             out.len(),
@@ -158,6 +172,12 @@ impl TensorView<'_> {
             Dtype::F32 => bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(self.bytes),
             Dtype::BF16 => convert(self.bytes, out, |bits| bf16::from_bits(bits).to_f32()),
             Dtype::F16 => convert(self.bytes, out, |bits| f16::from_bits(bits).to_f32()),
+            Dtype::F64 => {
+                let (words, _) = self.bytes.as_chunks();
+                for (scalar, word) in out.iter_mut().zip(words) {
+                    *scalar = f64::from_le_bytes(*word) as f32;
+                }
+            }
             other => return Err(other),
         }
         Ok(())

@@ -23,6 +23,12 @@ pub(super) struct StartingAdapter {
 /// Reads the shape; the message names the file.
 pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     let path = dir.join("adapter_config.json");
+    if !path.is_file() && dir.join("config.json").is_file() {
+        return Err(format!(
+            "{} is the folder of a whole model, not of an adapter: name it as base_model",
+            dir.display()
+        ));
+    }
     let json = read_json(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
     let fail = |reason: &str| Err(format!("{}: {reason}", path.display()));
     if json["peft_type"]
@@ -51,14 +57,27 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     let (Some(r), Some(alpha)) = (r, alpha) else {
         return fail("r and lora_alpha must be positive numbers");
     };
+    let dropout = match &json["lora_dropout"] {
+        Value::Null => Some(0.0),
+        dropout => dropout
+            .as_f64()
+            .filter(|dropout| (0.0..1.0).contains(dropout)),
+    };
+    let use_rslora = match &json["use_rslora"] {
+        Value::Null => Some(false),
+        switch => switch.as_bool(),
+    };
+    let (Some(dropout), Some(use_rslora)) = (dropout, use_rslora) else {
+        return fail("lora_dropout must be a number from 0, below 1, and use_rslora true or false");
+    };
     let Some(target_modules) = target_modules(&json["target_modules"]) else {
         return fail("target_modules must be a list of module names");
     };
     Ok(StartingAdapter {
         r: r as usize,
         alpha,
-        dropout: json["lora_dropout"].as_f64().unwrap_or(0.0),
-        use_rslora: json["use_rslora"].as_bool().unwrap_or(false),
+        dropout,
+        use_rslora,
         target_modules,
     })
 }

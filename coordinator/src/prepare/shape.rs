@@ -7,10 +7,6 @@ use common::job::TargetModules;
 use common::memory::{LINEARS, Shape};
 use serde_json::Value;
 
-/// Of each size in `config.json`, so that they can be multiplied without overflow: as much as the engine takes.
-const MAX_SIZE: usize = 0x00ff_ffff;
-const MAX_LAYERS: usize = 4096;
-
 /// A decoder in numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {
@@ -34,36 +30,22 @@ impl ModelShape {
         let config = model.config_json();
         let architecture = model.architecture();
         let path = model.dir().join("config.json");
-        let optional = |name: &str| config.get(name).and_then(Value::as_u64).map(|n| n as usize);
-        let required = |name: &str| match optional(name) {
-            Some(number) if (1..=MAX_SIZE).contains(&number) => Ok(number),
-            _ => Err(format!(
-                "{}: {name} is missing or not a number from 1 to {MAX_SIZE}",
-                path.display()
-            )),
-        };
-        let given = |name: &str| match config.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(_) => required(name).map(Some),
+        // Within bounds, and of the right kind, since the folder was opened.
+        let given = |name: &str| config.get(name).and_then(Value::as_u64).map(|n| n as usize);
+        let required = |name: &str| {
+            given(name).ok_or_else(|| format!("{}: {name} is missing", path.display()))
         };
         let flag = |name: &str| config.get(name).and_then(Value::as_bool).unwrap_or(false);
         let (hidden_size, heads) = (required("hidden_size")?, required("num_attention_heads")?);
-        let layers = required("num_hidden_layers")?;
-        if layers > MAX_LAYERS {
-            return Err(format!(
-                "{}: num_hidden_layers is above {MAX_LAYERS}",
-                path.display()
-            ));
-        }
         let attention_bias = flag("attention_bias");
         let sizes = Shape {
             vocab_size: required("vocab_size")?,
             hidden_size,
             intermediate_size: required("intermediate_size")?,
-            layers,
+            layers: required("num_hidden_layers")?,
             heads,
-            key_value_heads: given("num_key_value_heads")?.unwrap_or(heads),
-            head_dim: given("head_dim")?.unwrap_or(match architecture {
+            key_value_heads: given("num_key_value_heads").unwrap_or(heads),
+            head_dim: given("head_dim").unwrap_or(match architecture {
                 Architecture::Qwen3 => 128,
                 _ => hidden_size / heads,
             }),
@@ -73,13 +55,6 @@ impl ModelShape {
             mlp_bias: flag("mlp_bias") && architecture == Architecture::Llama,
             head_norms: architecture == Architecture::Qwen3,
         };
-        if sizes.key_value_heads == 0 || heads % sizes.key_value_heads != 0 {
-            return Err(format!(
-                "{}: {heads} attention heads cannot share {} key-value heads",
-                path.display(),
-                sizes.key_value_heads
-            ));
-        }
         Ok(Self {
             architecture: match architecture {
                 Architecture::Llama => "Llama",
@@ -87,7 +62,7 @@ impl ModelShape {
                 Architecture::Qwen3 => "Qwen3",
             },
             sizes,
-            max_positions: optional("max_position_embeddings"),
+            max_positions: given("max_position_embeddings"),
         })
     }
 

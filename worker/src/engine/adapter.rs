@@ -79,8 +79,14 @@ pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {
 }
 
 /// Starting values as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with a = sqrt 5), `B` zero. In layout order.
-pub fn initial_values(layout: &Layout, seed: u64) -> Vec<f32> {
-    let mut flat = Vec::with_capacity(layout.scalars);
+///
+/// # Errors
+/// Where the machine has not the memory.
+pub fn initial_values(layout: &Layout, seed: u64) -> Result<Vec<f32>, EngineError> {
+    let scalars = layout.scalars;
+    let mut flat = Vec::new();
+    flat.try_reserve_exact(scalars)
+        .map_err(|_| EngineError::Memory { scalars })?;
     for tensor in &layout.tensors {
         let scalars: usize = tensor.shape.iter().product();
         if tensor.name.ends_with(".lora_B.weight") {
@@ -91,7 +97,7 @@ pub fn initial_values(layout: &Layout, seed: u64) -> Vec<f32> {
         let mut rng = CounterRng::new(seed, &[STREAM_ADAPTER, name_key(&tensor.name)]);
         flat.extend((0..scalars).map(|_| ((2.0 * rng.uniform() - 1.0) * bound) as f32));
     }
-    flat
+    Ok(flat)
 }
 
 /// Starting values from a PEFT adapter, which must have the job's rank and exactly its tensors.

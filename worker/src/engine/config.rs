@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use common::files::FileError;
-use common::files::model::ModelFolder;
+use common::files::model::{Architecture, ModelFolder, check_numbers};
 use serde_json::Value;
 
 use super::EngineError;
@@ -64,7 +64,6 @@ pub enum RopeScaling {
 
 /// What an architecture has that its `config.json` does not say.
 struct Family {
-    architecture: &'static str,
     /// None: as `attention_bias` says.
     qkv_bias: Option<bool>,
     output_bias: Option<bool>,
@@ -72,29 +71,30 @@ struct Family {
     default_head_dim: Option<usize>,
 }
 
-const FAMILIES: [Family; 3] = [
-    Family {
-        architecture: "LlamaForCausalLM",
-        qkv_bias: None,
-        output_bias: None,
-        head_norms: false,
-        default_head_dim: None,
-    },
-    Family {
-        architecture: "Qwen2ForCausalLM",
-        qkv_bias: Some(true),
-        output_bias: Some(false),
-        head_norms: false,
-        default_head_dim: None,
-    },
-    Family {
-        architecture: "Qwen3ForCausalLM",
-        qkv_bias: None,
-        output_bias: None,
-        head_norms: true,
-        default_head_dim: Some(128),
-    },
-];
+impl Family {
+    fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Llama => Self {
+                qkv_bias: None,
+                output_bias: None,
+                head_norms: false,
+                default_head_dim: None,
+            },
+            Architecture::Qwen2 => Self {
+                qkv_bias: Some(true),
+                output_bias: Some(false),
+                head_norms: false,
+                default_head_dim: None,
+            },
+            Architecture::Qwen3 => Self {
+                qkv_bias: None,
+                output_bias: None,
+                head_norms: true,
+                default_head_dim: Some(128),
+            },
+        }
+    }
+}
 
 impl ModelConfig {
     pub fn of(folder: &ModelFolder) -> Result<Self, EngineError> {
@@ -103,8 +103,10 @@ impl ModelConfig {
 
     /// `path` is named in errors.
     pub fn parse(json: &Value, path: &Path) -> Result<Self, EngineError> {
+        check_numbers(path, json)?;
         let fields = Fields { json, path };
-        let family = fields.family()?;
+        let architecture = Architecture::of_config(path, json)?;
+        let family = Family::of(architecture);
         fields.refuse_unsupported()?;
         let attention_bias = fields.flag("attention_bias");
         let heads = fields.size("num_attention_heads")?;
@@ -114,11 +116,11 @@ impl ModelConfig {
             .or(family.default_head_dim)
             .unwrap_or(hidden_size / heads);
         let config = Self {
-            architecture: family.architecture.to_owned(),
+            architecture: architecture.class().to_owned(),
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
-            layers: fields.layers()?,
+            layers: fields.size("num_hidden_layers")?,
             heads,
             key_value_heads: fields
                 .optional_size("num_key_value_heads")?
@@ -129,16 +131,14 @@ impl ModelConfig {
             tied: fields.flag("tie_word_embeddings"),
             qkv_bias: family.qkv_bias.unwrap_or(attention_bias),
             output_bias: family.output_bias.unwrap_or(attention_bias),
-            mlp_bias: fields.flag("mlp_bias"),
+            mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias"),
             head_norms: family.head_norms,
             sliding_window: fields.sliding_window()?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
         };
-        if !config.heads.is_multiple_of(config.key_value_heads) {
-            return Err(fields.bad("num_key_value_heads does not divide num_attention_heads"));
-        }
         if !config.head_dim.is_multiple_of(2) {
-            return Err(fields.bad("head_dim is odd"));
+            let reason = "hidden_size / num_attention_heads is odd, where pairs are rotated";
+            return Err(fields.bad(reason));
         }
         Ok(config)
     }
@@ -221,42 +221,19 @@ impl Fields<'_> {
         }
     }
 
-    fn family(&self) -> Result<&'static Family, EngineError> {
-        let found = self.json["architectures"][0].as_str().unwrap_or("(none)");
-        FAMILIES
-            .iter()
-            .find(|family| family.architecture == found)
-            .ok_or_else(|| {
-                let supported = FAMILIES.each_ref().map(|family| family.architecture);
-                let error = FileError::UnsupportedArchitecture {
-                    path: self.path.to_owned(),
-                    found: found.to_owned(),
-                    supported: supported.join(", "),
-                };
-                error.into()
-            })
-    }
-
     fn size(&self, key: &str) -> Result<usize, EngineError> {
         self.optional_size(key)?
             .ok_or_else(|| self.bad(&format!("{key} is missing")))
     }
 
-    /// Bounded, so that sizes can be multiplied without overflow.
+    /// Within the bounds of [`check_numbers`].
     fn optional_size(&self, key: &str) -> Result<Option<usize>, EngineError> {
         match &self.json[key] {
             Value::Null => Ok(None),
-            value => match value.as_u64() {
-                Some(size @ 1..=0x00ff_ffff) => Ok(Some(size as usize)),
-                _ => Err(self.bad(&format!("{key} is {value}, not a size"))),
+            value => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
+                Some(size) => Ok(Some(size)),
+                None => Err(self.bad(&format!("{key} is {value}, not a size"))),
             },
-        }
-    }
-
-    fn layers(&self) -> Result<usize, EngineError> {
-        match self.size("num_hidden_layers")? {
-            layers @ 1..=4096 => Ok(layers),
-            _ => Err(self.bad("num_hidden_layers is above 4096")),
         }
     }
 
@@ -403,6 +380,20 @@ mod tests {
         assert!(message(|json| json["hidden_size"] = Value::Null).contains("hidden_size"));
         let layers = message(|json| json["num_hidden_layers"] = 5000.into());
         assert!(layers.contains("num_hidden_layers"));
+    }
+
+    #[test]
+    fn values_of_the_wrong_kind_are_refused_never_replaced() {
+        for (key, value) in [
+            ("rms_norm_eps", json!("x")),
+            ("rope_theta", json!("abc")),
+            ("rope_theta", json!(-1)),
+            ("hidden_size", json!(16_000_000)),
+            ("attention_bias", json!("no")),
+        ] {
+            let message = parse(|json| json[key] = value).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
     }
 
     #[test]

@@ -13,13 +13,14 @@ use common::files::FileError;
 use common::files::adapter::{
     ADAPTER_WEIGHTS, AdapterConfig, Factor, parse_tensor_name, tensor_name,
 };
-use common::files::model::{Architecture, ModelFolder};
+use common::files::model::{Architecture, ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
 use common::job::InitWeights;
 use thiserror::Error;
 
 use super::EngineError;
 use super::config::{ModelConfig, RopeScaling};
+use super::weights::base_tensors;
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
 const MAX_POSITIONS: usize = 32_768;
@@ -196,17 +197,16 @@ pub(super) fn merged_weights(
     config: &ModelConfig,
     adapter_dir: Option<&Path>,
 ) -> Result<HashMap<String, Tensor>, InferenceError> {
-    let files = folder
-        .weight_files()
-        .iter()
-        .map(|path| TensorFile::open(path))
-        .collect::<Result<Vec<_>, _>>()?;
+    let expected = base_tensors(config);
+    let files = WeightFiles::open(folder, &expected)?;
+    for notice in files.notices() {
+        tracing::warn!("{notice}");
+    }
     let mut weights = HashMap::new();
-    for (name, shape) in weight_shapes(config) {
-        let file = files.iter().find(|file| file.get(&name).is_some());
-        // Where none has it, the first one says so.
-        let tensor = read_tensor(file.unwrap_or(&files[0]), &name, &shape)?;
-        weights.insert(name, tensor);
+    for (name, shape) in expected {
+        let mut scalars = vec![0.0f32; shape.iter().product()];
+        files.read_f32(&name, &shape, &mut scalars)?;
+        weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);
     }
     if let Some(dir) = adapter_dir {
         merge_adapter(&mut weights, dir)?;
@@ -248,50 +248,6 @@ fn merge_adapter(weights: &mut HashMap<String, Tensor>, dir: &Path) -> Result<()
         weights.insert(weight_name, merged);
     }
     Ok(())
-}
-
-/// Every weight that the decoder has, checked before candle sees it: some of its loaders panic.
-fn weight_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (hidden, middle) = (config.hidden_size, config.intermediate_size);
-    let queries = config.heads * config.head_dim;
-    let keys = config.key_value_heads * config.head_dim;
-    let mut shapes = vec![
-        (
-            "model.embed_tokens.weight".to_owned(),
-            vec![config.vocab_size, hidden],
-        ),
-        ("model.norm.weight".to_owned(), vec![hidden]),
-    ];
-    if !config.tied {
-        shapes.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
-    }
-    for layer in 0..config.layers {
-        let mut add = |name: &str, shape: Vec<usize>| {
-            shapes.push((format!("model.layers.{layer}.{name}"), shape));
-        };
-        add("input_layernorm.weight", vec![hidden]);
-        add("post_attention_layernorm.weight", vec![hidden]);
-        add("self_attn.q_proj.weight", vec![queries, hidden]);
-        add("self_attn.k_proj.weight", vec![keys, hidden]);
-        add("self_attn.v_proj.weight", vec![keys, hidden]);
-        add("self_attn.o_proj.weight", vec![hidden, queries]);
-        add("mlp.gate_proj.weight", vec![middle, hidden]);
-        add("mlp.up_proj.weight", vec![middle, hidden]);
-        add("mlp.down_proj.weight", vec![hidden, middle]);
-        if config.qkv_bias {
-            add("self_attn.q_proj.bias", vec![queries]);
-            add("self_attn.k_proj.bias", vec![keys]);
-            add("self_attn.v_proj.bias", vec![keys]);
-        }
-        if config.output_bias {
-            add("self_attn.o_proj.bias", vec![hidden]);
-        }
-        if config.head_norms {
-            add("self_attn.q_norm.weight", vec![config.head_dim]);
-            add("self_attn.k_norm.weight", vec![config.head_dim]);
-        }
-    }
-    shapes
 }
 
 fn llama_config(config: &ModelConfig, positions: usize) -> llama::Config {

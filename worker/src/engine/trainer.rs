@@ -131,7 +131,7 @@ impl Trainer {
         let config = ModelConfig::of(&folder)?;
         config.check_sequence_len(job.sequence_len, &model_dir.join("config.json"))?;
         let source = match job.init_weights {
-            InitWeights::Pretrained => WeightSource::open(&folder)?,
+            InitWeights::Pretrained => WeightSource::open(&folder, &base_tensors(&config))?,
             InitWeights::Random => WeightSource::Random {
                 seed: job.seed,
                 standard_deviation: config.initializer_range,
@@ -496,9 +496,6 @@ impl Beginning {
         match &job.method {
             Method::Full => {
                 let layout = Layout::new(base_tensors(config));
-                for tensor in &layout.tensors {
-                    source.check(&tensor.name, &tensor.shape)?;
-                }
                 let mut values = zeros(layout.scalars)?;
                 for tensor in &layout.tensors {
                     let range = tensor.offset..tensor.offset + tensor.scalars();
@@ -511,7 +508,7 @@ impl Beginning {
                 let layout = adapter_layout(&modules, lora.r);
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora)?,
-                    None => initial_values(&layout, job.seed),
+                    None => initial_values(&layout, job.seed)?,
                 };
                 Ok(Self { layout, values })
             }

@@ -3,9 +3,8 @@
 //! In: a model folder and the names and shapes that the configuration calls for. Out: float32 values, or frozen
 //! tensors in the job's base type. Vectors (norms, biases) are always float32.
 
-use common::files::FileError;
-use common::files::model::ModelFolder;
-use common::files::tensors::{Dtype, TensorFile};
+use common::files::model::{ModelFolder, WeightFiles};
+use common::files::tensors::Dtype;
 use common::job::BaseDtype;
 use common::rng::CounterRng;
 use half::bf16;
@@ -25,33 +24,21 @@ const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
 
 /// Where base weights come from.
 pub enum WeightSource {
-    Files {
-        folder: String,
-        files: Vec<TensorFile>,
-    },
+    Files(WeightFiles),
     /// Normal with this standard deviation; norms are one and biases zero.
-    Random { seed: u64, standard_deviation: f64 },
+    Random {
+        seed: u64,
+        standard_deviation: f64,
+    },
 }
 
 impl WeightSource {
-    pub fn open(folder: &ModelFolder) -> Result<Self, EngineError> {
-        let files = folder
-            .weight_files()
-            .iter()
-            .map(|path| TensorFile::open(path))
-            .collect::<Result<_, _>>()?;
-        Ok(Self::Files {
-            folder: folder.dir().display().to_string(),
-            files,
-        })
-    }
-
-    /// Refuses a tensor that is missing or of another shape, before memory is taken for it.
-    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), EngineError> {
-        if let Self::Files { folder, files } = self {
-            find(folder, files, name)?.expect(name, shape)?;
-        }
-        Ok(())
+    /// `expected` are all tensors of the model ([`base_tensors`]), which are compared with what the files have.
+    pub fn open(
+        folder: &ModelFolder,
+        expected: &[(String, Vec<usize>)],
+    ) -> Result<Self, EngineError> {
+        Ok(Self::Files(WeightFiles::open(folder, expected)?))
     }
 
     /// Fills `out` with the values of a tensor in float32.
@@ -62,9 +49,7 @@ impl WeightSource {
         out: &mut [f32],
     ) -> Result<(), EngineError> {
         match self {
-            Self::Files { folder, files } => {
-                find(folder, files, name)?.read_f32(name, shape, out)?;
-            }
+            Self::Files(files) => files.read_f32(name, shape, out)?,
             Self::Random {
                 seed,
                 standard_deviation,
@@ -80,7 +65,6 @@ impl WeightSource {
         shape: &[usize],
         dtype: BaseDtype,
     ) -> Result<Weight, EngineError> {
-        self.check(name, shape)?;
         let scalars = shape.iter().product();
         // A pool of its own: it maps memory in large pages, and is given up with the weight.
         let pool = Pool::default();
@@ -96,9 +80,8 @@ impl WeightSource {
 
     fn read_bf16(&self, name: &str, shape: &[usize], out: &mut [bf16]) -> Result<(), EngineError> {
         match self {
-            Self::Files { folder, files } => {
-                let file = find(folder, files, name)?;
-                let view = file.expect(name, shape)?;
+            Self::Files(files) => {
+                let view = files.expect(name, shape)?;
                 if view.dtype == Dtype::BF16 {
                     for (out, pair) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
                         *out = bf16::from_bits(u16::from_le_bytes([pair[0], pair[1]]));
@@ -106,7 +89,7 @@ impl WeightSource {
                     return Ok(());
                 }
                 let mut wide = vec![0.0; out.len()];
-                file.read_f32(name, shape, &mut wide)?;
+                files.read_f32(name, shape, &mut wide)?;
                 narrow(&wide, 1.0, out);
             }
             Self::Random {
@@ -116,20 +99,6 @@ impl WeightSource {
         }
         Ok(())
     }
-}
-
-fn find<'a>(
-    folder: &str,
-    files: &'a [TensorFile],
-    name: &str,
-) -> Result<&'a TensorFile, FileError> {
-    files
-        .iter()
-        .find(|file| file.get(name).is_some())
-        .ok_or_else(|| FileError::MissingTensor {
-            path: folder.into(),
-            tensor: name.to_owned(),
-        })
 }
 
 fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
@@ -267,7 +236,8 @@ mod tests {
         let tensors = [tensor("a"), tensor("b")];
         write_model(dir.path(), &config, &tensors, dtype, max_shard_bytes).unwrap();
         let folder = ModelFolder::open(dir.path(), InitWeights::Pretrained).unwrap();
-        let source = WeightSource::open(&folder).unwrap();
+        let expected = ["a", "b"].map(|name| (name.to_owned(), SHAPE.to_vec()));
+        let source = WeightSource::open(&folder, &expected).unwrap();
         (dir, source)
     }
 

@@ -310,6 +310,28 @@ fn a_starting_adapter_gives_the_shape() {
         ),
         "{missing:?}"
     );
+    for (found, changed, word) in [
+        ("0.1", "\"0.1\"", "lora_dropout"),
+        ("0.1", "1.5", "lora_dropout"),
+        ("true", "\"yes\"", "use_rslora"),
+        ("\"r\":4", "\"r\":\"4\"", "r and lora_alpha"),
+    ] {
+        let path = dir.path().join("adapter_config.json");
+        fs::write(path, config.replace(found, changed)).unwrap();
+        let problems = problems_of(&start);
+        assert!(problems[0].contains(word), "{problems:?}");
+    }
+    let model = tempfile::tempdir().unwrap();
+    fs::write(model.path().join("config.json"), "{}").unwrap();
+    let whole = format!(
+        "adapter: lora\nlora_model_dir: {}\n",
+        model.path().display()
+    );
+    let problems = problems_of(&whole);
+    assert!(
+        problems[0].contains("name it as base_model"),
+        "{problems:?}"
+    );
 }
 
 #[test]

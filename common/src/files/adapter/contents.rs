@@ -1,0 +1,143 @@
+//! The tensors of an adapter, compared with the linears that it is to be put on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, tensor_name};
+use crate::files::FileError;
+use crate::files::model::{check_link, listed};
+use crate::files::tensors::TensorFile;
+
+/// A linear that an adapter is put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// As in `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// Refuses an adapter that is not of this rank or whose tensors are not exactly those of the linears. Reads no values.
+pub fn check_adapter(dir: &Path, rank: usize, linears: &[Adapted]) -> Result<(), FileError> {
+    let config = AdapterConfig::read(dir)?;
+    let refuse = |reason: String| Err(FileError::malformed(dir, reason));
+    if config.r != rank {
+        return refuse(format!(
+            "its rank is {}, the job's lora_r is {rank}",
+            config.r
+        ));
+    }
+    for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
+        check_link(dir, name)?;
+    }
+    let path = dir.join(ADAPTER_WEIGHTS);
+    let file = TensorFile::open(&path)?;
+    let mut expected: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+    for linear in linears {
+        let Adapted {
+            path,
+            inputs,
+            outputs,
+        } = linear;
+        expected.insert(tensor_name(path, Factor::A), [rank, *inputs]);
+        expected.insert(tensor_name(path, Factor::B), [*outputs, rank]);
+    }
+    let missing: Vec<&str> = expected
+        .keys()
+        .map(String::as_str)
+        .filter(|name| file.get(name).is_none())
+        .collect();
+    let extra: Vec<&str> = file
+        .names()
+        .filter(|name| !expected.contains_key(*name))
+        .collect();
+    for (names, what) in [
+        (&missing, "lacks"),
+        (&extra, "has, beside what the job trains,"),
+    ] {
+        if !names.is_empty() {
+            return refuse(format!(
+                "the adapter {what} {}; it is of another model, or of other lora_target_modules",
+                listed(names)
+            ));
+        }
+    }
+    for (name, shape) in &expected {
+        let view = file.expect(name, shape)?;
+        if !view.is_readable() {
+            let reason = format!(
+                "tensor {name} is {:?}; floating-point numbers are needed",
+                view.dtype
+            );
+            return Err(FileError::malformed(&path, reason));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::files::tensors::{Dtype, write};
+
+    type Tensor<'a> = (&'a str, Dtype, [usize; 2]);
+
+    const A: Tensor = (
+        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+        Dtype::F32,
+        [2, 3],
+    );
+    const B: Tensor = (
+        "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight",
+        Dtype::F32,
+        [4, 2],
+    );
+
+    fn check(tensors: &[Tensor], rank: usize) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        AdapterConfig {
+            base_model_name_or_path: None,
+            revision: None,
+            r: 2,
+            lora_alpha: 4.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: vec!["up_proj".into()],
+        }
+        .write(folder.path())
+        .unwrap();
+        let bytes = [0; 256];
+        let listed = tensors.iter().map(|(name, dtype, shape)| {
+            let size = shape[0] * shape[1] * dtype.bitsize() / 8;
+            (name.to_string(), *dtype, shape.to_vec(), &bytes[..size])
+        });
+        write(folder.path(), ADAPTER_WEIGHTS, listed, &[]).unwrap();
+        let linear = Adapted {
+            path: "model.layers.0.mlp.up_proj".into(),
+            inputs: 3,
+            outputs: 4,
+        };
+        check_adapter(folder.path(), rank, &[linear]).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_adapter_has_the_tensors_of_its_linears_and_no_others() {
+        check(&[A, B], 2).unwrap();
+        let refused = |tensors: &[Tensor], words: &[&str]| {
+            let message = check(tensors, 2).unwrap_err();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        };
+        refused(&[A], &["lacks", B.0]);
+        refused(&[], &["lacks", A.0, B.0]);
+        let other = ("base_model.model.lm_head.weight", Dtype::F32, [1, 1]);
+        refused(&[A, B, other], &[other.0, "lora_target_modules"]);
+        refused(&[A, (B.0, Dtype::F32, [4, 3])], &[B.0, "[4, 3]", "[4, 2]"]);
+        refused(&[A, (B.0, Dtype::I8, B.2)], &[B.0, "I8"]);
+        let message = check(&[A, B], 3).unwrap_err();
+        assert!(
+            message.contains("its rank is 2, the job's lora_r is 3"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,387 @@
+//! What `config.json` says in numbers and switches: of the right kind and within bounds wherever it is given, so that
+//! nobody who reads it later takes a default for what was meant otherwise, or computes with sizes that overflow.
+//!
+//! In: the JSON. Out: nothing, or every value that cannot be. What is left out is not missed here.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::files::FileError;
+
+// The largest sizes that are believed: the product of a matrix's sides, the layers and the bytes of a number stays far
+// below what 64 bits hold.
+/// Of each side of a matrix but the vocabulary's.
+const MAX_WIDTH: u64 = 1 << 20;
+const MAX_HEADS: u64 = 4096;
+const MAX_VOCABULARY: u64 = 0x00ff_ffff;
+const MAX_LAYERS: u64 = 4096;
+const MAX_POSITIONS: u64 = 1 << 40;
+
+/// Values of a config, and what is wrong with them.
+struct Values<'a> {
+    config: &'a Value,
+    problems: Vec<String>,
+}
+
+/// Refuses a `config.json` (`path` is named) in which a value that is used cannot be, with all of them.
+pub fn check_numbers(path: &Path, config: &Value) -> Result<(), FileError> {
+    if !config.is_object() {
+        return Err(FileError::malformed(path, "is not a JSON object"));
+    }
+    let mut values = Values {
+        config,
+        problems: Vec::new(),
+    };
+    values.sizes();
+    values.heads();
+    values.factors();
+    values.rope();
+    values.layer_types();
+    if values.problems.is_empty() {
+        return Ok(());
+    }
+    Err(FileError::malformed(path, values.problems.join("; ")))
+}
+
+impl Values<'_> {
+    fn sizes(&mut self) {
+        for (key, most) in [
+            ("vocab_size", MAX_VOCABULARY),
+            ("hidden_size", MAX_WIDTH),
+            ("intermediate_size", MAX_WIDTH),
+            ("num_hidden_layers", MAX_LAYERS),
+            ("num_attention_heads", MAX_HEADS),
+            ("num_key_value_heads", MAX_HEADS),
+            ("head_dim", MAX_WIDTH),
+            ("max_position_embeddings", MAX_POSITIONS),
+            ("sliding_window", MAX_POSITIONS),
+        ] {
+            let value = &self.config[key];
+            let is_size = value
+                .as_u64()
+                .is_some_and(|size| (1..=most).contains(&size));
+            if !value.is_null() && !is_size {
+                self.refuse(key, value, &format!("a whole number from 1 to {most}"));
+            }
+        }
+        for key in [
+            "attention_bias",
+            "mlp_bias",
+            "tie_word_embeddings",
+            "use_sliding_window",
+        ] {
+            let value = &self.config[key];
+            if !value.is_null() && !value.is_boolean() {
+                self.refuse(key, value, "true or false");
+            }
+        }
+    }
+
+    /// What must divide.
+    fn heads(&mut self) {
+        let size = |key: &str| self.config[key].as_u64().filter(|size| *size > 0);
+        let Some(heads) = size("num_attention_heads") else {
+            return;
+        };
+        let head_dim = size("head_dim");
+        let mut problems = Vec::new();
+        if let Some(shared) = size("num_key_value_heads")
+            && heads % shared != 0
+        {
+            problems.push(format!(
+                "num_key_value_heads {shared} does not divide num_attention_heads {heads}"
+            ));
+        }
+        if let Some(hidden) = size("hidden_size")
+            && head_dim.is_none()
+            && hidden % heads != 0
+        {
+            problems.push(format!(
+                "num_attention_heads {heads} does not divide hidden_size {hidden}, and there is no head_dim"
+            ));
+        }
+        if let Some(odd) = head_dim.filter(|size| size % 2 == 1) {
+            problems.push(format!("head_dim {odd} is odd, where pairs are rotated"));
+        }
+        if let Some(head_dim) = head_dim
+            && heads.saturating_mul(head_dim) > MAX_WIDTH
+        {
+            problems.push(format!(
+                "num_attention_heads {heads} times head_dim {head_dim} is above {}",
+                MAX_WIDTH
+            ));
+        }
+        self.problems.extend(problems);
+    }
+
+    fn factors(&mut self) {
+        let config = self.config;
+        // Without it there is a default; null would not be read by Transformers either.
+        if let Some(value) = config.get("rms_norm_eps") {
+            let fits = |number| number > 0.0 && number < 1.0;
+            self.number("rms_norm_eps", value, fits, "a number above 0 and below 1");
+        }
+        let range = &config["initializer_range"];
+        if !range.is_null() {
+            let fits = |number| (0.0..=1e3).contains(&number);
+            self.number("initializer_range", range, fits, "a number from 0 to 1000");
+        }
+        let dropout = &config["attention_dropout"];
+        if !dropout.is_null() {
+            let fits = |number| (0.0..1.0).contains(&number);
+            self.number(
+                "attention_dropout",
+                dropout,
+                fits,
+                "a number from 0, below 1",
+            );
+        }
+        let activation = &config["hidden_act"];
+        if !activation.is_null() && !activation.is_string() {
+            self.refuse("hidden_act", activation, "the name of an activation");
+        }
+    }
+
+    /// `rope_theta` beside `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
+    fn rope(&mut self) {
+        self.rope_theta("rope_theta", &self.config["rope_theta"]);
+        self.rotated(
+            "partial_rotary_factor",
+            &self.config["partial_rotary_factor"],
+        );
+        for key in ["rope_scaling", "rope_parameters"] {
+            let scaling = &self.config[key];
+            if scaling.is_null() {
+                continue;
+            }
+            if !scaling.is_object() {
+                self.refuse(key, scaling, "an object");
+                continue;
+            }
+            self.rope_theta(&format!("{key}.rope_theta"), &scaling["rope_theta"]);
+            self.rotated(
+                &format!("{key}.partial_rotary_factor"),
+                &scaling["partial_rotary_factor"],
+            );
+            for name in ["rope_type", "type"] {
+                let kind = &scaling[name];
+                if !kind.is_null() && !kind.is_string() {
+                    self.refuse(&format!("{key}.{name}"), kind, "a name");
+                }
+            }
+            for name in [
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ] {
+                let value = &scaling[name];
+                if !value.is_null() {
+                    let fits = |number| number > 0.0 && number <= MAX_POSITIONS as f64;
+                    self.number(&format!("{key}.{name}"), value, fits, "a number above 0");
+                }
+            }
+            let factor = |name: &str| scaling[name].as_f64();
+            if let (Some(low), Some(high)) = (factor("low_freq_factor"), factor("high_freq_factor"))
+                && low >= high
+            {
+                self.problems.push(format!(
+                    "{key}.low_freq_factor {low} is not below high_freq_factor {high}"
+                ));
+            }
+        }
+    }
+
+    fn rope_theta(&mut self, key: &str, value: &Value) {
+        if !value.is_null() {
+            let fits = |number| (1.0..=1e18).contains(&number);
+            self.number(key, value, fits, "a number from 1 to 1e18");
+        }
+    }
+
+    fn rotated(&mut self, key: &str, value: &Value) {
+        if !value.is_null() {
+            let fits = |number| number > 0.0 && number <= 1.0;
+            self.number(key, value, fits, "a number above 0, at most 1");
+        }
+    }
+
+    fn layer_types(&mut self) {
+        let types = &self.config["layer_types"];
+        if types.is_null() {
+            return;
+        }
+        let Some(types) = types.as_array() else {
+            return self.refuse("layer_types", types, "a list");
+        };
+        let known = ["full_attention", "sliding_attention"];
+        let other = types
+            .iter()
+            .find(|kind| !known.iter().any(|known| *kind == known));
+        if let Some(other) = other {
+            self.refuse(
+                "layer_types",
+                other,
+                "a list of full_attention and sliding_attention",
+            );
+        }
+        if let Some(layers) = self.config["num_hidden_layers"].as_u64()
+            && types.len() as u64 != layers
+        {
+            self.problems.push(format!(
+                "layer_types has {} entries for num_hidden_layers {layers}",
+                types.len()
+            ));
+        }
+    }
+
+    fn number(&mut self, key: &str, value: &Value, fits: impl Fn(f64) -> bool, expected: &str) {
+        if !value.as_f64().is_some_and(fits) {
+            self.refuse(key, value, expected);
+        }
+    }
+
+    fn refuse(&mut self, key: &str, value: &Value, expected: &str) {
+        let found = shortened(value);
+        self.problems
+            .push(format!("{key} is {found}, not {expected}"));
+    }
+}
+
+/// As JSON, as much of it as fits a line.
+fn shortened(value: &Value) -> String {
+    const MOST: usize = 40;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> Value {
+        json!({
+            "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000, "tie_word_embeddings": true, "max_position_embeddings": 40960,
+            "hidden_act": "silu", "attention_dropout": 0.0, "initializer_range": 0.02
+        })
+    }
+
+    fn check(change: impl FnOnce(&mut Value)) -> Result<(), String> {
+        let mut config = config();
+        change(&mut config);
+        check_numbers(Path::new("m/config.json"), &config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_models_have_is_taken() {
+        check(|_| {}).unwrap();
+        for key in [
+            "head_dim",
+            "num_key_value_heads",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+            "sliding_window",
+            "layer_types",
+            "attention_bias",
+            "tie_word_embeddings",
+            "initializer_range",
+        ] {
+            check(|config| config[key] = Value::Null).unwrap();
+        }
+        check(|config| *config = json!({})).unwrap();
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192
+        });
+        check(|config| config["rope_scaling"] = llama3).unwrap();
+        check(|config| config["layer_types"] = json!(["full_attention", "sliding_attention"]))
+            .unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_file_and_key() {
+        for (key, value) in [
+            ("rms_norm_eps", json!("x")),
+            ("rms_norm_eps", json!(0)),
+            ("rms_norm_eps", json!(-1e-6)),
+            ("rms_norm_eps", json!(1)),
+            ("rms_norm_eps", Value::Null),
+            ("rms_norm_eps", json!(true)),
+            ("rope_theta", json!("abc")),
+            ("rope_theta", json!(-1)),
+            ("rope_theta", json!(0.0)),
+            ("rope_theta", json!([10000])),
+            ("hidden_size", json!(0)),
+            ("hidden_size", json!(-1)),
+            ("hidden_size", json!(1024.0)),
+            ("hidden_size", json!("1024")),
+            ("hidden_size", json!(16_777_215)),
+            ("vocab_size", json!(u64::MAX)),
+            ("num_hidden_layers", json!(5000)),
+            ("num_attention_heads", json!("sixteen")),
+            ("num_key_value_heads", json!(3)),
+            ("num_key_value_heads", json!(0)),
+            ("head_dim", json!(31)),
+            ("head_dim", json!(1 << 20)),
+            ("max_position_embeddings", json!(-5)),
+            ("sliding_window", json!("wide")),
+            ("attention_bias", json!("false")),
+            ("tie_word_embeddings", json!(1)),
+            ("attention_dropout", json!(1.5)),
+            ("initializer_range", json!(-0.02)),
+            ("hidden_act", json!(3)),
+            ("rope_scaling", json!("linear")),
+            ("rope_scaling", json!({"type": 3})),
+            ("rope_scaling", json!({"type": "linear", "factor": "2"})),
+            (
+                "rope_scaling",
+                json!({"low_freq_factor": 4.0, "high_freq_factor": 4.0}),
+            ),
+            ("rope_parameters", json!({"rope_theta": "abc"})),
+            ("partial_rotary_factor", json!("half")),
+            ("layer_types", json!("full_attention")),
+            ("layer_types", json!(["full_attention"])),
+            ("layer_types", json!(["full_attention", "linear_attention"])),
+        ] {
+            let message = check(|config| config[key] = value.clone()).unwrap_err();
+            assert!(message.starts_with("m/config.json: "), "{message}");
+            assert!(message.contains(key), "{key} {value}: {message}");
+        }
+        let message = check(|config| *config = json!([])).unwrap_err();
+        assert!(message.contains("object"), "{message}");
+    }
+
+    #[test]
+    fn heads_must_divide_where_nothing_else_gives_their_size() {
+        let message = check(|config| {
+            config["head_dim"] = Value::Null;
+            config["hidden_size"] = json!(1000);
+        });
+        assert!(
+            message
+                .unwrap_err()
+                .contains("does not divide hidden_size 1000")
+        );
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_and_no_value_fills_the_screen() {
+        let message = check(|config| {
+            config["rms_norm_eps"] = json!("x".repeat(100_000));
+            config["rope_theta"] = json!(-1);
+        })
+        .unwrap_err();
+        assert!(message.contains("rms_norm_eps") && message.contains("rope_theta is -1"));
+        assert!(message.len() < 300, "{}", message.len());
+    }
+}

@@ -1,0 +1,394 @@
+//! The weight files of a model folder, compared with the tensors that its configuration calls for before any memory is
+//! taken for them.
+//!
+//! In: the folder, and names and shapes. Out: files that hold every tensor once, in its shape and in a type that is read,
+//! and nothing beside them that would make it another model.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use super::{ModelFolder, extra};
+use crate::files::FileError;
+use crate::files::tensors::{TensorFile, TensorView};
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+/// Names of tensors in a message.
+const MAX_NAMES: usize = 4;
+
+/// Open weight files that hold what was asked for.
+#[derive(Debug)]
+pub struct WeightFiles {
+    dir: PathBuf,
+    files: Vec<TensorFile>,
+    /// By tensor: its index in `files`.
+    places: HashMap<String, usize>,
+    /// The embedding is stored as the output layer, which it is tied to.
+    embedding_is_head: bool,
+    notices: Vec<String>,
+}
+
+impl WeightFiles {
+    /// `expected` are all tensors of the model; a tied output layer is none of them.
+    pub fn open(
+        folder: &ModelFolder,
+        expected: &[(String, Vec<usize>)],
+    ) -> Result<Self, FileError> {
+        let paths = folder.weight_files();
+        let files: Vec<TensorFile> = paths
+            .iter()
+            .map(|path| TensorFile::open(path))
+            .collect::<Result<_, _>>()?;
+        let mut places = HashMap::new();
+        for (index, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(other) = places.insert(name.to_owned(), index) {
+                    let other = files[other].path().display();
+                    let reason = format!(
+                        "tensor {name} is also in {other}; one of them is of another model"
+                    );
+                    return Err(FileError::malformed(file.path(), reason));
+                }
+            }
+        }
+        let is_tied = !expected.iter().any(|(name, _)| name == HEAD);
+        let mut weights = Self {
+            dir: folder.dir().to_owned(),
+            embedding_is_head: is_tied
+                && !places.contains_key(EMBEDDING)
+                && places.contains_key(HEAD),
+            files,
+            places,
+            notices: Vec::new(),
+        };
+        weights.check_expected(expected)?;
+        if is_tied {
+            weights.check_tied()?;
+        }
+        weights.notices = weights.check_extra(folder, expected)?;
+        Ok(weights)
+    }
+
+    /// What is in the files and is not used, in words for the user.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// The tensor, which must have this shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, FileError> {
+        let (file, stored) = self.find(name)?;
+        file.expect(stored, shape)
+    }
+
+    /// Writes the tensor's scalars as float32 to `out`, which has as many.
+    pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
+        let (file, stored) = self.find(name)?;
+        file.read_f32(stored, shape, out)
+    }
+
+    /// The file that holds a tensor, and what it is called there.
+    fn find<'a, 'n>(&'a self, name: &'n str) -> Result<(&'a TensorFile, &'n str), FileError> {
+        let stored = match self.embedding_is_head && name == EMBEDDING {
+            true => HEAD,
+            false => name,
+        };
+        match self.places.get(stored) {
+            Some(index) => Ok((&self.files[*index], stored)),
+            None => Err(self.missing(&[name])),
+        }
+    }
+
+    /// Every tensor is there, in a type that is read and in its shape.
+    fn check_expected(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
+        let mut missing = Vec::new();
+        for (name, shape) in expected {
+            let Ok((file, stored)) = self.find(name) else {
+                missing.push(name.as_str());
+                continue;
+            };
+            let view = file.get(stored).ok_or_else(|| self.missing(&[name]))?;
+            if !view.is_readable() {
+                let reason = format!(
+                    "tensor {stored} is {:?}; F32, BF16, F16 and F64 are read: use the model before it was quantised or converted",
+                    view.dtype
+                );
+                return Err(FileError::malformed(file.path(), reason));
+            }
+            if view.shape != shape {
+                let reason = format!(
+                    "tensor {stored} has shape {:?} where config.json makes it {shape:?}; the one belongs to another model than the other",
+                    view.shape
+                );
+                return Err(FileError::malformed(file.path(), reason));
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(self.missing(&missing)),
+        }
+    }
+
+    fn missing(&self, names: &[&str]) -> FileError {
+        let hint = match names {
+            [HEAD] => {
+                "; if the embedding is the output layer, config.json says tie_word_embeddings: true"
+            }
+            _ if self
+                .places
+                .keys()
+                .any(|name| name.ends_with(".lora_A.weight")) =>
+            {
+                "; there are an adapter's tensors instead: merge it into its model first"
+            }
+            _ if self.places.contains_key("embed_tokens.weight") => {
+                "; its tensors are called without \"model.\": save it with AutoModelForCausalLM"
+            }
+            _ => "; a file of the model is missing, or config.json belongs to another model",
+        };
+        let reason = format!("no tensor {}{hint}", listed(names));
+        FileError::malformed(&self.dir, reason)
+    }
+
+    /// An output layer beside an embedding that it is tied to must be the same.
+    fn check_tied(&self) -> Result<(), FileError> {
+        let get = |name: &str| {
+            let file = &self.files[*self.places.get(name)?];
+            Some((file, file.get(name)?))
+        };
+        let (Some((_, embedding)), Some((file, head))) = (get(EMBEDDING), get(HEAD)) else {
+            return Ok(());
+        };
+        let is_same = head.dtype == embedding.dtype
+            && head.shape == embedding.shape
+            && head.bytes == embedding.bytes;
+        match is_same {
+            true => Ok(()),
+            false => Err(FileError::malformed(
+                file.path(),
+                format!(
+                    "tensor {HEAD} differs from {EMBEDDING}, and config.json says tie_word_embeddings: true; if the model has an output layer of its own, say false there"
+                ),
+            )),
+        }
+    }
+
+    /// Refuses tensors without which the result would be another model; names those that matter to nobody.
+    fn check_extra(
+        &self,
+        folder: &ModelFolder,
+        expected: &[(String, Vec<usize>)],
+    ) -> Result<Vec<String>, FileError> {
+        let expected: std::collections::HashSet<&str> =
+            expected.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<&str> = self
+            .places
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !expected.contains(name) && *name != HEAD)
+            .collect();
+        names.sort_unstable();
+        let (harmless, altering): (Vec<&str>, Vec<&str>) =
+            names.into_iter().partition(|name| extra::is_harmless(name));
+        if let Some(first) = altering.first() {
+            let reason = format!(
+                "no place in this {} for {}: {}",
+                folder.architecture().class(),
+                listed(&altering),
+                extra::reason(first, folder.config_json()),
+            );
+            return Err(FileError::malformed(
+                self.files[self.places[*first]].path(),
+                reason,
+            ));
+        }
+        Ok(match harmless.is_empty() {
+            true => Vec::new(),
+            false => vec![format!(
+                "{}: not used, and not in the result: {}",
+                self.dir.display(),
+                listed(&harmless)
+            )],
+        })
+    }
+}
+
+/// The first few names.
+pub(in crate::files) fn listed(names: &[&str]) -> String {
+    let shown = names[..names.len().min(MAX_NAMES)].join(", ");
+    match names.len().saturating_sub(MAX_NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::super::{CONFIG, write_json};
+    use super::*;
+    use crate::files::tensors::{Dtype, write};
+    use crate::job::InitWeights;
+
+    type Tensor = (&'static str, Dtype, &'static [usize], f64);
+
+    const NORM: Tensor = ("model.norm.weight", Dtype::F32, &[2], 1.0);
+    const EMBED: Tensor = (EMBEDDING, Dtype::F32, &[3, 2], 0.5);
+    const OUTPUT: Tensor = (HEAD, Dtype::F32, &[3, 2], 0.5);
+
+    fn bytes((_, dtype, shape, value): Tensor) -> Vec<u8> {
+        let scalars = shape.iter().product();
+        match dtype {
+            Dtype::F32 => (value as f32).to_le_bytes().repeat(scalars),
+            Dtype::F64 => value.to_le_bytes().repeat(scalars),
+            _ => vec![0; scalars * dtype.bitsize() / 8],
+        }
+    }
+
+    fn put(dir: &Path, file: &str, tensors: &[Tensor]) {
+        let bytes: Vec<Vec<u8>> = tensors.iter().map(|tensor| bytes(*tensor)).collect();
+        let listed = tensors
+            .iter()
+            .zip(&bytes)
+            .map(|((name, dtype, shape, _), bytes)| {
+                (name.to_string(), *dtype, shape.to_vec(), &bytes[..])
+            });
+        write(dir, file, listed, &[]).unwrap();
+    }
+
+    fn folder(tensors: &[Tensor]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let config: Value = json!({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2});
+        write_json(&dir.path().join(CONFIG), &config).unwrap();
+        put(dir.path(), "model.safetensors", tensors);
+        dir
+    }
+
+    fn open_as(dir: &Path, expected: &[Tensor]) -> Result<WeightFiles, String> {
+        let model = ModelFolder::open(dir, InitWeights::Pretrained).map_err(|e| e.to_string())?;
+        let expected: Vec<(String, Vec<usize>)> = expected
+            .iter()
+            .map(|(name, _, shape, _)| (name.to_string(), shape.to_vec()))
+            .collect();
+        WeightFiles::open(&model, &expected).map_err(|error| error.to_string())
+    }
+
+    /// A tied model of two tensors, stored as these.
+    fn open(tensors: &[Tensor]) -> Result<WeightFiles, String> {
+        open_as(folder(tensors).path(), &[EMBED, NORM])
+    }
+
+    fn check(tensors: &[Tensor], words: &[&str]) {
+        let message = open(tensors).unwrap_err();
+        for word in words {
+            assert!(message.contains(word), "{word:?} not in {message:?}");
+        }
+    }
+
+    #[test]
+    fn types_that_are_numbers_are_read_and_others_named() {
+        let double = (NORM.0, Dtype::F64, NORM.2, 0.1);
+        let weights = open(&[EMBED, double]).unwrap();
+        let mut out = [0.0; 2];
+        weights.read_f32(NORM.0, &[2], &mut out).unwrap();
+        assert_eq!(out, [0.1; 2]);
+        for dtype in [Dtype::F8_E4M3, Dtype::I8, Dtype::BOOL, Dtype::I64] {
+            let named = format!("{dtype:?}");
+            check(&[EMBED, (NORM.0, dtype, NORM.2, 0.0)], &[NORM.0, &named]);
+        }
+    }
+
+    #[test]
+    fn missing_tensors_and_other_shapes_are_named() {
+        check(&[EMBED], &["no tensor model.norm.weight"]);
+        check(
+            &[EMBED, (NORM.0, Dtype::F32, &[3], 1.0)],
+            &[NORM.0, "[3]", "[2]"],
+        );
+        let untied = open_as(folder(&[EMBED, NORM]).path(), &[EMBED, NORM, OUTPUT]);
+        assert!(untied.unwrap_err().contains("tie_word_embeddings: true"));
+    }
+
+    #[test]
+    fn a_tied_embedding_may_be_stored_as_the_output_layer() {
+        let weights = open(&[(HEAD, Dtype::F32, &[3, 2], 0.25), NORM]).unwrap();
+        let mut out = [0.0; 6];
+        weights.read_f32(EMBEDDING, &[3, 2], &mut out).unwrap();
+        assert_eq!(out, [0.25; 6]);
+        assert_eq!(weights.expect(EMBEDDING, &[3, 2]).unwrap().bytes.len(), 24);
+        assert!(weights.notices().is_empty());
+        // An output layer of its own is no embedding.
+        let untied = open_as(folder(&[OUTPUT, NORM]).path(), &[EMBED, OUTPUT, NORM]);
+        assert!(
+            untied
+                .unwrap_err()
+                .contains("no tensor model.embed_tokens.weight")
+        );
+    }
+
+    #[test]
+    fn a_tied_output_layer_must_be_the_embedding() {
+        assert!(open(&[EMBED, OUTPUT, NORM]).unwrap().notices().is_empty());
+        let other = (HEAD, Dtype::F32, OUTPUT.2, 0.75);
+        check(
+            &[EMBED, other, NORM],
+            &[HEAD, "differs", "tie_word_embeddings"],
+        );
+    }
+
+    #[test]
+    fn tensors_that_the_model_has_no_place_for_are_refused_by_name() {
+        for name in [
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.k_proj.bias",
+            "model.layers.1.mlp.up_proj.bias",
+            "model.layers.2.mlp.up_proj.weight",
+            "model.layers.0.post_feedforward_layernorm.weight",
+            "model.norm.bias",
+            "lm_head.bias",
+            "model.embed_positions.weight",
+            "layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.q_proj.lora_A.weight",
+            "model.layers.0.self_attn.q_proj.weight_scale",
+        ] {
+            check(
+                &[EMBED, NORM, (name, Dtype::F32, &[2], 0.0)],
+                &[name, "LlamaForCausalLM"],
+            );
+        }
+    }
+
+    #[test]
+    fn tensors_that_matter_to_nobody_are_told_in_one_line() {
+        let names = [
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.layers.1.self_attn.rotary_emb.inv_freq",
+            "vision_tower.blocks.0.norm1.weight",
+            "v_head.summary.weight",
+        ];
+        let extra = names.map(|name| (name, Dtype::F32, &[2usize][..], 0.0));
+        let weights = open(&[&[EMBED, NORM][..], &extra].concat()).unwrap();
+        let [notice] = weights.notices() else {
+            panic!("{:?}", weights.notices());
+        };
+        assert!(names.iter().all(|name| notice.contains(name)), "{notice}");
+    }
+
+    #[test]
+    fn a_tensor_in_two_files_is_refused() {
+        let dir = folder(&[]);
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        put(dir.path(), "a.safetensors", &[EMBED, NORM]);
+        put(dir.path(), "b.safetensors", &[NORM]);
+        let index = json!({"weight_map": {EMBEDDING: "a.safetensors", NORM.0: "b.safetensors"}});
+        write_json(&dir.path().join("model.safetensors.index.json"), &index).unwrap();
+        let message = open_as(dir.path(), &[EMBED, NORM]).unwrap_err();
+        assert!(
+            message.contains(NORM.0) && message.contains("a.safetensors"),
+            "{message}"
+        );
+    }
+}
