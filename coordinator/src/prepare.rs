@@ -126,13 +126,16 @@ impl PreflightError {
         match result {
             Ok(value) => Some(value),
             Err(problem) => {
-                let problem = problem.to_string();
-                // Whoever else reads the same file finds the same.
-                if !self.problems.contains(&problem) {
-                    self.problems.push(problem);
-                }
+                self.add(problem.to_string());
                 None
             }
+        }
+    }
+
+    /// Whoever else reads the same file finds the same.
+    fn add(&mut self, problem: String) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
         }
     }
 }
@@ -196,10 +199,9 @@ pub fn prepare_in(
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
             prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)
-                .map_err(|problems| {
-                    errors
-                        .problems
-                        .extend(PreflightError::from(problems).problems)
+                .map_err(|found| {
+                    let found = PreflightError::from(found).problems;
+                    found.into_iter().for_each(|problem| errors.add(problem));
                 })
                 .ok()
         }
