@@ -23,6 +23,7 @@ use super::{FileEntry, FileError};
 use crate::job::InitWeights;
 use crate::progress::Progress;
 
+pub use absent::no_folder;
 pub use links::check_link;
 pub use numbers::check_numbers;
 pub use weights::WeightFiles;
@@ -92,7 +93,7 @@ impl ModelFolder {
     /// Weights are neither needed nor looked at where they will be drawn at random.
     pub fn open(dir: &Path, init: InitWeights) -> Result<Self, FileError> {
         if !dir.is_dir() {
-            return Err(absent::no_folder(dir));
+            return Err(no_folder(dir));
         }
         let config_path = dir.join(CONFIG);
         if !config_path.is_file() {
@@ -104,6 +105,10 @@ impl ModelFolder {
         let architecture = Architecture::of_config(&config_path, &config)?;
         refuse_quantised(&config_path, &config)?;
         check_numbers(&config_path, &config)?;
+        if init == InitWeights::Random && config["initializer_range"].as_f64() == Some(0.0) {
+            let reason = "initializer_range is 0: weights that are all zero learn nothing";
+            return Err(FileError::malformed(&config_path, reason));
+        }
         companions::check(dir)?;
         let mut folder = Self {
             dir: dir.to_owned(),
@@ -370,6 +375,14 @@ mod tests {
         assert!(open(folder.path()).is_err());
         let model = ModelFolder::open(folder.path(), InitWeights::Random).unwrap();
         assert!(model.weight_files().is_empty());
+        let mut zero = config();
+        zero["initializer_range"] = 0.into();
+        write_json(&folder.path().join(CONFIG), &zero).unwrap();
+        let message = ModelFolder::open(folder.path(), InitWeights::Random).unwrap_err();
+        assert!(
+            message.to_string().contains("initializer_range"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use common::files::FileError;
 use common::files::adapter::{
     ADAPTER_WEIGHTS, AdapterConfig, Factor, parse_tensor_name, tensor_name,
 };
-use common::files::model::{Architecture, ModelFolder, WeightFiles};
+use common::files::model::{Architecture, ModelFolder, WeightFiles, no_folder};
 use common::files::tensors::TensorFile;
 use common::job::InitWeights;
 use thiserror::Error;
@@ -33,8 +33,6 @@ pub enum InferenceError {
     File(#[from] FileError),
     #[error(transparent)]
     Config(#[from] EngineError),
-    #[error("{path}: there is no such folder")]
-    NoFolder { path: PathBuf },
     #[error("{path}: {feature} can be trained but not generated from yet")]
     Unsupported { path: PathBuf, feature: String },
     #[error("{path}: the adapter changes {module}, which the model does not have")]
@@ -53,9 +51,7 @@ pub enum InferenceError {
 pub fn check_folder(path: &Path) -> Result<(), InferenceError> {
     match path.is_dir() {
         true => Ok(()),
-        false => Err(InferenceError::NoFolder {
-            path: path.to_owned(),
-        }),
+        false => Err(no_folder(path).into()),
     }
 }
 

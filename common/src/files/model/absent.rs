@@ -15,20 +15,20 @@ use crate::files::{FileError, manifest};
 const MAX_NAMES: usize = 10_000;
 
 /// Of a path that is no folder.
-pub(super) fn no_folder(path: &Path) -> FileError {
+pub fn no_folder(path: &Path) -> FileError {
     if path.is_file() {
-        let reason = recognised_file(path).unwrap_or("is a file; name the folder of the model");
+        let reason = recognised_file(path).unwrap_or("is a file; name the folder that it is in");
         return FileError::malformed(path, reason);
     }
     if path.is_symlink() {
         return FileError::malformed(path, "is a link to nothing");
     }
     let Some(id) = hub_id(path) else {
-        return FileError::malformed(path, "there is no such model folder");
+        return FileError::malformed(path, "there is no such folder");
     };
     let name = id.rsplit('/').next().unwrap_or(&id);
     let reason = format!(
-        "there is no such model folder; if it is an id on the Hugging Face hub, those are not read yet: download it with `hf download {id} --local-dir models/{name}` and name that folder"
+        "there is no such folder; if it is an id on the Hugging Face hub, those are not read yet: download it with `hf download {id} --local-dir models/{name}` and name that folder"
     );
     FileError::malformed(path, reason)
 }
@@ -197,7 +197,7 @@ mod tests {
         for path in ["/no/such", "./no/such", "../no", "no", "src/no", "a/b/c"] {
             let message = said(path);
             assert!(!message.contains("hf download"), "{message}");
-            assert!(message.contains("no such model folder"), "{message}");
+            assert!(message.contains("no such folder"), "{message}");
         }
     }
 
@@ -259,7 +259,7 @@ mod tests {
         fs::write(&path, "else").unwrap();
         let message = no_folder(&path).to_string();
         assert!(
-            message.contains("name the folder of the model"),
+            message.contains("name the folder that it is in"),
             "{message}"
         );
     }
