@@ -189,7 +189,9 @@ fn weights_that_are_not_there_or_truncated_are_named() {
     file.extend_from_slice(&[0; 4]);
     std::fs::write(setup.model("model.safetensors"), file).unwrap();
     let problems = setup.problems();
-    assert_eq!(problems, ["model: no tensor model.embed_tokens.weight"]);
+    let missing = "model: no tensor model.embed_tokens.weight, ";
+    assert!(problems[0].starts_with(missing), "{problems:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
 }
 
 #[test]
