@@ -9,11 +9,15 @@ pub mod flops;
 #[cfg(unix)]
 pub mod hangup;
 pub mod job;
+pub mod logging;
+pub mod manual;
 pub mod memory;
 pub mod plan;
 pub mod progress;
 pub mod rng;
 pub mod streams;
+pub mod text;
+pub mod timestamp;
 pub mod wire;
 
 /// Muster's version. Coordinator and workers must run the same one.
