@@ -1,7 +1,10 @@
-//! Compiles the GPU kernels where the feature `cuda` is on: each file of `src/engine/cuda/kernels` to a fatbin of its own.
+//! Tells the program which commit it is built from, and compiles the GPU kernels where the feature `cuda` is on: each file of `src/engine/cuda/kernels` to a fatbin of its own.
 //!
 //! `CUDA_COMPUTE_CAP` names the target, such as 90; without it Ampere, Hopper and what comes later are served. nvcc is
 //! `$CUDA_HOME/bin/nvcc`, or the one on the path.
+
+#[path = "../common/build/commit.rs"]
+mod commit;
 
 use std::env;
 use std::error::Error;
@@ -16,6 +19,8 @@ const KERNELS: &str = "src/engine/cuda/kernels";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../common/build/commit.rs");
+    commit::tell(&["src", "../common/src", "../proto"]);
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }

@@ -25,6 +25,7 @@ use crate::leases::Leases;
 use crate::place::ExchangePlace;
 use crate::run::{Line, Start};
 use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
+use crate::status::{Doing, Status};
 use crate::upload::{UploadError, Uploads};
 use crate::waits::Waits;
 use crate::{ComputeDevice, Finished, WorkerError};
@@ -219,8 +220,10 @@ impl Life {
         let fetcher = Fetcher { client, cache };
         let is_ready = engine.ready_flag();
         let mut patience_ends = None;
+        let status = self.options.status.clone();
+        status.joined(admission.total_steps);
         let happened = {
-            let mut serving = pin!(serve(engine, line, admission, fetcher, power));
+            let mut serving = pin!(serve(engine, line, admission, fetcher, power, status));
             loop {
                 tokio::select! {
                     end = &mut tie.forwarding => {
@@ -421,8 +424,10 @@ async fn serve(
     admission: Admission,
     fetcher: Fetcher,
     (device, threads): (ComputeDevice, usize),
+    status: Status,
 ) -> Result<(), WorkerError> {
     if !engine.has_started() {
+        status.set(Doing::Fetching);
         let (model_files, model_dir) = (&admission.model_files, &admission.model_dir);
         let (state_files, state_dir) = (&admission.state_files, &admission.state_dir);
         engine.start(Start {
@@ -433,6 +438,7 @@ async fn serve(
             job_digest: admission.job_digest,
             threads,
             device,
+            status,
         });
     }
     engine.attach(line).await;

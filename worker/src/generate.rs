@@ -1,6 +1,7 @@
 //! `worker generate`: the answer to a prompt on standard output, as it comes.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -47,8 +48,13 @@ pub fn run(args: GenerateArgs) -> Result<(), GenerateError> {
     Ok(())
 }
 
+/// As it is into a file or program; on a terminal, what a model says must not repaint that.
 fn print(piece: &str) {
     let mut out = io::stdout().lock();
+    let piece = match out.is_terminal() {
+        true => Cow::Owned(common::text::visible(piece)),
+        false => Cow::Borrowed(piece),
+    };
     if out
         .write_all(piece.as_bytes())
         .and_then(|()| out.flush())

@@ -14,6 +14,7 @@ use crate::collective::Collective;
 use crate::connect::{connect, retry_delays};
 use crate::engine_thread::EngineThread;
 use crate::waits::Waits;
+use crate::status::Doing;
 use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
@@ -34,6 +35,7 @@ pub async fn join(
         *host = address::exchange_host(host)?;
     }
     let device = options.device.open()?;
+    let status = options.status.clone();
     let mut life = Life {
         options,
         device,
@@ -41,10 +43,11 @@ pub async fn join(
         exchange: None,
         engine: None,
         was_welcomed: false,
-        waits: Waits::default(),
+        waits: Waits::new(status),
     };
     let mut patience = Patience::new();
     loop {
+        life.options.status.set(Doing::Connecting);
         let left = patience.left(&life);
         let client = tokio::select! {
             client = connect(&life.options, left, life.was_welcomed) => client?,

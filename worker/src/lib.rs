@@ -20,6 +20,7 @@ mod resolve;
 pub mod run;
 pub mod session;
 pub mod slot;
+pub mod status;
 pub mod temporary;
 pub mod upload;
 mod waits;
@@ -29,8 +30,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use device::{ComputeDevice, Device, DeviceError};
+pub use device::{ComputeDevice, Device, DeviceError, forget_peak_of_this_process};
+pub use engine::numerics::instruction_set;
 pub use join::join;
+use status::Status;
 
 /// What `worker --version` says, and what a coordinator compares with its own.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -65,6 +68,8 @@ pub struct JoinOptions {
     pub reconnect_timeout: Duration,
     /// How long to wait, once asked to stop, until what was computed here is counted.
     pub draining_patience: Duration,
+    /// Where it is noted what the worker is at.
+    pub status: Status,
 }
 
 impl JoinOptions {
@@ -81,6 +86,7 @@ impl JoinOptions {
             connect_timeout: Duration::from_secs(60),
             reconnect_timeout: RECONNECT_TIMEOUT,
             draining_patience: DRAINING_PATIENCE,
+            status: Status::default(),
         }
     }
 }

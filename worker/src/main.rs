@@ -3,8 +3,10 @@
 mod bench;
 mod generate;
 mod merge;
+mod show;
+mod version;
 
-use std::io::IsTerminal;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,10 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
-use common::streams;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use common::{logging, manual, streams};
+use show::Show;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 use worker::{Device, Finished, JoinOptions, WorkerError, join};
 
 /// Exit codes, the same as the coordinator's.
@@ -29,10 +32,37 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// The same where somebody is in a hurry.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// Muster's worker: joins a coordinator and computes its share of every step.
+const EXAMPLES: &str = "\
+Examples:
+  worker join machine1:7077
+  worker join machine1:7077 --threads 8 --token-file token
+  worker generate --model MODEL --adapter OUTPUT --prompt Hello
+  worker merge --model MODEL --adapter OUTPUT --output merged
+  worker bench --config MODEL/config.json";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done, or left as it was asked to
+    1  failed
+    2  wrong usage
+    3  coordinator and worker do not fit
+  130  Ctrl-C";
+
+/// Muster's worker: joins a coordinator and computes its share of every step
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(
+    version,
+    long_version = version::long(),
+    about,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    max_term_width = 100
+)]
 struct Cli {
+    /// What of the log is shown: off, error, warn, info, debug, trace, or MODULE=LEVEL [default: info, or as MUSTER_LOG or
+    /// RUST_LOG says]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = logging::parse_level)]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -43,8 +73,7 @@ enum Command {
     ///
     /// Job, data and base model come from the coordinator; nothing else is needed on this machine. Workers may join and
     /// leave at any time. At Ctrl-C, SIGTERM or SIGHUP it hands over and leaves, within 25 s; a second one stops it at once.
-    ///
-    /// Exit codes: 0 done or left, 1 failed, 2 usage, 3 coordinator and worker do not fit, 130 Ctrl-C.
+    #[command(after_long_help = EXIT_CODES)]
     Join(JoinArgs),
     /// Answer a prompt with a model, fine-tuned or not
     ///
@@ -67,6 +96,20 @@ enum Command {
     ///
     /// Exit codes: 0 done, 1 failed, 2 usage.
     Merge(merge::MergeArgs),
+    /// Print a script that completes this command line in a shell
+    ///
+    /// For bash: source <(worker completions bash)
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page of this program, or of one of its commands
+    ///
+    /// To read it: worker man join | man -l -
+    Man {
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
 }
 
 #[derive(Args)]
@@ -115,16 +158,7 @@ struct JoinArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(streams::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        // They would go to the same place.
-        .log_internal_errors(false)
-        .init();
+    logging::begin(cli.log_level.as_deref(), "info", show::log_writer);
     match common::failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
         Ok(None) => {}
@@ -141,9 +175,20 @@ fn main() -> ExitCode {
         Command::BenchExchange(args) => finish(bench::exchange::run(args)),
         Command::SelfCheck(args) => finish(bench::self_check::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
+        Command::Completions { shell } => print(&manual::completions(Cli::command(), shell)),
+        Command::Man { command } => match manual::page(Cli::command(), command.as_deref()) {
+            Ok(page) => print(&page),
+            Err(error) => fail(USAGE, &error),
+        },
     };
     streams::finish(FAREWELL);
     code
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    // Nobody reads any more.
+    let _ = std::io::stdout().write_all(text);
+    ExitCode::SUCCESS
 }
 
 fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
@@ -174,6 +219,7 @@ fn run_join(args: JoinArgs) -> ExitCode {
     };
     let shutdown = CancellationToken::new();
     let interrupted = Arc::new(AtomicBool::new(false));
+    let show = Show::begin(options.status.clone(), options.address.clone());
     let joined = runtime.block_on(async {
         tokio::spawn(watch_signals(shutdown.clone(), interrupted.clone()));
         join(options, shutdown).await
@@ -181,6 +227,7 @@ fn run_join(args: JoinArgs) -> ExitCode {
     let interrupted = interrupted.load(Ordering::SeqCst);
     // An engine thread that is still loading is not waited for.
     runtime.shutdown_background();
+    show.end();
     match joined {
         Ok(Finished::Left) if interrupted => ExitCode::from(INTERRUPTED),
         Ok(Finished::Left) => ExitCode::SUCCESS,
@@ -298,6 +345,8 @@ async fn hung_up() {
 }
 
 fn fail(code: u8, message: &str) -> ExitCode {
+    // What rows, models and peers have to do with it may hold anything.
+    let message = common::text::error(message);
     // A terminal that is gone takes no words.
     streams::stderr().say(&format!("error: {message}"));
     ExitCode::from(code)

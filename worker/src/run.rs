@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use common::data::block::Block;
 use common::failpoint;
 use common::files::{FileError, Snapshot, WeightsFormat};
 use common::job::JobSpec;
@@ -32,6 +33,7 @@ use crate::fetch::Folder;
 use crate::leases::{Leases, SlotKey};
 use crate::session::{Lease, Order};
 use crate::slot::{self, HeldSlots};
+use crate::status::{Doing, Status};
 use crate::upload::{State, Uploads, weights_format};
 
 /// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
@@ -67,6 +69,7 @@ pub struct Start {
     pub start_step: u64,
     /// At step 0 the adapter to start from, else the checkpoint.
     pub state: Option<Folder>,
+    pub status: Status,
 }
 
 /// What the engine thread shares with the rest of the worker.
@@ -97,7 +100,10 @@ pub struct Line {
 
 /// Loads the model and works until told to stop.
 pub fn run(start: Start, links: Links) -> Result<(), RunError> {
+    let status = start.status.clone();
+    status.set(Doing::Loading);
     let trainer = load(&start)?;
+    status.reached(trainer.step());
     let mut run = Run {
         format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
         trainer,
@@ -111,11 +117,16 @@ pub fn run(start: Start, links: Links) -> Result<(), RunError> {
         following: None,
         entering: None,
         spare_mean: Vec::new(),
+        status,
     };
     // What was fetched for the start alone is of no more use.
     drop(start);
     run.links.ready.store(true, Ordering::SeqCst);
-    while let Some(order) = run.links.orders.blocking_recv() {
+    loop {
+        run.rest();
+        let Some(order) = run.links.orders.blocking_recv() else {
+            break;
+        };
         if run.stopped() {
             break;
         }
@@ -169,9 +180,20 @@ struct Run {
     entering: Option<v1::Generation>,
     /// Memory of the last mean gradient, for the next one.
     spare_mean: Vec<f32>,
+    /// For people.
+    status: Status,
 }
 
 impl Run {
+    /// Nothing is to be done until the next order.
+    fn rest(&self) {
+        self.status.reached(self.trainer.step());
+        self.status.set(match self.generation {
+            0 => Doing::WaitingToBegin,
+            _ => Doing::WaitingForSlots,
+        });
+    }
+
     fn obey(&mut self, order: Order) -> Result<(), RunError> {
         match order {
             Order::Attach(line) => self.attach(line),
@@ -224,6 +246,7 @@ impl Run {
     /// A new generation: whoever is behind gets its state, then everyone says what it holds.
     fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
         self.generation = generation.generation;
+        self.status.entered(generation.members.len());
         self.plan = None;
         self.entering = None;
         if self.superseded() {
@@ -235,6 +258,7 @@ impl Run {
         }
         self.conclude_feeds(generation);
         if generation.behind.contains(&generation.rank) {
+            self.status.set(Doing::Copying);
             match self.receive_state(generation) {
                 Ok((snapshot, updates)) => {
                     self.take_over(&snapshot, updates)?;
@@ -299,12 +323,14 @@ impl Run {
             if !self.take_in_hand(key) {
                 continue;
             }
+            self.status.set(Doing::Computing);
             let started = Instant::now();
             let computed = match train {
                 true => self.trainer.train_slot(slot, &blocks),
                 false => self.trainer.eval_slot(&blocks),
             };
             self.put_down();
+            self.status.set(Doing::WaitingForSlots);
             let outcome = match computed {
                 Ok(outcome) => outcome,
                 Err(EngineError::Abandoned) => {
@@ -313,6 +339,8 @@ impl Run {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let tokens = blocks.iter().map(Block::used_len);
+            self.status.slot_done(tokens.sum::<usize>() as u64);
             self.send(Up::SlotDone(v1::SlotDone {
                 generation: lease.generation,
                 step: lease.step,
@@ -359,6 +387,7 @@ impl Run {
         if self.is_void(exchange.generation, exchange.step) || plan.step != exchange.step {
             return Ok(());
         }
+        self.status.set(Doing::Exchanging);
         let started = Instant::now();
         let (sum, slots) = match self.sum_up(&plan) {
             Ok(sum) => sum,

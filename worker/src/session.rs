@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use common::files::FileEntry;
 use common::job::JobSpec;
+use common::text;
 use common::wire::{
     HEARTBEAT_INTERVAL, JOB_KEY, MAX_FILES, PREPARING_KEY, PlanKind, WireError, check_digest, up,
 };
@@ -77,7 +78,7 @@ impl SessionEnd {
         let source = std::error::Error::source(status);
         let reason = match source {
             Some(source) => format!("the connection broke: {}", root_cause(source)),
-            None => status.message().to_owned(),
+            None => text::reason(status.message()),
         };
         if let Some(moment) = preparing(status) {
             return Self::Preparing(moment);
@@ -101,11 +102,12 @@ impl SessionEnd {
 
 impl SessionEnd {
     fn finished(finish: v1::Finish) -> Self {
+        let reason = text::reason(&finish.reason);
         match finish.resumable {
-            true => Self::Interrupted(finish.reason),
+            true => Self::Interrupted(reason),
             false => Self::Finished {
                 failed: finish.failed,
-                reason: finish.reason,
+                reason,
             },
         }
     }
@@ -213,6 +215,8 @@ pub struct Admission {
     pub blocks: v1::BlockSet,
     /// Updates that the coordinator has on record.
     pub recorded: u64,
+    /// For people.
+    pub total_steps: u64,
 }
 
 impl Admission {
@@ -223,7 +227,7 @@ impl Admission {
         if job_digest != welcome.job_digest {
             return Err(format!(
                 "job digests differ: {} there, {job_digest} here",
-                welcome.job_digest
+                text::reason(&welcome.job_digest)
             ));
         }
         let blocks = welcome.blocks.ok_or("Welcome names no blocks")?;
@@ -245,6 +249,7 @@ impl Admission {
             state_dir: welcome.state_dir.into(),
             blocks,
             recorded: welcome.recorded,
+            total_steps: welcome.total_steps,
         })
     }
 }
@@ -488,6 +493,30 @@ fn membership(generation: &v1::Generation, run_id: [u8; 32]) -> Result<Membershi
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_coordinator_says_at_the_end_is_one_visible_line() {
+        let reason = format!("\x1b[2Jgone\n{}", "x".repeat(3_000_000));
+        let finish = |resumable| {
+            let reason = reason.clone();
+            SessionEnd::finished(v1::Finish {
+                failed: false,
+                reason,
+                resumable,
+            })
+        };
+        let of_status = SessionEnd::of(&Status::aborted(reason.clone()));
+        for end in [finish(true), finish(false), of_status] {
+            let (SessionEnd::Interrupted(told)
+            | SessionEnd::Expelled(told)
+            | SessionEnd::Finished { reason: told, .. }) = end
+            else {
+                panic!("another end")
+            };
+            assert!(told.starts_with("␛[2Jgone xxx"), "{told}");
+            assert!(told.len() < 1000 && !told.chars().any(char::is_control));
+        }
+    }
 
     #[test]
     fn exchanges_of_different_jobs_runs_and_terms_are_kept_apart() {

@@ -20,7 +20,7 @@ pub fn numerics_class() -> String {
 }
 
 /// Those that the `gemm` crate and the bfloat16 products pick.
-fn instruction_set() -> &'static str {
+pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;

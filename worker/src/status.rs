@@ -1,0 +1,105 @@
+//! What a worker is at, for people: noted by whoever works, read by whoever shows it. Neither waits for the other, and
+//! nothing depends on it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// What a worker does, or waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Doing {
+    #[default]
+    Connecting,
+    /// The coordinator has no run yet; [`State::moment`] says what it is at.
+    Preparing,
+    Fetching,
+    Loading,
+    /// In no generation yet: others load, or too few workers are here.
+    WaitingToBegin,
+    /// Nothing is leased to it: others compute what is left of the step, or somebody is missing.
+    WaitingForSlots,
+    Computing,
+    Exchanging,
+    Copying,
+}
+
+/// Shared by all who note and show.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<Mutex<State>>);
+
+/// A moment of a worker's life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub doing: Doing,
+    pub since: Instant,
+    /// What a coordinator that prepares says of itself.
+    pub moment: String,
+    /// Updates that its weights have seen.
+    pub step: u64,
+    /// 0: not known yet.
+    pub total_steps: u64,
+    /// Members of its generation.
+    pub workers: usize,
+    /// Computed here, in all.
+    pub slots: u64,
+    /// Tokens in them, without padding.
+    pub tokens: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            doing: Doing::default(),
+            since: Instant::now(),
+            moment: String::new(),
+            step: 0,
+            total_steps: 0,
+            workers: 0,
+            slots: 0,
+            tokens: 0,
+        }
+    }
+}
+
+impl Status {
+    pub fn now(&self) -> State {
+        self.lock().clone()
+    }
+
+    pub fn set(&self, doing: Doing) {
+        let mut state = self.lock();
+        if state.doing != doing {
+            state.doing = doing;
+            state.since = Instant::now();
+        }
+    }
+
+    /// The coordinator is at this: `tokenising the data, 41%`.
+    pub fn preparing(&self, moment: String) {
+        self.set(Doing::Preparing);
+        self.lock().moment = moment;
+    }
+
+    pub fn joined(&self, total_steps: u64) {
+        self.lock().total_steps = total_steps;
+    }
+
+    /// A generation of so many members began.
+    pub fn entered(&self, workers: usize) {
+        self.lock().workers = workers;
+    }
+
+    pub fn reached(&self, step: u64) {
+        self.lock().step = step;
+    }
+
+    pub fn slot_done(&self, tokens: u64) {
+        let mut state = self.lock();
+        state.slots += 1;
+        state.tokens += tokens;
+    }
+
+    /// A poisoned lock only says that another thread panicked; the numbers are valid at every moment.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
