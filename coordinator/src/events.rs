@@ -35,6 +35,21 @@ pub struct StepRecord {
     pub mfu: Option<f64>,
     /// Of the worker that took the most. None: the workers do not say.
     pub peak_memory_bytes: Option<u64>,
+    /// Since the step before, or since the generation began. Not a number where the beginning of the step was not seen.
+    pub seconds: f64,
+    /// For which nothing could be computed before it, because too few workers were ready.
+    pub waiting_seconds: f64,
+    /// Of those whose slots are in it, as far as they are known.
+    pub shares: Vec<WorkerShare>,
+}
+
+/// What one worker computed of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerShare {
+    pub name: String,
+    pub slots: u64,
+    /// That it took for them, one after the other; of slots from before this coordinator began nothing is known.
+    pub seconds: f64,
 }
 
 /// One pass over the validation blocks.

@@ -158,7 +158,10 @@ impl Journal {
     /// Remembers what an event says. Never waits for the disk.
     pub fn observe(&self, event: &RunEvent) {
         let mut state = self.shared.lock();
-        if let Some(record) = state.history.record_of(event, self.local_workers) {
+        if let Some(record) = state
+            .history
+            .record_of(event, SystemTime::now(), self.local_workers)
+        {
             state.remember(record);
             self.shared.changed.notify_one();
         }

@@ -6,21 +6,25 @@
 
 mod metrics;
 mod run_record;
+mod totals;
 mod trainer_state;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use common::files::{FileError, atomic};
 use common::job::{JobSpec, Method};
+use common::timestamp;
 
 pub use run_record::{RunRecord, RunState};
+pub use totals::WorkerRecord;
 pub use trainer_state::TrainerState;
 
 use crate::events::{RunEnd, RunEvent};
 pub use metrics::Line;
 use metrics::Metrics;
+use totals::Totals;
 use trainer_state::Cadence;
 
 pub const RUN: &str = "run.json";
@@ -152,6 +156,7 @@ pub struct RunFiles {
     record: RunRecord,
     metrics: Metrics,
     state: TrainerState,
+    totals: Totals,
     began: Instant,
 }
 
@@ -165,37 +170,59 @@ impl RunFiles {
         resumed_step: u64,
         known: impl IntoIterator<Item = &'a Line>,
     ) -> Result<Self, OutputError> {
-        match check_output_dir(identity) {
+        let earlier = match check_output_dir(identity) {
+            Ok(record) => record,
             // Whoever opens the files has made sure that it is this job's all the same.
-            Ok(_) | Err(OutputError::BrokenRecord { .. }) => {}
+            Err(OutputError::BrokenRecord { .. }) => None,
             Err(error) => return Err(error),
-        }
+        };
         let dir = identity.job.output_dir.clone();
         fs::create_dir_all(&dir).map_err(OutputError::io("create", &dir))?;
         atomic::remove_leftovers(&dir)?;
         let mut state = TrainerState::new(Cadence::of(&identity.job), plan);
-        let mut newest = None;
+        let mut totals = Totals::default();
+        let (mut newest, mut first_time) = (None, None);
         let mut metrics = Metrics::open(&dir.join(METRICS), resumed_step, |line| {
             newest = metrics::place(line);
+            first_time.get_or_insert_with(|| line.get("time").cloned());
             state.add_line(line);
+            totals.add_line(line);
         })?;
         for line in known {
             let place = metrics::place(line);
             if place > newest && place.is_some_and(|(step, _)| step <= resumed_step) {
                 metrics.append(line)?;
                 state.add_line(line);
+                totals.add_line(line);
             }
         }
         metrics.make_durable()?;
+        let mut record = RunRecord::new(identity, plan.total_steps, resumed_step);
+        let earlier = earlier.filter(|_| resumed_step > 0);
+        for worker in earlier.iter().flat_map(|earlier| &earlier.workers) {
+            totals.note_device(&worker.name, &worker.device);
+        }
+        // Where the record was lost, the first line is the oldest time that is known.
+        let first_time = first_time.flatten();
+        let first_time = first_time.and_then(|time| Some(time.as_str()?.to_owned()));
+        let started = earlier.and_then(|earlier| earlier.started).or(first_time);
+        record.started = started.or_else(|| Some(timestamp::seconds(SystemTime::now())));
         let mut files = Self {
-            record: RunRecord::new(identity, plan.total_steps, resumed_step),
+            record,
             dir,
             metrics,
             state,
+            totals,
             began: Instant::now(),
         };
         files.write_record()?;
         Ok(files)
+    }
+
+    /// The command line that the run is of, without what is secret.
+    pub fn with_command(mut self, command: Vec<String>) -> Self {
+        self.record.command = command;
+        self
     }
 
     /// The numerics class is known once a worker has joined.
@@ -210,7 +237,10 @@ impl RunFiles {
     /// Writes down what an event says. Events of no interest to files pass by.
     pub fn observe(&mut self, event: &RunEvent) -> Result<(), OutputError> {
         match event {
-            RunEvent::WorkerJoined { device, .. } => self.note_device(device),
+            RunEvent::WorkerJoined { name, device, .. } => {
+                self.note_device(device);
+                self.totals.note_device(name, device);
+            }
             RunEvent::StepCommitted(step) => {
                 self.record.step = step.step;
                 let peak = step.peak_memory_bytes;
@@ -223,8 +253,9 @@ impl RunFiles {
             RunEvent::Ended(end) => self.end(end)?,
             _ => {}
         }
-        if let Some(line) = line_of(event) {
+        if let Some(line) = line_of(event, SystemTime::now()) {
             self.state.add_line(&line);
+            self.totals.add_line(&line);
             self.metrics.append(&line)?;
         }
         Ok(())
@@ -241,7 +272,8 @@ impl RunFiles {
     /// The event is one that the files must have.
     pub fn concerns(event: &RunEvent) -> bool {
         let is_milestone = matches!(event, RunEvent::CheckpointSaved { .. } | RunEvent::Ended(_));
-        is_milestone || line_of(event).is_some()
+        let has_line = matches!(event, RunEvent::StepCommitted(_) | RunEvent::Evaluated(_));
+        is_milestone || has_line
     }
 
     /// `trainer_state.json` as it is after `step` updates, for a checkpoint of that step.
@@ -283,9 +315,11 @@ impl RunFiles {
                 self.record.reason = Some(reason.clone());
             }
         }
+        self.record.ended = Some(timestamp::seconds(SystemTime::now()));
         let written = self.write_all();
         if written.is_err() {
             self.record.state = RunState::Running;
+            self.record.ended = None;
         }
         written
     }
@@ -309,6 +343,7 @@ impl RunFiles {
     }
 
     fn write_record(&mut self) -> Result<(), OutputError> {
+        self.record.take_totals(&self.totals);
         Ok(atomic::write(
             &self.dir.join(RUN),
             self.record.to_json().as_bytes(),
@@ -316,11 +351,11 @@ impl RunFiles {
     }
 }
 
-/// What an event adds to `metrics.jsonl`.
-pub fn line_of(event: &RunEvent) -> Option<Line> {
+/// What an event adds to `metrics.jsonl`, recorded `at` this time.
+pub fn line_of(event: &RunEvent, at: SystemTime) -> Option<Line> {
     match event {
-        RunEvent::StepCommitted(step) => Some(metrics::step_line(step)),
-        RunEvent::Evaluated(eval) => Some(metrics::eval_line(eval)),
+        RunEvent::StepCommitted(step) => Some(metrics::step_line(step, at)),
+        RunEvent::Evaluated(eval) => Some(metrics::eval_line(eval, at)),
         _ => None,
     }
 }

@@ -31,7 +31,7 @@ use crate::single_node::{self, DevicesError, LocalWorkers};
 use crate::test_prompts::{ask_after, ask_before};
 use crate::train::{Ended, Training};
 use crate::ui::{NextView, PlanView, Programs, Terminal, quoted, showing};
-use crate::words::{job_words, resume_words};
+use crate::words::{job_words, recorded_words, resume_words};
 
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -221,7 +221,7 @@ fn train(
     };
     let (recorded, known) = (past.recorded(&start), past.history.lines());
     let files = RunFiles::open(course.identity, plan, recorded, known)?;
-    let recorder = Recorder::new(files);
+    let recorder = Recorder::new(files.with_command(recorded_words(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);
     let journal = Journal::begin(

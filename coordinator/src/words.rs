@@ -1,6 +1,9 @@
-//! What of this process's command line can be said again: on other machines, or to go on after a stop.
+//! What of this process's command line can be said again: on other machines, to go on after a stop, or in a record that
+//! others read.
 
 use std::ffi::OsString;
+
+use common::text::{MAX_REASON_CHARACTERS, one_line};
 
 /// Options of `start` that say where this run goes and on which machine, and whether a value follows.
 const OF_THIS_RUN: [(&str, bool); 6] = [
@@ -53,6 +56,52 @@ pub fn resume_words(line: impl Iterator<Item = OsString>, begins_anew: bool) -> 
     kept
 }
 
+/// Options and fields whose values are nobody else's business. Names of files with secrets are no secrets.
+const SECRET: [&str; 5] = ["api_key", "auth_token", "hub_token", "password", "secret"];
+const HIDDEN: &str = "***";
+/// Of a recorded command line.
+const MAX_RECORDED_WORDS: usize = 256;
+
+/// The command line for a record that others read: without what may be secret, and without control characters.
+pub fn recorded_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut hides_next = false;
+    for word in line.take(MAX_RECORDED_WORDS) {
+        let word = one_line(&word.to_string_lossy(), MAX_REASON_CHARACTERS);
+        let hides = std::mem::take(&mut hides_next);
+        let (name, value) = match word.rsplit_once('=') {
+            // `--set=hub_token=VALUE`, `hub_token=VALUE`, `--hub-token=VALUE`.
+            Some((name, value)) => (name, Some(value)),
+            None => (word.as_str(), None),
+        };
+        kept.push(match value {
+            _ if hides => HIDDEN.to_owned(),
+            Some(_) if is_secret(name) => format!("{name}={HIDDEN}"),
+            _ => without_credentials(&word),
+        });
+        hides_next = value.is_none() && name.starts_with("--") && is_secret(name);
+    }
+    kept
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_lowercase().replace('-', "_");
+    SECRET.iter().any(|secret| name.ends_with(secret))
+}
+
+/// `https://user:secret@host` and tokens of the Hugging Face hub.
+fn without_credentials(word: &str) -> String {
+    if let Some((scheme, rest)) = word.split_once("://")
+        && let Some((_, host)) = rest.split_once('@')
+    {
+        return format!("{scheme}://{HIDDEN}@{host}");
+    }
+    match word.find("hf_") {
+        Some(at) if word.len() - at > 20 => format!("{}{HIDDEN}", &word[..at]),
+        _ => word.to_owned(),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -85,6 +134,29 @@ mod tests {
             let known = OF_THIS_RUN.contains(&(&name, takes_value));
             assert!(known || name == "--token-file", "{name}");
         }
+    }
+
+    #[test]
+    fn a_record_of_the_command_line_keeps_no_secret() {
+        let recorded = |line: &str| recorded_words(words(line)).join(" ");
+        let harmless =
+            "coordinator start job.yaml --token-file secrets/token --set lora_r=4 --set=seed=1";
+        assert_eq!(recorded(harmless), harmless);
+        for (said, kept) in [
+            ("--set hub_token=abc", "--set hub_token=***"),
+            ("--set=hub_token=abc", "--set=hub_token=***"),
+            ("--hub-token abc --seed 1", "--hub-token *** --seed 1"),
+            ("--api_key=a", "--api_key=***"),
+            (
+                "--base-model https://me:pass@host/model",
+                "--base-model https://***@host/model",
+            ),
+            ("--x hf_abcdefghijklmnopqrstuvwxyz", "--x ***"),
+            ("--x a\x1b[2Jb", "--x a␛[2Jb"),
+        ] {
+            assert_eq!(recorded(said), kept);
+        }
+        assert!(recorded(&"a ".repeat(10_000)).len() < 1000);
     }
 
     #[test]

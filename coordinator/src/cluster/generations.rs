@@ -45,6 +45,7 @@ impl Cluster {
         if self.members.ranks().len() < self.settings.min_workers {
             if self.stage == Stage::Running {
                 self.stage = Stage::Waiting;
+                self.pace.wait(now);
                 self.last_reminder = None;
                 self.remind(now, commands);
             }

@@ -41,6 +41,8 @@ pub struct Ledger {
     tried: BTreeMap<u32, f64>,
     held: usize,
     results: Vec<Option<SlotResult>>,
+    /// Of slots that were computed while this ledger was there: by whom, and in how many seconds.
+    seconds: BTreeMap<u32, (WorkerId, f64)>,
     /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
     pub exchanged: bool,
 }
@@ -55,6 +57,7 @@ impl Ledger {
             tried: BTreeMap::new(),
             held: 0,
             results: vec![None; slots.len()],
+            seconds: BTreeMap::new(),
             slots,
             exchanged: false,
         }
@@ -142,6 +145,28 @@ impl Ledger {
             Place::Held(owner) => owner == worker,
             _ => false,
         }
+    }
+
+    /// `worker` took so long for `slot`.
+    pub fn note_seconds(&mut self, worker: WorkerId, slot: u32, seconds: f64) {
+        self.seconds.insert(slot, (worker, seconds));
+    }
+
+    /// Slots that each worker holds, and the seconds that they took it.
+    pub fn shares(&self) -> BTreeMap<WorkerId, (u64, f64)> {
+        let mut shares: BTreeMap<WorkerId, (u64, f64)> = BTreeMap::new();
+        for (slot, place) in (0..).zip(&self.places) {
+            let Place::Held(worker) = place else {
+                continue;
+            };
+            let (slots, seconds) = shares.entry(*worker).or_default();
+            *slots += 1;
+            *seconds += match self.seconds.get(&slot) {
+                Some((computed_by, seconds)) if computed_by == worker => *seconds,
+                _ => 0.0,
+            };
+        }
+        shares
     }
 
     /// Frees what is with `worker`: it is lost. Evaluated slots stay counted.

@@ -182,6 +182,9 @@ impl Cluster {
             self.postpone(unheard);
             self.ledger.postpone(unheard);
         }
+        if self.stage == Stage::Waiting {
+            self.pace.wait(now);
+        }
         let speaker = event.speaker();
         // The two that come often leave everyone where they are.
         let is_usual = matches!(event, Event::Heard { .. } | Event::SlotDone { .. });

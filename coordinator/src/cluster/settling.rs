@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use super::membership::short;
 use super::schedule::{Course, Work};
 use super::{Cluster, Stage};
-use crate::events::{RunEvent, StepRecord};
+use crate::events::{RunEvent, StepRecord, WorkerShare};
 
 /// Weight of the newest step in the mean that predicts the end.
 const PACE_WEIGHT: f64 = 0.1;
@@ -35,6 +35,10 @@ pub struct Settling {
 pub struct Pace {
     step_started: Option<Instant>,
     mean_step_seconds: Option<f64>,
+    /// Since when too few workers are ready.
+    waiting_since: Option<Instant>,
+    /// Before the next step on record.
+    waited_seconds: f64,
     /// Seen up to `recorded`.
     num_tokens: u64,
     /// Updates after the last step that was recorded.
@@ -52,6 +56,8 @@ impl Pace {
         Self {
             step_started: None,
             mean_step_seconds: None,
+            waiting_since: None,
+            waited_seconds: 0.0,
             num_tokens: (0..recorded).map(|step| course.tokens(step)).sum(),
             recorded,
             skipped_in_a_row: if is_there {
@@ -86,8 +92,17 @@ impl Pace {
         self.recorded = self.recorded.max(step);
     }
 
+    /// Nothing can be computed from here on, if that was not so before.
+    pub fn wait(&mut self, now: Instant) {
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// A generation begins.
     pub fn restart(&mut self, now: Instant) {
         self.step_started = Some(now);
+        if let Some(since) = self.waiting_since.take() {
+            self.waited_seconds += now.duration_since(since).as_secs_f64();
+        }
     }
 
     /// Seconds since the last step, or since the generation began.
@@ -367,8 +382,21 @@ impl Cluster {
             eta_seconds: self.pace.mean_step_seconds.unwrap_or(0.0) * remaining,
             mfu: self.utilisation(tokens_per_second),
             peak_memory_bytes: peaks.max().filter(|peak| *peak > 0),
+            seconds: settling.committed_after.unwrap_or(f64::NAN),
+            waiting_seconds: std::mem::take(&mut self.pace.waited_seconds),
+            shares: self.shares(&settling.ledger),
         })));
         self.count_skipped(settling, report.skipped, commands);
+    }
+
+    fn shares(&self, ledger: &Ledger) -> Vec<WorkerShare> {
+        let shares = ledger.shares().into_iter();
+        let shares = shares.map(|(worker, (slots, seconds))| WorkerShare {
+            name: self.members.name(worker).to_owned(),
+            slots,
+            seconds,
+        });
+        shares.collect()
     }
 
     /// Of the peaks of all members' GPUs together, each once however many members share it.

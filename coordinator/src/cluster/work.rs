@@ -67,6 +67,7 @@ impl Cluster {
         }
         if done.compute_us > 0 {
             let seconds = Duration::from_micros(done.compute_us).as_secs_f64();
+            ledger.note_seconds(id, done.slot, seconds);
             self.speeds.learn(id, kind, seconds);
         }
         if current {

@@ -1,6 +1,7 @@
 //! What the records of a journal amount to. Pure: records and events in, the state that a next term begins with out.
 
 use std::collections::VecDeque;
+use std::time::SystemTime;
 
 use super::record::{Identity, Record, Step, Term};
 use crate::cluster::Earlier;
@@ -80,8 +81,14 @@ impl History {
             .collect()
     }
 
-    /// What an event adds, if it is one to remember. `local_workers` live in the coordinator's process.
-    pub fn record_of(&self, event: &RunEvent, local_workers: usize) -> Option<Record> {
+    /// What an event adds, if it is one to remember. It happened `at` this time; `local_workers` live in the coordinator's
+    /// process.
+    pub fn record_of(
+        &self,
+        event: &RunEvent,
+        at: SystemTime,
+        local_workers: usize,
+    ) -> Option<Record> {
         Some(match event {
             RunEvent::Started {
                 workers,
@@ -100,11 +107,11 @@ impl History {
                     true => self.skipped_in_a_row() + 1,
                     false => 0,
                 },
-                line: output::line_of(event)?,
+                line: output::line_of(event, at)?,
             }),
             RunEvent::Evaluated(evaluation) => Record::Evaluated {
                 step: evaluation.step,
-                line: output::line_of(event)?,
+                line: output::line_of(event, at)?,
             },
             RunEvent::CheckpointSaved { step, path } => Record::Checkpoint {
                 step: *step,

@@ -39,6 +39,9 @@ fn step(step: u64, skipped: bool) -> RunEvent {
         eta_seconds: 1.0,
         mfu: Some(0.412),
         peak_memory_bytes: Some(1_500_000_000),
+        seconds: 0.5,
+        waiting_seconds: 0.25,
+        shares: Vec::new(),
     })
 }
 
@@ -68,7 +71,9 @@ fn records() -> Vec<Record> {
         step(3, true),
     ];
     for event in events {
-        let record = history.record_of(&event, 1).unwrap();
+        let record = history
+            .record_of(&event, SystemTime::UNIX_EPOCH, 1)
+            .unwrap();
         history.add(record.clone());
         records.push(record);
     }
@@ -133,7 +138,9 @@ fn whoever_was_told_to_end_is_not_waited_for() {
 fn a_step_on_record_is_not_recorded_again() {
     let mut history = History::of(records());
     let before = history.clone();
-    let again = history.record_of(&step(2, false), 0).unwrap();
+    let again = history
+        .record_of(&step(2, false), SystemTime::UNIX_EPOCH, 0)
+        .unwrap();
     history.add(again);
     assert_eq!(history, before);
 }
@@ -310,7 +317,10 @@ fn more_records_than_the_queue_holds_are_not_lost() {
     };
     let last = MAX_WAITING as u64 + 10;
     for number in 1..=last {
-        let record = state.history.record_of(&step(number, false), 0).unwrap();
+        let record = state
+            .history
+            .record_of(&step(number, false), SystemTime::UNIX_EPOCH, 0)
+            .unwrap();
         state.remember(record);
     }
     assert!(state.overflowed && state.waiting.len() == MAX_WAITING);

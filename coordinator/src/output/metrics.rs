@@ -4,11 +4,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use common::files::durable;
+use common::timestamp;
 use serde_json::{Map, Value, json};
 
-use super::OutputError;
+use super::{OutputError, totals};
 use crate::events::{EvalRecord, StepRecord};
 
 const MAX_LINE_BYTES: u64 = 64 << 10;
@@ -153,7 +155,8 @@ pub(super) fn place(line: &Line) -> Option<(u64, bool)> {
     Some((step, line.contains_key("eval_loss")))
 }
 
-pub(super) fn step_line(step: &StepRecord) -> Line {
+/// The names are those of Transformers and TRL where they have one. `at`: when it was recorded.
+pub(super) fn step_line(step: &StepRecord, at: SystemTime) -> Line {
     let mut line = object(json!({
         "step": step.step,
         "epoch": step.epoch,
@@ -166,7 +169,11 @@ pub(super) fn step_line(step: &StepRecord) -> Line {
         "workers": step.workers,
         "generation": step.generation,
         "weights_digest": step.weights_digest,
+        "time": timestamp::milliseconds(at),
+        "step_seconds": step.seconds,
+        "waiting_seconds": step.waiting_seconds,
     }));
+    totals::add_shares(&mut line, &step.shares);
     if let Some(mfu) = step.mfu {
         line.insert("mfu".to_owned(), mfu.into());
     }
@@ -179,13 +186,14 @@ pub(super) fn step_line(step: &StepRecord) -> Line {
     line
 }
 
-pub(super) fn eval_line(eval: &EvalRecord) -> Line {
+pub(super) fn eval_line(eval: &EvalRecord, at: SystemTime) -> Line {
     object(json!({
         "step": eval.step,
         "epoch": eval.epoch,
         "eval_loss": eval.eval_loss,
         "eval_mean_token_accuracy": eval.eval_mean_token_accuracy,
         "eval_runtime": eval.eval_runtime_seconds,
+        "time": timestamp::milliseconds(at),
     }))
 }
 

@@ -7,7 +7,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{OutputError, RUN, RunIdentity};
+use super::totals::Totals;
+use super::{OutputError, RUN, RunIdentity, WorkerRecord};
 
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 /// Of the fields in which two jobs differ, so many are named.
@@ -27,6 +28,15 @@ pub enum RunState {
 pub struct RunRecord {
     pub muster_version: String,
     pub state: RunState,
+    /// When the run began, in UTC, however often it was resumed since.
+    #[serde(default)]
+    pub started: Option<String>,
+    /// When it was done, stopped or failed.
+    #[serde(default)]
+    pub ended: Option<String>,
+    /// The command line of its newest start, without what may be secret.
+    #[serde(default)]
+    pub command: Vec<String>,
     /// Why the run stopped or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -49,6 +59,17 @@ pub struct RunRecord {
     /// Of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
     #[serde(default)]
     pub weights_digest: Option<String>,
+    /// Mean over the steps on record.
+    #[serde(default)]
+    pub mean_step_seconds: Option<f64>,
+    /// Of all steps on record.
+    #[serde(default)]
+    pub step_seconds: f64,
+    /// For which nothing could be computed, because too few workers were ready.
+    #[serde(default)]
+    pub waiting_seconds: f64,
+    #[serde(default)]
+    pub workers: Vec<WorkerRecord>,
     /// The resolved job. Kept as JSON, because another version may have other fields.
     pub job: Value,
 }
@@ -58,6 +79,9 @@ impl RunRecord {
         Self {
             muster_version: common::VERSION.to_owned(),
             state: RunState::Running,
+            started: None,
+            ended: None,
+            command: Vec::new(),
             reason: None,
             step,
             total_steps,
@@ -68,8 +92,19 @@ impl RunRecord {
             devices: Vec::new(),
             peak_memory_bytes: None,
             weights_digest: None,
+            mean_step_seconds: None,
+            step_seconds: 0.0,
+            waiting_seconds: 0.0,
+            workers: Vec::new(),
             job: serde_json::to_value(&identity.job).unwrap_or(Value::Null),
         }
+    }
+
+    pub(super) fn take_totals(&mut self, totals: &Totals) {
+        self.mean_step_seconds = totals.mean_step_seconds();
+        self.step_seconds = totals.step_seconds;
+        self.waiting_seconds = totals.waiting_seconds;
+        self.workers = totals.workers();
     }
 
     /// The record in this folder, if there is one.

@@ -4,7 +4,7 @@ use common::job::{self, JobSources};
 use serde_json::Value;
 
 use super::*;
-use crate::events::{EvalRecord, StepRecord};
+use crate::events::{EvalRecord, StepRecord, WorkerShare};
 
 const PLAN: RunPlan = RunPlan {
     total_steps: 6,
@@ -49,6 +49,15 @@ fn step(step: u64) -> RunEvent {
         eta_seconds: 1.0,
         mfu: Some(0.412),
         peak_memory_bytes: Some(1_500_000_000),
+        seconds: 0.5,
+        waiting_seconds: 0.25,
+        shares: ["host-1", "host-2"]
+            .map(|name| WorkerShare {
+                name: name.to_owned(),
+                slots: step,
+                seconds: 0.125,
+            })
+            .to_vec(),
     })
 }
 
@@ -113,6 +122,10 @@ fn every_step_has_a_line_with_every_measurement() {
         "weights_digest",
         "mfu",
         "peak_memory_bytes",
+        "time",
+        "step_seconds",
+        "waiting_seconds",
+        "by_worker",
     ] {
         assert!(!lines[0][name].is_null(), "{name}");
     }
@@ -179,6 +192,7 @@ fn the_trainer_state_is_what_transformers_writes() {
     assert_eq!(history[0]["step"], 2);
     assert_eq!(history[0]["loss"], 3.25, "the mean of steps 1 and 2");
     assert_eq!(history[4]["train_loss"], 2.25);
+    assert!(history.iter().all(|entry| entry.get("time").is_none()));
 }
 
 #[test]
@@ -212,17 +226,111 @@ fn the_record_follows_the_run() {
 }
 
 #[test]
+fn the_record_says_when_and_by_whom_and_a_resumed_run_began_when_it_first_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = identity(dir.path(), &[]);
+    let joined = |number: u64| RunEvent::WorkerJoined {
+        worker: number,
+        name: format!("host-{number}"),
+        device: format!("cuda:{number}"),
+        workers: 1,
+    };
+    let stopped = RunEvent::Ended(RunEnd::Stopped {
+        step: 2,
+        reason: "late".into(),
+    });
+    let command = vec!["coordinator".to_owned(), "start".to_owned()];
+    let mut files = RunFiles::open(&identity, PLAN, 0, []).unwrap();
+    files.record.started = Some("2026-01-02T03:04:05Z".to_owned());
+    let mut files = files.with_command(command.clone());
+    for event in [joined(1), joined(2), step(1), step(2), stopped] {
+        files.observe(&event).unwrap();
+    }
+    drop(files);
+    let record = RunRecord::read(&identity.job.output_dir).unwrap().unwrap();
+    assert_eq!(record.command, command);
+    let ended = record.ended.unwrap();
+    assert!(ended.ends_with('Z') && ended.len() == 20, "{ended}");
+    assert_eq!(
+        (
+            record.step_seconds,
+            record.waiting_seconds,
+            record.mean_step_seconds
+        ),
+        (1.0, 0.5, Some(0.5))
+    );
+
+    // What is computed again counts once, and what an earlier life did counts.
+    drop(run(&identity, 1, [step(2), step(3), done()]));
+    let record = RunRecord::read(&identity.job.output_dir).unwrap().unwrap();
+    assert_eq!(record.started.as_deref(), Some("2026-01-02T03:04:05Z"));
+    assert_eq!(record.step_seconds, 1.5);
+    let worker = |number: u64| WorkerRecord {
+        name: format!("host-{number}"),
+        device: format!("cuda:{number}"),
+        slots: 1 + 2 + 3,
+        seconds: 3.0 * 0.125,
+    };
+    assert_eq!(record.workers, [worker(1), worker(2)]);
+
+    let anew = run(&identity, 0, []);
+    assert_ne!(
+        anew.record().started.as_deref(),
+        Some("2026-01-02T03:04:05Z")
+    );
+    assert!(anew.record().ended.is_none() && anew.record().workers.is_empty());
+}
+
+#[test]
+fn a_line_names_the_busiest_workers_and_counts_the_others() {
+    let RunEvent::StepCommitted(mut record) = step(1) else {
+        unreachable!("step makes a StepCommitted")
+    };
+    record.seconds = f64::NAN;
+    record.shares = (0..1000)
+        .map(|number| WorkerShare {
+            name: "n".repeat(250) + &number.to_string(),
+            slots: number,
+            seconds: 1.0,
+        })
+        .collect();
+    let line = line_of(&RunEvent::StepCommitted(record), SystemTime::UNIX_EPOCH).unwrap();
+    let named = line["by_worker"].as_array().unwrap();
+    assert_eq!((named.len(), named[0]["slots"].as_u64()), (32, Some(999)));
+    assert_eq!(line["others"]["workers"], 968);
+    assert_eq!(line["others"]["slots"], (0..968).sum::<u64>());
+    assert_eq!(line["time"], "1970-01-01T00:00:00.000Z");
+    assert!(line["step_seconds"].is_null(), "its beginning was not seen");
+    // Longer lines would be taken for damage.
+    assert!(serde_json::to_string(&line).unwrap().len() < 64 << 10);
+}
+
+#[test]
 fn a_resumed_run_cuts_off_the_steps_it_makes_again() {
     let dir = tempfile::tempdir().unwrap();
     let identity = identity(dir.path(), &[]);
     run(&identity, 0, (1..=6).map(step).chain([done()]));
     let whole = text(dir.path(), METRICS);
+    let what_happened = |lines: &str| -> Vec<Line> {
+        let line = |text| {
+            let mut line: Line = serde_json::from_str(text).unwrap();
+            assert!(line.remove("time").is_some(), "{text}");
+            line
+        };
+        lines.lines().map(line).collect()
+    };
     let whole_history = json(dir.path(), TRAINER_STATE)["log_history"].clone();
     // A crash leaves half a line.
     let torn = format!("{whole}{{\"step\": 7, \"lo");
     fs::write(dir.path().join("out").join(METRICS), torn).unwrap();
     run(&identity, 3, (4..=6).map(step).chain([done()]));
-    assert_eq!(text(dir.path(), METRICS), whole);
+    let again = text(dir.path(), METRICS);
+    assert_eq!(what_happened(&again), what_happened(&whole));
+    let kept: Vec<&str> = whole.lines().take(3).collect();
+    assert!(
+        again.starts_with(&kept.join("\n")),
+        "those keep their times: {again}"
+    );
     let history = json(dir.path(), TRAINER_STATE)["log_history"].clone();
     assert_eq!(
         history.as_array().unwrap()[..3],
@@ -337,6 +445,7 @@ fn lines_that_a_crash_cost_are_written_again_once() {
     let identity = identity(dir.path(), &[]);
     drop(run(&identity, 0, [step(1), step(2), eval(2), step(3)]));
     let events = [step(2), eval(2), step(3), step(4), eval(4), step(5)];
+    let line_of = |event| line_of(event, SystemTime::UNIX_EPOCH);
     let known: Vec<Line> = events.iter().filter_map(line_of).collect();
     // Three is there, four is not, and five was never committed.
     let files = RunFiles::open(&identity, PLAN, 4, &known).unwrap();

@@ -75,7 +75,10 @@ impl TrainerState {
             return;
         };
         if line.contains_key("eval_loss") {
-            self.history.push(line.clone());
+            let mut entry = line.clone();
+            // Transformers has none, and readers of its files may take every key for a number.
+            entry.remove("time");
+            self.history.push(entry);
             return;
         }
         let number = |name: &str| line.get(name).and_then(Value::as_f64);

@@ -2,7 +2,7 @@
 //! hold and come back, each in its own time.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::super::tests::{course, join, settings};
 use super::super::{Cluster, Event, WorkerId};
@@ -55,7 +55,7 @@ impl Disk {
         {
             self.lost_records.extend(step.parse::<u64>());
         }
-        if let Some(record) = self.history.record_of(event, 0) {
+        if let Some(record) = self.history.record_of(event, SystemTime::UNIX_EPOCH, 0) {
             self.history.add(record.clone());
             self.records.push(record);
         }
