@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use common::data::{DataCounts, DataErrors, Sample, samples};
 use common::job::{JobSpec, Method};
 use common::progress::Progress;
+use common::text::visible;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -119,10 +120,10 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
 
 fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
     for (name, value) in rows(prepared) {
-        writeln!(out, "{name:<12} {value}")?;
+        writeln!(out, "{name:<12} {}", visible(&value))?;
     }
     for notice in prepared.notices() {
-        writeln!(out, "{:<12} {notice}", "note")?;
+        writeln!(out, "{:<12} {}", "note", visible(&notice))?;
     }
     Ok(())
 }
@@ -238,10 +239,11 @@ fn gpu_memory(need: &Need) -> String {
 fn write_sample(out: &mut dyn Write, number: usize, sample: &Sample) -> io::Result<()> {
     writeln!(out, "\nexample {number} (learned: ⟦...⟧)")?;
     for span in &sample.spans {
+        let text = visible(&span.text);
         if span.trained {
-            write!(out, "⟦{}⟧", span.text)?;
+            write!(out, "⟦{text}⟧")?;
         } else {
-            write!(out, "{}", span.text)?;
+            write!(out, "{text}")?;
         }
     }
     writeln!(out)?;

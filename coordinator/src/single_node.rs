@@ -67,6 +67,12 @@ impl LocalWorkers {
         token: Option<&str>,
         shutdown: &CancellationToken,
     ) -> JoinSet<Result<Finished, WorkerError>> {
+        // Packing and the test prompts are no part of what training takes.
+        if !worker::forget_peak_of_this_process() {
+            tracing::warn!(
+                "the peak memory will count what came before training, too: /proc/self/clear_refs cannot be written"
+            );
+        }
         let cores = available_parallelism().map_or(1, usize::from);
         let threads = self.threads.unwrap_or((cores / self.count.max(1)).max(1));
         let mut workers = JoinSet::new();

@@ -1,23 +1,27 @@
 //! What the user sees on the terminal: the plan, a sample of the data, the progress, and at the end what came out and
 //! how to go on. Plain views and run events enter, text leaves; nothing depends on whether anybody reads it.
 //!
-//! On a terminal there is a progress bar. Where standard output is none, there is one plain line per logged step. What nobody
-//! reads is dropped and counted ([`common::streams`]): nothing here waits for a reader.
+//! On a terminal there is a progress bar below the lines of the steps, and at the end a picture of the loss. Where standard
+//! output is none, there are lines alone. What nobody reads is dropped and counted ([`common::streams`]): nothing here waits for
+//! a reader.
 
 mod answers;
 mod bar_terminal;
+mod curve;
 mod next;
 mod plan;
 mod preparation;
 mod progress;
 mod sample;
+mod screen;
 mod text;
 
-use std::io::{IsTerminal, Write};
-use std::time::Instant;
+use std::io::Write;
+use std::time::{Instant, SystemTime};
 
 use common::data::Sample;
 use common::streams;
+use common::timestamp;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
@@ -28,7 +32,9 @@ pub use text::{Style, bytes, duration, grouped};
 
 use crate::events::{RunEnd, RunEvent, StepRecord};
 use bar_terminal::BarTerminal;
+use curve::Curve;
 use progress::Mean;
+use screen::Screen;
 
 /// Pictures of the bar in a second, at most.
 const BAR_HZ: u8 = 20;
@@ -37,55 +43,54 @@ const BAR_HZ: u8 = 20;
 pub struct Terminal {
     out: Box<dyn Write + Send>,
     style: Style,
-    /// Whether there may be a bar.
-    interactive: bool,
+    /// What the time is.
+    now: fn() -> SystemTime,
+    /// Where there may be a bar.
+    screen: Option<Screen>,
     bar: Option<ProgressBar>,
     logging_steps: u64,
     total_steps: u64,
     since_last_line: Mean,
     first_loss: Option<f64>,
     last_loss: Option<f64>,
+    losses: Curve,
     began: Instant,
     first_step: Option<u64>,
     skipped_steps: u64,
+    /// So many workers are waited for.
+    needed_workers: Option<usize>,
 }
 
 impl Terminal {
     /// Standard output, with colours and a progress bar where that is a terminal. Respects `NO_COLOR`.
     pub fn stdout(logging_steps: u64) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let interactive = std::io::stdout().is_terminal() && !dumb;
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let style = Style {
-            colour: interactive && !no_color,
-        };
-        Self::new(
-            Box::new(streams::stdout()),
-            style,
-            interactive,
-            logging_steps,
-        )
+        let screen = Screen::of_stdout();
+        let style = screen.as_ref().map_or_else(Style::default, Screen::style);
+        Self::new(Box::new(streams::stdout()), style, screen, logging_steps)
     }
 
     fn new(
         out: Box<dyn Write + Send>,
         style: Style,
-        interactive: bool,
+        screen: Option<Screen>,
         logging_steps: u64,
     ) -> Self {
         Self {
             out,
             style,
-            interactive,
+            now: SystemTime::now,
+            screen,
             bar: None,
             logging_steps: logging_steps.max(1),
             total_steps: 0,
             since_last_line: Mean::default(),
             first_loss: None,
             last_loss: None,
+            losses: Curve::default(),
             began: Instant::now(),
             first_step: None,
             skipped_steps: 0,
+            needed_workers: None,
         }
     }
 
@@ -126,40 +131,70 @@ impl Terminal {
                 ..
             } => self.start(*step, *total_steps, *workers),
             RunEvent::StepCommitted(step) => self.step(step),
-            RunEvent::Ended(end) => self.end(end),
-            other => {
-                if let Some(line) = progress::event_line(other) {
-                    self.say(&line);
+            RunEvent::WaitingForWorkers { have, need } => self.wait(*have, *need, event),
+            RunEvent::WorkerJoined { workers, .. } | RunEvent::WorkerLost { workers, .. } => {
+                self.tell(event);
+                if let Some(need) = self.needed_workers {
+                    self.set_message(progress::waiting_message(*workers, need));
                 }
             }
+            RunEvent::Ended(end) => self.end(end),
+            other => self.tell(other),
         }
+    }
+
+    /// With its time where the lines are a log.
+    fn tell(&mut self, event: &RunEvent) {
+        let Some(line) = progress::event_line(event) else {
+            return;
+        };
+        match self.screen {
+            Some(_) => self.say(&line),
+            None => self.say(&format!("{} {line}", timestamp::seconds((self.now)()))),
+        }
+    }
+
+    /// The bar shows it until there are enough; lines remind of it.
+    fn wait(&mut self, have: usize, need: usize, event: &RunEvent) {
+        let is_new = self.needed_workers.replace(need) != Some(need);
+        if is_new || self.screen.is_none() {
+            self.tell(event);
+        }
+        self.show_bar();
+        self.set_message(progress::waiting_message(have, need));
     }
 
     fn start(&mut self, step: u64, total_steps: u64, workers: usize) {
         self.total_steps = total_steps;
+        let count = text::count(workers as u64, "worker");
+        if self.needed_workers.take().is_some() {
+            self.set_message(format!("training with {count}"));
+        }
         if self.first_step.is_some() {
             return;
         }
         self.first_step = Some(step);
         self.began = Instant::now();
-        if self.interactive {
-            let bar = ProgressBar::with_draw_target(Some(total_steps), bar_target());
-            bar.set_style(progress::bar_style(self.style));
-            bar.set_position(step);
-            bar.set_message("waiting for the first step");
-            self.bar = Some(bar);
-        } else {
-            let workers = text::count(workers as u64, "worker");
-            self.say(&format!(
-                "training {} steps with {workers}",
+        match self.screen {
+            Some(_) => {
+                self.show_bar();
+                if let Some(bar) = &self.bar {
+                    bar.set_length(total_steps);
+                    bar.set_position(step);
+                }
+                self.set_message(format!("waiting for the first step of {count}"));
+            }
+            None => self.say(&format!(
+                "training {} steps with {count}",
                 grouped(total_steps - step.min(total_steps))
-            ));
+            )),
         }
     }
 
     fn step(&mut self, step: &StepRecord) {
         self.first_loss.get_or_insert(step.loss);
         self.last_loss = Some(step.loss);
+        self.losses.add(step.step, step.loss);
         self.since_last_line.add(step.loss);
         if step.skipped {
             self.skipped_steps += 1;
@@ -168,14 +203,19 @@ impl Terminal {
                 step.step
             ));
         }
-        if let Some(bar) = &self.bar {
-            bar.set_message(progress::bar_message(step));
-            bar.set_position(step.step);
-            return;
-        }
         if step.step.is_multiple_of(self.logging_steps) || step.step == self.total_steps {
             let loss = self.since_last_line.take();
-            self.say(&progress::step_line(step, loss, self.total_steps));
+            let line = match &self.screen {
+                Some(screen) => {
+                    progress::short_step_line(step, loss, self.total_steps, screen.columns())
+                }
+                None => progress::step_line(step, loss, self.total_steps),
+            };
+            self.say(&line);
+        }
+        self.set_message(progress::bar_message(step));
+        if let Some(bar) = &self.bar {
+            bar.set_position(step.step);
         }
     }
 
@@ -189,6 +229,11 @@ impl Terminal {
                 "{skipped} skipped, whose gradients were not finite or out of range"
             ));
         }
+        if self.screen.is_some()
+            && let Some(curve) = self.losses.render(self.style.unicode)
+        {
+            self.say(&curve);
+        }
         let losses = match (self.first_loss, self.last_loss) {
             (Some(first), Some(last)) => Some((first, last)),
             _ => None,
@@ -196,6 +241,23 @@ impl Terminal {
         let elapsed = self.began.elapsed().as_secs_f64();
         let text = progress::end_text(end, losses, elapsed, self.style);
         self.print(&text);
+    }
+
+    /// On a terminal only.
+    fn show_bar(&mut self) {
+        if self.screen.is_none() || self.bar.is_some() {
+            return;
+        }
+        let length = Some(self.total_steps);
+        let bar = ProgressBar::with_draw_target(length, bar_target());
+        bar.set_style(progress::bar_style(self.style));
+        self.bar = Some(bar);
+    }
+
+    fn set_message(&self, message: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(message);
+        }
     }
 
     /// Nobody reading is no reason for a job to fail, so write errors are passed over.

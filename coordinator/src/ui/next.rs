@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::text::Style;
+use super::text::{Style, visible};
 
 /// What the commands need to know.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ pub(super) fn render(view: &NextView, style: Style) -> String {
     let mut text = format!(
         "\n{}  {}\n",
         style.bold("result"),
-        view.output_dir.display()
+        visible(&view.output_dir.display().to_string())
     );
     text += &format!("{}\n", style.bold("go on"));
     text += &format!("  {worker} generate --model {model} --prompt {prompt}\n");

@@ -4,7 +4,7 @@ use common::data::DataCounts;
 use common::job::{BaseDtype, InitWeights, JobSpec, LrScheduler, Method, TargetModules, Warmup};
 
 use super::text::{Style, bytes, count, grouped, rate};
-use crate::prepare::Prepared;
+use crate::prepare::{Need, Prepared};
 
 /// Everything that the plan says.
 #[derive(Clone, Debug)]
@@ -19,9 +19,9 @@ pub struct PlanView<'a> {
     pub slots_per_step: usize,
     pub epochs: f64,
     /// Of one worker.
-    pub memory_bytes: u64,
+    pub memory: Need,
     /// The same where it computes on a GPU.
-    pub gpu_memory_bytes: u64,
+    pub gpu_memory: Need,
     pub notices: Vec<String>,
 }
 
@@ -45,8 +45,8 @@ impl<'a> PlanView<'a> {
             total_steps: prepared.total_steps(),
             slots_per_step: prepared.slots_per_step(),
             epochs: prepared.schedule.epoch_after(prepared.total_steps()),
-            memory_bytes: prepared.estimate.processor.least().total(),
-            gpu_memory_bytes: prepared.estimate.gpu.least().total(),
+            memory: prepared.estimate.processor,
+            gpu_memory: prepared.estimate.gpu,
             notices: prepared.notices(),
         }
     }
@@ -62,14 +62,8 @@ impl<'a> PlanView<'a> {
             ("steps", self.steps()),
             ("batch", self.batch()),
             ("learning rate", learning_rate(self.job)),
-            (
-                "memory",
-                format!(
-                    "at least {} in each worker, {} on a GPU",
-                    bytes(self.memory_bytes),
-                    bytes(self.gpu_memory_bytes)
-                ),
-            ),
+            ("memory", memory(&self.memory)),
+            ("GPU memory", memory(&self.gpu_memory)),
             ("output", self.job.output_dir.display().to_string()),
         ]
     }
@@ -144,6 +138,21 @@ impl<'a> PlanView<'a> {
             count(self.slots_per_step as u64, "slot"),
             job.micro_batch_size
         )
+    }
+}
+
+/// What a worker takes, by what becomes of activations. With `gradient_checkpointing: auto` it chooses by what it has.
+fn memory(need: &Need) -> String {
+    let total = |need: common::memory::Bytes| bytes(need.total());
+    match (need.keeping.map(total), need.recomputing.map(total)) {
+        (Some(keeping), Some(least)) if keeping != least => {
+            format!("{keeping} in each worker, or {least} with gradient checkpointing")
+        }
+        (Some(keeping), _) => format!("{keeping} in each worker"),
+        (None, least) => format!(
+            "{} in each worker, with gradient checkpointing",
+            least.unwrap_or_default()
+        ),
     }
 }
 

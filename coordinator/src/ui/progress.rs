@@ -18,6 +18,15 @@ impl Mean {
         self.values += 1;
     }
 
+    pub fn merge(&mut self, other: Self) {
+        self.sum += other.sum;
+        self.values += other.values;
+    }
+
+    pub fn values(&self) -> u64 {
+        self.values
+    }
+
     pub fn take(&mut self) -> f64 {
         let mean = self.sum / self.values as f64;
         *self = Self::default();
@@ -32,7 +41,15 @@ pub(super) fn bar_style(style: Style) -> ProgressStyle {
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━─")
+        .progress_chars(if style.unicode { "━━─" } else { "=>-" })
+}
+
+/// What the bar says while nothing can be computed; `have` workers are here.
+pub(super) fn waiting_message(have: usize, need: usize) -> String {
+    match need.saturating_sub(have) {
+        0 => format!("{} here, loading the model", count(have as u64, "worker")),
+        missing => format!("waiting for {missing} of {}", count(need as u64, "worker")),
+    }
 }
 
 /// Fits beside the bar in 80 columns.
@@ -45,6 +62,44 @@ pub(super) fn bar_message(step: &StepRecord) -> String {
         count(step.workers as u64, "worker"),
         duration(step.eta_seconds)
     )
+}
+
+/// One logged step above the bar, which has the rest; `loss` is the mean since the line before. What matters least gives way
+/// where the terminal is narrow.
+pub(super) fn short_step_line(
+    step: &StepRecord,
+    loss: f64,
+    total_steps: u64,
+    columns: usize,
+) -> String {
+    let speed = match step.tokens_per_second.is_finite() {
+        true => format!("{} tok/s", grouped(step.tokens_per_second.max(0.0) as u64)),
+        false => "made before this coordinator began".to_owned(),
+    };
+    let mut parts = vec![
+        (0, format!("step {}/{total_steps}", step.step)),
+        (3, format!("epoch {:.2}", step.epoch)),
+        (0, format!("loss {loss:.4}")),
+        (2, format!("grad_norm {:.3}", step.grad_norm)),
+        (1, format!("lr {}", rate(step.learning_rate))),
+        (4, speed),
+    ];
+    parts.extend(step.mfu.map(|mfu| (5, format!("{:.1}% MFU", 100.0 * mfu))));
+    parts.extend(step.peak_memory_bytes.map(|peak| (6, bytes(peak))));
+    fitting(parts, columns)
+}
+
+/// The parts on one line, without as many of the highest rank as it takes to fit.
+fn fitting(mut parts: Vec<(u8, String)>, columns: usize) -> String {
+    loop {
+        let line: Vec<&str> = parts.iter().map(|(_, part)| part.as_str()).collect();
+        let line = line.join("  ");
+        let least = parts.iter().map(|(rank, _)| *rank).max().unwrap_or(0);
+        if least == 0 || line.chars().count() <= columns {
+            return line;
+        }
+        parts.retain(|(rank, _)| *rank != least);
+    }
 }
 
 /// One logged step; `loss` is the mean since the line before.

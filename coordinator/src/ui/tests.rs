@@ -5,12 +5,20 @@ use std::sync::{Arc, Mutex};
 
 use common::data::{DataCounts, TextSpan};
 use common::job::{self, JobSources, JobSpec};
+use common::memory::Bytes;
 
 use super::*;
 use crate::events::EvalRecord;
+use crate::prepare::Need;
 
-const PLAIN: Style = Style { colour: false };
-const COLOUR: Style = Style { colour: true };
+const PLAIN: Style = Style {
+    colour: false,
+    unicode: false,
+};
+const COLOUR: Style = Style {
+    colour: true,
+    unicode: true,
+};
 
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -28,13 +36,35 @@ impl Write for Shared {
 
 /// What a run without a terminal prints.
 fn printed(logging_steps: u64, events: impl IntoIterator<Item = RunEvent>) -> String {
+    shown(None, logging_steps, events).0
+}
+
+/// What is printed above the bar, and the bar's messages.
+fn shown(
+    screen: Option<Screen>,
+    logging_steps: u64,
+    events: impl IntoIterator<Item = RunEvent>,
+) -> (String, Vec<String>) {
     let out = Shared::default();
-    let mut terminal = Terminal::new(Box::new(out.clone()), PLAIN, false, logging_steps);
+    let style = screen.as_ref().map_or(PLAIN, Screen::style);
+    let mut terminal = Terminal::new(Box::new(out.clone()), style, screen, logging_steps);
+    terminal.now = || SystemTime::UNIX_EPOCH;
+    let mut messages = Vec::new();
     for event in events {
         terminal.observe(&event);
+        messages.extend(terminal.bar.as_ref().map(ProgressBar::message));
     }
     let bytes = out.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    (String::from_utf8(bytes).unwrap(), messages)
+}
+
+fn joined(workers: usize) -> RunEvent {
+    RunEvent::WorkerJoined {
+        worker: workers as u64,
+        name: format!("host-{workers}"),
+        device: "cpu".to_owned(),
+        workers,
+    }
 }
 
 fn started() -> RunEvent {
@@ -64,6 +94,9 @@ fn step(step: u64) -> RunEvent {
         eta_seconds: 62.0,
         mfu: Some(0.412),
         peak_memory_bytes: Some(1_500_000_000),
+        seconds: 0.5,
+        waiting_seconds: 0.25,
+        shares: Vec::new(),
     })
 }
 
@@ -96,6 +129,13 @@ fn job(flags: &[(&str, &str)]) -> JobSpec {
     .unwrap()
 }
 
+fn taking(mebibytes: u64) -> Bytes {
+    Bytes {
+        weights: mebibytes << 20,
+        ..Bytes::default()
+    }
+}
+
 fn plan_text(job: &JobSpec) -> String {
     let counts = DataCounts {
         rows: 1000,
@@ -117,8 +157,14 @@ fn plan_text(job: &JobSpec) -> String {
         total_steps: 24,
         slots_per_step: 4,
         epochs: 3.0,
-        memory_bytes: 300 << 20,
-        gpu_memory_bytes: 500 << 20,
+        memory: Need {
+            keeping: Some(taking(400)),
+            recomputing: Some(taking(300)),
+        },
+        gpu_memory: Need {
+            keeping: Some(taking(500)),
+            recomputing: None,
+        },
         notices: vec!["2 examples were cut".to_owned()],
     };
     plan::render(&plan, PLAIN)
@@ -184,12 +230,99 @@ fn what_happens_in_between_is_said() {
             }),
         ],
     );
+    let lines: Vec<&str> = text.lines().collect();
+    let at = "1970-01-01T00:00:00Z";
     assert_eq!(
-        text,
-        "waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers\nworker host-1 joined on cuda:0 (NVIDIA H200) (1 worker)\ngoing on after step 7, from out/checkpoint-7\n\
-         training 5 steps with 1 worker\nworker host-1 left: connection ␛[2Jlost (1 worker)\nsaved out/checkpoint-3\n\
-         evaluation after step 3: eval_loss 2.0000, accuracy 50.0%\na notice\ndone after 5 steps in 0:00\nweights_digest abc\n"
+        lines,
+        [
+            &format!(
+                "{at} waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers"
+            ),
+            &format!("{at} worker host-1 joined on cuda:0 (NVIDIA H200) (1 worker)"),
+            &format!("{at} going on after step 7, from out/checkpoint-7"),
+            "training 5 steps with 1 worker",
+            &format!("{at} worker host-1 left: connection ␛[2Jlost (1 worker)"),
+            &format!("{at} saved out/checkpoint-3"),
+            &format!("{at} evaluation after step 3: eval_loss 2.0000, accuracy 50.0%"),
+            &format!("{at} a notice"),
+            "done after 5 steps in 0:00",
+            "weights_digest abc",
+        ]
     );
+}
+
+#[test]
+fn on_a_terminal_the_steps_stay_above_the_bar_and_the_loss_is_drawn() {
+    let done = RunEvent::Ended(RunEnd::Done {
+        step: 5,
+        weights_digest: "abc".to_owned(),
+    });
+    let events = || [started()].into_iter().chain((1..=5).map(step));
+    let screen = Screen::of(PLAIN, 80);
+    let (text, messages) = shown(Some(screen), 2, events().chain([done.clone()]));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "step 4 skipped: its gradient is not finite or out of range",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "1 step skipped, whose gradients were not finite or out of range",
+            "loss  4.0000 #=-._ 0.0000  steps 1 to 5",
+            "done after 5 steps in 0:00, loss 4.0000 -> 0.0000",
+            "weights_digest abc",
+        ]
+    );
+    assert_eq!(messages[0], "waiting for the first step of 1 worker");
+    assert_eq!(
+        messages[1],
+        "loss 4.0000  lr 1.9e-4  12,345 tok/s  2 workers  eta 1:02"
+    );
+    let unicode = Screen::of(COLOUR, 40);
+    let (text, _) = shown(Some(unicode), 2, events().chain([done]));
+    assert!(text.contains("loss  4.0000 █▆▅▃▁ 0.0000"), "{text}");
+    assert!(
+        text.contains("step 2/5  loss 3.5000  lr 1.9e-4\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_bar_says_how_many_workers_are_waited_for() {
+    let waiting = |have| RunEvent::WaitingForWorkers { have, need: 2 };
+    let lost = RunEvent::WorkerLost {
+        worker: 1,
+        name: "host-1".to_owned(),
+        reason: "gone".to_owned(),
+        workers: 1,
+    };
+    let events = [
+        waiting(0),
+        joined(1),
+        waiting(1),
+        joined(2),
+        started(),
+        lost,
+        waiting(1),
+        started(),
+    ];
+    let (text, messages) = shown(Some(Screen::of(PLAIN, 80)), 1, events);
+    assert_eq!(
+        messages,
+        [
+            "waiting for 2 of 2 workers",
+            "waiting for 1 of 2 workers",
+            "waiting for 1 of 2 workers",
+            "2 workers here, loading the model",
+            "waiting for the first step of 1 worker",
+            "waiting for the first step of 1 worker",
+            "waiting for 1 of 2 workers",
+            "training with 1 worker",
+        ]
+    );
+    let reminders = text.matches("waiting for workers: ").count();
+    assert_eq!(reminders, 2, "one line each time it begins: {text}");
 }
 
 #[test]
@@ -216,7 +349,7 @@ fn a_closed_pipe_does_not_stop_a_job() {
             Err(std::io::ErrorKind::BrokenPipe.into())
         }
     }
-    let mut terminal = Terminal::new(Box::new(Closed), PLAIN, false, 1);
+    let mut terminal = Terminal::new(Box::new(Closed), PLAIN, None, 1);
     terminal.observe(&started());
     terminal.observe(&step(1));
 }
@@ -237,7 +370,8 @@ fn the_plan_names_everything_that_decides_the_run() {
         "steps          24 (3 epochs)",
         "batch          8 blocks a step, in 4 slots of 2",
         "learning rate  1e-3, cosine, warm-up 3.0%",
-        "memory         at least 300.0 MiB in each worker, 500.0 MiB on a GPU",
+        "memory         400.0 MiB in each worker, or 300.0 MiB with gradient checkpointing",
+        "GPU memory     500.0 MiB in each worker",
         "output         out",
         "note           2 examples were cut",
     ] {

@@ -1,11 +1,14 @@
 //! Small pieces of text: colours, numbers, and user data made safe to print.
 
 pub use common::memory::bytes;
+pub use common::text::visible;
 
-/// Whether text may carry colours.
+/// What the terminal can show beside plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
     pub colour: bool,
+    /// Bars and curves may be drawn with more than ASCII.
+    pub unicode: bool,
 }
 
 impl Style {
@@ -28,19 +31,6 @@ impl Style {
             false => text.to_owned(),
         }
     }
-}
-
-/// Data and answers may hold anything: control characters, which could repaint the terminal, become visible signs.
-pub fn visible(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\n' | '\t' => c,
-            '\u{0}'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-            // Delete, C1 controls and the marks that change the direction of writing.
-            '\u{7f}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-            _ => c,
-        })
-        .collect()
 }
 
 /// At most `limit` characters, and how many were left out.
