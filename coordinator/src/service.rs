@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::text;
 use common::wire::{CHUNK_BYTES, MAX_BLOCKS_PER_FETCH, TOKEN_KEY, token_matches};
 use futures::{Stream, StreamExt};
 use proto::v1::coordinator_server::Coordinator;
@@ -27,7 +28,7 @@ use crate::upload;
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// Messages queued for one worker. A worker that lets them pile up further is stuck, and lost.
 const OUTBOX: usize = 1024;
-/// Of a worker's name and numerics class.
+/// Of a worker's name, numerics class and what else it calls something.
 const MAX_NAME_BYTES: usize = 256;
 /// As NCCL has it: 128.
 const MAX_NCCL_ID_BYTES: usize = 256;
@@ -96,7 +97,7 @@ impl Coordinator for Service {
         let first = tokio::time::timeout(JOIN_DEADLINE, messages.message())
             .await
             .map_err(|_| Status::deadline_exceeded("the session did not begin with a Join"))??;
-        let Some(Up::Join(join)) = first.and_then(|message| message.message) else {
+        let Some(Up::Join(mut join)) = first.and_then(|message| message.message) else {
             return Err(Status::invalid_argument(
                 "the session did not begin with a Join",
             ));
@@ -106,11 +107,18 @@ impl Coordinator for Service {
             &join.name,
             &join.numerics_class,
             &join.device,
+            &join.version,
+            &join.exchange_host,
+            &join.job_digest,
+            &join.run,
             &gpu.uuid,
             &gpu.nccl_fault,
         ];
         if names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
             return Err(Status::invalid_argument("a name in Join is too long"));
+        }
+        for told in [&mut join.name, &mut join.device, &mut join.version] {
+            *told = text::reason(told);
         }
         let address = exchange_address(&join, peer)?;
         let (outbox, queue) = mpsc::channel(OUTBOX);
@@ -292,21 +300,72 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::Withdrawn(withdrawn)) => Event::SlotsWithdrawn { worker, withdrawn },
         Some(Up::StepReport(report)) => Event::StepReported { worker, report },
         Some(Up::Synced(synced)) => Event::WorkerSynced { worker, synced },
-        Some(Up::FeedLost(lost)) => Event::FeedLost { worker, lost },
+        Some(Up::FeedLost(mut lost)) => {
+            lost.reason = text::reason(&lost.reason);
+            Event::FeedLost { worker, lost }
+        }
         Some(Up::NcclId(nccl_id)) if nccl_id.id.len() > MAX_NCCL_ID_BYTES => lost(
             worker,
             "it sent an identifier for NCCL that is too long".to_owned(),
         ),
         Some(Up::NcclId(nccl_id)) => Event::NcclIdentified { worker, nccl_id },
-        Some(Up::NcclLost(lost)) => Event::NcclLost { worker, lost },
-        Some(Up::PeerLost(lost)) => Event::PeerLost { worker, lost },
+        Some(Up::NcclLost(mut lost)) => {
+            lost.reason = text::reason(&lost.reason);
+            Event::NcclLost { worker, lost }
+        }
+        Some(Up::PeerLost(mut lost)) => {
+            lost.reason = text::reason(&lost.reason);
+            Event::PeerLost { worker, lost }
+        }
         Some(Up::Draining(draining)) => Event::WorkerDraining {
             worker,
-            reason: draining.reason,
+            reason: text::reason(&draining.reason),
         },
-        Some(Up::Leaving(leaving)) => lost(worker, leaving.reason),
+        Some(Up::Leaving(leaving)) => lost(worker, text::reason(&leaving.reason)),
         Some(Up::Heartbeat(_)) => Event::Heard { worker },
         Some(Up::Join(_)) => lost(worker, "it joined twice in one session".to_owned()),
         None => lost(worker, "it sent an empty message".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_of_megabytes_is_one_visible_line() {
+        let reason = format!("\x1b[2Jgone\n{}", "x".repeat(15_000_000));
+        let of = |message| match event(WorkerId(1), Some(message)) {
+            Event::WorkerLost { reason, .. } | Event::WorkerDraining { reason, .. } => reason,
+            Event::PeerLost { lost, .. } => lost.reason,
+            Event::NcclLost { lost, .. } => lost.reason,
+            Event::FeedLost { lost, .. } => lost.reason,
+            other => panic!("{other:?}"),
+        };
+        let told = [
+            of(Up::Leaving(v1::Leaving {
+                reason: reason.clone(),
+                failed: false,
+            })),
+            of(Up::Draining(v1::Draining {
+                reason: reason.clone(),
+            })),
+            of(Up::PeerLost(v1::PeerLost {
+                reason: reason.clone(),
+                ..v1::PeerLost::default()
+            })),
+            of(Up::NcclLost(v1::NcclLost {
+                reason: reason.clone(),
+                ..v1::NcclLost::default()
+            })),
+            of(Up::FeedLost(v1::FeedLost {
+                reason: reason.clone(),
+                ..v1::FeedLost::default()
+            })),
+        ];
+        for told in told {
+            assert!(told.starts_with("␛[2Jgone xxx"), "{told}");
+            assert!(told.len() < 1000 && !told.chars().any(char::is_control));
+        }
     }
 }
