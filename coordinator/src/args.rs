@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use common::job::{self, JobErrors, JobSources, JobSpec};
+use common::logging;
+
+use crate::version;
 
 /// What the process says when it ends.
 pub mod exit {
@@ -23,32 +27,58 @@ pub mod exit {
 
 const EXAMPLES: &str = "\
 Examples:
-  coordinator start job.yaml --single-node              one machine, one process
-  coordinator start job.yaml --listen 0.0.0.0:7077      then on every other machine: worker join HOST:7077
-  coordinator start job.yaml --set learning_rate=1e-4 --set cluster.min_workers=2
-  coordinator start --base-model models/tiny --dataset chat.jsonl --adapter lora --single-node
-  coordinator check job.yaml --show 3                   what would be trained, without training
+  One machine, one process:
+    coordinator start job.yaml --single-node
+  Several machines; then on each of the others: worker join HOST:7077
+    coordinator start job.yaml --listen 0.0.0.0:7077
+  Other values than the job file's:
+    coordinator start job.yaml --learning-rate 1e-4 --min-workers 2
+  Without a job file:
+    coordinator start --base-model models/tiny --dataset chat.jsonl \\
+      --adapter lora --single-node
+  What would be trained, without training:
+    coordinator check job.yaml --show 3
 
-A value of the job file gives way to the environment (MUSTER_LEARNING_RATE=1e-4), and that to a flag.
+A value of the job file gives way to the environment
+(MUSTER_LEARNING_RATE=1e-4), and that to a flag.";
 
-Exit codes: 0 done, 1 the job failed or cannot start now, 2 usage or job file, 3 model, data or output folder,
-75 stopped but resumable, 130 Ctrl-C";
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  the job failed, or cannot start now: port or output folder in use
+    2  wrong usage, or an error in the job file
+    3  model, data, machine or output folder would not do
+   75  stopped, and the same command goes on
+  130  Ctrl-C, after saving a checkpoint";
 
 const START_EXAMPLES: &str = "\
 Examples:
   coordinator start job.yaml --single-node
   coordinator start job.yaml --single-node --local-workers 2 --threads 4
   coordinator start job.yaml --single-node --device cuda:0,cuda:1
-  coordinator start job.yaml --listen 0.0.0.0:7077 --token-file token --set cluster.min_workers=2
+  coordinator start job.yaml --listen 0.0.0.0:7077 --token-file token
   coordinator start job.yaml --max-steps 10 --output-dir trial --resume never
 
-Run again after it was stopped, it goes on from the newest checkpoint in the output folder.
---set takes every field of the job file; lists are written as YAML: --set 'lora_target_modules=[q_proj, v_proj]'";
+Run again after it was stopped, it goes on where it was.
+--set takes every field of the job file; lists are written as YAML:
+  --set 'lora_target_modules=[q_proj, v_proj]'";
 
 /// Fine-tunes language models on whatever machines are at hand
 #[derive(Debug, Parser)]
-#[command(name = "coordinator", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(
+    name = "coordinator",
+    version,
+    long_version = version::long(),
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    max_term_width = 110
+)]
 pub struct Arguments {
+    /// What of the log is shown: off, error, warn, info, debug, trace, or MODULE=LEVEL [default: warn, or as MUSTER_LOG or
+    /// RUST_LOG says]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = logging::parse_level)]
+    pub log_level: Option<String>,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -56,10 +86,24 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a job: wait for workers, train, write the result
-    #[command(after_help = START_EXAMPLES)]
+    #[command(after_help = START_EXAMPLES, after_long_help = format!("{START_EXAMPLES}\n\n{EXIT_CODES}"))]
     Start(StartArguments),
     /// Say everything about a job that can be known before training
     Check(CheckArguments),
+    /// Print a script that completes this command line in a shell
+    ///
+    /// For bash: source <(coordinator completions bash)
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Print the manual page of this program, or of one of its commands
+    ///
+    /// To read it: coordinator man start | man -l -
+    Man {
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -353,13 +397,55 @@ mod tests {
         let words = ["coordinator", "start"].into_iter().chain(line.split(' '));
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Start(start) => start,
-            Command::Check(_) => panic!("not start"),
+            _ => panic!("not start"),
         }
     }
 
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_fits_80_columns_and_its_examples_can_be_copied() {
+        let mut command = Arguments::command().term_width(80);
+        command.build();
+        let commands: Vec<clap::Command> = command.get_subcommands().cloned().collect();
+        for command in commands.iter().chain([&command]) {
+            let help = command.clone().render_long_help().to_string();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
+        let help = |name: &str| {
+            let found = commands.iter().find(|command| command.get_name() == name);
+            found.unwrap().clone().render_long_help().to_string()
+        };
+        let whole = command.clone().render_long_help().to_string();
+        for (help, part) in [
+            (&whole, EXAMPLES),
+            (&whole, EXIT_CODES),
+            (&help("start"), START_EXAMPLES),
+            (&help("start"), EXIT_CODES),
+        ] {
+            assert!(help.contains(part), "{help}");
+        }
+    }
+
+    #[test]
+    fn it_says_what_it_is_and_how_it_is_completed() {
+        let version = Arguments::command().render_long_version().to_string();
+        for part in ["commit ", "features ", "instruction set ", common::VERSION] {
+            assert!(version.contains(part), "{version}");
+        }
+        let script = common::manual::completions(Arguments::command(), Shell::Bash);
+        assert!(String::from_utf8(script).unwrap().contains("--single-node"));
+        let page = |of| common::manual::page(Arguments::command(), of);
+        let start = String::from_utf8(page(Some("start")).unwrap()).unwrap();
+        assert!(start.contains(".TH coordinator-start"), "{start}");
+        assert!(page(None).is_ok());
+        let error = page(Some("stop")).unwrap_err();
+        assert!(error.contains("start, check"), "{error}");
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod test_prompts;
 pub mod train;
 pub mod ui;
 pub mod upload;
+pub mod version;
 pub mod words;
 
 /// What `coordinator --version` says, and what workers must be of.

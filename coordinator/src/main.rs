@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-use common::{failpoint, streams};
+use clap::{CommandFactory, Parser};
+use common::{failpoint, logging, manual, streams};
 use coordinator::args::{Arguments, Command, exit};
 use coordinator::check::{self, CheckError, CheckOptions};
 use coordinator::start;
-use tracing_subscriber::EnvFilter;
 
 /// How long the last words may take to be read.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -16,14 +15,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // What ails a worker of this process comes back as a run event; its own log would say it twice.
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,worker=off"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(streams::stderr)
-        // They would go to the same place.
-        .log_internal_errors(false)
-        .init();
+    let usual = "warn,worker=off";
+    logging::begin(arguments.log_level.as_deref(), usual, streams::stderr);
     match failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
         Ok(None) => {}
@@ -51,9 +44,23 @@ fn main() -> ExitCode {
                 Ok(job) => check_job(&job, &options),
             }
         }
+        Command::Completions { shell } => print(&manual::completions(Arguments::command(), shell)),
+        Command::Man { command } => match manual::page(Arguments::command(), command.as_deref()) {
+            Ok(page) => print(&page),
+            Err(error) => {
+                complain(&error);
+                exit::USAGE
+            }
+        },
     };
     streams::finish(FAREWELL);
     ExitCode::from(code)
+}
+
+fn print(text: &[u8]) -> u8 {
+    // Nobody reads any more.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text);
+    exit::DONE
 }
 
 fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
@@ -69,8 +76,10 @@ fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
     }
 }
 
-/// After everything else that was said. A terminal that is gone takes no words.
+/// After everything else that was said. What rows, templates and peers have to do with the error may hold anything. A terminal
+/// that is gone takes no words.
 fn complain(error: &dyn std::fmt::Display) {
+    let error = common::text::error(&error.to_string());
     streams::finish(FAREWELL);
     streams::stderr().say(&format!("error: {error}"));
 }
