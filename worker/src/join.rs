@@ -13,8 +13,8 @@ use crate::attend::Attended;
 use crate::collective::Collective;
 use crate::connect::{connect, retry_delays};
 use crate::engine_thread::EngineThread;
-use crate::waits::Waits;
 use crate::status::Doing;
+use crate::waits::Waits;
 use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.

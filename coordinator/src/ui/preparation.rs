@@ -2,7 +2,6 @@
 //!
 //! Short preparations are not shown at all. The work is never waited for, nor does it wait for this.
 
-use std::io::IsTerminal;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -11,6 +10,8 @@ use common::streams;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::bar_target;
+use super::progress::bar_signs;
+use super::screen::Screen;
 
 /// Between two looks at the work.
 const LOOK: Duration = Duration::from_millis(100);
@@ -21,13 +22,12 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Does the work, and shows meanwhile how far it is.
 pub fn showing<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let has_bar = std::io::stdout().is_terminal() && !is_dumb;
+    let screen = Screen::of_stdout();
     let (working, done) = channel::<()>();
     let watched = progress.clone();
-    let shown = std::thread::spawn(move || match has_bar {
-        true => draw(&watched, &done),
-        false => tell(&watched, &done),
+    let shown = std::thread::spawn(move || match screen {
+        Some(screen) => draw(&watched, &done, &screen),
+        None => tell(&watched, &done),
     });
     let result = work();
     drop(working);
@@ -41,7 +41,7 @@ fn goes_on(done: &Receiver<()>, time: Duration) -> bool {
     matches!(done.recv_timeout(time), Err(RecvTimeoutError::Timeout))
 }
 
-fn draw(progress: &Progress, done: &Receiver<()>) {
+fn draw(progress: &Progress, done: &Receiver<()>, screen: &Screen) {
     if !goes_on(done, BAR_AFTER) {
         return;
     }
@@ -49,7 +49,7 @@ fn draw(progress: &Progress, done: &Receiver<()>) {
     bar.set_style(
         ProgressStyle::with_template("{bar:12} {wide_msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("━━─"),
+            .progress_chars(bar_signs(screen.style())),
     );
     loop {
         let now = progress.now();

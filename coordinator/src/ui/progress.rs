@@ -41,7 +41,15 @@ pub(super) fn bar_style(style: Style) -> ProgressStyle {
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars(if style.unicode { "━━─" } else { "=>-" })
+        .progress_chars(bar_signs(style))
+}
+
+/// Done, at work, and to be done.
+pub(super) fn bar_signs(style: Style) -> &'static str {
+    match style.unicode {
+        true => "━━─",
+        false => "=>-",
+    }
 }
 
 /// What the bar says while nothing can be computed; `have` workers are here.
