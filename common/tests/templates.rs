@@ -91,21 +91,149 @@ fn plain_text_is_tokenised_as_in_transformers() {
     }
 }
 
+/// What `make_expressions.py` wrote beside each template.
 #[test]
-fn hostile_templates_are_bounded() {
-    let special = SpecialTokens::default();
-    let render = |text: &str| {
-        let template = ChatTemplate::from_source(text, &special, 0).unwrap();
-        template.render(&[], None, false)
+fn values_print_compare_and_compute_as_in_python() {
+    let table: Json = serde_json::from_str(include_str!("templates/expressions.json")).unwrap();
+    let prelude = table["prelude"].as_str().unwrap();
+    let cases = table["cases"].as_array().unwrap();
+    assert!(cases.len() > 1000);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let text = case[0].as_str().unwrap();
+        let has_tags = ["{{", "{%", "{#"].iter().any(|tag| text.contains(tag));
+        let source = match has_tags {
+            true => text.to_owned(),
+            false => format!("{prelude}{{{{ {text} }}}}"),
+        };
+        let found = unnamed(&source).ok();
+        if found.as_deref() != case[1].as_str() {
+            wrong.push(format!("{text}: {found:?} where Python has {}", case[1]));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn unnamed(text: &str) -> Result<String, TemplateError> {
+    ChatTemplate::from_source(text, &SpecialTokens::default(), 0)?.render(&[], None, false)
+}
+
+#[test]
+fn templates_without_an_end_are_given_up() {
+    let doubles = |what: &str| {
+        format!(
+            "{{% set n = namespace(x='a') %}}{{% for i in range(99) %}}{{% set n.x = {what} %}}{{% endfor %}}"
+        )
     };
-    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
-    assert!(matches!(render(endless), Err(TemplateError::Endless)));
-    let long = "{% set x = 'x' * 1000000 %}{% for a in range(9999) %}{{ x }}{% endfor %}";
-    assert!(matches!(render(long), Err(TemplateError::TooLong)));
-    let deep = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}";
-    assert!(matches!(render(deep), Err(TemplateError::Failed(_))));
-    let reads = "{% include '/etc/passwd' %}";
-    assert!(render(reads).is_err());
+    for text in [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}",
+        "{% set x = 'a' * 100000 %}{% for a in range(99999) %}{% set c = x | replace('a', 'b') | upper %}{% endfor %}",
+        "{% set x = 'x' * 1000000 %}{% for a in range(9999) %}{{ x }}{% endfor %}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 100000) }}",
+        "{{ range(100000) | join('a' * 1000000) }}",
+        "{{ ('a\n' * 1000000) | indent(1000000) }}",
+        "{{ 'a' | center(10 ** 15) }}",
+        "{{ 'a' * 10 ** 18 }}",
+        "{{ [1] * 10 ** 18 }}",
+        "{{ [1] | batch(10 ** 12, 0) | list }}",
+        &doubles("n.x ~ n.x"),
+        &doubles("n.x + n.x"),
+    ] {
+        let template = ChatTemplate::from_source(text, &SpecialTokens::default(), 0).unwrap();
+        let render = || template.render(&[], None, false);
+        let first = render();
+        let given_up = matches!(first, Err(TemplateError::Endless | TemplateError::TooLong));
+        assert!(
+            given_up && template.gave_up(),
+            "{text}: {:?}",
+            first.map(|text| text.len())
+        );
+        assert!(matches!(render(), Err(TemplateError::Stopped)), "{text}");
+    }
+}
+
+#[test]
+fn templates_that_are_too_deep_are_refused() {
+    let many = |text: &str| text.repeat(100_000);
+    let nests = |what: &str| {
+        format!(
+            "{{% set n = namespace(x=[]) %}}{{% for i in range(99999) %}}{{% set n.x = {what} %}}{{% endfor %}}{{{{ n.x }}}}"
+        )
+    };
+    for text in [
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}".to_owned(),
+        format!("{{{{ {} 1 }}}}", many("not ")),
+        format!("{{{{ {} 1 }}}}", many("- ")),
+        format!("{{{{ a{} }}}}", many(".a")),
+        format!("{{{{ 'a'{} }}}}", many("|upper")),
+        format!("{{{{ 1{} }}}}", many(" + 1")),
+        format!("{{{{ {}1{} }}}}", many("("), many(")")),
+        format!("{{{{ {}1{} }}}}", many("["), many("]")),
+        format!("{{{{ {} 1 }}}}", many("1 if 1 else ")),
+        many("{% if 1 %}"),
+        nests("{'a': n.x}"),
+        nests("[n.x]"),
+        nests("[n.x].index"),
+        nests("(n.x,).nothing"),
+        nests("cycler(n.x)"),
+        nests("namespace(x=n.x)"),
+        "{% set n = namespace() %}{% set n.x = n %}{{ n }}".to_owned(),
+        "{% include '/etc/passwd' %}".to_owned(),
+    ] {
+        let error = unnamed(&text).unwrap_err();
+        let what = &text[..text.len().min(80)];
+        let is_told = matches!(
+            error,
+            TemplateError::Failed(_) | TemplateError::Syntax { .. }
+        );
+        assert!(is_told, "{what}: {error}");
+        assert!(error.to_string().len() < 300, "{what}: {error}");
+    }
+}
+
+fn failing(text: &str, messages: &Json) -> String {
+    let template = ChatTemplate::from_source(text, &SpecialTokens::default(), 0).unwrap();
+    let rendered = template.render(messages.as_array().unwrap(), None, false);
+    rendered.unwrap_err().to_string()
+}
+
+#[test]
+fn a_failure_names_the_message_and_its_field() {
+    let walk = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}";
+    let called = json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "no JSON"}}]},
+    ]);
+    let error = failing(walk, &called);
+    assert!(
+        error.contains("message 2: its `content` is null or missing"),
+        "{error}"
+    );
+    assert!(error.contains("line 1"), "{error}");
+    let calls = "{% for m in messages %}{% for c in m.tool_calls %}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}{% endfor %}";
+    let error = failing(calls, &called);
+    assert!(
+        error.contains("message 2: tool call 1: `arguments`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn arguments_that_are_json_in_text_are_read_where_the_template_walks_them() {
+    let render = |text: &str| {
+        let template = ChatTemplate::from_source(text, &SpecialTokens::default(), 0).unwrap();
+        let call = json!({"function": {"name": "f", "arguments": "{\"b\": 1, \"a\": [2.50]}"}});
+        let message = json!({"role": "assistant", "tool_calls": [call]});
+        template.render(&[message], None, false).unwrap()
+    };
+    let each = "{% set a = messages[0].tool_calls[0].function.arguments %}";
+    let walks = "{% for k, v in a.items() %}{{ k }}={{ v }};{% endfor %}";
+    assert_eq!(render(&format!("{each}{walks}")), "b=1;a=[2.5];");
+    // Where text is fine, it stays text.
+    assert_eq!(
+        render(&format!("{each}{{{{ a }}}}")),
+        "{\"b\": 1, \"a\": [2.50]}"
+    );
 }
 
 #[test]

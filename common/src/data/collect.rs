@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, STOPPED};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
@@ -99,6 +99,10 @@ impl<'a> Source<'a> {
                 if errors.is_empty() && !take(examples) {
                     return Ok(rows);
                 }
+                // A template without an end for one row is not waited for at every other one.
+                if self.maker.template.is_some_and(ChatTemplate::gave_up) {
+                    return errors.or(rows);
+                }
             }
             if rows == before {
                 errors.merge(DataErrors::one(
@@ -162,6 +166,8 @@ impl<'a> Source<'a> {
                 Err((_, reason)) if reason == NO_TEMPLATE => {
                     errors.push(Problem::new(Some(&self.job.base_model), None, reason));
                 }
+                // Told at the row at which the template was given up.
+                Err((_, reason)) if reason.ends_with(STOPPED) => {}
                 Err((line, reason)) => {
                     errors.push(Problem::new(Some(&dataset.path), Some(line), reason));
                 }

@@ -3,58 +3,31 @@
 //! Enters: the template in the model folder, and messages. Leaves: text, or what the template complained about. Never
 //! runs without bounds: work and output are limited, since a template is code of somebody else's making.
 
+mod convert;
 mod date;
+mod error;
+mod explain;
+mod jinja;
 mod marks;
-mod python;
 mod source;
 mod variables;
 
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::syntax::SyntaxConfig;
-pub use minijinja::value::Value;
-use minijinja::value::ValueKind;
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::Value as Json;
-use thiserror::Error;
 
 use super::tokenize::SpecialTokens;
+pub use convert::{message_value, to_value};
+pub use error::{STOPPED, TemplateError};
+use explain::explain;
+pub use jinja::Value;
+use jinja::{Failure, Reason, Setting, Template};
+use marks::Marks;
 pub use marks::Rendered;
-use marks::{Marks, mark_generation};
-use source::{NamedSource, find_sources, prepare_source};
+use source::{NamedSource, find_sources};
 pub use variables::Variables;
-
-/// Longest text a template may write for one conversation, in bytes.
-const MAX_OUTPUT_BYTES: usize = 256 << 20;
-
-/// Instructions a template may execute for one conversation (a long one takes about a million).
-const MAX_FUEL: u64 = 50_000_000;
-
-#[derive(Debug, Error)]
-pub enum TemplateError {
-    #[error(
-        "{dir} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja): use a chat model, or data with `text` or `prompt` and `completion`", dir = .dir.display()
-    )]
-    Missing { dir: PathBuf },
-    #[error("{path}: {reason}", path = .path.display())]
-    Unreadable { path: PathBuf, reason: String },
-    #[error("{path}: the chat template does not parse: {reason}", path = .path.display())]
-    Syntax { path: PathBuf, reason: String },
-    #[error("the chat template raises: {0}")]
-    Raised(String),
-    #[error("the chat template fails: {0}")]
-    Failed(String),
-    #[error("the chat template writes more than {MAX_OUTPUT_BYTES} bytes")]
-    TooLong,
-    #[error("the chat template does not come to an end")]
-    Endless,
-    #[error(
-        "the chat template changes the text inside its generation marks, so that what is learned cannot be told: remove the marks ({{% generation %}}) from the template"
-    )]
-    UnclearMarks,
-}
 
 /// What a template is rendered with.
 #[derive(Clone, Copy)]
@@ -67,14 +40,14 @@ pub struct RenderInput<'a> {
     pub add_generation_prompt: bool,
 }
 
-/// A compiled chat template with the special tokens it may print.
+/// A parsed chat template with the special tokens it may print.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    special_tokens: Vec<(String, Value)>,
+    templates: Vec<(String, Template)>,
+    special_tokens: Vec<(String, String)>,
+    unix_seconds: i64,
     source: String,
-    has_tool_template: bool,
-    /// Names of the templates that have generation marks.
-    marked: Vec<String>,
+    /// It had no end for one conversation, and is not tried on another.
+    gave_up: AtomicBool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -115,33 +88,25 @@ impl ChatTemplate {
         special_tokens: &SpecialTokens,
         unix_seconds: i64,
     ) -> Result<Self, TemplateError> {
-        let mut environment = environment(unix_seconds);
-        let mut marked = Vec::new();
+        let mut templates = Vec::new();
         for source in sources {
-            let prepared = prepare_source(&source.text);
-            if prepared.has_generation_marks {
-                marked.push(source.name.clone());
-            }
-            environment
-                .add_template_owned(source.name.clone(), prepared.text)
-                .map_err(|error| TemplateError::Syntax {
-                    path: source.path.clone(),
-                    reason: describe(&error),
-                })?;
+            let template = Template::parse(&source.text)
+                .map_err(|failure| TemplateError::syntax(source.path.clone(), &failure))?;
+            templates.push((source.name.clone(), template));
         }
         Ok(Self {
-            environment,
+            templates,
             special_tokens: special_tokens
                 .named()
-                .map(|(name, text)| (name.to_owned(), Value::from(text)))
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
                 .collect(),
+            unix_seconds,
             source: sources
                 .iter()
                 .map(|source| source.text.as_str())
                 .collect::<Vec<_>>()
                 .join("\n"),
-            has_tool_template: sources.iter().any(|source| source.name == TOOL_USE),
-            marked,
+            gave_up: AtomicBool::new(false),
         })
     }
 
@@ -209,8 +174,13 @@ impl ChatTemplate {
 
     /// The template that these tools are shown with says itself, with `{% generation %}`, what is learned.
     pub fn has_generation_marks(&self, tools: Option<&Value>) -> bool {
-        let name = self.template_name(tools);
-        self.marked.iter().any(|marked| marked == name)
+        self.template(tools)
+            .is_some_and(Template::has_generation_marks)
+    }
+
+    /// It had no end for a conversation: all that is rendered since fails as [`TemplateError::Stopped`].
+    pub fn gave_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
     }
 
     /// [`ChatTemplate::render_input`], and which bytes of the text are from inside `{% generation %}` blocks.
@@ -224,12 +194,15 @@ impl ChatTemplate {
         rendered.ok_or(TemplateError::UnclearMarks)
     }
 
-    fn template_name(&self, tools: Option<&Value>) -> &'static str {
-        if tools.is_some() && self.has_tool_template {
-            TOOL_USE
-        } else {
-            DEFAULT
-        }
+    fn template(&self, tools: Option<&Value>) -> Option<&Template> {
+        let named = |wanted: &str| {
+            let mut templates = self.templates.iter();
+            templates
+                .find(|(name, _)| name == wanted)
+                .map(|(_, template)| template)
+        };
+        let for_tools = tools.and_then(|_| named(TOOL_USE));
+        for_tools.or_else(|| named(DEFAULT))
     }
 
     fn render_with_marks(
@@ -237,148 +210,60 @@ impl ChatTemplate {
         input: RenderInput,
         marks: Option<&Marks>,
     ) -> Result<String, TemplateError> {
-        let template = self
-            .environment
-            .get_template(self.template_name(input.tools))
-            .map_err(|error| TemplateError::Failed(describe(&error)))?;
-        let variables = [
-            ("messages", Value::from(input.messages.to_vec())),
-            (
-                "tools",
-                input.tools.cloned().unwrap_or_else(|| Value::from(())),
-            ),
-            ("documents", Value::from(())),
-            (
-                "add_generation_prompt",
-                Value::from(input.add_generation_prompt),
-            ),
-        ];
-        let special_tokens = self.special_tokens.iter();
-        let context = Value::from_pairs(
-            special_tokens
-                .map(|(name, value)| (name.as_str(), value.clone()))
-                .chain(variables)
-                .chain(input.variables.iter())
-                .chain(marks.map(|marks| (marks::VARIABLE, marks.to_value()))),
-        );
-        let mut output = BoundedOutput::default();
-        let result = template.render_captured_to(context, &mut output).map(drop);
-        if output.exceeded {
-            return Err(TemplateError::TooLong);
+        if self.gave_up() {
+            return Err(TemplateError::Stopped);
         }
-        result.map_err(|error| render_error(&error))?;
-        String::from_utf8(output.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
-    }
-}
-
-#[derive(Default)]
-struct BoundedOutput {
-    bytes: Vec<u8>,
-    exceeded: bool,
-}
-
-impl io::Write for &mut BoundedOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > MAX_OUTPUT_BYTES {
-            self.exceeded = true;
-            return Err(io::Error::other("too long"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
+        let result = self.run(input, marks).or_else(|failure| {
+            let parsed = match &failure.reason {
+                Reason::Failed(_) => convert::with_parsed_arguments(input.messages),
+                _ => None,
+            };
+            let again = parsed.map(|messages| {
+                let messages = messages.as_slice();
+                self.run(RenderInput { messages, ..input }, marks)
+            });
+            match again {
+                Some(Ok(text)) => Ok(text),
+                _ => Err(explain(failure, &input)),
+            }
+        });
+        result.map_err(|failure| {
+            let error = TemplateError::of(&failure);
+            if matches!(error, TemplateError::Endless | TemplateError::TooLong) {
+                self.gave_up.store(true, Ordering::Relaxed);
+            }
+            error
+        })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What `raise_exception` was called with.
-#[derive(Debug, Error)]
-#[error("{0}")]
-struct RaisedByTemplate(String);
-
-fn render_error(error: &Error) -> TemplateError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = source {
-        if let Some(raised) = current.downcast_ref::<RaisedByTemplate>() {
-            return TemplateError::Raised(raised.0.clone());
-        }
-        if let Some(inner) = current.downcast_ref::<Error>()
-            && inner.kind() == ErrorKind::OutOfFuel
-        {
-            return TemplateError::Endless;
-        }
-        source = current.source();
-    }
-    TemplateError::Failed(describe(error))
-}
-
-/// One line: the kind, the detail, the line of the template.
-fn describe(error: &Error) -> String {
-    let text = match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
-    };
-    let text = match error.line() {
-        Some(line) => format!("{text} (line {line} of the template)"),
-        None => text,
-    };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Jinja as `transformers/utils/chat_template_utils.py` sets it up.
-fn environment(unix_seconds: i64) -> Environment<'static> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .keep_trailing_newline(false)
-        .build()
-        .expect("the delimiters are Jinja's own");
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_syntax(syntax);
-    environment.set_debug(false);
-    environment.set_fuel(Some(MAX_FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(|out, _state, value| {
-        let written = match value.as_str() {
-            Some(text) => out.write_str(text),
-            None => out.write_str(&python::to_str(value)?),
+    fn run(&self, input: RenderInput, marks: Option<&Marks>) -> Result<String, Box<Failure>> {
+        let template = self.template(input.tools);
+        let template = template.ok_or_else(|| {
+            let reason = format!("there is no template named `{DEFAULT}`");
+            Failure::new(Reason::Failed(reason))
+        })?;
+        let messages = Value::list(input.messages.to_vec())?;
+        let tools = input.tools.cloned().unwrap_or(Value::None);
+        let variables = |name: &str| {
+            input.variables.get(name).cloned().or_else(|| match name {
+                "messages" => Some(messages.clone()),
+                "tools" => Some(tools.clone()),
+                "documents" => Some(Value::None),
+                "add_generation_prompt" => Some(Value::Bool(input.add_generation_prompt)),
+                name => {
+                    let mut tokens = self.special_tokens.iter();
+                    tokens
+                        .find(|(known, _)| known == name)
+                        .map(|(_, text)| Value::text(text.as_str()))
+                }
+            })
         };
-        written.map_err(|_| Error::new(ErrorKind::WriteFailure, "output"))
-    });
-    environment.add_filter("tojson", |value: &Value, kwargs| {
-        python::to_json(value, kwargs)
-    });
-    environment.add_filter("string", |value: &Value| python::to_str(value));
-    // Python's tests ask what a value can do, and a string can do what a list can.
-    environment.add_test("sequence", |value: &Value| {
-        matches!(
-            value.kind(),
-            ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined
-        )
-    });
-    environment.add_test("iterable", |value: &Value| {
-        matches!(
-            value.kind(),
-            ValueKind::String
-                | ValueKind::Seq
-                | ValueKind::Iterable
-                | ValueKind::Map
-                | ValueKind::Undefined
-        )
-    });
-    environment.add_function("raise_exception", |message: &Value| {
-        let text = python::to_str(message)?;
-        Err::<Value, _>(
-            Error::new(ErrorKind::InvalidOperation, "raised").with_source(RaisedByTemplate(text)),
-        )
-    });
-    environment.add_function(marks::FUNCTION, mark_generation);
-    environment.add_function("strftime_now", move |format: &str| {
-        date::strftime(format, unix_seconds)
-    });
-    environment
+        let setting = Setting {
+            unix_seconds: self.unix_seconds,
+            marks: marks.map(|marks| marks.pair()),
+        };
+        template.render(&variables, setting)
+    }
 }
 
 fn now() -> i64 {
@@ -390,50 +275,4 @@ fn now() -> i64 {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs() as i64)
     })
-}
-
-/// A message as templates see it: keys whose value is null are left out, and reasoning is there under every name that
-/// templates read it by (`_alias_reasoning_fields` in Transformers).
-pub fn message_value(message: &Json) -> Value {
-    let Json::Object(fields) = message else {
-        return to_value(message);
-    };
-    let reasoning = ["reasoning_content", "thinking", "reasoning"]
-        .iter()
-        .find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
-    let mut pairs: Vec<(&str, Value)> = Vec::with_capacity(fields.len() + 2);
-    if let Some(reasoning) = reasoning {
-        for name in ["thinking", "reasoning_content"] {
-            if fields.get(name).is_none_or(Json::is_null) {
-                pairs.push((name, to_value(reasoning)));
-            }
-        }
-    }
-    pairs.extend(
-        fields
-            .iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| (name.as_str(), to_value(value))),
-    );
-    Value::from_pairs(pairs)
-}
-
-/// JSON as a template value.
-pub fn to_value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::from(()),
-        Json::Bool(value) => Value::from(*value),
-        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(value), _) => Value::from(value),
-            (None, Some(value)) => Value::from(value),
-            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(items) => items.iter().map(to_value).collect::<Vec<_>>().into(),
-        Json::Object(fields) => Value::from_pairs(
-            fields
-                .iter()
-                .map(|(key, value)| (key.as_str(), to_value(value))),
-        ),
-    }
 }

@@ -6,17 +6,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Error, State};
-
-use super::python;
-
-/// The function that a generation block calls.
-pub(super) const FUNCTION: &str = "__generation_block";
-
-/// The variable that holds the marks, where they are wanted.
-pub(super) const VARIABLE: &str = "__generation_marks";
-
 /// A rendered text, and which bytes of it the template marks as learned, in order and apart from each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
@@ -42,8 +31,8 @@ impl Marks {
         Self { start, end }
     }
 
-    pub(super) fn to_value(self) -> Value {
-        Value::from(vec![self.start.to_string(), self.end.to_string()])
+    pub(super) fn pair(self) -> (char, char) {
+        (self.start, self.end)
     }
 
     /// The text without its marks, and what they enclose. None where they do not pair, as when a template reverses
@@ -71,21 +60,6 @@ impl Marks {
         }
         (depth == 0).then_some(Rendered { text, generated })
     }
-}
-
-/// What a generation block prints: what is inside, between marks where they are wanted.
-pub(super) fn mark_generation(state: &mut State, kwargs: Kwargs) -> Result<String, Error> {
-    let caller: Value = kwargs.get("caller")?;
-    let inside = python::to_str(&caller.call(state, &[])?)?;
-    let Some(marks) = state.lookup(VARIABLE).filter(|marks| !marks.is_undefined()) else {
-        return Ok(inside);
-    };
-    let mark = |index: usize| {
-        marks
-            .get_item_by_index(index)
-            .and_then(|mark| python::to_str(&mark))
-    };
-    Ok(format!("{}{inside}{}", mark(0)?, mark(1)?))
 }
 
 #[cfg(test)]

@@ -7,57 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::super::tokenize::read_json;
-use super::{DEFAULT, TOOL_USE, TemplateError, marks};
+use super::{DEFAULT, TOOL_USE, TemplateError};
 
 /// Longest template source, in bytes.
 const MAX_SOURCE_BYTES: u64 = 4 << 20;
-
-/// A template's source as it is compiled.
-pub(super) struct PreparedSource {
-    pub text: String,
-    pub has_generation_marks: bool,
-}
-
-/// Line ends as Jinja reads them, and `{% generation %}` blocks (marks that say what is learned) as the call blocks
-/// that they are in Transformers, too (`AssistantTracker` in `chat_template_utils.py`).
-pub(super) fn prepare_source(text: &str) -> PreparedSource {
-    let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text.as_str();
-    let mut has_generation_marks = false;
-    loop {
-        let comment = rest.find("{#").unwrap_or(usize::MAX);
-        let Some(start) = rest.find("{%") else { break };
-        if comment < start {
-            let end = rest[comment..]
-                .find("#}")
-                .map_or(rest.len(), |end| comment + end);
-            let (before, after) = rest.split_at(end);
-            out.push_str(before);
-            rest = after;
-            continue;
-        }
-        let (before, tag) = rest.split_at(start + 2);
-        out.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else { break };
-        let inside = &tag[..end];
-        let word = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        let block = match word {
-            "generation" => format!("call {}()", marks::FUNCTION),
-            "endgeneration" => "endcall".to_owned(),
-            _ => continue,
-        };
-        has_generation_marks = true;
-        out.push_str(&inside.replace(word, &block));
-        rest = &tag[end..];
-    }
-    out.push_str(rest);
-    PreparedSource {
-        text: out,
-        has_generation_marks,
-    }
-}
 
 /// A template and the file it is in.
 pub(super) struct NamedSource {

@@ -2,10 +2,9 @@
 //!
 //! Enters: a JSON object. Leaves: variables that a template sees by their names, or which name they cannot have.
 
-use minijinja::value::Value;
 use serde_json::{Map, Value as Json};
 
-use super::to_value;
+use super::{Value, to_value};
 
 /// What else a template sees, by name.
 #[derive(Clone, Debug, Default)]
@@ -81,22 +80,16 @@ impl Variables {
         self.0.is_empty()
     }
 
-    fn get(&self, name: &str) -> Option<&Value> {
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
         let mut pairs = self.0.iter();
         pairs
             .find(|(known, _)| known == name)
             .map(|(_, value)| value)
     }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, Value)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()))
-    }
 }
 
 fn is_reserved(name: &str) -> bool {
-    RESERVED.contains(&name) || name.starts_with("__")
+    RESERVED.contains(&name)
 }
 
 fn is_name(name: &str) -> bool {
@@ -149,7 +142,8 @@ mod tests {
         let of = |json: Json| Variables::from_json(&json).unwrap();
         let job = of(json!({"a": 1, "b": 2}));
         let both = job.overlaid(&of(json!({"b": 3})));
-        assert_eq!(both.get("a"), Some(&Value::from(1)));
-        assert_eq!(both.get("b"), Some(&Value::from(3)));
+        let number = |name| both.get(name).and_then(Value::as_integer);
+        assert_eq!(number("a"), Some(1.into()));
+        assert_eq!(number("b"), Some(3.into()));
     }
 }
