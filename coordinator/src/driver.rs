@@ -293,6 +293,8 @@ impl Driver {
                 generation,
             } => self.queue(worker, Outgoing::Generation { rank, generation }),
             Command::SendNcclId { worker, nccl_id } => self.send(worker, Down::NcclId(nccl_id)),
+            Command::SendProbe { worker, probe } => self.send(worker, Down::Probe(probe)),
+            Command::SendAside { worker, aside } => self.send(worker, Down::Aside(aside)),
             Command::SendFollow { worker, follow } => self.send(worker, Down::Follow(follow)),
             Command::SendFeed { worker, feed } => self.send(worker, Down::Feed(feed)),
             Command::SendPlan { worker, plan } => self.send(worker, Down::Plan(plan)),

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster::{Event, WorkerId};
+use crate::cluster::{Event, MAX_PROBED, WorkerId};
 use crate::driver::{Input, Outgoing};
 use crate::shelf::Shelf;
 use crate::upload;
@@ -312,6 +312,15 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         Some(Up::NcclLost(mut lost)) => {
             lost.reason = text::reason(&lost.reason);
             Event::NcclLost { worker, lost }
+        }
+        Some(Up::Probed(probed)) if probed.unreached.len() > MAX_PROBED => {
+            lost(worker, "it was not asked about so many workers".to_owned())
+        }
+        Some(Up::Probed(mut probed)) => {
+            for unreached in &mut probed.unreached {
+                unreached.reason = text::reason(&unreached.reason);
+            }
+            Event::Probed { worker, probed }
         }
         Some(Up::PeerLost(mut lost)) => {
             lost.reason = text::reason(&lost.reason);

@@ -323,6 +323,33 @@ fn a_worker_without_the_token_is_refused() {
     assert!(run.end().status.success());
 }
 
+#[test]
+fn a_worker_that_nobody_reaches_is_named_and_the_others_go_on_without_it() {
+    let site = Site::new();
+    let quiet = site.train("quiet", &[]);
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let two = ["--set", "cluster.min_workers=2", "--listen", &listen];
+    let mut run = Run::of(&mut site.start("out", &two));
+    run.until("workers join with");
+    let mut options = JoinOptions::new(listen.clone());
+    options.threads = Some(1);
+    options.name = Some("lost".to_owned());
+    // Of a range that nobody uses.
+    options.exchange_host = Some("240.0.0.1".to_owned());
+    options.cache_dir = Some(site.path("cache-lost"));
+    let lost = std::thread::spawn(move || join(options));
+    run.until("worker lost joined");
+    let mut first = site.join("first", port);
+    run.until("cannot reach worker lost at 240.0.0.1:");
+    let mut second = site.join("second", port);
+    let run = run.end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(first.wait().success() && second.wait().success());
+    assert!(lost.join().unwrap().is_ok());
+    assert_eq!(site.digest("out"), quiet);
+}
+
 /// The same path means another folder to a process that runs elsewhere, as it does on another machine.
 #[cfg(target_os = "linux")]
 #[test]

@@ -102,6 +102,8 @@ impl Life {
             Err(attended) => return Ok(attended),
         };
         self.was_welcomed = true;
+        let admission = &session.admission;
+        collective.identify(admission.exchange_id(), admission.worker);
         failpoint::reached("join");
         let address = &self.options.address;
         match &self.engine {
@@ -201,6 +203,7 @@ impl Life {
             leases: leases.clone(),
             newest_generation: engine.newest_generation.clone(),
             run_id: admission.exchange_id(),
+            worker: admission.worker,
             device: self.device.clone(),
             told: Mutex::default(),
         };

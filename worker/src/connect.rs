@@ -110,7 +110,7 @@ pub async fn connect(
             return Err(WorkerError::Unreachable {
                 address: address.clone(),
                 reason: error,
-                seconds: patience.as_secs(),
+                seconds: patience.as_secs_f64().round() as u64,
             });
         }
         if let Some(count) = tries.note(Instant::now(), &error) {
@@ -131,8 +131,8 @@ pub async fn connect(
 enum AttemptError {
     #[error("{0}")]
     Failed(String),
-    #[error("something listens there, but did not answer within {0:.0} s")]
-    Silent(f64),
+    #[error("something listens there, but does not answer")]
+    Silent,
     #[error("what answers is no Muster coordinator")]
     Foreign,
 }
@@ -163,11 +163,11 @@ async fn attempt(
                 return match connected {
                     Ok(Ok(channel)) => Ok(channel),
                     Ok(Err(error)) => Err(AttemptError::Failed(root_cause(&error))),
-                    Err(_) => Err(AttemptError::Silent(limit.as_secs_f64())),
+                    Err(_) => Err(AttemptError::Silent),
                 };
             }
             Ok(Err(error)) => failure = error,
-            Err(_) => failure = AttemptError::Silent(limit.as_secs_f64()),
+            Err(_) => failure = AttemptError::Silent,
         }
     }
     Err(failure)
@@ -286,7 +286,7 @@ mod tests {
         let patience = Duration::from_millis(300);
         let error = connect(&options, patience, false).await.unwrap_err();
         let said = error.to_string();
-        assert!(said.contains("did not answer"), "{said}");
+        assert!(said.contains("does not answer"), "{said}");
         assert!(said.contains(&address), "{said}");
     }
 }

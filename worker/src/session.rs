@@ -5,6 +5,7 @@
 //! do until the session ends. Nothing here blocks a thread.
 
 mod grouping;
+mod probing;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -329,6 +330,8 @@ pub struct Forwarder {
     pub newest_generation: Arc<AtomicU64>,
     /// See [`Membership`].
     pub run_id: [u8; 32],
+    /// This worker's number.
+    pub worker: u64,
     pub device: ComputeDevice,
     /// Why gradients are exchanged over TCP, as it was said last.
     pub told: Mutex<String>,
@@ -386,6 +389,17 @@ impl Forwarder {
             }
             Down::NcclId(nccl_id) => {
                 self.identify(&nccl_id);
+                return Ok(None);
+            }
+            Down::Probe(probe) => {
+                self.probe(probe)?;
+                return Ok(None);
+            }
+            Down::Aside(aside) => {
+                tracing::warn!(
+                    "waiting: this worker takes no part for now, because {}; it is tried again from time to time",
+                    aside.reason
+                );
                 return Ok(None);
             }
             Down::Plan(plan) => Order::Plan(plan),

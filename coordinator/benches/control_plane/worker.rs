@@ -136,6 +136,13 @@ impl Worker {
                 }))
                 .await;
             }
+            Some(Down::Probe(probe)) => {
+                let probed = v1::Probed {
+                    number: probe.number,
+                    unreached: Vec::new(),
+                };
+                self.send(Up::Probed(probed)).await;
+            }
             Some(Down::Follow(follow)) => {
                 self.following = Some(follow.attempt);
                 self.step = follow.step;

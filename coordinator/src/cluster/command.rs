@@ -24,6 +24,14 @@ pub enum Command {
         worker: WorkerId,
         nccl_id: v1::NcclId,
     },
+    SendProbe {
+        worker: WorkerId,
+        probe: v1::Probe,
+    },
+    SendAside {
+        worker: WorkerId,
+        aside: v1::Aside,
+    },
     SendFollow {
         worker: WorkerId,
         follow: v1::Follow,

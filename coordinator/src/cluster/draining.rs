@@ -21,6 +21,8 @@ pub struct Draining {
     reason: String,
     /// For the committed state, as nobody else has it.
     was_asked: bool,
+    /// It is not to come back: others cannot reach it.
+    is_at_fault: bool,
 }
 
 impl Cluster {
@@ -37,6 +39,7 @@ impl Cluster {
         let draining = Draining {
             reason,
             was_asked: false,
+            is_at_fault: false,
         };
         self.draining.insert(id, draining);
         let queue = self.ledger.queue(id);
@@ -46,6 +49,20 @@ impl Cluster {
         let waiting: Vec<u32> = waiting.filter(|slot| Some(*slot) != in_hand).collect();
         if !waiting.is_empty() {
             self.recall(id, &waiting, now, commands);
+        }
+    }
+
+    /// Has a worker that others cannot reach hand over what it holds and go.
+    pub(super) fn drain_at_fault(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        self.drain(now, id, reason, commands);
+        if let Some(draining) = self.draining.get_mut(&id) {
+            draining.is_at_fault = true;
         }
     }
 
@@ -61,13 +78,18 @@ impl Cluster {
                 continue;
             };
             let draining = self.draining.remove(&worker);
+            let is_at_fault = draining.as_ref().is_some_and(|one| one.is_at_fault);
             let asked = draining.map_or_else(String::new, |draining| draining.reason);
+            let reason = asked.clone();
             let finish = v1::Finish {
                 failed: false,
                 reason: handed_over,
                 resumable: false,
             };
-            commands.push(Command::SendFinish { worker, finish });
+            commands.push(match is_at_fault {
+                true => Command::Refuse { worker, reason },
+                false => Command::SendFinish { worker, finish },
+            });
             self.forget(worker, &asked, commands);
             released = true;
         }

@@ -52,6 +52,11 @@ pub enum Event {
         worker: WorkerId,
         lost: v1::PeerLost,
     },
+    /// The worker tried to reach others.
+    Probed {
+        worker: WorkerId,
+        probed: v1::Probed,
+    },
     /// Rank 0 made the identifier of the generation's communicator.
     NcclIdentified {
         worker: WorkerId,
@@ -106,6 +111,7 @@ impl Event {
             | Self::WorkerSynced { worker, .. }
             | Self::FeedLost { worker, .. }
             | Self::PeerLost { worker, .. }
+            | Self::Probed { worker, .. }
             | Self::NcclIdentified { worker, .. }
             | Self::NcclLost { worker, .. }
             | Self::WorkerDraining { worker, .. }

@@ -31,7 +31,7 @@ impl Cluster {
 
     /// Begins a new generation of everyone who is ready, or waits where they are too few.
     pub(super) fn reform(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        self.broken = None;
+        self.probing.note_generation();
         self.interrupt_settling(commands);
         self.member_lost = false;
         self.forgive_nccl();
@@ -183,8 +183,9 @@ impl Cluster {
         if entered.step > self.committed && entered.step <= self.pace.recorded() {
             return self.catch_up(now, id, entered.step, commands);
         }
-        if entered.step > self.committed && self.joining.is_arriving(id) {
-            // Its source made an update that was lost with it. The others will come there too.
+        if entered.step != self.committed && self.joining.is_arriving(id) {
+            // Its source made an update that was lost with it, and the others will come there too; or it has just begun with
+            // an older copy, and will come here.
             if let Some(worker) = self.members.get_mut(id) {
                 worker.seen = entered.step;
             }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::command::Command;
-use super::event::WorkerId;
 use super::{Cluster, Stage, silence};
 use crate::events::RunEvent;
 
@@ -13,8 +12,6 @@ const GRACE_POLL: Duration = Duration::from_millis(250);
 const REMINDER: Duration = Duration::from_secs(30);
 /// After a broken exchange, how long the peer's own connection may take to break too.
 pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
-/// Broken exchanges without a committed step between them after which the accused peer is expelled.
-const MAX_ACCUSATIONS: u32 = 3;
 /// A loss so soon after a generation began waits for others, which then share the next one.
 pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
 /// For large clusters it is so long for each member: to tell a thousand of a generation takes a while, and so does to hear
@@ -28,13 +25,12 @@ impl Cluster {
             return None;
         }
         let reminder = self.reminds_at();
-        let mending = self.broken.map(|(since, _)| since + PEER_LOST_GRACE);
         let silence = self.silence.wakes_at(self.deadline());
         let grace = self.grace.as_ref().and(self.silence.looked());
         let grace = grace.map(|looked| looked + GRACE_POLL);
         let due = [
             silence,
-            mending,
+            self.probing.wakes_at(),
             self.nccl_is_judged_at(),
             self.regroups_at(),
             self.recheck_at,
@@ -65,11 +61,7 @@ impl Cluster {
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.rebalance(now, commands);
         }
-        if let Some((since, accused)) = self.broken
-            && now.duration_since(since) >= PEER_LOST_GRACE
-        {
-            self.mend(now, accused, commands);
-        }
+        self.tick_probes(now, commands);
         self.judge_nccl(now, commands);
         if self.saving.retry_is_due(now) {
             self.proceed(now, commands);
@@ -112,22 +104,8 @@ impl Cluster {
         LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members)
     }
 
-    /// An exchange broke although both ends still talk to us: build it anew, but not for ever.
-    fn mend(&mut self, now: Instant, accused: WorkerId, commands: &mut Vec<Command>) {
-        self.broken = None;
-        let Some(worker) = self.members.get_mut(accused) else {
-            return;
-        };
-        worker.accusations += 1;
-        if worker.accusations >= MAX_ACCUSATIONS {
-            let reason = format!("its peers lost it {MAX_ACCUSATIONS} times in a row");
-            return self.expel(now, accused, reason, commands);
-        }
-        self.reform(now, commands);
-    }
-
     fn reminds_at(&self) -> Option<Instant> {
-        let missing = self.members.count() < self.settings.min_workers;
+        let missing = self.usable_count() < self.settings.min_workers;
         let reminds = self.stage == Stage::Waiting && self.grace.is_none();
         if !reminds || self.stopping.is_some() || !missing {
             return None;
@@ -138,11 +116,12 @@ impl Cluster {
 
     pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let due = |last: Instant| now.duration_since(last) >= REMINDER;
-        let (have, need) = (self.members.count(), self.settings.min_workers);
+        let (have, need) = (self.usable_count(), self.settings.min_workers);
         // Those who are here and load need no reminder.
         if have < need && self.last_reminder.is_none_or(due) {
             self.last_reminder = Some(now);
             commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
+            self.tell_outsider(commands);
         }
     }
 }

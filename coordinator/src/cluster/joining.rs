@@ -152,7 +152,11 @@ impl Cluster {
         if self.stage != Stage::Running || self.stopping.is_some() || nobody_waits {
             return;
         }
+        let kept_out = self.kept_out();
         for id in self.members.ids() {
+            if kept_out.contains(&id) {
+                continue;
+            }
             let waits = |worker: &Worker| worker.ready.is_some() && worker.seen < self.committed;
             let is_behind = self.members.get(id).is_some_and(waits);
             self.await_synced(now, id);
@@ -302,6 +306,7 @@ impl Cluster {
             self.members.name(id),
             self.members.name(feed.source)
         ))));
+        self.try_source(now, id, feed.source, commands);
         self.send_back(now, id, commands);
     }
 
@@ -343,11 +348,12 @@ impl Cluster {
 
     /// Newcomers that may be members of a generation that begins now.
     pub(super) fn entrants(&self) -> BTreeSet<WorkerId> {
+        let kept_out = self.kept_out();
         let newcomers: Vec<WorkerId> = self
             .members
             .ids()
             .into_iter()
-            .filter(|id| self.members.rank_of(*id).is_none())
+            .filter(|id| self.members.rank_of(*id).is_none() && !kept_out.contains(id))
             .filter(|id| self.members.get(*id).is_some_and(|w| w.ready.is_some()))
             .collect();
         let in_step = newcomers.iter().copied().filter(|id| self.is_in_step(*id));

@@ -29,8 +29,6 @@ pub struct Worker {
     pub is_unheard: bool,
     /// Its accumulator holds what cannot be counted.
     pub must_clear: bool,
-    /// Broken exchanges that peers blamed on it since the last committed step.
-    pub accusations: u32,
 }
 
 /// All connected workers, and those of them that form the current generation.
@@ -135,7 +133,6 @@ impl Membership {
             ready: None,
             seen: 0,
             entered: false,
-            accusations: 0,
         };
         self.workers.insert(id, worker);
     }
@@ -243,12 +240,6 @@ impl Membership {
     pub fn newest(&self) -> Option<u64> {
         let seen = |id: &WorkerId| self.get(*id).map(|worker| worker.seen);
         self.ranks.iter().filter_map(seen).max()
-    }
-
-    pub fn clear_accusations(&mut self) {
-        for worker in self.workers.values_mut() {
-            worker.accusations = 0;
-        }
     }
 
     /// The most updates that a ready worker has seen, where all of them have seen more than `step`.

@@ -21,7 +21,9 @@ mod ledger;
 mod membership;
 mod patience;
 mod presence;
+mod probing;
 mod queue;
+mod reachability;
 mod rhythm;
 mod saving;
 mod schedule;
@@ -49,6 +51,8 @@ use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
 use self::patience::{Answer, Patience};
+pub use self::probing::MAX_PROBED;
+use self::probing::Probing;
 use self::saving::{Failure, Saving};
 pub use self::schedule::{BlockTokens, Course, Work};
 use self::settling::{Pace, Settling};
@@ -114,8 +118,7 @@ pub struct Cluster {
     stopping: Option<String>,
     /// Its workers shall wait for the next term.
     resumable: bool,
-    /// An exchange broke then, because of this worker.
-    broken: Option<(Instant, WorkerId)>,
+    probing: Probing,
     transport: Transport,
     last_reminder: Option<Instant>,
     silence: Silence,
@@ -157,7 +160,7 @@ impl Cluster {
             member_lost: false,
             stopping: None,
             resumable: false,
-            broken: None,
+            probing: Probing::default(),
             transport: Transport::default(),
             last_reminder: None,
             silence: Silence::default(),
@@ -233,6 +236,7 @@ impl Cluster {
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
             Event::WorkerDraining { worker, reason } => self.drain(now, worker, reason, commands),
             Event::PeerLost { worker, lost } => self.peer_lost(now, worker, &lost, commands),
+            Event::Probed { worker, probed } => self.probed(now, worker, &probed, commands),
             Event::NcclIdentified { worker, nccl_id } => {
                 self.nccl_identified(now, worker, &nccl_id, commands);
             }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use common::wire::HEARTBEAT_INTERVAL;
 use proto::v1;
 
 use super::command::Command;
@@ -26,6 +27,10 @@ impl Cluster {
             &self.settings.job_digest,
             self.numerics_class.as_deref(),
         );
+        let checked = checked.and_then(|()| match self.is_too_often_absent(&join.name) {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        });
         if let Err(reason) = checked {
             commands.push(Command::Emit(RunEvent::Notice(format!(
                 "refused: {reason}"
@@ -34,6 +39,19 @@ impl Cluster {
             return;
         }
         if let Some(reason) = self.foreign_state(&join) {
+            commands.push(Command::Expel { worker, reason });
+            return;
+        }
+        if let Some(before) = self.members.at_address(&address)
+            && self.is_another_at_work(now, before, &join.name)
+        {
+            let reason = format!(
+                "worker {} is reached at {address} already, and speaks: give each worker an --exchange-port of its own, or an \
+                 --exchange-host where they are on machines that share an address",
+                self.members.name(before)
+            );
+            let text = format!("worker {} is turned away: {reason}", join.name);
+            commands.push(Command::Emit(RunEvent::Notice(text)));
             commands.push(Command::Expel { worker, reason });
             return;
         }
@@ -51,6 +69,15 @@ impl Cluster {
             device,
             workers: self.members.count(),
         }));
+        self.probe_newcomer(now, worker, commands);
+    }
+
+    /// Another worker than this name's, from which something was heard a moment ago.
+    fn is_another_at_work(&self, now: Instant, before: WorkerId, name: &str) -> bool {
+        let heard = self.silence.heard_at(before);
+        let is_alive =
+            heard.is_some_and(|heard| now.duration_since(heard) < 2 * HEARTBEAT_INTERVAL);
+        is_alive && self.members.name(before) != name
     }
 
     pub(super) fn ready(
@@ -118,7 +145,9 @@ impl Cluster {
             let reason = only_saved(self.committed);
             return self.expel(now, id, reason, commands);
         }
-        if self.stage == Stage::Waiting {
+        if self.stopping.is_none() {
+            self.regard_reach(now, commands);
+        } else if self.stage == Stage::Waiting {
             self.reform(now, commands);
         }
     }
@@ -135,6 +164,10 @@ impl Cluster {
         }
         self.forget(id, &reason, commands);
         self.regroup(now, commands);
+        if self.stage == Stage::Waiting && self.probing.keeps_out() {
+            // Whoever waited because of it waits no more.
+            self.regard_reach(now, commands);
+        }
     }
 
     /// Ends the session of a worker that broke the rules or computes wrongly.
@@ -172,6 +205,7 @@ impl Cluster {
         self.saving.worker_lost(id);
         self.silence.forget(id);
         self.patience.forget(id);
+        self.probing.forget(id);
         self.speeds.forget(id);
         self.draining.remove(&id);
         self.member_lost |= was_member;
@@ -182,26 +216,5 @@ impl Cluster {
             reason: reason.to_owned(),
             workers: self.members.count(),
         }));
-    }
-
-    pub(super) fn peer_lost(
-        &mut self,
-        now: Instant,
-        id: WorkerId,
-        lost: &v1::PeerLost,
-        commands: &mut Vec<Command>,
-    ) {
-        if self.stage != Stage::Running || lost.generation != self.generation {
-            return;
-        }
-        let Some(&accused) = self.members.ranks().get(lost.rank as usize) else {
-            return self.expel(
-                now,
-                id,
-                "it blames a peer that does not exist".into(),
-                commands,
-            );
-        };
-        self.broken.get_or_insert((now, accused));
     }
 }

@@ -335,7 +335,9 @@ impl Cluster {
             });
             unanimous = false;
         }
-        self.members.clear_accusations();
+        let members = self.members.ranks().iter();
+        let names = members.map(|id| self.members.name(*id));
+        self.probing.note_commit(names);
         self.record(&settling, agreed, commands);
         unanimous
     }

@@ -220,6 +220,7 @@ impl World {
     fn carry_out(&mut self, command: Command) {
         let worker = match &command {
             Command::Welcome { worker }
+            | Command::SendProbe { worker, .. }
             | Command::SendFollow { worker, .. }
             | Command::SendFeed { worker, .. }
             | Command::SendPlan { worker, .. }
@@ -251,6 +252,7 @@ impl World {
                 return self.committed.push(record.step);
             }
             Command::Emit(RunEvent::Evaluated(record)) => return self.evaluated.push(record.step),
+            Command::SendAside { worker, .. } => panic!("seed {}: {worker:?}", self.seed),
             Command::Emit(_) => return,
             Command::End(outcome) => return self.outcome = Some(outcome.clone()),
         };

@@ -44,6 +44,8 @@ pub struct Plan {
 }
 
 const WORKERS: u64 = 4;
+/// Longer than any run that goes on takes.
+pub const PARTED_MS: u64 = 600_000;
 
 impl Plan {
     /// One worker that nothing happens to.
@@ -108,6 +110,27 @@ impl Plan {
         }
     }
 
+    /// One of several workers and the others do not reach each other any more, for longer than the run may take; the
+    /// coordinator reaches all.
+    pub fn parted(seed: u64) -> Self {
+        let dice = Dice::new(seed);
+        let workers = 3 + dice.below(2, &[1]);
+        let start = |node: u64| (dice.below(300, &[3, node]), Fault::Start(node as Node));
+        let mut faults: Vec<_> = (1..=workers).map(start).collect();
+        let (alone, at) = (1 + dice.below(workers, &[2]), dice.below(1_500, &[4]));
+        part(&mut faults, alone, workers, (at, at + PARTED_MS));
+        faults.sort_by_key(|(at, _)| *at);
+        Self {
+            seed,
+            min_workers: 2,
+            max_workers: None,
+            not_finite: false,
+            wrong: None,
+            spoiled: None,
+            faults,
+        }
+    }
+
     /// A checkpoint, or the result, comes with other weights than its step; nothing else happens.
     pub fn spoiled(seed: u64) -> Self {
         Self {
@@ -115,6 +138,14 @@ impl Plan {
             spoiled: Some([2, 4, 6, 7][seed as usize % 4]),
             ..Self::wrong(seed)
         }
+    }
+}
+
+/// Cuts one worker off from all others.
+fn part(faults: &mut Vec<(u64, Fault)>, alone: u64, workers: u64, (from, to): (u64, u64)) {
+    for other in (1..=workers).filter(|other| *other != alone) {
+        let (a, b) = (alone as Node, other as Node);
+        faults.extend([(from, Fault::Cut(a, b)), (to, Fault::Heal(a, b))]);
     }
 }
 
@@ -128,7 +159,7 @@ fn add(faults: &mut Vec<(u64, Fault)>, dice: Dice, number: u64, at: u64, workers
         0 => 5_000 + draw(30_000, 4),
         _ => 20 + draw(2_500, 4),
     };
-    match draw(12, 0) {
+    match draw(13, 0) {
         0..=2 => {
             push(at, Fault::Kill(node));
             push(at + lasts, Fault::Start(node));
@@ -151,6 +182,7 @@ fn add(faults: &mut Vec<(u64, Fault)>, dice: Dice, number: u64, at: u64, workers
             push(at, Fault::Kill(COORDINATOR));
             push(at + lasts.min(6_000), Fault::Start(COORDINATOR));
         }
+        11 => part(faults, node.into(), workers, (at, at + lasts)),
         9..=10 => {
             push(at, Fault::Drain(node));
             // Where it takes its time to leave, it cannot start again before that.

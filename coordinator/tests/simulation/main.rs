@@ -23,7 +23,7 @@ mod world;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use faults::Plan;
+use faults::{PARTED_MS, Plan};
 use site::Scratch;
 use world::{Report, count, run};
 
@@ -112,6 +112,22 @@ fn a_state_that_has_other_weights_than_its_step_is_not_stored() {
         assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
         assert_eq!(report.refused_states, 1, "seed {seed}");
     }
+}
+
+#[test]
+fn the_run_goes_on_with_those_who_reach_each_other() {
+    let scratch = Arc::new(Scratch::new());
+    let mut set_aside = 0;
+    let seeds = variable("MUSTER_SIM_SEED").map_or(0..100, |seed| seed..seed + 1);
+    let readable = seeds.end == seeds.start + 1;
+    for seed in seeds {
+        let report = run(&scratch, &Plan::parted(seed), readable);
+        assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
+        assert!(report.ended_ms < PARTED_MS / 3, "seed {seed}: {report:?}");
+        set_aside += u64::from(report.set_aside > 0);
+    }
+    // Some of these runs are over before the cut comes.
+    assert!(set_aside > 10 || readable, "{set_aside}");
 }
 
 #[test]

@@ -19,8 +19,8 @@ use crate::rpc::{Network, Packet};
 
 /// Scalars of the toy's gradient.
 pub const SCALARS: usize = 8;
-const FORMING_MS: u64 = 60_000;
 const HELLO_MS: u64 = 5_000;
+const PROBE_MS: u64 = 3_000;
 
 #[derive(Clone, Debug)]
 pub enum PeerFrame {
@@ -40,6 +40,8 @@ pub enum PeerFrame {
         has: Option<u64>,
     },
     Update(Update),
+    /// Who is there? Answered with the same.
+    Probe,
 }
 
 /// Term and generation: what was before is turned away.
@@ -147,6 +149,9 @@ impl Collective {
                 }
                 return;
             }
+            if let Ok(Packet::Peer(PeerFrame::Probe)) = hello {
+                return call.sender.send(Packet::Peer(PeerFrame::Probe));
+            }
             if let Ok(Packet::Peer(PeerFrame::Hello { id, from })) = hello {
                 let mut waiting = lock(&callers.waiting);
                 if id >= waiting.newest {
@@ -224,6 +229,17 @@ impl Drop for Collective {
     }
 }
 
+/// Whether that machine's worker answers.
+pub async fn reaches(net: &Network, node: Node, peer: Node) -> bool {
+    let mut end = net.connect(node, peer, Kind::Peer);
+    end.sender.send(Packet::Peer(PeerFrame::Probe));
+    tokio::select! {
+        biased;
+        answer = end.receiver.receive() => matches!(answer, Ok(Packet::Peer(PeerFrame::Probe))),
+        () = net.sleep(node, PROBE_MS) => false,
+    }
+}
+
 struct Peer {
     sender: Sender<Packet>,
     receiver: tokio::sync::Mutex<Receiver<Packet>>,
@@ -244,14 +260,14 @@ async fn form(
                 return tokio::select! {
                     biased;
                     end = answer(callers, membership.id, rank) => Ok(Some(end)),
-                    () = net.sleep(node, FORMING_MS) => blame(rank, "did not connect in time"),
+                    () = net.sleep(node, membership.silence_ms) => blame(rank, "did not connect in time"),
                 };
             }
         };
         tokio::select! {
             biased;
             end = end => Ok(Some(end)),
-            () = net.sleep(node, FORMING_MS) => blame(rank, "cannot be reached"),
+            () = net.sleep(node, membership.silence_ms) => blame(rank, "cannot be reached"),
         }
     });
     let ends = try_join_all(connecting).await?;

@@ -17,7 +17,7 @@ use worker::leases::{Leases, SlotKey};
 use crate::bulk::fetch_blocks;
 use crate::engine::{Lease, Order};
 use crate::feed::Source;
-use crate::mesh::{Collective, Membership};
+use crate::mesh::{Collective, Membership, reaches};
 use crate::net::Node;
 use crate::rpc::Client;
 use crate::world::{World, count};
@@ -117,6 +117,14 @@ impl Session {
                     self.collective.enter(membership(&generation, self.term));
                     Order::Enter(generation)
                 }
+                Some(Down::Probe(probe)) => {
+                    self.probe(probe);
+                    continue;
+                }
+                Some(Down::Aside(_)) => {
+                    count(&self.world.counts.set_aside, 1);
+                    continue;
+                }
                 Some(Down::Plan(plan)) => Order::Plan(plan),
                 Some(Down::Lease(lease)) => Order::Lease(self.prefetch(lease, &blocks_digest)),
                 Some(Down::Withdraw(withdraw)) => {
@@ -140,6 +148,25 @@ impl Session {
             // A closed channel means that the engine has ended, which is noticed elsewhere.
             let _ = orders.send(order);
         }
+    }
+
+    fn probe(&mut self, probe: v1::Probe) {
+        let (world, node, up_sender) = (self.world.clone(), self.node, self.up.clone());
+        self.tasks.spawn(async move {
+            let trying = probe.members.iter().map(|member| async {
+                let reached = reaches(&world.net, node, node_of(member)).await;
+                (!reached).then(|| v1::Unreached {
+                    worker: member.worker,
+                    reason: "it does not answer".to_owned(),
+                })
+            });
+            let tried = futures::future::join_all(trying).await;
+            let unreached = tried.into_iter().flatten().collect();
+            let number = probe.number;
+            let probed = up(Up::Probed(v1::Probed { number, unreached }));
+            // Where it cannot be said, the session is over.
+            let _ = up_sender.send(probed).await;
+        });
     }
 
     async fn give_back(&self, withdraw: v1::Withdraw) {

@@ -49,6 +49,8 @@ pub struct Counts {
     pub withdrawn: AtomicU64,
     /// Workers that were asked to stop and were let go.
     pub let_go: AtomicU64,
+    /// Times that a worker was sent away, or told that it takes no part, because of its connections.
+    pub set_aside: AtomicU64,
     /// States that were not stored because of their weights.
     pub refused_states: AtomicU64,
 }
@@ -60,10 +62,13 @@ pub struct Report {
     /// Of the trace.
     pub digest: String,
     pub simulated_ms: u64,
+    /// When the coordinator came to the end of the run; its workers may hear of it later.
+    pub ended_ms: u64,
     pub generations: u64,
     pub expulsions: u64,
     pub withdrawn: u64,
     pub let_go: u64,
+    pub set_aside: u64,
     pub refused_states: u64,
 }
 
@@ -117,10 +122,12 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
         violations: world.oracle.violations(),
         digest: world.net.digest(),
         simulated_ms: world.net.now_ms(),
+        ended_ms: machines.ended_ms,
         generations,
         expulsions,
         withdrawn: counted(&world.counts.withdrawn),
         let_go: counted(&world.counts.let_go),
+        set_aside: counted(&world.counts.set_aside),
         refused_states: counted(&world.counts.refused_states),
     }
 }
@@ -136,6 +143,11 @@ impl World {
             && reason.contains("computes wrongly")
         {
             self.oracle.sent_away();
+        }
+        if let RunEvent::WorkerLost { reason, .. } = event
+            && reason.contains("cannot reach")
+        {
+            count(&self.counts.set_aside, 1);
         }
         if let RunEvent::Notice(text) = event
             && text.contains("has other weights than the step")
@@ -179,6 +191,7 @@ struct Machines {
     world: Arc<World>,
     site: Option<Site>,
     workers: BTreeMap<Node, Process>,
+    ended_ms: u64,
 }
 
 impl Machines {
@@ -187,6 +200,7 @@ impl Machines {
             world,
             site: None,
             workers: BTreeMap::new(),
+            ended_ms: 0,
         }
     }
 
@@ -208,6 +222,7 @@ impl Machines {
                 next = happening.next();
             }
         };
+        self.ended_ms = self.world.net.now_ms();
         match outcome {
             Ok(outcome) => self.world.oracle.ended(&outcome),
             Err(error) => {

@@ -223,8 +223,18 @@ pub struct FeedHello {
     pub attempt: u64,
 }
 
+/// Asks who is there, and is answered with the same, in the name of who was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeHello {
+    pub run_id: [u8; 32],
+    /// Numbers of workers.
+    pub from: u64,
+    pub to: u64,
+}
+
 const MAGIC: [u8; 8] = *b"MUSTERXC";
 const FEED_MAGIC: [u8; 8] = *b"MUSTERFD";
+const PROBE_MAGIC: [u8; 8] = *b"MUSTERPB";
 const VERSION: u32 = 4;
 pub const HELLO_BYTES: usize = 60;
 
@@ -278,6 +288,39 @@ impl FeedHello {
     }
 }
 
+impl ProbeHello {
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut bytes = [0; HELLO_BYTES];
+        bytes[..8].copy_from_slice(&PROBE_MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..44].copy_from_slice(&self.run_id);
+        bytes[44..52].copy_from_slice(&self.from.to_le_bytes());
+        bytes[52..].copy_from_slice(&self.to.to_le_bytes());
+        bytes
+    }
+
+    /// None where this is no probe of this version.
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
+        if bytes[..8] != PROBE_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
+            return None;
+        }
+        Some(Self {
+            run_id: array(&bytes[12..44]),
+            from: u64::from_le_bytes(array(&bytes[44..52])),
+            to: u64::from_le_bytes(array(&bytes[52..])),
+        })
+    }
+
+    /// What worker `own` says to this.
+    pub fn answered_by(&self, own: u64) -> Self {
+        Self {
+            from: own,
+            to: self.from,
+            ..*self
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +343,13 @@ mod tests {
             attempt: 1,
         };
         assert_eq!(FeedHello::decode(&feed.encode()), Some(feed));
+        let probe = ProbeHello {
+            run_id: [7; 32],
+            from: 3,
+            to: 1,
+        };
+        assert_eq!(ProbeHello::decode(&probe.encode()), Some(probe));
+        assert_eq!(ProbeHello::decode(&feed.encode()), None);
         assert_eq!(FeedHello::decode(&hello.encode()), None);
         assert_eq!(Hello::decode(&feed.encode()), None);
         let mut foreign = hello.encode();

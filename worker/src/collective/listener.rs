@@ -2,10 +2,10 @@
 //!
 //! In: connections from anyone. Out: those that said a valid Hello, each when its generation has begun here. Callers of
 //! older generations and terms and everything else are turned away. Who opens a feed is served at once, whatever the
-//! generation.
+//! generation, and who only tries whether this worker is here is answered.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use socket2::SockRef;
 
 use super::feed::Feeds;
 use super::fence::{Fence, TICK};
-use super::frame::{FeedHello, HELLO_BYTES, Hello};
+use super::frame::{FeedHello, HELLO_BYTES, Hello, ProbeHello};
 use super::link::unpace;
 use super::{CollectiveError, Membership, lock};
 
@@ -33,6 +33,8 @@ pub struct Listener {
 
 struct Waiting {
     feeds: Arc<Feeds>,
+    /// The run that this worker is in, and its number there.
+    identity: Mutex<Option<([u8; 32], u64)>>,
     stopped: AtomicBool,
     /// Connections that say Hello or are fed.
     greeting: AtomicUsize,
@@ -73,6 +75,7 @@ impl Listener {
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Waiting {
             feeds,
+            identity: Mutex::default(),
             stopped: AtomicBool::default(),
             greeting: AtomicUsize::default(),
             callers: Mutex::default(),
@@ -85,6 +88,11 @@ impl Listener {
 
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Who answers a probe here from now on.
+    pub fn identify(&self, run_id: [u8; 32], worker: u64) {
+        *lock(&self.shared.identity) = Some((run_id, worker));
     }
 
     /// Turns callers of earlier generations, and of what ran before, away from now on.
@@ -185,6 +193,14 @@ impl Waiting {
             }
             return Some(());
         }
+        if let Some(hello) = ProbeHello::decode(&bytes) {
+            let (run_id, worker) = (*lock(&self.identity))?;
+            let answer = ProbeHello {
+                run_id,
+                ..hello.answered_by(worker)
+            };
+            return (&stream).write_all(&answer.encode()).ok();
+        }
         let hello = Hello::decode(&bytes)?;
         let mut callers = lock(&self.callers);
         let is_over = callers.is_over(hello.run_id, hello.generation);
@@ -203,7 +219,10 @@ pub(super) fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Resu
     Hello::decode(&bytes).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
-fn read_greeting(stream: &TcpStream, deadline: Instant) -> std::io::Result<[u8; HELLO_BYTES]> {
+pub(super) fn read_greeting(
+    stream: &TcpStream,
+    deadline: Instant,
+) -> std::io::Result<[u8; HELLO_BYTES]> {
     let mut bytes = [0; HELLO_BYTES];
     let mut filled = 0;
     while filled < HELLO_BYTES {

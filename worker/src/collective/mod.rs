@@ -7,7 +7,7 @@
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
 //! ([`narrow`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`summands`], exact or fast, cut
-//! into [`piece`]s), [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same
+//! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same
 //! to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
 
 mod all_reduce;
@@ -22,6 +22,7 @@ mod narrow;
 #[cfg(feature = "cuda")]
 pub mod nccl;
 mod piece;
+pub mod probe;
 mod start;
 pub mod state;
 mod summands;
@@ -189,6 +190,11 @@ impl Collective {
 
     pub fn port(&self) -> u16 {
         self.listener.port()
+    }
+
+    /// Who answers the probes of other workers here.
+    pub fn identify(&self, run_id: [u8; 32], worker: u64) {
+        self.listener.identify(run_id, worker);
     }
 
     /// Ends the generation before at once, whatever it is waiting for, and starts to connect the new one in the

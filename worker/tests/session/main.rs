@@ -5,6 +5,7 @@
 mod coordinator;
 mod leaving;
 mod newcomer;
+mod reach;
 mod refusals;
 mod state;
 mod terms;

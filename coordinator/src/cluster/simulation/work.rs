@@ -31,6 +31,13 @@ impl World {
                 rank,
                 ..(*generation).clone()
             }),
+            Some(Command::SendProbe { probe, .. }) => {
+                let probed = v1::Probed {
+                    number: probe.number,
+                    unreached: Vec::new(),
+                };
+                toy.up.push_back(Event::Probed { worker: id, probed });
+            }
             Some(Command::SendFollow { follow, .. }) => toy.feeds.follow(follow),
             Some(Command::SendFeed { feed, .. }) => toy.feeds.begin(feed, toy.step),
             Some(Command::SendPlan { plan, .. }) => {

@@ -268,9 +268,10 @@ fn slots_of_a_step_that_is_not_due_are_forgotten_when_it_begins() {
 fn a_worker_that_joins_anew_replaces_itself() {
     let mut scene = Scene::with_workers(2);
     scene.cluster.settings.min_workers = 1;
-    let Event::WorkerJoined { join, .. } = rejoin(3, "run") else {
+    let Event::WorkerJoined { mut join, .. } = rejoin(3, "run") else {
         unreachable!("rejoin makes a WorkerJoined")
     };
+    join.name = "w2".to_owned();
     scene.check(
         Event::WorkerJoined {
             worker: WorkerId(3),

@@ -27,6 +27,7 @@ impl Run {
         let mut scene = Scene {
             cluster: Cluster::new(settings(), course),
             now: Instant::now(),
+            unreached: Default::default(),
         };
         scene.after(join(WorkerId(1)));
         let Event::WorkerReady { worker, mut ready } = ready(WorkerId(1), 0) else {

@@ -10,6 +10,8 @@ mod joining;
 mod pace;
 mod patience;
 #[allow(clippy::unwrap_used)]
+mod probing;
+#[allow(clippy::unwrap_used)]
 mod silence;
 mod state;
 mod step;
@@ -142,6 +144,8 @@ fn describe(command: &Command) -> Option<String> {
             },
             if generation.nccl { " over NCCL" } else { "" }
         ),
+        Command::SendProbe { .. } => return None,
+        Command::SendAside { worker, aside } => format!("w{} aside: {}", worker.0, aside.reason),
         Command::SendNcclId { worker, .. } => format!("w{} NCCL id", worker.0),
         Command::SendFollow { worker, follow } => format!(
             "w{} follow {} of w{} from {}",
@@ -198,6 +202,8 @@ fn describe(command: &Command) -> Option<String> {
 struct Scene {
     cluster: Cluster,
     now: Instant,
+    /// Pairs of which the first does not reach the second.
+    unreached: std::collections::BTreeSet<(u64, u64)>,
 }
 
 impl Scene {
@@ -207,6 +213,7 @@ impl Scene {
         Self {
             cluster: Cluster::new(settings, course(6, 4)),
             now: Instant::now(),
+            unreached: Default::default(),
         }
     }
 
@@ -229,10 +236,38 @@ impl Scene {
         scene
     }
 
+    /// Probes are answered at once.
     fn after(&mut self, event: Event) -> Vec<String> {
+        let mut commands = self.handle(event);
+        let mut next = 0;
+        while let Some(command) = commands.get(next) {
+            next += 1;
+            if let Command::SendProbe { worker, probe } = command {
+                let answer = self.answer(*worker, probe);
+                commands.extend(self.handle(answer));
+            }
+        }
+        commands.iter().filter_map(describe).collect()
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Command> {
         let mut commands = Vec::new();
         self.cluster.handle(self.now, event, &mut commands);
-        commands.iter().filter_map(describe).collect()
+        commands
+    }
+
+    fn answer(&self, worker: WorkerId, probe: &v1::Probe) -> Event {
+        let members = probe.members.iter().map(|member| member.worker);
+        let unreached = members.filter(|member| self.unreached.contains(&(worker.0, *member)));
+        let unreached = unreached.map(|worker| v1::Unreached {
+            worker,
+            reason: "connection timed out".into(),
+        });
+        let probed = v1::Probed {
+            number: probe.number,
+            unreached: unreached.collect(),
+        };
+        Event::Probed { worker, probed }
     }
 
     /// Time passes, and whoever is not in `silent` sends its heartbeats.

@@ -64,6 +64,7 @@ impl Shop {
         let scene = Scene {
             cluster: Cluster::new(settings, course),
             now,
+            unreached: Default::default(),
         };
         let mut shop = Self {
             scene,
@@ -105,6 +106,11 @@ impl Shop {
         let now = self.scene.now;
         self.scene.cluster.handle(now, event, &mut commands);
         for command in commands {
+            if let Command::SendProbe { worker, probe } = &command {
+                let answer = self.scene.answer(*worker, probe);
+                self.handle(answer);
+                continue;
+            }
             if let Command::Emit(RunEvent::StepCommitted(_)) = &command {
                 self.committed.push(self.seconds());
             }
