@@ -3,7 +3,7 @@
 //! The work says what it is at and how much of it is done; any thread may look, or ask it to stop. Nothing here waits.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -91,25 +91,6 @@ impl Progress {
             false => Ok(()),
         }
     }
-
-    /// A reader that fails once nobody wants what it reads any more.
-    pub fn while_wanted<R: Read>(&self, inner: R) -> WhileWanted<R> {
-        let progress = self.clone();
-        WhileWanted { inner, progress }
-    }
-}
-
-/// See [`Progress::while_wanted`].
-pub struct WhileWanted<R> {
-    inner: R,
-    progress: Progress,
-}
-
-impl<R: Read> Read for WhileWanted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.progress.check()?;
-        self.inner.read(buffer)
-    }
 }
 
 #[cfg(test)]
@@ -128,16 +109,5 @@ mod tests {
         assert_eq!(progress.now().percent, Some(100));
         progress.begin("packing the data", 0);
         assert_eq!(progress.now().to_string(), "packing the data");
-    }
-
-    #[test]
-    fn a_reader_stops_when_nobody_wants_it_any_more() {
-        let progress = Progress::default();
-        let mut reader = progress.while_wanted(&b"12345678"[..]);
-        let mut buffer = [0; 4];
-        reader.read_exact(&mut buffer).unwrap();
-        progress.cancel();
-        assert!(reader.read_exact(&mut buffer).is_err());
-        assert_eq!(progress.check(), Err(Cancelled));
     }
 }

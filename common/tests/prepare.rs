@@ -171,6 +171,244 @@ fn every_row_that_cannot_be_used_is_named_with_its_line() {
     );
 }
 
+fn row(messages: &str, more: &str) -> String {
+    format!("{{\"messages\": {messages}{more}}}")
+}
+
+const TURNS: &str =
+    r#"[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]"#;
+
+/// Why a row cannot be used.
+fn reason(row: &str) -> String {
+    let problems = Setup::new(&format!("{CHAT}\n{row}\n")).problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems[0]
+        .strip_prefix("data.jsonl:2: ")
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn rows_that_ask_for_another_method_are_refused_by_name() {
+    for (more, word) in [
+        (
+            r#", "label": false"#,
+            "`label`, which says whether the answer is good",
+        ),
+        (r#", "label": 1"#, "`label`"),
+        (r#", "kto_tag": true"#, "`kto_tag`"),
+        (
+            r#", "rejected": [{"role": "assistant", "content": "no"}]"#,
+            "`rejected`",
+        ),
+        (r#", "rejected_response": "no""#, "`rejected_response`"),
+        (r#", "input_ids": [1, 2], "labels": [1, 2]"#, "`input_ids`"),
+        (r#", "images": ["a.png"]"#, "`images`: only text"),
+        (r#", "weight": 0.5"#, "`weight`: 0.5"),
+        (
+            r#", "completion": "b""#,
+            "`type: messages` or `type: prompt_completion`",
+        ),
+    ] {
+        let reason = reason(&row(TURNS, more));
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+    let kto = reason(r#"{"prompt": "a", "completion": "b", "label": false}"#);
+    assert!(
+        kto.contains("bad answers would be trained as good ones"),
+        "{kto}"
+    );
+    let dpo = reason(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#);
+    assert!(dpo.contains("field_completion: chosen"), "{dpo}");
+    let alpaca = reason(r#"{"instruction": "a", "input": "", "output": "b"}"#);
+    assert!(alpaca.contains("Alpaca"), "{alpaca}");
+}
+
+#[test]
+fn a_column_of_answers_that_the_job_names_is_read() {
+    let mut setup = Setup::new(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#);
+    setup.job.datasets[0].fields.completion = "chosen".into();
+    let data = setup.prepare().unwrap();
+    assert_eq!(data.counts.notes.len(), 1);
+    assert!(data.counts.notes[0].ends_with("columns that are not read: `rejected` (1 row)"));
+}
+
+#[test]
+fn what_a_row_has_beside_what_is_read_is_told_once() {
+    let rows = [
+        row(TURNS, r#", "id": 1, "score": NaN, "source": null"#),
+        row(TURNS, r#", "id": 2, "label": "poem""#),
+        row(
+            r#"[{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y", "mood": "glad"}]"#,
+            "",
+        ),
+    ];
+    let setup = Setup::new(&rows.join("\n"));
+    let expected = [
+        "data.jsonl:1: columns that are not read: `id` (2 rows), `label` (1 row), `score` (1 row)",
+        "data.jsonl:3: keys of messages that the chat template does not read: `mood` (1 row)",
+        "data.jsonl:3: roles given to the chat template as they are: `developer` (1 row)",
+    ];
+    let dir = format!("{}/", setup.folder.path().display());
+    for _ in 0..2 {
+        // Made, then read again from the block file.
+        let notes = setup.prepare().unwrap().counts.notes;
+        let marks = notes.last().unwrap();
+        assert!(
+            marks.contains("marks with {% generation %} (3 rows)"),
+            "{marks}"
+        );
+        let notes: Vec<String> = notes.iter().map(|note| note.replace(&dir, "")).collect();
+        assert_eq!(notes[..3], expected);
+    }
+}
+
+#[test]
+fn messages_that_say_so_are_not_learned() {
+    for switch in [
+        r#""train": false"#,
+        r#""weight": 0"#,
+        r#""weight": 0.0, "loss": false"#,
+    ] {
+        let messages = format!(
+            r#"[{{"role": "user", "content": "hi", "weight": 0}}, {{"role": "assistant", "content": "no", {switch}}},
+                {{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "ok", "weight": 1}}]"#
+        );
+        let setup = Setup::new(&row(&messages, "").replace('\n', ""));
+        let data = setup.prepare().unwrap();
+        let learned = data.samples[0].spans.iter().filter(|span| span.trained);
+        let learned: Vec<&str> = learned.map(|span| span.text.as_str()).collect();
+        assert_eq!(learned, ["ok<|im_end|>"], "{switch}");
+        let told = data
+            .counts
+            .notes
+            .iter()
+            .any(|note| note.contains("not learned where"));
+        assert!(told, "{:?}", data.counts.notes);
+    }
+    for (keys, word) in [
+        (r#""weight": 0.5"#, "`weight` is 0.5"),
+        (r#""weight": 1, "train": false"#, "contradict"),
+        (r#""train_detail": []"#, "`train_detail`"),
+    ] {
+        let messages = format!(r#"[{{"role": "assistant", "content": "x", {keys}}}]"#);
+        let reason = reason(&row(&messages, ""));
+        assert!(reason.contains(word), "{reason}");
+    }
+    let asks = r#"[{"role": "user", "content": "x", "train": true}, {"role": "assistant", "content": "y"}]"#;
+    assert!(reason(&row(asks, "")).contains("asks to be learned"));
+    let mut setup = Setup::new(&row(
+        r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]"#,
+        "",
+    ));
+    setup.job.train_on_inputs = true;
+    assert!(setup.problems()[0].contains("`train_on_inputs` that everything is"));
+}
+
+#[test]
+fn tools_are_objects_or_none() {
+    for tools in [r#""null""#, r#""""#, "null", r#""[]""#] {
+        let setup = Setup::new(&row(TURNS, &format!(", \"tools\": {tools}")));
+        setup.prepare().unwrap();
+    }
+    let strings = reason(&row(TURNS, r#", "tools": ["{\"name\": \"f\"}"]"#));
+    assert!(
+        strings.contains("tool 1 of column `tools` is a string"),
+        "{strings}"
+    );
+}
+
+#[test]
+fn numbers_that_json_has_not_matter_only_where_they_are_read() {
+    let reason = reason(r#"{"text": NaN}"#);
+    assert!(reason.contains("column `text` holds NaN"), "{reason}");
+    let setup = Setup::new(r#"{"text": "NaN", "score": -Infinity}"#);
+    assert_eq!(setup.prepare().unwrap().counts.rows, 1);
+}
+
+#[test]
+fn null_content_is_an_answer_only_beside_a_tool_call() {
+    let null = reason(&row(
+        r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": null}]"#,
+        "",
+    ));
+    assert!(
+        null.contains("message 2") && null.contains("is null"),
+        "{null}"
+    );
+    let old = r#"[{"role": "assistant", "content": null, "function_call": {"name": "f", "arguments": "{}"}}]"#;
+    assert!(reason(&row(old, "")).contains("`tool_calls`"));
+}
+
+#[test]
+fn a_row_may_give_its_template_variables() {
+    let template = "{% if not thinking_on | default(true) %}[off]{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let setup = Setup::new(&row(
+        TURNS,
+        r#", "chat_template_kwargs": {"thinking_on": false}"#,
+    ));
+    let config = serde_json::json!({"eos_token": "<|im_end|>", "chat_template": template});
+    std::fs::write(
+        setup.folder.path().join("tokenizer_config.json"),
+        config.to_string(),
+    )
+    .unwrap();
+    let data = setup.prepare().unwrap();
+    assert!(data.samples[0].text.starts_with("[off]"));
+    assert_eq!(data.counts.notes, Vec::<String>::new());
+    let reserved = row(TURNS, r#", "chat_template_kwargs": {"messages": []}"#);
+    assert!(reason(&reserved).contains("column `chat_template_kwargs`: `messages`"));
+}
+
+#[test]
+fn rows_over_several_lines_are_read() {
+    let spread = CHAT.replace(", ", ",\n  ").replace('{', "{\n");
+    let setup = Setup::new(&format!("{spread}\n{spread}\n{{\"a\":\n1}}"));
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1);
+    let line = 1 + 2 * spread.split('\n').count();
+    assert!(
+        problems[0].starts_with(&format!("data.jsonl:{line}: no column")),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn files_that_are_no_rows_are_called_what_they_are() {
+    let setup = Setup::new("");
+    let path = &setup.job.datasets[0].path;
+    for (bytes, word) in [
+        (&b"\x1f\x8b\x08"[..], "gunzip"),
+        (b"PAR1....", "Parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"prompt,completion\na,b\n", "separated values"),
+    ] {
+        std::fs::write(path, bytes).unwrap();
+        let problems = setup.problems();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(word), "{problems:?}");
+    }
+    let mut setup = Setup::new("");
+    setup.job.datasets[0].path = setup.folder.path().join("nobody/no_robots");
+    assert!(setup.problems()[0].contains("hf download nobody/no_robots"));
+    setup.job.datasets[0].path = setup.folder.path().to_owned();
+    assert!(setup.problems()[0].contains("is a folder: name a file in it"));
+}
+
+#[test]
+fn rows_that_became_several_examples_are_counted() {
+    let thinking = r#"[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "reasoning_content": "so"}]"#;
+    let rows = format!("{}\n{CHAT}", row(thinking, "").replace('\n', ""));
+    let setup = Setup::with_template(&rows, Some("qwen3"));
+    let counts = setup.prepare().unwrap().counts;
+    assert_eq!(
+        (counts.rows, counts.examples, counts.divided_rows),
+        (2, 3, 1)
+    );
+    assert_eq!(counts.notes, Vec::<String>::new());
+}
+
 #[test]
 fn a_row_that_is_not_utf8_is_called_that() {
     let setup = Setup::new("");

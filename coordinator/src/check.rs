@@ -71,6 +71,8 @@ struct Document<'a> {
     plan: PlanCounts,
     /// Bytes that a worker needs.
     memory: Memory,
+    /// What the user should know, a line each.
+    notices: Vec<String>,
     samples: &'a [Sample],
 }
 
@@ -114,6 +116,7 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
             processor: prepared.estimate.processor,
             gpu: prepared.estimate.gpu,
         },
+        notices: prepared.notices(),
         samples,
     }
 }

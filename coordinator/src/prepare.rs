@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use common::data::record::file_of_rows;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, prepare_blocks};
@@ -81,6 +82,13 @@ impl Prepared {
     pub fn notices(&self) -> Vec<String> {
         let counts = &self.data.counts;
         let mut notices = self.model_notices.clone();
+        notices.extend(counts.notes.iter().cloned());
+        if counts.divided_rows > 0 {
+            notices.push(format!(
+                "{} rows became several examples each, {} in all: the chat template shows an answer otherwise once the conversation goes on",
+                counts.divided_rows, counts.examples
+            ));
+        }
         notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(
@@ -267,8 +275,10 @@ fn check_datasets(job: &JobSpec) -> Result<(), String> {
     let missing: Vec<String> = job
         .datasets
         .iter()
-        .filter(|dataset| !dataset.path.is_file())
-        .map(|dataset| format!("{}: no such file", dataset.path.display()))
+        .filter_map(|dataset| {
+            let reason = file_of_rows(&dataset.path).err()?;
+            Some(format!("{}: {reason}", dataset.path.display()))
+        })
         .collect();
     if missing.is_empty() {
         Ok(())

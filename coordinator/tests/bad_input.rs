@@ -60,13 +60,12 @@ fn bad_data_is_exit_code_3_and_names_file_and_line() {
     let site = Site::new();
     let good = fs::read_to_string(site.path("data.jsonl")).unwrap();
     let with = |row: &str| format!("{}\n{row}\n", good.lines().next().unwrap());
-    let role =
-        r#"{"messages":[{"role":"wizard","content":"x"},{"role":"assistant","content":"y"}]}"#;
+    let role = r#"{"messages":[{"role":"usr","content":"x"},{"role":"assistant","content":"y"}]}"#;
     for (content, words) in [
         (String::new(), vec!["data.jsonl", "empty"]),
         (with("{\"messages\": ["), vec!["data.jsonl", "2"]),
         (with(r#"{"txet": "x"}"#), vec!["data.jsonl", "2", "txet"]),
-        (with(role), vec!["data.jsonl", "2", "wizard"]),
+        (with(role), vec!["data.jsonl", "2", "usr", "user"]),
     ] {
         fs::write(site.path("data.jsonl"), content).unwrap();
         check(&start(&site, &[]), 3, &words);

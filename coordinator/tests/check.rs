@@ -75,7 +75,7 @@ fn json_is_one_document_of_the_promised_shape() {
         |value: &Json| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
     assert_eq!(
         keys(&document),
-        ["job", "dataset", "plan", "memory", "samples"]
+        ["job", "dataset", "plan", "memory", "notices", "samples"]
     );
     assert_eq!(
         keys(&document["dataset"]),

@@ -6,14 +6,27 @@
 use rayon::prelude::*;
 
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
+use super::notes::{Note, Notes};
 use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
 use super::template::{ChatTemplate, STOPPED};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
 
+/// Largest vocabulary that tokens are kept of.
+const MAX_VOCABULARY: u32 = super::tokens::TRAINED;
+
 const BATCH_ROWS: usize = 2048;
-const BATCH_BYTES: usize = 64 << 20;
+/// A batch takes about ten times this while it is tokenised.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// What reading came to, beside the examples.
+#[derive(Debug, Default)]
+pub struct Reading {
+    pub rows: u64,
+    /// What of the rows was passed over, a line each.
+    pub notes: Vec<String>,
+}
 
 /// The datasets of a job with what turns their rows into tokens.
 pub struct Source<'a> {
@@ -76,14 +89,15 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Hands the examples over in batches until `take` returns false. Returns the number of rows.
-    pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<u64, DataErrors> {
+    /// Hands the examples over in batches until `take` returns false.
+    pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
-        let mut rows = 0;
+        let mut reading = Reading::default();
         for (index, dataset) in self.job.datasets.iter().enumerate() {
-            let before = rows;
-            let (reader, item_bytes) = match open(dataset, &self.progress) {
-                Ok(opened) => opened,
+            let before = reading.rows;
+            let mut notes = Notes::default();
+            let reader = match open(dataset) {
+                Ok(reader) => reader,
                 Err(reason) => {
                     errors.merge(DataErrors::one(Some(&dataset.path), reason));
                     continue;
@@ -91,34 +105,35 @@ impl<'a> Source<'a> {
             };
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
-                rows += batch.len() as u64;
-                let examples = self.examples(index, batch, item_bytes, &mut errors);
+                reading.rows += batch.len() as u64;
+                let examples = self.examples(index, batch, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
                 if errors.is_empty() && !take(examples) {
-                    return Ok(rows);
+                    return Ok(reading);
                 }
                 // A template without an end for one row is not waited for at every other one.
                 if self.maker.template.is_some_and(ChatTemplate::gave_up) {
-                    return errors.or(rows);
+                    return errors.or(reading);
                 }
             }
-            if rows == before {
+            reading.notes.extend(notes.lines(&dataset.path));
+            if reading.rows == before {
                 errors.merge(DataErrors::one(
                     Some(&dataset.path),
                     "the dataset is empty: it has no rows",
                 ));
             }
         }
-        errors.or(rows)
+        errors.or(reading)
     }
 
     fn examples(
         &self,
         index: usize,
         batch: Vec<RawRow>,
-        item_bytes: u64,
+        notes: &mut Notes,
         errors: &mut DataErrors,
     ) -> Vec<Example> {
         let dataset = &self.job.datasets[index];
@@ -130,24 +145,23 @@ impl<'a> Source<'a> {
         let parser = RecordParser {
             spec: dataset,
             accepts_role: &accepts_role,
+            train_on_inputs: self.job.train_on_inputs,
         };
-        let results: Vec<Result<Vec<Example>, (u64, String)>> = batch
+        let results: Vec<Result<RowExamples, (u64, String)>> = batch
             .into_par_iter()
             .map(|row| {
-                let bytes = match &row {
-                    RawRow::Line(_, line) => line.len() as u64,
-                    RawRow::Item(..) => item_bytes,
-                    RawRow::Unreadable(..) => 0,
-                };
                 // Within a batch, since one can take a minute.
                 self.progress
                     .check()
                     .map_err(|cancelled| (0, cancelled.to_string()))?;
-                self.progress.advance(bytes);
-                let (line, record) = parser.parse(row)?;
+                if let RawRow::Value(_, value) = &row {
+                    self.progress.advance(value.len() as u64);
+                }
+                let mut row = parser.parse(row)?;
+                let line = row.line;
                 let mut examples = self
                     .maker
-                    .examples(&record)
+                    .examples(&row.record, &mut row.notes)
                     .map_err(|reason| (line, reason))?;
                 for id in examples.iter().flat_map(|example| &example.ids) {
                     self.check_id(*id).map_err(|reason| (line, reason))?;
@@ -155,13 +169,16 @@ impl<'a> Source<'a> {
                 for example in &mut examples {
                     (example.dataset, example.line) = (index, line);
                 }
-                Ok(examples)
+                Ok((line, examples, row.notes))
             })
             .collect();
         let mut examples = Vec::new();
         for result in results {
             match result {
-                Ok(more) => examples.extend(more),
+                Ok((line, more, of_row)) => {
+                    examples.extend(more);
+                    notes.add(line, of_row);
+                }
                 // A fault of the model, told once.
                 Err((_, reason)) if reason == NO_TEMPLATE => {
                     errors.push(Problem::new(Some(&self.job.base_model), None, reason));
@@ -177,8 +194,8 @@ impl<'a> Source<'a> {
     }
 
     fn check_id(&self, id: u32) -> Result<(), String> {
-        match self.vocab_size {
-            Some(size) if id >= size => Err(format!(
+        match self.vocab_size.unwrap_or(MAX_VOCABULARY) {
+            size if id >= size.min(MAX_VOCABULARY) => Err(format!(
                 "token {id} ({:?}) is outside the model's vocabulary of {size}: the tokenizer belongs to another model",
                 self.maker.tokenizer.token_text(id).unwrap_or_default()
             )),
@@ -187,17 +204,16 @@ impl<'a> Source<'a> {
     }
 }
 
-type Rows = std::iter::Take<std::iter::Skip<RowReader>>;
+/// The line of a row, its examples, and what of it was passed over.
+type RowExamples = (u64, Vec<Example>, Vec<Note>);
 
-/// The rows of a dataset, and the mean size of one where they are the items of an array.
-fn open(dataset: &DatasetSpec, progress: &Progress) -> Result<(Rows, u64), String> {
+fn open(dataset: &DatasetSpec) -> Result<std::iter::Take<std::iter::Skip<RowReader>>, String> {
     let (from, to) = match &dataset.split {
         None => (0, usize::MAX),
         Some(split) => row_range(split)?,
     };
-    let rows = RowReader::open(&dataset.path, progress)?;
-    let item_bytes = rows.item_bytes();
-    Ok((rows.skip(from).take(to.saturating_sub(from)), item_bytes))
+    let rows = RowReader::open(&dataset.path)?;
+    Ok(rows.skip(from).take(to.saturating_sub(from)))
 }
 
 /// `train`, or a slice of it as in `train[100:200]`. A file has one split, so its name does not matter.
@@ -230,8 +246,8 @@ impl<I: Iterator<Item = RawRow>> Batches<I> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for row in self.rows.by_ref() {
-            if let RawRow::Line(_, line) = &row {
-                bytes += line.len();
+            if let RawRow::Value(_, value) = &row {
+                bytes += value.len();
             }
             batch.push(row);
             if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {

@@ -5,6 +5,7 @@ pub mod block;
 pub mod blockfile;
 mod collect;
 pub mod example;
+mod notes;
 mod origins;
 pub mod pack;
 mod packer;
@@ -13,6 +14,7 @@ pub mod record;
 mod sample;
 pub mod template;
 pub mod tokenize;
+mod tokens;
 
 pub use origins::{Origin, origins};
 pub use prepare::{DataCounts, PreparedData, prepare_blocks, prune_blocks, samples};

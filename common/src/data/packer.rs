@@ -10,6 +10,7 @@ use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
 use super::example::Example;
 use super::pack::best_fit_decreasing;
+use super::tokens::Tokens;
 use crate::files::FileError;
 use crate::job::{JobSpec, ValSetSize};
 use crate::progress::Progress;
@@ -21,12 +22,13 @@ const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
 /// All examples, end to end.
 #[derive(Default)]
 pub struct Packer {
-    tokens: Vec<u32>,
-    trained: Vec<bool>,
+    tokens: Tokens,
     /// Where each example ends.
     ends: Vec<usize>,
     /// The first example of each row.
     rows: Vec<usize>,
+    /// The row of the last example has more of them.
+    row_goes_on: bool,
     pub counts: DataCounts,
 }
 
@@ -38,8 +40,7 @@ struct Piece {
 }
 
 pub struct Packed {
-    tokens: Vec<u32>,
-    trained: Vec<bool>,
+    tokens: Tokens,
     /// Training blocks, then validation blocks.
     groups: Vec<Vec<Piece>>,
     pub counts: DataCounts,
@@ -50,9 +51,11 @@ impl Packer {
         if example.starts_row {
             self.rows.push(self.ends.len());
         }
-        self.tokens.extend_from_slice(&example.ids);
-        self.trained.extend_from_slice(&example.trained);
+        self.tokens.extend(&example.ids, &example.trained);
         self.ends.push(self.tokens.len());
+        // The last example of a row that has others before it.
+        self.counts.divided_rows += u64::from(self.row_goes_on && !example.is_apart);
+        self.row_goes_on = example.is_apart;
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
     }
 
@@ -84,8 +87,7 @@ impl Packer {
         groups.extend(group(&eval, job));
         self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
         for piece in train.iter().chain(&eval) {
-            let learned = &self.trained[piece.start + 1..piece.end];
-            let learned = learned.iter().filter(|trained| **trained).count();
+            let learned = self.tokens.trained(piece.start + 1..piece.end).count();
             let tokens = (piece.end - piece.start) as u64;
             self.counts.tokens += tokens;
             self.counts.squared_tokens += tokens * tokens;
@@ -95,7 +97,6 @@ impl Packer {
         self.counts.padding_tokens = in_blocks - self.counts.tokens;
         Ok(Packed {
             tokens: self.tokens,
-            trained: self.trained,
             groups,
             counts: self.counts,
         })
@@ -112,7 +113,7 @@ impl Packer {
         let mut pieces = Vec::with_capacity(1);
         let (mut kept, mut kept_to) = (0, first);
         for (start, end) in windows(first, last, sequence_len) {
-            if self.trained[start + 1..end].contains(&true) {
+            if self.tokens.trained(start + 1..end).next().is_some() {
                 pieces.push(Piece { start, end });
                 kept += end - start.max(kept_to);
                 kept_to = end;
@@ -216,12 +217,10 @@ impl Packed {
             trained: Vec::with_capacity(sequence_len),
         };
         for (segment, piece) in (1..).zip(group) {
-            block
-                .tokens
-                .extend_from_slice(&self.tokens[piece.start..piece.end]);
-            block
-                .trained
-                .extend_from_slice(&self.trained[piece.start..piece.end]);
+            for (token, trained) in self.tokens.range(piece.start..piece.end) {
+                block.tokens.push(token);
+                block.trained.push(trained);
+            }
             block.trained[block.segments.len()] = false;
             block.segments.resize(block.tokens.len(), segment);
         }

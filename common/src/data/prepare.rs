@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::blockfile::BlockFile;
 use super::collect::Source;
 use super::packer::Packer;
-use super::record::DataErrors;
+use super::record::{DataErrors, file_of_rows};
 use super::sample::{Sample, sample_of};
 use super::template::ChatTemplate;
 use super::tokenize::Tokenizer;
@@ -21,7 +21,7 @@ use crate::job::{JobSpec, ValSetSize};
 use crate::progress::Progress;
 
 /// Changes whenever equal inputs may give other blocks.
-const PACKING_VERSION: u64 = 2;
+const PACKING_VERSION: u64 = 3;
 
 /// What the data came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,12 @@ pub struct DataCounts {
     pub added_eos: u64,
     /// The template prints the date, so another day gives other tokens.
     pub dated_template: bool,
+    /// Rows that became several examples, since the template shows an answer otherwise once the conversation goes on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub divided_rows: u64,
+    /// What of the rows was passed over, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl DataCounts {
@@ -75,6 +81,10 @@ impl DataCounts {
         let told: Vec<String> = cut.into_iter().chain(left_out).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The data, ready for training.
@@ -114,13 +124,15 @@ pub fn prepare_blocks(
     failpoint::reached("pack");
     let mut packer = Packer::default();
     let mut first = None;
-    packer.counts.rows = source.read(|batch| {
+    let reading = source.read(|batch| {
         for example in batch {
             first.get_or_insert_with(|| sample_of(&example, tokenizer));
             packer.add(&example);
         }
         true
     })?;
+    packer.counts.rows = reading.rows;
+    packer.counts.notes = reading.notes;
     packer.counts.dated_template = template.is_some_and(ChatTemplate::uses_the_date);
     let packed = packer
         .pack(job)
@@ -222,14 +234,7 @@ fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors>
 }
 
 fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "no such file".to_owned(),
-        _ => error.to_string(),
-    })?;
-    if !metadata.is_file() {
-        return Err("is not a file: name a JSON Lines file".to_owned());
-    }
-    if metadata.len() == 0 {
+    if file_of_rows(path)?.len() == 0 {
         return Err("the dataset is empty".to_owned());
     }
     file_digest_watched(path, progress).map_err(|error| error.to_string())

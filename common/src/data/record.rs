@@ -1,83 +1,140 @@
 //! Rows of a dataset, as read.
 //!
-//! Enters: a JSON Lines file (or one JSON array) and the names of its columns. Leaves: records, or for each row that
-//! cannot be used its file, line and reason. Never skips a row in silence.
+//! Enters: a file of JSON rows and the names of its columns. Leaves: records, or for each row that cannot be used its
+//! file, line and reason. Never skips a row, a column or a key of a message in silence.
 
+mod columns;
+mod format;
+mod json;
+mod message;
 mod problem;
 mod reader;
 
 use serde_json::{Map, Value as Json};
 
+use super::notes::Note;
+use super::template::Variables;
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
+use columns::Shape;
+use message::{Message, MessageReader};
 
+pub use format::file_of_rows;
+pub use message::REASONING;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
 pub use reader::{RawRow, RowReader};
 
-/// A row that can be used.
-#[derive(Clone, Debug, PartialEq)]
+/// What can be learned from.
+#[derive(Clone, Debug)]
 pub enum Record {
-    /// A conversation. Only assistant turns from `trained_from` on are learned (those before belong to a prompt).
-    Conversation {
-        messages: Vec<Json>,
-        trained_from: usize,
-        tools: Option<Json>,
-    },
-    Completion {
-        prompt: String,
-        completion: String,
-    },
+    Conversation(Chat),
+    Completion { prompt: String, completion: String },
     Text(String),
 }
 
-/// Reads rows of one dataset. `accepts_role` knows the roles beside system, user, assistant and tool.
-pub struct RecordParser<'a> {
-    pub spec: &'a DatasetSpec,
-    pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
+/// A conversation as its chat template sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Chat {
+    pub messages: Vec<Json>,
+    /// For each message whether it is learned: answers, but for those of a prompt and those that say that they are not.
+    pub learned: Vec<bool>,
+    pub tools: Option<Json>,
+    /// What else the row gives the template.
+    pub variables: Variables,
 }
 
+/// A row that can be used.
+#[derive(Debug)]
+pub struct Row {
+    pub line: u64,
+    pub record: Record,
+    /// What of it is passed over.
+    pub notes: Vec<Note>,
+}
+
+/// Reads rows of one dataset.
+pub struct RecordParser<'a> {
+    pub spec: &'a DatasetSpec,
+    /// The chat template itself names this role.
+    pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
+    /// Everything is learned, so that nothing can be left out.
+    pub train_on_inputs: bool,
+}
+
+/// The column with what else a row gives its chat template (TRL's name).
+const VARIABLES: &str = "chat_template_kwargs";
+
 impl RecordParser<'_> {
-    /// The record, or its line and why it cannot be used.
-    pub fn parse(&self, row: RawRow) -> Result<(u64, Record), (u64, String)> {
+    /// The row, or its line and why it cannot be used.
+    pub fn parse(&self, row: RawRow) -> Result<Row, (u64, String)> {
         let (line, json) = match row {
             RawRow::Unreadable(line, reason) => return Err((line, reason)),
-            RawRow::Item(line, json) => (line, json),
-            RawRow::Line(line, bytes) => match parse_line(&bytes) {
+            RawRow::Value(line, bytes) => match json::parse(&bytes) {
                 Ok(json) => (line, json),
                 Err(reason) => return Err((line, reason)),
             },
         };
-        match json {
-            Json::Object(row) => self
-                .record(&row)
-                .map(|record| (line, record))
-                .map_err(|reason| (line, reason)),
-            other => Err((
+        let Json::Object(row) = json else {
+            return Err((
                 line,
-                format!("a row must be a JSON object, not {}", kind_of(&other)),
-            )),
+                format!("a row must be a JSON object, not {}", kind_of(&json)),
+            ));
+        };
+        let mut notes = Vec::new();
+        match self.record(&row, &mut notes) {
+            Ok(record) => Ok(Row {
+                line,
+                record,
+                notes,
+            }),
+            Err(reason) => Err((line, reason)),
         }
     }
 
-    fn record(&self, row: &Map<String, Json>) -> Result<Record, String> {
+    fn record(&self, row: &Map<String, Json>, notes: &mut Vec<Note>) -> Result<Record, String> {
         let fields = &self.spec.fields;
-        match self.kind(row)? {
-            DatasetKind::Messages => {
-                let messages = self.messages(column(row, &fields.messages)?, &fields.messages)?;
-                self.conversation(messages, 0, row)
-            }
-            DatasetKind::PromptCompletion => self.prompt_completion(row),
-            DatasetKind::Text | DatasetKind::Auto => match column(row, &fields.text)? {
-                Json::String(text) if text.is_empty() => {
-                    Err(format!("column `{}` is empty", fields.text))
-                }
-                Json::String(text) => Ok(Record::Text(text.clone())),
-                other => Err(format!(
-                    "column `{}` must be a string, not {}",
-                    fields.text,
-                    kind_of(other)
-                )),
-            },
+        let named = [
+            &fields.messages,
+            &fields.prompt,
+            &fields.completion,
+            &fields.text,
+        ];
+        columns::refuse_other_methods(row, &named.map(String::as_str))?;
+        let kind = self.kind(row)?;
+        let mut read: Vec<&str> = match kind {
+            DatasetKind::Messages => vec![&fields.messages],
+            DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
+            DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
+        };
+        if read
+            .iter()
+            .any(|name| row.get(*name).is_some_and(Json::is_array))
+        {
+            read.extend([fields.tools.as_str(), VARIABLES]);
         }
+        for name in &read {
+            if let Some(number) = row.get(*name).and_then(json::number_that_json_has_not) {
+                return Err(format!(
+                    "column `{name}` holds {number}, which is no value in JSON: write null or a number"
+                ));
+            }
+        }
+        let (shape, record) = match kind {
+            DatasetKind::Messages => {
+                let messages = column(row, &fields.messages)?;
+                let messages = self.messages(messages, &fields.messages, notes)?;
+                (
+                    Shape::Conversation,
+                    self.conversation(messages, 0, row, notes)?,
+                )
+            }
+            DatasetKind::PromptCompletion => {
+                (Shape::Completion, self.prompt_completion(row, notes)?)
+            }
+            DatasetKind::Text | DatasetKind::Auto => (Shape::Text, self.text(row)?),
+        };
+        columns::refuse_unlike(row, &read, shape)?;
+        notes.extend(columns::notes(row, &read));
+        Ok(record)
     }
 
     fn kind(&self, row: &Map<String, Json>) -> Result<DatasetKind, String> {
@@ -92,25 +149,49 @@ impl RecordParser<'_> {
             return Ok(self.spec.kind);
         }
         let has = |name: &String| row.get(name).is_some_and(|value| !value.is_null());
-        if has(messages) {
+        let both = |one: &str, other: &str, kinds: [&str; 2]| {
+            let [first, second] = kinds;
+            Err(format!(
+                "has `{one}` and `{other}`: say with `type: {first}` or `type: {second}` which is trained"
+            ))
+        };
+        if has(messages) && has(completion) {
+            both(messages, completion, ["messages", "prompt_completion"])
+        } else if has(messages) {
             Ok(DatasetKind::Messages)
         } else if has(completion) && has(text) {
-            Err(format!(
-                "has `{completion}` and `{text}`: say with `type: prompt_completion` or `type: text` which is trained"
-            ))
+            both(completion, text, ["prompt_completion", "text"])
         } else if has(prompt) || has(completion) {
             Ok(DatasetKind::PromptCompletion)
         } else if has(text) {
             Ok(DatasetKind::Text)
         } else {
+            let found = columns_found(row, &[messages, prompt, completion, text]);
+            let hint = columns::hint(row).map(|hint| format!(": {hint}"));
             Err(format!(
-                "no column `{messages}`, `{prompt}` and `{completion}`, or `{text}`; {}",
-                columns_found(row, &[messages, prompt, completion, text])
+                "no column `{messages}`, `{prompt}` and `{completion}`, or `{text}`; {found}{}",
+                hint.unwrap_or_default()
             ))
         }
     }
 
-    fn prompt_completion(&self, row: &Map<String, Json>) -> Result<Record, String> {
+    fn text(&self, row: &Map<String, Json>) -> Result<Record, String> {
+        let name = &self.spec.fields.text;
+        match column(row, name)? {
+            Json::String(text) if text.is_empty() => Err(format!("column `{name}` is empty")),
+            Json::String(text) => Ok(Record::Text(text.clone())),
+            other => Err(format!(
+                "column `{name}` must be a string, not {}",
+                kind_of(other)
+            )),
+        }
+    }
+
+    fn prompt_completion(
+        &self,
+        row: &Map<String, Json>,
+        notes: &mut Vec<Note>,
+    ) -> Result<Record, String> {
         let fields = &self.spec.fields;
         match (
             column(row, &fields.prompt)?,
@@ -121,10 +202,10 @@ impl RecordParser<'_> {
                 completion: completion.clone(),
             }),
             (prompt @ Json::Array(_), completion @ Json::Array(_)) => {
-                let mut messages = self.messages(prompt, &fields.prompt)?;
+                let mut messages = self.messages(prompt, &fields.prompt, notes)?;
                 let trained_from = messages.len();
-                messages.extend(self.messages(completion, &fields.completion)?);
-                self.conversation(messages, trained_from, row)
+                messages.extend(self.messages(completion, &fields.completion, notes)?);
+                self.conversation(messages, trained_from, row, notes)
             }
             (prompt, completion) => Err(format!(
                 "`{}` and `{}` must both be strings or both lists of messages, not {} and {}",
@@ -138,40 +219,80 @@ impl RecordParser<'_> {
 
     fn conversation(
         &self,
-        messages: Vec<Json>,
+        messages: Vec<Message>,
         trained_from: usize,
         row: &Map<String, Json>,
+        notes: &mut Vec<Note>,
     ) -> Result<Record, String> {
-        if !messages[trained_from..]
-            .iter()
-            .any(|message| message["role"] == "assistant")
-        {
+        let mut learned = vec![false; messages.len()];
+        let mut answers = 0;
+        for (index, message) in messages.iter().enumerate() {
+            let is_answer = index >= trained_from && message.json["role"] == "assistant";
+            answers += usize::from(is_answer);
+            learned[index] = is_answer && message.learned != Some(false);
+            if is_answer && !learned[index] {
+                notes.push(Note::LeftOut);
+            }
+            if self.train_on_inputs && message.learned == Some(false) {
+                return Err(format!(
+                    "message {} says that it is not to be learned, and `train_on_inputs` that everything is: remove one of them",
+                    index + 1
+                ));
+            }
+        }
+        if answers == 0 {
             return Err("no assistant turn: nothing to learn from".to_owned());
         }
+        let variables = match row.get(VARIABLES) {
+            None => Variables::default(),
+            Some(given) => Variables::from_json(given)
+                .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?,
+        };
+        Ok(Record::Conversation(Chat {
+            messages: messages.into_iter().map(|message| message.json).collect(),
+            learned,
+            tools: self.tools(row)?,
+            variables,
+        }))
+    }
+
+    /// The tools that a conversation may call. Datasets keep them as JSON in a string too, since their schemas differ
+    /// from row to row.
+    fn tools(&self, row: &Map<String, Json>) -> Result<Option<Json>, String> {
         let name = &self.spec.fields.tools;
         let tools = match row.get(name) {
-            None | Some(Json::Null) => None,
-            // Datasets keep tools as JSON in a string, since their schemas differ from row to row.
-            Some(Json::String(text)) => Some(
-                serde_json::from_str(text)
-                    .map_err(|error| format!("column `{name}`: {}", broken_json(&error)))?,
-            ),
-            Some(tools) => Some(tools.clone()),
+            None | Some(Json::Null) => return Ok(None),
+            Some(Json::String(text)) if text.trim().is_empty() => return Ok(None),
+            Some(Json::String(text)) => serde_json::from_str(text)
+                .map_err(|error| format!("column `{name}`: {}", json::broken(&error, text)))?,
+            Some(tools) => tools.clone(),
         };
-        match tools {
-            None | Some(Json::Array(_)) => Ok(Record::Conversation {
-                messages,
-                trained_from,
-                tools,
-            }),
-            Some(other) => Err(format!(
-                "column `{name}` must be a list of tools, not {}",
-                kind_of(&other)
+        let items = match &tools {
+            Json::Null => return Ok(None),
+            Json::Array(items) => items,
+            other => {
+                return Err(format!(
+                    "column `{name}` must be a list of tools, not {}",
+                    kind_of(other)
+                ));
+            }
+        };
+        match items.iter().position(|tool| !tool.is_object()) {
+            None => Ok(Some(tools)),
+            Some(index) => Err(format!(
+                "tool {} of column `{name}` is {}: write each tool as an object, its JSON schema",
+                index + 1,
+                kind_of(&items[index])
             )),
         }
     }
 
-    fn messages(&self, value: &Json, name: &str) -> Result<Vec<Json>, String> {
+    fn messages(
+        &self,
+        value: &Json,
+        name: &str,
+        notes: &mut Vec<Note>,
+    ) -> Result<Vec<Message>, String> {
         let Json::Array(list) = value else {
             return Err(format!(
                 "column `{name}` must be a list of messages, not {}",
@@ -181,91 +302,18 @@ impl RecordParser<'_> {
         if list.is_empty() {
             return Err(format!("column `{name}` has no messages"));
         }
+        let reader = MessageReader {
+            names: &self.spec.fields,
+            accepts_role: self.accepts_role,
+        };
         list.iter()
             .enumerate()
             .map(|(index, message)| {
-                self.message(message)
+                reader
+                    .read(message, notes)
                     .map_err(|reason| format!("message {} of `{name}`: {reason}", index + 1))
             })
             .collect()
-    }
-
-    /// The message with the template's own names for role and content.
-    fn message(&self, message: &Json) -> Result<Json, String> {
-        let Json::Object(fields) = message else {
-            return Err(format!(
-                "must be an object with role and content, not {}",
-                kind_of(message)
-            ));
-        };
-        let names = &self.spec.fields;
-        let role = match fields.get(&names.role) {
-            Some(Json::String(role)) => role,
-            Some(other) => {
-                return Err(format!(
-                    "`{}` must be a string, not {}",
-                    names.role,
-                    kind_of(other)
-                ));
-            }
-            None => {
-                return Err(format!(
-                    "no `{}`; {}",
-                    names.role,
-                    columns_found(fields, &[&names.role])
-                ));
-            }
-        };
-        self.check_role(role)?;
-        if !fields.contains_key(&names.content)
-            && !["tool_calls", "reasoning_content", "thinking", "reasoning"]
-                .iter()
-                .any(|name| fields.contains_key(*name))
-        {
-            return Err(format!(
-                "no `{}`; {}",
-                names.content,
-                columns_found(fields, &[&names.content])
-            ));
-        }
-        if let Some(content) = fields.get(&names.content)
-            && !matches!(content, Json::String(_) | Json::Array(_) | Json::Null)
-        {
-            return Err(format!(
-                "`{}` must be a string or a list of parts, not {}",
-                names.content,
-                kind_of(content)
-            ));
-        }
-        let renamed = fields
-            .iter()
-            .map(|(name, value)| {
-                let name = match name {
-                    name if *name == names.role => "role",
-                    name if *name == names.content => "content",
-                    name => name,
-                };
-                (name.to_owned(), value.clone())
-            })
-            .collect();
-        Ok(Json::Object(renamed))
-    }
-
-    fn check_role(&self, role: &str) -> Result<(), String> {
-        const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
-        if ROLES.contains(&role) || (self.accepts_role)(role) {
-            return Ok(());
-        }
-        let meant = match role.to_lowercase().as_str() {
-            "human" | "prompter" => Some("user"),
-            "gpt" | "bot" | "ai" | "model" => Some("assistant"),
-            "function" | "observation" | "ipython" => Some("tool"),
-            lower => nearest(lower, &ROLES),
-        };
-        Err(match meant {
-            Some(meant) => format!("unknown role `{role}` (did you mean `{meant}`?)"),
-            None => format!("unknown role `{role}` (known: {})", ROLES.join(", ")),
-        })
     }
 }
 
@@ -312,19 +360,4 @@ fn kind_of(value: &Json) -> &'static str {
         Json::Array(_) => "a list",
         Json::Object(_) => "an object",
     }
-}
-
-fn parse_line(bytes: &[u8]) -> Result<Json, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let byte = error.valid_up_to() + 1;
-        format!("not UTF-8 (byte {byte} of the line): save the file as UTF-8")
-    })?;
-    serde_json::from_str(text.trim_ascii()).map_err(|error| broken_json(&error))
-}
-
-/// serde_json's reason with the column; its line number is always 1 here.
-fn broken_json(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let reason = text.split(" at line ").next().unwrap_or(&text);
-    format!("broken JSON: {reason} (column {})", error.column())
 }

@@ -3,6 +3,8 @@
 //! Enters: the tokenizer files of a model folder, and text. Leaves: token ids with the bytes each one covers. Never
 //! truncates or pads, whatever the files say.
 
+mod pieces;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -151,6 +153,39 @@ impl Tokenizer {
 
     /// `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
+        let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
+        let Some(pieces) = pieces else {
+            return self.encode_whole(text, add_special);
+        };
+        // What is put around a text does not depend on the text.
+        let around = self.encode_whole("a", add_special)?;
+        let is_added = |range: &Range<usize>| range.is_empty();
+        let before = around
+            .offsets
+            .iter()
+            .take_while(|range| is_added(range))
+            .count();
+        let after = around.offsets[before..].iter().position(is_added);
+        let after = after.map_or(around.ids.len(), |after| before + after);
+        let mut all = Encoded {
+            ids: around.ids[..before].to_vec(),
+            offsets: vec![0..0; before],
+        };
+        let mut at = 0;
+        for piece in pieces {
+            let encoded = self.encode_whole(piece, false)?;
+            all.ids.extend(encoded.ids);
+            let offsets = encoded.offsets.into_iter();
+            all.offsets
+                .extend(offsets.map(|range| range.start + at..range.end + at));
+            at += piece.len();
+        }
+        all.ids.extend(&around.ids[after..]);
+        all.offsets.resize(all.ids.len(), at..at);
+        Ok(all)
+    }
+
+    fn encode_whole(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
         let plain = self.inner.encode(text, false).map_err(failed)?;
         let offsets: Vec<Range<usize>> = plain.get_offsets().iter().map(|(a, b)| *a..*b).collect();

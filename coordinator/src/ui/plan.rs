@@ -99,9 +99,13 @@ impl<'a> PlanView<'a> {
             0 => String::new(),
             examples => format!(", {} held out", grouped(examples)),
         };
+        let rows = match counts.divided_rows {
+            0 => String::new(),
+            _ => format!(" of {}", count(counts.rows, "row")),
+        };
         let share = 100.0 * counts.trained_tokens as f64 / counts.tokens.max(1) as f64;
         format!(
-            "{}{held_out}, {} tokens, {share:.0}% of them trained, longest {}",
+            "{}{rows}{held_out}, {} tokens, {share:.0}% of them trained, longest {}",
             count(counts.examples, "example"),
             grouped(counts.tokens),
             grouped(counts.longest)

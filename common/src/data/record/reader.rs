@@ -1,102 +1,198 @@
-//! A dataset file, row by row: JSON Lines, or one JSON array.
+//! A dataset file, row by row: JSON Lines, one JSON array, or JSON objects over several lines.
 //!
-//! Enters: a path. Leaves: numbered lines, not understood yet. No line is held that is longer than a bound.
+//! Enters: a path. Leaves: numbered rows as bytes, not understood yet. Never holds more than a row, and none that is longer
+//! than a bound.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde_json::Value as Json;
-
-use crate::progress::Progress;
+use super::format;
 
 /// Longest row, in bytes.
-const MAX_LINE_BYTES: usize = 64 << 20;
-/// Largest file that is one JSON array, in bytes: it is held whole.
-const MAX_ARRAY_BYTES: u64 = 2 << 30;
+const MAX_ROW_BYTES: usize = 64 << 20;
 
-/// One row before it is understood: its line number and the line, or the item of an array.
+/// How much of a file is looked at to tell what it is, in bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// One row before it is understood: its line (in an array, the number of the item) and its JSON.
 pub enum RawRow {
-    Line(u64, Vec<u8>),
-    Item(u64, Json),
-    /// The line is there but cannot be read.
+    Value(u64, Vec<u8>),
+    /// The row is there but cannot be read.
     Unreadable(u64, String),
 }
 
 /// The rows of one dataset, in order.
 pub struct RowReader {
-    source: Source,
-    line: u64,
-    item_bytes: u64,
+    reader: BufReader<File>,
+    layout: Layout,
+    /// Of the next line; in an array, of the next item.
+    number: u64,
 }
 
-enum Source {
-    Lines(Box<BufReader<File>>),
-    Array(std::vec::IntoIter<Json>),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// A value on each line.
+    Lines,
+    /// Values one after the other, each over as many lines as it likes.
+    Values,
+    /// The items of an array. `first`: none was read yet.
+    Array {
+        first: bool,
+    },
+    Done,
 }
 
 impl RowReader {
-    /// An array is held whole; reading it stops once `progress` is cancelled.
-    pub fn open(path: &Path, progress: &Progress) -> Result<Self, String> {
-        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => "no such file".to_owned(),
-            _ => error.to_string(),
-        })?;
-        if metadata.is_dir() {
-            return Err("is a folder: name a JSON Lines file".to_owned());
-        }
+    pub fn open(path: &Path) -> Result<Self, String> {
+        format::file_of_rows(path)?;
         let file = File::open(path).map_err(|error| error.to_string())?;
-        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
         let start = reader.fill_buf().map_err(|error| error.to_string())?;
-        let bom = start.starts_with(b"\xef\xbb\xbf");
-        let first = start[if bom { 3 } else { 0 }..]
-            .iter()
-            .find(|byte| !byte.is_ascii_whitespace())
-            .copied();
-        if bom {
-            reader.consume(3);
+        if let Some(what) = format::other_than_rows(path, start) {
+            return Err(what);
         }
-        let mut item_bytes = 0;
-        let source = match first {
-            Some(b'[') => {
-                let items = read_array(progress.while_wanted(reader), metadata.len())?;
-                item_bytes = metadata.len() / items.len().max(1) as u64;
-                Source::Array(items.into_iter())
-            }
-            Some(b'P') if path.extension().is_some_and(|end| end == "parquet") => {
-                return Err(
-                    "Parquet files are not read: write it as JSON Lines (`Dataset.to_json`)"
-                        .to_owned(),
-                );
-            }
-            _ => Source::Lines(Box::new(reader)),
+        let bom = if start.starts_with(b"\xef\xbb\xbf") {
+            3
+        } else {
+            0
         };
+        let layout = layout_of(&start[bom..]);
+        let mut used = bom;
+        if let Layout::Array { .. } = layout {
+            used += 1 + start[bom..]
+                .iter()
+                .take_while(|byte| byte.is_ascii_whitespace())
+                .count();
+        }
+        reader.consume(used);
         Ok(Self {
-            source,
-            line: 0,
-            item_bytes,
+            reader,
+            layout,
+            number: 1,
         })
     }
 
-    /// Mean size of an item of an array; 0 where the rows are lines.
-    pub fn item_bytes(&self) -> u64 {
-        self.item_bytes
+    fn next_line(&mut self) -> Option<RawRow> {
+        loop {
+            let line = self.number;
+            self.number += 1;
+            let mut bytes = Vec::new();
+            let limit = MAX_ROW_BYTES as u64 + 1;
+            let read = self
+                .reader
+                .by_ref()
+                .take(limit)
+                .read_until(b'\n', &mut bytes);
+            return match read {
+                Ok(0) => None,
+                Ok(read) if read as u64 == limit => Some(match skip_line(&mut self.reader) {
+                    Ok(()) => RawRow::Unreadable(line, too_long()),
+                    Err(error) => RawRow::Unreadable(line, error.to_string()),
+                }),
+                Ok(_) if bytes.trim_ascii().is_empty() => continue,
+                Ok(_) => Some(RawRow::Value(line, bytes)),
+                Err(error) => {
+                    self.layout = Layout::Done;
+                    Some(RawRow::Unreadable(line, error.to_string()))
+                }
+            };
+        }
     }
 
-    fn next_line(reader: &mut impl BufRead, line: u64) -> Option<RawRow> {
-        let mut bytes = Vec::new();
-        let limit = MAX_LINE_BYTES as u64 + 1;
-        match reader.take(limit).read_until(b'\n', &mut bytes) {
-            Ok(0) => None,
-            Ok(read) if read as u64 == limit => {
-                let reason = format!("the row is longer than {MAX_LINE_BYTES} bytes");
-                Some(match skip_line(reader) {
-                    Ok(()) => RawRow::Unreadable(line, reason),
-                    Err(error) => RawRow::Unreadable(line, error.to_string()),
-                })
+    fn next_value(&mut self) -> Option<RawRow> {
+        let lines = match self.skip_space() {
+            Ok(lines) => lines,
+            Err(error) => return self.stop(error.to_string()),
+        };
+        if self.layout == Layout::Values {
+            self.number += lines;
+        }
+        let first = match self.peek() {
+            Ok(first) => first,
+            Err(error) => return self.stop(error.to_string()),
+        };
+        match (self.layout, first) {
+            (Layout::Array { .. }, None) => {
+                self.stop("the array has no end: is the file cut off?".to_owned())
             }
-            Ok(_) => Some(RawRow::Line(line, bytes)),
-            Err(error) => Some(RawRow::Unreadable(line, error.to_string())),
+            (_, None) => {
+                self.layout = Layout::Done;
+                None
+            }
+            (Layout::Array { .. }, Some(b']')) => self.end_array(),
+            (Layout::Array { first: false }, Some(b',')) => {
+                self.reader.consume(1);
+                self.layout = Layout::Array { first: true };
+                self.next_value()
+            }
+            (Layout::Array { first: false }, Some(_)) => {
+                self.stop("broken JSON: no comma before this item of the array".to_owned())
+            }
+            (_, Some(_)) => self.whole_value(),
+        }
+    }
+
+    fn whole_value(&mut self) -> Option<RawRow> {
+        let number = self.number;
+        let mut bytes = Vec::new();
+        match take_value(&mut self.reader, &mut bytes) {
+            Ok(true) if bytes.is_empty() => {
+                return self.stop("broken JSON: a value is expected here".to_owned());
+            }
+            Ok(true) => {}
+            Ok(false) => return self.stop(too_long()),
+            Err(error) => return self.stop(error.to_string()),
+        }
+        match self.layout {
+            Layout::Array { .. } => {
+                self.layout = Layout::Array { first: false };
+                self.number += 1;
+            }
+            _ => self.number += bytes.iter().filter(|byte| **byte == b'\n').count() as u64,
+        }
+        Some(RawRow::Value(number, bytes))
+    }
+
+    /// Nothing but white space may follow an array.
+    fn end_array(&mut self) -> Option<RawRow> {
+        self.reader.consume(1);
+        self.layout = Layout::Done;
+        match self.skip_space().and_then(|_| self.peek()) {
+            Ok(None) => None,
+            Ok(Some(_)) => self.stop("there is more after the end of the array".to_owned()),
+            Err(error) => self.stop(error.to_string()),
+        }
+    }
+
+    /// What follows cannot be told apart.
+    fn stop(&mut self, reason: String) -> Option<RawRow> {
+        self.layout = Layout::Done;
+        Some(RawRow::Unreadable(self.number, reason))
+    }
+
+    fn peek(&mut self) -> io::Result<Option<u8>> {
+        Ok(self.reader.fill_buf()?.first().copied())
+    }
+
+    /// Returns the number of line ends passed over.
+    fn skip_space(&mut self) -> io::Result<u64> {
+        let mut lines = 0;
+        loop {
+            let buffer = self.reader.fill_buf()?;
+            let space = buffer
+                .iter()
+                .take_while(|byte| byte.is_ascii_whitespace())
+                .count();
+            lines += buffer[..space]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count() as u64;
+            let done = space < buffer.len() || buffer.is_empty();
+            self.reader.consume(space);
+            if done {
+                return Ok(lines);
+            }
         }
     }
 }
@@ -106,22 +202,113 @@ impl Iterator for RowReader {
 
     /// Blank lines are no rows.
     fn next(&mut self) -> Option<RawRow> {
-        loop {
-            self.line += 1;
-            match &mut self.source {
-                Source::Array(items) => {
-                    return items.next().map(|item| RawRow::Item(self.line, item));
-                }
-                Source::Lines(reader) => match Self::next_line(reader, self.line)? {
-                    RawRow::Line(_, bytes) if bytes.trim_ascii().is_empty() => {}
-                    row => return Some(row),
-                },
-            }
+        match self.layout {
+            Layout::Lines => self.next_line(),
+            Layout::Values | Layout::Array { .. } => self.next_value(),
+            Layout::Done => None,
         }
     }
 }
 
-fn skip_line(reader: &mut impl BufRead) -> std::io::Result<()> {
+fn too_long() -> String {
+    format!("the row is longer than {MAX_ROW_BYTES} bytes: divide its text into several rows")
+}
+
+/// How the rows of a file that begins like this are laid out.
+fn layout_of(start: &[u8]) -> Layout {
+    let text = start.trim_ascii_start();
+    match text.first() {
+        Some(b'[') => Layout::Array { first: true },
+        Some(b'{') if is_spread(text) => Layout::Values,
+        _ => Layout::Lines,
+    }
+}
+
+/// The first object goes over several lines. A line that is merely broken is none.
+fn is_spread(text: &[u8]) -> bool {
+    let first_line = text.split(|byte| *byte == b'\n').next().unwrap_or(text);
+    if first_line.trim_ascii() == b"{" {
+        return true;
+    }
+    let mut scan = Scan::default();
+    let end = text.iter().position(|byte| scan.ends_after(*byte));
+    end.is_some_and(|end| {
+        end >= first_line.len()
+            && serde_json::from_slice::<serde::de::IgnoredAny>(&text[..=end]).is_ok()
+    })
+}
+
+/// Where a JSON value ends, byte by byte.
+#[derive(Default)]
+struct Scan {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Scan {
+    /// The value ends with this byte.
+    fn ends_after(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return !self.in_string && self.depth == 0;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// The value, a number or a word, ended before this byte.
+    fn ended_before(&self, byte: u8) -> bool {
+        let ends = byte == b',' || byte == b']' || byte.is_ascii_whitespace();
+        ends && self.depth == 0 && !self.in_string
+    }
+}
+
+/// Reads one value, whatever it is. False where it is longer than a row may be.
+fn take_value(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut scan = Scan::default();
+    loop {
+        let buffer = reader.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(true);
+        }
+        let mut used = buffer.len();
+        let mut done = false;
+        for (index, byte) in buffer.iter().enumerate() {
+            if scan.ended_before(*byte) {
+                (used, done) = (index, true);
+                break;
+            }
+            if scan.ends_after(*byte) {
+                (used, done) = (index + 1, true);
+                break;
+            }
+        }
+        if bytes.len() + used > MAX_ROW_BYTES {
+            return Ok(false);
+        }
+        bytes.extend_from_slice(&buffer[..used]);
+        reader.consume(used);
+        if done {
+            return Ok(true);
+        }
+    }
+}
+
+fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
     loop {
         let buffer = reader.fill_buf()?;
         let (used, done) = match buffer.iter().position(|byte| *byte == b'\n') {
@@ -135,11 +322,73 @@ fn skip_line(reader: &mut impl BufRead) -> std::io::Result<()> {
     }
 }
 
-fn read_array(reader: impl Read, size: u64) -> Result<Vec<Json>, String> {
-    if size > MAX_ARRAY_BYTES {
-        return Err(format!(
-            "a JSON array of {size} bytes is too long to hold: write it as JSON Lines"
-        ));
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The rows of a file, each with its number.
+    fn rows(text: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let shown = RowReader::open(&path).unwrap().map(|row| match row {
+            RawRow::Value(number, bytes) => {
+                let text = String::from_utf8(bytes).unwrap();
+                let text: Vec<&str> = text.split_whitespace().collect();
+                format!("{number} {}", text.join(" "))
+            }
+            RawRow::Unreadable(number, reason) => format!("{number} ! {reason}"),
+        });
+        shown.collect()
     }
-    serde_json::from_reader(reader).map_err(|error| format!("not a valid JSON array: {error}"))
+
+    #[test]
+    fn rows_are_told_apart_in_every_layout() {
+        let expected = [r#"1 {"a": "}\"]"}"#, r#"3 {"b": [1, {}]}"#];
+        assert_eq!(rows("{\"a\": \"}\\\"]\"}\n\n{\"b\": [1, {}]}"), expected);
+        let spread = "{\n  \"a\": \"}\\\"]\"\n}\n{\n  \"b\": [1, {}]\n}\n";
+        assert_eq!(
+            rows(spread),
+            [r#"1 { "a": "}\"]" }"#, r#"4 { "b": [1, {}] }"#]
+        );
+        assert_eq!(
+            rows("\n[ {\"a\": \"}\\\"]\"} ,\n{\"b\": [1,\n {}]}, 5, \"x,]\"]\n"),
+            [
+                r#"1 {"a": "}\"]"}"#,
+                r#"2 {"b": [1, {}]}"#,
+                "3 5",
+                "4 \"x,]\""
+            ]
+        );
+        assert_eq!(rows("[]"), Vec::<String>::new());
+        assert_eq!(rows("\u{feff}{\"a\": 1}"), ["1 {\"a\": 1}"]);
+    }
+
+    #[test]
+    fn a_broken_first_line_is_no_object_over_several() {
+        assert_eq!(
+            rows("{\"a\": [1\n{\"a\": [2]}\n"),
+            ["1 {\"a\": [1", "2 {\"a\": [2]}"]
+        );
+    }
+
+    #[test]
+    fn broken_arrays_end_with_a_reason() {
+        assert_eq!(
+            rows("[{}"),
+            ["1 {}", "2 ! the array has no end: is the file cut off?"]
+        );
+        assert_eq!(
+            rows("[{} {}]"),
+            [
+                "1 {}",
+                "2 ! broken JSON: no comma before this item of the array"
+            ]
+        );
+        assert_eq!(
+            rows("[{}]\n{}"),
+            ["1 {}", "2 ! there is more after the end of the array"]
+        );
+    }
 }

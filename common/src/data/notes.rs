@@ -1,0 +1,202 @@
+//! What of the rows was passed over, by name: each thing once per dataset, with its first line and how many rows have it.
+//!
+//! Enters: notes on single rows, in the order of the data. Leaves: lines for people. Holds a bounded number of names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Different notes that are told of a dataset; the others are counted.
+const MAX_NOTES: usize = 40;
+
+/// Names in one line; the others are counted.
+const MAX_NAMES: usize = 12;
+
+/// Longest name of a column that is shown whole, in bytes.
+const MAX_NAME_BYTES: usize = 60;
+
+/// Something of a row that does not reach training, or not as the row has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// A column that nothing reads.
+    Column(String),
+    /// A key of a message that the chat template does not read.
+    MessageKey(String),
+    /// A role that the chat template may know, but the reader does not.
+    Role(String),
+    /// A part of a message (`the content of a system message`) or of the row that the template does not show.
+    NotShown(&'static str),
+    /// An answer without anything in it: its end is all that is learned.
+    EmptyAnswer,
+    /// An answer that the row itself leaves out of what is learned.
+    LeftOut,
+    /// The chat template's own marks say what is learned.
+    GenerationMarks,
+}
+
+impl Note {
+    /// Those that are told in one line.
+    fn group(&self) -> u8 {
+        match self {
+            Self::Column(_) => 0,
+            Self::MessageKey(_) => 1,
+            Self::Role(_) => 2,
+            Self::NotShown(_) => 3,
+            Self::EmptyAnswer => 4,
+            Self::LeftOut => 5,
+            Self::GenerationMarks => 6,
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Column(name) | Self::MessageKey(name) | Self::Role(name) => Some(name),
+            Self::NotShown(part) => Some(part),
+            Self::EmptyAnswer | Self::LeftOut | Self::GenerationMarks => None,
+        }
+    }
+}
+
+/// The notes of one dataset.
+#[derive(Debug, Default)]
+pub struct Notes {
+    found: BTreeMap<Note, Found>,
+    /// Rows whose note found no room.
+    untold: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    first_line: u64,
+    rows: u64,
+}
+
+impl Notes {
+    /// Counts the notes of a row, each once.
+    pub fn add(&mut self, line: u64, mut notes: Vec<Note>) {
+        notes.sort_unstable();
+        notes.dedup();
+        for note in notes {
+            if let Some(found) = self.found.get_mut(&note) {
+                found.rows += 1;
+            } else if self.found.len() < MAX_NOTES {
+                let found = Found {
+                    first_line: line,
+                    rows: 1,
+                };
+                self.found.insert(note, found);
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    /// A line for each kind of note, with the file.
+    pub fn lines(&self, file: &Path) -> Vec<String> {
+        let all: Vec<(&Note, &Found)> = self.found.iter().collect();
+        let mut lines: Vec<String> = all
+            .chunk_by(|(one, _), (other, _)| one.group() == other.group())
+            .map(|group| describe(file, group))
+            .collect();
+        if self.untold > 0 {
+            lines.push(format!(
+                "{}: {} more notes on its rows are not shown",
+                file.display(),
+                self.untold
+            ));
+        }
+        lines
+    }
+}
+
+/// One line for notes of one kind.
+fn describe(file: &Path, group: &[(&Note, &Found)]) -> String {
+    let first_line = group.iter().map(|(_, found)| found.first_line).min();
+    let rows = group.iter().map(|(_, found)| found.rows).max().unwrap_or(0);
+    let place = format!("{}:{}", file.display(), first_line.unwrap_or(0));
+    match group[0].0 {
+        Note::Column(_) => format!("{place}: columns that are not read: {}", names(group, true)),
+        Note::MessageKey(_) => format!(
+            "{place}: keys of messages that the chat template does not read: {}",
+            names(group, true)
+        ),
+        Note::Role(_) => format!(
+            "{place}: roles given to the chat template as they are: {}",
+            names(group, true)
+        ),
+        Note::NotShown(_) => format!(
+            "{place}: the chat template does not show {}",
+            names(group, false)
+        ),
+        Note::EmptyAnswer => format!(
+            "{place}: an answer is empty, and only its end is learned ({})",
+            count(rows)
+        ),
+        Note::LeftOut => format!(
+            "{place}: answers are not learned where their message says so ({})",
+            count(rows)
+        ),
+        Note::GenerationMarks => format!(
+            "{place}: what is learned is what the chat template marks with {{% generation %}} ({})",
+            count(rows)
+        ),
+    }
+}
+
+fn names(group: &[(&Note, &Found)], quoted: bool) -> String {
+    let told = group.iter().take(MAX_NAMES).filter_map(|(note, found)| {
+        let name = shortened(note.name()?);
+        Some(match quoted {
+            true => format!("`{name}` ({})", count(found.rows)),
+            false => format!("{name} ({})", count(found.rows)),
+        })
+    });
+    let told: Vec<String> = told.collect();
+    match group.len().saturating_sub(MAX_NAMES) {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
+    }
+}
+
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(MAX_NAME_BYTES) {
+        Some((end, _)) => format!("{}...", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+fn count(rows: u64) -> String {
+    let plural = if rows == 1 { "" } else { "s" };
+    format!("{rows} row{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thing_is_told_once_with_its_first_line_and_its_rows() {
+        let column = |name: &str| Note::Column(name.to_owned());
+        let mut notes = Notes::default();
+        notes.add(3, vec![column("id"), column("id"), column("score")]);
+        notes.add(4, vec![column("id"), Note::NotShown("reasoning")]);
+        assert_eq!(
+            notes.lines(Path::new("a.jsonl")),
+            [
+                "a.jsonl:3: columns that are not read: `id` (2 rows), `score` (1 row)",
+                "a.jsonl:4: the chat template does not show reasoning (1 row)",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_with_a_column_each_do_not_fill_the_memory() {
+        let mut notes = Notes::default();
+        for line in 1..=1000 {
+            notes.add(line, vec![Note::Column(format!("column {line}"))]);
+        }
+        let lines = notes.lines(Path::new("a.jsonl"));
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].ends_with(" and 28 more"), "{lines:?}");
+        assert!(lines[1].contains("960 more notes"), "{lines:?}");
+    }
+}

@@ -1,0 +1,247 @@
+//! One message of a conversation: checked, and with the template's own names.
+//!
+//! Enters: an item of a list of messages. Leaves: the message as templates read it and whether it is learned, or why not.
+//! Which roles there are is the template's business; only what looks like a slip of the pen is refused.
+
+use serde_json::{Map, Value as Json};
+
+use super::super::notes::Note;
+use super::{columns_found, kind_of, nearest};
+use crate::job::FieldNames;
+
+const ASSISTANT: &str = "assistant";
+
+/// Roles that need no note.
+const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
+
+/// Names under which a message has its thinking.
+pub const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Keys that say whether a message is learned: of Axolotl, OpenAI and ms-swift.
+const SWITCHES: [&str; 3] = ["train", "weight", "loss"];
+
+/// Keys that weigh or mask in ways that are not done here.
+const REFUSED_KEYS: [&str; 9] = [
+    "train_detail",
+    "training_detail",
+    "trainable",
+    "mask",
+    "masked",
+    "loss_mask",
+    "loss_weight",
+    "loss_scale",
+    "training",
+];
+
+/// Kinds of content parts that a model which only reads text never sees.
+const MEDIA_PARTS: [&str; 11] = [
+    "image",
+    "image_url",
+    "input_image",
+    "video",
+    "video_url",
+    "input_video",
+    "audio",
+    "audio_url",
+    "input_audio",
+    "file",
+    "input_file",
+];
+
+/// A message that can be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub json: Json,
+    /// What the message says of itself; None where it says nothing.
+    pub learned: Option<bool>,
+}
+
+/// Reads the messages of one dataset.
+pub struct MessageReader<'a> {
+    pub names: &'a FieldNames,
+    /// The chat template itself names this role.
+    pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
+}
+
+impl MessageReader<'_> {
+    pub fn read(&self, message: &Json, notes: &mut Vec<Note>) -> Result<Message, String> {
+        let Json::Object(fields) = message else {
+            return Err(format!(
+                "must be an object with role and content, not {}",
+                kind_of(message)
+            ));
+        };
+        let role = self.role(fields, notes)?;
+        self.check_content(fields)?;
+        let learned = learned(fields, role, &self.names.content)?;
+        let renamed = fields
+            .iter()
+            .filter(|(name, _)| !SWITCHES.contains(&name.as_str()))
+            .map(|(name, value)| {
+                let name = match name {
+                    name if *name == self.names.role => "role",
+                    name if *name == self.names.content => "content",
+                    name => name,
+                };
+                (name.to_owned(), value.clone())
+            })
+            .collect();
+        Ok(Message {
+            json: Json::Object(renamed),
+            learned,
+        })
+    }
+
+    fn role<'a>(
+        &self,
+        fields: &'a Map<String, Json>,
+        notes: &mut Vec<Note>,
+    ) -> Result<&'a str, String> {
+        let name = &self.names.role;
+        let role = match fields.get(name) {
+            Some(Json::String(role)) => role,
+            Some(other) => {
+                return Err(format!("`{name}` must be a string, not {}", kind_of(other)));
+            }
+            None => return Err(format!("no `{name}`; {}", columns_found(fields, &[name]))),
+        };
+        if ROLES.contains(&role.as_str()) || (self.accepts_role)(role) {
+            return Ok(role);
+        }
+        let meant = match role.trim().to_lowercase().as_str() {
+            "human" | "prompter" => Some("user"),
+            "gpt" | "bot" | "ai" | "model" | "chatbot" => Some(ASSISTANT),
+            "function" | "observation" | "ipython" | "function_response" => Some("tool"),
+            "" => return Err(format!("`{name}` is empty")),
+            lower => nearest(lower, &ROLES),
+        };
+        match meant {
+            Some(meant) => Err(format!("unknown role `{role}` (did you mean `{meant}`?)")),
+            None => {
+                notes.push(Note::Role(role.clone()));
+                Ok(role)
+            }
+        }
+    }
+
+    fn check_content(&self, fields: &Map<String, Json>) -> Result<(), String> {
+        let name = &self.names.content;
+        if fields
+            .get("function_call")
+            .is_some_and(|call| !call.is_null())
+        {
+            return Err(
+                "`function_call` is the old form of a tool call: write it as `tool_calls`"
+                    .to_owned(),
+            );
+        }
+        let has = |name: &str| match fields.get(name) {
+            None | Some(Json::Null) => false,
+            Some(Json::Array(items)) => !items.is_empty(),
+            Some(_) => true,
+        };
+        let says_else = has("tool_calls") || REASONING.iter().any(|name| has(name));
+        match fields.get(name) {
+            Some(Json::String(_)) => Ok(()),
+            Some(Json::Array(parts)) => parts.iter().enumerate().try_for_each(|(index, part)| {
+                check_part(part)
+                    .map_err(|reason| format!("part {} of `{name}` {reason}", index + 1))
+            }),
+            None | Some(Json::Null) if says_else => Ok(()),
+            Some(Json::Null) => Err(format!(
+                "`{name}` is null and there are no `tool_calls`: write the text, or \"\" where there is none"
+            )),
+            None => Err(format!(
+                "no `{name}`; {}",
+                columns_found(fields, &[name.as_str()])
+            )),
+            Some(other) => Err(format!(
+                "`{name}` must be a string or a list of parts, not {}",
+                kind_of(other)
+            )),
+        }
+    }
+}
+
+fn check_part(part: &Json) -> Result<(), String> {
+    let kind = part["type"].as_str().unwrap_or("text");
+    if MEDIA_PARTS.contains(&kind) {
+        return Err(format!("is of type `{kind}`: only text is learned from"));
+    }
+    Ok(())
+}
+
+/// What a message says of whether it is learned.
+fn learned(fields: &Map<String, Json>, role: &str, content: &str) -> Result<Option<bool>, String> {
+    let is_set = |name: &&&str| fields.get(**name).is_some_and(|value| !value.is_null());
+    if let Some(name) = REFUSED_KEYS.iter().find(is_set) {
+        return Err(format!(
+            "`{name}` is not read: a message is learned whole or, with `train: false` or `weight: 0`, not at all"
+        ));
+    }
+    let mut said: Option<(&str, bool)> = None;
+    for name in SWITCHES {
+        let Some(value) = fields.get(name).filter(|value| !value.is_null()) else {
+            continue;
+        };
+        let learned = switch(name, value)?;
+        if let Some((other, other_learned)) = said
+            && other_learned != learned
+        {
+            return Err(format!("`{other}` and `{name}` contradict each other"));
+        }
+        said = Some((name, learned));
+    }
+    let of_parts = parts_learned(fields.get(content))?;
+    let said = match (said, of_parts) {
+        (Some((name, learned)), Some(of_parts)) if learned != of_parts => {
+            return Err(format!("`{name}` and its parts contradict each other"));
+        }
+        (Some((_, learned)), _) => Some(learned),
+        (None, of_parts) => of_parts,
+    };
+    if said == Some(true) && role != ASSISTANT {
+        return Err(format!(
+            "asks to be learned, but its role is `{role}`: only messages of the assistant are (all of the row with `train_on_inputs: true`)"
+        ));
+    }
+    Ok(said)
+}
+
+/// What the parts of a content say, where they all say the same.
+fn parts_learned(content: Option<&Json>) -> Result<Option<bool>, String> {
+    let Some(Json::Array(parts)) = content else {
+        return Ok(None);
+    };
+    let mut said = Vec::new();
+    for part in parts {
+        let mut of_part = None;
+        for name in SWITCHES {
+            if let Some(value) = part.get(name).filter(|value| !value.is_null()) {
+                of_part = Some(switch(name, value)?);
+            }
+        }
+        said.push(of_part);
+    }
+    match said.first() {
+        None => Ok(None),
+        Some(first) if said.iter().all(|other| other == first) => Ok(*first),
+        // Parts that say nothing are learned.
+        Some(_) if said.iter().all(|said| said.unwrap_or(true)) => Ok(Some(true)),
+        Some(_) => Err(
+            "some parts of its content are to be learned and others not: that is not done; make two messages or leave `train` and `weight` out"
+                .to_owned(),
+        ),
+    }
+}
+
+fn switch(name: &str, value: &Json) -> Result<bool, String> {
+    match value {
+        Json::Bool(learned) => Ok(*learned),
+        Json::Number(number) if number.as_f64() == Some(0.0) => Ok(false),
+        Json::Number(number) if number.as_f64() == Some(1.0) => Ok(true),
+        other => Err(format!(
+            "`{name}` is {other}: only 0 (not learned) and 1 (learned) are known"
+        )),
+    }
+}
