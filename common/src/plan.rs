@@ -1,10 +1,14 @@
 //! The plan of a run as pure functions: step -> slots -> blocks, and step -> learning rate. Equal inputs give equal
 //! plans on every machine.
 
+mod settle;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::job::{JobSpec, LrScheduler, Warmup};
 use crate::rng::CounterRng;
+
+pub use settle::{DataSize, settle, settle_sequence_len};
 
 /// Which blocks each slot of each step holds. Built from the job and the number of training blocks.
 ///
@@ -104,10 +108,7 @@ pub fn eval_slots(job: &JobSpec, train_blocks: u64, eval_blocks: u64) -> Vec<Vec
 /// The learning rate of the update after `step` earlier ones, as Transformers' schedulers give it
 /// (`transformers/optimization.py`): linear warm-up from 0, then the named curve down to 0 at `total_steps`.
 pub fn learning_rate(job: &JobSpec, step: u64, total_steps: u64) -> f64 {
-    let warmup = match job.warmup {
-        Warmup::Steps(steps) => steps,
-        Warmup::Ratio(ratio) => (ratio * total_steps as f64).ceil() as u64,
-    };
+    let warmup = warmup_steps(job.warmup, total_steps);
     if job.lr_scheduler == LrScheduler::Constant {
         return job.learning_rate;
     }
@@ -121,6 +122,20 @@ pub fn learning_rate(job: &JobSpec, step: u64, total_steps: u64) -> f64 {
         LrScheduler::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
     };
     job.learning_rate * factor.max(0.0)
+}
+
+/// Some step has a learning rate above 0: without one the weights end as they began.
+pub fn learns(job: &JobSpec, total_steps: u64) -> bool {
+    // A warm-up begins at 0, and its second step is above; without a warm-up the first one is.
+    (0..total_steps.min(2)).any(|step| learning_rate(job, step, total_steps) > 0.0)
+}
+
+/// Steps over which the learning rate rises.
+pub fn warmup_steps(warmup: Warmup, total_steps: u64) -> u64 {
+    match warmup {
+        Warmup::Steps(steps) => steps,
+        Warmup::Ratio(ratio) => (ratio * total_steps as f64).ceil() as u64,
+    }
 }
 
 #[cfg(test)]
@@ -168,6 +183,7 @@ mod tests {
                 max_workers: None,
             },
             test_prompts: Vec::new(),
+            reading: Reading::default(),
         }
     }
 

@@ -36,11 +36,11 @@ impl Setup {
                 flag("base_model", folder.path()),
                 flag("dataset", &data),
                 flag("output_dir", &folder.path().join("out")),
+                ("sequence_len".to_owned(), "32".to_owned()),
             ],
             ..JobSources::default()
         })
         .unwrap();
-        job.sequence_len = 32;
         job.datasets = vec![DatasetSpec {
             path: data,
             kind: DatasetKind::Auto,

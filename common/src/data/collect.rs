@@ -208,32 +208,9 @@ impl<'a> Source<'a> {
 type RowExamples = (u64, Vec<Example>, Vec<Note>);
 
 fn open(dataset: &DatasetSpec) -> Result<std::iter::Take<std::iter::Skip<RowReader>>, String> {
-    let (from, to) = match &dataset.split {
-        None => (0, usize::MAX),
-        Some(split) => row_range(split)?,
-    };
+    let (from, to) = dataset.rows().map_err(|reason| format!("split {reason}"))?;
     let rows = RowReader::open(&dataset.path)?;
     Ok(rows.skip(from).take(to.saturating_sub(from)))
-}
-
-/// `train`, or a slice of it as in `train[100:200]`. A file has one split, so its name does not matter.
-fn row_range(split: &str) -> Result<(usize, usize), String> {
-    let Some((_, slice)) = split.split_once('[') else {
-        return Ok((0, usize::MAX));
-    };
-    let bound = |text: &str, default: usize| match text.trim() {
-        "" => Some(default),
-        text => text.parse().ok(),
-    };
-    slice
-        .strip_suffix(']')
-        .and_then(|slice| slice.split_once(':'))
-        .and_then(|(from, to)| Some((bound(from, 0)?, bound(to, usize::MAX)?)))
-        .ok_or_else(|| {
-            format!(
-                "split `{split}` is not understood: write `train` or `train[100:200]` (rows from 0)"
-            )
-        })
 }
 
 /// Rows in batches that bound memory.

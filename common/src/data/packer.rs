@@ -13,6 +13,7 @@ use super::pack::best_fit_decreasing;
 use super::tokens::Tokens;
 use crate::files::FileError;
 use crate::job::{JobSpec, ValSetSize};
+use crate::plan::DataSize;
 use crate::progress::Progress;
 use crate::rng::CounterRng;
 
@@ -57,6 +58,17 @@ impl Packer {
         self.counts.divided_rows += u64::from(self.row_goes_on && !example.is_apart);
         self.row_goes_on = example.is_apart;
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
+    }
+
+    /// What the examples come to, uncut.
+    pub fn size(&self) -> DataSize {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let longest = starts.zip(&self.ends).map(|(start, end)| end - start).max();
+        DataSize {
+            examples: self.ends.len() as u64,
+            longest: longest.unwrap_or(0) as u64,
+            tokens: self.tokens.len() as u64,
+        }
     }
 
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {

@@ -4,7 +4,7 @@
 //! problem of every row. Never drops text without counting it.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use super::tokenize::Tokenizer;
 use crate::failpoint;
 use crate::files::file_digest_watched;
 use crate::job::{JobSpec, ValSetSize};
+use crate::plan::{DataSize, settle, settle_sequence_len};
 use crate::progress::Progress;
 
 /// Changes whenever equal inputs may give other blocks.
@@ -59,6 +60,15 @@ pub struct DataCounts {
 }
 
 impl DataCounts {
+    /// What defaults follow. Where no example was cut, it is the same for blocks of any length.
+    fn size(&self) -> DataSize {
+        DataSize {
+            examples: self.examples,
+            longest: self.longest,
+            tokens: self.tokens + self.untrained_tokens,
+        }
+    }
+
     /// Tokens of the text that a token attends in, on average over all tokens.
     pub fn mean_context(&self) -> f64 {
         self.squared_tokens as f64 / self.tokens.max(1) as f64
@@ -90,6 +100,8 @@ fn is_zero(count: &u64) -> bool {
 /// The data, ready for training.
 #[derive(Debug)]
 pub struct PreparedData {
+    /// The job with what it left to the data decided: what training follows.
+    pub job: JobSpec,
     pub file: BlockFile,
     pub counts: DataCounts,
     /// The first example, for people.
@@ -109,13 +121,13 @@ pub fn prepare_blocks(
 ) -> Result<PreparedData, DataErrors> {
     progress.begin("reading the data", bytes_of(job));
     let data_digest = data_digest(job, progress)?;
-    let inputs = inputs_digest(job, &data_digest, tokenizer, template);
-    let path = out_dir.join(file_name(&inputs));
-    if let Some((file, counts)) = reuse(&path, job, &inputs) {
+    let inputs_of = |job: &JobSpec| inputs_digest(job, &data_digest, tokenizer, template);
+    if let Some((job, file, counts)) = reuse(out_dir, job, inputs_of) {
         return Ok(PreparedData {
+            job: settle(&job, counts.size(), counts.blocks),
             file,
             counts,
-            samples: samples(job, tokenizer, template, 1)?,
+            samples: samples(&job, tokenizer, template, 1)?,
             data_digest,
         });
     }
@@ -134,13 +146,17 @@ pub fn prepare_blocks(
     packer.counts.rows = reading.rows;
     packer.counts.notes = reading.notes;
     packer.counts.dated_template = template.is_some_and(ChatTemplate::uses_the_date);
+    let job = &settle_sequence_len(job, packer.size());
+    let inputs = inputs_of(job);
     let packed = packer
         .pack(job)
         .map_err(|reason| DataErrors::one(None, reason))?;
+    let path = out_dir.join(file_name(&inputs));
     let file = packed
         .write(&path, job, inputs, source.pad_id(), progress)
         .map_err(|error| DataErrors::one(None, error.to_string()))?;
     Ok(PreparedData {
+        job: settle(job, packed.counts.size(), packed.counts.blocks),
         file,
         counts: packed.counts,
         samples: first.into_iter().collect(),
@@ -163,6 +179,9 @@ pub fn prune_blocks(current: &BlockFile) {
         }
     }
 }
+
+/// Block files that are looked at for one that will do. More than a few are never there: other ones are removed.
+const MAX_CANDIDATES: usize = 16;
 
 const NAME_START: &str = "blocks-";
 const NAME_END: &str = ".bin";
@@ -200,15 +219,37 @@ pub fn samples(
         .collect())
 }
 
-fn reuse(path: &Path, job: &JobSpec, inputs: &blake3::Hash) -> Option<(BlockFile, DataCounts)> {
-    let file = BlockFile::open(path).ok()?;
-    let counts: DataCounts = serde_json::from_slice(file.info()).ok()?;
-    let usable = file.inputs() == inputs.as_bytes()
-        && file.sequence_len() == job.sequence_len
-        && file.train_blocks() == counts.blocks
-        && file.train_blocks() > 0
-        && file.eval_blocks() == counts.eval_blocks;
-    usable.then_some((file, counts))
+/// The block file of this job in the folder, if there is one, and the job with the length of its blocks.
+fn reuse(
+    folder: &Path,
+    job: &JobSpec,
+    inputs_of: impl Fn(&JobSpec) -> blake3::Hash,
+) -> Option<(JobSpec, BlockFile, DataCounts)> {
+    let usable = |path: &Path| {
+        let file = BlockFile::open(path).ok()?;
+        let counts: DataCounts = serde_json::from_slice(file.info()).ok()?;
+        let job = settle_sequence_len(job, counts.size());
+        let usable = file.inputs() == inputs_of(&job).as_bytes()
+            && file.sequence_len() == job.sequence_len
+            && file.train_blocks() == counts.blocks
+            && file.train_blocks() > 0
+            && file.eval_blocks() == counts.eval_blocks;
+        usable.then_some((job, file, counts))
+    };
+    if !job.reading.left_to_data.sequence_len {
+        return usable(&folder.join(file_name(&inputs_of(job))));
+    }
+    // Only what the data came to says how long the blocks are, and only the file of the blocks knows that.
+    let entries = std::fs::read_dir(folder).ok()?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.is_some_and(is_file_name)
+    };
+    paths
+        .filter(is_ours)
+        .take(MAX_CANDIDATES)
+        .find_map(|path| usable(&path))
 }
 
 /// Of all dataset files, as far as they are there.
@@ -238,6 +279,11 @@ fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
         return Err("the dataset is empty".to_owned());
     }
     file_digest_watched(path, progress).map_err(|error| error.to_string())
+}
+
+/// `owner/name`, as data sets are called on a hub.
+fn is_hub_id(path: &Path) -> bool {
+    path.is_relative() && path.extension().is_none() && path.components().count() == 2
 }
 
 /// Everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day

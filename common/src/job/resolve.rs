@@ -34,7 +34,9 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         base_dtype: base_dtype(reader),
         datasets: datasets(reader),
         val_set_size,
-        sequence_len: reader.size("sequence_len", 2..=1 << 20).unwrap_or(2048),
+        sequence_len: reader
+            .size("sequence_len", 2..=1 << 20)
+            .unwrap_or(DEFAULT_SEQUENCE_LEN),
         sample_packing: reader.switch("sample_packing").unwrap_or(true),
         train_on_inputs: train_on_inputs(reader),
         shuffle: reader.switch("shuffle").unwrap_or(true),
@@ -69,6 +71,24 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         reduction: reduction(reader),
         cluster: cluster(reader),
         test_prompts: reader.texts("test_prompts", None).unwrap_or_default(),
+        reading: Reading {
+            left_to_data: left_to_data(reader, max_steps, lr_scheduler),
+            notices: Vec::new(),
+        },
+    }
+}
+
+fn left_to_data(
+    reader: &Reader<'_>,
+    max_steps: Option<u64>,
+    lr_scheduler: LrScheduler,
+) -> LeftToData {
+    let left = |names: &[&str]| names.iter().all(|name| reader.given(name).is_none());
+    LeftToData {
+        sequence_len: left(&["sequence_len"]),
+        global_batch_size: left(&["global_batch_size", "gradient_accumulation_steps"]),
+        num_epochs: left(&["num_epochs"]) && max_steps.is_none(),
+        warmup: left(&["warmup_steps", "warmup_ratio"]) && lr_scheduler != LrScheduler::Constant,
     }
 }
 
@@ -258,9 +278,20 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         kind: reader
             .choice(&name("type"), kinds)
             .unwrap_or(DatasetKind::Auto),
-        split: reader.text(&name("split")),
+        split: split(reader, &name("split")),
         fields,
     }
+}
+
+/// A file is one split, so that another one than `train` would train on rows that were not meant.
+fn split(reader: &mut Reader<'_>, name: &str) -> Option<String> {
+    let split = reader.text(name)?;
+    if let Err(reason) = rows_of_split(&split)
+        && let Some(given) = reader.given(name)
+    {
+        reader.problem(given, reason);
+    }
+    Some(split)
 }
 
 fn val_set_size(reader: &mut Reader<'_>) -> ValSetSize {
@@ -299,9 +330,34 @@ fn train_on_inputs(reader: &mut Reader<'_>) -> bool {
 // ---- what is written, and when ----
 
 fn eval_steps(reader: &mut Reader<'_>, val_set_size: ValSetSize) -> Option<u64> {
-    let steps = zero_is_none(reader.whole("eval_steps", 0..=MAX_STEPS)?)?;
+    let steps = reader
+        .whole("eval_steps", 0..=MAX_STEPS)
+        .and_then(zero_is_none);
+    let holds_out = val_set_size != ValSetSize::None;
+    if let Some(by_steps) = strategy(reader, "eval_strategy", "eval_steps")
+        && let Some(given) = reader.given("eval_strategy")
+    {
+        match (by_steps, steps) {
+            (true, None) => {
+                reader.problem(given, "is steps, but `eval_steps` is missing".to_owned())
+            }
+            (false, Some(_)) => {
+                reader.one_of(
+                    &["eval_strategy", "eval_steps"],
+                    "when the held-out data is evaluated",
+                );
+            }
+            (false, None) if holds_out => {
+                let message =
+                    "is no, but what `val_set_size` holds out is evaluated at the end; remove one";
+                reader.problem(given, message.to_owned());
+            }
+            _ => {}
+        }
+    }
+    let steps = steps?;
     if let Some(given) = reader.given("eval_steps")
-        && val_set_size == ValSetSize::None
+        && !holds_out
         && Some(given.layer) >= reader.layer("val_set_size")
     {
         let message = "has nothing to evaluate: `val_set_size` holds no examples out";
@@ -311,12 +367,39 @@ fn eval_steps(reader: &mut Reader<'_>, val_set_size: ValSetSize) -> Option<u64> 
 }
 
 fn save_steps(reader: &mut Reader<'_>) -> SaveSteps {
-    match reader.scalar("save_steps", "auto or a number of steps") {
+    let steps = match reader.scalar("save_steps", "auto or a number of steps") {
         None | Some((_, "auto")) => SaveSteps::Auto,
         Some(_) => match reader.whole("save_steps", 0..=MAX_STEPS) {
             Some(steps) => zero_is_none(steps).map_or(SaveSteps::Never, SaveSteps::Every),
             None => SaveSteps::Auto,
         },
+    };
+    if strategy(reader, "save_strategy", "save_steps") != Some(false) || steps == SaveSteps::Never {
+        return steps;
+    }
+    match reader.one_of(
+        &["save_strategy", "save_steps"],
+        "when checkpoints are saved",
+    ) {
+        Some("save_steps") => steps,
+        _ => SaveSteps::Never,
+    }
+}
+
+/// Transformers' `save_strategy` and `eval_strategy`: by steps (true) or never (false).
+fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<bool> {
+    let (given, text) = reader.scalar(name, "steps or no")?;
+    match text.to_ascii_lowercase().as_str() {
+        "steps" => Some(true),
+        "no" | "none" | "never" | "false" | "off" => Some(false),
+        other => {
+            let other = shorten(other);
+            let message = format!(
+                "must be steps or no, found `{other}`; give the number of steps as `{instead}`"
+            );
+            reader.problem(given, message);
+            None
+        }
     }
 }
 

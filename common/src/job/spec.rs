@@ -4,6 +4,13 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::yaml::shorten;
+
+/// Tokens in a block where the data is large.
+pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
+/// Blocks in a step where the data is large and `micro_batch_size` divides it.
+pub const DEFAULT_BATCH_SIZE: usize = 8;
+
 /// A job that passed every check that needs no model and no data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -19,7 +26,7 @@ pub struct JobSpec {
     pub datasets: Vec<DatasetSpec>,
     /// What is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
-    /// Tokens in a block, 2 to 2^20. Default: 2048.
+    /// Tokens in a block, 2 to 2^20. Default: 2048, fewer for small data.
     pub sequence_len: usize,
     /// Several examples share a block. Off: one example a block. Default: on.
     pub sample_packing: bool,
@@ -29,11 +36,11 @@ pub struct JobSpec {
     pub shuffle: bool,
     /// Which weights are trained. Default: all.
     pub method: Method,
-    /// Blocks in a step, a multiple of `micro_batch_size`. Default: 8, or the next multiple.
+    /// Blocks in a step, a multiple of `micro_batch_size`. Default: 8 or the next multiple, fewer for small data.
     pub global_batch_size: usize,
     /// Blocks in a slot. Default: 1.
     pub micro_batch_size: usize,
-    /// Passes over the data, above 0. Default: 1.
+    /// Passes over the data, above 0. Default: 1, or 3 for small data.
     pub num_epochs: f64,
     /// Steps, at least 1; overrides `num_epochs`. Default: none.
     pub max_steps: Option<u64>,
@@ -41,7 +48,7 @@ pub struct JobSpec {
     pub learning_rate: f64,
     /// Curve after the warm-up. Default: cosine.
     pub lr_scheduler: LrScheduler,
-    /// Rise of the learning rate from 0. Default: 3% of the steps.
+    /// Rise of the learning rate from 0. Default: 3% of the steps, or none where that is less than 2.
     pub warmup: Warmup,
     /// Decay of AdamW's first moment, in [0, 1). Default: 0.9.
     pub adam_beta1: f64,
@@ -65,7 +72,7 @@ pub struct JobSpec {
     pub save_total_limit: Option<usize>,
     /// Steps between two evaluations. None: only at the end, where there is a validation set. Default: none.
     pub eval_steps: Option<u64>,
-    /// Steps in a row that may be skipped for gradients that are not finite before the job stops. Default: 10.
+    /// Steps in a row that may be skipped for gradients that are not finite before the job stops. Default: 5.
     pub max_skipped_steps: u64,
     /// Where results and checkpoints go. Default: `output`.
     pub output_dir: PathBuf,
@@ -76,6 +83,35 @@ pub struct JobSpec {
     pub cluster: ClusterSpec,
     /// Asked before and after training; the answers are shown. Default: none.
     pub test_prompts: Vec<String>,
+    /// What reading the job left open, and what it has to tell: never part of the digest, of the wire or of a record.
+    #[serde(skip)]
+    pub reading: Reading,
+}
+
+/// What is known of a job only where it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// What the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
+    pub left_to_data: LeftToData,
+    /// What the user should know of the job, a line each.
+    pub notices: Vec<String>,
+}
+
+/// Fields that the user did not give and that follow the data. Until it is known they stand at what large data gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftToData {
+    pub sequence_len: bool,
+    /// Neither `global_batch_size` nor `gradient_accumulation_steps` was given.
+    pub global_batch_size: bool,
+    /// Neither `num_epochs` nor `max_steps` was given.
+    pub num_epochs: bool,
+    pub warmup: bool,
+}
+
+impl LeftToData {
+    pub fn anything(self) -> bool {
+        self != Self::default()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,9 +136,51 @@ pub struct DatasetSpec {
     pub path: PathBuf,
     /// Shape of the rows. Default: told by the columns of each.
     pub kind: DatasetKind,
-    /// Recorded only: a file is one split. Default: none.
+    /// `train`, or a slice of it as in `train[100:200]`. Default: every row.
     pub split: Option<String>,
     pub fields: FieldNames,
+}
+
+impl DatasetSpec {
+    /// The rows to read, from 0 and without the last.
+    pub fn rows(&self) -> Result<(usize, usize), String> {
+        self.split.as_deref().map_or(Ok(ALL_ROWS), rows_of_split)
+    }
+}
+
+const ALL_ROWS: (usize, usize) = (0, usize::MAX);
+
+/// The rows that a split names; the message goes after the field's name.
+pub(super) fn rows_of_split(split: &str) -> Result<(usize, usize), String> {
+    let (name, slice) = match split.split_once('[') {
+        Some((name, slice)) => (name.trim(), Some(slice)),
+        None => (split.trim(), None),
+    };
+    if name != "train" {
+        return Err(format!(
+            "is `{}`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant \
+             under `path`, or write train",
+            shorten(split)
+        ));
+    }
+    let bound = |text: &str, default: usize| match text.trim() {
+        "" => Some(default),
+        text => text.parse().ok(),
+    };
+    let Some(slice) = slice else {
+        return Ok(ALL_ROWS);
+    };
+    slice
+        .strip_suffix(']')
+        .and_then(|slice| slice.split_once(':'))
+        .and_then(|(from, to)| Some((bound(from, 0)?, bound(to, usize::MAX)?)))
+        .filter(|(from, to)| from < to)
+        .ok_or_else(|| {
+            format!(
+                "is `{}`, which names no rows: write train, or train[100:200] with the numbers of rows, from 0",
+                shorten(split)
+            )
+        })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -101,6 +101,7 @@ pub fn job(method: Method) -> JobSpec {
             max_workers: None,
         },
         test_prompts: Vec::new(),
+        reading: Default::default(),
     }
 }
 

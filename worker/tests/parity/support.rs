@@ -196,5 +196,6 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
             max_workers: None,
         },
         test_prompts: Vec::new(),
+        reading: Default::default(),
     }
 }

@@ -94,6 +94,13 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
     };
     if let Some(start) = start {
         agrees_with(reader, &spec, &start);
+    } else if is_lora
+        && reader.switch("lora_target_linear") == Some(false)
+        && reader.given("lora_target_modules").is_none()
+        && let Some(given) = reader.given("lora_target_linear")
+    {
+        let message = "is false, so `lora_target_modules` has to name the layers";
+        reader.problem(given, message.to_owned());
     }
     spec
 }

@@ -2,7 +2,7 @@
 
 use super::{MAX_BATCH, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
-use crate::job::{LrScheduler, Warmup};
+use crate::job::{DEFAULT_BATCH_SIZE, LrScheduler, Warmup};
 
 /// Slots that a step may have: who outlives a coordinator tells the next one of all of them in one message.
 const MAX_SLOTS: usize = 64 << 10;
@@ -29,7 +29,7 @@ fn sizes(reader: &mut Reader<'_>) -> (usize, usize) {
     let global = reader.size("global_batch_size", 1..=MAX_BATCH);
     let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH);
     let micro_size = micro.unwrap_or(1);
-    let default_global = 8usize.next_multiple_of(micro_size);
+    let default_global = DEFAULT_BATCH_SIZE.next_multiple_of(micro_size);
     let product = accumulation.map(|steps| steps * micro_size);
     if let (Some(global), Some(product)) = (global, product) {
         if global == product {

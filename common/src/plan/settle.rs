@@ -1,0 +1,274 @@
+//! Defaults that follow the data, so that a job without a word on batch, length and epochs learns from sixty chats as from
+//! a million.
+//!
+//! Enters: a job as it was read, and what its data came to. Leaves: the job with every number decided. Pure: the same job
+//! and data give the same numbers on every machine, and what the user gave stays as it is. `docs/job.md` tells the rule.
+
+use super::Schedule;
+use crate::job::{DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, Warmup};
+
+/// Steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that falls.
+const WANTED_STEPS: u64 = 50;
+/// Fewer examples than this are passed over more than once.
+const FEW_EXAMPLES: u64 = 1000;
+/// Tokens that give [`WANTED_STEPS`] of the default size; what has more of them is not few examples, but long ones.
+const FEW_TOKENS: u64 = WANTED_STEPS * (DEFAULT_BATCH_SIZE * DEFAULT_SEQUENCE_LEN) as u64;
+const EPOCHS_OF_FEW: u64 = 3;
+/// Of which a default `sequence_len` is a multiple: kernels work in tiles.
+const BLOCK_MULTIPLE: u64 = 16;
+/// A plan of fewer steps is told to be short.
+const SHORT_PLAN_STEPS: u64 = 20;
+
+/// What the defaults follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataSize {
+    /// Tokenised texts, for training and validation.
+    pub examples: u64,
+    /// Tokens of the longest one.
+    pub longest: u64,
+    /// Tokens of all of them.
+    pub tokens: u64,
+}
+
+impl DataSize {
+    fn is_small(self) -> bool {
+        self.examples < FEW_EXAMPLES && self.tokens < FEW_TOKENS
+    }
+
+    /// Passes over the data where the job does not say.
+    fn epochs(self) -> u64 {
+        if self.is_small() { EPOCHS_OF_FEW } else { 1 }
+    }
+}
+
+/// The job with the length of its blocks decided, which has to be known before the data can be packed.
+///
+/// The default is as long as gives [`WANTED_STEPS`] of the default batch, so that large data has the longest blocks, which
+/// cost the least; but no example is cut for it, and it is never above what large data gets. It does not depend on
+/// `num_epochs`, so that a run that is made longer keeps its blocks.
+pub fn settle_sequence_len(job: &JobSpec, data: DataSize) -> JobSpec {
+    let mut settled = job.clone();
+    if !job.reading.left_to_data.sequence_len {
+        return settled;
+    }
+    let enough = match job.sample_packing {
+        // Nothing shares a block, so what it has beyond its example is wasted.
+        false => 0,
+        true => {
+            let tokens = data.tokens.saturating_mul(data.epochs());
+            tokens.div_ceil(WANTED_STEPS * job.global_batch_size as u64)
+        }
+    };
+    let length = enough.max(data.longest).max(1);
+    let length = length
+        .checked_next_multiple_of(BLOCK_MULTIPLE)
+        .and_then(|length| usize::try_from(length).ok());
+    settled.sequence_len = length.map_or(job.sequence_len, |length| length.min(job.sequence_len));
+    settled
+}
+
+/// The job with everything decided that it left to the data, and what there is to tell of it.
+///
+/// `job` comes from [`settle_sequence_len`]; `train_blocks` are the blocks that the data was then packed into.
+pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
+    let mut settled = job.clone();
+    let left = std::mem::take(&mut settled.reading.left_to_data);
+    if left.global_batch_size {
+        settled.global_batch_size = batch(job, train_blocks.saturating_mul(data.epochs()));
+    }
+    if left.num_epochs {
+        settled.num_epochs = data.epochs() as f64;
+    }
+    let total_steps = Schedule::new(&settled, train_blocks).total_steps();
+    // A warm-up of one step is a step at a learning rate of 0 and nothing else.
+    if left.warmup && super::warmup_steps(job.warmup, total_steps) < 2 {
+        settled.warmup = Warmup::Steps(0);
+    }
+    let told = [
+        followed(job, &settled, data, total_steps),
+        short(&settled, total_steps),
+    ];
+    settled.reading.notices.extend(told.into_iter().flatten());
+    settled
+}
+
+/// Blocks in a step: half of the default as often as it takes to come to [`WANTED_STEPS`], in whole slots.
+fn batch(job: &JobSpec, blocks: u64) -> usize {
+    let micro = job.micro_batch_size;
+    let mut slots = job.global_batch_size.div_ceil(micro);
+    while slots > 1 && blocks.div_ceil((slots * micro) as u64) < WANTED_STEPS {
+        slots /= 2;
+    }
+    slots * micro
+}
+
+/// Which values followed the data, in one line. None where all are what large data gets.
+fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
+    let mut values = Vec::new();
+    if read.reading.left_to_data.sequence_len && settled.sequence_len != DEFAULT_SEQUENCE_LEN {
+        values.push(format!("sequence_len {}", settled.sequence_len));
+    }
+    if settled.global_batch_size != read.global_batch_size {
+        values.push(format!("global_batch_size {}", settled.global_batch_size));
+    }
+    if settled.num_epochs != read.num_epochs {
+        values.push(format!("num_epochs {}", settled.num_epochs));
+    }
+    if settled.warmup != read.warmup {
+        values.push(format!("no warm-up in {total_steps} steps"));
+    }
+    (!values.is_empty()).then(|| {
+        format!(
+            "chosen for {} examples of at most {} tokens: {}; the job may say otherwise",
+            data.examples,
+            data.longest,
+            values.join(", ")
+        )
+    })
+}
+
+/// A line where there are so few steps that hardly anything can be learned. Whoever gave `max_steps` knows.
+fn short(job: &JobSpec, total_steps: u64) -> Option<String> {
+    (total_steps < SHORT_PLAN_STEPS && job.max_steps.is_none()).then(|| {
+        let steps = match total_steps {
+            1 => "1 step is".to_owned(),
+            steps => format!("{steps} steps are"),
+        };
+        format!(
+            "{steps} few to learn from: more data, more num_epochs, or a smaller global_batch_size or sequence_len make more"
+        )
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::job::{JobSources, load};
+    use crate::plan::{learning_rate, learns};
+
+    fn job(fields: &[(&str, &str)]) -> JobSpec {
+        let base = [("base_model", "m"), ("dataset", "d.jsonl")];
+        let flags = base.iter().chain(fields);
+        load(JobSources {
+            flags: flags
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..JobSources::default()
+        })
+        .unwrap()
+    }
+
+    /// The job settled for examples of equal length, which share a block only where two fit.
+    fn settled(fields: &[(&str, &str)], examples: u64, tokens_each: u64) -> (JobSpec, u64) {
+        let data = DataSize {
+            examples,
+            longest: tokens_each,
+            tokens: examples * tokens_each,
+        };
+        let job = settle_sequence_len(&job(fields), data);
+        let length = job.sequence_len as u64;
+        let pieces = examples * tokens_each.div_ceil(length);
+        let in_a_block = match job.sample_packing {
+            true => (length / tokens_each).max(1),
+            false => 1,
+        };
+        let blocks = pieces.div_ceil(in_a_block);
+        let job = settle(&job, data, blocks);
+        assert!(!job.reading.left_to_data.anything());
+        let steps = Schedule::new(&job, blocks).total_steps();
+        assert!(learns(&job, steps), "{examples} x {tokens_each}");
+        (job, steps)
+    }
+
+    fn numbers((job, steps): &(JobSpec, u64)) -> (usize, usize, f64, u64) {
+        let JobSpec {
+            sequence_len,
+            global_batch_size,
+            num_epochs,
+            ..
+        } = job;
+        (*sequence_len, *global_batch_size, *num_epochs, *steps)
+    }
+
+    #[test]
+    fn a_job_of_defaults_learns_from_data_of_any_size() {
+        // sequence_len, global_batch_size, num_epochs, steps
+        assert_eq!(numbers(&settled(&[], 1, 30)), (32, 1, 3.0, 3));
+        assert_eq!(numbers(&settled(&[], 5, 30)), (32, 1, 3.0, 15));
+        assert_eq!(numbers(&settled(&[], 60, 40)), (48, 2, 3.0, 90));
+        assert_eq!(numbers(&settled(&[], 356, 40)), (112, 8, 3.0, 69));
+        assert_eq!(numbers(&settled(&[], 5000, 60)), (752, 8, 1.0, 53));
+        assert_eq!(numbers(&settled(&[], 100_000, 200)), (2048, 8, 1.0, 1250));
+        assert_eq!(numbers(&settled(&[], 60, 9000)), (2048, 8, 3.0, 114));
+        assert_eq!(numbers(&settled(&[], 1, 1)), (16, 1, 3.0, 3));
+    }
+
+    #[test]
+    fn few_steps_begin_without_a_warm_up_and_are_told_to_be_few() {
+        let (few, steps) = settled(&[], 5, 30);
+        assert_eq!(few.warmup, Warmup::Steps(0));
+        assert_eq!(learning_rate(&few, 0, steps), few.learning_rate);
+        assert_eq!(
+            few.reading.notices,
+            [
+                "chosen for 5 examples of at most 30 tokens: sequence_len 32, global_batch_size 1, num_epochs 3, no warm-up in \
+                 15 steps; the job may say otherwise",
+                "15 steps are few to learn from: more data, more num_epochs, or a smaller global_batch_size or sequence_len make \
+                 more",
+            ]
+        );
+        let (many, _) = settled(&[], 100_000, 200);
+        assert_eq!(many.warmup, Warmup::Ratio(0.03));
+        assert!(many.reading.notices.is_empty());
+        let (asked, _) = settled(&[("max_steps", "4")], 60, 40);
+        assert!(
+            !asked
+                .reading
+                .notices
+                .iter()
+                .any(|notice| notice.contains("few"))
+        );
+    }
+
+    #[test]
+    fn what_the_user_gave_stays() {
+        let given = [
+            ("sequence_len", "2048"),
+            ("gradient_accumulation_steps", "8"),
+            ("num_epochs", "1"),
+            ("warmup_ratio", "0.03"),
+        ];
+        let read = job(&given);
+        let data = DataSize {
+            examples: 60,
+            longest: 40,
+            tokens: 2400,
+        };
+        let kept = settle(&settle_sequence_len(&read, data), data, 2);
+        assert_eq!(kept.digest(), read.digest());
+        assert!(!learns(&kept, 1), "Transformers' curve of one step");
+        let curve = settled(&[("warmup_steps", "2")], 60, 40).0;
+        assert_eq!(curve.warmup, Warmup::Steps(2));
+        let (whole_slots, _) = settled(&[("micro_batch_size", "3")], 60, 40);
+        assert_eq!(whole_slots.global_batch_size, 3);
+    }
+
+    #[test]
+    fn a_run_that_is_made_longer_keeps_its_blocks_and_its_batch() {
+        let (short, _) = settled(&[], 60, 40);
+        for longer in [("num_epochs", "30"), ("max_steps", "7")] {
+            let (longer, _) = settled(&[longer], 60, 40);
+            assert_eq!(
+                (longer.sequence_len, longer.global_batch_size),
+                (short.sequence_len, short.global_batch_size)
+            );
+        }
+    }
+
+    #[test]
+    fn unpacked_blocks_are_as_long_as_their_longest_example() {
+        let (unpacked, _) = settled(&[("sample_packing", "false")], 100_000, 200);
+        assert_eq!(unpacked.sequence_len, 208);
+    }
+}
