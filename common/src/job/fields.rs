@@ -103,9 +103,9 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].split",
         &[],
-        "text",
-        "none",
-        "Name of the split; recorded only, since a file is one split.",
+        "train | train[from:to]",
+        "train",
+        "`train`, or some of its rows by number, as in `train[100:200]` (from 0). Any other split is refused, since a file is one.",
     ),
     field(
         "datasets[].field_messages",
@@ -165,7 +165,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "val_set_size",
-        &["test_size", "eval_size"],
+        &["test_size", "eval_size", "val_size"],
         "fraction below 1, or a number of examples",
         "0",
         "How much of the data is held out for evaluation. 0 holds nothing out.",
@@ -180,7 +180,7 @@ const FIELDS: &[Field] = &[
             "cutoff_len",
         ],
         "2 to 1048576",
-        "2048",
+        "2048, less for small data",
         "Tokens in a block. Longer examples are split, never cut off.",
     ),
     field(
@@ -192,7 +192,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "train_on_inputs",
-        &[],
+        &["train_on_prompt"],
         "true | false",
         "false",
         "Learn prompts and user turns too, instead of the assistant's turns or the completions only.",
@@ -280,7 +280,7 @@ const FIELDS: &[Field] = &[
         "global_batch_size",
         &["batch_size", "total_batch_size"],
         "blocks, 1 to 1048576",
-        "8, or the next multiple of micro_batch_size",
+        "8 or the next multiple of micro_batch_size, less for small data",
         "Blocks in a step, over all workers together; at most 65,536 times micro_batch_size.",
     ),
     field(
@@ -301,7 +301,7 @@ const FIELDS: &[Field] = &[
         "num_epochs",
         &["num_train_epochs", "epochs"],
         "above 0, at most 100000",
-        "1",
+        "1, or 3 for small data",
         "Passes over the data. A fraction is allowed.",
     ),
     field(
@@ -330,7 +330,7 @@ const FIELDS: &[Field] = &[
         "warmup_ratio",
         &[],
         "0 to 1",
-        "0.03, or 0 with lr_scheduler: constant",
+        "0.03; 0 where that is less than 2 steps, or with lr_scheduler: constant",
         "Share of all steps over which the learning rate rises from 0.",
     ),
     field(
@@ -413,6 +413,13 @@ const FIELDS: &[Field] = &[
         "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs. 0: only when the job is stopped. At the end the result itself is written.",
     ),
     field(
+        "save_strategy",
+        &[],
+        "steps | no",
+        "steps",
+        "Transformers' way to say `save_steps: 0` (no). For each epoch or the best, give the number of steps.",
+    ),
+    field(
         "save_total_limit",
         &[],
         "1 or more",
@@ -425,6 +432,13 @@ const FIELDS: &[Field] = &[
         "steps, 0 or more",
         "0: only at the end",
         "How often the held-out data is evaluated.",
+    ),
+    field(
+        "eval_strategy",
+        &["evaluation_strategy"],
+        "steps | no",
+        "steps with eval_steps, else no",
+        "Transformers' way to say whether the run stops for evaluations. `no` needs `val_set_size: 0`.",
     ),
     field(
         "max_skipped_steps",
@@ -470,6 +484,49 @@ const FIELDS: &[Field] = &[
         "Further workers wait as spares: one takes the place of a worker that is lost.",
     ),
 ];
+
+/// How the value of a flag stands on a command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagValue {
+    One,
+    /// The flag alone means true.
+    Switch,
+    /// Each flag adds an entry to the list in this field.
+    Entry(&'static str),
+    /// The entries of the list in this field follow the flag, or stand between commas.
+    List(&'static str),
+    /// A key of other trainers, with or without a value.
+    Foreign,
+}
+
+/// What follows `--base-model` or another flag of a job, with dashes or underscores.
+pub fn flag_value(flag: &str) -> FlagValue {
+    let name = flag.trim_start_matches('-').replace('-', "_");
+    let Some(field) = find(&name) else {
+        return match CLUSTER_FLAGS.contains(&name.as_str()) {
+            true => FlagValue::One,
+            false => FlagValue::Foreign,
+        };
+    };
+    match field.name {
+        "datasets" | "test_prompts" => FlagValue::Entry(field.name),
+        "lora_target_modules" => FlagValue::List(field.name),
+        _ if field.values.contains("true | false") => FlagValue::Switch,
+        _ => FlagValue::One,
+    }
+}
+
+/// Every name that may stand behind the dashes of a flag, with underscores: fields of a job, their aliases, and keys of
+/// other trainers, of which something can be said at least.
+pub fn flag_names() -> impl Iterator<Item = &'static str> {
+    names()
+        .filter(|name| *name != "cluster")
+        .chain(CLUSTER_FLAGS)
+        .chain(super::unsupported::names())
+}
+
+/// Fields of `cluster`, which have no dots on the command line.
+pub(super) const CLUSTER_FLAGS: [&str; 2] = ["min_workers", "max_workers"];
 
 /// A name that a user may have written at the top of a job file, resolved.
 pub(super) fn find(name: &str) -> Option<&'static Field> {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::error::{Origin, Problems};
 use super::fields;
-use super::overrides::{dotted_name, is_other_variable, parse_override};
+use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::read::parse_switch;
-use super::unsupported::{self, Foreign};
+use super::unsupported::{self, Fate};
 use super::yaml::{Key, Node, Value, shorten};
 
 /// Later ones win.
@@ -41,6 +41,12 @@ const MAX_DATASETS: usize = 1000;
 pub(super) struct Merged {
     values: BTreeMap<String, Given>,
     pub datasets_given: bool,
+    /// Keys that are known, but change nothing here.
+    passed_over: Vec<String>,
+    /// Keys that nobody knows, without a value.
+    empty: Vec<String>,
+    /// Variables that Kubernetes made.
+    service_variables: Vec<String>,
 }
 
 impl Merged {
@@ -52,6 +58,31 @@ impl Merged {
     /// The value of a field, even if it is null.
     pub fn get_or_null(&self, name: &str) -> Option<&Given> {
         self.values.get(name)
+    }
+
+    /// What of the job was passed over, a line of each kind.
+    pub fn notices(&self) -> Vec<String> {
+        [
+            ("not needed here", &self.passed_over, ""),
+            ("unknown, but empty", &self.empty, ""),
+            (
+                "passed over, made by Kubernetes for a Service",
+                &self.service_variables,
+                " (enableServiceLinks: false in the pod leaves them out)",
+            ),
+        ]
+        .into_iter()
+        .filter(|(_, names, _)| !names.is_empty())
+        .map(|(what, names, hint)| {
+            let mut told: Vec<&str> = Vec::new();
+            for name in names {
+                if !told.contains(&name.as_str()) {
+                    told.push(name);
+                }
+            }
+            format!("{what}: {}{hint}", told.join(", "))
+        })
+        .collect()
     }
 
     /// How many entries `datasets` has.
@@ -94,6 +125,10 @@ impl Merged {
         if value.is_empty() || is_other_variable(name) {
             return;
         }
+        if is_service_variable(name, value) {
+            self.service_variables.push(shorten(variable));
+            return;
+        }
         let origin = Origin::Environment(shorten(variable));
         let name = dotted_name(&name.to_ascii_lowercase());
         self.add_override(Layer::Environment, &name, value, &origin, problems);
@@ -104,12 +139,9 @@ impl Merged {
         let (name, origin) = match flag.strip_prefix("--") {
             Some(name) => {
                 let name = name.replace('-', "_");
-                // The frequent ones have no dots on the command line.
-                let in_cluster = matches!(name.as_str(), "min_workers" | "max_workers");
-                let name = if in_cluster {
-                    format!("cluster.{name}")
-                } else {
-                    name
+                let name = match fields::CLUSTER_FLAGS.contains(&name.as_str()) {
+                    true => format!("cluster.{name}"),
+                    false => name,
                 };
                 (name, Origin::Flag(shorten(flag)))
             }
@@ -153,10 +185,19 @@ impl Merged {
             }
             Some(field) => self.put(layer, field.name.to_owned(), key, node, problems),
             None => match unsupported::find(&key.text, &node) {
-                Some(Foreign::Harmless) => {}
-                Some(Foreign::Unsupported(advice)) => not_supported(&key, advice, problems),
+                Some(fate) => self.meet(fate, &key, problems),
+                None if node.is_null() => self.empty.push(shorten(&key.text)),
                 None => unknown(&key, "", fields::names(), problems),
             },
+        }
+    }
+
+    /// A key that is no field but known.
+    fn meet(&mut self, fate: Fate, key: &Key, problems: &mut Problems) {
+        match fate {
+            Fate::Honoured => {}
+            Fate::PassedOver => self.passed_over.push(key.text.clone()),
+            Fate::Refused(advice) => not_supported(key, advice, problems),
         }
     }
 
@@ -305,8 +346,8 @@ impl Merged {
                 self.put(layer, name, key, node, problems);
             }
             None => match unsupported::find_in_dataset(&key.text, &node) {
-                Some(Foreign::Harmless) => {}
-                Some(Foreign::Unsupported(advice)) => not_supported(&key, advice, problems),
+                Some(fate) => self.meet(fate, &key, problems),
+                None if node.is_null() => self.empty.push(shorten(&key.text)),
                 None => unknown(&key, " of a dataset", fields::dataset_names(), problems),
             },
         }

@@ -18,9 +18,10 @@ mod starting_adapter;
 mod tests;
 mod unsupported;
 mod yaml;
+mod yaml_hint;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use read::Reader;
 
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
-pub use fields::{Field, fields};
+pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
 pub use spec::*;
 
 /// Where a job comes from. Later sources win: file, environment, flags.
@@ -81,13 +82,14 @@ fn check(
         merged.add_flag(flag, value, &mut problems);
     }
     let path = file.map(|(path, _)| path);
-    let job = resolve::resolve(&mut Reader {
+    let mut job = resolve::resolve(&mut Reader {
         merged: &merged,
         problems: &mut problems,
         job_dir: path.as_deref().and_then(|path| path.parent()),
         datasets_given: merged.datasets_given,
         file: path.clone(),
     });
+    job.reading.notices = merged.notices();
     if problems.is_empty() {
         Ok(job)
     } else {
@@ -99,6 +101,12 @@ fn check(
 fn add_file(path: &Arc<PathBuf>, text: &str, merged: &mut Merged, problems: &mut Problems) -> bool {
     let origin_of_line = |line| Origin::Line(path.clone(), line);
     match yaml::parse(text, &origin_of_line) {
+        // What looks like a row of data would be called a job of unknown fields.
+        Ok(Some(root)) if is_row(&root) => {
+            let message = "this is a row of data, not a job: name the file with --dataset";
+            problems.add(&root.origin, message);
+            false
+        }
         Ok(Some(root)) => merged.add_file(root, problems),
         Ok(None) => true,
         Err(error) => {
@@ -108,13 +116,35 @@ fn add_file(path: &Arc<PathBuf>, text: &str, merged: &mut Merged, problems: &mut
     }
 }
 
+/// A mapping of nothing but what rows have.
+fn is_row(root: &yaml::Node) -> bool {
+    const COLUMNS: [&str; 8] = [
+        "messages",
+        "conversations",
+        "prompt",
+        "completion",
+        "text",
+        "instruction",
+        "output",
+        "chosen",
+    ];
+    match &root.value {
+        yaml::Value::Mapping(entries) => {
+            let keys: Vec<&str> = entries.iter().map(|(key, _)| key.text.as_str()).collect();
+            keys.iter().any(|key| COLUMNS.contains(key))
+                && !keys.iter().any(|key| fields::find(key).is_some())
+        }
+        _ => false,
+    }
+}
+
 fn read_bounded(path: &Arc<PathBuf>) -> Result<String, Problem> {
     let whole_file = |message: String| Problem {
         origin: Origin::File(path.clone()),
         message,
     };
     let bytes = read_start(path, yaml::MAX_FILE_BYTES as u64 + 1)
-        .map_err(|error| whole_file(format!("cannot read the job file: {error}")))?;
+        .map_err(|error| whole_file(unreadable(path, &error)))?;
     if bytes.len() > yaml::MAX_FILE_BYTES {
         let limit = yaml::MAX_FILE_BYTES;
         return Err(whole_file(format!(
@@ -129,6 +159,18 @@ fn read_bounded(path: &Arc<PathBuf>) -> Result<String, Problem> {
             message: "not UTF-8 text".to_owned(),
         }
     })
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    let looks_like_data = path.extension().is_some_and(|end| end == "jsonl");
+    match error.kind() {
+        _ if path.is_dir() => "is a folder: name the job file in it".to_owned(),
+        ErrorKind::NotFound if looks_like_data => {
+            "there is no such file (a job file is YAML; data is named with --dataset)".to_owned()
+        }
+        ErrorKind::NotFound => "there is no such job file".to_owned(),
+        _ => format!("cannot read the job file: {error}"),
+    }
 }
 
 fn read_start(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! Flags and variables: one value of one field, given as text.
 
+use std::net::{IpAddr, SocketAddr};
+
 use super::error::{Origin, Problems};
 use super::fields;
 use super::yaml::{self, Node};
@@ -73,11 +75,43 @@ pub(super) fn dotted_name(name: &str) -> String {
     name.to_owned()
 }
 
-/// Variables of the programs themselves, and those that Kubernetes makes for a service named `muster-…`.
+/// Variables of the programs themselves.
 pub(super) fn is_other_variable(name: &str) -> bool {
     OTHER_VARIABLES.contains(&name)
-        || name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.ends_with("_PORT")
-        || name.contains("_PORT_")
 }
+
+/// Kubernetes tells every container of each Service in its namespace by variables that begin with the Service's name:
+/// those of one called `muster` or `muster-…` look like ours (kubernetes.io, "Service", environment variables).
+pub(super) fn is_service_variable(name: &str, value: &str) -> bool {
+    // SERVICE_HOST, SERVICE_PORT, SERVICE_PORT_<name of the port>, PORT, PORT_7077_TCP and the last one's parts.
+    let name = format!("_{name}");
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    let is_link = |text: &str| {
+        let link = text.split_once("://");
+        link.is_some_and(|(scheme, rest)| {
+            PROTOCOLS.contains(&scheme) && rest.parse::<SocketAddr>().is_ok()
+        })
+    };
+    let is_of_port = |text: &str| {
+        let parts = text
+            .rsplit_once("_PORT_")
+            .and_then(|(_, rest)| rest.split_once('_'));
+        parts.is_some_and(|(port, protocol)| {
+            is_port(port) && PROTOCOLS.contains(&protocol.to_ascii_lowercase().as_str())
+        })
+    };
+    if let Some((_, rest)) = name.split_once("_SERVICE_PORT") {
+        return (rest.is_empty() || rest.starts_with('_')) && is_port(value);
+    }
+    match name.rsplit_once('_') {
+        Some((before, "PORT")) if is_of_port(before) => is_port(value),
+        Some((_, "PORT")) => is_link(value),
+        Some((before, "ADDR")) => is_of_port(before) && is_address(value),
+        Some((before, "PROTO")) => is_of_port(before) && PROTOCOLS.contains(&value),
+        Some((before, "HOST")) => before.ends_with("_SERVICE") && is_address(value),
+        _ => is_of_port(&name) && is_link(value),
+    }
+}
+
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];

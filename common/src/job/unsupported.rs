@@ -1,524 +1,188 @@
-//! Keys that Axolotl, TRL, PEFT or Transformers know and Muster does not: a user who brings such a file along is told
-//! why, and a value that asks for nothing special is passed over.
+//! Keys that Axolotl, TRL, PEFT, Transformers or LLaMA-Factory know and that are no fields here. Each value of each of
+//! them has one fate: it says what is done anyway, it is passed over by name, or it is refused with what to do instead.
+
+mod dataset_keys;
+mod job_keys;
 
 use super::yaml::{Node, Value};
 
-/// What a foreign key means here.
-pub(super) enum Foreign {
-    /// It changes nothing with this value.
-    Harmless,
+/// What becomes of a foreign key with the value that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It asks for nothing, or for what is done anyway.
+    Honoured,
+    /// It changes nothing that is learned or written; the plan names it.
+    PassedOver,
     /// It asks for what Muster does not do; the text says what to do about it.
-    Unsupported(&'static str),
+    Refused(&'static str),
 }
 
-enum Accepts {
-    /// Only what switches it off: null, false, none, no, 0, nothing.
-    Off,
-    /// These too.
-    Also(&'static [&'static str]),
+/// Keys of one fate. A name that ends in `*` stands for all that begin so.
+struct Group {
+    keys: &'static [&'static str],
+    rule: Rule,
+}
+
+enum Rule {
     /// Whatever it says, the result is the same.
-    Anything,
+    Inert,
+    /// These values change nothing, others are refused. `*` at the beginning stands for anything.
+    InertIf(&'static [&'static str], &'static str),
+    /// These values are what is done anyway, others are refused.
+    Only(&'static [&'static str], &'static str),
 }
 
-/// A name that ends in `*` stands for all that begin so.
-struct Entry(&'static str, Accepts, &'static str);
+/// What switches a key off.
+const OFF: &[&str] = &["false", "no", "off", "none", "0", "0.0"];
+const ON: &[&str] = &["true", "yes", "on", "1"];
 
-use Accepts::{Also, Anything, Off};
-
-const ENTRIES: &[Entry] = &[
-    // ---- true of every job here, or without meaning here ----
-    Entry("model_type", Anything, ""),
-    Entry("tokenizer_type", Anything, ""),
-    Entry("strict", Anything, ""),
-    Entry("flash_attention", Anything, ""),
-    Entry("flash_attn*", Anything, ""),
-    Entry("sdp_attention", Anything, ""),
-    Entry("xformers_attention", Anything, ""),
-    Entry("eager_attention", Anything, ""),
-    Entry("attn_implementation", Anything, ""),
-    Entry("pad_to_sequence_len", Anything, ""),
-    Entry("eval_sample_packing", Anything, ""),
-    Entry("tf32", Anything, ""),
-    Entry("dataloader_*", Anything, ""),
-    Entry("ddp_*", Anything, ""),
-    Entry("dataset_prepared_path", Anything, ""),
-    Entry("dataset_processes", Anything, ""),
-    Entry("dataset_num_proc", Anything, ""),
-    Entry("preprocessing_num_workers", Anything, ""),
-    Entry(
-        "save_safetensors",
-        Also(&["true"]),
-        "weights are always written as safetensors; remove it",
-    ),
-    Entry("remove_unused_columns", Anything, ""),
-    Entry(
-        "do_train",
-        Also(&["true"]),
-        "`start` always trains; remove it",
-    ),
-    Entry("do_eval", Anything, ""),
-    Entry(
-        "overwrite_output_dir",
-        Off,
-        "`output_dir` of another job is never overwritten: name a new folder",
-    ),
-    Entry("gradient_checkpointing_kwargs", Anything, ""),
-    Entry(
-        "task_type",
-        Also(&["CAUSAL_LM"]),
-        "only causal language models are trained",
-    ),
-    Entry("peft_type", Also(&["LORA"]), "only LoRA is supported"),
-    Entry(
-        "bias",
-        Also(&["none"]),
-        "biases are not trained with LoRA; remove it",
-    ),
-    Entry(
-        "lora_bias",
-        Also(&["none"]),
-        "biases are not trained with LoRA; remove it",
-    ),
-    Entry(
-        "init_lora_weights",
-        Also(&["true"]),
-        "LoRA starts as PEFT's default does; remove it",
-    ),
-    Entry(
-        "peft_init_lora_weights",
-        Also(&["true"]),
-        "LoRA starts as PEFT's default does; remove it",
-    ),
-    Entry(
-        "optimizer",
-        Also(ADAMW),
-        "AdamW is the only optimizer; remove it",
-    ),
-    Entry(
-        "optim",
-        Also(ADAMW),
-        "AdamW is the only optimizer; remove it",
-    ),
-    Entry(
-        "chat_template",
-        Also(&["tokenizer_default"]),
-        "the model's own chat template is used; remove it",
-    ),
-    Entry(
-        "save_strategy",
-        Also(&["steps"]),
-        "give save_steps instead (0: only when the job ends)",
-    ),
-    Entry(
-        "eval_strategy",
-        Also(&["steps"]),
-        "give eval_steps instead (0: only at the end)",
-    ),
-    Entry(
-        "evaluation_strategy",
-        Also(&["steps"]),
-        "give eval_steps instead (0: only at the end)",
-    ),
-    Entry(
-        "logging_strategy",
-        Also(&["steps"]),
-        "give logging_steps instead",
-    ),
-    Entry(
-        "report_to",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    // ---- not done here ----
-    Entry(
-        "load_in_8bit",
-        Off,
-        "quantised base weights are not supported; remove it, or set base_dtype: bfloat16",
-    ),
-    Entry(
-        "load_in_4bit",
-        Off,
-        "quantised base weights are not supported; remove it, or set base_dtype: bfloat16",
-    ),
-    Entry(
-        "bnb_*",
-        Off,
-        "quantised base weights are not supported; remove it",
-    ),
-    Entry(
-        "gptq*",
-        Off,
-        "quantised base weights are not supported; remove it",
-    ),
-    Entry(
-        "fp16",
-        Off,
-        "float16 is not supported; set base_dtype: bfloat16 or float32",
-    ),
-    Entry(
-        "float16",
-        Off,
-        "float16 is not supported; set base_dtype: bfloat16 or float32",
-    ),
-    Entry(
-        "tokenizer_config",
-        Off,
-        "the tokenizer is read from base_model; remove it",
-    ),
-    Entry(
-        "tokenizer_name*",
-        Off,
-        "the tokenizer is read from base_model; remove it",
-    ),
-    Entry(
-        "base_model_config",
-        Off,
-        "config.json is read from base_model; remove it",
-    ),
-    Entry(
-        "trust_remote_code",
-        Off,
-        "no code from model folders is ever run; remove it",
-    ),
-    Entry(
-        "special_tokens",
-        Off,
-        "tokens cannot be added; use the tokenizer as it is",
-    ),
-    Entry(
-        "tokens",
-        Off,
-        "tokens cannot be added; use the tokenizer as it is",
-    ),
-    Entry(
-        "added_tokens*",
-        Off,
-        "tokens cannot be added; use the tokenizer as it is",
-    ),
-    Entry(
-        "resize_token_embeddings*",
-        Off,
-        "tokens cannot be added; use the tokenizer as it is",
-    ),
-    Entry(
-        "default_system_message",
-        Off,
-        "put the system message into the data",
-    ),
-    Entry(
-        "chat_template_jinja",
-        Off,
-        "the model's own chat template is used; put the template into the model folder",
-    ),
-    Entry(
-        "test_datasets",
-        Off,
-        "evaluation data is held out of `datasets` by val_set_size",
-    ),
-    Entry(
-        "validation_file",
-        Off,
-        "evaluation data is held out of `datasets` by val_set_size",
-    ),
-    Entry(
-        "eval_file",
-        Off,
-        "evaluation data is held out of `datasets` by val_set_size",
-    ),
-    Entry(
-        "pretraining_dataset",
-        Off,
-        "list the files under `datasets` with type: text",
-    ),
-    Entry(
-        "eval_batch_size",
-        Off,
-        "evaluation uses micro_batch_size; remove it",
-    ),
-    Entry(
-        "per_device_eval_batch_size",
-        Off,
-        "evaluation uses micro_batch_size; remove it",
-    ),
-    Entry("evals_per_epoch", Off, "give eval_steps instead"),
-    Entry("saves_per_epoch", Off, "give save_steps instead"),
-    Entry(
-        "save_only_model",
-        Off,
-        "a checkpoint always holds what it takes to resume; remove it",
-    ),
-    Entry(
-        "load_best_model_at_end",
-        Off,
-        "the last weights are the result; checkpoints keep the others",
-    ),
-    Entry(
-        "early_stopping_patience",
-        Off,
-        "early stopping is not supported; remove it",
-    ),
-    Entry(
-        "group_by_length",
-        Off,
-        "packing makes blocks of one length; remove it",
-    ),
-    Entry(
-        "neftune_noise_alpha",
-        Off,
-        "noise on embeddings is not supported; remove it",
-    ),
-    Entry(
-        "label_smoothing_factor",
-        Off,
-        "label smoothing is not supported; remove it",
-    ),
-    Entry(
-        "lora_modules_to_save",
-        Off,
-        "only LoRA layers are trained with adapter: lora; remove it",
-    ),
-    Entry(
-        "modules_to_save",
-        Off,
-        "only LoRA layers are trained with adapter: lora; remove it",
-    ),
-    Entry(
-        "lora_fan_in_fan_out",
-        Off,
-        "the supported models have no such layers; remove it",
-    ),
-    Entry(
-        "lora_on_cpu",
-        Off,
-        "the adapter lives where the model does; remove it",
-    ),
-    Entry("use_dora", Off, "DoRA is not supported; remove it"),
-    Entry("peft_use_dora", Off, "DoRA is not supported; remove it"),
-    Entry(
-        "peft_layers_to_transform",
-        Off,
-        "name the layers under lora_target_modules (layers.0.self_attn.q_proj)",
-    ),
-    Entry(
-        "layers_to_transform",
-        Off,
-        "name the layers under lora_target_modules (layers.0.self_attn.q_proj)",
-    ),
-    Entry("loraplus_*", Off, "LoRA+ is not supported; remove it"),
-    Entry("relora*", Off, "ReLoRA is not supported; remove it"),
-    Entry(
-        "unfrozen_parameters",
-        Off,
-        "full training trains every weight; remove it",
-    ),
-    Entry("lr_groups", Off, "there is one learning rate; remove it"),
-    Entry(
-        "lr_scheduler_kwargs",
-        Off,
-        "the scheduler has no further settings; remove it",
-    ),
-    Entry(
-        "cosine_*",
-        Off,
-        "the cosine falls to 0 at the last step; remove it",
-    ),
-    Entry(
-        "optim_args",
-        Off,
-        "give adam_beta1, adam_beta2, adam_epsilon and weight_decay instead",
-    ),
-    Entry(
-        "deepspeed",
-        Off,
-        "the work is shared out without it; remove it and start more workers",
-    ),
-    Entry(
-        "fsdp*",
-        Off,
-        "the work is shared out without it; remove it and start more workers",
-    ),
-    Entry("local_rank", Off, "workers have no fixed ranks; remove it"),
-    Entry("torch_compile*", Off, "there is no PyTorch here; remove it"),
-    Entry(
-        "use_liger_kernel",
-        Off,
-        "the operations are fused already; remove it",
-    ),
-    Entry(
-        "liger_*",
-        Off,
-        "the operations are fused already; remove it",
-    ),
-    Entry("plugins", Off, "plugins are not supported; remove it"),
-    Entry("rl", Off, "only supervised fine-tuning is supported"),
-    Entry("dpo_*", Off, "only supervised fine-tuning is supported"),
-    Entry(
-        "reward_model",
-        Off,
-        "only supervised fine-tuning is supported",
-    ),
-    Entry(
-        "wandb_*",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "use_wandb",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "mlflow_*",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "use_mlflow",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "comet_*",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "use_comet",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "use_tensorboard",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry(
-        "logging_dir",
-        Off,
-        "the measurements are in metrics.jsonl in output_dir; remove it",
-    ),
-    Entry("push_to_hub", Off, "nothing is uploaded; remove it"),
-    Entry("hub_*", Off, "nothing is uploaded; remove it"),
-    Entry(
-        "hf_use_auth_token",
-        Off,
-        "nothing is downloaded or uploaded; remove it",
-    ),
-];
-
-const DATASET_ENTRIES: &[Entry] = &[
-    Entry(
-        "ds_type",
-        Also(&["json", "jsonl"]),
-        "only JSON Lines files are read",
-    ),
-    Entry(
-        "chat_template",
-        Also(&["tokenizer_default"]),
-        "the model's own chat template is used; remove it",
-    ),
-    Entry("name", Off, "a file has no configurations; give its path"),
-    Entry("revision", Off, "a file has no revisions; give its path"),
-    Entry(
-        "roles_to_train",
-        Also(&["assistant"]),
-        "the assistant's turns are trained; see train_on_inputs",
-    ),
-    Entry(
-        "train_on_eos",
-        Also(&["turn", "last", "all"]),
-        "the end of every trained turn is learned",
-    ),
-    Entry("shards", Off, "a file is read as a whole; remove it"),
-    Entry(
-        "preprocess_shards",
-        Off,
-        "a file is read as a whole; remove it",
-    ),
-    Entry(
-        "trust_remote_code",
-        Off,
-        "no code from datasets is ever run; remove it",
-    ),
-    Entry(
-        "message_field_training*",
-        Off,
-        "per-message loss switches are not supported; remove it",
-    ),
-    Entry(
-        "field_instruction",
-        Off,
-        "give field_prompt and field_completion instead",
-    ),
-    Entry("field_input", Off, "give field_prompt instead"),
-    Entry("field_output", Off, "give field_completion instead"),
-    Entry(
-        "field_system",
-        Off,
-        "put the system message into the messages",
-    ),
-    Entry(
-        "roles",
-        Off,
-        "the roles are system, user, assistant and tool; rewrite the data",
-    ),
-];
-
-const ADAMW: &[&str] = &[
-    "adamw",
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_hf",
-    "adamw_apex_fused",
-];
-
-/// What the foreign `key` at the top of a job means; `None` if nobody knows it.
-pub(super) fn find(key: &str, node: &Node) -> Option<Foreign> {
-    look_up(ENTRIES, key, node)
+/// The fate of the foreign `key` at the top of a job; `None` if nobody knows it.
+pub(super) fn find(key: &str, node: &Node) -> Option<Fate> {
+    look_up(job_keys::GROUPS, key, node)
 }
 
-/// What the foreign `key` in an entry of `datasets` means; `None` if nobody knows it.
-pub(super) fn find_in_dataset(key: &str, node: &Node) -> Option<Foreign> {
-    look_up(DATASET_ENTRIES, key, node)
+/// The fate of the foreign `key` in an entry of `datasets`; `None` if nobody knows it.
+pub(super) fn find_in_dataset(key: &str, node: &Node) -> Option<Fate> {
+    look_up(dataset_keys::GROUPS, key, node)
 }
 
-fn look_up(entries: &'static [Entry], key: &str, node: &Node) -> Option<Foreign> {
-    let Entry(_, accepts, advice) =
-        entries
+/// Foreign keys at the top of a job, whole names only, for flags and a did-you-mean.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    let keys = job_keys::GROUPS.iter().flat_map(|group| group.keys);
+    keys.copied().filter(|key| !key.ends_with('*'))
+}
+
+fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
+    let is_named = |name: &&&str| match name.strip_suffix('*') {
+        Some(prefix) => key.starts_with(prefix),
+        None => **name == key,
+    };
+    // A whole name before one that only begins so.
+    let all = || {
+        groups
             .iter()
-            .find(|Entry(name, ..)| match name.strip_suffix('*') {
-                Some(prefix) => key.starts_with(prefix),
-                None => *name == key,
-            })?;
-    let harmless = is_off(node)
-        || match accepts {
-            Off => false,
-            Anything => true,
-            Also(values) => match &node.value {
-                Value::Scalar { text, .. } => values.contains(&text.as_str()),
-                Value::Sequence(items) => items.iter().all(|item| {
-                    matches!(&item.value, Value::Scalar { text, .. } if values.contains(&text.as_str()))
-                }),
-                Value::Mapping(_) => false,
-            },
-        };
-    Some(if harmless {
-        Foreign::Harmless
-    } else {
-        Foreign::Unsupported(advice)
+            .flat_map(|group| group.keys.iter().map(move |name| (name, &group.rule)))
+    };
+    let (_, rule) = all()
+        .find(|(name, _)| **name == key)
+        .or_else(|| all().find(|(name, _)| is_named(name)))?;
+    if node.is_null() || is_empty(node) {
+        return Some(Fate::Honoured);
+    }
+    Some(match rule {
+        Rule::Inert => Fate::PassedOver,
+        Rule::InertIf(values, _) if says_only(node, values) => Fate::PassedOver,
+        Rule::Only(values, _) if says_only(node, values) => Fate::Honoured,
+        Rule::InertIf(_, advice) | Rule::Only(_, advice) => Fate::Refused(advice),
     })
 }
 
-fn is_off(node: &Node) -> bool {
-    node.is_null()
-        || match &node.value {
-            Value::Scalar { text, .. } => {
-                matches!(
-                    text.to_ascii_lowercase().as_str(),
-                    "" | "false" | "no" | "off" | "none" | "0" | "0.0"
-                )
-            }
-            Value::Sequence(items) => items.is_empty(),
-            Value::Mapping(entries) => entries.is_empty(),
+/// The value, or each of a list, is one of these.
+fn says_only(node: &Node, values: &[&str]) -> bool {
+    match &node.value {
+        Value::Scalar { text, .. } => {
+            let text = text.trim();
+            values.iter().any(|value| match value.strip_prefix('*') {
+                Some(end) => text.ends_with(end),
+                None => text.eq_ignore_ascii_case(value),
+            })
         }
+        Value::Sequence(items) => items.iter().all(|item| says_only(item, values)),
+        Value::Mapping(_) => false,
+    }
+}
+
+fn is_empty(node: &Node) -> bool {
+    match &node.value {
+        Value::Scalar { text, .. } => text.trim().is_empty(),
+        Value::Sequence(items) => items.is_empty(),
+        Value::Mapping(entries) => entries.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::error::Origin;
+    use crate::job::fields;
+
+    fn node(text: &str) -> Node {
+        Node::scalar(text, false, &Origin::Nowhere)
+    }
+
+    /// Values that a key may have, with all that its rule names.
+    fn probes(rule: &Rule) -> Vec<Node> {
+        let own: &[&str] = match rule {
+            Rule::Inert => &[],
+            Rule::InertIf(values, _) | Rule::Only(values, _) => values,
+        };
+        let usual = [
+            "true", "false", "no", "none", "0", "1", "2", "0.5", "turn", "text", "auto",
+        ];
+        let mut probes: Vec<Node> = usual.iter().chain(own).map(|text| node(text)).collect();
+        let list = probes.clone();
+        probes.extend(list.into_iter().map(|node| Node {
+            origin: node.origin.clone(),
+            value: Value::Sequence(vec![node]),
+        }));
+        probes
+    }
+
+    #[test]
+    fn no_value_of_a_known_key_vanishes() {
+        for group in job_keys::GROUPS.iter().chain(dataset_keys::GROUPS) {
+            for key in group.keys {
+                let key = key.replace('*', "x");
+                for node in probes(&group.rule) {
+                    let groups = std::slice::from_ref(group);
+                    let fate = look_up(groups, &key, &node).expect("the key is in the group");
+                    let is_said = match &group.rule {
+                        Rule::Only(values, _) => says_only(&node, values),
+                        _ => false,
+                    };
+                    // What is neither refused nor told is exactly what the table says is done anyway.
+                    assert_eq!(fate == Fate::Honoured, is_said, "{key}: {node:?}");
+                    if let Fate::Refused(advice) = fate {
+                        assert!(
+                            advice.len() > 15 && !advice.ends_with('.'),
+                            "{key}: {advice}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_a_field_or_a_foreign_one_and_stands_once() {
+        for (groups, is_field) in [
+            (job_keys::GROUPS, fields::find as fn(&str) -> _),
+            (dataset_keys::GROUPS, fields::find_in_dataset),
+        ] {
+            let mut seen = std::collections::HashSet::new();
+            for key in groups.iter().flat_map(|group| group.keys) {
+                assert!(seen.insert(key), "{key} stands twice");
+                assert!(is_field(key).is_none(), "{key} is a field");
+            }
+        }
+    }
+
+    #[test]
+    fn what_asks_for_less_memory_is_not_answered_with_more_workers() {
+        for key in [
+            "fsdp",
+            "fsdp_config",
+            "deepspeed",
+            "tensor_parallel_size",
+            "dp_shard_size",
+        ] {
+            let Some(Fate::Refused(advice)) = find(key, &node("full_shard")) else {
+                panic!("{key} is not refused")
+            };
+            assert!(
+                advice.contains("memory") && !advice.contains("more workers"),
+                "{key}: {advice}"
+            );
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
 
 use super::error::Origin;
+use super::yaml_hint::hint;
 
 /// A job file is a page of text; a mistyped path to a dataset should fail at once.
 pub(super) const MAX_FILE_BYTES: usize = 1 << 20;
@@ -118,7 +119,11 @@ pub(super) fn parse(
     for event in Parser::new_from_str(text.trim_start_matches('\u{feff}')) {
         let (event, span) = event.map_err(|error| YamlError {
             line: error.marker().line().max(1),
-            message: format!("not valid YAML: {}", error.info()),
+            message: format!(
+                "not valid YAML: {}{}",
+                error.info(),
+                hint(text, error.marker().line())
+            ),
         })?;
         let line = span.start.line().max(1);
         builder

@@ -70,16 +70,13 @@ fn a_huge_or_binary_file_is_refused() {
         file: Some(dir.path().join("no.yaml")),
         ..JobSources::default()
     }));
-    assert_eq!(
-        missing,
-        ["file: cannot read the job file: No such file or directory (os error 2)"]
-    );
+    assert_eq!(missing, ["file: there is no such job file"]);
     let folder = problems(load(JobSources {
         file: Some(dir.path().to_owned()),
         ..JobSources::default()
     }));
     assert!(
-        folder[0].starts_with("file: cannot read the job file:"),
+        folder[0].starts_with("file: is a folder: name the job file in it"),
         "{folder:?}"
     );
 }
@@ -135,6 +132,26 @@ impl Random {
             })
             .collect()
     }
+}
+
+#[test]
+fn data_in_place_of_a_job_is_told() {
+    for text in [
+        "{\"messages\": []}\n",
+        "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"}\n",
+    ] {
+        let found = problems(load_text(text));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains("name the file with --dataset"),
+            "{found:?}"
+        );
+    }
+    let tabs = problems(load_text("base_model: m\n\tdatasets: d\n"));
+    assert!(
+        tabs[0].ends_with("line 2: tabs cannot indent: use spaces"),
+        "{tabs:?}"
+    );
 }
 
 #[test]

@@ -139,6 +139,87 @@ fn target_modules_are_a_list_a_text_or_all_linear() {
 }
 
 #[test]
+fn what_is_passed_over_is_named_once_in_one_line() {
+    let notices = |lines: &str| job(lines).reading.notices;
+    assert_eq!(
+        notices(
+            "tf32: true\nmodel_type: LlamaForCausalLM\nflash_attention: false\ndataloader_num_workers: 4\noptim: adamw_torch\n\
+             load_in_4bit: false\ndeepspeed:\nsave_safetensors: true\n"
+        ),
+        ["not needed here: tf32, model_type, flash_attention, dataloader_num_workers"]
+    );
+    assert_eq!(
+        notices("torchdistx_path:\nlerning_rate:\n"),
+        ["unknown, but empty: torchdistx_path, lerning_rate"]
+    );
+    assert!(notices("learning_rate:\n").is_empty());
+}
+
+#[test]
+fn transformers_strategies_say_when_to_save_and_evaluate() {
+    assert_eq!(job("save_strategy: no\n").save_steps, SaveSteps::Never);
+    assert_eq!(
+        job("save_strategy: no\nsave_steps: 0\n").save_steps,
+        SaveSteps::Never
+    );
+    assert_eq!(job("save_strategy: steps\n").save_steps, SaveSteps::Auto);
+    assert_eq!(
+        job("save_strategy: steps\nsave_steps: 7\n").save_steps,
+        SaveSteps::Every(7)
+    );
+    let later = load_with(
+        &format!("{SMALL}save_strategy: no\n"),
+        &[],
+        &[("save_steps", "5")],
+    );
+    assert_eq!(later.unwrap().save_steps, SaveSteps::Every(5));
+    let evaluated = job("evaluation_strategy: steps\neval_steps: 3\nval_set_size: 2\n");
+    assert_eq!(evaluated.eval_steps, Some(3));
+    assert_eq!(job("eval_strategy: no\n").eval_steps, None);
+}
+
+#[test]
+fn a_split_is_all_of_a_file_or_some_of_its_rows() {
+    let rows = |split: &str| {
+        let text = format!("base_model: m\ndatasets:\n- path: d\n  split: '{split}'\n");
+        load_text(&text).unwrap().datasets[0].rows().unwrap()
+    };
+    assert_eq!(rows("train"), (0, usize::MAX));
+    assert_eq!(rows("train[100:200]"), (100, 200));
+    assert_eq!(rows("train[:5]"), (0, 5));
+    assert_eq!(rows("train[7:]"), (7, usize::MAX));
+}
+
+#[test]
+fn variables_of_a_kubernetes_service_are_passed_over_with_a_notice() {
+    let of_service = [
+        ("MUSTER_SERVICE_HOST", "10.0.0.1"),
+        ("MUSTER_SERVICE_PORT", "7077"),
+        ("MUSTER_SERVICE_PORT_GRPC", "7077"),
+        ("MUSTER_PORT", "tcp://10.0.0.1:7077"),
+        ("MUSTER_PORT_7077_TCP", "tcp://10.0.0.1:7077"),
+        ("MUSTER_PORT_7077_TCP_PROTO", "tcp"),
+        ("MUSTER_PORT_7077_TCP_PORT", "7077"),
+        ("MUSTER_PORT_7077_TCP_ADDR", "10.0.0.1"),
+        ("MUSTER_COORDINATOR_PORT", "tcp://[fd00::1]:7077"),
+    ];
+    let job = load_with(SMALL, &of_service, &[]).unwrap();
+    let [notice] = job.reading.notices.as_slice() else {
+        panic!("{:?}", job.reading.notices)
+    };
+    assert!(notice.contains("MUSTER_SERVICE_HOST") && notice.contains("enableServiceLinks: false"));
+    for (name, value) in [
+        ("MUSTER_PORT", "7077"),
+        ("MUSTER_SERVICE_HOST", "many"),
+        ("MUSTER_SEED_PORT", "1"),
+        ("MUSTER_SERVICE_PORT", "tcp"),
+    ] {
+        let found = problems(load_with(SMALL, &[(name, value)], &[]));
+        assert!(found[0].contains("unknown field"), "{name}: {found:?}");
+    }
+}
+
+#[test]
 fn flags_beat_the_environment_and_that_beats_the_file() {
     let text = format!("{SMALL}learning_rate: 1e-3\nsequence_len: 64\nseed: 1\n");
     let environment = [
@@ -367,6 +448,7 @@ fn every_number_comes_back_from_json_as_it_went() {
     let drawn = (0..2000).map(|_| 10f64.powf(-1.0 - 8.0 * rng.uniform()));
     for rate in drawn.chain([2.529_838_120_180_259_4e-5]) {
         let mut sent = job("");
+        sent.reading = Reading::default();
         sent.learning_rate = rate;
         let bytes = serde_json::to_vec(&sent).unwrap();
         let read: JobSpec = serde_json::from_slice(&bytes).unwrap();

@@ -308,12 +308,14 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
     check_problems(
         "deepspeed: zero3.json\n",
         &[
-            "3: `deepspeed` is not supported: the work is shared out without it; remove it and start more workers",
+            "3: `deepspeed` is not supported: nothing is sharded or offloaded: each worker holds the whole model; remove it, and for less memory set base_dtype: bfloat16, adapter: lora, gradient_checkpointing: true or a smaller sequence_len",
         ],
     );
     check_problems(
         "optim: lion\n",
-        &["3: `optim` is not supported: AdamW is the only optimizer; remove it"],
+        &[
+            "3: `optim` is not supported: AdamW with float32 states is the only optimizer; remove it, or write adamw_torch",
+        ],
     );
     check_problems(
         "wandb_project: mine\n",
@@ -328,6 +330,67 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
     job(
         "optim: adamw_torch\nreport_to: []\nfsdp:\ntrust_remote_code: false\nmodel_type: LlamaForCausalLM\n",
     );
+}
+
+#[test]
+fn values_that_would_change_what_is_learned_are_refused() {
+    for line in [
+        "do_train: false",
+        "model_type: AutoModelForSequenceClassification",
+        "finetuning_type: freeze",
+        "finetuning_type: false",
+        "peft_init_lora_weights: false",
+        "init_lora_weights: pissa",
+        "save_safetensors: false",
+        "average_tokens_across_devices: false",
+        "bias: lora_only",
+        "eval_strategy: epoch",
+        "save_strategy: epoch",
+        "save_strategy: no\nsave_steps: 3",
+        "eval_strategy: steps",
+        "eval_strategy: no\nval_set_size: 0.1",
+        "max_samples: 100",
+        "train_on_eos: last",
+        "excess_length_strategy: drop",
+        "adapter: lora\nlora_target_linear: false",
+    ] {
+        let found = problems_of(&format!("{line}\n"));
+        let key = line
+            .rsplit('\n')
+            .next()
+            .and_then(|line| line.split(':').next());
+        assert_eq!(found.len(), 1, "{line}: {found:?}");
+        assert!(
+            line.split('\n')
+                .any(|line| found[0].contains(line.split(':').next().unwrap())),
+            "{key:?}: {found:?}"
+        );
+    }
+    let of_dataset = |line: &str| {
+        problems(load_text(&format!(
+            "base_model: m\ndatasets:\n- path: d\n  {line}\n"
+        )))
+    };
+    assert_eq!(
+        of_dataset("split: test"),
+        [
+            "4: `split` is `test`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant under `path`, or write train"
+        ]
+    );
+    for line in [
+        "split: 'train[:20%]'",
+        "split: 'train[5:5]'",
+        "split: 'train[-3:]'",
+    ] {
+        assert!(of_dataset(line)[0].contains("names no rows"), "{line}");
+    }
+    for value in ["last", "all", "none", "false"] {
+        let found = of_dataset(&format!("train_on_eos: {value}"));
+        assert!(
+            found[0].starts_with("4: `train_on_eos` is not supported: "),
+            "{found:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! Foreign keys inside an entry of `datasets`.
+
+use super::Rule::{Inert, Only};
+use super::{Group, OFF};
+
+const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
+const SLICE: &str = "give a slice of the rows instead, as in split: 'train[:1000]'";
+const COLUMNS: &str = "give field_prompt and field_completion instead";
+const NO_FORMAT: &str = "prompts are taken as they stand in the rows; rewrite the data";
+const ONLY_SFT: &str = "only supervised fine-tuning is supported";
+
+pub(super) const GROUPS: &[Group] = &[
+    Group {
+        keys: &["trust_remote_code", "preprocess_shards"],
+        rule: Inert,
+    },
+    Group {
+        keys: &["ds_type"],
+        rule: Only(&["json", "jsonl"], "only JSON Lines files are read"),
+    },
+    Group {
+        keys: &["chat_template"],
+        rule: Only(&["tokenizer_default"], OWN_TEMPLATE),
+    },
+    Group {
+        keys: &["chat_template_jinja", "chat_template_kwargs"],
+        rule: Only(
+            OFF,
+            "the model's own chat template is used; put the template into the model folder",
+        ),
+    },
+    Group {
+        keys: &[
+            "name",
+            "data_dir",
+            "hf_hub_url",
+            "ms_hub_url",
+            "script_url",
+            "file_name",
+            "subset",
+            "folder",
+        ],
+        rule: Only(OFF, "a file has no configurations; give its path"),
+    },
+    Group {
+        keys: &["revision"],
+        rule: Only(OFF, "a file has no revisions; give its path"),
+    },
+    Group {
+        keys: &["roles_to_train"],
+        rule: Only(
+            &["assistant"],
+            "the assistant's turns are trained; see train_on_inputs",
+        ),
+    },
+    Group {
+        keys: &["train_on_eos", "train_on_eot"],
+        rule: Only(
+            &["turn"],
+            "the end token of every trained turn is learned, and no other one; write turn, or remove it",
+        ),
+    },
+    Group {
+        keys: &["eot_tokens"],
+        rule: Only(
+            OFF,
+            "end tokens are those of the tokenizer and of generation_config.json; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "shards",
+            "shards_idx",
+            "fraction",
+            "skip",
+            "num_samples",
+            "max_samples",
+        ],
+        rule: Only(OFF, SLICE),
+    },
+    Group {
+        keys: &["message_field_training*"],
+        rule: Only(
+            OFF,
+            "per-message loss switches are not supported; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "field_instruction",
+            "field_output",
+            "columns",
+            "tags",
+            "formatting",
+        ],
+        rule: Only(OFF, COLUMNS),
+    },
+    Group {
+        keys: &["field_input"],
+        rule: Only(OFF, "give field_prompt instead"),
+    },
+    Group {
+        keys: &["text_column"],
+        rule: Only(OFF, "give field_text instead"),
+    },
+    Group {
+        keys: &["field_system", "system_prompt", "system_format"],
+        rule: Only(OFF, "put the system message into the messages"),
+    },
+    Group {
+        keys: &[
+            "format",
+            "no_input_format",
+            "input_format",
+            "input_transform",
+            "prompt_format",
+        ],
+        rule: Only(OFF, NO_FORMAT),
+    },
+    Group {
+        keys: &["roles"],
+        rule: Only(
+            OFF,
+            "the roles are those of the chat template; rewrite the data",
+        ),
+    },
+    Group {
+        keys: &["conversation"],
+        rule: Only(OFF, OWN_TEMPLATE),
+    },
+    Group {
+        keys: &["field_thinking", "template_thinking_key", "split_thinking"],
+        rule: Only(
+            OFF,
+            "reasoning is read from reasoning_content of a message; rewrite the data",
+        ),
+    },
+    Group {
+        keys: &["drop_system_message"],
+        rule: Only(OFF, "messages are taken as they are; rewrite the data"),
+    },
+    Group {
+        keys: &["field_chosen", "field_rejected", "ranking"],
+        rule: Only(OFF, ONLY_SFT),
+    },
+];

@@ -1,0 +1,664 @@
+//! Foreign keys at the top of a job.
+
+use super::Rule::{Inert, InertIf, Only};
+use super::{Group, OFF, ON};
+
+const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
+const NO_QUANTISATION: &str =
+    "quantised base weights are not supported; remove it, or set base_dtype: bfloat16";
+const ONLY_SFT: &str = "only supervised fine-tuning is supported";
+const NOTHING_SHARDED: &str = "nothing is sharded or offloaded: each worker holds the whole model; remove it, and for less memory \
+     set base_dtype: bfloat16, adapter: lora, gradient_checkpointing: true or a smaller sequence_len";
+const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir; remove it";
+const ONLY_HELD_OUT: &str = "evaluation data is held out of `datasets` by val_set_size";
+const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
+const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
+const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
+const ONLY_ADAMW: &str =
+    "AdamW with float32 states is the only optimizer; remove it, or write adamw_torch";
+const ONLY_LORA: &str = "only LoRA layers are trained with adapter: lora; remove it";
+const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; remove it";
+const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
+const LORA_START: &str = "LoRA starts as PEFT's default does; remove it";
+const ONE_RATE: &str = "there is one learning rate for all weights; remove it";
+const ONLY_TO_ZERO: &str = "the curve has no further settings, and falls to 0; remove it";
+const NO_UPLOAD: &str = "nothing is downloaded or uploaded; remove it";
+const IN_DATASET: &str = "it belongs into an entry of `datasets`";
+const ALL_ROWS: &str =
+    "give a slice of the rows instead, as in datasets: [{path: FILE, split: 'train[:1000]'}]";
+const ADD_STEPS: &str = "give the number of steps instead (save_steps, eval_steps)";
+const LAST_IS_RESULT: &str = "the last weights are the result; checkpoints keep the others";
+const SPLIT_NOT_CUT: &str =
+    "examples longer than sequence_len are split, and no token is lost; remove it";
+
+pub(super) const GROUPS: &[Group] = &[
+    // ---- what is always so here, or decides nothing here ----
+    Group {
+        keys: &[
+            "tokenizer_type",
+            "tokenizer_use_fast",
+            "use_fast_tokenizer",
+            "tokenizer_legacy",
+            "is_falcon_derived_model",
+            "is_llama_derived_model",
+            "is_mistral_derived_model",
+            "is_qwen_derived_model",
+            "strict",
+            "flash_attention",
+            "flash_attn*",
+            "sdp_attention",
+            "xformers_attention",
+            "eager_attention",
+            "attn_implementation",
+            "pad_to_sequence_len",
+            "pad_to_multiple_of",
+            "padding_free",
+            "neat_packing",
+            "sample_packing_group_size",
+            "sample_packing_bin_size",
+            "eval_sample_packing",
+            "eval_packing",
+            "eval_batch_size",
+            "per_device_eval_batch_size",
+            "eval_accumulation_steps",
+            "prediction_loss_only",
+            "tf32",
+            "dataloader_*",
+            "ddp*",
+            "local_rank",
+            "device_map",
+            "low_cpu_mem_usage",
+            "use_cache",
+            "cache_dir",
+            "dataset_prepared_path",
+            "dataset_processes",
+            "dataset_num_proc",
+            "dataset_keep_in_memory",
+            "dataset_kwargs",
+            "preprocessing_num_workers",
+            "overwrite_cache",
+            "remove_unused_columns",
+            "length_column_name",
+            "do_eval",
+            "gradient_checkpointing_kwargs",
+            "torch_compile*",
+            "torch_empty_cache_steps",
+            "gc_steps",
+            "use_liger_kernel",
+            "liger_*",
+            "lora_mlp_kernel",
+            "lora_qkv_kernel",
+            "lora_o_kernel",
+            "lora_embedding_kernel",
+            "use_kernels",
+            "use_unsloth",
+            "unsloth_*",
+            "unsloth",
+            "lora_on_cpu",
+            "trust_remote_code",
+            "full_determinism",
+            "bf16_full_eval",
+            "fp16_full_eval",
+            "half_precision_backend",
+            "run_name",
+            "logging_first_step",
+            "logging_nan_inf_filter",
+            "log_level*",
+            "log_on_each_node",
+            "save_on_each_node",
+            "disable_tqdm",
+            "plot_loss",
+            "skip_memory_metrics",
+            "include_tokens_per_second",
+            "include_tkps",
+            "include_num_input_tokens_seen",
+            "double_quantization",
+            "debug",
+        ],
+        rule: Inert,
+    },
+    Group {
+        keys: &["model_type"],
+        rule: InertIf(
+            &["*ForCausalLM", "llama", "qwen2", "qwen3"],
+            "causal language models are trained, and config.json of base_model says of which kind it is; remove it",
+        ),
+    },
+    Group {
+        keys: &["plugins"],
+        rule: InertIf(
+            &[
+                "axolotl.integrations.liger.LigerPlugin",
+                "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",
+                "*.LigerPlugin",
+                "*.CutCrossEntropyPlugin",
+            ],
+            "plugins are not supported; remove it",
+        ),
+    },
+    Group {
+        keys: &["cut_cross_entropy"],
+        rule: Inert,
+    },
+    Group {
+        keys: &["packing_strategy"],
+        rule: InertIf(
+            &["bfd", "bfd_split", "ffd"],
+            "examples are packed best fit first, and none is cut to fit; remove it",
+        ),
+    },
+    Group {
+        keys: &["average_tokens_across_devices"],
+        rule: Only(
+            ON,
+            "the loss is the mean over all trained tokens of a step, whatever the workers; remove it",
+        ),
+    },
+    Group {
+        keys: &["save_safetensors"],
+        rule: Only(ON, "weights are always written as safetensors; remove it"),
+    },
+    Group {
+        keys: &["do_train"],
+        rule: Only(
+            ON,
+            "`start` always trains, and `check` looks at a job without training; remove it",
+        ),
+    },
+    Group {
+        keys: &["stage"],
+        rule: Only(&["sft"], ONLY_SFT),
+    },
+    Group {
+        keys: &["loss_type"],
+        rule: Only(
+            &["nll"],
+            "the loss is the cross-entropy of the next token; remove it",
+        ),
+    },
+    Group {
+        keys: &["task_type", "lora_task_type"],
+        rule: Only(&["CAUSAL_LM"], "only causal language models are trained"),
+    },
+    Group {
+        keys: &["peft_type"],
+        rule: Only(&["LORA"], "LoRA is the only adapter"),
+    },
+    Group {
+        keys: &["bias", "lora_bias"],
+        rule: Only(
+            &["none", "false"],
+            "biases are not trained with LoRA; remove it",
+        ),
+    },
+    Group {
+        keys: &["init_lora_weights", "peft_init_lora_weights"],
+        rule: Only(&["true"], LORA_START),
+    },
+    Group {
+        keys: &["pissa_init", "pissa_iter", "loftq_config", "peft"],
+        rule: Only(OFF, LORA_START),
+    },
+    Group {
+        keys: &["optimizer", "optim"],
+        rule: Only(
+            &[
+                "adamw",
+                "adamw_torch",
+                "adamw_torch_fused",
+                "adamw_hf",
+                "adamw_apex_fused",
+            ],
+            ONLY_ADAMW,
+        ),
+    },
+    Group {
+        keys: &[
+            "adafactor",
+            "use_galore",
+            "use_apollo",
+            "use_badam",
+            "use_adam_mini",
+            "use_muon",
+            "optim_target_modules",
+        ],
+        rule: Only(OFF, ONLY_ADAMW),
+    },
+    Group {
+        keys: &["chat_template"],
+        rule: Only(&["tokenizer_default"], OWN_TEMPLATE),
+    },
+    Group {
+        keys: &["template", "enable_thinking"],
+        rule: Only(&[], OWN_TEMPLATE),
+    },
+    Group {
+        keys: &["logging_strategy"],
+        rule: Only(&["steps"], "give logging_steps instead"),
+    },
+    Group {
+        keys: &["dataset_train_split"],
+        rule: Only(
+            &["train"],
+            "a file is one split: name the file of the split under datasets",
+        ),
+    },
+    Group {
+        keys: &["mix_strategy"],
+        rule: Only(
+            &["concat"],
+            "data sets are joined one after the other; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "pipeline_parallel_size",
+            "tensor_parallel_size",
+            "context_parallel_size",
+            "expert_parallel_size",
+            "dp_shard_size",
+            "dp_replicate_size",
+            "sequence_parallel_degree",
+        ],
+        rule: Only(&["1", "0", "none", "false"], NOTHING_SHARDED),
+    },
+    // ---- not done here ----
+    Group {
+        keys: &[
+            "deepspeed",
+            "fsdp*",
+            "max_memory",
+            "cpu_offload",
+            "gpu_memory_limit",
+        ],
+        rule: Only(OFF, NOTHING_SHARDED),
+    },
+    Group {
+        keys: &["activation_offloading"],
+        rule: Only(
+            OFF,
+            "activations are not moved to another memory; gradient_checkpointing: true computes them again instead",
+        ),
+    },
+    Group {
+        keys: &["overwrite_output_dir"],
+        rule: Only(
+            OFF,
+            "resume: never begins anew in the folder of the same job; another job needs another output_dir",
+        ),
+    },
+    Group {
+        keys: &["report_to"],
+        rule: Only(OFF, IN_METRICS),
+    },
+    Group {
+        keys: &[
+            "wandb*",
+            "use_wandb",
+            "mlflow_*",
+            "use_mlflow",
+            "comet_*",
+            "use_comet",
+            "trackio_*",
+            "use_trackio",
+            "use_tensorboard",
+            "use_otel_metrics",
+            "logging_dir",
+            "include_for_metrics",
+        ],
+        rule: Only(OFF, IN_METRICS),
+    },
+    Group {
+        keys: &[
+            "load_in_8bit",
+            "load_in_4bit",
+            "bnb_*",
+            "gptq*",
+            "quantization*",
+            "use_bnb_nested_quant",
+        ],
+        rule: Only(OFF, NO_QUANTISATION),
+    },
+    Group {
+        keys: &["fp16", "float16", "fp16_opt_level"],
+        rule: Only(
+            OFF,
+            "float16 is not supported; set base_dtype: bfloat16 or float32",
+        ),
+    },
+    Group {
+        keys: &["no_cuda", "use_cpu", "use_mps_device"],
+        rule: Only(
+            OFF,
+            "the flag --device of `start` and `worker join` says what computes",
+        ),
+    },
+    Group {
+        keys: &["tokenizer_config", "tokenizer_name*"],
+        rule: Only(OFF, OWN_TOKENIZER),
+    },
+    Group {
+        keys: &[
+            "base_model_config",
+            "config_name",
+            "model_init_kwargs",
+            "model_kwargs",
+            "overrides_of_model_config",
+            "overrides_of_model_kwargs",
+            "rope_scaling",
+            "rope_theta",
+        ],
+        rule: Only(OFF, OWN_CONFIG),
+    },
+    Group {
+        keys: &[
+            "special_tokens",
+            "tokens",
+            "added_tokens*",
+            "add_tokens",
+            "add_special_tokens",
+            "resize_token_embeddings*",
+            "resize_vocab",
+            "mean_resizing_embeddings",
+            "fix_untrained_tokens",
+            "eot_tokens",
+            "bos_token",
+            "eos_token",
+            "pad_token",
+        ],
+        rule: Only(OFF, NO_TOKENS),
+    },
+    Group {
+        keys: &["default_system_message", "default_system"],
+        rule: Only(OFF, "put the system message into the data"),
+    },
+    Group {
+        keys: &[
+            "chat_template_jinja",
+            "chat_template_path",
+            "chat_template_kwargs",
+        ],
+        rule: Only(
+            OFF,
+            "the model's own chat template is used; put the template into the model folder",
+        ),
+    },
+    Group {
+        keys: &[
+            "test_datasets",
+            "validation_file",
+            "validation_files",
+            "eval_file",
+            "eval_dataset",
+            "dataset_test_split",
+            "validation_split_percentage",
+        ],
+        rule: Only(OFF, ONLY_HELD_OUT),
+    },
+    Group {
+        keys: &["pretraining_dataset"],
+        rule: Only(OFF, "list the files under `datasets` with type: text"),
+    },
+    Group {
+        keys: &["streaming", "dataset_streaming"],
+        rule: Only(OFF, "files are read from the disk as they are; remove it"),
+    },
+    Group {
+        keys: &["dataset_dir", "dataset_config", "dataset_config_name"],
+        rule: Only(OFF, "give the whole path of each file under datasets"),
+    },
+    Group {
+        keys: &[
+            "max_samples",
+            "max_train_samples",
+            "max_eval_samples",
+            "interleave_probs",
+        ],
+        rule: Only(OFF, ALL_ROWS),
+    },
+    Group {
+        keys: &[
+            "roles_to_train",
+            "train_on_eos",
+            "train_on_eot",
+            "field_messages",
+            "message_property_mappings",
+        ],
+        rule: Only(&[], IN_DATASET),
+    },
+    Group {
+        keys: &["mask_history"],
+        rule: Only(OFF, "every answer of a conversation is learned; remove it"),
+    },
+    Group {
+        keys: &[
+            "excess_length_strategy",
+            "truncation_mode",
+            "truncation_side",
+        ],
+        rule: Only(&[], SPLIT_NOT_CUT),
+    },
+    Group {
+        keys: &["max_packed_sequence_len"],
+        rule: Only(OFF, "give sequence_len and sample_packing: true instead"),
+    },
+    Group {
+        keys: &["sample_packing_sequentially", "curriculum_sampling"],
+        rule: Only(OFF, "examples are packed best fit first; remove it"),
+    },
+    Group {
+        keys: &["dataset_exact_deduplication", "min_sample_len"],
+        rule: Only(OFF, "every row is used as it is; change the file instead"),
+    },
+    Group {
+        keys: &["evals_per_epoch", "saves_per_epoch"],
+        rule: Only(OFF, ADD_STEPS),
+    },
+    Group {
+        keys: &["eval_on_start", "eval_delay", "save_first_step"],
+        rule: Only(
+            OFF,
+            "eval_steps and save_steps count from the first step; remove it",
+        ),
+    },
+    Group {
+        keys: &["save_only_model"],
+        rule: Only(
+            OFF,
+            "a checkpoint always holds what it takes to resume; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
+        ],
+        rule: Only(OFF, LAST_IS_RESULT),
+    },
+    Group {
+        keys: &["early_stopping*"],
+        rule: Only(OFF, "early stopping is not supported; remove it"),
+    },
+    Group {
+        keys: &["loss_watchdog_*"],
+        rule: Only(
+            OFF,
+            "a run is not stopped for its loss (steps with a gradient that is not finite are skipped: max_skipped_steps); remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "generate_samples",
+            "num_generation_samples",
+            "generation_max_new_tokens",
+        ],
+        rule: Only(
+            OFF,
+            "test_prompts are asked before and after training instead",
+        ),
+    },
+    Group {
+        keys: &[
+            "do_predict",
+            "predict_with_generate",
+            "do_bench_eval",
+            "do_causal_lm_eval",
+            "eval_causal_lm_metrics",
+            "eval_table_size",
+            "eval_max_new_tokens",
+        ],
+        rule: Only(
+            OFF,
+            "an evaluation measures the loss of what val_set_size holds out; remove it",
+        ),
+    },
+    Group {
+        keys: &["group_by_length"],
+        rule: Only(OFF, "packing makes blocks of one length; remove it"),
+    },
+    Group {
+        keys: &["auto_find_batch_size"],
+        rule: Only(OFF, "give micro_batch_size, which the memory depends on"),
+    },
+    Group {
+        keys: &["data_seed"],
+        rule: Only(&[], "`seed` decides the order of the data too; remove it"),
+    },
+    Group {
+        keys: &["neftune_noise_alpha", "noisy_embedding_alpha"],
+        rule: Only(OFF, "noise on embeddings is not supported; remove it"),
+    },
+    Group {
+        keys: &["label_smoothing_factor"],
+        rule: Only(OFF, "label smoothing is not supported; remove it"),
+    },
+    Group {
+        keys: &["s2_attention", "shift_attn"],
+        rule: Only(OFF, "every token attends to all before it; remove it"),
+    },
+    Group {
+        keys: &[
+            "lora_modules_to_save",
+            "modules_to_save",
+            "additional_target",
+        ],
+        rule: Only(OFF, ONLY_LORA),
+    },
+    Group {
+        keys: &[
+            "lora_target_parameters",
+            "target_parameters",
+            "trainable_token_indices",
+            "peft_trainable_token_indices",
+            "exclude_modules",
+        ],
+        rule: Only(
+            OFF,
+            "adapters go onto linear layers only; name those under lora_target_modules",
+        ),
+    },
+    Group {
+        keys: &[
+            "rank_pattern",
+            "alpha_pattern",
+            "lora_rank_pattern",
+            "lora_alpha_pattern",
+            "layer_replication",
+            "peft_layer_replication",
+        ],
+        rule: Only(OFF, NO_PER_LAYER),
+    },
+    Group {
+        keys: &["lora_fan_in_fan_out", "fan_in_fan_out"],
+        rule: Only(OFF, "the supported models have no such layers; remove it"),
+    },
+    Group {
+        keys: &["use_dora", "peft_use_dora"],
+        rule: Only(OFF, "DoRA is not supported; remove it"),
+    },
+    Group {
+        keys: &["inference_mode"],
+        rule: Only(
+            OFF,
+            "an adapter that is trained is not in inference mode; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "peft_layers_to_transform",
+            "layers_to_transform",
+            "layers_pattern",
+            "peft_layers_pattern",
+        ],
+        rule: Only(OFF, NAME_LAYERS),
+    },
+    Group {
+        keys: &["loraplus_*"],
+        rule: Only(OFF, "LoRA+ is not supported; remove it"),
+    },
+    Group {
+        keys: &["relora*", "jagged_restart_*"],
+        rule: Only(OFF, "ReLoRA is not supported; remove it"),
+    },
+    Group {
+        keys: &["unfrozen_parameters", "freeze_*"],
+        rule: Only(OFF, "full training trains every weight; remove it"),
+    },
+    Group {
+        keys: &["merge_lora"],
+        rule: Only(
+            OFF,
+            "`worker merge` writes one model of base and adapter; remove it",
+        ),
+    },
+    Group {
+        keys: &["lr_groups", "embedding_lr*"],
+        rule: Only(OFF, ONE_RATE),
+    },
+    Group {
+        keys: &["lr_scheduler_kwargs", "cosine_*", "min_lr*", "lr_end"],
+        rule: Only(OFF, ONLY_TO_ZERO),
+    },
+    Group {
+        keys: &["optim_args", "adam_beta3", "adam_epsilon2"],
+        rule: Only(
+            OFF,
+            "give adam_beta1, adam_beta2, adam_epsilon and weight_decay instead",
+        ),
+    },
+    Group {
+        keys: &[
+            "rl",
+            "rl_beta",
+            "dpo*",
+            "ipo*",
+            "orpo*",
+            "kto*",
+            "simpo*",
+            "grpo*",
+            "pref_*",
+            "ref_model",
+            "reward_model",
+            "process_reward_model",
+            "trl",
+        ],
+        rule: Only(OFF, ONLY_SFT),
+    },
+    Group {
+        keys: &[
+            "push_to_hub*",
+            "push_dataset_to_hub",
+            "hub_*",
+            "export_hub_model_id",
+            "hf_use_auth_token",
+            "hf_hub_token",
+            "use_auth_token",
+        ],
+        rule: Only(OFF, NO_UPLOAD),
+    },
+    Group {
+        keys: &["use_ray", "ray_*"],
+        rule: Only(OFF, "workers join the coordinator themselves; remove it"),
+    },
+];
