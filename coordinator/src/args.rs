@@ -1,13 +1,16 @@
 //! Command line of the coordinator: flags become plain options and the sources of a job. Decides nothing else.
 
+mod job;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use common::job::{self, JobErrors, JobSources, JobSpec};
 use common::logging;
 
 use crate::version;
+
+pub use job::JobArguments;
 
 /// What the process says when it ends.
 pub mod exit {
@@ -60,8 +63,9 @@ Examples:
   coordinator start job.yaml --max-steps 10 --output-dir trial --resume never
 
 Run again after it was stopped, it goes on where it was.
---set takes every field of the job file; lists are written as YAML:
-  --set 'lora_target_modules=[q_proj, v_proj]'";
+Every field of docs/job.md and every alias is a flag (--lr 1e-4, --lora_r 8);
+--set takes them too, and those of a data set or of cluster:
+  --set datasets.0.field_messages=conversations";
 
 /// Fine-tunes language models on whatever machines are at hand
 #[derive(Debug, Parser)]
@@ -112,11 +116,18 @@ pub struct StartArguments {
     pub job: JobArguments,
 
     /// Train in this process too; no worker has to join
-    #[arg(long, help_heading = "Machines")]
+    #[arg(long, alias = "single_node", help_heading = "Machines")]
     pub single_node: bool,
 
     /// Workers inside this process
-    #[arg(long, value_name = "N", requires = "single_node", value_parser = count(1..=64), help_heading = "Machines")]
+    #[arg(
+        long,
+        alias = "local_workers",
+        value_name = "N",
+        requires = "single_node",
+        value_parser = count(1..=64),
+        help_heading = "Machines"
+    )]
     pub local_workers: Option<usize>,
 
     /// Threads of each worker inside this process [default: all cores, shared out]
@@ -142,6 +153,7 @@ pub struct StartArguments {
     /// File with the secret that workers must show
     #[arg(
         long,
+        alias = "token_file",
         value_name = "FILE",
         env = "MUSTER_TOKEN_FILE",
         help_heading = "Machines"
@@ -188,181 +200,6 @@ pub struct CheckArguments {
     /// Print one JSON document instead
     #[arg(long)]
     pub json: bool,
-}
-
-/// The job, and what of it is said on the command line.
-#[derive(Debug, Default, Args)]
-pub struct JobArguments {
-    /// Job file (YAML); not needed where flags say it all
-    #[arg(value_name = "JOB")]
-    pub job: Option<PathBuf>,
-
-    /// Any field of the job, for example learning_rate=1e-4 or datasets.0.path=chat.jsonl
-    #[arg(long = "set", value_name = "FIELD=VALUE", value_parser = parse_pair, help_heading = "Job")]
-    pub set: Vec<(String, String)>,
-
-    /// Folder of the model to fine-tune
-    #[arg(long, value_name = "DIR", help_heading = "Job")]
-    pub base_model: Option<String>,
-
-    /// JSON Lines file to train on; may be given several times
-    #[arg(long, value_name = "FILE", help_heading = "Job")]
-    pub dataset: Vec<String>,
-
-    /// Where results and checkpoints go
-    #[arg(long, value_name = "DIR", help_heading = "Job")]
-    pub output_dir: Option<String>,
-
-    /// lora, or full to train every weight
-    #[arg(long, value_name = "KIND", help_heading = "Job")]
-    pub adapter: Option<String>,
-
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", help_heading = "Job")]
-    pub lora_r: Option<String>,
-
-    /// Peak learning rate
-    #[arg(
-        long,
-        value_name = "RATE",
-        help_heading = "Job",
-        allow_hyphen_values = true
-    )]
-    pub learning_rate: Option<String>,
-
-    /// Passes over the data
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Job",
-        allow_hyphen_values = true
-    )]
-    pub num_epochs: Option<String>,
-
-    /// Stop after this many steps
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "Job",
-        allow_hyphen_values = true
-    )]
-    pub max_steps: Option<String>,
-
-    /// Tokens in a block
-    #[arg(long, value_name = "TOKENS", help_heading = "Job")]
-    pub sequence_len: Option<String>,
-
-    /// Blocks in a step
-    #[arg(long, value_name = "BLOCKS", help_heading = "Job")]
-    pub global_batch_size: Option<String>,
-
-    /// Blocks that go through the model at once
-    #[arg(long, value_name = "BLOCKS", help_heading = "Job")]
-    pub micro_batch_size: Option<String>,
-
-    /// How much of the data is held out for evaluation: a fraction, or a number of examples
-    #[arg(long, value_name = "SIZE", help_heading = "Job")]
-    pub val_set_size: Option<String>,
-
-    /// Steps between two checkpoints, or auto: as often as costs at most 1% of the time
-    #[arg(long, value_name = "STEPS", help_heading = "Job")]
-    pub save_steps: Option<String>,
-
-    /// Steps between two printed lines
-    #[arg(long, value_name = "STEPS", help_heading = "Job")]
-    pub logging_steps: Option<String>,
-
-    /// Decides the order of the data, dropout and new weights
-    #[arg(
-        long,
-        value_name = "SEED",
-        help_heading = "Job",
-        allow_hyphen_values = true
-    )]
-    pub seed: Option<String>,
-
-    /// auto, never or a checkpoint folder
-    #[arg(long, value_name = "FROM", help_heading = "Job")]
-    pub resume: Option<String>,
-
-    /// Asked before and after training; may be given several times
-    #[arg(long, value_name = "TEXT", help_heading = "Job")]
-    pub test_prompt: Vec<String>,
-
-    /// The run waits below this many workers
-    #[arg(long, value_name = "N", help_heading = "Job")]
-    pub min_workers: Option<String>,
-}
-
-impl JobArguments {
-    /// Reads the job from its file, this process's environment and the flags.
-    pub fn load(&self) -> Result<JobSpec, JobErrors> {
-        job::load(JobSources {
-            file: self.job.clone(),
-            environment: muster_environment(),
-            flags: self.flags(),
-        })
-    }
-
-    /// The flags as a job's source. A flag of its own beats `--set`.
-    fn flags(&self) -> Vec<(String, String)> {
-        let named = [
-            ("--base-model", &self.base_model),
-            ("--output-dir", &self.output_dir),
-            ("--adapter", &self.adapter),
-            ("--lora-r", &self.lora_r),
-            ("--learning-rate", &self.learning_rate),
-            ("--num-epochs", &self.num_epochs),
-            ("--max-steps", &self.max_steps),
-            ("--sequence-len", &self.sequence_len),
-            ("--global-batch-size", &self.global_batch_size),
-            ("--micro-batch-size", &self.micro_batch_size),
-            ("--val-set-size", &self.val_set_size),
-            ("--save-steps", &self.save_steps),
-            ("--logging-steps", &self.logging_steps),
-            ("--seed", &self.seed),
-            ("--resume", &self.resume),
-            ("--min-workers", &self.min_workers),
-        ];
-        let mut flags = self.set.clone();
-        for (name, values) in [
-            ("--dataset", &self.dataset),
-            ("--test-prompt", &self.test_prompt),
-        ] {
-            if !values.is_empty() {
-                // A JSON list is a YAML list, whatever the texts hold.
-                flags.push((name.to_owned(), serde_json::json!(values).to_string()));
-            }
-        }
-        for (name, value) in named {
-            if let Some(value) = value {
-                flags.push((name.to_owned(), value.clone()));
-            }
-        }
-        flags
-    }
-}
-
-/// `std::env::vars` would panic on text that is not Unicode.
-fn muster_environment() -> Vec<(String, String)> {
-    std::env::vars_os()
-        .map(|(name, value)| {
-            (
-                name.to_string_lossy().into_owned(),
-                value.to_string_lossy().into_owned(),
-            )
-        })
-        .filter(|(name, _)| name.starts_with("MUSTER_"))
-        .collect()
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.trim().is_empty() => {
-            Ok((name.trim().to_owned(), value.to_owned()))
-        }
-        _ => Err("write FIELD=VALUE, for example learning_rate=1e-4".to_owned()),
-    }
 }
 
 fn parse_address(text: &str) -> Result<String, String> {
@@ -449,65 +286,6 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_of_its_own_beats_set() {
-        let start = start(
-            "job.yaml --lora-r 8 --set lora_r=4 --set cluster.min_workers=2 --dataset a.jsonl --dataset [b].jsonl",
-        );
-        let flags = start.job.flags();
-        let pairs: Vec<(&str, &str)> = flags
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()))
-            .collect();
-        assert_eq!(
-            pairs,
-            [
-                ("lora_r", "4"),
-                ("cluster.min_workers", "2"),
-                ("--dataset", r#"["a.jsonl","[b].jsonl"]"#),
-                ("--lora-r", "8"),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_job_is_possible_from_flags_alone() {
-        let job = start(
-            "--base-model m --dataset a.jsonl --adapter lora --test-prompt hello --min-workers 3",
-        )
-        .job;
-        let flags = job.flags();
-        let job = job::load(JobSources {
-            flags,
-            ..JobSources::default()
-        })
-        .unwrap();
-        assert_eq!(job.datasets[0].path, PathBuf::from("a.jsonl"));
-        assert_eq!(job.test_prompts, ["hello"]);
-        assert_eq!(job.cluster.min_workers, 3);
-    }
-
-    #[test]
-    fn every_flag_names_a_field() {
-        let command = Arguments::command();
-        let start = command.find_subcommand("start").unwrap();
-        for flag in start
-            .get_arguments()
-            .filter(|arg| arg.get_help_heading() == Some("Job"))
-        {
-            let name = flag.get_long().unwrap();
-            if name == "set" {
-                continue;
-            }
-            let flags = vec![(format!("--{name}"), "{".to_owned())];
-            let errors = job::load(JobSources {
-                flags,
-                ..JobSources::default()
-            })
-            .unwrap_err();
-            assert!(!errors.to_string().contains("unknown field"), "{name}");
-        }
-    }
-    #[test]
     fn single_node_listens_on_a_free_port_of_the_loopback() {
         assert_eq!(start("job.yaml").listen_address(), "127.0.0.1:7077");
         assert_eq!(start("job.yaml").local_workers(), 0);
@@ -532,12 +310,13 @@ mod tests {
     #[test]
     fn wrong_usage_is_refused() {
         for line in [
-            "job.yaml --set learning_rate",
             "job.yaml --listen 7077",
             "job.yaml --listen host:port",
             "job.yaml --local-workers 2",
             "job.yaml --single-node --local-workers 0",
-            "job.yaml --learning_rate 1",
+            "job.yaml --lerning_rate 1",
+            "job.yaml --set",
+            "job.yaml --lr",
         ] {
             let words = ["coordinator", "start"].into_iter().chain(line.split(' '));
             let error = Arguments::try_parse_from(words).unwrap_err();
