@@ -29,6 +29,10 @@ pub fn claim(identity: &RunIdentity) -> Result<Claim, OutputError> {
             record,
             ..Claim::default()
         }),
+        // Whose the folder is can be said once the job is: it is asked again when the data is known.
+        Err(OutputError::BrokenRecord { .. }) if identity.job.reading.left_to_data.anything() => {
+            Ok(Claim::default())
+        }
         Err(OutputError::BrokenRecord { path, reason }) if is_of(&identity.job) => Ok(Claim {
             notice: Some(format!(
                 "{} is damaged ({reason}) and is written anew: the journal and the checkpoints beside it are of this job",
@@ -53,6 +57,14 @@ pub fn claim(identity: &RunIdentity) -> Result<Claim, OutputError> {
 }
 
 impl Claim {
+    /// Digests of the jobs whose checkpoints are this run's: its own as it is, or was with another number of steps.
+    pub fn jobs(&self) -> Vec<String> {
+        self.record
+            .as_ref()
+            .map(RunRecord::jobs)
+            .unwrap_or_default()
+    }
+
     fn replacing(notice: String) -> Self {
         Self {
             notice: Some(notice),

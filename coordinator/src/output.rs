@@ -4,6 +4,7 @@
 //! `metrics.jsonl` is the one record that grows: it is cut back to the step a run resumes from, and the history in
 //! `trainer_state.json` is made from it, so the two never disagree.
 
+mod longer;
 mod metrics;
 mod run_record;
 mod totals;
@@ -55,6 +56,15 @@ pub enum OutputError {
         /// Which fields differ, or nothing.
         differences: String,
     },
+    #[error(
+        "output_dir {dir} holds this job with another number of steps{differences}, and cannot go on as this one: {reason}; \
+         name another output_dir"
+    )]
+    OtherLength {
+        dir: PathBuf,
+        differences: String,
+        reason: String,
+    },
     #[error("output_dir {dir} is also {what}, which must stay as it is; name another output_dir")]
     Input { dir: PathBuf, what: &'static str },
     #[error("output_dir {dir} is not a folder; name another output_dir")]
@@ -99,6 +109,8 @@ pub struct RunIdentity {
     /// Of the block file.
     pub data_digest: Option<String>,
     pub base_model_digest: Option<String>,
+    /// Known once the data is.
+    pub total_steps: Option<u64>,
 }
 
 /// Refuses an output folder that belongs to another job, or that the job reads from. Writes nothing.
@@ -197,7 +209,7 @@ impl RunFiles {
             }
         }
         metrics.make_durable()?;
-        let mut record = RunRecord::new(identity, plan.total_steps, resumed_step);
+        let mut record = RunRecord::new(identity, plan.total_steps, resumed_step, earlier.as_ref());
         let earlier = earlier.filter(|_| resumed_step > 0);
         for worker in earlier.iter().flat_map(|earlier| &earlier.workers) {
             totals.note_device(&worker.name, &worker.device);

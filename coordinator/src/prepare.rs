@@ -21,7 +21,7 @@ use common::files::manifest::entries_digest;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
-use common::plan::Schedule;
+use common::plan::{Schedule, learns};
 use common::progress::Progress;
 use thiserror::Error;
 
@@ -81,7 +81,8 @@ impl Prepared {
     /// What a user should know before training, a line each.
     pub fn notices(&self) -> Vec<String> {
         let counts = &self.data.counts;
-        let mut notices = self.model_notices.clone();
+        let mut notices = self.job.reading.notices.clone();
+        notices.extend(self.model_notices.iter().cloned());
         notices.extend(counts.notes.iter().cloned());
         if counts.divided_rows > 0 {
             notices.push(format!(
@@ -190,12 +191,7 @@ pub fn prepare_in(
         );
         errors.note(model.check_model_type());
         errors.note(check_starting_adapter(job, shape));
-        #[cfg(feature = "single-node")]
-        errors.note(check_engine(job, model));
     }
-    let estimate = shape
-        .as_ref()
-        .and_then(|shape| errors.note(Estimate::new(job, shape)));
     let (tokenizer, template) = if job.base_model.is_dir() {
         (
             errors.note(Tokenizer::load(&job.base_model)),
@@ -218,6 +214,20 @@ pub fn prepare_in(
             None
         }
     };
+    // From here on the job is what the data made of it.
+    let left_open = job.reading.left_to_data.anything();
+    let job = data.as_ref().map_or(job, |data| &data.job);
+    if let Some(data) = data.as_ref().filter(|_| scratch.is_none()) {
+        let schedule = Schedule::new(job, data.file.train_blocks());
+        errors.note(check_claim(job, Some(schedule.total_steps())));
+    }
+    #[cfg(feature = "single-node")]
+    if let Some(model) = model.as_ref().filter(|_| data.is_some() || !left_open) {
+        errors.note(check_engine(job, model));
+    }
+    let estimate = shape
+        .as_ref()
+        .and_then(|shape| errors.note(Estimate::new(job, shape)));
     let model_files = match &model {
         Some(model) if with_digests && errors.problems.is_empty() => {
             errors.note(model.entries_watched(progress))
@@ -233,10 +243,14 @@ pub fn prepare_in(
         data,
         model_files,
     );
-    let (true, Some(prepared)) = (errors.problems.is_empty(), assemble(job, found)) else {
-        return Err(errors);
-    };
-    Ok(prepared)
+    let prepared = assemble(found);
+    if let Some(prepared) = &prepared {
+        errors.note(check_learning_rate(prepared));
+    }
+    match prepared {
+        Some(prepared) if errors.problems.is_empty() => Ok(prepared),
+        _ => Err(errors),
+    }
 }
 
 type Found = (
@@ -250,12 +264,12 @@ type Found = (
 );
 
 /// None only where a problem was noted.
-fn assemble(job: &JobSpec, found: Found) -> Option<Prepared> {
+fn assemble(found: Found) -> Option<Prepared> {
     let (model, shape, estimate, tokenizer, template, data, model_files) = found;
     let (data, model_files) = (data?, model_files?);
     let (model, model_notices) = model?;
+    let job = Arc::new(data.job.clone());
     Some(Prepared {
-        job: Arc::new(job.clone()),
         job_digest: job.digest(),
         model,
         model_notices,
@@ -264,9 +278,10 @@ fn assemble(job: &JobSpec, found: Found) -> Option<Prepared> {
         shape: shape?,
         tokenizer: tokenizer?,
         template: template?,
-        schedule: Schedule::new(job, data.file.train_blocks()),
+        schedule: Schedule::new(&job, data.file.train_blocks()),
         data,
         estimate: estimate?,
+        job,
     })
 }
 
@@ -293,12 +308,7 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
     if let Resume::Path(path) = &job.resume {
         checkpoint::verify(path).map_err(|error| format!("resume: {error}"))?;
     }
-    let identity = RunIdentity {
-        job: job.clone(),
-        data_digest: None,
-        base_model_digest: None,
-    };
-    claim(&identity).map_err(|error| error.to_string())?;
+    check_claim(job, None)?;
     let Some(existing) = dir.ancestors().find(|path| path.is_dir()) else {
         return Ok(());
     };
@@ -310,6 +320,31 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
         return Err(format!("output_dir {} cannot be written", dir.display()));
     }
     Ok(())
+}
+
+/// The output folder is no other job's.
+fn check_claim(job: &JobSpec, total_steps: Option<u64>) -> Result<(), String> {
+    let identity = RunIdentity {
+        job: job.clone(),
+        data_digest: None,
+        base_model_digest: None,
+        total_steps,
+    };
+    claim(&identity)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+/// A run in which nothing is learned would end as if all were well.
+fn check_learning_rate(prepared: &Prepared) -> Result<(), String> {
+    let steps = prepared.total_steps();
+    match learns(&prepared.job, steps) {
+        true => Ok(()),
+        false => Err(format!(
+            "nothing would be learned: the learning rate of all {steps} steps is 0, because the warm-up begins there; \
+             set warmup_steps: 0, or make more steps (num_epochs, max_steps, a smaller global_batch_size or sequence_len)"
+        )),
+    }
 }
 
 /// The adapter to start from has the job's rank, and the tensors of the linears that the job names.

@@ -40,8 +40,8 @@ pub struct Start {
 
 impl Start {
     /// Follows the job's `resume`. Needs the lock of the output folder: where the run begins anew, its checkpoints are set
-    /// aside.
-    pub fn choose(prepared: &Prepared) -> Result<Self, ResumeError> {
+    /// aside. `jobs` are digests of jobs whose checkpoints will do besides those of this one.
+    pub fn choose(prepared: &Prepared, jobs: &[String]) -> Result<Self, ResumeError> {
         let job = &prepared.job;
         let mut notices = Vec::new();
         let found = match &job.resume {
@@ -69,7 +69,15 @@ impl Start {
                 notices,
             });
         };
-        check(&path, &manifest, prepared)?;
+        check(&path, &manifest, prepared, jobs)?;
+        if manifest.job_digest != prepared.job_digest {
+            notices.push(format!(
+                "the run here has {} steps now: it goes on after step {}, from {}",
+                prepared.total_steps(),
+                manifest.step,
+                path.display()
+            ));
+        }
         Ok(Self {
             state: State {
                 step: manifest.step,
@@ -107,7 +115,8 @@ pub struct Past {
 
 impl Past {
     /// Follows the job's `resume`: only a run that goes on by itself goes on from its journal.
-    pub fn find(prepared: &Prepared, start: &Start) -> Result<Self, FileError> {
+    /// The journal of one of `jobs` is of the same run with another number of steps, which begins a new one.
+    pub fn find(prepared: &Prepared, start: &Start, jobs: &[String]) -> Result<Self, FileError> {
         let identity = Identity {
             job_digest: prepared.job_digest.clone(),
             base_model_digest: prepared.model_digest.clone(),
@@ -127,11 +136,14 @@ impl Past {
                 (before.term + 1, before.run)
             }
             Some(other) => {
-                notices.push(format!(
-                    "the journal in output_dir is of job {}, this is job {}: it is begun anew",
-                    short(&other.identity.job_digest),
-                    short(&identity.job_digest)
-                ));
+                let is_earlier = jobs.contains(&other.identity.job_digest);
+                notices.extend((!is_earlier).then(|| {
+                    format!(
+                        "the journal in output_dir is of job {}, this is job {}: it is begun anew",
+                        short(&other.identity.job_digest),
+                        short(&identity.job_digest)
+                    )
+                }));
                 history = History::default();
                 (1, journal::draw_run())
             }
@@ -162,7 +174,12 @@ fn missing_checkpoint(history: &History, start: &Start) -> Option<String> {
     })
 }
 
-fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), ResumeError> {
+fn check(
+    path: &Path,
+    manifest: &Manifest,
+    prepared: &Prepared,
+    jobs: &[String],
+) -> Result<(), ResumeError> {
     let pairs = [
         ("job", &manifest.job_digest, &prepared.job_digest),
         (
@@ -172,7 +189,8 @@ fn check(path: &Path, manifest: &Manifest, prepared: &Prepared) -> Result<(), Re
         ),
     ];
     for (what, found, expected) in pairs {
-        if found != expected {
+        let is_earlier = what == "job" && jobs.contains(found);
+        if found != expected && !is_earlier {
             return Err(ResumeError::Other {
                 path: path.to_owned(),
                 what,

@@ -177,10 +177,11 @@ fn open(
     terminal: &mut Terminal,
 ) -> Result<Opening, StartError> {
     prune_blocks(&prepared.data.file);
-    let start = Start::choose(&prepared)?;
-    let past = Past::find(&prepared, &start).map_err(StartError::Journal)?;
-    show(terminal, &prepared, &start, &past);
     let claimed = claim(identity)?;
+    let jobs = claimed.jobs();
+    let start = Start::choose(&prepared, &jobs)?;
+    let past = Past::find(&prepared, &start, &jobs).map_err(StartError::Journal)?;
+    show(terminal, &prepared, &start, &past);
     if let Some(notice) = &claimed.notice {
         terminal.say(notice);
     }
@@ -275,6 +276,7 @@ fn identity(prepared: &Prepared) -> RunIdentity {
         job: JobSpec::clone(&prepared.job),
         data_digest: Some(prepared.data.file.digest().to_owned()),
         base_model_digest: Some(prepared.model_digest.clone()),
+        total_steps: Some(prepared.total_steps()),
     }
 }
 
@@ -300,7 +302,7 @@ fn is_done_already(
     let job = &identity.job;
     let record = claim(identity)?
         .record
-        .filter(|record| is_finished(job, record));
+        .filter(|record| is_finished(identity, record));
     let Some(record) = record else {
         return Ok(false);
     };
@@ -314,9 +316,11 @@ fn is_done_already(
     Ok(true)
 }
 
-fn is_finished(job: &JobSpec, record: &RunRecord) -> bool {
-    let auto = job.resume == common::job::Resume::Auto;
-    auto && record.state == RunState::Done && record.step == record.total_steps
+/// A run that was made longer is not.
+fn is_finished(identity: &RunIdentity, record: &RunRecord) -> bool {
+    let auto = identity.job.resume == common::job::Resume::Auto;
+    let steps = identity.total_steps.unwrap_or(record.total_steps);
+    auto && record.state == RunState::Done && record.step == steps
 }
 
 fn run_end(outcome: &Outcome) -> RunEnd {

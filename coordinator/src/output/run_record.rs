@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use common::job::JobSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::longer::goes_on;
 use super::totals::Totals;
 use super::{OutputError, RUN, RunIdentity, WorkerRecord};
 
@@ -70,12 +72,24 @@ pub struct RunRecord {
     pub waiting_seconds: f64,
     #[serde(default)]
     pub workers: Vec<WorkerRecord>,
+    /// Digests of the jobs that differ in nothing but their number of steps, whose steps this one went on from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub continues: Vec<String>,
     /// The resolved job. Kept as JSON, because another version may have other fields.
     pub job: Value,
 }
 
 impl RunRecord {
-    pub(super) fn new(identity: &RunIdentity, total_steps: u64, step: u64) -> Self {
+    /// `earlier` is what the same run, perhaps of another length, had recorded.
+    pub(super) fn new(
+        identity: &RunIdentity,
+        total_steps: u64,
+        step: u64,
+        earlier: Option<&Self>,
+    ) -> Self {
+        let job_digest = identity.job.digest();
+        let mut continues = earlier.map(Self::jobs).unwrap_or_default();
+        continues.retain(|digest| *digest != job_digest);
         Self {
             muster_version: common::VERSION.to_owned(),
             state: RunState::Running,
@@ -85,7 +99,7 @@ impl RunRecord {
             reason: None,
             step,
             total_steps,
-            job_digest: identity.job.digest(),
+            job_digest,
             data_digest: identity.data_digest.clone(),
             base_model_digest: identity.base_model_digest.clone(),
             numerics_class: None,
@@ -96,6 +110,7 @@ impl RunRecord {
             step_seconds: 0.0,
             waiting_seconds: 0.0,
             workers: Vec::new(),
+            continues,
             job: serde_json::to_value(&identity.job).unwrap_or(Value::Null),
         }
     }
@@ -105,6 +120,13 @@ impl RunRecord {
         self.step_seconds = totals.step_seconds;
         self.waiting_seconds = totals.waiting_seconds;
         self.workers = totals.workers();
+    }
+
+    /// Digests of all jobs whose steps are this run's.
+    pub fn jobs(&self) -> Vec<String> {
+        let mut jobs = self.continues.clone();
+        jobs.push(self.job_digest.clone());
+        jobs
     }
 
     /// The record in this folder, if there is one.
@@ -134,7 +156,7 @@ impl RunRecord {
     }
 
     pub(super) fn refuse_other(&self, identity: &RunIdentity) -> Result<(), OutputError> {
-        let job_digest = identity.job.digest();
+        let job_digest = self.as_recorded(&identity.job).digest();
         let other = |what, found: &str, expected: &str, differences| {
             Err(OutputError::OtherJob {
                 dir: identity.job.output_dir.clone(),
@@ -146,7 +168,20 @@ impl RunRecord {
         };
         if self.job_digest != job_digest {
             let differences = self.differences(identity);
-            return other("job digest", &self.job_digest, &job_digest, differences);
+            let job = self.as_recorded(&identity.job);
+            match goes_on(self, &job, identity.total_steps) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return other("job digest", &self.job_digest, &job_digest, differences);
+                }
+                Err(reason) => {
+                    return Err(OutputError::OtherLength {
+                        dir: identity.job.output_dir.clone(),
+                        differences,
+                        reason,
+                    });
+                }
+            }
         }
         for (what, found, expected) in [
             (
@@ -165,11 +200,38 @@ impl RunRecord {
         Ok(())
     }
 
+    /// The job with what it still leaves to the data as it was decided here: until the data is known, it may be the same.
+    fn as_recorded(&self, job: &JobSpec) -> JobSpec {
+        let mut recorded = job.clone();
+        let left = std::mem::take(&mut recorded.reading.left_to_data);
+        if left.sequence_len {
+            self.take("sequence_len", &mut recorded.sequence_len);
+        }
+        if left.global_batch_size {
+            self.take("global_batch_size", &mut recorded.global_batch_size);
+        }
+        if left.num_epochs {
+            self.take("num_epochs", &mut recorded.num_epochs);
+        }
+        if left.warmup {
+            self.take("warmup", &mut recorded.warmup);
+        }
+        recorded
+    }
+
+    /// The value of a field as the record has it.
+    pub(super) fn take<T: serde::de::DeserializeOwned>(&self, field: &str, value: &mut T) {
+        if let Ok(found) = serde_json::from_value(self.job[field].clone()) {
+            *value = found;
+        }
+    }
+
     /// ` (learning_rate 0.0001 there, 0.001 here)`.
     fn differences(&self, identity: &RunIdentity) -> String {
-        let (Value::Object(there), Ok(Value::Object(here))) =
-            (&self.job, serde_json::to_value(&identity.job))
-        else {
+        let (Value::Object(there), Ok(Value::Object(here))) = (
+            &self.job,
+            serde_json::to_value(self.as_recorded(&identity.job)),
+        ) else {
             return String::new();
         };
         let decides = |name: &str| !common::job::NOT_PART_OF_THE_RESULT.contains(&name);

@@ -29,6 +29,7 @@ fn identity(dir: &Path, more: &[(&str, &str)]) -> RunIdentity {
         .unwrap(),
         data_digest: Some("d".repeat(64)),
         base_model_digest: Some("b".repeat(64)),
+        total_steps: None,
     }
 }
 
