@@ -46,7 +46,7 @@ pub enum OutputError {
     #[error("{path} is not a run record ({reason}); move it away, or name another output_dir")]
     BrokenRecord { path: PathBuf, reason: String },
     #[error(
-        "output_dir {dir} holds another job: {what} {found} there, {expected} here{differences}; name another output_dir, or move that folder away"
+        "output_dir {dir} holds another job: {what} {found} there, {expected} here{differences}{length}; name another output_dir, or move that folder away"
     )]
     OtherJob {
         dir: PathBuf,
@@ -55,15 +55,8 @@ pub enum OutputError {
         expected: String,
         /// Which fields differ, or nothing.
         differences: String,
-    },
-    #[error(
-        "output_dir {dir} holds this job with another number of steps{differences}, and cannot go on as this one: {reason}; \
-         name another output_dir"
-    )]
-    OtherLength {
-        dir: PathBuf,
-        differences: String,
-        reason: String,
+        /// Why a job that differs in the number of its steps only cannot go on from those, or nothing.
+        length: String,
     },
     #[error("output_dir {dir} is also {what}, which must stay as it is; name another output_dir")]
     Input { dir: PathBuf, what: &'static str },

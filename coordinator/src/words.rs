@@ -22,7 +22,11 @@ pub fn job_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
         let name = word.split('=').next().unwrap_or(&word);
-        match OF_THIS_RUN.iter().find(|(option, _)| *option == name) {
+        let with_dashes = name.replace('_', "-");
+        match OF_THIS_RUN
+            .iter()
+            .find(|(option, _)| *option == with_dashes)
+        {
             // A value after an equals sign is part of the word.
             Some((_, has_value)) if *has_value && name == word => drop(words.next()),
             Some(_) => {}
@@ -123,6 +127,10 @@ mod tests {
                  --set seed=7 --local-workers=2 --listen 127.0.0.1:1 --token-file start"
             ),
             "job.yaml --max-steps 10 --set seed=7 --token-file start"
+        );
+        assert_eq!(
+            kept("coordinator start job.yaml --single_node --output_dir out --learning_rate 1e-4"),
+            "job.yaml --learning_rate 1e-4"
         );
         // Every option that is no field of the job is one of those, but for the token's.
         let command = Arguments::command();

@@ -115,7 +115,7 @@ fn a_falling_curve_says_why_it_cannot_be_made_longer() {
     let run = Run::of(&mut site.start("out", &["--single-node", "--max-steps", "4"])).end();
     assert_eq!(run.status.code(), Some(3), "{run:?}");
     for words in [
-        "this job with another number of steps (max_steps 2 there, 4 here)",
+        "(max_steps 2 there, 4 here), and it cannot go on as this one: ",
         "cosine the learning rate falls to 0",
         "another output_dir",
     ] {

@@ -157,31 +157,31 @@ impl RunRecord {
 
     pub(super) fn refuse_other(&self, identity: &RunIdentity) -> Result<(), OutputError> {
         let job_digest = self.as_recorded(&identity.job).digest();
-        let other = |what, found: &str, expected: &str, differences| {
+        let other = |what, found: &str, expected: &str, differences, length| {
             Err(OutputError::OtherJob {
                 dir: identity.job.output_dir.clone(),
                 what,
                 found: shorten(found),
                 expected: shorten(expected),
                 differences,
+                length,
             })
         };
-        if self.job_digest != job_digest {
+        let length = match self.job_digest == job_digest {
+            true => Ok(true),
+            false => goes_on(self, &self.as_recorded(&identity.job), identity.total_steps),
+        };
+        if length != Ok(true) {
+            let why = |reason| format!(", and it cannot go on as this one: {reason}");
+            let length = length.err().map(why).unwrap_or_default();
             let differences = self.differences(identity);
-            let job = self.as_recorded(&identity.job);
-            match goes_on(self, &job, identity.total_steps) {
-                Ok(true) => {}
-                Ok(false) => {
-                    return other("job digest", &self.job_digest, &job_digest, differences);
-                }
-                Err(reason) => {
-                    return Err(OutputError::OtherLength {
-                        dir: identity.job.output_dir.clone(),
-                        differences,
-                        reason,
-                    });
-                }
-            }
+            return other(
+                "job digest",
+                &self.job_digest,
+                &job_digest,
+                differences,
+                length,
+            );
         }
         for (what, found, expected) in [
             (
@@ -194,7 +194,7 @@ impl RunRecord {
             if let (Some(found), Some(expected)) = (found, expected)
                 && found != expected
             {
-                return other(what, found, expected, String::new());
+                return other(what, found, expected, String::new(), String::new());
             }
         }
         Ok(())
