@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -170,14 +171,13 @@ impl Args for JobArguments {
             .action(ArgAction::Append)
             .value_parser(OsStringValueParser::new())
             .help_heading(HEADING);
-        let shown = SHOWN
-            .iter()
-            .map(|(name, placeholder, help)| flag(name).value_name(*placeholder).help(*help));
-        let is_shown = |name: &str| SHOWN.iter().any(|(shown, ..)| *shown == name);
-        let hidden = job::flag_names()
-            .map(|name| name.replace('_', "-"))
-            .filter(|name| !is_shown(name))
-            .map(|name| flag(&name).value_name("VALUE").hide(true));
+        let shown = SHOWN.iter().filter_map(|(name, placeholder, help)| {
+            let name = NAMES.iter().find(|known| known.dashed == *name)?;
+            Some(flag(name).value_name(*placeholder).help(*help))
+        });
+        let is_shown = |name: &&Name| SHOWN.iter().any(|(shown, ..)| *shown == name.dashed);
+        let hidden = NAMES.iter().filter(|name| !is_shown(name));
+        let hidden = hidden.map(|name| flag(name).value_name("VALUE").hide(true));
         command.arg(file).arg(set).args(shown).args(hidden)
     }
 
@@ -186,20 +186,41 @@ impl Args for JobArguments {
     }
 }
 
+/// A flag in its spellings.
+struct Name {
+    /// `--base-model`
+    id: String,
+    /// `base-model`
+    dashed: String,
+    /// `base_model`
+    underscored: &'static str,
+}
+
+static NAMES: LazyLock<Vec<Name>> = LazyLock::new(|| {
+    let name = |underscored: &'static str| {
+        let dashed = underscored.replace('_', "-");
+        Name {
+            id: format!("--{dashed}"),
+            dashed,
+            underscored,
+        }
+    };
+    job::flag_names().map(name).collect()
+});
+
 /// `--base-model`, which may be written `--base_model`.
-fn flag(name: &str) -> Arg {
-    let long = format!("--{name}");
-    let arg = Arg::new(long.clone())
-        .long(name.to_owned())
+fn flag(name: &'static Name) -> Arg {
+    let arg = Arg::new(name.id.as_str())
+        .long(name.dashed.as_str())
         .action(ArgAction::Append)
         .value_parser(OsStringValueParser::new())
         .allow_negative_numbers(true)
         .help_heading(HEADING);
-    let arg = match name.contains('-') {
-        true => arg.alias(name.replace('-', "_")),
-        false => arg,
+    let arg = match name.dashed == name.underscored {
+        true => arg,
+        false => arg.alias(name.underscored),
     };
-    match job::flag_value(&long) {
+    match job::flag_value(&name.id) {
         FlagValue::Switch | FlagValue::Foreign => arg.num_args(0..=1).default_missing_value("true"),
         FlagValue::List(_) => arg.num_args(1..),
         FlagValue::Entry(_) | FlagValue::One => arg,
