@@ -698,7 +698,7 @@ fn a_slice_of_the_rows_can_be_taken() {
         assert_eq!(setup.prepare().unwrap().counts.rows, count, "{split}");
     }
     setup.job.datasets[0].split = Some("train[x]".into());
-    assert!(setup.problems()[0].contains("is not understood"));
+    assert!(setup.problems()[0].contains("which names no rows"));
 }
 
 #[test]
