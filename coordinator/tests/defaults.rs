@@ -44,11 +44,20 @@ fn a_job_of_defaults_learns_from_a_few_rows() {
         assert!(run.status.success(), "{run:?}");
         assert!(run.stdout.contains("num_epochs 3"), "{run:?}");
         let rates = rates(&site, &output);
-        assert!(rates.len() >= 3 && rates[0] == 2e-4, "{rates:?}");
-        // A step at a learning rate of 0 would leave the weights as they are.
+        assert!(rates.contains(&2e-4), "{rates:?}");
+        let begins_at_once = rates[0] == 2e-4;
+        assert_eq!(
+            begins_at_once,
+            rows == 1,
+            "no warm-up in few steps: {rates:?}"
+        );
+        // A step at a learning rate of 0 leaves the weights as they are.
         let steps = site.steps(&output);
-        for pair in steps.windows(2) {
-            assert_ne!(pair[0]["weights_digest"], pair[1]["weights_digest"]);
+        for (pair, rate) in steps.windows(2).zip(&rates[1..]) {
+            assert_ne!(
+                pair[0]["weights_digest"], pair[1]["weights_digest"],
+                "{rate}"
+            );
         }
         // What was decided is what workers, record and the next start are told.
         let job = &site.json(&format!("{output}/run.json"))["job"];
