@@ -86,7 +86,7 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
     }
     let told = [
         followed(job, &settled, data, total_steps),
-        short(&settled, total_steps),
+        short(&settled, data, total_steps),
     ];
     settled.reading.notices.extend(told.into_iter().flatten());
     settled
@@ -117,10 +117,13 @@ fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64)
     if settled.warmup != read.warmup {
         values.push(format!("no warm-up in {total_steps} steps"));
     }
+    let examples = match data.examples {
+        1 => "1 example".to_owned(),
+        examples => format!("{examples} examples"),
+    };
     (!values.is_empty()).then(|| {
         format!(
-            "chosen for {} examples of at most {} tokens: {}; the job may say otherwise",
-            data.examples,
+            "chosen for {examples} of at most {} tokens: {}; the job may say otherwise",
             data.longest,
             values.join(", ")
         )
@@ -128,16 +131,26 @@ fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64)
 }
 
 /// A line where there are so few steps that hardly anything can be learned. Whoever gave `max_steps` knows.
-fn short(job: &JobSpec, total_steps: u64) -> Option<String> {
-    (total_steps < SHORT_PLAN_STEPS && job.max_steps.is_none()).then(|| {
-        let steps = match total_steps {
-            1 => "1 step is".to_owned(),
-            steps => format!("{steps} steps are"),
-        };
-        format!(
-            "{steps} few to learn from: more data, more num_epochs, or a smaller global_batch_size or sequence_len make more"
-        )
-    })
+fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
+    if total_steps >= SHORT_PLAN_STEPS || job.max_steps.is_some() {
+        return None;
+    }
+    let steps = match total_steps {
+        1 => "1 step is".to_owned(),
+        steps => format!("{steps} steps are"),
+    };
+    let mut more = vec!["more data", "more num_epochs"];
+    if job.global_batch_size > 1 {
+        more.push("a smaller global_batch_size");
+    }
+    if job.sample_packing && job.sequence_len as u64 >= data.longest.saturating_mul(2) {
+        more.push("a smaller sequence_len");
+    }
+    let (last, before) = more.split_last()?;
+    let before = before.join(", ");
+    Some(format!(
+        "{steps} few to learn from: {before} or {last} would make more"
+    ))
 }
 
 #[cfg(test)]
@@ -214,8 +227,7 @@ mod tests {
             [
                 "chosen for 5 examples of at most 30 tokens: sequence_len 32, global_batch_size 1, num_epochs 3, no warm-up in \
                  15 steps; the job may say otherwise",
-                "15 steps are few to learn from: more data, more num_epochs, or a smaller global_batch_size or sequence_len make \
-                 more",
+                "15 steps are few to learn from: more data or more num_epochs would make more",
             ]
         );
         let (many, _) = settled(&[], 100_000, 200);
