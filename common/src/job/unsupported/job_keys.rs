@@ -46,6 +46,7 @@ pub(super) const GROUPS: &[Group] = &[
             "strict",
             "flash_attention",
             "flash_attn*",
+            "flash_attn",
             "sdp_attention",
             "xformers_attention",
             "eager_attention",
@@ -64,7 +65,12 @@ pub(super) const GROUPS: &[Group] = &[
             "prediction_loss_only",
             "tf32",
             "dataloader_*",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_drop_last",
             "ddp*",
+            "ddp_find_unused_parameters",
+            "ddp_timeout",
             "local_rank",
             "device_map",
             "low_cpu_mem_usage",
@@ -82,6 +88,7 @@ pub(super) const GROUPS: &[Group] = &[
             "do_eval",
             "gradient_checkpointing_kwargs",
             "torch_compile*",
+            "torch_compile",
             "torch_empty_cache_steps",
             "gc_steps",
             "use_liger_kernel",
@@ -267,6 +274,8 @@ pub(super) const GROUPS: &[Group] = &[
         keys: &[
             "deepspeed",
             "fsdp*",
+            "fsdp",
+            "fsdp_config",
             "max_memory",
             "cpu_offload",
             "gpu_memory_limit",
@@ -294,6 +303,10 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &[
             "wandb*",
+            "wandb_project",
+            "wandb_entity",
+            "wandb_name",
+            "wandb_run_id",
             "use_wandb",
             "mlflow_*",
             "use_mlflow",
@@ -313,8 +326,11 @@ pub(super) const GROUPS: &[Group] = &[
             "load_in_8bit",
             "load_in_4bit",
             "bnb_*",
+            "bnb_4bit_quant_type",
+            "bnb_4bit_compute_dtype",
             "gptq*",
             "quantization*",
+            "quantization_bit",
             "use_bnb_nested_quant",
         ],
         rule: Only(OFF, NO_QUANTISATION),
@@ -477,7 +493,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, LAST_IS_RESULT),
     },
     Group {
-        keys: &["early_stopping*"],
+        keys: &["early_stopping*", "early_stopping_patience"],
         rule: Only(OFF, "early stopping is not supported; remove it"),
     },
     Group {
@@ -594,7 +610,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, NAME_LAYERS),
     },
     Group {
-        keys: &["loraplus_*"],
+        keys: &["loraplus_*", "loraplus_lr_ratio"],
         rule: Only(OFF, "LoRA+ is not supported; remove it"),
     },
     Group {
@@ -648,6 +664,11 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &[
             "push_to_hub*",
+            "push_to_hub",
+            "hub_model_id",
+            "hub_token",
+            "hub_strategy",
+            "hub_private_repo",
             "push_dataset_to_hub",
             "hub_*",
             "export_hub_model_id",
