@@ -10,6 +10,7 @@ use super::yaml::{self, Node};
 const OTHER_VARIABLES: &[&str] = &[
     "BLESS",
     "CACHE_DIR",
+    "COMMIT",
     "DEVICE",
     "EXCHANGE_HOST",
     "FAILPOINT",
