@@ -281,11 +281,6 @@ fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
     file_digest_watched(path, progress).map_err(|error| error.to_string())
 }
 
-/// `owner/name`, as data sets are called on a hub.
-fn is_hub_id(path: &Path) -> bool {
-    path.is_relative() && path.extension().is_none() && path.components().count() == 2
-}
-
 /// Everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day
 /// goes on with the blocks it began with.
 fn inputs_digest(
