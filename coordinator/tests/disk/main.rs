@@ -298,6 +298,10 @@ fn with_speed_of(
             "generation",
             "workers",
             "peak_memory_bytes",
+            "time",
+            "step_seconds",
+            "waiting_seconds",
+            "by_worker",
         ] {
             line[field] = other[field].clone();
         }
