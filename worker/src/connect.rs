@@ -36,8 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two words on attempts that fail for one reason, and for another.
 const TELL_AGAIN: Duration = Duration::from_secs(30);
 const TELL_ANOTHER: Duration = Duration::from_secs(5);
-/// Between two attempts; with jitter twice that. A coordinator that starts anew waits longer for its workers.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Between two attempts; with jitter twice that. A coordinator that starts anew waits as long for its workers.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The connection is probed this often and given up when a probe stays unanswered as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 

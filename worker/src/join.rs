@@ -19,8 +19,8 @@ use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
 const MAX_LOSSES: usize = 8;
-/// Between two attempts of a worker that holds a state, in the end; longer where another coordinator is in the way.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Between two attempts of a worker that holds a state, at most; longer where another coordinator is in the way.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_OF_A_STRANGER: Duration = Duration::from_secs(5);
 /// For a coordinator that was reached at last to answer.
 const SHORTEST_ANSWER: Duration = Duration::from_secs(2);
@@ -175,6 +175,6 @@ impl Patience {
             _ => LONGEST_PAUSE,
         };
         let left = self.left(life);
-        (!left.is_zero()).then(|| pause.unwrap_or(longest).min(left))
+        (!left.is_zero()).then(|| pause.unwrap_or(longest).min(longest).min(left))
     }
 }

@@ -1,8 +1,9 @@
 //! Workers that outlived a coordinator or a session, with the state they hold.
 //!
-//! A new term knows from its journal how far the run had come, but not what its workers hold: it waits a moment for
-//! those of the last generation, goes on from the newest state among them, completes the records that the journal lost
-//! from what they still know, and takes over the slots in their accumulators.
+//! A new term knows from its journal how far the run had come, but not what its workers hold. It begins with whoever is
+//! there, after a moment for those of the last generation who are about to come back; a worker that comes later with a
+//! newer state takes the others along to it. The records that the journal lost are completed from what the workers still
+//! know, and the slots in their accumulators are taken over.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,13 +18,14 @@ use super::settling::Settling;
 use super::{Cluster, Stage, membership};
 use crate::events::RunEvent;
 
-/// How long a new term waits for workers that hold more than the newest checkpoint does.
-const GRACE: Duration = Duration::from_secs(15);
-/// Once one of them is back with the newest state, how long the others may still take: a little longer than a worker
-/// pauses between two attempts.
-const REUNION: Duration = Duration::from_secs(4);
-/// Between two words on how long it will be.
-const COUNTDOWN: Duration = Duration::from_secs(5);
+/// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
+/// first of them: those that live try again within a second.
+const ABSENT: Duration = Duration::from_secs(1);
+/// The same where one of them is back and has yet to say what it holds: it ends the slot in hand first.
+const BUSY: Duration = Duration::from_secs(4);
+/// How long only workers of the class that computed so far may begin: those that outlived the coordinator could not join
+/// a run of another class, and what they hold would be lost.
+const CLASS_KEPT: Duration = Duration::from_secs(15);
 
 /// What the journal says of the terms before this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,15 +43,13 @@ pub struct Earlier {
     pub numerics_class: Option<String>,
 }
 
-/// The time in which the workers of an earlier term may come back.
+/// The time in which the workers of an earlier term may come back before the run begins without them.
 #[derive(Debug)]
 pub struct Grace {
     expected: usize,
-    /// The first event of this term.
-    began: Option<Instant>,
-    /// Since when one is back with the newest state on record.
+    /// Since when one is back with more than the newest checkpoint.
     united: Option<Instant>,
-    last_told: Option<Instant>,
+    was_told: bool,
 }
 
 impl Grace {
@@ -57,47 +57,54 @@ impl Grace {
     pub fn of(earlier: &Earlier, start_step: u64) -> Option<Self> {
         (earlier.recorded > start_step && earlier.workers > 0).then_some(Self {
             expected: earlier.workers,
-            began: None,
             united: None,
-            last_told: None,
+            was_told: false,
         })
-    }
-
-    /// When it is over at the latest.
-    fn end(&self, now: Instant) -> Instant {
-        let end = self.began.unwrap_or(now) + GRACE;
-        self.united.map_or(end, |united| end.min(united + REUNION))
     }
 }
 
 impl Cluster {
-    /// Begins to wait, tells how it goes, and ends it where it is over.
+    /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and
+    /// where nobody else is there who could begin.
+    pub(super) fn grace_ends_at(&self) -> Option<Instant> {
+        let grace = self.grace.as_ref()?;
+        let since = grace.united.or(self.began)?;
+        let wait = match self.members.is_one_returning() {
+            true => BUSY,
+            false => ABSENT,
+        };
+        (self.members.ready_count() > 0).then_some(since + wait)
+    }
+
+    /// Until then nobody is told that workers are missing: they may be about to come back.
+    pub(super) fn grace_is_short_until(&self) -> Option<Instant> {
+        let began = self.began.filter(|_| self.grace.is_some());
+        began.map(|began| began + ABSENT)
+    }
+
+    /// Begins to wait, says so, and ends it where it is over.
     pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let start = self.settings.start_step;
-        let newest = self.pace.recorded();
+        let (start, newest) = (self.settings.start_step, self.pace.recorded());
         let back = self.members.veterans_beyond(start);
-        let has_newest = self.members.veterans_beyond(newest.saturating_sub(1)) > 0;
         let Some(grace) = &mut self.grace else {
             return;
         };
-        grace.began.get_or_insert(now);
-        if has_newest {
+        if back > 0 {
             grace.united.get_or_insert(now);
         }
-        let end = grace.end(now);
-        if back >= grace.expected || now >= end {
-            return self.end_grace(now, commands);
-        }
-        let due = |last: Instant| now.duration_since(last) >= COUNTDOWN;
-        if grace.last_told.is_none_or(due) {
-            grace.last_told = Some(now);
+        if back < grace.expected && !std::mem::replace(&mut grace.was_told, true) {
             let text = format!(
                 "the workers had come to step {newest} before the coordinator died, the newest state on disk is of step \
-                 {start}: waiting {} s for them ({back} of {} are back)",
-                end.duration_since(now).as_secs_f64().ceil(),
-                grace.expected
+                 {start}: {back} of {} are back; in {} s the run goes on with whoever is there, and one who comes later \
+                 takes it along",
+                grace.expected,
+                ABSENT.as_secs()
             );
             commands.push(Command::Emit(RunEvent::Notice(text)));
+        }
+        let is_complete = back >= grace.expected;
+        if is_complete || self.grace_ends_at().is_some_and(|at| at <= now) {
+            self.end_grace(now, commands);
         }
     }
 
@@ -114,15 +121,48 @@ impl Cluster {
         if self.grace.take().is_none() {
             return;
         }
-        if self.members.veterans_beyond(self.settings.start_step) == 0 {
-            // Nobody is left whose bits others would have to match.
-            self.numerics_class = None;
-        }
         if let Some(step) = self.members.newest_veteran()
             && step > self.committed
         {
             self.move_on_to(step, commands);
         }
+    }
+
+    /// The class that computed so far has lost its right of way, where nobody of it came to begin.
+    pub(super) fn open_class(&mut self, now: Instant) {
+        let is_over = |began: Instant| now.duration_since(began) >= CLASS_KEPT;
+        if self.generation_began.is_none() && self.began.is_some_and(is_over) {
+            self.numerics_class = None;
+        }
+    }
+
+    /// What to add to the refusal of a worker of the class `found`.
+    pub(super) fn class_hint(&self, now: Instant, found: &str) -> Option<String> {
+        let is_other = self
+            .numerics_class
+            .as_deref()
+            .is_some_and(|class| class != found);
+        let ends = self.began.filter(|_| self.generation_began.is_none())? + CLASS_KEPT;
+        let left = ends.saturating_duration_since(now).as_secs_f64().ceil();
+        (is_other && left > 0.0).then(|| {
+            format!("; the workers of before may still come back: start this one again in {left} s")
+        })
+    }
+
+    /// A worker that is back has the state that the others are at: entering in mid-step, it brings the slots it holds.
+    pub(super) fn may_bring_slots(&self, id: WorkerId) -> bool {
+        let is_there = |worker: &membership::Worker| {
+            worker.is_veteran && worker.is_unheard && worker.seen == self.committed
+        };
+        let ranks = self.members.ranks().len();
+        let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
+        let is_open = self.settling.is_none()
+            && matches!(self.ledger.work, Work::Train(_))
+            && !self.ledger.exchanged
+            && !self.ledger.is_complete();
+        let may = self.stage == Stage::Running && self.stopping.is_none();
+        let is_back = self.members.get(id).is_some_and(is_there);
+        may && is_open && has_room && is_back && self.entrants().contains(&id)
     }
 
     /// A worker came back with a state that is newer than what the others go on from.
@@ -158,6 +198,7 @@ impl Cluster {
             return;
         }
         self.tell_lost_evaluations(step, commands);
+        self.saving.pass_over(self.committed, step);
         self.committed = step;
         self.ledger = match self.ahead.take() {
             Some(ahead) if ahead.work.step() == step => ahead,

@@ -140,7 +140,8 @@ impl Cluster {
             return;
         }
         commands.push(Command::Emit(RunEvent::Notice(format!(
-            "every worker that had step {} is lost; steps {} to {} are computed again, to the same weights",
+            "nobody who is here has step {}; steps {} to {} are computed again, to the same weights, unless somebody comes \
+             back with them",
             self.committed,
             newest + 1,
             self.committed

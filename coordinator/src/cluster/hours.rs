@@ -6,8 +6,6 @@ use super::command::Command;
 use super::{Cluster, Stage, silence};
 use crate::events::RunEvent;
 
-/// Between two looks at who is back while the workers of an earlier term are awaited.
-const GRACE_POLL: Duration = Duration::from_millis(250);
 /// Between two reminders that workers are missing.
 const REMINDER: Duration = Duration::from_secs(30);
 /// After a broken exchange, how long the peer's own connection may take to break too.
@@ -26,8 +24,6 @@ impl Cluster {
         }
         let reminder = self.reminds_at();
         let silence = self.silence.wakes_at(self.deadline());
-        let grace = self.grace.as_ref().and(self.silence.looked());
-        let grace = grace.map(|looked| looked + GRACE_POLL);
         let due = [
             silence,
             self.probing.wakes_at(),
@@ -38,7 +34,7 @@ impl Cluster {
             self.exchange_ends_at(),
             self.joining.wakes_at(),
             reminder,
-            grace,
+            self.grace_ends_at(),
             self.saving.retries_at(),
         ];
         due.into_iter().flatten().min()
@@ -66,10 +62,9 @@ impl Cluster {
         if self.saving.retry_is_due(now) {
             self.proceed(now, commands);
         }
-        if self.grace.is_some() {
-            return self.watch_grace(now, commands);
-        }
-        if self.stage == Stage::Waiting && self.stopping.is_none() {
+        self.watch_grace(now, commands);
+        let may_remind = self.grace_is_short_until().is_none_or(|until| until <= now);
+        if self.stage == Stage::Waiting && self.stopping.is_none() && may_remind {
             self.remind(now, commands);
         }
     }
@@ -106,12 +101,12 @@ impl Cluster {
 
     fn reminds_at(&self) -> Option<Instant> {
         let missing = self.usable_count() < self.settings.min_workers;
-        let reminds = self.stage == Stage::Waiting && self.grace.is_none();
-        if !reminds || self.stopping.is_some() || !missing {
+        if self.stage != Stage::Waiting || self.stopping.is_some() || !missing {
             return None;
         }
         let again = self.last_reminder.map(|last| last + REMINDER);
-        again.or(self.silence.looked())
+        let first = self.grace_is_short_until().or(self.silence.looked());
+        again.or(first)
     }
 
     pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {

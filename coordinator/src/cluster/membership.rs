@@ -216,6 +216,12 @@ impl Membership {
         self.veterans().filter(|worker| worker.seen > step).count()
     }
 
+    /// One joined with a state and has yet to say of which step.
+    pub fn is_one_returning(&self) -> bool {
+        let returns = |worker: &Worker| worker.is_veteran && worker.ready.is_none();
+        self.workers.values().any(returns)
+    }
+
     /// The most updates that any of them has seen.
     pub fn newest_veteran(&self) -> Option<u64> {
         self.veterans().map(|worker| worker.seen).max()

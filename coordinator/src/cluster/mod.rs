@@ -98,6 +98,8 @@ pub struct Cluster {
     course: Course,
     members: Membership,
     stage: Stage,
+    /// The first event of this term.
+    began: Option<Instant>,
     /// While workers of an earlier term may come back.
     grace: Option<Grace>,
     generation: u64,
@@ -149,6 +151,7 @@ impl Cluster {
             stage: Stage::Waiting,
             generation: earlier.generation,
             numerics_class: earlier.numerics_class.clone().filter(|_| grace.is_some()),
+            began: None,
             grace,
             committed,
             ledger: Ledger::new(work, course.slots(work)),
@@ -180,6 +183,7 @@ impl Cluster {
     ///
     /// Reads no clock and does no I/O: equal inputs give equal commands.
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
+        self.began.get_or_insert(now);
         let unheard = self.silence.listen(now);
         if !unheard.is_zero() {
             self.postpone(unheard);

@@ -21,6 +21,7 @@ impl Cluster {
         address: String,
         commands: &mut Vec<Command>,
     ) {
+        self.open_class(now);
         let checked = self.members.check_join(
             &join,
             &self.settings.version,
@@ -31,7 +32,8 @@ impl Cluster {
             Some(reason) => Err(reason),
             None => Ok(()),
         });
-        if let Err(reason) = checked {
+        if let Err(mut reason) = checked {
+            reason.extend(self.class_hint(now, &join.numerics_class));
             commands.push(Command::Emit(RunEvent::Notice(format!(
                 "refused: {reason}"
             ))));
@@ -147,6 +149,9 @@ impl Cluster {
         }
         if self.stopping.is_none() {
             self.regard_reach(now, commands);
+            if self.may_bring_slots(id) {
+                self.reform(now, commands);
+            }
         } else if self.stage == Stage::Waiting {
             self.reform(now, commands);
         }

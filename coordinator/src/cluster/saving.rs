@@ -134,6 +134,15 @@ impl Saving {
         }
     }
 
+    /// The run goes on from `step` instead of `before`: nobody makes the states in between any more. The next one that
+    /// can be had is taken instead.
+    pub fn pass_over(&mut self, before: u64, step: u64) {
+        let is_made = |p: &Pending| p.since.is_some() || p.has_arrived || p.last;
+        let is_passed = |p: &Pending| p.step > before && p.step < step && !is_made(p);
+        self.overdue |= self.pending.iter().any(is_passed);
+        self.pending.retain(|pending| !is_passed(pending));
+    }
+
     /// The step is settled with these weights.
     pub fn note_digest(&mut self, step: u64, digest: &str) {
         for pending in self.pending.iter_mut().filter(|p| p.step == step) {

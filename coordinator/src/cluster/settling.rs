@@ -15,6 +15,8 @@ use super::schedule::{Course, Work};
 use super::{Cluster, Stage};
 use crate::events::{RunEvent, StepRecord, WorkerShare};
 
+/// Digests that are kept to compare with: of steps that are computed again, or that a worker comes back with.
+const MAX_DIGESTS: usize = 64;
 /// Weight of the newest step in the mean that predicts the end.
 const PACE_WEIGHT: f64 = 0.1;
 
@@ -44,8 +46,8 @@ pub struct Pace {
     /// Updates after the last step that was recorded.
     recorded: u64,
     skipped_in_a_row: u64,
-    /// Of the newest settled step whose digest was asked for.
-    digest: Option<(u64, String)>,
+    /// By step, of the newest settled ones whose digest was asked for.
+    digests: BTreeMap<u64, String>,
 }
 
 impl Pace {
@@ -65,7 +67,10 @@ impl Pace {
             } else {
                 0
             },
-            digest: digest.map(|digest| (recorded, digest)),
+            digests: digest
+                .into_iter()
+                .map(|digest| (recorded, digest))
+                .collect(),
         }
     }
 
@@ -81,8 +86,14 @@ impl Pace {
 
     /// Of the weights after `step` updates, where it is on record.
     pub fn digest_of(&self, step: u64) -> Option<&str> {
-        let (at, digest) = self.digest.as_ref()?;
-        (*at == step).then_some(digest)
+        self.digests.get(&step).map(String::as_str)
+    }
+
+    fn note_digest(&mut self, step: u64, digest: &str) {
+        self.digests.insert(step, digest.to_owned());
+        while self.digests.len() > MAX_DIGESTS {
+            self.digests.pop_first();
+        }
     }
 
     /// Goes on after `step` updates without the records up to there.
@@ -351,7 +362,8 @@ impl Cluster {
         let before = settling.ledger.work.step();
         let step = before + 1;
         if !report.weights_digest.is_empty() {
-            self.pace.digest = Some((step, report.weights_digest.clone()));
+            self.tell_other_bits(step, &report.weights_digest, commands);
+            self.pace.note_digest(step, &report.weights_digest);
             self.saving.note_digest(step, &report.weights_digest);
         }
         // A step that was lost with its holders and computed again has its record already.
@@ -399,6 +411,19 @@ impl Cluster {
             seconds,
         });
         shares.collect()
+    }
+
+    /// A step that is computed again must come to the same weights.
+    fn tell_other_bits(&self, step: u64, digest: &str, commands: &mut Vec<Command>) {
+        if let Some(before) = self.pace.digest_of(step).filter(|before| *before != digest) {
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "the weights after step {step} are {} now and were {} when it was computed before: one of the machines \
+                 computes wrongly, or is of another numerics class; the result is not to be relied on: look for that \
+                 machine, and begin the job anew",
+                short(digest),
+                short(before)
+            ))));
+        }
     }
 
     /// Of the peaks of all members' GPUs together, each once however many members share it.

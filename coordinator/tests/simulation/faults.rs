@@ -131,6 +131,38 @@ impl Plan {
         }
     }
 
+    /// The coordinator and two of three workers die; the third is out of its sight, and comes back when a new worker has
+    /// begun without it.
+    pub fn deserted(seed: u64) -> Self {
+        let dice = Dice::new(seed);
+        let start = |node: u64| (dice.below(300, &[3, node]), Fault::Start(node as Node));
+        let mut faults: Vec<_> = (1..=3).map(start).collect();
+        let at = 1_000 + dice.below(6_000, &[1]);
+        let (leaves, returns) = match dice.chance(50, &[2]) {
+            true => (Fault::Freeze(1), Fault::Thaw(1)),
+            false => (Fault::Cut(COORDINATOR, 1), Fault::Heal(COORDINATOR, 1)),
+        };
+        for fault in [
+            leaves,
+            Fault::Kill(COORDINATOR),
+            Fault::Kill(2),
+            Fault::Kill(3),
+        ] {
+            faults.push((at, fault));
+        }
+        let again = at + 100;
+        for fault in [Fault::Start(COORDINATOR), Fault::Start(4)] {
+            faults.push((again, fault));
+        }
+        faults.push((again + dice.below(8_000, &[5]), returns));
+        faults.sort_by_key(|(at, _)| *at);
+        Self {
+            seed,
+            faults,
+            ..Self::quiet()
+        }
+    }
+
     /// A checkpoint, or the result, comes with other weights than its step; nothing else happens.
     pub fn spoiled(seed: u64) -> Self {
         Self {

@@ -105,6 +105,19 @@ fn every_seed_ends_with_the_bits_of_the_quiet_run() {
 }
 
 #[test]
+fn a_worker_that_comes_back_when_others_have_begun_again_takes_them_along() {
+    let scratch = Arc::new(Scratch::new());
+    let mut begun_again = 0;
+    for seed in 0..200 {
+        let report = run(&scratch, &Plan::deserted(seed), false);
+        assert_eq!(report.violations, Vec::<String>::new(), "seed {seed}");
+        begun_again += report.begun_again;
+    }
+    // So that the seeds prove something about it.
+    assert!(begun_again > 20, "{begun_again}");
+}
+
+#[test]
 fn a_state_that_has_other_weights_than_its_step_is_not_stored() {
     let scratch = Arc::new(Scratch::new());
     for seed in 0..20 {

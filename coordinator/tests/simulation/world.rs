@@ -53,6 +53,8 @@ pub struct Counts {
     pub set_aside: AtomicU64,
     /// States that were not stored because of their weights.
     pub refused_states: AtomicU64,
+    /// Times that steps on record were computed again.
+    pub begun_again: AtomicU64,
 }
 
 /// How a run went.
@@ -70,6 +72,7 @@ pub struct Report {
     pub let_go: u64,
     pub set_aside: u64,
     pub refused_states: u64,
+    pub begun_again: u64,
 }
 
 /// Runs one plan.
@@ -129,6 +132,7 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
         let_go: counted(&world.counts.let_go),
         set_aside: counted(&world.counts.set_aside),
         refused_states: counted(&world.counts.refused_states),
+        begun_again: counted(&world.counts.begun_again),
     }
 }
 
@@ -153,6 +157,11 @@ impl World {
             && text.contains("has other weights than the step")
         {
             count(&self.counts.refused_states, 1);
+        }
+        if let RunEvent::Notice(text) = event
+            && text.contains("are computed again")
+        {
+            count(&self.counts.begun_again, 1);
         }
         self.oracle.observe(event);
     }

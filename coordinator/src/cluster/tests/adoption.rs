@@ -89,13 +89,13 @@ fn a_slot_that_another_has_empties_the_accumulator_that_brings_it() {
         entered(2, 4, 1, &[1, 2, 3]),
         &["w2 plan train 1 clear", "w1 lease [2]", "w2 lease [3]"],
     );
-    // Before it reads that, another generation begins: it still brings the same slots.
+    // Before it reads that, other generations begin: it still brings the same slots.
     scene.after(rejoin(3, "run"));
     scene.after(ready_again(3, 1, &[]));
     scene.now += LOSSES_GATHER;
     scene.after(lost(1));
-    scene.check(entered(2, 5, 1, &[1, 2, 3]), &["w2 plan train 1"]);
-    scene.check(entered(3, 5, 1, &[]), &["w3 plan train 1", "w2 lease [0]"]);
+    scene.check(entered(2, 6, 1, &[1, 2, 3]), &["w2 plan train 1"]);
+    scene.check(entered(3, 6, 1, &[]), &["w3 plan train 1", "w2 lease [0]"]);
 }
 
 #[test]
@@ -141,12 +141,17 @@ fn the_newest_state_is_the_runs_and_who_is_behind_copies_it() {
 #[test]
 fn one_with_the_newest_state_waits_a_moment_for_the_others() {
     let mut scene = new_term();
-    scene.after(rejoin(1, "run"));
-    scene.after(ready_again(1, 1, &[]));
+    scene.after(Event::Ticked);
+    // However late the first one comes: the others may be as late.
     scene.now += 3 * SECOND;
+    scene.after(rejoin(1, "run"));
+    scene.check(ready_again(1, 1, &[]), &[]);
+    scene.now += SECOND / 2;
     scene.check(Event::Ticked, &[]);
-    scene.now += 2 * SECOND;
-    scene.check(Event::Ticked, &["w1 generation 4 at 1 of [1] behind []"]);
+    assert_eq!(
+        scene.pass(SECOND / 2, &[]),
+        ["w1 generation 4 at 1 of [1] behind []"]
+    );
 }
 
 #[test]
@@ -158,15 +163,15 @@ fn where_nobody_comes_back_the_checkpoint_is_gone_on_from() {
         .handle(scene.now, Event::Ticked, &mut commands);
     assert!(
         matches!(&commands[..], [Command::Emit(RunEvent::Notice(text))]
-            if text.contains("waiting 15 s") && text.contains("0 of 2")),
+            if text.contains("0 of 2 are back; in 1 s the run goes on")),
         "{commands:?}"
     );
     scene.check(join(WorkerId(1)), &["w1 welcome"]);
     scene.check(ready(WorkerId(1), 0), &[]);
-    scene.now += 14 * SECOND;
-    scene.check(Event::Ticked, &[]);
-    scene.now += SECOND;
-    scene.check(Event::Ticked, &["w1 generation 4 at 0 of [1] behind []"]);
+    assert_eq!(
+        scene.pass(SECOND, &[]),
+        ["w1 generation 4 at 0 of [1] behind []"]
+    );
     // What was recorded is not recorded again.
     scene.after(entered(1, 4, 0, &[]));
     for slot in 0..4 {
@@ -180,13 +185,166 @@ fn where_nobody_comes_back_the_checkpoint_is_gone_on_from() {
 }
 
 #[test]
+fn a_newcomer_that_is_ready_after_that_moment_begins_at_once() {
+    let mut scene = new_term();
+    scene.after(Event::Ticked);
+    assert_eq!(scene.pass(3 * SECOND, &[]), ["waiting 0 of 1"]);
+    scene.after(join(WorkerId(1)));
+    scene.check(
+        ready(WorkerId(1), 0),
+        &["w1 generation 4 at 0 of [1] behind []"],
+    );
+}
+
+#[test]
+fn whoever_is_back_and_has_a_slot_in_hand_is_waited_for_a_little_longer() {
+    for comes in [true, false] {
+        let mut scene = new_term();
+        scene.after(Event::Ticked);
+        scene.after(join(WorkerId(1)));
+        scene.after(ready(WorkerId(1), 0));
+        scene.after(rejoin(2, "run"));
+        assert_eq!(scene.pass(3 * SECOND, &[]), [""; 0]);
+        if comes {
+            scene.check(ready_again(2, 1, &[]), &[]);
+        }
+        let began = match comes {
+            true => vec![
+                "w2 generation 4 at 1 of [2] behind []",
+                "w2 feed 1 to w1",
+                "w1 follow 1 of w2 from 1",
+            ],
+            false => vec!["w1 generation 4 at 0 of [1] behind []"],
+        };
+        assert_eq!(scene.pass(SECOND, &[]), began);
+    }
+}
+
+#[test]
+fn a_worker_that_comes_back_in_mid_step_brings_the_slots_that_nobody_has() {
+    let mut scene = new_term();
+    scene.after(rejoin(1, "run"));
+    scene.after(ready_again(1, 1, &[]));
+    scene.pass(SECOND, &[]);
+    scene.check(
+        entered(1, 4, 1, &[]),
+        &["w1 plan train 1", "w1 lease [0]", "w1 lease [1]"],
+    );
+    scene.after(done(1, 1, 0));
+    scene.after(rejoin(2, "run"));
+    scene.check(
+        ready_again(2, 1, &[]),
+        &[
+            "w1 generation 5 at 1 of [1 2] behind []",
+            "w2 generation 5 at 1 of [1 2] behind []",
+        ],
+    );
+    scene.check(entered(1, 5, 1, &[0, 1]), &["w1 plan train 1"]);
+    let commands = scene.after(entered(2, 5, 1, &[2, 3]));
+    assert_eq!(
+        commands[..3],
+        ["w2 plan train 1", "w1 exchange 1", "w2 exchange 1"]
+    );
+}
+
+#[test]
+fn a_step_that_is_computed_again_to_other_weights_is_told() {
+    let mut scene = new_term();
+    scene.after(Event::Ticked);
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    scene.pass(SECOND, &[]);
+    scene.after(entered(1, 4, 0, &[]));
+    for slot in 0..4 {
+        scene.after(done(1, 0, slot));
+    }
+    let mut commands = Vec::new();
+    let report = reported(1, 1, "odd");
+    scene.cluster.handle(scene.now, report, &mut commands);
+    let told = |command: &Command| {
+        matches!(command, Command::Emit(RunEvent::Notice(text))
+            if text.starts_with("the weights after step 1 are odd now and were weights-1"))
+    };
+    assert!(commands.iter().any(told), "{commands:?}");
+}
+
+#[test]
+fn wrong_weights_of_a_step_that_the_others_have_left_behind_do_not_come_back() {
+    let mut scene = new_term();
+    scene.after(Event::Ticked);
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    scene.pass(SECOND, &[]);
+    scene.after(entered(1, 4, 0, &[]));
+    for step in 0..2 {
+        for slot in 0..4 {
+            scene.after(done(1, step, slot));
+        }
+        scene.after(reported(1, step + 1, &format!("weights-{}", step + 1)));
+    }
+    scene.after(rejoin(2, "run"));
+    let Event::WorkerReady { worker, mut ready } = ready_again(2, 1, &[]) else {
+        unreachable!("ready_again makes a WorkerReady")
+    };
+    ready.weights_digest = "odd".into();
+    scene.check(
+        Event::WorkerReady { worker, ready },
+        &["w2 expel: its weights after step 1 are odd where the others have weights-1; this machine computes wrongly"],
+    );
+}
+
+#[test]
+fn workers_of_another_class_may_not_begin_before_those_of_the_first_had_time_to_come_back() {
+    let mut scene = new_term();
+    scene.after(Event::Ticked);
+    scene.now += 5 * SECOND;
+    let other = |id| join_with(WorkerId(id), |join| join.numerics_class = "gpu".into());
+    let refused = scene.after(other(1));
+    assert!(
+        refused[0].ends_with("may still come back: start this one again in 10 s"),
+        "{refused:?}"
+    );
+    scene.now += 10 * SECOND;
+    scene.check(other(2), &["w2 welcome"]);
+    scene.check(
+        ready(WorkerId(2), 0),
+        &["w2 generation 4 at 0 of [2] behind []"],
+    );
+}
+
+#[test]
+fn a_state_that_nobody_comes_to_any_more_is_asked_for_no_longer_but_a_later_one_is() {
+    let mut scene = new_term();
+    scene.after(Event::Ticked);
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    scene.pass(SECOND, &[]);
+    scene.after(entered(1, 4, 0, &[]));
+    scene.cluster.saving.overdue();
+    let mut commands = Vec::new();
+    for slot in 0..4 {
+        commands = scene.after(done(1, 0, slot));
+    }
+    assert_eq!(commands[..2], ["w1 exchange 0", "w1 save 1"]);
+    // It gets the state after step 4 instead of making that exchange.
+    scene.after(rejoin(2, "run"));
+    scene.check(
+        ready_again(2, 4, &[0, 1, 2, 3]),
+        &[
+            "committed 4 loss 1.5",
+            "w1 generation 5 at 4 of [1 2] behind [0]",
+            "w2 generation 5 at 4 of [1 2] behind [0]",
+        ],
+    );
+    assert_eq!(scene.cluster.saving.pending_count(), 0);
+}
+
+#[test]
 fn whoever_comes_back_late_spares_the_others_the_steps_it_has() {
     let mut scene = new_term();
     scene.after(join(WorkerId(1)));
     scene.after(ready(WorkerId(1), 0));
-    scene.after(Event::Ticked);
-    scene.now += 15 * SECOND;
-    scene.after(Event::Ticked);
+    scene.pass(SECOND, &[]);
     scene.after(entered(1, 4, 0, &[]));
     scene.after(rejoin(2, "run"));
     scene.check(
