@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::failpoint;
 use common::files::atomic::AtomicDir;
-use common::files::checkpoint::{self, Manifest};
+use common::files::checkpoint::{self, MANIFEST, Manifest};
 use common::files::durable;
 use common::files::model::ModelFolder;
 use common::files::snapshot::OPTIMIZER;
@@ -73,10 +73,10 @@ impl Store {
         failpoint::reached("checkpoint-write");
         let manifest = checkpoint::seal(folder.path(), head)?;
         failpoint::reached("checkpoint-write");
-        folder.commit()?;
+        folder.commit_with_last(MANIFEST)?;
         failpoint::reached("checkpoint-write");
         if let Some(limit) = self.save_total_limit {
-            checkpoint::prune(&self.output_dir, limit)?;
+            checkpoint::prune(&self.output_dir, limit, received.step)?;
         }
         Ok(State {
             step: received.step,
@@ -91,6 +91,7 @@ impl Store {
     pub fn commit_last(&self, received: Received, _facts: &Facts) -> Result<State, FileError> {
         let folder = received.folder;
         self.complete(folder.path(), received.step)?;
+        folder.sync_files(OPTIMIZER)?;
         let entries = fs::read_dir(folder.path()).map_err(FileError::io("read", folder.path()))?;
         for entry in entries {
             let path = entry.map_err(FileError::io("read", folder.path()))?.path();
@@ -131,8 +132,7 @@ fn replace_files(from: &Path, to: &Path) -> Result<(), FileError> {
     durable::sync_folder(to).map_err(FileError::io("make durable", to))
 }
 
-/// Gives a finished file its place once it is durable.
+/// Gives a durable file its place.
 fn replace(from: &Path, to: &Path) -> Result<(), FileError> {
-    durable::sync_path(from).map_err(FileError::io("make durable", from))?;
     durable::rename(from, to).map_err(FileError::io("write", to))
 }

@@ -24,6 +24,8 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 }
 
 /// A file that takes its name on [`commit`](Self::commit); dropped before that, it is removed.
+///
+/// Inside an [`AtomicDir`] it becomes durable with that folder, whose name is the one that counts.
 pub struct AtomicFile {
     /// None once committed.
     writer: Option<BufWriter<File>>,
@@ -50,12 +52,14 @@ impl AtomicFile {
         let Some(writer) = self.writer.take() else {
             return Ok(());
         };
+        let is_part = is_unnamed(parent(&self.target));
         let result = writer
             .into_inner()
             .map_err(|error| FileError::io("write", &self.target)(error.into_error()))
-            .and_then(|file| {
-                durable::sync_file(&file, &self.temporary)
-                    .map_err(FileError::io("make durable", &self.target))
+            .and_then(|file| match is_part {
+                true => Ok(()),
+                false => durable::sync_file(&file, &self.temporary)
+                    .map_err(FileError::io("make durable", &self.target)),
             })
             .and_then(|()| {
                 durable::rename(&self.temporary, &self.target)
@@ -65,7 +69,10 @@ impl AtomicFile {
             let _ = fs::remove_file(&self.temporary);
         }
         result?;
-        sync_folder(parent(&self.target))
+        match is_part {
+            true => Ok(()),
+            false => sync_folder(parent(&self.target)),
+        }
     }
 }
 
@@ -114,9 +121,25 @@ impl AtomicDir {
         &self.temporary
     }
 
+    /// Makes every file durable but the one of this name, for whoever moves them elsewhere.
+    pub fn sync_files(&self, but: &str) -> Result<(), FileError> {
+        let (mut files, _) = content(&self.temporary)?;
+        files.retain(|path| *path != self.temporary.join(but));
+        durable::sync_paths(&files)
+    }
+
     /// Makes the content durable and gives it its name, in place of a folder that had it before.
-    pub fn commit(mut self) -> Result<(), FileError> {
-        sync_tree(&self.temporary)?;
+    pub fn commit(self) -> Result<(), FileError> {
+        self.commit_with(None)
+    }
+
+    /// The same, but the file `last` in it becomes durable after everything else.
+    pub fn commit_with_last(self, last: &str) -> Result<(), FileError> {
+        self.commit_with(Some(last))
+    }
+
+    fn commit_with(mut self, last: Option<&str>) -> Result<(), FileError> {
+        sync_tree(&self.temporary, last)?;
         let replaced = if self.target.exists() {
             let replaced = sibling(&self.target, REPLACED)?;
             durable::rename(&self.target, &replaced)
@@ -215,16 +238,44 @@ fn sync_folder(folder: &Path) -> Result<(), FileError> {
     durable::sync_folder(folder).map_err(FileError::io("make durable", folder))
 }
 
-fn sync_tree(folder: &Path) -> Result<(), FileError> {
-    for entry in fs::read_dir(folder).map_err(FileError::io("read", folder))? {
-        let path = entry.map_err(FileError::io("read", folder))?.path();
-        if path.is_dir() {
-            sync_tree(&path)?;
-        } else {
-            durable::sync_path(&path).map_err(FileError::io("make durable", &path))?;
-        }
+/// It is inside a folder that takes its name later.
+fn is_unnamed(folder: &Path) -> bool {
+    let mut parts = folder
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy());
+    parts.any(|part| part.starts_with('.') && part.contains(TEMPORARY))
+}
+
+/// Makes every file durable once, then `last`, then every folder from the innermost outwards.
+fn sync_tree(folder: &Path, last: Option<&str>) -> Result<(), FileError> {
+    let (mut files, folders) = content(folder)?;
+    let last = last.map(|name| folder.join(name));
+    files.retain(|path| Some(path) != last.as_ref());
+    durable::sync_paths(&files)?;
+    if let Some(last) = last {
+        durable::sync_path(&last).map_err(FileError::io("make durable", &last))?;
     }
-    sync_folder(folder)
+    folders
+        .iter()
+        .rev()
+        .try_for_each(|folder| sync_folder(folder))
+}
+
+/// All files below a folder; and all folders, itself first.
+fn content(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), FileError> {
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    let mut next = 0;
+    while let Some(folder) = folders.get(next).cloned() {
+        for entry in fs::read_dir(&folder).map_err(FileError::io("read", &folder))? {
+            let path = entry.map_err(FileError::io("read", &folder))?.path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.push(path),
+            }
+        }
+        next += 1;
+    }
+    Ok((files, folders))
 }
 
 #[cfg(test)]

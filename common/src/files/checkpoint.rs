@@ -61,9 +61,9 @@ pub fn checkpoint_dir(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("{PREFIX}{step}"))
 }
 
-/// Makes every file in `dir` durable, digests it and writes the manifest, which is durable then too: the last thing
-/// before the folder is committed. `head.files` is replaced by what is there; tensors that are listed in it were digested
-/// when they were written, and are not read again.
+/// Digests every file in `dir` and writes the manifest: the last thing before the folder is committed, which makes the
+/// manifest durable after everything else. `head.files` is replaced by what is there; tensors that are listed in it were
+/// digested when they were written, and are not read again.
 pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
     let mut manifest = head;
     let known = std::mem::take(&mut manifest.files);
@@ -74,7 +74,6 @@ pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
         })?;
         if name != MANIFEST && entry.path().is_file() {
             let path = entry.path();
-            durable::sync_path(&path).map_err(FileError::io("make durable", &path))?;
             let size = fs::metadata(&path)
                 .map_err(FileError::io("read", &path))?
                 .len();
@@ -167,9 +166,12 @@ pub fn newest_valid(output_dir: &Path) -> Result<Found, FileError> {
     Ok(found)
 }
 
-/// Removes all but the newest `limit` checkpoints, at least one of which stays. Gives back what was removed.
-pub fn prune(output_dir: &Path, limit: usize) -> Result<Vec<PathBuf>, FileError> {
+/// Removes all but the newest `limit` of the checkpoints up to `step`, at least one of which stays. Gives back what was
+/// removed. Those of later steps are left alone: the run went on from an earlier one because they are damaged, or the one
+/// of `step` was late.
+pub fn prune(output_dir: &Path, limit: usize, step: u64) -> Result<Vec<PathBuf>, FileError> {
     let mut checkpoints = list(output_dir)?;
+    checkpoints.retain(|(of, _)| *of <= step);
     checkpoints.truncate(checkpoints.len().saturating_sub(limit.max(1)));
     let mut removed = Vec::new();
     for (_, path) in checkpoints {
@@ -372,10 +374,14 @@ mod tests {
         for step in [1, 2, 10] {
             save(folder.path(), step);
         }
-        assert_eq!(prune(folder.path(), 2).unwrap().len(), 1);
-        let steps: Vec<u64> = list(folder.path()).unwrap().iter().map(|c| c.0).collect();
-        assert_eq!(steps, [2, 10]);
-        prune(folder.path(), 0).unwrap();
+        let steps = || -> Vec<u64> { list(folder.path()).unwrap().iter().map(|c| c.0).collect() };
+        // A damaged one of a later step must not cost the newest that is sound.
+        assert_eq!(prune(folder.path(), 1, 2).unwrap().len(), 1);
+        assert_eq!(steps(), [2, 10]);
+        save(folder.path(), 1);
+        assert_eq!(prune(folder.path(), 2, 10).unwrap().len(), 1);
+        assert_eq!(steps(), [2, 10]);
+        prune(folder.path(), 0, 10).unwrap();
         assert_eq!(newest_step(folder.path()), Some(10));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

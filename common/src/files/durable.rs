@@ -7,8 +7,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use super::FileError;
+
+const MAX_SYNCS_AT_A_TIME: usize = 8;
 
 /// One operation, about to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,34 @@ pub fn sync_data(file: &File, path: &Path) -> io::Result<()> {
 /// Makes the content of a file durable that others wrote.
 pub fn sync_path(path: &Path) -> io::Result<()> {
     sync_file(&File::open(path)?, path)
+}
+
+/// [`sync_path`] for many files, several at a time: a slow disk or network takes as long for all as for a few. After a
+/// failure nothing else is begun.
+pub fn sync_paths(paths: &[PathBuf]) -> Result<(), FileError> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let sync_some = || {
+        while let Some(path) = paths.get(next.fetch_add(1, Ordering::SeqCst)) {
+            if failed.load(Ordering::SeqCst) {
+                break;
+            }
+            sync_path(path).map_err(|error| {
+                failed.store(true, Ordering::SeqCst);
+                FileError::io("make durable", path)(error)
+            })?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others = 1..paths.len().min(MAX_SYNCS_AT_A_TIME);
+        let threads: Vec<_> = others.map(|_| scope.spawn(sync_some)).collect();
+        let own = sync_some();
+        let joined = threads.into_iter().map(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.fold(own, |all, result| all.and(result))
+    })
 }
 
 /// Makes the names in a folder durable.

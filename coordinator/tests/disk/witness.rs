@@ -70,6 +70,9 @@ impl Disk {
         }
         match operation {
             Operation::SyncFile(path) => {
+                if name(path) == MANIFEST {
+                    self.expect_durable_beside(path);
+                }
                 self.files.insert(path.clone(), file_digest(path).unwrap());
             }
             Operation::SyncFolder(path) => {
@@ -83,18 +86,10 @@ impl Disk {
 
     fn rename(&mut self, from: &Path, to: &Path) {
         // What is on its way out, or hidden, counts for nothing.
-        if !name(to).starts_with('.') {
+        if !name(to).starts_with('.') && !is_unnamed(parent(to)) {
             match from.is_dir() {
                 true => self.expect_durable_folder(from),
                 false => self.expect_durable_file(from),
-            }
-            if name(to) == MANIFEST {
-                for path in names(parent(to))
-                    .iter()
-                    .filter(|path| !name(path).starts_with('.'))
-                {
-                    self.expect_durable_file(path);
-                }
             }
         }
         let moved = |path: &PathBuf| match path.strip_prefix(from) {
@@ -104,7 +99,17 @@ impl Disk {
         };
         let files = std::mem::take(&mut self.files).into_iter();
         self.files = files.map(|(path, digest)| (moved(&path), digest)).collect();
-        self.unsynced.insert(parent(to).to_owned());
+        if !is_unnamed(parent(to)) {
+            self.unsynced.insert(parent(to).to_owned());
+        }
+    }
+
+    /// The manifest vouches for the others.
+    fn expect_durable_beside(&mut self, manifest: &Path) {
+        let others = names(parent(manifest));
+        for path in others.iter().filter(|path| *path != manifest) {
+            self.expect_durable_file(path);
+        }
     }
 
     fn expect_durable_file(&mut self, path: &Path) {
@@ -134,6 +139,11 @@ impl Disk {
 fn names(folder: &Path) -> BTreeSet<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// It becomes durable before it takes its name, and all that is in it does.
+fn is_unnamed(folder: &Path) -> bool {
+    name(folder).contains(".muster-tmp-")
 }
 
 fn name(path: &Path) -> &str {
