@@ -1,12 +1,15 @@
 //! Where a run is entered: the port for workers, the address that those of this process tell others, the token, and the lock of the
 //! output folder. Nothing here knows of training.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 #[cfg(feature = "single-node")]
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use common::files::FileError;
+use common::files::lock::{self, Attempt};
 
 #[cfg(feature = "single-node")]
 use crate::addresses::resolvable_host_name;
@@ -57,24 +60,37 @@ pub fn lock(
     patience: Duration,
     say: &mut dyn FnMut(&str),
 ) -> Result<Lock, StartError> {
-    let file = File::create(output_dir.join(WORK_FOLDER).join("lock"))?;
+    lock_by(lock::attempt, output_dir, patience, say)
+}
+
+fn lock_by(
+    attempt: impl Fn(&File) -> std::io::Result<Attempt>,
+    output_dir: &Path,
+    patience: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<Lock, StartError> {
+    let path = output_dir.join(WORK_FOLDER).join("lock");
+    let failed = |error| StartError::Lock(FileError::io("lock", &path)(error));
+    let file = lock::open(&path).map_err(failed)?;
     let began = Instant::now();
     let mut waited = false;
     loop {
-        match file.try_lock() {
-            Ok(()) => {
-                return Ok(Lock {
-                    _file: file,
-                    waited,
-                });
+        match attempt(&file).map_err(failed)? {
+            Attempt::Held => break,
+            Attempt::Unsupported(error) => {
+                say(&format!(
+                    "the file system of output_dir {} has no locks ({error}): see to it that no second coordinator is at \
+                     work in it",
+                    output_dir.display()
+                ));
+                break;
             }
-            Err(TryLockError::WouldBlock) if began.elapsed() >= patience => {
+            Attempt::Taken if began.elapsed() >= patience => {
                 return Err(StartError::InUse {
                     dir: output_dir.to_owned(),
                 });
             }
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Attempt::Taken => {}
         }
         if !waited {
             say(&format!(
@@ -86,6 +102,10 @@ pub fn lock(
         waited = true;
         std::thread::sleep(LOCK_RETRY.min(patience));
     }
+    Ok(Lock {
+        _file: file,
+        waited,
+    })
 }
 
 /// What workers inside this process tell workers on other machines. None where only this machine can join.
@@ -145,6 +165,26 @@ mod tests {
         assert!(take(10_000).unwrap().waited);
         leaving.join().unwrap();
         assert_eq!(said.len(), 2, "once each time: {said:?}");
+    }
+
+    #[test]
+    fn a_folder_without_locks_is_used_with_a_word_about_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(WORK_FOLDER)).unwrap();
+        let mut said = Vec::new();
+        let unsupported =
+            |_: &File| Ok(Attempt::Unsupported(std::io::ErrorKind::Unsupported.into()));
+        let mut say = |line: &str| said.push(line.to_owned());
+        lock_by(unsupported, folder.path(), LOCK_PATIENCE, &mut say).unwrap();
+        let names = |line: &String| {
+            line.contains("has no locks") && line.contains(&folder.path().display().to_string())
+        };
+        assert!(said.len() == 1 && names(&said[0]), "{said:?}");
+        let broken = |_: &File| Err(std::io::ErrorKind::Other.into());
+        let error = lock_by(broken, folder.path(), LOCK_PATIENCE, &mut |_| ())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("lock"), "{error}");
     }
 
     #[cfg(feature = "single-node")]

@@ -10,7 +10,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::data::record::file_of_rows;
 use common::data::template::ChatTemplate;
@@ -19,6 +18,7 @@ use common::data::{DataErrors, PreparedData, prepare_blocks};
 use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
 use common::files::model::{ModelFolder, WeightFiles};
+use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
 use common::plan::{Schedule, learns};
@@ -309,17 +309,50 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
         checkpoint::verify(path).map_err(|error| format!("resume: {error}"))?;
     }
     check_claim(job, None)?;
-    let Some(existing) = dir.ancestors().find(|path| path.is_dir()) else {
-        return Ok(());
-    };
-    let read_only = std::fs::metadata(existing)
-        .map_err(|error| format!("output_dir {}: {error}", dir.display()))?
-        .permissions()
-        .readonly();
-    if read_only {
-        return Err(format!("output_dir {} cannot be written", dir.display()));
+    check_writable(dir)
+}
+
+/// A file can be made where the run would make its own. The mode of a folder does not say it: the folder may be another
+/// user's, or on a file system that is read-only.
+fn check_writable(dir: &Path) -> Result<(), String> {
+    let own = dir.join(WORK_FOLDER);
+    for path in own.ancestors() {
+        let leads_nowhere = |target| {
+            format!(
+                "output_dir {}: {} is a link to nothing ({} is not there); make that folder, or name another output_dir",
+                dir.display(),
+                path.display(),
+                Path::display(target)
+            )
+        };
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => return probe(dir, path),
+            Ok(_) => {
+                let (dir, path) = (dir.display(), path.display());
+                return Err(format!("output_dir {dir}: {path} is no folder"));
+            }
+            Err(error) => match path.read_link() {
+                Ok(target) => return Err(leads_nowhere(&target)),
+                Err(_) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => return Err(format!("output_dir {}: {error}", dir.display())),
+            },
+        }
     }
-    Ok(())
+    probe(dir, Path::new("."))
+}
+
+/// Makes a folder in `existing` and removes it again.
+fn probe(output_dir: &Path, existing: &Path) -> Result<(), String> {
+    private::create_folder(existing, ".muster-check-")
+        .and_then(std::fs::remove_dir)
+        .map_err(|error| {
+            format!(
+                "output_dir {} cannot be written: nothing can be made in {} ({error}); name another output_dir, or make \
+                 that folder this user's",
+                output_dir.display(),
+                existing.display()
+            )
+        })
 }
 
 /// The output folder is no other job's.
@@ -380,12 +413,7 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new() -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("muster-check-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
+        private::create_folder(&std::env::temp_dir(), "muster-check-").map(Self)
     }
 
     pub fn path(&self) -> &Path {

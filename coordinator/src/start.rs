@@ -51,6 +51,8 @@ pub enum StartError {
     Resume(#[from] ResumeError),
     #[error("the journal cannot be used: {0}")]
     Journal(FileError),
+    #[error(transparent)]
+    Lock(FileError),
     #[error("another coordinator is at work in output_dir {dir}")]
     InUse { dir: PathBuf },
     #[error(
@@ -76,7 +78,8 @@ impl StartError {
             #[cfg(feature = "single-node")]
             Self::Devices(DevicesError::TooMany { .. }) => exit::USAGE,
             // What passes is worth another try with the same command, unlike what the job itself gets wrong.
-            Self::PortInUse { .. } | Self::InUse { .. } | Self::Journal(_) => exit::JOB_FAILED,
+            Self::PortInUse { .. } | Self::InUse { .. } => exit::JOB_FAILED,
+            Self::Lock(_) | Self::Journal(_) => exit::JOB_FAILED,
             Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
             _ => exit::PREFLIGHT,
         }

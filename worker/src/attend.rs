@@ -180,7 +180,10 @@ impl Life {
             up,
             down,
         } = session;
-        let cache = self.options.cache_dir.clone().unwrap_or_else(default_cache);
+        let cache = match &self.options.cache_dir {
+            Some(cache) => cache.clone(),
+            None => default_cache()?,
+        };
         let power = (self.device.clone(), self.threads());
         let (failures, mut upload_failures) = mpsc::channel(1);
         let (given_up, mut reasons) = mpsc::channel(1);

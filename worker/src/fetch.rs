@@ -4,12 +4,14 @@
 //! In: the list of files from Welcome. Out: a local folder that holds exactly those bytes. A fetch goes on where an
 //! earlier one stopped, and a model appears in the cache only when it is complete.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::files::lock::{self, Attempt};
 use common::files::manifest::{entries_digest, inside};
+use common::files::private;
 use common::files::{FileEntry, FileError};
 use common::wire::CHUNK_BYTES;
 use proto::v1;
@@ -23,6 +25,12 @@ use crate::temporary::TemporaryFolder;
 const MAX_FAILURES: usize = 6;
 /// Between two lines about a long fetch.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long another process may hold the lock of a folder in the cache without a byte more in it. To verify a large model
+/// takes minutes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(600);
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+/// Between two lines about a lock that another holds.
+const LOCK_REMINDER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Error)]
 pub enum FetchError {
@@ -37,6 +45,18 @@ pub enum FetchError {
         "no space is left for {path} ({size} bytes); free some, or name another folder with --cache-dir"
     )]
     NoSpace { path: PathBuf, size: u64 },
+    #[error(
+        "{path} is locked by another process, which has fetched nothing for {seconds} s; end that process, or name another \
+         folder with --cache-dir"
+    )]
+    Locked { path: PathBuf, seconds: u64 },
+    #[error(
+        "{path} cannot be the cache, for want of a home folder: {source}; name one with --cache-dir or MUSTER_CACHE_DIR"
+    )]
+    NoCache {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("fetching {path} from the coordinator failed: {reason}")]
     Broken { path: String, reason: String },
     #[error(
@@ -84,11 +104,12 @@ impl Fetcher {
         std::fs::create_dir_all(&parent).map_err(write_error(&parent, 0))?;
         let name = entries_digest(entries);
         let target = parent.join(&name);
-        let _lock = lock(&parent.join(format!("{name}.lock"))).await?;
+        let partial = parent.join(format!("{name}.partial"));
+        let lock_path = parent.join(format!("{name}.lock"));
+        let _lock = lock(&lock_path, &partial, LOCK_PATIENCE).await?;
         if holds(&target, entries).await {
             return Ok(Folder::Kept(target));
         }
-        let partial = parent.join(format!("{name}.partial"));
         // A damaged folder is mended: its good files need not travel again.
         if target.is_dir() && !partial.exists() {
             std::fs::rename(&target, &partial).map_err(write_error(&partial, 0))?;
@@ -240,26 +261,48 @@ async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
     tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
-/// Waits until no other worker of this machine fetches the same folder.
-async fn lock(path: &Path) -> Result<File, FetchError> {
-    let file = File::create(path).map_err(write_error(path, 0))?;
-    let mut told = false;
+/// Waits until no other worker of this machine fetches the same folder, as long as that comes forward with it.
+async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, FetchError> {
+    let file = lock::open(path).map_err(write_error(path, 0))?;
+    let (mut told, mut size, mut grew) = (None, 0, Instant::now());
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!("another worker on this machine is fetching the same files");
-                }
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            // Some network file systems have no locks; there two workers may fetch the same bytes twice.
-            Err(TryLockError::Error(source)) if source.kind() == ErrorKind::Unsupported => {
+        match lock::attempt(&file).map_err(write_error(path, 0))? {
+            Attempt::Held => return Ok(file),
+            Attempt::Unsupported(error) => {
+                tracing::warn!(
+                    "the file system of {} has no locks ({error}): workers that share it may fetch the same files twice",
+                    path.display()
+                );
                 return Ok(file);
             }
-            Err(TryLockError::Error(source)) => return Err(write_error(path, 0)(source)),
+            Attempt::Taken => {}
         }
+        let now = size_of(partial);
+        if std::mem::replace(&mut size, now) != now {
+            grew = Instant::now();
+        }
+        if grew.elapsed() >= patience {
+            return Err(FetchError::Locked {
+                path: path.to_owned(),
+                seconds: patience.as_secs(),
+            });
+        }
+        if told.is_none_or(|told: Instant| told.elapsed() >= LOCK_REMINDER) {
+            told = Some(Instant::now());
+            tracing::info!(
+                "another process on this machine fetches the same files and holds {}: waiting for it",
+                path.display()
+            );
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
     }
+}
+
+/// Of the files in a folder, as far as that can be seen.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+    sizes.sum()
 }
 
 fn sync_folder(folder: &Path) -> Result<(), FetchError> {
@@ -300,11 +343,60 @@ impl<'a> Progress<'a> {
 }
 
 /// Where fetched folders are kept unless the user names a place.
-pub fn default_cache() -> PathBuf {
+pub fn default_cache() -> Result<PathBuf, FetchError> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    set("MUSTER_CACHE_DIR")
-        .map(PathBuf::from)
+    let named = set("MUSTER_CACHE_DIR").map(PathBuf::from);
+    let named = named
         .or_else(|| set("XDG_CACHE_HOME").map(|path| Path::new(&path).join("muster")))
-        .or_else(|| set("HOME").map(|path| Path::new(&path).join(".cache/muster")))
-        .unwrap_or_else(|| std::env::temp_dir().join("muster-cache"))
+        .or_else(|| set("HOME").map(|path| Path::new(&path).join(".cache/muster")));
+    match named {
+        Some(path) => Ok(path),
+        None => own_cache(&std::env::temp_dir()),
+    }
+}
+
+/// This user's own folder in a place where anybody may have prepared one of that name.
+fn own_cache(shared: &Path) -> Result<PathBuf, FetchError> {
+    #[cfg(unix)]
+    let path = shared.join(format!("muster-cache-{}", private::user_id()));
+    #[cfg(not(unix))]
+    let path = shared.join("muster-cache");
+    match private::own_folder(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(FetchError::NoCache { path, source }),
+    }
+}
+
+#[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_another_holds_for_nothing_is_named_and_waited_for_a_bounded_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.lock");
+        let partial = folder.path().join("model.partial");
+        let other = lock::open(&path).unwrap();
+        lock::attempt(&other).unwrap();
+        let patience = Duration::from_millis(1);
+        let error = lock(&path, &partial, patience).await.unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.starts_with(&path.display().to_string()),
+            "{message}"
+        );
+        drop(other);
+        lock(&path, &partial, patience).await.unwrap();
+    }
+
+    #[test]
+    fn a_cache_that_another_prepared_is_not_used() {
+        let shared = tempfile::tempdir().unwrap();
+        let own = own_cache(shared.path()).unwrap();
+        std::fs::remove_dir(&own).unwrap();
+        std::os::unix::fs::symlink("/etc", &own).unwrap();
+        let message = own_cache(shared.path()).unwrap_err().to_string();
+        assert!(message.contains("--cache-dir"), "{message}");
+    }
 }

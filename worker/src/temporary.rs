@@ -1,8 +1,11 @@
-//! Folders for a moment: removed when dropped, and swept up by the next worker where a process died with one.
+//! Folders for a moment: this user's alone, removed when dropped, and swept up by the next worker where a process died with
+//! one.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::files::lock::{self, Attempt};
+use common::files::private;
 
 /// A folder of this process alone.
 #[derive(Debug)]
@@ -15,14 +18,12 @@ pub struct TemporaryFolder {
 impl TemporaryFolder {
     /// Makes one inside `parent`, and removes those whose processes are gone.
     pub fn create(parent: &Path) -> std::io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         std::fs::create_dir_all(parent)?;
         sweep(parent)?;
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{}-{count}", std::process::id()));
-        let lock = File::create(lock_path(&path))?;
-        lock.lock()?;
-        std::fs::create_dir_all(&path)?;
+        let path = private::create_folder(parent, "")?;
+        let lock = private::create_file(&lock_path(&path))?;
+        // Nobody else has this one. Where there are no locks, nobody sweeps.
+        lock::attempt(&lock)?;
         Ok(Self { path, lock })
     }
 
@@ -57,12 +58,18 @@ fn sweep(parent: &Path) -> std::io::Result<()> {
         let is_lock = lock
             .extension()
             .is_some_and(|extension| extension == "lock");
-        if is_lock && File::open(&lock).is_ok_and(|file| file.try_lock().is_ok()) {
+        if is_lock && is_left(&lock) {
             // Another worker may sweep at the same moment.
             let _ = remove(&lock.with_extension(""));
         }
     }
     Ok(())
+}
+
+/// Nobody holds it any more.
+fn is_left(lock: &Path) -> bool {
+    let attempt = lock::open(lock).and_then(|file| lock::attempt(&file));
+    matches!(attempt, Ok(Attempt::Held))
 }
 
 #[cfg(test)]
