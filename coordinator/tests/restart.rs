@@ -120,6 +120,63 @@ fn a_killed_coordinator_costs_no_step_and_no_worker() {
 }
 
 #[test]
+fn a_run_goes_on_with_a_new_worker_when_everybody_died() {
+    let mut stage = Stage::new();
+    let quiet = stage.site.train("quiet", &OPTIONS);
+    let start = |stage: &Stage| {
+        let listen = format!("127.0.0.1:{}", stage.port);
+        let options = [&OPTIONS[..], &["--listen", &listen]].concat();
+        Run::of(&mut stage.site.start("out", &options))
+    };
+    let mut run = start(&stage);
+    let mut worker = stage.site.join("one", stage.port);
+    run.steps(20).process.kill();
+    worker.kill();
+    let run = start(&stage);
+    stage.workers.push(stage.site.join("two", stage.port));
+    let run = run.end();
+    assert!(run.status.success(), "{run:?}");
+    for said in [
+        "0 of 1 are back; in 1 s the run goes on",
+        "are computed again, to the same weights",
+    ] {
+        assert!(run.stdout.contains(said), "{said}: {run:?}");
+    }
+    assert!(
+        !run.stdout.contains("when it was computed before"),
+        "{run:?}"
+    );
+    stage.check(&quiet);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_worker_that_sleeps_while_others_begin_again_takes_them_along() {
+    let mut stage = Stage::new();
+    let quiet = stage.site.train("quiet", &OPTIONS);
+    let start = |stage: &Stage| {
+        let listen = format!("127.0.0.1:{}", stage.port);
+        let options = [&OPTIONS[..], &["--listen", &listen]].concat();
+        Run::of(&mut stage.site.start("out", &options))
+    };
+    let mut run = start(&stage);
+    let worker = stage.site.join("one", stage.port);
+    run.steps(40);
+    worker.signal("-STOP");
+    run.process.kill();
+    let mut run = start(&stage);
+    let other = stage.site.join("two", stage.port);
+    run.until("are computed again, to the same weights");
+    worker.signal("-CONT");
+    stage.workers.extend([worker, other]);
+    let run = run.end();
+    assert!(run.status.success(), "{run:?}");
+    let log = stage.log("one");
+    assert!(log.contains(AGAIN), "{log}");
+    stage.check(&quiet);
+}
+
+#[test]
 fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
     let stage = Stage::new();
     let quiet = stage.site.train("quiet", &OPTIONS);
