@@ -494,6 +494,19 @@ fn a_template_that_raises_says_so_for_the_row() {
 }
 
 #[test]
+fn a_template_without_an_end_is_told_once() {
+    let setup = Setup::new(&format!("{CHAT}\n{CHAT}\n{CHAT}"));
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    std::fs::write(setup.folder.path().join("chat_template.jinja"), endless).unwrap();
+    let problems = setup.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].contains("does not come to an end"),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn a_model_without_template_is_one_problem_and_takes_text() {
     let setup = Setup::with_template(&format!("{CHAT}\n{CHAT}"), None);
     let problems = setup.problems();

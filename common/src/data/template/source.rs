@@ -1,4 +1,4 @@
-//! Where a model's chat templates are, and what Jinja makes of their source.
+//! Where a model's chat templates are.
 //!
 //! Enters: a model folder. Leaves: named sources, one of them the default.
 
@@ -19,7 +19,8 @@ pub(super) struct NamedSource {
     pub path: PathBuf,
 }
 
-/// All templates of a model, as Transformers finds them. One is named [`DEFAULT`].
+/// The templates of a model that conversations are rendered with, as Transformers finds them: one named [`DEFAULT`], and
+/// maybe one named [`TOOL_USE`]. Others have to be asked for by name, which no job does.
 pub(super) fn find_sources(model_dir: &Path) -> Result<Vec<NamedSource>, TemplateError> {
     let jinja = model_dir.join("chat_template.jinja");
     if jinja.is_file() {
@@ -47,25 +48,24 @@ pub(super) fn find_sources(model_dir: &Path) -> Result<Vec<NamedSource>, Templat
         let found = config
             .as_ref()
             .and_then(|config| config.get("chat_template"));
-        let named = |name: &str, text: &str| NamedSource {
-            name: name.to_owned(),
-            text: text.to_owned(),
+        let named = named_templates(found).map_err(|reason| TemplateError::Unreadable {
             path: path.clone(),
-        };
-        let sources = match found {
-            Some(Json::String(text)) => vec![named(DEFAULT, text)],
-            Some(Json::Array(list)) => list
-                .iter()
-                .filter_map(|entry| {
-                    Some(named(entry["name"].as_str()?, entry["template"].as_str()?))
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
+            reason,
+        })?;
+        let has_any = !named.is_empty();
+        let sources: Vec<NamedSource> = named
+            .into_iter()
+            .filter(|(name, _)| name == DEFAULT || name == TOOL_USE)
+            .map(|(name, text)| NamedSource {
+                name,
+                text,
+                path: path.clone(),
+            })
+            .collect();
         if sources.iter().any(|source| source.name == DEFAULT) {
             return Ok(sources);
         }
-        if !sources.is_empty() {
+        if has_any {
             return Err(TemplateError::Unreadable {
                 path,
                 reason: "none of the chat templates is named `default`".to_owned(),
@@ -75,6 +75,34 @@ pub(super) fn find_sources(model_dir: &Path) -> Result<Vec<NamedSource>, Templat
     Err(TemplateError::Missing {
         dir: model_dir.to_owned(),
     })
+}
+
+/// The shapes that `chat_template` has: one template, a list of named ones, or an object of them.
+fn named_templates(found: Option<&Json>) -> Result<Vec<(String, String)>, String> {
+    match found {
+        None | Some(Json::Null) => Ok(Vec::new()),
+        Some(Json::String(text)) => Ok(vec![(DEFAULT.to_owned(), text.clone())]),
+        Some(Json::Array(list)) => {
+            let entries = list.iter().zip(1..);
+            let named = entries.map(|(entry, number)| {
+                match (entry["name"].as_str(), entry["template"].as_str()) {
+                    (Some(name), Some(text)) => Ok((name.to_owned(), text.to_owned())),
+                    _ => Err(format!(
+                        "entry {number} of `chat_template` has no `name` and `template` that are text"
+                    )),
+                }
+            });
+            named.collect()
+        }
+        Some(Json::Object(templates)) => {
+            let named = templates.iter().map(|(name, text)| match text.as_str() {
+                Some(text) => Ok((name.clone(), text.to_owned())),
+                None => Err(format!("`{name}` of `chat_template` is no text")),
+            });
+            named.collect()
+        }
+        Some(_) => Err("`chat_template` is neither text nor a list of named templates".to_owned()),
+    }
 }
 
 fn read_source(path: &Path) -> Result<String, TemplateError> {
@@ -123,6 +151,21 @@ mod tests {
             r#"{"chat_template": [{"name": "rag", "template": "c"}]}"#,
         );
         assert!(find_sources(dir.path()).is_err());
+        for broken in ["5", r#"[{"name": "default"}]"#, r#"{"default": 5}"#] {
+            write(
+                "tokenizer_config.json",
+                &format!(r#"{{"chat_template": {broken}}}"#),
+            );
+            assert!(matches!(
+                find_sources(dir.path()),
+                Err(TemplateError::Unreadable { .. })
+            ));
+        }
+        write(
+            "tokenizer_config.json",
+            r#"{"chat_template": {"rag": "{% broken", "default": "d"}}"#,
+        );
+        assert_eq!(found(), one("d"));
         write("chat_template.jinja", "e\r\n");
         assert_eq!(found(), one("e\r\n"));
     }

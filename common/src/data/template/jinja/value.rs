@@ -176,7 +176,7 @@ impl Value {
             Self::Text(text) => {
                 super::meter::reserve(text.as_str().len().saturating_mul(64))?;
                 let chars = text.as_str().chars();
-                chars.map(|c| Self::text(c)).collect()
+                chars.map(Self::text).collect()
             }
             Self::List(list) | Self::Tuple(list) => list.to_vec(),
             Self::Dict(dict) => dict.keys().cloned().collect(),
