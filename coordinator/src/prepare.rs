@@ -177,21 +177,7 @@ pub fn prepare_in(
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     progress.begin("reading the model", 0);
-    let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
-    let shape = model
-        .as_ref()
-        .and_then(|model| errors.note(ModelShape::of(model)));
-    let mut model_notices = Vec::new();
-    if let (Some(model), Some(shape)) = (&model, &shape) {
-        model_notices.extend(model.notices());
-        model_notices.extend(
-            errors
-                .note(check_weights(job, model, shape))
-                .unwrap_or_default(),
-        );
-        errors.note(model.check_model_type());
-        errors.note(check_starting_adapter(job, shape));
-    }
+    let (model, shape, model_notices) = read_model(job, &mut errors);
     let (tokenizer, template) = if job.base_model.is_dir() {
         (
             errors.note(Tokenizer::load(&job.base_model)),
@@ -251,6 +237,25 @@ pub fn prepare_in(
         Some(prepared) if errors.problems.is_empty() => Ok(prepared),
         _ => Err(errors),
     }
+}
+
+/// The model folder, with what of it is not used.
+fn read_model(
+    job: &JobSpec,
+    errors: &mut PreflightError,
+) -> (Option<ModelFolder>, Option<ModelShape>, Vec<String>) {
+    let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
+    let shape = model
+        .as_ref()
+        .and_then(|model| errors.note(ModelShape::of(model)));
+    let mut notices = Vec::new();
+    if let (Some(model), Some(shape)) = (&model, &shape) {
+        let unused = errors.note(check_weights(job, model, shape));
+        notices = [model.notices(), unused.unwrap_or_default()].concat();
+        errors.note(model.check_model_type());
+        errors.note(check_starting_adapter(job, shape));
+    }
+    (model, shape, notices)
 }
 
 type Found = (

@@ -217,9 +217,10 @@ pub fn linears(config: &ModelConfig) -> [LinearShape; 7] {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing;
+    use crate::ComputeDevice;
+    use crate::engine::{Trainer, TrainerOptions, testing};
     use common::files::model::{ModelTensor, write_model};
-    use common::job::InitWeights;
+    use common::job::{InitWeights, Method, TargetModules};
     use serde_json::json;
 
     const SHAPE: [usize; 2] = [3, 4];
@@ -284,6 +285,28 @@ mod tests {
             shape.contains("[3, 4]") && shape.contains("[4, 3]"),
             "{shape}"
         );
+    }
+
+    #[test]
+    fn sizes_that_the_files_do_not_have_are_refused_before_memory_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = testing::config("LlamaForCausalLM");
+        testing::write_model(dir.path(), &config, 7);
+        for size in ["hidden_size", "intermediate_size"] {
+            config[size] = json!(1 << 20);
+        }
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        for method in [Method::Full, testing::lora(TargetModules::AllLinear, 0.0)] {
+            let loaded = Trainer::load(TrainerOptions {
+                job: testing::job(method).into(),
+                model_dir: dir.path().to_owned(),
+                adapter_dir: None,
+                threads: 1,
+                device: ComputeDevice::Cpu,
+            });
+            let message = loaded.err().unwrap().to_string();
+            assert!(message.contains("[61, 1048576]"), "{message}");
+        }
     }
 
     #[test]

@@ -94,3 +94,48 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{CONFIG, INDEX, ModelFolder, ModelTensor, write_model};
+    use super::*;
+    use crate::files::FileEntry;
+    use crate::files::tensors::Dtype;
+    use crate::job::InitWeights;
+
+    #[test]
+    fn workers_get_what_computing_takes_and_the_result_gets_the_rest() {
+        let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tensors = ["a", "b"].map(|name| ModelTensor {
+            name,
+            shape: &[4],
+            scalars: &[0.5; 4],
+        });
+        let config = serde_json::json!({"architectures": ["LlamaForCausalLM"]});
+        write_model(dir.path(), &config, &tensors, Dtype::F32, 16).unwrap();
+        std::fs::create_dir(dir.path().join(TEMPLATES)).unwrap();
+        let template = format!("{TEMPLATES}/tools.jinja");
+        let rest = ["tokenizer.json", "vocab.txt", &template];
+        for name in rest {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let model = ModelFolder::open(dir.path(), InitWeights::Pretrained).unwrap();
+        let entries = model.entries().unwrap();
+        assert!(entries.iter().any(|entry| entry.path == "tokenizer.json"));
+        let needed: Vec<FileEntry> = model.computed_with(&entries);
+        let needed: Vec<&str> = needed.iter().map(|entry| entry.path.as_str()).collect();
+        let shards = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        assert_eq!(needed, [CONFIG, INDEX, shards[0], shards[1]]);
+        model.copy_tokenizer_files(to.path()).unwrap();
+        for name in rest {
+            assert_eq!(
+                std::fs::read(to.path().join(name)).unwrap(),
+                name.as_bytes()
+            );
+        }
+    }
+}

@@ -116,7 +116,7 @@ impl WeightFiles {
             }
             if view.shape != shape {
                 let reason = format!(
-                    "tensor {stored} has shape {:?} where config.json makes it {shape:?}; the one belongs to another model than the other",
+                    "tensor {stored} has shape {:?} where config.json makes it {shape:?}; one of the two files is of another model",
                     view.shape
                 );
                 return Err(FileError::malformed(file.path(), reason));
