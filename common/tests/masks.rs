@@ -248,6 +248,22 @@ fn an_answer_of_which_nothing_shows_is_refused() {
 }
 
 /// 60 turns, some of them calls, with answers of all kinds.
+#[test]
+fn a_call_of_which_only_arguments_in_text_show_is_learned() {
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\
+        {% for call in m.tool_calls %}{% for name, value in call.function.arguments | items %}\
+        {{ name }}={{ value }};{% endfor %}{% endfor %}<|im_end|>{% endfor %}\
+        {% if add_generation_prompt %}<assistant>{% endif %}";
+    let answer = json!({"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": "{\"city\": \"Bonn\"}"}}
+    ]});
+    check(
+        template,
+        json!([user("Look"), answer]),
+        &["city=Bonn;<|im_end|>"],
+    );
+}
+
 fn long_conversation() -> Json {
     let mut messages = vec![json!({"role": "system", "content": "12"})];
     for turn in 0..60 {

@@ -46,13 +46,12 @@ pub enum OutputError {
     #[error("{path} is not a run record ({reason}); move it away, or name another output_dir")]
     BrokenRecord { path: PathBuf, reason: String },
     #[error(
-        "output_dir {dir} holds another job: {what} {found} there, {expected} here{differences}{length}; name another output_dir, or move that folder away"
+        "output_dir {dir} holds another job: {digests}{differences}{length}; name another output_dir, or move that folder away"
     )]
     OtherJob {
         dir: PathBuf,
-        what: &'static str,
-        found: String,
-        expected: String,
+        /// What is another there than here.
+        digests: String,
         /// Which fields differ, or nothing.
         differences: String,
         /// Why a job that differs in the number of its steps only cannot go on from those, or nothing.

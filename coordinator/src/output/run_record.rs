@@ -157,12 +157,14 @@ impl RunRecord {
 
     pub(super) fn refuse_other(&self, identity: &RunIdentity) -> Result<(), OutputError> {
         let job_digest = self.as_recorded(&identity.job).digest();
-        let other = |what, found: &str, expected: &str, differences, length| {
+        let other = |what: &str, found: &str, expected: &str, differences, length| {
             Err(OutputError::OtherJob {
                 dir: identity.job.output_dir.clone(),
-                what,
-                found: shorten(found),
-                expected: shorten(expected),
+                digests: format!(
+                    "{what} {} there, {} here",
+                    shorten(found),
+                    shorten(expected)
+                ),
                 differences,
                 length,
             })

@@ -101,10 +101,9 @@ impl Parts {
         let mut marker = Marker::new("", Placement::Middle);
         marker.marked(chat);
         let mut parts = marker.parts;
-        let mut attempts = 0;
+        let mut attempts = 0..MAX_ATTEMPTS;
         for (index, part) in parts.iter_mut().enumerate() {
-            part.is_shown = text.contains(part.text.trim()) || attempts == MAX_ATTEMPTS || {
-                attempts += 1;
+            part.is_shown = text.contains(part.text.trim()) || attempts.next().is_none() || {
                 let mut marker = Marker::new(text, Placement::Middle);
                 marker.only = Some(index);
                 let (messages, tools) = marker.marked(chat);
@@ -315,8 +314,17 @@ impl Marker {
     /// The first text inside a value; a template that shows the value shows it.
     fn mark_leaf(&mut self, value: &mut Json, index: usize) -> bool {
         match value {
-            // Arguments that are JSON in a string stay as they are: templates parse them.
-            Json::String(text) if !text.trim().is_empty() && !text.trim().starts_with('{') => {
+            // Arguments that are JSON in a string stay JSON, because templates parse them.
+            Json::String(text) if text.trim().starts_with('{') => {
+                let Some(range) = first_string_value(text) else {
+                    return false;
+                };
+                let mut inside = text[range.clone()].to_owned();
+                self.mark_text(&mut inside, index, PartKind::ToolArguments);
+                text.replace_range(range, &inside);
+                true
+            }
+            Json::String(text) if !text.trim().is_empty() => {
                 self.mark_text(text, index, PartKind::ToolArguments);
                 true
             }
@@ -371,6 +379,35 @@ impl Marker {
         self.marks.push(mark);
         Some(mark)
     }
+}
+
+/// Where the first string stands that is a value in a JSON text, without its quotes. One with escapes is passed over:
+/// a mark could part an escape.
+fn first_string_value(json: &str) -> Option<Range<usize>> {
+    serde_json::from_str::<serde::de::IgnoredAny>(json).ok()?;
+    let mut from = 0;
+    while let Some(quote) = json[from..].find('"') {
+        let start = from + quote + 1;
+        let length = string_length(&json[start..])?;
+        let end = start + length;
+        from = end + 1;
+        let is_key = json[from..].trim_start().starts_with(':');
+        let inside = &json[start..end];
+        if !is_key && !inside.trim().is_empty() && !inside.contains('\\') {
+            return Some(start..end);
+        }
+    }
+    None
+}
+
+/// Bytes up to the quote that ends a JSON string.
+fn string_length(rest: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    rest.bytes().position(|byte| {
+        let ends = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        ends
+    })
 }
 
 /// Inside the text, not in its white space.

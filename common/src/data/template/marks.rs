@@ -89,7 +89,10 @@ mod tests {
         let text = |text: &str| text.to_owned();
         assert_eq!(found("ab"), Some((text("ab"), vec![])));
         assert_eq!(found("a[é]c[d]"), Some((text("aécd"), vec![1..3, 4..5])));
-        assert_eq!(found("[a[b]c][d]e[]"), Some((text("abcde"), vec![0..4])));
+        assert_eq!(
+            found("[a[b]c][d]e[]f[g]"),
+            Some((text("abcdefg"), vec![0..4, 6..7]))
+        );
         assert_eq!(found("]a["), None);
         assert_eq!(found("[a"), None);
     }
