@@ -213,6 +213,8 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
         let reason = reason(&row(TURNS, more));
         assert!(reason.contains(word), "{word}: {reason}");
     }
+    let weight = reason(r#"{"text": "a b c", "weight": 0}"#);
+    assert!(weight.contains("whole rows are not weighed"), "{weight}");
     let kto = reason(r#"{"prompt": "a", "completion": "b", "label": false}"#);
     assert!(
         kto.contains("bad answers would be trained as good ones"),

@@ -24,7 +24,7 @@ const MAX_CALLS_PER_CONNECTION: usize = 256;
 /// Of a health check: the name of a service.
 const MAX_HEALTH_BYTES: usize = 4 << 10;
 /// How long the last messages may take on their way out.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Of a state that comes in: with HTTP/2's 16 KiB a checkpoint would be thousands of small writes and reads. A message
 /// that waits behind one waits 2 ms at 1 Gbit/s.

@@ -66,7 +66,7 @@ fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
     let (_, rule) = all()
         .find(|(name, _)| **name == key)
         .or_else(|| all().find(|(name, _)| is_named(name)))?;
-    if node.is_null() || is_empty(node) {
+    if node.is_null() || is_blank(node) {
         return Some(Fate::Honoured);
     }
     Some(match rule {
@@ -87,15 +87,18 @@ fn says_only(node: &Node, values: &[&str]) -> bool {
                 None => text.eq_ignore_ascii_case(value),
             })
         }
+        // A list of nothing switches off what can be off; elsewhere it means something (Axolotl's `roles_to_train: []`).
+        Value::Sequence(items) if items.is_empty() => values.contains(&"none"),
         Value::Sequence(items) => items.iter().all(|item| says_only(item, values)),
         Value::Mapping(_) => false,
     }
 }
 
-fn is_empty(node: &Node) -> bool {
+/// Asks for nothing, whatever the key is.
+fn is_blank(node: &Node) -> bool {
     match &node.value {
         Value::Scalar { text, .. } => text.trim().is_empty(),
-        Value::Sequence(items) => items.is_empty(),
+        Value::Sequence(_) => false,
         Value::Mapping(entries) => entries.is_empty(),
     }
 }
@@ -120,6 +123,10 @@ mod tests {
             "true", "false", "no", "none", "0", "1", "2", "0.5", "turn", "text", "auto",
         ];
         let mut probes: Vec<Node> = usual.iter().chain(own).map(|text| node(text)).collect();
+        probes.push(Node {
+            origin: Origin::Nowhere,
+            value: Value::Sequence(Vec::new()),
+        });
         let list = probes.clone();
         probes.extend(list.into_iter().map(|node| Node {
             origin: node.origin.clone(),
@@ -151,6 +158,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn layer_0_and_no_roles_are_no_ways_to_say_nothing() {
+        let fate = |groups, key: &str, text: &str| {
+            let value = Value::Sequence(match text {
+                "" => Vec::new(),
+                text => vec![node(text)],
+            });
+            let list = Node {
+                origin: Origin::Nowhere,
+                value,
+            };
+            look_up(groups, key, &list)
+        };
+        for key in ["layers_to_transform", "peft_layers_to_transform"] {
+            let found = fate(job_keys::GROUPS, key, "0");
+            assert!(matches!(found, Some(Fate::Refused(_))), "{key}");
+        }
+        let found = fate(dataset_keys::GROUPS, "roles_to_train", "");
+        assert!(matches!(found, Some(Fate::Refused(_))));
+        let found = fate(dataset_keys::GROUPS, "roles_to_train", "assistant");
+        assert_eq!(found, Some(Fate::Honoured));
     }
 
     #[test]

@@ -82,9 +82,27 @@ pub fn refuse_other_methods(row: &Map<String, Json>, read: &[&str]) -> Result<()
 /// Refuses a row with a column that says what of it is learned, or that holds what is not text.
 pub fn refuse_unlike(row: &Map<String, Json>, read: &[&str], shape: Shape) -> Result<(), String> {
     let value_of = |name: &str| row.get(name).filter(|_| !read.contains(&name));
-    if shape == Shape::Text {
-        return Ok(());
+    if shape != Shape::Text {
+        refuse_verdicts_and_media(&value_of)?;
     }
+    for name in WEIGHTS {
+        let Some(value) = value_of(name).filter(|value| !value.is_null()) else {
+            continue;
+        };
+        let counts_whole = *value == Json::Bool(true) || value.as_f64() == Some(1.0);
+        if !counts_whole && matches!(value, Json::Bool(_) | Json::Number(_)) {
+            return Err(format!(
+                "has `{name}`: {value}: whole rows are not weighed; leave such rows out, or remove the column"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What no plain text has beside it, but a prompt or a conversation may.
+fn refuse_verdicts_and_media<'a>(
+    value_of: &impl Fn(&str) -> Option<&'a Json>,
+) -> Result<(), String> {
     for name in ["label", "kto_tag"] {
         if value_of(name).is_some_and(is_verdict) {
             return Err(format!(
@@ -99,17 +117,6 @@ pub fn refuse_unlike(row: &Map<String, Json>, read: &[&str], shape: Shape) -> Re
         return Err(format!(
             "has `{name}`: only text is learned from; remove the column, or such rows"
         ));
-    }
-    for name in WEIGHTS {
-        let Some(value) = value_of(name).filter(|value| !value.is_null()) else {
-            continue;
-        };
-        let counts_whole = *value == Json::Bool(true) || value.as_f64() == Some(1.0);
-        if !counts_whole && matches!(value, Json::Bool(_) | Json::Number(_)) {
-            return Err(format!(
-                "has `{name}`: {value}: whole rows are not weighed; leave such rows out, or remove the column"
-            ));
-        }
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ pub(super) const GROUPS: &[Group] = &[
         keys: &["roles_to_train"],
         rule: Only(
             &["assistant"],
-            "the assistant's turns are trained; see train_on_inputs",
+            "the assistant's turns are trained, but for messages with `train: false` or `weight: 0`; see train_on_inputs",
         ),
     },
     Group {
@@ -82,7 +82,7 @@ pub(super) const GROUPS: &[Group] = &[
         keys: &["message_field_training*"],
         rule: Only(
             OFF,
-            "per-message loss switches are not supported; remove it",
+            "`train` and `weight` of a message say whether it is learned, by these names only: rename it in the data, and remove this",
         ),
     },
     Group {

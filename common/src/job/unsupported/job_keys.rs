@@ -601,12 +601,12 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &[
-            "peft_layers_to_transform",
-            "layers_to_transform",
-            "layers_pattern",
-            "peft_layers_pattern",
-        ],
+        // 0 is the first layer, not a way to say no.
+        keys: &["peft_layers_to_transform", "layers_to_transform"],
+        rule: Only(&["none"], NAME_LAYERS),
+    },
+    Group {
+        keys: &["layers_pattern", "peft_layers_pattern"],
         rule: Only(OFF, NAME_LAYERS),
     },
     Group {
