@@ -1,4 +1,5 @@
-//! Text from rows, models and peers, made safe to print: whatever it holds, it neither repaints a terminal nor fills a log.
+//! Text from rows, models and peers, made safe to print: whatever it holds, it neither repaints a terminal nor fills a log;
+//! and numbers as people write them.
 
 /// Of a reason that a peer gives: what follows is counted and left out.
 pub const MAX_REASON_CHARACTERS: usize = 500;
@@ -46,6 +47,40 @@ pub fn one_line(text: &str, limit: usize) -> String {
 pub fn error(text: &str) -> String {
     let (kept, left_out) = split(text, MAX_ERROR_CHARACTERS);
     visible(kept) + &rest(left_out)
+}
+
+/// `1 worker`, `2 workers`.
+pub fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(number))
+}
+
+/// 1234567 as 1,234,567.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A learning rate as people write it: `2e-4`, `1.93e-4`.
+pub fn rate(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
+    let text = format!("{value:.2e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) if digits.contains('.') => {
+            let digits = digits.trim_end_matches('0').trim_end_matches('.');
+            format!("{digits}e{exponent}")
+        }
+        _ => text,
+    }
 }
 
 /// The first `limit` characters, and how many bytes follow.

@@ -1,7 +1,7 @@
 //! Small pieces of text: colours, numbers, and user data made safe to print.
 
 pub use common::memory::bytes;
-pub use common::text::visible;
+pub use common::text::{count, grouped, rate, visible};
 
 /// What the terminal can show beside plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,25 +49,6 @@ pub fn indent(text: &str, margin: &str) -> String {
         .collect()
 }
 
-/// `1 worker`, `2 workers`.
-pub fn count(number: u64, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{} {noun}{plural}", grouped(number))
-}
-
-/// 1234567 as 1,234,567.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// `0:07`, `12:34`, `3:25:45`, `2 d 3:25:45`; `?` where nobody knows.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || !(0.0..=3e9).contains(&seconds) {
@@ -80,20 +61,5 @@ pub fn duration(seconds: f64) -> String {
         (0, 0) => format!("{minutes}:{seconds:02}"),
         (0, _) => format!("{hours}:{minutes:02}:{seconds:02}"),
         _ => format!("{days} d {hours}:{minutes:02}:{seconds:02}"),
-    }
-}
-
-/// A learning rate as people write it: `2e-4`, `1.93e-4`.
-pub fn rate(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let text = format!("{value:.2e}");
-    match text.split_once('e') {
-        Some((digits, exponent)) if digits.contains('.') => {
-            let digits = digits.trim_end_matches('0').trim_end_matches('.');
-            format!("{digits}e{exponent}")
-        }
-        _ => text,
     }
 }
