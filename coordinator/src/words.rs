@@ -36,23 +36,40 @@ pub fn job_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
     kept
 }
 
+/// Names of the field that says where a run begins.
+const RESUME: [&str; 3] = [
+    "resume",
+    "resume_from_checkpoint",
+    "auto_resume_from_checkpoints",
+];
+
 /// The command line that goes on where a run with this one stopped. `begins_anew`: by itself it would not.
 pub fn resume_words(line: impl Iterator<Item = OsString>, begins_anew: bool) -> Vec<String> {
     let mut words = line.map(|word| word.to_string_lossy().into_owned());
     if !begins_anew {
         return words.collect();
     }
+    let says_where_to_begin = |pair: &str| {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        let name = name.trim().replace('-', "_");
+        RESUME.contains(&name.as_str())
+    };
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        match word.as_str() {
-            "--resume" => drop(words.next()),
-            "--set" => {
-                let value = words.next();
-                if let Some(value) = value.filter(|value| !value.starts_with("resume=")) {
-                    kept.extend([word, value]);
+        if word == "--set" {
+            let value = words.next();
+            if let Some(value) = value.filter(|value| !says_where_to_begin(value)) {
+                kept.extend([word, value]);
+            }
+            continue;
+        }
+        let setting = word.strip_prefix("--set=");
+        match setting.or_else(|| word.strip_prefix("--")) {
+            Some(pair) if says_where_to_begin(pair) => {
+                if setting.is_none() && !word.contains('=') {
+                    drop(words.next());
                 }
             }
-            _ if word.starts_with("--resume=") || word.starts_with("--set=resume=") => {}
             _ => kept.push(word),
         }
     }
@@ -178,6 +195,9 @@ mod tests {
             "--resume=never",
             "--set resume=never",
             "--set=resume=never",
+            "--resume-from-checkpoint never",
+            "--resume_from_checkpoint=never",
+            "--set auto_resume_from_checkpoints=false",
         ] {
             assert_eq!(
                 again(&format!("{line} {said}"), true),

@@ -35,12 +35,59 @@ impl Given {
     }
 }
 
+/// One value that a variable or a flag gives.
+pub(super) struct Override {
+    layer: Layer,
+    /// With dots: `datasets.0.path`.
+    name: String,
+    value: String,
+    origin: Origin,
+}
+
+impl Override {
+    /// `--name`, or the name of `--set name=value`.
+    pub fn of_flag(flag: &str, value: &str) -> Self {
+        let (name, origin) = match flag.strip_prefix("--") {
+            Some(name) => {
+                let name = name.replace('-', "_");
+                let name = match fields::CLUSTER_FLAGS.contains(&name.as_str()) {
+                    true => format!("cluster.{name}"),
+                    false => name,
+                };
+                (name, Origin::Flag(shorten(flag)))
+            }
+            None => (
+                flag.trim().to_owned(),
+                Origin::Flag(format!("--set {}", shorten(flag))),
+            ),
+        };
+        Self {
+            layer: Layer::Flag,
+            name,
+            value: value.to_owned(),
+            origin,
+        }
+    }
+
+    /// When it is added: fields of a dataset after the datasets themselves, whichever source has those, because
+    /// `--set datasets.0.split=...` is about the file of `--dataset`.
+    pub fn turn(&self) -> u8 {
+        match self.name.strip_prefix("datasets.") {
+            None => 0,
+            Some(rest) if rest.ends_with(".path") || rest.ends_with(".data_files") => 1,
+            Some(_) => 2,
+        }
+    }
+}
+
 const MAX_DATASETS: usize = 1000;
 
 #[derive(Default)]
 pub(super) struct Merged {
     values: BTreeMap<String, Given>,
     pub datasets_given: bool,
+    /// `datasets` as a whole, as the command line gives it.
+    datasets_of_flags: Option<Given>,
     /// Keys that are known, but change nothing here.
     passed_over: Vec<String>,
     /// Keys that nobody knows, without a value.
@@ -117,55 +164,37 @@ impl Merged {
         true
     }
 
-    /// Adds one variable, if it is one of ours.
-    pub fn add_variable(&mut self, variable: &str, value: &str, problems: &mut Problems) {
-        let Some(name) = variable.strip_prefix("MUSTER_") else {
-            return;
-        };
+    /// What a variable gives, if it is one of a job's.
+    pub fn variable(&mut self, variable: &str, value: &str) -> Option<Override> {
+        let name = variable.strip_prefix("MUSTER_")?;
         if value.is_empty() || is_other_variable(name) {
-            return;
+            return None;
         }
         if is_service_variable(name, value) {
             self.service_variables.push(shorten(variable));
-            return;
+            return None;
         }
-        let origin = Origin::Environment(shorten(variable));
-        let name = dotted_name(&name.to_ascii_lowercase());
-        self.add_override(Layer::Environment, &name, value, &origin, problems);
+        Some(Override {
+            layer: Layer::Environment,
+            name: dotted_name(&name.to_ascii_lowercase()),
+            value: value.to_owned(),
+            origin: Origin::Environment(shorten(variable)),
+        })
     }
 
-    /// Adds one flag: `--name` or the name of `--set name=value`.
-    pub fn add_flag(&mut self, flag: &str, value: &str, problems: &mut Problems) {
-        let (name, origin) = match flag.strip_prefix("--") {
-            Some(name) => {
-                let name = name.replace('-', "_");
-                let name = match fields::CLUSTER_FLAGS.contains(&name.as_str()) {
-                    true => format!("cluster.{name}"),
-                    false => name,
-                };
-                (name, Origin::Flag(shorten(flag)))
-            }
-            None => (
-                flag.trim().to_owned(),
-                Origin::Flag(format!("--set {}", shorten(flag))),
-            ),
-        };
-        self.add_override(Layer::Flag, &name, value, &origin, problems);
-    }
-
-    fn add_override(
-        &mut self,
-        layer: Layer,
-        name: &str,
-        value: &str,
-        origin: &Origin,
-        problems: &mut Problems,
-    ) {
+    pub fn add_override(&mut self, given: &Override, problems: &mut Problems) {
+        let Override {
+            layer,
+            name,
+            value,
+            origin,
+        } = given;
+        let layer = *layer;
         let Some(node) = parse_override(name, value, origin, problems) else {
             return;
         };
         let key = Key {
-            text: name.to_owned(),
+            text: name.clone(),
             origin: origin.clone(),
         };
         match name.split_once('.') {
@@ -256,12 +285,24 @@ impl Merged {
         if layer != Layer::Flag
             && let Some((_, first)) = same_layer
         {
-            return twice(
-                &key,
-                &first.written.clone(),
-                &first.origin.clone(),
-                problems,
-            );
+            return twice(&key, &first.written, &first.origin, problems);
+        }
+        if layer == Layer::Flag {
+            let given = Given {
+                written: key.text.clone(),
+                origin: key.origin.clone(),
+                layer,
+                node: node.clone(),
+            };
+            match &self.datasets_of_flags {
+                None => self.datasets_of_flags = Some(given),
+                Some(first) => {
+                    if !first.node.says_the_same(&node) {
+                        contradicts(&key, &node, first, problems);
+                    }
+                    return;
+                }
+            }
         }
         self.values.retain(|name, _| !name.starts_with("datasets."));
         let entries = match node.value {
@@ -418,18 +459,20 @@ impl Merged {
         self.add_dataset_field(layer, index, key, node, problems);
     }
 
-    /// Sources are added in their order, so the last value stays. Within a file or the environment a field is given once.
+    /// A later source wins. Within a file or the environment a field is given once; on a command line again only with the
+    /// same value.
     fn put(&mut self, layer: Layer, name: String, key: Key, node: Node, problems: &mut Problems) {
-        if let Some(first) = self.values.get(&name)
-            && first.layer == layer
-            && layer != Layer::Flag
-        {
-            return twice(
-                &key,
-                &first.written.clone(),
-                &first.origin.clone(),
-                problems,
-            );
+        match self.values.get(&name) {
+            Some(first) if first.layer > layer => return,
+            Some(first) if first.layer == layer => {
+                if layer != Layer::Flag {
+                    twice(&key, &first.written, &first.origin, problems);
+                } else if !first.node.says_the_same(&node) {
+                    contradicts(&key, &node, first, problems);
+                }
+                return;
+            }
+            _ => {}
         }
         let given = Given {
             written: key.text,
@@ -439,6 +482,17 @@ impl Merged {
         };
         self.values.insert(name, given);
     }
+}
+
+/// Two values of one field on one command line.
+fn contradicts(key: &Key, node: &Node, first: &Given, problems: &mut Problems) {
+    let message = format!(
+        "gives {}, but {} gives {} for the same field; remove one",
+        node.describe(),
+        first.origin,
+        first.node.describe()
+    );
+    problems.add(&key.origin, message);
 }
 
 fn not_supported(key: &Key, advice: &str, problems: &mut Problems) {

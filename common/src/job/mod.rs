@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use error::Problems;
-use merge::Merged;
+use merge::{Merged, Override};
 use read::Reader;
 
 pub use digest::NOT_PART_OF_THE_RESULT;
@@ -40,7 +40,7 @@ pub struct JobSources {
     pub file: Option<PathBuf>,
     /// All variables of the process; those that do not begin with `MUSTER_` are ignored.
     pub environment: Vec<(String, String)>,
-    /// Field and value, in order, the last of a field wins. A name with leading dashes is a flag of its own
+    /// Field and value, in order; two values of one field are refused. A name with leading dashes is a flag of its own
     /// (`--learning-rate`), any other was given as `--set name=value`; problems name it that way.
     pub flags: Vec<(String, String)>,
 }
@@ -75,11 +75,18 @@ fn check(
         return Err(problems.into_errors());
     }
     environment.sort();
-    for (variable, value) in &environment {
-        merged.add_variable(variable, value, &mut problems);
-    }
-    for (flag, value) in flags {
-        merged.add_flag(flag, value, &mut problems);
+    let variables = environment
+        .iter()
+        .filter_map(|(variable, value)| merged.variable(variable, value));
+    let mut overrides: Vec<Override> = variables.collect();
+    overrides.extend(
+        flags
+            .iter()
+            .map(|(flag, value)| Override::of_flag(flag, value)),
+    );
+    overrides.sort_by_key(Override::turn);
+    for given in &overrides {
+        merged.add_override(given, &mut problems);
     }
     let path = file.map(|(path, _)| path);
     let mut job = resolve::resolve(&mut Reader {

@@ -64,6 +64,38 @@ impl Node {
         }
     }
 
+    /// Whether both mean the same to whatever reads them. One text is a list of one.
+    // The recursion is as deep as the trees, at most `MAX_DEPTH`.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let all_same = |one: &[Self], other: &[Self]| {
+            let mut pairs = one.iter().zip(other);
+            one.len() == other.len() && pairs.all(|(one, other)| one.says_the_same(other))
+        };
+        match (&self.value, &other.value) {
+            (Value::Scalar { text: one, .. }, Value::Scalar { text: other, .. }) => {
+                let (one, other) = (one.trim(), other.trim());
+                let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite());
+                let is_same_number = number(one).is_some() && number(one) == number(other);
+                let is_same_switch = matches!(one, "true" | "True" | "false" | "False")
+                    && one.eq_ignore_ascii_case(other);
+                one == other || is_same_number || is_same_switch
+            }
+            (Value::Sequence(one), Value::Sequence(other)) => all_same(one, other),
+            (Value::Sequence(one), Value::Scalar { .. }) => {
+                all_same(one, std::slice::from_ref(other))
+            }
+            (Value::Scalar { .. }, Value::Sequence(_)) => other.says_the_same(self),
+            (Value::Mapping(one), Value::Mapping(other)) => {
+                let mut pairs = one.iter().zip(other);
+                one.len() == other.len()
+                    && pairs.all(|(one, other)| {
+                        one.0.text == other.0.text && one.1.says_the_same(&other.1)
+                    })
+            }
+            _ => false,
+        }
+    }
+
     /// What kind of thing this is, for messages.
     pub fn describe(&self) -> String {
         match &self.value {

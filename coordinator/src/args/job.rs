@@ -87,7 +87,7 @@ impl JobArguments {
         })
     }
 
-    /// The flags as a job's source. A flag of its own beats `--set`; of equal ones the last counts.
+    /// The flags as a job's source: each `--set`, then the flags of their own.
     fn flags(&self, problems: &mut Vec<Problem>) -> Vec<(String, String)> {
         let mut flags: Vec<(String, String)> = Vec::new();
         for pair in &self.set {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_of_its_own_beats_set_and_the_last_of_equal_ones_counts() {
+    fn flags_and_settings_are_kept_in_their_order() {
         let line = "job.yaml --lora-r 8 --set lora_r=4 --set cluster.min_workers=2 --dataset a.jsonl --lr 2 --dataset [b].jsonl \
                     --learning_rate 3";
         let flags = flags(line);

@@ -202,6 +202,9 @@ fn variables_of_a_kubernetes_service_are_passed_over_with_a_notice() {
         ("MUSTER_PORT_7077_TCP_PORT", "7077"),
         ("MUSTER_PORT_7077_TCP_ADDR", "10.0.0.1"),
         ("MUSTER_COORDINATOR_PORT", "tcp://[fd00::1]:7077"),
+        ("MUSTER_LISTEN_PORT", "tcp://10.0.0.1:7077"),
+        ("MUSTER_LISTEN_PORT_7077_TCP_ADDR", "10.0.0.1"),
+        ("MUSTER_LISTEN_SERVICE_HOST", "10.0.0.1"),
     ];
     let job = load_with(SMALL, &of_service, &[]).unwrap();
     let [notice] = job.reading.notices.as_slice() else {
@@ -236,10 +239,10 @@ fn flags_beat_the_environment_and_that_beats_the_file() {
         ("lr", "3e-3"),
         ("--num-epochs", "2"),
         ("cluster.max_workers", "5"),
-        ("lr", "4e-3"),
+        ("--learning_rate", "0.003"),
     ];
     let job = load_with(&text, &environment, &flags).unwrap();
-    assert_eq!(job.learning_rate, 4e-3);
+    assert_eq!(job.learning_rate, 3e-3);
     assert_eq!(job.sequence_len, 128);
     assert_eq!(job.seed, 1);
     assert_eq!(job.num_epochs, 2.0);
@@ -454,4 +457,38 @@ fn every_number_comes_back_from_json_as_it_went() {
         let read: JobSpec = serde_json::from_slice(&bytes).unwrap();
         assert_eq!((&read, read.digest()), (&sent, sent.digest()), "{rate}");
     }
+}
+
+#[test]
+fn fields_of_a_dataset_are_of_the_datasets_that_count() {
+    let split = ("datasets.0.split", "train[:5]");
+    let of_flag = |file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]| {
+        let job = load_with(file, environment, flags).unwrap_or_else(|errors| panic!("{errors}"));
+        let [dataset] = job.datasets.as_slice() else {
+            panic!("{:?}", job.datasets)
+        };
+        (
+            dataset.path.display().to_string(),
+            dataset.split.clone().unwrap_or_default(),
+        )
+    };
+    let expected = ("x.jsonl".to_owned(), "train[:5]".to_owned());
+    let file = "--dataset";
+    // Whatever order they stand in, with a file's own datasets and without.
+    for base in ["base_model: m\n", SMALL] {
+        assert_eq!(of_flag(base, &[], &[split, (file, "x.jsonl")]), expected);
+        assert_eq!(of_flag(base, &[], &[(file, "x.jsonl"), split]), expected);
+        let variable = [("MUSTER_DATASETS_0_SPLIT", "train[:5]")];
+        assert_eq!(of_flag(base, &variable, &[(file, "x.jsonl")]), expected);
+        let both = [("MUSTER_DATASETS_0_SPLIT", "train[5:]")];
+        assert_eq!(of_flag(base, &both, &[split, (file, "x.jsonl")]), expected);
+    }
+    let appended = [("datasets.1.type", "text"), ("datasets.1.path", "b.jsonl")];
+    let job = load_with(SMALL, &[], &appended).unwrap();
+    assert_eq!(job.datasets[1].kind, DatasetKind::Text);
+    let earlier = [("MUSTER_DATASETS_0_PATH", "y.jsonl")];
+    assert_eq!(
+        of_flag(SMALL, &earlier, &[(file, "x.jsonl"), split]),
+        expected
+    );
 }

@@ -403,3 +403,47 @@ fn variables_that_are_no_field_are_reported() {
         ]
     );
 }
+
+#[test]
+fn two_values_of_one_field_on_a_command_line_are_refused() {
+    let of = |flags: &[(&str, &str)]| problems(load_with(SMALL, &[], flags));
+    assert_eq!(
+        of(&[("finetuning_type", "full"), ("--adapter", "lora")]),
+        [
+            "--adapter: gives `lora`, but --set finetuning_type gives `full` for the same field; remove one"
+        ]
+    );
+    assert_eq!(
+        of(&[("--seed", "1"), ("--seed", "2")]),
+        ["--seed: gives `2`, but --seed gives `1` for the same field; remove one"]
+    );
+    assert_eq!(
+        of(&[("datasets.0.path", "a.jsonl"), ("--dataset", "b.jsonl")]),
+        [
+            "--set datasets.0.path: gives `a.jsonl`, but --dataset gives `b.jsonl` for the same field; remove one"
+        ]
+    );
+    assert_eq!(
+        of(&[("datasets", "a.jsonl"), ("--train-file", "b.jsonl")]),
+        [
+            "--train-file: gives `b.jsonl`, but --set datasets gives `a.jsonl` for the same field; remove one"
+        ]
+    );
+    assert_eq!(
+        of(&[("cluster.min_workers", "2"), ("--min-workers", "3")]),
+        [
+            "--min-workers: gives `3`, but --set cluster.min_workers gives `2` for the same field; remove one"
+        ]
+    );
+    let equal = [
+        ("adapter", "lora"),
+        ("--adapter", "lora"),
+        ("lr", "2e-4"),
+        ("--learning-rate", "0.0002"),
+        ("datasets", "a.jsonl"),
+        ("--dataset", "[\"a.jsonl\"]"),
+        ("packing", "True"),
+        ("--sample-packing", "true"),
+    ];
+    load_with(SMALL, &[], &equal).unwrap_or_else(|errors| panic!("{errors}"));
+}
