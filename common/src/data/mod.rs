@@ -5,6 +5,7 @@ pub mod block;
 pub mod blockfile;
 mod collect;
 pub mod example;
+mod json;
 mod notes;
 mod origins;
 pub mod pack;

@@ -5,13 +5,13 @@
 
 mod columns;
 mod format;
-mod json;
 mod message;
 mod problem;
 mod reader;
 
 use serde_json::{Map, Value as Json};
 
+use super::json::{self, kind_of};
 use super::notes::Note;
 use super::template::Variables;
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
@@ -112,10 +112,8 @@ impl RecordParser<'_> {
             read.extend([fields.tools.as_str(), VARIABLES]);
         }
         for name in &read {
-            if let Some(number) = row.get(*name).and_then(json::number_that_json_has_not) {
-                return Err(format!(
-                    "column `{name}` holds {number}, which is no value in JSON: write null or a number"
-                ));
+            if let Some(reason) = row.get(*name).and_then(json::unreadable_number) {
+                return Err(format!("column `{name}` holds {reason}"));
             }
         }
         let (shape, record) = match kind {
@@ -263,10 +261,14 @@ impl RecordParser<'_> {
         let tools = match row.get(name) {
             None | Some(Json::Null) => return Ok(None),
             Some(Json::String(text)) if text.trim().is_empty() => return Ok(None),
-            Some(Json::String(text)) => serde_json::from_str(text)
-                .map_err(|error| format!("column `{name}`: {}", json::broken(&error, text)))?,
+            Some(Json::String(text)) => {
+                json::parse_text(text).map_err(|reason| format!("column `{name}`: {reason}"))?
+            }
             Some(tools) => tools.clone(),
         };
+        if let Some(reason) = json::unreadable_number(&tools) {
+            return Err(format!("column `{name}` holds {reason}"));
+        }
         let items = match &tools {
             Json::Null => return Ok(None),
             Json::Array(items) => items,
@@ -349,15 +351,4 @@ fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter(|(distance, name)| *distance <= name.len().max(word.len()).div_ceil(3))
         .min()
         .map(|(_, name)| name)
-}
-
-fn kind_of(value: &Json) -> &'static str {
-    match value {
-        Json::Null => "null",
-        Json::Bool(_) => "a boolean",
-        Json::Number(_) => "a number",
-        Json::String(_) => "a string",
-        Json::Array(_) => "a list",
-        Json::Object(_) => "an object",
-    }
 }

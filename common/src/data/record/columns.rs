@@ -165,12 +165,47 @@ fn is_numbers(value: &Json) -> bool {
     matches!(value, Json::Array(items) if items.iter().all(Json::is_number))
 }
 
-/// True or false, also as the 0 and 1 that spreadsheets make of them.
+/// Verdicts as words (and numbers as text).
+const VERDICTS: [&str; 28] = [
+    "true",
+    "false",
+    "yes",
+    "no",
+    "0",
+    "1",
+    "good",
+    "bad",
+    "right",
+    "wrong",
+    "correct",
+    "incorrect",
+    "desirable",
+    "undesirable",
+    "positive",
+    "negative",
+    "chosen",
+    "rejected",
+    "accept",
+    "reject",
+    "accepted",
+    "like",
+    "dislike",
+    "liked",
+    "disliked",
+    "thumbs_up",
+    "thumbs_down",
+    "preferred",
+];
+
+/// True or false, also as a word or as the 0 and 1 that spreadsheets make of them.
 fn is_verdict(value: &Json) -> bool {
     match value {
         Json::Bool(_) => true,
         Json::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0 | -1.0)),
-        Json::String(text) => ["true", "false"].contains(&text.to_lowercase().as_str()),
+        Json::String(text) => {
+            let word = text.trim().to_lowercase().replace([' ', '-'], "_");
+            VERDICTS.contains(&word.as_str()) || text.trim() == "-1"
+        }
         _ => false,
     }
 }

@@ -5,8 +5,9 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::super::json::kind_of;
 use super::super::notes::Note;
-use super::{columns_found, kind_of, nearest};
+use super::{columns_found, nearest};
 use crate::job::FieldNames;
 
 const ASSISTANT: &str = "assistant";

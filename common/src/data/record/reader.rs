@@ -28,6 +28,8 @@ pub struct RowReader {
     layout: Layout,
     /// Of the next line; in an array, of the next item.
     number: u64,
+    /// Of the file, where that is an array.
+    line: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +38,17 @@ enum Layout {
     Lines,
     /// Values one after the other, each over as many lines as it likes.
     Values,
-    /// The items of an array. `first`: none was read yet.
-    Array {
-        first: bool,
-    },
+    /// The items of an array.
+    Array(Place),
     Done,
+}
+
+/// Where in an array the reader is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Begin,
+    BehindItem,
+    BehindComma,
 }
 
 impl RowReader {
@@ -59,17 +67,19 @@ impl RowReader {
         };
         let layout = layout_of(&start[bom..]);
         let mut used = bom;
-        if let Layout::Array { .. } = layout {
-            used += 1 + start[bom..]
-                .iter()
-                .take_while(|byte| byte.is_ascii_whitespace())
-                .count();
+        let mut line = 1;
+        if let Layout::Array(_) = layout {
+            let space = start[bom..].iter();
+            let space = space.take_while(|byte| byte.is_ascii_whitespace());
+            line += line_ends(&start[bom..bom + space.clone().count()]);
+            used += 1 + space.count();
         }
         reader.consume(used);
         Ok(Self {
             reader,
             layout,
             number: 1,
+            line,
         })
     }
 
@@ -105,6 +115,7 @@ impl RowReader {
             Ok(lines) => lines,
             Err(error) => return self.stop(error.to_string()),
         };
+        self.line += lines;
         if self.layout == Layout::Values {
             self.number += lines;
         }
@@ -113,21 +124,24 @@ impl RowReader {
             Err(error) => return self.stop(error.to_string()),
         };
         match (self.layout, first) {
-            (Layout::Array { .. }, None) => {
+            (Layout::Array(_), None) => {
                 self.stop("the array has no end: is the file cut off?".to_owned())
             }
             (_, None) => {
                 self.layout = Layout::Done;
                 None
             }
-            (Layout::Array { .. }, Some(b']')) => self.end_array(),
-            (Layout::Array { first: false }, Some(b',')) => {
+            (Layout::Array(Place::BehindComma), Some(b']')) => self.stop_at_line(
+                "broken JSON: a comma before the end of the array, with no item behind it: remove it",
+            ),
+            (Layout::Array(_), Some(b']')) => self.end_array(),
+            (Layout::Array(Place::BehindItem), Some(b',')) => {
                 self.reader.consume(1);
-                self.layout = Layout::Array { first: true };
+                self.layout = Layout::Array(Place::BehindComma);
                 self.next_value()
             }
-            (Layout::Array { first: false }, Some(_)) => {
-                self.stop("broken JSON: no comma before this item of the array".to_owned())
+            (Layout::Array(Place::BehindItem), Some(_)) => {
+                self.stop_at_line("broken JSON: no comma before this item of the array")
             }
             (_, Some(_)) => self.whole_value(),
         }
@@ -144,12 +158,14 @@ impl RowReader {
             Ok(false) => return self.stop(too_long()),
             Err(error) => return self.stop(error.to_string()),
         }
+        let lines = line_ends(&bytes);
+        self.line += lines;
         match self.layout {
-            Layout::Array { .. } => {
-                self.layout = Layout::Array { first: false };
+            Layout::Array(_) => {
+                self.layout = Layout::Array(Place::BehindItem);
                 self.number += 1;
             }
-            _ => self.number += bytes.iter().filter(|byte| **byte == b'\n').count() as u64,
+            _ => self.number += lines,
         }
         Some(RawRow::Value(number, bytes))
     }
@@ -171,6 +187,11 @@ impl RowReader {
         Some(RawRow::Unreadable(self.number, reason))
     }
 
+    /// [`stop`](Self::stop) in an array, whose items have numbers of their own.
+    fn stop_at_line(&mut self, reason: &str) -> Option<RawRow> {
+        self.stop(format!("{reason} (line {} of the file)", self.line))
+    }
+
     fn peek(&mut self) -> io::Result<Option<u8>> {
         Ok(self.reader.fill_buf()?.first().copied())
     }
@@ -184,10 +205,7 @@ impl RowReader {
                 .iter()
                 .take_while(|byte| byte.is_ascii_whitespace())
                 .count();
-            lines += buffer[..space]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count() as u64;
+            lines += line_ends(&buffer[..space]);
             let done = space < buffer.len() || buffer.is_empty();
             self.reader.consume(space);
             if done {
@@ -204,10 +222,14 @@ impl Iterator for RowReader {
     fn next(&mut self) -> Option<RawRow> {
         match self.layout {
             Layout::Lines => self.next_line(),
-            Layout::Values | Layout::Array { .. } => self.next_value(),
+            Layout::Values | Layout::Array(_) => self.next_value(),
             Layout::Done => None,
         }
     }
+}
+
+fn line_ends(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 fn too_long() -> String {
@@ -218,7 +240,7 @@ fn too_long() -> String {
 fn layout_of(start: &[u8]) -> Layout {
     let text = start.trim_ascii_start();
     match text.first() {
-        Some(b'[') => Layout::Array { first: true },
+        Some(b'[') => Layout::Array(Place::Begin),
         Some(b'{') if is_spread(text) => Layout::Values,
         _ => Layout::Lines,
     }
@@ -383,9 +405,17 @@ mod tests {
             rows("[{} {}]"),
             [
                 "1 {}",
-                "2 ! broken JSON: no comma before this item of the array"
+                "2 ! broken JSON: no comma before this item of the array (line 1 of the file)"
             ]
         );
+        assert_eq!(
+            rows("\n[\n{\"a\":\n1},\n]\n"),
+            [
+                "1 {\"a\": 1}",
+                "2 ! broken JSON: a comma before the end of the array, with no item behind it: remove it (line 5 of the file)"
+            ]
+        );
+        assert_eq!(rows("[,]"), ["1 ! broken JSON: a value is expected here"]);
         assert_eq!(
             rows("[{}]\n{}"),
             ["1 {}", "2 ! there is more after the end of the array"]

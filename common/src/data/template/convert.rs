@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::super::json;
 use super::jinja::{Dict, Integer, Value};
 
 /// A message as templates see it: keys whose value is null are left out, and reasoning is there under every name that
@@ -74,8 +75,9 @@ pub(super) fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
 
 fn parsed_call(call: &Value, changed: &mut bool) -> Value {
     let mut parse = |arguments: &Value| {
-        let json: Json = serde_json::from_str(arguments.as_str()?).ok()?;
-        let value = json.is_object().then(|| to_value(&json))?;
+        let json = json::parse_text(arguments.as_str()?).ok()?;
+        let is_exact = json.is_object() && json::unreadable_number(&json).is_none();
+        let value = is_exact.then(|| to_value(&json))?;
         *changed = true;
         Some(value)
     };

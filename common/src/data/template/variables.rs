@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value as Json};
 
+use super::super::json::kind_of;
 use super::{Value, to_value};
 
 /// What else a template sees, by name.
@@ -95,17 +96,6 @@ fn is_reserved(name: &str) -> bool {
 fn is_name(name: &str) -> bool {
     let starts_well = |c: char| c.is_alphabetic() || c == '_';
     name.starts_with(starts_well) && name.chars().all(|c| c.is_alphanumeric() || c == '_')
-}
-
-fn kind_of(value: &Json) -> &'static str {
-    match value {
-        Json::Null => "null",
-        Json::Bool(_) => "a boolean",
-        Json::Number(_) => "a number",
-        Json::String(_) => "a string",
-        Json::Array(_) => "a list",
-        Json::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]
