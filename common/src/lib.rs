@@ -8,6 +8,7 @@ pub mod files;
 pub mod flops;
 #[cfg(unix)]
 pub mod hangup;
+mod hub;
 pub mod job;
 pub mod logging;
 pub mod manual;

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::TargetModules;
+use crate::hub;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -22,6 +23,13 @@ pub(super) struct StartingAdapter {
 
 /// Reads the shape; the message names the file.
 pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
+    if !dir.is_dir() {
+        let reason = match dir.exists() {
+            true => "is a file; name the folder that it is in".to_owned(),
+            false => hub::no_such_folder(dir),
+        };
+        return Err(format!("{}: {reason}", dir.display()));
+    }
     let path = dir.join("adapter_config.json");
     if !path.is_file() && dir.join("config.json").is_file() {
         return Err(format!(
@@ -104,5 +112,21 @@ fn target_modules(json: &Value) -> Option<TargetModules> {
             Some(TargetModules::Named(names))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_id_is_told_with_the_command_that_downloads_it() {
+        let said = read(Path::new("owner/adapter")).unwrap_err();
+        let command = "`hf download owner/adapter --local-dir models/adapter`";
+        assert!(said.contains(command), "{said}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let said = read(file.path()).unwrap_err();
+        assert!(said.contains("name the folder that it is in"), "{said}");
     }
 }

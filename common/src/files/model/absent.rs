@@ -10,6 +10,7 @@ use crate::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::files::error::read_json;
 use crate::files::stray::recognised_file;
 use crate::files::{FileError, manifest};
+use crate::hub;
 
 /// Names of a folder that are looked at.
 const MAX_NAMES: usize = 10_000;
@@ -23,38 +24,7 @@ pub fn no_folder(path: &Path) -> FileError {
     if path.is_symlink() {
         return FileError::malformed(path, "is a link to nothing");
     }
-    let Some(id) = hub_id(path) else {
-        return FileError::malformed(path, "there is no such folder");
-    };
-    let name = id.rsplit('/').next().unwrap_or(&id);
-    let reason = format!(
-        "there is no such folder; if it is an id on the Hugging Face hub, those are not read yet: download it with `hf download {id} --local-dir models/{name}` and name that folder"
-    );
-    FileError::malformed(path, reason)
-}
-
-/// `owner/name`, also at the end of a web address.
-fn hub_id(path: &Path) -> Option<String> {
-    let text = path.to_str()?;
-    let (text, is_address) = match text.split_once("://").or(text.split_once(":/")) {
-        // Of hf://owner/name all is the id; else the host comes first.
-        Some(("hf", rest)) => (rest, true),
-        Some((_, rest)) => (rest.split_once('/')?.1, true),
-        None => (text, false),
-    };
-    let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
-    let is_word = |part: &&str| {
-        !part.starts_with(['.', '~', '-'])
-            && part
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    };
-    let [owner, name, ..] = parts[..] else {
-        return None;
-    };
-    let is_id =
-        is_address || (parts.len() == 2 && !text.starts_with('/') && !Path::new(owner).is_dir());
-    (is_id && [owner, name].iter().all(is_word)).then(|| format!("{owner}/{name}"))
+    FileError::malformed(path, hub::no_such_folder(path))
 }
 
 /// Of a folder without `config.json`; `missing` is the error of reading it.

@@ -390,7 +390,7 @@ fn a_starting_adapter_gives_the_shape() {
     let missing = problems_of("adapter: lora\nlora_model_dir: /nowhere/adapter\n");
     assert!(
         missing[0].starts_with(
-            "4: `lora_model_dir` cannot be started from: /nowhere/adapter/adapter_config.json:"
+            "4: `lora_model_dir` cannot be started from: /nowhere/adapter: there is no such folder"
         ),
         "{missing:?}"
     );
