@@ -14,6 +14,8 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 pub use safetensors::Dtype;
 
+use thiserror::Error;
+
 use super::{FileError, stray};
 use header::{Entry, Header, byte_len, check_ranges};
 pub use writer::{TensorSpec, write, write_streaming};
@@ -130,10 +132,8 @@ impl TensorFile {
     /// Writes the tensor's scalars as float32 to `out`, which has as many.
     pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
         let view = self.expect(name, shape)?;
-        view.to_f32(out).map_err(|dtype| {
-            let reason = format!("tensor {name} is {dtype:?}; floating-point numbers are needed");
-            FileError::malformed(&self.path, reason)
-        })
+        view.to_f32(out)
+            .map_err(|reason| FileError::malformed(&self.path, format!("tensor {name} {reason}")))
     }
 }
 
@@ -150,9 +150,8 @@ impl TensorView<'_> {
         )
     }
 
-    /// Writes the scalars as float32 to `out`, which has as many. A type that is no float32, bfloat16, float16 or float64
-    /// is given back as the error.
-    pub fn to_f32(&self, out: &mut [f32]) -> Result<(), Dtype> {
+    /// Writes the scalars as float32 to `out`, which has as many.
+    pub fn to_f32(&self, out: &mut [f32]) -> Result<(), NotFloat32> {
         assert_eq!(
             out.len(),
             self.scalars(),
@@ -163,15 +162,41 @@ impl TensorView<'_> {
             Dtype::BF16 => convert(self.bytes, out, |bits| bf16::from_bits(bits).to_f32()),
             Dtype::F16 => convert(self.bytes, out, |bits| f16::from_bits(bits).to_f32()),
             Dtype::F64 => {
-                let (words, _) = self.bytes.as_chunks();
-                for (scalar, word) in out.iter_mut().zip(words) {
-                    *scalar = f64::from_le_bytes(*word) as f32;
+                self.check_range()?;
+                for (scalar, wide) in out.iter_mut().zip(self.doubles()) {
+                    *scalar = wide as f32;
                 }
             }
-            other => return Err(other),
+            other => return Err(NotFloat32::Type(other)),
         }
         Ok(())
     }
+
+    /// Refuses finite numbers in double precision that float32 would make infinite.
+    pub fn check_range(&self) -> Result<(), NotFloat32> {
+        if self.dtype != Dtype::F64 {
+            return Ok(());
+        }
+        let is_beyond = |wide: &f64| wide.is_finite() && (*wide as f32).is_infinite();
+        match self.doubles().find(is_beyond) {
+            Some(wide) => Err(NotFloat32::TooLarge(wide)),
+            None => Ok(()),
+        }
+    }
+
+    fn doubles(&self) -> impl Iterator<Item = f64> {
+        let (words, _) = self.bytes.as_chunks();
+        words.iter().map(|word| f64::from_le_bytes(*word))
+    }
+}
+
+/// Why a tensor has no float32 values. Follows the tensor's name.
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+pub enum NotFloat32 {
+    #[error("is {0:?}; floating-point numbers are needed")]
+    Type(Dtype),
+    #[error("holds {0:e}, which is beyond float32: it would become infinite")]
+    TooLarge(f64),
 }
 
 fn convert(bytes: &[u8], out: &mut [f32], to_f32: impl Fn(u16) -> f32) {
@@ -288,6 +313,30 @@ mod tests {
         let path = folder.path().join("raw.safetensors");
         std::fs::write(&path, [255; 16]).unwrap();
         assert!(TensorFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn numbers_beyond_float32_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |values: [f64; 3]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let tensor = ("wide".to_owned(), Dtype::F64, vec![3], &bytes[..]);
+            write(folder.path(), "wide.safetensors", [tensor], &[]).unwrap();
+            let mut out = [0.0; 3];
+            let file = TensorFile::open(&folder.path().join("wide.safetensors")).unwrap();
+            file.read_f32("wide", &[3], &mut out)
+                .map(|()| out)
+                .map_err(|error| error.to_string())
+        };
+        let most = f64::from(f32::MAX);
+        assert_eq!(read([most, -1.0, 1e-300]).unwrap(), [f32::MAX, -1.0, 0.0]);
+        let infinite = [f64::INFINITY, 0.0, 0.0];
+        assert_eq!(read(infinite).unwrap()[0], f32::INFINITY);
+        for beyond in [1e39, -1e300] {
+            let error = read([0.0, beyond, 0.0]).unwrap_err();
+            let said = format!("tensor wide holds {beyond:e}, which is beyond float32");
+            assert!(error.contains(&said), "{error}");
+        }
     }
 
     #[test]

@@ -91,6 +91,7 @@ impl WeightSource {
                 let mut wide = vec![0.0; out.len()];
                 files.read_f32(name, shape, &mut wide)?;
                 narrow(&wide, 1.0, out);
+                check_narrowed(files, name, &wide, out)?;
             }
             Self::Random {
                 seed,
@@ -99,6 +100,24 @@ impl WeightSource {
         }
         Ok(())
     }
+}
+
+/// Refuses finite numbers that bfloat16 made infinite.
+fn check_narrowed(
+    files: &WeightFiles,
+    name: &str,
+    wide: &[f32],
+    narrow: &[bf16],
+) -> Result<(), EngineError> {
+    let mut pairs = wide.iter().zip(narrow);
+    let beyond = pairs.find(|(wide, narrow)| wide.is_finite() && narrow.is_infinite());
+    let Some((wide, _)) = beyond else {
+        return Ok(());
+    };
+    let reason = format!(
+        "holds {wide:e}, which is beyond bfloat16: it would become infinite; use base_dtype: float32"
+    );
+    Err(files.malformed(name, &reason).into())
 }
 
 fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
@@ -270,6 +289,30 @@ mod tests {
         assert_eq!(read(&narrow, "a", BaseDtype::Bfloat16), rounded);
         assert_eq!(read(&narrow, "a", BaseDtype::Float32), rounded);
         assert_ne!(read(&wide, "a", BaseDtype::Float32), rounded);
+    }
+
+    #[test]
+    fn numbers_beyond_bfloat16_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut values = testing::random_values(12, 1);
+        values[7] = -f32::MAX;
+        let tensor = ModelTensor {
+            name: "a",
+            shape: &SHAPE,
+            scalars: &values,
+        };
+        let config = testing::config("LlamaForCausalLM");
+        write_model(dir.path(), &config, &[tensor], Dtype::F32, 1 << 20).unwrap();
+        let folder = ModelFolder::open(dir.path(), InitWeights::Pretrained).unwrap();
+        let expected = [("a".to_owned(), SHAPE.to_vec())];
+        let source = WeightSource::open(&folder, &expected).unwrap();
+        assert_eq!(read(&source, "a", BaseDtype::Float32), values);
+        let error = source.tensor("a", &SHAPE, BaseDtype::Bfloat16).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("model.safetensors") && error.contains("tensor a holds -3.4028235e38"),
+            "{error}"
+        );
     }
 
     #[test]

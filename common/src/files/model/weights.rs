@@ -86,6 +86,16 @@ impl WeightFiles {
         file.read_f32(stored, shape, out)
     }
 
+    /// The error of a tensor that cannot be used; `reason` follows its name.
+    pub fn malformed(&self, name: &str, reason: &str) -> FileError {
+        match self.find(name) {
+            Ok((file, stored)) => {
+                FileError::malformed(file.path(), format!("tensor {stored} {reason}"))
+            }
+            Err(missing) => missing,
+        }
+    }
+
     /// The file that holds a tensor, and what it is called there.
     fn find<'a, 'n>(&'a self, name: &'n str) -> Result<(&'a TensorFile, &'n str), FileError> {
         let stored = match self.embedding_is_head && name == EMBEDDING {
@@ -114,6 +124,9 @@ impl WeightFiles {
                 );
                 return Err(FileError::malformed(file.path(), reason));
             }
+            view.check_range().map_err(|reason| {
+                FileError::malformed(file.path(), format!("tensor {stored} {reason}"))
+            })?;
             if view.shape != shape {
                 let reason = format!(
                     "tensor {stored} has shape {:?} where config.json makes it {shape:?}; one of the two files is of another model",
