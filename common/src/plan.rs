@@ -124,10 +124,16 @@ pub fn learning_rate(job: &JobSpec, step: u64, total_steps: u64) -> f64 {
     job.learning_rate * factor.max(0.0)
 }
 
-/// Some step has a learning rate above 0: without one the weights end as they began.
+/// The highest learning rate of all steps: where the warm-up ends, or at the last step if it does not end.
+pub fn highest_rate(job: &JobSpec, total_steps: u64) -> f64 {
+    let warmup = warmup_steps(job.warmup, total_steps);
+    learning_rate(job, warmup.min(total_steps.saturating_sub(1)), total_steps)
+}
+
+/// Some step has a learning rate that weights can follow: without one they end as they began. Updates are applied in
+/// float32, which has no number of full precision below its least one.
 pub fn learns(job: &JobSpec, total_steps: u64) -> bool {
-    // A warm-up begins at 0, and its second step is above; without a warm-up the first one is.
-    (0..total_steps.min(2)).any(|step| learning_rate(job, step, total_steps) > 0.0)
+    highest_rate(job, total_steps) >= f64::from(f32::MIN_POSITIVE)
 }
 
 /// Steps over which the learning rate rises.
@@ -215,6 +221,46 @@ mod tests {
             .map(Vec::len)
             .collect();
         assert_eq!(slots, [2, 1]);
+    }
+
+    #[test]
+    fn the_highest_rate_is_where_the_warm_up_ends() {
+        for lr_scheduler in [
+            LrScheduler::Cosine,
+            LrScheduler::Linear,
+            LrScheduler::Constant,
+            LrScheduler::ConstantWithWarmup,
+        ] {
+            for (warmup, total_steps) in [(0, 1), (1, 1), (3, 10), (9, 10), (10, 10), (99, 10)] {
+                let job = JobSpec {
+                    lr_scheduler,
+                    warmup: Warmup::Steps(warmup),
+                    ..job()
+                };
+                let rates = (0..total_steps).map(|step| learning_rate(&job, step, total_steps));
+                let highest = rates.fold(0.0, f64::max);
+                assert_eq!(highest_rate(&job, total_steps), highest, "{job:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rate_that_float32_has_not_learns_nothing() {
+        for (learning_rate, expected) in [
+            (1e-4, true),
+            (1.2e-38, true),
+            (1e-38, false),
+            (1e-45, false),
+            (1e-300, false),
+        ] {
+            let job = JobSpec {
+                learning_rate,
+                ..job()
+            };
+            assert_eq!(learns(&job, 10), expected, "{learning_rate}");
+        }
+        assert!(!learns(&job(), 1), "the warm-up begins at 0");
+        assert!(learns(&job(), 2));
     }
 
     #[test]

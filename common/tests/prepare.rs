@@ -197,6 +197,20 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
         ),
         (r#", "label": 1"#, "`label`"),
         (r#", "kto_tag": true"#, "`kto_tag`"),
+        (r#", "label": "bad""#, "`label`, which says"),
+        (r#", "label": "Thumbs down""#, "`label`, which says"),
+        (
+            r#", "label": "poem", "label": "poem""#,
+            "the key `label` stands twice",
+        ),
+        (
+            r#", "tools": [{"type": "function", "most": 123456789012345678901}]"#,
+            "column `tools` holds 123456789012345678901, an integer beyond 64 bits",
+        ),
+        (
+            r#", "tools": "[{\"a\": 1, \"a\": 2}]""#,
+            "column `tools`: the key `a` stands twice",
+        ),
         (
             r#", "rejected": [{"role": "assistant", "content": "no"}]"#,
             "`rejected`",
@@ -483,6 +497,47 @@ fn missing_and_empty_files_are_named() {
     let path = &mut setup.job.datasets[0].path;
     *path = path.with_file_name("none.jsonl");
     assert_eq!(setup.problems(), ["none.jsonl: no such file"]);
+}
+
+#[test]
+fn a_slice_beyond_the_file_says_how_many_rows_there_are() {
+    let mut setup = Setup::new(&format!("{CHAT}\n{CHAT}\n{CHAT}"));
+    for (split, asked) in [("train[3:5]", "train[3:5]"), ("train[7:]", "train[7:]")] {
+        setup.job.datasets[0].split = Some(split.into());
+        let expected = format!(
+            "data.jsonl: split {asked} asks for rows that are not there: the file has 3 rows (numbered from 0)"
+        );
+        assert_eq!(setup.problems(), [expected]);
+    }
+    let notes = |setup: &Setup| {
+        let counts = setup.prepare().unwrap().counts;
+        let notes = counts.notes.into_iter();
+        let notes = notes.filter(|note| note.contains("split"));
+        (counts.rows, notes.collect::<Vec<_>>())
+    };
+    setup.job.datasets[0].split = Some("train[1:5]".into());
+    let (rows, told) = notes(&setup);
+    assert_eq!((rows, told.len()), (2, 1));
+    let said = "split train[1:5] ends beyond the file, which has 3 rows: 2 rows taken";
+    assert!(told[0].ends_with(said), "{told:?}");
+    for whole in ["train[1:3]", "train[2:]", "train"] {
+        setup.job.datasets[0].split = Some(whole.into());
+        assert!(notes(&setup).1.is_empty(), "{whole}");
+    }
+}
+
+#[test]
+fn answers_that_are_all_left_out_are_no_empty_answers() {
+    let left_out = row(
+        r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]"#,
+        "",
+    );
+    let of = |rows: &str| Setup::new(rows).problems().join("; ");
+    let all = of(&format!("{left_out}\n{left_out}"));
+    assert!(
+        all.contains("answers say that they are not learned") && all.ends_with("in all of 2 rows"),
+        "{all}"
+    );
 }
 
 #[test]

@@ -21,8 +21,9 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
-use common::plan::{Schedule, learns};
+use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
+use common::text::{count, rate};
 use thiserror::Error;
 
 use crate::claim::claim;
@@ -376,13 +377,23 @@ fn check_claim(job: &JobSpec, total_steps: Option<u64>) -> Result<(), String> {
 /// A run in which nothing is learned would end as if all were well.
 fn check_learning_rate(prepared: &Prepared) -> Result<(), String> {
     let steps = prepared.total_steps();
-    match learns(&prepared.job, steps) {
-        true => Ok(()),
-        false => Err(format!(
-            "nothing would be learned: the learning rate of all {steps} steps is 0, because the warm-up begins there; \
-             set warmup_steps: 0, or make more steps (num_epochs, max_steps, a smaller global_batch_size or sequence_len)"
-        )),
+    let highest = highest_rate(&prepared.job, steps);
+    if learns(&prepared.job, steps) {
+        return Ok(());
     }
+    let steps = count(steps, "step");
+    Err(if highest > 0.0 {
+        format!(
+            "nothing would be learned: the learning rate is {} at most in {steps}, and float32, in which weights are updated, \
+             has no such number; set a larger learning_rate",
+            rate(highest)
+        )
+    } else {
+        format!(
+            "nothing would be learned: the learning rate is 0 throughout ({steps}), because the warm-up begins there; \
+             set warmup_steps: 0, or make more steps (num_epochs, max_steps, a smaller global_batch_size or sequence_len)"
+        )
+    })
 }
 
 /// The adapter to start from has the job's rank, and the tensors of the linears that the job names.

@@ -86,6 +86,12 @@ fn a_run_that_cannot_learn_does_not_begin() {
     assert_eq!(run.status.code(), Some(3), "{run:?}");
     assert!(run.stderr.contains("nothing would be learned"), "{run:?}");
     assert!(run.stderr.contains("warmup_steps: 0"), "{run:?}");
+    for rate in ["1e-300", "1e-40"] {
+        let run = start_plain(&site, 5, &["--lr", rate, "--output-dir", "out"]);
+        assert_eq!(run.status.code(), Some(3), "{run:?}");
+        let said = format!("the learning rate is {rate} at most");
+        assert!(run.stderr.contains(&said), "{run:?}");
+    }
     assert!(!site.path("out/run.json").exists());
 }
 

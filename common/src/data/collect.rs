@@ -12,6 +12,7 @@ use super::template::{ChatTemplate, STOPPED};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
+use crate::text::count;
 
 /// Largest vocabulary that tokens are kept of.
 const MAX_VOCABULARY: u32 = super::tokens::TRAINED;
@@ -24,6 +25,8 @@ const BATCH_BYTES: usize = 8 << 20;
 #[derive(Debug, Default)]
 pub struct Reading {
     pub rows: u64,
+    /// Rows of which an answer says that it is not learned.
+    pub left_out: u64,
     /// What of the rows was passed over, a line each.
     pub notes: Vec<String>,
 }
@@ -96,7 +99,7 @@ impl<'a> Source<'a> {
         for (index, dataset) in self.job.datasets.iter().enumerate() {
             let before = reading.rows;
             let mut notes = Notes::default();
-            let reader = match open(dataset) {
+            let reader = match Slice::open(dataset) {
                 Ok(reader) => reader,
                 Err(reason) => {
                     errors.merge(DataErrors::one(Some(&dataset.path), reason));
@@ -119,10 +122,17 @@ impl<'a> Source<'a> {
                 }
             }
             reading.notes.extend(notes.lines(&dataset.path));
-            if reading.rows == before {
-                errors.merge(DataErrors::one(
-                    Some(&dataset.path),
-                    "the dataset is empty: it has no rows",
+            reading.left_out += notes.rows(&Note::LeftOut);
+            let read = reading.rows - before;
+            if read == 0 {
+                let reason = no_rows(dataset, &batches.rows);
+                errors.merge(DataErrors::one(Some(&dataset.path), reason));
+            } else if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
+                reading.notes.push(format!(
+                    "{}: split {split} ends beyond the file, which has {}: {} taken",
+                    dataset.path.display(),
+                    count(have as u64, "row"),
+                    count(read, "row")
                 ));
             }
         }
@@ -207,10 +217,63 @@ impl<'a> Source<'a> {
 /// The line of a row, its examples, and what of it was passed over.
 type RowExamples = (u64, Vec<Example>, Vec<Note>);
 
-fn open(dataset: &DatasetSpec) -> Result<std::iter::Take<std::iter::Skip<RowReader>>, String> {
-    let (from, to) = dataset.rows().map_err(|reason| format!("split {reason}"))?;
-    let rows = RowReader::open(&dataset.path)?;
-    Ok(rows.skip(from).take(to.saturating_sub(from)))
+/// The rows that a dataset's split names.
+struct Slice {
+    rows: RowReader,
+    from: usize,
+    to: usize,
+    /// Rows that were read, those before the slice too.
+    seen: usize,
+}
+
+impl Slice {
+    fn open(dataset: &DatasetSpec) -> Result<Self, String> {
+        let (from, to) = dataset.rows().map_err(|reason| format!("split {reason}"))?;
+        let rows = RowReader::open(&dataset.path)?;
+        Ok(Self {
+            rows,
+            from,
+            to,
+            seen: 0,
+        })
+    }
+
+    /// Of a slice that was read to its end: how many rows the file has, if the split asks for more than those.
+    fn rows_beyond(&self) -> Option<usize> {
+        let asked = match self.to {
+            usize::MAX => self.from.saturating_add(1),
+            to => to,
+        };
+        (self.from > 0 || self.to < usize::MAX)
+            .then_some(self.seen)
+            .filter(|seen| *seen < asked)
+    }
+}
+
+impl Iterator for Slice {
+    type Item = RawRow;
+
+    fn next(&mut self) -> Option<RawRow> {
+        while self.seen < self.to {
+            let row = self.rows.next()?;
+            self.seen += 1;
+            if self.seen > self.from {
+                return Some(row);
+            }
+        }
+        None
+    }
+}
+
+/// Why there is nothing to read.
+fn no_rows(dataset: &DatasetSpec, rows: &Slice) -> String {
+    match (rows.rows_beyond(), &dataset.split) {
+        (Some(have), Some(split)) if have > 0 => format!(
+            "split {split} asks for rows that are not there: the file has {} (numbered from 0)",
+            count(have as u64, "row")
+        ),
+        _ => "the dataset is empty: it has no rows".to_owned(),
+    }
 }
 
 /// Rows in batches that bound memory.

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::text::count;
+
 /// Different notes that are told of a dataset; the others are counted.
 const MAX_NOTES: usize = 40;
 
@@ -90,6 +92,11 @@ impl Notes {
         }
     }
 
+    /// Rows with this note.
+    pub fn rows(&self, note: &Note) -> u64 {
+        self.found.get(note).map_or(0, |found| found.rows)
+    }
+
     /// A line for each kind of note, with the file.
     pub fn lines(&self, file: &Path) -> Vec<String> {
         let all: Vec<(&Note, &Found)> = self.found.iter().collect();
@@ -129,15 +136,15 @@ fn describe(file: &Path, group: &[(&Note, &Found)]) -> String {
         ),
         Note::EmptyAnswer => format!(
             "{place}: an answer is empty, and only its end is learned ({})",
-            count(rows)
+            count(rows, "row")
         ),
         Note::LeftOut => format!(
             "{place}: answers are not learned where their message says so ({})",
-            count(rows)
+            count(rows, "row")
         ),
         Note::GenerationMarks => format!(
             "{place}: what is learned is what the chat template marks with {{% generation %}} ({})",
-            count(rows)
+            count(rows, "row")
         ),
     }
 }
@@ -146,8 +153,8 @@ fn names(group: &[(&Note, &Found)], quoted: bool) -> String {
     let told = group.iter().take(MAX_NAMES).filter_map(|(note, found)| {
         let name = shortened(note.name()?);
         Some(match quoted {
-            true => format!("`{name}` ({})", count(found.rows)),
-            false => format!("{name} ({})", count(found.rows)),
+            true => format!("`{name}` ({})", count(found.rows, "row")),
+            false => format!("{name} ({})", count(found.rows, "row")),
         })
     });
     let told: Vec<String> = told.collect();
@@ -162,11 +169,6 @@ fn shortened(name: &str) -> String {
         Some((end, _)) => format!("{}...", &name[..end]),
         None => name.to_owned(),
     }
-}
-
-fn count(rows: u64) -> String {
-    let plural = if rows == 1 { "" } else { "s" };
-    format!("{rows} row{plural}")
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::job::{JobSpec, ValSetSize};
 use crate::plan::DataSize;
 use crate::progress::Progress;
 use crate::rng::CounterRng;
+use crate::text::{count, grouped};
 
 /// Which examples are held out.
 const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
@@ -30,6 +31,8 @@ pub struct Packer {
     rows: Vec<usize>,
     /// The row of the last example has more of them.
     row_goes_on: bool,
+    /// Rows of which an answer says that it is not learned.
+    pub left_out_rows: u64,
     pub counts: DataCounts,
 }
 
@@ -60,20 +63,21 @@ impl Packer {
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
     }
 
-    /// What the examples come to, uncut.
-    pub fn size(&self) -> DataSize {
+    /// What the examples come to, uncut, for a model of so many positions.
+    pub fn size(&self, model_positions: Option<usize>) -> DataSize {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let longest = starts.zip(&self.ends).map(|(start, end)| end - start).max();
         DataSize {
             examples: self.ends.len() as u64,
             longest: longest.unwrap_or(0) as u64,
             tokens: self.tokens.len() as u64,
+            model_positions,
         }
     }
 
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
-        let count = self.ends.len();
-        let held_out = held_out(job, &self.rows, count)?;
+        let examples = self.ends.len();
+        let held_out = held_out(job, &self.rows, examples)?;
         let (mut train, mut eval) = (Vec::new(), Vec::new());
         for (example, held_out) in held_out.iter().enumerate() {
             let pieces = self.pieces(example, job.sequence_len);
@@ -85,16 +89,13 @@ impl Packer {
             }
         }
         if train.is_empty() {
-            return Err(
-                "nothing to learn: the training data has no trained token (is every answer empty?)"
-                    .to_owned(),
-            );
+            return Err(self.nothing_to_learn("the training data has no trained token"));
         }
         if eval.is_empty() && self.counts.eval_examples > 0 {
-            return Err("the validation examples have no trained token".to_owned());
+            return Err(self.nothing_to_learn("the validation examples have no trained token"));
         }
         let mut groups = group(&train, job);
-        self.counts.examples = count as u64;
+        self.counts.examples = examples as u64;
         self.counts.blocks = groups.len() as u64;
         groups.extend(group(&eval, job));
         self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
@@ -112,6 +113,23 @@ impl Packer {
             groups,
             counts: self.counts,
         })
+    }
+
+    /// `what`, with the cause as far as it is known.
+    fn nothing_to_learn(&self, what: &str) -> String {
+        const SWITCHES: &str = "`train: false`, `weight: 0` or `loss: false`";
+        let rows = count(self.counts.rows, "row");
+        match self.left_out_rows {
+            0 => format!("nothing to learn: {what} (is every answer empty?)"),
+            some if some == self.counts.rows => format!(
+                "nothing to learn: {what}, because answers say that they are not learned ({SWITCHES}) in all of {rows}"
+            ),
+            some => format!(
+                "nothing to learn: {what}: answers say that they are not learned ({SWITCHES}) in {} of {rows}, and the others are \
+                 empty or held out",
+                grouped(some)
+            ),
+        }
     }
 
     /// The example in pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later

@@ -14,12 +14,13 @@ use super::packer::Packer;
 use super::record::{DataErrors, file_of_rows};
 use super::sample::{Sample, sample_of};
 use super::template::ChatTemplate;
-use super::tokenize::Tokenizer;
+use super::tokenize::{Tokenizer, read_json};
 use crate::failpoint;
 use crate::files::file_digest_watched;
 use crate::job::{JobSpec, ValSetSize};
 use crate::plan::{DataSize, settle, settle_sequence_len};
 use crate::progress::Progress;
+use crate::text::count;
 
 /// Changes whenever equal inputs may give other blocks.
 const PACKING_VERSION: u64 = 3;
@@ -61,11 +62,12 @@ pub struct DataCounts {
 
 impl DataCounts {
     /// What defaults follow. Where no example was cut, it is the same for blocks of any length.
-    fn size(&self) -> DataSize {
+    fn size(&self, model_positions: Option<usize>) -> DataSize {
         DataSize {
             examples: self.examples,
             longest: self.longest,
             tokens: self.tokens + self.untrained_tokens,
+            model_positions,
         }
     }
 
@@ -78,14 +80,15 @@ impl DataCounts {
     pub fn cut_notice(&self, sequence_len: usize) -> Option<String> {
         let cut = (self.split_examples > 0).then(|| {
             format!(
-                "{} examples are longer than sequence_len {sequence_len} and were cut into pieces, with every token to learn kept",
-                self.split_examples
+                "cut into pieces of sequence_len {sequence_len}, with every token to learn kept: {}",
+                count(self.split_examples, "example")
             )
         });
         let left_out = (self.untrained_pieces > 0).then(|| {
             format!(
-                "{} pieces or examples ({} tokens) hold nothing to learn and were left out",
-                self.untrained_pieces, self.untrained_tokens
+                "left out, because nothing in them is learned: {} ({})",
+                count(self.untrained_pieces, "piece"),
+                count(self.untrained_tokens, "token")
             )
         });
         let told: Vec<String> = cut.into_iter().chain(left_out).collect();
@@ -121,10 +124,11 @@ pub fn prepare_blocks(
 ) -> Result<PreparedData, DataErrors> {
     progress.begin("reading the data", bytes_of(job));
     let data_digest = data_digest(job, progress)?;
+    let positions = model_positions(job)?;
     let inputs_of = |job: &JobSpec| inputs_digest(job, &data_digest, tokenizer, template);
-    if let Some((job, file, counts)) = reuse(out_dir, job, inputs_of) {
+    if let Some((job, file, counts)) = reuse(out_dir, job, positions, inputs_of) {
         return Ok(PreparedData {
-            job: settle(&job, counts.size(), counts.blocks),
+            job: settle(&job, counts.size(positions), counts.blocks),
             file,
             counts,
             samples: samples(&job, tokenizer, template, 1)?,
@@ -144,9 +148,10 @@ pub fn prepare_blocks(
         true
     })?;
     packer.counts.rows = reading.rows;
+    packer.left_out_rows = reading.left_out;
     packer.counts.notes = reading.notes;
     packer.counts.dated_template = template.is_some_and(ChatTemplate::uses_the_date);
-    let job = &settle_sequence_len(job, packer.size());
+    let job = &settle_sequence_len(job, packer.size(positions));
     let inputs = inputs_of(job);
     let packed = packer
         .pack(job)
@@ -156,7 +161,7 @@ pub fn prepare_blocks(
         .write(&path, job, inputs, source.pad_id(), progress)
         .map_err(|error| DataErrors::one(None, error.to_string()))?;
     Ok(PreparedData {
-        job: settle(job, packed.counts.size(), packed.counts.blocks),
+        job: settle(job, packed.counts.size(positions), packed.counts.blocks),
         file,
         counts: packed.counts,
         samples: first.into_iter().collect(),
@@ -223,12 +228,13 @@ pub fn samples(
 fn reuse(
     folder: &Path,
     job: &JobSpec,
+    positions: Option<usize>,
     inputs_of: impl Fn(&JobSpec) -> blake3::Hash,
 ) -> Option<(JobSpec, BlockFile, DataCounts)> {
     let usable = |path: &Path| {
         let file = BlockFile::open(path).ok()?;
         let counts: DataCounts = serde_json::from_slice(file.info()).ok()?;
-        let job = settle_sequence_len(job, counts.size());
+        let job = settle_sequence_len(job, counts.size(positions));
         let usable = file.inputs() == inputs_of(&job).as_bytes()
             && file.sequence_len() == job.sequence_len
             && file.train_blocks() == counts.blocks
@@ -250,6 +256,14 @@ fn reuse(
         .filter(is_ours)
         .take(MAX_CANDIDATES)
         .find_map(|path| usable(&path))
+}
+
+/// How many positions the model was made for, as its `config.json` says.
+fn model_positions(job: &JobSpec) -> Result<Option<usize>, DataErrors> {
+    let path = job.base_model.join("config.json");
+    let config = read_json(&path).map_err(|reason| DataErrors::one(Some(&path), reason))?;
+    let positions = config.and_then(|config| config.get("max_position_embeddings")?.as_u64());
+    Ok(positions.and_then(|positions| usize::try_from(positions).ok()))
 }
 
 /// Of all dataset files, as far as they are there.

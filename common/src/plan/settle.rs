@@ -4,8 +4,9 @@
 //! Enters: a job as it was read, and what its data came to. Leaves: the job with every number decided. Pure: the same job
 //! and data give the same numbers on every machine, and what the user gave stays as it is. `docs/job.md` tells the rule.
 
-use super::Schedule;
+use super::{Schedule, highest_rate, learns, warmup_steps};
 use crate::job::{DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, Warmup};
+use crate::text::{count, rate};
 
 /// Steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that falls.
 const WANTED_STEPS: u64 = 50;
@@ -16,6 +17,11 @@ const FEW_TOKENS: u64 = WANTED_STEPS * (DEFAULT_BATCH_SIZE * DEFAULT_SEQUENCE_LE
 const EPOCHS_OF_FEW: u64 = 3;
 /// Of which a default `sequence_len` is a multiple: kernels work in tiles.
 const BLOCK_MULTIPLE: u64 = 16;
+/// A block of one token has nothing to predict.
+const SHORTEST_BLOCK: usize = 2;
+/// AdamW moves a weight by about the learning rate, and half the last digit of a usual weight (0.02 in float32) is ten times
+/// this.
+const LEAST_USEFUL_RATE: f64 = 1e-10;
 /// A plan of fewer steps is told to be short.
 const SHORT_PLAN_STEPS: u64 = 20;
 
@@ -28,9 +34,17 @@ pub struct DataSize {
     pub longest: u64,
     /// Tokens of all of them.
     pub tokens: u64,
+    /// Positions that the model was made for. None where its configuration does not say.
+    pub model_positions: Option<usize>,
 }
 
 impl DataSize {
+    /// The longest default `sequence_len`: beyond the model's positions is only what the job asks for by name.
+    fn longest_block(self) -> usize {
+        let positions = self.model_positions.unwrap_or(DEFAULT_SEQUENCE_LEN);
+        positions.clamp(SHORTEST_BLOCK, DEFAULT_SEQUENCE_LEN)
+    }
+
     fn is_small(self) -> bool {
         self.examples < FEW_EXAMPLES && self.tokens < FEW_TOKENS
     }
@@ -44,8 +58,8 @@ impl DataSize {
 /// The job with the length of its blocks decided, which has to be known before the data can be packed.
 ///
 /// The default is as long as gives [`WANTED_STEPS`] of the default batch, so that large data has the longest blocks, which
-/// cost the least; but no example is cut for it, and it is never above what large data gets. It does not depend on
-/// `num_epochs`, so that a run that is made longer keeps its blocks.
+/// cost the least; but no example is cut for it, and it is never above what large data gets, or the model's positions. It does
+/// not depend on `num_epochs`, so that a run that is made longer keeps its blocks.
 pub fn settle_sequence_len(job: &JobSpec, data: DataSize) -> JobSpec {
     let mut settled = job.clone();
     if !job.reading.left_to_data.sequence_len {
@@ -63,7 +77,8 @@ pub fn settle_sequence_len(job: &JobSpec, data: DataSize) -> JobSpec {
     let length = length
         .checked_next_multiple_of(BLOCK_MULTIPLE)
         .and_then(|length| usize::try_from(length).ok());
-    settled.sequence_len = length.map_or(job.sequence_len, |length| length.min(job.sequence_len));
+    let longest = data.longest_block();
+    settled.sequence_len = length.map_or(longest, |length| length.min(longest));
     settled
 }
 
@@ -81,12 +96,14 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
     }
     let total_steps = Schedule::new(&settled, train_blocks).total_steps();
     // A warm-up of one step is a step at a learning rate of 0 and nothing else.
-    if left.warmup && super::warmup_steps(job.warmup, total_steps) < 2 {
+    if left.warmup && warmup_steps(job.warmup, total_steps) < 2 {
         settled.warmup = Warmup::Steps(0);
     }
     let told = [
         followed(job, &settled, data, total_steps),
         short(&settled, data, total_steps),
+        unfinished_warmup(&settled, total_steps),
+        tiny_rate(&settled, total_steps),
     ];
     settled.reading.notices.extend(told.into_iter().flatten());
     settled
@@ -106,7 +123,13 @@ fn batch(job: &JobSpec, blocks: u64) -> usize {
 fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     let mut values = Vec::new();
     if read.reading.left_to_data.sequence_len && settled.sequence_len != DEFAULT_SEQUENCE_LEN {
-        values.push(format!("sequence_len {}", settled.sequence_len));
+        let is_bounded = data.model_positions == Some(settled.sequence_len);
+        let why = if is_bounded {
+            " (the model has no more positions)"
+        } else {
+            ""
+        };
+        values.push(format!("sequence_len {}{why}", settled.sequence_len));
     }
     if settled.global_batch_size != read.global_batch_size {
         values.push(format!("global_batch_size {}", settled.global_batch_size));
@@ -115,16 +138,13 @@ fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64)
         values.push(format!("num_epochs {}", settled.num_epochs));
     }
     if settled.warmup != read.warmup {
-        values.push(format!("no warm-up in {total_steps} steps"));
+        values.push(format!("no warm-up in {}", count(total_steps, "step")));
     }
-    let examples = match data.examples {
-        1 => "1 example".to_owned(),
-        examples => format!("{examples} examples"),
-    };
     (!values.is_empty()).then(|| {
         format!(
-            "chosen for {examples} of at most {} tokens: {}; the job may say otherwise",
-            data.longest,
+            "chosen for {} of at most {}: {}; the job may say otherwise",
+            count(data.examples, "example"),
+            count(data.longest, "token"),
             values.join(", ")
         )
     })
@@ -135,10 +155,8 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     if total_steps >= SHORT_PLAN_STEPS || job.max_steps.is_some() {
         return None;
     }
-    let steps = match total_steps {
-        1 => "1 step is".to_owned(),
-        steps => format!("{steps} steps are"),
-    };
+    let steps = count(total_steps, "step");
+    let is = if total_steps == 1 { "is" } else { "are" };
     let mut more = vec!["more data", "more num_epochs"];
     if job.global_batch_size > 1 {
         more.push("a smaller global_batch_size");
@@ -149,8 +167,37 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     let (last, before) = more.split_last()?;
     let before = before.join(", ");
     Some(format!(
-        "{steps} few to learn from: {before} or {last} would make more"
+        "{steps} {is} few to learn from: {before} or {last} would make more"
     ))
+}
+
+/// A line where the run ends before its learning rate has risen.
+fn unfinished_warmup(job: &JobSpec, total_steps: u64) -> Option<String> {
+    let warmup = warmup_steps(job.warmup, total_steps);
+    // A run of which nothing is learned does not start, and says why.
+    if warmup <= total_steps || !learns(job, total_steps) {
+        return None;
+    }
+    Some(format!(
+        "the warm-up of {} is longer than the run of {}: the learning rate rises to {} only, not to {}; a smaller warmup_steps, \
+         or more steps, would change that",
+        count(warmup, "step"),
+        count(total_steps, "step"),
+        rate(highest_rate(job, total_steps)),
+        rate(job.learning_rate)
+    ))
+}
+
+/// A line where updates are lost in the rounding of the weights.
+fn tiny_rate(job: &JobSpec, total_steps: u64) -> Option<String> {
+    let highest = highest_rate(job, total_steps);
+    let is_tiny = highest < LEAST_USEFUL_RATE && learns(job, total_steps);
+    is_tiny.then(|| {
+        format!(
+            "the learning rate is {} at most: weights in float32 have 7 digits, so that hardly any would change",
+            rate(highest)
+        )
+    })
 }
 
 #[cfg(test)]
@@ -158,7 +205,7 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
 mod tests {
     use super::*;
     use crate::job::{JobSources, load};
-    use crate::plan::{learning_rate, learns};
+    use crate::plan::learning_rate;
 
     fn job(fields: &[(&str, &str)]) -> JobSpec {
         let base = [("base_model", "m"), ("dataset", "d.jsonl")];
@@ -174,10 +221,21 @@ mod tests {
 
     /// The job settled for examples of equal length, which share a block only where two fit.
     fn settled(fields: &[(&str, &str)], examples: u64, tokens_each: u64) -> (JobSpec, u64) {
+        settled_for(None, fields, examples, tokens_each)
+    }
+
+    /// [`settled`], for a model of so many positions.
+    fn settled_for(
+        model_positions: Option<usize>,
+        fields: &[(&str, &str)],
+        examples: u64,
+        tokens_each: u64,
+    ) -> (JobSpec, u64) {
         let data = DataSize {
             examples,
             longest: tokens_each,
             tokens: examples * tokens_each,
+            model_positions,
         };
         let job = settle_sequence_len(&job(fields), data);
         let length = job.sequence_len as u64;
@@ -256,6 +314,7 @@ mod tests {
             examples: 60,
             longest: 40,
             tokens: 2400,
+            model_positions: Some(16),
         };
         let kept = settle(&settle_sequence_len(&read, data), data, 2);
         assert_eq!(kept.digest(), read.digest());
@@ -276,6 +335,61 @@ mod tests {
                 (short.sequence_len, short.global_batch_size)
             );
         }
+    }
+
+    #[test]
+    fn a_default_length_ends_with_the_model_s_positions() {
+        let length = |positions, fields: &[_], examples, tokens_each| {
+            let (job, _) = settled_for(positions, fields, examples, tokens_each);
+            let told = job.reading.notices.iter();
+            let told = told
+                .filter(|notice| notice.contains("(the model has no more positions)"))
+                .count();
+            (job.sequence_len, told)
+        };
+        assert_eq!(length(Some(1024), &[], 100_000, 200), (1024, 1));
+        assert_eq!(
+            length(Some(40), &[], 60, 300),
+            (40, 1),
+            "shorter than an example"
+        );
+        assert_eq!(length(Some(1024), &[], 60, 40), (48, 0));
+        assert_eq!(length(Some(40_960), &[], 100_000, 200), (2048, 0));
+        let unpacked = [("sample_packing", "false")];
+        assert_eq!(length(Some(100), &unpacked, 60, 300), (100, 1));
+        let given = [("sequence_len", "2048")];
+        assert_eq!(length(Some(1024), &given, 100_000, 200), (2048, 0));
+    }
+
+    #[test]
+    fn a_rate_that_never_rises_or_is_lost_in_rounding_is_told() {
+        let told = |fields: &[_], word: &str| {
+            let (job, _) = settled(fields, 60, 40);
+            job.reading
+                .notices
+                .into_iter()
+                .find(|notice| notice.contains(word))
+        };
+        let steps = |steps| {
+            [
+                ("warmup_steps", steps),
+                ("learning_rate", "2e-4"),
+                ("lr_scheduler", "linear"),
+            ]
+        };
+        assert_eq!(
+            told(&steps("180"), "warm-up").unwrap(),
+            "the warm-up of 180 steps is longer than the run of 90 steps: the learning rate rises to 9.89e-5 only, not to 2e-4; a \
+             smaller warmup_steps, or more steps, would change that"
+        );
+        assert_eq!(told(&steps("90"), "warm-up"), None);
+        assert_eq!(told(&[("warmup_ratio", "1")], "warm-up"), None);
+        let tiny = told(&[("learning_rate", "1e-20")], "float32").unwrap();
+        assert!(
+            tiny.starts_with("the learning rate is 1e-20 at most"),
+            "{tiny}"
+        );
+        assert_eq!(told(&[("learning_rate", "1e-9")], "float32"), None);
     }
 
     #[test]
