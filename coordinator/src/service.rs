@@ -271,6 +271,8 @@ async fn read_session(
         let message = tokio::select! {
             biased;
             () = closed.cancelled() => return,
+            // The run is over. A worker that says nothing more must not keep its connection open.
+            () = inputs.closed() => return,
             message = messages.message() => message,
         };
         let event = match message {

@@ -211,7 +211,7 @@ impl Life {
             told: Mutex::default(),
         };
         let line = Line {
-            up: up.clone(),
+            up: up.downgrade(),
             uploads: uploads.clone(),
             leases,
             recorded: admission.recorded,

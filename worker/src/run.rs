@@ -89,7 +89,8 @@ pub struct Links {
 
 /// A session, as far as the engine needs it.
 pub struct Line {
-    pub up: mpsc::Sender<v1::WorkerMessage>,
+    /// Ends with the session, which the engine must not keep open.
+    pub up: mpsc::WeakSender<v1::WorkerMessage>,
     pub uploads: Uploads,
     pub leases: Arc<Leases>,
     /// Updates that the coordinator has on record.
@@ -495,8 +496,8 @@ impl Run {
 
     /// On a broken line it is lost: the next session begins with what this worker holds.
     fn send(&self, message: Up) {
-        if let Some(line) = &self.line {
-            let _ = line.up.blocking_send(up(message));
+        if let Some(open) = self.line.as_ref().and_then(|line| line.up.upgrade()) {
+            let _ = open.blocking_send(up(message));
         }
     }
 

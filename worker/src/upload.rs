@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::failpoint;
@@ -48,7 +48,8 @@ pub struct Uploads {
 }
 
 struct Shared {
-    client: Client,
+    /// None once nobody takes states any more: the engine keeps this for longer, and the connection must not stay for it.
+    client: Mutex<Option<Client>>,
     worker: u64,
     failures: mpsc::Sender<UploadError>,
     /// One at a time: they share the way up.
@@ -61,7 +62,7 @@ impl Uploads {
     pub fn new(client: Client, worker: u64, failures: mpsc::Sender<UploadError>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                client,
+                client: Mutex::new(Some(client)),
                 worker,
                 failures,
                 turn: tokio::sync::Mutex::new(()),
@@ -90,8 +91,9 @@ impl Uploads {
         tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Ends them all: nobody takes the states any more.
+    /// Ends them all, and lets the connection go: nobody takes the states any more.
     pub fn abandon(&self) {
+        drop(self.shared.client().take());
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.abort_all();
     }
@@ -106,6 +108,10 @@ impl Uploads {
 }
 
 impl Shared {
+    fn client(&self) -> MutexGuard<'_, Option<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn upload(&self, state: State) -> Result<(), UploadError> {
         let state = Arc::new(state);
         let described = {
@@ -143,7 +149,9 @@ impl Shared {
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
         // Never full: it is the first message.
         let _ = sender.try_send(chunk(Chunk::Header(header.clone())));
-        let mut client = self.client.clone();
+        let client = self.client().clone();
+        let over = || tonic::Status::cancelled("the session is over");
+        let mut client = client.ok_or_else(over)?;
         let (state, entries) = (state.clone(), entries.to_vec());
         let writing = tokio::task::spawn_blocking(move || {
             let chunks = Chunks { sender, entries };

@@ -5,6 +5,8 @@ use common::wire::JOB_KEY;
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -86,6 +88,51 @@ async fn a_worker_goes_on_under_a_new_term_with_what_it_holds() {
         .await;
     assert_eq!(peer.reported().await.weights_digest, expected[1]);
     finish(worker, peer).await;
+}
+
+/// Passes connections on to `target`. Where it listens, and how many are open.
+async fn counting_proxy(target: String) -> (String, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = open.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = tokio::net::TcpStream::connect(&target).await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                counted.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_its_session_though_the_state_is_kept() {
+    let mut stage = stage().await;
+    let (address, open) = counting_proxy(stage.address.clone()).await;
+    stage.address = address;
+    let (worker, mut peer, _) = stage.one_step_further().await;
+    let finish = v1::Finish {
+        resumable: true,
+        ..v1::Finish::default()
+    };
+    peer.send(Down::Finish(finish)).await;
+    assert!(peer.next().await.is_none(), "it says nothing more");
+    // It is not welcomed yet, so nothing has taken the place of what it had.
+    let mut peer = stage.session().await;
+    assert_eq!(peer.joined().await.job_digest, stage.job.digest());
+    let began = Instant::now();
+    while open.load(Ordering::SeqCst) > 1 {
+        assert!(began.elapsed() < LIMIT / 6, "the old connection is kept");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    peer.send(Down::Finish(v1::Finish::default())).await;
+    assert!(worker.await.unwrap().is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
