@@ -1,14 +1,17 @@
-//! Incoming connections, at most so many at a time; further ones wait in the system's queue.
+//! Incoming connections, at most so many at a time; further ones wait in the system's queue, as all do while the process has no
+//! file descriptor left.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// A TCP connection that makes room for the next when it is dropped.
@@ -17,21 +20,61 @@ pub struct Connection {
     _room: OwnedSemaphorePermit,
 }
 
-/// Accepts connections as long as fewer than `limit` are open.
+/// Between two attempts to accept a connection where that fails: without a free file descriptor it fails at once, each time.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Between two words on that.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// Accepts connections as long as fewer than `limit` are open. What fails is tried again, and said.
 pub fn accept(
     listener: TcpListener,
     limit: usize,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
     let rooms = Arc::new(Semaphore::new(limit));
-    futures::stream::unfold((listener, rooms), |(listener, rooms)| async move {
-        let room = rooms.clone().acquire_owned().await.ok()?;
-        let accepted = listener.accept().await.and_then(|(stream, _)| {
-            stream.set_nodelay(true)?;
-            let _room = room;
-            Ok(Connection { stream, _room })
-        });
-        Some((accepted, (listener, rooms)))
+    let state = (listener, rooms, None);
+    futures::stream::unfold(state, |(listener, rooms, mut told)| async move {
+        let _room = rooms.clone().acquire_owned().await.ok()?;
+        let (stream, _) = until_accepted(|| listener.accept(), &mut told).await;
+        // Where that fails, the connection is only slower.
+        let _ = stream.set_nodelay(true);
+        let connection = Connection { stream, _room };
+        Some((Ok(connection), (listener, rooms, told)))
     })
+}
+
+/// The next connection, however many attempts it takes. `told`: when it was said that they fail.
+async fn until_accepted<T, F: Future<Output = io::Result<T>>>(
+    mut attempt: impl FnMut() -> F,
+    told: &mut Option<Instant>,
+) -> T {
+    loop {
+        match attempt().await {
+            Ok(accepted) => return accepted,
+            // Whoever called is gone already. The next call may be a good one.
+            Err(error) if is_of_the_caller(&error) => {}
+            Err(error) => {
+                if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+                    *told = Some(Instant::now());
+                    tracing::warn!(
+                        "no connection can be accepted ({error}): trying on; where too many files are open, raise the limit \
+                         (`ulimit -n`) or close connections"
+                    );
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn is_of_the_caller(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
 }
 
 impl Connected for Connection {
@@ -79,5 +122,35 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_file_descriptor_it_is_tried_again_after_a_pause() {
+        let mut answers: VecDeque<io::Result<u8>> = VecDeque::new();
+        // EMFILE.
+        answers.extend((0..20).map(|_| Err(io::Error::from_raw_os_error(24))));
+        answers.push_back(Err(io::ErrorKind::ConnectionAborted.into()));
+        answers.push_back(Ok(7));
+        let (began, mut told) = (Instant::now(), None);
+        let accepted = until_accepted(
+            || std::future::ready(answers.pop_front().unwrap()),
+            &mut told,
+        )
+        .await;
+        assert_eq!(accepted, 7);
+        assert_eq!(
+            began.elapsed(),
+            20 * RETRY,
+            "a caller that is gone costs no pause"
+        );
+        assert_eq!(told, Some(began), "it is said once");
     }
 }

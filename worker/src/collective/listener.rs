@@ -22,6 +22,9 @@ use super::{CollectiveError, Membership, lock};
 /// A caller has this long to say Hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Between two words on connections that cannot be accepted.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
 /// Connections that may wait at a time, to say Hello or for their generation to begin.
 const MAX_WAITING: usize = 256;
 
@@ -153,6 +156,7 @@ impl Drop for Listener {
 
 impl Waiting {
     fn accept(self: Arc<Self>, listener: &TcpListener) {
+        let mut told: Option<Instant> = None;
         loop {
             let accepted = listener.accept();
             if self.stopped.load(Ordering::SeqCst) {
@@ -162,7 +166,14 @@ impl Waiting {
                 Ok((stream, from)) => self.spawn_greeting(stream, from),
                 // A caller that went away, or no descriptor free: neither is the listener's end.
                 Err(e) => {
-                    tracing::debug!("accepting a peer failed: {e}");
+                    let is_due = told.is_none_or(|told| told.elapsed() >= TELL_AGAIN);
+                    if is_due && !is_of_the_caller(&e) {
+                        told = Some(Instant::now());
+                        tracing::warn!(
+                            "no other worker can connect here ({e}): trying on; where too many files are open, raise the \
+                             limit (`ulimit -n`)"
+                        );
+                    }
                     std::thread::sleep(TICK);
                 }
             }
@@ -212,6 +223,13 @@ impl Waiting {
         self.arrived.notify_all();
         Some(())
     }
+}
+
+fn is_of_the_caller(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 pub(super) fn read_hello(stream: &TcpStream, deadline: Instant) -> std::io::Result<Hello> {
