@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,12 @@ const USUAL_COLUMNS: usize = 80;
 /// Takes a picture away.
 const CLEAR: &str = "\r\x1b[2K";
 
-/// There is a picture on the terminal.
-static IS_DRAWN: AtomicBool = AtomicBool::new(false);
+/// There is a picture on the terminal. Held while something is written there, which never waits for long.
+static IS_DRAWN: Mutex<bool> = Mutex::new(false);
+
+fn is_drawn() -> MutexGuard<'static, bool> {
+    IS_DRAWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Standard error for the log: a line first takes the picture away, which comes back with the next one.
 pub struct LogWriter;
@@ -36,7 +40,8 @@ pub fn log_writer() -> LogWriter {
 
 impl Write for LogWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match IS_DRAWN.swap(false, Ordering::SeqCst) {
+        let mut is_drawn = is_drawn();
+        match std::mem::take(&mut *is_drawn) {
             true => streams::stderr().write_all(&[CLEAR.as_bytes(), buffer].concat())?,
             false => streams::stderr().write_all(buffer)?,
         }
@@ -103,10 +108,11 @@ fn draw(status: &Status, address: &str, stopped: &mpsc::Receiver<()>) {
         let line = line(&state, now, tokens_per_second, address);
         // The last column would break the line on some terminals.
         let line: String = line.chars().take(columns.saturating_sub(1)).collect();
+        let mut is_drawn = is_drawn();
         streams::stderr().draw(format!("{CLEAR}{line}").as_bytes());
-        IS_DRAWN.store(true, Ordering::SeqCst);
+        *is_drawn = true;
     }
-    if IS_DRAWN.swap(false, Ordering::SeqCst) {
+    if std::mem::take(&mut *is_drawn()) {
         streams::stderr().draw(CLEAR.as_bytes());
     }
 }
