@@ -1,7 +1,11 @@
-//! The command line told to others: completions for a shell, and manual pages. The command goes in, text comes out.
+//! The command line read, and told to others: completions for a shell, and manual pages. The command goes in, text comes out.
 
-use clap::Command;
+use std::io::ErrorKind;
+
+use clap::{Command, Parser};
 use clap_complete::Shell;
+
+use crate::streams::PrintError;
 
 /// A script that completes this program's command line.
 pub fn completions(mut command: Command, shell: Shell) -> Vec<u8> {
@@ -36,4 +40,21 @@ pub fn page(mut command: Command, of: Option<&str>) -> Result<Vec<u8>, String> {
     let rendered = clap_mangen::Man::new(shown).render(&mut page);
     rendered.map_err(|error| error.to_string())?;
     Ok(page)
+}
+
+/// The command line of this process. Where it asks for help or the version, or is wrong, that is said and the process ends.
+///
+/// # Errors
+/// What was asked for cannot be printed.
+pub fn parse<P: Parser>() -> Result<P, PrintError> {
+    let ended = match P::try_parse() {
+        Ok(parsed) => return Ok(parsed),
+        Err(ended) => ended,
+    };
+    match ended.print() {
+        Err(error) if !ended.use_stderr() && error.kind() != ErrorKind::BrokenPipe => {
+            Err(error.into())
+        }
+        _ => std::process::exit(ended.exit_code()),
+    }
 }

@@ -3,13 +3,19 @@
 //! In: text, a piece at a time. Out: the same pieces in the same order, written by a thread of its own. Where nobody reads
 //! (a full pipe, a stopped terminal) or nothing can be written (a full disk), what does not fit into a bounded queue is
 //! dropped, and where it is missing a line says how much. Nobody who writes here ever waits, and no error comes back.
+//! [`print`] is the other way: for a text that the user asked for, which is waited for and whose errors come back.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What may wait for the reader.
+/// How long the last words may take to be read.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// The same where somebody waits for the end.
+const HURRIED_FAREWELL: Duration = Duration::from_millis(200);
+/// What may wait for the reader; a single piece may be larger.
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// What may wait before pictures are left out, so that there is room for lines.
 const MAX_WAITING_BEFORE_A_PICTURE: usize = 16 << 10;
@@ -28,11 +34,45 @@ pub fn stderr() -> Stream {
     STREAM.get_or_init(|| Stream::over(io::stderr())).clone()
 }
 
-/// Waits until both have been written, but not for longer than this.
-pub fn finish(patience: Duration) {
+/// Whether somebody asked this process to stop.
+static IS_HURRIED: AtomicBool = AtomicBool::new(false);
+
+/// The process was asked to stop: from now on its last words wait for a reader for a moment only.
+pub fn hurry() {
+    IS_HURRIED.store(true, Ordering::SeqCst);
+}
+
+/// Waits until both have been written, but not for long: the last words of the process.
+pub fn finish() {
+    let patience = match IS_HURRIED.load(Ordering::SeqCst) {
+        true => HURRIED_FAREWELL,
+        false => FAREWELL,
+    };
     let began = Instant::now();
     stdout().finish(patience);
     stderr().finish(patience.saturating_sub(began.elapsed()));
+}
+
+/// What the user asked for cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output cannot be written: {0}")]
+pub struct PrintError(#[from] io::Error);
+
+/// Writes what the user asked for, such as a manual page or an answer, to standard output, however long the reader takes.
+/// False where the reader has seen enough (`| head -1`), which is no error.
+///
+/// # Errors
+/// It cannot be written, as on a full disk.
+pub fn print(text: impl AsRef<[u8]>) -> Result<bool, PrintError> {
+    print_to(&mut io::stdout().lock(), text.as_ref())
+}
+
+fn print_to(out: &mut impl Write, text: &[u8]) -> Result<bool, PrintError> {
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// One way out, shared by all who write there.
@@ -95,7 +135,8 @@ impl Stream {
 
     fn put(&self, bytes: &[u8]) {
         let mut queue = self.shared.lock();
-        if queue.bytes + bytes.len() <= MAX_WAITING_BYTES {
+        // However large it is, one piece alone is no backlog.
+        if queue.bytes == 0 || queue.bytes + bytes.len() <= MAX_WAITING_BYTES {
             queue.push(bytes);
         } else {
             queue.miss(lines(bytes));
@@ -307,6 +348,43 @@ mod tests {
         assert_eq!(got[0], "a\n");
         assert!(got[1].starts_with("[2 lines are missing here"), "{got:?}");
         assert_eq!(got[2..], ["d\n"]);
+    }
+
+    #[test]
+    fn a_piece_larger_than_the_queue_is_not_lost_where_nothing_else_waits() {
+        let (mut stream, lets, taken) = gated();
+        let large = format!("{}\n", "x".repeat(2 * MAX_WAITING_BYTES));
+        for text in [&large, "dropped\n"] {
+            stream.write_all(text.as_bytes()).unwrap();
+        }
+        drop(lets);
+        assert!(stream.finish(LONG));
+        let got: Vec<String> = taken.try_iter().collect();
+        assert!(got.first() == Some(&large), "the large one is missing");
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_printed_is_an_error_unless_its_reader_has_seen_enough() {
+        struct Broken(ErrorKind);
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut sound = Vec::new();
+        assert!(print_to(&mut sound, b"a page\n").unwrap());
+        assert_eq!(sound, b"a page\n");
+        assert!(!print_to(&mut Broken(ErrorKind::BrokenPipe), b"a page\n").unwrap());
+        let error = print_to(&mut Broken(ErrorKind::StorageFull), b"a page\n").unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.starts_with("standard output cannot be written: "),
+            "{said}"
+        );
     }
 
     #[test]

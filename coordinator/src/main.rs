@@ -1,19 +1,23 @@
 //! The coordinator's command line.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use common::{failpoint, logging, manual, streams};
 use coordinator::args::{Arguments, Command, exit};
 use coordinator::check::{self, CheckError, CheckOptions};
 use coordinator::start;
 
-/// How long the last words may take to be read.
-const FAREWELL: Duration = Duration::from_secs(3);
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = match manual::parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            complain(&error);
+            streams::finish();
+            return ExitCode::from(exit::JOB_FAILED);
+        }
+    };
     // What ails a worker of this process comes back as a run event; its own log would say it twice.
     let usual = "warn,worker=off";
     logging::begin(arguments.log_level.as_deref(), usual, streams::stderr);
@@ -22,7 +26,7 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(error) => {
             complain(&error);
-            streams::finish(FAREWELL);
+            streams::finish();
             return ExitCode::from(exit::USAGE);
         }
     }
@@ -53,19 +57,25 @@ fn main() -> ExitCode {
             }
         },
     };
-    streams::finish(FAREWELL);
+    streams::finish();
     ExitCode::from(code)
 }
 
 fn print(text: &[u8]) -> u8 {
-    // Nobody reads any more.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text);
-    exit::DONE
+    match streams::print(text) {
+        Ok(_) => exit::DONE,
+        Err(error) => {
+            complain(&error);
+            exit::JOB_FAILED
+        }
+    }
 }
 
 fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
     match check::run(job, options, &mut std::io::stdout().lock()) {
         Ok(()) => exit::DONE,
+        // Whoever reads the report has seen enough.
+        Err(CheckError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => exit::DONE,
         Err(error) => {
             complain(&error);
             match error {
@@ -80,6 +90,6 @@ fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
 /// that is gone takes no words.
 fn complain(error: &dyn std::fmt::Display) {
     let error = common::text::error(&error.to_string());
-    streams::finish(FAREWELL);
+    streams::finish();
     streams::stderr().say(&format!("error: {error}"));
 }

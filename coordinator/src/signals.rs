@@ -16,8 +16,6 @@ use crate::driver::{Input, StopRequest};
 /// How long preparation may take to notice that it is cancelled: what takes longer (a file system that hangs, a model
 /// that answers the test prompts) leaves nothing behind that counts.
 const CANCEL_PATIENCE: Duration = Duration::from_millis(700);
-/// How long the last words may take to be read.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What the process is at, and so what a signal means.
 enum Stage {
@@ -82,6 +80,7 @@ impl Signals {
 
     async fn obey(self, mut received: Received) {
         let signal = received.next().await;
+        streams::hurry();
         {
             let mut state = self.lock();
             state.first = Some(signal);
@@ -118,7 +117,7 @@ impl Signals {
 }
 
 fn end(code: u8) -> ! {
-    streams::finish(LAST_WORDS);
+    streams::finish();
     std::process::exit(code.into());
 }
 

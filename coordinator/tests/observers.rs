@@ -8,7 +8,8 @@ mod support;
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use support::{Process, Site};
 
@@ -100,6 +101,61 @@ fn a_terminal_that_stands_still_stops_no_run() {
     let (_master, terminal) = terminal();
     let stderr = terminal.try_clone().unwrap();
     check(&site, "still", terminal, stderr);
+}
+
+#[test]
+fn what_was_asked_for_and_cannot_be_printed_is_an_error() {
+    for words in [
+        &["man"][..],
+        &["man", "start"],
+        &["completions", "bash"],
+        &["--help"],
+        &["--version"],
+    ] {
+        let print = |stdout: Stdio| {
+            Command::new(env!("CARGO_BIN_EXE_coordinator"))
+                .args(words)
+                .stdout(stdout)
+                .output()
+                .unwrap()
+        };
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let full = print(full.into());
+        let said = String::from_utf8(full.stderr).unwrap();
+        assert_eq!(full.status.code(), Some(1), "{words:?}: {said}");
+        let expected = "error: standard output cannot be written: No space left on device";
+        assert!(said.starts_with(expected), "{words:?}: {said}");
+        // As where `head` has seen enough.
+        let (_, closed) = std::io::pipe().unwrap();
+        let closed = print(closed.into());
+        assert!(closed.status.success(), "{words:?}");
+        assert!(closed.stderr.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_stop_is_not_held_up_by_outputs_that_nobody_reads() {
+    let site = Site::new();
+    let (_out_reader, stdout) = full_pipe();
+    let (_err_reader, stderr) = full_pipe();
+    let listen = format!("127.0.0.1:{}", support::free_port());
+    let child = site
+        .start("out", &["--listen", &listen])
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let mut process = Process(child);
+    let began = Instant::now();
+    while !site.path("out/run.json").exists() {
+        assert!(began.elapsed() < Duration::from_secs(60), "no run begins");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let asked = Instant::now();
+    process.signal("-INT");
+    assert_eq!(process.wait().code(), Some(130));
+    // Nobody who is in no hurry is waited for so briefly.
+    assert!(asked.elapsed() < Duration::from_secs(3));
 }
 
 #[test]

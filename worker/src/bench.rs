@@ -189,7 +189,7 @@ impl Default for BenchArgs {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     let work = Work::of(&args, args.device.open()?)?;
     if !args.json {
-        println!("needed       {}", work.needed.told());
+        crate::print(format!("needed       {}\n", work.needed.told()));
     }
     print(&measure(&args, &work)?, args.json);
     Ok(())
@@ -415,8 +415,8 @@ fn product_speed<E: Element>() -> f64 {
 /// On one line, for programs.
 fn print_json(report: &impl Serialize) {
     match serde_json::to_string(report) {
-        Ok(line) => println!("{line}"),
-        Err(error) => eprintln!("error: {error}"),
+        Ok(line) => say(format_args!("{line}")),
+        Err(error) => crate::end_with(crate::FAILED, &error.to_string()),
     }
 }
 
@@ -424,32 +424,35 @@ fn print(report: &Report, json: bool) {
     if json {
         return print_json(report);
     }
-    println!(
+    say(format_args!(
         "tokens/s     {:.1} median, {:.1} best, {} tokens a step, on {} with {} threads",
         report.tokens_per_second_median,
         report.tokens_per_second_best,
         report.tokens_per_step,
         report.device,
         report.threads
-    );
-    println!(
+    ));
+    say(format_args!(
         "arithmetic   {:.1} GFLOP/s, {:.0}% of the {:.0} that products alone reach; {:.3} GFLOP a token",
         report.gflops,
         100.0 * report.share_of_gemm_peak,
         report.gemm_peak_gflops,
         report.gflop_per_token
-    );
+    ));
     if let Some(mfu) = report.mfu {
-        println!("MFU          {:.1}% of the published peak", 100.0 * mfu);
+        say(format_args!(
+            "MFU          {:.1}% of the published peak",
+            100.0 * mfu
+        ));
     }
-    println!(
+    say(format_args!(
         "memory       {} at the peak, {} expected; {} parameters, {} of them trainable",
         bytes(report.peak_memory_bytes),
         bytes(report.estimated_memory_bytes),
         report.parameters,
         report.trainable
-    );
-    println!(
+    ));
+    say(format_args!(
         "a step       {:.4} s: forward {:.4}, loss {:.4}, backward {:.4}, accumulate {:.4}, update {:.4}",
         report.step_seconds,
         report.forward_seconds,
@@ -457,5 +460,10 @@ fn print(report: &Report, json: bool) {
         report.backward_seconds,
         report.accumulate_seconds,
         report.update_seconds
-    );
+    ));
+}
+
+fn say(line: std::fmt::Arguments<'_>) {
+    // Where nobody reads it any more, the exit code still tells.
+    crate::print(format!("{line}\n"));
 }

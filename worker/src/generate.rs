@@ -1,7 +1,7 @@
 //! `worker generate`: the answer to a prompt on standard output, as it comes.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -50,16 +50,11 @@ pub fn run(args: GenerateArgs) -> Result<(), GenerateError> {
 
 /// As it is into a file or program; on a terminal, what a model says must not repaint that.
 fn print(piece: &str) {
-    let mut out = io::stdout().lock();
-    let piece = match out.is_terminal() {
+    let piece = match io::stdout().is_terminal() {
         true => Cow::Owned(common::text::visible(piece)),
         false => Cow::Borrowed(piece),
     };
-    if out
-        .write_all(piece.as_bytes())
-        .and_then(|()| out.flush())
-        .is_err()
-    {
+    if !crate::print(piece.as_bytes()) {
         // Nobody reads any more.
         std::process::exit(0);
     }

@@ -6,7 +6,6 @@ mod merge;
 mod show;
 mod version;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,11 +25,6 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const PREFLIGHT: u8 = 3;
 const INTERRUPTED: u8 = 130;
-
-/// How long the last words may take to be read.
-const FAREWELL: Duration = Duration::from_secs(3);
-/// The same where somebody is in a hurry.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -157,15 +151,16 @@ struct JoinArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = match manual::parse() {
+        Ok(cli) => cli,
+        Err(error) => end_with(FAILED, &error.to_string()),
+    };
     logging::begin(cli.log_level.as_deref(), "info", show::log_writer);
     match common::failpoint::arm() {
         Ok(Some(warning)) => tracing::warn!("{warning}"),
         Ok(None) => {}
         Err(error) => {
-            let code = fail(USAGE, &error.to_string());
-            streams::finish(FAREWELL);
-            return code;
+            end_with(USAGE, &error.to_string());
         }
     }
     let code = match cli.command {
@@ -175,20 +170,31 @@ fn main() -> ExitCode {
         Command::BenchExchange(args) => finish(bench::exchange::run(args)),
         Command::SelfCheck(args) => finish(bench::self_check::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
-        Command::Completions { shell } => print(&manual::completions(Cli::command(), shell)),
+        Command::Completions { shell } => {
+            print(&manual::completions(Cli::command(), shell));
+            ExitCode::SUCCESS
+        }
         Command::Man { command } => match manual::page(Cli::command(), command.as_deref()) {
-            Ok(page) => print(&page),
+            Ok(page) => {
+                print(&page);
+                ExitCode::SUCCESS
+            }
             Err(error) => fail(USAGE, &error),
         },
     };
-    streams::finish(FAREWELL);
+    streams::finish();
     code
 }
 
-fn print(text: &[u8]) -> ExitCode {
-    // Nobody reads any more.
-    let _ = std::io::stdout().write_all(text);
-    ExitCode::SUCCESS
+/// Prints what the user asked for. False where nobody reads any more; where it cannot be written, the process ends.
+fn print(text: impl AsRef<[u8]>) -> bool {
+    streams::print(text).unwrap_or_else(|error| end_with(FAILED, &error.to_string()))
+}
+
+fn end_with(code: u8, message: &str) -> ! {
+    fail(code, message);
+    streams::finish();
+    std::process::exit(code.into());
 }
 
 fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
@@ -295,6 +301,7 @@ async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>
         () = hung_up() => false,
     };
     interrupted.store(first, Ordering::SeqCst);
+    streams::hurry();
     match first {
         true => tracing::info!("Ctrl-C: stopping; press it again to stop at once"),
         false => tracing::info!("asked to stop by a signal: stopping; a second one stops at once"),
@@ -306,7 +313,7 @@ async fn watch_signals(shutdown: CancellationToken, interrupted: Arc<AtomicBool>
     } else {
         0
     };
-    streams::finish(LAST_WORDS);
+    streams::finish();
     std::process::exit(code);
 }
 

@@ -20,6 +20,6 @@ pub struct MergeArgs {
 
 pub fn run(args: MergeArgs) -> Result<(), MergeError> {
     merge(&args.model, &args.adapter, &args.output)?;
-    println!("merged into {}", args.output.display());
+    crate::print(format!("merged into {}\n", args.output.display()));
     Ok(())
 }

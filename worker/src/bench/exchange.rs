@@ -232,12 +232,12 @@ fn print(report: &Report, json: bool) {
     if json {
         return super::print_json(report);
     }
-    println!(
+    super::say(format_args!(
         "{} ranks, {} scalars: {:.2} ms median, {:.2} ms best; {:.2} GB/s of gradients",
         report.ranks,
         report.scalars,
         1e3 * report.seconds_median,
         1e3 * report.seconds_best,
         report.gigabytes_per_second
-    );
+    ));
 }

@@ -9,7 +9,6 @@ mod helper;
 mod speeds;
 mod training;
 
-use std::io::Write;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use self::helper::{Helper, asked};
 #[cfg(feature = "cuda")]
 use self::speeds::Speed;
 use self::training::Check;
-use super::BenchError;
+use super::{BenchError, say};
 
 #[derive(Args)]
 pub struct SelfCheckArgs {
@@ -316,11 +315,6 @@ impl Table<'_> {
         }
         Ok(())
     }
-}
-
-/// Where nobody reads it any more, the exit code still tells.
-fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// What this program cannot say alone.
