@@ -34,6 +34,7 @@ pub const COORDINATOR: &[&str] = &[
     "checkpoint-write",
     "result-write",
     "result-recorded",
+    "farewell",
 ];
 
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -87,7 +87,7 @@ async fn tell(server: Server, shelf: Arc<Shelf>, job_digest: &str, workers: usiz
         }
     };
     let _ = tokio::time::timeout(PATIENCE, all).await;
-    server.close().await;
+    server.close("the run is over").await;
 }
 
 /// True where this was a worker of the job, and it is told.

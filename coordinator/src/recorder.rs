@@ -61,6 +61,12 @@ impl Recorder {
     /// Files first: what the terminal says is on record. A full disk is said once, and once more when it is over; training
     /// goes on.
     pub fn observe(&self, event: &RunEvent, terminal: &mut Terminal) {
+        self.record(event, terminal);
+        terminal.observe(event);
+    }
+
+    /// The files alone; the terminal hears where that fails.
+    pub fn record(&self, event: &RunEvent, terminal: &mut Terminal) {
         if matches!(event, RunEvent::WorkerJoined { .. }) {
             self.0.joined.store(true, Ordering::Relaxed);
         }
@@ -72,7 +78,6 @@ impl Recorder {
         drop(files);
         self.0.changed.notify_all();
         self.say_failure(event, result, terminal);
-        terminal.observe(event);
     }
 
     fn say_failure(

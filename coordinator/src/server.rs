@@ -8,7 +8,6 @@ use common::progress::Progress;
 use common::wire::MAX_MESSAGE_BYTES;
 use proto::health::health_server::HealthServer;
 use proto::v1::coordinator_server::CoordinatorServer;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::connections;
@@ -31,11 +30,13 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const FRAME_BYTES: u32 = 256 << 10;
 
 /// The server at work.
+#[derive(Clone)]
 pub struct Server {
     reception: Reception,
     address: SocketAddr,
     closing: CancellationToken,
-    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Cancelled when no connection is left.
+    closed: CancellationToken,
 }
 
 impl Server {
@@ -49,13 +50,20 @@ impl Server {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let reception = Reception::new(token, preparation);
-        let closing = CancellationToken::new();
-        let serving = tokio::spawn(serve(reception.clone(), listener, closing.clone()));
+        let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
+        let serving = serve(reception.clone(), listener, closing.clone());
+        let ending = closed.clone().drop_guard();
+        tokio::spawn(async move {
+            let _ending = ending;
+            if let Err(error) = serving.await {
+                tracing::error!("workers cannot be served any more: {error}");
+            }
+        });
         Ok(Self {
             reception,
             address,
             closing,
-            serving,
+            closed,
         })
     }
 
@@ -73,10 +81,20 @@ impl Server {
         self.reception.open(service);
     }
 
-    /// Ends with what is on its way out, as far as that is taken in time.
-    pub async fn close(self) {
+    /// There will be no run. Whoever waits for it is told why before the connections are closed.
+    pub async fn turn_away(&self, reason: &str) {
+        self.reception.end(reason);
+        self.reception.await_callers().await;
+        self.close(reason).await;
+    }
+
+    /// Ends with what is on its way out, as far as that is taken in time. Whoever calls until then is told why. Says whether
+    /// every connection is closed.
+    pub async fn close(&self, reason: &str) -> bool {
+        self.reception.end(reason);
         self.closing.cancel();
-        let _ = tokio::time::timeout(FAREWELL, self.serving).await;
+        let closed = self.closed.cancelled();
+        tokio::time::timeout(FAREWELL, closed).await.is_ok()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::addresses::{how_to_join, join_command};
 use crate::args::{StartArguments, exit};
 use crate::claim::claim;
 use crate::cluster::{Earlier, Outcome};
-use crate::door::{LOCK_PATIENCE, listen, lock, read_token};
+use crate::door::{LOCK_PATIENCE, Lock, listen, lock, read_token};
 use crate::events::{RunEnd, RunEvent};
 use crate::farewell::let_workers_go;
 use crate::journal::Journal;
@@ -29,7 +29,7 @@ use crate::signals::Signals;
 #[cfg(feature = "single-node")]
 use crate::single_node::{self, DevicesError, LocalWorkers};
 use crate::test_prompts::{ask_after, ask_before};
-use crate::train::{Ended, Training};
+use crate::train::{Parted, Training};
 use crate::ui::{NextView, PlanView, Programs, Terminal, quoted, showing};
 use crate::words::{job_words, recorded_words, resume_words};
 
@@ -122,36 +122,84 @@ fn run_until_stopped(
         let _entered = runtime.enter();
         Server::begin(listener, token, preparation.clone())?
     };
-    let prepared = showing(preparation, || prepare(&job, preparation))?;
+    let opened = get_ready(arguments, &job, preparation, &server, &mut terminal);
+    let (opening, before, _lock) = match opened {
+        Ok(Ready::Train {
+            opening,
+            before,
+            lock,
+        }) => (*opening, before, lock),
+        Ok(Ready::Done(prepared)) => {
+            signals.finish(true);
+            let say = &mut |line: &str| terminal.say(line);
+            let told = let_workers_go(*prepared, server.clone(), &runtime, say);
+            runtime.block_on(server.turn_away("its job is done already"));
+            return told.map(|()| exit::DONE);
+        }
+        Err(error) => {
+            let reason = match signals.first() {
+                Some(signal) if preparation.is_cancelled() => signal.stopped_early(preparation),
+                _ => format!("it cannot begin the run: {error}"),
+            };
+            runtime.block_on(server.turn_away(&reason));
+            return Err(error);
+        }
+    };
+    let course = Course {
+        server,
+        signals: signals.clone(),
+    };
+    let (parted, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
+    // What still runs then would only hold the result back.
+    runtime.shutdown_background();
+    if let Outcome::Finished { .. } = parted.outcome {
+        ask_after(&job, before, &mut terminal);
+        show_next(&mut terminal, arguments, &job);
+    }
+    exit_code(parted, &job, &mut terminal)
+}
+
+/// What is left to do when everything is prepared.
+enum Ready {
+    Train {
+        opening: Box<Opening>,
+        /// What the base model answers to the test prompts.
+        before: Vec<Option<String>>,
+        /// Held to the end of the process.
+        lock: Lock,
+    },
+    /// Nothing: the run was done before.
+    Done(Box<Prepared>),
+}
+
+/// Prepares the run, and takes its output folder.
+fn get_ready(
+    arguments: &StartArguments,
+    job: &JobSpec,
+    preparation: &Progress,
+    server: &Server,
+    terminal: &mut Terminal,
+) -> Result<Ready, StartError> {
+    let prepared = showing(preparation, || prepare(job, preparation))?;
     let identity = identity(&prepared);
-    if is_done_already(&mut terminal, arguments, &identity)? {
-        signals.finish(true);
-        let_workers_go(prepared, server, &runtime, &mut |line| terminal.say(line))?;
-        return Ok(exit::DONE);
+    if is_done_already(terminal, arguments, &identity)? {
+        return Ok(Ready::Done(Box::new(prepared)));
     }
     let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {
         terminal.say(line)
     })?;
-    if lock.waited && is_done_already(&mut terminal, arguments, &identity)? {
-        return Ok(exit::DONE);
+    if lock.waited && is_done_already(terminal, arguments, &identity)? {
+        return Ok(Ready::Done(Box::new(prepared)));
     }
-    let opening = open(arguments, prepared, &identity, &server, &mut terminal)?;
+    let opening = open(arguments, prepared, identity, server, terminal)?;
     preparation.begin("answering the test prompts", 0);
-    let before = ask_before(arguments, &opening.prepared, &mut terminal);
+    let before = ask_before(arguments, &opening.prepared, terminal);
     preparation.check()?;
-    let course = Course {
-        identity: &identity,
-        server,
-        signals: signals.clone(),
-    };
-    let (ended, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
-    // What still runs then would only hold the result back.
-    runtime.shutdown_background();
-    if let Outcome::Finished { .. } = ended.outcome {
-        ask_after(&job, before, &mut terminal);
-        show_next(&mut terminal, arguments, &job);
-    }
-    exit_code(ended, &job, &mut terminal)
+    Ok(Ready::Train {
+        opening: Box::new(opening),
+        before,
+        lock,
+    })
 }
 
 /// What can be said of the command line alone.
@@ -167,6 +215,7 @@ fn check_usage(arguments: &StartArguments) -> Result<(), StartError> {
 /// A run that is prepared, and where it begins.
 struct Opening {
     prepared: Prepared,
+    identity: RunIdentity,
     start: Start,
     past: Past,
 }
@@ -175,12 +224,12 @@ struct Opening {
 fn open(
     arguments: &StartArguments,
     prepared: Prepared,
-    identity: &RunIdentity,
+    identity: RunIdentity,
     server: &Server,
     terminal: &mut Terminal,
 ) -> Result<Opening, StartError> {
     prune_blocks(&prepared.data.file);
-    let claimed = claim(identity)?;
+    let claimed = claim(&identity)?;
     let jobs = claimed.jobs();
     let start = Start::choose(&prepared, &jobs)?;
     let past = Past::find(&prepared, &start, &jobs).map_err(StartError::Journal)?;
@@ -194,14 +243,14 @@ fn open(
     announce(terminal, arguments, server, &start);
     Ok(Opening {
         prepared,
+        identity,
         start,
         past,
     })
 }
 
 /// What the run goes through with.
-struct Course<'a> {
-    identity: &'a RunIdentity,
+struct Course {
     server: Server,
     signals: Signals,
 }
@@ -210,12 +259,13 @@ struct Course<'a> {
 fn train(
     arguments: &StartArguments,
     opening: Opening,
-    course: Course<'_>,
+    course: Course,
     runtime: &Runtime,
     terminal: Terminal,
-) -> Result<(Ended, Terminal), StartError> {
+) -> Result<(Parted, Terminal), StartError> {
     let Opening {
         prepared,
+        identity,
         start,
         past,
     } = opening;
@@ -224,7 +274,7 @@ fn train(
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
     let (recorded, known) = (past.recorded(&start), past.history.lines());
-    let files = RunFiles::open(course.identity, plan, recorded, known)?;
+    let files = RunFiles::open(&identity, plan, recorded, known)?;
     let recorder = Recorder::new(files.with_command(recorded_words(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);
@@ -257,18 +307,26 @@ fn train(
     let ended = runtime.block_on(training.run())?;
     let stopped = |_| StartError::Failed("the terminal thread stopped".to_owned());
     let mut terminal = thread.join().map_err(stopped)?;
-    recorder.observe(&RunEvent::Ended(run_end(&ended.outcome)), &mut terminal);
-    Ok((ended, terminal))
+    // Before anybody is waited for: a second signal must not leave a record of a run that goes on.
+    let end = RunEvent::Ended(run_end(&ended.outcome));
+    recorder.record(&end, &mut terminal);
+    let parted = runtime.block_on(ended.part())?;
+    let told = RunEvent::Ended(run_end(&parted.outcome));
+    if told != end {
+        recorder.record(&told, &mut terminal);
+    }
+    terminal.observe(&told);
+    Ok((parted, terminal))
 }
 
 /// Says how to go on where the job is not done.
-fn exit_code(ended: Ended, job: &JobSpec, terminal: &mut Terminal) -> Result<u8, StartError> {
-    match ended.outcome {
+fn exit_code(parted: Parted, job: &JobSpec, terminal: &mut Terminal) -> Result<u8, StartError> {
+    match parted.outcome {
         Outcome::Finished { .. } => Ok(exit::DONE),
         Outcome::Stopped { .. } => {
             let begins_anew = !matches!(job.resume, Resume::Auto);
             terminal.say(&format!("to go on: {}", resume_command(begins_anew)));
-            Ok(ended.stopped_by.unwrap_or(exit::RESUMABLE))
+            Ok(parted.stopped_by.unwrap_or(exit::RESUMABLE))
         }
         Outcome::Failed { reason, .. } => Err(StartError::Failed(reason)),
     }

@@ -8,8 +8,11 @@ use std::time::Duration;
 use common::data::origins;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
+use common::failpoint;
 use common::job::JobSpec;
 use tokio::sync::mpsc;
+#[cfg(feature = "single-node")]
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints::Store;
@@ -56,15 +59,25 @@ pub struct Training {
     pub how_to_join: Option<String>,
 }
 
-/// How it ended.
+/// A run that has ended. Nobody was waited for so far.
 pub struct Ended {
+    pub outcome: Outcome,
+    server: Server,
+    signals: Signals,
+    data: Data,
+    #[cfg(feature = "single-node")]
+    local: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+/// How it ended.
+pub struct Parted {
     pub outcome: Outcome,
     /// The exit code of the signal that stopped it.
     pub stopped_by: Option<u8>,
 }
 
 impl Training {
-    /// Serves, trains and stores until the run ends.
+    /// Serves, trains and stores until the run ends. Nothing is waited for after that.
     pub async fn run(self) -> std::io::Result<Ended> {
         let (inputs, arrivals) = mpsc::channel(INPUTS);
         self.signals.begin(inputs.clone());
@@ -105,38 +118,54 @@ impl Training {
         )
         .with_journal(self.journal);
         #[cfg(feature = "single-node")]
-        let shutdown = CancellationToken::new();
-        #[cfg(feature = "single-node")]
-        let workers = self.local.map(|local| {
+        let local = self.local.map(|local| {
+            let shutdown = CancellationToken::new();
             let workers = local.join(self.server.address(), token.as_deref(), &shutdown);
-            tokio::spawn(watch_workers(workers, inputs.clone()))
+            let watching = tokio::spawn(watch_workers(workers, inputs.clone()));
+            (shutdown, watching)
         });
+        Ok(Ended {
+            outcome: driver.drive(arrivals).await,
+            server: self.server,
+            signals: self.signals,
+            data: Data {
+                job: self.prepared.job,
+                tokenizer: self.prepared.tokenizer,
+                template: self.prepared.template,
+                blocks: shelf,
+            },
+            #[cfg(feature = "single-node")]
+            local,
+        })
+    }
+}
 
-        let outcome = driver.drive(arrivals).await;
+impl Ended {
+    /// Lets the workers go, and names the rows at fault where there are any. The end must be on record by now, because a
+    /// second signal ends the process here.
+    pub async fn part(self) -> std::io::Result<Parted> {
+        failpoint::reached("farewell");
         #[cfg(feature = "single-node")]
-        if let Some(workers) = workers {
+        if let Some((shutdown, watching)) = self.local {
             // Those that wait for the next coordinator would wait in vain.
             shutdown.cancel();
-            let _ = tokio::time::timeout(FAREWELL, workers).await;
+            let _ = tokio::time::timeout(FAREWELL, watching).await;
         }
-        self.server.close().await;
+        if !self.server.close("the run is over").await {
+            tracing::debug!("ended without waiting for the last connections");
+        }
         // From here on nobody is left to ask for an end.
         self.signals
-            .finish(matches!(outcome, Outcome::Finished { .. }));
-        let data = Data {
-            job: self.prepared.job,
-            tokenizer: self.prepared.tokenizer,
-            template: self.prepared.template,
-            blocks: shelf,
-        };
-        let outcome = match outcome {
+            .finish(matches!(self.outcome, Outcome::Finished { .. }));
+        let data = self.data;
+        let outcome = match self.outcome {
             Outcome::Failed { reason, blocks } if !blocks.is_empty() => {
                 let named = tokio::task::spawn_blocking(move || data.name_rows(reason, &blocks));
                 named.await.map_err(std::io::Error::other)?
             }
             outcome => outcome,
         };
-        Ok(Ended {
+        Ok(Parted {
             outcome,
             stopped_by: self.signals.first().map(|signal| signal.code),
         })

@@ -195,6 +195,40 @@ fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
 }
 
 #[test]
+#[cfg(unix)]
+fn the_end_is_on_record_before_anybody_is_waited_for() {
+    let site = Site::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let options = [&OPTIONS[..], &["--listen", &listen]].concat();
+    // Holds as a worker does that does not go.
+    let mut run = Run::of(
+        site.start("out", &options)
+            .env("MUSTER_FAILPOINT", "farewell=hold"),
+    );
+    let _worker = site.join("one", port);
+    run.steps(5).process.signal("-TERM");
+    run.until("stopping after a checkpoint of step ");
+    let began = Instant::now();
+    let record = loop {
+        let record = site.json("out/run.json");
+        if record["state"] != "running" {
+            break record;
+        }
+        assert!(began.elapsed() < LIMIT, "{record}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(record["state"], "stopped", "{record}");
+    assert!(record["ended"].is_string(), "{record}");
+    let step = &record["step"];
+    assert_eq!(site.json("out/trainer_state.json")["global_step"], *step);
+    assert!(run.process.0.try_wait().unwrap().is_none());
+    run.process.signal("-TERM");
+    assert_eq!(run.end().status.code(), Some(75));
+    assert_eq!(site.json("out/run.json"), record);
+}
+
+#[test]
 fn a_terminal_that_is_closed_stops_a_run_like_sigterm_unless_nohup_was_asked_for() {
     if common::hangup::is_ignored() {
         eprintln!("not tested: the tests were started with nohup, which the programs inherit");
@@ -252,6 +286,33 @@ fn a_run_that_is_done_is_not_begun_again_though_its_coordinator_dies_at_once() {
         third.status.success() && !third.stdout.contains("could not"),
         "{third:?}"
     );
+}
+
+#[test]
+fn workers_are_let_go_also_where_the_run_was_done_while_its_folder_was_waited_for() {
+    let site = Site::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let start = || site.start("out", &["--listen", &listen]);
+    // It dies between the record of the result and the word to its worker.
+    let run = Run::of(start().env("MUSTER_FAILPOINT", "result-recorded"));
+    let mut worker = site.join("one", port);
+    run.end();
+    let record = std::fs::read_to_string(site.path("out/run.json")).unwrap();
+    assert!(record.contains(r#""state": "done""#), "{record}");
+    // To the next one it looks as if it were still at work, and done a moment later.
+    let lock = common::files::lock::open(&site.path("out/.muster/lock")).unwrap();
+    common::files::lock::attempt(&lock).unwrap();
+    let earlier = record.replace(r#""state": "done""#, r#""state": "running""#);
+    std::fs::write(site.path("out/run.json"), earlier).unwrap();
+    let mut again = Run::of(&mut start());
+    again.until("another coordinator is at work");
+    std::fs::write(site.path("out/run.json"), record).unwrap();
+    drop(lock);
+    let again = again.end();
+    assert!(again.status.success(), "{again:?}");
+    assert!(again.stdout.contains("is done already"), "{again:?}");
+    assert!(worker.wait().success(), "{again:?}");
 }
 
 #[test]

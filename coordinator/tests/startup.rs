@@ -101,6 +101,29 @@ fn while_data_is_packed_health_is_served_and_workers_are_told_to_wait() {
 }
 
 #[test]
+fn a_worker_that_waits_is_told_why_there_will_be_no_run() {
+    let site = Site::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    // As another coordinator holds it.
+    fs::create_dir_all(site.path("out/.muster")).unwrap();
+    let lock = common::files::lock::open(&site.path("out/.muster/lock")).unwrap();
+    common::files::lock::attempt(&lock).unwrap();
+    let mut coordinator = Run::of(&mut site.start("out", &["--listen", &listen]));
+    coordinator.until("another coordinator is at work");
+    let _worker = site.join("waits", port);
+    until_said(site.log_of("waits"), "the coordinator is preparing");
+    fs::write(site.path("out/run.json"), "what the other one left").unwrap();
+    drop(lock);
+    let coordinator = coordinator.end();
+    assert_eq!(coordinator.status.code(), Some(3), "{coordinator:?}");
+    let error = coordinator.stderr.trim().trim_start_matches("error: ");
+    assert!(error.contains("is not a run record"), "{error}");
+    let said = format!("it cannot begin the run: {error}");
+    until_said(site.log_of("waits"), &said);
+}
+
+#[test]
 fn a_signal_stops_the_preparation_even_where_that_hangs() {
     for (signal, code) in [("-TERM", 75), ("-INT", 130)] {
         let site = Site::new();
