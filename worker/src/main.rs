@@ -171,12 +171,12 @@ fn main() -> ExitCode {
         Command::SelfCheck(args) => finish(bench::self_check::run(args)),
         Command::Merge(args) => finish(merge::run(args)),
         Command::Completions { shell } => {
-            print(&manual::completions(Cli::command(), shell));
+            print(manual::completions(Cli::command(), shell));
             ExitCode::SUCCESS
         }
         Command::Man { command } => match manual::page(Cli::command(), command.as_deref()) {
             Ok(page) => {
-                print(&page);
+                print(page);
                 ExitCode::SUCCESS
             }
             Err(error) => fail(USAGE, &error),
