@@ -1,0 +1,118 @@
+//! An exchange that broke although both ends still talk to the coordinator: its members try each other, and it is made again.
+//!
+//! In: accusations and time. Out: probes, and a pair's failure where its exchange breaks again and again.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use proto::v1;
+
+use super::{Broken, MAX_PROBED};
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::{Cluster, Stage};
+use crate::events::RunEvent;
+
+/// Broken exchanges of one pair without a committed step between them, after which they count as unable to exchange.
+const MAX_BREAKS: u32 = 3;
+/// Of what a worker says of a broken exchange.
+const MAX_REASON_CHARS: usize = 200;
+
+impl Cluster {
+    /// An exchange of this generation broke, and a member says because of whom. Two that lost each other leave it open which of
+    /// them is cut off, so the others try too.
+    pub(in crate::cluster) fn peer_lost(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        lost: &v1::PeerLost,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.stage != Stage::Running || lost.generation != self.generation {
+            return;
+        }
+        let Some(&accused) = self.members.ranks().get(lost.rank as usize) else {
+            let reason = "it blames a peer that does not exist".to_owned();
+            return self.expel(now, id, reason, commands);
+        };
+        let broken = self.probing.broken.get_or_insert_with(|| Broken {
+            since: now,
+            accusations: Vec::new(),
+            tried: BTreeSet::new(),
+        });
+        let is_known = broken.accusations.iter().any(|(by, ..)| *by == id);
+        if accused == id || is_known {
+            return;
+        }
+        let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
+        broken.accusations.push((id, accused, reason));
+        if broken.tried.is_superset(&BTreeSet::from([id, accused]))
+            || broken.tried.len() >= 2 * MAX_PROBED
+        {
+            return;
+        }
+        // Members first: it is their exchange.
+        let mut others = self.members.ranks().to_vec();
+        let newcomers = self.members.ids().into_iter();
+        others.extend(newcomers.filter(|one| self.members.rank_of(*one).is_none()));
+        others.retain(|one| *one != id && *one != accused);
+        let step = others.len().div_ceil(MAX_PROBED - 2).max(1);
+        let mut circle = BTreeSet::from([id, accused]);
+        circle.extend(others.into_iter().step_by(step));
+        broken.tried.extend(circle.iter().copied());
+        for from in &circle {
+            let to: Vec<WorkerId> = circle.iter().copied().filter(|to| to != from).collect();
+            self.probe(now, *from, &to, None, commands);
+        }
+    }
+
+    pub(super) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        if self.probing.mends_at().is_some_and(|at| at <= now)
+            && let Some(broken) = self.probing.broken.take()
+        {
+            self.mend(now, &broken.accusations, commands);
+        }
+    }
+
+    /// An exchange broke although its members reach each other: it is made anew, but not for ever.
+    fn mend(
+        &mut self,
+        now: Instant,
+        accusations: &[(WorkerId, WorkerId, String)],
+        commands: &mut Vec<Command>,
+    ) {
+        let mut news = BTreeSet::new();
+        for (by, of, reason) in accusations {
+            let is_here = |id: &WorkerId| self.members.rank_of(*id).is_some();
+            if !is_here(by) || !is_here(of) {
+                continue;
+            }
+            let pair = (*by.min(of), *by.max(of));
+            if news.insert(pair) {
+                let breaks = self.probing.breaks.entry(pair).or_default();
+                *breaks += 1;
+                if *breaks >= MAX_BREAKS {
+                    let reason = format!("their exchange broke {breaks} times in a row: {reason}");
+                    self.probing.reachability.fail(*by, *of, &reason);
+                    self.probing.reachability.fail(*of, *by, &reason);
+                }
+            }
+        }
+        if let Some((by, of, reason)) = accusations.first()
+            && !news.is_empty()
+        {
+            let text = format!(
+                "the exchange broke: worker {} says of worker {} at {}: {reason}; it is made again",
+                self.members.name(*by),
+                self.members.name(*of),
+                self.address_of(*of)
+            );
+            commands.push(Command::Emit(RunEvent::Notice(text)));
+        }
+        let generation = self.generation;
+        self.regard_reach(now, commands);
+        if self.stage == Stage::Running && self.generation == generation && !self.member_lost {
+            self.reform(now, commands);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Who takes part, who waits and who has to go, by what is known of who reaches whom.
+//!
+//! In: what probes and broken exchanges left in [`super::Probing`]. Out: members sent away, newcomers set aside or refused, new
+//! generations. It asks nobody anything.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use proto::v1;
+
+use super::{Absence, FIRST_RETRY, Waiting, pause};
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::reachability::Candidate;
+use crate::cluster::{Cluster, Stage};
+
+/// Tries after which one whose own address is at fault is refused.
+const MAX_TRIES: u32 = 5;
+/// After a worker was sent away because of its connections, until it may take part again; each time twice that.
+const FIRST_ABSENCE: Duration = Duration::from_secs(5);
+const LONGEST_ABSENCE: Duration = Duration::from_secs(300);
+/// Times that a worker is sent away for that before it is refused.
+const MAX_ABSENCES: u32 = 6;
+/// Names of workers that were sent away.
+const MAX_REMEMBERED: usize = 1024;
+
+impl Cluster {
+    /// Sends members away that do not fit any more, and sees to those who wait.
+    pub(in crate::cluster) fn regard_reach(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        if self.stage == Stage::Ended || self.stopping.is_some() {
+            return;
+        }
+        let outsiders = self.outsiders();
+        if self.probing.broken.is_none() {
+            self.tell_group(&outsiders, commands);
+        }
+        let returned: Vec<WorkerId> = self.probing.waiting.keys().copied().collect();
+        for id in returned.into_iter().filter(|id| !outsiders.contains(id)) {
+            self.probing.waiting.remove(&id);
+        }
+        // While it is being found out who lost whom, nobody is judged.
+        let is_open = self.probing.broken.is_some();
+        let mut is_member_gone = false;
+        for id in outsiders {
+            if self.members.rank_of(id).is_some() {
+                if is_open {
+                    continue;
+                }
+                is_member_gone = true;
+                self.remove_member(now, id, commands);
+            } else {
+                self.let_wait(now, id, commands);
+            }
+        }
+        match self.stage {
+            Stage::Running if is_member_gone => self.regroup(now, commands),
+            Stage::Running if !is_open => self.release_state(now, commands),
+            Stage::Waiting => self.reform(now, commands),
+            _ => {}
+        }
+    }
+
+    /// Newcomers that must not enter a generation now.
+    pub(in crate::cluster) fn kept_out(&self) -> BTreeSet<WorkerId> {
+        let mut kept_out = self.outsiders();
+        for id in self.members.ids() {
+            let Some(worker) = self.members.get(id) else {
+                continue;
+            };
+            // Whoever brings a state was a member before.
+            let is_awaited = !worker.is_veteran && self.probing.is_awaited(id);
+            let absence = self.probing.absences.get(&worker.name);
+            let is_absent = absence.is_some_and(|absence| absence.until.is_some());
+            if is_awaited || is_absent {
+                kept_out.insert(id);
+            }
+        }
+        kept_out
+    }
+
+    /// How many of those who are here may take part together.
+    pub(in crate::cluster) fn usable_count(&self) -> usize {
+        self.members.count() - self.outsiders().len()
+    }
+
+    /// Why a worker is refused when it comes back: it was sent away too often.
+    pub(in crate::cluster) fn is_too_often_absent(&self, name: &str) -> Option<String> {
+        let absence = self.probing.absences.get(name)?;
+        (absence.count > MAX_ABSENCES).then(|| {
+            format!(
+                "it was sent away {} times in a row because other workers could not exchange with it; see to its network, \
+                 then start it again",
+                absence.count
+            )
+        })
+    }
+
+    /// Those who would break every exchange of a generation. Whoever loads yet is measured by those who are ready.
+    pub(super) fn outsiders(&self) -> BTreeSet<WorkerId> {
+        let reachability = &self.probing.reachability;
+        if reachability.is_empty() {
+            return BTreeSet::new();
+        }
+        let candidates = self.ready_candidates();
+        let mut outsiders = reachability.outsiders(&candidates);
+        let (count, need) = (candidates.len(), self.settings.min_workers.max(1));
+        let suffices = |out: &BTreeSet<WorkerId>| count - out.len() >= need;
+        if !suffices(&outsiders) {
+            // Rather what is known of an earlier step is computed again, to the same bits, than nothing at all.
+            let anybody: Vec<Candidate> = candidates
+                .iter()
+                .map(|one| Candidate {
+                    is_newest: false,
+                    ..*one
+                })
+                .collect();
+            let without = reachability.outsiders(&anybody);
+            if suffices(&without) {
+                outsiders = without;
+            }
+        }
+        let ready: BTreeSet<WorkerId> = candidates.iter().map(|one| one.id).collect();
+        let group: BTreeSet<WorkerId> = ready.difference(&outsiders).copied().collect();
+        let fits = |id: &WorkerId| group.is_disjoint(&reachability.partners(*id));
+        let loading = self.members.ids().into_iter();
+        let loading = loading.filter(|id| !ready.contains(id));
+        outsiders.extend(loading.filter(|id| !fits(id)));
+        outsiders
+    }
+
+    /// Everyone who is ready.
+    fn ready_candidates(&self) -> Vec<Candidate> {
+        let ids = self.members.ids();
+        let ready = |id: &WorkerId| {
+            self.members
+                .get(*id)
+                .filter(|worker| worker.ready.is_some())
+        };
+        let newest = ids.iter().filter_map(ready).map(|worker| worker.seen).max();
+        let candidate = |id: &WorkerId| {
+            let worker = ready(id)?;
+            Some(Candidate {
+                id: *id,
+                is_member: self.members.rank_of(*id).is_some(),
+                is_newest: Some(worker.seen) == newest,
+            })
+        };
+        ids.iter().filter_map(candidate).collect()
+    }
+
+    /// Where more could go on without those who have the newest state, and these are at fault themselves: they hand it over as a
+    /// checkpoint, from which the others go on, and have to go.
+    fn release_state(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let reachability = &self.probing.reachability;
+        if reachability.is_empty() {
+            return;
+        }
+        let mut candidates = self.ready_candidates();
+        let now_out = reachability.outsiders(&candidates);
+        let holders = candidates.iter().filter(|one| one.is_newest);
+        let holders: BTreeSet<WorkerId> = holders.map(|one| one.id).collect();
+        for candidate in &mut candidates {
+            candidate.is_newest = false;
+        }
+        let then_out = reachability.outsiders(&candidates);
+        let is_better = then_out.len() < now_out.len() && holders.is_subset(&then_out);
+        if !is_better || !holders.iter().all(|id| reachability.is_at_fault(*id)) {
+            return;
+        }
+        for id in holders {
+            let reason = self.why_outside(id);
+            self.drain_at_fault(now, id, reason, commands);
+        }
+    }
+
+    /// A member that runs loses what it has in hand: it comes back as a newcomer and is tried again.
+    fn remove_member(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
+        if self.stage != Stage::Running {
+            self.members.demote(id);
+            self.ledger.release(id);
+            return self.let_wait(now, id, commands);
+        }
+        let reason = self.why_outside(id);
+        self.note_absence(now, id);
+        self.forget(id, &reason, commands);
+        commands.push(Command::Expel { worker: id, reason });
+    }
+
+    fn note_absence(&mut self, now: Instant, id: WorkerId) {
+        let name = self.members.name(id).to_owned();
+        let absences = &mut self.probing.absences;
+        if absences.len() >= MAX_REMEMBERED && !absences.contains_key(&name) {
+            let oldest = absences.iter().min_by_key(|(_, absence)| absence.count);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                absences.remove(&oldest);
+            }
+        }
+        let absence = absences.entry(name).or_insert(Absence {
+            count: 0,
+            until: None,
+        });
+        absence.until = Some(now + pause(FIRST_ABSENCE, absence.count, LONGEST_ABSENCE));
+        absence.count += 1;
+    }
+
+    fn let_wait(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
+        let Some(waiting) = self.probing.waiting.get(&id) else {
+            let retry_at = now + FIRST_RETRY;
+            self.probing
+                .waiting
+                .insert(id, Waiting { tries: 1, retry_at });
+            let reason = self.why_outside(id);
+            let aside = v1::Aside { reason };
+            commands.push(Command::SendAside { worker: id, aside });
+            return;
+        };
+        let tries = waiting.tries;
+        let is_tried = tries > MAX_TRIES && !self.probing.is_awaited(id);
+        if is_tried && self.probing.reachability.is_at_fault(id) {
+            let reason = format!("{} (tried {tries} times)", self.why_outside(id));
+            self.forget(id, &reason, commands);
+            commands.push(Command::Refuse { worker: id, reason });
+        }
+    }
+}
