@@ -138,7 +138,7 @@ fn a_run_goes_on_with_a_new_worker_when_everybody_died() {
     assert!(run.status.success(), "{run:?}");
     for said in [
         "0 of 1 are back; in 1 s the run goes on",
-        "are computed again, to the same weights",
+        "computed again, to the same weights",
     ] {
         assert!(run.stdout.contains(said), "{said}: {run:?}");
     }
@@ -166,7 +166,7 @@ fn a_worker_that_sleeps_while_others_begin_again_takes_them_along() {
     run.process.kill();
     let mut run = start(&stage);
     let other = stage.site.join("two", stage.port);
-    run.until("are computed again, to the same weights");
+    run.until("computed again, to the same weights");
     worker.signal("-CONT");
     stage.workers.extend([worker, other]);
     let run = run.end();

@@ -139,11 +139,13 @@ impl Cluster {
         if newest >= self.committed {
             return;
         }
+        let lost = match self.committed - newest {
+            1 => "it is".to_owned(),
+            _ => format!("steps {} to {} are", newest + 1, self.committed),
+        };
         commands.push(Command::Emit(RunEvent::Notice(format!(
-            "nobody who is here has step {}; steps {} to {} are computed again, to the same weights, unless somebody comes \
-             back with them",
-            self.committed,
-            newest + 1,
+            "nobody who is here has step {}; {lost} computed again, to the same weights, unless somebody comes back who \
+             has it",
             self.committed
         ))));
         self.committed = newest;

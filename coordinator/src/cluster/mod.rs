@@ -203,6 +203,7 @@ impl Cluster {
         if self.wakes_at().is_some_and(|at| at <= now) {
             self.tick(now, commands);
         }
+        self.regard_news(now, commands);
         if !is_usual {
             self.feed_newcomers(now, commands);
         }

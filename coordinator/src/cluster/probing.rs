@@ -26,6 +26,8 @@ pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Before whoever does not fit is tried again; each time twice that, up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The longest while nothing is computed, because too few are left.
+const LONGEST_RETRY_IDLE: Duration = Duration::from_secs(5);
 
 /// What is being tried, and who waits.
 #[derive(Debug, Default)]
@@ -34,8 +36,12 @@ pub struct Probing {
     /// Probes so far: each has a number of its own.
     count: u64,
     asked: BTreeMap<u64, Asked>,
-    /// Answers about a newcomer, or of it, that are not there yet.
-    awaited: BTreeMap<WorkerId, usize>,
+    /// By newcomer, or whoever is tried again: the round of probes that it is in.
+    awaited: BTreeMap<WorkerId, Round>,
+    /// Something is known that nobody was judged by yet.
+    has_news: bool,
+    /// Pairs that were not known to fail, of which nothing was said yet.
+    new_failures: Vec<(WorkerId, WorkerId)>,
     /// Those who do not fit and are no members.
     waiting: BTreeMap<WorkerId, Waiting>,
     broken: Option<Broken>,
@@ -43,9 +49,27 @@ pub struct Probing {
     breaks: BTreeMap<(WorkerId, WorkerId), u32>,
     /// By name, because whoever comes back has another number.
     absences: BTreeMap<String, Absence>,
-    told_group: Option<BTreeSet<WorkerId>>,
-    /// Since when, and how many.
-    told_pairs: Option<(Instant, u32)>,
+    /// By name, too.
+    told_group: BTreeSet<String>,
+    /// Since when, and what.
+    told_pairs: Option<(Instant, BTreeSet<String>)>,
+}
+
+/// Probes of one worker and by it. What they say counts when all are answered: until then a pair that fails both ways would
+/// look like the fault of one end.
+#[derive(Debug, Default)]
+struct Round {
+    /// Not answered yet.
+    open: usize,
+    answers: Vec<Answer>,
+}
+
+/// Whether `from` reached `to`.
+#[derive(Debug)]
+struct Answer {
+    from: WorkerId,
+    to: WorkerId,
+    failure: Option<String>,
 }
 
 #[derive(Debug)]
@@ -59,7 +83,11 @@ struct Asked {
 
 #[derive(Debug)]
 struct Waiting {
+    since: Instant,
+    /// How often all those with whom it fails were tried.
     tries: u32,
+    /// Those of them who were tried since.
+    tried: BTreeSet<WorkerId>,
     retry_at: Instant,
 }
 
@@ -81,8 +109,8 @@ struct Broken {
 
 impl Probing {
     pub fn forget(&mut self, worker: WorkerId) {
-        self.reachability.forget(worker);
         self.waiting.remove(&worker);
+        self.awaited.remove(&worker);
         self.breaks.retain(|(a, b), _| *a != worker && *b != worker);
         let concerns = |(number, asked): (&u64, &mut Asked)| {
             asked.to.retain(|to| *to != worker);
@@ -90,45 +118,64 @@ impl Probing {
         };
         let over: Vec<u64> = self.asked.iter_mut().filter_map(concerns).collect();
         for number in over {
-            self.take(number);
+            self.finish(number, Vec::new());
         }
-        self.awaited.remove(&worker);
+        for round in self.awaited.values_mut() {
+            let concerns = |answer: &Answer| answer.from == worker || answer.to == worker;
+            round.answers.retain(|answer| !concerns(answer));
+        }
+        self.reachability.forget(worker);
     }
 
     fn ask(&mut self, asked: Asked) -> u64 {
         self.count += 1;
         if let Some(newcomer) = asked.newcomer {
-            *self.awaited.entry(newcomer).or_default() += 1;
+            self.awaited.entry(newcomer).or_default().open += 1;
         }
         self.asked.insert(self.count, asked);
         self.count
     }
 
-    fn take(&mut self, number: u64) -> Option<Asked> {
-        let asked = self.asked.remove(&number)?;
+    /// Ends a probe with what was answered: nothing where no answer came, or none will.
+    fn finish(&mut self, number: u64, mut answers: Vec<Answer>) {
+        let Some(asked) = self.asked.remove(&number) else {
+            return;
+        };
         if let Some(newcomer) = asked.newcomer
-            && let Some(count) = self.awaited.get_mut(&newcomer)
+            && let Some(mut round) = self.awaited.remove(&newcomer)
         {
-            *count -= 1;
-            if *count == 0 {
-                self.awaited.remove(&newcomer);
+            round.open -= 1;
+            round.answers.append(&mut answers);
+            if round.open > 0 {
+                self.awaited.insert(newcomer, round);
+                return;
+            }
+            answers = round.answers;
+        }
+        self.has_news = true;
+        for Answer { from, to, failure } in answers {
+            match failure {
+                Some(reason) if self.reachability.fail(from, to, &reason) => {
+                    self.new_failures.push((from, to));
+                }
+                Some(_) => {}
+                None => {
+                    self.reachability.succeed(from, to);
+                }
             }
         }
-        Some(asked)
     }
 
-    /// Takes out what was not answered in time. True where there was any.
-    fn expire(&mut self, now: Instant) -> bool {
+    /// Takes out what was not answered in time.
+    fn expire(&mut self, now: Instant) {
         let asked = self.asked.iter().filter(|(_, asked)| asked.due <= now);
         let over: Vec<u64> = asked.map(|(number, _)| *number).collect();
-        for number in &over {
-            self.take(*number);
+        for number in over {
+            self.finish(number, Vec::new());
         }
-        let mut is_back = false;
         for absence in self.absences.values_mut() {
-            is_back |= absence.until.take_if(|until| *until <= now).is_some();
+            self.has_news |= absence.until.take_if(|until| *until <= now).is_some();
         }
-        !over.is_empty() || is_back
     }
 
     /// Somebody is, or was, kept out.
@@ -154,6 +201,11 @@ impl Probing {
     #[cfg(test)]
     pub fn is_at_peace(&self) -> bool {
         self.reachability.is_empty() && self.waiting.is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn failing_with(&self, worker: WorkerId) -> usize {
+        self.reachability.partners(worker).len()
     }
 
     /// What was tried when it joined is not known yet.

@@ -159,7 +159,7 @@ impl World {
             count(&self.counts.refused_states, 1);
         }
         if let RunEvent::Notice(text) = event
-            && text.contains("are computed again")
+            && text.contains("computed again")
         {
             count(&self.counts.begun_again, 1);
         }

@@ -81,6 +81,13 @@ impl Cluster {
         accusations: &[(WorkerId, WorkerId, String)],
         commands: &mut Vec<Command>,
     ) {
+        let outsiders = self.outsiders();
+        let is_explained = self.members.ranks().iter().any(|id| outsiders.contains(id));
+        // Where the probes found a pair that is cut off, nobody else is to blame: the others waited for those two.
+        let accusations = match is_explained {
+            true => &[],
+            false => accusations,
+        };
         let mut news = BTreeSet::new();
         for (by, of, reason) in accusations {
             let is_here = |id: &WorkerId| self.members.rank_of(*id).is_some();

@@ -16,6 +16,8 @@ use crate::cluster::{Cluster, Stage};
 
 /// Tries after which one whose own address is at fault is refused.
 const MAX_TRIES: u32 = 5;
+/// It is not refused before that, however often it was tried.
+const REFUSED_AFTER: Duration = Duration::from_secs(60);
 /// After a worker was sent away because of its connections, until it may take part again; each time twice that.
 const FIRST_ABSENCE: Duration = Duration::from_secs(5);
 const LONGEST_ABSENCE: Duration = Duration::from_secs(300);
@@ -25,6 +27,14 @@ const MAX_ABSENCES: u32 = 6;
 const MAX_REMEMBERED: usize = 1024;
 
 impl Cluster {
+    /// Says what probes found, and judges by it; also where it is about somebody who is gone.
+    pub(in crate::cluster) fn regard_news(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        if std::mem::take(&mut self.probing.has_news) {
+            self.tell_failures(now, commands);
+            self.regard_reach(now, commands);
+        }
+    }
+
     /// Sends members away that do not fit any more, and sees to those who wait.
     pub(in crate::cluster) fn regard_reach(&mut self, now: Instant, commands: &mut Vec<Command>) {
         if self.stage == Stage::Ended || self.stopping.is_some() {
@@ -205,17 +215,21 @@ impl Cluster {
 
     fn let_wait(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         let Some(waiting) = self.probing.waiting.get(&id) else {
-            let retry_at = now + FIRST_RETRY;
-            self.probing
-                .waiting
-                .insert(id, Waiting { tries: 1, retry_at });
+            let waiting = Waiting {
+                since: now,
+                tries: 1,
+                tried: BTreeSet::new(),
+                retry_at: now + FIRST_RETRY,
+            };
+            self.probing.waiting.insert(id, waiting);
             let reason = self.why_outside(id);
             let aside = v1::Aside { reason };
             commands.push(Command::SendAside { worker: id, aside });
             return;
         };
         let tries = waiting.tries;
-        let is_tried = tries > MAX_TRIES && !self.probing.is_awaited(id);
+        let is_late = now.duration_since(waiting.since) >= REFUSED_AFTER;
+        let is_tried = is_late && tries > MAX_TRIES && !self.probing.is_awaited(id);
         if is_tried && self.probing.reachability.is_at_fault(id) {
             let reason = format!("{} (tried {tries} times)", self.why_outside(id));
             self.forget(id, &reason, commands);

@@ -7,10 +7,13 @@ use std::time::Instant;
 
 use proto::v1;
 
-use super::{ANSWER_LIMIT, Asked, FIRST_RETRY, LONGEST_RETRY, MAX_PROBED, Waiting, pause};
-use crate::cluster::Cluster;
+use super::{
+    ANSWER_LIMIT, Answer, Asked, FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE, MAX_PROBED,
+    Waiting, pause,
+};
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
+use crate::cluster::{Cluster, Stage};
 
 impl Cluster {
     /// Has a newcomer and those who are here try each other.
@@ -49,59 +52,62 @@ impl Cluster {
         probed: &v1::Probed,
         commands: &mut Vec<Command>,
     ) {
-        let is_asked = |asked: &Asked| asked.from == id;
-        if !self.probing.asked.get(&probed.number).is_some_and(is_asked) {
-            return;
-        }
-        let Some(asked) = self.probing.take(probed.number) else {
+        let asked = self.probing.asked.get(&probed.number);
+        let Some(asked) = asked.filter(|asked| asked.from == id) else {
             return;
         };
-        let mut news = Vec::new();
-        // Whether anything may be different now.
-        let newcomer = asked.newcomer;
-        let mut is_news = newcomer.is_none_or(|newcomer| !self.probing.is_awaited(newcomer));
-        for to in asked.to {
+        let answer = |to: &WorkerId| {
             let unreached = probed.unreached.iter().find(|one| one.worker == to.0);
-            let reachability = &mut self.probing.reachability;
-            match unreached {
-                Some(unreached) => {
-                    is_news = true;
-                    if reachability.fail(id, to, &unreached.reason) {
-                        news.push(to);
-                    }
-                }
-                None => is_news |= reachability.succeed(id, to),
+            Answer {
+                from: id,
+                to: *to,
+                failure: unreached.map(|unreached| unreached.reason.clone()),
             }
-        }
-        self.tell_failures(now, id, &news, commands);
-        if is_news {
-            self.regard_reach(now, commands);
-        }
+        };
+        let answers = asked.to.iter().map(answer).collect();
+        self.probing.finish(probed.number, answers);
+        self.regard_news(now, commands);
         self.mend_if_due(now, commands);
     }
 
     /// What is due by the clock: answers that did not come, tries again, an exchange to be made again.
     pub(in crate::cluster) fn tick_probes(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let expired = self.probing.expire(now);
+        self.probing.expire(now);
         let due = |(id, waiting): (&WorkerId, &Waiting)| (waiting.retry_at <= now).then_some(*id);
         let due: Vec<WorkerId> = self.probing.waiting.iter().filter_map(due).collect();
         for id in &due {
             self.try_again(now, *id, commands);
         }
-        if expired || !due.is_empty() {
-            self.regard_reach(now, commands);
-        }
+        self.probing.has_news |= !due.is_empty();
+        self.regard_news(now, commands);
         self.mend_if_due(now, commands);
     }
 
+    /// Has a worker that waits and those with whom it fails try each other: so many at a time, in turn, until all were tried.
     fn try_again(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
-        if let Some(waiting) = self.probing.waiting.get_mut(&id) {
-            waiting.retry_at = now + pause(FIRST_RETRY, waiting.tries, LONGEST_RETRY);
-            waiting.tries += 1;
+        let is_awaited = self.probing.is_awaited(id);
+        let Some(waiting) = self.probing.waiting.get_mut(&id) else {
+            return;
+        };
+        waiting.retry_at = now + FIRST_RETRY;
+        if is_awaited {
+            return;
         }
         let partners = self.probing.reachability.partners(id);
-        let partners: Vec<WorkerId> = partners.into_iter().take(MAX_PROBED).collect();
-        self.try_each_other(now, id, &partners, Some(id), commands);
+        waiting.tried.retain(|one| partners.contains(one));
+        let untried = partners.difference(&waiting.tried).copied();
+        let untried: Vec<WorkerId> = untried.take(MAX_PROBED).collect();
+        waiting.tried.extend(&untried);
+        if waiting.tried == partners {
+            waiting.tried.clear();
+            let longest = match self.stage {
+                Stage::Waiting => LONGEST_RETRY_IDLE,
+                _ => LONGEST_RETRY,
+            };
+            waiting.retry_at = now + pause(FIRST_RETRY, waiting.tries, longest);
+            waiting.tries += 1;
+        }
+        self.try_each_other(now, id, &untried, Some(id), commands);
     }
 
     fn try_each_other(

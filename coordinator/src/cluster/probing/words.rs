@@ -11,35 +11,29 @@ use crate::events::RunEvent;
 /// Names in one line.
 const MAX_NAMED: usize = 4;
 /// Pairs that are told of within a while. The group that goes on is told in any case.
-const MAX_TOLD: u32 = 8;
+const MAX_TOLD: usize = 8;
 const TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 impl Cluster {
-    pub(super) fn tell_failures(
-        &mut self,
-        now: Instant,
-        from: WorkerId,
-        news: &[WorkerId],
-        commands: &mut Vec<Command>,
-    ) {
-        for to in news {
-            let (since, told) = self.probing.told_pairs.unwrap_or((now, 0));
-            let told = match now.duration_since(since) < TOLD_AGAIN {
-                true if told >= MAX_TOLD => return,
-                true => (since, told + 1),
-                false => (now, 1),
-            };
-            self.probing.told_pairs = Some(told);
-            let Some(reason) = self.probing.reachability.failure(from, *to) else {
+    /// Each pair that was found to fail, unless the same was said a moment ago.
+    pub(super) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        for (from, to) in std::mem::take(&mut self.probing.new_failures) {
+            let Some(reason) = self.probing.reachability.failure(from, to) else {
                 continue;
             };
-            let (name, address) = (self.members.name(*to), self.address_of(*to));
+            let (name, address) = (self.members.name(to), self.address_of(to));
             let advice = advice(name, address, self.address_of(from));
             let from = self.members.name(from);
             let text = format!(
                 "worker {from} cannot reach worker {name} at {address}: {reason}; {advice}"
             );
-            commands.push(Command::Emit(RunEvent::Notice(text)));
+            let is_recent = |(since, _): &(Instant, _)| now.duration_since(*since) < TOLD_AGAIN;
+            let told = self.probing.told_pairs.take().filter(is_recent);
+            let (since, mut told) = told.unwrap_or_else(|| (now, BTreeSet::new()));
+            if told.len() < MAX_TOLD && told.insert(text.clone()) {
+                commands.push(Command::Emit(RunEvent::Notice(text)));
+            }
+            self.probing.told_pairs = Some((since, told));
         }
     }
 
@@ -48,29 +42,37 @@ impl Cluster {
         outsiders: &BTreeSet<WorkerId>,
         commands: &mut Vec<Command>,
     ) {
-        let before = self.probing.told_group.clone().unwrap_or_default();
-        if *outsiders == before {
+        let name = |id: &WorkerId| self.members.name(*id).to_owned();
+        let names: BTreeSet<String> = outsiders.iter().map(name).collect();
+        let told = &self.probing.told_group;
+        // Whoever was sent away comes back in a moment, and is no news then; nor is it known yet whether it is reached.
+        let all = self.members.ids();
+        let is_back = |id: &WorkerId| told.contains(self.members.name(*id));
+        let is_open = outsiders.is_empty()
+            && (all.iter().any(|id| self.probing.is_awaited(*id)) || !all.iter().any(is_back));
+        if names == *told || is_open {
             return;
         }
-        self.probing.told_group = Some(outsiders.clone());
-        let here = self.members.count();
-        let text = match outsiders.is_empty() {
-            true if before.iter().all(|id| self.members.get(*id).is_none()) => return,
-            true => format!("all {here} workers reach each other again"),
-            false => {
-                let names = outsiders.iter().take(MAX_NAMED);
-                let names: Vec<&str> = names.map(|id| self.members.name(*id)).collect();
-                let more = match outsiders.len() > names.len() {
+        let (here, need) = (all.len(), self.settings.min_workers);
+        let text = match here - outsiders.len() {
+            group if group == here => format!("all {here} workers reach each other again"),
+            group => {
+                let listed: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
+                let more = match names.len() > listed.len() {
                     true => " and others",
                     false => "",
                 };
+                let goes_on = match group < need {
+                    true => format!(", and {need} are needed"),
+                    false => " and take part".to_owned(),
+                };
                 format!(
-                    "{} of {here} workers reach each other and take part; tried again from time to time: {}{more}",
-                    here - outsiders.len(),
-                    names.join(", ")
+                    "{group} of {here} workers reach each other{goes_on}; tried again from time to time: {}{more}",
+                    listed.join(", ")
                 )
             }
         };
+        self.probing.told_group = names;
         commands.push(Command::Emit(RunEvent::Notice(text)));
     }
 
@@ -117,6 +119,12 @@ fn advice(name: &str, address: &str, from: &str) -> String {
     if is_loopback(address) && !is_loopback(from) {
         return format!(
             "it joined over the loopback: let {name} join by an address of the coordinator's machine that others use too"
+        );
+    }
+    if address.parse::<std::net::SocketAddr>().is_err() {
+        return format!(
+            "see that the name resolves there and open that port, or start {name} with --exchange-host and an address that \
+             others reach"
         );
     }
     format!(

@@ -28,6 +28,7 @@ impl Run {
             cluster: Cluster::new(settings(), course),
             now: Instant::now(),
             unreached: Default::default(),
+            notices: Vec::new(),
         };
         scene.after(join(WorkerId(1)));
         let Event::WorkerReady { worker, mut ready } = ready(WorkerId(1), 0) else {

@@ -204,6 +204,8 @@ struct Scene {
     now: Instant,
     /// Pairs of which the first does not reach the second.
     unreached: std::collections::BTreeSet<(u64, u64)>,
+    /// All that was said so far.
+    notices: Vec<String>,
 }
 
 impl Scene {
@@ -214,6 +216,7 @@ impl Scene {
             cluster: Cluster::new(settings, course(6, 4)),
             now: Instant::now(),
             unreached: Default::default(),
+            notices: Vec::new(),
         }
     }
 
@@ -253,6 +256,11 @@ impl Scene {
     fn handle(&mut self, event: Event) -> Vec<Command> {
         let mut commands = Vec::new();
         self.cluster.handle(self.now, event, &mut commands);
+        self.notices
+            .extend(commands.iter().filter_map(|command| match command {
+                Command::Emit(RunEvent::Notice(text)) => Some(text.clone()),
+                _ => None,
+            }));
         commands
     }
 

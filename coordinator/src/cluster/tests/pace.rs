@@ -65,6 +65,7 @@ impl Shop {
             cluster: Cluster::new(settings, course),
             now,
             unreached: Default::default(),
+            notices: Vec::new(),
         };
         let mut shop = Self {
             scene,

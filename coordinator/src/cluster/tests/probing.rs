@@ -102,7 +102,8 @@ fn where_neither_reaches_the_other_both_wait_until_they_do() {
     assert_eq!(scene.cluster.members.count(), 2, "{said:#?}");
     assert!(to_worker(&said, "w1 generation").is_empty(), "{said:#?}");
     scene.unreached.clear();
-    said = scene.pass(SECOND * 31, &[]);
+    // They are tried oftener than beside a run that goes on.
+    said = scene.pass(SECOND * 6, &[]);
     let together = "w1 generation 1 at 0 of [1 2] behind []".to_owned();
     assert!(said.contains(&together), "{said:#?}");
 }
@@ -275,4 +276,132 @@ fn two_that_claim_one_address_do_not_send_each_other_away() {
         "{said:?}"
     );
     assert!(scene.cluster.members.get(WorkerId(1)).is_some());
+}
+
+#[test]
+fn a_member_stays_where_a_newcomer_and_it_do_not_reach_each_other_whoever_says_so_first() {
+    for is_newcomer_first in [false, true] {
+        let mut scene = Scene::with_workers(2);
+        scene.cut(&[(1, 3)]);
+        let commands = scene.handle(join(WorkerId(3)));
+        scene.handle(ready(WorkerId(3), 0));
+        let probes = commands.iter().filter_map(|command| match command {
+            Command::SendProbe { worker, probe } => Some(scene.answer(*worker, probe)),
+            _ => None,
+        });
+        let mut answers: Vec<Event> = probes.collect();
+        if is_newcomer_first {
+            answers.reverse();
+        }
+        let mut said = Vec::new();
+        for answer in answers {
+            said.extend(scene.after(answer));
+        }
+        assert_eq!(said.len(), 1, "{said:#?}");
+        assert!(said[0].starts_with("w3 aside: "), "{said:#?}");
+    }
+}
+
+#[test]
+fn whoever_dies_before_it_answers_holds_nobody_up() {
+    let mut scene = Scene::new(|settings| settings.min_workers = 2);
+    let mut said = Vec::new();
+    for id in 1..=3 {
+        for command in scene.handle(join(WorkerId(id))) {
+            // The first one never answers.
+            if let Command::SendProbe { worker, probe } = command
+                && worker != WorkerId(1)
+            {
+                let answer = scene.answer(worker, &probe);
+                said.extend(scene.after(answer));
+            }
+        }
+        if id > 1 {
+            said.extend(scene.after(ready(WorkerId(id), 0)));
+        }
+    }
+    assert!(to_worker(&said, "w2 generation").is_empty(), "{said:#?}");
+    said = scene.after(lost(1));
+    let together = "w2 generation 1 at 0 of [2 3] behind []".to_owned();
+    assert!(said.contains(&together), "{said:#?}");
+}
+
+#[test]
+fn every_pair_that_failed_is_tried_again_however_many_there_are() {
+    let mut scene = Scene::with_workers(2);
+    scene.cluster.settings.min_workers = 1;
+    for (worker, slot) in [(1, 0), (1, 1), (2, 2), (2, 3)] {
+        scene.after(done(worker, 0, slot));
+    }
+    for id in 1..=2 {
+        scene.after(reported(id, 1, "weights-1"));
+    }
+    scene.now += LOSSES_GATHER;
+    let count = 2 * MAX_PROBED as u64 + 1;
+    let newcomers = 3..3 + count;
+    scene.cluster.settings.min_workers = count as usize;
+    scene.after(lost(2));
+    // The first has the newest state, but they go on without it as soon as they are enough.
+    for id in newcomers.clone() {
+        scene.cut(&[(1, id)]);
+        scene.after(join(WorkerId(id)));
+        scene.after(ready(WorkerId(id), 0));
+    }
+    assert!(!scene.cluster.members.ranks().contains(&WorkerId(1)));
+    for id in newcomers {
+        scene.after(entered(id, 2, 0, &[]));
+    }
+    let failing = |scene: &Scene| scene.cluster.probing.failing_with(WorkerId(1));
+    assert_eq!(failing(&scene), count as usize);
+    // The first of them stay out of its reach, which is found out about the others all the same.
+    let still_cut = MAX_PROBED as u64;
+    scene
+        .unreached
+        .retain(|(from, to)| *from.max(to) < 3 + still_cut);
+    scene.pass(SECOND * 60, &[]);
+    assert_eq!(failing(&scene), MAX_PROBED);
+    scene.unreached.clear();
+    scene.pass(SECOND * 60, &[]);
+    assert!(scene.cluster.probing.is_at_peace());
+}
+
+#[test]
+fn of_a_cut_pair_is_told_once_and_nobody_who_waited_for_it_is_blamed() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    scene.cut(&[(1, 2)]);
+    // Each says of the third that it was silent: it waited for those two.
+    for (by, rank) in [(1, 2), (2, 2), (3, 0)] {
+        scene.after(accusation(by, 1, rank));
+    }
+    scene.pass(SECOND, &[]);
+    // Whoever was sent away comes back under another number.
+    scene.cut(&[(1, 4)]);
+    scene.after(join_as(4, "w2"));
+    scene.after(ready(WorkerId(4), 0));
+    scene.pass(SECOND * 10, &[]);
+    let said = scene.notices.join("\n");
+    assert_eq!(said.matches("cannot reach worker").count(), 3, "{said}");
+    let group = "2 of 3 workers reach each other and take part; tried again from time to time: w2";
+    assert_eq!(said.matches(group).count(), 1, "{said}");
+    assert!(!said.contains("the exchange broke"), "{said}");
+    scene.unreached.clear();
+    scene.pass(SECOND * 40, &[]);
+    let last = scene.notices.last().unwrap();
+    assert_eq!(last, "all 3 workers reach each other again");
+}
+
+#[test]
+fn where_too_few_reach_each_other_it_is_said_how_many_are_needed() {
+    let mut scene = Scene::new(|settings| settings.min_workers = 2);
+    scene.cut(&[(1, 2)]);
+    for id in 1..=2 {
+        scene.after(join(WorkerId(id)));
+        scene.after(ready(WorkerId(id), 0));
+    }
+    let said = scene.notices.last().unwrap();
+    assert_eq!(
+        said,
+        "1 of 2 workers reach each other, and 2 are needed; tried again from time to time: w2"
+    );
 }
