@@ -1,16 +1,15 @@
 //! `coordinator start`: from the command line to the result, phase by phase.
 
-use std::path::PathBuf;
+mod error;
+mod telling;
 
 use common::data::prune_blocks;
-use common::files::FileError;
-use common::job::{JobErrors, JobSpec, Method, Resume};
-use common::progress::{Cancelled, Progress};
+use common::job::{JobSpec, Resume};
+use common::progress::Progress;
 use common::streams;
-use thiserror::Error;
 use tokio::runtime::Runtime;
 
-use crate::addresses::{how_to_join, join_command};
+use crate::addresses::how_to_join;
 use crate::args::{StartArguments, exit};
 use crate::claim::claim;
 use crate::cluster::{Earlier, Outcome};
@@ -21,70 +20,20 @@ use crate::journal::Journal;
 use crate::output::{
     OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
 };
-use crate::prepare::{PreflightError, Prepared, prepare};
+use crate::prepare::{Prepared, prepare};
 use crate::recorder::Recorder;
-use crate::resume::{Past, ResumeError, Start};
+use crate::resume::{Past, Start};
 use crate::server::Server;
 use crate::signals::Signals;
 #[cfg(feature = "single-node")]
-use crate::single_node::{self, DevicesError, LocalWorkers};
+use crate::single_node::{self, LocalWorkers};
 use crate::test_prompts::{ask_after, ask_before};
 use crate::train::{Parted, Training};
-use crate::ui::{NextView, PlanView, Programs, Terminal, quoted, showing};
-use crate::words::{job_words, recorded_words, resume_words};
+use crate::ui::{Terminal, showing};
+use crate::words::recorded_words;
 
-#[derive(Debug, Error)]
-pub enum StartError {
-    #[error(transparent)]
-    Job(#[from] JobErrors),
-    #[error("cannot read the token file {path}: {reason}")]
-    Token { path: PathBuf, reason: String },
-    #[error("cannot listen on {address}: {reason}")]
-    Listen { address: String, reason: String },
-    #[error("cannot listen on {address}: the port is in use; name another with --listen HOST:PORT")]
-    PortInUse { address: String },
-    #[error(transparent)]
-    Preflight(#[from] PreflightError),
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    #[error(transparent)]
-    Resume(#[from] ResumeError),
-    #[error("the journal cannot be used: {0}")]
-    Journal(FileError),
-    #[error(transparent)]
-    Lock(FileError),
-    #[error("another coordinator is at work in output_dir {dir}")]
-    InUse { dir: PathBuf },
-    #[error(
-        "this build has no engine: start workers with `worker join`, or build with the feature single-node"
-    )]
-    NoEngine,
-    #[cfg(feature = "single-node")]
-    #[error(transparent)]
-    Devices(#[from] single_node::DevicesError),
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    #[error("cannot start: {0}")]
-    Runtime(#[from] std::io::Error),
-    /// The job began and failed.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl StartError {
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
-            #[cfg(feature = "single-node")]
-            Self::Devices(DevicesError::TooMany { .. }) => exit::USAGE,
-            // What passes is worth another try with the same command, unlike what the job itself gets wrong.
-            Self::PortInUse { .. } | Self::InUse { .. } => exit::JOB_FAILED,
-            Self::Lock(_) | Self::Journal(_) => exit::JOB_FAILED,
-            Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
-            _ => exit::PREFLIGHT,
-        }
-    }
-}
+pub use error::StartError;
+use telling::{announce, resume_command, show, show_next};
 
 /// Runs a job and gives back the exit code.
 pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
@@ -398,33 +347,6 @@ fn run_end(outcome: &Outcome) -> RunEnd {
     }
 }
 
-fn show(terminal: &mut Terminal, prepared: &Prepared, start: &Start, past: &Past) {
-    terminal.show_plan(&PlanView::of(prepared));
-    if let Some(sample) = prepared.data.samples.first() {
-        terminal.show_sample(sample);
-    }
-    for notice in start.notices.iter().chain(&past.notices) {
-        terminal.say(notice);
-    }
-}
-
-/// Where workers can join, and where the run goes on from.
-fn announce(terminal: &mut Terminal, arguments: &StartArguments, server: &Server, start: &Start) {
-    if let Some(path) = start.state.folder.clone().filter(|_| start.state.step > 0) {
-        let step = start.state.step;
-        terminal.observe(&RunEvent::Resumed { step, path });
-    }
-    if !arguments.single_node || arguments.listen.is_some() {
-        terminal.say(&format!(
-            "workers join with: {}",
-            join_command(server.address(), server.token().is_some())
-        ));
-    }
-    if !server.address().ip().is_loopback() && server.token().is_none() {
-        terminal.say("anyone who reaches this port can join and read the data; use --token-file to prevent that");
-    }
-}
-
 /// What the cluster must know of the terms before this one.
 fn earlier(arguments: &StartArguments, past: &Past) -> Earlier {
     let mut earlier = past.history.earlier();
@@ -450,23 +372,4 @@ fn local_workers(arguments: &StartArguments) -> Option<LocalWorkers> {
         threads: arguments.threads,
         devices: arguments.device.clone(),
     })
-}
-
-fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job: &JobSpec) {
-    terminal.show_next(&NextView {
-        output_dir: &job.output_dir,
-        base_model: &job.base_model,
-        is_adapter: matches!(job.method, Method::Lora(_)),
-        job_words: &job_words(std::env::args_os()),
-        has_token: arguments.token_file.is_some(),
-        prompt: job.test_prompts.first().map(String::as_str),
-        programs: Programs::find(),
-    });
-}
-
-/// The command that goes on where this process stopped.
-fn resume_command(begins_anew: bool) -> String {
-    let words = resume_words(std::env::args_os(), begins_anew);
-    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    words.join(" ")
 }
