@@ -47,12 +47,24 @@ impl Site {
 
     /// `coordinator start` of a LoRA job into the folder `output`.
     pub fn start(&self, output: &str, options: &[&str]) -> Command {
+        // One field may have one value only.
+        let is_given = |field: &str| {
+            let (name, _) = field.split_once('=').unwrap();
+            let flag = format!("--{}", name.replace('_', "-"));
+            let set = format!("{name}=");
+            let gives = |option: &&str| **option == flag || option.starts_with(&set);
+            options.iter().any(gives)
+        };
         let mut command = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         command
             .current_dir(self.folder.path())
             .args(["start", "--dataset", "data.jsonl"])
             .args(["--output-dir", output])
-            .args(JOB.iter().flat_map(|field| ["--set", field]));
+            .args(
+                JOB.iter()
+                    .filter(|field| !is_given(field))
+                    .flat_map(|field| ["--set", field]),
+            );
         if !options
             .iter()
             .any(|option| option.starts_with("base_model="))
