@@ -49,6 +49,17 @@ pub fn error(text: &str) -> String {
     visible(kept) + &rest(left_out)
 }
 
+/// Errors of a line each, all of them called so. Lines that are set in belong to the one before.
+pub fn error_lines(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(|line| match line.starts_with([' ', '\t']) {
+            true => line.to_owned(),
+            false => format!("error: {line}"),
+        });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// `1 worker`, `2 workers`.
 pub fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -119,5 +130,6 @@ mod tests {
     fn an_error_keeps_its_lines() {
         assert_eq!(error("a\n\tb\x07"), "a\n\tb␇");
         assert!(error(&"é".repeat(20_000)).ends_with("é… and 8000 more bytes"));
+        assert_eq!(error_lines("a\n  more\nb"), "error: a\n  more\nerror: b");
     }
 }

@@ -8,12 +8,12 @@ use std::io::{self, Write};
 use common::data::{DataCounts, DataErrors, Sample, samples};
 use common::job::{JobSpec, Method};
 use common::progress::Progress;
-use common::text::visible;
+use common::text::{count, visible};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
-use crate::ui::{block_count, bytes, grouped};
+use crate::ui::{GPUS, block_count, bytes, grouped};
 
 /// How `check` reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,9 +142,11 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),
-        ("GPU memory", gpu_memory(&estimate.gpu)),
-        ("output", job.output_dir.display().to_string()),
     ]);
+    if GPUS {
+        rows.push(("GPU memory", gpu_memory(&estimate.gpu)));
+    }
+    rows.push(("output", job.output_dir.display().to_string()));
     rows
 }
 
@@ -176,16 +178,16 @@ fn data(counts: &DataCounts, sequence_len: usize) -> [(&'static str, String); 4]
     let validation = match counts.eval_examples {
         0 => "none".to_owned(),
         held_out => format!(
-            "{} examples in {} blocks",
-            grouped(held_out),
-            grouped(counts.eval_blocks)
+            "{} in {}",
+            count(held_out, "example"),
+            count(counts.eval_blocks, "block")
         ),
     };
     let examples = format!(
-        "{} rows, {} examples, longest {} tokens",
-        grouped(counts.rows),
-        grouped(counts.examples),
-        grouped(counts.longest)
+        "{}, {}, longest {}",
+        count(counts.rows, "row"),
+        count(counts.examples, "example"),
+        count(counts.longest, "token")
     );
     let tokens = format!(
         "{}, {} of them trained ({:.1}%)",
@@ -210,10 +212,10 @@ fn data(counts: &DataCounts, sequence_len: usize) -> [(&'static str, String); 4]
 fn plan(prepared: &Prepared) -> String {
     let blocks = prepared.data.file.train_blocks() as usize;
     format!(
-        "{} steps of {} slots ({} blocks), {:.2} epochs",
-        grouped(prepared.total_steps()),
-        prepared.slots_per_step(),
-        prepared.job.global_batch_size.min(blocks),
+        "{} of {} ({}), {:.2} epochs",
+        count(prepared.total_steps(), "step"),
+        count(prepared.slots_per_step() as u64, "slot"),
+        count(prepared.job.global_batch_size.min(blocks) as u64, "block"),
         prepared.schedule.epoch_after(prepared.total_steps())
     )
 }

@@ -91,5 +91,5 @@ fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
 fn complain(error: &dyn std::fmt::Display) {
     let error = common::text::error(&error.to_string());
     streams::finish();
-    streams::stderr().say(&format!("error: {error}"));
+    streams::stderr().say(&common::text::error_lines(&error));
 }

@@ -87,15 +87,16 @@ impl Prepared {
         notices.extend(counts.notes.iter().cloned());
         if counts.divided_rows > 0 {
             notices.push(format!(
-                "{} rows became several examples each, {} in all: the chat template shows an answer otherwise once the conversation goes on",
-                counts.divided_rows, counts.examples
+                "{} became several examples each, {} in all: the chat template shows an answer otherwise once the conversation goes on",
+                count(counts.divided_rows, "row"),
+                counts.examples
             ));
         }
         notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(
-                "the chat template ends no turn with a special token: EOS was added to {} examples",
-                counts.added_eos
+                "the chat template ends no turn with a special token: EOS was added to {}",
+                count(counts.added_eos, "example")
             ));
         }
         if counts.dated_template {

@@ -26,7 +26,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
 pub use next::{NextView, Programs, quoted};
-pub use plan::{PlanView, block_count};
+pub use plan::{GPUS, PlanView, block_count};
 pub use preparation::showing;
 pub use text::{Style, bytes, duration, grouped};
 
@@ -100,7 +100,8 @@ impl Terminal {
 
     pub fn show_plan(&mut self, plan: &PlanView) {
         self.total_steps = plan.total_steps;
-        self.print(&plan::render(plan, self.style));
+        let columns = self.screen.as_ref().map(Screen::columns);
+        self.print(&plan::render(plan, self.style, columns));
     }
 
     /// The rendered text, what is learned of it marked.
@@ -185,15 +186,14 @@ impl Terminal {
                 self.set_message(format!("waiting for the first step of {count}"));
             }
             None => self.say(&format!(
-                "training {} steps with {count}",
-                grouped(total_steps - step.min(total_steps))
+                "training {} with {count}",
+                text::count(total_steps - step.min(total_steps), "step")
             )),
         }
     }
 
     fn step(&mut self, step: &StepRecord) {
         self.first_loss.get_or_insert(step.loss);
-        self.last_loss = Some(step.loss);
         self.losses.add(step.step, step.loss);
         self.since_last_line.add(step.loss);
         if step.skipped {
@@ -205,6 +205,7 @@ impl Terminal {
         }
         if step.step.is_multiple_of(self.logging_steps) || step.step == self.total_steps {
             let loss = self.since_last_line.take();
+            self.last_loss = Some(loss);
             let line = match &self.screen {
                 Some(screen) => {
                     progress::short_step_line(step, loss, self.total_steps, screen.columns())
@@ -229,15 +230,18 @@ impl Terminal {
                 "{skipped} skipped, whose gradients were not finite or out of range"
             ));
         }
+        // What the last line said, unless steps followed it: one loss at the end, not several means of it.
+        let last_loss = match self.since_last_line.values() {
+            0 => self.last_loss,
+            _ => Some(self.since_last_line.take()),
+        };
+        let losses = self.first_loss.zip(last_loss);
         if self.screen.is_some()
-            && let Some(curve) = self.losses.render(self.style.unicode)
+            && let Some(losses) = losses
+            && let Some(curve) = self.losses.render(self.style.unicode, losses)
         {
             self.say(&curve);
         }
-        let losses = match (self.first_loss, self.last_loss) {
-            (Some(first), Some(last)) => Some((first, last)),
-            _ => None,
-        };
         let elapsed = self.began.elapsed().as_secs_f64();
         let text = progress::end_text(end, losses, elapsed, self.style);
         self.print(&text);

@@ -52,14 +52,14 @@ impl Curve {
         }
     }
 
-    /// `loss  5.0000 █▆▄▂▁ 1.0000  steps 1 to 5`. None where there is nothing to see.
-    pub fn render(&self, unicode: bool) -> Option<String> {
+    /// `loss  5.0000 █▆▄▂▁ 1.0000  steps 1 to 5`, between the losses that are told as the first and the last. None where
+    /// there is nothing to see.
+    pub fn render(&self, unicode: bool, (first, last): (f64, f64)) -> Option<String> {
         let (first_step, last_step) = self.steps?;
         if self.means.len() < 3 {
             return None;
         }
         let columns = self.columns();
-        let (first, last) = (columns.first()?, columns.last()?);
         let signs: &[char] = if unicode { &UNICODE } else { &ASCII };
         Some(format!(
             "loss  {first:.4} {} {last:.4}  steps {} to {}",
@@ -118,24 +118,24 @@ mod tests {
     fn a_falling_loss_is_seen_to_fall() {
         let falling = curve([5.0, 4.0, 3.0, f64::NAN, 2.0, 1.0]);
         assert_eq!(
-            falling.render(true).unwrap(),
+            falling.render(true, (5.0, 1.0)).unwrap(),
             "loss  5.0000 █▆▅▃▁ 1.0000  steps 1 to 6"
         );
         assert_eq!(
-            falling.render(false).unwrap(),
+            falling.render(false, (5.0, 1.0)).unwrap(),
             "loss  5.0000 #=-._ 1.0000  steps 1 to 6"
         );
         let flat = curve([2.0; 4]);
         assert_eq!(
-            flat.render(false).unwrap(),
+            flat.render(false, (2.0, 2.0)).unwrap(),
             "loss  2.0000 ____ 2.0000  steps 1 to 4"
         );
     }
 
     #[test]
     fn two_steps_are_no_curve() {
-        assert_eq!(curve([2.0, 1.0]).render(true), None);
-        assert_eq!(curve([]).render(true), None);
+        assert_eq!(curve([2.0, 1.0]).render(true, (2.0, 1.0)), None);
+        assert_eq!(curve([]).render(true, (2.0, 1.0)), None);
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         assert!(long.means.len() < MAX_MEANS);
         let seen: u64 = long.means.iter().map(Mean::values).sum();
         assert_eq!(seen, u64::from(steps as u32));
-        let text = long.render(true).unwrap();
+        let text = long.render(true, (9.0, 1.0)).unwrap();
         assert!(text.chars().count() <= 80, "{text}");
         let picture: Vec<char> = text.chars().filter(|c| UNICODE.contains(c)).collect();
         assert_eq!(picture.len(), COLUMNS);

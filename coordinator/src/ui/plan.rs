@@ -3,8 +3,14 @@
 use common::data::DataCounts;
 use common::job::{BaseDtype, InitWeights, JobSpec, LrScheduler, Method, TargetModules, Warmup};
 
-use super::text::{Style, bytes, count, grouped, rate};
+use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
 use crate::prepare::{Need, Prepared};
+
+/// Values get at least so many columns, however narrow the terminal is.
+const MIN_COLUMNS: usize = 20;
+
+/// Workers of this build can compute on GPUs: else what those need is of no use to anybody.
+pub const GPUS: bool = cfg!(feature = "cuda");
 
 /// Everything that the plan says.
 #[derive(Clone, Debug)]
@@ -53,7 +59,7 @@ impl<'a> PlanView<'a> {
 
     /// Names and values, in the order in which they are shown.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut rows = vec![
             ("model", self.model()),
             ("method", method(self.job)),
             ("trainable", self.trainable()),
@@ -63,9 +69,12 @@ impl<'a> PlanView<'a> {
             ("batch", self.batch()),
             ("learning rate", learning_rate(self.job)),
             ("memory", memory(&self.memory)),
-            ("GPU memory", memory(&self.gpu_memory)),
-            ("output", self.job.output_dir.display().to_string()),
-        ]
+        ];
+        if GPUS {
+            rows.push(("GPU memory", memory(&self.gpu_memory)));
+        }
+        rows.push(("output", self.job.output_dir.display().to_string()));
+        rows
     }
 
     fn model(&self) -> String {
@@ -105,9 +114,9 @@ impl<'a> PlanView<'a> {
         };
         let share = 100.0 * counts.trained_tokens as f64 / counts.tokens.max(1) as f64;
         format!(
-            "{}{rows}{held_out}, {} tokens, {share:.0}% of them trained, longest {}",
+            "{}{rows}{held_out}, {}, {share:.0}% of them trained, longest {}",
             count(counts.examples, "example"),
-            grouped(counts.tokens),
+            count(counts.tokens, "token"),
             grouped(counts.longest)
         )
     }
@@ -203,18 +212,20 @@ fn learning_rate(job: &JobSpec) -> String {
     format!("{}, {scheduler}{warmup}", rate(job.learning_rate))
 }
 
-/// The table, then what else the user should know.
-pub(super) fn render(plan: &PlanView, style: Style) -> String {
+/// The table, then what else the user should know. `columns` is the width of the terminal, where it is one.
+pub(super) fn render(plan: &PlanView, style: Style, columns: Option<usize>) -> String {
     let rows = plan.rows();
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let room = columns.map_or(usize::MAX, |columns| {
+        columns.saturating_sub(width + 2).max(MIN_COLUMNS)
+    });
+    let notices = plan.notices.iter().map(|notice| ("note", notice));
+    let rows = rows.iter().map(|(name, value)| (*name, value));
     let mut text = String::new();
-    for (name, value) in &rows {
+    for (name, value) in rows.chain(notices) {
         let name = style.bold(&format!("{name:<width$}"));
-        text += &format!("{name}  {}\n", super::text::visible(value));
-    }
-    for notice in &plan.notices {
-        let name = style.bold(&format!("{:<width$}", "note"));
-        text += &format!("{name}  {}\n", super::text::visible(notice));
+        let value = wrapped(&visible(value), room).join(&format!("\n{:width$}  ", ""));
+        text += &format!("{name}  {value}\n");
     }
     text
 }

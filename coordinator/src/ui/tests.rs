@@ -137,6 +137,10 @@ fn taking(mebibytes: u64) -> Bytes {
 }
 
 fn plan_text(job: &JobSpec) -> String {
+    plan_in(job, None)
+}
+
+fn plan_in(job: &JobSpec, columns: Option<usize>) -> String {
     let counts = DataCounts {
         rows: 1000,
         examples: 1000,
@@ -167,7 +171,7 @@ fn plan_text(job: &JobSpec) -> String {
         },
         notices: vec!["2 examples were cut".to_owned()],
     };
-    plan::render(&plan, PLAIN)
+    plan::render(&plan, PLAIN, columns)
 }
 
 #[test]
@@ -279,6 +283,19 @@ fn on_a_terminal_the_steps_stay_above_the_bar_and_the_loss_is_drawn() {
         messages[1],
         "loss 4.0000  lr 1.9e-4  12,345 tok/s  2 workers  eta 1:02"
     );
+    // One loss at the end: that of the last line, here the mean of all steps.
+    let (text, _) = shown(
+        Some(Screen::of(PLAIN, 80)),
+        10,
+        events().chain([done.clone()]),
+    );
+    for said in [
+        "step 5/5  epoch 1.25  loss 2.0000",
+        "loss  4.0000 #=-._ 2.0000",
+        "loss 4.0000 -> 2.0000",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
     let unicode = Screen::of(COLOUR, 40);
     let (text, _) = shown(Some(unicode), 2, events().chain([done]));
     assert!(text.contains("loss  4.0000 █▆▅▃▁ 0.0000"), "{text}");
@@ -371,13 +388,25 @@ fn the_plan_names_everything_that_decides_the_run() {
         "batch          8 blocks a step, in 4 slots of 2",
         "learning rate  1e-3, cosine, warm-up 3.0%",
         "memory         400.0 MiB in each worker, or 300.0 MiB with gradient checkpointing",
-        "GPU memory     500.0 MiB in each worker",
         "output         out",
         "note           2 examples were cut",
     ] {
         assert!(text.lines().any(|line| line == part), "{part}\n{text}");
     }
     assert!(plan_text(&job(&[])).contains("full fine-tuning"));
+    let narrow = plan_in(&job(&[("adapter", "lora")]), Some(60));
+    assert!(
+        narrow.lines().all(|line| line.chars().count() <= 60),
+        "{narrow}"
+    );
+    assert!(
+        narrow.contains(
+            "model          models/tiny (Qwen3, 1,234,567 parameters,\n               float32)\n"
+        ),
+        "{narrow}"
+    );
+    let of_gpus = text.contains("GPU memory     500.0 MiB in each worker");
+    assert_eq!(of_gpus, cfg!(feature = "cuda"), "{text}");
 }
 
 fn sample(spans: &[(&str, bool)]) -> Sample {

@@ -42,6 +42,27 @@ pub fn cut(text: &str, limit: usize) -> (String, usize) {
     )
 }
 
+/// The text in lines of at most so many characters, broken between words only.
+pub fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_inclusive(' ') {
+        let length = word.trim_end().chars().count();
+        if used > 0 && used + length > columns {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(word);
+        }
+        used += word.chars().count();
+    }
+    lines
+        .iter()
+        .map(|line| line.trim_end().to_owned())
+        .collect()
+}
+
 /// Every line behind `margin`.
 pub fn indent(text: &str, margin: &str) -> String {
     text.lines()
@@ -61,5 +82,18 @@ pub fn duration(seconds: f64) -> String {
         (0, 0) => format!("{minutes}:{seconds:02}"),
         (0, _) => format!("{hours}:{minutes:02}:{seconds:02}"),
         _ => format!("{days} d {hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("models/tiny/of/many", 7), ["models/tiny/of/many"]);
+        assert_eq!(wrapped("a models/tiny b", 7), ["a", "models/tiny", "b"]);
+        assert_eq!(wrapped("", 7), [""]);
     }
 }
