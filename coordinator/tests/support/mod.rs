@@ -72,7 +72,10 @@ impl Site {
             command.args(["--base-model", "model"]);
         }
         if !options.contains(&"full") {
-            command.args(["--adapter", "lora", "--lora-r", "4"]);
+            command.args(["--adapter", "lora"]);
+            if !is_given(&"lora_r=4") {
+                command.args(["--lora-r", "4"]);
+            }
         }
         command.args(options.iter().filter(|option| **option != "full"));
         command
