@@ -420,7 +420,7 @@ fn check_starting_adapter(job: &JobSpec, shape: &ModelShape) -> Result<(), Strin
 /// What only the engine knows: whether it can compute this model.
 #[cfg(feature = "single-node")]
 fn check_engine(job: &JobSpec, model: &ModelFolder) -> Result<(), worker::engine::EngineError> {
-    let config = worker::engine::config::ModelConfig::of(model)?;
+    let config = worker::engine::model::config::ModelConfig::of(model)?;
     config.check_sequence_len(job.sequence_len, &model.dir().join("config.json"))
 }
 

@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::engine::generate::{Generator, Sampling};
+use worker::engine::inference::generate::{Generator, Sampling};
 use worker::{Device, DeviceError, Finished, JoinOptions, WorkerError};
 
 use crate::door::exchange_host;
@@ -100,7 +100,7 @@ pub fn answer(
     if prompts.is_empty() {
         return Ok(Vec::new());
     }
-    let say = |error: worker::engine::generate::GenerateError| error.to_string();
+    let say = |error: worker::engine::inference::generate::GenerateError| error.to_string();
     let mut generator = Generator::load(model_dir, adapter_dir).map_err(say)?;
     let sampling = Sampling {
         max_new_tokens: MAX_NEW_TOKENS,

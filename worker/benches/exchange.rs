@@ -17,7 +17,7 @@ use mesh::{collectives, enter};
 use worker::collective::tcp::Mesh;
 use worker::collective::{Contribution, Sums};
 use worker::engine::packed::PackedSums;
-use worker::slot::{HeldSlots, SlotOutcome};
+use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 const SIZES: [usize; 3] = [250_000, 1_000_000, 10_000_000];
 

@@ -19,10 +19,10 @@ use common::rng::CounterRng;
 use half::bf16;
 use serde::Serialize;
 use thiserror::Error;
-use worker::engine::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use worker::engine::cuda::peak::product_gflops;
 use worker::engine::estimate::{estimate, shapes};
+use worker::engine::model::config::ModelConfig;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::product::{Along, Target, View, multiply};
 use worker::engine::trainer::SlotTimes;

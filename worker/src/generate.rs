@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use worker::engine::generate::{GenerateError, GenerateOptions, generate_text};
+use worker::engine::inference::generate::{GenerateError, GenerateOptions, generate_text};
 
 #[derive(Args)]
 pub struct GenerateArgs {

@@ -9,7 +9,6 @@ mod attend;
 pub mod blocks;
 pub mod collective;
 pub mod connect;
-mod device;
 pub mod engine;
 mod engine_thread;
 pub mod fetch;
@@ -19,7 +18,6 @@ mod place;
 mod resolve;
 pub mod run;
 pub mod session;
-pub mod slot;
 pub mod status;
 pub mod temporary;
 pub mod upload;
@@ -30,7 +28,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use device::{ComputeDevice, Device, DeviceError, forget_peak_of_this_process};
+pub use crate::engine::device::{ComputeDevice, Device, DeviceError, forget_peak_of_this_process};
 pub use engine::numerics::instruction_set;
 pub use join::join;
 use status::Status;

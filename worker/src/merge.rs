@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use worker::engine::merge::{MergeError, merge};
+use worker::engine::inference::merge::{MergeError, merge};
 
 #[derive(Args)]
 pub struct MergeArgs {

@@ -28,11 +28,12 @@ use crate::ComputeDevice;
 use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
 use crate::collective::{Collective, CollectiveError};
+use crate::engine::slot;
+use crate::engine::slot::HeldSlots;
 use crate::engine::{EngineError, Trainer, TrainerOptions};
 use crate::fetch::Folder;
 use crate::leases::{Leases, SlotKey};
 use crate::session::{Lease, Order};
-use crate::slot::{self, HeldSlots};
 use crate::status::{Doing, Status};
 use crate::upload::{State, Uploads, weights_format};
 

@@ -17,7 +17,7 @@ use worker::collective::tcp::Mesh;
 use worker::collective::{
     Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
 };
-use worker::slot::{HeldSlots, SlotOutcome};
+use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 /// One worker's share of a step.
 #[derive(Clone, Default)]

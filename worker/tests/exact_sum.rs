@@ -10,7 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use worker::collective::{Contribution, ReducedSum, Sums};
 use worker::engine::accumulator::{self, Accumulator};
-use worker::slot::{HeldSlots, SlotOutcome};
+use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 /// More than one piece of a chunk for few members, and a remainder for all.
 const SCALARS: usize = 70_001;

@@ -16,7 +16,7 @@ use worker::collective::feed::{FeedLimits, Feeds, Follower, News, Patience, Sour
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
 use worker::collective::state::StateCopy;
 use worker::collective::{Collective, PeerAddress};
-use worker::slot::SlotOutcome;
+use worker::engine::slot::SlotOutcome;
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const RUN_ID: [u8; 32] = [7; 32];

@@ -14,10 +14,10 @@ use common::job::{self, InitWeights, JobSources, JobSpec};
 use serde_json::{Value, json};
 use worker::collective::nccl::{Patience, Word};
 use worker::collective::{Collective, Membership, PeerAddress};
-use worker::engine::config::ModelConfig;
 use worker::engine::cuda::Gpu;
 use worker::engine::cuda::engine::GpuMean;
 use worker::engine::estimate::estimate;
+use worker::engine::model::config::ModelConfig;
 use worker::engine::{Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
 

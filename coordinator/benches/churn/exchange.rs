@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use worker::collective::{Collective, Contribution, Membership, PeerAddress, Sums};
-use worker::slot::{HeldSlots, SlotOutcome};
+use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 

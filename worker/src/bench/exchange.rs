@@ -17,7 +17,7 @@ use worker::collective::{
     Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
 };
 use worker::engine::packed::PackedSums;
-use worker::slot::{HeldSlots, SlotOutcome};
+use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SILENCE: Duration = Duration::from_secs(30);

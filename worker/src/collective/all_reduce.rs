@@ -9,7 +9,7 @@ use super::summands::Summands;
 use super::tcp::Mesh;
 use super::{CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::memory;
-use crate::slot::HeldSlots;
+use crate::engine::slot::HeldSlots;
 
 impl Mesh {
     /// Where nobody else is, the contribution is the sum of all: only the slots that make up the step. None: there are

@@ -39,7 +39,7 @@ use self::fence::{Fence, TICK};
 use self::listener::Listener;
 use self::tcp::Mesh;
 use crate::engine::packed::PackedSums;
-use crate::slot::HeldSlots;
+use crate::engine::slot::HeldSlots;
 
 /// Who takes part in a generation, as seen by one member.
 #[derive(Clone, Debug)]

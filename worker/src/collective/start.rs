@@ -1,7 +1,8 @@
 //! The first frame of an exchange.
 
 use super::{CollectiveError, Contribution};
-use crate::slot::{self, HeldSlots};
+use crate::engine::slot;
+use crate::engine::slot::HeldSlots;
 
 /// Opens an exchange: what a member brings, so that a mix-up is an error and never a wrong sum, and so that every member
 /// knows what the whole step amounts to.

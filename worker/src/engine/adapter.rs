@@ -10,10 +10,10 @@ use common::job::{LoraSpec, TargetModules};
 use common::rng::CounterRng;
 
 use super::EngineError;
-use super::config::ModelConfig;
 use super::ops::lora_linear::Lora;
 use super::params::Parameters;
-use super::weights::{LinearShape, linears, name_key};
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::{LinearShape, linears, name_key};
 
 /// Draw stream of the counter-based generator.
 const STREAM_ADAPTER: u64 = 0x6c6f_7261;

@@ -7,9 +7,9 @@ use common::memory::{Bytes, LINEARS, Shape, Work, on_processor};
 
 use super::EngineError;
 use super::adapter::adapted_modules;
-use super::config::ModelConfig;
-use super::weights::linears;
-use crate::device::ComputeDevice;
+use crate::engine::device::ComputeDevice;
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::linears;
 
 /// For a worker alone.
 ///

@@ -22,18 +22,18 @@ use common::job::{InitWeights, JobSpec, Method};
 use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
 use super::batch::Batch;
-use super::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use super::cuda::engine::GpuMean;
-use super::model::PassTimes;
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
-use super::weights::{WeightSource, base_tensors};
 use super::{Abandon, EngineError, memory};
 #[cfg(feature = "cuda")]
 use crate::collective::nccl;
-use crate::device::ComputeDevice;
-use crate::slot::{HeldSlots, SlotOutcome};
+use crate::engine::device::ComputeDevice;
+use crate::engine::model::causal_lm::PassTimes;
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::{WeightSource, base_tensors};
+use crate::engine::slot::{HeldSlots, SlotOutcome};
 
 use on_cpu::OnCpu;
 #[cfg(feature = "cuda")]
@@ -178,7 +178,7 @@ impl Trainer {
 
     /// For tests of the model on the processor.
     #[cfg(test)]
-    pub fn model(&self) -> &super::model::Model {
+    pub fn model(&self) -> &crate::engine::model::causal_lm::Model {
         match &self.compute {
             Compute::Cpu(cpu) => cpu.model(),
             #[cfg(feature = "cuda")]

@@ -9,9 +9,9 @@ use super::handover::updates_in;
 use super::summing::Summed;
 use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
+use crate::engine::slot::HeldSlots;
 use crate::engine::trainer::Reduced;
 use crate::session::Order;
-use crate::slot::HeldSlots;
 
 impl Run {
     /// Follows `source` and nobody else.

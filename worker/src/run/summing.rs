@@ -12,8 +12,8 @@ use crate::collective::{Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
 #[cfg(feature = "cuda")]
 use crate::engine::cuda::engine::GpuMean;
+use crate::engine::slot::HeldSlots;
 use crate::engine::trainer::{Reduced, UpdateOutcome};
-use crate::slot::HeldSlots;
 
 /// The mean gradient of a step.
 pub(super) enum Summed {

@@ -7,9 +7,9 @@ use common::data::block::Block;
 use common::files::adapter::AdapterConfig;
 use common::files::snapshot::{Snapshot, WeightsFormat, read_weights};
 use common::files::tensors::{Dtype, TensorFile};
-use worker::engine::generate::Sampling;
-use worker::engine::inference::InferenceModel;
-use worker::engine::merge::merge;
+use worker::engine::inference::decoder::InferenceModel;
+use worker::engine::inference::generate::Sampling;
+use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 

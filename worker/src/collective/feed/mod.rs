@@ -10,7 +10,8 @@ mod serve;
 mod source;
 
 use super::frame::PIECE_SCALARS;
-use crate::slot::{self, HeldSlots, SlotOutcome};
+use crate::engine::slot;
+use crate::engine::slot::{HeldSlots, SlotOutcome};
 
 pub use self::follower::{Follower, News, Patience, Source};
 pub use self::source::{FeedLimits, Feeds};

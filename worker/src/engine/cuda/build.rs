@@ -11,11 +11,11 @@ use super::layers::{self, Vector};
 use super::model::{GpuModel, TokenMatrix};
 use super::ops::projection::{self, Adapter, Place, Projection, Staged};
 use crate::engine::EngineError;
-use crate::engine::config::ModelConfig;
-use crate::engine::ops::element::Element;
-use crate::engine::weights::{
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::{
     EMBEDDING, FINAL_NORM, HEAD, LinearShape, WeightSource, linears, name_key,
 };
+use crate::engine::ops::element::Element;
 
 /// Where everything comes from.
 pub struct Parts<'a> {

@@ -15,12 +15,12 @@ use super::sums::{AtOnce, GpuSums, SlotGradient};
 use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
-use crate::engine::config::ModelConfig;
-use crate::engine::model::PassTimes;
+use crate::engine::model::causal_lm::PassTimes;
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update};
-use crate::engine::weights::WeightSource;
 use crate::engine::{Abandon, EngineError};
 
 const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));

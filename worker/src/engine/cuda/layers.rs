@@ -1,4 +1,4 @@
-//! A decoder layer on the GPU: what [`crate::engine::layers`] does, from operations of [`super::ops`].
+//! A decoder layer on the GPU: what [`crate::engine::model::layers`] does, from operations of [`super::ops`].
 //!
 //! The residual and its gradient are float32; what lies between is of the model's element type.
 

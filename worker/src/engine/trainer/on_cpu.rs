@@ -12,15 +12,15 @@ use super::{Beginning, MeanOf, SlotTimes, zeros};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
-use crate::engine::config::ModelConfig;
-use crate::engine::model::{Model, Tensors};
+use crate::engine::model::causal_lm::{Model, Tensors};
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::{Lora, MaskKey};
 use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
 use crate::engine::params::{Collect, Parameters, Weight};
-use crate::engine::weights::WeightSource;
+use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError, memory};
-use crate::slot::SlotOutcome;
 
 /// Every method runs on the trainer's threads.
 pub struct OnCpu {

@@ -12,17 +12,17 @@ use super::{Beginning, MeanOf, SlotTimes};
 use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
-use crate::engine::config::ModelConfig;
 use crate::engine::cuda::engine::GpuMean;
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::estimate::shapes;
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update};
-use crate::engine::weights::WeightSource;
+use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError};
-use crate::slot::SlotOutcome;
 
 pub struct OnGpu {
     engine: GpuEngine,

@@ -3,9 +3,9 @@
 use common::job::{BaseDtype, LoraSpec};
 
 use super::*;
+use crate::engine::model::weights::linears;
 use crate::engine::optim::{Mean, gradient_norm};
 use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
-use crate::engine::weights::linears;
 use common::job::{Checkpointing, TargetModules};
 
 const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];

@@ -6,24 +6,24 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use super::abandon::Abandon;
-use super::batch::Batch;
-use super::buffer::{Buffer, Pool};
 use super::config::ModelConfig;
 use super::layers::Pass;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::{self, DecoderLayer, Keep};
 use super::layers::mlp::Mlp;
-use super::ops::cross_entropy::{LossHead, LossSum, chunk_count};
-use super::ops::element::Element;
-use super::ops::embedding;
-use super::ops::lora_linear::{Lora, MaskKey};
-use super::ops::product::{Along, Target, View, multiply};
-use super::ops::projection::{Linear, Projection};
-use super::ops::rms_norm::RmsNorm;
-use super::ops::rope::{HeadNorms, RopeTable};
-use super::params::Weight;
 use super::weights::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, linears};
+use crate::engine::abandon::Abandon;
+use crate::engine::batch::Batch;
+use crate::engine::buffer::{Buffer, Pool};
+use crate::engine::ops::cross_entropy::{LossHead, LossSum, chunk_count};
+use crate::engine::ops::element::Element;
+use crate::engine::ops::embedding;
+use crate::engine::ops::lora_linear::{Lora, MaskKey};
+use crate::engine::ops::product::{Along, Target, View, multiply};
+use crate::engine::ops::projection::{Linear, Projection};
+use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::rope::{HeadNorms, RopeTable};
+use crate::engine::params::Weight;
 
 /// Where the model gets its tensors.
 pub trait Tensors {

@@ -10,11 +10,11 @@ use common::rng::CounterRng;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::EngineError;
-use super::buffer::Pool;
 use super::config::ModelConfig;
-use super::ops::element::{Element, narrow};
-use super::params::Weight;
+use crate::engine::EngineError;
+use crate::engine::buffer::Pool;
+use crate::engine::ops::element::{Element, narrow};
+use crate::engine::params::Weight;
 
 /// Scalars drawn in one task.
 const DRAW_TILE: usize = 1 << 16;

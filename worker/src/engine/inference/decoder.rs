@@ -18,9 +18,9 @@ use common::files::tensors::TensorFile;
 use common::job::InitWeights;
 use thiserror::Error;
 
-use super::EngineError;
-use super::config::{ModelConfig, RopeScaling};
-use super::weights::base_tensors;
+use crate::engine::EngineError;
+use crate::engine::model::config::{ModelConfig, RopeScaling};
+use crate::engine::model::weights::base_tensors;
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
 const MAX_POSITIONS: usize = 32_768;

@@ -10,8 +10,8 @@ use common::files::tensors::Dtype;
 use common::job::InitWeights;
 use thiserror::Error;
 
-use super::config::ModelConfig;
-use super::inference::{InferenceError, check_folder, merged_weights};
+use crate::engine::inference::decoder::{InferenceError, check_folder, merged_weights};
+use crate::engine::model::config::ModelConfig;
 
 #[derive(Debug, Error)]
 pub enum MergeError {

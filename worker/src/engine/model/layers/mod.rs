@@ -4,12 +4,12 @@ pub mod attention;
 pub mod decoder;
 pub mod mlp;
 
-use super::abandon::Abandon;
-use super::batch::Batch;
-use super::buffer::Pool;
-use super::ops::lora_linear::MaskKey;
-use super::ops::projection::Context;
-use super::ops::rope::RopeTable;
+use crate::engine::abandon::Abandon;
+use crate::engine::batch::Batch;
+use crate::engine::buffer::Pool;
+use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::ops::projection::Context;
+use crate::engine::ops::rope::RopeTable;
 
 /// What every layer of a pass needs beside its input.
 #[derive(Clone, Copy)]

@@ -11,7 +11,7 @@ use common::rng::CounterRng;
 use serde_json::json;
 use thiserror::Error;
 
-use super::inference::{InferenceError, InferenceModel, check_folder};
+use crate::engine::inference::decoder::{InferenceError, InferenceModel, check_folder};
 
 /// Draw stream of the counter-based generator.
 const STREAM_SAMPLE: u64 = 0x67656e;

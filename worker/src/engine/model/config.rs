@@ -9,8 +9,8 @@ use common::files::FileError;
 use common::files::model::{Architecture, ModelFolder, check_numbers};
 use serde_json::Value;
 
-use super::EngineError;
-use super::ops::rope::HeadLayout;
+use crate::engine::EngineError;
+use crate::engine::ops::rope::HeadLayout;
 
 /// A decoder as this engine builds it.
 #[derive(Clone, Debug, PartialEq)]

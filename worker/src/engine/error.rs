@@ -1,0 +1,64 @@
+//! What can go wrong in the engine.
+
+use std::path::PathBuf;
+
+use common::files::FileError;
+use thiserror::Error;
+
+/// What can go wrong between a model folder and an update.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {feature} is not supported")]
+    Feature { path: PathBuf, feature: String },
+    #[error("no linear layer matches the LoRA target {target:?}; the layers are {known}")]
+    UnmatchedTarget { target: String, known: String },
+    #[error("adapter rank is {found} in {path} but {expected} in the job")]
+    RankMismatch {
+        path: PathBuf,
+        found: usize,
+        expected: usize,
+    },
+    #[error("{path} has tensor {name}, which the job's adapter has not")]
+    UnexpectedTensor { path: PathBuf, name: String },
+    #[error("token id {token} is outside the model's vocabulary of {vocabulary}")]
+    TokenOutOfRange { token: u32, vocabulary: usize },
+    #[error("trainable tensor {name} got no gradient")]
+    MissingGradient { name: String },
+    #[error("the state is of layout {found}, but this job's is {expected}")]
+    LayoutMismatch { found: String, expected: String },
+    #[error("{threads} engine threads cannot be started: {reason}")]
+    Threads { threads: usize, reason: String },
+    #[error("not enough memory for {scalars} trainable scalars")]
+    Memory { scalars: usize },
+    /// As it was asked to: nothing has changed.
+    #[error("the slot was abandoned")]
+    Abandoned,
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] super::cuda::GpuError),
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{reason}: this job's weights and optimizer alone need about {}; train adapters instead of all weights, or a smaller model",
+        common::memory::bytes(*needed)
+    )]
+    GpuWeights {
+        reason: String,
+        /// Bytes.
+        needed: u64,
+    },
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{reason}, in a slot with micro_batch_size {micro_batch_size} and sequence_len {sequence_len}; lower one of them{or}"
+    )]
+    GpuMemory {
+        reason: String,
+        micro_batch_size: usize,
+        sequence_len: usize,
+        /// What else helps.
+        or: &'static str,
+    },
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
