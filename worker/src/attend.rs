@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::blocks::Blocks;
-use crate::collective::Collective;
+use crate::collective::{self, Collective};
 use crate::connect::Client;
 use crate::engine_thread::EngineThread;
 use crate::fetch::{Fetcher, default_cache};
@@ -136,7 +136,7 @@ impl Life {
             peak_flops: self.device.published_peak().unwrap_or(0.0),
             job_digest: held.map_or_else(String::new, |engine| engine.job_digest.clone()),
             run: held.map_or_else(String::new, |engine| engine.run.clone()),
-            gpu: self.device.as_told(),
+            gpu: collective::introduce(&self.device),
         }
     }
 

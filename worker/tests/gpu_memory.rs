@@ -240,7 +240,7 @@ fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMean> {
             .zip(members)
             .map(|(trainer, member)| {
                 let group = member.group(0).unwrap();
-                scope.spawn(move || trainer.all_reduce(&group).unwrap())
+                scope.spawn(move || group.all_reduce(&trainer.sums_on_gpu()).unwrap())
             })
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()

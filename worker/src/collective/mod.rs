@@ -32,12 +32,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use proto::v1;
 use thiserror::Error;
 
 use self::feed::{FeedLimits, Feeds};
 use self::fence::{Fence, TICK};
 use self::listener::Listener;
 use self::tcp::Mesh;
+use crate::engine::device::ComputeDevice;
 use crate::engine::packed::PackedSums;
 use crate::engine::slot::HeldSlots;
 
@@ -139,6 +141,15 @@ pub enum CollectiveError {
          worker here an --exchange-port of its own, or leave it out to get a free one"
     )]
     PortInUse { port: u16 },
+}
+
+/// What the coordinator must know of a device to choose how gradients are exchanged: of a GPU only.
+pub fn introduce(device: &ComputeDevice) -> Option<v1::Gpu> {
+    match device {
+        ComputeDevice::Cpu => None,
+        #[cfg(feature = "cuda")]
+        ComputeDevice::Cuda { gpu, .. } => Some(nccl::introduce(gpu)),
+    }
 }
 
 /// This worker's end of the exchange: one listener for its whole life, one mesh per generation.

@@ -7,7 +7,6 @@ use std::str::FromStr;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-use proto::v1;
 use thiserror::Error;
 
 #[cfg(feature = "cuda")]
@@ -125,15 +124,6 @@ impl ComputeDevice {
             Self::Cpu => None,
             #[cfg(feature = "cuda")]
             Self::Cuda { gpu, .. } => common::flops::published_peak(gpu.name()),
-        }
-    }
-
-    /// What the coordinator must know of a GPU to choose how gradients are exchanged.
-    pub fn as_told(&self) -> Option<v1::Gpu> {
-        match self {
-            Self::Cpu => None,
-            #[cfg(feature = "cuda")]
-            Self::Cuda { gpu, .. } => Some(crate::collective::nccl::introduce(gpu)),
         }
     }
 

@@ -23,12 +23,10 @@ use super::accumulator::Accumulator;
 use super::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
 use super::batch::Batch;
 #[cfg(feature = "cuda")]
-use super::cuda::engine::GpuMean;
+use super::cuda::engine::{GpuMean, SumsOnGpu};
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
 use super::{Abandon, EngineError, memory};
-#[cfg(feature = "cuda")]
-use crate::collective::nccl;
 use crate::engine::device::ComputeDevice;
 use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::config::ModelConfig;
@@ -357,17 +355,16 @@ impl Trainer {
         self.update(MeanOf::Held, invalid, learning_rate)
     }
 
-    /// Sums over all members of the group, each of which computes on a GPU. The mean gradient takes memory there until it is
-    /// dropped: before the next slot, for which that memory is counted on.
+    /// The sums of the slots held, where they are: for an exchange from GPU to GPU.
     #[cfg(feature = "cuda")]
-    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
+    pub fn sums_on_gpu(&self) -> SumsOnGpu<'_> {
         match &self.compute {
             Compute::Cpu(_) => unreachable!("no exchange over NCCL on the processor"),
-            Compute::Gpu(gpu) => gpu.all_reduce(group),
+            Compute::Gpu(gpu) => gpu.sums(),
         }
     }
 
-    /// As [`apply`](Self::apply) of the mean gradient that [`all_reduce`](Self::all_reduce) gave.
+    /// As [`apply`](Self::apply) of the mean gradient that an exchange of [`sums_on_gpu`](Self::sums_on_gpu) left on the GPU.
     #[cfg(feature = "cuda")]
     pub fn apply_reduced(
         &mut self,

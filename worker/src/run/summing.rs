@@ -75,7 +75,7 @@ impl Run {
             invalid: self.trainer.invalid()?,
         };
         let (slots, invalid) = mesh.agree(&contribution, self.trainer.layout().scalars)?;
-        let mean = self.trainer.all_reduce(group);
+        let mean = group.all_reduce(&self.trainer.sums_on_gpu());
         let mean = mean.map_err(|error| match error {
             NcclError::Collective(error) => RunError::Collective(error),
             error => RunError::Nccl(error),

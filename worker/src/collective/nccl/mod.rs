@@ -23,9 +23,11 @@ use thiserror::Error;
 
 use self::library::{Call, UniqueId, nccl};
 use self::owner::Owner;
-pub use self::reduce::{exact_mean, fast_mean};
+use self::reduce::{exact_mean, fast_mean};
 use super::CollectiveError;
 use super::fence::{Fence, TICK};
+use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
+use crate::engine::cuda::sums::DeviceSums;
 use crate::engine::cuda::{Gpu, GpuError};
 
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
@@ -154,6 +156,17 @@ impl Group {
             // Where the thread has ended, nobody needs it.
             let _ = self.ids.send(UniqueId(id));
         }
+    }
+
+    /// Sums over all members. The mean gradient, the same bits on each, takes memory on the GPU until it is dropped: before the
+    /// next slot, for which that memory is counted on.
+    pub fn all_reduce(&self, held: &SumsOnGpu) -> Result<GpuMean, NcclError> {
+        let SumsOnGpu { gpu, sums, scalars } = *held;
+        let mean = match sums {
+            DeviceSums::Exact(sums) => exact_mean(gpu, self, sums, scalars)?,
+            DeviceSums::Fast(sums) => fast_mean(gpu, self, sums, scalars)?,
+        };
+        Ok(GpuMean::Flat(mean))
     }
 
     /// Returns when the call is on the stream.

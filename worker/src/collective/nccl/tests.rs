@@ -290,7 +290,7 @@ fn train(
             let scalars = trainer.layout().scalars;
             let (slots, invalid) = mesh.agree(&contribution, scalars).unwrap();
             assert_eq!((slots.len(), invalid), (4, 0));
-            let mean = trainer.all_reduce(&member.group()).unwrap();
+            let mean = member.group().all_reduce(&trainer.sums_on_gpu()).unwrap();
             over_nccl = trainer.download_mean(&mean).unwrap();
             let reduced = Reduced {
                 mean: over_mesh.clone(),

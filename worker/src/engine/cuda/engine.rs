@@ -11,8 +11,7 @@ use super::build::Parts;
 use super::gpu::{DeviceBuffer, Gpu, GpuError};
 use super::model::GpuModel;
 use super::ops::update::{CHUNK, adamw, squares};
-use super::sums::{AtOnce, GpuSums, SlotGradient};
-use crate::collective::nccl;
+use super::sums::{AtOnce, DeviceSums, GpuSums, SlotGradient};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
@@ -45,6 +44,14 @@ pub enum GpuMean {
     Flat(DeviceBuffer<f32>),
     /// Of the sums here, which hold every slot.
     Sums,
+}
+
+/// One worker's sums of a step, on its GPU.
+#[derive(Clone, Copy)]
+pub struct SumsOnGpu<'a> {
+    pub gpu: &'a Gpu,
+    pub sums: DeviceSums<'a>,
+    pub scalars: usize,
 }
 
 pub struct GpuEngine {
@@ -213,10 +220,13 @@ impl GpuEngine {
         self.sums.invalid(&self.gpu)
     }
 
-    /// The mean gradient over all members of the group.
-    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
-        let mean = self.sums.all_reduce(&self.gpu, group, self.scalars)?;
-        Ok(GpuMean::Flat(mean))
+    /// This worker's sums, for an exchange from GPU to GPU.
+    pub fn sums(&self) -> SumsOnGpu<'_> {
+        SumsOnGpu {
+            gpu: &self.gpu,
+            sums: self.sums.on_device(),
+            scalars: self.scalars,
+        }
     }
 
     /// A mean gradient that stands on the GPU.

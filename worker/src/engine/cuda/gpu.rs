@@ -198,7 +198,7 @@ impl Gpu {
         format!(
             "cuda-{}-{major}.{minor}-cublaslt-{blas}-muster-{}",
             self.name.replace(' ', "-"),
-            crate::VERSION
+            env!("CARGO_PKG_VERSION")
         )
     }
 

@@ -13,7 +13,6 @@ use super::ops::projection::{Place, Sink};
 use super::ops::update::{
     exact_accumulate, exact_accumulate_rows, exact_means, fast_accumulate, fast_accumulate_rows,
 };
-use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 
 /// Scalars that are copied to the processor at a time.
@@ -24,6 +23,15 @@ pub struct GpuSums {
     sums: Store,
     rule: FixedPoint,
     factor: f32,
+}
+
+/// Sums in the memory of a GPU, in layout order.
+#[derive(Clone, Copy)]
+pub enum DeviceSums<'a> {
+    /// Fixed point, see [`common::exact`].
+    Exact(&'a DeviceBuffer<i64>),
+    /// In units of the mean gradient.
+    Fast(&'a DeviceBuffer<f32>),
 }
 
 enum Store {
@@ -127,16 +135,11 @@ impl GpuSums {
         Ok(means)
     }
 
-    /// The mean gradient that these sums and those of all other members stand for, the same bits on each.
-    pub fn all_reduce(
-        &self,
-        gpu: &Gpu,
-        group: &nccl::Group,
-        scalars: usize,
-    ) -> Result<DeviceBuffer<f32>, nccl::NcclError> {
+    /// The sums where they are, for whoever adds those of other workers.
+    pub fn on_device(&self) -> DeviceSums<'_> {
         match &self.sums {
-            Store::Exact { sums, .. } => nccl::exact_mean(gpu, group, sums, scalars),
-            Store::Fast(sums) => nccl::fast_mean(gpu, group, sums, scalars),
+            Store::Exact { sums, .. } => DeviceSums::Exact(sums),
+            Store::Fast(sums) => DeviceSums::Fast(sums),
         }
     }
 

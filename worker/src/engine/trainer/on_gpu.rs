@@ -9,10 +9,9 @@ use common::memory::{bytes, on_gpu};
 use half::bf16;
 
 use super::{Beginning, MeanOf, SlotTimes};
-use crate::collective::nccl;
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
-use crate::engine::cuda::engine::GpuMean;
+use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::estimate::shapes;
@@ -159,9 +158,8 @@ impl OnGpu {
         self.collected.as_ref().filter(|_| self.is_current)
     }
 
-    /// Sums over all members of the group. The mean gradient takes memory here until it is dropped.
-    pub fn all_reduce(&self, group: &nccl::Group) -> Result<GpuMean, nccl::NcclError> {
-        self.engine.all_reduce(group)
+    pub fn sums(&self) -> SumsOnGpu<'_> {
+        self.engine.sums()
     }
 
     pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
