@@ -19,7 +19,7 @@ use super::buffer::Buffer;
 use super::memory;
 use super::ops::add_in_place;
 use super::ops::element::Element;
-use super::ops::gemm::WeightSlice;
+use super::ops::element::WeightSlice;
 
 /// A weight tensor, row-major, in float32 or (frozen only) bfloat16.
 #[derive(Clone)]

@@ -10,8 +10,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::element::{Element, narrow};
-use super::gemm::{MatrixMut, Shared};
-use super::product::{Along, Term, View, multiply_small, multiply_small_turned};
+use super::matrix::{Along, Term, View};
+use super::matrix::{MatrixMut, Shared};
+use super::product::{multiply_small, multiply_small_turned};
 use super::rope::HeadLayout;
 use super::segments::Segments;
 use super::vector::{self, LANES, dispatch};

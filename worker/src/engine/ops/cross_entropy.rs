@@ -8,8 +8,9 @@ use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
 use super::element::{Element, narrow_in_place};
-use super::gemm::MatrixMut;
-use super::product::{Along, Target as Product, View, multiply, multiply_turned};
+use super::matrix::MatrixMut;
+use super::matrix::{Along, Target as Product, View};
+use super::product::{multiply, multiply_turned};
 use super::rms_norm::RmsNorm;
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};

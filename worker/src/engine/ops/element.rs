@@ -3,7 +3,6 @@
 
 use half::bf16;
 
-use super::gemm::WeightSlice;
 use super::vector;
 
 /// Of an activation, or of a factor of a product.
@@ -65,6 +64,24 @@ impl Element for bf16 {
 
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
+    }
+}
+
+/// A weight matrix as it lies in memory, row-major `[out, in]`.
+#[derive(Clone, Copy)]
+pub enum WeightSlice<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+impl WeightSlice<'_> {
+    /// Row `row` of a matrix `columns` wide, as float32.
+    pub fn copy_row(&self, row: usize, columns: usize, out: &mut [f32]) {
+        let range = row * columns..(row + 1) * columns;
+        match self {
+            Self::F32(data) => out.copy_from_slice(&data[range]),
+            Self::Bf16(data) => widen(&data[range], out),
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use super::ROW_TILE;
 use super::element::{Element, narrow};
-use super::product::{Along, Part, Start, Target, Term, View, multiply, product};
+use super::matrix::{Along, Part, Start, Target, Term, View};
+use super::product::{multiply, product};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
 

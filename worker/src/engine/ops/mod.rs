@@ -15,6 +15,7 @@ pub mod element;
 pub mod embedding;
 pub mod gemm;
 pub mod lora_linear;
+pub mod matrix;
 mod portable;
 pub mod product;
 pub mod projection;

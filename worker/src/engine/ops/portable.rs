@@ -7,8 +7,9 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::element::{Element, narrow, widen};
-use super::gemm::{Matrix, MatrixMut, Shared, multiply};
-use super::product::{Along, Data, Part, Start, Target, Term, View};
+use super::gemm::multiply;
+use super::matrix::{Along, Data, Part, Start, Target, Term, View};
+use super::matrix::{Matrix, MatrixMut, Shared};
 
 /// Output columns computed at a time.
 const COLUMN_TILE: usize = 256;

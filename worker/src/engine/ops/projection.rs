@@ -6,9 +6,10 @@
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::gemm::MatrixMut;
 use super::lora_linear::{Adapters, Lora, MaskKey};
-use super::product::{Along, Part, Start, Target, Term, View, multiply_turned, product};
+use super::matrix::MatrixMut;
+use super::matrix::{Along, Part, Start, Target, Term, View};
+use super::product::{multiply_turned, product};
 use super::{ROW_TILE, column_sums, vector};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::{Reading, Weight};

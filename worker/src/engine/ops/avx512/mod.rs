@@ -15,8 +15,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::gemm::MatrixMut;
-use super::product::{Along, Data, Part, Start, Target, Term, View};
+use super::matrix::MatrixMut;
+use super::matrix::{Along, Data, Part, Start, Target, Term, View};
 use kernel::{Ahead, Block, Factor, Out, multiply_bf16, multiply_f32};
 use pack::pack;
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{LANES, PANEL, lanes, per_word};
 use crate::engine::ops::element::Element;
-use crate::engine::ops::product::{Along, Term};
+use crate::engine::ops::matrix::{Along, Term};
 
 /// Packs `count` words of the sum from `start` and `columns` columns of the output from `first` into
 /// `panel[word][column]`; what lies outside the weights, up to the next vector, is zero.
