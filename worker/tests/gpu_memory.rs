@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::data::block::Block;
 use common::job::{self, InitWeights, JobSources, JobSpec};
 use serde_json::{Value, json};
-use worker::collective::nccl::{Patience, Word};
+use worker::collective::nccl::{self, Patience, Word};
 use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::cuda::Gpu;
 use worker::engine::cuda::engine::GpuMean;
@@ -240,7 +240,7 @@ fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMean> {
             .zip(members)
             .map(|(trainer, member)| {
                 let group = member.group(0).unwrap();
-                scope.spawn(move || group.all_reduce(&trainer.sums_on_gpu()).unwrap())
+                scope.spawn(move || nccl::all_reduce(&group, &trainer.sums_on_gpu()).unwrap())
             })
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()

@@ -4,7 +4,7 @@
 
 use std::sync::Mutex;
 
-use super::lock;
+use super::lock::lock;
 
 /// Buffers that are kept at most: about a MiB each.
 const KEPT: usize = 16;

@@ -18,13 +18,14 @@ use std::time::Instant;
 
 use common::failpoint;
 
+use super::CollectiveError;
 use super::fence::TICK;
 use super::frame::{FrameKind, checksum};
+use super::lock::lock;
 use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces, pieces_ahead};
 use super::start::Start;
 use super::summands::{BLOCK, Scalar, Summands};
 use super::tcp::{Half, Mesh};
-use super::{CollectiveError, lock};
 
 /// Parts of a piece that are added in one pass. More would only wait in memory.
 const TOGETHER: usize = 4;

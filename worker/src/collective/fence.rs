@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{CollectiveError, lock};
+use super::CollectiveError;
+use super::lock::lock;
 
 /// How often a wait looks at the fence.
 pub(super) const TICK: Duration = Duration::from_millis(50);

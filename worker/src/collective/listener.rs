@@ -17,7 +17,8 @@ use super::feed::Feeds;
 use super::fence::{Fence, TICK};
 use super::frame::{FeedHello, HELLO_BYTES, Hello, ProbeHello};
 use super::link::unpace;
-use super::{CollectiveError, Membership, lock};
+use super::lock::lock;
+use super::{CollectiveError, Membership};
 
 /// A caller has this long to say Hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);

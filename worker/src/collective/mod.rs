@@ -12,12 +12,16 @@
 
 mod all_reduce;
 mod buffers;
+mod contribution;
+mod error;
 mod exchange;
 pub mod feed;
 pub mod fence;
 pub mod frame;
 mod link;
 pub mod listener;
+mod lock;
+mod membership;
 mod narrow;
 #[cfg(feature = "cuda")]
 pub mod nccl;
@@ -29,119 +33,19 @@ mod summands;
 pub mod tcp;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use proto::v1;
-use thiserror::Error;
 
+pub use self::contribution::{Contribution, ReducedSum, Sums};
+pub use self::error::CollectiveError;
 use self::feed::{FeedLimits, Feeds};
 use self::fence::{Fence, TICK};
 use self::listener::Listener;
+use self::lock::lock;
+pub use self::membership::{Membership, PeerAddress};
 use self::tcp::Mesh;
 use crate::engine::device::ComputeDevice;
-use crate::engine::packed::PackedSums;
-use crate::engine::slot::HeldSlots;
-
-/// Who takes part in a generation, as seen by one member.
-#[derive(Clone, Debug)]
-pub struct Membership {
-    /// Of job, run and term: connections of others are refused.
-    pub run_id: [u8; 32],
-    pub generation: u64,
-    pub rank: u32,
-    /// By rank.
-    pub members: Vec<PeerAddress>,
-    /// A peer that cannot be reached for so long, or that sends and takes nothing in the midst of a transfer, is given
-    /// up.
-    pub silence: Duration,
-}
-
-impl Membership {
-    fn blame(&self, rank: u32, reason: &str) -> CollectiveError {
-        let member = self.members.get(rank as usize);
-        CollectiveError::Peer {
-            rank,
-            name: member.map_or_else(String::new, |member| member.name.clone()),
-            reason: reason.to_owned(),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct PeerAddress {
-    pub name: String,
-    /// `HOST:PORT`
-    pub address: String,
-}
-
-/// What one worker brings to an exchange.
-#[derive(Clone, Copy, Debug)]
-pub struct Contribution<'a> {
-    pub step: u64,
-    /// Slots of the step, over all workers.
-    pub slots: u32,
-    /// Those that `sums` holds. Over all members they must make up the step, each exactly once.
-    pub held: &'a HeldSlots,
-    pub sums: Sums<'a>,
-    /// Elements that were not finite or out of range.
-    pub invalid: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum Sums<'a> {
-    /// Fixed point, see `common::exact`.
-    Exact(&'a [i64]),
-    /// The same, as accumulators have it.
-    Packed(&'a PackedSums),
-    /// Already in units of the mean gradient.
-    Fast(&'a [f32]),
-}
-
-impl Sums<'_> {
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Exact(sums) => sums.len(),
-            Self::Packed(sums) => sums.len(),
-            Self::Fast(sums) => sums.len(),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// The sum over all members, the same bits on each.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReducedSum {
-    pub mean: Vec<f32>,
-    pub invalid: u64,
-    /// Of the whole step, whoever held them.
-    pub slots: HeldSlots,
-}
-
-#[derive(Clone, Debug, Error)]
-pub enum CollectiveError {
-    /// A newer generation began, or the worker is on its way out.
-    #[error("the exchange was given up because its generation is over")]
-    Superseded,
-    #[error("{name} (rank {rank}): {reason}")]
-    Peer {
-        rank: u32,
-        name: String,
-        reason: String,
-    },
-    #[error("the slots held for step {step} do not make it up: {reason}")]
-    Slots { step: u64, reason: String },
-    #[error("cannot listen for other workers on {host}: {reason}")]
-    Listen { host: IpAddr, reason: String },
-    #[error(
-        "port {port} for the exchange with other workers is taken on this machine, by another worker or program: give each \
-         worker here an --exchange-port of its own, or leave it out to get a free one"
-    )]
-    PortInUse { port: u16 },
-}
 
 /// What the coordinator must know of a device to choose how gradients are exchanged: of a GPU only.
 pub fn introduce(device: &ComputeDevice) -> Option<v1::Gpu> {
@@ -303,9 +207,4 @@ impl Drop for Collective {
         self.close();
         self.feeds.close();
     }
-}
-
-/// A poisoned lock only says that another thread panicked; the values guarded here are valid at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

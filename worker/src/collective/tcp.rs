@@ -14,7 +14,8 @@ use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, Hello};
 use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
-use super::{CollectiveError, Membership, PeerAddress, lock};
+use super::lock::lock;
+use super::{CollectiveError, Membership, PeerAddress};
 
 /// The connected members of one generation.
 pub struct Mesh {

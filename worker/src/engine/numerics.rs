@@ -15,7 +15,7 @@ pub fn numerics_class() -> String {
         instruction_set(),
         caches.join("-"),
         c_library(),
-        crate::VERSION
+        env!("CARGO_PKG_VERSION")
     )
 }
 
@@ -57,7 +57,9 @@ mod tests {
     #[test]
     fn the_class_names_architecture_and_version() {
         let class = numerics_class();
-        assert!(class.contains(std::env::consts::ARCH) && class.ends_with(crate::VERSION));
+        assert!(
+            class.contains(std::env::consts::ARCH) && class.ends_with(env!("CARGO_PKG_VERSION"))
+        );
         assert_eq!(class, numerics_class());
     }
 }

@@ -7,7 +7,7 @@ use proto::v1;
 
 use super::{Run, RunError};
 #[cfg(feature = "cuda")]
-use crate::collective::nccl::{Group, NcclError};
+use crate::collective::nccl::{self, Group, NcclError};
 use crate::collective::{Contribution, ReducedSum, Sums};
 use crate::engine::accumulator::{self, Accumulator};
 #[cfg(feature = "cuda")]
@@ -75,7 +75,7 @@ impl Run {
             invalid: self.trainer.invalid()?,
         };
         let (slots, invalid) = mesh.agree(&contribution, self.trainer.layout().scalars)?;
-        let mean = group.all_reduce(&self.trainer.sums_on_gpu());
+        let mean = nccl::all_reduce(group, &self.trainer.sums_on_gpu());
         let mean = mean.map_err(|error| match error {
             NcclError::Collective(error) => RunError::Collective(error),
             error => RunError::Nccl(error),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::super::fence::Fence;
 use super::super::frame::FeedHello;
-use super::super::lock;
+use super::super::lock::lock;
 use super::super::state::{StateCopy, StateHeader};
 use super::{Request, Update};
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaEvent;
 
 use super::library::{Call, Comm, IN_PROGRESS, Nccl, SUCCESS, UniqueId, nccl};
-use super::{Setup, Task, Word, Work};
+use super::setup::{Setup, Task, Word, Work};
 use crate::collective::CollectiveError;
 use crate::collective::fence::{Fence, TICK};
 use crate::engine::cuda::Gpu;

@@ -10,17 +10,31 @@
 use common::memory::gpu::EXCHANGE_BUCKET;
 use cudarc::driver::{CudaEvent, DevicePtr, DevicePtrMut, DeviceRepr};
 
+use super::error::NcclError;
+use super::group::Group;
 use super::library::{Call, DataType, Operation};
-use super::{Group, NcclError};
 use crate::engine::cuda::Gpu;
+use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
 use crate::engine::cuda::gpu::DeviceBuffer;
 use crate::engine::cuda::ops::update::exact_means;
+use crate::engine::cuda::sums::DeviceSums;
 
 /// Scalars that shares are a multiple of, where they are not fewer: NCCL is slow with what lies askew.
 const ALIGNED: usize = 64;
 
+/// Sums over all members. The mean gradient, the same bits on each, takes memory on the GPU until it is dropped: before the next
+/// slot, for which that memory is counted on.
+pub fn all_reduce(group: &Group, held: &SumsOnGpu) -> Result<GpuMean, NcclError> {
+    let SumsOnGpu { gpu, sums, scalars } = *held;
+    let mean = match sums {
+        DeviceSums::Exact(sums) => exact_mean(gpu, group, sums, scalars)?,
+        DeviceSums::Fast(sums) => fast_mean(gpu, group, sums, scalars)?,
+    };
+    Ok(GpuMean::Flat(mean))
+}
+
 /// The mean gradient that the exact sums of all members stand for.
-pub fn exact_mean(
+pub(super) fn exact_mean(
     gpu: &Gpu,
     group: &Group,
     sums: &DeviceBuffer<i64>,
@@ -176,7 +190,7 @@ impl<'a> Exchange<'a> {
 }
 
 /// The sum of float32 means, in whatever order NCCL adds.
-pub fn fast_mean(
+pub(super) fn fast_mean(
     gpu: &Gpu,
     group: &Group,
     sums: &DeviceBuffer<f32>,

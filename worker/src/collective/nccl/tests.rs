@@ -12,7 +12,7 @@ use common::exact::dequantize;
 use common::job::{JobSpec, Method, Reduction, TargetModules};
 use common::rng::CounterRng;
 
-use super::reduce::exact_mean_in;
+use super::reduce::{exact_mean, exact_mean_in, fast_mean};
 use super::*;
 use crate::ComputeDevice;
 use crate::collective::{Collective, CollectiveError, Contribution, Membership, PeerAddress, Sums};
@@ -290,7 +290,7 @@ fn train(
             let scalars = trainer.layout().scalars;
             let (slots, invalid) = mesh.agree(&contribution, scalars).unwrap();
             assert_eq!((slots.len(), invalid), (4, 0));
-            let mean = member.group().all_reduce(&trainer.sums_on_gpu()).unwrap();
+            let mean = all_reduce(&member.group(), &trainer.sums_on_gpu()).unwrap();
             over_nccl = trainer.download_mean(&mean).unwrap();
             let reduced = Reduced {
                 mean: over_mesh.clone(),

@@ -1,0 +1,8 @@
+//! Locks whose values are valid at every moment.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A poisoned lock only says that another thread panicked; the values guarded here are valid at every moment.
+pub(in crate::collective) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
