@@ -4,13 +4,14 @@
 //! of the number of threads, of what ran before, or of time. Where it computes, on the processor or a GPU, is decided once
 //! (`trainer/on_cpu.rs`, `trainer/on_gpu.rs`); everything else is the same.
 
+mod initial_weights;
 mod on_cpu;
 #[cfg(feature = "cuda")]
 mod on_gpu;
+mod pass;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::data::block::Block;
 use common::files::Flat;
@@ -20,22 +21,23 @@ use common::files::snapshot::Snapshot;
 use common::job::{InitWeights, JobSpec, Method};
 
 use super::accumulator::Accumulator;
-use super::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
 use super::batch::Batch;
 #[cfg(feature = "cuda")]
 use super::cuda::engine::{GpuMean, SumsOnGpu};
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
-use super::{Abandon, EngineError, memory};
+use super::{Abandon, EngineError};
 use crate::engine::device::ComputeDevice;
-use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::config::ModelConfig;
 use crate::engine::model::weights::{WeightSource, base_tensors};
 use crate::engine::slot::{HeldSlots, SlotOutcome};
 
+use initial_weights::InitialWeights;
 use on_cpu::OnCpu;
 #[cfg(feature = "cuda")]
 use on_gpu::OnGpu;
+use pass::MeanOf;
+pub use pass::SlotTimes;
 
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
@@ -46,14 +48,6 @@ pub struct TrainerOptions {
     /// At least 1.
     pub threads: usize,
     pub device: ComputeDevice,
-}
-
-/// How long the parts of a slot took.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SlotTimes {
-    pub pass: PassTimes,
-    /// Adding the gradient to the accumulator, where that comes last.
-    pub accumulate: Duration,
 }
 
 /// The sum over all workers, as the exchange gives it.
@@ -97,17 +91,6 @@ enum Compute {
     Gpu(Box<OnGpu>),
 }
 
-/// Where the mean gradient of an update is.
-#[derive(Clone, Copy)]
-enum MeanOf<'a> {
-    Given(&'a [f32]),
-    /// Every slot of the step is held here.
-    Held,
-    /// On the GPU, where an exchange over NCCL left it.
-    #[cfg(feature = "cuda")]
-    Reduced(&'a GpuMean),
-}
-
 impl Trainer {
     pub fn load(options: TrainerOptions) -> Result<Self, EngineError> {
         let TrainerOptions {
@@ -135,7 +118,7 @@ impl Trainer {
                 standard_deviation: config.initializer_range,
             },
         };
-        let start = pool.install(|| Beginning::of(&job, &config, &source, adapter_dir))?;
+        let start = pool.install(|| InitialWeights::of(&job, &config, &source, adapter_dir))?;
         let scalars = start.layout.scalars;
         let layout = Arc::new(start.layout.clone());
         let (compute, summed_here) = match device.clone() {
@@ -474,49 +457,6 @@ impl Trainer {
         self.forget_slots();
         Ok(())
     }
-}
-
-/// The trainable tensors, and the values that they start with.
-struct Beginning {
-    layout: Layout,
-    /// In layout order.
-    values: Vec<f32>,
-}
-
-impl Beginning {
-    fn of(
-        job: &JobSpec,
-        config: &ModelConfig,
-        source: &WeightSource,
-        adapter_dir: Option<PathBuf>,
-    ) -> Result<Self, EngineError> {
-        match &job.method {
-            Method::Full => {
-                let layout = Layout::new(base_tensors(config));
-                let mut values = zeros(layout.scalars)?;
-                for tensor in &layout.tensors {
-                    let range = tensor.offset..tensor.offset + tensor.scalars();
-                    source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
-                }
-                Ok(Self { layout, values })
-            }
-            Method::Lora(lora) => {
-                let modules = adapted_modules(config, &lora.target_modules)?;
-                let layout = adapter_layout(&modules, lora.r);
-                let values = match adapter_dir {
-                    Some(dir) => values_from(&dir, &layout, lora)?,
-                    None => initial_values(&layout, job.seed)?,
-                };
-                Ok(Self { layout, values })
-            }
-        }
-    }
-}
-
-/// # Errors
-/// Where the machine has not the memory.
-fn zeros(scalars: usize) -> Result<Vec<f32>, EngineError> {
-    memory::try_zeros(scalars).map_err(|_| EngineError::Memory { scalars })
 }
 
 fn total_scalars(config: &ModelConfig, job: &JobSpec, trainable: usize) -> u64 {

@@ -15,22 +15,11 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{self, cublasComputeType_t, cudaDataType};
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 use half::bf16;
-use thiserror::Error;
 
-use super::gpu::GpuError;
+use super::error::{BlasError, GpuError};
 
 /// Shapes whose algorithm is remembered.
 const MAX_PLANS: usize = 4096;
-
-#[derive(Debug, Error)]
-pub enum BlasError {
-    #[error("cuBLAS failed in {what}: {reason}")]
-    Library { what: &'static str, reason: String },
-    #[error("{error}, for {shape}")]
-    Product { error: Box<Self>, shape: String },
-    #[error("no memory on the GPU for cuBLAS's workspace")]
-    Workspace,
-}
 
 /// What activations are stored as on the GPU.
 pub trait GpuElement: DeviceRepr + Copy + Default + Send + Sync + 'static {

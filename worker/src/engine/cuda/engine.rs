@@ -8,7 +8,8 @@ use common::memory::gpu::MEAN_TILE;
 use half::bf16;
 
 use super::build::Parts;
-use super::gpu::{DeviceBuffer, Gpu, GpuError};
+use super::error::GpuError;
+use super::gpu::{DeviceBuffer, Gpu};
 use super::model::GpuModel;
 use super::ops::update::{CHUNK, adamw, squares};
 use super::sums::{AtOnce, DeviceSums, GpuSums, SlotGradient};

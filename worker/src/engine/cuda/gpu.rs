@@ -6,73 +6,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::memory::bytes;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
     DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
-use thiserror::Error;
 
-use super::blas::{Blas, BlasError};
+use super::blas::Blas;
+use super::error::GpuError;
 
 /// The compiled kernels, a fatbin for each source file.
 const KERNELS: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Memory of the device, freed in the order of the stream.
 pub type DeviceBuffer<T> = CudaSlice<T>;
-
-#[derive(Debug, Error)]
-pub enum GpuError {
-    #[error(
-        "{library} is not on this machine: {remedy}, or compute on the processor with --device cpu"
-    )]
-    Library {
-        library: &'static str,
-        remedy: &'static str,
-    },
-    #[error(
-        "NVIDIA's driver here is for CUDA {found} and this program was built with CUDA {needed}: install a newer driver (580 or later for CUDA 13), or compute on the processor with --device cpu"
-    )]
-    OldDriver { found: String, needed: i32 },
-    #[error(
-        "there is no GPU {ordinal}: the driver sees {count}; --device cpu computes on the processor"
-    )]
-    Missing { ordinal: usize, count: usize },
-    #[error(
-        "GPU {ordinal} ({name}) has compute capability {major}.{minor}; 8.0 (Ampere) or later is needed"
-    )]
-    TooOld {
-        ordinal: usize,
-        name: String,
-        major: i32,
-        minor: i32,
-    },
-    #[error(
-        "heads of {head_dim} cannot be computed on {name}: {reason}; --device cpu computes on the processor"
-    )]
-    Heads {
-        head_dim: usize,
-        name: String,
-        reason: &'static str,
-    },
-    #[error(
-        "out of GPU memory: {} more were asked for where {} of {} are free",
-        bytes(*wanted as u64),
-        bytes(*free as u64),
-        bytes(*total as u64)
-    )]
-    Memory {
-        wanted: usize,
-        free: usize,
-        total: usize,
-    },
-    #[error("the GPU failed in {what}: {reason}")]
-    Driver { what: &'static str, reason: String },
-    #[error(transparent)]
-    Blas(#[from] BlasError),
-}
 
 /// Shape of a launch.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,8 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::blas::GpuElement;
-use super::gpu::{DeviceBuffer, Gpu, GpuError};
+use super::error::GpuError;
+use super::gpu::{DeviceBuffer, Gpu};
 use super::ops::attention::{Attention, Saved};
 use super::ops::elementwise::{Rows, narrow_rows, swiglu_backward, swiglu_forward};
 use super::ops::projection::{Place, Projection, Sink};

@@ -7,6 +7,7 @@
 pub mod blas;
 mod build;
 pub mod engine;
+mod error;
 pub mod gpu;
 pub mod layers;
 pub mod model;
@@ -18,4 +19,5 @@ pub mod sums;
 pub(crate) mod testing;
 
 pub use engine::GpuEngine;
-pub use gpu::{Gpu, GpuError};
+pub use error::GpuError;
+pub use gpu::Gpu;

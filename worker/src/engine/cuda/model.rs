@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaViewMut;
 
 use super::blas::{GpuElement, Matrix, Target};
-use super::gpu::{DeviceBuffer, Gpu, GpuError, Pace};
+use super::error::GpuError;
+use super::gpu::{DeviceBuffer, Gpu, Pace};
 use super::layers::{GpuBatch, Inner, Layer, Pass, Vector};
 use super::ops::cross_entropy::{LossHead, chunk_count};
 use super::ops::elementwise::{Rows, embedding_gradient, gather_rows, narrow_rows};

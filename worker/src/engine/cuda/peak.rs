@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::blas::{GpuElement, Matrix, Target};
-use super::gpu::{Gpu, GpuError};
+use super::error::GpuError;
+use super::gpu::Gpu;
 use crate::engine::ops::element::Element;
 
 /// Of each side of the product: large enough for the chip, small enough for its memory.

@@ -8,7 +8,8 @@ use common::job::Reduction;
 use common::memory::gpu::SUMS_TILE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::gpu::{DeviceBuffer, Gpu, GpuError};
+use super::error::GpuError;
+use super::gpu::{DeviceBuffer, Gpu};
 use super::ops::projection::{Place, Sink};
 use super::ops::update::{
     exact_accumulate, exact_accumulate_rows, exact_means, fast_accumulate, fast_accumulate_rows,

@@ -8,7 +8,8 @@ use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
 use common::memory::bytes;
 use rayon::prelude::*;
 
-use super::{Beginning, MeanOf, SlotTimes, zeros};
+use super::initial_weights::{InitialWeights, zeros};
+use super::pass::{MeanOf, SlotTimes};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
@@ -35,7 +36,7 @@ impl OnCpu {
         job: &JobSpec,
         config: &ModelConfig,
         source: &WeightSource,
-        Beginning { layout, values }: Beginning,
+        InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
         let scalars = layout.scalars;
         let collect = match job.method {

@@ -8,7 +8,8 @@ use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
 use common::memory::{bytes, on_gpu};
 use half::bf16;
 
-use super::{Beginning, MeanOf, SlotTimes};
+use super::initial_weights::InitialWeights;
+use super::pass::{MeanOf, SlotTimes};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
@@ -40,7 +41,7 @@ impl OnGpu {
         job: &Arc<JobSpec>,
         config: &ModelConfig,
         source: &WeightSource,
-        Beginning { layout, values }: Beginning,
+        InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
         match job.base_dtype {
             BaseDtype::Float32 => check_heads::<f32>(&gpu, config.head_dim)?,

@@ -5,8 +5,9 @@
 
 use cudarc::driver::{CudaView, CudaViewMut, DevicePtr};
 
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::ops::rope::HeadLayout;
 use crate::launch;
 

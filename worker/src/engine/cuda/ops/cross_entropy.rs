@@ -7,8 +7,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 use super::elementwise::{Rows, gather_rows, scatter_rows};
 use super::projection::{Place, Sink};
 use super::rms_norm::RmsNorm;
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target as Product};
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::ops::cross_entropy::{LossSum, Target};
 use crate::launch;
 

@@ -5,8 +5,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::Rows;
 use super::projection::Adapter;
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::ops::ROW_TILE;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::launch;

@@ -2,8 +2,9 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
-use crate::engine::cuda::gpu::{Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{Gpu, Grid};
 use crate::launch;
 
 /// Rows whose sum is made by one thread, in order. Part of the numerics.

@@ -17,8 +17,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::dropout::Mask;
 use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, narrow_rows};
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
 use crate::engine::ops::lora_linear::MaskKey;
 
 /// Where a tensor lies among the trainable ones.

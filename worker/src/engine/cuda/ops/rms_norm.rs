@@ -3,8 +3,9 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, TILE, add_partials, columns_grid};
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
-use crate::engine::cuda::gpu::{Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{Gpu, Grid};
 use crate::launch;
 
 const THREADS: u32 = 256;

@@ -3,8 +3,9 @@
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, TILE, add_partials};
+use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::ops::rope::{HeadLayout, RopeTable};
 use crate::launch;
 

@@ -3,7 +3,8 @@
 use common::exact::FixedPoint;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, GpuError, Grid};
+use crate::engine::cuda::GpuError;
+use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::optim::Factors;
 use crate::launch;
 

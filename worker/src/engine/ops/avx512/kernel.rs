@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, LINE_BYTES, PANEL, lanes};
+use super::tile::{LANES, LINE_BYTES, PANEL, lanes};
 
 /// Where sums go to, and elements from row to row.
 #[derive(Clone, Copy)]

@@ -7,8 +7,8 @@
 
 mod kernel;
 mod pack;
+mod tile;
 
-use std::arch::x86_64::__mmask16;
 use std::cell::RefCell;
 
 use half::bf16;
@@ -19,11 +19,7 @@ use super::matrix::MatrixMut;
 use super::matrix::{Along, Data, Part, Start, Target, Term, View};
 use kernel::{Ahead, Block, Factor, Out, multiply_bf16, multiply_f32};
 use pack::pack;
-
-/// Output columns of a panel: four vectors of 16 float32.
-const PANEL: usize = 64;
-const LANES: usize = 16;
-const LINE_BYTES: usize = 64;
+use tile::{LANES, LINE_BYTES, PANEL, per_word};
 
 /// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
 const SUM_BLOCK: usize = 128;
@@ -182,11 +178,6 @@ fn padded_factors<E: Element>(parts: &[Part<E>]) -> Vec<Vec<Option<Vec<E>>>> {
         .iter()
         .map(|part| part.terms.iter().map(|term| padded(&term.a)).collect())
         .collect()
-}
-
-/// Elements in a word.
-const fn per_word<E>() -> usize {
-    size_of::<u32>() / size_of::<E>()
 }
 
 #[repr(align(64))]
@@ -363,10 +354,6 @@ impl<E: Element> Task<'_, E> {
 
 fn words<E>(term: &Term<E>) -> usize {
     term.sum().div_ceil(per_word::<E>())
-}
-
-fn lanes(count: usize) -> __mmask16 {
-    ((1u32 << count.min(LANES)) - 1) as __mmask16
 }
 
 const _: () = assert!(size_of::<bf16>() == size_of::<u16>());

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, PANEL, lanes, per_word};
+use super::tile::{LANES, PANEL, lanes, per_word};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::matrix::{Along, Term};
 

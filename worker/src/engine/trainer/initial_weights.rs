@@ -1,0 +1,56 @@
+//! What a job trains, and the values that it starts with: the whole base model, or adapters.
+
+use std::path::PathBuf;
+
+use common::files::layout::Layout;
+use common::job::{JobSpec, Method};
+
+use crate::engine::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
+use crate::engine::model::config::ModelConfig;
+use crate::engine::model::weights::{WeightSource, base_tensors};
+use crate::engine::{EngineError, memory};
+
+/// The trainable tensors, and the values that they start with.
+pub(super) struct InitialWeights {
+    pub layout: Layout,
+    /// In layout order.
+    pub values: Vec<f32>,
+}
+
+impl InitialWeights {
+    pub fn of(
+        job: &JobSpec,
+        config: &ModelConfig,
+        source: &WeightSource,
+        adapter_dir: Option<PathBuf>,
+    ) -> Result<Self, EngineError> {
+        match &job.method {
+            Method::Full => {
+                let layout = Layout::new(base_tensors(config));
+                let mut values = zeros(layout.scalars)?;
+                for tensor in &layout.tensors {
+                    let range = tensor.offset..tensor.offset + tensor.scalars();
+                    source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
+                }
+                Ok(Self { layout, values })
+            }
+            Method::Lora(lora) => {
+                let modules = adapted_modules(config, &lora.target_modules)?;
+                let layout = adapter_layout(&modules, lora.r);
+                let values = match adapter_dir {
+                    Some(dir) => values_from(&dir, &layout, lora)?,
+                    None => initial_values(&layout, job.seed)?,
+                };
+                Ok(Self { layout, values })
+            }
+        }
+    }
+}
+
+/// So many scalars of value 0.
+///
+/// # Errors
+/// Where the machine has not the memory.
+pub(super) fn zeros(scalars: usize) -> Result<Vec<f32>, EngineError> {
+    memory::try_zeros(scalars).map_err(|_| EngineError::Memory { scalars })
+}
