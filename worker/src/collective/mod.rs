@@ -29,6 +29,7 @@ mod piece;
 pub mod probe;
 mod start;
 pub mod state;
+mod state_transfer;
 mod summands;
 pub mod tcp;
 

@@ -1,18 +1,15 @@
-//! Weights and optimizer state on their way to a worker that is behind: over the mesh here, over a feed in
-//! [`feed`](super::feed).
+//! Weights and optimizer state on their way to a worker that is behind, in pieces: over the mesh ([`state_transfer`](super::state_transfer))
+//! or over a feed ([`feed`](super::feed)).
 //!
 //! The receiver trusts nothing: step, layout and lengths must be the ones due, every piece carries a checksum, and
 //! weights and optimizer state must each have the digest that was announced.
 
 use std::sync::Arc;
 
-use common::failpoint;
 use common::files::layout::Layout;
 use common::files::snapshot::Snapshot;
 
-use super::CollectiveError;
-use super::frame::{FrameKind, PIECE_SCALARS};
-use super::tcp::Mesh;
+use super::frame::PIECE_SCALARS;
 
 /// Step, scalars, then three digests in hex. What the sender remembers follows.
 const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
@@ -26,45 +23,6 @@ pub struct StateCopy {
     pub snapshot: Snapshot,
     /// What its owner remembers of its newest updates. It means nothing here; at most 8 MiB with the header.
     pub memory: Vec<u8>,
-}
-
-impl Mesh {
-    /// Sends `state` to the peer with this rank.
-    pub fn send_state(&self, rank: u32, state: &StateCopy) -> Result<(), CollectiveError> {
-        let mut sender = self.sender(rank)?;
-        let header = StateHeader::of(state).encode();
-        sender.send(FrameKind::StateHeader, 0, &header)?;
-        let snapshot = &state.snapshot;
-        for index in 0..piece_count(snapshot.layout.scalars) {
-            sender.send(FrameKind::State, index, piece(snapshot, index))?;
-            failpoint::reached("state-send");
-        }
-        Ok(())
-    }
-
-    /// Receives the state after `step` updates from the peer with this rank.
-    pub fn receive_state(
-        &self,
-        rank: u32,
-        step: u64,
-        layout: &Arc<Layout>,
-    ) -> Result<StateCopy, CollectiveError> {
-        let mut receiver = self.receiver(rank)?;
-        let header = receiver.receive_any_length(FrameKind::StateHeader, 0)?;
-        let header = StateHeader::decode(&header, layout).and_then(|header| {
-            let found = header.step;
-            let due = || format!("sent the state of step {found}, not {step}");
-            (found == step).then_some(header).ok_or_else(due)
-        });
-        let header = header.map_err(|fault| receiver.error(&fault))?;
-        let mut assembly = Assembly::new(header, layout.clone());
-        while let Some((index, piece)) = assembly.next_piece() {
-            receiver.receive(FrameKind::State, index, piece)?;
-            failpoint::reached("state-receive");
-            assembly.advance();
-        }
-        assembly.finish().map_err(|fault| receiver.error(&fault))
-    }
 }
 
 /// Announces a state.

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GROUP, decode_with, encode_with, finish_each};
+use super::groups::{GROUP, decode_with, encode_with, finish_each};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub fn encode(sums: &[i64], widths: &mut [u8], data: &mut [u8]) -> usize {
