@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use common::{failpoint, logging, manual, streams};
-use coordinator::args::{Arguments, Command, exit};
-use coordinator::check::{self, CheckError, CheckOptions};
-use coordinator::start;
+use coordinator::cli::arguments::{Arguments, Command};
+use coordinator::cli::check::{self, CheckError, CheckOptions};
+use coordinator::cli::start;
+use coordinator::exit;
 
 fn main() -> ExitCode {
     let arguments: Arguments = match manual::parse() {

@@ -26,8 +26,8 @@ use common::progress::Progress;
 use common::text::{count, rate};
 use thiserror::Error;
 
-use crate::claim::claim;
-use crate::output::RunIdentity;
+use crate::store::claim::claim;
+use crate::store::output::RunIdentity;
 
 pub use estimate::{Estimate, Need};
 pub use shape::ModelShape;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use common::data::block::Block;
 use common::data::blockfile;
 use common::progress::Progress;
-use coordinator::server::Server;
-use coordinator::service::Service;
-use coordinator::shelf::Shelf;
+use coordinator::driver::transfers::Shelf;
+use coordinator::rpc::server::Server;
+use coordinator::rpc::service::Service;
 use proto::health::health_check_response::ServingStatus::{self, *};
 use proto::health::health_client::HealthClient;
 use proto::health::{HealthCheckRequest, HealthCheckResponse};
@@ -141,7 +141,8 @@ async fn a_worker_that_keeps_its_side_of_the_session_open_delays_no_end() {
     };
     up.send(common::wire::up(Up::Join(join))).await.unwrap();
     let driver = tokio::spawn(async move {
-        let Some(coordinator::driver::Input::Opened { answer, outbox, .. }) = arrivals.recv().await
+        let Some(coordinator::driver::control_loop::Input::Opened { answer, outbox, .. }) =
+            arrivals.recv().await
         else {
             panic!("no session");
         };

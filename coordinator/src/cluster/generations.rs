@@ -10,7 +10,7 @@ use super::event::WorkerId;
 use super::ledger::Ledger;
 use super::schedule::Work;
 use super::{Cluster, Stage};
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
 
 impl Cluster {
     /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.

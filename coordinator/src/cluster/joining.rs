@@ -14,9 +14,9 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::membership::Worker;
-use super::settling::disagreement;
 use super::{Cluster, Stage};
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::step_commit::disagreement;
 
 /// Followers of one member at a time; further newcomers wait.
 pub(super) const MAX_FEEDS_PER_SOURCE: usize = 4;

@@ -15,10 +15,10 @@ use proto::v1;
 
 use super::command::Command;
 use super::event::WorkerId;
-use super::forecast::{Prospect, deserves, late_after, remaining};
 use super::queue::Queue;
 use super::schedule::Work;
 use super::{Cluster, Stage};
+use crate::cluster::slot_eta::{Prospect, deserves, late_after, remaining};
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
 const LEASE_WINDOW: usize = 2;

@@ -1,38 +1,39 @@
 //! The cluster: everything about who takes part, who computes what, and when a step is committed, is decided here.
 //!
 //! Events go in, commands come out. It reads no clock, does no I/O and draws no random numbers: equal events at equal
-//! times give equal commands. The driver ([`crate::driver`]) carries the commands out.
+//! times give equal commands. The driver ([`crate::driver::control_loop`]) carries the commands out.
 //!
 //! A step goes: lease slots -> all held -> exchange -> first report commits it -> all reports agree, it is settled.
 //! The next step's plan and leases go out with the exchange. Whoever joins copies the state of a member meanwhile and
 //! enters when a step is settled; when a member is lost, a new generation of those who are left begins at once, and only
 //! the lost one's slots are leased again.
 
-mod adoption;
+mod checkpoint_interval;
 pub mod command;
 mod draining;
 pub mod event;
-mod forecast;
+mod failure_detector;
 mod generations;
-mod hours;
+mod join_leave;
 mod joining;
 mod leasing;
 mod ledger;
 mod membership;
-mod patience;
-mod presence;
 mod probing;
 mod queue;
 mod reachability;
-mod rhythm;
+mod recovery;
+mod reply_deadlines;
+pub mod run_event;
 mod saving;
 mod schedule;
-mod settling;
-mod silence;
 #[cfg(test)]
 mod simulation;
+mod slot_eta;
+mod step_commit;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod transport;
 mod work;
 
@@ -41,23 +42,23 @@ use std::time::Instant;
 
 use proto::v1;
 
-pub use self::adoption::Earlier;
-use self::adoption::Grace;
 pub use self::command::{Command, Outcome};
 use self::draining::Draining;
 pub use self::event::{Event, WorkerId};
-use self::forecast::Speeds;
 use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
-use self::patience::{Answer, Patience};
 pub use self::probing::MAX_PROBED;
 use self::probing::Probing;
 use self::saving::{Failure, Saving};
 pub use self::schedule::{BlockTokens, Course, Work};
-use self::settling::{Pace, Settling};
-use self::silence::Silence;
 use self::transport::Transport;
+use crate::cluster::failure_detector::Silence;
+pub use crate::cluster::recovery::Earlier;
+use crate::cluster::recovery::Grace;
+use crate::cluster::reply_deadlines::{Answer, Patience};
+use crate::cluster::slot_eta::Speeds;
+use crate::cluster::step_commit::{Pace, Settling};
 
 /// What a run is, apart from its course.
 #[derive(Clone, Debug)]

@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::event::WorkerId;
-use super::hours::PEER_LOST_GRACE;
 use super::reachability::Reachability;
+use crate::cluster::timers::PEER_LOST_GRACE;
 
 /// Workers that a newcomer tries, and that try it.
 pub const MAX_PROBED: usize = 16;

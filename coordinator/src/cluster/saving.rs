@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
-use super::patience::Answer;
-use super::rhythm::Rhythm;
 use super::{Cluster, Stage};
-use crate::events::RunEvent;
+use crate::cluster::checkpoint_interval::Rhythm;
+use crate::cluster::reply_deadlines::Answer;
+use crate::cluster::run_event::RunEvent;
 
 /// How often the result of the run is asked for before the run fails, where the disk is not at fault.
 const MAX_LAST_ATTEMPTS: u32 = 3;

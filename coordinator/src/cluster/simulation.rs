@@ -17,7 +17,7 @@ use self::restarts::Disk;
 use self::toy::{Exchange, Toy};
 use super::tests::{course, join, settings};
 use super::{Cluster, Command, Event, Outcome, WorkerId};
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
 
 const TOTAL_STEPS: u64 = 6;
 const SLOTS: u32 = 5;

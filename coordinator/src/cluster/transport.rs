@@ -11,10 +11,10 @@ use proto::v1;
 
 use super::command::Command;
 use super::event::WorkerId;
-use super::hours::PEER_LOST_GRACE;
 use super::membership::Worker;
 use super::{Cluster, Stage};
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::timers::PEER_LOST_GRACE;
 
 /// Of what a worker says of a failure.
 const MAX_REASON_CHARS: usize = 256;

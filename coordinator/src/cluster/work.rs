@@ -10,7 +10,7 @@ use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::{Ledger, SlotResult};
 use super::schedule::Work;
-use crate::events::{EvalRecord, RunEvent};
+use crate::cluster::run_event::{EvalRecord, RunEvent};
 
 impl Cluster {
     pub(super) fn slot_done(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coordinator::cluster::Outcome;
-use coordinator::events::RunEvent;
+use coordinator::cluster::run_event::RunEvent;
 use proto::v1;
 
 use crate::truth::{Expected, TOTAL_STEPS, Weights, hex};

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use common::wire::MAX_MESSAGE_BYTES;
-use coordinator::service::Service;
+use coordinator::rpc::service::Service;
 use http_body::{Body, Frame};
 use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::coordinator_server::CoordinatorServer;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::job::JobSpec;
-use coordinator::events::RunEvent;
+use coordinator::cluster::run_event::RunEvent;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 

@@ -10,8 +10,8 @@ use proto::v1;
 use super::{Broken, MAX_PROBED};
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
+use crate::cluster::run_event::RunEvent;
 use crate::cluster::{Cluster, Stage};
-use crate::events::RunEvent;
 
 /// Broken exchanges of one pair without a committed step between them, after which they count as unable to exchange.
 const MAX_BREAKS: u32 = 3;

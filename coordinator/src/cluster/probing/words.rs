@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
 
 /// Names in one line.
 const MAX_NAMED: usize = 4;

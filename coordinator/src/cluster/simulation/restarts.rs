@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use super::super::tests::{course, join, settings};
 use super::super::{Cluster, Event, WorkerId};
 use super::{SLOTS, TOTAL_STEPS, World, finished};
-use crate::events::RunEvent;
-use crate::journal::{History, Record};
+use crate::cluster::run_event::RunEvent;
+use crate::store::journal::{History, Record};
 
 /// The coordinator dies in one of so many moments.
 const DEATHS: u64 = 700;

@@ -1,7 +1,7 @@
 //! Deaths, broken exchanges and wrong machines.
 
 use super::*;
-use crate::cluster::hours::{LOSSES_GATHER, PEER_LOST_GRACE};
+use crate::cluster::timers::{LOSSES_GATHER, PEER_LOST_GRACE};
 
 /// Workers 1 and 2 have computed the first step, and worker 2 has reported it.
 fn committed_by_one_of_three() -> Scene {

@@ -1,18 +1,18 @@
 //! Facts about single decisions, as events and the commands they lead to.
 
-mod adoption;
+mod admission;
 mod churn;
 mod clock;
-mod door;
 mod draining;
+#[allow(clippy::unwrap_used)]
+mod failure_detector;
 mod joining;
 #[allow(clippy::unwrap_used)]
 mod pace;
-mod patience;
 #[allow(clippy::unwrap_used)]
 mod probing;
-#[allow(clippy::unwrap_used)]
-mod silence;
+mod recovery;
+mod reply_deadlines;
 mod state;
 mod step;
 mod transport;
@@ -25,9 +25,9 @@ use proto::v1;
 
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 
-use super::hours::LOSSES_GATHER;
 use super::*;
-use crate::events::RunEvent;
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::timers::LOSSES_GATHER;
 
 pub fn job(total_steps: u64, slots: u32) -> JobSpec {
     let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());

@@ -1,0 +1,270 @@
+//! `coordinator check`: everything that can be known before training.
+//!
+//! Enters: a job. Leaves: a table for people or one JSON document, on the given writer. Starts nothing; the block file
+//! goes into the output folder only if that is there already, else it is thrown away.
+
+use std::io::{self, Write};
+
+use common::data::{DataCounts, DataErrors, Sample, samples};
+use common::job::{JobSpec, Method};
+use common::progress::Progress;
+use common::text::{count, visible};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
+use crate::report::terminal::{GPUS, block_count, bytes, grouped};
+
+/// How `check` reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// Rendered examples to show.
+    pub show: usize,
+    /// One JSON document instead of a table.
+    pub json: bool,
+}
+
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// Exit code 3.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error("cannot write the report: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Checks the job and writes the report.
+pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result<(), CheckError> {
+    let kept = job.output_dir.join(WORK_FOLDER);
+    let scratch = if kept.is_dir() {
+        None
+    } else {
+        Some(Scratch::new()?)
+    };
+    let blocks_dir = scratch.as_ref().map_or(kept.as_path(), Scratch::path);
+    let prepared = prepare_in(job, blocks_dir, false, &Progress::default())?;
+    let samples = samples(
+        job,
+        &prepared.tokenizer,
+        prepared.template.as_ref(),
+        options.show,
+    )
+    .map_err(|errors: DataErrors| PreflightError::from(errors))?;
+    if options.json {
+        serde_json::to_writer(&mut *out, &document(&prepared, &samples))
+            .map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        write_table(out, &prepared)?;
+        for (index, sample) in samples.iter().enumerate() {
+            write_sample(out, index + 1, sample)?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    job: &'a JobSpec,
+    dataset: DatasetCounts,
+    plan: PlanCounts,
+    /// Bytes that a worker needs.
+    memory: Memory,
+    /// What the user should know, a line each.
+    notices: Vec<String>,
+    samples: &'a [Sample],
+}
+
+#[derive(Serialize)]
+struct DatasetCounts {
+    rows: u64,
+    examples: u64,
+    blocks: u64,
+    tokens: u64,
+    trained_tokens: u64,
+}
+
+#[derive(Serialize)]
+struct PlanCounts {
+    steps: u64,
+    slots_per_step: usize,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    processor: Need,
+    gpu: Need,
+}
+
+fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
+    let counts = &prepared.data.counts;
+    Document {
+        job: &prepared.job,
+        dataset: DatasetCounts {
+            rows: counts.rows,
+            examples: counts.examples,
+            blocks: counts.blocks + counts.eval_blocks,
+            tokens: counts.tokens,
+            trained_tokens: counts.trained_tokens,
+        },
+        plan: PlanCounts {
+            steps: prepared.total_steps(),
+            slots_per_step: prepared.slots_per_step(),
+        },
+        memory: Memory {
+            processor: prepared.estimate.processor,
+            gpu: prepared.estimate.gpu,
+        },
+        notices: prepared.notices(),
+        samples,
+    }
+}
+
+fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
+    for (name, value) in rows(prepared) {
+        writeln!(out, "{name:<12} {}", visible(&value))?;
+    }
+    for notice in prepared.notices() {
+        writeln!(out, "{:<12} {}", "note", visible(&notice))?;
+    }
+    Ok(())
+}
+
+fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
+    let (job, estimate) = (&prepared.job, &prepared.estimate);
+    let mut rows = vec![
+        ("job", shown(&prepared.job_digest).to_owned()),
+        ("model", model(prepared)),
+        ("method", method(job, estimate)),
+    ];
+    rows.extend(data(&prepared.data.counts, job.sequence_len));
+    rows.extend([
+        ("plan", plan(prepared)),
+        ("memory", memory(&estimate.processor)),
+    ]);
+    if GPUS {
+        rows.push(("GPU memory", gpu_memory(&estimate.gpu)));
+    }
+    rows.push(("output", job.output_dir.display().to_string()));
+    rows
+}
+
+fn model(prepared: &Prepared) -> String {
+    let shape = &prepared.shape;
+    format!(
+        "{} ({}, {} parameters, {} layers, vocabulary {})",
+        prepared.job.base_model.display(),
+        shape.architecture,
+        grouped(prepared.estimate.parameters),
+        shape.sizes.layers,
+        grouped(shape.sizes.vocab_size as u64)
+    )
+}
+
+fn method(job: &JobSpec, estimate: &Estimate) -> String {
+    let method = match &job.method {
+        Method::Full => "full fine-tuning".to_owned(),
+        Method::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.r, lora.alpha),
+    };
+    format!(
+        "{method}: {} trainable parameters ({:.2}%)",
+        grouped(estimate.trainable_parameters),
+        percent(estimate.trainable_parameters, estimate.parameters)
+    )
+}
+
+fn data(counts: &DataCounts, sequence_len: usize) -> [(&'static str, String); 4] {
+    let validation = match counts.eval_examples {
+        0 => "none".to_owned(),
+        held_out => format!(
+            "{} in {}",
+            count(held_out, "example"),
+            count(counts.eval_blocks, "block")
+        ),
+    };
+    let examples = format!(
+        "{}, {}, longest {}",
+        count(counts.rows, "row"),
+        count(counts.examples, "example"),
+        count(counts.longest, "token")
+    );
+    let tokens = format!(
+        "{}, {} of them trained ({:.1}%)",
+        grouped(counts.tokens),
+        grouped(counts.trained_tokens),
+        percent(counts.trained_tokens, counts.tokens)
+    );
+    let blocks = format!(
+        "{} of {} tokens, {:.1}% padding",
+        block_count(counts),
+        grouped(sequence_len as u64),
+        percent(counts.padding_tokens, counts.tokens + counts.padding_tokens)
+    );
+    [
+        ("data", examples),
+        ("tokens", tokens),
+        ("blocks", blocks),
+        ("validation", validation),
+    ]
+}
+
+fn plan(prepared: &Prepared) -> String {
+    let blocks = prepared.data.file.train_blocks() as usize;
+    format!(
+        "{} of {} ({}), {:.2} epochs",
+        count(prepared.total_steps(), "step"),
+        count(prepared.slots_per_step() as u64, "slot"),
+        count(prepared.job.global_batch_size.min(blocks) as u64, "block"),
+        prepared.schedule.epoch_after(prepared.total_steps())
+    )
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}
+
+fn memory(need: &Need) -> String {
+    let told = need.least().told();
+    match (need.keeping, need.recomputing) {
+        (Some(keeping), Some(recomputing)) if keeping.total() > recomputing.total() => format!(
+            "{told}; {} where activations need not be computed again",
+            bytes(keeping.total())
+        ),
+        _ => told,
+    }
+}
+
+fn gpu_memory(need: &Need) -> String {
+    let told = memory(need);
+    format!("{told}; some hundred MiB more for the driver and NCCL")
+}
+
+/// The text with what is learned between ⟦ and ⟧, then every token.
+fn write_sample(out: &mut dyn Write, number: usize, sample: &Sample) -> io::Result<()> {
+    writeln!(out, "\nexample {number} (learned: ⟦...⟧)")?;
+    for span in &sample.spans {
+        let text = visible(&span.text);
+        if span.trained {
+            write!(out, "⟦{text}⟧")?;
+        } else {
+            write!(out, "{text}")?;
+        }
+    }
+    writeln!(out)?;
+    writeln!(
+        out,
+        "input_ids {}",
+        serde_json::to_string(&sample.input_ids)?
+    )?;
+    let mask: String = sample
+        .labels
+        .iter()
+        .map(|label| if *label < 0 { '.' } else { '1' })
+        .collect();
+    writeln!(out, "mask      {mask}")
+}
+
+fn shown(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}

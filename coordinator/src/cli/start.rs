@@ -1,0 +1,376 @@
+//! `coordinator start`: from the command line to the result, phase by phase.
+
+mod error;
+mod telling;
+
+use common::data::prune_blocks;
+use common::job::{JobSpec, Resume};
+use common::progress::Progress;
+use common::streams;
+use tokio::runtime::Runtime;
+
+use crate::cli::arguments::StartArguments;
+use crate::cli::replay::recorded_words;
+use crate::cluster::run_event::{RunEnd, RunEvent};
+use crate::cluster::{Earlier, Outcome};
+use crate::exit;
+use crate::prepare::{Prepared, prepare};
+use crate::report::recorder::Recorder;
+use crate::report::terminal::{Terminal, showing};
+use crate::rpc::addresses::how_to_join;
+use crate::rpc::listener::{LOCK_PATIENCE, Lock, listen, lock, read_token};
+use crate::rpc::server::Server;
+#[cfg(feature = "single-node")]
+use crate::run::local_workers::{self, LocalWorkers};
+use crate::run::notify_finished::let_workers_go;
+use crate::run::resume::{Past, Start};
+use crate::run::signals::Signals;
+use crate::run::test_prompts::{ask_after, ask_before};
+use crate::run::train::{Parted, Training};
+use crate::store::claim::claim;
+use crate::store::journal::Journal;
+use crate::store::output::{
+    OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
+};
+
+pub use error::StartError;
+use telling::{announce, resume_command, show, show_next};
+
+/// Runs a job and gives back the exit code.
+pub fn run(arguments: &StartArguments) -> Result<u8, StartError> {
+    let preparation = Progress::default();
+    let signals = Signals::listen(preparation.clone())?;
+    let ended = run_until_stopped(arguments, &preparation, &signals);
+    match (&ended, signals.first()) {
+        (Err(_), Some(signal)) if preparation.is_cancelled() => {
+            streams::stdout().say(&signal.stopped_early(&preparation));
+            Ok(signal.code)
+        }
+        _ => ended,
+    }
+}
+
+/// A cancelled preparation is an error like any other.
+fn run_until_stopped(
+    arguments: &StartArguments,
+    preparation: &Progress,
+    signals: &Signals,
+) -> Result<u8, StartError> {
+    check_usage(arguments)?;
+    let mut job = arguments.job.load()?;
+    let token = read_token(arguments.token_file.as_deref())?;
+    let mut terminal = Terminal::stdout(job.logging_steps);
+    if let Some(notice) = cap_min_workers(arguments, &mut job) {
+        terminal.say(&notice);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    // Before the data is packed: a port in use is found at once, and whoever comes is told to wait.
+    let listener = listen(arguments.listen_address())?;
+    let server = {
+        let _entered = runtime.enter();
+        Server::begin(listener, token, preparation.clone())?
+    };
+    let opened = get_ready(arguments, &job, preparation, &server, &mut terminal);
+    let (opening, before, _lock) = match opened {
+        Ok(Ready::Train {
+            opening,
+            before,
+            lock,
+        }) => (*opening, before, lock),
+        Ok(Ready::Done(prepared)) => {
+            signals.finish(true);
+            let say = &mut |line: &str| terminal.say(line);
+            let told = let_workers_go(*prepared, server.clone(), &runtime, say);
+            runtime.block_on(server.turn_away("its job is done already"));
+            return told.map(|()| exit::DONE);
+        }
+        Err(error) => {
+            let reason = match signals.first() {
+                Some(signal) if preparation.is_cancelled() => signal.stopped_early(preparation),
+                _ => format!("it cannot begin the run: {error}"),
+            };
+            runtime.block_on(server.turn_away(&reason));
+            return Err(error);
+        }
+    };
+    let course = Course {
+        server,
+        signals: signals.clone(),
+    };
+    let (parted, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
+    // What still runs then would only hold the result back.
+    runtime.shutdown_background();
+    if let Outcome::Finished { .. } = parted.outcome {
+        ask_after(&job, before, &mut terminal);
+        show_next(&mut terminal, arguments, &job);
+    }
+    exit_code(parted, &job, &mut terminal)
+}
+
+/// What is left to do when everything is prepared.
+enum Ready {
+    Train {
+        opening: Box<Opening>,
+        /// What the base model answers to the test prompts.
+        before: Vec<Option<String>>,
+        /// Held to the end of the process.
+        lock: Lock,
+    },
+    /// Nothing: the run was done before.
+    Done(Box<Prepared>),
+}
+
+/// Prepares the run, and takes its output folder.
+fn get_ready(
+    arguments: &StartArguments,
+    job: &JobSpec,
+    preparation: &Progress,
+    server: &Server,
+    terminal: &mut Terminal,
+) -> Result<Ready, StartError> {
+    let prepared = showing(preparation, || prepare(job, preparation))?;
+    let identity = identity(&prepared);
+    if is_done_already(terminal, arguments, &identity)? {
+        return Ok(Ready::Done(Box::new(prepared)));
+    }
+    let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {
+        terminal.say(line)
+    })?;
+    if lock.waited && is_done_already(terminal, arguments, &identity)? {
+        return Ok(Ready::Done(Box::new(prepared)));
+    }
+    let opening = open(arguments, prepared, identity, server, terminal)?;
+    preparation.begin("answering the test prompts", 0);
+    let before = ask_before(arguments, &opening.prepared, terminal);
+    preparation.check()?;
+    Ok(Ready::Train {
+        opening: Box::new(opening),
+        before,
+        lock,
+    })
+}
+
+/// What can be said of the command line alone.
+fn check_usage(arguments: &StartArguments) -> Result<(), StartError> {
+    if arguments.single_node && !cfg!(feature = "single-node") {
+        return Err(StartError::NoEngine);
+    }
+    #[cfg(feature = "single-node")]
+    local_workers::check(&arguments.device, arguments.local_workers())?;
+    Ok(())
+}
+
+/// A run that is prepared, and where it begins.
+struct Opening {
+    prepared: Prepared,
+    identity: RunIdentity,
+    start: Start,
+    past: Past,
+}
+
+/// Takes the output folder, chooses where the run begins, and shows what will be trained. Needs the folder's lock.
+fn open(
+    arguments: &StartArguments,
+    prepared: Prepared,
+    identity: RunIdentity,
+    server: &Server,
+    terminal: &mut Terminal,
+) -> Result<Opening, StartError> {
+    prune_blocks(&prepared.data.file);
+    let claimed = claim(&identity)?;
+    let jobs = claimed.jobs();
+    let start = Start::choose(&prepared, &jobs)?;
+    let past = Past::find(&prepared, &start, &jobs).map_err(StartError::Journal)?;
+    show(terminal, &prepared, &start, &past);
+    if let Some(notice) = &claimed.notice {
+        terminal.say(notice);
+    }
+    if claimed.replaces {
+        set_record_aside(&identity.job.output_dir)?;
+    }
+    announce(terminal, arguments, server, &start);
+    Ok(Opening {
+        prepared,
+        identity,
+        start,
+        past,
+    })
+}
+
+/// What the run goes through with.
+struct Course {
+    server: Server,
+    signals: Signals,
+}
+
+/// Opens the files of the run and trains to its end, whatever that is. The terminal comes back when all is said.
+fn train(
+    arguments: &StartArguments,
+    opening: Opening,
+    course: Course,
+    runtime: &Runtime,
+    terminal: Terminal,
+) -> Result<(Parted, Terminal), StartError> {
+    let Opening {
+        prepared,
+        identity,
+        start,
+        past,
+    } = opening;
+    let plan = RunPlan {
+        total_steps: prepared.total_steps(),
+        steps_per_epoch: prepared.schedule.steps_per_epoch(),
+    };
+    let (recorded, known) = (past.recorded(&start), past.history.lines());
+    let files = RunFiles::open(&identity, plan, recorded, known)?;
+    let recorder = Recorder::new(files.with_command(recorded_words(std::env::args_os())));
+    let (observer, thread) = recorder.listen(terminal);
+    let earlier = earlier(arguments, &past);
+    let journal = Journal::begin(
+        &prepared.job.output_dir,
+        past.history,
+        past.term.clone(),
+        local_count(arguments),
+        observer.clone(),
+    )
+    .map_err(StartError::Journal)?;
+    let how_to_join = (!arguments.single_node).then(|| {
+        let server = &course.server;
+        how_to_join(server.address(), server.token().is_some())
+    });
+    let training = Training {
+        prepared,
+        start,
+        term: past.term,
+        earlier,
+        journal,
+        server: course.server,
+        signals: course.signals,
+        #[cfg(feature = "single-node")]
+        local: local_workers(arguments),
+        recorder: recorder.clone(),
+        observer,
+        how_to_join,
+    };
+    let ended = runtime.block_on(training.run())?;
+    let stopped = |_| StartError::Failed("the terminal thread stopped".to_owned());
+    let mut terminal = thread.join().map_err(stopped)?;
+    // Before anybody is waited for: a second signal must not leave a record of a run that goes on.
+    let end = RunEvent::Ended(run_end(&ended.outcome));
+    recorder.record(&end, &mut terminal);
+    let parted = runtime.block_on(ended.part())?;
+    let told = RunEvent::Ended(run_end(&parted.outcome));
+    if told != end {
+        recorder.record(&told, &mut terminal);
+    }
+    terminal.observe(&told);
+    Ok((parted, terminal))
+}
+
+/// Says how to go on where the job is not done.
+fn exit_code(parted: Parted, job: &JobSpec, terminal: &mut Terminal) -> Result<u8, StartError> {
+    match parted.outcome {
+        Outcome::Finished { .. } => Ok(exit::DONE),
+        Outcome::Stopped { .. } => {
+            let begins_anew = !matches!(job.resume, Resume::Auto);
+            terminal.say(&format!("to go on: {}", resume_command(begins_anew)));
+            Ok(parted.stopped_by.unwrap_or(exit::RESUMABLE))
+        }
+        Outcome::Failed { reason, .. } => Err(StartError::Failed(reason)),
+    }
+}
+
+fn identity(prepared: &Prepared) -> RunIdentity {
+    RunIdentity {
+        job: JobSpec::clone(&prepared.job),
+        data_digest: Some(prepared.data.file.digest().to_owned()),
+        base_model_digest: Some(prepared.model_digest.clone()),
+        total_steps: Some(prepared.total_steps()),
+    }
+}
+
+/// Where nobody else can join, waiting for more workers than there are would never end.
+fn cap_min_workers(arguments: &StartArguments, job: &mut JobSpec) -> Option<String> {
+    let local = arguments.local_workers();
+    let wanted = job.cluster.min_workers;
+    if !arguments.single_node || arguments.listen.is_some() || wanted <= local {
+        return None;
+    }
+    job.cluster.min_workers = local;
+    Some(format!(
+        "cluster.min_workers is {wanted}, but without --listen no other worker can join: going on with {local}"
+    ))
+}
+
+/// Says it, and how to go on from the result. An error where the folder holds another job.
+fn is_done_already(
+    terminal: &mut Terminal,
+    arguments: &StartArguments,
+    identity: &RunIdentity,
+) -> Result<bool, OutputError> {
+    let job = &identity.job;
+    let record = claim(identity)?
+        .record
+        .filter(|record| is_finished(identity, record));
+    let Some(record) = record else {
+        return Ok(false);
+    };
+    terminal.say(&format!(
+        "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
+        record.step,
+        record.total_steps,
+        record.weights_digest.as_deref().unwrap_or("unknown")
+    ));
+    show_next(terminal, arguments, job);
+    Ok(true)
+}
+
+/// A run that was made longer is not.
+fn is_finished(identity: &RunIdentity, record: &RunRecord) -> bool {
+    let auto = identity.job.resume == common::job::Resume::Auto;
+    let steps = identity.total_steps.unwrap_or(record.total_steps);
+    auto && record.state == RunState::Done && record.step == steps
+}
+
+fn run_end(outcome: &Outcome) -> RunEnd {
+    match outcome.clone() {
+        Outcome::Finished {
+            step,
+            weights_digest,
+        } => RunEnd::Done {
+            step,
+            weights_digest,
+        },
+        Outcome::Stopped { step, reason, .. } => RunEnd::Stopped { step, reason },
+        Outcome::Failed { reason, .. } => RunEnd::Failed { reason },
+    }
+}
+
+/// What the cluster must know of the terms before this one.
+fn earlier(arguments: &StartArguments, past: &Past) -> Earlier {
+    let mut earlier = past.history.earlier();
+    if arguments.single_node && arguments.listen.is_none() {
+        // Nobody else can join, so nobody can come back.
+        earlier.workers = 0;
+    }
+    earlier
+}
+
+/// Workers in this process.
+fn local_count(arguments: &StartArguments) -> usize {
+    match arguments.single_node {
+        true => arguments.local_workers(),
+        false => 0,
+    }
+}
+
+#[cfg(feature = "single-node")]
+fn local_workers(arguments: &StartArguments) -> Option<LocalWorkers> {
+    arguments.single_node.then(|| LocalWorkers {
+        count: arguments.local_workers(),
+        threads: arguments.threads,
+        devices: arguments.device.clone(),
+    })
+}

@@ -1,0 +1,225 @@
+//! Who comes and who goes.
+
+use std::time::Instant;
+
+use common::wire::HEARTBEAT_INTERVAL;
+use proto::v1;
+
+use super::command::Command;
+use super::draining::only_saved;
+use super::event::WorkerId;
+use super::{Cluster, Stage, membership};
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::step_commit::disagreement;
+
+impl Cluster {
+    pub(super) fn join(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        join: v1::Join,
+        address: String,
+        commands: &mut Vec<Command>,
+    ) {
+        self.open_class(now);
+        let checked = self.members.check_join(
+            &join,
+            &self.settings.version,
+            &self.settings.job_digest,
+            self.numerics_class.as_deref(),
+        );
+        let checked = checked.and_then(|()| match self.is_too_often_absent(&join.name) {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        });
+        if let Err(mut reason) = checked {
+            reason.extend(self.class_hint(now, &join.numerics_class));
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "refused: {reason}"
+            ))));
+            commands.push(Command::Refuse { worker, reason });
+            return;
+        }
+        if let Some(reason) = self.foreign_state(&join) {
+            commands.push(Command::Expel { worker, reason });
+            return;
+        }
+        if let Some(before) = self.members.at_address(&address)
+            && self.is_another_at_work(now, before, &join.name)
+        {
+            let reason = format!(
+                "worker {} is reached at {address} already, and speaks: give each worker an --exchange-port of its own, or an \
+                 --exchange-host where they are on machines that share an address",
+                self.members.name(before)
+            );
+            let text = format!("worker {} is turned away: {reason}", join.name);
+            commands.push(Command::Emit(RunEvent::Notice(text)));
+            commands.push(Command::Expel { worker, reason });
+            return;
+        }
+        if let Some(before) = self.members.at_address(&address) {
+            // Its connection broke, which was not noticed here yet.
+            self.expel(now, before, "it joined anew".to_owned(), commands);
+        }
+        let (name, device) = (join.name.clone(), join.device.clone());
+        self.members.add(worker, join, address);
+        self.await_ready(now, worker);
+        commands.push(Command::Welcome { worker });
+        commands.push(Command::Emit(RunEvent::WorkerJoined {
+            worker: worker.0,
+            name,
+            device,
+            workers: self.members.count(),
+        }));
+        self.probe_newcomer(now, worker, commands);
+    }
+
+    /// Another worker than this name's, from which something was heard a moment ago.
+    fn is_another_at_work(&self, now: Instant, before: WorkerId, name: &str) -> bool {
+        let heard = self.silence.heard_at(before);
+        let is_alive =
+            heard.is_some_and(|heard| now.duration_since(heard) < 2 * HEARTBEAT_INTERVAL);
+        is_alive && self.members.name(before) != name
+    }
+
+    pub(super) fn ready(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        ready: v1::Ready,
+        commands: &mut Vec<Command>,
+    ) {
+        if self
+            .members
+            .get(id)
+            .is_none_or(|worker| worker.ready.is_some())
+        {
+            return self.expel(now, id, "it said twice that it is ready".into(), commands);
+        }
+        let digest = &self.settings.job_digest;
+        // Whoever comes back may have gone on from a step that was not written down any more.
+        let is_veteran = self.members.get(id).is_some_and(|worker| worker.is_veteran);
+        let reached = match is_veteran {
+            true => self.course.total_steps(),
+            false => self.pace.recorded().max(self.saving.stored()),
+        };
+        let mut checked = self.members.check_ready(id, &ready, digest, reached);
+        if checked.is_ok()
+            && ready.step == self.settings.start_step
+            && let Some(expected) = &self.settings.start_weights_digest
+            && *expected != ready.weights_digest
+        {
+            checked = Err(format!(
+                "worker {} loaded the weights {} from the checkpoint whose manifest says {}",
+                self.members.name(id),
+                membership::short(&ready.weights_digest),
+                membership::short(expected)
+            ));
+        }
+        if checked.is_ok()
+            && let Some(digest) = self.pace.digest_of(ready.step)
+            && digest != ready.weights_digest
+        {
+            let reason = disagreement(ready.step, &ready.weights_digest, digest);
+            return self.expel(now, id, reason, commands);
+        }
+        if let Err(reason) = checked {
+            self.forget(id, &reason, commands);
+            commands.push(Command::Refuse { worker: id, reason });
+            return self.regroup(now, commands);
+        }
+        let step = ready.step;
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.seen = step;
+            worker.ready = Some(ready);
+        }
+        if self.grace.is_some() {
+            return self.watch_grace(now, commands);
+        }
+        if step > self.committed && is_veteran {
+            return self.welcome_back(now, id, step, commands);
+        }
+        if step > self.committed && step <= self.pace.recorded() {
+            // It started from a checkpoint newer than what the others fell back to.
+            return self.catch_up(now, id, step, commands);
+        }
+        if step < self.committed && self.is_only_saved(self.committed) {
+            let reason = only_saved(self.committed);
+            return self.expel(now, id, reason, commands);
+        }
+        if self.stopping.is_none() {
+            self.regard_reach(now, commands);
+            if self.may_bring_slots(id) {
+                self.reform(now, commands);
+            }
+        } else if self.stage == Stage::Waiting {
+            self.reform(now, commands);
+        }
+    }
+
+    pub(super) fn lose(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.members.get(id).is_none() {
+            return;
+        }
+        self.forget(id, &reason, commands);
+        self.regroup(now, commands);
+        if self.stage == Stage::Waiting && self.probing.keeps_out() {
+            // Whoever waited because of it waits no more.
+            self.regard_reach(now, commands);
+        }
+    }
+
+    /// Ends the session of a worker that broke the rules or computes wrongly.
+    pub(super) fn expel(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        reason: String,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.members.get(id).is_none() {
+            return;
+        }
+        self.forget(id, &reason, commands);
+        commands.push(Command::Expel { worker: id, reason });
+        self.regroup(now, commands);
+    }
+
+    /// Takes a worker out of everything but the generation's number.
+    pub(super) fn forget(&mut self, id: WorkerId, reason: &str, commands: &mut Vec<Command>) {
+        let Some(worker) = self.members.get(id) else {
+            return;
+        };
+        let name = worker.name.clone();
+        let was_member = self.members.rank_of(id).is_some();
+        self.members.remove(id);
+        self.ledger.release(id);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.release(id);
+        }
+        if let Some(settling) = &mut self.settling {
+            settling.ledger.release(id);
+            // What it reported stays: the step is committed, though its state may be lost with it.
+        }
+        self.saving.worker_lost(id);
+        self.silence.forget(id);
+        self.patience.forget(id);
+        self.probing.forget(id);
+        self.speeds.forget(id);
+        self.draining.remove(&id);
+        self.member_lost |= was_member;
+        self.end_feeds(id);
+        commands.push(Command::Emit(RunEvent::WorkerLost {
+            worker: id.0,
+            name,
+            reason: reason.to_owned(),
+            workers: self.members.count(),
+        }));
+    }
+}

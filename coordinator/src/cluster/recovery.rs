@@ -1,0 +1,310 @@
+//! Workers that outlived a coordinator or a session, with the state they hold.
+//!
+//! A new term knows from its journal how far the run had come, but not what its workers hold. It begins with whoever is
+//! there, after a moment for those of the last generation who are about to come back; a worker that comes later with a
+//! newer state takes the others along to it. The records that the journal lost are completed from what the workers still
+//! know, and the slots in their accumulators are taken over.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::ledger::{Ledger, SlotResult};
+use super::schedule::Work;
+use super::{Cluster, Stage, membership};
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::step_commit::Settling;
+
+/// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
+/// first of them: those that live try again within a second.
+const ABSENT: Duration = Duration::from_secs(1);
+/// The same where one of them is back and has yet to say what it holds: it ends the slot in hand first.
+const BUSY: Duration = Duration::from_secs(4);
+/// How long only workers of the class that computed so far may begin: those that outlived the coordinator could not join
+/// a run of another class, and what they hold would be lost.
+const CLASS_KEPT: Duration = Duration::from_secs(15);
+
+/// What the journal says of the terms before this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// Updates after the last step on record.
+    pub recorded: u64,
+    /// Of the weights after them, where it was asked for.
+    pub weights_digest: Option<String>,
+    /// Up to `recorded`.
+    pub skipped_in_a_row: u64,
+    /// Number of the last generation.
+    pub generation: u64,
+    /// Its members, without those that died with the coordinator because they lived in its process.
+    pub workers: usize,
+    pub numerics_class: Option<String>,
+}
+
+/// The time in which the workers of an earlier term may come back before the run begins without them.
+#[derive(Debug)]
+pub struct Grace {
+    expected: usize,
+    /// Since when one is back with more than the newest checkpoint.
+    united: Option<Instant>,
+    was_told: bool,
+}
+
+impl Grace {
+    /// None where nothing is to be gained by waiting.
+    pub fn of(earlier: &Earlier, start_step: u64) -> Option<Self> {
+        (earlier.recorded > start_step && earlier.workers > 0).then_some(Self {
+            expected: earlier.workers,
+            united: None,
+            was_told: false,
+        })
+    }
+}
+
+impl Cluster {
+    /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and
+    /// where nobody else is there who could begin.
+    pub(super) fn grace_ends_at(&self) -> Option<Instant> {
+        let grace = self.grace.as_ref()?;
+        let since = grace.united.or(self.began)?;
+        let wait = match self.members.is_one_returning() {
+            true => BUSY,
+            false => ABSENT,
+        };
+        (self.members.ready_count() > 0).then_some(since + wait)
+    }
+
+    /// Until then nobody is told that workers are missing: they may be about to come back.
+    pub(super) fn grace_is_short_until(&self) -> Option<Instant> {
+        let began = self.began.filter(|_| self.grace.is_some());
+        began.map(|began| began + ABSENT)
+    }
+
+    /// Begins to wait, says so, and ends it where it is over.
+    pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let (start, newest) = (self.settings.start_step, self.pace.recorded());
+        let back = self.members.veterans_beyond(start);
+        let Some(grace) = &mut self.grace else {
+            return;
+        };
+        if back > 0 {
+            grace.united.get_or_insert(now);
+        }
+        if back < grace.expected && !std::mem::replace(&mut grace.was_told, true) {
+            let text = format!(
+                "the workers had come to step {newest} before the coordinator died, the newest state on disk is of step \
+                 {start}: {back} of {} are back; in {} s the run goes on with whoever is there, and one who comes later \
+                 takes it along",
+                grace.expected,
+                ABSENT.as_secs()
+            );
+            commands.push(Command::Emit(RunEvent::Notice(text)));
+        }
+        let is_complete = back >= grace.expected;
+        if is_complete || self.grace_ends_at().is_some_and(|at| at <= now) {
+            self.end_grace(now, commands);
+        }
+    }
+
+    /// Goes on with whoever is there.
+    fn end_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        self.take_newest(commands);
+        if self.stage == Stage::Waiting {
+            self.reform(now, commands);
+        }
+    }
+
+    /// Ends the waiting: the newest state of those who are back is the run's.
+    pub(super) fn take_newest(&mut self, commands: &mut Vec<Command>) {
+        if self.grace.take().is_none() {
+            return;
+        }
+        if let Some(step) = self.members.newest_veteran()
+            && step > self.committed
+        {
+            self.move_on_to(step, commands);
+        }
+    }
+
+    /// The class that computed so far has lost its right of way, where nobody of it came to begin.
+    pub(super) fn open_class(&mut self, now: Instant) {
+        let is_over = |began: Instant| now.duration_since(began) >= CLASS_KEPT;
+        if self.generation_began.is_none() && self.began.is_some_and(is_over) {
+            self.numerics_class = None;
+        }
+    }
+
+    /// What to add to the refusal of a worker of the class `found`.
+    pub(super) fn class_hint(&self, now: Instant, found: &str) -> Option<String> {
+        let is_other = self
+            .numerics_class
+            .as_deref()
+            .is_some_and(|class| class != found);
+        let ends = self.began.filter(|_| self.generation_began.is_none())? + CLASS_KEPT;
+        let left = ends.saturating_duration_since(now).as_secs_f64().ceil();
+        (is_other && left > 0.0).then(|| {
+            format!("; the workers of before may still come back: start this one again in {left} s")
+        })
+    }
+
+    /// A worker that is back has the state that the others are at: entering in mid-step, it brings the slots it holds.
+    pub(super) fn may_bring_slots(&self, id: WorkerId) -> bool {
+        let is_there = |worker: &membership::Worker| {
+            worker.is_veteran && worker.is_unheard && worker.seen == self.committed
+        };
+        let ranks = self.members.ranks().len();
+        let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
+        let is_open = self.settling.is_none()
+            && matches!(self.ledger.work, Work::Train(_))
+            && !self.ledger.exchanged
+            && !self.ledger.is_complete();
+        let may = self.stage == Stage::Running && self.stopping.is_none();
+        let is_back = self.members.get(id).is_some_and(is_there);
+        may && is_open && has_room && is_back && self.entrants().contains(&id)
+    }
+
+    /// A worker came back with a state that is newer than what the others go on from.
+    pub(super) fn welcome_back(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        step: u64,
+        commands: &mut Vec<Command>,
+    ) {
+        let report = self.members.update_of(id, step);
+        let report = report.and_then(|update| update.report.clone());
+        if let Some(report) = report
+            && self.reports_for(step)
+        {
+            return self.step_reported(now, id, report, commands);
+        }
+        self.catch_up(now, id, step, commands);
+    }
+
+    /// A report of the update that led to `step` would be in time.
+    fn reports_for(&self, step: u64) -> bool {
+        match &self.settling {
+            Some(settling) => settling.ledger.work.step() + 1 == step,
+            None => step == self.committed + 1 && self.ledger.exchanged,
+        }
+    }
+
+    /// The run goes on after `step` updates; what has no record gets one, where the workers know enough.
+    pub(super) fn move_on_to(&mut self, step: u64, commands: &mut Vec<Command>) {
+        self.complete_records(step, commands);
+        if self.stage == Stage::Ended {
+            return;
+        }
+        self.tell_lost_evaluations(step, commands);
+        self.saving.pass_over(self.committed, step);
+        self.committed = step;
+        self.ledger = match self.ahead.take() {
+            Some(ahead) if ahead.work.step() == step => ahead,
+            _ => {
+                let work = self.work_from(step);
+                Ledger::new(work, self.course.slots(work))
+            }
+        };
+    }
+
+    /// Records the steps up to `last` from the updates that the workers remember.
+    fn complete_records(&mut self, last: u64, commands: &mut Vec<Command>) {
+        for step in self.pace.recorded() + 1..=last {
+            let (reports, ledger) = self.remembered(step);
+            if reports.is_empty() || ledger.means().is_none() {
+                let text = format!("the record of step {step} is lost with those who knew it");
+                commands.push(Command::Emit(RunEvent::Notice(text)));
+                self.pace.skip_to(&self.course, step);
+                continue;
+            }
+            self.settling = Some(Settling {
+                ledger,
+                reports,
+                ordered: None,
+                committed_after: None,
+            });
+            self.settle(commands);
+            if self.stage == Stage::Ended {
+                return;
+            }
+        }
+    }
+
+    /// What the workers know of the update that led to `step`.
+    fn remembered(&self, step: u64) -> (BTreeMap<WorkerId, v1::StepReport>, Ledger) {
+        let work = Work::Train(step - 1);
+        let mut ledger = Ledger::new(work, self.course.slots(work));
+        let mut reports = BTreeMap::new();
+        for id in self.members.ids() {
+            let Some(update) = self.members.update_of(id, step) else {
+                continue;
+            };
+            for slot in &update.slots {
+                if ledger.slots.get(slot.slot as usize) == Some(&slot.trained_tokens) {
+                    ledger.learn(slot.slot, result(slot));
+                }
+            }
+            if let Some(report) = &update.report {
+                reports.insert(id, report.clone());
+            }
+        }
+        (reports, ledger)
+    }
+
+    /// Takes over what the accumulator of `id` holds, or has it emptied. An error says what is wrong with it.
+    pub(super) fn adopt_slots(
+        &mut self,
+        id: WorkerId,
+        entered: &v1::Entered,
+    ) -> Result<(), String> {
+        let held: BTreeMap<u32, SlotResult> = entered
+            .held
+            .iter()
+            .map(|slot| (slot.slot, result(slot)))
+            .collect();
+        if held.len() != entered.held.len() {
+            return Err("it holds a slot twice".to_owned());
+        }
+        let is_training = matches!(self.ledger.work, Work::Train(_));
+        for slot in entered.held.iter().filter(|_| is_training) {
+            let planned = self.ledger.slots.get(slot.slot as usize).copied();
+            if planned != Some(slot.trained_tokens) {
+                return Err(format!(
+                    "it holds slot {} of step {} with {} trained tokens where the plan says {}",
+                    slot.slot,
+                    entered.step + 1,
+                    slot.trained_tokens,
+                    planned.unwrap_or(0)
+                ));
+            }
+        }
+        let counts = self.ledger.reconcile(id, &held);
+        if let Some(worker) = self.members.get_mut(id) {
+            worker.must_clear = !counts;
+            worker.is_unheard = false;
+        }
+        Ok(())
+    }
+
+    /// Why a worker with this state cannot go on with it here. It may come back as a newcomer.
+    pub(super) fn foreign_state(&self, join: &v1::Join) -> Option<String> {
+        let is_foreign = !join.job_digest.is_empty() && join.run != self.settings.run;
+        is_foreign.then(|| {
+            format!(
+                "it holds the state of another run of this job ({} there, {} here)",
+                membership::short(&join.run),
+                membership::short(&self.settings.run)
+            )
+        })
+    }
+}
+
+fn result(slot: &v1::HeldSlot) -> SlotResult {
+    SlotResult {
+        loss_sum: slot.loss_sum,
+        correct_tokens: slot.correct_tokens,
+        is_invalid: slot.invalid_scalars > 0,
+    }
+}

@@ -1,0 +1,321 @@
+//! What only a worker's engine can answer, and how long it may take. Heartbeats say that a process lives, not that its
+//! engine does: one that hangs between two orders would hold everybody up for ever.
+//!
+//! In: who was asked for what, and who has answered. Out: whose time is up. The times are far beyond what a slow machine
+//! needs, because the cost of being wrong is a worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use common::wire::PlanKind;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::queue::Queue;
+use super::{Cluster, Stage};
+use crate::cluster::run_event::RunEvent;
+
+/// For an answer that takes no computation.
+const ANSWER: Duration = Duration::from_secs(60);
+/// For a model to be fetched and loaded. What was fetched is kept, so whoever is sent away for it is further next time.
+const LOADING: Duration = Duration::from_secs(3600);
+/// For a slot, where nobody knows what one takes.
+const UNMEASURED_SLOT: Duration = Duration::from_secs(1800);
+/// For a slot, in times of what the worker took for others. In full training it is not given up half-way.
+const SLOT_FACTOR: f64 = 8.0;
+/// And in times of what the others take, where the worker has delivered none.
+const UNKNOWN_SLOT_FACTOR: f64 = 64.0;
+/// For a slot that nobody else waits for, because all have slots in hand or nobody else is here: nothing is gained by
+/// haste. In times of what the worker took for others, or else of what the others take, and never under the floor.
+const LONE_SLOT_FACTOR: f64 = 64.0;
+const UNKNOWN_LONE_SLOT_FACTOR: f64 = 512.0;
+const LONE_SLOT_FLOOR: Duration = Duration::from_secs(600);
+/// The same where nobody knows what one takes.
+const UNMEASURED_LONE_SLOT: Duration = Duration::from_secs(6 * 3600);
+/// For a state to be got ready for its way here.
+const UPLOAD: Duration = Duration::from_secs(300);
+/// In times of one over the slowest line: it is a little larger than what newcomers get, may come behind another one, and
+/// the exchange before it takes its time too.
+const UPLOAD_TRANSFERS: u32 = 4;
+/// For an exchange that nobody has ended, where no member says that a peer withholds something.
+const EXCHANGE: Duration = Duration::from_secs(600);
+/// Of weights and moments.
+const STATE_BYTES_PER_SCALAR: f64 = 12.0;
+/// A state takes no longer than over such a line.
+const SLOWEST_LINE_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
+/// Followers that share a line, and their source's.
+const STATES_AT_A_TIME: u32 = 8;
+
+/// What a worker is to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// After it was welcomed.
+    Ready,
+    /// After it was told of a generation.
+    Entered,
+    /// After an exchange that another has finished, or that it makes alone.
+    Report,
+    /// While it follows a feed and is behind.
+    Synced,
+    /// While it has a slot in hand, whether or not that is wanted back.
+    Slot,
+    /// After it was asked to hand over its state.
+    State,
+}
+
+impl Answer {
+    const ALL: [Self; 6] = [
+        Self::Ready,
+        Self::Entered,
+        Self::Report,
+        Self::Synced,
+        Self::Slot,
+        Self::State,
+    ];
+}
+
+/// Answers that are awaited, or were: whether one is still owed is asked when its time is up.
+#[derive(Debug, Default)]
+pub struct Patience {
+    due: BTreeMap<(WorkerId, Answer), Instant>,
+    by_time: BTreeSet<(Instant, WorkerId, Answer)>,
+}
+
+impl Patience {
+    /// The worker has until `due`. What was expected before is replaced.
+    fn expect(&mut self, worker: WorkerId, answer: Answer, due: Instant) {
+        self.answered(worker, answer);
+        self.due.insert((worker, answer), due);
+        self.by_time.insert((due, worker, answer));
+    }
+
+    fn expects(&self, worker: WorkerId, answer: Answer) -> bool {
+        self.due.contains_key(&(worker, answer))
+    }
+
+    pub fn answered(&mut self, worker: WorkerId, answer: Answer) {
+        if let Some(due) = self.due.remove(&(worker, answer)) {
+            self.by_time.remove(&(due, worker, answer));
+        }
+    }
+
+    pub fn forget(&mut self, worker: WorkerId) {
+        for answer in Answer::ALL {
+            self.answered(worker, answer);
+        }
+    }
+
+    /// Nobody listened for so long.
+    pub fn postpone(&mut self, by: Duration) {
+        for due in self.due.values_mut() {
+            *due += by;
+        }
+        let due = self.due.iter();
+        self.by_time = due
+            .map(|((worker, answer), due)| (*due, *worker, *answer))
+            .collect();
+    }
+
+    fn wakes_at(&self) -> Option<Instant> {
+        self.by_time.first().map(|(due, ..)| *due)
+    }
+
+    fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, Answer)> {
+        let mut expired = Vec::new();
+        while let Some(&(due, worker, answer)) = self.by_time.first()
+            && due <= now
+        {
+            self.answered(worker, answer);
+            expired.push((worker, answer));
+        }
+        expired
+    }
+}
+
+impl Cluster {
+    pub(super) fn patience_ends_at(&self) -> Option<Instant> {
+        self.patience.wakes_at()
+    }
+
+    pub(super) fn await_ready(&mut self, now: Instant, id: WorkerId) {
+        self.patience.expect(id, Answer::Ready, now + LOADING);
+    }
+
+    /// Whoever is in the new generation ends the slot in hand first, and may get a state.
+    pub(super) fn await_entries(&mut self, now: Instant) {
+        for id in self.members.ranks().to_vec() {
+            let has_leases =
+                |ledger: &super::Ledger| ledger.queue(id).is_some_and(|q| !q.is_empty());
+            let is_busy = has_leases(&self.ledger) || self.ahead.as_ref().is_some_and(has_leases);
+            let is_behind = self
+                .members
+                .get(id)
+                .is_some_and(|w| w.seen < self.committed);
+            let mut patience = ANSWER;
+            if is_busy {
+                patience += self.slot_patience(id, 0.0);
+            }
+            if is_behind {
+                patience += STATES_AT_A_TIME * self.transfer();
+            }
+            self.patience.expect(id, Answer::Entered, now + patience);
+        }
+    }
+
+    /// One has finished the exchange, so the others have what they need to finish it too; if a peer withholds it from
+    /// them, they say so long before.
+    pub(super) fn await_reports(&mut self, now: Instant) {
+        let due = now + ANSWER + 2 * self.transfer();
+        for id in self.members.ranks().to_vec() {
+            if self.owes(id, Answer::Report) {
+                self.patience.expect(id, Answer::Report, due);
+            }
+        }
+    }
+
+    /// When an exchange that nobody has ended, or blamed a peer for, is given up: every engine may hang in it.
+    pub(super) fn exchange_ends_at(&self) -> Option<Instant> {
+        let settling = self
+            .settling
+            .as_ref()
+            .filter(|_| self.stage == Stage::Running);
+        let unanswered = settling.filter(|settling| settling.reports.is_empty())?;
+        Some(unanswered.ordered? + EXCHANGE + 2 * self.transfer())
+    }
+
+    /// A new generation repeats the exchange; whoever does not even enter that is sent away.
+    pub(super) fn give_up_exchange(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let step = self.committed + 1;
+        let text = format!("nobody has ended the exchange of step {step}: it is made again");
+        commands.push(Command::Emit(RunEvent::Notice(text)));
+        self.reform(now, commands);
+    }
+
+    /// Nobody listened for so long.
+    pub(super) fn postpone(&mut self, by: Duration) {
+        self.patience.postpone(by);
+        let settling = self.settling.as_mut();
+        if let Some(ordered) = settling.and_then(|settling| settling.ordered.as_mut()) {
+            *ordered += by;
+        }
+    }
+
+    /// From now on, where nothing is expected yet.
+    pub(super) fn await_synced(&mut self, now: Instant, id: WorkerId) {
+        if self.owes(id, Answer::Synced) && !self.patience.expects(id, Answer::Synced) {
+            // Its source may have a slot in hand, and other followers before it.
+            let patience = UNMEASURED_SLOT + STATES_AT_A_TIME * self.transfer();
+            self.patience.expect(id, Answer::Synced, now + patience);
+        }
+    }
+
+    /// How long a worker may go on with a slot that it has had in hand for so many seconds.
+    pub(super) fn slot_patience(&self, id: WorkerId, elapsed: f64) -> Duration {
+        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
+        let seconds = match own {
+            Some(seconds) => Some(SLOT_FACTOR * seconds.max(elapsed)),
+            None => typical().map(|seconds| UNKNOWN_SLOT_FACTOR * seconds.max(elapsed)),
+        };
+        let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        self.deadline() + slot.unwrap_or(UNMEASURED_SLOT)
+    }
+
+    /// The worker has begun with a slot.
+    pub(super) fn await_slot(&mut self, now: Instant, id: WorkerId) {
+        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
+        let seconds = match own {
+            Some(seconds) => Some(LONE_SLOT_FACTOR * seconds),
+            None => typical().map(|seconds| UNKNOWN_LONE_SLOT_FACTOR * seconds),
+        };
+        let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let patience = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
+        self.patience.expect(id, Answer::Slot, now + patience);
+    }
+
+    /// The worker was asked for a state, or one of several that it was asked for has arrived.
+    pub(super) fn await_state(&mut self, now: Instant, id: WorkerId) {
+        if self.owes(id, Answer::State) {
+            // It may have a slot in hand.
+            let patience =
+                UPLOAD + self.slot_patience(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
+            self.patience.expect(id, Answer::State, now + patience);
+        }
+    }
+
+    /// Of training and evaluation.
+    fn slowest_slot(&self, seconds: impl Fn(PlanKind) -> Option<f64>) -> Option<f64> {
+        let kinds = [PlanKind::Train, PlanKind::Eval];
+        kinds.into_iter().filter_map(seconds).max_by(f64::total_cmp)
+    }
+
+    /// Of a state, over the slowest line.
+    fn transfer(&self) -> Duration {
+        let bytes = self.trainable_scalars() as f64 * STATE_BYTES_PER_SCALAR;
+        Duration::try_from_secs_f64(bytes / SLOWEST_LINE_BYTES_PER_SECOND).unwrap_or(LOADING)
+    }
+
+    /// Sends away whoever owes an answer for too long; those whose time is up together share a generation.
+    pub(super) fn expel_the_stuck(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        let mut expelled = false;
+        for (worker, answer) in self.patience.take_expired(now) {
+            if !self.owes(worker, answer) {
+                continue;
+            }
+            let reason = self.unanswered(now, worker, answer);
+            self.forget(worker, &reason, commands);
+            commands.push(Command::Expel { worker, reason });
+            expelled = true;
+        }
+        if expelled {
+            self.regroup(now, commands);
+        }
+    }
+
+    /// Why the worker is sent away, for people.
+    fn unanswered(&self, now: Instant, id: WorkerId, answer: Answer) -> String {
+        let what = match answer {
+            Answer::Ready => return "its engine has not loaded the model after an hour".to_owned(),
+            Answer::Entered => "it did not enter the generation".to_owned(),
+            Answer::Report => "it did not end the step".to_owned(),
+            Answer::Synced => "it took nothing of its feed".to_owned(),
+            Answer::State => "the state that it was asked for did not come".to_owned(),
+            Answer::Slot => {
+                let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
+                let (slot, since) = in_hand.unwrap_or((0, now));
+                let minutes = now.duration_since(since).as_secs() / 60;
+                let usual = self.slowest_slot(|kind| self.speeds.of(id, kind));
+                let usual = usual.map_or_else(String::new, |seconds| {
+                    format!(" and takes {seconds:.1} s as a rule")
+                });
+                let step = self.ledger.work.step() + 1;
+                format!("it has been at slot {slot} of step {step} for {minutes} min{usual}")
+            }
+        };
+        format!("its engine does not answer: {what}")
+    }
+
+    fn owes(&self, id: WorkerId, answer: Answer) -> bool {
+        let Some(worker) = self.members.get(id) else {
+            return false;
+        };
+        let is_member = self.members.rank_of(id).is_some();
+        match answer {
+            Answer::Ready => worker.ready.is_none(),
+            Answer::Entered => is_member && !worker.entered && self.stage == Stage::Running,
+            Answer::Report => {
+                let settling = self.settling.as_ref();
+                is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))
+            }
+            Answer::Slot => {
+                let queue = self.ledger.queue(id);
+                queue.is_some_and(|queue| queue.in_hand().is_some())
+            }
+            Answer::State => self.saving.is_owed_by(id),
+            Answer::Synced => {
+                !is_member && self.joining.follows(id) && worker.seen < self.committed
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! From the exchange to the settled step: the first report commits it, and when all have reported and agree it is
+//! settled. A replica can be behind but never different, so one report is enough to go on from.
+
+mod record;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proto::v1;
+
+use super::command::Command;
+use super::event::WorkerId;
+use super::ledger::Ledger;
+use super::membership::short;
+use super::schedule::{Course, Work};
+use super::{Cluster, Stage};
+use crate::cluster::recovery::Earlier;
+
+/// Digests that are kept to compare with: of steps that are computed again, or that a worker comes back with.
+const MAX_DIGESTS: usize = 64;
+/// Weight of the newest step in the mean that predicts the end.
+const PACE_WEIGHT: f64 = 0.1;
+
+/// A step between its exchange and the last report.
+#[derive(Debug)]
+pub struct Settling {
+    /// The step's own ledger: needed again where the exchange breaks.
+    pub ledger: Ledger,
+    pub reports: BTreeMap<WorkerId, v1::StepReport>,
+    /// When its members were told to exchange. None where a report came before that was known.
+    pub ordered: Option<Instant>,
+    /// Seconds from the step's beginning to its first report, where both were seen.
+    pub committed_after: Option<f64>,
+}
+
+/// What is remembered from step to step for the records.
+#[derive(Debug)]
+pub struct Pace {
+    step_started: Option<Instant>,
+    mean_step_seconds: Option<f64>,
+    /// Since when too few workers are ready.
+    waiting_since: Option<Instant>,
+    /// Before the next step on record.
+    waited_seconds: f64,
+    /// Seen up to `recorded`.
+    num_tokens: u64,
+    /// Updates after the last step that was recorded.
+    recorded: u64,
+    skipped_in_a_row: u64,
+    /// By step, of the newest settled ones whose digest was asked for.
+    digests: BTreeMap<u64, String>,
+}
+
+impl Pace {
+    /// After `recorded` updates. What is known of an earlier term counts where it ended there.
+    pub fn new(course: &Course, recorded: u64, earlier: &Earlier) -> Self {
+        let is_there = earlier.recorded == recorded;
+        let digest = earlier.weights_digest.clone().filter(|_| is_there);
+        Self {
+            step_started: None,
+            mean_step_seconds: None,
+            waiting_since: None,
+            waited_seconds: 0.0,
+            num_tokens: (0..recorded).map(|step| course.tokens(step)).sum(),
+            recorded,
+            skipped_in_a_row: if is_there {
+                earlier.skipped_in_a_row
+            } else {
+                0
+            },
+            digests: digest
+                .into_iter()
+                .map(|digest| (recorded, digest))
+                .collect(),
+        }
+    }
+
+    /// None before the first step.
+    pub fn mean_step_seconds(&self) -> Option<f64> {
+        self.mean_step_seconds
+    }
+
+    /// Updates after the last step that was settled.
+    pub fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Of the weights after `step` updates, where it is on record.
+    pub fn digest_of(&self, step: u64) -> Option<&str> {
+        self.digests.get(&step).map(String::as_str)
+    }
+
+    fn note_digest(&mut self, step: u64, digest: &str) {
+        self.digests.insert(step, digest.to_owned());
+        while self.digests.len() > MAX_DIGESTS {
+            self.digests.pop_first();
+        }
+    }
+
+    /// Goes on after `step` updates without the records up to there.
+    pub fn skip_to(&mut self, course: &Course, step: u64) {
+        let unrecorded = self.recorded..step;
+        self.num_tokens += unrecorded.map(|step| course.tokens(step)).sum::<u64>();
+        self.recorded = self.recorded.max(step);
+    }
+
+    /// Nothing can be computed from here on, if that was not so before.
+    pub fn wait(&mut self, now: Instant) {
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// A generation begins.
+    pub fn restart(&mut self, now: Instant) {
+        self.step_started = Some(now);
+        if let Some(since) = self.waiting_since.take() {
+            self.waited_seconds += now.duration_since(since).as_secs_f64();
+        }
+    }
+
+    /// Seconds since the last step, or since the generation began.
+    fn lap(&mut self, now: Instant) -> f64 {
+        let started = self.step_started.replace(now).unwrap_or(now);
+        let seconds = now.duration_since(started).as_secs_f64();
+        let mean = self.mean_step_seconds.unwrap_or(seconds);
+        self.mean_step_seconds = Some(mean + PACE_WEIGHT * (seconds - mean));
+        seconds
+    }
+}
+
+impl Cluster {
+    /// Updates that have a record.
+    pub fn recorded(&self) -> u64 {
+        self.pace.recorded()
+    }
+
+    /// The digest of the weights after `step` updates will be known: its step is not settled yet.
+    pub fn awaits_digest(&self, step: u64) -> bool {
+        step > self.pace.recorded && self.stopping.is_none()
+    }
+
+    /// The digest of the weights after `step` updates, where it is known.
+    pub fn weights_digest(&self, step: u64) -> Option<&str> {
+        let of_ready = || {
+            let ready = self.members.any_ready()?;
+            (ready.step == step).then_some(ready.weights_digest.as_str())
+        };
+        let of_report = || {
+            let reports = &self.settling.as_ref()?.reports;
+            let mut digests = reports.values().filter(|report| report.step == step);
+            digests.find_map(|report| {
+                Some(report.weights_digest.as_str()).filter(|digest| !digest.is_empty())
+            })
+        };
+        let asked_for = self.saving.digest_of(step);
+        let settled = asked_for.or_else(|| self.pace.digest_of(step));
+        settled.or_else(of_report).or_else(of_ready)
+    }
+
+    /// Every slot of the step is held: sum and update. The work after it goes out at once.
+    pub(super) fn order_exchange(&mut self, now: Instant, step: u64, commands: &mut Vec<Command>) {
+        for &worker in self.members.ranks() {
+            let exchange = v1::Exchange {
+                generation: self.generation,
+                step,
+            };
+            commands.push(Command::SendExchange { worker, exchange });
+        }
+        self.request_checkpoint(now, step + 1, commands);
+        let work = self.course.following(Work::Train(step));
+        let mut ledger = self.begin(now, work, commands);
+        ledger.exchanged = true;
+        self.settling = Some(Settling {
+            ledger,
+            reports: BTreeMap::new(),
+            ordered: Some(now),
+            committed_after: None,
+        });
+        if self.members.ranks().len() == 1 {
+            // Else its peers would say that it does not answer.
+            self.await_reports(now);
+        }
+    }
+
+    pub(super) fn step_reported(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some(worker) = self.members.get_mut(id) else {
+            return;
+        };
+        let step = report.step;
+        let settling_step = self
+            .settling
+            .as_ref()
+            .map(|settling| settling.ledger.work.step() + 1);
+        if settling_step == Some(step) {
+            worker.seen = step;
+            self.collect(now, id, report, commands);
+        } else if step <= self.committed {
+            worker.seen = worker.seen.max(step);
+            self.compare_late(now, id, &report, commands);
+        } else if step <= self.pace.recorded {
+            self.catch_up(now, id, step, commands);
+        } else if step == self.committed + 1 && self.ledger.exchanged {
+            worker.seen = step;
+            self.commit_late(now, id, report, commands);
+        } else {
+            let reason = format!("it reported step {step}, which was not due");
+            self.expel(now, id, reason, commands);
+        }
+    }
+
+    fn collect(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let Some(settling) = &mut self.settling else {
+            return;
+        };
+        settling.reports.insert(id, report);
+        if settling.committed_after.is_none() {
+            self.committed = settling.ledger.work.step() + 1;
+            settling.committed_after = Some(self.pace.lap(now));
+            self.saving.note_commit(self.committed, now);
+            self.await_reports(now);
+        }
+        if self.all_reported() {
+            let agreed = self.settle(commands);
+            let may_grow =
+                self.stopping.is_none() && self.stage == Stage::Running && self.may_grow();
+            match self.stage {
+                Stage::Ended => {}
+                _ if !agreed || may_grow => self.reform(now, commands),
+                _ => self.proceed(now, commands),
+            }
+        } else {
+            self.proceed(now, commands);
+        }
+    }
+
+    fn all_reported(&self) -> bool {
+        let settling = self.settling.as_ref();
+        let reported = |id| settling.is_some_and(|settling| settling.reports.contains_key(id));
+        self.members.ranks().iter().all(reported)
+    }
+
+    /// A report of a step that is settled: its worker finished an exchange that broke for others.
+    fn compare_late(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: &v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        if let Some(digest) = self.pace.digest_of(report.step)
+            && !report.weights_digest.is_empty()
+            && digest != report.weights_digest
+        {
+            let reason = disagreement(report.step, &report.weights_digest, digest);
+            self.expel(now, id, reason, commands);
+        }
+    }
+
+    /// A report of a step whose exchange was thought to be broken: this worker had finished it.
+    fn commit_late(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        report: v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        self.take_late(Some(now), id, report);
+        self.reform(now, commands);
+    }
+
+    /// The step is committed by a report that came when its exchange was thought to be broken. It took until `now`, where
+    /// that is known.
+    pub(super) fn take_late(&mut self, now: Option<Instant>, id: WorkerId, report: v1::StepReport) {
+        let work = self.course.following(self.ledger.work);
+        let next = match self.ahead.take() {
+            Some(ahead) if ahead.work == work => ahead,
+            _ => Ledger::new(work, self.course.slots(work)),
+        };
+        self.committed = report.step;
+        self.settling = Some(Settling {
+            ledger: std::mem::replace(&mut self.ledger, next),
+            reports: BTreeMap::from([(id, report)]),
+            ordered: None,
+            committed_after: now.map(|now| self.pace.lap(now)),
+        });
+    }
+
+    /// Ends the settling because the generation ends: with the reports that came, or back to before the exchange where
+    /// nobody who is left has finished it.
+    pub(super) fn interrupt_settling(&mut self, commands: &mut Vec<Command>) {
+        let Some(settling) = &self.settling else {
+            return;
+        };
+        if !settling.reports.is_empty() {
+            self.settle(commands);
+            return;
+        }
+        let Some(settling) = self.settling.take() else {
+            return;
+        };
+        self.committed = settling.ledger.work.step();
+        self.ahead = Some(std::mem::replace(&mut self.ledger, settling.ledger));
+    }
+
+    /// Records the step and takes out whoever disagrees. False where somebody did.
+    pub(super) fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
+        let Some(settling) = self.settling.take() else {
+            return true;
+        };
+        let step = settling.ledger.work.step() + 1;
+        let Some(agreed) = majority(&settling.reports) else {
+            let said = settling.reports.iter().map(|(id, report)| {
+                let name = self.members.name(*id);
+                format!("{name} has {}", short(&report.weights_digest))
+            });
+            let said: Vec<String> = said.collect();
+            let reason = format!(
+                "the workers disagree on the weights after step {step} and none is outvoted: {}; one of these machines \
+                 computes wrongly",
+                said.join(", ")
+            );
+            self.fail(reason, commands);
+            return false;
+        };
+        let odd = settling
+            .reports
+            .iter()
+            .filter(|(_, report)| verdict(report) != verdict(agreed));
+        let mut unanimous = true;
+        for (id, report) in odd {
+            let reason = disagreement(step, &report.weights_digest, &agreed.weights_digest);
+            self.forget(*id, &reason, commands);
+            commands.push(Command::Expel {
+                worker: *id,
+                reason,
+            });
+            unanimous = false;
+        }
+        let members = self.members.ranks().iter();
+        let names = members.map(|id| self.members.name(*id));
+        self.probing.note_commit(names);
+        self.record(&settling, agreed, commands);
+        unanimous
+    }
+}
+
+/// What reports of one step must agree on.
+fn verdict(report: &v1::StepReport) -> (&str, bool) {
+    (&report.weights_digest, report.skipped)
+}
+
+/// A report of the side that has more than half of the votes.
+fn majority(reports: &BTreeMap<WorkerId, v1::StepReport>) -> Option<&v1::StepReport> {
+    reports.values().find(|report| {
+        let votes = reports
+            .values()
+            .filter(|other| verdict(other) == verdict(report));
+        2 * votes.count() > reports.len()
+    })
+}
+
+pub(super) fn disagreement(step: u64, own: &str, agreed: &str) -> String {
+    format!(
+        "its weights after step {step} are {} where the others have {}; this machine computes wrongly",
+        short(own),
+        short(agreed)
+    )
+}

@@ -1,0 +1,135 @@
+//! The record of a settled step: what `metrics.jsonl` and the journal get to know of it, and what is wrong with it.
+//!
+//! In: a step's reports and ledger. Out: [`RunEvent::StepCommitted`], a notice where the step has other weights than before, the end
+//! of the run where too many steps in a row were skipped.
+
+use std::collections::BTreeSet;
+
+use proto::v1;
+
+use super::Settling;
+use crate::cluster::Cluster;
+use crate::cluster::command::{Command, Outcome};
+use crate::cluster::ledger::Ledger;
+use crate::cluster::membership::short;
+use crate::cluster::run_event::{RunEvent, StepRecord, WorkerShare};
+
+impl Cluster {
+    pub(super) fn record(
+        &mut self,
+        settling: &Settling,
+        report: &v1::StepReport,
+        commands: &mut Vec<Command>,
+    ) {
+        let before = settling.ledger.work.step();
+        let step = before + 1;
+        if !report.weights_digest.is_empty() {
+            self.tell_other_bits(step, &report.weights_digest, commands);
+            self.pace.note_digest(step, &report.weights_digest);
+            self.saving.note_digest(step, &report.weights_digest);
+        }
+        // A step that was lost with its holders and computed again has its record already.
+        if step <= self.pace.recorded {
+            return;
+        }
+        self.pace.recorded = step;
+        let tokens = self.course.tokens(before);
+        self.pace.num_tokens += tokens;
+        let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
+        let remaining = self.course.total_steps().saturating_sub(step) as f64;
+        let tokens_per_second = settling
+            .committed_after
+            .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9));
+        let peaks = settling.reports.values();
+        let peaks = peaks.map(|report| report.peak_memory_bytes);
+        commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
+            step,
+            epoch: self.course.epoch_after(step),
+            loss,
+            grad_norm: report.grad_norm,
+            learning_rate: self.course.learning_rate(before),
+            num_tokens: self.pace.num_tokens,
+            mean_token_accuracy,
+            tokens_per_second,
+            workers: self.members.ranks().len().max(settling.reports.len()),
+            generation: self.generation,
+            weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
+            skipped: report.skipped,
+            eta_seconds: self.pace.mean_step_seconds.unwrap_or(0.0) * remaining,
+            mfu: self.utilisation(tokens_per_second),
+            peak_memory_bytes: peaks.max().filter(|peak| *peak > 0),
+            seconds: settling.committed_after.unwrap_or(f64::NAN),
+            waiting_seconds: std::mem::take(&mut self.pace.waited_seconds),
+            shares: self.shares(&settling.ledger),
+        })));
+        self.count_skipped(settling, report.skipped, commands);
+    }
+
+    fn shares(&self, ledger: &Ledger) -> Vec<WorkerShare> {
+        let shares = ledger.shares().into_iter();
+        let shares = shares.map(|(worker, (slots, seconds))| WorkerShare {
+            name: self.members.name(worker).to_owned(),
+            slots,
+            seconds,
+        });
+        shares.collect()
+    }
+
+    /// A step that is computed again must come to the same weights.
+    fn tell_other_bits(&self, step: u64, digest: &str, commands: &mut Vec<Command>) {
+        if let Some(before) = self.pace.digest_of(step).filter(|before| *before != digest) {
+            commands.push(Command::Emit(RunEvent::Notice(format!(
+                "the weights after step {step} are {} now and were {} when it was computed before: one of the machines \
+                 computes wrongly, or is of another numerics class; the result is not to be relied on: look for that \
+                 machine, and begin the job anew",
+                short(digest),
+                short(before)
+            ))));
+        }
+    }
+
+    /// Of the peaks of all members' GPUs together, each once however many members share it.
+    fn utilisation(&self, tokens_per_second: f64) -> Option<f64> {
+        let mut counted = BTreeSet::new();
+        let mut peak = 0.0;
+        for id in self.members.ranks() {
+            let worker = self.members.get(*id)?;
+            let of_worker = worker.peak_flops?;
+            // A driver that does not tell its GPUs apart leaves the identifier empty.
+            let gpu = worker.gpu.as_ref().map_or("", |gpu| gpu.uuid.as_str());
+            if gpu.is_empty() || counted.insert(gpu) {
+                peak += of_worker;
+            }
+        }
+        let peak = Some(peak).filter(|peak| *peak > 0.0)?;
+        let share = tokens_per_second * self.settings.flop_per_token? / peak;
+        share.is_finite().then_some(share)
+    }
+
+    fn count_skipped(&mut self, settling: &Settling, skipped: bool, commands: &mut Vec<Command>) {
+        if !skipped {
+            self.pace.skipped_in_a_row = 0;
+            return;
+        }
+        self.pace.skipped_in_a_row += 1;
+        if self.pace.skipped_in_a_row > self.settings.max_skipped_steps {
+            let broken = settling.ledger.broken_slots();
+            let slots = match broken.as_slice() {
+                [] => format!(
+                    "none of its {} slots alone is at fault",
+                    settling.ledger.slots.len()
+                ),
+                broken => format!("the loss or gradient of its slots {broken:?} is at fault"),
+            };
+            let before = settling.ledger.work.step();
+            let reason = format!(
+                "{} steps in a row were skipped because their gradients were not finite or out of range; the last was \
+                 step {} ({slots}); lower learning_rate or look at the data of these slots",
+                self.pace.skipped_in_a_row,
+                before + 1
+            );
+            let blocks = self.course.blocks_of(before, &broken);
+            self.end(Outcome::Failed { reason, blocks }, commands);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The task that owns the cluster ([`control_loop`]), what workers may fetch and were asked to bring ([`transfers`]), and a state on its
+//! way in ([`uploads`]).
+
+pub mod control_loop;
+pub mod transfers;
+pub mod uploads;
+
+pub use control_loop::{Driver, Greeting, Input, Outgoing, StopRequest};

@@ -1,0 +1,573 @@
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use common::data::{DataCounts, TextSpan};
+use common::job::{self, JobSources, JobSpec};
+use common::memory::Bytes;
+
+use super::*;
+use crate::cluster::run_event::EvalRecord;
+use crate::prepare::Need;
+
+const PLAIN: Style = Style {
+    colour: false,
+    unicode: false,
+};
+const COLOUR: Style = Style {
+    colour: true,
+    unicode: true,
+};
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a run without a terminal prints.
+fn printed(logging_steps: u64, events: impl IntoIterator<Item = RunEvent>) -> String {
+    shown(None, logging_steps, events).0
+}
+
+/// What is printed above the bar, and the bar's messages.
+fn shown(
+    screen: Option<Screen>,
+    logging_steps: u64,
+    events: impl IntoIterator<Item = RunEvent>,
+) -> (String, Vec<String>) {
+    let out = Shared::default();
+    let style = screen.as_ref().map_or(PLAIN, Screen::style);
+    let mut terminal = Terminal::new(Box::new(out.clone()), style, screen, logging_steps);
+    terminal.now = || SystemTime::UNIX_EPOCH;
+    let mut messages = Vec::new();
+    for event in events {
+        terminal.observe(&event);
+        messages.extend(terminal.bar.as_ref().map(ProgressBar::message));
+    }
+    let bytes = out.0.lock().unwrap().clone();
+    (String::from_utf8(bytes).unwrap(), messages)
+}
+
+fn joined(workers: usize) -> RunEvent {
+    RunEvent::WorkerJoined {
+        worker: workers as u64,
+        name: format!("host-{workers}"),
+        device: "cpu".to_owned(),
+        workers,
+    }
+}
+
+fn started() -> RunEvent {
+    RunEvent::Started {
+        step: 0,
+        total_steps: 5,
+        workers: 1,
+        generation: 1,
+        numerics_class: String::new(),
+    }
+}
+
+fn step(step: u64) -> RunEvent {
+    RunEvent::StepCommitted(StepRecord {
+        step,
+        epoch: 0.25 * step as f64,
+        loss: 5.0 - step as f64,
+        grad_norm: 1.25,
+        learning_rate: 1.9e-4,
+        num_tokens: 1000 * step,
+        mean_token_accuracy: 0.5,
+        tokens_per_second: 12_345.6,
+        workers: 2,
+        generation: 1,
+        weights_digest: None,
+        skipped: step == 4,
+        eta_seconds: 62.0,
+        mfu: Some(0.412),
+        peak_memory_bytes: Some(1_500_000_000),
+        seconds: 0.5,
+        waiting_seconds: 0.25,
+        shares: Vec::new(),
+    })
+}
+
+#[test]
+fn a_step_that_an_earlier_coordinator_saw_has_no_speed() {
+    let RunEvent::StepCommitted(mut record) = step(4) else {
+        unreachable!("step makes a StepCommitted")
+    };
+    record.tokens_per_second = f64::NAN;
+    let line = progress::step_line(&record, record.loss, 5);
+    assert!(line.starts_with("step 4/5 "), "{line}");
+    assert!(
+        line.ends_with("made before this coordinator began"),
+        "{line}"
+    );
+}
+
+fn job(flags: &[(&str, &str)]) -> JobSpec {
+    let base = [
+        ("base_model", "models/tiny"),
+        ("dataset", "d.jsonl"),
+        ("output_dir", "out"),
+    ];
+    let flags = base.iter().chain(flags);
+    let flags = flags.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    job::load(JobSources {
+        flags: flags.collect(),
+        ..JobSources::default()
+    })
+    .unwrap()
+}
+
+fn taking(mebibytes: u64) -> Bytes {
+    Bytes {
+        weights: mebibytes << 20,
+        ..Bytes::default()
+    }
+}
+
+fn plan_text(job: &JobSpec) -> String {
+    plan_in(job, None)
+}
+
+fn plan_in(job: &JobSpec, columns: Option<usize>) -> String {
+    let counts = DataCounts {
+        rows: 1000,
+        examples: 1000,
+        eval_examples: 50,
+        blocks: 64,
+        tokens: 123_456,
+        trained_tokens: 61_728,
+        padding_tokens: 1000,
+        longest: 321,
+        ..DataCounts::default()
+    };
+    let plan = PlanView {
+        job,
+        counts: &counts,
+        architecture: "Qwen3",
+        parameters: 1_234_567,
+        trainable_parameters: 12_345,
+        total_steps: 24,
+        slots_per_step: 4,
+        epochs: 3.0,
+        memory: Need {
+            keeping: Some(taking(400)),
+            recomputing: Some(taking(300)),
+        },
+        gpu_memory: Need {
+            keeping: Some(taking(500)),
+            recomputing: None,
+        },
+        notices: vec!["2 examples were cut".to_owned()],
+    };
+    plan::render(&plan, PLAIN, columns)
+}
+
+#[test]
+fn without_a_terminal_there_is_one_line_per_logged_step() {
+    let text = printed(2, [started()].into_iter().chain((1..=5).map(step)));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "training 5 steps with 1 worker",
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
+            "step 4 skipped: its gradient is not finite or out of range",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tokens/s  41.2% MFU  1.4 GiB  2 workers  eta 1:02",
+        ]
+    );
+    assert!(!text.contains('\x1b'), "no colours, no cursor movements");
+}
+
+#[test]
+fn what_happens_in_between_is_said() {
+    let name = "host-1".to_owned();
+    let text = printed(
+        100,
+        [
+            RunEvent::WaitingForWorkers { have: 0, need: 2 },
+            RunEvent::WorkerJoined {
+                worker: 1,
+                name: name.clone(),
+                device: "cuda:0 (NVIDIA H200)".to_owned(),
+                workers: 1,
+            },
+            RunEvent::Resumed {
+                step: 7,
+                path: "out/checkpoint-7".into(),
+            },
+            started(),
+            started(),
+            RunEvent::WorkerLost {
+                worker: 1,
+                name,
+                reason: "connection \x1b[2Jlost".to_owned(),
+                workers: 1,
+            },
+            RunEvent::CheckpointSaved {
+                step: 3,
+                path: "out/checkpoint-3".into(),
+            },
+            RunEvent::Evaluated(EvalRecord {
+                step: 3,
+                epoch: 1.0,
+                eval_loss: 2.0,
+                eval_mean_token_accuracy: 0.5,
+                eval_runtime_seconds: 1.0,
+            }),
+            RunEvent::Notice("a notice".to_owned()),
+            RunEvent::Ended(RunEnd::Done {
+                step: 5,
+                weights_digest: "abc".to_owned(),
+            }),
+        ],
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    let at = "1970-01-01T00:00:00Z";
+    assert_eq!(
+        lines,
+        [
+            &format!(
+                "{at} waiting for workers: 0 of 2 are here; more may join, or stop this and start again with a lower --min-workers"
+            ),
+            &format!("{at} worker host-1 joined on cuda:0 (NVIDIA H200) (1 worker)"),
+            &format!("{at} going on after step 7, from out/checkpoint-7"),
+            "training 5 steps with 1 worker",
+            &format!("{at} worker host-1 left: connection ␛[2Jlost (1 worker)"),
+            &format!("{at} saved out/checkpoint-3"),
+            &format!("{at} evaluation after step 3: eval_loss 2.0000, accuracy 50.0%"),
+            &format!("{at} a notice"),
+            "done after 5 steps in 0:00",
+            "weights_digest abc",
+        ]
+    );
+}
+
+#[test]
+fn on_a_terminal_the_steps_stay_above_the_bar_and_the_loss_is_drawn() {
+    let done = RunEvent::Ended(RunEnd::Done {
+        step: 5,
+        weights_digest: "abc".to_owned(),
+    });
+    let events = || [started()].into_iter().chain((1..=5).map(step));
+    let screen = Screen::of(PLAIN, 80);
+    let (text, messages) = shown(Some(screen), 2, events().chain([done.clone()]));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "step 2/5  epoch 0.50  loss 3.5000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "step 4 skipped: its gradient is not finite or out of range",
+            "step 4/5  epoch 1.00  loss 1.5000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "step 5/5  epoch 1.25  loss 0.0000  grad_norm 1.250  lr 1.9e-4  12,345 tok/s",
+            "1 step skipped, whose gradients were not finite or out of range",
+            "loss  4.0000 #=-._ 0.0000  steps 1 to 5",
+            "done after 5 steps in 0:00, loss 4.0000 -> 0.0000",
+            "weights_digest abc",
+        ]
+    );
+    assert_eq!(messages[0], "waiting for the first step of 1 worker");
+    assert_eq!(
+        messages[1],
+        "loss 4.0000  lr 1.9e-4  12,345 tok/s  2 workers  eta 1:02"
+    );
+    // One loss at the end: that of the last line, here the mean of all steps.
+    let (text, _) = shown(
+        Some(Screen::of(PLAIN, 80)),
+        10,
+        events().chain([done.clone()]),
+    );
+    for said in [
+        "step 5/5  epoch 1.25  loss 2.0000",
+        "loss  4.0000 #=-._ 2.0000",
+        "loss 4.0000 -> 2.0000",
+    ] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    let unicode = Screen::of(COLOUR, 40);
+    let (text, _) = shown(Some(unicode), 2, events().chain([done]));
+    assert!(text.contains("loss  4.0000 █▆▅▃▁ 0.0000"), "{text}");
+    assert!(
+        text.contains("step 2/5  loss 3.5000  lr 1.9e-4\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_bar_says_how_many_workers_are_waited_for() {
+    let waiting = |have| RunEvent::WaitingForWorkers { have, need: 2 };
+    let lost = RunEvent::WorkerLost {
+        worker: 1,
+        name: "host-1".to_owned(),
+        reason: "gone".to_owned(),
+        workers: 1,
+    };
+    let events = [
+        waiting(0),
+        joined(1),
+        waiting(1),
+        joined(2),
+        started(),
+        lost,
+        waiting(1),
+        started(),
+    ];
+    let (text, messages) = shown(Some(Screen::of(PLAIN, 80)), 1, events);
+    assert_eq!(
+        messages,
+        [
+            "waiting for 2 of 2 workers",
+            "waiting for 1 of 2 workers",
+            "waiting for 1 of 2 workers",
+            "2 workers here, loading the model",
+            "waiting for the first step of 1 worker",
+            "waiting for the first step of 1 worker",
+            "waiting for 1 of 2 workers",
+            "training with 1 worker",
+        ]
+    );
+    let reminders = text.matches("waiting for workers: ").count();
+    assert_eq!(reminders, 2, "one line each time it begins: {text}");
+}
+
+#[test]
+fn how_it_ended_is_said() {
+    let stopped = RunEvent::Ended(RunEnd::Stopped {
+        step: 3,
+        reason: "Ctrl-C".to_owned(),
+    });
+    let text = printed(1, [started(), step(1), step(2), stopped]);
+    assert!(
+        text.ends_with("stopped after 3 steps in 0:00, loss 4.0000 -> 3.0000: Ctrl-C\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_closed_pipe_does_not_stop_a_job() {
+    struct Closed;
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+    }
+    let mut terminal = Terminal::new(Box::new(Closed), PLAIN, None, 1);
+    terminal.observe(&started());
+    terminal.observe(&step(1));
+}
+
+#[test]
+fn the_plan_names_everything_that_decides_the_run() {
+    let text = plan_text(&job(&[
+        ("adapter", "lora"),
+        ("micro_batch_size", "2"),
+        ("learning_rate", "1e-3"),
+    ]));
+    for part in [
+        "model          models/tiny (Qwen3, 1,234,567 parameters, float32)",
+        "method         LoRA, rank 16, alpha 32 on all linear layers",
+        "trainable      12,345 parameters (1.00%)",
+        "dataset        1,000 examples, 50 held out, 123,456 tokens, 50% of them trained, longest 321",
+        "blocks         64 of 2,048 tokens, packed, 0.8% padding",
+        "steps          24 (3 epochs)",
+        "batch          8 blocks a step, in 4 slots of 2",
+        "learning rate  1e-3, cosine, warm-up 3.0%",
+        "memory         400.0 MiB in each worker, or 300.0 MiB with gradient checkpointing",
+        "output         out",
+        "note           2 examples were cut",
+    ] {
+        assert!(text.lines().any(|line| line == part), "{part}\n{text}");
+    }
+    assert!(plan_text(&job(&[])).contains("full fine-tuning"));
+    let narrow = plan_in(&job(&[("adapter", "lora")]), Some(60));
+    assert!(
+        narrow.lines().all(|line| line.chars().count() <= 60),
+        "{narrow}"
+    );
+    assert!(
+        narrow.contains(
+            "model          models/tiny (Qwen3, 1,234,567 parameters,\n               float32)\n"
+        ),
+        "{narrow}"
+    );
+    let of_gpus = text.contains("GPU memory     500.0 MiB in each worker");
+    assert_eq!(of_gpus, cfg!(feature = "cuda"), "{text}");
+}
+
+fn sample(spans: &[(&str, bool)]) -> Sample {
+    Sample {
+        text: spans.iter().map(|(text, _)| *text).collect(),
+        input_ids: vec![1, 2, 3],
+        labels: vec![-100, 2, 3],
+        spans: spans
+            .iter()
+            .map(|(text, trained)| TextSpan {
+                text: (*text).to_owned(),
+                trained: *trained,
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn a_sample_marks_what_is_learned() {
+    let sample = sample(&[
+        ("<user>Hi\n<assistant>", false),
+        ("Ahoy!\nYou!", true),
+        ("\n", false),
+    ]);
+    assert_eq!(
+        sample::render(&sample, PLAIN),
+        "\nsample  3 tokens, 2 of them learned, marked ⟦like this⟧:\n  <user>Hi\n  <assistant>⟦Ahoy!\n  You!⟧\n\n"
+    );
+    let coloured = sample::render(&sample, COLOUR);
+    assert!(
+        coloured.contains("\x1b[1;32mAhoy!\x1b[0m\n  \x1b[1;32mYou!\x1b[0m"),
+        "{coloured:?}"
+    );
+    assert!(!coloured.contains('⟦'));
+}
+
+#[test]
+fn a_long_sample_is_cut_and_a_hostile_one_is_harmless() {
+    let long = "x".repeat(5000);
+    let text = sample::render(
+        &sample(&[
+            ("\x1b]0;owned\x07\u{202e}", false),
+            (&long, true),
+            ("end", true),
+        ]),
+        PLAIN,
+    );
+    assert!(text.contains("… and 3,514 more characters"), "{text}");
+    assert!(
+        text.chars().all(|c| c == '\n' || !c.is_control()),
+        "{text:?}"
+    );
+    assert!(!text.contains('\u{202e}'));
+}
+
+#[test]
+fn answers_stand_below_each_other() {
+    let answers = [Answer {
+        prompt: "Who?".into(),
+        before: Some("I am\na model.\n".into()),
+        after: " Pip!\x1b[2J".into(),
+    }];
+    assert_eq!(
+        answers::render(&answers, PLAIN),
+        "\n> Who?\n  before  I am\n          a model.\n  after   Pip!␛[2J\n"
+    );
+}
+
+#[test]
+fn the_commands_can_be_copied() {
+    let view = NextView {
+        output_dir: Path::new("out puts"),
+        base_model: Path::new("models/tiny"),
+        is_adapter: true,
+        job_words: &["job.yaml", "--set", "lora_target_modules=[q_proj]"].map(str::to_owned),
+        has_token: false,
+        prompt: Some("Who's there?"),
+        programs: Programs {
+            coordinator: "coordinator".into(),
+            worker: "worker".into(),
+        },
+    };
+    let text = next::render(&view, PLAIN);
+    assert!(
+        text.contains(
+            r"worker generate --model models/tiny --adapter 'out puts' --prompt 'Who'\''s there?'"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains(
+            "coordinator start job.yaml --set 'lora_target_modules=[q_proj]' --output-dir 'out puts-2' \
+             --listen 0.0.0.0:7077"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("worker join HOST:7077   #"), "{text}");
+    let full = NextView {
+        is_adapter: false,
+        has_token: true,
+        prompt: None,
+        ..view
+    };
+    let text = next::render(&full, PLAIN);
+    assert!(
+        text.contains("worker generate --model 'out puts' --prompt Hello"),
+        "{text}"
+    );
+    assert!(text.contains("worker join HOST:7077 --token-file FILE   #"));
+}
+
+#[test]
+fn programs_are_called_as_this_machine_has_them() {
+    let here = Path::new("/src/muster");
+    let on_path = [PathBuf::from("/usr/bin")];
+    let worker = |exe: &str, built: bool| {
+        Programs::beside(Path::new(exe), here, &on_path, &|_| built).worker
+    };
+    assert_eq!(worker("/usr/bin/coordinator", true), "worker");
+    assert_eq!(
+        worker("/src/muster/target/release/coordinator", true),
+        "target/release/worker"
+    );
+    assert_eq!(
+        worker("/src/muster/target/release/coordinator", false),
+        "cargo run --release -p worker --"
+    );
+    assert_eq!(
+        worker("/src/muster/target/debug/coordinator", false),
+        "cargo run -p worker --"
+    );
+    assert_eq!(
+        worker("/opt/my tools/coordinator", true),
+        "'/opt/my tools/worker'"
+    );
+}
+
+#[test]
+fn the_bar_fits_an_ordinary_terminal() {
+    let RunEvent::StepCommitted(step) = step(1) else {
+        panic!("no step")
+    };
+    let message = progress::bar_message(&step);
+    assert_eq!(
+        message,
+        "loss 4.0000  lr 1.9e-4  12,345 tok/s  2 workers  eta 1:02"
+    );
+    assert!("━━━━━━━━━━━━ 100/1000 ".chars().count() + message.len() <= 80);
+}
+
+#[test]
+fn numbers_read_well() {
+    assert_eq!(grouped(1_234_567), "1,234,567");
+    assert_eq!(grouped(999), "999");
+    assert_eq!(bytes(1536), "1.5 KiB");
+    assert_eq!(duration(7.4), "0:07");
+    assert_eq!(duration(12_345.0), "3:25:45");
+    assert_eq!(duration(200_000.0), "2 d 7:33:20");
+    assert_eq!(duration(f64::INFINITY), "?");
+    assert_eq!(duration(-1.0), "?");
+    assert_eq!(text::rate(2e-4), "2e-4");
+    assert_eq!(text::rate(1.934e-4), "1.93e-4");
+    assert_eq!(text::rate(0.0), "0");
+}

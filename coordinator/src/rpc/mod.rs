@@ -1,0 +1,9 @@
+//! What workers see: the port ([`listener`]), the gRPC [`server`] with its [`connections`], what callers hear before there is a run
+//! ([`reception`]), and the calls of a run ([`service`]).
+
+pub mod addresses;
+pub mod connections;
+pub mod listener;
+pub mod reception;
+pub mod server;
+pub mod service;

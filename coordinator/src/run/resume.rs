@@ -1,0 +1,228 @@
+//! Where a run starts: a checkpoint, the adapter that the job names, or the base model as it is; and what the journal says
+//! of its earlier terms.
+
+use std::path::{Path, PathBuf};
+
+use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use common::files::checkpoint::{self, Manifest};
+use common::files::{FileEntry, FileError};
+use common::job::{Method, Resume};
+use thiserror::Error;
+
+use crate::prepare::Prepared;
+use crate::store::checkpoints::State;
+use crate::store::journal;
+use crate::store::journal::{Found, History, Identity, Term};
+
+#[derive(Debug, Error)]
+pub enum ResumeError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(
+        "checkpoint {path} is of {what} {found} but this run is of {expected}; set `resume: never`, or name another output_dir"
+    )]
+    Other {
+        path: PathBuf,
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
+}
+
+/// The beginning of a run.
+#[derive(Debug, Default)]
+pub struct Start {
+    pub state: State,
+    /// That computed the state, where it is a checkpoint.
+    pub numerics_class: Option<String>,
+    /// What the user should know, a line each.
+    pub notices: Vec<String>,
+}
+
+impl Start {
+    /// Follows the job's `resume`. Needs the lock of the output folder: where the run begins anew, its checkpoints are set
+    /// aside. `jobs` are digests of jobs whose checkpoints will do besides those of this one.
+    pub fn choose(prepared: &Prepared, jobs: &[String]) -> Result<Self, ResumeError> {
+        let job = &prepared.job;
+        let mut notices = Vec::new();
+        let found = match &job.resume {
+            Resume::Never => {
+                notices.extend(set_checkpoints_aside(&job.output_dir)?);
+                None
+            }
+            Resume::Path(path) => Some((path.clone(), checkpoint::verify(path)?)),
+            Resume::Auto => {
+                let found = checkpoint::newest_valid(&job.output_dir)?;
+                for damaged in found.damaged {
+                    notices.push(format!(
+                        "checkpoint {} is passed over: {}",
+                        damaged.path.display(),
+                        damaged.reason
+                    ));
+                }
+                found.newest
+            }
+        };
+        let Some((path, manifest)) = found else {
+            return Ok(Self {
+                state: initial(&job.method)?,
+                numerics_class: None,
+                notices,
+            });
+        };
+        check(&path, &manifest, prepared, jobs)?;
+        if manifest.job_digest != prepared.job_digest {
+            notices.push(format!(
+                "the run here has {} steps now: it goes on after step {}, from {}",
+                prepared.total_steps(),
+                manifest.step,
+                path.display()
+            ));
+        }
+        Ok(Self {
+            state: State {
+                step: manifest.step,
+                folder: Some(path),
+                files: manifest.files,
+                weights_digest: Some(manifest.weights_digest),
+            },
+            numerics_class: Some(manifest.numerics_class).filter(|class| !class.is_empty()),
+            notices,
+        })
+    }
+}
+
+/// A later command must not go on from what the run before this one had saved. What there is to tell.
+fn set_checkpoints_aside(output_dir: &Path) -> Result<Option<String>, FileError> {
+    let aside = checkpoint::set_aside(output_dir)?;
+    let names: Vec<String> = aside
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let told = || format!("the run before is set aside: {}", names.join(", "));
+    Ok((!names.is_empty()).then(told))
+}
+
+/// What the run's earlier terms left in their journal.
+#[derive(Debug)]
+pub struct Past {
+    /// Empty where the run begins anew.
+    pub history: History,
+    /// The term that begins now.
+    pub term: Term,
+    /// What the user should know, a line each.
+    pub notices: Vec<String>,
+}
+
+impl Past {
+    /// Follows the job's `resume`: only a run that goes on by itself goes on from its journal.
+    /// The journal of one of `jobs` is of the same run with another number of steps, which begins a new one.
+    pub fn find(prepared: &Prepared, start: &Start, jobs: &[String]) -> Result<Self, FileError> {
+        let identity = Identity {
+            job_digest: prepared.job_digest.clone(),
+            base_model_digest: prepared.model_digest.clone(),
+            data_digest: prepared.data.file.digest().to_owned(),
+        };
+        let Found {
+            mut history,
+            mut notices,
+        } = match prepared.job.resume {
+            Resume::Auto => journal::read(&prepared.job.output_dir)?,
+            Resume::Never | Resume::Path(_) => Found::default(),
+        };
+        let before = history.term().cloned();
+        let (term, run) = match before {
+            Some(before) if before.identity == identity => {
+                notices.extend(missing_checkpoint(&history, start));
+                (before.term + 1, before.run)
+            }
+            Some(other) => {
+                let is_earlier = jobs.contains(&other.identity.job_digest);
+                notices.extend((!is_earlier).then(|| {
+                    format!(
+                        "the journal in output_dir is of job {}, this is job {}: it is begun anew",
+                        short(&other.identity.job_digest),
+                        short(&identity.job_digest)
+                    )
+                }));
+                history = History::default();
+                (1, journal::draw_run())
+            }
+            None => (1, journal::draw_run()),
+        };
+        Ok(Self {
+            history,
+            term: Term {
+                term,
+                identity,
+                run,
+                version: common::VERSION.to_owned(),
+            },
+            notices,
+        })
+    }
+
+    /// Updates on record, in the journal or in what the run starts from.
+    pub fn recorded(&self, start: &Start) -> u64 {
+        self.history.recorded().max(start.state.step)
+    }
+}
+
+fn missing_checkpoint(history: &History, start: &Start) -> Option<String> {
+    let stored = history.checkpoint_step()?;
+    (stored > start.state.step).then(|| {
+        format!("checkpoint-{stored} is on record as stored, but is not there any more, or damaged")
+    })
+}
+
+fn check(
+    path: &Path,
+    manifest: &Manifest,
+    prepared: &Prepared,
+    jobs: &[String],
+) -> Result<(), ResumeError> {
+    let pairs = [
+        ("job", &manifest.job_digest, &prepared.job_digest),
+        (
+            "base model",
+            &manifest.base_model_digest,
+            &prepared.model_digest,
+        ),
+    ];
+    for (what, found, expected) in pairs {
+        let is_earlier = what == "job" && jobs.contains(found);
+        if found != expected && !is_earlier {
+            return Err(ResumeError::Other {
+                path: path.to_owned(),
+                what,
+                found: short(found),
+                expected: short(expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
+/// Nothing, or the adapter of `lora_model_dir`.
+fn initial(method: &Method) -> Result<State, FileError> {
+    let Method::Lora(lora) = method else {
+        return Ok(State::default());
+    };
+    let Some(dir) = &lora.model_dir else {
+        return Ok(State::default());
+    };
+    let dir = std::path::absolute(dir).map_err(FileError::io("find", dir))?;
+    Ok(State {
+        step: 0,
+        files: vec![
+            FileEntry::of(&dir, ADAPTER_CONFIG)?,
+            FileEntry::of(&dir, ADAPTER_WEIGHTS)?,
+        ],
+        folder: Some(dir),
+        weights_digest: None,
+    })
+}

@@ -1,0 +1,138 @@
+//! Checkpoints and the result: received states become folders that appear whole or not at all.
+//!
+//! In: the folder of a finished upload. Out: `checkpoint-<step>/` with its manifest, or the result's files in the output
+//! folder. What was there before stays until the new is durable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::failpoint;
+use common::files::atomic::AtomicDir;
+use common::files::checkpoint::{self, MANIFEST, Manifest};
+use common::files::durable;
+use common::files::model::ModelFolder;
+use common::files::snapshot::OPTIMIZER;
+use common::files::{FileEntry, FileError};
+
+use crate::driver::uploads::Received;
+
+/// A state on disk that workers can start from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Updates seen.
+    pub step: u64,
+    /// None: what the job itself starts from.
+    pub folder: Option<PathBuf>,
+    pub files: Vec<FileEntry>,
+    pub weights_digest: Option<String>,
+}
+
+/// What the cluster knows about a state beyond its files.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub layout_digest: String,
+    pub numerics_class: String,
+}
+
+/// Writes `trainer_state.json` for a step into a folder.
+pub type WriteTrainerState = Box<dyn Fn(&Path, u64) -> Result<(), FileError> + Send + Sync>;
+
+/// Writes down for good that the run is done, with the digest of its weights.
+pub type RecordResult = Box<dyn Fn(u64, &str) -> Result<(), FileError> + Send + Sync>;
+
+/// Where states are stored.
+pub struct Store {
+    pub output_dir: PathBuf,
+    pub model: ModelFolder,
+    pub job_digest: String,
+    pub base_model_digest: String,
+    pub save_total_limit: Option<usize>,
+    pub write_trainer_state: WriteTrainerState,
+    pub record_result: RecordResult,
+}
+
+impl Store {
+    /// The folder that an upload goes to, on the file system of the result.
+    pub fn begin(&self, step: u64) -> Result<AtomicDir, FileError> {
+        AtomicDir::create(&checkpoint::checkpoint_dir(&self.output_dir, step))
+    }
+
+    /// Makes a checkpoint of a received state and removes those over the limit.
+    pub fn commit(&self, received: Received, facts: &Facts) -> Result<State, FileError> {
+        let folder = received.folder;
+        self.complete(folder.path(), received.step)?;
+        let head = Manifest {
+            step: received.step,
+            job_digest: self.job_digest.clone(),
+            base_model_digest: self.base_model_digest.clone(),
+            layout_digest: facts.layout_digest.clone(),
+            weights_digest: received.weights_digest.clone(),
+            numerics_class: facts.numerics_class.clone(),
+            files: received.files,
+        };
+        failpoint::reached("checkpoint-write");
+        let manifest = checkpoint::seal(folder.path(), head)?;
+        failpoint::reached("checkpoint-write");
+        folder.commit_with_last(MANIFEST)?;
+        failpoint::reached("checkpoint-write");
+        if let Some(limit) = self.save_total_limit {
+            checkpoint::prune(&self.output_dir, limit, received.step)?;
+        }
+        Ok(State {
+            step: received.step,
+            folder: Some(checkpoint::checkpoint_dir(&self.output_dir, received.step)),
+            files: manifest.files,
+            weights_digest: Some(received.weights_digest),
+        })
+    }
+
+    /// Moves the result into the output folder, and records it before anyone is told to end. The optimizer's state is not
+    /// part of it.
+    pub fn commit_last(&self, received: Received, _facts: &Facts) -> Result<State, FileError> {
+        let folder = received.folder;
+        self.complete(folder.path(), received.step)?;
+        folder.sync_files(OPTIMIZER)?;
+        let entries = fs::read_dir(folder.path()).map_err(FileError::io("read", folder.path()))?;
+        for entry in entries {
+            let path = entry.map_err(FileError::io("read", folder.path()))?.path();
+            match path.file_name() {
+                Some(name) if path.is_dir() => replace_files(&path, &self.output_dir.join(name))?,
+                Some(name) if name != OPTIMIZER => {
+                    replace(&path, &self.output_dir.join(name))?;
+                    failpoint::reached("result-write");
+                }
+                _ => {}
+            }
+        }
+        durable::sync_folder(&self.output_dir)
+            .map_err(FileError::io("make durable", &self.output_dir))?;
+        (self.record_result)(received.step, &received.weights_digest)?;
+        failpoint::reached("result-recorded");
+        Ok(State {
+            step: received.step,
+            folder: Some(self.output_dir.clone()),
+            files: Vec::new(),
+            weights_digest: Some(received.weights_digest),
+        })
+    }
+
+    fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
+        self.model.copy_tokenizer_files(folder)?;
+        (self.write_trainer_state)(folder, step)
+    }
+}
+
+/// As [`replace`], each file of a flat folder (the chat templates beside the default one): what else is there stays.
+fn replace_files(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(to).map_err(FileError::io("create", to))?;
+    for entry in fs::read_dir(from).map_err(FileError::io("read", from))? {
+        let entry = entry.map_err(FileError::io("read", from))?;
+        replace(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    durable::sync_folder(to).map_err(FileError::io("make durable", to))
+}
+
+/// Gives a durable file its place.
+fn replace(from: &Path, to: &Path) -> Result<(), FileError> {
+    durable::rename(from, to).map_err(FileError::io("write", to))
+}

@@ -1,0 +1,106 @@
+//! What the lines of `metrics.jsonl` amount to: how long a run computed and waited, and what each worker did. Lines in, the
+//! part of `run.json` out. What an earlier life of the run wrote counts as what this one does.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::metrics::Line;
+use crate::cluster::run_event::WorkerShare;
+
+/// Workers that a line names; what the others did is summed.
+const MAX_IN_A_LINE: usize = 32;
+/// Workers that `run.json` names.
+const MAX_WORKERS: usize = 1024;
+
+/// A worker of the run, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    pub name: String,
+    /// What it computed on.
+    #[serde(default)]
+    pub device: String,
+    /// Of recorded steps.
+    #[serde(default)]
+    pub slots: u64,
+    /// For those slots, one after the other.
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+/// Sums over all steps on record.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Totals {
+    /// Steps whose duration is known, and their seconds.
+    timed_steps: u64,
+    pub step_seconds: f64,
+    pub waiting_seconds: f64,
+    workers: BTreeMap<String, WorkerRecord>,
+}
+
+impl Totals {
+    /// Takes a line of `metrics.jsonl`.
+    pub fn add_line(&mut self, line: &Line) {
+        if let Some(seconds) = number(line, "step_seconds") {
+            self.timed_steps += 1;
+            self.step_seconds += seconds;
+        }
+        self.waiting_seconds += number(line, "waiting_seconds").unwrap_or(0.0);
+        let shares = line.get("by_worker").and_then(Value::as_array);
+        for share in shares.into_iter().flatten() {
+            let Some(name) = share.get("name").and_then(Value::as_str) else {
+                continue;
+            };
+            if let Some(worker) = self.worker(name) {
+                worker.slots += share.get("slots").and_then(Value::as_u64).unwrap_or(0);
+                worker.seconds += share.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
+            }
+        }
+    }
+
+    /// None where there are too many.
+    fn worker(&mut self, name: &str) -> Option<&mut WorkerRecord> {
+        if !self.workers.contains_key(name) && self.workers.len() >= MAX_WORKERS {
+            return None;
+        }
+        let worker = self.workers.entry(name.to_owned()).or_default();
+        name.clone_into(&mut worker.name);
+        Some(worker)
+    }
+
+    pub fn note_device(&mut self, name: &str, device: &str) {
+        if let Some(worker) = self.worker(name) {
+            device.clone_into(&mut worker.device);
+        }
+    }
+
+    pub fn mean_step_seconds(&self) -> Option<f64> {
+        (self.timed_steps > 0).then(|| self.step_seconds / self.timed_steps as f64)
+    }
+
+    pub fn workers(&self) -> Vec<WorkerRecord> {
+        self.workers.values().cloned().collect()
+    }
+}
+
+fn number(line: &Line, name: &str) -> Option<f64> {
+    line.get(name).and_then(Value::as_f64)
+}
+
+/// `by_worker` of a line, the busiest first; and `others`, where there are more.
+pub(super) fn add_shares(line: &mut Line, shares: &[WorkerShare]) {
+    let mut shares: Vec<&WorkerShare> = shares.iter().collect();
+    shares.sort_by(|a, b| b.slots.cmp(&a.slots).then_with(|| a.name.cmp(&b.name)));
+    let named = shares.len().min(MAX_IN_A_LINE);
+    let (named, others) = shares.split_at(named);
+    let of_worker = |share: &&WorkerShare| json!({"name": share.name, "slots": share.slots, "seconds": share.seconds});
+    let named: Vec<Value> = named.iter().map(of_worker).collect();
+    line.insert("by_worker".to_owned(), named.into());
+    if !others.is_empty() {
+        let slots: u64 = others.iter().map(|share| share.slots).sum();
+        let seconds: f64 = others.iter().map(|share| share.seconds).sum();
+        let others = json!({"workers": others.len(), "slots": slots, "seconds": seconds});
+        line.insert("others".to_owned(), others);
+    }
+}
