@@ -27,13 +27,11 @@ use common::text::{count, rate};
 use thiserror::Error;
 
 use crate::store::claim::claim;
+use crate::store::layout::WORK_FOLDER;
 use crate::store::output::RunIdentity;
 
 pub use estimate::{Estimate, Need};
 pub use shape::ModelShape;
-
-/// Muster's own folder inside the output folder.
-pub const WORK_FOLDER: &str = ".muster";
 
 /// Everything that training needs, checked.
 #[derive(Debug)]

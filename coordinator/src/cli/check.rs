@@ -12,8 +12,9 @@ use common::text::{count, visible};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, WORK_FOLDER, prepare_in};
+use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, prepare_in};
 use crate::report::terminal::{GPUS, block_count, bytes, grouped};
+use crate::store::layout::WORK_FOLDER;
 
 /// How `check` reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::prepare::{Prepared, prepare};
 use crate::report::recorder::Recorder;
 use crate::report::terminal::{Terminal, showing};
 use crate::rpc::addresses::how_to_join;
-use crate::rpc::listener::{LOCK_PATIENCE, Lock, listen, lock, read_token};
+use crate::rpc::listener::{listen, read_token};
 use crate::rpc::server::Server;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, LocalWorkers};
@@ -29,6 +29,7 @@ use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
 use crate::store::claim::claim;
 use crate::store::journal::Journal;
+use crate::store::lock::{LOCK_PATIENCE, Lock, lock};
 use crate::store::output::{
     OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
 };
@@ -84,7 +85,7 @@ fn run_until_stopped(
             let say = &mut |line: &str| terminal.say(line);
             let told = let_workers_go(*prepared, server.clone(), &runtime, say);
             runtime.block_on(server.turn_away("its job is done already"));
-            return told.map(|()| exit::DONE);
+            return Ok(told.map(|()| exit::DONE)?);
         }
         Err(error) => {
             let reason = match signals.first() {
@@ -143,7 +144,7 @@ fn get_ready(
     }
     let opening = open(arguments, prepared, identity, server, terminal)?;
     preparation.begin("answering the test prompts", 0);
-    let before = ask_before(arguments, &opening.prepared, terminal);
+    let before = ask_before(arguments.single_node, &opening.prepared, terminal);
     preparation.check()?;
     Ok(Ready::Train {
         opening: Box::new(opening),

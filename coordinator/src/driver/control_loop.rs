@@ -19,8 +19,7 @@ use tonic::Status;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::{Cluster, Command, Event, Outcome, WorkerId};
 use crate::driver::transfers::{Expected, Shelf};
-use crate::driver::uploads::Received;
-use crate::store::checkpoints::{Facts, State, Store};
+use crate::store::checkpoints::{Facts, Received, State, Store};
 use crate::store::journal::Journal;
 
 /// Workers at a time.

@@ -14,22 +14,13 @@ use tonic::{Code, Status, Streaming};
 
 use crate::cluster::WorkerId;
 use crate::driver::transfers::Expected;
+use crate::store::checkpoints::Received;
 
 /// Longest silence between two chunks.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Of an upload that the coordinator's disk did not take.
 pub const DISK_FAILED: Code = Code::ResourceExhausted;
-
-/// A state whose files are complete, in a folder that is not committed yet.
-pub struct Received {
-    pub worker: WorkerId,
-    pub step: u64,
-    pub weights_digest: String,
-    /// As they arrived.
-    pub files: Vec<common::files::FileEntry>,
-    pub folder: common::files::atomic::AtomicDir,
-}
 
 /// The first chunk, which says whose state it is.
 pub async fn read_header(chunks: &mut Streaming<UploadChunk>) -> Result<UploadHeader, Status> {

@@ -1,32 +1,41 @@
 //! The end of a run whose coordinator died just after it had recorded the result: its workers still wait for a next one,
-//! and are told that the job is done. In: the journal of the run, and the door. Out: a word to each worker that comes
+//! and are told that the job is done. In: the journal of the run, and the server. Out: a word to each worker that comes
 //! within a moment. It computes and stores nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::files::FileError;
 use common::job::Resume;
 use common::wire::down;
 use proto::v1::{self, coordinator_message::Message as Down};
+use thiserror::Error;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use crate::cli::start::StartError;
 use crate::cluster::{Outcome, WorkerId};
 use crate::driver::control_loop::{Input, Outgoing};
 use crate::driver::transfers::Shelf;
 use crate::prepare::Prepared;
-use crate::rpc::listener::{LOCK_PATIENCE, lock};
 use crate::rpc::server::Server;
 use crate::rpc::service::Service;
 use crate::store::journal;
 use crate::store::journal::{History, Journal};
+use crate::store::lock::{LOCK_PATIENCE, LockError, lock};
 
 /// How long the workers may take to come: several of their attempts.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Inputs that may wait.
 const INPUTS: usize = 1024;
+
+#[derive(Debug, Error)]
+pub enum NotifyError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("the journal cannot be used: {0}")]
+    Journal(FileError),
+}
 
 /// Tells the workers that the journal knows of, if it does not say that they were told.
 pub fn let_workers_go(
@@ -34,7 +43,7 @@ pub fn let_workers_go(
     server: Server,
     runtime: &Runtime,
     say: &mut dyn FnMut(&str),
-) -> Result<(), StartError> {
+) -> Result<(), NotifyError> {
     if prepared.job.resume != Resume::Auto || waiting(&prepared).is_none() {
         return Ok(());
     }
@@ -60,7 +69,7 @@ pub fn let_workers_go(
             step: prepared.schedule.total_steps(),
             weights_digest: String::new(),
         };
-        journal.map_err(StartError::Journal)?.end(&outcome);
+        journal.map_err(NotifyError::Journal)?.end(&outcome);
     }
     Ok(())
 }

@@ -6,21 +6,20 @@ use std::path::Path;
 
 use common::job::{InitWeights, JobSpec, Method};
 
-use crate::cli::arguments::StartArguments;
 use crate::prepare::Prepared;
 use crate::report::terminal::{Answer, Terminal};
 #[cfg(feature = "single-node")]
 use crate::run::local_workers;
 
-/// The base model's answers to the test prompts, or none where they cannot be had.
+/// The base model's answers to the test prompts, or none where they cannot be had. `has_engine`: this process trains, too.
 pub fn ask_before(
-    arguments: &StartArguments,
+    has_engine: bool,
     prepared: &Prepared,
     terminal: &mut Terminal,
 ) -> Vec<Option<String>> {
     let job = &prepared.job;
     let unasked = vec![None; job.test_prompts.len()];
-    if !arguments.single_node || job.init_weights == InitWeights::Random {
+    if !has_engine || job.init_weights == InitWeights::Random {
         return unasked;
     }
     let adapter = match &job.method {

@@ -14,7 +14,17 @@ use common::files::model::ModelFolder;
 use common::files::snapshot::OPTIMIZER;
 use common::files::{FileEntry, FileError};
 
-use crate::driver::uploads::Received;
+use crate::cluster::WorkerId;
+
+/// A state whose files are complete, in a folder that is not committed yet.
+pub struct Received {
+    pub worker: WorkerId,
+    pub step: u64,
+    pub weights_digest: String,
+    /// As they arrived.
+    pub files: Vec<FileEntry>,
+    pub folder: AtomicDir,
+}
 
 /// A state on disk that workers can start from.
 #[derive(Clone, Debug, Default, PartialEq)]

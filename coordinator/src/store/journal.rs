@@ -25,7 +25,7 @@ pub use self::record::{Identity, Record, Step, Term};
 use self::writer::Writer;
 use crate::cluster::Outcome;
 use crate::cluster::run_event::RunEvent;
-use crate::prepare::WORK_FOLDER;
+use crate::store::layout::WORK_FOLDER;
 
 const FILE_NAME: &str = "journal";
 /// A file that grew beyond this is written anew, with the history's newest lines only.

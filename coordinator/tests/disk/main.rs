@@ -23,7 +23,7 @@ use common::files::{FileError, Layout, Snapshot, WeightsFormat, atomic};
 use common::job::InitWeights;
 use coordinator::cluster::WorkerId;
 use coordinator::cluster::run_event::RunEvent;
-use coordinator::driver::uploads::Received;
+use coordinator::store::checkpoints::Received;
 use coordinator::store::checkpoints::{Facts, Store};
 use coordinator::store::journal::{History, Identity, Journal, Term};
 use support::{Run, Site};

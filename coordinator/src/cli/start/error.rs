@@ -1,7 +1,5 @@
 //! Why a job was not run, or not to its end, and the exit code that says so.
 
-use std::path::PathBuf;
-
 use common::files::FileError;
 use common::job::JobErrors;
 use common::progress::Cancelled;
@@ -9,21 +7,22 @@ use thiserror::Error;
 
 use crate::exit;
 use crate::prepare::PreflightError;
+use crate::rpc::listener::{ListenError, TokenError};
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, DevicesError};
+use crate::run::notify_finished::NotifyError;
 use crate::run::resume::ResumeError;
+use crate::store::lock::LockError;
 use crate::store::output::OutputError;
 
 #[derive(Debug, Error)]
 pub enum StartError {
     #[error(transparent)]
     Job(#[from] JobErrors),
-    #[error("cannot read the token file {path}: {reason}")]
-    Token { path: PathBuf, reason: String },
-    #[error("cannot listen on {address}: {reason}")]
-    Listen { address: String, reason: String },
-    #[error("cannot listen on {address}: the port is in use; name another with --listen HOST:PORT")]
-    PortInUse { address: String },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     #[error(transparent)]
@@ -33,9 +32,9 @@ pub enum StartError {
     #[error("the journal cannot be used: {0}")]
     Journal(FileError),
     #[error(transparent)]
-    Lock(FileError),
-    #[error("another coordinator is at work in output_dir {dir}")]
-    InUse { dir: PathBuf },
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     #[error(
         "this build has no engine: start workers with `worker join`, or build with the feature single-node"
     )]
@@ -55,12 +54,12 @@ pub enum StartError {
 impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Job(_) | Self::Token { .. } | Self::NoEngine => exit::USAGE,
+            Self::Job(_) | Self::Token(_) | Self::NoEngine => exit::USAGE,
             #[cfg(feature = "single-node")]
             Self::Devices(DevicesError::TooMany { .. }) => exit::USAGE,
             // What passes is worth another try with the same command, unlike what the job itself gets wrong.
-            Self::PortInUse { .. } | Self::InUse { .. } => exit::JOB_FAILED,
-            Self::Lock(_) | Self::Journal(_) => exit::JOB_FAILED,
+            Self::Listen(ListenError::PortInUse { .. }) => exit::JOB_FAILED,
+            Self::Lock(_) | Self::Notify(_) | Self::Journal(_) => exit::JOB_FAILED,
             Self::Runtime(_) | Self::Failed(_) => exit::JOB_FAILED,
             _ => exit::PREFLIGHT,
         }

@@ -1,0 +1,4 @@
+//! What files and folders in `output_dir` are called.
+
+/// Folder in `output_dir` for what this job needs while it runs: packed data, the journal, the lock.
+pub const WORK_FOLDER: &str = ".muster";

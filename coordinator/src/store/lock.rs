@@ -1,0 +1,133 @@
+//! The lock of the output folder: one coordinator at a time is at work in it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::files::FileError;
+use common::files::lock::{self, Attempt};
+use thiserror::Error;
+
+use super::layout::WORK_FOLDER;
+
+/// A coordinator that is told to stop saves a checkpoint first; its replacement may be there already.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Error)]
+pub enum LockError {
+    #[error(transparent)]
+    File(FileError),
+    #[error("another coordinator is at work in output_dir {dir}")]
+    InUse { dir: PathBuf },
+}
+
+/// An output folder that only this process writes into. Held until the process ends, however it ends.
+pub struct Lock {
+    _file: File,
+    /// Another held it first, and may have changed what is in the folder.
+    pub waited: bool,
+}
+
+/// Waits `patience` for another coordinator to leave the folder; says so once.
+pub fn lock(
+    output_dir: &Path,
+    patience: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<Lock, LockError> {
+    lock_by(lock::attempt, output_dir, patience, say)
+}
+
+fn lock_by(
+    attempt: impl Fn(&File) -> std::io::Result<Attempt>,
+    output_dir: &Path,
+    patience: Duration,
+    say: &mut dyn FnMut(&str),
+) -> Result<Lock, LockError> {
+    let path = output_dir.join(WORK_FOLDER).join("lock");
+    let failed = |error| LockError::File(FileError::io("lock", &path)(error));
+    let file = lock::open(&path).map_err(failed)?;
+    let began = Instant::now();
+    let mut waited = false;
+    loop {
+        match attempt(&file).map_err(failed)? {
+            Attempt::Held => break,
+            Attempt::Unsupported(error) => {
+                say(&format!(
+                    "the file system of output_dir {} has no locks ({error}): see to it that no second coordinator is at \
+                     work in it",
+                    output_dir.display()
+                ));
+                break;
+            }
+            Attempt::Taken if began.elapsed() >= patience => {
+                return Err(LockError::InUse {
+                    dir: output_dir.to_owned(),
+                });
+            }
+            Attempt::Taken => {}
+        }
+        if !waited {
+            say(&format!(
+                "another coordinator is at work in output_dir {}: waiting up to {} s for it to end",
+                output_dir.display(),
+                patience.as_secs()
+            ));
+        }
+        waited = true;
+        std::thread::sleep(LOCK_RETRY.min(patience));
+    }
+    Ok(Lock {
+        _file: file,
+        waited,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_locked_folder_is_waited_for_and_then_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(WORK_FOLDER)).unwrap();
+        let mut said = Vec::new();
+        let mut take = |patience: u64| {
+            let patience = Duration::from_millis(patience);
+            lock(folder.path(), patience, &mut |line| {
+                said.push(line.to_owned())
+            })
+        };
+        let first = take(0).unwrap();
+        assert!(!first.waited);
+        assert!(matches!(take(50), Err(LockError::InUse { .. })));
+        let leaving = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        assert!(take(10_000).unwrap().waited);
+        leaving.join().unwrap();
+        assert_eq!(said.len(), 2, "once each time: {said:?}");
+    }
+
+    #[test]
+    fn a_folder_without_locks_is_used_with_a_word_about_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(WORK_FOLDER)).unwrap();
+        let mut said = Vec::new();
+        let unsupported =
+            |_: &File| Ok(Attempt::Unsupported(std::io::ErrorKind::Unsupported.into()));
+        let mut say = |line: &str| said.push(line.to_owned());
+        lock_by(unsupported, folder.path(), LOCK_PATIENCE, &mut say).unwrap();
+        let names = |line: &String| {
+            line.contains("has no locks") && line.contains(&folder.path().display().to_string())
+        };
+        assert!(said.len() == 1 && names(&said[0]), "{said:?}");
+        let broken = |_: &File| Err(std::io::ErrorKind::Other.into());
+        let error = lock_by(broken, folder.path(), LOCK_PATIENCE, &mut |_| ())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("lock"), "{error}");
+    }
+}
