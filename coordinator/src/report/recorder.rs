@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::run_event::{RunEnd, RunEvent};
 use crate::report::terminal::Terminal;
-use crate::store::output::{OutputError, RunFiles, TRAINER_STATE};
+use crate::store::layout::TRAINER_STATE;
+use crate::store::output::{OutputError, RunFiles};
 
 /// Events that may wait for the terminal or the disk.
 const EVENTS: usize = 4096;

@@ -2,3 +2,6 @@
 
 /// Folder in `output_dir` for what this job needs while it runs: packed data, the journal, the lock.
 pub const WORK_FOLDER: &str = ".muster";
+pub const RUN: &str = "run.json";
+pub const METRICS: &str = "metrics.jsonl";
+pub const TRAINER_STATE: &str = "trainer_state.json";

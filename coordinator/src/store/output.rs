@@ -4,6 +4,8 @@
 //! `metrics.jsonl` is the one record that grows: it is cut back to the step a run resumes from, and the history in
 //! `trainer_state.json` is made from it, so the two never disagree.
 
+mod error;
+mod line;
 mod longer;
 mod metrics;
 mod run_record;
@@ -14,85 +16,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
-use common::files::{FileError, atomic};
+use common::files::atomic;
 use common::job::{JobSpec, Method};
 use common::timestamp;
 
 pub use run_record::{RunRecord, RunState};
 pub use totals::WorkerRecord;
-pub use trainer_state::TrainerState;
+pub use trainer_state::{RunPlan, TrainerState};
 
+use super::layout::{METRICS, RUN, TRAINER_STATE};
 use crate::cluster::run_event::{RunEnd, RunEvent};
-pub use metrics::Line;
+pub use error::OutputError;
+pub use line::Line;
 use metrics::Metrics;
 use totals::Totals;
 use trainer_state::Cadence;
-
-pub const RUN: &str = "run.json";
-pub const METRICS: &str = "metrics.jsonl";
-pub const TRAINER_STATE: &str = "trainer_state.json";
-
-/// Why the output folder cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OutputError {
-    #[error("{path}: cannot {action}: {source}")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error("{path} is not a run record ({reason}); move it away, or name another output_dir")]
-    BrokenRecord { path: PathBuf, reason: String },
-    #[error(
-        "output_dir {dir} holds another job: {digests}{differences}{length}; name another output_dir, or move that folder away"
-    )]
-    OtherJob {
-        dir: PathBuf,
-        /// What is another there than here.
-        digests: String,
-        /// Which fields differ, or nothing.
-        differences: String,
-        /// Why a job that differs in the number of its steps only cannot go on from those, or nothing.
-        length: String,
-    },
-    #[error("output_dir {dir} is also {what}, which must stay as it is; name another output_dir")]
-    Input { dir: PathBuf, what: &'static str },
-    #[error("output_dir {dir} is not a folder; name another output_dir")]
-    NotAFolder { dir: PathBuf },
-    #[error(
-        "output_dir {dir} was removed or renamed while the run goes on: the run saves its newest state there and stops"
-    )]
-    Removed { dir: PathBuf },
-}
-
-impl OutputError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
-    }
-}
-
-impl From<OutputError> for FileError {
-    fn from(error: OutputError) -> Self {
-        match error {
-            OutputError::File(error) => error,
-            OutputError::Io {
-                action,
-                path,
-                source,
-            } => Self::io(action, &path)(source),
-            other => Self::io("record the result in", Path::new(RUN))(std::io::Error::other(
-                other.to_string(),
-            )),
-        }
-    }
-}
 
 /// What a run is of. A digest that is not known yet is `None` and not compared.
 #[derive(Clone, Debug)]
@@ -362,13 +300,6 @@ pub fn line_of(event: &RunEvent, at: SystemTime) -> Option<Line> {
         RunEvent::Evaluated(eval) => Some(metrics::eval_line(eval, at)),
         _ => None,
     }
-}
-
-/// How long a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunPlan {
-    pub total_steps: u64,
-    pub steps_per_epoch: u64,
 }
 
 #[cfg(test)]

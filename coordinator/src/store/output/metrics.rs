@@ -8,17 +8,16 @@ use std::time::SystemTime;
 
 use common::files::durable;
 use common::timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{OutputError, totals};
+use super::error::OutputError;
+use super::line::{Line, object};
+use super::totals;
 use crate::cluster::run_event::{EvalRecord, StepRecord};
 
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// Of lines that wait for room on the disk. What comes later is lost to the file.
 const MAX_WAITING_BYTES: usize = 16 << 20;
-
-/// A line of `metrics.jsonl`.
-pub type Line = Map<String, Value>;
 
 pub(super) struct Metrics {
     file: File,
@@ -195,11 +194,4 @@ pub(super) fn eval_line(eval: &EvalRecord, at: SystemTime) -> Line {
         "eval_runtime": eval.eval_runtime_seconds,
         "time": timestamp::milliseconds(at),
     }))
-}
-
-pub(super) fn object(value: Value) -> Line {
-    match value {
-        Value::Object(line) => line,
-        _ => Line::new(),
-    }
 }

@@ -8,9 +8,11 @@ use common::job::JobSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::error::OutputError;
 use super::longer::goes_on;
 use super::totals::Totals;
-use super::{OutputError, RUN, RunIdentity, WorkerRecord};
+use super::{RunIdentity, WorkerRecord};
+use crate::store::layout::RUN;
 
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 /// Of the fields in which two jobs differ, so many are named.

@@ -471,7 +471,7 @@ fn lines_that_a_crash_cost_are_written_again_once() {
 fn lines_that_a_full_disk_refused_are_written_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(METRICS);
-    let line = |step| metrics::object(serde_json::json!({ "step": step }));
+    let line = |step| line::object(serde_json::json!({ "step": step }));
     let mut lines = Metrics::open(&path, 0, |_| {}).unwrap();
     lines.append(&line(1)).unwrap();
     lines.break_file();

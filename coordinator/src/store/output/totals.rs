@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::metrics::Line;
+use super::line::Line;
 use crate::cluster::run_event::WorkerShare;
 
 /// Workers that a line names; what the others did is summed.

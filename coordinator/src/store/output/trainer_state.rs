@@ -6,8 +6,14 @@ use std::time::Duration;
 use common::job::{JobSpec, SaveSteps};
 use serde_json::{Value, json};
 
-use super::RunPlan;
-use super::metrics::{Line, object};
+use super::line::{Line, object};
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunPlan {
+    pub total_steps: u64,
+    pub steps_per_epoch: u64,
+}
 
 /// How often things happen, as Transformers records it.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,14 @@
+//! A line of `metrics.jsonl` as JSON.
+
+use serde_json::{Map, Value};
+
+/// A line of `metrics.jsonl`.
+pub type Line = Map<String, Value>;
+
+/// An object as a line; anything else as an empty one.
+pub(super) fn object(value: Value) -> Line {
+    match value {
+        Value::Object(line) => line,
+        _ => Line::new(),
+    }
+}
