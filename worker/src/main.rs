@@ -1,10 +1,6 @@
 //! The worker's command line.
 
-mod bench;
-mod generate;
-mod merge;
-mod show;
-mod version;
+mod cli;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,10 +11,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use cli::show::Show;
+use cli::{bench, generate, merge, show, version};
 use common::{logging, manual, streams};
-use show::Show;
 use tokio_util::sync::CancellationToken;
-use worker::{Device, Finished, JoinOptions, WorkerError, join};
+use worker::join;
+use worker::rpc::connect::ConnectError;
+use worker::{Device, Finished, JoinOptions, WorkerError};
 
 /// Exit codes, the same as the coordinator's.
 const FAILED: u8 = 1;
@@ -280,7 +279,8 @@ fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
 
 fn exit_code(error: &WorkerError) -> u8 {
     match error {
-        WorkerError::Address(_) | WorkerError::Token => USAGE,
+        WorkerError::Address(_)
+        | WorkerError::Connect(ConnectError::Address(_) | ConnectError::Token) => USAGE,
         WorkerError::Refused { .. }
         | WorkerError::OtherJob { .. }
         | WorkerError::Coordinator { .. } => PREFLIGHT,

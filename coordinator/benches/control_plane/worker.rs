@@ -14,7 +14,7 @@ use proto::v1::{self, WorkerMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use worker::engine::Abandon;
-use worker::leases::{Leases, SlotKey};
+use worker::run::leases::{Leases, SlotKey};
 
 use crate::crowd::{POLL, Shared};
 

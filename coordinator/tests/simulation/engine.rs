@@ -1,4 +1,4 @@
-//! What the toy does with its orders: the worker's step (`worker/src/run.rs`) with arithmetic in place of training. It
+//! What the toy does with its orders: the worker's step (`worker/src/run/step.rs`) with arithmetic in place of training. It
 //! outlives sessions: weights and accumulator stay, and go on under the next one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,7 +11,7 @@ use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 use worker::engine::Abandon;
-use worker::leases::{Leases, SlotKey};
+use worker::run::leases::{Leases, SlotKey};
 
 use crate::feed::{News, Source, Update, follow};
 use crate::mesh::{Collective, MeshError, SCALARS, Start};

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
-use worker::leases::{Leases, SlotKey};
+use worker::run::leases::{Leases, SlotKey};
 
 use crate::bulk::fetch_blocks;
 use crate::engine::{Lease, Order};

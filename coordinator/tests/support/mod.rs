@@ -73,7 +73,7 @@ impl Site {
         }
         if !options.contains(&"full") {
             command.args(["--adapter", "lora"]);
-            if !is_given(&"lora_r=4") {
+            if !is_given("lora_r=4") {
                 command.args(["--lora-r", "4"]);
             }
         }

@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
-use crate::resolve::resolve;
+use crate::net::resolve::resolve;
 
 /// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
 /// by the coordinator and by its machine's end of the connection.

@@ -22,7 +22,8 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use worker::{Finished, JoinOptions, WorkerError, join};
+use worker::join;
+use worker::{Finished, JoinOptions, WorkerError};
 
 pub const TOKEN: &str = "secret";
 pub const SEQUENCE_LEN: usize = 16;

@@ -7,7 +7,8 @@ use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
 use tokio_util::sync::CancellationToken;
-use worker::{Finished, JoinOptions, join};
+use worker::join;
+use worker::{Finished, JoinOptions};
 
 use super::coordinator::*;
 

@@ -6,7 +6,8 @@ use proto::v1::worker_message::Message as Up;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use worker::{JoinOptions, WorkerError, join};
+use worker::join;
+use worker::{JoinOptions, WorkerError};
 
 use super::coordinator::*;
 

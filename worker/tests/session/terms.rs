@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use worker::{WorkerError, join};
+use worker::WorkerError;
+use worker::join;
+use worker::rpc::connect::ConnectError;
 
 use super::coordinator::*;
 
@@ -304,7 +306,13 @@ async fn a_coordinator_that_does_not_come_back_is_given_up() {
     drop(peer);
     let started = Instant::now();
     let error = worker.await.unwrap().unwrap_err();
-    assert!(matches!(error, WorkerError::Unreachable { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            WorkerError::Connect(ConnectError::Unreachable { .. })
+        ),
+        "{error}"
+    );
     let error = error.to_string();
     assert!(error.contains(&stage.address) && error.lines().count() == 1);
     assert!(started.elapsed() < Duration::from_secs(10));

@@ -48,7 +48,7 @@ pub fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut used = 0;
     for word in text.split_inclusive(' ') {
         let length = word.trim_end().chars().count();
-        if used > 0 && used + length > columns {
+        if used > 0 && length > 0 && used + length > columns {
             lines.push(String::new());
             used = 0;
         }

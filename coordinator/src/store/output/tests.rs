@@ -19,7 +19,8 @@ fn identity(dir: &Path, more: &[(&str, &str)]) -> RunIdentity {
         ("output_dir", &output_dir),
         ("logging_steps", "2"),
     ];
-    let flags = flags.iter().chain(more);
+    let is_given = |(name, _): &&(&str, &str)| more.iter().any(|(other, _)| other == name);
+    let flags = flags.iter().filter(|flag| !is_given(flag)).chain(more);
     let flags = flags.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     RunIdentity {
         job: job::load(JobSources {

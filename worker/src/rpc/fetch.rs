@@ -18,8 +18,8 @@ use proto::v1;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
-use crate::connect::{Client, retry_delays};
-use crate::temporary::TemporaryFolder;
+use super::temporary::TemporaryFolder;
+use crate::rpc::connect::{Client, retry_delays};
 
 /// Broken calls in a row, without a byte between them, after which a fetch is given up.
 const MAX_FAILURES: usize = 6;

@@ -21,9 +21,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::address::AddressError;
-use crate::resolve::resolve_async;
-use crate::{JoinOptions, WorkerError};
+use crate::net::address::AddressError;
+use crate::net::resolve::resolve_async;
 
 pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
 
@@ -47,6 +46,23 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const FRAME_HEADER_BYTES: usize = 9;
 const FRAME_TYPE_AT: usize = 3;
 const SETTINGS: u8 = 4;
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("coordinator {address} cannot be reached: {reason} (tried for {seconds} s)")]
+    Unreachable {
+        address: String,
+        reason: String,
+        seconds: u64,
+    },
+    #[error("{address} answers, but is no Muster coordinator")]
+    NoCoordinator { address: String },
+    #[error("the token contains characters that cannot be sent")]
+    Token,
+}
 
 /// Adds the token to every call.
 #[derive(Clone)]
@@ -80,15 +96,15 @@ fn delays(longest: Duration, attempts: usize) -> impl Iterator<Item = Duration> 
 /// Connects, trying again until `patience` is over. `is_known`: a coordinator was here before, so that another program in
 /// its place is not for long.
 pub async fn connect(
-    options: &JoinOptions,
+    address: &str,
+    token: Option<&str>,
     patience: Duration,
     is_known: bool,
-) -> Result<Client, WorkerError> {
-    let bearer = Bearer(match &options.token {
-        Some(token) => Some(bearer(token).parse().map_err(|_| WorkerError::Token)?),
+) -> Result<Client, ConnectError> {
+    let bearer = Bearer(match token {
+        Some(token) => Some(bearer(token).parse().map_err(|_| ConnectError::Token)?),
         None => None,
     });
-    let address = &options.address;
     let endpoint = endpoint(address)?;
     let began = Instant::now();
     let mut delays = delays(LONGEST_PAUSE, usize::MAX);
@@ -99,16 +115,16 @@ pub async fn connect(
         let error = match attempt(&endpoint, address, limit).await {
             Ok(channel) => break channel,
             Err(AttemptError::Foreign) if !is_known => {
-                let address = address.clone();
-                return Err(WorkerError::NoCoordinator { address });
+                let address = address.to_owned();
+                return Err(ConnectError::NoCoordinator { address });
             }
             Err(error) => error.to_string(),
         };
         let left = patience.saturating_sub(began.elapsed());
         let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
         if left.is_zero() {
-            return Err(WorkerError::Unreachable {
-                address: address.clone(),
+            return Err(ConnectError::Unreachable {
+                address: address.to_owned(),
                 reason: error,
                 seconds: patience.as_secs_f64().round() as u64,
             });
@@ -218,7 +234,7 @@ impl Tries {
     }
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, WorkerError> {
+fn endpoint(address: &str) -> Result<Endpoint, ConnectError> {
     // What passes the checks of an address is always one of a URI.
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let endpoint = endpoint.map_err(|_| AddressError::Coordinator {
@@ -282,9 +298,8 @@ mod tests {
     async fn a_server_that_accepts_and_says_nothing_is_given_up_in_time() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let options = JoinOptions::new(&address);
         let patience = Duration::from_millis(300);
-        let error = connect(&options, patience, false).await.unwrap_err();
+        let error = connect(&address, None, patience, false).await.unwrap_err();
         let said = error.to_string();
         assert!(said.contains("does not answer"), "{said}");
         assert!(said.contains(&address), "{said}");

@@ -6,9 +6,9 @@ use common::wire::{WireError, up};
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
-use super::Forwarder;
 use crate::collective::PeerAddress;
 use crate::collective::probe::{MAX_PEERS, Target, probe};
+use crate::session::stream::Forwarder;
 
 impl Forwarder {
     pub(super) fn probe(&self, order: v1::Probe) -> Result<(), WireError> {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use worker::ComputeDevice;
 
-use super::Verdict;
-use crate::bench::{BenchArgs, BenchError, Mode, ReductionName, Report, Work, measure};
+use super::verdict::Verdict;
+use crate::cli::bench::{BenchArgs, BenchError, Mode, ReductionName, Report, Work, measure};
 
-const SMALL: &str = include_str!("../../../benches/shapes/qwen3-0.6b.json");
-const LARGE: &str = include_str!("../../../benches/shapes/llama-3.1-8b.json");
+const SMALL: &str = include_str!("../../../../benches/shapes/qwen3-0.6b.json");
+const LARGE: &str = include_str!("../../../../benches/shapes/llama-3.1-8b.json");
 
 /// Steps of a comparison, whose difference is small.
 const COMPARED_STEPS: u16 = 15;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::JoinOptions;
 use crate::collective::{Collective, CollectiveError};
-use crate::connect::ATTEMPT_TIMEOUT;
-use crate::resolve::resolve_async;
+use crate::net::resolve::resolve_async;
+use crate::rpc::connect::ATTEMPT_TIMEOUT;
 
 /// Where to listen, and what to tell others.
 pub struct ExchangePlace {

@@ -26,12 +26,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::ComputeDevice;
-use crate::blocks::{Blocks, PendingBlocks};
 use crate::collective::feed::Source;
 use crate::collective::{Collective, Membership, PeerAddress};
-use crate::connect::{Client, root_cause};
-use crate::leases::{Leases, SlotKey};
-use crate::run::Line;
+use crate::rpc::blocks::Blocks;
+use crate::rpc::connect::{Client, root_cause};
+use crate::run::leases::{Leases, SlotKey};
+use crate::run::orders::{Lease, Order};
 
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -288,35 +288,6 @@ fn check_files(files: Vec<v1::FileEntry>) -> Result<Vec<FileEntry>, WireError> {
         })
     });
     entries.collect()
-}
-
-/// What the engine must do next.
-pub enum Order {
-    /// A new session has begun: say what is held, and talk to this one from now on.
-    Attach(Line),
-    Enter(v1::Generation),
-    Plan(v1::Plan),
-    Lease(Lease),
-    Exchange(v1::Exchange),
-    Save(v1::SaveState),
-    Follow(Source),
-    /// Let this worker follow.
-    Feed {
-        run_id: [u8; 32],
-        feed: v1::Feed,
-    },
-    /// The feed that is followed has brought something.
-    Fed,
-    /// The worker is on its way out.
-    Stop,
-}
-
-/// Slots to compute; their blocks are on their way already.
-pub struct Lease {
-    pub generation: u64,
-    pub step: u64,
-    pub kind: PlanKind,
-    pub slots: Vec<(u32, PendingBlocks)>,
 }
 
 /// Passes what the coordinator says on to the engine.

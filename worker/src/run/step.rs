@@ -24,18 +24,18 @@ use proto::v1::worker_message::Message as Up;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use super::orders::{Lease, Line, Order};
 use crate::ComputeDevice;
-use crate::blocks::BlocksError;
 use crate::collective::feed::Follower;
 use crate::collective::{Collective, CollectiveError};
 use crate::engine::slot;
 use crate::engine::slot::HeldSlots;
 use crate::engine::{EngineError, Trainer, TrainerOptions};
-use crate::fetch::Folder;
-use crate::leases::{Leases, SlotKey};
-use crate::session::{Lease, Order};
+use crate::rpc::blocks::BlocksError;
+use crate::rpc::fetch::Folder;
+use crate::rpc::upload::{State, weights_format};
+use crate::run::leases::SlotKey;
 use crate::status::{Doing, Status};
-use crate::upload::{State, Uploads, weights_format};
 
 /// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
 const REMEMBERED_UPDATES: usize = 16;
@@ -86,18 +86,6 @@ pub struct Links {
     pub ready: Arc<AtomicBool>,
     /// Counted here: updates made.
     pub updates: Arc<AtomicU64>,
-}
-
-/// A session, as far as the engine needs it.
-pub struct Line {
-    /// Ends with the session, which the engine must not keep open.
-    pub up: mpsc::WeakSender<v1::WorkerMessage>,
-    pub uploads: Uploads,
-    pub leases: Arc<Leases>,
-    /// Updates that the coordinator has on record.
-    pub recorded: u64,
-    /// Takes the reason why the session is of no use any more.
-    pub given_up: mpsc::Sender<String>,
 }
 
 /// Loads the model and works until told to stop.

@@ -15,19 +15,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::blocks::Blocks;
 use crate::collective::{self, Collective};
-use crate::connect::Client;
-use crate::engine_thread::EngineThread;
-use crate::fetch::{Fetcher, default_cache};
-use crate::join::Life;
-use crate::leases::Leases;
-use crate::place::ExchangePlace;
-use crate::run::{Line, Start};
-use crate::session::{Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open};
+use crate::rpc::blocks::Blocks;
+use crate::rpc::connect::{Client, ConnectError};
+use crate::rpc::fetch::{Fetcher, default_cache};
+use crate::rpc::upload::{UploadError, Uploads};
+use crate::run::engine_thread::{EngineThread, EngineThreadError};
+use crate::run::leases::Leases;
+use crate::run::orders::Line;
+use crate::run::step::Start;
+use crate::session::context::WorkerContext;
+use crate::session::exchange_address::ExchangePlace;
+use crate::session::stream::{
+    Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open,
+};
+use crate::session::waits::Waits;
 use crate::status::{Doing, Status};
-use crate::upload::{UploadError, Uploads};
-use crate::waits::Waits;
 use crate::{ComputeDevice, Finished, WorkerError};
 
 /// How long a state may take to be handed over when everything else is done.
@@ -36,7 +39,7 @@ const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 /// How a session ended, where the worker did not fail.
 pub enum Attended {
     Finished(Finished),
-    /// The worker may come back; with its state, if its [`Life`] still has the engine.
+    /// The worker may come back; with its state, if its [`WorkerContext`] still has the engine.
     Lost(String),
     /// The coordinator runs the job with this digest, and the state that is held is of another.
     OtherJob(String),
@@ -71,7 +74,7 @@ impl Happened {
     }
 }
 
-impl Life {
+impl WorkerContext {
     /// Joins with what is held, and works until the session ends.
     /// Where it is not welcomed within `limit`, the session is lost.
     pub async fn attend(
@@ -91,9 +94,8 @@ impl Life {
         let session = match session {
             Ok(session) => session,
             Err(SessionEnd::Foreign(_)) if !self.was_welcomed => {
-                return Err(WorkerError::NoCoordinator {
-                    address: self.options.address.clone(),
-                });
+                let address = self.options.address.clone();
+                return Err(ConnectError::NoCoordinator { address }.into());
             }
             Err(end) => return self.conclude(end).await,
         };
@@ -300,7 +302,7 @@ impl Life {
                 Err(error.into())
             }
             Happened::Worked(worked) => {
-                let error = worked.err().unwrap_or(WorkerError::EnginePanicked);
+                let error = worked.err().unwrap_or(EngineThreadError::Panicked.into());
                 tie.leave(true, &error.to_string()).await;
                 Err(error)
             }
@@ -448,7 +450,7 @@ async fn serve(
         });
     }
     engine.attach(line).await;
-    engine.ended().await
+    Ok(engine.ended().await?)
 }
 
 fn default_name() -> String {

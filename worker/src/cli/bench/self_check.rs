@@ -8,6 +8,7 @@ mod helper;
 #[cfg(feature = "cuda")]
 mod speeds;
 mod training;
+mod verdict;
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use self::helper::{Helper, asked};
 #[cfg(feature = "cuda")]
 use self::speeds::Speed;
 use self::training::Check;
+use self::verdict::Verdict;
 use super::{BenchError, say};
 
 #[derive(Args)]
@@ -45,22 +47,6 @@ pub struct SelfCheckArgs {
     /// Only train the shape of this number, and print the digest of its weights: for checks of several processes
     #[arg(long, hide = true)]
     digest_of: Option<usize>,
-}
-
-/// What a comparison came to.
-enum Verdict {
-    Passed(String),
-    Failed(String),
-    /// Right, and slower than was aimed at.
-    #[cfg(feature = "cuda")]
-    Slow(String),
-}
-
-fn verdict(passed: bool, told: String) -> Verdict {
-    match passed {
-        true => Verdict::Passed(told),
-        false => Verdict::Failed(told),
-    }
 }
 
 /// As one process tells another.

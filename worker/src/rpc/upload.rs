@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::connect::{Client, retry_delays};
+use crate::rpc::connect::{Client, retry_delays};
 
 const MAX_FAILURES: usize = 4;
 /// Chunks read ahead of the wire.

@@ -4,18 +4,17 @@
 //! goes on where it was; a coordinator of another job that has its place meanwhile changes nothing about that. Only whoever
 //! is sent away drops its state, and comes back as a newcomer.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::attend::Attended;
-use crate::collective::Collective;
-use crate::connect::{connect, retry_delays};
-use crate::engine_thread::EngineThread;
+use crate::net::address;
+use crate::rpc::connect::{ConnectError, connect, retry_delays};
+use crate::session::attend::Attended;
+use crate::session::context::WorkerContext;
+use crate::session::waits::Waits;
 use crate::status::Doing;
-use crate::waits::Waits;
-use crate::{ComputeDevice, Finished, JoinOptions, WorkerError, address};
+use crate::{Finished, JoinOptions, WorkerError};
 
 /// Sessions lost one after the other by a worker that holds no state, after which it gives up.
 const MAX_LOSSES: usize = 8;
@@ -36,7 +35,7 @@ pub async fn join(
     }
     let device = options.device.open()?;
     let status = options.status.clone();
-    let mut life = Life {
+    let mut worker = WorkerContext {
         options,
         device,
         shutdown,
@@ -47,31 +46,32 @@ pub async fn join(
     };
     let mut patience = Patience::new();
     loop {
-        life.options.status.set(Doing::Connecting);
-        let left = patience.left(&life);
+        worker.options.status.set(Doing::Connecting);
+        let left = patience.left(&worker);
+        let (address, token) = (&worker.options.address, worker.options.token.as_deref());
         let client = tokio::select! {
-            client = connect(&life.options, left, life.was_welcomed) => client?,
-            () = life.shutdown.cancelled() => return Ok(Finished::Left),
+            client = connect(address, token, left, worker.was_welcomed) => client?,
+            () = worker.shutdown.cancelled() => return Ok(Finished::Left),
         };
-        let updates = life.updates();
-        let limit = patience.left(&life).max(SHORTEST_ANSWER);
-        let attended = life.attend(client, limit).await?;
-        if life.updates() > updates || life.waits.take_waited() {
+        let updates = worker.updates();
+        let limit = patience.left(&worker).max(SHORTEST_ANSWER);
+        let attended = worker.attend(client, limit).await?;
+        if worker.updates() > updates || worker.waits.take_waited() {
             patience = Patience::new();
         }
-        let pause = patience.pause(&life, &attended);
-        let left = patience.left(&life).as_secs_f64().ceil();
-        match (attended, &life.engine) {
+        let pause = patience.pause(&worker, &attended);
+        let left = patience.left(&worker).as_secs_f64().ceil();
+        match (attended, &worker.engine) {
             (Attended::Finished(finished), _) => return Ok(finished),
             (Attended::OtherJob(found), held) => {
-                let address = &life.options.address;
+                let address = &worker.options.address;
                 let held = held.as_ref().map_or("", |engine| &engine.job_digest);
                 if pause.is_none() {
                     return Err(WorkerError::OtherJob {
                         address: address.clone(),
                         held: held.to_owned(),
                         found,
-                        seconds: life.options.reconnect_timeout.as_secs(),
+                        seconds: worker.options.reconnect_timeout.as_secs(),
                     });
                 }
                 if patience.stranger.as_ref() != Some(&found) {
@@ -82,12 +82,13 @@ pub async fn join(
                     patience.stranger = Some(found);
                 }
             }
-            (Attended::Lost(reason), _) if pause.is_none() && !life.was_welcomed => {
-                return Err(WorkerError::Unreachable {
-                    address: life.options.address.clone(),
+            (Attended::Lost(reason), _) if pause.is_none() && !worker.was_welcomed => {
+                return Err(ConnectError::Unreachable {
+                    address: worker.options.address.clone(),
                     reason,
-                    seconds: life.options.connect_timeout.as_secs(),
-                });
+                    seconds: worker.options.connect_timeout.as_secs(),
+                }
+                .into());
             }
             (Attended::Lost(reason), _) if pause.is_none() => {
                 let times = patience.losses;
@@ -102,29 +103,8 @@ pub async fn join(
         }
         tokio::select! {
             () = tokio::time::sleep(pause.unwrap_or_default()) => {}
-            () = life.shutdown.cancelled() => return Ok(Finished::Left),
+            () = worker.shutdown.cancelled() => return Ok(Finished::Left),
         }
-    }
-}
-
-/// What outlives a session.
-pub struct Life {
-    pub options: JoinOptions,
-    pub device: ComputeDevice,
-    pub shutdown: CancellationToken,
-    /// This worker's end of the exchange, and the host that peers are told.
-    pub exchange: Option<(Arc<Collective>, String)>,
-    /// The state held, if any.
-    pub engine: Option<EngineThread>,
-    /// A coordinator has taken this worker once.
-    pub was_welcomed: bool,
-    /// What is said while a coordinator prepares.
-    pub waits: Waits,
-}
-
-impl Life {
-    fn updates(&self) -> u64 {
-        self.engine.as_ref().map_or(0, EngineThread::updates)
     }
 }
 
@@ -151,30 +131,30 @@ impl Patience {
     }
 
     /// How long an attempt to connect may take.
-    fn left(&self, life: &Life) -> Duration {
-        let options = &life.options;
+    fn left(&self, worker: &WorkerContext) -> Duration {
+        let options = &worker.options;
         match self.lost_at {
-            Some(lost_at) if life.engine.is_some() => {
+            Some(lost_at) if worker.engine.is_some() => {
                 options.reconnect_timeout.saturating_sub(lost_at.elapsed())
             }
-            _ if life.was_welcomed => options.reconnect_timeout,
+            _ if worker.was_welcomed => options.reconnect_timeout,
             _ => options.connect_timeout.saturating_sub(self.began.elapsed()),
         }
     }
 
     /// Counts a loss. Gives back the pause before the next attempt, or nothing where it is time to give up.
-    fn pause(&mut self, life: &Life, attended: &Attended) -> Option<Duration> {
+    fn pause(&mut self, worker: &WorkerContext, attended: &Attended) -> Option<Duration> {
         self.losses += 1;
         self.lost_at.get_or_insert_with(Instant::now);
         let pause = self.delays.next();
-        if life.engine.is_none() && life.was_welcomed {
+        if worker.engine.is_none() && worker.was_welcomed {
             return pause;
         }
         let longest = match attended {
             Attended::OtherJob(_) => LONGEST_PAUSE_OF_A_STRANGER,
             _ => LONGEST_PAUSE,
         };
-        let left = self.left(life);
+        let left = self.left(worker);
         (!left.is_zero()).then(|| pause.unwrap_or(longest).min(longest).min(left))
     }
 }

@@ -11,7 +11,7 @@ use super::{Run, RunError};
 use crate::collective::feed::{Follower, News, Patience, Source, Update};
 use crate::engine::slot::HeldSlots;
 use crate::engine::trainer::Reduced;
-use crate::session::Order;
+use crate::run::orders::Order;
 
 impl Run {
     /// Follows `source` and nobody else.

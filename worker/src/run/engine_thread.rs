@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::WorkerError;
+use super::orders::{Line, Order};
+use super::step::{Links, RunError, Start, run};
 use crate::collective::Collective;
-use crate::run::{Line, Links, RunError, Start, run};
-use crate::session::Order;
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
 const MAX_ORDERS: usize = 1024;
@@ -20,6 +20,17 @@ const MAX_ORDERS: usize = 1024;
 const ENDING: Duration = Duration::from_secs(1800);
 /// Above every generation: what was ordered under an earlier one is void.
 const NO_GENERATION: u64 = u64::MAX;
+
+/// Why the engine came to a bad end.
+#[derive(Debug, Error)]
+pub enum EngineThreadError {
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("the engine stopped for a fault of its own (see above)")]
+    Panicked,
+    #[error("the engine hangs: it did not end within {seconds} s; start this worker again")]
+    Hangs { seconds: u64 },
+}
 
 /// The state of one run, and the thread that works on it.
 pub struct EngineThread {
@@ -110,11 +121,11 @@ impl EngineThread {
     }
 
     /// Waits for the engine's end.
-    pub async fn ended(&mut self) -> Result<(), WorkerError> {
+    pub async fn ended(&mut self) -> Result<(), EngineThreadError> {
         match &mut self.ended {
             Some(ended) => match ended.await {
-                Ok(result) => result.map_err(WorkerError::Run),
-                Err(_) => Err(WorkerError::EnginePanicked),
+                Ok(result) => result.map_err(EngineThreadError::Run),
+                Err(_) => Err(EngineThreadError::Panicked),
             },
             None => std::future::pending().await,
         }
@@ -125,17 +136,17 @@ impl EngineThread {
     /// # Errors
     ///
     /// It hangs. A thread cannot be ended from outside, so the process must end.
-    pub async fn finish(self) -> Result<(), WorkerError> {
+    pub async fn finish(self) -> Result<(), EngineThreadError> {
         self.finish_within(ENDING).await
     }
 
-    async fn finish_within(mut self, limit: Duration) -> Result<(), WorkerError> {
+    async fn finish_within(mut self, limit: Duration) -> Result<(), EngineThreadError> {
         self.stop.store(true, Ordering::SeqCst);
         let _ = self.orders.try_send(Order::Stop);
         if self.ready.load(Ordering::SeqCst) {
             let ended = tokio::time::timeout(limit, self.ended()).await;
             // However it ended, what it did is of no more use.
-            let _ = ended.map_err(|_| WorkerError::EngineHangs {
+            let _ = ended.map_err(|_| EngineThreadError::Hangs {
                 seconds: limit.as_secs(),
             })?;
         }
@@ -143,7 +154,7 @@ impl EngineThread {
     }
 
     /// As [`finish`](Self::finish), but ends the exchange that it may be waiting in, too.
-    pub async fn abandon(self) -> Result<(), WorkerError> {
+    pub async fn abandon(self) -> Result<(), EngineThreadError> {
         self.collective.close();
         self.finish().await
     }

@@ -14,8 +14,8 @@ use worker::engine::accumulator::Sums;
 use worker::engine::{Reduced, Trainer, TrainerOptions};
 
 use super::helper::{Helper, asked};
-use super::{Verdict, verdict};
-use crate::bench::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
+use super::verdict::{Verdict, verdict};
+use crate::cli::bench::{BenchArgs, BenchError, Dtype, Mode, Work, job_of, random_blocks};
 
 const STEPS: usize = 10;
 const LEARNING_RATE: f64 = 3e-3;

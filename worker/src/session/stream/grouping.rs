@@ -7,14 +7,14 @@ use std::sync::PoisonError;
 
 use proto::v1;
 
-use super::Forwarder;
-#[cfg(feature = "cuda")]
-use super::Up;
 #[cfg(feature = "cuda")]
 use crate::ComputeDevice;
 use crate::collective::Membership;
 #[cfg(feature = "cuda")]
 use crate::collective::nccl::{Patience, Word};
+use crate::session::stream::Forwarder;
+#[cfg(feature = "cuda")]
+use crate::session::stream::Up;
 
 impl Forwarder {
     /// Begins to form the group of a generation that was just entered.

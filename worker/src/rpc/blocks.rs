@@ -16,7 +16,7 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{Client, retry_delays};
+use crate::rpc::connect::{Client, retry_delays};
 
 /// Blocks kept in memory, in bytes of their encoding.
 const CACHE_BYTES: usize = 64 << 20;

@@ -1,0 +1,69 @@
+//! How a worker joins a coordinator, and how that may end well.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::engine::device::Device;
+use crate::status::Status;
+
+/// Long enough for a coordinator that must find another machine.
+pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
+pub const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
+
+/// How to join a coordinator. Only the address is needed.
+#[derive(Clone, Debug)]
+pub struct JoinOptions {
+    /// `HOST:PORT` of the coordinator, or `HOST` where it listens at the default port.
+    pub address: String,
+    /// Default: all cores.
+    pub threads: Option<usize>,
+    pub device: Device,
+    /// Sent as a bearer token with every call.
+    pub token: Option<String>,
+    /// The address that other workers should use. Default: the one that the coordinator sees.
+    pub exchange_host: Option<String>,
+    /// The port at which other workers reach this one. Default: any that is free.
+    pub exchange_port: Option<u16>,
+    /// Where fetched models are kept. Default: `MUSTER_CACHE_DIR`, else `~/.cache/muster`.
+    pub cache_dir: Option<PathBuf>,
+    /// For people. Default: host name and process number.
+    pub name: Option<String>,
+    /// How long to try to reach the coordinator at first.
+    pub connect_timeout: Duration,
+    /// How long to wait, with the state that is held, for a coordinator that was lost.
+    pub reconnect_timeout: Duration,
+    /// How long to wait, once asked to stop, until what was computed here is counted.
+    pub draining_patience: Duration,
+    /// Where it is noted what the worker is at.
+    pub status: Status,
+}
+
+impl JoinOptions {
+    pub fn new(address: impl Into<String>) -> Self {
+        Self {
+            address: address.into(),
+            threads: None,
+            device: Device::default(),
+            token: None,
+            exchange_host: None,
+            exchange_port: None,
+            cache_dir: None,
+            name: None,
+            connect_timeout: Duration::from_secs(60),
+            reconnect_timeout: RECONNECT_TIMEOUT,
+            draining_patience: DRAINING_PATIENCE,
+            status: Status::default(),
+        }
+    }
+}
+
+/// Why a worker came to a good end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// The coordinator said that the job is done (or stopped, with the reason).
+    Job { reason: String },
+    /// The worker was asked to stop and has left.
+    Left,
+}

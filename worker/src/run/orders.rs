@@ -1,0 +1,53 @@
+//! What the engine's thread is told to do, in the order in which the coordinator said it, and by whom.
+
+use std::sync::Arc;
+
+use common::wire::PlanKind;
+use proto::v1;
+use tokio::sync::mpsc;
+
+use super::leases::Leases;
+use crate::collective::feed::Source;
+use crate::rpc::blocks::PendingBlocks;
+use crate::rpc::upload::Uploads;
+
+/// What the engine must do next.
+pub enum Order {
+    /// A new session has begun: say what is held, and talk to this one from now on.
+    Attach(Line),
+    Enter(v1::Generation),
+    Plan(v1::Plan),
+    Lease(Lease),
+    Exchange(v1::Exchange),
+    Save(v1::SaveState),
+    Follow(Source),
+    /// Let this worker follow.
+    Feed {
+        run_id: [u8; 32],
+        feed: v1::Feed,
+    },
+    /// The feed that is followed has brought something.
+    Fed,
+    /// The worker is on its way out.
+    Stop,
+}
+
+/// Slots to compute; their blocks are on their way already.
+pub struct Lease {
+    pub generation: u64,
+    pub step: u64,
+    pub kind: PlanKind,
+    pub slots: Vec<(u32, PendingBlocks)>,
+}
+
+/// A session, as far as the engine needs it.
+pub struct Line {
+    /// Ends with the session, which the engine must not keep open.
+    pub up: mpsc::WeakSender<v1::WorkerMessage>,
+    pub uploads: Uploads,
+    pub leases: Arc<Leases>,
+    /// Updates that the coordinator has on record.
+    pub recorded: u64,
+    /// Takes the reason why the session is of no use any more.
+    pub given_up: mpsc::Sender<String>,
+}
