@@ -201,6 +201,7 @@ pub fn prepare_in(
         }
     };
     // From here on the job is what the data made of it.
+    #[cfg(feature = "single-node")]
     let left_open = job.reading.left_to_data.anything();
     let job = data.as_ref().map_or(job, |data| &data.job);
     if let Some(data) = data.as_ref().filter(|_| scratch.is_none()) {

@@ -4,6 +4,7 @@ mod added_tokens;
 pub mod block;
 pub mod blockfile;
 mod collect;
+mod counts;
 pub mod example;
 mod json;
 mod notes;
@@ -17,7 +18,8 @@ pub mod template;
 pub mod tokenize;
 mod tokens;
 
+pub use counts::DataCounts;
 pub use origins::{Origin, origins};
-pub use prepare::{DataCounts, PreparedData, prepare_blocks, prune_blocks, samples};
+pub use prepare::{PreparedData, prepare_blocks, prune_blocks, samples};
 pub use record::{DataErrors, Problem};
 pub use sample::{Sample, TextSpan};

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use super::DataCounts;
 use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
+use super::counts::DataCounts;
 use super::example::Example;
 use super::pack::best_fit_decreasing;
 use super::tokens::Tokens;

@@ -8,16 +8,15 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::FileError;
-use super::error::read_json;
-use super::model::json_text;
+use super::json::json_text;
+use super::json::read_json;
 use super::sink::Sink;
 use crate::job::{LoraSpec, TargetModules};
 
+use super::names::MAX_CONFIG_BYTES;
+pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 pub use contents::{Adapted, check_adapter};
 
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Whose format this is. PEFT compares it with its own version to decide which fields it may not know.
 const PEFT_VERSION: &str = "0.21.2";
 

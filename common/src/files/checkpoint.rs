@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::ADAPTER_WEIGHTS;
-use super::error::read_json;
-use super::model::write_json;
+use super::json::read_json;
+use super::json::write_json;
 use super::snapshot::OPTIMIZER;
 use super::{FileEntry, FileError, atomic, durable};
 

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::stray;
-
 #[derive(Debug, Error)]
 pub enum FileError {
     #[error("cannot {action} {path}: {source}")]
@@ -92,19 +90,4 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError
         return Err(FileError::malformed(path, reason));
     }
     Ok(bytes)
-}
-
-/// Reads a JSON file of at most `limit` bytes.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    limit: u64,
-) -> Result<T, FileError> {
-    let bytes = read_bounded(path, limit)?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        let reason = stray::recognised(&bytes).map(str::to_owned);
-        FileError::malformed(
-            path,
-            reason.unwrap_or_else(|| format!("not valid: {error}")),
-        )
-    })
 }

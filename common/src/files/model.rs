@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::read_json;
+use super::json::read_json;
 use super::manifest::{entries_digest, inside};
+pub use super::names::CONFIG;
+use super::names::{INDEX, MAX_CONFIG_BYTES, SINGLE};
 use super::tensors::TensorFile;
 use super::{FileEntry, FileError};
 use crate::job::InitWeights;
@@ -29,12 +31,7 @@ pub use numbers::check_numbers;
 pub use weights::WeightFiles;
 pub(in crate::files) use weights::listed;
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
-pub(in crate::files) use writer::{json_text, write_json};
 
-pub const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -287,6 +284,7 @@ fn check_shards(dir: &Path) -> Result<Vec<String>, FileError> {
 mod tests {
     use std::fs;
 
+    use super::super::json::write_json;
     use super::super::tensors::Dtype;
     use super::*;
 

@@ -22,7 +22,6 @@ pub use writer::{TensorSpec, write, write_streaming};
 
 /// As the safetensors library has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-const METADATA: &str = "__metadata__";
 
 /// An open safetensors file.
 #[derive(Debug)]

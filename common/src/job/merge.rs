@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use super::error::{Origin, Problems};
 use super::fields;
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
-use super::read::parse_switch;
+use super::quote::shorten;
+use super::switch::parse_switch;
 use super::unsupported::{self, Fate};
-use super::yaml::{Key, Node, Value, shorten};
+use super::yaml::{Key, Node, Value};
 
 /// Later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

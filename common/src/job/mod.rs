@@ -10,10 +10,12 @@ mod error;
 mod fields;
 mod merge;
 mod overrides;
+mod quote;
 mod read;
 mod resolve;
 mod spec;
 mod starting_adapter;
+mod switch;
 #[cfg(test)]
 mod tests;
 mod unsupported;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::error::Problems;
 use super::merge::{Given, Layer, Merged, did_you_mean};
-use super::yaml::{Node, Value, shorten};
+use super::quote::shorten;
+use super::switch::parse_switch;
+use super::yaml::{Node, Value};
 
 const MAX_TEXT_BYTES: usize = 64 << 10;
 const MAX_LIST_ITEMS: usize = 1000;
@@ -72,6 +74,12 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    pub fn below_one(&mut self, name: &str) -> Option<f64> {
+        self.number(name, "a number from 0, below 1", |n| {
+            (0.0..1.0).contains(&n)
+        })
     }
 
     /// One of `choices`; each has several names, the first is what people are told.
@@ -233,14 +241,6 @@ pub(super) fn parse_number(text: &str) -> Option<f64> {
         .parse::<f64>()
         .ok()
         .filter(|number| starts_well && number.is_finite())
-}
-
-pub(super) fn parse_switch(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => Some(true),
-        "false" | "no" | "off" => Some(false),
-        _ => None,
-    }
 }
 
 fn parse_yaml_bool(text: &str) -> bool {

@@ -6,14 +6,13 @@ mod schedule;
 use std::path::PathBuf;
 
 use super::error::Origin;
-use super::read::{Reader, parse_number, parse_switch, without_separators};
-use super::yaml::shorten;
+use super::quote::shorten;
+use super::read::{Reader, parse_number, without_separators};
+use super::switch::parse_switch;
 use super::*;
 use method::method;
-use schedule::{batch, lr_scheduler, max_steps, warmup};
+use schedule::{MAX_STEPS, batch, lr_scheduler, max_steps, warmup};
 
-const MAX_BATCH: u64 = 1 << 20;
-const MAX_STEPS: u64 = 1_000_000_000;
 /// Checkpoints, where a run saves them by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
 
@@ -48,8 +47,8 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         learning_rate,
         lr_scheduler,
         warmup: warmup(reader, lr_scheduler, max_steps),
-        adam_beta1: below_one(reader, "adam_beta1").unwrap_or(0.9),
-        adam_beta2: below_one(reader, "adam_beta2").unwrap_or(0.999),
+        adam_beta1: reader.below_one("adam_beta1").unwrap_or(0.9),
+        adam_beta2: reader.below_one("adam_beta2").unwrap_or(0.999),
         adam_epsilon: adam_epsilon(reader),
         weight_decay: weight_decay(reader),
         max_grad_norm: max_grad_norm(reader),
@@ -158,12 +157,6 @@ fn reduction(reader: &mut Reader<'_>) -> Reduction {
             &[(&["exact"], Reduction::Exact), (&["fast"], Reduction::Fast)],
         )
         .unwrap_or(Reduction::Exact)
-}
-
-fn below_one(reader: &mut Reader<'_>, name: &str) -> Option<f64> {
-    reader.number(name, "a number from 0, below 1", |n| {
-        (0.0..1.0).contains(&n)
-    })
 }
 
 // ---- model ----

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::yaml::shorten;
+use super::quote::shorten;
 
 /// Tokens in a block where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;

@@ -3,8 +3,10 @@
 
 mod dataset_keys;
 mod job_keys;
+mod table;
 
 use super::yaml::{Node, Value};
+use table::{Group, Rule};
 
 /// What becomes of a foreign key with the value that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,25 +18,6 @@ pub(super) enum Fate {
     /// It asks for what Muster does not do; the text says what to do about it.
     Refused(&'static str),
 }
-
-/// Keys of one fate. A name that ends in `*` stands for all that begin so.
-struct Group {
-    keys: &'static [&'static str],
-    rule: Rule,
-}
-
-enum Rule {
-    /// Whatever it says, the result is the same.
-    Inert,
-    /// These values change nothing, others are refused. `*` at the beginning stands for anything.
-    InertIf(&'static [&'static str], &'static str),
-    /// These values are what is done anyway, others are refused.
-    Only(&'static [&'static str], &'static str),
-}
-
-/// What switches a key off.
-const OFF: &[&str] = &["false", "no", "off", "none", "0", "0.0"];
-const ON: &[&str] = &["true", "yes", "on", "1"];
 
 /// The fate of the foreign `key` at the top of a job; `None` if nobody knows it.
 pub(super) fn find(key: &str, node: &Node) -> Option<Fate> {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
 
 use super::error::Origin;
+use super::quote::shorten;
 use super::yaml_hint::hint;
 
 /// A job file is a page of text; a mistyped path to a dataset should fail at once.
@@ -123,16 +124,6 @@ fn sum_costs<'a>(nodes: impl Iterator<Item = &'a Node>, keys: usize) -> (usize, 
     nodes
         .map(Node::cost)
         .fold((1, keys), |(n, b), (nodes, bytes)| (n + nodes, b + bytes))
-}
-
-/// At most 60 characters of user text, on one line, for messages.
-pub(super) fn shorten(text: &str) -> String {
-    let one_line = |c: char| if c.is_control() { ' ' } else { c };
-    let mut short: String = text.chars().take(60).map(one_line).collect();
-    if text.chars().nth(60).is_some() {
-        short.push('…');
-    }
-    short
 }
 
 /// Parses one document. `None` where the text holds nothing but comments.

@@ -2,7 +2,7 @@
 //!
 //! In: the text and the line at which the parser gave up. Out: a hint, or nothing.
 
-use super::yaml::shorten;
+use super::quote::shorten;
 
 /// What follows the parser's own words, beginning with `; `, or nothing.
 pub(super) fn hint(text: &str, line: usize) -> String {

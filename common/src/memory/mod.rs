@@ -7,68 +7,18 @@
 pub mod gpu;
 mod layer;
 pub mod processor;
+mod shape;
 mod told;
 
 pub use gpu::on_gpu;
 pub use processor::on_processor;
+pub(crate) use shape::F32;
+pub use shape::{LINEARS, Shape, Trained, Work};
 pub use told::bytes;
 
-use crate::job::{BaseDtype, JobSpec, Method, Reduction};
+use crate::job::{JobSpec, Method};
 use layer::Layer;
 use serde::Serialize;
-
-pub(crate) const F32: u64 = 4;
-
-/// A decoder in numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    pub vocab_size: usize,
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub key_value_heads: usize,
-    pub head_dim: usize,
-    /// The output layer is the embedding.
-    pub tied: bool,
-    pub qkv_bias: bool,
-    pub output_bias: bool,
-    pub mlp_bias: bool,
-    /// Each query and key head is normalised.
-    pub head_norms: bool,
-}
-
-/// Linears of a decoder layer: queries, keys, values, attention output, gate, up, down.
-pub const LINEARS: usize = 7;
-
-/// What is trained.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Trained {
-    All,
-    Adapters {
-        rank: usize,
-        /// Something is dropped from their inputs.
-        dropout: bool,
-        /// By layer: which of its linears have one.
-        adapted: Vec<[bool; LINEARS]>,
-    },
-}
-
-/// What is computed with the model at a time.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Work {
-    pub trained: Trained,
-    pub dtype: BaseDtype,
-    pub reduction: Reduction,
-    /// Blocks of a slot.
-    pub batch: usize,
-    /// Tokens of a block.
-    pub sequence_len: usize,
-    /// Layers keep their inputs alone and run again in the backward pass.
-    pub checkpointing: bool,
-    /// No other worker takes part, so the mean gradient never stands in memory.
-    pub alone: bool,
-}
 
 /// Bytes at the peak of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -278,6 +228,7 @@ fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::{BaseDtype, Reduction};
 
     /// Qwen3-0.6B.
     const SMALL: Shape = Shape {

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{CONFIG, INDEX, MAX_CONFIG_BYTES, SINGLE};
-use crate::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use crate::files::error::read_json;
+use crate::files::json::read_json;
+use crate::files::names::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, MAX_CONFIG_BYTES, SINGLE,
+};
 use crate::files::stray::recognised_file;
 use crate::files::{FileError, manifest};
 use crate::hub;

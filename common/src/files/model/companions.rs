@@ -98,9 +98,10 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::{CONFIG, INDEX, ModelFolder, ModelTensor, write_model};
+    use super::super::{ModelFolder, ModelTensor, write_model};
     use super::*;
     use crate::files::FileEntry;
+    use crate::files::names::{CONFIG, INDEX};
     use crate::files::tensors::Dtype;
     use crate::job::InitWeights;
 

@@ -241,8 +241,9 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::super::{CONFIG, write_json};
     use super::*;
+    use crate::files::json::write_json;
+    use crate::files::names::CONFIG;
     use crate::files::tensors::{Dtype, write};
     use crate::job::InitWeights;
 

@@ -1,16 +1,16 @@
 //! Whole models, written: `config.json`, and weights in one file or in shards with their index.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use half::bf16;
 use serde_json::Value;
 
-use super::{CONFIG, INDEX, SINGLE};
+use crate::files::FileError;
+use crate::files::json::json_text;
 use crate::files::layout::as_bytes;
+use crate::files::names::{CONFIG, INDEX, SINGLE};
 use crate::files::sink::Sink;
 use crate::files::tensors::{Dtype, TensorSpec, write_streaming};
-use crate::files::{FileError, atomic};
 
 /// Largest weights file we write, as Transformers does by default.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -113,22 +113,4 @@ fn dtype_name(dtype: Dtype) -> &'static str {
         Dtype::BF16 => "bfloat16",
         _ => "float32",
     }
-}
-
-pub(in crate::files) fn write_json(
-    path: &Path,
-    value: &impl serde::Serialize,
-) -> Result<(), FileError> {
-    atomic::write(path, &json_text(&path.to_string_lossy(), value)?)
-}
-
-/// As we write it, for the file of that name.
-pub(in crate::files) fn json_text(
-    name: &str,
-    value: &impl serde::Serialize,
-) -> Result<Vec<u8>, FileError> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| FileError::malformed(Path::new(name), error.to_string()))?;
-    text.push(b'\n');
-    Ok(text)
 }

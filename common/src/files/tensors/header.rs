@@ -7,8 +7,10 @@ use std::path::Path;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{Dtype, METADATA};
+use super::Dtype;
 use crate::files::FileError;
+
+pub(super) const METADATA: &str = "__metadata__";
 
 /// Far more than any model has; a hostile header is given up before it has taken much memory.
 const MAX_TENSORS: usize = 1 << 20;

@@ -4,7 +4,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::{Dtype, METADATA, byte_len};
+use super::header::METADATA;
+use super::{Dtype, byte_len};
 use crate::files::FileError;
 use crate::files::sink::Sink;
 

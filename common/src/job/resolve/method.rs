@@ -1,10 +1,9 @@
 //! What is trained: every weight, or an adapter and of which shape.
 
-use super::below_one;
 use crate::job::merge::Layer;
+use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::starting_adapter::{self, StartingAdapter};
-use crate::job::yaml::shorten;
 use crate::job::{LoraSpec, Method, TargetModules};
 
 /// The linear layers of every supported decoder, without the output layer.
@@ -80,7 +79,8 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
             })
             .or(start.as_ref().map(|s| s.alpha))
             .unwrap_or(32.0),
-        dropout: below_one(reader, "lora_dropout")
+        dropout: reader
+            .below_one("lora_dropout")
             .or(start.as_ref().map(|s| s.dropout))
             .unwrap_or(0.0),
         target_modules: target_modules

@@ -1,8 +1,10 @@
 //! How big a step is, how many there are, and the curve of the learning rate.
 
-use super::{MAX_BATCH, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
 use crate::job::{DEFAULT_BATCH_SIZE, LrScheduler, Warmup};
+
+const MAX_BATCH: u64 = 1 << 20;
+pub(super) const MAX_STEPS: u64 = 1_000_000_000;
 
 /// Slots that a step may have: who outlives a coordinator tells the next one of all of them in one message.
 const MAX_SLOTS: usize = 64 << 10;

@@ -1,7 +1,7 @@
 //! Foreign keys inside an entry of `datasets`.
 
-use super::Rule::{Inert, Only};
-use super::{Group, OFF};
+use super::table::Rule::{Inert, Only};
+use super::table::{Group, OFF};
 
 const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
 const SLICE: &str = "give a slice of the rows instead, as in split: 'train[:1000]'";

@@ -1,7 +1,7 @@
 //! Foreign keys at the top of a job.
 
-use super::Rule::{Inert, InertIf, Only};
-use super::{Group, OFF, ON};
+use super::table::Rule::{Inert, InertIf, Only};
+use super::table::{Group, OFF, ON};
 
 const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
 const NO_QUANTISATION: &str =

@@ -1,0 +1,21 @@
+//! A row of the tables of foreign keys.
+
+/// Keys of one fate. A name that ends in `*` stands for all that begin so.
+pub(super) struct Group {
+    pub keys: &'static [&'static str],
+    pub rule: Rule,
+}
+
+/// Which values of a key change nothing.
+pub(super) enum Rule {
+    /// Whatever it says, the result is the same.
+    Inert,
+    /// These values change nothing, others are refused. `*` at the beginning stands for anything.
+    InertIf(&'static [&'static str], &'static str),
+    /// These values are what is done anyway, others are refused.
+    Only(&'static [&'static str], &'static str),
+}
+
+/// What switches a key off.
+pub(super) const OFF: &[&str] = &["false", "no", "off", "none", "0", "0.0"];
+pub(super) const ON: &[&str] = &["true", "yes", "on", "1"];
