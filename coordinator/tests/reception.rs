@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::data::block::Block;
 use common::data::blockfile;
 use common::progress::Progress;
-use coordinator::driver::transfers::Shelf;
+use coordinator::driver::transfers::Transfers;
 use coordinator::rpc::server::Server;
 use coordinator::rpc::service::Service;
 use proto::health::health_check_response::ServingStatus::{self, *};
@@ -36,7 +36,7 @@ async fn connect(server: &Server) -> Channel {
     endpoint.connect().await.unwrap()
 }
 
-fn shelf(folder: &TempDir) -> Arc<Shelf> {
+fn shelf(folder: &TempDir) -> Arc<Transfers> {
     let block = Block {
         tokens: vec![1, 2],
         segments: vec![1, 1],
@@ -44,7 +44,7 @@ fn shelf(folder: &TempDir) -> Arc<Shelf> {
     };
     let path = folder.path().join("blocks");
     let blocks = std::iter::once(block);
-    Arc::new(Shelf::new(
+    Arc::new(Transfers::new(
         blockfile::write(&path, 2, (1, 0), [0; 32], b"", blocks).unwrap(),
     ))
 }

@@ -10,7 +10,7 @@ use common::files::FileEntry;
 use common::files::atomic::AtomicDir;
 use coordinator::cluster::{Event, WorkerId};
 use coordinator::driver::control_loop::Input;
-use coordinator::driver::transfers::{Expected, Shelf};
+use coordinator::driver::transfers::{Expected, Transfers};
 use coordinator::rpc::connections;
 use coordinator::rpc::service::Service;
 use proto::v1::coordinator_client::CoordinatorClient;
@@ -27,7 +27,7 @@ const STEP: u64 = 3;
 
 struct Site {
     folder: TempDir,
-    shelf: Arc<Shelf>,
+    shelf: Arc<Transfers>,
     client: CoordinatorClient<Channel>,
     inputs: mpsc::Receiver<Input>,
 }
@@ -42,7 +42,7 @@ async fn site() -> Site {
     let path = folder.path().join("blocks");
     let blocks = vec![block; 3].into_iter();
     let file = blockfile::write(&path, 2, (2, 1), [0; 32], b"", blocks).unwrap();
-    let shelf = Arc::new(Shelf::new(file));
+    let shelf = Arc::new(Transfers::new(file));
     let (sender, inputs) = mpsc::channel(16);
     let service = CoordinatorServer::new(Service::new(sender, shelf.clone(), None));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

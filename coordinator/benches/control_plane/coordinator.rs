@@ -9,9 +9,9 @@ use common::files::model::ModelFolder;
 use common::job::{InitWeights, JobSources, JobSpec};
 use common::progress::Progress;
 use coordinator::cluster::run_event::RunEvent;
-use coordinator::cluster::{BlockTokens, Cluster, Course, Earlier, Settings};
-use coordinator::driver::control_loop::{Driver, Greeting};
-use coordinator::driver::transfers::Shelf;
+use coordinator::cluster::{BlockTokens, Cluster, PreviousTerms, RunSchedule, Settings};
+use coordinator::driver::control_loop::{Driver, WelcomeTemplate};
+use coordinator::driver::transfers::Transfers;
 use coordinator::rpc::reception::Reception;
 use coordinator::rpc::server::serve;
 use coordinator::rpc::service::Service;
@@ -49,7 +49,7 @@ async fn drive(min_workers: usize, slots: usize) {
     let job_digest = job.digest();
     let (inputs, arrivals) = mpsc::channel(1024);
     let (observer, mut events) = mpsc::channel::<RunEvent>(4096);
-    let shelf = Arc::new(Shelf::new(file));
+    let shelf = Arc::new(Transfers::new(file));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("the loopback has a free port");
@@ -62,7 +62,7 @@ async fn drive(min_workers: usize, slots: usize) {
     tokio::spawn(serve(reception, listener, CancellationToken::new()));
     // Nobody is told, but the driver must not wait.
     tokio::spawn(async move { while events.recv().await.is_some() {} });
-    let greeting = Greeting {
+    let greeting = WelcomeTemplate {
         term: 1,
         run: String::new(),
         job: serde_json::to_vec(&*job).expect("a job is plain data"),
@@ -113,7 +113,7 @@ fn cluster(job: Arc<JobSpec>, slots: usize) -> Cluster {
         version: common::VERSION.to_owned(),
         job_digest: job.digest(),
         run: String::new(),
-        earlier: Earlier::default(),
+        earlier: PreviousTerms::default(),
         start_step: 0,
         start_weights_digest: None,
         start_numerics_class: None,
@@ -129,6 +129,6 @@ fn cluster(job: Arc<JobSpec>, slots: usize) -> Cluster {
     };
     Cluster::new(
         settings,
-        Course::new(job, slots as u64, vec![tokens; slots]),
+        RunSchedule::new(job, slots as u64, vec![tokens; slots]),
     )
 }

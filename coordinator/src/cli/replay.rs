@@ -16,7 +16,7 @@ const OF_THIS_RUN: [(&str, bool); 6] = [
 ];
 
 /// What of a command line that was understood as `start` belongs to the job: it can be said again on other machines.
-pub fn job_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
+pub fn job_args(line: impl Iterator<Item = OsString>) -> Vec<String> {
     let words = line.map(|word| word.to_string_lossy().into_owned());
     let mut words = words.skip_while(|word| word != "start").skip(1);
     let mut kept = Vec::new();
@@ -44,7 +44,7 @@ const RESUME: [&str; 3] = [
 ];
 
 /// The command line that goes on where a run with this one stopped. `begins_anew`: by itself it would not.
-pub fn resume_words(line: impl Iterator<Item = OsString>, begins_anew: bool) -> Vec<String> {
+pub fn resume_args(line: impl Iterator<Item = OsString>, begins_anew: bool) -> Vec<String> {
     let mut words = line.map(|word| word.to_string_lossy().into_owned());
     if !begins_anew {
         return words.collect();
@@ -84,7 +84,7 @@ const HIDDEN: &str = "***";
 const MAX_RECORDED_WORDS: usize = 256;
 
 /// The command line for a record that others read: without what may be secret, and without control characters.
-pub fn recorded_words(line: impl Iterator<Item = OsString>) -> Vec<String> {
+pub fn recorded_args(line: impl Iterator<Item = OsString>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut hides_next = false;
     for word in line.take(MAX_RECORDED_WORDS) {
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_is_said_of_the_job_can_be_said_again_elsewhere() {
-        let kept = |line: &str| job_words(line.split(' ').map(OsString::from)).join(" ");
+        let kept = |line: &str| job_args(line.split(' ').map(OsString::from)).join(" ");
         assert_eq!(
             kept(
                 "bin/coordinator start --single-node job.yaml --output-dir=out --max-steps 10 --threads 4 \
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_record_of_the_command_line_keeps_no_secret() {
-        let recorded = |line: &str| recorded_words(words(line)).join(" ");
+        let recorded = |line: &str| recorded_args(words(line)).join(" ");
         let harmless =
             "coordinator start job.yaml --token-file secrets/token --set lora_r=4 --set=seed=1";
         assert_eq!(recorded(harmless), harmless);
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn the_command_that_goes_on_does_not_begin_anew() {
         let line = "coordinator start job.yaml --set seed=1";
-        let again = |line: &str, begins_anew| resume_words(words(line), begins_anew).join(" ");
+        let again = |line: &str, begins_anew| resume_args(words(line), begins_anew).join(" ");
         assert_eq!(again(line, false), line);
         assert_eq!(again(line, true), format!("{line} --resume auto"));
         for said in [

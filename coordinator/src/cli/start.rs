@@ -10,9 +10,9 @@ use common::streams;
 use tokio::runtime::Runtime;
 
 use crate::cli::arguments::StartArguments;
-use crate::cli::replay::recorded_words;
+use crate::cli::replay::recorded_args;
 use crate::cluster::run_event::{RunEnd, RunEvent};
-use crate::cluster::{Earlier, Outcome};
+use crate::cluster::{Outcome, PreviousTerms};
 use crate::exit;
 use crate::prepare::{Prepared, prepare};
 use crate::report::recorder::Recorder;
@@ -226,7 +226,7 @@ fn train(
     };
     let (recorded, known) = (past.recorded(&start), past.history.lines());
     let files = RunFiles::open(&identity, plan, recorded, known)?;
-    let recorder = Recorder::new(files.with_command(recorded_words(std::env::args_os())));
+    let recorder = Recorder::new(files.with_command(recorded_args(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);
     let journal = Journal::begin(
@@ -350,7 +350,7 @@ fn run_end(outcome: &Outcome) -> RunEnd {
 }
 
 /// What the cluster must know of the terms before this one.
-fn earlier(arguments: &StartArguments, past: &Past) -> Earlier {
+fn earlier(arguments: &StartArguments, past: &Past) -> PreviousTerms {
     let mut earlier = past.history.earlier();
     if arguments.single_node && arguments.listen.is_none() {
         // Nobody else can join, so nobody can come back.

@@ -16,14 +16,14 @@ const LEAST_TIMES: u32 = 10;
 
 /// When checkpoints were saved, and what they took.
 #[derive(Debug, Default)]
-pub struct Rhythm {
+pub struct CheckpointInterval {
     /// Since when work may be lost.
     since: Option<Instant>,
     /// From the step that made the newest stored state until it was on disk.
     took: Duration,
 }
 
-impl Rhythm {
+impl CheckpointInterval {
     /// What is done so far was saved, or is on its way.
     pub fn restart(&mut self, now: Instant) {
         self.since = Some(now);
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     fn interval_after(took: f64) -> u64 {
-        let mut rhythm = Rhythm::default();
+        let mut rhythm = CheckpointInterval::default();
         rhythm.learn(Duration::from_secs_f64(took));
         rhythm.interval().as_secs()
     }
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn after_a_failure_the_next_one_is_due_within_a_minute() {
-        let mut rhythm = Rhythm::default();
+        let mut rhythm = CheckpointInterval::default();
         rhythm.learn(Duration::from_secs(6));
         rhythm.fail();
         assert_eq!(rhythm.interval(), SHORTEST);
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_first_one_is_due_a_minute_after_the_first_question() {
-        let (mut rhythm, began) = (Rhythm::default(), Instant::now());
+        let (mut rhythm, began) = (CheckpointInterval::default(), Instant::now());
         assert!(!rhythm.is_due(began));
         assert!(!rhythm.is_due(began + SHORTEST / 2));
         assert!(rhythm.is_due(began + SHORTEST));

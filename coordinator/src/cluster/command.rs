@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::v1;
 
 use super::event::WorkerId;
-use crate::cluster::run_event::RunEvent;
+use super::run_event::RunEvent;
 
 /// An order to the driver.
 #[derive(Clone, Debug, PartialEq)]

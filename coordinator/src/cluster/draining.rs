@@ -95,7 +95,7 @@ impl Cluster {
         }
         if released && self.stage != Stage::Ended {
             self.send_back_to_disk(commands);
-            self.regroup(now, commands);
+            self.reconfigure_if_member_lost(now, commands);
         }
     }
 

@@ -29,15 +29,15 @@ pub fn deadline(mean_step_seconds: Option<f64>) -> Duration {
 
 /// When each worker was heard last.
 #[derive(Debug, Default)]
-pub struct Silence {
+pub struct FailureDetector {
     heard: BTreeMap<WorkerId, Instant>,
     /// The same, the most silent first.
     by_time: BTreeSet<(Instant, WorkerId)>,
     looked: Option<Instant>,
 }
 
-impl Silence {
-    /// Notes that the driver is awake. Silence counts only while somebody listens: a longer pause (the machine slept, the
+impl FailureDetector {
+    /// Notes that the driver is awake. FailureDetector counts only while somebody listens: a longer pause (the machine slept, the
     /// process was stopped) is nobody's silence, and after a long one everybody has the whole deadline again.
     /// Gives back for how long nobody listened.
     pub fn listen(&mut self, now: Instant) -> Duration {

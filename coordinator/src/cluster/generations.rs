@@ -8,19 +8,19 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::Ledger;
+use super::run_event::RunEvent;
 use super::schedule::Work;
 use super::{Cluster, Stage};
-use crate::cluster::run_event::RunEvent;
 
 impl Cluster {
     /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.
-    pub(super) fn regroup(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(super) fn reconfigure_if_member_lost(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let lost = std::mem::take(&mut self.member_lost) && self.stage == Stage::Running;
         let began = self.generation_began;
         let gathers = began.is_some_and(|began| now.duration_since(began) < self.losses_gather());
         match self.stopping {
             None if lost && gathers => self.member_lost = true,
-            None if lost => self.reform(now, commands),
+            None if lost => self.start_generation(now, commands),
             Some(_) if lost => {
                 self.interrupt_settling(commands);
                 self.proceed(now, commands);
@@ -30,7 +30,7 @@ impl Cluster {
     }
 
     /// Begins a new generation of everyone who is ready, or waits where they are too few.
-    pub(super) fn reform(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(super) fn start_generation(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.probing.note_generation();
         self.interrupt_settling(commands);
         self.member_lost = false;
@@ -38,7 +38,7 @@ impl Cluster {
         if self.stage == Stage::Ended || self.grace.is_some() {
             return;
         }
-        self.jump_ahead(commands);
+        self.skip_to_checkpoint_step(commands);
         let entrants = self.entrants();
         self.members
             .elect(self.settings.max_workers, self.committed, &entrants);
@@ -51,7 +51,7 @@ impl Cluster {
             }
             return self.proceed(now, commands);
         }
-        self.fall_back(commands);
+        self.roll_back_to_newest_survivor(commands);
         self.stage = Stage::Running;
         self.generation += 1;
         self.generation_began = Some(now);
@@ -110,7 +110,7 @@ impl Cluster {
     }
 
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
-    pub(super) fn jump_ahead(&mut self, commands: &mut Vec<Command>) {
+    pub(super) fn skip_to_checkpoint_step(&mut self, commands: &mut Vec<Command>) {
         let Some(step) = self.members.all_beyond(self.committed) else {
             return;
         };
@@ -134,7 +134,7 @@ impl Cluster {
     }
 
     /// Goes back to the newest state that a member still has, where the committed one was lost with its holders.
-    pub(super) fn fall_back(&mut self, commands: &mut Vec<Command>) {
+    pub(super) fn roll_back_to_newest_survivor(&mut self, commands: &mut Vec<Command>) {
         let newest = self.members.newest().unwrap_or(self.committed);
         if newest >= self.committed {
             return;
@@ -155,7 +155,7 @@ impl Cluster {
     }
 
     /// Goes forward again to a settled state that was thought to be lost: a member had it all the time.
-    pub(super) fn catch_up(
+    pub(super) fn roll_forward_to_held_state(
         &mut self,
         now: Instant,
         id: WorkerId,
@@ -169,7 +169,7 @@ impl Cluster {
         if step > self.committed && self.stage != Stage::Ended {
             self.move_on_to(step, commands);
         }
-        self.reform(now, commands);
+        self.start_generation(now, commands);
     }
 
     pub(super) fn enter(
@@ -184,7 +184,7 @@ impl Cluster {
             return;
         }
         if entered.step > self.committed && entered.step <= self.pace.recorded() {
-            return self.catch_up(now, id, entered.step, commands);
+            return self.roll_forward_to_held_state(now, id, entered.step, commands);
         }
         if entered.step != self.committed && self.joining.is_arriving(id) {
             // Its source made an update that was lost with it, and the others will come there too; or it has just begun with

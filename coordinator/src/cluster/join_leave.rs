@@ -8,9 +8,9 @@ use proto::v1;
 use super::command::Command;
 use super::draining::only_saved;
 use super::event::WorkerId;
+use super::run_event::RunEvent;
+use super::step_commit::disagreement;
 use super::{Cluster, Stage, membership};
-use crate::cluster::run_event::RunEvent;
-use crate::cluster::step_commit::disagreement;
 
 impl Cluster {
     pub(super) fn join(
@@ -98,8 +98,11 @@ impl Cluster {
         }
         let digest = &self.settings.job_digest;
         // Whoever comes back may have gone on from a step that was not written down any more.
-        let is_veteran = self.members.get(id).is_some_and(|worker| worker.is_veteran);
-        let reached = match is_veteran {
+        let rejoined_with_state = self
+            .members
+            .get(id)
+            .is_some_and(|worker| worker.rejoined_with_state);
+        let reached = match rejoined_with_state {
             true => self.course.total_steps(),
             false => self.pace.recorded().max(self.saving.stored()),
         };
@@ -126,7 +129,7 @@ impl Cluster {
         if let Err(reason) = checked {
             self.forget(id, &reason, commands);
             commands.push(Command::Refuse { worker: id, reason });
-            return self.regroup(now, commands);
+            return self.reconfigure_if_member_lost(now, commands);
         }
         let step = ready.step;
         if let Some(worker) = self.members.get_mut(id) {
@@ -136,12 +139,12 @@ impl Cluster {
         if self.grace.is_some() {
             return self.watch_grace(now, commands);
         }
-        if step > self.committed && is_veteran {
+        if step > self.committed && rejoined_with_state {
             return self.welcome_back(now, id, step, commands);
         }
         if step > self.committed && step <= self.pace.recorded() {
             // It started from a checkpoint newer than what the others fell back to.
-            return self.catch_up(now, id, step, commands);
+            return self.roll_forward_to_held_state(now, id, step, commands);
         }
         if step < self.committed && self.is_only_saved(self.committed) {
             let reason = only_saved(self.committed);
@@ -150,10 +153,10 @@ impl Cluster {
         if self.stopping.is_none() {
             self.regard_reach(now, commands);
             if self.may_bring_slots(id) {
-                self.reform(now, commands);
+                self.start_generation(now, commands);
             }
         } else if self.stage == Stage::Waiting {
-            self.reform(now, commands);
+            self.start_generation(now, commands);
         }
     }
 
@@ -168,7 +171,7 @@ impl Cluster {
             return;
         }
         self.forget(id, &reason, commands);
-        self.regroup(now, commands);
+        self.reconfigure_if_member_lost(now, commands);
         if self.stage == Stage::Waiting && self.probing.keeps_out() {
             // Whoever waited because of it waits no more.
             self.regard_reach(now, commands);
@@ -188,7 +191,7 @@ impl Cluster {
         }
         self.forget(id, &reason, commands);
         commands.push(Command::Expel { worker: id, reason });
-        self.regroup(now, commands);
+        self.reconfigure_if_member_lost(now, commands);
     }
 
     /// Takes a worker out of everything but the generation's number.

@@ -14,9 +14,9 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::membership::Worker;
+use super::run_event::RunEvent;
+use super::step_commit::disagreement;
 use super::{Cluster, Stage};
-use crate::cluster::run_event::RunEvent;
-use crate::cluster::step_commit::disagreement;
 
 /// Followers of one member at a time; further newcomers wait.
 pub(super) const MAX_FEEDS_PER_SOURCE: usize = 4;
@@ -278,7 +278,7 @@ impl Cluster {
         }
         if step > self.committed && step <= self.pace.recorded() {
             // Everyone else who had that state is lost.
-            self.catch_up(now, id, step, commands);
+            self.roll_forward_to_held_state(now, id, step, commands);
         }
     }
 
@@ -321,7 +321,7 @@ impl Cluster {
         if self.members.demote(id) {
             self.joining.feeds.remove(&id);
             self.ledger.release(id);
-            self.reform(now, commands);
+            self.start_generation(now, commands);
         }
     }
 

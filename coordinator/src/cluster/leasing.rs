@@ -17,8 +17,8 @@ use super::command::Command;
 use super::event::WorkerId;
 use super::queue::Queue;
 use super::schedule::Work;
+use super::slot_eta::{WorkerEta, late_after, remaining, should_lease};
 use super::{Cluster, Stage};
-use crate::cluster::slot_eta::{Prospect, deserves, late_after, remaining};
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
 const LEASE_WINDOW: usize = 2;
@@ -151,12 +151,12 @@ impl Cluster {
         }
     }
 
-    fn prospects(&self, workers: &[WorkerId], kind: PlanKind, now: Instant) -> Vec<Prospect> {
+    fn prospects(&self, workers: &[WorkerId], kind: PlanKind, now: Instant) -> Vec<WorkerEta> {
         let typical = self.speeds.typical(kind).unwrap_or(1.0);
         let prospect = |id: &WorkerId| {
             let seconds = self.speeds.of(*id, kind).unwrap_or(typical);
             let queue = self.ledger.queue(*id);
-            Prospect {
+            WorkerEta {
                 worker: *id,
                 seconds,
                 free_in: queue.map_or(0.0, |queue| self.busy_for(queue, seconds, now)),
@@ -167,7 +167,7 @@ impl Cluster {
 
     fn lease_within(
         &mut self,
-        prospects: &mut [Prospect],
+        prospects: &mut [WorkerEta],
         index: usize,
         window: usize,
         kind: PlanKind,
@@ -177,7 +177,7 @@ impl Cluster {
         let outstanding = self.ledger.queue(worker).map_or(0, Queue::len);
         for _ in outstanding..window {
             let free = self.ledger.free_count();
-            if free == 0 || !deserves(prospects, index, free) {
+            if free == 0 || !should_lease(prospects, index, free) {
                 return;
             }
             self.lease(worker, kind, commands);
@@ -202,12 +202,12 @@ impl Cluster {
     /// would be sooner.
     fn ask_back(
         &mut self,
-        prospects: &[Prospect],
+        prospects: &[WorkerEta],
         kind: PlanKind,
         now: Instant,
         commands: &mut Vec<Command>,
     ) {
-        let is_idle = |prospect: &&Prospect| {
+        let is_idle = |prospect: &&WorkerEta| {
             let queue = self.ledger.queue(prospect.worker);
             queue.is_none_or(Queue::is_empty)
         };
@@ -242,9 +242,9 @@ impl Cluster {
     }
 
     /// What might be asked back: slots that have not begun, and those in hand that are late.
-    fn candidates(&self, prospects: &[Prospect], now: Instant) -> Vec<Candidate> {
+    fn candidates(&self, prospects: &[WorkerEta], now: Instant) -> Vec<Candidate> {
         let mut candidates = Vec::new();
-        for Prospect {
+        for WorkerEta {
             worker, seconds, ..
         } in prospects
         {
@@ -296,8 +296,8 @@ impl Cluster {
     }
 
     /// When the next slot in hand will be so late that a worker that takes `soonest` seconds for one should have it.
-    fn next_late(&self, prospects: &[Prospect], soonest: f64, now: Instant) -> Option<Instant> {
-        let late_at = |prospect: &Prospect| {
+    fn next_late(&self, prospects: &[WorkerEta], soonest: f64, now: Instant) -> Option<Instant> {
+        let late_at = |prospect: &WorkerEta| {
             let (slot, since) = self.ledger.queue(prospect.worker)?.in_hand()?;
             let late = late_after(self.expected(slot, prospect.seconds));
             let restart = RESTART_MARGIN * self.expected(slot, soonest) + RECALL_SECONDS;

@@ -24,9 +24,9 @@ pub struct Worker {
     /// It has answered the current generation.
     pub entered: bool,
     /// It joined with a state of this run.
-    pub is_veteran: bool,
+    pub rejoined_with_state: bool,
     /// It has not yet said what it brought in its accumulator.
-    pub is_unheard: bool,
+    pub held_slots_unknown: bool,
     /// Its accumulator holds what cannot be counted.
     pub must_clear: bool,
 }
@@ -122,8 +122,8 @@ impl Membership {
 
     pub fn add(&mut self, id: WorkerId, join: v1::Join, address: String) {
         let worker = Worker {
-            is_veteran: !join.job_digest.is_empty(),
-            is_unheard: !join.job_digest.is_empty(),
+            rejoined_with_state: !join.job_digest.is_empty(),
+            held_slots_unknown: !join.job_digest.is_empty(),
             must_clear: false,
             name: join.name,
             address,
@@ -191,7 +191,7 @@ impl Membership {
 
     /// A member that has seen `step` updates may hold slots that are not known yet.
     pub fn is_one_unheard(&self, step: u64) -> bool {
-        let unheard = |worker: &Worker| worker.is_unheard && worker.seen == step;
+        let unheard = |worker: &Worker| worker.held_slots_unknown && worker.seen == step;
         let mut members = self.ranks.iter().filter_map(|id| self.get(*id));
         members.any(unheard)
     }
@@ -218,7 +218,7 @@ impl Membership {
 
     /// One joined with a state and has yet to say of which step.
     pub fn is_one_returning(&self) -> bool {
-        let returns = |worker: &Worker| worker.is_veteran && worker.ready.is_none();
+        let returns = |worker: &Worker| worker.rejoined_with_state && worker.ready.is_none();
         self.workers.values().any(returns)
     }
 
@@ -229,7 +229,7 @@ impl Membership {
 
     fn veterans(&self) -> impl Iterator<Item = &Worker> {
         let workers = self.workers.values();
-        workers.filter(|worker| worker.is_veteran && worker.ready.is_some())
+        workers.filter(|worker| worker.rejoined_with_state && worker.ready.is_some())
     }
 
     /// What a worker remembers of its update that led to `step`.

@@ -45,20 +45,20 @@ use proto::v1;
 pub use self::command::{Command, Outcome};
 use self::draining::Draining;
 pub use self::event::{Event, WorkerId};
+use self::failure_detector::FailureDetector;
 use self::joining::Joining;
 use self::ledger::Ledger;
 use self::membership::Membership;
 pub use self::probing::MAX_PROBED;
 use self::probing::Probing;
+pub use self::recovery::PreviousTerms;
+use self::recovery::RejoinWindow;
+use self::reply_deadlines::{PendingReply, ReplyDeadlines};
 use self::saving::{Failure, Saving};
-pub use self::schedule::{BlockTokens, Course, Work};
+pub use self::schedule::{BlockTokens, RunSchedule, Work};
+use self::slot_eta::Speeds;
+use self::step_commit::{PendingCommit, StepStats};
 use self::transport::Transport;
-use crate::cluster::failure_detector::Silence;
-pub use crate::cluster::recovery::Earlier;
-use crate::cluster::recovery::Grace;
-use crate::cluster::reply_deadlines::{Answer, Patience};
-use crate::cluster::slot_eta::Speeds;
-use crate::cluster::step_commit::{Pace, Settling};
 
 /// What a run is, apart from its course.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ pub struct Settings {
     /// Drawn when the run began; the same in every term of it.
     pub run: String,
     /// Of the terms before this one, where the run goes on from them.
-    pub earlier: Earlier,
+    pub earlier: PreviousTerms,
     /// Updates in the state that the run starts from.
     pub start_step: u64,
     /// Of that state, where it is a checkpoint.
@@ -96,13 +96,13 @@ enum Stage {
 #[derive(Debug)]
 pub struct Cluster {
     settings: Settings,
-    course: Course,
+    course: RunSchedule,
     members: Membership,
     stage: Stage,
     /// The first event of this term.
     began: Option<Instant>,
     /// While workers of an earlier term may come back.
-    grace: Option<Grace>,
+    grace: Option<RejoinWindow>,
     generation: u64,
     /// Of the first generation; later joiners must match.
     numerics_class: Option<String>,
@@ -111,8 +111,8 @@ pub struct Cluster {
     ledger: Ledger,
     /// Work after the ledger's that was leased under an earlier generation, while its workers have not entered this one.
     ahead: Option<Ledger>,
-    settling: Option<Settling>,
-    pace: Pace,
+    settling: Option<PendingCommit>,
+    pace: StepStats,
     saving: Saving,
     joining: Joining,
     /// A member of this generation is gone and no new one has begun.
@@ -124,8 +124,8 @@ pub struct Cluster {
     probing: Probing,
     transport: Transport,
     last_reminder: Option<Instant>,
-    silence: Silence,
-    patience: Patience,
+    silence: FailureDetector,
+    patience: ReplyDeadlines,
     speeds: Speeds,
     /// When a slot in hand will be late, or the answer of a worker that was asked for one.
     recheck_at: Option<Instant>,
@@ -139,14 +139,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(settings: Settings, course: Course) -> Self {
+    pub fn new(settings: Settings, course: RunSchedule) -> Self {
         let earlier = &settings.earlier;
         let committed = settings.start_step.max(earlier.recorded);
         let is_evaluated = settings
             .last_evaluated
             .is_some_and(|last| last >= committed);
         let work = course.work_from(committed, is_evaluated);
-        let grace = Grace::of(earlier, settings.start_step);
+        let grace = RejoinWindow::of(earlier, settings.start_step);
         Self {
             members: Membership::default(),
             stage: Stage::Waiting,
@@ -158,7 +158,7 @@ impl Cluster {
             ledger: Ledger::new(work, course.slots(work)),
             ahead: None,
             settling: None,
-            pace: Pace::new(&course, committed, earlier),
+            pace: StepStats::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
             joining: Joining::default(),
             member_lost: false,
@@ -167,8 +167,8 @@ impl Cluster {
             probing: Probing::default(),
             transport: Transport::default(),
             last_reminder: None,
-            silence: Silence::default(),
-            patience: Patience::default(),
+            silence: FailureDetector::default(),
+            patience: ReplyDeadlines::default(),
             speeds: Speeds::default(),
             recheck_at: None,
             draining: BTreeMap::new(),
@@ -236,7 +236,7 @@ impl Cluster {
                 self.balance(now, commands);
             }
             Event::WorkerSynced { worker, synced } => {
-                self.patience.answered(worker, Answer::Synced);
+                self.patience.answered(worker, PendingReply::Synced);
                 self.synced(now, worker, synced, commands);
             }
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::event::WorkerId;
 use super::reachability::Reachability;
-use crate::cluster::timers::PEER_LOST_GRACE;
+use super::timers::PEER_LOST_GRACE;
 
 /// Workers that a newcomer tries, and that try it.
 pub const MAX_PROBED: usize = 16;
@@ -61,12 +61,12 @@ pub struct Probing {
 struct Round {
     /// Not answered yet.
     open: usize,
-    answers: Vec<Answer>,
+    answers: Vec<PendingReply>,
 }
 
 /// Whether `from` reached `to`.
 #[derive(Debug)]
-struct Answer {
+struct PendingReply {
     from: WorkerId,
     to: WorkerId,
     failure: Option<String>,
@@ -121,7 +121,7 @@ impl Probing {
             self.finish(number, Vec::new());
         }
         for round in self.awaited.values_mut() {
-            let concerns = |answer: &Answer| answer.from == worker || answer.to == worker;
+            let concerns = |answer: &PendingReply| answer.from == worker || answer.to == worker;
             round.answers.retain(|answer| !concerns(answer));
         }
         self.reachability.forget(worker);
@@ -137,7 +137,7 @@ impl Probing {
     }
 
     /// Ends a probe with what was answered: nothing where no answer came, or none will.
-    fn finish(&mut self, number: u64, mut answers: Vec<Answer>) {
+    fn finish(&mut self, number: u64, mut answers: Vec<PendingReply>) {
         let Some(asked) = self.asked.remove(&number) else {
             return;
         };
@@ -153,7 +153,7 @@ impl Probing {
             answers = round.answers;
         }
         self.has_news = true;
-        for Answer { from, to, failure } in answers {
+        for PendingReply { from, to, failure } in answers {
             match failure {
                 Some(reason) if self.reachability.fail(from, to, &reason) => {
                     self.new_failures.push((from, to));

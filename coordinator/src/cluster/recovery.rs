@@ -13,10 +13,10 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::{Ledger, SlotResult};
+use super::run_event::RunEvent;
 use super::schedule::Work;
+use super::step_commit::PendingCommit;
 use super::{Cluster, Stage, membership};
-use crate::cluster::run_event::RunEvent;
-use crate::cluster::step_commit::Settling;
 
 /// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
 /// first of them: those that live try again within a second.
@@ -29,7 +29,7 @@ const CLASS_KEPT: Duration = Duration::from_secs(15);
 
 /// What the journal says of the terms before this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Earlier {
+pub struct PreviousTerms {
     /// Updates after the last step on record.
     pub recorded: u64,
     /// Of the weights after them, where it was asked for.
@@ -45,16 +45,16 @@ pub struct Earlier {
 
 /// The time in which the workers of an earlier term may come back before the run begins without them.
 #[derive(Debug)]
-pub struct Grace {
+pub struct RejoinWindow {
     expected: usize,
     /// Since when one is back with more than the newest checkpoint.
     united: Option<Instant>,
     was_told: bool,
 }
 
-impl Grace {
+impl RejoinWindow {
     /// None where nothing is to be gained by waiting.
-    pub fn of(earlier: &Earlier, start_step: u64) -> Option<Self> {
+    pub fn of(earlier: &PreviousTerms, start_step: u64) -> Option<Self> {
         (earlier.recorded > start_step && earlier.workers > 0).then_some(Self {
             expected: earlier.workers,
             united: None,
@@ -112,7 +112,7 @@ impl Cluster {
     fn end_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.take_newest(commands);
         if self.stage == Stage::Waiting {
-            self.reform(now, commands);
+            self.start_generation(now, commands);
         }
     }
 
@@ -152,7 +152,7 @@ impl Cluster {
     /// A worker that is back has the state that the others are at: entering in mid-step, it brings the slots it holds.
     pub(super) fn may_bring_slots(&self, id: WorkerId) -> bool {
         let is_there = |worker: &membership::Worker| {
-            worker.is_veteran && worker.is_unheard && worker.seen == self.committed
+            worker.rejoined_with_state && worker.held_slots_unknown && worker.seen == self.committed
         };
         let ranks = self.members.ranks().len();
         let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
@@ -180,7 +180,7 @@ impl Cluster {
         {
             return self.step_reported(now, id, report, commands);
         }
-        self.catch_up(now, id, step, commands);
+        self.roll_forward_to_held_state(now, id, step, commands);
     }
 
     /// A report of the update that led to `step` would be in time.
@@ -219,7 +219,7 @@ impl Cluster {
                 self.pace.skip_to(&self.course, step);
                 continue;
             }
-            self.settling = Some(Settling {
+            self.settling = Some(PendingCommit {
                 ledger,
                 reports,
                 ordered: None,
@@ -283,7 +283,7 @@ impl Cluster {
         let counts = self.ledger.reconcile(id, &held);
         if let Some(worker) = self.members.get_mut(id) {
             worker.must_clear = !counts;
-            worker.is_unheard = false;
+            worker.held_slots_unknown = false;
         }
         Ok(())
     }

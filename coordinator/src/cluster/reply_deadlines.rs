@@ -12,8 +12,8 @@ use common::wire::PlanKind;
 use super::command::Command;
 use super::event::WorkerId;
 use super::queue::Queue;
+use super::run_event::RunEvent;
 use super::{Cluster, Stage};
-use crate::cluster::run_event::RunEvent;
 
 /// For an answer that takes no computation.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ const STATES_AT_A_TIME: u32 = 8;
 
 /// What a worker is to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
+pub enum PendingReply {
     /// After it was welcomed.
     Ready,
     /// After it was told of a generation.
@@ -63,7 +63,7 @@ pub enum Answer {
     State,
 }
 
-impl Answer {
+impl PendingReply {
     const ALL: [Self; 6] = [
         Self::Ready,
         Self::Entered,
@@ -76,31 +76,31 @@ impl Answer {
 
 /// Answers that are awaited, or were: whether one is still owed is asked when its time is up.
 #[derive(Debug, Default)]
-pub struct Patience {
-    due: BTreeMap<(WorkerId, Answer), Instant>,
-    by_time: BTreeSet<(Instant, WorkerId, Answer)>,
+pub struct ReplyDeadlines {
+    due: BTreeMap<(WorkerId, PendingReply), Instant>,
+    by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
 }
 
-impl Patience {
+impl ReplyDeadlines {
     /// The worker has until `due`. What was expected before is replaced.
-    fn expect(&mut self, worker: WorkerId, answer: Answer, due: Instant) {
+    fn expect(&mut self, worker: WorkerId, answer: PendingReply, due: Instant) {
         self.answered(worker, answer);
         self.due.insert((worker, answer), due);
         self.by_time.insert((due, worker, answer));
     }
 
-    fn expects(&self, worker: WorkerId, answer: Answer) -> bool {
+    fn expects(&self, worker: WorkerId, answer: PendingReply) -> bool {
         self.due.contains_key(&(worker, answer))
     }
 
-    pub fn answered(&mut self, worker: WorkerId, answer: Answer) {
+    pub fn answered(&mut self, worker: WorkerId, answer: PendingReply) {
         if let Some(due) = self.due.remove(&(worker, answer)) {
             self.by_time.remove(&(due, worker, answer));
         }
     }
 
     pub fn forget(&mut self, worker: WorkerId) {
-        for answer in Answer::ALL {
+        for answer in PendingReply::ALL {
             self.answered(worker, answer);
         }
     }
@@ -120,7 +120,7 @@ impl Patience {
         self.by_time.first().map(|(due, ..)| *due)
     }
 
-    fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, Answer)> {
+    fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, PendingReply)> {
         let mut expired = Vec::new();
         while let Some(&(due, worker, answer)) = self.by_time.first()
             && due <= now
@@ -138,7 +138,7 @@ impl Cluster {
     }
 
     pub(super) fn await_ready(&mut self, now: Instant, id: WorkerId) {
-        self.patience.expect(id, Answer::Ready, now + LOADING);
+        self.patience.expect(id, PendingReply::Ready, now + LOADING);
     }
 
     /// Whoever is in the new generation ends the slot in hand first, and may get a state.
@@ -158,7 +158,8 @@ impl Cluster {
             if is_behind {
                 patience += STATES_AT_A_TIME * self.transfer();
             }
-            self.patience.expect(id, Answer::Entered, now + patience);
+            self.patience
+                .expect(id, PendingReply::Entered, now + patience);
         }
     }
 
@@ -167,8 +168,8 @@ impl Cluster {
     pub(super) fn await_reports(&mut self, now: Instant) {
         let due = now + ANSWER + 2 * self.transfer();
         for id in self.members.ranks().to_vec() {
-            if self.owes(id, Answer::Report) {
-                self.patience.expect(id, Answer::Report, due);
+            if self.owes(id, PendingReply::Report) {
+                self.patience.expect(id, PendingReply::Report, due);
             }
         }
     }
@@ -188,7 +189,7 @@ impl Cluster {
         let step = self.committed + 1;
         let text = format!("nobody has ended the exchange of step {step}: it is made again");
         commands.push(Command::Emit(RunEvent::Notice(text)));
-        self.reform(now, commands);
+        self.start_generation(now, commands);
     }
 
     /// Nobody listened for so long.
@@ -202,10 +203,11 @@ impl Cluster {
 
     /// From now on, where nothing is expected yet.
     pub(super) fn await_synced(&mut self, now: Instant, id: WorkerId) {
-        if self.owes(id, Answer::Synced) && !self.patience.expects(id, Answer::Synced) {
+        if self.owes(id, PendingReply::Synced) && !self.patience.expects(id, PendingReply::Synced) {
             // Its source may have a slot in hand, and other followers before it.
             let patience = UNMEASURED_SLOT + STATES_AT_A_TIME * self.transfer();
-            self.patience.expect(id, Answer::Synced, now + patience);
+            self.patience
+                .expect(id, PendingReply::Synced, now + patience);
         }
     }
 
@@ -231,16 +233,17 @@ impl Cluster {
         };
         let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let patience = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
-        self.patience.expect(id, Answer::Slot, now + patience);
+        self.patience.expect(id, PendingReply::Slot, now + patience);
     }
 
     /// The worker was asked for a state, or one of several that it was asked for has arrived.
     pub(super) fn await_state(&mut self, now: Instant, id: WorkerId) {
-        if self.owes(id, Answer::State) {
+        if self.owes(id, PendingReply::State) {
             // It may have a slot in hand.
             let patience =
                 UPLOAD + self.slot_patience(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
-            self.patience.expect(id, Answer::State, now + patience);
+            self.patience
+                .expect(id, PendingReply::State, now + patience);
         }
     }
 
@@ -269,19 +272,21 @@ impl Cluster {
             expelled = true;
         }
         if expelled {
-            self.regroup(now, commands);
+            self.reconfigure_if_member_lost(now, commands);
         }
     }
 
     /// Why the worker is sent away, for people.
-    fn unanswered(&self, now: Instant, id: WorkerId, answer: Answer) -> String {
+    fn unanswered(&self, now: Instant, id: WorkerId, answer: PendingReply) -> String {
         let what = match answer {
-            Answer::Ready => return "its engine has not loaded the model after an hour".to_owned(),
-            Answer::Entered => "it did not enter the generation".to_owned(),
-            Answer::Report => "it did not end the step".to_owned(),
-            Answer::Synced => "it took nothing of its feed".to_owned(),
-            Answer::State => "the state that it was asked for did not come".to_owned(),
-            Answer::Slot => {
+            PendingReply::Ready => {
+                return "its engine has not loaded the model after an hour".to_owned();
+            }
+            PendingReply::Entered => "it did not enter the generation".to_owned(),
+            PendingReply::Report => "it did not end the step".to_owned(),
+            PendingReply::Synced => "it took nothing of its feed".to_owned(),
+            PendingReply::State => "the state that it was asked for did not come".to_owned(),
+            PendingReply::Slot => {
                 let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
                 let (slot, since) = in_hand.unwrap_or((0, now));
                 let minutes = now.duration_since(since).as_secs() / 60;
@@ -296,24 +301,24 @@ impl Cluster {
         format!("its engine does not answer: {what}")
     }
 
-    fn owes(&self, id: WorkerId, answer: Answer) -> bool {
+    fn owes(&self, id: WorkerId, answer: PendingReply) -> bool {
         let Some(worker) = self.members.get(id) else {
             return false;
         };
         let is_member = self.members.rank_of(id).is_some();
         match answer {
-            Answer::Ready => worker.ready.is_none(),
-            Answer::Entered => is_member && !worker.entered && self.stage == Stage::Running,
-            Answer::Report => {
+            PendingReply::Ready => worker.ready.is_none(),
+            PendingReply::Entered => is_member && !worker.entered && self.stage == Stage::Running,
+            PendingReply::Report => {
                 let settling = self.settling.as_ref();
                 is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))
             }
-            Answer::Slot => {
+            PendingReply::Slot => {
                 let queue = self.ledger.queue(id);
                 queue.is_some_and(|queue| queue.in_hand().is_some())
             }
-            Answer::State => self.saving.is_owed_by(id),
-            Answer::Synced => {
+            PendingReply::State => self.saving.is_owed_by(id),
+            PendingReply::Synced => {
                 !is_member && self.joining.follows(id) && worker.seen < self.committed
             }
         }

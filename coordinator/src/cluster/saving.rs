@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::checkpoint_interval::CheckpointInterval;
 use super::command::{Command, Outcome};
 use super::event::WorkerId;
+use super::reply_deadlines::PendingReply;
+use super::run_event::RunEvent;
 use super::{Cluster, Stage};
-use crate::cluster::checkpoint_interval::Rhythm;
-use crate::cluster::reply_deadlines::Answer;
-use crate::cluster::run_event::RunEvent;
 
 /// How often the result of the run is asked for before the run fails, where the disk is not at fault.
 const MAX_LAST_ATTEMPTS: u32 = 3;
@@ -56,7 +56,7 @@ pub struct Saving {
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
     stored: u64,
-    rhythm: Rhythm,
+    rhythm: CheckpointInterval,
     /// For the last state.
     failed_attempts: u32,
     retry: Option<Retry>,
@@ -68,7 +68,7 @@ impl Saving {
             pending: Vec::new(),
             overdue: false,
             stored: start_step,
-            rhythm: Rhythm::default(),
+            rhythm: CheckpointInterval::default(),
             failed_attempts: 0,
             retry: None,
         }
@@ -259,7 +259,7 @@ impl Cluster {
     /// From here on it is the disk that may take its time.
     pub(super) fn state_arrived(&mut self, now: Instant, worker: WorkerId, step: u64) {
         self.saving.note_arrival(worker, step);
-        self.patience.answered(worker, Answer::State);
+        self.patience.answered(worker, PendingReply::State);
         self.await_state(now, worker);
     }
 

@@ -50,7 +50,7 @@ impl Work {
 
 /// The run from the first step to the stored result.
 #[derive(Clone, Debug)]
-pub struct Course {
+pub struct RunSchedule {
     job: Arc<JobSpec>,
     schedule: Schedule,
     /// Of all blocks, the validation blocks last.
@@ -58,7 +58,7 @@ pub struct Course {
     eval_slots: Vec<Vec<u64>>,
 }
 
-impl Course {
+impl RunSchedule {
     /// `blocks` holds `train_blocks` blocks for training, then those for evaluation.
     pub fn new(job: Arc<JobSpec>, train_blocks: u64, blocks: Vec<BlockTokens>) -> Self {
         let eval_blocks = blocks.len() as u64 - train_blocks;

@@ -15,9 +15,9 @@ use common::wire::HEARTBEAT_INTERVAL;
 
 use self::restarts::Disk;
 use self::toy::{Exchange, Toy};
+use super::run_event::RunEvent;
 use super::tests::{course, join, settings};
 use super::{Cluster, Command, Event, Outcome, WorkerId};
-use crate::cluster::run_event::RunEvent;
 
 const TOTAL_STEPS: u64 = 6;
 const SLOTS: u32 = 5;
@@ -170,13 +170,13 @@ impl World {
 
     /// Its session ends; what it says when it wakes up comes too late, and it comes back as a newcomer.
     fn expelled(&mut self, id: WorkerId, reason: &str) {
-        let deserves = |toy: &Toy| match reason {
+        let should_lease = |toy: &Toy| match reason {
             reason if reason.contains("could not be copied") => true,
             reason if reason.contains("is on disk and nobody else has it") => true,
             reason if reason.contains("engine") => toy.hung,
             _ => toy.hangs_until.is_some(),
         };
-        let Some(toy) = self.toys.remove(&id).filter(deserves) else {
+        let Some(toy) = self.toys.remove(&id).filter(should_lease) else {
             panic!("seed {}: {id:?} was expelled: {reason}", self.seed)
         };
         self.late.extend(toy.up);

@@ -119,7 +119,7 @@ pub fn remaining(mean: f64, elapsed: f64) -> f64 {
 
 /// What is to be expected of one worker.
 #[derive(Clone, Copy, Debug)]
-pub struct Prospect {
+pub struct WorkerEta {
     pub worker: WorkerId,
     /// For a slot.
     pub seconds: f64,
@@ -127,7 +127,7 @@ pub struct Prospect {
     pub free_in: f64,
 }
 
-impl Prospect {
+impl WorkerEta {
     /// When it would deliver one more slot.
     pub fn next_in(&self) -> f64 {
         self.free_in + self.seconds
@@ -140,7 +140,7 @@ impl Prospect {
 }
 
 /// Whether the worker at `own` would finish a slot before the others have done all `free` ones without it.
-pub fn deserves(prospects: &[Prospect], own: usize, free: usize) -> bool {
+pub fn should_lease(prospects: &[WorkerEta], own: usize, free: usize) -> bool {
     let finish = prospects[own].next_in() * (1.0 - INDIFFERENCE);
     let mut sooner = 0.0;
     for (index, other) in prospects.iter().enumerate() {
@@ -161,8 +161,8 @@ mod tests {
 
     const TRAIN: PlanKind = PlanKind::Train;
 
-    fn prospects(workers: &[(f64, f64)]) -> Vec<Prospect> {
-        let prospect = |(index, (seconds, free_in)): (usize, &(f64, f64))| Prospect {
+    fn prospects(workers: &[(f64, f64)]) -> Vec<WorkerEta> {
+        let prospect = |(index, (seconds, free_in)): (usize, &(f64, f64))| WorkerEta {
             worker: WorkerId(index as u64),
             seconds: *seconds,
             free_in: *free_in,
@@ -173,16 +173,19 @@ mod tests {
     #[test]
     fn the_last_slot_is_left_to_who_finishes_it_first() {
         let workers = prospects(&[(1.0, 0.5), (2.0, 0.0)]);
-        assert!(deserves(&workers, 0, 1));
-        assert!(!deserves(&workers, 1, 1), "1.5 s is sooner than 2 s");
-        assert!(deserves(&workers, 1, 2), "the fast one needs 2.5 s for two");
+        assert!(should_lease(&workers, 0, 1));
+        assert!(!should_lease(&workers, 1, 1), "1.5 s is sooner than 2 s");
+        assert!(
+            should_lease(&workers, 1, 2),
+            "the fast one needs 2.5 s for two"
+        );
     }
 
     #[test]
     fn equals_do_not_wait_for_each_other() {
         let workers = prospects(&[(1.0, 0.0), (1.0, 0.0), (1.01, 0.0)]);
         for own in 0..3 {
-            assert!(deserves(&workers, own, 1));
+            assert!(should_lease(&workers, own, 1));
         }
     }
 
@@ -190,8 +193,8 @@ mod tests {
     fn nobody_waits_for_a_worker_whose_slot_is_late() {
         let late = remaining(1.0, 2.0);
         let workers = prospects(&[(1.0, late), (9.0, 0.0)]);
-        assert!(deserves(&workers, 1, 1));
-        assert!(!deserves(&workers, 0, 1));
+        assert!(should_lease(&workers, 1, 1));
+        assert!(!should_lease(&workers, 0, 1));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::Ledger;
 use super::membership::short;
-use super::schedule::{Course, Work};
+use super::recovery::PreviousTerms;
+use super::schedule::{RunSchedule, Work};
 use super::{Cluster, Stage};
-use crate::cluster::recovery::Earlier;
 
 /// Digests that are kept to compare with: of steps that are computed again, or that a worker comes back with.
 const MAX_DIGESTS: usize = 64;
@@ -23,7 +23,7 @@ const PACE_WEIGHT: f64 = 0.1;
 
 /// A step between its exchange and the last report.
 #[derive(Debug)]
-pub struct Settling {
+pub struct PendingCommit {
     /// The step's own ledger: needed again where the exchange breaks.
     pub ledger: Ledger,
     pub reports: BTreeMap<WorkerId, v1::StepReport>,
@@ -35,7 +35,7 @@ pub struct Settling {
 
 /// What is remembered from step to step for the records.
 #[derive(Debug)]
-pub struct Pace {
+pub struct StepStats {
     step_started: Option<Instant>,
     mean_step_seconds: Option<f64>,
     /// Since when too few workers are ready.
@@ -51,9 +51,9 @@ pub struct Pace {
     digests: BTreeMap<u64, String>,
 }
 
-impl Pace {
+impl StepStats {
     /// After `recorded` updates. What is known of an earlier term counts where it ended there.
-    pub fn new(course: &Course, recorded: u64, earlier: &Earlier) -> Self {
+    pub fn new(course: &RunSchedule, recorded: u64, earlier: &PreviousTerms) -> Self {
         let is_there = earlier.recorded == recorded;
         let digest = earlier.weights_digest.clone().filter(|_| is_there);
         Self {
@@ -98,7 +98,7 @@ impl Pace {
     }
 
     /// Goes on after `step` updates without the records up to there.
-    pub fn skip_to(&mut self, course: &Course, step: u64) {
+    pub fn skip_to(&mut self, course: &RunSchedule, step: u64) {
         let unrecorded = self.recorded..step;
         self.num_tokens += unrecorded.map(|step| course.tokens(step)).sum::<u64>();
         self.recorded = self.recorded.max(step);
@@ -169,7 +169,7 @@ impl Cluster {
         let work = self.course.following(Work::Train(step));
         let mut ledger = self.begin(now, work, commands);
         ledger.exchanged = true;
-        self.settling = Some(Settling {
+        self.settling = Some(PendingCommit {
             ledger,
             reports: BTreeMap::new(),
             ordered: Some(now),
@@ -203,7 +203,7 @@ impl Cluster {
             worker.seen = worker.seen.max(step);
             self.compare_late(now, id, &report, commands);
         } else if step <= self.pace.recorded {
-            self.catch_up(now, id, step, commands);
+            self.roll_forward_to_held_state(now, id, step, commands);
         } else if step == self.committed + 1 && self.ledger.exchanged {
             worker.seen = step;
             self.commit_late(now, id, report, commands);
@@ -236,7 +236,7 @@ impl Cluster {
                 self.stopping.is_none() && self.stage == Stage::Running && self.may_grow();
             match self.stage {
                 Stage::Ended => {}
-                _ if !agreed || may_grow => self.reform(now, commands),
+                _ if !agreed || may_grow => self.start_generation(now, commands),
                 _ => self.proceed(now, commands),
             }
         } else {
@@ -276,7 +276,7 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         self.take_late(Some(now), id, report);
-        self.reform(now, commands);
+        self.start_generation(now, commands);
     }
 
     /// The step is committed by a report that came when its exchange was thought to be broken. It took until `now`, where
@@ -288,7 +288,7 @@ impl Cluster {
             _ => Ledger::new(work, self.course.slots(work)),
         };
         self.committed = report.step;
-        self.settling = Some(Settling {
+        self.settling = Some(PendingCommit {
             ledger: std::mem::replace(&mut self.ledger, next),
             reports: BTreeMap::from([(id, report)]),
             ordered: None,

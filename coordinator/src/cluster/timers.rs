@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::command::Command;
+use super::failure_detector;
+use super::run_event::RunEvent;
 use super::{Cluster, Stage};
-use crate::cluster::failure_detector;
-use crate::cluster::run_event::RunEvent;
 
 /// Between two reminders that workers are missing.
 const REMINDER: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ impl Cluster {
             self.give_up_exchange(now, commands);
         }
         if self.regroups_at().is_some_and(|at| at <= now) {
-            self.regroup(now, commands);
+            self.reconfigure_if_member_lost(now, commands);
         }
         if self.recheck_at.is_some_and(|at| at <= now) {
             self.rebalance(now, commands);
@@ -85,7 +85,7 @@ impl Cluster {
             self.forget(worker, &reason, commands);
             commands.push(Command::Expel { worker, reason });
         }
-        self.regroup(now, commands);
+        self.reconfigure_if_member_lost(now, commands);
     }
 
     /// When a loss that waits for others leads to a new generation.

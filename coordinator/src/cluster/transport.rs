@@ -12,9 +12,9 @@ use proto::v1;
 use super::command::Command;
 use super::event::WorkerId;
 use super::membership::Worker;
+use super::run_event::RunEvent;
+use super::timers::PEER_LOST_GRACE;
 use super::{Cluster, Stage};
-use crate::cluster::run_event::RunEvent;
-use crate::cluster::timers::PEER_LOST_GRACE;
 
 /// Of what a worker says of a failure.
 const MAX_REASON_CHARS: usize = 256;
@@ -119,7 +119,7 @@ impl Cluster {
             return;
         }
         self.transport.given_up = Some(reason);
-        self.reform(now, commands);
+        self.start_generation(now, commands);
     }
 
     fn all_heard_since(&self, since: Instant) -> bool {

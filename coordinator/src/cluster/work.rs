@@ -9,8 +9,8 @@ use super::Cluster;
 use super::command::Command;
 use super::event::WorkerId;
 use super::ledger::{Ledger, SlotResult};
+use super::run_event::{EvalRecord, RunEvent};
 use super::schedule::Work;
-use crate::cluster::run_event::{EvalRecord, RunEvent};
 
 impl Cluster {
     pub(super) fn slot_done(

@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::{Cluster, Command, Event, Outcome, WorkerId};
-use crate::driver::transfers::{Expected, Shelf};
+use crate::driver::transfers::{Expected, Transfers};
 use crate::store::checkpoints::{Facts, Received, State, Store};
 use crate::store::journal::Journal;
 
@@ -84,7 +84,7 @@ pub struct StopRequest {
 
 /// What every worker is told at the door.
 #[derive(Clone, Debug)]
-pub struct Greeting {
+pub struct WelcomeTemplate {
     pub term: u64,
     /// Drawn when the run began; the same in every term of it.
     pub run: String,
@@ -104,11 +104,11 @@ struct Session {
 /// The owner of the cluster.
 pub struct Driver {
     cluster: Cluster,
-    greeting: Greeting,
+    greeting: WelcomeTemplate,
     /// What newcomers start from.
     newest: State,
     store: Arc<Store>,
-    shelf: Arc<Shelf>,
+    shelf: Arc<Transfers>,
     observer: mpsc::Sender<RunEvent>,
     journal: Option<Journal>,
     /// For tasks that answer later.
@@ -120,16 +120,16 @@ pub struct Driver {
     /// To be handled next: what came in, then the failures of deeds that followed from it.
     pending: VecDeque<Event>,
     /// States that arrived before it was settled which weights their step has.
-    unproven: Vec<Received>,
+    uploads_awaiting_digest: Vec<Received>,
 }
 
 impl Driver {
     pub fn new(
         cluster: Cluster,
-        greeting: Greeting,
+        greeting: WelcomeTemplate,
         newest: State,
         store: Arc<Store>,
-        shelf: Arc<Shelf>,
+        shelf: Arc<Transfers>,
         observer: mpsc::Sender<RunEvent>,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
@@ -146,7 +146,7 @@ impl Driver {
             next_worker: 1,
             last_step: None,
             pending: VecDeque::new(),
-            unproven: Vec::new(),
+            uploads_awaiting_digest: Vec::new(),
         }
     }
 
@@ -233,7 +233,7 @@ impl Driver {
             }
             Input::Uploaded(received) => {
                 let (worker, step) = (received.worker, received.step);
-                self.unproven.push(received);
+                self.uploads_awaiting_digest.push(received);
                 self.store_proven();
                 Some(Event::StateArrived { worker, step })
             }
@@ -343,7 +343,7 @@ impl Driver {
     }
 
     fn welcome(&self, worker: WorkerId) -> v1::Welcome {
-        let Greeting {
+        let WelcomeTemplate {
             term,
             run,
             job,
@@ -405,9 +405,9 @@ impl Driver {
             let is_here = self.sessions.contains_key(&received.worker);
             is_here && self.cluster.awaits_digest(received.step)
         };
-        let unproven = std::mem::take(&mut self.unproven).into_iter();
-        let (waiting, proven): (Vec<_>, Vec<_>) = unproven.partition(waits);
-        self.unproven = waiting;
+        let uploads_awaiting_digest = std::mem::take(&mut self.uploads_awaiting_digest).into_iter();
+        let (waiting, proven): (Vec<_>, Vec<_>) = uploads_awaiting_digest.partition(waits);
+        self.uploads_awaiting_digest = waiting;
         for received in proven {
             let refused = self.store(received);
             self.pending.extend(refused);

@@ -5,4 +5,4 @@ pub mod control_loop;
 pub mod transfers;
 pub mod uploads;
 
-pub use control_loop::{Driver, Greeting, Input, Outgoing, StopRequest};
+pub use control_loop::{Driver, Input, Outgoing, StopRequest, WelcomeTemplate};

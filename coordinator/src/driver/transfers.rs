@@ -20,13 +20,13 @@ pub struct Expected {
 }
 
 /// Shared by all calls. Its locks are held for single operations only.
-pub struct Shelf {
+pub struct Transfers {
     pub blocks: BlockFile,
     files: Mutex<HashMap<String, (PathBuf, u64)>>,
     expected: Mutex<HashMap<(WorkerId, u64), Expected>>,
 }
 
-impl Shelf {
+impl Transfers {
     pub fn new(blocks: BlockFile) -> Self {
         Self {
             blocks,

@@ -1,5 +1,5 @@
 //! gRPC: messages become events for the driver, and what it queues for a worker becomes messages. Bulk calls (blocks,
-//! files, state) are answered here, from the [`Shelf`].
+//! files, state) are answered here, from the [`Transfers`].
 //!
 //! It decides nothing about the run. Everything a peer sends is bounded: message size, calls at a time, names, sizes.
 
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster::{Event, MAX_PROBED, WorkerId};
 use crate::driver::control_loop::{Input, Outgoing};
-use crate::driver::transfers::Shelf;
+use crate::driver::transfers::Transfers;
 use crate::driver::uploads;
 
 /// From the opening of a session to its Join.
@@ -39,12 +39,12 @@ const CHUNKS_AHEAD: usize = 4;
 #[derive(Clone)]
 pub struct Service {
     inputs: mpsc::Sender<Input>,
-    shelf: Arc<Shelf>,
+    shelf: Arc<Transfers>,
     token: Option<Arc<str>>,
 }
 
 impl Service {
-    pub fn new(inputs: mpsc::Sender<Input>, shelf: Arc<Shelf>, token: Option<String>) -> Self {
+    pub fn new(inputs: mpsc::Sender<Input>, shelf: Arc<Transfers>, token: Option<String>) -> Self {
         Self {
             inputs,
             shelf,

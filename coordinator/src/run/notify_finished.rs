@@ -16,7 +16,7 @@ use tonic::Status;
 
 use crate::cluster::{Outcome, WorkerId};
 use crate::driver::control_loop::{Input, Outgoing};
-use crate::driver::transfers::Shelf;
+use crate::driver::transfers::Transfers;
 use crate::prepare::Prepared;
 use crate::rpc::server::Server;
 use crate::rpc::service::Service;
@@ -59,7 +59,7 @@ pub fn let_workers_go(
     ));
     let term = history.term().cloned();
     let job_digest = prepared.job_digest.clone();
-    let shelf = Arc::new(Shelf::new(prepared.data.file));
+    let shelf = Arc::new(Transfers::new(prepared.data.file));
     runtime.block_on(tell(server, shelf, &job_digest, workers));
     if let Some(mut term) = term {
         term.term += 1;
@@ -83,7 +83,7 @@ fn waiting(prepared: &Prepared) -> Option<(History, usize)> {
 }
 
 /// Until all have been told, or time is up.
-async fn tell(server: Server, shelf: Arc<Shelf>, job_digest: &str, workers: usize) {
+async fn tell(server: Server, shelf: Arc<Transfers>, job_digest: &str, workers: usize) {
     let (inputs, mut arrivals) = mpsc::channel(INPUTS);
     let token = server.token().map(str::to_owned);
     server.open(Service::new(inputs, shelf, token));

@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::run_event::RunEvent;
-use crate::cluster::{BlockTokens, Cluster, Course, Earlier, Event, Outcome, Settings};
-use crate::driver::control_loop::{Driver, Greeting, Input};
-use crate::driver::transfers::Shelf;
+use crate::cluster::{BlockTokens, Cluster, Event, Outcome, PreviousTerms, RunSchedule, Settings};
+use crate::driver::control_loop::{Driver, Input, WelcomeTemplate};
+use crate::driver::transfers::Transfers;
 use crate::prepare::Prepared;
 use crate::report::recorder::Recorder;
 use crate::rpc::server::Server;
@@ -46,7 +46,7 @@ pub struct Training {
     pub start: Start,
     /// This term, its record made.
     pub term: Term,
-    pub earlier: Earlier,
+    pub earlier: PreviousTerms,
     pub journal: Journal,
     /// It has told workers to wait until now.
     pub server: Server,
@@ -99,7 +99,7 @@ impl Training {
             ));
         }
         let store = Arc::new(store(&self.prepared, self.recorder));
-        let shelf = Arc::new(Shelf::new(self.prepared.data.file));
+        let shelf = Arc::new(Transfers::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
         if let Some(folder) = &self.start.state.folder {
             shelf.offer(folder, &self.start.state.files);
@@ -177,7 +177,7 @@ struct Data {
     job: Arc<JobSpec>,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
-    blocks: Arc<Shelf>,
+    blocks: Arc<Transfers>,
 }
 
 impl Data {
@@ -206,8 +206,8 @@ impl Data {
     }
 }
 
-fn greeting(prepared: &Prepared, term: &Term) -> std::io::Result<Greeting> {
-    Ok(Greeting {
+fn greeting(prepared: &Prepared, term: &Term) -> std::io::Result<WelcomeTemplate> {
+    Ok(WelcomeTemplate {
         term: term.term,
         run: term.run.clone(),
         job: serde_json::to_vec(&*prepared.job)?,
@@ -224,7 +224,7 @@ fn settings(prepared: &Prepared, start: &Start) -> Settings {
         version: crate::VERSION.to_owned(),
         job_digest: prepared.job_digest.clone(),
         run: String::new(),
-        earlier: Earlier::default(),
+        earlier: PreviousTerms::default(),
         start_step: start.state.step,
         start_weights_digest: start.state.weights_digest.clone(),
         start_numerics_class: start.numerics_class.clone(),
@@ -246,7 +246,7 @@ fn cluster(prepared: &Prepared, settings: Settings) -> Cluster {
         trained: file.trained_tokens(block) as u32,
     };
     let blocks = (0..file.total_blocks()).map(tokens).collect();
-    let course = Course::new(prepared.job.clone(), file.train_blocks(), blocks);
+    let course = RunSchedule::new(prepared.job.clone(), file.train_blocks(), blocks);
     Cluster::new(settings, course)
 }
 

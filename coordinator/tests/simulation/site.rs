@@ -11,9 +11,9 @@ use common::files::checkpoint;
 use common::files::model::ModelFolder;
 use common::job::InitWeights;
 use coordinator::cluster::run_event::RunEvent;
-use coordinator::cluster::{BlockTokens, Cluster, Course, Earlier, Outcome, Settings};
-use coordinator::driver::control_loop::{Driver, Greeting};
-use coordinator::driver::transfers::Shelf;
+use coordinator::cluster::{BlockTokens, Cluster, Outcome, PreviousTerms, RunSchedule, Settings};
+use coordinator::driver::control_loop::{Driver, WelcomeTemplate};
+use coordinator::driver::transfers::Transfers;
 use coordinator::rpc::service::Service;
 use coordinator::store::checkpoints::{State, Store};
 use coordinator::store::journal;
@@ -73,12 +73,12 @@ impl Site {
         let number = term.term;
         let (folder, telling) = (&world.folder, observer.clone());
         let journal = Journal::begin(folder, past.history, term, 0, telling).unwrap();
-        let shelf = Arc::new(Shelf::new(world.scratch.blocks()));
+        let shelf = Arc::new(Transfers::new(world.scratch.blocks()));
         if let Some(folder) = &start.folder {
             shelf.offer(folder, &start.files);
         }
         let job_digest = settings.job_digest.clone();
-        let greeting = Greeting {
+        let greeting = WelcomeTemplate {
             term: number,
             run: settings.run.clone(),
             job: serde_json::to_vec(&*world.job).unwrap(),
@@ -173,7 +173,7 @@ fn evaluated(line: &serde_json::Map<String, serde_json::Value>) -> Option<u64> {
     line.get("eval_loss").and(line.get("step"))?.as_u64()
 }
 
-fn settings(world: &World, start: &State, earlier: Earlier) -> Settings {
+fn settings(world: &World, start: &State, earlier: PreviousTerms) -> Settings {
     let job = &world.job;
     Settings {
         version: common::VERSION.to_owned(),
@@ -197,7 +197,7 @@ fn cluster(world: &World, settings: Settings) -> Cluster {
         trained: block.trained_tokens() as u32,
     };
     let blocks = blocks().into_iter().map(tokens).collect();
-    let course = Course::new(world.job.clone(), TRAIN_BLOCKS, blocks);
+    let course = RunSchedule::new(world.job.clone(), TRAIN_BLOCKS, blocks);
     Cluster::new(settings, course)
 }
 

@@ -4,8 +4,8 @@
 use super::exchange::Exchange;
 #[cfg(feature = "cuda")]
 use super::frame::FrameKind;
+use super::reduce_input::ReduceInput;
 use super::start::Start;
-use super::summands::Summands;
 use super::tcp::Mesh;
 use super::{CollectiveError, Contribution, ReducedSum, Sums};
 use crate::engine::memory;
@@ -82,7 +82,7 @@ impl Mesh {
         }
     }
 
-    fn reduce<S: Summands + ?Sized>(
+    fn reduce<S: ReduceInput + ?Sized>(
         &self,
         contribution: &Contribution<'_>,
         sums: &S,

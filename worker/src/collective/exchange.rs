@@ -19,26 +19,26 @@ use std::time::Instant;
 use common::failpoint;
 
 use super::CollectiveError;
-use super::fence::TICK;
 use super::frame::{FrameKind, checksum};
+use super::generation_token::TICK;
 use super::lock::lock;
 use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces, pieces_ahead};
+use super::reduce_input::{BLOCK, ReduceElement, ReduceInput};
 use super::start::Start;
-use super::summands::{BLOCK, Scalar, Summands};
 use super::tcp::{Half, Mesh};
 
 /// Parts of a piece that are added in one pass. More would only wait in memory.
 const TOGETHER: usize = 4;
 
 /// One exchange in progress, shared by its threads.
-pub(super) struct Exchange<'a, S: Summands + ?Sized> {
+pub(super) struct Exchange<'a, S: ReduceInput + ?Sized> {
     mesh: &'a Mesh,
     sums: &'a S,
     /// Of each piece but a chunk's last.
     piece_scalars: usize,
     pieces_ahead: usize,
     /// Of our own chunk.
-    pieces: Vec<Piece<'a, S::Scalar>>,
+    pieces: Vec<Piece<'a, S::ReduceElement>>,
     /// Peers that have begun.
     begun: AtomicUsize,
     /// Woken when all have begun, and whenever a piece has taken a contribution that somebody may wait for.
@@ -46,7 +46,7 @@ pub(super) struct Exchange<'a, S: Summands + ?Sized> {
     changed: Condvar,
 }
 
-impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
+impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
     /// Cuts `mean`, where the result goes: the chunks of the other ranks come back.
     pub fn new(
         mesh: &'a Mesh,
@@ -85,7 +85,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
         start: &Start,
         mut means: Vec<(u32, &mut [f32])>,
     ) -> Result<Vec<Start>, CollectiveError> {
-        let start_bytes = start.encode(S::Scalar::MODE, self.sums.scalars());
+        let start_bytes = start.encode(S::ReduceElement::MODE, self.sums.scalars());
         let start_bytes = &start_bytes;
         let receive = |peer, mean| self.guarded(|| self.receive_from(peer, start, mean));
         let receive = &receive;
@@ -118,7 +118,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             for mean in lock(&piece.state).mean.chunks_mut(BLOCK) {
                 let sums = &mut block[..mean.len()];
                 self.sums.read(start, sums);
-                S::Scalar::finish(sums, mean);
+                S::ReduceElement::finish(sums, mean);
                 start += mean.len();
             }
         }
@@ -180,7 +180,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     ) -> Result<Start, CollectiveError> {
         let mut receiver = self.mesh.receiver(peer)?;
         let bytes = receiver.receive_any_length(FrameKind::Start, 0)?;
-        let theirs = Start::decode(&bytes, S::Scalar::MODE, self.sums.scalars(), start)
+        let theirs = Start::decode(&bytes, S::ReduceElement::MODE, self.sums.scalars(), start)
             .map_err(|fault| receiver.error(&fault))?;
         self.begun.fetch_add(1, Ordering::SeqCst);
         if self.all_have_begun() {
@@ -203,7 +203,8 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
                 let kind = FrameKind::Part;
                 let length = receiver.receive_due_up_to(&header, kind, index, &mut buffer)?;
                 let part = Part { buffer, length };
-                S::Scalar::open(part.bytes(), own.len()).map_err(|fault| receiver.error(&fault))?;
+                S::ReduceElement::open(part.bytes(), own.len())
+                    .map_err(|fault| receiver.error(&fault))?;
                 self.wait_for_turn(index, peer)?;
                 self.contribute(index, part, own)
                     .map_err(|fault| receiver.error(&fault))?;
@@ -215,7 +216,9 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// Room for a part on its way.
     fn part_buffer(&self) -> Vec<u8> {
         let scalars = self.piece_scalars.min(self.sums.scalars());
-        self.mesh.buffers.take(S::Scalar::encoded_limit(scalars))
+        self.mesh
+            .buffers
+            .take(S::ReduceElement::encoded_limit(scalars))
     }
 
     /// Leaves a part of a piece in the connection while an earlier one lacks parts of others: what waits in memory would
@@ -232,7 +235,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
 
     /// Waits until all lower ranks have contributed to a piece of our chunk, where that matters.
     fn wait_for_turn(&self, index: usize, peer: u32) -> Result<(), CollectiveError> {
-        if !S::Scalar::ORDERED {
+        if !S::ReduceElement::ORDERED {
             return Ok(());
         }
         let place = peer as usize - usize::from(peer > self.mesh.rank());
@@ -261,7 +264,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             let _ = piece.finished.set((mean, checksum));
         }
         drop(state);
-        if is_last || S::Scalar::ORDERED {
+        if is_last || S::ReduceElement::ORDERED {
             self.wake();
         }
         Ok(())
@@ -271,12 +274,12 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// that the sum stays within a core's first cache. The last time it finishes the piece.
     fn add_up(
         &self,
-        state: &mut PieceState<'_, S::Scalar>,
+        state: &mut PieceState<'_, S::ReduceElement>,
         own: Range<usize>,
         is_last: bool,
     ) -> Result<(), String> {
         // By rank: after the one before ours, and where ours is the first, with the next, which is the same sum.
-        let turn = match S::Scalar::ORDERED {
+        let turn = match S::ReduceElement::ORDERED {
             true => self.mesh.rank().max(1) as usize - 1,
             false => 0,
         };
@@ -290,7 +293,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             sum.resize(own.len(), bytemuck::Zeroable::zeroed());
         }
         let parts = waiting.iter();
-        let parts = parts.map(|part| S::Scalar::open(part.bytes(), own.len()));
+        let parts = parts.map(|part| S::ReduceElement::open(part.bytes(), own.len()));
         let mut parts = parts.collect::<Result<Vec<_>, _>>()?;
         let [mut values, mut block] = [[bytemuck::Zeroable::zeroed(); BLOCK]; 2];
         for start in (0..own.len()).step_by(BLOCK) {
@@ -301,19 +304,19 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
             }
             for (contribution, part) in (*added..).zip(&mut parts) {
                 match contribution {
-                    0 => S::Scalar::next(part, values),
+                    0 => S::ReduceElement::next(part, values),
                     _ => {
-                        S::Scalar::next(part, block);
-                        S::Scalar::add(values, block);
+                        S::ReduceElement::next(part, block);
+                        S::ReduceElement::add(values, block);
                     }
                 }
                 if contribution == turn {
                     self.sums.read(own.start + start, block);
-                    S::Scalar::add(values, block);
+                    S::ReduceElement::add(values, block);
                 }
             }
             match is_last {
-                true => S::Scalar::finish(values, &mut mean[place]),
+                true => S::ReduceElement::finish(values, &mut mean[place]),
                 false => sum[place].copy_from_slice(values),
             }
         }
@@ -323,7 +326,7 @@ impl<'a, S: Summands + ?Sized> Exchange<'a, S> {
     /// The result and its checksum.
     fn wait_for_mean(
         &self,
-        piece: &Piece<'a, S::Scalar>,
+        piece: &Piece<'a, S::ReduceElement>,
     ) -> Result<(&'a [f32], u64), CollectiveError> {
         self.wait_until(|| piece.finished.get().is_some())?;
         Ok(piece.finished.get().copied().unwrap_or_default())

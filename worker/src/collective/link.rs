@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
-use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
+use super::generation_token::{GenerationToken, TICK};
 use crate::net::resolve::resolve;
 
 /// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
@@ -121,13 +121,13 @@ pub(super) fn is_tick(error: &std::io::Error) -> bool {
 /// One connection as one thread uses it.
 pub(super) struct Link<'a> {
     stream: &'a TcpStream,
-    fence: &'a Fence,
+    fence: &'a GenerationToken,
     silence: Duration,
 }
 
 impl<'a> Link<'a> {
     /// The stream has been through [`prepare`].
-    pub fn new(stream: &'a TcpStream, fence: &'a Fence, silence: Duration) -> Self {
+    pub fn new(stream: &'a TcpStream, fence: &'a GenerationToken, silence: Duration) -> Self {
         Self {
             stream,
             fence,

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::feed::Feeds;
-use super::fence::{Fence, TICK};
 use super::frame::{FeedHello, HELLO_BYTES, Hello, ProbeHello};
+use super::generation_token::{GenerationToken, TICK};
 use super::link::unpace;
 use super::lock::lock;
 use super::{CollectiveError, Membership};
@@ -118,7 +118,7 @@ impl Listener {
         membership: &Membership,
         rank: u32,
         deadline: Instant,
-        fence: &Fence,
+        fence: &GenerationToken,
     ) -> Result<TcpStream, CollectiveError> {
         let key = (membership.run_id, membership.generation, rank);
         let mut callers = lock(&self.shared.callers);

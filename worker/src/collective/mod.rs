@@ -6,7 +6,7 @@
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
-//! ([`narrow`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`summands`], exact or fast, cut
+//! ([`sum_codec`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`reduce_input`], exact or fast, cut
 //! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same
 //! to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
 
@@ -16,21 +16,21 @@ mod contribution;
 mod error;
 mod exchange;
 pub mod feed;
-pub mod fence;
 pub mod frame;
+pub mod generation_token;
 mod link;
 pub mod listener;
 mod lock;
 mod membership;
-mod narrow;
 #[cfg(feature = "cuda")]
 pub mod nccl;
 mod piece;
 pub mod probe;
+mod reduce_input;
 mod start;
 pub mod state;
 mod state_transfer;
-mod summands;
+mod sum_codec;
 pub mod tcp;
 
 use std::net::IpAddr;
@@ -41,7 +41,7 @@ use proto::v1;
 pub use self::contribution::{Contribution, ReducedSum, Sums};
 pub use self::error::CollectiveError;
 use self::feed::{FeedLimits, Feeds};
-use self::fence::{Fence, TICK};
+use self::generation_token::{GenerationToken, TICK};
 use self::listener::Listener;
 use self::lock::lock;
 pub use self::membership::{Membership, PeerAddress};
@@ -67,7 +67,7 @@ pub struct Collective {
 /// A mesh on its way.
 struct Forming {
     generation: u64,
-    fence: Arc<Fence>,
+    fence: Arc<GenerationToken>,
     result: Mutex<Option<Result<Arc<Mesh>, CollectiveError>>>,
     changed: Condvar,
     /// Where gradients are exchanged over NCCL.
@@ -118,7 +118,7 @@ impl Collective {
     pub fn enter(&self, membership: Membership) {
         let forming = Arc::new(Forming {
             generation: membership.generation,
-            fence: Arc::new(Fence::default()),
+            fence: Arc::new(GenerationToken::default()),
             result: Mutex::new(None),
             changed: Condvar::new(),
             #[cfg(feature = "cuda")]

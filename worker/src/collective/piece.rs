@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
 
-use super::summands::BLOCK;
+use super::reduce_input::BLOCK;
 
 /// Scalars of a piece at most: few enough that receiving, adding and sending all its parts stay within a core's cache.
 const MAX_PIECE: usize = 64 << 10;

@@ -2,7 +2,7 @@
 //!
 //! The higher rank connects to the lower one and both say Hello. A wrong run, generation or rank is refused; a Hello
 //! of a generation that has not begun here yet waits for it. Every read and write ends when the generation does
-//! ([`Fence`]), when the peer falls silent for too long, or when its connection breaks.
+//! ([`GenerationToken`]), when the peer falls silent for too long, or when its connection breaks.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
-use super::fence::{Fence, TICK};
 use super::frame::{FrameHeader, FrameKind, Hello};
+use super::generation_token::{GenerationToken, TICK};
 use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::lock::lock;
@@ -20,7 +20,7 @@ use super::{CollectiveError, Membership, PeerAddress};
 /// The connected members of one generation.
 pub struct Mesh {
     pub(super) membership: Membership,
-    pub(super) fence: Arc<Fence>,
+    pub(super) fence: Arc<GenerationToken>,
     /// By rank; none at our own.
     peers: Vec<Option<Peer>>,
     pub(super) buffers: Buffers,
@@ -39,7 +39,7 @@ impl Mesh {
     pub fn form(
         listener: &Listener,
         membership: &Membership,
-        fence: Arc<Fence>,
+        fence: Arc<GenerationToken>,
     ) -> Result<Self, CollectiveError> {
         let deadline = Instant::now() + membership.silence;
         let peers: Vec<Result<Option<Peer>, CollectiveError>> = std::thread::scope(|scope| {
@@ -127,7 +127,7 @@ fn call(
     membership: &Membership,
     rank: u32,
     deadline: Instant,
-    fence: &Fence,
+    fence: &GenerationToken,
 ) -> Result<TcpStream, CollectiveError> {
     let peer = &membership.members[rank as usize];
     let mut pause = Duration::from_millis(20);
@@ -154,7 +154,7 @@ fn try_call(
     rank: u32,
     peer: &PeerAddress,
     deadline: Instant,
-    fence: &Fence,
+    fence: &GenerationToken,
 ) -> std::io::Result<TcpStream> {
     let stream = link::connect(&peer.address, HELLO_TIMEOUT.min(membership.silence))?;
     let hello = Hello {
@@ -173,7 +173,7 @@ fn await_answer(
     stream: &TcpStream,
     hello: &Hello,
     deadline: Instant,
-    fence: &Fence,
+    fence: &GenerationToken,
 ) -> std::io::Result<()> {
     stream.set_read_timeout(Some(TICK))?;
     while fence.check().is_ok() && Instant::now() < deadline {
@@ -204,7 +204,7 @@ fn answer(
     membership: &Membership,
     rank: u32,
     deadline: Instant,
-    fence: &Fence,
+    fence: &GenerationToken,
 ) -> Result<TcpStream, CollectiveError> {
     let hello = Hello {
         run_id: membership.run_id,

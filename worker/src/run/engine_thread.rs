@@ -1,7 +1,7 @@
 //! The engine's own thread, which outlives sessions: model, weights, optimizer and accumulator stay where they are when a
 //! coordinator dies, and go on under the next one.
 //!
-//! In: what to start from, then a [`Line`] for each session. Out: how the engine ended.
+//! In: what to start from, then a [`CoordinatorLink`] for each session. Out: how the engine ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::orders::{Line, Order};
-use super::step::{Links, RunError, Start, run};
+use super::orders::{CoordinatorLink, Order};
+use super::step::{EngineChannels, RunError, Start, run};
 use crate::collective::Collective;
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
@@ -45,7 +45,7 @@ pub struct EngineThread {
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     /// Before the thread starts.
-    links: Option<Links>,
+    links: Option<EngineChannels>,
     ended: Option<oneshot::Receiver<Result<(), RunError>>>,
 }
 
@@ -55,7 +55,7 @@ impl EngineThread {
         let newest_generation = Arc::<AtomicU64>::default();
         let updates = Arc::<AtomicU64>::default();
         let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let links = Links {
+        let links = EngineChannels {
             orders: waiting_orders,
             wake: orders.downgrade(),
             collective: collective.clone(),
@@ -112,7 +112,7 @@ impl EngineThread {
     }
 
     /// Gives the engine a session to talk to. What an earlier one ordered and is not done yet is void.
-    pub async fn attach(&self, line: Line) {
+    pub async fn attach(&self, line: CoordinatorLink) {
         self.newest_generation
             .store(NO_GENERATION, Ordering::SeqCst);
         self.collective.close();

@@ -14,7 +14,7 @@ use crate::rpc::upload::Uploads;
 /// What the engine must do next.
 pub enum Order {
     /// A new session has begun: say what is held, and talk to this one from now on.
-    Attach(Line),
+    Attach(CoordinatorLink),
     Enter(v1::Generation),
     Plan(v1::Plan),
     Lease(Lease),
@@ -41,7 +41,7 @@ pub struct Lease {
 }
 
 /// A session, as far as the engine needs it.
-pub struct Line {
+pub struct CoordinatorLink {
     /// Ends with the session, which the engine must not keep open.
     pub up: mpsc::WeakSender<v1::WorkerMessage>,
     pub uploads: Uploads,

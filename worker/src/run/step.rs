@@ -24,7 +24,7 @@ use proto::v1::worker_message::Message as Up;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::orders::{Lease, Line, Order};
+use super::orders::{CoordinatorLink, Lease, Order};
 use crate::ComputeDevice;
 use crate::collective::feed::Follower;
 use crate::collective::{Collective, CollectiveError};
@@ -74,7 +74,7 @@ pub struct Start {
 }
 
 /// What the engine thread shares with the rest of the worker.
-pub struct Links {
+pub struct EngineChannels {
     pub orders: mpsc::Receiver<Order>,
     /// For what arrives by other ways than the session. Does not keep the orders open.
     pub wake: mpsc::WeakSender<Order>,
@@ -89,7 +89,7 @@ pub struct Links {
 }
 
 /// Loads the model and works until told to stop.
-pub fn run(start: Start, links: Links) -> Result<(), RunError> {
+pub fn run(start: Start, links: EngineChannels) -> Result<(), RunError> {
     let status = start.status.clone();
     status.set(Doing::Loading);
     let trainer = load(&start)?;
@@ -153,9 +153,9 @@ struct Run {
     /// Of the states that are handed over.
     format: WeightsFormat,
     job_digest: String,
-    links: Links,
+    links: EngineChannels,
     /// To the coordinator. What is said on one that is broken is lost: the next session hears what came of it.
-    line: Option<Line>,
+    line: Option<CoordinatorLink>,
     /// The one that this worker has entered.
     generation: u64,
     /// Of the training step in progress.
@@ -206,7 +206,7 @@ impl Run {
     }
 
     /// A new session: says what is held. What an earlier one ordered is planned again.
-    fn attach(&mut self, line: Line) -> Result<(), RunError> {
+    fn attach(&mut self, line: CoordinatorLink) -> Result<(), RunError> {
         let unrecorded = |update: &&v1::Update| {
             let step = update.report.as_ref().map(|report| report.step);
             step > Some(line.recorded)

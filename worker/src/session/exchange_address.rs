@@ -8,7 +8,7 @@ use crate::net::resolve::resolve_async;
 use crate::rpc::connect::ATTEMPT_TIMEOUT;
 
 /// Where to listen, and what to tell others.
-pub struct ExchangePlace {
+pub struct ExchangeEndpoint {
     hosts: Vec<IpAddr>,
     /// 0: any that is free.
     port: u16,
@@ -16,7 +16,7 @@ pub struct ExchangePlace {
     pub announced: String,
 }
 
-impl ExchangePlace {
+impl ExchangeEndpoint {
     /// The loopback where the coordinator is on it, so that nothing is open to a network that needs it not; else all
     /// addresses.
     pub async fn choose(options: &JoinOptions) -> Self {
@@ -61,16 +61,20 @@ mod tests {
     #[tokio::test]
     async fn two_workers_of_a_machine_cannot_have_one_port() {
         let mut options = JoinOptions::new("127.0.0.1:7077");
-        let any = ExchangePlace::choose(&options).await.bind().unwrap();
+        let any = ExchangeEndpoint::choose(&options).await.bind().unwrap();
         options.exchange_port = Some(any.port());
-        let error = ExchangePlace::choose(&options).await.bind().err().unwrap();
+        let error = ExchangeEndpoint::choose(&options)
+            .await
+            .bind()
+            .err()
+            .unwrap();
         let said = error.to_string();
         assert!(said.contains(&format!("port {}", any.port())), "{said}");
         assert!(said.contains("--exchange-port"), "{said}");
         drop(any);
         // Once the first has gone, the port is to be had.
         let again = loop {
-            match ExchangePlace::choose(&options).await.bind() {
+            match ExchangeEndpoint::choose(&options).await.bind() {
                 Ok(bound) => break bound,
                 Err(_) => tokio::task::yield_now().await,
             }

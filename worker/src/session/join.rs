@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::net::address;
 use crate::rpc::connect::{ConnectError, connect, retry_delays};
-use crate::session::attend::Attended;
 use crate::session::context::WorkerContext;
 use crate::session::waits::Waits;
+use crate::session::worker_session::SessionOutcome;
 use crate::status::Doing;
 use crate::{Finished, JoinOptions, WorkerError};
 
@@ -55,15 +55,15 @@ pub async fn join(
         };
         let updates = worker.updates();
         let limit = patience.left(&worker).max(SHORTEST_ANSWER);
-        let attended = worker.attend(client, limit).await?;
+        let outcome = worker.attend(client, limit).await?;
         if worker.updates() > updates || worker.waits.take_waited() {
             patience = Patience::new();
         }
-        let pause = patience.pause(&worker, &attended);
+        let pause = patience.pause(&worker, &outcome);
         let left = patience.left(&worker).as_secs_f64().ceil();
-        match (attended, &worker.engine) {
-            (Attended::Finished(finished), _) => return Ok(finished),
-            (Attended::OtherJob(found), held) => {
+        match (outcome, &worker.engine) {
+            (SessionOutcome::Finished(finished), _) => return Ok(finished),
+            (SessionOutcome::OtherJob(found), held) => {
                 let address = &worker.options.address;
                 let held = held.as_ref().map_or("", |engine| &engine.job_digest);
                 if pause.is_none() {
@@ -82,7 +82,7 @@ pub async fn join(
                     patience.stranger = Some(found);
                 }
             }
-            (Attended::Lost(reason), _) if pause.is_none() && !worker.was_welcomed => {
+            (SessionOutcome::Lost(reason), _) if pause.is_none() && !worker.was_welcomed => {
                 return Err(ConnectError::Unreachable {
                     address: worker.options.address.clone(),
                     reason,
@@ -90,14 +90,14 @@ pub async fn join(
                 }
                 .into());
             }
-            (Attended::Lost(reason), _) if pause.is_none() => {
+            (SessionOutcome::Lost(reason), _) if pause.is_none() => {
                 let times = patience.losses;
                 return Err(WorkerError::Lost { times, reason });
             }
-            (Attended::Lost(reason), Some(_)) => tracing::warn!(
+            (SessionOutcome::Lost(reason), Some(_)) => tracing::warn!(
                 "the coordinator was lost ({reason}); keeping the state and waiting up to {left} s for it"
             ),
-            (Attended::Lost(reason), None) => tracing::warn!(
+            (SessionOutcome::Lost(reason), None) => tracing::warn!(
                 "the session with the coordinator was lost ({reason}); joining again"
             ),
         }
@@ -143,15 +143,15 @@ impl Patience {
     }
 
     /// Counts a loss. Gives back the pause before the next attempt, or nothing where it is time to give up.
-    fn pause(&mut self, worker: &WorkerContext, attended: &Attended) -> Option<Duration> {
+    fn pause(&mut self, worker: &WorkerContext, outcome: &SessionOutcome) -> Option<Duration> {
         self.losses += 1;
         self.lost_at.get_or_insert_with(Instant::now);
         let pause = self.delays.next();
         if worker.engine.is_none() && worker.was_welcomed {
             return pause;
         }
-        let longest = match attended {
-            Attended::OtherJob(_) => LONGEST_PAUSE_OF_A_STRANGER,
+        let longest = match outcome {
+            SessionOutcome::OtherJob(_) => LONGEST_PAUSE_OF_A_STRANGER,
             _ => LONGEST_PAUSE,
         };
         let left = self.left(worker);

@@ -1,9 +1,9 @@
 //! The life of a worker ([`join()`](join::join)): one session after the other ([`attend`]), of which everything that decides what is
 //! computed comes in over one [`stream`], in order.
 
-pub(crate) mod attend;
 mod context;
 pub(crate) mod exchange_address;
 pub mod join;
 pub mod stream;
 mod waits;
+pub(crate) mod worker_session;

@@ -3,7 +3,7 @@
 use common::job::{JobSpec, Method};
 
 use crate::cli::arguments::StartArguments;
-use crate::cli::replay::{job_words, resume_words};
+use crate::cli::replay::{job_args, resume_args};
 use crate::cluster::run_event::RunEvent;
 use crate::prepare::Prepared;
 use crate::report::terminal::{NextView, PlanView, Programs, Terminal, quoted};
@@ -48,7 +48,7 @@ pub(super) fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job
         output_dir: &job.output_dir,
         base_model: &job.base_model,
         is_adapter: matches!(job.method, Method::Lora(_)),
-        job_words: &job_words(std::env::args_os()),
+        job_args: &job_args(std::env::args_os()),
         has_token: arguments.token_file.is_some(),
         prompt: job.test_prompts.first().map(String::as_str),
         programs: Programs::find(),
@@ -57,7 +57,7 @@ pub(super) fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job
 
 /// The command that goes on where this process stopped.
 pub(super) fn resume_command(begins_anew: bool) -> String {
-    let words = resume_words(std::env::args_os(), begins_anew);
+    let words = resume_args(std::env::args_os(), begins_anew);
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     words.join(" ")
 }

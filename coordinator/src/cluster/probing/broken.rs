@@ -119,7 +119,7 @@ impl Cluster {
         let generation = self.generation;
         self.regard_reach(now, commands);
         if self.stage == Stage::Running && self.generation == generation && !self.member_lost {
-            self.reform(now, commands);
+            self.start_generation(now, commands);
         }
     }
 }

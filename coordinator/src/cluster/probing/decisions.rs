@@ -63,9 +63,9 @@ impl Cluster {
             }
         }
         match self.stage {
-            Stage::Running if is_member_gone => self.regroup(now, commands),
+            Stage::Running if is_member_gone => self.reconfigure_if_member_lost(now, commands),
             Stage::Running if !is_open => self.release_state(now, commands),
-            Stage::Waiting => self.reform(now, commands),
+            Stage::Waiting => self.start_generation(now, commands),
             _ => {}
         }
     }
@@ -78,7 +78,7 @@ impl Cluster {
                 continue;
             };
             // Whoever brings a state was a member before.
-            let is_awaited = !worker.is_veteran && self.probing.is_awaited(id);
+            let is_awaited = !worker.rejoined_with_state && self.probing.is_awaited(id);
             let absence = self.probing.absences.get(&worker.name);
             let is_absent = absence.is_some_and(|absence| absence.until.is_some());
             if is_awaited || is_absent {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use proto::v1;
 
 use super::{
-    ANSWER_LIMIT, Answer, Asked, FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE, MAX_PROBED,
+    ANSWER_LIMIT, Asked, FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE, MAX_PROBED, PendingReply,
     Waiting, pause,
 };
 use crate::cluster::command::Command;
@@ -58,7 +58,7 @@ impl Cluster {
         };
         let answer = |to: &WorkerId| {
             let unreached = probed.unreached.iter().find(|one| one.worker == to.0);
-            Answer {
+            PendingReply {
                 from: id,
                 to: *to,
                 failure: unreached.map(|unreached| unreached.reason.clone()),

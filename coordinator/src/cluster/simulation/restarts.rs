@@ -136,7 +136,7 @@ impl World {
         let id = WorkerId(self.next_id);
         self.next_id += 1;
         // One that never loaded anything has nothing to bring.
-        toy.is_veteran = toy.ready;
+        toy.rejoined_with_state = toy.ready;
         toy.id = id;
         toy.term = self.disk.term;
         toy.away_until = None;
@@ -156,7 +156,7 @@ impl World {
         else {
             unreachable!("join makes a WorkerJoined")
         };
-        if toy.is_veteran {
+        if toy.rejoined_with_state {
             (join.job_digest, join.run) = ("job".into(), "run".into());
         }
         self.toys.insert(id, toy);

@@ -33,7 +33,7 @@ pub struct Toy {
     /// Its session broke: it goes on with what it was told, and joins again when this is over.
     pub away_until: Option<Instant>,
     /// It came back with its state.
-    pub is_veteran: bool,
+    pub rejoined_with_state: bool,
     /// What it remembers of its own updates.
     pub updates: Vec<v1::Update>,
     pub ready: bool,
@@ -66,7 +66,7 @@ impl Toy {
             id,
             term,
             away_until: None,
-            is_veteran: false,
+            rejoined_with_state: false,
             updates: Vec::new(),
             ready: false,
             step: 0,

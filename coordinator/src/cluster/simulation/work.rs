@@ -23,7 +23,7 @@ impl World {
             return;
         };
         match toy.down.pop_front() {
-            Some(Command::Welcome { .. }) if toy.is_veteran => {}
+            Some(Command::Welcome { .. }) if toy.rejoined_with_state => {}
             Some(Command::Welcome { .. }) => toy.step = stored,
             Some(Command::SendGeneration {
                 rank, generation, ..

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use proto::v1;
 
-use super::Settling;
+use super::PendingCommit;
 use crate::cluster::Cluster;
 use crate::cluster::command::{Command, Outcome};
 use crate::cluster::ledger::Ledger;
@@ -17,7 +17,7 @@ use crate::cluster::run_event::{RunEvent, StepRecord, WorkerShare};
 impl Cluster {
     pub(super) fn record(
         &mut self,
-        settling: &Settling,
+        settling: &PendingCommit,
         report: &v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
@@ -106,7 +106,12 @@ impl Cluster {
         share.is_finite().then_some(share)
     }
 
-    fn count_skipped(&mut self, settling: &Settling, skipped: bool, commands: &mut Vec<Command>) {
+    fn count_skipped(
+        &mut self,
+        settling: &PendingCommit,
+        skipped: bool,
+        commands: &mut Vec<Command>,
+    ) {
         if !skipped {
             self.pace.skipped_in_a_row = 0;
             return;

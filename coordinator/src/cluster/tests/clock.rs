@@ -23,7 +23,7 @@ impl Run {
             used: 4,
             trained: 1,
         };
-        let course = Course::new(Arc::new(job), 1, vec![block]);
+        let course = RunSchedule::new(Arc::new(job), 1, vec![block]);
         let mut scene = Scene {
             cluster: Cluster::new(settings(), course),
             now: Instant::now(),

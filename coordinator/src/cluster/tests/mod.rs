@@ -55,13 +55,13 @@ pub fn job(total_steps: u64, slots: u32) -> JobSpec {
 }
 
 /// `slots` blocks of one trained token for training, two for evaluation.
-pub fn course(total_steps: u64, slots: u32) -> Course {
+pub fn course(total_steps: u64, slots: u32) -> RunSchedule {
     let block = BlockTokens {
         used: 4,
         trained: 1,
     };
     let blocks = vec![block; slots as usize + 2];
-    Course::new(Arc::new(job(total_steps, slots)), u64::from(slots), blocks)
+    RunSchedule::new(Arc::new(job(total_steps, slots)), u64::from(slots), blocks)
 }
 
 pub fn settings() -> Settings {
@@ -69,7 +69,7 @@ pub fn settings() -> Settings {
         version: "1".into(),
         job_digest: "job".into(),
         run: "run".into(),
-        earlier: Earlier::default(),
+        earlier: PreviousTerms::default(),
         start_step: 0,
         start_weights_digest: None,
         start_numerics_class: None,

@@ -11,10 +11,10 @@ const LATENCY: Duration = Duration::from_millis(1);
 const LAYERS: u32 = 24;
 
 /// Seconds that a worker takes for a slot at a time.
-type Pace = Box<dyn Fn(f64) -> f64>;
+type StepStats = Box<dyn Fn(f64) -> f64>;
 
 struct Machine {
-    pace: Pace,
+    pace: StepStats,
     queue: VecDeque<(u64, PlanKind, u32)>,
     /// Ends then; `abandoned` ends it earlier.
     in_hand: Option<(u64, PlanKind, u32, Instant)>,
@@ -44,11 +44,11 @@ struct Shop {
 }
 
 impl Shop {
-    fn new(steps: u64, paces: Vec<Pace>) -> Self {
+    fn new(steps: u64, paces: Vec<StepStats>) -> Self {
         Self::of(steps, paces, false)
     }
 
-    fn of(steps: u64, paces: Vec<Pace>, ends_every_slot: bool) -> Self {
+    fn of(steps: u64, paces: Vec<StepStats>, ends_every_slot: bool) -> Self {
         let mut settings = settings();
         settings.min_workers = paces.len();
         let mut job = job(steps, SLOTS);
@@ -59,7 +59,7 @@ impl Shop {
             trained: 1,
         };
         let blocks = vec![block; SLOTS as usize];
-        let course = Course::new(Arc::new(job), u64::from(SLOTS), blocks);
+        let course = RunSchedule::new(Arc::new(job), u64::from(SLOTS), blocks);
         let now = Instant::now();
         let scene = Scene {
             cluster: Cluster::new(settings, course),
@@ -274,7 +274,7 @@ impl Shop {
     }
 }
 
-fn steady(seconds: f64) -> Pace {
+fn steady(seconds: f64) -> StepStats {
     Box::new(move |_| seconds)
 }
 
@@ -317,7 +317,7 @@ fn even_the_first_step_waits_for_no_slow_worker() {
 fn a_sudden_slowdown_costs_about_a_slot_time() {
     // Two equals for four steps, 32 s each; in the midst of the fifth one of them is ten times as slow.
     for moment in [140.0, 150.0, 157.0, 158.0, 158.9, 159.5] {
-        let faltering: Pace = Box::new(move |at| if at < moment { 1.0 } else { 10.0 });
+        let faltering: StepStats = Box::new(move |at| if at < moment { 1.0 } else { 10.0 });
         let shop = Shop::new(5, vec![steady(1.0), faltering]).run();
         let step_began = shop.committed[3];
         let left = f64::from(SLOTS) - 2.0 * (moment - step_began);
@@ -331,7 +331,7 @@ fn a_sudden_slowdown_costs_about_a_slot_time() {
 #[test]
 fn slots_are_not_passed_around_when_all_become_slow() {
     // More workers than slots, so that somebody always has time.
-    let faltering = || -> Pace { Box::new(|at| if at < 1.0 { 0.1 } else { 4.0 }) };
+    let faltering = || -> StepStats { Box::new(|at| if at < 1.0 { 0.1 } else { 4.0 }) };
     let workers = 3 * SLOTS as usize;
     let shop = Shop::new(20, (0..workers).map(|_| faltering()).collect()).run();
     let slowest = shop.committed.windows(2).map(|pair| pair[1] - pair[0]);
@@ -344,14 +344,14 @@ fn slots_are_not_passed_around_when_all_become_slow() {
 
 #[test]
 fn equal_workers_are_asked_for_nothing_back() {
-    let wobbly: Pace = Box::new(|at| 1.0 + 0.2 * (at * 7.0).sin());
+    let wobbly: StepStats = Box::new(|at| 1.0 + 0.2 * (at * 7.0).sin());
     let shop = Shop::new(6, vec![steady(1.0), wobbly, steady(1.1)]).run();
     assert_eq!(shop.abandoned, 0);
 }
 
 #[test]
 fn a_machine_that_was_slow_for_a_while_gets_its_share_again() {
-    let recovering: Pace = Box::new(|at| if at < 100.0 { 40.0 } else { 1.0 });
+    let recovering: StepStats = Box::new(|at| if at < 100.0 { 40.0 } else { 1.0 });
     let shop = Shop::new(30, vec![steady(1.0), recovering]).run();
     let last = shop.committed[29] - shop.committed[28];
     assert!(last < 34.0, "{last}");
@@ -369,7 +369,7 @@ fn a_slow_worker_that_cannot_give_up_a_slot_is_not_taken_for_one_that_hangs() {
         assert!(shop.committed[0] > slow, "{:?}", shop.committed[0]);
     }
     // One that becomes slow later.
-    let faltering: Pace = Box::new(|at| if at < 20.0 { 0.5 } else { 12.0 });
+    let faltering: StepStats = Box::new(|at| if at < 20.0 { 0.5 } else { 12.0 });
     let shop = Shop::of(20, vec![steady(0.05), faltering], true).run();
     assert_eq!(shop.scene.cluster.members.count(), 2);
 }

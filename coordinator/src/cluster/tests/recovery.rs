@@ -8,13 +8,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Step 1 of six is on record, two workers computed it, and the newest state on disk is that of the start.
 fn new_term() -> Scene {
     Scene::new(|settings| {
-        settings.earlier = Earlier {
+        settings.earlier = PreviousTerms {
             recorded: 1,
             weights_digest: Some("weights-1".into()),
             generation: 3,
             workers: 2,
             numerics_class: Some("cpu".into()),
-            ..Earlier::default()
+            ..PreviousTerms::default()
         };
     })
 }

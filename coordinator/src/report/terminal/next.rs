@@ -12,7 +12,7 @@ pub struct NextView<'a> {
     /// The result is an adapter on the base model, not a model.
     pub is_adapter: bool,
     /// What the user said of the job when it was started, word by word, without this machine and this output folder.
-    pub job_words: &'a [String],
+    pub job_args: &'a [String],
     /// Workers must show a token.
     pub has_token: bool,
     pub prompt: Option<&'a str>,
@@ -93,7 +93,7 @@ pub(super) fn render(view: &NextView, style: Style) -> String {
     );
     text += &format!("{}\n", style.bold("go on"));
     text += &format!("  {worker} generate --model {model} --prompt {prompt}\n");
-    let words: Vec<String> = view.job_words.iter().map(|word| quoted(word)).collect();
+    let words: Vec<String> = view.job_args.iter().map(|word| quoted(word)).collect();
     let job = words.join(" ");
     // This output folder is done: the same job again would find nothing to do.
     let other = quoted(&format!("{}-2", view.output_dir.display()));

@@ -481,7 +481,7 @@ fn the_commands_can_be_copied() {
         output_dir: Path::new("out puts"),
         base_model: Path::new("models/tiny"),
         is_adapter: true,
-        job_words: &["job.yaml", "--set", "lora_target_modules=[q_proj]"].map(str::to_owned),
+        job_args: &["job.yaml", "--set", "lora_target_modules=[q_proj]"].map(str::to_owned),
         has_token: false,
         prompt: Some("Who's there?"),
         programs: Programs {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use super::record::{Identity, Record, Step, Term};
-use crate::cluster::Earlier;
+use crate::cluster::PreviousTerms;
 use crate::cluster::run_event::RunEvent;
 use crate::store::output;
 use crate::store::output::Line;
@@ -155,7 +155,7 @@ impl History {
     }
 
     /// As the cluster of the next term needs it.
-    pub fn earlier(&self) -> Earlier {
+    pub fn earlier(&self) -> PreviousTerms {
         let (generation, workers, numerics_class) = match &self.generation {
             Some(Record::Generation {
                 number,
@@ -166,7 +166,7 @@ impl History {
         };
         // Told to end, they did.
         let waits = !matches!(self.ended, Some(Record::Ended { resumable: false }));
-        Earlier {
+        PreviousTerms {
             recorded: self.recorded(),
             weights_digest: self
                 .step

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use common::failpoint;
 use common::files::layout::Layout;
 
-use super::super::fence::Fence;
+use super::super::PeerAddress;
 use super::super::frame::{FeedHello, FrameHeader, FrameKind, PIECE_SCALARS};
 use super::super::link::{self, Link, LinkError};
 use super::super::state::{Assembly, StateCopy, StateHeader};
-use super::super::{PeerAddress, fence};
 use super::{Request, Update, UpdateHeader};
+use crate::collective::generation_token;
+use crate::collective::generation_token::GenerationToken;
 
 /// Updates that may wait for the engine.
 const AHEAD: usize = 2;
@@ -67,7 +68,7 @@ pub enum News {
 pub struct Follower {
     attempt: u64,
     news: Receiver<News>,
-    fence: Arc<Fence>,
+    fence: Arc<GenerationToken>,
 }
 
 impl Follower {
@@ -79,7 +80,7 @@ impl Follower {
         wake: impl Fn() + Send + 'static,
     ) -> Self {
         let (sender, news) = sync_channel(AHEAD);
-        let fence = Arc::<Fence>::default();
+        let fence = Arc::<GenerationToken>::default();
         let following = Following {
             progress: Progress {
                 assembly: None,
@@ -155,7 +156,7 @@ struct Following<W> {
     layout: Arc<Layout>,
     patience: Patience,
     progress: Progress,
-    fence: Arc<Fence>,
+    fence: Arc<GenerationToken>,
     news: SyncSender<News>,
     wake: W,
 }
@@ -163,7 +164,7 @@ struct Following<W> {
 impl<W: Fn()> Following<W> {
     fn run(mut self) {
         let started = Instant::now();
-        let mut pause = fence::TICK;
+        let mut pause = generation_token::TICK;
         loop {
             let before = self.progress.at;
             let reason = match self.attend() {
@@ -185,7 +186,7 @@ impl<W: Fn()> Following<W> {
             );
             std::thread::sleep(pause);
             pause = match self.progress.at > before {
-                true => fence::TICK,
+                true => generation_token::TICK,
                 false => (pause * 2).min(Duration::from_secs(1)),
             };
         }

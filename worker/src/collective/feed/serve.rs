@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use common::failpoint;
 
-use super::super::fence::TICK;
 use super::super::frame::{FeedHello, FrameKind};
 use super::super::link::{self, Link, LinkError, broken};
 use super::super::state::{piece, piece_count};
 use super::source::{Deed, Feeds, Offer};
 use super::{REQUEST_BYTES, Request, Update};
+use crate::collective::generation_token::TICK;
 
 /// Between two signs of life while there is nothing to send.
 const ALIVE: Duration = Duration::from_secs(1);

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::super::fence::Fence;
 use super::super::frame::FeedHello;
 use super::super::lock::lock;
 use super::super::state::{StateCopy, StateHeader};
 use super::{Request, Update};
+use crate::collective::generation_token::GenerationToken;
 
 /// Bytes of updates kept at least, whatever the size of one.
 const MIN_LOG_BYTES: usize = 256 << 20;
@@ -51,7 +51,7 @@ impl Default for FeedLimits {
 /// All feeds of one member.
 pub struct Feeds {
     pub(super) limits: FeedLimits,
-    pub(super) fence: Fence,
+    pub(super) fence: GenerationToken,
     state: Mutex<State>,
     /// Woken by every update and every change of a feed.
     pub(super) changed: Condvar,
@@ -127,7 +127,7 @@ impl Feeds {
     pub fn new(limits: FeedLimits) -> Self {
         Self {
             limits,
-            fence: Fence::default(),
+            fence: GenerationToken::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
         }

@@ -9,7 +9,7 @@ use super::library::{Call, UniqueId};
 use super::owner::Owner;
 use super::setup::{Setup, Task, Work};
 use crate::collective::CollectiveError;
-use crate::collective::fence::{Fence, TICK};
+use crate::collective::generation_token::{GenerationToken, TICK};
 
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
 const LETTING_GO: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ const LETTING_GO: Duration = Duration::from_secs(60);
 pub struct Group {
     rank: u32,
     size: usize,
-    fence: Arc<Fence>,
+    fence: Arc<GenerationToken>,
     tasks: mpsc::Sender<Task>,
     ids: mpsc::Sender<UniqueId>,
 }

@@ -15,7 +15,7 @@ use cudarc::driver::CudaEvent;
 use super::library::{Call, Comm, IN_PROGRESS, Nccl, SUCCESS, UniqueId, nccl};
 use super::setup::{Setup, Task, Word, Work};
 use crate::collective::CollectiveError;
-use crate::collective::fence::{Fence, TICK};
+use crate::collective::generation_token::{GenerationToken, TICK};
 use crate::engine::cuda::Gpu;
 
 /// Buckets on the stream at a time: the next ones are begun while the first is on its way.
@@ -35,7 +35,7 @@ pub struct Owner {
     nccl: &'static Nccl,
     comm: Comm,
     gpu: Arc<Gpu>,
-    fence: Arc<Fence>,
+    fence: Arc<GenerationToken>,
     /// For each bucket.
     patience: Duration,
     /// The ends of the buckets on the stream, oldest first.

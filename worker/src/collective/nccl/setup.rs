@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::library::Call;
 use crate::collective::CollectiveError;
-use crate::collective::fence::Fence;
+use crate::collective::generation_token::GenerationToken;
 use crate::engine::cuda::Gpu;
 
 /// A call that takes longer hangs, however slow steps are: the coordinator expels whoever is a minute behind the others.
@@ -45,7 +45,7 @@ pub struct Setup {
     pub gpu: Arc<Gpu>,
     pub rank: u32,
     pub size: usize,
-    pub fence: Arc<Fence>,
+    pub fence: Arc<GenerationToken>,
     pub patience: Patience,
     pub tell: Box<dyn Fn(Word) + Send>,
 }

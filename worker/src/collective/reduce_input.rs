@@ -5,27 +5,27 @@
 
 use std::ops::Range;
 
-use super::narrow;
+use super::sum_codec;
 use crate::engine::ops::vector::dispatch;
 use crate::engine::packed::PackedSums;
 
 /// Scalars that are added at a time.
-pub(super) use super::narrow::BLOCK;
+pub(super) use super::sum_codec::BLOCK;
 
 /// What a member brings.
-pub(super) trait Summands: Sync {
-    type Scalar: Scalar;
+pub(super) trait ReduceInput: Sync {
+    type ReduceElement: ReduceElement;
 
     fn scalars(&self) -> usize;
 
     /// Those from `start`, as many as `block` takes.
-    fn read(&self, start: usize, block: &mut [Self::Scalar]);
+    fn read(&self, start: usize, block: &mut [Self::ReduceElement]);
 
-    /// The bytes of a part on its way, in `buffer` ([`Scalar::encoded_limit`]) where they are not those in memory.
+    /// The bytes of a part on its way, in `buffer` ([`ReduceElement::encoded_limit`]) where they are not those in memory.
     fn encode<'a>(&'a self, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8];
 }
 
-pub(super) trait Scalar: bytemuck::Pod + Send + Sync {
+pub(super) trait ReduceElement: bytemuck::Pod + Send + Sync {
     /// Names the kind between members.
     const MODE: u8;
     /// The order of addition matters: contributions are added by rank.
@@ -49,21 +49,21 @@ pub(super) trait Scalar: bytemuck::Pod + Send + Sync {
     fn finish(sums: &[Self], means: &mut [f32]);
 }
 
-impl Scalar for i64 {
+impl ReduceElement for i64 {
     const MODE: u8 = 1;
     const ORDERED: bool = false;
 
     fn encoded_limit(scalars: usize) -> usize {
-        narrow::encoded_limit(scalars)
+        sum_codec::encoded_limit(scalars)
     }
 
-    type Part<'a> = narrow::Encoded<'a>;
+    type Part<'a> = sum_codec::Encoded<'a>;
 
-    fn open(bytes: &[u8], scalars: usize) -> Result<narrow::Encoded<'_>, String> {
-        narrow::Encoded::open(bytes, scalars)
+    fn open(bytes: &[u8], scalars: usize) -> Result<sum_codec::Encoded<'_>, String> {
+        sum_codec::Encoded::open(bytes, scalars)
     }
 
-    fn next(part: &mut narrow::Encoded<'_>, values: &mut [Self]) {
+    fn next(part: &mut sum_codec::Encoded<'_>, values: &mut [Self]) {
         part.next(values);
     }
 
@@ -80,11 +80,11 @@ impl Scalar for i64 {
     }
 
     fn finish(sums: &[Self], means: &mut [f32]) {
-        narrow::finish(sums, means);
+        sum_codec::finish(sums, means);
     }
 }
 
-impl Scalar for f32 {
+impl ReduceElement for f32 {
     const MODE: u8 = 2;
     const ORDERED: bool = true;
 
@@ -119,8 +119,8 @@ impl Scalar for f32 {
     }
 }
 
-impl Summands for [i64] {
-    type Scalar = i64;
+impl ReduceInput for [i64] {
+    type ReduceElement = i64;
 
     fn scalars(&self) -> usize {
         self.len()
@@ -135,8 +135,8 @@ impl Summands for [i64] {
     }
 }
 
-impl Summands for PackedSums {
-    type Scalar = i64;
+impl ReduceInput for PackedSums {
+    type ReduceElement = i64;
 
     fn scalars(&self) -> usize {
         self.len()
@@ -151,8 +151,8 @@ impl Summands for PackedSums {
     }
 }
 
-impl Summands for [f32] {
-    type Scalar = f32;
+impl ReduceInput for [f32] {
+    type ReduceElement = f32;
 
     fn scalars(&self) -> usize {
         self.len()
@@ -169,9 +169,9 @@ impl Summands for [f32] {
 
 fn narrowed<'a, S>(sums: &S, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8]
 where
-    S: Summands<Scalar = i64> + ?Sized,
+    S: ReduceInput<ReduceElement = i64> + ?Sized,
 {
     let read = |start: usize, block: &mut [i64]| sums.read(part.start + start, block);
-    let length = narrow::encode(part.len(), read, buffer);
+    let length = sum_codec::encode(part.len(), read, buffer);
     &buffer[..length]
 }

@@ -12,12 +12,12 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Closed once, when the generation is over. The first failure closes it too and is kept.
 #[derive(Default)]
-pub struct Fence {
+pub struct GenerationToken {
     closed: AtomicBool,
     failure: Mutex<Option<CollectiveError>>,
 }
 
-impl Fence {
+impl GenerationToken {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
     }

@@ -22,10 +22,10 @@ use crate::rpc::fetch::{Fetcher, default_cache};
 use crate::rpc::upload::{UploadError, Uploads};
 use crate::run::engine_thread::{EngineThread, EngineThreadError};
 use crate::run::leases::Leases;
-use crate::run::orders::Line;
+use crate::run::orders::CoordinatorLink;
 use crate::run::step::Start;
 use crate::session::context::WorkerContext;
-use crate::session::exchange_address::ExchangePlace;
+use crate::session::exchange_address::ExchangeEndpoint;
 use crate::session::stream::{
     Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open,
 };
@@ -37,7 +37,7 @@ use crate::{ComputeDevice, Finished, WorkerError};
 const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 
 /// How a session ended, where the worker did not fail.
-pub enum Attended {
+pub enum SessionOutcome {
     Finished(Finished),
     /// The worker may come back; with its state, if its [`WorkerContext`] still has the engine.
     Lost(String),
@@ -81,14 +81,14 @@ impl WorkerContext {
         &mut self,
         client: Client,
         limit: Duration,
-    ) -> Result<Attended, WorkerError> {
+    ) -> Result<SessionOutcome, WorkerError> {
         let (collective, announced) = self.exchange().await?;
         let join = self.introduction(collective.port(), announced);
         let session = tokio::select! {
             session = open_when_prepared(&client, join, limit, &mut self.waits) => session,
             () = self.shutdown.cancelled() => {
                 self.waits.end();
-                return Ok(Attended::Finished(Finished::Left));
+                return Ok(SessionOutcome::Finished(Finished::Left));
             }
         };
         let session = match session {
@@ -101,7 +101,7 @@ impl WorkerContext {
         };
         let session = match self.check_job(session).await? {
             Ok(session) => session,
-            Err(attended) => return Ok(attended),
+            Err(outcome) => return Ok(outcome),
         };
         self.was_welcomed = true;
         let admission = &session.admission;
@@ -119,7 +119,7 @@ impl WorkerContext {
         if let Some(exchange) = &self.exchange {
             return Ok(exchange.clone());
         }
-        let place = ExchangePlace::choose(&self.options).await;
+        let place = ExchangeEndpoint::choose(&self.options).await;
         let collective = Arc::new(place.bind()?);
         Ok(self.exchange.insert((collective, place.announced)).clone())
     }
@@ -151,7 +151,7 @@ impl WorkerContext {
     async fn check_job(
         &mut self,
         session: Session,
-    ) -> Result<Result<Session, Attended>, WorkerError> {
+    ) -> Result<Result<Session, SessionOutcome>, WorkerError> {
         let Some(engine) = &self.engine else {
             return Ok(Ok(session));
         };
@@ -160,7 +160,7 @@ impl WorkerContext {
             let (held, found) = (&engine.job_digest, admission.job_digest.clone());
             let reason = format!("it holds the state of job {held}, and this one is {found}");
             decline(session.up, session.down, &reason).await;
-            return Ok(Err(Attended::OtherJob(found)));
+            return Ok(Err(SessionOutcome::OtherJob(found)));
         }
         if admission.run == engine.run {
             return Ok(Ok(session));
@@ -168,7 +168,7 @@ impl WorkerContext {
         let reason = "it runs this job anew, and the state that is held is of an earlier run";
         decline(session.up, session.down, reason).await;
         self.drop_state().await?;
-        Ok(Err(Attended::Lost(reason.to_owned())))
+        Ok(Err(SessionOutcome::Lost(reason.to_owned())))
     }
 
     async fn work(
@@ -176,7 +176,7 @@ impl WorkerContext {
         client: Client,
         session: Session,
         collective: Arc<Collective>,
-    ) -> Result<Attended, WorkerError> {
+    ) -> Result<SessionOutcome, WorkerError> {
         let Session {
             admission,
             up,
@@ -212,14 +212,14 @@ impl WorkerContext {
             device: self.device.clone(),
             told: Mutex::default(),
         };
-        let line = Line {
+        let line = CoordinatorLink {
             up: up.downgrade(),
             uploads: uploads.clone(),
             leases,
             recorded: admission.recorded,
             given_up,
         };
-        let mut tie = Tie {
+        let mut tie = SessionTasks {
             up,
             blocks,
             uploads,
@@ -257,7 +257,11 @@ impl WorkerContext {
         self.decide(happened, tie).await
     }
 
-    async fn decide(&mut self, happened: Happened, tie: Tie) -> Result<Attended, WorkerError> {
+    async fn decide(
+        &mut self,
+        happened: Happened,
+        tie: SessionTasks,
+    ) -> Result<SessionOutcome, WorkerError> {
         match happened {
             Happened::Session(end) => {
                 tie.blocks.close();
@@ -275,7 +279,7 @@ impl WorkerContext {
                 self.drop_state().await?;
                 tie.uploads.finish(UPLOAD_LIMIT).await;
                 tracing::info!("left as it was asked to: {reason}");
-                Ok(Attended::Finished(Finished::Left))
+                Ok(SessionOutcome::Finished(Finished::Left))
             }
             Happened::AskedToStop => {
                 if let Some(engine) = self.engine.take() {
@@ -287,14 +291,14 @@ impl WorkerContext {
                 }
                 tie.uploads.finish(UPLOAD_LIMIT).await;
                 tie.leave(false, ASKED_TO_STOP).await;
-                Ok(Attended::Finished(Finished::Left))
+                Ok(SessionOutcome::Finished(Finished::Left))
             }
             // The network's fault, like a lost session.
             Happened::GivenUp(reason) => {
                 tie.blocks.close();
                 tie.uploads.abandon();
                 tie.leave(false, &reason).await;
-                Ok(Attended::Lost(reason))
+                Ok(SessionOutcome::Lost(reason))
             }
             // So that another worker is asked for the state.
             Happened::UploadFailed(error) => {
@@ -310,18 +314,18 @@ impl WorkerContext {
     }
 
     /// What the end of a session means for the worker.
-    async fn conclude(&mut self, end: SessionEnd) -> Result<Attended, WorkerError> {
+    async fn conclude(&mut self, end: SessionEnd) -> Result<SessionOutcome, WorkerError> {
         match end {
             SessionEnd::Finished {
                 failed: false,
                 reason,
-            } => Ok(Attended::Finished(Finished::Job { reason })),
+            } => Ok(SessionOutcome::Finished(Finished::Job { reason })),
             SessionEnd::Finished { reason, .. } => Err(WorkerError::JobFailed { reason }),
             SessionEnd::Refused { reason, job } => {
                 let held = self.engine.as_ref().map(|engine| &engine.job_digest);
                 match job {
                     Some(found) if held.is_some_and(|held| *held != found) => {
-                        Ok(Attended::OtherJob(found))
+                        Ok(SessionOutcome::OtherJob(found))
                     }
                     _ => Err(WorkerError::Refused {
                         address: self.options.address.clone(),
@@ -332,7 +336,7 @@ impl WorkerContext {
             SessionEnd::Unusable(reason) => Err(WorkerError::Coordinator { reason }),
             SessionEnd::Expelled(reason) => {
                 self.drop_state().await?;
-                Ok(Attended::Lost(reason))
+                Ok(SessionOutcome::Lost(reason))
             }
             SessionEnd::Interrupted(reason)
             | SessionEnd::Preparing(reason)
@@ -340,7 +344,7 @@ impl WorkerContext {
             | SessionEnd::Lost(reason) => {
                 // What was only on its way here is no state yet.
                 self.engine.take_if(|engine| !engine.has_started());
-                Ok(Attended::Lost(reason))
+                Ok(SessionOutcome::Lost(reason))
             }
         }
     }
@@ -374,14 +378,14 @@ async fn open_when_prepared(
 }
 
 /// The async side of a session.
-struct Tie {
+struct SessionTasks {
     up: mpsc::Sender<v1::WorkerMessage>,
     blocks: Arc<Blocks>,
     uploads: Uploads,
     forwarding: JoinHandle<SessionEnd>,
 }
 
-impl Tie {
+impl SessionTasks {
     async fn say_draining(&self, patience: Duration) {
         tracing::info!(
             "asked to stop: handing over, for {} s at most; a second signal stops at once",
@@ -407,7 +411,7 @@ impl Tie {
     }
 }
 
-impl Drop for Tie {
+impl Drop for SessionTasks {
     fn drop(&mut self) {
         // What it still has would mix with what the next session brings.
         self.forwarding.abort();
@@ -428,7 +432,7 @@ fn broken(_: tokio::task::JoinError) -> SessionEnd {
 /// Gets model and state where the engine has none, gives it the session, and waits for its end.
 async fn serve(
     engine: &mut EngineThread,
-    line: Line,
+    line: CoordinatorLink,
     admission: Admission,
     fetcher: Fetcher,
     (device, threads): (ComputeDevice, usize),
