@@ -8,10 +8,12 @@
 mod digest;
 mod error;
 mod fields;
+mod limits;
 mod merge;
 mod overrides;
 mod quote;
 mod read;
+mod received;
 mod resolve;
 mod spec;
 mod starting_adapter;

@@ -6,12 +6,13 @@ mod schedule;
 use std::path::PathBuf;
 
 use super::error::Origin;
+use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
 use super::quote::shorten;
 use super::read::{Reader, parse_number, without_separators};
 use super::switch::parse_switch;
 use super::*;
 use method::method;
-use schedule::{MAX_STEPS, batch, lr_scheduler, max_steps, warmup};
+use schedule::{batch, lr_scheduler, max_steps, warmup};
 
 /// Checkpoints, where a run saves them by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -34,7 +35,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         datasets: datasets(reader),
         val_set_size,
         sequence_len: reader
-            .size("sequence_len", 2..=1 << 20)
+            .size("sequence_len", 2..=MAX_SEQUENCE_LEN as u64)
             .unwrap_or(DEFAULT_SEQUENCE_LEN),
         sample_packing: reader.switch("sample_packing").unwrap_or(true),
         train_on_inputs: train_on_inputs(reader),
@@ -98,7 +99,7 @@ fn zero_is_none(steps: u64) -> Option<u64> {
 fn num_epochs(reader: &mut Reader<'_>) -> f64 {
     reader
         .number("num_epochs", "a number above 0, at most 100000", |n| {
-            n > 0.0 && n <= 1e5
+            n > 0.0 && n <= MAX_EPOCHS
         })
         .unwrap_or(1.0)
 }

@@ -231,11 +231,19 @@ impl Admission {
                 text::reason(&welcome.job_digest)
             ));
         }
+        job.check_received()
+            .map_err(|fault| format!("its job is none that can be computed: {fault}"))?;
         let blocks = welcome.blocks.ok_or("Welcome names no blocks")?;
         check_digest("blocks.digest", &blocks.digest).map_err(|e| e.to_string())?;
         let sequence_len = blocks.sequence_len;
         if sequence_len == 0 || sequence_len > MAX_SEQUENCE_LEN || blocks.train_blocks == 0 {
             return Err("its blocks are empty or too long".to_owned());
+        }
+        if sequence_len as usize != job.sequence_len {
+            return Err(format!(
+                "its blocks hold {sequence_len} tokens, and its job says {}",
+                job.sequence_len
+            ));
         }
         Ok(Self {
             worker: welcome.worker,

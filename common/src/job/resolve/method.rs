@@ -1,5 +1,6 @@
 //! What is trained: every weight, or an adapter and of which shape.
 
+use crate::job::limits::MAX_RANK;
 use crate::job::merge::Layer;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
@@ -69,7 +70,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
         },
         _ => None,
     };
-    let r = reader.size("lora_r", 1..=4096);
+    let r = reader.size("lora_r", 1..=MAX_RANK as u64);
     let target_modules = target_modules(reader);
     let spec = LoraSpec {
         r: r.or(start.as_ref().map(|s| s.r)).unwrap_or(16),

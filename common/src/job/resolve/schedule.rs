@@ -1,13 +1,8 @@
 //! How big a step is, how many there are, and the curve of the learning rate.
 
+use crate::job::limits::{MAX_BATCH, MAX_MICRO_BATCH, MAX_SLOTS, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
 use crate::job::{DEFAULT_BATCH_SIZE, LrScheduler, Warmup};
-
-const MAX_BATCH: u64 = 1 << 20;
-pub(super) const MAX_STEPS: u64 = 1_000_000_000;
-
-/// Slots that a step may have: who outlives a coordinator tells the next one of all of them in one message.
-const MAX_SLOTS: usize = 64 << 10;
 
 /// (global, micro), in blocks.
 pub(super) fn batch(reader: &mut Reader<'_>) -> (usize, usize) {
@@ -27,9 +22,9 @@ pub(super) fn batch(reader: &mut Reader<'_>) -> (usize, usize) {
 }
 
 fn sizes(reader: &mut Reader<'_>) -> (usize, usize) {
-    let micro = reader.size("micro_batch_size", 1..=4096);
-    let global = reader.size("global_batch_size", 1..=MAX_BATCH);
-    let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH);
+    let micro = reader.size("micro_batch_size", 1..=MAX_MICRO_BATCH as u64);
+    let global = reader.size("global_batch_size", 1..=MAX_BATCH as u64);
+    let accumulation = reader.size("gradient_accumulation_steps", 1..=MAX_BATCH as u64);
     let micro_size = micro.unwrap_or(1);
     let default_global = DEFAULT_BATCH_SIZE.next_multiple_of(micro_size);
     let product = accumulation.map(|steps| steps * micro_size);

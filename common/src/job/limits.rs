@@ -1,0 +1,14 @@
+//! The largest numbers that a job may name: far beyond what anybody uses, and safe to multiply.
+
+/// Tokens of a block.
+pub(super) const MAX_SEQUENCE_LEN: usize = 1 << 20;
+/// Blocks of a step.
+pub(super) const MAX_BATCH: usize = 1 << 20;
+/// Blocks of a slot.
+pub(super) const MAX_MICRO_BATCH: usize = 4096;
+/// Slots of a step: who outlives a coordinator tells the next one of all of them in one message.
+pub(super) const MAX_SLOTS: usize = 64 << 10;
+pub(super) const MAX_STEPS: u64 = 1_000_000_000;
+pub(super) const MAX_EPOCHS: f64 = 1e5;
+/// Rank of an adapter.
+pub(super) const MAX_RANK: usize = 4096;

@@ -1,0 +1,132 @@
+//! A job that came over the wire: what its reader made sure of is made sure of again, because whoever sent it may be anybody.
+
+use super::limits::{
+    MAX_BATCH, MAX_EPOCHS, MAX_MICRO_BATCH, MAX_RANK, MAX_SEQUENCE_LEN, MAX_SLOTS,
+};
+use super::spec::{JobSpec, Method};
+
+impl JobSpec {
+    /// Checks the numbers that a worker computes with, as those of a job that was read are.
+    ///
+    /// # Errors
+    /// The field that is out of its range, with its value.
+    pub fn check_received(&self) -> Result<(), String> {
+        let (global, micro) = (self.global_batch_size, self.micro_batch_size);
+        within("sequence_len", self.sequence_len, 2, MAX_SEQUENCE_LEN)?;
+        within("micro_batch_size", micro, 1, MAX_MICRO_BATCH)?;
+        within("global_batch_size", global, micro, MAX_BATCH)?;
+        if global % micro != 0 || global / micro > MAX_SLOTS {
+            return Err(format!(
+                "global_batch_size is {global} with a micro_batch_size of {micro}"
+            ));
+        }
+        if self.max_steps == Some(0) {
+            return Err("max_steps is 0".to_owned());
+        }
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let decay = |value: f64| (0.0..1.0).contains(&value);
+        let numbers = [
+            (
+                "num_epochs",
+                self.num_epochs,
+                positive(self.num_epochs) && self.num_epochs <= MAX_EPOCHS,
+            ),
+            (
+                "learning_rate",
+                self.learning_rate,
+                positive(self.learning_rate),
+            ),
+            ("adam_beta1", self.adam_beta1, decay(self.adam_beta1)),
+            ("adam_beta2", self.adam_beta2, decay(self.adam_beta2)),
+            (
+                "adam_epsilon",
+                self.adam_epsilon,
+                positive(self.adam_epsilon),
+            ),
+            (
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm.unwrap_or(1.0),
+                self.max_grad_norm.is_none_or(positive),
+            ),
+        ];
+        for (name, value, is_right) in numbers {
+            if !is_right {
+                return Err(format!("{name} is {value}"));
+            }
+        }
+        let Method::Lora(lora) = &self.method else {
+            return Ok(());
+        };
+        within("lora_r", lora.r, 1, MAX_RANK)?;
+        match (positive(lora.alpha), decay(lora.dropout)) {
+            (true, true) => Ok(()),
+            (false, _) => Err(format!("lora_alpha is {}", lora.alpha)),
+            (_, false) => Err(format!("lora_dropout is {}", lora.dropout)),
+        }
+    }
+}
+
+fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), String> {
+    match (least..=most).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{name} is {value}")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use crate::job::{JobSources, JobSpec, load};
+
+    fn job() -> JobSpec {
+        let flags = [
+            ("base_model", "m"),
+            ("dataset", "d"),
+            ("adapter", "lora"),
+            ("lora_dropout", "0.1"),
+        ];
+        let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        load(JobSources {
+            flags: flags.map(flag).to_vec(),
+            ..JobSources::default()
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_job_that_no_reader_would_give_is_refused_by_field() {
+        let good = serde_json::to_value(job()).unwrap();
+        assert_eq!(job().check_received(), Ok(()));
+        let wrong = [
+            ("/global_batch_size", 0.into(), "global_batch_size"),
+            (
+                "/global_batch_size",
+                (1u64 << 40).into(),
+                "global_batch_size",
+            ),
+            ("/micro_batch_size", 0.into(), "micro_batch_size"),
+            ("/micro_batch_size", 3.into(), "global_batch_size"),
+            ("/sequence_len", 0.into(), "sequence_len"),
+            ("/sequence_len", u64::MAX.into(), "sequence_len"),
+            ("/num_epochs", 1e300.into(), "num_epochs"),
+            ("/max_steps", 0.into(), "max_steps"),
+            ("/learning_rate", (-1.0).into(), "learning_rate"),
+            ("/adam_beta2", 1.0.into(), "adam_beta2"),
+            ("/method/lora/r", 0.into(), "lora_r"),
+            ("/method/lora/dropout", 1.5.into(), "lora_dropout"),
+        ];
+        for (place, value, name) in wrong {
+            let mut job = good.clone();
+            let value: serde_json::Value = value;
+            *job.pointer_mut(place).unwrap() = value.clone();
+            let job: JobSpec = serde_json::from_value(job).unwrap();
+            let error = job.check_received().unwrap_err();
+            assert!(error.contains(name), "{place} {value}: {error}");
+        }
+    }
+}
