@@ -13,6 +13,7 @@ pub mod job;
 pub mod logging;
 pub mod manual;
 pub mod memory;
+pub mod model;
 pub mod plan;
 pub mod progress;
 pub mod rng;

@@ -4,7 +4,6 @@
 //! worker has started yet and nothing outside `<output_dir>/.muster` is written.
 
 mod estimate;
-mod shape;
 
 use std::fmt;
 use std::io;
@@ -17,10 +16,11 @@ use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, prepare_blocks};
 use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
-use common::files::model::{ModelFolder, WeightFiles};
+use common::files::model::{CONFIG, ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{InitWeights, JobSpec, Method, Resume};
+use common::model::{ModelConfig, adapted_modules, base_tensors};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -31,7 +31,6 @@ use crate::store::layout::WORK_FOLDER;
 use crate::store::output::RunIdentity;
 
 pub use estimate::{Estimate, Need};
-pub use shape::ModelShape;
 
 /// Everything that training needs, checked.
 #[derive(Debug)]
@@ -45,7 +44,7 @@ pub struct Prepared {
     pub model_files: Vec<FileEntry>,
     /// BLAKE3 over `model_files`.
     pub model_digest: String,
-    pub shape: ModelShape,
+    pub model_config: ModelConfig,
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub data: PreparedData,
@@ -100,7 +99,7 @@ impl Prepared {
         if counts.dated_template {
             notices.push("the chat template prints today's date into the data".to_owned());
         }
-        if let Some(positions) = self.shape.max_positions
+        if let Some(positions) = self.model_config.max_positions
             && positions < self.job.sequence_len
         {
             notices.push(format!(
@@ -177,7 +176,7 @@ pub fn prepare_in(
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     progress.begin("reading the model", 0);
-    let (model, shape, model_notices) = read_model(job, &mut errors);
+    let (model, config, model_notices) = read_model(job, &mut errors);
     let (tokenizer, template) = if job.base_model.is_dir() {
         (
             errors.note(Tokenizer::load(&job.base_model)),
@@ -201,20 +200,18 @@ pub fn prepare_in(
         }
     };
     // From here on the job is what the data made of it.
-    #[cfg(feature = "single-node")]
     let left_open = job.reading.left_to_data.anything();
     let job = data.as_ref().map_or(job, |data| &data.job);
     if let Some(data) = data.as_ref().filter(|_| scratch.is_none()) {
         let schedule = Schedule::new(job, data.file.train_blocks());
         errors.note(check_claim(job, Some(schedule.total_steps())));
     }
-    #[cfg(feature = "single-node")]
-    if let Some(model) = model.as_ref().filter(|_| data.is_some() || !left_open) {
-        errors.note(check_engine(job, model));
+    if let Some(config) = config.as_ref().filter(|_| data.is_some() || !left_open) {
+        errors.note(config.check_sequence_len(job.sequence_len, &job.base_model.join(CONFIG)));
     }
-    let estimate = shape
+    let estimate = config
         .as_ref()
-        .and_then(|shape| errors.note(Estimate::new(job, shape)));
+        .and_then(|config| errors.note(Estimate::new(job, config)));
     let model_files = match &model {
         Some(model) if with_digests && errors.problems.is_empty() => {
             errors.note(model.entries_watched(progress))
@@ -223,7 +220,7 @@ pub fn prepare_in(
     };
     let found = (
         model.map(|model| (model, model_notices)),
-        shape,
+        config,
         estimate,
         tokenizer,
         template,
@@ -244,24 +241,24 @@ pub fn prepare_in(
 fn read_model(
     job: &JobSpec,
     errors: &mut PreflightError,
-) -> (Option<ModelFolder>, Option<ModelShape>, Vec<String>) {
+) -> (Option<ModelFolder>, Option<ModelConfig>, Vec<String>) {
     let model = errors.note(ModelFolder::open(&job.base_model, job.init_weights));
-    let shape = model
+    let config = model
         .as_ref()
-        .and_then(|model| errors.note(ModelShape::of(model)));
+        .and_then(|model| errors.note(ModelConfig::of(model)));
     let mut notices = Vec::new();
-    if let (Some(model), Some(shape)) = (&model, &shape) {
-        let unused = errors.note(check_weights(job, model, shape));
+    if let (Some(model), Some(config)) = (&model, &config) {
+        let unused = errors.note(check_weights(job, model, config));
         notices = [model.notices(), unused.unwrap_or_default()].concat();
         errors.note(model.check_model_type());
-        errors.note(check_starting_adapter(job, shape));
+        errors.note(check_starting_adapter(job, config));
     }
-    (model, shape, notices)
+    (model, config, notices)
 }
 
 type Found = (
     Option<(ModelFolder, Vec<String>)>,
-    Option<ModelShape>,
+    Option<ModelConfig>,
     Option<Estimate>,
     Option<Tokenizer>,
     Option<Option<ChatTemplate>>,
@@ -271,7 +268,7 @@ type Found = (
 
 /// None only where a problem was noted.
 fn assemble(found: Found) -> Option<Prepared> {
-    let (model, shape, estimate, tokenizer, template, data, model_files) = found;
+    let (model, config, estimate, tokenizer, template, data, model_files) = found;
     let (data, model_files) = (data?, model_files?);
     let (model, model_notices) = model?;
     let job = Arc::new(data.job.clone());
@@ -281,7 +278,7 @@ fn assemble(found: Found) -> Option<Prepared> {
         model_notices,
         model_digest: entries_digest(&model_files),
         model_files,
-        shape: shape?,
+        model_config: config?,
         tokenizer: tokenizer?,
         template: template?,
         schedule: Schedule::new(&job, data.file.train_blocks()),
@@ -397,30 +394,24 @@ fn check_learning_rate(prepared: &Prepared) -> Result<(), String> {
 }
 
 /// The adapter to start from has the job's rank, and the tensors of the linears that the job names.
-fn check_starting_adapter(job: &JobSpec, shape: &ModelShape) -> Result<(), String> {
+fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), String> {
     let Method::Lora(lora) = &job.method else {
         return Ok(());
     };
     let Some(dir) = &lora.model_dir else {
         return Ok(());
     };
-    let linears: Vec<Adapted> = shape
-        .targets(&lora.target_modules)?
+    let modules =
+        adapted_modules(config, &lora.target_modules).map_err(|error| error.to_string())?;
+    let linears: Vec<Adapted> = modules
         .into_iter()
-        .map(|linear| Adapted {
-            path: linear.path,
-            inputs: linear.inputs,
-            outputs: linear.outputs,
+        .map(|module| Adapted {
+            path: module.path,
+            inputs: module.shape.width,
+            outputs: module.shape.out,
         })
         .collect();
     check_adapter(dir, lora.r, &linears).map_err(|error| format!("lora_model_dir {error}"))
-}
-
-/// What only the engine knows: whether it can compute this model.
-#[cfg(feature = "single-node")]
-fn check_engine(job: &JobSpec, model: &ModelFolder) -> Result<(), worker::engine::EngineError> {
-    let config = worker::engine::model::config::ModelConfig::of(model)?;
-    config.check_sequence_len(job.sequence_len, &model.dir().join("config.json"))
 }
 
 /// A folder of its own for block files that nobody keeps; gone when dropped.
@@ -447,11 +438,11 @@ impl Drop for Scratch {
 fn check_weights(
     job: &JobSpec,
     model: &ModelFolder,
-    shape: &ModelShape,
+    config: &ModelConfig,
 ) -> Result<Vec<String>, FileError> {
     if job.init_weights == InitWeights::Random {
         return Ok(Vec::new());
     }
-    let weights = WeightFiles::open(model, &shape.tensors())?;
+    let weights = WeightFiles::open(model, &base_tensors(config))?;
     Ok(weights.notices().to_vec())
 }

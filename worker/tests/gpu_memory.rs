@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use common::data::block::Block;
 use common::job::{self, InitWeights, JobSources, JobSpec};
+use common::model::ModelConfig;
 use serde_json::{Value, json};
 use worker::collective::nccl::{self, Patience, Word};
 use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::cuda::Gpu;
 use worker::engine::cuda::engine::GpuMean;
 use worker::engine::estimate::estimate;
-use worker::engine::model::config::ModelConfig;
 use worker::engine::{Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
 

@@ -33,6 +33,8 @@ pub(in crate::files) use weights::listed;
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
 
 const MAX_INDEX_BYTES: u64 = 256 << 20;
+
+/// A family of models, by the class of its `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     Llama,
@@ -64,6 +66,15 @@ impl Architecture {
     /// Its name in `architectures`.
     pub fn class(self) -> &'static str {
         self.names().0
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "Llama",
+            Self::Qwen2 => "Qwen2",
+            Self::Qwen3 => "Qwen3",
+        }
     }
 
     fn names(self) -> (&'static str, &'static str) {

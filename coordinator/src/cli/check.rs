@@ -152,14 +152,14 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
 }
 
 fn model(prepared: &Prepared) -> String {
-    let shape = &prepared.shape;
+    let config = &prepared.model_config;
     format!(
         "{} ({}, {} parameters, {} layers, vocabulary {})",
         prepared.job.base_model.display(),
-        shape.architecture,
+        config.architecture.name(),
         grouped(prepared.estimate.parameters),
-        shape.sizes.layers,
-        grouped(shape.sizes.vocab_size as u64)
+        config.layers,
+        grouped(config.vocab_size as u64)
     )
 }
 

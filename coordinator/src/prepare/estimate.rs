@@ -4,11 +4,10 @@
 //! [`common::memory`].
 
 use common::flops::{self, PerToken};
-use common::job::{BaseDtype, Checkpointing, JobSpec, Method};
-use common::memory::{Bytes, LINEARS, Work, on_gpu, on_processor};
+use common::job::{BaseDtype, Checkpointing, JobSpec};
+use common::memory::{Bytes, Work, on_gpu, on_processor};
+use common::model::{ModelConfig, UnmatchedTarget, adapted_by_layer};
 use serde::Serialize;
-
-use super::ModelShape;
 
 /// Bytes in one worker, and the scalars behind them.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,9 +37,9 @@ impl Need {
 }
 
 impl Estimate {
-    pub fn new(job: &JobSpec, shape: &ModelShape) -> Result<Self, String> {
-        let adapted = adapted(job, shape)?;
-        let sizes = &shape.sizes;
+    pub fn new(job: &JobSpec, config: &ModelConfig) -> Result<Self, UnmatchedTarget> {
+        let adapted = adapted_by_layer(config, job)?;
+        let sizes = &config.shape();
         let work = |checkpointing| Work::of(job, adapted.clone(), checkpointing);
         let (keeps, recomputes) = match job.gradient_checkpointing {
             Checkpointing::Never => (true, false),
@@ -60,18 +59,4 @@ impl Estimate {
                 .then(|| flops::per_token(sizes, &work(false))),
         })
     }
-}
-
-/// By layer: which of its linears have an adapter.
-fn adapted(job: &JobSpec, shape: &ModelShape) -> Result<Vec<[bool; LINEARS]>, String> {
-    let Method::Lora(lora) = &job.method else {
-        return Ok(Vec::new());
-    };
-    let targets = shape.targets(&lora.target_modules)?;
-    let all = shape.linears();
-    let (layers, _) = all.as_chunks::<LINEARS>();
-    Ok(layers
-        .iter()
-        .map(|layer| std::array::from_fn(|index| targets.contains(&layer[index])))
-        .collect())
 }

@@ -15,6 +15,7 @@ use common::data::block::Block;
 use common::flops;
 use common::job::{self, InitWeights, JobErrors, JobSources, JobSpec};
 use common::memory::{Bytes, bytes};
+use common::model::ModelConfig;
 use common::rng::CounterRng;
 use half::bf16;
 use serde::Serialize;
@@ -22,7 +23,6 @@ use thiserror::Error;
 #[cfg(feature = "cuda")]
 use worker::engine::cuda::peak::product_gflops;
 use worker::engine::estimate::{estimate, shapes};
-use worker::engine::model::config::ModelConfig;
 use worker::engine::ops::element::Element;
 use worker::engine::ops::matrix::{Along, Target, View};
 use worker::engine::ops::product::multiply;
@@ -291,7 +291,7 @@ fn copy_config(path: &Path, folder: &Path) -> Result<ModelConfig, BenchError> {
     std::fs::copy(path, folder.join("config.json")).map_err(|error| wrong(error.to_string()))?;
     let opened = common::files::model::ModelFolder::open(folder, InitWeights::Random);
     let opened = opened.map_err(|error| wrong(error.to_string()))?;
-    Ok(ModelConfig::of(&opened)?)
+    Ok(ModelConfig::of(&opened).map_err(EngineError::from)?)
 }
 
 /// The job that such a step belongs to.

@@ -6,61 +6,17 @@ use common::files::adapter::{ADAPTER_WEIGHTS, AdapterConfig, Factor, tensor_name
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
 use common::files::tensors::TensorFile;
-use common::job::{LoraSpec, TargetModules};
+use common::job::LoraSpec;
+use common::model::AdaptedModule;
 use common::rng::CounterRng;
 
 use super::EngineError;
 use super::ops::lora_linear::Lora;
 use super::params::Parameters;
-use crate::engine::model::config::ModelConfig;
-use crate::engine::model::weights::{LinearShape, linears, name_key};
+use crate::engine::model::weights::name_key;
 
 /// Draw stream of the counter-based generator.
 const STREAM_ADAPTER: u64 = 0x6c6f_7261;
-
-/// One adapted linear.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdaptedModule {
-    /// `model.layers.0.self_attn.q_proj`
-    pub path: String,
-    pub shape: LinearShape,
-}
-
-/// The linears that the job's targets name, as PEFT matches them: by last name or by the end of the path.
-pub fn adapted_modules(
-    config: &ModelConfig,
-    targets: &TargetModules,
-) -> Result<Vec<AdaptedModule>, EngineError> {
-    let all: Vec<AdaptedModule> = (0..config.layers)
-        .flat_map(|layer| {
-            linears(config).map(|shape| AdaptedModule {
-                path: format!("model.layers.{layer}.{}", shape.path),
-                shape,
-            })
-        })
-        .collect();
-    let TargetModules::Named(names) = targets else {
-        return Ok(all);
-    };
-    let matches = |path: &str, name: &str| {
-        path == name
-            || path
-                .strip_suffix(name)
-                .is_some_and(|rest| rest.ends_with('.'))
-    };
-    for name in names {
-        if !all.iter().any(|module| matches(&module.path, name)) {
-            return Err(EngineError::UnmatchedTarget {
-                target: name.clone(),
-                known: linears(config).map(|linear| linear.path).join(", "),
-            });
-        }
-    }
-    Ok(all
-        .into_iter()
-        .filter(|module| names.iter().any(|name| matches(&module.path, name)))
-        .collect())
-}
 
 /// The adapter's trainable tensors.
 pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use common::files::FileError;
+use common::model::{ModelError, UnmatchedTarget};
 use thiserror::Error;
 
 /// What can go wrong between a model folder and an update.
@@ -10,10 +11,10 @@ use thiserror::Error;
 pub enum EngineError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("{path}: {feature} is not supported")]
-    Feature { path: PathBuf, feature: String },
-    #[error("no linear layer matches the LoRA target {target:?}; the layers are {known}")]
-    UnmatchedTarget { target: String, known: String },
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    UnmatchedTarget(#[from] UnmatchedTarget),
     #[error("adapter rank is {found} in {path} but {expected} in the job")]
     RankMismatch {
         path: PathBuf,

@@ -1,15 +1,13 @@
 //! What a job needs in memory here, before anything is loaded: [`common::memory`] for the engine's own configuration.
 
-use common::job::{JobSpec, Method};
+use common::job::JobSpec;
 #[cfg(feature = "cuda")]
 use common::memory::on_gpu;
-use common::memory::{Bytes, LINEARS, Shape, Work, on_processor};
+use common::memory::{Bytes, Shape, Work, on_processor};
+use common::model::{ModelConfig, adapted_by_layer};
 
 use super::EngineError;
-use super::adapter::adapted_modules;
 use crate::engine::device::ComputeDevice;
-use crate::engine::model::config::ModelConfig;
-use crate::engine::model::weights::linears;
 
 /// For a worker alone.
 ///
@@ -40,40 +38,7 @@ pub fn shapes(
 ) -> Result<(Shape, Work), EngineError> {
     let work = Work {
         alone: true,
-        ..Work::of(job, adapted(config, job)?, checkpointing)
+        ..Work::of(job, adapted_by_layer(config, job)?, checkpointing)
     };
-    Ok((shape(config), work))
-}
-
-/// By layer: which linears have an adapter.
-fn adapted(config: &ModelConfig, job: &JobSpec) -> Result<Vec<[bool; LINEARS]>, EngineError> {
-    let Method::Lora(lora) = &job.method else {
-        return Ok(Vec::new());
-    };
-    let modules = adapted_modules(config, &lora.target_modules)?;
-    let has = |layer: usize, path: &str| {
-        let path = format!("model.layers.{layer}.{path}");
-        modules.iter().any(|module| module.path == path)
-    };
-    let linears = linears(config);
-    Ok((0..config.layers)
-        .map(|layer| std::array::from_fn(|index| has(layer, linears[index].path)))
-        .collect())
-}
-
-fn shape(config: &ModelConfig) -> Shape {
-    Shape {
-        vocab_size: config.vocab_size,
-        hidden_size: config.hidden_size,
-        intermediate_size: config.intermediate_size,
-        layers: config.layers,
-        heads: config.heads,
-        key_value_heads: config.key_value_heads,
-        head_dim: config.head_dim,
-        tied: config.tied,
-        qkv_bias: config.qkv_bias,
-        output_bias: config.output_bias,
-        mlp_bias: config.mlp_bias,
-        head_norms: config.head_norms,
-    }
+    Ok((config.shape(), work))
 }

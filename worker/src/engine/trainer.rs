@@ -19,6 +19,7 @@ use common::files::layout::{Layout, weights_digest};
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
 use common::job::{InitWeights, JobSpec, Method};
+use common::model::{ModelConfig, base_tensors};
 
 use super::accumulator::Accumulator;
 use super::batch::Batch;
@@ -28,8 +29,7 @@ use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
 use super::{Abandon, EngineError};
 use crate::engine::device::ComputeDevice;
-use crate::engine::model::config::ModelConfig;
-use crate::engine::model::weights::{WeightSource, base_tensors};
+use crate::engine::model::weights::WeightSource;
 use crate::engine::slot::{HeldSlots, SlotOutcome};
 
 use initial_weights::InitialWeights;

@@ -45,7 +45,7 @@ impl<'a> PlanView<'a> {
         Self {
             job: &prepared.job,
             counts: &prepared.data.counts,
-            architecture: prepared.shape.architecture,
+            architecture: prepared.model_config.architecture.name(),
             parameters: prepared.estimate.parameters,
             trainable_parameters: prepared.estimate.trainable_parameters,
             total_steps: prepared.total_steps(),

@@ -4,6 +4,7 @@
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, LoraSpec};
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
 
 use super::blas::GpuElement;
 use super::gpu::Gpu;
@@ -11,11 +12,9 @@ use super::layers::{self, Vector};
 use super::model::{GpuModel, TokenMatrix};
 use super::ops::projection::{self, Adapter, Place, Projection, Staged};
 use crate::engine::EngineError;
-use crate::engine::model::config::ModelConfig;
-use crate::engine::model::weights::{
-    EMBEDDING, FINAL_NORM, HEAD, LinearShape, WeightSource, linears, name_key,
-};
+use crate::engine::model::weights::{WeightSource, name_key};
 use crate::engine::ops::element::Element;
+use crate::engine::ops::rope::HeadLayout;
 
 /// Where everything comes from.
 pub struct Parts<'a> {
@@ -93,7 +92,7 @@ impl Parts<'_> {
             mlp_norm: vector("post_attention_layernorm", config.hidden_size)?,
             gate_up: self.projection(&prefix, &[gate, up])?,
             down: self.projection(&prefix, &[down])?,
-            layout: config.head_layout(),
+            layout: HeadLayout::of(config),
             epsilon: config.rms_norm_epsilon as f32,
         })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, JobSpec, Method};
 use common::memory::gpu::MEAN_TILE;
+use common::model::ModelConfig;
 use half::bf16;
 
 use super::build::Parts;
@@ -16,7 +17,6 @@ use super::sums::{AtOnce, DeviceSums, GpuSums, SlotGradient};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
-use crate::engine::model::config::ModelConfig;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use common::model::ModelConfig;
 use cudarc::driver::CudaViewMut;
 
 use super::blas::{GpuElement, Matrix, Target};
@@ -16,7 +17,6 @@ use super::ops::rope::GpuRopeTable;
 use crate::engine::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
-use crate::engine::model::config::ModelConfig;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::rope::RopeTable;

@@ -16,11 +16,8 @@ use common::files::adapter::{
 use common::files::model::{Architecture, ModelFolder, WeightFiles, no_folder};
 use common::files::tensors::TensorFile;
 use common::job::InitWeights;
+use common::model::{ModelConfig, ModelError, RopeScaling, base_tensors};
 use thiserror::Error;
-
-use crate::engine::EngineError;
-use crate::engine::model::config::{ModelConfig, RopeScaling};
-use crate::engine::model::weights::base_tensors;
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
 const MAX_POSITIONS: usize = 32_768;
@@ -32,7 +29,7 @@ pub enum InferenceError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
-    Config(#[from] EngineError),
+    Config(#[from] ModelError),
     #[error("{path}: {feature} can be trained but not generated from yet")]
     Unsupported { path: PathBuf, feature: String },
     #[error("{path}: the adapter changes {module}, which the model does not have")]

@@ -8,10 +8,10 @@ use common::files::atomic::AtomicDir;
 use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
 use common::files::tensors::Dtype;
 use common::job::InitWeights;
+use common::model::ModelConfig;
 use thiserror::Error;
 
 use crate::engine::inference::decoder::{InferenceError, check_folder, merged_weights};
-use crate::engine::model::config::ModelConfig;
 
 #[derive(Debug, Error)]
 pub enum MergeError {

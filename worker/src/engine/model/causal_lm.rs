@@ -4,14 +4,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
 use half::bf16;
 
-use super::config::ModelConfig;
 use super::layers::Pass;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::{self, DecoderLayer, Keep};
 use super::layers::mlp::Mlp;
-use super::weights::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, linears};
 use crate::engine::abandon::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::buffer::{Buffer, Pool};
@@ -23,7 +22,7 @@ use crate::engine::ops::matrix::{Along, Target, View};
 use crate::engine::ops::product::multiply;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::rope::{HeadNorms, RopeTable};
+use crate::engine::ops::rope::{HeadLayout, HeadNorms, RopeTable};
 use crate::engine::params::Weight;
 
 /// Where the model gets its tensors.
@@ -298,7 +297,7 @@ fn build_layer<T: Tensors>(
             norm: layer_norm("input_layernorm")?,
             qkv: build(&[query, key, value])?,
             output: build(&[output])?,
-            layout: config.head_layout(),
+            layout: HeadLayout::of(config),
             head_norms,
         },
         mlp: Mlp {

@@ -10,7 +10,6 @@ use common::rng::CounterRng;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::config::ModelConfig;
 use crate::engine::EngineError;
 use crate::engine::buffer::Pool;
 use crate::engine::ops::element::{Element, narrow};
@@ -146,95 +145,11 @@ pub fn name_key(name: &str) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
-pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let mut tensors = vec![
-        (
-            EMBEDDING.to_owned(),
-            vec![config.vocab_size, config.hidden_size],
-        ),
-        (FINAL_NORM.to_owned(), vec![config.hidden_size]),
-    ];
-    if !config.tied {
-        let shape = vec![config.vocab_size, config.hidden_size];
-        tensors.push((HEAD.to_owned(), shape));
-    }
-    for layer in 0..config.layers {
-        let prefix = format!("model.layers.{layer}.");
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
-            tensors.push((format!("{prefix}{norm}.weight"), vec![config.hidden_size]));
-        }
-        if config.head_norms {
-            for norm in ["q_norm", "k_norm"] {
-                let name = format!("{prefix}self_attn.{norm}.weight");
-                tensors.push((name, vec![config.head_dim]));
-            }
-        }
-        for linear in linears(config) {
-            let name = format!("{prefix}{}", linear.path);
-            tensors.push((format!("{name}.weight"), vec![linear.out, linear.width]));
-            if linear.bias {
-                tensors.push((format!("{name}.bias"), vec![linear.out]));
-            }
-        }
-    }
-    tensors
-}
-
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-pub const FINAL_NORM: &str = "model.norm.weight";
-pub const HEAD: &str = "lm_head.weight";
-
-/// One linear of a decoder layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearShape {
-    /// Within its layer.
-    pub path: &'static str,
-    pub out: usize,
-    pub width: usize,
-    pub bias: bool,
-}
-
-/// The linears of each decoder layer: queries, keys, values, attention output, gate, up, down.
-pub fn linears(config: &ModelConfig) -> [LinearShape; 7] {
-    let hidden = config.hidden_size;
-    let queries = config.heads * config.head_dim;
-    let keys = config.key_value_heads * config.head_dim;
-    let linear = |path, out, width, bias| LinearShape {
-        path,
-        out,
-        width,
-        bias,
-    };
-    [
-        linear("self_attn.q_proj", queries, hidden, config.qkv_bias),
-        linear("self_attn.k_proj", keys, hidden, config.qkv_bias),
-        linear("self_attn.v_proj", keys, hidden, config.qkv_bias),
-        linear("self_attn.o_proj", hidden, queries, config.output_bias),
-        linear(
-            "mlp.gate_proj",
-            config.intermediate_size,
-            hidden,
-            config.mlp_bias,
-        ),
-        linear(
-            "mlp.up_proj",
-            config.intermediate_size,
-            hidden,
-            config.mlp_bias,
-        ),
-        linear(
-            "mlp.down_proj",
-            hidden,
-            config.intermediate_size,
-            config.mlp_bias,
-        ),
-    ]
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use common::model::{ModelConfig, base_tensors};
+
     use super::*;
     use crate::ComputeDevice;
     use crate::engine::{Trainer, TrainerOptions, testing};

@@ -3,6 +3,7 @@
 //!
 //! Positions restart with each segment: they come with the batch.
 
+use common::model::ModelConfig;
 use rayon::prelude::*;
 
 use super::element::Element;
@@ -58,6 +59,14 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
+    pub fn of(config: &ModelConfig) -> Self {
+        Self {
+            heads: config.heads,
+            key_value_heads: config.key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+
     pub fn width(&self) -> usize {
         (self.heads + 2 * self.key_value_heads) * self.head_dim
     }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use common::files::layout::Layout;
 use common::job::{JobSpec, Method};
+use common::model::{ModelConfig, adapted_modules, base_tensors};
 
-use crate::engine::adapter::{adapted_modules, adapter_layout, initial_values, values_from};
-use crate::engine::model::config::ModelConfig;
-use crate::engine::model::weights::{WeightSource, base_tensors};
+use crate::engine::adapter::{adapter_layout, initial_values, values_from};
+use crate::engine::model::weights::WeightSource;
 use crate::engine::{EngineError, memory};
 
 /// The trainable tensors, and the values that they start with.

@@ -6,6 +6,7 @@ use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
 use common::memory::bytes;
+use common::model::ModelConfig;
 use rayon::prelude::*;
 
 use super::initial_weights::{InitialWeights, zeros};
@@ -14,7 +15,6 @@ use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::{Model, Tensors};
-use crate::engine::model::config::ModelConfig;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::{Lora, MaskKey};

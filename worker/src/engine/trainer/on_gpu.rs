@@ -6,6 +6,7 @@ use std::time::Instant;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
 use common::memory::{bytes, on_gpu};
+use common::model::ModelConfig;
 use half::bf16;
 
 use super::initial_weights::InitialWeights;
@@ -16,7 +17,6 @@ use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::estimate::shapes;
-use crate::engine::model::config::ModelConfig;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;

@@ -3,10 +3,10 @@
 use common::job::{BaseDtype, LoraSpec};
 
 use super::*;
-use crate::engine::model::weights::linears;
 use crate::engine::optim::{Mean, gradient_norm};
 use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
 use common::job::{Checkpointing, TargetModules};
+use common::model::linears;
 
 const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
 

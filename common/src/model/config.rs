@@ -3,19 +3,27 @@
 //! In: a Hugging Face `config.json`. Out: a [`ModelConfig`] the decoder can build, or an error that names what is not
 //! supported. Never guesses at a feature it does not know.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use common::files::FileError;
-use common::files::model::{Architecture, ModelFolder, check_numbers};
 use serde_json::Value;
+use thiserror::Error;
 
-use crate::engine::EngineError;
-use crate::engine::ops::rope::HeadLayout;
+use crate::files::FileError;
+use crate::files::model::{Architecture, ModelFolder, check_numbers};
 
-/// A decoder as this engine builds it.
+/// Why a model cannot be trained here.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{path}: {feature} is not supported")]
+    Feature { path: PathBuf, feature: String },
+}
+
+/// A decoder as the engine builds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub architecture: String,
+    pub architecture: Architecture,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -36,6 +44,8 @@ pub struct ModelConfig {
     pub head_norms: bool,
     /// Tokens a query sees, where some layers limit it.
     pub sliding_window: Option<usize>,
+    /// Tokens of a text that the model was made for, where it says so.
+    pub max_positions: Option<usize>,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
 }
@@ -97,12 +107,12 @@ impl Family {
 }
 
 impl ModelConfig {
-    pub fn of(folder: &ModelFolder) -> Result<Self, EngineError> {
+    pub fn of(folder: &ModelFolder) -> Result<Self, ModelError> {
         Self::parse(folder.config_json(), &folder.dir().join("config.json"))
     }
 
     /// `path` is named in errors.
-    pub fn parse(json: &Value, path: &Path) -> Result<Self, EngineError> {
+    pub fn parse(json: &Value, path: &Path) -> Result<Self, ModelError> {
         check_numbers(path, json)?;
         let fields = Fields { json, path };
         let architecture = Architecture::of_config(path, json)?;
@@ -116,7 +126,7 @@ impl ModelConfig {
             .or(family.default_head_dim)
             .unwrap_or(hidden_size / heads);
         let config = Self {
-            architecture: architecture.class().to_owned(),
+            architecture,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
@@ -134,6 +144,7 @@ impl ModelConfig {
             mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias"),
             head_norms: family.head_norms,
             sliding_window: fields.sliding_window()?,
+            max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
         };
         if !config.head_dim.is_multiple_of(2) {
@@ -144,23 +155,15 @@ impl ModelConfig {
     }
 
     /// Refuses sequences for which a sliding window would hide something.
-    pub fn check_sequence_len(&self, sequence_len: usize, path: &Path) -> Result<(), EngineError> {
+    pub fn check_sequence_len(&self, sequence_len: usize, path: &Path) -> Result<(), ModelError> {
         match self.sliding_window {
-            Some(window) if window < sequence_len => Err(EngineError::Feature {
+            Some(window) if window < sequence_len => Err(ModelError::Feature {
                 path: path.to_owned(),
                 feature: format!(
                     "a sliding window of {window} tokens with sequence_len {sequence_len}"
                 ),
             }),
             _ => Ok(()),
-        }
-    }
-
-    pub fn head_layout(&self) -> HeadLayout {
-        HeadLayout {
-            heads: self.heads,
-            key_value_heads: self.key_value_heads,
-            head_dim: self.head_dim,
         }
     }
 
@@ -210,24 +213,24 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    fn bad(&self, reason: &str) -> EngineError {
+    fn bad(&self, reason: &str) -> ModelError {
         FileError::malformed(self.path, reason).into()
     }
 
-    fn unsupported(&self, feature: String) -> EngineError {
-        EngineError::Feature {
+    fn unsupported(&self, feature: String) -> ModelError {
+        ModelError::Feature {
             path: self.path.to_owned(),
             feature,
         }
     }
 
-    fn size(&self, key: &str) -> Result<usize, EngineError> {
+    fn size(&self, key: &str) -> Result<usize, ModelError> {
         self.optional_size(key)?
             .ok_or_else(|| self.bad(&format!("{key} is missing")))
     }
 
     /// Within the bounds of [`check_numbers`].
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, EngineError> {
+    fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
         match &self.json[key] {
             Value::Null => Ok(None),
             value => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
@@ -245,7 +248,7 @@ impl Fields<'_> {
         self.json[key].as_bool().unwrap_or(false)
     }
 
-    fn refuse_unsupported(&self) -> Result<(), EngineError> {
+    fn refuse_unsupported(&self) -> Result<(), ModelError> {
         let activation = self.json["hidden_act"].as_str().unwrap_or("silu");
         if activation != "silu" {
             return Err(
@@ -265,7 +268,7 @@ impl Fields<'_> {
     }
 
     /// Both layouts: `rope_theta` with `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
-    fn rope(&self) -> Result<Rope, EngineError> {
+    fn rope(&self) -> Result<Rope, ModelError> {
         let scaling = match &self.json["rope_parameters"] {
             Value::Null => &self.json["rope_scaling"],
             parameters => parameters,
@@ -304,7 +307,7 @@ impl Fields<'_> {
         Ok(Rope { theta, scaling })
     }
 
-    fn sliding_window(&self) -> Result<Option<usize>, EngineError> {
+    fn sliding_window(&self) -> Result<Option<usize>, ModelError> {
         let window = self.optional_size("sliding_window")?;
         let limited = match self.json["layer_types"].as_array() {
             Some(types) => types.iter().any(|kind| kind == "sliding_attention"),
@@ -320,7 +323,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parse(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, EngineError> {
+    fn parse(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
         let mut json = json!({
             "architectures": ["Qwen3ForCausalLM"], "vocab_size": 100, "hidden_size": 64,
             "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

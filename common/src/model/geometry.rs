@@ -1,0 +1,191 @@
+//! What follows from a model's configuration: its tensors, its linears, and which of them a job adapts.
+
+use thiserror::Error;
+
+use super::config::ModelConfig;
+use crate::job::{JobSpec, Method, TargetModules};
+use crate::memory::{LINEARS, Shape};
+
+/// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
+pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = vec![
+        (
+            EMBEDDING.to_owned(),
+            vec![config.vocab_size, config.hidden_size],
+        ),
+        (FINAL_NORM.to_owned(), vec![config.hidden_size]),
+    ];
+    if !config.tied {
+        let shape = vec![config.vocab_size, config.hidden_size];
+        tensors.push((HEAD.to_owned(), shape));
+    }
+    for layer in 0..config.layers {
+        let prefix = format!("model.layers.{layer}.");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push((format!("{prefix}{norm}.weight"), vec![config.hidden_size]));
+        }
+        if config.head_norms {
+            for norm in ["q_norm", "k_norm"] {
+                let name = format!("{prefix}self_attn.{norm}.weight");
+                tensors.push((name, vec![config.head_dim]));
+            }
+        }
+        for linear in linears(config) {
+            let name = format!("{prefix}{}", linear.path);
+            tensors.push((format!("{name}.weight"), vec![linear.out, linear.width]));
+            if linear.bias {
+                tensors.push((format!("{name}.bias"), vec![linear.out]));
+            }
+        }
+    }
+    tensors
+}
+
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const FINAL_NORM: &str = "model.norm.weight";
+pub const HEAD: &str = "lm_head.weight";
+
+/// One linear of a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Within its layer.
+    pub path: &'static str,
+    pub out: usize,
+    pub width: usize,
+    pub bias: bool,
+}
+
+impl LinearShape {
+    /// Its last name: `q_proj`.
+    pub fn name(self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+}
+
+/// The linears of each decoder layer: queries, keys, values, attention output, gate, up, down.
+pub fn linears(config: &ModelConfig) -> [LinearShape; LINEARS] {
+    let hidden = config.hidden_size;
+    let queries = config.heads * config.head_dim;
+    let keys = config.key_value_heads * config.head_dim;
+    let linear = |path, out, width, bias| LinearShape {
+        path,
+        out,
+        width,
+        bias,
+    };
+    [
+        linear("self_attn.q_proj", queries, hidden, config.qkv_bias),
+        linear("self_attn.k_proj", keys, hidden, config.qkv_bias),
+        linear("self_attn.v_proj", keys, hidden, config.qkv_bias),
+        linear("self_attn.o_proj", hidden, queries, config.output_bias),
+        linear(
+            "mlp.gate_proj",
+            config.intermediate_size,
+            hidden,
+            config.mlp_bias,
+        ),
+        linear(
+            "mlp.up_proj",
+            config.intermediate_size,
+            hidden,
+            config.mlp_bias,
+        ),
+        linear(
+            "mlp.down_proj",
+            hidden,
+            config.intermediate_size,
+            config.mlp_bias,
+        ),
+    ]
+}
+
+/// One adapted linear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptedModule {
+    /// `model.layers.0.self_attn.q_proj`
+    pub path: String,
+    pub shape: LinearShape,
+}
+
+/// The linears that the job's targets name, as PEFT matches them: by last name or by the end of the path.
+pub fn adapted_modules(
+    config: &ModelConfig,
+    targets: &TargetModules,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let all: Vec<AdaptedModule> = (0..config.layers)
+        .flat_map(|layer| {
+            linears(config).map(|shape| AdaptedModule {
+                path: format!("model.layers.{layer}.{}", shape.path),
+                shape,
+            })
+        })
+        .collect();
+    let TargetModules::Named(names) = targets else {
+        return Ok(all);
+    };
+    let matches = |path: &str, name: &str| {
+        path == name
+            || path
+                .strip_suffix(name)
+                .is_some_and(|rest| rest.ends_with('.'))
+    };
+    for name in names {
+        if !all.iter().any(|module| matches(&module.path, name)) {
+            return Err(UnmatchedTarget {
+                target: name.clone(),
+                known: linears(config).map(LinearShape::name).join(", "),
+            });
+        }
+    }
+    Ok(all
+        .into_iter()
+        .filter(|module| names.iter().any(|name| matches(&module.path, name)))
+        .collect())
+}
+
+/// A job names a linear that the model does not have.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
+pub struct UnmatchedTarget {
+    target: String,
+    known: String,
+}
+
+/// By layer: which linears of it the job puts an adapter on. Empty where it trains all weights.
+pub fn adapted_by_layer(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<[bool; LINEARS]>, UnmatchedTarget> {
+    let Method::Lora(lora) = &job.method else {
+        return Ok(Vec::new());
+    };
+    let modules = adapted_modules(config, &lora.target_modules)?;
+    let has = |layer: usize, path: &str| {
+        let path = format!("model.layers.{layer}.{path}");
+        modules.iter().any(|module| module.path == path)
+    };
+    let linears = linears(config);
+    Ok((0..config.layers)
+        .map(|layer| std::array::from_fn(|index| has(layer, linears[index].path)))
+        .collect())
+}
+
+impl ModelConfig {
+    /// The model in the numbers that memory and operations are counted with.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            layers: self.layers,
+            heads: self.heads,
+            key_value_heads: self.key_value_heads,
+            head_dim: self.head_dim,
+            tied: self.tied,
+            qkv_bias: self.qkv_bias,
+            output_bias: self.output_bias,
+            mlp_bias: self.mlp_bias,
+            head_norms: self.head_norms,
+        }
+    }
+}
