@@ -68,7 +68,7 @@ impl Cluster {
 
     /// Lets go of those who were asked to stop and have nothing left that counts.
     pub(super) fn release_drained(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.draining.is_empty() || self.stopping.is_some() || self.grace.is_some() {
+        if self.draining.is_empty() || self.stopping.is_some() || self.rejoin_window.is_some() {
             return;
         }
         let draining: Vec<WorkerId> = self.draining.keys().copied().collect();
@@ -136,7 +136,7 @@ impl Cluster {
         }
         let (seen, is_member) = (worker.seen, self.members.rank_of(id).is_some());
         let has_leases = self.ledger.queue(id).is_some_and(|queue| !queue.is_empty());
-        let is_exchanging = is_member && self.settling.is_some();
+        let is_exchanging = is_member && self.pending_commit.is_some();
         if has_leases || is_exchanging || self.saving.is_asked(id) {
             return None;
         }

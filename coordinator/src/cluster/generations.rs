@@ -35,7 +35,7 @@ impl Cluster {
         self.interrupt_settling(commands);
         self.member_lost = false;
         self.forgive_nccl();
-        if self.stage == Stage::Ended || self.grace.is_some() {
+        if self.stage == Stage::Ended || self.rejoin_window.is_some() {
             return;
         }
         self.skip_to_checkpoint_step(commands);
@@ -45,7 +45,7 @@ impl Cluster {
         if self.members.ranks().len() < self.settings.min_workers {
             if self.stage == Stage::Running {
                 self.stage = Stage::Waiting;
-                self.pace.wait(now);
+                self.stats.wait(now);
                 self.last_reminder = None;
                 self.remind(now, commands);
             }
@@ -74,13 +74,13 @@ impl Cluster {
         self.note_generation();
         self.await_entries(now);
         let numerics_class = self.fix_numerics_class(commands);
-        self.pace.restart(now);
+        self.stats.restart(now);
         if matches!(self.ledger.work, Work::Eval(_)) {
             self.eval_started.get_or_insert(now);
         }
         commands.push(Command::Emit(RunEvent::Started {
             step: self.committed,
-            total_steps: self.course.total_steps(),
+            total_steps: self.schedule.total_steps(),
             workers: self.members.ranks().len(),
             generation: self.generation,
             numerics_class,
@@ -106,7 +106,7 @@ impl Cluster {
 
     pub(super) fn work_from(&self, step: u64) -> Work {
         let is_evaluated = self.last_evaluated.is_some_and(|last| last >= step);
-        self.course.work_from(step, is_evaluated)
+        self.schedule.work_from(step, is_evaluated)
     }
 
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
@@ -125,11 +125,11 @@ impl Cluster {
         }
         let text = format!("the record of step {step} is lost with the workers that reported it");
         commands.push(Command::Emit(RunEvent::Notice(text)));
-        self.pace.skip_to(&self.course, step);
+        self.stats.skip_to(&self.schedule, step);
         self.tell_lost_evaluations(step, commands);
         self.committed = step;
         let work = self.work_from(step);
-        self.ledger = Ledger::new(work, self.course.slots(work));
+        self.ledger = Ledger::new(work, self.schedule.slots(work));
         self.ahead = None;
     }
 
@@ -150,7 +150,7 @@ impl Cluster {
         ))));
         self.committed = newest;
         let work = self.work_from(newest);
-        let next = Ledger::new(work, self.course.slots(work));
+        let next = Ledger::new(work, self.schedule.slots(work));
         self.ahead = Some(std::mem::replace(&mut self.ledger, next));
     }
 
@@ -183,7 +183,7 @@ impl Cluster {
         if self.stage != Stage::Running || entered.generation != self.generation || !is_member {
             return;
         }
-        if entered.step > self.committed && entered.step <= self.pace.recorded() {
+        if entered.step > self.committed && entered.step <= self.stats.recorded() {
             return self.roll_forward_to_held_state(now, id, entered.step, commands);
         }
         if entered.step != self.committed && self.joining.is_arriving(id) {

@@ -76,7 +76,7 @@ impl Cluster {
 
     /// Another worker than this name's, from which something was heard a moment ago.
     fn is_another_at_work(&self, now: Instant, before: WorkerId, name: &str) -> bool {
-        let heard = self.silence.heard_at(before);
+        let heard = self.failure_detector.heard_at(before);
         let is_alive =
             heard.is_some_and(|heard| now.duration_since(heard) < 2 * HEARTBEAT_INTERVAL);
         is_alive && self.members.name(before) != name
@@ -103,8 +103,8 @@ impl Cluster {
             .get(id)
             .is_some_and(|worker| worker.rejoined_with_state);
         let reached = match rejoined_with_state {
-            true => self.course.total_steps(),
-            false => self.pace.recorded().max(self.saving.stored()),
+            true => self.schedule.total_steps(),
+            false => self.stats.recorded().max(self.saving.stored()),
         };
         let mut checked = self.members.check_ready(id, &ready, digest, reached);
         if checked.is_ok()
@@ -120,7 +120,7 @@ impl Cluster {
             ));
         }
         if checked.is_ok()
-            && let Some(digest) = self.pace.digest_of(ready.step)
+            && let Some(digest) = self.stats.digest_of(ready.step)
             && digest != ready.weights_digest
         {
             let reason = disagreement(ready.step, &ready.weights_digest, digest);
@@ -136,13 +136,13 @@ impl Cluster {
             worker.seen = step;
             worker.ready = Some(ready);
         }
-        if self.grace.is_some() {
+        if self.rejoin_window.is_some() {
             return self.watch_grace(now, commands);
         }
         if step > self.committed && rejoined_with_state {
             return self.welcome_back(now, id, step, commands);
         }
-        if step > self.committed && step <= self.pace.recorded() {
+        if step > self.committed && step <= self.stats.recorded() {
             // It started from a checkpoint newer than what the others fell back to.
             return self.roll_forward_to_held_state(now, id, step, commands);
         }
@@ -206,13 +206,13 @@ impl Cluster {
         if let Some(ahead) = &mut self.ahead {
             ahead.release(id);
         }
-        if let Some(settling) = &mut self.settling {
+        if let Some(settling) = &mut self.pending_commit {
             settling.ledger.release(id);
             // What it reported stays: the step is committed, though its state may be lost with it.
         }
         self.saving.worker_lost(id);
-        self.silence.forget(id);
-        self.patience.forget(id);
+        self.failure_detector.forget(id);
+        self.reply_deadlines.forget(id);
         self.probing.forget(id);
         self.speeds.forget(id);
         self.draining.remove(&id);

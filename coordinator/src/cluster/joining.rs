@@ -258,7 +258,7 @@ impl Cluster {
         }
         let step = synced.step;
         // Its source may have made an update that nobody has reported yet.
-        let possible = self.committed.max(self.pace.recorded()) + 1;
+        let possible = self.committed.max(self.stats.recorded()) + 1;
         if step > possible {
             let reason = format!("it says that it has seen {step} updates of {possible}");
             return self.expel(now, id, reason, commands);
@@ -267,7 +267,7 @@ impl Cluster {
             worker.seen = step;
         }
         if let Some(report) = synced.report.filter(|report| report.step == step) {
-            let known = self.pace.digest_of(step);
+            let known = self.stats.digest_of(step);
             if let Some(digest) = known.filter(|_| !report.weights_digest.is_empty())
                 && digest != report.weights_digest
             {
@@ -276,7 +276,7 @@ impl Cluster {
             }
             self.joining.reports.insert(id, report);
         }
-        if step > self.committed && step <= self.pace.recorded() {
+        if step > self.committed && step <= self.stats.recorded() {
             // Everyone else who had that state is lost.
             self.roll_forward_to_held_state(now, id, step, commands);
         }
@@ -387,7 +387,7 @@ impl Cluster {
     }
 
     fn allowed_lag(&self) -> u64 {
-        let seconds = self.pace.mean_step_seconds();
+        let seconds = self.stats.mean_step_seconds();
         seconds.map_or(1, |seconds| {
             ((LAG_SECONDS / seconds.max(1e-6)) as u64).clamp(1, MAX_LAG)
         })

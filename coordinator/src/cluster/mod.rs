@@ -96,13 +96,13 @@ enum Stage {
 #[derive(Debug)]
 pub struct Cluster {
     settings: Settings,
-    course: RunSchedule,
+    schedule: RunSchedule,
     members: Membership,
     stage: Stage,
     /// The first event of this term.
     began: Option<Instant>,
     /// While workers of an earlier term may come back.
-    grace: Option<RejoinWindow>,
+    rejoin_window: Option<RejoinWindow>,
     generation: u64,
     /// Of the first generation; later joiners must match.
     numerics_class: Option<String>,
@@ -111,8 +111,8 @@ pub struct Cluster {
     ledger: Ledger,
     /// Work after the ledger's that was leased under an earlier generation, while its workers have not entered this one.
     ahead: Option<Ledger>,
-    settling: Option<PendingCommit>,
-    pace: StepStats,
+    pending_commit: Option<PendingCommit>,
+    stats: StepStats,
     saving: Saving,
     joining: Joining,
     /// A member of this generation is gone and no new one has begun.
@@ -124,8 +124,8 @@ pub struct Cluster {
     probing: Probing,
     transport: Transport,
     last_reminder: Option<Instant>,
-    silence: FailureDetector,
-    patience: ReplyDeadlines,
+    failure_detector: FailureDetector,
+    reply_deadlines: ReplyDeadlines,
     speeds: Speeds,
     /// When a slot in hand will be late, or the answer of a worker that was asked for one.
     recheck_at: Option<Instant>,
@@ -153,12 +153,12 @@ impl Cluster {
             generation: earlier.generation,
             numerics_class: earlier.numerics_class.clone().filter(|_| grace.is_some()),
             began: None,
-            grace,
+            rejoin_window: grace,
             committed,
             ledger: Ledger::new(work, course.slots(work)),
             ahead: None,
-            settling: None,
-            pace: StepStats::new(&course, committed, earlier),
+            pending_commit: None,
+            stats: StepStats::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
             joining: Joining::default(),
             member_lost: false,
@@ -167,8 +167,8 @@ impl Cluster {
             probing: Probing::default(),
             transport: Transport::default(),
             last_reminder: None,
-            silence: FailureDetector::default(),
-            patience: ReplyDeadlines::default(),
+            failure_detector: FailureDetector::default(),
+            reply_deadlines: ReplyDeadlines::default(),
             speeds: Speeds::default(),
             recheck_at: None,
             draining: BTreeMap::new(),
@@ -176,7 +176,7 @@ impl Cluster {
             eval_started: None,
             last_evaluated: settings.last_evaluated,
             settings,
-            course,
+            schedule: course,
         }
     }
 
@@ -185,13 +185,13 @@ impl Cluster {
     /// Reads no clock and does no I/O: equal inputs give equal commands.
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
         self.began.get_or_insert(now);
-        let unheard = self.silence.listen(now);
+        let unheard = self.failure_detector.listen(now);
         if !unheard.is_zero() {
             self.postpone(unheard);
             self.ledger.postpone(unheard);
         }
         if self.stage == Stage::Waiting {
-            self.pace.wait(now);
+            self.stats.wait(now);
         }
         let speaker = event.speaker();
         // The two that come often leave everyone where they are.
@@ -199,7 +199,7 @@ impl Cluster {
         self.apply(now, event, commands);
         self.release_drained(now, commands);
         if let Some(worker) = speaker.filter(|worker| self.members.get(*worker).is_some()) {
-            self.silence.hear(worker, now);
+            self.failure_detector.hear(worker, now);
         }
         if self.wakes_at().is_some_and(|at| at <= now) {
             self.tick(now, commands);
@@ -236,7 +236,7 @@ impl Cluster {
                 self.balance(now, commands);
             }
             Event::WorkerSynced { worker, synced } => {
-                self.patience.answered(worker, PendingReply::Synced);
+                self.reply_deadlines.answered(worker, PendingReply::Synced);
                 self.synced(now, worker, synced, commands);
             }
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),
@@ -303,7 +303,8 @@ impl Cluster {
             return self.proceed_to_stop(now, commands);
         }
         // An exchange of a generation that lost a member could only break.
-        let settled = self.settling.is_none() && !self.member_lost && self.members.all_entered();
+        let settled =
+            self.pending_commit.is_none() && !self.member_lost && self.members.all_entered();
         if self.stage != Stage::Running || !settled || !self.ledger.is_complete() {
             return;
         }

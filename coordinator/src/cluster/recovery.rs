@@ -67,7 +67,7 @@ impl Cluster {
     /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and
     /// where nobody else is there who could begin.
     pub(super) fn grace_ends_at(&self) -> Option<Instant> {
-        let grace = self.grace.as_ref()?;
+        let grace = self.rejoin_window.as_ref()?;
         let since = grace.united.or(self.began)?;
         let wait = match self.members.is_one_returning() {
             true => BUSY,
@@ -78,15 +78,15 @@ impl Cluster {
 
     /// Until then nobody is told that workers are missing: they may be about to come back.
     pub(super) fn grace_is_short_until(&self) -> Option<Instant> {
-        let began = self.began.filter(|_| self.grace.is_some());
+        let began = self.began.filter(|_| self.rejoin_window.is_some());
         began.map(|began| began + ABSENT)
     }
 
     /// Begins to wait, says so, and ends it where it is over.
     pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let (start, newest) = (self.settings.start_step, self.pace.recorded());
+        let (start, newest) = (self.settings.start_step, self.stats.recorded());
         let back = self.members.veterans_beyond(start);
-        let Some(grace) = &mut self.grace else {
+        let Some(grace) = &mut self.rejoin_window else {
             return;
         };
         if back > 0 {
@@ -118,7 +118,7 @@ impl Cluster {
 
     /// Ends the waiting: the newest state of those who are back is the run's.
     pub(super) fn take_newest(&mut self, commands: &mut Vec<Command>) {
-        if self.grace.take().is_none() {
+        if self.rejoin_window.take().is_none() {
             return;
         }
         if let Some(step) = self.members.newest_veteran()
@@ -156,7 +156,7 @@ impl Cluster {
         };
         let ranks = self.members.ranks().len();
         let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
-        let is_open = self.settling.is_none()
+        let is_open = self.pending_commit.is_none()
             && matches!(self.ledger.work, Work::Train(_))
             && !self.ledger.exchanged
             && !self.ledger.is_complete();
@@ -185,7 +185,7 @@ impl Cluster {
 
     /// A report of the update that led to `step` would be in time.
     fn reports_for(&self, step: u64) -> bool {
-        match &self.settling {
+        match &self.pending_commit {
             Some(settling) => settling.ledger.work.step() + 1 == step,
             None => step == self.committed + 1 && self.ledger.exchanged,
         }
@@ -204,22 +204,22 @@ impl Cluster {
             Some(ahead) if ahead.work.step() == step => ahead,
             _ => {
                 let work = self.work_from(step);
-                Ledger::new(work, self.course.slots(work))
+                Ledger::new(work, self.schedule.slots(work))
             }
         };
     }
 
     /// Records the steps up to `last` from the updates that the workers remember.
     fn complete_records(&mut self, last: u64, commands: &mut Vec<Command>) {
-        for step in self.pace.recorded() + 1..=last {
+        for step in self.stats.recorded() + 1..=last {
             let (reports, ledger) = self.remembered(step);
             if reports.is_empty() || ledger.means().is_none() {
                 let text = format!("the record of step {step} is lost with those who knew it");
                 commands.push(Command::Emit(RunEvent::Notice(text)));
-                self.pace.skip_to(&self.course, step);
+                self.stats.skip_to(&self.schedule, step);
                 continue;
             }
-            self.settling = Some(PendingCommit {
+            self.pending_commit = Some(PendingCommit {
                 ledger,
                 reports,
                 ordered: None,
@@ -235,7 +235,7 @@ impl Cluster {
     /// What the workers know of the update that led to `step`.
     fn remembered(&self, step: u64) -> (BTreeMap<WorkerId, v1::StepReport>, Ledger) {
         let work = Work::Train(step - 1);
-        let mut ledger = Ledger::new(work, self.course.slots(work));
+        let mut ledger = Ledger::new(work, self.schedule.slots(work));
         let mut reports = BTreeMap::new();
         for id in self.members.ids() {
             let Some(update) = self.members.update_of(id, step) else {

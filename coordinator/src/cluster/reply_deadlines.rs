@@ -134,11 +134,12 @@ impl ReplyDeadlines {
 
 impl Cluster {
     pub(super) fn patience_ends_at(&self) -> Option<Instant> {
-        self.patience.wakes_at()
+        self.reply_deadlines.wakes_at()
     }
 
     pub(super) fn await_ready(&mut self, now: Instant, id: WorkerId) {
-        self.patience.expect(id, PendingReply::Ready, now + LOADING);
+        self.reply_deadlines
+            .expect(id, PendingReply::Ready, now + LOADING);
     }
 
     /// Whoever is in the new generation ends the slot in hand first, and may get a state.
@@ -158,7 +159,7 @@ impl Cluster {
             if is_behind {
                 patience += STATES_AT_A_TIME * self.transfer();
             }
-            self.patience
+            self.reply_deadlines
                 .expect(id, PendingReply::Entered, now + patience);
         }
     }
@@ -169,7 +170,7 @@ impl Cluster {
         let due = now + ANSWER + 2 * self.transfer();
         for id in self.members.ranks().to_vec() {
             if self.owes(id, PendingReply::Report) {
-                self.patience.expect(id, PendingReply::Report, due);
+                self.reply_deadlines.expect(id, PendingReply::Report, due);
             }
         }
     }
@@ -177,7 +178,7 @@ impl Cluster {
     /// When an exchange that nobody has ended, or blamed a peer for, is given up: every engine may hang in it.
     pub(super) fn exchange_ends_at(&self) -> Option<Instant> {
         let settling = self
-            .settling
+            .pending_commit
             .as_ref()
             .filter(|_| self.stage == Stage::Running);
         let unanswered = settling.filter(|settling| settling.reports.is_empty())?;
@@ -194,8 +195,8 @@ impl Cluster {
 
     /// Nobody listened for so long.
     pub(super) fn postpone(&mut self, by: Duration) {
-        self.patience.postpone(by);
-        let settling = self.settling.as_mut();
+        self.reply_deadlines.postpone(by);
+        let settling = self.pending_commit.as_mut();
         if let Some(ordered) = settling.and_then(|settling| settling.ordered.as_mut()) {
             *ordered += by;
         }
@@ -203,10 +204,12 @@ impl Cluster {
 
     /// From now on, where nothing is expected yet.
     pub(super) fn await_synced(&mut self, now: Instant, id: WorkerId) {
-        if self.owes(id, PendingReply::Synced) && !self.patience.expects(id, PendingReply::Synced) {
+        if self.owes(id, PendingReply::Synced)
+            && !self.reply_deadlines.expects(id, PendingReply::Synced)
+        {
             // Its source may have a slot in hand, and other followers before it.
             let patience = UNMEASURED_SLOT + STATES_AT_A_TIME * self.transfer();
-            self.patience
+            self.reply_deadlines
                 .expect(id, PendingReply::Synced, now + patience);
         }
     }
@@ -233,7 +236,8 @@ impl Cluster {
         };
         let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let patience = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
-        self.patience.expect(id, PendingReply::Slot, now + patience);
+        self.reply_deadlines
+            .expect(id, PendingReply::Slot, now + patience);
     }
 
     /// The worker was asked for a state, or one of several that it was asked for has arrived.
@@ -242,7 +246,7 @@ impl Cluster {
             // It may have a slot in hand.
             let patience =
                 UPLOAD + self.slot_patience(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
-            self.patience
+            self.reply_deadlines
                 .expect(id, PendingReply::State, now + patience);
         }
     }
@@ -262,7 +266,7 @@ impl Cluster {
     /// Sends away whoever owes an answer for too long; those whose time is up together share a generation.
     pub(super) fn expel_the_stuck(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let mut expelled = false;
-        for (worker, answer) in self.patience.take_expired(now) {
+        for (worker, answer) in self.reply_deadlines.take_expired(now) {
             if !self.owes(worker, answer) {
                 continue;
             }
@@ -310,7 +314,7 @@ impl Cluster {
             PendingReply::Ready => worker.ready.is_none(),
             PendingReply::Entered => is_member && !worker.entered && self.stage == Stage::Running,
             PendingReply::Report => {
-                let settling = self.settling.as_ref();
+                let settling = self.pending_commit.as_ref();
                 is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))
             }
             PendingReply::Slot => {

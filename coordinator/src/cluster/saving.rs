@@ -56,7 +56,7 @@ pub struct Saving {
     /// A checkpoint could not be had when it was due: take the next one.
     overdue: bool,
     stored: u64,
-    rhythm: CheckpointInterval,
+    interval: CheckpointInterval,
     /// For the last state.
     failed_attempts: u32,
     retry: Option<Retry>,
@@ -68,7 +68,7 @@ impl Saving {
             pending: Vec::new(),
             overdue: false,
             stored: start_step,
-            rhythm: CheckpointInterval::default(),
+            interval: CheckpointInterval::default(),
             failed_attempts: 0,
             retry: None,
         }
@@ -130,7 +130,7 @@ impl Saving {
     pub fn note_commit(&mut self, step: u64, now: Instant) {
         for pending in self.pending.iter_mut().filter(|p| p.step == step) {
             pending.since = Some(now);
-            self.rhythm.restart(now);
+            self.interval.restart(now);
         }
     }
 
@@ -172,22 +172,22 @@ impl Saving {
 impl Cluster {
     /// A checkpoint must be saved after `step` updates, whatever it costs.
     fn checkpoint_is_ordered(&self, step: u64) -> bool {
-        let last = step >= self.course.total_steps();
+        let last = step >= self.schedule.total_steps();
         // By the clock any step does, so it is one whose weights can be proven to be right.
-        let can_be_late = !self.course.saves_by_the_clock() || self.is_proven(step);
-        !last && (self.course.saves_after(step) || self.saving.overdue && can_be_late)
+        let can_be_late = !self.schedule.saves_by_the_clock() || self.is_proven(step);
+        !last && (self.schedule.saves_after(step) || self.saving.overdue && can_be_late)
     }
 
     /// It is time for a checkpoint, and the one after `step` updates can be proven to be right.
     fn checkpoint_is_timely(&mut self, now: Instant, step: u64) -> bool {
-        let is_due = self.course.saves_by_the_clock() && self.saving.rhythm.is_due(now);
-        let last = step >= self.course.total_steps();
+        let is_due = self.schedule.saves_by_the_clock() && self.saving.interval.is_due(now);
+        let last = step >= self.schedule.total_steps();
         is_due && self.is_proven(step) && !last && self.saving.pending.is_empty()
     }
 
     /// Every member reports the digest of its weights after `step` updates.
     fn is_proven(&self, step: u64) -> bool {
-        self.course.digests_after(step, self.trainable_scalars())
+        self.schedule.digests_after(step, self.trainable_scalars())
     }
 
     /// The step may end: its checkpoint, if one is due, can be asked for.
@@ -210,7 +210,7 @@ impl Cluster {
             && let Some(worker) = self.first_who_stays()
         {
             self.saving.overdue = false;
-            self.saving.rhythm.restart(now);
+            self.saving.interval.restart(now);
             self.request(now, worker, (step, false), commands);
         }
     }
@@ -249,7 +249,7 @@ impl Cluster {
             last,
             has_arrived: false,
             since: None,
-            weights_digest: self.pace.digest_of(step).map(str::to_owned),
+            weights_digest: self.stats.digest_of(step).map(str::to_owned),
         };
         self.saving.pending.push(pending);
         self.await_state(now, worker);
@@ -259,7 +259,7 @@ impl Cluster {
     /// From here on it is the disk that may take its time.
     pub(super) fn state_arrived(&mut self, now: Instant, worker: WorkerId, step: u64) {
         self.saving.note_arrival(worker, step);
-        self.patience.answered(worker, PendingReply::State);
+        self.reply_deadlines.answered(worker, PendingReply::State);
         self.await_state(now, worker);
     }
 
@@ -274,11 +274,11 @@ impl Cluster {
         // Its worker may have been lost since it handed the state over: it is on disk all the same.
         let pending = self.saving.take(|pending| pending.step == step);
         if let Some(since) = pending.as_ref().and_then(|pending| pending.since) {
-            self.saving.rhythm.learn(now.duration_since(since));
+            self.saving.interval.learn(now.duration_since(since));
         }
         let is_last = match pending {
             Some(pending) => pending.last,
-            None => step >= self.course.total_steps() && self.stopping.is_none(),
+            None => step >= self.schedule.total_steps() && self.stopping.is_none(),
         };
         self.saving.stored = self.saving.stored.max(step);
         if is_last {
@@ -310,7 +310,7 @@ impl Cluster {
             return self.retry_last(now, &notice, commands);
         }
         self.saving.failed_attempts += u32::from(pending.last);
-        self.saving.rhythm.fail();
+        self.saving.interval.fail();
         if pending.last && self.saving.failed_attempts >= MAX_LAST_ATTEMPTS {
             return self.fail(notice, commands);
         }
@@ -360,7 +360,7 @@ impl Cluster {
     /// Stores the newest state, unless it is on disk already, and ends the run.
     pub(super) fn proceed_to_stop(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let undecided = self
-            .settling
+            .pending_commit
             .as_ref()
             .is_some_and(|settling| settling.committed_after.is_none());
         if !self.saving.pending.is_empty() || undecided || self.stage == Stage::Ended {

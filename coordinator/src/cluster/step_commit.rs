@@ -130,12 +130,12 @@ impl StepStats {
 impl Cluster {
     /// Updates that have a record.
     pub fn recorded(&self) -> u64 {
-        self.pace.recorded()
+        self.stats.recorded()
     }
 
     /// The digest of the weights after `step` updates will be known: its step is not settled yet.
     pub fn awaits_digest(&self, step: u64) -> bool {
-        step > self.pace.recorded && self.stopping.is_none()
+        step > self.stats.recorded && self.stopping.is_none()
     }
 
     /// The digest of the weights after `step` updates, where it is known.
@@ -145,14 +145,14 @@ impl Cluster {
             (ready.step == step).then_some(ready.weights_digest.as_str())
         };
         let of_report = || {
-            let reports = &self.settling.as_ref()?.reports;
+            let reports = &self.pending_commit.as_ref()?.reports;
             let mut digests = reports.values().filter(|report| report.step == step);
             digests.find_map(|report| {
                 Some(report.weights_digest.as_str()).filter(|digest| !digest.is_empty())
             })
         };
         let asked_for = self.saving.digest_of(step);
-        let settled = asked_for.or_else(|| self.pace.digest_of(step));
+        let settled = asked_for.or_else(|| self.stats.digest_of(step));
         settled.or_else(of_report).or_else(of_ready)
     }
 
@@ -166,10 +166,10 @@ impl Cluster {
             commands.push(Command::SendExchange { worker, exchange });
         }
         self.request_checkpoint(now, step + 1, commands);
-        let work = self.course.following(Work::Train(step));
+        let work = self.schedule.following(Work::Train(step));
         let mut ledger = self.begin(now, work, commands);
         ledger.exchanged = true;
-        self.settling = Some(PendingCommit {
+        self.pending_commit = Some(PendingCommit {
             ledger,
             reports: BTreeMap::new(),
             ordered: Some(now),
@@ -193,7 +193,7 @@ impl Cluster {
         };
         let step = report.step;
         let settling_step = self
-            .settling
+            .pending_commit
             .as_ref()
             .map(|settling| settling.ledger.work.step() + 1);
         if settling_step == Some(step) {
@@ -202,7 +202,7 @@ impl Cluster {
         } else if step <= self.committed {
             worker.seen = worker.seen.max(step);
             self.compare_late(now, id, &report, commands);
-        } else if step <= self.pace.recorded {
+        } else if step <= self.stats.recorded {
             self.roll_forward_to_held_state(now, id, step, commands);
         } else if step == self.committed + 1 && self.ledger.exchanged {
             worker.seen = step;
@@ -220,13 +220,13 @@ impl Cluster {
         report: v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        let Some(settling) = &mut self.settling else {
+        let Some(settling) = &mut self.pending_commit else {
             return;
         };
         settling.reports.insert(id, report);
         if settling.committed_after.is_none() {
             self.committed = settling.ledger.work.step() + 1;
-            settling.committed_after = Some(self.pace.lap(now));
+            settling.committed_after = Some(self.stats.lap(now));
             self.saving.note_commit(self.committed, now);
             self.await_reports(now);
         }
@@ -245,7 +245,7 @@ impl Cluster {
     }
 
     fn all_reported(&self) -> bool {
-        let settling = self.settling.as_ref();
+        let settling = self.pending_commit.as_ref();
         let reported = |id| settling.is_some_and(|settling| settling.reports.contains_key(id));
         self.members.ranks().iter().all(reported)
     }
@@ -258,7 +258,7 @@ impl Cluster {
         report: &v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        if let Some(digest) = self.pace.digest_of(report.step)
+        if let Some(digest) = self.stats.digest_of(report.step)
             && !report.weights_digest.is_empty()
             && digest != report.weights_digest
         {
@@ -282,31 +282,31 @@ impl Cluster {
     /// The step is committed by a report that came when its exchange was thought to be broken. It took until `now`, where
     /// that is known.
     pub(super) fn take_late(&mut self, now: Option<Instant>, id: WorkerId, report: v1::StepReport) {
-        let work = self.course.following(self.ledger.work);
+        let work = self.schedule.following(self.ledger.work);
         let next = match self.ahead.take() {
             Some(ahead) if ahead.work == work => ahead,
-            _ => Ledger::new(work, self.course.slots(work)),
+            _ => Ledger::new(work, self.schedule.slots(work)),
         };
         self.committed = report.step;
-        self.settling = Some(PendingCommit {
+        self.pending_commit = Some(PendingCommit {
             ledger: std::mem::replace(&mut self.ledger, next),
             reports: BTreeMap::from([(id, report)]),
             ordered: None,
-            committed_after: now.map(|now| self.pace.lap(now)),
+            committed_after: now.map(|now| self.stats.lap(now)),
         });
     }
 
     /// Ends the settling because the generation ends: with the reports that came, or back to before the exchange where
     /// nobody who is left has finished it.
     pub(super) fn interrupt_settling(&mut self, commands: &mut Vec<Command>) {
-        let Some(settling) = &self.settling else {
+        let Some(settling) = &self.pending_commit else {
             return;
         };
         if !settling.reports.is_empty() {
             self.settle(commands);
             return;
         }
-        let Some(settling) = self.settling.take() else {
+        let Some(settling) = self.pending_commit.take() else {
             return;
         };
         self.committed = settling.ledger.work.step();
@@ -315,7 +315,7 @@ impl Cluster {
 
     /// Records the step and takes out whoever disagrees. False where somebody did.
     pub(super) fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
-        let Some(settling) = self.settling.take() else {
+        let Some(settling) = self.pending_commit.take() else {
             return true;
         };
         let step = settling.ledger.work.step() + 1;

@@ -24,7 +24,7 @@ impl Cluster {
             return None;
         }
         let reminder = self.reminds_at();
-        let silence = self.silence.wakes_at(self.deadline());
+        let silence = self.failure_detector.wakes_at(self.deadline());
         let due = [
             silence,
             self.probing.wakes_at(),
@@ -43,7 +43,7 @@ impl Cluster {
 
     /// How long a worker may be silent.
     pub(super) fn deadline(&self) -> Duration {
-        failure_detector::deadline(self.pace.mean_step_seconds())
+        failure_detector::deadline(self.stats.mean_step_seconds())
     }
 
     pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
@@ -72,7 +72,7 @@ impl Cluster {
 
     fn expel_the_silent(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let deadline = self.deadline();
-        let expired = self.silence.expired(now, deadline);
+        let expired = self.failure_detector.expired(now, deadline);
         if expired.is_empty() {
             return;
         }
@@ -106,7 +106,9 @@ impl Cluster {
             return None;
         }
         let again = self.last_reminder.map(|last| last + REMINDER);
-        let first = self.grace_is_short_until().or(self.silence.looked());
+        let first = self
+            .grace_is_short_until()
+            .or(self.failure_detector.looked());
         again.or(first)
     }
 

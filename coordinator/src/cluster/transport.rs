@@ -103,7 +103,7 @@ impl Cluster {
     pub(super) fn nccl_is_judged_at(&self) -> Option<Instant> {
         let (since, _) = self.transport.failed.as_ref()?;
         Some(*since + PEER_LOST_GRACE)
-            .filter(|at| self.all_heard_since(*since) || self.silence.looked() < Some(*at))
+            .filter(|at| self.all_heard_since(*since) || self.failure_detector.looked() < Some(*at))
     }
 
     /// Goes on over TCP where NCCL failed and every member is still there: each was heard since.
@@ -125,7 +125,7 @@ impl Cluster {
     fn all_heard_since(&self, since: Instant) -> bool {
         let mut members = self.members.ranks().iter();
         members.all(|id| {
-            self.silence
+            self.failure_detector
                 .heard_at(*id)
                 .is_some_and(|heard| heard > since)
         })

@@ -79,7 +79,7 @@ impl Cluster {
     pub(super) fn send_plan(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
         let ledger = &self.ledger;
         let scalars = self.trainable_scalars();
-        let plan = self.course.plan(ledger.work, &ledger.slots, scalars);
+        let plan = self.schedule.plan(ledger.work, &ledger.slots, scalars);
         if let Some(mut plan) = plan {
             plan.generation = self.generation;
             if matches!(ledger.work, Work::Train(_))
@@ -98,7 +98,7 @@ impl Cluster {
         work: Work,
         commands: &mut Vec<Command>,
     ) -> Ledger {
-        let next = Ledger::new(work, self.course.slots(work));
+        let next = Ledger::new(work, self.schedule.slots(work));
         let ledger = std::mem::replace(&mut self.ledger, next);
         self.forgive_the_idle(&ledger);
         self.ahead = None;
@@ -127,7 +127,7 @@ impl Cluster {
     pub(super) fn tell_lost_evaluations(&self, step: u64, commands: &mut Vec<Command>) {
         let is_missing = |at: &u64| {
             let is_known = self.last_evaluated.is_some_and(|last| last >= *at);
-            self.course.evaluates_after(*at) && !is_known
+            self.schedule.evaluates_after(*at) && !is_known
         };
         for at in (self.committed..step).filter(is_missing) {
             let text = format!("the evaluation after step {at} is lost, and its weights are gone");
@@ -148,13 +148,13 @@ impl Cluster {
             let started = self.eval_started.unwrap_or(now);
             commands.push(Command::Emit(RunEvent::Evaluated(EvalRecord {
                 step,
-                epoch: self.course.epoch_after(step),
+                epoch: self.schedule.epoch_after(step),
                 eval_loss,
                 eval_mean_token_accuracy,
                 eval_runtime_seconds: now.duration_since(started).as_secs_f64(),
             })));
         }
-        let work = self.course.following(Work::Eval(step));
+        let work = self.schedule.following(Work::Eval(step));
         self.begin(now, work, commands);
         self.proceed(now, commands);
     }

@@ -18,7 +18,7 @@ impl Mesh {
         &self,
         contribution: &Contribution<'_>,
     ) -> Result<Option<HeldSlots>, CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
+        self.token.check().map_err(|_| self.token.reason())?;
         match self.size() {
             1 => Start::of(contribution).complete().map(Some),
             _ => Ok(None),
@@ -33,7 +33,7 @@ impl Mesh {
         contribution: &Contribution<'_>,
         scalars: usize,
     ) -> Result<(HeldSlots, u64), CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
+        self.token.check().map_err(|_| self.token.reason())?;
         let mut start = Start::of(contribution);
         let bytes = &start.encode(ELSEWHERE, scalars);
         let swap = |peer| -> Result<Start, CollectiveError> {
@@ -49,7 +49,7 @@ impl Mesh {
                 // What cannot be sent is not answered either, and ends the generation.
                 scope.spawn(move || {
                     let sent = self.sender(peer)?.send(FrameKind::Start, 0, bytes);
-                    sent.inspect_err(|error| self.fence.fail(error.clone()))
+                    sent.inspect_err(|error| self.token.fail(error.clone()))
                 });
             }
             peers.iter().map(|&peer| swap(peer)).collect()
@@ -74,7 +74,7 @@ impl Mesh {
         contribution: &Contribution<'_>,
         mean: Vec<f32>,
     ) -> Result<ReducedSum, CollectiveError> {
-        self.fence.check().map_err(|_| self.fence.reason())?;
+        self.token.check().map_err(|_| self.token.reason())?;
         match contribution.sums {
             Sums::Exact(sums) => self.reduce(contribution, sums, mean),
             Sums::Packed(sums) => self.reduce(contribution, sums, mean),
@@ -112,8 +112,8 @@ impl Mesh {
         peers: Result<Vec<Start>, CollectiveError>,
     ) -> Result<(), CollectiveError> {
         let peers = peers.map_err(|error| {
-            self.fence.fail(error);
-            self.fence.reason()
+            self.token.fail(error);
+            self.token.reason()
         })?;
         peers.into_iter().try_for_each(|peer| start.merge(peer))
     }

@@ -130,7 +130,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         share: impl FnOnce() -> Result<R, CollectiveError>,
     ) -> Result<R, CollectiveError> {
         share().inspect_err(|error| {
-            self.mesh.fence.fail(error.clone());
+            self.mesh.token.fail(error.clone());
             self.changed.notify_all();
         })
     }
@@ -346,7 +346,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
     fn wait_until(&self, ready: impl Fn() -> bool) -> Result<(), CollectiveError> {
         let mut turn = lock(&self.turn);
         while !ready() {
-            self.mesh.fence.check()?;
+            self.mesh.token.check()?;
             turn = self
                 .changed
                 .wait_timeout(turn, TICK)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::CollectiveError;
 use super::lock::lock;
 
-/// How often a wait looks at the fence.
+/// How often a wait looks at the token.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Closed once, when the generation is over. The first failure closes it too and is kept.
@@ -29,7 +29,7 @@ impl GenerationToken {
         }
     }
 
-    /// Closes the fence because of `error`, unless it is closed already.
+    /// Closes the token because of `error`, unless it is closed already.
     pub(super) fn fail(&self, error: CollectiveError) {
         let mut failure = lock(&self.failure);
         if !self.closed.swap(true, Ordering::SeqCst) {
@@ -37,7 +37,7 @@ impl GenerationToken {
         }
     }
 
-    /// Why the fence is closed.
+    /// Why the token is closed.
     pub(super) fn reason(&self) -> CollectiveError {
         lock(&self.failure)
             .clone()

@@ -1,6 +1,6 @@
 //! Frames over one TCP connection, for the mesh and for feeds.
 //!
-//! Everything read is bounded and carries a checksum. Every wait ends when the fence closes, when the peer moves nothing
+//! Everything read is bounded and carries a checksum. Every wait ends when the token closes, when the peer moves nothing
 //! for too long, or when the connection breaks.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
@@ -28,7 +28,7 @@ const BUFFER_BYTES_WITHIN: usize = 512 << 10;
 /// Why a connection is of no more use.
 #[derive(Debug)]
 pub(super) enum LinkError {
-    /// The fence has closed.
+    /// The token has closed.
     Closed,
     /// What the peer did, as a sentence without its subject.
     Broken(String),
@@ -121,16 +121,16 @@ pub(super) fn is_tick(error: &std::io::Error) -> bool {
 /// One connection as one thread uses it.
 pub(super) struct Link<'a> {
     stream: &'a TcpStream,
-    fence: &'a GenerationToken,
+    token: &'a GenerationToken,
     silence: Duration,
 }
 
 impl<'a> Link<'a> {
     /// The stream has been through [`prepare`].
-    pub fn new(stream: &'a TcpStream, fence: &'a GenerationToken, silence: Duration) -> Self {
+    pub fn new(stream: &'a TcpStream, token: &'a GenerationToken, silence: Duration) -> Self {
         Self {
             stream,
-            fence,
+            token,
             silence,
         }
     }
@@ -306,7 +306,7 @@ impl<'a> Link<'a> {
     }
 
     fn check_fence(&self) -> Result<(), LinkError> {
-        self.fence.check().map_err(|_| LinkError::Closed)
+        self.token.check().map_err(|_| LinkError::Closed)
     }
 }
 

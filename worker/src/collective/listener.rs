@@ -118,12 +118,12 @@ impl Listener {
         membership: &Membership,
         rank: u32,
         deadline: Instant,
-        fence: &GenerationToken,
+        token: &GenerationToken,
     ) -> Result<TcpStream, CollectiveError> {
         let key = (membership.run_id, membership.generation, rank);
         let mut callers = lock(&self.shared.callers);
         loop {
-            fence.check()?;
+            token.check()?;
             if let Some((hello, stream)) = callers.streams.remove(&key)
                 && hello.to == membership.rank
             {

@@ -67,7 +67,7 @@ pub struct Collective {
 /// A mesh on its way.
 struct Forming {
     generation: u64,
-    fence: Arc<GenerationToken>,
+    token: Arc<GenerationToken>,
     result: Mutex<Option<Result<Arc<Mesh>, CollectiveError>>>,
     changed: Condvar,
     /// Where gradients are exchanged over NCCL.
@@ -118,21 +118,21 @@ impl Collective {
     pub fn enter(&self, membership: Membership) {
         let forming = Arc::new(Forming {
             generation: membership.generation,
-            fence: Arc::new(GenerationToken::default()),
+            token: Arc::new(GenerationToken::default()),
             result: Mutex::new(None),
             changed: Condvar::new(),
             #[cfg(feature = "cuda")]
             group: std::sync::OnceLock::new(),
         });
         if let Some(previous) = lock(&self.current).replace(forming.clone()) {
-            previous.fence.close();
+            previous.token.close();
         }
         // Here and not on the thread, so that it happens in the order of the generations.
         self.listener.begin(&membership);
         let listener = self.listener.clone();
         std::thread::spawn(move || {
-            let fence = forming.fence.clone();
-            let mesh = Mesh::form(&listener, &membership, fence).map(Arc::new);
+            let token = forming.token.clone();
+            let mesh = Mesh::form(&listener, &membership, token).map(Arc::new);
             *lock(&forming.result) = Some(mesh);
             forming.changed.notify_all();
         });
@@ -151,7 +151,7 @@ impl Collective {
             if let Some(result) = &*result {
                 return result.clone();
             }
-            forming.fence.check()?;
+            forming.token.check()?;
             result = forming
                 .changed
                 .wait_timeout(result, TICK)
@@ -178,7 +178,7 @@ impl Collective {
             gpu,
             rank: membership.rank,
             size: membership.members.len(),
-            fence: forming.fence.clone(),
+            token: forming.token.clone(),
             patience,
             tell: Box::new(tell),
         };
@@ -198,7 +198,7 @@ impl Collective {
     /// Ends the current generation at once.
     pub fn close(&self) {
         if let Some(previous) = lock(&self.current).take() {
-            previous.fence.close();
+            previous.token.close();
         }
     }
 }

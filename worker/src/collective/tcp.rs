@@ -20,7 +20,7 @@ use super::{CollectiveError, Membership, PeerAddress};
 /// The connected members of one generation.
 pub struct Mesh {
     pub(super) membership: Membership,
-    pub(super) fence: Arc<GenerationToken>,
+    pub(super) token: Arc<GenerationToken>,
     /// By rank; none at our own.
     peers: Vec<Option<Peer>>,
     pub(super) buffers: Buffers,
@@ -39,19 +39,19 @@ impl Mesh {
     pub fn form(
         listener: &Listener,
         membership: &Membership,
-        fence: Arc<GenerationToken>,
+        token: Arc<GenerationToken>,
     ) -> Result<Self, CollectiveError> {
         let deadline = Instant::now() + membership.silence;
         let peers: Vec<Result<Option<Peer>, CollectiveError>> = std::thread::scope(|scope| {
             let connecting: Vec<_> = (0..membership.members.len() as u32)
                 .map(|rank| {
-                    let fence = &fence;
+                    let token = &token;
                     scope.spawn(move || -> Result<Option<Peer>, CollectiveError> {
                         let stream = match rank.cmp(&membership.rank) {
-                            std::cmp::Ordering::Less => call(membership, rank, deadline, fence)?,
+                            std::cmp::Ordering::Less => call(membership, rank, deadline, token)?,
                             std::cmp::Ordering::Equal => return Ok(None),
                             std::cmp::Ordering::Greater => {
-                                answer(listener, membership, rank, deadline, fence)?
+                                answer(listener, membership, rank, deadline, token)?
                             }
                         };
                         Peer::new(stream, membership.silence)
@@ -67,7 +67,7 @@ impl Mesh {
         });
         Ok(Self {
             membership: membership.clone(),
-            fence,
+            token,
             peers: peers.into_iter().collect::<Result<_, _>>()?,
             buffers: Buffers::default(),
         })
@@ -105,7 +105,7 @@ impl Mesh {
         Ok(Half {
             mesh: self,
             rank,
-            link: Link::new(&peer.stream, &self.fence, self.membership.silence),
+            link: Link::new(&peer.stream, &self.token, self.membership.silence),
             _held: held,
         })
     }
@@ -127,16 +127,16 @@ fn call(
     membership: &Membership,
     rank: u32,
     deadline: Instant,
-    fence: &GenerationToken,
+    token: &GenerationToken,
 ) -> Result<TcpStream, CollectiveError> {
     let peer = &membership.members[rank as usize];
     let mut pause = Duration::from_millis(20);
     loop {
-        let reason = match try_call(membership, rank, peer, deadline, fence) {
+        let reason = match try_call(membership, rank, peer, deadline, token) {
             Ok(stream) => return Ok(stream),
             Err(e) => e,
         };
-        fence.check()?;
+        token.check()?;
         if Instant::now() + pause >= deadline {
             let mut reason = format!("cannot be reached at {}: {reason}", peer.address);
             if is_loopback(peer) && !is_loopback(&membership.members[membership.rank as usize]) {
@@ -154,7 +154,7 @@ fn try_call(
     rank: u32,
     peer: &PeerAddress,
     deadline: Instant,
-    fence: &GenerationToken,
+    token: &GenerationToken,
 ) -> std::io::Result<TcpStream> {
     let stream = link::connect(&peer.address, HELLO_TIMEOUT.min(membership.silence))?;
     let hello = Hello {
@@ -164,7 +164,7 @@ fn try_call(
         to: rank,
     };
     (&stream).write_all(&hello.encode())?;
-    await_answer(&stream, &hello, deadline, fence)?;
+    await_answer(&stream, &hello, deadline, token)?;
     Ok(stream)
 }
 
@@ -173,10 +173,10 @@ fn await_answer(
     stream: &TcpStream,
     hello: &Hello,
     deadline: Instant,
-    fence: &GenerationToken,
+    token: &GenerationToken,
 ) -> std::io::Result<()> {
     stream.set_read_timeout(Some(TICK))?;
-    while fence.check().is_ok() && Instant::now() < deadline {
+    while token.check().is_ok() && Instant::now() < deadline {
         match stream.peek(&mut [0]) {
             Ok(0) => return Err(ErrorKind::ConnectionAborted.into()),
             Ok(_) => {
@@ -204,7 +204,7 @@ fn answer(
     membership: &Membership,
     rank: u32,
     deadline: Instant,
-    fence: &GenerationToken,
+    token: &GenerationToken,
 ) -> Result<TcpStream, CollectiveError> {
     let hello = Hello {
         run_id: membership.run_id,
@@ -213,7 +213,7 @@ fn answer(
         to: rank,
     };
     loop {
-        let stream = listener.take(membership, rank, deadline, fence)?;
+        let stream = listener.take(membership, rank, deadline, token)?;
         // A caller that gave up in between calls again.
         if (&stream).write_all(&hello.encode()).is_ok() {
             return Ok(stream);

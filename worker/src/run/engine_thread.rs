@@ -45,7 +45,7 @@ pub struct EngineThread {
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     /// Before the thread starts.
-    links: Option<EngineChannels>,
+    channels: Option<EngineChannels>,
     ended: Option<oneshot::Receiver<Result<(), RunError>>>,
 }
 
@@ -73,13 +73,13 @@ impl EngineThread {
             collective,
             stop,
             ready,
-            links: Some(links),
+            channels: Some(links),
             ended: None,
         }
     }
 
     pub fn has_started(&self) -> bool {
-        self.links.is_none()
+        self.channels.is_none()
     }
 
     /// Set once the model is loaded and orders are obeyed.
@@ -94,7 +94,7 @@ impl EngineThread {
 
     /// Loads the model and obeys orders from then on. Does nothing where it has begun.
     pub fn start(&mut self, start: Start) {
-        let Some(links) = self.links.take() else {
+        let Some(links) = self.channels.take() else {
             return;
         };
         let (sender, receiver) = oneshot::channel();

@@ -89,7 +89,7 @@ pub struct EngineChannels {
 }
 
 /// Loads the model and works until told to stop.
-pub fn run(start: Start, links: EngineChannels) -> Result<(), RunError> {
+pub fn run(start: Start, channels: EngineChannels) -> Result<(), RunError> {
     let status = start.status.clone();
     status.set(Doing::Loading);
     let trainer = load(&start)?;
@@ -98,8 +98,8 @@ pub fn run(start: Start, links: EngineChannels) -> Result<(), RunError> {
         format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
         trainer,
         job_digest: start.job_digest.clone(),
-        links,
-        line: None,
+        channels,
+        link: None,
         generation: 0,
         plan: None,
         saves: BTreeSet::new(),
@@ -111,10 +111,10 @@ pub fn run(start: Start, links: EngineChannels) -> Result<(), RunError> {
     };
     // What was fetched for the start alone is of no more use.
     drop(start);
-    run.links.ready.store(true, Ordering::SeqCst);
+    run.channels.ready.store(true, Ordering::SeqCst);
     loop {
         run.rest();
-        let Some(order) = run.links.orders.blocking_recv() else {
+        let Some(order) = run.channels.orders.blocking_recv() else {
             break;
         };
         if run.stopped() {
@@ -153,9 +153,9 @@ struct Run {
     /// Of the states that are handed over.
     format: WeightsFormat,
     job_digest: String,
-    links: EngineChannels,
+    channels: EngineChannels,
     /// To the coordinator. What is said on one that is broken is lost: the next session hears what came of it.
-    line: Option<CoordinatorLink>,
+    link: Option<CoordinatorLink>,
     /// The one that this worker has entered.
     generation: u64,
     /// Of the training step in progress.
@@ -212,14 +212,14 @@ impl Run {
             step > Some(line.recorded)
         };
         let updates = self.updates.iter().filter(unrecorded).cloned().collect();
-        self.line = Some(line);
+        self.link = Some(line);
         self.generation = 0;
         self.plan = None;
         self.following = None;
         self.entering = None;
         self.saves.clear();
         // The coordinator sends the next one only after it has heard what follows.
-        self.links.newest_generation.store(0, Ordering::SeqCst);
+        self.channels.newest_generation.store(0, Ordering::SeqCst);
         let weights_digest = self.trainer.weights_digest()?;
         self.send(Up::Ready(v1::Ready {
             step: self.trainer.step(),
@@ -299,7 +299,7 @@ impl Run {
                 Ok(blocks) => blocks,
                 // The network's fault. The slots are leased again to whoever is in the next generation.
                 Err(BlocksError::Broken { reason }) => {
-                    self.give_line_up(reason);
+                    self.give_link_up(reason);
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),
@@ -349,12 +349,12 @@ impl Run {
     /// False where the slot was given back, or its session is over.
     fn take_in_hand(&self, key: SlotKey) -> bool {
         let abandon = self.trainer.abandon();
-        let line = self.line.as_ref();
+        let line = self.link.as_ref();
         line.is_some_and(|line| line.leases.begin(key, &abandon))
     }
 
     fn put_down(&self) {
-        if let Some(line) = &self.line {
+        if let Some(line) = &self.link {
             line.leases.end();
         }
     }
@@ -389,7 +389,7 @@ impl Run {
         failpoint::reached("optimizer");
         self.publish(&plan, outcome.skipped, sum, slots.clone())?;
         self.plan = None;
-        self.links.updates.fetch_add(1, Ordering::SeqCst);
+        self.channels.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
         let report = v1::StepReport {
             generation: exchange.generation,
@@ -452,7 +452,7 @@ impl Run {
                 weights_digest: self.reported_digest(step),
                 format: self.format.clone(),
             };
-            if let Some(line) = &self.line {
+            if let Some(line) = &self.link {
                 line.uploads.start(state);
             }
         }
@@ -476,22 +476,22 @@ impl Run {
 
     /// A newer generation waits among the orders.
     fn superseded(&self) -> bool {
-        self.links.newest_generation.load(Ordering::SeqCst) > self.generation
+        self.channels.newest_generation.load(Ordering::SeqCst) > self.generation
     }
 
     fn stopped(&self) -> bool {
-        self.links.stop.load(Ordering::SeqCst)
+        self.channels.stop.load(Ordering::SeqCst)
     }
 
     /// On a broken line it is lost: the next session begins with what this worker holds.
     fn send(&self, message: Up) {
-        if let Some(open) = self.line.as_ref().and_then(|line| line.up.upgrade()) {
+        if let Some(open) = self.link.as_ref().and_then(|line| line.up.upgrade()) {
             let _ = open.blocking_send(up(message));
         }
     }
 
-    fn give_line_up(&self, reason: String) {
-        if let Some(line) = &self.line {
+    fn give_link_up(&self, reason: String) {
+        if let Some(line) = &self.link {
             // Where one reason waits already, or the session has ended, there is nothing to add.
             let _ = line.given_up.try_send(reason);
         }

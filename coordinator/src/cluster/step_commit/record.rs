@@ -25,18 +25,18 @@ impl Cluster {
         let step = before + 1;
         if !report.weights_digest.is_empty() {
             self.tell_other_bits(step, &report.weights_digest, commands);
-            self.pace.note_digest(step, &report.weights_digest);
+            self.stats.note_digest(step, &report.weights_digest);
             self.saving.note_digest(step, &report.weights_digest);
         }
         // A step that was lost with its holders and computed again has its record already.
-        if step <= self.pace.recorded {
+        if step <= self.stats.recorded {
             return;
         }
-        self.pace.recorded = step;
-        let tokens = self.course.tokens(before);
-        self.pace.num_tokens += tokens;
+        self.stats.recorded = step;
+        let tokens = self.schedule.tokens(before);
+        self.stats.num_tokens += tokens;
         let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
-        let remaining = self.course.total_steps().saturating_sub(step) as f64;
+        let remaining = self.schedule.total_steps().saturating_sub(step) as f64;
         let tokens_per_second = settling
             .committed_after
             .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9));
@@ -44,22 +44,22 @@ impl Cluster {
         let peaks = peaks.map(|report| report.peak_memory_bytes);
         commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
             step,
-            epoch: self.course.epoch_after(step),
+            epoch: self.schedule.epoch_after(step),
             loss,
             grad_norm: report.grad_norm,
-            learning_rate: self.course.learning_rate(before),
-            num_tokens: self.pace.num_tokens,
+            learning_rate: self.schedule.learning_rate(before),
+            num_tokens: self.stats.num_tokens,
             mean_token_accuracy,
             tokens_per_second,
             workers: self.members.ranks().len().max(settling.reports.len()),
             generation: self.generation,
             weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
             skipped: report.skipped,
-            eta_seconds: self.pace.mean_step_seconds.unwrap_or(0.0) * remaining,
+            eta_seconds: self.stats.mean_step_seconds.unwrap_or(0.0) * remaining,
             mfu: self.utilisation(tokens_per_second),
             peak_memory_bytes: peaks.max().filter(|peak| *peak > 0),
             seconds: settling.committed_after.unwrap_or(f64::NAN),
-            waiting_seconds: std::mem::take(&mut self.pace.waited_seconds),
+            waiting_seconds: std::mem::take(&mut self.stats.waited_seconds),
             shares: self.shares(&settling.ledger),
         })));
         self.count_skipped(settling, report.skipped, commands);
@@ -77,7 +77,11 @@ impl Cluster {
 
     /// A step that is computed again must come to the same weights.
     fn tell_other_bits(&self, step: u64, digest: &str, commands: &mut Vec<Command>) {
-        if let Some(before) = self.pace.digest_of(step).filter(|before| *before != digest) {
+        if let Some(before) = self
+            .stats
+            .digest_of(step)
+            .filter(|before| *before != digest)
+        {
             commands.push(Command::Emit(RunEvent::Notice(format!(
                 "the weights after step {step} are {} now and were {} when it was computed before: one of the machines \
                  computes wrongly, or is of another numerics class; the result is not to be relied on: look for that \
@@ -113,11 +117,11 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         if !skipped {
-            self.pace.skipped_in_a_row = 0;
+            self.stats.skipped_in_a_row = 0;
             return;
         }
-        self.pace.skipped_in_a_row += 1;
-        if self.pace.skipped_in_a_row > self.settings.max_skipped_steps {
+        self.stats.skipped_in_a_row += 1;
+        if self.stats.skipped_in_a_row > self.settings.max_skipped_steps {
             let broken = settling.ledger.broken_slots();
             let slots = match broken.as_slice() {
                 [] => format!(
@@ -130,10 +134,10 @@ impl Cluster {
             let reason = format!(
                 "{} steps in a row were skipped because their gradients were not finite or out of range; the last was \
                  step {} ({slots}); lower learning_rate or look at the data of these slots",
-                self.pace.skipped_in_a_row,
+                self.stats.skipped_in_a_row,
                 before + 1
             );
-            let blocks = self.course.blocks_of(before, &broken);
+            let blocks = self.schedule.blocks_of(before, &broken);
             self.end(Outcome::Failed { reason, blocks }, commands);
         }
     }

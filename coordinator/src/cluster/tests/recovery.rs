@@ -135,7 +135,7 @@ fn the_newest_state_is_the_runs_and_who_is_behind_copies_it() {
             "w2 follow 2 of w3 from 2",
         ],
     );
-    assert_eq!(scene.cluster.pace.recorded(), 2);
+    assert_eq!(scene.cluster.stats.recorded(), 2);
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub enum News {
 pub struct Follower {
     attempt: u64,
     news: Receiver<News>,
-    fence: Arc<GenerationToken>,
+    token: Arc<GenerationToken>,
 }
 
 impl Follower {
@@ -80,14 +80,14 @@ impl Follower {
         wake: impl Fn() + Send + 'static,
     ) -> Self {
         let (sender, news) = sync_channel(AHEAD);
-        let fence = Arc::<GenerationToken>::default();
+        let token = Arc::<GenerationToken>::default();
         let following = Following {
             progress: Progress {
                 assembly: None,
                 step: None,
                 at: Instant::now(),
             },
-            fence: fence.clone(),
+            token: token.clone(),
             attempt: source.attempt,
             news: sender,
             layout,
@@ -100,7 +100,7 @@ impl Follower {
         Self {
             attempt,
             news,
-            fence,
+            token,
         }
     }
 
@@ -117,7 +117,7 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.fence.close();
+        self.token.close();
     }
 }
 
@@ -156,7 +156,7 @@ struct Following<W> {
     layout: Arc<Layout>,
     patience: Patience,
     progress: Progress,
-    fence: Arc<GenerationToken>,
+    token: Arc<GenerationToken>,
     news: SyncSender<News>,
     wake: W,
 }
@@ -209,7 +209,7 @@ impl<W: Fn()> Following<W> {
 
     fn receive(&mut self) -> Result<(), End> {
         let failed = |error: std::io::Error| End::Broken(error.to_string());
-        self.fence.check().map_err(|_| End::Dropped)?;
+        self.token.check().map_err(|_| End::Dropped)?;
         let stream =
             link::connect(&self.source.peer.address, self.patience.broken).map_err(|error| {
                 let address = &self.source.peer.address;
@@ -222,8 +222,8 @@ impl<W: Fn()> Following<W> {
         };
         (&stream).write_all(&hello.encode()).map_err(failed)?;
         link::prepare(&stream, self.patience.silence).map_err(failed)?;
-        let fence = self.fence.clone();
-        let link = Link::new(&stream, &fence, self.patience.silence);
+        let token = self.token.clone();
+        let link = Link::new(&stream, &token, self.patience.silence);
         link.send(FrameKind::FeedRequest, 0, &self.request().encode())?;
         loop {
             let header = link.receive_header()?;

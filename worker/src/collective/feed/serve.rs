@@ -30,7 +30,7 @@ impl Feeds {
 
     fn answer(&self, stream: &TcpStream, hello: &FeedHello) -> Result<(), LinkError> {
         link::prepare(stream, self.limits.silence).map_err(|error| broken(&error.to_string()))?;
-        let link = Link::new(stream, &self.fence, self.limits.silence);
+        let link = Link::new(stream, &self.token, self.limits.silence);
         let mut request = [0; REQUEST_BYTES];
         link.receive(FrameKind::FeedRequest, 0, &mut request)?;
         let request = Request::decode(&request);

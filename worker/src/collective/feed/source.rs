@@ -51,7 +51,7 @@ impl Default for FeedLimits {
 /// All feeds of one member.
 pub struct Feeds {
     pub(super) limits: FeedLimits,
-    pub(super) fence: GenerationToken,
+    pub(super) token: GenerationToken,
     state: Mutex<State>,
     /// Woken by every update and every change of a feed.
     pub(super) changed: Condvar,
@@ -127,7 +127,7 @@ impl Feeds {
     pub fn new(limits: FeedLimits) -> Self {
         Self {
             limits,
-            fence: GenerationToken::default(),
+            token: GenerationToken::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -246,7 +246,7 @@ impl Feeds {
 
     /// Ends every feed at once.
     pub fn close(&self) {
-        self.fence.close();
+        self.token.close();
         lock(&self.state).end_all("its source has left");
         self.changed.notify_all();
     }
@@ -256,7 +256,7 @@ impl Feeds {
             std::thread::sleep(WATCH);
             let mut state = lock(&self.state);
             state.expire(self.limits.absence);
-            if !state.is_followed() || self.fence.check().is_err() {
+            if !state.is_followed() || self.token.check().is_err() {
                 state.watched = false;
                 return;
             }

@@ -14,11 +14,11 @@ use crate::collective::generation_token::{GenerationToken, TICK};
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
 const LETTING_GO: Duration = Duration::from_secs(60);
 
-/// One generation's communicator, as the engine uses it. It ends with the generation's fence.
+/// One generation's communicator, as the engine uses it. It ends with the generation's token.
 pub struct Group {
     rank: u32,
     size: usize,
-    fence: Arc<GenerationToken>,
+    token: Arc<GenerationToken>,
     tasks: mpsc::Sender<Task>,
     ids: mpsc::Sender<UniqueId>,
 }
@@ -28,7 +28,7 @@ impl Group {
     pub fn form(setup: Setup) -> Self {
         let (tasks, waiting_tasks) = mpsc::channel();
         let (ids, waiting_ids) = mpsc::channel();
-        let (rank, size, fence) = (setup.rank, setup.size, setup.fence.clone());
+        let (rank, size, token) = (setup.rank, setup.size, setup.token.clone());
         // Without the thread its ends of the channels are closed, which says as much as its failure.
         let owner = move || Owner::live(setup, &waiting_ids, &waiting_tasks);
         let spawned = std::thread::Builder::new()
@@ -40,7 +40,7 @@ impl Group {
         Self {
             rank,
             size,
-            fence,
+            token,
             tasks,
             ids,
         }
@@ -88,7 +88,7 @@ impl Group {
                 Ok(answer) => return Ok(answer?),
                 Err(RecvTimeoutError::Disconnected) => return Err(over()),
                 // The thread itself watches every deadline. It must be waited for, because the memory is in use.
-                Err(RecvTimeoutError::Timeout) if self.fence.check().is_ok() => {}
+                Err(RecvTimeoutError::Timeout) if self.token.check().is_ok() => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let ends = patience_ends.get_or_insert_with(|| Instant::now() + LETTING_GO);
                     if Instant::now() > *ends {

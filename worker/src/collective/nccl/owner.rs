@@ -1,6 +1,6 @@
 //! The one thread that calls NCCL for a communicator, from its making to its end.
 //!
-//! In: tasks of the engine, one at a time, and the generation's fence. Out: an answer to each. NCCL works without blocking:
+//! In: tasks of the engine, one at a time, and the generation's token. Out: an answer to each. NCCL works without blocking:
 //! every call is begun and then asked after, so that a deadline or the end of the generation aborts whatever it is at. What
 //! was aborted no longer touches the engine's memory when the answer is given.
 
@@ -35,7 +35,7 @@ pub struct Owner {
     nccl: &'static Nccl,
     comm: Comm,
     gpu: Arc<Gpu>,
-    fence: Arc<GenerationToken>,
+    token: Arc<GenerationToken>,
     /// For each bucket.
     patience: Duration,
     /// The ends of the buckets on the stream, oldest first.
@@ -50,7 +50,7 @@ impl Owner {
             loop {
                 let task = match tasks.recv_timeout(TICK) {
                     Ok(task) => task,
-                    Err(RecvTimeoutError::Timeout) if owner.fence.check().is_ok() => continue,
+                    Err(RecvTimeoutError::Timeout) if owner.token.check().is_ok() => continue,
                     Err(_) => return Err(End::Over),
                 };
                 match owner.carry_out(&task.work) {
@@ -66,7 +66,7 @@ impl Owner {
         });
         let end: Result<(), End> = end;
         if let Err(End::Failed(reason)) = end
-            && setup.fence.check().is_ok()
+            && setup.token.check().is_ok()
         {
             tracing::warn!("NCCL failed: {reason}");
             (setup.tell)(Word::Lost(reason));
@@ -87,7 +87,7 @@ impl Owner {
             (setup.tell)(Word::Id(id.0.to_vec()));
         }
         let id = loop {
-            setup.fence.check().map_err(|_| End::Over)?;
+            setup.token.check().map_err(|_| End::Over)?;
             match ids.recv_timeout(TICK) {
                 Ok(id) => break id,
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
@@ -102,7 +102,7 @@ impl Owner {
             nccl,
             comm,
             gpu: setup.gpu.clone(),
-            fence: setup.fence.clone(),
+            token: setup.token.clone(),
             patience: setup.patience.call,
             ends: VecDeque::new(),
         };
@@ -117,7 +117,7 @@ impl Owner {
     }
 
     fn carry_out(&mut self, work: &Work) -> Result<(), End> {
-        self.fence.check().map_err(|_| End::Over)?;
+        self.token.check().map_err(|_| End::Over)?;
         match work {
             Work::Begin(call) => self.begin(call),
             Work::Pace => {
@@ -180,7 +180,7 @@ impl Owner {
     ) -> Result<(), End> {
         let began = Instant::now();
         while !is_done()? {
-            self.fence.check().map_err(|_| End::Over)?;
+            self.token.check().map_err(|_| End::Over)?;
             let waited = began.elapsed();
             if waited > patience {
                 let seconds = patience.as_secs_f64();

@@ -45,7 +45,7 @@ pub struct Setup {
     pub gpu: Arc<Gpu>,
     pub rank: u32,
     pub size: usize,
-    pub fence: Arc<GenerationToken>,
+    pub token: Arc<GenerationToken>,
     pub patience: Patience,
     pub tell: Box<dyn Fn(Word) + Send>,
 }

@@ -16,7 +16,7 @@ use crate::run::orders::Order;
 impl Run {
     /// Follows `source` and nobody else.
     pub(super) fn follow(&mut self, source: Source) {
-        let orders = self.links.wake.clone();
+        let orders = self.channels.wake.clone();
         let wake = move || {
             // Nobody needs to be woken where the session is over.
             if let Some(orders) = orders.upgrade() {
@@ -111,13 +111,13 @@ impl Run {
         let fed: Vec<u64> = fed
             .filter_map(|rank| members.get(*rank as usize).copied())
             .collect();
-        let feeds = self.links.collective.feeds();
+        let feeds = self.channels.collective.feeds();
         feeds.conclude(&members, &fed, generation.step);
     }
 
     pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) -> Result<(), RunError> {
         let copy = || self.state_copy();
-        let feeds = self.links.collective.feeds();
+        let feeds = self.channels.collective.feeds();
         feeds.begin(run_id, feed.worker, feed.attempt, copy)
     }
 
@@ -129,7 +129,7 @@ impl Run {
         sum: Summed,
         slots: HeldSlots,
     ) -> Result<(), RunError> {
-        let collective = self.links.collective.clone();
+        let collective = self.channels.collective.clone();
         let feeds = collective.feeds();
         let mean = match sum {
             _ if skipped => Vec::new(),

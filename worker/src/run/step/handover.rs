@@ -17,7 +17,7 @@ impl Run {
         &self,
         generation: &v1::Generation,
     ) -> Result<(Snapshot, VecDeque<v1::Update>), CollectiveError> {
-        let mesh = self.links.collective.mesh(self.generation)?;
+        let mesh = self.channels.collective.mesh(self.generation)?;
         let source = generation.source;
         let state = mesh.receive_state(source, generation.step, &self.trainer.layout())?;
         let updates = updates_in(&state.memory).map_err(|reason| {
@@ -37,7 +37,7 @@ impl Run {
             return Ok(());
         }
         let (state, behind) = (self.state_copy()?, generation.behind.clone());
-        let (collective, number) = (self.links.collective.clone(), self.generation);
+        let (collective, number) = (self.channels.collective.clone(), self.generation);
         std::thread::spawn(move || {
             let sent = collective.mesh(number).and_then(|mesh| {
                 behind

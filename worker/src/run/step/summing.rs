@@ -32,10 +32,10 @@ impl Run {
     /// What the slots of the step amount to, whoever held them, and the mean gradient.
     pub(super) fn sum_up(&mut self, plan: &v1::Plan) -> Result<(Summed, HeldSlots), RunError> {
         #[cfg(feature = "cuda")]
-        if let Some(group) = self.links.collective.group(self.generation) {
+        if let Some(group) = self.channels.collective.group(self.generation) {
             return self.sum_up_over_nccl(plan, &group);
         }
-        let mesh = self.links.collective.mesh(self.generation)?;
+        let mesh = self.channels.collective.mesh(self.generation)?;
         if mesh.size() > 1 {
             self.trainer.collect()?;
         }
@@ -66,7 +66,7 @@ impl Run {
         plan: &v1::Plan,
         group: &Group,
     ) -> Result<(Summed, HeldSlots), RunError> {
-        let mesh = self.links.collective.mesh(self.generation)?;
+        let mesh = self.channels.collective.mesh(self.generation)?;
         let contribution = Contribution {
             step: plan.step,
             slots: plan.slots,
