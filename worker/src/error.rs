@@ -10,6 +10,7 @@ use crate::rpc::fetch::FetchError;
 use crate::rpc::upload::UploadError;
 use crate::run::engine_thread::EngineThreadError;
 
+/// Why a worker came to a bad end.
 #[derive(Debug, Error)]
 pub enum WorkerError {
     #[error(transparent)]

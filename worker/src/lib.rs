@@ -1,9 +1,9 @@
 //! The worker: joins a coordinator, computes slots with candle, and sums gradients with its peers.
 //!
-//! In: [`JoinOptions`]. Out: a finished job, or one error. [`join()`] is the whole life of a worker. The rooms from top to bottom; each
-//! imports only from those below it: [`session`] (the life of a worker, and one session with the coordinator), [`run`] (the step, on the
-//! engine's thread), [`rpc`] (the connection, and what is fetched and handed over by calls of its own), [`collective`] (sums with the
-//! peers), [`engine`] (models, operations, optimizer), [`net`] (addresses and names).
+//! In: [`JoinOptions`]. Out: a finished job, or one error. [`join()`] is the whole life of a worker. The rooms from top to
+//! bottom; each imports only from those below it: [`session`] (the life of a worker, and one session with the coordinator),
+//! [`run`] (the step, on the engine's thread), [`rpc`] (the connection, and what is fetched and handed over by calls of its
+//! own), [`collective`] (sums with the peers), [`engine`] (models, operations, optimizer), [`net`] (addresses and names).
 
 pub mod collective;
 pub mod engine;

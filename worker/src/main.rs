@@ -185,7 +185,7 @@ fn main() -> ExitCode {
     code
 }
 
-/// Prints what the user asked for. False where nobody reads any more; where it cannot be written, the process ends.
+/// Prints what the user asked for. Returns false where nobody reads any more; where it cannot be written, the process ends.
 fn print(text: impl AsRef<[u8]>) -> bool {
     streams::print(text).unwrap_or_else(|error| end_with(FAILED, &error.to_string()))
 }
@@ -328,7 +328,7 @@ async fn terminated() {
     }
 }
 
-/// The terminal was closed. Counts once: a shell passes on what the system has told everybody.
+/// Waits until the terminal is closed. Counts once: a shell passes on what the system has told everybody.
 #[cfg(unix)]
 async fn hung_up() {
     use tokio::signal::unix::{SignalKind, signal};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::engine::device::Device;
 use crate::status::Status;
 
-/// Long enough for a coordinator that must find another machine.
+/// Default time to wait for a coordinator that was lost: long enough for one that must find another machine.
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
@@ -17,10 +17,11 @@ pub const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
 pub struct JoinOptions {
     /// `HOST:PORT` of the coordinator, or `HOST` where it listens at the default port.
     pub address: String,
-    /// Default: all cores.
+    /// Threads to compute with. Default: all cores.
     pub threads: Option<usize>,
+    /// The device to compute on.
     pub device: Device,
-    /// Sent as a bearer token with every call.
+    /// The coordinator's token, sent as a bearer token with every call.
     pub token: Option<String>,
     /// The address that other workers should use. Default: the one that the coordinator sees.
     pub exchange_host: Option<String>,
@@ -28,7 +29,7 @@ pub struct JoinOptions {
     pub exchange_port: Option<u16>,
     /// Where fetched models are kept. Default: `MUSTER_CACHE_DIR`, else `~/.cache/muster`.
     pub cache_dir: Option<PathBuf>,
-    /// For people. Default: host name and process number.
+    /// Name of this worker in logs and on terminals. Default: host name and process number.
     pub name: Option<String>,
     /// How long to try to reach the coordinator at first.
     pub connect_timeout: Duration,
@@ -36,7 +37,7 @@ pub struct JoinOptions {
     pub reconnect_timeout: Duration,
     /// How long to wait, once asked to stop, until what was computed here is counted.
     pub draining_patience: Duration,
-    /// Where it is noted what the worker is at.
+    /// Where the worker notes what it is at, for whoever shows it.
     pub status: Status,
 }
 

@@ -13,16 +13,16 @@ pub enum Doing {
     Preparing,
     Fetching,
     Loading,
-    /// In no generation yet: others load, or too few workers are here.
+    /// The worker is in no generation yet: others load, or too few workers are here.
     WaitingToBegin,
-    /// Nothing is leased to it: others compute what is left of the step, or somebody is missing.
+    /// Nothing is leased to the worker: others compute what is left of the step, or somebody is missing.
     WaitingForSlots,
     Computing,
     Exchanging,
     Copying,
 }
 
-/// Shared by all who note and show.
+/// What a worker is at, shared by all who note and show it.
 #[derive(Clone, Debug, Default)]
 pub struct Status(Arc<Mutex<State>>);
 
@@ -30,18 +30,19 @@ pub struct Status(Arc<Mutex<State>>);
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     pub doing: Doing,
+    /// When the worker began to do that.
     pub since: Instant,
     /// What a coordinator that prepares says of itself.
     pub moment: String,
-    /// Updates that its weights have seen.
+    /// Updates that the worker's weights have seen.
     pub step: u64,
-    /// 0: not known yet.
+    /// Steps of the whole run; 0 where they are not known yet.
     pub total_steps: u64,
-    /// Members of its generation.
+    /// Members of the worker's generation.
     pub workers: usize,
-    /// Computed here, in all.
+    /// Slots computed by this process, in all.
     pub slots: u64,
-    /// Tokens in them, without padding.
+    /// Tokens in those slots, without padding.
     pub tokens: u64,
 }
 
@@ -65,6 +66,7 @@ impl Status {
         self.lock().clone()
     }
 
+    /// Notes what the worker does now.
     pub fn set(&self, doing: Doing) {
         let mut state = self.lock();
         if state.doing != doing {
@@ -73,7 +75,7 @@ impl Status {
         }
     }
 
-    /// The coordinator is at this: `tokenising the data, 41%`.
+    /// Notes what the coordinator is at while it prepares: `tokenising the data, 41%`.
     pub fn preparing(&self, moment: String) {
         self.set(Doing::Preparing);
         self.lock().moment = moment;
@@ -83,7 +85,7 @@ impl Status {
         self.lock().total_steps = total_steps;
     }
 
-    /// A generation of so many members began.
+    /// Notes that a generation of so many members has begun.
     pub fn entered(&self, workers: usize) {
         self.lock().workers = workers;
     }

@@ -33,16 +33,16 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_epsilon: f64,
     pub rope: Rope,
-    /// The output layer is the embedding.
+    /// Whether the output layer shares its weights with the embedding.
     pub tied: bool,
-    /// Queries, keys and values have biases.
+    /// Whether queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// The attention's output layer has a bias.
+    /// Whether the attention's output layer has a bias.
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Each query and key head is normalised.
+    /// Whether each query and key head is normalised.
     pub head_norms: bool,
-    /// Tokens a query sees, where some layers limit it.
+    /// Number of tokens that a query sees, where some layers limit it.
     pub sliding_window: Option<usize>,
     /// Tokens of a text that the model was made for, where it says so.
     pub max_positions: Option<usize>,
@@ -50,20 +50,21 @@ pub struct ModelConfig {
     pub initializer_range: f64,
 }
 
-/// Rotary position frequencies.
+/// Frequencies of the rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
 }
 
+/// How rotary frequencies are changed for sequences longer than the model was first trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
     Linear {
         factor: f64,
     },
-    /// Llama 3.1's: low frequencies are slowed down, high ones kept, those between blended.
+    /// Scaling of Llama 3.1: low frequencies are slowed down, high ones kept, those between blended.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -74,7 +75,7 @@ pub enum RopeScaling {
 
 /// What an architecture has that its `config.json` does not say.
 struct Family {
-    /// None: as `attention_bias` says.
+    /// Whether queries, keys and values have biases; None where `attention_bias` says it.
     qkv_bias: Option<bool>,
     output_bias: Option<bool>,
     head_norms: bool,
@@ -180,7 +181,7 @@ impl ModelConfig {
 }
 
 impl RopeScaling {
-    /// As `transformers/modeling_rope_utils.py`.
+    /// Scales one frequency as `transformers/modeling_rope_utils.py` does.
     fn apply(&self, frequency: f32) -> f32 {
         match *self {
             Self::None => frequency,

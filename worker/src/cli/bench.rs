@@ -96,6 +96,7 @@ enum ReductionName {
     Fast,
 }
 
+/// Why a benchmark or a self-check failed.
 #[derive(Debug, Error)]
 pub enum BenchError {
     #[error("{path}: {reason}")]
@@ -118,13 +119,13 @@ pub enum BenchError {
 #[derive(Clone, Copy)]
 struct StepTime {
     forward: f64,
-    /// The output layer, forward and backward.
+    /// Seconds for the output layer, forward and backward.
     loss: f64,
-    /// With full training, adding to the exact accumulator too.
+    /// Seconds for the backward pass; with full training, adding to the exact accumulator too.
     backward: f64,
-    /// Adding the slot to the exact accumulator.
+    /// Seconds to add the slot to the exact accumulator.
     accumulate: f64,
-    /// Norm, clipping and AdamW, from the exact sums, as with one worker.
+    /// Seconds for norm, clipping and AdamW, from the exact sums, as with one worker.
     update: f64,
 }
 
@@ -144,14 +145,14 @@ struct Report {
     tokens_per_second_median: f64,
     tokens_per_second_best: f64,
     peak_memory_bytes: u64,
-    /// As it was expected before anything was loaded.
+    /// Bytes of memory that were expected before anything was loaded.
     estimated_memory_bytes: u64,
     estimated_memory: Bytes,
     gflop_per_token: f64,
     gflops: f64,
     gemm_peak_gflops: f64,
     share_of_gemm_peak: f64,
-    /// Of the published peak of bfloat16 products, where that is known.
+    /// Model FLOPs utilisation: the share of the published peak of bfloat16 products, where that is known.
     mfu: Option<f64>,
     step_seconds: f64,
     compute_seconds: f64,
@@ -166,7 +167,7 @@ struct Report {
     device: String,
 }
 
-/// As on the command line.
+/// The defaults of the command line.
 impl Default for BenchArgs {
     fn default() -> Self {
         Self {
@@ -187,6 +188,7 @@ impl Default for BenchArgs {
     }
 }
 
+/// Measures a training step of the model and prints the result.
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     let work = Work::of(&args, args.device.open()?)?;
     if !args.json {
@@ -196,7 +198,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// What is to be measured.
+/// A model with its blocks, whose steps are to be measured.
 struct Work {
     folder: tempfile::TempDir,
     config: ModelConfig,
@@ -294,7 +296,7 @@ fn copy_config(path: &Path, folder: &Path) -> Result<ModelConfig, BenchError> {
     Ok(ModelConfig::of(&opened).map_err(EngineError::from)?)
 }
 
-/// The job that such a step belongs to.
+/// The job that a measured step belongs to.
 fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
     let values = [
         ("base_model", folder.display().to_string()),
@@ -332,7 +334,7 @@ fn name_of(value: impl ValueEnum) -> String {
     name.map_or_else(String::new, |name| name.get_name().to_owned())
 }
 
-/// Whole sequences of random tokens, all trained but the first.
+/// Blocks of whole sequences of random tokens, all trained but the first.
 fn random_blocks(args: &BenchArgs, vocabulary: usize) -> Vec<Block> {
     let mut rng = CounterRng::new(0, &[]);
     let length = args.seq as usize;
@@ -362,7 +364,7 @@ fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<StepTime, EngineError
     })
 }
 
-/// What one large product reaches, in GFLOP/s.
+/// Speed of one large product in GFLOP/s.
 fn gemm_peak(args: &BenchArgs, device: &ComputeDevice, threads: usize) -> Result<f64, BenchError> {
     let is_narrow = args.dtype == Dtype::Bfloat16;
     match device {
@@ -413,7 +415,7 @@ fn product_speed<E: Element>() -> f64 {
     2.0 * (ROWS * WIDTH * WIDTH) as f64 / best / 1e9
 }
 
-/// On one line, for programs.
+/// Prints the report as JSON on one line, for programs.
 fn print_json(report: &impl Serialize) {
     match serde_json::to_string(report) {
         Ok(line) => say(format_args!("{line}")),

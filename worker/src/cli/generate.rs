@@ -48,7 +48,7 @@ pub fn run(args: GenerateArgs) -> Result<(), GenerateError> {
     Ok(())
 }
 
-/// As it is into a file or program; on a terminal, what a model says must not repaint that.
+/// Prints a piece of the answer: as it is into a file or program; on a terminal, what a model says must not repaint that.
 fn print(piece: &str) {
     let piece = match io::stdout().is_terminal() {
         true => Cow::Owned(common::text::visible(piece)),

@@ -1,4 +1,4 @@
-//! A file for each command.
+//! The worker's commands, a file for each.
 
 pub mod bench;
 pub mod generate;

@@ -12,26 +12,26 @@ use common::streams;
 use tracing::Level;
 use worker::status::{Doing, State, Status};
 
-/// Between two pictures on a terminal.
+/// Time between two pictures on a terminal.
 const PICTURE_EVERY: Duration = Duration::from_millis(500);
-/// Between two lines in a log.
+/// Time between two lines in a log.
 const LINE_EVERY: Duration = Duration::from_secs(30);
-/// What a worker does for a shorter time is not worth a word.
+/// How long a worker must be at something before its line says so.
 const SHORT: Duration = Duration::from_secs(2);
-/// Readings over which the speed is taken: 15 s on a terminal.
+/// Number of readings over which the speed is taken: 15 s on a terminal.
 const READINGS: usize = 30;
 const USUAL_COLUMNS: usize = 80;
-/// Takes a picture away.
+/// Characters that take a picture away from a terminal.
 const CLEAR: &str = "\r\x1b[2K";
 
-/// There is a picture on the terminal. Held while something is written there, which never waits for long.
+/// Whether there is a picture on the terminal. Held while something is written there, which never waits for long.
 static IS_DRAWN: Mutex<bool> = Mutex::new(false);
 
 fn is_drawn() -> MutexGuard<'static, bool> {
     IS_DRAWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Standard error for the log: a line first takes the picture away, which comes back with the next one.
+/// Writes the log to standard error: a line first takes the picture away, which comes back with the next one.
 pub struct LogWriter;
 
 pub fn log_writer() -> LogWriter {
@@ -62,7 +62,7 @@ pub struct Show {
 }
 
 impl Show {
-    /// `address` is the coordinator's.
+    /// Begins to show a worker. `address` is the coordinator's.
     pub fn begin(status: Status, address: String) -> Self {
         let (stop, stopped) = mpsc::channel();
         let shown = status.clone();
@@ -131,12 +131,12 @@ fn tell(status: &Status, address: &str, stopped: &mpsc::Receiver<()>) {
     }
 }
 
-/// Tokens over the last readings.
+/// Tokens over the last readings, for the speed.
 #[derive(Default)]
 struct Speed(VecDeque<(Instant, u64)>);
 
 impl Speed {
-    /// Tokens a second; None at first.
+    /// Takes a reading and returns the tokens a second; None at first.
     fn read(&mut self, now: Instant, tokens: u64) -> Option<f64> {
         self.0.push_back((now, tokens));
         if self.0.len() > READINGS {
@@ -148,7 +148,7 @@ impl Speed {
     }
 }
 
-/// `step 12/100  34 slots  1,234 tokens/s  2 workers  waiting for slots 0:05`.
+/// The line that is shown: `step 12/100  34 slots  1,234 tokens/s  2 workers  waiting for slots 0:05`.
 fn line(state: &State, now: Instant, tokens_per_second: Option<f64>, address: &str) -> String {
     let since = now.duration_since(state.since);
     let doing = match state.doing {
@@ -193,7 +193,7 @@ fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// `0:07`, `75:12`.
+/// Writes a duration in minutes and seconds: `0:07`, `75:12`.
 fn minutes(duration: Duration) -> String {
     let seconds = duration.as_secs();
     format!("{}:{:02}", seconds / 60, seconds % 60)

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-/// For `--version`.
+/// The version with all that belongs to it, for `--version`.
 pub fn long() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
         let features = if cfg!(feature = "cuda") {

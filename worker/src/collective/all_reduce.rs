@@ -12,8 +12,8 @@ use crate::engine::memory;
 use crate::engine::slot::HeldSlots;
 
 impl Mesh {
-    /// Where nobody else is, the contribution is the sum of all: only the slots that make up the step. None: there are
-    /// others to exchange with.
+    /// Returns the slots of the step where this worker is the only member, so that its contribution is the sum of all. None where
+    /// there are others to exchange with.
     pub fn sum_of_one(
         &self,
         contribution: &Contribution<'_>,
@@ -25,8 +25,9 @@ impl Mesh {
         }
     }
 
-    /// Sums nothing, but makes sure that the slots of all members make up the step: where the sums themselves, so many
-    /// scalars, travel another way. Returns the slots, and the invalid scalars of all.
+    /// Agrees on the slots of the step without summing gradients, where the sums, so many `scalars`, travel another way.
+    ///
+    /// Returns the slots of all members, which must make up the step, and how many scalars of theirs were invalid.
     #[cfg(feature = "cuda")]
     pub fn agree(
         &self,
@@ -68,7 +69,7 @@ impl Mesh {
         self.all_reduce_into(contribution, Vec::new())
     }
 
-    /// As [`all_reduce`](Self::all_reduce), into the memory of a vector that is of no more use.
+    /// Sums as [`all_reduce`](Self::all_reduce) does, into the memory of a vector that is of no more use.
     pub fn all_reduce_into(
         &self,
         contribution: &Contribution<'_>,
@@ -104,8 +105,8 @@ impl Mesh {
         })
     }
 
-    /// Adds what the peers brought, or ends the generation and says what was the first to fail in it. Peers keep their
-    /// connections until the next one, so that a third party's failure is not taken for ours.
+    /// Adds what the peers brought, or ends the generation and returns the first failure in it. Peers keep their
+    /// connections until the next generation, so that a third party's failure is not taken for ours.
     fn merge(
         &self,
         start: &mut Start,
@@ -119,6 +120,6 @@ impl Mesh {
     }
 }
 
-/// Names the kind of sums that do not travel over the mesh.
+/// Mode in the first frame of an exchange whose sums do not travel over the mesh.
 #[cfg(feature = "cuda")]
 const ELSEWHERE: u8 = 3;

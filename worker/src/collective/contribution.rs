@@ -9,20 +9,21 @@ pub struct Contribution<'a> {
     pub step: u64,
     /// Slots of the step, over all workers.
     pub slots: u32,
-    /// Those that `sums` holds. Over all members they must make up the step, each exactly once.
+    /// The slots whose gradients `sums` holds. Over all members they must make up the step, each exactly once.
     pub held: &'a HeldSlots,
     pub sums: Sums<'a>,
-    /// Elements that were not finite or out of range.
+    /// Elements of the gradients that were not finite or out of range.
     pub invalid: u64,
 }
 
+/// The sums that a worker brings to an exchange, flat in layout order.
 #[derive(Clone, Copy, Debug)]
 pub enum Sums<'a> {
-    /// Fixed point, see `common::exact`.
+    /// Exact sums in fixed point (see `common::exact`), as plain integers.
     Exact(&'a [i64]),
-    /// The same, as accumulators have it.
+    /// Exact sums as accumulators store them, in six or eight bytes each.
     Packed(&'a PackedSums),
-    /// Already in units of the mean gradient.
+    /// Float32 sums in fast mode, already in units of the mean gradient.
     Fast(&'a [f32]),
 }
 
@@ -45,6 +46,6 @@ impl Sums<'_> {
 pub struct ReducedSum {
     pub mean: Vec<f32>,
     pub invalid: u64,
-    /// Of the whole step, whoever held them.
+    /// The slots of the whole step with their outcomes, whoever held them.
     pub slots: HeldSlots,
 }

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
+/// Why workers could not exchange gradients or states.
 #[derive(Clone, Debug, Error)]
 pub enum CollectiveError {
-    /// A newer generation began, or the worker is on its way out.
+    /// The generation is over: a newer one began, or the worker is on its way out.
     #[error("the exchange was given up because its generation is over")]
     Superseded,
     #[error("{name} (rank {rank}): {reason}")]

@@ -34,20 +34,21 @@ const TOGETHER: usize = 4;
 pub(super) struct Exchange<'a, S: ReduceInput + ?Sized> {
     mesh: &'a Mesh,
     sums: &'a S,
-    /// Of each piece but a chunk's last.
+    /// Scalars of a piece; the last piece of a chunk may be shorter.
     piece_scalars: usize,
     pieces_ahead: usize,
-    /// Of our own chunk.
+    /// The pieces of our own chunk.
     pieces: Vec<Piece<'a, S::ReduceElement>>,
-    /// Peers that have begun.
+    /// Number of peers that have begun.
     begun: AtomicUsize,
-    /// Woken when all have begun, and whenever a piece has taken a contribution that somebody may wait for.
+    /// Lock that waiting on `changed` releases, taken before waking so that nobody who is about to wait misses it.
     turn: Mutex<()>,
+    /// Woken when all have begun, and whenever a piece has taken a contribution that somebody may wait for.
     changed: Condvar,
 }
 
 impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
-    /// Cuts `mean`, where the result goes: the chunks of the other ranks come back.
+    /// Cuts `mean`, where the result goes, into chunks. Returns the exchange and, by rank, the chunks that the others fill.
     pub fn new(
         mesh: &'a Mesh,
         sums: &'a S,
@@ -79,7 +80,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         (exchange, others)
     }
 
-    /// Fills the chunks of the others, and our own; returns what each peer brought.
+    /// Runs the exchange: fills all chunks of the mean gradient, and returns what each peer brought.
     pub fn run(
         &self,
         start: &Start,
@@ -110,7 +111,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         })
     }
 
-    /// Where nobody else is, our chunk is all there is.
+    /// Finishes our chunk where there is no other member: it is all there is.
     fn finish_alone(&self) {
         let mut block = [bytemuck::Zeroable::zeroed(); BLOCK];
         let mut start = 0;
@@ -213,7 +214,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         Ok(theirs)
     }
 
-    /// Room for a part on its way.
+    /// Buffer with room for one encoded part of a piece.
     fn part_buffer(&self) -> Vec<u8> {
         let scalars = self.piece_scalars.min(self.sums.scalars());
         self.mesh
@@ -221,9 +222,10 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
             .take(S::ReduceElement::encoded_limit(scalars))
     }
 
-    /// Leaves a part of a piece in the connection while an earlier one lacks parts of others: what waits in memory would
-    /// be out of the cache when they come. Not so long that the sender would take us for silent, and the slowest never
-    /// waits.
+    /// Leaves a part of a piece in the connection while an earlier piece lacks parts of others.
+    ///
+    /// What waits in memory would be out of the cache when they come. Waits not so long that the sender would take us for
+    /// silent; the slowest peer is never waited with.
     fn wait_for_slower_peers(&self, index: usize) -> Result<(), CollectiveError> {
         let Some(earlier) = index.checked_sub(self.pieces_ahead) else {
             return Ok(());
@@ -233,7 +235,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         self.wait_until(|| earlier.get().is_some() || Instant::now() >= deadline)
     }
 
-    /// Waits until all lower ranks have contributed to a piece of our chunk, where that matters.
+    /// Waits until all lower ranks have contributed to a piece of our chunk, where the order of addition matters.
     fn wait_for_turn(&self, index: usize, peer: u32) -> Result<(), CollectiveError> {
         if !S::ReduceElement::ORDERED {
             return Ok(());
@@ -242,8 +244,8 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         self.wait_until(|| lock(&self.pieces[index].state).contributions() == place)
     }
 
-    /// Takes a peer's part of a piece of our chunk, of the scalars `own`. The last one finishes the piece. An error is a
-    /// sentence without its subject.
+    /// Takes a peer's part of a piece of our chunk, which holds the scalars `own`. The last part finishes the piece. An error is
+    /// a sentence without its subject.
     fn contribute(&self, index: usize, part: Part, own: Range<usize>) -> Result<(), String> {
         let piece = &self.pieces[index];
         let mut state = lock(&piece.state);
@@ -270,8 +272,9 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         Ok(())
     }
 
-    /// Adds what waits to the sum of a piece, and when it is its turn our part, of the scalars `own`: block by block, so
-    /// that the sum stays within a core's first cache. The last time it finishes the piece.
+    /// Adds the waiting parts of a piece to its sum, and our own when it is its turn, of the scalars `own`.
+    ///
+    /// Goes block by block, so that the sum stays within a core's first cache. The last call finishes the piece.
     fn add_up(
         &self,
         state: &mut PieceState<'_, S::ReduceElement>,
@@ -323,7 +326,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         Ok(())
     }
 
-    /// The result and its checksum.
+    /// Waits for a finished piece of our chunk. Returns its means and their checksum.
     fn wait_for_mean(
         &self,
         piece: &Piece<'a, S::ReduceElement>,
@@ -336,7 +339,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
         self.begun.load(Ordering::SeqCst) + 1 == self.mesh.size()
     }
 
-    /// Has all who wait for another thread look again.
+    /// Wakes all threads that wait for another, to look again.
     fn wake(&self) {
         drop(lock(&self.turn));
         self.changed.notify_all();

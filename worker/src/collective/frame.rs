@@ -9,41 +9,42 @@ compile_error!("the exchange between workers is written for little-endian machin
 
 pub const HEADER_BYTES: usize = 24;
 
-/// No frame is longer.
+/// Longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 8 << 20;
 
-/// Scalars of a sub-chunk: the unit in which receiving, adding and sending overlap.
+/// Scalars of a piece of a state or of an update's mean gradient, each sent in a frame of its own.
 pub const PIECE_SCALARS: usize = 64 << 10;
 
+/// What a frame between workers holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    /// What a worker brings to an exchange; opens it.
+    /// First frame of an exchange: what a worker brings to it.
     Start = 1,
     /// Sums on their way to the owner of their chunk.
     Part = 2,
     /// Finished means on their way from the owner.
     Finished = 3,
-    /// Announces weights and optimizer state.
+    /// Announces weights and optimizer state; their pieces follow.
     StateHeader = 4,
     State = 5,
-    /// What a follower has of a feed already; opens it.
+    /// First frame of a follower: what it has of a feed already.
     FeedRequest = 6,
     /// Announces an update; its mean gradient follows.
     Update = 7,
     Mean = 8,
-    /// A follower has all that was sent.
+    /// Says that the follower has all that was sent.
     Taken = 9,
-    /// Nothing new.
+    /// Sign of life: there is nothing new.
     Alive = 10,
-    /// The feed has yet to begin.
+    /// Says that the feed has yet to begin.
     Later = 11,
-    /// The feed is over; the payload says why.
+    /// Says that the feed is over; the payload says why.
     Ended = 12,
 }
 
 impl FrameKind {
-    /// None where a later version might know it.
+    /// The kind of this number, or None where only a later version might know it.
     pub fn of(kind: u8) -> Option<Self> {
         [
             Self::Start,
@@ -64,20 +65,26 @@ impl FrameKind {
     }
 }
 
+/// Header of a frame, which its payload follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
+    /// Number of a [`FrameKind`].
     pub kind: u8,
+    /// Bytes of the payload.
     pub length: u32,
+    /// Number of the piece within its transfer, by which the receiver notices that another one came.
     pub index: u64,
+    /// Checksum of the payload.
     pub checksum: u64,
 }
 
 impl FrameHeader {
+    /// Header of a frame with this payload, whose checksum is computed here.
     pub fn of(kind: FrameKind, index: usize, payload: &[u8]) -> Self {
         Self::summed(kind, index, payload, checksum(payload))
     }
 
-    /// The same where the payload's checksum is known.
+    /// Header of a frame with this payload, whose checksum is known.
     pub fn summed(kind: FrameKind, index: usize, payload: &[u8], checksum: u64) -> Self {
         assert!(
             payload.len() <= MAX_PAYLOAD_BYTES,
@@ -109,8 +116,8 @@ impl FrameHeader {
         }
     }
 
-    /// Why this is not the frame that is due, if it is not. `length`: the only one allowed, or None for any within
-    /// the bound.
+    /// Returns why this is not the frame that is due, if it is not. `length` is the only one allowed, or None for any within the
+    /// bound.
     pub fn fault(&self, kind: FrameKind, index: usize, length: Option<usize>) -> Option<String> {
         if self.kind != kind as u8 || self.index != index as u64 {
             return Some(format!(
@@ -131,6 +138,8 @@ impl FrameHeader {
     }
 }
 
+/// Checksum of a frame's payload.
+///
 /// Sums of the words, and sums of those sums (Fletcher, 1982), in lanes that vector instructions add at once. Any one or two
 /// damaged 32-bit halves of words of a lane change it: the sums of the upper halves do not wrap round within a frame, and
 /// with them those of whole words tell the lower ones.
@@ -139,7 +148,7 @@ pub fn checksum(bytes: &[u8]) -> u64 {
 }
 
 type Group = [u8; 8 * LANES];
-/// Of each lane the sum of its words, that of their upper halves, and the sums of those sums.
+/// For each lane of a checksum: the sum of its words, that of their upper halves, and the sums of those sums.
 type Lanes = [[u64; LANES]; 4];
 
 fn sum_lanes(groups: &[Group]) -> Lanes {
@@ -151,7 +160,7 @@ fn sum_lanes(groups: &[Group]) -> Lanes {
     sum_lanes_plain(groups)
 }
 
-/// A group is one register: compilers do not find this by themselves in every build.
+/// Computes the lanes with AVX-512, a group in one register: compilers do not find this by themselves in every build.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn sum_lanes_avx512(groups: &[Group]) -> Lanes {
@@ -196,7 +205,7 @@ fn mix(lanes: &Lanes, bytes: &[u8]) -> u64 {
     lanes.chain(rest).fold(bytes.len() as u64, take_in)
 }
 
-/// Of a checksum.
+/// Number of 64-bit lanes of a checksum.
 const LANES: usize = 8;
 
 /// `bytes` as an array of the length that the caller has cut it to.
@@ -206,16 +215,18 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     array
 }
 
-/// Opens a connection, in both directions: who calls, and in which generation of which run.
+/// Greeting of a mesh connection, in both directions: who calls, and in which generation of which run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     pub run_id: [u8; 32],
     pub generation: u64,
+    /// Rank of the caller in the generation.
     pub from: u32,
+    /// Rank of the member that is called.
     pub to: u32,
 }
 
-/// Opens a feed: which worker follows, and by which order of the coordinator.
+/// Greeting of a feed: which worker follows, and by which order of the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedHello {
     pub run_id: [u8; 32],
@@ -223,12 +234,13 @@ pub struct FeedHello {
     pub attempt: u64,
 }
 
-/// Asks who is there, and is answered with the same, in the name of who was asked.
+/// Greeting of a probe: asks which worker is there. The answer is the same message, in the name of the worker asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeHello {
     pub run_id: [u8; 32],
-    /// Numbers of workers.
+    /// Number of the worker that asks.
     pub from: u64,
+    /// Number of the worker that is asked.
     pub to: u64,
 }
 
@@ -250,7 +262,7 @@ impl Hello {
         bytes
     }
 
-    /// None where this is no Hello of this version.
+    /// Reads a Hello; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
         if bytes[..8] != MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
             return None;
@@ -275,7 +287,7 @@ impl FeedHello {
         bytes
     }
 
-    /// None where this opens no feed of this version.
+    /// Reads the greeting of a feed; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
         if bytes[..8] != FEED_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
             return None;
@@ -299,7 +311,7 @@ impl ProbeHello {
         bytes
     }
 
-    /// None where this is no probe of this version.
+    /// Reads the greeting of a probe; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
         if bytes[..8] != PROBE_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
             return None;
@@ -311,7 +323,7 @@ impl ProbeHello {
         })
     }
 
-    /// What worker `own` says to this.
+    /// The answer of worker `own` to this probe.
     pub fn answered_by(&self, own: u64) -> Self {
         Self {
             from: own,

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::CollectiveError;
 use super::lock::lock;
 
-/// How often a wait looks at the token.
+/// How often a waiting thread looks whether the generation is over.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// Closed once, when the generation is over. The first failure closes it too and is kept.
+/// Says to all threads of a generation that it is over: closed once, by its end or by the first failure, which is kept.
 #[derive(Default)]
 pub struct GenerationToken {
     closed: AtomicBool,
@@ -18,10 +18,12 @@ pub struct GenerationToken {
 }
 
 impl GenerationToken {
+    /// Ends the generation: whatever waits for it stops.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
     }
 
+    /// Returns an error once the generation is over.
     pub fn check(&self) -> Result<(), CollectiveError> {
         match self.closed.load(Ordering::SeqCst) {
             true => Err(CollectiveError::Superseded),
@@ -29,7 +31,7 @@ impl GenerationToken {
         }
     }
 
-    /// Closes the token because of `error`, unless it is closed already.
+    /// Ends the generation because of `error`, unless it is over already.
     pub(super) fn fail(&self, error: CollectiveError) {
         let mut failure = lock(&self.failure);
         if !self.closed.swap(true, Ordering::SeqCst) {
@@ -37,7 +39,7 @@ impl GenerationToken {
         }
     }
 
-    /// Why the token is closed.
+    /// Why the generation is over.
     pub(super) fn reason(&self) -> CollectiveError {
         lock(&self.failure)
             .clone()

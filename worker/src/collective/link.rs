@@ -17,18 +17,18 @@ use crate::net::resolve::resolve;
 /// by the coordinator and by its machine's end of the connection.
 const OPENING_PATIENCE: Duration = Duration::from_secs(600);
 
-/// For the name of a peer.
+/// How long the name of a peer may take to be resolved.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Of each end of a connection within this machine. Linux takes twice as much, for what it keeps beside the data, and no more
-/// than `net.core.rmem_max` and `wmem_max` allow.
+/// Bytes of the buffer at each end of a connection within this machine. Linux takes twice as much, for what it keeps beside
+/// the data, and no more than `net.core.rmem_max` and `wmem_max` allow.
 #[cfg(target_os = "linux")]
 const BUFFER_BYTES_WITHIN: usize = 512 << 10;
 
 /// Why a connection is of no more use.
 #[derive(Debug)]
 pub(super) enum LinkError {
-    /// The token has closed.
+    /// The generation is over.
     Closed,
     /// What the peer did, as a sentence without its subject.
     Broken(String),
@@ -57,8 +57,10 @@ fn connect_to(address: SocketAddr, timeout: Duration) -> std::io::Result<TcpStre
     Ok(socket.into())
 }
 
-/// Before it listens or connects: a connection that was paced once stays so, whatever its algorithm. [`prepare`] gives
-/// it the system's again where it leaves this machine.
+/// Turns pacing off for a socket, before it listens or connects.
+///
+/// A connection that was paced once stays so, whatever its algorithm. [`prepare`] gives it the system's again where it leaves
+/// this machine.
 pub(super) fn unpace(socket: &Socket) {
     // Without it, connections within this machine are slower.
     #[cfg(target_os = "linux")]
@@ -88,15 +90,16 @@ pub(super) fn prepare(stream: &TcpStream, silence: Duration) -> std::io::Result<
     notice_a_cut(stream, silence)
 }
 
-/// Whether both ends are at one address, as over the loopback.
+/// Returns whether both ends are at one address, as over the loopback.
 #[cfg(target_os = "linux")]
 fn within_this_machine(stream: &TcpStream) -> std::io::Result<bool> {
     Ok(stream.local_addr()?.ip() == stream.peer_addr()?.ip())
 }
 
-/// Has the system break the connection where the other machine does not acknowledge what is sent, or is not there to
-/// be asked, for so long. Where a process reads nothing its machine answers for it, but on Linux only as long as it has
-/// room: a connection that was filled and then takes nothing for so long is broken too, as [`Link::write_all`] would.
+/// Has the system break the connection when the other machine does not acknowledge data, or keep-alive probes, for so long.
+///
+/// Where a process reads nothing its machine answers for it, but on Linux only as long as it has room: a connection that was
+/// filled and then takes nothing for so long is broken too, as [`Link::write_all`] would.
 fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
     let probe = (silence / 3).max(Duration::from_secs(1));
     let keepalive = TcpKeepalive::new()
@@ -110,7 +113,7 @@ fn notice_a_cut(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A read or write that only ran into its time-out.
+/// Returns whether a read or write only ran into its time-out.
 pub(super) fn is_tick(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
@@ -126,7 +129,7 @@ pub(super) struct Link<'a> {
 }
 
 impl<'a> Link<'a> {
-    /// The stream has been through [`prepare`].
+    /// Uses a stream that has been through [`prepare`].
     pub fn new(stream: &'a TcpStream, token: &'a GenerationToken, silence: Duration) -> Self {
         Self {
             stream,
@@ -139,7 +142,7 @@ impl<'a> Link<'a> {
         self.send_summed(kind, index, payload, checksum(payload))
     }
 
-    /// The same where the payload's checksum is known.
+    /// Sends a frame whose payload's checksum is known.
     pub fn send_summed(
         &self,
         kind: FrameKind,
@@ -171,8 +174,9 @@ impl<'a> Link<'a> {
         self.receive_due(&header, kind, index, payload)
     }
 
-    /// Receives the frame that is due, whatever its length within the bound. Such a one opens a transfer: the peer may
-    /// have to finish first what it is at.
+    /// Receives the frame that is due, whatever its length within the bound.
+    ///
+    /// Such a frame opens a transfer: the peer may have to finish first what it is at.
     pub fn receive_any_length(&self, kind: FrameKind, index: usize) -> Result<Vec<u8>, LinkError> {
         let header = self.receive_header_within(OPENING_PATIENCE)?;
         self.receive_due_any_length(&header, kind, index)
@@ -203,7 +207,7 @@ impl<'a> Link<'a> {
         self.check_fence()
     }
 
-    /// The header of whatever comes next; its payload must be received with one of the next two.
+    /// Receives the header of whatever comes next; its payload must be received with one of the `receive_due` methods.
     pub fn receive_header(&self) -> Result<FrameHeader, LinkError> {
         self.receive_header_within(self.silence)
     }
@@ -226,7 +230,7 @@ impl<'a> Link<'a> {
         self.receive_payload(header, payload)
     }
 
-    /// Receives the payload of a frame that must be the one that is due and need not fill `payload`. Its length.
+    /// Receives the payload of a frame that must be the one that is due. Returns its length, which may be less than `payload`'s.
     pub fn receive_due_up_to(
         &self,
         header: &FrameHeader,
@@ -253,7 +257,7 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// `patience` is for the first byte.
+    /// Fills `buffer`. The first byte may take as long as `patience`.
     fn read_exact(&self, mut buffer: &mut [u8], mut patience: Duration) -> Result<(), LinkError> {
         let mut last_progress = Instant::now();
         while !buffer.is_empty() {

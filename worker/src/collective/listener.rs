@@ -20,10 +20,10 @@ use super::link::unpace;
 use super::lock::lock;
 use super::{CollectiveError, Membership};
 
-/// A caller has this long to say Hello.
+/// How long a caller may take to say Hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two words on connections that cannot be accepted.
+/// Time between two log lines on connections that cannot be accepted.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Connections that may wait at a time, to say Hello or for their generation to begin.
@@ -37,10 +37,10 @@ pub struct Listener {
 
 struct Waiting {
     feeds: Arc<Feeds>,
-    /// The run that this worker is in, and its number there.
+    /// The run that this worker is in, and its number there; it answers probes with them.
     identity: Mutex<Option<([u8; 32], u64)>>,
     stopped: AtomicBool,
-    /// Connections that say Hello or are fed.
+    /// Number of connections that say Hello or are fed.
     greeting: AtomicUsize,
     callers: Mutex<Callers>,
     arrived: Condvar,
@@ -48,8 +48,8 @@ struct Waiting {
 
 #[derive(Default)]
 struct Callers {
-    /// Callers of older generations of this run are turned away. Those of others wait: one may be of the next term,
-    /// which has not begun here yet.
+    /// The run of this generation. Its callers of older generations are turned away; those of other runs wait, because one may
+    /// be of the next term, which has not begun here yet.
     run_id: [u8; 32],
     generation: u64,
     streams: HashMap<Key, (Hello, TcpStream)>,
@@ -65,7 +65,7 @@ impl Callers {
 }
 
 impl Listener {
-    /// On a free port where `port` is 0.
+    /// Listens on a port of `host`; on a free one where `port` is 0.
     pub fn bind(host: IpAddr, port: u16, feeds: Arc<Feeds>) -> Result<Self, CollectiveError> {
         let failed = |e: std::io::Error| match e.kind() {
             ErrorKind::AddrInUse if port != 0 => CollectiveError::PortInUse { port },
@@ -94,12 +94,12 @@ impl Listener {
         self.address.port()
     }
 
-    /// Who answers a probe here from now on.
+    /// Sets the run and the number with which this worker answers probes from now on.
     pub fn identify(&self, run_id: [u8; 32], worker: u64) {
         *lock(&self.shared.identity) = Some((run_id, worker));
     }
 
-    /// Turns callers of earlier generations, and of what ran before, away from now on.
+    /// Begins a generation: callers of earlier ones, and of what ran before, are turned away from now on.
     pub(super) fn begin(&self, membership: &Membership) {
         let (run_id, generation) = (membership.run_id, membership.generation);
         let mut callers = lock(&self.shared.callers);
@@ -112,7 +112,7 @@ impl Listener {
             .retain(|key, _| key.0 == run_id && key.1 >= generation);
     }
 
-    /// The connection of `rank` in this generation, once it has called.
+    /// Takes the connection of `rank` in this generation, once it has called.
     pub(super) fn take(
         &self,
         membership: &Membership,
@@ -181,7 +181,7 @@ impl Waiting {
         }
     }
 
-    /// On a thread of its own, so that a caller who says nothing delays nobody else.
+    /// Greets a caller on a thread of its own, so that one who says nothing delays nobody else.
     fn spawn_greeting(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
         if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
             self.greeting.fetch_sub(1, Ordering::SeqCst);

@@ -2,7 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A poisoned lock only says that another thread panicked; the values guarded here are valid at every moment.
+/// Locks a mutex, even a poisoned one: that another thread panicked changes nothing, as the values guarded here are valid at
+/// every moment.
 pub(in crate::collective) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

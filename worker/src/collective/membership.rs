@@ -7,14 +7,13 @@ use super::error::CollectiveError;
 /// Who takes part in a generation, as seen by one member.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    /// Of job, run and term: connections of others are refused.
+    /// Identifies job, run and term: connections of others are refused.
     pub run_id: [u8; 32],
     pub generation: u64,
     pub rank: u32,
-    /// By rank.
+    /// The members by rank, this worker included.
     pub members: Vec<PeerAddress>,
-    /// A peer that cannot be reached for so long, or that sends and takes nothing in the midst of a transfer, is given
-    /// up.
+    /// Time after which a peer is given up that cannot be reached, or that sends and takes nothing in the midst of a transfer.
     pub silence: Duration,
 }
 
@@ -29,9 +28,10 @@ impl Membership {
     }
 }
 
+/// A worker that takes part in a generation: its name for messages, and where its exchange listens.
 #[derive(Clone, Debug)]
 pub struct PeerAddress {
     pub name: String,
-    /// `HOST:PORT`
+    /// Where the worker's exchange listens, `HOST:PORT`.
     pub address: String,
 }

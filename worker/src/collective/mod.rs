@@ -7,8 +7,9 @@
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
 //! ([`sum_codec`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`reduce_input`], exact or fast, cut
-//! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a member that is behind, and [`feed`] the same
-//! to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs hold, beside the mesh.
+//! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a
+//! member that is behind, and [`feed`] the same to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs
+//! hold, beside the mesh.
 
 mod all_reduce;
 mod buffers;
@@ -48,7 +49,7 @@ pub use self::membership::{Membership, PeerAddress};
 use self::tcp::Mesh;
 use crate::engine::device::ComputeDevice;
 
-/// What the coordinator must know of a device to choose how gradients are exchanged: of a GPU only.
+/// What the coordinator must know of a GPU to choose how gradients are exchanged; None for a processor.
 pub fn introduce(device: &ComputeDevice) -> Option<v1::Gpu> {
     match device {
         ComputeDevice::Cpu => None,
@@ -64,13 +65,13 @@ pub struct Collective {
     current: Mutex<Option<Arc<Forming>>>,
 }
 
-/// A mesh on its way.
+/// A mesh that is being connected, or is.
 struct Forming {
     generation: u64,
     token: Arc<GenerationToken>,
     result: Mutex<Option<Result<Arc<Mesh>, CollectiveError>>>,
     changed: Condvar,
-    /// Where gradients are exchanged over NCCL.
+    /// The NCCL group, where gradients are exchanged over NCCL.
     #[cfg(feature = "cuda")]
     group: std::sync::OnceLock<Arc<nccl::Group>>,
 }
@@ -99,7 +100,7 @@ impl Collective {
         })
     }
 
-    /// What this worker feeds to newcomers.
+    /// The feeds by which newcomers follow this worker.
     pub fn feeds(&self) -> &Arc<Feeds> {
         &self.feeds
     }
@@ -108,12 +109,12 @@ impl Collective {
         self.listener.port()
     }
 
-    /// Who answers the probes of other workers here.
+    /// Sets the run and the number with which this worker answers the probes of others.
     pub fn identify(&self, run_id: [u8; 32], worker: u64) {
         self.listener.identify(run_id, worker);
     }
 
-    /// Ends the generation before at once, whatever it is waiting for, and starts to connect the new one in the
+    /// Enters a generation: ends the one before at once, whatever it is waiting for, and starts to connect the new one in the
     /// background.
     pub fn enter(&self, membership: Membership) {
         let forming = Arc::new(Forming {
@@ -138,7 +139,7 @@ impl Collective {
         });
     }
 
-    /// The mesh of `generation`, as soon as all its members are connected.
+    /// Waits for the mesh of `generation`, until all its members are connected.
     pub fn mesh(&self, generation: u64) -> Result<Arc<Mesh>, CollectiveError> {
         let forming = lock(&self.current)
             .clone()
@@ -160,7 +161,7 @@ impl Collective {
         }
     }
 
-    /// Lets the generation that was just entered exchange over NCCL too. `tell` takes what the coordinator must know.
+    /// Begins to form an NCCL group for the generation that was just entered. `tell` takes what the coordinator must know.
     #[cfg(feature = "cuda")]
     pub fn group_up(
         &self,
@@ -187,7 +188,7 @@ impl Collective {
             .get_or_init(|| Arc::new(nccl::Group::form(setup)));
     }
 
-    /// The group of `generation`, which may still be forming. None where that exchanges over the mesh.
+    /// The NCCL group of `generation`, which may still be forming. None where that exchanges over the mesh.
     #[cfg(feature = "cuda")]
     pub fn group(&self, generation: u64) -> Option<Arc<nccl::Group>> {
         let forming = lock(&self.current).clone()?;

@@ -7,18 +7,18 @@ use std::sync::{Mutex, OnceLock};
 
 use super::reduce_input::BLOCK;
 
-/// Scalars of a piece at most: few enough that receiving, adding and sending all its parts stay within a core's cache.
+/// Most scalars of a piece: few enough that receiving, adding and sending all its parts stay within a core's cache.
 const MAX_PIECE: usize = 64 << 10;
-/// The same between two members, where a piece is of one part beside our own.
+/// Most scalars of a piece with two members: it has only one part beside our own, so twice the size stays within the cache.
 const MAX_PIECE_OF_TWO: usize = 128 << 10;
-/// And at least: a frame has its price.
+/// Least scalars of a piece: below this the overhead of each frame counts.
 const MIN_PIECE: usize = 8 << 10;
-/// Scalars of all parts that wait for the slowest peer, where more than one piece does.
+/// Most scalars of all parts that wait for the slowest peer, where more than one piece does.
 const MAX_WAITING: usize = 192 << 10;
-/// Pieces of a chunk, where they are not too small: while one is on its way, others are added.
+/// Pieces that a chunk is cut into, where they are not too small: while one is in transfer, others are added.
 const PIECES: usize = 4;
 
-/// Scalars of a piece where there are so many in all: the same on every member.
+/// Scalars of a piece in an exchange of `scalars` between `size` members: the same on every member.
 pub(super) fn piece_scalars(scalars: usize, size: usize) -> usize {
     let wanted = scalars.div_ceil(size).div_ceil(PIECES);
     let most = match size {
@@ -28,39 +28,41 @@ pub(super) fn piece_scalars(scalars: usize, size: usize) -> usize {
     wanted.next_multiple_of(BLOCK).clamp(MIN_PIECE, most)
 }
 
-/// Pieces that a peer may be ahead of the slowest one: what waits for that is to stay within the cache too.
+/// Pieces that a peer may be ahead of the slowest one: the parts that wait for that peer are to stay within the cache too.
 pub(super) fn pieces_ahead(piece_scalars: usize, size: usize) -> usize {
     let parts = piece_scalars * size.saturating_sub(1).max(1);
     (MAX_WAITING / parts).max(1)
 }
 
-/// The scalars that `rank` owns.
+/// The range of scalars that `rank` owns: it sums them and sends the others their means.
 pub(super) fn chunk(scalars: usize, size: usize, rank: u32) -> Range<usize> {
     let cut = |rank: usize| (scalars as u128 * rank as u128 / size as u128) as usize;
     cut(rank as usize)..cut(rank as usize + 1)
 }
 
-/// The scalars of each piece of a chunk.
+/// The range of scalars of each piece of a chunk.
 pub(super) fn pieces(chunk: Range<usize>, scalars: usize) -> impl Iterator<Item = Range<usize>> {
     let end = chunk.end;
     let starts = chunk.step_by(scalars);
     starts.map(move |start| start..end.min(start + scalars))
 }
 
+/// A piece of our own chunk: what has come of it, and its means once all parts have.
 pub(super) struct Piece<'a, T> {
     pub state: Mutex<PieceState<'a, T>>,
-    /// The result and its checksum, which is the same for all who get it.
+    /// The means of the piece and their checksum, which is the same for all who get them.
     pub finished: OnceLock<(&'a [f32], u64)>,
 }
 
+/// Parts of a piece that have come so far.
 pub(super) struct PieceState<'a, T> {
-    /// Of the first contributions; empty while none was added. Ours is among them as soon as it is its turn.
+    /// Sum of the first contributions; empty while none was added. Ours is among them as soon as it is its turn.
     pub sum: Vec<T>,
     /// Contributions of others that `sum` holds.
     pub added: usize,
-    /// Those that came since, as they were sent.
+    /// Contributions of others that are not in `sum` yet, as they were sent.
     pub waiting: Vec<Part>,
-    /// Our part of the result, until it is finished.
+    /// Where the means of the piece go; taken once it is finished.
     pub mean: &'a mut [f32],
 }
 
@@ -77,6 +79,7 @@ impl Part {
 }
 
 impl<T> PieceState<'_, T> {
+    /// Contributions of others that have come, added or not.
     pub fn contributions(&self) -> usize {
         self.added + self.waiting.len()
     }

@@ -13,18 +13,18 @@ use super::{PeerAddress, link};
 
 /// Peers tried at a time, each on a thread of its own.
 pub const MAX_PEERS: usize = 64;
-/// For one peer, with all that is tried again: it may be about to learn its own number.
+/// How long one peer may take, with all that is tried again: it may be about to learn its own number.
 const LIMIT: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Whom to try: a worker's number and where it should be.
+/// A worker to be tried: its number and where it should be.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub worker: u64,
     pub peer: PeerAddress,
 }
 
-/// Tries all targets at once. Takes no longer than a few seconds.
+/// Tries all targets at once. Returns those that were not reached, with the reason; takes no longer than a few seconds.
 pub fn probe(run_id: [u8; 32], from: u64, targets: &[Target]) -> Vec<(u64, String)> {
     probe_within(run_id, from, targets, LIMIT)
 }
@@ -95,7 +95,7 @@ fn greet(mut stream: &TcpStream, hello: &ProbeHello, deadline: Instant) -> Resul
     }
 }
 
-/// What happened, without the system's number for it.
+/// Describes an error without the system's number for it.
 fn named(error: &std::io::Error) -> String {
     match error.raw_os_error() {
         Some(_) => error.kind().to_string(),

@@ -9,43 +9,44 @@ use super::sum_codec;
 use crate::engine::ops::vector::dispatch;
 use crate::engine::packed::PackedSums;
 
-/// Scalars that are added at a time.
+/// Scalars that are read and added at a time.
 pub(super) use super::sum_codec::BLOCK;
 
-/// What a member brings.
+/// The sums that a member brings, exact or fast, as an exchange reads them.
 pub(super) trait ReduceInput: Sync {
     type ReduceElement: ReduceElement;
 
     fn scalars(&self) -> usize;
 
-    /// Those from `start`, as many as `block` takes.
+    /// Copies the local sums `start..start + block.len()` into `block`.
     fn read(&self, start: usize, block: &mut [Self::ReduceElement]);
 
-    /// The bytes of a part on its way, in `buffer` ([`ReduceElement::encoded_limit`]) where they are not those in memory.
+    /// Encodes a part to be sent: in `buffer` ([`ReduceElement::encoded_limit`] bytes) where the bytes are not those in memory.
     fn encode<'a>(&'a self, part: Range<usize>, buffer: &'a mut [u8]) -> &'a [u8];
 }
 
+/// The type of the sums in an exchange: how they are encoded, added and turned into means.
 pub(super) trait ReduceElement: bytemuck::Pod + Send + Sync {
-    /// Names the kind between members.
+    /// Number of the kind of sums, by which members notice that theirs differ.
     const MODE: u8;
-    /// The order of addition matters: contributions are added by rank.
+    /// Whether the order of addition matters: contributions are added by rank then.
     const ORDERED: bool;
 
-    /// Bytes that so many take on their way at most.
+    /// Most bytes that so many encoded scalars take.
     fn encoded_limit(scalars: usize) -> usize;
 
-    /// A part that was sent and is being read.
+    /// An encoded part that is being read.
     type Part<'a>;
 
-    /// Begins to read a part of so many scalars, or says what is wrong with it.
+    /// Begins to read an encoded part of so many scalars, or says what is wrong with it.
     fn open(bytes: &[u8], scalars: usize) -> Result<Self::Part<'_>, String>;
 
-    /// The next of them: whole blocks, and in the end what is left.
+    /// Reads the next values of a part: whole blocks, and in the end what is left.
     fn next(part: &mut Self::Part<'_>, values: &mut [Self]);
 
     fn add(sum: &mut [Self], part: &[Self]);
 
-    /// The mean gradients.
+    /// Turns finished sums into mean gradients.
     fn finish(sums: &[Self], means: &mut [f32]);
 }
 

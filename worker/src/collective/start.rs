@@ -4,8 +4,9 @@ use super::{CollectiveError, Contribution};
 use crate::engine::slot;
 use crate::engine::slot::HeldSlots;
 
-/// Opens an exchange: what a member brings, so that a mix-up is an error and never a wrong sum, and so that every member
-/// knows what the whole step amounts to.
+/// First frame of an exchange: what a member brings.
+///
+/// It makes a mix-up an error and never a wrong sum, and tells every member what the whole step amounts to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Start {
     step: u64,
@@ -42,7 +43,7 @@ impl Start {
         bytes
     }
 
-    /// What a peer brings, or why it does not fit to `ours`.
+    /// Reads what a peer brings, or says why it does not fit to `ours`.
     pub fn decode(bytes: &[u8], mode: u8, scalars: usize, ours: &Self) -> Result<Self, String> {
         let Some((head, held)) = bytes.split_at_checked(START_BYTES) else {
             return Err("sent a start that is cut short".to_owned());
@@ -81,7 +82,7 @@ impl Start {
         Ok(())
     }
 
-    /// All slots of the step, each of which some member held.
+    /// Returns all slots of the step, each of which must have been held by some member.
     pub fn complete(self) -> Result<HeldSlots, CollectiveError> {
         match (0..self.slots).find(|slot| !self.held.contains_key(slot)) {
             Some(slot) => Err(self.error(format!("slot {slot} is missing"))),

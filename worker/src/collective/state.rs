@@ -1,5 +1,5 @@
-//! Weights and optimizer state on their way to a worker that is behind, in pieces: over the mesh ([`state_transfer`](super::state_transfer))
-//! or over a feed ([`feed`](super::feed)).
+//! Weights and optimizer state on their way to a worker that is behind, in pieces: over the mesh
+//! ([`state_transfer`](super::state_transfer)) or over a feed ([`feed`](super::feed)).
 //!
 //! The receiver trusts nothing: step, layout and lengths must be the ones due, every piece carries a checksum, and
 //! weights and optimizer state must each have the digest that was announced.
@@ -11,21 +11,21 @@ use common::files::snapshot::Snapshot;
 
 use super::frame::PIECE_SCALARS;
 
-/// Step, scalars, then three digests in hex. What the sender remembers follows.
+/// Fixed bytes of a state's header: step, scalars, then three digests in hex. What the sender remembers follows.
 const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
 const DIGEST_BYTES: usize = 64;
-/// Weights and two moments.
+/// Number of flat buffers of a state: weights and two moments.
 const BUFFERS: usize = 3;
 
 /// A worker's state as it is handed to another, who then stands in for the first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateCopy {
     pub snapshot: Snapshot,
-    /// What its owner remembers of its newest updates. It means nothing here; at most 8 MiB with the header.
+    /// What the state's owner remembers of its newest updates. It means nothing here; at most 8 MiB with the header.
     pub memory: Vec<u8>,
 }
 
-/// Announces a state.
+/// Announces a state: its step, its layout, and the digests that it must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StateHeader {
     pub step: u64,
@@ -60,7 +60,7 @@ impl StateHeader {
         bytes
     }
 
-    /// What was announced, or why it is no state of this layout.
+    /// Reads an announcement, or says why it is no state of this layout.
     pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Self, String> {
         let Some((bytes, memory)) = bytes.split_at_checked(HEADER_BYTES) else {
             return Err("announced its state in a header that is cut short".to_owned());
@@ -88,13 +88,13 @@ impl StateHeader {
         Ok(header)
     }
 
-    /// Two states with one identity are equal to the bit.
+    /// Digest of the announcement: two states with one identity are equal to the bit.
     pub fn identity(&self) -> [u8; 32] {
         *blake3::hash(&self.encode()).as_bytes()
     }
 }
 
-/// Pieces that a state of so many trainable scalars is sent in.
+/// Number of pieces that a state of so many trainable scalars is sent in.
 pub(super) fn piece_count(scalars: usize) -> usize {
     BUFFERS * scalars.div_ceil(PIECE_SCALARS)
 }
@@ -120,7 +120,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    /// The header was decoded for this layout.
+    /// Begins to receive a state whose header was decoded for this layout.
     pub fn new(header: StateHeader, layout: Arc<Layout>) -> Self {
         let buffer = || vec![0f32; layout.scalars].into();
         let snapshot = Snapshot {
@@ -141,12 +141,12 @@ impl Assembly {
         &self.header
     }
 
-    /// Pieces that are here.
+    /// Number of pieces that are here.
     pub fn received(&self) -> usize {
         self.received
     }
 
-    /// The piece that is due and the place for its bytes. None where all are here.
+    /// The index of the piece that is due, and the place for its bytes. None where all are here.
     pub fn next_piece(&mut self) -> Option<(usize, &mut [u8])> {
         let index = self.received;
         let each = self.snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
@@ -169,7 +169,7 @@ impl Assembly {
         self.received += 1;
     }
 
-    /// The whole state, or why it is not the one that was announced.
+    /// Returns the whole state, or says why it is not the one that was announced.
     pub fn finish(self) -> Result<StateCopy, String> {
         let Self {
             header, snapshot, ..

@@ -1,4 +1,4 @@
-//! Sums on their way, in as few bytes as hold them: a group of scalars is as wide as its widest, to the byte.
+//! Encoding of sums in as few bytes as hold them: a group of scalars is as wide as its widest, to the byte.
 //!
 //! In: 64-bit sums. Out: the same sums. In units of 2^-48 a mean gradient of 1e-3 takes 39 bits and its sign, so that
 //! five bytes go over the wire where eight lie in memory. What arrives is not trusted.
@@ -13,10 +13,10 @@ mod groups;
 
 use self::groups::{GROUP, decode_with, encode_with, finish_each, read_plain, write_plain};
 
-/// Scalars that are read or taken at a time: as sums, they stay within a core's first cache.
+/// Scalars that are encoded or decoded at a time: as sums, they stay within a core's first cache.
 pub const BLOCK: usize = 8 * GROUP;
 
-/// Bytes that `scalars` take at most.
+/// Most bytes that `scalars` encoded sums take.
 pub fn encoded_limit(scalars: usize) -> usize {
     scalars.div_ceil(GROUP) + scalars * size_of::<i64>()
 }
@@ -35,14 +35,14 @@ pub fn encode(scalars: usize, mut read: impl FnMut(usize, &mut [i64]), bytes: &m
     widths.len() + length
 }
 
-/// Sums as they were sent, which are read block by block.
+/// Encoded sums, which are read block by block.
 pub struct Encoded<'a> {
     widths: &'a [u8],
     data: &'a [u8],
 }
 
 impl<'a> Encoded<'a> {
-    /// So many sums, or what is wrong with their encoding.
+    /// Checks the encoding of so many sums, and says what is wrong with it.
     pub fn open(bytes: &'a [u8], scalars: usize) -> Result<Self, String> {
         let fault = || format!("sent {} bytes that are no sums", bytes.len());
         let groups = scalars.div_ceil(GROUP);
@@ -53,7 +53,7 @@ impl<'a> Encoded<'a> {
         }
     }
 
-    /// The next of them: whole groups, and in the end what is left.
+    /// Reads the next sums: whole groups, and in the end what is left.
     pub fn next(&mut self, sums: &mut [i64]) {
         let (widths, rest) = self.widths.split_at(sums.len().div_ceil(GROUP));
         self.data = decode_block(widths, self.data, sums);
@@ -71,7 +71,7 @@ fn encoded_length(widths: &[u8], scalars: usize) -> Option<usize> {
     (widths.iter().max() <= Some(&8)).then_some(length)
 }
 
-/// The mean gradients of finished sums.
+/// Turns finished sums into mean gradients.
 pub fn finish(sums: &[i64], means: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if has_vectors() {
@@ -81,7 +81,7 @@ pub fn finish(sums: &[i64], means: &mut [f32]) {
     finish_each(sums, means);
 }
 
-/// Which way of moving bytes this machine has. All give the same bits.
+/// Returns whether this machine moves bytes with vector instructions. Either way gives the same bits.
 fn has_vectors() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

@@ -21,7 +21,7 @@ use super::{CollectiveError, Membership, PeerAddress};
 pub struct Mesh {
     pub(super) membership: Membership,
     pub(super) token: Arc<GenerationToken>,
-    /// By rank; none at our own.
+    /// Connections by rank; none at our own.
     peers: Vec<Option<Peer>>,
     pub(super) buffers: Buffers,
 }
@@ -168,7 +168,7 @@ fn try_call(
     Ok(stream)
 }
 
-/// Waits in short reads, because the generation may end before it has begun over there.
+/// Waits for a peer's Hello in short reads, because the generation may end before it has begun over there.
 fn await_answer(
     stream: &TcpStream,
     hello: &Hello,
@@ -245,7 +245,7 @@ impl Half<'_> {
         sent.map_err(|error| self.blame(error))
     }
 
-    /// The same where the payload's checksum is known.
+    /// Sends a frame whose payload's checksum is known.
     pub fn send_summed(
         &mut self,
         kind: FrameKind,
@@ -274,7 +274,7 @@ impl Half<'_> {
         waited.map_err(|error| self.blame(error))
     }
 
-    /// The header of whatever comes next; its payload must be received with one of the next two.
+    /// Receives the header of whatever comes next; its payload must be received with one of the `receive_due` methods.
     pub fn receive_header(&mut self) -> Result<FrameHeader, CollectiveError> {
         let received = self.link.receive_header();
         received.map_err(|error| self.blame(error))
@@ -292,7 +292,7 @@ impl Half<'_> {
         received.map_err(|error| self.blame(error))
     }
 
-    /// The same where it need not fill `payload`. Its length.
+    /// Receives the payload of a frame that must be the one that is due. Returns its length, which may be less than `payload`'s.
     pub fn receive_due_up_to(
         &mut self,
         header: &FrameHeader,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Shared between who computes and who may ask it to stop.
+/// A request to give up the slot in hand, shared between the thread that computes it and those that may ask.
 #[derive(Clone, Debug, Default)]
 pub struct Abandon {
     asked: Arc<AtomicBool>,
@@ -12,24 +12,26 @@ pub struct Abandon {
 }
 
 impl Abandon {
+    /// Asks for the slot in hand to be given up.
     pub fn ask(&self) {
         self.asked.store(true, Ordering::SeqCst);
     }
 
-    /// Before another slot.
+    /// Withdraws the request, before another slot.
     pub fn clear(&self) {
         self.asked.store(false, Ordering::SeqCst);
         #[cfg(test)]
         self.looks_left.store(0, Ordering::SeqCst);
     }
 
+    /// Returns whether the slot in hand is to be given up.
     pub fn is_asked(&self) -> bool {
         #[cfg(test)]
         self.look();
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Asks when somebody looks for the so many-th time from now on, the first being 1.
+    /// Asks by itself at the `look`-th call of `is_asked` from now on, the first being 1.
     #[cfg(test)]
     pub fn ask_at_look(&self, look: usize) {
         self.clear();

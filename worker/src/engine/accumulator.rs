@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::packed::PackedSums;
 
-/// Scalars a thread works on at a time. Fixed, so that results do not depend on the number of threads.
+/// Scalars that a thread works on at a time. Fixed, so that results do not depend on the number of threads.
 const TILE: usize = 1 << 16;
 
 /// This worker's part of one step's gradient.
@@ -22,13 +22,13 @@ pub struct Accumulator {
     open: Option<OpenStep>,
 }
 
-/// Flat, in the layout's order.
+/// The sums of an accumulator: flat, one for each trainable scalar in the layout's order.
 #[derive(Debug)]
 pub enum Sums {
-    /// In fixed point (see [`common::exact`]). `invalid` counts the scalars that were not finite or out of range; any
-    /// of them, on any worker, makes everybody skip the step.
+    /// Exact sums in fixed point (see [`common::exact`]). `invalid` counts the scalars that were not finite or out of range;
+    /// any of them, on any worker, makes everybody skip the step.
     Exact { sums: PackedSums, invalid: u64 },
-    /// Already divided by the step's trained tokens.
+    /// Float32 sums in fast mode, already divided by the step's trained tokens.
     Fast { sums: Vec<f32> },
 }
 
@@ -39,7 +39,7 @@ struct OpenStep {
     rule: FixedPoint,
 }
 
-/// Of nothing, as long as the real one is lent.
+/// An accumulator of no scalars: the placeholder left by `mem::take` while gradients are added to the real one elsewhere.
 impl Default for Accumulator {
     fn default() -> Self {
         Self::new(Reduction::Exact, 0)
@@ -66,7 +66,7 @@ impl Accumulator {
 
     /// Makes room for a step. What is held stays if it is this step's: after a loss of workers the same step goes on.
     ///
-    /// `trained_tokens` and `slots` are those of the whole step, over all workers. False: it was open already.
+    /// `trained_tokens` and `slots` are those of the whole step, over all workers. Returns false where the step was open already.
     pub fn begin(&mut self, step: u64, trained_tokens: u64, slots: usize) -> bool {
         let opened = OpenStep {
             step,
@@ -81,7 +81,7 @@ impl Accumulator {
         true
     }
 
-    /// The step whose gradients these are.
+    /// The step that is open, whose gradients these are.
     pub fn step(&self) -> Option<u64> {
         self.open.map(|open| open.step)
     }
@@ -98,7 +98,7 @@ impl Accumulator {
         &self.sums
     }
 
-    /// Scalars that were not finite or out of range.
+    /// Number of gradient scalars of the step that were not finite or out of range.
     pub fn invalid(&self) -> u64 {
         match &self.sums {
             Sums::Exact { invalid, .. } => *invalid,
@@ -106,8 +106,9 @@ impl Accumulator {
         }
     }
 
-    /// Adds a slot's gradient, given tensor by tensor in the layout's order. A slot that is already held adds nothing,
-    /// and false is returned.
+    /// Adds a slot's gradient, given tensor by tensor in the layout's order.
+    ///
+    /// A slot that is already held adds nothing, and false is returned.
     pub fn add<'a>(&mut self, slot: u32, gradients: impl IntoIterator<Item = &'a [f32]>) -> bool {
         if self.holds(slot) {
             return false;
@@ -138,12 +139,12 @@ impl Accumulator {
         }
     }
 
-    /// Says that all of a slot's gradient was added. False where it was held already.
+    /// Notes that all of a slot's gradient was added. Returns false where the slot was held already.
     pub fn hold(&mut self, slot: u32) -> bool {
         self.held.insert(slot)
     }
 
-    /// Forgets everything.
+    /// Forgets the sums and the slots held.
     pub fn clear(&mut self) {
         match &mut self.sums {
             Sums::Exact { sums, invalid } => {
@@ -156,14 +157,14 @@ impl Accumulator {
         self.open = None;
     }
 
-    /// Is open for the same step as `other`, and says that it holds the same slots: their sums are to follow.
+    /// Opens the same step as `other` and notes the same slots as held: their sums are to follow.
     #[cfg(feature = "cuda")]
     pub fn hold_as(&mut self, other: &Self) {
         self.open = other.open;
         self.held.clone_from(&other.held);
     }
 
-    /// Overwrites sums from scalar `start`, for an engine that keeps them elsewhere.
+    /// Overwrites exact sums from scalar `start`, for an engine that keeps its sums elsewhere.
     #[cfg(feature = "cuda")]
     pub fn set_exact(&mut self, start: usize, values: &[i64]) {
         match &mut self.sums {
@@ -187,7 +188,7 @@ impl Accumulator {
         }
     }
 
-    /// The mean gradient, where this worker holds every slot.
+    /// The mean gradient, flat in layout order, where this worker holds every slot.
     pub fn mean(&self) -> Vec<f32> {
         let mut mean = vec![0.0; self.scalars()];
         let tiles = mean.par_chunks_mut(TILE).enumerate();
@@ -195,7 +196,7 @@ impl Accumulator {
         mean
     }
 
-    /// The mean gradients from scalar `start`, as many as `out` takes, where this worker holds every slot.
+    /// Reads the mean gradients from scalar `start`, as many as `out` takes, where this worker holds every slot.
     pub fn read_means(&self, start: usize, out: &mut [f32]) {
         match &self.sums {
             Sums::Exact { sums, .. } => sums.read_means(start, out),

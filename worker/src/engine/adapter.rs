@@ -15,7 +15,7 @@ use super::ops::lora_linear::Lora;
 use super::params::Parameters;
 use crate::engine::model::weights::name_key;
 
-/// Draw stream of the counter-based generator.
+/// Stream of the counter-based generator from which adapters' starting values are drawn.
 const STREAM_ADAPTER: u64 = 0x6c6f_7261;
 
 /// The adapter's trainable tensors.
@@ -34,7 +34,8 @@ pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {
     }))
 }
 
-/// Starting values as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with a = sqrt 5), `B` zero. In layout order.
+/// Starting values of all adapters, in layout order, as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with
+/// a = sqrt 5), `B` zero.
 ///
 /// # Errors
 /// Where the machine has not the memory.
@@ -56,7 +57,7 @@ pub fn initial_values(layout: &Layout, seed: u64) -> Result<Vec<f32>, EngineErro
     Ok(flat)
 }
 
-/// Starting values from a PEFT adapter, which must have the job's rank and exactly its tensors.
+/// Reads starting values from a PEFT adapter, which must have the job's rank and exactly its tensors.
 pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f32>, EngineError> {
     let config = AdapterConfig::read(dir)?;
     if config.r != lora.r {

@@ -11,17 +11,20 @@ use super::EngineError;
 use super::ops::cross_entropy::Target;
 use super::ops::segments::Segments;
 
+/// A slot's tokens as one line, with their positions, segments and targets.
 #[derive(Clone, Debug)]
 pub struct Batch {
     pub ids: Vec<u32>,
-    /// Restart at 0 with each segment.
+    /// Position of each token, which restarts at 0 with each segment.
     pub positions: Arc<Vec<u32>>,
     pub segments: Arc<Segments>,
-    /// The trained tokens, each with the row of the token before it.
+    /// The trained tokens, each with the row that predicts it: that of the token before it.
     pub targets: Arc<Vec<Target>>,
 }
 
 impl Batch {
+    /// Makes a batch of a slot's blocks.
+    ///
     /// # Errors
     /// Where a token is outside the vocabulary.
     pub fn from_blocks(blocks: &[Block], vocabulary: usize) -> Result<Self, EngineError> {
@@ -62,7 +65,7 @@ impl Batch {
         })
     }
 
-    /// One sequence without targets.
+    /// Makes a batch of one sequence, without targets.
     pub fn from_tokens(tokens: &[u32], vocabulary: usize) -> Result<Self, EngineError> {
         check_vocabulary(tokens, vocabulary)?;
         Ok(Self {
@@ -73,7 +76,7 @@ impl Batch {
         })
     }
 
-    /// Positions that a rope table must hold.
+    /// Tokens of the longest segment: the positions that a table of rotary angles must hold.
     pub fn longest_segment(&self) -> usize {
         self.positions
             .iter()

@@ -11,9 +11,9 @@ use memmap2::MmapMut;
 
 use super::ops::element::Element;
 
-/// Smaller buffers come from the allocator and go back to it.
+/// Smallest buffer that is pooled, in bytes; smaller ones come from the allocator and go back to it.
 const SMALLEST_POOLED_BYTES: usize = 64 << 10;
-/// Pooled buffers are multiples of this.
+/// Sizes of pooled buffers are multiples of this.
 const PAGE_BYTES: usize = 4 << 10;
 /// Slots after which a buffer that nobody took goes back to the system.
 const KEPT_SLOTS: u64 = 4;
@@ -38,7 +38,7 @@ enum Memory {
     Large(MmapMut),
 }
 
-/// `len` elements, back in the pool when dropped.
+/// A buffer of `len` elements, which goes back to its pool when dropped.
 pub struct Buffer<E> {
     memory: Memory,
     len: usize,
@@ -47,7 +47,7 @@ pub struct Buffer<E> {
 }
 
 impl Pool {
-    /// A buffer with anything in it.
+    /// Takes a buffer of `len` elements with anything in it.
     pub fn take<E: Element>(&self, len: usize) -> Buffer<E> {
         let bytes = len * size_of::<E>();
         let memory = match bytes < SMALLEST_POOLED_BYTES {
@@ -68,7 +68,7 @@ impl Pool {
         buffer
     }
 
-    /// Gives back to the system what the last slots had no use for.
+    /// Gives memory back to the system that no buffer of the last few slots was made of.
     pub fn end_slot(&self) {
         let mut free = self.lock();
         free.slot += 1;
@@ -83,8 +83,9 @@ impl Pool {
 }
 
 impl Free {
-    /// The smallest block that is large enough, but none of more than twice the size. Where there is none, one that is
-    /// a little too small makes room for the new one, so that growing slots do not leave a trail.
+    /// Takes the smallest free block that is large enough, but none of more than twice the size.
+    ///
+    /// Where there is none, one that is a little too small is freed for the new one, so that growing slots do not leave a trail.
     fn take(&mut self, bytes: usize) -> Memory {
         let sizes = self.blocks.iter().map(|block| block.memory.len());
         let sizes = sizes.enumerate();

@@ -24,6 +24,7 @@ pub enum Device {
     Cuda(usize),
 }
 
+/// Why the device that was asked for cannot be used.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     #[error("{0:?} is no device: use auto, cpu, cuda or cuda:N")]
@@ -64,7 +65,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// The device that is used.
+/// The device that is used, opened.
 #[derive(Clone, Default)]
 pub enum ComputeDevice {
     #[default]
@@ -74,6 +75,8 @@ pub enum ComputeDevice {
 }
 
 impl Device {
+    /// Opens the device that was asked for.
+    ///
     /// # Errors
     /// Where a GPU was asked for that cannot be used.
     #[cfg(feature = "cuda")]
@@ -97,6 +100,8 @@ impl Device {
         }
     }
 
+    /// Opens the processor, the only device of a build without CUDA.
+    ///
     /// # Errors
     /// Where a GPU was asked for.
     #[cfg(not(feature = "cuda"))]
@@ -109,7 +114,7 @@ impl Device {
 }
 
 impl ComputeDevice {
-    /// What, beside a run's inputs, decides its bits here.
+    /// The numerics class of this device: what, beside a run's inputs, decides its bits here.
     pub fn numerics_class(&self) -> String {
         match self {
             Self::Cpu => numerics::numerics_class(),
@@ -118,7 +123,7 @@ impl ComputeDevice {
         }
     }
 
-    /// Of bfloat16 products, in operations a second, as NVIDIA publishes it. None: not known, or a processor.
+    /// Peak of bfloat16 products in operations a second, as NVIDIA publishes it. None where it is not known, or on a processor.
     pub fn published_peak(&self) -> Option<f64> {
         match self {
             Self::Cpu => None,
@@ -127,7 +132,7 @@ impl ComputeDevice {
         }
     }
 
-    /// The most memory that was taken at a time: the GPU's, or this process's. 0 where the system does not say.
+    /// The most memory that was taken at a time, in bytes: the GPU's, or this process's. 0 where the system does not say.
     pub fn peak_memory_bytes(&self) -> u64 {
         match self {
             Self::Cpu => peak_of_this_process(),
@@ -136,7 +141,7 @@ impl ComputeDevice {
         }
     }
 
-    /// Begins to count anew. Where that is not to be had, the peak of the whole process is reported.
+    /// Begins to count peak memory anew. Where that is not to be had, the peak of the whole process is reported.
     pub fn reset_peak_memory(&self) {
         match self {
             Self::Cpu => drop(forget_peak_of_this_process()),
@@ -146,7 +151,7 @@ impl ComputeDevice {
     }
 }
 
-/// As the coordinator is told it.
+/// Writes the device as the coordinator is told it: `cuda:0 (NAME)` or `cpu (NAME)`.
 impl fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -166,7 +171,7 @@ impl fmt::Debug for ComputeDevice {
     }
 }
 
-/// As Linux has it; ARM's have none there.
+/// Name of the processor, where Linux has one; it has none for ARM's.
 fn name_of_processor() -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info
@@ -175,8 +180,8 @@ fn name_of_processor() -> Option<String> {
     Some(line.trim_start_matches([' ', '\t', ':']).trim().to_owned())
 }
 
-/// What this process took before is no part of the peak from here on, unless it still has it. False where the system does
-/// not let it be counted anew.
+/// Begins to count this process's peak memory anew: what it took before is no part of it, unless it still has it. Returns
+/// false where the system does not allow that.
 pub fn forget_peak_of_this_process() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it gives memory that is free back to the system, and takes no pointers.

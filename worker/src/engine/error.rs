@@ -33,7 +33,7 @@ pub enum EngineError {
     Threads { threads: usize, reason: String },
     #[error("not enough memory for {scalars} trainable scalars")]
     Memory { scalars: usize },
-    /// As it was asked to: nothing has changed.
+    /// The slot was given up because somebody asked for it; weights and accumulator are as before.
     #[error("the slot was abandoned")]
     Abandoned,
     #[cfg(feature = "cuda")]
@@ -46,7 +46,7 @@ pub enum EngineError {
     )]
     GpuWeights {
         reason: String,
-        /// Bytes.
+        /// Bytes that weights and training state need.
         needed: u64,
     },
     #[cfg(feature = "cuda")]
@@ -57,7 +57,7 @@ pub enum EngineError {
         reason: String,
         micro_batch_size: usize,
         sequence_len: usize,
-        /// What else helps.
+        /// End of the message: what else helps.
         or: &'static str,
     },
     #[error(transparent)]

@@ -9,7 +9,7 @@ use common::model::{ModelConfig, adapted_by_layer};
 use super::EngineError;
 use crate::engine::device::ComputeDevice;
 
-/// For a worker alone.
+/// Estimates the memory that a job needs on this device with one worker, before anything is loaded.
 ///
 /// # Errors
 /// Where the job's target modules name no linear.
@@ -27,7 +27,7 @@ pub fn estimate(
     })
 }
 
-/// As the formulas take them, for a worker alone.
+/// The model's shape and a slot's work, as the formulas of [`common::memory`] take them, for one worker.
 ///
 /// # Errors
 /// As [`estimate`].

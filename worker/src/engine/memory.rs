@@ -5,7 +5,7 @@ use std::collections::TryReserveError;
 
 use bytemuck::Zeroable;
 
-/// None where the system does not say.
+/// Bytes that this process may still take. None where the system does not say.
 pub fn available_bytes() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| of_machine(&text));
@@ -20,7 +20,7 @@ pub fn available_bytes() -> Option<u64> {
     }
 }
 
-/// In large pages where the system has them: what is read all over in every step wants few.
+/// Zeros in large pages where the system has them: memory that every step reads all over wants few pages.
 ///
 /// # Errors
 /// Where the machine has not the memory.
@@ -32,12 +32,12 @@ pub fn try_zeros<T: Zeroable + Copy>(len: usize) -> Result<Vec<T>, TryReserveErr
     Ok(values)
 }
 
-/// As [`try_zeros`], where the allocator says what is to be said when memory is out.
+/// Zeros as [`try_zeros`] makes them; without the memory for them, the allocator ends the process and says so.
 pub fn zeros<T: Zeroable + Copy>(len: usize) -> Vec<T> {
     try_zeros(len).unwrap_or_else(|_| vec![T::zeroed(); len])
 }
 
-/// Only a hint, about the whole pages of `memory`, which nobody has written to yet.
+/// Asks for large pages for the whole pages of `memory`, which nobody has written to yet. Only a hint.
 fn prefer_large_pages<T>(memory: &mut [T]) {
     const PAGE_BYTES: usize = 4 << 10;
     let bytes = size_of_val(memory);
@@ -51,7 +51,7 @@ fn prefer_large_pages<T>(memory: &mut [T]) {
     }
 }
 
-/// Whether so many bytes are too much: other workers and the page cache of the model's files want their part.
+/// Whether so many bytes are too much: more than half, since other workers and the page cache of the model's files want theirs.
 pub fn is_scarce(needed: u64, available: u64) -> bool {
     needed > available / 2
 }
@@ -60,7 +60,7 @@ fn of_machine(meminfo: &str) -> Option<u64> {
     word(meminfo, "MemAvailable:")?.checked_mul(1024)
 }
 
-/// What is left below the limit; memory that only holds files makes room.
+/// Bytes left below the container's limit; memory that only holds files makes room.
 fn of_container(limit: &str, used: &str, stat: &str) -> Option<u64> {
     // "max" is no limit.
     let limit: u64 = limit.trim().parse().ok()?;

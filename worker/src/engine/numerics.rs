@@ -1,9 +1,9 @@
 //! The numerics class: what, beside a run's inputs, decides its bits on this machine.
 
-/// Equal classes give equal bits. Compared when a worker joins, recorded in the run's manifest.
+/// The numerics class of this machine's processor: workers of equal classes get equal bits.
 ///
-/// Products are blocked by cache size and computed by the best instruction set there is; logarithms and cosines come
-/// from the C library.
+/// It is compared when a worker joins and recorded in the run's manifest. Products are blocked by cache size and computed by
+/// the best instruction set there is; logarithms and cosines come from the C library.
 pub fn numerics_class() -> String {
     let caches: Vec<String> = gemm_common::cache::CACHE_INFO
         .iter()
@@ -19,7 +19,7 @@ pub fn numerics_class() -> String {
     )
 }
 
-/// Those that the `gemm` crate and the bfloat16 products pick.
+/// The instruction sets that the `gemm` crate and the bfloat16 products pick.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::accumulator::Accumulator;
 use super::ops::vector::dispatch;
 
-/// The chunk whose squares are summed in order. Part of the numerics: another value gives other norms.
+/// Scalars whose squares are summed in order. Part of the numerics: another value gives other norms.
 const CHUNK: usize = 65_536;
 
 /// Scalars a thread updates at a time.
@@ -25,13 +25,13 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// What one update is done with, beside the gradient.
+/// The numbers that one update takes beside the gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
-    /// 1 for the first update.
+    /// Number of this update, 1 for the first.
     pub number: u64,
     pub learning_rate: f64,
-    /// Multiplies the gradient: the clip coefficient.
+    /// Factor for the gradient: the clip coefficient.
     pub gradient_scale: f32,
 }
 
@@ -64,6 +64,7 @@ impl Mean<'_> {
 }
 
 impl AdamW {
+    /// AdamW with the betas, epsilon and weight decay of a job.
     pub fn from_job(job: &JobSpec) -> Self {
         Self {
             beta1: job.adam_beta1,
@@ -166,7 +167,7 @@ pub fn gradient_norm(mean: Mean) -> f64 {
     chunk_sums.iter().sum::<f64>().sqrt()
 }
 
-/// In eight interleaved lanes, which the compiler can keep in vector registers.
+/// Sum of squares in eight interleaved lanes, which the compiler can keep in vector registers.
 #[inline(always)]
 fn sum_of_squares(chunk: &[f32]) -> f64 {
     const LANES: usize = 8;
@@ -181,7 +182,7 @@ fn sum_of_squares(chunk: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + tail
 }
 
-/// What the gradient is multiplied with, so that its norm does not exceed `max_norm`.
+/// The factor for the gradient after which its norm does not exceed `max_norm`; at most 1.
 pub fn clip_coefficient(norm: f64, max_norm: Option<f64>) -> f32 {
     match max_norm {
         Some(max_norm) => (max_norm / (norm + 1e-6)).min(1.0) as f32,

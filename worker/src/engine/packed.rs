@@ -16,18 +16,27 @@ const TILE: usize = 1 << 16;
 /// Scalars that are unpacked at a time. Tiles are made of whole blocks.
 const BLOCK: usize = 1 << 10;
 
-/// Flat. Low and middle are 48 bits with a sign; a sum is that and 2⁴⁸ times its high part, modulo 2⁶⁴.
+/// Sums of 64 bits, stored as 48-bit signed integers, with 16 bits more only in tiles where a sum does not fit into 48.
+///
+/// ```text
+/// bits    63       48 | 47         32 | 31                 0
+///           high: i16 |   middle: u16 |             low: u32
+///        only in some |  together a signed 48-bit integer
+///               tiles |
+/// ```
+///
+/// A sum is the 48-bit integer plus 2⁴⁸ times its high part, modulo 2⁶⁴.
 #[derive(Clone, Debug)]
 pub struct PackedSums {
     low: Vec<u32>,
     middle: Vec<u16>,
-    /// By tile; None where all are zero.
+    /// High parts by tile; None where all of a tile's are zero.
     high: Vec<Option<Box<[i16]>>>,
-    /// By block: its sums are zero, whatever low and middle hold. So the first gradient of a step overwrites them.
+    /// For each block, whether its sums are zero, whatever low and middle hold. So the first gradient of a step overwrites them.
     empty: Vec<bool>,
 }
 
-/// Scalars of one tile, whose low, middle and high parts these are.
+/// A range of scalars in one tile, with the low, middle and high parts of the whole tile.
 struct Part<'a> {
     range: Range<usize>,
     low: &'a mut [u32],
@@ -88,7 +97,7 @@ impl PackedSums {
         }
     }
 
-    /// The sums from `start`, as many as `out` takes.
+    /// Copies the sums from `start` on into `out`, as many as it takes.
     pub fn read(&self, start: usize, out: &mut [i64]) {
         let end = start + out.len();
         let mut at = start;
@@ -112,7 +121,7 @@ impl PackedSums {
         }
     }
 
-    /// The mean gradients from `start`, as many as `out` takes.
+    /// Computes the mean gradients from `start` on into `out`, as many as it takes.
     pub fn read_means(&self, start: usize, out: &mut [f32]) {
         let mut block = [0; BLOCK];
         for (index, out) in out.chunks_mut(BLOCK).enumerate() {
@@ -151,7 +160,7 @@ impl PackedSums {
     }
 }
 
-/// The parts of a range that lie in one block each.
+/// Cuts a range at the borders of blocks, so that each part lies in one block.
 fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let Range { start, end } = range;
     (start / BLOCK..end.div_ceil(BLOCK))
@@ -171,8 +180,9 @@ impl Part<'_> {
         invalid
     }
 
-    /// Before all sums of the range, which is in one block, are written. True: they are zero, and what is stored is
-    /// left from before.
+    /// Marks the block of the range as not empty, before all sums of the range are written.
+    ///
+    /// Returns true where the sums of the range are zero but not stored as zeros: the caller must overwrite and not add.
     fn open(&mut self, range: Range<usize>) -> bool {
         let block = range.start / BLOCK;
         if !std::mem::replace(&mut self.empty[block], false) {
@@ -214,7 +224,7 @@ impl Part<'_> {
         invalid
     }
 
-    /// Overwrites sums of an open block.
+    /// Overwrites sums of a block that is marked as not empty.
     fn write(&mut self, range: Range<usize>, sums: &[i64]) {
         let (low, middle) = (
             &mut self.low[range.clone()],
@@ -234,8 +244,9 @@ impl Part<'_> {
         }
     }
 
-    /// [`Self::add_block`] where no sum has a high part, neither before nor after. None: one would, and nothing has
-    /// changed, but that first sums are stored as the zeros they are.
+    /// Adds as [`Self::add_block`] does, where no sum has a high part, neither before nor after.
+    ///
+    /// None where one would get a high part: nothing has changed then, but that first sums are stored as the zeros they are.
     fn add_narrow(
         &mut self,
         rule: &FixedPoint,
@@ -258,7 +269,7 @@ impl Part<'_> {
     }
 }
 
-/// Returns how many gradients were invalid, and whether all sums fit. To zero, with `FIRST`.
+/// Adds each gradient to its sum, or with `FIRST` to zero. Returns how many were invalid, and whether all sums fit.
 #[inline(always)]
 fn add_each<const FIRST: bool>(
     rule: &FixedPoint,
@@ -302,7 +313,7 @@ fn unpack(low: &[u32], middle: &[u16], high: Option<&[i16]>, sums: &mut [i64]) {
     }
 }
 
-/// Returns whether all high parts are zero.
+/// Stores the lower 48 bits of each sum. Returns whether all high parts are zero.
 #[inline(always)]
 fn pack(sums: &[i64], low: &mut [u32], middle: &mut [u16]) -> bool {
     let mut lost = 0;
@@ -313,7 +324,7 @@ fn pack(sums: &[i64], low: &mut [u32], middle: &mut [u16]) -> bool {
     lost == 0
 }
 
-/// What is left of a sum without its lower 48 bits and their sign.
+/// The high part of a sum: what is left of it without its lower 48 bits and their sign.
 #[inline(always)]
 fn high_of(sum: i64) -> i16 {
     (sum.wrapping_sub(sum << 16 >> 16) >> 48) as i16

@@ -51,7 +51,7 @@ pub enum Reading<'a> {
     Trainable(RwLockReadGuard<'a, Flat>, Range<usize>),
 }
 
-/// A [`Reading`] of a weight in float32.
+/// A [`Reading`] of a weight that is float32.
 pub struct ReadingF32<'a>(Reading<'a>);
 
 impl Weight {
@@ -144,8 +144,8 @@ impl Weight {
         }
     }
 
-    /// Hands over the gradient of single rows of a trainable matrix: `gradients` has one for each of `rows`, which are
-    /// different ones. That of all others is zero.
+    /// Hands over the gradient of some rows of a trainable matrix, where that of all others is zero. `gradients` has one row
+    /// for each of `rows`, which are all different.
     pub fn add_gradient_rows(&self, rows: &[usize], gradients: &[f32]) {
         let Store::Trainable(slot) = &self.store else {
             return;
@@ -207,11 +207,13 @@ impl Deref for ReadingF32<'_> {
 /// How the gradients of a slot get to the accumulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collect {
-    /// In a buffer of their own, added as a whole when the slot is done: a slot that fails has added nothing. For
-    /// adapters, where the buffer is small.
+    /// A slot's gradients are kept in a buffer of their own, and added as a whole when the slot is done: a slot that fails has
+    /// added nothing. For adapters, where the buffer is small.
     Slot,
-    /// At once, as each is computed, so that none is ever kept. From the first on the slot cannot be abandoned, and if
-    /// it fails it takes the accumulator's content with it. For all weights of a model, where a buffer would be as large as the model.
+    /// Each gradient is added at once, as it is computed, so that none is ever kept.
+    ///
+    /// From the first on the slot cannot be abandoned, and if it fails it takes the accumulator's content with it. For all
+    /// weights of a model, where a buffer would be as large as the model.
     Sums,
 }
 
@@ -221,23 +223,24 @@ pub struct Gradients(Arc<Mutex<GradientBuffer>>);
 
 struct GradientBuffer {
     layout: Arc<Layout>,
-    /// By tensor.
+    /// For each tensor, whether its gradient was handed over.
     written: Vec<bool>,
     sink: Sink,
 }
 
 enum Sink {
-    /// In layout order.
+    /// The slot's gradient, flat in layout order.
     Slot(Vec<f32>),
     Sums(SumsSink),
 }
 
 #[derive(Default)]
 struct SumsSink {
-    /// What is being computed.
+    /// The part of the gradient that is being computed.
     scratch: Vec<f32>,
-    /// While a slot is computed.
+    /// The accumulator, while a slot is computed.
     accumulator: Option<Accumulator>,
+    /// How often the slot adds to any scalar at most.
     parts: u64,
 }
 
@@ -271,7 +274,7 @@ impl Gradients {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Before a slot. `parts` is how often it adds to any scalar at most.
+    /// Begins a slot. `parts` is how often it adds to any scalar at most.
     pub fn begin(&self, accumulator: &mut Accumulator, parts: u64) {
         let mut buffer = self.lock();
         buffer.written.fill(false);
@@ -286,7 +289,7 @@ impl Gradients {
         matches!(self.lock().sink, Sink::Slot(_))
     }
 
-    /// After an abandoned slot: the accumulator is as before.
+    /// Ends a slot that was abandoned: the accumulator is as before.
     pub fn drop_slot(&self, accumulator: &mut Accumulator) {
         let mut buffer = self.lock();
         let untouched = !buffer.written.contains(&true);
@@ -296,7 +299,7 @@ impl Gradients {
         }
     }
 
-    /// After a slot: the accumulator holds it.
+    /// Ends a slot: the accumulator holds it.
     ///
     /// # Errors
     /// Where a trainable tensor got no gradient; the accumulator holds what it did, or nothing.
@@ -333,8 +336,10 @@ impl Gradients {
     }
 }
 
-/// The trainable tensors. Every [`Weight`] handed out is a view of the one flat buffer, so an update in place is seen
-/// by the whole model and no second copy exists.
+/// The trainable tensors of a model, in one flat buffer.
+///
+/// Every [`Weight`] handed out is a view of that buffer, so an update in place is seen by the whole model and no second copy
+/// exists.
 pub struct Parameters {
     layout: Arc<Layout>,
     flat: Arc<RwLock<Flat>>,
@@ -342,7 +347,7 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// `values` are in layout order.
+    /// Takes the trainable tensors' starting values, in layout order.
     pub fn new(layout: Layout, values: Vec<f32>, collect: Collect) -> Self {
         assert_eq!(values.len(), layout.scalars, "trainable weights");
         let layout = Arc::new(layout);
@@ -379,12 +384,12 @@ impl Parameters {
         })
     }
 
-    /// Shows the flat weights.
+    /// Calls `read` with the flat weights, in layout order.
     pub fn read<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
         read(&self.flat.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The flat weights, without a copy.
+    /// Shares the flat weights, without a copy.
     pub fn share(&self) -> Flat {
         let flat = self.flat.read().unwrap_or_else(PoisonError::into_inner);
         flat.clone()

@@ -7,25 +7,25 @@ use std::collections::BTreeMap;
 
 use proto::v1;
 
-/// Of one slot, the same whoever computes it.
+/// What a slot came to: its loss and its counts of tokens, the same whoever computes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotOutcome {
-    /// Summed over trained tokens, in nats.
+    /// Cross-entropy summed over the trained tokens, in nats.
     pub loss_sum: f64,
     pub trained_tokens: u64,
     /// Trained tokens that the model held for the likeliest.
     pub correct_tokens: u64,
-    /// Scalars of its gradient that were not finite or out of range: the step will be skipped.
+    /// Scalars of the slot's gradient that were not finite or out of range: the step will be skipped.
     pub invalid_scalars: u64,
 }
 
 /// Slots by number, with their outcomes.
 pub type HeldSlots = BTreeMap<u32, SlotOutcome>;
 
-/// Bytes of a slot between workers.
+/// Bytes of a slot in the encoding between workers.
 const SLOT_BYTES: usize = 36;
 
-/// For a peer; [`decode`] reads it.
+/// Encodes slots for a peer; [`decode`] reads it.
 pub fn encode(slots: &HeldSlots) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(SLOT_BYTES * slots.len());
     for (slot, outcome) in slots {
@@ -38,7 +38,7 @@ pub fn encode(slots: &HeldSlots) -> Vec<u8> {
     bytes
 }
 
-/// What a peer sent. An error is a sentence without its subject.
+/// Decodes the slots that a peer sent. An error is a sentence without its subject.
 pub fn decode(bytes: &[u8]) -> Result<HeldSlots, String> {
     if !bytes.len().is_multiple_of(SLOT_BYTES) {
         return Err("sent slots that are cut short".to_owned());
@@ -64,7 +64,7 @@ pub fn decode(bytes: &[u8]) -> Result<HeldSlots, String> {
     Ok(slots)
 }
 
-/// For the coordinator.
+/// Turns slots into messages for the coordinator.
 pub fn to_wire(slots: &HeldSlots) -> Vec<v1::HeldSlot> {
     let held = |(slot, outcome): (&u32, &SlotOutcome)| v1::HeldSlot {
         slot: *slot,

@@ -306,7 +306,7 @@ pub fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// To a few units in the last place of the largest value.
+/// Asserts that values agree to a few units in the last place of the largest.
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));

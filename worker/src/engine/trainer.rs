@@ -39,13 +39,14 @@ use on_gpu::OnGpu;
 use pass::MeanOf;
 pub use pass::SlotTimes;
 
+/// What a trainer is loaded from.
 pub struct TrainerOptions {
     pub job: Arc<JobSpec>,
     /// Where the base model is on this machine.
     pub model_dir: PathBuf,
     /// Where the PEFT adapter to start from is on this machine.
     pub adapter_dir: Option<PathBuf>,
-    /// At least 1.
+    /// Threads to compute with, at least 1.
     pub threads: usize,
     pub device: ComputeDevice,
 }
@@ -55,18 +56,20 @@ pub struct TrainerOptions {
 pub struct Reduced {
     /// The mean gradient, in layout order.
     pub mean: Vec<f32>,
-    /// Scalars that were not finite or out of range, on any worker.
+    /// Scalars of the gradient that were not finite or out of range, on any worker.
     pub invalid: u64,
 }
 
+/// What an update came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateOutcome {
-    /// Before clipping.
+    /// Euclidean norm of the mean gradient before clipping.
     pub grad_norm: f64,
-    /// The gradient was not finite; weights and moments are as before.
+    /// Whether nothing was updated, because the gradient had scalars that were not finite or out of range.
     pub skipped: bool,
 }
 
+/// A job's model with its optimizer and accumulator: computes slots and makes updates.
 pub struct Trainer {
     job: Arc<JobSpec>,
     config: ModelConfig,
@@ -75,16 +78,16 @@ pub struct Trainer {
     device: ComputeDevice,
     compute: Compute,
     total_scalars: u64,
-    /// Which slots are held. Their sums are here too where the processor computes.
+    /// Which slots are held. Where the processor computes, it holds their sums too.
     accumulator: Accumulator,
-    /// Of the slots held.
+    /// Outcomes of the slots held.
     outcomes: HeldSlots,
     optimizer: AdamW,
     step: u64,
     slot_times: SlotTimes,
 }
 
-/// Model, weights and moments, where they are.
+/// Model, weights and moments, on the device that computes.
 enum Compute {
     Cpu(Box<OnCpu>),
     #[cfg(feature = "cuda")]
@@ -92,6 +95,7 @@ enum Compute {
 }
 
 impl Trainer {
+    /// Loads the model and the values that training starts with.
     pub fn load(options: TrainerOptions) -> Result<Self, EngineError> {
         let TrainerOptions {
             job,
@@ -152,12 +156,12 @@ impl Trainer {
         self.layout.clone()
     }
 
-    /// Of the whole model, frozen and trainable.
+    /// Scalars of the whole model, frozen and trainable.
     pub fn total_scalars(&self) -> u64 {
         self.total_scalars
     }
 
-    /// For tests of the model on the processor.
+    /// The model on the processor, for tests.
     #[cfg(test)]
     pub fn model(&self) -> &crate::engine::model::causal_lm::Model {
         match &self.compute {
@@ -175,7 +179,7 @@ impl Trainer {
         &self.config
     }
 
-    /// Updates seen, skipped ones included.
+    /// Number of updates seen, skipped ones included.
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -242,8 +246,10 @@ impl Trainer {
         self.slot_times
     }
 
-    /// Asks for the slot in hand to be given up: it ends with [`EngineError::Abandoned`] and leaves the accumulator as it
-    /// was, unless gradients were added already that cannot be taken back, or it is as good as done. Must be cleared before another slot.
+    /// The handle by which another thread asks for the slot in hand to be given up.
+    ///
+    /// The slot ends with [`EngineError::Abandoned`] and leaves the accumulator as it was, unless gradients were added already
+    /// that cannot be taken back, or it is as good as done. Must be cleared before another slot.
     pub fn abandon(&self) -> Abandon {
         match &self.compute {
             Compute::Cpu(cpu) => cpu.abandon(),
@@ -252,7 +258,7 @@ impl Trainer {
         }
     }
 
-    /// Forward only, nothing dropped.
+    /// Computes the loss of a slot: forward only, without dropout.
     pub fn eval_slot(&mut self, blocks: &[Block]) -> Result<SlotOutcome, EngineError> {
         let batch = Batch::from_blocks(blocks, self.config.vocab_size)?;
         if batch.targets.is_empty() {
@@ -272,7 +278,7 @@ impl Trainer {
         })
     }
 
-    /// The logits of one sequence, `[tokens][vocabulary]` in one line.
+    /// The logits of one sequence, flat `[tokens][vocabulary]`.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         let batch = Batch::from_tokens(tokens, self.config.vocab_size)?;
         match &mut self.compute {
@@ -282,7 +288,7 @@ impl Trainer {
         }
     }
 
-    /// The slots in the accumulator, with what they amount to.
+    /// The slots in the accumulator, with their outcomes.
     pub fn held(&self) -> &HeldSlots {
         &self.outcomes
     }
@@ -298,7 +304,7 @@ impl Trainer {
         }
     }
 
-    /// Makes [`Self::accumulator`] hold the sums, where they are on a GPU.
+    /// Copies the sums from the GPU into [`Self::accumulator`], where a GPU computes.
     pub fn collect(&mut self) -> Result<(), EngineError> {
         match &mut self.compute {
             Compute::Cpu(_) => Ok(()),
@@ -307,7 +313,7 @@ impl Trainer {
         }
     }
 
-    /// What is held of the open step. Its sums are those of the last [`Self::collect`].
+    /// The accumulator of the open step. On a GPU its sums are those of the last [`Self::collect`].
     pub fn accumulator(&self) -> &Accumulator {
         match &self.compute {
             Compute::Cpu(_) => &self.accumulator,
@@ -316,13 +322,13 @@ impl Trainer {
         }
     }
 
-    /// Of the step whose slots are held.
+    /// The step whose slots are held.
     pub fn open_step(&self) -> Option<u64> {
         self.accumulator.step()
     }
 
-    /// Clips, updates weights and moments, and counts a step. An invalid gradient counts as a step too, but changes
-    /// nothing.
+    /// Clips the mean gradient, updates weights and moments, and counts a step. An invalid gradient counts as a step too, but
+    /// changes nothing.
     pub fn apply(
         &mut self,
         reduced: &Reduced,
@@ -331,14 +337,14 @@ impl Trainer {
         self.update(MeanOf::Given(&reduced.mean), reduced.invalid, learning_rate)
     }
 
-    /// As [`apply`](Self::apply) of the accumulator's mean, which never stands in memory: where every slot of the step
-    /// is held here.
+    /// Updates as [`apply`](Self::apply) does, by the mean of the accumulator, which never stands in memory. Every slot of the
+    /// step must be held here.
     pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
         let invalid = self.invalid()?;
         self.update(MeanOf::Held, invalid, learning_rate)
     }
 
-    /// The sums of the slots held, where they are: for an exchange from GPU to GPU.
+    /// The sums of the slots held, on the GPU: for an exchange from GPU to GPU.
     #[cfg(feature = "cuda")]
     pub fn sums_on_gpu(&self) -> SumsOnGpu<'_> {
         match &self.compute {
@@ -347,7 +353,8 @@ impl Trainer {
         }
     }
 
-    /// As [`apply`](Self::apply) of the mean gradient that an exchange of [`sums_on_gpu`](Self::sums_on_gpu) left on the GPU.
+    /// Updates as [`apply`](Self::apply) does, by the mean gradient that an exchange of [`sums_on_gpu`](Self::sums_on_gpu) left
+    /// on the GPU.
     #[cfg(feature = "cuda")]
     pub fn apply_reduced(
         &mut self,
@@ -358,7 +365,7 @@ impl Trainer {
         self.update(MeanOf::Reduced(mean), invalid, learning_rate)
     }
 
-    /// That mean gradient, in this process's memory.
+    /// Copies a mean gradient from the GPU to this process's memory, in layout order.
     #[cfg(feature = "cuda")]
     pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
         match &self.compute {
@@ -367,7 +374,7 @@ impl Trainer {
         }
     }
 
-    /// Scalars of the slots held that were not finite or out of range.
+    /// Scalars of the gradients of the slots held that were not finite or out of range.
     pub fn invalid(&self) -> Result<u64, EngineError> {
         match &self.compute {
             Compute::Cpu(_) => Ok(self.accumulator.invalid()),
@@ -408,6 +415,7 @@ impl Trainer {
         })
     }
 
+    /// Digest of the trainable weights as they are now.
     pub fn weights_digest(&self) -> Result<String, EngineError> {
         let layout = &self.layout;
         let digest = |flat: &[f32]| {
@@ -421,8 +429,9 @@ impl Trainer {
         }
     }
 
-    /// The state as it is now. On the processor without a copy: the next update makes one where somebody still reads this
-    /// then.
+    /// Takes a snapshot of weights, moments and step.
+    ///
+    /// On the processor nothing is copied at once: the next update makes a copy where somebody still reads this snapshot then.
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
         let [weights, exp_avg, exp_avg_sq] = match &self.compute {
             Compute::Cpu(cpu) => cpu.state(),

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use common::wire::DEFAULT_PORT;
 use thiserror::Error;
 
-/// The longest name that there can be (RFC 1035, 2.3.4).
+/// The longest host name that there can be, in bytes (RFC 1035, 2.3.4).
 pub const MAX_HOST_BYTES: usize = 253;
 
+/// Why an address that a user gave cannot be one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
     #[error(
@@ -31,7 +32,7 @@ pub enum AddressError {
     ExchangeHost { text: String, reason: &'static str },
 }
 
-/// Where the coordinator listens. Without a port it is the default one.
+/// Parses where the coordinator listens, to `HOST:PORT`. Without a port it is the default one.
 pub fn coordinator(text: &str) -> Result<String, AddressError> {
     let wrong = |reason| AddressError::Coordinator {
         text: text.to_owned(),
@@ -44,7 +45,7 @@ pub fn coordinator(text: &str) -> Result<String, AddressError> {
     Ok(joined(&host, port.unwrap_or(DEFAULT_PORT)))
 }
 
-/// Where other workers reach this one.
+/// Parses where other workers reach this one, to `HOST`.
 pub fn exchange_host(text: &str) -> Result<String, AddressError> {
     let wrong = |reason| AddressError::ExchangeHost {
         text: text.to_owned(),
@@ -62,7 +63,7 @@ pub fn exchange_host(text: &str) -> Result<String, AddressError> {
     }
 }
 
-/// With brackets where the host is an IPv6 address.
+/// Joins a host and a port, with brackets where the host is an IPv6 address.
 fn joined(host: &str, port: u16) -> String {
     match host.parse::<Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]:{port}"),
@@ -70,7 +71,7 @@ fn joined(host: &str, port: u16) -> String {
     }
 }
 
-/// An IPv6 address comes without its brackets.
+/// Splits an address into its host and its port, if it has one. An IPv6 address comes without its brackets.
 fn split(text: &str) -> Result<(String, Option<u16>), &'static str> {
     if let Ok(ip) = text.parse::<Ipv6Addr>() {
         return Ok((ip.to_string(), None));
@@ -101,7 +102,7 @@ fn number(port: &str) -> Result<u16, &'static str> {
     port.ok_or("a port is a number from 1 to 65535")
 }
 
-/// What may be a host name or an IPv4 address. Underscores are in names that container engines make.
+/// Checks what may be a host name or an IPv4 address. Underscores are in names that container engines make.
 fn check_name(host: &str) -> Result<(), &'static str> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     match host {

@@ -1,4 +1,4 @@
-//! Names to addresses, within a bound.
+//! Resolves names to addresses, within a bound.
 //!
 //! The system's own look-up has no deadline that a program could set: with a name server that never answers it takes the
 //! better part of a minute. It runs on a thread of its own here, which is abandoned when the time is up.
@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Look-ups that may be under way at a time, most of them abandoned.
+/// Most look-ups that may be under way at a time, most of them abandoned.
 const MAX_LOOKUPS: usize = 64;
 
 static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
-/// The addresses of `HOST:PORT`.
+/// Looks up the addresses of `HOST:PORT`.
 ///
 /// # Errors
 ///
-/// The name has none, or none was heard of within `limit`.
+/// Where the name has none, or none was heard of within `limit`.
 pub fn resolve(address: &str, limit: Duration) -> Result<Vec<SocketAddr>> {
     if let Ok(address) = address.parse() {
         return Ok(vec![address]);
@@ -33,7 +33,7 @@ fn unresolved(address: &str, error: &Error) -> String {
     format!("the name {host} does not resolve: {error}")
 }
 
-/// The same where nothing may block.
+/// Looks up the addresses of `HOST:PORT` as [`resolve`] does, without blocking the thread.
 pub async fn resolve_async(address: String, limit: Duration) -> Result<Vec<SocketAddr>> {
     let resolved = tokio::task::spawn_blocking(move || resolve(&address, limit)).await;
     resolved.unwrap_or_else(|error| Err(Error::other(error)))

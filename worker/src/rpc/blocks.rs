@@ -18,14 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rpc::connect::{Client, retry_delays};
 
-/// Blocks kept in memory, in bytes of their encoding.
+/// Capacity of the cache of blocks, in bytes of their encoding.
 const CACHE_BYTES: usize = 64 << 20;
 const MAX_FAILURES: usize = 6;
-/// Requests at a time.
+/// Most requests for blocks at a time.
 const MAX_REQUESTS: usize = 4;
 /// Steps whose slots are remembered: the current one and the one planned ahead, for training and for evaluation.
 const REMEMBERED_STEPS: usize = 4;
 
+/// Why the blocks of a slot could not be fetched.
 #[derive(Debug, Error)]
 pub enum BlocksError {
     #[error("the coordinator leased slot {slot} of a step with {slots} slots")]
@@ -51,7 +52,7 @@ pub struct Blocks {
 pub struct PendingBlocks(oneshot::Receiver<Result<Vec<Block>, BlocksError>>);
 
 impl PendingBlocks {
-    /// Blocks the thread until they are there.
+    /// Blocks the calling thread until the slot's blocks are there.
     pub fn wait(self) -> Result<Vec<Block>, BlocksError> {
         let abandoned = |_| BlocksError::Broken {
             reason: "the session ended".to_owned(),
@@ -209,7 +210,7 @@ impl Memory {
         found.collect()
     }
 
-    /// Keeps these as the ones used last, and drops the oldest beyond the capacity.
+    /// Keeps these blocks as the ones used last, and drops the oldest beyond the capacity.
     fn keep(&mut self, blocks: HashMap<u64, Arc<Block>>) {
         for (number, block) in blocks {
             self.clock += 1;

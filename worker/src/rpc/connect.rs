@@ -24,24 +24,25 @@ use tonic::{Request, Status};
 use crate::net::address::AddressError;
 use crate::net::resolve::resolve_async;
 
+/// gRPC client of the coordinator's service, which sends the token with every call.
 pub type Client = CoordinatorClient<InterceptedService<Channel, Bearer>>;
 
-/// One attempt to connect.
+/// Longest time that one attempt to connect may take.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// However little time is left.
+/// Shortest time that an attempt gets, however little is left.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(500);
-/// For one of several addresses.
+/// How long to wait for a TCP connection to one of several addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two words on attempts that fail for one reason, and for another.
+/// Time between two log lines on attempts that fail for the same reason; the next constant is for a new reason.
 const TELL_AGAIN: Duration = Duration::from_secs(30);
 const TELL_ANOTHER: Duration = Duration::from_secs(5);
-/// Between two attempts; with jitter twice that. A coordinator that starts anew waits as long for its workers.
+/// Longest pause between two attempts, doubled at most by jitter. A coordinator that starts anew waits as long for its workers.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// The connection is probed this often and given up when a probe stays unanswered as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// How a client begins in HTTP/2 (RFC 9113, 3.4): these words, then an empty SETTINGS frame. The server's first frame is
-/// SETTINGS, too.
+/// What a client sends first in HTTP/2 (RFC 9113, 3.4): these words, then an empty SETTINGS frame. The server's first frame
+/// is SETTINGS, too.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const FRAME_HEADER_BYTES: usize = 9;
 const FRAME_TYPE_AT: usize = 3;
@@ -64,7 +65,7 @@ pub enum ConnectError {
     Token,
 }
 
-/// Adds the token to every call.
+/// Adds the token, if there is one, to every call.
 #[derive(Clone)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
@@ -163,7 +164,7 @@ impl From<std::io::Error> for AttemptError {
     }
 }
 
-/// One attempt, which takes no longer than `limit`: the name, a server that speaks HTTP/2, then the connection.
+/// Makes one attempt, which takes no longer than `limit`: the name, a server that speaks HTTP/2, then the connection.
 async fn attempt(
     endpoint: &Endpoint,
     address: &str,
@@ -189,8 +190,10 @@ async fn attempt(
     Err(failure)
 }
 
-/// Whether a server is there that speaks HTTP/2: one that accepts and says nothing would be waited for much longer by a
-/// call, and one that speaks otherwise and hangs up is seen as a broken connection there.
+/// Checks that a server is there that speaks HTTP/2.
+///
+/// One that accepts and says nothing would be waited for much longer by a call, and one that speaks otherwise and hangs up is
+/// seen as a broken connection there.
 async fn greet(address: SocketAddr) -> Result<(), AttemptError> {
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let mut stream = connected.map_err(|_| std::io::Error::from(ErrorKind::TimedOut))??;
@@ -207,7 +210,7 @@ async fn greet(address: SocketAddr) -> Result<(), AttemptError> {
     }
 }
 
-/// Counts attempts, and tells at which of them something is to be said: the first, where the reason changes, and twice a
+/// Counts attempts to connect, and decides which of them are logged: the first, one whose reason is new, and else two a
 /// minute.
 #[derive(Default)]
 struct Tries {

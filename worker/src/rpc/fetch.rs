@@ -23,15 +23,16 @@ use crate::rpc::connect::{Client, retry_delays};
 
 /// Broken calls in a row, without a byte between them, after which a fetch is given up.
 const MAX_FAILURES: usize = 6;
-/// Between two lines about a long fetch.
+/// Time between two log lines about a long fetch.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long another process may hold the lock of a folder in the cache without a byte more in it. To verify a large model
 /// takes minutes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 const LOCK_RETRY: Duration = Duration::from_millis(200);
-/// Between two lines about a lock that another holds.
+/// Time between two log lines about a lock that another process holds.
 const LOCK_REMINDER: Duration = Duration::from_secs(60);
 
+/// Why a folder that a run starts from could not be fetched.
 #[derive(Debug, Error)]
 pub enum FetchError {
     #[error(transparent)]
@@ -68,16 +69,16 @@ pub enum FetchError {
 /// Gets folders from one coordinator into one cache.
 pub struct Fetcher {
     pub client: Client,
-    /// `~/.cache/muster`, or what the user chose.
+    /// Where fetched folders are kept: `~/.cache/muster`, or what the user chose.
     pub cache: PathBuf,
 }
 
 /// A folder that a run starts from.
 #[derive(Debug)]
 pub enum Folder {
-    /// On this machine already, or kept in the cache.
+    /// A folder that is on this machine already, or is kept in the cache.
     Kept(PathBuf),
-    /// Of use only once.
+    /// A folder that is removed after use.
     Temporary(TemporaryFolder),
 }
 
@@ -205,7 +206,7 @@ impl Fetcher {
         file.sync_all().await.map_err(write_error(path, entry.size))
     }
 
-    /// One call. The inner error is the network's and may be tried again; the outer one is final.
+    /// Makes one call. The inner error is the network's and may be tried again; the outer one is final.
     async fn call(
         &self,
         file: &mut tokio::fs::File,
@@ -246,7 +247,7 @@ impl Fetcher {
     }
 }
 
-/// Every file is there with its size and digest.
+/// Returns whether every file is there with its size and digest.
 async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
     let (folder, entries) = (folder.to_owned(), entries.to_vec());
     let check = move || {
@@ -261,7 +262,7 @@ async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
     tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
-/// Waits until no other worker of this machine fetches the same folder, as long as that comes forward with it.
+/// Waits until no other worker of this machine fetches the same folder, as long as more of it arrives within `patience`.
 async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, FetchError> {
     let file = lock::open(path).map_err(write_error(path, 0))?;
     let (mut told, mut size, mut grew) = (None, 0, Instant::now());
@@ -298,7 +299,7 @@ async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, F
     }
 }
 
-/// Of the files in a folder, as far as that can be seen.
+/// Bytes of the files in a folder, as far as the system tells them.
 fn size_of(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
@@ -319,7 +320,7 @@ fn write_error(path: &Path, size: u64) -> impl FnOnce(std::io::Error) -> FetchEr
     }
 }
 
-/// Tells of a fetch that takes long.
+/// Logs the progress of a fetch that takes long.
 struct Progress<'a> {
     entry: &'a FileEntry,
     last: Instant,
@@ -355,7 +356,7 @@ pub fn default_cache() -> Result<PathBuf, FetchError> {
     }
 }
 
-/// This user's own folder in a place where anybody may have prepared one of that name.
+/// Cache folder of this user alone, in a place where anybody may have prepared one of that name.
 fn own_cache(shared: &Path) -> Result<PathBuf, FetchError> {
     #[cfg(unix)]
     let path = shared.join(format!("muster-cache-{}", private::user_id()));

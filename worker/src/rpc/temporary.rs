@@ -1,5 +1,4 @@
-//! Folders for a moment: this user's alone, removed when dropped, and swept up by the next worker where a process died with
-//! one.
+//! Temporary folders: this user's alone, removed when dropped; where a process died with one, the next worker removes it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +6,7 @@ use std::path::{Path, PathBuf};
 use common::files::lock::{self, Attempt};
 use common::files::private;
 
-/// A folder of this process alone.
+/// A temporary folder that only this process uses.
 #[derive(Debug)]
 pub struct TemporaryFolder {
     path: PathBuf,
@@ -16,7 +15,7 @@ pub struct TemporaryFolder {
 }
 
 impl TemporaryFolder {
-    /// Makes one inside `parent`, and removes those whose processes are gone.
+    /// Makes a temporary folder inside `parent`, and removes those whose processes are gone.
     pub fn create(parent: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(parent)?;
         sweep(parent)?;
@@ -66,7 +65,7 @@ fn sweep(parent: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Nobody holds it any more.
+/// Returns whether no process holds the folder's lock any more.
 fn is_left(lock: &Path) -> bool {
     let attempt = lock::open(lock).and_then(|file| lock::attempt(&file));
     matches!(attempt, Ok(Attempt::Held))

@@ -29,6 +29,7 @@ const MAX_FAILURES: usize = 4;
 /// Chunks read ahead of the wire.
 const CHUNKS_AHEAD: usize = 4;
 
+/// Why a state could not be uploaded.
 #[derive(Debug, Error)]
 pub enum UploadError {
     #[error(transparent)]
@@ -39,7 +40,7 @@ pub enum UploadError {
     Interrupted,
 }
 
-/// Uploads in the background.
+/// Uploads of states to the coordinator, in the background.
 #[derive(Clone)]
 pub struct Uploads {
     shared: Arc<Shared>,
@@ -48,17 +49,17 @@ pub struct Uploads {
 }
 
 struct Shared {
-    /// None once nobody takes states any more: the engine keeps this for longer, and the connection must not stay for it.
+    /// The client; None once nobody takes states any more, because the engine keeps this longer than the connection may stay.
     client: Mutex<Option<Client>>,
     worker: u64,
     failures: mpsc::Sender<UploadError>,
-    /// One at a time: they share the way up.
+    /// Held by the upload in progress: only one at a time, as they share the bandwidth.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Uploads {
-    /// What fails on this machine is sent to `failures`, because the coordinator cannot know of it. Must be called
-    /// within the runtime.
+    /// Prepares uploads by this worker. What fails on this machine is sent to `failures`, because the coordinator cannot know
+    /// of it. Must be called within the runtime.
     pub fn new(client: Client, worker: u64, failures: mpsc::Sender<UploadError>) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -72,7 +73,7 @@ impl Uploads {
         }
     }
 
-    /// Hands a state over; training goes on at once.
+    /// Begins to upload a state; training goes on at once.
     pub fn start(&self, state: State) {
         let shared = self.shared.clone();
         let task = async move {
@@ -91,14 +92,14 @@ impl Uploads {
         tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Ends them all, and lets the connection go: nobody takes the states any more.
+    /// Ends all uploads and lets the connection go: nobody takes the states any more.
     pub fn abandon(&self) {
         drop(self.shared.client().take());
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.abort_all();
     }
 
-    /// Waits until everything is handed over, but not for ever.
+    /// Waits until all states are uploaded, for `limit` at most.
     pub async fn finish(&self, limit: Duration) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         if tokio::time::timeout(limit, tasks.join_all()).await.is_err() {
@@ -168,7 +169,7 @@ impl Shared {
     }
 }
 
-/// What broke first tells most: what is said of a further attempt may only be that it was not expected.
+/// Says why an upload failed. The first error tells most: a further attempt may only say that it was not expected.
 fn reason(broken: Option<String>, last: &str) -> String {
     match broken {
         Some(first) if first != last => format!("{first}; then, when tried again: {last}"),
@@ -176,16 +177,16 @@ fn reason(broken: Option<String>, last: &str) -> String {
     }
 }
 
-/// A state to be handed over.
+/// A state to be uploaded.
 pub struct State {
     pub snapshot: Snapshot,
-    /// Of its weights, where it is known already.
+    /// Digest of the weights, where it is known already.
     pub weights_digest: Option<String>,
     pub format: WeightsFormat,
 }
 
 impl State {
-    /// Whose worker is left open, and the files in their order.
+    /// Header of the upload, with the worker's number left open, and its files in their order.
     fn describe(&self) -> Result<(v1::UploadHeader, Vec<FileEntry>), FileError> {
         let mut entries = Entries::default();
         self.snapshot.write_files(&mut entries, &self.format)?;
@@ -202,7 +203,7 @@ impl State {
 /// Files as the messages of an upload. Writing ends with an error where nobody takes them any more.
 struct Chunks {
     sender: mpsc::Sender<v1::UploadChunk>,
-    /// Of the files to come, in their order.
+    /// Entries of the files to come, in their order.
     entries: Vec<FileEntry>,
 }
 
@@ -229,7 +230,7 @@ impl Sink for Chunks {
 /// The bytes of one file.
 struct Data<'a> {
     sender: &'a mpsc::Sender<v1::UploadChunk>,
-    /// To be written still.
+    /// Bytes of the file that are still to be written.
     left: u64,
     next: Vec<u8>,
 }

@@ -16,9 +16,10 @@ use crate::collective::Collective;
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
 const MAX_ORDERS: usize = 1024;
-/// For the slot in hand to be finished. In full training on a slow machine that is minutes; whoever hangs stays for ever.
+/// How long the end of the thread is waited for, while it finishes the slot in hand: in full training on a slow machine that
+/// takes minutes. After that the engine counts as hung.
 const ENDING: Duration = Duration::from_secs(1800);
-/// Above every generation: what was ordered under an earlier one is void.
+/// A number above every generation. Stored when a new session begins, so that what an earlier one ordered is void.
 const NO_GENERATION: u64 = u64::MAX;
 
 /// Why the engine came to a bad end.
@@ -34,8 +35,9 @@ pub enum EngineThreadError {
 
 /// The state of one run, and the thread that works on it.
 pub struct EngineThread {
-    /// Of the run that the state belongs to.
+    /// Digest of the job that the state belongs to.
     pub job_digest: String,
+    /// Identifier of the run that the state belongs to; the same in every term.
     pub run: String,
     pub orders: mpsc::Sender<Order>,
     /// The newest generation heard of: what was leased under an earlier one need not be begun.
@@ -44,7 +46,7 @@ pub struct EngineThread {
     collective: Arc<Collective>,
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
-    /// Before the thread starts.
+    /// The thread's ends of the channels, until it starts.
     channels: Option<EngineChannels>,
     ended: Option<oneshot::Receiver<Result<(), RunError>>>,
 }
@@ -92,7 +94,7 @@ impl EngineThread {
         self.updates.load(Ordering::SeqCst)
     }
 
-    /// Loads the model and obeys orders from then on. Does nothing where it has begun.
+    /// Starts the thread, which loads the model and then obeys orders. Does nothing where it was started already.
     pub fn start(&mut self, start: Start) {
         let Some(links) = self.channels.take() else {
             return;
@@ -111,7 +113,7 @@ impl EngineThread {
         self.ended = Some(receiver);
     }
 
-    /// Gives the engine a session to talk to. What an earlier one ordered and is not done yet is void.
+    /// Gives the engine a session to talk to. What an earlier session ordered and is not done yet is void.
     pub async fn attach(&self, line: CoordinatorLink) {
         self.newest_generation
             .store(NO_GENERATION, Ordering::SeqCst);
@@ -120,7 +122,7 @@ impl EngineThread {
         let _ = self.orders.send(Order::Attach(line)).await;
     }
 
-    /// Waits for the engine's end.
+    /// Waits for the thread to end.
     pub async fn ended(&mut self) -> Result<(), EngineThreadError> {
         match &mut self.ended {
             Some(ended) => match ended.await {
@@ -131,11 +133,11 @@ impl EngineThread {
         }
     }
 
-    /// Ends it after the slot in hand. A model that is still loading is not waited for.
+    /// Ends the thread after the slot in hand. A model that is still loading is not waited for.
     ///
     /// # Errors
     ///
-    /// It hangs. A thread cannot be ended from outside, so the process must end.
+    /// Where the thread hangs. It cannot be ended from outside, so the process must end.
     pub async fn finish(self) -> Result<(), EngineThreadError> {
         self.finish_within(ENDING).await
     }
@@ -153,7 +155,7 @@ impl EngineThread {
         Ok(())
     }
 
-    /// As [`finish`](Self::finish), but ends the exchange that it may be waiting in, too.
+    /// Ends the thread as [`finish`](Self::finish) does, and first the exchange that it may be waiting in.
     pub async fn abandon(self) -> Result<(), EngineThreadError> {
         self.collective.close();
         self.finish().await

@@ -12,10 +12,10 @@ use proto::v1;
 
 use crate::engine::Abandon;
 
-/// Far beyond what any coordinator leases ahead.
+/// Most slots that may be leased at a time: far beyond what any coordinator leases ahead.
 const MAX_LEASES: usize = 4096;
 
-/// Which slot of which work.
+/// Identifies a leased slot: its number, and the generation, kind and step of the work that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SlotKey {
     pub generation: u64,
@@ -24,7 +24,7 @@ pub struct SlotKey {
     pub slot: u32,
 }
 
-/// What is leased.
+/// The slots leased to this worker, and the one in hand.
 #[derive(Debug, Default)]
 pub struct Leases(Mutex<Inner>);
 
@@ -35,19 +35,19 @@ struct Inner {
 }
 
 impl Leases {
-    /// Notes leased slots. False where they are too many.
+    /// Notes leased slots. Returns false where they are too many.
     pub fn add(&self, keys: impl Iterator<Item = SlotKey>) -> bool {
         let mut inner = self.lock();
         inner.waiting.extend(keys);
         inner.waiting.len() <= MAX_LEASES
     }
 
-    /// A new generation: nothing that was leased before is begun any more.
+    /// Forgets the slots not begun yet, because a new generation has begun.
     pub fn clear(&self) {
         self.lock().waiting.clear();
     }
 
-    /// Takes a slot in hand. False where it was given back, or is leased no more.
+    /// Takes a slot in hand. Returns false where it was given back, or is leased no more.
     pub fn begin(&self, key: SlotKey, abandon: &Abandon) -> bool {
         let mut inner = self.lock();
         if !inner.waiting.remove(&key) {
@@ -58,13 +58,13 @@ impl Leases {
         true
     }
 
-    /// The slot in hand is done or abandoned.
+    /// Says that the slot in hand is done or abandoned.
     pub fn end(&self) {
         self.lock().in_hand = None;
     }
 
-    /// Gives back what is not begun of the slots that are wanted back, and asks for the one in hand to be abandoned. What
-    /// is to be said to that at once; None: the answer follows when the slot in hand is done or abandoned.
+    /// Gives back those of the wanted slots that are not begun, and asks for the one in hand to be abandoned. Returns the
+    /// answer to the coordinator, or None where it follows when the slot in hand is done or abandoned.
     pub fn give_back(&self, withdraw: v1::Withdraw) -> Result<Option<v1::Withdrawn>, WireError> {
         let v1::Withdraw {
             generation, step, ..

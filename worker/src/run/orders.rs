@@ -11,7 +11,7 @@ use crate::collective::feed::Source;
 use crate::rpc::blocks::PendingBlocks;
 use crate::rpc::upload::Uploads;
 
-/// What the engine must do next.
+/// An order of the coordinator or of this worker, which the engine's thread carries out in turn.
 pub enum Order {
     /// A new session has begun: say what is held, and talk to this one from now on.
     Attach(CoordinatorLink),
@@ -21,7 +21,7 @@ pub enum Order {
     Exchange(v1::Exchange),
     Save(v1::SaveState),
     Follow(Source),
-    /// Let this worker follow.
+    /// Let another worker follow this one: feed it the state and the updates after it.
     Feed {
         run_id: [u8; 32],
         feed: v1::Feed,

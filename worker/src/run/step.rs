@@ -39,9 +39,10 @@ use crate::status::{Doing, Status};
 
 /// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
 const REMEMBERED_UPDATES: usize = 16;
-/// Slots of them together, the newest update's apart: they must fit into one message.
+/// Most slots of all remembered updates but the newest: they must fit into one message.
 const REMEMBERED_SLOTS: usize = 64 << 10;
 
+/// Why the engine's thread ended with an error.
 #[derive(Debug, Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -68,7 +69,7 @@ pub struct Start {
     pub model: Folder,
     /// Updates that the state has seen.
     pub start_step: u64,
-    /// At step 0 the adapter to start from, else the checkpoint.
+    /// The adapter to start from at step 0, the checkpoint at any later step.
     pub state: Option<Folder>,
     pub status: Status,
 }
@@ -76,15 +77,15 @@ pub struct Start {
 /// What the engine thread shares with the rest of the worker.
 pub struct EngineChannels {
     pub orders: mpsc::Receiver<Order>,
-    /// For what arrives by other ways than the session. Does not keep the orders open.
+    /// Sends orders for what arrives by other ways than the session. Does not keep the channel of orders open.
     pub wake: mpsc::WeakSender<Order>,
     pub collective: Arc<Collective>,
     pub newest_generation: Arc<AtomicU64>,
-    /// Set from outside: end after the slot in hand.
+    /// Set from outside to end the thread after the slot in hand.
     pub stop: Arc<AtomicBool>,
-    /// Set here once the model is loaded and orders are obeyed.
+    /// Set by this thread once the model is loaded and orders are obeyed.
     pub ready: Arc<AtomicBool>,
-    /// Counted here: updates made.
+    /// Number of updates made, counted by this thread.
     pub updates: Arc<AtomicU64>,
 }
 
@@ -150,32 +151,32 @@ fn load(start: &Start) -> Result<Trainer, RunError> {
 
 struct Run {
     trainer: Trainer,
-    /// Of the states that are handed over.
+    /// Format of the weights in the states that are uploaded.
     format: WeightsFormat,
     job_digest: String,
     channels: EngineChannels,
-    /// To the coordinator. What is said on one that is broken is lost: the next session hears what came of it.
+    /// The session with the coordinator. What is sent on a broken one is lost: the next session hears what came of it.
     link: Option<CoordinatorLink>,
-    /// The one that this worker has entered.
+    /// The generation that this worker has entered; 0 before the first.
     generation: u64,
-    /// Of the training step in progress.
+    /// Plan of the training step in progress.
     plan: Option<v1::Plan>,
     /// Steps whose state was asked for and that are still to come.
     saves: BTreeSet<u64>,
-    /// The newest ones made here, oldest first.
+    /// The newest updates made here, oldest first.
     updates: VecDeque<v1::Update>,
     /// The feed that leads this worker into a generation.
     following: Option<Follower>,
-    /// A generation that it enters with the next updates of that feed.
+    /// The generation that this worker enters with the next updates of the feed.
     entering: Option<v1::Generation>,
-    /// Memory of the last mean gradient, for the next one.
+    /// Memory of the last mean gradient, used again for the next one.
     spare_mean: Vec<f32>,
-    /// For people.
+    /// What the terminal shows of this worker.
     status: Status,
 }
 
 impl Run {
-    /// Nothing is to be done until the next order.
+    /// Shows that nothing is to be done until the next order.
     fn rest(&self) {
         self.status.reached(self.trainer.step());
         self.status.set(match self.generation {
@@ -205,7 +206,7 @@ impl Run {
         }
     }
 
-    /// A new session: says what is held. What an earlier one ordered is planned again.
+    /// Begins to talk to a new session: says what is held. What an earlier one ordered is planned again.
     fn attach(&mut self, line: CoordinatorLink) -> Result<(), RunError> {
         let unrecorded = |update: &&v1::Update| {
             let step = update.report.as_ref().map(|report| report.step);
@@ -233,7 +234,7 @@ impl Run {
         Ok(())
     }
 
-    /// A new generation: whoever is behind gets its state, then everyone says what it holds.
+    /// Enters a new generation: whoever is behind gets its state, then everyone says what it holds.
     fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
         self.generation = generation.generation;
         self.status.entered(generation.members.len());
@@ -346,7 +347,7 @@ impl Run {
         Ok(())
     }
 
-    /// False where the slot was given back, or its session is over.
+    /// Takes a slot in hand. Returns false where it was given back, or its session is over.
     fn take_in_hand(&self, key: SlotKey) -> bool {
         let abandon = self.trainer.abandon();
         let line = self.link.as_ref();
@@ -359,7 +360,7 @@ impl Run {
         }
     }
 
-    /// The slot in hand was asked for and is not in the accumulator.
+    /// Tells the coordinator that the slot in hand, which it wanted back, is not in the accumulator.
     fn give_back(&mut self, key: SlotKey) {
         self.send(Up::Withdrawn(v1::Withdrawn {
             generation: key.generation,
@@ -424,7 +425,7 @@ impl Run {
         });
     }
 
-    /// An exchange that broke costs nothing: the accumulator is as it was, and a new generation follows.
+    /// Reports a failed exchange. It costs nothing: the accumulator is as it was, and a new generation follows.
     fn report_failure(&mut self, error: CollectiveError) -> Result<(), RunError> {
         match error {
             CollectiveError::Superseded => Ok(()),
@@ -463,7 +464,7 @@ impl Run {
         Ok(())
     }
 
-    /// Of the weights after `step` updates, where it was reported.
+    /// Digest of the weights after `step` updates, where it was reported.
     fn reported_digest(&self, step: u64) -> Option<String> {
         let report = self.updates.back()?.report.as_ref()?;
         let is_known = report.step == step && !report.weights_digest.is_empty();
@@ -474,7 +475,7 @@ impl Run {
         self.superseded() || generation != self.generation || step != self.trainer.step()
     }
 
-    /// A newer generation waits among the orders.
+    /// Returns whether a newer generation waits among the orders.
     fn superseded(&self) -> bool {
         self.channels.newest_generation.load(Ordering::SeqCst) > self.generation
     }
@@ -483,7 +484,7 @@ impl Run {
         self.channels.stop.load(Ordering::SeqCst)
     }
 
-    /// On a broken line it is lost: the next session begins with what this worker holds.
+    /// Sends a message to the coordinator. Without a session it is lost: the next one begins with what this worker holds.
     fn send(&self, message: Up) {
         if let Some(open) = self.link.as_ref().and_then(|line| line.up.upgrade()) {
             let _ = open.blocking_send(up(message));

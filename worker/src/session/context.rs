@@ -9,18 +9,18 @@ use crate::run::engine_thread::EngineThread;
 use crate::session::waits::Waits;
 use crate::{ComputeDevice, JoinOptions};
 
-/// What outlives a session.
+/// What a worker keeps from one session to the next.
 pub struct WorkerContext {
     pub options: JoinOptions,
     pub device: ComputeDevice,
     pub shutdown: CancellationToken,
-    /// This worker's end of the exchange, and the host that peers are told.
+    /// This worker's end of the exchange, and the host that peers are told to reach it at.
     pub exchange: Option<(Arc<Collective>, String)>,
-    /// The state held, if any.
+    /// The engine's thread and with it the state held, if any.
     pub engine: Option<EngineThread>,
-    /// A coordinator has taken this worker once.
+    /// Whether a coordinator has ever taken this worker.
     pub was_welcomed: bool,
-    /// What is said while a coordinator prepares.
+    /// Shows what the coordinator is at while it prepares the run.
     pub waits: Waits,
 }
 

@@ -7,18 +7,18 @@ use crate::collective::{Collective, CollectiveError};
 use crate::net::resolve::resolve_async;
 use crate::rpc::connect::ATTEMPT_TIMEOUT;
 
-/// Where to listen, and what to tell others.
+/// Where this worker's exchange listens, and the host that its peers are told.
 pub struct ExchangeEndpoint {
     hosts: Vec<IpAddr>,
-    /// 0: any that is free.
+    /// Port to listen on; 0 for any that is free.
     port: u16,
-    /// Empty: the address that the coordinator sees.
+    /// Host that peers are told; empty for the address that the coordinator sees.
     pub announced: String,
 }
 
 impl ExchangeEndpoint {
-    /// The loopback where the coordinator is on it, so that nothing is open to a network that needs it not; else all
-    /// addresses.
+    /// Chooses where to listen: all addresses where the user names a host for peers; else the loopback where the coordinator is
+    /// on it, so that nothing is open to a network that needs it not; else all addresses.
     pub async fn choose(options: &JoinOptions) -> Self {
         let everywhere = vec![Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
         let place = |hosts, announced| Self {

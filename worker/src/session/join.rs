@@ -16,12 +16,12 @@ use crate::session::worker_session::SessionOutcome;
 use crate::status::Doing;
 use crate::{Finished, JoinOptions, WorkerError};
 
-/// Sessions lost one after the other by a worker that holds no state, after which it gives up.
+/// Sessions that a worker without a state may lose in a row before it gives up.
 const MAX_LOSSES: usize = 8;
-/// Between two attempts of a worker that holds a state, at most; longer where another coordinator is in the way.
+/// Longest pause between two attempts of a worker that holds a state; longer where another coordinator is in the way.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_OF_A_STRANGER: Duration = Duration::from_secs(5);
-/// For a coordinator that was reached at last to answer.
+/// Least time that a coordinator gets to answer once it was reached.
 const SHORTEST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Joins the coordinator and works until the job is done or `shutdown` is cancelled.
@@ -114,7 +114,7 @@ struct Patience {
     began: Instant,
     losses: u32,
     lost_at: Option<Instant>,
-    /// The job of a coordinator in the place of this worker's own, once that was said.
+    /// Digest of the job of another coordinator in the place of this worker's own, once that was told.
     stranger: Option<String>,
     delays: Box<dyn Iterator<Item = Duration> + Send>,
 }

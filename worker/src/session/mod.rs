@@ -1,5 +1,5 @@
-//! The life of a worker ([`join()`](join::join)): one session after the other ([`attend`]), of which everything that decides what is
-//! computed comes in over one [`stream`], in order.
+//! The life of a worker ([`join()`](join::join)): one session after the other ([`worker_session`]), of which everything that
+//! decides what is computed comes in over one [`stream`], in order.
 
 mod context;
 pub(crate) mod exchange_address;

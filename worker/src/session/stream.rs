@@ -35,16 +35,16 @@ use crate::run::orders::{Lease, Order};
 
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the last word may take to reach the coordinator.
+/// How long the last message of a session may take to reach the coordinator.
 pub const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
-/// Messages up that may wait for the network.
+/// Messages to the coordinator that may wait for the network.
 const OUTGOING: usize = 64;
-/// Far beyond any real one, and safe to multiply.
+/// Longest sequence that a worker accepts, in tokens: far beyond any real one, and safe to multiply.
 const MAX_SEQUENCE_LEN: u32 = 1 << 24;
 const MAX_MEMBERS: usize = 1024;
-/// Of what a coordinator that prepares says of itself.
+/// Most characters shown of what a coordinator that prepares says of itself.
 const MAX_MOMENT_CHARACTERS: usize = 80;
-/// How long a peer may be silent, where the coordinator does not say or exaggerates.
+/// Longest time that a peer may be silent, taken where the coordinator names none or a longer one; in milliseconds.
 const MAX_SILENCE_MS: u64 = 60_000;
 
 /// Why a session ended.
@@ -59,12 +59,12 @@ pub enum SessionEnd {
     /// The coordinator will not have this worker.
     Refused {
         reason: String,
-        /// The digest of its job, if it said that.
+        /// The digest of the coordinator's job, if it said that.
         job: Option<String>,
     },
     /// This worker cannot work for that coordinator.
     Unusable(String),
-    /// What the other side said is not the protocol: no coordinator, unless it has been one before.
+    /// What the other side said is not the protocol: it is no coordinator, unless it has been one before.
     Foreign(String),
     /// The coordinator sent the worker away; it may come back as a newcomer, without the state it holds.
     Expelled(String),
@@ -125,7 +125,7 @@ fn job_of(status: &Status) -> Option<String> {
     Some(digest.to_owned())
 }
 
-/// Whether the bytes that came were no HTTP/2, as those of a web or mail server.
+/// Whether the bytes that came were no HTTP/2, such as those of a web or mail server.
 fn breaks_the_protocol(status: &Status) -> bool {
     let first: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
     std::iter::successors(first, |error| error.source())
@@ -197,26 +197,26 @@ pub async fn decline(
     let _ = tokio::time::timeout(FAREWELL_LIMIT, heard).await;
 }
 
-/// Welcome, checked.
+/// A Welcome whose content was checked.
 #[derive(Clone, Debug)]
 pub struct Admission {
     pub worker: u64,
     pub term: u64,
-    /// Drawn when the run began; the same in every term of it.
+    /// Identifier of the run, drawn when it began; the same in every term of it.
     pub run: String,
     pub job: Arc<JobSpec>,
-    /// As computed here; the coordinator's is equal.
+    /// Digest of the job as computed here; the coordinator's is equal.
     pub job_digest: String,
     pub model_files: Vec<FileEntry>,
     pub model_dir: PathBuf,
     pub start_step: u64,
-    /// The checkpoint of `start_step`, or at step 0 the adapter to start from. Empty where there is none.
+    /// Files of the checkpoint of `start_step`, or at step 0 of the adapter to start from. Empty where there is neither.
     pub state_files: Vec<FileEntry>,
     pub state_dir: PathBuf,
     pub blocks: v1::BlockSet,
     /// Updates that the coordinator has on record.
     pub recorded: u64,
-    /// For people.
+    /// Steps of the whole run; only shown.
     pub total_steps: u64,
 }
 
@@ -264,7 +264,7 @@ impl Admission {
 }
 
 impl Admission {
-    /// What keeps the exchanges of different jobs, runs and terms apart.
+    /// Identifies the exchanges of this job, run and term, so that they never mix with others.
     pub fn exchange_id(&self) -> [u8; 32] {
         exchange_id(&self.job_digest, &self.run, self.term)
     }
@@ -281,7 +281,7 @@ fn exchange_id(job_digest: &str, run: &str, term: u64) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Paths are checked where they are used (`common::files::manifest::inside`).
+/// Converts a list of files. Paths are checked where they are used (`common::files::manifest::inside`).
 fn check_files(files: Vec<v1::FileEntry>) -> Result<Vec<FileEntry>, WireError> {
     if files.len() > MAX_FILES {
         let (field, found) = ("files", files.len().to_string());
@@ -307,12 +307,12 @@ pub struct Forwarder {
     pub leases: Arc<Leases>,
     /// The newest generation heard of: what was leased under an earlier one need not be begun.
     pub newest_generation: Arc<AtomicU64>,
-    /// See [`Membership`].
+    /// Identifies the exchanges of job, run and term; see [`Membership`].
     pub run_id: [u8; 32],
     /// This worker's number.
     pub worker: u64,
     pub device: ComputeDevice,
-    /// Why gradients are exchanged over TCP, as it was said last.
+    /// The reason for an exchange over TCP that was logged last.
     pub told: Mutex<String>,
 }
 
@@ -407,7 +407,7 @@ impl Forwarder {
         Ok(None)
     }
 
-    /// At once, not in turn: the engine may have a slot in hand for long.
+    /// Answers a request to give slots back: at once, not in turn, because the engine may have a slot in hand for long.
     async fn give_back(&self, withdraw: v1::Withdraw) -> Result<(), WireError> {
         if let Some(withdrawn) = self.leases.give_back(withdraw)? {
             // Where it cannot be said, the session is over.

@@ -1,14 +1,15 @@
-//! What a worker says while its coordinator prepares the run: its [`Status`] on a terminal, and in a log a line every so often. It waits for nothing itself.
+//! What a worker says while its coordinator prepares the run: its [`Status`] on a terminal, and in a log a line every so
+//! often. It waits for nothing itself.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use crate::status::Status;
 
-/// Between two lines of a log.
+/// Time between two lines of a log while the coordinator prepares.
 const LINE_EVERY: Duration = Duration::from_secs(30);
 
-/// What was said so far.
+/// What was told so far while the coordinator prepares the run.
 pub struct Waits {
     status: Status,
     /// When a line was written last, in a log.
@@ -25,7 +26,7 @@ impl Waits {
         }
     }
 
-    /// The coordinator is at this: `tokenising the data, 41%`.
+    /// Shows what the coordinator is at: `tokenising the data, 41%`.
     pub fn show(&mut self, moment: &str) {
         self.has_waited = true;
         let moment: String = moment.chars().filter(|c| !c.is_control()).collect();
@@ -39,12 +40,12 @@ impl Waits {
         }
     }
 
-    /// It has answered, or is gone.
+    /// Ends the wait: the coordinator has answered, or is gone.
     pub fn end(&mut self) {
         self.told = None;
     }
 
-    /// Whether it was waited for since this was asked last: it was there, so what came before counts no more.
+    /// Returns whether the coordinator was waited for since the last call: it was there, so losses before that count no more.
     pub fn take_waited(&mut self) -> bool {
         std::mem::take(&mut self.has_waited)
     }

@@ -39,18 +39,18 @@ const UPLOAD_LIMIT: Duration = Duration::from_secs(120);
 /// How a session ended, where the worker did not fail.
 pub enum SessionOutcome {
     Finished(Finished),
-    /// The worker may come back; with its state, if its [`WorkerContext`] still has the engine.
+    /// The session was lost; the worker may come back, with its state if its [`WorkerContext`] still has the engine.
     Lost(String),
-    /// The coordinator runs the job with this digest, and the state that is held is of another.
+    /// The coordinator runs the job with this digest, and the state held here is of another.
     OtherJob(String),
 }
 
-/// Between two questions to a coordinator that prepares.
+/// Pause between two attempts to join a coordinator that prepares.
 const PREPARING_PAUSE: Duration = Duration::from_millis(100);
 
 const ASKED_TO_STOP: &str = "it was asked to stop";
 
-/// What came first.
+/// The first thing to happen that ends a session.
 enum Happened {
     Session(SessionEnd),
     Worked(Result<(), WorkerError>),
@@ -58,7 +58,7 @@ enum Happened {
     UploadFailed(UploadError),
     /// The worker was asked to stop, and was not let go in time or has nothing to hand over.
     AskedToStop,
-    /// It was asked to stop, and is let go.
+    /// The worker was asked to stop, and the coordinator let it go.
     LetGo(String),
 }
 
@@ -75,8 +75,8 @@ impl Happened {
 }
 
 impl WorkerContext {
-    /// Joins with what is held, and works until the session ends.
-    /// Where it is not welcomed within `limit`, the session is lost.
+    /// Joins with the state that is held, and works until the session ends.
+    /// Where the worker is not welcomed within `limit`, the session is lost.
     pub async fn attend(
         &mut self,
         client: Client,
@@ -147,7 +147,7 @@ impl WorkerContext {
         self.options.threads.unwrap_or_else(all)
     }
 
-    /// The state that is held must be of the job and the run that the coordinator named.
+    /// Checks that the state held is of the job and the run that the coordinator named.
     async fn check_job(
         &mut self,
         session: Session,
@@ -313,7 +313,7 @@ impl WorkerContext {
         }
     }
 
-    /// What the end of a session means for the worker.
+    /// Decides what the end of a session means for the worker.
     async fn conclude(&mut self, end: SessionEnd) -> Result<SessionOutcome, WorkerError> {
         match end {
             SessionEnd::Finished {
@@ -357,7 +357,7 @@ impl WorkerContext {
     }
 }
 
-/// Asks again as long as the coordinator prepares its run, however long that takes; `limit` is for each answer.
+/// Joins, asking again as long as the coordinator prepares its run, however long that takes; `limit` is for each answer.
 async fn open_when_prepared(
     client: &Client,
     join: v1::Join,
@@ -377,7 +377,7 @@ async fn open_when_prepared(
     }
 }
 
-/// The async side of a session.
+/// The tasks beside the engine in a session: messages up, blocks, uploads, and what forwards the coordinator's messages.
 struct SessionTasks {
     up: mpsc::Sender<v1::WorkerMessage>,
     blocks: Arc<Blocks>,
@@ -397,7 +397,7 @@ impl SessionTasks {
         let _ = tokio::time::timeout(FAREWELL_LIMIT, self.up.send(draining)).await;
     }
 
-    /// Says goodbye and waits until it is heard.
+    /// Says goodbye and waits until the coordinator has heard it.
     async fn leave(mut self, failed: bool, reason: &str) {
         let leaving = v1::Leaving {
             reason: reason.to_owned(),
@@ -429,7 +429,7 @@ fn broken(_: tokio::task::JoinError) -> SessionEnd {
     SessionEnd::Lost("the session broke off".to_owned())
 }
 
-/// Gets model and state where the engine has none, gives it the session, and waits for its end.
+/// Gets model and state where the engine has none, gives it the session, and waits for the engine's end.
 async fn serve(
     engine: &mut EngineThread,
     line: CoordinatorLink,

@@ -141,7 +141,10 @@ impl Shop {
             self.finish_slots();
             let ids: Vec<WorkerId> = self.machines.keys().copied().collect();
             for worker in ids {
-                self.scene.cluster.failure_detector.hear(worker, self.scene.now);
+                self.scene
+                    .cluster
+                    .failure_detector
+                    .hear(worker, self.scene.now);
             }
             self.handle(Event::Ticked);
         }

@@ -21,7 +21,7 @@ use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SILENCE: Duration = Duration::from_secs(30);
-/// Gradients that repeat, rotated for each rank.
+/// Number of gradients that repeat, rotated for each rank.
 const PATTERN: usize = 1 << 20;
 
 #[derive(Args)]
@@ -40,6 +40,7 @@ pub struct ExchangeArgs {
     json: bool,
 }
 
+/// Why a benchmark of the exchange failed.
 #[derive(Debug, Error)]
 pub enum ExchangeError {
     #[error(transparent)]
@@ -61,10 +62,11 @@ struct Report {
     scalars: u32,
     seconds_median: f64,
     seconds_best: f64,
-    /// Float32 bytes of the result, a second.
+    /// Bytes of the float32 result a second, in units of 10⁹.
     gigabytes_per_second: f64,
 }
 
+/// Measures exchanges between ranks in this process and prints the result.
 pub fn run(args: ExchangeArgs) -> Result<(), ExchangeError> {
     let (ranks, scalars) = (args.ranks as usize, args.scalars as usize);
     let pattern = gradients();
@@ -98,7 +100,7 @@ pub fn run(args: ExchangeArgs) -> Result<(), ExchangeError> {
     Ok(())
 }
 
-/// Mean gradients as a fine-tuning has them: about 1e-4, up to 1e-2, and tensors differ.
+/// Draws mean gradients as a fine-tuning has them: about 1e-4, up to 1e-2, and tensors differ.
 fn gradients() -> Vec<f32> {
     const TENSOR: usize = 4096;
     let mut rng = CounterRng::new(0, &[]);
@@ -110,7 +112,7 @@ fn gradients() -> Vec<f32> {
     gradients
 }
 
-/// What one rank brings: another part of the pattern than the others at each scalar.
+/// The sums that one rank brings: another part of the pattern than the others at each scalar.
 fn share(pattern: &[f32], rank: usize, scalars: usize) -> PackedSums {
     let rule = FixedPoint::new(1, 1);
     let mut period = pattern.to_vec();
@@ -123,7 +125,7 @@ fn share(pattern: &[f32], rank: usize, scalars: usize) -> PackedSums {
 }
 
 struct Member {
-    /// Keeps the listener.
+    /// Keeps the listener open.
     _collective: Collective,
     mesh: Arc<Mesh>,
 }
@@ -160,7 +162,7 @@ fn connect(ranks: usize) -> Result<Vec<Member>, CollectiveError> {
         .collect()
 }
 
-/// One exchange, and its seconds.
+/// Runs one exchange and returns its seconds.
 fn exchange(
     members: &[Member],
     sums: &[PackedSums],
@@ -204,7 +206,7 @@ fn exchange(
     Ok((slowest, reduced))
 }
 
-/// Some of the scalars: a wrong sum must not count as a fast one.
+/// Checks some scalars of the result: a wrong sum must not count as a fast one.
 fn check(reduced: &[ReducedSum], sums: &[PackedSums]) -> Result<(), ExchangeError> {
     for (rank, sum) in reduced.iter().enumerate() {
         for scalar in (0..sum.mean.len()).step_by(997) {

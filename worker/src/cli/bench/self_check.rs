@@ -49,12 +49,12 @@ pub struct SelfCheckArgs {
     digest_of: Option<usize>,
 }
 
-/// As one process tells another.
+/// A row of the table, as one process tells another.
 #[derive(Serialize, Deserialize)]
 struct Answer {
     mark: String,
     found: String,
-    /// The device may be of no more use to the process.
+    /// Whether the process ends, because the device may be of no more use to it.
     ends: bool,
 }
 
@@ -69,7 +69,7 @@ enum Part {
     Speed(Speed),
 }
 
-/// The same in every process.
+/// The parts of the table, the same in every process.
 fn parts(on_gpu: bool) -> Vec<Part> {
     let shapes = training::shapes().into_iter().enumerate();
     let trainings = shapes.map(|(number, shape)| Part::Training {
@@ -121,6 +121,8 @@ impl Part {
     }
 }
 
+/// Checks a device and prints the table.
+///
 /// # Errors
 /// Where the device cannot be used, or a comparison failed.
 pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
@@ -163,7 +165,8 @@ pub fn run(args: SelfCheckArgs) -> Result<(), BenchError> {
     table.conclude()
 }
 
-/// A driver may hang. The device is closed before other processes open it: one that only one process may use can be checked, too.
+/// Opens the device within a bound, because a driver may hang. It is closed before other processes open it, so that one which
+/// only one process may use can be checked, too.
 fn open(args: &SelfCheckArgs) -> Result<ComputeDevice, BenchError> {
     let (sender, opened) = mpsc::channel();
     let device = args.device;
@@ -179,7 +182,7 @@ fn open(args: &SelfCheckArgs) -> Result<ComputeDevice, BenchError> {
     }
 }
 
-/// The rows of a part, for the process that prints them.
+/// Computes the rows of a part, for the process that prints them.
 fn answer(args: &SelfCheckArgs, part: usize) -> Result<(), BenchError> {
     let device = args.device.open()?;
     let parts = parts(!matches!(device, ComputeDevice::Cpu));
@@ -246,7 +249,7 @@ impl Table<'_> {
         say(format_args!("      {:<34} {seconds:.1} s", part.name()));
     }
 
-    /// Of a process that is there, or of a new one.
+    /// Asks a process that is there, or else a new one, for a row of the table.
     fn answer(
         &self,
         helper: &mut Option<Helper>,
@@ -303,7 +306,7 @@ impl Table<'_> {
     }
 }
 
-/// What this program cannot say alone.
+/// Prints what to check next that this program cannot check alone.
 fn say_what_is_next(device: &Device) {
     say(format_args!("next, wrong memory accesses and races:"));
     for tool in ["memcheck", "racecheck"] {

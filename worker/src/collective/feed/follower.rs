@@ -21,17 +21,17 @@ use crate::collective::generation_token::GenerationToken;
 
 /// Updates that may wait for the engine.
 const AHEAD: usize = 2;
-/// Of the reason for a feed's end.
+/// Longest reason for a feed's end that is accepted, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 
 /// How long a follower waits for its source.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// With nothing new, from a source that cannot be reached or breaks off.
+    /// How long to go without anything new, from a source that cannot be reached or breaks off.
     pub broken: Duration,
-    /// For the feed to begin: the source finishes the slots in its hand first.
+    /// How long to wait for the feed to begin: the source finishes the slots in its hand first.
     pub later: Duration,
-    /// Within a connection.
+    /// How long the source may be silent within a connection.
     pub silence: Duration,
 }
 
@@ -45,10 +45,10 @@ impl Default for Patience {
     }
 }
 
-/// Whom to follow.
+/// The member to follow, and by which of the coordinator's orders.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// See [`Membership`](super::super::Membership).
+    /// Identifies the exchanges of job, run and term; see [`Membership`](super::super::Membership).
     pub run_id: [u8; 32],
     /// The follower's own number.
     pub worker: u64,
@@ -104,12 +104,12 @@ impl Follower {
         }
     }
 
-    /// Which of the coordinator's orders this obeys.
+    /// Number of the coordinator's order that this follower obeys.
     pub fn attempt(&self) -> u64 {
         self.attempt
     }
 
-    /// What has arrived, if anything has.
+    /// Takes what has arrived, if anything has.
     pub fn take(&self) -> Option<News> {
         self.news.try_recv().ok()
     }
@@ -121,11 +121,11 @@ impl Drop for Follower {
     }
 }
 
-/// What is here already, over all connections.
+/// What a follower has received so far, over all connections.
 struct Progress {
-    /// Until it is whole.
+    /// The state in transfer, until all its pieces are here.
     assembly: Option<Assembly>,
-    /// Updates seen by what was handed on.
+    /// Updates that the weights handed on to the engine have seen.
     step: Option<u64>,
     /// When something new last arrived.
     at: Instant,
@@ -202,7 +202,7 @@ impl<W: Fn()> Following<W> {
         Ok(())
     }
 
-    /// One connection, from its beginning to its end.
+    /// Serves one connection, from its beginning to its end.
     fn attend(&mut self) -> End {
         self.receive().err().unwrap_or(End::Dropped)
     }
@@ -263,7 +263,7 @@ impl<W: Fn()> Following<W> {
         }
     }
 
-    /// The pieces that are not here yet, of the state that is begun here if the source still has that one.
+    /// Receives the pieces of the state that are missing: of the one begun here, if the source still has that one.
     fn take_state(&mut self, link: &Link<'_>, header: &FrameHeader) -> Result<(), End> {
         let bytes = link.receive_due_any_length(header, FrameKind::StateHeader, 0)?;
         let announced = StateHeader::decode(&bytes, &self.layout).map_err(End::Over)?;

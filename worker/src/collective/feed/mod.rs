@@ -19,16 +19,16 @@ pub use self::source::{FeedLimits, Feeds};
 /// One update, as everyone who is at the step before it can repeat it to the same bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
-    /// Updates before it.
+    /// Number of updates before this one.
     pub step: u64,
     pub learning_rate: f64,
-    /// It counted as a step but changed nothing.
+    /// Whether the update counted as a step but changed nothing.
     pub skipped: bool,
-    /// The digest of the updated weights is asked for.
+    /// Whether the digest of the updated weights is asked for.
     pub digest: bool,
-    /// Of the whole step.
+    /// The slots of the whole step with their outcomes.
     pub slots: HeldSlots,
-    /// The mean gradient in layout order; empty where skipped.
+    /// The mean gradient in layout order; empty where the update was skipped.
     pub mean: Vec<f32>,
 }
 
@@ -53,7 +53,7 @@ impl Update {
     }
 }
 
-/// What comes before the mean gradient.
+/// What is sent of an update before its mean gradient.
 struct UpdateHeader {
     step: u64,
     learning_rate: f64,
@@ -62,7 +62,7 @@ struct UpdateHeader {
     slots: HeldSlots,
 }
 
-/// Without its slots.
+/// Encoded size of an update's fixed fields; its slots follow.
 const UPDATE_BYTES: usize = 24;
 
 impl UpdateHeader {
@@ -98,10 +98,10 @@ impl UpdateHeader {
     }
 }
 
-/// What a follower has when it calls.
+/// What a follower has when it calls, so that the feed goes on from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Request {
-    /// Of the state whose pieces it has.
+    /// Identity of the state whose pieces it has.
     identity: [u8; 32],
     pieces: u64,
     /// Updates that its weights have seen, once it has a whole state.
@@ -109,7 +109,7 @@ struct Request {
 }
 
 const REQUEST_BYTES: usize = 48;
-/// In place of a step where there is none.
+/// Sent in place of a step where the follower has no whole state.
 const NO_STEP: u64 = u64::MAX;
 
 impl Request {
@@ -132,7 +132,7 @@ impl Request {
     }
 }
 
-/// The `index`th 64 bits.
+/// The `index`th little-endian 64-bit word of `bytes`.
 fn word(bytes: &[u8], index: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[8 * index..8 * index + 8]);

@@ -12,7 +12,7 @@ use super::source::{Deed, Feeds, Offer};
 use super::{REQUEST_BYTES, Request, Update};
 use crate::collective::generation_token::TICK;
 
-/// Between two signs of life while there is nothing to send.
+/// Time between two signs of life while there is nothing to send.
 const ALIVE: Duration = Duration::from_secs(1);
 
 impl Feeds {
@@ -78,7 +78,7 @@ impl Feeds {
     }
 }
 
-/// From the first piece that the follower lacks.
+/// Sends the state, from the first piece that the follower lacks.
 fn send_state(link: &Link<'_>, offer: &Offer, request: &Request) -> Result<(), LinkError> {
     let header = offer.header();
     link.send(FrameKind::StateHeader, 0, &header.encode())?;
@@ -103,7 +103,7 @@ fn send_update(link: &Link<'_>, update: &Update) -> Result<(), LinkError> {
     Ok(())
 }
 
-/// The follower has checked all that was sent. Until it says so, what it lacks is kept.
+/// Waits until the follower says that it has checked all that was sent. Until then, what it lacks is kept.
 fn taken(link: &Link<'_>) -> Result<(), LinkError> {
     link.receive(FrameKind::Taken, 0, &mut [])
 }

@@ -16,13 +16,13 @@ use super::super::state::{StateCopy, StateHeader};
 use super::{Request, Update};
 use crate::collective::generation_token::GenerationToken;
 
-/// Bytes of updates kept at least, whatever the size of one.
+/// Least bound of the log of updates, in bytes, however small the state is.
 const MIN_LOG_BYTES: usize = 256 << 20;
-/// Of a state, and the least that a log may hold per scalar.
+/// Bytes of a state per trainable scalar: a float32 weight and two moments. Also the least bound of the log, per scalar.
 const STATE_BYTES_PER_SCALAR: usize = 12;
 /// Feeds remembered after their end, so that their followers learn why.
 const MAX_ENDED: usize = 64;
-/// Between two looks for followers that do not come (back).
+/// Time between two looks for followers that do not come (back).
 const WATCH: Duration = Duration::from_millis(500);
 
 const MEMBER: &str = "its follower has become a member";
@@ -30,11 +30,11 @@ const MEMBER: &str = "its follower has become a member";
 /// Bounds of what a member keeps for its followers.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedLimits {
-    /// Updates kept; default: as much as the state itself, and at least 256 MiB.
+    /// Most bytes of updates that are kept; default: as much as the state itself, and at least 256 MiB.
     pub log_bytes: Option<usize>,
     /// How long a follower may be without a connection.
     pub absence: Duration,
-    /// How long it may send and take nothing.
+    /// How long a follower may send and take nothing.
     pub silence: Duration,
 }
 
@@ -59,27 +59,27 @@ pub struct Feeds {
 
 #[derive(Default)]
 struct State {
-    /// While a follower lacks pieces of it.
+    /// The copy of the state, kept while a follower lacks pieces of it.
     offer: Option<Arc<Offer>>,
-    /// Updates in a row, the last of which led to `step`.
+    /// The newest updates without a gap, the last of which led to `step`.
     log: VecDeque<Arc<Update>>,
     log_bytes: usize,
     /// Updates that this member has seen, as far as its feeds go.
     step: u64,
-    /// By the follower's number.
+    /// Feeds by the follower's number.
     feeds: BTreeMap<u64, Feed>,
     connections: u64,
     watched: bool,
 }
 
-/// A state that is fed.
+/// A copy of a state, on its way to followers.
 pub(super) struct Offer {
     pub state: StateCopy,
     header: OnceLock<StateHeader>,
 }
 
 impl Offer {
-    /// Computed by whoever needs it first, not by the engine.
+    /// Header of the state, with its digests: computed by whoever needs it first, not by the engine.
     pub fn header(&self) -> &StateHeader {
         self.header.get_or_init(|| StateHeader::of(&self.state))
     }
@@ -89,9 +89,9 @@ struct Feed {
     run_id: [u8; 32],
     attempt: u64,
     place: Place,
-    /// Updates after which it is over, because the follower has become a member.
+    /// Step at which the feed is over, because the follower has become a member.
     until: Option<u64>,
-    /// The newest one; an older one of the same follower is over.
+    /// Number of the follower's newest connection; an older one is over.
     connection: u64,
     absent_since: Option<Instant>,
 }
@@ -107,9 +107,9 @@ impl Feed {
 }
 
 enum Place {
-    /// Lacks pieces of the state.
+    /// The follower lacks pieces of the state.
     Pieces,
-    /// Has the state after so many updates.
+    /// The follower has the state after so many updates.
     Updates(u64),
     Ended(String),
 }
@@ -133,11 +133,11 @@ impl Feeds {
         }
     }
 
-    /// Lets `worker` follow. The copy of the state is taken only where there is none to share. Whoever followed under
-    /// another `run_id` does so no more.
+    /// Lets `worker` follow. `copy` is called only where there is no copy of the state to share. Whoever followed under another
+    /// `run_id` does so no more.
     ///
     /// # Errors
-    /// Those of `copy`. Nothing has begun then.
+    /// Those of `copy`. No feed has begun then.
     pub fn begin<E>(
         self: &Arc<Self>,
         run_id: [u8; 32],
@@ -209,9 +209,10 @@ impl Feeds {
         self.changed.notify_all();
     }
 
-    /// Those who follow and are now members need the updates up to `step` and no more. Who still lacks pieces of the
-    /// state gets all of it from its generation, unless it is one of the `fed`: they have the state, and their word for
-    /// that is still on its way here.
+    /// Ends the feeds of followers that are now `members`: they need the updates up to `step` and no more.
+    ///
+    /// A follower that still lacks pieces of the state gets all of it from its generation, unless it is one of the `fed`: these
+    /// have the state, and their word for that is still on its way here.
     pub fn conclude(&self, members: &[u64], fed: &[u64], step: u64) {
         let mut state = lock(&self.state);
         for worker in members {
@@ -263,7 +264,7 @@ impl Feeds {
         }
     }
 
-    /// Takes a follower's call. An earlier connection of it is over.
+    /// Takes a follower's call and returns the connection's number, or what to do instead. An earlier connection of it is over.
     pub(super) fn connect(&self, hello: &FeedHello, request: &Request) -> Result<u64, Deed> {
         let mut state = lock(&self.state);
         let begun = state.feeds.get(&hello.worker).filter(|feed| {
@@ -297,6 +298,7 @@ impl Feeds {
         Ok(connection)
     }
 
+    /// Notes that a follower's connection has ended, so that its absence is timed.
     pub(super) fn disconnect(&self, worker: u64, connection: u64) {
         let mut state = lock(&self.state);
         if let Some(feed) = state.feeds.get_mut(&worker)
@@ -306,7 +308,7 @@ impl Feeds {
         }
     }
 
-    /// What the follower lacks; waits a moment where that is nothing.
+    /// What to send to the follower next; waits for at most `wait` where there is nothing.
     pub(super) fn next(&self, worker: u64, connection: u64, wait: Duration) -> Deed {
         let state = lock(&self.state);
         let idle = |state: &mut State| matches!(state.deed(worker, connection), Deed::Wait);
@@ -315,7 +317,7 @@ impl Feeds {
         state.deed(worker, connection)
     }
 
-    /// The follower has the state after `step` updates.
+    /// Notes that the follower has the state after `step` updates.
     pub(super) fn advance(&self, worker: u64, connection: u64, step: u64) {
         let mut state = lock(&self.state);
         if let Some(feed) = state.feeds.get_mut(&worker)
@@ -333,8 +335,8 @@ impl State {
         self.feeds.values().any(|feed| !feed.is_over())
     }
 
-    /// Whether whoever comes gets the copy that there is. One that nobody takes at the moment would grow old for a
-    /// follower that may be dead.
+    /// Returns whether a newcomer gets the copy of the state that there is. One that nobody takes at the moment would grow old
+    /// for a follower that may be dead.
     fn is_offer_shared(&self) -> bool {
         let takes = |feed: &Feed| matches!(feed.place, Place::Pieces) && !feed.is_absent();
         let is_newest = |offer: &Arc<Offer>| offer.state.snapshot.step == self.step;
@@ -363,7 +365,7 @@ impl State {
         }
     }
 
-    /// Updates before the first one in the log.
+    /// Number of updates before the first one in the log.
     fn log_start(&self) -> u64 {
         self.step - self.log.len() as u64
     }
@@ -373,12 +375,12 @@ impl State {
         self.log.get(index as usize)
     }
 
-    /// Every update after `step` is in the log or still to come.
+    /// Returns whether every update after `step` is in the log or still to come.
     fn reaches(&self, step: u64) -> bool {
         (self.log_start()..=self.step).contains(&step)
     }
 
-    /// Updates that a feed's follower has, or will have with the copy of the state. None where it is over.
+    /// Updates that a feed's follower has, or will have with the copy of the state. None where the feed is over.
     fn has(&self, feed: &Feed) -> Option<u64> {
         match &feed.place {
             Place::Ended(_) => None,
@@ -387,7 +389,7 @@ impl State {
         }
     }
 
-    /// Lets go of what nobody lacks any more.
+    /// Drops the copy of the state and the updates that no follower lacks any more.
     fn trim(&mut self) {
         for feed in self.feeds.values_mut() {
             if let (Place::Updates(step), Some(until)) = (&feed.place, feed.until)

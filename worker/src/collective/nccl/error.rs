@@ -5,6 +5,7 @@ use thiserror::Error;
 use crate::collective::CollectiveError;
 use crate::engine::cuda::GpuError;
 
+/// Why an exchange over NCCL failed.
 #[derive(Debug, Error)]
 pub enum NcclError {
     #[error(transparent)]

@@ -14,7 +14,7 @@ use crate::collective::generation_token::{GenerationToken, TICK};
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
 const LETTING_GO: Duration = Duration::from_secs(60);
 
-/// One generation's communicator, as the engine uses it. It ends with the generation's token.
+/// One generation's communicator, as the engine uses it. It ends with the generation.
 pub struct Group {
     rank: u32,
     size: usize,
@@ -54,7 +54,7 @@ impl Group {
         self.size
     }
 
-    /// The identifier that rank 0 made, as the coordinator passed it on. Of another length it is none of NCCL's.
+    /// Passes on the identifier that rank 0 made, as the coordinator sent it. One of another length is none of NCCL's.
     pub fn identify(&self, id: &[u8]) {
         if let Ok(id) = id.try_into() {
             // Where the thread has ended, nobody needs it.
@@ -62,7 +62,7 @@ impl Group {
         }
     }
 
-    /// Returns when the call is on the stream.
+    /// Begins a call. Returns when it is on the stream.
     pub(super) fn begin(&self, call: Call) -> Result<(), NcclError> {
         self.carry_out(Work::Begin(call))?;
         common::failpoint::reached("exchange");

@@ -8,12 +8,12 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-/// As they are looked for.
+/// File names of the library, in the order in which they are looked for.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
-/// The first whose configuration is the one below: 2.18.
+/// Oldest version that can be used, 2.18: the first whose configuration is the one below.
 const OLDEST: u32 = 21_800;
 const MAGIC: c_uint = 0xcafe_beef;
-/// NCCL decides.
+/// Value of a setting that NCCL decides.
 const UNDEFINED: c_int = c_int::MIN;
 
 pub const SUCCESS: c_int = 0;
@@ -22,7 +22,8 @@ pub const IN_PROGRESS: c_int = 7;
 pub type Comm = *mut c_void;
 pub type Stream = *mut c_void;
 
-/// Where rank 0 waits for the others. Serves one communicator.
+/// Identifier by which the members of a communicator find each other: where rank 0 waits for the others. Serves one
+/// communicator.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct UniqueId(pub [u8; 128]);
@@ -60,15 +61,16 @@ type CommGetAsyncError = unsafe extern "C" fn(Comm, *mut c_int) -> c_int;
 type CommAbort = unsafe extern "C" fn(Comm) -> c_int;
 type GetString = unsafe extern "C" fn(c_int) -> *const c_char;
 type GetLastError = unsafe extern "C" fn(Comm) -> *const c_char;
-/// From, to, count, type, communicator, stream.
+/// `ncclAllGather`: from, to, count, type, communicator, stream.
 type AllGather =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int;
-/// From, to, count, type, operation, communicator, stream.
+/// `ncclReduceScatter` and `ncclAllReduce`: from, to, count, type, operation, communicator, stream.
 type Reduce =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int;
 
+/// The functions of NCCL that are used here.
 pub struct Nccl {
-    /// The functions below are of no use without it.
+    /// Keeps the library loaded: the functions below are of no use without it.
     _library: Library,
     pub version: u32,
     get_unique_id: GetUniqueId,
@@ -82,7 +84,7 @@ pub struct Nccl {
     all_gather: AllGather,
 }
 
-/// The library, or why there is none. Looked for once.
+/// The library, or why there is none. Looked for once in a process.
 pub fn nccl() -> Result<&'static Nccl, &'static str> {
     static NCCL: OnceLock<Result<Nccl, String>> = OnceLock::new();
     let loaded = NCCL.get_or_init(Nccl::load).as_ref();
@@ -137,8 +139,9 @@ impl Nccl {
         }
     }
 
-    /// Begins to form a communicator of `size` ranks on the GPU of this thread. It is to be aborted whatever the answer,
-    /// unless it is null.
+    /// Begins to form a communicator of `size` ranks on the GPU of this thread.
+    ///
+    /// It is to be aborted whatever the answer, unless it is null.
     pub fn init(&self, size: usize, id: UniqueId, rank: u32) -> (Comm, c_int) {
         let mut config = Config {
             size: size_of::<Config>(),
@@ -168,7 +171,7 @@ impl Nccl {
     /// What became of the last call: [`IN_PROGRESS`], [`SUCCESS`] or an error.
     ///
     /// # Safety
-    /// Of a communicator that was not aborted, as below.
+    /// `comm` must not have been aborted.
     pub unsafe fn async_error(&self, comm: Comm) -> c_int {
         let mut state = SUCCESS;
         // SAFETY: the caller's.
@@ -181,14 +184,16 @@ impl Nccl {
     /// Ends a communicator whatever it is at, and what it runs on the GPU.
     ///
     /// # Safety
-    /// It must not be used again.
+    /// `comm` must not be used again.
     pub unsafe fn abort(&self, comm: Comm) -> c_int {
         // SAFETY: the caller's.
         unsafe { (self.abort)(comm) }
     }
 
+    /// Begins a collective call on `stream`, without waiting for it.
+    ///
     /// # Safety
-    /// As [`Call`] says.
+    /// The memory of the call must be as [`Call`] says.
     pub unsafe fn begin(&self, comm: Comm, stream: Stream, call: &Call) -> c_int {
         let (from, to) = (call.from as *const c_void, call.to as *mut c_void);
         let (count, data_type) = (call.count, call.data_type as c_int);
@@ -206,7 +211,7 @@ impl Nccl {
         }
     }
 
-    /// What an answer means. `comm` may be null.
+    /// What an answer of NCCL means, in words. `comm` may be null.
     pub fn explain(&self, comm: Comm, code: c_int) -> String {
         // SAFETY: both give back strings that stay, or null.
         let (meaning, detail) =
@@ -239,11 +244,13 @@ pub struct Call {
     pub data_type: DataType,
 }
 
+/// A collective operation of NCCL.
 #[derive(Clone, Copy, Debug)]
 pub enum Operation {
-    /// `count` scalars for each rank in, those of ours out.
+    /// Sums `count` scalars for each rank; every rank gets those of its own share.
     ReduceScatter,
+    /// Sums `count` scalars over all ranks; every rank gets all sums.
     AllReduce,
-    /// `count` scalars of ours in, those of every rank out.
+    /// Gathers `count` scalars of each rank; every rank gets those of all.
     AllGather,
 }

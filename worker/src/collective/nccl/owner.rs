@@ -20,25 +20,26 @@ use crate::engine::cuda::Gpu;
 
 /// Buckets on the stream at a time: the next ones are begun while the first is on its way.
 const BUCKETS_AHEAD: usize = 2;
-/// Between two looks at a call that takes long.
+/// Longest pause between two looks at a call in progress.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
 
-/// Why it ends.
+/// Why the communicator ends.
 enum End {
     /// The generation is over.
     Over,
     Failed(String),
 }
 
+/// The thread that forms a communicator and makes every call to NCCL for it.
 pub struct Owner {
     nccl: &'static Nccl,
     comm: Comm,
     gpu: Arc<Gpu>,
     token: Arc<GenerationToken>,
-    /// For each bucket.
+    /// How long each bucket may take.
     patience: Duration,
-    /// The ends of the buckets on the stream, oldest first.
+    /// Events at the ends of the buckets on the stream, oldest first.
     ends: VecDeque<CudaEvent>,
 }
 
@@ -138,7 +139,7 @@ impl Owner {
         self.settle(code, self.patience, "a call")
     }
 
-    /// Waits until what was begun with the answer `code` is done or failed.
+    /// Waits until the call that answered `code` is done or failed.
     fn settle(&self, code: c_int, patience: Duration, what: &str) -> Result<(), End> {
         if code != IN_PROGRESS && code != SUCCESS {
             return Err(self.failure(what, code));
@@ -153,7 +154,7 @@ impl Owner {
         })
     }
 
-    /// Waits for the oldest buckets, until so many are left.
+    /// Waits for the oldest buckets on the stream, until so many are `left`.
     fn await_all_but(&mut self, left: usize) -> Result<(), End> {
         while self.ends.len() > left
             && let Some(end) = self.ends.pop_front()

@@ -19,11 +19,12 @@ use crate::engine::cuda::gpu::DeviceBuffer;
 use crate::engine::cuda::ops::update::exact_means;
 use crate::engine::cuda::sums::DeviceSums;
 
-/// Scalars that shares are a multiple of, where they are not fewer: NCCL is slow with what lies askew.
+/// Shares are a multiple of so many scalars, unless they are smaller: NCCL is slow with memory that is not aligned.
 const ALIGNED: usize = 64;
 
-/// Sums over all members. The mean gradient, the same bits on each, takes memory on the GPU until it is dropped: before the next
-/// slot, for which that memory is counted on.
+/// Sums over all members. Returns the mean gradient, the same bits on each.
+///
+/// It takes memory on the GPU until it is dropped, which must be before the next slot: that memory is counted on then.
 pub fn all_reduce(group: &Group, held: &SumsOnGpu) -> Result<GpuMean, NcclError> {
     let SumsOnGpu { gpu, sums, scalars } = *held;
     let mean = match sums {
@@ -43,7 +44,7 @@ pub(super) fn exact_mean(
     exact_mean_in(EXCHANGE_BUCKET, gpu, group, sums, scalars)
 }
 
-/// In buckets of so many scalars; the same on every member.
+/// Sums exact sums over all members in buckets of so many scalars, the same on every member, and returns the mean gradient.
 pub(super) fn exact_mean_in(
     bucket: usize,
     gpu: &Gpu,
@@ -103,13 +104,13 @@ fn aligned(share: usize) -> usize {
     }
 }
 
-/// Of sums that every member has as many of.
+/// An exchange of exact sums, as many on every member.
 struct Exchange<'a> {
     gpu: &'a Gpu,
     group: &'a Group,
     sums: &'a DeviceBuffer<i64>,
     mean: DeviceBuffer<f32>,
-    /// The sums of our share, of a bucket and of the next one.
+    /// Buffers for the sums of our share, of a bucket and of the next one.
     own: Vec<DeviceBuffer<i64>>,
 }
 
@@ -129,7 +130,7 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Returns when all of it is done on the GPU.
+    /// Exchanges all buckets. Returns when all of it is done on the GPU.
     fn run(&mut self, buckets: &[Bucket]) -> Result<(), NcclError> {
         let done = self.run_overlapped(buckets);
         held_back(self.gpu, done)
@@ -156,7 +157,7 @@ impl<'a> Exchange<'a> {
         self.group.finish()
     }
 
-    /// Sums our share over all members. Returns the end of that.
+    /// Sums our share of a bucket over all members. Returns the event at the end of that.
     fn sum(&mut self, bucket: &Bucket, own: usize) -> Result<CudaEvent, NcclError> {
         let gpu = self.gpu;
         self.group.begin(Call {
@@ -169,7 +170,7 @@ impl<'a> Exchange<'a> {
         Ok(gpu.mark(gpu.exchange_stream())?)
     }
 
-    /// Computes the means of our share once it is summed, and gathers those of all members.
+    /// Computes the means of our share of a bucket once it is summed, and gathers those of all members.
     fn gather(&mut self, bucket: &Bucket, own: usize, summed: &CudaEvent) -> Result<(), NcclError> {
         let (gpu, share) = (self.gpu, bucket.share);
         let ours = bucket.start + self.group.rank() * share;
@@ -189,7 +190,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// The sum of float32 means, in whatever order NCCL adds.
+/// The mean gradient from float32 sums in fast mode, added in whatever order NCCL adds.
 pub(super) fn fast_mean(
     gpu: &Gpu,
     group: &Group,
@@ -229,7 +230,7 @@ fn held_back(gpu: &Gpu, done: Result<(), NcclError>) -> Result<(), NcclError> {
     done.inspect_err(|_| gpu.follow_exchange())
 }
 
-/// Of a scalar on the device.
+/// Address on the device of one scalar of a buffer.
 fn address<T: DeviceRepr>(gpu: &Gpu, buffer: &DeviceBuffer<T>, scalar: usize) -> u64 {
     buffer.device_ptr(gpu.stream()).0 + (scalar * size_of::<T>()) as u64
 }

@@ -8,22 +8,24 @@ use crate::collective::CollectiveError;
 use crate::collective::generation_token::GenerationToken;
 use crate::engine::cuda::Gpu;
 
-/// A call that takes longer hangs, however slow steps are: the coordinator expels whoever is a minute behind the others.
+/// Longest time for a call, however slow steps are: the coordinator expels whoever is a minute behind the others.
 const LONGEST_CALL: Duration = Duration::from_secs(45);
-/// The least time for members to find each other: machines that are far apart need seconds, many of them more.
+/// Least time for members to find each other: machines that are far apart need seconds, many of them more.
 const FORMING: Duration = Duration::from_secs(30);
 
-/// How long what may hang is waited for. Beyond the time after which the coordinator expels a silent member, so that it is
-/// NCCL that hangs and no peer.
+/// How long a call to NCCL may take before it counts as hung.
+///
+/// This is beyond the time after which the coordinator expels a silent member, so that it is NCCL that hangs and no peer.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
+    /// How long members may take to form the communicator.
     pub forming: Duration,
-    /// For each bucket.
+    /// How long each bucket may take.
     pub call: Duration,
 }
 
 impl Patience {
-    /// Where a peer that is silent for so long is given up.
+    /// Time limits for a generation in which a peer that is silent for `silence` is given up.
     pub fn beyond(silence: Duration) -> Self {
         let call = (2 * silence).min(LONGEST_CALL);
         Self {
@@ -40,7 +42,7 @@ pub enum Word {
     Lost(String),
 }
 
-/// Of one member, for one generation.
+/// What one member's communicator is made with, for one generation.
 pub struct Setup {
     pub gpu: Arc<Gpu>,
     pub rank: u32,
@@ -55,10 +57,11 @@ pub(super) enum Work {
     Begin(Call),
     /// Ends a bucket: waits until all but the newest few have ended on the GPU.
     Pace,
-    /// Waits until all have.
+    /// Waits until all buckets have ended on the GPU.
     Finish,
 }
 
+/// A task for the thread that calls NCCL, and where its answer goes.
 pub(super) struct Task {
     pub(super) work: Work,
     pub(super) answer: mpsc::Sender<Result<(), CollectiveError>>,

@@ -1,4 +1,4 @@
-//! Sums to and from as few bytes as hold them, eight at a time: one permutation moves the bytes.
+//! Encodes and decodes sums eight at a time with AVX-512: one permutation moves the bytes.
 //!
 //! In and out: as for the plain loops of the module above, to the same bytes. Never decides a width.
 
@@ -71,7 +71,7 @@ pub fn decode<'a>(widths: &[u8], data: &'a [u8], sums: &mut [i64]) -> &'a [u8] {
     })
 }
 
-/// Whether a group is whole and has 64 bytes from the place of each of its vectors on.
+/// Returns whether a group is whole and has 64 bytes from the place of each of its vectors on.
 #[inline]
 fn is_roomy(sums: usize, width: usize, bytes: usize) -> bool {
     sums == GROUP && bytes >= (GROUP - 8) * width + 64
@@ -82,7 +82,7 @@ pub fn finish(sums: &[i64], means: &mut [f32]) {
     finish_each(sums, means);
 }
 
-/// Where each of 64 bytes comes from, by width.
+/// For each width, where each of 64 bytes comes from.
 type Orders = [[u8; 64]; 9];
 
 const NARROW: Orders = {
@@ -130,7 +130,7 @@ fn low_bits(count: usize) -> u64 {
     }
 }
 
-/// Of each of eight words.
+/// Mask of the `count` upper bytes of each of eight words.
 fn upper_bytes(count: usize) -> u64 {
     let word = 0xff << (8 - count) & 0xff;
     word * 0x0101_0101_0101_0101

@@ -2,10 +2,10 @@
 
 use common::exact::dequantize;
 
-/// Scalars that share a width.
+/// Number of scalars that share a width.
 pub(super) const GROUP: usize = 128;
 
-/// `write` gets a group, its width and all the room from its place on, which is enough for it.
+/// Encodes sums group by group: `write` gets a group, its width and all the room from its place on, which is enough for it.
 #[inline(always)]
 pub(super) fn encode_with(
     sums: &[i64],
@@ -25,7 +25,7 @@ pub(super) fn encode_with(
     length
 }
 
-/// `read` gets all the bytes from a group's place on, which are enough for it, its width, and the group.
+/// Decodes sums group by group: `read` gets all the bytes from a group's place on, which are enough, its width, and the group.
 #[inline(always)]
 pub(super) fn decode_with<'a>(
     widths: &[u8],
@@ -66,7 +66,7 @@ pub(super) fn finish_each(sums: &[i64], means: &mut [f32]) {
     }
 }
 
-/// Bytes that hold each of `group` with its sign.
+/// Bytes that hold each sum of `group` with its sign.
 #[inline(always)]
 pub(super) fn width_of(group: &[i64]) -> usize {
     // Flipping the bits of negative ones leaves only those that count.

@@ -18,12 +18,12 @@ use half::bf16;
 
 use super::error::{BlasError, GpuError};
 
-/// Shapes whose algorithm is remembered.
+/// Most shapes of products whose algorithm is remembered.
 const MAX_PLANS: usize = 4096;
 
-/// What activations are stored as on the GPU.
+/// The type that activations are stored as on the GPU.
 pub trait GpuElement: DeviceRepr + Copy + Default + Send + Sync + 'static {
-    /// Of the kernels that work on it.
+    /// What the names of the kernels for this type end with.
     const SUFFIX: &'static str;
     const TYPE: cudaDataType;
 }
@@ -41,7 +41,7 @@ impl GpuElement for bf16 {
 /// A row-major matrix, or the transpose of one.
 pub struct Matrix<'a, E> {
     data: &'a CudaView<'a, E>,
-    /// Of the product, after transposing.
+    /// Rows of the matrix as the product reads it, after transposing.
     rows: usize,
     columns: usize,
     /// Scalars from one stored row to the next.
@@ -54,7 +54,7 @@ impl<'a, E> Matrix<'a, E> {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// Some columns of a wider matrix, which begin where `data` does.
+    /// A matrix of some columns of a wider one, which begin where `data` does.
     pub fn strided(data: &'a CudaView<'a, E>, rows: usize, columns: usize, stride: usize) -> Self {
         assert!(columns <= stride, "rows that overlap");
         assert!(
@@ -103,14 +103,14 @@ impl<'a, 'b, O> Target<'a, 'b, O> {
         Self { scale, ..self }
     }
 
-    /// Of the same shape and stride as `data`.
+    /// Adds the product to `onto`, which has the shape and stride of `data`.
     pub fn onto(self, onto: &'a CudaView<'a, O>) -> Self {
         let onto = Some(onto);
         Self { onto, ..self }
     }
 }
 
-/// What decides the algorithm.
+/// What decides the algorithm of a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     /// Rows and columns of the result, and the length of the sums.
@@ -120,7 +120,7 @@ struct Shape {
     strides: [usize; 3],
     transposed: [bool; 2],
     narrow: [bool; 2],
-    /// In bytes, of the two factors and the result.
+    /// Alignments in bytes, of the two factors and the result.
     alignments: [u32; 3],
 }
 
@@ -149,13 +149,14 @@ struct Addresses {
     out: u64,
 }
 
-/// Descriptors of one shape. Freed with the [`Blas`].
+/// Descriptors for the products of one shape. Freed with the [`Blas`].
 struct Plan {
     description: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+/// cuBLASLt on one stream, with the algorithms that were chosen so far.
 pub struct Blas {
     handle: sys::cublasLtHandle_t,
     stream: Arc<CudaStream>,
@@ -181,13 +182,13 @@ impl Blas {
         })
     }
 
-    /// Of the library: another one may choose other algorithms.
+    /// Version of the library: another one may choose other algorithms.
     pub fn version() -> usize {
         // SAFETY: it has no preconditions.
         unsafe { sys::cublasLtGetVersion() }
     }
 
-    /// Where a side is empty, nothing is done to `out`.
+    /// Computes `out = scale · a · b (+ onto)`. Where a side is empty, nothing is done to `out`.
     pub fn product<E: GpuElement, O: GpuElement>(
         &self,
         out: Target<O>,
@@ -222,7 +223,7 @@ impl Blas {
         self.run::<E, O>(shape, addresses, out.scale)
     }
 
-    /// Of rows `stride` apart: the product of their first `columns` with `b` is written right behind those.
+    /// Multiplies the first `columns` of each row of `x` by `b`, and writes the product right behind them in the row.
     pub fn product_behind<E: GpuElement>(
         &self,
         rows: usize,
@@ -256,7 +257,7 @@ impl Blas {
         self.run::<E, E>(shape, addresses, 1.0)
     }
 
-    /// The buffers at the addresses hold the shape.
+    /// Runs a product at addresses whose buffers hold the shape.
     fn run<E: GpuElement, O: GpuElement>(
         &self,
         shape: Shape,
@@ -450,7 +451,7 @@ impl Plan {
     }
 }
 
-/// Rows and columns as they lie in memory.
+/// Rows and columns of a matrix as they lie in memory.
 fn stored(rows: usize, columns: usize, transposed: bool) -> (usize, usize) {
     match transposed {
         true => (columns, rows),
@@ -458,7 +459,7 @@ fn stored(rows: usize, columns: usize, transposed: bool) -> (usize, usize) {
     }
 }
 
-/// Of a row-major matrix, which the library sees as the transpose in columns.
+/// Describes a row-major matrix to the library, which sees it as the transpose in columns.
 fn layout(
     kind: cudaDataType,
     (rows, columns): (usize, usize),
@@ -468,7 +469,7 @@ fn layout(
     library("describing a matrix", made)
 }
 
-/// Scalars that so many rows take, the last one without what follows it.
+/// Scalars from the first row to the end of the last, whose rest up to the stride does not count.
 fn needed(rows: usize, columns: usize, stride: usize) -> usize {
     match rows {
         0 => 0,

@@ -16,18 +16,19 @@ use crate::engine::model::weights::{WeightSource, name_key};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::rope::HeadLayout;
 
-/// Where everything comes from.
+/// What a model on the GPU is built from.
 pub struct Parts<'a> {
     pub gpu: &'a Gpu,
     pub config: &'a ModelConfig,
     pub source: &'a WeightSource,
-    /// Of the trainable tensors.
+    /// Layout of the trainable tensors.
     pub layout: &'a Layout,
     pub lora: Option<&'a LoraSpec>,
     pub dtype: BaseDtype,
 }
 
 impl Parts<'_> {
+    /// Builds the model with its frozen weights on the GPU.
     pub fn model<E: Element + GpuElement>(
         &self,
         sequence_len: usize,
@@ -151,7 +152,7 @@ impl Parts<'_> {
         Ok(Vector::new(self.gpu, &values, self.place(name))?)
     }
 
-    /// A tensor of the base model in float32; zeros where it is trainable.
+    /// Values of a tensor of the base model in float32; zeros where it is trainable.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
         let mut values = vec![0.0; shape.iter().product()];
         if self.place(name).is_none() {

@@ -25,7 +25,7 @@ use crate::engine::{Abandon, EngineError};
 
 const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));
 
-/// The model in the type that it computes in.
+/// The model, in the type that it computes in.
 enum Model {
     F32(GpuModel<f32>),
     Bf16(GpuModel<bf16>),
@@ -43,7 +43,7 @@ macro_rules! each {
 /// Where the mean gradient is read from, in layout order.
 pub enum GpuMean {
     Flat(DeviceBuffer<f32>),
-    /// Of the sums here, which hold every slot.
+    /// Computed from the sums held here, which have every slot.
     Sums,
 }
 
@@ -55,6 +55,7 @@ pub struct SumsOnGpu<'a> {
     pub scalars: usize,
 }
 
+/// One job's model, trainable weights, moments and sums on a GPU.
 pub struct GpuEngine {
     gpu: Arc<Gpu>,
     model: Model,
@@ -64,9 +65,9 @@ pub struct GpuEngine {
     exp_avg: DeviceBuffer<f32>,
     exp_avg_sq: DeviceBuffer<f32>,
     sums: GpuSums,
-    /// Of a slot, where it is kept until that is done.
+    /// The gradient of a slot, where it is kept until the slot is done.
     slot: Option<SlotGradient>,
-    /// Last, so that everything above is freed before.
+    /// Gives memory back to the device; last, so that everything above is freed before.
     _release: Release,
 }
 
@@ -81,7 +82,7 @@ impl Drop for Release {
 }
 
 impl GpuEngine {
-    /// `values` are those of the trainable tensors, in layout order.
+    /// Loads a job's model onto the GPU. `values` are those of the trainable tensors, in layout order.
     pub fn load(
         gpu: Arc<Gpu>,
         job: &JobSpec,
@@ -130,7 +131,7 @@ impl GpuEngine {
         &self.gpu
     }
 
-    /// Trainable ones.
+    /// Number of trainable scalars.
     pub fn scalars(&self) -> usize {
         self.scalars
     }
@@ -153,11 +154,12 @@ impl GpuEngine {
         self.sums.open(&self.gpu, trained_tokens, slots)
     }
 
-    /// Adds the gradient of a slot to the sums, and says how many of its scalars were invalid. None: abandoned, and
-    /// nothing was added. `is_first`: the sums hold nothing yet.
+    /// Computes a slot's gradient and adds it to the sums. Returns how many of its scalars were invalid.
+    ///
+    /// None where the slot was abandoned, and nothing was added. `is_first`: the sums hold nothing yet.
     ///
     /// # Errors
-    /// What the sums hold then is of no use in full training.
+    /// After an error, what the sums hold is of no use in full training.
     pub fn train(
         &mut self,
         batch: &Batch,
@@ -212,7 +214,7 @@ impl GpuEngine {
         })
     }
 
-    /// Makes the processor's accumulator, which is open for the same step, hold the sums.
+    /// Copies the sums into the processor's accumulator, which is open for the same step.
     pub fn copy_sums(&self, accumulator: &mut Accumulator) -> Result<(), GpuError> {
         self.sums.copy_to(&self.gpu, accumulator)
     }
@@ -230,7 +232,7 @@ impl GpuEngine {
         }
     }
 
-    /// A mean gradient that stands on the GPU.
+    /// Copies a mean gradient from the GPU, in layout order.
     pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, GpuError> {
         match mean {
             GpuMean::Flat(mean) => self.gpu.download(mean, self.scalars),
@@ -245,7 +247,9 @@ impl GpuEngine {
         Ok(GpuMean::Flat(self.gpu.upload(mean)?))
     }
 
-    /// The Euclidean norm, from squares summed in float64: within chunks in a block's order, and then chunk by chunk.
+    /// The Euclidean norm of a mean gradient.
+    ///
+    /// Squares are summed in float64: within chunks in a block's order, and then chunk by chunk.
     pub fn norm(&self, mean: &GpuMean) -> Result<f64, GpuError> {
         let mut chunks = Vec::new();
         for start in (0..self.scalars).step_by(MEAN_TILE) {
@@ -261,7 +265,7 @@ impl GpuEngine {
         Ok(chunks.iter().sum::<f64>().sqrt())
     }
 
-    /// Updates weights and moments. As Transformers' trainer does, norms and biases do not decay.
+    /// Updates weights and moments. As in Transformers' trainer, norms and biases do not decay.
     pub fn update(
         &mut self,
         optimizer: &AdamW,
@@ -297,7 +301,7 @@ impl GpuEngine {
         self.refresh()
     }
 
-    /// Weights and moments, in layout order.
+    /// Copies weights and both moments from the GPU, in layout order.
     pub fn state(&self) -> Result<[Vec<f32>; 3], GpuError> {
         let read = |buffer| self.gpu.download(buffer, self.scalars);
         Ok([

@@ -3,6 +3,7 @@
 use common::memory::bytes;
 use thiserror::Error;
 
+/// Why work on a GPU failed.
 #[derive(Debug, Error)]
 pub enum GpuError {
     #[error(
@@ -54,6 +55,7 @@ pub enum GpuError {
     Blas(#[from] BlasError),
 }
 
+/// Why a product through cuBLASLt failed.
 #[derive(Debug, Error)]
 pub enum BlasError {
     #[error("cuBLAS failed in {what}: {reason}")]

@@ -26,14 +26,14 @@ pub type DeviceBuffer<T> = CudaSlice<T>;
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
     pub blocks: (u32, u32, u32),
-    /// Of a block.
+    /// Threads of a block.
     pub threads: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
 }
 
 impl Grid {
-    /// A block for each row.
+    /// A grid with a block for each row.
     pub fn rows(rows: usize, threads: u32) -> Self {
         Self {
             blocks: (rows as u32, 1, 1),
@@ -42,7 +42,7 @@ impl Grid {
         }
     }
 
-    /// A thread for each scalar; kernels stride over the rest where there are more than fit.
+    /// A grid with a thread for each scalar; kernels stride over the rest where there are more than fit.
     pub fn scalars(scalars: usize) -> Self {
         const THREADS: usize = 256;
         const MAX_BLOCKS: usize = 132 * 16;
@@ -68,6 +68,7 @@ macro_rules! launch {
     }};
 }
 
+/// One GPU, opened: its streams, its memory and its kernels.
 pub struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -76,13 +77,15 @@ pub struct Gpu {
     functions: Mutex<HashMap<String, CudaFunction>>,
     blas: Blas,
     name: String,
-    /// Major and minor.
+    /// Compute capability of the device, major and minor.
     capability: (i32, i32),
 }
 
 impl Gpu {
+    /// Opens a GPU by its number.
+    ///
     /// # Errors
-    /// No driver, no such GPU, one that is too old, or no cuBLAS.
+    /// Where there is no driver, no such GPU, one that is too old, or no cuBLAS.
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         check_libraries()?;
         check_driver()?;
@@ -131,7 +134,7 @@ impl Gpu {
         &self.name
     }
 
-    /// Tells this GPU from every other one, on whatever machine. Empty where the driver does not say.
+    /// Identifier that tells this GPU from every other one, on whatever machine. Empty where the driver does not say.
     pub fn uuid(&self) -> String {
         let uuid = self.context.uuid();
         let bytes = uuid.map(|uuid| uuid.bytes.map(|byte| byte as u8));
@@ -139,7 +142,7 @@ impl Gpu {
         bytes.map_or_else(|_| String::new(), hex)
     }
 
-    /// What, beside a run's inputs, decides its bits on this GPU: the chip, and who chooses how products are computed.
+    /// The numerics class of this GPU: the chip, and the version of what chooses how products are computed.
     pub fn numerics_class(&self) -> String {
         let (major, minor) = self.capability;
         let blas = Blas::version();
@@ -154,22 +157,22 @@ impl Gpu {
         &self.stream
     }
 
-    /// For what other members take part in. Nothing orders it and [`Self::stream`] but [`Self::order`].
+    /// The stream for exchanges, in which other members take part. Nothing orders it and [`Self::stream`] but [`Self::order`].
     pub fn exchange_stream(&self) -> &Arc<CudaStream> {
         &self.exchange
     }
 
-    /// What is asked of `later` from now on begins only after `earlier`.
+    /// Lets what is asked of the stream `later` from now on begin only after `earlier`.
     pub fn order(&self, earlier: &CudaEvent, later: &CudaStream) -> Result<(), GpuError> {
         driver("ordering streams", later.wait(earlier))
     }
 
-    /// The end of all that was asked of a stream so far.
+    /// Returns an event at the end of all that was asked of a stream so far.
     pub fn mark(&self, stream: &CudaStream) -> Result<CudaEvent, GpuError> {
         driver("marking a stream", stream.record_event(None))
     }
 
-    /// [`Self::stream`] goes on only after what was asked of [`Self::exchange_stream`] so far.
+    /// Lets [`Self::stream`] go on only after what was asked of [`Self::exchange_stream`] so far.
     pub fn follow_exchange(&self) {
         let ended = self.mark(&self.exchange);
         let ordered = ended.and_then(|ended| self.order(&ended, self.stream()));
@@ -186,7 +189,7 @@ impl Gpu {
         &self.blas
     }
 
-    /// Multiprocessors.
+    /// Number of multiprocessors of the GPU.
     pub fn processors(&self) -> Result<usize, GpuError> {
         use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
         let count = driver("reading the processors", self.context.attribute(COUNT))?;
@@ -200,7 +203,7 @@ impl Gpu {
         Ok(usize::try_from(bytes).unwrap_or(0))
     }
 
-    /// Bytes that can be taken, and all that there are. What was freed here and is kept for later counts as free.
+    /// Bytes that can be taken, and all that the GPU has. What was freed here and is kept for later counts as free.
     pub fn memory(&self) -> Result<(usize, usize), GpuError> {
         use sys::CUmemPool_attribute as Attribute;
         let (free, total) = driver("reading the memory", self.context.mem_get_info())?;
@@ -238,7 +241,7 @@ impl Gpu {
         driver("counting memory anew", result.result())
     }
 
-    /// Memory with any content.
+    /// Takes memory for `length` scalars, with any content.
     pub fn take<T: DeviceRepr>(&self, length: usize) -> Result<DeviceBuffer<T>, GpuError> {
         // SAFETY: every op writes what it takes before anything reads it.
         let taken = unsafe { self.stream.alloc::<T>(length.max(1)) };
@@ -277,7 +280,7 @@ impl Gpu {
         driver("a copy to the GPU", self.stream.memcpy_htod(values, buffer))
     }
 
-    /// Waits for everything before it.
+    /// Copies from the GPU, once everything before it on the stream is done.
     pub fn read<T: DeviceRepr>(
         &self,
         buffer: &impl DevicePtr<T>,
@@ -310,7 +313,7 @@ impl Gpu {
         driver("a copy on the GPU", self.stream.memcpy_dtod(from, to))
     }
 
-    /// Until everything asked for is done.
+    /// Waits until everything that was asked of the stream is done.
     pub fn wait(&self) -> Result<(), GpuError> {
         driver("waiting for the GPU", self.stream.synchronize())
     }
@@ -368,18 +371,19 @@ impl Gpu {
     }
 }
 
-/// Keeps the processor a few layers ahead of the GPU and no further, so that what is asked of it meanwhile is noticed while
-/// there is still something to leave out.
+/// Keeps the processor a few layers ahead of the GPU and no further.
+///
+/// So a request to give the slot up is noticed while there is still something to leave out.
 #[derive(Default)]
 pub struct Pace {
     begun: VecDeque<CudaEvent>,
 }
 
 impl Pace {
-    /// Enough that the GPU never waits for the processor.
+    /// Layers that may be asked for ahead: enough that the GPU never waits for the processor.
     const LAYERS_AHEAD: usize = 3;
 
-    /// Before a layer: waits until the one that lies so many before it has begun.
+    /// Called before a layer: waits until the one that lies so many before it has begun.
     pub fn step(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
         let begun = gpu.stream.record_event(None);
         self.begun.push_back(driver("marking a layer", begun)?);
@@ -393,7 +397,7 @@ impl Pace {
     }
 }
 
-/// For [`launch`]: more shared memory than every kernel may use is asked for first.
+/// Configuration of a launch, for [`launch`]: more shared memory than every kernel may use is asked for first.
 pub(crate) fn config(
     grid: Grid,
     function: &CudaFunction,
@@ -437,7 +441,8 @@ fn check_libraries() -> Result<(), GpuError> {
     Ok(())
 }
 
-/// Kernels of one major version run on every driver of that version, and on later ones.
+/// Checks that the driver can run the kernels: those of one major version run on every driver of that version, and on later
+/// ones.
 fn check_driver() -> Result<(), GpuError> {
     let (mut version, built) = (0, built_with());
     // SAFETY: it writes one number, and has no preconditions.
@@ -461,7 +466,7 @@ fn load(context: &Arc<CudaContext>, image: &[u8]) -> Result<Arc<CudaModule>, Dri
     context.load_module(Ptx::from_binary(image.to_vec()))
 }
 
-/// Memory that was freed is not given back to the system: the next slot takes it again.
+/// Keeps memory that was freed from going back to the system: the next slot takes it again.
 fn keep_freed_memory(context: &Arc<CudaContext>) -> Result<(), GpuError> {
     let mut threshold = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;

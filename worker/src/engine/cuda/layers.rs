@@ -20,7 +20,7 @@ use crate::engine::ops::rope::HeadLayout;
 pub struct Vector {
     values: DeviceBuffer<f32>,
     len: usize,
-    /// Where it is trainable.
+    /// Place of the vector among the trainable tensors, where it is trainable.
     pub place: Option<Place>,
 }
 
@@ -53,13 +53,14 @@ impl Vector {
     }
 }
 
-/// A batch, as kernels read it.
+/// A batch in the GPU's memory, as kernels read it.
 pub struct GpuBatch {
     pub tokens: usize,
     pub ids: DeviceBuffer<u32>,
     pub positions: DeviceBuffer<u32>,
-    /// Of each token's segment: its first token, and the one after its last.
+    /// For each token, the first token of its segment.
     pub starts: DeviceBuffer<u32>,
+    /// For each token, the one after the last token of its segment.
     pub ends: DeviceBuffer<u32>,
 }
 
@@ -93,19 +94,20 @@ pub struct Pass<'a> {
     pub gpu: &'a Gpu,
     pub batch: &'a GpuBatch,
     pub rope: &'a GpuRopeTable,
-    /// None: nothing is dropped.
+    /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
 }
 
+/// A decoder layer on the GPU: attention, then feed-forward.
 pub struct Layer<E> {
     pub attention_norm: Vector,
-    /// Queries, keys, values.
+    /// The projections of queries, keys and values, side by side.
     pub qkv: Projection<E>,
-    /// Of queries and of keys.
+    /// Norms of each query head and of each key head.
     pub head_norms: Option<[Vector; 2]>,
     pub output: Projection<E>,
     pub mlp_norm: Vector,
-    /// Gate, up.
+    /// The gate and up projections, side by side.
     pub gate_up: Projection<E>,
     pub down: Projection<E>,
     pub layout: HeadLayout,
@@ -116,19 +118,20 @@ pub struct Layer<E> {
 /// `down` reads are computed again.
 pub struct Inner<E> {
     attended: Attended<E>,
-    /// The residual between the halves.
+    /// The residual between the layer's two halves, `[tokens][hidden]`.
     middle: DeviceBuffer<f32>,
-    /// `[tokens, 2 * intermediate]`
+    /// Output of the gate and up projections, `[tokens][2 * intermediate]`.
     gate_up: DeviceBuffer<E>,
 }
 
-/// What attention leaves.
+/// Activations of the attention that are kept for the backward pass.
 struct Attended<E> {
-    /// As projected, `[tokens, layout.width()]`.
+    /// Queries, keys and values as projected, without positions, `[tokens][layout.width()]`.
     qkv: DeviceBuffer<E>,
-    /// `[heads, tokens]`
+    /// `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
     log_sums: DeviceBuffer<f32>,
-    /// With its us.
+    /// Attention output; the columns after `heads * head_dim` hold the low-rank activations of the output projection's
+    /// adapter.
     context: DeviceBuffer<E>,
 }
 
@@ -152,14 +155,14 @@ impl<E: GpuElement> Layer<E> {
         Ok(())
     }
 
-    /// Of each token, between the forward and the backward pass.
+    /// Bytes that the layer keeps for each token between the forward and the backward pass.
     pub fn kept_bytes(&self) -> usize {
         let hidden = self.output.out();
         let inner = self.qkv.out() + self.output.inputs(1).stride + self.gate_up.out();
         (2 * hidden + self.layout.heads) * size_of::<f32>() + inner * size_of::<E>()
     }
 
-    /// As far as the backward pass needs it. `x` is `[tokens, hidden]`.
+    /// Runs forward up to the last activation that backward reads, the output of gate and up. `x` is `[tokens][hidden]`.
     pub fn open(&self, pass: Pass, x: &CudaView<f32>) -> Result<Inner<E>, GpuError> {
         let Pass { gpu, batch, .. } = pass;
         let tokens = batch.tokens;
@@ -199,7 +202,7 @@ impl<E: GpuElement> Layer<E> {
         })
     }
 
-    /// The rest: the result, `[tokens, hidden]`.
+    /// Runs the rest of the forward pass, and returns the result, `[tokens][hidden]`.
     pub fn close(&self, pass: Pass, inner: &Inner<E>) -> Result<DeviceBuffer<f32>, GpuError> {
         let Pass { gpu, batch, .. } = pass;
         let rows = self.down.inputs(batch.tokens);
@@ -214,7 +217,7 @@ impl<E: GpuElement> Layer<E> {
         Ok(y)
     }
 
-    /// Turns `gradient`, that of the result, into that of `x`.
+    /// Runs backward: turns `gradient`, that of the result, into that of `x`.
     pub fn backward(
         &self,
         pass: Pass,
@@ -237,7 +240,7 @@ impl<E: GpuElement> Layer<E> {
         self.backward_to_norm(pass, through, x, &d_qkv, gradient, sink)
     }
 
-    /// Through a projection and the norm before it, whose input is `x`: adds to `gradient`.
+    /// Runs backward through a projection and the norm before it, whose input is `x`: adds to `gradient`.
     fn backward_to_norm(
         &self,
         pass: Pass,
@@ -395,7 +398,7 @@ impl<E: GpuElement> Layer<E> {
         })
     }
 
-    /// The normed input of a projection, with its us.
+    /// The normed input of a projection, with the low-rank activations of its adapters behind each row.
     fn normed(
         &self,
         pass: Pass,
@@ -411,7 +414,7 @@ impl<E: GpuElement> Layer<E> {
         Ok(normed)
     }
 
-    /// The gradient of a projection's output, rounded, with its dus.
+    /// The gradient of a projection's output, rounded, with the gradients of the low-rank activations behind each row.
     fn narrowed(
         &self,
         pass: Pass,

@@ -24,19 +24,20 @@ use crate::engine::ops::rope::RopeTable;
 /// A matrix with a row for each token of the vocabulary, `[v, h]`.
 pub struct TokenMatrix<E> {
     pub values: DeviceBuffer<E>,
-    /// Where it is trainable.
+    /// Place of the matrix among the trainable tensors, where it is trainable.
     pub place: Option<Place>,
 }
 
+/// A decoder that is trained on a GPU.
 pub struct GpuModel<E> {
     pub config: ModelConfig,
     pub embedding: TokenMatrix<E>,
-    /// None: the embedding is the output layer too.
+    /// The output layer; None where that is the embedding.
     pub head: Option<TokenMatrix<E>>,
     pub layers: Vec<Layer<E>>,
     pub norm: Vector,
     rope: GpuRopeTable,
-    /// Layers keep their inputs alone and run again in the backward pass (Chen et al., 2016).
+    /// Whether layers keep their inputs alone and run again in the backward pass (Chen et al., 2016).
     pub checkpointing: bool,
     abandon: Abandon,
 }
@@ -63,7 +64,7 @@ where
 }
 
 impl<E: GpuElement> GpuModel<E> {
-    /// `sequence_len` is a hint: tables grow when longer sequences come.
+    /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn new(
         gpu: &Gpu,
         config: &ModelConfig,
@@ -98,12 +99,12 @@ impl<E: GpuElement> GpuModel<E> {
             .try_for_each(|layer| layer.refresh(gpu, flat))
     }
 
-    /// Asked, it ends a pass between two layers; what that gives is of no use.
+    /// The request to give up a pass: once asked, a pass ends between two layers, and what it gives is of no use.
     pub fn abandon(&self) -> &Abandon {
         &self.abandon
     }
 
-    /// Makes the tables reach to the batch's last position.
+    /// Makes the tables of rotary positions reach to the batch's last position.
     pub fn prepare(&mut self, gpu: &Gpu, batch: &Batch) -> Result<(), GpuError> {
         let positions = batch.longest_segment();
         if self.rope.positions() < positions {
@@ -123,8 +124,10 @@ impl<E: GpuElement> GpuModel<E> {
         chunk_count(batch.targets.len(), self.config.vocab_size) as u64 + 1
     }
 
-    /// Forward and backward over one batch with at least one target: hands every trainable tensor's gradient of the
-    /// summed loss to the sink. None: abandoned, which with `droppable` may happen after some were handed over.
+    /// Runs forward and backward over one batch with at least one target, and hands every trainable tensor's gradient of the
+    /// summed loss to the sink.
+    ///
+    /// None where it was abandoned, which with `droppable` may happen after some gradients were handed over.
     pub fn train(
         &self,
         gpu: &Gpu,
@@ -160,7 +163,7 @@ impl<E: GpuElement> GpuModel<E> {
         Ok(Some((sum, times)))
     }
 
-    /// Forward only. None: abandoned.
+    /// Computes the loss of a batch, forward only. None where it was abandoned.
     pub fn evaluate(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<LossSum>, GpuError> {
         let uploaded = GpuBatch::upload(gpu, batch)?;
         let Some((x, _)) = self.forward(self.pass(gpu, &uploaded, None), false)? else {
@@ -172,7 +175,7 @@ impl<E: GpuElement> GpuModel<E> {
         Ok(Some(sum))
     }
 
-    /// `[t, v]` in one line, for comparison with other implementations. None: abandoned.
+    /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations. None where it was abandoned.
     pub fn logits(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<Vec<f32>>, GpuError> {
         let uploaded = GpuBatch::upload(gpu, batch)?;
         let Some((x, _)) = self.forward(self.pass(gpu, &uploaded, None), false)? else {
@@ -216,7 +219,7 @@ impl<E: GpuElement> GpuModel<E> {
         Ok(Some((x, kept)))
     }
 
-    /// False: abandoned.
+    /// Runs all layers backward. Returns false where it was abandoned.
     fn backward(
         &self,
         pass: Pass,
@@ -271,7 +274,7 @@ impl<E: GpuElement> GpuModel<E> {
     }
 }
 
-/// The last layer's result, and what was kept of each.
+/// The last layer's result, and what was kept of each layer.
 type Forward<E> = (DeviceBuffer<f32>, Vec<Kept<E>>);
 
 /// Sums each token's gradient by its id, in token order.

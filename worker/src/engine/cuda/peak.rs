@@ -1,4 +1,4 @@
-//! What the GPU's matrix products reach alone, to measure training by.
+//! Speed of the GPU's matrix products alone, to measure training by.
 
 use std::time::Instant;
 
@@ -7,11 +7,11 @@ use super::error::GpuError;
 use super::gpu::Gpu;
 use crate::engine::ops::element::Element;
 
-/// Of each side of the product: large enough for the chip, small enough for its memory.
+/// Length of each side of the product: large enough for the chip, small enough for its memory.
 const SIDE: usize = 8192;
 const ROUNDS: usize = 10;
 
-/// GFLOP/s of a large product.
+/// Speed of a large product in GFLOP/s.
 pub fn product_gflops<E: GpuElement + Element>(gpu: &Gpu) -> Result<f64, GpuError> {
     let values: Vec<E> = (0..SIDE * SIDE)
         .map(|i| E::narrow((i * 2_654_435_761 % 1000) as f32 / 1000.0 - 0.5))

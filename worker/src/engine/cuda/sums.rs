@@ -19,7 +19,7 @@ use crate::engine::accumulator::Accumulator;
 /// Scalars that are copied to the processor at a time.
 const COPY_TILE: usize = 8 << 20;
 
-/// This worker's part of one step's gradient.
+/// This worker's part of one step's gradient, on its GPU.
 pub struct GpuSums {
     sums: Store,
     rule: FixedPoint,
@@ -29,9 +29,9 @@ pub struct GpuSums {
 /// Sums in the memory of a GPU, in layout order.
 #[derive(Clone, Copy)]
 pub enum DeviceSums<'a> {
-    /// Fixed point, see [`common::exact`].
+    /// Exact sums in fixed point, see [`common::exact`].
     Exact(&'a DeviceBuffer<i64>),
-    /// In units of the mean gradient.
+    /// Float32 sums in fast mode, in units of the mean gradient.
     Fast(&'a DeviceBuffer<f32>),
 }
 
@@ -97,7 +97,7 @@ impl GpuSums {
         }
     }
 
-    /// Adds gradients to single rows of the matrix at `place`.
+    /// Adds gradients to some rows of the matrix at `place`.
     fn add_rows(
         &mut self,
         gpu: &Gpu,
@@ -117,7 +117,7 @@ impl GpuSums {
         }
     }
 
-    /// Scalars that were not finite or out of range since the step was opened.
+    /// Scalars of the gradients that were not finite or out of range since the step was opened.
     pub fn invalid(&self, gpu: &Gpu) -> Result<u64, GpuError> {
         match &self.sums {
             Store::Exact { invalid, .. } => Ok(gpu.download(invalid, 1)?[0]),
@@ -125,7 +125,7 @@ impl GpuSums {
         }
     }
 
-    /// The mean gradient of a range, where this worker holds every slot.
+    /// Computes the mean gradient of a range of scalars, where this worker holds every slot.
     pub fn means(&self, gpu: &Gpu, range: Range<usize>) -> Result<DeviceBuffer<f32>, GpuError> {
         let mut means = gpu.take::<f32>(range.len())?;
         let out = &mut means.slice_mut(..range.len());
@@ -136,7 +136,7 @@ impl GpuSums {
         Ok(means)
     }
 
-    /// The sums where they are, for whoever adds those of other workers.
+    /// The sums on the GPU, for whoever adds those of other workers.
     pub fn on_device(&self) -> DeviceSums<'_> {
         match &self.sums {
             Store::Exact { sums, .. } => DeviceSums::Exact(sums),
@@ -144,7 +144,7 @@ impl GpuSums {
         }
     }
 
-    /// Makes the processor's accumulator, which is open for the same step, hold these sums.
+    /// Copies the sums into the processor's accumulator, which is open for the same step.
     pub fn copy_to(&self, gpu: &Gpu, accumulator: &mut Accumulator) -> Result<(), GpuError> {
         let scalars = accumulator.scalars();
         for start in (0..scalars).step_by(COPY_TILE) {
@@ -167,8 +167,8 @@ impl GpuSums {
     }
 }
 
-/// The gradient of one slot in a buffer of its own, added as a whole when the slot is done: one that is given up has added
-/// nothing. For adapters.
+/// The gradient of one slot in a buffer of its own, added as a whole when the slot is done: a slot that is given up has
+/// added nothing. For adapters.
 pub struct SlotGradient(pub DeviceBuffer<f32>);
 
 impl Sink for SlotGradient {
@@ -196,7 +196,7 @@ impl Sink for SlotGradient {
     }
 }
 
-/// Adds each gradient at once, so that none is ever kept. For all weights of a model.
+/// A sink that adds each gradient at once, so that none is ever kept. For all weights of a model.
 pub struct AtOnce<'a> {
     sums: &'a mut GpuSums,
     scratch: DeviceBuffer<f32>,

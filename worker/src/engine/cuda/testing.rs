@@ -11,7 +11,7 @@ pub fn gpu() -> Option<&'static Gpu> {
     GPU.get_or_init(open).as_ref()
 }
 
-/// As [`gpu`], opened anew.
+/// Opens the GPU anew, as [`gpu`] finds it.
 pub fn open() -> Option<Gpu> {
     match Gpu::open(0) {
         Ok(gpu) => Some(gpu),
@@ -24,7 +24,7 @@ pub fn open() -> Option<Gpu> {
     }
 }
 
-/// To a share of the largest value: 1e-5 where sums are float32, 1e-2 where operands are bfloat16.
+/// Asserts that values agree to a share of the largest: 1e-5 where sums are float32, 1e-2 where operands are bfloat16.
 pub fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(1e-6f32, |most, x| most.max(x.abs()));

@@ -24,6 +24,7 @@ const MAX_POSITIONS: usize = 32_768;
 /// Tokens of a prompt that go through the model at once, which bounds the attention matrix.
 const PROMPT_CHUNK: usize = 512;
 
+/// Why a model cannot answer prompts.
 #[derive(Debug, Error)]
 pub enum InferenceError {
     #[error(transparent)]
@@ -44,7 +45,7 @@ pub enum InferenceError {
     Candle(#[from] candle_core::Error),
 }
 
-/// Tells a mistyped path from a folder that lacks a file.
+/// Checks that the folder is there, so that a mistyped path is told from a folder that lacks a file.
 pub fn check_folder(path: &Path) -> Result<(), InferenceError> {
     match path.is_dir() {
         true => Ok(()),
@@ -71,6 +72,7 @@ enum Decoder {
 }
 
 impl InferenceModel {
+    /// Loads a model, and merges the adapter into its weights if there is one.
     pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, InferenceError> {
         let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
         let config_path = model_dir.join("config.json");
@@ -111,12 +113,12 @@ impl InferenceModel {
         })
     }
 
-    /// Tokens that one text may have.
+    /// Most tokens that one text may have.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// Forgets the text so far.
+    /// Forgets the text so far, to begin another.
     pub fn reset(&mut self) -> Result<(), InferenceError> {
         match &mut self.decoder {
             Decoder::Llama { cache, config, .. } => {
@@ -154,7 +156,7 @@ impl InferenceModel {
     }
 }
 
-/// candle-transformers' decoders do less than ours.
+/// Refuses features that candle-transformers' decoders lack, though the engine trains them.
 fn check_supported(
     config: &ModelConfig,
     architecture: Architecture,
@@ -184,7 +186,7 @@ fn check_supported(
     })
 }
 
-/// All weights of the model in float32, with `W + scale · B A` for what the adapter changes.
+/// All weights of the model in float32, with `W + scale · B A` for those that the adapter changes.
 pub(super) fn merged_weights(
     folder: &ModelFolder,
     config: &ModelConfig,

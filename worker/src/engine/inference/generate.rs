@@ -13,21 +13,23 @@ use thiserror::Error;
 
 use crate::engine::inference::decoder::{InferenceError, InferenceModel, check_folder};
 
-/// Draw stream of the counter-based generator.
+/// Stream of the counter-based generator from which tokens are drawn.
 const STREAM_SAMPLE: u64 = 0x67656e;
 
+/// What to answer, with which model, and how tokens are chosen.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
     pub model_dir: PathBuf,
-    /// A PEFT adapter for that model.
+    /// Folder of a PEFT adapter for that model.
     pub adapter_dir: Option<PathBuf>,
     pub prompt: String,
     pub max_new_tokens: usize,
-    /// 0 takes the most likely token each time.
+    /// Temperature of sampling; 0 takes the most likely token each time.
     pub temperature: f64,
     pub seed: u64,
 }
 
+/// Why a prompt was not answered.
 #[derive(Debug, Error)]
 pub enum GenerateError {
     #[error(transparent)]
@@ -60,7 +62,7 @@ pub fn generate_text(
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
     pub max_new_tokens: usize,
-    /// 0 takes the most likely token each time.
+    /// Temperature of sampling; 0 takes the most likely token each time.
     pub temperature: f64,
     pub seed: u64,
 }
@@ -73,6 +75,7 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// Loads a model with its tokenizer, and an adapter if there is one.
     pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, GenerateError> {
         for folder in [Some(model_dir), adapter_dir].into_iter().flatten() {
             check_folder(folder)?;
@@ -87,7 +90,7 @@ impl Generator {
         })
     }
 
-    /// The prompt becomes one user message; a model without a chat template continues it as it stands.
+    /// Answers one prompt, as one user message; a model without a chat template continues it as it stands.
     pub fn answer(
         &mut self,
         prompt: &str,
@@ -135,7 +138,7 @@ impl Generator {
 }
 
 impl Sampling {
-    /// The token after these logits, as the `index`-th of the answer. The logits are finite and not empty.
+    /// Chooses the `index`-th token of the answer by its logits, which are finite and not empty.
     pub fn choose(&self, logits: &[f32], index: usize) -> u32 {
         let (best, highest) = logits.iter().enumerate().fold(
             (0, f32::NEG_INFINITY),
@@ -166,13 +169,13 @@ impl Sampling {
     }
 }
 
-/// Tokens to text, given out as soon as no later token can change it.
+/// Turns tokens into text, given out as soon as no later token can change it.
 struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     tokens: Vec<u32>,
-    /// Tokens from here on give the context in which the next ones are decoded.
+    /// Index of the first token in the context in which the next ones are decoded.
     context: usize,
-    /// Tokens before this one are given out.
+    /// Number of tokens whose text is given out.
     given: usize,
     text: String,
 }
@@ -206,8 +209,9 @@ impl<'a> TextStream<'a> {
         Ok(self.text)
     }
 
-    /// What the tokens that are not given out yet add. Some tokenizers write a token differently at the start of a
-    /// text, so they are decoded together with those before them.
+    /// The text of the tokens that are not given out yet.
+    ///
+    /// Some tokenizers write a token differently at the start of a text, so they are decoded together with those before them.
     fn pending(&self) -> Result<String, GenerateError> {
         let before = self
             .tokenizer

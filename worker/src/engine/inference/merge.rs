@@ -1,5 +1,5 @@
-//! A model and a PEFT adapter become one model: `W + scale · B A`, computed in float32 and stored as the base model is
-//! (float16 as float32, since sums may leave its range).
+//! Merges a PEFT adapter into its model: `W + scale · B A`, computed in float32 and stored as the base model is (float16 as
+//! float32, since sums may leave its range).
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::engine::inference::decoder::{InferenceError, check_folder, merged_weights};
 
+/// Why a model and an adapter were not merged.
 #[derive(Debug, Error)]
 pub enum MergeError {
     #[error(transparent)]

@@ -25,7 +25,7 @@ use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, RopeTable};
 use crate::engine::params::Weight;
 
-/// Where the model gets its tensors.
+/// A source of the model's tensors.
 pub trait Tensors {
     type Error;
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, Self::Error>;
@@ -33,6 +33,7 @@ pub trait Tensors {
     fn adapter(&self, path: &str) -> Result<Option<Lora>, Self::Error>;
 }
 
+/// A decoder that is trained on the processor.
 pub struct Model {
     config: ModelConfig,
     embedding: Weight,
@@ -49,13 +50,13 @@ pub struct Model {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PassTimes {
     pub forward: Duration,
-    /// Forward and backward through the output layer.
+    /// Time of forward and backward through the output layer.
     pub loss: Duration,
     pub backward: Duration,
 }
 
 impl Model {
-    /// `sequence_len` is a hint: tables grow when longer sequences come.
+    /// Builds a model of a source's tensors. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn build<T: Tensors>(
         config: &ModelConfig,
         tensors: &T,
@@ -87,7 +88,7 @@ impl Model {
         })
     }
 
-    /// Whether layers keep their inputs alone and run again in the backward pass, from now on.
+    /// Sets whether layers keep their inputs alone and run again in the backward pass, from now on.
     pub fn set_checkpointing(&mut self, checkpointing: bool) {
         self.checkpointing = checkpointing;
     }
@@ -106,7 +107,7 @@ impl Model {
                 .sum::<usize>()
     }
 
-    /// Asked, it ends a pass between two layers; what that gives is of no use.
+    /// The request to give up a pass: once asked, a pass ends between two layers, and what it gives is of no use.
     pub fn abandon(&self) -> &Abandon {
         &self.abandon
     }
@@ -115,8 +116,10 @@ impl Model {
         &self.config
     }
 
-    /// Forward and backward over one batch with at least one target: hands every trainable tensor's gradient of the
-    /// summed loss to its sink. None: abandoned, which with `droppable` may happen after some gradients were handed over.
+    /// Runs forward and backward over one batch with at least one target, and hands every trainable tensor's gradient of the
+    /// summed loss to its sink.
+    ///
+    /// None where it was abandoned, which with `droppable` may happen after some gradients were handed over.
     pub fn train(
         &self,
         batch: &Batch,
@@ -171,7 +174,7 @@ impl Model {
         chunk_count(batch.targets.len(), self.config.vocab_size) as u64 + 1
     }
 
-    /// Forward only. None: abandoned.
+    /// Computes the loss of a batch, forward only. None where it was abandoned.
     pub fn evaluate(&self, batch: &Batch) -> Option<LossSum> {
         match self.head.is_bf16() {
             true => self.evaluate_as::<bf16>(batch),
@@ -184,7 +187,7 @@ impl Model {
         Some(self.loss_head().loss::<E>(&x, &batch.targets, None))
     }
 
-    /// `[t, v]` in one line, for comparison with other implementations.
+    /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations.
     pub fn logits(&self, batch: &Batch) -> Vec<f32> {
         match self.head.is_bf16() {
             true => self.logits_as::<bf16>(batch),

@@ -18,13 +18,13 @@ use crate::engine::params::Weight;
 /// Scalars drawn in one task.
 const DRAW_TILE: usize = 1 << 16;
 
-/// Draw stream of the counter-based generator.
+/// Stream of the counter-based generator from which random weights are drawn.
 const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
 
 /// Where base weights come from.
 pub enum WeightSource {
     Files(WeightFiles),
-    /// Normal with this standard deviation; norms are one and biases zero.
+    /// Drawn from a normal distribution with this standard deviation; norms are one and biases zero.
     Random {
         seed: u64,
         standard_deviation: f64,
@@ -32,7 +32,7 @@ pub enum WeightSource {
 }
 
 impl WeightSource {
-    /// `expected` are all tensors of the model ([`base_tensors`]), which are compared with what the files have.
+    /// Opens a model folder. `expected` are all tensors of the model ([`base_tensors`]), which are compared with the files'.
     pub fn open(
         folder: &ModelFolder,
         expected: &[(String, Vec<usize>)],
@@ -57,7 +57,7 @@ impl WeightSource {
         Ok(())
     }
 
-    /// A frozen tensor in its storage type: vectors in float32, matrices in `dtype`.
+    /// Reads or draws a frozen tensor in its storage type: vectors in float32, matrices in `dtype`.
     pub fn tensor(
         &self,
         name: &str,
@@ -101,7 +101,7 @@ impl WeightSource {
     }
 }
 
-/// Refuses finite numbers that bfloat16 made infinite.
+/// Refuses weights that were finite and that bfloat16 made infinite.
 fn check_narrowed(
     files: &WeightFiles,
     name: &str,
@@ -137,7 +137,7 @@ fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out:
         });
 }
 
-/// A name as a word of a random stream's key.
+/// Turns a tensor's name into a word of a random stream's key.
 pub fn name_key(name: &str) -> u64 {
     let digest = blake3::hash(name.as_bytes());
     let mut word = [0; 8];

@@ -17,7 +17,7 @@ use super::rope::HeadLayout;
 use super::segments::Segments;
 use super::vector::{self, LANES, dispatch};
 
-/// The operation.
+/// Causal attention within segments.
 pub struct Attention<'a> {
     pub layout: HeadLayout,
     pub segments: &'a Segments,
@@ -25,29 +25,32 @@ pub struct Attention<'a> {
 
 /// What the backward pass reads.
 pub struct Saved<'a, E> {
-    /// Queries, keys and values with positions applied.
+    /// Queries, keys and values with positions applied, `[tokens][(heads + 2 * key_value_heads) * head_dim]`.
     pub qkv: &'a [E],
+    /// Result of the forward pass, `[tokens][heads * head_dim]`.
     pub out: &'a [E],
+    /// Gradient of the result, `[tokens][heads * head_dim]`.
     pub d_out: &'a [f32],
+    /// `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
     pub log_sums: &'a [f32],
 }
 
-/// Of each thread. Every element that is read is written before.
+/// Memory that a thread uses again. Every element that is read is written before.
 #[derive(Default)]
 struct Scratch {
-    /// As products leave them.
+    /// Scores of a tile, as products leave them.
     scores: Vec<f32>,
     d_scores: Vec<f32>,
-    /// As products read them.
+    /// Probabilities of a tile, as products read them.
     probabilities: Factor,
     score_gradients: Factor,
     turned: Factor,
     d_out: Factor,
     /// Output rows of a tile.
     rows: Vec<f32>,
-    /// Of each row of a tile, `sum(exp(score - max))`.
+    /// For each row of a tile, `sum(exp(score - max))`.
     sums: Vec<f32>,
-    /// Of each row of a tile, `sum(P dP)`.
+    /// For each row of a tile, `sum(P dP)`.
     deltas: Vec<f32>,
 }
 
@@ -64,7 +67,7 @@ struct Factor {
 }
 
 impl Factor {
-    /// Zeros, to be written to in rows of [`Self::stride`].
+    /// Makes room for a matrix of zeros, to be written to in rows of [`Self::stride`].
     fn clear<E: Element>(&mut self, rows: usize, columns: usize) -> &mut [E] {
         let per_word = size_of::<u32>() / size_of::<E>();
         (self.columns, self.stride) = (columns, columns.next_multiple_of(per_word));
@@ -73,7 +76,7 @@ impl Factor {
         bytemuck::cast_slice_mut(&mut self.words)
     }
 
-    /// With the columns that fill up the last word.
+    /// The matrix with the columns that fill up the last word.
     fn padded<E: Element>(&self) -> View<'_, E> {
         let elements: &[E] = bytemuck::cast_slice(&self.words);
         View::new(elements, elements.len() / self.stride.max(1), self.stride)
@@ -85,8 +88,9 @@ impl Factor {
 }
 
 impl Attention<'_> {
-    /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; `out` becomes
-    /// `[tokens, heads * head_dim]`, and `log_sums` `log(sum(exp(scores)))` of each row, `[heads, tokens]`.
+    /// Computes attention of `qkv`, `[tokens][(heads + 2 * key_value_heads) * head_dim]` with positions applied.
+    ///
+    /// `out` becomes `[tokens][heads * head_dim]`, and `log_sums` `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
     pub fn forward<E: Element>(&self, qkv: &[E], out: &mut [E], log_sums: &mut [f32]) {
         let HeadLayout {
             heads, head_dim, ..
@@ -121,7 +125,7 @@ impl Attention<'_> {
         });
     }
 
-    /// From the gradient of the result to that of `qkv`.
+    /// Computes the gradient of `qkv` from that of the result.
     pub fn backward<E: Element>(&self, saved: &Saved<E>, d_qkv: &mut [f32]) {
         let shared = Shared::new(d_qkv);
         let tasks: Vec<(&Range<usize>, usize)> = self
@@ -144,7 +148,7 @@ impl Attention<'_> {
         });
     }
 
-    /// The gradients that tiles add to: of the keys and values of a run.
+    /// Zeroes the gradients that tiles add to: those of the keys and values of a run.
     fn clear_sums(&self, run: &Range<usize>, head: usize, d_qkv: &Shared<f32>) {
         let [_, key, value] = self.columns(head);
         for row in run.clone() {
@@ -176,14 +180,14 @@ impl Attention<'_> {
         self.layout.heads / self.layout.key_value_heads
     }
 
-    /// `[rows, head_dim]` of the queries, keys and values.
+    /// View of a head's queries, keys or values, which begin at `column`: `[rows][head_dim]`.
     fn part<'a, E>(&self, qkv: &'a [E], rows: &Range<usize>, column: usize) -> View<'a, E> {
         let width = self.layout.width();
         let start = rows.start * width + column;
         View::strided(&qkv[start..], rows.len(), self.layout.head_dim, width)
     }
 
-    /// One tile of one head forward, into the scratch's rows; `log_sums` has an entry for each of its rows.
+    /// Computes one tile of one head forward, into the scratch's rows; `log_sums` has an entry for each of its rows.
     fn forward_tile<E: Element>(
         &self,
         qkv: &[E],
@@ -218,8 +222,9 @@ impl Attention<'_> {
         multiply_small(target, false, term);
     }
 
-    /// Scores into probabilities, which are zeros before; leaves anything in `scores`. One stage for all rows after the other:
-    /// within a row each waits for the one before.
+    /// Turns scores into probabilities, which are zeros before; leaves anything in `scores`.
+    ///
+    /// Each stage runs for all rows before the next: within a row each waits for the one before.
     #[inline(always)]
     fn softmax<E: Element>(
         &self,
@@ -264,7 +269,7 @@ impl Attention<'_> {
         }
     }
 
-    /// One tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
+    /// Computes one tile of one head backward: writes the gradient of its queries and adds to those of keys and values.
     fn backward_tile<E: Element>(
         &self,
         saved: &Saved<E>,
@@ -301,7 +306,7 @@ impl Attention<'_> {
         multiply_small_turned(target, false, d_scores.view::<E>().wide(), key_rows.wide());
     }
 
-    /// The gradient of a tile's output as a factor, and the deltas of its rows.
+    /// Writes the gradient of a tile's output as a factor, and computes the deltas of its rows.
     fn narrow_gradient<E: Element>(
         &self,
         saved: &Saved<E>,
@@ -336,8 +341,9 @@ impl Attention<'_> {
         );
     }
 
-    /// Computes a tile's probabilities again, and the gradient of its scores; both as `[keys, rows]`, the gradient turned
-    /// as well where products cannot read it so.
+    /// Computes a tile's probabilities again, and the gradient of its scores.
+    ///
+    /// Both are `[keys][rows]`; the gradient is transposed as well where products cannot read it so.
     fn score_gradients<E: Element>(
         &self,
         saved: &Saved<E>,
@@ -394,7 +400,7 @@ impl Attention<'_> {
     }
 }
 
-/// `a · wᵀ`
+/// `scores = a · wᵀ`
 fn score<E: Element>(a: View<E>, w: View<E>, scores: &mut Vec<f32>) {
     scores.resize(a.rows * w.rows, 0.0);
     let target = MatrixMut::new(scores, a.rows, w.rows);
@@ -402,20 +408,21 @@ fn score<E: Element>(a: View<E>, w: View<E>, scores: &mut Vec<f32>) {
     multiply_small(target, false, Term { a, w, along });
 }
 
-/// Where whole groups of lanes end that hold the range, or else where all ends: values one by one take as long as whole
-/// groups.
+/// End of the whole groups of lanes that hold the range, or `end` where that comes first: values one by one take as long as
+/// whole groups.
 fn end_of_lanes(range: &Range<usize>, end: usize) -> usize {
     (range.start + range.len().next_multiple_of(LANES)).min(end)
 }
 
-/// Whether products read a factor turned too.
+/// Whether products read a transposed factor too.
 fn is_wide<E>() -> bool {
     size_of::<E>() == size_of::<f32>()
 }
 
-/// Scores that several rows have for one key, and the gradients `d` of their probabilities, into the probabilities
-/// `P = exp(scale · score - log_sum)` and the gradients of the unscaled scores, `dS = P (d - delta) · scale`: a row's
-/// delta `sum(P d)` equals `out · d_out`.
+/// Turns the scores that several rows have for one key, and the gradients `d` of their probabilities, into the probabilities
+/// `P = exp(scale · score - log_sum)` and the gradients of the unscaled scores, `dS = P (d - delta) · scale`.
+///
+/// A row's delta, `sum(P d)`, equals `out · d_out`.
 #[inline(always)]
 fn softmax_backward<E: Element>(
     [scores, d, log_sums, deltas]: [&[f32]; 4],
@@ -435,7 +442,7 @@ fn narrow_each<E: Element>(from: &[f32], to: &mut [E]) {
     vector::map1(to, from, E::narrow);
 }
 
-/// Rows of `from`, `stride` apart, become columns of `to`, which has so many rows.
+/// Transposes: rows of `from`, `stride` apart, become columns of `to`, which has so many rows.
 fn turn<E: Element>(from: &[E], stride: usize, to: &mut [E], rows: usize) {
     const TILE: usize = 16;
     let (columns, to_stride) = (from.len() / stride, to.len() / rows);

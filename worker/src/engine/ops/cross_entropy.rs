@@ -1,5 +1,5 @@
-//! The end of the model in one: the final norm, the output layer and the loss, `-log softmax(norm(x) Wᵀ)[target]`, summed
-//! over the trained tokens only.
+//! The end of the model in one operation: the final norm, the output layer and the loss,
+//! `-log softmax(norm(x) Wᵀ)[target]`, summed over the trained tokens only.
 //!
 //! Goes through the trained rows in chunks, so that neither the logits nor the normed rows of all tokens ever stand in
 //! memory; gradients are computed along the way, where the logits are at hand and give them their place.
@@ -19,28 +19,33 @@ use crate::engine::params::Weight;
 /// One trained token: the row that predicts it, and its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// Row of the token before the trained one, whose logits predict it.
     pub row: usize,
+    /// Id of the trained token.
     pub id: u32,
 }
 
 /// Loss and accuracy over all targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSum {
+    /// Cross-entropy summed over the targets, in nats.
     pub loss: f64,
+    /// Targets that were the likeliest token.
     pub correct: u64,
 }
 
-/// The model behind its last layer.
+/// The part of the model behind its last layer.
 pub struct LossHead<'a> {
     pub norm: &'a RmsNorm,
-    /// `[vocabulary, width]`
+    /// Weights of the output layer, `[vocabulary][width]`.
     pub head: &'a Weight,
     pub pool: &'a Pool,
 }
 
 impl LossHead<'_> {
-    /// The summed loss of the targets, whose rows are within `x` `[tokens, width]` and whose ids are within the
-    /// vocabulary. With `dx`, the gradient of `x` is written there, and those of the weights are handed over.
+    /// Sums the loss over the targets, whose rows are within `x` `[tokens][width]` and whose ids are within the vocabulary.
+    ///
+    /// With `dx`, the gradient of `x` is written there, and those of the weights are handed over.
     pub fn loss<E: Element>(
         &self,
         x: &[f32],
@@ -74,7 +79,7 @@ impl LossHead<'_> {
         total
     }
 
-    /// Losses of a chunk; leaves the logits' gradients in place of the logits.
+    /// Computes the losses of a chunk; leaves the logits' gradients in place of the logits.
     fn forward<E: Element>(&self, x: &[f32], targets: &[Target], chunk: &mut Chunk<E>) -> LossSum {
         let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
         for (row, target) in chunk.x.chunks_exact_mut(width).zip(targets) {
@@ -146,7 +151,7 @@ impl LossHead<'_> {
     }
 }
 
-/// Rows that are computed together.
+/// Memory for the trained rows that are computed together.
 struct Chunk<E> {
     width: usize,
     vocabulary: usize,
@@ -155,7 +160,7 @@ struct Chunk<E> {
     logits: Buffer<f32>,
 }
 
-/// How often the output layer gets a gradient.
+/// Number of chunks: how often the output layer gets a gradient.
 pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
 }

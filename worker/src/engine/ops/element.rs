@@ -1,18 +1,18 @@
-//! What activations are stored as between operations: float32, or bfloat16 beside a bfloat16 base. Operations widen
-//! what they read, compute in float32, and round once where they write.
+//! The types that activations are stored as between operations: float32, or bfloat16 beside a bfloat16 base. Operations
+//! widen what they read, compute in float32, and round once where they write.
 
 use half::bf16;
 
 use super::vector;
 
-/// Of an activation, or of a factor of a product.
+/// The type of an activation, or of a factor of a product.
 pub trait Element: bytemuck::Pod + Send + Sync {
     fn wide(self) -> f32;
-    /// To the nearest, ties to even.
+    /// Rounds to the nearest, ties to even.
     fn narrow(x: f32) -> Self;
-    /// The weights as such elements, where they are.
+    /// The weights as elements of this type, if they are.
     fn of(weights: WeightSlice<'_>) -> Option<&[Self]>;
-    /// The elements as float32, where they are.
+    /// The elements as float32, if they are.
     fn as_f32(elements: &[Self]) -> Option<&[f32]>;
 }
 
@@ -45,7 +45,7 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
-    /// As `bf16::from_f32`, in a form that the compiler makes vector code of.
+    /// Rounds as `bf16::from_f32` does, in a form that the compiler makes vector code of.
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         let bits = x.to_bits();
@@ -75,7 +75,7 @@ pub enum WeightSlice<'a> {
 }
 
 impl WeightSlice<'_> {
-    /// Row `row` of a matrix `columns` wide, as float32.
+    /// Copies row `row` of a matrix `columns` wide, as float32.
     pub fn copy_row(&self, row: usize, columns: usize, out: &mut [f32]) {
         let range = row * columns..(row + 1) * columns;
         match self {
@@ -85,7 +85,7 @@ impl WeightSlice<'_> {
     }
 }
 
-/// `to = scale · from`
+/// `to = scale · from`, rounded where `to` is narrower.
 pub fn narrow<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
     vector::dispatch(
         #[inline(always)]
@@ -97,6 +97,7 @@ pub fn narrow<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
     );
 }
 
+/// `to = from`, as float32.
 pub fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     vector::dispatch(
         #[inline(always)]
@@ -108,7 +109,7 @@ pub fn widen<E: Element>(from: &[E], to: &mut [f32]) {
     );
 }
 
-/// Rounds a row where it lies: the elements come to stand at its beginning.
+/// Rounds a row in place: the rounded elements come to stand at its beginning.
 pub fn narrow_in_place<E: Element>(row: &mut [f32]) {
     const BLOCK: usize = 64;
     if size_of::<E>() == size_of::<f32>() {

@@ -6,7 +6,7 @@ use super::{ROW_TILE, vector};
 use crate::engine::buffer::Pool;
 use crate::engine::params::Weight;
 
-/// Rows `ids` of the `[vocabulary, width]` weight, as float32 `[tokens, width]`. Every id is within the vocabulary.
+/// Gathers rows `ids` of the `[vocabulary][width]` weight, as float32 `[tokens][width]`. Every id is within the vocabulary.
 pub fn forward(ids: &[u32], weight: &Weight, rows: &mut [f32]) {
     let (_, width) = weight.matrix_dims();
     let weight = weight.read();

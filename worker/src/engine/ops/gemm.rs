@@ -7,7 +7,7 @@ use gemm::Parallelism;
 
 use super::matrix::{Matrix, MatrixMut};
 
-/// On all threads of the pool this runs in.
+/// Parallelism over all threads of the pool that this runs in.
 pub fn all_threads() -> Parallelism {
     match rayon::current_num_threads() {
         1 => Parallelism::None,

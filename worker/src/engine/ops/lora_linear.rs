@@ -16,7 +16,7 @@ use super::product::{multiply, product};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
 
-/// Draw stream of the counter-based generator.
+/// Stream of the counter-based generator from which dropout masks are drawn.
 const STREAM_DROPOUT: u64 = 0x6472_6f70;
 
 /// The trainable update of one linear layer: `A` is `[rank, in]`, `B` is `[out, rank]`.
@@ -27,7 +27,7 @@ pub struct Lora {
     pub scale: f32,
     /// Probability that an input is dropped.
     pub dropout: f64,
-    /// Which module this is, for the dropout mask.
+    /// Number of the adapted module, for the dropout mask.
     pub module: u64,
 }
 
@@ -40,23 +40,24 @@ pub struct MaskKey {
 }
 
 impl MaskKey {
-    /// What the generator of a module's mask is keyed by, for one tile of rows.
+    /// Words that key the generator of a module's mask, for one tile of rows.
     pub(in crate::engine) fn words(&self, module: u64, tile: usize) -> [u64; 5] {
         let (step, slot) = (self.step, u64::from(self.slot));
         [STREAM_DROPOUT, step, slot, module, tile as u64]
     }
 }
 
-/// One adapter among those of its input.
+/// An adapter, and where its parts lie among those of the same input.
 pub(super) struct Placed<'a> {
     pub lora: &'a Lora,
-    /// Column of the layer's output among those of all layers.
+    /// First column of the layer's output among those of all layers.
     pub column: usize,
-    /// Of its u among the us.
+    /// First column of this adapter's low-rank activations `u = drop(x) Aᵀ` among those of all adapters.
     pub first: usize,
 }
 
 impl Placed<'_> {
+    /// Rank of the adapter, rounded up to an even number.
     pub fn rank(&self) -> usize {
         self.lora.a.matrix_dims().0.next_multiple_of(2)
     }
@@ -69,19 +70,19 @@ impl Placed<'_> {
 /// All adapters of one input, and their factors as products read them.
 pub(super) struct Adapters<'a, E> {
     placed: Vec<Placed<'a>>,
-    /// Of all us.
+    /// Sum of all adapters' ranks: the columns of `u`.
     rank: usize,
     width: usize,
     mask: Option<MaskKey>,
-    /// `[rank, width]`
+    /// The factors A one above the other, `[rank][width]`.
     a: Buffer<E>,
-    /// `scale · B` of each, `[out, rank]`.
+    /// `scale · B` of each adapter, `[out][rank]`.
     b: Vec<Buffer<E>>,
     pool: &'a Pool,
 }
 
 impl<'a, E: Element> Adapters<'a, E> {
-    /// From layers that have an adapter, each with its output column. None where there are none.
+    /// Gathers the adapters of the layers that have one, each with its layer's first output column. None where there are none.
     pub fn new(
         layers: impl Iterator<Item = (&'a Lora, usize)>,
         mask: Option<MaskKey>,
@@ -120,7 +121,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         })
     }
 
-    /// `u`, `[tokens, rank]`.
+    /// Low-rank activations `u = drop(x) Aᵀ` of all adapters, `[tokens][rank]`.
     pub fn reduce(&self, x: &[E], tokens: usize) -> Buffer<E> {
         let mut u = self.pool.take(tokens * self.rank);
         let target = Target::new(&mut u[..], tokens, self.rank);
@@ -152,7 +153,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         u
     }
 
-    /// What the adapter of the layer at `column` adds to the layer's output, or None where it has none.
+    /// The term that the adapter of the layer at `column` adds to the layer's output, or None where it has none.
     pub fn expand<'b>(&'b self, u: &'b [E], tokens: usize, column: usize) -> Option<Term<'b, E>> {
         let index = self.placed.iter().position(|p| p.column == column)?;
         let placed = &self.placed[index];
@@ -164,7 +165,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         })
     }
 
-    /// `du`, `[tokens, rank]`.
+    /// Gradient of the low-rank activations, `du = dy S`, `[tokens][rank]`.
     pub fn reduce_gradient(&self, dy: View<E>) -> Buffer<E> {
         let mut du = self.pool.take(dy.rows * self.rank);
         let parts: Vec<Part<E>> = (0..self.placed.len())
@@ -182,7 +183,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         du
     }
 
-    /// What the adapters add to the gradient of their input, where nothing was dropped.
+    /// The term that the adapters add to the gradient of their input, where nothing was dropped.
     pub fn expand_gradient<'b>(&'b self, du: &'b [E], tokens: usize) -> Option<Term<'b, E>> {
         self.mask.is_none().then(|| Term {
             a: View::new(du, tokens, self.rank),
@@ -209,7 +210,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         }
     }
 
-    /// Hands over the gradients of all As and Bs.
+    /// Hands over the gradients of A and B of all adapters.
     pub fn backward(&self, x: &[E], u: &[E], dy: View<E>, du: &[E]) {
         let tokens = dy.rows;
         self.backward_b(u, dy);
@@ -247,7 +248,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         }
     }
 
-    /// `dB = scale · dyᵀ u`, computed as its transpose: ranks are few, outputs many.
+    /// Hands over `dB = scale · dyᵀ u`, computed as its transpose: ranks are few, outputs many.
     fn backward_b(&self, u: &[E], dy: View<E>) {
         let tokens = dy.rows;
         let u = self.transposed(u, tokens);
@@ -295,7 +296,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         copy
     }
 
-    /// `[tokens, rank]` to `[rank, tokens]`.
+    /// Transposes `[tokens][rank]` to `[rank][tokens]`.
     fn transposed(&self, u: &[E], tokens: usize) -> Buffer<E> {
         let mut turned = self.pool.take(u.len());
         turned
@@ -328,7 +329,7 @@ fn scaled_b<E: Element>(placed: &Placed, pool: &Pool) -> Buffer<E> {
 }
 
 impl Lora {
-    /// Inverted dropout: kept inputs are scaled up. The mask is drawn afresh each time, tile of rows by tile of rows.
+    /// Drops inputs and scales the kept ones up. The mask is drawn afresh each time, tile of rows by tile of rows.
     fn apply_mask<E: Element>(&self, x: &mut [E], width: usize, key: MaskKey) {
         let keep_scale = (1.0 / (1.0 - self.dropout)) as f32;
         let threshold = (self.dropout * 4_294_967_296.0) as u32;

@@ -10,7 +10,7 @@ pub struct View<'a, E> {
     pub data: &'a [E],
     pub rows: usize,
     pub columns: usize,
-    /// Elements from row to row.
+    /// Number of elements from row to row.
     pub stride: usize,
 }
 
@@ -33,7 +33,7 @@ impl<'a, E> View<'a, E> {
         }
     }
 
-    /// Columns `first..first + count`.
+    /// View of the columns `first..first + count`.
     pub fn part(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.columns, "columns outside the matrix");
         Self {
@@ -43,7 +43,7 @@ impl<'a, E> View<'a, E> {
         }
     }
 
-    /// Of float32 elements.
+    /// This view as one of float32 elements, which they must be.
     pub fn wide(self) -> View<'a, f32>
     where
         E: Element,
@@ -90,17 +90,17 @@ impl<E> Term<'_, E> {
     }
 }
 
-/// What the sums start from.
+/// What the sums of a product start from.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     Zero,
-    /// The same for each row: a bias.
+    /// The same values for each row: a bias.
     Row(&'a [f32]),
     /// A residual of the target's shape.
     Rows(&'a [f32]),
 }
 
-/// Columns `first..` of the target: the sum of the terms.
+/// Columns of the target from `first` on, which become the sum of the terms.
 pub struct Part<'a, E> {
     pub first: usize,
     pub start: Start<'a>,
@@ -151,12 +151,12 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Row-major and dense.
+    /// A row-major matrix without gaps between its rows.
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         Self::strided(data, rows, columns, columns)
     }
 
-    /// Row-major, `stride` elements from row to row.
+    /// A row-major matrix with `stride` elements from row to row.
     pub fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(
             rows == 0 || columns == 0 || (rows - 1) * stride + columns <= data.len(),
@@ -183,7 +183,7 @@ impl<'a> Matrix<'a> {
 }
 
 impl<'a, E: Element> From<View<'a, E>> for Matrix<'a> {
-    /// Of float32 elements.
+    /// Makes a matrix of a view of float32 elements.
     fn from(view: View<'a, E>) -> Self {
         let data = E::as_f32(view.data).expect("what is trained as a whole is float32");
         Self::strided(data, view.rows, view.columns, view.stride)
@@ -205,7 +205,7 @@ unsafe impl Send for MatrixMut<'_> {}
 unsafe impl Sync for MatrixMut<'_> {}
 
 impl<'a> MatrixMut<'a> {
-    /// Row-major and dense.
+    /// A row-major matrix without gaps between its rows.
     pub fn new(data: &'a mut [f32], rows: usize, columns: usize) -> Self {
         Self::strided(data, rows, columns, columns)
     }

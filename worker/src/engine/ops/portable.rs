@@ -65,7 +65,7 @@ struct Scratch {
     w: Vec<f32>,
 }
 
-/// One product on the calling thread, of shapes that were checked.
+/// Computes one product on the calling thread, of shapes that were checked.
 pub(super) fn multiply_small<E: Element>(mut c: MatrixMut, add: bool, term: Term<E>) {
     let Scratch { a, w, .. } = &mut Scratch::default();
     let a = wide(term.a.part(0, term.sum()), a);

@@ -37,10 +37,10 @@ pub fn multiply<E: Element>(target: Target, a: View<E>, w: View<E>, along: Along
     product(target, &[part]);
 }
 
-/// `c = a · wᵀ` or `a · w`, or with `add` what `c` holds more: a small product, on the calling thread alone. The sum of an
-/// element runs in the same order as in [`product`].
+/// `c = a · wᵀ` or `a · w`, or with `add` `c += ...`: a small product, on the calling thread alone.
 ///
-/// Where the sum ends within a word of 32 bits, `a` has one column more, of any finite numbers: nothing is copied then.
+/// The sum of an element runs in the same order as in [`product`]. Where the sum ends within a word of 32 bits, `a` has one
+/// column more, of any finite numbers: nothing is copied then.
 pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
     let per_word = size_of::<u32>() / size_of::<E>();
     assert!(
@@ -65,8 +65,9 @@ pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
     portable::multiply_small(c, add, term);
 }
 
-/// `c = aᵀ · w`, or with `add` what `c` holds more, on all threads: the gradient of weights, from that of what they
-/// give, `a` `[sum, rows of c]`, and what they read, `w` `[sum, columns of c]`.
+/// `c = aᵀ · w`, or with `add` `c += aᵀ · w`, on all threads: the gradient of weights.
+///
+/// `a`, `[sum][rows of c]`, is the gradient of what the weights give, and `w`, `[sum][columns of c]`, is what they read.
 pub fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     check_turned(&c, a, w);
     if c.rows == 0 {
@@ -79,7 +80,7 @@ pub fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     portable::multiply_turned(c, add, a, w, all_threads());
 }
 
-/// [`multiply_turned`] of a small product, on the calling thread alone.
+/// Computes a small [`multiply_turned`] on the calling thread alone.
 pub fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     check_turned(&c, a, w);
     if c.rows == 0 {

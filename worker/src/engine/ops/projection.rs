@@ -14,7 +14,7 @@ use super::{ROW_TILE, column_sums, vector};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::{Reading, Weight};
 
-/// `y = x Wᵀ + bias (+ scale · x Aᵀ Bᵀ)`, the weight `[out, in]`.
+/// A linear layer, `y = x Wᵀ + bias (+ scale · x Aᵀ Bᵀ)`, with its weight `[out][in]`.
 ///
 /// `B` starts at zero, so an untrained adapter leaves the base model unchanged.
 #[derive(Clone, Debug)]
@@ -35,24 +35,24 @@ impl Linear {
     }
 }
 
-/// The layers, of one input width. Their outputs lie side by side in `[tokens, sum of outs]`.
+/// Linear layers of one input width. Their outputs lie side by side in `[tokens][sum of outs]`.
 #[derive(Clone, Debug)]
 pub struct Projection(pub Vec<Linear>);
 
-/// What a run needs beside its input.
+/// What a forward or backward run needs beside its input.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub tokens: usize,
-    /// None: nothing is dropped.
+    /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
 }
 
-/// `drop(x) Aᵀ` of the layers that have an adapter, or its gradient.
+/// Low-rank activations `drop(x) Aᵀ` of the layers that have an adapter, or their gradient.
 pub type LowRank<E> = Option<Buffer<E>>;
 
 impl Projection {
-    /// Of all outputs.
+    /// Width of all outputs together.
     pub fn width(&self) -> usize {
         self.0.iter().map(Linear::out).sum()
     }
@@ -62,7 +62,7 @@ impl Projection {
         self.0.iter().any(Linear::learns)
     }
 
-    /// `x` is `[tokens, in]`. What the backward pass needs of the adapters is returned.
+    /// Computes all outputs of `x`, `[tokens][in]`. Returns what the backward pass needs of the adapters.
     pub fn forward<E: Element>(&self, x: &[E], y: &mut [E], context: Context) -> LowRank<E> {
         self.run(
             x,
@@ -132,13 +132,13 @@ impl Projection {
         low_rank
     }
 
-    /// `drop(x) Aᵀ` once more, where the forward pass did not keep it.
+    /// Computes `drop(x) Aᵀ` once more, where the forward pass did not keep it.
     pub fn low_rank<E: Element>(&self, x: &[E], context: Context) -> LowRank<E> {
         let adapters = self.adapters::<E>(context)?;
         Some(adapters.reduce(x, context.tokens))
     }
 
-    /// The gradient of the low-rank part for [`Self::backward_weights`], where that of the input is of no use.
+    /// Computes the gradient of the low-rank part for [`Self::backward_weights`], where that of the input is of no use.
     pub fn backward_low_rank<E: Element>(&self, dy: &[E], context: Context) -> LowRank<E> {
         let dy = View::new(dy, context.tokens, self.width());
         let adapters = self.adapters::<E>(context)?;

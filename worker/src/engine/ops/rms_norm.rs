@@ -1,5 +1,5 @@
-//! `y = w · x / sqrt(mean(x²) + epsilon)` over each row (Zhang & Sennrich, 2019). The backward pass reads `x` alone and
-//! computes the rest again.
+//! Root mean square norm of each row: `y = w · x / sqrt(mean(x²) + epsilon)` (Zhang & Sennrich, 2019). The backward pass
+//! reads `x` alone and computes the rest again.
 
 use rayon::prelude::*;
 
@@ -8,7 +8,7 @@ use super::vector::{self, dispatch};
 use super::{ROW_TILE, add_partials};
 use crate::engine::params::Weight;
 
-/// The operation: its weight is `[width]`, in float32.
+/// The norm, with its weight `[width]` in float32.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
     pub weight: Weight,
@@ -16,7 +16,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// `x` and `y` are `[tokens, width]`.
+    /// Norms each row of `x`; `x` and `y` are `[tokens][width]`.
     pub fn forward<E: Element>(&self, x: &[f32], y: &mut [E]) {
         let weight = self.weight.read_f32();
         let (weight, width) = (&*weight, weight.len());
@@ -72,20 +72,20 @@ impl RmsNorm {
     }
 }
 
-/// One row, in place, whose [`inverse_rms`] is known.
+/// Norms one row in place, whose [`inverse_rms`] is known.
 #[inline(always)]
 pub(super) fn normalize_row(x: &mut [f32], weight: &[f32], inverse: f32) {
     vector::update1(x, weight, |x, w| w * (x * inverse));
 }
 
-/// One row backward: `dx = w g r - x r³ mean(w g x)`.
+/// The backward pass of one row: `dx = w g r - x r³ mean(w g x)`.
 pub(super) struct RowGradient {
     inverse: f32,
     factor: f32,
 }
 
 impl RowGradient {
-    /// Adds `g x r` to `dw` where it is wanted.
+    /// Prepares the gradient of a row, and adds `g x r` to `dw` where it is wanted.
     #[inline(always)]
     pub(super) fn new(
         x: &[f32],

@@ -11,7 +11,7 @@ use super::vector::{self, LANES, dispatch};
 use super::{ROW_TILE, add_partials, rms_norm};
 use crate::engine::params::Weight;
 
-/// Cosines and sines of every position: `[positions, head_dim / 2]` each.
+/// Cosines and sines of every position: `[positions][head_dim / 2]` each.
 #[derive(Debug)]
 pub struct RopeTable {
     half: usize,
@@ -20,8 +20,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// `frequencies` are radians per position, `head_dim / 2` of them. Rounded as Transformers does: the angle in
-    /// float32.
+    /// Computes the table. `frequencies` are radians per position, `head_dim / 2` of them. Rounded as Transformers does: the
+    /// angle in float32.
     pub fn new(frequencies: &[f32], positions: usize) -> Self {
         let angles = || {
             (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
@@ -37,7 +37,7 @@ impl RopeTable {
         self.cos.len() / self.half.max(1)
     }
 
-    /// Cosines and sines.
+    /// The table's cosines and its sines.
     #[cfg(feature = "cuda")]
     pub fn values(&self) -> (&[f32], &[f32]) {
         (&self.cos, &self.sin)
@@ -72,7 +72,7 @@ impl HeadLayout {
     }
 }
 
-/// The norm of each query and key head, weights `[head_dim]`.
+/// Norms of each query and key head, with weights `[head_dim]`.
 #[derive(Clone, Debug)]
 pub struct HeadNorms {
     pub query: Weight,
@@ -81,7 +81,7 @@ pub struct HeadNorms {
 }
 
 impl HeadNorms {
-    /// Each partial sum holds the gradient of the query weight, then that of the key weight.
+    /// Adds up partial sums, each of which holds the gradient of the query weight, then that of the key weight.
     fn add_gradients(&self, partials: &[Vec<f32>]) {
         let (query, key): (Vec<_>, Vec<_>) = partials
             .iter()
@@ -96,7 +96,8 @@ impl HeadNorms {
     }
 }
 
-/// The operation. The table must reach to the last position.
+/// Rotary positions on queries and keys, after the norm of their heads where there is one. The table must reach to the last
+/// position.
 pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<&'a HeadNorms>,
@@ -104,14 +105,14 @@ pub struct Rope<'a> {
     pub table: &'a RopeTable,
 }
 
-/// Of one row, whose queries and keys are normed and turned in stages: within a head each waits for the one before.
+/// Memory for one row, whose queries and keys are normed and rotated in stages: within a head each waits for the one before.
 #[derive(Default)]
 struct Scratch {
     /// Queries and keys in float32.
     wide: Vec<f32>,
-    /// Their gradients, turned back.
+    /// Gradients of queries and keys, rotated back.
     turned: Vec<f32>,
-    /// Of each head.
+    /// Inverse root mean square of each head.
     inverses: Vec<f32>,
     gradients: Vec<rms_norm::RowGradient>,
 }
@@ -120,7 +121,7 @@ struct Scratch {
 type NormSlices<'a> = Option<(&'a [f32], &'a [f32])>;
 
 impl Rope<'_> {
-    /// `qkv` is `[tokens, layout.width()]`, and so is the result.
+    /// Applies norms and positions to `qkv`, `[tokens][layout.width()]`, and so is the result.
     pub fn forward<E: Element>(&self, qkv: &[E], y: &mut [E]) {
         let width = self.layout.width();
         self.with_norms(|norms| {
@@ -146,7 +147,7 @@ impl Rope<'_> {
         });
     }
 
-    /// From the gradient of the result to that of `qkv`.
+    /// Computes the gradient of `qkv` from that of the result.
     pub fn backward<E: Element>(&self, qkv: &[E], dy: &[f32], d_qkv: &mut [E]) {
         let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
         let trainable = self.norms.is_some_and(|norms| norms.query.is_trainable());
@@ -195,7 +196,7 @@ impl Rope<'_> {
         self.norms.map_or(0.0, |norms| norms.epsilon)
     }
 
-    /// Columns of queries and keys.
+    /// Number of columns that are rotated: those of queries and keys.
     fn rotated(&self) -> usize {
         (self.layout.heads + self.layout.key_value_heads) * self.layout.head_dim
     }
@@ -300,7 +301,7 @@ fn widen<E: Element>(from: &[E], to: &mut Vec<f32>) {
     }
 }
 
-/// Turns the pairs of two halves by their angles' cosines and sines, into two halves. In groups of fixed length, see
+/// Rotates the pairs of two halves by their angles' cosines and sines, into two halves. In groups of fixed length, see
 /// [`vector::map3`].
 #[inline(always)]
 fn turn<E: Element>(

@@ -3,21 +3,21 @@
 
 use std::ops::Range;
 
-/// Query rows in one tile.
+/// Most query rows in one tile.
 const QUERY_TILE: usize = 64;
-/// Rows that a run of short segments is filled up to.
+/// Rows up to which short segments are gathered in one run.
 const RUN_ROWS: usize = 256;
 
 /// Segments in order: token i sees `starts[i]..=i`.
 #[derive(Debug)]
 pub struct Segments {
     starts: Vec<usize>,
-    /// Whole segments, together covering all tokens.
+    /// Runs of whole segments, together covering all tokens.
     runs: Vec<Range<usize>>,
 }
 
 impl Segments {
-    /// From the segment lengths, in order.
+    /// Makes segments of their lengths, in order.
     pub fn new(lengths: &[usize]) -> Self {
         let mut starts = Vec::with_capacity(lengths.iter().sum());
         let mut runs: Vec<Range<usize>> = Vec::new();
@@ -40,7 +40,7 @@ impl Segments {
         self.starts.len()
     }
 
-    /// Query tiles of a run.
+    /// The query tiles of a run.
     pub(super) fn tiles(&self, run: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let end = run.end;
         run.clone()
@@ -58,7 +58,7 @@ impl Segments {
         self.starts[row].max(keys.start) - keys.start..row + 1 - keys.start
     }
 
-    /// The rows of the tile that see a key, from its first row: [`visible`](Self::visible) from the other side.
+    /// The rows of the tile that see a key, counted from its first row: [`visible`](Self::visible) from the other side.
     pub(super) fn viewers(&self, key: usize, rows: &Range<usize>) -> Range<usize> {
         let first = key.max(rows.start) - rows.start;
         let starts = &self.starts[rows.start + first..rows.end];

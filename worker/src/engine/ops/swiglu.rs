@@ -1,5 +1,5 @@
-//! `h = silu(gate) · up` (Shazeer, 2020), on the two halves of a fused projection. The backward pass computes `h` again
-//! along the way, for the gradient of the layer behind it.
+//! SwiGLU, `h = silu(gate) · up` (Shazeer, 2020), on the two halves of a fused projection. The backward pass computes `h`
+//! again along the way, for the gradient of the layer behind it.
 
 use rayon::prelude::*;
 
@@ -9,7 +9,7 @@ use super::vector::{self, dispatch, sigmoid};
 
 const LANES: usize = 16;
 
-/// `gate_up` is `[tokens, 2 * width]`, the gates first; `h` is `[tokens, width]`.
+/// Computes `h` `[tokens][width]` from `gate_up` `[tokens][2 * width]`, the gates first.
 pub fn forward<E: Element>(gate_up: &[E], h: &mut [E], width: usize) {
     h.par_chunks_mut(ROW_TILE * width)
         .zip(gate_up.par_chunks(ROW_TILE * 2 * width))
@@ -67,7 +67,8 @@ fn forward_row<E: Element>(gate_up: &[E], h: &mut [E]) {
     }
 }
 
-/// In groups of fixed length: with six slices the compiler would not see that none overlaps, and make no vector code.
+/// Computes one row of the backward pass, in groups of fixed length: with six slices the compiler would not see that none
+/// overlaps, and make no vector code.
 #[inline(always)]
 fn backward_row<E: Element>(gate_up: &[E], dh: &[f32], d_gate_up: &mut [E], h: &mut [E]) {
     let (gate, up) = gate_up.split_at(dh.len());
@@ -105,7 +106,7 @@ struct Gradient {
     d_up: f32,
 }
 
-/// `silu'(g) = s (1 + g (1 - s))` with `s = sigmoid(g)`.
+/// Gradients of gate and up, with `silu'(g) = s (1 + g (1 - s))` and `s = sigmoid(g)`.
 #[inline(always)]
 fn gradient(g: f32, u: f32, dh: f32) -> Gradient {
     let s = sigmoid(g);

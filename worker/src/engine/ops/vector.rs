@@ -1,7 +1,7 @@
 //! Loops over float32 slices that the compiler turns into vector code. Every sum runs in sixteen fixed lanes, so its
 //! bits do not depend on the vector width that runs it.
 
-/// Of a group of values that are computed together.
+/// Number of values in a group that are computed together.
 pub const LANES: usize = 16;
 
 /// Runs `work` compiled for the best instruction set of this CPU; its bits do not depend on which that is, because

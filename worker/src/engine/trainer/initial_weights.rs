@@ -13,11 +13,12 @@ use crate::engine::{EngineError, memory};
 /// The trainable tensors, and the values that they start with.
 pub(super) struct InitialWeights {
     pub layout: Layout,
-    /// In layout order.
+    /// Starting values in layout order.
     pub values: Vec<f32>,
 }
 
 impl InitialWeights {
+    /// Reads or draws the values that a job starts with.
     pub fn of(
         job: &JobSpec,
         config: &ModelConfig,
@@ -47,7 +48,7 @@ impl InitialWeights {
     }
 }
 
-/// So many scalars of value 0.
+/// Zeros for so many scalars.
 ///
 /// # Errors
 /// Where the machine has not the memory.

@@ -23,7 +23,7 @@ use crate::engine::params::{Collect, Parameters, Weight};
 use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError, memory};
 
-/// Every method runs on the trainer's threads.
+/// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
 pub struct OnCpu {
     model: Model,
     parameters: Parameters,
@@ -69,7 +69,7 @@ impl OnCpu {
         self.model.abandon().clone()
     }
 
-    /// Forward and backward, into the accumulator.
+    /// Computes a slot, forward and backward, and adds its gradient to the accumulator.
     pub fn train(
         &self,
         accumulator: &mut Accumulator,
@@ -87,7 +87,7 @@ impl OnCpu {
         )
     }
 
-    /// None: abandoned.
+    /// Computes the loss of a batch, forward only. None where it was abandoned.
     pub fn evaluate(&self, batch: &Batch) -> Option<LossSum> {
         self.model.evaluate(batch)
     }
@@ -96,7 +96,7 @@ impl OnCpu {
         self.model.logits(batch)
     }
 
-    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns that, and whether it did.
+    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns the norm, and whether it updated.
     pub fn update(
         &mut self,
         optimizer: &AdamW,
@@ -122,12 +122,12 @@ impl OnCpu {
         (norm, true)
     }
 
-    /// Shows the flat weights.
+    /// Calls `read` with the flat weights, in layout order.
     pub fn weights<R>(&self, read: impl FnOnce(&[f32]) -> R) -> R {
         self.parameters.read(read)
     }
 
-    /// Weights and moments, in layout order, without a copy.
+    /// Weights and both moments, in layout order, without a copy.
     pub fn state(&self) -> [Flat; 3] {
         let weights = self.parameters.share();
         [weights, self.exp_avg.clone(), self.exp_avg_sq.clone()]
@@ -139,7 +139,7 @@ impl OnCpu {
     }
 }
 
-/// One slot, forward and backward, into the accumulator.
+/// Computes one slot, forward and backward, into the accumulator.
 fn train(
     model: &Model,
     parameters: &Parameters,
@@ -172,7 +172,7 @@ fn train(
     Ok((outcome, SlotTimes { pass, accumulate }))
 }
 
-/// As Transformers' trainer does, norms and biases do not decay.
+/// Updates all trainable tensors. As in Transformers' trainer, norms and biases do not decay.
 fn update_tensors(
     optimizer: &AdamW,
     update: &Update,
@@ -209,7 +209,7 @@ fn update_tensors(
 
 /// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
 fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
-    /// The sums, and the gradient of a slot or the mean of several workers.
+    /// Bytes that the sums take, and the gradient of a slot or the mean of several workers.
     const BYTES_PER_SCALAR: u64 = 10;
     match job.gradient_checkpointing {
         Checkpointing::Always => true,

@@ -24,14 +24,15 @@ use crate::engine::optim::{AdamW, Update};
 use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError};
 
+/// Model, weights, moments and sums on a GPU.
 pub struct OnGpu {
     engine: GpuEngine,
     job: Arc<JobSpec>,
     checkpointing: bool,
     reduction: Reduction,
-    /// The sums as the exchange reads them, once they were asked for.
+    /// A copy of the sums in this process's memory, for what reads them there, once it was asked for.
     collected: Option<Accumulator>,
-    /// Those are of what is held now.
+    /// Whether `collected` matches the sums on the GPU: no slot was added or forgotten since.
     is_current: bool,
 }
 
@@ -75,13 +76,13 @@ impl OnGpu {
         self.engine.abandon().clone()
     }
 
-    /// Empties the sums for a step.
+    /// Empties the sums on the GPU for a step.
     pub fn open(&mut self, trained_tokens: u64, slots: usize) -> Result<(), EngineError> {
         self.is_current = false;
         Ok(self.engine.open(trained_tokens, slots)?)
     }
 
-    /// Forward and backward, into the sums; the accumulator keeps which slots are in them.
+    /// Computes a slot, forward and backward, and adds its gradient to the sums; `accumulator` keeps which slots are in them.
     pub fn train(
         &mut self,
         accumulator: &mut Accumulator,
@@ -124,7 +125,7 @@ impl OnGpu {
         explain(error, &self.job, self.checkpointing)
     }
 
-    /// None: abandoned.
+    /// Computes the loss of a batch, forward only.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<Option<LossSum>, EngineError> {
         let evaluated = self.engine.evaluate(batch);
         evaluated.map_err(|error| self.explain(error))
@@ -134,7 +135,7 @@ impl OnGpu {
         self.engine.logits(batch)?.ok_or(EngineError::Abandoned)
     }
 
-    /// What was collected is of no use any more.
+    /// Notes that the copy of the sums is out of date.
     pub fn forget(&mut self) {
         self.is_current = false;
     }
@@ -154,7 +155,7 @@ impl OnGpu {
         Ok(())
     }
 
-    /// The sums, where they were collected since the last change.
+    /// The copy of the sums, where it is up to date.
     pub fn collected(&self) -> Option<&Accumulator> {
         self.collected.as_ref().filter(|_| self.is_current)
     }
@@ -171,7 +172,7 @@ impl OnGpu {
         Ok(self.engine.invalid()?)
     }
 
-    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns that, and whether it did.
+    /// Updates weights and moments as `decide` says, given the gradient's norm. Returns the norm, and whether it updated.
     pub fn update(
         &mut self,
         optimizer: &AdamW,
@@ -200,7 +201,7 @@ impl OnGpu {
         Ok(self.engine.weights()?)
     }
 
-    /// Weights and moments, in layout order.
+    /// Weights and both moments, in layout order, copied from the GPU.
     pub fn state(&self) -> Result<[Vec<f32>; 3], EngineError> {
         Ok(self.engine.state()?)
     }
@@ -210,7 +211,7 @@ impl OnGpu {
     }
 }
 
-/// What to do where memory does not suffice.
+/// Turns a lack of memory on the GPU into an error that says what to do about it.
 fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
     let GpuError::Memory { .. } = error else {
         return error.into();

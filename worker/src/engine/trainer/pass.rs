@@ -1,4 +1,4 @@
-//! What the processor and a GPU take and give in a slot and an update.
+//! What training on the processor and on a GPU have in common: times of a slot, and where a mean gradient is.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::engine::model::causal_lm::PassTimes;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotTimes {
     pub pass: PassTimes,
-    /// Adding the gradient to the accumulator, where that comes last.
+    /// Time to add the gradient to the accumulator, where that comes last.
     pub accumulate: Duration,
 }
 
@@ -18,9 +18,9 @@ pub struct SlotTimes {
 #[derive(Clone, Copy)]
 pub(super) enum MeanOf<'a> {
     Given(&'a [f32]),
-    /// Every slot of the step is held here.
+    /// The sums held here, which have every slot of the step.
     Held,
-    /// On the GPU, where an exchange over NCCL left it.
+    /// The mean gradient on the GPU, where an exchange over NCCL left it.
     #[cfg(feature = "cuda")]
     Reduced(&'a GpuMean),
 }

@@ -103,7 +103,8 @@ impl Run {
         Ok(report)
     }
 
-    /// Whoever is a member follows nobody, and those who followed it and are members now need no more.
+    /// Ends the feeds that a new generation makes needless: a member follows nobody, and those who followed it and are members
+    /// now need no more.
     pub(super) fn conclude_feeds(&mut self, generation: &v1::Generation) {
         self.following = None;
         let members: Vec<u64> = generation.members.iter().map(|m| m.worker).collect();
@@ -115,6 +116,7 @@ impl Run {
         feeds.conclude(&members, &fed, generation.step);
     }
 
+    /// Lets a newcomer follow this worker, from a copy of its state.
     pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) -> Result<(), RunError> {
         let copy = || self.state_copy();
         let feeds = self.channels.collective.feeds();

@@ -13,6 +13,7 @@ use crate::collective::CollectiveError;
 use crate::collective::state::StateCopy;
 
 impl Run {
+    /// Receives the state that the generation begins with from the member that has it, and the updates that member remembers.
     pub(super) fn receive_state(
         &self,
         generation: &v1::Generation,
@@ -31,7 +32,7 @@ impl Run {
         Ok((state.snapshot, updates))
     }
 
-    /// In the background: those who are not behind go on with the step meanwhile.
+    /// Sends this worker's state to members that are behind, in the background: the others go on with the step meanwhile.
     pub(super) fn send_state(&self, generation: &v1::Generation) -> Result<(), RunError> {
         if self.trainer.step() != generation.step {
             return Ok(());
@@ -60,7 +61,7 @@ impl Run {
         })
     }
 
-    /// Goes on as the worker would whose state it is.
+    /// Takes over another worker's state, and goes on as that worker would.
     pub(super) fn take_over(
         &mut self,
         snapshot: &Snapshot,
@@ -73,7 +74,7 @@ impl Run {
     }
 }
 
-/// What the owner of a state remembers: its newest updates, oldest first, and no more than a worker keeps.
+/// Decodes what the owner of a state remembers: its newest updates, oldest first, and no more than a worker keeps.
 pub(super) fn updates_in(memory: &[u8]) -> Result<VecDeque<v1::Update>, String> {
     let memory = v1::Updates::decode(memory);
     let memory = memory.map_err(|error| format!("sent a memory that cannot be read: {error}"))?;

@@ -18,9 +18,9 @@ use crate::engine::trainer::{Reduced, UpdateOutcome};
 /// The mean gradient of a step.
 pub(super) enum Summed {
     Here(Reduced),
-    /// That of the sums which this worker holds: it has every slot.
+    /// Not computed: this worker holds every slot, so the mean gradient is that of its own sums.
     Held,
-    /// On the GPU, where the exchange over NCCL left it. Its memory is free once this is dropped.
+    /// The mean gradient on the GPU, where the exchange over NCCL left it. Its memory is free once this is dropped.
     #[cfg(feature = "cuda")]
     OnGpu {
         mean: GpuMean,
@@ -29,7 +29,7 @@ pub(super) enum Summed {
 }
 
 impl Run {
-    /// What the slots of the step amount to, whoever held them, and the mean gradient.
+    /// Sums over all workers. Returns the mean gradient and the outcomes of all slots of the step, whoever held them.
     pub(super) fn sum_up(&mut self, plan: &v1::Plan) -> Result<(Summed, HeldSlots), RunError> {
         #[cfg(feature = "cuda")]
         if let Some(group) = self.channels.collective.group(self.generation) {
@@ -59,7 +59,7 @@ impl Run {
         Ok((Summed::Here(Reduced { mean, invalid }), slots))
     }
 
-    /// The slots over the mesh, the sums from GPU to GPU.
+    /// Agrees on the slots over the mesh, and sums the gradients over NCCL, from GPU to GPU.
     #[cfg(feature = "cuda")]
     fn sum_up_over_nccl(
         &mut self,
@@ -83,6 +83,7 @@ impl Run {
         Ok((Summed::OnGpu { mean, invalid }, slots))
     }
 
+    /// Clips the mean gradient and updates weights and moments with it.
     pub(super) fn apply(
         &mut self,
         sum: &Summed,
@@ -99,7 +100,7 @@ impl Run {
         })
     }
 
-    /// The mean gradient in this process's memory.
+    /// The mean gradient in this process's memory, in layout order.
     pub(super) fn mean_of(&mut self, sum: Summed) -> Result<Vec<f32>, RunError> {
         match sum {
             Summed::Here(reduced) => Ok(reduced.mean),

@@ -17,7 +17,7 @@ use crate::session::stream::Forwarder;
 use crate::session::stream::Up;
 
 impl Forwarder {
-    /// Begins to form the group of a generation that was just entered.
+    /// Begins to form the NCCL group of a generation that was just entered, where it exchanges over NCCL.
     pub(super) fn group_up(&self, generation: &v1::Generation, membership: &Membership) {
         let reason = &generation.tcp_because;
         if membership.members.len() > 1 && !reason.is_empty() {
@@ -40,7 +40,7 @@ impl Forwarder {
         }
     }
 
-    /// Hands the group what its members find each other by.
+    /// Passes on the identifier by which the members of an NCCL group find each other.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, clippy::unused_self))]
     pub(super) fn identify(&self, nccl_id: &v1::NcclId) {
         #[cfg(feature = "cuda")]

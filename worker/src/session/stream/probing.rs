@@ -11,6 +11,7 @@ use crate::collective::probe::{MAX_PEERS, Target, probe};
 use crate::session::stream::Forwarder;
 
 impl Forwarder {
+    /// Tries to reach the workers named, on a thread of its own, and reports those that were not reached.
     pub(super) fn probe(&self, order: v1::Probe) -> Result<(), WireError> {
         if order.members.len() > MAX_PEERS {
             let (field, found) = ("probe", format!("{} members", order.members.len()));

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 
 use worker::{ComputeDevice, Device};
 
-/// For a process that was killed. One that hangs in the driver may not even end then.
+/// How long a killed process may take to end. One that hangs in the driver may not even end then.
 const DYING: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Another process of this program, which computes rows of the table.
 pub struct Helper {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Helper {
-    /// `self-check` with these options. What goes wrong there is printed where this one's errors are.
+    /// Starts `self-check` with these options. What goes wrong there is printed where this one's errors are.
     pub fn start(options: &[&str]) -> std::io::Result<Self> {
         let program = this_program()?;
         let mut command = Command::new(&program);
@@ -48,7 +49,7 @@ impl Helper {
         Ok(Self { child, lines })
     }
 
-    /// Its next line, or what became of it.
+    /// The process's next line, or what became of the process.
     pub fn answer(&mut self, patience: Duration) -> Result<String, String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
@@ -63,7 +64,7 @@ impl Helper {
         }
     }
 
-    /// For a process that ends.
+    /// Waits for a process that ends.
     fn wait(&mut self) -> Option<std::process::ExitStatus> {
         let deadline = Instant::now() + DYING;
         loop {
@@ -84,7 +85,7 @@ impl Drop for Helper {
     }
 }
 
-/// As it was when it began, though another may have been put in its place since.
+/// The program file as it was when this process began, though another may have been put in its place since.
 #[cfg(target_os = "linux")]
 fn this_program() -> std::io::Result<PathBuf> {
     Ok("/proc/self/exe".into())
@@ -95,7 +96,7 @@ fn this_program() -> std::io::Result<PathBuf> {
     std::env::current_exe()
 }
 
-/// A process that hangs would hold the device, when whoever waited for it is no more.
+/// Has the process end with this one: one that hangs would hold the device when whoever waited for it is no more.
 #[cfg(target_os = "linux")]
 fn end_with_this_one(command: &mut Command) {
     use std::os::unix::process::CommandExt;
@@ -111,7 +112,7 @@ fn end_with_this_one(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn end_with_this_one(_: &mut Command) {}
 
-/// As it is asked for on the command line.
+/// The device as it is asked for on the command line.
 pub fn asked(device: &ComputeDevice) -> Device {
     match device {
         ComputeDevice::Cpu => Device::Cpu,

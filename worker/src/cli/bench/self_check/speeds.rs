@@ -11,12 +11,12 @@ use crate::cli::bench::{BenchArgs, BenchError, Mode, ReductionName, Report, Work
 const SMALL: &str = include_str!("../../../../benches/shapes/qwen3-0.6b.json");
 const LARGE: &str = include_str!("../../../../benches/shapes/llama-3.1-8b.json");
 
-/// Steps of a comparison, whose difference is small.
+/// Steps of a comparison between two settings, whose difference is small.
 const COMPARED_STEPS: u16 = 15;
-/// How much longer an exact step may take.
+/// How much longer an exact step may take than a fast one, as a share.
 const EXACT_GOAL: f64 = 0.02;
 
-/// What is measured.
+/// A row of the table that measures a speed.
 #[derive(Clone, Copy)]
 pub struct Speed {
     pub name: &'static str,
@@ -32,7 +32,7 @@ pub struct Speed {
 enum Measure {
     /// The share of the published peak that is aimed at.
     Utilisation(f64),
-    /// TFLOP/s that are aimed at.
+    /// The TFLOP/s that are aimed at.
     Arithmetic(f64),
     /// Figures alone: the goal is a ratio to PyTorch's.
     Figures,
@@ -148,7 +148,7 @@ impl Speed {
     }
 }
 
-/// A goal that is missed is no failure of the program.
+/// The verdict on a measured speed: a goal that is missed is no failure of the program.
 fn with_goal(told: String, goal: Option<(bool, &str)>) -> Verdict {
     match goal {
         Some((true, goal)) => {

@@ -29,7 +29,7 @@ pub struct Shape {
     seq: u32,
 }
 
-/// What is looked at.
+/// What is checked on a shape.
 #[derive(Clone, Copy)]
 pub enum Check {
     Gradient,
@@ -41,7 +41,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// All that can be looked at there.
+    /// All that can be checked on such a device.
     pub fn all(on_gpu: bool) -> Vec<Self> {
         let mut all = vec![
             Self::Gradient,
@@ -73,7 +73,7 @@ impl Check {
     }
 }
 
-/// Of the shape of this number. `patience` is for other processes.
+/// Makes one check on the shape of this number. `patience` is for other processes.
 pub fn check(
     number: usize,
     what: Check,
@@ -90,7 +90,7 @@ pub fn check(
     })
 }
 
-/// What the check of two processes starts.
+/// Digest of the weights after two steps of a shape: what the other processes of [`Check::ThreeProcesses`] compute.
 pub fn digest(number: usize, device: &ComputeDevice) -> Result<String, BenchError> {
     on(number, device, |checked| checked.digest())
 }
@@ -112,7 +112,7 @@ fn on<R>(
     })
 }
 
-/// Every family, method and type; heads of 64 and 128, and sequences that fill no tile.
+/// The shapes to check: every family, method and type; heads of 64 and 128, and sequences that fill no tile.
 pub fn shapes() -> Vec<Shape> {
     let config = |architecture: &str, head_dim: usize| {
         json!({
@@ -208,7 +208,7 @@ impl Checked<'_> {
         })?)
     }
 
-    /// After a step on the processor, so that both factors of adapters have gradients.
+    /// A trainer in the state after one step on the processor, so that both factors of adapters have gradients.
     fn trained(
         &self,
         device: &ComputeDevice,
@@ -285,7 +285,7 @@ impl Checked<'_> {
         Ok(verdict(same, String::new()))
     }
 
-    /// Of the weights after two steps.
+    /// Digest of the weights after two steps.
     fn digest(&self) -> Result<String, BenchError> {
         let mut trainer = self.load(self.device, self.shape.dtype, false)?;
         for _ in 0..2 {
@@ -294,7 +294,7 @@ impl Checked<'_> {
         Ok(trainer.weights_digest()?)
     }
 
-    /// Both compute on the device while this one holds an engine there, too.
+    /// Compares the weights that two other processes come to, which compute on the device while this one holds an engine there.
     fn three_processes(&self, patience: Duration) -> Result<Verdict, BenchError> {
         let device = asked(self.device).to_string();
         let number = self.number.to_string();
@@ -313,7 +313,8 @@ impl Checked<'_> {
         Ok(verdict(true, short(&digest)))
     }
 
-    /// Of the engine's buffers, without the library's workspace, which would hide what is wrong with the rest.
+    /// Compares the peak memory with what was expected: that of the engine's buffers, without the library's workspace, which
+    /// would hide what is wrong with the rest.
     fn memory(&self, checkpointing: bool) -> Result<Verdict, BenchError> {
         const ALLOWED: f64 = 0.1;
         let args = BenchArgs {
@@ -337,7 +338,7 @@ impl Checked<'_> {
         Ok(verdict(apart.abs() <= ALLOWED, told))
     }
 
-    /// Each holds a slot, their sums are added, both update from the mean.
+    /// Compares two workers with one: each holds a slot, their sums are added, both update from the mean.
     fn two_workers(&self) -> Result<Verdict, BenchError> {
         let load = || self.load(self.device, self.shape.dtype, false);
         let (mut alone, mut first, mut second) = (load()?, load()?, load()?);
@@ -378,7 +379,7 @@ fn sums(trainer: &mut Trainer, blocks: &[Block]) -> Result<(Vec<i64>, f64), Benc
     Ok((held(trainer)?, outcome.loss_sum))
 }
 
-/// A step whose blocks are one slot.
+/// Makes a step whose blocks are one slot.
 fn whole_step(trainer: &mut Trainer, blocks: &[Block]) -> Result<(), BenchError> {
     let trained = blocks.iter().map(Block::trained_tokens).sum();
     trainer.begin_step(trainer.step(), trained, 1)?;
@@ -396,7 +397,7 @@ fn held(trainer: &mut Trainer) -> Result<Vec<i64>, BenchError> {
     Ok(plain)
 }
 
-/// A whole step with a slot for each block. Returns the mean loss.
+/// Makes a whole step with a slot for each block. Returns the mean loss.
 fn step(trainer: &mut Trainer, blocks: &[Block]) -> Result<f64, BenchError> {
     let trained: u64 = blocks.iter().map(Block::trained_tokens).sum();
     trainer.begin_step(trainer.step(), trained, blocks.len())?;

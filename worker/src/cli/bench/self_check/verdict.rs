@@ -4,12 +4,12 @@
 pub enum Verdict {
     Passed(String),
     Failed(String),
-    /// Right, and slower than was aimed at.
+    /// Passed, but slower than was aimed at.
     #[cfg(feature = "cuda")]
     Slow(String),
 }
 
-/// Passed or failed, with what there is to tell.
+/// A verdict of passed or failed, with what there is to tell.
 pub fn verdict(passed: bool, told: String) -> Verdict {
     match passed {
         true => Verdict::Passed(told),

@@ -11,17 +11,17 @@ use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
 use crate::engine::ops::rope::HeadLayout;
 use crate::launch;
 
-/// The widest head that the kernels have room for.
+/// Largest head dimension that the kernels have room for.
 pub const MAX_HEAD_DIM: usize = 256;
 
 const THREADS: u32 = 128;
 
-/// The operation: head dimensions are multiples of 8, up to [`MAX_HEAD_DIM`].
+/// Causal attention within segments. Head dimensions are multiples of 8, up to [`MAX_HEAD_DIM`].
 pub struct Attention<'a> {
     pub layout: HeadLayout,
-    /// Of each token, the first token of its segment.
+    /// For each token, the first token of its segment.
     pub starts: CudaView<'a, u32>,
-    /// Of each token, the one after the last of its segment.
+    /// For each token, the one after the last token of its segment.
     pub ends: CudaView<'a, u32>,
 }
 
@@ -29,11 +29,13 @@ pub struct Attention<'a> {
 pub struct Saved<'a, E> {
     /// Queries, keys and values with positions applied.
     pub qkv: &'a CudaView<'a, E>,
+    /// Result of the forward pass, `[tokens][heads * head_dim]`, its rows `stride` apart.
     pub context: &'a CudaView<'a, E>,
     /// Scalars from one row of the context to the next.
     pub stride: usize,
+    /// `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
     pub log_sums: &'a CudaView<'a, f32>,
-    /// `[tokens, heads * head_dim]`
+    /// Gradient of the context, `[tokens][heads * head_dim]`.
     pub d_context: &'a CudaView<'a, E>,
 }
 
@@ -46,7 +48,7 @@ struct Tile {
 
 /// How the kernels for one element type and width of heads are launched.
 struct Kernels {
-    /// What their names end with.
+    /// What the kernels' names end with.
     suffix: String,
     forward: Tile,
     backward_queries: Tile,
@@ -62,7 +64,7 @@ const fn tile(rows: usize, columns: usize) -> Tile {
 }
 
 impl Kernels {
-    /// As the kernels are instantiated in `kernels/attention*.cu`.
+    /// Chooses the kernels for this head dimension, as they are instantiated in `kernels/attention*.cu`.
     fn of<E: GpuElement>(head_dim: usize) -> Self {
         let narrow = |width, [forward, backward_queries, backward_keys]: [Tile; 3], key_layers| {
             let suffix = format!("{}_{width}", E::SUFFIX);
@@ -106,7 +108,7 @@ impl Kernels {
         }
     }
 
-    /// Blocks for each head and tile of rows.
+    /// A grid with a block for each head and tile of rows.
     fn grid(
         &self,
         attention: &Attention,
@@ -150,9 +152,10 @@ pub fn check_heads<E: GpuElement>(gpu: &Gpu, head_dim: usize) -> Result<(), GpuE
 }
 
 impl Attention<'_> {
-    /// `qkv` is `[tokens, (heads + 2 * key_value_heads) * head_dim]` with positions applied; `context` becomes
-    /// `[tokens, heads * head_dim]`, its rows `stride` apart, and `log_sums` `log(sum(exp(scores)))` of each row,
-    /// `[heads, tokens]`.
+    /// Computes attention of `qkv`, `[tokens][(heads + 2 * key_value_heads) * head_dim]` with positions applied.
+    ///
+    /// `context` becomes `[tokens][heads * head_dim]`, its rows `stride` apart, and `log_sums` `log(sum(exp(scores)))` of each
+    /// row, `[heads][tokens]`.
     pub fn forward<E: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -193,7 +196,7 @@ impl Attention<'_> {
         }
     }
 
-    /// From the gradient of the context to that of `qkv`, all of which is written.
+    /// Computes the gradient of `qkv`, all of which is written, from that of the context.
     pub fn backward<E: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -249,7 +252,7 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// `sum(context * d_context)` of each row of each head, `[heads, tokens]`.
+    /// Computes `sum(context * d_context)` of each row of each head, `[heads][tokens]`.
     fn deltas<E: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -313,7 +316,7 @@ impl Attention<'_> {
         assert_aligned(gpu, qkv);
     }
 
-    /// As the kernels take it: query heads, key heads, their dimension, tokens.
+    /// The shape as the kernels take it: query heads, key heads, their dimension, tokens.
     fn shape(&self) -> [i32; 4] {
         let HeadLayout {
             heads,
@@ -328,7 +331,7 @@ impl Attention<'_> {
     }
 }
 
-/// Kernels copy 16 bytes at a time.
+/// Asserts that the data is aligned to the 16 bytes that kernels copy at a time.
 fn assert_aligned<E: GpuElement>(gpu: &Gpu, data: &CudaView<E>) {
     let (at, _guard) = data.device_ptr(gpu.stream());
     assert_eq!(at % 16, 0, "rows that begin between multiples of 16 bytes");

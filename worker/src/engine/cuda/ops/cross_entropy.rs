@@ -15,18 +15,18 @@ use crate::launch;
 
 const THREADS: u32 = 512;
 
-/// The model behind its last layer.
+/// The part of the model behind its last layer.
 pub struct LossHead<'a, E> {
     pub norm: RmsNorm<'a>,
-    /// Where the norm's weight is trainable.
+    /// Place of the norm's weight among the trainable tensors, where it is trainable.
     pub norm_place: Option<Place>,
-    /// `[vocabulary, width]`
+    /// Weights of the output layer, `[vocabulary][width]`.
     pub head: CudaView<'a, E>,
     pub head_place: Option<Place>,
     pub vocabulary: usize,
 }
 
-/// Rows of one chunk.
+/// Memory for the trained rows that are computed together.
 struct Chunk<E> {
     rows: DeviceBuffer<u32>,
     x: DeviceBuffer<f32>,
@@ -34,22 +34,23 @@ struct Chunk<E> {
     d_logits: DeviceBuffer<E>,
 }
 
-/// Of a chunk's targets.
+/// Loss and accuracy of a chunk's targets.
 struct Losses {
     losses: DeviceBuffer<f32>,
-    /// 1 where the target was the likeliest.
+    /// For each target, 1 where it was the likeliest.
     correct: DeviceBuffer<u32>,
     rows: usize,
 }
 
-/// How often the output layer and the norm get a gradient.
+/// Number of chunks: how often the output layer and the norm get a gradient.
 pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
 }
 
 impl<E: GpuElement> LossHead<'_, E> {
-    /// The summed loss of the targets, whose rows are within `x` `[tokens, width]` and whose ids are within the
-    /// vocabulary. With `dx` and a sink, the gradient of `x` is written and those of the weights are handed over.
+    /// Sums the loss over the targets, whose rows are within `x` `[tokens][width]` and whose ids are within the vocabulary.
+    ///
+    /// With `dx` and a sink, the gradient of `x` is written and those of the weights are handed over.
     pub fn loss(
         &self,
         gpu: &Gpu,

@@ -15,9 +15,9 @@ use crate::launch;
 const WORDS: usize = 16;
 const THREADS: u32 = 256;
 
-/// The mask of one adapter and one slot.
+/// The dropout mask of one adapter in one slot.
 pub struct Mask {
-    /// By tile of rows.
+    /// Keys of the generator, by tile of rows.
     keys: DeviceBuffer<u32>,
     threshold: u32,
     keep_scale: f32,
@@ -42,7 +42,7 @@ impl Mask {
         })
     }
 
-    /// `to` is `from` with some scalars dropped and the others scaled up.
+    /// Copies `from` to `to` with some scalars dropped and the others scaled up.
     pub fn apply<E: GpuElement>(
         &self,
         gpu: &Gpu,

@@ -1,4 +1,4 @@
-//! One pass each over rows: rounding, adding, sums of columns, SwiGLU, rows by number, and the embedding's gradient.
+//! Operations of one pass over rows: rounding, adding, sums of columns, SwiGLU, rows by number, and the embedding's gradient.
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
@@ -11,7 +11,7 @@ use crate::launch;
 pub(super) const TILE: usize = 128;
 const THREADS: u32 = 256;
 
-/// `rows` of `columns`, the first scalars of each `stride`.
+/// Where rows lie in a buffer: `rows` of `columns`, the first scalars of each `stride`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
     pub rows: usize,
@@ -33,7 +33,7 @@ impl Rows {
         }
     }
 
-    /// Up to the end of the last row.
+    /// Scalars from the first row to the end of the last.
     pub fn len(&self) -> usize {
         match self.rows {
             0 => 0,
@@ -110,7 +110,7 @@ pub fn add_to_rows<E: GpuElement>(
     unsafe { launch!(gpu, &name, grid, [y, row, &count, &columns, &stride]) }
 }
 
-/// The sum of each column, over tiles of rows and then over the tiles, both in order.
+/// Sums each column, over tiles of rows and then over the tiles, both in order.
 pub fn column_sums<E: GpuElement>(
     gpu: &Gpu,
     (x, rows): (&CudaView<E>, Rows),
@@ -161,7 +161,7 @@ fn tile_sums<E: GpuElement>(
     }
 }
 
-/// A thread for each column, a row of blocks for each tile.
+/// A grid with a thread for each column, and a row of blocks for each tile.
 pub(super) fn columns_grid(rows: Rows, tile: usize) -> Grid {
     Grid {
         blocks: (
@@ -174,7 +174,7 @@ pub(super) fn columns_grid(rows: Rows, tile: usize) -> Grid {
     }
 }
 
-/// `gate_up` is `[tokens, 2 * width]`, the gates first; `h` has rows of `width`.
+/// Computes `h`, with rows of `width`, from `gate_up` `[tokens][2 * width]`, the gates first.
 pub fn swiglu_forward<E: GpuElement>(
     gpu: &Gpu,
     gate_up: &CudaView<E>,
@@ -268,7 +268,7 @@ pub fn scatter_rows(
     }
 }
 
-/// The summed gradient of each token id: `tokens` in groups of one id, each ending where `ends` says.
+/// Sums the gradient of each token id: `tokens` are in groups of one id, each ending where `ends` says.
 pub fn embedding_gradient(
     gpu: &Gpu,
     gradient: &CudaView<f32>,

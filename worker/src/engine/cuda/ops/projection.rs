@@ -22,7 +22,7 @@ use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
 use crate::engine::ops::lora_linear::MaskKey;
 
-/// Where a tensor lies among the trainable ones.
+/// Where a tensor lies in the flat buffer of trainable scalars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub offset: usize,
@@ -30,12 +30,13 @@ pub struct Place {
 }
 
 impl Place {
+    /// The tensor's part of a flat buffer.
     pub fn of<'a, T>(&self, flat: &'a DeviceBuffer<T>) -> CudaView<'a, T> {
         flat.slice(self.offset..self.offset + self.scalars)
     }
 }
 
-/// A low-rank update: `A` is `[rank, in]`, `B` is `[out, rank]`.
+/// The trainable update of one linear layer: `A` is `[rank][in]`, `B` is `[out][rank]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Adapter {
     pub a: Place,
@@ -44,11 +45,11 @@ pub struct Adapter {
     pub scale: f32,
     /// Probability that an input is dropped.
     pub dropout: f64,
-    /// Which module this is, for the mask.
+    /// Number of the adapted module, for the dropout mask.
     pub module: u64,
 }
 
-/// One layer among those of a projection. What has no place is frozen.
+/// One layer among those of a projection. A weight or bias without a place is frozen or absent.
 #[derive(Clone, Debug)]
 pub struct Layer {
     pub out: usize,
@@ -57,12 +58,12 @@ pub struct Layer {
     pub adapter: Option<Adapter>,
 }
 
-/// A layer and where its parts stand.
+/// A layer, and where its parts lie in the projection's matrix.
 struct Placed {
     layer: Layer,
-    /// Its first column of the output.
+    /// First column of this layer's output among those of all layers.
     column: usize,
-    /// Of its u among the us.
+    /// First column of this adapter's low-rank activations `u = drop(x) Aᵀ` among those of all adapters.
     first: usize,
 }
 
@@ -73,19 +74,20 @@ impl Placed {
     }
 }
 
+/// Linear layers of one input, with their adapters, on the GPU.
 pub struct Projection<E> {
     matrix: DeviceBuffer<E>,
     placed: Vec<Placed>,
     width: usize,
     out: usize,
     rank: usize,
-    /// Of all layers, one after the other.
+    /// Biases of all layers, one after the other.
     bias: Option<DeviceBuffer<f32>>,
 }
 
-/// What gradients are handed to.
+/// Where gradients of trainable tensors are handed to.
 pub trait Sink {
-    /// `write` gets memory for the scalars of `place`, which it must fill.
+    /// Takes the gradient of the tensor at `place`: `write` gets memory for its scalars, which it must fill.
     fn add(
         &mut self,
         gpu: &Gpu,
@@ -93,7 +95,7 @@ pub trait Sink {
         write: &mut dyn FnMut(&mut CudaViewMut<f32>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError>;
 
-    /// Takes the gradients of single rows of the matrix at `place`, which are different ones.
+    /// Takes the gradients of some rows, all different, of the matrix at `place`.
     fn add_rows(
         &mut self,
         gpu: &Gpu,
@@ -102,7 +104,7 @@ pub trait Sink {
         rows: &CudaView<u32>,
     ) -> Result<(), GpuError>;
 
-    /// The most scalars of one place, where a tensor may be handed over in parts.
+    /// Most scalars that one call of [`add`](Self::add) may take; a larger tensor is handed over in parts.
     fn largest(&self) -> usize;
 }
 
@@ -138,7 +140,7 @@ impl<E: GpuElement> Staged<E> {
         }
     }
 
-    /// The weights of a layer, `[out, width]`.
+    /// Sets the weights of a layer, `[out][width]`.
     pub fn set(&mut self, layer: usize, weights: &[E]) {
         let (width, stride) = (self.width, self.width + self.rank);
         let placed = &self.placed[layer];
@@ -149,7 +151,7 @@ impl<E: GpuElement> Staged<E> {
         }
     }
 
-    /// `bias` has those of all layers.
+    /// Uploads the projection to the GPU. `bias` has the biases of all layers.
     pub fn upload(self, gpu: &Gpu, bias: Option<&[f32]>) -> Result<Projection<E>, GpuError> {
         assert!(
             bias.is_none_or(|bias| bias.len() == self.out),
@@ -167,17 +169,17 @@ impl<E: GpuElement> Staged<E> {
 }
 
 impl<E: GpuElement> Projection<E> {
-    /// Columns of the output.
+    /// Width of all outputs together.
     pub fn out(&self) -> usize {
         self.out
     }
 
-    /// Rows of `tokens` inputs, with room for their us.
+    /// Rows of `tokens` inputs, with room behind each for the low-rank activations `u`.
     pub fn inputs(&self, tokens: usize) -> Rows {
         Rows::strided(tokens, self.width, self.stride())
     }
 
-    /// Rows of `tokens` output gradients, with room for their dus.
+    /// Rows of `tokens` output gradients, with room behind each for `du`.
     pub fn gradients(&self, tokens: usize) -> Rows {
         Rows::strided(tokens, self.out, self.out + self.rank)
     }
@@ -234,7 +236,7 @@ impl<E: GpuElement> Projection<E> {
         Ok(())
     }
 
-    /// Writes `u` behind each row of `x`.
+    /// Computes the low-rank activations `u` and writes them behind each row of `x`.
     pub fn reduce(
         &self,
         gpu: &Gpu,
@@ -261,7 +263,7 @@ impl<E: GpuElement> Projection<E> {
         Ok(())
     }
 
-    /// `y = layer(x)`, `[tokens, out]`, from inputs with their us.
+    /// `y = layer(x)`, `[tokens][out]`, from inputs with `u` behind each row.
     pub fn forward(
         &self,
         gpu: &Gpu,
@@ -273,7 +275,7 @@ impl<E: GpuElement> Projection<E> {
         self.add_bias(gpu, y, tokens)
     }
 
-    /// `y = residual + layer(x)`, from inputs with their us.
+    /// `y = residual + layer(x)`, from inputs with `u` behind each row.
     pub fn forward_onto(
         &self,
         gpu: &Gpu,
@@ -316,7 +318,7 @@ impl<E: GpuElement> Projection<E> {
         }
     }
 
-    /// Writes `du` behind each row of `dy`.
+    /// Computes the gradient `du` of the low-rank activations and writes it behind each row of `dy`.
     pub fn reduce_gradient(
         &self,
         gpu: &Gpu,
@@ -332,7 +334,7 @@ impl<E: GpuElement> Projection<E> {
         gpu.blas().product_behind(tokens, dy, s)
     }
 
-    /// The gradient of the input, `[tokens, in]`, from those of the output with their dus.
+    /// Computes the gradient of the input, `[tokens][in]`, from those of the output with `du` behind each row.
     pub fn backward_input<O: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -369,7 +371,7 @@ impl<E: GpuElement> Projection<E> {
         Ok(())
     }
 
-    /// Hands over the gradients of what is trainable, from inputs with their us and output gradients with their dus.
+    /// Hands over the gradients of what is trainable, from inputs with `u` and output gradients with `du` behind each row.
     pub fn backward_weights(
         &self,
         gpu: &Gpu,
@@ -399,7 +401,7 @@ impl<E: GpuElement> Projection<E> {
         Ok(())
     }
 
-    /// In parts as large as the sink takes.
+    /// Hands over the gradient of a layer's weight, in parts as large as the sink takes.
     fn backward_weight(
         &self,
         gpu: &Gpu,
@@ -424,7 +426,7 @@ impl<E: GpuElement> Projection<E> {
         Ok(())
     }
 
-    /// Of both factors.
+    /// Hands over the gradients of both of an adapter's factors.
     fn backward_adapter(
         &self,
         gpu: &Gpu,
@@ -463,7 +465,7 @@ impl<E: GpuElement> Projection<E> {
         })
     }
 
-    /// The mask's key where something is dropped.
+    /// The mask's key, where some adapter drops inputs.
     fn drops(&self, mask: Option<MaskKey>) -> Option<MaskKey> {
         mask.filter(|_| self.adapted().any(|(_, adapter)| adapter.dropout > 0.0))
     }

@@ -10,14 +10,14 @@ use crate::launch;
 
 const THREADS: u32 = 256;
 
-/// The operation: its weight is `[width]`.
+/// Root mean square norm of each row, with its weight `[width]`.
 pub struct RmsNorm<'a> {
     pub weight: CudaView<'a, f32>,
     pub epsilon: f32,
 }
 
 impl RmsNorm<'_> {
-    /// `x` is `[tokens, width]`, and so are the rows of `y`.
+    /// Norms each row of `x`, `[tokens][width]`; the rows of `y` are as wide.
     pub fn forward<E: GpuElement>(
         &self,
         gpu: &Gpu,

@@ -11,7 +11,7 @@ use crate::launch;
 
 const WARPS: usize = 4;
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each.
+/// Cosines and sines of every position, `[positions][head_dim / 2]` each.
 pub struct GpuRopeTable {
     positions: usize,
     cos: DeviceBuffer<f32>,
@@ -33,24 +33,25 @@ impl GpuRopeTable {
     }
 }
 
-/// The norm of each query and key head, weights `[head_dim]`.
+/// Norms of each query and key head, with weights `[head_dim]`.
 pub struct HeadNorms<'a> {
     pub query: CudaView<'a, f32>,
     pub key: CudaView<'a, f32>,
     pub epsilon: f32,
 }
 
-/// The operation. The table must reach to the last position.
+/// Rotary positions on queries and keys, after the norm of their heads where there is one. The table must reach to the last
+/// position.
 pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<HeadNorms<'a>>,
-    /// Of each token.
+    /// Position of each token in its segment.
     pub positions: &'a CudaView<'a, u32>,
     pub table: &'a GpuRopeTable,
 }
 
 impl Rope<'_> {
-    /// `qkv` is `[tokens, layout.width()]`, and so is the result.
+    /// Applies norms and positions to `qkv`, `[tokens][layout.width()]`, and so is the result.
     pub fn forward<E: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -77,8 +78,9 @@ impl Rope<'_> {
         }
     }
 
-    /// From the gradient of the result to that of `qkv`, whose rows are `stride` apart. Writes the gradients of the
-    /// queries' and the keys' norm, one after the other, where they are wanted.
+    /// Computes the gradient of `qkv`, whose rows are `stride` apart, from that of the result.
+    ///
+    /// Writes the gradients of the queries' and the keys' norm, one after the other, where they are wanted.
     pub fn backward<E: GpuElement>(
         &self,
         gpu: &Gpu,
@@ -187,7 +189,7 @@ impl Rope<'_> {
         (heads as i32, key_value_heads as i32, head_dim as i32)
     }
 
-    /// Without norms the kernel reads neither weight.
+    /// Weights of both norms, epsilon, and whether there are norms. Without norms the kernel reads neither weight.
     fn norms(&self) -> (CudaView<'_, f32>, CudaView<'_, f32>, f32, i32) {
         match &self.norms {
             Some(norms) => (norms.query.slice(..), norms.key.slice(..), norms.epsilon, 1),

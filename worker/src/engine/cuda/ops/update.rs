@@ -54,7 +54,7 @@ pub fn fast_accumulate(
     }
 }
 
-/// As [`exact_accumulate`], for single rows of a matrix: `gradient` has one for each of `rows`, which are different ones.
+/// Adds as [`exact_accumulate`] does, to some rows of a matrix: `gradient` has one for each of `rows`, which are different ones.
 pub fn exact_accumulate_rows(
     gpu: &Gpu,
     rule: &FixedPoint,
@@ -78,7 +78,7 @@ pub fn exact_accumulate_rows(
     }
 }
 
-/// As [`fast_accumulate`], for single rows of a matrix.
+/// Adds as [`fast_accumulate`] does, to some rows of a matrix.
 pub fn fast_accumulate_rows(
     gpu: &Gpu,
     sums: &mut CudaViewMut<f32>,
@@ -98,7 +98,7 @@ pub fn fast_accumulate_rows(
     }
 }
 
-/// How many rows there are, and how wide each one's gradient is.
+/// Number of rows, and the width of each one's gradient.
 fn shape_of(rows: &CudaView<u32>, gradient: &CudaView<f32>) -> (i64, i32) {
     let width = gradient.len() / rows.len().max(1);
     assert_eq!(
@@ -109,7 +109,7 @@ fn shape_of(rows: &CudaView<u32>, gradient: &CudaView<f32>) -> (i64, i32) {
     (rows.len() as i64, width as i32)
 }
 
-/// The mean gradients that finished sums stand for.
+/// Computes the mean gradients that finished sums stand for.
 pub fn exact_means(
     gpu: &Gpu,
     sums: &CudaView<i64>,
@@ -128,7 +128,7 @@ pub fn exact_means(
     }
 }
 
-/// The sums of squares, in float64, of chunks of 65,536 scalars.
+/// Sums the squares, in float64, of each chunk of 65,536 scalars.
 pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
     let chunks = x.len().div_ceil(CHUNK);
     if chunks == 0 {
@@ -145,7 +145,7 @@ pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
     gpu.download(&sums, chunks)
 }
 
-/// One pass of AdamW over a tensor.
+/// Updates one tensor by AdamW, in one pass.
 pub(in crate::engine) fn adamw(
     gpu: &Gpu,
     factors: &Factors,

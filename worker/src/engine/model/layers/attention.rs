@@ -9,9 +9,10 @@ use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
 
+/// The attention half of a decoder layer.
 pub struct AttentionBlock {
     pub norm: RmsNorm,
-    /// Queries, keys, values.
+    /// The projections of queries, keys and values, side by side.
     pub qkv: Projection,
     pub output: Projection,
     pub layout: HeadLayout,
@@ -20,11 +21,11 @@ pub struct AttentionBlock {
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
 pub struct AttentionTape<E> {
-    /// As projected, `[tokens, layout.width()]`.
+    /// Queries, keys and values as projected, without positions, `[tokens][layout.width()]`.
     qkv: Buffer<E>,
     qkv_low_rank: LowRank<E>,
     log_sums: Buffer<f32>,
-    /// `[tokens, heads * head_dim]`
+    /// Output of the attention, before the output layer, `[tokens][heads * head_dim]`.
     context: Buffer<E>,
     output_low_rank: LowRank<E>,
 }
@@ -44,7 +45,7 @@ impl<E: Element> AttentionTape<E> {
 }
 
 impl AttentionBlock {
-    /// `x` is `[tokens, hidden]`, and so is the result.
+    /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
     pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, AttentionTape<E>) {
         let (tokens, pool) = (pass.tokens(), pass.pool);
         let mut qkv = pool.take(tokens * self.layout.width());
@@ -74,7 +75,7 @@ impl AttentionBlock {
         (y, tape)
     }
 
-    /// Turns `gradient`, that of the result, into that of `x`, where that is `wanted`.
+    /// Runs backward: turns `gradient`, that of the result, into that of `x` where that is `wanted`.
     pub fn backward<E: Element>(
         &self,
         x: &[f32],

@@ -11,6 +11,7 @@ use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 use crate::engine::ops::rope::HeadLayout;
 
+/// A decoder layer: attention, then feed-forward.
 pub struct DecoderLayer {
     pub attention: AttentionBlock,
     pub mlp: Mlp,
@@ -20,31 +21,31 @@ pub struct DecoderLayer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     Nothing,
-    /// The input of each layer.
+    /// Only the input of each layer, which runs again in the backward pass.
     Inputs,
     Everything,
 }
 
-/// A forward pass, from the first layer to the last.
+/// What a forward pass keeps, from the first layer to the last.
 pub struct Tape<E> {
     layers: Vec<KeptLayer<E>>,
 }
 
 struct KeptLayer<E> {
-    /// `[tokens, hidden]`
+    /// Input of the layer, `[tokens][hidden]`.
     x: Buffer<f32>,
     inner: Option<Inner<E>>,
 }
 
-/// What a layer has between its input and its output.
+/// What a layer computes between its input and its output.
 struct Inner<E> {
     attention: AttentionTape<E>,
-    /// The residual between its halves.
+    /// The residual between the layer's two halves, `[tokens][hidden]`.
     middle: Buffer<f32>,
     mlp: MlpTape<E>,
 }
 
-/// `x` is `[tokens, hidden]`, and so is the result. None: the pass was abandoned.
+/// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. None where the pass was abandoned.
 pub fn forward<E: Element>(
     layers: &[DecoderLayer],
     mut x: Buffer<f32>,
@@ -71,8 +72,10 @@ pub fn forward<E: Element>(
     Some((x, tape))
 }
 
-/// Turns `gradient`, that of the result, into that of the first layer's input, or into anything where that is not
-/// `wanted`. Gives memory back layer by layer. None: the pass was abandoned.
+/// Runs all layers backward: turns `gradient`, that of the result, into that of the first layer's input, or into anything
+/// where that is not `wanted`.
+///
+/// Gives memory back layer by layer. None where the pass was abandoned.
 pub fn backward<E: Element>(
     layers: &[DecoderLayer],
     mut tape: Tape<E>,
@@ -101,7 +104,7 @@ pub fn backward<E: Element>(
 
 #[cfg(test)]
 impl<E: Element> Tape<E> {
-    /// What is kept, adapters' few not counted.
+    /// Bytes that are kept; the few of adapters are not counted.
     pub fn bytes(&self) -> usize {
         let inner = |inner: &Inner<E>| {
             let Inner {
@@ -119,7 +122,7 @@ impl<E: Element> Tape<E> {
 }
 
 impl DecoderLayer {
-    /// Of each token, with [`Keep::Everything`]; adapters' few not counted.
+    /// Bytes that a layer keeps for each token with [`Keep::Everything`]; the few of adapters are not counted.
     pub fn kept_bytes(&self, element: usize) -> usize {
         let HeadLayout {
             heads, head_dim, ..

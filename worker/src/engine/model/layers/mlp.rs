@@ -8,16 +8,17 @@ use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::swiglu;
 
+/// The feed-forward half of a decoder layer.
 pub struct Mlp {
     pub norm: RmsNorm,
-    /// Gate, up.
+    /// The gate and up projections, side by side.
     pub gate_up: Projection,
     pub down: Projection,
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
 pub struct MlpTape<E> {
-    /// `[tokens, 2 * intermediate]`
+    /// Output of the gate and up projections, `[tokens][2 * intermediate]`.
     gate_up: Buffer<E>,
     low_rank: LowRank<E>,
 }
@@ -34,7 +35,7 @@ impl<E: Element> MlpTape<E> {
 }
 
 impl Mlp {
-    /// As far as the backward pass needs it. `x` is `[tokens, hidden]`.
+    /// Runs forward up to the last activation that backward reads, the output of gate and up. `x` is `[tokens][hidden]`.
     pub fn open<E: Element>(&self, x: &[f32], pass: Pass) -> MlpTape<E> {
         let normed = self.normed::<E>(x, pass);
         let mut gate_up = pass.pool.take(pass.tokens() * self.gate_up.width());
@@ -42,7 +43,7 @@ impl Mlp {
         MlpTape { gate_up, low_rank }
     }
 
-    /// The rest: the result, `[tokens, hidden]`.
+    /// Runs the rest of the forward pass, and returns the result, `[tokens][hidden]`.
     pub fn close<E: Element>(&self, x: &[f32], tape: &MlpTape<E>, pass: Pass) -> Buffer<f32> {
         let mut h = pass.pool.take::<E>(tape.gate_up.len() / 2);
         swiglu::forward(&tape.gate_up, &mut h, self.gate_up.width() / 2);
@@ -51,7 +52,7 @@ impl Mlp {
         y
     }
 
-    /// Turns `gradient`, that of the result, into that of `x`.
+    /// Runs backward: turns `gradient`, that of the result, into that of `x`.
     pub fn backward<E: Element>(
         &self,
         x: &[f32],

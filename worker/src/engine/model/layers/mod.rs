@@ -16,11 +16,10 @@ use crate::engine::ops::rope::RopeTable;
 pub struct Pass<'a> {
     pub batch: &'a Batch,
     pub rope: &'a RopeTable,
-    /// None: nothing is dropped.
+    /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
-    /// Once it is asked, what the pass computes is of no use.
-    /// None: nobody may abandon it.
+    /// The request to give up the pass: once it is asked, what the pass computes is of no use. None where nobody may ask.
     pub abandon: Option<&'a Abandon>,
 }
 

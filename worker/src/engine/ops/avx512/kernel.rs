@@ -1,10 +1,10 @@
-//! The innermost loops: tiles of as many sums as there are registers for, fed by one packed panel.
+//! The innermost loops of products: tiles of as many sums as there are registers for, fed by one packed panel.
 
 use std::arch::x86_64::*;
 
 use super::tile::{LANES, LINE_BYTES, PANEL, lanes};
 
-/// Where sums go to, and elements from row to row.
+/// Where sums go to: the address of an element, and the number of elements from row to row.
 #[derive(Clone, Copy)]
 pub(super) enum Out {
     F32(*mut f32, usize),
@@ -16,8 +16,10 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
+    /// The target from this row and column on.
+    ///
     /// # Safety
-    /// The row and column lie within.
+    /// The row and column must lie within it.
     pub(super) unsafe fn at(self, row: usize, column: usize) -> Self {
         // SAFETY: as the caller says.
         unsafe {
@@ -29,7 +31,7 @@ impl Out {
     }
 }
 
-/// Memory that is read soon, to be fetched bit by bit along the way: rows of whole cache lines.
+/// Memory that is read soon and is prefetched bit by bit along the way: rows of whole cache lines.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     pub(super) row: *const u8,
@@ -59,7 +61,7 @@ impl Ahead {
     }
 }
 
-/// Words of the sum on the side of the rows.
+/// A factor's words along the sum, on the side of the rows.
 #[derive(Clone, Copy)]
 pub(super) struct Factor {
     pub(super) data: *const u8,
@@ -85,7 +87,7 @@ impl Factor {
 pub(super) struct Block {
     pub(super) factors: [Factor; 2],
     pub(super) panel: *const u32,
-    /// What is added to, with elements from row to row; null for nothing.
+    /// What the sums are added to, with the number of elements from row to row; null for nothing.
     pub(super) from: (*const f32, usize),
     pub(super) to: Out,
     pub(super) columns: usize,
@@ -256,7 +258,7 @@ unsafe fn tile<S: Step, const VECTORS: usize, const ROWS: usize>(block: Block) {
     }
 }
 
-/// To bfloat16 as [`Element::narrow`] does, for processors without the instruction too.
+/// Rounds to bfloat16 as [`Element::narrow`] does, for processors without the instruction too.
 ///
 /// # Safety
 /// The processor has AVX-512.

@@ -24,13 +24,13 @@ use tile::{LANES, LINE_BYTES, PANEL, per_word};
 /// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
 const SUM_BLOCK: usize = 128;
 
-/// A term of at most so many words, as an adapter's is, goes with the block before it.
+/// Longest term, in words, that goes with the block before it, as an adapter's does.
 const SHORT_TERM: usize = 32;
 
-/// Output rows of a task: its sums are 128 KiB, which stay in L2.
+/// Most output rows of a task: its sums are 128 KiB, which stay in L2.
 const TASK_ROWS: usize = 512;
 
-/// Rows of a task where there are few panels.
+/// Least rows of a task, where there are few panels.
 const FEWEST_TASK_ROWS: usize = 48;
 
 /// Whether this processor has the instructions for products of such elements.
@@ -78,7 +78,7 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
     });
 }
 
-/// One product on the calling thread, of shapes that were checked. The processor is one that [`is_supported`].
+/// Computes one product on the calling thread, of shapes that were checked. The processor is one that [`is_supported`].
 pub(super) fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
     small(c, add, term, false);
 }
@@ -111,7 +111,7 @@ fn small<E: Element>(c: MatrixMut, add: bool, term: Term<E>, turned: bool) {
     });
 }
 
-/// `aᵀ · w` on all threads, of shapes that were checked. The processor is one that [`is_supported`].
+/// Computes `aᵀ · w` on all threads, of shapes that were checked. The processor is one that [`is_supported`].
 pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     assert!(is_supported::<f32>(), "a processor without AVX-512");
     let (rows, width, stride) = (c.rows, w.columns, c.row_stride);
@@ -145,7 +145,7 @@ pub(super) fn multiply_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32
     });
 }
 
-/// [`multiply_turned`] of a small product, on the calling thread alone.
+/// Computes a small [`multiply_turned`] on the calling thread alone.
 pub(super) fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: View<f32>) {
     small(c, add, turned_term(a, w), true);
 }
@@ -155,13 +155,13 @@ fn turned_term<'a>(a: View<'a, f32>, w: View<'a, f32>) -> Term<'a, f32> {
     Term { a, w, along }
 }
 
-/// Enough tasks for the threads there are. A row's bits do not depend on its task.
+/// Rows of a task, such that there are enough tasks for the threads. A row's bits do not depend on its task.
 fn task_rows(rows: usize, panels: usize) -> usize {
     let wanted = (4 * rayon::current_num_threads()).div_ceil(panels.max(1));
     rows.div_ceil(wanted).clamp(FEWEST_TASK_ROWS, TASK_ROWS)
 }
 
-/// Factors whose rows end within a word, with a zero behind them. By part and term.
+/// Copies of the factors whose rows end within a word, with zeros behind each row; by part and term.
 fn padded_factors<E: Element>(parts: &[Part<E>]) -> Vec<Vec<Option<Vec<E>>>> {
     let per_word = per_word::<E>();
     let padded = |a: &View<E>| {
@@ -184,7 +184,7 @@ fn padded_factors<E: Element>(parts: &[Part<E>]) -> Vec<Vec<Option<Vec<E>>>> {
 #[derive(Clone, Copy)]
 struct Line(#[allow(dead_code)] [u32; LANES]);
 
-/// Of each thread: a packed panel, and the sums of a task.
+/// Memory that a thread uses again: a packed panel, and the sums of a task.
 struct Scratch {
     panel: Vec<Line>,
     sums: Vec<Line>,
@@ -196,18 +196,18 @@ thread_local! {
         sums: vec![Line([0; LANES]); TASK_ROWS * PANEL / LANES],
     });
 }
-/// Rows and columns of one part.
+/// Some rows and columns of one part of a product.
 struct Task<'a, E> {
     part: &'a Part<'a, E>,
     padded: &'a [Option<Vec<E>>],
-    /// Within the part.
+    /// First column of the task within the part.
     column: usize,
     columns: usize,
     row: usize,
     rows: usize,
-    /// To what the target holds, in float32.
+    /// Whether to add to what the target holds, in float32.
     add: bool,
-    /// The factor `a` is `[sum, rows]`, in float32.
+    /// Whether the factor `a` is `[sum][rows]`, in float32.
     turned: bool,
 }
 
@@ -279,7 +279,7 @@ impl<E: Element> Task<'_, E> {
         }
     }
 
-    /// What is packed first of the words of a term from `start`, or else of the next term.
+    /// The words of a term from `start`, or else of the next term, that are packed first.
     fn piece(&self, term: usize, start: usize) -> Option<Piece> {
         let left = words(self.part.terms.get(term)?) - start;
         match left {
@@ -326,8 +326,8 @@ impl<E: Element> Task<'_, E> {
 }
 
 impl<E: Element> Task<'_, E> {
-    /// The weights that are packed after this block: of the same panel, or the first of the one beside it, which the
-    /// same thread is likely to be given.
+    /// The weights to prefetch, which are packed after this block: of the same panel, or the first of the one beside it, which
+    /// the same thread is likely to be given.
     fn ahead(&self, next: Option<Piece>) -> Ahead {
         let terms = &self.part.terms;
         let (term, column, start) = match next {

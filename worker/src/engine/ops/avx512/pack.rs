@@ -1,4 +1,4 @@
-//! Weights on their way into a panel: `panel[word][column]`, as the kernel reads them, whichever side the sum runs along.
+//! Packs weights into a panel: `panel[word][column]`, as the kernel reads them, whichever side the sum runs along.
 
 use std::arch::x86_64::*;
 
@@ -47,7 +47,7 @@ pub(super) unsafe fn pack<E: Element>(
     }
 }
 
-/// Rows that become columns: their length and stride in bytes.
+/// Rows that become columns: where they begin, and the bytes from one to the next.
 #[derive(Clone, Copy)]
 struct Source {
     data: *const u8,
@@ -118,7 +118,7 @@ unsafe fn transpose(source: Source, rows: usize, halves: usize, words: usize, to
     }
 }
 
-/// Rows of float32 lie as the panel wants them.
+/// Copies rows of float32, which lie as the panel wants them.
 ///
 /// # Safety
 /// `count` rows of `columns` words are readable, `stride` words apart, and the panel has room for them.
@@ -143,7 +143,7 @@ unsafe fn pack_rows(
     }
 }
 
-/// Pairs are two rows of bfloat16: interleaves them. A missing last row is zero.
+/// Interleaves rows of bfloat16 two by two, so that each pair is a word. A missing last row is zero.
 ///
 /// # Safety
 /// `rows` rows of `columns` half words are readable, `stride` half words apart, and the panel has room for them.

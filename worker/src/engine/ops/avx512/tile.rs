@@ -9,7 +9,7 @@ pub(super) const PANEL: usize = 64;
 pub(super) const LANES: usize = 16;
 pub(super) const LINE_BYTES: usize = 64;
 
-/// Elements in a word.
+/// Number of elements in a word of 32 bits.
 pub(super) const fn per_word<E>() -> usize {
     size_of::<u32>() / size_of::<E>()
 }
