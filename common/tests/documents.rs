@@ -90,29 +90,93 @@ fn every_shipped_job_is_valid() {
 
 #[test]
 fn documents_point_to_files_that_exist() {
-    let code_map = read("docs/architecture.md");
-    let in_code_map = code_map.split('`').skip(1).step_by(2).filter(|quoted| {
-        ["proto/", "common/", "coordinator/", "worker/"]
-            .iter()
-            .any(|crate_folder| quoted.starts_with(crate_folder))
-    });
-    for path in in_code_map {
-        assert!(root().join(path).exists(), "docs/architecture.md: {path}");
-    }
     for document in [
         "README.md",
+        "CONTRIBUTING.md",
         "docs/architecture.md",
+        "docs/recovery.md",
+        "docs/exchange.md",
+        "docs/performance.md",
+        "docs/cuda.md",
         "docs/job.md",
         "deploy/README.md",
     ] {
         let text = read(document);
+        let quoted = text.split('`').skip(1).step_by(2);
+        let paths = quoted.filter(|quoted| {
+            let folders = ["proto/", "common/", "coordinator/", "worker/"];
+            !quoted.contains(' ') && folders.iter().any(|folder| quoted.starts_with(folder))
+        });
+        for path in paths {
+            assert!(root().join(path).exists(), "{document}: {path}");
+        }
         let folder = root().join(Path::new(document).parent().unwrap());
         let links = text
             .split("](")
             .skip(1)
             .map(|rest| rest.split_once(')').unwrap().0);
         for link in links.filter(|link| !link.contains("://")) {
-            assert!(folder.join(link).exists(), "{document}: {link}");
+            let file = link.split('#').next().unwrap();
+            assert!(folder.join(file).exists(), "{document}: {link}");
         }
     }
+}
+
+/// Names of modules and of the files that hold them, in the rows of a table that begins with the crate's folder.
+#[test]
+fn the_map_names_only_what_is_there() {
+    let text = read("docs/architecture.md");
+    for crate_folder in ["coordinator/src/", "worker/src/", "common/src/"] {
+        let start = format!("| `{crate_folder}` | what |\n|---|---|\n");
+        let (_, rest) = text.split_once(&start).unwrap();
+        let rows: Vec<&str> = rest
+            .lines()
+            .take_while(|line| line.starts_with("| "))
+            .collect();
+        assert!(rows.len() >= 5, "{crate_folder}");
+        for row in rows {
+            let cell = row.split('|').nth(1).unwrap();
+            for room in cell.split('`').skip(1).step_by(2) {
+                let place = root().join(crate_folder).join(room);
+                let is_there = place.exists() || place.with_extension("rs").is_file();
+                assert!(is_there, "docs/architecture.md: {crate_folder}{room}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_time_outs_stand_where_the_documents_say() {
+    let text = read("docs/recovery.md");
+    let (_, table) = text.split_once("| what | how long | constant |").unwrap();
+    let mut checked = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let cell = row.split('|').nth(3).unwrap();
+        let mut names = Vec::new();
+        for quoted in cell.split('`').skip(1).step_by(2) {
+            if !quoted.contains('/') {
+                names.push(quoted);
+                continue;
+            }
+            let own = root().join("coordinator/src").join(quoted);
+            let file = match own.exists() {
+                true => own,
+                false => root().join(quoted),
+            };
+            assert!(file.exists(), "docs/recovery.md: {quoted}");
+            if file.is_dir() {
+                continue;
+            }
+            let code = fs::read_to_string(&file).unwrap();
+            for name in names.drain(..) {
+                let defined = format!("const {name}: Duration");
+                assert!(
+                    code.contains(&defined),
+                    "docs/recovery.md: {name} is not in {quoted}"
+                );
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 20, "{checked}");
 }

@@ -32,7 +32,7 @@ pub enum WeightSource {
 }
 
 impl WeightSource {
-    /// Opens a model folder. `expected` are all tensors of the model ([`base_tensors`]), which are compared with the files'.
+    /// Opens a model folder. `expected` are all tensors of the model ([`base_tensors`](common::model::base_tensors)), which are compared with the files'.
     pub fn open(
         folder: &ModelFolder,
         expected: &[(String, Vec<usize>)],
