@@ -34,6 +34,8 @@ pub struct State {
     pub since: Instant,
     /// What a coordinator that prepares says of itself.
     pub moment: String,
+    /// Why the worker takes no part for now, where it waits for that.
+    pub aside: Option<String>,
     /// Updates that the worker's weights have seen.
     pub step: u64,
     /// Steps of the whole run; 0 where they are not known yet.
@@ -52,6 +54,7 @@ impl Default for State {
             doing: Doing::default(),
             since: Instant::now(),
             moment: String::new(),
+            aside: None,
             step: 0,
             total_steps: 0,
             workers: 0,
@@ -87,7 +90,14 @@ impl Status {
 
     /// Notes that a generation of so many members has begun.
     pub fn entered(&self, workers: usize) {
-        self.lock().workers = workers;
+        let mut state = self.lock();
+        state.workers = workers;
+        state.aside = None;
+    }
+
+    /// Notes that the coordinator leaves this worker out for now, and why.
+    pub fn set_aside(&self, reason: &str) {
+        self.lock().aside = Some(reason.to_owned());
     }
 
     pub fn reached(&self, step: u64) {

@@ -29,7 +29,8 @@ A value of the job file gives way to the environment
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done
-    1  the job failed, or cannot start now: port or output folder in use
+    1  the job failed, or cannot start now: port or output folder in use;
+       or what was asked for cannot be printed
     2  wrong usage, or an error in the job file
     3  model, data, machine or output folder would not do
    75  stopped, and the same command goes on

@@ -156,7 +156,10 @@ fn line(state: &State, now: Instant, tokens_per_second: Option<f64>, address: &s
         Doing::Preparing => format!("the coordinator is preparing: {}", state.moment),
         Doing::Fetching => "fetching model and data".to_owned(),
         Doing::Loading => "loading the model".to_owned(),
-        Doing::WaitingToBegin => "waiting for other workers to join or load".to_owned(),
+        Doing::WaitingToBegin => match &state.aside {
+            Some(reason) => format!("takes no part for now, because {reason}"),
+            None => "waiting for other workers to join or load".to_owned(),
+        },
         Doing::WaitingForSlots => "waiting for slots".to_owned(),
         Doing::Computing => "computing a slot".to_owned(),
         Doing::Exchanging => "exchanging gradients".to_owned(),
@@ -239,6 +242,15 @@ mod tests {
             ..state(Doing::Connecting)
         };
         assert_eq!(after(5, &first, None), "connecting to host:7077 0:05");
+        let aside = State {
+            workers: 0,
+            aside: Some("worker b cannot reach it".to_owned()),
+            ..state(Doing::WaitingToBegin)
+        };
+        assert_eq!(
+            after(5, &aside, None),
+            "takes no part for now, because worker b cannot reach it 0:05"
+        );
     }
 
     #[test]

@@ -25,13 +25,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::ComputeDevice;
 use crate::collective::feed::Source;
 use crate::collective::{Collective, Membership, PeerAddress};
 use crate::rpc::blocks::Blocks;
 use crate::rpc::connect::{Client, root_cause};
 use crate::run::leases::{Leases, SlotKey};
 use crate::run::orders::{Lease, Order};
+use crate::{ComputeDevice, status};
 
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -314,6 +314,8 @@ pub struct Forwarder {
     pub device: ComputeDevice,
     /// The reason for an exchange over TCP that was logged last.
     pub told: Mutex<String>,
+    /// For people.
+    pub status: status::Status,
 }
 
 impl Forwarder {
@@ -375,10 +377,11 @@ impl Forwarder {
                 return Ok(None);
             }
             Down::Aside(aside) => {
+                let reason = text::reason(&aside.reason);
                 tracing::warn!(
-                    "waiting: this worker takes no part for now, because {}; it is tried again from time to time",
-                    aside.reason
+                    "waiting: this worker takes no part for now, because {reason}; it is tried again from time to time"
                 );
+                self.status.set_aside(&reason);
                 return Ok(None);
             }
             Down::Plan(plan) => Order::Plan(plan),

@@ -211,6 +211,7 @@ impl WorkerContext {
             worker: admission.worker,
             device: self.device.clone(),
             told: Mutex::default(),
+            status: self.options.status.clone(),
         };
         let line = CoordinatorLink {
             up: up.downgrade(),

@@ -14,7 +14,7 @@ use crate::engine::slot;
 use crate::engine::slot::{HeldSlots, SlotOutcome};
 
 pub use self::follower::{Follower, News, Patience, Source};
-pub use self::source::{FeedLimits, Feeds};
+pub use self::source::{FeedLimits, Feeds, MEMBER};
 
 /// One update, as everyone who is at the step before it can repeat it to the same bits.
 #[derive(Clone, Debug, PartialEq)]

@@ -25,7 +25,7 @@ const MAX_ENDED: usize = 64;
 /// Time between two looks for followers that do not come (back).
 const WATCH: Duration = Duration::from_millis(500);
 
-const MEMBER: &str = "its follower has become a member";
+pub const MEMBER: &str = "its follower has become a member";
 
 /// Bounds of what a member keeps for its followers.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use proto::v1::worker_message::Message as Up;
 use super::handover::updates_in;
 use super::summing::Summed;
 use super::{Run, RunError};
-use crate::collective::feed::{Follower, News, Patience, Source, Update};
+use crate::collective::feed::{Follower, MEMBER, News, Patience, Source, Update};
 use crate::engine::slot::HeldSlots;
 use crate::engine::trainer::Reduced;
 use crate::run::orders::Order;
@@ -77,7 +77,11 @@ impl Run {
     fn lose_feed(&mut self, attempt: u64, reason: String) {
         self.following = None;
         self.entering = None;
-        tracing::warn!("the feed of this worker's state was lost: {reason}");
+        match reason == MEMBER {
+            // As every feed ends: the generation that it led into has begun.
+            true => tracing::debug!("the feed of this worker's state is over: {reason}"),
+            false => tracing::warn!("the feed of this worker's state was lost: {reason}"),
+        }
         self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
     }
 
