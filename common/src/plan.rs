@@ -34,7 +34,7 @@ type EpochOrder = (u64, Arc<[u64]>);
 const STREAM_BLOCK_ORDER: u64 = 1;
 
 impl Schedule {
-    /// `train_blocks` is at least 1 (preflight refuses an empty dataset).
+    /// The schedule of a job over `train_blocks` training blocks, at least 1 (preflight refuses an empty dataset).
     pub fn new(job: &JobSpec, train_blocks: u64) -> Self {
         let global_batch_size = job.global_batch_size as u64;
         let steps_per_epoch = train_blocks.div_ceil(global_batch_size).max(1);
@@ -51,10 +51,12 @@ impl Schedule {
         }
     }
 
+    /// Number of optimizer steps of the run.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
     }
 
+    /// Number of steps in an epoch; its last one may be short.
     pub fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }
@@ -130,13 +132,13 @@ pub fn highest_rate(job: &JobSpec, total_steps: u64) -> f64 {
     learning_rate(job, warmup.min(total_steps.saturating_sub(1)), total_steps)
 }
 
-/// Some step has a learning rate that weights can follow: without one they end as they began. Updates are applied in
+/// Whether some step has a learning rate that weights can follow: without one they end as they began. Updates are applied in
 /// float32, which has no number of full precision below its least one.
 pub fn learns(job: &JobSpec, total_steps: u64) -> bool {
     highest_rate(job, total_steps) >= f64::from(f32::MIN_POSITIVE)
 }
 
-/// Steps over which the learning rate rises.
+/// Number of steps over which the learning rate rises.
 pub fn warmup_steps(warmup: Warmup, total_steps: u64) -> u64 {
     match warmup {
         Warmup::Steps(steps) => steps,

@@ -38,11 +38,11 @@ pub struct Prepared {
     pub job: Arc<JobSpec>,
     pub job_digest: String,
     pub model: ModelFolder,
-    /// What of the model folder is not used, in words for the user.
+    /// Lines for the user on what of the model folder is not used.
     pub model_notices: Vec<String>,
-    /// What makes up the model; empty where it was not asked for.
+    /// Files that make up the model, with their digests; empty where these were not asked for.
     pub model_files: Vec<FileEntry>,
-    /// BLAKE3 over `model_files`.
+    /// BLAKE3 over `model_files`, hex.
     pub model_digest: String,
     pub model_config: ModelConfig,
     pub tokenizer: Tokenizer,
@@ -53,11 +53,12 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Number of optimizer steps of the run.
     pub fn total_steps(&self) -> u64 {
         self.schedule.total_steps()
     }
 
-    /// Of a step that is not an epoch's last.
+    /// Number of slots of a step that is not an epoch's last.
     pub fn slots_per_step(&self) -> usize {
         let blocks = self
             .job
@@ -129,7 +130,7 @@ impl fmt::Display for PreflightError {
 }
 
 impl PreflightError {
-    /// Keeps the problem and goes on, to find the others.
+    /// Unwraps a result. An error is kept, and the caller goes on to find the other problems.
     fn note<T>(&mut self, result: Result<T, impl fmt::Display>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -140,7 +141,7 @@ impl PreflightError {
         }
     }
 
-    /// Whoever else reads the same file finds the same.
+    /// Adds a problem, once: whoever else reads the same file finds the same.
     fn add(&mut self, problem: String) {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
@@ -161,7 +162,7 @@ pub fn prepare(job: &JobSpec, progress: &Progress) -> Result<Prepared, Preflight
     prepare_in(job, &job.output_dir.join(WORK_FOLDER), true, progress)
 }
 
-/// [`prepare`] with the block file elsewhere. The digests of a big model take a while: `with_digests` off skips them.
+/// [`prepare`] with the block file in another folder. The digests of a big model take a while: `with_digests` off skips them.
 pub fn prepare_in(
     job: &JobSpec,
     blocks_dir: &Path,
@@ -237,7 +238,7 @@ pub fn prepare_in(
     }
 }
 
-/// The model folder, with what of it is not used.
+/// Opens the model folder; returns also what of it is not used, in lines for the user.
 fn read_model(
     job: &JobSpec,
     errors: &mut PreflightError,
@@ -266,7 +267,7 @@ type Found = (
     Option<Vec<FileEntry>>,
 );
 
-/// None only where a problem was noted.
+/// Puts together what was found. None only where a problem was noted.
 fn assemble(found: Found) -> Option<Prepared> {
     let (model, config, estimate, tokenizer, template, data, model_files) = found;
     let (data, model_files) = (data?, model_files?);
@@ -288,7 +289,7 @@ fn assemble(found: Found) -> Option<Prepared> {
     })
 }
 
-/// Without a tokenizer nothing can be said about rows, but missing files can be named.
+/// Checks that the datasets exist, where there is no tokenizer and so nothing can be said about their rows.
 fn check_datasets(job: &JobSpec) -> Result<(), String> {
     let missing: Vec<String> = job
         .datasets
@@ -305,7 +306,7 @@ fn check_datasets(job: &JobSpec) -> Result<(), String> {
     }
 }
 
-/// The output folder can be written and is no other job's, and the checkpoint to resume from is whole.
+/// Checks that the output folder can be written and is no other job's, and that the checkpoint to resume from is whole.
 fn check_output_dir(job: &JobSpec) -> Result<(), String> {
     let dir = &job.output_dir;
     if let Resume::Path(path) = &job.resume {
@@ -315,8 +316,8 @@ fn check_output_dir(job: &JobSpec) -> Result<(), String> {
     check_writable(dir)
 }
 
-/// A file can be made where the run would make its own. The mode of a folder does not say it: the folder may be another
-/// user's, or on a file system that is read-only.
+/// Checks that something can be made where the run would make its files, by making a folder there. The mode of a folder does
+/// not say it: the folder may be another user's, or on a file system that is read-only.
 fn check_writable(dir: &Path) -> Result<(), String> {
     let own = dir.join(WORK_FOLDER);
     for path in own.ancestors() {
@@ -358,7 +359,7 @@ fn probe(output_dir: &Path, existing: &Path) -> Result<(), String> {
         })
 }
 
-/// The output folder is no other job's.
+/// Checks that the output folder is no other job's.
 fn check_claim(job: &JobSpec, total_steps: Option<u64>) -> Result<(), String> {
     let identity = RunIdentity {
         job: job.clone(),
@@ -371,7 +372,7 @@ fn check_claim(job: &JobSpec, total_steps: Option<u64>) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// A run in which nothing is learned would end as if all were well.
+/// Refuses a learning rate with which nothing is learned: the run would end as if all were well.
 fn check_learning_rate(prepared: &Prepared) -> Result<(), String> {
     let steps = prepared.total_steps();
     let highest = highest_rate(&prepared.job, steps);
@@ -434,7 +435,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Every tensor of the architecture is there in its shape, and none that would make it another. What is not used.
+/// Checks that every tensor of the architecture is there in its shape, and none that would make it another model. Returns what
+/// is not used, in lines for the user.
 fn check_weights(
     job: &JobSpec,
     model: &ModelFolder,

@@ -1,5 +1,6 @@
 //! Tokens that the files beside `tokenizer.json` add to it or describe otherwise, taken as Transformers' AutoTokenizer
-//! takes them (`tokenization_utils_base.py`, `tokenization_utils_tokenizers.py`): what they say wins, and new tokens get the ids that follow.
+//! takes them (`tokenization_utils_base.py`, `tokenization_utils_tokenizers.py`): what they say wins, and new tokens get the
+//! ids that follow.
 //!
 //! In: a tokenizer and its folder. Out: the tokenizer with those tokens, or an error where an id that a file gives is not
 //! the one that the token has.
@@ -15,7 +16,8 @@ use super::tokenize::{SpecialTokens, TokenizerError, read_json};
 const CONFIG: &str = "tokenizer_config.json";
 const LEGACY: &str = "added_tokens.json";
 
-/// Adds them. What changed, for the tokenizer's digest; empty where `tokenizer.json` has all of them as they are.
+/// Adds the tokens of the files beside `tokenizer.json`. Returns what changed, for the tokenizer's digest; empty where
+/// `tokenizer.json` has all of them as they are.
 pub(super) fn extend(
     tokenizer: &mut Tokenizer,
     model_dir: &Path,
@@ -69,7 +71,7 @@ fn by_text(tokenizer: &Tokenizer) -> HashMap<String, AddedToken> {
     known.map(|token| (token.content.clone(), token)).collect()
 }
 
-/// `added_tokens_decoder`: id to token.
+/// Tokens of `added_tokens_decoder`, by id.
 fn decoder_tokens(
     path: &Path,
     decoder: &Json,
@@ -110,7 +112,8 @@ fn token_of(token: &Json) -> Option<AddedToken> {
     )
 }
 
-/// `added_tokens.json`: text to id, which counts where the config has no list. What `tokenizer.json` says of a token wins.
+/// Tokens of `added_tokens.json` (text to id), which counts where the config has no list. What `tokenizer.json` says of a token
+/// wins.
 fn legacy(
     model_dir: &Path,
     tokenizer: &Tokenizer,
@@ -146,7 +149,7 @@ fn named(tokenizer: &Tokenizer, special: &SpecialTokens) -> Vec<String> {
     in_vocabulary.map(str::to_owned).collect()
 }
 
-/// `additional_special_tokens`, which Transformers 5 calls `extra_special_tokens`.
+/// Texts of `additional_special_tokens`, which Transformers 5 calls `extra_special_tokens`.
 fn extra(path: &Path, config: &Json) -> Result<Vec<String>, TokenizerError> {
     let mut texts = Vec::new();
     for field in ["additional_special_tokens", "extra_special_tokens"] {

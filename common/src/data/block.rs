@@ -12,13 +12,14 @@ pub const TOKEN_BYTES: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     pub tokens: Vec<u32>,
-    /// Which example each token belongs to; attention and positions never cross from one to another.
+    /// Segment (example) that each token belongs to; attention and positions never cross from one to another.
     pub segments: Vec<u16>,
-    /// The token is predicted (from the one before it in its segment) and counts in the loss. Never set on the first
-    /// token of a segment, nor on padding.
+    /// The loss mask: whether the token is predicted (from the one before it in its segment) and counts in the loss. Never set on
+    /// the first token of a segment, nor on padding.
     pub trained: Vec<bool>,
 }
 
+/// Why bytes are no block.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BlockError {
     #[error("a block has {found} bytes where {expected} were expected")]
@@ -28,10 +29,12 @@ pub enum BlockError {
 }
 
 impl Block {
+    /// Bytes of an encoded block.
     pub fn encoded_len(sequence_len: usize) -> usize {
         sequence_len * TOKEN_BYTES
     }
 
+    /// Appends the block's encoding to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         for ((token, segment), trained) in self.tokens.iter().zip(&self.segments).zip(&self.trained)
         {
@@ -41,7 +44,7 @@ impl Block {
         }
     }
 
-    /// Refuses any length but `sequence_len` tokens, and any mask or segment that no packer writes.
+    /// Decodes a block. Refuses any length but `sequence_len` tokens, and any mask or segment that no packer writes.
     pub fn decode(bytes: &[u8], sequence_len: usize) -> Result<Self, BlockError> {
         let expected = Self::encoded_len(sequence_len);
         if bytes.len() != expected {
@@ -75,11 +78,12 @@ impl Block {
         Ok(block)
     }
 
+    /// Number of tokens that count in the loss.
     pub fn trained_tokens(&self) -> u64 {
         self.trained.iter().filter(|trained| **trained).count() as u64
     }
 
-    /// Tokens before the padding.
+    /// Number of tokens before the padding.
     pub fn used_len(&self) -> usize {
         self.segments
             .iter()

@@ -27,6 +27,7 @@ const MAX_INFO_BYTES: u64 = 16 << 20;
 /// Longest block, in tokens.
 const MAX_SEQUENCE_LEN: u64 = 1 << 24;
 
+/// Why a block file cannot be read or written.
 #[derive(Debug, Error)]
 pub enum BlockFileError {
     #[error(transparent)]
@@ -35,7 +36,7 @@ pub enum BlockFileError {
     Damaged { path: PathBuf, reason: String },
 }
 
-/// What the header says; all of it follows from the blocks.
+/// The header of a block file; all of it follows from the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Header {
     sequence_len: u64,
@@ -98,7 +99,7 @@ impl Header {
         self.train_blocks.checked_add(self.eval_blocks)
     }
 
-    /// None where the numbers overflow.
+    /// Where the parts of the file begin; None where the numbers overflow.
     fn layout(&self) -> Option<Layout> {
         let blocks = self.blocks()?;
         let block_bytes = Block::encoded_len(self.sequence_len as usize) as u64;
@@ -173,21 +174,22 @@ impl BlockFile {
         &self.path
     }
 
-    /// Tokens in a block.
+    /// Number of tokens in a block.
     pub fn sequence_len(&self) -> usize {
         self.header.sequence_len as usize
     }
 
+    /// Number of training blocks.
     pub fn train_blocks(&self) -> u64 {
         self.header.train_blocks
     }
 
-    /// Numbered after the training blocks.
+    /// Number of validation blocks, which come after the training blocks.
     pub fn eval_blocks(&self) -> u64 {
         self.header.eval_blocks
     }
 
-    /// Training and validation blocks.
+    /// Number of training and validation blocks together.
     pub fn total_blocks(&self) -> u64 {
         self.header.train_blocks + self.header.eval_blocks
     }
@@ -197,12 +199,12 @@ impl BlockFile {
         &self.digest
     }
 
-    /// What the blocks were made from, as the writer was told.
+    /// Digest of what the blocks were made from, as the writer was told.
     pub fn inputs(&self) -> &[u8; 32] {
         &self.header.inputs
     }
 
-    /// The writer's info.
+    /// Info that the writer put in.
     pub fn info(&self) -> &[u8] {
         &self.map[HEADER_BYTES..HEADER_BYTES + self.header.info_len as usize]
     }
@@ -257,7 +259,7 @@ pub fn write(
     write_watched(path, sequence_len, counts, inputs, info, blocks, &wanted)
 }
 
-/// [`write`], for those who wait: each block counts, and nothing is left behind where that is cancelled.
+/// [`write`] with progress: counts each block, and leaves nothing behind where that is cancelled.
 pub fn write_watched(
     path: &Path,
     sequence_len: usize,

@@ -1,4 +1,4 @@
-//! Reading all rows of all datasets, in order, on all cores.
+//! Reads all rows of all datasets, in order, on all cores.
 //!
 //! Enters: dataset files. Leaves: examples in the order of the data, or every row that cannot be used. Never holds more
 //! than a batch of rows as JSON.
@@ -14,18 +14,18 @@ use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
 use crate::text::count;
 
-/// Largest vocabulary that tokens are kept of.
+/// Largest vocabulary: token ids are kept below this.
 const MAX_VOCABULARY: u32 = super::tokens::TRAINED;
 
 const BATCH_ROWS: usize = 2048;
-/// A batch takes about ten times this while it is tokenised.
+/// Bytes of rows in a batch, which takes about ten times this while it is tokenised.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// What reading came to, beside the examples.
+/// Counts and notes of reading, beside the examples.
 #[derive(Debug, Default)]
 pub struct Reading {
     pub rows: u64,
-    /// Rows of which an answer says that it is not learned.
+    /// Number of rows of which an answer says that it is not learned.
     pub left_out: u64,
     /// What of the rows was passed over, a line each.
     pub notes: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Reading {
 pub struct Source<'a> {
     job: &'a JobSpec,
     maker: ExampleMaker<'a>,
-    /// Rows of the model's embedding. None where its config does not say.
+    /// Size of the model's vocabulary: rows of its embedding. None where its config does not say.
     vocab_size: Option<u32>,
     /// Counts bytes of rows.
     progress: Progress,
@@ -76,13 +76,13 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
-    /// Tells how far it is, and stops with an error once that is cancelled.
+    /// Counts the bytes of rows in `progress`, and stops with an error once that is cancelled.
     pub fn watched_by(self, progress: &Progress) -> Self {
         let progress = progress.clone();
         Self { progress, ..self }
     }
 
-    /// What padding is filled with: any token that the model has.
+    /// The token that padding is filled with: any that the model has.
     pub fn pad_id(&self) -> u32 {
         let pad_id = self.maker.tokenizer.pad_id();
         if self.check_id(pad_id).is_ok() {
@@ -92,7 +92,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Hands the examples over in batches until `take` returns false.
+    /// Reads all rows and hands their examples over in batches, until `take` returns false.
     pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
@@ -214,7 +214,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The line of a row, its examples, and what of it was passed over.
+/// A row that was read: its line, its examples, and what of it was passed over.
 type RowExamples = (u64, Vec<Example>, Vec<Note>);
 
 /// The rows that a dataset's split names.
@@ -222,7 +222,7 @@ struct Slice {
     rows: RowReader,
     from: usize,
     to: usize,
-    /// Rows that were read, those before the slice too.
+    /// Number of rows that were read, those before the slice too.
     seen: usize,
 }
 
@@ -238,7 +238,7 @@ impl Slice {
         })
     }
 
-    /// Of a slice that was read to its end: how many rows the file has, if the split asks for more than those.
+    /// How many rows the file has, if the split asks for more than those. For a slice that was read to its end.
     fn rows_beyond(&self) -> Option<usize> {
         let asked = match self.to {
             usize::MAX => self.from.saturating_add(1),
@@ -265,7 +265,7 @@ impl Iterator for Slice {
     }
 }
 
-/// Why there is nothing to read.
+/// Why a dataset has nothing to read.
 fn no_rows(dataset: &DatasetSpec, rows: &Slice) -> String {
     match (rows.rows_beyond(), &dataset.split) {
         (Some(have), Some(split)) if have > 0 => format!(

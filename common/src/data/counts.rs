@@ -1,38 +1,38 @@
-//! What the data of a job came to, in numbers.
+//! Counts over the data of a job.
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::DataSize;
 use crate::text::count;
 
-/// What the data came to.
+/// Counts of rows, examples, blocks and tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCounts {
     pub rows: u64,
-    /// Tokenised texts, training and validation.
+    /// Number of tokenised texts, training and validation.
     pub examples: u64,
     pub eval_examples: u64,
-    /// Blocks to train on.
+    /// Number of blocks to train on.
     pub blocks: u64,
     pub eval_blocks: u64,
-    /// In all blocks, without padding. The token at which an example is cut is in both pieces.
+    /// Tokens in all blocks, without padding. The token at which an example is cut is in both pieces.
     pub tokens: u64,
     pub trained_tokens: u64,
     pub padding_tokens: u64,
-    /// Over all examples in blocks, or their pieces, the square of their tokens.
+    /// Sum of the squared lengths, in tokens, of all examples in blocks, or of their pieces.
     pub squared_tokens: u64,
     /// Tokens of the longest example.
     pub longest: u64,
-    /// Examples longer than a block, cut into pieces.
+    /// Number of examples longer than a block, which were cut into pieces.
     pub split_examples: u64,
-    /// Pieces and examples left out because nothing in them is learned.
+    /// Number of pieces and examples left out because nothing in them is learned.
     pub untrained_pieces: u64,
     pub untrained_tokens: u64,
-    /// Examples of a template that ends no turn with a special token: EOS was added.
+    /// Number of examples to which EOS was added, because the template ends no turn with a special token.
     pub added_eos: u64,
-    /// The template prints the date, so another day gives other tokens.
+    /// Whether the template prints the date, so that another day gives other tokens.
     pub dated_template: bool,
-    /// Rows that became several examples, since the template shows an answer otherwise once the conversation goes on.
+    /// Number of rows that became several examples, since the template shows an answer otherwise once the conversation goes on.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub divided_rows: u64,
     /// What of the rows was passed over, a line each.
@@ -41,7 +41,7 @@ pub struct DataCounts {
 }
 
 impl DataCounts {
-    /// What defaults follow. Where no example was cut, it is the same for blocks of any length.
+    /// Size of the data, which defaults follow. Where no example was cut, it is the same for blocks of any length.
     pub(super) fn size(&self, model_positions: Option<usize>) -> DataSize {
         DataSize {
             examples: self.examples,
@@ -51,7 +51,7 @@ impl DataCounts {
         }
     }
 
-    /// Tokens of the text that a token attends in, on average over all tokens.
+    /// Length of the text that a token attends in, in tokens, on average over all tokens.
     pub fn mean_context(&self) -> f64 {
         self.squared_tokens as f64 / self.tokens.max(1) as f64
     }

@@ -25,22 +25,23 @@ use shown::{check_answers, note_hidden, unread_keys};
 pub struct Example {
     pub text: String,
     pub ids: Vec<u32>,
+    /// The loss mask: whether each token is learned.
     pub trained: Vec<bool>,
     pub offsets: Vec<Range<usize>>,
-    /// The end of the text had no end token of its own, and EOS was added to what is learned.
+    /// Whether EOS was added to what is learned, because the text had no end token of its own.
     pub added_eos: bool,
-    /// The text comes from a chat template.
+    /// Whether the text comes from a chat template.
     pub templated: bool,
-    /// The row's first example.
+    /// Whether it is the row's first example.
     pub starts_row: bool,
-    /// Not the row's last example: an answer in it is not shown like this by the conversation as a whole.
+    /// Whether it is not the row's last example: an answer in it is not shown like this by the conversation as a whole.
     pub is_apart: bool,
-    /// Which of the job's datasets the row is in, and in which line of its file.
+    /// Index of the dataset in the job that the row is from; `line` is its line there.
     pub dataset: usize,
     pub line: u64,
 }
 
-/// One fault of the model, not one of each row.
+/// Error of rows of messages where the model has no chat template: it is told once, not for each row.
 pub const NO_TEMPLATE: &str = "the model has no chat template, which rows of messages need: use a chat model, or data with `text` or `prompt` and `completion`";
 
 /// Makes examples of records.
@@ -51,7 +52,7 @@ pub struct ExampleMaker<'a> {
 }
 
 impl ExampleMaker<'_> {
-    /// The examples of a row, and what of it the template does not show.
+    /// The examples of a row. Notes what of it the template does not show.
     pub fn examples(&self, record: &Record, notes: &mut Vec<Note>) -> Result<Vec<Example>, String> {
         let mut examples = match record {
             Record::Text(text) => vec![self.plain(text.clone(), 0)?],
@@ -80,7 +81,7 @@ impl ExampleMaker<'_> {
         Ok(examples)
     }
 
-    /// Text without a template: everything from byte `start` on is learned, and EOS after it.
+    /// The example of a text without a template: everything from byte `start` on is learned, and EOS after it.
     fn plain(&self, text: String, start: usize) -> Result<Example, String> {
         let Encoded {
             mut ids,
@@ -113,7 +114,7 @@ impl ExampleMaker<'_> {
         })
     }
 
-    /// The texts of a conversation.
+    /// Renders the texts of a conversation, with the bytes of each that are learned.
     fn drafts(&self, chat: &Chat, notes: &mut Vec<Note>) -> Result<Vec<Draft>, String> {
         let template = self.template.ok_or(NO_TEMPLATE)?;
         let conversation = Conversation::new(template, chat);

@@ -10,14 +10,14 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value as Json};
 
-/// Stands for a number that would not be read as it is, until it is known whether anything reads it. No text begins like
-/// this.
+/// Prefix of the text that stands for a number which would not be read as it is, until it is known whether anything reads it. No
+/// other text begins like this.
 const MARK: &str = "\u{10fffe}\u{10ffff}";
 
 /// Digits of the longest integers that fit into 64 bits; fewer always do.
 const LONG_INTEGER: usize = 19;
 
-/// The value on a line. The error is one line for people.
+/// Parses the JSON value of a row. The error is one line for people.
 pub fn parse(bytes: &[u8]) -> Result<Json, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let byte = error.valid_up_to() + 1;
@@ -26,7 +26,7 @@ pub fn parse(bytes: &[u8]) -> Result<Json, String> {
     parse_text(text.trim_ascii())
 }
 
-/// [`parse`] of what is text already.
+/// Parses JSON that is text already, as [`parse`] does.
 pub fn parse_text(text: &str) -> Result<Json, String> {
     let read = |text: &str| serde_json::from_str(text).map(|Unique(json)| json);
     if has_long_integer(text)
@@ -101,7 +101,7 @@ fn marked_number(value: &Json) -> Option<&str> {
     }
 }
 
-/// Some run of digits is so long that it may be an integer beyond 64 bits.
+/// Whether some run of digits is so long that it may be an integer beyond 64 bits.
 fn has_long_integer(text: &str) -> bool {
     let mut run = 0;
     text.bytes().any(|byte| {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
     }
 }
 
-/// Of a key in a message.
+/// Most characters of a key that are shown in a message.
 const MAX_KEY_CHARACTERS: usize = 60;
 
 #[cfg(test)]

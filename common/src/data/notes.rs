@@ -1,4 +1,4 @@
-//! What of the rows was passed over, by name: each thing once per dataset, with its first line and how many rows have it.
+//! Notes on what of the rows was passed over: each thing once per dataset, with its first line and how many rows have it.
 //!
 //! Enters: notes on single rows, in the order of the data. Leaves: lines for people. Holds a bounded number of names.
 
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::text::count;
 
-/// Different notes that are told of a dataset; the others are counted.
+/// Most different notes that are told of a dataset; the others are counted.
 const MAX_NOTES: usize = 40;
 
 /// Names in one line; the others are counted.
@@ -36,7 +36,7 @@ pub enum Note {
 }
 
 impl Note {
-    /// Those that are told in one line.
+    /// Group of notes that are told in one line.
     fn group(&self) -> u8 {
         match self {
             Self::Column(_) => 0,
@@ -62,7 +62,7 @@ impl Note {
 #[derive(Debug, Default)]
 pub struct Notes {
     found: BTreeMap<Note, Found>,
-    /// Rows whose note found no room.
+    /// Number of rows whose note found no room.
     untold: u64,
 }
 
@@ -92,7 +92,7 @@ impl Notes {
         }
     }
 
-    /// Rows with this note.
+    /// Number of rows with this note.
     pub fn rows(&self, note: &Note) -> u64 {
         self.found.get(note).map_or(0, |found| found.rows)
     }

@@ -1,4 +1,4 @@
-//! Which rows of the datasets are in a block. The block file does not say: the examples are made once more and compared.
+//! Finds which rows of the datasets are in a block. The block file does not say: the examples are made once more and compared.
 //!
 //! Enters: the job, as it was prepared, and blocks. Leaves: file and line of each row with a piece in one of them. For
 //! messages about what went wrong; slow, as reading all data is.
@@ -19,11 +19,11 @@ use crate::job::JobSpec;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     pub file: PathBuf,
-    /// From 1.
+    /// Line in the file, from 1.
     pub line: u64,
 }
 
-/// The rows in these blocks, in the order of the data. Rows of equal text cannot be told apart and are all named.
+/// Finds the rows in these blocks, in the order of the data. Rows of equal text cannot be told apart and are all named.
 pub fn origins(
     job: &JobSpec,
     tokenizer: &Tokenizer,

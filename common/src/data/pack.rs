@@ -1,4 +1,4 @@
-//! Examples into blocks.
+//! Packing: which examples share a block.
 //!
 //! Enters: lengths. Leaves: which of them share a block. Best fit, longest first, as TRL's `bfd` packing; equal input
 //! gives equal output everywhere.

@@ -1,4 +1,4 @@
-//! All examples of a dataset in one place, cut, held out, grouped and written.
+//! Collects all examples of the datasets, cuts them, holds some out, groups them into blocks and writes these.
 //!
 //! Enters: examples in the order of the data. Leaves: the block file and the counts. Every token that comes in is either
 //! in a block or counted as left out.
@@ -18,10 +18,10 @@ use crate::progress::Progress;
 use crate::rng::CounterRng;
 use crate::text::{count, grouped};
 
-/// Which examples are held out.
+/// Random stream that draws which examples are held out.
 const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
 
-/// All examples, end to end.
+/// All examples, end to end, before they are packed.
 #[derive(Default)]
 pub struct Packer {
     tokens: Tokens,
@@ -29,9 +29,9 @@ pub struct Packer {
     ends: Vec<usize>,
     /// The first example of each row.
     rows: Vec<usize>,
-    /// The row of the last example has more of them.
+    /// Whether the row of the last example has more of them.
     row_goes_on: bool,
-    /// Rows of which an answer says that it is not learned.
+    /// Number of rows of which an answer says that it is not learned.
     pub left_out_rows: u64,
     pub counts: DataCounts,
 }
@@ -43,14 +43,16 @@ struct Piece {
     end: usize,
 }
 
+/// Examples grouped into blocks, ready to be written.
 pub struct Packed {
     tokens: Tokens,
-    /// Training blocks, then validation blocks.
+    /// The pieces of each block: training blocks, then validation blocks.
     groups: Vec<Vec<Piece>>,
     pub counts: DataCounts,
 }
 
 impl Packer {
+    /// Adds an example, in the order of the data.
     pub fn add(&mut self, example: &Example) {
         if example.starts_row {
             self.rows.push(self.ends.len());
@@ -63,7 +65,7 @@ impl Packer {
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
     }
 
-    /// What the examples come to, uncut, for a model of so many positions.
+    /// Size of the examples, uncut, for a model of so many positions.
     pub fn size(&self, model_positions: Option<usize>) -> DataSize {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let longest = starts.zip(&self.ends).map(|(start, end)| end - start).max();
@@ -75,6 +77,7 @@ impl Packer {
         }
     }
 
+    /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn.
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
         let examples = self.ends.len();
         let held_out = held_out(job, &self.rows, examples)?;
@@ -115,7 +118,7 @@ impl Packer {
         })
     }
 
-    /// `what`, with the cause as far as it is known.
+    /// An error that there is nothing to learn: `what`, with the cause as far as it is known.
     fn nothing_to_learn(&self, what: &str) -> String {
         const SWITCHES: &str = "`train: false`, `weight: 0` or `loss: false`";
         let rows = count(self.counts.rows, "row");
@@ -132,9 +135,9 @@ impl Packer {
         }
     }
 
-    /// The example in pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later
-    /// piece begins with the last token of the one before: each token is learned once. Pieces of which nothing is learned
-    /// are left out.
+    /// Cuts an example into pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later
+    /// piece begins with the last token of the one before: each token is learned once. Pieces of which nothing is learned are
+    /// left out.
     fn pieces(&mut self, example: usize, sequence_len: usize) -> Vec<Piece> {
         let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
         let last = self.ends[example];
@@ -156,7 +159,7 @@ impl Packer {
     }
 }
 
-/// Where the pieces of an example begin and end.
+/// Token ranges of the pieces of an example.
 pub fn windows(
     first: usize,
     last: usize,
@@ -182,8 +185,8 @@ fn group(pieces: &[Piece], job: &JobSpec) -> Vec<Vec<Piece>> {
         .collect()
 }
 
-/// Which examples are held out for validation: those of rows drawn from the seed, or of the last rows where nothing is
-/// shuffled. The examples of one row stay together, since they share their text.
+/// For each example, whether it is held out for validation: those of rows drawn from the seed, or of the last rows where
+/// nothing is shuffled. The examples of one row stay together, since they share their text.
 fn held_out(job: &JobSpec, rows: &[usize], examples: usize) -> Result<Vec<bool>, String> {
     let wanted = match job.val_set_size {
         ValSetSize::None => 0,

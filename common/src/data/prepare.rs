@@ -1,4 +1,4 @@
-//! The whole dataset, once: rows become examples, examples become blocks, blocks become one file.
+//! Prepares the data, once: rows become examples, examples become blocks, blocks become one file.
 //!
 //! Enters: the job, the model's tokenizer and template. Leaves: the block file, counts for people, samples; or every
 //! problem of every row. Never drops text without counting it.
@@ -20,19 +20,19 @@ use crate::job::{JobSpec, ValSetSize};
 use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
-/// Changes whenever equal inputs may give other blocks.
+/// Version of the packing; it changes whenever equal inputs may give other blocks.
 const PACKING_VERSION: u64 = 3;
 
 /// The data, ready for training.
 #[derive(Debug)]
 pub struct PreparedData {
-    /// The job with what it left to the data decided: what training follows.
+    /// The job as training follows it, with what it left to the data decided.
     pub job: JobSpec,
     pub file: BlockFile,
     pub counts: DataCounts,
-    /// The first example, for people.
+    /// The first example, for people: at most one.
     pub samples: Vec<Sample>,
-    /// BLAKE3 over the dataset files, hex.
+    /// BLAKE3 over the dataset files in order, hex.
     pub data_digest: String,
 }
 
@@ -108,12 +108,12 @@ pub fn prune_blocks(current: &BlockFile) {
     }
 }
 
-/// Block files that are looked at for one that will do. More than a few are never there: other ones are removed.
+/// Most block files that are looked at for one that will do. More than a few are never there: other ones are removed.
 const MAX_CANDIDATES: usize = 16;
 
 const NAME_START: &str = "blocks-";
 const NAME_END: &str = ".bin";
-/// Of the digest, in the name.
+/// Digits of the digest in the name of a block file.
 const NAME_DIGITS: usize = 16;
 
 fn file_name(inputs: &blake3::Hash) -> String {
@@ -189,7 +189,7 @@ fn model_positions(job: &JobSpec) -> Result<Option<usize>, DataErrors> {
     Ok(positions.and_then(|positions| usize::try_from(positions).ok()))
 }
 
-/// Of all dataset files, as far as they are there.
+/// Bytes of all dataset files, as far as they are there.
 fn bytes_of(job: &JobSpec) -> u64 {
     let sizes = job.datasets.iter().map(|dataset| {
         let metadata = std::fs::metadata(&dataset.path);
@@ -218,7 +218,7 @@ fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
     file_digest_watched(path, progress).map_err(|error| error.to_string())
 }
 
-/// Everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day
+/// Digest of everything that decides what the blocks hold. A template's date does not count: a run that is resumed the next day
 /// goes on with the blocks it began with.
 fn inputs_digest(
     job: &JobSpec,

@@ -1,4 +1,4 @@
-//! Rows of a dataset, as read.
+//! Reads the rows of a dataset as records.
 //!
 //! Enters: a file of JSON rows and the names of its columns. Leaves: records, or for each row that cannot be used its
 //! file, line and reason. Never skips a row, a column or a key of a message in silence.
@@ -23,7 +23,7 @@ pub use message::REASONING;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
 pub use reader::{RawRow, RowReader};
 
-/// What can be learned from.
+/// A row of a dataset as something to learn from.
 #[derive(Clone, Debug)]
 pub enum Record {
     Conversation(Chat),
@@ -38,7 +38,7 @@ pub struct Chat {
     /// For each message whether it is learned: answers, but for those of a prompt and those that say that they are not.
     pub learned: Vec<bool>,
     pub tools: Option<Json>,
-    /// What else the row gives the template.
+    /// Further variables that the row gives the template.
     pub variables: Variables,
 }
 
@@ -47,16 +47,16 @@ pub struct Chat {
 pub struct Row {
     pub line: u64,
     pub record: Record,
-    /// What of it is passed over.
+    /// What of the row is passed over.
     pub notes: Vec<Note>,
 }
 
 /// Reads rows of one dataset.
 pub struct RecordParser<'a> {
     pub spec: &'a DatasetSpec,
-    /// The chat template itself names this role.
+    /// Whether the chat template itself names this role.
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
-    /// Everything is learned, so that nothing can be left out.
+    /// Whether everything is learned, so that nothing can be left out.
     pub train_on_inputs: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct RecordParser<'a> {
 const VARIABLES: &str = "chat_template_kwargs";
 
 impl RecordParser<'_> {
-    /// The row, or its line and why it cannot be used.
+    /// Parses a row; an error is its line and why it cannot be used.
     pub fn parse(&self, row: RawRow) -> Result<Row, (u64, String)> {
         let (line, json) = match row {
             RawRow::Unreadable(line, reason) => return Err((line, reason)),
@@ -324,7 +324,7 @@ fn column<'a>(row: &'a Map<String, Json>, name: &str) -> Result<&'a Json, String
         .ok_or_else(|| format!("no column `{name}`; {}", columns_found(row, &[name])))
 }
 
-/// What the row has instead, and which of it was probably meant.
+/// Which columns the row has instead of the wanted ones, and which of them was probably meant, in words.
 fn columns_found(row: &Map<String, Json>, wanted: &[&str]) -> String {
     let names: Vec<&str> = row.keys().map(String::as_str).collect();
     if names.is_empty() {

@@ -10,7 +10,7 @@ use super::tokenize::Tokenizer;
 pub struct Sample {
     pub text: String,
     pub input_ids: Vec<u32>,
-    /// The token where it is learned, else -100.
+    /// For each token its id where it is learned, else -100.
     pub labels: Vec<i64>,
     #[serde(skip)]
     pub spans: Vec<TextSpan>,
@@ -23,7 +23,7 @@ pub struct TextSpan {
     pub trained: bool,
 }
 
-/// The example with the labels that its blocks will have, however it is cut.
+/// An example as a sample, with the labels that its blocks will have, however it is cut.
 pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer) -> Sample {
     let trained = &example.trained;
     let labels = example.ids.iter().zip(trained);
@@ -43,7 +43,7 @@ pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer) -> Sample {
     }
 }
 
-/// The text in stretches that are learned or not.
+/// The text of an example in stretches that are learned or not.
 fn text_spans(text: &str, example: &Example, trained: &[bool]) -> Vec<TextSpan> {
     let mut spans: Vec<TextSpan> = Vec::new();
     let mut at = 0;

@@ -29,14 +29,14 @@ pub use marks::Rendered;
 use source::{NamedSource, find_sources};
 pub use variables::Variables;
 
-/// What a template is rendered with.
+/// The variables that a template is rendered with.
 #[derive(Clone, Copy)]
 pub struct RenderInput<'a> {
-    /// As [`message_value`] makes them.
+    /// The messages, as [`message_value`] makes them.
     pub messages: &'a [Value],
     pub tools: Option<&'a Value>,
     pub variables: &'a Variables,
-    /// Adds what comes before an answer.
+    /// Whether to add what comes before an answer.
     pub add_generation_prompt: bool,
 }
 
@@ -46,7 +46,7 @@ pub struct ChatTemplate {
     special_tokens: Vec<(String, String)>,
     unix_seconds: i64,
     source: String,
-    /// It had no end for one conversation, and is not tried on another.
+    /// Whether rendering one conversation had no end or became too long, so that no other is tried.
     gave_up: AtomicBool,
 }
 
@@ -110,7 +110,7 @@ impl ChatTemplate {
         })
     }
 
-    /// A template that comes from no folder, and thinks that it is then.
+    /// A template from its text. `unix_seconds` is the time that it is told.
     pub fn from_source(
         text: &str,
         special_tokens: &SpecialTokens,
@@ -124,24 +124,24 @@ impl ChatTemplate {
         Self::new(&[source], special_tokens, unix_seconds)
     }
 
-    /// The text of all templates, for digests.
+    /// The source of all templates together.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The text depends on the day it is rendered.
+    /// Whether the text depends on the day it is rendered.
     pub fn uses_the_date(&self) -> bool {
         self.source.contains("strftime_now")
     }
 
-    /// The template itself names this role as a string.
+    /// Whether the template itself names this role as a string.
     pub fn mentions_role(&self, role: &str) -> bool {
         [format!("'{role}'"), format!("\"{role}\"")]
             .iter()
             .any(|quoted| self.source.contains(quoted))
     }
 
-    /// The conversation as the model sees it. `add_generation_prompt` adds what comes before an answer.
+    /// Renders a conversation as the model sees it. `add_generation_prompt` adds what comes before an answer.
     pub fn render(
         &self,
         messages: &[Json],
@@ -167,18 +167,19 @@ impl ChatTemplate {
         })
     }
 
-    /// The text for one conversation with all that its row gives the template.
+    /// Renders one conversation with all that its row gives the template.
     pub fn render_input(&self, input: RenderInput) -> Result<String, TemplateError> {
         self.render_with_marks(input, None)
     }
 
-    /// The template that these tools are shown with says itself, with `{% generation %}`, what is learned.
+    /// Whether the template that these tools are shown with says itself, with `{% generation %}`, what is learned.
     pub fn has_generation_marks(&self, tools: Option<&Value>) -> bool {
         self.template(tools)
             .is_some_and(Template::has_generation_marks)
     }
 
-    /// It had no end for a conversation: all that is rendered since fails as [`TemplateError::Stopped`].
+    /// Whether rendering a conversation had no end or became too long: all that is rendered since fails as
+    /// [`TemplateError::Stopped`].
     pub fn gave_up(&self) -> bool {
         self.gave_up.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Text to tokens with the model's own tokenizer.
+//! Tokenises text with the model's own tokenizer.
 //!
 //! Enters: the tokenizer files of a model folder, and text. Leaves: token ids with the bytes each one covers. Never
 //! truncates or pads, whatever the files say.
@@ -19,6 +19,7 @@ use crate::files::stray;
 /// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
 const MAX_JSON_BYTES: u64 = 1 << 30;
 
+/// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
 pub enum TokenizerError {
     #[error(
@@ -56,7 +57,7 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     pad_id: u32,
     id_bound: u32,
-    /// Of `tokenizer.json`.
+    /// Digest of `tokenizer.json`.
     digest: String,
     /// Tokens that other files add to it or describe otherwise.
     added: Vec<AddedToken>,
@@ -151,7 +152,7 @@ impl Tokenizer {
         })
     }
 
-    /// `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
+    /// Tokenises a text. `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
         let Some(pieces) = pieces else {
@@ -216,7 +217,7 @@ impl Tokenizer {
         })
     }
 
-    /// Text of the tokens, special ones included.
+    /// The text of tokens, special ones included.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.decode_with(ids, false)
     }
@@ -237,7 +238,7 @@ impl Tokenizer {
         &self.eos_ids
     }
 
-    /// What padding is filled with; it is never seen by the model's loss or attention.
+    /// The token that padding is filled with; it is never seen by the model's loss or attention.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
@@ -251,11 +252,12 @@ impl Tokenizer {
         &self.special
     }
 
+    /// The text of one token as the vocabulary has it.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Of the files that decide what `encode` gives and how texts end, hex.
+    /// Digest of the files that decide what `encode` gives and how texts end, hex.
     pub fn digest(&self) -> String {
         let mut rest = serde_json::json!([self.digest, self.special.0, self.eos_ids, self.pad_id]);
         if let (Some(parts), false) = (rest.as_array_mut(), self.added.is_empty()) {
@@ -287,7 +289,7 @@ const SPECIAL_NAMES: [&str; 7] = [
 ];
 
 impl SpecialTokens {
-    /// From `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing.
+    /// Reads the special tokens from `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing.
     pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
         let mut tokens = BTreeMap::new();
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
@@ -331,7 +333,7 @@ impl SpecialTokens {
     }
 }
 
-/// A number or a list of numbers in `generation_config.json` and `config.json`.
+/// Token ids of a field, a number or a list of numbers, in `generation_config.json` and `config.json`.
 fn configured_ids(model_dir: &Path, field: &str) -> Result<Vec<u32>, TokenizerError> {
     let mut ids = Vec::new();
     for file in ["generation_config.json", "config.json"] {

@@ -1,4 +1,4 @@
-//! Many tokens, each with whether it is learned, in four bytes.
+//! A compact list of tokens with their loss mask: four bytes each.
 //!
 //! Enters: token ids in order. Leaves: any range of them. Grows by whole chunks, so that nothing is ever copied.
 
@@ -10,6 +10,7 @@ const CHUNK: usize = 1 << 18;
 /// The bit that says that a token is learned. No vocabulary reaches it.
 pub const TRAINED: u32 = 1 << 31;
 
+/// Token ids with their loss mask, in chunks.
 #[derive(Default)]
 pub struct Tokens {
     chunks: Vec<Vec<u32>>,
@@ -38,7 +39,7 @@ impl Tokens {
         self.len
     }
 
-    /// Ids, and whether each is learned.
+    /// Ids in a range, and whether each is learned.
     pub fn range(&self, range: Range<usize>) -> impl Iterator<Item = (u32, bool)> + '_ {
         range.map(|index| {
             let packed = self.chunks[index / CHUNK][index % CHUNK];
@@ -46,7 +47,7 @@ impl Tokens {
         })
     }
 
-    /// Those that are learned.
+    /// Ids in a range that are learned.
     pub fn trained(&self, range: Range<usize>) -> impl Iterator<Item = u32> + '_ {
         self.range(range)
             .filter(|(_, trained)| *trained)

@@ -17,10 +17,10 @@ use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 pub use contents::{Adapted, check_adapter};
 
-/// Whose format this is. PEFT compares it with its own version to decide which fields it may not know.
+/// Version of PEFT whose format is written. PEFT compares it with its own to decide which fields it may not know.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// The part of an `adapter_config.json` that varies.
+/// The fields of an `adapter_config.json` that vary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
     /// Where the user's base model is: a folder, or a name on the Hub.
@@ -34,12 +34,12 @@ pub struct AdapterConfig {
     pub target_modules: Vec<String>,
 }
 
-/// Which of the two matrices of an adapted module.
+/// One of the two low-rank matrices of an adapted module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Factor {
-    /// `[r, in]`
+    /// `A`, of shape `[r, in]`.
     A,
-    /// `[out, r]`
+    /// `B`, of shape `[out, r]`.
     B,
 }
 
@@ -64,7 +64,7 @@ pub fn parse_tensor_name(name: &str) -> Option<(&str, Factor)> {
 }
 
 impl AdapterConfig {
-    /// `target_modules` are the resolved ones, in any order.
+    /// The config of a job's adapter. `target_modules` are the resolved ones, in any order.
     pub fn from_lora(
         lora: &LoraSpec,
         base_model_name_or_path: &str,
@@ -95,11 +95,12 @@ impl AdapterConfig {
         }
     }
 
-    /// The factor on `B A x`.
+    /// Factor on the adapter's output `B A x`.
     pub fn scale(&self) -> f64 {
         self.to_lora().scale()
     }
 
+    /// Reads the `adapter_config.json` of a folder. Refuses what Muster does not do.
     pub fn read(dir: &Path) -> Result<Self, FileError> {
         let path = dir.join(ADAPTER_CONFIG);
         let found: Value = read_json(&path, MAX_CONFIG_BYTES)?;
@@ -141,6 +142,7 @@ impl AdapterConfig {
         })
     }
 
+    /// Writes `adapter_config.json`, with every field that PEFT writes.
     pub fn write(&self, mut sink: impl Sink) -> Result<(), FileError> {
         let mut config = defaults();
         for (field, value) in [
@@ -161,7 +163,7 @@ impl AdapterConfig {
     }
 }
 
-/// What PEFT writes for a plain LoRA adapter, in its order.
+/// Every field as PEFT writes it for a plain LoRA adapter, in its order.
 fn defaults() -> Value {
     json!({
         "alora_invocation_tokens": null,
@@ -208,7 +210,7 @@ fn defaults() -> Value {
     })
 }
 
-/// Read by us, or without effect on what the adapter computes.
+/// Fields that are read, or that have no effect on what the adapter computes.
 const FREE_FIELDS: [&str; 14] = [
     "arrow_config",
     "auto_mapping",
@@ -226,7 +228,7 @@ const FREE_FIELDS: [&str; 14] = [
     "use_rslora",
 ];
 
-/// Every field that PEFT has and we do not read must be off.
+/// Refuses a config in which a field that PEFT has and Muster does not read is not off.
 fn check_supported(path: &Path, found: &Value) -> Result<(), FileError> {
     let Value::Object(plain) = defaults() else {
         return Ok(());
@@ -269,7 +271,7 @@ fn target_modules(config: &Value) -> Option<Vec<String>> {
     (!names.is_empty()).then_some(names)
 }
 
-/// Without a fraction where it has none, as Python writes integers.
+/// A number as JSON, without a fraction where it has none, as Python writes integers.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         json!(value as i64)

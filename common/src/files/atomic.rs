@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{FileError, durable};
 
-/// Marks what a crashed attempt leaves behind.
+/// Mark in the names of temporary files, by which what a crashed attempt leaves behind is found.
 const TEMPORARY: &str = ".muster-tmp-";
-/// Marks what a folder replaced, for the moment between two renames.
+/// Mark in the name of a folder that is being replaced, for the moment between two renames.
 const REPLACED: &str = ".muster-old-";
 
-/// Replaces the content of `path`.
+/// Replaces the content of `path`, durably and whole or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes)
@@ -27,7 +27,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 ///
 /// Inside an [`AtomicDir`] it becomes durable with that folder, whose name is the one that counts.
 pub struct AtomicFile {
-    /// None once committed.
+    /// The open file; None once committed.
     writer: Option<BufWriter<File>>,
     temporary: PathBuf,
     target: PathBuf,
@@ -48,6 +48,7 @@ impl AtomicFile {
         })
     }
 
+    /// Makes the content durable and gives it its name.
     pub fn commit(mut self) -> Result<(), FileError> {
         let Some(writer) = self.writer.take() else {
             return Ok(());
@@ -116,12 +117,12 @@ impl AtomicDir {
         })
     }
 
-    /// Where to write until then.
+    /// Temporary folder to write into until the commit.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
 
-    /// Makes every file durable but the one of this name, for whoever moves them elsewhere.
+    /// Makes every file but the one of this name durable, for whoever moves them elsewhere.
     pub fn sync_files(&self, but: &str) -> Result<(), FileError> {
         let (mut files, _) = content(&self.temporary)?;
         files.retain(|path| *path != self.temporary.join(but));
@@ -133,7 +134,7 @@ impl AtomicDir {
         self.commit_with(None)
     }
 
-    /// The same, but the file `last` in it becomes durable after everything else.
+    /// [`commit`](Self::commit), but the file `last` in it becomes durable after everything else.
     pub fn commit_with_last(self, last: &str) -> Result<(), FileError> {
         self.commit_with(Some(last))
     }
@@ -238,7 +239,7 @@ fn sync_folder(folder: &Path) -> Result<(), FileError> {
     durable::sync_folder(folder).map_err(FileError::io("make durable", folder))
 }
 
-/// It is inside a folder that takes its name later.
+/// Whether the folder is inside one that takes its name later.
 fn is_unnamed(folder: &Path) -> bool {
     let mut parts = folder
         .components()

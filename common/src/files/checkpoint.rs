@@ -19,17 +19,17 @@ const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 const PREFIX: &str = "checkpoint-";
 const TENSORS: &str = ".safetensors";
 
-/// What a checkpoint is of, and what is in it.
+/// The manifest of a checkpoint: which job, model and step it is of, and its files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Updates seen.
+    /// Number of optimizer updates that the state has seen.
     pub step: u64,
     pub job_digest: String,
     pub base_model_digest: String,
     pub layout_digest: String,
     pub weights_digest: String,
     pub numerics_class: String,
-    /// Every file but the manifest itself.
+    /// Entries of every file but the manifest itself.
     pub files: Vec<FileEntry>,
 }
 
@@ -41,22 +41,22 @@ struct SealedManifest {
     manifest_digest: String,
 }
 
-/// A checkpoint that was passed over.
+/// A checkpoint that was passed over because it does not verify.
 #[derive(Debug)]
 pub struct Damaged {
     pub path: PathBuf,
     pub reason: FileError,
 }
 
-/// What [`newest_valid`] found.
+/// The checkpoints that [`newest_valid`] found.
 #[derive(Debug, Default)]
 pub struct Found {
     pub newest: Option<(PathBuf, Manifest)>,
-    /// Newer ones that do not verify.
+    /// Newer checkpoints that do not verify.
     pub damaged: Vec<Damaged>,
 }
 
-/// Where the checkpoint of a step is.
+/// Folder of the checkpoint of a step.
 pub fn checkpoint_dir(output_dir: &Path, step: u64) -> PathBuf {
     output_dir.join(format!("{PREFIX}{step}"))
 }
@@ -96,7 +96,7 @@ pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
     Ok(sealed.manifest)
 }
 
-/// Reads the manifest and compares every file with it.
+/// Verifies a checkpoint: reads its manifest and compares every file with it, by size and digest.
 pub fn verify(dir: &Path) -> Result<Manifest, FileError> {
     let path = dir.join(MANIFEST);
     let sealed: SealedManifest = read_json(&path, MAX_MANIFEST_BYTES)?;

@@ -14,7 +14,7 @@ use super::FileError;
 
 const MAX_SYNCS_AT_A_TIME: usize = 8;
 
-/// One operation, about to be done.
+/// An operation that makes something durable, about to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     SyncFile(PathBuf),
@@ -30,7 +30,7 @@ impl Operation {
     }
 }
 
-/// Sees an operation before it is done; an error takes its place.
+/// A function that sees an operation before it is done; its error takes the operation's place.
 type Watcher = Arc<dyn Fn(&Operation) -> io::Result<()> + Send + Sync>;
 
 struct Watching {
@@ -40,7 +40,7 @@ struct Watching {
 }
 
 static WATCHERS: Mutex<Vec<Watching>> = Mutex::new(Vec::new());
-/// How many there ever were, so that nobody looks at the list where nobody watches.
+/// Number of watchers so far: while it is 0, nobody looks at the list.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes the content of an open file durable; `path` is its name.
@@ -49,19 +49,19 @@ pub fn sync_file(file: &File, path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// As [`sync_file`], but for times and the like.
+/// Makes the content of an open file durable, but not its times and the like; `path` is its name.
 pub fn sync_data(file: &File, path: &Path) -> io::Result<()> {
     tell(|| Operation::SyncFile(path.to_owned()))?;
     file.sync_data()
 }
 
-/// Makes the content of a file durable that others wrote.
+/// Makes the content of a file durable that another process or function wrote.
 pub fn sync_path(path: &Path) -> io::Result<()> {
     sync_file(&File::open(path)?, path)
 }
 
-/// [`sync_path`] for many files, several at a time: a slow disk or network takes as long for all as for a few. After a
-/// failure nothing else is begun.
+/// Makes many files durable, several at a time: a slow disk or network takes as long for all as for a few. After a failure
+/// nothing else is begun.
 pub fn sync_paths(paths: &[PathBuf]) -> Result<(), FileError> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let sync_some = || {
@@ -98,6 +98,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Renames a file or folder. The new name is durable once its folder is synced.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     tell(|| Operation::Rename {
         from: from.to_owned(),
@@ -121,7 +122,7 @@ pub fn watch(
     Watch(number)
 }
 
-/// Watches until it is dropped.
+/// Keeps a watcher until it is dropped.
 #[must_use]
 pub struct Watch(usize);
 

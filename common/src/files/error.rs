@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+/// What is wrong with a file; every variant names it.
 #[derive(Debug, Error)]
 pub enum FileError {
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// A verb: read, write, rename.
+        /// What could not be done, a verb: read, write, rename.
         action: &'static str,
         path: PathBuf,
         source: io::Error,
@@ -61,6 +62,7 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Makes the error of an operation of the system on `path`; `action` is a verb.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -70,6 +72,7 @@ impl FileError {
         }
     }
 
+    /// The error of a file whose content cannot be used.
     pub fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed {
             path: path.to_owned(),

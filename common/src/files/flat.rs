@@ -28,7 +28,7 @@ impl Deref for Flat {
     }
 }
 
-/// Copies first where they are shared.
+/// Access for changes: copies the scalars first where they are shared.
 impl DerefMut for Flat {
     fn deref_mut(&mut self) -> &mut [f32] {
         let own: &mut Vec<f32> = Arc::make_mut(&mut self.0);

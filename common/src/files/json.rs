@@ -20,7 +20,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(
     })
 }
 
-/// Writes it, whole or not at all.
+/// Writes a value as a JSON file, whole or not at all.
 pub(in crate::files) fn write_json(
     path: &Path,
     value: &impl serde::Serialize,
@@ -28,7 +28,7 @@ pub(in crate::files) fn write_json(
     atomic::write(path, &json_text(&path.to_string_lossy(), value)?)
 }
 
-/// As we write it, for the file of that name.
+/// The text of a value for the JSON file of that name.
 pub(in crate::files) fn json_text(
     name: &str,
     value: &impl serde::Serialize,

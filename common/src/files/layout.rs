@@ -5,15 +5,16 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub tensors: Vec<TensorLayout>,
-    /// Of all tensors.
+    /// Number of scalars of all tensors.
     pub scalars: usize,
 }
 
+/// Name, shape and place of one trainable tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorLayout {
     pub name: String,
     pub shape: Vec<usize>,
-    /// Of the first scalar in a flat buffer.
+    /// Index of its first scalar in a flat buffer.
     pub offset: usize,
 }
 

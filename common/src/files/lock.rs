@@ -8,12 +8,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-/// What an attempt came to.
+/// The outcome of an attempt to lock.
 #[derive(Debug)]
 pub enum Attempt {
-    /// Held as long as the file is open.
+    /// The lock is held, as long as the file is open.
     Held,
-    /// By another process.
+    /// Another process holds the lock.
     Taken,
     /// The file system has no locks, in the system's words: whoever else is at work there is not seen.
     Unsupported(io::Error),
@@ -34,7 +34,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Tries once to get it.
+/// Tries once to lock the file, and does not wait.
 pub fn attempt(file: &File) -> io::Result<Attempt> {
     judge(file.try_lock())
 }

@@ -1,4 +1,4 @@
-//! Files by name, size and digest.
+//! File entries: files by name, size and digest.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 use super::FileError;
 use crate::progress::Progress;
 
-/// A file of a folder.
+/// Name, size and digest of a file in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Relative, forward slashes, no `..`.
+    /// Path in the folder: relative, forward slashes, no `..`.
     pub path: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// BLAKE3, hex.
+    /// BLAKE3 of the content, hex.
     pub digest: String,
 }
 
 impl FileEntry {
-    /// Describes `folder/path`.
+    /// The entry of `folder/path`. Reads the whole file.
     pub fn of(folder: &Path, path: &str) -> Result<Self, FileError> {
         Self::of_watched(folder, path, &Progress::default())
     }
 
-    /// [`of`](Self::of), for those who wait: the bytes that are read count, and it stops once that is cancelled.
+    /// [`of`](Self::of) with progress: counts the bytes that are read, and stops with an error once `progress` is cancelled.
     pub fn of_watched(folder: &Path, path: &str, progress: &Progress) -> Result<Self, FileError> {
         let full = inside(folder, path)?;
         let size = std::fs::metadata(&full)
@@ -79,7 +79,7 @@ pub fn file_digest(path: &Path) -> Result<String, FileError> {
     file_digest_watched(path, &Progress::default())
 }
 
-/// [`file_digest`], for those who wait: the bytes that are read count, and it stops once that is cancelled.
+/// [`file_digest`] with progress: counts the bytes that are read, and stops with an error once `progress` is cancelled.
 pub fn file_digest_watched(path: &Path, progress: &Progress) -> Result<String, FileError> {
     /// Large enough for all cores to share in hashing it.
     const CHUNK_BYTES: usize = 8 << 20;

@@ -45,7 +45,7 @@ pub enum Architecture {
 impl Architecture {
     const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
 
-    /// As `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
+    /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
     pub fn of_config(path: &Path, config: &Value) -> Result<Self, FileError> {
         let class = config["architectures"].get(0).and_then(Value::as_str);
         let model_type = config["model_type"].as_str();
@@ -63,7 +63,7 @@ impl Architecture {
         })
     }
 
-    /// Its name in `architectures`.
+    /// Class name of the architecture, as in `architectures` of `config.json`.
     pub fn class(self) -> &'static str {
         self.names().0
     }
@@ -92,13 +92,14 @@ pub struct ModelFolder {
     dir: PathBuf,
     config: Value,
     architecture: Architecture,
-    /// Relative to `dir`. Empty for a model with random weights.
+    /// Weight files, relative to `dir`. Empty for a model with random weights.
     weights: Vec<String>,
     sharded: bool,
 }
 
 impl ModelFolder {
-    /// Weights are neither needed nor looked at where they will be drawn at random.
+    /// Opens a model folder and checks its configuration and weight files. Weights are neither needed nor looked at where they
+    /// will be drawn at random.
     pub fn open(dir: &Path, init: InitWeights) -> Result<Self, FileError> {
         if !dir.is_dir() {
             return Err(no_folder(dir));
@@ -131,7 +132,7 @@ impl ModelFolder {
         Ok(folder)
     }
 
-    /// Refuses a `config.json` of which the two names of the architecture are of different ones.
+    /// Refuses a `config.json` whose `architectures` and `model_type` name different architectures.
     pub fn check_model_type(&self) -> Result<(), FileError> {
         let (class, kind) = self.architecture.names();
         match self.config["model_type"].as_str() {
@@ -145,7 +146,7 @@ impl ModelFolder {
         }
     }
 
-    /// What of the configuration is not done in training, in words for the user.
+    /// Lines for the user on what of the configuration is not done in training.
     pub fn notices(&self) -> Vec<String> {
         let dropout = self.config["attention_dropout"].as_f64().unwrap_or(0.0);
         match dropout > 0.0 {
@@ -176,12 +177,12 @@ impl ModelFolder {
             .collect()
     }
 
-    /// Configuration, weights and tokenizer files, with digests. Reads everything.
+    /// Size and digest of the configuration, the weights and the tokenizer files. Reads everything.
     pub fn entries(&self) -> Result<Vec<FileEntry>, FileError> {
         self.entries_watched(&Progress::default())
     }
 
-    /// [`entries`](Self::entries), for those who wait: it is one task of `progress`, and stops once that is cancelled.
+    /// [`entries`](Self::entries) with progress: it is one task of `progress`, and stops with an error once that is cancelled.
     pub fn entries_watched(&self, progress: &Progress) -> Result<Vec<FileEntry>, FileError> {
         let sizes = self.names().map(|name| {
             let metadata = std::fs::metadata(self.dir.join(name));
@@ -193,7 +194,7 @@ impl ModelFolder {
             .collect()
     }
 
-    /// Those of `entries` that computing with the model takes: workers read no tokenizer.
+    /// The entries of the files that computing with the model takes: workers read no tokenizer.
     pub fn computed_with(&self, entries: &[FileEntry]) -> Vec<FileEntry> {
         let is_needed = |entry: &&FileEntry| {
             entry.path == CONFIG || self.weight_names().any(|name| name == entry.path)
@@ -201,7 +202,7 @@ impl ModelFolder {
         entries.iter().filter(is_needed).cloned().collect()
     }
 
-    /// BLAKE3 of all of it. Reads everything; where the entries are at hand, take [`entries_digest`] of them.
+    /// BLAKE3 over all files of the model, hex. Reads everything; where the entries are at hand, take [`entries_digest`] of them.
     pub fn digest(&self) -> Result<String, FileError> {
         Ok(entries_digest(&self.entries()?))
     }
@@ -211,7 +212,7 @@ impl ModelFolder {
         companions::copy(&self.dir, to)
     }
 
-    /// What the identity of a model is made of.
+    /// Names of the files that the identity of a model is made of.
     fn names(&self) -> impl Iterator<Item = &str> {
         let companions = companions::COMPANIONS.into_iter();
         std::iter::once(CONFIG)
@@ -254,7 +255,7 @@ fn refuse_quantised(path: &Path, config: &Value) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The shards of an index: each is there and holds the tensors that the index says.
+/// Checks and lists the shards of an index: each is there and holds the tensors that the index says.
 fn check_shards(dir: &Path) -> Result<Vec<String>, FileError> {
     #[derive(Deserialize)]
     struct Index {

@@ -6,5 +6,5 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
-/// Of a `config.json` or `adapter_config.json`: no real one comes near.
+/// Largest `config.json` or `adapter_config.json`: no real one comes near.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;

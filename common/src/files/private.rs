@@ -8,7 +8,7 @@ use std::hash::BuildHasher;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Names that may be taken already before it is given up.
+/// Most names that are tried, should they be taken already.
 const MAX_ATTEMPTS: u32 = 16;
 
 /// Makes a folder in `parent`, under a name that nobody can foresee.
@@ -24,7 +24,7 @@ pub fn create_folder(parent: &Path, prefix: &str) -> io::Result<PathBuf> {
     Err(ErrorKind::AlreadyExists.into())
 }
 
-/// Makes a file, where nothing is yet.
+/// Makes a file that only this user may read, where nothing is yet.
 pub fn create_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
@@ -48,7 +48,7 @@ pub fn user_id() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// `prefix` and what nobody can foresee.
+/// A name of `prefix` and hex digits that nobody can foresee.
 fn random_name(prefix: &str) -> String {
     // Every one has keys of its own, from the system's randomness.
     format!(

@@ -10,7 +10,7 @@ use super::{FileEntry, FileError};
 /// Writes the bytes of one file.
 pub type Fill<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
 
-/// Takes files.
+/// Where files go: a folder, a connection, or a list of what they are.
 pub trait Sink {
     /// Takes a file, of which `fill` writes `size` bytes.
     fn file(&mut self, name: &str, size: u64, fill: Fill) -> Result<(), FileError>;
@@ -20,7 +20,7 @@ pub trait Sink {
     }
 }
 
-/// An existing folder, in which each file appears whole.
+/// A sink into an existing folder, in which each file appears whole.
 impl Sink for &Path {
     fn file(&mut self, name: &str, _size: u64, fill: Fill) -> Result<(), FileError> {
         let path = self.join(name);
@@ -36,7 +36,7 @@ impl<S: Sink + ?Sized> Sink for &mut S {
     }
 }
 
-/// Keeps nothing but what the files are, in the order in which they came.
+/// A sink that keeps only name, size and digest of each file, in the order in which they came.
 #[derive(Debug, Default)]
 pub struct Entries(pub Vec<FileEntry>);
 

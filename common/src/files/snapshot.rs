@@ -22,10 +22,10 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Everything that a trainer needs to go on, but job, data and base model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Updates seen.
+    /// Number of optimizer updates that it has seen.
     pub step: u64,
     pub layout: Arc<Layout>,
-    /// Flat, as are the moments.
+    /// Trainable weights, flat in the order of the layout, as are the moments.
     pub weights: Flat,
     /// Adam's first moment.
     pub exp_avg: Flat,
@@ -33,12 +33,13 @@ pub struct Snapshot {
     pub exp_avg_sq: Flat,
 }
 
-/// What the weights become on disk.
+/// Format of the weights on disk.
 #[derive(Clone, Debug)]
 pub enum WeightsFormat {
-    /// `adapter_config.json` and `adapter_model.safetensors`.
+    /// A PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
     Adapter(AdapterConfig),
-    /// `config.json` and `model.safetensors`, or shards. In bfloat16 the float32 weights are kept beside the moments.
+    /// A whole model: `config.json` and `model.safetensors`, or shards. In bfloat16 the float32 weights are kept beside the
+    /// moments.
     Model {
         /// The base model's `config.json`.
         config: Value,
@@ -85,7 +86,7 @@ impl Snapshot {
         tensors::write(&mut sink, OPTIMIZER, listed, &metadata)
     }
 
-    /// Writes only what other programs load.
+    /// Writes only the weights, as other programs load them.
     pub fn write_weights(
         &self,
         mut sink: impl Sink,
@@ -114,7 +115,7 @@ impl Snapshot {
         }
     }
 
-    /// Reads what [`write_files`](Self::write_files) wrote, for this layout.
+    /// Reads a snapshot that [`write_files`](Self::write_files) wrote, for this layout.
     pub fn read_files(dir: &Path, layout: &Arc<Layout>) -> Result<Self, FileError> {
         let path = dir.join(OPTIMIZER);
         let optimizer = TensorFile::open(&path)?;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// As many bytes as [`recognised`] looks at.
+/// Number of bytes that [`recognised`] looks at.
 const HEAD_BYTES: u64 = 64;
 
 const FORMATS: [(&[u8], &str); 6] = [
@@ -40,7 +40,7 @@ pub fn recognised(head: &[u8]) -> Option<&'static str> {
     format.map(|(_, what)| *what)
 }
 
-/// As [`recognised`], of a file on disk. None also where it cannot be read.
+/// What a file on disk is instead of JSON or safetensors, and what to do. None also where it cannot be read.
 pub fn recognised_file(path: &Path) -> Option<&'static str> {
     let mut head = Vec::new();
     let file = File::open(path).ok()?;

@@ -20,7 +20,7 @@ use super::{FileError, stray};
 use header::{Entry, Header, byte_len, check_ranges};
 pub use writer::{TensorSpec, write, write_streaming};
 
-/// As the safetensors library has it.
+/// Largest header of a file, as the safetensors library has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// An open safetensors file.
@@ -28,7 +28,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub struct TensorFile {
     path: PathBuf,
     map: Mmap,
-    /// Where tensor data begins in the map.
+    /// Byte of the map at which tensor data begins.
     data: usize,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
@@ -39,11 +39,12 @@ pub struct TensorFile {
 pub struct TensorView<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    /// Little-endian, rows first. May be aligned to no more than a byte.
+    /// The scalars, little-endian, rows first. May be aligned to no more than a byte.
     pub bytes: &'a [u8],
 }
 
 impl TensorFile {
+    /// Maps a file and checks its header against its length.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let file = File::open(path).map_err(FileError::io("read", path))?;
         let length = file.metadata().map_err(FileError::io("read", path))?.len();
@@ -92,7 +93,7 @@ impl TensorFile {
         &self.path
     }
 
-    /// In order.
+    /// Names of all tensors, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -101,6 +102,7 @@ impl TensorFile {
         self.metadata.get(key).map(String::as_str)
     }
 
+    /// The tensor of that name, if there is one.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         let (begin, end) = entry.data_offsets;
@@ -189,7 +191,7 @@ impl TensorView<'_> {
     }
 }
 
-/// Why a tensor has no float32 values. Follows the tensor's name.
+/// Why a tensor has no float32 values, in words that follow its name.
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 pub enum NotFloat32 {
     #[error("is {0:?}; floating-point numbers are needed")]

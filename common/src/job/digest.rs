@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{JobSpec, Method};
 
-/// Fields that decide where, when and by whom, but not what comes out: [`JobSpec::digest`] leaves them out.
+/// Fields that do not decide what comes out, only where, when and by whom: [`JobSpec::digest`] leaves them out.
 pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
     "base_model",
     "model_revision",
@@ -21,7 +21,7 @@ pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
 ];
 
 impl JobSpec {
-    /// BLAKE3, in hex, over the canonical JSON (sorted keys, no spaces) of the fields that decide the result.
+    /// The job's digest: BLAKE3, in hex, over the canonical JSON (sorted keys, no spaces) of the fields that decide the result.
     ///
     /// Paths of model, adapter and data are left out: their contents have digests of their own.
     pub fn digest(&self) -> String {

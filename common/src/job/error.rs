@@ -1,4 +1,4 @@
-//! What is wrong with a job: every problem at once, each with the place it came from.
+//! Problems of a job: every one at once, each with the place it came from.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use std::sync::Arc;
 pub enum Origin {
     /// The job file as a whole, for what is missing from it.
     File(Arc<PathBuf>),
-    /// 1-based.
+    /// A line of the job file, from 1.
     Line(Arc<PathBuf>, usize),
-    /// The variable's full name.
+    /// An environment variable, by its full name.
     Environment(String),
-    /// As the user typed it: `--set lora_r` or `--lora-r`.
+    /// A flag as the user typed it: `--set lora_r` or `--lora-r`.
     Flag(String),
-    /// Nowhere: neither file, environment nor flags.
+    /// Given nowhere: neither in a file, the environment nor flags.
     Nowhere,
 }
 
 impl Origin {
-    /// Where it is, for a message that is already about the same file.
+    /// The place in words, for a message that is already about the same file.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Line(_, line) => format!("line {line}"),

@@ -91,7 +91,7 @@ const FIELDS: &[Field] = &[
         &["data_files"],
         "file",
         "required",
-        "A JSON Lines file.",
+        "A file of JSON rows: a line each, or an array of them.",
     ),
     field(
         "datasets[].type",
@@ -410,7 +410,7 @@ const FIELDS: &[Field] = &[
         &[],
         "auto | steps, 0 or more",
         "auto",
-        "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs. 0: only when the job is stopped. At the end the result itself is written.",
+        "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time where a state arrives within 6 s; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs. 0: only when the job is stopped. At the end the result itself is written.",
     ),
     field(
         "save_strategy",

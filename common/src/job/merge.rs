@@ -1,4 +1,4 @@
-//! The three sources become one flat map: canonical field name (`datasets.0.path`) to the value that won and where it
+//! Merges the three sources into one flat map: canonical field name (`datasets.0.path`) to the value that won and where it
 //! was given. Unknown names end here.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use super::switch::parse_switch;
 use super::unsupported::{self, Fate};
 use super::yaml::{Key, Node, Value};
 
-/// Later ones win.
+/// A source of values; later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Layer {
     File,
@@ -30,7 +30,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// Says only that something is not wanted.
+    /// Whether the value says only that something is not wanted.
     pub fn is_switched_off(&self) -> bool {
         matches!(&self.node.value, Value::Scalar { text, .. } if matches!(parse_switch(text), Some(false)))
     }
@@ -39,14 +39,14 @@ impl Given {
 /// One value that a variable or a flag gives.
 pub(super) struct Override {
     layer: Layer,
-    /// With dots: `datasets.0.path`.
+    /// Name of the field with dots: `datasets.0.path`.
     name: String,
     value: String,
     origin: Origin,
 }
 
 impl Override {
-    /// `--name`, or the name of `--set name=value`.
+    /// The value of a flag, `--name` or the name of `--set name=value`.
     pub fn of_flag(flag: &str, value: &str) -> Self {
         let (name, origin) = match flag.strip_prefix("--") {
             Some(name) => {
@@ -70,7 +70,7 @@ impl Override {
         }
     }
 
-    /// When it is added: fields of a dataset after the datasets themselves, whichever source has those, because
+    /// Turn in which it is added: fields of a dataset after the datasets themselves, whichever source has those, because
     /// `--set datasets.0.split=...` is about the file of `--dataset`.
     pub fn turn(&self) -> u8 {
         match self.name.strip_prefix("datasets.") {
@@ -83,11 +83,12 @@ impl Override {
 
 const MAX_DATASETS: usize = 1000;
 
+/// The values of all sources by field, and what was passed over.
 #[derive(Default)]
 pub(super) struct Merged {
     values: BTreeMap<String, Given>,
     pub datasets_given: bool,
-    /// `datasets` as a whole, as the command line gives it.
+    /// Value of `datasets` as a whole, as the command line gives it.
     datasets_of_flags: Option<Given>,
     /// Keys that are known, but change nothing here.
     passed_over: Vec<String>,
@@ -108,7 +109,7 @@ impl Merged {
         self.values.get(name)
     }
 
-    /// What of the job was passed over, a line of each kind.
+    /// Lines for the user on what of the job was passed over, one of each kind.
     pub fn notices(&self) -> Vec<String> {
         [
             ("not needed here", &self.passed_over, ""),
@@ -165,7 +166,7 @@ impl Merged {
         true
     }
 
-    /// What a variable gives, if it is one of a job's.
+    /// The value that an environment variable gives, if it is one of a job's.
     pub fn variable(&mut self, variable: &str, value: &str) -> Option<Override> {
         let name = variable.strip_prefix("MUSTER_")?;
         if value.is_empty() || is_other_variable(name) {
@@ -222,7 +223,7 @@ impl Merged {
         }
     }
 
-    /// A key that is no field but known.
+    /// Handles a key that is no field but known: notes or refuses it.
     fn meet(&mut self, fate: Fate, key: &Key, problems: &mut Problems) {
         match fate {
             Fate::Honoured => {}
@@ -273,7 +274,7 @@ impl Merged {
         }
     }
 
-    /// `datasets` as a whole: it replaces what an earlier source said.
+    /// Adds `datasets` as a whole: it replaces what an earlier source said.
     fn add_datasets(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
         if node.is_null() {
             return;
@@ -395,7 +396,7 @@ impl Merged {
         }
     }
 
-    /// Axolotl's `message_property_mappings: {role: from, content: value}`.
+    /// Adds Axolotl's `message_property_mappings: {role: from, content: value}`.
     fn add_message_keys(
         &mut self,
         layer: Layer,
@@ -423,7 +424,7 @@ impl Merged {
         }
     }
 
-    /// `datasets.0.path`, from a flag or a variable: it changes one entry, or appends one.
+    /// Adds a field such as `datasets.0.path` from a flag or a variable: it changes one entry, or appends one.
     fn add_dataset_path(
         &mut self,
         layer: Layer,
@@ -460,8 +461,8 @@ impl Merged {
         self.add_dataset_field(layer, index, key, node, problems);
     }
 
-    /// A later source wins. Within a file or the environment a field is given once; on a command line again only with the
-    /// same value.
+    /// Adds the value of a field. A later source wins. Within a file or the environment a field is given once; on a command line
+    /// again only with the same value.
     fn put(&mut self, layer: Layer, name: String, key: Key, node: Node, problems: &mut Problems) {
         match self.values.get(&name) {
             Some(first) if first.layer > layer => return,
@@ -485,7 +486,7 @@ impl Merged {
     }
 }
 
-/// Two values of one field on one command line.
+/// Reports two values of one field on one command line.
 fn contradicts(key: &Key, node: &Node, first: &Given, problems: &mut Problems) {
     let message = format!(
         "gives {}, but {} gives {} for the same field; remove one",
@@ -530,7 +531,7 @@ fn unknown(
     );
 }
 
-/// `; did you mean `x`?`, or nothing where no candidate is near.
+/// The hint `; did you mean `x`?`, or nothing where no candidate is near.
 pub(super) fn did_you_mean<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     // Distances cost the product of the lengths.
     let text: String = text

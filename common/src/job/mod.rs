@@ -44,7 +44,7 @@ pub struct JobSources {
     pub file: Option<PathBuf>,
     /// All variables of the process; those that do not begin with `MUSTER_` are ignored.
     pub environment: Vec<(String, String)>,
-    /// Field and value, in order; two values of one field are refused. A name with leading dashes is a flag of its own
+    /// Flags as field and value, in order; two values of one field are refused. A name with leading dashes is a flag of its own
     /// (`--learning-rate`), any other was given as `--set name=value`; problems name it that way.
     pub flags: Vec<(String, String)>,
 }
@@ -65,7 +65,7 @@ pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
     check(file, sources.environment, &sources.flags)
 }
 
-/// [`load`] with the job file's text at hand.
+/// Checks a job, with its file's text at hand.
 fn check(
     file: Option<(Arc<PathBuf>, String)>,
     mut environment: Vec<(String, String)>,
@@ -108,7 +108,7 @@ fn check(
     }
 }
 
-/// False where the file is no job at all, so that what follows would only repeat it.
+/// Adds a job file's values. False where it is no job at all, so that what follows would only repeat it.
 fn add_file(path: &Arc<PathBuf>, text: &str, merged: &mut Merged, problems: &mut Problems) -> bool {
     let origin_of_line = |line| Origin::Line(path.clone(), line);
     match yaml::parse(text, &origin_of_line) {
@@ -127,7 +127,7 @@ fn add_file(path: &Arc<PathBuf>, text: &str, merged: &mut Merged, problems: &mut
     }
 }
 
-/// A mapping of nothing but what rows have.
+/// Whether the file is a row of data: a mapping of nothing but what rows have.
 fn is_row(root: &yaml::Node) -> bool {
     const COLUMNS: [&str; 8] = [
         "messages",

@@ -1,4 +1,4 @@
-//! Flags and variables: one value of one field, given as text.
+//! Parses flags and variables: one value of one field, given as text.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,7 +6,7 @@ use super::error::{Origin, Problems};
 use super::fields;
 use super::yaml::{self, Node};
 
-/// Variables that are not fields of a job.
+/// Names of `MUSTER_` variables that are not fields of a job.
 const OTHER_VARIABLES: &[&str] = &[
     "BLESS",
     "CACHE_DIR",
@@ -30,7 +30,7 @@ const OTHER_VARIABLES: &[&str] = &[
     "TOKEN_FILE",
 ];
 
-/// Text fields take a flag's value as it is; others may be written as YAML lists or mappings.
+/// Parses a value given as text. Text fields take it as it is; others may be written as YAML lists or mappings.
 pub(super) fn parse_override(
     name: &str,
     value: &str,
@@ -61,7 +61,7 @@ fn is_free_text(name: &str) -> bool {
     field.is_some_and(|field| matches!(field.values, "folder" | "file" | "text" | "column" | "key"))
 }
 
-/// `cluster_min_workers` -> `cluster.min_workers`, `datasets_0_path` -> `datasets.0.path`.
+/// A field's name with dots: `cluster_min_workers` -> `cluster.min_workers`, `datasets_0_path` -> `datasets.0.path`.
 pub(super) fn dotted_name(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("cluster_") {
         return format!("cluster.{rest}");
@@ -76,13 +76,14 @@ pub(super) fn dotted_name(name: &str) -> String {
     name.to_owned()
 }
 
-/// Variables of the programs themselves.
+/// Whether a variable is one of the programs themselves, not of a job.
 pub(super) fn is_other_variable(name: &str) -> bool {
     OTHER_VARIABLES.contains(&name)
 }
 
-/// Kubernetes tells every container of each Service in its namespace by variables that begin with the Service's name:
-/// those of one called `muster` or `muster-…` look like ours (kubernetes.io, "Service", environment variables).
+/// Whether a variable was set by Kubernetes, which tells every container of each Service in its namespace by variables that begin
+/// with the Service's name: those of one called `muster` or `muster-…` look like ours (kubernetes.io, "Service", environment
+/// variables).
 pub(super) fn is_service_variable(name: &str, value: &str) -> bool {
     // SERVICE_HOST, SERVICE_PORT, SERVICE_PORT_<name of the port>, PORT, PORT_7077_TCP and the last one's parts.
     let name = format!("_{name}");

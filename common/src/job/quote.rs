@@ -1,4 +1,4 @@
-//! What a user wrote, cut for messages.
+//! Text that a user wrote, cut for messages.
 
 /// At most 60 characters of user text, on one line, for messages.
 pub(super) fn shorten(text: &str) -> String {

@@ -13,13 +13,14 @@ use super::yaml::{Node, Value};
 const MAX_TEXT_BYTES: usize = 64 << 10;
 const MAX_LIST_ITEMS: usize = 1000;
 
+/// Reads the merged values of a job, and collects the problems.
 pub(super) struct Reader<'a> {
     pub merged: &'a Merged,
     pub problems: &'a mut Problems,
     pub file: Option<Arc<PathBuf>>,
     /// Folder of the job file.
     pub job_dir: Option<&'a Path>,
-    /// Datasets were given, perhaps unusable ones.
+    /// Whether datasets were given, perhaps unusable ones.
     pub datasets_given: bool,
 }
 
@@ -32,6 +33,7 @@ impl<'a> Reader<'a> {
         self.given(name).map(|given| given.layer)
     }
 
+    /// Reads a whole number in `range`.
     pub fn whole(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
         let (given, text) = self.scalar(name, "a whole number")?;
         let parsed = without_separators(text).parse::<u64>();
@@ -53,7 +55,7 @@ impl<'a> Reader<'a> {
             .and_then(|number| usize::try_from(number).ok())
     }
 
-    /// A finite number that `accept` takes; `wanted` says which those are.
+    /// Reads a finite number that `accept` takes; `wanted` says which those are.
     pub fn number(&mut self, name: &str, wanted: &str, accept: fn(f64) -> bool) -> Option<f64> {
         let (given, text) = self.scalar(name, wanted)?;
         match parse_number(text).filter(|number| accept(*number)) {
@@ -65,6 +67,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads whether a field is on or off.
     pub fn switch(&mut self, name: &str) -> Option<bool> {
         let (given, text) = self.scalar(name, "true or false")?;
         match parse_switch(text) {
@@ -82,7 +85,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One of `choices`; each has several names, the first is what people are told.
+    /// Reads one of `choices`; each has several names, the first is what people are told.
     pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&[&str], T)]) -> Option<T> {
         let told: Vec<&str> = choices.iter().map(|(names, _)| names[0]).collect();
         let wanted = format!("one of {}", told.join(", "));
@@ -100,8 +103,8 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// Of several fields that decide the same thing, the one that was given last: a later source wins, but within one
-    /// source only one may be given.
+    /// The field that decides among several that decide the same thing: a later source wins, but within one source only one may
+    /// be given.
     pub fn one_of<'n>(&mut self, names: &[&'n str], decide: &str) -> Option<&'n str> {
         let last = names
             .iter()
@@ -128,7 +131,7 @@ impl<'a> Reader<'a> {
         self.usable_text(given, &given.node, text)
     }
 
-    /// A path to something that exists already, or will be looked for.
+    /// Reads a path to something that exists already, or will be looked for.
     ///
     /// A relative path in a job file is meant from the current folder if there is such a thing, else from the job
     /// file's folder, so that a job works from where its commands are typed and after its folder was moved.
@@ -145,7 +148,7 @@ impl<'a> Reader<'a> {
         Some(written)
     }
 
-    /// A list of texts, or one text. With `separator`, a plain text is split there.
+    /// Reads a list of texts, or one text. With `separator`, a plain text is split there.
     pub fn texts(&mut self, name: &str, separator: Option<char>) -> Option<Vec<String>> {
         let given = self.given(name)?;
         let mut texts = Vec::new();
@@ -230,7 +233,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// As Python writes numbers too: `1_000`.
+/// A number without the underscores that Python allows, as in `1_000`.
 pub(super) fn without_separators(text: &str) -> String {
     text.replace('_', "")
 }

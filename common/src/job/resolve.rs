@@ -1,4 +1,4 @@
-//! Merged values become a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
+//! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
 mod method;
 mod schedule;
@@ -14,7 +14,7 @@ use super::*;
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 
-/// Checkpoints, where a run saves them by the clock: the newest may turn out to be damaged.
+/// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
 
 /// Reads every field. What could not be read is reported and stands at its default, so that the rest is checked too.
@@ -277,7 +277,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     }
 }
 
-/// A file is one split, so that another one than `train` would train on rows that were not meant.
+/// Reads `split` of a dataset. A file is one split, so that another one than `train` would train on rows that were not meant.
 fn split(reader: &mut Reader<'_>, name: &str) -> Option<String> {
     let split = reader.text(name)?;
     if let Err(reason) = rows_of_split(&split)
@@ -380,7 +380,7 @@ fn save_steps(reader: &mut Reader<'_>) -> SaveSteps {
     }
 }
 
-/// Transformers' `save_strategy` and `eval_strategy`: by steps (true) or never (false).
+/// Reads Transformers' `save_strategy` or `eval_strategy`: by steps (true) or never (false).
 fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<bool> {
     let (given, text) = reader.scalar(name, "steps or no")?;
     match text.to_ascii_lowercase().as_str() {

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::quote::shorten;
 
-/// Tokens in a block where the data is large.
+/// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
-/// Blocks in a step where the data is large and `micro_batch_size` divides it.
+/// Default `global_batch_size`, in blocks, where the data is large and `micro_batch_size` divides it.
 pub const DEFAULT_BATCH_SIZE: usize = 8;
 
 /// A job that passed every check that needs no model and no data.
@@ -16,23 +16,23 @@ pub const DEFAULT_BATCH_SIZE: usize = 8;
 pub struct JobSpec {
     /// Folder with `config.json`, safetensors and tokenizer files. Required.
     pub base_model: PathBuf,
-    /// Written to `adapter_config.json`; changes nothing here. Default: none.
+    /// Revision of the base model. It is written to `adapter_config.json` and changes nothing here. Default: none.
     pub model_revision: Option<String>,
     /// Where the starting weights come from. Default: pretrained.
     pub init_weights: InitWeights,
     /// Storage type of the base weights, and of the model that full fine-tuning writes. Default: float32.
     pub base_dtype: BaseDtype,
-    /// At least one. Required.
+    /// Datasets to train on, at least one. Required.
     pub datasets: Vec<DatasetSpec>,
-    /// What is held out for evaluation. Default: nothing.
+    /// How much of the data is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
     /// Tokens in a block, 2 to 2^20. Default: 2048, fewer for small data.
     pub sequence_len: usize,
-    /// Several examples share a block. Off: one example a block. Default: on.
+    /// Whether several examples share a block. Off: one example a block. Default: on.
     pub sample_packing: bool,
-    /// Prompts and user turns are learned too. Default: off.
+    /// Whether prompts and user turns are learned too. Default: off.
     pub train_on_inputs: bool,
-    /// Every epoch has its own order of blocks. Off: the order of the data. Default: on.
+    /// Whether every epoch has its own order of blocks. Off: the order of the data. Default: on.
     pub shuffle: bool,
     /// Which weights are trained. Default: all.
     pub method: Method,
@@ -40,35 +40,35 @@ pub struct JobSpec {
     pub global_batch_size: usize,
     /// Blocks in a slot. Default: 1.
     pub micro_batch_size: usize,
-    /// Passes over the data, above 0. Default: 1, or 3 for small data.
+    /// Number of passes over the data, above 0. Default: 1, or 3 for small data.
     pub num_epochs: f64,
-    /// Steps, at least 1; overrides `num_epochs`. Default: none.
+    /// Number of steps, at least 1; overrides `num_epochs`. Default: none.
     pub max_steps: Option<u64>,
-    /// Peak, above 0. Default: 2e-4 with LoRA, 2e-5 without.
+    /// Peak learning rate, above 0. Default: 2e-4 with LoRA, 2e-5 without.
     pub learning_rate: f64,
-    /// Curve after the warm-up. Default: cosine.
+    /// Curve of the learning rate after the warm-up. Default: cosine.
     pub lr_scheduler: LrScheduler,
-    /// Rise of the learning rate from 0. Default: 3% of the steps, or none where that is less than 2.
+    /// Warm-up, in which the learning rate rises from 0. Default: 3% of the steps, or none where that is less than 2.
     pub warmup: Warmup,
     /// Decay of AdamW's first moment, in [0, 1). Default: 0.9.
     pub adam_beta1: f64,
     /// Decay of AdamW's second moment, in [0, 1). Default: 0.999.
     pub adam_beta2: f64,
-    /// Above 0. Default: 1e-8.
+    /// AdamW's epsilon, above 0. Default: 1e-8.
     pub adam_epsilon: f64,
-    /// Decoupled, 0 or more. Default: 0.
+    /// Decoupled weight decay, 0 or more. Default: 0.
     pub weight_decay: f64,
     /// L2 norm that a gradient is scaled down to. None: gradients are not clipped. Default: 1.
     pub max_grad_norm: Option<f64>,
     /// Whether activations are computed again in the backward pass; the result is the same. Default: auto.
     pub gradient_checkpointing: Checkpointing,
-    /// Of the order of blocks, dropout and new weights. Default: 42.
+    /// Seed of the order of blocks, dropout and new weights. Default: 42.
     pub seed: u64,
     /// Steps between two printed lines, at least 1. Default: 10.
     pub logging_steps: u64,
     /// When checkpoints are saved. Default: auto.
     pub save_steps: SaveSteps,
-    /// Checkpoints that are kept, at least 1. None: all. Default: 3 where `save_steps` is auto, else none.
+    /// Number of checkpoints that are kept, at least 1. None: all. Default: 3 where `save_steps` is auto, else none.
     pub save_total_limit: Option<usize>,
     /// Steps between two evaluations. None: only at the end, where there is a validation set. Default: none.
     pub eval_steps: Option<u64>,
@@ -81,7 +81,7 @@ pub struct JobSpec {
     /// How gradients are summed. Default: exact.
     pub reduction: Reduction,
     pub cluster: ClusterSpec,
-    /// Asked before and after training; the answers are shown. Default: none.
+    /// Prompts that the model answers before and after training; the answers are shown. Default: none.
     pub test_prompts: Vec<String>,
     /// What reading the job left open, and what it has to tell: never part of the digest, of the wire or of a record.
     #[serde(skip)]
@@ -91,7 +91,7 @@ pub struct JobSpec {
 /// What is known of a job only where it was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// What the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
+    /// Fields that the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
     pub left_to_data: LeftToData,
     /// What the user should know of the job, a line each.
     pub notices: Vec<String>,
@@ -101,28 +101,31 @@ pub struct Reading {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftToData {
     pub sequence_len: bool,
-    /// Neither `global_batch_size` nor `gradient_accumulation_steps` was given.
+    /// Whether neither `global_batch_size` nor `gradient_accumulation_steps` was given.
     pub global_batch_size: bool,
-    /// Neither `num_epochs` nor `max_steps` was given.
+    /// Whether neither `num_epochs` nor `max_steps` was given.
     pub num_epochs: bool,
     pub warmup: bool,
 }
 
 impl LeftToData {
+    /// Whether any field is left to the data.
     pub fn anything(self) -> bool {
         self != Self::default()
     }
 }
 
+/// Where the starting weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InitWeights {
     /// The base model's safetensors.
     Pretrained,
-    /// Drawn from the seed; only `config.json` and the tokenizer are read. Full training only.
+    /// Random weights, drawn from the seed; only `config.json` and the tokenizer are read. Full training only.
     Random,
 }
 
+/// Storage type of the base weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BaseDtype {
@@ -130,11 +133,12 @@ pub enum BaseDtype {
     Bfloat16,
 }
 
+/// A dataset of the job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetSpec {
-    /// A JSON Lines file.
+    /// A file of rows: JSON Lines, one JSON array, or JSON objects over several lines.
     pub path: PathBuf,
-    /// Shape of the rows. Default: told by the columns of each.
+    /// Shape of the rows. Default: the columns of each row tell.
     pub kind: DatasetKind,
     /// `train`, or a slice of it as in `train[100:200]`. Default: every row.
     pub split: Option<String>,
@@ -142,7 +146,7 @@ pub struct DatasetSpec {
 }
 
 impl DatasetSpec {
-    /// The rows to read, from 0 and without the last.
+    /// The range of rows to read: the first, from 0, and the one after the last.
     pub fn rows(&self) -> Result<(usize, usize), String> {
         self.split.as_deref().map_or(Ok(ALL_ROWS), rows_of_split)
     }
@@ -150,7 +154,7 @@ impl DatasetSpec {
 
 const ALL_ROWS: (usize, usize) = (0, usize::MAX);
 
-/// The rows that a split names; the message goes after the field's name.
+/// The range of rows that a split names; the error goes after the field's name.
 pub(super) fn rows_of_split(split: &str) -> Result<(usize, usize), String> {
     let (name, slice) = match split.split_once('[') {
         Some((name, slice)) => (name.trim(), Some(slice)),
@@ -183,10 +187,11 @@ pub(super) fn rows_of_split(split: &str) -> Result<(usize, usize), String> {
         })
 }
 
+/// Shape of the rows of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DatasetKind {
-    /// Told by the columns of each row.
+    /// The columns of each row tell.
     Auto,
     Messages,
     PromptCompletion,
@@ -200,9 +205,9 @@ pub struct FieldNames {
     pub prompt: String,
     pub completion: String,
     pub text: String,
-    /// Inside a message.
+    /// Key of the role in a message.
     pub role: String,
-    /// Inside a message.
+    /// Key of the text in a message.
     pub content: String,
     pub tools: String,
 }
@@ -227,11 +232,12 @@ impl Default for FieldNames {
 #[serde(rename_all = "lowercase")]
 pub enum ValSetSize {
     None,
-    /// Of the examples, in (0, 1).
+    /// A share of the examples, in (0, 1).
     Fraction(f64),
     Examples(usize),
 }
 
+/// Which weights are trained: those of an adapter, or all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
@@ -244,11 +250,11 @@ pub enum Method {
 pub struct LoraSpec {
     /// Rank, 1 to 4096. Default: 16, or that of the adapter in `model_dir`, as with the next four.
     pub r: usize,
-    /// Above 0. Default: 32.
+    /// Numerator of the adapter's scale, above 0. Default: 32.
     pub alpha: f64,
     /// Share of the adapter's inputs that is dropped in training, in [0, 1). Default: 0.
     pub dropout: f64,
-    /// Sorted. Default: all-linear.
+    /// Linears that have an adapter, sorted. Default: all-linear.
     pub target_modules: TargetModules,
     /// Scale by `alpha / sqrt(r)` instead of `alpha / r`. Default: off.
     pub use_rslora: bool,
@@ -257,13 +263,14 @@ pub struct LoraSpec {
 }
 
 impl LoraSpec {
-    /// The factor on `B A x`.
+    /// Factor on the adapter's output `B A x`.
     pub fn scale(&self) -> f64 {
         let rank = self.r as f64;
         self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 }
 
+/// The linears that have an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetModules {
@@ -273,6 +280,7 @@ pub enum TargetModules {
     Named(Vec<String>),
 }
 
+/// Curve of the learning rate after the warm-up, under Transformers' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrScheduler {
@@ -282,57 +290,65 @@ pub enum LrScheduler {
     ConstantWithWarmup,
 }
 
+/// Length of the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Warmup {
-    /// Of all steps, rounded up.
+    /// A share of all steps, rounded up.
     Ratio(f64),
     Steps(u64),
 }
 
+/// When checkpoints are saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SaveSteps {
-    /// As often as costs at most 1% of the run's time, at most once a minute.
+    /// By the clock: as often as costs 1% of the run's time, but at most once a minute, and at least every 10 minutes unless a
+    /// state needs more than a minute to arrive.
     Auto,
     /// Only the final state is saved.
     Never,
-    /// After so many steps, at least 1.
+    /// A checkpoint after every so many steps, at least 1.
     Every(u64),
 }
 
+/// Whether activations are computed again in the backward pass instead of kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Checkpointing {
-    /// Where a worker has not memory to spare for them: each decides for itself, because the result is the same.
+    /// Activations are computed again where a worker has no memory to keep them: each decides for itself, because the result is
+    /// the same.
     Auto,
     Always,
     Never,
 }
 
+/// What a run continues from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resume {
-    /// From the newest checkpoint in `output_dir` that verifies, if there is one.
+    /// Continue from the newest checkpoint in `output_dir` that verifies, if there is one.
     Auto,
     Never,
-    /// From this checkpoint folder.
+    /// Continue from this checkpoint folder.
     Path(PathBuf),
 }
 
+/// How gradients are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reduction {
-    /// 64-bit fixed point: the same bits for any number of workers.
+    /// Gradients are summed in 64-bit fixed point: the same bits for any number of workers.
     Exact,
-    /// float32, in whatever order it comes.
+    /// Gradients are summed in float32, in whatever order they come.
     Fast,
 }
 
+/// How many workers take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
-    /// Training waits for so many. Default: 1.
+    /// Number of workers that training waits for. Default: 1.
     pub min_workers: usize,
-    /// More wait as spares. Default: none.
+    /// Most workers that take part; more wait as spares. Default: none.
     pub max_workers: Option<usize>,
 }

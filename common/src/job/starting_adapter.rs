@@ -1,4 +1,4 @@
-//! What `adapter_config.json` of `lora_model_dir` says about its adapter: the defaults of the job's `lora_*` fields.
+//! Reads what `adapter_config.json` of `lora_model_dir` says about its adapter: the defaults of the job's `lora_*` fields.
 
 use std::fs::File;
 use std::io::Read;
@@ -21,7 +21,7 @@ pub(super) struct StartingAdapter {
     pub target_modules: TargetModules,
 }
 
-/// Reads the shape; the message names the file.
+/// Reads the shape of an adapter; the error names the file.
 pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     if !dir.is_dir() {
         let reason = match dir.exists() {

@@ -1,6 +1,6 @@
-//! What switches a field on or off.
+//! Words that switch a field on or off.
 
-/// True, false, or neither.
+/// Whether a text switches on (true) or off (false); None where it does neither.
 pub(super) fn parse_switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" => Some(true),

@@ -8,7 +8,7 @@ mod table;
 use super::yaml::{Node, Value};
 use table::{Group, Rule};
 
-/// What becomes of a foreign key with the value that it has.
+/// How a foreign key with the value that it has is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It asks for nothing, or for what is done anyway.
@@ -60,7 +60,7 @@ fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
     })
 }
 
-/// The value, or each of a list, is one of these.
+/// Whether the value, or each of a list, is one of these.
 fn says_only(node: &Node, values: &[&str]) -> bool {
     match &node.value {
         Value::Scalar { text, .. } => {
@@ -77,7 +77,7 @@ fn says_only(node: &Node, values: &[&str]) -> bool {
     }
 }
 
-/// Asks for nothing, whatever the key is.
+/// Whether a value asks for nothing, whatever the key is.
 fn is_blank(node: &Node) -> bool {
     match &node.value {
         Value::Scalar { text, .. } => text.trim().is_empty(),

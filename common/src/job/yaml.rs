@@ -1,4 +1,4 @@
-//! YAML text becomes a small tree whose every node knows its place. Types are left to the reader of each field.
+//! Parses YAML text to a small tree whose every node knows its place. Types are left to the reader of each field.
 //!
 //! The text is not trusted: its size, depth, nodes and what aliases expand to are bounded, and nothing recurses.
 
@@ -10,14 +10,15 @@ use super::error::Origin;
 use super::quote::shorten;
 use super::yaml_hint::hint;
 
-/// A job file is a page of text; a mistyped path to a dataset should fail at once.
+/// Largest job file: it is a page of text, and a mistyped path to a dataset should fail at once.
 pub(super) const MAX_FILE_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 16;
-/// Aliases count with all that they stand for.
+/// Most nodes of a tree; aliases count with all that they stand for.
 const MAX_NODES: usize = 10_000;
-/// Text of all nodes, aliases counted with all that they stand for.
+/// Most bytes of text of all nodes; aliases count with all that they stand for.
 const MAX_TEXT_BYTES: usize = 4 << 20;
 
+/// A value of the tree, and where it was given.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
     pub value: Value,
@@ -55,7 +56,7 @@ impl Node {
         }
     }
 
-    /// `key:`, `~` and `null` mean "not given".
+    /// Whether the value is null (`key:`, `~` or `null`), which means "not given".
     pub fn is_null(&self) -> bool {
         match &self.value {
             Value::Scalar { text, quoted } => {
@@ -65,7 +66,7 @@ impl Node {
         }
     }
 
-    /// Whether both mean the same to whatever reads them. One text is a list of one.
+    /// Whether two values mean the same to whatever reads them. One text is a list of one.
     // The recursion is as deep as the trees, at most `MAX_DEPTH`.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let all_same = |one: &[Self], other: &[Self]| {

@@ -1,10 +1,10 @@
-//! What is probably meant where a job file is no valid YAML: the parser says what it found, this says what to write.
+//! Hints on what is probably meant where a job file is no valid YAML: the parser says what it found, this says what to write.
 //!
 //! In: the text and the line at which the parser gave up. Out: a hint, or nothing.
 
 use super::quote::shorten;
 
-/// What follows the parser's own words, beginning with `; `, or nothing.
+/// The hint that follows the parser's own words, beginning with `; `, or nothing.
 pub(super) fn hint(text: &str, line: usize) -> String {
     let hint = of_whole(text).map(str::to_owned).or_else(|| {
         // The parser often notices only in the line after the one at fault.
@@ -17,7 +17,7 @@ pub(super) fn hint(text: &str, line: usize) -> String {
     hint.map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
-/// The file is something else.
+/// A hint where the file as a whole is something else than YAML.
 fn of_whole(text: &str) -> Option<&'static str> {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let (first, second) = (lines.next()?, lines.next().unwrap_or_default());

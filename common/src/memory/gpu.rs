@@ -5,26 +5,27 @@ use super::layer::{Layer, Place};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
 
-/// Scalars of a gradient that are computed at a time where none is kept.
+/// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 32 << 20;
-/// Logits that stand in memory at a time.
+/// Most logits in memory at a time.
 pub const CHUNK_SCALARS: usize = 96 << 20;
+/// Least rows of a chunk of the loss, however large the vocabulary.
 pub const MIN_CHUNK_ROWS: usize = 128;
-/// Scalars whose mean gradient stands in memory at a time.
+/// Scalars whose mean gradient is in memory at a time where a worker is alone.
 pub const MEAN_TILE: usize = 32 << 20;
-/// Scalars that are summed over workers at a time: 64 MiB of exact sums.
+/// Scalars that are summed over NCCL at a time: 64 MiB of exact sums.
 pub const EXCHANGE_BUCKET: usize = 8 << 20;
-/// Ranks are padded to this, so that rows stay aligned for the tensor cores.
+/// LoRA ranks are padded to a multiple of this, so that rows stay aligned for the tensor cores.
 pub const RANK_MULTIPLE: usize = 8;
-/// For products of matrices; what NVIDIA advises for Hopper.
+/// Workspace of the matrix products (cuBLAS), as NVIDIA advises it for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Rows of a chunk of the loss, at most.
+/// Most rows (tokens) of a chunk of the loss.
 pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_SCALARS / vocabulary.max(1)).max(MIN_CHUNK_ROWS)
 }
 
-/// As if every token were trained.
+/// Memory of a worker on a GPU at the peak of a step, as if every token were trained.
 pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     let element = match work.dtype {
         BaseDtype::Float32 => F32,
@@ -55,7 +56,8 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     }
 }
 
-/// Over NCCL, beside the mean gradient: a member's share of two buckets. Of two members, the more the less.
+/// Bytes that an exchange over NCCL takes beside the mean gradient: a member's share of two buckets of sums. It is that of two
+/// members; the more there are, the less each takes.
 fn exchange(work: &Work, scalars: u64) -> u64 {
     match work.reduction {
         Reduction::Exact => 8 * scalars.min(2 * EXCHANGE_BUCKET as u64) / 2,
@@ -93,7 +95,7 @@ fn beside(shape: &Shape, adapted: &[bool; super::LINEARS], rank: usize) -> u64 {
     of(0..3) + of(3..4) + of(4..6) + of(6..7)
 }
 
-/// The flat weights, two moments, the sums, and the gradient of a slot where it is kept.
+/// Bytes of the flat weights, two moments, the sums, and the gradient of a slot where it is kept.
 fn training(work: &Work, scalars: u64) -> u64 {
     let sum = match work.reduction {
         Reduction::Exact => 8,
@@ -106,7 +108,7 @@ fn training(work: &Work, scalars: u64) -> u64 {
     scalars * (3 * F32 + sum + slot)
 }
 
-/// Of a chunk: its rows, normed, their logits in float32 and the logits' gradient.
+/// Bytes of a chunk of the loss: its rows, normed, their logits in float32 and the logits' gradient.
 fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
     let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
     let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);

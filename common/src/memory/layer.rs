@@ -1,27 +1,27 @@
-//! What one decoder layer takes. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
-//! the engine takes and frees them (`worker/src/engine/cuda/layers.rs`, `worker/src/engine/layers`).
+//! Memory of one decoder layer. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
+//! the engine takes and frees them (`worker/src/engine/cuda/layers.rs`, `worker/src/engine/model/layers`).
 
 use super::{F32, LINEARS, Shape, Trained, Work};
 
-/// Of one layer and one slot: all sizes are bytes of all its tokens.
+/// Widths of one layer and the tokens of one slot; what its functions return are bytes for all these tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layer {
     tokens: u64,
     element: u64,
     hidden: u64,
-    /// Queries, keys and values.
+    /// Columns of queries, keys and values together.
     qkv: u64,
     queries: u64,
     heads: u64,
     intermediate: u64,
-    /// Columns that adapters have behind the inputs of qkv, output, gate and up, down.
+    /// Columns of the adapters' low-rank activations, which stand behind the inputs of qkv, output, gate and up, down.
     ranks: [u64; 4],
-    /// Masked copies are made where adapters drop inputs.
+    /// Whether adapters drop inputs, so that masked copies of these are made.
     dropout: bool,
     place: Place,
 }
 
-/// Where it computes.
+/// Whether the engine computes on a GPU or on the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Gpu,
@@ -29,7 +29,7 @@ pub(super) enum Place {
 }
 
 impl Layer {
-    /// Of all layers. Ranks are padded to `multiple`.
+    /// All layers of a model. LoRA ranks are padded to `multiple`; `element` is the bytes of the engine's element type.
     pub fn all(
         shape: &Shape,
         work: &Work,
@@ -69,16 +69,17 @@ impl Layer {
             .collect()
     }
 
-    /// Scalars of the engine's element type, in so many columns.
+    /// Bytes of so many columns in the engine's element type.
     fn narrow(&self, columns: u64) -> u64 {
         self.tokens * columns * self.element
     }
 
+    /// Bytes of so many columns in float32.
     fn wide(&self, columns: u64) -> u64 {
         self.tokens * columns * F32
     }
 
-    /// Of an input gradient of a projection, which processors sum in float32.
+    /// Bytes of an input gradient of a projection, which processors sum in float32.
     fn summed(&self, columns: u64) -> u64 {
         match self.place {
             Place::Gpu => self.narrow(columns),
@@ -86,7 +87,7 @@ impl Layer {
         }
     }
 
-    /// Of a masked copy of a projection's inputs.
+    /// Bytes of a masked copy of a projection's inputs, made on GPUs only.
     fn masked(&self, columns: u64, rank: u64) -> u64 {
         match (self.dropout && rank > 0, self.place) {
             (true, Place::Gpu) => self.narrow(columns),
@@ -94,7 +95,7 @@ impl Layer {
         }
     }
 
-    /// The residual that it reads.
+    /// Bytes of the residual that the layer reads.
     pub fn input(&self) -> u64 {
         self.wide(self.hidden)
     }
@@ -107,7 +108,7 @@ impl Layer {
         self.narrow(2 * self.intermediate)
     }
 
-    /// What the backward pass needs beside the input.
+    /// Bytes of the activations that the backward pass needs beside the layer's input.
     pub fn inner(&self) -> u64 {
         let low_rank = match self.place {
             Place::Gpu => 0,
@@ -117,12 +118,12 @@ impl Layer {
         self.attended() + self.wide(self.hidden) + self.gate_up() + low_rank
     }
 
-    /// Of it, what attention leaves.
+    /// Bytes of the attention activations saved for backward: qkv, context, log-sum-exp.
     fn attended(&self) -> u64 {
         self.narrow(self.qkv) + self.context() + self.wide(self.heads)
     }
 
-    /// The most that computing [`Self::inner`] takes, with what is there of it.
+    /// Peak bytes of computing the activations of [`Self::inner`], these included.
     pub fn open(&self) -> u64 {
         let [qkv_rank, _, gate_rank, _] = self.ranks;
         let masked = self.masked(self.hidden, qkv_rank);
@@ -133,7 +134,7 @@ impl Layer {
         projecting.max(attending).max(gating)
     }
 
-    /// The most that the layer takes forward, its input not counted.
+    /// Peak bytes of the layer's forward pass, its input not counted.
     pub fn forward(&self) -> u64 {
         let rank = self.ranks[3];
         let masked = self.masked(self.intermediate, rank);
@@ -141,7 +142,8 @@ impl Layer {
         self.open().max(self.inner() + closing)
     }
 
-    /// The most that it takes backward beside input, inner and gradient. Inner is given up on the way.
+    /// Peak bytes of the layer's backward pass beside its input, [`Self::inner`] and the residual's gradient. The inner
+    /// activations are freed on the way.
     pub fn backward(&self) -> u64 {
         let to_gate_up = self.backward_to_gate_up();
         let gates = self.narrow(2 * self.intermediate + self.ranks[2]);
@@ -175,7 +177,7 @@ impl Layer {
         }
     }
 
-    /// Through a projection whose inputs have adapters of `rank`, to the norm before it.
+    /// Bytes of going backward through a projection whose inputs have adapters of `rank`, to the norm before it.
     fn backward_to_norm(&self, rank: u64) -> u64 {
         let masked = self.masked(self.hidden, rank);
         let through = match masked {

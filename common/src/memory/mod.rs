@@ -20,24 +20,25 @@ use crate::job::{JobSpec, Method};
 use layer::Layer;
 use serde::Serialize;
 
-/// Bytes at the peak of a step.
+/// Memory of a worker at the peak of a step, in bytes, by what takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Bytes {
-    /// Of the base model, and tables.
+    /// Frozen weights of the base model (on a GPU, all weights as they are multiplied, the adapters' among them), and the rotary
+    /// tables.
     pub weights: u64,
     /// Trainable weights, moments, sums and gradients.
     pub training: u64,
-    /// What is kept of a slot for its backward pass.
+    /// Activations of a slot that are kept for its backward pass.
     pub activations: u64,
-    /// What the step's largest operation takes meanwhile: a layer's backward pass, a chunk of the loss, or what the moment says.
+    /// Largest operation at that moment: a layer's backward pass, a chunk of the loss, the exchange or the update.
     pub operation: u64,
-    /// Of libraries, and of the program itself.
+    /// Memory of libraries, and of the program itself.
     pub libraries: u64,
-    /// When all of this is there.
+    /// When the peak is.
     pub moment: Moment,
 }
 
-/// Of a step.
+/// A moment of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moment {
@@ -51,13 +52,14 @@ pub enum Moment {
 }
 
 impl Bytes {
+    /// All of it together.
     pub fn total(&self) -> u64 {
         self.weights + self.training + self.activations + self.operation + self.libraries
     }
 }
 
 impl Shape {
-    /// Input and output widths, and whether there is a bias.
+    /// Input width, output width and whether there is a bias, of each linear of a layer.
     pub fn linears(&self) -> [(usize, usize, bool); LINEARS] {
         let (queries, keys) = (
             self.heads * self.head_dim,
@@ -75,7 +77,7 @@ impl Shape {
         ]
     }
 
-    /// Scalars of a layer's norms and biases, which are float32 always.
+    /// Number of scalars of a layer's norms and biases, which are float32 always.
     fn layer_vectors(&self) -> u64 {
         let biases = self.linears().map(|(_, out, bias)| match bias {
             true => out,
@@ -88,40 +90,41 @@ impl Shape {
         (2 * self.hidden_size + head_norms + biases.iter().sum::<usize>()) as u64
     }
 
+    /// Number of scalars of the linears of one layer.
     pub(crate) fn layer_matrices(&self) -> u64 {
         let scalars = self.linears().map(|(width, out, _)| width * out);
         scalars.iter().sum::<usize>() as u64
     }
 
-    /// Scalars of the embedding, and of an output layer of its own.
+    /// Number of scalars of the embedding, and of the output layer where it is not tied.
     fn token_matrices(&self) -> u64 {
         let matrices = 2 - u64::from(self.tied);
         matrices * (self.vocab_size * self.hidden_size) as u64
     }
 
-    /// Scalars of norms and biases.
+    /// Number of scalars of all norms and biases.
     fn vectors(&self) -> u64 {
         self.layers as u64 * self.layer_vectors() + self.hidden_size as u64
     }
 
-    /// Scalars of embedding, output layer and linears.
+    /// Number of scalars of embedding, output layer and linears.
     fn matrices(&self) -> u64 {
         self.layers as u64 * self.layer_matrices() + self.token_matrices()
     }
 
-    /// Scalars of the base model.
+    /// Number of parameters of the base model.
     pub fn parameters(&self) -> u64 {
         self.matrices() + self.vectors()
     }
 
-    /// Cosines and sines.
+    /// Bytes of the rotary tables: cosines and sines.
     fn tables(&self, work: &Work) -> u64 {
         (work.sequence_len * self.head_dim) as u64 * F32
     }
 }
 
 impl Work {
-    /// A slot of a job. `adapted` says by layer which linears its target modules name.
+    /// The work of a slot of a job. `adapted` says by layer which linears its target modules name.
     pub fn of(job: &JobSpec, adapted: Vec<[bool; LINEARS]>, checkpointing: bool) -> Self {
         Self {
             trained: match &job.method {
@@ -141,7 +144,7 @@ impl Work {
         }
     }
 
-    /// Scalars that are trained.
+    /// Number of trainable scalars.
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
@@ -163,7 +166,7 @@ impl Work {
     }
 }
 
-/// The most of what is kept and what an operation takes at the same time.
+/// The peak so far of activations that are kept and an operation beside them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peak {
     activations: u64,
@@ -180,7 +183,7 @@ impl Peak {
         })
     }
 
-    /// Beside what is there always.
+    /// The larger of this peak and one outside of slots, when no activations are kept.
     fn or_at(self, moment: Moment, operation: u64) -> Self {
         self.or_of(Self {
             activations: 0,
@@ -197,7 +200,8 @@ impl Peak {
     }
 }
 
-/// Follows a slot forward and backward; `loss` is what a chunk of the loss takes, and `extra` what is there all through it.
+/// Peak of a slot's forward and backward pass, in bytes; `loss` is what a chunk of the loss takes, `extra` what is there all
+/// through it.
 fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
     let kept = |layer: &Layer| match checkpointing {
         true => layer.input(),

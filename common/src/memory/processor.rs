@@ -4,22 +4,23 @@ use super::layer::{Layer, Place};
 use super::{Bytes, F32, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Reduction};
 
-/// Scalars of a gradient that are computed at a time where none is kept.
+/// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 4 << 20;
-/// Logits that stand in memory at a time.
+/// Most logits in memory at a time.
 pub const CHUNK_SCALARS: usize = 24 << 20;
-/// A chunk of the loss may have at most this many rows, and at least [`MIN_CHUNK_ROWS`] however large the vocabulary.
+/// Most rows (tokens) of a chunk of the loss, however small the vocabulary.
 pub const MAX_CHUNK_ROWS: usize = 512;
+/// Least rows of a chunk of the loss, however large the vocabulary.
 pub const MIN_CHUNK_ROWS: usize = 16;
-/// Code, threads and what the allocator holds.
+/// Memory of the program itself: code, threads and what the allocator holds.
 const PROGRAM_BYTES: u64 = 14 << 20;
 
-/// Rows of a chunk of the loss, at most.
+/// Most rows (tokens) of a chunk of the loss, for this vocabulary.
 pub fn chunk_rows(vocabulary: usize) -> usize {
     (CHUNK_SCALARS / vocabulary.max(1)).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
 }
 
-/// As if every token were trained.
+/// Memory of a worker on the processor at the peak of a step, as if every token were trained.
 pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     let scalars = work.scalars(shape);
     // Full training computes in float32.
@@ -45,8 +46,8 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     }
 }
 
-/// The flat weights, two moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean gradient,
-/// which is there while nothing is computed.
+/// Bytes of the flat weights, two moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean
+/// gradient, which is there while nothing is computed.
 fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     let sum = match work.reduction {
         Reduction::Exact => 6,
@@ -66,7 +67,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     scalars * (3 * F32 + sum) + gradient + mean
 }
 
-/// Of a chunk: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.
+/// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.
 fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
     let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
     let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);

@@ -1,11 +1,11 @@
-//! A model, and the work on it, in numbers.
+//! The sizes of a model, and of the work on it.
 
 use crate::job::{BaseDtype, Reduction};
 
 /// Bytes of a float32.
 pub(crate) const F32: u64 = 4;
 
-/// A decoder in numbers.
+/// The sizes of a decoder, as its `config.json` has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub vocab_size: usize,
@@ -15,43 +15,43 @@ pub struct Shape {
     pub heads: usize,
     pub key_value_heads: usize,
     pub head_dim: usize,
-    /// The output layer is the embedding.
+    /// Whether the output layer is the embedding.
     pub tied: bool,
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Each query and key head is normalised.
+    /// Whether each query and key head is normalised.
     pub head_norms: bool,
 }
 
-/// Linears of a decoder layer: queries, keys, values, attention output, gate, up, down.
+/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down.
 pub const LINEARS: usize = 7;
 
-/// What is trained.
+/// Which weights are trained.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Trained {
     All,
     Adapters {
         rank: usize,
-        /// Something is dropped from their inputs.
+        /// Whether there is dropout on the adapters' inputs.
         dropout: bool,
-        /// By layer: which of its linears have one.
+        /// For each layer, which of its linears have an adapter.
         adapted: Vec<[bool; LINEARS]>,
     },
 }
 
-/// What is computed with the model at a time.
+/// The work of one slot: what is trained, in which types, on how many tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Work {
     pub trained: Trained,
     pub dtype: BaseDtype,
     pub reduction: Reduction,
-    /// Blocks of a slot.
+    /// Number of blocks in a slot.
     pub batch: usize,
-    /// Tokens of a block.
+    /// Number of tokens in a block.
     pub sequence_len: usize,
-    /// Layers keep their inputs alone and run again in the backward pass.
+    /// Whether layers keep their inputs alone and run again in the backward pass.
     pub checkpointing: bool,
-    /// No other worker takes part, so the mean gradient never stands in memory.
+    /// Whether no other worker can take part, so that the whole mean gradient is never in memory.
     pub alone: bool,
 }

@@ -1,9 +1,9 @@
-//! Memory as people read it. In: bytes, and what a worker needs. Out: text whose parts add up to its total.
+//! Memory in words for people. In: bytes, and what a worker needs. Out: text whose parts add up to its total.
 
 use super::{Bytes, Moment};
 
 impl Bytes {
-    /// The total, and what it is made of at the peak.
+    /// The total in words, and what it is made of at the peak.
     pub fn told(&self) -> String {
         let [weights, training, operation, libraries] =
             [self.weights, self.training, self.operation, self.libraries].map(bytes);
@@ -24,7 +24,7 @@ impl Bytes {
     }
 }
 
-/// 1536 as `1.5 KiB`.
+/// A number of bytes in words: 1536 as `1.5 KiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;

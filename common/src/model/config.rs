@@ -33,16 +33,16 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_epsilon: f64,
     pub rope: Rope,
-    /// Whether the output layer shares its weights with the embedding.
+    /// The output layer is the embedding.
     pub tied: bool,
-    /// Whether queries, keys and values have biases.
+    /// Queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// Whether the attention's output layer has a bias.
+    /// The attention's output layer has a bias.
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Whether each query and key head is normalised.
+    /// Each query and key head is normalised.
     pub head_norms: bool,
-    /// Number of tokens that a query sees, where some layers limit it.
+    /// Tokens a query sees, where some layers limit it.
     pub sliding_window: Option<usize>,
     /// Tokens of a text that the model was made for, where it says so.
     pub max_positions: Option<usize>,
@@ -50,21 +50,20 @@ pub struct ModelConfig {
     pub initializer_range: f64,
 }
 
-/// Frequencies of the rotary position embedding.
+/// Rotary position frequencies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     pub theta: f64,
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are changed for sequences longer than the model was first trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
     Linear {
         factor: f64,
     },
-    /// Scaling of Llama 3.1: low frequencies are slowed down, high ones kept, those between blended.
+    /// Llama 3.1's: low frequencies are slowed down, high ones kept, those between blended.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -75,7 +74,7 @@ pub enum RopeScaling {
 
 /// What an architecture has that its `config.json` does not say.
 struct Family {
-    /// Whether queries, keys and values have biases; None where `attention_bias` says it.
+    /// None: as `attention_bias` says.
     qkv_bias: Option<bool>,
     output_bias: Option<bool>,
     head_norms: bool,
@@ -181,7 +180,7 @@ impl ModelConfig {
 }
 
 impl RopeScaling {
-    /// Scales one frequency as `transformers/modeling_rope_utils.py` does.
+    /// As `transformers/modeling_rope_utils.py`.
     fn apply(&self, frequency: f32) -> f32 {
         match *self {
             Self::None => frequency,

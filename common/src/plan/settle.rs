@@ -8,31 +8,32 @@ use super::{Schedule, highest_rate, learns, warmup_steps};
 use crate::job::{DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, Warmup};
 use crate::text::{count, rate};
 
-/// Steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that falls.
+/// Least number of steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that
+/// falls.
 const WANTED_STEPS: u64 = 50;
-/// Fewer examples than this are passed over more than once.
+/// Data with fewer examples than this is trained on for more than one epoch by default.
 const FEW_EXAMPLES: u64 = 1000;
 /// Tokens that give [`WANTED_STEPS`] of the default size; what has more of them is not few examples, but long ones.
 const FEW_TOKENS: u64 = WANTED_STEPS * (DEFAULT_BATCH_SIZE * DEFAULT_SEQUENCE_LEN) as u64;
 const EPOCHS_OF_FEW: u64 = 3;
-/// Of which a default `sequence_len` is a multiple: kernels work in tiles.
+/// A default `sequence_len` is a multiple of this: kernels work in tiles.
 const BLOCK_MULTIPLE: u64 = 16;
-/// A block of one token has nothing to predict.
+/// Least `sequence_len`: a block of one token has nothing to predict.
 const SHORTEST_BLOCK: usize = 2;
-/// AdamW moves a weight by about the learning rate, and half the last digit of a usual weight (0.02 in float32) is ten times
-/// this.
+/// Learning rate below which updates are lost in rounding: AdamW moves a weight by about the learning rate, and half the last
+/// digit of a usual weight (0.02 in float32) is ten times this.
 const LEAST_USEFUL_RATE: f64 = 1e-10;
-/// A plan of fewer steps is told to be short.
+/// The user is warned of a plan with fewer steps than this.
 const SHORT_PLAN_STEPS: u64 = 20;
 
-/// What the defaults follow.
+/// Size of the data and the model's limit, which the defaults follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataSize {
-    /// Tokenised texts, for training and validation.
+    /// Number of tokenised texts, for training and validation.
     pub examples: u64,
-    /// Tokens of the longest one.
+    /// Tokens of the longest example.
     pub longest: u64,
-    /// Tokens of all of them.
+    /// Tokens of all examples.
     pub tokens: u64,
     /// Positions that the model was made for. None where its configuration does not say.
     pub model_positions: Option<usize>,
@@ -49,7 +50,7 @@ impl DataSize {
         self.examples < FEW_EXAMPLES && self.tokens < FEW_TOKENS
     }
 
-    /// Passes over the data where the job does not say.
+    /// Default number of epochs.
     fn epochs(self) -> u64 {
         if self.is_small() { EPOCHS_OF_FEW } else { 1 }
     }
@@ -119,7 +120,7 @@ fn batch(job: &JobSpec, blocks: u64) -> usize {
     slots * micro
 }
 
-/// Which values followed the data, in one line. None where all are what large data gets.
+/// A line that says which values followed the data. None where all are what large data gets.
 fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     let mut values = Vec::new();
     if read.reading.left_to_data.sequence_len && settled.sequence_len != DEFAULT_SEQUENCE_LEN {
@@ -150,7 +151,7 @@ fn followed(read: &JobSpec, settled: &JobSpec, data: DataSize, total_steps: u64)
     })
 }
 
-/// A line where there are so few steps that hardly anything can be learned. Whoever gave `max_steps` knows.
+/// A warning where there are so few steps that hardly anything can be learned. Whoever gave `max_steps` knows.
 fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     if total_steps >= SHORT_PLAN_STEPS || job.max_steps.is_some() {
         return None;
@@ -171,7 +172,7 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
     ))
 }
 
-/// A line where the run ends before its learning rate has risen.
+/// A warning where the run ends before its learning rate has risen.
 fn unfinished_warmup(job: &JobSpec, total_steps: u64) -> Option<String> {
     let warmup = warmup_steps(job.warmup, total_steps);
     // A run of which nothing is learned does not start, and says why.
@@ -188,7 +189,7 @@ fn unfinished_warmup(job: &JobSpec, total_steps: u64) -> Option<String> {
     ))
 }
 
-/// A line where updates are lost in the rounding of the weights.
+/// A warning where updates are lost in the rounding of the weights.
 fn tiny_rate(job: &JobSpec, total_steps: u64) -> Option<String> {
     let highest = highest_rate(job, total_steps);
     let is_tiny = highest < LEAST_USEFUL_RATE && learns(job, total_steps);

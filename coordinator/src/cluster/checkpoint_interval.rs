@@ -1,44 +1,45 @@
-//! How often a checkpoint is saved where the job leaves it to the run: so that saving costs at most a hundredth of it.
+//! How often a checkpoint is saved where the job leaves it to the run: so that saving costs a hundredth of it, within bounds.
 //!
 //! In: when a state was there to be saved, and when it was on disk. Out: whether the next one is due. Nobody needs to
 //! measure what saving costs: a state that is on its way for so long has delayed the run by no more than that.
 
 use std::time::{Duration, Instant};
 
-/// A checkpoint is not due before so many times what the last one took.
+/// Time between two checkpoints, as a multiple of what the last one took: saving costs a hundredth of the run, within bounds.
 const TIMES: u32 = 100;
-/// Nor before so long: losing less is no loss, and disks and people are left alone.
+/// Minimum time between two automatic checkpoints: losing less work is no loss.
 const SHORTEST: Duration = Duration::from_secs(60);
-/// After so long it is due, because that is as much work as may ever be lost...
+/// Maximum time between two automatic checkpoints: as much work as may ever be lost...
 const LONGEST: Duration = Duration::from_secs(600);
-/// ...unless a state needs minutes to arrive: its way is not to be in use all the time.
+/// ...unless a state takes long to arrive: the time between two is at least so many times what the last one took.
 const LEAST_TIMES: u32 = 10;
 
 /// When checkpoints were saved, and what they took.
 #[derive(Debug, Default)]
 pub struct CheckpointInterval {
-    /// Since when work may be lost.
+    /// When the newest checkpoint was taken, or first asked about: work since then may be lost.
     since: Option<Instant>,
-    /// From the step that made the newest stored state until it was on disk.
+    /// Time from the step that made the newest stored state until it was on disk.
     took: Duration,
 }
 
 impl CheckpointInterval {
-    /// What is done so far was saved, or is on its way.
+    /// Starts the interval anew: what is done so far was saved, or is on its way.
     pub fn restart(&mut self, now: Instant) {
         self.since = Some(now);
     }
 
-    /// What was on its way did not arrive: the next one is due soon, however long the last one took.
+    /// A checkpoint did not arrive: the next one is due soon, however long the last one took.
     pub fn fail(&mut self) {
         self.took = Duration::ZERO;
     }
 
+    /// A checkpoint took so long, from its step to the disk.
     pub fn learn(&mut self, took: Duration) {
         self.took = took;
     }
 
-    /// The first time begins when this is first asked.
+    /// Whether a checkpoint is due. The first interval begins when this is first asked.
     pub fn is_due(&mut self, now: Instant) -> bool {
         now.duration_since(*self.since.get_or_insert(now)) >= self.interval()
     }

@@ -14,32 +14,38 @@ pub enum Command {
     Welcome {
         worker: WorkerId,
     },
-    /// To each member with its own rank, which the shared message leaves open: a thousand members are told of a thousand.
+    /// Tell a member of its generation. The rank is apart from the shared message: a thousand members are told of a thousand.
     SendGeneration {
         worker: WorkerId,
         rank: u32,
         generation: Arc<v1::Generation>,
     },
+    /// Give a member the identifier of the generation's NCCL communicator.
     SendNcclId {
         worker: WorkerId,
         nccl_id: v1::NcclId,
     },
+    /// Ask a worker to try whether it reaches the exchange of others.
     SendProbe {
         worker: WorkerId,
         probe: v1::Probe,
     },
+    /// Tell a worker that it takes no part for now, because it and others do not reach each other.
     SendAside {
         worker: WorkerId,
         aside: v1::Aside,
     },
+    /// Tell a newcomer to copy the state of a member and repeat its updates.
     SendFollow {
         worker: WorkerId,
         follow: v1::Follow,
     },
+    /// Tell a member to let a newcomer copy its state and the updates after it.
     SendFeed {
         worker: WorkerId,
         feed: v1::Feed,
     },
+    /// Tell a member what the next step (or evaluation) is.
     SendPlan {
         worker: WorkerId,
         plan: v1::Plan,
@@ -48,10 +54,12 @@ pub enum Command {
         worker: WorkerId,
         lease: v1::Lease,
     },
+    /// Ask a member to give back slots that are not in its accumulator yet.
     SendWithdraw {
         worker: WorkerId,
         withdraw: v1::Withdraw,
     },
+    /// Tell a member that every slot is held: sum the gradients over all members, update, report.
     SendExchange {
         worker: WorkerId,
         exchange: v1::Exchange,
@@ -62,6 +70,7 @@ pub enum Command {
         step: u64,
         last: bool,
     },
+    /// Let a worker go: the run is over, or the worker was asked to stop and has handed over what counts.
     SendFinish {
         worker: WorkerId,
         finish: v1::Finish,
@@ -76,7 +85,7 @@ pub enum Command {
         worker: WorkerId,
         reason: String,
     },
-    /// Tell the observers.
+    /// Tell the observers (terminal, metrics files, journal) what happened.
     Emit(RunEvent),
     /// Stop serving. No command follows.
     End(Outcome),
@@ -94,9 +103,10 @@ pub enum Outcome {
         /// The workers were told to wait for the next term.
         resumable: bool,
     },
+    /// The run cannot go on.
     Failed {
         reason: String,
-        /// Those whose data is at fault, where it is.
+        /// Training blocks whose data is at fault; empty where it is not the data.
         blocks: Vec<u64>,
     },
 }

@@ -19,13 +19,14 @@ use super::{Cluster, Stage};
 #[derive(Debug)]
 pub struct Draining {
     reason: String,
-    /// For the committed state, as nobody else has it.
+    /// Whether it was asked for the committed state, as nobody else has it.
     was_asked: bool,
-    /// It is not to come back: others cannot reach it.
+    /// Whether it is not to come back, because others cannot reach it.
     is_at_fault: bool,
 }
 
 impl Cluster {
+    /// Begins to drain a worker: it gets no more slots and gives back those that it has not begun.
     pub(super) fn drain(
         &mut self,
         now: Instant,
@@ -52,7 +53,7 @@ impl Cluster {
         }
     }
 
-    /// Has a worker that others cannot reach hand over what it holds and go.
+    /// Begins to drain a worker that others cannot reach; it is refused when it has handed over what it holds.
     pub(super) fn drain_at_fault(
         &mut self,
         now: Instant,
@@ -99,7 +100,7 @@ impl Cluster {
         }
     }
 
-    /// Whoever is behind a state that only the disk has loads it from there.
+    /// Expels workers that are behind a state which only the disk has: they come back and load it.
     fn send_back_to_disk(&mut self, commands: &mut Vec<Command>) {
         let step = self.committed;
         if !self.is_only_saved(step) {
@@ -115,12 +116,12 @@ impl Cluster {
         }
     }
 
-    /// Nobody who is here has the state after `step` updates, but it is on disk.
+    /// Whether nobody who is here has the state after `step` updates, but it is on disk.
     pub(super) fn is_only_saved(&self, step: u64) -> bool {
         self.members.first_at(step).is_none() && self.saving.stored() == step
     }
 
-    /// What became of its work, where the worker may go.
+    /// What became of the worker's work, in words for it, if it may go; else None.
     fn has_handed_over(
         &mut self,
         now: Instant,
@@ -156,7 +157,7 @@ impl Cluster {
         None
     }
 
-    /// Once: where it cannot be saved, the worker goes when its patience ends.
+    /// Asks a draining worker for the committed state, once: where it cannot be saved, the worker goes when it has waited enough.
     fn ask_for_state(
         &mut self,
         now: Instant,
@@ -173,13 +174,13 @@ impl Cluster {
         }
     }
 
-    /// Somebody stays to end the step.
+    /// Whether some member stays to end the step.
     fn others_go_on(&self) -> bool {
         let stays = |id: &WorkerId| !self.draining.contains_key(id);
         self.stage == Stage::Running && self.members.ranks().iter().any(stays)
     }
 
-    /// A worker that stays has the state after `step` updates.
+    /// Whether a worker that stays has the state after `step` updates.
     fn is_held_by_another(&self, step: u64) -> bool {
         let holds = |id: &WorkerId| {
             let worker = self.members.get(*id);
@@ -190,7 +191,7 @@ impl Cluster {
     }
 }
 
-/// Why a worker with an older state begins anew.
+/// Why a worker with an older state than the one on disk is sent away to begin anew.
 pub fn only_saved(step: u64) -> String {
     format!("the state after step {step} is on disk and nobody else has it: it loads that one")
 }

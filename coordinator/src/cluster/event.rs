@@ -34,6 +34,7 @@ pub enum Event {
         worker: WorkerId,
         lost: v1::FeedLost,
     },
+    /// The worker computed a slot; in training its gradient is in the worker's accumulator.
     SlotDone {
         worker: WorkerId,
         done: v1::SlotDone,
@@ -43,6 +44,7 @@ pub enum Event {
         worker: WorkerId,
         withdrawn: v1::Withdrawn,
     },
+    /// The worker finished the exchange and the update of a step, and says which weights it has.
     StepReported {
         worker: WorkerId,
         report: v1::StepReport,
@@ -62,7 +64,7 @@ pub enum Event {
         worker: WorkerId,
         nccl_id: v1::NcclId,
     },
-    /// NCCL failed there, for whatever reason.
+    /// NCCL failed on this worker, for whatever reason.
     NcclLost {
         worker: WorkerId,
         lost: v1::NcclLost,
@@ -86,7 +88,7 @@ pub enum Event {
         worker: WorkerId,
         step: u64,
         reason: String,
-        /// Because of the coordinator's disk: room on it may be made.
+        /// The coordinator's disk is at fault: room on it may be made.
         disk: bool,
     },
     /// The user or the system asks for an end before the last step.

@@ -1,4 +1,5 @@
-//! Who has said nothing for too long. Any message is a sign of life, and without one a heartbeat comes every second.
+//! The failure detector: who has said nothing for too long. Any message is a sign of life, and without one a heartbeat comes
+//! every second.
 //!
 //! In: who was heard when. Out: who has been silent beyond the deadline, and when to look again. It never asks why: a
 //! process that hangs, a machine that sleeps and a network that is cut look the same from here.
@@ -10,13 +11,15 @@ use common::wire::HEARTBEAT_INTERVAL;
 
 use super::event::WorkerId;
 
+/// Shortest time that a worker may be silent before it is given up, however short the steps are.
 const SHORTEST_DEADLINE: Duration = Duration::from_secs(3);
+/// Longest time that a worker may be silent, however long the steps are; also the deadline before a step was measured.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(30);
-/// The driver looks at the clock at least this often while anybody is connected, so a longer pause was its own.
+/// Longest time between two looks of the driver at the clock while anybody is connected: a longer pause was the driver's own.
 const LONGEST_PAUSE: Duration = HEARTBEAT_INTERVAL;
-/// Silent for so long, a worker may share the fate of one that has just been given up.
+/// A worker that was silent for so long may be lost together with one that has just been given up.
 const SUSPICIOUS: Duration = Duration::from_secs(2);
-/// Between two looks while the fate of suspects is awaited.
+/// Time between two looks while it is awaited whether suspicious workers are lost too.
 const SUSPECTS_POLL: Duration = Duration::from_millis(100);
 
 /// How long a worker may say nothing: two mean steps, within bounds. Before a step was measured, the longest.
@@ -31,15 +34,17 @@ pub fn deadline(mean_step_seconds: Option<f64>) -> Duration {
 #[derive(Debug, Default)]
 pub struct FailureDetector {
     heard: BTreeMap<WorkerId, Instant>,
-    /// The same, the most silent first.
+    /// The entries of `heard` by time, the most silent worker first.
     by_time: BTreeSet<(Instant, WorkerId)>,
+    /// When the driver was last awake.
     looked: Option<Instant>,
 }
 
 impl FailureDetector {
-    /// Notes that the driver is awake. FailureDetector counts only while somebody listens: a longer pause (the machine slept, the
-    /// process was stopped) is nobody's silence, and after a long one everybody has the whole deadline again.
-    /// Gives back for how long nobody listened.
+    /// Notes that the driver is awake, and returns for how long it was not.
+    ///
+    /// Silence counts only while somebody listens: a pause of the driver (the machine slept, the process was stopped) is nobody's
+    /// silence, and after a long one everybody has the whole deadline again.
     pub fn listen(&mut self, now: Instant) -> Duration {
         let Some(looked) = self.looked.replace(now) else {
             return Duration::ZERO;
@@ -58,6 +63,7 @@ impl FailureDetector {
         unheard
     }
 
+    /// Notes a sign of life of `worker`.
     pub fn hear(&mut self, worker: WorkerId, now: Instant) {
         if let Some(heard) = self.heard.insert(worker, now) {
             self.by_time.remove(&(heard, worker));
@@ -80,6 +86,7 @@ impl FailureDetector {
         self.looked
     }
 
+    /// When to look for expired workers next; None while no worker is known.
     pub fn wakes_at(&self, deadline: Duration) -> Option<Instant> {
         let looked = self.looked?;
         let (heard, _) = self.by_time.first()?;
@@ -90,7 +97,7 @@ impl FailureDetector {
         Some(due.min(looked + LONGEST_PAUSE))
     }
 
-    /// Those who have been silent beyond the deadline, and for how long.
+    /// Workers that have been silent beyond the deadline, and for how long, the most silent first.
     ///
     /// A cut network silences many within one heartbeat of each other. Where others are suspicious too when the first
     /// one's time is up, they are awaited for that long, so that all go together.

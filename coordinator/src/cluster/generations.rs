@@ -87,7 +87,7 @@ impl Cluster {
         }));
     }
 
-    /// The first generation decides the class of the run.
+    /// Numerics class of the run, which the first generation decides.
     pub(super) fn fix_numerics_class(&mut self, commands: &mut Vec<Command>) -> String {
         let first = self.members.ranks().first();
         let class = first.and_then(|id| self.members.get(*id));
@@ -104,6 +104,7 @@ impl Cluster {
         self.numerics_class.get_or_insert(class).clone()
     }
 
+    /// The piece of work that comes after `step` updates: an evaluation if one is due and was not made, else a step.
     pub(super) fn work_from(&self, step: u64) -> Work {
         let is_evaluated = self.last_evaluated.is_some_and(|last| last >= step);
         self.schedule.work_from(step, is_evaluated)
@@ -172,6 +173,7 @@ impl Cluster {
         self.start_generation(now, commands);
     }
 
+    /// A member has entered the generation: its weights are checked, and what its accumulator holds is taken over.
     pub(super) fn enter(
         &mut self,
         now: Instant,

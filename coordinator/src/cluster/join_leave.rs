@@ -1,4 +1,4 @@
-//! Who comes and who goes.
+//! Workers that join, get ready, leave or are expelled.
 
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use super::step_commit::disagreement;
 use super::{Cluster, Stage, membership};
 
 impl Cluster {
+    /// A session was opened: the newcomer is welcomed, or refused with the reason.
     pub(super) fn join(
         &mut self,
         now: Instant,
@@ -74,7 +75,7 @@ impl Cluster {
         self.probe_newcomer(now, worker, commands);
     }
 
-    /// Another worker than this name's, from which something was heard a moment ago.
+    /// Whether worker `before` has another name and was heard a moment ago.
     fn is_another_at_work(&self, now: Instant, before: WorkerId, name: &str) -> bool {
         let heard = self.failure_detector.heard_at(before);
         let is_alive =
@@ -82,6 +83,7 @@ impl Cluster {
         is_alive && self.members.name(before) != name
     }
 
+    /// A worker has loaded model and state: both are checked, and it may lead to a new generation.
     pub(super) fn ready(
         &mut self,
         now: Instant,
@@ -160,6 +162,7 @@ impl Cluster {
         }
     }
 
+    /// A worker left, or its session ended.
     pub(super) fn lose(
         &mut self,
         now: Instant,
@@ -194,7 +197,7 @@ impl Cluster {
         self.reconfigure_if_member_lost(now, commands);
     }
 
-    /// Takes a worker out of everything but the generation's number.
+    /// Takes a worker out of everything that the cluster knows, and frees its slots. The generation goes on under its number.
     pub(super) fn forget(&mut self, id: WorkerId, reason: &str, commands: &mut Vec<Command>) {
         let Some(worker) = self.members.get(id) else {
             return;

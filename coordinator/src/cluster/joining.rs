@@ -1,4 +1,4 @@
-//! Newcomers that are behind: each copies the state of a member and repeats its updates, while the members go on. It
+//! Joining: a newcomer that is behind copies the state of a member and repeats its updates, while the members go on. It
 //! enters at the next end of a step once it is as far as they are, or nearly, and nobody waits for it before that.
 //!
 //! A source or a newcomer that dies changes no generation: the newcomer gets another source, and a feed without a
@@ -18,30 +18,31 @@ use super::run_event::RunEvent;
 use super::step_commit::disagreement;
 use super::{Cluster, Stage};
 
-/// Followers of one member at a time; further newcomers wait.
+/// Most followers of one member at a time; further newcomers wait.
 pub(super) const MAX_FEEDS_PER_SOURCE: usize = 4;
 /// Feeds that a newcomer may lose before it is sent away.
 const MAX_FAILURES: u32 = 5;
-/// From the second failure to the next attempt; twice that after the third, and so on.
+/// Pause from the second failure of a newcomer's feed to the next attempt; twice that after the third, and so on.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// Whoever lacks the updates of less than this may enter and take them then: where steps are so short, being one behind
-/// would be too much to ask for.
+/// A newcomer may enter if it lacks the updates of less than this, and takes them then: where steps are so short, being at most
+/// one behind would be too much to ask for.
 const LAG_SECONDS: f64 = 0.5;
+/// Most updates that a newcomer may lack when it enters, however short the steps are.
 const MAX_LAG: u64 = 64;
-/// Of what a worker says, for people.
+/// Characters kept of a worker's reason for a failure, which is shown to people.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Who follows whom.
+/// The feeds: which newcomer follows which member.
 #[derive(Debug, Default)]
 pub struct Joining {
-    /// By follower: newcomers, and members that have yet to enter.
+    /// Feeds by follower: newcomers, and members that have yet to enter.
     feeds: BTreeMap<WorkerId, Feed>,
-    /// Those of them whose state came, or comes, over a feed: they may have seen an update that nobody else knows of.
+    /// Workers whose state came, or comes, over a feed: they may have seen an update that nobody else knows of.
     arriving: BTreeSet<WorkerId>,
-    /// Of the newest update that a follower has repeated.
+    /// By follower, its report of the newest update that it has repeated.
     reports: BTreeMap<WorkerId, v1::StepReport>,
     failures: BTreeMap<WorkerId, Failures>,
-    /// Feeds so far: each has a number of its own.
+    /// Number of feeds so far: each has a number of its own.
     attempts: u64,
     /// Members that the newest generation began with.
     generation_size: usize,
@@ -51,9 +52,9 @@ pub struct Joining {
 struct Feed {
     source: WorkerId,
     attempt: u64,
-    /// The follower has a whole state of it.
+    /// Whether the follower has copied a whole state.
     has_state: bool,
-    /// The follower was told of a generation that it enters without the feed: it may have given it up.
+    /// Whether the follower was told of a generation that it enters without the feed: it may have given the feed up.
     is_over: bool,
 }
 
@@ -61,7 +62,7 @@ struct Feed {
 struct Failures {
     count: u32,
     last_source: WorkerId,
-    /// Until then there is no other attempt.
+    /// Time before which there is no other attempt.
     wait_until: Option<Instant>,
 }
 
@@ -71,22 +72,24 @@ impl Joining {
         feeds.filter(|feed| feed.source == source).count()
     }
 
+    /// Whether this worker follows a feed.
     pub fn follows(&self, worker: WorkerId) -> bool {
         self.feeds.contains_key(&worker)
     }
 
-    /// What a follower reports of the update that led to `step`.
+    /// A follower's report of the update that led to `step`.
     pub fn report_of(&self, step: u64) -> Option<(WorkerId, v1::StepReport)> {
         let mut reports = self.reports.iter();
         let (id, report) = reports.find(|(_, report)| report.step == step)?;
         Some((*id, report.clone()))
     }
 
+    /// Whether this worker's state came, or comes, over a feed, and it has not entered yet.
     pub fn is_arriving(&self, worker: WorkerId) -> bool {
         self.arriving.contains(&worker)
     }
 
-    /// The worker has entered or is gone, or its generation gives it the state.
+    /// Forgets a worker's feed: it has entered or is gone, or its generation gives it the state.
     pub fn end(&mut self, worker: WorkerId) {
         self.feeds.remove(&worker);
         self.arriving.remove(&worker);
@@ -94,7 +97,7 @@ impl Joining {
         self.failures.remove(&worker);
     }
 
-    /// Its feed under this number has brought all that it was to bring.
+    /// Ends the worker's feed of this number, which has brought all that it was to bring.
     fn end_feed(&mut self, worker: WorkerId, attempt: u64) {
         if self
             .feeds
@@ -105,7 +108,7 @@ impl Joining {
         }
     }
 
-    /// When the next one that waits after a failure may try again.
+    /// When the next newcomer that waits after a failure may try again.
     pub fn wakes_at(&self) -> Option<Instant> {
         let waiting = self.failures.values();
         waiting.filter_map(|failures| failures.wait_until).min()
@@ -122,7 +125,7 @@ impl Joining {
         failures.is_some_and(|failures| failures.wait_until.is_some())
     }
 
-    /// Its feed under this number is lost. None where that is news of an older one.
+    /// Ends the worker's feed of this number, which is lost. Returns it and the worker's failures; None where it is an older one.
     fn fail(&mut self, now: Instant, worker: WorkerId, attempt: u64) -> Option<(Feed, u32)> {
         let feed = *self.feeds.get(&worker)?;
         if feed.attempt != attempt {
@@ -173,7 +176,7 @@ impl Cluster {
         }
     }
 
-    /// For one more newcomer, beside those who follow already.
+    /// Whether there is room for one more newcomer, beside those who follow already.
     fn has_room(&self) -> bool {
         let newcomer = |id: &&WorkerId| self.members.rank_of(**id).is_none();
         let expected = self.joining.feeds.keys().filter(newcomer).count();
@@ -181,8 +184,8 @@ impl Cluster {
         self.settings.max_workers.is_none_or(|max| taken < max)
     }
 
-    /// The member with the fewest followers, rather another than the one that failed last, rather a late rank than the
-    /// first, which also saves checkpoints.
+    /// The member that a newcomer should follow: rather another than the one that failed last, then the one with the fewest
+    /// followers, then rather a late rank than the first, which also saves checkpoints.
     fn choose_source(&self, follower: WorkerId) -> Option<WorkerId> {
         let failed = self.joining.failures.get(&follower);
         let failed = failed.map(|failures| failures.last_source);
@@ -200,7 +203,7 @@ impl Cluster {
         best.map(|(.., id)| id)
     }
 
-    /// A member that has the committed state.
+    /// Whether this worker is a member that has the committed state.
     fn is_source(&self, id: WorkerId) -> bool {
         let has_state = |worker: &Worker| worker.seen == self.committed;
         self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
@@ -245,6 +248,7 @@ impl Cluster {
         commands.push(Command::Emit(RunEvent::Notice(text)));
     }
 
+    /// A follower has come to another step of its feed.
     pub(super) fn synced(
         &mut self,
         now: Instant,
@@ -282,6 +286,7 @@ impl Cluster {
         }
     }
 
+    /// A follower's feed broke off: it gets another one, or is expelled after [`MAX_FAILURES`].
     pub(super) fn feed_lost(
         &mut self,
         now: Instant,
@@ -310,13 +315,13 @@ impl Cluster {
         self.send_back(now, id, commands);
     }
 
-    /// A member that has the state of its generation: it enters, whether or not it has done so already.
+    /// Whether this worker is a member that has the state of its generation, so that it enters without a feed.
     fn needs_no_feed(&self, id: WorkerId) -> bool {
         let has_state = |worker: &Worker| worker.seen >= self.committed;
         self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
     }
 
-    /// A newcomer that was let in too early is no member any more; it enters another time.
+    /// Makes a newcomer that was let in too early wait again; it enters another time.
     pub(super) fn send_back(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         if self.members.demote(id) {
             self.joining.feeds.remove(&id);
@@ -325,8 +330,8 @@ impl Cluster {
         }
     }
 
-    /// The worker is gone. Those who followed it need another source, and whoever had entered for its last update must
-    /// wait again: the others do not wait for a whole state.
+    /// Ends the feeds of a worker that is gone. Its followers need another source, and those of them that were let in before they
+    /// had the last update must wait again: the others do not wait for a whole state.
     pub(super) fn end_feeds(&mut self, gone: WorkerId) {
         self.joining.end(gone);
         let orphans: Vec<WorkerId> = self
@@ -370,13 +375,13 @@ impl Cluster {
         entrants
     }
 
-    /// A newcomer has the committed state, or gets what it lacks at once.
+    /// Whether a newcomer has the committed state, or gets what it lacks at once.
     fn is_in_step(&self, id: WorkerId) -> bool {
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
         seen == self.committed || self.is_fed(id)
     }
 
-    /// What the worker lacks is on its way to it over the feed, and little.
+    /// Whether the worker lacks only a few updates, which are on their way to it over its feed.
     pub(super) fn is_fed(&self, id: WorkerId) -> bool {
         let feed = self.joining.feeds.get(&id);
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
@@ -393,7 +398,7 @@ impl Cluster {
         })
     }
 
-    /// Somebody waits who may enter, and there is room.
+    /// Whether somebody waits who may enter, and there is room.
     pub(super) fn may_grow(&self) -> bool {
         let ranks = self.members.ranks().len();
         let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);

@@ -1,4 +1,4 @@
-//! Which free slot goes to whom, and which leased one is asked back.
+//! Leasing: which free slot goes to which worker, and which leased one is asked back.
 //!
 //! Slots are leased ahead, so that nobody waits for the next one. Near the end of a step a slot goes only to a worker
 //! that finishes it before the others have done the rest without it, and a worker with nothing left to do gets what
@@ -22,14 +22,14 @@ use super::{Cluster, Stage};
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
 const LEASE_WINDOW: usize = 2;
-/// What it takes to ask a slot back and lease it anew.
+/// Seconds that it takes to ask a slot back and lease it anew.
 const RECALL_SECONDS: f64 = 0.02;
-/// A worker must be so much sooner than another for a slot to change hands.
+/// Factor by which another worker must be sooner for a slot that was not begun to change hands.
 const RECALL_MARGIN: f64 = 1.1;
-/// The same for a slot that was begun: what was done of it is lost.
+/// Factor by which another worker must be sooner for a slot that was begun to change hands: what was done of it is lost.
 const RESTART_MARGIN: f64 = 2.0;
 
-/// So that what was to be late then is late, however times are rounded.
+/// Added to wake-up times, so that rounding cannot wake us just before a slot counts as late.
 const RECHECK_SLACK: Duration = Duration::from_millis(1);
 
 /// A leased slot that might be finished sooner by another.
@@ -75,7 +75,7 @@ impl Cluster {
         self.ask_back(&prospects, kind, now, commands);
     }
 
-    /// After a slot was delivered: the next one, where there is plenty; else everybody's part is looked at.
+    /// Gives a worker that delivered a slot the next one; near the end of a step all leases are balanced instead.
     pub(super) fn replenish(
         &mut self,
         worker: WorkerId,
@@ -127,13 +127,13 @@ impl Cluster {
         worker.is_some_and(|worker| worker.entered) && !self.draining.contains_key(&id)
     }
 
-    /// So many free slots that even the slowest finishes its next ones before the others have done all of them.
+    /// Number of free slots at which even the slowest worker finishes its next ones before the others have done all of them.
     fn plenty(&self, kind: PlanKind) -> usize {
         let rounds = (LEASE_WINDOW as f64 + 1.0) * self.speeds.spread(kind);
         (self.members.ranks().len() as f64 * rounds).ceil() as usize
     }
 
-    /// Whoever has the weights that the slots are for, and has slots, is at the first of them.
+    /// Notes that each worker which has leases, and the weights that they are for, is at its first slot.
     fn note_beginnings(&mut self, workers: &[WorkerId], now: Instant) {
         let step = self.ledger.work.step();
         for id in workers {
@@ -151,6 +151,7 @@ impl Cluster {
         }
     }
 
+    /// What each worker takes for a slot and when it will be free, in seconds.
     fn prospects(&self, workers: &[WorkerId], kind: PlanKind, now: Instant) -> Vec<WorkerEta> {
         let typical = self.speeds.typical(kind).unwrap_or(1.0);
         let prospect = |id: &WorkerId| {
@@ -165,6 +166,7 @@ impl Cluster {
         workers.iter().map(prospect).collect()
     }
 
+    /// Leases slots to one worker until it has `window` of them, as far as it should get any.
     fn lease_within(
         &mut self,
         prospects: &mut [WorkerEta],
@@ -241,7 +243,7 @@ impl Cluster {
         }
     }
 
-    /// What might be asked back: slots that have not begun, and those in hand that are late.
+    /// Leased slots that might be asked back: those that have not begun, and those in hand that are late.
     fn candidates(&self, prospects: &[WorkerEta], now: Instant) -> Vec<Candidate> {
         let mut candidates = Vec::new();
         for WorkerEta {
@@ -308,6 +310,7 @@ impl Cluster {
         late.filter(|at| *at > now).min()
     }
 
+    /// Asks a worker to give slots back.
     pub(super) fn recall(
         &mut self,
         worker: WorkerId,
@@ -366,7 +369,7 @@ impl Cluster {
         self.balance(now, commands);
     }
 
-    /// When the first worker that does not answer for a slot is expelled.
+    /// When the first worker is expelled that does not answer for a slot which it was asked back.
     fn unanswered_at(&self) -> Option<Instant> {
         let queues = self.ledger.queues();
         let due = queues.filter_map(|(worker, queue)| Some(self.answer_due(worker, queue)?.0));
@@ -382,7 +385,7 @@ impl Cluster {
         Some((asked + patience, patience))
     }
 
-    /// A slot in hand may be late by now, or an answer.
+    /// Expels a worker that does not answer for a slot, else balances the leases: a slot in hand may be late by now.
     pub(super) fn rebalance(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let stuck = self.ledger.queues().find_map(|(worker, queue)| {
             let (due, patience) = self.answer_due(worker, queue)?;

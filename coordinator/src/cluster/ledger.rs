@@ -1,5 +1,5 @@
-//! Who holds which slot of one piece of work. A slot stays with its worker until the worker is lost, says that it does
-//! not hold it, or the work is over: so no slot is ever in two accumulators. Slots that a worker brings from an earlier
+//! The ledger: who holds which slot of one piece of work. A slot stays with its worker until the worker is lost, says that it
+//! does not hold it, or the work is over: so no slot is ever in two accumulators. Slots that a worker brings from an earlier
 //! term or session become its own where nobody else has them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,13 +18,14 @@ enum Place {
     Held(WorkerId),
 }
 
-/// What a computed slot amounts to. The same whoever computes it.
+/// What the records need of a computed slot: the same whoever computes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotResult {
-    /// Summed over trained tokens, in nats.
+    /// Loss summed over the slot's trained tokens, in nats.
     pub loss_sum: f64,
+    /// Trained tokens that were the model's first choice.
     pub correct_tokens: u64,
-    /// Scalars of its gradient are not finite or out of range.
+    /// Whether its gradient has scalars that are not finite or out of range.
     pub is_invalid: bool,
 }
 
@@ -37,17 +38,18 @@ pub struct Ledger {
     places: Vec<Place>,
     free: BTreeSet<u32>,
     queues: BTreeMap<WorkerId, Queue>,
-    /// Seconds for which a slot was in hand in vain, the longest time.
+    /// By slot, the longest time in seconds for which it was in hand and then given back.
     tried: BTreeMap<u32, f64>,
     held: usize,
     results: Vec<Option<SlotResult>>,
-    /// Of slots that were computed while this ledger was there: by whom, and in how many seconds.
+    /// By slot, who computed it last and in how many seconds, where it was computed while this ledger was there.
     seconds: BTreeMap<u32, (WorkerId, f64)>,
     /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
     pub exchanged: bool,
 }
 
 impl Ledger {
+    /// A ledger with every slot free; `slots` has the trained tokens of each.
     pub fn new(work: Work, slots: Vec<u64>) -> Self {
         Self {
             work,
@@ -75,7 +77,7 @@ impl Ledger {
         Some(slot)
     }
 
-    /// What is leased to `worker`.
+    /// Slots that were leased to `worker` and are not delivered yet.
     pub fn queue(&self, worker: WorkerId) -> Option<&Queue> {
         self.queues.get(&worker)
     }
@@ -91,7 +93,7 @@ impl Ledger {
         }
     }
 
-    /// Nobody listened for so long, so what workers said meanwhile is not known yet.
+    /// Moves the times at which slots were asked back: the driver did not listen for so long.
     pub fn postpone(&mut self, by: Duration) {
         for queue in self.queues.values_mut() {
             queue.postpone(by);
@@ -105,7 +107,7 @@ impl Ledger {
         }
     }
 
-    /// `worker` will not compute `slot`. False where it was not leased to it.
+    /// Frees a slot that `worker` will not compute. False where it was not leased to it.
     pub fn give_back(&mut self, worker: WorkerId, slot: u32) -> bool {
         if self.places.get(slot as usize) != Some(&Place::Leased(worker)) {
             return false;
@@ -116,18 +118,18 @@ impl Ledger {
         true
     }
 
-    /// `slot` was given back after so many seconds in hand.
+    /// Notes that `slot` was given back after so many seconds in hand.
     pub fn note_tried(&mut self, slot: u32, seconds: f64) {
         let longest = self.tried.entry(slot).or_insert(seconds);
         *longest = longest.max(seconds);
     }
 
-    /// Seconds that `slot` takes longer than, as far as is known: somebody tried. 0 where nobody did.
+    /// Lower bound of the seconds that `slot` takes, from a worker that gave it back. 0 where none did.
     pub fn tried(&self, slot: u32) -> f64 {
         self.tried.get(&slot).copied().unwrap_or(0.0)
     }
 
-    /// Whether an accumulator has slots of this work, or this worker computed some of an evaluation.
+    /// Whether this worker's accumulator has slots of this work, or it computed some slots of an evaluation.
     pub fn is_holder(&self, worker: WorkerId) -> bool {
         self.places.contains(&Place::Held(worker))
     }
@@ -147,12 +149,12 @@ impl Ledger {
         }
     }
 
-    /// `worker` took so long for `slot`.
+    /// Notes how long `worker` took for `slot`.
     pub fn note_seconds(&mut self, worker: WorkerId, slot: u32, seconds: f64) {
         self.seconds.insert(slot, (worker, seconds));
     }
 
-    /// Slots that each worker holds, and the seconds that they took it.
+    /// Number of slots that each worker holds, and the seconds that it took for them.
     pub fn shares(&self) -> BTreeMap<WorkerId, (u64, f64)> {
         let mut shares: BTreeMap<WorkerId, (u64, f64)> = BTreeMap::new();
         for (slot, place) in (0..).zip(&self.places) {
@@ -169,7 +171,7 @@ impl Ledger {
         shares
     }
 
-    /// Frees what is with `worker`: it is lost. Evaluated slots stay counted.
+    /// Frees all slots that are leased to or held by `worker`, because it is lost. Evaluated slots stay counted.
     pub fn release(&mut self, worker: WorkerId) {
         let counted = matches!(self.work, Work::Eval(_));
         self.free_where(worker, |_, held| !(held && counted));
@@ -253,7 +255,7 @@ impl Ledger {
         self.places[slot as usize] == Place::Leased(worker)
     }
 
-    /// Every slot is held.
+    /// Whether every slot is held.
     pub fn is_complete(&self) -> bool {
         self.held == self.places.len()
     }

@@ -1,4 +1,4 @@
-//! Who is here, who takes part, and the checks at the door.
+//! Who is connected, who is a member of the current generation, and what a newcomer is checked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,24 +10,24 @@ use super::event::WorkerId;
 #[derive(Clone, Debug)]
 pub struct Worker {
     pub name: String,
-    /// Where peers reach its exchange.
+    /// Address (`HOST:PORT`) at which peers reach its exchange.
     pub address: String,
     pub numerics_class: String,
-    /// Of its bfloat16 products, in operations a second. None: not known.
+    /// Peak of its bfloat16 matrix products, in operations per second. None: not known.
     pub peak_flops: Option<f64>,
-    /// None where it computes on the processor.
+    /// The GPU that it computes on; None on a processor.
     pub gpu: Option<v1::Gpu>,
-    /// None while it loads.
+    /// What it said when it had loaded model and state; None while it loads.
     pub ready: Option<v1::Ready>,
     /// Updates its weights are known to have seen.
     pub seen: u64,
-    /// It has answered the current generation.
+    /// It has entered the current generation, and said what its accumulator holds.
     pub entered: bool,
     /// It joined with a state of this run.
     pub rejoined_with_state: bool,
     /// It has not yet said what it brought in its accumulator.
     pub held_slots_unknown: bool,
-    /// Its accumulator holds what cannot be counted.
+    /// Its accumulator holds slots that cannot be counted, so its next plan tells it to empty it.
     pub must_clear: bool,
 }
 
@@ -120,6 +120,7 @@ impl Membership {
         Ok(())
     }
 
+    /// Adds a newcomer that passed its checks.
     pub fn add(&mut self, id: WorkerId, join: v1::Join, address: String) {
         let worker = Worker {
             rejoined_with_state: !join.job_digest.is_empty(),
@@ -150,12 +151,13 @@ impl Membership {
         self.workers.get_mut(&id)
     }
 
-    /// Whoever is reached there by its peers.
+    /// The connected worker whose exchange is reached at this address.
     pub fn at_address(&self, address: &str) -> Option<WorkerId> {
         let there = |(_, worker): &(&WorkerId, &Worker)| worker.address == address;
         self.workers.iter().find(there).map(|(id, _)| *id)
     }
 
+    /// Name of a worker, for people.
     pub fn name(&self, id: WorkerId) -> &str {
         self.get(id).map_or("unknown", |worker| &worker.name)
     }
@@ -168,34 +170,38 @@ impl Membership {
         self.workers.len()
     }
 
+    /// Number of workers that have loaded model and state.
     pub fn ready_count(&self) -> usize {
         let ready = |worker: &&Worker| worker.ready.is_some();
         self.workers.values().filter(ready).count()
     }
 
-    /// Any worker that is ready: all have loaded the same layout.
+    /// What some ready worker said of itself: all have loaded the same layout.
     pub fn any_ready(&self) -> Option<&v1::Ready> {
         self.workers
             .values()
             .find_map(|worker| worker.ready.as_ref())
     }
 
+    /// Members of the current generation that are still here, by rank.
     pub fn ranks(&self) -> &[WorkerId] {
         &self.ranks
     }
 
+    /// Rank of a worker in the current generation; None where it is no member.
     pub fn rank_of(&self, id: WorkerId) -> Option<u32> {
         let rank = self.ranks.iter().position(|member| *member == id)?;
         Some(rank as u32)
     }
 
-    /// A member that has seen `step` updates may hold slots that are not known yet.
+    /// Whether some member that has seen `step` updates may hold slots that are not known yet.
     pub fn is_one_unheard(&self, step: u64) -> bool {
         let unheard = |worker: &Worker| worker.held_slots_unknown && worker.seen == step;
         let mut members = self.ranks.iter().filter_map(|id| self.get(*id));
         members.any(unheard)
     }
 
+    /// Whether every member has entered the current generation.
     pub fn all_entered(&self) -> bool {
         let entered = |id: &WorkerId| self.get(*id).is_some_and(|worker| worker.entered);
         self.ranks.iter().all(entered)
@@ -211,18 +217,18 @@ impl Membership {
         member.or_else(|| self.workers.keys().copied().find(at))
     }
 
-    /// Ready workers that joined with more than `step` updates.
+    /// Number of ready workers that joined with a state and have seen more than `step` updates.
     pub fn veterans_beyond(&self, step: u64) -> usize {
         self.veterans().filter(|worker| worker.seen > step).count()
     }
 
-    /// One joined with a state and has yet to say of which step.
+    /// Whether some worker joined with a state and has yet to say of which step.
     pub fn is_one_returning(&self) -> bool {
         let returns = |worker: &Worker| worker.rejoined_with_state && worker.ready.is_none();
         self.workers.values().any(returns)
     }
 
-    /// The most updates that any of them has seen.
+    /// The most updates that any ready worker has seen that joined with a state.
     pub fn newest_veteran(&self) -> Option<u64> {
         self.veterans().map(|worker| worker.seen).max()
     }
@@ -242,7 +248,7 @@ impl Membership {
         ready.updates.iter().find(leads_there)
     }
 
-    /// The most updates that any member has seen.
+    /// The most optimizer updates that any member has seen.
     pub fn newest(&self) -> Option<u64> {
         let seen = |id: &WorkerId| self.get(*id).map(|worker| worker.seen);
         self.ranks.iter().filter_map(seen).max()
@@ -330,7 +336,7 @@ impl Membership {
     }
 }
 
-/// Enough of a digest for people to tell two apart.
+/// The first 12 characters of a digest: enough for people to tell two apart.
 pub fn short(digest: &str) -> String {
     digest.chars().take(12).collect()
 }

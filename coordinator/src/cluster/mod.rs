@@ -60,57 +60,62 @@ use self::slot_eta::Speeds;
 use self::step_commit::{PendingCommit, StepStats};
 use self::transport::Transport;
 
-/// What a run is, apart from its course.
+/// What a run is, apart from its [`RunSchedule`]: version, identity, where it starts, how many workers it wants.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub version: String,
     pub job_digest: String,
-    /// Drawn when the run began; the same in every term of it.
+    /// Random identifier of the run, drawn when it began; the same in every term of it.
     pub run: String,
-    /// Of the terms before this one, where the run goes on from them.
+    /// What the journal says of the terms before this one, if the run goes on from them.
     pub earlier: PreviousTerms,
-    /// Updates in the state that the run starts from.
+    /// Number of optimizer updates in the state that the run starts from.
     pub start_step: u64,
-    /// Of that state, where it is a checkpoint.
+    /// Digest of the weights in the checkpoint that the run starts from. None: it starts from no checkpoint.
     pub start_weights_digest: Option<String>,
-    /// Of the workers that computed it.
+    /// Numerics class of the workers that computed that checkpoint, if it is known.
     pub start_numerics_class: Option<String>,
-    /// The newest weights with an evaluation on record.
+    /// Step of the newest weights with an evaluation on record.
     pub last_evaluated: Option<u64>,
     pub min_workers: usize,
     pub max_workers: Option<usize>,
+    /// The run fails after more consecutive skipped steps (gradients not finite or out of range) than this.
     pub max_skipped_steps: u64,
-    /// Operations that the model needs for a token. None: not in bfloat16, which peaks are known for.
+    /// Floating-point operations that training needs per token, for the MFU. None where the job does not compute in bfloat16, for
+    /// which peaks are known.
     pub flop_per_token: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Too few workers.
+    /// Nothing can be computed: too few workers are ready.
     Waiting,
     Running,
     Ended,
 }
 
-/// The state of a run.
+/// The state of a run: its workers, the slots of the current step, commits, checkpoints, and everything that is awaited.
 #[derive(Debug)]
 pub struct Cluster {
     settings: Settings,
     schedule: RunSchedule,
     members: Membership,
     stage: Stage,
-    /// The first event of this term.
+    /// When the first event of this term was handled.
     began: Option<Instant>,
-    /// While workers of an earlier term may come back.
+    /// The time in which workers of an earlier term may come back; None once it is over.
     rejoin_window: Option<RejoinWindow>,
     generation: u64,
-    /// Of the first generation; later joiners must match.
+    /// Numerics class of the run's workers, fixed by the first generation; later joiners must match.
     numerics_class: Option<String>,
-    /// Updates that some worker reported.
+    /// Number of committed optimizer updates: some worker reported each of them.
     committed: u64,
+    /// The slots of the current piece of work.
     ledger: Ledger,
-    /// Work after the ledger's that was leased under an earlier generation, while its workers have not entered this one.
+    /// Ledger of the next step, kept when the exchange that it was sent along with was rolled back; members that have not yet
+    /// entered this generation may still hold its slots.
     ahead: Option<Ledger>,
+    /// The step between its exchange and the last report, if there is one.
     pending_commit: Option<PendingCommit>,
     stats: StepStats,
     saving: Saving,
@@ -119,7 +124,7 @@ pub struct Cluster {
     member_lost: bool,
     /// Why the run shall end early.
     stopping: Option<String>,
-    /// Its workers shall wait for the next term.
+    /// With `stopping`: the run is to be started again, so its workers shall wait for the next term.
     resumable: bool,
     probing: Probing,
     transport: Transport,
@@ -127,18 +132,20 @@ pub struct Cluster {
     failure_detector: FailureDetector,
     reply_deadlines: ReplyDeadlines,
     speeds: Speeds,
-    /// When a slot in hand will be late, or the answer of a worker that was asked for one.
+    /// When the next slot in hand will be late, or the answer of a worker that was asked to give one back.
     recheck_at: Option<Instant>,
     /// Workers that were asked to stop.
     draining: BTreeMap<WorkerId, Draining>,
-    /// When the newest generation began.
+    /// When the newest generation began; None before the first one of this term.
     generation_began: Option<Instant>,
-    /// When the evaluation began.
+    /// When the current evaluation began; None while none is made.
     eval_started: Option<Instant>,
+    /// Step of the newest weights that were evaluated.
     last_evaluated: Option<u64>,
 }
 
 impl Cluster {
+    /// A run that has no workers yet and goes on after the newest recorded step, or from the state that it starts from.
     pub fn new(settings: Settings, course: RunSchedule) -> Self {
         let earlier = &settings.earlier;
         let committed = settings.start_step.max(earlier.recorded);
@@ -194,7 +201,7 @@ impl Cluster {
             self.stats.wait(now);
         }
         let speaker = event.speaker();
-        // The two that come often leave everyone where they are.
+        // Heartbeats and finished slots, which come often, leave everyone where they are.
         let is_usual = matches!(event, Event::Heard { .. } | Event::SlotDone { .. });
         self.apply(now, event, commands);
         self.release_drained(now, commands);
@@ -282,19 +289,19 @@ impl Cluster {
         self.numerics_class.as_deref()
     }
 
-    /// Of the workers that are ready; 0 while there are none.
+    /// Number of trainable scalars, as the ready workers report it; 0 while none is ready.
     pub fn trainable_scalars(&self) -> u64 {
         let ready = self.members.any_ready();
         ready.map_or(0, |ready| ready.trainable_scalars)
     }
 
-    /// Of the workers that are ready; empty while there are none.
+    /// Digest of the names and shapes of the trainable tensors, as the ready workers report it; empty while none is ready.
     pub fn layout_digest(&self) -> &str {
         let ready = self.members.any_ready();
         ready.map_or("", |ready| &ready.layout_digest)
     }
 
-    /// Does whatever is due now that something happened.
+    /// Ends the current piece of work if every slot of it is held, or moves towards the stop that was asked for.
     pub(super) fn proceed(&mut self, now: Instant, commands: &mut Vec<Command>) {
         if self.stage == Stage::Ended {
             return;
@@ -338,6 +345,7 @@ impl Cluster {
         commands.push(Command::End(outcome));
     }
 
+    /// Ends the run as failed; no block of the data is at fault.
     pub(super) fn fail(&mut self, reason: String, commands: &mut Vec<Command>) {
         let blocks = Vec::new();
         self.end(Outcome::Failed { reason, blocks }, commands);

@@ -1,4 +1,4 @@
-//! Tries out who reaches whom, and keeps those out of generations who would break every exchange.
+//! Probing: tries out who reaches whom, and keeps those out of generations who would break every exchange.
 //!
 //! In: who came, what probes found, and which exchanges broke. Out: probes of newcomers as they join and of pairs whose exchange
 //! broke; members that do not fit are sent away, newcomers that do not fit wait and are tried again, with growing pauses, until
@@ -19,47 +19,49 @@ use super::event::WorkerId;
 use super::reachability::Reachability;
 use super::timers::PEER_LOST_GRACE;
 
-/// Workers that a newcomer tries, and that try it.
+/// Most workers that a newcomer is asked to reach, and that are asked to reach it.
 pub const MAX_PROBED: usize = 16;
-/// For the answer to a probe. A worker takes no longer than 3 s for it.
+/// Deadline of the answer to a probe. A worker takes no longer than 3 s for it.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Before whoever does not fit is tried again; each time twice that, up to the longest.
+/// Pause before a worker that does not fit is tried again; each time twice that, up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// The longest while nothing is computed, because too few are left.
+/// Longest such pause while nothing is computed, because too few workers are left.
 const LONGEST_RETRY_IDLE: Duration = Duration::from_secs(5);
 
-/// What is being tried, and who waits.
+/// The probes under way, what is known of who reaches whom, and the workers that wait because of it.
 #[derive(Debug, Default)]
 pub struct Probing {
     reachability: Reachability,
-    /// Probes so far: each has a number of its own.
+    /// Number of probes so far: each has a number of its own.
     count: u64,
+    /// Probes by number that are not answered yet.
     asked: BTreeMap<u64, Asked>,
-    /// By newcomer, or whoever is tried again: the round of probes that it is in.
+    /// Rounds of probes that are not over, by the worker that they are about: a newcomer, or one that is tried again.
     awaited: BTreeMap<WorkerId, Round>,
-    /// Something is known that nobody was judged by yet.
+    /// Whether something is known that nobody was judged by yet.
     has_news: bool,
-    /// Pairs that were not known to fail, of which nothing was said yet.
+    /// Pairs that were newly found to fail, of which the user was not told yet.
     new_failures: Vec<(WorkerId, WorkerId)>,
-    /// Those who do not fit and are no members.
+    /// Workers that do not fit and are no members.
     waiting: BTreeMap<WorkerId, Waiting>,
+    /// The exchange that broke in this generation, while it is found out why.
     broken: Option<Broken>,
-    /// Exchanges that broke between two since the last committed step, lower number first.
+    /// By pair (lower number first), how many exchanges broke between the two since the last settled step.
     breaks: BTreeMap<(WorkerId, WorkerId), u32>,
-    /// By name, because whoever comes back has another number.
+    /// Workers that were sent away because of their connections; by name, because whoever comes back has another number.
     absences: BTreeMap<String, Absence>,
-    /// By name, too.
+    /// Names of the workers that are left out, as the user was told last.
     told_group: BTreeSet<String>,
-    /// Since when, and what.
+    /// Failures that the user was told of lately, and since when.
     told_pairs: Option<(Instant, BTreeSet<String>)>,
 }
 
-/// Probes of one worker and by it. What they say counts when all are answered: until then a pair that fails both ways would
-/// look like the fault of one end.
+/// A round of probes to one worker and by it. What they say counts when all are answered: until then a pair that fails both ways
+/// would look like the fault of one end.
 #[derive(Debug, Default)]
 struct Round {
-    /// Not answered yet.
+    /// Number of probes that are not answered yet.
     open: usize,
     answers: Vec<PendingReply>,
 }
@@ -76,7 +78,7 @@ struct PendingReply {
 struct Asked {
     from: WorkerId,
     to: Vec<WorkerId>,
-    /// Why: somebody joined, or an exchange broke.
+    /// The worker that the probe is about, which joined or is tried again. None: an exchange broke.
     newcomer: Option<WorkerId>,
     due: Instant,
 }
@@ -84,9 +86,9 @@ struct Asked {
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
-    /// How often all those with whom it fails were tried.
+    /// How often all workers with whom it fails were tried.
     tries: u32,
-    /// Those of them who were tried since.
+    /// Workers with whom it fails that were tried in the current turn.
     tried: BTreeSet<WorkerId>,
     retry_at: Instant,
 }
@@ -94,7 +96,7 @@ struct Waiting {
 #[derive(Clone, Copy, Debug)]
 struct Absence {
     count: u32,
-    /// None once that is past.
+    /// When it may take part again; None once that is past.
     until: Option<Instant>,
 }
 
@@ -103,7 +105,7 @@ struct Absence {
 struct Broken {
     since: Instant,
     accusations: Vec<(WorkerId, WorkerId, String)>,
-    /// Those who were asked to try each other.
+    /// Workers that were asked to try each other.
     tried: BTreeSet<WorkerId>,
 }
 
@@ -166,7 +168,7 @@ impl Probing {
         }
     }
 
-    /// Takes out what was not answered in time.
+    /// Ends probes that were not answered in time.
     fn expire(&mut self, now: Instant) {
         let asked = self.asked.iter().filter(|(_, asked)| asked.due <= now);
         let over: Vec<u64> = asked.map(|(number, _)| *number).collect();
@@ -178,17 +180,17 @@ impl Probing {
         }
     }
 
-    /// Somebody is, or was, kept out.
+    /// Whether some worker is kept out of generations, or was until it was looked at last.
     pub fn keeps_out(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// A new generation begins: what broke the one before is past.
+    /// Drops the broken exchange of the generation before, because a new one begins.
     pub fn note_generation(&mut self) {
         self.broken = None;
     }
 
-    /// A step was committed.
+    /// A step was settled: pairs whose exchange broke, and absences of its members, count no more.
     pub fn note_commit<'a>(&mut self, members: impl Iterator<Item = &'a str>) {
         self.breaks.clear();
         if !self.absences.is_empty() {
@@ -208,12 +210,12 @@ impl Probing {
         self.reachability.partners(worker).len()
     }
 
-    /// What was tried when it joined is not known yet.
+    /// Whether the worker's round of probes is not over yet.
     fn is_awaited(&self, worker: WorkerId) -> bool {
         self.awaited.contains_key(&worker)
     }
 
-    /// When something is due.
+    /// When the next probe, pause or judgement is due; None where nothing is.
     pub fn wakes_at(&self) -> Option<Instant> {
         let due = self.asked.values().map(|asked| asked.due);
         let retries = self.waiting.values().map(|waiting| waiting.retry_at);
@@ -222,7 +224,7 @@ impl Probing {
         due.chain(self.mends_at()).min()
     }
 
-    /// When a broken exchange is made again: both ends had time to break with us too, and to try each other.
+    /// When a broken exchange is made again: by then both ends had time to lose the coordinator too, and to try each other.
     fn mends_at(&self) -> Option<Instant> {
         let since = self.broken.as_ref()?.since;
         let asked = self.asked.values().filter(|asked| asked.newcomer.is_none());
@@ -231,6 +233,7 @@ impl Probing {
     }
 }
 
+/// The pause after `count` earlier ones: each is twice as long as the one before, up to `longest`.
 fn pause(first: Duration, count: u32, longest: Duration) -> Duration {
     (first * 2u32.pow(count.min(16))).min(longest)
 }

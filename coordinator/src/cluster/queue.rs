@@ -1,4 +1,4 @@
-//! What one worker has been given to compute and has not delivered yet.
+//! The queue of one worker: slots that were leased to it and that it has not delivered yet.
 //!
 //! A worker takes its slots in the order of their leases, so the first one is in hand as soon as the worker has nothing
 //! else to do. It knows no clock: who calls says what time it is.
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
     slots: VecDeque<u32>,
-    /// Since when the first one is in hand, as far as one can know from here.
+    /// When the worker began with the first slot, as far as one can know from here.
     begun: Option<Instant>,
-    /// Slots asked back and not yet answered for.
+    /// Slots that were asked back and not yet answered for, with the time of asking.
     recalled: BTreeMap<u32, Instant>,
 }
 
@@ -21,7 +21,7 @@ impl Queue {
         self.slots.push_back(slot);
     }
 
-    /// The slot was delivered, given back, or is void.
+    /// Takes out a slot that was delivered, given back, or is void.
     pub fn remove(&mut self, slot: u32) {
         if self.slots.front() == Some(&slot) {
             self.begun = None;
@@ -30,14 +30,14 @@ impl Queue {
         self.recalled.remove(&slot);
     }
 
-    /// The worker has nothing else to do than the first slot.
+    /// Notes that the worker is at its first slot, as it has nothing else to do.
     pub fn begin(&mut self, now: Instant) {
         if !self.slots.is_empty() {
             self.begun.get_or_insert(now);
         }
     }
 
-    /// Nobody listened for so long: what was asked back may have been answered for.
+    /// Moves the times of asking: nobody listened for so long, and what was asked back may have been answered for.
     pub fn postpone(&mut self, by: Duration) {
         for asked in self.recalled.values_mut() {
             *asked += by;

@@ -8,39 +8,39 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::WorkerId;
 
-/// Of what a worker says of a failure.
+/// Characters kept of a worker's reason why it did not reach another.
 const MAX_REASON_CHARS: usize = 200;
-/// Looks at sets of workers to leave out, after which the best one so far is taken.
+/// Bound of the search: after so many sets of workers to leave out, the best one so far is taken.
 const MAX_LOOKS: usize = 2000;
 
-/// Workers with the newest state of which each is tried as the one that takes part.
+/// Most workers with the newest state of which each is tried as the one that takes part.
 const MAX_KEPT: usize = 16;
 
-/// Addresses that cannot be reached.
+/// Which worker cannot reach which other, as far as it is known.
 #[derive(Clone, Debug, Default)]
 pub struct Reachability {
-    /// By who failed to reach whom, with the reason.
+    /// Reasons by pair: who failed to reach whom.
     failures: BTreeMap<(WorkerId, WorkerId), String>,
 }
 
-/// One who might take part.
+/// A worker that might take part.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     pub id: WorkerId,
     pub is_member: bool,
-    /// It has the newest state that anybody has: one of these takes part in any case.
+    /// Whether it has the newest state that anybody has: one of these takes part in any case.
     pub is_newest: bool,
 }
 
 impl Reachability {
-    /// False where that was known.
+    /// Notes that `from` does not reach `to`. False where that was known.
     pub fn fail(&mut self, from: WorkerId, to: WorkerId, reason: &str) -> bool {
         let reason = reason.chars().take(MAX_REASON_CHARS).collect();
         let before = self.failures.insert((from, to), reason);
         before.is_none()
     }
 
-    /// `from` reaches `to`. True where it did not before.
+    /// Notes that `from` reaches `to`. True where it did not before.
     pub fn succeed(&mut self, from: WorkerId, to: WorkerId) -> bool {
         self.failures.remove(&(from, to)).is_some()
     }
@@ -54,6 +54,7 @@ impl Reachability {
         self.failures.is_empty()
     }
 
+    /// Why `from` does not reach `to`; None where no failure is known.
     pub fn failure(&self, from: WorkerId, to: WorkerId) -> Option<&str> {
         self.failures.get(&(from, to)).map(String::as_str)
     }
@@ -63,7 +64,7 @@ impl Reachability {
         self.failures.contains_key(&(a, b)) || self.failures.contains_key(&(b, a))
     }
 
-    /// Everyone that the worker does not reach or is not reached by.
+    /// All workers that this one does not reach or is not reached by.
     pub fn partners(&self, worker: WorkerId) -> BTreeSet<WorkerId> {
         let pairs = self.failures.keys();
         let other = |(from, to): &(WorkerId, WorkerId)| match worker {
@@ -74,14 +75,14 @@ impl Reachability {
         pairs.filter_map(other).collect()
     }
 
-    /// Its own address is what fails: somebody does not reach it, although it reaches them.
+    /// Whether the worker's own address is what fails: somebody does not reach it, although it reaches them.
     pub fn is_at_fault(&self, worker: WorkerId) -> bool {
         let into = self.failures.keys().filter(|(_, to)| *to == worker);
         let mut one_way = into.filter(|(from, to)| !self.failures.contains_key(&(*to, *from)));
         one_way.next().is_some()
     }
 
-    /// A failure that says best why the worker is left out: one to reach it, if there is one.
+    /// The failure that says best why the worker is left out: who did not reach whom and why. One to reach it, if there is one.
     pub fn reason_of(&self, worker: WorkerId) -> Option<(WorkerId, WorkerId, &str)> {
         let mut into = self.failures.iter().filter(|((_, to), _)| *to == worker);
         let mut from = self
@@ -92,7 +93,7 @@ impl Reachability {
         Some((*from, *to, reason))
     }
 
-    /// Those who must be left out so that all others reach each other: as few as can be found; of as few, rather those at
+    /// The workers that must be left out so that all others reach each other: as few as can be found; of as few, rather those at
     /// fault, then those who are no members, then those who came last.
     pub fn outsiders(&self, candidates: &[Candidate]) -> BTreeSet<WorkerId> {
         let present: BTreeSet<WorkerId> = candidates.iter().map(|one| one.id).collect();
@@ -145,13 +146,13 @@ impl Reachability {
     }
 }
 
-/// At fault or not, a member or not, and when it came.
+/// Cost of leaving a worker out: not at fault (0 or 1), a member (0 or 1), and its number, later ones cheaper.
 type Cost = (u8, u8, Reverse<WorkerId>);
-/// How many are left out, and what each of them costs, the dearest first.
+/// Cost of a set of workers left out: how many, then what each of them costs, the dearest first.
 type Total = (usize, Vec<Cost>);
 
-/// For the smallest set that has one of every pair that does not work: a minimum vertex cover, by branching on the worker with
-/// the most conflicts, within a bound.
+/// Search for the smallest set that has one of every pair that does not work: a minimum vertex cover, by branching on the worker
+/// with the most conflicts, within a bound.
 struct Search<'a> {
     conflicts: &'a BTreeMap<WorkerId, BTreeSet<WorkerId>>,
     costs: BTreeMap<WorkerId, Cost>,
@@ -200,7 +201,7 @@ impl Search<'_> {
         partners.filter(move |partner| !out.contains(partner))
     }
 
-    /// Of those who are not out, with those it is in conflict with.
+    /// The worker with the most conflicts among those who are not out, and those it is in conflict with.
     fn most_conflicting(&self, out: &BTreeSet<WorkerId>) -> Option<(WorkerId, BTreeSet<WorkerId>)> {
         let inside = self.conflicts.keys().filter(|id| !out.contains(id));
         let counted = inside.map(|id| (self.left(*id, out).count(), Reverse(self.costs[id]), *id));
@@ -208,7 +209,7 @@ impl Search<'_> {
         (count > 0).then(|| (worker, self.left(worker, out).collect()))
     }
 
-    /// Pairs that share nobody: of each, one more must be left out.
+    /// Number of pairs in conflict that share nobody: of each, one more must be left out.
     fn pairs_apart(&self, out: &BTreeSet<WorkerId>) -> usize {
         let mut taken = BTreeSet::new();
         for id in self.conflicts.keys().filter(|id| !out.contains(id)) {

@@ -1,4 +1,4 @@
-//! Workers that outlived a coordinator or a session, with the state they hold.
+//! Recovery: workers that outlived a coordinator or a session, with the state they hold.
 //!
 //! A new term knows from its journal how far the run had come, but not what its workers hold. It begins with whoever is
 //! there, after a moment for those of the last generation who are about to come back; a worker that comes later with a
@@ -21,39 +21,42 @@ use super::{Cluster, Stage, membership};
 /// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
 /// first of them: those that live try again within a second.
 const ABSENT: Duration = Duration::from_secs(1);
-/// The same where one of them is back and has yet to say what it holds: it ends the slot in hand first.
+/// [`ABSENT`] where one of those workers is back and has yet to say what it holds: it ends the slot in hand first.
 const BUSY: Duration = Duration::from_secs(4);
-/// How long only workers of the class that computed so far may begin: those that outlived the coordinator could not join
-/// a run of another class, and what they hold would be lost.
+/// How long a new term admits only workers of the numerics class that computed so far: those that outlived the coordinator could
+/// not join a run of another class, and what they hold would be lost.
 const CLASS_KEPT: Duration = Duration::from_secs(15);
 
 /// What the journal says of the terms before this one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreviousTerms {
-    /// Updates after the last step on record.
+    /// Number of updates after the last step on record.
     pub recorded: u64,
-    /// Of the weights after them, where it was asked for.
+    /// Digest of the weights after `recorded` updates, where it was asked for.
     pub weights_digest: Option<String>,
-    /// Up to `recorded`.
+    /// Number of consecutive skipped steps up to `recorded`.
     pub skipped_in_a_row: u64,
     /// Number of the last generation.
     pub generation: u64,
-    /// Its members, without those that died with the coordinator because they lived in its process.
+    /// Number of its members, without those that died with the coordinator because they lived in its process.
     pub workers: usize,
+    /// Numerics class of its members, if there was a generation.
     pub numerics_class: Option<String>,
 }
 
 /// The time in which the workers of an earlier term may come back before the run begins without them.
 #[derive(Debug)]
 pub struct RejoinWindow {
+    /// Number of workers that may come back.
     expected: usize,
-    /// Since when one is back with more than the newest checkpoint.
+    /// When the first one came back with more than the newest checkpoint.
     united: Option<Instant>,
+    /// Whether the user was told of the waiting.
     was_told: bool,
 }
 
 impl RejoinWindow {
-    /// None where nothing is to be gained by waiting.
+    /// The time to wait for workers of earlier terms; None where nothing is to be gained by waiting.
     pub fn of(earlier: &PreviousTerms, start_step: u64) -> Option<Self> {
         (earlier.recorded > start_step && earlier.workers > 0).then_some(Self {
             expected: earlier.workers,
@@ -76,13 +79,13 @@ impl Cluster {
         (self.members.ready_count() > 0).then_some(since + wait)
     }
 
-    /// Until then nobody is told that workers are missing: they may be about to come back.
+    /// Time before which nobody is told that workers are missing: they may be about to come back.
     pub(super) fn grace_is_short_until(&self) -> Option<Instant> {
         let began = self.began.filter(|_| self.rejoin_window.is_some());
         began.map(|began| began + ABSENT)
     }
 
-    /// Begins to wait, says so, and ends it where it is over.
+    /// Tells the user that workers of an earlier term are waited for, and ends the waiting where it is over.
     pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let (start, newest) = (self.settings.start_step, self.stats.recorded());
         let back = self.members.veterans_beyond(start);
@@ -108,7 +111,7 @@ impl Cluster {
         }
     }
 
-    /// Goes on with whoever is there.
+    /// Ends the waiting and goes on with whoever is there.
     fn end_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.take_newest(commands);
         if self.stage == Stage::Waiting {
@@ -128,7 +131,7 @@ impl Cluster {
         }
     }
 
-    /// The class that computed so far has lost its right of way, where nobody of it came to begin.
+    /// Admits workers of any numerics class, if nobody of the class that computed so far came to begin in [`CLASS_KEPT`].
     pub(super) fn open_class(&mut self, now: Instant) {
         let is_over = |began: Instant| now.duration_since(began) >= CLASS_KEPT;
         if self.generation_began.is_none() && self.began.is_some_and(is_over) {
@@ -149,7 +152,7 @@ impl Cluster {
         })
     }
 
-    /// A worker that is back has the state that the others are at: entering in mid-step, it brings the slots it holds.
+    /// Whether a worker that is back has the state that the others are at, and may enter in mid-step with the slots it holds.
     pub(super) fn may_bring_slots(&self, id: WorkerId) -> bool {
         let is_there = |worker: &membership::Worker| {
             worker.rejoined_with_state && worker.held_slots_unknown && worker.seen == self.committed
@@ -183,7 +186,7 @@ impl Cluster {
         self.roll_forward_to_held_state(now, id, step, commands);
     }
 
-    /// A report of the update that led to `step` would be in time.
+    /// Whether a report of the update that led to `step` would be in time.
     fn reports_for(&self, step: u64) -> bool {
         match &self.pending_commit {
             Some(settling) => settling.ledger.work.step() + 1 == step,
@@ -191,7 +194,7 @@ impl Cluster {
         }
     }
 
-    /// The run goes on after `step` updates; what has no record gets one, where the workers know enough.
+    /// Lets the run go on after `step` updates; what has no record gets one, where the workers know enough.
     pub(super) fn move_on_to(&mut self, step: u64, commands: &mut Vec<Command>) {
         self.complete_records(step, commands);
         if self.stage == Stage::Ended {
@@ -232,7 +235,7 @@ impl Cluster {
         }
     }
 
-    /// What the workers know of the update that led to `step`.
+    /// What the workers know of the update that led to `step`: their reports, and a ledger with the results of its slots.
     fn remembered(&self, step: u64) -> (BTreeMap<WorkerId, v1::StepReport>, Ledger) {
         let work = Work::Train(step - 1);
         let mut ledger = Ledger::new(work, self.schedule.slots(work));

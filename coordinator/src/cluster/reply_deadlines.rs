@@ -1,5 +1,5 @@
-//! What only a worker's engine can answer, and how long it may take. Heartbeats say that a process lives, not that its
-//! engine does: one that hangs between two orders would hold everybody up for ever.
+//! Deadlines for answers that only a worker's engine can give. Heartbeats say that a process lives, not that its engine does:
+//! one that hangs between two orders would hold everybody up for ever.
 //!
 //! In: who was asked for what, and who has answered. Out: whose time is up. The times are far beyond what a slow machine
 //! needs, because the cost of being wrong is a worker.
@@ -15,51 +15,53 @@ use super::queue::Queue;
 use super::run_event::RunEvent;
 use super::{Cluster, Stage};
 
-/// For an answer that takes no computation.
+/// Deadline of an answer that takes no computation.
 const ANSWER: Duration = Duration::from_secs(60);
-/// For a model to be fetched and loaded. What was fetched is kept, so whoever is sent away for it is further next time.
+/// Deadline for a model to be fetched and loaded. What was fetched is kept, so whoever is sent away for it is further next time.
 const LOADING: Duration = Duration::from_secs(3600);
-/// For a slot, where nobody knows what one takes.
+/// Slot timeout while no worker's slot time is known.
 const UNMEASURED_SLOT: Duration = Duration::from_secs(1800);
-/// For a slot, in times of what the worker took for others. In full training it is not given up half-way.
+/// Slot timeout as a multiple of the worker's own mean slot time. In full training a slot is not given up half-way.
 const SLOT_FACTOR: f64 = 8.0;
-/// And in times of what the others take, where the worker has delivered none.
+/// Slot timeout of a worker without own measurements, as a multiple of the other workers' mean slot time.
 const UNKNOWN_SLOT_FACTOR: f64 = 64.0;
-/// For a slot that nobody else waits for, because all have slots in hand or nobody else is here: nothing is gained by
-/// haste. In times of what the worker took for others, or else of what the others take, and never under the floor.
+/// Slot timeout where nobody else waits for the slot, because all have slots in hand or nobody else is here, so that nothing is
+/// gained by haste: as a multiple of the worker's own mean slot time.
 const LONE_SLOT_FACTOR: f64 = 64.0;
+/// [`LONE_SLOT_FACTOR`] of a worker without own measurements, as a multiple of the other workers' mean slot time.
 const UNKNOWN_LONE_SLOT_FACTOR: f64 = 512.0;
+/// Least slot timeout where nobody else waits for the slot.
 const LONE_SLOT_FLOOR: Duration = Duration::from_secs(600);
-/// The same where nobody knows what one takes.
+/// Slot timeout where nobody else waits for the slot and no worker's slot time is known.
 const UNMEASURED_LONE_SLOT: Duration = Duration::from_secs(6 * 3600);
-/// For a state to be got ready for its way here.
+/// Time for a worker to get a state ready for its upload, besides the slot in hand and the transfer.
 const UPLOAD: Duration = Duration::from_secs(300);
-/// In times of one over the slowest line: it is a little larger than what newcomers get, may come behind another one, and
-/// the exchange before it takes its time too.
+/// Time of an upload in transfers of a state over the slowest line: it is a little larger than what newcomers get, may come
+/// behind another one, and the exchange before it takes its time too.
 const UPLOAD_TRANSFERS: u32 = 4;
-/// For an exchange that nobody has ended, where no member says that a peer withholds something.
+/// Timeout of an exchange that no member has finished or blamed a peer for, besides two transfers of a state.
 const EXCHANGE: Duration = Duration::from_secs(600);
-/// Of weights and moments.
+/// Bytes of a state per trainable scalar: float32 weight and two float32 moments.
 const STATE_BYTES_PER_SCALAR: f64 = 12.0;
-/// A state takes no longer than over such a line.
+/// Slowest line that is allowed for: a state may take as long as over this one, and no longer.
 const SLOWEST_LINE_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
-/// Followers that share a line, and their source's.
+/// States that may share one line at a time: the followers of one source share its line, and may share theirs.
 const STATES_AT_A_TIME: u32 = 8;
 
-/// What a worker is to say.
+/// An answer that a worker owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PendingReply {
-    /// After it was welcomed.
+    /// The word that model and state are loaded, after it was welcomed.
     Ready,
-    /// After it was told of a generation.
+    /// The word that it has entered a generation, after it was told of that.
     Entered,
-    /// After an exchange that another has finished, or that it makes alone.
+    /// The report of a step, after an exchange that another member has finished, or that it makes alone.
     Report,
-    /// While it follows a feed and is behind.
+    /// A sign that it takes something of its feed, while it follows one and is behind.
     Synced,
-    /// While it has a slot in hand, whether or not that is wanted back.
+    /// The slot that it has in hand, whether or not that is wanted back.
     Slot,
-    /// After it was asked to hand over its state.
+    /// The state that it was asked to hand over.
     State,
 }
 
@@ -74,10 +76,11 @@ impl PendingReply {
     ];
 }
 
-/// Answers that are awaited, or were: whether one is still owed is asked when its time is up.
+/// The deadline of each awaited answer. An entry may outlive its answer: whether one is still owed is asked when its time is up.
 #[derive(Debug, Default)]
 pub struct ReplyDeadlines {
     due: BTreeMap<(WorkerId, PendingReply), Instant>,
+    /// The entries of `due` by time, the earliest first.
     by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
 }
 
@@ -93,19 +96,21 @@ impl ReplyDeadlines {
         self.due.contains_key(&(worker, answer))
     }
 
+    /// The worker gave this answer: it is awaited no more.
     pub fn answered(&mut self, worker: WorkerId, answer: PendingReply) {
         if let Some(due) = self.due.remove(&(worker, answer)) {
             self.by_time.remove(&(due, worker, answer));
         }
     }
 
+    /// The worker is gone: nothing is awaited of it.
     pub fn forget(&mut self, worker: WorkerId) {
         for answer in PendingReply::ALL {
             self.answered(worker, answer);
         }
     }
 
-    /// Nobody listened for so long.
+    /// Moves all deadlines: the driver did not listen for so long.
     pub fn postpone(&mut self, by: Duration) {
         for due in self.due.values_mut() {
             *due += by;
@@ -133,16 +138,18 @@ impl ReplyDeadlines {
 }
 
 impl Cluster {
+    /// When the next awaited answer is due.
     pub(super) fn patience_ends_at(&self) -> Option<Instant> {
         self.reply_deadlines.wakes_at()
     }
 
+    /// Awaits that the worker has loaded model and state.
     pub(super) fn await_ready(&mut self, now: Instant, id: WorkerId) {
         self.reply_deadlines
             .expect(id, PendingReply::Ready, now + LOADING);
     }
 
-    /// Whoever is in the new generation ends the slot in hand first, and may get a state.
+    /// Awaits that each member enters the new generation. It ends the slot in hand first, and may get a state.
     pub(super) fn await_entries(&mut self, now: Instant) {
         for id in self.members.ranks().to_vec() {
             let has_leases =
@@ -164,8 +171,8 @@ impl Cluster {
         }
     }
 
-    /// One has finished the exchange, so the others have what they need to finish it too; if a peer withholds it from
-    /// them, they say so long before.
+    /// Awaits the other members' reports. One has finished the exchange, so the others have what they need to finish it too; if a
+    /// peer withholds it from them, they say so long before.
     pub(super) fn await_reports(&mut self, now: Instant) {
         let due = now + ANSWER + 2 * self.transfer();
         for id in self.members.ranks().to_vec() {
@@ -175,7 +182,7 @@ impl Cluster {
         }
     }
 
-    /// When an exchange that nobody has ended, or blamed a peer for, is given up: every engine may hang in it.
+    /// When an exchange is given up that nobody has ended or blamed a peer for: every engine may hang in it.
     pub(super) fn exchange_ends_at(&self) -> Option<Instant> {
         let settling = self
             .pending_commit
@@ -185,7 +192,7 @@ impl Cluster {
         Some(unanswered.ordered? + EXCHANGE + 2 * self.transfer())
     }
 
-    /// A new generation repeats the exchange; whoever does not even enter that is sent away.
+    /// Gives up the exchange: a new generation repeats it, and whoever does not even enter that is sent away.
     pub(super) fn give_up_exchange(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let step = self.committed + 1;
         let text = format!("nobody has ended the exchange of step {step}: it is made again");
@@ -193,7 +200,7 @@ impl Cluster {
         self.start_generation(now, commands);
     }
 
-    /// Nobody listened for so long.
+    /// Moves all deadlines of answers and of the exchange: the driver did not listen for so long.
     pub(super) fn postpone(&mut self, by: Duration) {
         self.reply_deadlines.postpone(by);
         let settling = self.pending_commit.as_mut();
@@ -202,7 +209,7 @@ impl Cluster {
         }
     }
 
-    /// From now on, where nothing is expected yet.
+    /// Awaits, from now on, that a follower takes something of its feed, unless that is awaited already.
     pub(super) fn await_synced(&mut self, now: Instant, id: WorkerId) {
         if self.owes(id, PendingReply::Synced)
             && !self.reply_deadlines.expects(id, PendingReply::Synced)
@@ -214,7 +221,7 @@ impl Cluster {
         }
     }
 
-    /// How long a worker may go on with a slot that it has had in hand for so many seconds.
+    /// Slot timeout of a worker that has had a slot in hand for `elapsed` seconds and has to answer for it.
     pub(super) fn slot_patience(&self, id: WorkerId, elapsed: f64) -> Duration {
         let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
         let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
@@ -226,7 +233,7 @@ impl Cluster {
         self.deadline() + slot.unwrap_or(UNMEASURED_SLOT)
     }
 
-    /// The worker has begun with a slot.
+    /// Awaits a slot with which the worker has begun.
     pub(super) fn await_slot(&mut self, now: Instant, id: WorkerId) {
         let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
         let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
@@ -240,7 +247,7 @@ impl Cluster {
             .expect(id, PendingReply::Slot, now + patience);
     }
 
-    /// The worker was asked for a state, or one of several that it was asked for has arrived.
+    /// Awaits a state that the worker was asked for; also when one of several has arrived.
     pub(super) fn await_state(&mut self, now: Instant, id: WorkerId) {
         if self.owes(id, PendingReply::State) {
             // It may have a slot in hand.
@@ -251,19 +258,19 @@ impl Cluster {
         }
     }
 
-    /// Of training and evaluation.
+    /// The greater of `seconds` of training and evaluation, as far as they are known.
     fn slowest_slot(&self, seconds: impl Fn(PlanKind) -> Option<f64>) -> Option<f64> {
         let kinds = [PlanKind::Train, PlanKind::Eval];
         kinds.into_iter().filter_map(seconds).max_by(f64::total_cmp)
     }
 
-    /// Of a state, over the slowest line.
+    /// How long a state takes over the slowest line that is allowed for.
     fn transfer(&self) -> Duration {
         let bytes = self.trainable_scalars() as f64 * STATE_BYTES_PER_SCALAR;
         Duration::try_from_secs_f64(bytes / SLOWEST_LINE_BYTES_PER_SECOND).unwrap_or(LOADING)
     }
 
-    /// Sends away whoever owes an answer for too long; those whose time is up together share a generation.
+    /// Expels every worker that owes an answer for too long; the losses of one call share a generation.
     pub(super) fn expel_the_stuck(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let mut expelled = false;
         for (worker, answer) in self.reply_deadlines.take_expired(now) {
@@ -305,6 +312,7 @@ impl Cluster {
         format!("its engine does not answer: {what}")
     }
 
+    /// Whether the worker still owes that answer.
     fn owes(&self, id: WorkerId, answer: PendingReply) -> bool {
         let Some(worker) = self.members.get(id) else {
             return false;

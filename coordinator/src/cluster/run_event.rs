@@ -13,33 +13,33 @@ pub struct StepRecord {
     pub epoch: f64,
     /// Mean over the trained tokens of the step, in nats.
     pub loss: f64,
-    /// Before clipping.
+    /// Norm of the mean gradient, before clipping.
     pub grad_norm: f64,
     pub learning_rate: f64,
     /// Tokens seen so far in the whole run, trained or not, without padding.
     pub num_tokens: u64,
     /// Share of the trained tokens that were the model's first choice.
     pub mean_token_accuracy: f64,
-    /// Not a number where the beginning of the step was not seen.
+    /// Tokens without padding, of all workers together. Not a number where the beginning of the step was not seen.
     pub tokens_per_second: f64,
     pub workers: usize,
     pub generation: u64,
-    /// Absent where this step's digest was not asked for.
+    /// Digest of the weights after this step. None where it was not asked for.
     pub weights_digest: Option<String>,
     /// The gradient was not finite or out of range: the weights are unchanged.
     pub skipped: bool,
-    /// Until the last step, at the speed so far.
+    /// Time until the last step is done, at the mean step time so far.
     pub eta_seconds: f64,
     /// Model FLOP utilisation ([`common::flops`]): of the published peak of all its workers' GPUs together. None: there is one
     /// whose peak is not known, or none is meant for what the job computes in.
     pub mfu: Option<f64>,
-    /// Of the worker that took the most. None: the workers do not say.
+    /// Peak memory of the worker that took the most. None: the workers do not say.
     pub peak_memory_bytes: Option<u64>,
-    /// Since the step before, or since the generation began. Not a number where the beginning of the step was not seen.
+    /// Time since the step before, or since the generation began. Not a number where the beginning of the step was not seen.
     pub seconds: f64,
-    /// For which nothing could be computed before it, because too few workers were ready.
+    /// Time before this step in which nothing could be computed, because too few workers were ready.
     pub waiting_seconds: f64,
-    /// Of those whose slots are in it, as far as they are known.
+    /// What each worker whose slots are in the step computed of it, as far as that is known.
     pub shares: Vec<WorkerShare>,
 }
 
@@ -48,7 +48,7 @@ pub struct StepRecord {
 pub struct WorkerShare {
     pub name: String,
     pub slots: u64,
-    /// That it took for them, one after the other; of slots from before this coordinator began nothing is known.
+    /// Compute time of its slots, one after the other. Slots from before this coordinator began count as 0: theirs is not known.
     pub seconds: f64,
 }
 
@@ -67,21 +67,22 @@ pub struct EvalRecord {
 /// What happened in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RunEvent {
-    /// A worker passed the checks at the door. `workers` counts it.
+    /// A worker joined: it passed the checks of a newcomer. `workers` counts it.
     WorkerJoined {
         worker: u64,
         name: String,
-        /// What it computes on.
+        /// What the worker computes on, such as the name of its GPU.
         device: String,
         workers: usize,
     },
-    /// `workers` are left.
+    /// A worker left or was sent away; `workers` are left.
     WorkerLost {
         worker: u64,
         name: String,
         reason: String,
         workers: usize,
     },
+    /// Too few workers are here to compute: `have` of the `need` that the job asks for.
     WaitingForWorkers {
         have: usize,
         need: usize,
@@ -92,7 +93,7 @@ pub enum RunEvent {
         total_steps: u64,
         workers: usize,
         generation: u64,
-        /// Of all its members.
+        /// Numerics class of all its members.
         numerics_class: String,
     },
     /// The run continues from this checkpoint.
@@ -102,13 +103,14 @@ pub enum RunEvent {
     },
     StepCommitted(StepRecord),
     Evaluated(EvalRecord),
+    /// The state after `step` updates is on disk.
     CheckpointSaved {
         step: u64,
         path: PathBuf,
     },
-    /// For people; nothing depends on it.
+    /// A line for people; nothing depends on it.
     Notice(String),
-    /// No event follows.
+    /// The run is over; no event follows.
     Ended(RunEnd),
 }
 

@@ -1,4 +1,4 @@
-//! When state is asked for, from whom, and what happens when it does not come.
+//! Checkpoints and the result: when a state is asked for, from whom, and what happens when it does not come.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use super::{Cluster, Stage};
 
 /// How often the result of the run is asked for before the run fails, where the disk is not at fault.
 const MAX_LAST_ATTEMPTS: u32 = 3;
-/// How long the result waits for room on the disk. Then the run ends, and its workers keep what they hold as long again.
+/// How long the result waits for room on the disk. Then the run ends, to be resumed by workers that keep what they hold.
 const DISK_PATIENCE: Duration = Duration::from_secs(600);
-/// Before the second attempt; before each further one twice as long, up to the longest.
+/// Pause before the second attempt to store the result; each further one is twice as long, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// States on their way at a time; each is held in a worker's memory. Training waits rather than leave one out.
+/// States that may be on their way at a time: each is held in a worker's memory. Training waits rather than leave one out.
 const MAX_PENDING: usize = 2;
 
 #[derive(Clone, Debug)]
@@ -25,11 +25,12 @@ struct Pending {
     worker: WorkerId,
     step: u64,
     last: bool,
-    /// All of it is here, and on its way to the disk.
+    /// Whether all of it is here, and on its way to the disk.
     has_arrived: bool,
     /// When its step was committed, where that was seen.
     since: Option<Instant>,
-    /// Of the step, once it is settled: by the time a large state arrives, others may be.
+    /// Digest of the weights after its step, once that is settled. It is kept here because many later steps may have settled
+    /// by the time a large state arrives.
     weights_digest: Option<String>,
 }
 
@@ -37,27 +38,29 @@ struct Pending {
 #[derive(Debug)]
 pub struct Failure {
     pub reason: String,
+    /// Whether the coordinator's disk is at fault.
     pub disk: bool,
 }
 
-/// The result does not fit on the disk.
+/// Attempts to store a result that does not fit on the disk.
 #[derive(Clone, Copy, Debug)]
 struct Retry {
     since: Instant,
     pause: Duration,
-    /// None once it is asked for again.
+    /// When the result is asked for again; None once it was.
     at: Option<Instant>,
 }
 
-/// States asked for and stored.
+/// The states that workers were asked for, and the newest one that was stored.
 #[derive(Debug)]
 pub struct Saving {
     pending: Vec<Pending>,
-    /// A checkpoint could not be had when it was due: take the next one.
+    /// Whether a checkpoint could not be had when it was due: the next state that can be had is taken instead.
     overdue: bool,
+    /// Updates in the newest state on disk, or in the one that the run started from.
     stored: u64,
     interval: CheckpointInterval,
-    /// For the last state.
+    /// Attempts to store the result that failed, where the disk was not at fault.
     failed_attempts: u32,
     retry: Option<Retry>,
 }
@@ -79,7 +82,7 @@ impl Saving {
         self.retry.and_then(|retry| retry.at)
     }
 
-    /// Whether that is now. True once.
+    /// Whether the result is to be asked for again now. True once.
     pub fn retry_is_due(&mut self, now: Instant) -> bool {
         let Some(retry) = &mut self.retry else {
             return false;
@@ -103,12 +106,12 @@ impl Saving {
         self.pending.len()
     }
 
-    /// A state is on its way from this worker.
+    /// Whether this worker was asked for a state that is not stored yet.
     pub fn is_asked(&self, worker: WorkerId) -> bool {
         self.pending.iter().any(|pending| pending.worker == worker)
     }
 
-    /// It has yet to hand over what it was asked for.
+    /// Whether this worker has yet to hand over a state that it was asked for.
     pub fn is_owed_by(&self, worker: WorkerId) -> bool {
         let owes = |pending: &Pending| pending.worker == worker && !pending.has_arrived;
         self.pending.iter().any(owes)
@@ -121,12 +124,12 @@ impl Saving {
         }
     }
 
-    /// The state after `step` updates is on its way.
+    /// Whether the state after `step` updates was asked for and is not stored yet.
     pub fn is_awaited(&self, step: u64) -> bool {
         self.pending.iter().any(|pending| pending.step == step)
     }
 
-    /// The state after `step` updates is there: from now on it is on its way, where it was asked for.
+    /// Notes that the state after `step` updates exists: from now on it is on its way, where it was asked for.
     pub fn note_commit(&mut self, step: u64, now: Instant) {
         for pending in self.pending.iter_mut().filter(|p| p.step == step) {
             pending.since = Some(now);
@@ -134,8 +137,8 @@ impl Saving {
         }
     }
 
-    /// The run goes on from `step` instead of `before`: nobody makes the states in between any more. The next one that
-    /// can be had is taken instead.
+    /// Drops the states between `before` and `step`: the run goes on from `step`, and nobody makes them any more. The next one
+    /// that can be had is taken instead.
     pub fn pass_over(&mut self, before: u64, step: u64) {
         let is_made = |p: &Pending| p.since.is_some() || p.has_arrived || p.last;
         let is_passed = |p: &Pending| p.step > before && p.step < step && !is_made(p);
@@ -143,20 +146,21 @@ impl Saving {
         self.pending.retain(|pending| !is_passed(pending));
     }
 
-    /// The step is settled with these weights.
+    /// Notes the digest of the weights with which `step` was settled.
     pub fn note_digest(&mut self, step: u64, digest: &str) {
         for pending in self.pending.iter_mut().filter(|p| p.step == step) {
             pending.weights_digest = Some(digest.to_owned());
         }
     }
 
-    /// Of a state that is on its way, where its step is settled.
+    /// Digest of the weights of a state that is on its way, where its step is settled.
     pub fn digest_of(&self, step: u64) -> Option<&str> {
         let of_step = |pending: &&Pending| pending.step == step;
         let mut pending = self.pending.iter().filter(of_step);
         pending.find_map(|pending| pending.weights_digest.as_deref())
     }
 
+    /// Drops the states that this worker was asked for; a lost checkpoint is made up for by the next one.
     pub fn worker_lost(&mut self, worker: WorkerId) {
         let lost = |pending: &Pending| pending.worker == worker;
         self.overdue |= self.pending.iter().any(|p| lost(p) && !p.last);
@@ -170,7 +174,7 @@ impl Saving {
 }
 
 impl Cluster {
-    /// A checkpoint must be saved after `step` updates, whatever it costs.
+    /// Whether a checkpoint must be saved after `step` updates, whatever it costs.
     fn checkpoint_is_ordered(&self, step: u64) -> bool {
         let last = step >= self.schedule.total_steps();
         // By the clock any step does, so it is one whose weights can be proven to be right.
@@ -178,19 +182,19 @@ impl Cluster {
         !last && (self.schedule.saves_after(step) || self.saving.overdue && can_be_late)
     }
 
-    /// It is time for a checkpoint, and the one after `step` updates can be proven to be right.
+    /// Whether it is time for a checkpoint, and the one after `step` updates can be proven to be right.
     fn checkpoint_is_timely(&mut self, now: Instant, step: u64) -> bool {
         let is_due = self.schedule.saves_by_the_clock() && self.saving.interval.is_due(now);
         let last = step >= self.schedule.total_steps();
         is_due && self.is_proven(step) && !last && self.saving.pending.is_empty()
     }
 
-    /// Every member reports the digest of its weights after `step` updates.
+    /// Whether every member reports the digest of its weights after `step` updates.
     fn is_proven(&self, step: u64) -> bool {
         self.schedule.digests_after(step, self.trainable_scalars())
     }
 
-    /// The step may end: its checkpoint, if one is due, can be asked for.
+    /// Whether the step may end: its checkpoint, if one is due, can be asked for.
     pub(super) fn may_end_step(&self, step: u64) -> bool {
         self.saving.pending.len() < MAX_PENDING || !self.checkpoint_is_ordered(step)
     }
@@ -222,6 +226,7 @@ impl Cluster {
         ranks.iter().find(stays).or(ranks.first()).copied()
     }
 
+    /// Asks a worker for the result of the run, unless a state is on its way or a pause between two attempts is not over.
     pub(super) fn request_last_state(
         &mut self,
         now: Instant,
@@ -236,6 +241,7 @@ impl Cluster {
         }
     }
 
+    /// Asks a worker for the state after `step` updates; `last`: it is the result of the run.
     pub(super) fn request(
         &mut self,
         now: Instant,
@@ -256,13 +262,14 @@ impl Cluster {
         commands.push(Command::RequestState { worker, step, last });
     }
 
-    /// From here on it is the disk that may take its time.
+    /// Notes that a state has arrived: from here on it is the disk that may take its time.
     pub(super) fn state_arrived(&mut self, now: Instant, worker: WorkerId, step: u64) {
         self.saving.note_arrival(worker, step);
         self.reply_deadlines.answered(worker, PendingReply::State);
         self.await_state(now, worker);
     }
 
+    /// A state is on disk: the run is finished if it was the result.
     pub(super) fn state_stored(
         &mut self,
         now: Instant,
@@ -292,6 +299,7 @@ impl Cluster {
         self.proceed(now, commands);
     }
 
+    /// A state did not arrive or could not be stored: the next checkpoint, or a further attempt at the result, makes up for it.
     pub(super) fn state_failed(
         &mut self,
         now: Instant,
@@ -321,7 +329,7 @@ impl Cluster {
         self.proceed(now, commands);
     }
 
-    /// The workers keep the result until there is room for it, or until the run has waited long enough.
+    /// Asks for the result again after a pause, because the disk has no room for it; gives up after [`DISK_PATIENCE`].
     fn retry_last(&mut self, now: Instant, notice: &str, commands: &mut Vec<Command>) {
         let retry = self.saving.retry.get_or_insert(Retry {
             since: now,

@@ -9,14 +9,15 @@ use proto::v1;
 
 /// Above this many trainable scalars the digest of the weights costs too much to be taken after every step.
 const DIGEST_EVERY_STEP_SCALARS: u64 = 50_000_000;
-/// Between digests of large models.
+/// Steps between two digests of the weights of a large model.
 const DIGEST_STEPS: u64 = 10;
 
 /// Token counts of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockTokens {
-    /// Without padding.
+    /// Tokens before the padding.
     pub used: u32,
+    /// Tokens that count in the loss.
     pub trained: u32,
 }
 
@@ -39,6 +40,7 @@ impl Work {
         }
     }
 
+    /// Whether this is the work of that plan: its kind, and the updates that its weights have seen.
     pub fn is(self, kind: PlanKind, step: u64) -> bool {
         match self {
             Self::Train(own) => kind == PlanKind::Train && own == step,
@@ -53,7 +55,7 @@ impl Work {
 pub struct RunSchedule {
     job: Arc<JobSpec>,
     schedule: Schedule,
-    /// Of all blocks, the validation blocks last.
+    /// Token counts of all blocks, the validation blocks last.
     blocks: Vec<BlockTokens>,
     eval_slots: Vec<Vec<u64>>,
 }
@@ -78,10 +80,12 @@ impl RunSchedule {
         self.schedule.total_steps()
     }
 
+    /// Epochs finished after `step` updates.
     pub fn epoch_after(&self, step: u64) -> f64 {
         self.schedule.epoch_after(step)
     }
 
+    /// Learning rate of the update after `step` earlier ones.
     pub fn learning_rate(&self, step: u64) -> f64 {
         learning_rate(&self.job, step, self.total_steps())
     }
@@ -95,6 +99,7 @@ impl RunSchedule {
         }
     }
 
+    /// The work that comes after `work`.
     pub fn following(&self, work: Work) -> Work {
         let step = match work {
             Work::Train(step) if self.evaluates_after(step + 1) => return Work::Eval(step + 1),
@@ -108,6 +113,7 @@ impl RunSchedule {
         }
     }
 
+    /// An evaluation is due after `step` updates.
     pub fn evaluates_after(&self, step: u64) -> bool {
         let due = |every: u64| step.is_multiple_of(every);
         !self.eval_slots.is_empty()
@@ -122,12 +128,12 @@ impl RunSchedule {
         }
     }
 
-    /// Checkpoints are due when saving them costs little enough.
+    /// Whether the job leaves it to the run when checkpoints are saved: as often as costs little enough.
     pub fn saves_by_the_clock(&self) -> bool {
         self.job.save_steps == SaveSteps::Auto
     }
 
-    /// The workers say what weights they have after `step` updates.
+    /// Whether the workers report the digest of their weights after `step` updates, for a model of `scalars` trainable scalars.
     pub fn digests_after(&self, step: u64, scalars: u64) -> bool {
         scalars <= DIGEST_EVERY_STEP_SCALARS
             || step.is_multiple_of(DIGEST_STEPS)

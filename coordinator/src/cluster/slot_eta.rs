@@ -11,28 +11,29 @@ use super::event::WorkerId;
 
 /// Weight of the newest slot in a worker's mean.
 const NEWEST_WEIGHT: f64 = 0.25;
-/// Slot times beyond this are no measurements.
+/// Upper bound of a measured slot time.
 const LONGEST_SLOT_SECONDS: f64 = 86_400.0;
-/// Nobody is taken for faster than this.
+/// Lower bound of a measured slot time.
 const SHORTEST_SLOT_SECONDS: f64 = 1e-6;
-/// A slot is late at so many times the worker's mean.
+/// A slot is late after this multiple of the worker's mean slot time.
 const LATE_FACTOR: f64 = 1.5;
-/// And not before so many seconds more: the messages have to travel, and a machine may do something else for a moment.
+/// Seconds on top of [`LATE_FACTOR`]: messages have to travel, and a machine may do something else for a moment.
 const LATE_SLACK_SECONDS: f64 = 0.05;
 /// Finishing sooner by less than this share is no reason to let a worker wait.
 const INDIFFERENCE: f64 = 0.02;
-/// What a worker that got nothing to do is taken for after a step, compared to before: it is tried again some day.
+/// Factor on the mean slot time of a worker that got nothing to do in a whole step, so that it is tried again some day.
 const FORGIVENESS: f64 = 0.8;
 
 /// Mean seconds that each worker takes for a slot of a kind.
 #[derive(Debug, Default)]
 pub struct Speeds {
     means: BTreeMap<(WorkerId, PlanKind), f64>,
-    /// Below all means of a kind, and above them. They widen at once, and are drawn in when they are measured.
+    /// Lower and upper bound of all means of a kind. They widen at once, and are drawn in by [`Self::measure`].
     bounds: BTreeMap<PlanKind, (f64, f64)>,
 }
 
 impl Speeds {
+    /// The worker took so many seconds for a slot.
     pub fn learn(&mut self, worker: WorkerId, kind: PlanKind, seconds: f64) {
         let seconds = seconds.clamp(SHORTEST_SLOT_SECONDS, LONGEST_SLOT_SECONDS);
         let mean = self.means.entry((worker, kind)).or_insert(seconds);
@@ -45,7 +46,7 @@ impl Speeds {
         self.widen(kind, mean);
     }
 
-    /// A slot was given up after so long.
+    /// The worker gave a slot up after so many seconds, so it takes at least as long.
     pub fn at_least(&mut self, worker: WorkerId, kind: PlanKind, seconds: f64) {
         let seconds = seconds.clamp(SHORTEST_SLOT_SECONDS, LONGEST_SLOT_SECONDS);
         let mean = self.means.entry((worker, kind)).or_insert(seconds);
@@ -70,7 +71,7 @@ impl Speeds {
         }
     }
 
-    /// These workers had nothing to do in a whole step, perhaps for a slowness that is over.
+    /// Takes workers that had nothing to do in a whole step for faster: their slowness may be over.
     pub fn forgive(&mut self, workers: impl Iterator<Item = WorkerId>, kind: PlanKind) {
         let Some(typical) = self.typical(kind) else {
             return;
@@ -86,30 +87,32 @@ impl Speeds {
         self.means.retain(|(known, _), _| *known != worker);
     }
 
+    /// Mean slot time of a worker, in seconds; None where it has delivered none of this kind.
     pub fn of(&self, worker: WorkerId, kind: PlanKind) -> Option<f64> {
         self.means.get(&(worker, kind)).copied()
     }
 
-    /// For whom nothing is known: the mean of those for whom something is.
+    /// Mean slot time of all workers that have delivered slots of this kind, in seconds: what one is taken for of whom nothing is
+    /// known.
     pub fn typical(&self, kind: PlanKind) -> Option<f64> {
         let known = self.means.iter().filter(|((_, of), _)| *of == kind);
         let (sum, count) = known.fold((0.0, 0), |(sum, count), (_, mean)| (sum + mean, count + 1));
         (count > 0).then(|| sum / f64::from(count))
     }
 
-    /// How many times longer the slowest takes than the fastest, or more. 1 where nothing is known.
+    /// Upper bound of how many times longer the slowest worker takes than the fastest. 1 where nothing is known.
     pub fn spread(&self, kind: PlanKind) -> f64 {
         let bounds = self.bounds.get(&kind);
         bounds.map_or(1.0, |(least, most)| most / least)
     }
 }
 
-/// When a slot that takes `mean` seconds is late.
+/// Seconds after which a slot is late that takes `mean` seconds on average.
 pub fn late_after(mean: f64) -> f64 {
     LATE_FACTOR * mean + LATE_SLACK_SECONDS
 }
 
-/// Until a slot of `mean` seconds is done that was begun `elapsed` seconds ago. Of one that is late nothing is known.
+/// Seconds until a slot is done that was begun `elapsed` seconds ago and takes `mean` on average; infinite where it is late.
 pub fn remaining(mean: f64, elapsed: f64) -> f64 {
     match elapsed >= late_after(mean) {
         true => f64::INFINITY,
@@ -117,23 +120,23 @@ pub fn remaining(mean: f64, elapsed: f64) -> f64 {
     }
 }
 
-/// What is to be expected of one worker.
+/// Estimate of when one worker delivers its next slots.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerEta {
     pub worker: WorkerId,
-    /// For a slot.
+    /// Seconds that it takes for a slot.
     pub seconds: f64,
-    /// Until it has computed what it has in hand.
+    /// Seconds until it has computed what is leased to it.
     pub free_in: f64,
 }
 
 impl WorkerEta {
-    /// When it would deliver one more slot.
+    /// Seconds until it would deliver one more slot.
     pub fn next_in(&self) -> f64 {
         self.free_in + self.seconds
     }
 
-    /// Takes one more slot.
+    /// Counts one more slot as leased to it.
     pub fn take(&mut self) {
         self.free_in += self.seconds;
     }

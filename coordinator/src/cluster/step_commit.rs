@@ -16,43 +16,44 @@ use super::recovery::PreviousTerms;
 use super::schedule::{RunSchedule, Work};
 use super::{Cluster, Stage};
 
-/// Digests that are kept to compare with: of steps that are computed again, or that a worker comes back with.
+/// Number of weight digests that are kept, to compare steps that are computed again or that a worker comes back with.
 const MAX_DIGESTS: usize = 64;
-/// Weight of the newest step in the mean that predicts the end.
+/// Weight of the newest step in the moving mean of step times.
 const PACE_WEIGHT: f64 = 0.1;
 
-/// A step between its exchange and the last report.
+/// A step between its exchange and the last report of it.
 #[derive(Debug)]
 pub struct PendingCommit {
     /// The step's own ledger: needed again where the exchange breaks.
     pub ledger: Ledger,
+    /// Reports that came so far; the first one committed the step.
     pub reports: BTreeMap<WorkerId, v1::StepReport>,
-    /// When its members were told to exchange. None where a report came before that was known.
+    /// When its members were told to exchange. None where this coordinator did not order the exchange, or had given it up.
     pub ordered: Option<Instant>,
     /// Seconds from the step's beginning to its first report, where both were seen.
     pub committed_after: Option<f64>,
 }
 
-/// What is remembered from step to step for the records.
+/// Statistics kept from step to step for the records: mean step time, tokens so far, digests of weights.
 #[derive(Debug)]
 pub struct StepStats {
     step_started: Option<Instant>,
     mean_step_seconds: Option<f64>,
-    /// Since when too few workers are ready.
+    /// When too few workers were left to compute; None while there are enough.
     waiting_since: Option<Instant>,
-    /// Before the next step on record.
+    /// Seconds of waiting for workers before the next step on record.
     waited_seconds: f64,
-    /// Seen up to `recorded`.
+    /// Tokens (without padding) of the first `recorded` steps.
     num_tokens: u64,
     /// Updates after the last step that was recorded.
     recorded: u64,
     skipped_in_a_row: u64,
-    /// By step, of the newest settled ones whose digest was asked for.
+    /// Digests of the weights by step: the newest settled ones whose digest was asked for.
     digests: BTreeMap<u64, String>,
 }
 
 impl StepStats {
-    /// After `recorded` updates. What is known of an earlier term counts where it ended there.
+    /// Statistics of a run after `recorded` updates. What is known of an earlier term counts where it ended there.
     pub fn new(course: &RunSchedule, recorded: u64, earlier: &PreviousTerms) -> Self {
         let is_there = earlier.recorded == recorded;
         let digest = earlier.weights_digest.clone().filter(|_| is_there);
@@ -75,17 +76,17 @@ impl StepStats {
         }
     }
 
-    /// None before the first step.
+    /// Moving mean of the step times, in seconds; None before the first step of this term.
     pub fn mean_step_seconds(&self) -> Option<f64> {
         self.mean_step_seconds
     }
 
-    /// Updates after the last step that was settled.
+    /// Number of updates after the last step that was recorded.
     pub fn recorded(&self) -> u64 {
         self.recorded
     }
 
-    /// Of the weights after `step` updates, where it is on record.
+    /// Digest of the weights after `step` updates, where it is on record.
     pub fn digest_of(&self, step: u64) -> Option<&str> {
         self.digests.get(&step).map(String::as_str)
     }
@@ -104,12 +105,12 @@ impl StepStats {
         self.recorded = self.recorded.max(step);
     }
 
-    /// Nothing can be computed from here on, if that was not so before.
+    /// Notes that nothing can be computed from here on, if that was not so before.
     pub fn wait(&mut self, now: Instant) {
         self.waiting_since.get_or_insert(now);
     }
 
-    /// A generation begins.
+    /// Restarts the clock of the current step, because a generation begins.
     pub fn restart(&mut self, now: Instant) {
         self.step_started = Some(now);
         if let Some(since) = self.waiting_since.take() {
@@ -128,7 +129,7 @@ impl StepStats {
 }
 
 impl Cluster {
-    /// Updates that have a record.
+    /// Number of updates that have a record.
     pub fn recorded(&self) -> u64 {
         self.stats.recorded()
     }
@@ -156,7 +157,7 @@ impl Cluster {
         settled.or_else(of_report).or_else(of_ready)
     }
 
-    /// Every slot of the step is held: sum and update. The work after it goes out at once.
+    /// Orders the exchange of a step of which every slot is held. The work after it goes out at once.
     pub(super) fn order_exchange(&mut self, now: Instant, step: u64, commands: &mut Vec<Command>) {
         for &worker in self.members.ranks() {
             let exchange = v1::Exchange {
@@ -181,6 +182,7 @@ impl Cluster {
         }
     }
 
+    /// Handles a worker's report: it commits the step, counts towards its end, or is compared with what is on record.
     pub(super) fn step_reported(
         &mut self,
         now: Instant,
@@ -213,6 +215,7 @@ impl Cluster {
         }
     }
 
+    /// Adds a report of the step that is being settled. The first one commits the step, the last one settles it.
     fn collect(
         &mut self,
         now: Instant,
@@ -250,7 +253,7 @@ impl Cluster {
         self.members.ranks().iter().all(reported)
     }
 
-    /// A report of a step that is settled: its worker finished an exchange that broke for others.
+    /// Compares a late report, of a step that is settled: its worker finished an exchange that broke for others.
     fn compare_late(
         &mut self,
         now: Instant,
@@ -267,7 +270,7 @@ impl Cluster {
         }
     }
 
-    /// A report of a step whose exchange was thought to be broken: this worker had finished it.
+    /// Commits a step whose exchange was thought to be broken: this worker had finished it.
     fn commit_late(
         &mut self,
         now: Instant,
@@ -279,8 +282,8 @@ impl Cluster {
         self.start_generation(now, commands);
     }
 
-    /// The step is committed by a report that came when its exchange was thought to be broken. It took until `now`, where
-    /// that is known.
+    /// Marks a step as committed by a report that came when its exchange was thought to be broken. `now` ends the step's time;
+    /// None where that is not known.
     pub(super) fn take_late(&mut self, now: Option<Instant>, id: WorkerId, report: v1::StepReport) {
         let work = self.schedule.following(self.ledger.work);
         let next = match self.ahead.take() {
@@ -360,7 +363,7 @@ fn verdict(report: &v1::StepReport) -> (&str, bool) {
     (&report.weights_digest, report.skipped)
 }
 
-/// A report of the side that has more than half of the votes.
+/// One of the reports that agree with more than half of all; None where no side has a majority.
 fn majority(reports: &BTreeMap<WorkerId, v1::StepReport>) -> Option<&v1::StepReport> {
     reports.values().find(|report| {
         let votes = reports
@@ -370,6 +373,7 @@ fn majority(reports: &BTreeMap<WorkerId, v1::StepReport>) -> Option<&v1::StepRep
     })
 }
 
+/// Why a worker is sent away whose weights after `step` updates differ from the others'.
 pub(super) fn disagreement(step: u64, own: &str, agreed: &str) -> String {
     format!(
         "its weights after step {step} are {} where the others have {}; this machine computes wrongly",

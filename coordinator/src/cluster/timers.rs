@@ -7,14 +7,14 @@ use super::failure_detector;
 use super::run_event::RunEvent;
 use super::{Cluster, Stage};
 
-/// Between two reminders that workers are missing.
+/// Time between two reminders that workers are missing.
 const REMINDER: Duration = Duration::from_secs(30);
-/// After a broken exchange, how long the peer's own connection may take to break too.
+/// Time after a broken exchange in which the blamed peer's connection to the coordinator may break too, before it is judged.
 pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
-/// A loss so soon after a generation began waits for others, which then share the next one.
+/// A member lost within this time after a generation began waits for other losses, so that all share the next generation.
 pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
-/// For large clusters it is so long for each member: to tell a thousand of a generation takes a while, and so does to hear
-/// of a hundred losses.
+/// [`LOSSES_GATHER`] per member of a large cluster: to tell a thousand members of a generation takes a while, and so does to
+/// hear of a hundred losses.
 const LOSSES_GATHER_PER_MEMBER: Duration = Duration::from_millis(2);
 
 impl Cluster {
@@ -41,11 +41,12 @@ impl Cluster {
         due.into_iter().flatten().min()
     }
 
-    /// How long a worker may be silent.
+    /// How long a worker may be silent before it is given up.
     pub(super) fn deadline(&self) -> Duration {
         failure_detector::deadline(self.stats.mean_step_seconds())
     }
 
+    /// Does what is due at `now` because time passed.
     pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.expel_the_silent(now, commands);
         self.expel_the_stuck(now, commands);
@@ -95,6 +96,7 @@ impl Cluster {
         Some(began + self.losses_gather())
     }
 
+    /// How long after its beginning a generation gathers losses before the next one begins.
     pub(super) fn losses_gather(&self) -> Duration {
         let members = self.members.ranks().len() as u32;
         LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members)

@@ -1,4 +1,4 @@
-//! What gradients travel over: NCCL where every member can, else TCP. The choice is one for all members of a generation.
+//! The transport of gradients: NCCL where every member can, else TCP. The choice is one for all members of a generation.
 //!
 //! In: what members said of their GPUs when they joined, and failures of NCCL. Out: each generation's transport, and the
 //! identifier of its communicator on its way from rank 0 to all. A failure that turns out to be a lost member's is not held
@@ -16,20 +16,21 @@ use super::run_event::RunEvent;
 use super::timers::PEER_LOST_GRACE;
 use super::{Cluster, Stage};
 
-/// Of what a worker says of a failure.
+/// Characters kept of a worker's reason for a failure of NCCL.
 const MAX_REASON_CHARS: usize = 256;
 
+/// What the current generation exchanges over, and whether NCCL can still be used.
 #[derive(Debug, Default)]
 pub struct Transport {
-    /// Of the current generation.
+    /// Whether the current generation exchanges over NCCL.
     is_nccl: bool,
-    /// The identifier of its communicator is on its way.
+    /// Whether the identifier of its communicator was sent to its members.
     is_identified: bool,
-    /// NCCL failed then in this generation, and it is not known yet whether a lost member is why.
+    /// When and why NCCL failed in this generation, while it is not known yet whether a lost member is the cause.
     failed: Option<(Instant, String)>,
-    /// NCCL itself failed in this term.
+    /// Why NCCL is not used any more in this term: it failed although every member was still there.
     given_up: Option<String>,
-    /// The reason for TCP that was told last.
+    /// The reason for TCP that the user was told last.
     told: String,
 }
 
@@ -61,7 +62,7 @@ impl Cluster {
         self.transport.failed = None;
     }
 
-    /// Rank 0 made the identifier of the communicator: all get it.
+    /// Sends all members the identifier of the communicator, which rank 0 made.
     pub(super) fn nccl_identified(
         &mut self,
         now: Instant,
@@ -85,6 +86,7 @@ impl Cluster {
         commands.extend(self.members.ranks().iter().map(send));
     }
 
+    /// Notes that NCCL failed on a member; it is judged a moment later.
     pub(super) fn nccl_lost(&mut self, now: Instant, id: WorkerId, lost: &v1::NcclLost) {
         let is_current = self.stage == Stage::Running && lost.generation == self.generation;
         if is_current && self.transport.is_nccl && self.members.rank_of(id).is_some() {
@@ -94,7 +96,7 @@ impl Cluster {
         }
     }
 
-    /// What failed, failed in a generation that is over: a member may be lost, which was not NCCL's fault.
+    /// Drops a failure of NCCL that happened in a generation that is over: a member may be lost, which was not NCCL's fault.
     pub(super) fn forgive_nccl(&mut self) {
         self.transport.failed = None;
     }
@@ -159,7 +161,7 @@ fn obstacle(members: &[&Worker]) -> Option<String> {
     None
 }
 
-/// 22703 is 2.27.3.
+/// NCCL's version number as text: 22703 is `2.27.3`.
 fn dotted(version: u32) -> String {
     format!(
         "{}.{}.{}",

@@ -1,4 +1,4 @@
-//! Slots go out as leases and come back as results.
+//! Work in and out: plans to members, results of slots from them, and the end of an evaluation.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::run_event::{EvalRecord, RunEvent};
 use super::schedule::Work;
 
 impl Cluster {
+    /// A worker has computed a slot: its result counts if the slot was leased to it, and it gets the next one.
     pub(super) fn slot_done(
         &mut self,
         now: Instant,
@@ -76,6 +77,7 @@ impl Cluster {
         }
     }
 
+    /// Sends a worker the plan of the current piece of work.
     pub(super) fn send_plan(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
         let ledger = &self.ledger;
         let scalars = self.trainable_scalars();
@@ -110,7 +112,7 @@ impl Cluster {
         ledger
     }
 
-    /// Who was taken for too slow to get anything of a whole step is tried again some day.
+    /// Takes workers that were too slow to get a slot of the whole step for a little faster: they are tried again some day.
     fn forgive_the_idle(&mut self, ledger: &Ledger) {
         let kind = match ledger.work {
             Work::Train(_) => PlanKind::Train,
@@ -122,8 +124,8 @@ impl Cluster {
         self.speeds.forgive(idle, kind);
     }
 
-    /// The run goes on after `step` updates: says which evaluations it leaves out because nobody has their weights any
-    /// more. They change no weights, so nothing is computed again for them.
+    /// Tells the user which evaluations are left out because the run goes on after `step` updates and nobody has their weights
+    /// any more. They change no weights, so nothing is computed again for them.
     pub(super) fn tell_lost_evaluations(&self, step: u64, commands: &mut Vec<Command>) {
         let is_missing = |at: &u64| {
             let is_known = self.last_evaluated.is_some_and(|last| last >= *at);
@@ -135,6 +137,7 @@ impl Cluster {
         }
     }
 
+    /// Records the evaluation of the weights after `step` updates, and begins the work after it.
     pub(super) fn finish_evaluation(
         &mut self,
         now: Instant,

@@ -22,15 +22,15 @@ use crate::driver::transfers::{Expected, Transfers};
 use crate::store::checkpoints::{Facts, Received, State, Store};
 use crate::store::journal::Journal;
 
-/// Workers at a time.
+/// Most workers that are connected at a time.
 const MAX_SESSIONS: usize = 4096;
-/// Of a state, beyond 16 bytes for each trainable scalar: configuration and headers.
+/// Bytes that a state may have beyond 16 for each trainable scalar: configuration and headers.
 const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
 
-/// What is queued for a worker.
+/// An entry of the queue of messages to one worker.
 pub enum Outgoing {
     Message(Box<v1::CoordinatorMessage>),
-    /// Shared with all members until it is on its way: a thousand copies of a thousand members would be large.
+    /// A generation, shared by all members until it is sent: a thousand copies of a thousand members would be large.
     Generation {
         rank: u32,
         generation: Arc<v1::Generation>,
@@ -40,7 +40,7 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
-    /// As it travels.
+    /// The message as it goes over the wire; an error ends the session.
     pub fn into_message(self) -> Result<v1::CoordinatorMessage, Status> {
         match self {
             Self::Message(message) => Ok(*message),
@@ -64,6 +64,7 @@ pub enum Input {
         closed: CancellationToken,
         answer: oneshot::Sender<Result<WorkerId, Status>>,
     },
+    /// Something that the cluster has to know.
     Happened(Event),
     /// The user asked the run to stop.
     Stop(StopRequest),
@@ -76,17 +77,18 @@ pub enum Input {
 /// Why the run is to stop, and how.
 pub struct StopRequest {
     pub reason: String,
-    /// To be started again: the workers wait for that.
+    /// Whether the run is to be started again, so that its workers wait for that.
     pub resumable: bool,
-    /// What ends the process at once, for the user.
+    /// What the user can do to end the process at once, in words.
     pub again: &'static str,
 }
 
-/// What every worker is told at the door.
+/// What every worker is told when it joins: the run, its job, the model's files.
 #[derive(Clone, Debug)]
 pub struct WelcomeTemplate {
+    /// Number of the term: the first coordinator of a run has 1.
     pub term: u64,
-    /// Drawn when the run began; the same in every term of it.
+    /// Random identifier of the run, drawn when it began; the same in every term of it.
     pub run: String,
     /// The resolved job as JSON.
     pub job: Vec<u8>,
@@ -101,29 +103,30 @@ struct Session {
     closed: CancellationToken,
 }
 
-/// The owner of the cluster.
+/// The owner of the cluster: feeds it events and carries out its commands.
 pub struct Driver {
     cluster: Cluster,
     greeting: WelcomeTemplate,
-    /// What newcomers start from.
+    /// The state that newcomers start from.
     newest: State,
     store: Arc<Store>,
     shelf: Arc<Transfers>,
     observer: mpsc::Sender<RunEvent>,
     journal: Option<Journal>,
-    /// For tasks that answer later.
+    /// The driver's own input queue, for tasks that answer later.
     inputs: mpsc::Sender<Input>,
     sessions: HashMap<WorkerId, Session>,
     next_worker: u64,
     /// The step whose state is the result.
     last_step: Option<u64>,
-    /// To be handled next: what came in, then the failures of deeds that followed from it.
+    /// Events to be handled next: what came in, then the failures of commands that followed from it.
     pending: VecDeque<Event>,
     /// States that arrived before it was settled which weights their step has.
     uploads_awaiting_digest: Vec<Received>,
 }
 
 impl Driver {
+    /// A driver of `cluster`. `newest` is what newcomers start from; `inputs` sends to the queue that [`Self::drive`] reads.
     pub fn new(
         cluster: Cluster,
         greeting: WelcomeTemplate,
@@ -150,7 +153,7 @@ impl Driver {
         }
     }
 
-    /// Has the run remembered, so that a next coordinator can go on with it.
+    /// Writes the run's events to `journal`, so that a next coordinator can go on with it.
     pub fn with_journal(mut self, journal: Journal) -> Self {
         self.journal = Some(journal);
         self
@@ -185,7 +188,7 @@ impl Driver {
         }
     }
 
-    /// Does what is not the cluster's business, and names what happened.
+    /// Handles what is not the cluster's business, and returns the event that it has to know.
     fn take(&mut self, input: Input) -> Option<Event> {
         match input {
             Input::Opened { answer, .. } if self.sessions.len() >= MAX_SESSIONS => {
@@ -399,7 +402,8 @@ impl Driver {
         }
     }
 
-    /// Stores what need not wait for its step to be settled any more. Whoever is gone says no more about it.
+    /// Stores received states that need not wait any more for their step to be settled: it is, their worker is gone, or the run
+    /// stops.
     fn store_proven(&mut self) {
         let waits = |received: &Received| {
             let is_here = self.sessions.contains_key(&received.worker);
@@ -414,7 +418,7 @@ impl Driver {
         }
     }
 
-    /// Commits a received state beside everything else that goes on.
+    /// Begins to commit a received state on another thread. Refuses one whose weights are not those of its step.
     fn store(&mut self, received: Received) -> Option<Event> {
         let (worker, step) = (received.worker, received.step);
         let known = self.cluster.weights_digest(step);

@@ -13,13 +13,13 @@ use crate::cluster::WorkerId;
 
 /// A state that a worker was asked for.
 pub struct Expected {
-    /// Where its files go; removed where they are not committed.
+    /// Folder that its files are written to; it is removed unless it is committed.
     pub folder: AtomicDir,
-    /// Of all files together.
+    /// Most bytes of all its files together.
     pub max_bytes: u64,
 }
 
-/// Shared by all calls. Its locks are held for single operations only.
+/// The blocks, files and uploads that calls may name. Shared by all calls; its locks are held for single operations only.
 pub struct Transfers {
     pub blocks: BlockFile,
     files: Mutex<HashMap<String, (PathBuf, u64)>>,
@@ -49,11 +49,12 @@ impl Transfers {
         lock(&self.files).get(digest).cloned()
     }
 
+    /// Accepts one upload of the state after `step` updates from this worker.
     pub fn expect(&self, worker: WorkerId, step: u64, expected: Expected) {
         lock(&self.expected).insert((worker, step), expected);
     }
 
-    /// Each upload asked for is accepted once.
+    /// Takes the upload that was asked for, as each is accepted once; None where it was not.
     pub fn claim(&self, worker: WorkerId, step: u64) -> Option<Expected> {
         lock(&self.expected).remove(&(worker, step))
     }

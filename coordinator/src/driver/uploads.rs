@@ -16,13 +16,13 @@ use crate::cluster::WorkerId;
 use crate::driver::transfers::Expected;
 use crate::store::checkpoints::Received;
 
-/// Longest silence between two chunks.
+/// Longest time between two chunks of an upload.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Of an upload that the coordinator's disk did not take.
+/// gRPC status of an upload that the coordinator's disk did not take.
 pub const DISK_FAILED: Code = Code::ResourceExhausted;
 
-/// The first chunk, which says whose state it is.
+/// Reads the first chunk of an upload, which says whose state it is and of which step.
 pub async fn read_header(chunks: &mut Streaming<UploadChunk>) -> Result<UploadHeader, Status> {
     match next(chunks).await? {
         Some(Chunk::Header(header)) => Ok(header),
@@ -30,7 +30,7 @@ pub async fn read_header(chunks: &mut Streaming<UploadChunk>) -> Result<UploadHe
     }
 }
 
-/// Writes the files that follow the header.
+/// Writes the files that follow the header, each checked by size and digest. At most `expected.max_bytes` in all.
 pub async fn receive(
     header: UploadHeader,
     expected: Expected,
@@ -118,7 +118,7 @@ async fn receive_file(
     Ok(())
 }
 
-/// A file on its way in. What it does to the disk is done beside the calls that are served.
+/// A file on its way in. It writes to the disk on threads of its own, so that calls are served meanwhile.
 struct Incoming {
     path: PathBuf,
     file: File,

@@ -16,16 +16,17 @@ pub struct Estimate {
     pub trainable_parameters: u64,
     pub processor: Need,
     pub gpu: Need,
-    /// Operations that the model needs for a token. None: not in bfloat16, which peaks of GPUs are known for.
+    /// Floating-point operations that training needs per token. None where the job does not compute in bfloat16, for which the
+    /// peaks of GPUs are known.
     pub flop_per_token: Option<PerToken>,
 }
 
-/// By what becomes of activations. One of the two at least.
+/// Memory that a worker needs, by what becomes of activations. At least one of the two is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Need {
-    /// They are kept for the backward pass. None: the job forbids it.
+    /// Activations are kept for the backward pass. None: the job forbids it.
     pub keeping: Option<Bytes>,
-    /// They are computed again. None: the job forbids it.
+    /// Activations are computed again in the backward pass. None: the job forbids it.
     pub recomputing: Option<Bytes>,
 }
 

@@ -16,7 +16,7 @@ use crate::report::terminal::Terminal;
 use crate::store::layout::TRAINER_STATE;
 use crate::store::output::{OutputError, RunFiles};
 
-/// Events that may wait for the terminal or the disk.
+/// Most events that may wait for the terminal or the disk.
 const EVENTS: usize = 4096;
 /// How long a checkpoint waits for the record of its own step.
 const RECORD_DEADLINE: Duration = Duration::from_secs(10);
@@ -28,9 +28,9 @@ pub struct Recorder(Arc<Shared>);
 struct Shared {
     files: Mutex<RunFiles>,
     changed: Condvar,
-    /// The files could not be written; it was said.
+    /// Whether the files could not be written, as the user was told.
     failing: AtomicBool,
-    /// A worker was here.
+    /// Whether a worker has joined since this coordinator began.
     joined: AtomicBool,
     removed: CancellationToken,
 }
@@ -59,14 +59,14 @@ impl Recorder {
         (sender, thread)
     }
 
-    /// Files first: what the terminal says is on record. A full disk is said once, and once more when it is over; training
-    /// goes on.
+    /// Tells the files, then the terminal: what it says is on record. A full disk is said once, and once more when it is over;
+    /// training goes on.
     pub fn observe(&self, event: &RunEvent, terminal: &mut Terminal) {
         self.record(event, terminal);
         terminal.observe(event);
     }
 
-    /// The files alone; the terminal hears where that fails.
+    /// Tells the files alone; the terminal hears where that fails.
     pub fn record(&self, event: &RunEvent, terminal: &mut Terminal) {
         if matches!(event, RunEvent::WorkerJoined { .. }) {
             self.0.joined.store(true, Ordering::Relaxed);
@@ -115,17 +115,18 @@ impl Recorder {
         self.0.joined.load(Ordering::Relaxed)
     }
 
-    /// Cancelled once it was noticed that the output folder is gone.
+    /// A token that is cancelled once it was noticed that the output folder is gone.
     pub fn removed(&self) -> CancellationToken {
         self.0.removed.clone()
     }
 
-    /// Updates that the newest evaluated weights have seen, in this life or an earlier one.
+    /// Updates that the newest evaluated weights have seen, in this term or an earlier one.
     pub fn last_evaluated(&self) -> Option<u64> {
         self.files().last_evaluated()
     }
 
-    /// `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come.
+    /// Writes `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come, or for
+    /// `RECORD_DEADLINE`.
     pub fn write_trainer_state(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         let recorded = |files: &mut RunFiles| files.record().step < step;
         let waited = self

@@ -36,16 +36,16 @@ use curve::Curve;
 use progress::Mean;
 use screen::Screen;
 
-/// Pictures of the bar in a second, at most.
+/// Most redraws of the progress bar in a second.
 const BAR_HZ: u8 = 20;
 
 /// The user's side of a run.
 pub struct Terminal {
     out: Box<dyn Write + Send>,
     style: Style,
-    /// What the time is.
+    /// The clock; another one in tests.
     now: fn() -> SystemTime,
-    /// Where there may be a bar.
+    /// Standard output where it is a terminal that can show a bar.
     screen: Option<Screen>,
     bar: Option<ProgressBar>,
     logging_steps: u64,
@@ -57,7 +57,7 @@ pub struct Terminal {
     began: Instant,
     first_step: Option<u64>,
     skipped_steps: u64,
-    /// So many workers are waited for.
+    /// How many workers are waited for; None while nothing waits.
     needed_workers: Option<usize>,
 }
 
@@ -98,31 +98,34 @@ impl Terminal {
         self.style
     }
 
+    /// Shows the plan of a run, before it begins.
     pub fn show_plan(&mut self, plan: &PlanView) {
         self.total_steps = plan.total_steps;
         let columns = self.screen.as_ref().map(Screen::columns);
         self.print(&plan::render(plan, self.style, columns));
     }
 
-    /// The rendered text, what is learned of it marked.
+    /// Shows the rendered text of an example, with what is learned of it marked.
     pub fn show_sample(&mut self, sample: &Sample) {
         self.print(&sample::render(sample, self.style));
     }
 
-    /// A line of its own, above the progress bar.
+    /// Prints a line of its own, above the progress bar.
     pub fn say(&mut self, line: &str) {
         self.print(&format!("{}\n", text::visible(line)));
     }
 
+    /// Shows the answers to the test prompts, before and after training.
     pub fn show_answers(&mut self, answers: &[Answer]) {
         self.print(&answers::render(answers, self.style));
     }
 
-    /// Where the result is and which commands go on from there.
+    /// Says where the result is and which commands go on from there.
     pub fn show_next(&mut self, view: &NextView) {
         self.print(&next::render(view, self.style));
     }
 
+    /// Shows what an event says.
     pub fn observe(&mut self, event: &RunEvent) {
         match event {
             RunEvent::Started {
@@ -144,7 +147,7 @@ impl Terminal {
         }
     }
 
-    /// With its time where the lines are a log.
+    /// Prints an event's line, with its time where the lines are a log.
     fn tell(&mut self, event: &RunEvent) {
         let Some(line) = progress::event_line(event) else {
             return;
@@ -155,7 +158,7 @@ impl Terminal {
         }
     }
 
-    /// The bar shows it until there are enough; lines remind of it.
+    /// Says that workers are missing: the bar shows it until there are enough, lines remind of it.
     fn wait(&mut self, have: usize, need: usize, event: &RunEvent) {
         let is_new = self.needed_workers.replace(need) != Some(need);
         if is_new || self.screen.is_none() {
@@ -247,7 +250,7 @@ impl Terminal {
         self.print(&text);
     }
 
-    /// On a terminal only.
+    /// Begins the progress bar, on a terminal only.
     fn show_bar(&mut self) {
         if self.screen.is_none() || self.bar.is_some() {
             return;
@@ -264,7 +267,7 @@ impl Terminal {
         }
     }
 
-    /// Nobody reading is no reason for a job to fail, so write errors are passed over.
+    /// Prints text. Write errors are passed over: nobody reading is no reason for a job to fail.
     fn print(&mut self, text: &str) {
         let out = &mut self.out;
         let mut write = || {
@@ -277,7 +280,7 @@ impl Terminal {
     }
 }
 
-/// Where a bar is drawn: beside the lines, in the same order.
+/// The stream that a bar is drawn on: that of the lines, in the same order.
 fn bar_target() -> ProgressDrawTarget {
     let terminal = BarTerminal::new(streams::stdout());
     ProgressDrawTarget::term_like_with_hz(Box::new(terminal), BAR_HZ)

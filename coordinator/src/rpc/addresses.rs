@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-/// A name server that does not answer is not waited for.
+/// How long to wait for a name server.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
-/// Of a machine with many interfaces, such as one that runs containers.
+/// Most addresses that are listed: a machine that runs containers has many interfaces.
 const MAX_ADDRESSES: usize = 8;
 
-/// The command with every address that may work, for those who reach what listens there.
+/// The command that joins a coordinator which listens there, with every address that may work.
 pub fn join_command(listening: SocketAddr, has_token: bool) -> String {
     let addresses = join_addresses(listening);
     let option = if has_token { " --token-file FILE" } else { "" };
@@ -24,7 +24,7 @@ pub fn join_command(listening: SocketAddr, has_token: bool) -> String {
     }
 }
 
-/// For a user who waits for workers that do not come.
+/// What to tell a user who waits for workers that do not come.
 pub fn how_to_join(listening: SocketAddr, has_token: bool) -> String {
     let here = join_command(listening, has_token);
     if !listening.ip().is_loopback() {
@@ -58,7 +58,7 @@ fn join_addresses(listening: SocketAddr) -> Vec<String> {
     addresses.chain(name).collect()
 }
 
-/// From another machine, as far as the address itself tells.
+/// Whether another machine may reach this address, as far as the address itself tells.
 fn is_reachable(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_unspecified() && !ip.is_link_local(),
@@ -85,7 +85,7 @@ pub fn resolvable_host_name() -> Option<String> {
     reachable.then_some(host)
 }
 
-/// Of all interfaces that are up. None where the system does not tell.
+/// Addresses of all interfaces that are up; empty where the system does not tell.
 #[cfg(unix)]
 fn interface_addresses() -> Vec<IpAddr> {
     let mut first = std::ptr::null_mut();

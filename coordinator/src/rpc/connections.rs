@@ -20,10 +20,11 @@ pub struct Connection {
     _room: OwnedSemaphorePermit,
 }
 
-/// Between two attempts to accept a connection where that fails: without a free file descriptor it fails at once, each time.
+/// Pause between two attempts to accept a connection where that fails: without a free file descriptor it fails at once, each
+/// time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Between two words on that.
+/// Time between two warnings that no connection can be accepted.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// Accepts connections as long as fewer than `limit` are open. What fails is tried again, and said.
@@ -43,7 +44,7 @@ pub fn accept(
     })
 }
 
-/// The next connection, however many attempts it takes. `told`: when it was said that they fail.
+/// The next connection, however many attempts it takes. `told`: when the user was last warned that they fail.
 async fn until_accepted<T, F: Future<Output = io::Result<T>>>(
     mut attempt: impl FnMut() -> F,
     told: &mut Option<Instant>,

@@ -1,4 +1,4 @@
-//! Where workers come in: the port, the token that they bring, and the address that workers of this process tell others.
+//! The listening socket for workers, the token that they must show, and the address that workers of this process tell others.
 
 #[cfg(feature = "single-node")]
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use thiserror::Error;
 #[cfg(feature = "single-node")]
 use crate::rpc::addresses::resolvable_host_name;
 
+/// Why the coordinator cannot listen.
 #[derive(Debug, Error)]
 pub enum ListenError {
     #[error("cannot listen on {address}: {reason}")]
@@ -18,6 +19,7 @@ pub enum ListenError {
     PortInUse { address: String },
 }
 
+/// Why the token file cannot be used.
 #[derive(Debug, Error)]
 #[error("cannot read the token file {path}: {reason}")]
 pub struct TokenError {
@@ -25,7 +27,7 @@ pub struct TokenError {
     reason: String,
 }
 
-/// Takes the port for workers.
+/// Opens the listening socket for workers at `address` (`HOST:PORT`).
 pub fn listen(address: &str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => ListenError::PortInUse {
@@ -54,7 +56,8 @@ pub fn read_token(path: Option<&Path>) -> Result<Option<String>, TokenError> {
     }
 }
 
-/// What workers inside this process tell workers on other machines. None where only this machine can join.
+/// The host at which workers on other machines reach the exchange of workers inside this process. None where only this machine
+/// can join.
 ///
 /// With all interfaces open it is the one that leads outside, because not every network knows its host names.
 #[cfg(feature = "single-node")]
@@ -72,7 +75,7 @@ pub fn exchange_host(listener: SocketAddr) -> Option<String> {
         .or_else(resolvable_host_name)
 }
 
-/// Of the interface that the default route takes. Nothing is sent.
+/// Address of the interface that the default route takes. Nothing is sent.
 #[cfg(feature = "single-node")]
 fn outward_address() -> Option<std::net::IpAddr> {
     // The far ends are of the ranges that are kept for documentation.

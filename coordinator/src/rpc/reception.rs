@@ -23,12 +23,12 @@ use crate::rpc::service::{Downstream, Service, admit};
 
 /// How long a call waits for the run before it is told to come back.
 const HOLD: Duration = Duration::from_millis(500);
-/// Who was told to come back has done so by then, and hears how it ended.
+/// How long a closing server waits for callers that were told to come back, so that they hear how it ended.
 const COMING_BACK: Duration = Duration::from_millis(300);
-/// Calls that watch the health, at a time. They show no token.
+/// Most calls that watch the health at a time. They show no token.
 const MAX_WATCHES: usize = 64;
 
-/// Shared by all connections.
+/// Answers every call from the start of the process: before, during and after the run. Shared by all connections.
 #[derive(Clone)]
 pub struct Reception(Arc<Shared>);
 
@@ -36,17 +36,17 @@ struct Shared {
     token: Option<String>,
     progress: Progress,
     stage: watch::Sender<Stage>,
-    /// Somebody was told to come back.
+    /// Whether some caller was told to come back.
     awaited: AtomicBool,
     watches: Arc<Semaphore>,
 }
 
-/// Who answers.
+/// Who answers calls now.
 #[derive(Clone)]
 enum Stage {
     Preparing,
     Open(Service),
-    /// Nobody, for this reason.
+    /// Nobody: the run is over, or will not begin, for this reason.
     Over(String),
 }
 
@@ -68,7 +68,7 @@ impl Stage {
 }
 
 impl Reception {
-    /// Before there is a run; `progress` is that of its preparation.
+    /// A reception for the time before there is a run; `progress` is that of its preparation.
     pub fn new(token: Option<String>, progress: Progress) -> Self {
         let (stage, _) = watch::channel(Stage::Preparing);
         Self(Arc::new(Shared {
@@ -80,30 +80,30 @@ impl Reception {
         }))
     }
 
-    /// What callers must show.
+    /// The token that callers must show, if any.
     pub fn token(&self) -> Option<&str> {
         self.0.token.as_deref()
     }
 
-    /// From now on this answers, also to those who wait.
+    /// Lets `service` answer from now on, also those who wait.
     pub fn open(&self, service: Service) {
         self.0.stage.send_replace(Stage::Open(service));
     }
 
-    /// From now on nobody answers, and callers are told why.
+    /// Refuses all calls from now on with `reason`.
     pub fn end(&self, reason: &str) {
         let reason = text::reason(reason);
         self.0.stage.send_replace(Stage::Over(reason));
     }
 
-    /// Until those who were told to come back have been here again, should there be any.
+    /// Waits until those who were told to come back have been here again, should there be any.
     pub async fn await_callers(&self) {
         if self.0.awaited.load(Ordering::SeqCst) {
             tokio::time::sleep(COMING_BACK).await;
         }
     }
 
-    /// Who answers calls.
+    /// The service of the run; an error says how far its preparation is, or why there is none.
     async fn answering(&self) -> Result<Service, Status> {
         let mut stage = self.0.stage.subscribe();
         let settled = stage.wait_for(|stage| !matches!(stage, Stage::Preparing));
@@ -170,7 +170,7 @@ impl Coordinator for Reception {
     }
 }
 
-/// Without the token, which probes do not have: nothing is told that a connection would not tell.
+/// gRPC's health check. It asks for no token, which probes do not have: nothing is told that a connection would not tell.
 #[tonic::async_trait]
 impl Health for Reception {
     type WatchStream = Downstream<HealthCheckResponse>;
@@ -184,7 +184,7 @@ impl Health for Reception {
         Ok(Response::new(response(status)))
     }
 
-    /// What it is now, and then each change; ends with the run.
+    /// Streams the health as it is now, and then each change; ends with the run.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,

@@ -14,22 +14,22 @@ use crate::rpc::connections;
 use crate::rpc::reception::Reception;
 use crate::rpc::service::Service;
 
-/// A silent connection is probed this often.
+/// Interval of the HTTP/2 keep-alive pings on a silent connection.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// It is given up when a probe stays unanswered so long; a busy machine may take a while.
+/// A connection is given up when a ping stays unanswered so long; a busy machine may take a while.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 8192;
 const MAX_CALLS_PER_CONNECTION: usize = 256;
-/// Of a health check: the name of a service.
+/// Largest request of a health check, which holds the name of a service.
 const MAX_HEALTH_BYTES: usize = 4 << 10;
-/// How long the last messages may take on their way out.
+/// How long the last messages may take on their way out when the server closes.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Of a state that comes in: with HTTP/2's 16 KiB a checkpoint would be thousands of small writes and reads. A message
-/// that waits behind one waits 2 ms at 1 Gbit/s.
+/// Largest HTTP/2 frame that is received: with the usual 16 KiB a checkpoint would be thousands of small writes and reads. A
+/// message that waits behind one waits 2 ms at 1 Gbit/s.
 const FRAME_BYTES: u32 = 256 << 10;
 
-/// The server at work.
+/// A handle on the running server.
 #[derive(Clone)]
 pub struct Server {
     reception: Reception,
@@ -40,7 +40,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Accepts from now on, and tells everybody to wait, and how far that is. Needs a runtime around it.
+    /// Starts the server, which tells every caller how far the preparation is until [`Self::open`]. Needs a tokio runtime.
     pub fn begin(
         listener: TcpListener,
         token: Option<String>,
@@ -71,25 +71,25 @@ impl Server {
         self.address
     }
 
-    /// What callers must show.
+    /// The token that callers must show, if any.
     pub fn token(&self) -> Option<&str> {
         self.reception.token()
     }
 
-    /// There is a run: this answers from now on.
+    /// Lets the service of the run answer calls from now on.
     pub fn open(&self, service: Service) {
         self.reception.open(service);
     }
 
-    /// There will be no run. Whoever waits for it is told why before the connections are closed.
+    /// Closes the server because there will be no run. Whoever waits for it is told why first.
     pub async fn turn_away(&self, reason: &str) {
         self.reception.end(reason);
         self.reception.await_callers().await;
         self.close(reason).await;
     }
 
-    /// Ends with what is on its way out, as far as that is taken in time. Whoever calls until then is told why. Says whether
-    /// every connection is closed.
+    /// Closes the server after what is on its way out, as far as that is taken in time. Whoever calls until then is told why.
+    /// Returns whether every connection is closed.
     pub async fn close(&self, reason: &str) -> bool {
         self.reception.end(reason);
         self.closing.cancel();

@@ -24,18 +24,18 @@ use crate::driver::control_loop::{Input, Outgoing};
 use crate::driver::transfers::Transfers;
 use crate::driver::uploads;
 
-/// From the opening of a session to its Join.
+/// Longest time from the opening of a session to its Join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// Messages queued for one worker. A worker that lets them pile up further is stuck, and lost.
 const OUTBOX: usize = 1024;
-/// Of a worker's name, numerics class and what else it calls something.
+/// Longest name, numerics class and other text by which a worker calls something.
 const MAX_NAME_BYTES: usize = 256;
-/// As NCCL has it: 128.
+/// Longest identifier of an NCCL communicator; NCCL's have 128 bytes.
 const MAX_NCCL_ID_BYTES: usize = 256;
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
 
-/// The answering side of every call.
+/// The gRPC service of the run: answers every call of a worker.
 #[derive(Clone)]
 pub struct Service {
     inputs: mpsc::Sender<Input>,
@@ -78,7 +78,7 @@ pub fn admit<T>(token: Option<&str>, request: &Request<T>) -> Result<(), Status>
     }
 }
 
-/// What is sent down in answer to a call.
+/// The stream of messages that answers a call.
 pub type Downstream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -244,7 +244,7 @@ impl Coordinator for Service {
     }
 }
 
-/// Where peers reach the exchange: the host that the worker names, else the one it calls from.
+/// Address at which peers reach a worker's exchange: the host that the worker names, else the one it calls from.
 fn exchange_address(join: &v1::Join, peer: Option<SocketAddr>) -> Result<String, Status> {
     let port = u16::try_from(join.exchange_port)
         .ok()

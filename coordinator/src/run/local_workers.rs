@@ -13,19 +13,20 @@ use worker::{Device, DeviceError, Finished, JoinOptions, WorkerError};
 
 use crate::rpc::listener::exchange_host;
 
-/// Of an answer to a test prompt.
+/// Most tokens of an answer to a test prompt.
 const MAX_NEW_TOKENS: usize = 64;
 
 /// Workers inside this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalWorkers {
     pub count: usize,
-    /// Of each; by default all cores are shared out.
+    /// Threads of each worker. None: all cores are shared out.
     pub threads: Option<usize>,
-    /// Each worker takes the next, beginning again after the last. None are named: `auto`.
+    /// Devices that the workers take in turn, beginning again after the last. Empty: each takes `auto`.
     pub devices: Vec<Device>,
 }
 
+/// Why the named devices cannot be used together.
 #[derive(Debug, Error)]
 pub enum DevicesError {
     #[error(
@@ -40,7 +41,7 @@ pub enum DevicesError {
     Device(#[from] DeviceError),
 }
 
-/// That the devices which are named can be used together, before anything else is done.
+/// Checks, before anything else is done, that the named devices can be used together.
 pub fn check(devices: &[Device], workers: usize) -> Result<(), DevicesError> {
     if devices.len() > workers {
         let devices = devices.len();
@@ -60,7 +61,7 @@ pub fn check(devices: &[Device], workers: usize) -> Result<(), DevicesError> {
 }
 
 impl LocalWorkers {
-    /// Joins the coordinator that listens at `address`.
+    /// Starts the workers, which join the coordinator that listens at `address`.
     pub fn join(
         &self,
         address: SocketAddr,
@@ -91,7 +92,7 @@ impl LocalWorkers {
     }
 }
 
-/// Greedy answers to all prompts.
+/// Answers all prompts by greedy decoding, with the engine of this process.
 pub fn answer(
     model_dir: &Path,
     adapter_dir: Option<&Path>,

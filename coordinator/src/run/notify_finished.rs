@@ -26,9 +26,10 @@ use crate::store::lock::{LOCK_PATIENCE, LockError, lock};
 
 /// How long the workers may take to come: several of their attempts.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Inputs that may wait.
+/// Most inputs that may wait.
 const INPUTS: usize = 1024;
 
+/// Why workers cannot be told that the run is done.
 #[derive(Debug, Error)]
 pub enum NotifyError {
     #[error(transparent)]
@@ -82,7 +83,7 @@ fn waiting(prepared: &Prepared) -> Option<(History, usize)> {
     (is_ours && workers > 0).then_some((history, workers))
 }
 
-/// Until all have been told, or time is up.
+/// Tells workers that come that the run is done, until all have been told or time is up.
 async fn tell(server: Server, shelf: Arc<Transfers>, job_digest: &str, workers: usize) {
     let (inputs, mut arrivals) = mpsc::channel(INPUTS);
     let token = server.token().map(str::to_owned);
@@ -100,7 +101,7 @@ async fn tell(server: Server, shelf: Arc<Transfers>, job_digest: &str, workers: 
     server.close("the run is over").await;
 }
 
-/// True where this was a worker of the job, and it is told.
+/// Lets a worker go. True where it was one of the job, and it is told.
 fn release(input: Input, job_digest: &str, told: usize) -> bool {
     let Input::Opened {
         join,

@@ -14,6 +14,7 @@ use crate::store::checkpoints::State;
 use crate::store::journal;
 use crate::store::journal::{Found, History, Identity, Term};
 
+/// Why a run cannot start from the checkpoint that it should resume.
 #[derive(Debug, Error)]
 pub enum ResumeError {
     #[error(transparent)]
@@ -29,19 +30,20 @@ pub enum ResumeError {
     },
 }
 
-/// The beginning of a run.
+/// What a run starts from.
 #[derive(Debug, Default)]
 pub struct Start {
+    /// The state that workers load: a checkpoint, a starting adapter, or nothing beside the base model.
     pub state: State,
-    /// That computed the state, where it is a checkpoint.
+    /// Numerics class of the workers that computed the checkpoint; None when not resuming, or not known.
     pub numerics_class: Option<String>,
     /// What the user should know, a line each.
     pub notices: Vec<String>,
 }
 
 impl Start {
-    /// Follows the job's `resume`. Needs the lock of the output folder: where the run begins anew, its checkpoints are set
-    /// aside. `jobs` are digests of jobs whose checkpoints will do besides those of this one.
+    /// Chooses the state to start from, by the job's `resume`. Needs the lock of the output folder: where the run begins anew,
+    /// its checkpoints are set aside. `jobs` are digests of jobs whose checkpoints will do besides those of this one.
     pub fn choose(prepared: &Prepared, jobs: &[String]) -> Result<Self, ResumeError> {
         let job = &prepared.job;
         let mut notices = Vec::new();
@@ -92,7 +94,8 @@ impl Start {
     }
 }
 
-/// A later command must not go on from what the run before this one had saved. What there is to tell.
+/// Renames the checkpoints of the run before, so that no later command goes on from them. Returns a line for the user, if there
+/// were any.
 fn set_checkpoints_aside(output_dir: &Path) -> Result<Option<String>, FileError> {
     let aside = checkpoint::set_aside(output_dir)?;
     let names: Vec<String> = aside
@@ -106,7 +109,7 @@ fn set_checkpoints_aside(output_dir: &Path) -> Result<Option<String>, FileError>
 /// What the run's earlier terms left in their journal.
 #[derive(Debug)]
 pub struct Past {
-    /// Empty where the run begins anew.
+    /// History of the earlier terms; empty where the run begins anew.
     pub history: History,
     /// The term that begins now.
     pub term: Term,
@@ -115,7 +118,8 @@ pub struct Past {
 }
 
 impl Past {
-    /// Follows the job's `resume`: only a run that goes on by itself goes on from its journal.
+    /// Reads the journal of the earlier terms, by the job's `resume`: only a run that goes on by itself goes on from its journal.
+    ///
     /// The journal of one of `jobs` is of the same run with another number of steps, which begins a new one.
     pub fn find(prepared: &Prepared, start: &Start, jobs: &[String]) -> Result<Self, FileError> {
         let identity = Identity {
@@ -162,7 +166,7 @@ impl Past {
         })
     }
 
-    /// Updates on record, in the journal or in what the run starts from.
+    /// Number of updates on record, in the journal or in what the run starts from.
     pub fn recorded(&self, start: &Start) -> u64 {
         self.history.recorded().max(start.state.step)
     }
@@ -207,7 +211,7 @@ fn short(digest: &str) -> String {
     digest.chars().take(12).collect()
 }
 
-/// Nothing, or the adapter of `lora_model_dir`.
+/// The state of a run that does not resume: empty, or the adapter of `lora_model_dir`.
 fn initial(method: &Method) -> Result<State, FileError> {
     let Method::Lora(lora) = method else {
         return Ok(State::default());

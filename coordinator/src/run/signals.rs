@@ -17,17 +17,17 @@ use crate::exit;
 /// that answers the test prompts) leaves nothing behind that counts.
 const CANCEL_PATIENCE: Duration = Duration::from_millis(700);
 
-/// What the process is at, and so what a signal means.
+/// Stage of the process, which decides what a signal means.
 enum Stage {
-    /// Nothing has begun yet that a next start could not begin as well.
+    /// The run is being prepared: nothing has begun yet that a next start could not begin as well.
     Preparing(Progress),
-    /// The driver must save what there is.
+    /// The driver runs, and must save what there is.
     Running(mpsc::Sender<Input>),
     /// The run is over, and on record; done, or to be resumed.
     Over { is_done: bool },
 }
 
-/// The signals of this process. Shared by all who must know of them.
+/// The signals that this process got, and what they do at each stage. Shared by all who must know of them.
 #[derive(Clone)]
 pub struct Signals(Arc<Mutex<State>>);
 
@@ -63,7 +63,7 @@ impl Signals {
         self.lock().first
     }
 
-    /// The driver is there: from now on it is asked to stop, and at once where a signal came before it.
+    /// Lets signals ask the driver to stop from now on; at once where one came before it.
     pub fn begin(&self, inputs: mpsc::Sender<Input>) {
         let mut state = self.lock();
         if let Some(signal) = state.first {
@@ -73,7 +73,8 @@ impl Signals {
         state.stage = Stage::Running(inputs);
     }
 
-    /// What the process still does, such as to answer the test prompts, changes nothing.
+    /// Lets a signal end the process at once from now on: what is still done, such as to answer the test prompts, changes no
+    /// result.
     pub fn finish(&self, is_done: bool) {
         self.lock().stage = Stage::Over { is_done };
     }
@@ -102,7 +103,7 @@ impl Signals {
         end(received.next().await.code);
     }
 
-    /// For a preparation that does not end by itself.
+    /// Ends the process where a cancelled preparation does not end by itself.
     async fn end_preparation(self, signal: Signal) {
         tokio::time::sleep(CANCEL_PATIENCE).await;
         if let Stage::Preparing(progress) = &self.lock().stage {
@@ -121,14 +122,14 @@ fn end(code: u8) -> ! {
     std::process::exit(code.into());
 }
 
-/// What a signal asks for.
+/// A signal, and what it asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Signal {
-    /// What the process exits with.
+    /// Exit code of the process.
     pub code: u8,
-    /// For the record of the run.
+    /// Why the run stopped, for its record.
     reason: &'static str,
-    /// What ends the process at once.
+    /// What the user can do to end the process at once, in words.
     again: &'static str,
 }
 
@@ -141,7 +142,7 @@ impl Signal {
         }
     }
 
-    /// What there is to say of a start that it stopped before the run began.
+    /// What the user is told where the signal came before the run began.
     pub fn stopped_early(&self, progress: &Progress) -> String {
         let at = match progress.now().to_string() {
             at if at.is_empty() => String::new(),
@@ -163,7 +164,7 @@ const INTERRUPTED: Signal = Signal {
 struct Received {
     interrupt: Option<tokio::signal::unix::Signal>,
     terminate: Option<tokio::signal::unix::Signal>,
-    /// Counts once: a shell passes on what the system has told everybody.
+    /// The end of the terminal. It counts once: a shell passes on what the system has told everybody.
     hangup: Option<tokio::signal::unix::Signal>,
 }
 

@@ -35,7 +35,8 @@ pub fn ask_before(
     }
 }
 
-/// The result's answers beside the base model's. Only where they were asked before.
+/// Shows the result's answers beside the base model's. Asks only where the base model answered before, or where weights were
+/// initialised at random, so that it was not asked.
 pub fn ask_after(job: &JobSpec, before: Vec<Option<String>>, terminal: &mut Terminal) {
     if before.iter().all(Option::is_none) && job.init_weights != InitWeights::Random {
         return;

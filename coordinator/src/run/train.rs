@@ -30,36 +30,37 @@ use crate::run::signals::Signals;
 use crate::store::checkpoints::Store;
 use crate::store::journal::{Journal, Term};
 
-/// Inputs that may wait for the driver.
+/// Most inputs that may wait for the driver.
 const INPUTS: usize = 1024;
 /// How long the workers of this process may take to leave.
 #[cfg(feature = "single-node")]
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long workers may take to come before the user is told how they do.
+/// How long workers may take to come before the user is told how to start some.
 const JOIN_PATIENCE: Duration = Duration::from_secs(5);
-/// Of the rows at fault.
+/// Most dataset rows that a failure names.
 const MAX_NAMED_ROWS: usize = 20;
 
-/// A run that can begin.
+/// A prepared run that can begin.
 pub struct Training {
     pub prepared: Prepared,
     pub start: Start,
-    /// This term, its record made.
+    /// The term that begins; its record is in the journal.
     pub term: Term,
+    /// What the journal says of the terms before this one.
     pub earlier: PreviousTerms,
     pub journal: Journal,
-    /// It has told workers to wait until now.
+    /// The server, which has told workers to wait until now.
     pub server: Server,
     pub signals: Signals,
     #[cfg(feature = "single-node")]
     pub local: Option<LocalWorkers>,
     pub recorder: Recorder,
     pub observer: mpsc::Sender<RunEvent>,
-    /// What the user is told where no worker comes.
+    /// What the user is told where no worker comes, if anything.
     pub how_to_join: Option<String>,
 }
 
-/// A run that has ended. Nobody was waited for so far.
+/// A run that has ended, before its connections and local workers are waited for.
 pub struct Ended {
     pub outcome: Outcome,
     server: Server,
@@ -69,10 +70,10 @@ pub struct Ended {
     local: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
-/// How it ended.
+/// A run that has ended and has let its workers go.
 pub struct Parted {
     pub outcome: Outcome,
-    /// The exit code of the signal that stopped it.
+    /// The exit code of the signal that stopped it, if one did.
     pub stopped_by: Option<u8>,
 }
 
@@ -172,7 +173,7 @@ impl Ended {
     }
 }
 
-/// What the rows of a block are found with.
+/// What it takes to find the dataset rows of a block.
 struct Data {
     job: Arc<JobSpec>,
     tokenizer: Tokenizer,
@@ -265,7 +266,7 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
     }
 }
 
-/// Once. It keeps no observer from ending.
+/// Tells the user once, after a while, how to start workers where none has joined. Does not keep the observer from ending.
 async fn tell_if_nobody_joins(
     hint: String,
     recorder: Recorder,
@@ -277,8 +278,8 @@ async fn tell_if_nobody_joins(
     }
 }
 
-/// Without its output folder a run has nothing to go on from, should it die: it makes the folder anew, with a checkpoint
-/// in it, and goes on with the next start.
+/// Stops the run once its output folder is gone, as it would have nothing to go on from, should it die: it makes the folder
+/// anew, with a checkpoint in it, and goes on with the next start.
 async fn stop_where_removed(removed: CancellationToken, inputs: mpsc::Sender<Input>) {
     removed.cancelled().await;
     let event = Event::StopRequested {
@@ -288,7 +289,7 @@ async fn stop_where_removed(removed: CancellationToken, inputs: mpsc::Sender<Inp
     let _ = inputs.send(Input::Happened(event)).await;
 }
 
-/// The run cannot go on once every worker of this process has given up: nobody else was promised.
+/// Gives the run up when all workers of this process have ended and one of them failed: nobody else was promised.
 #[cfg(feature = "single-node")]
 async fn watch_workers(
     mut workers: tokio::task::JoinSet<Result<worker::Finished, worker::WorkerError>>,

@@ -21,7 +21,7 @@ pub struct Received {
     pub worker: WorkerId,
     pub step: u64,
     pub weights_digest: String,
-    /// As they arrived.
+    /// Name, size and digest of each file that arrived.
     pub files: Vec<FileEntry>,
     pub folder: AtomicDir,
 }
@@ -29,11 +29,12 @@ pub struct Received {
 /// A state on disk that workers can start from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
-    /// Updates seen.
+    /// Number of optimizer updates that it has seen.
     pub step: u64,
-    /// None: what the job itself starts from.
+    /// Folder that has its files. None: the base model as it is.
     pub folder: Option<PathBuf>,
     pub files: Vec<FileEntry>,
+    /// Digest of its trainable weights; None where nobody has said it.
     pub weights_digest: Option<String>,
 }
 
@@ -50,7 +51,7 @@ pub type WriteTrainerState = Box<dyn Fn(&Path, u64) -> Result<(), FileError> + S
 /// Writes down for good that the run is done, with the digest of its weights.
 pub type RecordResult = Box<dyn Fn(u64, &str) -> Result<(), FileError> + Send + Sync>;
 
-/// Where states are stored.
+/// Stores the states of a run: checkpoints and the result.
 pub struct Store {
     pub output_dir: PathBuf,
     pub model: ModelFolder,
@@ -62,7 +63,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// The folder that an upload goes to, on the file system of the result.
+    /// Creates the folder that an upload goes to, on the file system of the result.
     pub fn begin(&self, step: u64) -> Result<AtomicDir, FileError> {
         AtomicDir::create(&checkpoint::checkpoint_dir(&self.output_dir, step))
     }
@@ -96,8 +97,7 @@ impl Store {
         })
     }
 
-    /// Moves the result into the output folder, and records it before anyone is told to end. The optimizer's state is not
-    /// part of it.
+    /// Moves the result into the output folder, and records it before anyone is told to end. The optimizer's state is left out.
     pub fn commit_last(&self, received: Received, _facts: &Facts) -> Result<State, FileError> {
         let folder = received.folder;
         self.complete(folder.path(), received.step)?;
@@ -132,7 +132,7 @@ impl Store {
     }
 }
 
-/// As [`replace`], each file of a flat folder (the chat templates beside the default one): what else is there stays.
+/// Moves each file of a flat folder (the chat templates beside the default one) to `to`: what else is there stays.
 fn replace_files(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::create_dir_all(to).map_err(FileError::io("create", to))?;
     for entry in fs::read_dir(from).map_err(FileError::io("read", from))? {
@@ -142,7 +142,7 @@ fn replace_files(from: &Path, to: &Path) -> Result<(), FileError> {
     durable::sync_folder(to).map_err(FileError::io("make durable", to))
 }
 
-/// Gives a durable file its place.
+/// Renames a file that is durable already to its final name.
 fn replace(from: &Path, to: &Path) -> Result<(), FileError> {
     durable::rename(from, to).map_err(FileError::io("write", to))
 }

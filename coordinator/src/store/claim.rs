@@ -1,5 +1,5 @@
-//! Whose an output folder is. `run.json` says it; where that cannot be read, the journal or the checkpoints do: it is a
-//! report, and a damaged one costs no run.
+//! Which job an output folder belongs to. `run.json` says it; where that cannot be read, the journal or the checkpoints do: it
+//! is a report, and a damaged one costs no run.
 //!
 //! In: what a run is of. Out: what an earlier run recorded there, or why the folder is another's. It writes nothing. A
 //! folder in which nothing was done yet is nobody's, and `resume: never` takes what it finds.
@@ -16,10 +16,11 @@ use crate::store::output::{OutputError, RunIdentity, RunRecord, RunState};
 /// What an output folder says of the runs before.
 #[derive(Debug, Default)]
 pub struct Claim {
+    /// What an earlier run of this job recorded there.
     pub record: Option<RunRecord>,
-    /// What the user should know.
+    /// A line that the user should know, if there is one.
     pub notice: Option<String>,
-    /// The record is another job's and counts no more ([`output::set_record_aside`]).
+    /// Whether the record there is another job's and counts no more ([`output::set_record_aside`]).
     pub replaces: bool,
 }
 
@@ -75,7 +76,7 @@ impl Claim {
     }
 }
 
-/// No step of the run before is on record anywhere. What cannot be read may hold one.
+/// Whether no step of the run before is on record anywhere. What cannot be read may hold one.
 fn is_untouched(output_dir: &Path) -> bool {
     let is_new = |record: &RunRecord| record.step == 0 && record.state != RunState::Done;
     let is_empty =

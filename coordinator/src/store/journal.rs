@@ -1,4 +1,4 @@
-//! What a coordinator must not forget, in one append-only file: a SIGKILL at any moment costs no recorded step.
+//! The journal: what a coordinator must not forget, in one append-only file. A SIGKILL at any moment costs no recorded step.
 //!
 //! In: run events. Out: after a crash, the [`History`] that the next term begins with. Writing happens on a thread of its
 //! own, many records to one fdatasync, and the driver never waits for it: what does not fit into the queue is found again
@@ -28,12 +28,12 @@ use crate::cluster::run_event::RunEvent;
 use crate::store::layout::WORK_FOLDER;
 
 const FILE_NAME: &str = "journal";
-/// A file that grew beyond this is written anew, with the history's newest lines only.
+/// Largest journal: one that grew beyond this is written anew, with the history's newest lines only.
 const MAX_BYTES: u64 = 64 << 20;
-/// Records that may wait for the disk.
+/// Most records that may wait for the disk.
 const MAX_WAITING: usize = 1024;
 
-/// What was found in an output folder.
+/// The journal that was found in an output folder.
 #[derive(Debug, Default)]
 pub struct Found {
     pub history: History,
@@ -77,7 +77,7 @@ pub fn read(output_dir: &Path) -> Result<Found, FileError> {
     })
 }
 
-/// A number that no other run has.
+/// Makes an identifier that no other run has: 32 hex digits.
 pub fn draw_run() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanoseconds = since.unwrap_or_default().as_nanos();
@@ -106,7 +106,7 @@ struct Shared {
 struct State {
     history: History,
     waiting: Vec<Record>,
-    /// The queue was full: the file lacks what the history has.
+    /// Whether the queue was full, so that the file lacks records that the history has and is to be written anew.
     overflowed: bool,
     closed: bool,
 }
@@ -155,7 +155,7 @@ impl Journal {
         }
     }
 
-    /// Remembers what an event says. Never waits for the disk.
+    /// Records what an event says, if it is one to remember. Never waits for the disk.
     pub fn observe(&self, event: &RunEvent) {
         let mut state = self.shared.lock();
         if let Some(record) = state
@@ -167,7 +167,7 @@ impl Journal {
         }
     }
 
-    /// Remembers that the run ended, and waits until everything is on disk, as far as that can be had.
+    /// Records that the run ended, and waits until everything is on disk, as far as that can be had.
     pub fn end(self, outcome: &Outcome) {
         let resumable = matches!(
             outcome,

@@ -10,10 +10,12 @@ use thiserror::Error;
 
 use super::layout::WORK_FOLDER;
 
-/// A coordinator that is told to stop saves a checkpoint first; its replacement may be there already.
+/// How long a coordinator waits for another to leave the output folder: one that is told to stop saves a checkpoint first, and
+/// its replacement may be there already.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(200);
 
+/// Why the output folder cannot be locked.
 #[derive(Debug, Error)]
 pub enum LockError {
     #[error(transparent)]
@@ -25,11 +27,11 @@ pub enum LockError {
 /// An output folder that only this process writes into. Held until the process ends, however it ends.
 pub struct Lock {
     _file: File,
-    /// Another held it first, and may have changed what is in the folder.
+    /// Whether another coordinator held it first, and may have changed what is in the folder.
     pub waited: bool,
 }
 
-/// Waits `patience` for another coordinator to leave the folder; says so once.
+/// Locks the output folder. Waits up to `patience` for another coordinator to leave it, and says so once.
 pub fn lock(
     output_dir: &Path,
     patience: Duration,

@@ -32,14 +32,14 @@ use metrics::Metrics;
 use totals::Totals;
 use trainer_state::Cadence;
 
-/// What a run is of. A digest that is not known yet is `None` and not compared.
+/// The job, data and model of a run. A digest that is not known yet is `None` and not compared.
 #[derive(Clone, Debug)]
 pub struct RunIdentity {
     pub job: JobSpec,
-    /// Of the block file.
+    /// Digest of the block file.
     pub data_digest: Option<String>,
     pub base_model_digest: Option<String>,
-    /// Known once the data is.
+    /// Number of steps, once the data is known.
     pub total_steps: Option<u64>,
 }
 
@@ -59,7 +59,7 @@ pub fn check_output_dir(identity: &RunIdentity) -> Result<Option<RunRecord>, Out
     Ok(Some(record))
 }
 
-/// What an output folder says of another job does not count any more. It is kept under another name.
+/// Renames the `run.json` of another job to `run.json.old`, so that it does not count any more.
 pub fn set_record_aside(dir: &Path) -> Result<(), OutputError> {
     let path = dir.join(RUN);
     let aside = path.with_extension("json.old");
@@ -89,7 +89,7 @@ fn refuse_inputs(job: &JobSpec) -> Result<(), OutputError> {
     }
 }
 
-/// Kinds of devices that the record names.
+/// Most kinds of devices that the record names.
 const MAX_DEVICES: usize = 64;
 
 /// The files of one run, from its first step to its end.
@@ -103,9 +103,9 @@ pub struct RunFiles {
 }
 
 impl RunFiles {
-    /// Takes the output folder for a run of which `resumed_step` updates are on record: later lines of an earlier life
-    /// are cut off, because those steps run again. `known` are lines that it should have, in order; those that a crash
-    /// cost it are written again.
+    /// Takes the output folder for a run of which `resumed_step` updates are on record: later lines of `metrics.jsonl` are cut
+    /// off, because those steps run again. `known` are lines that it should have, in order; those that a crash cost it are
+    /// written again.
     pub fn open<'a>(
         identity: &RunIdentity,
         plan: RunPlan,
@@ -161,13 +161,13 @@ impl RunFiles {
         Ok(files)
     }
 
-    /// The command line that the run is of, without what is secret.
+    /// Records the command line of this start, without what is secret.
     pub fn with_command(mut self, command: Vec<String>) -> Self {
         self.record.command = command;
         self
     }
 
-    /// The numerics class is known once a worker has joined.
+    /// Records the numerics class, which is known once a worker has joined.
     pub fn set_numerics_class(&mut self, class: &str) -> Result<(), OutputError> {
         if self.record.numerics_class.as_deref() != Some(class) {
             self.record.numerics_class = Some(class.to_owned());
@@ -211,7 +211,7 @@ impl RunFiles {
         }
     }
 
-    /// The event is one that the files must have.
+    /// Whether the event is one that the files must have.
     pub fn concerns(event: &RunEvent) -> bool {
         let is_milestone = matches!(event, RunEvent::CheckpointSaved { .. } | RunEvent::Ended(_));
         let has_line = matches!(event, RunEvent::StepCommitted(_) | RunEvent::Evaluated(_));
@@ -223,16 +223,17 @@ impl RunFiles {
         self.state.json_at(step)
     }
 
-    /// Updates that the newest evaluated weights have seen, in this life or an earlier one.
+    /// Updates that the newest evaluated weights have seen, in this term or an earlier one.
     pub fn last_evaluated(&self) -> Option<u64> {
         self.state.last_evaluated()
     }
 
+    /// What `run.json` says by now.
     pub fn record(&self) -> &RunRecord {
         &self.record
     }
 
-    /// What is done stays done, whatever is said of it later.
+    /// Records how the run ended. A run that is done stays done, whatever is said of it later.
     fn end(&mut self, end: &RunEnd) -> Result<(), OutputError> {
         if self.record.state == RunState::Done {
             return Ok(());
@@ -293,7 +294,7 @@ impl RunFiles {
     }
 }
 
-/// What an event adds to `metrics.jsonl`, recorded `at` this time.
+/// The line that an event adds to `metrics.jsonl`, recorded `at` this time; None for most events.
 pub fn line_of(event: &RunEvent, at: SystemTime) -> Option<Line> {
     match event {
         RunEvent::StepCommitted(step) => Some(metrics::step_line(step, at)),

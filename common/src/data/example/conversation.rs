@@ -1,4 +1,4 @@
-//! Where the answers of a conversation are in its text.
+//! Finds where the answers of a conversation are in its text.
 //!
 //! Enters: a conversation and its chat template. Leaves: texts with the bytes of the answers to learn. An answer begins
 //! where the prompt ends that a model would get, and ends where the conversation up to it ends: both are found by
@@ -22,25 +22,25 @@ use super::places::infer;
 pub struct Draft {
     pub text: String,
     pub learned: Vec<Learned>,
-    /// What is learned is said by the template itself: nothing is taken off its end.
+    /// Whether the template itself says what is learned, so that nothing is taken off its end.
     pub is_exact: bool,
 }
 
-/// Bytes to learn.
+/// A range of bytes to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Learned {
     pub span: Range<usize>,
-    /// An end token that follows the span belongs to it, up to here.
+    /// Byte up to which an end token that follows the span belongs to it.
     pub limit: usize,
-    /// All that is known of the end is that an end token comes there.
+    /// Whether all that is known of the end is that an end token comes there.
     pub is_open: bool,
 }
 
-/// Where an answer is learned.
+/// Which text an answer is learned in, and where.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Whole(Learned),
-    /// In the text of the conversation up to it, from this byte on.
+    /// It is learned in the text of the conversation up to it, from byte `start` on.
     Apart {
         text: String,
         start: usize,
@@ -50,6 +50,7 @@ pub enum Answer {
 /// Stands for an answer while looking for where the template puts it. Private-use characters: no data has them.
 const STAND_IN: &str = "\u{F4D1}\u{F4D2}\u{F4D3}";
 
+/// A conversation and the template that renders it.
 pub struct Conversation<'a> {
     template: &'a ChatTemplate,
     chat: &'a Chat,
@@ -70,18 +71,18 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Messages.
+    /// Number of messages.
     pub fn len(&self) -> usize {
         self.messages.len()
     }
 
-    /// The whole text.
+    /// Renders the whole conversation.
     pub fn text(&self) -> Result<String, String> {
         self.render(self.messages.len(), false)
             .map_err(|error| self.explained(&error))
     }
 
-    /// What the text shows of the conversation.
+    /// The parts of the conversation, and where its text shows them.
     pub fn parts(&self, text: &str) -> Parts {
         Parts::find(self.chat, text, |messages, tools| {
             let messages: Vec<Value> = messages.iter().map(message_value).collect();
@@ -92,7 +93,7 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Where each of these answers is.
+    /// Finds each of these answers.
     pub fn answers(
         &self,
         full: &str,
@@ -130,14 +131,14 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// The first `count` messages.
+    /// Renders the first `count` messages.
     fn render(&self, count: usize, add_generation_prompt: bool) -> Result<String, TemplateError> {
         let messages = &self.messages[..count];
         self.template
             .render_input(self.input(messages, self.tools.as_ref(), add_generation_prompt))
     }
 
-    /// The template's complaint, and what of the row may be the cause.
+    /// The template's error in words, and what of the row may be the cause.
     fn explained(&self, error: &TemplateError) -> String {
         let cause = match error {
             TemplateError::Failed(_) => self.chat.messages.iter().zip(1..).find_map(suspect),
@@ -181,7 +182,7 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Where the answer is, by what the whole conversation shows before and after it.
+    /// Finds an answer by what the whole conversation shows before and after it.
     fn answer_between(&self, full: &str, parts: &Parts, turn: usize) -> Option<Learned> {
         let bounds = parts.bounds(turn)?;
         let previous = parts.previous_end(turn)?;
@@ -210,7 +211,7 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// Where the turn begins in `own`, the conversation that ends with it.
+    /// Byte at which the turn begins in `own`, the text of the conversation that ends with it.
     fn start_in_own(
         &self,
         own: &str,
@@ -241,13 +242,13 @@ impl<'a> Conversation<'a> {
         Ok(after_prompt.unwrap_or(before.len()))
     }
 
-    /// The prompt is more than what the template writes without any message.
+    /// Whether the prompt is more than what the template writes without any message.
     fn shows_something(&self, prompt: &str) -> bool {
         let nothing = self.nothing.get_or_init(|| self.render(0, false).ok());
         !prompt.trim().is_empty() && nothing.as_deref() != Some(prompt)
     }
 
-    /// Where the whole conversation shows the turn, if it shows it as it was when the turn was the last.
+    /// Bytes at which the whole conversation shows the turn, if it shows it as it was when the turn was the last.
     fn span_in_full(
         &self,
         full: &str,
@@ -277,7 +278,7 @@ impl<'a> Conversation<'a> {
         Some(start..end)
     }
 
-    /// What `own`, which ends with the turn, has before the turn's content.
+    /// The text that `own`, which ends with the turn, has before the turn's content.
     fn before_turn(&self, own: &str, turn: usize) -> Option<String> {
         if let Some((before, _)) = self.render_around(turn + 1, turn)
             && own.starts_with(&before)
@@ -294,8 +295,8 @@ impl<'a> Conversation<'a> {
             .then(|| own[..shared].to_owned())
     }
 
-    /// The first `count` messages with the content of `turn` replaced: what comes before and after it. None where the
-    /// template does not show the content exactly once.
+    /// Renders the first `count` messages with the content of `turn` replaced, and returns the text before and after it. None
+    /// where the template does not show the content exactly once.
     fn render_around(&self, count: usize, turn: usize) -> Option<(String, String)> {
         let mut stand_in = self.chat.messages[turn].clone();
         if let Json::Object(fields) = &mut stand_in {
@@ -309,7 +310,7 @@ impl<'a> Conversation<'a> {
         (!after.contains(STAND_IN)).then(|| (before.to_owned(), after.to_owned()))
     }
 
-    /// The first `count` messages with another one in place of `turn`.
+    /// Renders the first `count` messages with another one in place of `turn`.
     fn render_with(&self, count: usize, turn: usize, message: &Json) -> Option<String> {
         let mut messages = self.messages[..count].to_vec();
         messages[turn] = message_value(message);
@@ -319,14 +320,14 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// How far an end token that follows the answer may be.
+/// Byte up to which an end token that follows the answer may be.
 pub fn limit(full: &str, parts: &Parts, turn: usize, end: usize) -> usize {
     let next = parts.next_start(turn, full.len());
     next.filter(|next| *next >= end && parts.are_placed)
         .unwrap_or(end)
 }
 
-/// What templates are known to stumble over.
+/// A line on something in a message that templates are known to stumble over, if it has that.
 fn suspect((message, number): (&Json, usize)) -> Option<String> {
     let calls = message["tool_calls"].as_array();
     if calls.is_some() && message["content"].is_null() {
@@ -343,7 +344,7 @@ fn suspect((message, number): (&Json, usize)) -> Option<String> {
     })
 }
 
-/// Where all of the prompt has been seen, white space aside. None where `before` is something else.
+/// Byte of `before` after which all of the prompt has been seen, white space aside. None where `before` is something else.
 fn after_prompt(before: &str, prompt: &str) -> Option<usize> {
     let mut shown = before.char_indices().filter(|(_, c)| !c.is_whitespace());
     let mut end = 0;
@@ -359,7 +360,7 @@ fn after_prompt(before: &str, prompt: &str) -> Option<usize> {
     Some(end + shared_prefix(&before[end..], space))
 }
 
-/// Bytes that both texts begin with, ending between two characters.
+/// Number of bytes that both texts begin with, ending between two characters.
 fn shared_prefix(one: &str, two: &str) -> usize {
     one.chars()
         .zip(two.chars())

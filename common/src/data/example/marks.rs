@@ -1,4 +1,4 @@
-//! What a template with `{% generation %}` marks says is learned.
+//! What is learned by the word of a template with `{% generation %}` marks.
 //!
 //! Enters: the marked bytes of a text and the answers in it. Leaves: the marked bytes of those answers, as they are.
 

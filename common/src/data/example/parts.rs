@@ -1,4 +1,4 @@
-//! Which parts of a conversation its chat template shows, and where.
+//! Finds which parts of a conversation its chat template shows, and where.
 //!
 //! Enters: a conversation and its text. Leaves: each part that says something, whether it is in the text, and where it
 //! begins and ends. Found by rendering the conversation once more with private characters at both ends of every part:
@@ -14,9 +14,10 @@ use super::super::record::{Chat, REASONING};
 /// Characters that mark ends of parts (a private plane of Unicode; those that the text has are not used).
 const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 
-/// Renderings of one conversation to find out whether a part is shown, where one rendering does not tell of all.
+/// Most renderings of one conversation to find out whether a part is shown, where one rendering does not tell of all.
 const MAX_ATTEMPTS: usize = 8;
 
+/// Kind of a part of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartKind {
     Content,
@@ -29,7 +30,7 @@ pub enum PartKind {
 /// A part of the conversation that is not blank.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// Of the conversation. Tools come before the first.
+    /// Index of its message in the conversation. Tools come before the first.
     pub message: usize,
     pub kind: PartKind,
     pub text: String,
@@ -44,23 +45,24 @@ pub struct Part {
 #[derive(Debug, Default)]
 pub struct Parts {
     parts: Vec<Part>,
-    /// Where parts begin and end is known.
+    /// Whether it is known where parts begin and end.
     pub are_placed: bool,
 }
 
 /// Where marks are put in a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Placement {
-    /// At its very ends.
+    /// Marks at the very ends of the text.
     Ends,
-    /// Inside the white space at its ends, which many templates trim.
+    /// Marks inside the white space at its ends, which many templates trim.
     InsideSpace,
-    /// One in the middle, for templates that look at how a text begins or ends.
+    /// A mark in the middle, for templates that look at how a text begins or ends.
     Middle,
 }
 
 impl Parts {
-    /// `render` writes a conversation like this one, with other messages and tools.
+    /// Finds the parts of a conversation in its text. `render` writes a conversation like this one, with other messages and
+    /// tools.
     pub fn find(
         chat: &Chat,
         text: &str,
@@ -91,8 +93,8 @@ impl Parts {
         placed
     }
 
-    /// For a template that does something else with marked texts: what is not found as it is must at least change the
-    /// text when it changes.
+    /// Finds which parts are shown by a template that does something else with marked texts: what is not found as it is must at
+    /// least change the text when it changes.
     fn without_marks(
         chat: &Chat,
         text: &str,
@@ -116,7 +118,7 @@ impl Parts {
         }
     }
 
-    /// Two marks for each part, in order.
+    /// The parts with what their marks tell: two for each, in order.
     fn placed(parts: Vec<Part>, found: &[Mark], placement: Placement) -> Self {
         let are_placed = placement != Placement::Middle;
         let parts = parts.into_iter().zip(found.chunks(2)).map(|(part, marks)| {
@@ -138,7 +140,7 @@ impl Parts {
         &self.parts
     }
 
-    /// Those of one message.
+    /// The parts of one message, without tools.
     pub fn of(&self, message: usize) -> impl Iterator<Item = &Part> {
         let from = self.first_from(message);
         let to = self.first_from(message + 1);
@@ -152,7 +154,7 @@ impl Parts {
         self.parts.partition_point(|part| part.message < message)
     }
 
-    /// From the first to the last mark of a message. None where one of its shown parts has an end that is not known.
+    /// Bytes from the first to the last mark of a message. None where one of its shown parts has an end that is not known.
     pub fn bounds(&self, message: usize) -> Option<Range<usize>> {
         let mut bounds: Option<Range<usize>> = None;
         for part in self.of(message).filter(|part| part.is_shown) {
@@ -163,7 +165,7 @@ impl Parts {
         bounds
     }
 
-    /// Where the next message that is shown begins to say something, or the end of the text.
+    /// Byte at which the next message that is shown begins to say something, or the end of the text.
     pub fn next_start(&self, message: usize, text_len: usize) -> Option<usize> {
         let later = &self.parts[self.first_from(message + 1)..];
         match later.iter().find(|part| part.is_shown) {
@@ -172,7 +174,7 @@ impl Parts {
         }
     }
 
-    /// Where the last message before this one that is shown ends, or the start of the text.
+    /// Byte at which the last message before this one that is shown ends, or the start of the text.
     pub fn previous_end(&self, message: usize) -> Option<usize> {
         let mut earlier = self.parts[..self.first_from(message)].iter().rev();
         let is_shown = |part: &&Part| part.is_shown && part.kind != PartKind::Tools;
@@ -187,11 +189,11 @@ impl Parts {
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
     count: usize,
-    /// Bytes before it, marks aside.
+    /// Byte of the text at which it was found last, marks not counted.
     at: usize,
 }
 
-/// Where the marks are. None where the text is another one without them.
+/// Finds the marks in a text. None where the text is another one without them.
 fn take_out(marked: &str, text: &str, marks: &[char]) -> Option<Vec<Mark>> {
     let mut found = vec![Mark::default(); marks.len()];
     let mut rest = text;
@@ -212,10 +214,10 @@ struct Marker {
     placement: Placement,
     used: BTreeSet<char>,
     free: std::ops::RangeInclusive<char>,
-    /// In rising order: those of the first part, of the second ...
+    /// Marks in rising order: those of the first part, of the second ...
     marks: Vec<char>,
     parts: Vec<Part>,
-    /// There are more parts than marks.
+    /// Whether there are more parts than marks.
     is_exhausted: bool,
     /// The only part that gets its marks, by its number.
     only: Option<usize>,

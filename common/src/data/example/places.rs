@@ -1,4 +1,4 @@
-//! Where many answers are, without rendering the conversation up to each of them.
+//! Finds many answers without rendering the conversation up to each of them.
 //!
 //! Enters: a conversation, what its text shows, and a way to find one answer exactly. Leaves: where every answer is. In
 //! long conversations answers of one kind (after and before the same roles, showing the same parts) are found exactly
@@ -10,7 +10,7 @@ use super::super::record::Chat;
 use super::conversation::{Answer, Learned, limit};
 use super::parts::Parts;
 
-/// Answers of one kind that are all found exactly.
+/// Up to so many answers are all found exactly.
 const FEW: usize = 6;
 
 /// What a template may tell answers apart by.
@@ -27,9 +27,9 @@ struct Kind {
 /// What the template itself writes around an answer, between its parts and those of its neighbours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Surroundings {
-    /// From where the answer begins to what it says first.
+    /// Text from where the answer begins to what it says first.
     lead: String,
-    /// From where it ends to what the next message says first.
+    /// Text from where it ends to what the next message says first.
     back: String,
 }
 
@@ -95,7 +95,7 @@ fn by_kind(chat: &Chat, parts: &Parts, turns: &[usize]) -> Vec<Vec<usize>> {
     kinds.into_values().collect()
 }
 
-/// Those that are found exactly: all of a few, else some at both ends and in the middle.
+/// Turns that are found exactly: all of a few, else some at both ends and in the middle.
 fn samples(turns: &[usize]) -> Vec<usize> {
     let last = turns.len() - 1;
     match turns.len() <= FEW {
@@ -118,7 +118,7 @@ fn surroundings(answer: &Answer, full: &str, parts: &Parts, turn: usize) -> Opti
     })
 }
 
-/// Where the answer is, if the template writes the same around it.
+/// The place of an answer, if the template writes the same around it.
 fn place(common: &Surroundings, full: &str, parts: &Parts, turn: usize) -> Option<Learned> {
     let bounds = parts.bounds(turn)?;
     let next = parts.next_start(turn, full.len())?;

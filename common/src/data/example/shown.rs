@@ -1,4 +1,4 @@
-//! What of a conversation its text does not show.
+//! Finds what of a conversation its text does not show.
 //!
 //! Enters: a conversation, its parts, and the texts of answers that are learned apart. Leaves: notes on parts that reach no
 //! example, or why an answer cannot be learned: a text in which nothing of it is there would teach to say nothing.
@@ -47,7 +47,7 @@ pub fn check_answers(
     Ok(())
 }
 
-/// Keys of messages that the template never asks for.
+/// Notes on keys of messages that the template never asks for.
 pub fn unread_keys(chat: &Chat, template: &ChatTemplate) -> Vec<Note> {
     let fields = chat.messages.iter().filter_map(Json::as_object).flatten();
     let asks = |name: &str| {
@@ -68,7 +68,7 @@ fn is_in_a_text(part: &Part, apart: &Apart) -> bool {
     part.is_shown || own.is_some_and(|(_, text)| text.contains(part.text.trim()))
 }
 
-/// Arguments of a call that is not shown need no note of their own.
+/// Whether the part is the arguments of a call that is not shown, which need no note of their own.
 fn is_of_a_hidden_call(part: &Part, parts: &Parts) -> bool {
     let is_hidden = |part: &Part| part.kind == PartKind::ToolCall && !part.is_shown;
     part.kind == PartKind::ToolArguments && parts.of(part.message).any(is_hidden)
@@ -94,7 +94,7 @@ fn name_of(kind: PartKind, message: &Json) -> &'static str {
     }
 }
 
-/// Why nothing is shown, where that can be told.
+/// A hint on why nothing of an answer is shown, where that can be told, else nothing.
 fn hint(message: &Json) -> &'static str {
     if message["content"].is_array() {
         return ": its content is a list of parts; write it as one string";

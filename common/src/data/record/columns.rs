@@ -1,4 +1,4 @@
-//! Columns that the field gives a meaning: those that would change what is learned are refused, the others are noted.
+//! Columns that other programs give a meaning: those that would change what is learned are refused, the others are noted.
 //!
 //! Enters: a row and which of its columns are read. Leaves: notes on the others, or why the row cannot be used. Names are
 //! those of TRL, Axolotl, LLaMA-Factory, ms-swift and the OpenAI API.
@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::super::notes::Note;
 
-/// What is made of a row.
+/// Kind of record that a row becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     Conversation,
@@ -15,7 +15,7 @@ pub enum Shape {
     Text,
 }
 
-/// A column for rows that are compared with each other, as DPO and reward models want them.
+/// Columns of rows that are compared with each other, as DPO and reward models want them.
 const PREFERENCES: [&str; 5] = [
     "chosen",
     "rejected",
@@ -99,7 +99,7 @@ pub fn refuse_unlike(row: &Map<String, Json>, read: &[&str], shape: Shape) -> Re
     Ok(())
 }
 
-/// What no plain text has beside it, but a prompt or a conversation may.
+/// Refuses verdicts and media, which no plain text has beside it, but a prompt or a conversation may.
 fn refuse_verdicts_and_media<'a>(
     value_of: &impl Fn(&str) -> Option<&'a Json>,
 ) -> Result<(), String> {
@@ -121,7 +121,7 @@ fn refuse_verdicts_and_media<'a>(
     Ok(())
 }
 
-/// The columns that nothing reads.
+/// Notes on the columns that nothing reads.
 pub fn notes(row: &Map<String, Json>, read: &[&str]) -> Vec<Note> {
     row.iter()
         .filter(|(name, value)| !read.contains(&name.as_str()) && !value.is_null())
@@ -129,7 +129,7 @@ pub fn notes(row: &Map<String, Json>, read: &[&str]) -> Vec<Note> {
         .collect()
 }
 
-/// What to do with rows of a shape that is known, but not read.
+/// Advice on rows of a shape that is known, but not read.
 pub fn hint(row: &Map<String, Json>) -> Option<&'static str> {
     let has = |name: &str| row.get(name).is_some_and(|value| !value.is_null());
     if has("conversations") || has("conversation") {
@@ -165,7 +165,7 @@ fn is_numbers(value: &Json) -> bool {
     matches!(value, Json::Array(items) if items.iter().all(Json::is_number))
 }
 
-/// Verdicts as words (and numbers as text).
+/// Words (and numbers as text) that stand for a verdict on a row.
 const VERDICTS: [&str; 28] = [
     "true",
     "false",
@@ -197,7 +197,7 @@ const VERDICTS: [&str; 28] = [
     "preferred",
 ];
 
-/// True or false, also as a word or as the 0 and 1 that spreadsheets make of them.
+/// Whether a value is true or false, also as a word or as the 0 and 1 that spreadsheets make of them.
 fn is_verdict(value: &Json) -> bool {
     match value {
         Json::Bool(_) => true,

@@ -1,4 +1,4 @@
-//! Files that are no JSON rows, told by how they begin.
+//! Recognises files that are no JSON rows by how they begin.
 //!
 //! Enters: the first bytes of a file. Leaves: what it is and what to do, where it is something that people give for rows.
 
@@ -134,7 +134,7 @@ fn is_utf16(start: &[u8]) -> bool {
     has_mark || matches!(start, [b'{' | b'[', 0, ..] | [0, b'{' | b'[', ..])
 }
 
-/// Names of columns, apart by commas, tabs or semicolons.
+/// Whether a line is a header of names of columns, apart by commas, tabs or semicolons.
 fn is_header(line: &[u8]) -> bool {
     let Ok(line) = std::str::from_utf8(line) else {
         return false;
@@ -150,7 +150,7 @@ fn is_header(line: &[u8]) -> bool {
     })
 }
 
-/// The file's metadata, or why it cannot be one of rows.
+/// Checks that a path is a file that may hold rows, and returns its metadata; an error says why it cannot.
 pub fn file_of_rows(path: &Path) -> Result<Metadata, String> {
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => no_such_file(path),

@@ -1,4 +1,4 @@
-//! One message of a conversation: checked, and with the template's own names.
+//! Reads one message of a conversation: checked, and with the template's own names.
 //!
 //! Enters: an item of a list of messages. Leaves: the message as templates read it and whether it is learned, or why not.
 //! Which roles there are is the template's business; only what looks like a slip of the pen is refused.
@@ -12,7 +12,7 @@ use crate::job::FieldNames;
 
 const ASSISTANT: &str = "assistant";
 
-/// Roles that need no note.
+/// Roles that are known, so that they need no note.
 const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
 
 /// Names under which a message has its thinking.
@@ -53,14 +53,14 @@ const MEDIA_PARTS: [&str; 11] = [
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub json: Json,
-    /// What the message says of itself; None where it says nothing.
+    /// Whether the message says of itself that it is learned; None where it says nothing.
     pub learned: Option<bool>,
 }
 
 /// Reads the messages of one dataset.
 pub struct MessageReader<'a> {
     pub names: &'a FieldNames,
-    /// The chat template itself names this role.
+    /// Whether the chat template itself names this role.
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
@@ -172,7 +172,7 @@ fn check_part(part: &Json) -> Result<(), String> {
     Ok(())
 }
 
-/// What a message says of whether it is learned.
+/// Whether a message says of itself that it is learned; None where it says nothing.
 fn learned(fields: &Map<String, Json>, role: &str, content: &str) -> Result<Option<bool>, String> {
     let is_set = |name: &&&str| fields.get(**name).is_some_and(|value| !value.is_null());
     if let Some(name) = REFUSED_KEYS.iter().find(is_set) {
@@ -209,7 +209,7 @@ fn learned(fields: &Map<String, Json>, role: &str, content: &str) -> Result<Opti
     Ok(said)
 }
 
-/// What the parts of a content say, where they all say the same.
+/// Whether the parts of a content say that they are learned, where they all say the same.
 fn parts_learned(content: Option<&Json>) -> Result<Option<bool>, String> {
     let Some(Json::Array(parts)) = content else {
         return Ok(None);

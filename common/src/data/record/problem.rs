@@ -1,34 +1,35 @@
-//! Why data cannot be used, with file and line.
+//! Problems of data, with file and line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Problems that are told one by one; the others are counted.
+/// Most problems that are told one by one; the others are counted.
 pub const MAX_PROBLEMS: usize = 20;
 
-/// Further lines with the same problem that are named; the others are counted.
+/// Most further lines with the same problem that are named; the others are counted.
 const MAX_LINES: usize = 8;
 
 /// Why data cannot be used: every problem with file and line.
 #[derive(Debug, Default, Error)]
 pub struct DataErrors {
-    /// The first [`MAX_PROBLEMS`], all different.
+    /// The first [`MAX_PROBLEMS`] problems, all different.
     pub problems: Vec<Problem>,
-    /// Rows (or files) with a problem.
+    /// Number of rows (or files) with a problem.
     pub total: usize,
 }
 
+/// A problem of one or more rows, or of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: Option<PathBuf>,
-    /// The first row that has it. Counted from 1; in a JSON array the number of the item.
+    /// Line of the first row that has the problem, from 1; in a JSON array the number of the item.
     pub line: Option<u64>,
     pub reason: String,
-    /// The next rows that have it.
+    /// Lines of the next rows that have it.
     pub also: Vec<u64>,
-    /// Rows that have it.
+    /// Number of rows that have it.
     pub rows: usize,
 }
 
@@ -79,7 +80,7 @@ impl DataErrors {
         self.total == 0
     }
 
-    /// `value`, unless there are problems.
+    /// `Ok(value)`, unless there are problems.
     pub fn or<T>(self, value: T) -> Result<T, Self> {
         if self.is_empty() {
             Ok(value)

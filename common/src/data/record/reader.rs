@@ -1,4 +1,4 @@
-//! A dataset file, row by row: JSON Lines, one JSON array, or JSON objects over several lines.
+//! Reads a dataset file row by row: JSON Lines, one JSON array, or JSON objects over several lines.
 //!
 //! Enters: a path. Leaves: numbered rows as bytes, not understood yet. Never holds more than a row, and none that is longer
 //! than a bound.
@@ -12,7 +12,7 @@ use super::format;
 /// Longest row, in bytes.
 const MAX_ROW_BYTES: usize = 64 << 20;
 
-/// How much of a file is looked at to tell what it is, in bytes.
+/// Number of bytes of a file that are looked at to tell what it is.
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// One row before it is understood: its line (in an array, the number of the item) and its JSON.
@@ -26,9 +26,9 @@ pub enum RawRow {
 pub struct RowReader {
     reader: BufReader<File>,
     layout: Layout,
-    /// Of the next line; in an array, of the next item.
+    /// Number of the next line; in an array, of the next item.
     number: u64,
-    /// Of the file, where that is an array.
+    /// Line of the file, where that is an array.
     line: u64,
 }
 
@@ -52,6 +52,7 @@ enum Place {
 }
 
 impl RowReader {
+    /// Opens a dataset file. An error says what the file is instead, or why it cannot be read.
     pub fn open(path: &Path) -> Result<Self, String> {
         format::file_of_rows(path)?;
         let file = File::open(path).map_err(|error| error.to_string())?;
@@ -170,7 +171,7 @@ impl RowReader {
         Some(RawRow::Value(number, bytes))
     }
 
-    /// Nothing but white space may follow an array.
+    /// Ends an array, which nothing but white space may follow.
     fn end_array(&mut self) -> Option<RawRow> {
         self.reader.consume(1);
         self.layout = Layout::Done;
@@ -181,7 +182,7 @@ impl RowReader {
         }
     }
 
-    /// What follows cannot be told apart.
+    /// Ends the reading with an unreadable row: what follows cannot be told apart.
     fn stop(&mut self, reason: String) -> Option<RawRow> {
         self.layout = Layout::Done;
         Some(RawRow::Unreadable(self.number, reason))
@@ -196,7 +197,7 @@ impl RowReader {
         Ok(self.reader.fill_buf()?.first().copied())
     }
 
-    /// Returns the number of line ends passed over.
+    /// Skips white space. Returns the number of line ends in it.
     fn skip_space(&mut self) -> io::Result<u64> {
         let mut lines = 0;
         loop {
@@ -218,7 +219,7 @@ impl RowReader {
 impl Iterator for RowReader {
     type Item = RawRow;
 
-    /// Blank lines are no rows.
+    /// The next row; blank lines are none.
     fn next(&mut self) -> Option<RawRow> {
         match self.layout {
             Layout::Lines => self.next_line(),
@@ -246,7 +247,7 @@ fn layout_of(start: &[u8]) -> Layout {
     }
 }
 
-/// The first object goes over several lines. A line that is merely broken is none.
+/// Whether the first object goes over several lines. A line that is merely broken does not count as one.
 fn is_spread(text: &[u8]) -> bool {
     let first_line = text.split(|byte| *byte == b'\n').next().unwrap_or(text);
     if first_line.trim_ascii() == b"{" {
@@ -260,7 +261,7 @@ fn is_spread(text: &[u8]) -> bool {
     })
 }
 
-/// Where a JSON value ends, byte by byte.
+/// Scans for the end of a JSON value, byte by byte.
 #[derive(Default)]
 struct Scan {
     depth: usize,
@@ -269,7 +270,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// The value ends with this byte.
+    /// Whether the value ends with this byte.
     fn ends_after(&mut self, byte: u8) -> bool {
         if self.in_string {
             match byte {
@@ -292,7 +293,7 @@ impl Scan {
         false
     }
 
-    /// The value, a number or a word, ended before this byte.
+    /// Whether the value, a number or a word, ended before this byte.
     fn ended_before(&self, byte: u8) -> bool {
         let ends = byte == b',' || byte == b']' || byte.is_ascii_whitespace();
         ends && self.depth == 0 && !self.in_string

@@ -1,4 +1,4 @@
-//! JSON as templates see it.
+//! Converts JSON to what templates see.
 
 use serde_json::Value as Json;
 
@@ -54,8 +54,8 @@ fn object(pairs: impl IntoIterator<Item = (Value, Value)>) -> Value {
     Dict::new(pairs).map_or(Value::None, Value::Dict)
 }
 
-/// The messages with the arguments of tool calls as the objects that they are in text (OpenAI's wire form), for templates
-/// that fail on text. None where no message has such arguments.
+/// The messages with the arguments of tool calls parsed where they are JSON text (OpenAI's wire form), for templates that
+/// fail on text. None where no message has such arguments.
 pub(super) fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
     let mut changed = false;
     let parsed = messages

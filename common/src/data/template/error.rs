@@ -9,6 +9,7 @@ use super::jinja::{Failure, MAX_BYTES, Reason};
 /// Longest text of a template's own that is told.
 const MAX_TOLD_CHARS: usize = 2000;
 
+/// Why a chat template cannot be used, or does not take a conversation.
 #[derive(Debug, Error)]
 pub enum TemplateError {
     #[error(
@@ -35,7 +36,7 @@ pub enum TemplateError {
     UnclearMarks,
 }
 
-/// What is said of a row that was not tried because the template had no end at another one.
+/// Message for a row that was not tried because the template had no end, or became too long, at another one.
 pub const STOPPED: &str = "the chat template was given up at another row";
 
 impl TemplateError {

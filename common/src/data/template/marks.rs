@@ -21,7 +21,7 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Marks that the text does not have. They are of Unicode's last private plane.
+    /// Two marks that the text does not have, of Unicode's last private plane.
     pub(super) fn absent_from(text: &str) -> Self {
         let plane = '\u{100000}'..='\u{10fffd}';
         let used: BTreeSet<char> = text.chars().filter(|c| plane.contains(c)).collect();

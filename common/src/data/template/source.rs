@@ -1,4 +1,4 @@
-//! Where a model's chat templates are.
+//! Finds a model's chat templates.
 //!
 //! Enters: a model folder. Leaves: named sources, one of them the default.
 
@@ -77,7 +77,7 @@ pub(super) fn find_sources(model_dir: &Path) -> Result<Vec<NamedSource>, Templat
     })
 }
 
-/// The shapes that `chat_template` has: one template, a list of named ones, or an object of them.
+/// Names and texts of the templates in a `chat_template`: one template, a list of named ones, or an object of them.
 fn named_templates(found: Option<&Json>) -> Result<Vec<(String, String)>, String> {
     match found {
         None | Some(Json::Null) => Ok(Vec::new()),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use super::super::json::kind_of;
 use super::{Value, to_value};
 
-/// What else a template sees, by name.
+/// Further variables that a template sees, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Variables(Vec<(String, Value)>);
 

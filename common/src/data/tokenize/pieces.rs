@@ -11,10 +11,10 @@ const MAX_WHOLE_BYTES: usize = 512 << 10;
 /// Size of a piece, in bytes.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// Around a place where a text may be divided, for a look at the tokens there, in bytes.
+/// Bytes around a place where a text may be divided that are tokenised to look at the tokens there.
 const WINDOW_BYTES: usize = 1 << 10;
 
-/// Places that are looked at for one end of a piece.
+/// Most places that are looked at for one end of a piece.
 const MAX_ATTEMPTS: usize = 64;
 
 /// Longest text that is tokenised at once where it cannot be divided, in bytes: about a gigabyte of memory.
@@ -75,7 +75,7 @@ fn end_of_piece(tokenizer: &Tokenizer, text: &str) -> Result<Option<usize>, Stri
     Ok(None)
 }
 
-/// The tokens around this place do not depend on what is on its other side.
+/// Whether the tokens around this place do not depend on what is on its other side.
 fn is_safe(tokenizer: &Tokenizer, text: &str, place: usize) -> Result<bool, String> {
     let (mut start, mut end) = (place - WINDOW_BYTES, place + WINDOW_BYTES);
     while !text.is_char_boundary(start) {

@@ -11,7 +11,7 @@ use crate::files::tensors::TensorFile;
 /// A linear that an adapter is put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapted {
-    /// As in `model.layers.0.self_attn.q_proj`.
+    /// Path of the module, such as `model.layers.0.self_attn.q_proj`.
     pub path: String,
     pub inputs: usize,
     pub outputs: usize,

@@ -13,10 +13,10 @@ use crate::files::stray::recognised_file;
 use crate::files::{FileError, manifest};
 use crate::hub;
 
-/// Names of a folder that are looked at.
+/// Most names of a folder that are looked at.
 const MAX_NAMES: usize = 10_000;
 
-/// Of a path that is no folder.
+/// The error of a path that is no folder.
 pub fn no_folder(path: &Path) -> FileError {
     if path.is_file() {
         let reason = recognised_file(path).unwrap_or("is a file; name the folder that it is in");
@@ -28,7 +28,7 @@ pub fn no_folder(path: &Path) -> FileError {
     FileError::malformed(path, hub::no_such_folder(path))
 }
 
-/// Of a folder without `config.json`; `missing` is the error of reading it.
+/// The error of a folder without `config.json`; `missing` is the error of reading that.
 pub(super) fn no_config(dir: &Path, missing: FileError) -> FileError {
     let names = names(dir);
     let has = |name: &str| names.iter().any(|known| known == name);
@@ -56,7 +56,7 @@ pub(super) fn no_config(dir: &Path, missing: FileError) -> FileError {
     FileError::malformed(dir, reason)
 }
 
-/// ` (name)`, or nothing.
+/// The base model that an adapter in this folder names, as ` (name)`, or nothing.
 fn base_of(dir: &Path) -> String {
     let config: Option<Value> = read_json(&dir.join(ADAPTER_CONFIG), MAX_CONFIG_BYTES).ok();
     let base = config
@@ -66,7 +66,7 @@ fn base_of(dir: &Path) -> String {
         .map_or_else(String::new, |base| format!(" ({base})"))
 }
 
-/// Of a folder with `config.json` and without weights that are read.
+/// The error of a folder with `config.json` and without weights that are read.
 pub(super) fn no_weights(dir: &Path) -> FileError {
     let names = names(dir);
     let tensors: Vec<&String> = names
@@ -112,7 +112,7 @@ fn other_format(names: &[String]) -> Option<String> {
     })
 }
 
-/// In order. None where the folder cannot be read.
+/// Names in a folder, in order; empty where it cannot be read.
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().take(MAX_NAMES);
     let mut names: Vec<String> = entries

@@ -10,7 +10,7 @@ use crate::files::{FileError, atomic};
 
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Those that belong to the identity of a model.
+/// Companion files that belong to the identity of a model: what its digest is made of.
 pub(super) const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,7 +24,7 @@ pub(super) const COMPANIONS: [&str; 10] = [
     "chat_template.json",
 ];
 
-/// Other names of what makes up a tokenizer. Muster reads none of them; other programs may.
+/// Further companion files, other names of what makes up a tokenizer. Muster reads none of them; other programs may.
 const FURTHER: [&str; 6] = [
     "vocab.txt",
     "spiece.model",
@@ -34,12 +34,12 @@ const FURTHER: [&str; 6] = [
     "qwen.tiktoken",
 ];
 
-/// Chat templates beside the default one, a file each.
+/// Folder of the chat templates beside the default one, a file each.
 const TEMPLATES: &str = "additional_chat_templates";
 const TEMPLATE_ENDING: &str = ".jinja";
 const MAX_TEMPLATES: usize = 1000;
 
-/// Those of a folder, relative to it.
+/// The companion files that a model folder has, relative to it.
 pub(super) fn of_folder(dir: &Path) -> Result<Vec<String>, FileError> {
     let single = COMPANIONS.iter().chain(&FURTHER).copied();
     let mut names: Vec<String> = single
@@ -71,7 +71,7 @@ fn templates(dir: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-/// Each is the file itself and lies in the folder.
+/// Refuses companion files that are links out of the folder, or files of another format.
 pub(super) fn check(dir: &Path) -> Result<(), FileError> {
     for name in of_folder(dir)? {
         check_link(dir, &name)?;
@@ -82,7 +82,7 @@ pub(super) fn check(dir: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Byte for byte.
+/// Copies the companion files, byte for byte.
 pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
     for name in of_folder(dir)? {
         check_link(dir, &name)?;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// Parts that some folders carry beside a language model.
+/// Prefixes of the tensors of parts that some folders carry beside a language model.
 const PARTS: [&str; 16] = [
     "visual.",
     "vision_tower.",
@@ -23,7 +23,7 @@ const PARTS: [&str; 16] = [
     "mtp.",
 ];
 
-/// Buffers that can be computed again, and scales of caches that Muster does not have.
+/// Name endings of buffers that can be computed again, and of scales of caches that Muster does not have.
 const BUFFERS: [&str; 7] = [
     ".inv_freq",
     ".cos_cached",
@@ -41,7 +41,7 @@ pub(super) fn is_harmless(name: &str) -> bool {
     is_buffer || PARTS.iter().any(|part| inner.starts_with(part)) || is_foreign(name)
 }
 
-/// Not of the decoder at all: nothing in its name is a part of one.
+/// Whether a tensor is not of the decoder at all: nothing in its name is a part of one.
 fn is_foreign(name: &str) -> bool {
     const DECODER: [&str; 10] = [
         "model.",

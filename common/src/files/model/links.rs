@@ -21,7 +21,7 @@ pub fn check_link(dir: &Path, name: &str) -> Result<(), FileError> {
     Err(FileError::malformed(&path, reason))
 }
 
-/// `target` is `<model>/blobs/<digest>` where `folder` is `<model>/snapshots/<revision>`.
+/// Whether `target` is `<model>/blobs/<digest>` where `folder` is `<model>/snapshots/<revision>`.
 fn is_blob(folder: &Path, target: &Path) -> bool {
     let Some(snapshots) = folder.parent() else {
         return false;

@@ -11,14 +11,14 @@ use crate::files::FileError;
 
 // The largest sizes that are believed: the product of a matrix's sides, the layers and the bytes of a number stays far
 // below what 64 bits hold.
-/// Of each side of a matrix but the vocabulary's.
+/// Largest side of a matrix, but for the vocabulary's.
 const MAX_WIDTH: u64 = 1 << 20;
 const MAX_HEADS: u64 = 4096;
 const MAX_VOCABULARY: u64 = 0x00ff_ffff;
 const MAX_LAYERS: u64 = 4096;
 const MAX_POSITIONS: u64 = 1 << 40;
 
-/// Values of a config, and what is wrong with them.
+/// The values of a config, and the problems found in them so far.
 struct Values<'a> {
     config: &'a Value,
     problems: Vec<String>,
@@ -78,7 +78,7 @@ impl Values<'_> {
         }
     }
 
-    /// What must divide.
+    /// Checks what must divide: heads, their groups and widths.
     fn heads(&mut self) {
         let size = |key: &str| self.config[key].as_u64().filter(|size| *size > 0);
         let Some(heads) = size("num_attention_heads") else {
@@ -143,7 +143,7 @@ impl Values<'_> {
         }
     }
 
-    /// `rope_theta` beside `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
+    /// Checks the rotary embedding: `rope_theta` beside `rope_scaling`, or Transformers 5's `rope_parameters`, which holds both.
     fn rope(&mut self) {
         self.rope_theta("rope_theta", &self.config["rope_theta"]);
         self.rotated(
@@ -249,7 +249,7 @@ impl Values<'_> {
     }
 }
 
-/// As JSON, as much of it as fits a line.
+/// A value as JSON, as much of it as fits a line.
 fn shortened(value: &Value) -> String {
     const MOST: usize = 40;
     let text = value.to_string();

@@ -13,7 +13,7 @@ use crate::files::tensors::{TensorFile, TensorView};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-/// Names of tensors in a message.
+/// Most names of tensors in a message.
 const MAX_NAMES: usize = 4;
 
 /// Open weight files that hold what was asked for.
@@ -21,15 +21,16 @@ const MAX_NAMES: usize = 4;
 pub struct WeightFiles {
     dir: PathBuf,
     files: Vec<TensorFile>,
-    /// By tensor: its index in `files`.
+    /// For each tensor, the index of its file in `files`.
     places: HashMap<String, usize>,
-    /// The embedding is stored as the output layer, which it is tied to.
+    /// Whether the embedding is stored as the output layer, which it is tied to.
     embedding_is_head: bool,
     notices: Vec<String>,
 }
 
 impl WeightFiles {
-    /// `expected` are all tensors of the model; a tied output layer is none of them.
+    /// Opens the weight files of a folder and checks them against `expected`, all tensors of the model; a tied output layer is
+    /// none of them.
     pub fn open(
         folder: &ModelFolder,
         expected: &[(String, Vec<usize>)],
@@ -69,7 +70,7 @@ impl WeightFiles {
         Ok(weights)
     }
 
-    /// What is in the files and is not used, in words for the user.
+    /// Lines for the user on what is in the files and is not used.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -108,7 +109,7 @@ impl WeightFiles {
         }
     }
 
-    /// Every tensor is there, in a type that is read and in its shape.
+    /// Checks that every tensor is there, in a type that is read and in its shape.
     fn check_expected(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
         let mut missing = Vec::new();
         for (name, shape) in expected {
@@ -162,7 +163,7 @@ impl WeightFiles {
         FileError::malformed(&self.dir, reason)
     }
 
-    /// An output layer beside an embedding that it is tied to must be the same.
+    /// Refuses an output layer that differs from the embedding which it is tied to.
     fn check_tied(&self) -> Result<(), FileError> {
         let get = |name: &str| {
             let file = &self.files[*self.places.get(name)?];

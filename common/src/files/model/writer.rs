@@ -107,7 +107,7 @@ fn write_scalars(scalars: &[f32], dtype: Dtype, out: &mut dyn Write) -> io::Resu
     }
 }
 
-/// As `config.json` has it.
+/// Name of a type in `config.json`.
 fn dtype_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::BF16 => "bfloat16",

@@ -12,7 +12,7 @@ use crate::files::FileError;
 
 pub(super) const METADATA: &str = "__metadata__";
 
-/// Far more than any model has; a hostile header is given up before it has taken much memory.
+/// Most tensors in a file, far more than any model has: a hostile header is given up before it has taken much memory.
 const MAX_TENSORS: usize = 1 << 20;
 const MAX_DIMENSIONS: usize = 16;
 
@@ -22,11 +22,11 @@ pub(super) struct Entry {
     pub dtype: Dtype,
     #[serde(deserialize_with = "shape")]
     pub shape: Vec<usize>,
-    /// Relative to the end of the header.
+    /// First byte and end of its data, relative to the end of the header.
     pub data_offsets: (u64, u64),
 }
 
-/// Every tensor lies inside the data, has the bytes its type and shape need, and none overlaps or leaves a hole.
+/// Checks that every tensor lies inside the data, has the bytes its type and shape need, and that none overlaps or leaves a hole.
 pub(super) fn check_ranges(
     path: &Path,
     tensors: &BTreeMap<String, Entry>,

@@ -9,7 +9,7 @@ use super::{Dtype, byte_len};
 use crate::files::FileError;
 use crate::files::sink::Sink;
 
-/// What a tensor is called and how large it is.
+/// Name, type and shape of a tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
     pub name: String,

@@ -1,4 +1,4 @@
-//! What is trained: every weight, or an adapter and of which shape.
+//! Resolves what is trained: every weight, or an adapter and of which shape.
 
 use crate::job::limits::MAX_RANK;
 use crate::job::merge::Layer;
@@ -106,7 +106,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
     spec
 }
 
-/// An adapter's shape cannot change when training goes on from it. Alpha and dropout may.
+/// Checks that the job keeps the shape of the adapter that training goes on from. Alpha and dropout may change.
 fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter) {
     if let Some(given) = reader.given("lora_r")
         && spec.r != start.r

@@ -1,4 +1,4 @@
-//! How big a step is, how many there are, and the curve of the learning rate.
+//! Resolves how big a step is, how many there are, and the curve of the learning rate.
 
 use crate::job::limits::{MAX_BATCH, MAX_MICRO_BATCH, MAX_SLOTS, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
@@ -122,7 +122,7 @@ pub(super) fn warmup(
     warmup.unwrap_or(Warmup::Ratio(0.03))
 }
 
-/// Transformers also takes a fraction of the run here.
+/// Reads `warmup_steps`, which may be a fraction of the run too, as Transformers takes it.
 fn warmup_steps(reader: &mut Reader<'_>) -> Option<Warmup> {
     let (_, text) = reader.scalar("warmup_steps", "a whole number")?;
     match parse_number(text) {

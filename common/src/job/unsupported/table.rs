@@ -1,12 +1,12 @@
-//! A row of the tables of foreign keys.
+//! Rows of the tables of foreign keys.
 
-/// Keys of one fate. A name that ends in `*` stands for all that begin so.
+/// Foreign keys that are treated alike. A name that ends in `*` stands for all that begin so.
 pub(super) struct Group {
     pub keys: &'static [&'static str],
     pub rule: Rule,
 }
 
-/// Which values of a key change nothing.
+/// Which values of a foreign key change nothing; the text is the advice where another value is refused.
 pub(super) enum Rule {
     /// Whatever it says, the result is the same.
     Inert,
@@ -16,6 +16,6 @@ pub(super) enum Rule {
     Only(&'static [&'static str], &'static str),
 }
 
-/// What switches a key off.
+/// Values that switch a key off.
 pub(super) const OFF: &[&str] = &["false", "no", "off", "none", "0", "0.0"];
 pub(super) const ON: &[&str] = &["true", "yes", "on", "1"];

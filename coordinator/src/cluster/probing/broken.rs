@@ -1,4 +1,4 @@
-//! An exchange that broke although both ends still talk to the coordinator: its members try each other, and it is made again.
+//! Broken exchanges whose ends both still talk to the coordinator: the members try each other, and the exchange is made again.
 //!
 //! In: accusations and time. Out: probes, and a pair's failure where its exchange breaks again and again.
 
@@ -13,14 +13,14 @@ use crate::cluster::event::WorkerId;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::{Cluster, Stage};
 
-/// Broken exchanges of one pair without a committed step between them, after which they count as unable to exchange.
+/// Broken exchanges of one pair without a settled step between them, after which the two count as unable to exchange.
 const MAX_BREAKS: u32 = 3;
-/// Of what a worker says of a broken exchange.
+/// Characters kept of a worker's reason for a broken exchange.
 const MAX_REASON_CHARS: usize = 200;
 
 impl Cluster {
-    /// An exchange of this generation broke, and a member says because of whom. Two that lost each other leave it open which of
-    /// them is cut off, so the others try too.
+    /// A member says that an exchange of this generation broke, and because of whom. Two that lost each other leave it open which
+    /// of them is cut off, so the others try too.
     pub(in crate::cluster) fn peer_lost(
         &mut self,
         now: Instant,
@@ -74,7 +74,8 @@ impl Cluster {
         }
     }
 
-    /// An exchange broke although its members reach each other: it is made anew, but not for ever.
+    /// Makes a broken exchange anew in a new generation. A pair whose exchange breaks [`MAX_BREAKS`] times in a row counts as
+    /// unable to reach each other.
     fn mend(
         &mut self,
         now: Instant,

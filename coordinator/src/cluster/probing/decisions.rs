@@ -1,4 +1,4 @@
-//! Who takes part, who waits and who has to go, by what is known of who reaches whom.
+//! Decides who takes part, who waits and who has to go, by what is known of who reaches whom.
 //!
 //! In: what probes and broken exchanges left in [`super::Probing`]. Out: members sent away, newcomers set aside or refused, new
 //! generations. It asks nobody anything.
@@ -14,20 +14,20 @@ use crate::cluster::event::WorkerId;
 use crate::cluster::reachability::Candidate;
 use crate::cluster::{Cluster, Stage};
 
-/// Tries after which one whose own address is at fault is refused.
+/// Tries after which a worker whose own address is at fault is refused.
 const MAX_TRIES: u32 = 5;
-/// It is not refused before that, however often it was tried.
+/// Shortest time before a worker is refused, however often it was tried.
 const REFUSED_AFTER: Duration = Duration::from_secs(60);
-/// After a worker was sent away because of its connections, until it may take part again; each time twice that.
+/// Time for which a worker that was sent away because of its connections may not take part; each time twice that.
 const FIRST_ABSENCE: Duration = Duration::from_secs(5);
 const LONGEST_ABSENCE: Duration = Duration::from_secs(300);
-/// Times that a worker is sent away for that before it is refused.
+/// Times that a worker is sent away because of its connections before it is refused.
 const MAX_ABSENCES: u32 = 6;
-/// Names of workers that were sent away.
+/// Most names of sent-away workers that are remembered.
 const MAX_REMEMBERED: usize = 1024;
 
 impl Cluster {
-    /// Says what probes found, and judges by it; also where it is about somebody who is gone.
+    /// Tells the user what probes found, and judges by it; also where it is about somebody who is gone.
     pub(in crate::cluster) fn regard_news(&mut self, now: Instant, commands: &mut Vec<Command>) {
         if std::mem::take(&mut self.probing.has_news) {
             self.tell_failures(now, commands);
@@ -105,7 +105,7 @@ impl Cluster {
         })
     }
 
-    /// Those who would break every exchange of a generation. Whoever loads yet is measured by those who are ready.
+    /// The workers that would break every exchange of a generation. Whoever still loads is judged against those who are ready.
     pub(super) fn outsiders(&self) -> BTreeSet<WorkerId> {
         let reachability = &self.probing.reachability;
         if reachability.is_empty() {
@@ -138,7 +138,7 @@ impl Cluster {
         outsiders
     }
 
-    /// Everyone who is ready.
+    /// All ready workers, as candidates for the next generation.
     fn ready_candidates(&self) -> Vec<Candidate> {
         let ids = self.members.ids();
         let ready = |id: &WorkerId| {
@@ -158,8 +158,8 @@ impl Cluster {
         ids.iter().filter_map(candidate).collect()
     }
 
-    /// Where more could go on without those who have the newest state, and these are at fault themselves: they hand it over as a
-    /// checkpoint, from which the others go on, and have to go.
+    /// Drains the holders of the newest state where more could go on without them and they are at fault themselves: they hand it
+    /// over as a checkpoint, from which the others go on.
     fn release_state(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let reachability = &self.probing.reachability;
         if reachability.is_empty() {
@@ -183,7 +183,7 @@ impl Cluster {
         }
     }
 
-    /// A member that runs loses what it has in hand: it comes back as a newcomer and is tried again.
+    /// Sends a member away that does not fit: it loses what it has in hand, comes back as a newcomer and is tried again.
     fn remove_member(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         if self.stage != Stage::Running {
             self.members.demote(id);
@@ -213,6 +213,7 @@ impl Cluster {
         absence.count += 1;
     }
 
+    /// Sets a worker aside that does not fit, or refuses it where it was tried often enough and its own address is at fault.
     fn let_wait(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         let Some(waiting) = self.probing.waiting.get(&id) else {
             let waiting = Waiting {

@@ -34,7 +34,7 @@ impl Cluster {
         self.try_each_other(now, id, &others, Some(id), commands);
     }
 
-    /// A follower lost its source, which may be out of its reach.
+    /// Has a follower that lost its source, and that source, try each other: it may be out of reach.
     pub(in crate::cluster) fn try_source(
         &mut self,
         now: Instant,
@@ -45,6 +45,7 @@ impl Cluster {
         self.try_each_other(now, id, &[source], Some(id), commands);
     }
 
+    /// A worker answered a probe.
     pub(in crate::cluster) fn probed(
         &mut self,
         now: Instant,
@@ -70,7 +71,7 @@ impl Cluster {
         self.mend_if_due(now, commands);
     }
 
-    /// What is due by the clock: answers that did not come, tries again, an exchange to be made again.
+    /// Does what is due by the clock: answers that did not come, further tries, an exchange to be made again.
     pub(in crate::cluster) fn tick_probes(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.probing.expire(now);
         let due = |(id, waiting): (&WorkerId, &Waiting)| (waiting.retry_at <= now).then_some(*id);
@@ -124,6 +125,7 @@ impl Cluster {
         self.probe(now, id, others, newcomer, commands);
     }
 
+    /// Asks `from` to try the exchange addresses of `to`; `newcomer` is whom the round is about.
     pub(super) fn probe(
         &mut self,
         now: Instant,

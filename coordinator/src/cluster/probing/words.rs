@@ -1,4 +1,4 @@
-//! What is said of workers that do not reach each other: the pair, the address, and what to open.
+//! What the user is told of workers that do not reach each other: the pair, the address, and what to open.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::run_event::RunEvent;
 
-/// Names in one line.
+/// Most names in one line.
 const MAX_NAMED: usize = 4;
-/// Pairs that are told of within a while. The group that goes on is told in any case.
+/// Most pairs that are told of within [`TOLD_AGAIN`]. The group that goes on is told in any case.
 const MAX_TOLD: usize = 8;
 const TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 impl Cluster {
-    /// Each pair that was found to fail, unless the same was said a moment ago.
+    /// Tells the user each pair that was found to fail, unless the same was said a moment ago.
     pub(super) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
         for (from, to) in std::mem::take(&mut self.probing.new_failures) {
             let Some(reason) = self.probing.reachability.failure(from, to) else {
@@ -37,6 +37,7 @@ impl Cluster {
         }
     }
 
+    /// Tells the user which workers go on together, where that has changed.
     pub(super) fn tell_group(
         &mut self,
         outsiders: &BTreeSet<WorkerId>,
@@ -76,7 +77,7 @@ impl Cluster {
         commands.push(Command::Emit(RunEvent::Notice(text)));
     }
 
-    /// One of those who are here and take no part, for a reminder.
+    /// Tells the user of one worker that is here and takes no part, for a reminder.
     pub(in crate::cluster) fn tell_outsider(&self, commands: &mut Vec<Command>) {
         if let Some(id) = self.outsiders().first() {
             let (name, reason) = (self.members.name(*id), self.why_outside(*id));
@@ -85,7 +86,7 @@ impl Cluster {
         }
     }
 
-    /// Names the address and what to do.
+    /// Why a worker is left out: who did not reach whom at which address, and what to do.
     pub(super) fn why_outside(&self, id: WorkerId) -> String {
         let Some((from, to, reason)) = self.probing.reachability.reason_of(id) else {
             return "other workers cannot exchange with it".to_owned();

@@ -1,7 +1,7 @@
 //! The record of a settled step: what `metrics.jsonl` and the journal get to know of it, and what is wrong with it.
 //!
-//! In: a step's reports and ledger. Out: [`RunEvent::StepCommitted`], a notice where the step has other weights than before, the end
-//! of the run where too many steps in a row were skipped.
+//! In: a step's reports and ledger. Out: [`RunEvent::StepCommitted`], a notice where the step has other weights than before,
+//! the end of the run where too many steps in a row were skipped.
 
 use std::collections::BTreeSet;
 
@@ -15,6 +15,7 @@ use crate::cluster::membership::short;
 use crate::cluster::run_event::{RunEvent, StepRecord, WorkerShare};
 
 impl Cluster {
+    /// Records a settled step, unless it has a record already, and ends the run after too many skipped ones.
     pub(super) fn record(
         &mut self,
         settling: &PendingCommit,
@@ -75,7 +76,7 @@ impl Cluster {
         shares.collect()
     }
 
-    /// A step that is computed again must come to the same weights.
+    /// Tells the user where a step that was computed again came to other weights than before.
     fn tell_other_bits(&self, step: u64, digest: &str, commands: &mut Vec<Command>) {
         if let Some(before) = self
             .stats
@@ -92,7 +93,8 @@ impl Cluster {
         }
     }
 
-    /// Of the peaks of all members' GPUs together, each once however many members share it.
+    /// Model FLOPs utilisation (MFU): achieved FLOP/s over the summed bfloat16 peak of the members' GPUs, each counted once
+    /// however many members share it. None where a peak or the operations per token are not known.
     fn utilisation(&self, tokens_per_second: f64) -> Option<f64> {
         let mut counted = BTreeSet::new();
         let mut peak = 0.0;
@@ -110,6 +112,7 @@ impl Cluster {
         share.is_finite().then_some(share)
     }
 
+    /// Counts skipped steps in a row, and fails the run where there are too many.
     fn count_skipped(
         &mut self,
         settling: &PendingCommit,

@@ -8,7 +8,7 @@ const MAX_CHARACTERS: usize = 800;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub prompt: String,
-    /// By the base model; absent where that was not asked.
+    /// The base model's answer; None where that was not asked.
     pub before: Option<String>,
     pub after: String,
 }

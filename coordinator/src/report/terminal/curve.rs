@@ -3,15 +3,15 @@
 use super::progress::Mean;
 use super::text::grouped;
 
-/// Above so many means, two neighbours become one.
+/// Most means that are kept; above it, two neighbours become one.
 const MAX_MEANS: usize = 256;
-/// Characters of the picture; with both numbers it fits into 80 columns.
+/// Width of the picture in characters; with both numbers it fits into 80 columns.
 const COLUMNS: usize = 32;
-/// From low to high.
+/// Signs of the picture, from low to high.
 const UNICODE: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII: [char; 5] = ['_', '.', '-', '=', '#'];
 
-/// Means over equally many steps each, so that it takes the same memory for any number of steps.
+/// The loss curve: means over equally many steps each, so that it takes the same memory for any number of steps.
 #[derive(Debug)]
 pub(super) struct Curve {
     means: Vec<Mean>,
@@ -31,7 +31,7 @@ impl Default for Curve {
 }
 
 impl Curve {
-    /// Steps without a loss leave no trace.
+    /// Adds a step's loss; a step without one leaves no trace.
     pub fn add(&mut self, step: u64, loss: f64) {
         if !loss.is_finite() {
             return;
@@ -52,8 +52,8 @@ impl Curve {
         }
     }
 
-    /// `loss  5.0000 █▆▄▂▁ 1.0000  steps 1 to 5`, between the losses that are told as the first and the last. None where
-    /// there is nothing to see.
+    /// The curve as a line, `loss  5.0000 █▆▄▂▁ 1.0000  steps 1 to 5`, between the losses that are told as the first and the
+    /// last. None where there is nothing to see.
     pub fn render(&self, unicode: bool, (first, last): (f64, f64)) -> Option<String> {
         let (first_step, last_step) = self.steps?;
         if self.means.len() < 3 {

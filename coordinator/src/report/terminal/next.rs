@@ -9,11 +9,11 @@ use super::text::{Style, visible};
 pub struct NextView<'a> {
     pub output_dir: &'a Path,
     pub base_model: &'a Path,
-    /// The result is an adapter on the base model, not a model.
+    /// Whether the result is an adapter on the base model, not a model.
     pub is_adapter: bool,
-    /// What the user said of the job when it was started, word by word, without this machine and this output folder.
+    /// Arguments by which the user described the job, word by word, without those about this machine and this output folder.
     pub job_args: &'a [String],
-    /// Workers must show a token.
+    /// Whether workers must show a token.
     pub has_token: bool,
     pub prompt: Option<&'a str>,
     pub programs: Programs,
@@ -27,8 +27,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// By name where they are on the search path, through cargo where this one was built by it and the other was not
-    /// built yet, else by their place.
+    /// Finds how to call both: by name where they are on the search path, through cargo where this one was built by it and the
+    /// other was not built yet, else by their path.
     pub fn find() -> Self {
         let exe = std::env::current_exe().unwrap_or_default();
         let here = std::env::current_dir().unwrap_or_default();

@@ -6,10 +6,10 @@ use common::job::{BaseDtype, InitWeights, JobSpec, LrScheduler, Method, TargetMo
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
 use crate::prepare::{Need, Prepared};
 
-/// Values get at least so many columns, however narrow the terminal is.
+/// Least columns for values, however narrow the terminal is.
 const MIN_COLUMNS: usize = 20;
 
-/// Workers of this build can compute on GPUs: else what those need is of no use to anybody.
+/// Whether workers of this build can compute on GPUs: else what those need is of no use to anybody.
 pub const GPUS: bool = cfg!(feature = "cuda");
 
 /// Everything that the plan says.
@@ -17,21 +17,21 @@ pub const GPUS: bool = cfg!(feature = "cuda");
 pub struct PlanView<'a> {
     pub job: &'a JobSpec,
     pub counts: &'a DataCounts,
-    /// `Qwen3`.
+    /// Name of the architecture, such as `Qwen3`.
     pub architecture: &'a str,
     pub parameters: u64,
     pub trainable_parameters: u64,
     pub total_steps: u64,
     pub slots_per_step: usize,
     pub epochs: f64,
-    /// Of one worker.
+    /// Memory that one worker needs, computing on the processor.
     pub memory: Need,
-    /// The same where it computes on a GPU.
+    /// GPU memory that one worker needs, computing on a GPU.
     pub gpu_memory: Need,
     pub notices: Vec<String>,
 }
 
-/// All blocks, and how many of them are not trained on.
+/// The number of all blocks in words, and how many of them are held out for evaluation.
 pub fn block_count(counts: &DataCounts) -> String {
     let all = grouped(counts.blocks + counts.eval_blocks);
     match counts.eval_blocks {
@@ -57,7 +57,7 @@ impl<'a> PlanView<'a> {
         }
     }
 
-    /// Names and values, in the order in which they are shown.
+    /// The rows of the plan, names and values, in the order in which they are shown.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
         let mut rows = vec![
             ("model", self.model()),
@@ -154,7 +154,8 @@ impl<'a> PlanView<'a> {
     }
 }
 
-/// What a worker takes, by what becomes of activations. With `gradient_checkpointing: auto` it chooses by what it has.
+/// Memory that a worker takes, in words, by what becomes of activations. With `gradient_checkpointing: auto` it chooses by what
+/// it has.
 fn memory(need: &Need) -> String {
     let total = |need: common::memory::Bytes| bytes(need.total());
     match (need.keeping.map(total), need.recomputing.map(total)) {
@@ -212,7 +213,7 @@ fn learning_rate(job: &JobSpec) -> String {
     format!("{}, {scheduler}{warmup}", rate(job.learning_rate))
 }
 
-/// The table, then what else the user should know. `columns` is the width of the terminal, where it is one.
+/// The plan as text: the table, then what else the user should know. `columns` is the width of the terminal, where it is one.
 pub(super) fn render(plan: &PlanView, style: Style, columns: Option<usize>) -> String {
     let rows = plan.rows();
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! How far the preparation of a run is: a bar on a terminal, a line every so often where there is none.
+//! Shows how far the preparation of a run is: a bar on a terminal, a line every so often where there is none.
 //!
 //! Short preparations are not shown at all. The work is never waited for, nor does it wait for this.
 
@@ -13,11 +13,11 @@ use super::bar_target;
 use super::progress::bar_signs;
 use super::screen::Screen;
 
-/// Between two looks at the work.
+/// Time between two looks at the work.
 const LOOK: Duration = Duration::from_millis(100);
-/// What is done sooner is not shown.
+/// Time before a bar is shown: what is done sooner is not shown at all.
 const BAR_AFTER: Duration = Duration::from_millis(500);
-/// Between two lines, and before the first one.
+/// Time between two lines, and before the first one.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Does the work, and shows meanwhile how far it is.

@@ -44,7 +44,7 @@ pub(super) fn bar_style(style: Style) -> ProgressStyle {
         .progress_chars(bar_signs(style))
 }
 
-/// Done, at work, and to be done.
+/// Signs of the bar: done, at work, and to be done.
 pub(super) fn bar_signs(style: Style) -> &'static str {
     match style.unicode {
         true => "━━─",
@@ -60,7 +60,7 @@ pub(super) fn waiting_message(have: usize, need: usize) -> String {
     }
 }
 
-/// Fits beside the bar in 80 columns.
+/// What the bar says of a step: fits beside it in 80 columns.
 pub(super) fn bar_message(step: &StepRecord) -> String {
     format!(
         "loss {:.4}  lr {}  {} tok/s  {}  eta {}",
@@ -139,7 +139,7 @@ fn utilisation(step: &StepRecord) -> String {
     mfu.unwrap_or_default() + &memory.unwrap_or_default()
 }
 
-/// What an event says that has no place of its own.
+/// The line of an event that has no place of its own; None for the others.
 pub(super) fn event_line(event: &RunEvent) -> Option<String> {
     Some(match event {
         RunEvent::WorkerJoined {
@@ -190,7 +190,7 @@ pub(super) fn event_line(event: &RunEvent) -> Option<String> {
     })
 }
 
-/// How it ended. `losses` are the first and the last.
+/// The text that ends a run. `losses` are the first and the last.
 pub(super) fn end_text(
     end: &RunEnd,
     losses: Option<(f64, f64)>,

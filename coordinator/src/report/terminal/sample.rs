@@ -4,7 +4,7 @@ use common::data::Sample;
 
 use super::text::{Style, cut, grouped, indent, visible};
 
-/// A screenful. The rest is counted.
+/// Most characters of a sample that are shown, a screenful. The rest is counted.
 const MAX_CHARACTERS: usize = 1500;
 
 pub(super) fn render(sample: &Sample, style: Style) -> String {

@@ -5,19 +5,19 @@ use std::io::IsTerminal;
 
 use super::text::Style;
 
-/// Where a terminal does not say how wide it is.
+/// Width of a terminal that does not say how wide it is.
 const USUAL_COLUMNS: usize = 80;
 
 /// A terminal that takes cursor movements.
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     style: Style,
-    /// Fixed in tests; a real terminal may change.
+    /// A fixed width, in tests; None for a real terminal, which may change.
     columns: Option<usize>,
 }
 
 impl Screen {
-    /// None where standard output is no terminal, or a dumb one.
+    /// Standard output as a screen; None where it is no terminal, or a dumb one.
     pub fn of_stdout() -> Option<Self> {
         let is_dumb = variable("TERM").is_some_and(|term| term == "dumb");
         if is_dumb || !std::io::stdout().is_terminal() {
@@ -49,12 +49,12 @@ impl Screen {
     }
 }
 
-/// An empty variable counts as none.
+/// An environment variable; an empty one counts as none.
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// The first of the three that is set decides, as for every program.
+/// Whether the locale has UTF-8: the first of its three variables that is set decides, as for every program.
 fn is_unicode(variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .into_iter()

@@ -7,7 +7,7 @@ pub use common::text::{count, grouped, rate, visible};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
     pub colour: bool,
-    /// Bars and curves may be drawn with more than ASCII.
+    /// Whether bars and curves may be drawn with more than ASCII.
     pub unicode: bool,
 }
 
@@ -20,7 +20,7 @@ impl Style {
         self.wrap("2", text)
     }
 
-    /// What is learned.
+    /// Marks text that is learned.
     pub fn trained(self, text: &str) -> String {
         self.wrap("1;32", text)
     }
@@ -33,7 +33,7 @@ impl Style {
     }
 }
 
-/// At most `limit` characters, and how many were left out.
+/// The first `limit` characters of a text, and how many were left out.
 pub fn cut(text: &str, limit: usize) -> (String, usize) {
     let length = text.chars().count();
     (
@@ -63,14 +63,14 @@ pub fn wrapped(text: &str, columns: usize) -> Vec<String> {
         .collect()
 }
 
-/// Every line behind `margin`.
+/// The text with `margin` before every line.
 pub fn indent(text: &str, margin: &str) -> String {
     text.lines()
         .map(|line| format!("{margin}{line}\n"))
         .collect()
 }
 
-/// `0:07`, `12:34`, `3:25:45`, `2 d 3:25:45`; `?` where nobody knows.
+/// A duration for people: `0:07`, `12:34`, `3:25:45`, `2 d 3:25:45`; `?` where nobody knows.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || !(0.0..=3e9).contains(&seconds) {
         return "?".to_owned();

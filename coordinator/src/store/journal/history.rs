@@ -1,4 +1,4 @@
-//! What the records of a journal amount to. Pure: records and events in, the state that a next term begins with out.
+//! The history that the records of a journal tell. Pure: records and events in, the state that a next term begins with out.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use crate::cluster::run_event::RunEvent;
 use crate::store::output;
 use crate::store::output::Line;
 
-/// Steps and evaluations whose lines are kept when a journal is written anew. `metrics.jsonl` has them too, but is not made
+/// Most steps and evaluations whose lines are kept when a journal is written anew. `metrics.jsonl` has them too, but is not made
 /// durable as often.
 const KEPT_LINES: usize = 4096;
 
@@ -21,12 +21,13 @@ pub struct History {
     step: Option<Step>,
     /// The newest steps and evaluations, in order.
     lines: VecDeque<Record>,
-    /// Updates in the newest one, and the record itself.
+    /// The newest checkpoint: its step, and the record itself.
     checkpoint: Option<(u64, Record)>,
     ended: Option<Record>,
 }
 
 impl History {
+    /// The history that these records tell, in order.
     pub fn of(records: impl IntoIterator<Item = Record>) -> Self {
         let mut history = Self::default();
         for record in records {
@@ -35,6 +36,7 @@ impl History {
         history
     }
 
+    /// Adds a record, the newest so far.
     pub fn add(&mut self, record: Record) {
         match &record {
             Record::Term(term) => {
@@ -82,8 +84,8 @@ impl History {
             .collect()
     }
 
-    /// What an event adds, if it is one to remember. It happened `at` this time; `local_workers` live in the coordinator's
-    /// process.
+    /// The record that an event becomes, if it is one to remember. It happened `at` this time; `local_workers` live in the
+    /// coordinator's process.
     pub fn record_of(
         &self,
         event: &RunEvent,
@@ -127,11 +129,12 @@ impl History {
         self.term.as_ref()
     }
 
+    /// Whether the newest term is of this job, data and model.
     pub fn is_of(&self, identity: &Identity) -> bool {
         self.term().is_some_and(|term| term.identity == *identity)
     }
 
-    /// Updates after the last step on record.
+    /// Number of updates after the last step on record.
     pub fn recorded(&self) -> u64 {
         self.step.as_ref().map_or(0, |step| step.step)
     }
@@ -140,7 +143,7 @@ impl History {
         self.step.as_ref().map_or(0, |step| step.skipped_in_a_row)
     }
 
-    /// Of the newest checkpoint that was stored.
+    /// Step of the newest checkpoint that was stored.
     pub fn checkpoint_step(&self) -> Option<u64> {
         self.checkpoint.as_ref().map(|(step, _)| *step)
     }
@@ -154,7 +157,7 @@ impl History {
         })
     }
 
-    /// As the cluster of the next term needs it.
+    /// The history as the cluster of the next term needs it.
     pub fn earlier(&self) -> PreviousTerms {
         let (generation, workers, numerics_class) = match &self.generation {
             Some(Record::Generation {

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::output::Line;
 
-/// Begins a file, and names its format.
+/// First bytes of a journal, which name its format.
 pub const MAGIC: &[u8; 8] = b"MUSTERJ1";
-/// Of a record, far above any real one.
+/// Largest encoded record, far above any real one.
 pub const MAX_RECORD_BYTES: usize = 256 << 10;
 const LENGTH_BYTES: usize = 4;
 const CHECKSUM_BYTES: usize = 16;
@@ -22,7 +22,7 @@ const CHECKSUM_BYTES: usize = 16;
 pub enum Record {
     /// A coordinator took the run over.
     Term(Term),
-    /// A membership. `workers` of it live in processes of their own.
+    /// A generation began. `workers` of its members live in processes of their own.
     Generation {
         number: u64,
         workers: usize,
@@ -45,33 +45,35 @@ pub enum Record {
     },
 }
 
+/// One life of a coordinator: its number, and which run it is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Term {
     pub term: u64,
     pub identity: Identity,
-    /// Drawn when the run began.
+    /// Random identifier of the run, drawn when it began.
     pub run: String,
-    /// Muster's.
+    /// Muster's version.
     pub version: String,
 }
 
-/// What a run is of.
+/// The job, model and data of a run, by digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub job_digest: String,
     pub base_model_digest: String,
-    /// Of the block file.
+    /// Digest of the block file.
     pub data_digest: String,
 }
 
+/// A committed step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Updates after this one.
+    /// Number of updates after this one.
     pub step: u64,
     pub weights_digest: Option<String>,
-    /// Including this one.
+    /// Number of consecutive skipped steps, including this one.
     pub skipped_in_a_row: u64,
-    /// As in `metrics.jsonl`.
+    /// Its line in `metrics.jsonl`.
     pub line: Line,
 }
 
@@ -80,7 +82,7 @@ pub struct Step {
 pub struct Chain([u8; CHECKSUM_BYTES]);
 
 impl Chain {
-    /// Before the first frame.
+    /// The checksum before the first frame.
     pub fn start() -> Self {
         Self([0; CHECKSUM_BYTES])
     }
@@ -109,11 +111,11 @@ impl Chain {
 #[derive(Debug, PartialEq)]
 pub struct Decoded {
     pub records: Vec<Record>,
-    /// Bytes behind them that say nothing.
+    /// Bytes behind the good frames that are cut off or damaged.
     pub torn_bytes: usize,
 }
 
-/// None where this is no journal of this format.
+/// Decodes a file up to the first frame that is damaged. None where this is no journal of this format.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     let mut rest = bytes.strip_prefix(MAGIC)?;
     let mut chain = Chain::start();
@@ -145,7 +147,7 @@ fn decode_frame(chain: Chain, bytes: &[u8]) -> Option<(Record, Chain, &[u8])> {
     Some((record, next, after))
 }
 
-/// A whole file.
+/// Encodes a whole file: magic and frames.
 pub fn encode<'a>(records: impl IntoIterator<Item = &'a Record>) -> (Vec<u8>, Chain) {
     let mut bytes = MAGIC.to_vec();
     let mut chain = Chain::start();

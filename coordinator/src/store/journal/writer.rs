@@ -15,7 +15,7 @@ use super::record::{Chain, Record, encode};
 use super::{MAX_BYTES, Shared};
 use crate::cluster::run_event::RunEvent;
 
-/// Between two attempts to begin a new file after one failed.
+/// Pause between two attempts to begin a new file after one failed.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// An open journal.
@@ -27,7 +27,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Puts a file in place that holds this history, durable before it has its name.
+    /// Writes a new file that holds this history. It is durable before it has its name.
     pub fn create(path: &Path, history: &History) -> Result<Self, FileError> {
         let (bytes, chain) = encode(&history.compacted());
         failpoint::reached("journal-write");
@@ -68,7 +68,7 @@ impl Writer {
             .map_err(FileError::io("make durable", &self.path))
     }
 
-    /// A file that was removed takes every record, and keeps none.
+    /// Whether the file was removed: it would take every record, and keep none.
     fn is_removed(&self) -> bool {
         matches!(self.path.try_exists(), Ok(false))
     }
@@ -84,10 +84,10 @@ impl Writer {
     }
 }
 
-/// What the thread found to do.
+/// The next thing for the thread to do.
 enum Task {
     Append(Vec<Record>),
-    /// All that is known.
+    /// Write the file anew with all that is known.
     Rewrite(Box<History>),
     Nothing,
 }

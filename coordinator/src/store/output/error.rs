@@ -24,11 +24,11 @@ pub enum OutputError {
     )]
     OtherJob {
         dir: PathBuf,
-        /// What is another there than here.
+        /// Which digests differ, there and here.
         digests: String,
-        /// Which fields differ, or nothing.
+        /// Which fields of the job differ, or nothing.
         differences: String,
-        /// Why a job that differs in the number of its steps only cannot go on from those, or nothing.
+        /// Why a job that differs only in its number of steps cannot go on from the steps that were done, or nothing.
         length: String,
     },
     #[error("output_dir {dir} is also {what}, which must stay as it is; name another output_dir")]

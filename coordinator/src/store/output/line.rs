@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 /// A line of `metrics.jsonl`.
 pub type Line = Map<String, Value>;
 
-/// An object as a line; anything else as an empty one.
+/// A JSON object as a line; anything else becomes an empty one.
 pub(super) fn object(value: Value) -> Line {
     match value {
         Value::Object(line) => line,

@@ -1,4 +1,4 @@
-//! The same job with another number of steps: whether a run goes on as it.
+//! Whether a run can go on as the same job with another number of steps.
 //!
 //! In: what an earlier run recorded, and the job of this one. Out: yes, no (it is another job), or why not.
 
@@ -7,10 +7,10 @@ use common::plan::warmup_steps;
 
 use super::RunRecord;
 
-/// `job` is the record's but for its number of steps, and the steps that were done are its own: then this is true. False
-/// where it is another job. An error says why a job of another length cannot go on from them.
+/// Whether `job` can go on from the steps of `record`: it is the same but for its number of steps, and would have made the same
+/// steps. False where it is another job. An error says why a job of another length cannot go on from them.
 ///
-/// `total_steps` of `job`, where they are known already.
+/// `total_steps` are those of `job`, where they are known already.
 pub(super) fn goes_on(
     record: &RunRecord,
     job: &JobSpec,

@@ -16,9 +16,10 @@ use super::totals;
 use crate::cluster::run_event::{EvalRecord, StepRecord};
 
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// Of lines that wait for room on the disk. What comes later is lost to the file.
+/// Most bytes of lines that wait for room on the disk. What comes later is lost to the file.
 const MAX_WAITING_BYTES: usize = 16 << 20;
 
+/// `metrics.jsonl`, open for further lines.
 pub(super) struct Metrics {
     file: File,
     path: PathBuf,
@@ -55,6 +56,7 @@ impl Metrics {
         })
     }
 
+    /// Appends a line. What does not fit on the disk is kept and written with a later one.
     pub fn append(&mut self, line: &Line) -> Result<(), OutputError> {
         let text = serde_json::to_string(line).unwrap_or_default();
         if self.waiting.len() + text.len() < MAX_WAITING_BYTES {
@@ -82,7 +84,7 @@ impl Metrics {
         }
     }
 
-    /// A file that was removed takes every line, and nobody would ever see them.
+    /// An error where the file was removed: it would take every line, and nobody would ever see them.
     fn check_place(&self) -> Result<(), OutputError> {
         match self.path.try_exists() {
             Ok(false) => Err(OutputError::Removed {
@@ -108,6 +110,7 @@ impl Metrics {
         Ok(())
     }
 
+    /// Writes what waits and makes the file durable.
     pub fn make_durable(&mut self) -> Result<(), OutputError> {
         self.write_waiting()?;
         durable::sync_data(&self.file, &self.path)
@@ -115,7 +118,7 @@ impl Metrics {
     }
 }
 
-/// Length of the lines up to `last_step`. A line that a crash cut off ends the file.
+/// Length in bytes of the lines up to `last_step`. A line that a crash cut off ends the file.
 fn kept_bytes(
     file: &mut File,
     last_step: u64,
@@ -148,13 +151,13 @@ fn kept_bytes(
     }
 }
 
-/// Where a line belongs: by step, and there the evaluation last.
+/// Place of a line in the file's order: its step, and whether it is an evaluation, which comes after the step's own line.
 pub(super) fn place(line: &Line) -> Option<(u64, bool)> {
     let step = line.get("step").and_then(Value::as_u64)?;
     Some((step, line.contains_key("eval_loss")))
 }
 
-/// The names are those of Transformers and TRL where they have one. `at`: when it was recorded.
+/// The line of a committed step, under the names of Transformers and TRL where they have one. `at`: when it was recorded.
 pub(super) fn step_line(step: &StepRecord, at: SystemTime) -> Line {
     let mut line = object(json!({
         "step": step.step,

@@ -15,19 +15,21 @@ use super::{RunIdentity, WorkerRecord};
 use crate::store::layout::RUN;
 
 const MAX_RECORD_BYTES: u64 = 4 << 20;
-/// Of the fields in which two jobs differ, so many are named.
+/// Most fields that are named in which two jobs differ.
 const MAX_DIFFERENCES: usize = 3;
 
+/// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunState {
-    /// Or killed before it could say otherwise.
+    /// The run goes on, or was killed before it could say otherwise.
     Running,
     Done,
     Stopped,
     Failed,
 }
 
+/// The content of `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     pub muster_version: String,
@@ -35,7 +37,7 @@ pub struct RunRecord {
     /// When the run began, in UTC, however often it was resumed since.
     #[serde(default)]
     pub started: Option<String>,
-    /// When it was done, stopped or failed.
+    /// When the run was done, stopped or failed, in UTC.
     #[serde(default)]
     pub ended: Option<String>,
     /// The command line of its newest start, without what may be secret.
@@ -44,7 +46,7 @@ pub struct RunRecord {
     /// Why the run stopped or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Updates made.
+    /// Number of optimizer updates made.
     pub step: u64,
     pub total_steps: u64,
     pub job_digest: String,
@@ -57,19 +59,19 @@ pub struct RunRecord {
     /// What workers computed on, each kind once, in the order in which they came.
     #[serde(default)]
     pub devices: Vec<String>,
-    /// The most that a worker took at a time. None: the workers do not say.
+    /// Peak memory of the worker that took the most. None: the workers do not say.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// Of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
+    /// Digest of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
     #[serde(default)]
     pub weights_digest: Option<String>,
-    /// Mean over the steps on record.
+    /// Mean duration of the steps on record.
     #[serde(default)]
     pub mean_step_seconds: Option<f64>,
-    /// Of all steps on record.
+    /// Total duration of all steps on record.
     #[serde(default)]
     pub step_seconds: f64,
-    /// For which nothing could be computed, because too few workers were ready.
+    /// Time in which nothing could be computed, because too few workers were ready.
     #[serde(default)]
     pub waiting_seconds: f64,
     #[serde(default)]
@@ -82,7 +84,8 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// `earlier` is what the same run, perhaps of another length, had recorded.
+    /// The record of a run that begins or goes on after `step` updates. `earlier` is what the same run, perhaps of another
+    /// length, had recorded.
     pub(super) fn new(
         identity: &RunIdentity,
         total_steps: u64,
@@ -157,6 +160,7 @@ impl RunRecord {
         text
     }
 
+    /// Refuses a run of another job, data or model than this record's.
     pub(super) fn refuse_other(&self, identity: &RunIdentity) -> Result<(), OutputError> {
         let job_digest = self.as_recorded(&identity.job).digest();
         let other = |what: &str, found: &str, expected: &str, differences, length| {
@@ -204,7 +208,8 @@ impl RunRecord {
         Ok(())
     }
 
-    /// The job with what it still leaves to the data as it was decided here: until the data is known, it may be the same.
+    /// `job` with the fields that it still leaves to the data set as they were decided in this record: until the data is known,
+    /// it may be the same job.
     fn as_recorded(&self, job: &JobSpec) -> JobSpec {
         let mut recorded = job.clone();
         let left = std::mem::take(&mut recorded.reading.left_to_data);
@@ -223,14 +228,14 @@ impl RunRecord {
         recorded
     }
 
-    /// The value of a field as the record has it.
+    /// Sets `value` to a field of the recorded job, if the record has one that can be read.
     pub(super) fn take<T: serde::de::DeserializeOwned>(&self, field: &str, value: &mut T) {
         if let Ok(found) = serde_json::from_value(self.job[field].clone()) {
             *value = found;
         }
     }
 
-    /// ` (learning_rate 0.0001 there, 0.001 here)`.
+    /// Which fields of the job differ, as in ` (learning_rate 0.0001 there, 0.001 here)`.
     fn differences(&self, identity: &RunIdentity) -> String {
         let (Value::Object(there), Ok(Value::Object(here))) = (
             &self.job,

@@ -1,5 +1,5 @@
-//! What the lines of `metrics.jsonl` amount to: how long a run computed and waited, and what each worker did. Lines in, the
-//! part of `run.json` out. What an earlier life of the run wrote counts as what this one does.
+//! Totals over the lines of `metrics.jsonl`: how long a run computed and waited, and what each worker did. Lines in, the part
+//! of `run.json` out. What an earlier term of the run wrote counts as what this one does.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::line::Line;
 use crate::cluster::run_event::WorkerShare;
 
-/// Workers that a line names; what the others did is summed.
+/// Most workers that a line names; what the others did is summed.
 const MAX_IN_A_LINE: usize = 32;
-/// Workers that `run.json` names.
+/// Most workers that `run.json` names.
 const MAX_WORKERS: usize = 1024;
 
 /// A worker of the run, as far as it is known.
@@ -21,10 +21,10 @@ pub struct WorkerRecord {
     /// What it computed on.
     #[serde(default)]
     pub device: String,
-    /// Of recorded steps.
+    /// Slots of recorded steps that it computed.
     #[serde(default)]
     pub slots: u64,
-    /// For those slots, one after the other.
+    /// Compute time of those slots, one after the other.
     #[serde(default)]
     pub seconds: f64,
 }
@@ -32,7 +32,7 @@ pub struct WorkerRecord {
 /// Sums over all steps on record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Totals {
-    /// Steps whose duration is known, and their seconds.
+    /// Number of steps whose duration is known; `step_seconds` is their sum.
     timed_steps: u64,
     pub step_seconds: f64,
     pub waiting_seconds: f64,
@@ -59,7 +59,7 @@ impl Totals {
         }
     }
 
-    /// None where there are too many.
+    /// The worker of that name, added where it is new; None where there are too many.
     fn worker(&mut self, name: &str) -> Option<&mut WorkerRecord> {
         if !self.workers.contains_key(name) && self.workers.len() >= MAX_WORKERS {
             return None;
@@ -75,6 +75,7 @@ impl Totals {
         }
     }
 
+    /// Mean duration of the steps whose duration is known.
     pub fn mean_step_seconds(&self) -> Option<f64> {
         (self.timed_steps > 0).then(|| self.step_seconds / self.timed_steps as f64)
     }
@@ -88,7 +89,7 @@ fn number(line: &Line, name: &str) -> Option<f64> {
     line.get(name).and_then(Value::as_f64)
 }
 
-/// `by_worker` of a line, the busiest first; and `others`, where there are more.
+/// Adds `by_worker` to a line, the busiest worker first; and `others`, where there are more.
 pub(super) fn add_shares(line: &mut Line, shares: &[WorkerShare]) {
     let mut shares: Vec<&WorkerShare> = shares.iter().collect();
     shares.sort_by(|a, b| b.slots.cmp(&a.slots).then_with(|| a.name.cmp(&b.name)));

@@ -38,16 +38,16 @@ impl Cadence {
     }
 }
 
-/// What a Trainer remembers of a run.
+/// What `trainer_state.json` says of a run, built line by line.
 #[derive(Clone, Debug)]
 pub struct TrainerState {
     cadence: Cadence,
     plan: RunPlan,
     step: u64,
     history: Vec<Line>,
-    /// Steps since the last entry.
+    /// Sums over the steps since the last entry of the history.
     pending: Pending,
-    /// Of every step, for the summary at the end.
+    /// Sum of every step's loss, for the summary at the end.
     loss_sum: f64,
     losses: u64,
     num_tokens: u64,
@@ -192,7 +192,7 @@ impl TrainerState {
         step as f64 / self.plan.steps_per_epoch.max(1) as f64
     }
 
-    /// Whole epochs that the run needs.
+    /// Number of epochs that the run needs, rounded up.
     fn epochs(&self) -> u64 {
         self.plan
             .total_steps

@@ -302,7 +302,7 @@ fn a_target_that_matches_nothing_is_named() {
     };
     let message = Trainer::load(options).err().unwrap().to_string();
     assert!(
-        message.contains("\"query\"") && message.contains("mlp.up_proj"),
+        message.contains("is called query") && message.contains("up_proj"),
         "{message}"
     );
 }
