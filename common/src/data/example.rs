@@ -4,6 +4,7 @@
 //! conversation goes on (as Qwen3 does, which removes earlier thinking). Never leaves an answer out, or a part of a row
 //! that the template does not show, without a word.
 
+mod answer;
 mod conversation;
 mod marks;
 mod parts;
@@ -16,7 +17,8 @@ use super::notes::Note;
 use super::record::{Chat, Record};
 use super::template::ChatTemplate;
 use super::tokenize::{Encoded, Tokenizer};
-use conversation::{Answer, Conversation, Draft, Learned};
+use answer::{Answer, Learned};
+use conversation::{Conversation, Draft};
 use parts::Parts;
 use shown::{check_answers, note_hidden, unread_keys};
 

@@ -5,6 +5,7 @@
 
 mod columns;
 mod format;
+mod meant;
 mod message;
 mod problem;
 mod reader;
@@ -16,6 +17,7 @@ use super::notes::Note;
 use super::template::Variables;
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
 use columns::Shape;
+use meant::columns_found;
 use message::{Message, MessageReader};
 
 pub use format::file_of_rows;
@@ -322,33 +324,4 @@ impl RecordParser<'_> {
 fn column<'a>(row: &'a Map<String, Json>, name: &str) -> Result<&'a Json, String> {
     row.get(name)
         .ok_or_else(|| format!("no column `{name}`; {}", columns_found(row, &[name])))
-}
-
-/// Which columns the row has instead of the wanted ones, and which of them was probably meant, in words.
-fn columns_found(row: &Map<String, Json>, wanted: &[&str]) -> String {
-    let names: Vec<&str> = row.keys().map(String::as_str).collect();
-    if names.is_empty() {
-        return "the row is empty".to_owned();
-    }
-    let listed: Vec<String> = names
-        .iter()
-        .take(12)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    let more = if names.len() > 12 { ", ..." } else { "" };
-    let meant = names
-        .iter()
-        .find(|name| nearest(&name.to_lowercase(), wanted).is_some())
-        .map(|name| format!(" (did you mean `{name}`?)"))
-        .unwrap_or_default();
-    format!("found {}{more}{meant}", listed.join(", "))
-}
-
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(word, name), *name))
-        .filter(|(distance, name)| *distance <= name.len().max(word.len()).div_ceil(3))
-        .min()
-        .map(|(_, name)| name)
 }

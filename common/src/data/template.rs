@@ -7,6 +7,7 @@ mod convert;
 mod date;
 mod error;
 mod explain;
+mod input;
 mod jinja;
 mod marks;
 mod source;
@@ -22,23 +23,13 @@ use super::tokenize::SpecialTokens;
 pub use convert::{message_value, to_value};
 pub use error::{STOPPED, TemplateError};
 use explain::explain;
+pub use input::RenderInput;
 pub use jinja::Value;
 use jinja::{Failure, Reason, Setting, Template};
 use marks::Marks;
 pub use marks::Rendered;
-use source::{NamedSource, find_sources};
+use source::{DEFAULT, NamedSource, TOOL_USE, find_sources};
 pub use variables::Variables;
-
-/// The variables that a template is rendered with.
-#[derive(Clone, Copy)]
-pub struct RenderInput<'a> {
-    /// The messages, as [`message_value`] makes them.
-    pub messages: &'a [Value],
-    pub tools: Option<&'a Value>,
-    pub variables: &'a Variables,
-    /// Whether to add what comes before an answer.
-    pub add_generation_prompt: bool,
-}
 
 /// A parsed chat template with the special tokens it may print.
 pub struct ChatTemplate {
@@ -55,9 +46,6 @@ impl std::fmt::Debug for ChatTemplate {
         f.debug_struct("ChatTemplate").finish_non_exhaustive()
     }
 }
-
-const DEFAULT: &str = "default";
-const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
     /// Reads the template where Transformers does: `chat_template.jinja`, else `chat_template` in

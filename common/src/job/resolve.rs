@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use super::error::Origin;
 use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
+use super::merge;
 use super::quote::shorten;
 use super::read::{Reader, parse_number, without_separators};
+use super::spec::*;
 use super::switch::parse_switch;
-use super::*;
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 

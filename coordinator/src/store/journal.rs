@@ -6,6 +6,7 @@
 
 mod history;
 mod record;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -13,7 +14,7 @@ mod writer;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,16 +23,13 @@ use tokio::sync::mpsc;
 
 pub use self::history::History;
 pub use self::record::{Identity, Record, Step, Term};
+use self::shared::{MAX_BYTES, Shared, State};
 use self::writer::Writer;
 use crate::cluster::Outcome;
 use crate::cluster::run_event::RunEvent;
 use crate::store::layout::WORK_FOLDER;
 
 const FILE_NAME: &str = "journal";
-/// Largest journal: one that grew beyond this is written anew, with the history's newest lines only.
-const MAX_BYTES: u64 = 64 << 20;
-/// Most records that may wait for the disk.
-const MAX_WAITING: usize = 1024;
 
 /// The journal that was found in an output folder.
 #[derive(Debug, Default)]
@@ -96,19 +94,6 @@ pub struct Journal {
     shared: Arc<Shared>,
     local_workers: usize,
     thread: Option<JoinHandle<()>>,
-}
-
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    history: History,
-    waiting: Vec<Record>,
-    /// Whether the queue was full, so that the file lacks records that the history has and is to be written anew.
-    overflowed: bool,
-    closed: bool,
 }
 
 impl Journal {
@@ -177,23 +162,6 @@ impl Journal {
             }
         );
         self.shared.lock().remember(Record::Ended { resumable });
-    }
-}
-
-impl State {
-    fn remember(&mut self, record: Record) {
-        self.history.add(record.clone());
-        if self.waiting.len() < MAX_WAITING {
-            self.waiting.push(record);
-        } else {
-            self.overflowed = true;
-        }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,6 +8,7 @@ mod error;
 mod line;
 mod longer;
 mod metrics;
+mod other_job;
 mod run_record;
 mod totals;
 mod trainer_state;

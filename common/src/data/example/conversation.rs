@@ -14,6 +14,7 @@ use super::super::record::{Chat, REASONING};
 use super::super::template::{
     ChatTemplate, RenderInput, TemplateError, Value, message_value, to_value,
 };
+use super::answer::{Answer, Learned, limit};
 use super::parts::{PartKind, Parts};
 use super::places::infer;
 
@@ -24,27 +25,6 @@ pub struct Draft {
     pub learned: Vec<Learned>,
     /// Whether the template itself says what is learned, so that nothing is taken off its end.
     pub is_exact: bool,
-}
-
-/// A range of bytes to learn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Learned {
-    pub span: Range<usize>,
-    /// Byte up to which an end token that follows the span belongs to it.
-    pub limit: usize,
-    /// Whether all that is known of the end is that an end token comes there.
-    pub is_open: bool,
-}
-
-/// Which text an answer is learned in, and where.
-#[derive(Clone, Debug)]
-pub enum Answer {
-    Whole(Learned),
-    /// It is learned in the text of the conversation up to it, from byte `start` on.
-    Apart {
-        text: String,
-        start: usize,
-    },
 }
 
 /// Stands for an answer while looking for where the template puts it. Private-use characters: no data has them.
@@ -318,13 +298,6 @@ impl<'a> Conversation<'a> {
             .render_input(self.input(&messages, self.tools.as_ref(), false))
             .ok()
     }
-}
-
-/// Byte up to which an end token that follows the answer may be.
-pub fn limit(full: &str, parts: &Parts, turn: usize, end: usize) -> usize {
-    let next = parts.next_start(turn, full.len());
-    next.filter(|next| *next >= end && parts.are_placed)
-        .unwrap_or(end)
 }
 
 /// A line on something in a message that templates are known to stumble over, if it has that.

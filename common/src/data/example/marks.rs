@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::conversation::Learned;
+use super::answer::Learned;
 use super::parts::Parts;
 
 /// The marked bytes of the answers to learn; those of others are left out.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::super::record::Chat;
-use super::conversation::{Answer, Learned, limit};
+use super::answer::{Answer, Learned, limit};
 use super::parts::Parts;
 
 /// Up to so many answers are all found exactly.

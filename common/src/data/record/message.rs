@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::super::json::kind_of;
 use super::super::notes::Note;
-use super::{columns_found, nearest};
+use super::meant::{columns_found, nearest};
 use crate::job::FieldNames;
 
 const ASSISTANT: &str = "assistant";

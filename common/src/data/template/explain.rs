@@ -3,7 +3,7 @@
 //! Enters: a failure and what the template was given. Leaves: the failure with the number of the message and its field in
 //! it. Values are found again by being the same object, never by their text.
 
-use super::RenderInput;
+use super::input::RenderInput;
 use super::jinja::{Failure, Reason, Value};
 
 /// The failure, naming what is at fault in the row if that can be told.

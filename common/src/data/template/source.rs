@@ -7,7 +7,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::super::tokenize::read_json;
-use super::{DEFAULT, TOOL_USE, TemplateError};
+use super::TemplateError;
+
+/// Name of the template that is used where nothing asks for another.
+pub(super) const DEFAULT: &str = "default";
+/// Name of the template for conversations with tools.
+pub(super) const TOOL_USE: &str = "tool_use";
 
 /// Longest template source, in bytes.
 const MAX_SOURCE_BYTES: u64 = 4 << 20;

@@ -6,6 +6,7 @@ use common::rng::CounterRng;
 use tempfile::TempDir;
 
 use super::record::{decode, encode};
+use super::shared::MAX_WAITING;
 use super::*;
 use crate::cluster::run_event::StepRecord;
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::history::History;
 use super::record::{Chain, Record, encode};
-use super::{MAX_BYTES, Shared};
+use super::shared::{MAX_BYTES, Shared};
 use crate::cluster::run_event::RunEvent;
 
 /// Pause between two attempts to begin a new file after one failed.

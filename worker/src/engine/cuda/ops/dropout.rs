@@ -3,8 +3,8 @@
 use common::rng::CounterRng;
 use cudarc::driver::{CudaView, CudaViewMut};
 
+use super::adapter::Adapter;
 use super::elementwise::Rows;
-use super::projection::Adapter;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};

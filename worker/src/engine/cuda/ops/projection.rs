@@ -15,39 +15,14 @@
 use common::memory::gpu::RANK_MULTIPLE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
+use super::adapter::Adapter;
+pub use super::adapter::Place;
 use super::dropout::Mask;
 use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, narrow_rows};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
 use crate::engine::ops::lora_linear::MaskKey;
-
-/// Where a tensor lies in the flat buffer of trainable scalars.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    pub offset: usize,
-    pub scalars: usize,
-}
-
-impl Place {
-    /// The tensor's part of a flat buffer.
-    pub fn of<'a, T>(&self, flat: &'a DeviceBuffer<T>) -> CudaView<'a, T> {
-        flat.slice(self.offset..self.offset + self.scalars)
-    }
-}
-
-/// The trainable update of one linear layer: `A` is `[rank][in]`, `B` is `[out][rank]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Adapter {
-    pub a: Place,
-    pub b: Place,
-    pub rank: usize,
-    pub scale: f32,
-    /// Probability that an input is dropped.
-    pub dropout: f64,
-    /// Number of the adapted module, for the dropout mask.
-    pub module: u64,
-}
 
 /// One layer among those of a projection. A weight or bias without a place is frozen or absent.
 #[derive(Clone, Debug)]

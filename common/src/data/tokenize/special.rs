@@ -1,0 +1,109 @@
+//! The special tokens of a model by name, and what can be wrong with a tokenizer's files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use thiserror::Error;
+
+use crate::files::stray;
+
+/// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
+const MAX_JSON_BYTES: u64 = 1 << 30;
+
+/// Why a tokenizer cannot be used.
+#[derive(Debug, Error)]
+pub enum TokenizerError {
+    #[error(
+        "{dir} has no tokenizer.json: the model folder needs its tokenizer (convert older ones with `AutoTokenizer.from_pretrained(..).save_pretrained(..)`)", dir = .dir.display()
+    )]
+    Missing { dir: PathBuf },
+    #[error("{path}: {reason}", path = .path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{dir}: the {name} {text:?} is not in the tokenizer's vocabulary", dir = .dir.display())]
+    UnknownSpecialToken {
+        dir: PathBuf,
+        name: String,
+        text: String,
+    },
+    #[error("the tokenizer fails: {0}")]
+    Failed(String),
+}
+
+/// The named special tokens (`bos_token`, `eos_token`, ...) as text.
+#[derive(Clone, Debug, Default)]
+pub struct SpecialTokens(pub(super) BTreeMap<String, String>);
+
+const SPECIAL_NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+impl SpecialTokens {
+    /// Reads the special tokens from `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing.
+    pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
+        let mut tokens = BTreeMap::new();
+        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = model_dir.join(file);
+            let Some(config) =
+                read_json(&path).map_err(|reason| TokenizerError::Unreadable { path, reason })?
+            else {
+                continue;
+            };
+            for name in SPECIAL_NAMES {
+                let text = match config.get(name) {
+                    Some(Json::String(text)) => Some(text.as_str()),
+                    Some(Json::Object(token)) => token.get("content").and_then(Json::as_str),
+                    _ => None,
+                };
+                if let Some(text) = text {
+                    tokens.insert(name.to_owned(), text.to_owned());
+                }
+            }
+        }
+        Ok(Self(tokens))
+    }
+
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(
+            pairs
+                .into_iter()
+                .map(|(name, text)| (name.to_owned(), text.to_owned()))
+                .collect(),
+        )
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+}
+
+/// A JSON file, or None where there is none. The error is the reason alone, on one line.
+pub(in crate::data) fn read_json(path: &Path) -> Result<Option<Json>, String> {
+    let size = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    if size > MAX_JSON_BYTES {
+        return Err(format!("{size} bytes is too long"));
+    }
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| match stray::recognised(&bytes) {
+            Some(reason) => reason.to_owned(),
+            None => format!("not valid JSON: {error}"),
+        })
+}
