@@ -17,58 +17,113 @@ pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
 /// hear of a hundred losses.
 const LOSSES_GATHER_PER_MEMBER: Duration = Duration::from_millis(2);
 
+/// What is due at some time even if nothing happens, in the order in which it is looked after.
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    /// When to expel a worker that says nothing.
+    Silence,
+    /// When to expel a worker whose engine does not answer.
+    Reply,
+    /// When to make an exchange again that nobody ends.
+    Exchange,
+    /// When to begin the generation that a gathered loss leads to.
+    Generation,
+    /// When to look again at which slots are late.
+    Slots,
+    /// When to judge a broken exchange, or to try again who reaches whom.
+    Probes,
+    /// When to judge a failure of NCCL.
+    Nccl,
+    /// When to ask again for a state that the disk did not take.
+    Saving,
+    /// When to go on without workers of an earlier term.
+    Rejoin,
+    /// When to say that workers are missing.
+    Reminder,
+    /// When a newcomer whose copy failed may try again.
+    Copy,
+}
+
+impl Timer {
+    const ALL: [Self; 11] = [
+        Self::Silence,
+        Self::Reply,
+        Self::Exchange,
+        Self::Generation,
+        Self::Slots,
+        Self::Probes,
+        Self::Nccl,
+        Self::Saving,
+        Self::Rejoin,
+        Self::Reminder,
+        Self::Copy,
+    ];
+}
+
 impl Cluster {
     /// When something is due even if nothing happens. None where nothing is.
     pub fn wakes_at(&self) -> Option<Instant> {
         if self.stage == Stage::Ended {
             return None;
         }
-        let reminder = self.reminds_at();
-        let silence = self.failure_detector.wakes_at(self.deadline());
-        let due = [
-            silence,
-            self.probing.wakes_at(),
-            self.nccl_is_judged_at(),
-            self.regroups_at(),
-            self.recheck_at,
-            self.patience_ends_at(),
-            self.exchange_ends_at(),
-            self.joining.wakes_at(),
-            reminder,
-            self.grace_ends_at(),
-            self.saving.retries_at(),
-        ];
-        due.into_iter().flatten().min()
+        let due = Timer::ALL.into_iter();
+        due.filter_map(|timer| self.is_due_at(timer)).min()
+    }
+
+    /// Does what is due at `now` because time passed.
+    pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
+        for timer in Timer::ALL {
+            self.look_after(timer, now, commands);
+        }
+    }
+
+    fn is_due_at(&self, timer: Timer) -> Option<Instant> {
+        match timer {
+            Timer::Silence => self.failure_detector.wakes_at(self.deadline()),
+            Timer::Reply => self.patience_ends_at(),
+            Timer::Exchange => self.exchange_ends_at(),
+            Timer::Generation => self.regroups_at(),
+            Timer::Slots => self.recheck_at,
+            Timer::Probes => self.probing.wakes_at(),
+            Timer::Nccl => self.nccl_is_judged_at(),
+            Timer::Saving => self.saving.retries_at(),
+            Timer::Rejoin => self.grace_ends_at(),
+            Timer::Reminder => self.reminds_at(),
+            Timer::Copy => self.joining.wakes_at(),
+        }
+    }
+
+    /// Does what a timer is for, where its time has come.
+    fn look_after(&mut self, timer: Timer, now: Instant, commands: &mut Vec<Command>) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        match timer {
+            Timer::Silence => self.expel_the_silent(now, commands),
+            Timer::Reply => self.expel_the_stuck(now, commands),
+            Timer::Exchange if is_due(self.exchange_ends_at()) => {
+                self.give_up_exchange(now, commands);
+            }
+            Timer::Generation if is_due(self.regroups_at()) => {
+                self.reconfigure_if_member_lost(now, commands);
+            }
+            Timer::Slots if is_due(self.recheck_at) => self.rebalance(now, commands),
+            Timer::Probes => self.tick_probes(now, commands),
+            Timer::Nccl => self.judge_nccl(now, commands),
+            Timer::Saving if self.saving.retry_is_due(now) => self.proceed(now, commands),
+            Timer::Rejoin => self.watch_grace(now, commands),
+            Timer::Reminder => {
+                let may_remind = self.grace_is_short_until().is_none_or(|until| until <= now);
+                if self.stage == Stage::Waiting && self.stopping.is_none() && may_remind {
+                    self.remind(now, commands);
+                }
+            }
+            Timer::Copy if is_due(self.joining.wakes_at()) => self.feed_newcomers(now, commands),
+            Timer::Exchange | Timer::Generation | Timer::Slots | Timer::Saving | Timer::Copy => {}
+        }
     }
 
     /// How long a worker may be silent before it is given up.
     pub(super) fn deadline(&self) -> Duration {
         failure_detector::deadline(self.stats.mean_step_seconds())
-    }
-
-    /// Does what is due at `now` because time passed.
-    pub(super) fn tick(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        self.expel_the_silent(now, commands);
-        self.expel_the_stuck(now, commands);
-        if self.exchange_ends_at().is_some_and(|at| at <= now) {
-            self.give_up_exchange(now, commands);
-        }
-        if self.regroups_at().is_some_and(|at| at <= now) {
-            self.reconfigure_if_member_lost(now, commands);
-        }
-        if self.recheck_at.is_some_and(|at| at <= now) {
-            self.rebalance(now, commands);
-        }
-        self.tick_probes(now, commands);
-        self.judge_nccl(now, commands);
-        if self.saving.retry_is_due(now) {
-            self.proceed(now, commands);
-        }
-        self.watch_grace(now, commands);
-        let may_remind = self.grace_is_short_until().is_none_or(|until| until <= now);
-        if self.stage == Stage::Waiting && self.stopping.is_none() && may_remind {
-            self.remind(now, commands);
-        }
     }
 
     fn expel_the_silent(&mut self, now: Instant, commands: &mut Vec<Command>) {
