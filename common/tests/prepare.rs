@@ -313,6 +313,18 @@ fn messages_that_say_so_are_not_learned() {
     }
     let asks = r#"[{"role": "user", "content": "x", "train": true}, {"role": "assistant", "content": "y"}]"#;
     assert!(reason(&row(asks, "")).contains("asks to be learned"));
+    let in_prompt = r#"{"prompt": [{"role": "assistant", "content": "x", "weight": 1}], "completion": [{"role": "assistant", "content": "y"}]}"#;
+    let said = reason(in_prompt);
+    assert!(
+        said.contains("message 1 of `prompt` asks to be learned"),
+        "{said}"
+    );
+    let empty = Setup::new(r#"{"prompt": "a", "completion": "  "}"#).prepare();
+    let notes = empty.unwrap().counts.notes;
+    assert!(
+        notes.iter().any(|note| note.contains("an answer is empty")),
+        "{notes:?}"
+    );
     let mut setup = Setup::new(&row(
         r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]"#,
         "",

@@ -19,7 +19,7 @@ use common::files::manifest::entries_digest;
 use common::files::model::{CONFIG, ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
-use common::job::{InitWeights, JobSpec, Method, Resume};
+use common::job::{BaseDtype, InitWeights, JobSpec, Method, Resume};
 use common::model::{ModelConfig, adapted_modules, base_tensors};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
@@ -445,6 +445,10 @@ fn check_weights(
     if job.init_weights == InitWeights::Random {
         return Ok(Vec::new());
     }
-    let weights = WeightFiles::open(model, &base_tensors(config))?;
+    let tensors = base_tensors(config);
+    let weights = WeightFiles::open(model, &tensors)?;
+    if job.base_dtype == BaseDtype::Bfloat16 {
+        weights.check_bfloat16(&tensors)?;
+    }
     Ok(weights.notices().to_vec())
 }

@@ -196,6 +196,28 @@ fn the_workers_of_a_stopped_coordinator_wait_for_the_next() {
 
 #[test]
 #[cfg(unix)]
+fn a_run_that_is_ended_at_once_says_so_in_its_record() {
+    let site = Site::new();
+    let options = [&OPTIONS[..], &["--single-node", "--threads", "1"]].concat();
+    // Holds as a disk does that takes no checkpoint.
+    let mut run = Run::of(
+        site.start("out", &options)
+            .env("MUSTER_FAILPOINT", "checkpoint-write=hold"),
+    );
+    run.steps(5).process.signal("-TERM");
+    run.until("stopping after a checkpoint of step ");
+    run.process.signal("-INT");
+    let run = run.end();
+    assert_eq!(run.status.code(), Some(130), "{run:?}");
+    assert!(run.stdout.contains("stopped at once at step "), "{run:?}");
+    let record = site.json("out/run.json");
+    assert_eq!(record["state"], "stopped", "{record}");
+    assert!(record["ended"].is_string(), "{record}");
+    assert!(record["step"].as_u64().unwrap() >= 5, "{record}");
+}
+
+#[test]
+#[cfg(unix)]
 fn the_end_is_on_record_before_anybody_is_waited_for() {
     let site = Site::new();
     let port = free_port();

@@ -161,4 +161,12 @@ fn an_adapter_that_does_not_fit_is_one_clear_line() {
     let text = text.replace("\"use_dora\": false", "\"use_dora\": true");
     fs::write(&path, text).unwrap();
     assert_fails(with(&dora), &["use_dora"]);
+
+    let broken = adapter(module, hidden);
+    let path = broken.path().join(ADAPTER_WEIGHTS);
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    assert_fails(with(&broken), &["lora_B", "not finite"]);
 }

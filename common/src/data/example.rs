@@ -59,6 +59,9 @@ impl ExampleMaker<'_> {
         let mut examples = match record {
             Record::Text(text) => vec![self.plain(text.clone(), 0)?],
             Record::Completion { prompt, completion } => {
+                if completion.trim().is_empty() {
+                    notes.push(Note::EmptyAnswer);
+                }
                 let start = if self.train_on_inputs {
                     0
                 } else {

@@ -204,6 +204,15 @@ impl RecordParser<'_> {
             (prompt @ Json::Array(_), completion @ Json::Array(_)) => {
                 let mut messages = self.messages(prompt, &fields.prompt, notes)?;
                 let trained_from = messages.len();
+                if let Some(index) = messages.iter().position(|said| said.learned == Some(true)) {
+                    return Err(format!(
+                        "message {} of `{}` asks to be learned, but nothing of a prompt is: put the whole conversation under `{}`, \
+                         where each message says for itself whether it is",
+                        index + 1,
+                        fields.prompt,
+                        fields.messages
+                    ));
+                }
                 messages.extend(self.messages(completion, &fields.completion, notes)?);
                 self.conversation(messages, trained_from, row, notes)
             }

@@ -185,6 +185,24 @@ impl TensorView<'_> {
         }
     }
 
+    /// Refuses finite numbers that bfloat16 would make infinite. Reads all of a tensor in single or double precision.
+    pub fn check_bfloat16(&self) -> Result<(), NotBfloat16> {
+        let is_beyond = |wide: &f32| wide.is_finite() && bf16::from_f32(*wide).is_infinite();
+        let beyond = match self.dtype {
+            Dtype::F32 => {
+                let (words, _) = self.bytes.as_chunks();
+                let mut singles = words.iter().map(|word| f32::from_le_bytes(*word));
+                singles.find(is_beyond)
+            }
+            Dtype::F64 => self.doubles().map(|wide| wide as f32).find(is_beyond),
+            _ => None,
+        };
+        match beyond {
+            Some(wide) => Err(NotBfloat16(wide)),
+            None => Ok(()),
+        }
+    }
+
     fn doubles(&self) -> impl Iterator<Item = f64> {
         let (words, _) = self.bytes.as_chunks();
         words.iter().map(|word| f64::from_le_bytes(*word))
@@ -199,6 +217,11 @@ pub enum NotFloat32 {
     #[error("holds {0:e}, which is beyond float32: it would become infinite")]
     TooLarge(f64),
 }
+
+/// A number that bfloat16 does not have, in words that follow the name of its tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Error)]
+#[error("holds {0:e}, which is beyond bfloat16: it would become infinite; use base_dtype: float32")]
+pub struct NotBfloat16(pub f32);
 
 fn convert(bytes: &[u8], out: &mut [f32], to_f32: impl Fn(u16) -> f32) {
     for (scalar, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
@@ -338,6 +361,35 @@ mod tests {
             let said = format!("tensor wide holds {beyond:e}, which is beyond float32");
             assert!(error.contains(&said), "{error}");
         }
+    }
+
+    #[test]
+    fn numbers_beyond_bfloat16_are_found_where_the_type_may_hold_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |dtype, bytes: Vec<u8>| {
+            let shape = vec![bytes.len() / dtype_bytes(dtype)];
+            let tensor = ("w".to_owned(), dtype, shape, &bytes[..]);
+            write(folder.path(), "w.safetensors", [tensor], &[]).unwrap();
+            let file = TensorFile::open(&folder.path().join("w.safetensors")).unwrap();
+            file.get("w").unwrap().check_bfloat16()
+        };
+        fn dtype_bytes(dtype: Dtype) -> usize {
+            match dtype {
+                Dtype::F64 => 8,
+                Dtype::F32 => 4,
+                _ => 2,
+            }
+        }
+        let single = |values: [f32; 2]| values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let most = bf16::MAX.to_f32();
+        assert_eq!(check(Dtype::F32, single([most, f32::INFINITY])), Ok(()));
+        assert_eq!(
+            check(Dtype::F32, single([0.0, -f32::MAX])),
+            Err(NotBfloat16(-f32::MAX))
+        );
+        let double = f64::from(f32::MAX).to_le_bytes().to_vec();
+        assert_eq!(check(Dtype::F64, double), Err(NotBfloat16(f32::MAX)));
+        assert_eq!(check(Dtype::BF16, vec![0x7f, 0x7f]), Ok(()));
     }
 
     #[test]

@@ -176,11 +176,11 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
 fn unfinished_warmup(job: &JobSpec, total_steps: u64) -> Option<String> {
     let warmup = warmup_steps(job.warmup, total_steps);
     // A run of which nothing is learned does not start, and says why.
-    if warmup <= total_steps || !learns(job, total_steps) {
+    if warmup < total_steps || !learns(job, total_steps) {
         return None;
     }
     Some(format!(
-        "the warm-up of {} is longer than the run of {}: the learning rate rises to {} only, not to {}; a smaller warmup_steps, \
+        "the warm-up of {} is not over in the run of {}: the learning rate rises to {} only, not to {}; a smaller warmup_steps, \
          or more steps, would change that",
         count(warmup, "step"),
         count(total_steps, "step"),
@@ -380,11 +380,17 @@ mod tests {
         };
         assert_eq!(
             told(&steps("180"), "warm-up").unwrap(),
-            "the warm-up of 180 steps is longer than the run of 90 steps: the learning rate rises to 9.89e-5 only, not to 2e-4; a \
+            "the warm-up of 180 steps is not over in the run of 90 steps: the learning rate rises to 9.89e-5 only, not to 2e-4; a \
              smaller warmup_steps, or more steps, would change that"
         );
-        assert_eq!(told(&steps("90"), "warm-up"), None);
-        assert_eq!(told(&[("warmup_ratio", "1")], "warm-up"), None);
+        assert_eq!(told(&steps("89"), "warm-up"), None);
+        for whole in [&steps("90")[..], &[("warmup_ratio", "1")]] {
+            let told = told(whole, "warm-up").unwrap();
+            assert!(
+                told.contains("is not over in the run of 90 steps"),
+                "{told}"
+            );
+        }
         let tiny = told(&[("learning_rate", "1e-20")], "float32").unwrap();
         assert!(
             tiny.starts_with("the learning rate is 1e-20 at most"),

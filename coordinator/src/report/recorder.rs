@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::run_event::{RunEnd, RunEvent};
 use crate::report::terminal::Terminal;
 use crate::store::layout::TRAINER_STATE;
-use crate::store::output::{OutputError, RunFiles};
+use crate::store::output::{OutputError, RunFiles, RunState};
 
 /// Most events that may wait for the terminal or the disk.
 const EVENTS: usize = 4096;
@@ -147,6 +147,19 @@ impl Recorder {
             weights_digest: weights_digest.to_owned(),
         });
         Ok(self.files().observe(&end)?)
+    }
+
+    /// Writes down that the run was stopped, unless its end is on record. Gives back the step that it had come to; None where
+    /// nothing was to be written, or it could not be.
+    pub fn record_stopped(&self, reason: String) -> Option<u64> {
+        let mut files = self.files();
+        let record = files.record();
+        if record.state != RunState::Running {
+            return None;
+        }
+        let step = record.step;
+        let end = RunEvent::Ended(RunEnd::Stopped { step, reason });
+        files.observe(&end).is_ok().then_some(step)
     }
 
     fn files(&self) -> MutexGuard<'_, RunFiles> {

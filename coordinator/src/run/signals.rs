@@ -12,17 +12,21 @@ use tokio::sync::mpsc;
 
 use crate::driver::control_loop::{Input, StopRequest};
 use crate::exit;
+use crate::report::recorder::Recorder;
 
 /// How long preparation may take to notice that it is cancelled: what takes longer (a file system that hangs, a model
 /// that answers the test prompts) leaves nothing behind that counts.
 const CANCEL_PATIENCE: Duration = Duration::from_millis(700);
 
+/// How long the record of a run that is ended at once may take.
+const RECORD_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Stage of the process, which decides what a signal means.
 enum Stage {
     /// The run is being prepared: nothing has begun yet that a next start could not begin as well.
     Preparing(Progress),
-    /// The driver runs, and must save what there is.
-    Running(mpsc::Sender<Input>),
+    /// The driver runs, and must save what there is. The recorder is for a second signal, which leaves it no time.
+    Running(mpsc::Sender<Input>, Recorder),
     /// The run is over, and on record; done, or to be resumed.
     Over { is_done: bool },
 }
@@ -64,13 +68,13 @@ impl Signals {
     }
 
     /// Lets signals ask the driver to stop from now on; at once where one came before it.
-    pub fn begin(&self, inputs: mpsc::Sender<Input>) {
+    pub fn begin(&self, inputs: mpsc::Sender<Input>, recorder: Recorder) {
         let mut state = self.lock();
         if let Some(signal) = state.first {
             // Nobody else has written into this queue yet.
             drop(inputs.try_send(Input::Stop(signal.request())));
         }
-        state.stage = Stage::Running(inputs);
+        state.stage = Stage::Running(inputs, recorder);
     }
 
     /// Lets a signal end the process at once from now on: what is still done, such as to answer the test prompts, changes no
@@ -90,7 +94,7 @@ impl Signals {
                     progress.cancel();
                     tokio::spawn(self.clone().end_preparation(signal));
                 }
-                Stage::Running(inputs) => {
+                Stage::Running(inputs, _) => {
                     let (inputs, request) = (inputs.clone(), signal.request());
                     // A driver that is stuck must not hold the second signal back.
                     tokio::spawn(async move { drop(inputs.send(Input::Stop(request)).await) });
@@ -100,7 +104,28 @@ impl Signals {
                 Stage::Over { .. } => end(signal.code),
             }
         }
-        end(received.next().await.code);
+        let second = received.next().await;
+        self.record_the_end(signal);
+        end(second.code);
+    }
+
+    /// Puts on record that a run was ended at once, unless its end is there already. Waits no longer for it than a moment.
+    fn record_the_end(&self, signal: Signal) {
+        let Stage::Running(_, recorder) = &self.lock().stage else {
+            return;
+        };
+        let recorder = recorder.clone();
+        let (done, recorded) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let reason = format!("{}, twice: nothing more was saved", signal.reason);
+            let _ = done.send(recorder.record_stopped(reason));
+        });
+        if let Ok(Some(step)) = recorded.recv_timeout(RECORD_PATIENCE) {
+            streams::stdout().say(&format!(
+                "stopped at once at step {step}: nothing more was saved; the same command goes on from what waiting workers hold, \
+                 or from the newest checkpoint"
+            ));
+        }
     }
 
     /// Ends the process where a cancelled preparation does not end by itself.

@@ -81,7 +81,7 @@ impl Training {
     /// Serves, trains and stores until the run ends. Nothing is waited for after that.
     pub async fn run(self) -> std::io::Result<Ended> {
         let (inputs, arrivals) = mpsc::channel(INPUTS);
-        self.signals.begin(inputs.clone());
+        self.signals.begin(inputs.clone(), self.recorder.clone());
         let greeting = greeting(&self.prepared, &self.term)?;
         let settings = Settings {
             run: self.term.run,

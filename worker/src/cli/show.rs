@@ -158,7 +158,7 @@ fn line(state: &State, now: Instant, tokens_per_second: Option<f64>, address: &s
         Doing::Loading => "loading the model".to_owned(),
         Doing::WaitingToBegin => match &state.aside {
             Some(reason) => format!("takes no part for now, because {reason}"),
-            None => "waiting for other workers to join or load".to_owned(),
+            None => "waiting for others to join or load, or for a place".to_owned(),
         },
         Doing::WaitingForSlots => "waiting for slots".to_owned(),
         Doing::Computing => "computing a slot".to_owned(),

@@ -80,8 +80,8 @@ fn name_of(kind: PartKind, message: &Json) -> &'static str {
         calls.is_some_and(|calls| !calls.is_empty())
     };
     match (kind, message["role"].as_str().unwrap_or_default()) {
-        (PartKind::Tools, _) => "the tools",
-        (PartKind::ToolCall, _) => "tool calls",
+        (PartKind::Tools, _) => "names of tools",
+        (PartKind::ToolCall, _) => "names of called tools",
         (PartKind::ToolArguments, _) => "arguments of tool calls",
         (PartKind::Reasoning, _) => "reasoning",
         (PartKind::Content, "assistant") if has_calls(message) => "text beside a tool call",

@@ -71,6 +71,8 @@ pub fn check_adapter(dir: &Path, rank: usize, linears: &[Adapted]) -> Result<(),
             );
             return Err(FileError::malformed(&path, reason));
         }
+        view.check_range()
+            .map_err(|reason| FileError::malformed(&path, format!("tensor {name} {reason}")))?;
     }
     Ok(())
 }

@@ -81,6 +81,15 @@ impl WeightFiles {
         file.expect(stored, shape)
     }
 
+    /// Refuses finite numbers that bfloat16 would make infinite, in any of the tensors.
+    pub fn check_bfloat16(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
+        for (name, shape) in expected {
+            let checked = self.expect(name, shape)?.check_bfloat16();
+            checked.map_err(|reason| self.malformed(name, &reason.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// Writes the tensor's scalars as float32 to `out`, which has as many.
     pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
         let (file, stored) = self.find(name)?;

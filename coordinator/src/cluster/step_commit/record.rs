@@ -124,7 +124,9 @@ impl Cluster {
             return;
         }
         self.stats.skipped_in_a_row += 1;
-        if self.stats.skipped_in_a_row > self.settings.max_skipped_steps {
+        // A run of few steps would end before they are too many, with nothing learned.
+        let all = self.stats.skipped_in_a_row >= self.schedule.total_steps();
+        if all || self.stats.skipped_in_a_row > self.settings.max_skipped_steps {
             let broken = settling.ledger.broken_slots();
             let slots = match broken.as_slice() {
                 [] => format!(
@@ -134,10 +136,13 @@ impl Cluster {
                 broken => format!("the loss or gradient of its slots {broken:?} is at fault"),
             };
             let before = settling.ledger.work.step();
+            let skipped = match self.stats.skipped_in_a_row {
+                all_of_them if all => format!("every step of the run ({all_of_them}) was skipped"),
+                many => format!("{many} steps in a row were skipped"),
+            };
             let reason = format!(
-                "{} steps in a row were skipped because their gradients were not finite or out of range; the last was \
-                 step {} ({slots}); lower learning_rate or look at the data of these slots",
-                self.stats.skipped_in_a_row,
+                "{skipped} because their gradients were not finite or out of range; the last was step {} ({slots}); lower \
+                 learning_rate, or look at the data of these slots and at the base model",
                 before + 1
             );
             let blocks = self.schedule.blocks_of(before, &broken);

@@ -57,6 +57,32 @@ fn too_many_skipped_steps_in_a_row_name_step_and_slots() {
 }
 
 #[test]
+fn a_run_of_which_every_step_was_skipped_is_not_done() {
+    let mut scene = Scene::new(|_| ());
+    let lenient = Settings {
+        max_skipped_steps: 5,
+        ..settings()
+    };
+    scene.cluster = Cluster::new(lenient, course(1, 4));
+    scene.after(join(WorkerId(1)));
+    scene.after(ready(WorkerId(1), 0));
+    scene.after(entered(1, 1, 0, &[]));
+    for slot in 0..4 {
+        scene.after(done(1, 0, slot));
+    }
+    let Event::StepReported { worker, mut report } = reported(1, 1, "a") else {
+        unreachable!("reported makes a StepReported")
+    };
+    report.skipped = true;
+    let commands = scene.after(Event::StepReported { worker, report });
+    let end = commands.last().cloned().unwrap_or_default();
+    assert!(
+        end.contains("every step of the run (1) was skipped"),
+        "{commands:?}"
+    );
+}
+
+#[test]
 fn a_slot_that_was_not_leased_expels_its_sender() {
     let mut scene = Scene::with_workers(2);
     scene.cluster.settings.min_workers = 1;

@@ -43,8 +43,9 @@ impl fmt::Debug for BarTerminal {
 }
 
 impl TermLike for BarTerminal {
+    /// A terminal writes `^C` behind the bar: what is as wide as the line would wrap then, and not be cleared as a whole.
     fn width(&self) -> u16 {
-        console::Term::stdout().size().1
+        console::Term::stdout().size().1.saturating_sub(3)
     }
 
     fn height(&self) -> u16 {

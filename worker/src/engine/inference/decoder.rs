@@ -35,6 +35,8 @@ pub enum InferenceError {
     Unsupported { path: PathBuf, feature: String },
     #[error("{path}: the adapter changes {module}, which the model does not have")]
     UnknownModule { path: PathBuf, module: String },
+    #[error("{path}: tensor {name} holds numbers that are not finite: the adapter is of no use")]
+    BrokenAdapter { path: PathBuf, name: String },
     #[error("token {token} is outside the model's vocabulary of {vocabulary}")]
     TokenOutOfRange { token: u32, vocabulary: usize },
     #[error(
@@ -213,6 +215,12 @@ fn read_tensor(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Tensor,
     file.expect(name, shape)?;
     let mut scalars = vec![0.0f32; shape.iter().product()];
     file.read_f32(name, shape, &mut scalars)?;
+    if !scalars.iter().all(|scalar| scalar.is_finite()) {
+        return Err(InferenceError::BrokenAdapter {
+            path: file.path().to_owned(),
+            name: name.to_owned(),
+        });
+    }
     Ok(Tensor::from_vec(scalars, shape, &Device::Cpu)?)
 }
 

@@ -4,7 +4,7 @@
 //! tensors in the job's base type. Vectors (norms, biases) are always float32.
 
 use common::files::model::{ModelFolder, WeightFiles};
-use common::files::tensors::Dtype;
+use common::files::tensors::{Dtype, NotBfloat16};
 use common::job::BaseDtype;
 use common::rng::CounterRng;
 use half::bf16;
@@ -113,10 +113,9 @@ fn check_narrowed(
     let Some((wide, _)) = beyond else {
         return Ok(());
     };
-    let reason = format!(
-        "holds {wide:e}, which is beyond bfloat16: it would become infinite; use base_dtype: float32"
-    );
-    Err(files.malformed(name, &reason).into())
+    Err(files
+        .malformed(name, &NotBfloat16(*wide).to_string())
+        .into())
 }
 
 fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
