@@ -111,10 +111,11 @@ impl Signals {
 
     /// Puts on record that a run was ended at once, unless its end is there already. Waits no longer for it than a moment.
     fn record_the_end(&self, signal: Signal) {
-        let Stage::Running(_, recorder) = &self.lock().stage else {
-            return;
+        // The lock is not held while the record is waited for.
+        let recorder = match &self.lock().stage {
+            Stage::Running(_, recorder) => recorder.clone(),
+            Stage::Preparing(_) | Stage::Over { .. } => return,
         };
-        let recorder = recorder.clone();
         let (done, recorded) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let reason = format!("{}, twice: nothing more was saved", signal.reason);
