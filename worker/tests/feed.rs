@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::Snapshot;
 use common::files::layout::Layout;
+use futures::FutureExt;
 use worker::collective::feed::{FeedLimits, Feeds, Follower, News, Patience, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
 use worker::collective::state::StateCopy;
@@ -74,14 +75,14 @@ fn follow(worker: u64, port: u16) -> Follower {
             address: format!("127.0.0.1:{port}"),
         },
     };
-    Follower::start(source, layout(), PATIENCE, || ())
+    Follower::start(source, layout(), PATIENCE)
 }
 
 /// What the feed brings next.
-fn next(follower: &Follower) -> Option<News> {
+fn next(follower: &mut Follower) -> Option<News> {
     let began = Instant::now();
     while began.elapsed() < LIMIT {
-        if let Some(news) = follower.take() {
+        if let Some(news) = follower.next().now_or_never() {
             return Some(news);
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -89,21 +90,21 @@ fn next(follower: &Follower) -> Option<News> {
     None
 }
 
-fn state_of(follower: &Follower) -> StateCopy {
+fn state_of(follower: &mut Follower) -> StateCopy {
     match next(follower) {
         Some(News::State(state)) => *state,
         other => panic!("{other:?}"),
     }
 }
 
-fn update_of(follower: &Follower) -> Update {
+fn update_of(follower: &mut Follower) -> Update {
     match next(follower) {
         Some(News::Update(update)) => update,
         other => panic!("{other:?}"),
     }
 }
 
-fn loss_of(follower: &Follower) -> String {
+fn loss_of(follower: &mut Follower) -> String {
     loop {
         match next(follower) {
             Some(News::Lost(reason)) => return reason,
@@ -139,7 +140,7 @@ fn until(what: &str, holds: impl Fn() -> bool) {
 fn a_follower_gets_the_state_and_every_update_after_it() {
     let member = collective(FeedLimits::default());
     // It may call before the source knows of it.
-    let follower = follow(9, member.port());
+    let mut follower = follow(9, member.port());
     begin(member.feeds(), 9, 1, || state(3));
     for step in 3..6 {
         member.feeds().publish(update(step));
@@ -150,14 +151,14 @@ fn a_follower_gets_the_state_and_every_update_after_it() {
         ..update(6)
     };
     member.feeds().publish(skipped.clone());
-    assert!(state_of(&follower) == state(3));
+    assert!(state_of(&mut follower) == state(3));
     for step in 3..6 {
-        assert!(update_of(&follower) == update(step));
+        assert!(update_of(&mut follower) == update(step));
     }
-    assert_eq!(update_of(&follower), skipped);
+    assert_eq!(update_of(&mut follower), skipped);
     until("all is let go", || member.feeds().kept_bytes() == 0);
     member.feeds().publish(update(7));
-    assert!(update_of(&follower) == update(7));
+    assert!(update_of(&mut follower) == update(7));
     member.feeds().conclude(&[9], &[9], 8);
     until("the feed is over", || !member.feeds().is_followed());
 }
@@ -171,14 +172,14 @@ fn a_member_gets_its_last_updates_though_its_word_that_it_has_the_state_comes_la
         feeds.publish(update(3));
         // The coordinator may have heard it sooner.
         feeds.conclude(&[9], fed, 4);
-        let follower = follow(9, member.port());
+        let mut follower = follow(9, member.port());
         if fed.is_empty() {
             // The generation brings the whole state.
-            assert!(loss_of(&follower).contains("has become a member"));
+            assert!(loss_of(&mut follower).contains("has become a member"));
             continue;
         }
-        assert!(state_of(&follower) == state(3));
-        assert!(update_of(&follower) == update(3));
+        assert!(state_of(&mut follower) == state(3));
+        assert!(update_of(&mut follower) == update(3));
         until("the feed is over", || !feeds.is_followed());
     }
 }
@@ -265,10 +266,10 @@ fn a_broken_connection_goes_on_at_the_first_piece_that_is_missing() {
     );
     let feeds = member.feeds();
     begin(feeds, 9, 1, || state(3));
-    let follower = follow(9, proxy.port);
+    let mut follower = follow(9, proxy.port);
     feeds.publish(update(3));
-    assert!(state_of(&follower) == state(3));
-    assert!(update_of(&follower) == update(3));
+    assert!(state_of(&mut follower) == state(3));
+    assert!(update_of(&mut follower) == update(3));
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 4);
     // At most the piece in transit was sent again with each new connection.
     let least = STATE_BYTES + 4 * SCALARS;
@@ -281,13 +282,16 @@ fn an_update_that_was_cut_off_comes_again() {
     let member = collective(FeedLimits::default());
     let proxy = Proxy::start(member.port(), &[Harm::Cut(STATE_BYTES + 300_000)]);
     begin(member.feeds(), 9, 1, || state(3));
-    let follower = follow(9, proxy.port);
+    let mut follower = follow(9, proxy.port);
     for step in 3..6 {
         member.feeds().publish(update(step));
     }
-    assert!(state_of(&follower) == state(3));
+    assert!(state_of(&mut follower) == state(3));
     for step in 3..6 {
-        assert!(update_of(&follower) == update(step), "after step {step}");
+        assert!(
+            update_of(&mut follower) == update(step),
+            "after step {step}"
+        );
     }
     assert_eq!(proxy.connections.load(Ordering::SeqCst), 2);
 }
@@ -298,8 +302,8 @@ fn a_damaged_piece_is_asked_for_again() {
     let harms = &[Harm::Flip(700_000), Harm::Flip(100), Harm::Flip(5)];
     let proxy = Proxy::start(member.port(), harms);
     begin(member.feeds(), 9, 1, || state(3));
-    let follower = follow(9, proxy.port);
-    assert!(state_of(&follower) == state(3));
+    let mut follower = follow(9, proxy.port);
+    assert!(state_of(&mut follower) == state(3));
     assert!(proxy.connections.load(Ordering::SeqCst) >= 3);
 }
 
@@ -315,16 +319,16 @@ fn the_copy_is_shared_by_all_who_come_while_it_is_needed() {
     assert_eq!(feeds.kept_bytes() / STATE_BYTES, 1);
     drop(slow);
     for worker in [9, 10] {
-        let follower = follow(worker, member.port());
-        assert!(state_of(&follower) == state(3));
-        assert!(update_of(&follower) == update(3));
+        let mut follower = follow(worker, member.port());
+        assert!(state_of(&mut follower) == state(3));
+        assert!(update_of(&mut follower) == update(3));
         std::mem::forget(follower);
     }
     until("all is let go", || feeds.kept_bytes() == 0);
     // A newer one begins where the member is by now.
     begin(feeds, 11, 1, || state(4));
-    let third = follow(11, member.port());
-    assert!(state_of(&third) == state(4));
+    let mut third = follow(11, member.port());
+    assert!(state_of(&mut third) == state(4));
 }
 
 #[test]
@@ -336,20 +340,20 @@ fn who_falls_too_far_behind_is_let_go_and_may_begin_anew() {
     let feeds = member.feeds();
     begin(feeds, 9, 1, || state(0));
     begin(feeds, 10, 1, || state(0));
-    let quick = follow(10, member.port());
-    assert!(state_of(&quick) == state(0));
+    let mut quick = follow(10, member.port());
+    assert!(state_of(&mut quick) == state(0));
     for step in 0..8 {
         feeds.publish(update(step));
-        assert!(update_of(&quick) == update(step));
+        assert!(update_of(&mut quick) == update(step));
         // Until the source knows it too.
         assert!(feeds.kept_bytes() <= STATE_BYTES + 4 * (4 * SCALARS + 100));
         std::thread::sleep(Duration::from_millis(20));
     }
-    let slow = follow(9, member.port());
-    let reason = loss_of(&slow);
+    let mut slow = follow(9, member.port());
+    let reason = loss_of(&mut slow);
     assert!(reason.contains("too far behind"), "{reason}");
     feeds.publish(update(8));
-    assert!(update_of(&quick) == update(8));
+    assert!(update_of(&mut quick) == update(8));
     until("all is let go", || feeds.kept_bytes() == 0);
 }
 
@@ -369,10 +373,10 @@ fn a_follower_that_does_not_come_costs_the_copy_only_for_a_while() {
 fn a_source_that_dies_is_noticed() {
     let member = collective(FeedLimits::default());
     begin(member.feeds(), 9, 1, || state(3));
-    let follower = follow(9, member.port());
-    assert!(state_of(&follower) == state(3));
+    let mut follower = follow(9, member.port());
+    assert!(state_of(&mut follower) == state(3));
     drop(member);
-    let reason = loss_of(&follower);
+    let reason = loss_of(&mut follower);
     assert!(reason.contains("cannot be reached"), "{reason}");
 }
 
@@ -380,11 +384,11 @@ fn a_source_that_dies_is_noticed() {
 fn an_update_that_is_missing_ends_the_feed() {
     let member = collective(FeedLimits::default());
     begin(member.feeds(), 9, 1, || state(3));
-    let follower = follow(9, member.port());
-    assert!(state_of(&follower) == state(3));
+    let mut follower = follow(9, member.port());
+    assert!(state_of(&mut follower) == state(3));
     // The member got a newer state from others.
     member.feeds().publish(update(5));
-    let reason = loss_of(&follower);
+    let reason = loss_of(&mut follower);
     assert!(reason.contains("left behind"), "{reason}");
 }
 
@@ -412,9 +416,9 @@ fn one_that_died_with_a_part_of_the_state_leaves_no_old_copy_to_the_next() {
     feeds.publish(update(5));
     // Had it only lost its connection, it would begin with the new one, too.
     for worker in [10, 9] {
-        let follower = follow(worker, member.port());
-        assert!(state_of(&follower) == state(5));
-        assert!(update_of(&follower) == update(5));
+        let mut follower = follow(worker, member.port());
+        assert!(state_of(&mut follower) == state(5));
+        assert!(update_of(&mut follower) == update(5));
         std::mem::forget(follower);
     }
 }
@@ -434,7 +438,7 @@ fn a_new_term_shares_nothing_of_the_one_before() {
     begin(feeds, 9, 1, || state(3));
     begin(feeds, 10, 1, || panic!("a second copy"));
     for worker in [9, 10] {
-        assert!(state_of(&follow(worker, member.port())) == state(3));
+        assert!(state_of(&mut follow(worker, member.port())) == state(3));
     }
 }
 

@@ -1,15 +1,16 @@
 //! What a toy worker gets and hands over beside its session: blocks, the state it starts from, states that were asked for.
 
+use common::data::block::Block;
 use common::files::snapshot::OPTIMIZER;
 use proto::v1;
 use proto::v1::upload_chunk::Chunk;
 use tokio::sync::mpsc;
 use tonic::Status;
+use worker::rpc::upload::State;
 
-use crate::engine::Snapshot;
 use crate::net::Node;
 use crate::rpc::Client;
-use crate::truth::hex;
+use crate::truth::{SEQUENCE_LEN, Weights, digest, weights};
 use crate::world::World;
 
 pub const WEIGHTS: &str = "model.safetensors";
@@ -17,17 +18,18 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub async fn fetch_blocks(
     mut client: Client,
     request: v1::FetchBlocksRequest,
-) -> Result<Vec<u8>, Status> {
+) -> Result<Vec<Block>, Status> {
     let expected = request.blocks.clone();
     let mut chunks = client.fetch_blocks(request).await?.into_inner();
-    let mut data = Vec::new();
+    let mut blocks = Vec::new();
     let mut received = Vec::new();
     while let Some(chunk) = chunks.message().await? {
         received.push(chunk.block);
-        data.extend_from_slice(&chunk.data);
+        let block = Block::decode(&chunk.data, SEQUENCE_LEN);
+        blocks.push(block.map_err(|error| Status::data_loss(error.to_string()))?);
     }
     match received == expected {
-        true => Ok(data),
+        true => Ok(blocks),
         false => Err(Status::data_loss("other blocks than those asked for")),
     }
 }
@@ -37,7 +39,7 @@ pub async fn fetch_state(
     world: &World,
     mut client: Client,
     welcome: &v1::Welcome,
-) -> Result<Snapshot, Status> {
+) -> Result<(u64, Weights), Status> {
     let (mut step, mut weights) = (welcome.start_step, world.model.initial());
     if step > 0 {
         let file = welcome.state_files.iter().find(|file| file.path == WEIGHTS);
@@ -50,14 +52,14 @@ pub async fn fetch_state(
         }
         (step, weights) = decode(&data).ok_or_else(|| Status::data_loss("no checkpoint"))?;
     }
-    Ok(Snapshot { step, weights })
+    Ok((step, weights))
 }
 
-pub fn encode(state: &Snapshot) -> Vec<u8> {
-    [&state.step.to_le_bytes()[..], &state.weights].concat()
+fn encode(step: u64, weights: &Weights) -> Vec<u8> {
+    [&step.to_le_bytes()[..], weights].concat()
 }
 
-pub fn decode(bytes: &[u8]) -> Option<(u64, [u8; 32])> {
+fn decode(bytes: &[u8]) -> Option<(u64, Weights)> {
     let (step, weights) = bytes.split_first_chunk()?;
     Some((u64::from_le_bytes(*step), weights.try_into().ok()?))
 }
@@ -68,11 +70,13 @@ pub async fn upload_all(
     node: Node,
     mut client: Client,
     worker: u64,
-    mut waiting: mpsc::UnboundedReceiver<Snapshot>,
+    mut waiting: mpsc::UnboundedReceiver<State>,
 ) {
-    while let Some(mut state) = waiting.recv().await {
-        if world.spoils(state.step) {
-            state.weights[0] ^= 1;
+    while let Some(state) = waiting.recv().await {
+        let step = state.snapshot.step;
+        let mut weights = weights(&state.snapshot.weights);
+        if world.spoils(step) {
+            weights[0] ^= 1;
         }
         let file = |path: &str, size: usize, digest: blake3::Hash| {
             Chunk::File(v1::FileEntry {
@@ -81,12 +85,13 @@ pub async fn upload_all(
                 digest: digest.to_hex().to_string(),
             })
         };
-        let weights = encode(&state);
+        let weights_digest = digest(&weights);
+        let weights = encode(step, &weights);
         let chunks = [
             Chunk::Header(v1::UploadHeader {
                 worker,
-                step: state.step,
-                weights_digest: hex(&state.weights),
+                step,
+                weights_digest,
             }),
             file(WEIGHTS, weights.len(), blake3::hash(&weights)),
             Chunk::Data(weights[..9].to_vec().into()),
@@ -98,7 +103,7 @@ pub async fn upload_all(
         let sent = client.upload_state(futures::stream::iter(chunks)).await;
         world.net.note(|| {
             let result = sent.map(drop).map_err(|status| status.message().to_owned());
-            format!("w{node} uploaded {}: {result:?}", state.step)
+            format!("w{node} uploaded {step}: {result:?}")
         });
     }
 }

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use proto::v1;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use worker::collective::feed::{News, Update};
+use worker::collective::state::StateCopy;
 
-use crate::engine::StateCopy;
 use crate::mesh::PeerFrame;
 use crate::net::link::End;
 use crate::net::{Kind, Node};
@@ -19,23 +19,6 @@ const MAX_CALLS: u32 = 5;
 const PAUSE_MS: u64 = 200;
 /// How long a source waits to be told of a follower that calls.
 const UNKNOWN_MS: u64 = 2_000;
-
-/// What makes a state the next one.
-#[derive(Clone, Debug)]
-pub struct Update {
-    /// Updates before it.
-    pub step: u64,
-    pub sums: Vec<i64>,
-    pub invalid: u64,
-    /// Of the whole step.
-    pub slots: Vec<v1::HeldSlot>,
-}
-
-pub enum News {
-    State(StateCopy),
-    Update(Update),
-    Lost,
-}
 
 /// The member's side.
 #[derive(Default)]
@@ -50,6 +33,8 @@ struct Feed {
     copy: StateCopy,
     log: Vec<Update>,
     is_over: bool,
+    /// Step at which it is over, because its follower has become a member.
+    until: Option<u64>,
 }
 
 impl Feeds {
@@ -59,6 +44,7 @@ impl Feeds {
             copy,
             log: Vec::new(),
             is_over: false,
+            until: None,
         };
         self.feeds().insert(worker, feed);
         self.changed.notify_waiters();
@@ -67,8 +53,23 @@ impl Feeds {
     pub fn publish(&self, update: &Update) {
         for feed in self.feeds().values_mut() {
             // A member that got its state from others has none of the updates between.
-            feed.is_over |= feed.copy.state.step + feed.log.len() as u64 != update.step;
+            feed.is_over |= feed.copy.snapshot.step + feed.log.len() as u64 != update.step;
             feed.log.push(update.clone());
+        }
+        self.changed.notify_waiters();
+    }
+
+    pub fn are_followed(&self) -> bool {
+        self.feeds().values().any(|feed| !feed.is_over)
+    }
+
+    /// Followers that are members now need the updates up to `step`, and those that were not fed to the end need none.
+    pub fn conclude(&self, members: &[u64], fed: &[u64], step: u64) {
+        for (worker, feed) in self.feeds().iter_mut() {
+            if members.contains(worker) {
+                feed.until = Some(step);
+                feed.is_over |= !fed.contains(worker);
+            }
         }
         self.changed.notify_waiters();
     }
@@ -130,10 +131,13 @@ impl Feeds {
         let feed = feeds.get(&worker).filter(|feed| feed.attempt == attempt);
         let feed = feed.filter(|feed| !feed.is_over).ok_or(())?;
         let Some(step) = *has else {
-            *has = Some(feed.copy.state.step);
+            *has = Some(feed.copy.snapshot.step);
             return Ok(Some(PeerFrame::State(feed.copy.clone())));
         };
-        let index = step.checked_sub(feed.copy.state.step).ok_or(())?;
+        if feed.until.is_some_and(|until| step >= until) {
+            return Err(());
+        }
+        let index = step.checked_sub(feed.copy.snapshot.step).ok_or(())?;
         let update = feed.log.get(index as usize);
         *has = Some(step + u64::from(update.is_some()));
         Ok(update.cloned().map(PeerFrame::Update))
@@ -144,18 +148,12 @@ impl Feeds {
     }
 }
 
-/// Whom a newcomer follows.
-pub struct Source {
-    pub node: Node,
-    pub worker: u64,
-    pub attempt: u64,
-}
-
-/// Follows until the guard is dropped.
+/// Follows a peer, as this worker and by this attempt, until the guard is dropped.
 pub fn follow(
     net: Network,
     node: Node,
-    source: Source,
+    peer: Node,
+    identity: (u64, u64),
     tell: impl Fn(News) + Send + Sync + 'static,
 ) -> DropGuard {
     let fence = CancellationToken::new();
@@ -166,11 +164,11 @@ pub fn follow(
         let following = async {
             while calls < MAX_CALLS {
                 let before = has;
-                receive(&net, node, &source, &mut has, &tell).await;
+                receive(&net, node, (peer, identity), &mut has, &tell).await;
                 calls = if has == before { calls + 1 } else { 0 };
                 net.sleep(node, PAUSE_MS).await;
             }
-            tell(News::Lost);
+            tell(News::Lost("it broke off".to_owned()));
         };
         tokio::select! {
             biased;
@@ -185,21 +183,21 @@ pub fn follow(
 async fn receive(
     net: &Network,
     node: Node,
-    source: &Source,
+    (peer, (worker, attempt)): (Node, (u64, u64)),
     has: &mut Option<u64>,
     tell: &(impl Fn(News) + Sync),
 ) {
-    let mut end = net.connect(node, source.node, Kind::Peer);
+    let mut end = net.connect(node, peer, Kind::Peer);
     end.sender.send(Packet::Peer(PeerFrame::Follow {
-        worker: source.worker,
-        attempt: source.attempt,
+        worker,
+        attempt,
         has: *has,
     }));
     while let Ok(Packet::Peer(frame)) = end.receiver.receive().await {
         match (frame, *has) {
             (PeerFrame::State(copy), None) => {
-                *has = Some(copy.state.step);
-                tell(News::State(copy));
+                *has = Some(copy.snapshot.step);
+                tell(News::State(Box::new(copy)));
             }
             (PeerFrame::Update(update), Some(step)) if update.step == step => {
                 *has = Some(step + 1);

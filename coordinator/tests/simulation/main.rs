@@ -1,21 +1,23 @@
-//! The real driver, cluster, service and store against toy workers, over a simulated network in simulated time: processes
-//! die and come back, hang, are cut off from each other, and every seed must end with the bits of the quiet run.
+//! The real driver, cluster, service and store against workers that run the real step on a toy's arithmetic, over a simulated
+//! network in simulated time: processes die and come back, hang, are cut off from each other, and every seed must end with the bits of the quiet run.
 //!
 //! `MUSTER_SIM_SEED=n` replays one seed and prints what happens in it; `MUSTER_SIM_SEEDS=n` tries the first `n` seeds.
 #![cfg(feature = "single-node")]
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
+mod collective;
 mod dice;
-mod engine;
 mod faults;
 mod feed;
+mod heard;
 mod mesh;
 mod net;
 mod oracle;
 mod rpc;
 mod session;
 mod site;
+mod trainer;
 mod truth;
 mod worker;
 mod world;
@@ -144,7 +146,7 @@ fn the_run_goes_on_with_those_who_reach_each_other() {
 }
 
 #[test]
-fn equal_seeds_give_equal_runs() {
+fn one_seed_run_twice_gives_the_same_log() {
     let scratch = Arc::new(Scratch::new());
     for seed in 0..20 {
         let digest = || run(&scratch, &Plan::random(seed), false).digest;

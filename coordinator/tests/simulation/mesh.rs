@@ -10,9 +10,11 @@ use futures::future::try_join_all;
 use proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use worker::collective::CollectiveError;
+use worker::collective::feed::Update;
+use worker::collective::state::StateCopy;
 
-use crate::engine::StateCopy;
-use crate::feed::{Feeds, Update};
+use crate::feed::Feeds;
 use crate::net::link::{End, Receiver, Sender};
 use crate::net::{Broken, Kind, Node};
 use crate::rpc::{Network, Packet};
@@ -55,15 +57,10 @@ pub struct Start {
     pub invalid: u64,
 }
 
-#[derive(Clone, Debug)]
-pub enum MeshError {
-    Superseded,
-    Peer { rank: u32, reason: String },
-}
-
-fn blame<T>(rank: u32, reason: &str) -> Result<T, MeshError> {
+fn blame<T>(rank: u32, reason: &str) -> Result<T, CollectiveError> {
     let reason = reason.to_owned();
-    Err(MeshError::Peer { rank, reason })
+    let name = format!("rank {rank}");
+    Err(CollectiveError::Peer { rank, name, reason })
 }
 
 /// Who takes part, as seen by one member.
@@ -76,7 +73,7 @@ pub struct Membership {
     pub silence_ms: u64,
 }
 
-type Formed = Option<Result<Arc<Mesh>, MeshError>>;
+type Formed = Option<Result<Arc<Mesh>, CollectiveError>>;
 
 struct Current {
     id: MeshId,
@@ -185,7 +182,7 @@ impl Collective {
             let forming = form(&net, node, &membership, &callers);
             let peers = tokio::select! {
                 biased;
-                () = fence.cancelled() => Err(MeshError::Superseded),
+                () = fence.cancelled() => Err(CollectiveError::Superseded),
                 peers = forming => peers,
             };
             let mesh = peers.map(|peers| {
@@ -201,14 +198,14 @@ impl Collective {
         });
     }
 
-    pub async fn mesh(&self, generation: u64) -> Result<Arc<Mesh>, MeshError> {
+    pub async fn mesh(&self, generation: u64) -> Result<Arc<Mesh>, CollectiveError> {
         let mut formed = match &*lock(&self.current) {
             Some(current) if current.id.1 == generation => current.formed.clone(),
-            _ => return Err(MeshError::Superseded),
+            _ => return Err(CollectiveError::Superseded),
         };
         match formed.wait_for(Option::is_some).await {
-            Ok(formed) => formed.clone().unwrap_or(Err(MeshError::Superseded)),
-            Err(_) => Err(MeshError::Superseded),
+            Ok(formed) => formed.clone().unwrap_or(Err(CollectiveError::Superseded)),
+            Err(_) => Err(CollectiveError::Superseded),
         }
     }
 }
@@ -251,7 +248,7 @@ async fn form(
     node: Node,
     membership: &Membership,
     callers: &Callers,
-) -> Result<Vec<Option<Peer>>, MeshError> {
+) -> Result<Vec<Option<Peer>>, CollectiveError> {
     let connecting = (0..membership.members.len() as u32).map(|rank| async move {
         let end = match rank.cmp(&membership.rank) {
             std::cmp::Ordering::Less => call(net, node, membership, rank),
@@ -327,7 +324,7 @@ pub struct Reduced {
 }
 
 impl Mesh {
-    pub async fn all_reduce(&self, start: Start, sums: &[i64]) -> Result<Reduced, MeshError> {
+    pub async fn all_reduce(&self, start: Start, sums: &[i64]) -> Result<Reduced, CollectiveError> {
         let exchange = Exchange {
             mesh: self,
             start,
@@ -347,10 +344,10 @@ impl Mesh {
         }
     }
 
-    pub async fn receive_state(&self, rank: u32, step: u64) -> Result<StateCopy, MeshError> {
+    pub async fn receive_state(&self, rank: u32, step: u64) -> Result<StateCopy, CollectiveError> {
         self.fenced(async {
             match self.receive(rank).await? {
-                PeerFrame::State(state) if state.state.step == step => Ok(state),
+                PeerFrame::State(state) if state.snapshot.step == step => Ok(state),
                 frame => blame(rank, &format!("sent {frame:?} where a state was due")),
             }
         })
@@ -360,16 +357,16 @@ impl Mesh {
     /// A failure of one part ends the generation for all parts.
     async fn fenced<T>(
         &self,
-        work: impl Future<Output = Result<T, MeshError>>,
-    ) -> Result<T, MeshError> {
+        work: impl Future<Output = Result<T, CollectiveError>>,
+    ) -> Result<T, CollectiveError> {
         tokio::select! {
             biased;
-            () = self.fence.cancelled() => Err(MeshError::Superseded),
+            () = self.fence.cancelled() => Err(CollectiveError::Superseded),
             result = work => result.inspect_err(|_| self.fence.cancel()),
         }
     }
 
-    async fn receive(&self, rank: u32) -> Result<PeerFrame, MeshError> {
+    async fn receive(&self, rank: u32) -> Result<PeerFrame, CollectiveError> {
         let Some(Some(peer)) = self.peers.get(rank as usize) else {
             return blame(rank, "is not a peer");
         };
@@ -406,7 +403,7 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn run(&self) -> Result<Reduced, MeshError> {
+    async fn run(&self) -> Result<Reduced, CollectiveError> {
         let rank = self.mesh.membership.rank;
         self.contribute(&self.sums[self.mesh.chunk(rank)]);
         let others = || (0..self.mesh.size() as u32).filter(|peer| *peer != rank);
@@ -431,7 +428,7 @@ impl Exchange<'_> {
         })
     }
 
-    async fn send_to(&self, rank: u32) -> Result<(), MeshError> {
+    async fn send_to(&self, rank: u32) -> Result<(), CollectiveError> {
         let Some(Some(peer)) = self.mesh.peers.get(rank as usize) else {
             return blame(rank, "is not a peer");
         };
@@ -442,7 +439,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    async fn receive_from(&self, rank: u32) -> Result<(u32, Start, Vec<i64>), MeshError> {
+    async fn receive_from(&self, rank: u32) -> Result<(u32, Start, Vec<i64>), CollectiveError> {
         let start = match self.mesh.receive(rank).await? {
             PeerFrame::Start(start) if start.step == self.start.step => start,
             frame => return blame(rank, &format!("sent {frame:?} where a start was due")),
@@ -468,11 +465,11 @@ impl Exchange<'_> {
         }
     }
 
-    async fn wait_for_own(&self) -> Result<Vec<i64>, MeshError> {
+    async fn wait_for_own(&self) -> Result<Vec<i64>, CollectiveError> {
         let mut finished = self.finished.subscribe();
         match finished.wait_for(Option::is_some).await {
             Ok(chunk) => Ok(chunk.clone().unwrap_or_default()),
-            Err(_) => Err(MeshError::Superseded),
+            Err(_) => Err(CollectiveError::Superseded),
         }
     }
 }

@@ -8,7 +8,7 @@ use coordinator::cluster::Outcome;
 use coordinator::cluster::run_event::RunEvent;
 use proto::v1;
 
-use crate::truth::{Expected, TOTAL_STEPS, Weights, hex};
+use crate::truth::{Expected, TOTAL_STEPS, Weights, digest};
 
 /// Collects what went wrong.
 pub struct Oracle {
@@ -53,20 +53,17 @@ impl Oracle {
         (state.generations, state.expulsions)
     }
 
-    /// A worker updates its weights with the sum of what the members of an exchange held.
-    pub fn updated(
-        &self,
-        step: u64,
-        slots: u32,
-        held: &[v1::HeldSlot],
-        invalid: u64,
-        weights: &Weights,
-    ) {
+    /// The members of an exchange have summed what they held.
+    pub fn summed(&self, step: u64, slots: u32, held: &[v1::HeldSlot]) {
         let mut all: Vec<u32> = held.iter().map(|held| held.slot).collect();
         all.sort_unstable();
         if all != (0..slots).collect::<Vec<u32>>() {
             self.violation(format!("step {step} was made of the slots {held:?}"));
         }
+    }
+
+    /// A worker has updated its weights, with the sum of an exchange or as its feed said.
+    pub fn updated(&self, step: u64, invalid: u64, weights: &Weights) {
         let expected = &self.expected[step as usize];
         if expected.skipped != (invalid > 0) {
             self.violation(format!("step {step}: {invalid} invalid scalars"));
@@ -94,7 +91,7 @@ impl Oracle {
                 let right = (
                     expected.loss,
                     expected.skipped,
-                    Some(hex(&expected.weights)),
+                    Some(digest(&expected.weights)),
                 );
                 if found != right {
                     self.violation(format!(
@@ -149,7 +146,7 @@ impl Oracle {
         let last = &self.expected[TOTAL_STEPS as usize - 1];
         let expected = Outcome::Finished {
             step: TOTAL_STEPS,
-            weights_digest: hex(&last.weights),
+            weights_digest: digest(&last.weights),
         };
         if *outcome != expected {
             self.violation(format!("the run ended with {outcome:?}, not {expected:?}"));

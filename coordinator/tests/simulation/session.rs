@@ -2,9 +2,10 @@
 //! are given back at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use common::wire::{PlanKind, up};
+use futures::StreamExt;
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
@@ -12,11 +13,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
+use worker::collective::PeerAddress;
+use worker::collective::feed::Source;
+use worker::rpc::blocks::PendingBlocks;
 use worker::run::leases::{Leases, SlotKey};
+use worker::run::orders::{Lease, Order};
 
 use crate::bulk::fetch_blocks;
-use crate::engine::{Lease, Order};
-use crate::feed::Source;
+use crate::heard::Heard;
 use crate::mesh::{Collective, Membership, reaches};
 use crate::net::Node;
 use crate::rpc::Client;
@@ -62,7 +66,9 @@ impl Ended {
 /// What the coordinator said first, and what it says from then on.
 pub type Opened = (v1::Welcome, Streaming<v1::CoordinatorMessage>);
 
+/// What the worker says from here on is noted.
 pub async fn open(
+    (world, node): (&Arc<World>, Node),
     client: &mut Client,
     join: v1::Join,
     up_sender: &mpsc::Sender<v1::WorkerMessage>,
@@ -70,7 +76,17 @@ pub async fn open(
 ) -> Result<Opened, Ended> {
     // Never full: it is the first message.
     let _ = up_sender.try_send(up(Up::Join(join)));
-    let opened = client.session(ReceiverStream::new(receiver)).await;
+    let world = world.clone();
+    let said = ReceiverStream::new(receiver).inspect(move |message| {
+        let message = &message.message;
+        if let Some(Up::Withdrawn(withdrawn)) = message {
+            count(&world.counts.withdrawn, withdrawn.slots.len() as u64);
+        }
+        if !matches!(message, Some(Up::Heartbeat(_))) {
+            world.net.note(|| format!("w{node} says {message:?}"));
+        }
+    });
+    let opened = client.session(said).await;
     let mut down = opened.map_err(|status| Ended::of(&status))?.into_inner();
     let first = down.message().await.map_err(|status| Ended::of(&status))?;
     match first.and_then(|first| first.message) {
@@ -85,7 +101,7 @@ pub struct Session {
     pub node: Node,
     pub client: Client,
     pub collective: Arc<Collective>,
-    pub newest_generation: Arc<AtomicU64>,
+    pub heard: Heard,
     pub term: u64,
     pub leases: Arc<Leases>,
     pub up: mpsc::Sender<v1::WorkerMessage>,
@@ -98,7 +114,7 @@ impl Session {
     pub async fn forward(
         &mut self,
         mut down: Streaming<v1::CoordinatorMessage>,
-        orders: mpsc::UnboundedSender<Order>,
+        orders: mpsc::Sender<Order>,
         blocks_digest: String,
     ) -> Ended {
         loop {
@@ -112,7 +128,7 @@ impl Session {
             let order = match message {
                 Some(Down::Generation(generation)) => {
                     let number = generation.generation;
-                    self.newest_generation.store(number, Ordering::SeqCst);
+                    self.heard.newest_generation.store(number, Ordering::SeqCst);
                     self.leases.clear();
                     self.collective.enter(membership(&generation, self.term));
                     Order::Enter(generation)
@@ -133,20 +149,27 @@ impl Session {
                 }
                 Some(Down::Exchange(exchange)) => Order::Exchange(exchange),
                 Some(Down::SaveState(save)) => Order::Save(save),
-                Some(Down::Feed(feed)) => Order::Feed(feed),
-                Some(Down::Follow(follow)) => Order::Follow(
-                    Source {
-                        node: follow.source.as_ref().map(node_of).unwrap_or_default(),
+                Some(Down::Feed(feed)) => Order::Feed {
+                    run_id: [0; 32],
+                    feed,
+                },
+                Some(Down::Follow(follow)) => {
+                    let member = follow.source.unwrap_or_default();
+                    Order::Follow(Source {
+                        run_id: [0; 32],
                         worker: follow.worker,
                         attempt: follow.attempt,
-                    },
-                    orders.downgrade(),
-                ),
+                        peer: PeerAddress {
+                            name: member.name,
+                            address: member.address,
+                        },
+                    })
+                }
                 Some(Down::Finish(finish)) => return Ended::finished(finish),
                 other => return Ended::Refused(format!("{other:?} was not due")),
             };
             // A closed channel means that the engine has ended, which is noticed elsewhere.
-            let _ = orders.send(order);
+            let _ = orders.send(order).await;
         }
     }
 
@@ -171,7 +194,6 @@ impl Session {
 
     async fn give_back(&self, withdraw: v1::Withdraw) {
         if let Ok(Some(withdrawn)) = self.leases.give_back(withdraw) {
-            count(&self.world.counts.withdrawn, withdrawn.slots.len() as u64);
             // Where it cannot be said, the session is over.
             let _ = self.up.send(up(Up::Withdrawn(withdrawn))).await;
         }
@@ -189,6 +211,9 @@ impl Session {
         self.leases.add(lease.slots.iter().map(key));
         let mut slots = Vec::new();
         for slot in lease.slots {
+            if kind == PlanKind::Train {
+                self.heard.leased(step, slot, generation);
+            }
             let (sender, receiver) = oneshot::channel();
             let request = v1::FetchBlocksRequest {
                 digest: digest.to_owned(),
@@ -197,11 +222,11 @@ impl Session {
             let client = self.client.clone();
             self.tasks.spawn(async move {
                 // A failed fetch drops the sender.
-                if let Ok(data) = fetch_blocks(client, request).await {
-                    let _ = sender.send(data);
+                if let Ok(blocks) = fetch_blocks(client, request).await {
+                    let _ = sender.send(Ok(blocks));
                 }
             });
-            slots.push((slot, receiver));
+            slots.push((slot, PendingBlocks::new(receiver)));
         }
         Lease {
             generation: lease.generation,
@@ -214,7 +239,11 @@ impl Session {
 
 /// Members are known by their port.
 fn node_of(member: &v1::Member) -> Node {
-    let port = member.address.rsplit_once(':').map(|(_, port)| port);
+    node_at(&member.address)
+}
+
+pub fn node_at(address: &str) -> Node {
+    let port = address.rsplit_once(':').map(|(_, port)| port);
     port.and_then(|port| port.parse().ok()).unwrap_or_default()
 }
 

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use common::data::block::Block;
+use common::files::layout::{Layout, weights_digest};
 use common::job::{ClusterSpec, InitWeights, JobSources, JobSpec, Method, SaveSteps};
 use common::plan::{Schedule, eval_slots};
 use common::wire::PlanKind;
+use worker::engine::slot::SlotOutcome;
 
 use crate::dice::Dice;
 use crate::mesh::SCALARS;
@@ -17,7 +19,8 @@ pub const EVAL_BLOCKS: u64 = 2;
 /// Not a multiple of the batch, so that the epoch's last step is short.
 pub const TRAIN_BLOCKS: u64 = 15;
 
-pub type Weights = [u8; 32];
+/// Eight float32 scalars, little endian.
+pub type Weights = [u8; 4 * SCALARS];
 
 pub fn job(min_workers: usize, max_workers: Option<usize>) -> JobSpec {
     let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
@@ -61,44 +64,34 @@ pub fn blocks() -> Vec<Block> {
     (0..TRAIN_BLOCKS + EVAL_BLOCKS).map(block).collect()
 }
 
-/// What a slot comes to.
+/// What a slot comes to. Sums of a step's slots are whole numbers that float32 holds exactly.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlotResult {
     pub sums: [i64; SCALARS],
-    pub invalid: u64,
-    pub loss_sum: f64,
-    pub trained_tokens: u64,
+    pub outcome: SlotOutcome,
 }
 
 /// The toy's forward and backward pass.
 pub struct Model {
     schedule: Schedule,
     eval_slots: Vec<Vec<u64>>,
-    trained_tokens: Vec<u64>,
-    encoded: Vec<Vec<u8>>,
+    data: Vec<Block>,
     /// Decides which slots are not finite.
     dice: Option<Dice>,
 }
 
 impl Model {
     pub fn new(job: &JobSpec, not_finite: Option<Dice>) -> Arc<Self> {
-        let blocks = blocks();
-        let encode = |block: &Block| {
-            let mut bytes = Vec::new();
-            block.encode(&mut bytes);
-            bytes
-        };
         Arc::new(Self {
             schedule: Schedule::new(job, TRAIN_BLOCKS),
             eval_slots: eval_slots(job, TRAIN_BLOCKS, EVAL_BLOCKS),
-            trained_tokens: blocks.iter().map(|b| b.trained_tokens()).collect(),
-            encoded: blocks.iter().map(encode).collect(),
+            data: blocks(),
             dice: not_finite,
         })
     }
 
     pub fn initial(&self) -> Weights {
-        [0; 32]
+        [0; 4 * SCALARS]
     }
 
     /// The blocks of a slot.
@@ -114,58 +107,64 @@ impl Model {
         self.schedule.step_slots(step).len() as u32
     }
 
-    /// `data` are the encoded blocks as they were fetched.
+    /// `blocks` are those that were fetched for the slot.
     pub fn compute(
         &self,
         weights: &Weights,
         step: u64,
         (kind, slot): (PlanKind, u32),
-        data: &[u8],
+        blocks: &[Block],
     ) -> SlotResult {
         let mut hasher = blake3::Hasher::new();
         hasher.update(weights);
         hasher.update(&step.to_le_bytes());
         hasher.update(&slot.to_le_bytes());
-        hasher.update(data);
+        let mut data = Vec::new();
+        for block in blocks {
+            block.encode(&mut data);
+        }
+        hasher.update(&data);
         let mut bytes = [0; 8 * SCALARS];
         hasher.finalize_xof().fill(&mut bytes);
         let mut sums = [0; SCALARS];
         for (sum, bytes) in sums.iter_mut().zip(bytes.chunks_exact(8)) {
             let mut word = [0; 8];
             word.copy_from_slice(bytes);
-            *sum = i64::from_le_bytes(word);
+            *sum = i64::from_le_bytes(word) >> 44;
         }
         let not_finite = kind == PlanKind::Train
             && self
                 .dice
                 .is_some_and(|dice| dice.chance(6, &[step, slot.into()]));
-        let blocks = self.blocks(kind, step, slot);
-        SlotResult {
+        let outcome = SlotOutcome {
             loss_sum: match not_finite {
                 true => f64::INFINITY,
-                false => (sums[0] >> 44) as f64 / 64.0,
+                false => sums[0] as f64 / 64.0,
             },
-            invalid: u64::from(not_finite),
-            sums,
-            trained_tokens: blocks
-                .iter()
-                .map(|b| self.trained_tokens[*b as usize])
-                .sum(),
-        }
+            trained_tokens: blocks.iter().map(Block::trained_tokens).sum(),
+            correct_tokens: 0,
+            invalid_scalars: u64::from(not_finite),
+        };
+        SlotResult { sums, outcome }
     }
 
     /// The update after `step` earlier ones.
-    pub fn apply(&self, weights: &Weights, step: u64, sums: &[i64], invalid: u64) -> Weights {
+    pub fn apply(&self, weights: &Weights, step: u64, mean: &[f32], invalid: u64) -> Weights {
         if invalid > 0 {
             return *weights;
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(weights);
         hasher.update(&step.to_le_bytes());
-        for sum in sums {
-            hasher.update(&sum.to_le_bytes());
+        for mean in mean {
+            hasher.update(&mean.to_le_bytes());
         }
-        *hasher.finalize().as_bytes()
+        let mut weights = *hasher.finalize().as_bytes();
+        for scalar in weights.chunks_exact_mut(4) {
+            // So that it is a finite float32.
+            scalar[3] &= !0x40;
+        }
+        weights
     }
 
     /// What one worker that nothing ever happens to comes to.
@@ -178,18 +177,19 @@ impl Model {
             for slot in 0..self.slots(step) {
                 let result = self.quiet_slot(&weights, PlanKind::Train, step, slot);
                 for (sum, part) in sums.iter_mut().zip(result.sums) {
-                    *sum = sum.wrapping_add(part);
+                    *sum += part;
                 }
-                invalid += result.invalid;
-                loss += result.loss_sum;
-                tokens += result.trained_tokens;
+                invalid += result.outcome.invalid_scalars;
+                loss += result.outcome.loss_sum;
+                tokens += result.outcome.trained_tokens;
             }
-            weights = self.apply(&weights, step, &sums, invalid);
+            let mean = sums.map(|sum| sum as f32);
+            weights = self.apply(&weights, step, &mean, invalid);
             let (mut eval_loss, mut eval_tokens) = (0.0, 0);
             for slot in 0..self.eval_slots.len() as u32 {
                 let result = self.quiet_slot(&weights, PlanKind::Eval, step + 1, slot);
-                eval_loss += result.loss_sum;
-                eval_tokens += result.trained_tokens;
+                eval_loss += result.outcome.loss_sum;
+                eval_tokens += result.outcome.trained_tokens;
             }
             steps.push(Expected {
                 weights,
@@ -202,12 +202,14 @@ impl Model {
     }
 
     fn quiet_slot(&self, weights: &Weights, kind: PlanKind, step: u64, slot: u32) -> SlotResult {
-        let blocks = self.blocks(kind, step, slot);
-        let data: Vec<u8> = blocks
-            .iter()
-            .flat_map(|block| self.encoded[*block as usize].clone())
-            .collect();
-        self.compute(weights, step, (kind, slot), &data)
+        let numbers = self.blocks(kind, step, slot).into_iter();
+        let blocks: Vec<Block> = numbers.map(|n| self.data[n as usize].clone()).collect();
+        let slot = match kind {
+            PlanKind::Train => slot,
+            // An evaluation is of its blocks alone.
+            PlanKind::Eval => 0,
+        };
+        self.compute(weights, step, (kind, slot), &blocks)
     }
 }
 
@@ -221,6 +223,27 @@ pub struct Expected {
     pub skipped: bool,
 }
 
-pub fn hex(weights: &Weights) -> String {
-    blake3::Hash::from_bytes(*weights).to_hex().to_string()
+pub fn layout() -> Arc<Layout> {
+    Arc::new(Layout::new([("toy".to_owned(), vec![SCALARS])]))
+}
+
+pub fn scalars(weights: &Weights) -> Vec<f32> {
+    let scalars = weights.chunks_exact(4);
+    scalars
+        .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        .collect()
+}
+
+pub fn weights(scalars: &[f32]) -> Weights {
+    let mut weights = [0; 4 * SCALARS];
+    for (bytes, scalar) in weights.chunks_exact_mut(4).zip(scalars) {
+        bytes.copy_from_slice(&scalar.to_le_bytes());
+    }
+    weights
+}
+
+/// As real workers compute it.
+pub fn digest(weights: &Weights) -> String {
+    let layout = layout();
+    weights_digest(&layout, layout.split(&scalars(weights)))
 }

@@ -1,26 +1,34 @@
 //! A toy worker: a process that joins, gets what the run starts from, works, and comes back when its session is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::files::WeightsFormat;
+use common::files::tensors::Dtype;
 use common::wire::{HEARTBEAT_INTERVAL, up};
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
+use worker::run::orders::{CoordinatorLink, Order};
+use worker::run::step::{StateIdentity, StepChannels, StepLoop};
+use worker::status::Status;
 
 use crate::bulk::{fetch_state, upload_all};
-use crate::engine::{Engine, Line, Order};
+use crate::collective::ToyCollective;
+use crate::heard::Heard;
 use crate::mesh::Collective;
 use crate::net::Node;
 use crate::net::link::End;
 use crate::rpc::{Client, Packet, client};
 use crate::session::{Ended, Opened, Session, open};
+use crate::trainer::ToyTrainer;
 use crate::world::{World, count};
 
 const WELCOME_MS: u64 = 30_000;
 const OUTGOING: usize = 64;
+const MAX_ORDERS: usize = 1024;
 /// For what is still on its way up when the run is over.
 const UPLOAD_MS: u64 = 120_000;
 
@@ -89,29 +97,38 @@ struct Life {
     stop: CancellationToken,
 }
 
-/// The state of one run, and the engine that works on it.
+/// The state of one run, and the step that works on it.
 struct Held {
     job_digest: String,
     run: String,
-    orders: mpsc::UnboundedSender<Order>,
-    /// Before the engine starts.
-    waiting: Option<mpsc::UnboundedReceiver<Order>>,
-    newest_generation: Arc<AtomicU64>,
-    /// The engine obeys.
+    orders: mpsc::Sender<Order>,
+    /// The step's ends of the channels, before it starts.
+    channels: Option<StepChannels>,
+    heard: Heard,
+    /// The step obeys.
     is_ready: Arc<AtomicBool>,
     task: Option<JoinHandle<()>>,
 }
 
 impl Held {
     fn of(welcome: &v1::Welcome) -> Self {
-        let (orders, waiting) = mpsc::unbounded_channel();
+        let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let heard = Heard::default();
+        let is_ready = Arc::<AtomicBool>::default();
+        let channels = StepChannels {
+            orders: waiting,
+            newest_generation: heard.newest_generation.clone(),
+            stop: Arc::default(),
+            ready: is_ready.clone(),
+            updates: Arc::default(),
+        };
         Self {
             job_digest: welcome.job_digest.clone(),
             run: welcome.run.clone(),
             orders,
-            waiting: Some(waiting),
-            newest_generation: Arc::default(),
-            is_ready: Arc::default(),
+            channels: Some(channels),
+            heard,
+            is_ready,
             task: None,
         }
     }
@@ -141,7 +158,7 @@ impl Life {
             node,
             client: client.clone(),
             collective: self.collective.clone(),
-            newest_generation: held.newest_generation.clone(),
+            heard: held.heard.clone(),
             term: welcome.term,
             leases: Arc::default(),
             up: sender.clone(),
@@ -157,10 +174,11 @@ impl Life {
             }
         });
         let (given_up, mut without_blocks) = mpsc::channel(1);
-        let line = Line {
+        let link = CoordinatorLink {
             leases: session.leases.clone(),
-            up: sender.clone(),
-            uploads,
+            up: sender.downgrade(),
+            // The other side may be gone; then so is the session.
+            upload: Box::new(move |state| drop(uploads.send(state))),
             recorded: welcome.recorded,
             given_up,
         };
@@ -174,9 +192,12 @@ impl Life {
             {
                 return ended;
             }
-            held.attach(line, &self.collective);
-            let _ = without_blocks.recv().await;
-            Ended::Lost("a fetch of blocks broke".into())
+            held.attach(link, &self.collective).await;
+            match without_blocks.recv().await {
+                Some(reason) => Ended::Lost(reason),
+                // The step holds the other end.
+                None => std::future::pending().await,
+            }
         };
         let ended = tokio::select! {
             biased;
@@ -203,7 +224,7 @@ impl Life {
         let net = &self.world.net;
         let opened = tokio::select! {
             biased;
-            opened = open(client, join, sender, receiver) => opened?,
+            opened = open((&self.world, self.node), client, join, sender, receiver) => opened?,
             () = self.stop.cancelled() => return Err(Ended::Left),
             () = net.sleep(self.node, WELCOME_MS) => return Err(Ended::Lost("no answer to Join".into())),
         };
@@ -247,7 +268,7 @@ impl Life {
 }
 
 impl Held {
-    /// Gets the state that Welcome names and starts the engine on it, unless there is one.
+    /// Gets the state that Welcome names and starts the step on it, unless there is one.
     async fn start(
         &mut self,
         world: &Arc<World>,
@@ -265,26 +286,50 @@ impl Held {
             .dice
             .below(1500, &[22, node.into(), world.net.now_ms()]);
         world.net.sleep(node, loading).await;
-        if let Some(orders) = self.waiting.take() {
-            let engine = Engine::new(
-                world.clone(),
+        if let Some(channels) = self.channels.take() {
+            let toy = ToyCollective {
+                world: world.clone(),
                 node,
-                (self.job_digest.clone(), state),
-                collective.clone(),
-                self.newest_generation.clone(),
+                heard: self.heard.clone(),
+                collective: collective.clone(),
+            };
+            let step = StepLoop::new(
+                ToyTrainer::new((world.clone(), node, self.heard.clone()), state),
+                toy,
+                identity(self.job_digest.clone()),
+                channels,
+                Status::default(),
             );
-            self.task = Some(tokio::spawn(engine.work(orders)));
-            self.is_ready.store(true, Ordering::SeqCst);
+            let world = world.clone();
+            self.task = Some(tokio::spawn(async move {
+                if let Err(error) = step.work().await {
+                    let text = format!("the step of worker {node} ended: {error}");
+                    world.oracle.violation(text);
+                }
+            }));
         }
         Ok(())
     }
 
-    /// Gives the engine a session to talk to. What an earlier one ordered and is not done yet is void.
-    fn attach(&self, line: Line, collective: &Collective) {
-        self.newest_generation.store(u64::MAX, Ordering::SeqCst);
+    /// Gives the step a session to talk to. What an earlier one ordered and is not done yet is void.
+    async fn attach(&self, link: CoordinatorLink, collective: &Collective) {
+        self.heard
+            .newest_generation
+            .store(u64::MAX, Ordering::SeqCst);
         collective.close();
-        // A closed channel means that the engine has ended.
-        let _ = self.orders.send(Order::Attach(line));
+        // A closed channel means that the step has ended.
+        let _ = self.orders.send(Order::Attach(link)).await;
+    }
+}
+
+/// The toy's states have files of their own format.
+fn identity(job_digest: String) -> StateIdentity {
+    StateIdentity {
+        job_digest,
+        format: WeightsFormat::Model {
+            config: serde_json::Value::Null,
+            dtype: Dtype::F32,
+        },
     }
 }
 

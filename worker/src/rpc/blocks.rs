@@ -52,12 +52,17 @@ pub struct Blocks {
 pub struct PendingBlocks(oneshot::Receiver<Result<Vec<Block>, BlocksError>>);
 
 impl PendingBlocks {
-    /// Blocks the calling thread until the slot's blocks are there.
-    pub fn wait(self) -> Result<Vec<Block>, BlocksError> {
+    /// What arrives by this channel. Where its other end is dropped, the session has ended.
+    pub fn new(arriving: oneshot::Receiver<Result<Vec<Block>, BlocksError>>) -> Self {
+        Self(arriving)
+    }
+
+    /// Waits until the slot's blocks are there.
+    pub async fn wait(self) -> Result<Vec<Block>, BlocksError> {
         let abandoned = |_| BlocksError::Broken {
             reason: "the session ended".to_owned(),
         };
-        self.0.blocking_recv().map_err(abandoned)?
+        self.0.await.map_err(abandoned)?
     }
 }
 
@@ -96,7 +101,7 @@ impl Blocks {
             // The receiver may be gone: its lease was void.
             let _ = sender.send(fetched);
         });
-        PendingBlocks(receiver)
+        PendingBlocks::new(receiver)
     }
 
     async fn slot(&self, kind: PlanKind, step: u64, slot: u32) -> Result<Vec<Block>, BlocksError> {

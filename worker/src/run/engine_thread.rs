@@ -10,9 +10,14 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use super::error::RunError;
+use super::on_engine::{Start, load};
+use super::on_mesh::MeshCollective;
 use super::orders::{CoordinatorLink, Order};
-use super::step::{EngineChannels, RunError, Start, run};
+use super::step::{StateIdentity, StepChannels, StepLoop};
 use crate::collective::Collective;
+use crate::rpc::upload::weights_format;
+use crate::status::Doing;
 
 /// Orders that may wait for the engine: a few for each generation that comes and goes during one slot.
 const MAX_ORDERS: usize = 1024;
@@ -47,7 +52,7 @@ pub struct EngineThread {
     stop: Arc<AtomicBool>,
     ready: Arc<AtomicBool>,
     /// The thread's ends of the channels, until it starts.
-    channels: Option<EngineChannels>,
+    channels: Option<StepChannels>,
     ended: Option<oneshot::Receiver<Result<(), RunError>>>,
 }
 
@@ -57,10 +62,8 @@ impl EngineThread {
         let newest_generation = Arc::<AtomicU64>::default();
         let updates = Arc::<AtomicU64>::default();
         let (stop, ready) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let links = EngineChannels {
+        let channels = StepChannels {
             orders: waiting_orders,
-            wake: orders.downgrade(),
-            collective: collective.clone(),
             newest_generation: newest_generation.clone(),
             stop: stop.clone(),
             ready: ready.clone(),
@@ -75,7 +78,7 @@ impl EngineThread {
             collective,
             stop,
             ready,
-            channels: Some(links),
+            channels: Some(channels),
             ended: None,
         }
     }
@@ -96,13 +99,14 @@ impl EngineThread {
 
     /// Starts the thread, which loads the model and then obeys orders. Does nothing where it was started already.
     pub fn start(&mut self, start: Start) {
-        let Some(links) = self.channels.take() else {
+        let Some(channels) = self.channels.take() else {
             return;
         };
         let (sender, receiver) = oneshot::channel();
+        let collective = MeshCollective::new(self.collective.clone());
         let engine = move || {
             // Nobody waits where the worker has ended.
-            let _ = sender.send(run(start, links));
+            let _ = sender.send(run(start, collective, channels));
         };
         let spawned = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -160,6 +164,22 @@ impl EngineThread {
         self.collective.close();
         self.finish().await
     }
+}
+
+/// Loads the model and works until told to stop. Waits block this thread: nothing else runs on it.
+fn run(start: Start, collective: MeshCollective, channels: StepChannels) -> Result<(), RunError> {
+    let status = start.status.clone();
+    status.set(Doing::Loading);
+    let trainer = load(&start)?;
+    status.reached(trainer.step());
+    let identity = StateIdentity {
+        format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
+        job_digest: start.job_digest.clone(),
+    };
+    // What was fetched for the start alone is of no more use.
+    drop(start);
+    let step = StepLoop::new(trainer, collective, identity, channels, status);
+    futures::executor::block_on(step.work())
 }
 
 impl Drop for EngineThread {

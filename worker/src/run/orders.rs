@@ -1,4 +1,4 @@
-//! What the engine's thread is told to do, in the order in which the coordinator said it, and by whom.
+//! What the step is told to do, in the order in which the coordinator said it, and by whom.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use super::leases::Leases;
 use crate::collective::feed::Source;
 use crate::rpc::blocks::PendingBlocks;
-use crate::rpc::upload::Uploads;
+use crate::rpc::upload::State;
 
-/// An order of the coordinator or of this worker, which the engine's thread carries out in turn.
+/// An order of the coordinator or of this worker, which the step carries out in turn.
 pub enum Order {
     /// A new session has begun: say what is held, and talk to this one from now on.
     Attach(CoordinatorLink),
@@ -26,8 +26,6 @@ pub enum Order {
         run_id: [u8; 32],
         feed: v1::Feed,
     },
-    /// The feed that is followed has brought something.
-    Fed,
     /// The worker is on its way out.
     Stop,
 }
@@ -40,11 +38,12 @@ pub struct Lease {
     pub slots: Vec<(u32, PendingBlocks)>,
 }
 
-/// A session, as far as the engine needs it.
+/// A session, as far as the step needs it.
 pub struct CoordinatorLink {
     /// Ends with the session, which the engine must not keep open.
     pub up: mpsc::WeakSender<v1::WorkerMessage>,
-    pub uploads: Uploads,
+    /// Begins to hand a state over; training goes on at once.
+    pub upload: Box<dyn Fn(State) + Send + Sync>,
     pub leases: Arc<Leases>,
     /// Updates that the coordinator has on record.
     pub recorded: u64,

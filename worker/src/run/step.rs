@@ -1,40 +1,36 @@
-//! The step, readable top to bottom: what the engine thread does between Welcome and the end.
+//! The step, readable top to bottom: what a worker does between Welcome and the end.
 //!
-//! In: orders, in the order in which the coordinator gave them. Out: messages to it. The [`Trainer`] computes, the
-//! [`Collective`] sums, and this decides nothing but what is void: whatever does not fit to the generation and to the
-//! updates that the weights have seen is dropped, because the coordinator plans it again.
+//! In: orders, in the order in which the coordinator gave them. Out: messages to it. The trainer computes and the collective
+//! sums, both behind the traits of [`backend`](super::backend), and this decides nothing but what is void: whatever does not fit
+//! to the generation and to the updates that the weights have seen is dropped, because the coordinator plans it again. It knows
+//! no thread and no socket: a real worker runs it on the engine's thread, and the coordinator's simulation as one task of many.
 
 mod feeding;
 mod handover;
-mod summing;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use common::data::block::Block;
 use common::failpoint;
-use common::files::{FileError, Snapshot, WeightsFormat};
-use common::job::JobSpec;
+use common::files::WeightsFormat;
 use common::wire::{PlanKind, up};
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
-use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::backend::{FollowedFeed, StepCollective, StepTrainer};
+use super::error::RunError;
+use super::leases::SlotKey;
 use super::orders::{CoordinatorLink, Lease, Order};
-use crate::ComputeDevice;
-use crate::collective::feed::Follower;
-use crate::collective::{Collective, CollectiveError};
-use crate::engine::slot;
-use crate::engine::slot::HeldSlots;
-use crate::engine::{EngineError, Trainer, TrainerOptions};
+use crate::collective::CollectiveError;
+use crate::collective::feed::News;
+use crate::engine::EngineError;
+use crate::engine::slot::{self, HeldSlots};
 use crate::rpc::blocks::BlocksError;
-use crate::rpc::fetch::Folder;
-use crate::rpc::upload::{State, weights_format};
-use crate::run::leases::SlotKey;
+use crate::rpc::upload::State;
 use crate::status::{Doing, Status};
 
 /// Updates that a worker remembers with their slots. A coordinator that is killed has written down all but the last few.
@@ -42,44 +38,9 @@ const REMEMBERED_UPDATES: usize = 16;
 /// Most slots of all remembered updates but the newest: they must fit into one message.
 const REMEMBERED_SLOTS: usize = 64 << 10;
 
-/// Why the engine's thread ended with an error.
-#[derive(Debug, Error)]
-pub enum RunError {
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    #[error(transparent)]
-    State(#[from] FileError),
-    #[error(transparent)]
-    Blocks(#[from] BlocksError),
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    #[cfg(feature = "cuda")]
-    #[error(transparent)]
-    Nccl(crate::collective::nccl::NcclError),
-    #[error("the checkpoint says step {found} but the coordinator step {expected}")]
-    StartStep { found: u64, expected: u64 },
-}
-
-/// What the run starts from.
-pub struct Start {
-    pub job: Arc<JobSpec>,
-    pub job_digest: String,
-    pub threads: usize,
-    pub device: ComputeDevice,
-    pub model: Folder,
-    /// Updates that the state has seen.
-    pub start_step: u64,
-    /// The adapter to start from at step 0, the checkpoint at any later step.
-    pub state: Option<Folder>,
-    pub status: Status,
-}
-
-/// What the engine thread shares with the rest of the worker.
-pub struct EngineChannels {
+/// What the step shares with the rest of the worker.
+pub struct StepChannels {
     pub orders: mpsc::Receiver<Order>,
-    /// Sends orders for what arrives by other ways than the session. Does not keep the channel of orders open.
-    pub wake: mpsc::WeakSender<Order>,
-    pub collective: Arc<Collective>,
     pub newest_generation: Arc<AtomicU64>,
     /// Set from outside to end the thread after the slot in hand.
     pub stop: Arc<AtomicBool>,
@@ -89,72 +50,19 @@ pub struct EngineChannels {
     pub updates: Arc<AtomicU64>,
 }
 
-/// Loads the model and works until told to stop.
-pub fn run(start: Start, channels: EngineChannels) -> Result<(), RunError> {
-    let status = start.status.clone();
-    status.set(Doing::Loading);
-    let trainer = load(&start)?;
-    status.reached(trainer.step());
-    let mut run = Run {
-        format: weights_format(&start.job, start.model.path(), &trainer.layout())?,
-        trainer,
-        job_digest: start.job_digest.clone(),
-        channels,
-        link: None,
-        generation: 0,
-        plan: None,
-        saves: BTreeSet::new(),
-        updates: VecDeque::new(),
-        following: None,
-        entering: None,
-        spare_mean: Vec::new(),
-        status,
-    };
-    // What was fetched for the start alone is of no more use.
-    drop(start);
-    run.channels.ready.store(true, Ordering::SeqCst);
-    loop {
-        run.rest();
-        let Some(order) = run.channels.orders.blocking_recv() else {
-            break;
-        };
-        if run.stopped() {
-            break;
-        }
-        run.obey(order)?;
-    }
-    Ok(())
-}
-
-fn load(start: &Start) -> Result<Trainer, RunError> {
-    let state_dir = start.state.as_ref().map(Folder::path);
-    let from_checkpoint = start.start_step > 0;
-    let mut trainer = Trainer::load(TrainerOptions {
-        job: start.job.clone(),
-        model_dir: start.model.path().to_owned(),
-        adapter_dir: state_dir.filter(|_| !from_checkpoint).map(Path::to_owned),
-        threads: start.threads,
-        device: start.device.clone(),
-    })?;
-    if let Some(dir) = state_dir.filter(|_| from_checkpoint) {
-        let snapshot = Snapshot::read_files(dir, &trainer.layout())?;
-        if snapshot.step != start.start_step {
-            return Err(RunError::StartStep {
-                found: snapshot.step,
-                expected: start.start_step,
-            });
-        }
-        trainer.restore(&snapshot)?;
-    }
-    Ok(trainer)
-}
-
-struct Run {
-    trainer: Trainer,
+/// What a state is, beside what the trainer holds.
+pub struct StateIdentity {
+    pub job_digest: String,
     /// Format of the weights in the states that are uploaded.
-    format: WeightsFormat,
-    job_digest: String,
-    channels: EngineChannels,
+    pub format: WeightsFormat,
+}
+
+/// The step of one worker, from its first order to its last.
+pub struct StepLoop<Trainer: StepTrainer, Collective: StepCollective<Trainer>> {
+    trainer: Trainer,
+    collective: Collective,
+    identity: StateIdentity,
+    channels: StepChannels,
     /// The session with the coordinator. What is sent on a broken one is lost: the next session hears what came of it.
     link: Option<CoordinatorLink>,
     /// The generation that this worker has entered; 0 before the first.
@@ -166,16 +74,81 @@ struct Run {
     /// The newest updates made here, oldest first.
     updates: VecDeque<v1::Update>,
     /// The feed that leads this worker into a generation.
-    following: Option<Follower>,
+    following: Option<Collective::Feed>,
     /// The generation that this worker enters with the next updates of the feed.
     entering: Option<v1::Generation>,
-    /// Memory of the last mean gradient, used again for the next one.
-    spare_mean: Vec<f32>,
     /// What the terminal shows of this worker.
     status: Status,
 }
 
-impl Run {
+/// What the step does next.
+enum Next {
+    Obey(Order),
+    Take(News),
+    /// Nobody gives orders any more.
+    End,
+}
+
+impl<Trainer, Collective> StepLoop<Trainer, Collective>
+where
+    Trainer: StepTrainer,
+    Collective: StepCollective<Trainer>,
+{
+    /// A worker that holds a state and has no session yet.
+    pub fn new(
+        trainer: Trainer,
+        collective: Collective,
+        identity: StateIdentity,
+        channels: StepChannels,
+        status: Status,
+    ) -> Self {
+        Self {
+            trainer,
+            collective,
+            identity,
+            channels,
+            link: None,
+            generation: 0,
+            plan: None,
+            saves: BTreeSet::new(),
+            updates: VecDeque::new(),
+            following: None,
+            entering: None,
+            status,
+        }
+    }
+
+    /// Obeys until told to stop, or until nobody can give orders any more.
+    pub async fn work(mut self) -> Result<(), RunError> {
+        self.channels.ready.store(true, Ordering::SeqCst);
+        loop {
+            self.rest();
+            match self.next().await {
+                Next::Obey(_) | Next::Take(_) if self.stopped() => return Ok(()),
+                Next::Obey(order) => self.obey(order).await?,
+                Next::Take(news) => self.take(news).await?,
+                Next::End => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for an order, or for what the feed brings: both are done in turn.
+    async fn next(&mut self) -> Next {
+        let orders = &mut self.channels.orders;
+        let next_order = async {
+            let order = orders.recv().await;
+            order.map_or(Next::End, Next::Obey)
+        };
+        let Some(feed) = &mut self.following else {
+            return next_order.await;
+        };
+        tokio::select! {
+            biased;
+            next = next_order => next,
+            news = feed.next() => Next::Take(news),
+        }
+    }
+
     /// Shows that nothing is to be done until the next order.
     fn rest(&self) {
         self.status.reached(self.trainer.step());
@@ -185,13 +158,13 @@ impl Run {
         });
     }
 
-    fn obey(&mut self, order: Order) -> Result<(), RunError> {
+    async fn obey(&mut self, order: Order) -> Result<(), RunError> {
         match order {
-            Order::Attach(line) => self.attach(line),
-            Order::Enter(generation) => self.enter(&generation),
+            Order::Attach(link) => self.attach(link).await,
+            Order::Enter(generation) => self.enter(&generation).await,
             Order::Plan(plan) => self.begin(plan),
-            Order::Lease(lease) => self.compute(lease),
-            Order::Exchange(exchange) => self.exchange(&exchange),
+            Order::Lease(lease) => self.compute(lease).await,
+            Order::Exchange(exchange) => self.exchange(&exchange).await,
             Order::Save(save) => {
                 self.saves.insert(save.step);
                 self.save_state()
@@ -201,19 +174,18 @@ impl Run {
                 Ok(())
             }
             Order::Feed { run_id, feed } => self.feed(run_id, &feed),
-            Order::Fed => self.fed(),
             Order::Stop => Ok(()),
         }
     }
 
     /// Begins to talk to a new session: says what is held. What an earlier one ordered is planned again.
-    fn attach(&mut self, line: CoordinatorLink) -> Result<(), RunError> {
+    async fn attach(&mut self, link: CoordinatorLink) -> Result<(), RunError> {
         let unrecorded = |update: &&v1::Update| {
             let step = update.report.as_ref().map(|report| report.step);
-            step > Some(line.recorded)
+            step > Some(link.recorded)
         };
         let updates = self.updates.iter().filter(unrecorded).cloned().collect();
-        self.link = Some(line);
+        self.link = Some(link);
         self.generation = 0;
         self.plan = None;
         self.following = None;
@@ -227,15 +199,16 @@ impl Run {
             layout_digest: self.trainer.layout().digest(),
             trainable_scalars: self.trainer.layout().scalars as u64,
             weights_digest,
-            job_digest: self.job_digest.clone(),
+            job_digest: self.identity.job_digest.clone(),
             total_scalars: self.trainer.total_scalars(),
             updates,
-        }));
+        }))
+        .await;
         Ok(())
     }
 
     /// Enters a new generation: whoever is behind gets its state, then everyone says what it holds.
-    fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
+    pub(super) async fn enter(&mut self, generation: &v1::Generation) -> Result<(), RunError> {
         self.generation = generation.generation;
         self.status.entered(generation.members.len());
         self.plan = None;
@@ -250,12 +223,12 @@ impl Run {
         self.conclude_feeds(generation);
         if generation.behind.contains(&generation.rank) {
             self.status.set(Doing::Copying);
-            match self.receive_state(generation) {
+            match self.receive_state(generation).await {
                 Ok((snapshot, updates)) => {
                     self.take_over(&snapshot, updates)?;
                     self.save_state()?;
                 }
-                Err(error) => return self.report_failure(error),
+                Err(error) => return self.report_failure(error).await,
             }
         } else if generation.rank == generation.source && !generation.behind.is_empty() {
             self.send_state(generation)?;
@@ -269,7 +242,8 @@ impl Run {
             generation: self.generation,
             step: self.trainer.step(),
             held,
-        }));
+        }))
+        .await;
         Ok(())
     }
 
@@ -289,14 +263,14 @@ impl Run {
         Ok(())
     }
 
-    fn compute(&mut self, lease: Lease) -> Result<(), RunError> {
+    async fn compute(&mut self, lease: Lease) -> Result<(), RunError> {
         let train = lease.kind == PlanKind::Train;
         for (slot, blocks) in lease.slots {
             let planned = !train || self.plan.as_ref().is_some_and(|plan| slot < plan.slots);
             if self.is_void(lease.generation, lease.step) || !planned || self.stopped() {
                 return Ok(());
             }
-            let blocks = match blocks.wait() {
+            let blocks = match blocks.wait().await {
                 Ok(blocks) => blocks,
                 // The network's fault. The slots are leased again to whoever is in the next generation.
                 Err(BlocksError::Broken { reason }) => {
@@ -317,15 +291,15 @@ impl Run {
             self.status.set(Doing::Computing);
             let started = Instant::now();
             let computed = match train {
-                true => self.trainer.train_slot(slot, &blocks),
-                false => self.trainer.eval_slot(&blocks),
+                true => self.trainer.train_slot(slot, &blocks).await,
+                false => self.trainer.eval_slot(&blocks).await,
             };
             self.put_down();
             self.status.set(Doing::WaitingForSlots);
             let outcome = match computed {
                 Ok(outcome) => outcome,
                 Err(EngineError::Abandoned) => {
-                    self.give_back(key);
+                    self.give_back(key).await;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -342,7 +316,8 @@ impl Run {
                 correct_tokens: outcome.correct_tokens,
                 compute_us: started.elapsed().as_micros() as u64,
                 invalid_scalars: outcome.invalid_scalars,
-            }));
+            }))
+            .await;
         }
         Ok(())
     }
@@ -350,28 +325,29 @@ impl Run {
     /// Takes a slot in hand. Returns false where it was given back, or its session is over.
     fn take_in_hand(&self, key: SlotKey) -> bool {
         let abandon = self.trainer.abandon();
-        let line = self.link.as_ref();
-        line.is_some_and(|line| line.leases.begin(key, &abandon))
+        let link = self.link.as_ref();
+        link.is_some_and(|link| link.leases.begin(key, &abandon))
     }
 
     fn put_down(&self) {
-        if let Some(line) = &self.link {
-            line.leases.end();
+        if let Some(link) = &self.link {
+            link.leases.end();
         }
     }
 
     /// Tells the coordinator that the slot in hand, which it wanted back, is not in the accumulator.
-    fn give_back(&mut self, key: SlotKey) {
+    async fn give_back(&mut self, key: SlotKey) {
         self.send(Up::Withdrawn(v1::Withdrawn {
             generation: key.generation,
             step: key.step,
             kind: key.kind.to_wire(),
             slots: vec![key.slot],
-        }));
+        }))
+        .await;
     }
 
     /// Sums over all workers, updates, reports.
-    fn exchange(&mut self, exchange: &v1::Exchange) -> Result<(), RunError> {
+    async fn exchange(&mut self, exchange: &v1::Exchange) -> Result<(), RunError> {
         let Some(plan) = self.plan else {
             return Ok(());
         };
@@ -380,15 +356,17 @@ impl Run {
         }
         self.status.set(Doing::Exchanging);
         let started = Instant::now();
-        let (sum, slots) = match self.sum_up(&plan) {
-            Ok(sum) => sum,
-            Err(RunError::Collective(error)) => return self.report_failure(error),
+        let (generation, trainer) = (self.generation, &mut self.trainer);
+        let summed = self.collective.sum_up(generation, &plan, trainer).await;
+        let (mean, slots) = match summed {
+            Ok(summed) => summed,
+            Err(RunError::Collective(error)) => return self.report_failure(error).await,
             Err(error) => return Err(error),
         };
         let exchanged = Instant::now();
-        let outcome = self.apply(&sum, plan.learning_rate)?;
+        let outcome = self.trainer.apply(&mean, plan.learning_rate)?;
         failpoint::reached("optimizer");
-        self.publish(&plan, outcome.skipped, sum, slots.clone())?;
+        self.publish(&plan, outcome.skipped, mean, slots.clone())?;
         self.plan = None;
         self.channels.updates.fetch_add(1, Ordering::SeqCst);
         let optimizer_us = exchanged.elapsed().as_micros() as u64;
@@ -403,14 +381,14 @@ impl Run {
             },
             exchange_us: (exchanged - started).as_micros() as u64,
             optimizer_us,
-            peak_memory_bytes: self.trainer.device().peak_memory_bytes(),
+            peak_memory_bytes: self.trainer.peak_memory_bytes(),
         };
         self.remember(report.clone(), &slots);
-        self.send(Up::StepReport(report));
+        self.send(Up::StepReport(report)).await;
         self.save_state()
     }
 
-    fn remember(&mut self, report: v1::StepReport, slots: &HeldSlots) {
+    pub(super) fn remember(&mut self, report: v1::StepReport, slots: &HeldSlots) {
         let slots_kept = |updates: &VecDeque<v1::Update>| -> usize {
             updates.iter().map(|update| update.slots.len()).sum()
         };
@@ -426,7 +404,7 @@ impl Run {
     }
 
     /// Reports a failed exchange. It costs nothing: the accumulator is as it was, and a new generation follows.
-    fn report_failure(&mut self, error: CollectiveError) -> Result<(), RunError> {
+    async fn report_failure(&mut self, error: CollectiveError) -> Result<(), RunError> {
         match error {
             CollectiveError::Superseded => Ok(()),
             CollectiveError::Peer {
@@ -437,7 +415,8 @@ impl Run {
                     generation: self.generation,
                     rank,
                     reason: reason.clone(),
-                }));
+                }))
+                .await;
                 Ok(())
             }
             other => Err(RunError::Collective(other)),
@@ -445,16 +424,16 @@ impl Run {
     }
 
     /// Hands over the state of this step if it was asked for.
-    fn save_state(&mut self) -> Result<(), RunError> {
+    pub(super) fn save_state(&mut self) -> Result<(), RunError> {
         let step = self.trainer.step();
         if self.saves.remove(&step) {
             let state = State {
                 snapshot: self.trainer.snapshot()?,
                 weights_digest: self.reported_digest(step),
-                format: self.format.clone(),
+                format: self.identity.format.clone(),
             };
-            if let Some(line) = &self.link {
-                line.uploads.start(state);
+            if let Some(link) = &self.link {
+                (link.upload)(state);
             }
         }
         while let Some(missed) = self.saves.first().copied().filter(|first| *first < step) {
@@ -485,16 +464,16 @@ impl Run {
     }
 
     /// Sends a message to the coordinator. Without a session it is lost: the next one begins with what this worker holds.
-    fn send(&self, message: Up) {
-        if let Some(open) = self.link.as_ref().and_then(|line| line.up.upgrade()) {
-            let _ = open.blocking_send(up(message));
+    pub(super) async fn send(&self, message: Up) {
+        if let Some(open) = self.link.as_ref().and_then(|link| link.up.upgrade()) {
+            let _ = open.send(up(message)).await;
         }
     }
 
     fn give_link_up(&self, reason: String) {
-        if let Some(line) = &self.link {
+        if let Some(link) = &self.link {
             // Where one reason waits already, or the session has ended, there is nothing to add.
-            let _ = line.given_up.try_send(reason);
+            let _ = link.given_up.try_send(reason);
         }
     }
 }

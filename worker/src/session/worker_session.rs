@@ -22,8 +22,8 @@ use crate::rpc::fetch::{Fetcher, default_cache};
 use crate::rpc::upload::{UploadError, Uploads};
 use crate::run::engine_thread::{EngineThread, EngineThreadError};
 use crate::run::leases::Leases;
+use crate::run::on_engine::Start;
 use crate::run::orders::CoordinatorLink;
-use crate::run::step::Start;
 use crate::session::context::WorkerContext;
 use crate::session::exchange_address::ExchangeEndpoint;
 use crate::session::stream::{
@@ -215,7 +215,10 @@ impl WorkerContext {
         };
         let line = CoordinatorLink {
             up: up.downgrade(),
-            uploads: uploads.clone(),
+            upload: Box::new({
+                let uploads = uploads.clone();
+                move |state| uploads.start(state)
+            }),
             leases,
             recorded: admission.recorded,
             given_up,

@@ -5,11 +5,11 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use common::failpoint;
 use common::files::layout::Layout;
+use tokio::sync::mpsc;
 
 use super::super::PeerAddress;
 use super::super::frame::{FeedHello, FrameHeader, FrameKind, PIECE_SCALARS};
@@ -67,19 +67,14 @@ pub enum News {
 /// A feed that is being followed.
 pub struct Follower {
     attempt: u64,
-    news: Receiver<News>,
+    news: mpsc::Receiver<News>,
     token: Arc<GenerationToken>,
 }
 
 impl Follower {
-    /// Begins to follow. `wake` is called whenever there is news.
-    pub fn start(
-        source: Source,
-        layout: Arc<Layout>,
-        patience: Patience,
-        wake: impl Fn() + Send + 'static,
-    ) -> Self {
-        let (sender, news) = sync_channel(AHEAD);
+    /// Begins to follow, on a thread of its own.
+    pub fn start(source: Source, layout: Arc<Layout>, patience: Patience) -> Self {
+        let (sender, news) = mpsc::channel(AHEAD);
         let token = Arc::<GenerationToken>::default();
         let following = Following {
             progress: Progress {
@@ -93,7 +88,6 @@ impl Follower {
             layout,
             patience,
             source,
-            wake,
         };
         let attempt = following.attempt;
         std::thread::spawn(move || following.run());
@@ -109,9 +103,12 @@ impl Follower {
         self.attempt
     }
 
-    /// Takes what has arrived, if anything has.
-    pub fn take(&self) -> Option<News> {
-        self.news.try_recv().ok()
+    /// Waits for what comes next; for ever once the feed is over.
+    pub async fn next(&mut self) -> News {
+        match self.news.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -150,18 +147,17 @@ impl From<LinkError> for End {
     }
 }
 
-struct Following<W> {
+struct Following {
     source: Source,
     attempt: u64,
     layout: Arc<Layout>,
     patience: Patience,
     progress: Progress,
     token: Arc<GenerationToken>,
-    news: SyncSender<News>,
-    wake: W,
+    news: mpsc::Sender<News>,
 }
 
-impl<W: Fn()> Following<W> {
+impl Following {
     fn run(mut self) {
         let started = Instant::now();
         let mut pause = generation_token::TICK;
@@ -197,9 +193,7 @@ impl<W: Fn()> Following<W> {
     }
 
     fn tell(&self, news: News) -> Result<(), End> {
-        self.news.send(news).map_err(|_| End::Dropped)?;
-        (self.wake)();
-        Ok(())
+        self.news.blocking_send(news).map_err(|_| End::Dropped)
     }
 
     /// Serves one connection, from its beginning to its end.

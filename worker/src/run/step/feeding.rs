@@ -1,50 +1,35 @@
-//! Feeds, as the engine's thread sees them: a newcomer takes what its feed brings, a member hands its updates on.
+//! Feeds, as the step sees them: a newcomer takes what its feed brings, a member hands its updates on.
 //!
 //! Both happen between two orders, so that whatever else the coordinator says is obeyed as soon as without a feed.
 
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
 
+use super::super::backend::{FollowedFeed, StepCollective, StepTrainer};
+use super::super::error::RunError;
+use super::StepLoop;
 use super::handover::updates_in;
-use super::summing::Summed;
-use super::{Run, RunError};
-use crate::collective::feed::{Follower, MEMBER, News, Patience, Source, Update};
+use crate::collective::feed::{MEMBER, News, Source, Update};
+use crate::engine::Reduced;
 use crate::engine::slot::HeldSlots;
-use crate::engine::trainer::Reduced;
-use crate::run::orders::Order;
 
-impl Run {
+impl<Trainer, Collective> StepLoop<Trainer, Collective>
+where
+    Trainer: StepTrainer,
+    Collective: StepCollective<Trainer>,
+{
     /// Follows `source` and nobody else.
     pub(super) fn follow(&mut self, source: Source) {
-        let orders = self.channels.wake.clone();
-        let wake = move || {
-            // Nobody needs to be woken where the session is over.
-            if let Some(orders) = orders.upgrade() {
-                let _ = orders.blocking_send(Order::Fed);
-            }
-        };
         // The feed before it ends first: its state need not fit beside the new one.
         self.following = None;
         self.entering = None;
         let layout = self.trainer.layout();
-        self.following = Some(Follower::start(source, layout, Patience::default(), wake));
+        self.following = Some(self.collective.follow(source, layout));
     }
 
-    /// Takes what the feed has brought, if it is still there.
-    pub(super) fn fed(&mut self) -> Result<(), RunError> {
-        if let Some(news) = self.following.as_ref().and_then(Follower::take) {
-            self.take(news)?;
-        }
-        // As a member already, where its last updates were on their way when the generation began.
-        let step = self.trainer.step();
-        match self.entering.take_if(|generation| generation.step <= step) {
-            Some(generation) => self.enter(&generation),
-            None => Ok(()),
-        }
-    }
-
-    fn take(&mut self, news: News) -> Result<(), RunError> {
-        let Some(attempt) = self.following.as_ref().map(Follower::attempt) else {
+    /// Takes what the feed has brought.
+    pub(super) async fn take(&mut self, news: News) -> Result<(), RunError> {
+        let Some(attempt) = self.following.as_ref().map(FollowedFeed::attempt) else {
             return Ok(());
         };
         let report = match news {
@@ -52,7 +37,7 @@ impl Run {
                 match updates_in(&state.memory) {
                     Ok(updates) => self.take_over(&state.snapshot, updates)?,
                     Err(reason) => {
-                        self.lose_feed(attempt, reason);
+                        self.lose_feed(attempt, reason).await;
                         return Ok(());
                     }
                 }
@@ -61,7 +46,7 @@ impl Run {
             // The one before it was taken as well: a feed has no gaps.
             News::Update(update) => Some(self.repeat(update)?),
             News::Lost(reason) => {
-                self.lose_feed(attempt, reason);
+                self.lose_feed(attempt, reason).await;
                 return Ok(());
             }
         };
@@ -70,11 +55,17 @@ impl Run {
             attempt,
             step,
             report,
-        }));
-        self.save_state()
+        }))
+        .await;
+        self.save_state()?;
+        // As a member already, where its last updates were on their way when the generation began.
+        match self.entering.take_if(|generation| generation.step <= step) {
+            Some(generation) => self.enter(&generation).await,
+            None => Ok(()),
+        }
     }
 
-    fn lose_feed(&mut self, attempt: u64, reason: String) {
+    async fn lose_feed(&mut self, attempt: u64, reason: String) {
         self.following = None;
         self.entering = None;
         match reason == MEMBER {
@@ -82,7 +73,8 @@ impl Run {
             true => tracing::debug!("the feed of this worker's state is over: {reason}"),
             false => tracing::warn!("the feed of this worker's state was lost: {reason}"),
         }
-        self.send(Up::FeedLost(v1::FeedLost { attempt, reason }));
+        self.send(Up::FeedLost(v1::FeedLost { attempt, reason }))
+            .await;
     }
 
     /// Makes an update as the members made it.
@@ -92,7 +84,7 @@ impl Run {
             invalid: u64::from(update.skipped),
             mean: update.mean,
         };
-        let outcome = self.trainer.apply(&reduced, update.learning_rate)?;
+        let outcome = self.trainer.repeat(&reduced, update.learning_rate)?;
         let report = v1::StepReport {
             step: self.trainer.step(),
             grad_norm: outcome.grad_norm,
@@ -116,15 +108,14 @@ impl Run {
         let fed: Vec<u64> = fed
             .filter_map(|rank| members.get(*rank as usize).copied())
             .collect();
-        let feeds = self.channels.collective.feeds();
-        feeds.conclude(&members, &fed, generation.step);
+        self.collective
+            .conclude_feeds(&members, &fed, generation.step);
     }
 
     /// Lets a newcomer follow this worker, from a copy of its state.
     pub(super) fn feed(&self, run_id: [u8; 32], feed: &v1::Feed) -> Result<(), RunError> {
-        let copy = || self.state_copy();
-        let feeds = self.channels.collective.feeds();
-        feeds.begin(run_id, feed.worker, feed.attempt, copy)
+        self.collective
+            .begin_feed(run_id, feed, || self.state_copy())
     }
 
     /// Hands the update that was just made to whoever follows.
@@ -132,22 +123,17 @@ impl Run {
         &mut self,
         plan: &v1::Plan,
         skipped: bool,
-        sum: Summed,
+        mean: Trainer::Mean,
         slots: HeldSlots,
     ) -> Result<(), RunError> {
-        let collective = self.channels.collective.clone();
-        let feeds = collective.feeds();
-        let mean = match sum {
-            _ if skipped => Vec::new(),
-            sum if feeds.is_followed() => self.mean_of(sum)?,
-            // The memory is kept for the next exchange.
-            Summed::Here(reduced) => {
-                self.spare_mean = reduced.mean;
+        let mean = match !skipped && self.collective.is_followed() {
+            true => self.trainer.mean_in_memory(mean)?,
+            false => {
+                self.collective.reuse(mean);
                 Vec::new()
             }
-            _ => Vec::new(),
         };
-        feeds.publish(Update {
+        self.collective.publish(Update {
             step: plan.step,
             learning_rate: plan.learning_rate,
             skipped,

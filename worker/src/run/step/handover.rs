@@ -8,20 +8,26 @@ use common::files::Snapshot;
 use prost::Message;
 use proto::v1;
 
-use super::{REMEMBERED_UPDATES, Run, RunError};
+use super::super::backend::{StepCollective, StepTrainer};
+use super::super::error::RunError;
+use super::{REMEMBERED_UPDATES, StepLoop};
 use crate::collective::CollectiveError;
 use crate::collective::state::StateCopy;
 
-impl Run {
+impl<Trainer, Collective> StepLoop<Trainer, Collective>
+where
+    Trainer: StepTrainer,
+    Collective: StepCollective<Trainer>,
+{
     /// Receives the state that the generation begins with from the member that has it, and the updates that member remembers.
-    pub(super) fn receive_state(
+    pub(super) async fn receive_state(
         &self,
         generation: &v1::Generation,
     ) -> Result<(Snapshot, VecDeque<v1::Update>), CollectiveError> {
-        let mesh = self.channels.collective.mesh(self.generation)?;
-        let source = generation.source;
-        let state = mesh.receive_state(source, generation.step, &self.trainer.layout())?;
+        let layout = self.trainer.layout();
+        let state = self.collective.receive_state(generation, &layout).await?;
         let updates = updates_in(&state.memory).map_err(|reason| {
+            let source = generation.source;
             let member = generation.members.get(source as usize);
             CollectiveError::Peer {
                 rank: source,
@@ -34,22 +40,9 @@ impl Run {
 
     /// Sends this worker's state to members that are behind, in the background: the others go on with the step meanwhile.
     pub(super) fn send_state(&self, generation: &v1::Generation) -> Result<(), RunError> {
-        if self.trainer.step() != generation.step {
-            return Ok(());
+        if self.trainer.step() == generation.step {
+            self.collective.send_state(generation, self.state_copy()?);
         }
-        let (state, behind) = (self.state_copy()?, generation.behind.clone());
-        let (collective, number) = (self.channels.collective.clone(), self.generation);
-        std::thread::spawn(move || {
-            let sent = collective.mesh(number).and_then(|mesh| {
-                behind
-                    .iter()
-                    .try_for_each(|rank| mesh.send_state(*rank, &state))
-            });
-            // The receiver notices too, and reports it.
-            if let Err(error) = sent {
-                tracing::debug!("state could not be sent: {error}");
-            }
-        });
         Ok(())
     }
 
