@@ -1,7 +1,8 @@
 //! Deaths, broken exchanges and wrong machines.
 
 use super::*;
-use crate::cluster::timers::{LOSSES_GATHER, PEER_LOST_GRACE};
+use crate::cluster::parts::generation::LOSSES_GATHER;
+use crate::cluster::parts::probing::PEER_LOST_GRACE;
 
 /// Workers 1 and 2 have computed the first step, and worker 2 has reported it.
 fn committed_by_one_of_three() -> Scene {

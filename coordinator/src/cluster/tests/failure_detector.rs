@@ -1,7 +1,7 @@
 //! Who says nothing, and who could not be heard.
 
 use super::*;
-use crate::cluster::failure_detector::deadline;
+use crate::cluster::parts::failure_detector::deadline;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,7 @@
 //! Newcomers that copy their state while the others go on.
 
-use super::super::joining::MAX_FEEDS_PER_SOURCE;
 use super::*;
+use crate::cluster::parts::feeds::MAX_FEEDS_PER_SOURCE;
 
 fn synced(id: u64, attempt: u64, step: u64) -> Event {
     let report = v1::StepReport {

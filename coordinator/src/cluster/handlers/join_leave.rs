@@ -5,12 +5,14 @@ use std::time::Instant;
 use common::wire::HEARTBEAT_INTERVAL;
 use proto::v1;
 
-use super::command::Command;
-use super::draining::only_saved;
-use super::event::WorkerId;
-use super::run_event::RunEvent;
-use super::step_commit::disagreement;
-use super::{Cluster, Stage, membership};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::membership;
+use crate::cluster::parts::saving::only_saved;
+use crate::cluster::parts::step_stats::disagreement;
+use crate::cluster::run_event::RunEvent;
 
 impl Cluster {
     /// A session was opened: the newcomer is welcomed, or refused with the reason.

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use proto::v1;
 
-use super::{
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::probing::{
     ANSWER_LIMIT, Asked, FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE, MAX_PROBED, PendingReply,
     Waiting, pause,
 };
-use crate::cluster::command::Command;
-use crate::cluster::event::WorkerId;
-use crate::cluster::{Cluster, Stage};
 
 impl Cluster {
     /// Has a newcomer and those who are here try each other.
@@ -126,7 +127,7 @@ impl Cluster {
     }
 
     /// Asks `from` to try the exchange addresses of `to`; `newcomer` is whom the round is about.
-    pub(super) fn probe(
+    pub(in crate::cluster) fn probe(
         &mut self,
         now: Instant,
         from: WorkerId,

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use proto::v1;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::ledger::{Ledger, SlotResult};
-use super::run_event::RunEvent;
-use super::schedule::Work;
-use super::step_commit::PendingCommit;
-use super::{Cluster, Stage, membership};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::ledger::{Ledger, SlotResult};
+use crate::cluster::parts::membership;
+use crate::cluster::parts::pending_commit::PendingCommit;
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::schedule::Work;
 
 /// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
 /// first of them: those that live try again within a second.
@@ -26,45 +28,6 @@ const BUSY: Duration = Duration::from_secs(4);
 /// How long a new term admits only workers of the numerics class that computed so far: those that outlived the coordinator could
 /// not join a run of another class, and what they hold would be lost.
 const CLASS_KEPT: Duration = Duration::from_secs(15);
-
-/// What the journal says of the terms before this one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PreviousTerms {
-    /// Number of updates after the last step on record.
-    pub recorded: u64,
-    /// Digest of the weights after `recorded` updates, where it was asked for.
-    pub weights_digest: Option<String>,
-    /// Number of consecutive skipped steps up to `recorded`.
-    pub skipped_in_a_row: u64,
-    /// Number of the last generation.
-    pub generation: u64,
-    /// Number of its members, without those that died with the coordinator because they lived in its process.
-    pub workers: usize,
-    /// Numerics class of its members, if there was a generation.
-    pub numerics_class: Option<String>,
-}
-
-/// The time in which the workers of an earlier term may come back before the run begins without them.
-#[derive(Debug)]
-pub struct RejoinWindow {
-    /// Number of workers that may come back.
-    expected: usize,
-    /// When the first one came back with more than the newest checkpoint.
-    united: Option<Instant>,
-    /// Whether the user was told of the waiting.
-    was_told: bool,
-}
-
-impl RejoinWindow {
-    /// The time to wait for workers of earlier terms; None where nothing is to be gained by waiting.
-    pub fn of(earlier: &PreviousTerms, start_step: u64) -> Option<Self> {
-        (earlier.recorded > start_step && earlier.workers > 0).then_some(Self {
-            expected: earlier.workers,
-            united: None,
-            was_told: false,
-        })
-    }
-}
 
 impl Cluster {
     /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and

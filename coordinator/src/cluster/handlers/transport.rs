@@ -9,30 +9,16 @@ use std::time::Instant;
 
 use proto::v1;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::membership::Worker;
-use super::run_event::RunEvent;
-use super::timers::PEER_LOST_GRACE;
-use super::{Cluster, Stage};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::membership::Worker;
+use crate::cluster::parts::probing::PEER_LOST_GRACE;
+use crate::cluster::run_event::RunEvent;
 
 /// Characters kept of a worker's reason for a failure of NCCL.
 const MAX_REASON_CHARS: usize = 256;
-
-/// What the current generation exchanges over, and whether NCCL can still be used.
-#[derive(Debug, Default)]
-pub struct Transport {
-    /// Whether the current generation exchanges over NCCL.
-    is_nccl: bool,
-    /// Whether the identifier of its communicator was sent to its members.
-    is_identified: bool,
-    /// When and why NCCL failed in this generation, while it is not known yet whether a lost member is the cause.
-    failed: Option<(Instant, String)>,
-    /// Why NCCL is not used any more in this term: it failed although every member was still there.
-    given_up: Option<String>,
-    /// The reason for TCP that the user was told last.
-    told: String,
-}
 
 impl Cluster {
     /// Decides how the members of a generation that is about to begin exchange.

@@ -4,16 +4,18 @@
 //! In: who was asked for what, and who has answered. Out: whose time is up. The times are far beyond what a slow machine
 //! needs, because the cost of being wrong is a worker.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use common::wire::PlanKind;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::queue::Queue;
-use super::run_event::RunEvent;
-use super::{Cluster, Stage};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::ledger::Ledger;
+use crate::cluster::parts::queue::Queue;
+use crate::cluster::parts::reply_deadlines::PendingReply;
+use crate::cluster::run_event::RunEvent;
 
 /// Deadline of an answer that takes no computation.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -48,95 +50,6 @@ const SLOWEST_LINE_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
 /// States that may share one line at a time: the followers of one source share its line, and may share theirs.
 const STATES_AT_A_TIME: u32 = 8;
 
-/// An answer that a worker owes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PendingReply {
-    /// The word that model and state are loaded, after it was welcomed.
-    Ready,
-    /// The word that it has entered a generation, after it was told of that.
-    Entered,
-    /// The report of a step, after an exchange that another member has finished, or that it makes alone.
-    Report,
-    /// A sign that it takes something of its feed, while it follows one and is behind.
-    Synced,
-    /// The slot that it has in hand, whether or not that is wanted back.
-    Slot,
-    /// The state that it was asked to hand over.
-    State,
-}
-
-impl PendingReply {
-    const ALL: [Self; 6] = [
-        Self::Ready,
-        Self::Entered,
-        Self::Report,
-        Self::Synced,
-        Self::Slot,
-        Self::State,
-    ];
-}
-
-/// The deadline of each awaited answer. An entry may outlive its answer: whether one is still owed is asked when its time is up.
-#[derive(Debug, Default)]
-pub struct ReplyDeadlines {
-    due: BTreeMap<(WorkerId, PendingReply), Instant>,
-    /// The entries of `due` by time, the earliest first.
-    by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
-}
-
-impl ReplyDeadlines {
-    /// The worker has until `due`. What was expected before is replaced.
-    fn expect(&mut self, worker: WorkerId, answer: PendingReply, due: Instant) {
-        self.answered(worker, answer);
-        self.due.insert((worker, answer), due);
-        self.by_time.insert((due, worker, answer));
-    }
-
-    fn expects(&self, worker: WorkerId, answer: PendingReply) -> bool {
-        self.due.contains_key(&(worker, answer))
-    }
-
-    /// The worker gave this answer: it is awaited no more.
-    pub fn answered(&mut self, worker: WorkerId, answer: PendingReply) {
-        if let Some(due) = self.due.remove(&(worker, answer)) {
-            self.by_time.remove(&(due, worker, answer));
-        }
-    }
-
-    /// The worker is gone: nothing is awaited of it.
-    pub fn forget(&mut self, worker: WorkerId) {
-        for answer in PendingReply::ALL {
-            self.answered(worker, answer);
-        }
-    }
-
-    /// Moves all deadlines: the driver did not listen for so long.
-    pub fn postpone(&mut self, by: Duration) {
-        for due in self.due.values_mut() {
-            *due += by;
-        }
-        let due = self.due.iter();
-        self.by_time = due
-            .map(|((worker, answer), due)| (*due, *worker, *answer))
-            .collect();
-    }
-
-    fn wakes_at(&self) -> Option<Instant> {
-        self.by_time.first().map(|(due, ..)| *due)
-    }
-
-    fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, PendingReply)> {
-        let mut expired = Vec::new();
-        while let Some(&(due, worker, answer)) = self.by_time.first()
-            && due <= now
-        {
-            self.answered(worker, answer);
-            expired.push((worker, answer));
-        }
-        expired
-    }
-}
-
 impl Cluster {
     /// When the next awaited answer is due.
     pub(super) fn patience_ends_at(&self) -> Option<Instant> {
@@ -152,8 +65,7 @@ impl Cluster {
     /// Awaits that each member enters the new generation. It ends the slot in hand first, and may get a state.
     pub(super) fn await_entries(&mut self, now: Instant) {
         for id in self.members.ranks().to_vec() {
-            let has_leases =
-                |ledger: &super::Ledger| ledger.queue(id).is_some_and(|q| !q.is_empty());
+            let has_leases = |ledger: &Ledger| ledger.queue(id).is_some_and(|q| !q.is_empty());
             let is_busy = has_leases(&self.ledger) || self.ahead.as_ref().is_some_and(has_leases);
             let is_behind = self
                 .members

@@ -16,7 +16,7 @@ const TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Tells the user each pair that was found to fail, unless the same was said a moment ago.
-    pub(super) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(in crate::cluster) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
         for (from, to) in std::mem::take(&mut self.probing.new_failures) {
             let Some(reason) = self.probing.reachability.failure(from, to) else {
                 continue;
@@ -38,7 +38,7 @@ impl Cluster {
     }
 
     /// Tells the user which workers go on together, where that has changed.
-    pub(super) fn tell_group(
+    pub(in crate::cluster) fn tell_group(
         &mut self,
         outsiders: &BTreeSet<WorkerId>,
         commands: &mut Vec<Command>,
@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     /// Why a worker is left out: who did not reach whom at which address, and what to do.
-    pub(super) fn why_outside(&self, id: WorkerId) -> String {
+    pub(in crate::cluster) fn why_outside(&self, id: WorkerId) -> String {
         let Some((from, to, reason)) = self.probing.reachability.reason_of(id) else {
             return "other workers cannot exchange with it".to_owned();
         };
@@ -110,7 +110,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn address_of(&self, id: WorkerId) -> &str {
+    pub(in crate::cluster) fn address_of(&self, id: WorkerId) -> &str {
         self.members.get(id).map_or("", |worker| &worker.address)
     }
 }

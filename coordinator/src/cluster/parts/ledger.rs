@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::event::WorkerId;
 use super::queue::Queue;
-use super::schedule::Work;
+use crate::cluster::event::WorkerId;
+use crate::cluster::schedule::Work;
 
 /// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use proto::v1;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::ledger::Ledger;
-use super::run_event::RunEvent;
-use super::schedule::Work;
-use super::{Cluster, Stage};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::ledger::Ledger;
+use crate::cluster::run_event::RunEvent;
+use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.

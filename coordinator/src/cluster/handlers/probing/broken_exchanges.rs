@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use proto::v1;
 
-use super::{Broken, MAX_PROBED};
+use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::probing::{Broken, MAX_PROBED};
 use crate::cluster::run_event::RunEvent;
-use crate::cluster::{Cluster, Stage};
 
 /// Broken exchanges of one pair without a settled step between them, after which the two count as unable to exchange.
 const MAX_BREAKS: u32 = 3;
@@ -66,7 +67,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(in crate::cluster) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
         if self.probing.mends_at().is_some_and(|at| at <= now)
             && let Some(broken) = self.probing.broken.take()
         {

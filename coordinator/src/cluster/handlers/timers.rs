@@ -2,20 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::command::Command;
-use super::failure_detector;
-use super::run_event::RunEvent;
-use super::{Cluster, Stage};
-
-/// Time between two reminders that workers are missing.
-const REMINDER: Duration = Duration::from_secs(30);
-/// Time after a broken exchange in which the blamed peer's connection to the coordinator may break too, before it is judged.
-pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
-/// A member lost within this time after a generation began waits for other losses, so that all share the next generation.
-pub const LOSSES_GATHER: Duration = Duration::from_millis(150);
-/// [`LOSSES_GATHER`] per member of a large cluster: to tell a thousand members of a generation takes a while, and so does to
-/// hear of a hundred losses.
-const LOSSES_GATHER_PER_MEMBER: Duration = Duration::from_millis(2);
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::parts::failure_detector;
+use crate::cluster::parts::generation::{LOSSES_GATHER, LOSSES_GATHER_PER_MEMBER, REMINDER, Stage};
+use crate::cluster::run_event::RunEvent;
 
 /// What is due at some time even if nothing happens, in the order in which it is looked after.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +143,7 @@ impl Cluster {
     }
 
     /// How long after its beginning a generation gathers losses before the next one begins.
-    pub(super) fn losses_gather(&self) -> Duration {
+    pub(in crate::cluster) fn losses_gather(&self) -> Duration {
         let members = self.members.ranks().len() as u32;
         LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members)
     }

@@ -6,24 +6,17 @@
 
 use std::time::Instant;
 
+use crate::cluster::parts::draining::Draining;
+use crate::cluster::parts::saving::only_saved;
 use proto::v1;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::membership::Worker;
-use super::queue::Queue;
-use super::schedule::Work;
-use super::{Cluster, Stage};
-
-/// A worker that was asked to stop.
-#[derive(Debug)]
-pub struct Draining {
-    reason: String,
-    /// Whether it was asked for the committed state, as nobody else has it.
-    was_asked: bool,
-    /// Whether it is not to come back, because others cannot reach it.
-    is_at_fault: bool,
-}
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::membership::Worker;
+use crate::cluster::parts::queue::Queue;
+use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// Begins to drain a worker: it gets no more slots and gives back those that it has not begun.
@@ -189,9 +182,4 @@ impl Cluster {
         };
         self.members.ids().iter().any(holds)
     }
-}
-
-/// Why a worker with an older state than the one on disk is sent away to begin anew.
-pub fn only_saved(step: u64) -> String {
-    format!("the state after step {step} is on disk and nobody else has it: it loads that one")
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::wire::HEARTBEAT_INTERVAL;
 
-use super::event::WorkerId;
+use crate::cluster::event::WorkerId;
 
 /// Shortest time that a worker may be silent before it is given up, however short the steps are.
 const SHORTEST_DEADLINE: Duration = Duration::from_secs(3);

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::event::WorkerId;
+use crate::cluster::event::WorkerId;
 
 /// Characters kept of a worker's reason why it did not reach another.
 const MAX_REASON_CHARS: usize = 200;

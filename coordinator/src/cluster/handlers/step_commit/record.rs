@@ -7,16 +7,16 @@ use std::collections::BTreeSet;
 
 use proto::v1;
 
-use super::PendingCommit;
 use crate::cluster::Cluster;
 use crate::cluster::command::{Command, Outcome};
-use crate::cluster::ledger::Ledger;
-use crate::cluster::membership::short;
+use crate::cluster::parts::ledger::Ledger;
+use crate::cluster::parts::membership::short;
+use crate::cluster::parts::pending_commit::PendingCommit;
 use crate::cluster::run_event::{RunEvent, StepRecord, WorkerShare};
 
 impl Cluster {
     /// Records a settled step, unless it has a record already, and ends the run after too many skipped ones.
-    pub(super) fn record(
+    pub(in crate::cluster) fn record(
         &mut self,
         settling: &PendingCommit,
         report: &v1::StepReport,

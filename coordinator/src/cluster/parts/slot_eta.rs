@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use common::wire::PlanKind;
 
-use super::event::WorkerId;
+use crate::cluster::event::WorkerId;
 
 /// Weight of the newest slot in a worker's mean.
 const NEWEST_WEIGHT: f64 = 0.25;

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use common::wire::PlanKind;
 use proto::v1;
 
-use super::Cluster;
-use super::command::Command;
-use super::event::WorkerId;
-use super::ledger::{Ledger, SlotResult};
-use super::run_event::{EvalRecord, RunEvent};
-use super::schedule::Work;
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::ledger::{Ledger, SlotResult};
+use crate::cluster::run_event::{EvalRecord, RunEvent};
+use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// A worker has computed a slot: its result counts if the slot was leased to it, and it gets the next one.

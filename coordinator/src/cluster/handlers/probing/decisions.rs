@@ -1,6 +1,6 @@
 //! Decides who takes part, who waits and who has to go, by what is known of who reaches whom.
 //!
-//! In: what probes and broken exchanges left in [`super::Probing`]. Out: members sent away, newcomers set aside or refused, new
+//! In: what probes and broken exchanges left in [`Probing`](crate::cluster::parts::probing::Probing). Out: members sent away, newcomers set aside or refused, new
 //! generations. It asks nobody anything.
 
 use std::collections::BTreeSet;
@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use proto::v1;
 
-use super::{Absence, FIRST_RETRY, Waiting, pause};
+use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::reachability::Candidate;
-use crate::cluster::{Cluster, Stage};
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::probing::{Absence, FIRST_RETRY, Waiting, pause};
+use crate::cluster::parts::reachability::Candidate;
 
 /// Tries after which a worker whose own address is at fault is refused.
 const MAX_TRIES: u32 = 5;
@@ -106,7 +107,7 @@ impl Cluster {
     }
 
     /// The workers that would break every exchange of a generation. Whoever still loads is judged against those who are ready.
-    pub(super) fn outsiders(&self) -> BTreeSet<WorkerId> {
+    pub(in crate::cluster) fn outsiders(&self) -> BTreeSet<WorkerId> {
         let reachability = &self.probing.reachability;
         if reachability.is_empty() {
             return BTreeSet::new();

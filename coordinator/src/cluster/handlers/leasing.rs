@@ -6,19 +6,20 @@
 //! so no slot is ever in two accumulators. What was in hand in vain is given more time by the next one: where the slot
 //! is what is slow, or everybody, it is not passed around.
 //!
-//! [`Event::SlotsWithdrawn`]: super::Event::SlotsWithdrawn
+//! [`Event::SlotsWithdrawn`]: crate::cluster::Event::SlotsWithdrawn
 
 use std::time::{Duration, Instant};
 
 use common::wire::PlanKind;
 use proto::v1;
 
-use super::command::Command;
-use super::event::WorkerId;
-use super::queue::Queue;
-use super::schedule::Work;
-use super::slot_eta::{WorkerEta, late_after, remaining, should_lease};
-use super::{Cluster, Stage};
+use crate::cluster::Cluster;
+use crate::cluster::command::Command;
+use crate::cluster::event::WorkerId;
+use crate::cluster::parts::generation::Stage;
+use crate::cluster::parts::queue::Queue;
+use crate::cluster::parts::slot_eta::{WorkerEta, late_after, remaining, should_lease};
+use crate::cluster::schedule::Work;
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
 const LEASE_WINDOW: usize = 2;

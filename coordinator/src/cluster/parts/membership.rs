@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::v1;
 
-use super::event::WorkerId;
+use crate::cluster::event::WorkerId;
 
 /// One connected worker.
 #[derive(Clone, Debug)]
