@@ -28,7 +28,7 @@ pub use self::event::{Event, WorkerId};
 use self::parts::draining::Draining;
 use self::parts::failure_detector::FailureDetector;
 use self::parts::feeds::Joining;
-use self::parts::generation::Stage;
+use self::parts::generation::Generation;
 use self::parts::ledger::Ledger;
 use self::parts::membership::Membership;
 use self::parts::pending_commit::PendingCommit;
@@ -39,6 +39,7 @@ use self::parts::reply_deadlines::ReplyDeadlines;
 use self::parts::saving::Saving;
 use self::parts::slot_eta::Speeds;
 use self::parts::step_stats::StepStats;
+use self::parts::term::Term;
 use self::parts::transport::Transport;
 pub use self::schedule::{BlockTokens, RunSchedule, Work};
 pub use self::settings::{PreviousTerms, Settings};
@@ -49,14 +50,8 @@ pub struct Cluster {
     settings: Settings,
     schedule: RunSchedule,
     members: Membership,
-    stage: Stage,
-    /// When the first event of this term was handled.
-    began: Option<Instant>,
-    /// The time in which workers of an earlier term may come back; None once it is over.
-    rejoin_window: Option<RejoinWindow>,
-    generation: u64,
-    /// Numerics class of the run's workers, fixed by the first generation; later joiners must match.
-    numerics_class: Option<String>,
+    term: Term,
+    generation: Generation,
     /// Number of committed optimizer updates: some worker reported each of them.
     committed: u64,
     /// The slots of the current piece of work.
@@ -69,15 +64,8 @@ pub struct Cluster {
     stats: StepStats,
     saving: Saving,
     joining: Joining,
-    /// A member of this generation is gone and no new one has begun.
-    member_lost: bool,
-    /// Why the run shall end early.
-    stopping: Option<String>,
-    /// With `stopping`: the run is to be started again, so its workers shall wait for the next term.
-    resumable: bool,
     probing: Probing,
     transport: Transport,
-    last_reminder: Option<Instant>,
     failure_detector: FailureDetector,
     reply_deadlines: ReplyDeadlines,
     speeds: Speeds,
@@ -85,8 +73,6 @@ pub struct Cluster {
     recheck_at: Option<Instant>,
     /// Workers that were asked to stop.
     draining: BTreeMap<WorkerId, Draining>,
-    /// When the newest generation began; None before the first one of this term.
-    generation_began: Option<Instant>,
     /// When the current evaluation began; None while none is made.
     eval_started: Option<Instant>,
     /// Step of the newest weights that were evaluated.
@@ -102,14 +88,13 @@ impl Cluster {
             .last_evaluated
             .is_some_and(|last| last >= committed);
         let work = course.work_from(committed, is_evaluated);
-        let grace = RejoinWindow::of(earlier, settings.start_step);
+        let rejoin_window = RejoinWindow::of(earlier, settings.start_step);
+        let class = earlier.numerics_class.clone();
+        let class = class.filter(|_| rejoin_window.is_some());
         Self {
             members: Membership::default(),
-            stage: Stage::Waiting,
-            generation: earlier.generation,
-            numerics_class: earlier.numerics_class.clone().filter(|_| grace.is_some()),
-            began: None,
-            rejoin_window: grace,
+            generation: Generation::after(earlier.generation, class),
+            term: Term::new(rejoin_window),
             committed,
             ledger: Ledger::new(work, course.slots(work)),
             ahead: None,
@@ -117,18 +102,13 @@ impl Cluster {
             stats: StepStats::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
             joining: Joining::default(),
-            member_lost: false,
-            stopping: None,
-            resumable: false,
             probing: Probing::default(),
             transport: Transport::default(),
-            last_reminder: None,
             failure_detector: FailureDetector::default(),
             reply_deadlines: ReplyDeadlines::default(),
             speeds: Speeds::default(),
             recheck_at: None,
             draining: BTreeMap::new(),
-            generation_began: None,
             eval_started: None,
             last_evaluated: settings.last_evaluated,
             settings,
@@ -138,7 +118,7 @@ impl Cluster {
 
     /// The class that all workers of this run have, once it computed anything.
     pub fn numerics_class(&self) -> Option<&str> {
-        self.numerics_class.as_deref()
+        self.generation.numerics_class()
     }
 
     /// Number of trainable scalars, as the ready workers report it; 0 while none is ready.

@@ -13,7 +13,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::queue::Queue;
 use crate::cluster::schedule::Work;
@@ -62,7 +61,8 @@ impl Cluster {
 
     /// Lets go of those who were asked to stop and have nothing left that counts.
     pub(super) fn release_drained(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.draining.is_empty() || self.stopping.is_some() || self.rejoin_window.is_some() {
+        if self.draining.is_empty() || self.term.is_stopping() || self.term.is_rejoin_window_open()
+        {
             return;
         }
         let draining: Vec<WorkerId> = self.draining.keys().copied().collect();
@@ -87,7 +87,7 @@ impl Cluster {
             self.forget(worker, &asked, commands);
             released = true;
         }
-        if released && self.stage != Stage::Ended {
+        if released && !self.generation.is_over() {
             self.send_back_to_disk(commands);
             self.reconfigure_if_member_lost(now, commands);
         }
@@ -170,7 +170,7 @@ impl Cluster {
     /// Whether some member stays to end the step.
     fn others_go_on(&self) -> bool {
         let stays = |id: &WorkerId| !self.draining.contains_key(id);
-        self.stage == Stage::Running && self.members.ranks().iter().any(stays)
+        self.generation.is_running() && self.members.ranks().iter().any(stays)
     }
 
     /// Whether a worker that stays has the state after `step` updates.

@@ -15,7 +15,6 @@ use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::feeds::{Feed, MAX_FAILURES, MAX_FEEDS_PER_SOURCE};
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::step_stats::disagreement;
 use crate::cluster::run_event::RunEvent;
@@ -33,7 +32,7 @@ impl Cluster {
     pub(super) fn feed_newcomers(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.joining.end_pauses(now);
         let nobody_waits = self.members.ready_count() <= self.members.ranks().len();
-        if self.stage != Stage::Running || self.stopping.is_some() || nobody_waits {
+        if !self.generation.is_running() || self.term.is_stopping() || nobody_waits {
             return;
         }
         let kept_out = self.kept_out();
@@ -226,7 +225,7 @@ impl Cluster {
             self.joining.feeds.remove(&id);
             let lacks = |worker: &Worker| worker.seen < self.committed;
             if self.members.get(id).is_some_and(lacks) && self.members.demote(id) {
-                self.member_lost = true;
+                self.generation.lose_member();
                 self.ledger.release(id);
             }
         }
@@ -249,7 +248,7 @@ impl Cluster {
             // Nothing goes on without them, so nobody is held up.
             return newcomers.into_iter().collect();
         }
-        let fallen = self.joining.generation_size.saturating_sub(members);
+        let fallen = self.generation.size().saturating_sub(members);
         let is_spare = |id: &WorkerId| !self.joining.is_arriving(*id);
         let spares = newcomers.into_iter().filter(is_spare);
         entrants.extend(spares.take(fallen));
@@ -289,7 +288,6 @@ impl Cluster {
     /// Notes who is in the generation that begins. Those who get the whole state from it follow nobody any more.
     pub(super) fn note_generation(&mut self) {
         let ranks = self.members.ranks().to_vec();
-        self.joining.generation_size = ranks.len();
         for id in ranks {
             if !self.is_in_step(id) {
                 self.joining.end(id);

@@ -8,7 +8,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::schedule::Work;
@@ -16,17 +15,16 @@ use crate::cluster::schedule::Work;
 impl Cluster {
     /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.
     pub(super) fn reconfigure_if_member_lost(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let lost = std::mem::take(&mut self.member_lost) && self.stage == Stage::Running;
-        let began = self.generation_began;
-        let gathers = began.is_some_and(|began| now.duration_since(began) < self.losses_gather());
-        match self.stopping {
-            None if lost && gathers => self.member_lost = true,
-            None if lost => self.start_generation(now, commands),
-            Some(_) if lost => {
-                self.interrupt_settling(commands);
-                self.proceed(now, commands);
-            }
-            _ => self.proceed(now, commands),
+        let members = self.members.ranks().len();
+        if !self.generation.take_losses() {
+            self.proceed(now, commands);
+        } else if self.term.is_stopping() {
+            self.interrupt_settling(commands);
+            self.proceed(now, commands);
+        } else if self.generation.gathers_losses(now, members) {
+            self.generation.lose_member();
+        } else {
+            self.start_generation(now, commands);
         }
     }
 
@@ -34,9 +32,9 @@ impl Cluster {
     pub(super) fn start_generation(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.probing.note_generation();
         self.interrupt_settling(commands);
-        self.member_lost = false;
+        self.generation.forget_losses();
         self.forgive_nccl();
-        if self.stage == Stage::Ended || self.rejoin_window.is_some() {
+        if self.generation.is_over() || self.term.is_rejoin_window_open() {
             return;
         }
         self.skip_to_checkpoint_step(commands);
@@ -44,23 +42,19 @@ impl Cluster {
         self.members
             .elect(self.settings.max_workers, self.committed, &entrants);
         if self.members.ranks().len() < self.settings.min_workers {
-            if self.stage == Stage::Running {
-                self.stage = Stage::Waiting;
+            if self.generation.suspend() {
                 self.stats.wait(now);
-                self.last_reminder = None;
                 self.remind(now, commands);
             }
             return self.proceed(now, commands);
         }
         self.roll_back_to_newest_survivor(commands);
-        self.stage = Stage::Running;
-        self.generation += 1;
-        self.generation_began = Some(now);
+        self.generation.begin(now, self.members.ranks().len());
         let is_fed = |id| self.is_fed(id);
         let stays = |id| !self.draining.contains_key(&id);
         let mut generation =
             self.members
-                .generation(self.generation, self.committed, is_fed, stays);
+                .generation(self.generation.number(), self.committed, is_fed, stays);
         generation.deadline_ms = self.deadline().as_millis() as u64;
         self.choose_transport(&mut generation, commands);
         let generation = Arc::new(generation);
@@ -83,7 +77,7 @@ impl Cluster {
             step: self.committed,
             total_steps: self.schedule.total_steps(),
             workers: self.members.ranks().len(),
-            generation: self.generation,
+            generation: self.generation.number(),
             numerics_class,
         }));
     }
@@ -93,7 +87,7 @@ impl Cluster {
         let first = self.members.ranks().first();
         let class = first.and_then(|id| self.members.get(*id));
         let class = class.map_or_else(String::new, |worker| worker.numerics_class.clone());
-        if self.numerics_class.is_none()
+        if self.generation.numerics_class().is_none()
             && let Some(earlier) = &self.settings.start_numerics_class
             && *earlier != class
         {
@@ -102,7 +96,7 @@ impl Cluster {
                  will not have the bits of an uninterrupted run"
             ))));
         }
-        self.numerics_class.get_or_insert(class).clone()
+        self.generation.fix_numerics_class(class).to_owned()
     }
 
     /// The piece of work that comes after `step` updates: an evaluation if one is due and was not made, else a step.
@@ -168,7 +162,7 @@ impl Cluster {
             worker.seen = step;
         }
         self.interrupt_settling(commands);
-        if step > self.committed && self.stage != Stage::Ended {
+        if step > self.committed && !self.generation.is_over() {
             self.move_on_to(step, commands);
         }
         self.start_generation(now, commands);
@@ -183,7 +177,7 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         let is_member = self.members.rank_of(id).is_some();
-        if self.stage != Stage::Running || entered.generation != self.generation || !is_member {
+        if !self.generation.is_at(entered.generation) || !is_member {
             return;
         }
         if entered.step > self.committed && entered.step <= self.stats.recorded() {

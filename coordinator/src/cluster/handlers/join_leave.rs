@@ -8,7 +8,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::membership;
 use crate::cluster::parts::saving::only_saved;
 use crate::cluster::parts::step_stats::disagreement;
@@ -29,7 +28,7 @@ impl Cluster {
             &join,
             &self.settings.version,
             &self.settings.job_digest,
-            self.numerics_class.as_deref(),
+            self.generation.numerics_class(),
         );
         let checked = checked.and_then(|()| match self.is_too_often_absent(&join.name) {
             Some(reason) => Err(reason),
@@ -140,7 +139,7 @@ impl Cluster {
             worker.seen = step;
             worker.ready = Some(ready);
         }
-        if self.rejoin_window.is_some() {
+        if self.term.is_rejoin_window_open() {
             return self.watch_grace(now, commands);
         }
         if step > self.committed && rejoined_with_state {
@@ -154,12 +153,12 @@ impl Cluster {
             let reason = only_saved(self.committed);
             return self.expel(now, id, reason, commands);
         }
-        if self.stopping.is_none() {
+        if !self.term.is_stopping() {
             self.regard_reach(now, commands);
             if self.may_bring_slots(id) {
                 self.start_generation(now, commands);
             }
-        } else if self.stage == Stage::Waiting {
+        } else if self.generation.is_waiting() {
             self.start_generation(now, commands);
         }
     }
@@ -177,7 +176,7 @@ impl Cluster {
         }
         self.forget(id, &reason, commands);
         self.reconfigure_if_member_lost(now, commands);
-        if self.stage == Stage::Waiting && self.probing.keeps_out() {
+        if self.generation.is_waiting() && self.probing.keeps_out() {
             // Whoever waited because of it waits no more.
             self.regard_reach(now, commands);
         }
@@ -221,7 +220,9 @@ impl Cluster {
         self.probing.forget(id);
         self.speeds.forget(id);
         self.draining.remove(&id);
-        self.member_lost |= was_member;
+        if was_member {
+            self.generation.lose_member();
+        }
         self.end_feeds(id);
         commands.push(Command::Emit(RunEvent::WorkerLost {
             worker: id.0,

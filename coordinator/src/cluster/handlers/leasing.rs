@@ -16,7 +16,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::queue::Queue;
 use crate::cluster::parts::slot_eta::{WorkerEta, late_after, remaining, should_lease};
 use crate::cluster::schedule::Work;
@@ -102,8 +101,8 @@ impl Cluster {
     /// The kind of the slots that are leased now. None where none are.
     fn leased_kind(&self) -> Option<PlanKind> {
         // What an unheard one holds need not be computed again, and it answers at once.
-        let leases = self.stage == Stage::Running
-            && self.stopping.is_none()
+        let leases = self.generation.is_running()
+            && !self.term.is_stopping()
             && !self.members.is_one_unheard(self.committed);
         match self.ledger.work {
             Work::Train(_) if leases => Some(PlanKind::Train),
@@ -193,7 +192,7 @@ impl Cluster {
             return;
         };
         let lease = v1::Lease {
-            generation: self.generation,
+            generation: self.generation.number(),
             step: self.ledger.work.step(),
             kind: kind.to_wire(),
             slots: vec![slot],
@@ -327,7 +326,7 @@ impl Cluster {
             self.ledger.recall(worker, *slot, now);
         }
         let withdraw = v1::Withdraw {
-            generation: self.generation,
+            generation: self.generation.number(),
             step: self.ledger.work.step(),
             kind: kind.to_wire(),
             slots: slots.to_vec(),
@@ -352,7 +351,7 @@ impl Cluster {
             .ok()
             .filter(|kind| self.ledger.work.is(*kind, withdrawn.step));
         // Of an earlier generation or step: Entered says, or has said, what the worker holds.
-        let (Some(kind), true) = (kind, withdrawn.generation == self.generation) else {
+        let (Some(kind), true) = (kind, withdrawn.generation == self.generation.number()) else {
             return;
         };
         for slot in &withdrawn.slots {

@@ -23,7 +23,6 @@ use proto::v1;
 use super::Cluster;
 use super::command::{Command, Outcome};
 use super::event::Event;
-use super::parts::generation::Stage;
 use super::parts::reply_deadlines::PendingReply;
 use super::parts::saving::Failure;
 use super::schedule::Work;
@@ -33,13 +32,13 @@ impl Cluster {
     ///
     /// Reads no clock and does no I/O: equal inputs give equal commands.
     pub fn handle(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
-        self.began.get_or_insert(now);
+        self.term.begin(now);
         let unheard = self.failure_detector.listen(now);
         if !unheard.is_zero() {
             self.postpone(unheard);
             self.ledger.postpone(unheard);
         }
-        if self.stage == Stage::Waiting {
+        if self.generation.is_waiting() {
             self.stats.wait(now);
         }
         let speaker = event.speaker();
@@ -60,7 +59,7 @@ impl Cluster {
     }
 
     fn apply(&mut self, now: Instant, event: Event, commands: &mut Vec<Command>) {
-        if self.stage == Stage::Ended {
+        if self.generation.is_over() {
             if let Event::WorkerJoined { worker, .. } = event {
                 let reason = "the run is over".to_owned();
                 commands.push(Command::Refuse { worker, reason });
@@ -113,10 +112,7 @@ impl Cluster {
                 self.state_failed(now, failed, Failure { reason, disk }, commands);
             }
             Event::StopRequested { reason, resumable } => {
-                if self.stopping.is_none() {
-                    self.stopping = Some(reason);
-                    self.resumable = resumable;
-                }
+                self.term.request_stop(reason, resumable);
                 self.take_newest(commands);
                 self.proceed(now, commands);
             }
@@ -128,16 +124,17 @@ impl Cluster {
 
     /// Ends the current piece of work if every slot of it is held, or moves towards the stop that was asked for.
     pub(super) fn proceed(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.stage == Stage::Ended {
+        if self.generation.is_over() {
             return;
         }
-        if self.stopping.is_some() {
+        if self.term.is_stopping() {
             return self.proceed_to_stop(now, commands);
         }
         // An exchange of a generation that lost a member could only break.
-        let settled =
-            self.pending_commit.is_none() && !self.member_lost && self.members.all_entered();
-        if self.stage != Stage::Running || !settled || !self.ledger.is_complete() {
+        let settled = self.pending_commit.is_none()
+            && !self.generation.has_lost_member()
+            && self.members.all_entered();
+        if !self.generation.is_running() || !settled || !self.ledger.is_complete() {
             return;
         }
         match self.ledger.work {
@@ -150,7 +147,7 @@ impl Cluster {
 
     /// Ends the run and tells everyone.
     pub(super) fn end(&mut self, outcome: Outcome, commands: &mut Vec<Command>) {
-        self.stage = Stage::Ended;
+        self.generation.end();
         let (failed, reason, resumable) = match &outcome {
             Outcome::Finished { .. } => (false, String::new(), false),
             Outcome::Stopped {

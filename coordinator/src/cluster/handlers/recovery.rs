@@ -6,70 +6,48 @@
 //! know, and the slots in their accumulators are taken over.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use crate::cluster::parts::rejoin_window::ABSENT;
 
 use proto::v1;
 
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::ledger::{Ledger, SlotResult};
 use crate::cluster::parts::membership;
 use crate::cluster::parts::pending_commit::PendingCommit;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::schedule::Work;
 
-/// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
-/// first of them: those that live try again within a second.
-const ABSENT: Duration = Duration::from_secs(1);
-/// [`ABSENT`] where one of those workers is back and has yet to say what it holds: it ends the slot in hand first.
-const BUSY: Duration = Duration::from_secs(4);
-/// How long a new term admits only workers of the numerics class that computed so far: those that outlived the coordinator could
-/// not join a run of another class, and what they hold would be lost.
-const CLASS_KEPT: Duration = Duration::from_secs(15);
-
 impl Cluster {
     /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and
     /// where nobody else is there who could begin.
     pub(super) fn grace_ends_at(&self) -> Option<Instant> {
-        let grace = self.rejoin_window.as_ref()?;
-        let since = grace.united.or(self.began)?;
-        let wait = match self.members.is_one_returning() {
-            true => BUSY,
-            false => ABSENT,
-        };
-        (self.members.ready_count() > 0).then_some(since + wait)
-    }
-
-    /// Time before which nobody is told that workers are missing: they may be about to come back.
-    pub(super) fn grace_is_short_until(&self) -> Option<Instant> {
-        let began = self.began.filter(|_| self.rejoin_window.is_some());
-        began.map(|began| began + ABSENT)
+        let is_one_busy = self.members.is_one_returning();
+        let at = self.term.rejoin_window_ends_at(is_one_busy);
+        at.filter(|_| self.members.ready_count() > 0)
     }
 
     /// Tells the user that workers of an earlier term are waited for, and ends the waiting where it is over.
     pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let (start, newest) = (self.settings.start_step, self.stats.recorded());
         let back = self.members.veterans_beyond(start);
-        let Some(grace) = &mut self.rejoin_window else {
+        let Some(returned) = self.term.note_returned(now, back) else {
             return;
         };
-        if back > 0 {
-            grace.united.get_or_insert(now);
-        }
-        if back < grace.expected && !std::mem::replace(&mut grace.was_told, true) {
+        if returned.is_untold {
             let text = format!(
                 "the workers had come to step {newest} before the coordinator died, the newest state on disk is of step \
                  {start}: {back} of {} are back; in {} s the run goes on with whoever is there, and one who comes later \
                  takes it along",
-                grace.expected,
+                returned.expected,
                 ABSENT.as_secs()
             );
             commands.push(Command::Emit(RunEvent::Notice(text)));
         }
-        let is_complete = back >= grace.expected;
-        if is_complete || self.grace_ends_at().is_some_and(|at| at <= now) {
+        if returned.is_complete || self.grace_ends_at().is_some_and(|at| at <= now) {
             self.end_grace(now, commands);
         }
     }
@@ -77,14 +55,14 @@ impl Cluster {
     /// Ends the waiting and goes on with whoever is there.
     fn end_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.take_newest(commands);
-        if self.stage == Stage::Waiting {
+        if self.generation.is_waiting() {
             self.start_generation(now, commands);
         }
     }
 
     /// Ends the waiting: the newest state of those who are back is the run's.
     pub(super) fn take_newest(&mut self, commands: &mut Vec<Command>) {
-        if self.rejoin_window.take().is_none() {
+        if !self.term.close_rejoin_window() {
             return;
         }
         if let Some(step) = self.members.newest_veteran()
@@ -94,21 +72,20 @@ impl Cluster {
         }
     }
 
-    /// Admits workers of any numerics class, if nobody of the class that computed so far came to begin in [`CLASS_KEPT`].
+    /// Admits workers of any numerics class, if nobody of the class that computed so far came in time to begin.
     pub(super) fn open_class(&mut self, now: Instant) {
-        let is_over = |began: Instant| now.duration_since(began) >= CLASS_KEPT;
-        if self.generation_began.is_none() && self.began.is_some_and(is_over) {
-            self.numerics_class = None;
+        let is_over = |until: Instant| now >= until;
+        if self.generation.is_first_awaited() && self.term.class_kept_until().is_some_and(is_over) {
+            self.generation.open_numerics_class();
         }
     }
 
     /// What to add to the refusal of a worker of the class `found`.
     pub(super) fn class_hint(&self, now: Instant, found: &str) -> Option<String> {
-        let is_other = self
-            .numerics_class
-            .as_deref()
-            .is_some_and(|class| class != found);
-        let ends = self.began.filter(|_| self.generation_began.is_none())? + CLASS_KEPT;
+        let class = self.generation.numerics_class();
+        let is_other = class.is_some_and(|class| class != found);
+        let ends = self.term.class_kept_until();
+        let ends = ends.filter(|_| self.generation.is_first_awaited())?;
         let left = ends.saturating_duration_since(now).as_secs_f64().ceil();
         (is_other && left > 0.0).then(|| {
             format!("; the workers of before may still come back: start this one again in {left} s")
@@ -126,7 +103,7 @@ impl Cluster {
             && matches!(self.ledger.work, Work::Train(_))
             && !self.ledger.exchanged
             && !self.ledger.is_complete();
-        let may = self.stage == Stage::Running && self.stopping.is_none();
+        let may = self.generation.is_running() && !self.term.is_stopping();
         let is_back = self.members.get(id).is_some_and(is_there);
         may && is_open && has_room && is_back && self.entrants().contains(&id)
     }
@@ -160,7 +137,7 @@ impl Cluster {
     /// Lets the run go on after `step` updates; what has no record gets one, where the workers know enough.
     pub(super) fn move_on_to(&mut self, step: u64, commands: &mut Vec<Command>) {
         self.complete_records(step, commands);
-        if self.stage == Stage::Ended {
+        if self.generation.is_over() {
             return;
         }
         self.tell_lost_evaluations(step, commands);
@@ -192,7 +169,7 @@ impl Cluster {
                 committed_after: None,
             });
             self.settle(commands);
-            if self.stage == Stage::Ended {
+            if self.generation.is_over() {
                 return;
             }
         }

@@ -11,7 +11,6 @@ use common::wire::PlanKind;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::parts::queue::Queue;
 use crate::cluster::parts::reply_deadlines::PendingReply;
@@ -99,7 +98,7 @@ impl Cluster {
         let settling = self
             .pending_commit
             .as_ref()
-            .filter(|_| self.stage == Stage::Running);
+            .filter(|_| self.generation.is_running());
         let unanswered = settling.filter(|settling| settling.reports.is_empty())?;
         Some(unanswered.ordered? + EXCHANGE + 2 * self.transfer())
     }
@@ -232,7 +231,7 @@ impl Cluster {
         let is_member = self.members.rank_of(id).is_some();
         match answer {
             PendingReply::Ready => worker.ready.is_none(),
-            PendingReply::Entered => is_member && !worker.entered && self.stage == Stage::Running,
+            PendingReply::Entered => is_member && !worker.entered && self.generation.is_running(),
             PendingReply::Report => {
                 let settling = self.pending_commit.as_ref();
                 is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))

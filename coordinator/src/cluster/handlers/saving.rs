@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::cluster::Cluster;
 use crate::cluster::command::{Command, Outcome};
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::reply_deadlines::PendingReply;
 use crate::cluster::parts::saving::{Failure, Pending, Retry};
+use crate::cluster::parts::term::Stop;
 use crate::cluster::run_event::RunEvent;
 
 /// How often the result of the run is asked for before the run fails, where the disk is not at fault.
@@ -133,7 +133,7 @@ impl Cluster {
         }
         let is_last = match pending {
             Some(pending) => pending.last,
-            None => step >= self.schedule.total_steps() && self.stopping.is_none(),
+            None => step >= self.schedule.total_steps() && !self.term.is_stopping(),
         };
         self.saving.stored = self.saving.stored.max(step);
         if is_last {
@@ -162,7 +162,7 @@ impl Cluster {
         };
         let Failure { reason, disk } = failure;
         let notice = format!("the state after step {step} was not saved: {reason}");
-        if pending.last && disk && self.stopping.is_none() {
+        if pending.last && disk && !self.term.is_stopping() {
             return self.retry_last(now, &notice, commands);
         }
         self.saving.failed_attempts += u32::from(pending.last);
@@ -171,7 +171,7 @@ impl Cluster {
             return self.fail(notice, commands);
         }
         commands.push(Command::Emit(RunEvent::Notice(notice)));
-        if self.stopping.is_some() {
+        if self.term.is_stopping() {
             return self.stop(commands);
         }
         self.proceed(now, commands);
@@ -219,7 +219,7 @@ impl Cluster {
             .pending_commit
             .as_ref()
             .is_some_and(|settling| settling.committed_after.is_none());
-        if !self.saving.pending.is_empty() || undecided || self.stage == Stage::Ended {
+        if !self.saving.pending.is_empty() || undecided || self.generation.is_over() {
             return;
         }
         let holder = self.members.first_at(self.committed);
@@ -232,15 +232,18 @@ impl Cluster {
     }
 
     fn stop(&mut self, commands: &mut Vec<Command>) {
+        let Some(Stop { reason, resumable }) = self.term.stop().cloned() else {
+            return;
+        };
         // What workers hold counts only where they are told to keep it.
-        let step = match self.resumable {
+        let step = match resumable {
             true => self.committed.max(self.saving.stored),
             false => self.saving.stored,
         };
         let outcome = Outcome::Stopped {
             step,
-            reason: self.stopping.clone().unwrap_or_default(),
-            resumable: self.resumable,
+            reason,
+            resumable,
         };
         self.end(outcome, commands);
     }

@@ -11,7 +11,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::parts::membership::short;
 use crate::cluster::parts::pending_commit::{PendingCommit, majority, verdict};
@@ -26,7 +25,7 @@ impl Cluster {
 
     /// The digest of the weights after `step` updates will be known: its step is not settled yet.
     pub fn awaits_digest(&self, step: u64) -> bool {
-        step > self.stats.recorded && self.stopping.is_none()
+        step > self.stats.recorded && !self.term.is_stopping()
     }
 
     /// The digest of the weights after `step` updates, where it is known.
@@ -51,7 +50,7 @@ impl Cluster {
     pub(super) fn order_exchange(&mut self, now: Instant, step: u64, commands: &mut Vec<Command>) {
         for &worker in self.members.ranks() {
             let exchange = v1::Exchange {
-                generation: self.generation,
+                generation: self.generation.number(),
                 step,
             };
             commands.push(Command::SendExchange { worker, exchange });
@@ -126,11 +125,13 @@ impl Cluster {
         if self.all_reported() {
             let agreed = self.settle(commands);
             let may_grow =
-                self.stopping.is_none() && self.stage == Stage::Running && self.may_grow();
-            match self.stage {
-                Stage::Ended => {}
-                _ if !agreed || may_grow => self.start_generation(now, commands),
-                _ => self.proceed(now, commands),
+                !self.term.is_stopping() && self.generation.is_running() && self.may_grow();
+            if self.generation.is_over() {
+                return;
+            }
+            match agreed && !may_grow {
+                true => self.proceed(now, commands),
+                false => self.start_generation(now, commands),
             }
         } else {
             self.proceed(now, commands);

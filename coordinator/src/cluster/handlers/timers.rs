@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::parts::failure_detector;
-use crate::cluster::parts::generation::{LOSSES_GATHER, LOSSES_GATHER_PER_MEMBER, REMINDER, Stage};
 use crate::cluster::run_event::RunEvent;
 
 /// What is due at some time even if nothing happens, in the order in which it is looked after.
@@ -54,7 +53,7 @@ impl Timer {
 impl Cluster {
     /// When something is due even if nothing happens. None where nothing is.
     pub fn wakes_at(&self) -> Option<Instant> {
-        if self.stage == Stage::Ended {
+        if self.generation.is_over() {
             return None;
         }
         let due = Timer::ALL.into_iter();
@@ -102,8 +101,11 @@ impl Cluster {
             Timer::Saving if self.saving.retry_is_due(now) => self.proceed(now, commands),
             Timer::Rejoin => self.watch_grace(now, commands),
             Timer::Reminder => {
-                let may_remind = self.grace_is_short_until().is_none_or(|until| until <= now);
-                if self.stage == Stage::Waiting && self.stopping.is_none() && may_remind {
+                let may_remind = self
+                    .term
+                    .first_reminder_at()
+                    .is_none_or(|until| until <= now);
+                if self.generation.is_waiting() && !self.term.is_stopping() && may_remind {
                     self.remind(now, commands);
                 }
             }
@@ -137,35 +139,26 @@ impl Cluster {
 
     /// When a loss that waits for others leads to a new generation.
     fn regroups_at(&self) -> Option<Instant> {
-        let waits = self.member_lost && self.stage == Stage::Running && self.stopping.is_none();
-        let began = self.generation_began.filter(|_| waits)?;
-        Some(began + self.losses_gather())
-    }
-
-    /// How long after its beginning a generation gathers losses before the next one begins.
-    pub(in crate::cluster) fn losses_gather(&self) -> Duration {
-        let members = self.members.ranks().len() as u32;
-        LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members)
+        let at = self.generation.regroups_at(self.members.ranks().len());
+        at.filter(|_| !self.term.is_stopping())
     }
 
     fn reminds_at(&self) -> Option<Instant> {
         let missing = self.usable_count() < self.settings.min_workers;
-        if self.stage != Stage::Waiting || self.stopping.is_some() || !missing {
+        if !self.generation.is_waiting() || self.term.is_stopping() || !missing {
             return None;
         }
-        let again = self.last_reminder.map(|last| last + REMINDER);
         let first = self
-            .grace_is_short_until()
+            .term
+            .first_reminder_at()
             .or(self.failure_detector.looked());
-        again.or(first)
+        self.generation.reminds_at(first)
     }
 
     pub(super) fn remind(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let due = |last: Instant| now.duration_since(last) >= REMINDER;
         let (have, need) = (self.usable_count(), self.settings.min_workers);
         // Those who are here and load need no reminder.
-        if have < need && self.last_reminder.is_none_or(due) {
-            self.last_reminder = Some(now);
+        if have < need && self.generation.takes_reminder(now) {
             commands.push(Command::Emit(RunEvent::WaitingForWorkers { have, need }));
             self.tell_outsider(commands);
         }

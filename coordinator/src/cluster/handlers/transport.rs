@@ -12,7 +12,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::probing::PEER_LOST_GRACE;
 use crate::cluster::run_event::RunEvent;
@@ -56,7 +55,7 @@ impl Cluster {
         nccl_id: &v1::NcclId,
         commands: &mut Vec<Command>,
     ) {
-        if self.stage != Stage::Running || nccl_id.generation != self.generation {
+        if !self.generation.is_at(nccl_id.generation) {
             return;
         }
         let is_due = self.transport.is_nccl && !self.transport.is_identified;
@@ -74,7 +73,7 @@ impl Cluster {
 
     /// Notes that NCCL failed on a member; it is judged a moment later.
     pub(super) fn nccl_lost(&mut self, now: Instant, id: WorkerId, lost: &v1::NcclLost) {
-        let is_current = self.stage == Stage::Running && lost.generation == self.generation;
+        let is_current = self.generation.is_at(lost.generation);
         if is_current && self.transport.is_nccl && self.members.rank_of(id).is_some() {
             let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
             let reason = format!("NCCL failed on {}: {reason}", self.members.name(id));

@@ -60,7 +60,7 @@ impl Cluster {
         };
         if !ledger.complete(id, done.slot, result) {
             // What was leased in a generation before may belong to another by now; Entered settles it.
-            if done.generation < self.generation {
+            if done.generation < self.generation.number() {
                 return;
             }
             let reason = format!("it computed slot {}, which was not leased to it", done.slot);
@@ -83,7 +83,7 @@ impl Cluster {
         let scalars = self.trainable_scalars();
         let plan = self.schedule.plan(ledger.work, &ledger.slots, scalars);
         if let Some(mut plan) = plan {
-            plan.generation = self.generation;
+            plan.generation = self.generation.number();
             if matches!(ledger.work, Work::Train(_))
                 && let Some(worker) = self.members.get_mut(worker)
             {

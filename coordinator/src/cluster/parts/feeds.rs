@@ -25,8 +25,6 @@ pub struct Joining {
     pub(in crate::cluster) failures: BTreeMap<WorkerId, Failures>,
     /// Number of feeds so far: each has a number of its own.
     pub(in crate::cluster) attempts: u64,
-    /// Members that the newest generation began with.
-    pub(in crate::cluster) generation_size: usize,
 }
 
 #[derive(Clone, Copy, Debug)]

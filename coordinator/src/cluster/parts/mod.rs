@@ -17,4 +17,5 @@ pub mod reply_deadlines;
 pub mod saving;
 pub mod slot_eta;
 pub mod step_stats;
+pub mod term;
 pub mod transport;

@@ -1,18 +1,35 @@
-//! The time in which the workers of an earlier term may come back.
+//! The time in which the workers of an earlier term may come back before the run begins without them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cluster::settings::PreviousTerms;
 
-/// The time in which the workers of an earlier term may come back before the run begins without them.
+/// How long a new term waits for those who hold more than the newest checkpoint, from its beginning and again from the
+/// first of them: those that live try again within a second.
+pub const ABSENT: Duration = Duration::from_secs(1);
+/// [`ABSENT`] where one of those workers is back and has yet to say what it holds: it ends the slot in hand first.
+const BUSY: Duration = Duration::from_secs(4);
+
+/// Who is waited for, and since when.
 #[derive(Debug)]
 pub struct RejoinWindow {
     /// Number of workers that may come back.
-    pub(in crate::cluster) expected: usize,
+    expected: usize,
     /// When the first one came back with more than the newest checkpoint.
-    pub(in crate::cluster) united: Option<Instant>,
+    united: Option<Instant>,
     /// Whether the user was told of the waiting.
-    pub(in crate::cluster) was_told: bool,
+    was_told: bool,
+}
+
+/// How many workers of an earlier term are back.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned {
+    /// Number of workers that may come back.
+    pub expected: usize,
+    /// Whether all of them are back.
+    pub is_complete: bool,
+    /// Whether the user has yet to be told of the waiting. True once.
+    pub is_untold: bool,
 }
 
 impl RejoinWindow {
@@ -23,5 +40,28 @@ impl RejoinWindow {
             united: None,
             was_told: false,
         })
+    }
+
+    /// When it ends in a term that began then. `is_one_busy`: one is back and has yet to say what it holds.
+    pub fn ends_at(&self, began: Option<Instant>, is_one_busy: bool) -> Option<Instant> {
+        let since = self.united.or(began)?;
+        let wait = match is_one_busy {
+            true => BUSY,
+            false => ABSENT,
+        };
+        Some(since + wait)
+    }
+
+    /// Notes how many workers are back with more than the newest checkpoint.
+    pub fn note_returned(&mut self, now: Instant, back: usize) -> Returned {
+        if back > 0 {
+            self.united.get_or_insert(now);
+        }
+        let is_complete = back >= self.expected;
+        Returned {
+            expected: self.expected,
+            is_complete,
+            is_untold: !is_complete && !std::mem::replace(&mut self.was_told, true),
+        }
     }
 }

@@ -10,7 +10,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::probing::{Broken, MAX_PROBED};
 use crate::cluster::run_event::RunEvent;
 
@@ -29,7 +28,7 @@ impl Cluster {
         lost: &v1::PeerLost,
         commands: &mut Vec<Command>,
     ) {
-        if self.stage != Stage::Running || lost.generation != self.generation {
+        if !self.generation.is_at(lost.generation) {
             return;
         }
         let Some(&accused) = self.members.ranks().get(lost.rank as usize) else {
@@ -118,9 +117,9 @@ impl Cluster {
             );
             commands.push(Command::Emit(RunEvent::Notice(text)));
         }
-        let generation = self.generation;
+        let generation = self.generation.number();
         self.regard_reach(now, commands);
-        if self.stage == Stage::Running && self.generation == generation && !self.member_lost {
+        if self.generation.is_at(generation) && !self.generation.has_lost_member() {
             self.start_generation(now, commands);
         }
     }

@@ -11,7 +11,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::probing::{Absence, FIRST_RETRY, Waiting, pause};
 use crate::cluster::parts::reachability::Candidate;
 
@@ -38,7 +37,7 @@ impl Cluster {
 
     /// Sends members away that do not fit any more, and sees to those who wait.
     pub(in crate::cluster) fn regard_reach(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.stage == Stage::Ended || self.stopping.is_some() {
+        if self.generation.is_over() || self.term.is_stopping() {
             return;
         }
         let outsiders = self.outsiders();
@@ -63,11 +62,12 @@ impl Cluster {
                 self.let_wait(now, id, commands);
             }
         }
-        match self.stage {
-            Stage::Running if is_member_gone => self.reconfigure_if_member_lost(now, commands),
-            Stage::Running if !is_open => self.release_state(now, commands),
-            Stage::Waiting => self.start_generation(now, commands),
-            _ => {}
+        if self.generation.is_waiting() {
+            self.start_generation(now, commands);
+        } else if self.generation.is_running() && is_member_gone {
+            self.reconfigure_if_member_lost(now, commands);
+        } else if self.generation.is_running() && !is_open {
+            self.release_state(now, commands);
         }
     }
 
@@ -186,7 +186,7 @@ impl Cluster {
 
     /// Sends a member away that does not fit: it loses what it has in hand, comes back as a newcomer and is tried again.
     fn remove_member(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
-        if self.stage != Stage::Running {
+        if !self.generation.is_running() {
             self.members.demote(id);
             self.ledger.release(id);
             return self.let_wait(now, id, commands);

@@ -10,7 +10,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::generation::Stage;
 use crate::cluster::parts::probing::{
     ANSWER_LIMIT, Asked, FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_IDLE, MAX_PROBED, PendingReply,
     Waiting, pause,
@@ -102,9 +101,9 @@ impl Cluster {
         waiting.tried.extend(&untried);
         if waiting.tried == partners {
             waiting.tried.clear();
-            let longest = match self.stage {
-                Stage::Waiting => LONGEST_RETRY_IDLE,
-                _ => LONGEST_RETRY,
+            let longest = match self.generation.is_waiting() {
+                true => LONGEST_RETRY_IDLE,
+                false => LONGEST_RETRY,
             };
             waiting.retry_at = now + pause(FIRST_RETRY, waiting.tries, longest);
             waiting.tries += 1;

@@ -53,7 +53,7 @@ impl Cluster {
             mean_token_accuracy,
             tokens_per_second,
             workers: self.members.ranks().len().max(settling.reports.len()),
-            generation: self.generation,
+            generation: self.generation.number(),
             weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
             skipped: report.skipped,
             eta_seconds: self.stats.mean_step_seconds.unwrap_or(0.0) * remaining,
