@@ -26,14 +26,15 @@ use std::time::Instant;
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
 use self::parts::draining::Draining;
+use self::parts::evaluation::Evaluation;
 use self::parts::failure_detector::FailureDetector;
 use self::parts::feeds::Joining;
 use self::parts::generation::Generation;
 use self::parts::ledger::Ledger;
 use self::parts::membership::Membership;
-use self::parts::pending_commit::PendingCommit;
 pub use self::parts::probing::MAX_PROBED;
 use self::parts::probing::Probing;
+use self::parts::progress::Progress;
 use self::parts::rejoin_window::RejoinWindow;
 use self::parts::reply_deadlines::ReplyDeadlines;
 use self::parts::saving::Saving;
@@ -52,15 +53,7 @@ pub struct Cluster {
     members: Membership,
     term: Term,
     generation: Generation,
-    /// Number of committed optimizer updates: some worker reported each of them.
-    committed: u64,
-    /// The slots of the current piece of work.
-    ledger: Ledger,
-    /// Ledger of the next step, kept when the exchange that it was sent along with was rolled back; members that have not yet
-    /// entered this generation may still hold its slots.
-    ahead: Option<Ledger>,
-    /// The step between its exchange and the last report, if there is one.
-    pending_commit: Option<PendingCommit>,
+    progress: Progress,
     stats: StepStats,
     saving: Saving,
     joining: Joining,
@@ -73,10 +66,7 @@ pub struct Cluster {
     recheck_at: Option<Instant>,
     /// Workers that were asked to stop.
     draining: BTreeMap<WorkerId, Draining>,
-    /// When the current evaluation began; None while none is made.
-    eval_started: Option<Instant>,
-    /// Step of the newest weights that were evaluated.
-    last_evaluated: Option<u64>,
+    evaluation: Evaluation,
 }
 
 impl Cluster {
@@ -84,10 +74,8 @@ impl Cluster {
     pub fn new(settings: Settings, course: RunSchedule) -> Self {
         let earlier = &settings.earlier;
         let committed = settings.start_step.max(earlier.recorded);
-        let is_evaluated = settings
-            .last_evaluated
-            .is_some_and(|last| last >= committed);
-        let work = course.work_from(committed, is_evaluated);
+        let evaluation = Evaluation::after(settings.last_evaluated);
+        let work = course.work_from(committed, evaluation.is_on_record(committed));
         let rejoin_window = RejoinWindow::of(earlier, settings.start_step);
         let class = earlier.numerics_class.clone();
         let class = class.filter(|_| rejoin_window.is_some());
@@ -95,10 +83,7 @@ impl Cluster {
             members: Membership::default(),
             generation: Generation::after(earlier.generation, class),
             term: Term::new(rejoin_window),
-            committed,
-            ledger: Ledger::new(work, course.slots(work)),
-            ahead: None,
-            pending_commit: None,
+            progress: Progress::at(Ledger::of(&course, work)),
             stats: StepStats::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
             joining: Joining::default(),
@@ -109,8 +94,7 @@ impl Cluster {
             speeds: Speeds::default(),
             recheck_at: None,
             draining: BTreeMap::new(),
-            eval_started: None,
-            last_evaluated: settings.last_evaluated,
+            evaluation,
             settings,
             schedule: course,
         }

@@ -15,7 +15,6 @@ use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::queue::Queue;
-use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// Begins to drain a worker: it gets no more slots and gives back those that it has not begun.
@@ -35,7 +34,7 @@ impl Cluster {
             is_at_fault: false,
         };
         self.draining.insert(id, draining);
-        let queue = self.ledger.queue(id);
+        let queue = self.progress.ledger().queue(id);
         let in_hand = queue.and_then(Queue::in_hand).map(|(slot, _)| slot);
         let waiting = queue.into_iter().flat_map(Queue::kept);
         let waiting = waiting.map(|(_, slot)| slot);
@@ -95,7 +94,7 @@ impl Cluster {
 
     /// Expels workers that are behind a state which only the disk has: they come back and load it.
     fn send_back_to_disk(&mut self, commands: &mut Vec<Command>) {
-        let step = self.committed;
+        let step = self.progress.committed();
         if !self.is_only_saved(step) {
             return;
         }
@@ -129,16 +128,20 @@ impl Cluster {
             return Some("it was still copying the others' state".to_owned());
         }
         let (seen, is_member) = (worker.seen, self.members.rank_of(id).is_some());
-        let has_leases = self.ledger.queue(id).is_some_and(|queue| !queue.is_empty());
-        let is_exchanging = is_member && self.pending_commit.is_some();
+        let has_leases = self
+            .progress
+            .ledger()
+            .queue(id)
+            .is_some_and(|queue| !queue.is_empty());
+        let is_exchanging = is_member && self.progress.pending_commit().is_some();
         if has_leases || is_exchanging || self.saving.is_asked(id) {
             return None;
         }
-        let counts = matches!(self.ledger.work, Work::Train(_)) && self.ledger.is_holder(id);
+        let counts = self.progress.ledger().is_training() && self.progress.ledger().is_holder(id);
         if counts && self.others_go_on() {
             return None;
         }
-        let step = self.committed;
+        let step = self.progress.committed();
         if seen < step || self.is_held_by_another(step) {
             return Some("its work is counted and the others go on".to_owned());
         }

@@ -40,7 +40,8 @@ impl Cluster {
             if kept_out.contains(&id) {
                 continue;
             }
-            let waits = |worker: &Worker| worker.ready.is_some() && worker.seen < self.committed;
+            let waits =
+                |worker: &Worker| worker.ready.is_some() && worker.seen < self.progress.committed();
             let is_behind = self.members.get(id).is_some_and(waits);
             self.await_synced(now, id);
             let is_cared_for = self.members.rank_of(id).is_some() || self.joining.follows(id);
@@ -85,7 +86,7 @@ impl Cluster {
 
     /// Whether this worker is a member that has the committed state.
     fn is_source(&self, id: WorkerId) -> bool {
-        let has_state = |worker: &Worker| worker.seen == self.committed;
+        let has_state = |worker: &Worker| worker.seen == self.progress.committed();
         self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
     }
 
@@ -115,7 +116,7 @@ impl Cluster {
             follow: v1::Follow {
                 attempt,
                 worker: id.0,
-                step: self.committed,
+                step: self.progress.committed(),
                 source: Some(v1::Member {
                     worker: source.0,
                     name: member.name.clone(),
@@ -142,7 +143,7 @@ impl Cluster {
         }
         let step = synced.step;
         // Its source may have made an update that nobody has reported yet.
-        let possible = self.committed.max(self.stats.recorded()) + 1;
+        let possible = self.progress.committed().max(self.stats.recorded()) + 1;
         if step > possible {
             let reason = format!("it says that it has seen {step} updates of {possible}");
             return self.expel(now, id, reason, commands);
@@ -160,7 +161,7 @@ impl Cluster {
             }
             self.joining.reports.insert(id, report);
         }
-        if step > self.committed && step <= self.stats.recorded() {
+        if step > self.progress.committed() && step <= self.stats.recorded() {
             // Everyone else who had that state is lost.
             self.roll_forward_to_held_state(now, id, step, commands);
         }
@@ -197,7 +198,7 @@ impl Cluster {
 
     /// Whether this worker is a member that has the state of its generation, so that it enters without a feed.
     fn needs_no_feed(&self, id: WorkerId) -> bool {
-        let has_state = |worker: &Worker| worker.seen >= self.committed;
+        let has_state = |worker: &Worker| worker.seen >= self.progress.committed();
         self.members.rank_of(id).is_some() && self.members.get(id).is_some_and(has_state)
     }
 
@@ -205,7 +206,7 @@ impl Cluster {
     pub(super) fn send_back(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         if self.members.demote(id) {
             self.joining.feeds.remove(&id);
-            self.ledger.release(id);
+            self.progress.ledger_mut().release(id);
             self.start_generation(now, commands);
         }
     }
@@ -223,10 +224,10 @@ impl Cluster {
             .collect();
         for id in orphans {
             self.joining.feeds.remove(&id);
-            let lacks = |worker: &Worker| worker.seen < self.committed;
+            let lacks = |worker: &Worker| worker.seen < self.progress.committed();
             if self.members.get(id).is_some_and(lacks) && self.members.demote(id) {
                 self.generation.lose_member();
-                self.ledger.release(id);
+                self.progress.ledger_mut().release(id);
             }
         }
     }
@@ -258,14 +259,14 @@ impl Cluster {
     /// Whether a newcomer has the committed state, or gets what it lacks at once.
     fn is_in_step(&self, id: WorkerId) -> bool {
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
-        seen == self.committed || self.is_fed(id)
+        seen == self.progress.committed() || self.is_fed(id)
     }
 
     /// Whether the worker lacks only a few updates, which are on their way to it over its feed.
     pub(super) fn is_fed(&self, id: WorkerId) -> bool {
         let feed = self.joining.feeds.get(&id);
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
-        let lag = self.committed.saturating_sub(seen);
+        let lag = self.progress.committed().saturating_sub(seen);
         (1..=self.allowed_lag()).contains(&lag)
             && feed
                 .is_some_and(|feed| feed.has_state && !feed.is_over && self.is_source(feed.source))

@@ -10,7 +10,6 @@ use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::run_event::RunEvent;
-use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// Begins a new generation if a member of this one was lost; at once, unless this one has only just begun.
@@ -39,8 +38,11 @@ impl Cluster {
         }
         self.skip_to_checkpoint_step(commands);
         let entrants = self.entrants();
-        self.members
-            .elect(self.settings.max_workers, self.committed, &entrants);
+        self.members.elect(
+            self.settings.max_workers,
+            self.progress.committed(),
+            &entrants,
+        );
         if self.members.ranks().len() < self.settings.min_workers {
             if self.generation.suspend() {
                 self.stats.wait(now);
@@ -52,9 +54,12 @@ impl Cluster {
         self.generation.begin(now, self.members.ranks().len());
         let is_fed = |id| self.is_fed(id);
         let stays = |id| !self.draining.contains_key(&id);
-        let mut generation =
-            self.members
-                .generation(self.generation.number(), self.committed, is_fed, stays);
+        let mut generation = self.members.generation(
+            self.generation.number(),
+            self.progress.committed(),
+            is_fed,
+            stays,
+        );
         generation.deadline_ms = self.deadline().as_millis() as u64;
         self.choose_transport(&mut generation, commands);
         let generation = Arc::new(generation);
@@ -70,11 +75,9 @@ impl Cluster {
         self.await_entries(now);
         let numerics_class = self.fix_numerics_class(commands);
         self.stats.restart(now);
-        if matches!(self.ledger.work, Work::Eval(_)) {
-            self.eval_started.get_or_insert(now);
-        }
+        self.evaluation.go_on(now, self.progress.work());
         commands.push(Command::Emit(RunEvent::Started {
-            step: self.committed,
+            step: self.progress.committed(),
             total_steps: self.schedule.total_steps(),
             workers: self.members.ranks().len(),
             generation: self.generation.number(),
@@ -99,55 +102,49 @@ impl Cluster {
         self.generation.fix_numerics_class(class).to_owned()
     }
 
-    /// The piece of work that comes after `step` updates: an evaluation if one is due and was not made, else a step.
-    pub(super) fn work_from(&self, step: u64) -> Work {
-        let is_evaluated = self.last_evaluated.is_some_and(|last| last >= step);
-        self.schedule.work_from(step, is_evaluated)
+    /// The slots of the work after `step` updates, all free: an evaluation if one is due and was not made, else a step.
+    pub(super) fn ledger_from(&self, step: u64) -> Ledger {
+        let is_evaluated = self.evaluation.is_on_record(step);
+        let work = self.schedule.work_from(step, is_evaluated);
+        Ledger::of(&self.schedule, work)
     }
 
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.
     pub(super) fn skip_to_checkpoint_step(&mut self, commands: &mut Vec<Command>) {
-        let Some(step) = self.members.all_beyond(self.committed) else {
+        let Some(step) = self.members.all_beyond(self.progress.committed()) else {
             return;
         };
         if let Some((id, report)) = self.joining.report_of(step)
-            && step == self.committed + 1
-            && self.ledger.exchanged
+            && self.progress.may_commit_late(step)
         {
             // It repeated the update that the others had made, and that nobody else is left to report.
             self.take_late(None, id, report);
-            self.settle(commands);
+            self.settle_pending(commands);
             return;
         }
         let text = format!("the record of step {step} is lost with the workers that reported it");
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.stats.skip_to(&self.schedule, step);
         self.tell_lost_evaluations(step, commands);
-        self.committed = step;
-        let work = self.work_from(step);
-        self.ledger = Ledger::new(work, self.schedule.slots(work));
-        self.ahead = None;
+        self.progress.skip_to(self.ledger_from(step));
     }
 
     /// Goes back to the newest state that a member still has, where the committed one was lost with its holders.
     pub(super) fn roll_back_to_newest_survivor(&mut self, commands: &mut Vec<Command>) {
-        let newest = self.members.newest().unwrap_or(self.committed);
-        if newest >= self.committed {
+        let newest = self.members.newest().unwrap_or(self.progress.committed());
+        if newest >= self.progress.committed() {
             return;
         }
-        let lost = match self.committed - newest {
+        let lost = match self.progress.committed() - newest {
             1 => "it is".to_owned(),
-            _ => format!("steps {} to {} are", newest + 1, self.committed),
+            _ => format!("steps {} to {} are", newest + 1, self.progress.committed()),
         };
         commands.push(Command::Emit(RunEvent::Notice(format!(
             "nobody who is here has step {}; {lost} computed again, to the same weights, unless somebody comes back who \
              has it",
-            self.committed
+            self.progress.committed()
         ))));
-        self.committed = newest;
-        let work = self.work_from(newest);
-        let next = Ledger::new(work, self.schedule.slots(work));
-        self.ahead = Some(std::mem::replace(&mut self.ledger, next));
+        self.progress.fall_back_to(self.ledger_from(newest));
     }
 
     /// Goes forward again to a settled state that was thought to be lost: a member had it all the time.
@@ -162,7 +159,7 @@ impl Cluster {
             worker.seen = step;
         }
         self.interrupt_settling(commands);
-        if step > self.committed && !self.generation.is_over() {
+        if step > self.progress.committed() && !self.generation.is_over() {
             self.move_on_to(step, commands);
         }
         self.start_generation(now, commands);
@@ -180,10 +177,10 @@ impl Cluster {
         if !self.generation.is_at(entered.generation) || !is_member {
             return;
         }
-        if entered.step > self.committed && entered.step <= self.stats.recorded() {
+        if entered.step > self.progress.committed() && entered.step <= self.stats.recorded() {
             return self.roll_forward_to_held_state(now, id, entered.step, commands);
         }
-        if entered.step != self.committed && self.joining.is_arriving(id) {
+        if entered.step != self.progress.committed() && self.joining.is_arriving(id) {
             // Its source made an update that was lost with it, and the others will come there too; or it has just begun with
             // an older copy, and will come here.
             if let Some(worker) = self.members.get_mut(id) {
@@ -191,16 +188,15 @@ impl Cluster {
             }
             return self.send_back(now, id, commands);
         }
-        if entered.step != self.committed {
+        if entered.step != self.progress.committed() {
             let reason = format!(
                 "it entered with the weights after {} steps where {} were expected",
-                entered.step, self.committed
+                entered.step,
+                self.progress.committed()
             );
             return self.expel(now, id, reason, commands);
         }
-        if let Some(ahead) = &mut self.ahead {
-            ahead.release(id);
-        }
+        self.progress.release_ahead(id);
         if let Err(reason) = self.adopt_slots(id, entered) {
             return self.expel(now, id, reason, commands);
         }

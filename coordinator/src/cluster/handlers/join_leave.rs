@@ -142,15 +142,15 @@ impl Cluster {
         if self.term.is_rejoin_window_open() {
             return self.watch_grace(now, commands);
         }
-        if step > self.committed && rejoined_with_state {
+        if step > self.progress.committed() && rejoined_with_state {
             return self.welcome_back(now, id, step, commands);
         }
-        if step > self.committed && step <= self.stats.recorded() {
+        if step > self.progress.committed() && step <= self.stats.recorded() {
             // It started from a checkpoint newer than what the others fell back to.
             return self.roll_forward_to_held_state(now, id, step, commands);
         }
-        if step < self.committed && self.is_only_saved(self.committed) {
-            let reason = only_saved(self.committed);
+        if step < self.progress.committed() && self.is_only_saved(self.progress.committed()) {
+            let reason = only_saved(self.progress.committed());
             return self.expel(now, id, reason, commands);
         }
         if !self.term.is_stopping() {
@@ -206,14 +206,7 @@ impl Cluster {
         let name = worker.name.clone();
         let was_member = self.members.rank_of(id).is_some();
         self.members.remove(id);
-        self.ledger.release(id);
-        if let Some(ahead) = &mut self.ahead {
-            ahead.release(id);
-        }
-        if let Some(settling) = &mut self.pending_commit {
-            settling.ledger.release(id);
-            // What it reported stays: the step is committed, though its state may be lost with it.
-        }
+        self.progress.release(id);
         self.saving.worker_lost(id);
         self.failure_detector.forget(id);
         self.reply_deadlines.forget(id);

@@ -85,14 +85,14 @@ impl Cluster {
         let Some(kind) = self.leased_kind() else {
             return;
         };
-        if self.ledger.free_count() <= self.plenty(kind) {
+        if self.progress.ledger().free_count() <= self.plenty(kind) {
             return self.balance(now, commands);
         }
         if !self.is_at_work(worker) {
             return;
         }
         self.note_beginnings(&[worker], now);
-        let outstanding = self.ledger.queue(worker).map_or(0, Queue::len);
+        let outstanding = self.progress.ledger().queue(worker).map_or(0, Queue::len);
         for _ in outstanding..LEASE_WINDOW {
             self.lease(worker, kind, commands);
         }
@@ -103,8 +103,8 @@ impl Cluster {
         // What an unheard one holds need not be computed again, and it answers at once.
         let leases = self.generation.is_running()
             && !self.term.is_stopping()
-            && !self.members.is_one_unheard(self.committed);
-        match self.ledger.work {
+            && !self.members.is_one_unheard(self.progress.committed());
+        match self.progress.work() {
             Work::Train(_) if leases => Some(PlanKind::Train),
             Work::Eval(_) if leases => Some(PlanKind::Eval),
             _ => None,
@@ -135,15 +135,15 @@ impl Cluster {
 
     /// Notes that each worker which has leases, and the weights that they are for, is at its first slot.
     fn note_beginnings(&mut self, workers: &[WorkerId], now: Instant) {
-        let step = self.ledger.work.step();
+        let step = self.progress.work().step();
         for id in workers {
             if self
                 .members
                 .get(*id)
                 .is_some_and(|worker| worker.seen == step)
             {
-                self.ledger.begin_next(*id, now);
-                let in_hand = self.ledger.queue(*id).and_then(Queue::in_hand);
+                self.progress.ledger_mut().begin_next(*id, now);
+                let in_hand = self.progress.ledger().queue(*id).and_then(Queue::in_hand);
                 if in_hand.is_some_and(|(_, since)| since == now) {
                     self.await_slot(now, *id);
                 }
@@ -156,7 +156,7 @@ impl Cluster {
         let typical = self.speeds.typical(kind).unwrap_or(1.0);
         let prospect = |id: &WorkerId| {
             let seconds = self.speeds.of(*id, kind).unwrap_or(typical);
-            let queue = self.ledger.queue(*id);
+            let queue = self.progress.ledger().queue(*id);
             WorkerEta {
                 worker: *id,
                 seconds,
@@ -176,9 +176,9 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         let worker = prospects[index].worker;
-        let outstanding = self.ledger.queue(worker).map_or(0, Queue::len);
+        let outstanding = self.progress.ledger().queue(worker).map_or(0, Queue::len);
         for _ in outstanding..window {
-            let free = self.ledger.free_count();
+            let free = self.progress.ledger().free_count();
             if free == 0 || !should_lease(prospects, index, free) {
                 return;
             }
@@ -188,12 +188,12 @@ impl Cluster {
     }
 
     fn lease(&mut self, worker: WorkerId, kind: PlanKind, commands: &mut Vec<Command>) {
-        let Some(slot) = self.ledger.lease(worker) else {
+        let Some(slot) = self.progress.ledger_mut().lease(worker) else {
             return;
         };
         let lease = v1::Lease {
             generation: self.generation.number(),
-            step: self.ledger.work.step(),
+            step: self.progress.work().step(),
             kind: kind.to_wire(),
             slots: vec![slot],
         };
@@ -210,7 +210,7 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         let is_idle = |prospect: &&WorkerEta| {
-            let queue = self.ledger.queue(prospect.worker);
+            let queue = self.progress.ledger().queue(prospect.worker);
             queue.is_none_or(Queue::is_empty)
         };
         let mut idle: Vec<f64> = prospects
@@ -219,7 +219,8 @@ impl Cluster {
             .map(|p| p.seconds)
             .collect();
         let recalled = self
-            .ledger
+            .progress
+            .ledger()
             .queues()
             .map(|(_, queue)| queue.recalled_count());
         let recalled: usize = recalled.sum();
@@ -229,7 +230,7 @@ impl Cluster {
             self.recheck_at = [self.recheck_at, late].into_iter().flatten().min();
         }
         if idle.len() <= recalled
-            || self.ledger.free_count() > 0
+            || self.progress.ledger().free_count() > 0
             || self.speeds.typical(kind).is_none()
         {
             return;
@@ -250,7 +251,7 @@ impl Cluster {
             worker, seconds, ..
         } in prospects
         {
-            let Some(queue) = self.ledger.queue(*worker) else {
+            let Some(queue) = self.progress.ledger().queue(*worker) else {
                 continue;
             };
             let in_hand = queue.in_hand();
@@ -270,7 +271,7 @@ impl Cluster {
                         slot,
                         due_in: first + before as f64 * seconds,
                         has_begun,
-                        tried: self.ledger.tried(slot),
+                        tried: self.progress.ledger().tried(slot),
                     });
                 }
             }
@@ -280,7 +281,7 @@ impl Cluster {
 
     /// Seconds that a slot in hand is likely to take, of a worker that takes `seconds` as a rule.
     fn expected(&self, slot: u32, seconds: f64) -> f64 {
-        seconds.max(self.ledger.tried(slot))
+        seconds.max(self.progress.ledger().tried(slot))
     }
 
     /// Seconds until a worker has computed what it has.
@@ -300,7 +301,7 @@ impl Cluster {
     /// When the next slot in hand will be so late that a worker that takes `soonest` seconds for one should have it.
     fn next_late(&self, prospects: &[WorkerEta], soonest: f64, now: Instant) -> Option<Instant> {
         let late_at = |prospect: &WorkerEta| {
-            let (slot, since) = self.ledger.queue(prospect.worker)?.in_hand()?;
+            let (slot, since) = self.progress.ledger().queue(prospect.worker)?.in_hand()?;
             let late = late_after(self.expected(slot, prospect.seconds));
             let restart = RESTART_MARGIN * self.expected(slot, soonest) + RECALL_SECONDS;
             let after = Duration::try_from_secs_f64(late.max(restart)).ok()?;
@@ -318,16 +319,16 @@ impl Cluster {
         now: Instant,
         commands: &mut Vec<Command>,
     ) {
-        let kind = match self.ledger.work {
+        let kind = match self.progress.work() {
             Work::Eval(_) => PlanKind::Eval,
             Work::Train(_) | Work::Store(_) => PlanKind::Train,
         };
         for slot in slots {
-            self.ledger.recall(worker, *slot, now);
+            self.progress.ledger_mut().recall(worker, *slot, now);
         }
         let withdraw = v1::Withdraw {
             generation: self.generation.number(),
-            step: self.ledger.work.step(),
+            step: self.progress.work().step(),
             kind: kind.to_wire(),
             slots: slots.to_vec(),
         };
@@ -349,21 +350,21 @@ impl Cluster {
         let kind = PlanKind::from_wire(withdrawn.kind);
         let kind = kind
             .ok()
-            .filter(|kind| self.ledger.work.is(*kind, withdrawn.step));
+            .filter(|kind| self.progress.work().is(*kind, withdrawn.step));
         // Of an earlier generation or step: Entered says, or has said, what the worker holds.
         let (Some(kind), true) = (kind, withdrawn.generation == self.generation.number()) else {
             return;
         };
         for slot in &withdrawn.slots {
-            let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
-            if !self.ledger.give_back(id, *slot) {
+            let in_hand = self.progress.ledger().queue(id).and_then(Queue::in_hand);
+            if !self.progress.ledger_mut().give_back(id, *slot) {
                 let reason = format!("it gave slot {slot} back, which was not leased to it");
                 return self.expel(now, id, reason, commands);
             }
             if let Some((_, since)) = in_hand.filter(|(in_hand, _)| in_hand == slot) {
                 let elapsed = seconds_between(since, now);
                 self.speeds.at_least(id, kind, elapsed);
-                self.ledger.note_tried(*slot, elapsed);
+                self.progress.ledger_mut().note_tried(*slot, elapsed);
             }
         }
         self.balance(now, commands);
@@ -371,7 +372,7 @@ impl Cluster {
 
     /// When the first worker is expelled that does not answer for a slot which it was asked back.
     fn unanswered_at(&self) -> Option<Instant> {
-        let queues = self.ledger.queues();
+        let queues = self.progress.ledger().queues();
         let due = queues.filter_map(|(worker, queue)| Some(self.answer_due(worker, queue)?.0));
         due.min()
     }
@@ -387,7 +388,7 @@ impl Cluster {
 
     /// Expels a worker that does not answer for a slot, else balances the leases: a slot in hand may be late by now.
     pub(super) fn rebalance(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let stuck = self.ledger.queues().find_map(|(worker, queue)| {
+        let stuck = self.progress.ledger().queues().find_map(|(worker, queue)| {
             let (due, patience) = self.answer_due(worker, queue)?;
             (due <= now).then_some((worker, patience))
         });

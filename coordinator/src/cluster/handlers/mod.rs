@@ -35,8 +35,8 @@ impl Cluster {
         self.term.begin(now);
         let unheard = self.failure_detector.listen(now);
         if !unheard.is_zero() {
-            self.postpone(unheard);
-            self.ledger.postpone(unheard);
+            self.reply_deadlines.postpone(unheard);
+            self.progress.postpone(unheard);
         }
         if self.generation.is_waiting() {
             self.stats.wait(now);
@@ -131,13 +131,13 @@ impl Cluster {
             return self.proceed_to_stop(now, commands);
         }
         // An exchange of a generation that lost a member could only break.
-        let settled = self.pending_commit.is_none()
+        let settled = self.progress.pending_commit().is_none()
             && !self.generation.has_lost_member()
             && self.members.all_entered();
-        if !self.generation.is_running() || !settled || !self.ledger.is_complete() {
+        if !self.generation.is_running() || !settled || !self.progress.ledger().is_complete() {
             return;
         }
-        match self.ledger.work {
+        match self.progress.work() {
             Work::Train(step) if !self.may_end_step(step + 1) => {}
             Work::Train(step) => self.order_exchange(now, step, commands),
             Work::Eval(step) => self.finish_evaluation(now, step, commands),

@@ -66,7 +66,7 @@ impl Cluster {
             return;
         }
         if let Some(step) = self.members.newest_veteran()
-            && step > self.committed
+            && step > self.progress.committed()
         {
             self.move_on_to(step, commands);
         }
@@ -95,14 +95,16 @@ impl Cluster {
     /// Whether a worker that is back has the state that the others are at, and may enter in mid-step with the slots it holds.
     pub(super) fn may_bring_slots(&self, id: WorkerId) -> bool {
         let is_there = |worker: &membership::Worker| {
-            worker.rejoined_with_state && worker.held_slots_unknown && worker.seen == self.committed
+            worker.rejoined_with_state
+                && worker.held_slots_unknown
+                && worker.seen == self.progress.committed()
         };
         let ranks = self.members.ranks().len();
         let has_room = self.settings.max_workers.is_none_or(|max| ranks < max);
-        let is_open = self.pending_commit.is_none()
-            && matches!(self.ledger.work, Work::Train(_))
-            && !self.ledger.exchanged
-            && !self.ledger.is_complete();
+        let is_open = self.progress.pending_commit().is_none()
+            && self.progress.ledger().is_training()
+            && !self.progress.ledger().is_exchanged()
+            && !self.progress.ledger().is_complete();
         let may = self.generation.is_running() && !self.term.is_stopping();
         let is_back = self.members.get(id).is_some_and(is_there);
         may && is_open && has_room && is_back && self.entrants().contains(&id)
@@ -128,9 +130,9 @@ impl Cluster {
 
     /// Whether a report of the update that led to `step` would be in time.
     fn reports_for(&self, step: u64) -> bool {
-        match &self.pending_commit {
-            Some(settling) => settling.ledger.work.step() + 1 == step,
-            None => step == self.committed + 1 && self.ledger.exchanged,
+        match self.progress.pending_commit() {
+            Some(pending) => pending.step() == step,
+            None => self.progress.may_commit_late(step),
         }
     }
 
@@ -141,15 +143,9 @@ impl Cluster {
             return;
         }
         self.tell_lost_evaluations(step, commands);
-        self.saving.pass_over(self.committed, step);
-        self.committed = step;
-        self.ledger = match self.ahead.take() {
-            Some(ahead) if ahead.work.step() == step => ahead,
-            _ => {
-                let work = self.work_from(step);
-                Ledger::new(work, self.schedule.slots(work))
-            }
-        };
+        self.saving.pass_over(self.progress.committed(), step);
+        let anew = self.ledger_from(step);
+        self.progress.move_on_to(step, anew);
     }
 
     /// Records the steps up to `last` from the updates that the workers remember.
@@ -162,13 +158,7 @@ impl Cluster {
                 self.stats.skip_to(&self.schedule, step);
                 continue;
             }
-            self.pending_commit = Some(PendingCommit {
-                ledger,
-                reports,
-                ordered: None,
-                committed_after: None,
-            });
-            self.settle(commands);
+            self.settle(&PendingCommit::recalled(ledger, reports, None), commands);
             if self.generation.is_over() {
                 return;
             }
@@ -177,15 +167,14 @@ impl Cluster {
 
     /// What the workers know of the update that led to `step`: their reports, and a ledger with the results of its slots.
     fn remembered(&self, step: u64) -> (BTreeMap<WorkerId, v1::StepReport>, Ledger) {
-        let work = Work::Train(step - 1);
-        let mut ledger = Ledger::new(work, self.schedule.slots(work));
+        let mut ledger = Ledger::of(&self.schedule, Work::Train(step - 1));
         let mut reports = BTreeMap::new();
         for id in self.members.ids() {
             let Some(update) = self.members.update_of(id, step) else {
                 continue;
             };
             for slot in &update.slots {
-                if ledger.slots.get(slot.slot as usize) == Some(&slot.trained_tokens) {
+                if ledger.trained_tokens_of(slot.slot) == Some(slot.trained_tokens) {
                     ledger.learn(slot.slot, result(slot));
                 }
             }
@@ -210,9 +199,9 @@ impl Cluster {
         if held.len() != entered.held.len() {
             return Err("it holds a slot twice".to_owned());
         }
-        let is_training = matches!(self.ledger.work, Work::Train(_));
+        let is_training = self.progress.ledger().is_training();
         for slot in entered.held.iter().filter(|_| is_training) {
-            let planned = self.ledger.slots.get(slot.slot as usize).copied();
+            let planned = self.progress.ledger().trained_tokens_of(slot.slot);
             if planned != Some(slot.trained_tokens) {
                 return Err(format!(
                     "it holds slot {} of step {} with {} trained tokens where the plan says {}",
@@ -223,7 +212,7 @@ impl Cluster {
                 ));
             }
         }
-        let counts = self.ledger.reconcile(id, &held);
+        let counts = self.progress.ledger_mut().reconcile(id, &held);
         if let Some(worker) = self.members.get_mut(id) {
             worker.must_clear = !counts;
             worker.held_slots_unknown = false;

@@ -11,7 +11,6 @@ use common::wire::PlanKind;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::parts::queue::Queue;
 use crate::cluster::parts::reply_deadlines::PendingReply;
 use crate::cluster::run_event::RunEvent;
@@ -64,14 +63,12 @@ impl Cluster {
     /// Awaits that each member enters the new generation. It ends the slot in hand first, and may get a state.
     pub(super) fn await_entries(&mut self, now: Instant) {
         for id in self.members.ranks().to_vec() {
-            let has_leases = |ledger: &Ledger| ledger.queue(id).is_some_and(|q| !q.is_empty());
-            let is_busy = has_leases(&self.ledger) || self.ahead.as_ref().is_some_and(has_leases);
             let is_behind = self
                 .members
                 .get(id)
-                .is_some_and(|w| w.seen < self.committed);
+                .is_some_and(|w| w.seen < self.progress.committed());
             let mut patience = ANSWER;
-            if is_busy {
+            if self.progress.may_be_busy(id) {
                 patience += self.slot_patience(id, 0.0);
             }
             if is_behind {
@@ -95,29 +92,17 @@ impl Cluster {
 
     /// When an exchange is given up that nobody has ended or blamed a peer for: every engine may hang in it.
     pub(super) fn exchange_ends_at(&self) -> Option<Instant> {
-        let settling = self
-            .pending_commit
-            .as_ref()
-            .filter(|_| self.generation.is_running());
-        let unanswered = settling.filter(|settling| settling.reports.is_empty())?;
-        Some(unanswered.ordered? + EXCHANGE + 2 * self.transfer())
+        let pending = self.progress.pending_commit();
+        let pending = pending.filter(|_| self.generation.is_running())?;
+        Some(pending.unanswered_since()? + EXCHANGE + 2 * self.transfer())
     }
 
     /// Gives up the exchange: a new generation repeats it, and whoever does not even enter that is sent away.
     pub(super) fn give_up_exchange(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let step = self.committed + 1;
+        let step = self.progress.committed() + 1;
         let text = format!("nobody has ended the exchange of step {step}: it is made again");
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.start_generation(now, commands);
-    }
-
-    /// Moves all deadlines of answers and of the exchange: the driver did not listen for so long.
-    pub(super) fn postpone(&mut self, by: Duration) {
-        self.reply_deadlines.postpone(by);
-        let settling = self.pending_commit.as_mut();
-        if let Some(ordered) = settling.and_then(|settling| settling.ordered.as_mut()) {
-            *ordered += by;
-        }
     }
 
     /// Awaits, from now on, that a follower takes something of its feed, unless that is awaited already.
@@ -209,14 +194,14 @@ impl Cluster {
             PendingReply::Synced => "it took nothing of its feed".to_owned(),
             PendingReply::State => "the state that it was asked for did not come".to_owned(),
             PendingReply::Slot => {
-                let in_hand = self.ledger.queue(id).and_then(Queue::in_hand);
+                let in_hand = self.progress.ledger().queue(id).and_then(Queue::in_hand);
                 let (slot, since) = in_hand.unwrap_or((0, now));
                 let minutes = now.duration_since(since).as_secs() / 60;
                 let usual = self.slowest_slot(|kind| self.speeds.of(id, kind));
                 let usual = usual.map_or_else(String::new, |seconds| {
                     format!(" and takes {seconds:.1} s as a rule")
                 });
-                let step = self.ledger.work.step() + 1;
+                let step = self.progress.work().step() + 1;
                 format!("it has been at slot {slot} of step {step} for {minutes} min{usual}")
             }
         };
@@ -233,16 +218,16 @@ impl Cluster {
             PendingReply::Ready => worker.ready.is_none(),
             PendingReply::Entered => is_member && !worker.entered && self.generation.is_running(),
             PendingReply::Report => {
-                let settling = self.pending_commit.as_ref();
-                is_member && settling.is_some_and(|settling| !settling.reports.contains_key(&id))
+                let pending = self.progress.pending_commit();
+                is_member && pending.is_some_and(|pending| !pending.has_reported(id))
             }
             PendingReply::Slot => {
-                let queue = self.ledger.queue(id);
+                let queue = self.progress.ledger().queue(id);
                 queue.is_some_and(|queue| queue.in_hand().is_some())
             }
             PendingReply::State => self.saving.is_owed_by(id),
             PendingReply::Synced => {
-                !is_member && self.joining.follows(id) && worker.seen < self.committed
+                !is_member && self.joining.follows(id) && worker.seen < self.progress.committed()
             }
         }
     }

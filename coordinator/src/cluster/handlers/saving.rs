@@ -187,7 +187,7 @@ impl Cluster {
         let waited = now.duration_since(retry.since);
         if waited >= DISK_PATIENCE {
             let outcome = Outcome::Stopped {
-                step: self.committed,
+                step: self.progress.committed(),
                 reason: format!(
                     "{notice}; the workers keep it for the next start: free space first"
                 ),
@@ -208,24 +208,22 @@ impl Cluster {
 
     /// Updates in the state that has to be saved before the run can stop, if any has.
     pub fn unsaved_step(&self) -> Option<u64> {
-        let is_unsaved = self.saving.stored < self.committed;
-        let is_held = self.members.first_at(self.committed).is_some();
-        (is_unsaved && is_held).then_some(self.committed)
+        let is_unsaved = self.saving.stored < self.progress.committed();
+        let is_held = self.members.first_at(self.progress.committed()).is_some();
+        (is_unsaved && is_held).then_some(self.progress.committed())
     }
 
     /// Stores the newest state, unless it is on disk already, and ends the run.
     pub(super) fn proceed_to_stop(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let undecided = self
-            .pending_commit
-            .as_ref()
-            .is_some_and(|settling| settling.committed_after.is_none());
-        if !self.saving.pending.is_empty() || undecided || self.generation.is_over() {
+        let pending = self.progress.pending_commit();
+        let is_undecided = pending.is_some_and(|pending| !pending.is_committed());
+        if !self.saving.pending.is_empty() || is_undecided || self.generation.is_over() {
             return;
         }
-        let holder = self.members.first_at(self.committed);
+        let holder = self.members.first_at(self.progress.committed());
         match holder {
-            Some(worker) if self.saving.stored < self.committed => {
-                self.request(now, worker, (self.committed, false), commands);
+            Some(worker) if self.saving.stored < self.progress.committed() => {
+                self.request(now, worker, (self.progress.committed(), false), commands);
             }
             _ => self.stop(commands),
         }
@@ -237,7 +235,7 @@ impl Cluster {
         };
         // What workers hold counts only where they are told to keep it.
         let step = match resumable {
-            true => self.committed.max(self.saving.stored),
+            true => self.progress.committed().max(self.saving.stored),
             false => self.saving.stored,
         };
         let outcome = Outcome::Stopped {

@@ -3,7 +3,6 @@
 
 mod record;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use proto::v1;
@@ -11,9 +10,8 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::parts::membership::short;
-use crate::cluster::parts::pending_commit::{PendingCommit, majority, verdict};
+use crate::cluster::parts::pending_commit::PendingCommit;
 use crate::cluster::parts::step_stats::disagreement;
 use crate::cluster::schedule::Work;
 
@@ -25,7 +23,7 @@ impl Cluster {
 
     /// The digest of the weights after `step` updates will be known: its step is not settled yet.
     pub fn awaits_digest(&self, step: u64) -> bool {
-        step > self.stats.recorded && !self.term.is_stopping()
+        step > self.stats.recorded() && !self.term.is_stopping()
     }
 
     /// The digest of the weights after `step` updates, where it is known.
@@ -35,11 +33,8 @@ impl Cluster {
             (ready.step == step).then_some(ready.weights_digest.as_str())
         };
         let of_report = || {
-            let reports = &self.pending_commit.as_ref()?.reports;
-            let mut digests = reports.values().filter(|report| report.step == step);
-            digests.find_map(|report| {
-                Some(report.weights_digest.as_str()).filter(|digest| !digest.is_empty())
-            })
+            let pending = self.progress.pending_commit()?;
+            pending.digest_of(step)
         };
         let asked_for = self.saving.digest_of(step);
         let settled = asked_for.or_else(|| self.stats.digest_of(step));
@@ -57,14 +52,8 @@ impl Cluster {
         }
         self.request_checkpoint(now, step + 1, commands);
         let work = self.schedule.following(Work::Train(step));
-        let mut ledger = self.begin(now, work, commands);
-        ledger.exchanged = true;
-        self.pending_commit = Some(PendingCommit {
-            ledger,
-            reports: BTreeMap::new(),
-            ordered: Some(now),
-            committed_after: None,
-        });
+        let ledger = self.begin(now, work, commands);
+        self.progress.await_reports(now, ledger);
         if self.members.ranks().len() == 1 {
             // Else its peers would say that it does not answer.
             self.await_reports(now);
@@ -83,19 +72,16 @@ impl Cluster {
             return;
         };
         let step = report.step;
-        let settling_step = self
-            .pending_commit
-            .as_ref()
-            .map(|settling| settling.ledger.work.step() + 1);
-        if settling_step == Some(step) {
+        let pending = self.progress.pending_commit();
+        if pending.is_some_and(|pending| pending.step() == step) {
             worker.seen = step;
             self.collect(now, id, report, commands);
-        } else if step <= self.committed {
+        } else if step <= self.progress.committed() {
             worker.seen = worker.seen.max(step);
             self.compare_late(now, id, &report, commands);
-        } else if step <= self.stats.recorded {
+        } else if step <= self.stats.recorded() {
             self.roll_forward_to_held_state(now, id, step, commands);
-        } else if step == self.committed + 1 && self.ledger.exchanged {
+        } else if self.progress.may_commit_late(step) {
             worker.seen = step;
             self.commit_late(now, id, report, commands);
         } else {
@@ -112,18 +98,12 @@ impl Cluster {
         report: v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        let Some(settling) = &mut self.pending_commit else {
-            return;
-        };
-        settling.reports.insert(id, report);
-        if settling.committed_after.is_none() {
-            self.committed = settling.ledger.work.step() + 1;
-            settling.committed_after = Some(self.stats.lap(now));
-            self.saving.note_commit(self.committed, now);
+        if self.progress.report(id, report, || self.stats.lap(now)) {
+            self.saving.note_commit(self.progress.committed(), now);
             self.await_reports(now);
         }
         if self.all_reported() {
-            let agreed = self.settle(commands);
+            let agreed = self.settle_pending(commands);
             let may_grow =
                 !self.term.is_stopping() && self.generation.is_running() && self.may_grow();
             if self.generation.is_over() {
@@ -139,8 +119,8 @@ impl Cluster {
     }
 
     fn all_reported(&self) -> bool {
-        let settling = self.pending_commit.as_ref();
-        let reported = |id| settling.is_some_and(|settling| settling.reports.contains_key(id));
+        let pending = self.progress.pending_commit();
+        let reported = |id: &WorkerId| pending.is_some_and(|pending| pending.has_reported(*id));
         self.members.ranks().iter().all(reported)
     }
 
@@ -176,45 +156,33 @@ impl Cluster {
     /// Marks a step as committed by a report that came when its exchange was thought to be broken. `now` ends the step's time;
     /// None where that is not known.
     pub(super) fn take_late(&mut self, now: Option<Instant>, id: WorkerId, report: v1::StepReport) {
-        let work = self.schedule.following(self.ledger.work);
-        let next = match self.ahead.take() {
-            Some(ahead) if ahead.work == work => ahead,
-            _ => Ledger::new(work, self.schedule.slots(work)),
-        };
-        self.committed = report.step;
-        self.pending_commit = Some(PendingCommit {
-            ledger: std::mem::replace(&mut self.ledger, next),
-            reports: BTreeMap::from([(id, report)]),
-            ordered: None,
-            committed_after: now.map(|now| self.stats.lap(now)),
-        });
+        let seconds = now.map(|now| self.stats.lap(now));
+        self.progress
+            .commit_late(&self.schedule, id, report, seconds);
     }
 
     /// Ends the settling because the generation ends: with the reports that came, or back to before the exchange where
     /// nobody who is left has finished it.
     pub(super) fn interrupt_settling(&mut self, commands: &mut Vec<Command>) {
-        let Some(settling) = &self.pending_commit else {
-            return;
-        };
-        if !settling.reports.is_empty() {
-            self.settle(commands);
-            return;
+        let pending = self.progress.pending_commit();
+        if pending.is_some_and(PendingCommit::has_reports) {
+            self.settle_pending(commands);
+        } else {
+            self.progress.roll_back_exchange();
         }
-        let Some(settling) = self.pending_commit.take() else {
-            return;
-        };
-        self.committed = settling.ledger.work.step();
-        self.ahead = Some(std::mem::replace(&mut self.ledger, settling.ledger));
     }
 
-    /// Records the step and takes out whoever disagrees. False where somebody did.
-    pub(super) fn settle(&mut self, commands: &mut Vec<Command>) -> bool {
-        let Some(settling) = self.pending_commit.take() else {
-            return true;
-        };
-        let step = settling.ledger.work.step() + 1;
-        let Some(agreed) = majority(&settling.reports) else {
-            let said = settling.reports.iter().map(|(id, report)| {
+    /// Settles the step that is being committed. False where somebody disagreed.
+    pub(super) fn settle_pending(&mut self, commands: &mut Vec<Command>) -> bool {
+        let pending = self.progress.take_pending_commit();
+        pending.is_none_or(|pending| self.settle(&pending, commands))
+    }
+
+    /// Records a step and takes out whoever disagrees. False where somebody did.
+    pub(super) fn settle(&mut self, pending: &PendingCommit, commands: &mut Vec<Command>) -> bool {
+        let step = pending.step();
+        let Some(agreed) = pending.agreed() else {
+            let said = pending.reports().iter().map(|(id, report)| {
                 let name = self.members.name(*id);
                 format!("{name} has {}", short(&report.weights_digest))
             });
@@ -227,24 +195,17 @@ impl Cluster {
             self.fail(reason, commands);
             return false;
         };
-        let odd = settling
-            .reports
-            .iter()
-            .filter(|(_, report)| verdict(report) != verdict(agreed));
         let mut unanimous = true;
-        for (id, report) in odd {
+        for (worker, report) in pending.outvoted(agreed) {
             let reason = disagreement(step, &report.weights_digest, &agreed.weights_digest);
-            self.forget(*id, &reason, commands);
-            commands.push(Command::Expel {
-                worker: *id,
-                reason,
-            });
+            self.forget(worker, &reason, commands);
+            commands.push(Command::Expel { worker, reason });
             unanimous = false;
         }
         let members = self.members.ranks().iter();
         let names = members.map(|id| self.members.name(*id));
         self.probing.note_commit(names);
-        self.record(&settling, agreed, commands);
+        self.record(pending, agreed, commands);
         unanimous
     }
 }

@@ -32,17 +32,12 @@ impl Cluster {
         if self.members.get(id).is_none() {
             return;
         }
-        let current = self.ledger.work.is(kind, done.step);
-        let ledger = if current {
-            &mut self.ledger
-        } else {
-            match &mut self.ahead {
-                Some(ahead) if ahead.work.is(kind, done.step) => ahead,
-                // Of work that is over.
-                _ => return,
-            }
+        let current = self.progress.work().is(kind, done.step);
+        let Some(ledger) = self.progress.ledger_of(kind, done.step) else {
+            // Of work that is over.
+            return;
         };
-        let planned = ledger.slots.get(done.slot as usize).copied();
+        let planned = ledger.trained_tokens_of(done.slot);
         if planned != Some(done.trained_tokens) {
             let reason = format!(
                 "it counted {} trained tokens in slot {} of step {} where the plan says {}",
@@ -79,12 +74,12 @@ impl Cluster {
 
     /// Sends a worker the plan of the current piece of work.
     pub(super) fn send_plan(&mut self, worker: WorkerId, commands: &mut Vec<Command>) {
-        let ledger = &self.ledger;
+        let ledger = self.progress.ledger();
         let scalars = self.trainable_scalars();
-        let plan = self.schedule.plan(ledger.work, &ledger.slots, scalars);
+        let plan = self.schedule.plan(ledger.work(), ledger.slots(), scalars);
         if let Some(mut plan) = plan {
             plan.generation = self.generation.number();
-            if matches!(ledger.work, Work::Train(_))
+            if ledger.is_training()
                 && let Some(worker) = self.members.get_mut(worker)
             {
                 plan.clear = std::mem::take(&mut worker.must_clear);
@@ -100,11 +95,9 @@ impl Cluster {
         work: Work,
         commands: &mut Vec<Command>,
     ) -> Ledger {
-        let next = Ledger::new(work, self.schedule.slots(work));
-        let ledger = std::mem::replace(&mut self.ledger, next);
+        let ledger = self.progress.begin(Ledger::of(&self.schedule, work));
         self.forgive_the_idle(&ledger);
-        self.ahead = None;
-        self.eval_started = matches!(work, Work::Eval(_)).then_some(now);
+        self.evaluation.begin(now, work);
         for id in self.members.ranks().to_vec() {
             self.send_plan(id, commands);
         }
@@ -114,7 +107,7 @@ impl Cluster {
 
     /// Takes workers that were too slow to get a slot of the whole step for a little faster: they are tried again some day.
     fn forgive_the_idle(&mut self, ledger: &Ledger) {
-        let kind = match ledger.work {
+        let kind = match ledger.work() {
             Work::Train(_) => PlanKind::Train,
             Work::Eval(_) => PlanKind::Eval,
             Work::Store(_) => return,
@@ -127,11 +120,9 @@ impl Cluster {
     /// Tells the user which evaluations are left out because the run goes on after `step` updates and nobody has their weights
     /// any more. They change no weights, so nothing is computed again for them.
     pub(super) fn tell_lost_evaluations(&self, step: u64, commands: &mut Vec<Command>) {
-        let is_missing = |at: &u64| {
-            let is_known = self.last_evaluated.is_some_and(|last| last >= *at);
-            self.schedule.evaluates_after(*at) && !is_known
-        };
-        for at in (self.committed..step).filter(is_missing) {
+        let is_missing =
+            |at: &u64| self.schedule.evaluates_after(*at) && !self.evaluation.is_on_record(*at);
+        for at in (self.progress.committed()..step).filter(is_missing) {
             let text = format!("the evaluation after step {at} is lost, and its weights are gone");
             commands.push(Command::Emit(RunEvent::Notice(text)));
         }
@@ -144,17 +135,15 @@ impl Cluster {
         step: u64,
         commands: &mut Vec<Command>,
     ) {
-        if let Some((eval_loss, eval_mean_token_accuracy)) = self.ledger.means()
-            && self.last_evaluated.is_none_or(|last| last < step)
+        if let Some((eval_loss, eval_mean_token_accuracy)) = self.progress.ledger().means()
+            && let Some(runtime) = self.evaluation.finish(now, step)
         {
-            self.last_evaluated = Some(step);
-            let started = self.eval_started.unwrap_or(now);
             commands.push(Command::Emit(RunEvent::Evaluated(EvalRecord {
                 step,
                 epoch: self.schedule.epoch_after(step),
                 eval_loss,
                 eval_mean_token_accuracy,
-                eval_runtime_seconds: now.duration_since(started).as_secs_f64(),
+                eval_runtime_seconds: runtime.as_secs_f64(),
             })));
         }
         let work = self.schedule.following(Work::Eval(step));

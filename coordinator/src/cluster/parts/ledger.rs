@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::Queue;
 use crate::cluster::event::WorkerId;
-use crate::cluster::schedule::Work;
+use crate::cluster::schedule::{RunSchedule, Work};
 
 /// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +32,9 @@ pub struct SlotResult {
 /// The slots of one piece of work.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    pub work: Work,
+    work: Work,
     /// Trained tokens of each slot.
-    pub slots: Vec<u64>,
+    slots: Vec<u64>,
     places: Vec<Place>,
     free: BTreeSet<u32>,
     queues: BTreeMap<WorkerId, Queue>,
@@ -45,12 +45,13 @@ pub struct Ledger {
     /// By slot, who computed it last and in how many seconds, where it was computed while this ledger was there.
     seconds: BTreeMap<u32, (WorkerId, f64)>,
     /// Every slot was held once and the exchange was ordered, in this generation or an earlier one.
-    pub exchanged: bool,
+    exchanged: bool,
 }
 
 impl Ledger {
-    /// A ledger with every slot free; `slots` has the trained tokens of each.
-    pub fn new(work: Work, slots: Vec<u64>) -> Self {
+    /// The slots of this piece of work, all free.
+    pub fn of(schedule: &RunSchedule, work: Work) -> Self {
+        let slots = schedule.slots(work);
         Self {
             work,
             places: vec![Place::Free; slots.len()],
@@ -63,6 +64,35 @@ impl Ledger {
             slots,
             exchanged: false,
         }
+    }
+
+    pub fn work(&self) -> Work {
+        self.work
+    }
+
+    /// Whether its slots are of a training step.
+    pub fn is_training(&self) -> bool {
+        matches!(self.work, Work::Train(_))
+    }
+
+    /// Trained tokens of each slot.
+    pub fn slots(&self) -> &[u64] {
+        &self.slots
+    }
+
+    /// Trained tokens of one slot. None where there is no such slot.
+    pub fn trained_tokens_of(&self, slot: u32) -> Option<u64> {
+        self.slots.get(slot as usize).copied()
+    }
+
+    /// Whether every slot was held once and the exchange was ordered, in this generation or an earlier one.
+    pub fn is_exchanged(&self) -> bool {
+        self.exchanged
+    }
+
+    /// Notes that every slot is held and the exchange is ordered.
+    pub fn mark_exchanged(&mut self) {
+        self.exchanged = true;
     }
 
     pub fn free_count(&self) -> usize {
@@ -183,7 +213,7 @@ impl Ledger {
     /// not the step that it was filled for: the worker must empty it, and everything that was with it is free. Evaluated
     /// slots are in no accumulator and stay counted.
     pub fn reconcile(&mut self, worker: WorkerId, accumulator: &BTreeMap<u32, SlotResult>) -> bool {
-        if !matches!(self.work, Work::Train(_)) {
+        if !self.is_training() {
             self.release(worker);
             return accumulator.is_empty();
         }

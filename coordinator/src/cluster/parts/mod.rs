@@ -3,6 +3,7 @@
 
 pub mod checkpoint_interval;
 pub mod draining;
+pub mod evaluation;
 pub mod failure_detector;
 pub mod feeds;
 pub mod generation;
@@ -10,6 +11,7 @@ pub mod ledger;
 pub mod membership;
 pub mod pending_commit;
 pub mod probing;
+pub mod progress;
 pub mod queue;
 pub mod reachability;
 pub mod rejoin_window;

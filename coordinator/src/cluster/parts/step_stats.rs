@@ -8,26 +8,26 @@ use crate::cluster::schedule::RunSchedule;
 use crate::cluster::settings::PreviousTerms;
 
 /// Number of weight digests that are kept, to compare steps that are computed again or that a worker comes back with.
-pub(in crate::cluster) const MAX_DIGESTS: usize = 64;
+const MAX_DIGESTS: usize = 64;
 /// Weight of the newest step in the moving mean of step times.
-pub(in crate::cluster) const PACE_WEIGHT: f64 = 0.1;
+const PACE_WEIGHT: f64 = 0.1;
 
 /// Statistics kept from step to step for the records: mean step time, tokens so far, digests of weights.
 #[derive(Debug)]
 pub struct StepStats {
-    pub(in crate::cluster) step_started: Option<Instant>,
-    pub(in crate::cluster) mean_step_seconds: Option<f64>,
+    step_started: Option<Instant>,
+    mean_step_seconds: Option<f64>,
     /// When too few workers were left to compute; None while there are enough.
-    pub(in crate::cluster) waiting_since: Option<Instant>,
+    waiting_since: Option<Instant>,
     /// Seconds of waiting for workers before the next step on record.
-    pub(in crate::cluster) waited_seconds: f64,
+    waited_seconds: f64,
     /// Tokens (without padding) of the first `recorded` steps.
-    pub(in crate::cluster) num_tokens: u64,
+    num_tokens: u64,
     /// Updates after the last step that was recorded.
-    pub(in crate::cluster) recorded: u64,
-    pub(in crate::cluster) skipped_in_a_row: u64,
+    recorded: u64,
+    skipped_in_a_row: u64,
     /// Digests of the weights by step: the newest settled ones whose digest was asked for.
-    pub(in crate::cluster) digests: BTreeMap<u64, String>,
+    digests: BTreeMap<u64, String>,
 }
 
 impl StepStats {
@@ -64,12 +64,38 @@ impl StepStats {
         self.recorded
     }
 
+    /// Puts the step that led to `step` updates on record; it had so many tokens.
+    pub fn record(&mut self, step: u64, tokens: u64) {
+        self.recorded = step;
+        self.num_tokens += tokens;
+    }
+
+    /// Tokens (without padding) of all steps on record.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
+    }
+
+    /// Seconds of waiting for workers since the step that was recorded last.
+    pub fn take_waited_seconds(&mut self) -> f64 {
+        std::mem::take(&mut self.waited_seconds)
+    }
+
+    /// Number of skipped steps in a row up to the recorded one, which was skipped or not.
+    pub fn count_skipped(&mut self, is_skipped: bool) -> u64 {
+        self.skipped_in_a_row = match is_skipped {
+            true => self.skipped_in_a_row + 1,
+            false => 0,
+        };
+        self.skipped_in_a_row
+    }
+
     /// Digest of the weights after `step` updates, where it is on record.
     pub fn digest_of(&self, step: u64) -> Option<&str> {
         self.digests.get(&step).map(String::as_str)
     }
 
-    pub(in crate::cluster) fn note_digest(&mut self, step: u64, digest: &str) {
+    /// Puts the digest of the weights after `step` updates on record.
+    pub fn note_digest(&mut self, step: u64, digest: &str) {
         self.digests.insert(step, digest.to_owned());
         while self.digests.len() > MAX_DIGESTS {
             self.digests.pop_first();
@@ -97,7 +123,7 @@ impl StepStats {
     }
 
     /// Seconds since the last step, or since the generation began.
-    pub(in crate::cluster) fn lap(&mut self, now: Instant) -> f64 {
+    pub fn lap(&mut self, now: Instant) -> f64 {
         let started = self.step_started.replace(now).unwrap_or(now);
         let seconds = now.duration_since(started).as_secs_f64();
         let mean = self.mean_step_seconds.unwrap_or(seconds);

@@ -188,7 +188,7 @@ impl Cluster {
     fn remove_member(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         if !self.generation.is_running() {
             self.members.demote(id);
-            self.ledger.release(id);
+            self.progress.ledger_mut().release(id);
             return self.let_wait(now, id, commands);
         }
         let reason = self.why_outside(id);

@@ -18,11 +18,11 @@ impl Cluster {
     /// Records a settled step, unless it has a record already, and ends the run after too many skipped ones.
     pub(in crate::cluster) fn record(
         &mut self,
-        settling: &PendingCommit,
+        pending: &PendingCommit,
         report: &v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        let before = settling.ledger.work.step();
+        let before = pending.ledger().work().step();
         let step = before + 1;
         if !report.weights_digest.is_empty() {
             self.tell_other_bits(step, &report.weights_digest, commands);
@@ -30,18 +30,17 @@ impl Cluster {
             self.saving.note_digest(step, &report.weights_digest);
         }
         // A step that was lost with its holders and computed again has its record already.
-        if step <= self.stats.recorded {
+        if step <= self.stats.recorded() {
             return;
         }
-        self.stats.recorded = step;
         let tokens = self.schedule.tokens(before);
-        self.stats.num_tokens += tokens;
-        let (loss, mean_token_accuracy) = settling.ledger.means().unwrap_or((f64::NAN, 0.0));
+        self.stats.record(step, tokens);
+        let (loss, mean_token_accuracy) = pending.ledger().means().unwrap_or((f64::NAN, 0.0));
         let remaining = self.schedule.total_steps().saturating_sub(step) as f64;
-        let tokens_per_second = settling
-            .committed_after
+        let tokens_per_second = pending
+            .seconds()
             .map_or(f64::NAN, |seconds| tokens as f64 / seconds.max(1e-9));
-        let peaks = settling.reports.values();
+        let peaks = pending.reports().values();
         let peaks = peaks.map(|report| report.peak_memory_bytes);
         commands.push(Command::Emit(RunEvent::StepCommitted(StepRecord {
             step,
@@ -49,21 +48,21 @@ impl Cluster {
             loss,
             grad_norm: report.grad_norm,
             learning_rate: self.schedule.learning_rate(before),
-            num_tokens: self.stats.num_tokens,
+            num_tokens: self.stats.num_tokens(),
             mean_token_accuracy,
             tokens_per_second,
-            workers: self.members.ranks().len().max(settling.reports.len()),
+            workers: self.members.ranks().len().max(pending.reports().len()),
             generation: self.generation.number(),
             weights_digest: Some(report.weights_digest.clone()).filter(|digest| !digest.is_empty()),
             skipped: report.skipped,
-            eta_seconds: self.stats.mean_step_seconds.unwrap_or(0.0) * remaining,
+            eta_seconds: self.stats.mean_step_seconds().unwrap_or(0.0) * remaining,
             mfu: self.utilisation(tokens_per_second),
             peak_memory_bytes: peaks.max().filter(|peak| *peak > 0),
-            seconds: settling.committed_after.unwrap_or(f64::NAN),
-            waiting_seconds: std::mem::take(&mut self.stats.waited_seconds),
-            shares: self.shares(&settling.ledger),
+            seconds: pending.seconds().unwrap_or(f64::NAN),
+            waiting_seconds: self.stats.take_waited_seconds(),
+            shares: self.shares(pending.ledger()),
         })));
-        self.count_skipped(settling, report.skipped, commands);
+        self.count_skipped(pending, report.skipped, commands);
     }
 
     fn shares(&self, ledger: &Ledger) -> Vec<WorkerShare> {
@@ -115,28 +114,27 @@ impl Cluster {
     /// Counts skipped steps in a row, and fails the run where there are too many.
     fn count_skipped(
         &mut self,
-        settling: &PendingCommit,
+        pending: &PendingCommit,
         skipped: bool,
         commands: &mut Vec<Command>,
     ) {
-        if !skipped {
-            self.stats.skipped_in_a_row = 0;
+        let in_a_row = self.stats.count_skipped(skipped);
+        if in_a_row == 0 {
             return;
         }
-        self.stats.skipped_in_a_row += 1;
         // A run of few steps would end before they are too many, with nothing learned.
-        let all = self.stats.skipped_in_a_row >= self.schedule.total_steps();
-        if all || self.stats.skipped_in_a_row > self.settings.max_skipped_steps {
-            let broken = settling.ledger.broken_slots();
+        let all = in_a_row >= self.schedule.total_steps();
+        if all || in_a_row > self.settings.max_skipped_steps {
+            let broken = pending.ledger().broken_slots();
             let slots = match broken.as_slice() {
                 [] => format!(
                     "none of its {} slots alone is at fault",
-                    settling.ledger.slots.len()
+                    pending.ledger().slots().len()
                 ),
                 broken => format!("the loss or gradient of its slots {broken:?} is at fault"),
             };
-            let before = settling.ledger.work.step();
-            let skipped = match self.stats.skipped_in_a_row {
+            let before = pending.ledger().work().step();
+            let skipped = match in_a_row {
                 all_of_them if all => format!("every step of the run ({all_of_them}) was skipped"),
                 many => format!("{many} steps in a row were skipped"),
             };
