@@ -20,15 +20,13 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
-use self::parts::draining::Draining;
 use self::parts::evaluation::Evaluation;
 use self::parts::failure_detector::FailureDetector;
-use self::parts::feeds::Joining;
+use self::parts::feeds::Feeds;
 use self::parts::generation::Generation;
 use self::parts::ledger::Ledger;
 use self::parts::membership::Membership;
@@ -56,7 +54,7 @@ pub struct Cluster {
     progress: Progress,
     stats: StepStats,
     saving: Saving,
-    joining: Joining,
+    feeds: Feeds,
     probing: Probing,
     transport: Transport,
     failure_detector: FailureDetector,
@@ -64,8 +62,6 @@ pub struct Cluster {
     speeds: Speeds,
     /// When the next slot in hand will be late, or the answer of a worker that was asked to give one back.
     recheck_at: Option<Instant>,
-    /// Workers that were asked to stop.
-    draining: BTreeMap<WorkerId, Draining>,
     evaluation: Evaluation,
 }
 
@@ -86,14 +82,13 @@ impl Cluster {
             progress: Progress::at(Ledger::of(&course, work)),
             stats: StepStats::new(&course, committed, earlier),
             saving: Saving::new(settings.start_step),
-            joining: Joining::default(),
+            feeds: Feeds::default(),
             probing: Probing::default(),
             transport: Transport::default(),
             failure_detector: FailureDetector::default(),
             reply_deadlines: ReplyDeadlines::default(),
             speeds: Speeds::default(),
             recheck_at: None,
-            draining: BTreeMap::new(),
             evaluation,
             settings,
             schedule: course,

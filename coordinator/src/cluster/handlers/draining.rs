@@ -6,7 +6,6 @@
 
 use std::time::Instant;
 
-use crate::cluster::parts::draining::Draining;
 use crate::cluster::parts::saving::only_saved;
 use proto::v1;
 
@@ -25,15 +24,9 @@ impl Cluster {
         reason: String,
         commands: &mut Vec<Command>,
     ) {
-        if self.members.get(id).is_none() || self.draining.contains_key(&id) {
+        if !self.members.drain(id, reason) {
             return;
         }
-        let draining = Draining {
-            reason,
-            was_asked: false,
-            is_at_fault: false,
-        };
-        self.draining.insert(id, draining);
         let queue = self.progress.ledger().queue(id);
         let in_hand = queue.and_then(Queue::in_hand).map(|(slot, _)| slot);
         let waiting = queue.into_iter().flat_map(Queue::kept);
@@ -53,37 +46,33 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         self.drain(now, id, reason, commands);
-        if let Some(draining) = self.draining.get_mut(&id) {
-            draining.is_at_fault = true;
-        }
+        self.members.blame_draining(id);
     }
 
     /// Lets go of those who were asked to stop and have nothing left that counts.
     pub(super) fn release_drained(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.draining.is_empty() || self.term.is_stopping() || self.term.is_rejoin_window_open()
-        {
+        if self.term.is_stopping() || self.term.is_rejoin_window_open() {
             return;
         }
-        let draining: Vec<WorkerId> = self.draining.keys().copied().collect();
         let mut released = false;
-        for worker in draining {
+        for worker in self.members.draining() {
             let Some(handed_over) = self.has_handed_over(now, worker, commands) else {
                 continue;
             };
-            let draining = self.draining.remove(&worker);
-            let is_at_fault = draining.as_ref().is_some_and(|one| one.is_at_fault);
-            let asked = draining.map_or_else(String::new, |draining| draining.reason);
-            let reason = asked.clone();
+            let Some(draining) = self.members.end_draining(worker) else {
+                continue;
+            };
+            let reason = draining.reason.clone();
             let finish = v1::Finish {
                 failed: false,
                 reason: handed_over,
                 resumable: false,
             };
-            commands.push(match is_at_fault {
+            commands.push(match draining.is_at_fault {
                 true => Command::Refuse { worker, reason },
                 false => Command::SendFinish { worker, finish },
             });
-            self.forget(worker, &asked, commands);
+            self.forget(worker, &draining.reason, commands);
             released = true;
         }
         if released && !self.generation.is_over() {
@@ -124,7 +113,7 @@ impl Cluster {
         if worker.ready.is_none() {
             return Some("it had no state yet".to_owned());
         }
-        if self.joining.follows(id) && self.members.rank_of(id).is_none() {
+        if self.feeds.follows(id) && self.members.rank_of(id).is_none() {
             return Some("it was still copying the others' state".to_owned());
         }
         let (seen, is_member) = (worker.seen, self.members.rank_of(id).is_some());
@@ -161,18 +150,14 @@ impl Cluster {
         step: u64,
         commands: &mut Vec<Command>,
     ) {
-        if let Some(draining) = self.draining.get_mut(&id)
-            && !draining.was_asked
-            && !self.saving.is_awaited(step)
-        {
-            draining.was_asked = true;
+        if !self.saving.is_awaited(step) && self.members.asks_for_state(id) {
             self.request(now, id, (step, false), commands);
         }
     }
 
     /// Whether some member stays to end the step.
     fn others_go_on(&self) -> bool {
-        let stays = |id: &WorkerId| !self.draining.contains_key(id);
+        let stays = |id: &WorkerId| !self.members.is_draining(*id);
         self.generation.is_running() && self.members.ranks().iter().any(stays)
     }
 
@@ -180,7 +165,7 @@ impl Cluster {
     fn is_held_by_another(&self, step: u64) -> bool {
         let holds = |id: &WorkerId| {
             let worker = self.members.get(*id);
-            !self.draining.contains_key(id)
+            !self.members.is_draining(*id)
                 && worker.is_some_and(|worker| worker.ready.is_some() && worker.seen == step)
         };
         self.members.ids().iter().any(holds)

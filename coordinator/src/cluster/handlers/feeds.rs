@@ -14,7 +14,7 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::feeds::{Feed, MAX_FAILURES, MAX_FEEDS_PER_SOURCE};
+use crate::cluster::parts::feeds::{MAX_FAILURES, MAX_FEEDS_PER_SOURCE};
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::step_stats::disagreement;
 use crate::cluster::run_event::RunEvent;
@@ -30,7 +30,7 @@ const MAX_REASON_CHARS: usize = 200;
 impl Cluster {
     /// Gives every newcomer that is behind a source, as far as there is room for newcomers.
     pub(super) fn feed_newcomers(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        self.joining.end_pauses(now);
+        self.feeds.end_pauses(now);
         let nobody_waits = self.members.ready_count() <= self.members.ranks().len();
         if !self.generation.is_running() || self.term.is_stopping() || nobody_waits {
             return;
@@ -44,8 +44,8 @@ impl Cluster {
                 |worker: &Worker| worker.ready.is_some() && worker.seen < self.progress.committed();
             let is_behind = self.members.get(id).is_some_and(waits);
             self.await_synced(now, id);
-            let is_cared_for = self.members.rank_of(id).is_some() || self.joining.follows(id);
-            if !is_behind || is_cared_for || self.joining.pauses(id) {
+            let is_cared_for = self.members.rank_of(id).is_some() || self.feeds.follows(id);
+            if !is_behind || is_cared_for || self.feeds.pauses(id) {
                 continue;
             }
             if !self.has_room() {
@@ -59,8 +59,8 @@ impl Cluster {
 
     /// Whether there is room for one more newcomer, beside those who follow already.
     fn has_room(&self) -> bool {
-        let newcomer = |id: &&WorkerId| self.members.rank_of(**id).is_none();
-        let expected = self.joining.feeds.keys().filter(newcomer).count();
+        let newcomer = |id: &WorkerId| self.members.rank_of(*id).is_none();
+        let expected = self.feeds.followers().filter(newcomer).count();
         let taken = self.members.ranks().len() + expected;
         self.settings.max_workers.is_none_or(|max| taken < max)
     }
@@ -68,14 +68,13 @@ impl Cluster {
     /// The member that a newcomer should follow: rather another than the one that failed last, then the one with the fewest
     /// followers, then rather a late rank than the first, which also saves checkpoints.
     fn choose_source(&self, follower: WorkerId) -> Option<WorkerId> {
-        let failed = self.joining.failures.get(&follower);
-        let failed = failed.map(|failures| failures.last_source);
+        let failed = self.feeds.last_failed_source(follower);
         // Who was asked to stop would soon leave its followers without a source: they rather wait for another's state.
-        let stays = |id: WorkerId| !self.draining.contains_key(&id);
+        let stays = |id: WorkerId| !self.members.is_draining(id);
         let ranks = self.members.ranks();
         let somebody_stays = ranks.iter().any(|id| stays(*id));
         let by_rank = |(rank, id): (usize, WorkerId)| {
-            let feeds = self.joining.feeds_of(id);
+            let feeds = self.feeds.count_of(id);
             let has_room = feeds < MAX_FEEDS_PER_SOURCE;
             let may_feed = self.is_source(id) && has_room && (stays(id) || !somebody_stays);
             may_feed.then_some((Some(id) == failed, feeds, Reverse(rank), id))
@@ -94,16 +93,7 @@ impl Cluster {
         let Some(member) = self.members.get(source) else {
             return;
         };
-        self.joining.attempts += 1;
-        let attempt = self.joining.attempts;
-        self.joining.arriving.insert(id);
-        let feed = Feed {
-            source,
-            attempt,
-            has_state: false,
-            is_over: false,
-        };
-        self.joining.feeds.insert(id, feed);
+        let attempt = self.feeds.begin(id, source);
         commands.push(Command::SendFeed {
             worker: source,
             feed: v1::Feed {
@@ -137,9 +127,8 @@ impl Cluster {
         synced: v1::Synced,
         commands: &mut Vec<Command>,
     ) {
-        match self.joining.feeds.get_mut(&id) {
-            Some(feed) if feed.attempt == synced.attempt => feed.has_state = true,
-            _ => return,
+        if !self.feeds.note_state(id, synced.attempt) {
+            return;
         }
         let step = synced.step;
         // Its source may have made an update that nobody has reported yet.
@@ -148,9 +137,7 @@ impl Cluster {
             let reason = format!("it says that it has seen {step} updates of {possible}");
             return self.expel(now, id, reason, commands);
         }
-        if let Some(worker) = self.members.get_mut(id) {
-            worker.seen = step;
-        }
+        self.members.note_seen(id, step);
         if let Some(report) = synced.report.filter(|report| report.step == step) {
             let known = self.stats.digest_of(step);
             if let Some(digest) = known.filter(|_| !report.weights_digest.is_empty())
@@ -159,7 +146,7 @@ impl Cluster {
                 let reason = disagreement(step, &report.weights_digest, digest);
                 return self.expel(now, id, reason, commands);
             }
-            self.joining.reports.insert(id, report);
+            self.feeds.note_report(id, report);
         }
         if step > self.progress.committed() && step <= self.stats.recorded() {
             // Everyone else who had that state is lost.
@@ -177,9 +164,9 @@ impl Cluster {
     ) {
         if self.needs_no_feed(id) {
             // Its source heard of the generation before it did, and has nothing more for it.
-            return self.joining.end_feed(id, lost.attempt);
+            return self.feeds.end_feed(id, lost.attempt);
         }
-        let Some((feed, failures)) = self.joining.fail(now, id, lost.attempt) else {
+        let Some((source, failures)) = self.feeds.fail(now, id, lost.attempt) else {
             return;
         };
         let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
@@ -190,9 +177,9 @@ impl Cluster {
         commands.push(Command::Emit(RunEvent::Notice(format!(
             "worker {} could not copy the state of {}: {reason}; it begins anew",
             self.members.name(id),
-            self.members.name(feed.source)
+            self.members.name(source)
         ))));
-        self.try_source(now, id, feed.source, commands);
+        self.try_source(now, id, source, commands);
         self.send_back(now, id, commands);
     }
 
@@ -205,7 +192,7 @@ impl Cluster {
     /// Makes a newcomer that was let in too early wait again; it enters another time.
     pub(super) fn send_back(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
         if self.members.demote(id) {
-            self.joining.feeds.remove(&id);
+            self.feeds.drop_feed(id);
             self.progress.ledger_mut().release(id);
             self.start_generation(now, commands);
         }
@@ -214,16 +201,8 @@ impl Cluster {
     /// Ends the feeds of a worker that is gone. Its followers need another source, and those of them that were let in before they
     /// had the last update must wait again: the others do not wait for a whole state.
     pub(super) fn end_feeds(&mut self, gone: WorkerId) {
-        self.joining.end(gone);
-        let orphans: Vec<WorkerId> = self
-            .joining
-            .feeds
-            .iter()
-            .filter(|(_, feed)| feed.source == gone)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in orphans {
-            self.joining.feeds.remove(&id);
+        self.feeds.end(gone);
+        for id in self.feeds.drop_feeds_of(gone) {
             let lacks = |worker: &Worker| worker.seen < self.progress.committed();
             if self.members.get(id).is_some_and(lacks) && self.members.demote(id) {
                 self.generation.lose_member();
@@ -250,7 +229,7 @@ impl Cluster {
             return newcomers.into_iter().collect();
         }
         let fallen = self.generation.size().saturating_sub(members);
-        let is_spare = |id: &WorkerId| !self.joining.is_arriving(*id);
+        let is_spare = |id: &WorkerId| !self.feeds.is_arriving(*id);
         let spares = newcomers.into_iter().filter(is_spare);
         entrants.extend(spares.take(fallen));
         entrants
@@ -264,12 +243,13 @@ impl Cluster {
 
     /// Whether the worker lacks only a few updates, which are on their way to it over its feed.
     pub(super) fn is_fed(&self, id: WorkerId) -> bool {
-        let feed = self.joining.feeds.get(&id);
         let seen = self.members.get(id).map_or(0, |worker| worker.seen);
         let lag = self.progress.committed().saturating_sub(seen);
         (1..=self.allowed_lag()).contains(&lag)
-            && feed
-                .is_some_and(|feed| feed.has_state && !feed.is_over && self.is_source(feed.source))
+            && self
+                .feeds
+                .live_source(id)
+                .is_some_and(|source| self.is_source(source))
     }
 
     fn allowed_lag(&self) -> u64 {
@@ -291,11 +271,9 @@ impl Cluster {
         let ranks = self.members.ranks().to_vec();
         for id in ranks {
             if !self.is_in_step(id) {
-                self.joining.end(id);
-            } else if !self.is_fed(id)
-                && let Some(feed) = self.joining.feeds.get_mut(&id)
-            {
-                feed.is_over = true;
+                self.feeds.end(id);
+            } else if !self.is_fed(id) {
+                self.feeds.note_over(id);
             }
         }
     }

@@ -53,7 +53,7 @@ impl Cluster {
         self.roll_back_to_newest_survivor(commands);
         self.generation.begin(now, self.members.ranks().len());
         let is_fed = |id| self.is_fed(id);
-        let stays = |id| !self.draining.contains_key(&id);
+        let stays = |id| !self.members.is_draining(id);
         let mut generation = self.members.generation(
             self.generation.number(),
             self.progress.committed(),
@@ -114,7 +114,7 @@ impl Cluster {
         let Some(step) = self.members.all_beyond(self.progress.committed()) else {
             return;
         };
-        if let Some((id, report)) = self.joining.report_of(step)
+        if let Some((id, report)) = self.feeds.report_of(step)
             && self.progress.may_commit_late(step)
         {
             // It repeated the update that the others had made, and that nobody else is left to report.
@@ -155,9 +155,7 @@ impl Cluster {
         step: u64,
         commands: &mut Vec<Command>,
     ) {
-        if let Some(worker) = self.members.get_mut(id) {
-            worker.seen = step;
-        }
+        self.members.note_seen(id, step);
         self.interrupt_settling(commands);
         if step > self.progress.committed() && !self.generation.is_over() {
             self.move_on_to(step, commands);
@@ -180,12 +178,10 @@ impl Cluster {
         if entered.step > self.progress.committed() && entered.step <= self.stats.recorded() {
             return self.roll_forward_to_held_state(now, id, entered.step, commands);
         }
-        if entered.step != self.progress.committed() && self.joining.is_arriving(id) {
+        if entered.step != self.progress.committed() && self.feeds.is_arriving(id) {
             // Its source made an update that was lost with it, and the others will come there too; or it has just begun with
             // an older copy, and will come here.
-            if let Some(worker) = self.members.get_mut(id) {
-                worker.seen = entered.step;
-            }
+            self.members.note_seen(id, entered.step);
             return self.send_back(now, id, commands);
         }
         if entered.step != self.progress.committed() {
@@ -200,11 +196,8 @@ impl Cluster {
         if let Err(reason) = self.adopt_slots(id, entered) {
             return self.expel(now, id, reason, commands);
         }
-        if let Some(worker) = self.members.get_mut(id) {
-            worker.seen = entered.step;
-            worker.entered = true;
-        }
-        self.joining.end(id);
+        self.members.note_entered(id, entered.step);
+        self.feeds.end(id);
         self.send_plan(id, commands);
         self.balance(now, commands);
         self.proceed(now, commands);

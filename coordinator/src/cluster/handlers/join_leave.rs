@@ -135,10 +135,7 @@ impl Cluster {
             return self.reconfigure_if_member_lost(now, commands);
         }
         let step = ready.step;
-        if let Some(worker) = self.members.get_mut(id) {
-            worker.seen = step;
-            worker.ready = Some(ready);
-        }
+        self.members.note_ready(id, ready);
         if self.term.is_rejoin_window_open() {
             return self.watch_grace(now, commands);
         }
@@ -212,7 +209,6 @@ impl Cluster {
         self.reply_deadlines.forget(id);
         self.probing.forget(id);
         self.speeds.forget(id);
-        self.draining.remove(&id);
         if was_member {
             self.generation.lose_member();
         }

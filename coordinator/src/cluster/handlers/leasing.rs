@@ -124,7 +124,7 @@ impl Cluster {
 
     fn takes_leases(&self, id: WorkerId) -> bool {
         let worker = self.members.get(id);
-        worker.is_some_and(|worker| worker.entered) && !self.draining.contains_key(&id)
+        worker.is_some_and(|worker| worker.entered) && !self.members.is_draining(id)
     }
 
     /// Number of free slots at which even the slowest worker finishes its next ones before the others have done all of them.

@@ -213,10 +213,7 @@ impl Cluster {
             }
         }
         let counts = self.progress.ledger_mut().reconcile(id, &held);
-        if let Some(worker) = self.members.get_mut(id) {
-            worker.must_clear = !counts;
-            worker.held_slots_unknown = false;
-        }
+        self.members.note_held_slots(id, counts);
         Ok(())
     }
 

@@ -227,7 +227,7 @@ impl Cluster {
             }
             PendingReply::State => self.saving.is_owed_by(id),
             PendingReply::Synced => {
-                !is_member && self.joining.follows(id) && worker.seen < self.progress.committed()
+                !is_member && self.feeds.follows(id) && worker.seen < self.progress.committed()
             }
         }
     }

@@ -70,7 +70,7 @@ impl Cluster {
     /// The first member, better one that was not asked to stop.
     fn first_who_stays(&self) -> Option<WorkerId> {
         let ranks = self.members.ranks();
-        let stays = |id: &&WorkerId| !self.draining.contains_key(id);
+        let stays = |id: &&WorkerId| !self.members.is_draining(**id);
         ranks.iter().find(stays).or(ranks.first()).copied()
     }
 

@@ -68,21 +68,21 @@ impl Cluster {
         report: v1::StepReport,
         commands: &mut Vec<Command>,
     ) {
-        let Some(worker) = self.members.get_mut(id) else {
+        let Some(worker) = self.members.get(id) else {
             return;
         };
-        let step = report.step;
+        let (seen, step) = (worker.seen, report.step);
         let pending = self.progress.pending_commit();
         if pending.is_some_and(|pending| pending.step() == step) {
-            worker.seen = step;
+            self.members.note_seen(id, step);
             self.collect(now, id, report, commands);
         } else if step <= self.progress.committed() {
-            worker.seen = worker.seen.max(step);
+            self.members.note_seen(id, seen.max(step));
             self.compare_late(now, id, &report, commands);
         } else if step <= self.stats.recorded() {
             self.roll_forward_to_held_state(now, id, step, commands);
         } else if self.progress.may_commit_late(step) {
-            worker.seen = step;
+            self.members.note_seen(id, step);
             self.commit_late(now, id, report, commands);
         } else {
             let reason = format!("it reported step {step}, which was not due");

@@ -79,7 +79,7 @@ impl Cluster {
             Timer::Saving => self.saving.retries_at(),
             Timer::Rejoin => self.grace_ends_at(),
             Timer::Reminder => self.reminds_at(),
-            Timer::Copy => self.joining.wakes_at(),
+            Timer::Copy => self.feeds.wakes_at(),
         }
     }
 
@@ -109,7 +109,7 @@ impl Cluster {
                     self.remind(now, commands);
                 }
             }
-            Timer::Copy if is_due(self.joining.wakes_at()) => self.feed_newcomers(now, commands),
+            Timer::Copy if is_due(self.feeds.wakes_at()) => self.feed_newcomers(now, commands),
             Timer::Exchange | Timer::Generation | Timer::Slots | Timer::Saving | Timer::Copy => {}
         }
     }

@@ -79,10 +79,8 @@ impl Cluster {
         let plan = self.schedule.plan(ledger.work(), ledger.slots(), scalars);
         if let Some(mut plan) = plan {
             plan.generation = self.generation.number();
-            if ledger.is_training()
-                && let Some(worker) = self.members.get_mut(worker)
-            {
-                plan.clear = std::mem::take(&mut worker.must_clear);
+            if ledger.is_training() {
+                plan.clear = self.members.take_must_clear(worker);
             }
             commands.push(Command::SendPlan { worker, plan });
         }

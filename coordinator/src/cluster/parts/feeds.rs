@@ -10,45 +10,113 @@ use crate::cluster::event::WorkerId;
 /// Most followers of one member at a time; further newcomers wait.
 pub const MAX_FEEDS_PER_SOURCE: usize = 4;
 /// Feeds that a newcomer may lose before it is sent away.
-pub(in crate::cluster) const MAX_FAILURES: u32 = 5;
+pub const MAX_FAILURES: u32 = 5;
 /// Pause from the second failure of a newcomer's feed to the next attempt; twice that after the third, and so on.
-pub(in crate::cluster) const RETRY_PAUSE: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
 /// The feeds: which newcomer follows which member.
 #[derive(Debug, Default)]
-pub struct Joining {
+pub struct Feeds {
     /// Feeds by follower: newcomers, and members that have yet to enter.
-    pub(in crate::cluster) feeds: BTreeMap<WorkerId, Feed>,
+    feeds: BTreeMap<WorkerId, Feed>,
     /// Workers whose state came, or comes, over a feed: they may have seen an update that nobody else knows of.
-    pub(in crate::cluster) arriving: BTreeSet<WorkerId>,
+    arriving: BTreeSet<WorkerId>,
     /// By follower, its report of the newest update that it has repeated.
-    pub(in crate::cluster) reports: BTreeMap<WorkerId, v1::StepReport>,
-    pub(in crate::cluster) failures: BTreeMap<WorkerId, Failures>,
+    reports: BTreeMap<WorkerId, v1::StepReport>,
+    failures: BTreeMap<WorkerId, Failures>,
     /// Number of feeds so far: each has a number of its own.
-    pub(in crate::cluster) attempts: u64,
+    attempts: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cluster) struct Feed {
-    pub(in crate::cluster) source: WorkerId,
-    pub(in crate::cluster) attempt: u64,
+struct Feed {
+    source: WorkerId,
+    attempt: u64,
     /// Whether the follower has copied a whole state.
-    pub(in crate::cluster) has_state: bool,
+    has_state: bool,
     /// Whether the follower was told of a generation that it enters without the feed: it may have given the feed up.
-    pub(in crate::cluster) is_over: bool,
+    is_over: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cluster) struct Failures {
-    pub(in crate::cluster) count: u32,
-    pub(in crate::cluster) last_source: WorkerId,
+struct Failures {
+    count: u32,
+    last_source: WorkerId,
     /// Time before which there is no other attempt.
-    pub(in crate::cluster) wait_until: Option<Instant>,
+    wait_until: Option<Instant>,
 }
 
-impl Joining {
-    pub(in crate::cluster) fn feeds_of(&self, source: WorkerId) -> usize {
+impl Feeds {
+    /// Number of followers of this source.
+    pub fn count_of(&self, source: WorkerId) -> usize {
         let feeds = self.feeds.values();
         feeds.filter(|feed| feed.source == source).count()
+    }
+
+    /// All workers that follow a feed.
+    pub fn followers(&self) -> impl Iterator<Item = WorkerId> {
+        self.feeds.keys().copied()
+    }
+
+    /// Begins a feed, and returns its number.
+    pub fn begin(&mut self, follower: WorkerId, source: WorkerId) -> u64 {
+        self.attempts += 1;
+        self.arriving.insert(follower);
+        let feed = Feed {
+            source,
+            attempt: self.attempts,
+            has_state: false,
+            is_over: false,
+        };
+        self.feeds.insert(follower, feed);
+        self.attempts
+    }
+
+    /// Notes that a follower has taken a whole state from its feed of this number. False where it is an older feed.
+    pub fn note_state(&mut self, follower: WorkerId, attempt: u64) -> bool {
+        match self.feeds.get_mut(&follower) {
+            Some(feed) if feed.attempt == attempt => feed.has_state = true,
+            _ => return false,
+        }
+        true
+    }
+
+    /// Notes a follower's report of the newest update that it has repeated.
+    pub fn note_report(&mut self, follower: WorkerId, report: v1::StepReport) {
+        self.reports.insert(follower, report);
+    }
+
+    /// The source of a feed that has brought a whole state and goes on.
+    pub fn live_source(&self, follower: WorkerId) -> Option<WorkerId> {
+        let feed = self.feeds.get(&follower)?;
+        (feed.has_state && !feed.is_over).then_some(feed.source)
+    }
+
+    /// Notes that the follower was told of a generation that it enters without its feed.
+    pub fn note_over(&mut self, follower: WorkerId) {
+        if let Some(feed) = self.feeds.get_mut(&follower) {
+            feed.is_over = true;
+        }
+    }
+
+    /// Ends the worker's feed, whatever it has brought.
+    pub fn drop_feed(&mut self, follower: WorkerId) {
+        self.feeds.remove(&follower);
+    }
+
+    /// Ends all feeds of this source, and returns their followers.
+    pub fn drop_feeds_of(&mut self, source: WorkerId) -> Vec<WorkerId> {
+        let all = self.feeds.iter();
+        let orphans = all.filter(|(_, feed)| feed.source == source);
+        let orphans: Vec<WorkerId> = orphans.map(|(follower, _)| *follower).collect();
+        self.feeds.retain(|_, feed| feed.source != source);
+        orphans
+    }
+
+    /// The source with which the worker's copy failed last.
+    pub fn last_failed_source(&self, follower: WorkerId) -> Option<WorkerId> {
+        let failures = self.failures.get(&follower);
+        failures.map(|failures| failures.last_source)
     }
 
     /// Whether this worker follows a feed.
@@ -77,7 +145,7 @@ impl Joining {
     }
 
     /// Ends the worker's feed of this number, which has brought all that it was to bring.
-    pub(in crate::cluster) fn end_feed(&mut self, worker: WorkerId, attempt: u64) {
+    pub fn end_feed(&mut self, worker: WorkerId, attempt: u64) {
         if self
             .feeds
             .get(&worker)
@@ -93,24 +161,27 @@ impl Joining {
         waiting.filter_map(|failures| failures.wait_until).min()
     }
 
-    pub(in crate::cluster) fn end_pauses(&mut self, now: Instant) {
+    /// Ends the pauses that are over.
+    pub fn end_pauses(&mut self, now: Instant) {
         for failures in self.failures.values_mut() {
             failures.wait_until.take_if(|until| *until <= now);
         }
     }
 
-    pub(in crate::cluster) fn pauses(&self, worker: WorkerId) -> bool {
+    /// Whether this worker waits after a failure.
+    pub fn pauses(&self, worker: WorkerId) -> bool {
         let failures = self.failures.get(&worker);
         failures.is_some_and(|failures| failures.wait_until.is_some())
     }
 
-    /// Ends the worker's feed of this number, which is lost. Returns it and the worker's failures; None where it is an older one.
-    pub(in crate::cluster) fn fail(
+    /// Ends the worker's feed of this number, which is lost. Returns its source and the number of the worker's
+    /// failures; None where it is an older one.
+    pub fn fail(
         &mut self,
         now: Instant,
         worker: WorkerId,
         attempt: u64,
-    ) -> Option<(Feed, u32)> {
+    ) -> Option<(WorkerId, u32)> {
         let feed = *self.feeds.get(&worker)?;
         if feed.attempt != attempt {
             return None;
@@ -127,6 +198,6 @@ impl Joining {
         failures.wait_until =
             doublings.map(|doublings| now + RETRY_PAUSE * 2u32.pow(doublings.min(MAX_FAILURES)));
         failures.last_source = feed.source;
-        Some((feed, failures.count))
+        Some((feed.source, failures.count))
     }
 }

@@ -31,12 +31,24 @@ pub struct Worker {
     pub must_clear: bool,
 }
 
+/// A worker that was asked to stop.
+#[derive(Clone, Debug)]
+pub struct Draining {
+    pub reason: String,
+    /// Whether it was asked for the committed state, as nobody else has it.
+    was_asked: bool,
+    /// Whether it is not to come back, because others cannot reach it.
+    pub is_at_fault: bool,
+}
+
 /// All connected workers, and those of them that form the current generation.
 #[derive(Clone, Debug, Default)]
 pub struct Membership {
     workers: BTreeMap<WorkerId, Worker>,
     /// Members of the generation by rank, as far as they are still here.
     ranks: Vec<WorkerId>,
+    /// Connected workers that were asked to stop.
+    draining: BTreeMap<WorkerId, Draining>,
 }
 
 impl Membership {
@@ -140,6 +152,7 @@ impl Membership {
 
     pub fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         self.ranks.retain(|member| *member != id);
+        self.draining.remove(&id);
         self.workers.remove(&id)
     }
 
@@ -147,8 +160,88 @@ impl Membership {
         self.workers.get(&id)
     }
 
+    #[cfg(test)]
     pub fn get_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.workers.get_mut(&id)
+    }
+
+    /// Notes what a worker has loaded.
+    pub fn note_ready(&mut self, id: WorkerId, ready: v1::Ready) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.seen = ready.step;
+            worker.ready = Some(ready);
+        }
+    }
+
+    /// Notes that a worker's weights have seen `step` updates.
+    pub fn note_seen(&mut self, id: WorkerId, step: u64) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.seen = step;
+        }
+    }
+
+    /// Notes that a member has entered the current generation with weights that have seen `step` updates.
+    pub fn note_entered(&mut self, id: WorkerId, step: u64) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.seen = step;
+            worker.entered = true;
+        }
+    }
+
+    /// Notes that a worker said what its accumulator holds. Where that cannot be counted, the worker has to empty it.
+    pub fn note_held_slots(&mut self, id: WorkerId, counts: bool) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.must_clear = !counts;
+            worker.held_slots_unknown = false;
+        }
+    }
+
+    /// Whether the worker has to be told to empty its accumulator. True once.
+    pub fn take_must_clear(&mut self, id: WorkerId) -> bool {
+        let worker = self.workers.get_mut(&id);
+        worker.is_some_and(|worker| std::mem::take(&mut worker.must_clear))
+    }
+
+    /// Notes that a worker was asked to stop. False where that is known, or it is not here.
+    pub fn drain(&mut self, id: WorkerId, reason: String) -> bool {
+        if self.get(id).is_none() || self.is_draining(id) {
+            return false;
+        }
+        let draining = Draining {
+            reason,
+            was_asked: false,
+            is_at_fault: false,
+        };
+        self.draining.insert(id, draining);
+        true
+    }
+
+    /// Notes that a worker which was asked to stop is not to come back, because others cannot reach it.
+    pub fn blame_draining(&mut self, id: WorkerId) {
+        if let Some(draining) = self.draining.get_mut(&id) {
+            draining.is_at_fault = true;
+        }
+    }
+
+    /// Whether the worker was asked to stop.
+    pub fn is_draining(&self, id: WorkerId) -> bool {
+        self.draining.contains_key(&id)
+    }
+
+    /// All workers that were asked to stop.
+    pub fn draining(&self) -> Vec<WorkerId> {
+        self.draining.keys().copied().collect()
+    }
+
+    /// Whether a worker that was asked to stop has yet to be asked for its state. True once.
+    pub fn asks_for_state(&mut self, id: WorkerId) -> bool {
+        let draining = self.draining.get_mut(&id);
+        draining.is_some_and(|draining| !std::mem::replace(&mut draining.was_asked, true))
+    }
+
+    /// Takes out a worker that was asked to stop and may go.
+    pub fn end_draining(&mut self, id: WorkerId) -> Option<Draining> {
+        self.draining.remove(&id)
     }
 
     /// The connected worker whose exchange is reached at this address.

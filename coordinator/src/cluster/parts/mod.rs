@@ -2,7 +2,6 @@
 //! [`super::Cluster`] or of another part's inside.
 
 pub mod checkpoint_interval;
-pub mod draining;
 pub mod evaluation;
 pub mod failure_detector;
 pub mod feeds;
