@@ -20,8 +20,6 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::time::Instant;
-
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
 use self::parts::evaluation::Evaluation;
@@ -36,7 +34,7 @@ use self::parts::progress::Progress;
 use self::parts::rejoin_window::RejoinWindow;
 use self::parts::reply_deadlines::ReplyDeadlines;
 use self::parts::saving::Saving;
-use self::parts::slot_eta::Speeds;
+use self::parts::slot_eta::SlotTimes;
 use self::parts::step_stats::StepStats;
 use self::parts::term::Term;
 use self::parts::transport::Transport;
@@ -59,9 +57,7 @@ pub struct Cluster {
     transport: Transport,
     failure_detector: FailureDetector,
     reply_deadlines: ReplyDeadlines,
-    speeds: Speeds,
-    /// When the next slot in hand will be late, or the answer of a worker that was asked to give one back.
-    recheck_at: Option<Instant>,
+    slot_times: SlotTimes,
     evaluation: Evaluation,
 }
 
@@ -87,8 +83,7 @@ impl Cluster {
             transport: Transport::default(),
             failure_detector: FailureDetector::default(),
             reply_deadlines: ReplyDeadlines::default(),
-            speeds: Speeds::default(),
-            recheck_at: None,
+            slot_times: SlotTimes::default(),
             evaluation,
             settings,
             schedule: course,

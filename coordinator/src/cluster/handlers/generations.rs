@@ -32,7 +32,7 @@ impl Cluster {
         self.probing.note_generation();
         self.interrupt_settling(commands);
         self.generation.forget_losses();
-        self.forgive_nccl();
+        self.transport.forgive_failure();
         if self.generation.is_over() || self.term.is_rejoin_window_open() {
             return;
         }

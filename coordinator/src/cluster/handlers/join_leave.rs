@@ -208,7 +208,7 @@ impl Cluster {
         self.failure_detector.forget(id);
         self.reply_deadlines.forget(id);
         self.probing.forget(id);
-        self.speeds.forget(id);
+        self.slot_times.forget(id);
         if was_member {
             self.generation.lose_member();
         }

@@ -57,12 +57,12 @@ impl Candidate {
 impl Cluster {
     /// Leases what is free and asks back what others would finish sooner.
     pub(super) fn balance(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        self.recheck_at = self.unanswered_at();
+        self.slot_times.restart(self.unanswered_at());
         let Some(kind) = self.leased_kind() else {
             return;
         };
         let workers = self.workers_at_work();
-        self.speeds.measure(kind);
+        self.slot_times.measure(kind);
         self.note_beginnings(&workers, now);
         let mut prospects = self.prospects(&workers, kind, now);
         // Everyone has one before anyone has two.
@@ -129,7 +129,7 @@ impl Cluster {
 
     /// Number of free slots at which even the slowest worker finishes its next ones before the others have done all of them.
     fn plenty(&self, kind: PlanKind) -> usize {
-        let rounds = (LEASE_WINDOW as f64 + 1.0) * self.speeds.spread(kind);
+        let rounds = (LEASE_WINDOW as f64 + 1.0) * self.slot_times.spread(kind);
         (self.members.ranks().len() as f64 * rounds).ceil() as usize
     }
 
@@ -153,9 +153,9 @@ impl Cluster {
 
     /// What each worker takes for a slot and when it will be free, in seconds.
     fn prospects(&self, workers: &[WorkerId], kind: PlanKind, now: Instant) -> Vec<WorkerEta> {
-        let typical = self.speeds.typical(kind).unwrap_or(1.0);
+        let typical = self.slot_times.typical(kind).unwrap_or(1.0);
         let prospect = |id: &WorkerId| {
-            let seconds = self.speeds.of(*id, kind).unwrap_or(typical);
+            let seconds = self.slot_times.of(*id, kind).unwrap_or(typical);
             let queue = self.progress.ledger().queue(*id);
             WorkerEta {
                 worker: *id,
@@ -227,11 +227,11 @@ impl Cluster {
         idle.sort_by(f64::total_cmp);
         if let Some(soonest) = idle.first() {
             let late = self.next_late(prospects, *soonest, now);
-            self.recheck_at = [self.recheck_at, late].into_iter().flatten().min();
+            self.slot_times.expect(late);
         }
         if idle.len() <= recalled
             || self.progress.ledger().free_count() > 0
-            || self.speeds.typical(kind).is_none()
+            || self.slot_times.typical(kind).is_none()
         {
             return;
         }
@@ -333,10 +333,7 @@ impl Cluster {
             slots: slots.to_vec(),
         };
         commands.push(Command::SendWithdraw { worker, withdraw });
-        self.recheck_at = [self.recheck_at, self.unanswered_at()]
-            .into_iter()
-            .flatten()
-            .min();
+        self.slot_times.expect(self.unanswered_at());
     }
 
     /// Slots that a worker did not add to its accumulator are free again.
@@ -363,7 +360,7 @@ impl Cluster {
             }
             if let Some((_, since)) = in_hand.filter(|(in_hand, _)| in_hand == slot) {
                 let elapsed = seconds_between(since, now);
-                self.speeds.at_least(id, kind, elapsed);
+                self.slot_times.at_least(id, kind, elapsed);
                 self.progress.ledger_mut().note_tried(*slot, elapsed);
             }
         }

@@ -119,8 +119,8 @@ impl Cluster {
 
     /// Slot timeout of a worker that has had a slot in hand for `elapsed` seconds and has to answer for it.
     pub(super) fn slot_patience(&self, id: WorkerId, elapsed: f64) -> Duration {
-        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
-        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
+        let own = self.slowest_slot(|kind| self.slot_times.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.slot_times.typical(kind));
         let seconds = match own {
             Some(seconds) => Some(SLOT_FACTOR * seconds.max(elapsed)),
             None => typical().map(|seconds| UNKNOWN_SLOT_FACTOR * seconds.max(elapsed)),
@@ -131,8 +131,8 @@ impl Cluster {
 
     /// Awaits a slot with which the worker has begun.
     pub(super) fn await_slot(&mut self, now: Instant, id: WorkerId) {
-        let own = self.slowest_slot(|kind| self.speeds.of(id, kind));
-        let typical = || self.slowest_slot(|kind| self.speeds.typical(kind));
+        let own = self.slowest_slot(|kind| self.slot_times.of(id, kind));
+        let typical = || self.slowest_slot(|kind| self.slot_times.typical(kind));
         let seconds = match own {
             Some(seconds) => Some(LONE_SLOT_FACTOR * seconds),
             None => typical().map(|seconds| UNKNOWN_LONE_SLOT_FACTOR * seconds),
@@ -197,7 +197,7 @@ impl Cluster {
                 let in_hand = self.progress.ledger().queue(id).and_then(Queue::in_hand);
                 let (slot, since) = in_hand.unwrap_or((0, now));
                 let minutes = now.duration_since(since).as_secs() / 60;
-                let usual = self.slowest_slot(|kind| self.speeds.of(id, kind));
+                let usual = self.slowest_slot(|kind| self.slot_times.of(id, kind));
                 let usual = usual.map_or_else(String::new, |seconds| {
                     format!(" and takes {seconds:.1} s as a rule")
                 });

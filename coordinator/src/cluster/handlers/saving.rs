@@ -1,25 +1,15 @@
 //! Checkpoints and the result: when a state is asked for, from whom, and what happens when it does not come.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::command::{Command, Outcome};
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::reply_deadlines::PendingReply;
-use crate::cluster::parts::saving::{Failure, Pending, Retry};
+use crate::cluster::parts::saving::Failure;
 use crate::cluster::parts::term::Stop;
 use crate::cluster::run_event::RunEvent;
-
-/// How often the result of the run is asked for before the run fails, where the disk is not at fault.
-const MAX_LAST_ATTEMPTS: u32 = 3;
-/// How long the result waits for room on the disk. Then the run ends, to be resumed by workers that keep what they hold.
-const DISK_PATIENCE: Duration = Duration::from_secs(600);
-/// Pause before the second attempt to store the result; each further one is twice as long, up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// States that may be on their way at a time: each is held in a worker's memory. Training waits rather than leave one out.
-const MAX_PENDING: usize = 2;
 
 impl Cluster {
     /// Whether a checkpoint must be saved after `step` updates, whatever it costs.
@@ -27,14 +17,14 @@ impl Cluster {
         let last = step >= self.schedule.total_steps();
         // By the clock any step does, so it is one whose weights can be proven to be right.
         let can_be_late = !self.schedule.saves_by_the_clock() || self.is_proven(step);
-        !last && (self.schedule.saves_after(step) || self.saving.overdue && can_be_late)
+        !last && (self.schedule.saves_after(step) || self.saving.is_overdue() && can_be_late)
     }
 
     /// Whether it is time for a checkpoint, and the one after `step` updates can be proven to be right.
     fn checkpoint_is_timely(&mut self, now: Instant, step: u64) -> bool {
-        let is_due = self.schedule.saves_by_the_clock() && self.saving.interval.is_due(now);
+        let is_due = self.schedule.saves_by_the_clock() && self.saving.interval_is_over(now);
         let last = step >= self.schedule.total_steps();
-        is_due && self.is_proven(step) && !last && self.saving.pending.is_empty()
+        is_due && self.is_proven(step) && !last && !self.saving.has_pending()
     }
 
     /// Whether every member reports the digest of its weights after `step` updates.
@@ -44,7 +34,7 @@ impl Cluster {
 
     /// Whether the step may end: its checkpoint, if one is due, can be asked for.
     pub(super) fn may_end_step(&self, step: u64) -> bool {
-        self.saving.pending.len() < MAX_PENDING || !self.checkpoint_is_ordered(step)
+        self.saving.has_room() || !self.checkpoint_is_ordered(step)
     }
 
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
@@ -61,8 +51,7 @@ impl Cluster {
             && !self.saving.is_awaited(step)
             && let Some(worker) = self.first_who_stays()
         {
-            self.saving.overdue = false;
-            self.saving.interval.restart(now);
+            self.saving.begin_checkpoint(now);
             self.request(now, worker, (step, false), commands);
         }
     }
@@ -81,7 +70,7 @@ impl Cluster {
         step: u64,
         commands: &mut Vec<Command>,
     ) {
-        if self.saving.pending.is_empty()
+        if !self.saving.has_pending()
             && self.saving.retries_at().is_none()
             && let Some(worker) = self.members.first_at(step)
         {
@@ -97,15 +86,8 @@ impl Cluster {
         (step, last): (u64, bool),
         commands: &mut Vec<Command>,
     ) {
-        let pending = Pending {
-            worker,
-            step,
-            last,
-            has_arrived: false,
-            since: None,
-            weights_digest: self.stats.digest_of(step).map(str::to_owned),
-        };
-        self.saving.pending.push(pending);
+        let digest = self.stats.digest_of(step).map(str::to_owned);
+        self.saving.request(worker, (step, last), digest);
         self.await_state(now, worker);
         commands.push(Command::RequestState { worker, step, last });
     }
@@ -127,16 +109,9 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         // Its worker may have been lost since it handed the state over: it is on disk all the same.
-        let pending = self.saving.take(|pending| pending.step == step);
-        if let Some(since) = pending.as_ref().and_then(|pending| pending.since) {
-            self.saving.interval.learn(now.duration_since(since));
-        }
-        let is_last = match pending {
-            Some(pending) => pending.last,
-            None => step >= self.schedule.total_steps() && !self.term.is_stopping(),
-        };
-        self.saving.stored = self.saving.stored.max(step);
-        if is_last {
+        let asked_as_last = self.saving.note_stored(now, step);
+        let is_at_end = step >= self.schedule.total_steps() && !self.term.is_stopping();
+        if asked_as_last.unwrap_or(is_at_end) {
             let outcome = Outcome::Finished {
                 step,
                 weights_digest,
@@ -156,18 +131,15 @@ impl Cluster {
         commands: &mut Vec<Command>,
     ) {
         // A late failure of a worker that is not asked any more changes nothing.
-        let asked = |pending: &Pending| pending.worker == worker && pending.step == step;
-        let Some(pending) = self.saving.take(asked) else {
+        let Some(last) = self.saving.take_failed(worker, step) else {
             return;
         };
         let Failure { reason, disk } = failure;
         let notice = format!("the state after step {step} was not saved: {reason}");
-        if pending.last && disk && !self.term.is_stopping() {
+        if last && disk && !self.term.is_stopping() {
             return self.retry_last(now, &notice, commands);
         }
-        self.saving.failed_attempts += u32::from(pending.last);
-        self.saving.interval.fail();
-        if pending.last && self.saving.failed_attempts >= MAX_LAST_ATTEMPTS {
+        if !self.saving.count_failure(last) {
             return self.fail(notice, commands);
         }
         commands.push(Command::Emit(RunEvent::Notice(notice)));
@@ -177,15 +149,9 @@ impl Cluster {
         self.proceed(now, commands);
     }
 
-    /// Asks for the result again after a pause, because the disk has no room for it; gives up after [`DISK_PATIENCE`].
+    /// Asks for the result again after a pause, because the disk has no room for it; gives up when that has lasted for long enough.
     fn retry_last(&mut self, now: Instant, notice: &str, commands: &mut Vec<Command>) {
-        let retry = self.saving.retry.get_or_insert(Retry {
-            since: now,
-            pause: FIRST_PAUSE,
-            at: None,
-        });
-        let waited = now.duration_since(retry.since);
-        if waited >= DISK_PATIENCE {
+        let Some((pause, left)) = self.saving.wait_for_room(now) else {
             let outcome = Outcome::Stopped {
                 step: self.progress.committed(),
                 reason: format!(
@@ -194,21 +160,18 @@ impl Cluster {
                 resumable: true,
             };
             return self.end(outcome, commands);
-        }
-        let pause = retry.pause;
-        retry.at = Some(now + pause);
-        retry.pause = (2 * pause).min(LONGEST_PAUSE);
+        };
         commands.push(Command::Emit(RunEvent::Notice(format!(
             "{notice}; the workers keep it: free space there, or remove old checkpoints; trying again in {} s, for {} min \
              at most",
             pause.as_secs(),
-            (DISK_PATIENCE - waited).as_secs().div_ceil(60)
+            left.as_secs().div_ceil(60)
         ))));
     }
 
     /// Updates in the state that has to be saved before the run can stop, if any has.
     pub fn unsaved_step(&self) -> Option<u64> {
-        let is_unsaved = self.saving.stored < self.progress.committed();
+        let is_unsaved = self.saving.stored() < self.progress.committed();
         let is_held = self.members.first_at(self.progress.committed()).is_some();
         (is_unsaved && is_held).then_some(self.progress.committed())
     }
@@ -217,12 +180,12 @@ impl Cluster {
     pub(super) fn proceed_to_stop(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let pending = self.progress.pending_commit();
         let is_undecided = pending.is_some_and(|pending| !pending.is_committed());
-        if !self.saving.pending.is_empty() || is_undecided || self.generation.is_over() {
+        if self.saving.has_pending() || is_undecided || self.generation.is_over() {
             return;
         }
         let holder = self.members.first_at(self.progress.committed());
         match holder {
-            Some(worker) if self.saving.stored < self.progress.committed() => {
+            Some(worker) if self.saving.stored() < self.progress.committed() => {
                 self.request(now, worker, (self.progress.committed(), false), commands);
             }
             _ => self.stop(commands),
@@ -235,8 +198,8 @@ impl Cluster {
         };
         // What workers hold counts only where they are told to keep it.
         let step = match resumable {
-            true => self.progress.committed().max(self.saving.stored),
-            false => self.saving.stored,
+            true => self.progress.committed().max(self.saving.stored()),
+            false => self.saving.stored(),
         };
         let outcome = Outcome::Stopped {
             step,

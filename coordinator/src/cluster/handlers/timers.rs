@@ -73,7 +73,7 @@ impl Cluster {
             Timer::Reply => self.patience_ends_at(),
             Timer::Exchange => self.exchange_ends_at(),
             Timer::Generation => self.regroups_at(),
-            Timer::Slots => self.recheck_at,
+            Timer::Slots => self.slot_times.late_at(),
             Timer::Probes => self.probing.wakes_at(),
             Timer::Nccl => self.nccl_is_judged_at(),
             Timer::Saving => self.saving.retries_at(),
@@ -95,7 +95,7 @@ impl Cluster {
             Timer::Generation if is_due(self.regroups_at()) => {
                 self.reconfigure_if_member_lost(now, commands);
             }
-            Timer::Slots if is_due(self.recheck_at) => self.rebalance(now, commands),
+            Timer::Slots if is_due(self.slot_times.late_at()) => self.rebalance(now, commands),
             Timer::Probes => self.tick_probes(now, commands),
             Timer::Nccl => self.judge_nccl(now, commands),
             Timer::Saving if self.saving.retry_is_due(now) => self.proceed(now, commands),

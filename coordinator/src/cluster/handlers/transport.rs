@@ -13,7 +13,6 @@ use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::membership::Worker;
-use crate::cluster::parts::probing::PEER_LOST_GRACE;
 use crate::cluster::run_event::RunEvent;
 
 /// Characters kept of a worker's reason for a failure of NCCL.
@@ -29,22 +28,17 @@ impl Cluster {
         let ranks = self.members.ranks().iter();
         let members: Vec<&Worker> = ranks.filter_map(|id| self.members.get(*id)).collect();
         let has_gpus = members.iter().any(|member| member.gpu.is_some());
-        let refusal = match &self.transport.given_up {
-            Some(reason) => Some(reason.clone()),
-            None => obstacle(&members),
-        };
+        let given_up = self.transport.given_up().map(str::to_owned);
+        let refusal = given_up.or_else(|| obstacle(&members));
         generation.nccl = refusal.is_none();
         generation.tcp_because = refusal.filter(|_| has_gpus).unwrap_or_default();
         let reason = &generation.tcp_because;
         // Whoever is alone exchanges with nobody, and there is nothing to tell yet.
-        if members.len() > 1 && !reason.is_empty() && self.transport.told != *reason {
-            self.transport.told.clone_from(reason);
+        if members.len() > 1 && !reason.is_empty() && self.transport.takes_reason(reason) {
             let text = format!("gradients are exchanged over TCP: {reason}");
             commands.push(Command::Emit(RunEvent::Notice(text)));
         }
-        self.transport.is_nccl = generation.nccl;
-        self.transport.is_identified = false;
-        self.transport.failed = None;
+        self.transport.begin(generation.nccl);
     }
 
     /// Sends all members the identifier of the communicator, which rank 0 made.
@@ -58,12 +52,11 @@ impl Cluster {
         if !self.generation.is_at(nccl_id.generation) {
             return;
         }
-        let is_due = self.transport.is_nccl && !self.transport.is_identified;
-        if !is_due || self.members.rank_of(id) != Some(0) {
+        if !self.transport.awaits_identifier() || self.members.rank_of(id) != Some(0) {
             let reason = "it sent an identifier for NCCL that was not due".to_owned();
             return self.expel(now, id, reason, commands);
         }
-        self.transport.is_identified = true;
+        self.transport.note_identified();
         let send = |&worker| Command::SendNcclId {
             worker,
             nccl_id: nccl_id.clone(),
@@ -74,39 +67,29 @@ impl Cluster {
     /// Notes that NCCL failed on a member; it is judged a moment later.
     pub(super) fn nccl_lost(&mut self, now: Instant, id: WorkerId, lost: &v1::NcclLost) {
         let is_current = self.generation.is_at(lost.generation);
-        if is_current && self.transport.is_nccl && self.members.rank_of(id).is_some() {
+        if is_current && self.transport.is_nccl() && self.members.rank_of(id).is_some() {
             let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
             let reason = format!("NCCL failed on {}: {reason}", self.members.name(id));
-            self.transport.failed.get_or_insert((now, reason));
+            self.transport.note_failure(now, reason);
         }
-    }
-
-    /// Drops a failure of NCCL that happened in a generation that is over: a member may be lost, which was not NCCL's fault.
-    pub(super) fn forgive_nccl(&mut self) {
-        self.transport.failed = None;
     }
 
     /// When a failure of NCCL may be judged.
     pub(super) fn nccl_is_judged_at(&self) -> Option<Instant> {
-        let (since, _) = self.transport.failed.as_ref()?;
-        Some(*since + PEER_LOST_GRACE)
-            .filter(|at| self.all_heard_since(*since) || self.failure_detector.looked() < Some(*at))
+        let (since, at) = self.transport.failure()?;
+        let may_be_judged =
+            self.all_heard_since(since) || self.failure_detector.looked() < Some(at);
+        may_be_judged.then_some(at)
     }
 
     /// Goes on over TCP where NCCL failed and every member is still there: each was heard since.
     pub(super) fn judge_nccl(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let is_due =
-            |(since, _): &mut (Instant, String)| now.duration_since(*since) >= PEER_LOST_GRACE;
-        let Some((since, reason)) = self.transport.failed.take_if(is_due) else {
-            return;
-        };
-        if !self.all_heard_since(since) {
-            // They are heard of soon, or expelled.
-            self.transport.failed = Some((since, reason));
-            return;
+        let failure = self.transport.failure();
+        // Who was not heard since is heard of soon, or expelled.
+        if failure.is_some_and(|(since, at)| at <= now && self.all_heard_since(since)) {
+            self.transport.give_up();
+            self.start_generation(now, commands);
         }
-        self.transport.given_up = Some(reason);
-        self.start_generation(now, commands);
     }
 
     fn all_heard_since(&self, since: Instant) -> bool {

@@ -64,7 +64,7 @@ impl Cluster {
         if done.compute_us > 0 {
             let seconds = Duration::from_micros(done.compute_us).as_secs_f64();
             ledger.note_seconds(id, done.slot, seconds);
-            self.speeds.learn(id, kind, seconds);
+            self.slot_times.learn(id, kind, seconds);
         }
         if current {
             self.replenish(id, now, commands);
@@ -112,7 +112,7 @@ impl Cluster {
         };
         let ranks = self.members.ranks().iter().copied();
         let idle = ranks.filter(|id| !ledger.is_holder(*id));
-        self.speeds.forgive(idle, kind);
+        self.slot_times.forgive(idle, kind);
     }
 
     /// Tells the user which evaluations are left out because the run goes on after `step` updates and nobody has their weights

@@ -38,25 +38,21 @@ impl PendingReply {
 /// The deadline of each awaited answer. An entry may outlive its answer: whether one is still owed is asked when its time is up.
 #[derive(Debug, Default)]
 pub struct ReplyDeadlines {
-    pub(in crate::cluster) due: BTreeMap<(WorkerId, PendingReply), Instant>,
+    due: BTreeMap<(WorkerId, PendingReply), Instant>,
     /// The entries of `due` by time, the earliest first.
-    pub(in crate::cluster) by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
+    by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
 }
 
 impl ReplyDeadlines {
     /// The worker has until `due`. What was expected before is replaced.
-    pub(in crate::cluster) fn expect(
-        &mut self,
-        worker: WorkerId,
-        answer: PendingReply,
-        due: Instant,
-    ) {
+    pub fn expect(&mut self, worker: WorkerId, answer: PendingReply, due: Instant) {
         self.answered(worker, answer);
         self.due.insert((worker, answer), due);
         self.by_time.insert((due, worker, answer));
     }
 
-    pub(in crate::cluster) fn expects(&self, worker: WorkerId, answer: PendingReply) -> bool {
+    /// Whether this answer is awaited.
+    pub fn expects(&self, worker: WorkerId, answer: PendingReply) -> bool {
         self.due.contains_key(&(worker, answer))
     }
 
@@ -85,14 +81,13 @@ impl ReplyDeadlines {
             .collect();
     }
 
-    pub(in crate::cluster) fn wakes_at(&self) -> Option<Instant> {
+    /// When the next answer is due.
+    pub fn wakes_at(&self) -> Option<Instant> {
         self.by_time.first().map(|(due, ..)| *due)
     }
 
-    pub(in crate::cluster) fn take_expired(
-        &mut self,
-        now: Instant,
-    ) -> Vec<(WorkerId, PendingReply)> {
+    /// Takes out the answers that were due by now.
+    pub fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, PendingReply)> {
         let mut expired = Vec::new();
         while let Some(&(due, worker, answer)) = self.by_time.first()
             && due <= now

@@ -5,18 +5,29 @@ use std::time::{Duration, Instant};
 use super::checkpoint_interval::CheckpointInterval;
 use crate::cluster::event::WorkerId;
 
+/// How often the result of the run is asked for before the run fails, where the disk is not at fault.
+const MAX_LAST_ATTEMPTS: u32 = 3;
+/// How long the result waits for room on the disk. Then the run ends, to be resumed by workers that keep what they hold.
+const DISK_PATIENCE: Duration = Duration::from_secs(600);
+/// Pause before the second attempt to store the result; each further one is twice as long, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// States that may be on their way at a time: each is held in a worker's memory. Training waits rather than leave one out.
+const MAX_PENDING: usize = 2;
+
+/// A state that a worker was asked for.
 #[derive(Clone, Debug)]
-pub(in crate::cluster) struct Pending {
-    pub(in crate::cluster) worker: WorkerId,
-    pub(in crate::cluster) step: u64,
-    pub(in crate::cluster) last: bool,
+struct Pending {
+    worker: WorkerId,
+    step: u64,
+    last: bool,
     /// Whether all of it is here, and on its way to the disk.
-    pub(in crate::cluster) has_arrived: bool,
+    has_arrived: bool,
     /// When its step was committed, where that was seen.
-    pub(in crate::cluster) since: Option<Instant>,
+    since: Option<Instant>,
     /// Digest of the weights after its step, once that is settled. It is kept here because many later steps may have settled
     /// by the time a large state arrives.
-    pub(in crate::cluster) weights_digest: Option<String>,
+    weights_digest: Option<String>,
 }
 
 /// Why a state was not stored.
@@ -29,25 +40,25 @@ pub struct Failure {
 
 /// Attempts to store a result that does not fit on the disk.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cluster) struct Retry {
-    pub(in crate::cluster) since: Instant,
-    pub(in crate::cluster) pause: Duration,
+struct Retry {
+    since: Instant,
+    pause: Duration,
     /// When the result is asked for again; None once it was.
-    pub(in crate::cluster) at: Option<Instant>,
+    at: Option<Instant>,
 }
 
 /// The states that workers were asked for, and the newest one that was stored.
 #[derive(Debug)]
 pub struct Saving {
-    pub(in crate::cluster) pending: Vec<Pending>,
+    pending: Vec<Pending>,
     /// Whether a checkpoint could not be had when it was due: the next state that can be had is taken instead.
-    pub(in crate::cluster) overdue: bool,
+    overdue: bool,
     /// Updates in the newest state on disk, or in the one that the run started from.
-    pub(in crate::cluster) stored: u64,
-    pub(in crate::cluster) interval: CheckpointInterval,
+    stored: u64,
+    interval: CheckpointInterval,
     /// Attempts to store the result that failed, where the disk was not at fault.
-    pub(in crate::cluster) failed_attempts: u32,
-    pub(in crate::cluster) retry: Option<Retry>,
+    failed_attempts: u32,
+    retry: Option<Retry>,
 }
 
 impl Saving {
@@ -60,6 +71,93 @@ impl Saving {
             failed_attempts: 0,
             retry: None,
         }
+    }
+
+    /// Whether a checkpoint could not be had when it was due.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Whether it is time for a checkpoint, where the job leaves that to the run.
+    pub fn interval_is_over(&mut self, now: Instant) -> bool {
+        self.interval.is_due(now)
+    }
+
+    /// Whether some state was asked for and is not stored yet.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether one more state may be asked for.
+    pub fn has_room(&self) -> bool {
+        self.pending.len() < MAX_PENDING
+    }
+
+    /// Notes that the checkpoint which is due is asked for now.
+    pub fn begin_checkpoint(&mut self, now: Instant) {
+        self.overdue = false;
+        self.interval.restart(now);
+    }
+
+    /// Notes that `worker` is asked for the state after `step` updates, whose weights have this digest, if that is known; `last`: it
+    /// is the result of the run.
+    pub fn request(
+        &mut self,
+        worker: WorkerId,
+        (step, last): (u64, bool),
+        weights_digest: Option<String>,
+    ) {
+        self.pending.push(Pending {
+            worker,
+            step,
+            last,
+            has_arrived: false,
+            since: None,
+            weights_digest,
+        });
+    }
+
+    /// Notes that the state after `step` updates is on disk. Returns whether it was asked for as the result of the run; None where
+    /// nobody is asked for it any more.
+    pub fn note_stored(&mut self, now: Instant, step: u64) -> Option<bool> {
+        self.stored = self.stored.max(step);
+        let pending = self.take(|pending| pending.step == step)?;
+        if let Some(since) = pending.since {
+            self.interval.learn(now.duration_since(since));
+        }
+        Some(pending.last)
+    }
+
+    /// Takes out a state that did not come or was not stored. Returns whether it was asked for as the result of the run; None where
+    /// the worker is not asked for it any more.
+    pub fn take_failed(&mut self, worker: WorkerId, step: u64) -> Option<bool> {
+        let asked = |pending: &Pending| pending.worker == worker && pending.step == step;
+        Some(self.take(asked)?.last)
+    }
+
+    /// Counts a failure that the disk's want of room does not explain. False where the result was asked for too often.
+    pub fn count_failure(&mut self, last: bool) -> bool {
+        self.failed_attempts += u32::from(last);
+        self.interval.fail();
+        !last || self.failed_attempts < MAX_LAST_ATTEMPTS
+    }
+
+    /// Waits for room on the disk for the result. Returns the pause until it is asked for again, and for how long that goes on; None
+    /// where it has waited for long enough.
+    pub fn wait_for_room(&mut self, now: Instant) -> Option<(Duration, Duration)> {
+        let retry = self.retry.get_or_insert(Retry {
+            since: now,
+            pause: FIRST_PAUSE,
+            at: None,
+        });
+        let waited = now.duration_since(retry.since);
+        if waited >= DISK_PATIENCE {
+            return None;
+        }
+        let pause = retry.pause;
+        retry.at = Some(now + pause);
+        retry.pause = (2 * pause).min(LONGEST_PAUSE);
+        Some((pause, DISK_PATIENCE - waited))
     }
 
     /// When the result is asked for again.
@@ -102,7 +200,8 @@ impl Saving {
         self.pending.iter().any(owes)
     }
 
-    pub(in crate::cluster) fn note_arrival(&mut self, worker: WorkerId, step: u64) {
+    /// Notes that all of a state is here, and on its way to the disk.
+    pub fn note_arrival(&mut self, worker: WorkerId, step: u64) {
         let is = |pending: &&mut Pending| pending.worker == worker && pending.step == step;
         for pending in self.pending.iter_mut().filter(is) {
             pending.has_arrived = true;
@@ -152,7 +251,7 @@ impl Saving {
         self.pending.retain(|pending| !lost(pending));
     }
 
-    pub(in crate::cluster) fn take(&mut self, is: impl Fn(&Pending) -> bool) -> Option<Pending> {
+    fn take(&mut self, is: impl Fn(&Pending) -> bool) -> Option<Pending> {
         let position = self.pending.iter().position(is)?;
         Some(self.pending.remove(position))
     }

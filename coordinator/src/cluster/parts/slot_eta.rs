@@ -4,6 +4,7 @@
 //! finished before the others have done all the rest without it. Plain arithmetic in seconds from now.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use common::wire::PlanKind;
 
@@ -24,15 +25,32 @@ const INDIFFERENCE: f64 = 0.02;
 /// Factor on the mean slot time of a worker that got nothing to do in a whole step, so that it is tried again some day.
 const FORGIVENESS: f64 = 0.8;
 
-/// Mean seconds that each worker takes for a slot of a kind.
+/// Mean seconds that each worker takes for a slot of a kind, and when the next slot in hand will have taken too long.
 #[derive(Debug, Default)]
-pub struct Speeds {
+pub struct SlotTimes {
     means: BTreeMap<(WorkerId, PlanKind), f64>,
     /// Lower and upper bound of all means of a kind. They widen at once, and are drawn in by [`Self::measure`].
     bounds: BTreeMap<PlanKind, (f64, f64)>,
+    /// When the next slot in hand will be late, or the answer of a worker that was asked to give one back.
+    late_at: Option<Instant>,
 }
 
-impl Speeds {
+impl SlotTimes {
+    /// When the next slot in hand will be late, or the answer of a worker that was asked to give one back.
+    pub fn late_at(&self) -> Option<Instant> {
+        self.late_at
+    }
+
+    /// From here on nothing is late before `at`.
+    pub fn restart(&mut self, at: Option<Instant>) {
+        self.late_at = at;
+    }
+
+    /// Something more will be late at `at`.
+    pub fn expect(&mut self, at: Option<Instant>) {
+        self.late_at = [self.late_at, at].into_iter().flatten().min();
+    }
+
     /// The worker took so many seconds for a slot.
     pub fn learn(&mut self, worker: WorkerId, kind: PlanKind, seconds: f64) {
         let seconds = seconds.clamp(SHORTEST_SLOT_SECONDS, LONGEST_SLOT_SECONDS);
@@ -202,23 +220,23 @@ mod tests {
 
     #[test]
     fn a_slow_worker_is_tried_again_when_it_had_nothing_to_do() {
-        let mut speeds = Speeds::default();
+        let mut times = SlotTimes::default();
         let (fast, slow) = (WorkerId(1), WorkerId(2));
-        speeds.learn(fast, TRAIN, 1.0);
-        speeds.at_least(slow, TRAIN, 50.0);
+        times.learn(fast, TRAIN, 1.0);
+        times.at_least(slow, TRAIN, 50.0);
         for _ in 0..100 {
-            speeds.forgive([slow].into_iter(), TRAIN);
+            times.forgive([slow].into_iter(), TRAIN);
         }
-        assert!(speeds.of(slow, TRAIN).is_some_and(|mean| mean < 2.0));
-        assert_eq!(speeds.of(slow, PlanKind::Eval), None);
+        assert!(times.of(slow, TRAIN).is_some_and(|mean| mean < 2.0));
+        assert_eq!(times.of(slow, PlanKind::Eval), None);
     }
 
     #[test]
     fn what_a_worker_says_of_its_time_is_bounded() {
-        let mut speeds = Speeds::default();
-        speeds.learn(WorkerId(1), TRAIN, 0.0);
-        speeds.learn(WorkerId(2), TRAIN, u64::MAX as f64);
-        let workers = [1, 2].map(|id| speeds.of(WorkerId(id), TRAIN).unwrap_or(0.0));
+        let mut times = SlotTimes::default();
+        times.learn(WorkerId(1), TRAIN, 0.0);
+        times.learn(WorkerId(2), TRAIN, u64::MAX as f64);
+        let workers = [1, 2].map(|id| times.of(WorkerId(id), TRAIN).unwrap_or(0.0));
         assert!(workers[0] > 0.0 && workers[1] <= LONGEST_SLOT_SECONDS);
     }
 }

@@ -18,7 +18,7 @@ mod step;
 mod transport;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::job::{JobSources, JobSpec, Method, SaveSteps};
 use proto::v1;
