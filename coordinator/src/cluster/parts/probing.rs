@@ -1,150 +1,90 @@
-//! The probes under way, what is known of who reaches whom, and the workers that wait because of it.
+//! What is known of who reaches whom, how it is being found out, and the workers that wait or are sent away because of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod absences;
+pub mod broken_exchanges;
+mod pause;
+pub mod probes;
+mod set_aside;
+
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use proto::v1;
+
+use self::absences::Absences;
+use self::broken_exchanges::{Accusation, BrokenExchanges};
+use self::probes::{ProbeResult, Probes};
+use self::set_aside::SetAside;
 use super::reachability::Reachability;
 use crate::cluster::event::WorkerId;
 
-/// Time after a broken exchange in which the blamed peer's connection to the coordinator may break too, before it is judged.
-pub const PEER_LOST_GRACE: Duration = Duration::from_millis(500);
-/// Most workers that a newcomer is asked to reach, and that are asked to reach it.
-pub const MAX_PROBED: usize = 16;
-/// Deadline of the answer to a probe. A worker takes no longer than 3 s for it.
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Pause before a worker that does not fit is tried again; each time twice that, up to the longest.
-pub(in crate::cluster) const FIRST_RETRY: Duration = Duration::from_secs(2);
-pub(in crate::cluster) const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// Longest such pause while nothing is computed, because too few workers are left.
-pub(in crate::cluster) const LONGEST_RETRY_IDLE: Duration = Duration::from_secs(5);
+/// Most pairs that are told of within [`TOLD_AGAIN`]. The group that goes on is told in any case.
+const MAX_TOLD: usize = 8;
+const TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 /// The probes under way, what is known of who reaches whom, and the workers that wait because of it.
 #[derive(Debug, Default)]
 pub struct Probing {
-    pub(in crate::cluster) reachability: Reachability,
-    /// Number of probes so far: each has a number of its own.
-    pub(in crate::cluster) count: u64,
-    /// Probes by number that are not answered yet.
-    pub(in crate::cluster) asked: BTreeMap<u64, Asked>,
-    /// Rounds of probes that are not over, by the worker that they are about: a newcomer, or one that is tried again.
-    pub(in crate::cluster) awaited: BTreeMap<WorkerId, Round>,
+    reachability: Reachability,
+    probes: Probes,
     /// Whether something is known that nobody was judged by yet.
-    pub(in crate::cluster) has_news: bool,
+    has_news: bool,
     /// Pairs that were newly found to fail, of which the user was not told yet.
-    pub(in crate::cluster) new_failures: Vec<(WorkerId, WorkerId)>,
-    /// Workers that do not fit and are no members.
-    pub(in crate::cluster) waiting: BTreeMap<WorkerId, Waiting>,
-    /// The exchange that broke in this generation, while it is found out why.
-    pub(in crate::cluster) broken: Option<Broken>,
-    /// By pair (lower number first), how many exchanges broke between the two since the last settled step.
-    pub(in crate::cluster) breaks: BTreeMap<(WorkerId, WorkerId), u32>,
-    /// Workers that were sent away because of their connections; by name, because whoever comes back has another number.
-    pub(in crate::cluster) absences: BTreeMap<String, Absence>,
+    new_failures: Vec<(WorkerId, WorkerId)>,
+    set_aside: SetAside,
+    broken: BrokenExchanges,
+    absences: Absences,
     /// Names of the workers that are left out, as the user was told last.
-    pub(in crate::cluster) told_group: BTreeSet<String>,
+    told_group: BTreeSet<String>,
     /// Failures that the user was told of lately, and since when.
-    pub(in crate::cluster) told_pairs: Option<(Instant, BTreeSet<String>)>,
-}
-
-/// A round of probes to one worker and by it. What they say counts when all are answered: until then a pair that fails both ways
-/// would look like the fault of one end.
-#[derive(Debug, Default)]
-pub(in crate::cluster) struct Round {
-    /// Number of probes that are not answered yet.
-    pub(in crate::cluster) open: usize,
-    pub(in crate::cluster) answers: Vec<PendingReply>,
-}
-
-/// Whether `from` reached `to`.
-#[derive(Debug)]
-pub(in crate::cluster) struct PendingReply {
-    pub(in crate::cluster) from: WorkerId,
-    pub(in crate::cluster) to: WorkerId,
-    pub(in crate::cluster) failure: Option<String>,
-}
-
-#[derive(Debug)]
-pub(in crate::cluster) struct Asked {
-    pub(in crate::cluster) from: WorkerId,
-    pub(in crate::cluster) to: Vec<WorkerId>,
-    /// The worker that the probe is about, which joined or is tried again. None: an exchange broke.
-    pub(in crate::cluster) newcomer: Option<WorkerId>,
-    pub(in crate::cluster) due: Instant,
-}
-
-#[derive(Debug)]
-pub(in crate::cluster) struct Waiting {
-    pub(in crate::cluster) since: Instant,
-    /// How often all workers with whom it fails were tried.
-    pub(in crate::cluster) tries: u32,
-    /// Workers with whom it fails that were tried in the current turn.
-    pub(in crate::cluster) tried: BTreeSet<WorkerId>,
-    pub(in crate::cluster) retry_at: Instant,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(in crate::cluster) struct Absence {
-    pub(in crate::cluster) count: u32,
-    /// When it may take part again; None once that is past.
-    pub(in crate::cluster) until: Option<Instant>,
-}
-
-/// An exchange that broke although both ends still talk to us.
-#[derive(Debug)]
-pub(in crate::cluster) struct Broken {
-    pub(in crate::cluster) since: Instant,
-    pub(in crate::cluster) accusations: Vec<(WorkerId, WorkerId, String)>,
-    /// Workers that were asked to try each other.
-    pub(in crate::cluster) tried: BTreeSet<WorkerId>,
+    told_pairs: Option<(Instant, BTreeSet<String>)>,
 }
 
 impl Probing {
+    /// Who reaches whom, as far as it is known.
+    pub fn reachability(&self) -> &Reachability {
+        &self.reachability
+    }
+
+    /// Takes a worker that is gone out of everything.
     pub fn forget(&mut self, worker: WorkerId) {
-        self.waiting.remove(&worker);
-        self.awaited.remove(&worker);
-        self.breaks.retain(|(a, b), _| *a != worker && *b != worker);
-        let concerns = |(number, asked): (&u64, &mut Asked)| {
-            asked.to.retain(|to| *to != worker);
-            (asked.from == worker || asked.to.is_empty()).then_some(*number)
-        };
-        let over: Vec<u64> = self.asked.iter_mut().filter_map(concerns).collect();
-        for number in over {
+        self.set_aside.forget(worker);
+        self.broken.forget(worker);
+        for number in self.probes.forget(worker) {
             self.finish(number, Vec::new());
         }
-        for round in self.awaited.values_mut() {
-            let concerns = |answer: &PendingReply| answer.from == worker || answer.to == worker;
-            round.answers.retain(|answer| !concerns(answer));
-        }
+        self.probes.forget_results(worker);
         self.reachability.forget(worker);
     }
 
-    pub(in crate::cluster) fn ask(&mut self, asked: Asked) -> u64 {
-        self.count += 1;
-        if let Some(newcomer) = asked.newcomer {
-            self.awaited.entry(newcomer).or_default().open += 1;
-        }
-        self.asked.insert(self.count, asked);
-        self.count
+    /// Notes that `from` is asked to call `to`, and returns the number of the probe. `newcomer` is whom the round is about; None where
+    /// an exchange broke.
+    pub fn ask(
+        &mut self,
+        now: Instant,
+        from: WorkerId,
+        to: &[WorkerId],
+        newcomer: Option<WorkerId>,
+    ) -> u64 {
+        self.probes.ask(now, from, to, newcomer)
     }
 
-    /// Ends a probe with what was answered: nothing where no answer came, or none will.
-    pub(in crate::cluster) fn finish(&mut self, number: u64, mut answers: Vec<PendingReply>) {
-        let Some(asked) = self.asked.remove(&number) else {
+    /// Takes in the answer of `from` to a probe. False where it was not asked.
+    pub fn answer(&mut self, from: WorkerId, probed: &v1::Probed) -> bool {
+        let results = self.probes.results(from, probed);
+        let is_asked = results.is_some();
+        if let Some(results) = results {
+            self.finish(probed.number, results);
+        }
+        is_asked
+    }
+
+    fn finish(&mut self, number: u64, results: Vec<ProbeResult>) {
+        let Some(results) = self.probes.finish(number, results) else {
             return;
         };
-        if let Some(newcomer) = asked.newcomer
-            && let Some(mut round) = self.awaited.remove(&newcomer)
-        {
-            round.open -= 1;
-            round.answers.append(&mut answers);
-            if round.open > 0 {
-                self.awaited.insert(newcomer, round);
-                return;
-            }
-            answers = round.answers;
-        }
         self.has_news = true;
-        for PendingReply { from, to, failure } in answers {
+        for ProbeResult { from, to, failure } in results {
             match failure {
                 Some(reason) if self.reachability.fail(from, to, &reason) => {
                     self.new_failures.push((from, to));
@@ -157,72 +97,182 @@ impl Probing {
         }
     }
 
-    /// Ends probes that were not answered in time.
-    pub(in crate::cluster) fn expire(&mut self, now: Instant) {
-        let asked = self.asked.iter().filter(|(_, asked)| asked.due <= now);
-        let over: Vec<u64> = asked.map(|(number, _)| *number).collect();
-        for number in over {
+    /// Ends probes that were not answered in time, and absences whose time is up.
+    pub fn expire(&mut self, now: Instant) {
+        for number in self.probes.expired(now) {
             self.finish(number, Vec::new());
         }
-        for absence in self.absences.values_mut() {
-            self.has_news |= absence.until.take_if(|until| *until <= now).is_some();
-        }
+        self.has_news |= self.absences.expire(now);
     }
 
-    /// Whether some worker is kept out of generations, or was until it was looked at last.
-    pub fn keeps_out(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether something is known that nobody was judged by yet. True once.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
     }
 
-    /// Drops the broken exchange of the generation before, because a new one begins.
-    pub fn note_generation(&mut self) {
-        self.broken = None;
+    /// When the next probe, pause or judgement is due; None where nothing is.
+    pub fn wakes_at(&self) -> Option<Instant> {
+        let due = [
+            self.probes.first_due(),
+            self.set_aside.first_retry(),
+            self.absences.first_end(),
+            self.mends_at(),
+        ];
+        due.into_iter().flatten().min()
     }
 
-    /// A step was settled: pairs whose exchange broke, and absences of its members, count no more.
-    pub fn note_commit<'a>(&mut self, members: impl Iterator<Item = &'a str>) {
-        self.breaks.clear();
-        if !self.absences.is_empty() {
-            for name in members {
-                self.absences.remove(name);
-            }
-        }
+    /// Whether the worker's round of probes is not over yet.
+    pub fn is_awaited(&self, worker: WorkerId) -> bool {
+        self.probes.is_awaited(worker)
     }
 
     #[cfg(test)]
     pub fn is_at_peace(&self) -> bool {
-        self.reachability.is_empty() && self.waiting.is_empty()
+        self.reachability.is_empty() && self.set_aside.is_empty()
     }
 
     #[cfg(test)]
     pub fn failing_with(&self, worker: WorkerId) -> usize {
         self.reachability.partners(worker).len()
     }
+}
 
-    /// Whether the worker's round of probes is not over yet.
-    pub(in crate::cluster) fn is_awaited(&self, worker: WorkerId) -> bool {
-        self.awaited.contains_key(&worker)
+/// Workers that do not fit: those who wait here, and those who were sent away.
+impl Probing {
+    /// Whether some worker is kept out of generations, or was until it was looked at last.
+    pub fn keeps_out(&self) -> bool {
+        !self.set_aside.is_empty()
     }
 
-    /// When the next probe, pause or judgement is due; None where nothing is.
-    pub fn wakes_at(&self) -> Option<Instant> {
-        let due = self.asked.values().map(|asked| asked.due);
-        let retries = self.waiting.values().map(|waiting| waiting.retry_at);
-        let absences = self.absences.values().filter_map(|absence| absence.until);
-        let due = due.chain(retries).chain(absences);
-        due.chain(self.mends_at()).min()
+    /// Whether the worker was set aside.
+    pub fn is_set_aside(&self, worker: WorkerId) -> bool {
+        self.set_aside.contains(worker)
     }
 
-    /// When a broken exchange is made again: by then both ends had time to lose the coordinator too, and to try each other.
-    pub(in crate::cluster) fn mends_at(&self) -> Option<Instant> {
-        let since = self.broken.as_ref()?.since;
-        let asked = self.asked.values().filter(|asked| asked.newcomer.is_none());
-        let answers = asked.map(|asked| asked.due).max();
-        Some((since + PEER_LOST_GRACE).max(answers.unwrap_or(since)))
+    /// Sets a worker aside that does not fit. False where it is already.
+    pub fn set_aside(&mut self, now: Instant, worker: WorkerId) -> bool {
+        self.set_aside.add(now, worker)
+    }
+
+    /// Lets all but these workers take part again.
+    pub fn keep_aside_only(&mut self, outsiders: &BTreeSet<WorkerId>) {
+        self.set_aside.keep_only(outsiders);
+    }
+
+    /// How often a worker that was set aside was tried, where it is to be refused: often enough, and its own address is at fault.
+    pub fn is_to_be_refused(&self, now: Instant, worker: WorkerId) -> Option<u32> {
+        let tries = self.set_aside.tried_enough(now, worker)?;
+        let is_at_fault = !self.is_awaited(worker) && self.reachability.is_at_fault(worker);
+        is_at_fault.then_some(tries)
+    }
+
+    /// Takes out the workers that are to be tried again by now; it is news that they are.
+    pub fn due_retries(&mut self, now: Instant) -> Vec<WorkerId> {
+        let due = self.set_aside.due(now);
+        self.has_news |= !due.is_empty();
+        due
+    }
+
+    /// The workers with whom one that was set aside is to be tried now, of those with whom it fails. `is_idle`: nothing is computed.
+    pub fn try_again(&mut self, now: Instant, worker: WorkerId, is_idle: bool) -> Vec<WorkerId> {
+        if self.is_awaited(worker) {
+            self.set_aside.put_off(now, worker);
+            return Vec::new();
+        }
+        let partners = self.reachability.partners(worker);
+        self.set_aside.try_again(now, worker, &partners, is_idle)
+    }
+
+    /// Notes that a worker of this name is sent away because of its connections.
+    pub fn note_absence(&mut self, now: Instant, name: &str) {
+        self.absences.note(now, name);
+    }
+
+    /// Whether a worker of this name was sent away and may not take part yet.
+    pub fn is_absent(&self, name: &str) -> bool {
+        self.absences.is_absent(name)
+    }
+
+    /// How often a worker of this name was sent away in a row, where that is too often to let it come back.
+    pub fn too_many_absences(&self, name: &str) -> Option<u32> {
+        self.absences.too_many(name)
     }
 }
 
-/// The pause after `count` earlier ones: each is twice as long as the one before, up to `longest`.
-pub(in crate::cluster) fn pause(first: Duration, count: u32, longest: Duration) -> Duration {
-    (first * 2u32.pow(count.min(16))).min(longest)
+/// Exchanges that broke.
+impl Probing {
+    /// Notes who blames whom for the broken exchange. True where the two have yet to try each other.
+    pub fn accuse(&mut self, now: Instant, accusation: Accusation) -> bool {
+        self.broken.accuse(now, accusation)
+    }
+
+    /// Notes that these workers are asked to try each other, because an exchange broke.
+    pub fn note_tried(&mut self, workers: &BTreeSet<WorkerId>) {
+        self.broken.note_tried(workers);
+    }
+
+    /// Whether it is being found out why an exchange broke.
+    pub fn is_exchange_broken(&self) -> bool {
+        self.broken.is_open()
+    }
+
+    /// When a broken exchange is made again.
+    fn mends_at(&self) -> Option<Instant> {
+        self.broken.mends_at(self.probes.last_due_of_broken())
+    }
+
+    /// Takes out the broken exchange that is to be made again now. Returns who blames whom for it.
+    pub fn take_broken(&mut self, now: Instant) -> Option<Vec<Accusation>> {
+        let is_due = self.mends_at().is_some_and(|at| at <= now);
+        is_due.then(|| self.broken.take()).flatten()
+    }
+
+    /// Counts a broken exchange of a pair. Where too many broke in a row, the two count as unable to reach each other.
+    pub fn count_break(&mut self, accusation: &Accusation) {
+        let Accusation { by, of, reason } = accusation;
+        if let Some(breaks) = self.broken.count((*by.min(of), *by.max(of))) {
+            let reason = format!("their exchange broke {breaks} times in a row: {reason}");
+            self.reachability.fail(*by, *of, &reason);
+            self.reachability.fail(*of, *by, &reason);
+        }
+    }
+
+    /// Drops the broken exchange of the generation before, because a new one begins.
+    pub fn note_generation(&mut self) {
+        self.broken.drop_broken();
+    }
+
+    /// A step was settled: pairs whose exchange broke, and absences of its members, count no more.
+    pub fn note_commit<'a>(&mut self, members: impl Iterator<Item = &'a str>) {
+        self.broken.forgive();
+        self.absences.forgive(members);
+    }
+}
+
+/// What the user was told.
+impl Probing {
+    /// Pairs that were newly found to fail, of which the user was not told yet.
+    pub fn take_new_failures(&mut self) -> Vec<(WorkerId, WorkerId)> {
+        std::mem::take(&mut self.new_failures)
+    }
+
+    /// Whether the user is to be told of a failing pair: not where the same, or much else, was said a moment ago.
+    pub fn takes_notice(&mut self, now: Instant, text: &str) -> bool {
+        let is_recent = |(since, _): &(Instant, _)| now.duration_since(*since) < TOLD_AGAIN;
+        let told = self.told_pairs.take().filter(is_recent);
+        let (since, mut told) = told.unwrap_or_else(|| (now, BTreeSet::new()));
+        let is_news = told.len() < MAX_TOLD && told.insert(text.to_owned());
+        self.told_pairs = Some((since, told));
+        is_news
+    }
+
+    /// Names of the workers that are left out, as the user was told last.
+    pub fn told_group(&self) -> &BTreeSet<String> {
+        &self.told_group
+    }
+
+    /// Notes that the user is told which workers are left out.
+    pub fn note_told_group(&mut self, names: BTreeSet<String>) {
+        self.told_group = names;
+    }
 }

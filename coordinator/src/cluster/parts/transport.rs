@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::probing::PEER_LOST_GRACE;
+use super::probing::broken_exchanges::PEER_LOST_GRACE;
 
 /// What the current generation exchanges over, and whether NCCL can still be used.
 #[derive(Debug, Default)]

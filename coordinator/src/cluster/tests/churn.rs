@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cluster::parts::generation::{LOSSES_GATHER, losses_gather};
-use crate::cluster::parts::probing::PEER_LOST_GRACE;
+use crate::cluster::parts::probing::broken_exchanges::PEER_LOST_GRACE;
 
 /// Workers 1 and 2 have computed the first step, and worker 2 has reported it.
 fn committed_by_one_of_three() -> Scene {

@@ -10,11 +10,10 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::probing::{Broken, MAX_PROBED};
+use crate::cluster::parts::probing::broken_exchanges::Accusation;
+use crate::cluster::parts::probing::probes::MAX_PROBED;
 use crate::cluster::run_event::RunEvent;
 
-/// Broken exchanges of one pair without a settled step between them, after which the two count as unable to exchange.
-const MAX_BREAKS: u32 = 3;
 /// Characters kept of a worker's reason for a broken exchange.
 const MAX_REASON_CHARS: usize = 200;
 
@@ -35,22 +34,24 @@ impl Cluster {
             let reason = "it blames a peer that does not exist".to_owned();
             return self.expel(now, id, reason, commands);
         };
-        let broken = self.probing.broken.get_or_insert_with(|| Broken {
-            since: now,
-            accusations: Vec::new(),
-            tried: BTreeSet::new(),
-        });
-        let is_known = broken.accusations.iter().any(|(by, ..)| *by == id);
-        if accused == id || is_known {
-            return;
+        let accusation = Accusation {
+            by: id,
+            of: accused,
+            reason: lost.reason.chars().take(MAX_REASON_CHARS).collect(),
+        };
+        if self.probing.accuse(now, accusation) {
+            self.try_circle(now, id, accused, commands);
         }
-        let reason: String = lost.reason.chars().take(MAX_REASON_CHARS).collect();
-        broken.accusations.push((id, accused, reason));
-        if broken.tried.is_superset(&BTreeSet::from([id, accused]))
-            || broken.tried.len() >= 2 * MAX_PROBED
-        {
-            return;
-        }
+    }
+
+    /// Has two members that lost each other, and some of the others, all try each other.
+    fn try_circle(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        accused: WorkerId,
+        commands: &mut Vec<Command>,
+    ) {
         // Members first: it is their exchange.
         let mut others = self.members.ranks().to_vec();
         let newcomers = self.members.ids().into_iter();
@@ -59,7 +60,7 @@ impl Cluster {
         let step = others.len().div_ceil(MAX_PROBED - 2).max(1);
         let mut circle = BTreeSet::from([id, accused]);
         circle.extend(others.into_iter().step_by(step));
-        broken.tried.extend(circle.iter().copied());
+        self.probing.note_tried(&circle);
         for from in &circle {
             let to: Vec<WorkerId> = circle.iter().copied().filter(|to| to != from).collect();
             self.probe(now, *from, &to, None, commands);
@@ -67,21 +68,14 @@ impl Cluster {
     }
 
     pub(in crate::cluster) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if self.probing.mends_at().is_some_and(|at| at <= now)
-            && let Some(broken) = self.probing.broken.take()
-        {
-            self.mend(now, &broken.accusations, commands);
+        if let Some(accusations) = self.probing.take_broken(now) {
+            self.mend(now, &accusations, commands);
         }
     }
 
-    /// Makes a broken exchange anew in a new generation. A pair whose exchange breaks [`MAX_BREAKS`] times in a row counts as
-    /// unable to reach each other.
-    fn mend(
-        &mut self,
-        now: Instant,
-        accusations: &[(WorkerId, WorkerId, String)],
-        commands: &mut Vec<Command>,
-    ) {
+    /// Makes a broken exchange anew in a new generation. A pair whose exchange breaks time after time counts as unable to
+    /// reach each other.
+    fn mend(&mut self, now: Instant, accusations: &[Accusation], commands: &mut Vec<Command>) {
         let outsiders = self.outsiders();
         let is_explained = self.members.ranks().iter().any(|id| outsiders.contains(id));
         // Where the probes found a pair that is cut off, nobody else is to blame: the others waited for those two.
@@ -90,23 +84,17 @@ impl Cluster {
             false => accusations,
         };
         let mut news = BTreeSet::new();
-        for (by, of, reason) in accusations {
+        for accusation in accusations {
+            let Accusation { by, of, .. } = accusation;
             let is_here = |id: &WorkerId| self.members.rank_of(*id).is_some();
             if !is_here(by) || !is_here(of) {
                 continue;
             }
-            let pair = (*by.min(of), *by.max(of));
-            if news.insert(pair) {
-                let breaks = self.probing.breaks.entry(pair).or_default();
-                *breaks += 1;
-                if *breaks >= MAX_BREAKS {
-                    let reason = format!("their exchange broke {breaks} times in a row: {reason}");
-                    self.probing.reachability.fail(*by, *of, &reason);
-                    self.probing.reachability.fail(*of, *by, &reason);
-                }
+            if news.insert((*by.min(of), *by.max(of))) {
+                self.probing.count_break(accusation);
             }
         }
-        if let Some((by, of, reason)) = accusations.first()
+        if let Some(Accusation { by, of, reason }) = accusations.first()
             && !news.is_empty()
         {
             let text = format!(

@@ -4,32 +4,19 @@
 //! generations. It asks nobody anything.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proto::v1;
 
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::probing::{Absence, FIRST_RETRY, Waiting, pause};
 use crate::cluster::parts::reachability::Candidate;
-
-/// Tries after which a worker whose own address is at fault is refused.
-const MAX_TRIES: u32 = 5;
-/// Shortest time before a worker is refused, however often it was tried.
-const REFUSED_AFTER: Duration = Duration::from_secs(60);
-/// Time for which a worker that was sent away because of its connections may not take part; each time twice that.
-const FIRST_ABSENCE: Duration = Duration::from_secs(5);
-const LONGEST_ABSENCE: Duration = Duration::from_secs(300);
-/// Times that a worker is sent away because of its connections before it is refused.
-const MAX_ABSENCES: u32 = 6;
-/// Most names of sent-away workers that are remembered.
-const MAX_REMEMBERED: usize = 1024;
 
 impl Cluster {
     /// Tells the user what probes found, and judges by it; also where it is about somebody who is gone.
     pub(in crate::cluster) fn regard_news(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        if std::mem::take(&mut self.probing.has_news) {
+        if self.probing.take_news() {
             self.tell_failures(now, commands);
             self.regard_reach(now, commands);
         }
@@ -41,15 +28,12 @@ impl Cluster {
             return;
         }
         let outsiders = self.outsiders();
-        if self.probing.broken.is_none() {
+        // While it is being found out who lost whom, nobody is judged.
+        let is_open = self.probing.is_exchange_broken();
+        if !is_open {
             self.tell_group(&outsiders, commands);
         }
-        let returned: Vec<WorkerId> = self.probing.waiting.keys().copied().collect();
-        for id in returned.into_iter().filter(|id| !outsiders.contains(id)) {
-            self.probing.waiting.remove(&id);
-        }
-        // While it is being found out who lost whom, nobody is judged.
-        let is_open = self.probing.broken.is_some();
+        self.probing.keep_aside_only(&outsiders);
         let mut is_member_gone = false;
         for id in outsiders {
             if self.members.rank_of(id).is_some() {
@@ -80,9 +64,7 @@ impl Cluster {
             };
             // Whoever brings a state was a member before.
             let is_awaited = !worker.rejoined_with_state && self.probing.is_awaited(id);
-            let absence = self.probing.absences.get(&worker.name);
-            let is_absent = absence.is_some_and(|absence| absence.until.is_some());
-            if is_awaited || is_absent {
+            if is_awaited || self.probing.is_absent(&worker.name) {
                 kept_out.insert(id);
             }
         }
@@ -96,19 +78,16 @@ impl Cluster {
 
     /// Why a worker is refused when it comes back: it was sent away too often.
     pub(in crate::cluster) fn is_too_often_absent(&self, name: &str) -> Option<String> {
-        let absence = self.probing.absences.get(name)?;
-        (absence.count > MAX_ABSENCES).then(|| {
-            format!(
-                "it was sent away {} times in a row because other workers could not exchange with it; see to its network, \
-                 then start it again",
-                absence.count
-            )
-        })
+        let count = self.probing.too_many_absences(name)?;
+        Some(format!(
+            "it was sent away {count} times in a row because other workers could not exchange with it; see to its network, \
+             then start it again"
+        ))
     }
 
     /// The workers that would break every exchange of a generation. Whoever still loads is judged against those who are ready.
     pub(in crate::cluster) fn outsiders(&self) -> BTreeSet<WorkerId> {
-        let reachability = &self.probing.reachability;
+        let reachability = self.probing.reachability();
         if reachability.is_empty() {
             return BTreeSet::new();
         }
@@ -162,7 +141,7 @@ impl Cluster {
     /// Drains the holders of the newest state where more could go on without them and they are at fault themselves: they hand it
     /// over as a checkpoint, from which the others go on.
     fn release_state(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        let reachability = &self.probing.reachability;
+        let reachability = self.probing.reachability();
         if reachability.is_empty() {
             return;
         }
@@ -192,47 +171,18 @@ impl Cluster {
             return self.let_wait(now, id, commands);
         }
         let reason = self.why_outside(id);
-        self.note_absence(now, id);
+        self.probing.note_absence(now, self.members.name(id));
         self.forget(id, &reason, commands);
         commands.push(Command::Expel { worker: id, reason });
     }
 
-    fn note_absence(&mut self, now: Instant, id: WorkerId) {
-        let name = self.members.name(id).to_owned();
-        let absences = &mut self.probing.absences;
-        if absences.len() >= MAX_REMEMBERED && !absences.contains_key(&name) {
-            let oldest = absences.iter().min_by_key(|(_, absence)| absence.count);
-            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
-                absences.remove(&oldest);
-            }
-        }
-        let absence = absences.entry(name).or_insert(Absence {
-            count: 0,
-            until: None,
-        });
-        absence.until = Some(now + pause(FIRST_ABSENCE, absence.count, LONGEST_ABSENCE));
-        absence.count += 1;
-    }
-
     /// Sets a worker aside that does not fit, or refuses it where it was tried often enough and its own address is at fault.
     fn let_wait(&mut self, now: Instant, id: WorkerId, commands: &mut Vec<Command>) {
-        let Some(waiting) = self.probing.waiting.get(&id) else {
-            let waiting = Waiting {
-                since: now,
-                tries: 1,
-                tried: BTreeSet::new(),
-                retry_at: now + FIRST_RETRY,
-            };
-            self.probing.waiting.insert(id, waiting);
+        if self.probing.set_aside(now, id) {
             let reason = self.why_outside(id);
             let aside = v1::Aside { reason };
             commands.push(Command::SendAside { worker: id, aside });
-            return;
-        };
-        let tries = waiting.tries;
-        let is_late = now.duration_since(waiting.since) >= REFUSED_AFTER;
-        let is_tried = is_late && tries > MAX_TRIES && !self.probing.is_awaited(id);
-        if is_tried && self.probing.reachability.is_at_fault(id) {
+        } else if let Some(tries) = self.probing.is_to_be_refused(now, id) {
             let reason = format!("{} (tried {tries} times)", self.why_outside(id));
             self.forget(id, &reason, commands);
             commands.push(Command::Refuse { worker: id, reason });

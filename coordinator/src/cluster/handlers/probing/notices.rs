@@ -1,7 +1,7 @@
 //! What the user is told of workers that do not reach each other: the pair, the address, and what to open.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
@@ -10,15 +10,12 @@ use crate::cluster::run_event::RunEvent;
 
 /// Most names in one line.
 const MAX_NAMED: usize = 4;
-/// Most pairs that are told of within [`TOLD_AGAIN`]. The group that goes on is told in any case.
-const MAX_TOLD: usize = 8;
-const TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Tells the user each pair that was found to fail, unless the same was said a moment ago.
     pub(in crate::cluster) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
-        for (from, to) in std::mem::take(&mut self.probing.new_failures) {
-            let Some(reason) = self.probing.reachability.failure(from, to) else {
+        for (from, to) in self.probing.take_new_failures() {
+            let Some(reason) = self.probing.reachability().failure(from, to) else {
                 continue;
             };
             let (name, address) = (self.members.name(to), self.address_of(to));
@@ -27,13 +24,9 @@ impl Cluster {
             let text = format!(
                 "worker {from} cannot reach worker {name} at {address}: {reason}; {advice}"
             );
-            let is_recent = |(since, _): &(Instant, _)| now.duration_since(*since) < TOLD_AGAIN;
-            let told = self.probing.told_pairs.take().filter(is_recent);
-            let (since, mut told) = told.unwrap_or_else(|| (now, BTreeSet::new()));
-            if told.len() < MAX_TOLD && told.insert(text.clone()) {
+            if self.probing.takes_notice(now, &text) {
                 commands.push(Command::Emit(RunEvent::Notice(text)));
             }
-            self.probing.told_pairs = Some((since, told));
         }
     }
 
@@ -45,7 +38,7 @@ impl Cluster {
     ) {
         let name = |id: &WorkerId| self.members.name(*id).to_owned();
         let names: BTreeSet<String> = outsiders.iter().map(name).collect();
-        let told = &self.probing.told_group;
+        let told = self.probing.told_group();
         // Whoever was sent away comes back in a moment, and is no news then; nor is it known yet whether it is reached.
         let all = self.members.ids();
         let is_back = |id: &WorkerId| told.contains(self.members.name(*id));
@@ -73,7 +66,7 @@ impl Cluster {
                 )
             }
         };
-        self.probing.told_group = names;
+        self.probing.note_told_group(names);
         commands.push(Command::Emit(RunEvent::Notice(text)));
     }
 
@@ -88,7 +81,7 @@ impl Cluster {
 
     /// Why a worker is left out: who did not reach whom at which address, and what to do.
     pub(in crate::cluster) fn why_outside(&self, id: WorkerId) -> String {
-        let Some((from, to, reason)) = self.probing.reachability.reason_of(id) else {
+        let Some((from, to, reason)) = self.probing.reachability().reason_of(id) else {
             return "other workers cannot exchange with it".to_owned();
         };
         let advice = advice(
