@@ -8,7 +8,6 @@ use proto::v1;
 use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::ledger::Ledger;
 use crate::cluster::run_event::RunEvent;
 
 impl Cluster {
@@ -100,13 +99,6 @@ impl Cluster {
             ))));
         }
         self.generation.fix_numerics_class(class).to_owned()
-    }
-
-    /// The slots of the work after `step` updates, all free: an evaluation if one is due and was not made, else a step.
-    pub(super) fn ledger_from(&self, step: u64) -> Ledger {
-        let is_evaluated = self.evaluation.is_on_record(step);
-        let work = self.schedule.work_from(step, is_evaluated);
-        Ledger::of(&self.schedule, work)
     }
 
     /// Goes on from a checkpoint whose step nobody reported, where only workers that started from it are left.

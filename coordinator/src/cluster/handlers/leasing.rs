@@ -17,7 +17,9 @@ use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::queue::Queue;
-use crate::cluster::parts::slot_eta::{WorkerEta, late_after, remaining, should_lease};
+use crate::cluster::parts::slot_eta::{
+    WorkerEta, late_after, remaining, seconds_between, should_lease,
+};
 use crate::cluster::schedule::Work;
 
 /// Slots that a worker has in hand at a time: it computes one while the other waits.
@@ -336,37 +338,6 @@ impl Cluster {
         self.slot_times.expect(self.unanswered_at());
     }
 
-    /// Slots that a worker did not add to its accumulator are free again.
-    pub(super) fn slots_withdrawn(
-        &mut self,
-        now: Instant,
-        id: WorkerId,
-        withdrawn: &v1::Withdrawn,
-        commands: &mut Vec<Command>,
-    ) {
-        let kind = PlanKind::from_wire(withdrawn.kind);
-        let kind = kind
-            .ok()
-            .filter(|kind| self.progress.work().is(*kind, withdrawn.step));
-        // Of an earlier generation or step: Entered says, or has said, what the worker holds.
-        let (Some(kind), true) = (kind, withdrawn.generation == self.generation.number()) else {
-            return;
-        };
-        for slot in &withdrawn.slots {
-            let in_hand = self.progress.ledger().queue(id).and_then(Queue::in_hand);
-            if !self.progress.ledger_mut().give_back(id, *slot) {
-                let reason = format!("it gave slot {slot} back, which was not leased to it");
-                return self.expel(now, id, reason, commands);
-            }
-            if let Some((_, since)) = in_hand.filter(|(in_hand, _)| in_hand == slot) {
-                let elapsed = seconds_between(since, now);
-                self.slot_times.at_least(id, kind, elapsed);
-                self.progress.ledger_mut().note_tried(*slot, elapsed);
-            }
-        }
-        self.balance(now, commands);
-    }
-
     /// When the first worker is expelled that does not answer for a slot which it was asked back.
     fn unanswered_at(&self) -> Option<Instant> {
         let queues = self.progress.ledger().queues();
@@ -379,27 +350,23 @@ impl Cluster {
     fn answer_due(&self, worker: WorkerId, queue: &Queue) -> Option<(Instant, Duration)> {
         let asked = queue.recalled_since()?;
         let begun = queue.in_hand().map_or(asked, |(_, since)| since);
-        let patience = self.slot_patience(worker, seconds_between(begun, asked));
-        Some((asked + patience, patience))
+        let timeout = self.slot_timeout(worker, seconds_between(begun, asked));
+        Some((asked + timeout, timeout))
     }
 
     /// Expels a worker that does not answer for a slot, else balances the leases: a slot in hand may be late by now.
     pub(super) fn rebalance(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let stuck = self.progress.ledger().queues().find_map(|(worker, queue)| {
-            let (due, patience) = self.answer_due(worker, queue)?;
-            (due <= now).then_some((worker, patience))
+            let (due, timeout) = self.answer_due(worker, queue)?;
+            (due <= now).then_some((worker, timeout))
         });
-        if let Some((worker, patience)) = stuck {
+        if let Some((worker, timeout)) = stuck {
             let reason = format!(
                 "its engine did not answer for {:.1} s",
-                patience.as_secs_f64()
+                timeout.as_secs_f64()
             );
             return self.expel(now, worker, reason, commands);
         }
         self.balance(now, commands);
     }
-}
-
-fn seconds_between(since: Instant, now: Instant) -> f64 {
-    now.duration_since(since).as_secs_f64()
 }

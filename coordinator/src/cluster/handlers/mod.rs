@@ -2,19 +2,22 @@
 //!
 //! The files hold nothing of their own: what is remembered stands in [`super::parts`]. Nobody imports from here.
 
+mod admission;
+mod departures;
 mod draining;
+mod evaluation;
 mod feeds;
 mod generations;
-mod join_leave;
 mod leasing;
+mod planning;
 mod probing;
 mod recovery;
 mod reply_deadlines;
 mod saving;
+mod slot_results;
 mod step_commit;
 mod timers;
 mod transport;
-mod work;
 
 use std::time::Instant;
 
@@ -23,7 +26,7 @@ use proto::v1;
 use super::Cluster;
 use super::command::{Command, Outcome};
 use super::event::Event;
-use super::parts::reply_deadlines::PendingReply;
+use super::parts::reply_deadlines::OwedReply;
 use super::parts::saving::Failure;
 use super::schedule::Work;
 
@@ -84,7 +87,7 @@ impl Cluster {
                 self.balance(now, commands);
             }
             Event::WorkerSynced { worker, synced } => {
-                self.reply_deadlines.answered(worker, PendingReply::Synced);
+                self.reply_deadlines.answered(worker, OwedReply::Synced);
                 self.synced(now, worker, synced, commands);
             }
             Event::FeedLost { worker, lost } => self.feed_lost(now, worker, &lost, commands),

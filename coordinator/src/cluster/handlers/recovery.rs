@@ -8,8 +8,6 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::cluster::parts::rejoin_window::ABSENT;
-
 use proto::v1;
 
 use crate::cluster::Cluster;
@@ -18,20 +16,21 @@ use crate::cluster::event::WorkerId;
 use crate::cluster::parts::ledger::{Ledger, SlotResult};
 use crate::cluster::parts::membership;
 use crate::cluster::parts::pending_commit::PendingCommit;
+use crate::cluster::parts::rejoin_window::ABSENT;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::schedule::Work;
 
 impl Cluster {
     /// When the run begins with whoever is there. None where the workers of an earlier term are not waited for, and
     /// where nobody else is there who could begin.
-    pub(super) fn grace_ends_at(&self) -> Option<Instant> {
+    pub(super) fn rejoin_window_ends_at(&self) -> Option<Instant> {
         let is_one_busy = self.members.is_one_returning();
         let at = self.term.rejoin_window_ends_at(is_one_busy);
         at.filter(|_| self.members.ready_count() > 0)
     }
 
     /// Tells the user that workers of an earlier term are waited for, and ends the waiting where it is over.
-    pub(super) fn watch_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(super) fn watch_rejoin_window(&mut self, now: Instant, commands: &mut Vec<Command>) {
         let (start, newest) = (self.settings.start_step, self.stats.recorded());
         let back = self.members.veterans_beyond(start);
         let Some(returned) = self.term.note_returned(now, back) else {
@@ -47,13 +46,13 @@ impl Cluster {
             );
             commands.push(Command::Emit(RunEvent::Notice(text)));
         }
-        if returned.is_complete || self.grace_ends_at().is_some_and(|at| at <= now) {
-            self.end_grace(now, commands);
+        if returned.is_complete || self.rejoin_window_ends_at().is_some_and(|at| at <= now) {
+            self.end_rejoin_window(now, commands);
         }
     }
 
     /// Ends the waiting and goes on with whoever is there.
-    fn end_grace(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    fn end_rejoin_window(&mut self, now: Instant, commands: &mut Vec<Command>) {
         self.take_newest(commands);
         if self.generation.is_waiting() {
             self.start_generation(now, commands);
@@ -75,7 +74,7 @@ impl Cluster {
     /// Admits workers of any numerics class, if nobody of the class that computed so far came in time to begin.
     pub(super) fn open_class(&mut self, now: Instant) {
         let is_over = |until: Instant| now >= until;
-        if self.generation.is_first_awaited() && self.term.class_kept_until().is_some_and(is_over) {
+        if self.generation.is_before_first() && self.term.class_kept_until().is_some_and(is_over) {
             self.generation.open_numerics_class();
         }
     }
@@ -85,7 +84,7 @@ impl Cluster {
         let class = self.generation.numerics_class();
         let is_other = class.is_some_and(|class| class != found);
         let ends = self.term.class_kept_until();
-        let ends = ends.filter(|_| self.generation.is_first_awaited())?;
+        let ends = ends.filter(|_| self.generation.is_before_first())?;
         let left = ends.saturating_duration_since(now).as_secs_f64().ceil();
         (is_other && left > 0.0).then(|| {
             format!("; the workers of before may still come back: start this one again in {left} s")
@@ -215,18 +214,6 @@ impl Cluster {
         let counts = self.progress.ledger_mut().reconcile(id, &held);
         self.members.note_held_slots(id, counts);
         Ok(())
-    }
-
-    /// Why a worker with this state cannot go on with it here. It may come back as a newcomer.
-    pub(super) fn foreign_state(&self, join: &v1::Join) -> Option<String> {
-        let is_foreign = !join.job_digest.is_empty() && join.run != self.settings.run;
-        is_foreign.then(|| {
-            format!(
-                "it holds the state of another run of this job ({} there, {} here)",
-                membership::short(&join.run),
-                membership::short(&self.settings.run)
-            )
-        })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::queue::Queue;
-use crate::cluster::parts::reply_deadlines::PendingReply;
+use crate::cluster::parts::reply_deadlines::OwedReply;
 use crate::cluster::run_event::RunEvent;
 
 /// Deadline of an answer that takes no computation.
@@ -49,15 +49,10 @@ const SLOWEST_LINE_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
 const STATES_AT_A_TIME: u32 = 8;
 
 impl Cluster {
-    /// When the next awaited answer is due.
-    pub(super) fn patience_ends_at(&self) -> Option<Instant> {
-        self.reply_deadlines.wakes_at()
-    }
-
     /// Awaits that the worker has loaded model and state.
     pub(super) fn await_ready(&mut self, now: Instant, id: WorkerId) {
         self.reply_deadlines
-            .expect(id, PendingReply::Ready, now + LOADING);
+            .expect(id, OwedReply::Ready, now + LOADING);
     }
 
     /// Awaits that each member enters the new generation. It ends the slot in hand first, and may get a state.
@@ -67,15 +62,15 @@ impl Cluster {
                 .members
                 .get(id)
                 .is_some_and(|w| w.seen < self.progress.committed());
-            let mut patience = ANSWER;
+            let mut timeout = ANSWER;
             if self.progress.may_be_busy(id) {
-                patience += self.slot_patience(id, 0.0);
+                timeout += self.slot_timeout(id, 0.0);
             }
             if is_behind {
-                patience += STATES_AT_A_TIME * self.transfer();
+                timeout += STATES_AT_A_TIME * self.transfer();
             }
             self.reply_deadlines
-                .expect(id, PendingReply::Entered, now + patience);
+                .expect(id, OwedReply::Entered, now + timeout);
         }
     }
 
@@ -84,8 +79,8 @@ impl Cluster {
     pub(super) fn await_reports(&mut self, now: Instant) {
         let due = now + ANSWER + 2 * self.transfer();
         for id in self.members.ranks().to_vec() {
-            if self.owes(id, PendingReply::Report) {
-                self.reply_deadlines.expect(id, PendingReply::Report, due);
+            if self.owes(id, OwedReply::Report) {
+                self.reply_deadlines.expect(id, OwedReply::Report, due);
             }
         }
     }
@@ -107,18 +102,17 @@ impl Cluster {
 
     /// Awaits, from now on, that a follower takes something of its feed, unless that is awaited already.
     pub(super) fn await_synced(&mut self, now: Instant, id: WorkerId) {
-        if self.owes(id, PendingReply::Synced)
-            && !self.reply_deadlines.expects(id, PendingReply::Synced)
+        if self.owes(id, OwedReply::Synced) && !self.reply_deadlines.expects(id, OwedReply::Synced)
         {
             // Its source may have a slot in hand, and other followers before it.
-            let patience = UNMEASURED_SLOT + STATES_AT_A_TIME * self.transfer();
+            let timeout = UNMEASURED_SLOT + STATES_AT_A_TIME * self.transfer();
             self.reply_deadlines
-                .expect(id, PendingReply::Synced, now + patience);
+                .expect(id, OwedReply::Synced, now + timeout);
         }
     }
 
     /// Slot timeout of a worker that has had a slot in hand for `elapsed` seconds and has to answer for it.
-    pub(super) fn slot_patience(&self, id: WorkerId, elapsed: f64) -> Duration {
+    pub(super) fn slot_timeout(&self, id: WorkerId, elapsed: f64) -> Duration {
         let own = self.slowest_slot(|kind| self.slot_times.of(id, kind));
         let typical = || self.slowest_slot(|kind| self.slot_times.typical(kind));
         let seconds = match own {
@@ -138,19 +132,18 @@ impl Cluster {
             None => typical().map(|seconds| UNKNOWN_LONE_SLOT_FACTOR * seconds),
         };
         let slot = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let patience = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
+        let timeout = slot.map_or(UNMEASURED_LONE_SLOT, |slot| slot.max(LONE_SLOT_FLOOR));
         self.reply_deadlines
-            .expect(id, PendingReply::Slot, now + patience);
+            .expect(id, OwedReply::Slot, now + timeout);
     }
 
     /// Awaits a state that the worker was asked for; also when one of several has arrived.
     pub(super) fn await_state(&mut self, now: Instant, id: WorkerId) {
-        if self.owes(id, PendingReply::State) {
+        if self.owes(id, OwedReply::State) {
             // It may have a slot in hand.
-            let patience =
-                UPLOAD + self.slot_patience(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
+            let timeout = UPLOAD + self.slot_timeout(id, 0.0) + UPLOAD_TRANSFERS * self.transfer();
             self.reply_deadlines
-                .expect(id, PendingReply::State, now + patience);
+                .expect(id, OwedReply::State, now + timeout);
         }
     }
 
@@ -184,16 +177,16 @@ impl Cluster {
     }
 
     /// Why the worker is sent away, for people.
-    fn unanswered(&self, now: Instant, id: WorkerId, answer: PendingReply) -> String {
+    fn unanswered(&self, now: Instant, id: WorkerId, answer: OwedReply) -> String {
         let what = match answer {
-            PendingReply::Ready => {
+            OwedReply::Ready => {
                 return "its engine has not loaded the model after an hour".to_owned();
             }
-            PendingReply::Entered => "it did not enter the generation".to_owned(),
-            PendingReply::Report => "it did not end the step".to_owned(),
-            PendingReply::Synced => "it took nothing of its feed".to_owned(),
-            PendingReply::State => "the state that it was asked for did not come".to_owned(),
-            PendingReply::Slot => {
+            OwedReply::Entered => "it did not enter the generation".to_owned(),
+            OwedReply::Report => "it did not end the step".to_owned(),
+            OwedReply::Synced => "it took nothing of its feed".to_owned(),
+            OwedReply::State => "the state that it was asked for did not come".to_owned(),
+            OwedReply::Slot => {
                 let in_hand = self.progress.ledger().queue(id).and_then(Queue::in_hand);
                 let (slot, since) = in_hand.unwrap_or((0, now));
                 let minutes = now.duration_since(since).as_secs() / 60;
@@ -209,24 +202,24 @@ impl Cluster {
     }
 
     /// Whether the worker still owes that answer.
-    fn owes(&self, id: WorkerId, answer: PendingReply) -> bool {
+    fn owes(&self, id: WorkerId, answer: OwedReply) -> bool {
         let Some(worker) = self.members.get(id) else {
             return false;
         };
         let is_member = self.members.rank_of(id).is_some();
         match answer {
-            PendingReply::Ready => worker.ready.is_none(),
-            PendingReply::Entered => is_member && !worker.entered && self.generation.is_running(),
-            PendingReply::Report => {
+            OwedReply::Ready => worker.ready.is_none(),
+            OwedReply::Entered => is_member && !worker.entered && self.generation.is_running(),
+            OwedReply::Report => {
                 let pending = self.progress.pending_commit();
                 is_member && pending.is_some_and(|pending| !pending.has_reported(id))
             }
-            PendingReply::Slot => {
+            OwedReply::Slot => {
                 let queue = self.progress.ledger().queue(id);
                 queue.is_some_and(|queue| queue.in_hand().is_some())
             }
-            PendingReply::State => self.saving.is_owed_by(id),
-            PendingReply::Synced => {
+            OwedReply::State => self.saving.is_owed_by(id),
+            OwedReply::Synced => {
                 !is_member && self.feeds.follows(id) && worker.seen < self.progress.committed()
             }
         }

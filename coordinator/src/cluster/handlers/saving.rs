@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cluster::Cluster;
 use crate::cluster::command::{Command, Outcome};
 use crate::cluster::event::WorkerId;
-use crate::cluster::parts::reply_deadlines::PendingReply;
+use crate::cluster::parts::reply_deadlines::OwedReply;
 use crate::cluster::parts::saving::Failure;
 use crate::cluster::parts::term::Stop;
 use crate::cluster::run_event::RunEvent;
@@ -95,7 +95,7 @@ impl Cluster {
     /// Notes that a state has arrived: from here on it is the disk that may take its time.
     pub(super) fn state_arrived(&mut self, now: Instant, worker: WorkerId, step: u64) {
         self.saving.note_arrival(worker, step);
-        self.reply_deadlines.answered(worker, PendingReply::State);
+        self.reply_deadlines.answered(worker, OwedReply::State);
         self.await_state(now, worker);
     }
 

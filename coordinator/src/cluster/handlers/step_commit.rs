@@ -32,10 +32,7 @@ impl Cluster {
             let ready = self.members.any_ready()?;
             (ready.step == step).then_some(ready.weights_digest.as_str())
         };
-        let of_report = || {
-            let pending = self.progress.pending_commit()?;
-            pending.digest_of(step)
-        };
+        let of_report = || self.progress.pending_commit()?.digest_of(step);
         let asked_for = self.saving.digest_of(step);
         let settled = asked_for.or_else(|| self.stats.digest_of(step));
         settled.or_else(of_report).or_else(of_ready)

@@ -70,14 +70,14 @@ impl Cluster {
     fn is_due_at(&self, timer: Timer) -> Option<Instant> {
         match timer {
             Timer::Silence => self.failure_detector.wakes_at(self.deadline()),
-            Timer::Reply => self.patience_ends_at(),
+            Timer::Reply => self.reply_deadlines.wakes_at(),
             Timer::Exchange => self.exchange_ends_at(),
             Timer::Generation => self.regroups_at(),
             Timer::Slots => self.slot_times.late_at(),
             Timer::Probes => self.probing.wakes_at(),
             Timer::Nccl => self.nccl_is_judged_at(),
             Timer::Saving => self.saving.retries_at(),
-            Timer::Rejoin => self.grace_ends_at(),
+            Timer::Rejoin => self.rejoin_window_ends_at(),
             Timer::Reminder => self.reminds_at(),
             Timer::Copy => self.feeds.wakes_at(),
         }
@@ -99,7 +99,7 @@ impl Cluster {
             Timer::Probes => self.tick_probes(now, commands),
             Timer::Nccl => self.judge_nccl(now, commands),
             Timer::Saving if self.saving.retry_is_due(now) => self.proceed(now, commands),
-            Timer::Rejoin => self.watch_grace(now, commands),
+            Timer::Rejoin => self.watch_rejoin_window(now, commands),
             Timer::Reminder => {
                 let may_remind = self
                     .term

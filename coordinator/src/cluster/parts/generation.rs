@@ -75,7 +75,7 @@ impl Generation {
     }
 
     /// Whether no generation has begun in this term.
-    pub fn is_first_awaited(&self) -> bool {
+    pub fn is_before_first(&self) -> bool {
         self.began.is_none()
     }
 

@@ -9,7 +9,7 @@ use crate::cluster::event::WorkerId;
 
 /// An answer that a worker owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PendingReply {
+pub enum OwedReply {
     /// The word that model and state are loaded, after it was welcomed.
     Ready,
     /// The word that it has entered a generation, after it was told of that.
@@ -24,7 +24,7 @@ pub enum PendingReply {
     State,
 }
 
-impl PendingReply {
+impl OwedReply {
     const ALL: [Self; 6] = [
         Self::Ready,
         Self::Entered,
@@ -38,26 +38,26 @@ impl PendingReply {
 /// The deadline of each awaited answer. An entry may outlive its answer: whether one is still owed is asked when its time is up.
 #[derive(Debug, Default)]
 pub struct ReplyDeadlines {
-    due: BTreeMap<(WorkerId, PendingReply), Instant>,
+    due: BTreeMap<(WorkerId, OwedReply), Instant>,
     /// The entries of `due` by time, the earliest first.
-    by_time: BTreeSet<(Instant, WorkerId, PendingReply)>,
+    by_time: BTreeSet<(Instant, WorkerId, OwedReply)>,
 }
 
 impl ReplyDeadlines {
     /// The worker has until `due`. What was expected before is replaced.
-    pub fn expect(&mut self, worker: WorkerId, answer: PendingReply, due: Instant) {
+    pub fn expect(&mut self, worker: WorkerId, answer: OwedReply, due: Instant) {
         self.answered(worker, answer);
         self.due.insert((worker, answer), due);
         self.by_time.insert((due, worker, answer));
     }
 
     /// Whether this answer is awaited.
-    pub fn expects(&self, worker: WorkerId, answer: PendingReply) -> bool {
+    pub fn expects(&self, worker: WorkerId, answer: OwedReply) -> bool {
         self.due.contains_key(&(worker, answer))
     }
 
     /// The worker gave this answer: it is awaited no more.
-    pub fn answered(&mut self, worker: WorkerId, answer: PendingReply) {
+    pub fn answered(&mut self, worker: WorkerId, answer: OwedReply) {
         if let Some(due) = self.due.remove(&(worker, answer)) {
             self.by_time.remove(&(due, worker, answer));
         }
@@ -65,7 +65,7 @@ impl ReplyDeadlines {
 
     /// The worker is gone: nothing is awaited of it.
     pub fn forget(&mut self, worker: WorkerId) {
-        for answer in PendingReply::ALL {
+        for answer in OwedReply::ALL {
             self.answered(worker, answer);
         }
     }
@@ -87,7 +87,7 @@ impl ReplyDeadlines {
     }
 
     /// Takes out the answers that were due by now.
-    pub fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, PendingReply)> {
+    pub fn take_expired(&mut self, now: Instant) -> Vec<(WorkerId, OwedReply)> {
         let mut expired = Vec::new();
         while let Some(&(due, worker, answer)) = self.by_time.first()
             && due <= now

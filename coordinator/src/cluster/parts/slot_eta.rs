@@ -125,6 +125,11 @@ impl SlotTimes {
     }
 }
 
+/// Seconds from one moment to a later one.
+pub fn seconds_between(since: Instant, now: Instant) -> f64 {
+    now.duration_since(since).as_secs_f64()
+}
+
 /// Seconds after which a slot is late that takes `mean` seconds on average.
 pub fn late_after(mean: f64) -> f64 {
     LATE_FACTOR * mean + LATE_SLACK_SECONDS

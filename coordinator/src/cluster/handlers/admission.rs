@@ -1,4 +1,4 @@
-//! Workers that join, get ready, leave or are expelled.
+//! Admission: a newcomer is checked when it joins, and again when it has loaded model and state.
 
 use std::time::Instant;
 
@@ -137,7 +137,7 @@ impl Cluster {
         let step = ready.step;
         self.members.note_ready(id, ready);
         if self.term.is_rejoin_window_open() {
-            return self.watch_grace(now, commands);
+            return self.watch_rejoin_window(now, commands);
         }
         if step > self.progress.committed() && rejoined_with_state {
             return self.welcome_back(now, id, step, commands);
@@ -160,64 +160,15 @@ impl Cluster {
         }
     }
 
-    /// A worker left, or its session ended.
-    pub(super) fn lose(
-        &mut self,
-        now: Instant,
-        id: WorkerId,
-        reason: String,
-        commands: &mut Vec<Command>,
-    ) {
-        if self.members.get(id).is_none() {
-            return;
-        }
-        self.forget(id, &reason, commands);
-        self.reconfigure_if_member_lost(now, commands);
-        if self.generation.is_waiting() && self.probing.keeps_out() {
-            // Whoever waited because of it waits no more.
-            self.regard_reach(now, commands);
-        }
-    }
-
-    /// Ends the session of a worker that broke the rules or computes wrongly.
-    pub(super) fn expel(
-        &mut self,
-        now: Instant,
-        id: WorkerId,
-        reason: String,
-        commands: &mut Vec<Command>,
-    ) {
-        if self.members.get(id).is_none() {
-            return;
-        }
-        self.forget(id, &reason, commands);
-        commands.push(Command::Expel { worker: id, reason });
-        self.reconfigure_if_member_lost(now, commands);
-    }
-
-    /// Takes a worker out of everything that the cluster knows, and frees its slots. The generation goes on under its number.
-    pub(super) fn forget(&mut self, id: WorkerId, reason: &str, commands: &mut Vec<Command>) {
-        let Some(worker) = self.members.get(id) else {
-            return;
-        };
-        let name = worker.name.clone();
-        let was_member = self.members.rank_of(id).is_some();
-        self.members.remove(id);
-        self.progress.release(id);
-        self.saving.worker_lost(id);
-        self.failure_detector.forget(id);
-        self.reply_deadlines.forget(id);
-        self.probing.forget(id);
-        self.slot_times.forget(id);
-        if was_member {
-            self.generation.lose_member();
-        }
-        self.end_feeds(id);
-        commands.push(Command::Emit(RunEvent::WorkerLost {
-            worker: id.0,
-            name,
-            reason: reason.to_owned(),
-            workers: self.members.count(),
-        }));
+    /// Why a worker with this state cannot go on with it here. It may come back as a newcomer.
+    pub(super) fn foreign_state(&self, join: &v1::Join) -> Option<String> {
+        let is_foreign = !join.job_digest.is_empty() && join.run != self.settings.run;
+        is_foreign.then(|| {
+            format!(
+                "it holds the state of another run of this job ({} there, {} here)",
+                membership::short(&join.run),
+                membership::short(&self.settings.run)
+            )
+        })
     }
 }
