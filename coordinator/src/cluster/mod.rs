@@ -7,6 +7,9 @@
 //! The next step's plan and leases go out with the exchange. Whoever joins copies the state of a member meanwhile and
 //! enters when a step is settled; when a member is lost, a new generation of those who are left begins at once, and only
 //! the lost one's slots are leased again.
+//!
+//! What is remembered is in `parts`, each of which keeps its own fields; what is done when something happens is in `handlers`, which
+//! tell the parts of it and say what follows between them. Read `handlers/mod.rs` first.
 
 pub mod command;
 pub mod event;
@@ -45,38 +48,53 @@ pub use self::settings::{PreviousTerms, Settings};
 #[derive(Debug)]
 pub struct Cluster {
     settings: Settings,
+    /// The work of the whole run, in order.
     schedule: RunSchedule,
-    members: Membership,
+    /// This life of the coordinator, and why it shall end early.
     term: Term,
+    /// The connected workers.
+    members: Membership,
+    /// Whether anything is computed, and since when by the same members.
     generation: Generation,
+    /// Committed updates, and the slots of the current work.
     progress: Progress,
+    /// Step times, and what is on record.
     stats: StepStats,
-    saving: Saving,
-    feeds: Feeds,
-    probing: Probing,
-    transport: Transport,
-    failure_detector: FailureDetector,
-    reply_deadlines: ReplyDeadlines,
-    slot_times: SlotTimes,
+    /// The current evaluation, and which weights have one.
     evaluation: Evaluation,
+    /// The states that workers were asked for.
+    saving: Saving,
+    /// Newcomers that copy the state of a member.
+    feeds: Feeds,
+    /// Who reaches whom, and who waits because of it.
+    probing: Probing,
+    /// What the generation exchanges over.
+    transport: Transport,
+    /// When each worker was heard last.
+    failure_detector: FailureDetector,
+    /// When each worker's engine must have answered.
+    reply_deadlines: ReplyDeadlines,
+    /// How long each worker takes for a slot.
+    slot_times: SlotTimes,
 }
 
 impl Cluster {
     /// A run that has no workers yet and goes on after the newest recorded step, or from the state that it starts from.
-    pub fn new(settings: Settings, course: RunSchedule) -> Self {
+    pub fn new(settings: Settings, schedule: RunSchedule) -> Self {
         let earlier = &settings.earlier;
         let committed = settings.start_step.max(earlier.recorded);
         let evaluation = Evaluation::after(settings.last_evaluated);
-        let work = course.work_from(committed, evaluation.is_on_record(committed));
+        let work = schedule.work_from(committed, evaluation.is_on_record(committed));
         let rejoin_window = RejoinWindow::of(earlier, settings.start_step);
         let class = earlier.numerics_class.clone();
         let class = class.filter(|_| rejoin_window.is_some());
         Self {
+            term: Term::new(rejoin_window),
             members: Membership::default(),
             generation: Generation::after(earlier.generation, class),
-            term: Term::new(rejoin_window),
-            progress: Progress::at(Ledger::of(&course, work)),
-            stats: StepStats::new(&course, committed, earlier),
+            progress: Progress::at(Ledger::of(&schedule, work)),
+            stats: StepStats::new(&schedule, committed, earlier),
+            evaluation,
             saving: Saving::new(settings.start_step),
             feeds: Feeds::default(),
             probing: Probing::default(),
@@ -84,9 +102,8 @@ impl Cluster {
             failure_detector: FailureDetector::default(),
             reply_deadlines: ReplyDeadlines::default(),
             slot_times: SlotTimes::default(),
-            evaluation,
             settings,
-            schedule: course,
+            schedule,
         }
     }
 

@@ -6,7 +6,6 @@
 
 use std::time::Instant;
 
-use crate::cluster::parts::saving::only_saved;
 use proto::v1;
 
 use crate::cluster::Cluster;
@@ -14,6 +13,7 @@ use crate::cluster::command::Command;
 use crate::cluster::event::WorkerId;
 use crate::cluster::parts::membership::Worker;
 use crate::cluster::parts::queue::Queue;
+use crate::cluster::parts::saving::only_saved;
 
 impl Cluster {
     /// Begins to drain a worker: it gets no more slots and gives back those that it has not begun.

@@ -201,3 +201,43 @@ impl Feeds {
         Some((feed.source, failures.count))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOLLOWER: WorkerId = WorkerId(1);
+    const SOURCE: WorkerId = WorkerId(2);
+
+    #[test]
+    fn what_is_said_of_an_older_feed_changes_nothing() {
+        let (mut feeds, now) = (Feeds::default(), Instant::now());
+        let first = feeds.begin(FOLLOWER, SOURCE);
+        assert_eq!(feeds.fail(now, FOLLOWER, first), Some((SOURCE, 1)));
+        let second = feeds.begin(FOLLOWER, SOURCE);
+        assert!(!feeds.note_state(FOLLOWER, first));
+        assert_eq!(feeds.fail(now, FOLLOWER, first), None);
+        assert!(feeds.note_state(FOLLOWER, second));
+        assert_eq!(feeds.live_source(FOLLOWER), Some(SOURCE));
+    }
+
+    #[test]
+    fn the_first_failure_needs_no_pause_and_the_next_one_does() {
+        let (mut feeds, now) = (Feeds::default(), Instant::now());
+        for pause in [None, Some(RETRY_PAUSE), Some(2 * RETRY_PAUSE)] {
+            let attempt = feeds.begin(FOLLOWER, SOURCE);
+            feeds.fail(now, FOLLOWER, attempt);
+            assert_eq!(feeds.wakes_at(), pause.map(|pause| now + pause));
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_gone_leaves_its_followers_without_a_feed() {
+        let mut feeds = Feeds::default();
+        feeds.begin(FOLLOWER, SOURCE);
+        feeds.begin(WorkerId(3), WorkerId(4));
+        assert_eq!(feeds.drop_feeds_of(SOURCE), [FOLLOWER]);
+        assert!(!feeds.follows(FOLLOWER) && feeds.is_arriving(FOLLOWER));
+        assert_eq!(feeds.followers().count(), 1);
+    }
+}

@@ -176,3 +176,38 @@ impl Generation {
 pub fn losses_gather(members: usize) -> Duration {
     LOSSES_GATHER.max(LOSSES_GATHER_PER_MEMBER * members as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_right_after_the_beginning_waits_for_others_and_a_later_one_does_not() {
+        let (mut generation, began) = (Generation::after(7, None), Instant::now());
+        generation.begin(began, 3);
+        generation.lose_member();
+        assert_eq!(generation.regroups_at(2), Some(began + LOSSES_GATHER));
+        assert!(generation.take_losses() && generation.gathers_losses(began, 2));
+        assert!(!generation.gathers_losses(began + LOSSES_GATHER, 2));
+        assert_eq!(generation.number(), 8);
+    }
+
+    #[test]
+    fn whoever_is_lost_while_nothing_is_computed_leads_to_no_generation() {
+        let mut generation = Generation::after(0, None);
+        generation.begin(Instant::now(), 1);
+        assert!(generation.suspend() && !generation.suspend());
+        generation.lose_member();
+        assert!(!generation.take_losses() && !generation.has_lost_member());
+    }
+
+    #[test]
+    fn a_reminder_comes_every_half_minute_and_anew_when_too_few_are_left() {
+        let (mut generation, now) = (Generation::after(0, None), Instant::now());
+        assert!(generation.takes_reminder(now) && !generation.takes_reminder(now));
+        assert_eq!(generation.reminds_at(None), Some(now + REMINDER));
+        generation.begin(now, 1);
+        generation.suspend();
+        assert!(generation.takes_reminder(now));
+    }
+}

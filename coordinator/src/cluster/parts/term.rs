@@ -90,3 +90,41 @@ impl Term {
         self.rejoin_window.take().is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::settings::PreviousTerms;
+
+    #[test]
+    fn of_two_stops_the_first_one_counts() {
+        let mut term = Term::new(None);
+        assert!(!term.is_stopping());
+        term.request_stop("first".to_owned(), true);
+        term.request_stop("second".to_owned(), false);
+        let stop = term
+            .stop()
+            .map(|stop| (stop.reason.as_str(), stop.resumable));
+        assert_eq!(stop, Some(("first", true)));
+    }
+
+    #[test]
+    fn those_who_may_come_back_are_waited_for_from_the_first_of_them_on() {
+        let earlier = PreviousTerms {
+            recorded: 3,
+            workers: 2,
+            ..PreviousTerms::default()
+        };
+        let (mut term, began) = (Term::new(RejoinWindow::of(&earlier, 0)), Instant::now());
+        term.begin(began);
+        assert_eq!(term.rejoin_window_ends_at(false), Some(began + ABSENT));
+        let later = began + ABSENT / 2;
+        term.begin(later);
+        let returned = term.note_returned(later, 1);
+        assert!(returned.is_some_and(|returned| returned.is_untold && !returned.is_complete));
+        assert_eq!(term.rejoin_window_ends_at(false), Some(later + ABSENT));
+        let returned = term.note_returned(later, 2);
+        assert!(returned.is_some_and(|returned| !returned.is_untold && returned.is_complete));
+        assert!(term.close_rejoin_window() && !term.is_rejoin_window_open());
+    }
+}

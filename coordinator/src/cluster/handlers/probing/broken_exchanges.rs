@@ -20,7 +20,7 @@ const MAX_REASON_CHARS: usize = 200;
 impl Cluster {
     /// A member says that an exchange of this generation broke, and because of whom. Two that lost each other leave it open which
     /// of them is cut off, so the others try too.
-    pub(in crate::cluster) fn peer_lost(
+    pub(in crate::cluster::handlers) fn peer_lost(
         &mut self,
         now: Instant,
         id: WorkerId,
@@ -67,7 +67,7 @@ impl Cluster {
         }
     }
 
-    pub(in crate::cluster) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(super) fn mend_if_due(&mut self, now: Instant, commands: &mut Vec<Command>) {
         if let Some(accusations) = self.probing.take_broken(now) {
             self.mend(now, &accusations, commands);
         }

@@ -15,7 +15,11 @@ use crate::cluster::parts::reachability::Candidate;
 
 impl Cluster {
     /// Tells the user what probes found, and judges by it; also where it is about somebody who is gone.
-    pub(in crate::cluster) fn regard_news(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(in crate::cluster::handlers) fn regard_news(
+        &mut self,
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
         if self.probing.take_news() {
             self.tell_failures(now, commands);
             self.regard_reach(now, commands);
@@ -23,7 +27,11 @@ impl Cluster {
     }
 
     /// Sends members away that do not fit any more, and sees to those who wait.
-    pub(in crate::cluster) fn regard_reach(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(in crate::cluster::handlers) fn regard_reach(
+        &mut self,
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
         if self.generation.is_over() || self.term.is_stopping() {
             return;
         }
@@ -56,7 +64,7 @@ impl Cluster {
     }
 
     /// Newcomers that must not enter a generation now.
-    pub(in crate::cluster) fn kept_out(&self) -> BTreeSet<WorkerId> {
+    pub(in crate::cluster::handlers) fn kept_out(&self) -> BTreeSet<WorkerId> {
         let mut kept_out = self.outsiders();
         for id in self.members.ids() {
             let Some(worker) = self.members.get(id) else {
@@ -72,12 +80,12 @@ impl Cluster {
     }
 
     /// How many of those who are here may take part together.
-    pub(in crate::cluster) fn usable_count(&self) -> usize {
+    pub(in crate::cluster::handlers) fn usable_count(&self) -> usize {
         self.members.count() - self.outsiders().len()
     }
 
     /// Why a worker is refused when it comes back: it was sent away too often.
-    pub(in crate::cluster) fn is_too_often_absent(&self, name: &str) -> Option<String> {
+    pub(in crate::cluster::handlers) fn is_too_often_absent(&self, name: &str) -> Option<String> {
         let count = self.probing.too_many_absences(name)?;
         Some(format!(
             "it was sent away {count} times in a row because other workers could not exchange with it; see to its network, \
@@ -86,7 +94,7 @@ impl Cluster {
     }
 
     /// The workers that would break every exchange of a generation. Whoever still loads is judged against those who are ready.
-    pub(in crate::cluster) fn outsiders(&self) -> BTreeSet<WorkerId> {
+    pub(super) fn outsiders(&self) -> BTreeSet<WorkerId> {
         let reachability = self.probing.reachability();
         if reachability.is_empty() {
             return BTreeSet::new();

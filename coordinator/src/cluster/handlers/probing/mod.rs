@@ -4,8 +4,8 @@
 //! broke; members that do not fit are sent away, newcomers that do not fit wait and are tried again, with growing pauses, until
 //! they fit or it is clear that their own address is at fault. Which group goes on is [`crate::cluster::parts::reachability`]'s to say.
 //!
-//! Here is the state; what is done with it is in `probes` (who is asked), `broken` (exchanges that broke), `decisions` (who takes
-//! part) and `words`.
+//! `probes` says who is asked, `broken_exchanges` what becomes of an exchange that broke, `decisions` who takes part, and `notices` what
+//! the user is told.
 
 mod broken_exchanges;
 mod decisions;

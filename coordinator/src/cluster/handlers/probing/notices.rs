@@ -13,7 +13,7 @@ const MAX_NAMED: usize = 4;
 
 impl Cluster {
     /// Tells the user each pair that was found to fail, unless the same was said a moment ago.
-    pub(in crate::cluster) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(super) fn tell_failures(&mut self, now: Instant, commands: &mut Vec<Command>) {
         for (from, to) in self.probing.take_new_failures() {
             let Some(reason) = self.probing.reachability().failure(from, to) else {
                 continue;
@@ -31,7 +31,7 @@ impl Cluster {
     }
 
     /// Tells the user which workers go on together, where that has changed.
-    pub(in crate::cluster) fn tell_group(
+    pub(super) fn tell_group(
         &mut self,
         outsiders: &BTreeSet<WorkerId>,
         commands: &mut Vec<Command>,
@@ -71,7 +71,7 @@ impl Cluster {
     }
 
     /// Tells the user of one worker that is here and takes no part, for a reminder.
-    pub(in crate::cluster) fn tell_outsider(&self, commands: &mut Vec<Command>) {
+    pub(in crate::cluster::handlers) fn tell_outsider(&self, commands: &mut Vec<Command>) {
         if let Some(id) = self.outsiders().first() {
             let (name, reason) = (self.members.name(*id), self.why_outside(*id));
             let text = format!("worker {name} is here but takes no part: {reason}");
@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// Why a worker is left out: who did not reach whom at which address, and what to do.
-    pub(in crate::cluster) fn why_outside(&self, id: WorkerId) -> String {
+    pub(super) fn why_outside(&self, id: WorkerId) -> String {
         let Some((from, to, reason)) = self.probing.reachability().reason_of(id) else {
             return "other workers cannot exchange with it".to_owned();
         };
@@ -103,7 +103,7 @@ impl Cluster {
         }
     }
 
-    pub(in crate::cluster) fn address_of(&self, id: WorkerId) -> &str {
+    pub(super) fn address_of(&self, id: WorkerId) -> &str {
         self.members.get(id).map_or("", |worker| &worker.address)
     }
 }

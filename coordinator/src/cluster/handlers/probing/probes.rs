@@ -14,7 +14,7 @@ use crate::cluster::parts::probing::probes::MAX_PROBED;
 
 impl Cluster {
     /// Has a newcomer and those who are here try each other.
-    pub(in crate::cluster) fn probe_newcomer(
+    pub(in crate::cluster::handlers) fn probe_newcomer(
         &mut self,
         now: Instant,
         id: WorkerId,
@@ -32,7 +32,7 @@ impl Cluster {
     }
 
     /// Has a follower that lost its source, and that source, try each other: it may be out of reach.
-    pub(in crate::cluster) fn try_source(
+    pub(in crate::cluster::handlers) fn try_source(
         &mut self,
         now: Instant,
         id: WorkerId,
@@ -43,7 +43,7 @@ impl Cluster {
     }
 
     /// A worker answered a probe.
-    pub(in crate::cluster) fn probed(
+    pub(in crate::cluster::handlers) fn probed(
         &mut self,
         now: Instant,
         id: WorkerId,
@@ -57,7 +57,11 @@ impl Cluster {
     }
 
     /// Does what is due by the clock: answers that did not come, further tries, an exchange to be made again.
-    pub(in crate::cluster) fn tick_probes(&mut self, now: Instant, commands: &mut Vec<Command>) {
+    pub(in crate::cluster::handlers) fn tick_probes(
+        &mut self,
+        now: Instant,
+        commands: &mut Vec<Command>,
+    ) {
         self.probing.expire(now);
         for id in self.probing.due_retries(now) {
             let is_idle = self.generation.is_waiting();
@@ -83,7 +87,7 @@ impl Cluster {
     }
 
     /// Asks `from` to try the exchange addresses of `to`; `newcomer` is whom the round is about.
-    pub(in crate::cluster) fn probe(
+    pub(super) fn probe(
         &mut self,
         now: Instant,
         from: WorkerId,

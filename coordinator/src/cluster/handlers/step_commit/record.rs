@@ -16,7 +16,7 @@ use crate::cluster::run_event::{RunEvent, StepRecord, WorkerShare};
 
 impl Cluster {
     /// Records a settled step, unless it has a record already, and ends the run after too many skipped ones.
-    pub(in crate::cluster) fn record(
+    pub(super) fn record(
         &mut self,
         pending: &PendingCommit,
         report: &v1::StepReport,

@@ -80,3 +80,25 @@ impl Absences {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absences_grow_until_there_are_too_many_and_a_settled_step_ends_them() {
+        let (mut absences, now) = (Absences::default(), Instant::now());
+        absences.note(now, "a");
+        assert!(absences.is_absent("a") && !absences.is_absent("b"));
+        assert!(absences.expire(now + FIRST_ABSENCE) && !absences.is_absent("a"));
+        absences.note(now, "a");
+        assert_eq!(absences.first_end(), Some(now + 2 * FIRST_ABSENCE));
+        assert_eq!(absences.too_many("a"), None);
+        for _ in 2..=MAX_ABSENCES {
+            absences.note(now, "a");
+        }
+        assert_eq!(absences.too_many("a"), Some(MAX_ABSENCES + 1));
+        absences.forgive(["a"].into_iter());
+        assert_eq!(absences.too_many("a"), None);
+    }
+}

@@ -100,3 +100,40 @@ impl BrokenExchanges {
         self.broken = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accusation(by: u64, of: u64) -> Accusation {
+        Accusation {
+            by: WorkerId(by),
+            of: WorkerId(of),
+            reason: "it says nothing".to_owned(),
+        }
+    }
+
+    #[test]
+    fn each_accuser_counts_once_and_who_was_tried_is_not_tried_again() {
+        let (mut exchanges, now) = (BrokenExchanges::default(), Instant::now());
+        assert!(exchanges.accuse(now, accusation(1, 2)));
+        exchanges.note_tried(&BTreeSet::from([WorkerId(1), WorkerId(2)]));
+        assert!(!exchanges.accuse(now, accusation(1, 3)), "a second one");
+        assert!(!exchanges.accuse(now, accusation(2, 1)), "tried already");
+        assert!(exchanges.accuse(now, accusation(3, 2)));
+        assert_eq!(exchanges.take().map_or(0, |all| all.len()), 3);
+        assert!(!exchanges.is_open());
+    }
+
+    #[test]
+    fn only_breaks_in_a_row_are_held_against_a_pair() {
+        let (mut exchanges, pair) = (BrokenExchanges::default(), (WorkerId(1), WorkerId(2)));
+        let mut breaks = |count: u32| {
+            let counted: Vec<Option<u32>> = (0..count).map(|_| exchanges.count(pair)).collect();
+            exchanges.forgive();
+            counted
+        };
+        assert_eq!(breaks(2), [None, None]);
+        assert_eq!(breaks(3), [None, None, Some(3)]);
+    }
+}
