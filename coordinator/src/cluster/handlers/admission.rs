@@ -92,36 +92,12 @@ impl Cluster {
         ready: v1::Ready,
         commands: &mut Vec<Command>,
     ) {
-        if self
-            .members
-            .get(id)
-            .is_none_or(|worker| worker.ready.is_some())
-        {
+        let worker = self.members.get(id);
+        let Some(worker) = worker.filter(|worker| worker.ready.is_none()) else {
             return self.expel(now, id, "it said twice that it is ready".into(), commands);
-        }
-        let digest = &self.settings.job_digest;
-        // Whoever comes back may have gone on from a step that was not written down any more.
-        let rejoined_with_state = self
-            .members
-            .get(id)
-            .is_some_and(|worker| worker.rejoined_with_state);
-        let reached = match rejoined_with_state {
-            true => self.schedule.total_steps(),
-            false => self.stats.recorded().max(self.saving.stored()),
         };
-        let mut checked = self.members.check_ready(id, &ready, digest, reached);
-        if checked.is_ok()
-            && ready.step == self.settings.start_step
-            && let Some(expected) = &self.settings.start_weights_digest
-            && *expected != ready.weights_digest
-        {
-            checked = Err(format!(
-                "worker {} loaded the weights {} from the checkpoint whose manifest says {}",
-                self.members.name(id),
-                membership::short(&ready.weights_digest),
-                membership::short(expected)
-            ));
-        }
+        let rejoined_with_state = worker.rejoined_with_state;
+        let checked = self.check_loaded(id, &ready, rejoined_with_state);
         if checked.is_ok()
             && let Some(digest) = self.stats.digest_of(ready.step)
             && digest != ready.weights_digest
@@ -136,6 +112,47 @@ impl Cluster {
         }
         let step = ready.step;
         self.members.note_ready(id, ready);
+        self.place(now, id, (step, rejoined_with_state), commands);
+    }
+
+    /// Checks what a worker has loaded against the run, the checkpoint that it starts from, and those who are ready.
+    fn check_loaded(
+        &self,
+        id: WorkerId,
+        ready: &v1::Ready,
+        rejoined_with_state: bool,
+    ) -> Result<(), String> {
+        // Whoever comes back may have gone on from a step that was not written down any more.
+        let reached = match rejoined_with_state {
+            true => self.schedule.total_steps(),
+            false => self.stats.recorded().max(self.saving.stored()),
+        };
+        let digest = &self.settings.job_digest;
+        self.members.check_ready(id, ready, digest, reached)?;
+        match &self.settings.start_weights_digest {
+            Some(expected)
+                if ready.step == self.settings.start_step && *expected != ready.weights_digest =>
+            {
+                Err(format!(
+                    "worker {} loaded the weights {} from the checkpoint whose manifest says {}",
+                    self.members.name(id),
+                    membership::short(&ready.weights_digest),
+                    membership::short(expected)
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Finds a ready worker its place by the step of its state: the run goes on from that where it is newer, and else the
+    /// worker enters when it fits.
+    fn place(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        (step, rejoined_with_state): (u64, bool),
+        commands: &mut Vec<Command>,
+    ) {
         if self.term.is_rejoin_window_open() {
             return self.watch_rejoin_window(now, commands);
         }

@@ -57,8 +57,8 @@ impl Probing {
         self.reachability.forget(worker);
     }
 
-    /// Notes that `from` is asked to call `to`, and returns the number of the probe. `newcomer` is whom the round is about; None where
-    /// an exchange broke.
+    /// Notes that `from` is asked to call `to`, and returns the number of the probe. `newcomer` is whom the round is about;
+    /// None where an exchange broke.
     pub fn ask(
         &mut self,
         now: Instant,

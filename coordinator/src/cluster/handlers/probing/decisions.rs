@@ -1,7 +1,7 @@
 //! Decides who takes part, who waits and who has to go, by what is known of who reaches whom.
 //!
-//! In: what probes and broken exchanges left in [`Probing`](crate::cluster::parts::probing::Probing). Out: members sent away, newcomers set aside or refused, new
-//! generations. It asks nobody anything.
+//! In: what probes and broken exchanges left in [`Probing`](crate::cluster::parts::probing::Probing). Out: members sent away,
+//! newcomers set aside or refused, new generations. It asks nobody anything.
 
 use std::collections::BTreeSet;
 use std::time::Instant;

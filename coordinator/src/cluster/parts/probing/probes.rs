@@ -51,8 +51,8 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Notes that `from` is asked to call `to`, and returns the number of the probe. `newcomer` is whom the round is about; None where
-    /// an exchange broke.
+    /// Notes that `from` is asked to call `to`, and returns the number of the probe. `newcomer` is whom the round is about;
+    /// None where an exchange broke.
     pub fn ask(
         &mut self,
         now: Instant,
