@@ -1,7 +1,8 @@
 //! Deaths, broken exchanges and wrong machines.
 
 use super::*;
-use crate::cluster::timers::{LOSSES_GATHER, PEER_LOST_GRACE};
+use crate::cluster::parts::generation::{LOSSES_GATHER, losses_gather};
+use crate::cluster::parts::probing::broken_exchanges::PEER_LOST_GRACE;
 
 /// Workers 1 and 2 have computed the first step, and worker 2 has reported it.
 fn committed_by_one_of_three() -> Scene {
@@ -173,7 +174,7 @@ fn a_late_report_with_other_weights_expels_its_sender() {
 fn losses_that_come_together_form_one_generation_after_the_first() {
     let mut scene = Scene::with(1000, |settings| settings.min_workers = 1000);
     scene.cluster.settings.min_workers = 1;
-    let gather = scene.cluster.losses_gather();
+    let gather = losses_gather(scene.cluster.members.ranks().len());
     scene.now += 2 * gather;
     let is_generation = |said: &&String| said.starts_with("w1000 generation");
     let mut generations = 0;

@@ -1,7 +1,7 @@
 //! Who says nothing, and who could not be heard.
 
 use super::*;
-use crate::cluster::failure_detector::deadline;
+use crate::cluster::parts::failure_detector::deadline;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -12,9 +12,13 @@ fn measured(workers: u64) -> Scene {
     scene.now += SECOND / 10;
     let ranks: Vec<u64> = (1..=workers).collect();
     for slot in 0..4 {
-        let holder = ranks
-            .iter()
-            .find(|id| scene.cluster.ledger.is_leased(WorkerId(**id), slot));
+        let holder = ranks.iter().find(|id| {
+            scene
+                .cluster
+                .progress
+                .ledger()
+                .is_leased(WorkerId(**id), slot)
+        });
         scene.after(done(*holder.unwrap(), 0, slot));
     }
     for id in ranks {

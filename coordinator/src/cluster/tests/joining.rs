@@ -1,7 +1,7 @@
 //! Newcomers that copy their state while the others go on.
 
-use super::super::joining::MAX_FEEDS_PER_SOURCE;
 use super::*;
+use crate::cluster::parts::feeds::MAX_FEEDS_PER_SOURCE;
 
 fn synced(id: u64, attempt: u64, step: u64) -> Event {
     let report = v1::StepReport {
@@ -229,7 +229,7 @@ fn one_that_has_what_it_entered_for_enters_once_though_its_source_ends_the_feed_
         for id in 1..=3 {
             assert!(!scene.after(entered(id, 2, 2, &[])).is_empty());
         }
-        assert_eq!(scene.cluster.generation, 2);
+        assert_eq!(scene.cluster.generation.number(), 2);
         assert!(scene.cluster.members.all_entered());
     }
 }

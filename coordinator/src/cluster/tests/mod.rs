@@ -18,7 +18,7 @@ mod step;
 mod transport;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::job::{JobSources, JobSpec, Method, SaveSteps};
 use proto::v1;
@@ -26,8 +26,8 @@ use proto::v1;
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind};
 
 use super::*;
+use crate::cluster::parts::generation::LOSSES_GATHER;
 use crate::cluster::run_event::RunEvent;
-use crate::cluster::timers::LOSSES_GATHER;
 
 pub fn job(total_steps: u64, slots: u32) -> JobSpec {
     let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());

@@ -1,7 +1,7 @@
 //! Workers that do not reach each other: who takes part, who waits, and who has to go.
 
 use super::*;
-use crate::cluster::probing::ANSWER_LIMIT;
+use crate::cluster::parts::probing::probes::ANSWER_LIMIT;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,7 +1,7 @@
 //! A new term, and the workers that outlived the one before.
 
 use super::*;
-use crate::cluster::timers::LOSSES_GATHER;
+use crate::cluster::parts::generation::LOSSES_GATHER;
 
 const SECOND: Duration = Duration::from_secs(1);
 

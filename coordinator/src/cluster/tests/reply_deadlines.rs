@@ -93,7 +93,7 @@ fn a_newcomer_whose_engine_takes_nothing_of_its_feed_is_expelled() {
     for id in [1, 2, 3] {
         scene.after(reported(id, 1, "a"));
     }
-    assert!(scene.cluster.joining.follows(WorkerId(4)));
+    assert!(scene.cluster.feeds.follows(WorkerId(4)));
     assert_eq!(expelled(&scene.pass(1790 * SECOND, &[])), [""; 0]);
     let said = scene.pass(20 * SECOND, &[]);
     assert_eq!(

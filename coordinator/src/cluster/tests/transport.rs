@@ -1,7 +1,7 @@
 //! What gradients travel over: as members' GPUs allow, and as NCCL fails.
 
 use super::*;
-use crate::cluster::timers::PEER_LOST_GRACE;
+use crate::cluster::parts::probing::broken_exchanges::PEER_LOST_GRACE;
 
 const VERSION: u32 = 22_703;
 
