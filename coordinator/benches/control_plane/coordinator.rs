@@ -19,7 +19,7 @@ use coordinator::store::checkpoints::{State, Store};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-const SEQUENCE_LEN: usize = 128;
+pub const SEQUENCE_LEN: usize = 128;
 const STEPS: u64 = 1_000_000;
 
 /// Serves until it is killed. Says its address in the first line of its output.
@@ -33,10 +33,11 @@ pub fn run(min_workers: usize, slots: usize) {
 
 async fn drive(min_workers: usize, slots: usize) {
     let folder = tempfile::tempdir().expect("there is a place for temporary files");
+    // The first token of a segment is never trained.
     let block = Block {
         tokens: vec![1; SEQUENCE_LEN],
         segments: vec![1; SEQUENCE_LEN],
-        trained: vec![true; SEQUENCE_LEN],
+        trained: (0..SEQUENCE_LEN).map(|token| token > 0).collect(),
     };
     let blocks = std::iter::repeat_n(block, slots);
     let path = folder.path().join("blocks");
@@ -125,7 +126,7 @@ fn cluster(job: Arc<JobSpec>, slots: usize) -> Cluster {
     };
     let tokens = BlockTokens {
         used: SEQUENCE_LEN as u32,
-        trained: SEQUENCE_LEN as u32,
+        trained: SEQUENCE_LEN as u32 - 1,
     };
     Cluster::new(
         settings,

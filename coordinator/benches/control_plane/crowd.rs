@@ -8,7 +8,7 @@ use common::wire::MAX_MESSAGE_BYTES;
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 
-use crate::worker::{Client, Worker};
+use crate::worker::{Client, live};
 
 /// How often the crowd looks whether it has settled.
 pub const POLL: Duration = Duration::from_millis(20);
@@ -66,12 +66,18 @@ impl Crowd {
                 let channel = endpoint.connect().await.expect("the coordinator is there");
                 drop(permit);
                 let client = Client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-                Worker::live(client, shared.clone(), number).await;
+                live(client, shared.clone(), number).await;
                 // Sent away, which a machine that is too busy for heartbeats may be.
                 shared.alive.fetch_sub(1, Ordering::SeqCst);
             }));
         }
+        let began = Instant::now();
         while self.alive() < count {
+            assert!(
+                began.elapsed() < SETTLING,
+                "{} of {count} workers have joined",
+                self.alive()
+            );
             tokio::time::sleep(POLL).await;
         }
     }

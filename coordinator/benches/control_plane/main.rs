@@ -10,6 +10,7 @@
 mod coordinator;
 mod crowd;
 mod process;
+mod toy;
 mod worker;
 
 use std::time::{Duration, Instant};

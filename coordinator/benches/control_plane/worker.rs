@@ -1,304 +1,212 @@
-//! One simulated worker: a session, a heartbeat a second, and slots that take their time. It gives slots back as a real one
-//! does: at once what it has not begun, and the one in hand between two layers.
+//! One simulated worker: a session, a heartbeat a second, and a worker's real step, on slots that only take their time.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use common::data::block::Block;
+use common::files::WeightsFormat;
+use common::files::tensors::Dtype;
 use common::wire::{HEARTBEAT_INTERVAL, PlanKind, up};
+use futures::StreamExt;
 use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
 use proto::v1::{self, WorkerMessage};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use worker::engine::Abandon;
+use worker::collective::PeerAddress;
+use worker::collective::feed::Source;
+use worker::rpc::blocks::{BlocksError, PendingBlocks};
 use worker::run::leases::{Leases, SlotKey};
+use worker::run::orders::{CoordinatorLink, Lease, Order};
+use worker::run::step::{StateIdentity, StepChannels, StepLoop};
+use worker::status::Status;
 
-use crate::crowd::{POLL, Shared};
+use crate::coordinator::SEQUENCE_LEN;
+use crate::crowd::Shared;
+use crate::toy::{ToyCollective, ToyTrainer};
 
-/// Of a slot, at most. After each it is seen whether the slot is wanted back.
-const LAYER_MS: u64 = 100;
+const MAX_ORDERS: usize = 1024;
 
 pub type Client = CoordinatorClient<tonic::transport::Channel>;
 
-pub struct Worker {
-    shared: Arc<Shared>,
-    client: Client,
-    up: mpsc::Sender<WorkerMessage>,
-    blocks: String,
-    step: u64,
-    generation: u64,
-    /// The newest that was heard of.
-    newest_generation: Arc<AtomicU64>,
-    leases: Arc<Leases>,
-    abandon: Abandon,
-    held: BTreeSet<u32>,
-    trained_tokens: u64,
-    /// Copies a member's state: the attempt.
-    following: Option<u64>,
+/// Works until the session ends.
+pub async fn live(mut client: Client, shared: Arc<Shared>, number: usize) {
+    let (sender, receiver) = mpsc::channel(64);
+    let join = v1::Join {
+        version: common::VERSION.to_owned(),
+        name: format!("machine-{number}.example:{number}"),
+        exchange_port: 10_000 + number as u32,
+        numerics_class: "bench".into(),
+        threads: 1,
+        device: "cpu".into(),
+        ..Default::default()
+    };
+    // Never full: it is the first message.
+    let _ = sender.try_send(up(Up::Join(join)));
+    let members = Arc::<AtomicUsize>::default();
+    let said = {
+        let (shared, members) = (shared.clone(), members.clone());
+        ReceiverStream::new(receiver).inspect(move |message| {
+            if let Some(Up::Entered(entered)) = &message.message {
+                shared.enter(entered.generation, members.load(Ordering::SeqCst));
+            }
+        })
+    };
+    let session = client.session(said).await;
+    let mut down = session.expect("it is welcome").into_inner();
+    let first = down.message().await.ok().flatten();
+    let Some(Down::Welcome(welcome)) = first.and_then(|first| first.message) else {
+        return eprintln!("worker {number}: it did not begin with Welcome");
+    };
+    shared.alive.fetch_add(1, Ordering::SeqCst);
+    let (leases, newest_generation) = (Arc::<Leases>::default(), Arc::<AtomicU64>::default());
+    let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+    let step = step(
+        shared,
+        welcome.job_digest,
+        waiting,
+        newest_generation.clone(),
+    );
+    let (given_up, mut without_blocks) = mpsc::channel(1);
+    let link = CoordinatorLink {
+        up: sender.downgrade(),
+        upload: Box::new(|_| ()),
+        leases: leases.clone(),
+        recorded: welcome.recorded,
+        given_up,
+    };
+    // Never full: it is the first order.
+    let _ = orders.try_send(Order::Attach(link));
+    let session = Session {
+        client,
+        blocks: welcome.blocks.unwrap_or_default().digest,
+        orders,
+        up: sender.clone(),
+        leases,
+        newest_generation,
+        members,
+    };
+    tokio::select! {
+        end = session.forward(down) => eprintln!("worker {number}: {end}"),
+        end = step.work() => eprintln!("worker {number}: its step ended: {end:?}"),
+        Some(reason) = without_blocks.recv() => eprintln!("worker {number}: {reason}"),
+        () = heartbeats(sender, number) => {}
+    }
 }
 
-impl Worker {
-    pub async fn live(mut client: Client, shared: Arc<Shared>, number: usize) {
-        let (sender, receiver) = mpsc::channel(64);
-        let join = v1::Join {
-            version: common::VERSION.to_owned(),
-            name: format!("machine-{number}.example:{number}"),
-            exchange_port: 10_000 + number as u32,
-            numerics_class: "bench".into(),
-            threads: 1,
-            device: "cpu".into(),
-            ..Default::default()
-        };
-        // Never full: it is the first message.
-        let _ = sender.try_send(up(Up::Join(join)));
-        let session = client.session(ReceiverStream::new(receiver)).await;
-        let mut down = session.expect("it is welcome").into_inner();
-        shared.alive.fetch_add(1, Ordering::SeqCst);
-        let heartbeats = heartbeats(sender.clone(), number);
-        let (leases, newest_generation) = (Arc::<Leases>::default(), Arc::<AtomicU64>::default());
-        let mut worker = Self {
-            shared,
-            client,
-            up: sender.clone(),
-            blocks: String::new(),
-            step: 0,
-            generation: 0,
-            newest_generation: newest_generation.clone(),
-            leases: leases.clone(),
-            abandon: Abandon::default(),
-            held: BTreeSet::new(),
-            trained_tokens: 0,
-            following: None,
-        };
-        // The session is read while a slot is computed.
-        let (orders, mut waiting) = mpsc::unbounded_channel();
-        let reading = async move {
-            loop {
-                let message = match down.message().await {
-                    Ok(Some(message)) => message.message,
-                    Ok(None) => return,
-                    Err(status) => return eprintln!("worker {number}: {}", status.message()),
-                };
-                match &message {
-                    Some(Down::Generation(generation)) => {
-                        newest_generation.store(generation.generation, Ordering::SeqCst);
-                        leases.clear();
-                    }
-                    Some(Down::Lease(lease)) => {
-                        let slots = lease.slots.iter();
-                        leases.add(slots.filter_map(|slot| key(lease, *slot)));
-                    }
-                    Some(Down::Withdraw(withdraw)) => {
-                        if let Ok(Some(withdrawn)) = leases.give_back(withdraw.clone()) {
-                            let _ = sender.send(up(Up::Withdrawn(withdrawn))).await;
-                        }
-                    }
-                    _ => {}
+fn step(
+    shared: Arc<Shared>,
+    job_digest: String,
+    orders: mpsc::Receiver<Order>,
+    newest_generation: Arc<AtomicU64>,
+) -> StepLoop<ToyTrainer, ToyCollective> {
+    let identity = StateIdentity {
+        job_digest,
+        // Nothing is ever uploaded.
+        format: WeightsFormat::Model {
+            config: serde_json::Value::Null,
+            dtype: Dtype::F32,
+        },
+    };
+    let channels = StepChannels {
+        orders,
+        newest_generation: newest_generation.clone(),
+        stop: Arc::default(),
+        ready: Arc::default(),
+        updates: Arc::default(),
+    };
+    let trainer = ToyTrainer::new(shared.clone(), newest_generation);
+    let collective = ToyCollective(shared);
+    StepLoop::new(trainer, collective, identity, channels, Status::default())
+}
+
+/// What the coordinator says becomes orders; slots that are wanted back are given back at once.
+struct Session {
+    client: Client,
+    blocks: String,
+    orders: mpsc::Sender<Order>,
+    up: mpsc::Sender<WorkerMessage>,
+    leases: Arc<Leases>,
+    newest_generation: Arc<AtomicU64>,
+    /// Members of the newest generation.
+    members: Arc<AtomicUsize>,
+}
+
+impl Session {
+    /// Passes orders on until the session ends. Returns why it did.
+    async fn forward(&self, mut down: tonic::Streaming<v1::CoordinatorMessage>) -> String {
+        loop {
+            let message = match down.message().await {
+                Ok(Some(message)) => message.message,
+                Ok(None) => return "the session was closed".to_owned(),
+                Err(status) => return status.message().to_owned(),
+            };
+            let order = match message {
+                Some(Down::Generation(generation)) => {
+                    let number = generation.generation;
+                    self.members
+                        .store(generation.members.len(), Ordering::SeqCst);
+                    self.newest_generation.store(number, Ordering::SeqCst);
+                    self.leases.clear();
+                    Order::Enter(generation)
                 }
-                let _ = orders.send(message);
-            }
-        };
-        let working = async {
-            loop {
-                let follows = worker.following.is_some();
-                tokio::select! {
-                    order = waiting.recv() => match order {
-                        Some(order) => worker.obey(order).await,
-                        None => return,
-                    },
-                    () = tokio::time::sleep(POLL), if follows => worker.follow().await,
+                Some(Down::Plan(plan)) => Order::Plan(plan),
+                Some(Down::Lease(lease)) => Order::Lease(self.prefetch(&lease)),
+                Some(Down::Exchange(exchange)) => Order::Exchange(exchange),
+                Some(Down::SaveState(save)) => Order::Save(save),
+                Some(Down::Follow(follow)) => Order::Follow(source(follow)),
+                Some(Down::Withdraw(withdraw)) => {
+                    if let Ok(Some(withdrawn)) = self.leases.give_back(withdraw) {
+                        self.send(Up::Withdrawn(withdrawn)).await;
+                    }
+                    continue;
                 }
-            }
-        };
-        tokio::select! {
-            () = reading => {}
-            () = working => {}
-            () = heartbeats => {}
+                Some(Down::Probe(probe)) => {
+                    let number = probe.number;
+                    let unreached = Vec::new();
+                    self.send(Up::Probed(v1::Probed { number, unreached }))
+                        .await;
+                    continue;
+                }
+                _ => continue,
+            };
+            // A closed channel means that the step has ended, which is noticed elsewhere.
+            let _ = self.orders.send(order).await;
         }
     }
 
-    async fn obey(&mut self, order: Option<Down>) {
-        match order {
-            Some(Down::Welcome(welcome)) => {
-                self.blocks = welcome
-                    .blocks
-                    .map(|blocks| blocks.digest)
-                    .unwrap_or_default();
-                self.send(Up::Ready(v1::Ready {
-                    layout_digest: "layout".into(),
-                    trainable_scalars: 1,
-                    weights_digest: digest(0),
-                    job_digest: welcome.job_digest,
-                    ..Default::default()
-                }))
-                .await;
-            }
-            Some(Down::Probe(probe)) => {
-                let probed = v1::Probed {
-                    number: probe.number,
-                    unreached: Vec::new(),
-                };
-                self.send(Up::Probed(probed)).await;
-            }
-            Some(Down::Follow(follow)) => {
-                self.following = Some(follow.attempt);
-                self.step = follow.step;
-                self.say_synced(follow.attempt).await;
-            }
-            Some(Down::Generation(generation)) => self.enter(generation).await,
-            Some(Down::Plan(plan)) => {
-                self.trained_tokens = plan.trained_tokens / u64::from(plan.slots)
-            }
-            Some(Down::Lease(lease)) if lease.generation == self.generation => {
-                self.compute(lease).await;
-            }
-            Some(Down::Exchange(exchange)) if exchange.generation == self.generation => {
-                self.held.clear();
-                self.step += 1;
-                self.shared.steps.fetch_max(self.step, Ordering::SeqCst);
-                self.send(Up::StepReport(v1::StepReport {
-                    generation: self.generation,
-                    step: self.step,
-                    weights_digest: digest(self.step),
-                    ..Default::default()
-                }))
-                .await;
-            }
-            _ => {}
-        }
-    }
-
-    async fn enter(&mut self, generation: v1::Generation) {
-        self.generation = generation.generation;
-        self.following = None;
-        if [&generation.behind, &generation.fed]
-            .iter()
-            .any(|ranks| ranks.contains(&generation.rank))
-        {
-            // As if the state had come from a peer.
-            self.step = generation.step;
-            self.held.clear();
-        }
-        let held = |slot: &u32| v1::HeldSlot {
+    fn prefetch(&self, lease: &v1::Lease) -> Lease {
+        let kind = PlanKind::from_wire(lease.kind).unwrap_or(PlanKind::Eval);
+        let (generation, step) = (lease.generation, lease.step);
+        self.leases.add(lease.slots.iter().map(|slot| SlotKey {
+            generation,
+            kind,
+            step,
             slot: *slot,
-            loss_sum: 1.0,
-            trained_tokens: self.trained_tokens,
-            correct_tokens: 1,
-            invalid_scalars: 0,
-        };
-        let entered = v1::Entered {
-            generation: generation.generation,
-            step: self.step,
-            held: self.held.iter().map(held).collect(),
-        };
-        self.send(Up::Entered(entered)).await;
-        self.shared
-            .enter(generation.generation, generation.members.len());
-    }
-
-    /// As if the updates had come from a peer.
-    async fn follow(&mut self) {
-        let step = self.shared.steps.load(Ordering::SeqCst);
-        if let Some(attempt) = self.following.filter(|_| step > self.step) {
-            self.step = step;
-            self.say_synced(attempt).await;
+        }));
+        let request = |slot: &u32| (*slot, self.fetch(*slot));
+        Lease {
+            generation,
+            step,
+            kind,
+            slots: lease.slots.iter().map(request).collect(),
         }
     }
 
-    async fn say_synced(&self, attempt: u64) {
-        self.send(Up::Synced(v1::Synced {
-            attempt,
-            step: self.step,
-            report: None,
-        }))
-        .await;
-    }
-
-    async fn compute(&mut self, lease: v1::Lease) {
-        for slot in &lease.slots {
-            if self.is_superseded() || !self.fetch(*slot).await {
-                return;
-            }
-            let Some(key) = key(&lease, *slot) else {
-                return;
-            };
-            if !self.leases.begin(key, &self.abandon) {
-                continue;
-            }
-            let slot_ms = self.pass().await;
-            self.leases.end();
-            let message = match slot_ms {
-                Some(slot_ms) => self.hold(&lease, *slot, slot_ms),
-                None => Up::Withdrawn(v1::Withdrawn {
-                    generation: lease.generation,
-                    step: lease.step,
-                    kind: lease.kind,
-                    slots: vec![*slot],
-                }),
-            };
-            self.send(message).await;
-        }
-    }
-
-    /// False where the blocks cannot be had.
-    async fn fetch(&mut self, slot: u32) -> bool {
+    fn fetch(&self, slot: u32) -> PendingBlocks {
+        let (sender, receiver) = oneshot::channel();
+        let mut client = self.client.clone();
         let request = v1::FetchBlocksRequest {
             digest: self.blocks.clone(),
             blocks: vec![slot.into()],
         };
-        let mut chunks = match self.client.fetch_blocks(request).await {
-            Ok(chunks) => chunks.into_inner(),
-            Err(status) => {
-                eprintln!("no blocks: {status}");
-                return false;
-            }
-        };
-        while let Ok(Some(_)) = chunks.message().await {}
-        true
-    }
-
-    /// Spends the time of a slot, layer by layer, and gives back how long it was. Where workers only are there, it has no
-    /// end. None where it was abandoned.
-    async fn pass(&self) -> Option<u64> {
-        let mut passed_ms = 0;
-        loop {
-            let slot_ms = self.shared.slot_ms();
-            let left_ms = slot_ms.map_or(LAYER_MS, |slot_ms| slot_ms.saturating_sub(passed_ms));
-            if left_ms == 0 {
-                return Some(passed_ms);
-            }
-            let layer_ms = left_ms.min(LAYER_MS);
-            tokio::time::sleep(Duration::from_millis(layer_ms)).await;
-            passed_ms += layer_ms;
-            let is_endless = slot_ms.is_none();
-            if self.abandon.is_asked() || is_endless && self.is_superseded() {
-                return None;
-            }
-        }
-    }
-
-    /// The slot is in the accumulator.
-    fn hold(&mut self, lease: &v1::Lease, slot: u32, slot_ms: u64) -> Up {
-        self.held.insert(slot);
-        self.shared.slots.fetch_add(1, Ordering::SeqCst);
-        Up::SlotDone(v1::SlotDone {
-            generation: lease.generation,
-            step: lease.step,
-            kind: lease.kind,
-            slot,
-            loss_sum: 1.0,
-            trained_tokens: self.trained_tokens,
-            correct_tokens: 1,
-            compute_us: slot_ms * 1000,
-            invalid_scalars: 0,
-        })
-    }
-
-    fn is_superseded(&self) -> bool {
-        self.newest_generation.load(Ordering::SeqCst) > self.generation
+        tokio::spawn(async move {
+            // The step may have ended.
+            let fetched = fetch(&mut client, request).await;
+            let _ = sender.send(fetched.map_err(|reason| BlocksError::Broken { reason }));
+        });
+        PendingBlocks::new(receiver)
     }
 
     async fn send(&self, message: Up) {
@@ -307,13 +215,32 @@ impl Worker {
     }
 }
 
-fn key(lease: &v1::Lease, slot: u32) -> Option<SlotKey> {
-    Some(SlotKey {
-        generation: lease.generation,
-        kind: PlanKind::from_wire(lease.kind).ok()?,
-        step: lease.step,
-        slot,
-    })
+async fn fetch(client: &mut Client, request: v1::FetchBlocksRequest) -> Result<Vec<Block>, String> {
+    let said = |status: tonic::Status| status.message().to_owned();
+    let mut chunks = client
+        .fetch_blocks(request)
+        .await
+        .map_err(said)?
+        .into_inner();
+    let mut blocks = Vec::new();
+    while let Some(chunk) = chunks.message().await.map_err(said)? {
+        let block = Block::decode(&chunk.data, SEQUENCE_LEN);
+        blocks.push(block.map_err(|error| error.to_string())?);
+    }
+    Ok(blocks)
+}
+
+fn source(follow: v1::Follow) -> Source {
+    let member = follow.source.unwrap_or_default();
+    Source {
+        run_id: [0; 32],
+        worker: follow.worker,
+        attempt: follow.attempt,
+        peer: PeerAddress {
+            name: member.name,
+            address: member.address,
+        },
+    }
 }
 
 /// Once a second, not all at one moment.
@@ -330,8 +257,4 @@ async fn heartbeats(up_sender: mpsc::Sender<WorkerMessage>, number: usize) {
             return;
         }
     }
-}
-
-fn digest(step: u64) -> String {
-    blake3::hash(&step.to_le_bytes()).to_hex().to_string()
 }
