@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
-use super::record::{DataErrors, Problem, RawRow, RecordParser, RowReader};
+use super::record::{DataErrors, Problem, RawRow, RecordParser};
+use super::split_reader::SplitReader;
 use super::template::{ChatTemplate, STOPPED};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
@@ -99,7 +100,7 @@ impl<'a> Source<'a> {
         for (index, dataset) in self.job.datasets.iter().enumerate() {
             let before = reading.rows;
             let mut notes = Notes::default();
-            let reader = match Slice::open(dataset) {
+            let reader = match SplitReader::open(dataset) {
                 Ok(reader) => reader,
                 Err(reason) => {
                     errors.merge(DataErrors::one(Some(&dataset.path), reason));
@@ -217,60 +218,16 @@ impl<'a> Source<'a> {
 /// A row that was read: its line, its examples, and what of it was passed over.
 type RowExamples = (u64, Vec<Example>, Vec<Note>);
 
-/// The rows that a dataset's split names.
-struct Slice {
-    rows: RowReader,
-    from: usize,
-    to: usize,
-    /// Number of rows that were read, those before the slice too.
-    seen: usize,
-}
-
-impl Slice {
-    fn open(dataset: &DatasetSpec) -> Result<Self, String> {
-        let (from, to) = dataset.rows().map_err(|reason| format!("split {reason}"))?;
-        let rows = RowReader::open(&dataset.path)?;
-        Ok(Self {
-            rows,
-            from,
-            to,
-            seen: 0,
-        })
-    }
-
-    /// How many rows the file has, if the split asks for more than those. For a slice that was read to its end.
-    fn rows_beyond(&self) -> Option<usize> {
-        let asked = match self.to {
-            usize::MAX => self.from.saturating_add(1),
-            to => to,
-        };
-        (self.from > 0 || self.to < usize::MAX)
-            .then_some(self.seen)
-            .filter(|seen| *seen < asked)
-    }
-}
-
-impl Iterator for Slice {
-    type Item = RawRow;
-
-    fn next(&mut self) -> Option<RawRow> {
-        while self.seen < self.to {
-            let row = self.rows.next()?;
-            self.seen += 1;
-            if self.seen > self.from {
-                return Some(row);
-            }
-        }
-        None
-    }
-}
-
 /// Why a dataset has nothing to read.
-fn no_rows(dataset: &DatasetSpec, rows: &Slice) -> String {
+fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {
     match (rows.rows_beyond(), &dataset.split) {
         (Some(have), Some(split)) if have > 0 => format!(
             "split {split} asks for rows that are not there: the file has {} (numbered from 0)",
             count(have as u64, "row")
+        ),
+        (_, Some(split)) if rows.counted() > 0 => format!(
+            "split {split} is not one of the file's {}",
+            count(rows.counted() as u64, "row")
         ),
         _ => "the dataset is empty: it has no rows".to_owned(),
     }

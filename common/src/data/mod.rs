@@ -14,6 +14,7 @@ mod packer;
 mod prepare;
 pub mod record;
 mod sample;
+mod split_reader;
 pub mod template;
 pub mod tokenize;
 mod tokens;

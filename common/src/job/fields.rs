@@ -103,9 +103,9 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].split",
         &[],
-        "train | train[from:to]",
+        "train | train[from:to], joined by +",
         "train",
-        "`train`, or some of its rows by number, as in `train[100:200]` (from 0). Any other split is refused, since a file is one.",
+        "`train`, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`. Any other split is refused, since a file is one.",
     ),
     field(
         "datasets[].field_messages",
@@ -408,16 +408,23 @@ const FIELDS: &[Field] = &[
     field(
         "save_steps",
         &[],
-        "auto | steps, 0 or more",
+        "auto | steps, 0 or more | a fraction below 1",
         "auto",
-        "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time where a state arrives within 6 s; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs. 0: only when the job is stopped. At the end the result itself is written.",
+        "How often a checkpoint is saved. `auto`: when 100 times what the last one took has passed, from the step to the disk, so that saving costs at most 1% of the time where a state arrives within 6 s; at most once a minute, and at least every 10 minutes unless a state needs longer than a minute to arrive. A number: after so many steps, whatever that costs; a fraction: of all steps. 0: only when the job is stopped. At the end the result itself is written.",
     ),
     field(
         "save_strategy",
         &[],
-        "steps | no",
+        "steps | epoch | no",
         "steps",
-        "Transformers' way to say `save_steps: 0` (no). For each epoch or the best, give the number of steps.",
+        "Transformers' way to say `saves_per_epoch: 1` (epoch) or `save_steps: 0` (no). For the best, give the number of steps.",
+    ),
+    field(
+        "saves_per_epoch",
+        &[],
+        "0 to 10000",
+        "none",
+        "How many checkpoints are saved in an epoch, instead of save_steps. 0 is as none.",
     ),
     field(
         "save_total_limit",
@@ -429,16 +436,23 @@ const FIELDS: &[Field] = &[
     field(
         "eval_steps",
         &[],
-        "steps, 0 or more",
+        "steps, 0 or more | a fraction below 1",
         "0: only at the end",
-        "How often the held-out data is evaluated.",
+        "After how many steps, or what fraction of all of them, the held-out data is evaluated.",
     ),
     field(
         "eval_strategy",
         &["evaluation_strategy"],
-        "steps | no",
+        "steps | epoch | no",
         "steps with eval_steps, else no",
-        "Transformers' way to say whether the run stops for evaluations. `no` needs `val_set_size: 0`.",
+        "Transformers' way to say when the run stops for evaluations: `epoch` is `evals_per_epoch: 1`, and `no` needs `val_set_size: 0`.",
+    ),
+    field(
+        "evals_per_epoch",
+        &[],
+        "0 to 10000",
+        "none",
+        "How often the held-out data is evaluated in an epoch, instead of eval_steps. 0 is as none.",
     ),
     field(
         "max_skipped_steps",

@@ -92,6 +92,8 @@ pub(super) struct Merged {
     datasets_of_flags: Option<Given>,
     /// Keys that are known, but change nothing here.
     passed_over: Vec<String>,
+    /// Keys in whose place something else is done, and what that is.
+    done_otherwise: Vec<(String, &'static str)>,
     /// Keys that nobody knows, without a value.
     empty: Vec<String>,
     /// Variables that Kubernetes made.
@@ -111,6 +113,21 @@ impl Merged {
 
     /// Lines for the user on what of the job was passed over, one of each kind.
     pub fn notices(&self) -> Vec<String> {
+        let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (key, instead) in &self.done_otherwise {
+            match told.iter_mut().find(|(text, _)| text == instead) {
+                Some((_, keys)) if keys.contains(&key.as_str()) => {}
+                Some((_, keys)) => keys.push(key),
+                None => told.push((instead, vec![key])),
+            }
+        }
+        let line = |(text, keys): (&str, Vec<&str>)| format!("{}: {text}", keys.join(", "));
+        let mut notices = self.not_done();
+        notices.extend(told.into_iter().map(line));
+        notices
+    }
+
+    fn not_done(&self) -> Vec<String> {
         [
             ("not needed here", &self.passed_over, ""),
             ("unknown, but empty", &self.empty, ""),
@@ -227,6 +244,9 @@ impl Merged {
     fn meet(&mut self, fate: Fate, key: &Key, problems: &mut Problems) {
         match fate {
             Fate::Honoured => {}
+            Fate::DoneOtherwise(instead) => {
+                self.done_otherwise.push((key.text.clone(), instead));
+            }
             Fate::PassedOver => self.passed_over.push(key.text.clone()),
             Fate::Refused(advice) => not_supported(key, advice, problems),
         }

@@ -16,6 +16,7 @@ mod read;
 mod received;
 mod resolve;
 mod spec;
+mod split;
 mod starting_adapter;
 mod switch;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
 pub use spec::*;
+pub use split::{RowRange, Split};
 
 /// Where a job comes from. Later sources win: file, environment, flags.
 #[derive(Clone, Debug, Default)]
@@ -93,14 +95,16 @@ fn check(
         merged.add_override(given, &mut problems);
     }
     let path = file.map(|(path, _)| path);
-    let mut job = resolve::resolve(&mut Reader {
+    let mut reader = Reader {
+        notices: merged.notices(),
         merged: &merged,
         problems: &mut problems,
         job_dir: path.as_deref().and_then(|path| path.parent()),
         datasets_given: merged.datasets_given,
         file: path.clone(),
-    });
-    job.reading.notices = merged.notices();
+    };
+    let mut job = resolve::resolve(&mut reader);
+    job.reading.notices = reader.notices;
     if problems.is_empty() {
         Ok(job)
     } else {

@@ -17,6 +17,8 @@ const MAX_LIST_ITEMS: usize = 1000;
 pub(super) struct Reader<'a> {
     pub merged: &'a Merged,
     pub problems: &'a mut Problems,
+    /// What the user should know, a line each.
+    pub notices: Vec<String>,
     pub file: Option<Arc<PathBuf>>,
     /// Folder of the job file.
     pub job_dir: Option<&'a Path>,

@@ -1,5 +1,6 @@
 //! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
+mod cadence;
 mod method;
 mod schedule;
 
@@ -11,7 +12,9 @@ use super::merge;
 use super::quote::shorten;
 use super::read::{Reader, parse_number, without_separators};
 use super::spec::*;
+use super::split::Split;
 use super::switch::parse_switch;
+use cadence::{eval_steps, save_steps};
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 
@@ -27,7 +30,8 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let lr_scheduler = lr_scheduler(reader);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
-    let save_steps = save_steps(reader);
+    let (save_steps, save_cadence) = save_steps(reader);
+    let (eval_steps, eval_cadence) = eval_steps(reader, val_set_size);
     JobSpec {
         base_model: base_model(reader),
         model_revision: reader.text("model_revision"),
@@ -60,8 +64,9 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         save_steps,
         save_total_limit: reader
             .size("save_total_limit", 1..=1_000_000)
-            .or((save_steps == SaveSteps::Auto).then_some(KEPT_BY_DEFAULT)),
-        eval_steps: eval_steps(reader, val_set_size),
+            .or((save_steps == SaveSteps::Auto && save_cadence.is_none())
+                .then_some(KEPT_BY_DEFAULT)),
+        eval_steps,
         max_skipped_steps: reader
             .whole("max_skipped_steps", 0..=MAX_STEPS)
             .unwrap_or(5),
@@ -73,7 +78,11 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         cluster: cluster(reader),
         test_prompts: reader.texts("test_prompts", None).unwrap_or_default(),
         reading: Reading {
-            left_to_data: left_to_data(reader, max_steps, lr_scheduler),
+            left_to_data: LeftToData {
+                save: save_cadence,
+                eval: eval_cadence,
+                ..left_to_data(reader, max_steps, lr_scheduler)
+            },
             notices: Vec::new(),
         },
     }
@@ -90,6 +99,8 @@ fn left_to_data(
         global_batch_size: left(&["global_batch_size", "gradient_accumulation_steps"]),
         num_epochs: left(&["num_epochs"]) && max_steps.is_none(),
         warmup: left(&["warmup_steps", "warmup_ratio"]) && lr_scheduler != LrScheduler::Constant,
+        save: None,
+        eval: None,
     }
 }
 
@@ -281,7 +292,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
 /// Reads `split` of a dataset. A file is one split, so that another one than `train` would train on rows that were not meant.
 fn split(reader: &mut Reader<'_>, name: &str) -> Option<String> {
     let split = reader.text(name)?;
-    if let Err(reason) = rows_of_split(&split)
+    if let Err(reason) = Split::parse(&split)
         && let Some(given) = reader.given(name)
     {
         reader.problem(given, reason);
@@ -323,80 +334,6 @@ fn train_on_inputs(reader: &mut Reader<'_>) -> bool {
 }
 
 // ---- what is written, and when ----
-
-fn eval_steps(reader: &mut Reader<'_>, val_set_size: ValSetSize) -> Option<u64> {
-    let steps = reader
-        .whole("eval_steps", 0..=MAX_STEPS)
-        .and_then(zero_is_none);
-    let holds_out = val_set_size != ValSetSize::None;
-    if let Some(by_steps) = strategy(reader, "eval_strategy", "eval_steps")
-        && let Some(given) = reader.given("eval_strategy")
-    {
-        match (by_steps, steps) {
-            (true, None) => {
-                reader.problem(given, "is steps, but `eval_steps` is missing".to_owned())
-            }
-            (false, Some(_)) => {
-                reader.one_of(
-                    &["eval_strategy", "eval_steps"],
-                    "when the held-out data is evaluated",
-                );
-            }
-            (false, None) if holds_out => {
-                let message =
-                    "is no, but what `val_set_size` holds out is evaluated at the end; remove one";
-                reader.problem(given, message.to_owned());
-            }
-            _ => {}
-        }
-    }
-    let steps = steps?;
-    if let Some(given) = reader.given("eval_steps")
-        && !holds_out
-        && Some(given.layer) >= reader.layer("val_set_size")
-    {
-        let message = "has nothing to evaluate: `val_set_size` holds no examples out";
-        reader.problem(given, message.to_owned());
-    }
-    Some(steps)
-}
-
-fn save_steps(reader: &mut Reader<'_>) -> SaveSteps {
-    let steps = match reader.scalar("save_steps", "auto or a number of steps") {
-        None | Some((_, "auto")) => SaveSteps::Auto,
-        Some(_) => match reader.whole("save_steps", 0..=MAX_STEPS) {
-            Some(steps) => zero_is_none(steps).map_or(SaveSteps::Never, SaveSteps::Every),
-            None => SaveSteps::Auto,
-        },
-    };
-    if strategy(reader, "save_strategy", "save_steps") != Some(false) || steps == SaveSteps::Never {
-        return steps;
-    }
-    match reader.one_of(
-        &["save_strategy", "save_steps"],
-        "when checkpoints are saved",
-    ) {
-        Some("save_steps") => steps,
-        _ => SaveSteps::Never,
-    }
-}
-
-/// Reads Transformers' `save_strategy` or `eval_strategy`: by steps (true) or never (false).
-fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<bool> {
-    let (given, text) = reader.scalar(name, "steps or no")?;
-    match text.to_ascii_lowercase().as_str() {
-        "steps" => Some(true),
-        "no" | "none" | "never" | "false" | "off" => Some(false),
-        other => {
-            let other = shorten(other);
-            let message = format!(
-                "must be steps or no, found `{other}`; give the number of steps as `{instead}`"
-            );
-            reader.problem(given, message);
-            None
-        }
-    }
-}
 
 fn resume(reader: &mut Reader<'_>) -> Resume {
     let wanted = "auto, never or a checkpoint folder";

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::quote::shorten;
+use super::split::Split;
 
 /// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
@@ -89,7 +89,7 @@ pub struct JobSpec {
 }
 
 /// What is known of a job only where it was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
     /// Fields that the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
     pub left_to_data: LeftToData,
@@ -98,7 +98,7 @@ pub struct Reading {
 }
 
 /// Fields that the user did not give and that follow the data. Until it is known they stand at what large data gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LeftToData {
     pub sequence_len: bool,
     /// Whether neither `global_batch_size` nor `gradient_accumulation_steps` was given.
@@ -106,6 +106,19 @@ pub struct LeftToData {
     /// Whether neither `num_epochs` nor `max_steps` was given.
     pub num_epochs: bool,
     pub warmup: bool,
+    /// How often checkpoints are saved, where that is a share of the run.
+    pub save: Option<Cadence>,
+    /// How often the held-out data is evaluated, where that is a share of the run.
+    pub eval: Option<Cadence>,
+}
+
+/// How often something happens, where it takes the length of the run to say after how many steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cadence {
+    /// So many times in an epoch, the last time at its end, or a little later where the steps do not go even.
+    PerEpoch(u64),
+    /// After every such share of all steps, in (0, 1).
+    ShareOfRun(f64),
 }
 
 impl LeftToData {
@@ -140,51 +153,18 @@ pub struct DatasetSpec {
     pub path: PathBuf,
     /// Shape of the rows. Default: the columns of each row tell.
     pub kind: DatasetKind,
-    /// `train`, or a slice of it as in `train[100:200]`. Default: every row.
+    /// `train`, or slices of it as in `train[100:200]` or `train[:20%]`; see [`Split`]. Default: every row.
     pub split: Option<String>,
     pub fields: FieldNames,
 }
 
 impl DatasetSpec {
-    /// The range of rows to read: the first, from 0, and the one after the last.
-    pub fn rows(&self) -> Result<(usize, usize), String> {
-        self.split.as_deref().map_or(Ok(ALL_ROWS), rows_of_split)
+    /// Which rows are read; the error goes after the field's name.
+    pub fn rows(&self) -> Result<Split, String> {
+        self.split
+            .as_deref()
+            .map_or(Ok(Split::default()), Split::parse)
     }
-}
-
-const ALL_ROWS: (usize, usize) = (0, usize::MAX);
-
-/// The range of rows that a split names; the error goes after the field's name.
-pub(super) fn rows_of_split(split: &str) -> Result<(usize, usize), String> {
-    let (name, slice) = match split.split_once('[') {
-        Some((name, slice)) => (name.trim(), Some(slice)),
-        None => (split.trim(), None),
-    };
-    if name != "train" {
-        return Err(format!(
-            "is `{}`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant \
-             under `path`, or write train",
-            shorten(split)
-        ));
-    }
-    let bound = |text: &str, default: usize| match text.trim() {
-        "" => Some(default),
-        text => text.parse().ok(),
-    };
-    let Some(slice) = slice else {
-        return Ok(ALL_ROWS);
-    };
-    slice
-        .strip_suffix(']')
-        .and_then(|slice| slice.split_once(':'))
-        .and_then(|(from, to)| Some((bound(from, 0)?, bound(to, usize::MAX)?)))
-        .filter(|(from, to)| from < to)
-        .ok_or_else(|| {
-            format!(
-                "is `{}`, which names no rows: write train, or train[100:200] with the numbers of rows, from 0",
-                shorten(split)
-            )
-        })
 }
 
 /// Shape of the rows of a dataset.

@@ -15,6 +15,8 @@ pub(super) enum Fate {
     Honoured,
     /// It changes nothing that is learned or written; the plan names it.
     PassedOver,
+    /// Something else is done that serves its purpose as well; the text says what, after the key and its value.
+    DoneOtherwise(&'static str),
     /// It asks for what Muster does not do; the text says what to do about it.
     Refused(&'static str),
 }
@@ -56,7 +58,15 @@ fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
         Rule::Inert => Fate::PassedOver,
         Rule::InertIf(values, _) if says_only(node, values) => Fate::PassedOver,
         Rule::Only(values, _) if says_only(node, values) => Fate::Honoured,
-        Rule::InertIf(_, advice) | Rule::Only(_, advice) => Fate::Refused(advice),
+        Rule::Instead(values, _) if says_only(node, values) => Fate::Honoured,
+        Rule::Instead(_, told) => Fate::DoneOtherwise(told),
+        Rule::OnlyOrInstead { done, .. } if says_only(node, done) => Fate::Honoured,
+        Rule::OnlyOrInstead { instead, told, .. } if says_only(node, instead) => {
+            Fate::DoneOtherwise(told)
+        }
+        Rule::InertIf(_, advice) | Rule::Only(_, advice) | Rule::OnlyOrInstead { advice, .. } => {
+            Fate::Refused(advice)
+        }
     })
 }
 
@@ -100,7 +110,8 @@ mod tests {
     fn probes(rule: &Rule) -> Vec<Node> {
         let own: &[&str] = match rule {
             Rule::Inert => &[],
-            Rule::InertIf(values, _) | Rule::Only(values, _) => values,
+            Rule::InertIf(values, _) | Rule::Only(values, _) | Rule::Instead(values, _) => values,
+            Rule::OnlyOrInstead { instead, .. } => instead,
         };
         let usual = [
             "true", "false", "no", "none", "0", "1", "2", "0.5", "turn", "text", "auto",
@@ -127,12 +138,15 @@ mod tests {
                     let groups = std::slice::from_ref(group);
                     let fate = look_up(groups, &key, &node).expect("the key is in the group");
                     let is_said = match &group.rule {
-                        Rule::Only(values, _) => says_only(&node, values),
+                        Rule::Only(values, _) | Rule::Instead(values, _) => {
+                            says_only(&node, values)
+                        }
+                        Rule::OnlyOrInstead { done, .. } => says_only(&node, done),
                         _ => false,
                     };
                     // What is neither refused nor told is exactly what the table says is done anyway.
                     assert_eq!(fate == Fate::Honoured, is_said, "{key}: {node:?}");
-                    if let Fate::Refused(advice) = fate {
+                    if let Fate::Refused(advice) | Fate::DoneOtherwise(advice) = fate {
                         assert!(
                             advice.len() > 15 && !advice.ends_with('.'),
                             "{key}: {advice}"
@@ -181,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_asks_for_less_memory_is_not_answered_with_more_workers() {
+    fn what_asks_for_less_memory_is_told_that_each_worker_holds_the_whole_model() {
         for key in [
             "fsdp",
             "fsdp_config",
@@ -189,12 +203,12 @@ mod tests {
             "tensor_parallel_size",
             "dp_shard_size",
         ] {
-            let Some(Fate::Refused(advice)) = find(key, &node("full_shard")) else {
-                panic!("{key} is not refused")
+            let Some(Fate::DoneOtherwise(told)) = find(key, &node("full_shard")) else {
+                panic!("{key} is not passed over with a word")
             };
             assert!(
-                advice.contains("memory") && !advice.contains("more workers"),
-                "{key}: {advice}"
+                told.contains("the whole model") && !told.contains("more workers"),
+                "{key}: {told}"
             );
         }
     }

@@ -5,7 +5,7 @@
 //! and data give the same numbers on every machine, and what the user gave stays as it is. `docs/job.md` tells the rule.
 
 use super::{Schedule, highest_rate, learns, warmup_steps};
-use crate::job::{DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, Warmup};
+use crate::job::{Cadence, DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, SaveSteps, Warmup};
 use crate::text::{count, rate};
 
 /// Least number of steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that
@@ -100,6 +100,14 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
     if left.warmup && warmup_steps(job.warmup, total_steps) < 2 {
         settled.warmup = Warmup::Steps(0);
     }
+    let per_epoch = steps_per_epoch(&settled, train_blocks);
+    let steps = |cadence| steps_between(cadence, per_epoch, total_steps);
+    if let Some(cadence) = left.save {
+        settled.save_steps = SaveSteps::Every(steps(cadence));
+    }
+    if let Some(cadence) = left.eval {
+        settled.eval_steps = Some(steps(cadence));
+    }
     let told = [
         followed(job, &settled, data, total_steps),
         short(&settled, data, total_steps),
@@ -108,6 +116,20 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
     ];
     settled.reading.notices.extend(told.into_iter().flatten());
     settled
+}
+
+/// Steps of one pass over the data.
+fn steps_per_epoch(job: &JobSpec, train_blocks: u64) -> u64 {
+    train_blocks.div_ceil(job.global_batch_size as u64)
+}
+
+/// Steps from one time to the next, rounded up as Transformers does; at least 1.
+fn steps_between(cadence: Cadence, per_epoch: u64, total_steps: u64) -> u64 {
+    let steps = match cadence {
+        Cadence::PerEpoch(times) => per_epoch.div_ceil(times.max(1)),
+        Cadence::ShareOfRun(share) => (total_steps as f64 * share).ceil() as u64,
+    };
+    steps.max(1)
 }
 
 /// Blocks in a step: half of the default as often as it takes to come to [`WANTED_STEPS`], in whole slots.
@@ -403,5 +425,35 @@ mod tests {
     fn unpacked_blocks_are_as_long_as_their_longest_example() {
         let (unpacked, _) = settled(&[("sample_packing", "false")], 100_000, 200);
         assert_eq!(unpacked.sequence_len, 208);
+    }
+
+    #[test]
+    fn times_in_an_epoch_and_shares_of_the_run_become_steps() {
+        // 100 blocks in steps of 8: 13 in an epoch, 39 in all.
+        let fields = [
+            ("sequence_len", "64"),
+            ("sample_packing", "false"),
+            ("global_batch_size", "8"),
+            ("num_epochs", "3"),
+            ("val_set_size", "1"),
+        ];
+        for (given, expected) in [
+            (("saves_per_epoch", "1"), 13),
+            (("saves_per_epoch", "4"), 4),
+            (("saves_per_epoch", "1000"), 1),
+            (("save_steps", "0.1"), 4),
+            (("save_steps", "0.5"), 20),
+        ] {
+            let (job, steps) = settled(&[&fields[..], &[given]].concat(), 100, 64);
+            assert_eq!(steps, 39);
+            assert_eq!(job.save_steps, SaveSteps::Every(expected), "{given:?}");
+        }
+        let evaluated = [("evals_per_epoch", "2"), ("max_steps", "20")];
+        let (job, _) = settled(&[&fields[..], &evaluated].concat(), 100, 64);
+        assert_eq!(
+            job.eval_steps,
+            Some(7),
+            "of an epoch, however few steps are made"
+        );
     }
 }

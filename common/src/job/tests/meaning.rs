@@ -182,12 +182,12 @@ fn transformers_strategies_say_when_to_save_and_evaluate() {
 fn a_split_is_all_of_a_file_or_some_of_its_rows() {
     let rows = |split: &str| {
         let text = format!("base_model: m\ndatasets:\n- path: d\n  split: '{split}'\n");
-        load_text(&text).unwrap().datasets[0].rows().unwrap()
+        let split = load_text(&text).unwrap().datasets[0].rows().unwrap();
+        split.ranges(50)
     };
-    assert_eq!(rows("train"), (0, usize::MAX));
-    assert_eq!(rows("train[100:200]"), (100, 200));
-    assert_eq!(rows("train[:5]"), (0, 5));
-    assert_eq!(rows("train[7:]"), (7, usize::MAX));
+    assert_eq!(rows("train"), [(0, usize::MAX)]);
+    assert_eq!(rows("train[100:200]"), [(100, 200)]);
+    assert_eq!(rows("train[:10%]+train[-2:]"), [(0, 5), (48, usize::MAX)]);
 }
 
 #[test]
@@ -491,4 +491,76 @@ fn fields_of_a_dataset_are_of_the_datasets_that_count() {
         of_flag(SMALL, &earlier, &[(file, "x.jsonl"), split]),
         expected
     );
+}
+
+#[test]
+fn how_often_is_by_steps_by_epochs_or_by_shares_of_the_run() {
+    let left = |text: &str| {
+        let job = job(&format!("{text}val_set_size: 2\n"));
+        (
+            (job.save_steps, job.reading.left_to_data.save),
+            (job.eval_steps, job.reading.left_to_data.eval),
+        )
+    };
+    let auto = (SaveSteps::Auto, None);
+    let per_epoch = |times| Some(Cadence::PerEpoch(times));
+    assert_eq!(left(""), (auto, (None, None)));
+    assert_eq!(
+        left("saves_per_epoch: 4\nevals_per_epoch: 2\n"),
+        ((SaveSteps::Auto, per_epoch(4)), (None, per_epoch(2)))
+    );
+    assert_eq!(
+        left("save_strategy: epoch\neval_strategy: epoch\n"),
+        ((SaveSteps::Auto, per_epoch(1)), (None, per_epoch(1)))
+    );
+    let share = |share| Some(Cadence::ShareOfRun(share));
+    assert_eq!(
+        left("save_steps: 0.25\nsave_strategy: steps\neval_steps: 0.1\n"),
+        ((SaveSteps::Auto, share(0.25)), (None, share(0.1)))
+    );
+    assert_eq!(
+        left("saves_per_epoch: 0\nevals_per_epoch: 0\n"),
+        (auto, (None, None))
+    );
+    assert_eq!(
+        left("save_strategy: no\nsaves_per_epoch: 0\n").0,
+        (SaveSteps::Never, None)
+    );
+    // A later source decides, in whatever spelling.
+    let flag = load_with(
+        &format!("{SMALL}save_steps: 5\n"),
+        &[],
+        &[("saves_per_epoch", "2")],
+    );
+    let flag = flag.unwrap();
+    assert_eq!(
+        (flag.save_steps, flag.reading.left_to_data.save),
+        (SaveSteps::Auto, per_epoch(2))
+    );
+    // Whoever names the epochs wants all of their checkpoints.
+    assert_eq!(job("saves_per_epoch: 1\n").save_total_limit, None);
+    assert_eq!(job("").save_total_limit, Some(3));
+    let nothing = job("evals_per_epoch: 4\n");
+    assert_eq!(nothing.reading.left_to_data.eval, None);
+    assert!(nothing.reading.notices[0].contains("holds no examples out"));
+}
+
+#[test]
+fn what_is_done_otherwise_is_told_once_for_each_way() {
+    let job = job(
+        "optimizer: adamw_bnb_8bit\nfsdp: [full_shard]\nfsdp_config:\n  offload: true\ndeepspeed: zero3.json\nwandb_project: mine\n\
+         report_to: wandb\nload_in_8bit: true\nloss_watchdog_threshold: 5.0\ntensor_parallel_size: 1\nuse_wandb: false\n",
+    );
+    let told = [
+        "optimizer: AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter",
+        "fsdp, fsdp_config, deepspeed: nothing is sharded or offloaded: each worker holds the whole model",
+        "wandb_project, report_to: the measurements are in metrics.jsonl in output_dir",
+        "load_in_8bit: the base weights are not quantised, which is more exact; base_dtype: bfloat16 takes 2 bytes for each",
+        "loss_watchdog_threshold: a run is not stopped for its loss; steps with a gradient that is not finite are skipped (max_skipped_steps)",
+    ];
+    assert_eq!(job.reading.notices, told);
+    for optimizer in ["adamw_torch_fused", "paged_adamw_32bit", "ADAMW_TORCH"] {
+        let job = self::job(&format!("optimizer: {optimizer}\n"));
+        assert_eq!(job.reading.notices, [""; 0], "{optimizer}");
+    }
 }

@@ -1,21 +1,20 @@
 //! Foreign keys at the top of a job.
 
-use super::table::Rule::{Inert, InertIf, Only};
+use super::table::Rule::{Inert, InertIf, Instead, Only, OnlyOrInstead};
 use super::table::{Group, OFF, ON};
 
 const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
 const NO_QUANTISATION: &str =
     "quantised base weights are not supported; remove it, or set base_dtype: bfloat16";
 const ONLY_SFT: &str = "only supervised fine-tuning is supported";
-const NOTHING_SHARDED: &str = "nothing is sharded or offloaded: each worker holds the whole model; remove it, and for less memory \
-     set base_dtype: bfloat16, adapter: lora, gradient_checkpointing: true or a smaller sequence_len";
-const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir; remove it";
+const NOTHING_SHARDED: &str = "nothing is sharded or offloaded: each worker holds the whole model";
+const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir";
 const ONLY_HELD_OUT: &str = "evaluation data is held out of `datasets` by val_set_size";
 const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
-const ONLY_ADAMW: &str =
-    "AdamW with float32 states is the only optimizer; remove it, or write adamw_torch";
+const ONLY_ADAMW: &str = "AdamW is the only optimizer; remove it, or write adamw_torch";
+const FLOAT32_STATES: &str = "AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter";
 const ONLY_LORA: &str = "only LoRA layers are trained with adapter: lora; remove it";
 const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; remove it";
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
@@ -26,7 +25,6 @@ const NO_UPLOAD: &str = "nothing is downloaded or uploaded; remove it";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
 const ALL_ROWS: &str =
     "give a slice of the rows instead, as in datasets: [{path: FILE, split: 'train[:1000]'}]";
-const ADD_STEPS: &str = "give the number of steps instead (save_steps, eval_steps)";
 const LAST_IS_RESULT: &str = "the last weights are the result; checkpoints keep the others";
 const SPLIT_NOT_CUT: &str =
     "examples longer than sequence_len are split, and no token is lost; remove it";
@@ -139,8 +137,11 @@ pub(super) const GROUPS: &[Group] = &[
                 "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",
                 "*.LigerPlugin",
                 "*.CutCrossEntropyPlugin",
+                "*.KernelsPlugin",
+                "*.LMEvalPlugin",
+                "*.SwanLabPlugin",
             ],
-            "plugins are not supported; remove it",
+            "a plugin that changes what is learned is not supported; remove it",
         ),
     },
     Group {
@@ -208,16 +209,34 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["optimizer", "optim"],
-        rule: Only(
-            &[
+        rule: OnlyOrInstead {
+            done: &[
                 "adamw",
                 "adamw_torch",
                 "adamw_torch_fused",
+                "adamw_torch_xla",
+                "adamw_torch_npu_fused",
                 "adamw_hf",
                 "adamw_apex_fused",
+                "paged_adamw",
+                "paged_adamw_32bit",
+                "optimi_adamw",
+                "flash_adamw",
             ],
-            ONLY_ADAMW,
-        ),
+            instead: &[
+                "adamw_bnb_8bit",
+                "adamw_8bit",
+                "adamw_torch_8bit",
+                "adamw_torch_4bit",
+                "adamw_anyprecision",
+                "paged_adamw_8bit",
+                "ao_adamw_8bit",
+                "ao_adamw_4bit",
+                "ao_adamw_fp8",
+            ],
+            told: FLOAT32_STATES,
+            advice: ONLY_ADAMW,
+        },
     },
     Group {
         keys: &[
@@ -267,7 +286,7 @@ pub(super) const GROUPS: &[Group] = &[
             "dp_replicate_size",
             "sequence_parallel_degree",
         ],
-        rule: Only(&["1", "0", "none", "false"], NOTHING_SHARDED),
+        rule: Instead(&["1", "0", "none", "false"], NOTHING_SHARDED),
     },
     // ---- not done here ----
     Group {
@@ -280,13 +299,13 @@ pub(super) const GROUPS: &[Group] = &[
             "cpu_offload",
             "gpu_memory_limit",
         ],
-        rule: Only(OFF, NOTHING_SHARDED),
+        rule: Instead(OFF, NOTHING_SHARDED),
     },
     Group {
         keys: &["activation_offloading"],
-        rule: Only(
+        rule: Instead(
             OFF,
-            "activations are not moved to another memory; gradient_checkpointing: true computes them again instead",
+            "activations are computed again instead where memory is short (gradient_checkpointing)",
         ),
     },
     Group {
@@ -298,7 +317,7 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["report_to"],
-        rule: Only(OFF, IN_METRICS),
+        rule: Instead(OFF, IN_METRICS),
     },
     Group {
         keys: &[
@@ -319,11 +338,10 @@ pub(super) const GROUPS: &[Group] = &[
             "logging_dir",
             "include_for_metrics",
         ],
-        rule: Only(OFF, IN_METRICS),
+        rule: Instead(OFF, IN_METRICS),
     },
     Group {
         keys: &[
-            "load_in_8bit",
             "load_in_4bit",
             "bnb_*",
             "bnb_4bit_quant_type",
@@ -334,6 +352,13 @@ pub(super) const GROUPS: &[Group] = &[
             "use_bnb_nested_quant",
         ],
         rule: Only(OFF, NO_QUANTISATION),
+    },
+    Group {
+        keys: &["load_in_8bit"],
+        rule: Instead(
+            OFF,
+            "the base weights are not quantised, which is more exact; base_dtype: bfloat16 takes 2 bytes for each",
+        ),
     },
     Group {
         keys: &["fp16", "float16", "fp16_opt_level"],
@@ -467,10 +492,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "every row is used as it is; change the file instead"),
     },
     Group {
-        keys: &["evals_per_epoch", "saves_per_epoch"],
-        rule: Only(OFF, ADD_STEPS),
-    },
-    Group {
         keys: &["eval_on_start", "eval_delay", "save_first_step"],
         rule: Only(
             OFF,
@@ -498,9 +519,9 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["loss_watchdog_*"],
-        rule: Only(
+        rule: Instead(
             OFF,
-            "a run is not stopped for its loss (steps with a gradient that is not finite are skipped: max_skipped_steps); remove it",
+            "a run is not stopped for its loss; steps with a gradient that is not finite are skipped (max_skipped_steps)",
         ),
     },
     Group {
@@ -509,10 +530,7 @@ pub(super) const GROUPS: &[Group] = &[
             "num_generation_samples",
             "generation_max_new_tokens",
         ],
-        rule: Only(
-            OFF,
-            "test_prompts are asked before and after training instead",
-        ),
+        rule: Instead(OFF, "test_prompts are asked before and after training"),
     },
     Group {
         keys: &[

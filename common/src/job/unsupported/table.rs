@@ -14,6 +14,16 @@ pub(super) enum Rule {
     InertIf(&'static [&'static str], &'static str),
     /// These values are what is done anyway, others are refused.
     Only(&'static [&'static str], &'static str),
+    /// These values are what is done anyway; for any other the text says what is done in its place.
+    Instead(&'static [&'static str], &'static str),
+    /// The first values are what is done anyway; for the second ones the first text says what is done in their place. Others are
+    /// refused with the second text.
+    OnlyOrInstead {
+        done: &'static [&'static str],
+        instead: &'static [&'static str],
+        told: &'static str,
+        advice: &'static str,
+    },
 }
 
 /// Values that switch a key off.

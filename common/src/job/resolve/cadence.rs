@@ -1,0 +1,170 @@
+//! How often checkpoints are saved and the held-out data is evaluated: by steps, by shares of the run, by epochs, or never.
+
+use super::zero_is_none;
+use crate::job::limits::MAX_STEPS;
+use crate::job::quote::shorten;
+use crate::job::read::{Reader, parse_number};
+use crate::job::spec::{Cadence, SaveSteps, ValSetSize};
+
+/// Most times in an epoch: more than anybody wants of checkpoints or evaluations.
+const MAX_PER_EPOCH: u64 = 10_000;
+
+/// Transformers' `save_strategy` and `eval_strategy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strategy {
+    Steps,
+    Epoch,
+    No,
+}
+
+/// After how many steps, if that is a number already, and else how often.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Often {
+    Never,
+    Every(u64),
+    Of(Cadence),
+}
+
+/// Reads when checkpoints are saved.
+pub(super) fn save_steps(reader: &mut Reader<'_>) -> (SaveSteps, Option<Cadence>) {
+    let fields = ["save_strategy", "save_steps", "saves_per_epoch"];
+    let steps = match reader.scalar(fields[1], "auto or a number of steps") {
+        None | Some((_, "auto")) => None,
+        Some(_) => often(reader, fields[1]),
+    };
+    let strategy = strategy(reader, fields[0], fields[1]);
+    let per_epoch = per_epoch(reader, fields[2]);
+    let by_steps = match steps {
+        None => (SaveSteps::Auto, None),
+        Some(Often::Never) => (SaveSteps::Never, None),
+        Some(Often::Every(steps)) => (SaveSteps::Every(steps), None),
+        Some(Often::Of(cadence)) => (SaveSteps::Auto, Some(cadence)),
+    };
+    let is_same = |field: &str| match field {
+        // They only say that the steps decide.
+        "save_strategy" => match strategy {
+            Some(Strategy::Steps) | None => true,
+            Some(Strategy::No) => steps == Some(Often::Never),
+            Some(Strategy::Epoch) => false,
+        },
+        "saves_per_epoch" => per_epoch.is_none(),
+        _ => false,
+    };
+    match decides(reader, fields, is_same, "when checkpoints are saved") {
+        Some("save_strategy") if strategy == Some(Strategy::No) => (SaveSteps::Never, None),
+        Some("save_strategy") => (SaveSteps::Auto, Some(Cadence::PerEpoch(1))),
+        Some("saves_per_epoch") => (SaveSteps::Auto, per_epoch),
+        _ => by_steps,
+    }
+}
+
+/// Reads when the held-out data is evaluated, beside at the end.
+pub(super) fn eval_steps(
+    reader: &mut Reader<'_>,
+    val_set_size: ValSetSize,
+) -> (Option<u64>, Option<Cadence>) {
+    let fields = ["eval_strategy", "eval_steps", "evals_per_epoch"];
+    let steps = often(reader, fields[1]).filter(|often| *often != Often::Never);
+    let strategy = strategy(reader, fields[0], fields[1]);
+    let per_epoch = per_epoch(reader, fields[2]);
+    let holds_out = val_set_size != ValSetSize::None;
+    if let Some(given) = reader.given(fields[0]) {
+        let message = match strategy {
+            Some(Strategy::Steps) if steps.is_none() => "is steps, but `eval_steps` is missing",
+            Some(Strategy::No) if holds_out && steps.is_none() && per_epoch.is_none() => {
+                "is no, but what `val_set_size` holds out is evaluated at the end; remove one"
+            }
+            _ => "",
+        };
+        if !message.is_empty() {
+            reader.problem(given, message.to_owned());
+        }
+    }
+    let is_same = |field: &str| match field {
+        "eval_strategy" => match strategy {
+            Some(Strategy::Steps) | None => true,
+            Some(Strategy::No) => steps.is_none() && per_epoch.is_none(),
+            Some(Strategy::Epoch) => false,
+        },
+        "evals_per_epoch" => per_epoch.is_none(),
+        _ => steps.is_none(),
+    };
+    let decided_by = decides(
+        reader,
+        fields,
+        is_same,
+        "when the held-out data is evaluated",
+    );
+    let often = match decided_by {
+        Some("eval_strategy") if strategy == Some(Strategy::No) => None,
+        Some("eval_strategy") => Some(Often::Of(Cadence::PerEpoch(1))),
+        Some("evals_per_epoch") => per_epoch.map(Often::Of),
+        _ => steps,
+    };
+    if decided_by == Some("evals_per_epoch") && !holds_out {
+        // As Axolotl, whose examples have it beside no held-out data.
+        let notice =
+            "evals_per_epoch: nothing is evaluated, because val_set_size holds no examples out";
+        reader.notices.push(notice.to_owned());
+        return (None, None);
+    }
+    if let Some(name) = decided_by
+        && let Some(given) = reader.given(name)
+        && often.is_some()
+        && !holds_out
+        && Some(given.layer) >= reader.layer("val_set_size")
+    {
+        let message = "has nothing to evaluate: `val_set_size` holds no examples out";
+        reader.problem(given, message.to_owned());
+    }
+    match often {
+        Some(Often::Every(steps)) => (Some(steps), None),
+        Some(Often::Of(cadence)) => (None, Some(cadence)),
+        Some(Often::Never) | None => (None, None),
+    }
+}
+
+/// The field that decides, of those that do not just agree with whatever another says.
+fn decides<'n>(
+    reader: &mut Reader<'_>,
+    fields: [&'n str; 3],
+    agrees: impl Fn(&str) -> bool,
+    what: &str,
+) -> Option<&'n str> {
+    let deciding: Vec<&str> = fields.into_iter().filter(|field| !agrees(field)).collect();
+    reader.one_of(&deciding, what)
+}
+
+/// Reads a number of steps, or a share of the run below 1.
+fn often(reader: &mut Reader<'_>, name: &str) -> Option<Often> {
+    let (_, text) = reader.scalar(name, "a number of steps")?;
+    match parse_number(text) {
+        Some(share) if share > 0.0 && share < 1.0 => Some(Often::Of(Cadence::ShareOfRun(share))),
+        _ => {
+            let steps = reader.whole(name, 0..=MAX_STEPS)?;
+            Some(zero_is_none(steps).map_or(Often::Never, Often::Every))
+        }
+    }
+}
+
+fn per_epoch(reader: &mut Reader<'_>, name: &str) -> Option<Cadence> {
+    let times = reader.whole(name, 0..=MAX_PER_EPOCH)?;
+    zero_is_none(times).map(Cadence::PerEpoch)
+}
+
+fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<Strategy> {
+    let (given, text) = reader.scalar(name, "steps, epoch or no")?;
+    match text.to_ascii_lowercase().as_str() {
+        "steps" => Some(Strategy::Steps),
+        "epoch" => Some(Strategy::Epoch),
+        "no" | "none" | "never" | "false" | "off" => Some(Strategy::No),
+        other => {
+            let other = shorten(other);
+            let message = format!(
+                "must be steps, epoch or no, found `{other}`; give the number of steps as `{instead}`"
+            );
+            reader.problem(given, message);
+            None
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Which rows of a file a split names: `train`, or slices of it as the library `datasets` writes them (`train[100:200]`,
+//! `train[:20%]`, `train[-100:]`), several of them joined by `+`.
+
+use super::quote::shorten;
+
+/// A split: slices of one file's rows, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split(Vec<Slice>);
+
+/// Rows from `from` to before `to`; those below 0 count from the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slice {
+    from: Option<i64>,
+    to: Option<i64>,
+    unit: Unit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Rows,
+    Percent,
+}
+
+/// The first row, from 0, and the one after the last.
+pub type RowRange = (usize, usize);
+
+impl Default for Split {
+    /// Every row.
+    fn default() -> Self {
+        Self(vec![Slice {
+            from: None,
+            to: None,
+            unit: Unit::Rows,
+        }])
+    }
+}
+
+impl Split {
+    /// Reads a split; the error goes after the field's name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        text.split('+')
+            .map(|slice| Slice::parse(slice, text))
+            .collect::<Result<Vec<Slice>, String>>()
+            .map(Self)
+    }
+
+    /// Whether the file's rows must be counted before it is known which are meant.
+    pub fn needs_count(&self) -> bool {
+        let is_relative = |slice: &Slice| {
+            let from_end = |bound: Option<i64>| bound.is_some_and(|bound| bound < 0);
+            slice.unit == Unit::Percent || from_end(slice.from) || from_end(slice.to)
+        };
+        self.0.iter().any(is_relative)
+    }
+
+    /// The ranges of rows that are meant, of a file of `rows` where [`needs_count`](Self::needs_count) asks for that. A range may be
+    /// empty, or end beyond the file.
+    pub fn ranges(&self, rows: usize) -> Vec<RowRange> {
+        self.0.iter().map(|slice| slice.range(rows)).collect()
+    }
+}
+
+impl Slice {
+    /// `split` is the whole, for people.
+    fn parse(text: &str, split: &str) -> Result<Self, String> {
+        let (name, bounds) = match text.split_once('[') {
+            Some((name, bounds)) => (name.trim(), Some(bounds)),
+            None => (text.trim(), None),
+        };
+        if name != "train" {
+            return Err(format!(
+                "is `{}`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant \
+                 under `path`, or write train",
+                shorten(split)
+            ));
+        }
+        let Some(bounds) = bounds else {
+            return Ok(Self {
+                from: None,
+                to: None,
+                unit: Unit::Rows,
+            });
+        };
+        bounds
+            .trim_end()
+            .strip_suffix(']')
+            .and_then(|bounds| bounds.split_once(':'))
+            .and_then(|(from, to)| Self::of_bounds(from.trim(), to.trim()))
+            .ok_or_else(|| {
+                format!(
+                    "is `{}`, which names no rows: write train, train[100:200] with the numbers of rows, from 0, or train[:20%]",
+                    shorten(split)
+                )
+            })
+    }
+
+    /// None where these are no bounds, or name no rows whatever the file holds.
+    fn of_bounds(from: &str, to: &str) -> Option<Self> {
+        let unit = match from.ends_with('%') || to.ends_with('%') {
+            true => Unit::Percent,
+            false => Unit::Rows,
+        };
+        let bound = |text: &str| -> Option<Option<i64>> {
+            let number = text.strip_suffix('%').unwrap_or(text);
+            if number.is_empty() {
+                return text.is_empty().then_some(None);
+            }
+            let number: i64 = number.replace('_', "").parse().ok()?;
+            let is_share = (-100..=100).contains(&number);
+            (unit == Unit::Rows || is_share).then_some(Some(number))
+        };
+        let slice = Self {
+            from: bound(from)?,
+            to: bound(to)?,
+            unit,
+        };
+        let (from, to) = (slice.from.unwrap_or(0), slice.to.unwrap_or(i64::MAX));
+        let is_empty = (from < 0) == (to < 0) && from >= to;
+        (!is_empty && to != 0).then_some(slice)
+    }
+
+    fn range(&self, rows: usize) -> RowRange {
+        let absolute = |bound: i64| -> usize {
+            let row = match self.unit {
+                Unit::Rows => bound,
+                // Rounded to the nearest row, of two equally near ones to the even, as `datasets` does.
+                Unit::Percent => (bound as f64 * rows as f64 / 100.0).round_ties_even() as i64,
+            };
+            let row = if bound < 0 {
+                row.saturating_add_unsigned(rows as u64).max(0)
+            } else {
+                row
+            };
+            usize::try_from(row).unwrap_or(usize::MAX)
+        };
+        let from = self.from.map_or(0, absolute);
+        let to = self.to.map_or(usize::MAX, absolute);
+        (from, to.max(from))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn ranges(split: &str, rows: usize) -> Vec<RowRange> {
+        Split::parse(split).unwrap().ranges(rows)
+    }
+
+    #[test]
+    fn shares_and_rows_from_the_end_are_those_of_the_library_datasets() {
+        // datasets 5.2: `load_dataset("json", data_files=..., split=...)` on a file of so many rows.
+        for (split, rows, expected) in [
+            ("train[:20%]", 10, vec![(0, 2)]),
+            ("train[:50%]", 5, vec![(0, 2)]),
+            ("train[50%:]", 5, vec![(2, usize::MAX)]),
+            ("train[:30%]", 5, vec![(0, 2)]),
+            ("train[-10%:]", 30, vec![(27, usize::MAX)]),
+            ("train[10%:-10%]", 30, vec![(3, 27)]),
+            ("train[-3:]", 10, vec![(7, usize::MAX)]),
+            ("train[-30:]", 10, vec![(0, usize::MAX)]),
+            ("train[2:-2]", 10, vec![(2, 8)]),
+            ("train[:1_000]", 10, vec![(0, 1000)]),
+            ("train[10:20%]", 10, vec![(1, 2)]),
+            ("train[:100%]", 7, vec![(0, 7)]),
+            ("train[:2]+train[-2:]", 10, vec![(0, 2), (8, usize::MAX)]),
+            ("train", 10, vec![(0, usize::MAX)]),
+        ] {
+            assert_eq!(ranges(split, rows), expected, "{split} of {rows}");
+        }
+    }
+
+    #[test]
+    fn the_rows_are_counted_only_where_it_takes_that() {
+        for (split, needs) in [
+            ("train", false),
+            ("train[5:]", false),
+            ("train[:5]+train[7:9]", false),
+            ("train[:5%]", true),
+            ("train[-5:]", true),
+            ("train[:-5]", true),
+        ] {
+            assert_eq!(Split::parse(split).unwrap().needs_count(), needs, "{split}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_rows_is_refused() {
+        for split in [
+            "train[5:5]",
+            "train[:0]",
+            "train[-3:-3]",
+            "train[60%:40%]",
+            "train[:120%]",
+            "train[a:b]",
+            "train[5]",
+            "train[:%]",
+            "train[",
+            "train[1:2",
+            "train[1:2]x",
+        ] {
+            let error = Split::parse(split).unwrap_err();
+            assert!(error.contains("names no rows"), "{split}: {error}");
+        }
+        for split in ["test", "train+test", "validation[:5]", ""] {
+            let error = Split::parse(split).unwrap_err();
+            assert!(error.contains("a file is one split"), "{split}: {error}");
+        }
+    }
+}
