@@ -237,7 +237,7 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
     let dpo = reason(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#);
     assert!(dpo.contains("field_completion: chosen"), "{dpo}");
     let alpaca = reason(r#"{"instruction": "a", "input": "", "output": "b"}"#);
-    assert!(alpaca.contains("Alpaca"), "{alpaca}");
+    assert!(alpaca.contains("type: alpaca"), "{alpaca}");
 }
 
 #[test]

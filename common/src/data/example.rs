@@ -14,7 +14,7 @@ mod shown;
 use std::ops::Range;
 
 use super::notes::Note;
-use super::record::{Chat, Record};
+use super::record::{Chat, Record, Segment};
 use super::template::ChatTemplate;
 use super::tokenize::{Encoded, Tokenizer};
 use answer::{Answer, Learned};
@@ -69,6 +69,15 @@ impl ExampleMaker<'_> {
                 };
                 vec![self.plain(format!("{prompt}{completion}"), start)?]
             }
+            Record::Segments(segments) => {
+                if segments
+                    .iter()
+                    .all(|part| !part.learned || part.text.trim().is_empty())
+                {
+                    notes.push(Note::EmptyAnswer);
+                }
+                vec![self.segments(segments)?]
+            }
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
                 let examples = drafts.into_iter().map(|draft| self.templated(draft));
@@ -117,6 +126,43 @@ impl ExampleMaker<'_> {
             templated: false,
             ..Example::default()
         })
+    }
+
+    /// The example of texts that are tokenised one by one: special tokens at the beginning of the first, EOS after the last.
+    fn segments(&self, segments: &[Segment]) -> Result<Example, String> {
+        let mut example = Example::default();
+        for (index, segment) in segments.iter().enumerate() {
+            if segment.text.is_empty() {
+                continue;
+            }
+            let start = example.text.len();
+            let Encoded { ids, offsets } = self.encode(&segment.text, index == 0)?;
+            let learned = segment.learned || self.train_on_inputs;
+            example.trained.extend(ids.iter().map(|_| learned));
+            example.ids.extend(ids);
+            example.offsets.extend(
+                offsets
+                    .into_iter()
+                    .map(|at| at.start + start..at.end + start),
+            );
+            example.text.push_str(&segment.text);
+        }
+        let is_answered = segments.last().is_some_and(|last| !last.text.is_empty());
+        if let Some(eos) = self.tokenizer.eos_id()
+            && is_answered
+            && example.ids.last() != Some(&eos)
+        {
+            let end = example.text.len();
+            example.ids.push(eos);
+            example.offsets.push(end..end);
+            example.trained.push(true);
+            example.added_eos = true;
+        }
+        // Nothing comes before the first token that could predict it.
+        if let Some(first) = example.trained.first_mut() {
+            *first = false;
+        }
+        Ok(example)
     }
 
     /// Renders the texts of a conversation, with the bytes of each that are learned.

@@ -3,6 +3,7 @@
 //! Enters: a file of JSON rows and the names of its columns. Leaves: records, or for each row that cannot be used its
 //! file, line and reason. Never skips a row, a column or a key of a message in silence.
 
+mod alpaca;
 mod columns;
 mod format;
 mod meant;
@@ -29,8 +30,20 @@ pub use reader::{RawRow, RowReader};
 #[derive(Clone, Debug)]
 pub enum Record {
     Conversation(Chat),
-    Completion { prompt: String, completion: String },
+    Completion {
+        prompt: String,
+        completion: String,
+    },
+    /// Texts one after the other, each tokenised by itself, as Axolotl does.
+    Segments(Vec<Segment>),
     Text(String),
+}
+
+/// A part of a text, which no token reaches out of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub text: String,
+    pub learned: bool,
 }
 
 /// A conversation as its chat template sees it.
@@ -105,6 +118,7 @@ impl RecordParser<'_> {
         let mut read: Vec<&str> = match kind {
             DatasetKind::Messages => vec![&fields.messages],
             DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
+            DatasetKind::Alpaca => vec![&fields.instruction, &fields.input, &fields.output],
             DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
         };
         if read
@@ -129,6 +143,12 @@ impl RecordParser<'_> {
             }
             DatasetKind::PromptCompletion => {
                 (Shape::Completion, self.prompt_completion(row, notes)?)
+            }
+            DatasetKind::Alpaca => {
+                let (prompt, answer) = alpaca::prompt_and_answer(row, fields)?;
+                let segments = [(prompt, false), (answer, true)];
+                let segments = segments.map(|(text, learned)| Segment { text, learned });
+                (Shape::Completion, Record::Segments(segments.into()))
             }
             DatasetKind::Text | DatasetKind::Auto => (Shape::Text, self.text(row)?),
         };

@@ -96,9 +96,9 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].type",
         &["kind"],
-        "auto | messages | prompt_completion | text",
+        "auto | messages | prompt_completion | alpaca | text",
         "auto",
-        "Shape of the rows. `auto` goes by the columns of each row.",
+        "Shape of the rows. `auto` goes by the columns of each row. `alpaca` is Axolotl's: an instruction, perhaps an input, and an output, in a fixed text without the chat template.",
     ),
     field(
         "datasets[].split",
@@ -127,6 +127,27 @@ const FIELDS: &[Field] = &[
         "column",
         "completion",
         "Column with the completion.",
+    ),
+    field(
+        "datasets[].field_instruction",
+        &[],
+        "column",
+        "instruction",
+        "Column with the instruction, where `type` is alpaca.",
+    ),
+    field(
+        "datasets[].field_input",
+        &[],
+        "column",
+        "input",
+        "Column with the input that an instruction may have.",
+    ),
+    field(
+        "datasets[].field_output",
+        &[],
+        "column",
+        "output",
+        "Column with the answer to an instruction.",
     ),
     field(
         "datasets[].field_text",

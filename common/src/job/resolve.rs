@@ -104,10 +104,6 @@ fn left_to_data(
     }
 }
 
-fn zero_is_none(steps: u64) -> Option<u64> {
-    (steps > 0).then_some(steps)
-}
-
 fn num_epochs(reader: &mut Reader<'_>) -> f64 {
     reader
         .number("num_epochs", "a number above 0, at most 100000", |n| {
@@ -255,6 +251,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
             DatasetKind::Messages,
         ),
         (&["prompt_completion"], DatasetKind::PromptCompletion),
+        (&["alpaca"], DatasetKind::Alpaca),
         (&["text", "completion"], DatasetKind::Text),
     ];
     if let Some(given) = reader.merged.get_or_null(&name("path"))
@@ -274,16 +271,26 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         ("field_role", &mut fields.role),
         ("field_content", &mut fields.content),
         ("field_tools", &mut fields.tools),
+        ("field_instruction", &mut fields.instruction),
+        ("field_input", &mut fields.input),
+        ("field_output", &mut fields.output),
     ] {
         if let Some(text) = reader.text(&name(field)) {
             *slot = text;
         }
     }
+    let kind = reader.choice(&name("type"), kinds);
+    for field in ["field_instruction", "field_input", "field_output"] {
+        if let Some(given) = reader.given(&name(field))
+            && kind != Some(DatasetKind::Alpaca)
+        {
+            let message = "is read with `type: alpaca` only; without it, give field_prompt and field_completion";
+            reader.problem(given, message.to_owned());
+        }
+    }
     DatasetSpec {
         path: reader.input_path(&name("path")).unwrap_or_default(),
-        kind: reader
-            .choice(&name("type"), kinds)
-            .unwrap_or(DatasetKind::Auto),
+        kind: kind.unwrap_or(DatasetKind::Auto),
         split: split(reader, &name("split")),
         fields,
     }

@@ -175,6 +175,8 @@ pub enum DatasetKind {
     Auto,
     Messages,
     PromptCompletion,
+    /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text.
+    Alpaca,
     Text,
 }
 
@@ -190,6 +192,37 @@ pub struct FieldNames {
     /// Key of the text in a message.
     pub content: String,
     pub tools: String,
+    // Left out of the wire and the digest where they have their usual names, as in jobs from before there were these fields.
+    #[serde(default = "instruction", skip_serializing_if = "is_instruction")]
+    pub instruction: String,
+    #[serde(default = "input", skip_serializing_if = "is_input")]
+    pub input: String,
+    #[serde(default = "output", skip_serializing_if = "is_output")]
+    pub output: String,
+}
+
+fn instruction() -> String {
+    "instruction".to_owned()
+}
+
+fn is_instruction(name: &str) -> bool {
+    name == "instruction"
+}
+
+fn input() -> String {
+    "input".to_owned()
+}
+
+fn is_input(name: &str) -> bool {
+    name == "input"
+}
+
+fn output() -> String {
+    "output".to_owned()
+}
+
+fn is_output(name: &str) -> bool {
+    name == "output"
 }
 
 impl Default for FieldNames {
@@ -203,6 +236,9 @@ impl Default for FieldNames {
             role: name("role"),
             content: name("content"),
             tools: name("tools"),
+            instruction: instruction(),
+            input: input(),
+            output: output(),
         }
     }
 }

@@ -139,7 +139,7 @@ pub fn hint(row: &Map<String, Json>) -> Option<&'static str> {
     }
     if has("instruction") && (has("output") || has("response")) {
         return Some(
-            "rows of instructions (Alpaca) are not read: write `prompt` and `completion`, or `messages`",
+            "for rows of instructions say `type: alpaca` (Axolotl's fixed text, without the chat template)",
         );
     }
     if has("segments") {

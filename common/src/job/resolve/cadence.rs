@@ -1,6 +1,5 @@
 //! How often checkpoints are saved and the held-out data is evaluated: by steps, by shares of the run, by epochs, or never.
 
-use super::zero_is_none;
 use crate::job::limits::MAX_STEPS;
 use crate::job::quote::shorten;
 use crate::job::read::{Reader, parse_number};
@@ -145,6 +144,10 @@ fn often(reader: &mut Reader<'_>, name: &str) -> Option<Often> {
             Some(zero_is_none(steps).map_or(Often::Never, Often::Every))
         }
     }
+}
+
+fn zero_is_none(steps: u64) -> Option<u64> {
+    (steps > 0).then_some(steps)
 }
 
 fn per_epoch(reader: &mut Reader<'_>, name: &str) -> Option<Cadence> {

@@ -138,8 +138,16 @@ fn datasets_that_cannot_be_are_named() {
         ["4: unknown field of a dataset `feild_text`; did you mean `field_text`?"]
     );
     assert_eq!(
-        of("datasets:\n- path: a\n  type: alpaca\n"),
-        ["4: `type` must be one of auto, messages, prompt_completion, text, found `alpaca`"]
+        of("datasets:\n- path: a\n  type: jeopardy\n"),
+        [
+            "4: `type` must be one of auto, messages, prompt_completion, alpaca, text, found `jeopardy`"
+        ]
+    );
+    assert_eq!(
+        of("datasets:\n- path: a\n  field_output: b\n"),
+        [
+            "4: `field_output` is read with `type: alpaca` only; without it, give field_prompt and field_completion"
+        ]
     );
     assert_eq!(
         of("datasets:\n- [a]\n"),

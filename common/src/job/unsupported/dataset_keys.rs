@@ -86,18 +86,8 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &[
-            "field_instruction",
-            "field_output",
-            "columns",
-            "tags",
-            "formatting",
-        ],
+        keys: &["columns", "tags", "formatting"],
         rule: Only(OFF, COLUMNS),
-    },
-    Group {
-        keys: &["field_input"],
-        rule: Only(OFF, "give field_prompt instead"),
     },
     Group {
         keys: &["text_column"],

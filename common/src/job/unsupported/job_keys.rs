@@ -100,6 +100,9 @@ pub(super) const GROUPS: &[Group] = &[
             "unsloth_*",
             "unsloth",
             "lora_on_cpu",
+            "flex_attn_compile_kwargs",
+            "fused_attn_kernel",
+            "experimental_skip_move_to_device",
             "trust_remote_code",
             "full_determinism",
             "bf16_full_eval",
@@ -333,6 +336,8 @@ pub(super) const GROUPS: &[Group] = &[
             "use_comet",
             "trackio_*",
             "use_trackio",
+            "swanlab_*",
+            "use_swanlab",
             "use_tensorboard",
             "use_otel_metrics",
             "logging_dir",
@@ -500,10 +505,7 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["save_only_model"],
-        rule: Only(
-            OFF,
-            "a checkpoint always holds what it takes to resume; remove it",
-        ),
+        rule: Instead(OFF, "a checkpoint always holds what it takes to resume"),
     },
     Group {
         keys: &[
