@@ -117,3 +117,18 @@ fn an_instruction_without_an_answer_column_is_named() {
             .ends_with("### Instruction:\na\n\n### Response:\nb")
     );
 }
+
+#[test]
+fn a_token_that_the_job_names_must_be_the_tokenizers_own() {
+    let tokenizer = tokenizer();
+    let named = |tokens: &[(&str, &str)]| {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        tokenizer.differing_tokens(&tokens.iter().map(owned).collect::<Vec<_>>())
+    };
+    assert_eq!(named(&[("eos_token", "<|im_end|>")]), [""; 0]);
+    let differing = named(&[("eos_token", "</s>"), ("bos_token", "<s>")]);
+    assert!(differing[0].starts_with(
+        "special_tokens.eos_token is </s>, and the tokenizer has <|im_end|>: no token is renamed"
+    ));
+    assert!(differing[1].contains("bos_token is <s>, and the tokenizer has none"));
+}

@@ -186,6 +186,12 @@ pub fn prepare_in(
     } else {
         (None, None)
     };
+    if let Some(tokenizer) = &tokenizer {
+        let differing = tokenizer.differing_tokens(&job.reading.special_tokens);
+        differing
+            .into_iter()
+            .for_each(|problem| errors.add(problem));
+    }
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
             prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)

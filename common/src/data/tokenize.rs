@@ -229,6 +229,22 @@ impl Tokenizer {
         &self.special_ids
     }
 
+    /// Says of each special token that a job names whether it is another one than the tokenizer's own; a line each.
+    pub fn differing_tokens(&self, named: &[(String, String)]) -> Vec<String> {
+        let differing = named.iter().filter_map(|(name, text)| {
+            let own = match self.special.get(name) {
+                Some(own) if own == text => return None,
+                Some(own) => format!("the tokenizer has {own}"),
+                None => "the tokenizer has none".to_owned(),
+            };
+            Some(format!(
+                "special_tokens.{name} is {text}, and {own}: no token is renamed; remove it, or change {name} in \
+                 tokenizer_config.json of base_model"
+            ))
+        });
+        differing.collect()
+    }
+
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }

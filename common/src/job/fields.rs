@@ -72,6 +72,13 @@ const FIELDS: &[Field] = &[
         "auto",
         "Another way to write `base_dtype: bfloat16` (true); false and auto change nothing.",
     ),
+    field(
+        "special_tokens",
+        &[],
+        "mapping of bos_token, eos_token, unk_token, pad_token",
+        "those of the tokenizer",
+        "Axolotl's way to name them. Those of the tokenizer are taken as they are, and others refused; `pad_token` may be any, because nothing is learned of padding and none is added.",
+    ),
     // ---- data ----
     field(
         "datasets",

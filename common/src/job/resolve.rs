@@ -3,6 +3,7 @@
 mod cadence;
 mod method;
 mod schedule;
+mod special_tokens;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use super::switch::parse_switch;
 use cadence::{eval_steps, save_steps};
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
+use special_tokens::special_tokens;
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -83,6 +85,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
                 eval: eval_cadence,
                 ..left_to_data(reader, max_steps, lr_scheduler)
             },
+            special_tokens: special_tokens(reader),
             notices: Vec::new(),
         },
     }

@@ -93,6 +93,8 @@ pub struct JobSpec {
 pub struct Reading {
     /// Fields that the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
     pub left_to_data: LeftToData,
+    /// Special tokens that the job names (`eos_token`) and that the tokenizer must have as its own, with their texts.
+    pub special_tokens: Vec<(String, String)>,
     /// What the user should know of the job, a line each.
     pub notices: Vec<String>,
 }

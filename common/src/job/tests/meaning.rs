@@ -564,3 +564,29 @@ fn what_is_done_otherwise_is_told_once_for_each_way() {
         assert_eq!(job.reading.notices, [""; 0], "{optimizer}");
     }
 }
+
+#[test]
+fn special_tokens_are_those_of_the_tokenizer_and_padding_is_no_matter() {
+    let read = job(
+        "special_tokens:\n  pad_token: <|end_of_text|>\n  eos_token: </s>\n  bos_token:\n  additional_special_tokens: []\n",
+    );
+    let named = [("eos_token".to_owned(), "</s>".to_owned())];
+    assert_eq!(read.reading.special_tokens, named);
+    assert!(read.reading.notices[0].contains("nothing is learned of padding"));
+    for (text, expected) in [
+        (
+            "special_tokens:\n  additional_special_tokens: [<a>]\n",
+            "3: `special_tokens` has `additional_special_tokens`, which cannot be given: tokens cannot be added or renamed yet; use the tokenizer as it is",
+        ),
+        (
+            "special_tokens: [<s>]\n",
+            "3: `special_tokens` must be a mapping (special_tokens: {eos_token: </s>}), found a list",
+        ),
+        (
+            "special_tokens: {eos_token: [a]}\n",
+            "3: `special_tokens` has `eos_token`, which must be a text",
+        ),
+    ] {
+        assert_eq!(problems_of(text), [expected]);
+    }
+}

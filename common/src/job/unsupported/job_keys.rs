@@ -398,7 +398,6 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &[
-            "special_tokens",
             "tokens",
             "added_tokens*",
             "add_tokens",
