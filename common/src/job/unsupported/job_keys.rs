@@ -103,6 +103,7 @@ pub(super) const GROUPS: &[Group] = &[
             "flex_attn_compile_kwargs",
             "fused_attn_kernel",
             "experimental_skip_move_to_device",
+            "tiled_mlp*",
             "trust_remote_code",
             "full_determinism",
             "bf16_full_eval",
@@ -402,7 +403,6 @@ pub(super) const GROUPS: &[Group] = &[
             "added_tokens*",
             "add_tokens",
             "add_special_tokens",
-            "resize_token_embeddings*",
             "resize_vocab",
             "mean_resizing_embeddings",
             "fix_untrained_tokens",
@@ -412,6 +412,13 @@ pub(super) const GROUPS: &[Group] = &[
             "pad_token",
         ],
         rule: Only(OFF, NO_TOKENS),
+    },
+    Group {
+        keys: &["resize_token_embeddings*"],
+        rule: Instead(
+            OFF,
+            "the embedding keeps its size, because no token is added",
+        ),
     },
     Group {
         keys: &["default_system_message", "default_system"],
@@ -699,6 +706,6 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["use_ray", "ray_*"],
-        rule: Only(OFF, "workers join the coordinator themselves; remove it"),
+        rule: Instead(OFF, "workers join the coordinator themselves"),
     },
 ];
