@@ -146,7 +146,7 @@ impl World {
         if let RunEvent::WorkerLost { reason, .. } = event
             && reason.contains("computes wrongly")
         {
-            self.oracle.sent_away();
+            self.oracle.found_wrong();
         }
         if let RunEvent::WorkerLost { reason, .. } = event
             && reason.contains("cannot reach")
