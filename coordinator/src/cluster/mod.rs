@@ -19,8 +19,6 @@ pub mod run_event;
 mod schedule;
 mod settings;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 
 pub use self::command::{Command, Outcome};

@@ -39,6 +39,8 @@ pub struct Plan {
     pub wrong: Option<(Node, u64)>,
     /// The state after this step arrives with other weights, once.
     pub spoiled: Option<u64>,
+    /// Some lines between coordinator and workers are far slower in one direction than others are.
+    pub uneven_lines: bool,
     /// By time, in milliseconds.
     pub faults: Vec<(u64, Fault)>,
 }
@@ -57,6 +59,7 @@ impl Plan {
             not_finite: false,
             wrong: None,
             spoiled: None,
+            uneven_lines: false,
             faults: vec![(0, Fault::Start(1))],
         }
     }
@@ -89,6 +92,7 @@ impl Plan {
             not_finite: dice.chance(20, &[9]),
             wrong: None,
             spoiled: None,
+            uneven_lines: dice.chance(50, &[11]),
             faults,
         }
     }
@@ -106,6 +110,7 @@ impl Plan {
             not_finite: false,
             wrong: Some((1 + dice.below(4, &[1]) as Node, 1 + dice.below(6, &[2]))),
             spoiled: None,
+            uneven_lines: false,
             faults,
         }
     }
@@ -127,6 +132,7 @@ impl Plan {
             not_finite: false,
             wrong: None,
             spoiled: None,
+            uneven_lines: false,
             faults,
         }
     }

@@ -65,9 +65,9 @@ impl<P: Payload> Clone for Net<P> {
 }
 
 impl<P: Payload> Net<P> {
-    pub fn new(dice: Dice, readable: bool) -> Self {
+    pub fn new(dice: Dice, uneven_lines: bool, readable: bool) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State::new(dice, readable))),
+            state: Arc::new(Mutex::new(State::new(dice, uneven_lines, readable))),
             changed: Arc::default(),
         }
     }

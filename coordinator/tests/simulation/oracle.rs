@@ -10,6 +10,20 @@ use proto::v1;
 
 use crate::truth::{Expected, TOTAL_STEPS, Weights, digest};
 
+/// Parts of the reasons for which a coordinator sends a worker away that breaks the protocol.
+const ACCUSATIONS: [&str; 10] = [
+    "not leased to it",
+    "not due",
+    "it entered with",
+    "it holds slot",
+    "a slot twice",
+    "it counted",
+    "said twice",
+    "it gave slot",
+    "it says that it has seen",
+    "unknown kind",
+];
+
 /// Collects what went wrong.
 pub struct Oracle {
     expected: Vec<Expected>,
@@ -137,8 +151,17 @@ impl Oracle {
         state.excused_evaluations.extend((1..start).filter(lost));
     }
 
-    pub fn sent_away(&self) {
+    /// The coordinator has found a machine that computes wrongly.
+    pub fn found_wrong(&self) {
         self.state().expulsions += 1;
+    }
+
+    /// A worker hears that it is sent away. It follows the protocol, so it is never accused of breaking it: a coordinator
+    /// that does so has lost count of what it leased or heard, which the run survives, as the worker comes back.
+    pub fn sent_away(&self, node: u32, reason: &str) {
+        if ACCUSATIONS.iter().any(|accuses| reason.contains(accuses)) {
+            self.violation(format!("worker {node} is falsely accused: {reason}"));
+        }
     }
 
     /// Looks at everything once the run has ended.

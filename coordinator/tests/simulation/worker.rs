@@ -74,7 +74,10 @@ async fn join(
                 let text = format!("worker {node} was refused: {reason}");
                 return world.oracle.violation(text);
             }
-            Ended::Expelled(_reason) => life.held = None,
+            Ended::Expelled(reason) => {
+                world.oracle.sent_away(node, &reason);
+                life.held = None;
+            }
             // What was only on its way here is no state yet.
             Ended::Lost(_reason) => drop(life.held.take_if(|held| held.task.is_none())),
         }

@@ -97,7 +97,7 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
     let job = Arc::new(job(plan.min_workers, plan.max_workers));
     let model = Model::new(&job, plan.not_finite.then_some(dice));
     let world = Arc::new(World {
-        net: Net::new(dice, readable),
+        net: Net::new(dice, plan.uneven_lines, readable),
         dice,
         oracle: Oracle::new(model.quiet_run()),
         model,
@@ -146,7 +146,7 @@ impl World {
         if let RunEvent::WorkerLost { reason, .. } = event
             && reason.contains("computes wrongly")
         {
-            self.oracle.sent_away();
+            self.oracle.found_wrong();
         }
         if let RunEvent::WorkerLost { reason, .. } = event
             && reason.contains("cannot reach")

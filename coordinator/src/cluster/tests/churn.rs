@@ -194,6 +194,35 @@ fn losses_that_come_together_form_one_generation_after_the_first() {
 }
 
 #[test]
+fn a_state_on_record_that_was_thought_to_be_lost_is_gone_on_from_when_its_holder_speaks() {
+    for speaks in [reported(1, 1, "a"), entered(1, 2, 1, &[])] {
+        let mut scene = Scene::exchanging();
+        scene.after(reported(2, 1, "a"));
+        // Worker 1 has made the update too, but has not said so yet.
+        scene.check(
+            lost(2),
+            &[
+                "committed 1 loss 1.5",
+                "w1 generation 2 at 0 of [1] behind []",
+            ],
+        );
+        scene.check(speaks, &["w1 generation 3 at 1 of [1] behind []"]);
+    }
+}
+
+#[test]
+fn who_says_to_have_entered_an_earlier_generation_has_not_entered_this_one() {
+    let mut scene = Scene::with_workers(3);
+    scene.cluster.settings.min_workers = 1;
+    scene.after(lost(3));
+    scene.check(entered(1, 1, 0, &[]), &[]);
+    scene.check(
+        entered(1, 2, 0, &[]),
+        &["w1 plan train 0", "w1 lease [0]", "w1 lease [1]"],
+    );
+}
+
+#[test]
 fn no_exchange_begins_in_a_generation_that_lost_a_member() {
     let mut scene = Scene::with_workers(3);
     scene.cluster.settings.min_workers = 1;

@@ -29,7 +29,7 @@ use super::*;
 use crate::cluster::parts::generation::LOSSES_GATHER;
 use crate::cluster::run_event::RunEvent;
 
-pub fn job(total_steps: u64, slots: u32) -> JobSpec {
+fn job(total_steps: u64, slots: u32) -> JobSpec {
     let flag = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     let flags = [
         ("base_model", "model"),
@@ -64,7 +64,7 @@ pub fn course(total_steps: u64, slots: u32) -> RunSchedule {
     RunSchedule::new(Arc::new(job(total_steps, slots)), u64::from(slots), blocks)
 }
 
-pub fn settings() -> Settings {
+fn settings() -> Settings {
     Settings {
         version: "1".into(),
         job_digest: "job".into(),
@@ -81,12 +81,12 @@ pub fn settings() -> Settings {
     }
 }
 
-pub fn join(worker: WorkerId) -> Event {
+fn join(worker: WorkerId) -> Event {
     join_with(worker, |_| ())
 }
 
 /// The same for a worker that differs in what `change` sets.
-pub fn join_with(worker: WorkerId, change: impl FnOnce(&mut v1::Join)) -> Event {
+fn join_with(worker: WorkerId, change: impl FnOnce(&mut v1::Join)) -> Event {
     let mut join = v1::Join {
         version: "1".into(),
         name: format!("w{}", worker.0),
@@ -102,7 +102,7 @@ pub fn join_with(worker: WorkerId, change: impl FnOnce(&mut v1::Join)) -> Event 
     }
 }
 
-pub fn ready(worker: WorkerId, step: u64) -> Event {
+fn ready(worker: WorkerId, step: u64) -> Event {
     let ready = v1::Ready {
         step,
         layout_digest: "layout".into(),
@@ -323,7 +323,7 @@ fn entered(id: u64, generation: u64, step: u64, held: &[u32]) -> Event {
 }
 
 /// As [`done`] computes it.
-pub fn held_slot(slot: u32) -> v1::HeldSlot {
+fn held_slot(slot: u32) -> v1::HeldSlot {
     v1::HeldSlot {
         slot,
         loss_sum: f64::from(slot),

@@ -78,6 +78,21 @@ fn a_step_whose_slots_are_all_held_is_exchanged_without_computing() {
 }
 
 #[test]
+fn no_exchange_begins_before_every_member_has_entered() {
+    let mut scene = new_term();
+    for id in 1..=2 {
+        scene.after(rejoin(id, "run"));
+        scene.after(ready_again(id, 1, &[]));
+    }
+    scene.check(entered(1, 4, 1, &[0, 1, 2, 3]), &["w1 plan train 1"]);
+    let commands = scene.after(entered(2, 4, 1, &[]));
+    assert_eq!(
+        commands[..3],
+        ["w2 plan train 1", "w1 exchange 1", "w2 exchange 1"]
+    );
+}
+
+#[test]
 fn a_slot_that_another_has_empties_the_accumulator_that_brings_it() {
     let mut scene = new_term();
     for id in 1..=2 {

@@ -70,6 +70,8 @@ pub(super) struct Machine<P: Payload> {
 
 pub(super) struct State<P: Payload> {
     pub(super) dice: Dice,
+    /// Some lines of calls are slow in one direction.
+    pub(super) uneven_lines: bool,
     pub(super) started: Instant,
     pub(super) queue: BinaryHeap<Reverse<Due>>,
     pub(super) actions: BTreeMap<u64, Action>,
@@ -92,9 +94,10 @@ pub(super) struct Trace {
 }
 
 impl<P: Payload> State<P> {
-    pub(super) fn new(dice: Dice, readable: bool) -> Self {
+    pub(super) fn new(dice: Dice, uneven_lines: bool, readable: bool) -> Self {
         Self {
             dice,
+            uneven_lines,
             started: Instant::now(),
             queue: BinaryHeap::new(),
             actions: BTreeMap::new(),
@@ -181,6 +184,11 @@ impl<P: Payload> State<P> {
         }
         if self.slow.contains(&pipe.from) || self.slow.contains(&pipe.to) {
             delay *= 20;
+        }
+        // So that what two workers say, or hear, at one moment is up to half a second apart, however fast each line usually is.
+        let is_uneven = self.uneven_lines && pipe.kind == Kind::Call;
+        if is_uneven && self.dice.chance(33, &[key[0], key[1], 4]) {
+            delay += draw(500, 5);
         }
         line.last_due = (line.last_due + 1).max(now + delay);
         pipe.broken |= matches!(item, Item::Broken);
