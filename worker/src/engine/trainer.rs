@@ -163,7 +163,7 @@ impl Trainer {
 
     /// The model on the processor, for tests.
     #[cfg(test)]
-    pub fn model(&self) -> &crate::engine::model::causal_lm::Model {
+    pub fn model(&self) -> &crate::engine::model::causal_lm::CausalLm {
         match &self.compute {
             Compute::Cpu(cpu) => cpu.model(),
             #[cfg(feature = "cuda")]

@@ -34,7 +34,7 @@ pub trait Tensors {
 }
 
 /// A decoder that is trained on the processor.
-pub struct Model {
+pub struct CausalLm {
     config: ModelConfig,
     embedding: Weight,
     layers: Vec<DecoderLayer>,
@@ -55,7 +55,7 @@ pub struct PassTimes {
     pub backward: Duration,
 }
 
-impl Model {
+impl CausalLm {
     /// Builds a model of a source's tensors. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn build<T: Tensors>(
         config: &ModelConfig,
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn kept_bytes_are_what_a_training_pass_keeps() {
-        fn check<E: Element>(model: &Model) {
+        fn check<E: Element>(model: &CausalLm) {
             let tokens: Vec<u32> = (0..70).map(|token| token % 20).collect();
             let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
             let rope = model.rope(&batch);

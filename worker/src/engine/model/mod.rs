@@ -4,4 +4,4 @@ pub mod causal_lm;
 pub mod layers;
 pub mod weights;
 
-pub use causal_lm::{Model, PassTimes, Tensors};
+pub use causal_lm::{CausalLm, PassTimes, Tensors};

@@ -14,7 +14,7 @@ use super::pass::{MeanOf, SlotTimes};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
-use crate::engine::model::causal_lm::{Model, Tensors};
+use crate::engine::model::causal_lm::{CausalLm, Tensors};
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::{Lora, MaskKey};
@@ -25,7 +25,7 @@ use crate::engine::{Abandon, EngineError, memory};
 
 /// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
 pub struct OnCpu {
-    model: Model,
+    model: CausalLm,
     parameters: Parameters,
     exp_avg: Flat,
     exp_avg_sq: Flat,
@@ -49,7 +49,7 @@ impl OnCpu {
             source,
             parameters: &parameters,
         };
-        let mut model = Model::build(config, &tensors, job.sequence_len)?;
+        let mut model = CausalLm::build(config, &tensors, job.sequence_len)?;
         let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
         model.set_checkpointing(checkpoints(job, &model, scalars));
         Ok(Self {
@@ -61,7 +61,7 @@ impl OnCpu {
     }
 
     #[cfg(test)]
-    pub fn model(&self) -> &Model {
+    pub fn model(&self) -> &CausalLm {
         &self.model
     }
 
@@ -141,7 +141,7 @@ impl OnCpu {
 
 /// Computes one slot, forward and backward, into the accumulator.
 fn train(
-    model: &Model,
+    model: &CausalLm,
     parameters: &Parameters,
     accumulator: &mut Accumulator,
     slot: u32,
@@ -208,7 +208,7 @@ fn update_tensors(
 }
 
 /// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
-fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
+fn checkpoints(job: &JobSpec, model: &CausalLm, scalars: usize) -> bool {
     /// Bytes that the sums take, and the gradient of a slot or the mean of several workers.
     const BYTES_PER_SCALAR: u64 = 10;
     match job.gradient_checkpointing {
