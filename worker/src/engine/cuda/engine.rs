@@ -9,11 +9,11 @@ use common::model::ModelConfig;
 use half::bf16;
 
 use super::build::Parts;
+use super::causal_lm::CausalLm;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::model::GpuModel;
 use super::ops::update::{CHUNK, adamw, squares};
-use super::sums::{AtOnce, DeviceSums, GpuSums, SlotGradient};
+use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
@@ -27,8 +27,8 @@ const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));
 
 /// The model, in the type that it computes in.
 enum Model {
-    F32(GpuModel<f32>),
-    Bf16(GpuModel<bf16>),
+    F32(CausalLm<f32>),
+    Bf16(CausalLm<bf16>),
 }
 
 macro_rules! each {
@@ -138,11 +138,11 @@ impl GpuEngine {
 
     /// Bytes that a training pass without checkpointing keeps for so many tokens.
     pub fn kept_bytes(&self, tokens: usize) -> usize {
-        each!(&self.model, model => tokens * model.kept_bytes())
+        each!(&self.model, model => model.kept_bytes(tokens))
     }
 
     pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        each!(&mut self.model, model => model.checkpointing = checkpointing);
+        each!(&mut self.model, model => model.set_checkpointing(checkpointing));
     }
 
     pub fn abandon(&self) -> &Abandon {
@@ -180,7 +180,7 @@ impl GpuEngine {
                 Some(slot) => model.train(gpu, batch, Some(mask), (slot, true))?,
                 None => {
                     let parts = model.gradient_parts(batch);
-                    let mut sink = AtOnce::new(gpu, sums, self.scalars, parts)?;
+                    let mut sink = SumsSink::new(gpu, sums, self.scalars, parts)?;
                     // Of the first slot a part can be taken back, together with all else.
                     model.train(gpu, batch, Some(mask), (&mut sink, is_first))?
                 }

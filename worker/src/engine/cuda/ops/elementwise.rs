@@ -1,4 +1,4 @@
-//! Operations of one pass over rows: rounding, adding, sums of columns, SwiGLU, rows by number, and the embedding's gradient.
+//! Operations of one pass over rows: rounding, adding, sums of columns, SwiGLU, and rows by number.
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
@@ -264,28 +264,6 @@ pub fn scatter_rows(
             "scatter_rows",
             Grid::scalars(x.len()),
             [x, rows, out, &count, &columns]
-        )
-    }
-}
-
-/// Sums the gradient of each token id: `tokens` are in groups of one id, each ending where `ends` says.
-pub fn embedding_gradient(
-    gpu: &Gpu,
-    gradient: &CudaView<f32>,
-    tokens: &CudaView<u32>,
-    ends: &CudaView<u32>,
-    out: &mut CudaViewMut<f32>,
-) -> Result<(), GpuError> {
-    let width = out.len() / ends.len().max(1);
-    let grid = Grid::rows(ends.len(), THREADS);
-    let columns = width as i32;
-    // SAFETY: the groups hold each of the gradient's rows once, and out has a row for each group.
-    unsafe {
-        launch!(
-            gpu,
-            "embedding_gradient",
-            grid,
-            [gradient, tokens, ends, out, &columns]
         )
     }
 }
