@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use common::files::layout::TensorLayout;
 use common::job::JobSpec;
 use rayon::prelude::*;
 
@@ -71,6 +72,15 @@ impl AdamW {
             beta2: job.adam_beta2,
             epsilon: job.adam_epsilon,
             weight_decay: job.weight_decay,
+        }
+    }
+
+    /// The optimizer of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay.
+    pub fn of_tensor(&self, tensor: &TensorLayout) -> Self {
+        let decays = tensor.shape.len() >= 2;
+        Self {
+            weight_decay: if decays { self.weight_decay } else { 0.0 },
+            ..*self
         }
     }
 

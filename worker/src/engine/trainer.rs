@@ -4,6 +4,7 @@
 //! of the number of threads, of what ran before, or of time. Where it computes, on the processor or a GPU, is decided once
 //! (`trainer/on_cpu.rs`, `trainer/on_gpu.rs`); everything else is the same.
 
+mod checkpointing;
 mod initial_weights;
 mod on_cpu;
 #[cfg(feature = "cuda")]
@@ -36,8 +37,8 @@ use initial_weights::InitialWeights;
 use on_cpu::OnCpu;
 #[cfg(feature = "cuda")]
 use on_gpu::OnGpu;
-use pass::MeanOf;
 pub use pass::SlotTimes;
+use pass::{MeanOf, TrainedSlot, outcome};
 
 /// What a trainer is loaded from.
 pub struct TrainerOptions {
@@ -216,19 +217,17 @@ impl Trainer {
             return Ok(*outcome);
         }
         let batch = Batch::from_blocks(blocks, self.config.vocab_size)?;
-        let mask = MaskKey {
-            seed: self.job.seed,
-            step: self.accumulator.step().unwrap_or(self.step),
-            slot,
-        };
-        let (pool, accumulator) = (&self.pool, &mut self.accumulator);
-        let trained = match &mut self.compute {
-            Compute::Cpu(cpu) => pool.install(|| cpu.train(accumulator, slot, &batch, mask)),
-            #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.train(accumulator, slot, &batch, mask),
+        let trained = match batch.targets.is_empty() {
+            true => Ok(self.hold_empty(slot)),
+            false => self.train(slot, &batch),
         };
         match trained {
-            Ok((outcome, times)) => {
+            Ok(TrainedSlot {
+                sum,
+                invalid_scalars,
+                times,
+            }) => {
+                let outcome = outcome(&batch, sum, invalid_scalars);
                 self.outcomes.insert(slot, outcome);
                 self.slot_times = times;
                 Ok(outcome)
@@ -238,6 +237,27 @@ impl Trainer {
                 self.outcomes.retain(|slot, _| held.contains(slot));
                 Err(error)
             }
+        }
+    }
+
+    /// Holds a slot of which nothing is learned, so that its gradient is zero.
+    fn hold_empty(&mut self, slot: u32) -> TrainedSlot {
+        self.accumulator.hold(slot);
+        self.compute.forget();
+        TrainedSlot::default()
+    }
+
+    fn train(&mut self, slot: u32, batch: &Batch) -> Result<TrainedSlot, EngineError> {
+        let mask = MaskKey {
+            seed: self.job.seed,
+            step: self.accumulator.step().unwrap_or(self.step),
+            slot,
+        };
+        let (pool, accumulator) = (&self.pool, &mut self.accumulator);
+        match &mut self.compute {
+            Compute::Cpu(cpu) => pool.install(|| cpu.train(accumulator, slot, batch, mask)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.train(accumulator, slot, batch, mask),
         }
     }
 
@@ -270,12 +290,7 @@ impl Trainer {
             Compute::Gpu(gpu) => gpu.evaluate(&batch)?,
         };
         let sum = sum.ok_or(EngineError::Abandoned)?;
-        Ok(SlotOutcome {
-            loss_sum: sum.loss,
-            trained_tokens: batch.targets.len() as u64,
-            correct_tokens: sum.correct,
-            invalid_scalars: 0,
-        })
+        Ok(outcome(&batch, sum, 0))
     }
 
     /// The logits of one sequence, flat `[tokens][vocabulary]`.
@@ -297,11 +312,7 @@ impl Trainer {
     pub fn forget_slots(&mut self) {
         self.accumulator.clear();
         self.outcomes.clear();
-        match &mut self.compute {
-            Compute::Cpu(_) => {}
-            #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.forget(),
-        }
+        self.compute.forget();
     }
 
     /// Copies the sums from the GPU into [`Self::accumulator`], where a GPU computes.
@@ -465,6 +476,18 @@ impl Trainer {
         self.step = snapshot.step;
         self.forget_slots();
         Ok(())
+    }
+}
+
+impl Compute {
+    /// Notes that other slots are held than those whose sums were last collected.
+    fn forget(&mut self) {
+        match self {
+            // Its sums are the accumulator's.
+            Self::Cpu(_) => {}
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.forget(),
+        }
     }
 }
 

@@ -265,7 +265,7 @@ impl GpuEngine {
         Ok(chunks.iter().sum::<f64>().sqrt())
     }
 
-    /// Updates weights and moments. As in Transformers' trainer, norms and biases do not decay.
+    /// Updates weights and moments.
     pub fn update(
         &mut self,
         optimizer: &AdamW,
@@ -274,11 +274,7 @@ impl GpuEngine {
         mean: &GpuMean,
     ) -> Result<(), GpuError> {
         for tensor in &layout.tensors {
-            let mut optimizer = *optimizer;
-            if tensor.shape.len() < 2 {
-                optimizer.weight_decay = 0.0;
-            }
-            let factors = optimizer.factors(update);
+            let factors = optimizer.of_tensor(tensor).factors(update);
             let end = tensor.offset + tensor.scalars();
             for start in (tensor.offset..end).step_by(MEAN_TILE) {
                 let range = start..end.min(start + MEAN_TILE);

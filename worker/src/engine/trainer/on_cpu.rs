@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
-use common::memory::bytes;
+use common::job::{BaseDtype, JobSpec, LoraSpec, Method};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
+use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, zeros};
-use super::pass::{MeanOf, SlotTimes};
+use super::pass::{MeanOf, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
@@ -20,7 +20,6 @@ use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::{Lora, MaskKey};
 use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
 use crate::engine::params::{Collect, Parameters, Weight};
-use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError, memory};
 
 /// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
@@ -51,7 +50,9 @@ impl OnCpu {
         };
         let mut model = CausalLm::build(config, &tensors, job.sequence_len)?;
         let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
-        model.set_checkpointing(checkpoints(job, &model, scalars));
+        let kept = |tokens| model.kept_bytes(tokens);
+        let checkpointing = is_checkpointing(job, kept, || Ok(free_bytes(scalars)))?;
+        model.set_checkpointing(checkpointing);
         Ok(Self {
             model,
             parameters,
@@ -76,15 +77,24 @@ impl OnCpu {
         slot: u32,
         batch: &Batch,
         mask: MaskKey,
-    ) -> Result<(SlotOutcome, SlotTimes), EngineError> {
-        train(
-            &self.model,
-            &self.parameters,
-            accumulator,
-            slot,
-            batch,
-            mask,
-        )
+    ) -> Result<TrainedSlot, EngineError> {
+        let invalid_before = accumulator.invalid();
+        let gradients = self.parameters.gradients();
+        gradients.begin(accumulator, self.model.gradient_parts(batch));
+        let droppable = gradients.can_be_dropped();
+        let Some((sum, pass)) = self.model.train(batch, Some(mask), droppable) else {
+            gradients.drop_slot(accumulator);
+            return Err(EngineError::Abandoned);
+        };
+        common::failpoint::reached("forward");
+        let computed = Instant::now();
+        gradients.finish(slot, accumulator)?;
+        let accumulate = computed.elapsed();
+        Ok(TrainedSlot {
+            sum,
+            invalid_scalars: accumulator.invalid() - invalid_before,
+            times: SlotTimes { pass, accumulate },
+        })
     }
 
     /// Computes the loss of a batch, forward only. None where it was abandoned.
@@ -139,40 +149,7 @@ impl OnCpu {
     }
 }
 
-/// Computes one slot, forward and backward, into the accumulator.
-fn train(
-    model: &CausalLm,
-    parameters: &Parameters,
-    accumulator: &mut Accumulator,
-    slot: u32,
-    batch: &Batch,
-    mask: MaskKey,
-) -> Result<(SlotOutcome, SlotTimes), EngineError> {
-    if batch.targets.is_empty() {
-        accumulator.hold(slot);
-        return Ok((SlotOutcome::default(), SlotTimes::default()));
-    }
-    let invalid_before = accumulator.invalid();
-    let gradients = parameters.gradients();
-    gradients.begin(accumulator, model.gradient_parts(batch));
-    let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
-        gradients.drop_slot(accumulator);
-        return Err(EngineError::Abandoned);
-    };
-    common::failpoint::reached("forward");
-    let computed = Instant::now();
-    gradients.finish(slot, accumulator)?;
-    let outcome = SlotOutcome {
-        loss_sum: sum.loss,
-        trained_tokens: batch.targets.len() as u64,
-        correct_tokens: sum.correct,
-        invalid_scalars: accumulator.invalid() - invalid_before,
-    };
-    let accumulate = computed.elapsed();
-    Ok((outcome, SlotTimes { pass, accumulate }))
-}
-
-/// Updates all trainable tensors. As in Transformers' trainer, norms and biases do not decay.
+/// Updates all trainable tensors.
 fn update_tensors(
     optimizer: &AdamW,
     update: &Update,
@@ -199,38 +176,18 @@ fn update_tensors(
         .collect();
     // Small tensors beside each other: one alone does not keep all threads busy.
     tensors.into_par_iter().for_each(|(tensor, w, m, v)| {
-        let mut optimizer = *optimizer;
-        if tensor.shape.len() < 2 {
-            optimizer.weight_decay = 0.0;
-        }
+        let optimizer = optimizer.of_tensor(tensor);
         optimizer.update(update, w, m, v, (mean, tensor.offset));
     });
 }
 
-/// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
-fn checkpoints(job: &JobSpec, model: &CausalLm, scalars: usize) -> bool {
+/// Memory for activations, where the system says how much is free. All but the sums and gradients of `scalars` is in memory
+/// already.
+fn free_bytes(scalars: usize) -> Option<u64> {
     /// Bytes that the sums take, and the gradient of a slot or the mean of several workers.
     const BYTES_PER_SCALAR: u64 = 10;
-    match job.gradient_checkpointing {
-        Checkpointing::Always => true,
-        Checkpointing::Never => false,
-        Checkpointing::Auto => {
-            let kept = model.kept_bytes(job.micro_batch_size * job.sequence_len) as u64;
-            let Some(free) = memory::available_bytes() else {
-                return false;
-            };
-            let free = free.saturating_sub(BYTES_PER_SCALAR * scalars as u64);
-            let scarce = memory::is_scarce(kept, free);
-            if scarce {
-                tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} of {}",
-                    bytes(kept),
-                    bytes(free)
-                );
-            }
-            scarce
-        }
-    }
+    let free = memory::available_bytes()?;
+    Some(free.saturating_sub(BYTES_PER_SCALAR * scalars as u64))
 }
 
 /// The model's tensors: trainable ones from the parameters, the others frozen from the base model.
