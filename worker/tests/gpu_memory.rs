@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use worker::collective::nccl::{self, Patience, Word};
 use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::cuda::Gpu;
-use worker::engine::cuda::engine::GpuMean;
+use worker::engine::cuda::engine::GpuMeanGradient;
 use worker::engine::estimate::estimate;
 use worker::engine::{Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
@@ -225,7 +225,7 @@ fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
             let taken = scalars * size_of::<f32>();
             assert_eq!(before - free(), taken, "{reduction}, step {step}");
             for (trainer, mean) in trainers.iter_mut().zip(means) {
-                trainer.apply_reduced(&mean, 0, 1e-3).unwrap();
+                trainer.apply_on_gpu(&mean, 0, 1e-3).unwrap();
             }
             assert_eq!(free(), before, "{reduction}, step {step}");
         }
@@ -233,7 +233,7 @@ fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
 }
 
 /// The mean gradient of each member.
-fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMean> {
+fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMeanGradient> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = trainers
             .iter()

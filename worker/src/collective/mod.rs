@@ -2,7 +2,7 @@
 //! on GPUs.
 //!
 //! In: a [`Membership`], then each worker's own accumulator ([`Contribution`]). Out: the same mean gradient on every
-//! worker ([`ReducedSum`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
+//! worker ([`AllReduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
@@ -39,7 +39,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use proto::v1;
 
-pub use self::contribution::{Contribution, ReducedSum, Sums};
+pub use self::contribution::{AllReduced, Contribution, LocalSums};
 pub use self::error::CollectiveError;
 use self::feed::{FeedLimits, Feeds};
 use self::generation_token::{GenerationToken, TICK};

@@ -1,4 +1,4 @@
-//! The trainer: slots in, gradients summed; a reduced gradient in, weights updated.
+//! The trainer: slots in, gradients summed; a mean gradient in, weights updated.
 //!
 //! Lives on one thread and computes on a pool of its own. Everything it does is a function of its inputs alone: never
 //! of the number of threads, of what ran before, or of time. Where it computes, on the processor or a GPU, is decided once
@@ -25,7 +25,8 @@ use common::model::{ModelConfig, base_tensors};
 use super::accumulator::Accumulator;
 use super::batch::Batch;
 #[cfg(feature = "cuda")]
-use super::cuda::engine::{GpuMean, SumsOnGpu};
+use super::cuda::engine::{GpuMeanGradient, SumsOnGpu};
+use super::mean_gradient::MeanGradient;
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
 use super::{Abandon, EngineError};
@@ -38,7 +39,7 @@ use on_cpu::OnCpu;
 #[cfg(feature = "cuda")]
 use on_gpu::OnGpu;
 pub use pass::SlotTimes;
-use pass::{MeanOf, TrainedSlot, outcome};
+use pass::{MeanLocation, TrainedSlot, outcome};
 
 /// What a trainer is loaded from.
 pub struct TrainerOptions {
@@ -50,15 +51,6 @@ pub struct TrainerOptions {
     /// Threads to compute with, at least 1.
     pub threads: usize,
     pub device: ComputeDevice,
-}
-
-/// The sum over all workers, as the exchange gives it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reduced {
-    /// The mean gradient, in layout order.
-    pub mean: Vec<f32>,
-    /// Scalars of the gradient that were not finite or out of range, on any worker.
-    pub invalid: u64,
 }
 
 /// What an update came to.
@@ -342,17 +334,21 @@ impl Trainer {
     /// changes nothing.
     pub fn apply(
         &mut self,
-        reduced: &Reduced,
+        mean: &MeanGradient,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        self.update(MeanOf::Given(&reduced.mean), reduced.invalid, learning_rate)
+        self.update(
+            MeanLocation::Host(&mean.values),
+            mean.invalid,
+            learning_rate,
+        )
     }
 
     /// Updates as [`apply`](Self::apply) does, by the mean of the accumulator, which never stands in memory. Every slot of the
     /// step must be held here.
     pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
         let invalid = self.invalid()?;
-        self.update(MeanOf::Held, invalid, learning_rate)
+        self.update(MeanLocation::Sums, invalid, learning_rate)
     }
 
     /// The sums of the slots held, on the GPU: for an exchange from GPU to GPU.
@@ -367,18 +363,18 @@ impl Trainer {
     /// Updates as [`apply`](Self::apply) does, by the mean gradient that an exchange of [`sums_on_gpu`](Self::sums_on_gpu) left
     /// on the GPU.
     #[cfg(feature = "cuda")]
-    pub fn apply_reduced(
+    pub fn apply_on_gpu(
         &mut self,
-        mean: &GpuMean,
+        mean: &GpuMeanGradient,
         invalid: u64,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        self.update(MeanOf::Reduced(mean), invalid, learning_rate)
+        self.update(MeanLocation::Gpu(mean), invalid, learning_rate)
     }
 
     /// Copies a mean gradient from the GPU to this process's memory, in layout order.
     #[cfg(feature = "cuda")]
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, EngineError> {
         match &self.compute {
             Compute::Cpu(_) => unreachable!("no exchange over NCCL on the processor"),
             Compute::Gpu(gpu) => gpu.download_mean(mean),
@@ -396,7 +392,7 @@ impl Trainer {
 
     fn update(
         &mut self,
-        mean: MeanOf,
+        mean: MeanLocation,
         invalid: u64,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {

@@ -15,11 +15,13 @@ use common::rng::CounterRng;
 use super::reduce::{exact_mean, exact_mean_in, fast_mean};
 use super::*;
 use crate::ComputeDevice;
-use crate::collective::{Collective, CollectiveError, Contribution, Membership, PeerAddress, Sums};
+use crate::collective::{
+    Collective, CollectiveError, Contribution, LocalSums, Membership, PeerAddress,
+};
+use crate::engine::MeanGradient;
 use crate::engine::accumulator;
 use crate::engine::cuda::testing::open;
 use crate::engine::testing::{block, config, job, load_on, lora, write_model};
-use crate::engine::trainer::Reduced;
 
 const GENERATION: u64 = 1;
 const PATIENT: Patience = Patience {
@@ -278,7 +280,7 @@ fn train(
             let accumulator::Sums::Exact { sums, .. } = trainer.accumulator().sums() else {
                 panic!("the job's sums are exact");
             };
-            let sums = Sums::Packed(sums);
+            let sums = LocalSums::Packed(sums);
             let contribution = Contribution {
                 step,
                 slots: 4,
@@ -286,19 +288,19 @@ fn train(
                 sums,
                 invalid: 0,
             };
-            over_mesh = mesh.all_reduce(&contribution).unwrap().mean;
+            over_mesh = mesh.all_reduce(&contribution).unwrap().mean.values;
             let scalars = trainer.layout().scalars;
             let (slots, invalid) = mesh.agree(&contribution, scalars).unwrap();
             assert_eq!((slots.len(), invalid), (4, 0));
             let mean = all_reduce(&member.group(), &trainer.sums_on_gpu()).unwrap();
             over_nccl = trainer.download_mean(&mean).unwrap();
-            let reduced = Reduced {
-                mean: over_mesh.clone(),
+            let reduced = MeanGradient {
+                values: over_mesh.clone(),
                 invalid,
             };
             match step {
                 0 => trainer.apply(&reduced, 1e-2).unwrap(),
-                _ => trainer.apply_reduced(&mean, invalid, 1e-2).unwrap(),
+                _ => trainer.apply_on_gpu(&mean, invalid, 1e-2).unwrap(),
             };
         }
         (trainer.weights_digest().unwrap(), over_nccl, over_mesh)

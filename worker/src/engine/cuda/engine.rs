@@ -40,9 +40,9 @@ macro_rules! each {
     };
 }
 
-/// Where the mean gradient is read from, in layout order.
-pub enum GpuMean {
-    Flat(DeviceBuffer<f32>),
+/// A mean gradient on the GPU, in layout order.
+pub enum GpuMeanGradient {
+    Values(DeviceBuffer<f32>),
     /// Computed from the sums held here, which have every slot.
     Sums,
 }
@@ -233,30 +233,30 @@ impl GpuEngine {
     }
 
     /// Copies a mean gradient from the GPU, in layout order.
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, GpuError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, GpuError> {
         match mean {
-            GpuMean::Flat(mean) => self.gpu.download(mean, self.scalars),
-            GpuMean::Sums => {
+            GpuMeanGradient::Values(mean) => self.gpu.download(mean, self.scalars),
+            GpuMeanGradient::Sums => {
                 let means = self.sums.means(&self.gpu, 0..self.scalars)?;
                 self.gpu.download(&means, self.scalars)
             }
         }
     }
 
-    pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMean, GpuError> {
-        Ok(GpuMean::Flat(self.gpu.upload(mean)?))
+    pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMeanGradient, GpuError> {
+        Ok(GpuMeanGradient::Values(self.gpu.upload(mean)?))
     }
 
     /// The Euclidean norm of a mean gradient.
     ///
     /// Squares are summed in float64: within chunks in a block's order, and then chunk by chunk.
-    pub fn norm(&self, mean: &GpuMean) -> Result<f64, GpuError> {
+    pub fn norm(&self, mean: &GpuMeanGradient) -> Result<f64, GpuError> {
         let mut chunks = Vec::new();
         for start in (0..self.scalars).step_by(MEAN_TILE) {
             let range = start..self.scalars.min(start + MEAN_TILE);
             chunks.extend(match mean {
-                GpuMean::Flat(mean) => squares(&self.gpu, &mean.slice(range))?,
-                GpuMean::Sums => {
+                GpuMeanGradient::Values(mean) => squares(&self.gpu, &mean.slice(range))?,
+                GpuMeanGradient::Sums => {
                     let means = self.sums.means(&self.gpu, range.clone())?;
                     squares(&self.gpu, &means.slice(..range.len()))?
                 }
@@ -271,7 +271,7 @@ impl GpuEngine {
         optimizer: &AdamW,
         update: &Update,
         layout: &Layout,
-        mean: &GpuMean,
+        mean: &GpuMeanGradient,
     ) -> Result<(), GpuError> {
         for tensor in &layout.tensors {
             let factors = optimizer.of_tensor(tensor).factors(update);
@@ -280,8 +280,8 @@ impl GpuEngine {
                 let range = start..end.min(start + MEAN_TILE);
                 let computed;
                 let gradient = match mean {
-                    GpuMean::Flat(mean) => mean.slice(range.clone()),
-                    GpuMean::Sums => {
+                    GpuMeanGradient::Values(mean) => mean.slice(range.clone()),
+                    GpuMeanGradient::Sums => {
                         computed = self.sums.means(&self.gpu, range.clone())?;
                         computed.slice(..range.len())
                     }

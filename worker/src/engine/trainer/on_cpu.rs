@@ -10,15 +10,16 @@ use rayon::prelude::*;
 
 use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, zeros};
-use super::pass::{MeanOf, SlotTimes, TrainedSlot};
+use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
+use crate::engine::mean_gradient::MeanSource;
 use crate::engine::model::causal_lm::{CausalLm, Tensors};
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::{Lora, MaskKey};
-use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
+use crate::engine::optim::{AdamW, Update, gradient_norm};
 use crate::engine::params::{Collect, Parameters, Weight};
 use crate::engine::{Abandon, EngineError, memory};
 
@@ -111,14 +112,14 @@ impl OnCpu {
         &mut self,
         optimizer: &AdamW,
         layout: &Layout,
-        (mean, accumulator): (MeanOf, &Accumulator),
+        (mean, accumulator): (MeanLocation, &Accumulator),
         decide: impl FnOnce(f64) -> Option<Update> + Send,
     ) -> (f64, bool) {
         let mean = match mean {
-            MeanOf::Given(mean) => Mean::Flat(mean),
-            MeanOf::Held => Mean::Sums(accumulator),
+            MeanLocation::Host(mean) => MeanSource::Values(mean),
+            MeanLocation::Sums => MeanSource::Sums(accumulator),
             #[cfg(feature = "cuda")]
-            MeanOf::Reduced(_) => unreachable!("no exchange over NCCL on the processor"),
+            MeanLocation::Gpu(_) => unreachable!("no exchange over NCCL on the processor"),
         };
         let norm = gradient_norm(mean);
         let Some(update) = decide(norm) else {
@@ -156,7 +157,7 @@ fn update_tensors(
     layout: &Layout,
     weights: &mut [f32],
     (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
-    mean: Mean,
+    mean: MeanSource,
 ) {
     let (mut weights, mut exp_avg, mut exp_avg_sq) = (weights, exp_avg, exp_avg_sq);
     let mut end = 0;

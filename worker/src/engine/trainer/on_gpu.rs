@@ -11,10 +11,10 @@ use half::bf16;
 
 use super::checkpointing::is_checkpointing;
 use super::initial_weights::InitialWeights;
-use super::pass::{MeanOf, SlotTimes, TrainedSlot};
+use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
-use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
+use crate::engine::cuda::engine::{GpuMeanGradient, SumsOnGpu};
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::estimate::shapes;
@@ -160,7 +160,7 @@ impl OnGpu {
         self.engine.sums()
     }
 
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, EngineError> {
         Ok(self.engine.download_mean(mean)?)
     }
 
@@ -173,17 +173,17 @@ impl OnGpu {
         &mut self,
         optimizer: &AdamW,
         layout: &Layout,
-        mean: MeanOf,
+        mean: MeanLocation,
         decide: impl FnOnce(f64) -> Option<Update>,
     ) -> Result<(f64, bool), EngineError> {
         let given;
         let mean = match mean {
-            MeanOf::Given(mean) => {
+            MeanLocation::Host(mean) => {
                 given = self.engine.upload_mean(mean)?;
                 &given
             }
-            MeanOf::Held => &GpuMean::Sums,
-            MeanOf::Reduced(mean) => mean,
+            MeanLocation::Sums => &GpuMeanGradient::Sums,
+            MeanLocation::Gpu(mean) => mean,
         };
         let norm = self.engine.norm(mean)?;
         let Some(update) = decide(norm) else {

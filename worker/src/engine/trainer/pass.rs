@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::engine::batch::Batch;
 #[cfg(feature = "cuda")]
-use crate::engine::cuda::engine::GpuMean;
+use crate::engine::cuda::engine::GpuMeanGradient;
 use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::slot::SlotOutcome;
@@ -38,11 +38,12 @@ pub(super) fn outcome(batch: &Batch, sum: LossSum, invalid_scalars: u64) -> Slot
 
 /// Where the mean gradient of an update is.
 #[derive(Clone, Copy)]
-pub(super) enum MeanOf<'a> {
-    Given(&'a [f32]),
+pub(super) enum MeanLocation<'a> {
+    /// In this process's memory.
+    Host(&'a [f32]),
     /// The sums held here, which have every slot of the step.
-    Held,
+    Sums,
     /// The mean gradient on the GPU, where an exchange over NCCL left it.
     #[cfg(feature = "cuda")]
-    Reduced(&'a GpuMean),
+    Gpu(&'a GpuMeanGradient),
 }

@@ -11,7 +11,7 @@ use common::memory::bytes;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
 use worker::engine::accumulator::Sums;
-use worker::engine::{Reduced, Trainer, TrainerOptions};
+use worker::engine::{MeanGradient, Trainer, TrainerOptions};
 
 use super::helper::{Helper, asked};
 use super::verdict::{Verdict, verdict};
@@ -355,9 +355,12 @@ impl Checked<'_> {
                 }
             }
             let mean = total.into_iter().map(dequantize).collect();
-            let reduced = Reduced { mean, invalid: 0 };
+            let mean = MeanGradient {
+                values: mean,
+                invalid: 0,
+            };
             for worker in [&mut first, &mut second] {
-                worker.apply(&reduced, LEARNING_RATE)?;
+                worker.apply(&mean, LEARNING_RATE)?;
             }
         }
         let digest = alone.weights_digest()?;

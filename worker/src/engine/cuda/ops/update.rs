@@ -200,7 +200,8 @@ pub(in crate::engine) fn adamw(
 mod tests {
     use super::*;
     use crate::engine::cuda::testing::gpu;
-    use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
+    use crate::engine::mean_gradient::MeanSource;
+    use crate::engine::optim::{AdamW, Update, gradient_norm};
     use crate::engine::testing::random_values;
 
     #[test]
@@ -256,14 +257,20 @@ mod tests {
                 learning_rate: 0.01,
                 gradient_scale: 0.7,
             };
-            optimizer.update(&update, &mut w, &mut m, &mut v, (Mean::Flat(&gradient), 0));
+            optimizer.update(
+                &update,
+                &mut w,
+                &mut m,
+                &mut v,
+                (MeanSource::Values(&gradient), 0),
+            );
             let uploaded = on_gpu(&gradient);
             let found = squares(gpu, &uploaded.as_view())
                 .unwrap()
                 .iter()
                 .sum::<f64>()
                 .sqrt();
-            assert!((found / gradient_norm(Mean::Flat(&gradient)) - 1.0).abs() < 1e-12);
+            assert!((found / gradient_norm(MeanSource::Values(&gradient)) - 1.0).abs() < 1e-12);
             let moments = (&mut m_gpu.as_view_mut(), &mut v_gpu.as_view_mut());
             let factors = optimizer.factors(&update);
             adamw(
