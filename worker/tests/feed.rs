@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::Snapshot;
 use common::files::layout::Layout;
+use common::files::snapshot::STATE_BYTES_PER_SCALAR;
 use futures::FutureExt;
 use worker::collective::feed::{FeedLimits, Feeds, Follower, News, Patience, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
@@ -24,7 +25,7 @@ const RUN_ID: [u8; 32] = [7; 32];
 const LIMIT: Duration = Duration::from_secs(30);
 /// Four pieces in each of three buffers.
 const SCALARS: usize = 200_000;
-const STATE_BYTES: usize = 12 * SCALARS;
+const STATE_BYTES: usize = STATE_BYTES_PER_SCALAR * SCALARS;
 const PATIENCE: Patience = Patience {
     broken: Duration::from_secs(2),
     later: Duration::from_secs(20),

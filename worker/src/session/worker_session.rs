@@ -1,13 +1,13 @@
 //! One session from Join to its end: the parts of a worker are connected with each other, and whatever happens first
 //! decides how it goes on.
 
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::failpoint;
+use common::host::host_name;
 use common::wire::up;
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
@@ -462,8 +462,7 @@ async fn serve(
 }
 
 fn default_name() -> String {
-    let host = std::fs::read_to_string(PathBuf::from("/proc/sys/kernel/hostname"))
-        .ok()
+    let host = host_name()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .unwrap_or_else(|| "worker".to_owned());
     format!("{}:{}", host.trim(), std::process::id())

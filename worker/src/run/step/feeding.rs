@@ -82,7 +82,7 @@ where
         // A skipped one comes without a gradient, only with the mark that makes it skip.
         let mean = MeanGradient {
             invalid: u64::from(update.skipped),
-            mean: update.mean,
+            values: update.mean,
         };
         let outcome = self.trainer.repeat(&mean, update.learning_rate)?;
         let report = v1::StepReport {
