@@ -67,7 +67,7 @@ impl Base for bf16 {
 fn random<E: Element>(len: usize, seed: u64) -> Vec<E> {
     let mut rng = CounterRng::new(seed, &[]);
     let pattern: Vec<E> = (0..len.min(1 << 16))
-        .map(|_| E::narrow(0.02 * rng.normal() as f32))
+        .map(|_| E::round_from(0.02 * rng.normal() as f32))
         .collect();
     pattern.iter().copied().cycle().take(len).collect()
 }

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaView, CudaViewMut};
 use super::blas::GpuElement;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::ops::elementwise::{Rows, narrow_rows};
+use super::ops::elementwise::{Rows, round_rows};
 
 /// Range of a tensor in the flat buffers of trainable scalars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl<E: GpuElement> TokenMatrix<E> {
         match self.range {
             Some(range) => {
                 let to = (&mut self.values.as_view_mut(), rows);
-                narrow_rows(gpu, (&range.of(flat), rows), to, 1.0)
+                round_rows(gpu, (&range.of(flat), rows), to, 1.0)
             }
             None => Ok(()),
         }

@@ -293,7 +293,7 @@ mod tests {
             mask,
             pool: &pool,
         };
-        let narrow = |values: &[f32]| values.iter().map(|x| E::narrow(*x)).collect::<Vec<E>>();
+        let narrow = |values: &[f32]| values.iter().map(|x| E::round_from(*x)).collect::<Vec<E>>();
         let (narrow_x, narrow_dy) = (narrow(x), narrow(dy));
         let mut y = vec![E::zeroed(); tokens * projection.out()];
         let mut dx = vec![f32::NAN; x.len()];

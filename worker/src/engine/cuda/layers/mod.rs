@@ -11,7 +11,7 @@ use super::batch::GpuBatch;
 use super::blas::GpuElement;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu, Pace};
-use super::ops::elementwise::{Rows, narrow_rows};
+use super::ops::elementwise::{Rows, round_rows};
 use super::ops::projection::{Context, Projection};
 use super::ops::rope::GpuRopeTable;
 use crate::engine::abandon::Abandon;
@@ -61,7 +61,7 @@ fn output_gradient<E: GpuElement>(
     let rows = projection.gradients(pass.tokens());
     let mut dy = pass.gpu.take::<E>(rows.rows * rows.stride)?;
     let from = (&gradient.as_view(), Rows::new(rows.rows, rows.columns));
-    narrow_rows(pass.gpu, from, (&mut dy.as_view_mut(), rows), 1.0)?;
+    round_rows(pass.gpu, from, (&mut dy.as_view_mut(), rows), 1.0)?;
     projection.reduce_gradient(&mut dy.as_view_mut(), pass.context())?;
     Ok(dy)
 }

@@ -8,7 +8,7 @@ use crate::engine::cuda::gpu::{Gpu, Grid};
 use crate::launch;
 
 /// Rows whose sum is made by one thread, in order. Part of the numerics.
-pub(super) const TILE: usize = 128;
+pub(super) const COLUMN_TILE: usize = 128;
 const THREADS: u32 = 256;
 
 /// Where rows lie in a buffer: `rows` of `columns`, the first scalars of each `stride`.
@@ -47,7 +47,7 @@ impl Rows {
 }
 
 /// `to = scale · from`, rounded to the nearest.
-pub fn narrow_rows<E: GpuElement>(
+pub fn round_rows<E: GpuElement>(
     gpu: &Gpu,
     (from, from_rows): (&CudaView<f32>, Rows),
     (to, to_rows): (&mut CudaViewMut<E>, Rows),
@@ -120,9 +120,9 @@ pub fn column_sums<E: GpuElement>(
         x.len() >= rows.len() && sums.len() == rows.columns,
         "sums of columns"
     );
-    let tiles = rows.rows.div_ceil(TILE);
+    let tiles = rows.rows.div_ceil(COLUMN_TILE);
     let mut partials = gpu.take::<f32>(tiles * rows.columns)?;
-    tile_sums(gpu, (x, rows), &mut partials.as_view_mut(), TILE)?;
+    tile_sums(gpu, (x, rows), &mut partials.as_view_mut(), COLUMN_TILE)?;
     add_partials(gpu, &partials.as_view(), tiles, sums)
 }
 

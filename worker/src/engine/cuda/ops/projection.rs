@@ -16,7 +16,7 @@ use common::memory::gpu::RANK_MULTIPLE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::dropout::Mask;
-use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, narrow_rows};
+use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, round_rows};
 use super::lora_linear::Lora;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
@@ -167,7 +167,7 @@ impl<E: GpuElement> Projection<E> {
             let mut write = |range: FlatRange, first: usize, from: Rows, scale: f32| {
                 let to = &mut self.matrix.slice_mut(first..);
                 let rows = Rows::strided(from.rows, from.columns, stride);
-                narrow_rows(gpu, (&range.of(flat), from), (to, rows), scale)
+                round_rows(gpu, (&range.of(flat), from), (to, rows), scale)
             };
             if let Some(range) = linear.weight {
                 write(

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::elementwise::{Rows, TILE, add_partials, columns_grid};
+use super::elementwise::{COLUMN_TILE, Rows, add_partials, columns_grid};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{Gpu, Grid};
@@ -94,9 +94,9 @@ impl RmsNorm {
         let Some(gradient) = weight_gradient else {
             return Ok(());
         };
-        let tiles = rows.rows.div_ceil(TILE);
+        let tiles = rows.rows.div_ceil(COLUMN_TILE);
         let mut partials = gpu.take::<f32>(tiles * width)?;
-        let (grid, tile) = (columns_grid(rows, TILE), TILE as i32);
+        let (grid, tile) = (columns_grid(rows, COLUMN_TILE), COLUMN_TILE as i32);
         // SAFETY: as above, and there is a partial sum for each tile.
         unsafe {
             launch!(

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::elementwise::{Rows, TILE, add_partials};
+use super::elementwise::{COLUMN_TILE, Rows, add_partials};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
@@ -152,7 +152,7 @@ impl Rope<'_> {
         let Some(gradients) = norm_gradients.filter(|_| self.norms.is_some()) else {
             return Ok(());
         };
-        let tiles = tokens.div_ceil(TILE);
+        let tiles = tokens.div_ceil(COLUMN_TILE);
         let mut partials = gpu.take::<f32>(tiles * 2 * self.layout.head_dim)?;
         let grid = Grid {
             blocks: (tiles as u32, 2, 1),
@@ -160,7 +160,7 @@ impl Rope<'_> {
             shared: 0,
         };
         let name = format!("rope_norm_gradient_{}", E::SUFFIX);
-        let (count, tile) = (tokens as i32, TILE as i32);
+        let (count, tile) = (tokens as i32, COLUMN_TILE as i32);
         // SAFETY: as above, and there are two rows of partial sums for each tile.
         unsafe {
             launch!(

@@ -4,10 +4,10 @@ use super::Pass;
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::attention::{Attention, Saved};
 use crate::engine::ops::element::Element;
-use crate::engine::ops::narrow_into;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
+use crate::engine::ops::round_into;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock {
@@ -116,7 +116,7 @@ impl AttentionBlock {
         let mut d_context = pool.take(activations.context.len());
         {
             let mut dy = pool.take::<E>(gradient.len());
-            narrow_into(gradient, &mut dy);
+            round_into(gradient, &mut dy);
             let du = self
                 .output
                 .backward_input(&dy[..], &mut d_context, pass.context());

@@ -3,9 +3,9 @@
 use super::Pass;
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
-use crate::engine::ops::narrow_into;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::round_into;
 use crate::engine::ops::swiglu;
 
 /// The feed-forward half of a decoder layer.
@@ -91,7 +91,7 @@ impl Mlp {
     ) -> Buffer<E> {
         let (pool, width) = (pass.pool, self.gate_up.out() / 2);
         let mut dy = pool.take::<E>(gradient.len());
-        narrow_into(gradient, &mut dy);
+        round_into(gradient, &mut dy);
         let mut dh = pool.take(pass.tokens() * width);
         let du = self.down.backward_input(&dy[..], &mut dh, pass.context());
         let mut d_gate_up = pool.take(activations.gate_up.len());
