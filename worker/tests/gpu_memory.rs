@@ -13,7 +13,7 @@ use common::data::block::Block;
 use common::job::{self, InitWeights, JobSources, JobSpec};
 use common::model::ModelConfig;
 use serde_json::{Value, json};
-use worker::collective::nccl::{self, Patience, Word};
+use worker::collective::nccl::{self, NcclEvent, NcclTimeouts};
 use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::cuda::Gpu;
 use worker::engine::cuda::engine::GpuMeanGradient;
@@ -267,13 +267,13 @@ fn members(gpu: &Arc<Gpu>) -> Vec<Collective> {
             members: addresses.clone(),
             silence: Duration::from_secs(20),
         };
-        let (patience, tell) = (Patience::beyond(membership.silence), tell.clone());
+        let (timeouts, tell) = (NcclTimeouts::beyond(membership.silence), tell.clone());
         collective.enter(membership.clone());
-        collective.group_up(&membership, gpu.clone(), patience, move |word| {
+        collective.group_up(&membership, gpu.clone(), timeouts, move |word| {
             tell.send(word).unwrap_or_default();
         });
     }
-    let Ok(Word::Id(id)) = words.recv() else {
+    let Ok(NcclEvent::IdCreated(id)) = words.recv() else {
         panic!("NCCL has no identifier");
     };
     for collective in &collectives {

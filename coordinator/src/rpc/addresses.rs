@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::host::host_name;
 
 /// How long to wait for a name server.
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most addresses that are listed: a machine that runs containers has many interfaces.
 const MAX_ADDRESSES: usize = 8;
 
@@ -79,7 +79,7 @@ pub fn resolvable_host_name() -> Option<String> {
         let reachable = found.is_ok_and(|mut found| found.any(|found| is_reachable(&found.ip())));
         let _ = answer.send(reachable);
     });
-    let reachable = answered.recv_timeout(RESOLVE_PATIENCE).unwrap_or(false);
+    let reachable = answered.recv_timeout(RESOLVE_TIMEOUT).unwrap_or(false);
     reachable.then_some(host)
 }
 

@@ -8,7 +8,7 @@ use proto::v1;
 use super::backend::{FollowedFeed, StepCollective};
 use super::error::RunError;
 use super::on_engine::Mean;
-use crate::collective::feed::{Follower, News, Patience, Source, Update};
+use crate::collective::feed::{FeedTimeouts, Follower, News, Source, Update};
 #[cfg(feature = "cuda")]
 use crate::collective::nccl::{self, Group, NcclError};
 use crate::collective::state::StateCopy;
@@ -124,7 +124,7 @@ impl StepCollective<Trainer> for MeshCollective {
     }
 
     fn follow(&self, source: Source, layout: Arc<Layout>) -> Follower {
-        Follower::start(source, layout, Patience::default())
+        Follower::start(source, layout, FeedTimeouts::default())
     }
 
     fn begin_feed(
