@@ -10,7 +10,7 @@ use super::mean_gradient::MeanSource;
 use super::ops::vector::dispatch;
 
 /// Scalars whose squares are summed in order. Part of the numerics: another value gives other norms.
-const CHUNK: usize = 65_536;
+pub const NORM_CHUNK: usize = 65_536;
 
 /// Scalars a thread updates at a time.
 const UPDATE_CHUNK: usize = 16_384;
@@ -133,10 +133,10 @@ impl Factors {
 /// then over the chunks in order. Not finite if a scalar is not.
 pub fn gradient_norm(mean: MeanSource) -> f64 {
     let scalars = mean.scalars();
-    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(CHUNK))
+    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(NORM_CHUNK))
         .into_par_iter()
         .map_init(Vec::new, |scratch, index| {
-            let range = index * CHUNK..scalars.min((index + 1) * CHUNK);
+            let range = index * NORM_CHUNK..scalars.min((index + 1) * NORM_CHUNK);
             let chunk = mean.read(range, scratch);
             dispatch(
                 #[inline(always)]
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_norm_is_the_same_for_any_number_of_threads() {
-        let flat: Vec<f32> = (0..5 * CHUNK + 3).map(|i| (i as f32).cos()).collect();
+        let flat: Vec<f32> = (0..5 * NORM_CHUNK + 3).map(|i| (i as f32).cos()).collect();
         let norms = [1, 2, 5].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)

@@ -12,7 +12,7 @@ use super::build::Parts;
 use super::causal_lm::CausalLm;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::ops::update::{CHUNK, adamw, squares};
+use super::ops::update::{adamw, squares};
 use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
@@ -20,10 +20,10 @@ use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::optim::{AdamW, Update};
+use crate::engine::optim::{AdamW, NORM_CHUNK, Update};
 use crate::engine::{Abandon, EngineError};
 
-const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));
+const _: () = assert!(MEAN_TILE.is_multiple_of(NORM_CHUNK));
 
 /// The model, in the type that it computes in.
 enum Model {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{BaseDtype, JobSpec, LoraSpec, Method};
+use common::job::{JobSpec, Method};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
@@ -12,15 +12,15 @@ use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, zeros};
 use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
-use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
 use crate::engine::mean_gradient::MeanSource;
-use crate::engine::model::causal_lm::{CausalLm, Tensors};
+use crate::engine::model::Parts;
+use crate::engine::model::causal_lm::CausalLm;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
-use crate::engine::ops::lora_linear::{Lora, MaskKey};
+use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update, gradient_norm};
-use crate::engine::params::{Collect, Parameters, Weight};
+use crate::engine::params::{Collect, Parameters};
 use crate::engine::{Abandon, EngineError, memory};
 
 /// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
@@ -39,17 +39,19 @@ impl OnCpu {
         InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
         let scalars = layout.scalars;
-        let collect = match job.method {
-            Method::Full => Collect::Sums,
-            Method::Lora(_) => Collect::Slot,
+        let (collect, lora) = match &job.method {
+            Method::Full => (Collect::Sums, None),
+            Method::Lora(lora) => (Collect::Slot, Some(lora)),
         };
         let parameters = Parameters::new(layout, values, collect);
-        let tensors = JobTensors {
-            job,
+        let parts = Parts {
+            config,
             source,
             parameters: &parameters,
+            lora,
+            dtype: job.base_dtype,
         };
-        let mut model = CausalLm::build(config, &tensors, job.sequence_len)?;
+        let mut model = parts.model(job.sequence_len)?;
         let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
         let kept = |tokens| model.kept_bytes(tokens);
         let checkpointing = is_checkpointing(job, kept, || Ok(free_bytes(scalars)))?;
@@ -189,40 +191,4 @@ fn free_bytes(scalars: usize) -> Option<u64> {
     const BYTES_PER_SCALAR: u64 = 10;
     let free = memory::available_bytes()?;
     Some(free.saturating_sub(BYTES_PER_SCALAR * scalars as u64))
-}
-
-/// The model's tensors: trainable ones from the parameters, the others frozen from the base model.
-struct JobTensors<'a> {
-    job: &'a JobSpec,
-    source: &'a WeightSource,
-    parameters: &'a Parameters,
-}
-
-impl JobTensors<'_> {
-    fn lora(&self) -> Option<&LoraSpec> {
-        match &self.job.method {
-            Method::Lora(lora) => Some(lora),
-            Method::Full => None,
-        }
-    }
-
-    fn dtype(&self) -> BaseDtype {
-        self.job.base_dtype
-    }
-}
-
-impl Tensors for JobTensors<'_> {
-    type Error = EngineError;
-
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
-        match self.parameters.weight(name) {
-            Some(weight) => Ok(weight),
-            None => self.source.tensor(name, shape, self.dtype()),
-        }
-    }
-
-    fn adapter(&self, path: &str) -> Result<Option<Lora>, EngineError> {
-        let lora = self.lora();
-        Ok(lora.and_then(|lora| adapter_of(path, self.parameters, lora)))
-    }
 }

@@ -39,13 +39,16 @@ struct LayerActivations<E> {
     mlp: MlpActivations<E>,
 }
 
+/// The result of the last layer, and what was kept.
+type Forward<E> = (DeviceBuffer<f32>, Tape<E>);
+
 /// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. None where the pass was abandoned.
 pub fn forward<E: GpuElement>(
     layers: &[DecoderLayer<E>],
     mut x: DeviceBuffer<f32>,
     pass: Pass,
     keep: Keep,
-) -> Result<Option<(DeviceBuffer<f32>, Tape<E>)>, GpuError> {
+) -> Result<Option<Forward<E>>, GpuError> {
     let mut tape = Tape { layers: Vec::new() };
     let mut pace = Pace::default();
     for layer in layers {

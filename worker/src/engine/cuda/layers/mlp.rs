@@ -6,9 +6,9 @@ use super::{Pass, output_gradient};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
-use crate::engine::cuda::ops::elementwise::{swiglu_backward, swiglu_forward};
 use crate::engine::cuda::ops::projection::Projection;
 use crate::engine::cuda::ops::rms_norm::RmsNorm;
+use crate::engine::cuda::ops::swiglu;
 use crate::engine::cuda::params::GradientSink;
 
 /// The feed-forward half of a decoder layer.
@@ -58,7 +58,7 @@ impl<E: GpuElement> Mlp<E> {
         let rows = self.down.inputs(pass.tokens());
         let mut h = gpu.take::<E>(rows.rows * rows.stride)?;
         let gate_up = activations.gate_up.as_view();
-        swiglu_forward(gpu, &gate_up, (&mut h.as_view_mut(), rows))?;
+        swiglu::forward(gpu, &gate_up, (&mut h.as_view_mut(), rows))?;
         self.down.reduce(&mut h.as_view_mut(), pass.context())?;
         let mut y = gpu.take::<f32>(x.len())?;
         let out = &mut y.as_view_mut();
@@ -106,7 +106,7 @@ impl<E: GpuElement> Mlp<E> {
         let d_rows = self.gate_up.gradients(tokens);
         let mut d_gate_up = gpu.take::<E>(tokens * d_rows.stride)?;
         let mut h = gpu.take::<E>(tokens * h_rows.stride)?;
-        swiglu_backward(
+        swiglu::backward(
             gpu,
             &activations.gate_up.as_view(),
             &dh.as_view(),

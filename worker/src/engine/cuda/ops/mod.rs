@@ -12,4 +12,5 @@ pub mod lora_linear;
 pub mod projection;
 pub mod rms_norm;
 pub mod rope;
+pub mod swiglu;
 pub mod update;

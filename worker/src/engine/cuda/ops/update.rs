@@ -5,11 +5,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
-use crate::engine::optim::Factors;
+use crate::engine::optim::{Factors, NORM_CHUNK};
 use crate::launch;
 
-/// Scalars whose squares one block sums. Part of the numerics.
-pub const CHUNK: usize = 65_536;
 const THREADS: u32 = 256;
 
 /// Adds gradients to sums in fixed point, and counts in `invalid` those that were not finite or out of range.
@@ -130,7 +128,7 @@ pub fn exact_means(
 
 /// Sums the squares, in float64, of each chunk of 65,536 scalars.
 pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
-    let chunks = x.len().div_ceil(CHUNK);
+    let chunks = x.len().div_ceil(NORM_CHUNK);
     if chunks == 0 {
         return Ok(Vec::new());
     }
@@ -139,7 +137,7 @@ pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
         shared: THREADS * size_of::<f64>() as u32,
         ..Grid::rows(chunks, THREADS)
     };
-    let (scalars, chunk) = (x.len() as i64, CHUNK as i64);
+    let (scalars, chunk) = (x.len() as i64, NORM_CHUNK as i64);
     // SAFETY: there is a sum for each chunk, and shared memory for a number of each thread.
     unsafe { launch!(gpu, "squares", grid, [x, &mut sums, &scalars, &chunk])? };
     gpu.download(&sums, chunks)
