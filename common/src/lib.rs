@@ -8,6 +8,7 @@ pub mod files;
 pub mod flops;
 #[cfg(unix)]
 pub mod hangup;
+pub mod host;
 mod hub;
 pub mod job;
 pub mod logging;

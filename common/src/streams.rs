@@ -12,9 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long the last words may take to be read.
-const FAREWELL: Duration = Duration::from_secs(3);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The same where somebody waits for the end.
-const HURRIED_FAREWELL: Duration = Duration::from_millis(200);
+const HURRIED_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 /// What may wait for the reader; a single piece may be larger.
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// What may wait before pictures are left out, so that there is room for lines.
@@ -44,13 +44,13 @@ pub fn hurry() {
 
 /// Waits until both have been written, but not for long: the last words of the process.
 pub fn finish() {
-    let patience = match IS_HURRIED.load(Ordering::SeqCst) {
-        true => HURRIED_FAREWELL,
-        false => FAREWELL,
+    let timeout = match IS_HURRIED.load(Ordering::SeqCst) {
+        true => HURRIED_FLUSH_TIMEOUT,
+        false => FLUSH_TIMEOUT,
     };
     let began = Instant::now();
-    stdout().finish(patience);
-    stderr().finish(patience.saturating_sub(began.elapsed()));
+    stdout().finish(timeout);
+    stderr().finish(timeout.saturating_sub(began.elapsed()));
 }
 
 /// What the user asked for cannot be had.
@@ -144,14 +144,14 @@ impl Stream {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything so far is written, but not for longer than `patience`. Says whether it is.
-    pub fn finish(&self, patience: Duration) -> bool {
+    /// Waits until everything so far is written, but not for longer than `timeout`. Says whether it is.
+    pub fn finish(&self, timeout: Duration) -> bool {
         let waits = |queue: &mut Queue| !queue.pieces.is_empty() || queue.is_writing;
         let queue = self.shared.lock();
         let waited = self
             .shared
             .changed
-            .wait_timeout_while(queue, patience, waits);
+            .wait_timeout_while(queue, timeout, waits);
         match waited {
             Ok((_, result)) => !result.timed_out(),
             Err(_) => false,

@@ -94,6 +94,11 @@ pub fn rate(value: f64) -> String {
     }
 }
 
+/// The first 12 characters of a digest: enough for people to tell two apart.
+pub fn short_digest(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
 /// The first `limit` characters, and how many bytes follow.
 fn split(text: &str, limit: usize) -> (&str, usize) {
     match text.char_indices().nth(limit) {

@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 /// Longer than anything here takes on the busiest machine.
-const LIMIT: Duration = Duration::from_secs(30);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn server() -> Server {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -51,7 +51,9 @@ fn shelf(folder: &TempDir) -> Arc<Transfers> {
 
 /// What is said next; None at the end.
 async fn next(watch: &mut Streaming<HealthCheckResponse>) -> Option<ServingStatus> {
-    let next = tokio::time::timeout(LIMIT, watch.message()).await.unwrap();
+    let next = tokio::time::timeout(MESSAGE_TIMEOUT, watch.message())
+        .await
+        .unwrap();
     Some(next.unwrap()?.status())
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use worker::JoinOptions;
 
 /// How long a worker may take to say what it is waiting for.
-const LIMIT: Duration = Duration::from_secs(60);
+const WAITING_WORKER_TIMEOUT: Duration = Duration::from_secs(60);
 const AGAIN: &str = "again, with the state that is held here";
 
 /// Not a test: what [`Site::join`] starts this binary for.
@@ -237,7 +237,7 @@ fn the_end_is_on_record_before_anybody_is_waited_for() {
         if record["state"] != "running" {
             break record;
         }
-        assert!(began.elapsed() < LIMIT, "{record}");
+        assert!(began.elapsed() < WAITING_WORKER_TIMEOUT, "{record}");
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(record["state"], "stopped", "{record}");
@@ -348,7 +348,11 @@ fn a_coordinator_of_another_job_in_its_place_costs_nothing() {
     let began = Instant::now();
     for worker in ["one", "two", "three"] {
         while !stage.log(worker).contains("keeping it and waiting") {
-            assert!(began.elapsed() < LIMIT, "{}", stage.log(worker));
+            assert!(
+                began.elapsed() < WAITING_WORKER_TIMEOUT,
+                "{}",
+                stage.log(worker)
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -15,7 +15,7 @@ use common::rng::CounterRng;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mesh::{collectives, enter};
 use worker::collective::tcp::Mesh;
-use worker::collective::{Contribution, Sums};
+use worker::collective::{Contribution, LocalSums};
 use worker::engine::packed::PackedSums;
 use worker::engine::slot::{HeldSlots, SlotOutcome};
 
@@ -44,10 +44,13 @@ fn exchange(meshes: &[Arc<Mesh>], sums: &[PackedSums], means: Vec<Vec<f32>>) -> 
                         step: 1,
                         slots: meshes.len() as u32,
                         held: &HeldSlots::from([(rank as u32, SlotOutcome::default())]),
-                        sums: Sums::Packed(sums),
+                        sums: LocalSums::Packed(sums),
                         invalid: 0,
                     };
-                    mesh.all_reduce_into(&contribution, mean).unwrap().mean
+                    mesh.all_reduce_into(&contribution, mean)
+                        .unwrap()
+                        .mean
+                        .values
                 })
             })
             .collect();

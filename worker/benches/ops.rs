@@ -13,6 +13,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use worker::engine::accumulator::Accumulator;
 use worker::engine::buffer::{Buffer, Pool};
+use worker::engine::mean_gradient::MeanSource;
 use worker::engine::ops::attention::{Attention, Saved};
 use worker::engine::ops::cross_entropy::{self, LossHead};
 use worker::engine::ops::element::Element;
@@ -26,7 +27,7 @@ use worker::engine::ops::rms_norm::RmsNorm;
 use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable};
 use worker::engine::ops::segments::Segments;
 use worker::engine::ops::swiglu;
-use worker::engine::optim::{AdamW, Mean, Update};
+use worker::engine::optim::{AdamW, Update};
 use worker::engine::params::Weight;
 
 const TOKENS: usize = 512;
@@ -66,7 +67,7 @@ impl Base for bf16 {
 fn random<E: Element>(len: usize, seed: u64) -> Vec<E> {
     let mut rng = CounterRng::new(seed, &[]);
     let pattern: Vec<E> = (0..len.min(1 << 16))
-        .map(|_| E::narrow(0.02 * rng.normal() as f32))
+        .map(|_| E::round_from(0.02 * rng.normal() as f32))
         .collect();
     pattern.iter().copied().cycle().take(len).collect()
 }
@@ -317,8 +318,8 @@ fn update(criterion: &mut Criterion) {
     let (mut weights, mut first) = (vec![0f32; SCALARS], vec![0f32; SCALARS]);
     let mut second = vec![0f32; SCALARS];
     for (name, mean) in [
-        ("AdamW", Mean::Flat(&gradient)),
-        ("AdamW from the sums", Mean::Sums(&accumulator)),
+        ("AdamW", MeanSource::Values(&gradient)),
+        ("AdamW from the sums", MeanSource::Sums(&accumulator)),
     ] {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {

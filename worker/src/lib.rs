@@ -18,7 +18,7 @@ pub mod status;
 pub use engine::device::{ComputeDevice, Device, DeviceError, forget_peak_of_this_process};
 pub use engine::numerics::instruction_set;
 pub use error::WorkerError;
-pub use options::{DRAINING_PATIENCE, Finished, JoinOptions, RECONNECT_TIMEOUT};
+pub use options::{DRAINING_TIMEOUT, Finished, JoinOptions, RECONNECT_TIMEOUT};
 pub use session::join::join;
 
 /// What `worker --version` says, and what a coordinator compares with its own.

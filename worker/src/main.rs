@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use cli::show::Show;
 use cli::{bench, generate, merge, show, version};
+use common::files::token::read_token;
 use common::{logging, manual, streams};
 use tokio_util::sync::CancellationToken;
 use worker::join;
@@ -251,15 +252,10 @@ fn run_join(args: JoinArgs) -> ExitCode {
 fn join_options(args: JoinArgs) -> anyhow::Result<JoinOptions> {
     let token = match &args.token_file {
         Some(path) => {
-            let token = std::fs::read_to_string(path)
+            let token = read_token(path)
                 .with_context(|| format!("cannot read the token file {}", path.display()))?;
-            let token = token.trim();
-            anyhow::ensure!(
-                !token.is_empty(),
-                "the token file {} is empty",
-                path.display()
-            );
-            Some(token.to_owned())
+            let empty = || format!("the token file {} is empty", path.display());
+            Some(token.with_context(empty)?)
         }
         None => None,
     };

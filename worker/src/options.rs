@@ -10,7 +10,7 @@ use crate::status::Status;
 pub const RECONNECT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long a worker that was asked to stop waits to be let go. Whoever asks usually kills it after 30 s.
-pub const DRAINING_PATIENCE: Duration = Duration::from_secs(25);
+pub const DRAINING_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How to join a coordinator. Only the address is needed.
 #[derive(Clone, Debug)]
@@ -36,7 +36,7 @@ pub struct JoinOptions {
     /// How long to wait, with the state that is held, for a coordinator that was lost.
     pub reconnect_timeout: Duration,
     /// How long to wait, once asked to stop, until what was computed here is counted.
-    pub draining_patience: Duration,
+    pub draining_timeout: Duration,
     /// Where the worker notes what it is at, for whoever shows it.
     pub status: Status,
 }
@@ -54,7 +54,7 @@ impl JoinOptions {
             name: None,
             connect_timeout: Duration::from_secs(60),
             reconnect_timeout: RECONNECT_TIMEOUT,
-            draining_patience: DRAINING_PATIENCE,
+            draining_timeout: DRAINING_TIMEOUT,
             status: Status::default(),
         }
     }

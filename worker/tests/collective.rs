@@ -15,7 +15,7 @@ use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter, enter_with};
 use worker::collective::frame::{FrameHeader, FrameKind, Hello};
 use worker::collective::tcp::Mesh;
 use worker::collective::{
-    Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
+    AllReduced, Collective, CollectiveError, Contribution, LocalSums, Membership, PeerAddress,
 };
 use worker::engine::slot::{HeldSlots, SlotOutcome};
 
@@ -35,8 +35,8 @@ impl Share {
             slots,
             held: &self.held,
             sums: match fast {
-                true => Sums::Fast(&self.fast),
-                false => Sums::Exact(&self.exact),
+                true => LocalSums::Fast(&self.fast),
+                false => LocalSums::Exact(&self.exact),
             },
             invalid: self.invalid,
         }
@@ -83,7 +83,7 @@ fn exchange(
     shares: &[Share],
     slots: u32,
     fast: bool,
-) -> Vec<Result<ReducedSum, CollectiveError>> {
+) -> Vec<Result<AllReduced, CollectiveError>> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = meshes
             .iter()
@@ -108,7 +108,7 @@ fn any_number_of_workers_gives_the_bits_of_one() {
         let one = collectives(1);
         enter(&one, 1);
         let expected = exchange(&one, 1, &alone, 6, false).remove(0).unwrap();
-        assert!(expected.mean.iter().any(|mean| *mean != 0.0));
+        assert!(expected.mean.values.iter().any(|mean| *mean != 0.0));
         for size in 2..=8 {
             let members = collectives(size);
             enter(&members, 1);
@@ -133,12 +133,12 @@ fn the_fast_sum_is_equal_on_all_workers_and_close_to_the_exact_one() {
     enter(&members, 1);
     let shares = deal(3, 9, 200_000, &mut rng);
     let exact = exchange(&members, 1, &shares, 9, false).remove(0).unwrap();
-    let fast: Vec<ReducedSum> = exchange(&members, 1, &shares, 9, true)
+    let fast: Vec<AllReduced> = exchange(&members, 1, &shares, 9, true)
         .into_iter()
         .map(Result::unwrap)
         .collect();
     assert!(fast.windows(2).all(|pair| pair[0] == pair[1]));
-    for (fast, exact) in fast[0].mean.iter().zip(&exact.mean) {
+    for (fast, exact) in fast[0].mean.values.iter().zip(&exact.mean.values) {
         assert!((fast - exact).abs() < 1e-6);
     }
 }
@@ -165,7 +165,7 @@ fn sums_of_more_pieces_than_may_wait_are_exact_too() {
         };
         let expected: Vec<f32> = (0..SCALARS).map(total).collect();
         for reduced in exchange(&members, 1, &shares, 3, fast) {
-            assert!(reduced.unwrap().mean == expected, "fast: {fast}");
+            assert!(reduced.unwrap().mean.values == expected, "fast: {fast}");
         }
     }
 }
@@ -178,7 +178,7 @@ fn invalid_elements_are_counted_over_all_workers() {
     shares[0].invalid = 2;
     shares[2].invalid = 3;
     for reduced in exchange(&members, 1, &shares, 4, false) {
-        assert_eq!(reduced.unwrap().invalid, 5);
+        assert_eq!(reduced.unwrap().mean.invalid, 5);
     }
 }
 
@@ -282,7 +282,7 @@ fn whoever_comes_late_to_an_exchange_is_waited_for() {
             dequantize(parts.fold(0, i64::wrapping_add))
         };
         for reduced in results {
-            let mean = reduced.unwrap().mean;
+            let mean = reduced.unwrap().mean.values;
             assert!((0..mean.len()).all(|i| mean[i] == total(i)), "of {size}");
         }
     };

@@ -8,7 +8,7 @@ use common::job::Reduction;
 use mesh::{collectives, enter};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use worker::collective::{Contribution, ReducedSum, Sums};
+use worker::collective::{AllReduced, Contribution, LocalSums};
 use worker::engine::accumulator::{self, Accumulator};
 use worker::engine::slot::{HeldSlots, SlotOutcome};
 
@@ -75,7 +75,7 @@ fn case(invalid_too: bool) -> impl Strategy<Value = Case> {
 }
 
 /// What each rank gets.
-fn exchange(accumulators: &[Accumulator], slots: usize) -> Vec<ReducedSum> {
+fn exchange(accumulators: &[Accumulator], slots: usize) -> Vec<AllReduced> {
     let members = collectives(accumulators.len());
     enter(&members, 1);
     std::thread::scope(|scope| {
@@ -96,7 +96,7 @@ fn exchange(accumulators: &[Accumulator], slots: usize) -> Vec<ReducedSum> {
                         step: 7,
                         slots: slots as u32,
                         held: &held,
-                        sums: Sums::Packed(sums),
+                        sums: LocalSums::Packed(sums),
                         invalid: *invalid,
                     };
                     member.mesh(1).unwrap().all_reduce(&contribution).unwrap()
@@ -118,10 +118,15 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         })
         .collect();
     for (rank, reduced) in exchange(&accumulators, slots).into_iter().enumerate() {
-        let bits: Vec<u32> = reduced.mean.iter().map(|mean| mean.to_bits()).collect();
+        let bits: Vec<u32> = reduced
+            .mean
+            .values
+            .iter()
+            .map(|mean| mean.to_bits())
+            .collect();
         // Not prop_assert_eq, which would print them all.
         prop_assert!(bits == expected, "rank {rank} has other bits");
-        prop_assert_eq!(reduced.invalid, alone.invalid(), "rank {}", rank);
+        prop_assert_eq!(reduced.mean.invalid, alone.invalid(), "rank {}", rank);
     }
     Ok(())
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use common::files::Snapshot;
 use common::files::layout::Layout;
+use common::files::snapshot::STATE_BYTES_PER_SCALAR;
 use futures::FutureExt;
-use worker::collective::feed::{FeedLimits, Feeds, Follower, News, Patience, Source, Update};
+use worker::collective::feed::{FeedLimits, FeedTimeouts, Feeds, Follower, News, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
 use worker::collective::state::StateCopy;
 use worker::collective::{Collective, PeerAddress};
@@ -21,11 +22,11 @@ use worker::engine::slot::SlotOutcome;
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const RUN_ID: [u8; 32] = [7; 32];
-const LIMIT: Duration = Duration::from_secs(30);
+const FEED_TIMEOUT: Duration = Duration::from_secs(30);
 /// Four pieces in each of three buffers.
 const SCALARS: usize = 200_000;
-const STATE_BYTES: usize = 12 * SCALARS;
-const PATIENCE: Patience = Patience {
+const STATE_BYTES: usize = STATE_BYTES_PER_SCALAR * SCALARS;
+const TIMEOUTS: FeedTimeouts = FeedTimeouts {
     broken: Duration::from_secs(2),
     later: Duration::from_secs(20),
     silence: Duration::from_secs(20),
@@ -75,13 +76,13 @@ fn follow(worker: u64, port: u16) -> Follower {
             address: format!("127.0.0.1:{port}"),
         },
     };
-    Follower::start(source, layout(), PATIENCE)
+    Follower::start(source, layout(), TIMEOUTS)
 }
 
 /// What the feed brings next.
 fn next(follower: &mut Follower) -> Option<News> {
     let began = Instant::now();
-    while began.elapsed() < LIMIT {
+    while began.elapsed() < FEED_TIMEOUT {
         if let Some(news) = follower.next().now_or_never() {
             return Some(news);
         }
@@ -131,7 +132,7 @@ fn begin_in(
 fn until(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < LIMIT, "{what}");
+        assert!(began.elapsed() < FEED_TIMEOUT, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -458,7 +459,7 @@ fn answer(port: u16, hello: FeedHello) -> u8 {
 /// A caller that reads no further than the first answer.
 fn call(port: u16, hello: FeedHello) -> (TcpStream, u8) {
     let mut stream = TcpStream::connect((HOST, port)).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_read_timeout(Some(FEED_TIMEOUT)).unwrap();
     let mut request = [0; 48];
     request[8..16].fill(0xff);
     stream.write_all(&hello.encode()).unwrap();

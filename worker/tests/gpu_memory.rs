@@ -13,10 +13,10 @@ use common::data::block::Block;
 use common::job::{self, InitWeights, JobSources, JobSpec};
 use common::model::ModelConfig;
 use serde_json::{Value, json};
-use worker::collective::nccl::{self, Patience, Word};
+use worker::collective::nccl::{self, NcclEvent, NcclTimeouts};
 use worker::collective::{Collective, Membership, PeerAddress};
 use worker::engine::cuda::Gpu;
-use worker::engine::cuda::engine::GpuMean;
+use worker::engine::cuda::engine::GpuMeanGradient;
 use worker::engine::estimate::estimate;
 use worker::engine::{Trainer, TrainerOptions};
 use worker::{ComputeDevice, Device};
@@ -225,7 +225,7 @@ fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
             let taken = scalars * size_of::<f32>();
             assert_eq!(before - free(), taken, "{reduction}, step {step}");
             for (trainer, mean) in trainers.iter_mut().zip(means) {
-                trainer.apply_reduced(&mean, 0, 1e-3).unwrap();
+                trainer.apply_on_gpu(&mean, 0, 1e-3).unwrap();
             }
             assert_eq!(free(), before, "{reduction}, step {step}");
         }
@@ -233,7 +233,7 @@ fn an_exchange_over_nccl_leaves_no_more_memory_taken_than_before() {
 }
 
 /// The mean gradient of each member.
-fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMean> {
+fn all_reduce(trainers: &[Trainer], members: &[Collective]) -> Vec<GpuMeanGradient> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = trainers
             .iter()
@@ -267,13 +267,13 @@ fn members(gpu: &Arc<Gpu>) -> Vec<Collective> {
             members: addresses.clone(),
             silence: Duration::from_secs(20),
         };
-        let (patience, tell) = (Patience::beyond(membership.silence), tell.clone());
+        let (timeouts, tell) = (NcclTimeouts::beyond(membership.silence), tell.clone());
         collective.enter(membership.clone());
-        collective.group_up(&membership, gpu.clone(), patience, move |word| {
+        collective.group_up(&membership, gpu.clone(), timeouts, move |word| {
             tell.send(word).unwrap_or_default();
         });
     }
-    let Ok(Word::Id(id)) = words.recv() else {
+    let Ok(NcclEvent::IdCreated(id)) = words.recv() else {
         panic!("NCCL has no identifier");
     };
     for collective in &collectives {

@@ -17,6 +17,7 @@ pub mod sink;
 pub mod snapshot;
 pub mod stray;
 pub mod tensors;
+pub mod token;
 
 pub use error::FileError;
 pub use flat::Flat;

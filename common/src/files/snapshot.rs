@@ -19,6 +19,9 @@ use crate::job::InitWeights;
 
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
+/// Bytes of a state per trainable scalar: a float32 weight and two float32 moments.
+pub const STATE_BYTES_PER_SCALAR: usize = 3 * size_of::<f32>();
+
 /// Everything that a trainer needs to go on, but job, data and base model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use worker::collective::{Collective, Contribution, Membership, PeerAddress, Sums};
+use worker::collective::{Collective, Contribution, LocalSums, Membership, PeerAddress};
 use worker::engine::slot::{HeldSlots, SlotOutcome};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -57,7 +57,7 @@ pub fn exact(ranks: usize, scalars: usize, rounds: usize) -> Vec<Measured> {
                 } else {
                     HeldSlots::new()
                 }),
-                sums: Sums::Exact(&sums),
+                sums: LocalSums::Exact(&sums),
                 invalid: 0,
             };
             std::hint::black_box(mesh.all_reduce(&contribution).unwrap());

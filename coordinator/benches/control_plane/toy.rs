@@ -11,7 +11,7 @@ use worker::collective::CollectiveError;
 use worker::collective::feed::{News, Source, Update};
 use worker::collective::state::StateCopy;
 use worker::engine::slot::{HeldSlots, SlotOutcome};
-use worker::engine::{Abandon, EngineError, Reduced, UpdateOutcome};
+use worker::engine::{Abandon, EngineError, MeanGradient, UpdateOutcome};
 use worker::run::backend::{FollowedFeed, StepCollective, StepTrainer};
 use worker::run::error::RunError;
 
@@ -73,7 +73,7 @@ impl ToyTrainer {
 }
 
 impl StepTrainer for ToyTrainer {
-    type Mean = Reduced;
+    type Mean = MeanGradient;
 
     fn step(&self) -> u64 {
         self.step
@@ -137,16 +137,16 @@ impl StepTrainer for ToyTrainer {
         Ok(SlotOutcome::default())
     }
 
-    fn apply(&mut self, _: &Reduced, _: f64) -> Result<UpdateOutcome, EngineError> {
+    fn apply(&mut self, _: &MeanGradient, _: f64) -> Result<UpdateOutcome, EngineError> {
         Ok(self.update())
     }
 
-    fn repeat(&mut self, _: &Reduced, _: f64) -> Result<UpdateOutcome, EngineError> {
+    fn repeat(&mut self, _: &MeanGradient, _: f64) -> Result<UpdateOutcome, EngineError> {
         Ok(self.update())
     }
 
-    fn mean_in_memory(&mut self, mean: Reduced) -> Result<Vec<f32>, EngineError> {
-        Ok(mean.mean)
+    fn mean_in_memory(&mut self, mean: MeanGradient) -> Result<Vec<f32>, EngineError> {
+        Ok(mean.values)
     }
 
     fn weights_digest(&self) -> Result<String, EngineError> {
@@ -175,12 +175,12 @@ impl StepCollective<ToyTrainer> for ToyCollective {
         _: u64,
         _: &v1::Plan,
         trainer: &mut ToyTrainer,
-    ) -> Result<(Reduced, HeldSlots), RunError> {
-        let (mean, invalid) = (vec![0.0], 0);
-        Ok((Reduced { mean, invalid }, trainer.held().clone()))
+    ) -> Result<(MeanGradient, HeldSlots), RunError> {
+        let (values, invalid) = (vec![0.0], 0);
+        Ok((MeanGradient { values, invalid }, trainer.held().clone()))
     }
 
-    fn reuse(&mut self, _: Reduced) {}
+    fn reuse(&mut self, _: MeanGradient) {}
 
     async fn receive_state(
         &self,

@@ -29,7 +29,7 @@ use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
 use crate::store::claim::claim;
 use crate::store::journal::Journal;
-use crate::store::lock::{LOCK_PATIENCE, Lock, lock};
+use crate::store::lock::{Lock, OUTPUT_LOCK_TIMEOUT, lock};
 use crate::store::output::{
     OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
 };
@@ -136,7 +136,7 @@ fn get_ready(
     if is_done_already(terminal, arguments, &identity)? {
         return Ok(Ready::Done(Box::new(prepared)));
     }
-    let lock = lock(&job.output_dir, LOCK_PATIENCE, &mut |line| {
+    let lock = lock(&job.output_dir, OUTPUT_LOCK_TIMEOUT, &mut |line| {
         terminal.say(line)
     })?;
     if lock.waited && is_done_already(terminal, arguments, &identity)? {

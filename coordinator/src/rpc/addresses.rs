@@ -7,8 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use common::host::host_name;
+
 /// How long to wait for a name server.
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most addresses that are listed: a machine that runs containers has many interfaces.
 const MAX_ADDRESSES: usize = 8;
 
@@ -68,11 +70,7 @@ fn is_reachable(ip: &IpAddr) -> bool {
 
 /// The name of this machine, if it leads to an address that others may reach.
 pub fn resolvable_host_name() -> Option<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    let host = host.trim().to_owned();
-    if host.is_empty() {
-        return None;
-    }
+    let host = host_name().filter(|host| !host.is_empty())?;
     let (answer, answered) = channel();
     let asked = host.clone();
     // The system's resolver cannot be interrupted: where it hangs, so does its thread, and nobody else.
@@ -81,7 +79,7 @@ pub fn resolvable_host_name() -> Option<String> {
         let reachable = found.is_ok_and(|mut found| found.any(|found| is_reachable(&found.ip())));
         let _ = answer.send(reachable);
     });
-    let reachable = answered.recv_timeout(RESOLVE_PATIENCE).unwrap_or(false);
+    let reachable = answered.recv_timeout(RESOLVE_TIMEOUT).unwrap_or(false);
     reachable.then_some(host)
 }
 

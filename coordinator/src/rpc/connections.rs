@@ -22,10 +22,10 @@ pub struct Connection {
 
 /// Pause between two attempts to accept a connection where that fails: without a free file descriptor it fails at once, each
 /// time.
-const RETRY: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Time between two warnings that no connection can be accepted.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Accepts connections as long as fewer than `limit` are open. What fails is tried again, and said.
 pub fn accept(
@@ -55,14 +55,14 @@ async fn until_accepted<T, F: Future<Output = io::Result<T>>>(
             // Whoever called is gone already. The next call may be a good one.
             Err(error) if is_of_the_caller(&error) => {}
             Err(error) => {
-                if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+                if told.is_none_or(|told| told.elapsed() >= ACCEPT_LOG_INTERVAL) {
                     *told = Some(Instant::now());
                     tracing::warn!(
                         "no connection can be accepted ({error}): trying on; where too many files are open, raise the limit \
                          (`ulimit -n`) or close connections"
                     );
                 }
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(ACCEPT_RETRY).await;
             }
         }
     }
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(accepted, 7);
         assert_eq!(
             began.elapsed(),
-            20 * RETRY,
+            20 * ACCEPT_RETRY,
             "a caller that is gone costs no pause"
         );
         assert_eq!(told, Some(began), "it is said once");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
+use common::files::token;
 use thiserror::Error;
 
 #[cfg(feature = "single-node")]
@@ -49,10 +50,10 @@ pub fn read_token(path: Option<&Path>) -> Result<Option<String>, TokenError> {
         path: path.to_owned(),
         reason,
     };
-    let token = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    match token.trim() {
-        "" => Err(wrong("it is empty".to_owned())),
-        token => Ok(Some(token.to_owned())),
+    match token::read_token(path) {
+        Ok(Some(token)) => Ok(Some(token)),
+        Ok(None) => Err(wrong("it is empty".to_owned())),
+        Err(error) => Err(wrong(error.to_string())),
     }
 }
 

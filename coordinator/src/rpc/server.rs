@@ -23,7 +23,7 @@ const MAX_CALLS_PER_CONNECTION: usize = 256;
 /// Largest request of a health check, which holds the name of a service.
 const MAX_HEALTH_BYTES: usize = 4 << 10;
 /// How long the last messages may take on their way out when the server closes.
-const FAREWELL: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Largest HTTP/2 frame that is received: with the usual 16 KiB a checkpoint would be thousands of small writes and reads. A
 /// message that waits behind one waits 2 ms at 1 Gbit/s.
@@ -94,7 +94,7 @@ impl Server {
         self.reception.end(reason);
         self.closing.cancel();
         let closed = self.closed.cancelled();
-        tokio::time::timeout(FAREWELL, closed).await.is_ok()
+        tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_ok()
     }
 }
 

@@ -22,10 +22,10 @@ use crate::rpc::server::Server;
 use crate::rpc::service::Service;
 use crate::store::journal;
 use crate::store::journal::{History, Journal};
-use crate::store::lock::{LOCK_PATIENCE, LockError, lock};
+use crate::store::lock::{LockError, OUTPUT_LOCK_TIMEOUT, lock};
 
 /// How long the workers may take to come: several of their attempts.
-const PATIENCE: Duration = Duration::from_secs(15);
+const WORKERS_RETURN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most inputs that may wait.
 const INPUTS: usize = 1024;
 
@@ -50,13 +50,13 @@ pub fn let_workers_go(
     }
     let output_dir = prepared.job.output_dir.clone();
     // Whoever holds it may be telling them at this moment.
-    let _lock = lock(&output_dir, LOCK_PATIENCE, say)?;
+    let _lock = lock(&output_dir, OUTPUT_LOCK_TIMEOUT, say)?;
     let Some((history, workers)) = waiting(&prepared) else {
         return Ok(());
     };
     say(&format!(
         "the coordinator before this one could not tell its workers ({workers}): waiting up to {} s for them",
-        PATIENCE.as_secs()
+        WORKERS_RETURN_TIMEOUT.as_secs()
     ));
     let term = history.term().cloned();
     let job_digest = prepared.job_digest.clone();
@@ -97,7 +97,7 @@ async fn tell(server: Server, shelf: Arc<Transfers>, job_digest: &str, workers: 
             }
         }
     };
-    let _ = tokio::time::timeout(PATIENCE, all).await;
+    let _ = tokio::time::timeout(WORKERS_RETURN_TIMEOUT, all).await;
     server.close("the run is over").await;
 }
 

@@ -7,6 +7,7 @@ use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use common::files::checkpoint::{self, Manifest};
 use common::files::{FileEntry, FileError};
 use common::job::{Method, Resume};
+use common::text::short_digest;
 use thiserror::Error;
 
 use crate::prepare::Prepared;
@@ -145,8 +146,8 @@ impl Past {
                 notices.extend((!is_earlier).then(|| {
                     format!(
                         "the journal in output_dir is of job {}, this is job {}: it is begun anew",
-                        short(&other.identity.job_digest),
-                        short(&identity.job_digest)
+                        short_digest(&other.identity.job_digest),
+                        short_digest(&identity.job_digest)
                     )
                 }));
                 history = History::default();
@@ -199,16 +200,12 @@ fn check(
             return Err(ResumeError::Other {
                 path: path.to_owned(),
                 what,
-                found: short(found),
-                expected: short(expected),
+                found: short_digest(found),
+                expected: short_digest(expected),
             });
         }
     }
     Ok(())
-}
-
-fn short(digest: &str) -> String {
-    digest.chars().take(12).collect()
 }
 
 /// The state of a run that does not resume: empty, or the adapter of `lora_model_dir`.

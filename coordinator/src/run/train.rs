@@ -34,9 +34,9 @@ use crate::store::journal::{Journal, Term};
 const INPUTS: usize = 1024;
 /// How long the workers of this process may take to leave.
 #[cfg(feature = "single-node")]
-const FAREWELL: Duration = Duration::from_secs(5);
+const LOCAL_WORKERS_END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long workers may take to come before the user is told how to start some.
-const JOIN_PATIENCE: Duration = Duration::from_secs(5);
+const JOIN_HINT_DELAY: Duration = Duration::from_secs(5);
 /// Most dataset rows that a failure names.
 const MAX_NAMED_ROWS: usize = 20;
 
@@ -150,7 +150,7 @@ impl Ended {
         if let Some((shutdown, watching)) = self.local {
             // Those that wait for the next coordinator would wait in vain.
             shutdown.cancel();
-            let _ = tokio::time::timeout(FAREWELL, watching).await;
+            let _ = tokio::time::timeout(LOCAL_WORKERS_END_TIMEOUT, watching).await;
         }
         if !self.server.close("the run is over").await {
             tracing::debug!("ended without waiting for the last connections");
@@ -272,7 +272,7 @@ async fn tell_if_nobody_joins(
     recorder: Recorder,
     observer: mpsc::WeakSender<RunEvent>,
 ) {
-    tokio::time::sleep(JOIN_PATIENCE).await;
+    tokio::time::sleep(JOIN_HINT_DELAY).await;
     if let Some(observer) = observer.upgrade().filter(|_| !recorder.somebody_joined()) {
         let _ = observer.send(RunEvent::Notice(hint)).await;
     }

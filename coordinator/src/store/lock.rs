@@ -12,8 +12,8 @@ use super::layout::WORK_FOLDER;
 
 /// How long a coordinator waits for another to leave the output folder: one that is told to stop saves a checkpoint first, and
 /// its replacement may be there already.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_RETRY: Duration = Duration::from_millis(200);
+pub const OUTPUT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const OUTPUT_LOCK_RETRY: Duration = Duration::from_millis(200);
 
 /// Why the output folder cannot be locked.
 #[derive(Debug, Error)]
@@ -31,19 +31,19 @@ pub struct Lock {
     pub waited: bool,
 }
 
-/// Locks the output folder. Waits up to `patience` for another coordinator to leave it, and says so once.
+/// Locks the output folder. Waits up to `timeout` for another coordinator to leave it, and says so once.
 pub fn lock(
     output_dir: &Path,
-    patience: Duration,
+    timeout: Duration,
     say: &mut dyn FnMut(&str),
 ) -> Result<Lock, LockError> {
-    lock_by(lock::attempt, output_dir, patience, say)
+    lock_by(lock::attempt, output_dir, timeout, say)
 }
 
 fn lock_by(
     attempt: impl Fn(&File) -> std::io::Result<Attempt>,
     output_dir: &Path,
-    patience: Duration,
+    timeout: Duration,
     say: &mut dyn FnMut(&str),
 ) -> Result<Lock, LockError> {
     let path = output_dir.join(WORK_FOLDER).join("lock");
@@ -62,7 +62,7 @@ fn lock_by(
                 ));
                 break;
             }
-            Attempt::Taken if began.elapsed() >= patience => {
+            Attempt::Taken if began.elapsed() >= timeout => {
                 return Err(LockError::InUse {
                     dir: output_dir.to_owned(),
                 });
@@ -73,11 +73,11 @@ fn lock_by(
             say(&format!(
                 "another coordinator is at work in output_dir {}: waiting up to {} s for it to end",
                 output_dir.display(),
-                patience.as_secs()
+                timeout.as_secs()
             ));
         }
         waited = true;
-        std::thread::sleep(LOCK_RETRY.min(patience));
+        std::thread::sleep(OUTPUT_LOCK_RETRY.min(timeout));
     }
     Ok(Lock {
         _file: file,
@@ -95,9 +95,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(WORK_FOLDER)).unwrap();
         let mut said = Vec::new();
-        let mut take = |patience: u64| {
-            let patience = Duration::from_millis(patience);
-            lock(folder.path(), patience, &mut |line| {
+        let mut take = |timeout: u64| {
+            let timeout = Duration::from_millis(timeout);
+            lock(folder.path(), timeout, &mut |line| {
                 said.push(line.to_owned())
             })
         };
@@ -121,13 +121,13 @@ mod tests {
         let unsupported =
             |_: &File| Ok(Attempt::Unsupported(std::io::ErrorKind::Unsupported.into()));
         let mut say = |line: &str| said.push(line.to_owned());
-        lock_by(unsupported, folder.path(), LOCK_PATIENCE, &mut say).unwrap();
+        lock_by(unsupported, folder.path(), OUTPUT_LOCK_TIMEOUT, &mut say).unwrap();
         let names = |line: &String| {
             line.contains("has no locks") && line.contains(&folder.path().display().to_string())
         };
         assert!(said.len() == 1 && names(&said[0]), "{said:?}");
         let broken = |_: &File| Err(std::io::ErrorKind::Other.into());
-        let error = lock_by(broken, folder.path(), LOCK_PATIENCE, &mut |_| ())
+        let error = lock_by(broken, folder.path(), OUTPUT_LOCK_TIMEOUT, &mut |_| ())
             .err()
             .unwrap();
         assert!(error.to_string().contains("lock"), "{error}");

@@ -8,7 +8,7 @@ use super::process::{JOIN, Process};
 use super::proxy::Proxy;
 
 const BRIDGE: &str = "muster0";
-const PATIENCE: Duration = Duration::from_secs(10);
+const NAMESPACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Network {
@@ -92,7 +92,10 @@ fn plug(process: &Process, cable: &str) {
     let id = process.id().to_string();
     let began = Instant::now();
     while namespace(&id).unwrap() == namespace("self").unwrap() {
-        assert!(began.elapsed() < PATIENCE, "no namespace of its own");
+        assert!(
+            began.elapsed() < NAMESPACE_TIMEOUT,
+            "no namespace of its own"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     ip(&[

@@ -12,7 +12,7 @@ use super::support::join_until_terminated;
 /// The environment variables that turn this test binary into a worker.
 pub const JOIN: &str = "MUSTER_TEST_JOIN";
 /// How long a worker looks for a coordinator that is gone.
-const PATIENCE: Duration = Duration::from_secs(30);
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(30);
 const LINES_SHOWN: usize = 300;
 
 pub struct Process {
@@ -124,7 +124,7 @@ pub fn work(address: String) -> ! {
     common::failpoint::arm().unwrap();
     let mut options = JoinOptions::new(address);
     options.threads = Some(1);
-    options.connect_timeout = PATIENCE;
+    options.connect_timeout = COORDINATOR_TIMEOUT;
     let code = match join_until_terminated(options) {
         Ok(Finished::Job { .. } | Finished::Left) => 0,
         Err(error) => {

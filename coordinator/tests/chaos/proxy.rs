@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const TICK: Duration = Duration::from_millis(20);
+const PROXY_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 pub struct Proxy {
     address: SocketAddr,
@@ -52,7 +52,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::SeqCst);
         // Wakes the accepting thread.
-        let _ = TcpStream::connect_timeout(&self.address, TICK);
+        let _ = TcpStream::connect_timeout(&self.address, PROXY_POLL_INTERVAL);
     }
 }
 
@@ -65,7 +65,7 @@ impl Shared {
         };
         for stream in [&near, &far] {
             let _ = stream.set_nodelay(true);
-            let _ = stream.set_read_timeout(Some(TICK));
+            let _ = stream.set_read_timeout(Some(PROXY_POLL_INTERVAL));
         }
         let (Ok(near_too), Ok(far_too)) = (near.try_clone(), far.try_clone()) else {
             return;
@@ -100,7 +100,7 @@ impl Shared {
 
     fn wait_while_cut(&self) {
         while self.cut.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
-            std::thread::sleep(TICK);
+            std::thread::sleep(PROXY_POLL_INTERVAL);
         }
     }
 }

@@ -21,16 +21,16 @@ const MIN_WORKERS: usize = 2;
 /// What a coordinator ends with that was asked to stop.
 const RESUMABLE: i32 = 75;
 /// For a whole run.
-const DEADLINE: Duration = Duration::from_secs(240);
-const TICK: Duration = Duration::from_millis(10);
+const RUN_TIMEOUT: Duration = Duration::from_secs(240);
+const SCENE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the workers may take to end when the job is done.
-const FAREWELL: Duration = Duration::from_secs(20);
+const WORKERS_END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a stopped coordinator stays stopped.
 const COORDINATOR_PAUSE: Duration = Duration::from_secs(4);
 /// Steps that the others must commit before a stopped or cut worker may come back.
 const STEPS_WITHOUT: u64 = 2;
 /// How long the others may take for that, and a worker that has left for good to be gone.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Runs a plan to its end and compares what comes out with the quiet run of one worker.
 pub fn play(plan: &Plan, network: Network) {
@@ -143,10 +143,10 @@ impl<'a> Scene<'a> {
                     self.carry_out(&deed, committed);
                 }
             }
-            if self.began.elapsed() > DEADLINE {
+            if self.began.elapsed() > RUN_TIMEOUT {
                 self.fail("the run does not end");
             }
-            std::thread::sleep(TICK);
+            std::thread::sleep(SCENE_POLL_INTERVAL);
         }
         self.dismiss();
     }
@@ -197,7 +197,7 @@ impl<'a> Scene<'a> {
     fn look_after(&mut self, number: usize) {
         let seat = &mut self.seats[number];
         if let Some(ended) = seat.ended {
-            if ended.elapsed() > PATIENCE {
+            if ended.elapsed() > PROGRESS_TIMEOUT {
                 self.fail(&format!(
                     "a worker in seat {number} left, but the job is not done"
                 ));
@@ -321,7 +321,7 @@ impl<'a> Scene<'a> {
         if self
             .holds
             .iter()
-            .any(|hold| hold.since.elapsed() > PATIENCE)
+            .any(|hold| hold.since.elapsed() > PROGRESS_TIMEOUT)
         {
             self.fail("the others do not go on without the one that hangs");
         }
@@ -342,9 +342,13 @@ impl<'a> Scene<'a> {
         }
         let began = Instant::now();
         for asked in [false, true] {
-            let limit = if asked { 2 * FAREWELL } else { FAREWELL / 4 };
+            let limit = if asked {
+                2 * WORKERS_END_TIMEOUT
+            } else {
+                WORKERS_END_TIMEOUT / 4
+            };
             while began.elapsed() < limit && !self.everybody_is_gone() {
-                std::thread::sleep(TICK);
+                std::thread::sleep(SCENE_POLL_INTERVAL);
             }
             for seat in self.seats.iter().filter(|seat| seat.ended.is_none()) {
                 seat.worker.signal("-CONT");

@@ -9,7 +9,7 @@ use tokio_util::sync::DropGuard;
 use worker::collective::CollectiveError;
 use worker::collective::feed::{News, Source, Update};
 use worker::collective::state::StateCopy;
-use worker::engine::Reduced;
+use worker::engine::MeanGradient;
 use worker::engine::slot::{self, HeldSlots, SlotOutcome};
 use worker::run::backend::{FollowedFeed, StepCollective, StepTrainer};
 use worker::run::error::RunError;
@@ -37,7 +37,7 @@ impl StepCollective<ToyTrainer> for ToyCollective {
         generation: u64,
         plan: &v1::Plan,
         trainer: &mut ToyTrainer,
-    ) -> Result<(Reduced, HeldSlots), RunError> {
+    ) -> Result<(MeanGradient, HeldSlots), RunError> {
         if !self.heard.is_newest(generation) {
             let text = format!(
                 "worker {} took part in a generation that was over",
@@ -56,12 +56,12 @@ impl StepCollective<ToyTrainer> for ToyCollective {
             .oracle
             .summed(plan.step, plan.slots, &reduced.slots);
         let slots = reduced.slots.iter().map(|held| (held.slot, outcome(held)));
-        let mean = reduced.sums.iter().map(|sum| *sum as f32).collect();
+        let values = reduced.sums.iter().map(|sum| *sum as f32).collect();
         let invalid = reduced.invalid;
-        Ok((Reduced { mean, invalid }, slots.collect()))
+        Ok((MeanGradient { values, invalid }, slots.collect()))
     }
 
-    fn reuse(&mut self, _: Reduced) {}
+    fn reuse(&mut self, _: MeanGradient) {}
 
     async fn receive_state(
         &self,

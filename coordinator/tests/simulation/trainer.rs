@@ -9,7 +9,7 @@ use common::data::block::Block;
 use common::files::{Flat, Layout, Snapshot};
 use common::wire::PlanKind;
 use worker::engine::slot::{HeldSlots, SlotOutcome};
-use worker::engine::{Abandon, EngineError, Reduced, UpdateOutcome};
+use worker::engine::{Abandon, EngineError, MeanGradient, UpdateOutcome};
 use worker::run::backend::StepTrainer;
 
 use crate::heard::Heard;
@@ -86,10 +86,10 @@ impl ToyTrainer {
         pace + dice.below(pace, &[12, self.node.into(), self.step, slot.into()])
     }
 
-    fn update(&mut self, reduced: &Reduced) -> UpdateOutcome {
-        let Reduced { mean, invalid } = reduced;
+    fn update(&mut self, mean: &MeanGradient) -> UpdateOutcome {
+        let MeanGradient { values, invalid } = mean;
         let (world, step) = (self.world.clone(), self.step);
-        self.weights = world.model.apply(&self.weights, step, mean, *invalid);
+        self.weights = world.model.apply(&self.weights, step, values, *invalid);
         self.step += 1;
         world.oracle.updated(step, *invalid, &self.weights);
         if world.computes_wrongly(self.node, self.step) {
@@ -103,7 +103,7 @@ impl ToyTrainer {
 }
 
 impl StepTrainer for ToyTrainer {
-    type Mean = Reduced;
+    type Mean = MeanGradient;
 
     fn step(&self) -> u64 {
         self.step
@@ -183,16 +183,16 @@ impl StepTrainer for ToyTrainer {
         Ok(result.outcome)
     }
 
-    fn apply(&mut self, mean: &Reduced, _: f64) -> Result<UpdateOutcome, EngineError> {
+    fn apply(&mut self, mean: &MeanGradient, _: f64) -> Result<UpdateOutcome, EngineError> {
         Ok(self.update(mean))
     }
 
-    fn repeat(&mut self, reduced: &Reduced, _: f64) -> Result<UpdateOutcome, EngineError> {
-        Ok(self.update(reduced))
+    fn repeat(&mut self, mean: &MeanGradient, _: f64) -> Result<UpdateOutcome, EngineError> {
+        Ok(self.update(mean))
     }
 
-    fn mean_in_memory(&mut self, mean: Reduced) -> Result<Vec<f32>, EngineError> {
-        Ok(mean.mean)
+    fn mean_in_memory(&mut self, mean: MeanGradient) -> Result<Vec<f32>, EngineError> {
+        Ok(mean.values)
     }
 
     fn weights_digest(&self) -> Result<String, EngineError> {

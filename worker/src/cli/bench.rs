@@ -395,7 +395,7 @@ fn gemm_peak(args: &BenchArgs, device: &ComputeDevice, threads: usize) -> Result
 fn product_speed<E: Element>() -> f64 {
     const ROWS: usize = 512;
     const WIDTH: usize = 2048;
-    let filled = |len| std::iter::repeat_n(E::narrow(0.5), len).collect::<Vec<E>>();
+    let filled = |len| std::iter::repeat_n(E::round_from(0.5), len).collect::<Vec<E>>();
     let (x, weight) = (filled(ROWS * WIDTH), filled(WIDTH * WIDTH));
     let mut y = vec![0.0f32; ROWS * WIDTH];
     let mut best = f64::INFINITY;

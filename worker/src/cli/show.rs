@@ -15,7 +15,7 @@ use worker::status::{Doing, State, Status};
 /// Time between two pictures on a terminal.
 const PICTURE_EVERY: Duration = Duration::from_millis(500);
 /// Time between two lines in a log.
-const LINE_EVERY: Duration = Duration::from_secs(30);
+const STATUS_LINE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a worker must be at something before its line says so.
 const SHORT: Duration = Duration::from_secs(2);
 /// Number of readings over which the speed is taken: 15 s on a terminal.
@@ -120,7 +120,7 @@ fn draw(status: &Status, address: &str, stopped: &mpsc::Receiver<()>) {
 fn tell(status: &Status, address: &str, stopped: &mpsc::Receiver<()>) {
     let mut speed = Speed::default();
     speed.read(Instant::now(), status.now().tokens);
-    while stopped.recv_timeout(LINE_EVERY) == Err(RecvTimeoutError::Timeout) {
+    while stopped.recv_timeout(STATUS_LINE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         let state = status.now();
         let now = Instant::now();
         let tokens_per_second = speed.read(now, state.tokens);

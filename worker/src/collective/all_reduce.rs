@@ -7,7 +7,8 @@ use super::frame::FrameKind;
 use super::reduce_input::ReduceInput;
 use super::start::Start;
 use super::tcp::Mesh;
-use super::{CollectiveError, Contribution, ReducedSum, Sums};
+use super::{AllReduced, CollectiveError, Contribution, LocalSums};
+use crate::engine::MeanGradient;
 use crate::engine::memory;
 use crate::engine::slot::HeldSlots;
 
@@ -65,7 +66,7 @@ impl Mesh {
     pub fn all_reduce(
         &self,
         contribution: &Contribution<'_>,
-    ) -> Result<ReducedSum, CollectiveError> {
+    ) -> Result<AllReduced, CollectiveError> {
         self.all_reduce_into(contribution, Vec::new())
     }
 
@@ -74,12 +75,12 @@ impl Mesh {
         &self,
         contribution: &Contribution<'_>,
         mean: Vec<f32>,
-    ) -> Result<ReducedSum, CollectiveError> {
+    ) -> Result<AllReduced, CollectiveError> {
         self.token.check().map_err(|_| self.token.reason())?;
         match contribution.sums {
-            Sums::Exact(sums) => self.reduce(contribution, sums, mean),
-            Sums::Packed(sums) => self.reduce(contribution, sums, mean),
-            Sums::Fast(sums) => self.reduce(contribution, sums, mean),
+            LocalSums::Exact(sums) => self.reduce(contribution, sums, mean),
+            LocalSums::Packed(sums) => self.reduce(contribution, sums, mean),
+            LocalSums::Fast(sums) => self.reduce(contribution, sums, mean),
         }
     }
 
@@ -88,7 +89,7 @@ impl Mesh {
         contribution: &Contribution<'_>,
         sums: &S,
         mut mean: Vec<f32>,
-    ) -> Result<ReducedSum, CollectiveError> {
+    ) -> Result<AllReduced, CollectiveError> {
         let mut start = Start::of(contribution);
         match mean.capacity() < sums.scalars() {
             true => mean = memory::zeros(sums.scalars()),
@@ -98,9 +99,11 @@ impl Mesh {
         let starts = exchange.run(&start, means);
         drop(exchange);
         self.merge(&mut start, starts)?;
-        Ok(ReducedSum {
-            mean,
-            invalid: start.invalid,
+        Ok(AllReduced {
+            mean: MeanGradient {
+                values: mean,
+                invalid: start.invalid,
+            },
             slots: start.complete()?,
         })
     }

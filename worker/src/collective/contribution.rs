@@ -1,5 +1,6 @@
 //! What goes into an exchange, and what comes out of it.
 
+use crate::engine::mean_gradient::MeanGradient;
 use crate::engine::packed::PackedSums;
 use crate::engine::slot::HeldSlots;
 
@@ -11,14 +12,14 @@ pub struct Contribution<'a> {
     pub slots: u32,
     /// The slots whose gradients `sums` holds. Over all members they must make up the step, each exactly once.
     pub held: &'a HeldSlots,
-    pub sums: Sums<'a>,
+    pub sums: LocalSums<'a>,
     /// Elements of the gradients that were not finite or out of range.
     pub invalid: u64,
 }
 
 /// The sums that a worker brings to an exchange, flat in layout order.
 #[derive(Clone, Copy, Debug)]
-pub enum Sums<'a> {
+pub enum LocalSums<'a> {
     /// Exact sums in fixed point (see `common::exact`), as plain integers.
     Exact(&'a [i64]),
     /// Exact sums as accumulators store them, in six or eight bytes each.
@@ -27,7 +28,7 @@ pub enum Sums<'a> {
     Fast(&'a [f32]),
 }
 
-impl Sums<'_> {
+impl LocalSums<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Exact(sums) => sums.len(),
@@ -41,11 +42,10 @@ impl Sums<'_> {
     }
 }
 
-/// The sum over all members, the same bits on each.
+/// What an exchange comes to, the same bits on each member.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ReducedSum {
-    pub mean: Vec<f32>,
-    pub invalid: u64,
+pub struct AllReduced {
+    pub mean: MeanGradient,
     /// The slots of the whole step with their outcomes, whoever held them.
     pub slots: HeldSlots,
 }

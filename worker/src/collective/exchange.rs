@@ -20,7 +20,7 @@ use common::failpoint;
 
 use super::CollectiveError;
 use super::frame::{FrameKind, checksum};
-use super::generation_token::TICK;
+use super::generation_token::GENERATION_CHECK_INTERVAL;
 use super::lock::lock;
 use super::piece::{Part, Piece, PieceState, chunk, piece_scalars, pieces, pieces_ahead};
 use super::reduce_input::{BLOCK, ReduceElement, ReduceInput};
@@ -352,7 +352,7 @@ impl<'a, S: ReduceInput + ?Sized> Exchange<'a, S> {
             self.mesh.token.check()?;
             turn = self
                 .changed
-                .wait_timeout(turn, TICK)
+                .wait_timeout(turn, GENERATION_CHECK_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }

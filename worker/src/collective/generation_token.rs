@@ -8,7 +8,7 @@ use super::CollectiveError;
 use super::lock::lock;
 
 /// How often a waiting thread looks whether the generation is over.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+pub(super) const GENERATION_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Says to all threads of a generation that it is over: closed once, by its end or by the first failure, which is kept.
 #[derive(Default)]

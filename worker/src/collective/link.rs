@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use super::frame::{FrameHeader, FrameKind, HEADER_BYTES, checksum};
-use super::generation_token::{GenerationToken, TICK};
+use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use crate::net::resolve::resolve;
 
 /// How long a peer may take to open a transfer: it may have a slot in hand. Whether it lives at all is noticed sooner,
@@ -41,7 +41,7 @@ pub(super) fn connect(address: &str, timeout: Duration) -> std::io::Result<TcpSt
     for address in resolve(address, timeout.min(RESOLVE_TIMEOUT))? {
         let left = deadline.saturating_duration_since(Instant::now());
         // The system takes no time-out of nothing.
-        match connect_to(address, left.max(TICK)) {
+        match connect_to(address, left.max(GENERATION_CHECK_INTERVAL)) {
             Ok(stream) => return Ok(stream),
             Err(e) => failure = e,
         }
@@ -70,8 +70,8 @@ pub(super) fn unpace(socket: &Socket) {
 /// Sets a connection up for a [`Link`].
 pub(super) fn prepare(stream: &TcpStream, silence: Duration) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(TICK))?;
-    stream.set_write_timeout(Some(TICK))?;
+    stream.set_read_timeout(Some(GENERATION_CHECK_INTERVAL))?;
+    stream.set_write_timeout(Some(GENERATION_CHECK_INTERVAL))?;
     #[cfg(target_os = "linux")]
     if within_this_machine(stream)? {
         // What is on its way is to stay within a cache. Elsewhere sizes are left to the kernel, which grows them with the
@@ -212,9 +212,9 @@ impl<'a> Link<'a> {
         self.receive_header_within(self.silence)
     }
 
-    fn receive_header_within(&self, patience: Duration) -> Result<FrameHeader, LinkError> {
+    fn receive_header_within(&self, timeout: Duration) -> Result<FrameHeader, LinkError> {
         let mut bytes = [0; HEADER_BYTES];
-        self.read_exact(&mut bytes, patience)?;
+        self.read_exact(&mut bytes, timeout)?;
         Ok(FrameHeader::decode(&bytes))
     }
 
@@ -257,8 +257,8 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Fills `buffer`. The first byte may take as long as `patience`.
-    fn read_exact(&self, mut buffer: &mut [u8], mut patience: Duration) -> Result<(), LinkError> {
+    /// Fills `buffer`. The first byte may take as long as `timeout`.
+    fn read_exact(&self, mut buffer: &mut [u8], mut timeout: Duration) -> Result<(), LinkError> {
         let mut last_progress = Instant::now();
         while !buffer.is_empty() {
             match (&mut &*self.stream).read(buffer) {
@@ -266,9 +266,9 @@ impl<'a> Link<'a> {
                 Ok(count) => {
                     buffer = &mut buffer[count..];
                     last_progress = Instant::now();
-                    patience = self.silence;
+                    timeout = self.silence;
                 }
-                Err(e) => self.after_failure(&e, last_progress, patience)?,
+                Err(e) => self.after_failure(&e, last_progress, timeout)?,
             }
         }
         self.check_fence()
@@ -294,16 +294,16 @@ impl<'a> Link<'a> {
         &self,
         error: &std::io::Error,
         last_progress: Instant,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(), LinkError> {
         self.check_fence()?;
         if !is_tick(error) {
             return Err(broken(&error.to_string()));
         }
-        match last_progress.elapsed() < patience {
+        match last_progress.elapsed() < timeout {
             true => Ok(()),
             false => {
-                let seconds = patience.as_secs_f64();
+                let seconds = timeout.as_secs_f64();
                 Err(broken(&format!("was silent for {seconds:.1} s")))
             }
         }

@@ -15,7 +15,7 @@ use socket2::SockRef;
 
 use super::feed::Feeds;
 use super::frame::{FeedHello, HELLO_BYTES, Hello, ProbeHello};
-use super::generation_token::{GenerationToken, TICK};
+use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use super::link::unpace;
 use super::lock::lock;
 use super::{CollectiveError, Membership};
@@ -24,10 +24,10 @@ use super::{CollectiveError, Membership};
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time between two log lines on connections that cannot be accepted.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Connections that may wait at a time, to say Hello or for their generation to begin.
-const MAX_WAITING: usize = 256;
+const MAX_WAITING_CALLERS: usize = 256;
 
 /// The port that peers connect to, and the connections whose generation has yet to begin here.
 pub struct Listener {
@@ -135,7 +135,7 @@ impl Listener {
             callers = self
                 .shared
                 .arrived
-                .wait_timeout(callers, TICK)
+                .wait_timeout(callers, GENERATION_CHECK_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -151,7 +151,10 @@ impl Drop for Listener {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
-        let _ = TcpStream::connect_timeout(&SocketAddr::new(host, self.port()), TICK);
+        let _ = TcpStream::connect_timeout(
+            &SocketAddr::new(host, self.port()),
+            GENERATION_CHECK_INTERVAL,
+        );
     }
 }
 
@@ -167,7 +170,7 @@ impl Waiting {
                 Ok((stream, from)) => self.spawn_greeting(stream, from),
                 // A caller that went away, or no descriptor free: neither is the listener's end.
                 Err(e) => {
-                    let is_due = told.is_none_or(|told| told.elapsed() >= TELL_AGAIN);
+                    let is_due = told.is_none_or(|told| told.elapsed() >= ACCEPT_LOG_INTERVAL);
                     if is_due && !is_of_the_caller(&e) {
                         told = Some(Instant::now());
                         tracing::warn!(
@@ -175,7 +178,7 @@ impl Waiting {
                              limit (`ulimit -n`)"
                         );
                     }
-                    std::thread::sleep(TICK);
+                    std::thread::sleep(GENERATION_CHECK_INTERVAL);
                 }
             }
         }
@@ -183,7 +186,7 @@ impl Waiting {
 
     /// Greets a caller on a thread of its own, so that one who says nothing delays nobody else.
     fn spawn_greeting(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
-        if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING {
+        if self.greeting.fetch_add(1, Ordering::SeqCst) >= MAX_WAITING_CALLERS {
             self.greeting.fetch_sub(1, Ordering::SeqCst);
             return;
         }
@@ -216,7 +219,7 @@ impl Waiting {
         let hello = Hello::decode(&bytes)?;
         let mut callers = lock(&self.callers);
         let is_over = callers.is_over(hello.run_id, hello.generation);
-        if is_over || callers.streams.len() >= MAX_WAITING {
+        if is_over || callers.streams.len() >= MAX_WAITING_CALLERS {
             return None;
         }
         let key = (hello.run_id, hello.generation, hello.from);

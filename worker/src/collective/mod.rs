@@ -2,7 +2,7 @@
 //! on GPUs.
 //!
 //! In: a [`Membership`], then each worker's own accumulator ([`Contribution`]). Out: the same mean gradient on every
-//! worker ([`ReducedSum`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
+//! worker ([`AllReduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
@@ -39,10 +39,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use proto::v1;
 
-pub use self::contribution::{Contribution, ReducedSum, Sums};
+pub use self::contribution::{AllReduced, Contribution, LocalSums};
 pub use self::error::CollectiveError;
 use self::feed::{FeedLimits, Feeds};
-use self::generation_token::{GenerationToken, TICK};
+use self::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use self::listener::Listener;
 use self::lock::lock;
 pub use self::membership::{Membership, PeerAddress};
@@ -155,7 +155,7 @@ impl Collective {
             forming.token.check()?;
             result = forming
                 .changed
-                .wait_timeout(result, TICK)
+                .wait_timeout(result, GENERATION_CHECK_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -167,25 +167,25 @@ impl Collective {
         &self,
         membership: &Membership,
         gpu: Arc<crate::engine::cuda::Gpu>,
-        patience: nccl::Patience,
-        tell: impl Fn(nccl::Word) + Send + 'static,
+        timeouts: nccl::NcclTimeouts,
+        tell: impl Fn(nccl::NcclEvent) + Send + 'static,
     ) {
         let forming = lock(&self.current).clone();
         let Some(forming) = forming.filter(|forming| forming.generation == membership.generation)
         else {
             return;
         };
-        let setup = nccl::Setup {
+        let options = nccl::GroupOptions {
             gpu,
             rank: membership.rank,
             size: membership.members.len(),
             token: forming.token.clone(),
-            patience,
+            timeouts,
             tell: Box::new(tell),
         };
         forming
             .group
-            .get_or_init(|| Arc::new(nccl::Group::form(setup)));
+            .get_or_init(|| Arc::new(nccl::Group::form(options)));
     }
 
     /// The NCCL group of `generation`, which may still be forming. None where that exchanges over the mesh.

@@ -14,8 +14,8 @@ use super::{PeerAddress, link};
 /// Peers tried at a time, each on a thread of its own.
 pub const MAX_PEERS: usize = 64;
 /// How long one peer may take, with all that is tried again: it may be about to learn its own number.
-const LIMIT: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(200);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+const PROBE_RETRY: Duration = Duration::from_millis(200);
 
 /// A worker to be tried: its number and where it should be.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Target {
 
 /// Tries all targets at once. Returns those that were not reached, with the reason; takes no longer than a few seconds.
 pub fn probe(run_id: [u8; 32], from: u64, targets: &[Target]) -> Vec<(u64, String)> {
-    probe_within(run_id, from, targets, LIMIT)
+    probe_within(run_id, from, targets, PROBE_TIMEOUT)
 }
 
 fn probe_within(
@@ -69,10 +69,10 @@ fn reach(address: &str, hello: &ProbeHello, limit: Duration) -> Result<(), Strin
             },
             Err(error) => named(&error),
         };
-        if Instant::now() + PAUSE >= deadline {
+        if Instant::now() + PROBE_RETRY >= deadline {
             return Err(reason);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(PROBE_RETRY);
     }
 }
 

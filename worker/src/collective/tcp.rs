@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
 use super::frame::{FrameHeader, FrameKind, Hello};
-use super::generation_token::{GenerationToken, TICK};
+use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::lock::lock;
@@ -175,7 +175,7 @@ fn await_answer(
     deadline: Instant,
     token: &GenerationToken,
 ) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(TICK))?;
+    stream.set_read_timeout(Some(GENERATION_CHECK_INTERVAL))?;
     while token.check().is_ok() && Instant::now() < deadline {
         match stream.peek(&mut [0]) {
             Ok(0) => return Err(ErrorKind::ConnectionAborted.into()),

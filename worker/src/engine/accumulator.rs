@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::packed::PackedSums;
 
 /// Scalars that a thread works on at a time. Fixed, so that results do not depend on the number of threads.
-const TILE: usize = 1 << 16;
+const ACCUMULATOR_TILE: usize = 1 << 16;
 
 /// This worker's part of one step's gradient.
 #[derive(Debug)]
@@ -151,7 +151,9 @@ impl Accumulator {
                 sums.clear();
                 *invalid = 0;
             }
-            Sums::Fast { sums } => sums.par_chunks_mut(TILE).for_each(|tile| tile.fill(0.0)),
+            Sums::Fast { sums } => sums
+                .par_chunks_mut(ACCUMULATOR_TILE)
+                .for_each(|tile| tile.fill(0.0)),
         }
         self.held.clear();
         self.open = None;
@@ -191,8 +193,8 @@ impl Accumulator {
     /// The mean gradient, flat in layout order, where this worker holds every slot.
     pub fn mean(&self) -> Vec<f32> {
         let mut mean = vec![0.0; self.scalars()];
-        let tiles = mean.par_chunks_mut(TILE).enumerate();
-        tiles.for_each(|(index, mean)| self.read_means(index * TILE, mean));
+        let tiles = mean.par_chunks_mut(ACCUMULATOR_TILE).enumerate();
+        tiles.for_each(|(index, mean)| self.read_means(index * ACCUMULATOR_TILE, mean));
         mean
     }
 
@@ -214,7 +216,9 @@ impl Accumulator {
 
 fn add_fast(trained_tokens: u64, sums: &mut [f32], gradient: &[f32]) {
     let factor = 1.0 / trained_tokens as f32;
-    let tiles = sums.par_chunks_mut(TILE).zip(gradient.par_chunks(TILE));
+    let tiles = sums
+        .par_chunks_mut(ACCUMULATOR_TILE)
+        .zip(gradient.par_chunks(ACCUMULATOR_TILE));
     tiles.for_each(|(sums, gradient)| {
         for (sum, g) in sums.iter_mut().zip(gradient) {
             *sum += g * factor;
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn the_sum_is_the_same_for_any_number_of_threads() {
-        let gradient: Vec<f32> = (0..3 * TILE + 17)
+        let gradient: Vec<f32> = (0..3 * ACCUMULATOR_TILE + 17)
             .map(|i| (i as f32).sin() * 1e-3)
             .collect();
         let sums = [1, 3].map(|threads| {

@@ -51,11 +51,6 @@ fn prefer_large_pages<T>(memory: &mut [T]) {
     }
 }
 
-/// Whether so many bytes are too much: more than half, since other workers and the page cache of the model's files want theirs.
-pub fn is_scarce(needed: u64, available: u64) -> bool {
-    needed > available / 2
-}
-
 fn of_machine(meminfo: &str) -> Option<u64> {
     word(meminfo, "MemAvailable:")?.checked_mul(1024)
 }
@@ -89,12 +84,5 @@ mod tests {
         assert_eq!(of_container("1000\n", "600\n", stat), Some(470));
         assert_eq!(of_container("500\n", "600\n", ""), Some(0));
         assert_eq!(of_container("max\n", "600\n", stat), None);
-    }
-
-    #[test]
-    fn memory_is_scarce_where_less_than_half_of_it_would_stay() {
-        assert!(!is_scarce(50, 100));
-        assert!(is_scarce(51, 100));
-        assert!(is_scarce(1, 0));
     }
 }

@@ -14,6 +14,7 @@ pub mod device;
 mod error;
 pub mod estimate;
 pub mod inference;
+pub mod mean_gradient;
 pub(crate) mod memory;
 pub mod model;
 pub mod numerics;
@@ -29,4 +30,5 @@ pub mod trainer;
 
 pub use abandon::Abandon;
 pub use error::EngineError;
-pub use trainer::{Reduced, Trainer, TrainerOptions, UpdateOutcome};
+pub use mean_gradient::MeanGradient;
+pub use trainer::{Trainer, TrainerOptions, UpdateOutcome};

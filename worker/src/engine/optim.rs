@@ -2,16 +2,15 @@
 //! `torch.nn.utils.clip_grad_norm_`. In: the mean gradient, the same on every worker. Out: updated weights and moments,
 //! the same to the bit for any number of threads.
 
-use std::ops::Range;
-
+use common::files::layout::TensorLayout;
 use common::job::JobSpec;
 use rayon::prelude::*;
 
-use super::accumulator::Accumulator;
+use super::mean_gradient::MeanSource;
 use super::ops::vector::dispatch;
 
 /// Scalars whose squares are summed in order. Part of the numerics: another value gives other norms.
-const CHUNK: usize = 65_536;
+pub const NORM_CHUNK: usize = 65_536;
 
 /// Scalars a thread updates at a time.
 const UPDATE_CHUNK: usize = 16_384;
@@ -35,34 +34,6 @@ pub struct Update {
     pub gradient_scale: f32,
 }
 
-/// Where the mean gradient is read from, in layout order.
-#[derive(Clone, Copy)]
-pub enum Mean<'a> {
-    Flat(&'a [f32]),
-    /// An accumulator that holds every slot. The mean is computed chunk by chunk and never stands in memory.
-    Sums(&'a Accumulator),
-}
-
-impl Mean<'_> {
-    pub fn scalars(&self) -> usize {
-        match self {
-            Self::Flat(mean) => mean.len(),
-            Self::Sums(accumulator) => accumulator.scalars(),
-        }
-    }
-
-    fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        match self {
-            Self::Flat(mean) => &mean[range],
-            Self::Sums(accumulator) => {
-                scratch.resize(range.len(), 0.0);
-                accumulator.read_means(range.start, scratch);
-                scratch
-            }
-        }
-    }
-}
-
 impl AdamW {
     /// AdamW with the betas, epsilon and weight decay of a job.
     pub fn from_job(job: &JobSpec) -> Self {
@@ -74,6 +45,15 @@ impl AdamW {
         }
     }
 
+    /// The optimizer of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay.
+    pub fn of_tensor(&self, tensor: &TensorLayout) -> Self {
+        let decays = tensor.shape.len() >= 2;
+        Self {
+            weight_decay: if decays { self.weight_decay } else { 0.0 },
+            ..*self
+        }
+    }
+
     /// Updates a tensor's weights and moments in place, in one pass. All slices have one length, and the tensor's
     /// gradient is in `mean` from scalar `first`.
     pub fn update(
@@ -82,7 +62,7 @@ impl AdamW {
         weights: &mut [f32],
         exp_avg: &mut [f32],
         exp_avg_sq: &mut [f32],
-        (mean, first): (Mean, usize),
+        (mean, first): (MeanSource, usize),
     ) {
         let scalars = weights.len();
         assert!(
@@ -151,12 +131,12 @@ impl Factors {
 
 /// The Euclidean norm of a flat gradient. Squares are summed in float64, in order within chunks of 65,536 scalars and
 /// then over the chunks in order. Not finite if a scalar is not.
-pub fn gradient_norm(mean: Mean) -> f64 {
+pub fn gradient_norm(mean: MeanSource) -> f64 {
     let scalars = mean.scalars();
-    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(CHUNK))
+    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(NORM_CHUNK))
         .into_par_iter()
         .map_init(Vec::new, |scratch, index| {
-            let range = index * CHUNK..scalars.min((index + 1) * CHUNK);
+            let range = index * NORM_CHUNK..scalars.min((index + 1) * NORM_CHUNK);
             let chunk = mean.read(range, scratch);
             dispatch(
                 #[inline(always)]
@@ -217,7 +197,7 @@ mod tests {
                 learning_rate: 0.1,
                 gradient_scale: 1.0,
             };
-            let mean = (Mean::Flat(gradient), 0);
+            let mean = (MeanSource::Values(gradient), 0);
             optimizer.update(&update, &mut weights, &mut m, &mut v, mean);
         }
         let expected: [f32; 4] = [0.746_549_8, -1.930_780_9, 0.337_763_46, 2.856_525];
@@ -231,17 +211,18 @@ mod tests {
 
     #[test]
     fn the_norm_is_the_same_for_any_number_of_threads() {
-        let flat: Vec<f32> = (0..5 * CHUNK + 3).map(|i| (i as f32).cos()).collect();
+        let flat: Vec<f32> = (0..5 * NORM_CHUNK + 3).map(|i| (i as f32).cos()).collect();
         let norms = [1, 2, 5].map(|threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            pool.install(|| gradient_norm(Mean::Flat(&flat))).to_bits()
+            pool.install(|| gradient_norm(MeanSource::Values(&flat)))
+                .to_bits()
         });
         assert!(norms.iter().all(|norm| *norm == norms[0]));
-        assert_eq!(gradient_norm(Mean::Flat(&[3.0, 4.0])), 5.0);
-        assert!(!gradient_norm(Mean::Flat(&[1.0, f32::NAN])).is_finite());
+        assert_eq!(gradient_norm(MeanSource::Values(&[3.0, 4.0])), 5.0);
+        assert!(!gradient_norm(MeanSource::Values(&[1.0, f32::NAN])).is_finite());
     }
 
     #[test]

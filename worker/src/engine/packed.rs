@@ -12,7 +12,7 @@ use super::memory;
 use super::ops::vector::dispatch;
 
 /// Scalars that share the choice of six or eight bytes, and that a thread works on at a time.
-const TILE: usize = 1 << 16;
+const PACKED_TILE: usize = 1 << 16;
 /// Scalars that are unpacked at a time. Tiles are made of whole blocks.
 const BLOCK: usize = 1 << 10;
 
@@ -50,7 +50,7 @@ impl PackedSums {
         Self {
             low: memory::zeros(scalars),
             middle: memory::zeros(scalars),
-            high: vec![None; scalars.div_ceil(TILE)],
+            high: vec![None; scalars.div_ceil(PACKED_TILE)],
             empty: vec![true; scalars.div_ceil(BLOCK)],
         }
     }
@@ -102,12 +102,12 @@ impl PackedSums {
         let end = start + out.len();
         let mut at = start;
         while at < end {
-            let tile = at / TILE;
-            let stop = end.min((tile + 1) * TILE);
+            let tile = at / PACKED_TILE;
+            let stop = end.min((tile + 1) * PACKED_TILE);
             let out = &mut out[at - start..stop - start];
             let (low, middle) = (&self.low[at..stop], &self.middle[at..stop]);
             let high = self.high[tile].as_deref();
-            let high = high.map(|high| &high[at - tile * TILE..stop - tile * TILE]);
+            let high = high.map(|high| &high[at - tile * PACKED_TILE..stop - tile * PACKED_TILE]);
             dispatch(
                 #[inline(always)]
                 || unpack(low, middle, high, out),
@@ -139,18 +139,18 @@ impl PackedSums {
     }
 
     fn parts(&mut self, range: Range<usize>) -> impl Iterator<Item = Part<'_>> {
-        let tiles = range.start / TILE..range.end.div_ceil(TILE);
-        let first = tiles.start * TILE;
-        let low = self.low[first..].chunks_mut(TILE);
-        let middle = self.middle[first..].chunks_mut(TILE);
-        let empty = self.empty[first / BLOCK..].chunks_mut(TILE / BLOCK);
+        let tiles = range.start / PACKED_TILE..range.end.div_ceil(PACKED_TILE);
+        let first = tiles.start * PACKED_TILE;
+        let low = self.low[first..].chunks_mut(PACKED_TILE);
+        let middle = self.middle[first..].chunks_mut(PACKED_TILE);
+        let empty = self.empty[first / BLOCK..].chunks_mut(PACKED_TILE / BLOCK);
         let high = self.high[tiles.clone()].iter_mut();
         let stored = low.zip(middle).zip(high.zip(empty));
         tiles.zip(stored).map(move |(tile, stored)| {
             let ((low, middle), (high, empty)) = stored;
-            let start = tile * TILE;
+            let start = tile * PACKED_TILE;
             Part {
-                range: range.start.max(start) - start..range.end.min(start + TILE) - start,
+                range: range.start.max(start) - start..range.end.min(start + PACKED_TILE) - start,
                 low,
                 middle,
                 high,
@@ -350,13 +350,13 @@ mod tests {
 
     #[test]
     fn packed_sums_are_those_in_eight_bytes() {
-        let scalars = 2 * TILE + 700;
+        let scalars = 2 * PACKED_TILE + 700;
         // Whole, within a tile, across tiles, and the end.
         let ranges = [
             0..scalars,
             5..6,
-            TILE - 3..TILE + BLOCK + 3,
-            100..2 * TILE + 1,
+            PACKED_TILE - 3..PACKED_TILE + BLOCK + 3,
+            100..2 * PACKED_TILE + 1,
             scalars - 1..scalars,
         ];
         for largest in [-5, 11] {
@@ -372,10 +372,10 @@ mod tests {
             let wide = packed.high.iter().filter(|high| high.is_some()).count();
             assert_eq!(wide, if largest > 0 { 3 } else { 0 }, "{largest}");
             let mut part = [0; 99];
-            packed.read(TILE - 50, &mut part);
-            assert_eq!(part, plain[TILE - 50..TILE + 49]);
+            packed.read(PACKED_TILE - 50, &mut part);
+            assert_eq!(part, plain[PACKED_TILE - 50..PACKED_TILE + 49]);
             let mut means = [0.0; 99];
-            packed.read_means(TILE - 50, &mut means);
+            packed.read_means(PACKED_TILE - 50, &mut means);
             assert_eq!(means, part.map(dequantize));
             packed.clear();
             assert!(all(&packed).iter().all(|sum| *sum == 0));

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::accumulator::{Accumulator, Sums};
 use super::buffer::Pool;
-use super::ops::element::narrow;
+use super::ops::element::round_slice;
 use super::params::{Collect, Parameters, Weight};
 use super::{Trainer, TrainerOptions};
 use crate::ComputeDevice;
@@ -229,7 +229,7 @@ impl TestWeights {
     pub fn frozen_bf16(&self, name: &str) -> Weight {
         let tensor = self.variable(name);
         let mut values = Pool::default().take(tensor.elem_count());
-        narrow(&flat(&tensor), 1.0, &mut values);
+        round_slice(&flat(&tensor), 1.0, &mut values);
         Weight::frozen_bf16(values, tensor.dims())
     }
 

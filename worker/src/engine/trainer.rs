@@ -1,9 +1,10 @@
-//! The trainer: slots in, gradients summed; a reduced gradient in, weights updated.
+//! The trainer: slots in, gradients summed; a mean gradient in, weights updated.
 //!
 //! Lives on one thread and computes on a pool of its own. Everything it does is a function of its inputs alone: never
 //! of the number of threads, of what ran before, or of time. Where it computes, on the processor or a GPU, is decided once
 //! (`trainer/on_cpu.rs`, `trainer/on_gpu.rs`); everything else is the same.
 
+mod checkpointing;
 mod initial_weights;
 mod on_cpu;
 #[cfg(feature = "cuda")]
@@ -24,7 +25,8 @@ use common::model::{ModelConfig, base_tensors};
 use super::accumulator::Accumulator;
 use super::batch::Batch;
 #[cfg(feature = "cuda")]
-use super::cuda::engine::{GpuMean, SumsOnGpu};
+use super::cuda::engine::{GpuMeanGradient, SumsOnGpu};
+use super::mean_gradient::MeanGradient;
 use super::ops::lora_linear::MaskKey;
 use super::optim::{AdamW, Update, clip_coefficient};
 use super::{Abandon, EngineError};
@@ -36,8 +38,8 @@ use initial_weights::InitialWeights;
 use on_cpu::OnCpu;
 #[cfg(feature = "cuda")]
 use on_gpu::OnGpu;
-use pass::MeanOf;
 pub use pass::SlotTimes;
+use pass::{MeanLocation, TrainedSlot, outcome};
 
 /// What a trainer is loaded from.
 pub struct TrainerOptions {
@@ -49,15 +51,6 @@ pub struct TrainerOptions {
     /// Threads to compute with, at least 1.
     pub threads: usize,
     pub device: ComputeDevice,
-}
-
-/// The sum over all workers, as the exchange gives it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reduced {
-    /// The mean gradient, in layout order.
-    pub mean: Vec<f32>,
-    /// Scalars of the gradient that were not finite or out of range, on any worker.
-    pub invalid: u64,
 }
 
 /// What an update came to.
@@ -163,7 +156,7 @@ impl Trainer {
 
     /// The model on the processor, for tests.
     #[cfg(test)]
-    pub fn model(&self) -> &crate::engine::model::causal_lm::Model {
+    pub fn model(&self) -> &crate::engine::model::causal_lm::CausalLm {
         match &self.compute {
             Compute::Cpu(cpu) => cpu.model(),
             #[cfg(feature = "cuda")]
@@ -216,19 +209,17 @@ impl Trainer {
             return Ok(*outcome);
         }
         let batch = Batch::from_blocks(blocks, self.config.vocab_size)?;
-        let mask = MaskKey {
-            seed: self.job.seed,
-            step: self.accumulator.step().unwrap_or(self.step),
-            slot,
-        };
-        let (pool, accumulator) = (&self.pool, &mut self.accumulator);
-        let trained = match &mut self.compute {
-            Compute::Cpu(cpu) => pool.install(|| cpu.train(accumulator, slot, &batch, mask)),
-            #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.train(accumulator, slot, &batch, mask),
+        let trained = match batch.targets.is_empty() {
+            true => Ok(self.hold_empty(slot)),
+            false => self.train(slot, &batch),
         };
         match trained {
-            Ok((outcome, times)) => {
+            Ok(TrainedSlot {
+                sum,
+                invalid_scalars,
+                times,
+            }) => {
+                let outcome = outcome(&batch, sum, invalid_scalars);
                 self.outcomes.insert(slot, outcome);
                 self.slot_times = times;
                 Ok(outcome)
@@ -238,6 +229,27 @@ impl Trainer {
                 self.outcomes.retain(|slot, _| held.contains(slot));
                 Err(error)
             }
+        }
+    }
+
+    /// Holds a slot of which nothing is learned, so that its gradient is zero.
+    fn hold_empty(&mut self, slot: u32) -> TrainedSlot {
+        self.accumulator.hold(slot);
+        self.compute.forget();
+        TrainedSlot::default()
+    }
+
+    fn train(&mut self, slot: u32, batch: &Batch) -> Result<TrainedSlot, EngineError> {
+        let mask = MaskKey {
+            seed: self.job.seed,
+            step: self.accumulator.step().unwrap_or(self.step),
+            slot,
+        };
+        let (pool, accumulator) = (&self.pool, &mut self.accumulator);
+        match &mut self.compute {
+            Compute::Cpu(cpu) => pool.install(|| cpu.train(accumulator, slot, batch, mask)),
+            #[cfg(feature = "cuda")]
+            Compute::Gpu(gpu) => gpu.train(accumulator, slot, batch, mask),
         }
     }
 
@@ -270,12 +282,7 @@ impl Trainer {
             Compute::Gpu(gpu) => gpu.evaluate(&batch)?,
         };
         let sum = sum.ok_or(EngineError::Abandoned)?;
-        Ok(SlotOutcome {
-            loss_sum: sum.loss,
-            trained_tokens: batch.targets.len() as u64,
-            correct_tokens: sum.correct,
-            invalid_scalars: 0,
-        })
+        Ok(outcome(&batch, sum, 0))
     }
 
     /// The logits of one sequence, flat `[tokens][vocabulary]`.
@@ -297,11 +304,7 @@ impl Trainer {
     pub fn forget_slots(&mut self) {
         self.accumulator.clear();
         self.outcomes.clear();
-        match &mut self.compute {
-            Compute::Cpu(_) => {}
-            #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.forget(),
-        }
+        self.compute.forget();
     }
 
     /// Copies the sums from the GPU into [`Self::accumulator`], where a GPU computes.
@@ -331,17 +334,21 @@ impl Trainer {
     /// changes nothing.
     pub fn apply(
         &mut self,
-        reduced: &Reduced,
+        mean: &MeanGradient,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        self.update(MeanOf::Given(&reduced.mean), reduced.invalid, learning_rate)
+        self.update(
+            MeanLocation::Host(&mean.values),
+            mean.invalid,
+            learning_rate,
+        )
     }
 
     /// Updates as [`apply`](Self::apply) does, by the mean of the accumulator, which never stands in memory. Every slot of the
     /// step must be held here.
     pub fn apply_held(&mut self, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
         let invalid = self.invalid()?;
-        self.update(MeanOf::Held, invalid, learning_rate)
+        self.update(MeanLocation::Sums, invalid, learning_rate)
     }
 
     /// The sums of the slots held, on the GPU: for an exchange from GPU to GPU.
@@ -356,18 +363,18 @@ impl Trainer {
     /// Updates as [`apply`](Self::apply) does, by the mean gradient that an exchange of [`sums_on_gpu`](Self::sums_on_gpu) left
     /// on the GPU.
     #[cfg(feature = "cuda")]
-    pub fn apply_reduced(
+    pub fn apply_on_gpu(
         &mut self,
-        mean: &GpuMean,
+        mean: &GpuMeanGradient,
         invalid: u64,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        self.update(MeanOf::Reduced(mean), invalid, learning_rate)
+        self.update(MeanLocation::Gpu(mean), invalid, learning_rate)
     }
 
     /// Copies a mean gradient from the GPU to this process's memory, in layout order.
     #[cfg(feature = "cuda")]
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, EngineError> {
         match &self.compute {
             Compute::Cpu(_) => unreachable!("no exchange over NCCL on the processor"),
             Compute::Gpu(gpu) => gpu.download_mean(mean),
@@ -385,7 +392,7 @@ impl Trainer {
 
     fn update(
         &mut self,
-        mean: MeanOf,
+        mean: MeanLocation,
         invalid: u64,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
@@ -465,6 +472,18 @@ impl Trainer {
         self.step = snapshot.step;
         self.forget_slots();
         Ok(())
+    }
+}
+
+impl Compute {
+    /// Notes that other slots are held than those whose sums were last collected.
+    fn forget(&mut self) {
+        match self {
+            // Its sums are the accumulator's.
+            Self::Cpu(_) => {}
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.forget(),
+        }
     }
 }
 

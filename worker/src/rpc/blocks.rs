@@ -20,7 +20,7 @@ use crate::rpc::connect::{Client, retry_delays};
 
 /// Capacity of the cache of blocks, in bytes of their encoding.
 const CACHE_BYTES: usize = 64 << 20;
-const MAX_FAILURES: usize = 6;
+const MAX_BLOCK_FAILURES: usize = 6;
 /// Most requests for blocks at a time.
 const MAX_REQUESTS: usize = 4;
 /// Steps whose slots are remembered: the current one and the one planned ahead, for training and for evaluation.
@@ -148,7 +148,7 @@ impl Blocks {
 
     /// Fetches these blocks, calling again where a call breaks.
     async fn fetch(&self, numbers: &[u64]) -> Result<HashMap<u64, Arc<Block>>, BlocksError> {
-        let mut delays = retry_delays(MAX_FAILURES);
+        let mut delays = retry_delays(MAX_BLOCK_FAILURES);
         loop {
             let reason = {
                 let _permit = self.requests.acquire().await;

@@ -34,10 +34,10 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(500);
 /// How long to wait for a TCP connection to one of several addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time between two log lines on attempts that fail for the same reason; the next constant is for a new reason.
-const TELL_AGAIN: Duration = Duration::from_secs(30);
-const TELL_ANOTHER: Duration = Duration::from_secs(5);
+const SAME_REASON_LOG_INTERVAL: Duration = Duration::from_secs(30);
+const NEW_REASON_LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts, doubled at most by jitter. A coordinator that starts anew waits as long for its workers.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_CONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// The connection is probed this often and given up when a probe stays unanswered as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -94,12 +94,12 @@ fn delays(longest: Duration, attempts: usize) -> impl Iterator<Item = Duration> 
         .build()
 }
 
-/// Connects, trying again until `patience` is over. `is_known`: a coordinator was here before, so that another program in
+/// Connects, trying again until `timeout` is over. `is_known`: a coordinator was here before, so that another program in
 /// its place is not for long.
 pub async fn connect(
     address: &str,
     token: Option<&str>,
-    patience: Duration,
+    timeout: Duration,
     is_known: bool,
 ) -> Result<Client, ConnectError> {
     let bearer = Bearer(match token {
@@ -108,10 +108,10 @@ pub async fn connect(
     });
     let endpoint = endpoint(address)?;
     let began = Instant::now();
-    let mut delays = delays(LONGEST_PAUSE, usize::MAX);
+    let mut delays = delays(LONGEST_CONNECT_PAUSE, usize::MAX);
     let mut tries = Tries::default();
     let channel = loop {
-        let left = patience.saturating_sub(began.elapsed());
+        let left = timeout.saturating_sub(began.elapsed());
         let limit = left.clamp(SHORTEST_ATTEMPT, ATTEMPT_TIMEOUT);
         let error = match attempt(&endpoint, address, limit).await {
             Ok(channel) => break channel,
@@ -121,13 +121,13 @@ pub async fn connect(
             }
             Err(error) => error.to_string(),
         };
-        let left = patience.saturating_sub(began.elapsed());
+        let left = timeout.saturating_sub(began.elapsed());
         let delay = delays.next().unwrap_or(ATTEMPT_TIMEOUT).min(left);
         if left.is_zero() {
             return Err(ConnectError::Unreachable {
                 address: address.to_owned(),
                 reason: error,
-                seconds: patience.as_secs_f64().round() as u64,
+                seconds: timeout.as_secs_f64().round() as u64,
             });
         }
         if let Some(count) = tries.note(Instant::now(), &error) {
@@ -223,8 +223,8 @@ impl Tries {
         self.count += 1;
         let is_told = self.told.as_ref().is_some_and(|(at, told)| {
             let pause = match told == reason {
-                true => TELL_AGAIN,
-                false => TELL_ANOTHER,
+                true => SAME_REASON_LOG_INTERVAL,
+                false => NEW_REASON_LOG_INTERVAL,
             };
             now.duration_since(*at) < pause
         });
@@ -301,8 +301,8 @@ mod tests {
     async fn a_server_that_accepts_and_says_nothing_is_given_up_in_time() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let patience = Duration::from_millis(300);
-        let error = connect(&address, None, patience, false).await.unwrap_err();
+        let timeout = Duration::from_millis(300);
+        let error = connect(&address, None, timeout, false).await.unwrap_err();
         let said = error.to_string();
         assert!(said.contains("does not answer"), "{said}");
         assert!(said.contains(&address), "{said}");

@@ -22,13 +22,13 @@ use super::temporary::TemporaryFolder;
 use crate::rpc::connect::{Client, retry_delays};
 
 /// Broken calls in a row, without a byte between them, after which a fetch is given up.
-const MAX_FAILURES: usize = 6;
+const MAX_FETCH_FAILURES: usize = 6;
 /// Time between two log lines about a long fetch.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long another process may hold the lock of a folder in the cache without a byte more in it. To verify a large model
 /// takes minutes.
-const LOCK_PATIENCE: Duration = Duration::from_secs(600);
-const LOCK_RETRY: Duration = Duration::from_millis(200);
+const FETCH_LOCK_TIMEOUT: Duration = Duration::from_secs(600);
+const FETCH_LOCK_RETRY: Duration = Duration::from_millis(200);
 /// Time between two log lines about a lock that another process holds.
 const LOCK_REMINDER: Duration = Duration::from_secs(60);
 
@@ -107,7 +107,7 @@ impl Fetcher {
         let target = parent.join(&name);
         let partial = parent.join(format!("{name}.partial"));
         let lock_path = parent.join(format!("{name}.lock"));
-        let _lock = lock(&lock_path, &partial, LOCK_PATIENCE).await?;
+        let _lock = lock(&lock_path, &partial, FETCH_LOCK_TIMEOUT).await?;
         if holds(&target, entries).await {
             return Ok(Folder::Kept(target));
         }
@@ -188,13 +188,13 @@ impl Fetcher {
             .await
             .map_err(write_error(path, entry.size))?;
         let mut progress = Progress::new(entry);
-        let mut delays = retry_delays(MAX_FAILURES);
+        let mut delays = retry_delays(MAX_FETCH_FAILURES);
         while offset < entry.size {
             let before = offset;
             let call = self.call(&mut file, path, entry, &mut offset, &mut progress);
             let Err(reason) = call.await? else { break };
             if offset > before {
-                delays = retry_delays(MAX_FAILURES);
+                delays = retry_delays(MAX_FETCH_FAILURES);
             }
             let Some(delay) = delays.next() else {
                 let path = entry.path.clone();
@@ -262,8 +262,8 @@ async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
     tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
-/// Waits until no other worker of this machine fetches the same folder, as long as more of it arrives within `patience`.
-async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, FetchError> {
+/// Waits until no other worker of this machine fetches the same folder, as long as more of it arrives within `timeout`.
+async fn lock(path: &Path, partial: &Path, timeout: Duration) -> Result<File, FetchError> {
     let file = lock::open(path).map_err(write_error(path, 0))?;
     let (mut told, mut size, mut grew) = (None, 0, Instant::now());
     loop {
@@ -282,10 +282,10 @@ async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, F
         if std::mem::replace(&mut size, now) != now {
             grew = Instant::now();
         }
-        if grew.elapsed() >= patience {
+        if grew.elapsed() >= timeout {
             return Err(FetchError::Locked {
                 path: path.to_owned(),
-                seconds: patience.as_secs(),
+                seconds: timeout.as_secs(),
             });
         }
         if told.is_none_or(|told: Instant| told.elapsed() >= LOCK_REMINDER) {
@@ -295,7 +295,7 @@ async fn lock(path: &Path, partial: &Path, patience: Duration) -> Result<File, F
                 path.display()
             );
         }
-        tokio::time::sleep(LOCK_RETRY).await;
+        tokio::time::sleep(FETCH_LOCK_RETRY).await;
     }
 }
 
@@ -380,15 +380,15 @@ mod tests {
         let partial = folder.path().join("model.partial");
         let other = lock::open(&path).unwrap();
         lock::attempt(&other).unwrap();
-        let patience = Duration::from_millis(1);
-        let error = lock(&path, &partial, patience).await.unwrap_err();
+        let timeout = Duration::from_millis(1);
+        let error = lock(&path, &partial, timeout).await.unwrap_err();
         let message = error.to_string();
         assert!(
             message.starts_with(&path.display().to_string()),
             "{message}"
         );
         drop(other);
-        lock(&path, &partial, patience).await.unwrap();
+        lock(&path, &partial, timeout).await.unwrap();
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::rpc::connect::{Client, retry_delays};
 
-const MAX_FAILURES: usize = 4;
+const MAX_UPLOAD_FAILURES: usize = 4;
 /// Chunks read ahead of the wire.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -124,7 +124,7 @@ impl Shared {
             worker: self.worker,
             ..header
         };
-        let mut delays = retry_delays(MAX_FAILURES);
+        let mut delays = retry_delays(MAX_UPLOAD_FAILURES);
         let mut broken: Option<String> = None;
         loop {
             let sent = self.send(&state, &header, &entries).await;

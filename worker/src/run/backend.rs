@@ -14,7 +14,7 @@ use crate::collective::CollectiveError;
 use crate::collective::feed::{News, Source, Update};
 use crate::collective::state::StateCopy;
 use crate::engine::slot::{HeldSlots, SlotOutcome};
-use crate::engine::{Abandon, EngineError, Reduced, UpdateOutcome};
+use crate::engine::{Abandon, EngineError, MeanGradient, UpdateOutcome};
 
 /// The state of one worker: weights, moments and accumulator, and what is computed on them.
 pub trait StepTrainer: Send {
@@ -76,7 +76,7 @@ pub trait StepTrainer: Send {
     /// Updates as [`apply`](Self::apply) does, with a mean gradient that came from another worker.
     fn repeat(
         &mut self,
-        reduced: &Reduced,
+        mean: &MeanGradient,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError>;
 

@@ -11,9 +11,9 @@ use super::backend::StepTrainer;
 use super::error::RunError;
 use crate::ComputeDevice;
 #[cfg(feature = "cuda")]
-use crate::engine::cuda::engine::GpuMean;
+use crate::engine::cuda::engine::GpuMeanGradient;
 use crate::engine::slot::{HeldSlots, SlotOutcome};
-use crate::engine::{Abandon, EngineError, Reduced, Trainer, TrainerOptions, UpdateOutcome};
+use crate::engine::{Abandon, EngineError, MeanGradient, Trainer, TrainerOptions, UpdateOutcome};
 use crate::rpc::fetch::Folder;
 use crate::status::Status;
 
@@ -57,13 +57,13 @@ pub(super) fn load(start: &Start) -> Result<Trainer, RunError> {
 
 /// The mean gradient of a step, where an exchange of real workers leaves it.
 pub enum Mean {
-    Here(Reduced),
+    Here(MeanGradient),
     /// Not computed: this worker holds every slot, so the mean gradient is that of its own sums.
     Held,
     /// The mean gradient on the GPU, where the exchange over NCCL left it. Its memory is free once this is dropped.
     #[cfg(feature = "cuda")]
     OnGpu {
-        mean: GpuMean,
+        mean: GpuMeanGradient,
         invalid: u64,
     },
 }
@@ -126,24 +126,24 @@ impl StepTrainer for Trainer {
 
     fn apply(&mut self, mean: &Mean, learning_rate: f64) -> Result<UpdateOutcome, EngineError> {
         match mean {
-            Mean::Here(reduced) => Self::apply(self, reduced, learning_rate),
+            Mean::Here(mean) => Self::apply(self, mean, learning_rate),
             Mean::Held => self.apply_held(learning_rate),
             #[cfg(feature = "cuda")]
-            Mean::OnGpu { mean, invalid } => self.apply_reduced(mean, *invalid, learning_rate),
+            Mean::OnGpu { mean, invalid } => self.apply_on_gpu(mean, *invalid, learning_rate),
         }
     }
 
     fn repeat(
         &mut self,
-        reduced: &Reduced,
+        mean: &MeanGradient,
         learning_rate: f64,
     ) -> Result<UpdateOutcome, EngineError> {
-        Self::apply(self, reduced, learning_rate)
+        Self::apply(self, mean, learning_rate)
     }
 
     fn mean_in_memory(&mut self, mean: Mean) -> Result<Vec<f32>, EngineError> {
         match mean {
-            Mean::Here(reduced) => Ok(reduced.mean),
+            Mean::Here(mean) => Ok(mean.values),
             Mean::Held => {
                 self.collect()?;
                 Ok(self.accumulator().mean())

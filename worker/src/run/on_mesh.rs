@@ -8,14 +8,14 @@ use proto::v1;
 use super::backend::{FollowedFeed, StepCollective};
 use super::error::RunError;
 use super::on_engine::Mean;
-use crate::collective::feed::{Follower, News, Patience, Source, Update};
+use crate::collective::feed::{FeedTimeouts, Follower, News, Source, Update};
 #[cfg(feature = "cuda")]
 use crate::collective::nccl::{self, Group, NcclError};
 use crate::collective::state::StateCopy;
-use crate::collective::{Collective, CollectiveError, Contribution, ReducedSum, Sums};
+use crate::collective::{AllReduced, Collective, CollectiveError, Contribution, LocalSums};
+use crate::engine::Trainer;
 use crate::engine::accumulator::{self, Accumulator};
 use crate::engine::slot::HeldSlots;
-use crate::engine::{Reduced, Trainer};
 
 /// A [`Collective`] as the step uses it. Its waits block the thread, which is the engine's own.
 pub struct MeshCollective {
@@ -46,7 +46,7 @@ impl MeshCollective {
             step: plan.step,
             slots: plan.slots,
             held: trainer.held(),
-            sums: Sums::Exact(&[]),
+            sums: LocalSums::Exact(&[]),
             invalid: trainer.invalid()?,
         };
         let (slots, invalid) = mesh.agree(&contribution, trainer.layout().scalars)?;
@@ -88,17 +88,13 @@ impl StepCollective<Trainer> for MeshCollective {
             return Ok((Mean::Held, slots));
         }
         let spare = std::mem::take(&mut self.spare);
-        let ReducedSum {
-            mean,
-            invalid,
-            slots,
-        } = mesh.all_reduce_into(&contribution, spare)?;
-        Ok((Mean::Here(Reduced { mean, invalid }), slots))
+        let AllReduced { mean, slots } = mesh.all_reduce_into(&contribution, spare)?;
+        Ok((Mean::Here(mean), slots))
     }
 
     fn reuse(&mut self, mean: Mean) {
-        if let Mean::Here(reduced) = mean {
-            self.spare = reduced.mean;
+        if let Mean::Here(mean) = mean {
+            self.spare = mean.values;
         }
     }
 
@@ -128,7 +124,7 @@ impl StepCollective<Trainer> for MeshCollective {
     }
 
     fn follow(&self, source: Source, layout: Arc<Layout>) -> Follower {
-        Follower::start(source, layout, Patience::default())
+        Follower::start(source, layout, FeedTimeouts::default())
     }
 
     fn begin_feed(
@@ -164,9 +160,9 @@ impl FollowedFeed for Follower {
     }
 }
 
-fn sums(accumulator: &Accumulator) -> Sums<'_> {
+fn sums(accumulator: &Accumulator) -> LocalSums<'_> {
     match accumulator.sums() {
-        accumulator::Sums::Exact { sums, .. } => Sums::Packed(sums),
-        accumulator::Sums::Fast { sums } => Sums::Fast(sums),
+        accumulator::Sums::Exact { sums, .. } => LocalSums::Packed(sums),
+        accumulator::Sums::Fast { sums } => LocalSums::Fast(sums),
     }
 }

@@ -19,8 +19,8 @@ use crate::{Finished, JoinOptions, WorkerError};
 /// Sessions that a worker without a state may lose in a row before it gives up.
 const MAX_LOSSES: usize = 8;
 /// Longest pause between two attempts of a worker that holds a state; longer where another coordinator is in the way.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE_OF_A_STRANGER: Duration = Duration::from_secs(5);
+const LONGEST_SESSION_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_STRANGER_PAUSE: Duration = Duration::from_secs(5);
 /// Least time that a coordinator gets to answer once it was reached.
 const SHORTEST_ANSWER: Duration = Duration::from_secs(2);
 
@@ -44,23 +44,23 @@ pub async fn join(
         was_welcomed: false,
         waits: Waits::new(status),
     };
-    let mut patience = Patience::new();
+    let mut reconnection = Reconnection::new();
     loop {
         worker.options.status.set(Doing::Connecting);
-        let left = patience.left(&worker);
+        let left = reconnection.left(&worker);
         let (address, token) = (&worker.options.address, worker.options.token.as_deref());
         let client = tokio::select! {
             client = connect(address, token, left, worker.was_welcomed) => client?,
             () = worker.shutdown.cancelled() => return Ok(Finished::Left),
         };
         let updates = worker.updates();
-        let limit = patience.left(&worker).max(SHORTEST_ANSWER);
+        let limit = reconnection.left(&worker).max(SHORTEST_ANSWER);
         let outcome = worker.attend(client, limit).await?;
         if worker.updates() > updates || worker.waits.take_waited() {
-            patience = Patience::new();
+            reconnection = Reconnection::new();
         }
-        let pause = patience.pause(&worker, &outcome);
-        let left = patience.left(&worker).as_secs_f64().ceil();
+        let pause = reconnection.pause(&worker, &outcome);
+        let left = reconnection.left(&worker).as_secs_f64().ceil();
         match (outcome, &worker.engine) {
             (SessionOutcome::Finished(finished), _) => return Ok(finished),
             (SessionOutcome::OtherJob(found), held) => {
@@ -74,12 +74,12 @@ pub async fn join(
                         seconds: worker.options.reconnect_timeout.as_secs(),
                     });
                 }
-                if patience.stranger.as_ref() != Some(&found) {
+                if reconnection.stranger.as_ref() != Some(&found) {
                     tracing::warn!(
                         "coordinator {address} runs job {found}, but this worker holds the state of job {held}; keeping it \
                          and waiting up to {left} s for its own coordinator"
                     );
-                    patience.stranger = Some(found);
+                    reconnection.stranger = Some(found);
                 }
             }
             (SessionOutcome::Lost(reason), _) if pause.is_none() && !worker.was_welcomed => {
@@ -91,7 +91,7 @@ pub async fn join(
                 .into());
             }
             (SessionOutcome::Lost(reason), _) if pause.is_none() => {
-                let times = patience.losses;
+                let times = reconnection.losses;
                 return Err(WorkerError::Lost { times, reason });
             }
             (SessionOutcome::Lost(reason), Some(_)) => tracing::warn!(
@@ -110,7 +110,7 @@ pub async fn join(
 
 /// How long a worker tries to come back: with a state, or before it was ever welcomed, by the clock; else by the number of
 /// attempts.
-struct Patience {
+struct Reconnection {
     began: Instant,
     losses: u32,
     lost_at: Option<Instant>,
@@ -119,7 +119,7 @@ struct Patience {
     delays: Box<dyn Iterator<Item = Duration> + Send>,
 }
 
-impl Patience {
+impl Reconnection {
     fn new() -> Self {
         Self {
             began: Instant::now(),
@@ -151,8 +151,8 @@ impl Patience {
             return pause;
         }
         let longest = match outcome {
-            SessionOutcome::OtherJob(_) => LONGEST_PAUSE_OF_A_STRANGER,
-            _ => LONGEST_PAUSE,
+            SessionOutcome::OtherJob(_) => LONGEST_STRANGER_PAUSE,
+            _ => LONGEST_SESSION_PAUSE,
         };
         let left = self.left(worker);
         (!left.is_zero()).then(|| pause.unwrap_or(longest).min(longest).min(left))

@@ -36,7 +36,7 @@ use crate::{ComputeDevice, status};
 /// How long the coordinator may take to answer Join.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the last message of a session may take to reach the coordinator.
-pub const FAREWELL_LIMIT: Duration = Duration::from_secs(3);
+pub const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Messages to the coordinator that may wait for the network.
 const OUTGOING: usize = 64;
 /// Longest sequence that a worker accepts, in tokens: far beyond any real one, and safe to multiply.
@@ -194,7 +194,7 @@ pub async fn decline(
     let _ = up.try_send(common::wire::up(leaving));
     drop(up);
     let heard = async { while let Ok(Some(_)) = down.message().await {} };
-    let _ = tokio::time::timeout(FAREWELL_LIMIT, heard).await;
+    let _ = tokio::time::timeout(LAST_MESSAGE_TIMEOUT, heard).await;
 }
 
 /// A Welcome whose content was checked.

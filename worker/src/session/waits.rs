@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::status::Status;
 
 /// Time between two lines of a log while the coordinator prepares.
-const LINE_EVERY: Duration = Duration::from_secs(30);
+const WAITING_LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What was told so far while the coordinator prepares the run.
 pub struct Waits {
@@ -34,7 +34,10 @@ impl Waits {
         if std::io::stderr().is_terminal() {
             return;
         }
-        if self.told.is_none_or(|told| told.elapsed() >= LINE_EVERY) {
+        if self
+            .told
+            .is_none_or(|told| told.elapsed() >= WAITING_LINE_INTERVAL)
+        {
             self.told = Some(Instant::now());
             tracing::info!("the coordinator is preparing: {moment}; waiting for it");
         }

@@ -1,13 +1,13 @@
 //! One session from Join to its end: the parts of a worker are connected with each other, and whatever happens first
 //! decides how it goes on.
 
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::failpoint;
+use common::host::host_name;
 use common::wire::up;
 use proto::v1;
 use proto::v1::worker_message::Message as Up;
@@ -27,7 +27,7 @@ use crate::run::orders::CoordinatorLink;
 use crate::session::context::WorkerContext;
 use crate::session::exchange_address::ExchangeEndpoint;
 use crate::session::stream::{
-    Admission, FAREWELL_LIMIT, Forwarder, Session, SessionEnd, decline, open,
+    Admission, Forwarder, LAST_MESSAGE_TIMEOUT, Session, SessionEnd, decline, open,
 };
 use crate::session::waits::Waits;
 use crate::status::{Doing, Status};
@@ -250,7 +250,7 @@ impl WorkerContext {
                         if !is_ready.load(Ordering::SeqCst) {
                             break Happened::AskedToStop;
                         }
-                        let patience = self.options.draining_patience;
+                        let patience = self.options.draining_timeout;
                         patience_ends = Some(Instant::now() + patience);
                         tie.say_draining(patience).await;
                     }
@@ -398,7 +398,7 @@ impl SessionTasks {
         let reason = ASKED_TO_STOP.to_owned();
         let draining = up(Up::Draining(v1::Draining { reason }));
         // Where it cannot be said, the session is over.
-        let _ = tokio::time::timeout(FAREWELL_LIMIT, self.up.send(draining)).await;
+        let _ = tokio::time::timeout(LAST_MESSAGE_TIMEOUT, self.up.send(draining)).await;
     }
 
     /// Says goodbye and waits until the coordinator has heard it.
@@ -411,7 +411,7 @@ impl SessionTasks {
             let _ = self.up.send(up(Up::Leaving(leaving))).await;
             let _ = (&mut self.forwarding).await;
         };
-        let _ = tokio::time::timeout(FAREWELL_LIMIT, farewell).await;
+        let _ = tokio::time::timeout(LAST_MESSAGE_TIMEOUT, farewell).await;
     }
 }
 
@@ -462,8 +462,7 @@ async fn serve(
 }
 
 fn default_name() -> String {
-    let host = std::fs::read_to_string(PathBuf::from("/proc/sys/kernel/hostname"))
-        .ok()
+    let host = host_name()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .unwrap_or_else(|| "worker".to_owned());
     format!("{}:{}", host.trim(), std::process::id())

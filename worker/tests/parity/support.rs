@@ -11,7 +11,7 @@ use common::job::{
 };
 use serde::Deserialize;
 use worker::ComputeDevice;
-use worker::engine::trainer::Reduced;
+use worker::engine::MeanGradient;
 use worker::engine::{Trainer, TrainerOptions};
 
 #[derive(Deserialize)]
@@ -125,8 +125,8 @@ pub fn train_step(
     for (slot, blocks) in slots.iter().enumerate() {
         loss += trainer.train_slot(slot as u32, blocks).unwrap().loss_sum;
     }
-    let reduced = Reduced {
-        mean: trainer.accumulator().mean(),
+    let reduced = MeanGradient {
+        values: trainer.accumulator().mean(),
         invalid: trainer.accumulator().invalid(),
     };
     let outcome = trainer.apply(&reduced, learning_rate).unwrap();

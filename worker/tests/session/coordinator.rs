@@ -27,7 +27,7 @@ use worker::{Finished, JoinOptions, WorkerError};
 
 pub const TOKEN: &str = "secret";
 pub const SEQUENCE_LEN: usize = 16;
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The bulk half of a coordinator; sessions are handed to the test.
 pub struct Fake {
@@ -57,7 +57,7 @@ impl Peer {
     /// The next message that is no heartbeat; None at the end.
     pub async fn next(&mut self) -> Option<Up> {
         loop {
-            let next = tokio::time::timeout(LIMIT, self.up.message());
+            let next = tokio::time::timeout(MESSAGE_TIMEOUT, self.up.message());
             match next.await.unwrap().ok()??.message.unwrap() {
                 Up::Heartbeat(_) => {}
                 message => return Some(message),
@@ -323,7 +323,7 @@ impl Stage {
     }
 
     pub async fn session(&mut self) -> Peer {
-        let session = tokio::time::timeout(LIMIT, self.sessions.recv());
+        let session = tokio::time::timeout(MESSAGE_TIMEOUT, self.sessions.recv());
         session.await.unwrap().unwrap()
     }
 

@@ -66,7 +66,7 @@ async fn a_worker_that_is_not_let_go_leaves_when_its_patience_ends() {
     let mut stage = stage().await;
     let patience = Duration::from_millis(400);
     let options = JoinOptions {
-        draining_patience: patience,
+        draining_timeout: patience,
         ..stage.options()
     };
     let shutdown = CancellationToken::new();
@@ -118,7 +118,7 @@ async fn a_second_signal_ends_a_worker_that_waits_to_be_let_go() {
         assert!(peer.next().await.is_none());
         let status = worker.0.wait().unwrap();
         assert_eq!(status.code(), Some(code), "{signal}");
-        assert!(asked.elapsed() < worker::DRAINING_PATIENCE / 2);
+        assert!(asked.elapsed() < worker::DRAINING_TIMEOUT / 2);
     }
 }
 

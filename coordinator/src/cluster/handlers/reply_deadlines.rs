@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use common::files::snapshot::STATE_BYTES_PER_SCALAR;
 use common::wire::PlanKind;
 
 use crate::cluster::Cluster;
@@ -41,8 +42,6 @@ const UPLOAD: Duration = Duration::from_secs(300);
 const UPLOAD_TRANSFERS: u32 = 4;
 /// Timeout of an exchange that no member has finished or blamed a peer for, besides two transfers of a state.
 const EXCHANGE: Duration = Duration::from_secs(600);
-/// Bytes of a state per trainable scalar: float32 weight and two float32 moments.
-const STATE_BYTES_PER_SCALAR: f64 = 12.0;
 /// Slowest line that is allowed for: a state may take as long as over this one, and no longer.
 const SLOWEST_LINE_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
 /// States that may share one line at a time: the followers of one source share its line, and may share theirs.
@@ -155,7 +154,7 @@ impl Cluster {
 
     /// How long a state takes over the slowest line that is allowed for.
     fn transfer(&self) -> Duration {
-        let bytes = self.trainable_scalars() as f64 * STATE_BYTES_PER_SCALAR;
+        let bytes = self.trainable_scalars() as f64 * STATE_BYTES_PER_SCALAR as f64;
         Duration::try_from_secs_f64(bytes / SLOWEST_LINE_BYTES_PER_SECOND).unwrap_or(LOADING)
     }
 

@@ -4,6 +4,7 @@ mod checks;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use common::text::short_digest as short;
 use proto::v1;
 
 use crate::cluster::event::WorkerId;
@@ -349,9 +350,4 @@ impl Membership {
             ..v1::Generation::default()
         }
     }
-}
-
-/// The first 12 characters of a digest: enough for people to tell two apart.
-pub fn short(digest: &str) -> String {
-    digest.chars().take(12).collect()
 }

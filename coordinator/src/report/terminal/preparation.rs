@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Time before a bar is shown: what is done sooner is not shown at all.
 const BAR_AFTER: Duration = Duration::from_millis(500);
 /// Time between two lines, and before the first one.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+const PREPARATION_LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Does the work, and shows meanwhile how far it is.
 pub fn showing<T>(progress: &Progress, work: impl FnOnce() -> T) -> T {
@@ -62,7 +62,7 @@ fn draw(progress: &Progress, done: &Receiver<()>, screen: &Screen) {
 }
 
 fn tell(progress: &Progress, done: &Receiver<()>) {
-    while goes_on(done, LINE_EVERY) {
+    while goes_on(done, PREPARATION_LINE_INTERVAL) {
         streams::stdout().say(&format!("preparing: {}", progress.now()));
     }
 }

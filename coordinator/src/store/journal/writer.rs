@@ -16,7 +16,7 @@ use super::shared::{MAX_BYTES, Shared};
 use crate::cluster::run_event::RunEvent;
 
 /// Pause between two attempts to begin a new file after one failed.
-const RETRY: Duration = Duration::from_secs(5);
+const JOURNAL_RETRY: Duration = Duration::from_secs(5);
 
 /// An open journal.
 pub struct Writer {
@@ -128,7 +128,7 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
                      may have to be computed again if the coordinator dies"
                 ));
                 // A new file may work at once where the old one does not.
-                failed_at = Instant::now().checked_sub(RETRY).or(failed_at);
+                failed_at = Instant::now().checked_sub(JOURNAL_RETRY).or(failed_at);
                 continue;
             }
         }
@@ -148,7 +148,9 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
 fn next(shared: &Shared, is_broken: bool, failed_at: Option<Instant>) -> (Task, bool) {
     let mut state = shared.lock();
     loop {
-        let rest = failed_at.map_or(Duration::ZERO, |at| RETRY.saturating_sub(at.elapsed()));
+        let rest = failed_at.map_or(Duration::ZERO, |at| {
+            JOURNAL_RETRY.saturating_sub(at.elapsed())
+        });
         let rewrites = state.overflowed || is_broken;
         if rewrites && (rest.is_zero() || state.closed) {
             state.overflowed = false;

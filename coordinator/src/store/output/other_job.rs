@@ -1,6 +1,7 @@
 //! Whether a record is of another job, data or model than a run, and in what they differ.
 
 use common::job::JobSpec;
+use common::text::short_digest;
 use serde_json::Value;
 
 use super::RunIdentity;
@@ -109,9 +110,9 @@ impl RunRecord {
     }
 }
 
-/// Enough of a digest to tell two apart.
+/// A digest for people, with a mark where it goes on.
 fn shorten(digest: &str) -> String {
-    let short: String = digest.chars().take(12).collect();
+    let short = short_digest(digest);
     match short.len() < digest.len() {
         true => format!("{short}…"),
         false => short,

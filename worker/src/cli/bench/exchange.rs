@@ -14,7 +14,7 @@ use serde::Serialize;
 use thiserror::Error;
 use worker::collective::tcp::Mesh;
 use worker::collective::{
-    Collective, CollectiveError, Contribution, Membership, PeerAddress, ReducedSum, Sums,
+    AllReduced, Collective, CollectiveError, Contribution, LocalSums, Membership, PeerAddress,
 };
 use worker::engine::packed::PackedSums;
 use worker::engine::slot::{HeldSlots, SlotOutcome};
@@ -83,7 +83,10 @@ pub fn run(args: ExchangeArgs) -> Result<(), ExchangeError> {
             seconds.push(elapsed);
         }
         check(&reduced, &sums)?;
-        means = reduced.into_iter().map(|reduced| reduced.mean).collect();
+        means = reduced
+            .into_iter()
+            .map(|reduced| reduced.mean.values)
+            .collect();
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
@@ -168,7 +171,7 @@ fn exchange(
     sums: &[PackedSums],
     means: Vec<Vec<f32>>,
     step: u64,
-) -> Result<(f64, Vec<ReducedSum>), ExchangeError> {
+) -> Result<(f64, Vec<AllReduced>), ExchangeError> {
     let together = Barrier::new(members.len());
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = members
@@ -186,7 +189,7 @@ fn exchange(
                         step,
                         slots: members.len() as u32,
                         held: &held,
-                        sums: Sums::Packed(sums),
+                        sums: LocalSums::Packed(sums),
                         invalid: 0,
                     };
                     let reduced = member.mesh.all_reduce_into(&contribution, mean);
@@ -207,16 +210,16 @@ fn exchange(
 }
 
 /// Checks some scalars of the result: a wrong sum must not count as a fast one.
-fn check(reduced: &[ReducedSum], sums: &[PackedSums]) -> Result<(), ExchangeError> {
+fn check(reduced: &[AllReduced], sums: &[PackedSums]) -> Result<(), ExchangeError> {
     for (rank, sum) in reduced.iter().enumerate() {
-        for scalar in (0..sum.mean.len()).step_by(997) {
+        for scalar in (0..sum.mean.values.len()).step_by(997) {
             let mut total = 0i64;
             for share in sums {
                 let mut part = [0];
                 share.read(scalar, &mut part);
                 total = total.wrapping_add(part[0]);
             }
-            let (found, expected) = (sum.mean[scalar], dequantize(total));
+            let (found, expected) = (sum.mean.values[scalar], dequantize(total));
             if found.to_bits() != expected.to_bits() {
                 return Err(ExchangeError::Wrong {
                     rank,

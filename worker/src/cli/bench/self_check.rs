@@ -109,11 +109,11 @@ impl Part {
         &self,
         row: usize,
         device: &ComputeDevice,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Verdict, BenchError> {
         match self {
             Self::Training { number, checks, .. } => {
-                training::check(*number, checks[row], device, patience)
+                training::check(*number, checks[row], device, timeout)
             }
             #[cfg(feature = "cuda")]
             Self::Speed(speed) => speed.run(device),
@@ -190,9 +190,9 @@ fn answer(args: &SelfCheckArgs, part: usize) -> Result<(), BenchError> {
         return Err(BenchError::Failures { failures: 1 });
     };
     // So that whoever waits for other processes ends before this one is ended.
-    let patience = Duration::from_secs(args.row_timeout) * 4 / 5;
+    let timeout = Duration::from_secs(args.row_timeout) * 4 / 5;
     for row in args.from..part.rows().len() {
-        let (mark, found, ends) = match part.run(row, &device, patience) {
+        let (mark, found, ends) = match part.run(row, &device, timeout) {
             Ok(Verdict::Passed(found)) => ("pass", found, false),
             Ok(Verdict::Failed(found)) => ("FAIL", found, false),
             #[cfg(feature = "cuda")]
@@ -258,16 +258,16 @@ impl Table<'_> {
         of: &Part,
     ) -> Result<Answer, String> {
         let times = if of.is_training() { 1 } else { 2 };
-        let patience = Duration::from_secs(self.args.row_timeout) * times;
-        let patience = patience.min(self.ends.saturating_duration_since(Instant::now()));
-        if patience.is_zero() {
+        let timeout = Duration::from_secs(self.args.row_timeout) * times;
+        let timeout = timeout.min(self.ends.saturating_duration_since(Instant::now()));
+        if timeout.is_zero() {
             return Err("not begun: the time is up (--timeout)".to_owned());
         }
         let helper = match helper {
             Some(helper) => helper,
             None => helper.insert(self.start(part, row).map_err(|error| error.to_string())?),
         };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = helper.answer(left);

@@ -26,7 +26,7 @@ const MAX_REASON_BYTES: usize = 1024;
 
 /// How long a follower waits for its source.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct FeedTimeouts {
     /// How long to go without anything new, from a source that cannot be reached or breaks off.
     pub broken: Duration,
     /// How long to wait for the feed to begin: the source finishes the slots in its hand first.
@@ -35,7 +35,7 @@ pub struct Patience {
     pub silence: Duration,
 }
 
-impl Default for Patience {
+impl Default for FeedTimeouts {
     fn default() -> Self {
         Self {
             broken: Duration::from_secs(15),
@@ -73,7 +73,7 @@ pub struct Follower {
 
 impl Follower {
     /// Begins to follow, on a thread of its own.
-    pub fn start(source: Source, layout: Arc<Layout>, patience: Patience) -> Self {
+    pub fn start(source: Source, layout: Arc<Layout>, timeouts: FeedTimeouts) -> Self {
         let (sender, news) = mpsc::channel(AHEAD);
         let token = Arc::<GenerationToken>::default();
         let following = Following {
@@ -86,7 +86,7 @@ impl Follower {
             attempt: source.attempt,
             news: sender,
             layout,
-            patience,
+            timeouts,
             source,
         };
         let attempt = following.attempt;
@@ -151,7 +151,7 @@ struct Following {
     source: Source,
     attempt: u64,
     layout: Arc<Layout>,
-    patience: Patience,
+    timeouts: FeedTimeouts,
     progress: Progress,
     token: Arc<GenerationToken>,
     news: mpsc::Sender<News>,
@@ -160,20 +160,20 @@ struct Following {
 impl Following {
     fn run(mut self) {
         let started = Instant::now();
-        let mut pause = generation_token::TICK;
+        let mut pause = generation_token::GENERATION_CHECK_INTERVAL;
         loop {
             let before = self.progress.at;
             let reason = match self.attend() {
                 End::Dropped => return,
                 End::Over(reason) => return self.give_up(&reason),
-                End::Later if started.elapsed() < self.patience.later => {
+                End::Later if started.elapsed() < self.timeouts.later => {
                     self.progress.at = Instant::now();
                     "has yet to begin".to_owned()
                 }
                 End::Later => return self.give_up("has not begun in time"),
                 End::Broken(reason) => reason,
             };
-            if self.progress.at.elapsed() >= self.patience.broken {
+            if self.progress.at.elapsed() >= self.timeouts.broken {
                 return self.give_up(&reason);
             }
             tracing::debug!(
@@ -182,7 +182,7 @@ impl Following {
             );
             std::thread::sleep(pause);
             pause = match self.progress.at > before {
-                true => generation_token::TICK,
+                true => generation_token::GENERATION_CHECK_INTERVAL,
                 false => (pause * 2).min(Duration::from_secs(1)),
             };
         }
@@ -205,7 +205,7 @@ impl Following {
         let failed = |error: std::io::Error| End::Broken(error.to_string());
         self.token.check().map_err(|_| End::Dropped)?;
         let stream =
-            link::connect(&self.source.peer.address, self.patience.broken).map_err(|error| {
+            link::connect(&self.source.peer.address, self.timeouts.broken).map_err(|error| {
                 let address = &self.source.peer.address;
                 End::Broken(format!("cannot be reached at {address}: {error}"))
             })?;
@@ -215,9 +215,9 @@ impl Following {
             attempt: self.source.attempt,
         };
         (&stream).write_all(&hello.encode()).map_err(failed)?;
-        link::prepare(&stream, self.patience.silence).map_err(failed)?;
+        link::prepare(&stream, self.timeouts.silence).map_err(failed)?;
         let token = self.token.clone();
-        let link = Link::new(&stream, &token, self.patience.silence);
+        let link = Link::new(&stream, &token, self.timeouts.silence);
         link.send(FrameKind::FeedRequest, 0, &self.request().encode())?;
         loop {
             let header = link.receive_header()?;

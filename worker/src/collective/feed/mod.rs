@@ -13,7 +13,7 @@ use super::frame::PIECE_SCALARS;
 use crate::engine::slot;
 use crate::engine::slot::{HeldSlots, SlotOutcome};
 
-pub use self::follower::{Follower, News, Patience, Source};
+pub use self::follower::{FeedTimeouts, Follower, News, Source};
 pub use self::source::{FeedLimits, Feeds, MEMBER};
 
 /// One update, as everyone who is at the step before it can repeat it to the same bits.

@@ -10,7 +10,7 @@ use super::super::link::{self, Link, LinkError, broken};
 use super::super::state::{piece, piece_count};
 use super::source::{Deed, Feeds, Offer};
 use super::{REQUEST_BYTES, Request, Update};
-use crate::collective::generation_token::TICK;
+use crate::collective::generation_token::GENERATION_CHECK_INTERVAL;
 
 /// Time between two signs of life while there is nothing to send.
 const ALIVE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ impl Feeds {
             match self.connect(hello, &request) {
                 Ok(connection) => break connection,
                 Err(Deed::End(reason)) => return link.send(FrameKind::Ended, 0, reason.as_bytes()),
-                Err(_) if asked.elapsed() < ALIVE => std::thread::sleep(TICK),
+                Err(_) if asked.elapsed() < ALIVE => std::thread::sleep(GENERATION_CHECK_INTERVAL),
                 Err(_) => return link.send(FrameKind::Later, 0, &[]),
             }
         };

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use common::files::snapshot::STATE_BYTES_PER_SCALAR;
+
 use super::super::frame::FeedHello;
 use super::super::lock::lock;
 use super::super::state::{StateCopy, StateHeader};
@@ -18,8 +20,6 @@ use crate::collective::generation_token::GenerationToken;
 
 /// Least bound of the log of updates, in bytes, however small the state is.
 const MIN_LOG_BYTES: usize = 256 << 20;
-/// Bytes of a state per trainable scalar: a float32 weight and two moments. Also the least bound of the log, per scalar.
-const STATE_BYTES_PER_SCALAR: usize = 12;
 /// Feeds remembered after their end, so that their followers learn why.
 const MAX_ENDED: usize = 64;
 /// Time between two looks for followers that do not come (back).
@@ -197,6 +197,7 @@ impl Feeds {
         }
         state.step = update.step + 1;
         state.log_bytes += update.bytes();
+        // As much as the state itself.
         let least = STATE_BYTES_PER_SCALAR * update.mean.len();
         let budget = self.limits.log_bytes.unwrap_or(least.max(MIN_LOG_BYTES));
         state.log.push_back(Arc::new(update));

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::error::NcclError;
 use super::library::{Call, UniqueId};
+use super::options::{GroupOptions, Task, Work};
 use super::owner::Owner;
-use super::setup::{Setup, Task, Work};
 use crate::collective::CollectiveError;
-use crate::collective::generation_token::{GenerationToken, TICK};
+use crate::collective::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 
 /// How long NCCL may take to let go of the GPU once its communicator is aborted.
 const LETTING_GO: Duration = Duration::from_secs(60);
@@ -25,12 +25,12 @@ pub struct Group {
 
 impl Group {
     /// Begins to form the communicator, on a thread of its own.
-    pub fn form(setup: Setup) -> Self {
+    pub fn form(options: GroupOptions) -> Self {
         let (tasks, waiting_tasks) = mpsc::channel();
         let (ids, waiting_ids) = mpsc::channel();
-        let (rank, size, token) = (setup.rank, setup.size, setup.token.clone());
+        let (rank, size, token) = (options.rank, options.size, options.token.clone());
         // Without the thread its ends of the channels are closed, which says as much as its failure.
-        let owner = move || Owner::live(setup, &waiting_ids, &waiting_tasks);
+        let owner = move || Owner::live(options, &waiting_ids, &waiting_tasks);
         let spawned = std::thread::Builder::new()
             .name("nccl".to_owned())
             .spawn(owner);
@@ -82,15 +82,15 @@ impl Group {
         let (answer, answered) = mpsc::channel();
         let task = Task { work, answer };
         self.tasks.send(task).map_err(|_| over())?;
-        let mut patience_ends = None;
+        let mut deadline = None;
         loop {
-            match answered.recv_timeout(TICK) {
+            match answered.recv_timeout(GENERATION_CHECK_INTERVAL) {
                 Ok(answer) => return Ok(answer?),
                 Err(RecvTimeoutError::Disconnected) => return Err(over()),
                 // The thread itself watches every deadline. It must be waited for, because the memory is in use.
                 Err(RecvTimeoutError::Timeout) if self.token.check().is_ok() => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    let ends = patience_ends.get_or_insert_with(|| Instant::now() + LETTING_GO);
+                    let ends = deadline.get_or_insert_with(|| Instant::now() + LETTING_GO);
                     if Instant::now() > *ends {
                         let seconds = LETTING_GO.as_secs();
                         return Err(NcclError::Stuck { seconds });

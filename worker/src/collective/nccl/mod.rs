@@ -10,9 +10,9 @@
 mod error;
 mod group;
 mod library;
+mod options;
 mod owner;
 mod reduce;
-mod setup;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -22,8 +22,8 @@ use proto::v1;
 pub use self::error::NcclError;
 pub use self::group::Group;
 use self::library::nccl;
+pub use self::options::{GroupOptions, NcclEvent, NcclTimeouts};
 pub use self::reduce::all_reduce;
-pub use self::setup::{Patience, Setup, Word};
 use crate::engine::cuda::Gpu;
 
 /// What the coordinator is told of a GPU when its worker joins.

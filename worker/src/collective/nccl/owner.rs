@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 use cudarc::driver::CudaEvent;
 
 use super::library::{Call, Comm, IN_PROGRESS, Nccl, SUCCESS, UniqueId, nccl};
-use super::setup::{Setup, Task, Word, Work};
+use super::options::{GroupOptions, NcclEvent, Task, Work};
 use crate::collective::CollectiveError;
-use crate::collective::generation_token::{GenerationToken, TICK};
+use crate::collective::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use crate::engine::cuda::Gpu;
 
 /// Buckets on the stream at a time: the next ones are begun while the first is on its way.
 const BUCKETS_AHEAD: usize = 2;
 /// Longest pause between two looks at a call in progress.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
-const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
+const LONGEST_CALL_POLL: Duration = Duration::from_millis(1);
+const SHORTEST_CALL_POLL: Duration = Duration::from_micros(10);
 
 /// Why the communicator ends.
 enum End {
@@ -38,18 +38,18 @@ pub struct Owner {
     gpu: Arc<Gpu>,
     token: Arc<GenerationToken>,
     /// How long each bucket may take.
-    patience: Duration,
+    call_timeout: Duration,
     /// Events at the ends of the buckets on the stream, oldest first.
     ends: VecDeque<CudaEvent>,
 }
 
 impl Owner {
     /// Forms the communicator and carries out tasks until the generation ends or NCCL fails, and tells of that.
-    pub fn live(setup: Setup, ids: &Receiver<UniqueId>, tasks: &Receiver<Task>) {
+    pub fn live(options: GroupOptions, ids: &Receiver<UniqueId>, tasks: &Receiver<Task>) {
         let mut waiting = None;
-        let end = Self::form(&setup, ids).and_then(|mut owner| {
+        let end = Self::form(&options, ids).and_then(|mut owner| {
             loop {
-                let task = match tasks.recv_timeout(TICK) {
+                let task = match tasks.recv_timeout(GENERATION_CHECK_INTERVAL) {
                     Ok(task) => task,
                     Err(RecvTimeoutError::Timeout) if owner.token.check().is_ok() => continue,
                     Err(_) => return Err(End::Over),
@@ -67,29 +67,29 @@ impl Owner {
         });
         let end: Result<(), End> = end;
         if let Err(End::Failed(reason)) = end
-            && setup.token.check().is_ok()
+            && options.token.check().is_ok()
         {
             tracing::warn!("NCCL failed: {reason}");
-            (setup.tell)(Word::Lost(reason));
+            (options.tell)(NcclEvent::Failed(reason));
         }
         if let Some(waiting) = waiting {
             let _ = waiting.send(Err(CollectiveError::Superseded));
         }
     }
 
-    fn form(setup: &Setup, ids: &Receiver<UniqueId>) -> Result<Self, End> {
+    fn form(options: &GroupOptions, ids: &Receiver<UniqueId>) -> Result<Self, End> {
         let nccl = nccl().map_err(|fault| End::Failed(fault.to_owned()))?;
-        let bound = setup.gpu.context().bind_to_thread();
+        let bound = options.gpu.context().bind_to_thread();
         bound.map_err(|error| End::Failed(error.to_string()))?;
-        let deadline = Instant::now() + setup.patience.forming;
-        if setup.rank == 0 {
+        let deadline = Instant::now() + options.timeouts.forming;
+        if options.rank == 0 {
             let id = nccl.unique_id();
             let id = id.map_err(|code| End::Failed(nccl.explain(std::ptr::null_mut(), code)))?;
-            (setup.tell)(Word::Id(id.0.to_vec()));
+            (options.tell)(NcclEvent::IdCreated(id.0.to_vec()));
         }
         let id = loop {
-            setup.token.check().map_err(|_| End::Over)?;
-            match ids.recv_timeout(TICK) {
+            options.token.check().map_err(|_| End::Over)?;
+            match ids.recv_timeout(GENERATION_CHECK_INTERVAL) {
                 Ok(id) => break id,
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Err(RecvTimeoutError::Timeout) => {
@@ -98,21 +98,21 @@ impl Owner {
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Over),
             }
         };
-        let (comm, code) = nccl.init(setup.size, id, setup.rank);
+        let (comm, code) = nccl.init(options.size, id, options.rank);
         let owner = Self {
             nccl,
             comm,
-            gpu: setup.gpu.clone(),
-            token: setup.token.clone(),
-            patience: setup.patience.call,
+            gpu: options.gpu.clone(),
+            token: options.token.clone(),
+            call_timeout: options.timeouts.call,
             ends: VecDeque::new(),
         };
         let left = deadline.saturating_duration_since(Instant::now());
         owner.settle(code, left, "the forming of the communicator")?;
         tracing::debug!(
             "NCCL connects {} GPUs, this one as rank {}",
-            setup.size,
-            setup.rank
+            options.size,
+            options.rank
         );
         Ok(owner)
     }
@@ -136,18 +136,18 @@ impl Owner {
         // SAFETY: the communicator is ours and not aborted. The engine waits for the answer with the memory in its hands, and
         // frees it in the order of its own stream, which goes on after the end of this one.
         let code = unsafe { self.nccl.begin(self.comm, stream, call) };
-        self.settle(code, self.patience, "a call")
+        self.settle(code, self.call_timeout, "a call")
     }
 
     /// Waits until the call that answered `code` is done or failed.
-    fn settle(&self, code: c_int, patience: Duration, what: &str) -> Result<(), End> {
+    fn settle(&self, code: c_int, timeout: Duration, what: &str) -> Result<(), End> {
         if code != IN_PROGRESS && code != SUCCESS {
             return Err(self.failure(what, code));
         }
         if self.comm.is_null() {
             return Err(End::Failed(format!("{what} gave none")));
         }
-        self.wait(patience, what, || match self.state() {
+        self.wait(timeout, what, || match self.state() {
             SUCCESS => Ok(true),
             IN_PROGRESS => Ok(false),
             code => Err(self.failure(what, code)),
@@ -160,7 +160,7 @@ impl Owner {
             && let Some(end) = self.ends.pop_front()
         {
             let what = "an exchange";
-            self.wait(self.patience, what, || match self.state() {
+            self.wait(self.call_timeout, what, || match self.state() {
                 SUCCESS | IN_PROGRESS => Ok(end.is_complete()),
                 code => Err(self.failure(what, code)),
             })?;
@@ -175,7 +175,7 @@ impl Owner {
 
     fn wait(
         &self,
-        patience: Duration,
+        timeout: Duration,
         what: &str,
         mut is_done: impl FnMut() -> Result<bool, End>,
     ) -> Result<(), End> {
@@ -183,13 +183,13 @@ impl Owner {
         while !is_done()? {
             self.token.check().map_err(|_| End::Over)?;
             let waited = began.elapsed();
-            if waited > patience {
-                let seconds = patience.as_secs_f64();
+            if waited > timeout {
+                let seconds = timeout.as_secs_f64();
                 return Err(End::Failed(format!(
                     "{what} did not end within {seconds:.1} s"
                 )));
             }
-            std::thread::sleep((waited / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+            std::thread::sleep((waited / 8).clamp(SHORTEST_CALL_POLL, LONGEST_CALL_POLL));
         }
         Ok(())
     }

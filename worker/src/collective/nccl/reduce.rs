@@ -14,7 +14,7 @@ use super::error::NcclError;
 use super::group::Group;
 use super::library::{Call, DataType, Operation};
 use crate::engine::cuda::Gpu;
-use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
+use crate::engine::cuda::engine::{GpuMeanGradient, SumsOnGpu};
 use crate::engine::cuda::gpu::DeviceBuffer;
 use crate::engine::cuda::ops::update::exact_means;
 use crate::engine::cuda::sums::DeviceSums;
@@ -25,13 +25,13 @@ const ALIGNED: usize = 64;
 /// Sums over all members. Returns the mean gradient, the same bits on each.
 ///
 /// It takes memory on the GPU until it is dropped, which must be before the next slot: that memory is counted on then.
-pub fn all_reduce(group: &Group, held: &SumsOnGpu) -> Result<GpuMean, NcclError> {
+pub fn all_reduce(group: &Group, held: &SumsOnGpu) -> Result<GpuMeanGradient, NcclError> {
     let SumsOnGpu { gpu, sums, scalars } = *held;
     let mean = match sums {
         DeviceSums::Exact(sums) => exact_mean(gpu, group, sums, scalars)?,
         DeviceSums::Fast(sums) => fast_mean(gpu, group, sums, scalars)?,
     };
-    Ok(GpuMean::Flat(mean))
+    Ok(GpuMeanGradient::Values(mean))
 }
 
 /// The mean gradient that the exact sums of all members stand for.

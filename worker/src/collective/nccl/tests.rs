@@ -15,14 +15,16 @@ use common::rng::CounterRng;
 use super::reduce::{exact_mean, exact_mean_in, fast_mean};
 use super::*;
 use crate::ComputeDevice;
-use crate::collective::{Collective, CollectiveError, Contribution, Membership, PeerAddress, Sums};
+use crate::collective::{
+    Collective, CollectiveError, Contribution, LocalSums, Membership, PeerAddress,
+};
+use crate::engine::MeanGradient;
 use crate::engine::accumulator;
 use crate::engine::cuda::testing::open;
 use crate::engine::testing::{block, config, job, load_on, lora, write_model};
-use crate::engine::trainer::Reduced;
 
 const GENERATION: u64 = 1;
-const PATIENT: Patience = Patience {
+const LONG_TIMEOUTS: NcclTimeouts = NcclTimeouts {
     forming: Duration::from_secs(60),
     call: Duration::from_secs(60),
 };
@@ -39,7 +41,7 @@ fn gpus(size: usize) -> Option<Vec<Arc<Gpu>>> {
 struct Rank {
     gpu: Arc<Gpu>,
     collective: Collective,
-    words: Mutex<mpsc::Receiver<Word>>,
+    words: Mutex<mpsc::Receiver<NcclEvent>>,
 }
 
 impl Rank {
@@ -48,13 +50,17 @@ impl Rank {
     }
 
     /// What the coordinator would be told next.
-    fn told(&self) -> Option<Word> {
-        self.words.lock().unwrap().recv_timeout(PATIENT.call).ok()
+    fn told(&self) -> Option<NcclEvent> {
+        self.words
+            .lock()
+            .unwrap()
+            .recv_timeout(LONG_TIMEOUTS.call)
+            .ok()
     }
 }
 
 /// Members of one generation, all but those `absent` with their groups on the way.
-fn ranks(size: usize, patience: Patience, absent: &[usize]) -> Option<Vec<Rank>> {
+fn ranks(size: usize, timeouts: NcclTimeouts, absent: &[usize]) -> Option<Vec<Rank>> {
     let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let gpus = gpus(size)?;
     let collectives: Vec<_> = gpus
@@ -78,7 +84,7 @@ fn ranks(size: usize, patience: Patience, absent: &[usize]) -> Option<Vec<Rank>>
         let (tell, words) = mpsc::channel();
         collective.enter(membership.clone());
         if !absent.contains(&rank) {
-            collective.group_up(&membership, gpu.clone(), patience, move |word| {
+            collective.group_up(&membership, gpu.clone(), timeouts, move |word| {
                 tell.send(word).unwrap_or_default();
             });
         }
@@ -90,7 +96,7 @@ fn ranks(size: usize, patience: Patience, absent: &[usize]) -> Option<Vec<Rank>>
     }
     if !absent.contains(&0) {
         // The coordinator's part.
-        let Some(Word::Id(id)) = ranks[0].told() else {
+        let Some(NcclEvent::IdCreated(id)) = ranks[0].told() else {
             panic!("NCCL has no identifier");
         };
         for (rank, member) in ranks.iter().enumerate() {
@@ -123,7 +129,7 @@ fn random_sums(scalars: usize, rank: usize) -> Vec<i64> {
 #[test]
 fn exact_sums_are_those_of_integers_in_buckets_of_any_size() {
     for size in [2, 3] {
-        let Some(ranks) = ranks(size, PATIENT, &[]) else {
+        let Some(ranks) = ranks(size, LONG_TIMEOUTS, &[]) else {
             return;
         };
         for scalars in [1, 2, 5, 255, 256, 1000, 4099] {
@@ -185,7 +191,7 @@ fn calls(gpu: &Gpu, history: &str) -> Vec<(String, BTreeSet<usize>)> {
 
 #[test]
 fn a_bucket_is_summed_while_the_means_of_the_one_before_are_computed() {
-    let Some(ranks) = ranks(2, PATIENT, &[]) else {
+    let Some(ranks) = ranks(2, LONG_TIMEOUTS, &[]) else {
         return;
     };
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -233,7 +239,7 @@ fn a_bucket_is_summed_while_the_means_of_the_one_before_are_computed() {
 
 #[test]
 fn fast_sums_are_added() {
-    let Some(ranks) = ranks(2, PATIENT, &[]) else {
+    let Some(ranks) = ranks(2, LONG_TIMEOUTS, &[]) else {
         return;
     };
     let means = on_each(&ranks, |rank, member| {
@@ -278,7 +284,7 @@ fn train(
             let accumulator::Sums::Exact { sums, .. } = trainer.accumulator().sums() else {
                 panic!("the job's sums are exact");
             };
-            let sums = Sums::Packed(sums);
+            let sums = LocalSums::Packed(sums);
             let contribution = Contribution {
                 step,
                 slots: 4,
@@ -286,19 +292,19 @@ fn train(
                 sums,
                 invalid: 0,
             };
-            over_mesh = mesh.all_reduce(&contribution).unwrap().mean;
+            over_mesh = mesh.all_reduce(&contribution).unwrap().mean.values;
             let scalars = trainer.layout().scalars;
             let (slots, invalid) = mesh.agree(&contribution, scalars).unwrap();
             assert_eq!((slots.len(), invalid), (4, 0));
             let mean = all_reduce(&member.group(), &trainer.sums_on_gpu()).unwrap();
             over_nccl = trainer.download_mean(&mean).unwrap();
-            let reduced = Reduced {
-                mean: over_mesh.clone(),
+            let reduced = MeanGradient {
+                values: over_mesh.clone(),
                 invalid,
             };
             match step {
                 0 => trainer.apply(&reduced, 1e-2).unwrap(),
-                _ => trainer.apply_reduced(&mean, invalid, 1e-2).unwrap(),
+                _ => trainer.apply_on_gpu(&mean, invalid, 1e-2).unwrap(),
             };
         }
         (trainer.weights_digest().unwrap(), over_nccl, over_mesh)
@@ -316,7 +322,7 @@ fn any_number_of_ranks_gives_the_bits_of_the_mesh_and_of_one() {
         };
         let mut digests = Vec::new();
         for size in 1..=3 {
-            let Some(ranks) = ranks(size, PATIENT, &[]) else {
+            let Some(ranks) = ranks(size, LONG_TIMEOUTS, &[]) else {
                 return;
             };
             for (digest, over_nccl, over_mesh) in train(&ranks, dir.path(), &job) {
@@ -340,7 +346,7 @@ fn reduce_alone(rank: &Rank) -> NcclError {
 
 #[test]
 fn the_end_of_the_generation_aborts_a_call_that_hangs() {
-    let Some(ranks) = ranks(2, PATIENT, &[]) else {
+    let Some(ranks) = ranks(2, LONG_TIMEOUTS, &[]) else {
         return;
     };
     std::thread::scope(|scope| {
@@ -359,15 +365,15 @@ fn the_end_of_the_generation_aborts_a_call_that_hangs() {
 
 #[test]
 fn a_call_that_hangs_is_told_at_its_deadline() {
-    let patience = Patience {
+    let timeouts = NcclTimeouts {
         call: SHORT,
-        ..PATIENT
+        ..LONG_TIMEOUTS
     };
-    let Some(ranks) = ranks(2, patience, &[]) else {
+    let Some(ranks) = ranks(2, timeouts, &[]) else {
         return;
     };
     reduce_alone(&ranks[0]);
-    let Some(Word::Lost(reason)) = ranks[0].told() else {
+    let Some(NcclEvent::Failed(reason)) = ranks[0].told() else {
         panic!("it is not told");
     };
     assert!(reason.contains("did not end within 0.3 s"), "{reason}");
@@ -375,14 +381,14 @@ fn a_call_that_hangs_is_told_at_its_deadline() {
 
 #[test]
 fn a_communicator_that_does_not_form_is_told_at_its_deadline() {
-    let patience = Patience {
+    let timeouts = NcclTimeouts {
         forming: SHORT,
-        ..PATIENT
+        ..LONG_TIMEOUTS
     };
-    let Some(ranks) = ranks(2, patience, &[1]) else {
+    let Some(ranks) = ranks(2, timeouts, &[1]) else {
         return;
     };
-    let Some(Word::Lost(reason)) = ranks[0].told() else {
+    let Some(NcclEvent::Failed(reason)) = ranks[0].told() else {
         panic!("it is not told");
     };
     assert!(reason.contains("forming"), "{reason}");
@@ -396,13 +402,13 @@ fn a_communicator_that_does_not_form_is_told_at_its_deadline() {
 
 #[test]
 fn an_identifier_that_never_comes_is_told() {
-    let patience = Patience {
+    let timeouts = NcclTimeouts {
         forming: SHORT,
-        ..PATIENT
+        ..LONG_TIMEOUTS
     };
-    let Some(ranks) = ranks(2, patience, &[0]) else {
+    let Some(ranks) = ranks(2, timeouts, &[0]) else {
         return;
     };
     let reason = "rank 0 sent no identifier in time".to_owned();
-    assert_eq!(ranks[1].told(), Some(Word::Lost(reason)));
+    assert_eq!(ranks[1].told(), Some(NcclEvent::Failed(reason)));
 }

@@ -7,11 +7,16 @@ use common::job::{BaseDtype, LoraSpec};
 use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
 
 use super::blas::GpuElement;
+use super::causal_lm::CausalLm;
 use super::gpu::Gpu;
-use super::layers::{self, Vector};
-use super::model::{GpuModel, TokenMatrix};
-use super::ops::adapter::Adapter;
-use super::ops::projection::{self, Place, Projection, Staged};
+use super::layers::attention::AttentionBlock;
+use super::layers::decoder::DecoderLayer;
+use super::layers::mlp::Mlp;
+use super::ops::lora_linear::Lora;
+use super::ops::projection::{Linear, Projection, Staged};
+use super::ops::rms_norm::RmsNorm;
+use super::ops::rope::HeadNorms;
+use super::params::{FlatRange, TokenMatrix, Vector};
 use crate::engine::EngineError;
 use crate::engine::model::weights::{WeightSource, name_key};
 use crate::engine::ops::element::Element;
@@ -33,7 +38,7 @@ impl Parts<'_> {
     pub fn model<E: Element + GpuElement>(
         &self,
         sequence_len: usize,
-    ) -> Result<GpuModel<E>, EngineError> {
+    ) -> Result<CausalLm<E>, EngineError> {
         let embedding = self.token_matrix::<E>(EMBEDDING)?;
         let head = match self.config.tied {
             true => None,
@@ -42,9 +47,9 @@ impl Parts<'_> {
         let layers = (0..self.config.layers)
             .map(|layer| self.layer(layer))
             .collect::<Result<_, _>>()?;
-        let norm = self.vector(FINAL_NORM, self.config.hidden_size)?;
+        let norm = self.norm(FINAL_NORM)?;
         let tokens = (embedding, head);
-        Ok(GpuModel::new(
+        Ok(CausalLm::new(
             self.gpu,
             self.config,
             tokens,
@@ -59,8 +64,8 @@ impl Parts<'_> {
         name: &str,
     ) -> Result<TokenMatrix<E>, EngineError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        let place = self.place(name);
-        let values = match place {
+        let range = self.range(name);
+        let values = match range {
             // The first refresh writes it.
             Some(_) => self.gpu.take(shape[0] * shape[1])?,
             None => {
@@ -68,34 +73,44 @@ impl Parts<'_> {
                 self.gpu.upload::<E>(weight.read().elements())?
             }
         };
-        Ok(TokenMatrix { values, place })
+        Ok(TokenMatrix {
+            values,
+            vocabulary: shape[0],
+            width: shape[1],
+            range,
+        })
     }
 
-    fn layer<E: Element + GpuElement>(
-        &self,
-        layer: usize,
-    ) -> Result<layers::Layer<E>, EngineError> {
+    fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
         let [query, key, value, output, gate, up, down] = linears(config);
-        let vector = |name: &str, len: usize| self.vector(&format!("{prefix}{name}.weight"), len);
+        let head_norm = |name: &str| {
+            let name = format!("{prefix}self_attn.{name}.weight");
+            self.vector(&name, config.head_dim)
+        };
         let head_norms = match config.head_norms {
-            true => Some([
-                vector("self_attn.q_norm", config.head_dim)?,
-                vector("self_attn.k_norm", config.head_dim)?,
-            ]),
+            true => Some(HeadNorms {
+                query: head_norm("q_norm")?,
+                key: head_norm("k_norm")?,
+                epsilon: config.rms_norm_epsilon as f32,
+            }),
             false => None,
         };
-        Ok(layers::Layer {
-            attention_norm: vector("input_layernorm", config.hidden_size)?,
-            qkv: self.projection(&prefix, &[query, key, value])?,
-            head_norms,
-            output: self.projection(&prefix, &[output])?,
-            mlp_norm: vector("post_attention_layernorm", config.hidden_size)?,
-            gate_up: self.projection(&prefix, &[gate, up])?,
-            down: self.projection(&prefix, &[down])?,
-            layout: HeadLayout::of(config),
-            epsilon: config.rms_norm_epsilon as f32,
+        let layer_norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"));
+        Ok(DecoderLayer {
+            attention: AttentionBlock {
+                norm: layer_norm("input_layernorm")?,
+                qkv: self.projection(&prefix, &[query, key, value])?,
+                output: self.projection(&prefix, &[output])?,
+                layout: HeadLayout::of(config),
+                head_norms,
+            },
+            mlp: Mlp {
+                norm: layer_norm("post_attention_layernorm")?,
+                gate_up: self.projection(&prefix, &[gate, up])?,
+                down: self.projection(&prefix, &[down])?,
+            },
         })
     }
 
@@ -106,21 +121,18 @@ impl Parts<'_> {
     ) -> Result<Projection<E>, EngineError> {
         let width = shapes.first().map_or(0, |shape| shape.width);
         let paths = shapes.iter().map(|shape| format!("{prefix}{}", shape.path));
-        let layers = shapes
-            .iter()
-            .zip(paths)
-            .map(|(shape, path)| projection::Layer {
-                out: shape.out,
-                weight: self.place(&format!("{path}.weight")),
-                bias: self.place(&format!("{path}.bias")),
-                adapter: self.adapter(&path),
-            });
-        let mut staged = Staged::<E>::new(layers.collect(), width);
+        let linears = shapes.iter().zip(paths).map(|(shape, path)| Linear {
+            out: shape.out,
+            weight: self.range(&format!("{path}.weight")),
+            bias: self.range(&format!("{path}.bias")),
+            lora: self.lora(&path),
+        });
+        let mut staged = Staged::<E>::new(linears.collect(), width);
         let mut biases = Vec::new();
         for (index, shape) in shapes.iter().enumerate() {
             let path = format!("{prefix}{}", shape.path);
             let weight = format!("{path}.weight");
-            if self.place(&weight).is_none() {
+            if self.range(&weight).is_none() {
                 let weight = self
                     .source
                     .tensor(&weight, &[shape.out, shape.width], self.dtype)?;
@@ -136,11 +148,11 @@ impl Parts<'_> {
         Ok(staged.upload(self.gpu, any.then_some(&biases[..]))?)
     }
 
-    fn adapter(&self, path: &str) -> Option<Adapter> {
+    fn lora(&self, path: &str) -> Option<Lora> {
         let lora = self.lora?;
-        Some(Adapter {
-            a: self.place(&tensor_name(path, Factor::A))?,
-            b: self.place(&tensor_name(path, Factor::B))?,
+        Some(Lora {
+            a: self.range(&tensor_name(path, Factor::A))?,
+            b: self.range(&tensor_name(path, Factor::B))?,
             rank: lora.r,
             scale: lora.scale() as f32,
             dropout: lora.dropout,
@@ -148,23 +160,30 @@ impl Parts<'_> {
         })
     }
 
+    fn norm(&self, name: &str) -> Result<RmsNorm, EngineError> {
+        Ok(RmsNorm {
+            weight: self.vector(name, self.config.hidden_size)?,
+            epsilon: self.config.rms_norm_epsilon as f32,
+        })
+    }
+
     fn vector(&self, name: &str, len: usize) -> Result<Vector, EngineError> {
         let values = self.values(name, &[len])?;
-        Ok(Vector::new(self.gpu, &values, self.place(name))?)
+        Ok(Vector::new(self.gpu, &values, self.range(name))?)
     }
 
     /// Values of a tensor of the base model in float32; zeros where it is trainable.
     fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
         let mut values = vec![0.0; shape.iter().product()];
-        if self.place(name).is_none() {
+        if self.range(name).is_none() {
             self.source.read_f32(name, shape, &mut values)?;
         }
         Ok(values)
     }
 
-    fn place(&self, name: &str) -> Option<Place> {
+    fn range(&self, name: &str) -> Option<FlatRange> {
         let tensor = self.layout.find(name)?;
-        Some(Place {
+        Some(FlatRange {
             offset: tensor.offset,
             scalars: tensor.scalars(),
         })

@@ -9,26 +9,26 @@ use common::model::ModelConfig;
 use half::bf16;
 
 use super::build::Parts;
+use super::causal_lm::CausalLm;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::model::GpuModel;
-use super::ops::update::{CHUNK, adamw, squares};
-use super::sums::{AtOnce, DeviceSums, GpuSums, SlotGradient};
+use super::ops::update::{adamw, squares};
+use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::optim::{AdamW, Update};
+use crate::engine::optim::{AdamW, NORM_CHUNK, Update};
 use crate::engine::{Abandon, EngineError};
 
-const _: () = assert!(MEAN_TILE.is_multiple_of(CHUNK));
+const _: () = assert!(MEAN_TILE.is_multiple_of(NORM_CHUNK));
 
 /// The model, in the type that it computes in.
 enum Model {
-    F32(GpuModel<f32>),
-    Bf16(GpuModel<bf16>),
+    F32(CausalLm<f32>),
+    Bf16(CausalLm<bf16>),
 }
 
 macro_rules! each {
@@ -40,9 +40,9 @@ macro_rules! each {
     };
 }
 
-/// Where the mean gradient is read from, in layout order.
-pub enum GpuMean {
-    Flat(DeviceBuffer<f32>),
+/// A mean gradient on the GPU, in layout order.
+pub enum GpuMeanGradient {
+    Values(DeviceBuffer<f32>),
     /// Computed from the sums held here, which have every slot.
     Sums,
 }
@@ -138,11 +138,11 @@ impl GpuEngine {
 
     /// Bytes that a training pass without checkpointing keeps for so many tokens.
     pub fn kept_bytes(&self, tokens: usize) -> usize {
-        each!(&self.model, model => tokens * model.kept_bytes())
+        each!(&self.model, model => model.kept_bytes(tokens))
     }
 
     pub fn set_checkpointing(&mut self, checkpointing: bool) {
-        each!(&mut self.model, model => model.checkpointing = checkpointing);
+        each!(&mut self.model, model => model.set_checkpointing(checkpointing));
     }
 
     pub fn abandon(&self) -> &Abandon {
@@ -180,7 +180,7 @@ impl GpuEngine {
                 Some(slot) => model.train(gpu, batch, Some(mask), (slot, true))?,
                 None => {
                     let parts = model.gradient_parts(batch);
-                    let mut sink = AtOnce::new(gpu, sums, self.scalars, parts)?;
+                    let mut sink = SumsSink::new(gpu, sums, self.scalars, parts)?;
                     // Of the first slot a part can be taken back, together with all else.
                     model.train(gpu, batch, Some(mask), (&mut sink, is_first))?
                 }
@@ -233,30 +233,30 @@ impl GpuEngine {
     }
 
     /// Copies a mean gradient from the GPU, in layout order.
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, GpuError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, GpuError> {
         match mean {
-            GpuMean::Flat(mean) => self.gpu.download(mean, self.scalars),
-            GpuMean::Sums => {
+            GpuMeanGradient::Values(mean) => self.gpu.download(mean, self.scalars),
+            GpuMeanGradient::Sums => {
                 let means = self.sums.means(&self.gpu, 0..self.scalars)?;
                 self.gpu.download(&means, self.scalars)
             }
         }
     }
 
-    pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMean, GpuError> {
-        Ok(GpuMean::Flat(self.gpu.upload(mean)?))
+    pub fn upload_mean(&self, mean: &[f32]) -> Result<GpuMeanGradient, GpuError> {
+        Ok(GpuMeanGradient::Values(self.gpu.upload(mean)?))
     }
 
     /// The Euclidean norm of a mean gradient.
     ///
     /// Squares are summed in float64: within chunks in a block's order, and then chunk by chunk.
-    pub fn norm(&self, mean: &GpuMean) -> Result<f64, GpuError> {
+    pub fn norm(&self, mean: &GpuMeanGradient) -> Result<f64, GpuError> {
         let mut chunks = Vec::new();
         for start in (0..self.scalars).step_by(MEAN_TILE) {
             let range = start..self.scalars.min(start + MEAN_TILE);
             chunks.extend(match mean {
-                GpuMean::Flat(mean) => squares(&self.gpu, &mean.slice(range))?,
-                GpuMean::Sums => {
+                GpuMeanGradient::Values(mean) => squares(&self.gpu, &mean.slice(range))?,
+                GpuMeanGradient::Sums => {
                     let means = self.sums.means(&self.gpu, range.clone())?;
                     squares(&self.gpu, &means.slice(..range.len()))?
                 }
@@ -265,27 +265,23 @@ impl GpuEngine {
         Ok(chunks.iter().sum::<f64>().sqrt())
     }
 
-    /// Updates weights and moments. As in Transformers' trainer, norms and biases do not decay.
+    /// Updates weights and moments.
     pub fn update(
         &mut self,
         optimizer: &AdamW,
         update: &Update,
         layout: &Layout,
-        mean: &GpuMean,
+        mean: &GpuMeanGradient,
     ) -> Result<(), GpuError> {
         for tensor in &layout.tensors {
-            let mut optimizer = *optimizer;
-            if tensor.shape.len() < 2 {
-                optimizer.weight_decay = 0.0;
-            }
-            let factors = optimizer.factors(update);
+            let factors = optimizer.of_tensor(tensor).factors(update);
             let end = tensor.offset + tensor.scalars();
             for start in (tensor.offset..end).step_by(MEAN_TILE) {
                 let range = start..end.min(start + MEAN_TILE);
                 let computed;
                 let gradient = match mean {
-                    GpuMean::Flat(mean) => mean.slice(range.clone()),
-                    GpuMean::Sums => {
+                    GpuMeanGradient::Values(mean) => mean.slice(range.clone()),
+                    GpuMeanGradient::Sums => {
                         computed = self.sums.means(&self.gpu, range.clone())?;
                         computed.slice(..range.len())
                     }

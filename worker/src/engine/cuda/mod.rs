@@ -4,14 +4,16 @@
 //! Weights, activations, sums and moments stay on the GPU; what leaves it are losses, sums for the exchange, and states.
 //! Everything of one engine runs in the order in which it is asked for, on one stream, so nothing here waits but for results.
 
+mod batch;
 pub mod blas;
 mod build;
+pub mod causal_lm;
 pub mod engine;
 mod error;
 pub mod gpu;
 pub mod layers;
-pub mod model;
 pub mod ops;
+pub mod params;
 pub mod peak;
 pub mod sums;
 #[cfg(test)]

@@ -14,7 +14,7 @@ const ROUNDS: usize = 10;
 /// Speed of a large product in GFLOP/s.
 pub fn product_gflops<E: GpuElement + Element>(gpu: &Gpu) -> Result<f64, GpuError> {
     let values: Vec<E> = (0..SIDE * SIDE)
-        .map(|i| E::narrow((i * 2_654_435_761 % 1000) as f32 / 1000.0 - 0.5))
+        .map(|i| E::round_from((i * 2_654_435_761 % 1000) as f32 / 1000.0 - 0.5))
         .collect();
     let (a, b) = (gpu.upload(&values)?, gpu.upload(&values)?);
     let (a, b) = (a.as_view(), b.as_view());

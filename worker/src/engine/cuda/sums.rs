@@ -10,10 +10,10 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::ops::projection::{Place, Sink};
 use super::ops::update::{
     exact_accumulate, exact_accumulate_rows, exact_means, fast_accumulate, fast_accumulate_rows,
 };
+use super::params::{FlatRange, GradientSink};
 use crate::engine::accumulator::Accumulator;
 
 /// Scalars that are copied to the processor at a time.
@@ -97,15 +97,15 @@ impl GpuSums {
         }
     }
 
-    /// Adds gradients to some rows of the matrix at `place`.
+    /// Adds gradients to some rows of the matrix at `range`.
     fn add_rows(
         &mut self,
         gpu: &Gpu,
-        place: Place,
+        range: FlatRange,
         gradients: (&CudaView<f32>, &CudaView<u32>),
         parts: u64,
     ) -> Result<(), GpuError> {
-        let range = place.offset..place.offset + place.scalars;
+        let range = range.offset..range.offset + range.scalars;
         match &mut self.sums {
             Store::Exact { sums, invalid } => {
                 let (rule, sums) = (self.rule.of_parts(parts), &mut sums.slice_mut(range));
@@ -171,20 +171,20 @@ impl GpuSums {
 /// added nothing. For adapters.
 pub struct SlotGradient(pub DeviceBuffer<f32>);
 
-impl Sink for SlotGradient {
+impl GradientSink for SlotGradient {
     fn add(
         &mut self,
         _: &Gpu,
-        place: Place,
+        range: FlatRange,
         write: &mut dyn FnMut(&mut CudaViewMut<f32>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
-        write(&mut self.0.slice_mut(place.offset..place.offset + place.scalars))
+        write(&mut self.0.slice_mut(range.offset..range.offset + range.scalars))
     }
 
     fn add_rows(
         &mut self,
         _: &Gpu,
-        _: Place,
+        _: FlatRange,
         _: &CudaView<f32>,
         _: &CudaView<u32>,
     ) -> Result<(), GpuError> {
@@ -197,14 +197,14 @@ impl Sink for SlotGradient {
 }
 
 /// A sink that adds each gradient at once, so that none is ever kept. For all weights of a model.
-pub struct AtOnce<'a> {
+pub struct SumsSink<'a> {
     sums: &'a mut GpuSums,
     scratch: DeviceBuffer<f32>,
     /// How often a slot adds to any scalar at most.
     parts: u64,
 }
 
-impl<'a> AtOnce<'a> {
+impl<'a> SumsSink<'a> {
     pub fn new(
         gpu: &Gpu,
         sums: &'a mut GpuSums,
@@ -220,26 +220,26 @@ impl<'a> AtOnce<'a> {
     }
 }
 
-impl Sink for AtOnce<'_> {
+impl GradientSink for SumsSink<'_> {
     fn add(
         &mut self,
         gpu: &Gpu,
-        place: Place,
+        range: FlatRange,
         write: &mut dyn FnMut(&mut CudaViewMut<f32>) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
-        write(&mut self.scratch.slice_mut(..place.scalars))?;
-        let gradient = self.scratch.slice(..place.scalars);
-        self.sums.add(gpu, place.offset, &gradient, self.parts)
+        write(&mut self.scratch.slice_mut(..range.scalars))?;
+        let gradient = self.scratch.slice(..range.scalars);
+        self.sums.add(gpu, range.offset, &gradient, self.parts)
     }
 
     fn add_rows(
         &mut self,
         gpu: &Gpu,
-        place: Place,
+        range: FlatRange,
         gradient: &CudaView<f32>,
         rows: &CudaView<u32>,
     ) -> Result<(), GpuError> {
-        self.sums.add_rows(gpu, place, (gradient, rows), self.parts)
+        self.sums.add_rows(gpu, range, (gradient, rows), self.parts)
     }
 
     fn largest(&self) -> usize {

@@ -4,37 +4,26 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
+use common::model::ModelConfig;
 use half::bf16;
 
 use super::layers::Pass;
-use super::layers::attention::AttentionBlock;
 use super::layers::decoder::{self, DecoderLayer, Keep};
-use super::layers::mlp::Mlp;
 use crate::engine::abandon::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::ops::cross_entropy::{LossHead, LossSum, chunk_count};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::embedding;
-use crate::engine::ops::lora_linear::{Lora, MaskKey};
+use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::matrix::{Along, Target, View};
 use crate::engine::ops::product::multiply;
-use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::rope::{HeadLayout, HeadNorms, RopeTable};
+use crate::engine::ops::rope::RopeTable;
 use crate::engine::params::Weight;
 
-/// A source of the model's tensors.
-pub trait Tensors {
-    type Error;
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, Self::Error>;
-    /// The adapter of the linear at this path, where it has one.
-    fn adapter(&self, path: &str) -> Result<Option<Lora>, Self::Error>;
-}
-
 /// A decoder that is trained on the processor.
-pub struct Model {
+pub struct CausalLm {
     config: ModelConfig,
     embedding: Weight,
     layers: Vec<DecoderLayer>,
@@ -55,37 +44,27 @@ pub struct PassTimes {
     pub backward: Duration,
 }
 
-impl Model {
-    /// Builds a model of a source's tensors. `sequence_len` is a hint: tables grow when longer sequences come.
-    pub fn build<T: Tensors>(
+impl CausalLm {
+    /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
+    pub fn new(
         config: &ModelConfig,
-        tensors: &T,
+        (embedding, head): (Weight, Weight),
+        layers: Vec<DecoderLayer>,
+        norm: RmsNorm,
         sequence_len: usize,
-    ) -> Result<Self, T::Error> {
-        let shape = [config.vocab_size, config.hidden_size];
-        let embedding = tensors.weight(EMBEDDING, &shape)?;
-        let head = if config.tied {
-            embedding.clone()
-        } else {
-            tensors.weight(HEAD, &shape)?
-        };
-        let layers = (0..config.layers)
-            .map(|layer| build_layer(config, tensors, layer))
-            .collect::<Result<_, T::Error>>()?;
-        Ok(Self {
+    ) -> Self {
+        let table = RopeTable::new(&config.rope_frequencies(), sequence_len);
+        Self {
             embedding,
             layers,
-            norm: norm(config, tensors, FINAL_NORM)?,
+            norm,
             head,
-            rope: Mutex::new(Arc::new(RopeTable::new(
-                &config.rope_frequencies(),
-                sequence_len,
-            ))),
+            rope: Mutex::new(Arc::new(table)),
             checkpointing: false,
             config: config.clone(),
             pool: Pool::default(),
             abandon: Abandon::default(),
-        })
+        }
     }
 
     /// Sets whether layers keep their inputs alone and run again in the backward pass, from now on.
@@ -261,73 +240,6 @@ impl Model {
     }
 }
 
-fn norm<T: Tensors>(config: &ModelConfig, tensors: &T, name: &str) -> Result<RmsNorm, T::Error> {
-    Ok(RmsNorm {
-        weight: tensors.weight(name, &[config.hidden_size])?,
-        epsilon: config.rms_norm_epsilon as f32,
-    })
-}
-
-fn build_layer<T: Tensors>(
-    config: &ModelConfig,
-    tensors: &T,
-    layer: usize,
-) -> Result<DecoderLayer, T::Error> {
-    let prefix = format!("model.layers.{layer}.");
-    let build = |shapes: &[LinearShape]| {
-        let built: Result<Vec<_>, T::Error> = shapes
-            .iter()
-            .map(|shape| build_linear(tensors, &prefix, shape))
-            .collect();
-        built.map(Projection)
-    };
-    let [query, key, value, output, gate, up, down] = linears(config);
-    let head_norm = |name: &str| {
-        let name = format!("{prefix}self_attn.{name}.weight");
-        tensors.weight(&name, &[config.head_dim])
-    };
-    let head_norms = match config.head_norms {
-        true => Some(HeadNorms {
-            query: head_norm("q_norm")?,
-            key: head_norm("k_norm")?,
-            epsilon: config.rms_norm_epsilon as f32,
-        }),
-        false => None,
-    };
-    let layer_norm = |name: &str| norm(config, tensors, &format!("{prefix}{name}.weight"));
-    Ok(DecoderLayer {
-        attention: AttentionBlock {
-            norm: layer_norm("input_layernorm")?,
-            qkv: build(&[query, key, value])?,
-            output: build(&[output])?,
-            layout: HeadLayout::of(config),
-            head_norms,
-        },
-        mlp: Mlp {
-            norm: layer_norm("post_attention_layernorm")?,
-            gate_up: build(&[gate, up])?,
-            down: build(&[down])?,
-        },
-    })
-}
-
-fn build_linear<T: Tensors>(
-    tensors: &T,
-    prefix: &str,
-    shape: &LinearShape,
-) -> Result<Linear, T::Error> {
-    let path = format!("{prefix}{}", shape.path);
-    let bias = match shape.bias {
-        true => Some(tensors.weight(&format!("{path}.bias"), &[shape.out])?),
-        false => None,
-    };
-    Ok(Linear {
-        weight: tensors.weight(&format!("{path}.weight"), &[shape.out, shape.width])?,
-        bias,
-        lora: tensors.adapter(&path)?,
-    })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -337,7 +249,7 @@ mod tests {
 
     #[test]
     fn kept_bytes_are_what_a_training_pass_keeps() {
-        fn check<E: Element>(model: &Model) {
+        fn check<E: Element>(model: &CausalLm) {
             let tokens: Vec<u32> = (0..70).map(|token| token % 20).collect();
             let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
             let rope = model.rope(&batch);

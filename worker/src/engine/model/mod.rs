@@ -1,7 +1,9 @@
 //! Causal language models: the frozen weights, and the decoder that is trained.
 
+mod build;
 pub mod causal_lm;
 pub mod layers;
 pub mod weights;
 
-pub use causal_lm::{Model, PassTimes, Tensors};
+pub use build::Parts;
+pub use causal_lm::{CausalLm, PassTimes};

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::engine::EngineError;
 use crate::engine::buffer::Pool;
-use crate::engine::ops::element::{Element, narrow};
+use crate::engine::ops::element::{Element, round_slice};
 use crate::engine::params::Weight;
 
 /// Scalars drawn in one task.
@@ -89,8 +89,8 @@ impl WeightSource {
                 }
                 let mut wide = vec![0.0; out.len()];
                 files.read_f32(name, shape, &mut wide)?;
-                narrow(&wide, 1.0, out);
-                check_narrowed(files, name, &wide, out)?;
+                round_slice(&wide, 1.0, out);
+                check_rounded(files, name, &wide, out)?;
             }
             Self::Random {
                 seed,
@@ -102,7 +102,7 @@ impl WeightSource {
 }
 
 /// Refuses weights that were finite and that bfloat16 made infinite.
-fn check_narrowed(
+fn check_rounded(
     files: &WeightFiles,
     name: &str,
     wide: &[f32],
@@ -121,7 +121,7 @@ fn check_narrowed(
 fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
     if shape.len() == 1 {
         let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
-        out.fill(E::narrow(value));
+        out.fill(E::round_from(value));
         return;
     }
     let key = [STREAM_WEIGHTS, name_key(name)];
@@ -131,7 +131,7 @@ fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out:
             let mut rng = CounterRng::new(seed, &key);
             rng.skip((tile * DRAW_TILE) as u64 * CounterRng::WORDS_PER_NORMAL);
             for value in out {
-                *value = E::narrow((rng.normal() * deviation) as f32);
+                *value = E::round_from((rng.normal() * deviation) as f32);
             }
         });
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::element::{Element, narrow};
+use super::element::{Element, round_slice};
 use super::matrix::{Along, Term, View};
 use super::matrix::{MatrixMut, Shared};
 use super::product::{multiply_small, multiply_small_turned};
@@ -119,7 +119,7 @@ impl Attention<'_> {
                     // SAFETY: each task has its own rows and columns of the result.
                     let out =
                         unsafe { shared_out.slice(row * out_width + head * head_dim, head_dim) };
-                    narrow(values, 1.0, out);
+                    round_slice(values, 1.0, out);
                 }
             });
         });
@@ -261,7 +261,7 @@ impl Attention<'_> {
         {
             let (visible, whole) = seen(row);
             let (to, inverse) = (&mut to[whole.clone()], 1.0 / sum);
-            vector::map1(to, &scores[whole], |e| E::narrow(e * inverse));
+            vector::map1(to, &scores[whole], |e| E::round_from(e * inverse));
             to[visible..].fill(E::zeroed());
         }
         for (log_sum, sum) in log_sums.iter_mut().zip(sums) {
@@ -280,7 +280,7 @@ impl Attention<'_> {
     ) {
         let keys = self.segments.keys(rows);
         let [query, key, value] = self.columns(head);
-        self.narrow_gradient(saved, rows, query, scratch);
+        self.round_gradient(saved, rows, query, scratch);
         self.score_gradients(saved, rows, head, scratch);
         let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
         let product = |range: &Range<usize>, column: usize, add, a, w| {
@@ -307,7 +307,7 @@ impl Attention<'_> {
     }
 
     /// Writes the gradient of a tile's output as a factor, and computes the deltas of its rows.
-    fn narrow_gradient<E: Element>(
+    fn round_gradient<E: Element>(
         &self,
         saved: &Saved<E>,
         rows: &Range<usize>,
@@ -334,7 +334,7 @@ impl Attention<'_> {
                     for (wide, out) in out_row.iter_mut().zip(out) {
                         *wide = out.wide();
                     }
-                    narrow_each(from, to);
+                    round_each(from, to);
                     deltas.push(vector::dot(out_row, from));
                 }
             },
@@ -432,14 +432,14 @@ fn softmax_backward<E: Element>(
 ) {
     let of = |score: f32, d: f32, log_sum: f32, delta: f32| {
         let p = vector::exp(score * scale - log_sum);
-        (E::narrow(p), E::narrow(p * (d - delta) * scale))
+        (E::round_from(p), E::round_from(p * (d - delta) * scale))
     };
     vector::map4([scores, d, log_sums, deltas], (probabilities, d_scores), of);
 }
 
 #[inline(always)]
-fn narrow_each<E: Element>(from: &[f32], to: &mut [E]) {
-    vector::map1(to, from, E::narrow);
+fn round_each<E: Element>(from: &[f32], to: &mut [E]) {
+    vector::map1(to, from, E::round_from);
 }
 
 /// Transposes: rows of `from`, `stride` apart, become columns of `to`, which has so many rows.

@@ -7,7 +7,7 @@
 use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
-use super::element::{Element, narrow_in_place};
+use super::element::{Element, round_in_place};
 use super::matrix::MatrixMut;
 use super::matrix::{Along, Target as Product, View};
 use super::product::{multiply, multiply_turned};
@@ -102,7 +102,7 @@ impl LossHead<'_> {
                     #[inline(always)]
                     || loss_row(logits, target.id as usize),
                 );
-                narrow_in_place::<E>(logits);
+                round_in_place::<E>(logits);
                 loss
             })
             .collect();

@@ -9,7 +9,7 @@ use super::vector;
 pub trait Element: bytemuck::Pod + Send + Sync {
     fn wide(self) -> f32;
     /// Rounds to the nearest, ties to even.
-    fn narrow(x: f32) -> Self;
+    fn round_from(x: f32) -> Self;
     /// The weights as elements of this type, if they are.
     fn of(weights: WeightSlice<'_>) -> Option<&[Self]>;
     /// The elements as float32, if they are.
@@ -23,7 +23,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn narrow(x: f32) -> Self {
+    fn round_from(x: f32) -> Self {
         x
     }
 
@@ -47,7 +47,7 @@ impl Element for bf16 {
 
     /// Rounds as `bf16::from_f32` does, in a form that the compiler makes vector code of.
     #[inline(always)]
-    fn narrow(x: f32) -> Self {
+    fn round_from(x: f32) -> Self {
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;
@@ -86,12 +86,12 @@ impl WeightSlice<'_> {
 }
 
 /// `to = scale · from`, rounded where `to` is narrower.
-pub fn narrow<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
+pub fn round_slice<E: Element>(from: &[f32], scale: f32, to: &mut [E]) {
     vector::dispatch(
         #[inline(always)]
         || {
             for (to, from) in to.iter_mut().zip(from) {
-                *to = E::narrow(from * scale);
+                *to = E::round_from(from * scale);
             }
         },
     );
@@ -110,7 +110,7 @@ pub fn widen<E: Element>(from: &[E], to: &mut [f32]) {
 }
 
 /// Rounds a row in place: the rounded elements come to stand at its beginning.
-pub fn narrow_in_place<E: Element>(row: &mut [f32]) {
+pub fn round_in_place<E: Element>(row: &mut [f32]) {
     const BLOCK: usize = 64;
     if size_of::<E>() == size_of::<f32>() {
         return;
@@ -122,7 +122,7 @@ pub fn narrow_in_place<E: Element>(row: &mut [f32]) {
                 let end = (start + BLOCK).min(row.len());
                 let mut block = [E::zeroed(); BLOCK];
                 for (to, from) in block.iter_mut().zip(&row[start..end]) {
-                    *to = E::narrow(*from);
+                    *to = E::round_from(*from);
                 }
                 let row: &mut [E] = bytemuck::cast_slice_mut(row);
                 row[start..end].copy_from_slice(&block[..end - start]);
@@ -141,15 +141,15 @@ mod tests {
             .map(|i| f32::from_bits(i.wrapping_mul(42_949)))
             .collect();
         values.extend([f32::NAN, f32::INFINITY, f32::MIN, 1.003_906_3, 1.011_718_8]);
-        let mut narrowed = vec![bf16::ZERO; values.len()];
-        narrow(&values, 1.0, &mut narrowed);
-        for (x, narrowed) in values.iter().zip(&narrowed) {
-            assert_eq!(narrowed.to_bits(), bf16::from_f32(*x).to_bits(), "{x}");
+        let mut rounded = vec![bf16::ZERO; values.len()];
+        round_slice(&values, 1.0, &mut rounded);
+        for (x, rounded) in values.iter().zip(&rounded) {
+            assert_eq!(rounded.to_bits(), bf16::from_f32(*x).to_bits(), "{x}");
         }
         let mut row = values.clone();
-        narrow_in_place::<bf16>(&mut row);
+        round_in_place::<bf16>(&mut row);
         let row: &[bf16] = bytemuck::cast_slice(&row);
         let bits = |row: &[bf16]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&row[..values.len()]), bits(&narrowed));
+        assert_eq!(bits(&row[..values.len()]), bits(&rounded));
     }
 }

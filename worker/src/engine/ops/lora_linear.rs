@@ -10,7 +10,7 @@ use common::rng::CounterRng;
 use rayon::prelude::*;
 
 use super::ROW_TILE;
-use super::element::{Element, narrow};
+use super::element::{Element, round_slice};
 use super::matrix::{Along, Part, Start, Target, Term, View};
 use super::product::{multiply, product};
 use crate::engine::buffer::{Buffer, Pool};
@@ -106,7 +106,7 @@ impl<'a, E: Element> Adapters<'a, E> {
             let part = placed.first * width..(placed.first + placed.rank()) * width;
             let values = placed.lora.a.read_f32();
             let (used, padding) = a[part].split_at_mut(values.len());
-            narrow(&values, 1.0, used);
+            round_slice(&values, 1.0, used);
             padding.fill(E::zeroed());
         }
         Some(Self {
@@ -318,12 +318,12 @@ fn scaled_b<E: Element>(placed: &Placed, pool: &Pool) -> Buffer<E> {
     let values = placed.lora.b.read_f32();
     let mut b = pool.take(out * padded);
     if rank == padded {
-        narrow(&values, placed.lora.scale, &mut b[..]);
+        round_slice(&values, placed.lora.scale, &mut b[..]);
         return b;
     }
     b.fill(E::zeroed());
     for (row, values) in b.chunks_exact_mut(padded).zip(values.chunks_exact(rank)) {
-        narrow(values, placed.lora.scale, &mut row[..rank]);
+        round_slice(values, placed.lora.scale, &mut row[..rank]);
     }
     b
 }
@@ -342,7 +342,7 @@ impl Lora {
                     for (x, draw) in pair.iter_mut().zip([draw as u32, (draw >> 32) as u32]) {
                         *x = match draw < threshold {
                             true => E::zeroed(),
-                            false => E::narrow(x.wide() * keep_scale),
+                            false => E::round_from(x.wide() * keep_scale),
                         };
                     }
                 }

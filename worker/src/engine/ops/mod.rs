@@ -45,11 +45,11 @@ pub fn add_in_place(sum: &mut [f32], x: &[f32]) {
 }
 
 /// `to = from`, rounded where `to` is narrower.
-pub fn narrow_into<E: Element>(from: &[f32], to: &mut [E]) {
+pub fn round_into<E: Element>(from: &[f32], to: &mut [E]) {
     const TILE: usize = 1 << 14;
     to.par_chunks_mut(TILE)
         .zip(from.par_chunks(TILE))
-        .for_each(|(to, from)| element::narrow(from, 1.0, to));
+        .for_each(|(to, from)| element::round_slice(from, 1.0, to));
 }
 
 /// Adds per-tile partial sums into a weight's gradient, in tile order.

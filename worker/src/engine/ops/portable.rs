@@ -6,7 +6,7 @@
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::element::{Element, narrow, widen};
+use super::element::{Element, round_slice, widen};
 use super::gemm::multiply;
 use super::matrix::{Along, Data, Part, Start, Target, Term, View};
 use super::matrix::{Matrix, MatrixMut, Shared};
@@ -46,7 +46,7 @@ pub(super) fn product<E: Element>(target: Target, parts: &[Part<E>]) {
                 unsafe {
                     match &out {
                         Out::F32(out) => out.slice(start, count).copy_from_slice(sums),
-                        Out::Bf16(out) => narrow(sums, 1.0, out.slice(start, count)),
+                        Out::Bf16(out) => round_slice(sums, 1.0, out.slice(start, count)),
                     }
                 }
             }

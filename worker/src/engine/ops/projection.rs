@@ -53,7 +53,7 @@ pub type LowRank<E> = Option<Buffer<E>>;
 
 impl Projection {
     /// Width of all outputs together.
-    pub fn width(&self) -> usize {
+    pub fn out(&self) -> usize {
         self.0.iter().map(Linear::out).sum()
     }
 
@@ -64,12 +64,7 @@ impl Projection {
 
     /// Computes all outputs of `x`, `[tokens][in]`. Returns what the backward pass needs of the adapters.
     pub fn forward<E: Element>(&self, x: &[E], y: &mut [E], context: Context) -> LowRank<E> {
-        self.run(
-            x,
-            Target::new(y, context.tokens, self.width()),
-            None,
-            context,
-        )
+        self.run(x, Target::new(y, context.tokens, self.out()), None, context)
     }
 
     /// `y = residual + layer(x)` with a single layer.
@@ -80,7 +75,7 @@ impl Projection {
         y: &mut [f32],
         context: Context,
     ) -> LowRank<E> {
-        let target = Target::new(y, context.tokens, self.width());
+        let target = Target::new(y, context.tokens, self.out());
         let low_rank = self.run(x, target, Some(residual), context);
         if let Some(bias) = self.0.first().and_then(|linear| linear.bias.as_ref()) {
             add_to_rows(y, &bias.read_f32());
@@ -140,7 +135,7 @@ impl Projection {
 
     /// Computes the gradient of the low-rank part for [`Self::backward_weights`], where that of the input is of no use.
     pub fn backward_low_rank<E: Element>(&self, dy: &[E], context: Context) -> LowRank<E> {
-        let dy = View::new(dy, context.tokens, self.width());
+        let dy = View::new(dy, context.tokens, self.out());
         let adapters = self.adapters::<E>(context)?;
         Some(adapters.reduce_gradient(dy))
     }
@@ -152,7 +147,7 @@ impl Projection {
         dx: &mut [f32],
         context: Context,
     ) -> LowRank<E> {
-        let dy = View::new(dy, context.tokens, self.width());
+        let dy = View::new(dy, context.tokens, self.out());
         let adapters = self.adapters::<E>(context);
         let du = adapters.as_ref().map(|a| a.reduce_gradient(dy));
         let weights: Vec<Reading> = self.0.iter().map(|linear| linear.weight.read()).collect();
@@ -191,7 +186,7 @@ impl Projection {
         d_low_rank: &LowRank<E>,
         context: Context,
     ) {
-        let total = self.width();
+        let total = self.out();
         let dy = View::new(dy, context.tokens, total);
         for (column, linear) in self.columns() {
             let (out, width) = linear.weight.matrix_dims();
@@ -298,9 +293,9 @@ mod tests {
             mask,
             pool: &pool,
         };
-        let narrow = |values: &[f32]| values.iter().map(|x| E::narrow(*x)).collect::<Vec<E>>();
+        let narrow = |values: &[f32]| values.iter().map(|x| E::round_from(*x)).collect::<Vec<E>>();
         let (narrow_x, narrow_dy) = (narrow(x), narrow(dy));
-        let mut y = vec![E::zeroed(); tokens * projection.width()];
+        let mut y = vec![E::zeroed(); tokens * projection.out()];
         let mut dx = vec![f32::NAN; x.len()];
         let u = projection.forward(&narrow_x, &mut y, context);
         let du = projection.backward_input(&narrow_dy, &mut dx, context);

@@ -29,7 +29,7 @@ impl RmsNorm {
                         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                             let inverse = inverse_rms(x, self.epsilon);
                             for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-                                *y = E::narrow(w * (x * inverse));
+                                *y = E::round_from(w * (x * inverse));
                             }
                         }
                     },

@@ -280,15 +280,17 @@ impl Rope<'_> {
             let rows = rows.zip(turned.chunks_exact(head_dim)).zip(&*gradients);
             let to = dx[..rotated].chunks_exact_mut(head_dim).enumerate();
             for ((head, dx), ((x, g), row)) in to.zip(rows) {
-                vector::map3(dx, x, g, of(head).0, |x, g, w| E::narrow(row.of(x, g, w)));
+                vector::map3(dx, x, g, of(head).0, |x, g, w| {
+                    E::round_from(row.of(x, g, w))
+                });
             }
         } else {
             for (dx, d) in dx[..rotated].iter_mut().zip(&*turned) {
-                *dx = E::narrow(*d);
+                *dx = E::round_from(*d);
             }
         }
         for (dx, g) in dx[rotated..].iter_mut().zip(&g[rotated..]) {
-            *dx = E::narrow(*g);
+            *dx = E::round_from(*g);
         }
     }
 }
@@ -322,13 +324,13 @@ fn turn<E: Element>(
         vector::lanes_only();
         for lane in 0..LANES {
             let (x, y) = pair(a[lane], b[lane], c[lane], s[lane]);
-            (left[lane], right[lane]) = (E::narrow(x), E::narrow(y));
+            (left[lane], right[lane]) = (E::round_from(x), E::round_from(y));
         }
         (to_a[i], to_b[i]) = (left, right);
     }
     for i in whole..first.len() {
         let (x, y) = pair(first[i], second[i], cos[i], sin[i]);
-        (to_first[i], to_second[i]) = (E::narrow(x), E::narrow(y));
+        (to_first[i], to_second[i]) = (E::round_from(x), E::round_from(y));
     }
 }
 

@@ -63,7 +63,7 @@ fn forward_row<E: Element>(gate_up: &[E], h: &mut [E]) {
     let (gate, up) = gate_up.split_at(h.len());
     for ((h, g), u) in h.iter_mut().zip(gate).zip(up) {
         let (g, u) = (g.wide(), u.wide());
-        *h = E::narrow(g * sigmoid(g) * u);
+        *h = E::round_from(g * sigmoid(g) * u);
     }
 }
 
@@ -86,17 +86,17 @@ fn backward_row<E: Element>(gate_up: &[E], dh: &[f32], d_gate_up: &mut [E], h: &
         vector::lanes_only();
         for lane in 0..LANES {
             let value = gradient(gate[lane].wide(), up[lane].wide(), dh[lane]);
-            hidden[lane] = E::narrow(value.h);
-            of_gate[lane] = E::narrow(value.d_gate);
-            of_up[lane] = E::narrow(value.d_up);
+            hidden[lane] = E::round_from(value.h);
+            of_gate[lane] = E::round_from(value.d_gate);
+            of_up[lane] = E::round_from(value.d_up);
         }
         (hs[i], d_gates[i], d_ups[i]) = (hidden, of_gate, of_up);
     }
     for (i, dh) in dhs_rest.iter().enumerate() {
         let value = gradient(gates_rest[i].wide(), ups_rest[i].wide(), *dh);
-        hs_rest[i] = E::narrow(value.h);
-        d_gates_rest[i] = E::narrow(value.d_gate);
-        d_ups_rest[i] = E::narrow(value.d_up);
+        hs_rest[i] = E::round_from(value.h);
+        d_gates_rest[i] = E::round_from(value.d_gate);
+        d_ups_rest[i] = E::round_from(value.d_up);
     }
 }
 

@@ -4,28 +4,28 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{BaseDtype, Checkpointing, JobSpec, LoraSpec, Method};
-use common::memory::bytes;
+use common::job::{JobSpec, Method};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
+use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, zeros};
-use super::pass::{MeanOf, SlotTimes};
+use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
-use crate::engine::adapter::adapter_of;
 use crate::engine::batch::Batch;
-use crate::engine::model::causal_lm::{Model, Tensors};
+use crate::engine::mean_gradient::MeanSource;
+use crate::engine::model::Parts;
+use crate::engine::model::causal_lm::CausalLm;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
-use crate::engine::ops::lora_linear::{Lora, MaskKey};
-use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
-use crate::engine::params::{Collect, Parameters, Weight};
-use crate::engine::slot::SlotOutcome;
+use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::optim::{AdamW, Update, gradient_norm};
+use crate::engine::params::{Collect, Parameters};
 use crate::engine::{Abandon, EngineError, memory};
 
 /// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
 pub struct OnCpu {
-    model: Model,
+    model: CausalLm,
     parameters: Parameters,
     exp_avg: Flat,
     exp_avg_sq: Flat,
@@ -39,19 +39,23 @@ impl OnCpu {
         InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
         let scalars = layout.scalars;
-        let collect = match job.method {
-            Method::Full => Collect::Sums,
-            Method::Lora(_) => Collect::Slot,
+        let (collect, lora) = match &job.method {
+            Method::Full => (Collect::Sums, None),
+            Method::Lora(lora) => (Collect::Slot, Some(lora)),
         };
         let parameters = Parameters::new(layout, values, collect);
-        let tensors = JobTensors {
-            job,
+        let parts = Parts {
+            config,
             source,
             parameters: &parameters,
+            lora,
+            dtype: job.base_dtype,
         };
-        let mut model = Model::build(config, &tensors, job.sequence_len)?;
+        let mut model = parts.model(job.sequence_len)?;
         let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
-        model.set_checkpointing(checkpoints(job, &model, scalars));
+        let kept = |tokens| model.kept_bytes(tokens);
+        let checkpointing = is_checkpointing(job, kept, || Ok(free_bytes(scalars)))?;
+        model.set_checkpointing(checkpointing);
         Ok(Self {
             model,
             parameters,
@@ -61,7 +65,7 @@ impl OnCpu {
     }
 
     #[cfg(test)]
-    pub fn model(&self) -> &Model {
+    pub fn model(&self) -> &CausalLm {
         &self.model
     }
 
@@ -76,15 +80,24 @@ impl OnCpu {
         slot: u32,
         batch: &Batch,
         mask: MaskKey,
-    ) -> Result<(SlotOutcome, SlotTimes), EngineError> {
-        train(
-            &self.model,
-            &self.parameters,
-            accumulator,
-            slot,
-            batch,
-            mask,
-        )
+    ) -> Result<TrainedSlot, EngineError> {
+        let invalid_before = accumulator.invalid();
+        let gradients = self.parameters.gradients();
+        gradients.begin(accumulator, self.model.gradient_parts(batch));
+        let droppable = gradients.can_be_dropped();
+        let Some((sum, pass)) = self.model.train(batch, Some(mask), droppable) else {
+            gradients.drop_slot(accumulator);
+            return Err(EngineError::Abandoned);
+        };
+        common::failpoint::reached("forward");
+        let computed = Instant::now();
+        gradients.finish(slot, accumulator)?;
+        let accumulate = computed.elapsed();
+        Ok(TrainedSlot {
+            sum,
+            invalid_scalars: accumulator.invalid() - invalid_before,
+            times: SlotTimes { pass, accumulate },
+        })
     }
 
     /// Computes the loss of a batch, forward only. None where it was abandoned.
@@ -101,14 +114,14 @@ impl OnCpu {
         &mut self,
         optimizer: &AdamW,
         layout: &Layout,
-        (mean, accumulator): (MeanOf, &Accumulator),
+        (mean, accumulator): (MeanLocation, &Accumulator),
         decide: impl FnOnce(f64) -> Option<Update> + Send,
     ) -> (f64, bool) {
         let mean = match mean {
-            MeanOf::Given(mean) => Mean::Flat(mean),
-            MeanOf::Held => Mean::Sums(accumulator),
+            MeanLocation::Host(mean) => MeanSource::Values(mean),
+            MeanLocation::Sums => MeanSource::Sums(accumulator),
             #[cfg(feature = "cuda")]
-            MeanOf::Reduced(_) => unreachable!("no exchange over NCCL on the processor"),
+            MeanLocation::Gpu(_) => unreachable!("no exchange over NCCL on the processor"),
         };
         let norm = gradient_norm(mean);
         let Some(update) = decide(norm) else {
@@ -139,47 +152,14 @@ impl OnCpu {
     }
 }
 
-/// Computes one slot, forward and backward, into the accumulator.
-fn train(
-    model: &Model,
-    parameters: &Parameters,
-    accumulator: &mut Accumulator,
-    slot: u32,
-    batch: &Batch,
-    mask: MaskKey,
-) -> Result<(SlotOutcome, SlotTimes), EngineError> {
-    if batch.targets.is_empty() {
-        accumulator.hold(slot);
-        return Ok((SlotOutcome::default(), SlotTimes::default()));
-    }
-    let invalid_before = accumulator.invalid();
-    let gradients = parameters.gradients();
-    gradients.begin(accumulator, model.gradient_parts(batch));
-    let Some((sum, pass)) = model.train(batch, Some(mask), gradients.can_be_dropped()) else {
-        gradients.drop_slot(accumulator);
-        return Err(EngineError::Abandoned);
-    };
-    common::failpoint::reached("forward");
-    let computed = Instant::now();
-    gradients.finish(slot, accumulator)?;
-    let outcome = SlotOutcome {
-        loss_sum: sum.loss,
-        trained_tokens: batch.targets.len() as u64,
-        correct_tokens: sum.correct,
-        invalid_scalars: accumulator.invalid() - invalid_before,
-    };
-    let accumulate = computed.elapsed();
-    Ok((outcome, SlotTimes { pass, accumulate }))
-}
-
-/// Updates all trainable tensors. As in Transformers' trainer, norms and biases do not decay.
+/// Updates all trainable tensors.
 fn update_tensors(
     optimizer: &AdamW,
     update: &Update,
     layout: &Layout,
     weights: &mut [f32],
     (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
-    mean: Mean,
+    mean: MeanSource,
 ) {
     let (mut weights, mut exp_avg, mut exp_avg_sq) = (weights, exp_avg, exp_avg_sq);
     let mut end = 0;
@@ -199,72 +179,16 @@ fn update_tensors(
         .collect();
     // Small tensors beside each other: one alone does not keep all threads busy.
     tensors.into_par_iter().for_each(|(tensor, w, m, v)| {
-        let mut optimizer = *optimizer;
-        if tensor.shape.len() < 2 {
-            optimizer.weight_decay = 0.0;
-        }
+        let optimizer = optimizer.of_tensor(tensor);
         optimizer.update(update, w, m, v, (mean, tensor.offset));
     });
 }
 
-/// Whether activations are computed again. All but the sums and gradients of `scalars` is in memory already.
-fn checkpoints(job: &JobSpec, model: &Model, scalars: usize) -> bool {
+/// Memory for activations, where the system says how much is free. All but the sums and gradients of `scalars` is in memory
+/// already.
+fn free_bytes(scalars: usize) -> Option<u64> {
     /// Bytes that the sums take, and the gradient of a slot or the mean of several workers.
     const BYTES_PER_SCALAR: u64 = 10;
-    match job.gradient_checkpointing {
-        Checkpointing::Always => true,
-        Checkpointing::Never => false,
-        Checkpointing::Auto => {
-            let kept = model.kept_bytes(job.micro_batch_size * job.sequence_len) as u64;
-            let Some(free) = memory::available_bytes() else {
-                return false;
-            };
-            let free = free.saturating_sub(BYTES_PER_SCALAR * scalars as u64);
-            let scarce = memory::is_scarce(kept, free);
-            if scarce {
-                tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} of {}",
-                    bytes(kept),
-                    bytes(free)
-                );
-            }
-            scarce
-        }
-    }
-}
-
-/// The model's tensors: trainable ones from the parameters, the others frozen from the base model.
-struct JobTensors<'a> {
-    job: &'a JobSpec,
-    source: &'a WeightSource,
-    parameters: &'a Parameters,
-}
-
-impl JobTensors<'_> {
-    fn lora(&self) -> Option<&LoraSpec> {
-        match &self.job.method {
-            Method::Lora(lora) => Some(lora),
-            Method::Full => None,
-        }
-    }
-
-    fn dtype(&self) -> BaseDtype {
-        self.job.base_dtype
-    }
-}
-
-impl Tensors for JobTensors<'_> {
-    type Error = EngineError;
-
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
-        match self.parameters.weight(name) {
-            Some(weight) => Ok(weight),
-            None => self.source.tensor(name, shape, self.dtype()),
-        }
-    }
-
-    fn adapter(&self, path: &str) -> Result<Option<Lora>, EngineError> {
-        let lora = self.lora();
-        Ok(lora.and_then(|lora| adapter_of(path, self.parameters, lora)))
-    }
+    let free = memory::available_bytes()?;
+    Some(free.saturating_sub(BYTES_PER_SCALAR * scalars as u64))
 }

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use common::files::layout::Layout;
-use common::job::{BaseDtype, Checkpointing, JobSpec, Reduction};
-use common::memory::{bytes, on_gpu};
+use common::job::{BaseDtype, JobSpec, Reduction};
+use common::memory::on_gpu;
 use common::model::ModelConfig;
 use half::bf16;
 
+use super::checkpointing::is_checkpointing;
 use super::initial_weights::InitialWeights;
-use super::pass::{MeanOf, SlotTimes};
+use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
-use crate::engine::cuda::engine::{GpuMean, SumsOnGpu};
+use crate::engine::cuda::engine::{GpuMeanGradient, SumsOnGpu};
 use crate::engine::cuda::ops::attention::check_heads;
 use crate::engine::cuda::{Gpu, GpuEngine, GpuError};
 use crate::engine::estimate::shapes;
@@ -21,7 +22,6 @@ use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{AdamW, Update};
-use crate::engine::slot::SlotOutcome;
 use crate::engine::{Abandon, EngineError};
 
 /// Model, weights, moments and sums on a GPU.
@@ -60,7 +60,9 @@ impl OnGpu {
             }
             engine => engine?,
         };
-        let checkpointing = checkpoints(job, &engine)?;
+        let kept = |tokens| engine.kept_bytes(tokens);
+        let free = || Ok(Some(engine.gpu().memory()?.0 as u64));
+        let checkpointing = is_checkpointing(job, kept, free)?;
         engine.set_checkpointing(checkpointing);
         Ok(Self {
             engine,
@@ -89,12 +91,8 @@ impl OnGpu {
         slot: u32,
         batch: &Batch,
         mask: MaskKey,
-    ) -> Result<(SlotOutcome, SlotTimes), EngineError> {
+    ) -> Result<TrainedSlot, EngineError> {
         self.is_current = false;
-        if batch.targets.is_empty() {
-            accumulator.hold(slot);
-            return Ok((SlotOutcome::default(), SlotTimes::default()));
-        }
         let started = Instant::now();
         let is_first = accumulator.held().is_empty();
         let trained = match self.engine.train(batch, mask, is_first) {
@@ -110,15 +108,13 @@ impl OnGpu {
         };
         common::failpoint::reached("forward");
         accumulator.hold(slot);
-        let outcome = SlotOutcome {
-            loss_sum: sum.loss,
-            trained_tokens: batch.targets.len() as u64,
-            correct_tokens: sum.correct,
-            invalid_scalars,
-        };
         let passed = pass.forward + pass.loss + pass.backward;
         let accumulate = started.elapsed().saturating_sub(passed);
-        Ok((outcome, SlotTimes { pass, accumulate }))
+        Ok(TrainedSlot {
+            sum,
+            invalid_scalars,
+            times: SlotTimes { pass, accumulate },
+        })
     }
 
     fn explain(&self, error: GpuError) -> EngineError {
@@ -164,7 +160,7 @@ impl OnGpu {
         self.engine.sums()
     }
 
-    pub fn download_mean(&self, mean: &GpuMean) -> Result<Vec<f32>, EngineError> {
+    pub fn download_mean(&self, mean: &GpuMeanGradient) -> Result<Vec<f32>, EngineError> {
         Ok(self.engine.download_mean(mean)?)
     }
 
@@ -177,17 +173,17 @@ impl OnGpu {
         &mut self,
         optimizer: &AdamW,
         layout: &Layout,
-        mean: MeanOf,
+        mean: MeanLocation,
         decide: impl FnOnce(f64) -> Option<Update>,
     ) -> Result<(f64, bool), EngineError> {
         let given;
         let mean = match mean {
-            MeanOf::Given(mean) => {
+            MeanLocation::Host(mean) => {
                 given = self.engine.upload_mean(mean)?;
                 &given
             }
-            MeanOf::Held => &GpuMean::Sums,
-            MeanOf::Reduced(mean) => mean,
+            MeanLocation::Sums => &GpuMeanGradient::Sums,
+            MeanLocation::Gpu(mean) => mean,
         };
         let norm = self.engine.norm(mean)?;
         let Some(update) = decide(norm) else {
@@ -224,27 +220,6 @@ fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
             true => "",
             false => ", or set gradient_checkpointing: true",
         },
-    }
-}
-
-/// Whether activations are computed again: with `auto` where they would take more than half of the memory that is left.
-fn checkpoints(job: &JobSpec, engine: &GpuEngine) -> Result<bool, EngineError> {
-    match job.gradient_checkpointing {
-        Checkpointing::Always => Ok(true),
-        Checkpointing::Never => Ok(false),
-        Checkpointing::Auto => {
-            let kept = engine.kept_bytes(job.micro_batch_size * job.sequence_len);
-            let (free, _) = engine.gpu().memory()?;
-            let scarce = kept > free / 2;
-            if scarce {
-                tracing::info!(
-                    "activations are computed again in the backward pass: they would take {} of {}",
-                    bytes(kept as u64),
-                    bytes(free as u64)
-                );
-            }
-            Ok(scarce)
-        }
     }
 }
 

@@ -3,7 +3,8 @@
 use common::job::{BaseDtype, LoraSpec};
 
 use super::*;
-use crate::engine::optim::{Mean, gradient_norm};
+use crate::engine::mean_gradient::MeanSource;
+use crate::engine::optim::gradient_norm;
 use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, write_model};
 use common::job::{Checkpointing, TargetModules};
 use common::model::linears;
@@ -151,9 +152,9 @@ fn a_packed_block_equals_its_documents_one_by_one() {
                 .iter()
                 .map(|sum| common::exact::dequantize(*sum))
                 .collect();
-            let norm = gradient_norm(Mean::Flat(&expected));
+            let norm = gradient_norm(MeanSource::Values(&expected));
             let difference: Vec<f32> = mean.iter().zip(&expected).map(|(a, b)| a - b).collect();
-            assert!(gradient_norm(Mean::Flat(&difference)) < 1e-4 * norm);
+            assert!(gradient_norm(MeanSource::Values(&difference)) < 1e-4 * norm);
         }
     }
 }
@@ -192,8 +193,11 @@ fn an_update_from_held_sums_is_that_of_their_mean() {
                 slot_sums(&mut held, step, &blocks()),
                 slot_sums(&mut given, step, &blocks())
             );
-            let mean = given.accumulator().mean();
-            let expected = given.apply(&Reduced { mean, invalid: 0 }, 1e-2).unwrap();
+            let mean = MeanGradient {
+                values: given.accumulator().mean(),
+                invalid: 0,
+            };
+            let expected = given.apply(&mean, 1e-2).unwrap();
             assert_eq!(held.apply_held(1e-2).unwrap(), expected);
             assert_eq!(
                 held.weights_digest().unwrap(),
@@ -208,8 +212,11 @@ fn an_invalid_gradient_skips_the_update_but_not_the_step() {
     let dir = model("LlamaForCausalLM");
     let mut trainer = load(dir.path(), job(Method::Full), 1);
     let before = trainer.weights_digest().unwrap();
-    let mean = vec![1.0; trainer.layout().scalars];
-    let outcome = trainer.apply(&Reduced { mean, invalid: 1 }, 1.0).unwrap();
+    let mean = MeanGradient {
+        values: vec![1.0; trainer.layout().scalars],
+        invalid: 1,
+    };
+    let outcome = trainer.apply(&mean, 1.0).unwrap();
     assert!(outcome.skipped);
     assert_eq!(
         (trainer.step(), trainer.weights_digest().unwrap()),

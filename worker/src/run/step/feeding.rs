@@ -10,7 +10,7 @@ use super::super::error::RunError;
 use super::StepLoop;
 use super::handover::updates_in;
 use crate::collective::feed::{MEMBER, News, Source, Update};
-use crate::engine::Reduced;
+use crate::engine::MeanGradient;
 use crate::engine::slot::HeldSlots;
 
 impl<Trainer, Collective> StepLoop<Trainer, Collective>
@@ -80,11 +80,11 @@ where
     /// Makes an update as the members made it.
     fn repeat(&mut self, update: Update) -> Result<v1::StepReport, RunError> {
         // A skipped one comes without a gradient, only with the mark that makes it skip.
-        let reduced = Reduced {
+        let mean = MeanGradient {
             invalid: u64::from(update.skipped),
-            mean: update.mean,
+            values: update.mean,
         };
-        let outcome = self.trainer.repeat(&reduced, update.learning_rate)?;
+        let outcome = self.trainer.repeat(&mean, update.learning_rate)?;
         let report = v1::StepReport {
             step: self.trainer.step(),
             grad_norm: outcome.grad_norm,

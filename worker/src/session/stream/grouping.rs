@@ -11,7 +11,7 @@ use proto::v1;
 use crate::ComputeDevice;
 use crate::collective::Membership;
 #[cfg(feature = "cuda")]
-use crate::collective::nccl::{Patience, Word};
+use crate::collective::nccl::{NcclEvent, NcclTimeouts};
 use crate::session::stream::Forwarder;
 #[cfg(feature = "cuda")]
 use crate::session::stream::Up;
@@ -34,9 +34,9 @@ impl Forwarder {
                 // Where it cannot be said, the session is over.
                 let _ = up.blocking_send(common::wire::up(message(number, word)));
             };
-            let patience = Patience::beyond(membership.silence);
+            let timeouts = NcclTimeouts::beyond(membership.silence);
             self.collective
-                .group_up(membership, gpu.clone(), patience, tell);
+                .group_up(membership, gpu.clone(), timeouts, tell);
         }
     }
 
@@ -51,12 +51,12 @@ impl Forwarder {
 }
 
 #[cfg(feature = "cuda")]
-fn message(generation: u64, word: Word) -> Up {
+fn message(generation: u64, word: NcclEvent) -> Up {
     match word {
-        Word::Id(id) => Up::NcclId(v1::NcclId {
+        NcclEvent::IdCreated(id) => Up::NcclId(v1::NcclId {
             generation,
             id: id.into(),
         }),
-        Word::Lost(reason) => Up::NcclLost(v1::NcclLost { generation, reason }),
+        NcclEvent::Failed(reason) => Up::NcclLost(v1::NcclLost { generation, reason }),
     }
 }

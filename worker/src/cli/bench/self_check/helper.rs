@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use worker::{ComputeDevice, Device};
 
 /// How long a killed process may take to end. One that hangs in the driver may not even end then.
-const DYING: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(20);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Another process of this program, which computes rows of the table.
 pub struct Helper {
@@ -50,12 +50,12 @@ impl Helper {
     }
 
     /// The process's next line, or what became of the process.
-    pub fn answer(&mut self, patience: Duration) -> Result<String, String> {
-        match self.lines.recv_timeout(patience) {
+    pub fn answer(&mut self, timeout: Duration) -> Result<String, String> {
+        match self.lines.recv_timeout(timeout) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => Err(format!(
                 "did not answer within {:.0} s",
-                patience.as_secs_f64()
+                timeout.as_secs_f64()
             )),
             Err(RecvTimeoutError::Disconnected) => Err(match self.wait() {
                 Some(status) => format!("ended before it answered: {status}"),
@@ -66,11 +66,11 @@ impl Helper {
 
     /// Waits for a process that ends.
     fn wait(&mut self) -> Option<std::process::ExitStatus> {
-        let deadline = Instant::now() + DYING;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return Some(status),
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(EXIT_POLL_INTERVAL),
                 _ => return None,
             }
         }

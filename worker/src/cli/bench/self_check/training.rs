@@ -11,7 +11,7 @@ use common::memory::bytes;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
 use worker::engine::accumulator::Sums;
-use worker::engine::{Reduced, Trainer, TrainerOptions};
+use worker::engine::{MeanGradient, Trainer, TrainerOptions};
 
 use super::helper::{Helper, asked};
 use super::verdict::{Verdict, verdict};
@@ -73,19 +73,19 @@ impl Check {
     }
 }
 
-/// Makes one check on the shape of this number. `patience` is for other processes.
+/// Makes one check on the shape of this number. `timeout` is for other processes.
 pub fn check(
     number: usize,
     what: Check,
     device: &ComputeDevice,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Verdict, BenchError> {
     on(number, device, |checked| match what {
         Check::Gradient => checked.gradient(),
         Check::Losses => checked.losses(),
         Check::Bits => checked.bits(),
         Check::TwoWorkers => checked.two_workers(),
-        Check::ThreeProcesses => checked.three_processes(patience),
+        Check::ThreeProcesses => checked.three_processes(timeout),
         Check::Memory { checkpointing } => checked.memory(checkpointing),
     })
 }
@@ -295,12 +295,12 @@ impl Checked<'_> {
     }
 
     /// Compares the weights that two other processes come to, which compute on the device while this one holds an engine there.
-    fn three_processes(&self, patience: Duration) -> Result<Verdict, BenchError> {
+    fn three_processes(&self, timeout: Duration) -> Result<Verdict, BenchError> {
         let device = asked(self.device).to_string();
         let number = self.number.to_string();
         let start = || Helper::start(&["--device", &device, "--digest-of", &number]);
         let mut others = [start()?, start()?];
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         let digest = self.digest()?;
         for other in &mut others {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -355,9 +355,12 @@ impl Checked<'_> {
                 }
             }
             let mean = total.into_iter().map(dequantize).collect();
-            let reduced = Reduced { mean, invalid: 0 };
+            let mean = MeanGradient {
+                values: mean,
+                invalid: 0,
+            };
             for worker in [&mut first, &mut second] {
-                worker.apply(&reduced, LEARNING_RATE)?;
+                worker.apply(&mean, LEARNING_RATE)?;
             }
         }
         let digest = alone.weights_digest()?;

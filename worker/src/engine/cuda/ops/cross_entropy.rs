@@ -5,11 +5,11 @@ use common::memory::gpu::chunk_rows;
 use cudarc::driver::{CudaView, CudaViewMut};
 
 use super::elementwise::{Rows, gather_rows, scatter_rows};
-use super::projection::{Place, Sink};
 use super::rms_norm::RmsNorm;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target as Product};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
+use crate::engine::cuda::params::{GradientSink, TokenMatrix};
 use crate::engine::ops::cross_entropy::{LossSum, Target};
 use crate::launch;
 
@@ -17,13 +17,9 @@ const THREADS: u32 = 512;
 
 /// The part of the model behind its last layer.
 pub struct LossHead<'a, E> {
-    pub norm: RmsNorm<'a>,
-    /// Place of the norm's weight among the trainable tensors, where it is trainable.
-    pub norm_place: Option<Place>,
+    pub norm: &'a RmsNorm,
     /// Weights of the output layer, `[vocabulary][width]`.
-    pub head: CudaView<'a, E>,
-    pub head_place: Option<Place>,
-    pub vocabulary: usize,
+    pub head: &'a TokenMatrix<E>,
 }
 
 /// Memory for the trained rows that are computed together.
@@ -56,13 +52,13 @@ impl<E: GpuElement> LossHead<'_, E> {
         gpu: &Gpu,
         x: &CudaView<f32>,
         targets: &[Target],
-        mut backward: Option<(&mut CudaViewMut<f32>, &mut dyn Sink)>,
+        mut backward: Option<(&mut CudaViewMut<f32>, &mut dyn GradientSink)>,
     ) -> Result<LossSum, GpuError> {
         if let Some((dx, _)) = &mut backward {
             gpu.fill_zero(*dx)?;
         }
         let mut results = Vec::new();
-        for targets in targets.chunks(chunk_rows(self.vocabulary)) {
+        for targets in targets.chunks(chunk_rows(self.head.vocabulary)) {
             let (chunk, losses) = self.forward(gpu, x, targets, backward.is_some())?;
             if let Some((dx, sink)) = &mut backward {
                 self.backward(gpu, &chunk, targets.len(), dx, *sink)?;
@@ -92,7 +88,10 @@ impl<E: GpuElement> LossHead<'_, E> {
         targets: &[Target],
         wants_gradient: bool,
     ) -> Result<(Chunk<E>, Losses), GpuError> {
-        let (count, width, vocabulary) = (targets.len(), self.width(), self.vocabulary);
+        let TokenMatrix {
+            vocabulary, width, ..
+        } = *self.head;
+        let count = targets.len();
         let rows: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let ids: Vec<u32> = targets.iter().map(|target| target.id).collect();
         let mut chunk = Chunk {
@@ -114,7 +113,7 @@ impl<E: GpuElement> LossHead<'_, E> {
         gpu.blas().product(
             Product::new(&mut logits.as_view_mut(), vocabulary),
             Matrix::new(&chunk.normed.as_view(), count, width),
-            Matrix::new(&self.head, vocabulary, width).transposed(),
+            Matrix::new(&self.head.values.as_view(), vocabulary, width).transposed(),
         )?;
         let ids = gpu.upload(&ids)?;
         let (mut losses, mut correct) = (gpu.take::<f32>(count)?, gpu.take::<u32>(count)?);
@@ -153,24 +152,23 @@ impl<E: GpuElement> LossHead<'_, E> {
         chunk: &Chunk<E>,
         rows: usize,
         dx: &mut CudaViewMut<f32>,
-        sink: &mut dyn Sink,
+        sink: &mut dyn GradientSink,
     ) -> Result<(), GpuError> {
-        let (width, vocabulary) = (self.width(), self.vocabulary);
+        let TokenMatrix {
+            vocabulary, width, ..
+        } = *self.head;
         let (d_logits, normed) = (chunk.d_logits.as_view(), chunk.normed.as_view());
         let mut d_normed = gpu.take::<f32>(rows * width)?;
         gpu.blas().product(
             Product::new(&mut d_normed.as_view_mut(), width),
             Matrix::new(&d_logits, rows, vocabulary),
-            Matrix::new(&self.head, vocabulary, width),
+            Matrix::new(&self.head.values.as_view(), vocabulary, width),
         )?;
-        if let Some(place) = self.head_place {
+        if let Some(range) = self.head.range {
             let tile = (sink.largest() / width).max(1);
             for first in (0..vocabulary).step_by(tile) {
                 let ids = tile.min(vocabulary - first);
-                let part = Place {
-                    offset: place.offset + first * width,
-                    scalars: ids * width,
-                };
+                let part = range.part(first * width, ids * width);
                 let d_logits = d_logits.slice(first..);
                 sink.add(gpu, part, &mut |gradient| {
                     let d_logits = Matrix::strided(&d_logits, rows, ids, vocabulary).transposed();
@@ -187,19 +185,8 @@ impl<E: GpuElement> LossHead<'_, E> {
             chunk.x.slice(..rows * width),
             d_normed.slice(..rows * width),
         );
-        match self.norm_place {
-            None => self
-                .norm
-                .backward(gpu, &x, &dy, &mut d_rows.as_view_mut(), None)?,
-            Some(place) => sink.add(gpu, place, &mut |gradient| {
-                self.norm
-                    .backward(gpu, &x, &dy, &mut d_rows.as_view_mut(), Some(gradient))
-            })?,
-        }
+        self.norm
+            .backward(gpu, &x, &dy, &mut d_rows.as_view_mut(), sink)?;
         scatter_rows(gpu, &d_rows.as_view(), &chunk.rows.slice(..rows), dx, width)
-    }
-
-    fn width(&self) -> usize {
-        self.norm.weight.len()
     }
 }

@@ -3,8 +3,8 @@
 use common::rng::CounterRng;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::adapter::Adapter;
 use super::elementwise::Rows;
+use super::lora_linear::Lora;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
@@ -24,7 +24,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    pub fn new(gpu: &Gpu, adapter: &Adapter, key: MaskKey, rows: usize) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, adapter: &Lora, key: MaskKey, rows: usize) -> Result<Self, GpuError> {
         let keys: Vec<u32> = (0..rows.div_ceil(ROW_TILE))
             .flat_map(|tile| {
                 let key = CounterRng::key(key.seed, &key.words(adapter.module, tile));

@@ -1,4 +1,4 @@
-//! Operations of one pass over rows: rounding, adding, sums of columns, SwiGLU, rows by number, and the embedding's gradient.
+//! Operations of one pass over rows: rounding, adding, sums of columns, and rows by number.
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
@@ -8,7 +8,7 @@ use crate::engine::cuda::gpu::{Gpu, Grid};
 use crate::launch;
 
 /// Rows whose sum is made by one thread, in order. Part of the numerics.
-pub(super) const TILE: usize = 128;
+pub(super) const COLUMN_TILE: usize = 128;
 const THREADS: u32 = 256;
 
 /// Where rows lie in a buffer: `rows` of `columns`, the first scalars of each `stride`.
@@ -47,7 +47,7 @@ impl Rows {
 }
 
 /// `to = scale · from`, rounded to the nearest.
-pub fn narrow_rows<E: GpuElement>(
+pub fn round_rows<E: GpuElement>(
     gpu: &Gpu,
     (from, from_rows): (&CudaView<f32>, Rows),
     (to, to_rows): (&mut CudaViewMut<E>, Rows),
@@ -120,9 +120,9 @@ pub fn column_sums<E: GpuElement>(
         x.len() >= rows.len() && sums.len() == rows.columns,
         "sums of columns"
     );
-    let tiles = rows.rows.div_ceil(TILE);
+    let tiles = rows.rows.div_ceil(COLUMN_TILE);
     let mut partials = gpu.take::<f32>(tiles * rows.columns)?;
-    tile_sums(gpu, (x, rows), &mut partials.as_view_mut(), TILE)?;
+    tile_sums(gpu, (x, rows), &mut partials.as_view_mut(), COLUMN_TILE)?;
     add_partials(gpu, &partials.as_view(), tiles, sums)
 }
 
@@ -174,57 +174,6 @@ pub(super) fn columns_grid(rows: Rows, tile: usize) -> Grid {
     }
 }
 
-/// Computes `h`, with rows of `width`, from `gate_up` `[tokens][2 * width]`, the gates first.
-pub fn swiglu_forward<E: GpuElement>(
-    gpu: &Gpu,
-    gate_up: &CudaView<E>,
-    (h, rows): (&mut CudaViewMut<E>, Rows),
-) -> Result<(), GpuError> {
-    assert!(
-        gate_up.len() == 2 * rows.rows * rows.columns && h.len() >= rows.len(),
-        "gates"
-    );
-    let name = format!("swiglu_forward_{}", E::SUFFIX);
-    let grid = Grid::scalars(rows.rows * rows.columns);
-    let (tokens, width, stride) = (rows.rows as i64, rows.columns as i32, rows.stride as i32);
-    // SAFETY: both were checked to hold their rows.
-    unsafe { launch!(gpu, &name, grid, [gate_up, h, &tokens, &width, &stride]) }
-}
-
-/// Writes the gradient of `gate_up`, and `h` as the forward pass had it.
-pub fn swiglu_backward<E: GpuElement>(
-    gpu: &Gpu,
-    gate_up: &CudaView<E>,
-    dh: &CudaView<E>,
-    (d_gate_up, d_rows): (&mut CudaViewMut<E>, Rows),
-    (h, h_rows): (&mut CudaViewMut<E>, Rows),
-) -> Result<(), GpuError> {
-    let scalars = h_rows.rows * h_rows.columns;
-    assert!(
-        gate_up.len() == 2 * scalars
-            && dh.len() == scalars
-            && d_rows.columns == 2 * h_rows.columns
-            && d_gate_up.len() >= d_rows.len()
-            && h.len() >= h_rows.len(),
-        "gates and their gradients"
-    );
-    let name = format!("swiglu_backward_{}", E::SUFFIX);
-    let (tokens, width) = (h_rows.rows as i64, h_rows.columns as i32);
-    let (d_stride, h_stride) = (d_rows.stride as i32, h_rows.stride as i32);
-    let grid = Grid::scalars(scalars);
-    // SAFETY: all were checked to hold their rows.
-    unsafe {
-        launch!(
-            gpu,
-            &name,
-            grid,
-            [
-                gate_up, dh, d_gate_up, h, &tokens, &width, &d_stride, &h_stride
-            ]
-        )
-    }
-}
-
 /// `out[i] = x[rows[i]]`, widened. Every number is that of a row of `x`.
 pub fn gather_rows<E: GpuElement>(
     gpu: &Gpu,
@@ -264,28 +213,6 @@ pub fn scatter_rows(
             "scatter_rows",
             Grid::scalars(x.len()),
             [x, rows, out, &count, &columns]
-        )
-    }
-}
-
-/// Sums the gradient of each token id: `tokens` are in groups of one id, each ending where `ends` says.
-pub fn embedding_gradient(
-    gpu: &Gpu,
-    gradient: &CudaView<f32>,
-    tokens: &CudaView<u32>,
-    ends: &CudaView<u32>,
-    out: &mut CudaViewMut<f32>,
-) -> Result<(), GpuError> {
-    let width = out.len() / ends.len().max(1);
-    let grid = Grid::rows(ends.len(), THREADS);
-    let columns = width as i32;
-    // SAFETY: the groups hold each of the gradient's rows once, and out has a row for each group.
-    unsafe {
-        launch!(
-            gpu,
-            "embedding_gradient",
-            grid,
-            [gradient, tokens, ends, out, &columns]
         )
     }
 }

@@ -3,12 +3,14 @@
 //! Activations that feed a product lie in rows that have room for the adapters' part behind them, so most operations
 //! take a stride: the scalars from one row to the next.
 
-pub mod adapter;
 pub mod attention;
 pub mod cross_entropy;
 mod dropout;
 pub mod elementwise;
+pub mod embedding;
+pub mod lora_linear;
 pub mod projection;
 pub mod rms_norm;
 pub mod rope;
+pub mod swiglu;
 pub mod update;

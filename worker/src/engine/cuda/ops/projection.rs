@@ -15,27 +15,27 @@
 use common::memory::gpu::RANK_MULTIPLE;
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::adapter::Adapter;
-pub use super::adapter::Place;
 use super::dropout::Mask;
-use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, narrow_rows};
+use super::elementwise::{Rows, add_in_place, add_to_rows, column_sums, round_rows};
+use super::lora_linear::Lora;
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::{GpuElement, Matrix, Target};
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu};
+use crate::engine::cuda::params::{FlatRange, GradientSink};
 use crate::engine::ops::lora_linear::MaskKey;
 
-/// One layer among those of a projection. A weight or bias without a place is frozen or absent.
+/// A linear layer among those of a projection. A weight or bias without a range is frozen or absent.
 #[derive(Clone, Debug)]
-pub struct Layer {
+pub struct Linear {
     pub out: usize,
-    pub weight: Option<Place>,
-    pub bias: Option<Place>,
-    pub adapter: Option<Adapter>,
+    pub weight: Option<FlatRange>,
+    pub bias: Option<FlatRange>,
+    pub lora: Option<Lora>,
 }
 
-/// A layer, and where its parts lie in the projection's matrix.
+/// A linear layer, and where its parts lie in the projection's matrix.
 struct Placed {
-    layer: Layer,
+    linear: Linear,
     /// First column of this layer's output among those of all layers.
     column: usize,
     /// First column of this adapter's low-rank activations `u = drop(x) Aᵀ` among those of all adapters.
@@ -44,7 +44,7 @@ struct Placed {
 
 impl Placed {
     fn rank(&self) -> usize {
-        let rank = self.layer.adapter.map_or(0, |adapter| adapter.rank);
+        let rank = self.linear.lora.map_or(0, |lora| lora.rank);
         rank.next_multiple_of(RANK_MULTIPLE)
     }
 }
@@ -60,27 +60,13 @@ pub struct Projection<E> {
     bias: Option<DeviceBuffer<f32>>,
 }
 
-/// Where gradients of trainable tensors are handed to.
-pub trait Sink {
-    /// Takes the gradient of the tensor at `place`: `write` gets memory for its scalars, which it must fill.
-    fn add(
-        &mut self,
-        gpu: &Gpu,
-        place: Place,
-        write: &mut dyn FnMut(&mut CudaViewMut<f32>) -> Result<(), GpuError>,
-    ) -> Result<(), GpuError>;
-
-    /// Takes the gradients of some rows, all different, of the matrix at `place`.
-    fn add_rows(
-        &mut self,
-        gpu: &Gpu,
-        place: Place,
-        gradient: &CudaView<f32>,
-        rows: &CudaView<u32>,
-    ) -> Result<(), GpuError>;
-
-    /// Most scalars that one call of [`add`](Self::add) may take; a larger tensor is handed over in parts.
-    fn largest(&self) -> usize;
+/// What a forward or backward run needs beside its input.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub gpu: &'a Gpu,
+    pub tokens: usize,
+    /// Key of the dropout masks; None where nothing is dropped.
+    pub mask: Option<MaskKey>,
 }
 
 /// A projection whose matrix is still on the processor: zeros but for what was set.
@@ -93,14 +79,14 @@ pub struct Staged<E> {
 }
 
 impl<E: GpuElement> Staged<E> {
-    pub fn new(layers: Vec<Layer>, width: usize) -> Self {
+    pub fn new(linears: Vec<Linear>, width: usize) -> Self {
         let (mut out, mut rank) = (0, 0);
         let mut placed = Vec::new();
-        for layer in layers {
+        for linear in linears {
             let (column, first) = (out, rank);
-            out += layer.out;
+            out += linear.out;
             placed.push(Placed {
-                layer,
+                linear,
                 column,
                 first,
             });
@@ -115,11 +101,15 @@ impl<E: GpuElement> Staged<E> {
         }
     }
 
-    /// Sets the weights of a layer, `[out][width]`.
-    pub fn set(&mut self, layer: usize, weights: &[E]) {
+    /// Sets the weights of one layer, `[out][width]`.
+    pub fn set(&mut self, index: usize, weights: &[E]) {
         let (width, stride) = (self.width, self.width + self.rank);
-        let placed = &self.placed[layer];
-        assert_eq!(weights.len(), placed.layer.out * width, "a layer's weights");
+        let placed = &self.placed[index];
+        assert_eq!(
+            weights.len(),
+            placed.linear.out * width,
+            "a layer's weights"
+        );
         let rows = self.matrix.chunks_exact_mut(stride).skip(placed.column);
         for (row, weights) in rows.zip(weights.chunks_exact(width)) {
             row[..width].copy_from_slice(weights);
@@ -162,13 +152,10 @@ impl<E: GpuElement> Projection<E> {
     /// Whether a gradient of the layers themselves is wanted.
     pub fn learns(&self) -> bool {
         self.placed.iter().any(|placed| {
-            let Layer {
-                weight,
-                bias,
-                adapter,
-                ..
-            } = &placed.layer;
-            weight.is_some() || bias.is_some() || adapter.is_some()
+            let Linear {
+                weight, bias, lora, ..
+            } = &placed.linear;
+            weight.is_some() || bias.is_some() || lora.is_some()
         })
     }
 
@@ -176,23 +163,23 @@ impl<E: GpuElement> Projection<E> {
     pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
         let (width, stride, out) = (self.width, self.stride(), self.out);
         for placed in &self.placed {
-            let layer = &placed.layer;
-            let mut write = |place: Place, first: usize, from: Rows, scale: f32| {
+            let linear = &placed.linear;
+            let mut write = |range: FlatRange, first: usize, from: Rows, scale: f32| {
                 let to = &mut self.matrix.slice_mut(first..);
                 let rows = Rows::strided(from.rows, from.columns, stride);
-                narrow_rows(gpu, (&place.of(flat), from), (to, rows), scale)
+                round_rows(gpu, (&range.of(flat), from), (to, rows), scale)
             };
-            if let Some(place) = layer.weight {
+            if let Some(range) = linear.weight {
                 write(
-                    place,
+                    range,
                     placed.column * stride,
-                    Rows::new(layer.out, width),
+                    Rows::new(linear.out, width),
                     1.0,
                 )?;
             }
-            if let Some(Adapter {
+            if let Some(Lora {
                 a, b, rank, scale, ..
-            }) = layer.adapter
+            }) = linear.lora
             {
                 write(
                     a,
@@ -201,32 +188,27 @@ impl<E: GpuElement> Projection<E> {
                     1.0,
                 )?;
                 let first = placed.column * stride + width + placed.first;
-                write(b, first, Rows::new(layer.out, rank), scale)?;
+                write(b, first, Rows::new(linear.out, rank), scale)?;
             }
-            if let (Some(place), Some(bias)) = (layer.bias, &mut self.bias) {
-                let to = &mut bias.slice_mut(placed.column..placed.column + layer.out);
-                gpu.copy(&place.of(flat), to)?;
+            if let (Some(range), Some(bias)) = (linear.bias, &mut self.bias) {
+                let to = &mut bias.slice_mut(placed.column..placed.column + linear.out);
+                gpu.copy(&range.of(flat), to)?;
             }
         }
         Ok(())
     }
 
     /// Computes the low-rank activations `u` and writes them behind each row of `x`.
-    pub fn reduce(
-        &self,
-        gpu: &Gpu,
-        x: &mut CudaViewMut<E>,
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) -> Result<(), GpuError> {
-        let Some(key) = self.drops(mask) else {
+    pub fn reduce(&self, x: &mut CudaViewMut<E>, context: Context) -> Result<(), GpuError> {
+        let Context { gpu, tokens, .. } = context;
+        let Some(key) = self.drops(context) else {
             let a = self.matrix.slice(self.out * self.stride()..);
             let a = Matrix::strided(&a, self.rank, self.width, self.stride());
             let x = (x, self.width, self.stride());
             return gpu.blas().product_behind(tokens, x, a.transposed());
         };
-        for (placed, adapter) in self.adapted() {
-            let dropped = self.dropped(gpu, &x.as_view(), tokens, &adapter, key)?;
+        for (placed, lora) in self.adapted() {
+            let dropped = self.dropped(&x.as_view(), &lora, key, context)?;
             let a = self.factor_a(placed);
             let a = Matrix::strided(&a, placed.rank(), self.width, self.stride());
             let u = &mut x.slice_mut(self.width + placed.first..);
@@ -241,52 +223,48 @@ impl<E: GpuElement> Projection<E> {
     /// `y = layer(x)`, `[tokens][out]`, from inputs with `u` behind each row.
     pub fn forward(
         &self,
-        gpu: &Gpu,
         x: &CudaView<E>,
         y: &mut CudaViewMut<E>,
-        tokens: usize,
+        context: Context,
     ) -> Result<(), GpuError> {
-        self.forward_into(gpu, x, Target::new(y, self.out), tokens)?;
-        self.add_bias(gpu, y, tokens)
+        self.forward_into(x, Target::new(y, self.out), context)?;
+        self.add_bias(y, context)
     }
 
     /// `y = residual + layer(x)`, from inputs with `u` behind each row.
     pub fn forward_onto(
         &self,
-        gpu: &Gpu,
         residual: &CudaView<f32>,
         x: &CudaView<E>,
         y: &mut CudaViewMut<f32>,
-        tokens: usize,
+        context: Context,
     ) -> Result<(), GpuError> {
         let target = Target::new(y, self.out).onto(residual);
-        self.forward_into(gpu, x, target, tokens)?;
-        self.add_bias(gpu, y, tokens)
+        self.forward_into(x, target, context)?;
+        self.add_bias(y, context)
     }
 
     fn forward_into<O: GpuElement>(
         &self,
-        gpu: &Gpu,
         x: &CudaView<E>,
         y: Target<O>,
-        tokens: usize,
+        context: Context,
     ) -> Result<(), GpuError> {
         let w = self.matrix.slice(..self.out * self.stride());
-        let x = Matrix::new(x, tokens, self.stride());
+        let x = Matrix::new(x, context.tokens, self.stride());
         let w = Matrix::new(&w, self.out, self.stride());
-        gpu.blas().product(y, x, w.transposed())
+        context.gpu.blas().product(y, x, w.transposed())
     }
 
     fn add_bias<O: GpuElement>(
         &self,
-        gpu: &Gpu,
         y: &mut CudaViewMut<O>,
-        tokens: usize,
+        context: Context,
     ) -> Result<(), GpuError> {
         match &self.bias {
             Some(bias) => add_to_rows(
-                gpu,
-                (y, Rows::new(tokens, self.out)),
+                context.gpu,
+                (y, Rows::new(context.tokens, self.out)),
                 &bias.slice(..self.out),
             ),
             None => Ok(()),
@@ -296,9 +274,8 @@ impl<E: GpuElement> Projection<E> {
     /// Computes the gradient `du` of the low-rank activations and writes it behind each row of `dy`.
     pub fn reduce_gradient(
         &self,
-        gpu: &Gpu,
         dy: &mut CudaViewMut<E>,
-        tokens: usize,
+        context: Context,
     ) -> Result<(), GpuError> {
         if self.rank == 0 {
             return Ok(());
@@ -306,20 +283,19 @@ impl<E: GpuElement> Projection<E> {
         let s = self.matrix.slice(self.width..);
         let s = Matrix::strided(&s, self.out, self.rank, self.stride());
         let dy = (dy, self.out, self.out + self.rank);
-        gpu.blas().product_behind(tokens, dy, s)
+        context.gpu.blas().product_behind(context.tokens, dy, s)
     }
 
     /// Computes the gradient of the input, `[tokens][in]`, from those of the output with `du` behind each row.
     pub fn backward_input<O: GpuElement>(
         &self,
-        gpu: &Gpu,
         dy: &CudaView<E>,
         dx: &mut CudaViewMut<O>,
-        tokens: usize,
-        mask: Option<MaskKey>,
+        context: Context,
     ) -> Result<(), GpuError> {
+        let Context { gpu, tokens, .. } = context;
         let stride = self.out + self.rank;
-        let key = self.drops(mask);
+        let key = self.drops(context);
         // What goes through a mask is added below.
         let rows = if key.is_some() { self.out } else { stride };
         let matrix = self.matrix.slice(..);
@@ -332,7 +308,7 @@ impl<E: GpuElement> Projection<E> {
         let shape = Rows::new(tokens, self.width);
         let mut through = gpu.take::<O>(tokens * self.width)?;
         let mut dropped = gpu.take::<O>(tokens * self.width)?;
-        for (placed, adapter) in self.adapted() {
+        for (placed, lora) in self.adapted() {
             let (a, du) = (self.factor_a(placed), dy.slice(self.out + placed.first..));
             gpu.blas().product(
                 Target::new(&mut through.as_view_mut(), self.width),
@@ -340,7 +316,7 @@ impl<E: GpuElement> Projection<E> {
                 Matrix::strided(&a, placed.rank(), self.width, self.stride()),
             )?;
             let to = (&mut dropped.as_view_mut(), shape);
-            Mask::new(gpu, &adapter, key, tokens)?.apply(gpu, (&through.as_view(), shape), to)?;
+            Mask::new(gpu, &lora, key, tokens)?.apply(gpu, (&through.as_view(), shape), to)?;
             add_in_place(gpu, dx, &dropped.slice(..tokens * self.width))?;
         }
         Ok(())
@@ -349,28 +325,25 @@ impl<E: GpuElement> Projection<E> {
     /// Hands over the gradients of what is trainable, from inputs with `u` and output gradients with `du` behind each row.
     pub fn backward_weights(
         &self,
-        gpu: &Gpu,
         x: &CudaView<E>,
         dy: &CudaView<E>,
-        tokens: usize,
-        mask: Option<MaskKey>,
-        sink: &mut dyn Sink,
+        context: Context,
+        sink: &mut dyn GradientSink,
     ) -> Result<(), GpuError> {
         for placed in &self.placed {
-            let layer = &placed.layer;
-            if let Some(place) = layer.weight {
-                self.backward_weight(gpu, (placed, place), (x, dy, tokens), sink)?;
+            let linear = &placed.linear;
+            if let Some(range) = linear.weight {
+                self.backward_weight((placed, range), (x, dy), context, sink)?;
             }
-            if let Some(place) = layer.bias {
+            if let Some(range) = linear.bias {
                 let dy = dy.slice(placed.column..);
-                let rows = Rows::strided(tokens, layer.out, self.out + self.rank);
-                sink.add(gpu, place, &mut |gradient| {
-                    column_sums(gpu, (&dy, rows), gradient)
+                let rows = Rows::strided(context.tokens, linear.out, self.out + self.rank);
+                sink.add(context.gpu, range, &mut |gradient| {
+                    column_sums(context.gpu, (&dy, rows), gradient)
                 })?;
             }
-            if let Some(adapter) = layer.adapter {
-                let given = (x, dy, tokens);
-                self.backward_adapter(gpu, (placed, adapter), given, mask, sink)?;
+            if let Some(lora) = linear.lora {
+                self.backward_lora((placed, lora), (x, dy), context, sink)?;
             }
         }
         Ok(())
@@ -379,18 +352,16 @@ impl<E: GpuElement> Projection<E> {
     /// Hands over the gradient of a layer's weight, in parts as large as the sink takes.
     fn backward_weight(
         &self,
-        gpu: &Gpu,
-        (placed, place): (&Placed, Place),
-        (x, dy, tokens): (&CudaView<E>, &CudaView<E>, usize),
-        sink: &mut dyn Sink,
+        (placed, range): (&Placed, FlatRange),
+        (x, dy): (&CudaView<E>, &CudaView<E>),
+        context: Context,
+        sink: &mut dyn GradientSink,
     ) -> Result<(), GpuError> {
+        let Context { gpu, tokens, .. } = context;
         let tile = (sink.largest() / self.width).max(1);
-        for first in (0..placed.layer.out).step_by(tile) {
-            let rows = tile.min(placed.layer.out - first);
-            let part = Place {
-                offset: place.offset + first * self.width,
-                scalars: rows * self.width,
-            };
+        for first in (0..placed.linear.out).step_by(tile) {
+            let rows = tile.min(placed.linear.out - first);
+            let part = range.part(first * self.width, rows * self.width);
             let dy = dy.slice(placed.column + first..);
             sink.add(gpu, part, &mut |gradient| {
                 let dy = Matrix::strided(&dy, tokens, rows, self.out + self.rank).transposed();
@@ -402,25 +373,25 @@ impl<E: GpuElement> Projection<E> {
     }
 
     /// Hands over the gradients of both of an adapter's factors.
-    fn backward_adapter(
+    fn backward_lora(
         &self,
-        gpu: &Gpu,
-        (placed, adapter): (&Placed, Adapter),
-        (x, dy, tokens): (&CudaView<E>, &CudaView<E>, usize),
-        mask: Option<MaskKey>,
-        sink: &mut dyn Sink,
+        (placed, lora): (&Placed, Lora),
+        (x, dy): (&CudaView<E>, &CudaView<E>),
+        context: Context,
+        sink: &mut dyn GradientSink,
     ) -> Result<(), GpuError> {
+        let Context { gpu, tokens, .. } = context;
         let (stride, dy_stride) = (self.stride(), self.out + self.rank);
-        let Adapter { rank, scale, .. } = adapter;
+        let Lora { rank, scale, .. } = lora;
         let du = dy.slice(self.out + placed.first..);
-        let dropped = match self.drops(mask) {
-            Some(key) => Some(self.dropped(gpu, x, tokens, &adapter, key)?),
+        let dropped = match self.drops(context) {
+            Some(key) => Some(self.dropped(x, &lora, key, context)?),
             None => None,
         };
         let dropped = dropped
             .as_ref()
             .map(|dropped| dropped.slice(..tokens * self.width));
-        sink.add(gpu, adapter.a, &mut |gradient| {
+        sink.add(gpu, lora.a, &mut |gradient| {
             let du = Matrix::strided(&du, tokens, rank, dy_stride).transposed();
             let x = match &dropped {
                 Some(dropped) => Matrix::new(dropped, tokens, self.width),
@@ -432,8 +403,8 @@ impl<E: GpuElement> Projection<E> {
             dy.slice(placed.column..),
             x.slice(self.width + placed.first..),
         );
-        sink.add(gpu, adapter.b, &mut |gradient| {
-            let dy = Matrix::strided(&dy, tokens, placed.layer.out, dy_stride).transposed();
+        sink.add(gpu, lora.b, &mut |gradient| {
+            let dy = Matrix::strided(&dy, tokens, placed.linear.out, dy_stride).transposed();
             let u = Matrix::strided(&u, tokens, rank, stride);
             let target = Target::new(gradient, rank).scaled(scale);
             gpu.blas().product(target, dy, u)
@@ -441,27 +412,28 @@ impl<E: GpuElement> Projection<E> {
     }
 
     /// The mask's key, where some adapter drops inputs.
-    fn drops(&self, mask: Option<MaskKey>) -> Option<MaskKey> {
-        mask.filter(|_| self.adapted().any(|(_, adapter)| adapter.dropout > 0.0))
+    fn drops(&self, context: Context) -> Option<MaskKey> {
+        let drops = |(_, lora): (&Placed, Lora)| lora.dropout > 0.0;
+        context.mask.filter(|_| self.adapted().any(drops))
     }
 
     fn dropped(
         &self,
-        gpu: &Gpu,
         x: &CudaView<E>,
-        tokens: usize,
-        adapter: &Adapter,
+        lora: &Lora,
         key: MaskKey,
+        context: Context,
     ) -> Result<DeviceBuffer<E>, GpuError> {
+        let Context { gpu, tokens, .. } = context;
         let mut dropped = gpu.take::<E>(tokens * self.width)?;
         let to = (&mut dropped.as_view_mut(), Rows::new(tokens, self.width));
-        Mask::new(gpu, adapter, key, tokens)?.apply(gpu, (x, self.inputs(tokens)), to)?;
+        Mask::new(gpu, lora, key, tokens)?.apply(gpu, (x, self.inputs(tokens)), to)?;
         Ok(dropped)
     }
 
-    fn adapted(&self) -> impl Iterator<Item = (&Placed, Adapter)> {
+    fn adapted(&self) -> impl Iterator<Item = (&Placed, Lora)> {
         let placed = self.placed.iter();
-        placed.filter_map(|placed| Some((placed, placed.layer.adapter?)))
+        placed.filter_map(|placed| Some((placed, placed.linear.lora?)))
     }
 
     fn factor_a(&self, placed: &Placed) -> CudaView<'_, E> {

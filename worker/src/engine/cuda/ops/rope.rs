@@ -2,10 +2,11 @@
 
 use cudarc::driver::{CudaView, CudaViewMut};
 
-use super::elementwise::{Rows, TILE, add_partials};
+use super::elementwise::{COLUMN_TILE, Rows, add_partials};
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::blas::GpuElement;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
+use crate::engine::cuda::params::{GradientSink, Vector};
 use crate::engine::ops::rope::{HeadLayout, RopeTable};
 use crate::launch;
 
@@ -34,9 +35,9 @@ impl GpuRopeTable {
 }
 
 /// Norms of each query and key head, with weights `[head_dim]`.
-pub struct HeadNorms<'a> {
-    pub query: CudaView<'a, f32>,
-    pub key: CudaView<'a, f32>,
+pub struct HeadNorms {
+    pub query: Vector,
+    pub key: Vector,
     pub epsilon: f32,
 }
 
@@ -44,7 +45,7 @@ pub struct HeadNorms<'a> {
 /// position.
 pub struct Rope<'a> {
     pub layout: HeadLayout,
-    pub norms: Option<HeadNorms<'a>>,
+    pub norms: Option<&'a HeadNorms>,
     /// Position of each token in its segment.
     pub positions: &'a CudaView<'a, u32>,
     pub table: &'a GpuRopeTable,
@@ -78,10 +79,33 @@ impl Rope<'_> {
         }
     }
 
-    /// Computes the gradient of `qkv`, whose rows are `stride` apart, from that of the result.
-    ///
-    /// Writes the gradients of the queries' and the keys' norm, one after the other, where they are wanted.
+    /// Computes the gradient of `qkv`, whose rows are `stride` apart, from that of the result, and hands over those of the
+    /// norms where they are trainable.
     pub fn backward<E: GpuElement>(
+        &self,
+        gpu: &Gpu,
+        (qkv, dy): (&CudaView<E>, &CudaView<E>),
+        (d_qkv, stride): (&mut CudaViewMut<E>, usize),
+        sink: &mut dyn GradientSink,
+    ) -> Result<(), GpuError> {
+        let ranges = self
+            .norms
+            .and_then(|norms| norms.query.range.zip(norms.key.range));
+        let Some((query, key)) = ranges else {
+            return self.backward_into(gpu, (qkv, dy), (d_qkv, stride), None);
+        };
+        let mut gradients = gpu.take::<f32>(query.scalars + key.scalars)?;
+        let out = Some(&mut gradients.as_view_mut());
+        self.backward_into(gpu, (qkv, dy), (d_qkv, stride), out)?;
+        let parts = [(query, 0), (key, query.scalars)];
+        parts.into_iter().try_for_each(|(range, first)| {
+            let part = gradients.slice(first..first + range.scalars);
+            sink.add(gpu, range, &mut |gradient| gpu.copy(&part, gradient))
+        })
+    }
+
+    /// Writes the gradients of the queries' and the keys' norm one after the other, where they are wanted.
+    fn backward_into<E: GpuElement>(
         &self,
         gpu: &Gpu,
         (qkv, dy): (&CudaView<E>, &CudaView<E>),
@@ -128,7 +152,7 @@ impl Rope<'_> {
         let Some(gradients) = norm_gradients.filter(|_| self.norms.is_some()) else {
             return Ok(());
         };
-        let tiles = tokens.div_ceil(TILE);
+        let tiles = tokens.div_ceil(COLUMN_TILE);
         let mut partials = gpu.take::<f32>(tiles * 2 * self.layout.head_dim)?;
         let grid = Grid {
             blocks: (tiles as u32, 2, 1),
@@ -136,7 +160,7 @@ impl Rope<'_> {
             shared: 0,
         };
         let name = format!("rope_norm_gradient_{}", E::SUFFIX);
-        let (count, tile) = (tokens as i32, TILE as i32);
+        let (count, tile) = (tokens as i32, COLUMN_TILE as i32);
         // SAFETY: as above, and there are two rows of partial sums for each tile.
         unsafe {
             launch!(
@@ -191,8 +215,8 @@ impl Rope<'_> {
 
     /// Weights of both norms, epsilon, and whether there are norms. Without norms the kernel reads neither weight.
     fn norms(&self) -> (CudaView<'_, f32>, CudaView<'_, f32>, f32, i32) {
-        match &self.norms {
-            Some(norms) => (norms.query.slice(..), norms.key.slice(..), norms.epsilon, 1),
+        match self.norms {
+            Some(norms) => (norms.query.view(), norms.key.view(), norms.epsilon, 1),
             None => (self.table.cos.as_view(), self.table.cos.as_view(), 0.0, 0),
         }
     }
@@ -202,6 +226,8 @@ impl Rope<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::cuda::params::FlatRange;
+    use crate::engine::cuda::sums::SlotGradient;
     use crate::engine::cuda::testing::{assert_near, gpu};
     use crate::engine::ops::rope as plain;
     use crate::engine::testing::{TestWeights, random_values};
@@ -278,16 +304,24 @@ mod tests {
         }
 
         fn with_rope<R>(&self, gpu: &Gpu, work: impl FnOnce(&Rope) -> R) -> R {
-            let weight = |name| gpu.upload(&self.weights.frozen(name).read_f32()).unwrap();
-            let (query, key) = (weight("q"), weight("k"));
+            let head_dim = self.layout.head_dim;
+            let weight = |name, offset| {
+                let range = FlatRange {
+                    offset,
+                    scalars: head_dim,
+                };
+                let values = self.weights.frozen(name);
+                Vector::new(gpu, &values.read_f32(), Some(range)).unwrap()
+            };
+            let norms = HeadNorms {
+                query: weight("q", 0),
+                key: weight("k", head_dim),
+                epsilon: 1e-6,
+            };
             let positions = gpu.upload(&self.positions).unwrap();
             work(&Rope {
                 layout: self.layout,
-                norms: self.with_norms.then(|| HeadNorms {
-                    query: query.as_view(),
-                    key: key.as_view(),
-                    epsilon: 1e-6,
-                }),
+                norms: self.with_norms.then_some(&norms),
                 positions: &positions.as_view(),
                 table: &GpuRopeTable::upload(gpu, &self.table).unwrap(),
             })
@@ -307,13 +341,12 @@ mod tests {
             let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
             let stride = width + 8;
             let (qkv, dy) = (gpu.upload(&self.x).unwrap(), gpu.upload(&self.dy).unwrap());
-            let mut norms = gpu.take::<f32>(2 * head_dim).unwrap();
+            let mut norms = SlotGradient(gpu.zeroed(2 * head_dim).unwrap());
             let mut d_qkv = gpu.zeroed::<f32>(TOKENS * stride).unwrap();
             self.with_rope(gpu, |rope| {
                 let from = (&qkv.as_view(), &dy.as_view());
                 let into = (&mut d_qkv.as_view_mut(), stride);
-                rope.backward(gpu, from, into, Some(&mut norms.as_view_mut()))
-                    .unwrap();
+                rope.backward(gpu, from, into, &mut norms).unwrap();
             });
             let rows = gpu.download(&d_qkv, TOKENS * stride).unwrap();
             let rows = rows.chunks_exact(stride);
@@ -321,7 +354,7 @@ mod tests {
                 y: self.forward(gpu, &self.x),
                 dx: rows.flat_map(|row| row[..width].to_vec()).collect(),
                 norms: match self.with_norms {
-                    true => gpu.download(&norms, 2 * head_dim).unwrap(),
+                    true => gpu.download(&norms.0, 2 * head_dim).unwrap(),
                     false => Vec::new(),
                 },
             }

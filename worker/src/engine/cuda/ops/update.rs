@@ -5,11 +5,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
-use crate::engine::optim::Factors;
+use crate::engine::optim::{Factors, NORM_CHUNK};
 use crate::launch;
 
-/// Scalars whose squares one block sums. Part of the numerics.
-pub const CHUNK: usize = 65_536;
 const THREADS: u32 = 256;
 
 /// Adds gradients to sums in fixed point, and counts in `invalid` those that were not finite or out of range.
@@ -130,7 +128,7 @@ pub fn exact_means(
 
 /// Sums the squares, in float64, of each chunk of 65,536 scalars.
 pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
-    let chunks = x.len().div_ceil(CHUNK);
+    let chunks = x.len().div_ceil(NORM_CHUNK);
     if chunks == 0 {
         return Ok(Vec::new());
     }
@@ -139,7 +137,7 @@ pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
         shared: THREADS * size_of::<f64>() as u32,
         ..Grid::rows(chunks, THREADS)
     };
-    let (scalars, chunk) = (x.len() as i64, CHUNK as i64);
+    let (scalars, chunk) = (x.len() as i64, NORM_CHUNK as i64);
     // SAFETY: there is a sum for each chunk, and shared memory for a number of each thread.
     unsafe { launch!(gpu, "squares", grid, [x, &mut sums, &scalars, &chunk])? };
     gpu.download(&sums, chunks)
@@ -200,7 +198,8 @@ pub(in crate::engine) fn adamw(
 mod tests {
     use super::*;
     use crate::engine::cuda::testing::gpu;
-    use crate::engine::optim::{AdamW, Mean, Update, gradient_norm};
+    use crate::engine::mean_gradient::MeanSource;
+    use crate::engine::optim::{AdamW, Update, gradient_norm};
     use crate::engine::testing::random_values;
 
     #[test]
@@ -256,14 +255,20 @@ mod tests {
                 learning_rate: 0.01,
                 gradient_scale: 0.7,
             };
-            optimizer.update(&update, &mut w, &mut m, &mut v, (Mean::Flat(&gradient), 0));
+            optimizer.update(
+                &update,
+                &mut w,
+                &mut m,
+                &mut v,
+                (MeanSource::Values(&gradient), 0),
+            );
             let uploaded = on_gpu(&gradient);
             let found = squares(gpu, &uploaded.as_view())
                 .unwrap()
                 .iter()
                 .sum::<f64>()
                 .sqrt();
-            assert!((found / gradient_norm(Mean::Flat(&gradient)) - 1.0).abs() < 1e-12);
+            assert!((found / gradient_norm(MeanSource::Values(&gradient)) - 1.0).abs() < 1e-12);
             let moments = (&mut m_gpu.as_view_mut(), &mut v_gpu.as_view_mut());
             let factors = optimizer.factors(&update);
             adamw(

@@ -4,10 +4,10 @@ use super::Pass;
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::attention::{Attention, Saved};
 use crate::engine::ops::element::Element;
-use crate::engine::ops::narrow_into;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
+use crate::engine::ops::round_into;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock {
@@ -20,7 +20,7 @@ pub struct AttentionBlock {
 }
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
-pub struct AttentionTape<E> {
+pub struct AttentionActivations<E> {
     /// Queries, keys and values as projected, without positions, `[tokens][layout.width()]`.
     qkv: Buffer<E>,
     qkv_low_rank: LowRank<E>,
@@ -31,7 +31,7 @@ pub struct AttentionTape<E> {
 }
 
 #[cfg(test)]
-impl<E: Element> AttentionTape<E> {
+impl<E: Element> AttentionActivations<E> {
     pub fn bytes(&self) -> usize {
         let Self {
             qkv,
@@ -46,7 +46,11 @@ impl<E: Element> AttentionTape<E> {
 
 impl AttentionBlock {
     /// Runs forward: `x` is `[tokens][hidden]`, and so is the result.
-    pub fn forward<E: Element>(&self, x: &[f32], pass: Pass) -> (Buffer<f32>, AttentionTape<E>) {
+    pub fn forward<E: Element>(
+        &self,
+        x: &[f32],
+        pass: Pass,
+    ) -> (Buffer<f32>, AttentionActivations<E>) {
         let (tokens, pool) = (pass.tokens(), pass.pool);
         let mut qkv = pool.take(tokens * self.layout.width());
         let qkv_low_rank = {
@@ -65,26 +69,26 @@ impl AttentionBlock {
         let output_low_rank = self
             .output
             .forward_onto(x, &context[..], &mut y, pass.context());
-        let tape = AttentionTape {
+        let activations = AttentionActivations {
             qkv,
             qkv_low_rank,
             log_sums,
             context,
             output_low_rank,
         };
-        (y, tape)
+        (y, activations)
     }
 
     /// Runs backward: turns `gradient`, that of the result, into that of `x` where that is `wanted`.
     pub fn backward<E: Element>(
         &self,
         x: &[f32],
-        tape: AttentionTape<E>,
+        activations: AttentionActivations<E>,
         gradient: &mut [f32],
         wanted: bool,
         pass: Pass,
     ) {
-        let d_qkv = self.backward_to_qkv(&tape, gradient, pass);
+        let d_qkv = self.backward_to_qkv(&activations, gradient, pass);
         let context = pass.context();
         let du = match wanted || self.norm.weight.is_trainable() {
             true => {
@@ -97,46 +101,46 @@ impl AttentionBlock {
         };
         if self.qkv.learns() {
             let normed = self.normed::<E>(x, pass);
-            let u = &tape.qkv_low_rank;
+            let u = &activations.qkv_low_rank;
             self.qkv.backward_weights(&normed, u, &d_qkv, &du, context);
         }
     }
 
     fn backward_to_qkv<E: Element>(
         &self,
-        tape: &AttentionTape<E>,
+        activations: &AttentionActivations<E>,
         gradient: &[f32],
         pass: Pass,
     ) -> Buffer<E> {
         let pool = pass.pool;
-        let mut d_context = pool.take(tape.context.len());
+        let mut d_context = pool.take(activations.context.len());
         {
             let mut dy = pool.take::<E>(gradient.len());
-            narrow_into(gradient, &mut dy);
+            round_into(gradient, &mut dy);
             let du = self
                 .output
                 .backward_input(&dy[..], &mut d_context, pass.context());
             if self.output.learns() {
-                let u = &tape.output_low_rank;
+                let u = &activations.output_low_rank;
                 self.output
-                    .backward_weights(&tape.context, u, &dy, &du, pass.context());
+                    .backward_weights(&activations.context, u, &dy, &du, pass.context());
             }
         }
-        let mut d_rotated = pool.take(tape.qkv.len());
+        let mut d_rotated = pool.take(activations.qkv.len());
         {
-            let mut rotated = pool.take::<E>(tape.qkv.len());
-            self.rope(pass).forward(&tape.qkv, &mut rotated);
+            let mut rotated = pool.take::<E>(activations.qkv.len());
+            self.rope(pass).forward(&activations.qkv, &mut rotated);
             let saved = Saved {
                 qkv: &rotated,
-                out: &tape.context[..],
+                out: &activations.context[..],
                 d_out: &d_context,
-                log_sums: &tape.log_sums,
+                log_sums: &activations.log_sums,
             };
             self.attention(pass).backward(&saved, &mut d_rotated);
         }
-        let mut d_qkv = pool.take(tape.qkv.len());
+        let mut d_qkv = pool.take(activations.qkv.len());
         self.rope(pass)
-            .backward(&tape.qkv[..], &d_rotated, &mut d_qkv);
+            .backward(&activations.qkv[..], &d_rotated, &mut d_qkv);
         d_qkv
     }
 

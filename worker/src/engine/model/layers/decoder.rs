@@ -5,8 +5,8 @@
 //! without, because the second run repeats the first.
 
 use super::Pass;
-use super::attention::{AttentionBlock, AttentionTape};
-use super::mlp::{Mlp, MlpTape};
+use super::attention::{AttentionActivations, AttentionBlock};
+use super::mlp::{Mlp, MlpActivations};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 use crate::engine::ops::rope::HeadLayout;
@@ -34,15 +34,15 @@ pub struct Tape<E> {
 struct KeptLayer<E> {
     /// Input of the layer, `[tokens][hidden]`.
     x: Buffer<f32>,
-    inner: Option<Inner<E>>,
+    activations: Option<LayerActivations<E>>,
 }
 
 /// What a layer computes between its input and its output.
-struct Inner<E> {
-    attention: AttentionTape<E>,
+struct LayerActivations<E> {
+    attention: AttentionActivations<E>,
     /// The residual between the layer's two halves, `[tokens][hidden]`.
-    middle: Buffer<f32>,
-    mlp: MlpTape<E>,
+    post_attention_residual: Buffer<f32>,
+    mlp: MlpActivations<E>,
 }
 
 /// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. None where the pass was abandoned.
@@ -57,14 +57,20 @@ pub fn forward<E: Element>(
         if pass.is_abandoned() {
             return None;
         }
-        let inner = layer.open::<E>(&x, pass);
-        let y = layer.mlp.close(&inner.middle, &inner.mlp, pass);
+        let activations = layer.forward_saving::<E>(&x, pass);
+        let y =
+            layer
+                .mlp
+                .forward_output(&activations.post_attention_residual, &activations.mlp, pass);
         match keep {
             Keep::Nothing => {}
-            Keep::Inputs => tape.layers.push(KeptLayer { x, inner: None }),
+            Keep::Inputs => tape.layers.push(KeptLayer {
+                x,
+                activations: None,
+            }),
             Keep::Everything => tape.layers.push(KeptLayer {
                 x,
-                inner: Some(inner),
+                activations: Some(activations),
             }),
         }
         x = y;
@@ -85,16 +91,18 @@ pub fn backward<E: Element>(
 ) -> Option<()> {
     assert_eq!(tape.layers.len(), layers.len(), "a pass that kept nothing");
     let layers = layers.iter().zip(tape.layers.drain(..)).enumerate();
-    for (index, (layer, KeptLayer { x, inner })) in layers.rev() {
+    for (index, (layer, KeptLayer { x, activations })) in layers.rev() {
         if pass.is_abandoned() {
             return None;
         }
-        let Inner {
+        let LayerActivations {
             attention,
-            middle,
+            post_attention_residual,
             mlp,
-        } = inner.unwrap_or_else(|| layer.open(&x, pass));
-        layer.mlp.backward(&middle, mlp, gradient, pass);
+        } = activations.unwrap_or_else(|| layer.forward_saving(&x, pass));
+        layer
+            .mlp
+            .backward(&post_attention_residual, mlp, gradient, pass);
         let wanted = wanted || index > 0;
         let attention_block = &layer.attention;
         attention_block.backward(&x, attention, gradient, wanted, pass);
@@ -106,16 +114,16 @@ pub fn backward<E: Element>(
 impl<E: Element> Tape<E> {
     /// Bytes that are kept; the few of adapters are not counted.
     pub fn bytes(&self) -> usize {
-        let inner = |inner: &Inner<E>| {
-            let Inner {
+        let activations = |activations: &LayerActivations<E>| {
+            let LayerActivations {
                 attention,
-                middle,
+                post_attention_residual,
                 mlp,
-            } = inner;
-            attention.bytes() + size_of_val(&middle[..]) + mlp.bytes()
+            } = activations;
+            attention.bytes() + size_of_val(&post_attention_residual[..]) + mlp.bytes()
         };
         let layer = |layer: &KeptLayer<E>| {
-            size_of_val(&layer.x[..]) + layer.inner.as_ref().map_or(0, inner)
+            size_of_val(&layer.x[..]) + layer.activations.as_ref().map_or(0, activations)
         };
         self.layers.iter().map(layer).sum()
     }
@@ -127,16 +135,16 @@ impl DecoderLayer {
         let HeadLayout {
             heads, head_dim, ..
         } = self.attention.layout;
-        let hidden = self.mlp.down.width();
-        let inner = self.attention.qkv.width() + heads * head_dim + self.mlp.gate_up.width();
-        (2 * hidden + heads) * size_of::<f32>() + inner * element
+        let hidden = self.mlp.down.out();
+        let elements = self.attention.qkv.out() + heads * head_dim + self.mlp.gate_up.out();
+        (2 * hidden + heads) * size_of::<f32>() + elements * element
     }
 
-    fn open<E: Element>(&self, x: &[f32], pass: Pass) -> Inner<E> {
-        let (middle, attention) = self.attention.forward(x, pass);
-        Inner {
-            mlp: self.mlp.open(&middle, pass),
-            middle,
+    fn forward_saving<E: Element>(&self, x: &[f32], pass: Pass) -> LayerActivations<E> {
+        let (post_attention_residual, attention) = self.attention.forward(x, pass);
+        LayerActivations {
+            mlp: self.mlp.forward_saving(&post_attention_residual, pass),
+            post_attention_residual,
             attention,
         }
     }

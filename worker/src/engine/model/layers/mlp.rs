@@ -3,9 +3,9 @@
 use super::Pass;
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
-use crate::engine::ops::narrow_into;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::round_into;
 use crate::engine::ops::swiglu;
 
 /// The feed-forward half of a decoder layer.
@@ -17,14 +17,14 @@ pub struct Mlp {
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
-pub struct MlpTape<E> {
+pub struct MlpActivations<E> {
     /// Output of the gate and up projections, `[tokens][2 * intermediate]`.
     gate_up: Buffer<E>,
     low_rank: LowRank<E>,
 }
 
 #[cfg(test)]
-impl<E: Element> MlpTape<E> {
+impl<E: Element> MlpActivations<E> {
     pub fn bytes(&self) -> usize {
         let Self {
             gate_up,
@@ -36,17 +36,22 @@ impl<E: Element> MlpTape<E> {
 
 impl Mlp {
     /// Runs forward up to the last activation that backward reads, the output of gate and up. `x` is `[tokens][hidden]`.
-    pub fn open<E: Element>(&self, x: &[f32], pass: Pass) -> MlpTape<E> {
+    pub fn forward_saving<E: Element>(&self, x: &[f32], pass: Pass) -> MlpActivations<E> {
         let normed = self.normed::<E>(x, pass);
-        let mut gate_up = pass.pool.take(pass.tokens() * self.gate_up.width());
+        let mut gate_up = pass.pool.take(pass.tokens() * self.gate_up.out());
         let low_rank = self.gate_up.forward(&normed, &mut gate_up, pass.context());
-        MlpTape { gate_up, low_rank }
+        MlpActivations { gate_up, low_rank }
     }
 
     /// Runs the rest of the forward pass, and returns the result, `[tokens][hidden]`.
-    pub fn close<E: Element>(&self, x: &[f32], tape: &MlpTape<E>, pass: Pass) -> Buffer<f32> {
-        let mut h = pass.pool.take::<E>(tape.gate_up.len() / 2);
-        swiglu::forward(&tape.gate_up, &mut h, self.gate_up.width() / 2);
+    pub fn forward_output<E: Element>(
+        &self,
+        x: &[f32],
+        activations: &MlpActivations<E>,
+        pass: Pass,
+    ) -> Buffer<f32> {
+        let mut h = pass.pool.take::<E>(activations.gate_up.len() / 2);
+        swiglu::forward(&activations.gate_up, &mut h, self.gate_up.out() / 2);
         let mut y = pass.pool.take(x.len());
         self.down.forward_onto(x, &h[..], &mut y, pass.context());
         y
@@ -56,37 +61,42 @@ impl Mlp {
     pub fn backward<E: Element>(
         &self,
         x: &[f32],
-        tape: MlpTape<E>,
+        activations: MlpActivations<E>,
         gradient: &mut [f32],
         pass: Pass,
     ) {
-        let d_gate_up = self.backward_to_gate_up(&tape, gradient, pass);
+        let d_gate_up = self.backward_to_gate_up(&activations, gradient, pass);
         let mut d_normed = pass.pool.take::<f32>(x.len());
         let du = self
             .gate_up
             .backward_input(&d_gate_up[..], &mut d_normed, pass.context());
         if self.gate_up.learns() {
             let normed = self.normed::<E>(x, pass);
-            self.gate_up
-                .backward_weights(&normed, &tape.low_rank, &d_gate_up, &du, pass.context());
+            self.gate_up.backward_weights(
+                &normed,
+                &activations.low_rank,
+                &d_gate_up,
+                &du,
+                pass.context(),
+            );
         }
         self.norm.backward(x, &d_normed, gradient);
     }
 
     fn backward_to_gate_up<E: Element>(
         &self,
-        tape: &MlpTape<E>,
+        activations: &MlpActivations<E>,
         gradient: &[f32],
         pass: Pass,
     ) -> Buffer<E> {
-        let (pool, width) = (pass.pool, self.gate_up.width() / 2);
+        let (pool, width) = (pass.pool, self.gate_up.out() / 2);
         let mut dy = pool.take::<E>(gradient.len());
-        narrow_into(gradient, &mut dy);
+        round_into(gradient, &mut dy);
         let mut dh = pool.take(pass.tokens() * width);
         let du = self.down.backward_input(&dy[..], &mut dh, pass.context());
-        let mut d_gate_up = pool.take(tape.gate_up.len());
+        let mut d_gate_up = pool.take(activations.gate_up.len());
         let mut h = pool.take::<E>(dh.len());
-        swiglu::backward(&tape.gate_up, &dh, &mut d_gate_up, &mut h, width);
+        swiglu::backward(&activations.gate_up, &dh, &mut d_gate_up, &mut h, width);
         if self.down.learns() {
             let u = self.down.low_rank(&h[..], pass.context());
             self.down.backward_weights(&h, &u, &dy, &du, pass.context());

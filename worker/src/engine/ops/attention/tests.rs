@@ -50,7 +50,7 @@ fn run_as<E: Element>(
     segments: &Segments,
 ) -> (Vec<E>, Vec<f32>) {
     let attention = Attention { layout, segments };
-    let mut y = vec![E::narrow(f32::NAN); segments.tokens() * attention.out_width()];
+    let mut y = vec![E::round_from(f32::NAN); segments.tokens() * attention.out_width()];
     let mut log_sums = vec![f32::NAN; layout.heads * segments.tokens()];
     let mut dx = vec![f32::NAN; x.len()];
     attention.forward(x, &mut y, &mut log_sums);

@@ -258,7 +258,7 @@ unsafe fn tile<S: Step, const VECTORS: usize, const ROWS: usize>(block: Block) {
     }
 }
 
-/// Rounds to bfloat16 as [`Element::narrow`](crate::engine::ops::element::Element::narrow) does, for processors without the instruction too.
+/// Rounds to bfloat16 as [`Element::round_from`](crate::engine::ops::element::Element::round_from) does, for processors without the instruction too.
 ///
 /// # Safety
 /// The processor has AVX-512.

@@ -24,7 +24,7 @@ impl Case {
     fn factors<E: Element>(&self) -> Factors<E> {
         let random = |len, key| {
             let values = random_values(len, key);
-            values.into_iter().map(E::narrow).collect::<Vec<E>>()
+            values.into_iter().map(E::round_from).collect::<Vec<E>>()
         };
         let width: usize = self.widths.iter().sum();
         let sums = || self.sums.iter().enumerate();

@@ -14,7 +14,7 @@ use crate::engine::cuda::testing::open;
 use crate::engine::testing::{
     block, config, job, load, load_on, lora, slot_sums, step, write_model,
 };
-use crate::engine::trainer::{Reduced, Trainer, TrainerOptions};
+use crate::engine::{MeanGradient, Trainer, TrainerOptions};
 
 /// Llama with an output layer of its own, Qwen2 with biases, Qwen3 with norms of heads.
 const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
@@ -199,9 +199,12 @@ fn two_workers_come_to_the_bits_of_one() {
                 .zip(&sums[1])
                 .map(|(a, b)| dequantize(a + b))
                 .collect();
-            let reduced = Reduced { mean, invalid: 0 };
+            let mean = MeanGradient {
+                values: mean,
+                invalid: 0,
+            };
             for worker in [&mut first, &mut second] {
-                worker.apply(&reduced, 1e-2).unwrap();
+                worker.apply(&mean, 1e-2).unwrap();
             }
         }
         let digest = alone.weights_digest().unwrap();

@@ -69,7 +69,7 @@ impl Case {
             let values = random_values(self.tokens() * lengths[which], which as u64 + 1);
             values
                 .into_iter()
-                .map(|x| E::narrow(bf16::from_f32(x * self.factor).to_f32()))
+                .map(|x| E::round_from(bf16::from_f32(x * self.factor).to_f32()))
                 .collect()
         })
     }
@@ -84,7 +84,7 @@ impl Case {
         };
         let (tokens, stride) = (self.tokens(), self.out_width() + self.gap);
         let (rows, sums) = (tokens * stride, self.layout.heads * tokens);
-        let mut context = gpu.upload(&vec![E::narrow(7.0); rows]).unwrap();
+        let mut context = gpu.upload(&vec![E::round_from(7.0); rows]).unwrap();
         let mut log_sums = gpu.take::<f32>(sums).unwrap();
         attention
             .forward(

@@ -17,14 +17,14 @@ const FORMING: Duration = Duration::from_secs(30);
 ///
 /// This is beyond the time after which the coordinator expels a silent member, so that it is NCCL that hangs and no peer.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct NcclTimeouts {
     /// How long members may take to form the communicator.
     pub forming: Duration,
     /// How long each bucket may take.
     pub call: Duration,
 }
 
-impl Patience {
+impl NcclTimeouts {
     /// Time limits for a generation in which a peer that is silent for `silence` is given up.
     pub fn beyond(silence: Duration) -> Self {
         let call = (2 * silence).min(LONGEST_CALL);
@@ -37,19 +37,19 @@ impl Patience {
 
 /// What the owner tells the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Word {
-    Id(Vec<u8>),
-    Lost(String),
+pub enum NcclEvent {
+    IdCreated(Vec<u8>),
+    Failed(String),
 }
 
 /// What one member's communicator is made with, for one generation.
-pub struct Setup {
+pub struct GroupOptions {
     pub gpu: Arc<Gpu>,
     pub rank: u32,
     pub size: usize,
     pub token: Arc<GenerationToken>,
-    pub patience: Patience,
-    pub tell: Box<dyn Fn(Word) + Send>,
+    pub timeouts: NcclTimeouts,
+    pub tell: Box<dyn Fn(NcclEvent) + Send>,
 }
 
 /// What the engine asks of the thread that calls NCCL.

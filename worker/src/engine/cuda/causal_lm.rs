@@ -1,0 +1,222 @@
+//! The decoder on the GPU: embedding, layers, final norm, and the loss or the logits. Shapes: t tokens of a slot, h hidden
+//! size, v vocabulary.
+
+use std::time::{Duration, Instant};
+
+use common::model::ModelConfig;
+
+use super::batch::GpuBatch;
+use super::blas::{GpuElement, Matrix, Target};
+use super::error::GpuError;
+use super::gpu::{DeviceBuffer, Gpu};
+use super::layers::Pass;
+use super::layers::decoder::{self, DecoderLayer};
+use super::ops::cross_entropy::{LossHead, chunk_count};
+use super::ops::elementwise::Rows;
+use super::ops::embedding;
+use super::ops::rms_norm::RmsNorm;
+use super::ops::rope::GpuRopeTable;
+use super::params::{GradientSink, TokenMatrix};
+use crate::engine::Abandon;
+use crate::engine::batch::Batch;
+use crate::engine::model::causal_lm::PassTimes;
+use crate::engine::model::layers::decoder::Keep;
+use crate::engine::ops::cross_entropy::LossSum;
+use crate::engine::ops::lora_linear::MaskKey;
+use crate::engine::ops::rope::RopeTable;
+
+/// A decoder that is trained on a GPU.
+pub struct CausalLm<E> {
+    config: ModelConfig,
+    embedding: TokenMatrix<E>,
+    layers: Vec<DecoderLayer<E>>,
+    norm: RmsNorm,
+    /// The output layer; None where that is the embedding.
+    head: Option<TokenMatrix<E>>,
+    rope: GpuRopeTable,
+    checkpointing: bool,
+    abandon: Abandon,
+}
+
+impl<E: GpuElement> CausalLm<E> {
+    /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
+    pub fn new(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        (embedding, head): (TokenMatrix<E>, Option<TokenMatrix<E>>),
+        layers: Vec<DecoderLayer<E>>,
+        norm: RmsNorm,
+        sequence_len: usize,
+    ) -> Result<Self, GpuError> {
+        let table = RopeTable::new(&config.rope_frequencies(), sequence_len);
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            rope: GpuRopeTable::upload(gpu, &table)?,
+            checkpointing: false,
+            config: config.clone(),
+            abandon: Abandon::default(),
+        })
+    }
+
+    /// Takes over the trainable weights after an update.
+    pub fn refresh(&mut self, gpu: &Gpu, flat: &DeviceBuffer<f32>) -> Result<(), GpuError> {
+        self.embedding.refresh(gpu, flat)?;
+        if let Some(head) = &mut self.head {
+            head.refresh(gpu, flat)?;
+        }
+        self.norm.weight.refresh(gpu, flat)?;
+        self.layers
+            .iter_mut()
+            .try_for_each(|layer| layer.refresh(gpu, flat))
+    }
+
+    /// Sets whether layers keep their inputs alone and run again in the backward pass, from now on.
+    pub fn set_checkpointing(&mut self, checkpointing: bool) {
+        self.checkpointing = checkpointing;
+    }
+
+    /// Bytes that a training pass without checkpointing keeps for so many tokens.
+    pub fn kept_bytes(&self, tokens: usize) -> usize {
+        tokens
+            * self
+                .layers
+                .iter()
+                .map(DecoderLayer::kept_bytes)
+                .sum::<usize>()
+    }
+
+    /// The request to give up a pass: once asked, a pass ends between two layers, and what it gives is of no use.
+    pub fn abandon(&self) -> &Abandon {
+        &self.abandon
+    }
+
+    /// Makes the tables of rotary positions reach to the batch's last position.
+    pub fn prepare(&mut self, gpu: &Gpu, batch: &Batch) -> Result<(), GpuError> {
+        let positions = batch.longest_segment();
+        if self.rope.positions() < positions {
+            let table = RopeTable::new(&self.config.rope_frequencies(), positions);
+            self.rope = GpuRopeTable::upload(gpu, &table)?;
+        }
+        Ok(())
+    }
+
+    /// Runs forward and backward over one batch with at least one target, and hands every trainable tensor's gradient of the
+    /// summed loss to the sink.
+    ///
+    /// None where it was abandoned, which with `droppable` may happen after some gradients were handed over.
+    pub fn train(
+        &self,
+        gpu: &Gpu,
+        batch: &Batch,
+        mask: Option<MaskKey>,
+        (sink, droppable): (&mut dyn GradientSink, bool),
+    ) -> Result<Option<(LossSum, PassTimes)>, GpuError> {
+        let started = Instant::now();
+        let uploaded = GpuBatch::upload(gpu, batch)?;
+        let mut pass = self.pass(gpu, &uploaded, mask);
+        let keep = match self.checkpointing {
+            true => Keep::Inputs,
+            false => Keep::Everything,
+        };
+        let forward = decoder::forward(&self.layers, self.embed(pass)?, pass, keep)?;
+        let Some((x, tape)) = forward else {
+            return Ok(None);
+        };
+        // The loss hands over the first gradient.
+        pass.abandon = pass.abandon.filter(|_| droppable);
+        let mut gradient = gpu.take::<f32>(x.len())?;
+        let dx = &mut gradient.as_view_mut();
+        let sum = self
+            .loss_head()
+            .loss(gpu, &x.as_view(), &batch.targets, Some((dx, sink)))?;
+        drop(x);
+        let lost = Instant::now();
+        if decoder::backward(&self.layers, tape, dx, pass, sink)?.is_none() {
+            return Ok(None);
+        }
+        embedding::backward(gpu, &batch.ids, &self.embedding, &dx.as_view(), sink)?;
+        gpu.wait()?;
+        // Forward and loss run together: the processor waits for the GPU only where it reads the loss.
+        let times = PassTimes {
+            forward: lost - started,
+            loss: Duration::ZERO,
+            backward: lost.elapsed(),
+        };
+        Ok(Some((sum, times)))
+    }
+
+    /// How often a training pass hands over a gradient of the same tensor, at most: one for each chunk of the loss, and
+    /// one for the embedding where it is the output layer too.
+    pub fn gradient_parts(&self, batch: &Batch) -> u64 {
+        chunk_count(batch.targets.len(), self.config.vocab_size) as u64 + 1
+    }
+
+    /// Computes the loss of a batch, forward only. None where it was abandoned.
+    pub fn evaluate(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<LossSum>, GpuError> {
+        let Some(x) = self.hidden(gpu, batch)? else {
+            return Ok(None);
+        };
+        let loss_head = self.loss_head();
+        let sum = loss_head.loss(gpu, &x.as_view(), &batch.targets, None)?;
+        Ok(Some(sum))
+    }
+
+    /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations. None where it was abandoned.
+    pub fn logits(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<Vec<f32>>, GpuError> {
+        let Some(x) = self.hidden(gpu, batch)? else {
+            return Ok(None);
+        };
+        let (tokens, head) = (batch.ids.len(), self.head());
+        let (vocabulary, width) = (head.vocabulary, head.width);
+        let mut normed = gpu.take::<E>(tokens * width)?;
+        let out = (&mut normed.as_view_mut(), Rows::new(tokens, width));
+        self.norm.forward(gpu, &x.as_view(), out)?;
+        let mut logits = gpu.take::<f32>(tokens * vocabulary)?;
+        gpu.blas().product(
+            Target::new(&mut logits.as_view_mut(), vocabulary),
+            Matrix::new(&normed.as_view(), tokens, width),
+            Matrix::new(&head.values.as_view(), vocabulary, width).transposed(),
+        )?;
+        Ok(Some(gpu.download(&logits, tokens * vocabulary)?))
+    }
+
+    fn hidden(&self, gpu: &Gpu, batch: &Batch) -> Result<Option<DeviceBuffer<f32>>, GpuError> {
+        let uploaded = GpuBatch::upload(gpu, batch)?;
+        let pass = self.pass(gpu, &uploaded, None);
+        let kept = decoder::forward(&self.layers, self.embed(pass)?, pass, Keep::Nothing)?;
+        Ok(kept.map(|(x, _)| x))
+    }
+
+    fn embed(&self, pass: Pass) -> Result<DeviceBuffer<f32>, GpuError> {
+        let mut x = pass
+            .gpu
+            .take::<f32>(pass.tokens() * self.config.hidden_size)?;
+        let (ids, out) = (pass.batch.ids.as_view(), &mut x.as_view_mut());
+        embedding::forward(pass.gpu, &ids, &self.embedding, out)?;
+        Ok(x)
+    }
+
+    fn loss_head(&self) -> LossHead<'_, E> {
+        LossHead {
+            norm: &self.norm,
+            head: self.head(),
+        }
+    }
+
+    fn head(&self) -> &TokenMatrix<E> {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    fn pass<'a>(&'a self, gpu: &'a Gpu, batch: &'a GpuBatch, mask: Option<MaskKey>) -> Pass<'a> {
+        Pass {
+            gpu,
+            batch,
+            rope: &self.rope,
+            mask,
+            abandon: Some(&self.abandon),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
+//! model, whose trainable weights are views of the parameters.
+
+use common::job::{BaseDtype, LoraSpec};
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
+
+use super::causal_lm::CausalLm;
+use super::layers::attention::AttentionBlock;
+use super::layers::decoder::DecoderLayer;
+use super::layers::mlp::Mlp;
+use super::weights::WeightSource;
+use crate::engine::EngineError;
+use crate::engine::adapter::adapter_of;
+use crate::engine::ops::lora_linear::Lora;
+use crate::engine::ops::projection::{Linear, Projection};
+use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::rope::{HeadLayout, HeadNorms};
+use crate::engine::params::{Parameters, Weight};
+
+/// What a model on the processor is built from.
+pub struct Parts<'a> {
+    pub config: &'a ModelConfig,
+    pub source: &'a WeightSource,
+    /// The trainable tensors; all others are frozen, and come from the source.
+    pub parameters: &'a Parameters,
+    pub lora: Option<&'a LoraSpec>,
+    pub dtype: BaseDtype,
+}
+
+impl Parts<'_> {
+    /// Builds the model with its frozen weights in memory.
+    pub fn model(&self, sequence_len: usize) -> Result<CausalLm, EngineError> {
+        let embedding = self.token_matrix(EMBEDDING)?;
+        let head = match self.config.tied {
+            true => embedding.clone(),
+            false => self.token_matrix(HEAD)?,
+        };
+        let layers = (0..self.config.layers)
+            .map(|layer| self.layer(layer))
+            .collect::<Result<_, _>>()?;
+        let norm = self.norm(FINAL_NORM)?;
+        let tokens = (embedding, head);
+        Ok(CausalLm::new(
+            self.config,
+            tokens,
+            layers,
+            norm,
+            sequence_len,
+        ))
+    }
+
+    fn token_matrix(&self, name: &str) -> Result<Weight, EngineError> {
+        self.weight(name, &[self.config.vocab_size, self.config.hidden_size])
+    }
+
+    fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
+        let config = self.config;
+        let prefix = format!("model.layers.{layer}.");
+        let [query, key, value, output, gate, up, down] = linears(config);
+        let head_norm = |name: &str| {
+            let name = format!("{prefix}self_attn.{name}.weight");
+            self.weight(&name, &[config.head_dim])
+        };
+        let head_norms = match config.head_norms {
+            true => Some(HeadNorms {
+                query: head_norm("q_norm")?,
+                key: head_norm("k_norm")?,
+                epsilon: config.rms_norm_epsilon as f32,
+            }),
+            false => None,
+        };
+        let layer_norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"));
+        Ok(DecoderLayer {
+            attention: AttentionBlock {
+                norm: layer_norm("input_layernorm")?,
+                qkv: self.projection(&prefix, &[query, key, value])?,
+                output: self.projection(&prefix, &[output])?,
+                layout: HeadLayout::of(config),
+                head_norms,
+            },
+            mlp: Mlp {
+                norm: layer_norm("post_attention_layernorm")?,
+                gate_up: self.projection(&prefix, &[gate, up])?,
+                down: self.projection(&prefix, &[down])?,
+            },
+        })
+    }
+
+    fn projection(&self, prefix: &str, shapes: &[LinearShape]) -> Result<Projection, EngineError> {
+        let linears = shapes.iter().map(|shape| self.linear(prefix, shape));
+        Ok(Projection(linears.collect::<Result<_, _>>()?))
+    }
+
+    fn linear(&self, prefix: &str, shape: &LinearShape) -> Result<Linear, EngineError> {
+        let path = format!("{prefix}{}", shape.path);
+        let bias = match shape.bias {
+            true => Some(self.weight(&format!("{path}.bias"), &[shape.out])?),
+            false => None,
+        };
+        Ok(Linear {
+            weight: self.weight(&format!("{path}.weight"), &[shape.out, shape.width])?,
+            bias,
+            lora: self.lora(&path),
+        })
+    }
+
+    fn lora(&self, path: &str) -> Option<Lora> {
+        adapter_of(path, self.parameters, self.lora?)
+    }
+
+    fn norm(&self, name: &str) -> Result<RmsNorm, EngineError> {
+        Ok(RmsNorm {
+            weight: self.weight(name, &[self.config.hidden_size])?,
+            epsilon: self.config.rms_norm_epsilon as f32,
+        })
+    }
+
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
+        match self.parameters.weight(name) {
+            Some(weight) => Ok(weight),
+            None => self.source.tensor(name, shape, self.dtype),
+        }
+    }
+}
