@@ -108,6 +108,10 @@ fn an_instruction_without_an_answer_column_is_named() {
         let (_, reason) = example(&tokenizer, &spec, &row(text)).unwrap_err();
         assert_eq!(reason, expected);
     }
+    let preference = row(r#"{"instruction": "a", "chosen": "b", "rejected": "c"}"#);
+    spec.fields.output = "chosen".to_owned();
+    let made = example(&tokenizer, &spec, &preference).unwrap();
+    assert!(made.text.ends_with("### Response:\nb"));
     spec.fields.instruction = "question".to_owned();
     spec.fields.output = "answer".to_owned();
     let renamed = row(r#"{"question": "a", "answer": "b"}"#);

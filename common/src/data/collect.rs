@@ -221,13 +221,13 @@ type RowExamples = (u64, Vec<Example>, Vec<Note>);
 /// Why a dataset has nothing to read.
 fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {
     match (rows.rows_beyond(), &dataset.split) {
+        (_, Some(split)) if rows.counted() > 0 => format!(
+            "split {split} names none of the file's {}: shares are rounded to whole rows, and negative numbers count from the end",
+            count(rows.counted() as u64, "row")
+        ),
         (Some(have), Some(split)) if have > 0 => format!(
             "split {split} asks for rows that are not there: the file has {} (numbered from 0)",
             count(have as u64, "row")
-        ),
-        (_, Some(split)) if rows.counted() > 0 => format!(
-            "split {split} is not one of the file's {}",
-            count(rows.counted() as u64, "row")
         ),
         _ => "the dataset is empty: it has no rows".to_owned(),
     }

@@ -69,15 +69,7 @@ impl ExampleMaker<'_> {
                 };
                 vec![self.plain(format!("{prompt}{completion}"), start)?]
             }
-            Record::Segments(segments) => {
-                if segments
-                    .iter()
-                    .all(|part| !part.learned || part.text.trim().is_empty())
-                {
-                    notes.push(Note::EmptyAnswer);
-                }
-                vec![self.segments(segments)?]
-            }
+            Record::Segments(segments) => vec![self.segments(segments)?],
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
                 let examples = drafts.into_iter().map(|draft| self.templated(draft));

@@ -113,7 +113,11 @@ impl RecordParser<'_> {
             &fields.completion,
             &fields.text,
         ];
-        columns::refuse_other_methods(row, &named.map(String::as_str))?;
+        let mut named: Vec<&str> = named.map(String::as_str).into();
+        if self.spec.kind == DatasetKind::Alpaca {
+            named = vec![&fields.instruction, &fields.input, &fields.output];
+        }
+        columns::refuse_other_methods(row, &named)?;
         let kind = self.kind(row)?;
         let mut read: Vec<&str> = match kind {
             DatasetKind::Messages => vec![&fields.messages],

@@ -91,7 +91,7 @@ const FIELDS: &[Field] = &[
         ],
         "list of files or of mappings",
         "required",
-        "The training data, JSON Lines files. An entry is a path or a mapping with `path`.",
+        "The training data, files of JSON rows. An entry is a path or a mapping with `path`.",
     ),
     field(
         "datasets[].path",
@@ -452,7 +452,7 @@ const FIELDS: &[Field] = &[
         &[],
         "0 to 10000",
         "none",
-        "How many checkpoints are saved in an epoch, instead of save_steps. 0 is as none.",
+        "How many checkpoints are saved in an epoch, instead of save_steps: after every so many steps, rounded up, which the plan tells. 0 is as none.",
     ),
     field(
         "save_total_limit",
@@ -480,7 +480,7 @@ const FIELDS: &[Field] = &[
         &[],
         "0 to 10000",
         "none",
-        "How often the held-out data is evaluated in an epoch, instead of eval_steps. 0 is as none.",
+        "How often the held-out data is evaluated in an epoch, instead of eval_steps: after every so many steps, rounded up, which the plan tells. 0 is as none.",
     ),
     field(
         "max_skipped_steps",

@@ -291,6 +291,29 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
             reader.problem(given, message.to_owned());
         }
     }
+    for field in [
+        "field_messages",
+        "field_prompt",
+        "field_completion",
+        "field_text",
+        "field_role",
+        "field_content",
+        "field_tools",
+    ] {
+        if let Some(given) = reader.given(&name(field))
+            && kind == Some(DatasetKind::Alpaca)
+        {
+            let message = "is not read with `type: alpaca`, which has field_instruction, field_input and field_output";
+            reader.problem(given, message.to_owned());
+        }
+    }
+    if kind == Some(DatasetKind::Alpaca) && reader.given("test_prompts").is_some() {
+        let notice = "test_prompts and `worker generate` ask in the model's chat template, not in the text of `type: alpaca`: write that \
+                      text out to see what was learned";
+        if !reader.notices.iter().any(|told| told == notice) {
+            reader.notices.push(notice.to_owned());
+        }
+    }
     DatasetSpec {
         path: reader.input_path(&name("path")).unwrap_or_default(),
         kind: kind.unwrap_or(DatasetKind::Auto),

@@ -126,10 +126,10 @@ impl Slice {
                 // Rounded to the nearest row, of two equally near ones to the even, as `datasets` does.
                 Unit::Percent => (bound as f64 * rows as f64 / 100.0).round_ties_even() as i64,
             };
-            let row = if bound < 0 {
-                row.saturating_add_unsigned(rows as u64).max(0)
-            } else {
-                row
+            // A share that rounds to no row counts from neither end, as there.
+            let row = match row {
+                ..0 => row.saturating_add_unsigned(rows as u64).max(0),
+                row => row,
             };
             usize::try_from(row).unwrap_or(usize::MAX)
         };
@@ -164,6 +164,8 @@ mod tests {
             ("train[:1_000]", 10, vec![(0, 1000)]),
             ("train[10:20%]", 10, vec![(1, 2)]),
             ("train[:100%]", 7, vec![(0, 7)]),
+            ("train[:-4%]", 10, vec![(0, 0)]),
+            ("train[-4%:]", 10, vec![(0, usize::MAX)]),
             ("train[:2]+train[-2:]", 10, vec![(0, 2), (8, usize::MAX)]),
             ("train", 10, vec![(0, usize::MAX)]),
         ] {

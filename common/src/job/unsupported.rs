@@ -60,6 +60,11 @@ fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
         Rule::Only(values, _) if says_only(node, values) => Fate::Honoured,
         Rule::Instead(values, _) if says_only(node, values) => Fate::Honoured,
         Rule::Instead(_, told) => Fate::DoneOtherwise(told),
+        Rule::InsteadUnless { off, .. } if says_only(node, off) => Fate::Honoured,
+        Rule::InsteadUnless {
+            deciding, advice, ..
+        } if decides(node, deciding) => Fate::Refused(advice),
+        Rule::InsteadUnless { told, .. } => Fate::DoneOtherwise(told),
         Rule::OnlyOrInstead { done, .. } if says_only(node, done) => Fate::Honoured,
         Rule::OnlyOrInstead { instead, told, .. } if says_only(node, instead) => {
             Fate::DoneOtherwise(told)
@@ -87,6 +92,29 @@ fn says_only(node: &Node, values: &[&str]) -> bool {
     }
 }
 
+/// Whether an entry of the mapping, at whatever depth, decides what comes out and says something of its own.
+fn decides(node: &Node, deciding: &[&str]) -> bool {
+    /// Values that leave it to the job, or ask for what it does.
+    const OPEN: &[&str] = &[
+        "auto", "bf16", "bfloat16", "fp32", "float32", "false", "no", "none", "0",
+    ];
+    let Value::Mapping(entries) = &node.value else {
+        return false;
+    };
+    entries.iter().any(|(key, inner)| {
+        let is_open = inner.is_null() || is_blank(inner) || says_only(inner, OPEN);
+        let is_off = match &inner.value {
+            // DeepSpeed's `fp16: {enabled: false}`.
+            Value::Mapping(parts) => parts
+                .iter()
+                .any(|(name, value)| name.text == "enabled" && says_only(value, OPEN)),
+            _ => false,
+        };
+        let names = deciding.contains(&key.text.as_str()) && !is_open && !is_off;
+        names || decides(inner, deciding)
+    })
+}
+
 /// Whether a value asks for nothing, whatever the key is.
 fn is_blank(node: &Node) -> bool {
     match &node.value {
@@ -112,6 +140,7 @@ mod tests {
             Rule::Inert => &[],
             Rule::InertIf(values, _) | Rule::Only(values, _) | Rule::Instead(values, _) => values,
             Rule::OnlyOrInstead { instead, .. } => instead,
+            Rule::InsteadUnless { off, .. } => off,
         };
         let usual = [
             "true", "false", "no", "none", "0", "1", "2", "0.5", "turn", "text", "auto",
@@ -142,6 +171,7 @@ mod tests {
                             says_only(&node, values)
                         }
                         Rule::OnlyOrInstead { done, .. } => says_only(&node, done),
+                        Rule::InsteadUnless { off, .. } => says_only(&node, off),
                         _ => false,
                     };
                     // What is neither refused nor told is exactly what the table says is done anyway.

@@ -5,7 +5,9 @@
 //! and data give the same numbers on every machine, and what the user gave stays as it is. `docs/job.md` tells the rule.
 
 use super::{Schedule, highest_rate, learns, warmup_steps};
-use crate::job::{Cadence, DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, SaveSteps, Warmup};
+use crate::job::{
+    Cadence, DEFAULT_BATCH_SIZE, DEFAULT_SEQUENCE_LEN, JobSpec, LeftToData, SaveSteps, Warmup,
+};
 use crate::text::{count, rate};
 
 /// Least number of steps that blocks and batch are made small for, if need be: enough for a warm-up, a curve and a loss that
@@ -109,6 +111,7 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
         settled.eval_steps = Some(steps(cadence));
     }
     let told = [
+        cadence(&settled, left),
         followed(job, &settled, data, total_steps),
         short(&settled, data, total_steps),
         unfinished_warmup(&settled, total_steps),
@@ -116,6 +119,24 @@ pub fn settle(job: &JobSpec, data: DataSize, train_blocks: u64) -> JobSpec {
     ];
     settled.reading.notices.extend(told.into_iter().flatten());
     settled
+}
+
+/// A line that says what times in an epoch and shares of the run came to. None where the job gave steps.
+fn cadence(settled: &JobSpec, left: LeftToData) -> Option<String> {
+    let mut told = Vec::new();
+    if let (Some(_), SaveSteps::Every(steps)) = (left.save, settled.save_steps) {
+        told.push(format!(
+            "a checkpoint is saved every {}",
+            count(steps, "step")
+        ));
+    }
+    if let (Some(_), Some(steps)) = (left.eval, settled.eval_steps) {
+        told.push(format!(
+            "the held-out data is evaluated every {}",
+            count(steps, "step")
+        ));
+    }
+    (!told.is_empty()).then(|| told.join(", and "))
 }
 
 /// Steps of one pass over the data.

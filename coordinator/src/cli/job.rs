@@ -69,7 +69,8 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("min-workers", "N", "The run waits below this many workers"),
 ];
 
-const HEADING: &str = "Job (every field and alias of docs/job.md is a flag, with - or _)";
+const HEADING: &str =
+    "Job (every field without a dot and alias of docs/job.md is a flag, with - or _)";
 
 impl JobArguments {
     /// Reads the job from its file, this process's environment and the flags.

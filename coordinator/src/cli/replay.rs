@@ -33,7 +33,7 @@ pub fn job_args(line: impl Iterator<Item = OsString>) -> Vec<String> {
             None => kept.push(word),
         }
     }
-    kept
+    without_secrets(kept.into_iter())
 }
 
 /// Names of the field that says where a run begins.
@@ -47,7 +47,7 @@ const RESUME: [&str; 3] = [
 pub fn resume_args(line: impl Iterator<Item = OsString>, begins_anew: bool) -> Vec<String> {
     let mut words = line.map(|word| word.to_string_lossy().into_owned());
     if !begins_anew {
-        return words.collect();
+        return without_secrets(words);
     }
     let says_where_to_begin = |pair: &str| {
         let name = pair.split_once('=').map_or(pair, |(name, _)| name);
@@ -74,7 +74,7 @@ pub fn resume_args(line: impl Iterator<Item = OsString>, begins_anew: bool) -> V
         }
     }
     kept.extend(["--resume", "auto"].map(str::to_owned));
-    kept
+    without_secrets(kept.into_iter())
 }
 
 /// Options and fields whose values are nobody else's business. Names of files with secrets are no secrets.
@@ -85,10 +85,17 @@ const MAX_RECORDED_WORDS: usize = 256;
 
 /// The command line for a record that others read: without what may be secret, and without control characters.
 pub fn recorded_args(line: impl Iterator<Item = OsString>) -> Vec<String> {
+    let words = line
+        .take(MAX_RECORDED_WORDS)
+        .map(|word| one_line(&word.to_string_lossy(), MAX_REASON_CHARACTERS));
+    without_secrets(words)
+}
+
+/// The words with the values hidden that may be secret. No field of a job is: what is hidden changes nothing of the run.
+fn without_secrets(words: impl Iterator<Item = String>) -> Vec<String> {
     let mut kept = Vec::new();
     let mut hides_next = false;
-    for word in line.take(MAX_RECORDED_WORDS) {
-        let word = one_line(&word.to_string_lossy(), MAX_REASON_CHARACTERS);
+    for word in words {
         let hides = std::mem::take(&mut hides_next);
         let (name, value) = match word.rsplit_once('=') {
             // `--set=hub_token=VALUE`, `hub_token=VALUE`, `--hub-token=VALUE`.
@@ -98,11 +105,29 @@ pub fn recorded_args(line: impl Iterator<Item = OsString>) -> Vec<String> {
         kept.push(match value {
             _ if hides => HIDDEN.to_owned(),
             Some(_) if is_secret(name) => format!("{name}={HIDDEN}"),
+            Some(_) if holds_secret(&word) => {
+                let name = word.split('=').next().unwrap_or_default();
+                format!("{name}={HIDDEN}")
+            }
+            None if holds_secret(&word) => HIDDEN.to_owned(),
             _ => without_credentials(&word),
         });
         hides_next = value.is_none() && name.starts_with("--") && is_secret(name);
     }
     kept
+}
+
+/// Whether a key of a mapping, or of an address's query, names a secret: `{api_key: VALUE}`, `host?token=VALUE`.
+fn holds_secret(word: &str) -> bool {
+    let word = word.to_lowercase().replace(['-', '"', '\''], "_");
+    let is_named = |secret: &&str| {
+        word.match_indices(*secret).any(|(at, _)| {
+            let after = word[at + secret.len()..].trim_start_matches(['_', ' ']);
+            let is_key = word[..at].contains(['{', ',', '?', '&']);
+            is_key && after.starts_with([':', '='])
+        })
+    };
+    SECRET.iter().chain(&["token"]).any(is_named)
 }
 
 fn is_secret(name: &str) -> bool {
@@ -172,6 +197,13 @@ mod tests {
             ("--set=hub_token=abc", "--set=hub_token=***"),
             ("--hub-token abc --seed 1", "--hub-token *** --seed 1"),
             ("--api_key=a", "--api_key=***"),
+            ("--set fsdp_config={api_key:abc}", "--set fsdp_config=***"),
+            ("--set x={a:1,token:abc}", "--set x=***"),
+            ("--deepspeed x?token=abc", "--deepspeed x?token=***"),
+            (
+                "--set datasets.0.path=token.jsonl",
+                "--set datasets.0.path=token.jsonl",
+            ),
             (
                 "--base-model https://me:pass@host/model",
                 "--base-model https://***@host/model",

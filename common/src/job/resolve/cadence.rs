@@ -2,7 +2,7 @@
 
 use crate::job::limits::MAX_STEPS;
 use crate::job::quote::shorten;
-use crate::job::read::{Reader, parse_number};
+use crate::job::read::{Reader, parse_number, without_separators};
 use crate::job::spec::{Cadence, SaveSteps, ValSetSize};
 
 /// Most times in an epoch: more than anybody wants of checkpoints or evaluations.
@@ -69,7 +69,9 @@ pub(super) fn eval_steps(
     let holds_out = val_set_size != ValSetSize::None;
     if let Some(given) = reader.given(fields[0]) {
         let message = match strategy {
-            Some(Strategy::Steps) if steps.is_none() => "is steps, but `eval_steps` is missing",
+            Some(Strategy::Steps) if steps.is_none() && per_epoch.is_none() => {
+                "is steps, but `eval_steps` says no number of them"
+            }
             Some(Strategy::No) if holds_out && steps.is_none() && per_epoch.is_none() => {
                 "is no, but what `val_set_size` holds out is evaluated at the end; remove one"
             }
@@ -136,13 +138,20 @@ fn decides<'n>(
 
 /// Reads a number of steps, or a share of the run below 1.
 fn often(reader: &mut Reader<'_>, name: &str) -> Option<Often> {
-    let (_, text) = reader.scalar(name, "a number of steps")?;
+    let (given, text) = reader.scalar(name, "a number of steps")?;
     match parse_number(text) {
         Some(share) if share > 0.0 && share < 1.0 => Some(Often::Of(Cadence::ShareOfRun(share))),
-        _ => {
-            let steps = reader.whole(name, 0..=MAX_STEPS)?;
-            Some(zero_is_none(steps).map_or(Often::Never, Often::Every))
-        }
+        _ => match without_separators(text).parse::<u64>() {
+            Ok(0) => Some(Often::Never),
+            Ok(steps) if steps <= MAX_STEPS => Some(Often::Every(steps)),
+            _ => {
+                reader.wrong(
+                    given,
+                    "a whole number of steps, or a fraction of the run below 1 (0.25)",
+                );
+                None
+            }
+        },
     }
 }
 
@@ -158,6 +167,7 @@ fn per_epoch(reader: &mut Reader<'_>, name: &str) -> Option<Cadence> {
 fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<Strategy> {
     let (given, text) = reader.scalar(name, "steps, epoch or no")?;
     match text.to_ascii_lowercase().as_str() {
+        "" => None,
         "steps" => Some(Strategy::Steps),
         "epoch" => Some(Strategy::Epoch),
         "no" | "none" | "never" | "false" | "off" => Some(Strategy::No),

@@ -553,7 +553,8 @@ fn what_is_done_otherwise_is_told_once_for_each_way() {
     );
     let told = [
         "optimizer: AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter",
-        "fsdp, fsdp_config, deepspeed: nothing is sharded or offloaded: each worker holds the whole model",
+        "fsdp, fsdp_config: nothing is sharded or offloaded: each worker holds the whole model",
+        "deepspeed: nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says (optimizer, clipping, batch) is not read",
         "wandb_project, report_to: the measurements are in metrics.jsonl in output_dir",
         "load_in_8bit: the base weights are not quantised, which is more exact; base_dtype: bfloat16 takes 2 bytes for each",
         "loss_watchdog_threshold: a run is not stopped for its loss; steps with a gradient that is not finite are skipped (max_skipped_steps)",
@@ -589,4 +590,43 @@ fn special_tokens_are_those_of_the_tokenizer_and_padding_is_no_matter() {
     ] {
         assert_eq!(problems_of(text), [expected]);
     }
+}
+
+#[test]
+fn what_decides_the_result_inside_of_sharding_is_not_passed_over() {
+    for text in [
+        "deepspeed: {zero_optimization: {stage: 3}, bf16: {enabled: auto}, fp16: {enabled: false}, gradient_clipping: auto}\n",
+        "deepspeed: {optimizer: {}, scheduler:, train_batch_size: auto}\n",
+        "fsdp_config: {offload_params: true, mixed_precision_policy: bf16}\n",
+    ] {
+        assert_eq!(job(text).reading.notices.len(), 1, "{text}");
+    }
+    for text in [
+        "deepspeed: {gradient_clipping: 0.1}\n",
+        "deepspeed: {optimizer: {type: SGD}}\n",
+        "deepspeed: {zero_optimization: {stage: 2}, fp16: {enabled: true}}\n",
+        "fsdp_config: {mixed_precision_policy: fp16}\n",
+    ] {
+        let found = problems_of(text);
+        assert!(found[0].contains("are fields of the job"), "{found:?}");
+    }
+}
+
+#[test]
+fn columns_of_another_shape_are_no_columns_of_instructions() {
+    let of = |lines: &str| {
+        problems(load_text(&format!(
+            "base_model: m\ndatasets:\n- path: d\n  type: alpaca\n{lines}"
+        )))
+    };
+    assert_eq!(
+        of("  field_completion: a\n"),
+        [
+            "5: `field_completion` is not read with `type: alpaca`, which has field_instruction, field_input and field_output"
+        ]
+    );
+    let text = "base_model: m\ndatasets:\n- path: d\n  type: alpaca\n  field_output: chosen\ntest_prompts: [hello]\n";
+    let job = load_text(text).unwrap();
+    assert_eq!(job.datasets[0].fields.output, "chosen");
+    assert!(job.reading.notices[0].contains("ask in the model's chat template"));
 }

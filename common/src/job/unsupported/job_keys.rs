@@ -1,6 +1,6 @@
 //! Foreign keys at the top of a job.
 
-use super::table::Rule::{Inert, InertIf, Instead, Only, OnlyOrInstead};
+use super::table::Rule::{Inert, InertIf, Instead, InsteadUnless, Only, OnlyOrInstead};
 use super::table::{Group, OFF, ON};
 
 const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
@@ -8,6 +8,23 @@ const NO_QUANTISATION: &str =
     "quantised base weights are not supported; remove it, or set base_dtype: bfloat16";
 const ONLY_SFT: &str = "only supervised fine-tuning is supported";
 const NOTHING_SHARDED: &str = "nothing is sharded or offloaded: each worker holds the whole model";
+const NOTHING_READ: &str = "nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says \
+     (optimizer, clipping, batch) is not read";
+const DECIDES: &str = "optimizer, scheduler, clipping, batch and precision are fields of the job (learning_rate, lr_scheduler, \
+     max_grad_norm, global_batch_size, base_dtype): give them there, and remove them here or write auto";
+/// What decides the result in the settings of DeepSpeed and FSDP.
+const DECIDING: &[&str] = &[
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "fp16",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "prescale_gradients",
+    "mixed_precision_policy",
+    "mixed_precision",
+];
 const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir";
 const ONLY_HELD_OUT: &str = "evaluation data is held out of `datasets` by val_set_size";
 const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
@@ -295,7 +312,6 @@ pub(super) const GROUPS: &[Group] = &[
     // ---- not done here ----
     Group {
         keys: &[
-            "deepspeed",
             "fsdp*",
             "fsdp",
             "fsdp_config",
@@ -303,13 +319,27 @@ pub(super) const GROUPS: &[Group] = &[
             "cpu_offload",
             "gpu_memory_limit",
         ],
-        rule: Instead(OFF, NOTHING_SHARDED),
+        rule: InsteadUnless {
+            off: OFF,
+            told: NOTHING_SHARDED,
+            deciding: DECIDING,
+            advice: DECIDES,
+        },
+    },
+    Group {
+        keys: &["deepspeed"],
+        rule: InsteadUnless {
+            off: OFF,
+            told: NOTHING_READ,
+            deciding: DECIDING,
+            advice: DECIDES,
+        },
     },
     Group {
         keys: &["activation_offloading"],
         rule: Instead(
             OFF,
-            "activations are computed again instead where memory is short (gradient_checkpointing)",
+            "activations stay in the memory of the device; gradient_checkpointing says whether they are computed again",
         ),
     },
     Group {
@@ -538,7 +568,10 @@ pub(super) const GROUPS: &[Group] = &[
             "num_generation_samples",
             "generation_max_new_tokens",
         ],
-        rule: Instead(OFF, "test_prompts are asked before and after training"),
+        rule: Instead(
+            OFF,
+            "nothing is generated during training; test_prompts are asked before and after it",
+        ),
     },
     Group {
         keys: &[

@@ -16,6 +16,14 @@ pub(super) enum Rule {
     Only(&'static [&'static str], &'static str),
     /// These values are what is done anyway; for any other the text says what is done in its place.
     Instead(&'static [&'static str], &'static str),
+    /// As `Instead`, but entries of a mapping that decide the result are refused with the last text, unless they say `auto`, bfloat16
+    /// or nothing.
+    InsteadUnless {
+        off: &'static [&'static str],
+        told: &'static str,
+        deciding: &'static [&'static str],
+        advice: &'static str,
+    },
     /// The first values are what is done anyway; for the second ones the first text says what is done in their place. Others are
     /// refused with the second text.
     OnlyOrInstead {
