@@ -1,5 +1,5 @@
 //! Memory of one decoder layer. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
-//! the engine takes and frees them (`worker/src/engine/cuda/layers.rs`, `worker/src/engine/model/layers`).
+//! the engine takes and frees them (`worker/src/engine/cuda/layers/`, `worker/src/engine/model/layers`).
 
 use super::{F32, LINEARS, Shape, Trained, Work};
 
