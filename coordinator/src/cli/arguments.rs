@@ -45,7 +45,7 @@ Examples:
   coordinator start job.yaml --max-steps 10 --output-dir trial --resume never
 
 Run again after it was stopped, it goes on where it was.
-Every field of docs/job.md without a dot, and every alias, is a flag (--lr 1e-4);
+Fields of docs/job.md without a dot, and aliases, are flags (--lr 1e-4);
 --set takes them too, and those of a data set or of cluster:
   --set datasets.0.field_messages=conversations";
 

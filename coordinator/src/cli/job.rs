@@ -69,8 +69,7 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("min-workers", "N", "The run waits below this many workers"),
 ];
 
-const HEADING: &str =
-    "Job (every field without a dot and alias of docs/job.md is a flag, with - or _)";
+const HEADING: &str = "Job (fields of docs/job.md without a dot are flags, with - or _)";
 
 impl JobArguments {
     /// Reads the job from its file, this process's environment and the flags.
@@ -387,7 +386,8 @@ mod tests {
             ["not needed here: tf32, remove_unused_columns"]
         );
         let refused =
-            job_of("--base_model m --dataset d --load_in_4bit --deepspeed z3.json").unwrap_err();
+            job_of("--base_model m --dataset d --load_in_4bit --optim lion --deepspeed z3.json")
+                .unwrap_err();
         assert_eq!(refused.problems.len(), 2, "{refused}");
     }
 
