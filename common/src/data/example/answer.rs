@@ -1,4 +1,4 @@
-//! Where an answer is in the text of its conversation.
+//! What an answer is: a range of a text to learn. `conversation.rs` finds it.
 
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
 // What all kernels share: the element types, sums over a block, and the macro that names the kernels.
 //
 // The kernels are written so that they also compile with a C++ compiler alone (tests/emulator), where a block's threads
-// run one after another: no inline assembly outside mma.cuh, no atomics, dynamic shared memory by SHARED alone.
+// run one after another: no inline assembly outside mma.cuh, no atomics but atomicAdd on a count, dynamic
+// shared memory by SHARED alone.
 #pragma once
 
 #ifdef EMULATED
