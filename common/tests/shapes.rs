@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::data::example::{Example, ExampleMaker};
 use common::data::record::{RawRow, RecordParser};
+use common::data::template::Variables;
 use common::data::tokenize::Tokenizer;
 use common::job::{DatasetKind, DatasetSpec, FieldNames};
 use serde::Deserialize;
@@ -48,6 +49,8 @@ fn example(
         spec,
         accepts_role: &|_| true,
         train_on_inputs: case.train_on_inputs,
+        default_system: None,
+        variables: &Variables::default(),
     };
     let row = parser.parse(RawRow::Value(1, case.row.to_string().into_bytes()))?;
     let maker = ExampleMaker {

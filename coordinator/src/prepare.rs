@@ -177,11 +177,11 @@ pub fn prepare_in(
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     progress.begin("reading the model", 0);
-    let (model, config, model_notices) = read_model(job, &mut errors);
-    let (tokenizer, template) = if job.base_model.is_dir() {
+    let (model, config, mut model_notices) = read_model(job, &mut errors);
+    let (mut tokenizer, template) = if job.base_model.is_dir() {
         (
             errors.note(Tokenizer::load(&job.base_model)),
-            errors.note(ChatTemplate::load_optional(&job.base_model)),
+            errors.note(ChatTemplate::chosen(&job.base_model, &job.chat_template)),
         )
     } else {
         (None, None)
@@ -191,6 +191,9 @@ pub fn prepare_in(
         differing
             .into_iter()
             .for_each(|problem| errors.add(problem));
+    }
+    if let Some(tokenizer) = &mut tokenizer {
+        model_notices.extend(end_tokens(job, tokenizer));
     }
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
@@ -242,6 +245,21 @@ pub fn prepare_in(
         Some(prepared) if errors.problems.is_empty() => Ok(prepared),
         _ => Err(errors),
     }
+}
+
+/// Lets the job's `eot_tokens` end turns. Returns a line for the user where some are no tokens.
+fn end_tokens(job: &JobSpec, tokenizer: &mut Tokenizer) -> Option<String> {
+    let unknown = tokenizer.add_end_tokens(&job.eot_tokens);
+    (!unknown.is_empty()).then(|| {
+        let (which, verb) = match unknown.len() {
+            1 => ("is no token", "it ends"),
+            _ => ("are no tokens", "they end"),
+        };
+        format!(
+            "eot_tokens: {} {which} of this tokenizer, so {verb} no turn; where the template writes such a text, it is learned as text",
+            unknown.join(", ")
+        )
+    })
 }
 
 /// Opens the model folder; returns also what of it is not used, in lines for the user.

@@ -25,7 +25,7 @@ fn model() -> tempfile::TempDir {
     let dir = folder.path();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
     let shipped = ModelFolder::open(&shipped, InitWeights::Random).unwrap();
-    shipped.copy_tokenizer_files(dir).unwrap();
+    shipped.copy_tokenizer_files(dir, None).unwrap();
     let mut config = shipped.config_json().clone();
     config["num_hidden_layers"] = 1.into();
     fs::write(dir.join("config.json"), config.to_string()).unwrap();

@@ -4,12 +4,13 @@
 //! than a batch of rows as JSON.
 
 use rayon::prelude::*;
+use serde_json::Value as Json;
 
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::{DataErrors, Problem, RawRow, RecordParser};
 use super::split_reader::SplitReader;
-use super::template::{ChatTemplate, STOPPED};
+use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
@@ -38,6 +39,8 @@ pub struct Source<'a> {
     maker: ExampleMaker<'a>,
     /// Size of the model's vocabulary: rows of its embedding. None where its config does not say.
     vocab_size: Option<u32>,
+    /// What the job gives the template in every conversation.
+    variables: Variables,
     /// Counts bytes of rows.
     progress: Progress,
 }
@@ -53,6 +56,8 @@ impl<'a> Source<'a> {
         let vocab_size = config
             .as_ref()
             .and_then(|config| u32::try_from(config.get("vocab_size")?.as_u64()?).ok());
+        let variables = Variables::from_json(&Json::Object(job.chat_template_kwargs.clone()))
+            .map_err(|reason| DataErrors::one(None, format!("chat_template_kwargs: {reason}")))?;
         let source = Self {
             job,
             maker: ExampleMaker {
@@ -61,6 +66,7 @@ impl<'a> Source<'a> {
                 train_on_inputs: job.train_on_inputs,
             },
             vocab_size,
+            variables,
             progress: Progress::default(),
         };
         match tokenizer.eos_id() {
@@ -157,6 +163,8 @@ impl<'a> Source<'a> {
             spec: dataset,
             accepts_role: &accepts_role,
             train_on_inputs: self.job.train_on_inputs,
+            default_system: self.job.default_system_message.as_deref(),
+            variables: &self.variables,
         };
         let results: Vec<Result<RowExamples, (u64, String)>> = batch
             .into_par_iter()

@@ -241,6 +241,7 @@ fn inputs_digest(
         (job.sequence_len, job.sample_packing, job.train_on_inputs),
         tokenizer.digest(),
         template.map(ChatTemplate::source),
+        (&job.chat_template_kwargs, &job.default_system_message),
     ]);
     blake3::hash(description.to_string().as_bytes())
 }

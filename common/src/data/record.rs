@@ -11,7 +11,7 @@ mod message;
 mod problem;
 mod reader;
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::json::{self, kind_of};
 use super::notes::Note;
@@ -73,6 +73,10 @@ pub struct RecordParser<'a> {
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
     /// Whether everything is learned, so that nothing can be left out.
     pub train_on_inputs: bool,
+    /// System message of conversations that have none.
+    pub default_system: Option<&'a str>,
+    /// Variables that the template sees in every conversation.
+    pub variables: &'a Variables,
 }
 
 /// The column with what else a row gives its chat template (TRL's name).
@@ -252,11 +256,27 @@ impl RecordParser<'_> {
 
     fn conversation(
         &self,
-        messages: Vec<Message>,
-        trained_from: usize,
+        mut messages: Vec<Message>,
+        mut trained_from: usize,
         row: &Map<String, Json>,
         notes: &mut Vec<Note>,
     ) -> Result<Record, String> {
+        let is_system = |said: &Message| {
+            ["system", "developer"].contains(&said.json["role"].as_str().unwrap_or_default())
+        };
+        if let Some(text) = self
+            .default_system
+            .filter(|_| !messages.first().is_some_and(is_system))
+        {
+            messages.insert(
+                0,
+                Message {
+                    json: json!({"role": "system", "content": text}),
+                    learned: None,
+                },
+            );
+            trained_from += usize::from(trained_from > 0);
+        }
         let mut learned = vec![false; messages.len()];
         let mut answers = 0;
         for (index, message) in messages.iter().enumerate() {
@@ -277,9 +297,12 @@ impl RecordParser<'_> {
             return Err("no assistant turn: nothing to learn from".to_owned());
         }
         let variables = match row.get(VARIABLES) {
-            None => Variables::default(),
-            Some(given) => Variables::from_json(given)
-                .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?,
+            None => self.variables.clone(),
+            Some(given) => {
+                let given = Variables::from_json(given)
+                    .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?;
+                self.variables.overlaid(&given)
+            }
         };
         Ok(Record::Conversation(Chat {
             messages: messages.into_iter().map(|message| message.json).collect(),

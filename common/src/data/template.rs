@@ -20,6 +20,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value as Json;
 
 use super::tokenize::SpecialTokens;
+use crate::chat_templates;
+use crate::job::TemplateChoice;
 pub use convert::{message_value, to_value};
 pub use error::{STOPPED, TemplateError};
 use explain::explain;
@@ -37,6 +39,8 @@ pub struct ChatTemplate {
     special_tokens: Vec<(String, String)>,
     unix_seconds: i64,
     source: String,
+    /// Whether it is the one that came with the model.
+    is_own: bool,
     /// Whether rendering one conversation had no end or became too long, so that no other is tried.
     gave_up: AtomicBool,
 }
@@ -54,12 +58,12 @@ impl ChatTemplate {
     /// The date that a template may print is that of this call (UTC; `SOURCE_DATE_EPOCH` overrides it).
     pub fn load(model_dir: &Path) -> Result<Self, TemplateError> {
         let sources = find_sources(model_dir)?;
-        let special_tokens =
-            SpecialTokens::load(model_dir).map_err(|error| TemplateError::Unreadable {
-                path: model_dir.to_owned(),
-                reason: error.to_string(),
-            })?;
-        Self::new(&sources, &special_tokens, now())
+        let special_tokens = special_tokens(model_dir)?;
+        let own = Self::new(&sources, &special_tokens, now())?;
+        Ok(Self {
+            is_own: true,
+            ..own
+        })
     }
 
     /// [`ChatTemplate::load`], but a model without a template is no error.
@@ -68,6 +72,33 @@ impl ChatTemplate {
             Ok(template) => Ok(Some(template)),
             Err(TemplateError::Missing { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The template that a job asks for. None where it is the model's own and the model has none.
+    pub fn chosen(
+        model_dir: &Path,
+        choice: &TemplateChoice,
+    ) -> Result<Option<Self>, TemplateError> {
+        let of_text = |text: &str| {
+            let special_tokens = special_tokens(model_dir)?;
+            Self::from_source(text, &special_tokens, now()).map(Some)
+        };
+        let named = |name: &str| match chat_templates::find(name) {
+            Some(text) => of_text(text),
+            None => Err(TemplateError::Unreadable {
+                path: PathBuf::from("chat_template"),
+                reason: format!("there is no template named `{name}`"),
+            }),
+        };
+        match choice {
+            TemplateChoice::Model => Self::load_optional(model_dir),
+            TemplateChoice::Named(name) => named(name),
+            TemplateChoice::ModelOrNamed(name) => match Self::load_optional(model_dir)? {
+                Some(template) => Ok(Some(template)),
+                None => named(name),
+            },
+            TemplateChoice::Text(text) => of_text(text),
         }
     }
 
@@ -94,6 +125,7 @@ impl ChatTemplate {
                 .map(|source| source.text.as_str())
                 .collect::<Vec<_>>()
                 .join("\n"),
+            is_own: false,
             gave_up: AtomicBool::new(false),
         })
     }
@@ -115,6 +147,11 @@ impl ChatTemplate {
     /// The source of all templates together.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// The text of a template that did not come with the model, so that what is trained with it has to bring it along.
+    pub fn brought(&self) -> Option<&str> {
+        (!self.is_own).then_some(&*self.source)
     }
 
     /// Whether the text depends on the day it is rendered.
@@ -253,6 +290,13 @@ impl ChatTemplate {
         };
         template.render(&variables, setting)
     }
+}
+
+fn special_tokens(model_dir: &Path) -> Result<SpecialTokens, TemplateError> {
+    SpecialTokens::load(model_dir).map_err(|error| TemplateError::Unreadable {
+        path: model_dir.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn now() -> i64 {

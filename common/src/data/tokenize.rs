@@ -133,6 +133,19 @@ impl Tokenizer {
         })
     }
 
+    /// Lets these tokens end a turn, too, as the job's `eot_tokens` says. Returns those that are no token here.
+    pub fn add_end_tokens(&mut self, tokens: &[String]) -> Vec<String> {
+        let mut unknown = Vec::new();
+        for token in tokens {
+            match self.inner.token_to_id(token) {
+                Some(id) if self.eos_ids.contains(&id) => {}
+                Some(id) => self.eos_ids.push(id),
+                None => unknown.push(token.clone()),
+            }
+        }
+        unknown
+    }
+
     /// Tokenises a text. `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;

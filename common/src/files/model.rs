@@ -207,9 +207,13 @@ impl ModelFolder {
         Ok(entries_digest(&self.entries()?))
     }
 
-    /// Copies tokenizer, chat templates and generation defaults, byte for byte.
-    pub fn copy_tokenizer_files(&self, to: &Path) -> Result<(), FileError> {
-        companions::copy(&self.dir, to)
+    /// Copies tokenizer, chat templates and generation defaults, byte for byte. With a `template` that is the only one that
+    /// the copy has.
+    pub fn copy_tokenizer_files(&self, to: &Path, template: Option<&str>) -> Result<(), FileError> {
+        match template {
+            None => companions::copy(&self.dir, to),
+            Some(template) => companions::copy_with_template(&self.dir, to, template),
+        }
     }
 
     /// Names of the files that the identity of a model is made of.
@@ -403,7 +407,7 @@ mod tests {
         fs::write(from.path().join("tokenizer.json"), odd).unwrap();
         open(from.path())
             .unwrap()
-            .copy_tokenizer_files(to.path())
+            .copy_tokenizer_files(to.path(), None)
             .unwrap();
         assert_eq!(fs::read(to.path().join("tokenizer.json")).unwrap(), odd);
         assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1);

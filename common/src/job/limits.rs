@@ -10,5 +10,9 @@ pub(super) const MAX_MICRO_BATCH: usize = 4096;
 pub(super) const MAX_SLOTS: usize = 64 << 10;
 pub(super) const MAX_STEPS: u64 = 1_000_000_000;
 pub(super) const MAX_EPOCHS: f64 = 1e5;
+/// Bytes of a chat template that a job brings: the job travels to every worker in one message.
+pub(super) const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// Variables that a job gives the chat template.
+pub(super) const MAX_TEMPLATE_VARIABLES: usize = 100;
 /// Rank of an adapter.
 pub(super) const MAX_RANK: usize = 4096;

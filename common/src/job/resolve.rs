@@ -1,6 +1,7 @@
 //! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
 mod cadence;
+mod chat_template;
 mod method;
 mod schedule;
 mod special_tokens;
@@ -16,6 +17,7 @@ use super::spec::*;
 use super::split::Split;
 use super::switch::parse_switch;
 use cadence::{eval_steps, save_steps};
+use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 use special_tokens::special_tokens;
@@ -34,12 +36,17 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let val_set_size = val_set_size(reader);
     let (save_steps, save_cadence) = save_steps(reader);
     let (eval_steps, eval_cadence) = eval_steps(reader, val_set_size);
+    let dataset_count = reader.merged.datasets();
     JobSpec {
         base_model: base_model(reader),
         model_revision: reader.text("model_revision"),
         init_weights,
         base_dtype: base_dtype(reader),
         datasets: datasets(reader),
+        chat_template: chat_template(reader, dataset_count),
+        chat_template_kwargs: chat_template_kwargs(reader),
+        default_system_message: reader.text("default_system_message"),
+        eot_tokens: eot_tokens(reader, dataset_count),
         val_set_size,
         sequence_len: reader
             .size("sequence_len", 2..=MAX_SEQUENCE_LEN as u64)

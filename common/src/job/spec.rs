@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
 use super::split::Split;
 
@@ -24,6 +25,19 @@ pub struct JobSpec {
     pub base_dtype: BaseDtype,
     /// Datasets to train on, at least one. Required.
     pub datasets: Vec<DatasetSpec>,
+    /// Chat template that conversations are written with. Default: the model's own.
+    // Left out of the wire and the digest where they are at their defaults, as in jobs from before there were these fields.
+    #[serde(default, skip_serializing_if = "TemplateChoice::is_default")]
+    pub chat_template: TemplateChoice,
+    /// Variables that the chat template sees in every conversation; those of a row come before them. Default: none.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub chat_template_kwargs: Map<String, Json>,
+    /// System message of conversations that have none. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_system_message: Option<String>,
+    /// Tokens that end a turn, beside those that the tokenizer and `generation_config.json` name. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eot_tokens: Vec<String>,
     /// How much of the data is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
     /// Tokens in a block, 2 to 2^20. Default: 2048, fewer for small data.
@@ -242,6 +256,28 @@ impl Default for FieldNames {
             input: input(),
             output: output(),
         }
+    }
+}
+
+/// Chat template that conversations are written with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateChoice {
+    /// The model's own.
+    #[default]
+    Model,
+    /// One of those that Muster has, by its name.
+    Named(String),
+    /// The model's own; where it has none, one of Muster's by its name.
+    ModelOrNamed(String),
+    /// This text, in Jinja.
+    Text(String),
+}
+
+impl TemplateChoice {
+    /// Whether nothing but the model's own template is asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self::Model
     }
 }
 

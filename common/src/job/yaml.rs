@@ -5,9 +5,11 @@
 use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, Tag};
+use serde_json::{Number, Value as Json};
 
 use super::error::Origin;
 use super::quote::shorten;
+use super::read::parse_number;
 use super::yaml_hint::hint;
 
 /// Largest job file: it is a page of text, and a mistyped path to a dataset should fail at once.
@@ -96,6 +98,31 @@ impl Node {
             }
             _ => false,
         }
+    }
+
+    /// The value as JSON, plain scalars by YAML's core schema. None for a number that is not finite.
+    // The recursion is as deep as the tree, at most `MAX_DEPTH`.
+    pub fn to_json(&self) -> Option<Json> {
+        Some(match &self.value {
+            _ if self.is_null() => Json::Null,
+            Value::Scalar { text, quoted: true } => Json::String(text.clone()),
+            Value::Scalar { text, .. } => match text.as_str() {
+                "true" | "True" | "TRUE" => Json::Bool(true),
+                "false" | "False" | "FALSE" => Json::Bool(false),
+                text => match (text.parse::<i64>(), parse_number(text)) {
+                    (Ok(whole), _) => whole.into(),
+                    (_, Some(number)) => Json::Number(Number::from_f64(number)?),
+                    _ => Json::String(text.to_owned()),
+                },
+            },
+            Value::Sequence(items) => items.iter().map(Self::to_json).collect::<Option<_>>()?,
+            Value::Mapping(entries) => {
+                let pairs = entries
+                    .iter()
+                    .map(|(key, node)| Some((key.text.clone(), node.to_json()?)));
+                Json::Object(pairs.collect::<Option<_>>()?)
+            }
+        })
     }
 
     /// What kind of thing this is, for messages.

@@ -79,6 +79,7 @@ async fn drive(min_workers: usize, slots: usize) {
         base_model_digest: String::new(),
         save_total_limit: None,
         write_trainer_state: Box::new(|_, _| Ok(())),
+        template: None,
         record_result: Box::new(|_, _| Ok(())),
     };
     let driver = Driver::new(

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::available_parallelism;
 
+use common::job::JobSpec;
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -96,19 +97,20 @@ impl LocalWorkers {
 pub fn answer(
     model_dir: &Path,
     adapter_dir: Option<&Path>,
-    prompts: &[String],
+    job: &JobSpec,
 ) -> Result<Vec<String>, String> {
-    if prompts.is_empty() {
+    if job.test_prompts.is_empty() {
         return Ok(Vec::new());
     }
     let say = |error: worker::engine::inference::generate::GenerateError| error.to_string();
     let mut generator = Generator::load(model_dir, adapter_dir).map_err(say)?;
+    generator.ask_as_in(job).map_err(say)?;
     let sampling = Sampling {
         max_new_tokens: MAX_NEW_TOKENS,
         temperature: 0.0,
         seed: 0,
     };
-    prompts
+    job.test_prompts
         .iter()
         .map(|prompt| {
             generator

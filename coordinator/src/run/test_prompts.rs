@@ -26,7 +26,7 @@ pub fn ask_before(
         Method::Lora(lora) => lora.model_dir.clone(),
         Method::Full => None,
     };
-    match answer(&job.base_model, adapter.as_deref(), &job.test_prompts) {
+    match answer(&job.base_model, adapter.as_deref(), job) {
         Ok(answers) => answers.into_iter().map(Some).collect(),
         Err(reason) => {
             terminal.say(&format!("the test prompts were not answered: {reason}"));
@@ -46,7 +46,7 @@ pub fn ask_after(job: &JobSpec, before: Vec<Option<String>>, terminal: &mut Term
         Method::Lora(_) => (job.base_model.as_path(), output),
         Method::Full => (job.output_dir.as_path(), None),
     };
-    match answer(model, adapter, &job.test_prompts) {
+    match answer(model, adapter, job) {
         Ok(answers) => {
             let answer = |((prompt, before), after): ((&String, _), _)| Answer {
                 prompt: prompt.clone(),
@@ -60,12 +60,12 @@ pub fn ask_after(job: &JobSpec, before: Vec<Option<String>>, terminal: &mut Term
     }
 }
 
-fn answer(model: &Path, adapter: Option<&Path>, prompts: &[String]) -> Result<Vec<String>, String> {
+fn answer(model: &Path, adapter: Option<&Path>, job: &JobSpec) -> Result<Vec<String>, String> {
     #[cfg(feature = "single-node")]
-    return local_workers::answer(model, adapter, prompts);
+    return local_workers::answer(model, adapter, job);
     #[cfg(not(feature = "single-node"))]
     {
-        let _ = (model, adapter, prompts);
+        let _ = (model, adapter, job);
         Err("this build has no engine".to_owned())
     }
 }

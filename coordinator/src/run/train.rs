@@ -262,6 +262,10 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
         write_trainer_state: Box::new(move |folder, step| {
             recorder.write_trainer_state(folder, step)
         }),
+        template: prepared
+            .template
+            .as_ref()
+            .and_then(|template| template.brought().map(str::to_owned)),
         record_result: Box::new(move |step, digest| results.record_result(step, digest)),
     }
 }

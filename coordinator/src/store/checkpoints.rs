@@ -55,6 +55,8 @@ pub type RecordResult = Box<dyn Fn(u64, &str) -> Result<(), FileError> + Send + 
 pub struct Store {
     pub output_dir: PathBuf,
     pub model: ModelFolder,
+    /// Chat template that the job brought in place of the model's own.
+    pub template: Option<String>,
     pub job_digest: String,
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
@@ -127,7 +129,8 @@ impl Store {
     }
 
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
-        self.model.copy_tokenizer_files(folder)?;
+        self.model
+            .copy_tokenizer_files(folder, self.template.as_deref())?;
         (self.write_trainer_state)(folder, step)
     }
 }

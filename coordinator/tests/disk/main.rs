@@ -51,6 +51,7 @@ fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
                 step.to_string().as_bytes(),
             )
         }),
+        template: None,
         record_result: Box::new(|_, _| Ok(())),
     }
 }

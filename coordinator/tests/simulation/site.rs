@@ -209,6 +209,7 @@ fn store(world: &World, job_digest: String) -> Store {
         base_model_digest: "model".into(),
         save_total_limit: Some(2),
         write_trainer_state: Box::new(|_, _| Ok(())),
+        template: None,
         record_result: Box::new(|_, _| Ok(())),
     }
 }

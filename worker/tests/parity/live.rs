@@ -71,7 +71,7 @@ fn worker_generate(arguments: &[&str]) -> Vec<u8> {
 fn random_model(dir: &Path, dtype: Dtype) {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
     let shipped = ModelFolder::open(&shipped, InitWeights::Random).unwrap();
-    shipped.copy_tokenizer_files(dir).unwrap();
+    shipped.copy_tokenizer_files(dir, None).unwrap();
     let mut config = shipped.config_json().clone();
     config["initializer_range"] = 0.15.into();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();

@@ -13,16 +13,21 @@ const MAX_BYTES: u64 = 1 << 30;
 /// Companion files that belong to the identity of a model: what its digest is made of.
 pub(super) const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    TOKENIZER_CONFIG,
+    TEMPLATE,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
     "generation_config.json",
-    "chat_template.json",
+    TEMPLATE_JSON,
 ];
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The chat template where newer programs look for it, and where older ones did.
+const TEMPLATE: &str = "chat_template.jinja";
+const TEMPLATE_JSON: &str = "chat_template.json";
 
 /// Further companion files, other names of what makes up a tokenizer. Muster reads none of them; other programs may.
 const FURTHER: [&str; 6] = [
@@ -95,6 +100,37 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Copies the companion files with this chat template in place of all that the folder has.
+pub(super) fn copy_with_template(dir: &Path, to: &Path, template: &str) -> Result<(), FileError> {
+    copy(dir, to)?;
+    for name in [TEMPLATE_JSON.to_owned()].into_iter().chain(templates(to)?) {
+        match std::fs::remove_file(to.join(&name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", &to.join(&name))(error));
+            }
+            _ => {}
+        }
+    }
+    atomic::write(&to.join(TEMPLATE), template.as_bytes())?;
+    // Programs that do not know the file look here, and would find the model's own.
+    let config = to.join(TOKENIZER_CONFIG);
+    if !config.is_file() {
+        return Ok(());
+    }
+    let bytes = read_bounded(&config, MAX_BYTES)?;
+    let mut json: serde_json::Value = serde_json::from_slice(&bytes)
+        .map_err(|error| FileError::malformed(&config, error.to_string()))?;
+    match json.get_mut("chat_template") {
+        None => Ok(()),
+        Some(own) => {
+            *own = template.into();
+            let bytes = serde_json::to_vec_pretty(&json)
+                .map_err(|error| FileError::malformed(&config, error.to_string()))?;
+            atomic::write(&config, &bytes)
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -131,7 +167,7 @@ mod tests {
             "model-00002-of-00002.safetensors",
         ];
         assert_eq!(needed, [CONFIG, INDEX, shards[0], shards[1]]);
-        model.copy_tokenizer_files(to.path()).unwrap();
+        model.copy_tokenizer_files(to.path(), None).unwrap();
         for name in rest {
             assert_eq!(
                 std::fs::read(to.path().join(name)).unwrap(),

@@ -19,15 +19,8 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(&["json", "jsonl"], "only JSON Lines files are read"),
     },
     Group {
-        keys: &["chat_template"],
-        rule: Only(&["tokenizer_default"], OWN_TEMPLATE),
-    },
-    Group {
-        keys: &["chat_template_jinja", "chat_template_kwargs"],
-        rule: Only(
-            OFF,
-            "the model's own chat template is used; put the template into the model folder",
-        ),
+        keys: &["chat_template_kwargs"],
+        rule: Only(OFF, "give chat_template_kwargs of the job"),
     },
     Group {
         keys: &[
@@ -58,13 +51,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(
             &["turn"],
             "the end token of every trained turn is learned, and no other one; write turn, or remove it",
-        ),
-    },
-    Group {
-        keys: &["eot_tokens"],
-        rule: Only(
-            OFF,
-            "end tokens are those of the tokenizer and of generation_config.json; remove it",
         ),
     },
     Group {

@@ -272,11 +272,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONLY_ADAMW),
     },
     Group {
-        keys: &["chat_template"],
-        rule: Only(&["tokenizer_default"], OWN_TEMPLATE),
-    },
-    Group {
-        keys: &["template", "enable_thinking"],
+        keys: &["template"],
         rule: Only(&[], OWN_TEMPLATE),
     },
     Group {
@@ -436,7 +432,6 @@ pub(super) const GROUPS: &[Group] = &[
             "resize_vocab",
             "mean_resizing_embeddings",
             "fix_untrained_tokens",
-            "eot_tokens",
             "bos_token",
             "eos_token",
             "pad_token",
@@ -448,21 +443,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Instead(
             OFF,
             "the embedding keeps its size, because no token is added",
-        ),
-    },
-    Group {
-        keys: &["default_system_message", "default_system"],
-        rule: Only(OFF, "put the system message into the data"),
-    },
-    Group {
-        keys: &[
-            "chat_template_jinja",
-            "chat_template_path",
-            "chat_template_kwargs",
-        ],
-        rule: Only(
-            OFF,
-            "the model's own chat template is used; put the template into the model folder",
         ),
     },
     Group {

@@ -5,10 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use common::data::template::{ChatTemplate, TemplateError};
+use common::data::template::{
+    ChatTemplate, RenderInput, TemplateError, Value, Variables, message_value,
+};
 use common::data::tokenize::{Tokenizer, TokenizerError};
+use common::job::JobSpec;
 use common::rng::CounterRng;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use thiserror::Error;
 
 use crate::engine::inference::decoder::{InferenceError, InferenceModel, check_folder};
@@ -72,6 +75,10 @@ pub struct Generator {
     model: InferenceModel,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// What the template sees beside the messages.
+    variables: Variables,
+    /// Message before the prompt.
+    system: Option<String>,
 }
 
 impl Generator {
@@ -82,12 +89,28 @@ impl Generator {
         }
         // The weights come last: what is wrong with the small files shows at once.
         let tokenizer = Tokenizer::load(model_dir)?;
-        let template = ChatTemplate::load_optional(model_dir)?;
+        // The adapter's is the one that it was trained with.
+        let template = match adapter_dir.map(ChatTemplate::load_optional).transpose()? {
+            Some(Some(template)) => Some(template),
+            _ => ChatTemplate::load_optional(model_dir)?,
+        };
         Ok(Self {
             model: InferenceModel::load(model_dir, adapter_dir)?,
             tokenizer,
             template,
+            variables: Variables::default(),
+            system: None,
         })
+    }
+
+    /// Asks in the way in which this job's conversations are written: its template, what it gives that, its system message.
+    pub fn ask_as_in(&mut self, job: &JobSpec) -> Result<(), GenerateError> {
+        self.template = ChatTemplate::chosen(&job.base_model, &job.chat_template)?;
+        // What is wrong with them was told when the data was prepared.
+        let variables = Json::Object(job.chat_template_kwargs.clone());
+        self.variables = Variables::from_json(&variables).unwrap_or_default();
+        self.system.clone_from(&job.default_system_message);
+        Ok(())
     }
 
     /// Answers one prompt, as one user message; a model without a chat template continues it as it stands.
@@ -124,8 +147,19 @@ impl Generator {
     fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>, GenerateError> {
         let encoded = match &self.template {
             Some(template) => {
-                let messages = [json!({"role": "user", "content": prompt})];
-                let text = template.render(&messages, None, true)?;
+                let system = self.system.iter();
+                let system = system.map(|text| json!({"role": "system", "content": text}));
+                let user = json!({"role": "user", "content": prompt});
+                let messages: Vec<Value> = system
+                    .chain([user])
+                    .map(|message| message_value(&message))
+                    .collect();
+                let text = template.render_input(RenderInput {
+                    messages: &messages,
+                    tools: None,
+                    variables: &self.variables,
+                    add_generation_prompt: true,
+                })?;
                 self.tokenizer.encode(&text, false)?
             }
             None => self.tokenizer.encode(prompt, true)?,

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use common::data::template::{ChatTemplate, TemplateError};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
 use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
@@ -19,12 +20,14 @@ pub enum MergeError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
     Model(#[from] InferenceError),
     #[error("{path} exists already: name a folder that does not")]
     Exists { path: PathBuf },
 }
 
-/// Writes the merged model with the base model's tokenizer files. `output` appears whole or not at all.
+/// Writes the merged model with the base model's tokenizer files, and the chat template that the adapter has. `output` appears whole or not at all.
 pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), MergeError> {
     if output.exists() {
         return Err(MergeError::Exists {
@@ -61,7 +64,11 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
         _ => Dtype::F32,
     };
     let dir = AtomicDir::create(output)?;
-    folder.copy_tokenizer_files(dir.path())?;
+    // What the adapter was trained with, where it is not what the model came with.
+    let template = ChatTemplate::load_optional(adapter_dir)?;
+    let own = ChatTemplate::load_optional(model_dir)?;
+    let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
+    folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
     write_model(
         dir.path(),
         folder.config_json(),
