@@ -2,6 +2,7 @@
 
 mod cadence;
 mod chat_template;
+mod datasets;
 mod method;
 mod schedule;
 mod special_tokens;
@@ -14,10 +15,10 @@ use super::merge;
 use super::quote::shorten;
 use super::read::{Reader, parse_number, without_separators};
 use super::spec::*;
-use super::split::Split;
 use super::switch::parse_switch;
 use cadence::{eval_steps, save_steps};
 use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
+use datasets::datasets;
 use method::method;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 use special_tokens::special_tokens;
@@ -237,108 +238,6 @@ fn base_dtype(reader: &mut Reader<'_>) -> BaseDtype {
 }
 
 // ---- data ----
-
-fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
-    let count = reader.merged.datasets();
-    if count == 0 && !reader.datasets_given {
-        missing(
-            reader,
-            "`datasets` is missing: the JSON Lines files to train on",
-        );
-    }
-    let common_text_field = reader.text("dataset_text_field");
-    (0..count)
-        .map(|index| dataset(reader, index, common_text_field.as_deref()))
-        .collect()
-}
-
-fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str>) -> DatasetSpec {
-    let name = |field: &str| format!("datasets.{index}.{field}");
-    let kinds: &[(&[&str], DatasetKind)] = &[
-        (&["auto"], DatasetKind::Auto),
-        (
-            &["messages", "chat_template", "chat", "conversational"],
-            DatasetKind::Messages,
-        ),
-        (&["prompt_completion"], DatasetKind::PromptCompletion),
-        (&["alpaca"], DatasetKind::Alpaca),
-        (&["text", "completion"], DatasetKind::Text),
-    ];
-    if let Some(given) = reader.merged.get_or_null(&name("path"))
-        && given.node.is_null()
-    {
-        reader.wrong(given, "a JSON Lines file");
-    }
-    let mut fields = FieldNames::default();
-    if let Some(text) = common_text_field {
-        fields.text = text.to_owned();
-    }
-    for (field, slot) in [
-        ("field_messages", &mut fields.messages),
-        ("field_prompt", &mut fields.prompt),
-        ("field_completion", &mut fields.completion),
-        ("field_text", &mut fields.text),
-        ("field_role", &mut fields.role),
-        ("field_content", &mut fields.content),
-        ("field_tools", &mut fields.tools),
-        ("field_instruction", &mut fields.instruction),
-        ("field_input", &mut fields.input),
-        ("field_output", &mut fields.output),
-    ] {
-        if let Some(text) = reader.text(&name(field)) {
-            *slot = text;
-        }
-    }
-    let kind = reader.choice(&name("type"), kinds);
-    for field in ["field_instruction", "field_input", "field_output"] {
-        if let Some(given) = reader.given(&name(field))
-            && kind != Some(DatasetKind::Alpaca)
-        {
-            let message = "is read with `type: alpaca` only; without it, give field_prompt and field_completion";
-            reader.problem(given, message.to_owned());
-        }
-    }
-    for field in [
-        "field_messages",
-        "field_prompt",
-        "field_completion",
-        "field_text",
-        "field_role",
-        "field_content",
-        "field_tools",
-    ] {
-        if let Some(given) = reader.given(&name(field))
-            && kind == Some(DatasetKind::Alpaca)
-        {
-            let message = "is not read with `type: alpaca`, which has field_instruction, field_input and field_output";
-            reader.problem(given, message.to_owned());
-        }
-    }
-    if kind == Some(DatasetKind::Alpaca) && reader.given("test_prompts").is_some() {
-        let notice = "test_prompts and `worker generate` ask in the model's chat template, not in the text of `type: alpaca`: write that \
-                      text out to see what was learned";
-        if !reader.notices.iter().any(|told| told == notice) {
-            reader.notices.push(notice.to_owned());
-        }
-    }
-    DatasetSpec {
-        path: reader.input_path(&name("path")).unwrap_or_default(),
-        kind: kind.unwrap_or(DatasetKind::Auto),
-        split: split(reader, &name("split")),
-        fields,
-    }
-}
-
-/// Reads `split` of a dataset. A file is one split, so that another one than `train` would train on rows that were not meant.
-fn split(reader: &mut Reader<'_>, name: &str) -> Option<String> {
-    let split = reader.text(name)?;
-    if let Err(reason) = Split::parse(&split)
-        && let Some(given) = reader.given(name)
-    {
-        reader.problem(given, reason);
-    }
-    Some(split)
-}
 
 fn val_set_size(reader: &mut Reader<'_>) -> ValSetSize {
     let wanted = "0, a fraction below 1 or a whole number of examples";
