@@ -1,7 +1,7 @@
 //! What coordinator and worker must agree on: the job, the data format, the plan of the run, the exact sum and the
 //! files. Pure code and file access only: no sockets, no candle.
 
-mod chat_templates;
+pub mod chat_templates;
 pub mod data;
 pub mod exact;
 pub mod failpoint;

@@ -164,6 +164,7 @@ mod tests {
             eot_tokens: Vec::new(),
             val_set_size: ValSetSize::None,
             sequence_len: 8,
+            excess_length_strategy: Default::default(),
             sample_packing: true,
             train_on_inputs: false,
             shuffle: true,

@@ -45,6 +45,8 @@ impl Setup {
             path: data,
             kind: DatasetKind::Auto,
             split: None,
+            max_samples: None,
+            roles: Vec::new(),
             fields: FieldNames::default(),
         }];
         Self { folder, job }

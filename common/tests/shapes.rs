@@ -36,6 +36,8 @@ fn spec(kind: DatasetKind) -> DatasetSpec {
         path: PathBuf::new(),
         kind,
         split: None,
+        max_samples: None,
+        roles: Vec::new(),
         fields: FieldNames::default(),
     }
 }
@@ -47,6 +49,7 @@ fn example(
 ) -> Result<Example, (u64, String)> {
     let parser = RecordParser {
         spec,
+        sharegpt: spec,
         accepts_role: &|_| true,
         train_on_inputs: case.train_on_inputs,
         default_system: None,

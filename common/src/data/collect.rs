@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
+use super::record::sharegpt;
 use super::record::{DataErrors, Problem, RawRow, RecordParser};
 use super::split_reader::SplitReader;
 use super::template::{ChatTemplate, STOPPED, Variables};
@@ -159,8 +160,10 @@ impl<'a> Source<'a> {
                 .template
                 .is_some_and(|template| template.mentions_role(role))
         };
+        let sharegpt = sharegpt::spec(dataset);
         let parser = RecordParser {
             spec: dataset,
+            sharegpt: &sharegpt,
             accepts_role: &accepts_role,
             train_on_inputs: self.job.train_on_inputs,
             default_system: self.job.default_system_message.as_deref(),

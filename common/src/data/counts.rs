@@ -25,6 +25,13 @@ pub struct DataCounts {
     pub longest: u64,
     /// Number of examples longer than a block, which were cut into pieces.
     pub split_examples: u64,
+    /// Number of examples longer than a block that were left out, or cut off behind their first tokens; and what they lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_examples: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated_examples: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub excess_tokens: u64,
     /// Number of pieces and examples left out because nothing in them is learned.
     pub untrained_pieces: u64,
     pub untrained_tokens: u64,
@@ -46,7 +53,7 @@ impl DataCounts {
         DataSize {
             examples: self.examples,
             longest: self.longest,
-            tokens: self.tokens + self.untrained_tokens,
+            tokens: self.tokens + self.untrained_tokens + self.excess_tokens,
             model_positions,
         }
     }
@@ -71,7 +78,22 @@ impl DataCounts {
                 count(self.untrained_tokens, "token")
             )
         });
-        let told: Vec<String> = cut.into_iter().chain(left_out).collect();
+        let longer = |examples: u64, what: &str| {
+            (examples > 0).then(|| {
+                format!(
+                    "{what} sequence_len {sequence_len}: {} ({} lost)",
+                    count(examples, "example"),
+                    count(self.excess_tokens, "token")
+                )
+            })
+        };
+        let dropped = longer(
+            self.dropped_examples,
+            "left out, because they are longer than",
+        );
+        let truncated = longer(self.truncated_examples, "cut off behind");
+        let told = [cut, dropped, truncated, left_out];
+        let told: Vec<String> = told.into_iter().flatten().collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 }

@@ -25,12 +25,16 @@ pub enum Note {
     MessageKey(String),
     /// A role that the chat template may know, but the reader does not.
     Role(String),
+    /// A role that is read as another one: `human as user`.
+    RoleRenamed(String),
     /// A part of a message (`the content of a system message`) or of the row that the template does not show.
     NotShown(&'static str),
     /// An answer without anything in it: its end is all that is learned.
     EmptyAnswer,
     /// An answer that the row itself leaves out of what is learned.
     LeftOut,
+    /// A row of instructions is a conversation, since nothing says that it is Axolotl's text.
+    Instructions,
     /// The chat template's own marks say what is learned.
     GenerationMarks,
 }
@@ -42,6 +46,8 @@ impl Note {
             Self::Column(_) => 0,
             Self::MessageKey(_) => 1,
             Self::Role(_) => 2,
+            Self::RoleRenamed(_) => 7,
+            Self::Instructions => 8,
             Self::NotShown(_) => 3,
             Self::EmptyAnswer => 4,
             Self::LeftOut => 5,
@@ -51,9 +57,12 @@ impl Note {
 
     fn name(&self) -> Option<&str> {
         match self {
-            Self::Column(name) | Self::MessageKey(name) | Self::Role(name) => Some(name),
+            Self::Column(name)
+            | Self::MessageKey(name)
+            | Self::Role(name)
+            | Self::RoleRenamed(name) => Some(name),
             Self::NotShown(part) => Some(part),
-            Self::EmptyAnswer | Self::LeftOut | Self::GenerationMarks => None,
+            Self::EmptyAnswer | Self::LeftOut | Self::Instructions | Self::GenerationMarks => None,
         }
     }
 }
@@ -130,6 +139,10 @@ fn describe(file: &Path, group: &[(&Note, &Found)]) -> String {
             "{place}: roles given to the chat template as they are: {}",
             names(group, true)
         ),
+        Note::RoleRenamed(_) => format!(
+            "{place}: roles are read by ShareGPT's names: {}",
+            names(group, false)
+        ),
         Note::NotShown(_) => format!(
             "{place}: the chat template does not show {}",
             names(group, false)
@@ -140,6 +153,10 @@ fn describe(file: &Path, group: &[(&Note, &Found)]) -> String {
         ),
         Note::LeftOut => format!(
             "{place}: answers are not learned where their message says so ({})",
+            count(rows, "row")
+        ),
+        Note::Instructions => format!(
+            "{place}: rows of instructions are conversations in the chat template; `type: alpaca` makes them Axolotl's fixed text ({})",
             count(rows, "row")
         ),
         Note::GenerationMarks => format!(

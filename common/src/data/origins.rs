@@ -36,7 +36,11 @@ pub fn origins(
     let mut found: Vec<Origin> = Vec::new();
     source.read(|batch| {
         for example in batch {
-            let mut pieces = windows(0, example.ids.len(), job.sequence_len);
+            let mut pieces = windows(
+                (0, example.ids.len()),
+                job.sequence_len,
+                job.excess_length_strategy,
+            );
             if !pieces.any(|(start, end)| wanted.contains(&example.ids[start..end])) {
                 continue;
             }

@@ -12,7 +12,7 @@ use super::example::Example;
 use super::pack::best_fit_decreasing;
 use super::tokens::Tokens;
 use crate::files::FileError;
-use crate::job::{JobSpec, ValSetSize};
+use crate::job::{ExcessLength, JobSpec, ValSetSize};
 use crate::plan::DataSize;
 use crate::progress::Progress;
 use crate::rng::CounterRng;
@@ -34,6 +34,14 @@ pub struct Packer {
     /// Number of rows of which an answer says that it is not learned.
     pub left_out_rows: u64,
     pub counts: DataCounts,
+    longest: Option<Longest>,
+}
+
+/// The longest example so far, and its row.
+struct Longest {
+    tokens: usize,
+    dataset: usize,
+    line: u64,
 }
 
 /// A run of tokens that becomes one segment.
@@ -56,6 +64,18 @@ impl Packer {
     pub fn add(&mut self, example: &Example) {
         if example.starts_row {
             self.rows.push(self.ends.len());
+        }
+        let tokens = example.ids.len();
+        if self
+            .longest
+            .as_ref()
+            .is_none_or(|longest| longest.tokens < tokens)
+        {
+            self.longest = Some(Longest {
+                tokens,
+                dataset: example.dataset,
+                line: example.line,
+            });
         }
         self.tokens.extend(&example.ids, &example.trained);
         self.ends.push(self.tokens.len());
@@ -80,10 +100,13 @@ impl Packer {
     /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn.
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
         let examples = self.ends.len();
+        if job.excess_length_strategy == ExcessLength::Raise {
+            self.refuse_longer(job)?;
+        }
         let held_out = held_out(job, &self.rows, examples)?;
         let (mut train, mut eval) = (Vec::new(), Vec::new());
         for (example, held_out) in held_out.iter().enumerate() {
-            let pieces = self.pieces(example, job.sequence_len);
+            let pieces = self.pieces(example, job);
             if *held_out {
                 eval.extend(pieces);
                 self.counts.eval_examples += 1;
@@ -118,6 +141,29 @@ impl Packer {
         })
     }
 
+    /// Refuses data with an example longer than a block.
+    fn refuse_longer(&self, job: &JobSpec) -> Result<(), String> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let lengths = starts.zip(&self.ends).map(|(start, end)| end - start);
+        let longer = lengths.filter(|length| *length > job.sequence_len).count();
+        let Some(longest) = self.longest.as_ref().filter(|_| longer > 0) else {
+            return Ok(());
+        };
+        let file = job.datasets.get(longest.dataset);
+        Err(format!(
+            "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}:{}, of {} tokens",
+            match longer {
+                1 => "1 example is".to_owned(),
+                some => format!("{} examples are", grouped(some as u64)),
+            },
+            job.sequence_len,
+            file.map(|file| file.path.display().to_string())
+                .unwrap_or_default(),
+            longest.line,
+            grouped(longest.tokens as u64)
+        ))
+    }
+
     /// An error that there is nothing to learn: `what`, with the cause as far as it is known.
     fn nothing_to_learn(&self, what: &str) -> String {
         const SWITCHES: &str = "`train: false`, `weight: 0` or `loss: false`";
@@ -138,14 +184,30 @@ impl Packer {
     /// Cuts an example into pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later
     /// piece begins with the last token of the one before: each token is learned once. Pieces of which nothing is learned are
     /// left out.
-    fn pieces(&mut self, example: usize, sequence_len: usize) -> Vec<Piece> {
+    fn pieces(&mut self, example: usize, job: &JobSpec) -> Vec<Piece> {
+        let sequence_len = job.sequence_len;
         let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
         let last = self.ends[example];
         self.counts.longest = self.counts.longest.max((last - first) as u64);
-        self.counts.split_examples += u64::from(last - first > sequence_len);
+        let excess = (last - first).saturating_sub(sequence_len) as u64;
+        let strategy = job.excess_length_strategy;
+        match strategy {
+            ExcessLength::Split => self.counts.split_examples += u64::from(excess > 0),
+            ExcessLength::Drop if excess > 0 => {
+                self.counts.dropped_examples += 1;
+                self.counts.excess_tokens += (last - first) as u64;
+                return Vec::new();
+            }
+            ExcessLength::Truncate => {
+                self.counts.truncated_examples += u64::from(excess > 0);
+                self.counts.excess_tokens += excess;
+            }
+            // Refused before, where there is one.
+            ExcessLength::Drop | ExcessLength::Raise => {}
+        }
         let mut pieces = Vec::with_capacity(1);
         let (mut kept, mut kept_to) = (0, first);
-        for (start, end) in windows(first, last, sequence_len) {
+        for (start, end) in windows((first, last), sequence_len, strategy) {
             if self.tokens.trained(start + 1..end).next().is_some() {
                 pieces.push(Piece { start, end });
                 kept += end - start.max(kept_to);
@@ -154,17 +216,27 @@ impl Packer {
                 self.counts.untrained_pieces += 1;
             }
         }
-        self.counts.untrained_tokens += (last - first - kept) as u64;
+        let cut_off = match strategy {
+            ExcessLength::Truncate => excess,
+            _ => 0,
+        };
+        self.counts.untrained_tokens += (last - first - kept) as u64 - cut_off;
         pieces
     }
 }
 
-/// Token ranges of the pieces of an example.
+/// Token ranges of the pieces of an example, which goes from the first token to before the last.
 pub fn windows(
-    first: usize,
-    last: usize,
+    (first, last): (usize, usize),
     sequence_len: usize,
+    strategy: ExcessLength,
 ) -> impl Iterator<Item = (usize, usize)> {
+    let is_longer = last - first > sequence_len;
+    let last = match strategy {
+        ExcessLength::Truncate if is_longer => first + sequence_len,
+        ExcessLength::Drop if is_longer => first,
+        _ => last,
+    };
     let end = move |start: usize| last.min(start + sequence_len);
     let starts = std::iter::successors(Some(first), move |start| {
         let end = end(*start);

@@ -229,7 +229,10 @@ fn inputs_digest(
     let datasets: Vec<_> = job
         .datasets
         .iter()
-        .map(|dataset| (dataset.kind, &dataset.split, &dataset.fields))
+        .map(|dataset| {
+            let rows = (&dataset.split, dataset.max_samples);
+            (dataset.kind, rows, &dataset.fields, &dataset.roles)
+        })
         .collect();
     let held_out = (job.val_set_size, job.seed, job.shuffle);
     let description = serde_json::json!([
@@ -242,6 +245,7 @@ fn inputs_digest(
         tokenizer.digest(),
         template.map(ChatTemplate::source),
         (&job.chat_template_kwargs, &job.default_system_message),
+        job.excess_length_strategy,
     ]);
     blake3::hash(description.to_string().as_bytes())
 }

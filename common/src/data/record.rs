@@ -6,10 +6,12 @@
 mod alpaca;
 mod columns;
 mod format;
+mod instructions;
 mod meant;
 mod message;
 mod problem;
 mod reader;
+pub(super) mod sharegpt;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -67,8 +69,11 @@ pub struct Row {
 }
 
 /// Reads rows of one dataset.
+#[derive(Clone, Copy)]
 pub struct RecordParser<'a> {
     pub spec: &'a DatasetSpec,
+    /// The same dataset, where a row is of ShareGPT's shape and nothing says what shape it is.
+    pub sharegpt: &'a DatasetSpec,
     /// Whether the chat template itself names this role.
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
     /// Whether everything is learned, so that nothing can be left out.
@@ -99,7 +104,16 @@ impl RecordParser<'_> {
             ));
         };
         let mut notes = Vec::new();
-        match self.record(&row, &mut notes) {
+        let parser = match self.spec.kind == DatasetKind::Auto
+            && sharegpt::is_one(&row, &self.spec.fields)
+        {
+            true => Self {
+                spec: self.sharegpt,
+                ..*self
+            },
+            false => *self,
+        };
+        match parser.record(&row, &mut notes) {
             Ok(record) => Ok(Row {
                 line,
                 record,
@@ -118,7 +132,10 @@ impl RecordParser<'_> {
             &fields.text,
         ];
         let mut named: Vec<&str> = named.map(String::as_str).into();
-        if self.spec.kind == DatasetKind::Alpaca {
+        if matches!(
+            self.spec.kind,
+            DatasetKind::Alpaca | DatasetKind::Instructions
+        ) {
             named = vec![&fields.instruction, &fields.input, &fields.output];
         }
         columns::refuse_other_methods(row, &named)?;
@@ -127,11 +144,19 @@ impl RecordParser<'_> {
             DatasetKind::Messages => vec![&fields.messages],
             DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
             DatasetKind::Alpaca => vec![&fields.instruction, &fields.input, &fields.output],
+            DatasetKind::Instructions => vec![
+                &fields.instruction,
+                &fields.input,
+                &fields.output,
+                &fields.system,
+                &fields.history,
+            ],
             DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
         };
-        if read
-            .iter()
-            .any(|name| row.get(*name).is_some_and(Json::is_array))
+        if kind == DatasetKind::Instructions
+            || read
+                .iter()
+                .any(|name| row.get(*name).is_some_and(Json::is_array))
         {
             read.extend([fields.tools.as_str(), VARIABLES]);
         }
@@ -158,6 +183,16 @@ impl RecordParser<'_> {
                 let segments = segments.map(|(text, learned)| Segment { text, learned });
                 (Shape::Completion, Record::Segments(segments.into()))
             }
+            DatasetKind::Instructions => {
+                if self.spec.kind == DatasetKind::Auto {
+                    notes.push(Note::Instructions);
+                }
+                let messages = instructions::messages(row, fields)?;
+                (
+                    Shape::Conversation,
+                    self.conversation(messages, 0, row, notes)?,
+                )
+            }
             DatasetKind::Text | DatasetKind::Auto => (Shape::Text, self.text(row)?),
         };
         columns::refuse_unlike(row, &read, shape)?;
@@ -171,6 +206,8 @@ impl RecordParser<'_> {
             prompt,
             completion,
             text,
+            instruction,
+            output,
             ..
         } = &self.spec.fields;
         if self.spec.kind != DatasetKind::Auto {
@@ -193,6 +230,8 @@ impl RecordParser<'_> {
             Ok(DatasetKind::PromptCompletion)
         } else if has(text) {
             Ok(DatasetKind::Text)
+        } else if has(instruction) && has(output) {
+            Ok(DatasetKind::Instructions)
         } else {
             let found = columns_found(row, &[messages, prompt, completion, text]);
             let hint = columns::hint(row).map(|hint| format!(": {hint}"));
@@ -364,6 +403,7 @@ impl RecordParser<'_> {
         }
         let reader = MessageReader {
             names: &self.spec.fields,
+            roles: &self.spec.roles,
             accepts_role: self.accepts_role,
         };
         list.iter()

@@ -20,6 +20,8 @@ pub struct SplitReader {
     seen: usize,
     /// Most rows of the file that were passed so far.
     most_seen: usize,
+    /// Rows that may still be given out.
+    left: u64,
 }
 
 impl SplitReader {
@@ -43,6 +45,7 @@ impl SplitReader {
             counted: count,
             seen: 0,
             most_seen: 0,
+            left: dataset.max_samples.unwrap_or(u64::MAX),
         })
     }
 
@@ -74,9 +77,13 @@ impl Iterator for SplitReader {
     type Item = RawRow;
 
     fn next(&mut self) -> Option<RawRow> {
+        if self.left == 0 {
+            return None;
+        }
         loop {
             let range = *self.ranges.front()?;
             if let Some(row) = self.next_of_slice(range) {
+                self.left -= 1;
                 return Some(row);
             }
             self.ranges.pop_front();
@@ -108,6 +115,8 @@ mod tests {
             path: path.to_owned(),
             kind: DatasetKind::Auto,
             split: Some(split.to_owned()),
+            max_samples: None,
+            roles: Vec::new(),
             fields: FieldNames::default(),
         };
         SplitReader::open(&dataset).unwrap()

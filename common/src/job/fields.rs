@@ -36,6 +36,13 @@ const fn field(
 }
 
 const FIELDS: &[Field] = &[
+    field(
+        "dialect",
+        &[],
+        "auto | llama_factory",
+        "auto",
+        "Whose names the job uses where they mean something else elsewhere. `auto` takes a job with `stage`, `template` or `dataset_dir` for LLaMA-Factory's.",
+    ),
     // ---- model ----
     field(
         "base_model",
@@ -103,9 +110,9 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].type",
         &["kind"],
-        "auto | messages | prompt_completion | alpaca | text",
+        "auto | messages | sharegpt | prompt_completion | alpaca | instructions | text",
         "auto",
-        "Shape of the rows. `auto` goes by the columns of each row. `alpaca` is Axolotl's: an instruction, perhaps an input, and an output, in a fixed text without the chat template.",
+        "Shape of the rows. `auto` goes by the columns of each row. `sharegpt` is messages under that one's names (`conversations`, `from`, `value`). `alpaca` is Axolotl's: an instruction, perhaps an input, and an output, in a fixed text without the chat template; `instructions` is LLaMA-Factory's: the same columns as a conversation, the input a line below the instruction.",
     ),
     field(
         "datasets[].split",
@@ -157,11 +164,53 @@ const FIELDS: &[Field] = &[
         "Column with the completion.",
     ),
     field(
+        "datasets[].max_samples",
+        &["num_samples"],
+        "1 or more",
+        "all",
+        "Number of rows of the split that are read at most: the first ones.",
+    ),
+    field(
+        "datasets[].roles",
+        &[],
+        "mapping of roles to lists of names",
+        "none",
+        "The data's own names of roles, as in `{user: [customer], assistant: [agent]}`. ShareGPT's `human`, `gpt` and `observation` are known without.",
+    ),
+    field(
+        "datasets[].field_thinking",
+        &[],
+        "key",
+        "reasoning_content",
+        "Key of the thinking inside a message, where it is not one that templates read.",
+    ),
+    field(
+        "datasets[].template_thinking_key",
+        &[],
+        "reasoning_content | thinking | reasoning",
+        "reasoning_content",
+        "Key under which the chat template reads the thinking.",
+    ),
+    field(
+        "datasets[].field_system",
+        &[],
+        "column",
+        "system",
+        "Column with the system message, where `type` is instructions.",
+    ),
+    field(
+        "datasets[].field_history",
+        &[],
+        "column",
+        "history",
+        "Column with earlier turns, pairs of texts, where `type` is instructions.",
+    ),
+    field(
         "datasets[].field_instruction",
         &[],
         "column",
         "instruction",
-        "Column with the instruction, where `type` is alpaca.",
+        "Column with the instruction, where `type` is alpaca or instructions.",
     ),
     field(
         "datasets[].field_input",
@@ -179,7 +228,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "datasets[].field_text",
-        &["field", "text_field"],
+        &["field", "text_field", "text_column"],
         "column",
         "text",
         "Column with plain text.",
@@ -206,6 +255,20 @@ const FIELDS: &[Field] = &[
         "Column with the tools that a chat may call.",
     ),
     field(
+        "dataset_dir",
+        &[],
+        "folder",
+        "data",
+        "Folder of LLaMA-Factory's dataset_info.json, which says what the names under `dataset` are; for its dialect only.",
+    ),
+    field(
+        "max_samples",
+        &["max_train_samples"],
+        "1 or more",
+        "all",
+        "`max_samples` of every dataset that does not say its own.",
+    ),
+    field(
         "dataset_text_field",
         &[],
         "column",
@@ -218,6 +281,13 @@ const FIELDS: &[Field] = &[
         "tokenizer_default | NAME | tokenizer_default_fallback_NAME | jinja",
         "tokenizer_default",
         "Template that conversations are written with: the model's own, one of Muster's by Axolotl's name for it (`chatml`, `llama3` ...), the model's own or else one of Muster's, or the text of `chat_template_jinja`. The result gets the template that it was trained with.",
+    ),
+    field(
+        "template",
+        &[],
+        "name",
+        "none",
+        "LLaMA-Factory's name of the template.",
     ),
     field(
         "chat_template_jinja",
@@ -272,7 +342,14 @@ const FIELDS: &[Field] = &[
         ],
         "2 to 1048576",
         "2048, less for small data",
-        "Tokens in a block. Longer examples are split, never cut off.",
+        "Tokens in a block. Longer examples are split, unless excess_length_strategy says otherwise.",
+    ),
+    field(
+        "excess_length_strategy",
+        &[],
+        "split | drop | truncate | raise",
+        "split",
+        "What becomes of examples longer than sequence_len: divided into pieces with every token learned, left out, cut off behind their first tokens, or refused.",
     ),
     field(
         "sample_packing",

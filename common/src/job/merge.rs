@@ -1,10 +1,11 @@
 //! Merges the three sources into one flat map: canonical field name (`datasets.0.path`) to the value that won and where it
 //! was given. Unknown names end here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Origin, Problems};
 use super::fields;
+use super::llama_factory;
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::quote::shorten;
 use super::switch::parse_switch;
@@ -81,7 +82,10 @@ impl Override {
     }
 }
 
-const MAX_DATASETS: usize = 1000;
+pub(super) const MAX_DATASETS: usize = 1000;
+
+/// Axolotl's `datasets` of plain text.
+const PRETRAINING: &str = "pretraining_dataset";
 
 /// The values of all sources by field, and what was passed over.
 #[derive(Default)]
@@ -98,6 +102,8 @@ pub(super) struct Merged {
     empty: Vec<String>,
     /// Variables that Kubernetes made.
     service_variables: Vec<String>,
+    /// Keys at the top, as they were written, whatever became of them.
+    written: BTreeSet<String>,
 }
 
 impl Merged {
@@ -149,6 +155,28 @@ impl Merged {
             format!("{what}: {}{hint}", told.join(", "))
         })
         .collect()
+    }
+
+    /// Whether a key was given at the top, whatever became of it.
+    pub fn is_written(&self, key: &str) -> bool {
+        self.written.contains(key)
+    }
+
+    /// Replaces all datasets by these entries, which say in full what the given ones named.
+    pub fn replace_datasets(&mut self, entries: Vec<(Layer, Key, Node)>, problems: &mut Problems) {
+        self.values.retain(|name, _| !name.starts_with("datasets."));
+        for (index, (layer, key, node)) in entries.into_iter().enumerate() {
+            self.add_dataset(layer, index, &key, node, problems);
+        }
+    }
+
+    /// How many fields an entry of `datasets` was given with.
+    pub fn fields_of_dataset(&self, index: usize) -> usize {
+        let prefix = format!("datasets.{index}.");
+        let fields = self.values.range(prefix.clone()..);
+        fields
+            .take_while(|(name, _)| name.starts_with(&prefix))
+            .count()
     }
 
     /// How many entries `datasets` has.
@@ -226,6 +254,12 @@ impl Merged {
     fn add_top(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
         if key.text == "cluster" {
             return self.add_cluster_mapping(layer, key, node, problems);
+        }
+        if !node.is_null() {
+            self.written.insert(key.text.clone());
+        }
+        if key.text == PRETRAINING {
+            return self.add_datasets(layer, key, as_text(node), problems);
         }
         match fields::find(&key.text) {
             Some(field) if field.name == "datasets" => {
@@ -400,8 +434,20 @@ impl Merged {
         node: Node,
         problems: &mut Problems,
     ) {
-        if key.text == "message_property_mappings" {
-            return self.add_message_keys(layer, index, node, problems);
+        match key.text.as_str() {
+            "message_property_mappings" => {
+                return self.add_message_keys(layer, index, node, problems);
+            }
+            // LLaMA-Factory's way to say what a dataset's rows look like.
+            "formatting" | "columns" | "tags" => {
+                return match llama_factory::dataset_fields(&key, node) {
+                    Ok(fields) => fields.into_iter().for_each(|(key, node)| {
+                        self.add_dataset_field(layer, index, key, node, problems);
+                    }),
+                    Err(message) => problems.add(&key.origin, message),
+                };
+            }
+            _ => {}
         }
         match fields::find_in_dataset(&key.text) {
             Some(field) => {
@@ -503,6 +549,51 @@ impl Merged {
             node,
         };
         self.values.insert(name, given);
+    }
+}
+
+/// Entries of datasets that are plain text where they do not say what they are.
+fn as_text(node: Node) -> Node {
+    let with_type = |entry: Node| {
+        let mut entries = match entry.value {
+            Value::Mapping(entries) => entries,
+            value => vec![(
+                Key {
+                    text: "path".to_owned(),
+                    origin: entry.origin.clone(),
+                },
+                Node {
+                    origin: entry.origin.clone(),
+                    value,
+                },
+            )],
+        };
+        if !entries.iter().any(|(key, _)| key.text == "type") {
+            let key = Key {
+                text: "type".to_owned(),
+                origin: entry.origin.clone(),
+            };
+            entries.push((key, Node::scalar("text", true, &entry.origin)));
+        }
+        Node {
+            origin: entry.origin,
+            value: Value::Mapping(entries),
+        }
+    };
+    if node.is_null() {
+        return node;
+    }
+    let origin = node.origin.clone();
+    let entries = match node.value {
+        Value::Sequence(items) => items,
+        value => vec![Node {
+            origin: origin.clone(),
+            value,
+        }],
+    };
+    Node {
+        origin,
+        value: Value::Sequence(entries.into_iter().map(with_type).collect()),
     }
 }
 

@@ -5,12 +5,15 @@
 //! not only the first, each with its file and line, variable or flag. Nothing here opens a dataset or a model; the one
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
 
+mod dialect;
 mod digest;
 mod error;
 mod fields;
 mod limits;
+mod llama_factory;
 mod merge;
 mod overrides;
+mod pattern;
 mod quote;
 mod read;
 mod received;
@@ -30,6 +33,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dialect::Dialect;
 use error::Problems;
 use merge::{Merged, Override};
 use read::Reader;
@@ -37,6 +41,7 @@ use read::Reader;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
+pub use pattern::whole_path;
 pub use spec::*;
 pub use split::{RowRange, Split};
 
@@ -95,14 +100,24 @@ fn check(
         merged.add_override(given, &mut problems);
     }
     let path = file.map(|(path, _)| path);
+    let job_dir = path.as_deref().and_then(|path| path.parent());
+    let dialect = dialect::told(&merged, &mut problems);
+    if dialect == Dialect::LlamaFactory {
+        llama_factory::name_datasets(&mut merged, job_dir, &mut problems);
+    }
     let mut reader = Reader {
         notices: merged.notices(),
         merged: &merged,
         problems: &mut problems,
-        job_dir: path.as_deref().and_then(|path| path.parent()),
+        job_dir,
+        dialect,
         datasets_given: merged.datasets_given,
         file: path.clone(),
     };
+    if dialect == Dialect::LlamaFactory {
+        let notice = "read by LLaMA-Factory's names (dialect: llama_factory); what it leaves out is as Muster has it, but for the adapter";
+        reader.notices.push(notice.to_owned());
+    }
     let mut job = resolve::resolve(&mut reader);
     job.reading.notices = reader.notices;
     if problems.is_empty() {

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::Problems;
+use super::dialect::Dialect;
+use super::error::{Origin, Problems};
 use super::merge::{Given, Layer, Merged, did_you_mean};
 use super::quote::shorten;
 use super::switch::parse_switch;
@@ -22,6 +23,8 @@ pub(super) struct Reader<'a> {
     pub file: Option<Arc<PathBuf>>,
     /// Folder of the job file.
     pub job_dir: Option<&'a Path>,
+    /// Whose names the job uses.
+    pub dialect: Dialect,
     /// Whether datasets were given, perhaps unusable ones.
     pub datasets_given: bool,
 }
@@ -185,6 +188,12 @@ impl<'a> Reader<'a> {
             }
         }
         Some(texts)
+    }
+
+    /// Reports that the job leaves out what it must say.
+    pub fn missing(&mut self, message: &str) {
+        let origin = self.file.clone().map_or(Origin::Nowhere, Origin::File);
+        self.problems.add(&origin, message);
     }
 
     /// Reports `message` about a field, at its place and under the name that the user wrote.

@@ -9,7 +9,6 @@ mod special_tokens;
 
 use std::path::PathBuf;
 
-use super::error::Origin;
 use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
 use super::merge;
 use super::quote::shorten;
@@ -52,6 +51,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         sequence_len: reader
             .size("sequence_len", 2..=MAX_SEQUENCE_LEN as u64)
             .unwrap_or(DEFAULT_SEQUENCE_LEN),
+        excess_length_strategy: excess_length(reader),
         sample_packing: reader.switch("sample_packing").unwrap_or(true),
         train_on_inputs: train_on_inputs(reader),
         shuffle: reader.switch("shuffle").unwrap_or(true),
@@ -183,17 +183,9 @@ fn reduction(reader: &mut Reader<'_>) -> Reduction {
 
 fn base_model(reader: &mut Reader<'_>) -> PathBuf {
     if reader.given("base_model").is_none() {
-        missing(
-            reader,
-            "`base_model` is missing: the folder of the model to fine-tune",
-        );
+        reader.missing("`base_model` is missing: the folder of the model to fine-tune");
     }
     reader.input_path("base_model").unwrap_or_default()
-}
-
-fn missing(reader: &mut Reader<'_>, message: &str) {
-    let origin = reader.file.clone().map_or(Origin::Nowhere, Origin::File);
-    reader.problems.add(&origin, message);
 }
 
 fn init_weights(reader: &mut Reader<'_>, method: &Method) -> InitWeights {
@@ -258,6 +250,18 @@ fn val_set_size(reader: &mut Reader<'_>) -> ValSetSize {
             ValSetSize::None
         }
     }
+}
+
+fn excess_length(reader: &mut Reader<'_>) -> ExcessLength {
+    let choices: &[(&[&str], ExcessLength)] = &[
+        (&["split"], ExcessLength::Split),
+        (&["drop"], ExcessLength::Drop),
+        (&["truncate"], ExcessLength::Truncate),
+        (&["raise", "error"], ExcessLength::Raise),
+    ];
+    reader
+        .choice("excess_length_strategy", choices)
+        .unwrap_or_default()
 }
 
 fn train_on_inputs(reader: &mut Reader<'_>) -> bool {

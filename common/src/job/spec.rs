@@ -42,6 +42,9 @@ pub struct JobSpec {
     pub val_set_size: ValSetSize,
     /// Tokens in a block, 2 to 2^20. Default: 2048, fewer for small data.
     pub sequence_len: usize,
+    /// What becomes of examples longer than a block. Default: split.
+    #[serde(default, skip_serializing_if = "ExcessLength::is_default")]
+    pub excess_length_strategy: ExcessLength,
     /// Whether several examples share a block. Off: one example a block. Default: on.
     pub sample_packing: bool,
     /// Whether prompts and user turns are learned too. Default: off.
@@ -171,7 +174,13 @@ pub struct DatasetSpec {
     pub kind: DatasetKind,
     /// `train`, or slices of it as in `train[100:200]` or `train[:20%]`; see [`Split`]. Default: every row.
     pub split: Option<String>,
+    /// Number of rows of the split that are read at most, at least 1. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_samples: Option<u64>,
     pub fields: FieldNames,
+    /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<(String, String)>,
 }
 
 impl DatasetSpec {
@@ -193,6 +202,8 @@ pub enum DatasetKind {
     PromptCompletion,
     /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text.
     Alpaca,
+    /// LLaMA-Factory's Alpaca: the same columns, perhaps a system message and earlier turns, as a conversation.
+    Instructions,
     Text,
 }
 
@@ -209,36 +220,39 @@ pub struct FieldNames {
     pub content: String,
     pub tools: String,
     // Left out of the wire and the digest where they have their usual names, as in jobs from before there were these fields.
-    #[serde(default = "instruction", skip_serializing_if = "is_instruction")]
+    #[serde(
+        default = "usual::instruction",
+        skip_serializing_if = "usual::is_instruction"
+    )]
     pub instruction: String,
-    #[serde(default = "input", skip_serializing_if = "is_input")]
+    #[serde(default = "usual::input", skip_serializing_if = "usual::is_input")]
     pub input: String,
-    #[serde(default = "output", skip_serializing_if = "is_output")]
+    #[serde(default = "usual::output", skip_serializing_if = "usual::is_output")]
     pub output: String,
+    #[serde(default = "usual::system", skip_serializing_if = "usual::is_system")]
+    pub system: String,
+    #[serde(default = "usual::history", skip_serializing_if = "usual::is_history")]
+    pub history: String,
+    /// Key of the thinking in a message, where the data has its own, and the key that the template reads it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<[String; 2]>,
 }
 
-fn instruction() -> String {
-    "instruction".to_owned()
-}
+/// Usual names of columns, and whether a name is one.
+mod usual {
+    macro_rules! names {
+        ($($name:ident $is_usual:ident),*) => {
+            $(pub fn $name() -> String {
+                stringify!($name).to_owned()
+            }
 
-fn is_instruction(name: &str) -> bool {
-    name == "instruction"
-}
+            pub fn $is_usual(name: &str) -> bool {
+                name == stringify!($name)
+            })*
+        };
+    }
 
-fn input() -> String {
-    "input".to_owned()
-}
-
-fn is_input(name: &str) -> bool {
-    name == "input"
-}
-
-fn output() -> String {
-    "output".to_owned()
-}
-
-fn is_output(name: &str) -> bool {
-    name == "output"
+    names!(instruction is_instruction, input is_input, output is_output, system is_system, history is_history);
 }
 
 impl Default for FieldNames {
@@ -252,9 +266,12 @@ impl Default for FieldNames {
             role: name("role"),
             content: name("content"),
             tools: name("tools"),
-            instruction: instruction(),
-            input: input(),
-            output: output(),
+            instruction: usual::instruction(),
+            input: usual::input(),
+            output: usual::output(),
+            system: usual::system(),
+            history: usual::history(),
+            thinking: None,
         }
     }
 }
@@ -278,6 +295,39 @@ impl TemplateChoice {
     /// Whether nothing but the model's own template is asked for.
     pub fn is_default(&self) -> bool {
         *self == Self::Model
+    }
+}
+
+impl FieldNames {
+    /// Names of rows of ShareGPT's shape: a column `conversations`, messages with `from` and `value`.
+    pub fn sharegpt() -> Self {
+        Self {
+            messages: "conversations".to_owned(),
+            role: "from".to_owned(),
+            content: "value".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// What becomes of examples that are longer than a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExcessLength {
+    /// They are divided into pieces of a block, and every token is learned.
+    #[default]
+    Split,
+    /// They are left out.
+    Drop,
+    /// Their first tokens are kept.
+    Truncate,
+    /// They are an error.
+    Raise,
+}
+
+impl ExcessLength {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -332,6 +382,8 @@ pub enum TargetModules {
     AllLinear,
     /// Module names (`q_proj`) or path endings (`layers.0.self_attn.q_proj`), as PEFT matches them.
     Named(Vec<String>),
+    /// Those whose whole path this regular expression matches (`.*layers\.[0-3]\..*_proj`), as PEFT takes a text.
+    Matching(String),
 }
 
 /// Curve of the learning rate after the warm-up, under Transformers' names.

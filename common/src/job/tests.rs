@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+mod chat_template;
 mod hostile;
 mod meaning;
 mod problems;
+mod shapes;
 mod table;
 
 use std::fs;

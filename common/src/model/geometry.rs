@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::config::ModelConfig;
-use crate::job::{JobSpec, Method, TargetModules};
+use crate::job::{JobSpec, Method, TargetModules, whole_path};
 use crate::memory::{LINEARS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
@@ -120,8 +120,10 @@ pub fn adapted_modules(
             })
         })
         .collect();
-    let TargetModules::Named(names) = targets else {
-        return Ok(all);
+    let names = match targets {
+        TargetModules::AllLinear => return Ok(all),
+        TargetModules::Named(names) => names,
+        TargetModules::Matching(pattern) => return matching(all, pattern, config),
     };
     let matches = |path: &str, name: &str| {
         path == name
@@ -141,6 +143,27 @@ pub fn adapted_modules(
         .into_iter()
         .filter(|module| names.iter().any(|name| matches(&module.path, name)))
         .collect())
+}
+
+/// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
+fn matching(
+    all: Vec<AdaptedModule>,
+    pattern: &str,
+    config: &ModelConfig,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let unmatched = || UnmatchedTarget {
+        target: pattern.to_owned(),
+        known: linears(config).map(LinearShape::name).join(", "),
+    };
+    let regex = whole_path(pattern).map_err(|_| unmatched())?;
+    let matched: Vec<AdaptedModule> = all
+        .into_iter()
+        .filter(|module| regex.is_match(&module.path))
+        .collect();
+    match matched.is_empty() {
+        true => Err(unmatched()),
+        false => Ok(matched),
+    }
 }
 
 /// A job names a linear that the model does not have.

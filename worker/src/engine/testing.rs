@@ -74,6 +74,7 @@ pub fn job(method: Method) -> JobSpec {
         eot_tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         sequence_len: 64,
+        excess_length_strategy: Default::default(),
         sample_packing: true,
         train_on_inputs: false,
         shuffle: true,

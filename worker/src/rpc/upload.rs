@@ -279,7 +279,11 @@ pub fn weights_format(
         Method::Lora(lora) => {
             let modules = match &lora.target_modules {
                 TargetModules::Named(names) => names.clone(),
-                TargetModules::AllLinear => adapted_modules(layout),
+                TargetModules::AllLinear => {
+                    adapted_modules(layout, |path| path.rsplit('.').next().unwrap_or(path))
+                }
+                // By their paths: what Python makes of the pattern need not be what it means here.
+                TargetModules::Matching(_) => adapted_modules(layout, |path| path),
             };
             let base_model = job.base_model.to_string_lossy();
             let mut config = AdapterConfig::from_lora(lora, &base_model, modules);
@@ -299,10 +303,10 @@ pub fn weights_format(
 }
 
 /// The names (`q_proj`) of the modules that have an adapter.
-fn adapted_modules(layout: &Layout) -> Vec<String> {
+fn adapted_modules(layout: &Layout, name_of: impl Fn(&str) -> &str) -> Vec<String> {
     let names = layout.tensors.iter().filter_map(|tensor| {
         let (path, _) = parse_tensor_name(&tensor.name)?;
-        path.rsplit('.').next().map(str::to_owned)
+        Some(name_of(path).to_owned())
     });
     names.collect()
 }

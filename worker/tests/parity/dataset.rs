@@ -39,6 +39,8 @@ fn dataset_job(dir: &Path, golden: &Golden) -> JobSpec {
             path: dir.join(name).with_extension("jsonl"),
             kind: DatasetKind::Auto,
             split: None,
+            max_samples: None,
+            roles: Vec::new(),
             fields: FieldNames::default(),
         })
         .to_vec();

@@ -169,6 +169,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         eot_tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         sequence_len,
+        excess_length_strategy: Default::default(),
         sample_packing: false,
         train_on_inputs: false,
         shuffle: false,

@@ -18,7 +18,13 @@ pub fn learned(
         // A mark may take in the header before the answer.
         let previous = parts.previous_end(turn).filter(|_| parts.are_placed);
         let start = previous.map_or(span.start, |previous| previous.min(span.start));
-        learned.extend(inside(marked, start..limit)?);
+        // A mark that ends before the answer and begins before this range is of the answer before it.
+        let own: Vec<Range<usize>> = marked
+            .iter()
+            .filter(|mark| mark.start >= start || mark.end > span.start)
+            .cloned()
+            .collect();
+        learned.extend(inside(&own, start..limit)?);
     }
     Ok(learned)
 }

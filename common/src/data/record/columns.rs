@@ -137,9 +137,9 @@ pub fn hint(row: &Map<String, Json>) -> Option<&'static str> {
             "say which column holds the messages: `field_messages`, and `field_role: from` with `field_content: value` where messages have those",
         );
     }
-    if has("instruction") && (has("output") || has("response")) {
+    if has("instruction") {
         return Some(
-            "for rows of instructions say `type: alpaca` (Axolotl's fixed text, without the chat template)",
+            "for rows of instructions say `type: instructions` (a conversation) or `type: alpaca` (Axolotl's fixed text), and name the columns with field_instruction, field_input and field_output",
         );
     }
     if has("segments") {

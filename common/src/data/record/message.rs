@@ -3,9 +3,9 @@
 //! Enters: an item of a list of messages. Leaves: the message as templates read it and whether it is learned, or why not.
 //! Which roles there are is the template's business; only what looks like a slip of the pen is refused.
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
-use super::super::json::kind_of;
+use super::super::json::{self, kind_of};
 use super::super::notes::Note;
 use super::meant::{columns_found, nearest};
 use crate::job::FieldNames;
@@ -14,6 +14,16 @@ const ASSISTANT: &str = "assistant";
 
 /// Roles that are known, so that they need no note.
 const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
+
+/// Roles of ShareGPT's rows, and what they are called elsewhere (Axolotl and LLaMA-Factory read them so, too).
+const SHAREGPT_ROLES: [(&str, &str); 3] = [
+    ("human", "user"),
+    ("gpt", ASSISTANT),
+    ("observation", "tool"),
+];
+
+/// ShareGPT's role of a message that calls tools.
+const FUNCTION_CALL: &str = "function_call";
 
 /// Names under which a message has its thinking.
 pub const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -60,6 +70,8 @@ pub struct Message {
 /// Reads the messages of one dataset.
 pub struct MessageReader<'a> {
     pub names: &'a FieldNames,
+    /// Roles by the data's own names for them.
+    pub roles: &'a [(String, String)],
     /// Whether the chat template itself names this role.
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
 }
@@ -74,17 +86,23 @@ impl MessageReader<'_> {
         };
         let role = self.role(fields, notes)?;
         self.check_content(fields)?;
+        if role == FUNCTION_CALL {
+            return self.function_call(fields);
+        }
         let learned = learned(fields, role, &self.names.content)?;
         let renamed = fields
             .iter()
             .filter(|(name, _)| !SWITCHES.contains(&name.as_str()))
             .map(|(name, value)| {
-                let name = match name {
-                    name if *name == self.names.role => "role",
-                    name if *name == self.names.content => "content",
-                    name => name,
-                };
-                (name.to_owned(), value.clone())
+                let thinking = self.names.thinking.as_ref().filter(|[own, _]| name == own);
+                match (name, thinking) {
+                    (name, _) if *name == self.names.role => ("role".to_owned(), role.into()),
+                    (name, _) if *name == self.names.content => {
+                        ("content".to_owned(), value.clone())
+                    }
+                    (_, Some([_, read])) => (read.clone(), value.clone()),
+                    (name, None) => (name.clone(), value.clone()),
+                }
             })
             .collect();
         Ok(Message {
@@ -93,8 +111,33 @@ impl MessageReader<'_> {
         })
     }
 
+    /// A message that is nothing but calls of tools: ShareGPT's `function_call`, whose text is their JSON.
+    fn function_call(&self, fields: &Map<String, Json>) -> Result<Message, String> {
+        let name = &self.names.content;
+        let text = fields.get(name).and_then(Json::as_str).unwrap_or_default();
+        let is_call = |call: &Json| call["name"].is_string() && call.get("arguments").is_some();
+        let calls = match json::parse_text(text) {
+            Ok(Json::Array(calls)) => calls,
+            Ok(call) => vec![call],
+            Err(reason) => return Err(format!("`{name}` of a function call is no JSON: {reason}")),
+        };
+        if calls.is_empty() || !calls.iter().all(is_call) {
+            return Err(format!(
+                "`{name}` of a function call must be JSON with `name` and `arguments`, or a list of such"
+            ));
+        }
+        let calls: Vec<Json> = calls
+            .into_iter()
+            .map(|call| json!({"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}))
+            .collect();
+        Ok(Message {
+            json: json!({"role": ASSISTANT, "content": "", "tool_calls": calls}),
+            learned: learned(fields, ASSISTANT, name)?,
+        })
+    }
+
     fn role<'a>(
-        &self,
+        &'a self,
         fields: &'a Map<String, Json>,
         notes: &mut Vec<Note>,
     ) -> Result<&'a str, String> {
@@ -106,13 +149,20 @@ impl MessageReader<'_> {
             }
             None => return Err(format!("no `{name}`; {}", columns_found(fields, &[name]))),
         };
-        if ROLES.contains(&role.as_str()) || (self.accepts_role)(role) {
+        if let Some((_, known)) = self.roles.iter().find(|(own, _)| own == role) {
+            return Ok(known);
+        }
+        if ROLES.contains(&role.as_str()) || role == FUNCTION_CALL || (self.accepts_role)(role) {
             return Ok(role);
+        }
+        if let Some((_, known)) = SHAREGPT_ROLES.iter().find(|(own, _)| own == role) {
+            notes.push(Note::RoleRenamed(format!("{role} as {known}")));
+            return Ok(known);
         }
         let meant = match role.trim().to_lowercase().as_str() {
             "human" | "prompter" => Some("user"),
             "gpt" | "bot" | "ai" | "model" | "chatbot" => Some(ASSISTANT),
-            "function" | "observation" | "ipython" | "function_response" => Some("tool"),
+            "function" | "ipython" | "function_response" => Some("tool"),
             "" => return Err(format!("`{name}` is empty")),
             lower => nearest(lower, &ROLES),
         };

@@ -23,12 +23,15 @@ const MAX_END_TOKENS: usize = 100;
 
 /// Reads which chat template conversations are written with.
 pub(super) fn chat_template(reader: &mut Reader<'_>, datasets: usize) -> TemplateChoice {
-    let of_job = choice(reader, "chat_template", "chat_template_jinja");
+    let of_job =
+        choice(reader, "chat_template", "chat_template_jinja").or_else(|| llama_factory(reader));
     let mut chosen = of_job;
+    let mut without = 0;
     for index in 0..datasets {
         let name = format!("datasets.{index}.chat_template");
         let text = format!("datasets.{index}.chat_template_jinja");
         let Some(of_dataset) = choice(reader, &name, &text) else {
+            without += 1;
             continue;
         };
         match &chosen {
@@ -44,7 +47,38 @@ pub(super) fn chat_template(reader: &mut Reader<'_>, datasets: usize) -> Templat
             }
         }
     }
+    if without > 0
+        && without < datasets
+        && reader.given("chat_template").is_none()
+        && chosen.is_some()
+    {
+        let notice = "chat_template of a dataset is that of all of them: conversations of the others are written with it, too";
+        reader.notices.push(notice.to_owned());
+    }
     chosen.unwrap_or_default()
+}
+
+/// Reads LLaMA-Factory's name of a template.
+fn llama_factory(reader: &mut Reader<'_>) -> Option<TemplateChoice> {
+    let written = reader.text("template")?;
+    let given = reader.given("template")?;
+    if reader.given("chat_template").is_some() || reader.given("chat_template_jinja").is_some() {
+        let message = "and `chat_template` both say what the template is; remove one";
+        reader.problem(given, message.to_owned());
+        return None;
+    }
+    match chat_templates::of_llama_factory(written.trim()) {
+        Some(name) => Some(TemplateChoice::Named(name.to_owned())),
+        None => {
+            let hint = did_you_mean(written.trim(), chat_templates::names_of_llama_factory());
+            let message = format!(
+                "is LLaMA-Factory's name of a template that Muster does not have: `{}`{hint}; leave it out for the model's own, or name one with chat_template",
+                shorten(&written)
+            );
+            reader.problem(given, message);
+            None
+        }
+    }
 }
 
 /// Reads a template's name, or its text. None where neither is given.

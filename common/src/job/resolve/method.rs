@@ -1,11 +1,13 @@
 //! Resolves what is trained: every weight, or an adapter and of which shape.
 
+use crate::job::dialect::Dialect;
 use crate::job::limits::MAX_RANK;
 use crate::job::merge::Layer;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::starting_adapter::{self, StartingAdapter};
-use crate::job::{LoraSpec, Method, TargetModules};
+use crate::job::yaml::Value;
+use crate::job::{LoraSpec, Method, TargetModules, whole_path};
 
 /// The linear layers of every supported decoder, without the output layer.
 const DECODER_LINEARS: &[&str] = &[
@@ -21,7 +23,7 @@ const DECODER_LINEARS: &[&str] = &[
 pub(super) fn method(reader: &mut Reader<'_>) -> Method {
     let adapters: &[(&[&str], bool)] = &[(&["lora"], true), (&["full", "none"], false)];
     let chosen = reader.choice("adapter", adapters);
-    let adapter = chosen.unwrap_or(false);
+    let adapter = chosen.unwrap_or(of_llama_factory(reader));
     let use_peft = reader.switch("use_peft").unwrap_or(false);
     let decided_by = reader.one_of(&["adapter", "use_peft"], "the method");
     let is_lora = match decided_by {
@@ -39,6 +41,9 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
     if decided_by == Some("adapter") && chosen.is_none() {
         return Method::Full;
     }
+    // Who writes `adapter:` with nothing behind it says that there is none, whatever else stands in the file.
+    let says_none = decided_by.is_none() && reader.merged.get_or_null("adapter").is_some();
+    let mut unused = Vec::new();
     for name in [
         "lora_r",
         "lora_alpha",
@@ -52,10 +57,27 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
             && given.layer >= method_layer
             && !given.is_switched_off()
         {
-            reader.problem(given, "has no effect without `adapter: lora`".to_owned());
+            match says_none && given.layer == Layer::File {
+                true => unused.push(given.written.as_str()),
+                false => {
+                    reader.problem(given, "has no effect without `adapter: lora`".to_owned());
+                }
+            }
         }
     }
+    if !unused.is_empty() {
+        let notice = format!(
+            "not used, because `adapter` is empty: {}",
+            unused.join(", ")
+        );
+        reader.notices.push(notice);
+    }
     Method::Full
+}
+
+/// LLaMA-Factory trains an adapter where nothing is said (`finetuning_args.py`, 0.9.5).
+fn of_llama_factory(reader: &Reader<'_>) -> bool {
+    reader.dialect == Dialect::LlamaFactory && reader.given("use_peft").is_none()
 }
 
 fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
@@ -71,15 +93,21 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
         _ => None,
     };
     let r = reader.size("lora_r", 1..=MAX_RANK as u64);
+    let r = r.or(start.as_ref().map(|s| s.r));
+    // What LLaMA-Factory takes where nothing is given (`finetuning_args.py`, 0.9.5).
+    let (usual_r, usual_alpha) = match reader.dialect {
+        Dialect::LlamaFactory => (8, 2.0 * r.unwrap_or(8) as f64),
+        Dialect::Usual => (16, 32.0),
+    };
     let target_modules = target_modules(reader);
     let spec = LoraSpec {
-        r: r.or(start.as_ref().map(|s| s.r)).unwrap_or(16),
+        r: r.unwrap_or(usual_r),
         alpha: reader
             .number("lora_alpha", "a number above 0, at most 10^6", |n| {
                 n > 0.0 && n <= 1e6
             })
             .or(start.as_ref().map(|s| s.alpha))
-            .unwrap_or(32.0),
+            .unwrap_or(usual_alpha),
         dropout: reader
             .below_one("lora_dropout")
             .or(start.as_ref().map(|s| s.dropout))
@@ -171,13 +199,25 @@ fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
         reader.problem(given, "is empty; leave it out for all-linear".to_owned());
         return None;
     }
+    if let Value::Scalar { text, .. } = &given.node.value
+        && text.contains(['*', '(', '[', '\\', '|', '+', '?', '^', '$'])
+    {
+        let pattern = text.trim();
+        return match whole_path(pattern) {
+            Ok(_) => Some(TargetModules::Matching(pattern.to_owned())),
+            Err(reason) => {
+                reader.problem(given, format!("is no regular expression: {reason}"));
+                None
+            }
+        };
+    }
     let is_module = |name: &String| {
         name.bytes()
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
     };
     if let Some(name) = names.iter().find(|name| !is_module(name)) {
         let message = format!(
-            "holds `{}`, which is no module name (regular expressions are not supported)",
+            "holds `{}`, which is no module name (a regular expression stands alone, not in a list)",
             shorten(name)
         );
         reader.problem(given, message);

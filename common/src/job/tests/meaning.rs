@@ -622,7 +622,7 @@ fn columns_of_another_shape_are_no_columns_of_instructions() {
     assert_eq!(
         of("  field_completion: a\n"),
         [
-            "5: `field_completion` is not read with `type: alpaca`, which has field_instruction, field_input and field_output"
+            "5: `field_completion` is not read with `type: alpaca` and `type: instructions`, which have field_instruction, field_input and field_output"
         ]
     );
     let text = "base_model: m\ndatasets:\n- path: d\n  type: alpaca\n  field_output: chosen\ntest_prompts: [hello]\n";

@@ -140,13 +140,13 @@ fn datasets_that_cannot_be_are_named() {
     assert_eq!(
         of("datasets:\n- path: a\n  type: jeopardy\n"),
         [
-            "4: `type` must be one of auto, messages, prompt_completion, alpaca, text, found `jeopardy`"
+            "4: `type` must be one of auto, messages, sharegpt, prompt_completion, alpaca, instructions, text, found `jeopardy`"
         ]
     );
     assert_eq!(
         of("datasets:\n- path: a\n  field_output: b\n"),
         [
-            "4: `field_output` is read with `type: alpaca` only; without it, give field_prompt and field_completion"
+            "4: `field_output` is read with `type: alpaca` or `type: instructions` only; without it, give field_prompt and field_completion"
         ]
     );
     assert_eq!(
@@ -206,9 +206,9 @@ fn what_says_something_of_an_adapter_must_fit_to_one() {
         ],
     );
     check_problems(
-        "adapter: lora\nlora_target_modules: '.*proj'\n",
+        "adapter: lora\nlora_target_modules: ['.*proj']\n",
         &[
-            "4: `lora_target_modules` holds `.*proj`, which is no module name (regular expressions are not supported)",
+            "4: `lora_target_modules` holds `.*proj`, which is no module name (a regular expression stands alone, not in a list)",
         ],
     );
 }
@@ -349,9 +349,7 @@ fn values_that_would_change_what_is_learned_are_refused() {
         "save_strategy: no\nsave_steps: 3",
         "eval_strategy: steps",
         "eval_strategy: no\nval_set_size: 0.1",
-        "max_samples: 100",
         "train_on_eos: last",
-        "excess_length_strategy: drop",
         "adapter: lora\nlora_target_linear: false",
     ] {
         let found = problems_of(&format!("{line}\n"));

@@ -65,18 +65,19 @@ fn a_job_survives_the_wire() {
 
 #[test]
 fn every_field_of_the_table_is_read() {
-    // A mapping is the wrong type everywhere, so a field that is not read is one that does not complain.
+    // A mapping is the wrong type nearly everywhere, so a field that is not read is one that does not complain.
     for field in fields() {
+        let wrong = match field.name {
+            "chat_template_kwargs" => "[a]",
+            _ => "{a: {b: c}}",
+        };
         let (text, name) = match field.name.split_once('.') {
             Some(("datasets[]", inner)) => (
                 format!("base_model: m\ndatasets:\n- path: a\n  {inner}: {{a: {{b: c}}}}\n"),
                 inner,
             ),
             Some(("cluster", inner)) => (format!("{SMALL}cluster:\n  {inner}: {{a: b}}\n"), inner),
-            _ => (
-                format!("{SMALL}{}: {{a: {{b: c}}}}\n", field.name),
-                field.name,
-            ),
+            _ => (format!("{SMALL}{}: {wrong}\n", field.name), field.name),
         };
         let found = problems(load_text(&text));
         assert!(

@@ -3,9 +3,8 @@
 use super::table::Rule::{Inert, Only};
 use super::table::{Group, OFF};
 
-const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
+const ONE_TEMPLATE: &str = "chat_template of the job names the template of all conversations";
 const SLICE: &str = "give a slice of the rows instead, as in split: 'train[:1000]'";
-const COLUMNS: &str = "give field_prompt and field_completion instead";
 const NO_FORMAT: &str = "prompts are taken as they stand in the rows; rewrite the data";
 const ONLY_SFT: &str = "only supervised fine-tuning is supported";
 
@@ -54,14 +53,7 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &[
-            "shards",
-            "shards_idx",
-            "fraction",
-            "skip",
-            "num_samples",
-            "max_samples",
-        ],
+        keys: &["shards", "shards_idx", "fraction", "skip"],
         rule: Only(OFF, SLICE),
     },
     Group {
@@ -72,15 +64,7 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["columns", "tags", "formatting"],
-        rule: Only(OFF, COLUMNS),
-    },
-    Group {
-        keys: &["text_column"],
-        rule: Only(OFF, "give field_text instead"),
-    },
-    Group {
-        keys: &["field_system", "system_prompt", "system_format"],
+        keys: &["system_prompt", "system_format"],
         rule: Only(OFF, "put the system message into the messages"),
     },
     Group {
@@ -94,18 +78,11 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, NO_FORMAT),
     },
     Group {
-        keys: &["roles"],
-        rule: Only(
-            OFF,
-            "the roles are those of the chat template; rewrite the data",
-        ),
-    },
-    Group {
         keys: &["conversation"],
-        rule: Only(OFF, OWN_TEMPLATE),
+        rule: Only(OFF, ONE_TEMPLATE),
     },
     Group {
-        keys: &["field_thinking", "template_thinking_key", "split_thinking"],
+        keys: &["split_thinking"],
         rule: Only(
             OFF,
             "reasoning is read from reasoning_content of a message; rewrite the data",

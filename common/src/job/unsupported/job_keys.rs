@@ -27,7 +27,6 @@ const DECIDING: &[&str] = &[
 ];
 const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir";
 const ONLY_HELD_OUT: &str = "evaluation data is held out of `datasets` by val_set_size";
-const OWN_TEMPLATE: &str = "the model's own chat template is used; remove it";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
 const ONLY_ADAMW: &str = "AdamW is the only optimizer; remove it, or write adamw_torch";
@@ -196,7 +195,7 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["stage"],
-        rule: Only(&["sft"], ONLY_SFT),
+        rule: Only(&["sft", "pt"], ONLY_SFT),
     },
     Group {
         keys: &["loss_type"],
@@ -272,10 +271,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONLY_ADAMW),
     },
     Group {
-        keys: &["template"],
-        rule: Only(&[], OWN_TEMPLATE),
-    },
-    Group {
         keys: &["logging_strategy"],
         rule: Only(&["steps"], "give logging_steps instead"),
     },
@@ -340,9 +335,9 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["overwrite_output_dir"],
-        rule: Only(
+        rule: Instead(
             OFF,
-            "resume: never begins anew in the folder of the same job; another job needs another output_dir",
+            "nothing is overwritten: a run goes on in its own output_dir (resume: never begins anew), and another job needs another one",
         ),
     },
     Group {
@@ -394,9 +389,9 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["fp16", "float16", "fp16_opt_level"],
-        rule: Only(
+        rule: Instead(
             OFF,
-            "float16 is not supported; set base_dtype: bfloat16 or float32",
+            "the base weights are held in base_dtype (float32 or bfloat16), and all else is computed in float32, which is more exact",
         ),
     },
     Group {
@@ -458,24 +453,21 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONLY_HELD_OUT),
     },
     Group {
-        keys: &["pretraining_dataset"],
-        rule: Only(OFF, "list the files under `datasets` with type: text"),
+        keys: &[
+            "streaming",
+            "dataset_streaming",
+            "streaming_*",
+            "pretrain_multipack_*",
+            "shuffle_buffer_size",
+        ],
+        rule: Instead(OFF, "the data is prepared once, before training"),
     },
     Group {
-        keys: &["streaming", "dataset_streaming"],
-        rule: Only(OFF, "files are read from the disk as they are; remove it"),
-    },
-    Group {
-        keys: &["dataset_dir", "dataset_config", "dataset_config_name"],
+        keys: &["dataset_config", "dataset_config_name"],
         rule: Only(OFF, "give the whole path of each file under datasets"),
     },
     Group {
-        keys: &[
-            "max_samples",
-            "max_train_samples",
-            "max_eval_samples",
-            "interleave_probs",
-        ],
+        keys: &["max_eval_samples", "interleave_probs"],
         rule: Only(OFF, ALL_ROWS),
     },
     Group {
@@ -493,11 +485,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "every answer of a conversation is learned; remove it"),
     },
     Group {
-        keys: &[
-            "excess_length_strategy",
-            "truncation_mode",
-            "truncation_side",
-        ],
+        keys: &["truncation_mode", "truncation_side"],
         rule: Only(&[], SPLIT_NOT_CUT),
     },
     Group {
@@ -563,14 +551,17 @@ pub(super) const GROUPS: &[Group] = &[
             "eval_table_size",
             "eval_max_new_tokens",
         ],
-        rule: Only(
+        rule: Instead(
             OFF,
-            "an evaluation measures the loss of what val_set_size holds out; remove it",
+            "an evaluation measures the loss of what is held out, and generates nothing; test_prompts are asked before and after training",
         ),
     },
     Group {
         keys: &["group_by_length"],
-        rule: Only(OFF, "packing makes blocks of one length; remove it"),
+        rule: Instead(
+            OFF,
+            "packing makes blocks of one length, so that none is padded to another's",
+        ),
     },
     Group {
         keys: &["auto_find_batch_size"],
@@ -626,7 +617,7 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["lora_fan_in_fan_out", "fan_in_fan_out"],
-        rule: Only(OFF, "the supported models have no such layers; remove it"),
+        rule: Instead(OFF, "no layer of the supported models is stored that way"),
     },
     Group {
         keys: &["use_dora", "peft_use_dora"],

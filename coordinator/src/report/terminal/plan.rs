@@ -177,6 +177,7 @@ fn method(job: &JobSpec) -> String {
     let modules = match &lora.target_modules {
         TargetModules::AllLinear => "all linear layers".to_owned(),
         TargetModules::Named(names) => names.join(", "),
+        TargetModules::Matching(pattern) => format!("those that {pattern} matches"),
     };
     let rank_stabilised = if lora.use_rslora {
         ", rank-stabilised"

@@ -1,0 +1,315 @@
+//! LLaMA-Factory's datasets: names that its `dataset_info.json` explains.
+//!
+//! Source of the names: LLaMA-Factory, `data/README.md` and `hparams` (0.9.5).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json};
+
+use super::error::{Origin, Problems};
+use super::merge::{Given, MAX_DATASETS, Merged, did_you_mean};
+use super::quote::shorten;
+use super::yaml::{Key, Node, Value};
+
+const INFO: &str = "dataset_info.json";
+const USUAL_DIR: &str = "data";
+const MAX_INFO_BYTES: u64 = 16 << 20;
+
+/// Columns that LLaMA-Factory names in `columns`, and the fields that are the same.
+const COLUMNS: [(&str, &str); 10] = [
+    ("prompt", "field_instruction"),
+    ("query", "field_input"),
+    ("response", "field_output"),
+    ("system", "field_system"),
+    ("history", "field_history"),
+    ("messages", "field_messages"),
+    ("tools", "field_tools"),
+    ("chosen", "field_chosen"),
+    ("rejected", "field_rejected"),
+    ("kto_tag", "field_rejected"),
+];
+
+/// Keys and roles that it names in `tags`: a field, or a role.
+const TAGS: [(&str, &str); 8] = [
+    ("role_tag", "field_role"),
+    ("content_tag", "field_content"),
+    ("user_tag", "user"),
+    ("assistant_tag", "assistant"),
+    ("observation_tag", "tool"),
+    ("function_tag", "function_call"),
+    ("system_tag", "system"),
+    ("tool_tag", "tool"),
+];
+
+/// What `formatting`, `columns` or `tags` of a dataset says, in the fields of a dataset.
+pub(super) fn dataset_fields(key: &Key, node: Node) -> Result<Vec<(Key, Node)>, String> {
+    if node.is_null() {
+        return Ok(Vec::new());
+    }
+    let origin = node.origin.clone();
+    let key_of = |text: &str| Key {
+        text: text.to_owned(),
+        origin: origin.clone(),
+    };
+    if key.text == "formatting" {
+        let kind = match &node.value {
+            Value::Scalar { text, .. } if text == "alpaca" => "instructions",
+            Value::Scalar { text, .. } if text == "sharegpt" => "sharegpt",
+            Value::Scalar { text, .. } if text == "openai" => "messages",
+            _ => {
+                return Err(format!(
+                    "`formatting` must be one of alpaca, sharegpt, openai, found {}",
+                    node.describe()
+                ));
+            }
+        };
+        return Ok(vec![(key_of("type"), Node::scalar(kind, true, &origin))]);
+    }
+    let Value::Mapping(entries) = node.value else {
+        return Err(format!(
+            "`{}` is a mapping of LLaMA-Factory's names to the data's",
+            key.text
+        ));
+    };
+    let table: &[(&str, &str)] = match key.text.as_str() {
+        "columns" => &COLUMNS,
+        _ => &TAGS,
+    };
+    let mut fields = Vec::new();
+    let mut roles = Vec::new();
+    for (name, node) in entries {
+        let Some((_, field)) = table.iter().find(|(known, _)| *known == name.text) else {
+            let hint = did_you_mean(&name.text, table.iter().map(|(known, _)| *known));
+            return Err(format!(
+                "`{}` has no `{}`{hint}",
+                key.text,
+                shorten(&name.text)
+            ));
+        };
+        if node.is_null() {
+            continue;
+        }
+        match field.starts_with("field_") {
+            true => fields.push((key_of(field), node)),
+            false => roles.push((key_of(field), node)),
+        }
+    }
+    if !roles.is_empty() {
+        let value = Value::Mapping(roles);
+        fields.push((
+            key_of("roles"),
+            Node {
+                origin: origin.clone(),
+                value,
+            },
+        ));
+    }
+    Ok(fields)
+}
+
+/// Puts the files and shapes in place of the names that `dataset` lists.
+pub(super) fn name_datasets(merged: &mut Merged, job_dir: Option<&Path>, problems: &mut Problems) {
+    let info = Info::find(merged, job_dir);
+    let mut entries = Vec::new();
+    for index in 0..merged.datasets() {
+        let Some(given) = merged.get(&format!("datasets.{index}.path")) else {
+            return;
+        };
+        let Value::Scalar { text, .. } = &given.node.value else {
+            return;
+        };
+        let names: Vec<&str> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .collect();
+        let is_named = merged.fields_of_dataset(index) == 1;
+        if !is_named {
+            // Written out, so there is nothing to look up.
+            return;
+        }
+        for name in names {
+            match entry(&info, given, name) {
+                Ok(node) => entries.push((given.layer, key(given), node)),
+                Err(message) => problems.add(&given.origin, message),
+            }
+        }
+    }
+    if entries.len() > MAX_DATASETS {
+        return;
+    }
+    merged.replace_datasets(entries, problems);
+}
+
+/// Whether a name is of a file or folder, or an id on the hub, rather than one of dataset_info.json.
+fn is_path(name: &str) -> bool {
+    name.contains(['/', '.', '\\']) || Path::new(name).exists()
+}
+
+fn key(given: &Given) -> Key {
+    Key {
+        text: given.written.clone(),
+        origin: given.origin.clone(),
+    }
+}
+
+/// What a name stands for: an entry of `datasets`.
+fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
+    let scalar = |text: &str| Node::scalar(text, true, &given.origin);
+    let pair = |text: &str, node: Node| {
+        let origin = given.origin.clone();
+        (
+            Key {
+                text: text.to_owned(),
+                origin,
+            },
+            node,
+        )
+    };
+    let mapping = |entries| Node {
+        origin: given.origin.clone(),
+        value: Value::Mapping(entries),
+    };
+    let described = match &info.datasets {
+        Ok(datasets) => datasets.get(name),
+        Err(_) if is_path(name) => None,
+        Err(reason) => {
+            return Err(format!(
+                "`{}` names `{}`, but {}: {reason}; give dataset_dir, or the path of a file",
+                shorten(&given.written),
+                shorten(name),
+                info.path.display()
+            ));
+        }
+    };
+    let Some(described) = described else {
+        // A path, which LLaMA-Factory does not take.
+        if let Ok(datasets) = &info.datasets
+            && !is_path(name)
+        {
+            let hint = did_you_mean(name, datasets.keys().map(String::as_str));
+            return Err(format!(
+                "`{}` names `{}`, which is neither in {} nor a file{hint}",
+                shorten(&given.written),
+                shorten(name),
+                info.path.display()
+            ));
+        }
+        return Ok(mapping(vec![pair("path", scalar(name))]));
+    };
+    let mut entries = Vec::new();
+    let mut has_format = false;
+    for (name, value) in described {
+        let text = match value {
+            Json::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match name.as_str() {
+            "file_name" => {
+                let path = info.folder.join(&text);
+                entries.push(pair("path", scalar(&path.to_string_lossy())));
+            }
+            "hf_hub_url" if !described.contains_key("file_name") => {
+                entries.push(pair("path", scalar(&text)));
+            }
+            // Where else the same data is.
+            "hf_hub_url" | "ms_hub_url" | "om_hub_url" => {}
+            "formatting" | "columns" | "tags" | "split" | "ranking" | "num_samples" => {
+                has_format |= name == "formatting";
+                entries.push(pair(name, node_of(value, &given.origin)));
+            }
+            "subset" => entries.push(pair("name", scalar(&text))),
+            "folder" => entries.push(pair("data_dir", scalar(&text))),
+            other => entries.push(pair(other, node_of(value, &given.origin))),
+        }
+    }
+    if !has_format {
+        entries.push(pair("formatting", scalar("alpaca")));
+    }
+    Ok(mapping(entries))
+}
+
+/// A value of a JSON file as one of the job, at the place that named it.
+fn node_of(json: &Json, origin: &Origin) -> Node {
+    let value = match json {
+        Json::Null => return Node::scalar("", false, origin),
+        Json::String(text) => return Node::scalar(text, true, origin),
+        Json::Bool(_) | Json::Number(_) => return Node::scalar(&json.to_string(), false, origin),
+        Json::Array(items) => {
+            Value::Sequence(items.iter().map(|item| node_of(item, origin)).collect())
+        }
+        Json::Object(fields) => Value::Mapping(
+            fields
+                .iter()
+                .map(|(name, value)| {
+                    let key = Key {
+                        text: name.clone(),
+                        origin: origin.clone(),
+                    };
+                    (key, node_of(value, origin))
+                })
+                .collect(),
+        ),
+    };
+    Node {
+        origin: origin.clone(),
+        value,
+    }
+}
+
+/// What a dataset_info.json says.
+struct Info {
+    path: PathBuf,
+    folder: PathBuf,
+    datasets: Result<BTreeMap<String, Map<String, Json>>, String>,
+}
+
+impl Info {
+    /// Reads the file in `dataset_dir`, which is meant from the current folder or from the job file's.
+    fn find(merged: &Merged, job_dir: Option<&Path>) -> Self {
+        let named = merged.get("dataset_dir").map(|given| &given.node.value);
+        let folder = match named {
+            Some(Value::Scalar { text, .. }) => PathBuf::from(text),
+            _ => PathBuf::from(USUAL_DIR),
+        };
+        let beside = job_dir.map(|dir| dir.join(&folder));
+        let folder = match beside {
+            Some(beside) if !folder.join(INFO).exists() && beside.join(INFO).exists() => beside,
+            _ => folder,
+        };
+        let path = folder.join(INFO);
+        Self {
+            datasets: read(&path),
+            folder,
+            path,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, Map<String, Json>>, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_INFO_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            _ => error.to_string(),
+        })?;
+    if bytes.len() as u64 > MAX_INFO_BYTES {
+        return Err(format!("it is longer than {MAX_INFO_BYTES} bytes"));
+    }
+    let json: Json =
+        serde_json::from_slice(&bytes).map_err(|error| format!("it is not valid JSON: {error}"))?;
+    let Json::Object(datasets) = json else {
+        return Err("it is no object of datasets by name".to_owned());
+    };
+    let described = datasets
+        .into_iter()
+        .filter_map(|(name, value)| match value {
+            Json::Object(fields) => Some((name, fields)),
+            _ => None,
+        });
+    Ok(described.collect())
+}

@@ -1,0 +1,225 @@
+//! Shapes of rows as a job names them, under the names of several programs.
+
+use super::*;
+
+fn dataset(entry: &str) -> DatasetSpec {
+    let text = format!("base_model: m\ndatasets:\n- path: a\n{entry}");
+    load_text(&text)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .datasets
+        .remove(0)
+}
+
+fn refusal(entry: &str) -> String {
+    let found = problems(load_text(&format!(
+        "base_model: m\ndatasets:\n- path: a\n{entry}"
+    )));
+    found.join("; ")
+}
+
+#[test]
+fn sharegpt_is_messages_under_its_names() {
+    let found = dataset("  type: sharegpt\n");
+    assert_eq!(
+        (found.kind, found.fields),
+        (DatasetKind::Messages, FieldNames::sharegpt())
+    );
+    let own = dataset("  type: sharegpt\n  field_messages: dialogue\n");
+    assert_eq!(own.fields.messages, "dialogue");
+    assert_eq!(own.fields.role, "from");
+}
+
+#[test]
+fn roles_are_renamed_as_the_job_says() {
+    let found = dataset("  roles:\n    user: [human, customer]\n    assistant: gpt\n");
+    let pair = |own: &str, role: &str| (own.to_owned(), role.to_owned());
+    let wanted = [
+        pair("human", "user"),
+        pair("customer", "user"),
+        pair("gpt", "assistant"),
+    ];
+    assert_eq!(found.roles, wanted);
+    let twice = refusal("  roles: {user: [a], assistant: [a]}\n");
+    assert!(twice.contains("has `a` twice"), "{twice}");
+}
+
+#[test]
+fn a_key_of_thinking_is_renamed_to_one_that_templates_read() {
+    let thinking = |entry: &str| dataset(entry).fields.thinking;
+    let pair = |own: &str, read: &str| Some([own.to_owned(), read.to_owned()]);
+    assert_eq!(
+        thinking("  field_thinking: thoughts\n  template_thinking_key: thinking\n"),
+        pair("thoughts", "thinking")
+    );
+    assert_eq!(
+        thinking("  field_thinking: thoughts\n"),
+        pair("thoughts", "reasoning_content")
+    );
+    assert_eq!(thinking("  field_thinking: reasoning_content\n"), None);
+    let other = refusal("  template_thinking_key: inner\n");
+    assert!(
+        other.contains("must be one of reasoning_content"),
+        "{other}"
+    );
+}
+
+#[test]
+fn columns_of_another_shape_are_refused() {
+    for (entry, wanted) in [
+        (
+            "  type: text\n  field_instruction: a\n",
+            "type: instructions` only",
+        ),
+        (
+            "  type: alpaca\n  field_system: a\n",
+            "type: instructions` only",
+        ),
+        (
+            "  type: instructions\n  field_messages: a\n",
+            "is not read with",
+        ),
+        ("  type: alpaca\n  field_tools: a\n", "has no tools"),
+    ] {
+        let found = refusal(entry);
+        assert!(found.contains(wanted), "{entry}: {found}");
+    }
+}
+
+#[test]
+fn text_to_pretrain_on_is_a_dataset_of_text() {
+    for entry in [
+        "pretraining_dataset: a\n",
+        "pretraining_dataset:\n- path: a\n  type: pretrain\n  text_column: body\n",
+    ] {
+        let found = load_text(&format!("base_model: m\n{entry}")).unwrap();
+        assert_eq!(found.datasets[0].kind, DatasetKind::Text, "{entry}");
+    }
+}
+
+/// A folder with a job file, LLaMA-Factory's dataset_info.json, and data.
+fn llama_factory(info: &str, job: &str) -> Result<JobSpec, JobErrors> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("data")).unwrap();
+    fs::write(dir.path().join("data/dataset_info.json"), info).unwrap();
+    fs::write(dir.path().join("plain.jsonl"), "{}").unwrap();
+    let path = dir.path().join("job.yaml");
+    fs::write(&path, format!("model_name_or_path: m\nstage: sft\n{job}")).unwrap();
+    load(JobSources {
+        file: Some(path),
+        ..JobSources::default()
+    })
+}
+
+const INFO: &str = r#"{
+    "one": {"file_name": "one.json"},
+    "two": {
+        "file_name": "two.json", "formatting": "sharegpt", "num_samples": 7,
+        "columns": {"messages": "dialogue", "tools": "functions"},
+        "tags": {"role_tag": "speaker", "content_tag": "text", "user_tag": "client", "assistant_tag": "agent"}
+    },
+    "pairs": {"file_name": "c.json", "ranking": true, "columns": {"prompt": "p", "chosen": "c", "rejected": "r"}}
+}"#;
+
+#[test]
+fn names_of_llama_factory_are_looked_up() {
+    let job = llama_factory(
+        INFO,
+        "dataset: one, two\ntemplate: qwen3\nmax_samples: 5\nlora_rank: 4\n",
+    )
+    .unwrap();
+    let [one, two] = &job.datasets[..] else {
+        panic!("{:?}", job.datasets)
+    };
+    assert!(one.path.ends_with("data/one.json"));
+    assert_eq!(
+        (one.kind, one.max_samples),
+        (DatasetKind::Instructions, Some(5))
+    );
+    assert_eq!(
+        (two.kind, two.max_samples),
+        (DatasetKind::Messages, Some(7))
+    );
+    let names = [
+        &two.fields.messages,
+        &two.fields.role,
+        &two.fields.content,
+        &two.fields.tools,
+    ];
+    assert_eq!(names, ["dialogue", "speaker", "text", "functions"]);
+    assert_eq!(two.roles.len(), 2);
+    assert_eq!(
+        job.chat_template,
+        TemplateChoice::Named("llamafactory/qwen3".to_owned())
+    );
+    let Method::Lora(lora) = &job.method else {
+        panic!("LLaMA-Factory trains an adapter where nothing is said")
+    };
+    assert_eq!((lora.r, lora.alpha), (4, 8.0));
+    assert!(
+        job.reading
+            .notices
+            .iter()
+            .any(|notice| notice.contains("LLaMA-Factory"))
+    );
+}
+
+#[test]
+fn what_llama_factory_names_and_muster_has_not_is_told() {
+    for (job, wanted) in [
+        ("dataset: on\n", "neither in"),
+        ("dataset: pairs\n", "`field_chosen` is not supported"),
+        ("dataset: one\ntemplate: qwen_3\n", "did you mean `qwen3`?"),
+        (
+            "dataset: one\ndataset_dir: elsewhere\n",
+            "there is no such file",
+        ),
+    ] {
+        let found = problems(llama_factory(INFO, job)).join("; ");
+        assert!(found.contains(wanted), "{job}: {found}");
+    }
+}
+
+#[test]
+fn without_its_keys_a_comma_belongs_to_the_name() {
+    let job = load_text("base_model: m\ndatasets: 'a,b'\n").unwrap();
+    assert_eq!(job.datasets.len(), 1);
+}
+
+#[test]
+fn layers_may_be_named_by_a_pattern() {
+    let of = |targets: &str| {
+        let job = job(&format!("adapter: lora\nlora_target_modules: {targets}\n"));
+        match job.method {
+            Method::Lora(lora) => lora.target_modules,
+            Method::Full => panic!("a LoRA job"),
+        }
+    };
+    let pattern = r"model.layers.[\d]+.(mlp|self_attn).(up|q)_proj";
+    assert_eq!(
+        of(&format!("'{pattern}'")),
+        TargetModules::Matching(pattern.to_owned())
+    );
+    assert!(
+        problems_of("adapter: lora\nlora_target_modules: '('\n")[0]
+            .contains("no regular expression")
+    );
+    assert!(
+        problems_of("adapter: lora\nlora_target_modules: ['a.*']\n")[0].contains("stands alone")
+    );
+}
+
+#[test]
+fn fields_of_an_adapter_that_is_none_are_told() {
+    let job = job("adapter:\nlora_r: 8\nlora_alpha: 16\n");
+    assert_eq!(job.method, Method::Full);
+    let notice = "not used, because `adapter` is empty: lora_r, lora_alpha";
+    assert!(
+        job.reading.notices.iter().any(|told| told == notice),
+        "{:?}",
+        job.reading.notices
+    );
+    assert_eq!(
+        problems_of("lora_r: 8\n"),
+        ["3: `lora_r` has no effect without `adapter: lora`"]
+    );
+}
