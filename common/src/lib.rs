@@ -1,5 +1,5 @@
 //! What coordinator and worker must agree on: the job, the data format, the plan of the run, the exact sum and the
-//! files. Pure code and file access only: no sockets, no candle.
+//! files. Pure code and file access only, but for the client of the hub: no other sockets, no candle.
 
 pub mod chat_templates;
 pub mod data;
@@ -10,7 +10,7 @@ pub mod flops;
 #[cfg(unix)]
 pub mod hangup;
 pub mod host;
-mod hub;
+pub mod hub;
 pub mod job;
 pub mod logging;
 pub mod manual;

@@ -154,6 +154,7 @@ mod tests {
     fn job() -> JobSpec {
         JobSpec {
             base_model: "model".into(),
+            base_model_id: None,
             model_revision: None,
             init_weights: InitWeights::Pretrained,
             base_dtype: BaseDtype::Float32,

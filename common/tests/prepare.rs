@@ -41,14 +41,11 @@ impl Setup {
             ..JobSources::default()
         })
         .unwrap();
-        job.datasets = vec![DatasetSpec {
-            path: data,
-            kind: DatasetKind::Auto,
-            split: None,
-            max_samples: None,
-            roles: Vec::new(),
-            fields: FieldNames::default(),
-        }];
+        job.datasets = vec![DatasetSpec::new(
+            data,
+            DatasetKind::Auto,
+            FieldNames::default(),
+        )];
         Self { folder, job }
     }
 

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use common::data::example::{Example, ExampleMaker};
-use common::data::record::{RawRow, RecordParser};
+use common::data::record::RecordParser;
+use common::data::rows::RawRow;
 use common::data::template::Variables;
 use common::data::tokenize::Tokenizer;
 use common::job::{DatasetKind, DatasetSpec, FieldNames};
@@ -32,14 +33,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn spec(kind: DatasetKind) -> DatasetSpec {
-    DatasetSpec {
-        path: PathBuf::new(),
-        kind,
-        split: None,
-        max_samples: None,
-        roles: Vec::new(),
-        fields: FieldNames::default(),
-    }
+    DatasetSpec::new(PathBuf::new(), kind, FieldNames::default())
 }
 
 fn example(

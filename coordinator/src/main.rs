@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use common::{failpoint, logging, manual, streams};
 use coordinator::cli::arguments::{Arguments, Command};
 use coordinator::cli::check::{self, CheckError, CheckOptions};
-use coordinator::cli::start;
+use coordinator::cli::{push, start};
 use coordinator::exit;
 
 fn main() -> ExitCode {
@@ -49,6 +49,13 @@ fn main() -> ExitCode {
                 Ok(job) => check_job(&job, &options),
             }
         }
+        Command::Push(arguments) => match push::run(&arguments) {
+            Ok(told) => print(format!("{told}\n").as_bytes()),
+            Err(error) => {
+                complain(&error);
+                exit::JOB_FAILED
+            }
+        },
         Command::Completions { shell } => print(&manual::completions(Arguments::command(), shell)),
         Command::Man { command } => match manual::page(Arguments::command(), command.as_deref()) {
             Ok(page) => print(&page),

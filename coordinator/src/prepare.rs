@@ -4,13 +4,14 @@
 //! worker has started yet and nothing outside `<output_dir>/.muster` is written.
 
 mod estimate;
+mod sources;
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::data::record::file_of_rows;
+use common::data::rows::file_of_rows;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, prepare_blocks};
@@ -19,7 +20,7 @@ use common::files::manifest::entries_digest;
 use common::files::model::{CONFIG, ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
-use common::job::{BaseDtype, InitWeights, JobSpec, Method, Resume};
+use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
 use common::model::{ModelConfig, adapted_modules, base_tensors};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
@@ -170,6 +171,7 @@ pub fn prepare_in(
     progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
+    let job = &sources::obtain(job, progress).map_err(|problems| PreflightError { problems })?;
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.
@@ -318,9 +320,10 @@ fn check_datasets(job: &JobSpec) -> Result<(), String> {
     let missing: Vec<String> = job
         .datasets
         .iter()
-        .filter_map(|dataset| {
-            let reason = file_of_rows(&dataset.path).err()?;
-            Some(format!("{}: {reason}", dataset.path.display()))
+        .flat_map(DatasetSpec::read_files)
+        .filter_map(|file| {
+            let reason = file_of_rows(&file).err()?;
+            Some(format!("{}: {reason}", file.display()))
         })
         .collect();
     if missing.is_empty() {

@@ -9,8 +9,9 @@ use serde_json::Value as Json;
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
-use super::record::{DataErrors, Problem, RawRow, RecordParser};
-use super::split_reader::SplitReader;
+use super::record::{DataErrors, Problem, RecordParser};
+use super::rows::RawRow;
+use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
 use crate::job::{DatasetSpec, JobSpec};
@@ -129,7 +130,8 @@ impl<'a> Source<'a> {
                     return errors.or(reading);
                 }
             }
-            reading.notes.extend(notes.lines(&dataset.path));
+            reading.notes.extend(batches.rows.notes().iter().cloned());
+            reading.notes.extend(notes.lines(dataset));
             reading.left_out += notes.rows(&Note::LeftOut);
             let read = reading.rows - before;
             if read == 0 {
@@ -150,7 +152,7 @@ impl<'a> Source<'a> {
     fn examples(
         &self,
         index: usize,
-        batch: Vec<RawRow>,
+        batch: Vec<FileRow>,
         notes: &mut Notes,
         errors: &mut DataErrors,
     ) -> Vec<Example> {
@@ -169,37 +171,41 @@ impl<'a> Source<'a> {
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
         };
-        let results: Vec<Result<RowExamples, (u64, String)>> = batch
+        let results: Vec<(Place, Result<RowExamples, (u64, String)>)> = batch
             .into_par_iter()
-            .map(|row| {
-                // Within a batch, since one can take a minute.
-                self.progress
-                    .check()
-                    .map_err(|cancelled| (0, cancelled.to_string()))?;
-                if let RawRow::Value(_, value) = &row {
-                    self.progress.advance(value.len() as u64);
-                }
-                let mut row = parser.parse(row)?;
-                let line = row.line;
-                let mut examples = self
-                    .maker
-                    .examples(&row.record, &mut row.notes)
-                    .map_err(|reason| (line, reason))?;
-                for id in examples.iter().flat_map(|example| &example.ids) {
-                    self.check_id(*id).map_err(|reason| (line, reason))?;
-                }
-                for example in &mut examples {
-                    (example.dataset, example.line) = (index, line);
-                }
-                Ok((line, examples, row.notes))
+            .map(|FileRow { place, row }| {
+                let make = || {
+                    // Within a batch, since one can take a minute.
+                    self.progress
+                        .check()
+                        .map_err(|cancelled| (0, cancelled.to_string()))?;
+                    if let RawRow::Value(_, value) = &row {
+                        self.progress.advance(value.len() as u64);
+                    }
+                    let mut row = parser.parse(row)?;
+                    let line = row.line;
+                    let mut examples = self
+                        .maker
+                        .examples(&row.record, &mut row.notes)
+                        .map_err(|reason| (line, reason))?;
+                    for id in examples.iter().flat_map(|example| &example.ids) {
+                        self.check_id(*id).map_err(|reason| (line, reason))?;
+                    }
+                    for example in &mut examples {
+                        (example.dataset, example.file) = (index, place.file);
+                        example.line = line;
+                    }
+                    Ok((line, examples, row.notes))
+                };
+                (place, make())
             })
             .collect();
         let mut examples = Vec::new();
-        for result in results {
+        for (place, result) in results {
             match result {
                 Ok((line, more, of_row)) => {
                     examples.extend(more);
-                    notes.add(line, of_row);
+                    notes.add(place, line, of_row);
                 }
                 // A fault of the model, told once.
                 Err((_, reason)) if reason == NO_TEMPLATE => {
@@ -208,7 +214,13 @@ impl<'a> Source<'a> {
                 // Told at the row at which the template was given up.
                 Err((_, reason)) if reason.ends_with(STOPPED) => {}
                 Err((line, reason)) => {
-                    errors.push(Problem::new(Some(&dataset.path), Some(line), reason));
+                    let file = dataset.file(place.file);
+                    let line = Some(line).filter(|line| *line > 0);
+                    let problem = Problem::new(Some(file), line, reason);
+                    errors.push(Problem {
+                        unit: place.unit,
+                        ..problem
+                    });
                 }
             }
         }
@@ -249,19 +261,34 @@ struct Batches<I> {
     rows: I,
 }
 
-impl<I: Iterator<Item = RawRow>> Batches<I> {
-    fn next(&mut self) -> Option<Vec<RawRow>> {
+impl<I: Iterator<Item = FileRow>> Batches<I> {
+    fn next(&mut self) -> Option<Vec<FileRow>> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for row in self.rows.by_ref() {
-            if let RawRow::Value(_, value) = &row {
-                bytes += value.len();
-            }
+            bytes += match &row.row {
+                RawRow::Value(_, value) => value.len(),
+                RawRow::Parsed(_, value) => size_of_value(value),
+                RawRow::Unreadable(..) => 0,
+            };
             batch.push(row);
             if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
                 break;
             }
         }
         (!batch.is_empty()).then_some(batch)
+    }
+}
+
+/// About as many bytes as a value has as JSON.
+fn size_of_value(value: &Json) -> usize {
+    match value {
+        Json::Null | Json::Bool(_) | Json::Number(_) => 8,
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(size_of_value).sum(),
+        Json::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| name.len() + size_of_value(value))
+            .sum(),
     }
 }

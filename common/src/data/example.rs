@@ -38,8 +38,9 @@ pub struct Example {
     pub starts_row: bool,
     /// Whether it is not the row's last example: an answer in it is not shown like this by the conversation as a whole.
     pub is_apart: bool,
-    /// Index of the dataset in the job that the row is from; `line` is its line there.
+    /// Index of the dataset in the job that the row is from, and of the file in that; `line` is its line there.
     pub dataset: usize,
+    pub file: usize,
     pub line: u64,
 }
 

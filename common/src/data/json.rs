@@ -80,6 +80,11 @@ fn broken(error: &serde_json::Error, text: &str) -> String {
     format!("broken JSON: {reason} (column {}){hint}", error.column())
 }
 
+/// A value that stands for something no JSON can hold (`NaN`), until it is known whether anything reads it.
+pub fn marked(what: &str) -> Json {
+    Json::String(format!("{MARK}{what}"))
+}
+
 /// Why the value cannot be used, where it holds a number that is not read as it is written.
 pub fn unreadable_number(value: &Json) -> Option<String> {
     let number = marked_number(value)?;

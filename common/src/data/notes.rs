@@ -3,8 +3,10 @@
 //! Enters: notes on single rows, in the order of the data. Leaves: lines for people. Holds a bounded number of names.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
+use super::rows::Unit;
+use super::split_reader::Place;
+use crate::job::DatasetSpec;
 use crate::text::count;
 
 /// Most different notes that are told of a dataset; the others are counted.
@@ -77,13 +79,14 @@ pub struct Notes {
 
 #[derive(Clone, Copy, Debug)]
 struct Found {
-    first_line: u64,
+    /// Where the first row is: a file, a line and what that counts.
+    first: (Place, u64),
     rows: u64,
 }
 
 impl Notes {
     /// Counts the notes of a row, each once.
-    pub fn add(&mut self, line: u64, mut notes: Vec<Note>) {
+    pub fn add(&mut self, place: Place, line: u64, mut notes: Vec<Note>) {
         notes.sort_unstable();
         notes.dedup();
         for note in notes {
@@ -91,7 +94,7 @@ impl Notes {
                 found.rows += 1;
             } else if self.found.len() < MAX_NOTES {
                 let found = Found {
-                    first_line: line,
+                    first: (place, line),
                     rows: 1,
                 };
                 self.found.insert(note, found);
@@ -106,17 +109,17 @@ impl Notes {
         self.found.get(note).map_or(0, |found| found.rows)
     }
 
-    /// A line for each kind of note, with the file.
-    pub fn lines(&self, file: &Path) -> Vec<String> {
+    /// A line for each kind of note, with the place of the first row.
+    pub fn lines(&self, dataset: &DatasetSpec) -> Vec<String> {
         let all: Vec<(&Note, &Found)> = self.found.iter().collect();
         let mut lines: Vec<String> = all
             .chunk_by(|(one, _), (other, _)| one.group() == other.group())
-            .map(|group| describe(file, group))
+            .map(|group| describe(dataset, group))
             .collect();
         if self.untold > 0 {
             lines.push(format!(
                 "{}: {} more notes on its rows are not shown",
-                file.display(),
+                dataset.path.display(),
                 self.untold
             ));
         }
@@ -125,10 +128,17 @@ impl Notes {
 }
 
 /// One line for notes of one kind.
-fn describe(file: &Path, group: &[(&Note, &Found)]) -> String {
-    let first_line = group.iter().map(|(_, found)| found.first_line).min();
+fn describe(dataset: &DatasetSpec, group: &[(&Note, &Found)]) -> String {
+    let firsts = group.iter().map(|(_, found)| found.first);
+    let first = firsts.min_by_key(|(place, line)| (place.file, *line));
     let rows = group.iter().map(|(_, found)| found.rows).max().unwrap_or(0);
-    let place = format!("{}:{}", file.display(), first_line.unwrap_or(0));
+    let place = first.map_or_else(String::new, |(place, line)| {
+        let file = dataset.file(place.file).display();
+        match place.unit {
+            Unit::Line => format!("{file}:{line}"),
+            Unit::Row => format!("{file}: row {line}"),
+        }
+    });
     match group[0].0 {
         Note::Column(_) => format!("{place}: columns that are not read: {}", names(group, true)),
         Note::MessageKey(_) => format!(
@@ -190,16 +200,29 @@ fn shortened(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::job::{DatasetKind, FieldNames};
+
+    const PLACE: Place = Place {
+        file: 0,
+        unit: Unit::Line,
+    };
+
+    fn dataset() -> DatasetSpec {
+        let path = PathBuf::from("a.jsonl");
+        DatasetSpec::new(path, DatasetKind::Auto, FieldNames::default())
+    }
 
     #[test]
     fn each_thing_is_told_once_with_its_first_line_and_its_rows() {
         let column = |name: &str| Note::Column(name.to_owned());
         let mut notes = Notes::default();
-        notes.add(3, vec![column("id"), column("id"), column("score")]);
-        notes.add(4, vec![column("id"), Note::NotShown("reasoning")]);
+        notes.add(PLACE, 3, vec![column("id"), column("id"), column("score")]);
+        notes.add(PLACE, 4, vec![column("id"), Note::NotShown("reasoning")]);
         assert_eq!(
-            notes.lines(Path::new("a.jsonl")),
+            notes.lines(&dataset()),
             [
                 "a.jsonl:3: columns that are not read: `id` (2 rows), `score` (1 row)",
                 "a.jsonl:4: the chat template does not show reasoning (1 row)",
@@ -211,9 +234,9 @@ mod tests {
     fn rows_with_a_column_each_do_not_fill_the_memory() {
         let mut notes = Notes::default();
         for line in 1..=1000 {
-            notes.add(line, vec![Note::Column(format!("column {line}"))]);
+            notes.add(PLACE, line, vec![Note::Column(format!("column {line}"))]);
         }
-        let lines = notes.lines(Path::new("a.jsonl"));
+        let lines = notes.lines(&dataset());
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].ends_with(" and 28 more"), "{lines:?}");
         assert!(lines[1].contains("960 more notes"), "{lines:?}");

@@ -45,7 +45,7 @@ pub fn origins(
                 continue;
             }
             let origin = Origin {
-                file: job.datasets[example.dataset].path.clone(),
+                file: job.datasets[example.dataset].file(example.file).to_owned(),
                 line: example.line,
             };
             if found.last() != Some(&origin) {

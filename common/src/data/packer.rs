@@ -41,6 +41,7 @@ pub struct Packer {
 struct Longest {
     tokens: usize,
     dataset: usize,
+    file: usize,
     line: u64,
 }
 
@@ -74,6 +75,7 @@ impl Packer {
             self.longest = Some(Longest {
                 tokens,
                 dataset: example.dataset,
+                file: example.file,
                 line: example.line,
             });
         }
@@ -157,7 +159,7 @@ impl Packer {
                 some => format!("{} examples are", grouped(some as u64)),
             },
             job.sequence_len,
-            file.map(|file| file.path.display().to_string())
+            file.map(|dataset| dataset.file(longest.file).display().to_string())
                 .unwrap_or_default(),
             longest.line,
             grouped(longest.tokens as u64)

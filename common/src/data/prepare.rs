@@ -10,13 +10,14 @@ use super::blockfile::BlockFile;
 use super::collect::Source;
 use super::counts::DataCounts;
 use super::packer::Packer;
-use super::record::{DataErrors, file_of_rows};
+use super::record::DataErrors;
+use super::rows::file_of_rows;
 use super::sample::{Sample, sample_of};
 use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
 use crate::failpoint;
 use crate::files::file_digest_watched;
-use crate::job::{JobSpec, ValSetSize};
+use crate::job::{DatasetSpec, JobSpec, ValSetSize};
 use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
@@ -191,10 +192,8 @@ fn model_positions(job: &JobSpec) -> Result<Option<usize>, DataErrors> {
 
 /// Bytes of all dataset files, as far as they are there.
 fn bytes_of(job: &JobSpec) -> u64 {
-    let sizes = job.datasets.iter().map(|dataset| {
-        let metadata = std::fs::metadata(&dataset.path);
-        metadata.map_or(0, |metadata| metadata.len())
-    });
+    let files = job.datasets.iter().flat_map(DatasetSpec::read_files);
+    let sizes = files.map(|file| std::fs::metadata(file).map_or(0, |metadata| metadata.len()));
     sizes.sum()
 }
 
@@ -202,16 +201,16 @@ fn bytes_of(job: &JobSpec) -> u64 {
 fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors> {
     let mut all = blake3::Hasher::new();
     let mut errors = DataErrors::default();
-    for dataset in &job.datasets {
-        match dataset_digest(&dataset.path, progress) {
+    for file in job.datasets.iter().flat_map(DatasetSpec::read_files) {
+        match digest_of_file(&file, progress) {
             Ok(digest) => drop(all.update(digest.as_bytes())),
-            Err(reason) => errors.merge(DataErrors::one(Some(&dataset.path), reason)),
+            Err(reason) => errors.merge(DataErrors::one(Some(&file), reason)),
         }
     }
     errors.or(all.finalize().to_hex().to_string())
 }
 
-fn dataset_digest(path: &Path, progress: &Progress) -> Result<String, String> {
+fn digest_of_file(path: &Path, progress: &Progress) -> Result<String, String> {
     if file_of_rows(path)?.len() == 0 {
         return Err("the dataset is empty".to_owned());
     }
@@ -230,7 +229,7 @@ fn inputs_digest(
         .datasets
         .iter()
         .map(|dataset| {
-            let rows = (&dataset.split, dataset.max_samples);
+            let rows = (&dataset.split, dataset.max_samples, &dataset.format);
             (dataset.kind, rows, &dataset.fields, &dataset.roles)
         })
         .collect();

@@ -5,28 +5,25 @@
 
 mod alpaca;
 mod columns;
-mod format;
 mod instructions;
 mod meant;
 mod message;
 mod problem;
-mod reader;
 pub(super) mod sharegpt;
 
 use serde_json::{Map, Value as Json, json};
 
 use super::json::{self, kind_of};
 use super::notes::Note;
+use super::rows::RawRow;
 use super::template::Variables;
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
 use columns::Shape;
 use meant::columns_found;
 use message::{Message, MessageReader};
 
-pub use format::file_of_rows;
 pub use message::REASONING;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
-pub use reader::{RawRow, RowReader};
 
 /// A row of a dataset as something to learn from.
 #[derive(Clone, Debug)]
@@ -96,6 +93,7 @@ impl RecordParser<'_> {
                 Ok(json) => (line, json),
                 Err(reason) => return Err((line, reason)),
             },
+            RawRow::Parsed(line, json) => (line, json),
         };
         let Json::Object(row) = json else {
             return Err((

@@ -7,6 +7,7 @@ use super::{JobSpec, Method};
 /// Fields that do not decide what comes out, only where, when and by whom: [`JobSpec::digest`] leaves them out.
 pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
     "base_model",
+    "base_model_id",
     "model_revision",
     "gradient_checkpointing",
     "logging_steps",
@@ -28,6 +29,10 @@ impl JobSpec {
         let mut job = self.clone();
         for dataset in &mut job.datasets {
             dataset.path.clear();
+            dataset.data_files.clear();
+            dataset.data_dir = None;
+            dataset.name = None;
+            dataset.revision = None;
         }
         if let Method::Lora(lora) = &mut job.method
             && let Some(dir) = &mut lora.model_dir

@@ -102,10 +102,45 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "datasets[].path",
-        &["data_files"],
-        "file",
+        &[],
+        "file, folder, pattern, or id on the hub",
         "required",
-        "A file of JSON rows: a line each, or an array of them.",
+        "Where the data is: a file, a folder or a pattern (`data/*.jsonl`) of files, or a dataset on the Hugging Face hub (`tatsu-lab/alpaca`).",
+    ),
+    field(
+        "datasets[].data_files",
+        &[],
+        "file, or list of files",
+        "all",
+        "Files of a folder or of a dataset on the hub that are read alone; patterns too. Without `path`, the files themselves.",
+    ),
+    field(
+        "datasets[].data_dir",
+        &[],
+        "folder",
+        "none",
+        "Folder in a folder or in a dataset on the hub that is read alone.",
+    ),
+    field(
+        "datasets[].name",
+        &["subset", "config_name"],
+        "name",
+        "the default one",
+        "Configuration of a dataset on the hub.",
+    ),
+    field(
+        "datasets[].revision",
+        &[],
+        "branch, tag or commit",
+        "main",
+        "Revision of a dataset on the hub.",
+    ),
+    field(
+        "datasets[].ds_type",
+        &["file_format"],
+        "json | csv | parquet | arrow | text",
+        "by the files",
+        "Format of the files, where their names and contents do not tell.",
     ),
     field(
         "datasets[].type",
@@ -117,9 +152,9 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].split",
         &[],
-        "train | train[from:to], joined by +",
+        "name | name[from:to], joined by +",
         "train",
-        "`train`, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`. Any other split is refused, since a file is one.",
+        "Name of a split, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`. A file, or what a pattern matches, is the split `train`.",
     ),
     field(
         "datasets[].chat_template",
@@ -642,6 +677,35 @@ const FIELDS: &[Field] = &[
         "text, or a list of texts",
         "none",
         "Asked before and after training; both answers are shown.",
+    ),
+    // ---- hub ----
+    field(
+        "push_to_hub",
+        &[],
+        "true | false",
+        "true where hub_model_id is given",
+        "Push the result to the Hugging Face hub once it is done: adapter or model, tokenizer, and a card, in one commit. A push that fails loses nothing: `coordinator push` does it again.",
+    ),
+    field(
+        "hub_model_id",
+        &["export_hub_model_id"],
+        "owner/name, or name",
+        "the name of output_dir",
+        "Id of the result on the hub.",
+    ),
+    field(
+        "hub_private_repo",
+        &[],
+        "true | false",
+        "true",
+        "Whether a repository that is made for the result is private.",
+    ),
+    field(
+        "hub_token",
+        &["hf_hub_token"],
+        "text",
+        "HF_TOKEN, or what `hf auth login` has stored",
+        "Token of the hub for the push. It is written nowhere; a variable is a better place than a job file.",
     ),
     // ---- cluster ----
     field(

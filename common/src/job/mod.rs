@@ -43,7 +43,7 @@ pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
 pub use pattern::whole_path;
 pub use spec::*;
-pub use split::{RowRange, Split};
+pub use split::{RowRange, Slice, Split, TRAIN};
 
 /// Where a job comes from. Later sources win: file, environment, flags.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +70,28 @@ pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
         },
     };
     check(file, sources.environment, &sources.flags)
+}
+
+/// The front matter of a Markdown file (YAML between two lines of `---` at its beginning) as JSON; null where it has none.
+///
+/// # Errors
+/// Why it cannot be read, with its line.
+pub fn front_matter(text: &str) -> Result<serde_json::Value, String> {
+    let text = text
+        .strip_prefix('\u{feff}')
+        .unwrap_or(text)
+        .replace("\r\n", "\n");
+    let matter = text
+        .strip_prefix("---\n")
+        .and_then(|rest| rest.split_once("\n---"));
+    let Some((matter, _)) = matter else {
+        return Ok(serde_json::Value::Null);
+    };
+    match yaml::parse(matter, &|_| Origin::Nowhere) {
+        Ok(Some(root)) => Ok(root.to_json().unwrap_or_default()),
+        Ok(None) => Ok(serde_json::Value::Null),
+        Err(error) => Err(format!("line {}: {}", error.line + 1, error.message)),
+    }
 }
 
 /// Checks a job, with its file's text at hand.

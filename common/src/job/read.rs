@@ -143,14 +143,19 @@ impl<'a> Reader<'a> {
     pub fn input_path(&mut self, name: &str) -> Option<PathBuf> {
         let from_file = self.layer(name) == Some(Layer::File);
         let written = PathBuf::from(self.text(name)?);
-        if from_file
-            && !written.exists()
-            && let Some(beside) = self.job_dir.map(|dir| dir.join(&written))
-            && beside.exists()
-        {
-            return Some(beside);
+        Some(match from_file {
+            true => self.beside_job(&written),
+            false => written,
+        })
+    }
+
+    /// A path that a job file has: from the current folder if it is there, else from the job file's.
+    pub fn beside_job(&self, written: &Path) -> PathBuf {
+        let beside = self.job_dir.map(|dir| dir.join(written));
+        match beside {
+            Some(beside) if !written.exists() && beside.exists() => beside,
+            _ => written.to_owned(),
         }
-        Some(written)
     }
 
     /// Reads a list of texts, or one text. With `separator`, a plain text is split there.

@@ -4,6 +4,7 @@ mod cadence;
 mod chat_template;
 mod datasets;
 mod method;
+mod push;
 mod schedule;
 mod special_tokens;
 
@@ -19,6 +20,7 @@ use cadence::{eval_steps, save_steps};
 use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use datasets::datasets;
 use method::method;
+use push::push;
 use schedule::{batch, lr_scheduler, max_steps, warmup};
 use special_tokens::special_tokens;
 
@@ -37,8 +39,12 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let (save_steps, save_cadence) = save_steps(reader);
     let (eval_steps, eval_cadence) = eval_steps(reader, val_set_size);
     let dataset_count = reader.merged.datasets();
+    let output_dir = reader
+        .text("output_dir")
+        .map_or_else(|| "output".into(), PathBuf::from);
     JobSpec {
         base_model: base_model(reader),
+        base_model_id: None,
         model_revision: reader.text("model_revision"),
         init_weights,
         base_dtype: base_dtype(reader),
@@ -80,9 +86,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         max_skipped_steps: reader
             .whole("max_skipped_steps", 0..=MAX_STEPS)
             .unwrap_or(5),
-        output_dir: reader
-            .text("output_dir")
-            .map_or_else(|| "output".into(), PathBuf::from),
+        output_dir: output_dir.clone(),
         resume: resume(reader),
         reduction: reduction(reader),
         cluster: cluster(reader),
@@ -95,6 +99,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             },
             special_tokens: special_tokens(reader),
             notices: Vec::new(),
+            push: push(reader, &output_dir),
         },
     }
 }

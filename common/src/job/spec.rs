@@ -1,11 +1,12 @@
 //! The checked job. Every field is resolved: no alias, default or file name is left to look up.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::split::Split;
+use super::split::{Split, TRAIN};
 
 /// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
@@ -17,6 +18,9 @@ pub const DEFAULT_BATCH_SIZE: usize = 8;
 pub struct JobSpec {
     /// Folder with `config.json`, safetensors and tokenizer files. Required.
     pub base_model: PathBuf,
+    /// Id of the base model on the hub, where `base_model` is a folder of the hub's cache. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model_id: Option<String>,
     /// Revision of the base model. It is written to `adapter_config.json` and changes nothing here. Default: none.
     pub model_revision: Option<String>,
     /// Where the starting weights come from. Default: pretrained.
@@ -114,6 +118,39 @@ pub struct Reading {
     pub special_tokens: Vec<(String, String)>,
     /// What the user should know of the job, a line each.
     pub notices: Vec<String>,
+    /// Where the result goes on the hub, if it goes there.
+    pub push: Option<PushSpec>,
+}
+
+/// Where a result goes on the hub.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PushSpec {
+    /// `owner/name`, or a name of the token's own account.
+    pub repo: String,
+    /// Whether a repository that is made for it is private.
+    pub is_private: bool,
+    /// Token for it. None: the environment has one.
+    pub token: Option<Secret>,
+}
+
+/// A text that is shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(...)")
+    }
 }
 
 /// Fields that the user did not give and that follow the data. Until it is known they stand at what large data gets.
@@ -168,8 +205,26 @@ pub enum BaseDtype {
 /// A dataset of the job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetSpec {
-    /// A file of rows: JSON Lines, one JSON array, or JSON objects over several lines.
+    /// What the job names: a file of rows, a folder, a pattern of files, or a dataset on the hub.
     pub path: PathBuf,
+    /// The files that it stands for, by split and in order; see [`files`](Self::files). Only where the data is prepared.
+    #[serde(skip)]
+    pub files: Vec<(String, Vec<PathBuf>)>,
+    /// Files of it that are read alone. Default: all of a split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data_files: Vec<String>,
+    /// Folder in it that is read alone. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<String>,
+    /// Configuration of a dataset on the hub. Default: its default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Branch, tag or commit of a dataset on the hub. Default: main.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Format of the files. Default: they tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// Shape of the rows. Default: the columns of each row tell.
     pub kind: DatasetKind,
     /// `train`, or slices of it as in `train[100:200]` or `train[:20%]`; see [`Split`]. Default: every row.
@@ -184,6 +239,49 @@ pub struct DatasetSpec {
 }
 
 impl DatasetSpec {
+    /// A dataset of all rows of a path.
+    pub fn new(path: PathBuf, kind: DatasetKind, fields: FieldNames) -> Self {
+        Self {
+            path,
+            files: Vec::new(),
+            data_files: Vec::new(),
+            data_dir: None,
+            name: None,
+            revision: None,
+            format: None,
+            kind,
+            split: None,
+            max_samples: None,
+            fields,
+            roles: Vec::new(),
+        }
+    }
+
+    /// The files by split; the path itself where nobody has looked what it stands for.
+    pub fn files(&self) -> Vec<(String, Vec<PathBuf>)> {
+        match self.files.is_empty() {
+            true => vec![(TRAIN.to_owned(), vec![self.path.clone()])],
+            false => self.files.clone(),
+        }
+    }
+
+    /// One of the files, split after split; the path where there are fewer.
+    pub fn file(&self, index: usize) -> &Path {
+        let mut files = self.files.iter().flat_map(|(_, paths)| paths);
+        files.nth(index).unwrap_or(&self.path)
+    }
+
+    /// The files of the splits that are read, each once.
+    pub fn read_files(&self) -> Vec<PathBuf> {
+        let split = self.rows().unwrap_or_default();
+        let is_read = |name: &str| split.slices().iter().any(|slice| slice.name() == name);
+        let files = self.files().into_iter();
+        files
+            .filter(|(name, _)| is_read(name))
+            .flat_map(|(_, paths)| paths)
+            .collect()
+    }
+
     /// Which rows are read; the error goes after the field's name.
     pub fn rows(&self) -> Result<Split, String> {
         self.split

@@ -1,15 +1,16 @@
-//! Which rows of a file a split names: `train`, or slices of it as the library `datasets` writes them (`train[100:200]`,
+//! Which rows of a dataset a split names: all of one split, or slices of it as the library `datasets` writes them (`train[100:200]`,
 //! `train[:20%]`, `train[-100:]`), several of them joined by `+`.
 
 use super::quote::shorten;
 
-/// A split: slices of one file's rows, one after the other.
+/// Slices of the rows of splits, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split(Vec<Slice>);
 
-/// Rows from `from` to before `to`; those below 0 count from the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Slice {
+/// Rows from `from` to before `to` of one split; those below 0 count from the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    name: String,
     from: Option<i64>,
     to: Option<i64>,
     unit: Unit,
@@ -21,17 +22,16 @@ enum Unit {
     Percent,
 }
 
+/// The split that is meant where none is named.
+pub const TRAIN: &str = "train";
+
 /// The first row, from 0, and the one after the last.
 pub type RowRange = (usize, usize);
 
 impl Default for Split {
     /// Every row.
     fn default() -> Self {
-        Self(vec![Slice {
-            from: None,
-            to: None,
-            unit: Unit::Rows,
-        }])
+        Self(vec![Slice::whole(TRAIN)])
     }
 }
 
@@ -44,48 +44,53 @@ impl Split {
             .map(Self)
     }
 
-    /// Whether the file's rows must be counted before it is known which are meant.
-    pub fn needs_count(&self) -> bool {
-        let is_relative = |slice: &Slice| {
-            let from_end = |bound: Option<i64>| bound.is_some_and(|bound| bound < 0);
-            slice.unit == Unit::Percent || from_end(slice.from) || from_end(slice.to)
-        };
-        self.0.iter().any(is_relative)
-    }
-
-    /// The ranges of rows that are meant, of a file of `rows` where [`needs_count`](Self::needs_count) asks for that. A range may be
-    /// empty, or end beyond the file.
-    pub fn ranges(&self, rows: usize) -> Vec<RowRange> {
-        self.0.iter().map(|slice| slice.range(rows)).collect()
+    pub fn slices(&self) -> &[Slice] {
+        &self.0
     }
 }
 
 impl Slice {
+    fn whole(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            from: None,
+            to: None,
+            unit: Unit::Rows,
+        }
+    }
+
+    /// Name of the split that it is of.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the split's rows must be counted before it is known which are meant.
+    pub fn needs_count(&self) -> bool {
+        let from_end = |bound: Option<i64>| bound.is_some_and(|bound| bound < 0);
+        self.unit == Unit::Percent || from_end(self.from) || from_end(self.to)
+    }
+
     /// `split` is the whole, for people.
     fn parse(text: &str, split: &str) -> Result<Self, String> {
         let (name, bounds) = match text.split_once('[') {
             Some((name, bounds)) => (name.trim(), Some(bounds)),
             None => (text.trim(), None),
         };
-        if name != "train" {
+        let is_name = |c: char| c.is_alphanumeric() || "_.-".contains(c);
+        if name.is_empty() || !name.chars().all(is_name) {
             return Err(format!(
-                "is `{}`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant \
-                 under `path`, or write train",
+                "is `{}`, which names no split: write train, or the name of another one",
                 shorten(split)
             ));
         }
         let Some(bounds) = bounds else {
-            return Ok(Self {
-                from: None,
-                to: None,
-                unit: Unit::Rows,
-            });
+            return Ok(Self::whole(name));
         };
         bounds
             .trim_end()
             .strip_suffix(']')
             .and_then(|bounds| bounds.split_once(':'))
-            .and_then(|(from, to)| Self::of_bounds(from.trim(), to.trim()))
+            .and_then(|(from, to)| Self::of_bounds(name, from.trim(), to.trim()))
             .ok_or_else(|| {
                 format!(
                     "is `{}`, which names no rows: write train, train[100:200] with the numbers of rows, from 0, or train[:20%]",
@@ -95,7 +100,7 @@ impl Slice {
     }
 
     /// None where these are no bounds, or name no rows whatever the file holds.
-    fn of_bounds(from: &str, to: &str) -> Option<Self> {
+    fn of_bounds(name: &str, from: &str, to: &str) -> Option<Self> {
         let unit = match from.ends_with('%') || to.ends_with('%') {
             true => Unit::Percent,
             false => Unit::Rows,
@@ -110,6 +115,7 @@ impl Slice {
             (unit == Unit::Rows || is_share).then_some(Some(number))
         };
         let slice = Self {
+            name: name.to_owned(),
             from: bound(from)?,
             to: bound(to)?,
             unit,
@@ -119,7 +125,9 @@ impl Slice {
         (!is_empty && to != 0).then_some(slice)
     }
 
-    fn range(&self, rows: usize) -> RowRange {
+    /// The rows that are meant, of a split of `rows` where [`needs_count`](Self::needs_count) asks for that. They may be none, or end
+    /// beyond the split.
+    pub fn range(&self, rows: usize) -> RowRange {
         let absolute = |bound: i64| -> usize {
             let row = match self.unit {
                 Unit::Rows => bound,
@@ -145,7 +153,12 @@ mod tests {
     use super::*;
 
     fn ranges(split: &str, rows: usize) -> Vec<RowRange> {
-        Split::parse(split).unwrap().ranges(rows)
+        let split = Split::parse(split).unwrap();
+        split
+            .slices()
+            .iter()
+            .map(|slice| slice.range(rows))
+            .collect()
     }
 
     #[test]
@@ -183,7 +196,9 @@ mod tests {
             ("train[-5:]", true),
             ("train[:-5]", true),
         ] {
-            assert_eq!(Split::parse(split).unwrap().needs_count(), needs, "{split}");
+            let parsed = Split::parse(split).unwrap();
+            let found = parsed.slices().iter().any(Slice::needs_count);
+            assert_eq!(found, needs, "{split}");
         }
     }
 
@@ -205,9 +220,9 @@ mod tests {
             let error = Split::parse(split).unwrap_err();
             assert!(error.contains("names no rows"), "{split}: {error}");
         }
-        for split in ["test", "train+test", "validation[:5]", ""] {
+        for split in ["", "train+", "a b", "train[:2]+[3:4]"] {
             let error = Split::parse(split).unwrap_err();
-            assert!(error.contains("a file is one split"), "{split}: {error}");
+            assert!(error.contains("names no split"), "{split}: {error}");
         }
     }
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use common::logging;
 
 use super::job::JobArguments;
+use super::push::PushArguments;
 use crate::version;
 
 const EXAMPLES: &str = "\
@@ -76,6 +77,8 @@ pub enum Command {
     Start(StartArguments),
     /// Say everything about a job that can be known before training
     Check(CheckArguments),
+    /// Push the result of a run that is done to the Hugging Face hub
+    Push(PushArguments),
     /// Print a script that completes this command line in a shell
     ///
     /// For bash: source <(coordinator completions bash)

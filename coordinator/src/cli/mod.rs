@@ -4,6 +4,7 @@
 pub mod arguments;
 pub mod check;
 pub mod job;
+pub mod push;
 pub mod replay;
 pub mod start;
 

@@ -10,19 +10,21 @@ use common::streams;
 use tokio::runtime::Runtime;
 
 use crate::cli::arguments::StartArguments;
+use crate::cli::push::told;
 use crate::cli::replay::recorded_args;
 use crate::cluster::run_event::{RunEnd, RunEvent};
 use crate::cluster::{Outcome, PreviousTerms};
 use crate::exit;
 use crate::prepare::{Prepared, prepare};
 use crate::report::recorder::Recorder;
-use crate::report::terminal::{Terminal, showing};
+use crate::report::terminal::{Terminal, quoted, showing};
 use crate::rpc::addresses::how_to_join;
 use crate::rpc::listener::{listen, read_token};
 use crate::rpc::server::Server;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
+use crate::run::push::push;
 use crate::run::resume::{Past, Start};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
@@ -79,7 +81,11 @@ fn run_until_stopped(
             opening,
             before,
             lock,
-        }) => (*opening, before, lock),
+        }) => {
+            // From here on the model is a folder, even where the job names an id on the hub.
+            job.base_model.clone_from(&opening.prepared.job.base_model);
+            (*opening, before, lock)
+        }
         Ok(Ready::Done(prepared)) => {
             signals.finish(true);
             let say = &mut |line: &str| terminal.say(line);
@@ -106,6 +112,9 @@ fn run_until_stopped(
     if let Outcome::Finished { .. } = parted.outcome {
         ask_after(&job, before, &mut terminal);
         show_next(&mut terminal, arguments, &job);
+        if !push_result(&job, &mut terminal) {
+            return Ok(exit::JOB_FAILED);
+        }
     }
     exit_code(parted, &job, &mut terminal)
 }
@@ -268,6 +277,30 @@ fn train(
     }
     terminal.observe(&told);
     Ok((parted, terminal))
+}
+
+/// Pushes the result where the job asks for it. False where that failed; nothing is lost then.
+fn push_result(job: &JobSpec, terminal: &mut Terminal) -> bool {
+    let Some(spec) = &job.reading.push else {
+        return true;
+    };
+    match push(&job.output_dir, spec, &Progress::default()) {
+        Ok(pushed) => terminal.say(&told(&pushed)),
+        Err(error) => {
+            let again = [
+                job.output_dir.to_string_lossy().into_owned(),
+                spec.repo.clone(),
+            ];
+            let again: Vec<String> = again.iter().map(|word| quoted(word)).collect();
+            terminal.say(&format!(
+                "the result is in {}, but it was not pushed: {error}; to push it again: coordinator push {}",
+                job.output_dir.display(),
+                again.join(" ")
+            ));
+            return false;
+        }
+    }
+    true
 }
 
 /// Says how to go on where the job is not done.

@@ -4,6 +4,7 @@
 #[cfg(feature = "single-node")]
 pub mod local_workers;
 pub mod notify_finished;
+pub mod push;
 pub mod resume;
 pub mod signals;
 pub mod test_prompts;

@@ -64,6 +64,7 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
 pub fn job(method: Method) -> JobSpec {
     JobSpec {
         base_model: "model".into(),
+        base_model_id: None,
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,

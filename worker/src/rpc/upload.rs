@@ -285,8 +285,9 @@ pub fn weights_format(
                 // By their paths: what Python makes of the pattern need not be what it means here.
                 TargetModules::Matching(_) => adapted_modules(layout, |path| path),
             };
-            let base_model = job.base_model.to_string_lossy();
-            let mut config = AdapterConfig::from_lora(lora, &base_model, modules);
+            let path = job.base_model.to_string_lossy();
+            let base_model = job.base_model_id.as_deref().unwrap_or(&path);
+            let mut config = AdapterConfig::from_lora(lora, base_model, modules);
             config.revision = job.model_revision.clone();
             Ok(WeightsFormat::Adapter(config))
         }

@@ -35,13 +35,9 @@ fn dataset_job(dir: &Path, golden: &Golden) -> JobSpec {
     let mut job = job(Method::Lora(lora), golden.learning_rate, SEQUENCE_LEN);
     job.global_batch_size = golden.batch;
     job.datasets = ["conversations", "completions", "texts"]
-        .map(|name| DatasetSpec {
-            path: dir.join(name).with_extension("jsonl"),
-            kind: DatasetKind::Auto,
-            split: None,
-            max_samples: None,
-            roles: Vec::new(),
-            fields: FieldNames::default(),
+        .map(|name| {
+            let path = dir.join(name).with_extension("jsonl");
+            DatasetSpec::new(path, DatasetKind::Auto, FieldNames::default())
         })
         .to_vec();
     job

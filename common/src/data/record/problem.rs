@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::super::rows::Unit;
+
 /// Most problems that are told one by one; the others are counted.
 pub const MAX_PROBLEMS: usize = 20;
 
@@ -24,8 +26,9 @@ pub struct DataErrors {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: Option<PathBuf>,
-    /// Line of the first row that has the problem, from 1; in a JSON array the number of the item.
+    /// Number of the first row that has the problem, from 1, and what it counts.
     pub line: Option<u64>,
+    pub unit: Unit,
     pub reason: String,
     /// Lines of the next rows that have it.
     pub also: Vec<u64>,
@@ -38,6 +41,7 @@ impl Problem {
         Self {
             file: file.map(Path::to_owned),
             line,
+            unit: Unit::Line,
             reason: reason.into(),
             also: Vec::new(),
             rows: 1,
@@ -109,9 +113,10 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
             write!(f, "{}:", file.display())?;
-            match self.line {
-                Some(line) => write!(f, "{line}: ")?,
-                None => write!(f, " ")?,
+            match (self.line, self.unit) {
+                (Some(line), Unit::Line) => write!(f, "{line}: ")?,
+                (Some(row), Unit::Row) => write!(f, " row {row}: ")?,
+                (None, _) => write!(f, " ")?,
             }
         }
         f.write_str(&self.reason)?;
@@ -124,8 +129,9 @@ impl fmt::Display for Problem {
             };
             write!(
                 f,
-                " ({} rows; also line {}{more})",
+                " ({} rows; also {} {}{more})",
                 self.rows,
+                self.unit,
                 lines.join(", ")
             )?;
         }

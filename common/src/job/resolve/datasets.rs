@@ -1,5 +1,7 @@
 //! The datasets of a job: where they are, which rows of them, and what their rows look like.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value as Json;
 
 use super::super::quote::shorten;
@@ -16,7 +18,7 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 pub(super) fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
     let count = reader.merged.datasets();
     if count == 0 && !reader.datasets_given {
-        reader.missing("`datasets` is missing: the JSON Lines files to train on");
+        reader.missing("`datasets` is missing: the data to train on");
     }
     // Its names were looked up already.
     reader.text("dataset_dir");
@@ -25,6 +27,15 @@ pub(super) fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
         .map(|index| dataset(reader, index, common_text_field.as_deref()))
         .collect()
 }
+
+/// Formats of files by Axolotl's names.
+const FORMATS: &[(&[&str], &str)] = &[
+    (&["json", "jsonl"], "json"),
+    (&["csv", "tsv"], "csv"),
+    (&["parquet"], "parquet"),
+    (&["arrow"], "arrow"),
+    (&["text", "txt"], "text"),
+];
 
 /// Names of the shapes of rows; the first of each is what people are told.
 const KINDS: &[(&[&str], Shape)] = &[
@@ -83,7 +94,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     if let Some(given) = reader.merged.get_or_null(&name("path"))
         && given.node.is_null()
     {
-        reader.wrong(given, "a JSON Lines file");
+        reader.wrong(given, "a file, a folder or a dataset on the hub");
     }
     let shape = reader.choice(&name("type"), KINDS);
     let mut fields = FieldNames::default();
@@ -129,13 +140,45 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         Some(_) => name("max_samples"),
         None => "max_samples".to_owned(),
     };
-    DatasetSpec {
-        path: reader.input_path(&name("path")).unwrap_or_default(),
-        kind,
+    let mut dataset = DatasetSpec {
+        data_dir: reader.text(&name("data_dir")),
+        name: reader.text(&name("name")),
+        revision: reader.text(&name("revision")),
+        format: reader.choice(&name("ds_type"), FORMATS).map(str::to_owned),
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
-        fields,
         roles: roles(reader, index),
+        ..DatasetSpec::new(PathBuf::new(), kind, fields)
+    };
+    name_files(reader, index, &mut dataset);
+    dataset
+}
+
+/// Reads `path` and `data_files`: where the data is, and which of its files are read.
+fn name_files(reader: &mut Reader<'_>, index: usize, dataset: &mut DatasetSpec) {
+    let name = |field: &str| format!("datasets.{index}.{field}");
+    let files = reader.texts(&name("data_files"), None).unwrap_or_default();
+    let written = reader.given(&name("path")).is_some();
+    let word = match written && !files.is_empty() {
+        true => reader.text(&name("path")),
+        false => None,
+    };
+    // As the library `datasets` has it: a format in place of a path, whose files are given beside it.
+    let format = word.filter(|word| !Path::new(word).exists());
+    let format = format.and_then(|word| {
+        let mut all = FORMATS.iter();
+        all.find(|(names, _)| names.contains(&word.as_str()))
+    });
+    if let Some((_, format)) = format {
+        dataset.format = Some((*format).to_owned());
+    } else if written {
+        dataset.path = reader.input_path(&name("path")).unwrap_or_default();
+        dataset.data_files = files;
+        return;
+    }
+    match files.as_slice() {
+        [one] => dataset.path = reader.beside_job(Path::new(one)),
+        _ => dataset.data_files = files,
     }
 }
 
@@ -233,7 +276,7 @@ fn roles(reader: &mut Reader<'_>, index: usize) -> Vec<(String, String)> {
     pairs
 }
 
-/// Reads `split` of a dataset. A file is one split, so that another one than `train` would train on rows that were not meant.
+/// Reads `split` of a dataset. Which splits there are is known once its files are.
 fn split(reader: &mut Reader<'_>, name: &str) -> Option<String> {
     let split = reader.text(name)?;
     if let Err(reason) = Split::parse(&split)

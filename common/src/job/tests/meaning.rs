@@ -180,10 +180,10 @@ fn transformers_strategies_say_when_to_save_and_evaluate() {
 
 #[test]
 fn a_split_is_all_of_a_file_or_some_of_its_rows() {
-    let rows = |split: &str| {
+    let rows = |split: &str| -> Vec<RowRange> {
         let text = format!("base_model: m\ndatasets:\n- path: d\n  split: '{split}'\n");
         let split = load_text(&text).unwrap().datasets[0].rows().unwrap();
-        split.ranges(50)
+        split.slices().iter().map(|slice| slice.range(50)).collect()
     };
     assert_eq!(rows("train"), [(0, usize::MAX)]);
     assert_eq!(rows("train[100:200]"), [(100, 200)]);

@@ -14,29 +14,18 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Inert,
     },
     Group {
-        keys: &["ds_type"],
-        rule: Only(&["json", "jsonl"], "only JSON Lines files are read"),
-    },
-    Group {
         keys: &["chat_template_kwargs"],
         rule: Only(OFF, "give chat_template_kwargs of the job"),
     },
     Group {
         keys: &[
-            "name",
-            "data_dir",
             "hf_hub_url",
             "ms_hub_url",
             "script_url",
             "file_name",
-            "subset",
             "folder",
         ],
-        rule: Only(OFF, "a file has no configurations; give its path"),
-    },
-    Group {
-        keys: &["revision"],
-        rule: Only(OFF, "a file has no revisions; give its path"),
+        rule: Only(OFF, "give it as path"),
     },
     Group {
         keys: &["roles_to_train"],

@@ -37,7 +37,7 @@ const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.s
 const LORA_START: &str = "LoRA starts as PEFT's default does; remove it";
 const ONE_RATE: &str = "there is one learning rate for all weights; remove it";
 const ONLY_TO_ZERO: &str = "the curve has no further settings, and falls to 0; remove it";
-const NO_UPLOAD: &str = "nothing is downloaded or uploaded; remove it";
+const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
 const ALL_ROWS: &str =
     "give a slice of the rows instead, as in datasets: [{path: FILE, split: 'train[:1000]'}]";
@@ -692,21 +692,16 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONLY_SFT),
     },
     Group {
-        keys: &[
-            "push_to_hub*",
-            "push_to_hub",
-            "hub_model_id",
-            "hub_token",
-            "hub_strategy",
-            "hub_private_repo",
-            "push_dataset_to_hub",
-            "hub_*",
-            "export_hub_model_id",
-            "hf_use_auth_token",
-            "hf_hub_token",
-            "use_auth_token",
-        ],
-        rule: Only(OFF, NO_UPLOAD),
+        keys: &["push_to_hub_*", "hub_strategy", "hub_always_push", "hub_*"],
+        rule: Instead(&["end", "false", "none"], PUSHED_ONCE),
+    },
+    Group {
+        keys: &["push_dataset_to_hub"],
+        rule: Instead(OFF, "the prepared data stays on this machine"),
+    },
+    Group {
+        keys: &["hf_use_auth_token", "use_auth_token"],
+        rule: Inert,
     },
     Group {
         keys: &["use_ray", "ray_*"],

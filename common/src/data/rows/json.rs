@@ -1,35 +1,27 @@
-//! Reads a dataset file row by row: JSON Lines, one JSON array, or JSON objects over several lines.
+//! Rows of JSON: JSON Lines, one JSON array, or JSON objects over several lines.
 //!
-//! Enters: a path. Leaves: numbered rows as bytes, not understood yet. Never holds more than a row, and none that is longer
-//! than a bound.
+//! Enters: text. Leaves: numbered rows as bytes, not understood yet. Never holds more than a row, and none that is longer than a
+//! bound.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::io::{self, BufRead, Read};
 
-use super::format;
+use super::content::{Counted, TextContent};
+use super::encoding::not_utf8;
+use super::text::{Line, next_line};
+use super::wrapped::ListOfRows;
+use super::{MAX_ROW_BYTES, RawRow, Unit, line_ends, too_long};
 
-/// Longest row, in bytes.
-const MAX_ROW_BYTES: usize = 64 << 20;
-
-/// Number of bytes of a file that are looked at to tell what it is.
-const BUFFER_BYTES: usize = 1 << 20;
-
-/// One row before it is understood: its line (in an array, the number of the item) and its JSON.
-pub enum RawRow {
-    Value(u64, Vec<u8>),
-    /// The row is there but cannot be read.
-    Unreadable(u64, String),
-}
-
-/// The rows of one dataset, in order.
-pub struct RowReader {
-    reader: BufReader<File>,
+/// The rows of a JSON file, in order.
+pub struct JsonRows {
+    reader: Counted,
+    of: &'static str,
     layout: Layout,
     /// Number of the next line; in an array, of the next item.
     number: u64,
     /// Line of the file, where that is an array.
     line: u64,
+    /// Whether the array is part of something else, which follows.
+    is_within: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,63 +43,80 @@ enum Place {
     BehindComma,
 }
 
-impl RowReader {
-    /// Opens a dataset file. An error says what the file is instead, or why it cannot be read.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        format::file_of_rows(path)?;
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
-        let start = reader.fill_buf().map_err(|error| error.to_string())?;
-        if let Some(what) = format::other_than_rows(path, start) {
-            return Err(what);
-        }
-        let bom = if start.starts_with(b"\xef\xbb\xbf") {
-            3
-        } else {
-            0
-        };
-        let layout = layout_of(&start[bom..]);
-        let mut used = bom;
+impl JsonRows {
+    /// Tells by how the text begins how its rows are laid out.
+    pub fn new(text: TextContent) -> Self {
+        let TextContent {
+            start,
+            mut reader,
+            of,
+        } = text;
+        let layout = layout_of(&start);
         let mut line = 1;
         if let Layout::Array(_) = layout {
-            let space = start[bom..].iter();
-            let space = space.take_while(|byte| byte.is_ascii_whitespace());
-            line += line_ends(&start[bom..bom + space.clone().count()]);
-            used += 1 + space.count();
+            let space = start.iter().take_while(|byte| byte.is_ascii_whitespace());
+            let space = space.count();
+            line += line_ends(&start[..space]);
+            reader.consume(space + 1);
         }
-        reader.consume(used);
-        Ok(Self {
+        Self {
             reader,
+            of,
             layout,
             number: 1,
             line,
+            is_within: false,
+        }
+    }
+
+    /// The items of a list within the text.
+    pub fn from_list(text: TextContent, list: &ListOfRows) -> Result<Self, String> {
+        let TextContent { mut reader, of, .. } = text;
+        let before = list.start.saturating_sub(reader.position);
+        let skipped = io::copy(&mut reader.by_ref().take(before), &mut io::sink());
+        if skipped.map_err(|error| error.to_string())? != before {
+            return Err("the file changed while it was read".to_owned());
+        }
+        Ok(Self {
+            reader,
+            of,
+            layout: Layout::Array(Place::Begin),
+            number: 1,
+            line: list.line,
+            is_within: true,
         })
+    }
+
+    /// What the numbers of the rows count.
+    pub fn unit(&self) -> Unit {
+        match self.layout {
+            Layout::Array(_) => Unit::Row,
+            _ => Unit::Line,
+        }
     }
 
     fn next_line(&mut self) -> Option<RawRow> {
         loop {
-            let line = self.number;
+            let (line, at) = (self.number, self.reader.position);
             self.number += 1;
-            let mut bytes = Vec::new();
-            let limit = MAX_ROW_BYTES as u64 + 1;
-            let read = self
-                .reader
-                .by_ref()
-                .take(limit)
-                .read_until(b'\n', &mut bytes);
-            return match read {
-                Ok(0) => None,
-                Ok(read) if read as u64 == limit => Some(match skip_line(&mut self.reader) {
-                    Ok(()) => RawRow::Unreadable(line, too_long()),
-                    Err(error) => RawRow::Unreadable(line, error.to_string()),
-                }),
-                Ok(_) if bytes.trim_ascii().is_empty() => continue,
-                Ok(_) => Some(RawRow::Value(line, bytes)),
+            return match next_line(&mut self.reader) {
+                Ok(Line::End) => None,
+                Ok(Line::TooLong) => Some(RawRow::Unreadable(line, too_long())),
+                Ok(Line::Blank) => continue,
+                Ok(Line::Text(bytes)) => Some(self.row(line, bytes, at)),
                 Err(error) => {
                     self.layout = Layout::Done;
                     Some(RawRow::Unreadable(line, error.to_string()))
                 }
             };
+        }
+    }
+
+    /// The row of these bytes, which begin behind `at` others.
+    fn row(&self, number: u64, bytes: Vec<u8>, at: u64) -> RawRow {
+        match not_utf8(&bytes, at, self.of) {
+            None => RawRow::Value(number, bytes),
+            Some(reason) => RawRow::Unreadable(number, reason),
         }
     }
 
@@ -120,7 +129,7 @@ impl RowReader {
         if self.layout == Layout::Values {
             self.number += lines;
         }
-        let first = match self.peek() {
+        let first = match self.reader.peek() {
             Ok(first) => first,
             Err(error) => return self.stop(error.to_string()),
         };
@@ -149,7 +158,7 @@ impl RowReader {
     }
 
     fn whole_value(&mut self) -> Option<RawRow> {
-        let number = self.number;
+        let (number, at) = (self.number, self.reader.position);
         let mut bytes = Vec::new();
         match take_value(&mut self.reader, &mut bytes) {
             Ok(true) if bytes.is_empty() => {
@@ -168,14 +177,17 @@ impl RowReader {
             }
             _ => self.number += lines,
         }
-        Some(RawRow::Value(number, bytes))
+        Some(self.row(number, bytes, at))
     }
 
     /// Ends an array, which nothing but white space may follow.
     fn end_array(&mut self) -> Option<RawRow> {
         self.reader.consume(1);
         self.layout = Layout::Done;
-        match self.skip_space().and_then(|_| self.peek()) {
+        if self.is_within {
+            return None;
+        }
+        match self.skip_space().and_then(|_| self.reader.peek()) {
             Ok(None) => None,
             Ok(Some(_)) => self.stop("there is more after the end of the array".to_owned()),
             Err(error) => self.stop(error.to_string()),
@@ -193,33 +205,32 @@ impl RowReader {
         self.stop(format!("{reason} (line {} of the file)", self.line))
     }
 
-    fn peek(&mut self) -> io::Result<Option<u8>> {
-        Ok(self.reader.fill_buf()?.first().copied())
-    }
-
-    /// Skips white space. Returns the number of line ends in it.
     fn skip_space(&mut self) -> io::Result<u64> {
-        let mut lines = 0;
-        loop {
-            let buffer = self.reader.fill_buf()?;
-            let space = buffer
-                .iter()
-                .take_while(|byte| byte.is_ascii_whitespace())
-                .count();
-            lines += line_ends(&buffer[..space]);
-            let done = space < buffer.len() || buffer.is_empty();
-            self.reader.consume(space);
-            if done {
-                return Ok(lines);
-            }
+        skip_space(&mut self.reader)
+    }
+}
+
+/// Skips white space. Returns the number of line ends in it.
+pub fn skip_space(reader: &mut impl BufRead) -> io::Result<u64> {
+    let mut lines = 0;
+    loop {
+        let buffer = reader.fill_buf()?;
+        let space = buffer
+            .iter()
+            .take_while(|byte| byte.is_ascii_whitespace())
+            .count();
+        lines += line_ends(&buffer[..space]);
+        let done = space < buffer.len() || buffer.is_empty();
+        reader.consume(space);
+        if done {
+            return Ok(lines);
         }
     }
 }
 
-impl Iterator for RowReader {
+impl Iterator for JsonRows {
     type Item = RawRow;
 
-    /// The next row; blank lines are none.
     fn next(&mut self) -> Option<RawRow> {
         match self.layout {
             Layout::Lines => self.next_line(),
@@ -227,14 +238,6 @@ impl Iterator for RowReader {
             Layout::Done => None,
         }
     }
-}
-
-fn line_ends(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
-}
-
-fn too_long() -> String {
-    format!("the row is longer than {MAX_ROW_BYTES} bytes: divide its text into several rows")
 }
 
 /// How the rows of a file that begins like this are laid out.
@@ -263,15 +266,28 @@ fn is_spread(text: &[u8]) -> bool {
 
 /// Scans for the end of a JSON value, byte by byte.
 #[derive(Default)]
-struct Scan {
+pub struct Scan {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
 }
 
 impl Scan {
+    /// A scan of a value whose first bracket was read already.
+    pub fn within() -> Self {
+        Self {
+            depth: 1,
+            ..Self::default()
+        }
+    }
+
+    /// Whether what comes next is in no string, list or object of the value.
+    pub fn is_outside(&self) -> bool {
+        self.depth == 0 && !self.in_string
+    }
+
     /// Whether the value ends with this byte.
-    fn ends_after(&mut self, byte: u8) -> bool {
+    pub fn ends_after(&mut self, byte: u8) -> bool {
         if self.in_string {
             match byte {
                 _ if self.is_escaped => self.is_escaped = false,
@@ -294,14 +310,14 @@ impl Scan {
     }
 
     /// Whether the value, a number or a word, ended before this byte.
-    fn ended_before(&self, byte: u8) -> bool {
+    pub fn ended_before(&self, byte: u8) -> bool {
         let ends = byte == b',' || byte == b']' || byte.is_ascii_whitespace();
         ends && self.depth == 0 && !self.in_string
     }
 }
 
 /// Reads one value, whatever it is. False where it is longer than a row may be.
-fn take_value(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
+pub fn take_value(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let mut scan = Scan::default();
     loop {
         let buffer = reader.fill_buf()?;
@@ -331,23 +347,10 @@ fn take_value(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool
     }
 }
 
-fn skip_line(reader: &mut impl BufRead) -> io::Result<()> {
-    loop {
-        let buffer = reader.fill_buf()?;
-        let (used, done) = match buffer.iter().position(|byte| *byte == b'\n') {
-            Some(end) => (end + 1, true),
-            None => (buffer.len(), buffer.is_empty()),
-        };
-        reader.consume(used);
-        if done {
-            return Ok(());
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::RowReader;
     use super::*;
 
     /// The rows of a file, each with its number.
@@ -361,6 +364,7 @@ mod tests {
                 let text: Vec<&str> = text.split_whitespace().collect();
                 format!("{number} {}", text.join(" "))
             }
+            RawRow::Parsed(number, _) => panic!("row {number} is no text"),
             RawRow::Unreadable(number, reason) => format!("{number} ! {reason}"),
         });
         shown.collect()

@@ -1,0 +1,38 @@
+//! Whether and where the result is pushed to the hub.
+
+use std::path::Path;
+
+use super::super::read::Reader;
+use super::super::spec::{PushSpec, Secret};
+
+/// Reads where the result goes; `output_dir` gives its name where none is given.
+pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpec> {
+    let repo = reader.text("hub_model_id");
+    let is_private = reader.switch("hub_private_repo");
+    let token = reader.text("hub_token").map(Secret::new);
+    // Axolotl pushes where there is an id, TRL where it is told to.
+    let is_wanted = reader.switch("push_to_hub").unwrap_or(repo.is_some());
+    if !is_wanted {
+        return None;
+    }
+    let name = output_dir
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    let Some(repo) = repo.or(name) else {
+        if let Some(given) = reader.given("push_to_hub") {
+            let message = "needs hub_model_id, the id that the result gets";
+            reader.problem(given, message.to_owned());
+        }
+        return None;
+    };
+    let is_private = is_private.unwrap_or(true);
+    let kind = if is_private { "private" } else { "public" };
+    reader.notices.push(format!(
+        "the result is pushed to {repo} on the hub at the end ({kind}, if it is not there yet)"
+    ));
+    Some(PushSpec {
+        repo: repo.trim().to_owned(),
+        is_private,
+        token,
+    })
+}

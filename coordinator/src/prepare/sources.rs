@@ -1,0 +1,75 @@
+//! What a job names becomes files on this machine: paths as they are, folders and patterns by their files, ids on the hub
+//! through the hub's cache.
+//!
+//! Enters: a checked job. Leaves: the same job with the folder of its model and the files of its data, each of one commit
+//! where they come from the hub; or every reason why something cannot be had. The hub is asked, and what the environment
+//! says of it is read, only where a name is no path.
+
+mod datasets;
+mod model;
+
+use std::cell::OnceCell;
+
+use common::hub::{Environment, Hub};
+use common::job::{JobSpec, Resume};
+use common::progress::Progress;
+use serde_json::Value;
+
+use crate::store::output::RunRecord;
+
+/// Fetches what the job names from the hub, and finds the files of its datasets.
+pub fn obtain(job: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
+    let mut job = job.clone();
+    let earlier = earlier_job(&job);
+    let sources = Sources {
+        hub: OnceCell::new(),
+        earlier: earlier.as_ref(),
+        progress,
+    };
+    let mut problems = Vec::new();
+    if let Err(problem) = model::obtain(&sources, &mut job) {
+        problems.push(problem);
+    }
+    for index in 0..job.datasets.len() {
+        match datasets::obtain(&sources, index, &mut job.datasets[index]) {
+            Ok(notice) => job.reading.notices.extend(notice),
+            Err(reason) => {
+                let path = job.datasets[index].path.display();
+                problems.push(format!("{path}: {reason}"));
+            }
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(job),
+        false => Err(problems),
+    }
+}
+
+/// Where files come from.
+struct Sources<'a> {
+    hub: OnceCell<Hub>,
+    /// The job of the run that goes on in the output folder: it keeps to the commits that it began with.
+    earlier: Option<&'a Value>,
+    progress: &'a Progress,
+}
+
+impl Sources<'_> {
+    fn hub(&self) -> Result<&Hub, String> {
+        if let Some(hub) = self.hub.get() {
+            return Ok(hub);
+        }
+        let made = Environment::of_process().and_then(Hub::new);
+        let made = made.map_err(|error| error.to_string())?;
+        Ok(self.hub.get_or_init(|| made))
+    }
+}
+
+/// The job of the run in the output folder, where this one would go on with it.
+fn earlier_job(job: &JobSpec) -> Option<Value> {
+    if job.resume == Resume::Never {
+        return None;
+    }
+    // What is wrong with the record is told when the folder is taken.
+    let record = RunRecord::read(&job.output_dir).ok().flatten()?;
+    Some(record.job)
+}
