@@ -1,13 +1,15 @@
 //! The plan of a run as pure functions: step -> slots -> blocks, and step -> learning rate. Equal inputs give equal
 //! plans on every machine.
 
+mod learning_rate;
 mod settle;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::job::{JobSpec, LrScheduler, Warmup};
+use crate::job::JobSpec;
 use crate::rng::CounterRng;
 
+pub use learning_rate::{highest_rate, learning_rate, learns, warmup_steps};
 pub use settle::{DataSize, settle, settle_sequence_len};
 
 /// Which blocks each slot of each step holds. Built from the job and the number of training blocks.
@@ -105,45 +107,6 @@ pub fn eval_slots(job: &JobSpec, train_blocks: u64, eval_blocks: u64) -> Vec<Vec
         .chunks(job.micro_batch_size)
         .map(<[u64]>::to_vec)
         .collect()
-}
-
-/// The learning rate of the update after `step` earlier ones, as Transformers' schedulers give it
-/// (`transformers/optimization.py`): linear warm-up from 0, then the named curve down to 0 at `total_steps`.
-pub fn learning_rate(job: &JobSpec, step: u64, total_steps: u64) -> f64 {
-    let warmup = warmup_steps(job.warmup, total_steps);
-    if job.lr_scheduler == LrScheduler::Constant {
-        return job.learning_rate;
-    }
-    if step < warmup {
-        return job.learning_rate * step as f64 / warmup.max(1) as f64;
-    }
-    let progress = (step - warmup) as f64 / total_steps.saturating_sub(warmup).max(1) as f64;
-    let factor = match job.lr_scheduler {
-        LrScheduler::Constant | LrScheduler::ConstantWithWarmup => 1.0,
-        LrScheduler::Linear => 1.0 - progress,
-        LrScheduler::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-    };
-    job.learning_rate * factor.max(0.0)
-}
-
-/// The highest learning rate of all steps: where the warm-up ends, or at the last step if it does not end.
-pub fn highest_rate(job: &JobSpec, total_steps: u64) -> f64 {
-    let warmup = warmup_steps(job.warmup, total_steps);
-    learning_rate(job, warmup.min(total_steps.saturating_sub(1)), total_steps)
-}
-
-/// Whether some step has a learning rate that weights can follow: without one they end as they began. Updates are applied in
-/// float32, which has no number of full precision below its least one.
-pub fn learns(job: &JobSpec, total_steps: u64) -> bool {
-    highest_rate(job, total_steps) >= f64::from(f32::MIN_POSITIVE)
-}
-
-/// Number of steps over which the learning rate rises.
-pub fn warmup_steps(warmup: Warmup, total_steps: u64) -> u64 {
-    match warmup {
-        Warmup::Steps(steps) => steps,
-        Warmup::Ratio(ratio) => (ratio * total_steps as f64).ceil() as u64,
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! A job that came over the wire: what its reader made sure of is made sure of again, because whoever sent it may be anybody.
 
 use super::limits::{
-    MAX_BATCH, MAX_EPOCHS, MAX_MICRO_BATCH, MAX_RANK, MAX_SEQUENCE_LEN, MAX_SLOTS,
+    MAX_BATCH, MAX_EPOCHS, MAX_MICRO_BATCH, MAX_RANK, MAX_SEQUENCE_LEN, MAX_SLOTS, MAX_STEPS,
 };
-use super::spec::{JobSpec, Method};
+use super::spec::{JobSpec, Method, Warmup};
 
 impl JobSpec {
     /// Checks the numbers that a worker computes with, as those of a job that was read are.
@@ -59,6 +59,18 @@ impl JobSpec {
                 return Err(format!("{name} is {value}"));
             }
         }
+        self.lr_scheduler
+            .check(self.learning_rate)
+            .map_err(|reason| format!("lr_scheduler {reason}"))?;
+        match self.warmup {
+            Warmup::Ratio(share) if !(0.0..=1.0).contains(&share) => {
+                return Err(format!("warmup is {share} of the steps"));
+            }
+            Warmup::Steps(steps) if steps > MAX_STEPS => {
+                return Err(format!("warmup is {steps} steps"));
+            }
+            _ => {}
+        }
         let Method::Lora(lora) = &self.method else {
             return Ok(());
         };
@@ -81,6 +93,8 @@ fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), Str
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use crate::job::{JobSources, JobSpec, load};
 
     fn job() -> JobSpec {
@@ -117,6 +131,22 @@ mod tests {
             ("/max_steps", 0.into(), "max_steps"),
             ("/learning_rate", (-1.0).into(), "learning_rate"),
             ("/adam_beta2", 1.0.into(), "adam_beta2"),
+            ("/warmup/ratio", 2.0.into(), "warmup"),
+            (
+                "/lr_scheduler",
+                json!({"cosine_waves": {"num_cycles": -1.0}}),
+                "num_cycles",
+            ),
+            (
+                "/lr_scheduler",
+                json!({"polynomial": {"lr_end": 0.5, "power": 1.0}}),
+                "lr_end",
+            ),
+            (
+                "/lr_scheduler",
+                json!({"inverse_sqrt": {"timescale": 0}}),
+                "timescale",
+            ),
             ("/method/lora/r", 0.into(), "lora_r"),
             ("/method/lora/dropout", 1.5.into(), "lora_dropout"),
         ];

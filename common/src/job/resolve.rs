@@ -3,6 +3,7 @@
 mod cadence;
 mod chat_template;
 mod datasets;
+mod lr_scheduler;
 mod method;
 mod push;
 mod schedule;
@@ -11,6 +12,7 @@ mod special_tokens;
 use std::path::PathBuf;
 
 use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
+use super::lr_scheduler::LrScheduler;
 use super::merge;
 use super::quote::shorten;
 use super::read::{Reader, parse_number, without_separators};
@@ -19,9 +21,10 @@ use super::switch::parse_switch;
 use cadence::{eval_steps, save_steps};
 use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use datasets::datasets;
+use lr_scheduler::lr_scheduler;
 use method::method;
 use push::push;
-use schedule::{batch, lr_scheduler, max_steps, warmup};
+use schedule::{batch, max_steps, warmup};
 use special_tokens::special_tokens;
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
@@ -33,7 +36,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let init_weights = init_weights(reader, &method);
     let learning_rate = learning_rate(reader, &method);
     let (global_batch_size, micro_batch_size) = batch(reader);
-    let lr_scheduler = lr_scheduler(reader);
+    let lr_scheduler = lr_scheduler(reader, learning_rate);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
     let (save_steps, save_cadence) = save_steps(reader);
@@ -114,7 +117,7 @@ fn left_to_data(
         sequence_len: left(&["sequence_len"]),
         global_batch_size: left(&["global_batch_size", "gradient_accumulation_steps"]),
         num_epochs: left(&["num_epochs"]) && max_steps.is_none(),
-        warmup: left(&["warmup_steps", "warmup_ratio"]) && lr_scheduler != LrScheduler::Constant,
+        warmup: left(&["warmup_steps", "warmup_ratio"]) && lr_scheduler.has_warmup(),
         save: None,
         eval: None,
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::lr_scheduler::LrScheduler;
 use super::split::{Split, TRAIN};
 
 /// Default `sequence_len`, in tokens, where the data is large.
@@ -482,16 +483,6 @@ pub enum TargetModules {
     Named(Vec<String>),
     /// Those whose whole path this regular expression matches (`.*layers\.[0-3]\..*_proj`), as PEFT takes a text.
     Matching(String),
-}
-
-/// Curve of the learning rate after the warm-up, under Transformers' names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrScheduler {
-    Cosine,
-    Linear,
-    Constant,
-    ConstantWithWarmup,
 }
 
 /// Length of the warm-up.

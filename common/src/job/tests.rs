@@ -4,6 +4,7 @@ mod chat_template;
 mod hostile;
 mod meaning;
 mod problems;
+mod schedules;
 mod shapes;
 mod table;
 

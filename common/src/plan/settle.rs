@@ -218,8 +218,11 @@ fn short(job: &JobSpec, data: DataSize, total_steps: u64) -> Option<String> {
 /// A warning where the run ends before its learning rate has risen.
 fn unfinished_warmup(job: &JobSpec, total_steps: u64) -> Option<String> {
     let warmup = warmup_steps(job.warmup, total_steps);
-    // A run of which nothing is learned does not start, and says why.
-    if warmup < total_steps || !learns(job, total_steps) {
+    // A run of which nothing is learned does not start, and says why. Some curves come to their peak with the warm-up's last step.
+    let is_over = warmup < total_steps
+        || !job.lr_scheduler.has_warmup()
+        || highest_rate(job, total_steps) >= job.learning_rate * (1.0 - 1e-9);
+    if is_over || !learns(job, total_steps) {
         return None;
     }
     Some(format!(
@@ -346,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn a_curve_of_few_steps_begins_without_the_default_warm_up() {
+        for curve in ["rex", "one_cycle", "inverse_sqrt", "warmup_stable_decay"] {
+            let (job, _) = settled(&[("lr_scheduler", curve)], 5, 30);
+            assert_eq!(job.warmup, Warmup::Steps(0), "{curve}");
+        }
+        let its_own = [
+            ("lr_scheduler", "one_cycle"),
+            ("lr_scheduler_kwargs", "{pct_start: 0.3}"),
+        ];
+        let (job, _) = settled(&its_own, 100_000, 200);
+        assert_eq!(job.warmup, Warmup::Steps(0));
+    }
+
+    #[test]
     fn what_the_user_gave_stays() {
         let given = [
             ("sequence_len", "2048"),
@@ -433,6 +450,10 @@ mod tests {
                 told.contains("is not over in the run of 90 steps"),
                 "{told}"
             );
+        }
+        for at_its_peak in ["rex", "one_cycle"] {
+            let steps = [("warmup_steps", "90"), ("lr_scheduler", at_its_peak)];
+            assert_eq!(told(&steps, "warm-up"), None, "{at_its_peak}");
         }
         let tiny = told(&[("learning_rate", "1e-20")], "float32").unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Resolves how big a step is, how many there are, and the curve of the learning rate.
+//! Resolves how big a step is, how many there are, and the warm-up of the learning rate.
 
 use crate::job::limits::{MAX_BATCH, MAX_MICRO_BATCH, MAX_SLOTS, MAX_STEPS};
 use crate::job::read::{Reader, parse_number};
@@ -68,18 +68,6 @@ pub(super) fn max_steps(reader: &mut Reader<'_>) -> Option<u64> {
     reader.whole("max_steps", 1..=MAX_STEPS)
 }
 
-pub(super) fn lr_scheduler(reader: &mut Reader<'_>) -> LrScheduler {
-    let choices: &[(&[&str], LrScheduler)] = &[
-        (&["cosine"], LrScheduler::Cosine),
-        (&["linear"], LrScheduler::Linear),
-        (&["constant"], LrScheduler::Constant),
-        (&["constant_with_warmup"], LrScheduler::ConstantWithWarmup),
-    ];
-    reader
-        .choice("lr_scheduler", choices)
-        .unwrap_or(LrScheduler::Cosine)
-}
-
 pub(super) fn warmup(
     reader: &mut Reader<'_>,
     scheduler: LrScheduler,
@@ -98,15 +86,18 @@ pub(super) fn warmup(
         None => None,
     };
     let given = decided_by.and_then(|name| reader.given(name));
-    if scheduler == LrScheduler::Constant {
+    if !scheduler.has_warmup() {
         let is_zero =
             matches!(warmup, None | Some(Warmup::Steps(0))) || warmup == Some(Warmup::Ratio(0.0));
         if let Some(given) = given
             && !is_zero
             && Some(given.layer) >= reader.layer("lr_scheduler")
         {
-            let message = "has no effect with `lr_scheduler: constant`; use constant_with_warmup";
-            reader.problem(given, message.to_owned());
+            let message = match scheduler {
+                LrScheduler::Constant => "`lr_scheduler: constant`; use constant_with_warmup",
+                _ => "`pct_start` in `lr_scheduler_kwargs`, which decides the warm-up; remove one",
+            };
+            reader.problem(given, format!("has no effect with {message}"));
         }
         return Warmup::Steps(0);
     }

@@ -36,8 +36,8 @@ const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; rem
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
 const LORA_START: &str = "LoRA starts as PEFT's default does; remove it";
 const ONE_RATE: &str = "there is one learning rate for all weights; remove it";
-const ONLY_TO_ZERO: &str = "the curve has no further settings, and falls to 0; remove it";
 const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
+const IN_KWARGS: &str = "give it in lr_scheduler_kwargs, or Axolotl's cosine_min_lr_ratio";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
 const ALL_ROWS: &str =
     "give a slice of the rows instead, as in datasets: [{path: FILE, split: 'train[:1000]'}]";
@@ -663,8 +663,16 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONE_RATE),
     },
     Group {
-        keys: &["lr_scheduler_kwargs", "cosine_*", "min_lr*", "lr_end"],
-        rule: Only(OFF, ONLY_TO_ZERO),
+        keys: &["cosine_*", "min_lr*", "lr_end"],
+        rule: Only(OFF, IN_KWARGS),
+    },
+    Group {
+        // Files of examples have them, but Axolotl reads neither.
+        keys: &["eta_min", "lr_div_factor"],
+        rule: Instead(
+            OFF,
+            "Axolotl does nothing with it, and neither is it done here; cosine_min_lr_ratio sets the lowest rate",
+        ),
     },
     Group {
         keys: &["optim_args", "adam_beta3", "adam_epsilon2"],

@@ -1,7 +1,7 @@
 //! The plan: what will be trained on what, for how long, and where it goes.
 
 use common::data::DataCounts;
-use common::job::{BaseDtype, InitWeights, JobSpec, LrScheduler, Method, TargetModules, Warmup};
+use common::job::{BaseDtype, InitWeights, JobSpec, Method, TargetModules, Warmup};
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
 use crate::prepare::{Need, Prepared};
@@ -199,12 +199,7 @@ fn method(job: &JobSpec) -> String {
 }
 
 fn learning_rate(job: &JobSpec) -> String {
-    let scheduler = match job.lr_scheduler {
-        LrScheduler::Cosine => "cosine",
-        LrScheduler::Linear => "linear",
-        LrScheduler::Constant => "constant",
-        LrScheduler::ConstantWithWarmup => "constant",
-    };
+    let scheduler = job.lr_scheduler;
     let warmup = match job.warmup {
         Warmup::Steps(0) => String::new(),
         Warmup::Steps(steps) => format!(", warm-up {}", count(steps, "step")),

@@ -24,15 +24,14 @@ pub(super) fn goes_on(
     }
     let curve = match job.lr_scheduler {
         LrScheduler::Constant => None,
-        LrScheduler::ConstantWithWarmup => {
+        scheduler if scheduler.is_the_same_in_a_longer_run() => {
             let there = warmup_steps(before.warmup, record.total_steps);
             let here = total_steps.map_or(there, |steps| warmup_steps(job.warmup, steps));
             (there != here).then(|| {
                 format!("the warm-up is a share of all steps, {there} there and {here} here: set warmup_steps: {there}")
             })
         }
-        LrScheduler::Cosine => Some(of_falling_curve("cosine")),
-        LrScheduler::Linear => Some(of_falling_curve("linear")),
+        scheduler => Some(of_falling_curve(scheduler)),
     };
     if let Some(reason) = curve {
         return Err(reason);
@@ -46,10 +45,15 @@ pub(super) fn goes_on(
     }
 }
 
-fn of_falling_curve(name: &str) -> String {
+fn of_falling_curve(scheduler: LrScheduler) -> String {
+    let falls = match scheduler {
+        LrScheduler::Cosine | LrScheduler::Linear => "falls to 0 at the last step",
+        _ => "follows the number of steps",
+    };
     format!(
-        "with lr_scheduler: {name} the learning rate falls to 0 at the last step, so that the steps that were done are not its \
-         own (only a run with constant or constant_with_warmup can be made longer)"
+        "with lr_scheduler: {} the learning rate {falls}, so that the steps that were done are not its own (only a run with \
+         constant, constant_with_warmup, inverse_sqrt, or warmup_stable_decay with both of its numbers of steps can be made longer)",
+        scheduler.name()
     )
 }
 
@@ -113,7 +117,10 @@ mod tests {
             "{message}"
         );
 
-        for curve in ["cosine", "linear"] {
+        let by_square_root = [("lr_scheduler", "inverse_sqrt"), ("warmup_steps", "3")];
+        assert_eq!(fate(&by_square_root, "8", Some(80)), Ok(true));
+
+        for curve in ["cosine", "linear", "rex", "warmup_stable_decay"] {
             let message = fate(&[("lr_scheduler", curve)], "8", None).unwrap_err();
             assert!(
                 message.contains(curve) && message.contains("constant"),
