@@ -9,7 +9,9 @@ use common::data::block::Block;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::data::{DataErrors, PreparedData, origins, prepare_blocks, prune_blocks, samples};
-use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources, JobSpec, ValSetSize};
+use common::job::{
+    DatasetKind, DatasetSpec, ExcessLength, FieldNames, JobSources, JobSpec, ValSetSize,
+};
 use common::progress::Progress;
 use support::{template_text, write_model};
 
@@ -155,8 +157,7 @@ fn every_row_that_cannot_be_used_is_named_with_its_line() {
             "data.jsonl:3: no column `messages`, `prompt` and `completion`, or `text`; found `mesages` (did you mean `mesages`?)",
             "data.jsonl:4: column `messages` has no messages",
             "data.jsonl:5: message 1 of `messages`: unknown role `usr` (did you mean `user`?)",
-            "data.jsonl:6: message 1 of `messages`: unknown role `human` (did you mean `user`?)",
-            "data.jsonl:7: no assistant turn: nothing to learn from",
+            "data.jsonl:6: no assistant turn: nothing to learn from (2 rows; also line 7)",
             "data.jsonl:8: message 1 of `messages`: no `content`; found `role`, `text`",
             "data.jsonl:9: column `messages` must be a list of messages, not a string",
             "data.jsonl:10: no column `completion`; found `prompt`",
@@ -235,8 +236,8 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
     );
     let dpo = reason(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#);
     assert!(dpo.contains("field_completion: chosen"), "{dpo}");
-    let alpaca = reason(r#"{"instruction": "a", "input": "", "output": "b"}"#);
-    assert!(alpaca.contains("type: alpaca"), "{alpaca}");
+    let instruction = reason(r#"{"instruction": "a", "response": "b"}"#);
+    assert!(instruction.contains("field_output"), "{instruction}");
 }
 
 #[test]
@@ -405,10 +406,10 @@ fn files_that_are_no_rows_are_called_what_they_are() {
     let setup = Setup::new("");
     let path = &setup.job.datasets[0].path;
     for (bytes, word) in [
-        (&b"\x1f\x8b\x08"[..], "gunzip"),
+        (&b"\x1f\x8b\x08"[..], "gzip data is cut off"),
         (b"PAR1....", "Parquet"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
-        (b"prompt,completion\na,b\n", "separated values"),
+        (b"%PDF-1.7\n", "PDF"),
     ] {
         std::fs::write(path, bytes).unwrap();
         let problems = setup.problems();
@@ -417,7 +418,7 @@ fn files_that_are_no_rows_are_called_what_they_are() {
     }
     let mut setup = Setup::new("");
     setup.job.datasets[0].path = setup.folder.path().join("nobody/no_robots");
-    assert!(setup.problems()[0].contains("hf download nobody/no_robots"));
+    assert!(setup.problems()[0].contains("no such file"));
     setup.job.datasets[0].path = setup.folder.path().to_owned();
     assert!(setup.problems()[0].contains("is a folder: name a file in it"));
 }
@@ -444,7 +445,9 @@ fn a_row_that_is_not_utf8_is_called_that() {
     std::fs::write(&setup.job.datasets[0].path, bytes).unwrap();
     assert_eq!(
         setup.problems(),
-        ["data.jsonl:2: not UTF-8 (byte 14 of the line): save the file as UTF-8"]
+        [
+            "data.jsonl:2: not UTF-8 at byte 107 of the file (0xe9): save the file as UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8`, if it is from Windows)"
+        ]
     );
 }
 
@@ -590,7 +593,44 @@ fn a_json_array_is_read_as_rows() {
     let setup = Setup::new(&format!("[\n{CHAT},\n{CHAT}]"));
     assert_eq!(setup.prepare().unwrap().counts.rows, 2);
     let setup = Setup::new(&format!("[{CHAT}, {{\"a\": 1}}]"));
-    assert!(setup.problems()[0].starts_with("data.jsonl:2: no column"));
+    assert!(setup.problems()[0].starts_with("data.jsonl: row 2: no column"));
+}
+
+#[test]
+fn long_examples_become_what_the_job_says() {
+    let rows = format!(
+        "{{\"text\": \"{}\"}}\n{{\"text\": \"ab\"}}\n",
+        "ab".repeat(40)
+    );
+    let of = |strategy: ExcessLength| {
+        let mut setup = Setup::new(&rows);
+        setup.job.excess_length_strategy = strategy;
+        setup.prepare().map(|data| data.counts)
+    };
+    let split = of(ExcessLength::Split).unwrap();
+    let dropped = of(ExcessLength::Drop).unwrap();
+    let cut = of(ExcessLength::Truncate).unwrap();
+    assert_eq!((split.split_examples, split.excess_tokens), (1, 0));
+    assert_eq!(dropped.dropped_examples, 1);
+    assert_eq!(dropped.excess_tokens, split.longest);
+    assert_eq!(cut.truncated_examples, 1);
+    assert_eq!(cut.excess_tokens, split.longest - 32);
+    // What is kept and what is lost make up the data.
+    for counts in [&dropped, &cut] {
+        let rest = counts.tokens + counts.excess_tokens + counts.untrained_tokens;
+        assert_eq!(rest, split.longest + dropped.tokens, "{counts:?}");
+    }
+    assert!(
+        cut.cut_notice(32)
+            .unwrap()
+            .contains("cut off behind sequence_len 32: 1 example")
+    );
+    let refused = of(ExcessLength::Raise).unwrap_err().to_string();
+    assert!(
+        refused.contains("1 example is longer than sequence_len 32")
+            && refused.contains("data.jsonl:1"),
+        "{refused}"
+    );
 }
 
 #[test]

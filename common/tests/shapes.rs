@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use common::data::example::{Example, ExampleMaker};
 use common::data::record::RecordParser;
 use common::data::rows::RawRow;
-use common::data::template::Variables;
-use common::data::tokenize::Tokenizer;
+use common::data::template::{ChatTemplate, Variables};
+use common::data::tokenize::{SpecialTokens, Tokenizer};
 use common::job::{DatasetKind, DatasetSpec, FieldNames};
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 /// Label of what is not learned.
 const IGNORED: i64 = -100;
@@ -135,4 +135,152 @@ fn a_token_that_the_job_names_must_be_the_tokenizers_own() {
         "special_tokens.eos_token is </s>, and the tokenizer has <|im_end|>: no token is renamed"
     ));
     assert!(differing[1].contains("bos_token is <s>, and the tokenizer has none"));
+}
+
+/// The examples of a row, and what is noted of it, with ChatML as the template.
+fn conversation(spec: &DatasetSpec, row: &Json) -> Result<(Vec<Example>, Vec<String>), String> {
+    let tokenizer = tokenizer();
+    let text = common::chat_templates::find("chatml").unwrap();
+    let special = SpecialTokens::load(&root().join("examples/tiny-qwen3")).unwrap();
+    let template = ChatTemplate::from_source(text, &special, 0).unwrap();
+    let sharegpt = common::data::record::sharegpt::spec(spec);
+    let parser = RecordParser {
+        spec,
+        sharegpt: &sharegpt,
+        accepts_role: &|role| template.mentions_role(role),
+        train_on_inputs: false,
+        default_system: None,
+        variables: &Variables::default(),
+    };
+    let raw = RawRow::Value(1, row.to_string().into_bytes());
+    let mut row = parser.parse(raw).map_err(|(_, reason)| reason)?;
+    let maker = ExampleMaker {
+        tokenizer: &tokenizer,
+        template: Some(&template),
+        train_on_inputs: false,
+    };
+    let examples = maker.examples(&row.record, &mut row.notes)?;
+    Ok((
+        examples,
+        row.notes.iter().map(|note| format!("{note:?}")).collect(),
+    ))
+}
+
+/// The example of these messages under the usual names.
+fn of_messages(messages: Json) -> Vec<Example> {
+    let row = json!({"messages": messages});
+    conversation(&spec(DatasetKind::Auto), &row).unwrap().0
+}
+
+#[test]
+fn instructions_are_the_conversation_that_llama_factory_makes_of_them() {
+    let row = json!({
+        "instruction": "Translate.", "input": "cat", "output": "chat", "system": "You know French.",
+        "history": [["Hello", "Hi"]]
+    });
+    let (found, _) = conversation(&spec(DatasetKind::Instructions), &row).unwrap();
+    let wanted = of_messages(json!([
+        {"role": "system", "content": "You know French."},
+        {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Translate.\ncat"}, {"role": "assistant", "content": "chat"}
+    ]));
+    assert_eq!(found, wanted);
+    let row = json!({"instruction": "Say a.", "input": "", "output": "a"});
+    let (found, notes) = conversation(&spec(DatasetKind::Auto), &row).unwrap();
+    let wanted = of_messages(json!([
+        {"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}
+    ]));
+    assert_eq!(found, wanted);
+    assert!(notes.iter().any(|note| note == "Instructions"), "{notes:?}");
+    for (row, word) in [
+        (
+            json!({"instruction": "a", "output": ["b", "c"]}),
+            "several answers",
+        ),
+        (
+            json!({"instruction": "", "output": "b"}),
+            "an instruction is needed",
+        ),
+        (json!({"instruction": "a"}), "no column `output`"),
+        (
+            json!({"instruction": "a", "output": "b", "history": [["c"]]}),
+            "entry 1 of `history`",
+        ),
+    ] {
+        let reason = conversation(&spec(DatasetKind::Instructions), &row).unwrap_err();
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+}
+
+#[test]
+fn sharegpt_rows_are_told_by_their_columns() {
+    let row = json!({"conversations": [
+        {"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+    ]});
+    let wanted = of_messages(json!([
+        {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    ]));
+    let (found, notes) = conversation(&spec(DatasetKind::Auto), &row).unwrap();
+    assert_eq!(found, wanted);
+    assert!(
+        notes.iter().any(|note| note.contains("human as user")),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn roles_and_thinking_have_the_names_of_the_data() {
+    let mut own = spec(DatasetKind::Messages);
+    own.roles = vec![
+        ("client".to_owned(), "user".to_owned()),
+        ("agent".to_owned(), "assistant".to_owned()),
+    ];
+    let row = json!({"messages": [{"role": "client", "content": "q"}, {"role": "agent", "content": "a"}]});
+    let wanted = of_messages(
+        json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+    );
+    assert_eq!(conversation(&own, &row).unwrap().0, wanted);
+    own.fields.thinking = Some(["thoughts".to_owned(), "reasoning_content".to_owned()]);
+    let row = json!({"messages": [{"role": "client", "content": "q"}, {"role": "agent", "content": "a", "thoughts": "hm"}]});
+    let (_, notes) = conversation(&own, &row).unwrap();
+    // The template shows none, and the part is known by what it is.
+    assert!(
+        notes.iter().any(|note| note.contains("NotShown")),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_function_call_of_sharegpt_is_a_call_of_a_tool() {
+    let sharegpt = common::data::record::sharegpt::spec(&spec(DatasetKind::Auto));
+    let row = |value: &str| {
+        json!({"conversations": [
+            {"from": "human", "value": "q"}, {"from": "function_call", "value": value},
+            {"from": "observation", "value": "12"}, {"from": "gpt", "value": "a"}
+        ]})
+    };
+    let call = r#"{"name": "f", "arguments": {"x": 1}}"#;
+    // ChatML shows no calls, so that the answer would be learned as nothing: refused, by what it is.
+    let reason = conversation(&sharegpt, &row(call)).unwrap_err();
+    assert!(reason.contains("tool call"), "{reason}");
+    for (value, word) in [
+        ("not JSON", "is no JSON"),
+        ("{\"name\": 1}", "`name` and `arguments`"),
+    ] {
+        let reason = conversation(&sharegpt, &row(value)).unwrap_err();
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+}
+
+#[test]
+fn two_answers_in_a_row_are_both_learned_as_the_marks_say() {
+    let found = of_messages(json!([
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+    ]));
+    let [example] = &found[..] else {
+        panic!("{found:?}")
+    };
+    let learned = example.trained.iter().filter(|trained| **trained).count();
+    // Each answer and its end token.
+    assert_eq!(learned, 4, "{example:?}");
 }

@@ -9,7 +9,7 @@ mod instructions;
 mod meant;
 mod message;
 mod problem;
-pub(super) mod sharegpt;
+pub mod sharegpt;
 
 use serde_json::{Map, Value as Json, json};
 

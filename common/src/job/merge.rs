@@ -368,7 +368,7 @@ impl Merged {
         if entries.is_empty() {
             problems.add(
                 &key.origin,
-                "`datasets` is empty: name the JSON Lines files to train on",
+                "`datasets` is empty: name the data to train on",
             );
         }
         if entries.len() > MAX_DATASETS {

@@ -159,7 +159,7 @@ mod tests {
         for path in [
             "Qwen/Qwen3-0.6B",
             "hf://Qwen/Qwen3-0.6B",
-            "https://example.org/Qwen/Qwen3-0.6B/tree/main",
+            "https://huggingface.co/Qwen/Qwen3-0.6B",
         ] {
             let message = said(path);
             let command = "`hf download Qwen/Qwen3-0.6B --local-dir models/Qwen3-0.6B`";

@@ -321,7 +321,7 @@ fn a_job_is_possible_from_flags_alone() {
         problems(nothing),
         [
             "job: `base_model` is missing: the folder of the model to fine-tune",
-            "job: `datasets` is missing: the JSON Lines files to train on",
+            "job: `datasets` is missing: the data to train on",
         ]
     );
 }

@@ -14,7 +14,7 @@ fn every_problem_is_reported_with_its_place() {
     assert_eq!(
         problems(result),
         [
-            "file: `datasets` is missing: the JSON Lines files to train on",
+            "file: `datasets` is missing: the data to train on",
             "2: unknown field `lerning_rate`; did you mean `learning_rate`?",
             "3: `sequence_len` must be a whole number from 2 to 1048576, found `long`",
             "4: `adapter` must be one of lora, full, found `lroa`; did you mean `lora`?",
@@ -123,7 +123,7 @@ fn datasets_that_cannot_be_are_named() {
     let of = |text: &str| problems(load_text(&format!("base_model: m\n{text}")));
     assert_eq!(
         of("datasets: []\n"),
-        ["2: `datasets` is empty: name the JSON Lines files to train on"]
+        ["2: `datasets` is empty: name the data to train on"]
     );
     assert_eq!(
         of("datasets:\n- type: text\n"),
@@ -131,7 +131,7 @@ fn datasets_that_cannot_be_are_named() {
     );
     assert_eq!(
         of("datasets:\n- path:\n"),
-        ["3: `path` must be a JSON Lines file, found nothing"]
+        ["3: `path` must be a file, a folder or a dataset on the hub, found nothing"]
     );
     assert_eq!(
         of("datasets:\n- path: a\n  feild_text: b\n"),
@@ -370,10 +370,8 @@ fn values_that_would_change_what_is_learned_are_refused() {
         )))
     };
     assert_eq!(
-        of_dataset("split: test"),
-        [
-            "4: `split` is `test`, but a file is one split: all of its rows would be trained on; name the file of the rows that are meant under `path`, or write train"
-        ]
+        of_dataset("split: 'a test'"),
+        ["4: `split` is `a test`, which names no split: write train, or the name of another one"]
     );
     for line in [
         "split: 'train[:120%]'",

@@ -25,7 +25,7 @@ pub(super) const GROUPS: &[Group] = &[
             "file_name",
             "folder",
         ],
-        rule: Only(OFF, "give it as path"),
+        rule: Only(OFF, "give it as the path of the dataset"),
     },
     Group {
         keys: &["roles_to_train"],
