@@ -150,3 +150,23 @@ fn a_job_gets_the_template_that_it_names() {
     );
     assert_eq!(zephyr.brought(), Some(zephyr.source()));
 }
+
+#[test]
+fn a_token_that_the_tokenizer_has_not_is_left_out_by_a_template_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("tokenizer_config.json"),
+        r#"{"eos_token": "</s>"}"#,
+    )
+    .unwrap();
+    let choice = TemplateChoice::Named("llama3".to_owned());
+    let template = ChatTemplate::chosen(dir.path(), &choice).unwrap().unwrap();
+    let messages = [serde_json::json!({"role": "user", "content": "hi"})];
+    let text = template.render(&messages, None, false).unwrap();
+    assert!(text.starts_with("<|start_header_id|>user"), "{text}");
+    assert_eq!(template.missing_tokens(), ["bos_token"]);
+    // A text that a job brings is as Transformers has it.
+    let choice = TemplateChoice::Text(template.source().to_owned());
+    let brought = ChatTemplate::chosen(dir.path(), &choice).unwrap().unwrap();
+    assert!(brought.render(&messages, None, false).is_err());
+}

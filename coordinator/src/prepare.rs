@@ -197,6 +197,14 @@ pub fn prepare_in(
     if let Some(tokenizer) = &mut tokenizer {
         model_notices.extend(end_tokens(job, tokenizer));
     }
+    let missing = template
+        .iter()
+        .flatten()
+        .flat_map(ChatTemplate::missing_tokens);
+    model_notices.extend(
+        missing
+            .map(|name| format!("the tokenizer has no {name}, so the chat template writes none")),
+    );
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
             prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)

@@ -301,6 +301,13 @@ impl RecordParser<'_> {
         let is_system = |said: &Message| {
             ["system", "developer"].contains(&said.json["role"].as_str().unwrap_or_default())
         };
+        if self.spec.drop_system_message {
+            let before = messages[..trained_from]
+                .iter()
+                .filter(|said| is_system(said));
+            trained_from -= before.count();
+            messages.retain(|said| !is_system(said));
+        }
         if let Some(text) = self
             .default_system
             .filter(|_| !messages.first().is_some_and(is_system))

@@ -41,6 +41,7 @@ pub struct ChatTemplate {
     source: String,
     /// Whether it is the one that came with the model.
     is_own: bool,
+    missing: Vec<&'static str>,
     /// Whether rendering one conversation had no end or became too long, so that no other is tried.
     gave_up: AtomicBool,
 }
@@ -85,7 +86,7 @@ impl ChatTemplate {
             Self::from_source(text, &special_tokens, now()).map(Some)
         };
         let named = |name: &str| match chat_templates::find(name) {
-            Some(text) => of_text(text),
+            Some(text) => Ok(of_text(text)?.map(Self::without_missing_tokens)),
             None => Err(TemplateError::Unreadable {
                 path: PathBuf::from("chat_template"),
                 reason: format!("there is no template named `{name}`"),
@@ -100,6 +101,23 @@ impl ChatTemplate {
             },
             TemplateChoice::Text(text) => of_text(text),
         }
+    }
+
+    /// A template of ours writes nothing for a token that the tokenizer has not, where another one would fail.
+    fn without_missing_tokens(mut self) -> Self {
+        for name in ["bos_token", "eos_token"] {
+            let is_known = self.special_tokens.iter().any(|(known, _)| known == name);
+            if !is_known && self.source.contains(name) {
+                self.special_tokens.push((name.to_owned(), String::new()));
+                self.missing.push(name);
+            }
+        }
+        self
+    }
+
+    /// Names of special tokens that the template would write, and the tokenizer has not.
+    pub fn missing_tokens(&self) -> &[&'static str] {
+        &self.missing
     }
 
     fn new(
@@ -126,6 +144,7 @@ impl ChatTemplate {
                 .collect::<Vec<_>>()
                 .join("\n"),
             is_own: false,
+            missing: Vec::new(),
             gave_up: AtomicBool::new(false),
         })
     }

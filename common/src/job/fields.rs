@@ -59,6 +59,13 @@ const FIELDS: &[Field] = &[
         "Revision of the base model, written to adapter_config.json.",
     ),
     field(
+        "reinit_weights",
+        &[],
+        "true | false",
+        "false",
+        "Axolotl's way to write `init_weights: random` (true).",
+    ),
+    field(
         "init_weights",
         &[],
         "pretrained | random",
@@ -74,7 +81,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "bf16",
-        &[],
+        &["bfloat16"],
         "true | false | auto",
         "auto",
         "Another way to write `base_dtype: bfloat16` (true); false and auto change nothing.",
@@ -211,6 +218,13 @@ const FIELDS: &[Field] = &[
         "mapping of roles to lists of names",
         "none",
         "The data's own names of roles, as in `{user: [customer], assistant: [agent]}`. ShareGPT's `human`, `gpt` and `observation` are known without.",
+    ),
+    field(
+        "datasets[].drop_system_message",
+        &[],
+        "true | false",
+        "false",
+        "Leave system messages out of this dataset's conversations.",
     ),
     field(
         "datasets[].field_thinking",

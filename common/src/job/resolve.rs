@@ -171,7 +171,11 @@ fn gradient_checkpointing(reader: &mut Reader<'_>) -> Checkpointing {
             "gradient_checkpointing",
             &[
                 (&["auto"], Checkpointing::Auto),
-                (&["true", "yes", "on"], Checkpointing::Always),
+                // What other trainers do with the activations beside that, Muster does not.
+                (
+                    &["true", "yes", "on", "offload", "offload_disk", "unsloth"],
+                    Checkpointing::Always,
+                ),
                 (&["false", "no", "off"], Checkpointing::Never),
             ],
         )
@@ -201,12 +205,19 @@ fn init_weights(reader: &mut Reader<'_>, method: &Method) -> InitWeights {
         (&["pretrained"], InitWeights::Pretrained),
         (&["random"], InitWeights::Random),
     ];
-    let init = reader
-        .choice("init_weights", choices)
-        .unwrap_or(InitWeights::Pretrained);
+    let name = match reader.switch("reinit_weights") {
+        Some(true) => "reinit_weights",
+        _ => "init_weights",
+    };
+    let init = match name {
+        "reinit_weights" => InitWeights::Random,
+        _ => reader
+            .choice("init_weights", choices)
+            .unwrap_or(InitWeights::Pretrained),
+    };
     if init == InitWeights::Random
         && matches!(method, Method::Lora(_))
-        && let Some(given) = reader.given("init_weights")
+        && let Some(given) = reader.given(name)
     {
         let message = "is random, but an adapter on random weights learns nothing of use; remove `adapter: lora`";
         reader.problem(given, message.to_owned());

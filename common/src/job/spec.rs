@@ -110,6 +110,20 @@ pub struct JobSpec {
     pub reading: Reading,
 }
 
+impl JobSpec {
+    /// The base model as people know it: its id on the hub and its commit, or its folder.
+    pub fn model_name(&self) -> String {
+        /// Characters of a commit that tell it from others.
+        const SHOWN: usize = 8;
+        let commit = self.model_revision.as_deref().unwrap_or_default();
+        let commit: String = commit.chars().take(SHOWN).collect();
+        match &self.base_model_id {
+            Some(id) => format!("{id} at {commit}"),
+            None => self.base_model.display().to_string(),
+        }
+    }
+}
+
 /// What is known of a job only where it was read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
@@ -237,6 +251,9 @@ pub struct DatasetSpec {
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<(String, String)>,
+    /// Whether system messages are left out of conversations. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_system_message: bool,
 }
 
 impl DatasetSpec {
@@ -255,6 +272,7 @@ impl DatasetSpec {
             max_samples: None,
             fields,
             roles: Vec::new(),
+            drop_system_message: false,
         }
     }
 

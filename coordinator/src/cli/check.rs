@@ -45,7 +45,7 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
     let blocks_dir = scratch.as_ref().map_or(kept.as_path(), Scratch::path);
     let prepared = prepare_in(job, blocks_dir, false, &Progress::default())?;
     let samples = samples(
-        job,
+        &prepared.job,
         &prepared.tokenizer,
         prepared.template.as_ref(),
         options.show,
@@ -155,7 +155,7 @@ fn model(prepared: &Prepared) -> String {
     let config = &prepared.model_config;
     format!(
         "{} ({}, {} parameters, {} layers, vocabulary {})",
-        prepared.job.base_model.display(),
+        prepared.job.model_name(),
         config.architecture.name(),
         grouped(prepared.estimate.parameters),
         config.layers,

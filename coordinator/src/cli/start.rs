@@ -24,7 +24,7 @@ use crate::rpc::server::Server;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
-use crate::run::push::push;
+use crate::run::push::{PushError, destination, push};
 use crate::run::resume::{Past, Start};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
@@ -140,6 +140,16 @@ fn get_ready(
     server: &Server,
     terminal: &mut Terminal,
 ) -> Result<Ready, StartError> {
+    if let Some(spec) = &job.reading.push {
+        // A run whose result has no place to go would end in vain.
+        match destination(spec, preparation) {
+            Ok(_) => {}
+            Err(PushError::Hub(error)) if error.is_unreachable() => terminal.say(&format!(
+                "the result is to be pushed at the end, but now {error}"
+            )),
+            Err(error) => return Err(error.into()),
+        }
+    }
     let prepared = showing(preparation, || prepare(job, preparation))?;
     let identity = identity(&prepared);
     if is_done_already(terminal, arguments, &identity)? {

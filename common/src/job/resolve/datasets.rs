@@ -148,6 +148,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
         roles: roles(reader, index),
+        drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
         ..DatasetSpec::new(PathBuf::new(), kind, fields)
     };
     name_files(reader, index, &mut dataset);

@@ -26,6 +26,11 @@ pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
                 reader.notices.push(told.to_owned());
             }
             name if DECIDING.contains(&name) => match &node.value {
+                Value::Scalar { text, .. } if name == "unk_token" => {
+                    let told = "special_tokens.unk_token: text becomes the tokenizer's own unknown token, if it has one";
+                    reader.notices.push(told.to_owned());
+                    named.push((name.to_owned(), text.clone()));
+                }
                 Value::Scalar { text, .. } => named.push((name.to_owned(), text.clone())),
                 _ => of_token(reader, given, name, "must be a text"),
             },

@@ -78,10 +78,6 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["drop_system_message"],
-        rule: Only(OFF, "messages are taken as they are; rewrite the data"),
-    },
-    Group {
         keys: &["field_chosen", "field_rejected", "ranking"],
         rule: Only(OFF, ONLY_SFT),
     },

@@ -139,13 +139,35 @@ pub(super) const GROUPS: &[Group] = &[
             "include_num_input_tokens_seen",
             "double_quantization",
             "debug",
+            // Kernels of mixtures of experts and of families, LLaMA-Factory's and Megatron's kernels and overlaps.
+            "use_scattermoe",
+            "use_sonicmoe",
+            "experts_implementation",
+            "gemma4_hybrid_attn_impl",
+            "llama4_linearized_experts",
+            "dsv4_fp8_grouped_mode",
+            "use_v1_kernels",
+            "disable_gradient_checkpointing",
+            "tokenized_path",
+            "overlap_param_gather",
+            "overlap_grad_reduce",
+            "bias_activation_fusion",
+            "apply_rope_fusion",
         ],
         rule: Inert,
     },
     Group {
         keys: &["model_type"],
         rule: InertIf(
-            &["*ForCausalLM", "llama", "qwen2", "qwen3"],
+            // Whatever stands there, config.json decides, and a family that is not supported is refused by it.
+            &[
+                "*ForCausalLM",
+                "*ForConditionalGeneration",
+                "AutoModelForImageTextToText",
+                "llama",
+                "qwen2",
+                "qwen3",
+            ],
             "causal language models are trained, and config.json of base_model says of which kind it is; remove it",
         ),
     },
@@ -297,6 +319,11 @@ pub(super) const GROUPS: &[Group] = &[
             "dp_shard_size",
             "dp_replicate_size",
             "sequence_parallel_degree",
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "expert_model_parallel_size",
+            "sequence_parallel",
+            "use_distributed_optimizer",
         ],
         rule: Instead(&["1", "0", "none", "false"], NOTHING_SHARDED),
     },
@@ -322,6 +349,15 @@ pub(super) const GROUPS: &[Group] = &[
         rule: InsteadUnless {
             off: OFF,
             told: NOTHING_READ,
+            deciding: DECIDING,
+            advice: DECIDES,
+        },
+    },
+    Group {
+        keys: &["use_kt", "kt_*"],
+        rule: InsteadUnless {
+            off: OFF,
+            told: NOTHING_SHARDED,
             deciding: DECIDING,
             advice: DECIDES,
         },
@@ -362,6 +398,7 @@ pub(super) const GROUPS: &[Group] = &[
             "use_swanlab",
             "use_tensorboard",
             "use_otel_metrics",
+            "otel_*",
             "logging_dir",
             "include_for_metrics",
         ],
@@ -381,10 +418,80 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, NO_QUANTISATION),
     },
     Group {
-        keys: &["load_in_8bit"],
+        keys: &["load_in_8bit", "model_quantization_config*"],
         rule: Instead(
             OFF,
             "the base weights are not quantised, which is more exact; base_dtype: bfloat16 takes 2 bytes for each",
+        ),
+    },
+    Group {
+        keys: &["fp8", "fp8_*"],
+        rule: Instead(
+            OFF,
+            "products are computed in float32 or bfloat16, which is more exact",
+        ),
+    },
+    Group {
+        keys: &["pure_bf16"],
+        rule: Instead(
+            OFF,
+            "adapters, optimizer and sums are always float32; base_dtype: bfloat16 holds the base weights in 2 bytes each",
+        ),
+    },
+    Group {
+        keys: &["tokenizer_use_mistral_common"],
+        rule: Instead(
+            OFF,
+            "the tokenizer is read from tokenizer.json, which Mistral's models have, too",
+        ),
+    },
+    Group {
+        keys: &["accelerator_config"],
+        rule: InsteadUnless {
+            off: OFF,
+            told: "batches are what global_batch_size and the schedule of blocks make them",
+            deciding: DECIDING,
+            advice: DECIDES,
+        },
+    },
+    Group {
+        keys: &["qat", "quantize_moe_experts", "use_onebitllms"],
+        rule: Only(
+            OFF,
+            "training for weights of fewer bits is not supported; remove it",
+        ),
+    },
+    Group {
+        keys: &[
+            "use_dft_loss",
+            "use_eaft*",
+            "use_asft_loss",
+            "eaft_*",
+            "asft_alpha",
+            "ebft*",
+            "diffusion",
+        ],
+        rule: Only(
+            OFF,
+            "the loss is the cross-entropy of the next token; remove it",
+        ),
+    },
+    Group {
+        keys: &["use_llama_pro", "mixture_of_depths", "oft_*", "lisa_*"],
+        rule: Only(
+            OFF,
+            "LoRA (adapter: lora) and full training are the two methods; remove it",
+        ),
+    },
+    Group {
+        keys: &["galore_*", "apollo_*", "badam_*"],
+        rule: Only(OFF, ONLY_ADAMW),
+    },
+    Group {
+        keys: &["infer_backend", "export_*"],
+        rule: Only(
+            OFF,
+            "a job trains; `worker generate` answers prompts, and `worker merge` writes one model of base and adapter",
         ),
     },
     Group {
@@ -412,6 +519,8 @@ pub(super) const GROUPS: &[Group] = &[
             "model_init_kwargs",
             "model_kwargs",
             "overrides_of_model_config",
+            "model_config",
+            "cls_model_config",
             "overrides_of_model_kwargs",
             "rope_scaling",
             "rope_theta",

@@ -11,6 +11,7 @@ use crate::rpc::listener::{ListenError, TokenError};
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, DevicesError};
 use crate::run::notify_finished::NotifyError;
+use crate::run::push::PushError;
 use crate::run::resume::ResumeError;
 use crate::store::lock::LockError;
 use crate::store::output::OutputError;
@@ -33,6 +34,8 @@ pub enum StartError {
     Journal(FileError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    Push(#[from] PushError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
     #[error(

@@ -88,7 +88,7 @@ impl<'a> PlanView<'a> {
         };
         format!(
             "{} ({}, {} parameters, {dtype}{init})",
-            self.job.base_model.display(),
+            self.job.model_name(),
             self.architecture,
             grouped(self.parameters)
         )
