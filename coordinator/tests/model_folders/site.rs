@@ -79,6 +79,9 @@ impl Site {
         let mut program = Command::new(env!("CARGO_BIN_EXE_coordinator"));
         program
             .current_dir(self.folder.path())
+            // An id is asked for nowhere but in the cache of this folder.
+            .env("HF_HUB_OFFLINE", "1")
+            .env("HF_HOME", self.path("huggingface"))
             .args([
                 command,
                 "--dataset",
