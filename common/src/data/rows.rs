@@ -17,6 +17,7 @@ mod json;
 #[cfg(feature = "arrow")]
 mod parquet;
 mod refused;
+mod row;
 mod source;
 mod tar;
 #[cfg(feature = "arrow")]
@@ -25,51 +26,15 @@ mod text;
 mod wrapped;
 mod zip;
 
-use std::fmt;
 use std::path::Path;
 
-use serde_json::Value as Json;
-
 use content::{Content, TextContent};
+use row::Rows;
 use source::Source;
 
 pub use format::Format;
+pub use row::{RawRow, Unit};
 pub use source::file_of_rows;
-
-/// Longest row, in bytes.
-const MAX_ROW_BYTES: usize = 64 << 20;
-
-/// One row before it is understood, with its number: see [`Unit`].
-#[derive(Debug)]
-pub enum RawRow {
-    /// A row that is JSON text.
-    Value(u64, Vec<u8>),
-    /// A row whose format has values of its own.
-    Parsed(u64, Json),
-    /// The row is there but cannot be read.
-    Unreadable(u64, String),
-}
-
-/// What the number of a row counts, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    /// Lines of the file, of which a row may take several.
-    Line,
-    /// Rows, where lines tell nobody anything or there are none.
-    Row,
-}
-
-impl fmt::Display for Unit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Line => "line",
-            Self::Row => "row",
-        })
-    }
-}
-
-/// The rows of one format.
-type Rows = Box<dyn Iterator<Item = RawRow> + Send>;
 
 /// The rows of one dataset, in order.
 pub struct RowReader {
@@ -202,12 +167,4 @@ fn columnar_rows(_: &Source, _: Content, format: Format) -> Result<Rows, String>
     Err(format!(
         "holds {format} data, which this build does not read: build it with `--features arrow`, or write the rows as JSON Lines (`Dataset.to_json`)"
     ))
-}
-
-fn line_ends(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
-}
-
-fn too_long() -> String {
-    format!("the row is longer than {MAX_ROW_BYTES} bytes: divide its text into several rows")
 }

@@ -1,7 +1,8 @@
 //! Whose names a job uses, where the same name means something else elsewhere.
 
+use super::did_you_mean::did_you_mean;
 use super::error::Problems;
-use super::merge::{Merged, did_you_mean};
+use super::merge::Merged;
 use super::quote::shorten;
 use super::yaml::Value;
 

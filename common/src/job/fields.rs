@@ -47,16 +47,16 @@ const FIELDS: &[Field] = &[
     field(
         "base_model",
         &["model_name_or_path", "model"],
-        "folder",
+        "folder, or id on the hub",
         "required",
-        "Folder with config.json, safetensors and tokenizer files.",
+        "Folder with config.json, safetensors and tokenizer files, or a model on the Hugging Face hub (`Qwen/Qwen3-0.6B`).",
     ),
     field(
         "model_revision",
         &["revision_of_model", "revision"],
         "text",
         "none",
-        "Revision of the base model, written to adapter_config.json.",
+        "Revision of the base model, written to adapter_config.json: on the hub a branch, a tag or a commit, `main` unless given.",
     ),
     field(
         "reinit_weights",
@@ -105,7 +105,7 @@ const FIELDS: &[Field] = &[
         ],
         "list of files or of mappings",
         "required",
-        "The training data, files of JSON rows. An entry is a path or a mapping with `path`.",
+        "The training data. An entry is a path or a mapping with `path`.",
     ),
     field(
         "datasets[].path",

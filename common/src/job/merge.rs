@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::did_you_mean::did_you_mean;
 use super::error::{Origin, Problems};
 use super::fields;
-use super::llama_factory;
+use super::llama_factory_columns;
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::quote::shorten;
 use super::switch::parse_switch;
@@ -440,7 +441,7 @@ impl Merged {
             }
             // LLaMA-Factory's way to say what a dataset's rows look like.
             "formatting" | "columns" | "tags" => {
-                return match llama_factory::dataset_fields(&key, node) {
+                return match llama_factory_columns::dataset_fields(&key, node) {
                     Ok(fields) => fields.into_iter().for_each(|(key, node)| {
                         self.add_dataset_field(layer, index, key, node, problems);
                     }),
@@ -640,26 +641,4 @@ fn unknown(
         &key.origin,
         format!("unknown field{inside} `{}`{hint}", shorten(&key.text)),
     );
-}
-
-/// The hint `; did you mean `x`?`, or nothing where no candidate is near.
-pub(super) fn did_you_mean<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    // Distances cost the product of the lengths.
-    let text: String = text
-        .chars()
-        .take(60)
-        .collect::<String>()
-        .to_ascii_lowercase();
-    candidates
-        .map(|candidate| {
-            let edits = strsim::normalized_damerau_levenshtein(&text, candidate);
-            (
-                edits.max(strsim::jaro_winkler(&text, candidate) - 0.2),
-                candidate,
-            )
-        })
-        .filter(|(nearness, _)| *nearness >= 0.65)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| format!("; did you mean `{candidate}`?"))
-        .unwrap_or_default()
 }

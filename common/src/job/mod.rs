@@ -6,13 +6,16 @@
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
 
 mod dialect;
+mod did_you_mean;
 mod digest;
 mod error;
 mod fields;
 mod limits;
 mod llama_factory;
+mod llama_factory_columns;
 mod lr_scheduler;
 mod merge;
+mod number;
 mod overrides;
 mod pattern;
 mod quote;

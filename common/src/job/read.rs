@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::dialect::Dialect;
+use super::did_you_mean::did_you_mean;
 use super::error::{Origin, Problems};
-use super::merge::{Given, Layer, Merged, did_you_mean};
+use super::merge::{Given, Layer, Merged};
+use super::number::{parse_number, without_separators};
 use super::quote::shorten;
 use super::switch::parse_switch;
 use super::yaml::{Node, Value};
@@ -247,19 +249,6 @@ impl<'a> Reader<'a> {
         }
         Some(text.to_owned())
     }
-}
-
-/// A number without the underscores that Python allows, as in `1_000`.
-pub(super) fn without_separators(text: &str) -> String {
-    text.replace('_', "")
-}
-
-pub(super) fn parse_number(text: &str) -> Option<f64> {
-    let starts_well = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
-    without_separators(text)
-        .parse::<f64>()
-        .ok()
-        .filter(|number| starts_well && number.is_finite())
 }
 
 fn parse_yaml_bool(text: &str) -> bool {

@@ -11,11 +11,12 @@ mod special_tokens;
 
 use std::path::PathBuf;
 
+use super::did_you_mean::did_you_mean;
 use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
 use super::lr_scheduler::LrScheduler;
-use super::merge;
+use super::number::{parse_number, without_separators};
 use super::quote::shorten;
-use super::read::{Reader, parse_number, without_separators};
+use super::read::Reader;
 use super::spec::*;
 use super::switch::parse_switch;
 use cadence::{eval_steps, save_steps};
@@ -195,7 +196,9 @@ fn reduction(reader: &mut Reader<'_>) -> Reduction {
 
 fn base_model(reader: &mut Reader<'_>) -> PathBuf {
     if reader.given("base_model").is_none() {
-        reader.missing("`base_model` is missing: the folder of the model to fine-tune");
+        reader.missing(
+            "`base_model` is missing: the model to fine-tune, a folder or an id on the hub",
+        );
     }
     reader.input_path("base_model").unwrap_or_default()
 }
@@ -313,7 +316,7 @@ fn resume(reader: &mut Reader<'_>) -> Resume {
         _ => match reader.input_path("resume") {
             Some(path) if path.is_dir() => Resume::Path(path),
             _ => {
-                let hint = merge::did_you_mean(text, ["auto", "never"].into_iter());
+                let hint = did_you_mean(text, ["auto", "never"].into_iter());
                 let text = shorten(text);
                 let message = format!("must be {wanted}, and there is no folder `{text}`{hint}");
                 reader.problem(given, message);

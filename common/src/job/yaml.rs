@@ -8,8 +8,8 @@ use granit_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::{Number, Value as Json};
 
 use super::error::Origin;
+use super::number::parse_number;
 use super::quote::shorten;
-use super::read::parse_number;
 use super::yaml_hint::hint;
 
 /// Largest job file: it is a page of text, and a mistyped path to a dataset should fail at once.

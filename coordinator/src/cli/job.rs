@@ -25,11 +25,15 @@ pub struct JobArguments {
 
 /// Flags that the help shows: name, placeholder, meaning.
 const SHOWN: &[(&str, &str, &str)] = &[
-    ("base-model", "DIR", "Folder of the model to fine-tune"),
+    (
+        "base-model",
+        "MODEL",
+        "Model to fine-tune: a folder, or an id on the Hugging Face hub",
+    ),
     (
         "dataset",
-        "FILE",
-        "JSON Lines file to train on; may be given several times",
+        "DATA",
+        "What to train on: a file, folder, pattern, or an id on the hub; may be given several times",
     ),
     ("output-dir", "DIR", "Where results and checkpoints go"),
     ("adapter", "KIND", "lora, or full to train every weight"),

@@ -5,17 +5,18 @@
 //! where they come from the hub; or every reason why something cannot be had. The hub is asked, and what the environment
 //! says of it is read, only where a name is no path.
 
+mod access;
 mod datasets;
 mod model;
 
 use std::cell::OnceCell;
 
-use common::hub::{Environment, Hub};
 use common::job::{JobSpec, Resume};
 use common::progress::Progress;
 use serde_json::Value;
 
 use crate::store::output::RunRecord;
+use access::Sources;
 
 /// Fetches what the job names from the hub, and finds the files of its datasets.
 pub fn obtain(job: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
@@ -42,25 +43,6 @@ pub fn obtain(job: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>
     match problems.is_empty() {
         true => Ok(job),
         false => Err(problems),
-    }
-}
-
-/// Where files come from.
-struct Sources<'a> {
-    hub: OnceCell<Hub>,
-    /// The job of the run that goes on in the output folder: it keeps to the commits that it began with.
-    earlier: Option<&'a Value>,
-    progress: &'a Progress,
-}
-
-impl Sources<'_> {
-    fn hub(&self) -> Result<&Hub, String> {
-        if let Some(hub) = self.hub.get() {
-            return Ok(hub);
-        }
-        let made = Environment::of_process().and_then(Hub::new);
-        let made = made.map_err(|error| error.to_string())?;
-        Ok(self.hub.get_or_init(|| made))
     }
 }
 

@@ -359,14 +359,19 @@ fn folders_and_patterns_of_files_are_datasets() {
 fn the_shipped_jobs_that_need_the_hub_are_right() {
     let fixture = Fixture::new();
     let data = "tatsu-lab/alpaca";
-    commit(&fixture.hub, "models/Qwen/Qwen3-0.6B", &fixture.site.path("put-away"));
+    commit(
+        &fixture.hub,
+        "models/Qwen/Qwen3-0.6B",
+        &fixture.site.path("put-away"),
+    );
     commit(&fixture.hub, &format!("datasets/{data}"), &shipped(data));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for job in ["lora", "with-hub"] {
         let job = format!("examples/{job}.yaml");
         let output = fixture.site.path("checked");
         let split = ["--set", "datasets.0.split=train"];
-        let mut command = fixture.command(&["check", &job, "--output-dir", output.to_str().unwrap()]);
+        let mut command =
+            fixture.command(&["check", &job, "--output-dir", output.to_str().unwrap()]);
         let run = Run::of(command.args(split).current_dir(&root)).end();
         assert!(run.status.success(), "{job}: {run:?}");
         assert!(run.stdout.contains("Qwen/Qwen3-0.6B at "), "{job}: {run:?}");

@@ -182,7 +182,10 @@ fn what_is_no_model_folder_is_told_from_one() {
     let site = Site::new();
     site.refused(
         &["--base-model", "Qwen/Qwen3-0.6B"],
-        &["Qwen/Qwen3-0.6B: there is no such folder", "HF_HUB_OFFLINE is set"],
+        &[
+            "Qwen/Qwen3-0.6B: there is no such folder",
+            "HF_HUB_OFFLINE is set",
+        ],
     );
     fs::write(site.path("model.gguf"), "GGUF\x03").unwrap();
     site.refused(&["--base-model", "model.gguf"], &["model.gguf", "GGUF"]);

@@ -4,8 +4,9 @@
 
 use super::compression::Compression;
 use super::format::Format;
+use super::row::{RawRow, Rows, Unit};
 use super::source::Source;
-use super::{RawRow, RowReader, Rows, Unit, tar, zip};
+use super::{RowReader, tar, zip};
 
 /// Most data files of a compressed tar archive: it is unpacked anew from its start for each of them.
 const MAX_PACKED_FILES: usize = 64;

@@ -7,9 +7,9 @@ use std::io::BufReader;
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::ArrowError;
 
-use super::Rows;
 use super::columns::{ColumnRows, damaged};
 use super::content::Content;
+use super::row::Rows;
 use super::source::Source;
 
 /// The rows of a stream or a file.

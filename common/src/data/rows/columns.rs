@@ -15,8 +15,8 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 use serde_json::{Map, Number, Value as Json};
 
+use super::row::{MAX_ROW_BYTES, RawRow, too_long};
 use super::temporal::temporal;
-use super::{MAX_ROW_BYTES, RawRow, too_long};
 use crate::data::json::{self, marked};
 
 /// Deepest nesting of a column's type.

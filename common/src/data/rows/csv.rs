@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 use super::content::{Counted, TextContent};
 use super::encoding::not_utf8;
 use super::format::is_header;
-use super::{MAX_ROW_BYTES, RawRow, line_ends, too_long};
+use super::row::{MAX_ROW_BYTES, RawRow, line_ends, too_long};
 
 /// Most columns of a table.
 const MAX_COLUMNS: usize = 1 << 16;

@@ -7,9 +7,9 @@ use std::io::{self, BufRead, Read};
 
 use super::content::{Counted, TextContent};
 use super::encoding::not_utf8;
+use super::row::{MAX_ROW_BYTES, RawRow, Unit, line_ends, too_long};
 use super::text::{Line, next_line};
 use super::wrapped::ListOfRows;
-use super::{MAX_ROW_BYTES, RawRow, Unit, line_ends, too_long};
 
 /// The rows of a JSON file, in order.
 pub struct JsonRows {

@@ -4,9 +4,9 @@
 
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
-use super::Rows;
 use super::columns::{ColumnRows, damaged};
 use super::content::Content;
+use super::row::Rows;
 use super::source::Source;
 
 /// Bytes that a batch has on average.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::content::{Counted, TextContent};
 use super::encoding::not_utf8;
-use super::{MAX_ROW_BYTES, RawRow, too_long};
+use super::row::{MAX_ROW_BYTES, RawRow, too_long};
 
 /// A line of a text file.
 pub enum Line {

@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 
 use super::content::{Counted, TextContent};
 use super::json::{Scan, skip_space, take_value};
+use super::row::line_ends;
 use super::source::Source;
 
 /// Keys of rows, so that an object with one of them is a row.
@@ -135,7 +136,7 @@ fn look_through(
                     others: Vec::new(),
                 });
             }
-            line += super::line_ends(&first) + skip_value(reader, Scan::within())?;
+            line += line_ends(&first) + skip_value(reader, Scan::within())?;
         } else {
             line += skip_value(reader, Scan::default())?;
         }
@@ -175,7 +176,7 @@ fn skip_value(reader: &mut impl BufRead, mut scan: Scan) -> io::Result<u64> {
                 break;
             }
         }
-        lines += super::line_ends(&buffer[..used]);
+        lines += line_ends(&buffer[..used]);
         reader.consume(used);
         if done {
             return Ok(lines);

@@ -1,8 +1,9 @@
 //! How often checkpoints are saved and the held-out data is evaluated: by steps, by shares of the run, by epochs, or never.
 
 use crate::job::limits::MAX_STEPS;
+use crate::job::number::{parse_number, without_separators};
 use crate::job::quote::shorten;
-use crate::job::read::{Reader, parse_number, without_separators};
+use crate::job::read::Reader;
 use crate::job::spec::{Cadence, SaveSteps, ValSetSize};
 
 /// Most times in an epoch: more than anybody wants of checkpoints or evaluations.

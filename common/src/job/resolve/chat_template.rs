@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
+use super::super::did_you_mean::did_you_mean;
 use super::super::limits::{MAX_TEMPLATE_BYTES, MAX_TEMPLATE_VARIABLES};
-use super::super::merge::did_you_mean;
 use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::TemplateChoice;

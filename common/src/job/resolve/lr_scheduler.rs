@@ -1,11 +1,13 @@
 //! Resolves the curve of the learning rate: `lr_scheduler`, the settings in `lr_scheduler_kwargs`, and Axolotl's keys beside them.
 
+use crate::job::did_you_mean::did_you_mean;
 use crate::job::lr_scheduler::{
     ANY_DIVISOR, CYCLES, DIVISOR, POWER, RATE, Range, SHARE, STEPS, TIMESCALE,
 };
-use crate::job::merge::{Given, did_you_mean};
+use crate::job::merge::Given;
+use crate::job::number::parse_number;
 use crate::job::quote::shorten;
-use crate::job::read::{Reader, parse_number};
+use crate::job::read::Reader;
 use crate::job::switch::parse_switch;
 use crate::job::yaml::{self, Key, Node, Value};
 use crate::job::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};

@@ -1,7 +1,8 @@
 //! Resolves how big a step is, how many there are, and the warm-up of the learning rate.
 
 use crate::job::limits::{MAX_BATCH, MAX_MICRO_BATCH, MAX_SLOTS, MAX_STEPS};
-use crate::job::read::{Reader, parse_number};
+use crate::job::number::parse_number;
+use crate::job::read::Reader;
 use crate::job::{DEFAULT_BATCH_SIZE, LrScheduler, Warmup};
 
 /// (global, micro), in blocks.

@@ -320,7 +320,7 @@ fn a_job_is_possible_from_flags_alone() {
     assert_eq!(
         problems(nothing),
         [
-            "job: `base_model` is missing: the folder of the model to fine-tune",
+            "job: `base_model` is missing: the model to fine-tune, a folder or an id on the hub",
             "job: `datasets` is missing: the data to train on",
         ]
     );

@@ -9,7 +9,7 @@ use common::hub::{Listing, RepoId, RepoKind};
 use common::job::{DatasetSpec, TRAIN, front_matter};
 use serde_json::{Value, json};
 
-use super::Sources;
+use super::access::Sources;
 
 const MAIN: &str = "main";
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.

@@ -4,7 +4,7 @@ use common::hub::{RepoId, RepoKind};
 use common::job::{InitWeights, JobSpec};
 use serde_json::Value;
 
-use super::Sources;
+use super::access::Sources;
 
 const MAIN: &str = "main";
 

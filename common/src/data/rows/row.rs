@@ -1,0 +1,48 @@
+//! A row as it comes out of a file, whatever the file's format.
+
+use std::fmt;
+
+use serde_json::Value as Json;
+
+/// One row before it is understood, with its number: see [`Unit`].
+#[derive(Debug)]
+pub enum RawRow {
+    /// A row that is JSON text.
+    Value(u64, Vec<u8>),
+    /// A row whose format has values of its own.
+    Parsed(u64, Json),
+    /// The row is there but cannot be read.
+    Unreadable(u64, String),
+}
+
+/// What the number of a row counts, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Lines of the file, of which a row may take several.
+    Line,
+    /// Rows, where lines tell nobody anything or there are none.
+    Row,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Line => "line",
+            Self::Row => "row",
+        })
+    }
+}
+
+/// Longest row, in bytes.
+pub(super) const MAX_ROW_BYTES: usize = 64 << 20;
+
+/// The rows of one format.
+pub(super) type Rows = Box<dyn Iterator<Item = RawRow> + Send>;
+
+pub(super) fn line_ends(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+pub(super) fn too_long() -> String {
+    format!("the row is longer than {MAX_ROW_BYTES} bytes: divide its text into several rows")
+}

@@ -1,0 +1,26 @@
+//! The hub, asked only where something is on it.
+
+use std::cell::OnceCell;
+
+use common::hub::{Environment, Hub};
+use common::progress::Progress;
+use serde_json::Value;
+
+/// Where files come from.
+pub(super) struct Sources<'a> {
+    pub hub: OnceCell<Hub>,
+    /// The job of the run that goes on in the output folder: it keeps to the commits that it began with.
+    pub earlier: Option<&'a Value>,
+    pub progress: &'a Progress,
+}
+
+impl Sources<'_> {
+    pub fn hub(&self) -> Result<&Hub, String> {
+        if let Some(hub) = self.hub.get() {
+            return Ok(hub);
+        }
+        let made = Environment::of_process().and_then(Hub::new);
+        let made = made.map_err(|error| error.to_string())?;
+        Ok(self.hub.get_or_init(|| made))
+    }
+}
