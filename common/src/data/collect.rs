@@ -171,7 +171,7 @@ impl<'a> Source<'a> {
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
         };
-        let results: Vec<(Place, Result<RowExamples, (u64, String)>)> = batch
+        let results: Vec<(Place, RowResult)> = batch
             .into_par_iter()
             .map(|FileRow { place, row }| {
                 let make = || {
@@ -237,6 +237,9 @@ impl<'a> Source<'a> {
         }
     }
 }
+
+/// What became of a row: its examples, or its line and why it cannot be used.
+type RowResult = Result<RowExamples, (u64, String)>;
 
 /// A row that was read: its line, its examples, and what of it was passed over.
 type RowExamples = (u64, Vec<Example>, Vec<Note>);

@@ -160,8 +160,9 @@ fn data_files(
 
 /// Whether a file is what systems leave in archives: hidden ones, and macOS's copies of attributes.
 fn is_litter(name: &str) -> bool {
-    name.split('/')
-        .any(|part| part == "__MACOSX" || (part.starts_with('.') && part.trim_matches('.') != ""))
+    name.split('/').any(|part| {
+        part == "__MACOSX" || (part.starts_with('.') && !part.trim_matches('.').is_empty())
+    })
 }
 
 fn shown(names: &[String]) -> String {
