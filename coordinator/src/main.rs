@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use common::{failpoint, logging, manual, streams};
 use coordinator::cli::arguments::{Arguments, Command};
 use coordinator::cli::check::{self, CheckError, CheckOptions};
-use coordinator::cli::{push, start};
+use coordinator::cli::{config, push, start};
 use coordinator::exit;
 
 fn main() -> ExitCode {
@@ -49,6 +49,13 @@ fn main() -> ExitCode {
                 Ok(job) => check_job(&job, &options),
             }
         }
+        Command::Config(command) => match config::run(&command) {
+            Ok(text) => print(text.as_bytes()),
+            Err(errors) => {
+                complain(&errors);
+                exit::USAGE
+            }
+        },
         Command::Push(arguments) => match push::run(&arguments) {
             Ok(told) => print(format!("{told}\n").as_bytes()),
             Err(error) => {

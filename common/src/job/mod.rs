@@ -5,6 +5,7 @@
 //! not only the first, each with its file and line, variable or flag. Nothing here opens a dataset or a model; the one
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
 
+mod convert;
 mod dialect;
 mod did_you_mean;
 mod digest;
@@ -42,6 +43,7 @@ use error::Problems;
 use merge::{Merged, Override};
 use read::Reader;
 
+pub use convert::schema;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
@@ -99,12 +101,30 @@ pub fn front_matter(text: &str) -> Result<serde_json::Value, String> {
     }
 }
 
+/// Reads and checks a job file, and writes it in Muster's own spelling.
+pub fn convert(path: &Path) -> Result<String, JobErrors> {
+    let path = Arc::new(path.to_owned());
+    let text = read_bounded(&path).map_err(|problem| JobErrors {
+        problems: vec![problem],
+    })?;
+    let (job, merged) = check_merged(Some((path, text)), Vec::new(), &[])?;
+    Ok(convert::to_yaml(&merged, &job.reading.notices))
+}
+
 /// Checks a job, with its file's text at hand.
 fn check(
     file: Option<(Arc<PathBuf>, String)>,
-    mut environment: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     flags: &[(String, String)],
 ) -> Result<JobSpec, JobErrors> {
+    check_merged(file, environment, flags).map(|(job, _)| job)
+}
+
+fn check_merged(
+    file: Option<(Arc<PathBuf>, String)>,
+    mut environment: Vec<(String, String)>,
+    flags: &[(String, String)],
+) -> Result<(JobSpec, Merged), JobErrors> {
     let mut problems = Problems::default();
     let mut merged = Merged::default();
     if let Some((path, text)) = &file
@@ -148,7 +168,7 @@ fn check(
     let mut job = resolve::resolve(&mut reader);
     job.reading.notices = reader.notices;
     if problems.is_empty() {
-        Ok(job)
+        Ok((job, merged))
     } else {
         Err(problems.into_errors())
     }

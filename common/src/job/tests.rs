@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod chat_template;
+mod convert;
 mod hostile;
 mod meaning;
 mod problems;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use common::logging;
 
+use super::config::ConfigCommand;
 use super::job::JobArguments;
 use super::push::PushArguments;
 use crate::version;
@@ -77,6 +78,9 @@ pub enum Command {
     Start(StartArguments),
     /// Say everything about a job that can be known before training
     Check(CheckArguments),
+    /// Print a job file in Muster's own spelling, or the schema of job files
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Push the result of a run that is done to the Hugging Face hub
     Push(PushArguments),
     /// Print a script that completes this command line in a shell

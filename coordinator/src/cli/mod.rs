@@ -3,6 +3,7 @@
 
 pub mod arguments;
 pub mod check;
+pub mod config;
 pub mod job;
 pub mod push;
 pub mod replay;

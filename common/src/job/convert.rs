@@ -1,0 +1,175 @@
+//! A job in Muster's own spelling, and the schema of one, for editors.
+//!
+//! Enters: a job file of whatever dialect. Leaves: the same job with one name for each thing, and what of it is done otherwise or
+//! passed over as comments; or a JSON Schema made from the table of fields.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::fields::{Field, fields};
+use super::merge::{Given, Merged};
+use super::yaml::{Node, Value};
+
+/// The job's values under the names of the table, in its order. `notices` become comments at the top.
+pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
+    let mut text = String::new();
+    for notice in notices {
+        text += &format!("# {}\n", notice.replace('\n', " "));
+    }
+    for field in fields() {
+        match field.name.split_once('.') {
+            None if field.name == "datasets" => text += &datasets(merged),
+            None => {
+                if let Some(given) = merged.get(field.name) {
+                    text += &entry("", field.name, given);
+                }
+            }
+            // With the mapping that they are in.
+            Some(("cluster", "min_workers")) => text += &cluster(merged),
+            Some(_) => {}
+        }
+    }
+    text
+}
+
+/// A line of the file; a name that was written otherwise is told.
+fn entry(indent: &str, name: &str, given: &Given) -> String {
+    let value = flow(&given.node);
+    let written = given.written.rsplit('.').next().unwrap_or_default();
+    match written == name {
+        true => format!("{indent}{name}: {value}\n"),
+        false => format!("{indent}{name}: {value}  # {written}\n"),
+    }
+}
+
+fn datasets(merged: &Merged) -> String {
+    let mut text = String::new();
+    for index in 0..merged.datasets() {
+        let named = fields().iter().filter_map(|field| {
+            let name = field.name.strip_prefix("datasets[].")?;
+            let given = merged.get(&format!("datasets.{index}.{name}"))?;
+            Some((name, given))
+        });
+        for (number, (name, given)) in named.enumerate() {
+            let indent = if number == 0 { "  - " } else { "    " };
+            // The entry of a list of paths has no name of its own.
+            let is_list = name == "path" && !given.written.contains("path");
+            text += &match is_list {
+                true => format!("{indent}{name}: {}\n", flow(&given.node)),
+                false => entry(indent, name, given),
+            };
+        }
+    }
+    match text.is_empty() {
+        true => text,
+        false => format!("datasets:\n{text}"),
+    }
+}
+
+fn cluster(merged: &Merged) -> String {
+    let named = ["min_workers", "max_workers"]
+        .into_iter()
+        .filter_map(|name| {
+            let given = merged.get(&format!("cluster.{name}"))?;
+            Some(entry("  ", name, given))
+        });
+    let text: String = named.collect();
+    match text.is_empty() {
+        true => text,
+        false => format!("cluster:\n{text}"),
+    }
+}
+
+/// A value on one line.
+// The recursion is as deep as the tree of the job file, which has a bound.
+fn flow(node: &Node) -> String {
+    match &node.value {
+        Value::Scalar { text, quoted } => scalar(text, *quoted),
+        Value::Sequence(items) => {
+            let items: Vec<String> = items.iter().map(flow).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Mapping(entries) => {
+            let pair = |(key, node): &(super::yaml::Key, Node)| {
+                format!("{}: {}", scalar(&key.text, false), flow(node))
+            };
+            let entries: Vec<String> = entries.iter().map(pair).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+    }
+}
+
+/// A scalar as YAML: plain where it reads back as it is, else as JSON, which is YAML too.
+fn scalar(text: &str, quoted: bool) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_./+-".contains(c);
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric() || "/._".contains(c));
+    let reads_back = !quoted || !reads_as_other(text);
+    match starts_well && reads_back && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => Json::from(text).to_string(),
+    }
+}
+
+/// Whether a plain scalar would be a number, a switch or nothing.
+fn reads_as_other(text: &str) -> bool {
+    let words = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
+    text.parse::<f64>().is_ok() || words.contains(&text.to_ascii_lowercase().as_str())
+}
+
+/// A JSON Schema of job files: names, aliases and what each field does.
+pub fn schema() -> Json {
+    let described = |field: &Field| {
+        json!({
+            "description": format!("{} Values: {}. Default: {}.", field.help, field.values, field.default)
+        })
+    };
+    let named = |prefix: Option<&str>| {
+        let mut properties = Map::new();
+        for field in fields() {
+            let name = match prefix {
+                Some(prefix) => field.name.strip_prefix(prefix),
+                None => Some(field.name).filter(|name| !name.contains('.')),
+            };
+            let Some(name) = name else {
+                continue;
+            };
+            properties.insert(name.to_owned(), described(field));
+            for alias in field.aliases {
+                let alias_of =
+                    json!({"description": format!("Another name of {name}. {}", field.help)});
+                properties.insert((*alias).to_owned(), alias_of);
+            }
+        }
+        properties
+    };
+    let mut top = named(None);
+    let entry = json!({
+        "type": "object",
+        "properties": named(Some("datasets[].")),
+    });
+    top.insert(
+        "datasets".to_owned(),
+        json!({
+            "description": "The training data: a path, or a list of paths or of mappings.",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"anyOf": [{"type": "string"}, entry]}}
+            ]
+        }),
+    );
+    top.insert(
+        "cluster".to_owned(),
+        json!({
+            "description": "How many workers take part.",
+            "type": "object",
+            "properties": named(Some("cluster.")),
+            "additionalProperties": false
+        }),
+    );
+    // Keys of other programs are known, too, and what is done about them is told by `check`.
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Muster job",
+        "type": "object",
+        "properties": top
+    })
+}
