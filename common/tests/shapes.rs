@@ -139,8 +139,16 @@ fn a_token_that_the_job_names_must_be_the_tokenizers_own() {
 
 /// The examples of a row, and what is noted of it, with ChatML as the template.
 fn conversation(spec: &DatasetSpec, row: &Json) -> Result<(Vec<Example>, Vec<String>), String> {
+    conversation_in("chatml", spec, row)
+}
+
+fn conversation_in(
+    template: &str,
+    spec: &DatasetSpec,
+    row: &Json,
+) -> Result<(Vec<Example>, Vec<String>), String> {
     let tokenizer = tokenizer();
-    let text = common::chat_templates::find("chatml").unwrap();
+    let text = common::chat_templates::find(template).unwrap();
     let special = SpecialTokens::load(&root().join("examples/tiny-qwen3")).unwrap();
     let template = ChatTemplate::from_source(text, &special, 0).unwrap();
     let sharegpt = common::data::record::sharegpt::spec(spec);
@@ -283,4 +291,45 @@ fn two_answers_in_a_row_are_both_learned_as_the_marks_say() {
     let learned = example.trained.iter().filter(|trained| **trained).count();
     // Each answer and its end token.
     assert_eq!(learned, 4, "{example:?}");
+}
+
+#[test]
+fn an_end_that_is_no_token_of_the_tokenizer_is_followed_by_one_that_is() {
+    let row = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    for template in ["gemma3", "phi_3", "llama4"] {
+        let (found, _) = conversation_in(template, &spec(DatasetKind::Messages), &row).unwrap();
+        let example = &found[0];
+        assert!(example.added_eos, "{template}: {example:?}");
+        assert_eq!(
+            example.ids.last().copied(),
+            tokenizer().eos_id(),
+            "{template}"
+        );
+        assert_eq!(example.trained.last(), Some(&true), "{template}");
+        // Nothing that is not learned stands between the answer and its end.
+        let first = example.trained.iter().position(|trained| *trained).unwrap();
+        assert!(
+            example.trained[first..].iter().all(|trained| *trained),
+            "{template}"
+        );
+    }
+}
+
+#[test]
+fn a_system_message_may_stand_in_a_column_of_its_own() {
+    let mut own = spec(DatasetKind::Messages);
+    own.fields.system = "rules".to_owned();
+    own.has_system_column = true;
+    let asked = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+    let row = json!({"messages": asked, "rules": "Be brief."});
+    let wanted = of_messages(json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    ]));
+    assert_eq!(conversation(&own, &row).unwrap().0, wanted);
+    let row = json!({"messages": asked, "rules": ""});
+    assert_eq!(conversation(&own, &row).unwrap().0, of_messages(asked));
+    let both = json!({"text": "t", "instruction": "i", "output": "o"});
+    let reason = conversation(&spec(DatasetKind::Auto), &both).unwrap_err();
+    assert!(reason.contains("which is trained"), "{reason}");
 }

@@ -207,6 +207,7 @@ impl ExampleMaker<'_> {
         } = self.encode(&text, false)?;
         let mut trained = vec![false; ids.len()];
         let mut ends_open = false;
+        let mut last = ids.len();
         for answer in &learned {
             let covered = tokens_in(&offsets, &answer.span);
             let end_of_turn = ids[covered.clone()]
@@ -221,10 +222,18 @@ impl ExampleMaker<'_> {
             };
             trained[covered.start..end.unwrap_or(covered.end)].fill(true);
             let has_end = end.is_some() || end_of_turn.is_some();
-            ends_open = !has_end && !covered.is_empty() && answer.span.end == text.len();
+            let rest = answer.span.end..text.len();
+            ends_open = !has_end
+                && !covered.is_empty()
+                && (rest.is_empty() || (is_exact && is_blank(&text, rest)));
+            last = covered.end;
         }
         let mut added_eos = false;
         if ends_open && let Some(eos) = self.tokenizer.eos_id() {
+            // White space behind the answer, which nobody learns to write, would stand between it and its end.
+            ids.truncate(last);
+            trained.truncate(last);
+            offsets.truncate(last);
             ids.push(eos);
             trained.push(true);
             offsets.push(text.len()..text.len());

@@ -3,6 +3,7 @@
 //! Enters: a path on this machine. Leaves: files by split, in the order in which they are read. Never reads data, follows no link to a
 //! folder, and looks at a bounded number of files.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -54,6 +55,9 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, String> {
         }
     }
     files.sort_unstable();
+    // A link to a folder above leads to the same files again and again.
+    let mut seen = HashSet::new();
+    files.retain(|file| seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())));
     // A name that only a pattern of everything matches, such as that of a README, is no data.
     if files.len() > 1 {
         files.retain(|file| is_data(&file.to_string_lossy().replace('\\', "/")));
@@ -71,8 +75,7 @@ fn folder(folder: &Path) -> Result<Splits<PathBuf>, String> {
     if let Some(files) = saved_files(folder)? {
         return Ok(vec![(TRAIN.to_owned(), files)]);
     }
-    let mut paths = Vec::new();
-    walk(folder, "", 0, &mut paths)?;
+    let paths = files_in(folder)?;
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     let splits = split_files(&paths).map_err(|reason| format!("is a folder that {reason}"))?;
     let splits = splits.into_iter().map(|(split, files)| {
@@ -80,6 +83,21 @@ fn folder(folder: &Path) -> Result<Splits<PathBuf>, String> {
         (split, files.collect())
     });
     Ok(splits.collect())
+}
+
+/// The paths of all files in a folder, relative to it and with `/`; hidden ones are left out.
+pub fn files_in(folder: &Path) -> Result<Vec<String>, String> {
+    let mut paths = Vec::new();
+    walk(folder, "", 0, &mut paths)?;
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// Whether a folder is what `save_to_disk` of the library `datasets` writes.
+pub fn is_saved(folder: &Path) -> bool {
+    ["dataset_dict.json", "state.json"]
+        .iter()
+        .any(|name| folder.join(name).is_file())
 }
 
 fn walk(root: &Path, within: &str, depth: usize, paths: &mut Vec<String>) -> Result<(), String> {

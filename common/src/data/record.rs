@@ -139,6 +139,9 @@ impl RecordParser<'_> {
         columns::refuse_other_methods(row, &named)?;
         let kind = self.kind(row)?;
         let mut read: Vec<&str> = match kind {
+            DatasetKind::Messages if self.spec.has_system_column => {
+                vec![&fields.messages, &fields.system]
+            }
             DatasetKind::Messages => vec![&fields.messages],
             DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
             DatasetKind::Alpaca => vec![&fields.instruction, &fields.input, &fields.output],
@@ -226,6 +229,10 @@ impl RecordParser<'_> {
             both(completion, text, ["prompt_completion", "text"])
         } else if has(prompt) || has(completion) {
             Ok(DatasetKind::PromptCompletion)
+        } else if has(text) && has(instruction) && has(output) {
+            Err(format!(
+                "has `{text}` and `{instruction}` with `{output}`: say with `type: instructions` (a conversation), `type: alpaca` (Axolotl's text) or `type: text` which is trained"
+            ))
         } else if has(text) {
             Ok(DatasetKind::Text)
         } else if has(instruction) && has(output) {
@@ -308,10 +315,8 @@ impl RecordParser<'_> {
             trained_from -= before.count();
             messages.retain(|said| !is_system(said));
         }
-        if let Some(text) = self
-            .default_system
-            .filter(|_| !messages.first().is_some_and(is_system))
-        {
+        let system = self.system_of(row)?.or(self.default_system);
+        if let Some(text) = system.filter(|_| !messages.first().is_some_and(is_system)) {
             messages.insert(
                 0,
                 Message {
@@ -354,6 +359,19 @@ impl RecordParser<'_> {
             tools: self.tools(row)?,
             variables,
         }))
+    }
+
+    /// The system message that a row has in a column of its own, if the job names that.
+    fn system_of<'b>(&self, row: &'b Map<String, Json>) -> Result<Option<&'b str>, String> {
+        let name = &self.spec.fields.system;
+        match row.get(name).filter(|_| self.spec.has_system_column) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(other) => Err(format!(
+                "column `{name}` must be a string, not {}",
+                kind_of(other)
+            )),
+        }
     }
 
     /// The tools that a conversation may call. Datasets keep them as JSON in a string too, since their schemas differ

@@ -86,7 +86,14 @@ impl ChatTemplate {
             Self::from_source(text, &special_tokens, now()).map(Some)
         };
         let named = |name: &str| match chat_templates::find(name) {
-            Some(text) => Ok(of_text(text)?.map(Self::without_missing_tokens)),
+            Some(text) => {
+                let missing = missing_tokens(text, &special_tokens(model_dir)?);
+                let template = of_text(&without_tokens(text, &missing))?;
+                Ok(template.map(|template| Self {
+                    missing,
+                    ..template
+                }))
+            }
             None => Err(TemplateError::Unreadable {
                 path: PathBuf::from("chat_template"),
                 reason: format!("there is no template named `{name}`"),
@@ -101,18 +108,6 @@ impl ChatTemplate {
             },
             TemplateChoice::Text(text) => of_text(text),
         }
-    }
-
-    /// A template of ours writes nothing for a token that the tokenizer has not, where another one would fail.
-    fn without_missing_tokens(mut self) -> Self {
-        for name in ["bos_token", "eos_token"] {
-            let is_known = self.special_tokens.iter().any(|(known, _)| known == name);
-            if !is_known && self.source.contains(name) {
-                self.special_tokens.push((name.to_owned(), String::new()));
-                self.missing.push(name);
-            }
-        }
-        self
     }
 
     /// Names of special tokens that the template would write, and the tokenizer has not.
@@ -309,6 +304,20 @@ impl ChatTemplate {
         };
         template.render(&variables, setting)
     }
+}
+
+/// Names of special tokens that a text of ours would write, and the tokenizer has not.
+fn missing_tokens(text: &str, special_tokens: &SpecialTokens) -> Vec<&'static str> {
+    let names = ["bos_token", "eos_token"].into_iter();
+    names
+        .filter(|name| text.contains(name) && special_tokens.get(name).is_none())
+        .collect()
+}
+
+/// The text with these tokens as nothing: whatever renders it elsewhere would fail on them.
+fn without_tokens(text: &str, missing: &[&str]) -> String {
+    let set = |name: &&str| format!("{{%- set {name} = '' -%}}\n");
+    missing.iter().map(set).collect::<String>() + text
 }
 
 fn special_tokens(model_dir: &Path) -> Result<SpecialTokens, TemplateError> {

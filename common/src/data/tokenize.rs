@@ -146,6 +146,16 @@ impl Tokenizer {
         unknown
     }
 
+    /// Lets what another folder's configuration names end a text, too: an adapter's beside its model's.
+    pub fn add_end_tokens_of(&mut self, dir: &Path) -> Result<(), TokenizerError> {
+        for id in end_tokens_of(dir)? {
+            if !self.eos_ids.contains(&id) {
+                self.eos_ids.push(id);
+            }
+        }
+        Ok(())
+    }
+
     /// Tokenises a text. `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
@@ -287,6 +297,11 @@ impl Tokenizer {
 }
 
 /// Token ids of a field, a number or a list of numbers, in `generation_config.json` and `config.json`.
+/// The ids that a folder's configuration names as ends of texts.
+pub fn end_tokens_of(dir: &Path) -> Result<Vec<u32>, TokenizerError> {
+    configured_ids(dir, "eos_token_id")
+}
+
 fn configured_ids(model_dir: &Path, field: &str) -> Result<Vec<u32>, TokenizerError> {
     let mut ids = Vec::new();
     for file in ["generation_config.json", "config.json"] {

@@ -216,6 +216,11 @@ impl ModelFolder {
         }
     }
 
+    /// Lets these tokens end a text in the copy that is in `to`, beside those that its generation defaults name.
+    pub fn add_end_tokens(to: &Path, ids: &[u32]) -> Result<(), FileError> {
+        companions::add_end_tokens(to, ids)
+    }
+
     /// Names of the files that the identity of a model is made of.
     fn names(&self) -> impl Iterator<Item = &str> {
         let companions = companions::COMPANIONS.into_iter();

@@ -8,7 +8,7 @@ use super::call::{Call, Payload};
 use super::failure::Subject;
 use super::id::Revision;
 use super::listing::resolve;
-use super::{Hub, HubError, RepoId, RepoKind};
+use super::{Hub, HubError, RepoId};
 use crate::progress::Progress;
 
 /// Whether a repository is new.
@@ -24,20 +24,6 @@ struct Account {
 }
 
 impl Hub {
-    /// The id of a repository of which the user may have left the owner out: the account of the token then.
-    pub fn complete_id(
-        &self,
-        kind: RepoKind,
-        text: &str,
-        progress: &Progress,
-    ) -> Result<RepoId, HubError> {
-        let repo = RepoId::parse(kind, text)?;
-        match repo.owner() {
-            Some(_) => Ok(repo),
-            None => RepoId::parse(kind, &format!("{}/{}", self.whoami(progress)?, repo.name())),
-        }
-    }
-
     /// The account of the token.
     pub fn whoami(&self, progress: &Progress) -> Result<String, HubError> {
         let subject = Subject::default();
@@ -81,7 +67,7 @@ impl Hub {
     }
 
     /// Refuses where nothing can be pushed: the network is forbidden, or there is no token.
-    pub(super) fn check_upload(&self, repo: &RepoId) -> Result<(), HubError> {
+    pub fn check_upload(&self, repo: &RepoId) -> Result<(), HubError> {
         let remedy = "push when the network is allowed";
         self.0.check_online(&Subject::of(repo), remedy)?;
         match self.0.has_token() {

@@ -8,6 +8,7 @@ use super::{JobSpec, Method};
 pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
     "base_model",
     "base_model_id",
+    "asked_revision",
     "model_revision",
     "gradient_checkpointing",
     "logging_steps",
@@ -33,6 +34,7 @@ impl JobSpec {
             dataset.data_dir = None;
             dataset.name = None;
             dataset.revision = None;
+            dataset.hub = None;
         }
         if let Method::Lora(lora) = &mut job.method
             && let Some(dir) = &mut lora.model_dir

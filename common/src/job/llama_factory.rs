@@ -109,6 +109,16 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
         }
         return Ok(mapping(vec![pair("path", scalar(name))]));
     };
+    if !["hf_hub_url", "file_name"]
+        .iter()
+        .any(|key| described.contains_key(*key))
+    {
+        return Err(format!(
+            "`{}` in {} has neither hf_hub_url nor file_name: nothing else is read",
+            shorten(name),
+            info.path.display()
+        ));
+    }
     let mut entries = Vec::new();
     let mut has_format = false;
     for (name, value) in described {
@@ -117,15 +127,14 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
             other => other.to_string(),
         };
         match name.as_str() {
-            "file_name" => {
+            "file_name" if !described.contains_key("hf_hub_url") => {
                 let path = info.folder.join(&text);
                 entries.push(pair("path", scalar(&path.to_string_lossy())));
             }
-            "hf_hub_url" if !described.contains_key("file_name") => {
-                entries.push(pair("path", scalar(&text)));
-            }
+            // Where it is on the hub, its files elsewhere do not count.
+            "hf_hub_url" => entries.push(pair("path", scalar(&text))),
             // Where else the same data is.
-            "hf_hub_url" | "ms_hub_url" | "om_hub_url" => {}
+            "file_name" | "ms_hub_url" | "om_hub_url" => {}
             "formatting" | "columns" | "tags" | "split" | "ranking" | "num_samples" => {
                 has_format |= name == "formatting";
                 entries.push(pair(name, node_of(value, &given.origin)));

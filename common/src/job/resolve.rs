@@ -49,6 +49,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     JobSpec {
         base_model: base_model(reader),
         base_model_id: None,
+        asked_revision: None,
         model_revision: reader.text("model_revision"),
         init_weights,
         base_dtype: base_dtype(reader),

@@ -22,6 +22,9 @@ pub struct JobSpec {
     /// Id of the base model on the hub, where `base_model` is a folder of the hub's cache. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model_id: Option<String>,
+    /// Revision that the job asked the hub for, where it is one. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_revision: Option<String>,
     /// Revision of the base model. It is written to `adapter_config.json` and changes nothing here. Default: none.
     pub model_revision: Option<String>,
     /// Where the starting weights come from. Default: pretrained.
@@ -237,6 +240,9 @@ pub struct DatasetSpec {
     /// Branch, tag or commit of a dataset on the hub. Default: main.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Where the files came from, where that is the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<HubSource>,
     /// Format of the files. Default: they tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -251,6 +257,9 @@ pub struct DatasetSpec {
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<(String, String)>,
+    /// Whether the column of system messages is read beside a conversation. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_system_column: bool,
     /// Whether system messages are left out of conversations. Default: off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drop_system_message: bool,
@@ -266,12 +275,14 @@ impl DatasetSpec {
             data_dir: None,
             name: None,
             revision: None,
+            hub: None,
             format: None,
             kind,
             split: None,
             max_samples: None,
             fields,
             roles: Vec::new(),
+            has_system_column: false,
             drop_system_message: false,
         }
     }
@@ -307,6 +318,17 @@ impl DatasetSpec {
             .as_deref()
             .map_or(Ok(Split::default()), Split::parse)
     }
+}
+
+/// A dataset on the hub, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubSource {
+    /// `owner/name`, as the hub has it.
+    pub id: String,
+    pub commit: String,
+    /// Whether it is the hub's own conversion to Parquet.
+    #[serde(default)]
+    pub is_converted: bool,
 }
 
 /// Shape of the rows of a dataset.

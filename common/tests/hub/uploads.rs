@@ -201,15 +201,10 @@ fn who_may_make_no_repository_may_still_write_into_one_that_is_there() {
 }
 
 #[test]
-fn an_id_without_an_owner_is_the_accounts() {
+fn a_token_tells_its_account() {
     let fixture = with_repo();
-    let (hub, progress) = (fixture.hub(&[TOKEN]), Progress::default());
-    let complete = |text| {
-        hub.complete_id(common::hub::RepoKind::Model, text, &progress)
-            .unwrap()
-    };
-    assert_eq!(complete("mine").id(), "tester/mine");
-    assert_eq!(complete("org/theirs").id(), "org/theirs");
+    let account = fixture.hub(&[TOKEN]).whoami(&Progress::default());
+    assert_eq!(account.unwrap(), "tester");
 }
 
 #[test]

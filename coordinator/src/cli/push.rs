@@ -36,8 +36,14 @@ pub fn told(pushed: &crate::run::push::Pushed) -> String {
     let commit = &pushed.commit;
     match commit.is_new {
         true => format!(
-            "pushed {} files to {}: {}",
-            pushed.files, pushed.repo, commit.url
+            "pushed {} files to {}{}: {}",
+            pushed.files,
+            pushed.repo,
+            match pushed.is_new {
+                true => "",
+                false => " (which was there, and stays as public or private as it was)",
+            },
+            commit.url
         ),
         false => format!("{} has these files already: {}", pushed.repo, commit.url),
     }

@@ -91,7 +91,10 @@ fn run_until_stopped(
             let say = &mut |line: &str| terminal.say(line);
             let told = let_workers_go(*prepared, server.clone(), &runtime, say);
             runtime.block_on(server.turn_away("its job is done already"));
-            return Ok(told.map(|()| exit::DONE)?);
+            told?;
+            // It may be what is left to do.
+            let failed = push_result(&job, signals, &mut terminal);
+            return Ok(failed.unwrap_or(exit::DONE));
         }
         Err(error) => {
             let reason = match signals.first() {
@@ -112,8 +115,8 @@ fn run_until_stopped(
     if let Outcome::Finished { .. } = parted.outcome {
         ask_after(&job, before, &mut terminal);
         show_next(&mut terminal, arguments, &job);
-        if !push_result(&job, &mut terminal) {
-            return Ok(exit::JOB_FAILED);
+        if let Some(code) = push_result(&job, signals, &mut terminal) {
+            return Ok(code);
         }
     }
     exit_code(parted, &job, &mut terminal)
@@ -289,28 +292,33 @@ fn train(
     Ok((parted, terminal))
 }
 
-/// Pushes the result where the job asks for it. False where that failed; nothing is lost then.
-fn push_result(job: &JobSpec, terminal: &mut Terminal) -> bool {
-    let Some(spec) = &job.reading.push else {
-        return true;
-    };
-    match push(&job.output_dir, spec, &Progress::default()) {
-        Ok(pushed) => terminal.say(&told(&pushed)),
-        Err(error) => {
-            let again = [
-                job.output_dir.to_string_lossy().into_owned(),
-                spec.repo.clone(),
-            ];
-            let again: Vec<String> = again.iter().map(|word| quoted(word)).collect();
-            terminal.say(&format!(
-                "the result is in {}, but it was not pushed: {error}; to push it again: coordinator push {}",
-                job.output_dir.display(),
-                again.join(" ")
-            ));
-            return false;
+/// Pushes the result where the job asks for it. The exit code where that failed; nothing is lost then.
+fn push_result(job: &JobSpec, signals: &Signals, terminal: &mut Terminal) -> Option<u8> {
+    let spec = job.reading.push.as_ref()?;
+    terminal.say(&format!("pushing the result to {} on the hub", spec.repo));
+    let progress = Progress::default();
+    signals.begin_push(progress.clone());
+    let error = match push(&job.output_dir, spec, &progress) {
+        Ok(pushed) => {
+            signals.finish(true);
+            terminal.say(&told(&pushed));
+            return None;
         }
-    }
-    true
+        Err(error) => error,
+    };
+    let output_dir = quoted(&job.output_dir.to_string_lossy());
+    let public = if spec.is_private { "" } else { " --public" };
+    let token = match &spec.token {
+        Some(_) => " (with the token in HF_TOKEN)",
+        None => "",
+    };
+    terminal.say(&format!(
+        "the result is in {}, but it was not pushed: {error}; to push it again: the same command, or coordinator push {output_dir} {}{public}{token}",
+        job.output_dir.display(),
+        quoted(&spec.repo)
+    ));
+    let stopped = signals.first().filter(|_| progress.check().is_err());
+    Some(stopped.map_or(exit::JOB_FAILED, |signal| signal.code))
 }
 
 /// Says how to go on where the job is not done.

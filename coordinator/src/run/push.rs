@@ -8,7 +8,9 @@ mod card;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::hub::{CommitInfo, Environment, Hub, HubError, RepoId, RepoKind, Source, Upload};
+use common::hub::{
+    CommitInfo, Created, Environment, Hub, HubError, RepoId, RepoKind, Source, Upload,
+};
 use common::job::PushSpec;
 use common::progress::Progress;
 use thiserror::Error;
@@ -18,6 +20,7 @@ use card::card;
 
 const BRANCH: &str = "main";
 const CARD: &str = "README.md";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 const TEMPLATES: &str = "additional_chat_templates";
 /// Most templates beside the default one.
 const MAX_TEMPLATES: usize = 1000;
@@ -67,6 +70,8 @@ pub struct Pushed {
     pub repo: RepoId,
     pub commit: CommitInfo,
     pub files: usize,
+    /// Whether the repository was made for it.
+    pub is_new: bool,
 }
 
 /// The repository that a result goes to, checked with the hub: whether there is a token, and whose it is.
@@ -76,13 +81,15 @@ pub fn destination(push: &PushSpec, progress: &Progress) -> Result<(Hub, RepoId)
         environment = environment.with_token(token.reveal(), "hub_token")?;
     }
     let hub = Hub::new(environment)?;
-    // An id with its owner is asked for, too: without a right token the run would end in vain.
+    let written = RepoId::parse(RepoKind::Model, &push.repo)?;
+    // Without a right token the run would end in vain.
+    hub.check_upload(&written)?;
     let account = hub.whoami(progress)?;
-    let written = match push.repo.contains('/') {
-        true => push.repo.clone(),
-        false => format!("{account}/{}", push.repo),
+    let repo = match written.owner() {
+        Some(_) => written,
+        None => RepoId::parse(RepoKind::Model, &format!("{account}/{}", push.repo))?,
     };
-    Ok((hub, RepoId::parse(RepoKind::Model, &written)?))
+    Ok((hub, repo))
 }
 
 /// Pushes the result in this folder.
@@ -95,7 +102,7 @@ pub fn push(folder: &Path, push: &PushSpec, progress: &Progress) -> Result<Pushe
     }
     let uploads = uploads(folder, record.as_ref())?;
     let (hub, repo) = destination(push, progress)?;
-    hub.create_repo(&repo, push.is_private, progress)?;
+    let created = hub.create_repo(&repo, push.is_private, progress)?;
     let files = uploads.len();
     let summary = "Upload the result of a run";
     let commit = hub.commit(&repo, BRANCH, summary, &uploads, progress)?;
@@ -103,6 +110,7 @@ pub fn push(folder: &Path, push: &PushSpec, progress: &Progress) -> Result<Pushe
         repo,
         commit,
         files,
+        is_new: created == Created::Created,
     })
 }
 
@@ -125,7 +133,10 @@ fn uploads(folder: &Path, record: Option<&RunRecord>) -> Result<Vec<Upload>, Pus
     let mut uploads: Vec<Upload> = names
         .into_iter()
         .map(|name| Upload {
-            source: Source::File(folder.join(&name)),
+            source: match name == ADAPTER_CONFIG {
+                true => adapter_config(&folder.join(&name)),
+                false => Source::File(folder.join(&name)),
+            },
             path_in_repo: name,
         })
         .collect();
@@ -139,6 +150,26 @@ fn uploads(folder: &Path, record: Option<&RunRecord>) -> Result<Vec<Upload>, Pus
         source,
     });
     Ok(uploads)
+}
+
+/// The adapter's configuration; a base model that is a folder of this machine is named by the folder's name alone.
+fn adapter_config(path: &Path) -> Source {
+    let file = || Source::File(path.to_owned());
+    let json = fs::read(path).ok();
+    let json = json.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    let Some(mut json) = json else {
+        return file();
+    };
+    let base = json["base_model_name_or_path"].as_str().unwrap_or_default();
+    let base = PathBuf::from(base);
+    let is_here = base.is_absolute() || base.exists();
+    match base.file_name().filter(|_| is_here) {
+        None => file(),
+        Some(name) => {
+            json["base_model_name_or_path"] = name.to_string_lossy().into();
+            Source::Bytes(format!("{json:#}\n").into_bytes())
+        }
+    }
 }
 
 /// Names of the files of a folder that are wanted, sorted.

@@ -27,6 +27,8 @@ enum Stage {
     Preparing(Progress),
     /// The driver runs, and must save what there is. The recorder is for a second signal, which leaves it no time.
     Running(mpsc::Sender<Input>, Recorder),
+    /// The run is done, and its result is being pushed: a push that is stopped is made up for by the next start.
+    Pushing(Progress),
     /// The run is over, and on record; done, or to be resumed.
     Over { is_done: bool },
 }
@@ -83,6 +85,11 @@ impl Signals {
         self.lock().stage = Stage::Over { is_done };
     }
 
+    /// Lets the first signal cancel the push of the result from now on.
+    pub fn begin_push(&self, push: Progress) {
+        self.lock().stage = Stage::Pushing(push);
+    }
+
     async fn obey(self, mut received: Received) {
         let signal = received.next().await;
         streams::hurry();
@@ -94,6 +101,7 @@ impl Signals {
                     progress.cancel();
                     tokio::spawn(self.clone().end_preparation(signal));
                 }
+                Stage::Pushing(push) => push.cancel(),
                 Stage::Running(inputs, _) => {
                     let (inputs, request) = (inputs.clone(), signal.request());
                     // A driver that is stuck must not hold the second signal back.
@@ -114,7 +122,7 @@ impl Signals {
         // The lock is not held while the record is waited for.
         let recorder = match &self.lock().stage {
             Stage::Running(_, recorder) => recorder.clone(),
-            Stage::Preparing(_) | Stage::Over { .. } => return,
+            Stage::Preparing(_) | Stage::Pushing(_) | Stage::Over { .. } => return,
         };
         let (done, recorded) = std::sync::mpsc::channel();
         std::thread::spawn(move || {

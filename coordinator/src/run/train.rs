@@ -266,6 +266,10 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
             .template
             .as_ref()
             .and_then(|template| template.brought().map(str::to_owned)),
+        end_tokens: match prepared.job.eot_tokens.is_empty() {
+            true => Vec::new(),
+            false => prepared.tokenizer.eos_ids().to_vec(),
+        },
         record_result: Box::new(move |step, digest| results.record_result(step, digest)),
     }
 }

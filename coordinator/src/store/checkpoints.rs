@@ -57,6 +57,8 @@ pub struct Store {
     pub model: ModelFolder,
     /// Chat template that the job brought in place of the model's own.
     pub template: Option<String>,
+    /// All tokens that end a text of the result; none where the job adds none to the model's.
+    pub end_tokens: Vec<u32>,
     pub job_digest: String,
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
@@ -131,6 +133,9 @@ impl Store {
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         self.model
             .copy_tokenizer_files(folder, self.template.as_deref())?;
+        if !self.end_tokens.is_empty() {
+            ModelFolder::add_end_tokens(folder, &self.end_tokens)?;
+        }
         (self.write_trainer_state)(folder, step)
     }
 }

@@ -155,7 +155,12 @@ fn the_datasets_that_job_files_name_most_are_trained_on_by_their_ids() {
         let run = fixture.train(&output, id, more);
         assert!(run.status.success(), "{id}: {run:?}");
         let record = json(&fixture.site.path(&output).join("run.json"));
-        assert_eq!(record["job"]["datasets"][0]["revision"], commit, "{id}");
+        let source = &record["job"]["datasets"][0]["hub"];
+        assert_eq!(
+            (&source["id"], &source["commit"]),
+            (&id.into(), &commit.into()),
+            "{id}"
+        );
         let told = format!("dataset        {rows} examples");
         assert!(run.stdout.contains(&told), "{id}: {told}: {run:?}");
         assert!(
@@ -213,7 +218,7 @@ fn what_the_hub_has_not_is_one_line() {
         (
             id,
             "  split: validation\n",
-            "split validation is not there; it has train, test",
+            "split validation is not there; it has",
         ),
         (
             id,
@@ -375,5 +380,92 @@ fn the_shipped_jobs_that_need_the_hub_are_right() {
         let run = Run::of(command.args(split).current_dir(&root)).end();
         assert!(run.status.success(), "{job}: {run:?}");
         assert!(run.stdout.contains("Qwen/Qwen3-0.6B at "), "{job}: {run:?}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_dataset_has_the_configurations_of_its_card() {
+    let fixture = Fixture::new();
+    let folder = fixture.site.path("copy");
+    for (name, rows) in [("easy", 3), ("hard", 5)] {
+        std::fs::create_dir_all(folder.join(name)).unwrap();
+        let rows = "{\"text\": \"some words\"}\n".repeat(rows);
+        std::fs::write(folder.join(name).join("train.jsonl"), rows).unwrap();
+    }
+    let card = "---\nconfigs:\n- config_name: easy\n  data_files: easy/*.jsonl\n- config_name: hard\n  data_files: hard/*.jsonl\n---\n# Card\n";
+    std::fs::write(folder.join("README.md"), card).unwrap();
+    commit(&fixture.hub, "datasets/org/copy", &folder);
+    for path in [folder.to_str().unwrap(), "org/copy"] {
+        for (more, rows, words) in [
+            ("  name: hard\n", 5, ""),
+            ("  name: easy\n", 3, ""),
+            ("", 0, "has several configurations, and none is the default"),
+            (
+                "  name: none\n",
+                0,
+                "has no configuration `none`, but easy, hard",
+            ),
+        ] {
+            let job = format!("base_model: put-away\ndatasets:\n- path: '{path}'\n{more}");
+            std::fs::write(fixture.site.path("job.yaml"), job).unwrap();
+            let run = fixture.run(&["check", "job.yaml", "--json"]);
+            assert_eq!(
+                run.status.success(),
+                words.is_empty(),
+                "{path} {more}: {run:?}"
+            );
+            match words {
+                "" => {
+                    let document: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+                    assert_eq!(document["dataset"]["rows"], rows, "{path} {more}");
+                }
+                words => assert!(run.stderr.contains(words), "{path} {more}: {run:?}"),
+            }
+        }
+    }
+    let job = format!(
+        "base_model: put-away\ndatasets:\n- path: '{}'\n  name: easy\n  revision: v1\n",
+        folder.display()
+    );
+    std::fs::write(fixture.site.path("job.yaml"), job).unwrap();
+    let run = fixture.run(&["check", "job.yaml"]);
+    assert!(run.stderr.contains("has no revision `v1`"), "{run:?}");
+}
+
+#[test]
+fn a_run_keeps_to_the_commits_that_it_began_with_however_they_were_asked_for() {
+    let fixture = Fixture::new();
+    // Rows that only a program of the dataset's own makes; the hub has made them, of two configurations.
+    fixture
+        .hub
+        .commit("datasets/org/script", &[("script.py", b"")]);
+    let rows = std::fs::read(
+        shipped("tatsu-lab/alpaca").join("data/train-00000-of-00001-a09b74b3ef9c3b56.parquet"),
+    )
+    .unwrap();
+    let converted = [
+        ("default/train/0000.parquet", rows.as_slice()),
+        ("other/train/0000.parquet", rows.as_slice()),
+    ];
+    fixture
+        .hub
+        .commit_to("datasets/org/script", "refs/convert/parquet", &converted);
+    let id = "AI-MO/NuminaMath-CoT";
+    commit(&fixture.hub, &format!("datasets/{id}"), &shipped(id));
+    for (output, dataset, more) in [
+        ("script", "org/script", "  type: alpaca\n"),
+        ("named", id, "  revision: main\n"),
+    ] {
+        let first = fixture.train(output, dataset, more);
+        assert!(first.status.success(), "{first:?}");
+        fixture.hub.commit(
+            &format!("datasets/{dataset}"),
+            &[("train.jsonl", b"{\"text\": \"other rows\"}\n")],
+        );
+        let again = fixture.run(&["start", &format!("{output}.yaml"), "--single-node"]);
+        assert!(
+            again.stdout.contains("this job is done already"),
+            "{output}: {again:?}"
+        );
     }
 }

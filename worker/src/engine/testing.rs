@@ -65,6 +65,7 @@ pub fn job(method: Method) -> JobSpec {
     JobSpec {
         base_model: "model".into(),
         base_model_id: None,
+        asked_revision: None,
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,

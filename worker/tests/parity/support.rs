@@ -160,6 +160,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
     JobSpec {
         base_model: PathBuf::new(),
         base_model_id: None,
+        asked_revision: None,
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,

@@ -4,7 +4,9 @@
 //! list a list, nothing is null. What no JSON holds (NaN, bytes that are no text) is a mark that whoever reads it refuses. Never holds
 //! more than a batch.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -103,9 +105,31 @@ impl<B: Iterator<Item = Result<RecordBatch, ArrowError>>> Iterator for ColumnRow
     }
 }
 
+thread_local! {
+    /// Whether this thread is in [`guarded`], whose panics are told as errors.
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets panics in [`guarded`] print nothing, from the first call on.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.with(Cell::get) {
+                usual(panic);
+            }
+        }));
+    });
+}
+
 /// Does something with data that may be damaged: in some of it the Arrow libraries meet what they take for impossible, and panic.
 pub fn guarded<T>(what: &str, work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|_| damaged(what, &"it contradicts itself"))
+    quiet_panics();
+    IS_GUARDED.with(|guarded| guarded.set(true));
+    let result = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.with(|guarded| guarded.set(false));
+    result.map_err(|_| damaged(what, &"it contradicts itself"))
 }
 
 /// What to do with a file whose columns cannot be read.
@@ -114,6 +138,11 @@ pub fn damaged(what: &str, error: &dyn std::fmt::Display) -> String {
     let reason = reason.lines().next().unwrap_or_default();
     if reason.contains("IPC decompression requires") {
         return "is an Arrow file with compressed columns, which is not read: write it with `compression=\"uncompressed\"`, or as Parquet".to_owned();
+    }
+    if reason.contains("brotli") {
+        return format!(
+            "holds {what} data compressed with Brotli, which is not read: write it with Snappy or Zstandard"
+        );
     }
     format!(
         "the {what} data cannot be read ({reason}): is it cut off or damaged? Copy or download it again"

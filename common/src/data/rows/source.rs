@@ -105,15 +105,13 @@ pub fn file_of_rows(path: &Path) -> Result<Metadata, String> {
 /// Why there is no file of rows here, and what to do, where the system says that there is none.
 fn no_such_file(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let shown = text.rsplit_once("://").map_or(&*text, |(_, rest)| rest);
     if text.contains("://") {
         return "no such file: data is read from this machine only; download it first".to_owned();
     }
     match hub_id(path) {
-        Some(id) => format!(
-            "no such file; a dataset of the Hugging Face Hub is not fetched: download it (`hf download {id} --repo-type dataset --local-dir {}`) and name a file of rows in it",
-            id.rsplit('/').next().unwrap_or(shown)
-        ),
+        Some(id) => {
+            format!("no such file; for a dataset on the Hugging Face hub write its id, {id}")
+        }
         None => "no such file".to_owned(),
     }
 }

@@ -20,11 +20,12 @@ pub(super) const COMPANIONS: [&str; 10] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "generation_config.json",
+    GENERATION_CONFIG,
     TEMPLATE_JSON,
 ];
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
 /// The chat template where newer programs look for it, and where older ones did.
 const TEMPLATE: &str = "chat_template.jinja";
 const TEMPLATE_JSON: &str = "chat_template.json";
@@ -131,6 +132,34 @@ pub(super) fn copy_with_template(dir: &Path, to: &Path, template: &str) -> Resul
     }
 }
 
+/// Adds ids to `eos_token_id` of the generation defaults, which are made where there are none.
+pub(super) fn add_end_tokens(to: &Path, ids: &[u32]) -> Result<(), FileError> {
+    let path = to.join(GENERATION_CONFIG);
+    let mut json = match path.is_file() {
+        true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
+            .map_err(|error| FileError::malformed(&path, error.to_string()))?,
+        false => serde_json::json!({}),
+    };
+    let mut all: Vec<serde_json::Value> = match &json["eos_token_id"] {
+        serde_json::Value::Array(known) => known.clone(),
+        serde_json::Value::Null => Vec::new(),
+        one => vec![one.clone()],
+    };
+    for id in ids {
+        let id = serde_json::Value::from(*id);
+        if !all.contains(&id) {
+            all.push(id);
+        }
+    }
+    let Some(fields) = json.as_object_mut() else {
+        return Err(FileError::malformed(&path, "is not a JSON object"));
+    };
+    fields.insert("eos_token_id".to_owned(), all.into());
+    let bytes = serde_json::to_vec_pretty(&json)
+        .map_err(|error| FileError::malformed(&path, error.to_string()))?;
+    atomic::write(&path, &bytes)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -140,6 +169,36 @@ mod tests {
     use crate::files::names::{CONFIG, INDEX};
     use crate::files::tensors::Dtype;
     use crate::job::InitWeights;
+
+    #[test]
+    fn a_result_has_the_template_and_the_end_tokens_that_it_was_trained_with() {
+        let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            TOKENIZER_CONFIG,
+            r#"{"eos_token": "</s>", "chat_template": "own"}"#,
+        );
+        write(TEMPLATE_JSON, r#"{"chat_template": "own"}"#);
+        write(&format!("{TEMPLATES}/tool_use.jinja"), "own");
+        write(GENERATION_CONFIG, r#"{"eos_token_id": 2, "top_k": 5}"#);
+        copy_with_template(dir.path(), to.path(), "other").unwrap();
+        add_end_tokens(to.path(), &[2, 7]).unwrap();
+        let text = |name: &str| std::fs::read_to_string(to.path().join(name)).ok();
+        let json = |name: &str| -> serde_json::Value {
+            serde_json::from_str(&text(name).unwrap()).unwrap()
+        };
+        assert_eq!(text(TEMPLATE).unwrap(), "other");
+        let config = serde_json::json!({"eos_token": "</s>", "chat_template": "other"});
+        assert_eq!(json(TOKENIZER_CONFIG), config);
+        assert_eq!(text(TEMPLATE_JSON), None);
+        assert_eq!(text(&format!("{TEMPLATES}/tool_use.jinja")), None);
+        let defaults = serde_json::json!({"eos_token_id": [2, 7], "top_k": 5});
+        assert_eq!(json(GENERATION_CONFIG), defaults);
+    }
 
     #[test]
     fn workers_get_what_computing_takes_and_the_result_gets_the_rest() {

@@ -79,7 +79,7 @@ impl Shape {
 
 /// Fields that only rows of instructions have, and those that only rows of other shapes have.
 const OF_INSTRUCTIONS: [&str; 3] = ["field_instruction", "field_input", "field_output"];
-const OF_CONVERTED: [&str; 2] = ["field_system", "field_history"];
+const OF_CONVERTED: [&str; 1] = ["field_history"];
 const OF_OTHERS: [&str; 6] = [
     "field_messages",
     "field_prompt",
@@ -127,6 +127,8 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
             *slot = text;
         }
     }
+    let has_system_column =
+        kind == DatasetKind::Messages && reader.given(&name("field_system")).is_some();
     fields.thinking = thinking(reader, index);
     check_fields(reader, index, kind);
     if kind == DatasetKind::Alpaca && reader.given("test_prompts").is_some() {
@@ -148,6 +150,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
         roles: roles(reader, index),
+        has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
         ..DatasetSpec::new(PathBuf::new(), kind, fields)
     };
@@ -203,6 +206,12 @@ fn check_fields(reader: &mut Reader<'_>, index: usize, kind: DatasetKind) {
         refuse(
             &OF_CONVERTED,
             "is read with `type: instructions` only; in a conversation it is a message",
+        );
+    }
+    if !is_instructions && kind != DatasetKind::Messages || kind == DatasetKind::Alpaca {
+        refuse(
+            &["field_system"],
+            "is read with `type: instructions`, messages and sharegpt only",
         );
     }
     if is_instructions {

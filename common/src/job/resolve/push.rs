@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::super::read::Reader;
 use super::super::spec::{PushSpec, Secret};
+use crate::hub::{RepoId, RepoKind};
 
 /// Reads where the result goes; `output_dir` gives its name where none is given.
 pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpec> {
@@ -13,6 +14,10 @@ pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpe
     // Axolotl pushes where there is an id, TRL where it is told to.
     let is_wanted = reader.switch("push_to_hub").unwrap_or(repo.is_some());
     if !is_wanted {
+        if token.is_some() {
+            let notice = "hub_token is for the push alone, and nothing is pushed: HF_TOKEN opens what is not public";
+            reader.notices.push(notice.to_owned());
+        }
         return None;
     }
     let name = output_dir
@@ -25,6 +30,15 @@ pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpe
         }
         return None;
     };
+    if let Err(error) = RepoId::parse(RepoKind::Model, repo.trim()) {
+        let given = reader
+            .given("hub_model_id")
+            .or_else(|| reader.given("push_to_hub"));
+        if let Some(given) = given {
+            reader.problem(given, format!("cannot be pushed to: {error}"));
+        }
+        return None;
+    }
     let is_private = is_private.unwrap_or(true);
     let kind = if is_private { "private" } else { "public" };
     reader.notices.push(format!(

@@ -72,7 +72,7 @@ fn columns_of_another_shape_are_refused() {
         ),
         (
             "  type: alpaca\n  field_system: a\n",
-            "type: instructions` only",
+            "messages and sharegpt only",
         ),
         (
             "  type: instructions\n  field_messages: a\n",
@@ -114,7 +114,7 @@ const INFO: &str = r#"{
     "one": {"file_name": "one.json"},
     "two": {
         "file_name": "two.json", "formatting": "sharegpt", "num_samples": 7,
-        "columns": {"messages": "dialogue", "tools": "functions"},
+        "columns": {"messages": "dialogue", "tools": "functions", "system": "rules"},
         "tags": {"role_tag": "speaker", "content_tag": "text", "user_tag": "client", "assistant_tag": "agent"}
     },
     "pairs": {"file_name": "c.json", "ranking": true, "columns": {"prompt": "p", "chosen": "c", "rejected": "r"}}
@@ -147,6 +147,7 @@ fn names_of_llama_factory_are_looked_up() {
     ];
     assert_eq!(names, ["dialogue", "speaker", "text", "functions"]);
     assert_eq!(two.roles.len(), 2);
+    assert!(two.has_system_column && two.fields.system == "rules");
     assert_eq!(
         job.chat_template,
         TemplateChoice::Named("llamafactory/qwen3".to_owned())

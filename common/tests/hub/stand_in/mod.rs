@@ -125,6 +125,15 @@ impl StandIn {
         self.state.lock().commit(repo, "main", files.collect())
     }
 
+    /// Adds a commit to another branch.
+    #[allow(dead_code)]
+    pub fn commit_to(&self, repo: &str, branch: &str, files: &[(&str, &[u8])]) -> String {
+        let files = files
+            .iter()
+            .map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec()));
+        self.state.lock().commit(repo, branch, files.collect())
+    }
+
     /// The next request whose method and target contain the text meets the fault; several wait in line.
     pub fn play(&self, text: &str, fault: Fault) {
         self.state

@@ -1,10 +1,18 @@
 //! The hub, asked only where something is on it.
 
 use std::cell::OnceCell;
+use std::path::Path;
 
-use common::hub::{Environment, Hub};
+use common::hub::{Environment, Hub, RepoId, RepoKind};
 use common::progress::Progress;
 use serde_json::Value;
+
+/// The repository on the hub that a path may name: one that is not there, and has the form of an id with its owner.
+pub fn hub_id(kind: RepoKind, path: &Path) -> Option<RepoId> {
+    let text = path.to_str()?;
+    let repo = RepoId::parse(kind, text.trim_end_matches('/')).ok()?;
+    repo.owner().is_some().then_some(repo)
+}
 
 /// Where files come from.
 pub(super) struct Sources<'a> {

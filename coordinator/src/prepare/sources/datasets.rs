@@ -3,17 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use common::data::card::{configs_of, matching, patterns};
-use common::data::paths::data_files;
+use common::data::paths::{data_files, files_in, is_saved};
 use common::data::splits::{Splits, split_files};
-use common::hub::{Listing, RepoId, RepoKind};
-use common::job::{DatasetSpec, TRAIN, front_matter};
+use common::hub::{HubError, Listing, RepoId, RepoKind};
+use common::job::{DatasetSpec, HubSource, TRAIN, front_matter};
 use serde_json::{Value, json};
 
-use super::access::Sources;
+use super::access::{Sources, hub_id};
 
 const MAIN: &str = "main";
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
 const PARQUET: &str = "refs/convert/parquet";
+
+/// Before the name of a split of which the hub has converted only a part.
+const PARTIAL: &str = "partial-";
+
+/// Name of the configuration of a dataset that lists none.
+const DEFAULT: &str = "default";
 
 const CARD: &str = "README.md";
 const MAX_CARD_BYTES: u64 = 4 << 20;
@@ -32,50 +38,85 @@ pub(super) fn obtain(
 ) -> Result<Option<String>, String> {
     let path = &dataset.path;
     let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
-    let is_here = path.is_dir() || path.exists() || path.as_os_str().is_empty();
-    let local = is_here || path.is_symlink() || is_pattern;
-    let repo = match local {
+    let is_here = path.exists() || path.is_symlink() || path.as_os_str().is_empty();
+    let repo = match is_here || is_pattern {
         true => None,
-        false => hub_id(path),
+        false => hub_id(RepoKind::Dataset, path).filter(|repo| !is_file_name(repo.name())),
     };
     let Some(repo) = repo else {
+        if let Some(revision) = &dataset.revision {
+            return Err(format!(
+                "is on this machine, and has no revision `{revision}`: that is for datasets on the hub; remove it"
+            ));
+        }
         let splits = local_files(dataset)?;
         check_splits(dataset, &splits)?;
         dataset.files = splits;
         return Ok(None);
     };
     fetch(sources, index, dataset, &repo)
-        .map_err(|reason| format!("there is no such file or folder, and on the hub: {reason}"))
 }
 
-/// The dataset on the hub that a path may name.
-fn hub_id(path: &Path) -> Option<RepoId> {
-    let repo = RepoId::of_path(RepoKind::Dataset, path)?;
-    let name = repo.name().to_lowercase();
-    let is_file = FILES.iter().any(|ending| name.ends_with(ending));
-    (repo.owner().is_some() && !is_file).then_some(repo)
+/// Whether a name is that of a file rather than of a dataset on the hub.
+fn is_file_name(name: &str) -> bool {
+    let name = name.to_lowercase();
+    FILES.iter().any(|ending| name.ends_with(ending))
 }
 
 /// The files at a path on this machine, by split.
 fn local_files(dataset: &DatasetSpec) -> Result<Splits<PathBuf>, String> {
-    let inside = |path: &Path| match &dataset.data_dir {
-        Some(folder) => path.join(folder),
-        None => path.to_owned(),
-    };
-    let base = inside(&dataset.path);
-    if dataset.data_files.is_empty() {
-        return data_files(&base);
+    let path = &dataset.path;
+    if path.is_dir() && !is_saved(path) {
+        return files_of_folder(path, dataset);
     }
-    if base.is_file() {
-        return Err("is a file, which has no data_files in it: remove one of them".to_owned());
+    for (field, is_given) in [
+        ("name", dataset.name.is_some()),
+        ("data_dir", dataset.data_dir.is_some()),
+        (
+            "data_files",
+            !dataset.data_files.is_empty() && !path.as_os_str().is_empty(),
+        ),
+    ] {
+        if is_given {
+            return Err(format!(
+                "is no folder that has {field} in it: remove {field}, or name the folder"
+            ));
+        }
+    }
+    if dataset.data_files.is_empty() {
+        return data_files(path);
     }
     let mut files = Vec::new();
     for pattern in &dataset.data_files {
-        let path = base.join(pattern);
-        let found = data_files(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
+        let path = Path::new(pattern);
+        let found = data_files(path).map_err(|reason| format!("{}: {reason}", path.display()))?;
         files.extend(found.into_iter().flat_map(|(_, paths)| paths));
     }
     Ok(vec![(TRAIN.to_owned(), files)])
+}
+
+/// The files of a folder, which may be a copy of a dataset of the hub, with its card.
+fn files_of_folder(folder: &Path, dataset: &DatasetSpec) -> Result<Splits<PathBuf>, String> {
+    let paths = files_in(folder)?;
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let path = folder.join(CARD);
+    let card = match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= MAX_CARD_BYTES => {
+            let bytes = std::fs::read(&path).map_err(|error| format!("{CARD}: {error}"))?;
+            front_matter(&String::from_utf8_lossy(&bytes))
+                .map_err(|reason| format!("{CARD}: {reason}"))?
+        }
+        _ => Value::Null,
+    };
+    let splits = files_of(dataset, &paths, &card).map_err(|unfound| {
+        let (Unfound::NoData(reason) | Unfound::Told(reason)) = unfound;
+        format!("is a folder that {reason}")
+    })?;
+    let here = |files: Vec<String>| files.iter().map(|file| folder.join(file)).collect();
+    Ok(splits
+        .into_iter()
+        .map(|(name, files)| (name, here(files)))
+        .collect())
 }
 
 /// Refuses a split that is not there, and says which are.
@@ -109,34 +150,63 @@ fn fetch(
     dataset: &mut DatasetSpec,
     repo: &RepoId,
 ) -> Result<Option<String>, String> {
-    let told = |error: common::hub::HubError| error.to_string();
+    // Whoever mistyped a path has to see that it was taken for an id.
+    let told =
+        |error: HubError| format!("there is no such file or folder, and on the hub: {error}");
     let hub = sources.hub()?;
-    let revision = dataset
-        .revision
-        .clone()
-        .or_else(|| earlier_commit(sources.earlier, index, dataset))
-        .unwrap_or_else(|| MAIN.to_owned());
+    let earlier = earlier_source(sources.earlier, index, dataset);
+    let asked = dataset.revision.as_deref().unwrap_or(MAIN);
+    let is_converted = earlier.as_ref().is_some_and(|earlier| earlier.is_converted);
+    let revision = earlier.map_or_else(|| asked.to_owned(), |earlier| earlier.commit);
     let mut listing = hub
         .listing(repo, &revision, sources.progress)
         .map_err(told)?;
-    let mut splits = match files_of(sources, dataset, &listing) {
+    let mut source = HubSource {
+        id: listing.canonical.id().to_owned(),
+        commit: listing.commit.clone(),
+        is_converted,
+    };
+    let mut notices = Vec::new();
+    let found = match is_converted {
+        true => converted_files(dataset, &listing).map_err(Unfound::Told),
+        false => card(sources, &listing)
+            .map_err(Unfound::Told)
+            .and_then(|card| files_of(dataset, &paths_of(&listing), &card)),
+    };
+    let mut splits = match found {
         Ok(splits) => splits,
         // A dataset that only a program of its own makes rows of: the hub has made them.
-        Err(Unfound::NoData(reason)) if revision == MAIN => {
+        Err(Unfound::NoData(reason)) if asked == MAIN => {
             let converted = hub.listing(repo, PARQUET, sources.progress);
-            listing = converted.map_err(|_| reason.clone())?;
-            converted_files(dataset, &listing).map_err(|other| format!("{reason}; {other}"))?
+            listing = converted.map_err(|error| {
+                format!("{repo} on the hub {reason}, and its own conversion to Parquet cannot be had: {error}")
+            })?;
+            source.commit.clone_from(&listing.commit);
+            source.is_converted = true;
+            converted_files(dataset, &listing)?
         }
-        Err(Unfound::NoData(reason) | Unfound::Told(reason)) => return Err(reason),
+        Err(Unfound::NoData(reason) | Unfound::Told(reason)) => {
+            return Err(format!("{repo} on the hub {reason}"));
+        }
     };
+    if source.is_converted {
+        notices.push("its rows are those of the hub's own conversion to Parquet".to_owned());
+    }
     check_splits(dataset, &splits)?;
     let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
     splits.retain(|(name, _)| asked.slices().iter().any(|slice| slice.name() == name));
     let wanted = |path: &str| {
-        splits
-            .iter()
-            .any(|(_, files)| files.iter().any(|file| file == path))
+        let mut files = splits.iter().flat_map(|(_, files)| files);
+        files.any(|file| file == path)
     };
+    if source.is_converted
+        && listing
+            .files
+            .iter()
+            .any(|file| wanted(&file.path) && file.path.contains(PARTIAL))
+    {
+        notices.push("the hub has converted only a part of a split".to_owned());
+    }
     let snapshot = hub
         .fetch(&listing, &wanted, sources.progress)
         .map_err(told)?;
@@ -145,13 +215,18 @@ fn fetch(
         .into_iter()
         .map(|(name, files)| (name, files.into_iter().map(here).collect()))
         .collect();
-    dataset.revision = Some(snapshot.commit);
-    Ok(snapshot.is_partial.then(|| {
-        format!(
-            "{}: the hub could not be asked, and what its cache has is used",
-            dataset.path.display()
-        )
-    }))
+    source.commit = snapshot.commit;
+    dataset.hub = Some(source);
+    if snapshot.is_partial {
+        notices.push("the hub could not be asked, and what its cache has is used".to_owned());
+    }
+    let path = dataset.path.display();
+    Ok((!notices.is_empty()).then(|| format!("{path}: {}", notices.join("; "))))
+}
+
+fn paths_of(listing: &Listing) -> Vec<&str> {
+    let files = listing.files.iter();
+    files.map(|file| file.path.as_str()).collect()
 }
 
 /// Why there are no files to read.
@@ -163,15 +238,10 @@ enum Unfound {
 
 /// The data files of a repository, by split: as the job names them, as its card lists them, or as their names tell.
 fn files_of(
-    sources: &Sources<'_>,
     dataset: &DatasetSpec,
-    listing: &Listing,
+    paths: &[&str],
+    card: &Value,
 ) -> Result<Splits<String>, Unfound> {
-    let paths: Vec<&str> = listing
-        .files
-        .iter()
-        .map(|file| file.path.as_str())
-        .collect();
     let inside = |folder: &str| -> Vec<&str> {
         let folder = format!("{}/", folder.trim_matches('/'));
         let all = paths.iter().copied();
@@ -179,9 +249,17 @@ fn files_of(
     };
     let paths = match &dataset.data_dir {
         Some(folder) => inside(folder),
-        None => paths.clone(),
+        None => paths.to_vec(),
     };
-    if !dataset.data_files.is_empty() {
+    let configs = configs_of(card)
+        .map_err(|reason| Unfound::Told(format!("has a {CARD} that cannot be used: {reason}")))?;
+    let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
+    let config = match &dataset.name {
+        Some(name) => configs.iter().find(|config| config.name == *name),
+        None => configs.iter().find(|config| config.is_default),
+    };
+    let is_known = dataset.name.as_deref().is_none_or(|name| name == DEFAULT) || config.is_some();
+    if !dataset.data_files.is_empty() && is_known {
         let folder = dataset
             .data_dir
             .as_deref()
@@ -194,28 +272,22 @@ fn files_of(
         let asked = patterns(&json!(files)).map_err(Unfound::Told)?;
         return matching(&asked, &paths).map_err(Unfound::Told);
     }
-    let configs = card(sources, listing)
-        .and_then(|card| configs_of(&card).map_err(|reason| format!("{CARD}: {reason}")))
-        .map_err(Unfound::Told)?;
-    let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
-    let config = match &dataset.name {
-        Some(name) => configs.iter().find(|config| config.name == *name),
-        None => configs.iter().find(|config| config.is_default),
-    };
     match (config, &dataset.name) {
         (Some(config), _) => config.files(&paths).map_err(Unfound::NoData),
         (None, Some(name)) if !names.is_empty() => Err(Unfound::Told(format!(
-            "it has no configuration `{name}`, but {}",
+            "has no configuration `{name}`, but {}",
             names.join(", ")
         ))),
         (None, None) if !names.is_empty() => Err(Unfound::Told(format!(
-            "say with name which of its configurations is meant: {}",
+            "has several configurations, and none is the default: say with name which is meant, of {}",
             names.join(", ")
         ))),
+        // What every dataset without configurations is called.
+        (None, Some(name)) if name == DEFAULT => split_files(&paths).map_err(Unfound::NoData),
         // Without a card that lists them, a configuration may be a folder.
         (None, Some(name)) => match inside(name).as_slice() {
             [] => Err(Unfound::NoData(format!(
-                "it has no configurations, and no folder `{name}`"
+                "has no configurations, and no folder `{name}`"
             ))),
             files => split_files(files).map_err(Unfound::NoData),
         },
@@ -246,7 +318,7 @@ fn converted_files(dataset: &DatasetSpec, listing: &Listing) -> Result<Splits<St
         if !name.ends_with(".parquet") {
             continue;
         }
-        let split = split.strip_prefix("partial-").unwrap_or(split);
+        let split = split.strip_prefix(PARTIAL).unwrap_or(split);
         let index = configs.iter().position(|(known, _)| *known == config);
         let index = index.unwrap_or_else(|| {
             configs.push((config, Vec::new()));
@@ -276,10 +348,15 @@ fn converted_files(dataset: &DatasetSpec, listing: &Listing) -> Result<Splits<St
         })
 }
 
-/// The commit that the run in the output folder began with, if its dataset was this one.
-fn earlier_commit(earlier: Option<&Value>, index: usize, dataset: &DatasetSpec) -> Option<String> {
+/// Where the run in the output folder had this dataset from, if it asked for the same dataset and revision.
+fn earlier_source(
+    earlier: Option<&Value>,
+    index: usize,
+    dataset: &DatasetSpec,
+) -> Option<HubSource> {
     let known = earlier?.get("datasets")?.get(index)?;
-    let is_same = known["path"].as_str() == dataset.path.to_str();
-    let commit = known["revision"].as_str()?;
-    is_same.then(|| commit.to_owned())
+    let is_same = known["path"].as_str() == dataset.path.to_str()
+        && known["revision"].as_str() == dataset.revision.as_deref();
+    let source = serde_json::from_value(known["hub"].clone()).ok();
+    source.filter(|_| is_same)
 }

@@ -1,10 +1,11 @@
 //! The base model: a folder, or a model on the hub.
 
+use common::files::model::CONFIG;
 use common::hub::{RepoId, RepoKind};
 use common::job::{InitWeights, JobSpec};
 use serde_json::Value;
 
-use super::access::Sources;
+use super::access::{Sources, hub_id};
 
 const MAIN: &str = "main";
 
@@ -27,14 +28,12 @@ pub(super) fn obtain(sources: &Sources<'_>, job: &mut JobSpec) -> Result<(), Str
     if job.base_model.exists() || job.base_model.is_symlink() {
         return Ok(());
     }
-    let repo = RepoId::of_path(RepoKind::Model, &job.base_model);
-    let Some(repo) = repo.filter(|repo| repo.owner().is_some()) else {
+    let Some(repo) = hub_id(RepoKind::Model, &job.base_model) else {
         return Ok(());
     };
-    let revision = job
-        .model_revision
-        .clone()
-        .or_else(|| earlier_commit(sources.earlier, &repo))
+    let asked = job.model_revision.as_deref();
+    let revision = earlier_commit(sources.earlier, &repo, asked)
+        .or_else(|| job.model_revision.clone())
         .unwrap_or_else(|| MAIN.to_owned());
     let told = |error: &dyn std::fmt::Display| {
         format!("base_model {repo}: there is no such folder, and on the hub: {error}")
@@ -56,6 +55,15 @@ pub(super) fn obtain(sources: &Sources<'_>, job: &mut JobSpec) -> Result<(), Str
         };
         is_needed && !is_inside
     };
+    let has = |wanted: &dyn Fn(&str) -> bool| listing.files.iter().any(|file| wanted(&file.path));
+    if !has(&|path| path == CONFIG) {
+        return Err(told(&format!(
+            "{repo} has no {CONFIG}: it is no model that Transformers loads"
+        )));
+    }
+    if reads_weights && !has(&is_weights) {
+        return Err(told(&format!("{repo} has no weights as safetensors")));
+    }
     let snapshot = hub.fetch(&listing, &wanted, sources.progress);
     let snapshot = snapshot.map_err(|error| told(&error))?;
     if snapshot.is_partial {
@@ -66,7 +74,7 @@ pub(super) fn obtain(sources: &Sources<'_>, job: &mut JobSpec) -> Result<(), Str
     }
     job.base_model = snapshot.folder;
     job.base_model_id = Some(listing.canonical.id().to_owned());
-    job.model_revision = Some(snapshot.commit);
+    job.asked_revision = job.model_revision.replace(snapshot.commit);
     Ok(())
 }
 
@@ -74,12 +82,13 @@ fn is_weights(path: &str) -> bool {
     path.ends_with(".safetensors")
 }
 
-/// The commit that the run in the output folder began with, if it began with this model.
-fn earlier_commit(earlier: Option<&Value>, repo: &RepoId) -> Option<String> {
+/// The commit that the run in the output folder began with, if it asked for the same model and revision.
+fn earlier_commit(earlier: Option<&Value>, repo: &RepoId, asked: Option<&str>) -> Option<String> {
     let earlier = earlier?;
     let is_same = earlier["base_model_id"]
         .as_str()
         .is_some_and(|id| id.eq_ignore_ascii_case(repo.id()));
     let commit = earlier["model_revision"].as_str()?;
-    is_same.then(|| commit.to_owned())
+    let is_asked = earlier["asked_revision"].as_str() == asked;
+    (is_same && is_asked).then(|| commit.to_owned())
 }

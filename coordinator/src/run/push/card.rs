@@ -108,12 +108,16 @@ fn usage(is_adapter: bool, base: Option<&str>) -> String {
     )
 }
 
-/// Ids of the datasets that are on the hub.
+/// Ids of the datasets that are on the hub, each once.
 fn dataset_ids(job: &Value) -> Vec<String> {
     let datasets = job["datasets"].as_array().into_iter().flatten();
-    let on_the_hub = datasets.filter(|dataset| dataset["revision"].is_string());
-    let ids = on_the_hub.filter_map(|dataset| dataset["path"].as_str());
-    ids.map(str::to_owned).collect()
+    let mut ids: Vec<String> = Vec::new();
+    for id in datasets.filter_map(|dataset| dataset["hub"]["id"].as_str()) {
+        if !ids.iter().any(|known| known == id) {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
 }
 
 fn data(job: &Value) -> String {
@@ -123,9 +127,9 @@ fn data(job: &Value) -> String {
     let mut text = String::from("## Data\n\n");
     for dataset in datasets {
         let path = dataset["path"].as_str().unwrap_or_default();
-        let of_hub = dataset["revision"].as_str();
-        let name = match of_hub {
-            Some(_) => path.to_owned(),
+        let hub = &dataset["hub"];
+        let name = match hub["id"].as_str() {
+            Some(id) => id.to_owned(),
             None => Path::new(path)
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
@@ -133,7 +137,10 @@ fn data(job: &Value) -> String {
         };
         let split = dataset["split"].as_str().unwrap_or("train");
         let _ = write!(text, "- `{name}`, split `{split}`");
-        if let Some(commit) = of_hub {
+        if let Some(config) = dataset["name"].as_str() {
+            let _ = write!(text, ", configuration `{config}`");
+        }
+        if let Some(commit) = hub["commit"].as_str() {
             let _ = write!(text, ", commit `{commit}`");
         }
         text.push('\n');
@@ -155,6 +162,9 @@ fn settings(job: &Value) -> String {
         };
         let _ = writeln!(text, "| {name} | {shown} |");
     };
+    if job["base_model_id"].is_string() {
+        row("commit of the base model", &job["model_revision"]);
+    }
     let lora = &job["method"]["lora"];
     for (key, name) in [
         ("r", "LoRA rank"),
@@ -227,8 +237,8 @@ mod tests {
         let job = json!({
             "base_model": "/home/me/cache/snapshots/0a", "base_model_id": "org/base",
             "datasets": [
-                {"path": "org/chats", "revision": "0b", "split": "train[:5%]"},
-                {"path": "/home/me/secret/own.jsonl"}
+                {"path": "org/Chats", "hub": {"id": "org/chats", "commit": "0b"}, "split": "train[:5%]"},
+                {"path": "/home/me/secret/own.jsonl", "revision": "v1"}
             ],
             "method": {"lora": {"r": 8}}, "learning_rate": 0.0002
         });

@@ -88,7 +88,10 @@ impl Generator {
             check_folder(folder)?;
         }
         // The weights come last: what is wrong with the small files shows at once.
-        let tokenizer = Tokenizer::load(model_dir)?;
+        let mut tokenizer = Tokenizer::load(model_dir)?;
+        if let Some(dir) = adapter_dir {
+            tokenizer.add_end_tokens_of(dir)?;
+        }
         // The adapter's is the one that it was trained with.
         let template = match adapter_dir.map(ChatTemplate::load_optional).transpose()? {
             Some(Some(template)) => Some(template),
@@ -106,6 +109,8 @@ impl Generator {
     /// Asks in the way in which this job's conversations are written: its template, what it gives that, its system message.
     pub fn ask_as_in(&mut self, job: &JobSpec) -> Result<(), GenerateError> {
         self.template = ChatTemplate::chosen(&job.base_model, &job.chat_template)?;
+        // Those that are no tokens end nothing.
+        self.tokenizer.add_end_tokens(&job.eot_tokens);
         // What is wrong with them was told when the data was prepared.
         let variables = Json::Object(job.chat_template_kwargs.clone());
         self.variables = Variables::from_json(&variables).unwrap_or_default();

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use common::data::template::{ChatTemplate, TemplateError};
+use common::data::tokenize::{TokenizerError, end_tokens_of};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
 use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
@@ -19,6 +20,8 @@ use crate::engine::inference::decoder::{InferenceError, check_folder, merged_wei
 pub enum MergeError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Template(#[from] TemplateError),
     #[error(transparent)]
@@ -69,6 +72,11 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
     let own = ChatTemplate::load_optional(model_dir)?;
     let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
     folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
+    // So do the tokens that end its answers.
+    let ends = end_tokens_of(adapter_dir)?;
+    if !ends.is_empty() {
+        ModelFolder::add_end_tokens(dir.path(), &ends)?;
+    }
     write_model(
         dir.path(),
         folder.config_json(),
