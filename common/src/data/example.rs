@@ -74,7 +74,9 @@ impl ExampleMaker<'_> {
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
                 let examples = drafts.into_iter().map(|draft| self.templated(draft));
-                examples.collect::<Result<_, _>>()?
+                let examples = examples.collect::<Result<Vec<_>, _>>()?;
+                notes.extend(examples.iter().find_map(|example| self.other_end(example)));
+                examples
             }
         };
         if let Some(first) = examples.first_mut() {
@@ -280,6 +282,16 @@ impl ExampleMaker<'_> {
             ));
         }
         Ok(end)
+    }
+
+    /// A note where the last answer ends with a special token that nothing names as an end: who was trained so never stops.
+    fn other_end(&self, example: &Example) -> Option<Note> {
+        let last = example.trained.iter().rposition(|trained| *trained)?;
+        let id = example.ids[last];
+        let is_special = self.tokenizer.special_ids().contains(&id);
+        let is_end = self.tokenizer.eos_ids().contains(&id);
+        let text = self.tokenizer.token_text(id)?;
+        (is_special && !is_end && !self.train_on_inputs).then_some(Note::OtherEnd(text))
     }
 
     fn ends_a_turn(&self, id: u32) -> bool {

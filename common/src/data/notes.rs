@@ -37,6 +37,8 @@ pub enum Note {
     LeftOut,
     /// A row of instructions is a conversation, since nothing says that it is Axolotl's text.
     Instructions,
+    /// A special token that ends answers, and that nothing names as an end of a text.
+    OtherEnd(String),
     /// The chat template's own marks say what is learned.
     GenerationMarks,
 }
@@ -50,6 +52,7 @@ impl Note {
             Self::Role(_) => 2,
             Self::RoleRenamed(_) => 7,
             Self::Instructions => 8,
+            Self::OtherEnd(_) => 9,
             Self::NotShown(_) => 3,
             Self::EmptyAnswer => 4,
             Self::LeftOut => 5,
@@ -62,6 +65,7 @@ impl Note {
             Self::Column(name)
             | Self::MessageKey(name)
             | Self::Role(name)
+            | Self::OtherEnd(name)
             | Self::RoleRenamed(name) => Some(name),
             Self::NotShown(part) => Some(part),
             Self::EmptyAnswer | Self::LeftOut | Self::Instructions | Self::GenerationMarks => None,
@@ -164,6 +168,10 @@ fn describe(dataset: &DatasetSpec, group: &[(&Note, &Found)]) -> String {
         Note::LeftOut => format!(
             "{place}: answers are not learned where their message says so ({})",
             count(rows, "row")
+        ),
+        Note::OtherEnd(_) => format!(
+            "{place}: answers end with {}, which neither the tokenizer nor generation_config.json names as an end: give eot_tokens, so that what is trained stops there",
+            names(group, true)
         ),
         Note::Instructions => format!(
             "{place}: rows of instructions are conversations in the chat template; `type: alpaca` makes them Axolotl's fixed text ({})",

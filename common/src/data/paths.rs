@@ -271,4 +271,17 @@ mod tests {
         let reason = found(&[("state.json", outside)], "").unwrap_err();
         assert!(reason.contains("outside of its folder"), "{reason}");
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_above_does_not_repeat_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("x");
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::write(inner.join("a.jsonl"), "{}").unwrap();
+        std::os::unix::fs::symlink("..", inner.join("up")).unwrap();
+        let splits = data_files(&folder.path().join("**/*.jsonl")).unwrap();
+        assert_eq!(splits.len(), 1);
+        assert_eq!(splits[0].1, [inner.join("a.jsonl")]);
+    }
 }

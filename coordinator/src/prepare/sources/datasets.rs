@@ -44,17 +44,38 @@ pub(super) fn obtain(
         false => hub_id(RepoKind::Dataset, path).filter(|repo| !is_file_name(repo.name())),
     };
     let Some(repo) = repo else {
-        if let Some(revision) = &dataset.revision {
-            return Err(format!(
-                "is on this machine, and has no revision `{revision}`: that is for datasets on the hub; remove it"
-            ));
-        }
         let splits = local_files(dataset)?;
         check_splits(dataset, &splits)?;
         dataset.files = splits;
-        return Ok(None);
+        return Ok(not_of_here(dataset));
     };
     fetch(sources, index, dataset, &repo)
+}
+
+/// A line on what of a dataset on this machine only one on the hub has.
+fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
+    let is_file = dataset.path.is_file();
+    let told: Vec<String> = [
+        dataset
+            .revision
+            .as_ref()
+            .map(|revision| format!("revision {revision}")),
+        dataset
+            .name
+            .as_ref()
+            .filter(|_| is_file)
+            .map(|name| format!("name {name}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!told.is_empty()).then(|| {
+        format!(
+            "{}: read as it is on this machine, so this asks for nothing: {}",
+            dataset.path.display(),
+            told.join(", ")
+        )
+    })
 }
 
 /// Whether a name is that of a file rather than of a dataset on the hub.
@@ -70,7 +91,7 @@ fn local_files(dataset: &DatasetSpec) -> Result<Splits<PathBuf>, String> {
         return files_of_folder(path, dataset);
     }
     for (field, is_given) in [
-        ("name", dataset.name.is_some()),
+        ("name", dataset.name.is_some() && !path.is_file()),
         ("data_dir", dataset.data_dir.is_some()),
         (
             "data_files",
