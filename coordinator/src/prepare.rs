@@ -180,31 +180,7 @@ pub fn prepare_in(
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
     progress.begin("reading the model", 0);
     let (model, config, mut model_notices) = read_model(job, &mut errors);
-    let (mut tokenizer, template) = if job.base_model.is_dir() {
-        (
-            errors.note(Tokenizer::load(&job.base_model)),
-            errors.note(ChatTemplate::chosen(&job.base_model, &job.chat_template)),
-        )
-    } else {
-        (None, None)
-    };
-    if let Some(tokenizer) = &tokenizer {
-        let differing = tokenizer.differing_tokens(&job.reading.special_tokens);
-        differing
-            .into_iter()
-            .for_each(|problem| errors.add(problem));
-    }
-    if let Some(tokenizer) = &mut tokenizer {
-        model_notices.extend(end_tokens(job, tokenizer));
-    }
-    let missing = template
-        .iter()
-        .flatten()
-        .flat_map(ChatTemplate::missing_tokens);
-    model_notices.extend(
-        missing
-            .map(|name| format!("the tokenizer has no {name}, so the chat template writes none")),
-    );
+    let (tokenizer, template) = read_tokenizer(job, &mut errors, &mut model_notices);
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
             prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)
@@ -255,6 +231,32 @@ pub fn prepare_in(
         Some(prepared) if errors.problems.is_empty() => Ok(prepared),
         _ => Err(errors),
     }
+}
+
+/// Loads the tokenizer and the chat template that the job asks for; adds what the user should know of them to `notices`.
+fn read_tokenizer(
+    job: &JobSpec,
+    errors: &mut PreflightError,
+    notices: &mut Vec<String>,
+) -> (Option<Tokenizer>, Option<Option<ChatTemplate>>) {
+    if !job.base_model.is_dir() {
+        return (None, None);
+    }
+    let mut tokenizer = errors.note(Tokenizer::load(&job.base_model));
+    let template = errors.note(ChatTemplate::chosen(&job.base_model, &job.chat_template));
+    if let Some(tokenizer) = &mut tokenizer {
+        for problem in tokenizer.differing_tokens(&job.reading.special_tokens) {
+            errors.add(problem);
+        }
+        notices.extend(end_tokens(job, tokenizer));
+    }
+    let missing = template.iter().flatten();
+    notices.extend(
+        missing
+            .flat_map(ChatTemplate::missing_tokens)
+            .map(|name| format!("the tokenizer has no {name}, so the chat template writes none")),
+    );
+    (tokenizer, template)
 }
 
 /// Lets the job's `eot_tokens` end turns. Returns a line for the user where some are no tokens.

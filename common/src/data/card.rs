@@ -6,9 +6,8 @@
 use glob::{MatchOptions, Pattern};
 use serde_json::Value as Json;
 
-use super::splits::{
-    Splits, TRAIN, is_data, is_split_name, is_visible, of_one_format, split_files,
-};
+use super::splits::{Splits, is_data, is_split_name, is_visible, of_one_format, split_files};
+use crate::job::TRAIN;
 
 /// Most configurations of a dataset, and most patterns of one.
 const MAX_ENTRIES: usize = 1 << 12;

@@ -10,7 +10,6 @@ use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
 use super::record::{DataErrors, Problem, RecordParser};
-use super::rows::RawRow;
 use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
@@ -115,10 +114,11 @@ impl<'a> Source<'a> {
                     continue;
                 }
             };
+            let sharegpt = sharegpt::spec(dataset);
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
                 reading.rows += batch.len() as u64;
-                let examples = self.examples(index, batch, &mut notes, &mut errors);
+                let examples = self.examples(index, &sharegpt, batch, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
@@ -152,6 +152,7 @@ impl<'a> Source<'a> {
     fn examples(
         &self,
         index: usize,
+        sharegpt: &DatasetSpec,
         batch: Vec<FileRow>,
         notes: &mut Notes,
         errors: &mut DataErrors,
@@ -162,10 +163,9 @@ impl<'a> Source<'a> {
                 .template
                 .is_some_and(|template| template.mentions_role(role))
         };
-        let sharegpt = sharegpt::spec(dataset);
         let parser = RecordParser {
             spec: dataset,
-            sharegpt: &sharegpt,
+            sharegpt,
             accepts_role: &accepts_role,
             train_on_inputs: self.job.train_on_inputs,
             default_system: self.job.default_system_message.as_deref(),
@@ -179,9 +179,7 @@ impl<'a> Source<'a> {
                     self.progress
                         .check()
                         .map_err(|cancelled| (0, cancelled.to_string()))?;
-                    if let RawRow::Value(_, value) = &row {
-                        self.progress.advance(value.len() as u64);
-                    }
+                    self.progress.advance(row.bytes() as u64);
                     let mut row = parser.parse(row)?;
                     let line = row.line;
                     let mut examples = self
@@ -269,29 +267,12 @@ impl<I: Iterator<Item = FileRow>> Batches<I> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for row in self.rows.by_ref() {
-            bytes += match &row.row {
-                RawRow::Value(_, value) => value.len(),
-                RawRow::Parsed(_, value) => size_of_value(value),
-                RawRow::Unreadable(..) => 0,
-            };
+            bytes += row.row.bytes();
             batch.push(row);
             if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
                 break;
             }
         }
         (!batch.is_empty()).then_some(batch)
-    }
-}
-
-/// About as many bytes as a value has as JSON.
-fn size_of_value(value: &Json) -> usize {
-    match value {
-        Json::Null | Json::Bool(_) | Json::Number(_) => 8,
-        Json::String(text) => text.len(),
-        Json::Array(items) => items.iter().map(size_of_value).sum(),
-        Json::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| name.len() + size_of_value(value))
-            .sum(),
     }
 }

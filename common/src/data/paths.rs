@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, glob_with};
 use serde_json::Value as Json;
 
-use super::splits::{Splits, TRAIN, is_data, split_files};
+use super::splits::{Splits, is_data, split_files};
+use crate::job::TRAIN;
 
 /// Most entries of a folder and those in it.
 const MAX_ENTRIES: usize = 1 << 17;

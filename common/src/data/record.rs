@@ -22,7 +22,6 @@ use columns::Shape;
 use meant::columns_found;
 use message::{Message, MessageReader};
 
-pub use message::REASONING;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
 
 /// A row of a dataset as something to learn from.

@@ -32,7 +32,7 @@ use content::{Content, TextContent};
 use row::Rows;
 use source::Source;
 
-pub use format::Format;
+pub use format::{Format, NOT_DATA};
 pub use row::{RawRow, Unit};
 pub use source::file_of_rows;
 

@@ -6,29 +6,16 @@
 //! split; files that are named like one; else all files are `train`. A name is like a split if a word of it is one of its keywords,
 //! where words are apart by anything but letters (`my-train_2.jsonl`).
 
-use super::rows::Format;
+use super::rows::{Format, NOT_DATA};
+use crate::job::TRAIN;
 
 /// The files of each split.
 pub type Splits<P> = Vec<(String, Vec<P>)>;
-
-/// The split of files that no name tells anything about.
-pub const TRAIN: &str = "train";
 
 const KEYWORDS: [(&str, &[&str]); 3] = [
     (TRAIN, &["train", "training"]),
     ("validation", &["validation", "valid", "dev", "val"]),
     ("test", &["test", "testing", "eval", "evaluation"]),
-];
-
-/// Files beside data that are none, whatever their ending says.
-const NOT_DATA: [&str; 7] = [
-    "README.md",
-    "config.json",
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "dummy_data.zip",
 ];
 
 /// Most names in a message.

@@ -85,12 +85,6 @@ impl Environment {
         Ok(self)
     }
 
-    /// Keeps the hub's files in this folder, whatever the environment says.
-    pub fn with_cache(mut self, cache: &Path) -> Self {
-        self.cache = cache.to_owned();
-        self
-    }
-
     /// Folder of the hub's files.
     pub fn cache(&self) -> &Path {
         &self.cache

@@ -9,6 +9,9 @@ use super::fields::{Field, fields};
 use super::merge::{Given, Merged};
 use super::yaml::{Node, Value};
 
+/// The field that is printed nowhere.
+const SECRET: &str = "hub_token";
+
 /// The job's values under the names of the table, in its order. `notices` become comments at the top.
 pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
     let mut text = String::new();
@@ -18,11 +21,13 @@ pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
     for field in fields() {
         match field.name.split_once('.') {
             None if field.name == "datasets" => text += &datasets(merged),
-            None => {
-                if let Some(given) = merged.get(field.name) {
-                    text += &entry("", field.name, given);
+            None => match merged.get(field.name) {
+                Some(_) if field.name == SECRET => {
+                    text += &format!("# {SECRET} is left out: give it as a variable\n");
                 }
-            }
+                Some(given) => text += &entry("", field.name, given),
+                None => {}
+            },
             // With the mapping that they are in.
             Some(("cluster", "min_workers")) => text += &cluster(merged),
             Some(_) => {}

@@ -67,17 +67,6 @@ fn key(given: &Given) -> Key {
 
 /// What a name stands for: an entry of `datasets`.
 fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
-    let scalar = |text: &str| Node::scalar(text, true, &given.origin);
-    let pair = |text: &str, node: Node| {
-        let origin = given.origin.clone();
-        (
-            Key {
-                text: text.to_owned(),
-                origin,
-            },
-            node,
-        )
-    };
     let mapping = |entries| Node {
         origin: given.origin.clone(),
         value: Value::Mapping(entries),
@@ -107,7 +96,12 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
                 info.path.display()
             ));
         }
-        return Ok(mapping(vec![pair("path", scalar(name))]));
+        let path = Key {
+            text: "path".to_owned(),
+            origin: given.origin.clone(),
+        };
+        let node = Node::scalar(name, true, &given.origin);
+        return Ok(mapping(vec![(path, node)]));
     };
     if !["hf_hub_url", "file_name"]
         .iter()
@@ -119,6 +113,19 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
             info.path.display()
         ));
     }
+    Ok(mapping(fields_of(described, info, &given.origin)))
+}
+
+/// The fields of a dataset that an entry of dataset_info.json describes.
+fn fields_of(described: &Map<String, Json>, info: &Info, origin: &Origin) -> Vec<(Key, Node)> {
+    let scalar = |text: &str| Node::scalar(text, true, origin);
+    let pair = |text: &str, node: Node| {
+        let key = Key {
+            text: text.to_owned(),
+            origin: origin.clone(),
+        };
+        (key, node)
+    };
     let mut entries = Vec::new();
     let mut has_format = false;
     for (name, value) in described {
@@ -137,17 +144,17 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
             "file_name" | "ms_hub_url" | "om_hub_url" => {}
             "formatting" | "columns" | "tags" | "split" | "ranking" | "num_samples" => {
                 has_format |= name == "formatting";
-                entries.push(pair(name, node_of(value, &given.origin)));
+                entries.push(pair(name, node_of(value, origin)));
             }
             "subset" => entries.push(pair("name", scalar(&text))),
             "folder" => entries.push(pair("data_dir", scalar(&text))),
-            other => entries.push(pair(other, node_of(value, &given.origin))),
+            other => entries.push(pair(other, node_of(value, origin))),
         }
     }
     if !has_format {
         entries.push(pair("formatting", scalar("alpaca")));
     }
-    Ok(mapping(entries))
+    entries
 }
 
 /// A value of a JSON file as one of the job, at the place that named it.

@@ -346,6 +346,9 @@ pub enum DatasetKind {
     Text,
 }
 
+/// Names under which a message has its thinking.
+pub const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// Column names, where a dataset has its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldNames {

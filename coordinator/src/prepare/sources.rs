@@ -9,24 +9,15 @@ mod access;
 mod datasets;
 mod model;
 
-use std::cell::OnceCell;
-
-use common::job::{JobSpec, Resume};
+use common::job::JobSpec;
 use common::progress::Progress;
-use serde_json::Value;
 
-use crate::store::output::RunRecord;
 use access::Sources;
 
 /// Fetches what the job names from the hub, and finds the files of its datasets.
-pub fn obtain(job: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
-    let mut job = job.clone();
-    let earlier = earlier_job(&job);
-    let sources = Sources {
-        hub: OnceCell::new(),
-        earlier: earlier.as_ref(),
-        progress,
-    };
+pub fn obtain(original: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
+    let mut job = original.clone();
+    let sources = Sources::new(original, progress);
     let mut problems = Vec::new();
     if let Err(problem) = model::obtain(&sources, &mut job) {
         problems.push(problem);
@@ -44,14 +35,4 @@ pub fn obtain(job: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>
         true => Ok(job),
         false => Err(problems),
     }
-}
-
-/// The job of the run in the output folder, where this one would go on with it.
-fn earlier_job(job: &JobSpec) -> Option<Value> {
-    if job.resume == Resume::Never {
-        return None;
-    }
-    // What is wrong with the record is told when the folder is taken.
-    let record = RunRecord::read(&job.output_dir).ok().flatten()?;
-    Some(record.job)
 }

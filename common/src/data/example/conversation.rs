@@ -10,13 +10,14 @@ use std::ops::Range;
 
 use serde_json::{Value as Json, json};
 
-use super::super::record::{Chat, REASONING};
+use super::super::record::Chat;
 use super::super::template::{
     ChatTemplate, RenderInput, TemplateError, Value, message_value, to_value,
 };
 use super::answer::{Answer, Learned, limit};
 use super::parts::{PartKind, Parts};
 use super::places::infer;
+use crate::job::REASONING;
 
 /// A rendered text and the parts of it to learn.
 #[derive(Debug, PartialEq)]

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use serde_json::Value as Json;
 
-use super::super::record::{Chat, REASONING};
+use super::super::record::Chat;
+use crate::job::REASONING;
 
 /// Characters that mark ends of parts (a private plane of Unicode; those that the text has are not used).
 const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';

@@ -6,9 +6,10 @@
 use serde_json::Value as Json;
 
 use super::super::notes::Note;
-use super::super::record::{Chat, REASONING};
+use super::super::record::Chat;
 use super::super::template::ChatTemplate;
 use super::parts::{Part, PartKind, Parts};
+use crate::job::REASONING;
 
 /// Answers with a text of their own: the message, and what that text has from the answer on.
 pub type Apart<'a> = [(usize, &'a str)];

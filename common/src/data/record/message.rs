@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::super::json::{self, kind_of};
 use super::super::notes::Note;
 use super::meant::{columns_found, nearest};
-use crate::job::FieldNames;
+use crate::job::{FieldNames, REASONING};
 
 const ASSISTANT: &str = "assistant";
 
@@ -24,9 +24,6 @@ const SHAREGPT_ROLES: [(&str, &str); 3] = [
 
 /// ShareGPT's role of a message that calls tools.
 const FUNCTION_CALL: &str = "function_call";
-
-/// Names under which a message has its thinking.
-pub const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Keys that say whether a message is learned: of Axolotl, OpenAI and ms-swift.
 const SWITCHES: [&str; 3] = ["train", "weight", "loss"];

@@ -3,7 +3,7 @@
 //! Enters: a tar or ZIP archive. Leaves: the rows of its data files, one file after the other. Nothing is unpacked to disk.
 
 use super::compression::Compression;
-use super::format::Format;
+use super::format::{Format, NOT_DATA};
 use super::row::{RawRow, Rows, Unit};
 use super::source::Source;
 use super::{RowReader, tar, zip};
@@ -13,16 +13,6 @@ const MAX_PACKED_FILES: usize = 64;
 
 /// Most names in a message; the others are counted.
 const MAX_NAMES: usize = 8;
-
-/// Files that lie beside data, as `datasets` passes them over.
-const NOT_DATA: [&str; 6] = [
-    "README.md",
-    "config.json",
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-];
 
 /// The files of an archive.
 pub struct Members {

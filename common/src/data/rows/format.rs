@@ -5,6 +5,17 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Files beside data that are none, whatever their ending says.
+pub const NOT_DATA: [&str; 7] = [
+    "README.md",
+    "config.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "dummy_data.zip",
+];
+
 /// A format of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {

@@ -15,6 +15,17 @@ pub enum RawRow {
     Unreadable(u64, String),
 }
 
+impl RawRow {
+    /// About as many bytes as the row has as JSON.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Value(_, text) => text.len(),
+            Self::Parsed(_, value) => size_of_value(value),
+            Self::Unreadable(..) => 0,
+        }
+    }
+}
+
 /// What the number of a row counts, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -45,4 +56,17 @@ pub(super) fn line_ends(bytes: &[u8]) -> u64 {
 
 pub(super) fn too_long() -> String {
     format!("the row is longer than {MAX_ROW_BYTES} bytes: divide its text into several rows")
+}
+
+/// About as many bytes as a value has as JSON.
+fn size_of_value(value: &Json) -> usize {
+    match value {
+        Json::Null | Json::Bool(_) | Json::Number(_) => 8,
+        Json::String(text) => text.len(),
+        Json::Array(items) => items.iter().map(size_of_value).sum(),
+        Json::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| name.len() + size_of_value(value))
+            .sum(),
+    }
 }

@@ -6,14 +6,11 @@ use serde_json::Value as Json;
 
 use super::super::quote::shorten;
 use super::super::read::Reader;
-use super::super::spec::{DatasetKind, DatasetSpec, FieldNames};
+use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::Split;
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
-
-/// Keys from which templates read a message's thinking.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 pub(super) fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
     let count = reader.merged.datasets();
@@ -142,6 +139,12 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         Some(_) => name("max_samples"),
         None => "max_samples".to_owned(),
     };
+    if let Some(given) = reader.given(&max_samples)
+        && given.written == "num_samples"
+    {
+        let notice = "num_samples: the first rows are taken, where LLaMA-Factory draws them";
+        reader.notices.push(notice.to_owned());
+    }
     let mut dataset = DatasetSpec {
         data_dir: reader.text(&name("data_dir")),
         name: reader.text(&name("name")),

@@ -67,3 +67,13 @@ fn the_schema_has_every_name_of_the_table() {
         assert!(schema.pointer(&place).is_some(), "{place}");
     }
 }
+
+#[test]
+fn a_token_is_printed_nowhere() {
+    let own =
+        converted("base_model: m\ndatasets: a\nhub_model_id: b/c\nhub_token: hf_verySecret\n");
+    assert!(
+        !own.contains("hf_verySecret") && own.contains("hub_token is left out"),
+        "{own}"
+    );
+}

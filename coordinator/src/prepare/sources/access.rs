@@ -4,8 +4,14 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use common::hub::{Environment, Hub, RepoId, RepoKind};
+use common::job::{JobSpec, Resume};
 use common::progress::Progress;
 use serde_json::Value;
+
+use crate::store::output::RunRecord;
+
+/// The branch that is meant where none is named.
+pub(super) const MAIN: &str = "main";
 
 /// The repository on the hub that a path may name: one that is not there, and has the form of an id with its owner.
 pub fn hub_id(kind: RepoKind, path: &Path) -> Option<RepoId> {
@@ -16,13 +22,22 @@ pub fn hub_id(kind: RepoKind, path: &Path) -> Option<RepoId> {
 
 /// Where files come from.
 pub(super) struct Sources<'a> {
-    pub hub: OnceCell<Hub>,
-    /// The job of the run that goes on in the output folder: it keeps to the commits that it began with.
-    pub earlier: Option<&'a Value>,
+    job: &'a JobSpec,
+    hub: OnceCell<Hub>,
+    earlier: OnceCell<Option<Value>>,
     pub progress: &'a Progress,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
+    pub fn new(job: &'a JobSpec, progress: &'a Progress) -> Self {
+        Self {
+            job,
+            hub: OnceCell::new(),
+            earlier: OnceCell::new(),
+            progress,
+        }
+    }
+
     pub fn hub(&self) -> Result<&Hub, String> {
         if let Some(hub) = self.hub.get() {
             return Ok(hub);
@@ -30,5 +45,18 @@ impl Sources<'_> {
         let made = Environment::of_process().and_then(Hub::new);
         let made = made.map_err(|error| error.to_string())?;
         Ok(self.hub.get_or_init(|| made))
+    }
+
+    /// The job of the run in the output folder that this one goes on with: it keeps to the commits that it began with.
+    pub fn earlier(&self) -> Option<&Value> {
+        let read = || {
+            if self.job.resume == Resume::Never {
+                return None;
+            }
+            // What is wrong with the record is told when the folder is taken.
+            let record = RunRecord::read(&self.job.output_dir).ok().flatten()?;
+            Some(record.job)
+        };
+        self.earlier.get_or_init(read).as_ref()
     }
 }

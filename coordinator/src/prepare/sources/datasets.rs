@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 
 use common::data::card::{configs_of, matching, patterns};
 use common::data::paths::{data_files, files_in, is_saved};
-use common::data::splits::{Splits, split_files};
+use common::data::splits::{Splits, is_data, split_files};
 use common::hub::{HubError, Listing, RepoId, RepoKind};
 use common::job::{DatasetSpec, HubSource, TRAIN, front_matter};
 use serde_json::{Value, json};
 
-use super::access::{Sources, hub_id};
+use super::access::{MAIN, Sources, hub_id};
 
-const MAIN: &str = "main";
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
 const PARQUET: &str = "refs/convert/parquet";
 
@@ -24,12 +23,6 @@ const DEFAULT: &str = "default";
 const CARD: &str = "README.md";
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
-/// Endings of names that are files rather than datasets on the hub.
-const FILES: [&str; 14] = [
-    ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".gz", ".zst", ".xz",
-    ".bz2", ".zip", ".tar",
-];
-
 /// Finds the files of a dataset, and fetches them where they are on the hub. Returns a line for the user, if there is one.
 pub(super) fn obtain(
     sources: &Sources<'_>,
@@ -41,7 +34,7 @@ pub(super) fn obtain(
     let is_here = path.exists() || path.is_symlink() || path.as_os_str().is_empty();
     let repo = match is_here || is_pattern {
         true => None,
-        false => hub_id(RepoKind::Dataset, path).filter(|repo| !is_file_name(repo.name())),
+        false => hub_id(RepoKind::Dataset, path).filter(|repo| !is_data(repo.name())),
     };
     let Some(repo) = repo else {
         let splits = local_files(dataset)?;
@@ -76,12 +69,6 @@ fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
             told.join(", ")
         )
     })
-}
-
-/// Whether a name is that of a file rather than of a dataset on the hub.
-fn is_file_name(name: &str) -> bool {
-    let name = name.to_lowercase();
-    FILES.iter().any(|ending| name.ends_with(ending))
 }
 
 /// The files at a path on this machine, by split.
@@ -175,7 +162,7 @@ fn fetch(
     let told =
         |error: HubError| format!("there is no such file or folder, and on the hub: {error}");
     let hub = sources.hub()?;
-    let earlier = earlier_source(sources.earlier, index, dataset);
+    let earlier = earlier_source(sources.earlier(), index, dataset);
     let asked = dataset.revision.as_deref().unwrap_or(MAIN);
     let is_converted = earlier.as_ref().is_some_and(|earlier| earlier.is_converted);
     let revision = earlier.map_or_else(|| asked.to_owned(), |earlier| earlier.commit);
@@ -321,11 +308,12 @@ fn card(sources: &Sources<'_>, listing: &Listing) -> Result<Value, String> {
     if !listing.files.iter().any(|file| file.path == CARD) {
         return Ok(Value::Null);
     }
+    let unreadable = |reason: String| format!("has a {CARD} that cannot be read: {reason}");
     let hub = sources.hub()?;
     let bytes = hub
         .read(listing, CARD, MAX_CARD_BYTES, sources.progress)
-        .map_err(|error| error.to_string())?;
-    front_matter(&String::from_utf8_lossy(&bytes)).map_err(|reason| format!("{CARD}: {reason}"))
+        .map_err(|error| unreadable(error.to_string()))?;
+    front_matter(&String::from_utf8_lossy(&bytes)).map_err(unreadable)
 }
 
 /// The files that the hub has made of a dataset: `CONFIGURATION/SPLIT/0000.parquet`.

@@ -5,23 +5,13 @@ use common::hub::{RepoId, RepoKind};
 use common::job::{InitWeights, JobSpec};
 use serde_json::Value;
 
-use super::access::{Sources, hub_id};
-
-const MAIN: &str = "main";
+use super::access::{MAIN, Sources, hub_id};
 
 /// Folder of a model's further chat templates.
 const TEMPLATES: &str = "additional_chat_templates/";
 
-/// Endings of the files that make up a model: weights, configuration, tokenizer, templates.
-const ENDINGS: [&str; 7] = [
-    ".safetensors",
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".tiktoken",
-    ".v3",
-];
+/// Endings of the files that make up a model beside its weights: configuration, tokenizer, templates.
+const ENDINGS: [&str; 6] = [".json", ".jinja", ".model", ".txt", ".tiktoken", ".v3"];
 
 /// Fetches the base model where it is an id on the hub.
 pub(super) fn obtain(sources: &Sources<'_>, job: &mut JobSpec) -> Result<(), String> {
@@ -32,7 +22,7 @@ pub(super) fn obtain(sources: &Sources<'_>, job: &mut JobSpec) -> Result<(), Str
         return Ok(());
     };
     let asked = job.model_revision.as_deref();
-    let revision = earlier_commit(sources.earlier, &repo, asked)
+    let revision = earlier_commit(sources.earlier(), &repo, asked)
         .or_else(|| job.model_revision.clone())
         .unwrap_or_else(|| MAIN.to_owned());
     let told = |error: &dyn std::fmt::Display| {
