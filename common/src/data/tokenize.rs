@@ -5,6 +5,7 @@
 
 mod pieces;
 mod special;
+mod words;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use crate::files::stray;
 
 pub(super) use self::special::read_json;
 pub use self::special::{SpecialTokens, TokenizerError};
+use self::words::WordEncoder;
 
 /// Token ids, and for each the bytes of the text it came from (empty for tokens that the tokenizer added itself).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub struct Tokenizer {
     // cover nothing.
     inner: tokenizers::Tokenizer,
     post_processor: Option<PostProcessorWrapper>,
+    /// The same tokens sooner, where the tokenizer is of a known make.
+    words: Option<WordEncoder>,
     special: SpecialTokens,
     special_ids: HashSet<u32>,
     eos_id: Option<u32>,
@@ -120,6 +124,7 @@ impl Tokenizer {
             .max()
             .map_or(0, |id| id.saturating_add(1));
         Ok(Self {
+            words: WordEncoder::of(&inner),
             inner,
             post_processor,
             special,
@@ -158,12 +163,39 @@ impl Tokenizer {
 
     /// Tokenises a text. `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
+        if let Some(words) = &self.words
+            && let Some(plain) = words
+                .encode(&self.inner, text)
+                .map_err(TokenizerError::Failed)?
+        {
+            return match add_special && self.post_processor.is_some() {
+                true => self.with_special(plain, text.len()),
+                false => Ok(plain),
+            };
+        }
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
         let Some(pieces) = pieces else {
             return self.encode_whole(text, add_special);
         };
-        // What is put around a text does not depend on the text.
-        let around = self.encode_whole("a", add_special)?;
+        let mut all = Encoded::default();
+        let mut at = 0;
+        for piece in pieces {
+            let encoded = self.encode_whole(piece, false)?;
+            all.ids.extend(encoded.ids);
+            let offsets = encoded.offsets.into_iter();
+            all.offsets
+                .extend(offsets.map(|range| range.start + at..range.end + at));
+            at += piece.len();
+        }
+        match add_special {
+            true => self.with_special(all, at),
+            false => Ok(all),
+        }
+    }
+
+    /// A text's tokens with what the tokenizer puts around it, which does not depend on the text.
+    fn with_special(&self, plain: Encoded, bytes: usize) -> Result<Encoded, TokenizerError> {
+        let around = self.encode_whole("a", true)?;
         let is_added = |range: &Range<usize>| range.is_empty();
         let before = around
             .offsets
@@ -176,17 +208,10 @@ impl Tokenizer {
             ids: around.ids[..before].to_vec(),
             offsets: vec![0..0; before],
         };
-        let mut at = 0;
-        for piece in pieces {
-            let encoded = self.encode_whole(piece, false)?;
-            all.ids.extend(encoded.ids);
-            let offsets = encoded.offsets.into_iter();
-            all.offsets
-                .extend(offsets.map(|range| range.start + at..range.end + at));
-            at += piece.len();
-        }
+        all.ids.extend(plain.ids);
+        all.offsets.extend(plain.offsets);
         all.ids.extend(&around.ids[after..]);
-        all.offsets.resize(all.ids.len(), at..at);
+        all.offsets.resize(all.ids.len(), bytes..bytes);
         Ok(all)
     }
 

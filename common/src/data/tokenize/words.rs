@@ -1,0 +1,163 @@
+//! Byte-level tokenizers word by word: most words of a text were seen before, and their tokens are remembered.
+//!
+//! Enters: a tokenizer of the library, and text. Leaves: the same tokens and offsets as the library's own `encode`, many times
+//! sooner, because nothing keeps account of how normalisers and pre-tokenizers move characters. Never guesses: a tokenizer with
+//! any part that is not known here, and a text that would be normalised, are left to the library.
+
+mod added;
+mod cache;
+mod split;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokenizers::{Model, ModelWrapper, NormalizerWrapper, Tokenizer};
+use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
+
+use super::Encoded;
+use added::AddedTokens;
+use cache::{Tokens, Words};
+use split::Splitter;
+
+/// A text with most of what the known pre-tokenizers and models could treat differently.
+const PROBE: &str = "The river's  1234 bends,\r\n\n\t don't YOU'LL x=y+2;  \u{e9}\u{1f980}\u{65e5}\u{672c}\u{8a9e} 12.5% \u{a0}a\u{3000} _b_  \n ";
+
+/// What of a tokenizer decides its tokens, made ready for going through texts quickly.
+#[derive(Debug)]
+pub(super) struct WordEncoder {
+    /// Which encoder's words a thread remembers.
+    number: u64,
+    added: AddedTokens,
+    is_normalised: bool,
+    splitter: Splitter,
+}
+
+impl WordEncoder {
+    /// None where the tokenizer has a part that is not known here.
+    pub fn of(tokenizer: &Tokenizer) -> Option<Self> {
+        static ENCODERS: AtomicU64 = AtomicU64::new(0);
+        let is_normalised = match tokenizer.get_normalizer() {
+            None => false,
+            Some(NormalizerWrapper::NFC(_)) => true,
+            Some(_) => return None,
+        };
+        let ModelWrapper::BPE(model) = tokenizer.get_model() else {
+            return None;
+        };
+        let is_affix = |affix: &Option<String>| affix.as_ref().is_some_and(|text| !text.is_empty());
+        if model.dropout.is_some()
+            || is_affix(&model.continuing_subword_prefix)
+            || is_affix(&model.end_of_word_suffix)
+        {
+            return None;
+        }
+        let encoder = Self {
+            number: ENCODERS.fetch_add(1, Ordering::Relaxed),
+            added: AddedTokens::of(tokenizer)?,
+            is_normalised,
+            splitter: Splitter::of(tokenizer.get_pre_tokenizer()?)?,
+        };
+        encoder.agrees_on(tokenizer, PROBE).then_some(encoder)
+    }
+
+    /// The tokens of a text, and for each its bytes (where several share a character, all of that). None where only the library
+    /// can tell them.
+    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Option<Encoded>, String> {
+        if self.is_normalised && !is_nfc(text) {
+            return Ok(None);
+        }
+        let mut encoded = Encoded::default();
+        // A token takes about four bytes of English.
+        encoded.ids.reserve(text.len() / 4);
+        encoded.offsets.reserve(text.len() / 4);
+        let is_whole = cache::with_words_of(self.number, |words| {
+            for (range, added) in self.added.divide(text) {
+                if let Some(id) = added {
+                    encoded.ids.push(id);
+                    encoded.offsets.push(range);
+                } else if !self.encode_part(tokenizer, text, range, words, &mut encoded)? {
+                    return Ok(false);
+                }
+            }
+            Ok::<bool, String>(true)
+        })?;
+        Ok(is_whole.then_some(encoded))
+    }
+
+    /// Adds the tokens of a part without added tokens. False where they do not cover it.
+    fn encode_part(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        part: Range<usize>,
+        words: &mut Words,
+        encoded: &mut Encoded,
+    ) -> Result<bool, String> {
+        let (mut is_whole, mut failed) = (true, None);
+        self.splitter.split(text, part, &mut |range| {
+            if !is_whole || failed.is_some() {
+                return;
+            }
+            let word = &text[range.clone()];
+            let tokens = words.get(word, || tokens_of(tokenizer, word));
+            match tokens {
+                Ok(Some(tokens)) => add(tokens, text, range.start, encoded),
+                Ok(None) => is_whole = false,
+                Err(reason) => failed = Some(reason),
+            }
+        });
+        failed.map_or(Ok(is_whole), Err)
+    }
+
+    fn agrees_on(&self, tokenizer: &Tokenizer, text: &str) -> bool {
+        let Ok(theirs) = tokenizer.encode(text, false) else {
+            return false;
+        };
+        let Ok(Some(ours)) = self.encode(tokenizer, text) else {
+            return false;
+        };
+        let offsets = theirs.get_offsets().iter().map(|(start, end)| *start..*end);
+        ours.ids == theirs.get_ids() && ours.offsets.iter().cloned().eq(offsets)
+    }
+}
+
+/// Adds a word's tokens, which begin at this byte of the text.
+fn add(tokens: Tokens, text: &str, start: usize, encoded: &mut Encoded) {
+    let mut at = start;
+    for (id, bytes) in tokens.iter() {
+        let end = at + bytes as usize;
+        let (mut from, mut to) = (at, end);
+        while !text.is_char_boundary(from) {
+            from -= 1;
+        }
+        while !text.is_char_boundary(to) {
+            to += 1;
+        }
+        encoded.ids.push(id);
+        encoded.offsets.push(from..to);
+        at = end;
+    }
+}
+
+/// The tokens of a word and how many bytes each has, from the model. None where they are not all of the word.
+fn tokens_of(tokenizer: &Tokenizer, word: &str) -> Result<Option<Vec<(u32, u32)>>, String> {
+    let written: String = word.bytes().map(split::character_of).collect();
+    let tokens = tokenizer.get_model().tokenize(&written);
+    let tokens = tokens.map_err(|error| error.to_string())?;
+    let mut bytes = 0;
+    let tokens = tokens.into_iter().map(|token| {
+        let length = token.value.chars().count();
+        bytes += length;
+        (token.id, u32::try_from(length).unwrap_or(u32::MAX))
+    });
+    let tokens: Vec<(u32, u32)> = tokens.collect();
+    Ok((bytes == word.len()).then_some(tokens))
+}
+
+/// Whether it is certain that normalising leaves the text as it is.
+fn is_nfc(text: &str) -> bool {
+    text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! The words that a thread has seen, with their tokens.
+//!
+//! Enters: words. Leaves: their tokens, computed once. Bounded: a full one begins anew.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+/// Most words that are remembered. Those of a few megabytes of text, at most some 20 MB a thread.
+const MAX_WORDS: usize = 1 << 17;
+
+/// Longest word that is remembered, in bytes.
+const MAX_WORD_BYTES: usize = 96;
+
+/// Words of one tokenizer.
+#[derive(Default)]
+pub(super) struct Words {
+    places: HashMap<Box<str>, (u32, u32), RandomState>,
+    /// The tokens of all words with their bytes.
+    tokens: Vec<(u32, u32)>,
+    /// The tokens of a word that is not remembered.
+    last: Vec<(u32, u32)>,
+}
+
+/// The tokens of a word: ids, and how many bytes each has.
+pub(super) struct Tokens<'a>(&'a [(u32, u32)]);
+
+impl Tokens<'_> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl Words {
+    /// The tokens of a word; `make` finds them where it was not seen. None where `make` has none.
+    pub fn get<E>(
+        &mut self,
+        word: &str,
+        make: impl FnOnce() -> Result<Option<Vec<(u32, u32)>>, E>,
+    ) -> Result<Option<Tokens<'_>>, E> {
+        if let Some((start, end)) = self.places.get(word) {
+            return Ok(Some(Tokens(&self.tokens[*start as usize..*end as usize])));
+        }
+        let Some(made) = make()? else {
+            return Ok(None);
+        };
+        if word.len() > MAX_WORD_BYTES {
+            self.last = made;
+            return Ok(Some(Tokens(&self.last)));
+        }
+        if self.places.len() >= MAX_WORDS {
+            self.places.clear();
+            self.tokens.clear();
+        }
+        let start = self.tokens.len();
+        self.tokens.extend(made);
+        let place = (start as u32, self.tokens.len() as u32);
+        self.places.insert(word.into(), place);
+        Ok(Some(Tokens(&self.tokens[start..])))
+    }
+}
+
+/// Calls `work` with the words that this thread remembers of an encoder.
+pub(super) fn with_words_of<T>(encoder: u64, work: impl FnOnce(&mut Words) -> T) -> T {
+    thread_local! {
+        static WORDS: RefCell<Option<(u64, Words)>> = const { RefCell::new(None) };
+    }
+    WORDS.with(|words| match words.try_borrow_mut() {
+        Ok(mut words) => {
+            if words.as_ref().is_none_or(|(owner, _)| *owner != encoder) {
+                *words = Some((encoder, Words::default()));
+            }
+            match words.as_mut() {
+                Some((_, words)) => work(words),
+                None => work(&mut Words::default()),
+            }
+        }
+        Err(_) => work(&mut Words::default()),
+    })
+}
