@@ -333,8 +333,8 @@ fn update(criterion: &mut Criterion) {
 fn packing(criterion: &mut Criterion) {
     const EXAMPLES: usize = 100_000;
     let mut rng = CounterRng::new(1, &[]);
-    let lengths: Vec<usize> = (0..EXAMPLES)
-        .map(|_| ((200.0 * (0.7 * rng.normal()).exp()) as usize).clamp(1, 2048))
+    let lengths: Vec<u32> = (0..EXAMPLES)
+        .map(|_| ((200.0 * (0.7 * rng.normal()).exp()) as u32).clamp(1, 2048))
         .collect();
     let mut group = criterion.benchmark_group("packing");
     group.sample_size(10);

@@ -134,6 +134,24 @@ pub struct BlockFile {
     path: PathBuf,
 }
 
+/// BLAKE3 of the first bytes of a map. Gives up the pages that were read: a file that is longer than the memory would else fill it.
+fn digest_of(map: &Mmap, len: usize) -> blake3::Hash {
+    const READ_BYTES: usize = 64 << 20;
+    let mut hasher = blake3::Hasher::new();
+    for start in (0..len).step_by(READ_BYTES) {
+        let end = len.min(start + READ_BYTES);
+        hasher.update_rayon(&map[start..end]);
+        #[cfg(unix)]
+        if len > READ_BYTES {
+            // SAFETY: the map is of a file and only read, so pages that are given up come back as they were.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+            };
+        }
+    }
+    hasher.finalize()
+}
+
 impl BlockFile {
     /// Maps the file and checks its header, its length and its digest.
     pub fn open(path: &Path) -> Result<Self, BlockFileError> {
@@ -157,7 +175,7 @@ impl BlockFile {
             )));
         }
         let (content, digest) = map.split_at(layout.digest as usize);
-        let found = blake3::Hasher::new().update_rayon(content).finalize();
+        let found = digest_of(&map, content.len());
         if found.as_bytes() != digest {
             return Err(damaged("its digest does not match".to_owned()));
         }
@@ -256,6 +274,7 @@ pub fn write(
 ) -> Result<BlockFile, BlockFileError> {
     let wanted = Progress::default();
     let counts = (train_blocks, eval_blocks);
+    let blocks = blocks.map(Ok);
     write_watched(path, sequence_len, counts, inputs, info, blocks, &wanted)
 }
 
@@ -266,7 +285,7 @@ pub fn write_watched(
     (train_blocks, eval_blocks): (u64, u64),
     inputs: [u8; 32],
     info: &[u8],
-    blocks: impl Iterator<Item = Block>,
+    blocks: impl Iterator<Item = Result<Block, FileError>>,
     progress: &Progress,
 ) -> Result<BlockFile, BlockFileError> {
     let header = Header {
@@ -289,6 +308,7 @@ pub fn write_watched(
     let mut index = Vec::new();
     let mut bytes = Vec::with_capacity(Block::encoded_len(sequence_len));
     for block in blocks {
+        let block = block?;
         let wanted = progress.check();
         wanted.map_err(|cancelled| FileError::io("write", path)(cancelled.into()))?;
         progress.advance(1);

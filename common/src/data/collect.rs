@@ -116,9 +116,14 @@ impl<'a> Source<'a> {
             };
             let sharegpt = sharegpt::spec(dataset);
             let mut batches = Batches { rows: reader };
-            while let Some(batch) = batches.next() {
+            let mut next = batches.next();
+            while let Some(batch) = next {
                 reading.rows += batch.len() as u64;
-                let examples = self.examples(index, &sharegpt, batch, &mut notes, &mut errors);
+                // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
+                let (results, following) =
+                    rayon::join(|| self.results(index, &sharegpt, batch), || batches.next());
+                next = following;
+                let examples = self.sorted_out(index, results, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
@@ -149,14 +154,13 @@ impl<'a> Source<'a> {
         errors.or(reading)
     }
 
-    fn examples(
+    /// What becomes of each row of a batch, on all cores.
+    fn results(
         &self,
         index: usize,
         sharegpt: &DatasetSpec,
         batch: Vec<FileRow>,
-        notes: &mut Notes,
-        errors: &mut DataErrors,
-    ) -> Vec<Example> {
+    ) -> Vec<(Place, RowResult)> {
         let dataset = &self.job.datasets[index];
         let accepts_role = |role: &str| {
             self.maker
@@ -171,7 +175,7 @@ impl<'a> Source<'a> {
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
         };
-        let results: Vec<(Place, RowResult)> = batch
+        batch
             .into_par_iter()
             .map(|FileRow { place, row }| {
                 let make = || {
@@ -197,7 +201,18 @@ impl<'a> Source<'a> {
                 };
                 (place, make())
             })
-            .collect();
+            .collect()
+    }
+
+    /// The examples of a batch; what else came of its rows goes to the notes and errors.
+    fn sorted_out(
+        &self,
+        index: usize,
+        results: Vec<(Place, RowResult)>,
+        notes: &mut Notes,
+        errors: &mut DataErrors,
+    ) -> Vec<Example> {
+        let dataset = &self.job.datasets[index];
         let mut examples = Vec::new();
         for (place, result) in results {
             match result {

@@ -9,8 +9,8 @@ use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
 use super::counts::DataCounts;
 use super::example::Example;
-use super::pack::best_fit_decreasing;
-use super::tokens::Tokens;
+use super::pack::{Groups, best_fit_decreasing};
+use super::tokens::{TRAINED, Tokens};
 use crate::files::FileError;
 use crate::job::{ExcessLength, JobSpec, ValSetSize};
 use crate::plan::DataSize;
@@ -21,14 +21,18 @@ use crate::text::{count, grouped};
 /// Random stream that draws which examples are held out.
 const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
 
+/// The bit of an example's length that says that a row begins with it.
+const STARTS_ROW: u32 = 1 << 31;
+
+/// Most examples and pieces: they are numbered in 32 bits.
+const MAX_PIECES: usize = u32::MAX as usize;
+
 /// All examples, end to end, before they are packed.
-#[derive(Default)]
 pub struct Packer {
     tokens: Tokens,
-    /// Where each example ends.
-    ends: Vec<usize>,
-    /// The first example of each row.
-    rows: Vec<usize>,
+    /// Tokens of each example, with [`STARTS_ROW`].
+    lengths: Vec<u32>,
+    rows: usize,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
     /// Number of rows of which an answer says that it is not learned.
@@ -45,27 +49,56 @@ struct Longest {
     line: u64,
 }
 
-/// A run of tokens that becomes one segment.
-#[derive(Clone, Copy)]
-struct Piece {
-    start: usize,
-    end: usize,
+/// Runs of tokens, each of which becomes one segment.
+#[derive(Default)]
+struct Pieces {
+    starts: Vec<u64>,
+    lengths: Vec<u32>,
+}
+
+impl Pieces {
+    fn push(&mut self, start: usize, end: usize) -> Result<(), String> {
+        if self.lengths.len() >= MAX_PIECES {
+            return Err("the data has more than 4,294,967,294 pieces: divide it".to_owned());
+        }
+        self.starts.push(start as u64);
+        self.lengths.push((end - start) as u32);
+        Ok(())
+    }
+
+    fn grouped(&self, job: &JobSpec) -> Groups {
+        match job.sample_packing {
+            true => best_fit_decreasing(&self.lengths, job.sequence_len),
+            false => Groups::of_one(self.lengths.len() as u32),
+        }
+    }
 }
 
 /// Examples grouped into blocks, ready to be written.
 pub struct Packed {
     tokens: Tokens,
-    /// The pieces of each block: training blocks, then validation blocks.
-    groups: Vec<Vec<Piece>>,
+    /// The pieces and which of them share a block, those to learn and those held out.
+    train: (Pieces, Groups),
+    eval: (Pieces, Groups),
     pub counts: DataCounts,
 }
 
 impl Packer {
-    /// Adds an example, in the order of the data.
-    pub fn add(&mut self, example: &Example) {
-        if example.starts_row {
-            self.rows.push(self.ends.len());
+    /// Nothing yet. `folder` is where what memory is not to hold will be written.
+    pub fn new(folder: &Path) -> Self {
+        Self {
+            tokens: Tokens::new(folder),
+            lengths: Vec::new(),
+            rows: 0,
+            row_goes_on: false,
+            left_out_rows: 0,
+            counts: DataCounts::default(),
+            longest: None,
         }
+    }
+
+    /// Adds an example, in the order of the data.
+    pub fn add(&mut self, example: &Example) -> Result<(), String> {
         let tokens = example.ids.len();
         if self
             .longest
@@ -79,75 +112,84 @@ impl Packer {
                 line: example.line,
             });
         }
-        self.tokens.extend(&example.ids, &example.trained);
-        self.ends.push(self.tokens.len());
+        let length = u32::try_from(tokens).ok();
+        let length = length.filter(|length| length & STARTS_ROW == 0);
+        let Some(length) = length.filter(|_| self.lengths.len() < MAX_PIECES) else {
+            return Err("the data is too large: divide it".to_owned());
+        };
+        self.tokens
+            .extend(&example.ids, &example.trained)
+            .map_err(|error| error.to_string())?;
+        let starts_row = if example.starts_row { STARTS_ROW } else { 0 };
+        self.rows += usize::from(example.starts_row);
+        self.lengths.push(length | starts_row);
         // The last example of a row that has others before it.
         self.counts.divided_rows += u64::from(self.row_goes_on && !example.is_apart);
         self.row_goes_on = example.is_apart;
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
+        Ok(())
     }
 
     /// Size of the examples, uncut, for a model of so many positions.
     pub fn size(&self, model_positions: Option<usize>) -> DataSize {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let longest = starts.zip(&self.ends).map(|(start, end)| end - start).max();
+        let longest = self.longest.as_ref().map_or(0, |longest| longest.tokens);
         DataSize {
-            examples: self.ends.len() as u64,
-            longest: longest.unwrap_or(0) as u64,
+            examples: self.lengths.len() as u64,
+            longest: longest as u64,
             tokens: self.tokens.len() as u64,
             model_positions,
         }
     }
 
-    /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn.
+    /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn, or what
+    /// could not be read again.
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
-        let examples = self.ends.len();
         if job.excess_length_strategy == ExcessLength::Raise {
             self.refuse_longer(job)?;
         }
-        let held_out = held_out(job, &self.rows, examples)?;
-        let (mut train, mut eval) = (Vec::new(), Vec::new());
-        for (example, held_out) in held_out.iter().enumerate() {
-            let pieces = self.pieces(example, job);
-            if *held_out {
-                eval.extend(pieces);
-                self.counts.eval_examples += 1;
-            } else {
-                train.extend(pieces);
-            }
+        let held_out = held_out(job, &self.lengths, self.rows)?;
+        let (mut train, mut eval) = (Pieces::default(), Pieces::default());
+        let mut in_order = self.tokens.in_order();
+        let (mut first, mut tokens) = (0, Vec::new());
+        for (example, length) in self.lengths.iter().enumerate() {
+            let last = first + (length & !STARTS_ROW) as usize;
+            let read = in_order.next(last - first, &mut tokens);
+            read.map_err(|error| error.to_string())?;
+            let is_held_out = held_out.as_ref().is_some_and(|held_out| held_out[example]);
+            let pieces = if is_held_out { &mut eval } else { &mut train };
+            cut(&mut self.counts, first, &tokens, job, pieces)?;
+            self.counts.eval_examples += u64::from(is_held_out);
+            first = last;
         }
-        if train.is_empty() {
+        drop(held_out);
+        if train.lengths.is_empty() {
             return Err(self.nothing_to_learn("the training data has no trained token"));
         }
-        if eval.is_empty() && self.counts.eval_examples > 0 {
+        if eval.lengths.is_empty() && self.counts.eval_examples > 0 {
             return Err(self.nothing_to_learn("the validation examples have no trained token"));
         }
-        let mut groups = group(&train, job);
-        self.counts.examples = examples as u64;
+        self.counts.examples = self.lengths.len() as u64;
+        drop(self.lengths);
+        let groups = train.grouped(job);
+        let eval_groups = eval.grouped(job);
         self.counts.blocks = groups.len() as u64;
-        groups.extend(group(&eval, job));
-        self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
-        for piece in train.iter().chain(&eval) {
-            let learned = self.tokens.trained(piece.start + 1..piece.end).count();
-            let tokens = (piece.end - piece.start) as u64;
-            self.counts.tokens += tokens;
-            self.counts.squared_tokens += tokens * tokens;
-            self.counts.trained_tokens += learned as u64;
-        }
-        let in_blocks = (groups.len() * job.sequence_len) as u64;
+        self.counts.eval_blocks = eval_groups.len() as u64;
+        let in_blocks = (self.counts.blocks + self.counts.eval_blocks) * job.sequence_len as u64;
         self.counts.padding_tokens = in_blocks - self.counts.tokens;
         Ok(Packed {
             tokens: self.tokens,
-            groups,
+            train: (train, groups),
+            eval: (eval, eval_groups),
             counts: self.counts,
         })
     }
 
     /// Refuses data with an example longer than a block.
     fn refuse_longer(&self, job: &JobSpec) -> Result<(), String> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let lengths = starts.zip(&self.ends).map(|(start, end)| end - start);
-        let longer = lengths.filter(|length| *length > job.sequence_len).count();
+        let lengths = self.lengths.iter().map(|length| length & !STARTS_ROW);
+        let longer = lengths
+            .filter(|length| *length as usize > job.sequence_len)
+            .count();
         let Some(longest) = self.longest.as_ref().filter(|_| longer > 0) else {
             return Ok(());
         };
@@ -182,49 +224,58 @@ impl Packer {
             ),
         }
     }
+}
 
-    /// Cuts an example into pieces of at most a block. The first token of a piece has nothing to be predicted from, so a later
-    /// piece begins with the last token of the one before: each token is learned once. Pieces of which nothing is learned are
-    /// left out.
-    fn pieces(&mut self, example: usize, job: &JobSpec) -> Vec<Piece> {
-        let sequence_len = job.sequence_len;
-        let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let last = self.ends[example];
-        self.counts.longest = self.counts.longest.max((last - first) as u64);
-        let excess = (last - first).saturating_sub(sequence_len) as u64;
-        let strategy = job.excess_length_strategy;
-        match strategy {
-            ExcessLength::Split => self.counts.split_examples += u64::from(excess > 0),
-            ExcessLength::Drop if excess > 0 => {
-                self.counts.dropped_examples += 1;
-                self.counts.excess_tokens += (last - first) as u64;
-                return Vec::new();
-            }
-            ExcessLength::Truncate => {
-                self.counts.truncated_examples += u64::from(excess > 0);
-                self.counts.excess_tokens += excess;
-            }
-            // Refused before, where there is one.
-            ExcessLength::Drop | ExcessLength::Raise => {}
+/// Cuts an example, which begins at token `first` of all, into pieces of at most a block. The first token of a piece has nothing
+/// to be predicted from, so a later piece begins with the last token of the one before: each token is learned once. Pieces of
+/// which nothing is learned are left out.
+fn cut(
+    counts: &mut DataCounts,
+    first: usize,
+    tokens: &[u32],
+    job: &JobSpec,
+    pieces: &mut Pieces,
+) -> Result<(), String> {
+    let sequence_len = job.sequence_len;
+    counts.longest = counts.longest.max(tokens.len() as u64);
+    let excess = tokens.len().saturating_sub(sequence_len) as u64;
+    let strategy = job.excess_length_strategy;
+    match strategy {
+        ExcessLength::Split => counts.split_examples += u64::from(excess > 0),
+        ExcessLength::Drop if excess > 0 => {
+            counts.dropped_examples += 1;
+            counts.excess_tokens += tokens.len() as u64;
+            return Ok(());
         }
-        let mut pieces = Vec::with_capacity(1);
-        let (mut kept, mut kept_to) = (0, first);
-        for (start, end) in windows((first, last), sequence_len, strategy) {
-            if self.tokens.trained(start + 1..end).next().is_some() {
-                pieces.push(Piece { start, end });
-                kept += end - start.max(kept_to);
-                kept_to = end;
-            } else {
-                self.counts.untrained_pieces += 1;
-            }
+        ExcessLength::Truncate => {
+            counts.truncated_examples += u64::from(excess > 0);
+            counts.excess_tokens += excess;
         }
-        let cut_off = match strategy {
-            ExcessLength::Truncate => excess,
-            _ => 0,
-        };
-        self.counts.untrained_tokens += (last - first - kept) as u64 - cut_off;
-        pieces
+        // Refused before, where there is one.
+        ExcessLength::Drop | ExcessLength::Raise => {}
     }
+    let (mut kept, mut kept_to) = (0, 0);
+    for (start, end) in windows((0, tokens.len()), sequence_len, strategy) {
+        let learned = tokens[start + 1..end].iter();
+        let learned = learned.filter(|token| **token & TRAINED != 0).count();
+        if learned == 0 {
+            counts.untrained_pieces += 1;
+            continue;
+        }
+        pieces.push(first + start, first + end)?;
+        let length = (end - start) as u64;
+        counts.tokens += length;
+        counts.squared_tokens += length * length;
+        counts.trained_tokens += learned as u64;
+        kept += end - start.max(kept_to);
+        kept_to = end;
+    }
+    let cut_off = match strategy {
+        ExcessLength::Truncate => excess,
+        _ => 0,
+    };
+    counts.untrained_tokens += (tokens.len() - kept) as u64 - cut_off;
+    Ok(())
 }
 
 /// Token ranges of the pieces of an example, which goes from the first token to before the last.
@@ -248,26 +299,19 @@ pub fn windows(
     starts.map(move |start| (start, end(start)))
 }
 
-fn group(pieces: &[Piece], job: &JobSpec) -> Vec<Vec<Piece>> {
-    if !job.sample_packing {
-        return pieces.iter().map(|piece| vec![*piece]).collect();
-    }
-    let lengths: Vec<usize> = pieces.iter().map(|piece| piece.end - piece.start).collect();
-    best_fit_decreasing(&lengths, job.sequence_len)
-        .into_iter()
-        .map(|group| group.into_iter().map(|piece| pieces[piece]).collect())
-        .collect()
-}
-
 /// For each example, whether it is held out for validation: those of rows drawn from the seed, or of the last rows where
 /// nothing is shuffled. The examples of one row stay together, since they share their text.
-fn held_out(job: &JobSpec, rows: &[usize], examples: usize) -> Result<Vec<bool>, String> {
+fn held_out(job: &JobSpec, lengths: &[u32], rows: usize) -> Result<Option<Vec<bool>>, String> {
+    let examples = lengths.len();
     let wanted = match job.val_set_size {
-        ValSetSize::None => 0,
+        ValSetSize::None => return Ok(None),
         ValSetSize::Examples(count) => count,
         ValSetSize::Fraction(fraction) => (examples as f64 * fraction).ceil() as usize,
     };
-    let mut order: Vec<usize> = (0..rows.len()).rev().collect();
+    let starts = (0_u32..).zip(lengths);
+    let starts = starts.filter(|(_, length)| **length & STARTS_ROW != 0);
+    let starts: Vec<u32> = starts.map(|(example, _)| example).collect();
+    let mut order: Vec<u32> = (0..rows as u32).rev().collect();
     if job.shuffle {
         CounterRng::new(job.seed, &[STREAM_VALIDATION]).shuffle(&mut order);
     }
@@ -277,16 +321,17 @@ fn held_out(job: &JobSpec, rows: &[usize], examples: usize) -> Result<Vec<bool>,
         if count >= wanted {
             break;
         }
-        let end = rows.get(row + 1).copied().unwrap_or(examples);
-        held_out[rows[row]..end].fill(true);
-        count += end - rows[row];
+        let (start, next) = (starts[row as usize], starts.get(row as usize + 1));
+        let (start, end) = (start as usize, next.map_or(examples, |next| *next as usize));
+        held_out[start..end].fill(true);
+        count += end - start;
     }
     if wanted > 0 && count >= examples {
         return Err(format!(
             "val_set_size holds out {wanted} of {examples} examples: none is left to train on"
         ));
     }
-    Ok(held_out)
+    Ok(Some(held_out))
 }
 
 impl Packed {
@@ -303,37 +348,54 @@ impl Packed {
             std::fs::create_dir_all(folder).map_err(io)?;
         }
         let info = serde_json::to_vec(&self.counts).map_err(|error| io(error.into()))?;
-        progress.begin("packing the data", self.groups.len() as u64);
+        progress.begin(
+            "packing the data",
+            self.counts.blocks + self.counts.eval_blocks,
+        );
+        let blocks = [&self.train, &self.eval]
+            .into_iter()
+            .flat_map(|(pieces, groups)| {
+                let groups = groups.iter();
+                groups.map(|group| self.block(pieces, group, job.sequence_len, pad_id))
+            });
         blockfile::write_watched(
             path,
             job.sequence_len,
             (self.counts.blocks, self.counts.eval_blocks),
             *inputs.as_bytes(),
             &info,
-            self.groups
-                .iter()
-                .map(|group| self.block(group, job.sequence_len, pad_id)),
+            blocks,
             progress,
         )
     }
 
-    fn block(&self, group: &[Piece], sequence_len: usize, pad_id: u32) -> Block {
+    fn block(
+        &self,
+        pieces: &Pieces,
+        group: &[u32],
+        sequence_len: usize,
+        pad_id: u32,
+    ) -> Result<Block, FileError> {
         let mut block = Block {
             tokens: Vec::with_capacity(sequence_len),
             segments: Vec::with_capacity(sequence_len),
             trained: Vec::with_capacity(sequence_len),
         };
+        let mut tokens = Vec::with_capacity(sequence_len);
         for (segment, piece) in (1..).zip(group) {
-            for (token, trained) in self.tokens.range(piece.start..piece.end) {
-                block.tokens.push(token);
-                block.trained.push(trained);
-            }
+            let start = pieces.starts[*piece as usize] as usize;
+            let end = start + pieces.lengths[*piece as usize] as usize;
+            self.tokens.read(start..end, &mut tokens)?;
+            let ids = tokens.iter().map(|token| token & !TRAINED);
+            block.tokens.extend(ids);
+            let trained = tokens.iter().map(|token| token & TRAINED != 0);
+            block.trained.extend(trained);
             block.trained[block.segments.len()] = false;
             block.segments.resize(block.tokens.len(), segment);
         }
         block.tokens.resize(sequence_len, pad_id);
         block.segments.resize(sequence_len, PADDING_SEGMENT);
         block.trained.resize(sequence_len, false);
-        block
+        Ok(block)
     }
 }

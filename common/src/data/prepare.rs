@@ -62,15 +62,18 @@ pub fn prepare_blocks(
     let source = Source::new(job, tokenizer, template)?.watched_by(progress);
     progress.begin("tokenising the data", bytes_of(job));
     failpoint::reached("pack");
-    let mut packer = Packer::default();
-    let mut first = None;
+    let mut packer = Packer::new(out_dir);
+    let (mut first, mut failed) = (None, None);
     let reading = source.read(|batch| {
         for example in batch {
             first.get_or_insert_with(|| sample_of(&example, tokenizer));
-            packer.add(&example);
+            failed = failed.take().or(packer.add(&example).err());
         }
-        true
+        failed.is_none()
     })?;
+    if let Some(reason) = failed {
+        return Err(DataErrors::one(None, reason));
+    }
     packer.counts.rows = reading.rows;
     packer.left_out_rows = reading.left_out;
     packer.counts.notes = reading.notes;

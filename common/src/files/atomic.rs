@@ -98,6 +98,45 @@ impl Drop for AtomicFile {
     }
 }
 
+/// A file for what memory is not to hold, gone with the program: it loses its name at once where the system allows that, else
+/// when it is dropped.
+#[derive(Debug)]
+pub struct ScratchFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl ScratchFile {
+    /// Makes the folder, too, where it is not there.
+    pub fn create(folder: &Path) -> Result<Self, FileError> {
+        fs::create_dir_all(folder).map_err(FileError::io("create", folder))?;
+        let path = sibling(&folder.join("scratch"), TEMPORARY)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(FileError::io("create", &path))?;
+        let _ = fs::remove_file(&path);
+        Ok(Self { file, path })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The name that it had or has, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ScratchFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 /// A folder that takes its name on [`commit`](Self::commit), with everything in it; dropped before that, it is removed.
 pub struct AtomicDir {
     temporary: PathBuf,
