@@ -168,6 +168,13 @@ impl Args for JobArguments {
             .value_name("JOB")
             .help("Job file (YAML); not needed where flags say it all")
             .value_parser(clap::value_parser!(PathBuf));
+        // As TRL's command line has it.
+        let config = Arg::new("config")
+            .long("config")
+            .value_name("JOB")
+            .value_parser(clap::value_parser!(PathBuf))
+            .conflicts_with("job")
+            .hide(true);
         let set = Arg::new("set")
             .long("set")
             .value_name("FIELD=VALUE")
@@ -182,7 +189,7 @@ impl Args for JobArguments {
         let is_shown = |name: &&Name| SHOWN.iter().any(|(shown, ..)| *shown == name.dashed);
         let hidden = NAMES.iter().filter(|name| !is_shown(name));
         let hidden = hidden.map(|name| flag(name).value_name("VALUE").hide(true));
-        command.arg(file).arg(set).args(shown).args(hidden)
+        command.args([file, config, set]).args(shown).args(hidden)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -245,7 +252,8 @@ impl FromArgMatches for JobArguments {
             let indices = matches.indices_of(id).into_iter().flatten();
             indices.zip(values).collect::<Vec<_>>()
         };
-        self.job = matches.get_one::<PathBuf>("job").cloned();
+        let file = |id: &str| matches.get_one::<PathBuf>(id).cloned();
+        self.job = file("job").or_else(|| file("config"));
         self.set = values("set").into_iter().map(|(_, value)| value).collect();
         let ids = matches
             .ids()
