@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use common::data::rows::file_of_rows;
 use common::data::template::ChatTemplate;
-use common::data::tokenize::Tokenizer;
+use common::data::tokenize::{SpecialTokens, Tokenizer};
 use common::data::{DataErrors, PreparedData, prepare_blocks};
 use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
@@ -171,7 +171,8 @@ pub fn prepare_in(
     progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
-    let job = &sources::obtain(job, progress).map_err(|problems| PreflightError { problems })?;
+    let job = sources::obtain(job, progress).map_err(|problems| PreflightError { problems })?;
+    let job = &without_own_eos(job);
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.
@@ -233,6 +234,20 @@ pub fn prepare_in(
     }
 }
 
+/// The job without `eos_token` where that is the tokenizer's own anyway: it is the same job then.
+fn without_own_eos(job: JobSpec) -> JobSpec {
+    // What is wrong with the files is told when the tokenizer is read.
+    let own = SpecialTokens::load(&job.base_model).ok();
+    let own = own.and_then(|tokens| tokens.get("eos_token").map(str::to_owned));
+    match own == job.eos_token {
+        true => JobSpec {
+            eos_token: None,
+            ..job
+        },
+        false => job,
+    }
+}
+
 /// Loads the tokenizer and the chat template that the job asks for; adds what the user should know of them to `notices`.
 fn read_tokenizer(
     job: &JobSpec,
@@ -243,8 +258,15 @@ fn read_tokenizer(
         return (None, None);
     }
     let mut tokenizer = errors.note(Tokenizer::load(&job.base_model));
-    let template = errors.note(ChatTemplate::chosen(&job.base_model, &job.chat_template));
+    let template = errors.note(ChatTemplate::chosen_for(job));
     if let Some(tokenizer) = &mut tokenizer {
+        if let Some(eos) = &job.eos_token
+            && !tokenizer.end_texts_with(eos)
+        {
+            errors.add(format!(
+                "eos_token: {eos} is no token of this tokenizer, and tokens cannot be added; name one that it has"
+            ));
+        }
         for problem in tokenizer.differing_tokens(&job.reading.special_tokens) {
             errors.add(problem);
         }

@@ -21,7 +21,7 @@ use serde_json::Value as Json;
 
 use super::tokenize::SpecialTokens;
 use crate::chat_templates;
-use crate::job::TemplateChoice;
+use crate::job::{JobSpec, TemplateChoice};
 pub use convert::{message_value, to_value};
 pub use error::{STOPPED, TemplateError};
 use explain::explain;
@@ -32,6 +32,8 @@ use marks::Marks;
 pub use marks::Rendered;
 use source::{DEFAULT, NamedSource, TOOL_USE, find_sources};
 pub use variables::Variables;
+
+const EOS: &str = "eos_token";
 
 /// A parsed chat template with the special tokens it may print.
 pub struct ChatTemplate {
@@ -77,6 +79,16 @@ impl ChatTemplate {
     }
 
     /// The template that a job asks for. None where it is the model's own and the model has none.
+    pub fn chosen_for(job: &JobSpec) -> Result<Option<Self>, TemplateError> {
+        let mut chosen = Self::chosen(&job.base_model, &job.chat_template)?;
+        if let (Some(template), Some(eos)) = (&mut chosen, &job.eos_token) {
+            template.special_tokens.retain(|(name, _)| name != EOS);
+            template.special_tokens.push((EOS.to_owned(), eos.clone()));
+        }
+        Ok(chosen)
+    }
+
+    /// A model's template, or another one for it.
     pub fn chosen(
         model_dir: &Path,
         choice: &TemplateChoice,

@@ -138,6 +138,20 @@ impl Tokenizer {
         })
     }
 
+    /// Lets another token end texts, as the job's `eos_token` says. False where it is no token here.
+    pub fn end_texts_with(&mut self, text: &str) -> bool {
+        let Some(id) = self.inner.token_to_id(text) else {
+            return false;
+        };
+        self.special
+            .0
+            .insert("eos_token".to_owned(), text.to_owned());
+        self.eos_id = Some(id);
+        self.eos_ids.retain(|other| *other != id);
+        self.eos_ids.insert(0, id);
+        true
+    }
+
     /// Lets these tokens end a turn, too, as the job's `eot_tokens` says. Returns those that are no token here.
     pub fn add_end_tokens(&mut self, tokens: &[String]) -> Vec<String> {
         let mut unknown = Vec::new();

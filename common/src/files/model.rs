@@ -216,6 +216,11 @@ impl ModelFolder {
         }
     }
 
+    /// Names another token as the end of texts in the tokenizer's files of the copy that is in `to`.
+    pub fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
+        companions::name_eos_token(to, text)
+    }
+
     /// Lets these tokens end a text in the copy that is in `to`, beside those that its generation defaults name.
     pub fn add_end_tokens(to: &Path, ids: &[u32]) -> Result<(), FileError> {
         companions::add_end_tokens(to, ids)

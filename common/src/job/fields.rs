@@ -91,7 +91,7 @@ const FIELDS: &[Field] = &[
         &[],
         "mapping of bos_token, eos_token, unk_token, pad_token",
         "those of the tokenizer",
-        "Axolotl's way to name them. Those of the tokenizer are taken as they are, and others refused; `pad_token` may be any, because nothing is learned of padding and none is added.",
+        "Axolotl's way to name them. `eos_token` is read as the field of that name; the others must be those of the tokenizer, but `pad_token` may be any, because nothing is learned of padding and none is added.",
     ),
     // ---- data ----
     field(
@@ -367,6 +367,13 @@ const FIELDS: &[Field] = &[
         "System message of conversations that have none.",
     ),
     field(
+        "eos_token",
+        &[],
+        "token",
+        "the tokenizer's",
+        "The token that ends texts, in place of the tokenizer's own: any that it has. The result's tokenizer_config.json and generation_config.json name it.",
+    ),
+    field(
         "eot_tokens",
         &[],
         "list of tokens",
@@ -375,7 +382,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "val_set_size",
-        &["test_size", "eval_size", "val_size"],
+        &["test_size", "eval_size", "val_size", "test_split_size"],
         "fraction below 1, or a number of examples",
         "0",
         "How much of the data is held out for evaluation. 0 holds nothing out.",
@@ -622,7 +629,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "gradient_checkpointing",
-        &[],
+        &["activation_checkpointing"],
         "auto | true | false",
         "auto",
         "Compute activations again in the backward pass: less memory, more time, the same result. `auto`: where a worker has \

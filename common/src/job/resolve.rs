@@ -26,7 +26,7 @@ use lr_scheduler::lr_scheduler;
 use method::method;
 use push::push;
 use schedule::{batch, max_steps, warmup};
-use special_tokens::special_tokens;
+use special_tokens::{eos_token, special_tokens};
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -57,6 +57,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         chat_template: chat_template(reader, dataset_count),
         chat_template_kwargs: chat_template_kwargs(reader),
         default_system_message: reader.text("default_system_message"),
+        eos_token: eos_token(reader),
         eot_tokens: eot_tokens(reader, dataset_count),
         val_set_size,
         sequence_len: reader

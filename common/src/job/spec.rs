@@ -43,6 +43,9 @@ pub struct JobSpec {
     /// System message of conversations that have none. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_system_message: Option<String>,
+    /// The token that ends texts, in place of the tokenizer's own. Default: the tokenizer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token: Option<String>,
     /// Tokens that end a turn, beside those that the tokenizer and `generation_config.json` name. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eot_tokens: Vec<String>,
@@ -132,7 +135,7 @@ impl JobSpec {
 pub struct Reading {
     /// Fields that the data decides. Nothing is left once [`crate::plan::settle`] has seen the data.
     pub left_to_data: LeftToData,
-    /// Special tokens that the job names (`eos_token`) and that the tokenizer must have as its own, with their texts.
+    /// Special tokens that the job names (`bos_token`) and that the tokenizer must have as its own, with their texts.
     pub special_tokens: Vec<(String, String)>,
     /// What the user should know of the job, a line each.
     pub notices: Vec<String>,

@@ -266,7 +266,8 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
             .template
             .as_ref()
             .and_then(|template| template.brought().map(str::to_owned)),
-        end_tokens: match prepared.job.eot_tokens.is_empty() {
+        eos_token: prepared.job.eos_token.clone(),
+        end_tokens: match prepared.job.eot_tokens.is_empty() && prepared.job.eos_token.is_none() {
             true => Vec::new(),
             false => prepared.tokenizer.eos_ids().to_vec(),
         },

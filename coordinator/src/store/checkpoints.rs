@@ -59,6 +59,8 @@ pub struct Store {
     pub template: Option<String>,
     /// All tokens that end a text of the result; none where the job adds none to the model's.
     pub end_tokens: Vec<u32>,
+    /// The token that ends texts, where it is not the tokenizer's own.
+    pub eos_token: Option<String>,
     pub job_digest: String,
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
@@ -133,6 +135,9 @@ impl Store {
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         self.model
             .copy_tokenizer_files(folder, self.template.as_deref())?;
+        if let Some(eos) = &self.eos_token {
+            ModelFolder::name_eos_token(folder, eos)?;
+        }
         if !self.end_tokens.is_empty() {
             ModelFolder::add_end_tokens(folder, &self.end_tokens)?;
         }

@@ -52,6 +52,7 @@ fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
             )
         }),
         template: None,
+        eos_token: None,
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     }

@@ -210,6 +210,7 @@ fn store(world: &World, job_digest: String) -> Store {
         save_total_limit: Some(2),
         write_trainer_state: Box::new(|_, _| Ok(())),
         template: None,
+        eos_token: None,
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     }

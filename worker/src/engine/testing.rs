@@ -73,6 +73,7 @@ pub fn job(method: Method) -> JobSpec {
         chat_template: Default::default(),
         chat_template_kwargs: Default::default(),
         default_system_message: None,
+        eos_token: None,
         eot_tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         sequence_len: 64,

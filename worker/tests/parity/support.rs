@@ -168,6 +168,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         chat_template: Default::default(),
         chat_template_kwargs: Default::default(),
         default_system_message: None,
+        eos_token: None,
         eot_tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         sequence_len,

@@ -15,7 +15,7 @@ pub(super) const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     TOKENIZER_CONFIG,
     TEMPLATE,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_MAP,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -25,6 +25,7 @@ pub(super) const COMPANIONS: [&str; 10] = [
 ];
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// The chat template where newer programs look for it, and where older ones did.
 const TEMPLATE: &str = "chat_template.jinja";
@@ -130,6 +131,33 @@ pub(super) fn copy_with_template(dir: &Path, to: &Path, template: &str) -> Resul
             atomic::write(&config, &bytes)
         }
     }
+}
+
+/// Puts another text in place of `eos_token` in `tokenizer_config.json`, and in `special_tokens_map.json` where that is.
+pub(super) fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
+    for (name, is_needed) in [(TOKENIZER_CONFIG, true), (SPECIAL_TOKENS_MAP, false)] {
+        let path = to.join(name);
+        let mut json: serde_json::Value = match path.is_file() {
+            true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
+                .map_err(|error| FileError::malformed(&path, error.to_string()))?,
+            false if is_needed => serde_json::json!({}),
+            false => continue,
+        };
+        let Some(fields) = json.as_object_mut() else {
+            return Err(FileError::malformed(&path, "is not a JSON object"));
+        };
+        match fields.get_mut("eos_token") {
+            // Beside what else it says of the token.
+            Some(serde_json::Value::Object(token)) => {
+                token.insert("content".to_owned(), text.into());
+            }
+            _ => drop(fields.insert("eos_token".to_owned(), text.into())),
+        }
+        let bytes = serde_json::to_vec_pretty(&json)
+            .map_err(|error| FileError::malformed(&path, error.to_string()))?;
+        atomic::write(&path, &bytes)?;
+    }
+    Ok(())
 }
 
 /// Adds ids to `eos_token_id` of the generation defaults, which are made where there are none.

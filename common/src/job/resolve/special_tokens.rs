@@ -1,14 +1,17 @@
-//! The special tokens that a job names. No token is added or renamed: what is named must be what the tokenizer has.
+//! The special tokens that a job names. None is added or renamed: what is named must be what the tokenizer has, but for the end
+//! of texts, which may be any token that it has.
 
 use crate::job::merge::Given;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::yaml::{Node, Value};
 
-/// Names whose text decides what is learned.
-const DECIDING: [&str; 3] = ["bos_token", "eos_token", "unk_token"];
+const EOS: &str = "eos_token";
 
-/// Reads `special_tokens`: names with their texts, to be compared with the tokenizer's own.
+/// Names whose text must be the tokenizer's.
+const DECIDING: [&str; 2] = ["bos_token", "unk_token"];
+
+/// Reads the rest of `special_tokens`: names with their texts, to be compared with the tokenizer's own.
 pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
     let Some(given) = reader.given("special_tokens") else {
         return Vec::new();
@@ -24,6 +27,12 @@ pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
             "pad_token" => {
                 let told = "special_tokens.pad_token: nothing is learned of padding, so no token is added or changed for it";
                 reader.notices.push(told.to_owned());
+            }
+            // Read as the field of that name.
+            EOS => {
+                if !matches!(node.value, Value::Scalar { .. }) {
+                    of_token(reader, given, EOS, "must be a text");
+                }
             }
             name if DECIDING.contains(&name) => match &node.value {
                 Value::Scalar { text, .. } if name == "unk_token" => {
@@ -41,6 +50,32 @@ pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
         }
     }
     named
+}
+
+/// The token that ends texts, from the field or from `special_tokens`.
+pub(super) fn eos_token(reader: &mut Reader<'_>) -> Option<String> {
+    let named = reader.given("special_tokens").and_then(|given| {
+        let Value::Mapping(entries) = &given.node.value else {
+            return None;
+        };
+        let (_, node) = entries.iter().find(|(key, _)| key.text == EOS)?;
+        match &node.value {
+            Value::Scalar { text, .. } if !node.is_null() => Some((given, text.clone())),
+            _ => None,
+        }
+    });
+    let own = reader.text(EOS);
+    match (own, named) {
+        (Some(own), Some((given, other))) if own != other => {
+            let reason = format!(
+                "is {}, and the field {EOS} says otherwise; remove one",
+                shorten(&other)
+            );
+            of_token(reader, given, EOS, &reason);
+            None
+        }
+        (own, named) => own.or(named.map(|(_, text)| text)),
+    }
 }
 
 fn of_token(reader: &mut Reader<'_>, given: &Given, name: &str, reason: &str) {

@@ -571,8 +571,8 @@ fn special_tokens_are_those_of_the_tokenizer_and_padding_is_no_matter() {
     let read = job(
         "special_tokens:\n  pad_token: <|end_of_text|>\n  eos_token: </s>\n  bos_token:\n  additional_special_tokens: []\n",
     );
-    let named = [("eos_token".to_owned(), "</s>".to_owned())];
-    assert_eq!(read.reading.special_tokens, named);
+    assert_eq!(read.eos_token.as_deref(), Some("</s>"));
+    assert!(read.reading.special_tokens.is_empty());
     assert!(read.reading.notices[0].contains("nothing is learned of padding"));
     for (text, expected) in [
         (
@@ -586,6 +586,10 @@ fn special_tokens_are_those_of_the_tokenizer_and_padding_is_no_matter() {
         (
             "special_tokens: {eos_token: [a]}\n",
             "3: `special_tokens` has `eos_token`, which must be a text",
+        ),
+        (
+            "eos_token: </s>\nspecial_tokens: {eos_token: <end>}\n",
+            "4: `special_tokens` has `eos_token`, which is <end>, and the field eos_token says otherwise; remove one",
         ),
     ] {
         assert_eq!(problems_of(text), [expected]);

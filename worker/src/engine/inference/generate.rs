@@ -108,7 +108,11 @@ impl Generator {
 
     /// Asks in the way in which this job's conversations are written: its template, what it gives that, its system message.
     pub fn ask_as_in(&mut self, job: &JobSpec) -> Result<(), GenerateError> {
-        self.template = ChatTemplate::chosen(&job.base_model, &job.chat_template)?;
+        self.template = ChatTemplate::chosen_for(job)?;
+        // One that is no token was refused when the data was prepared.
+        if let Some(eos) = &job.eos_token {
+            self.tokenizer.end_texts_with(eos);
+        }
         // Those that are no tokens end nothing.
         self.tokenizer.add_end_tokens(&job.eot_tokens);
         // What is wrong with them was told when the data was prepared.

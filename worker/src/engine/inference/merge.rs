@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use common::data::template::{ChatTemplate, TemplateError};
-use common::data::tokenize::{TokenizerError, end_tokens_of};
+use common::data::tokenize::{SpecialTokens, TokenizerError, end_tokens_of};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
 use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
@@ -72,7 +72,14 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
     let own = ChatTemplate::load_optional(model_dir)?;
     let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
     folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
-    // So do the tokens that end its answers.
+    // So do the tokens that end its texts and answers.
+    let eos = |dir: &Path| {
+        let tokens = SpecialTokens::load(dir).ok()?;
+        tokens.get("eos_token").map(str::to_owned)
+    };
+    if let Some(eos) = eos(adapter_dir).filter(|text| eos(model_dir).as_ref() != Some(text)) {
+        ModelFolder::name_eos_token(dir.path(), &eos)?;
+    }
     let ends = end_tokens_of(adapter_dir)?;
     if !ends.is_empty() {
         ModelFolder::add_end_tokens(dir.path(), &ends)?;
