@@ -254,12 +254,13 @@ fn rendered(text: &str, messages: &Json, variables: &Json) -> Result<Rendered, T
         .map(message_value)
         .collect();
     assert!(template.has_generation_marks(None));
-    template.render_marked(RenderInput {
+    let input = RenderInput {
         messages: &messages,
         tools: None,
         variables: &Variables::from_json(variables).unwrap(),
         add_generation_prompt: false,
-    })
+    };
+    template.render_marked(input, &template.render_input(input)?)
 }
 
 #[test]

@@ -324,7 +324,7 @@ fn assemble(
             }
             Answer::Apart { text, start } => (text, start),
         };
-        let generated = conversation.generated(turn + 1)?;
+        let generated = conversation.generated(turn + 1, &text)?;
         let learned = Learned {
             span: start..text.len(),
             limit: text.len(),
@@ -346,7 +346,7 @@ fn assemble(
     if whole.is_empty() && !drafts.is_empty() {
         return Ok(drafts);
     }
-    let generated = conversation.generated(conversation.len())?;
+    let generated = conversation.generated(conversation.len(), &text)?;
     let is_exact = generated.is_some();
     let learned = match generated {
         None => whole.into_iter().map(|(_, learned)| learned).collect(),

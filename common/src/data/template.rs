@@ -235,10 +235,9 @@ impl ChatTemplate {
         self.gave_up.load(Ordering::Relaxed)
     }
 
-    /// [`ChatTemplate::render_input`], and which bytes of the text are from inside `{% generation %}` blocks.
-    pub fn render_marked(&self, input: RenderInput) -> Result<Rendered, TemplateError> {
-        let text = self.render_input(input)?;
-        let marks = Marks::absent_from(&text);
+    /// Which bytes of `text`, what [`ChatTemplate::render_input`] made of this, are from inside `{% generation %}` blocks.
+    pub fn render_marked(&self, input: RenderInput, text: &str) -> Result<Rendered, TemplateError> {
+        let marks = Marks::absent_from(text);
         let with_marks = self.render_with_marks(input, Some(&marks))?;
         let rendered = marks
             .take_out(&with_marks)

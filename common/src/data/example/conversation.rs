@@ -86,14 +86,17 @@ impl<'a> Conversation<'a> {
         })
     }
 
-    /// The bytes that the template marks as generated, in the text of the first `count` messages. None where it has no
+    /// The bytes that the template marks as generated, in this text of the first `count` messages. None where it has no
     /// such marks.
-    pub fn generated(&self, count: usize) -> Result<Option<Vec<Range<usize>>>, String> {
+    pub fn generated(&self, count: usize, text: &str) -> Result<Option<Vec<Range<usize>>>, String> {
         if !self.template.has_generation_marks(self.tools.as_ref()) {
             return Ok(None);
         }
         self.template
-            .render_marked(self.input(&self.messages[..count], self.tools.as_ref(), false))
+            .render_marked(
+                self.input(&self.messages[..count], self.tools.as_ref(), false),
+                text,
+            )
             .map(|rendered| Some(rendered.generated))
             .map_err(|error| error.to_string())
     }

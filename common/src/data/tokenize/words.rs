@@ -17,7 +17,7 @@ use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 use super::Encoded;
 use added::AddedTokens;
 use cache::{Tokens, Words};
-use split::Splitter;
+use split::{Caches, Splitter};
 
 /// A text with most of what the known pre-tokenizers and models could treat differently.
 const PROBE: &str = "The river's  1234 bends,\r\n\n\t don't YOU'LL x=y+2;  \u{e9}\u{1f980}\u{65e5}\u{672c}\u{8a9e} 12.5% \u{a0}a\u{3000} _b_  \n ";
@@ -70,12 +70,18 @@ impl WordEncoder {
         // A token takes about four bytes of English.
         encoded.ids.reserve(text.len() / 4);
         encoded.offsets.reserve(text.len() / 4);
-        let is_whole = cache::with_words_of(self.number, |words| {
+        let new_caches = || self.splitter.new_caches();
+        let is_whole = cache::with_words_of(self.number, new_caches, |words, caches| {
             for (range, added) in self.added.divide(text) {
                 if let Some(id) = added {
                     encoded.ids.push(id);
                     encoded.offsets.push(range);
-                } else if !self.encode_part(tokenizer, text, range, words, &mut encoded)? {
+                } else if !self.encode_part(
+                    tokenizer,
+                    (text, range),
+                    (words, caches),
+                    &mut encoded,
+                )? {
                     return Ok(false);
                 }
             }
@@ -88,13 +94,12 @@ impl WordEncoder {
     fn encode_part(
         &self,
         tokenizer: &Tokenizer,
-        text: &str,
-        part: Range<usize>,
-        words: &mut Words,
+        (text, part): (&str, Range<usize>),
+        (words, caches): (&mut Words, &mut Caches),
         encoded: &mut Encoded,
     ) -> Result<bool, String> {
         let (mut is_whole, mut failed) = (true, None);
-        self.splitter.split(text, part, &mut |range| {
+        self.splitter.split(text, part, caches, &mut |range| {
             if !is_whole || failed.is_some() {
                 return;
             }

@@ -2,6 +2,7 @@
 //!
 //! Enters: words. Leaves: their tokens, computed once. Bounded: a full one begins anew.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -61,21 +62,27 @@ impl Words {
     }
 }
 
-/// Calls `work` with the words that this thread remembers of an encoder.
-pub(super) fn with_words_of<T>(encoder: u64, work: impl FnOnce(&mut Words) -> T) -> T {
+/// Calls `work` with the words that this thread remembers of an encoder, and with something that `new` makes once for both.
+pub(super) fn with_words_of<C: 'static, T>(
+    encoder: u64,
+    new: impl Fn() -> C,
+    work: impl FnOnce(&mut Words, &mut C) -> T,
+) -> T {
     thread_local! {
-        static WORDS: RefCell<Option<(u64, Words)>> = const { RefCell::new(None) };
+        static WORDS: RefCell<Option<(u64, Words, Box<dyn Any>)>> = const { RefCell::new(None) };
     }
-    WORDS.with(|words| match words.try_borrow_mut() {
-        Ok(mut words) => {
-            if words.as_ref().is_none_or(|(owner, _)| *owner != encoder) {
-                *words = Some((encoder, Words::default()));
+    WORDS.with(|held| {
+        let mut held = held.try_borrow_mut().ok();
+        let remembered = held.as_mut().and_then(|held| {
+            if held.as_ref().is_none_or(|(owner, ..)| *owner != encoder) {
+                **held = Some((encoder, Words::default(), Box::new(new())));
             }
-            match words.as_mut() {
-                Some((_, words)) => work(words),
-                None => work(&mut Words::default()),
-            }
+            let (_, words, other) = held.as_mut()?;
+            Some((words, other.downcast_mut::<C>()?))
+        });
+        match remembered {
+            Some((words, other)) => work(words, other),
+            None => work(&mut Words::default(), &mut new()),
         }
-        Err(_) => work(&mut Words::default()),
     })
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use regex_automata::meta::Regex;
+use regex_automata::meta::{Cache, Regex};
 use regex_automata::{Anchored, Input};
 use serde_json::Value as Json;
 use tokenizers::PreTokenizerWrapper;
@@ -19,6 +19,9 @@ const BYTE_LEVEL: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}
 
 /// What a linear automaton cannot do.
 const UNKNOWN: [&str; 5] = ["(?!", "(?=", "(?<", "(?>", r"\G"];
+
+/// What the automata of a splitter work with; a thread has its own.
+pub(super) type Caches = Vec<Option<Cache>>;
 
 /// Rules that divide text, one after the other.
 #[derive(Debug)]
@@ -54,18 +57,42 @@ impl Splitter {
         Some(Self { rules })
     }
 
+    pub fn new_caches(&self) -> Caches {
+        let caches = self.rules.iter().map(|rule| match rule {
+            Rule::Pattern { regex, .. } => Some(regex.create_cache()),
+            Rule::Digits => None,
+        });
+        caches.collect()
+    }
+
     /// Calls `take` with the bytes of each word of a part of the text, in order.
-    pub fn split(&self, text: &str, part: Range<usize>, take: &mut dyn FnMut(Range<usize>)) {
-        split_by(&self.rules, text, part, take);
+    pub fn split(
+        &self,
+        text: &str,
+        part: Range<usize>,
+        caches: &mut Caches,
+        take: &mut dyn FnMut(Range<usize>),
+    ) {
+        split_by(&self.rules, text, part, caches, take);
     }
 }
 
-fn split_by(rules: &[Rule], text: &str, part: Range<usize>, take: &mut dyn FnMut(Range<usize>)) {
-    match rules.split_first() {
-        None if part.is_empty() => {}
-        None => take(part),
-        Some((rule, [])) => rule.split(text, part, take),
-        Some((rule, rest)) => rule.split(text, part, &mut |word| split_by(rest, text, word, take)),
+fn split_by(
+    rules: &[Rule],
+    text: &str,
+    part: Range<usize>,
+    caches: &mut [Option<Cache>],
+    take: &mut dyn FnMut(Range<usize>),
+) {
+    match (rules.split_first(), caches.split_first_mut()) {
+        (Some((rule, [])), Some((cache, _))) => rule.split(text, part, cache, take),
+        (Some((rule, rest)), Some((cache, caches))) => {
+            rule.split(text, part, cache, &mut |word| {
+                split_by(rest, text, word, caches, take);
+            });
+        }
+        _ if part.is_empty() => {}
+        _ => take(part),
     }
 }
 
@@ -92,7 +119,13 @@ impl Rule {
     }
 
     /// Calls `take` with the words of a part, and with what is between them.
-    fn split(&self, text: &str, part: Range<usize>, take: &mut dyn FnMut(Range<usize>)) {
+    fn split(
+        &self,
+        text: &str,
+        part: Range<usize>,
+        cache: &mut Option<Cache>,
+        take: &mut dyn FnMut(Range<usize>),
+    ) {
         // What comes before and after the part is none of the pattern's business.
         let (text, base) = (&text[part.clone()], part.start);
         let mut take = |start: usize, end: usize| {
@@ -102,42 +135,39 @@ impl Rule {
         };
         // What nothing matched since the last word.
         let mut between = 0;
-        match self {
-            Self::Digits => {
+        match (self, cache) {
+            (Self::Pattern { regex, parts_space }, Some(cache)) => {
+                let mut at = 0;
+                while let Some(next) = text[at..].chars().next() {
+                    // Where white space counts there is a word at nearly every place, else they are far between.
+                    let anchored = match parts_space {
+                        true => Anchored::Yes,
+                        false => Anchored::No,
+                    };
+                    let input = Input::new(text).range(at..).anchored(anchored);
+                    let found = regex.search_with(cache, &input);
+                    let found = found.map(|found| found.range());
+                    let found = found.filter(|found| !found.is_empty());
+                    let space = || {
+                        let is_space = *parts_space && next.is_whitespace();
+                        is_space.then(|| at..end_of_space(text, at))
+                    };
+                    match found.or_else(space) {
+                        Some(word) => {
+                            take(between, word.start);
+                            take(word.start, word.end);
+                            (at, between) = (word.end, word.end);
+                        }
+                        None if *parts_space => at += next.len_utf8(),
+                        None => break,
+                    }
+                }
+            }
+            _ => {
                 for (at, digit) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
                     take(between, at);
                     between = at + digit.len_utf8();
                     take(at, between);
-                }
-            }
-            Self::Pattern {
-                regex,
-                parts_space: false,
-            } => {
-                for found in regex.find_iter(text).filter(|found| !found.is_empty()) {
-                    take(between, found.start());
-                    take(found.start(), found.end());
-                    between = found.end();
-                }
-            }
-            Self::Pattern {
-                regex,
-                parts_space: true,
-            } => {
-                let mut at = 0;
-                while let Some(next) = text[at..].chars().next() {
-                    let input = Input::new(text).range(at..).anchored(Anchored::Yes);
-                    let found = regex.find(input).map(|found| found.end());
-                    let end = found.filter(|end| *end > at);
-                    let end = end.or_else(|| next.is_whitespace().then(|| end_of_space(text, at)));
-                    match end {
-                        Some(end) => {
-                            take(between, at);
-                            take(at, end);
-                            (at, between) = (end, end);
-                        }
-                        None => at += next.len_utf8(),
-                    }
                 }
             }
         }
