@@ -91,6 +91,7 @@ impl Prepared {
                 counts.examples
             ));
         }
+        notices.extend(counts.filter_notice(self.job.mixture.min_sample_len));
         notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(

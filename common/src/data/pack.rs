@@ -47,10 +47,38 @@ pub fn best_fit_decreasing(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>
     groups
 }
 
+/// Groups pieces in their order: each goes to the one before it if there is room, else it begins a group.
+///
+/// No length is 0 or above `capacity`.
+pub fn next_fit(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut room = 0;
+    for (piece, length) in lengths.iter().enumerate() {
+        match groups.last_mut() {
+            Some(group) if *length <= room && group.len() < MAX_SEGMENTS => {
+                group.push(piece);
+                room -= length;
+            }
+            _ => {
+                groups.push(vec![piece]);
+                room = capacity - length;
+            }
+        }
+    }
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::CounterRng;
+
+    #[test]
+    fn pieces_in_order_share_a_group_with_those_before_them() {
+        let groups = next_fit(&[3, 5, 1, 8, 2, 2], 8);
+        assert_eq!(groups, [vec![0, 1], vec![2], vec![3], vec![4, 5]]);
+        assert!(next_fit(&[], 8).is_empty());
+    }
 
     #[test]
     fn every_piece_is_packed_once_and_no_group_is_too_long() {

@@ -3,23 +3,22 @@
 //! Enters: examples in the order of the data. Leaves: the block file and the counts. Every token that comes in is either
 //! in a block or counted as left out.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
-use super::counts::DataCounts;
+use super::counts::{DataCounts, SetCounts};
 use super::example::Example;
-use super::pack::best_fit_decreasing;
+use super::held_out::held_out;
+use super::mixture::{self, Set};
+use super::pack::{best_fit_decreasing, next_fit};
 use super::tokens::Tokens;
 use crate::files::FileError;
-use crate::job::{ExcessLength, JobSpec, ValSetSize};
+use crate::job::{ExcessLength, JobSpec};
 use crate::plan::DataSize;
 use crate::progress::Progress;
-use crate::rng::CounterRng;
 use crate::text::{count, grouped};
-
-/// Random stream that draws which examples are held out.
-const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
 
 /// All examples, end to end, before they are packed.
 #[derive(Default)]
@@ -29,6 +28,10 @@ pub struct Packer {
     ends: Vec<usize>,
     /// The first example of each row.
     rows: Vec<usize>,
+    /// Number of rows of each dataset.
+    sets: Vec<u64>,
+    /// The rows in the order in which they are trained on; None where that is the order of the data.
+    order: Option<Vec<u32>>,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
     /// Number of rows of which an answer says that it is not learned.
@@ -65,6 +68,9 @@ impl Packer {
     pub fn add(&mut self, example: &Example) {
         if example.starts_row {
             self.rows.push(self.ends.len());
+            let sets = self.sets.len().max(example.dataset + 1);
+            self.sets.resize(sets, 0);
+            self.sets[example.dataset] += 1;
         }
         let tokens = example.ids.len();
         if self
@@ -87,53 +93,94 @@ impl Packer {
         self.counts.added_eos += u64::from(example.added_eos && example.templated);
     }
 
+    /// Decides which rows are trained on, how often and in what order. Before [`Self::size`] and [`Self::pack`].
+    pub fn mix(&mut self, job: &JobSpec) -> Result<(), String> {
+        self.sets.resize(job.datasets.len(), 0);
+        let sets = job.datasets.iter().zip(&self.sets);
+        let sets: Vec<Set> = sets
+            .map(|(dataset, rows)| Set {
+                rows: *rows,
+                fraction: dataset.selection.fraction,
+                repeat: dataset.selection.repeat.unwrap_or(1),
+            })
+            .collect();
+        self.order = mixture::order(&sets, &job.mixture, job.seed)?;
+        Ok(())
+    }
+
+    /// The rows as they are trained on.
+    fn ordered(&self) -> impl Iterator<Item = usize> + use<'_> {
+        let in_order = match self.order {
+            None => self.rows.len(),
+            Some(_) => 0,
+        };
+        let mixed = self.order.iter().flatten().map(|row| *row as usize);
+        (0..in_order).chain(mixed)
+    }
+
+    fn examples_of(&self, row: usize) -> Range<usize> {
+        let end = self.rows.get(row + 1).copied();
+        self.rows[row]..end.unwrap_or(self.ends.len())
+    }
+
+    fn range_of(&self, example: usize) -> (usize, usize) {
+        let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
+        (first, self.ends[example])
+    }
+
     /// Size of the examples, uncut, for a model of so many positions.
     pub fn size(&self, model_positions: Option<usize>) -> DataSize {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let longest = starts.zip(&self.ends).map(|(start, end)| end - start).max();
-        DataSize {
-            examples: self.ends.len() as u64,
-            longest: longest.unwrap_or(0) as u64,
-            tokens: self.tokens.len() as u64,
+        let mut size = DataSize {
+            examples: 0,
+            longest: 0,
+            tokens: 0,
             model_positions,
+        };
+        for example in self.ordered().flat_map(|row| self.examples_of(row)) {
+            let (first, last) = self.range_of(example);
+            let tokens = (last - first) as u64;
+            size.examples += 1;
+            size.longest = size.longest.max(tokens);
+            size.tokens += tokens;
         }
+        size
     }
 
     /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn.
     pub fn pack(mut self, job: &JobSpec) -> Result<Packed, String> {
-        let examples = self.ends.len();
         if job.excess_length_strategy == ExcessLength::Raise {
             self.refuse_longer(job)?;
         }
-        let held_out = held_out(job, &self.rows, examples)?;
-        let (mut train, mut eval) = (Vec::new(), Vec::new());
-        for (example, held_out) in held_out.iter().enumerate() {
-            let pieces = self.pieces(example, job);
-            if *held_out {
-                eval.extend(pieces);
-                self.counts.eval_examples += 1;
-            } else {
-                train.extend(pieces);
-            }
-        }
+        let mut is_used = vec![false; self.rows.len()];
+        self.ordered().for_each(|row| is_used[row] = true);
+        let ranges = (0..self.rows.len()).map(|row| self.examples_of(row).len());
+        let held_out = held_out(job, &ranges.collect::<Vec<_>>(), &is_used)?;
+        let order: Vec<usize> = self.ordered().filter(|row| !held_out[*row]).collect();
+        let eval: Vec<usize> = (0..held_out.len()).filter(|row| held_out[*row]).collect();
+        self.counts.eval_examples = eval
+            .iter()
+            .map(|row| self.examples_of(*row).len() as u64)
+            .sum();
+        self.counts.sets = vec![SetCounts::default(); self.sets.len()];
+        let train = self.pieces_of(&order, job);
+        let mut sets = std::mem::take(&mut self.counts.sets);
+        self.counts.sets = vec![SetCounts::default(); self.sets.len()];
+        let eval = self.pieces_of(&eval, job);
         if train.is_empty() {
             return Err(self.nothing_to_learn("the training data has no trained token"));
         }
         if eval.is_empty() && self.counts.eval_examples > 0 {
             return Err(self.nothing_to_learn("the validation examples have no trained token"));
         }
+        for (set, rows) in sets.iter_mut().zip(&self.sets) {
+            set.rows_read = *rows;
+        }
+        // Where there is one dataset, it is all that is counted.
+        self.counts.sets = if sets.len() > 1 { sets } else { Vec::new() };
         let mut groups = group(&train, job);
-        self.counts.examples = examples as u64;
         self.counts.blocks = groups.len() as u64;
         groups.extend(group(&eval, job));
         self.counts.eval_blocks = groups.len() as u64 - self.counts.blocks;
-        for piece in train.iter().chain(&eval) {
-            let learned = self.tokens.trained(piece.start + 1..piece.end).count();
-            let tokens = (piece.end - piece.start) as u64;
-            self.counts.tokens += tokens;
-            self.counts.squared_tokens += tokens * tokens;
-            self.counts.trained_tokens += learned as u64;
-        }
         let in_blocks = (groups.len() * job.sequence_len) as u64;
         self.counts.padding_tokens = in_blocks - self.counts.tokens;
         Ok(Packed {
@@ -141,6 +188,31 @@ impl Packer {
             groups,
             counts: self.counts,
         })
+    }
+
+    /// The pieces of these rows, counted.
+    fn pieces_of(&mut self, rows: &[usize], job: &JobSpec) -> Vec<Piece> {
+        let mut all = Vec::new();
+        // After which row each dataset ends.
+        let ends = self.sets.iter().scan(0, |end, rows| {
+            *end += *rows as usize;
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        for row in rows {
+            let set = ends.partition_point(|end| end <= row);
+            self.counts.sets[set].rows += 1;
+            for example in self.examples_of(*row) {
+                self.counts.examples += 1;
+                let pieces = self.pieces(example, job);
+                for piece in &pieces {
+                    let learned = self.tokens.trained(piece.start + 1..piece.end).count();
+                    self.counts.add(set, piece.end - piece.start, learned);
+                }
+                all.extend(pieces);
+            }
+        }
+        all
     }
 
     /// Refuses data with an example longer than a block.
@@ -188,8 +260,7 @@ impl Packer {
     /// left out.
     fn pieces(&mut self, example: usize, job: &JobSpec) -> Vec<Piece> {
         let sequence_len = job.sequence_len;
-        let first = example.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let last = self.ends[example];
+        let (first, last) = self.range_of(example);
         self.counts.longest = self.counts.longest.max((last - first) as u64);
         let excess = (last - first).saturating_sub(sequence_len) as u64;
         let strategy = job.excess_length_strategy;
@@ -253,40 +324,14 @@ fn group(pieces: &[Piece], job: &JobSpec) -> Vec<Vec<Piece>> {
         return pieces.iter().map(|piece| vec![*piece]).collect();
     }
     let lengths: Vec<usize> = pieces.iter().map(|piece| piece.end - piece.start).collect();
-    best_fit_decreasing(&lengths, job.sequence_len)
+    let groups = match job.mixture.packs_in_order {
+        true => next_fit(&lengths, job.sequence_len),
+        false => best_fit_decreasing(&lengths, job.sequence_len),
+    };
+    groups
         .into_iter()
         .map(|group| group.into_iter().map(|piece| pieces[piece]).collect())
         .collect()
-}
-
-/// For each example, whether it is held out for validation: those of rows drawn from the seed, or of the last rows where
-/// nothing is shuffled. The examples of one row stay together, since they share their text.
-fn held_out(job: &JobSpec, rows: &[usize], examples: usize) -> Result<Vec<bool>, String> {
-    let wanted = match job.val_set_size {
-        ValSetSize::None => 0,
-        ValSetSize::Examples(count) => count,
-        ValSetSize::Fraction(fraction) => (examples as f64 * fraction).ceil() as usize,
-    };
-    let mut order: Vec<usize> = (0..rows.len()).rev().collect();
-    if job.shuffle {
-        CounterRng::new(job.seed, &[STREAM_VALIDATION]).shuffle(&mut order);
-    }
-    let mut held_out = vec![false; examples];
-    let mut count = 0;
-    for row in order {
-        if count >= wanted {
-            break;
-        }
-        let end = rows.get(row + 1).copied().unwrap_or(examples);
-        held_out[rows[row]..end].fill(true);
-        count += end - rows[row];
-    }
-    if wanted > 0 && count >= examples {
-        return Err(format!(
-            "val_set_size holds out {wanted} of {examples} examples: none is left to train on"
-        ));
-    }
-    Ok(held_out)
 }
 
 impl Packed {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::blockfile::BlockFile;
 use super::collect::Source;
 use super::counts::DataCounts;
+use super::filter::Filter;
 use super::packer::Packer;
 use super::record::DataErrors;
 use super::rows::file_of_rows;
@@ -17,7 +18,7 @@ use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
 use crate::failpoint;
 use crate::files::file_digest_watched;
-use crate::job::{DatasetSpec, JobSpec, ValSetSize};
+use crate::job::{DatasetSpec, JobSpec, MixtureSpec, Selection, ValSetSize};
 use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
@@ -63,9 +64,10 @@ pub fn prepare_blocks(
     progress.begin("tokenising the data", bytes_of(job));
     failpoint::reached("pack");
     let mut packer = Packer::default();
+    let mut filter = Filter::new(&job.mixture);
     let mut first = None;
     let reading = source.read(|batch| {
-        for example in batch {
+        for example in filter.keep(batch) {
             first.get_or_insert_with(|| sample_of(&example, tokenizer));
             packer.add(&example);
         }
@@ -74,7 +76,12 @@ pub fn prepare_blocks(
     packer.counts.rows = reading.rows;
     packer.left_out_rows = reading.left_out;
     packer.counts.notes = reading.notes;
+    packer.counts.short_examples = filter.short_examples;
+    packer.counts.duplicate_rows = filter.duplicate_rows;
     packer.counts.dated_template = template.is_some_and(ChatTemplate::uses_the_date);
+    packer
+        .mix(job)
+        .map_err(|reason| DataErrors::one(None, reason))?;
     let job = &settle_sequence_len(job, packer.size(positions));
     let inputs = inputs_of(job);
     let packed = packer
@@ -137,8 +144,9 @@ pub fn samples(
 ) -> Result<Vec<Sample>, DataErrors> {
     let source = Source::new(job, tokenizer, template)?;
     let mut found = Vec::new();
+    let mut filter = Filter::new(&job.mixture);
     source.read(|batch| {
-        found.extend(batch);
+        found.extend(filter.keep(batch));
         found.len() < count
     })?;
     found.truncate(count);
@@ -163,7 +171,8 @@ fn reuse(
             && file.sequence_len() == job.sequence_len
             && file.train_blocks() == counts.blocks
             && file.train_blocks() > 0
-            && file.eval_blocks() == counts.eval_blocks;
+            && file.eval_blocks() == counts.eval_blocks
+            && (job.datasets.len() == 1 || counts.sets.len() == job.datasets.len());
         usable.then_some((job, file, counts))
     };
     if !job.reading.left_to_data.sequence_len {
@@ -234,7 +243,7 @@ fn inputs_digest(
         })
         .collect();
     let held_out = (job.val_set_size, job.seed, job.shuffle);
-    let description = serde_json::json!([
+    let mut description = serde_json::json!([
         PACKING_VERSION,
         crate::VERSION,
         data_digest,
@@ -246,5 +255,19 @@ fn inputs_digest(
         (&job.chat_template_kwargs, &job.default_system_message),
         job.excess_length_strategy,
     ]);
+    // What was not there in earlier versions counts where it is not at its default.
+    let selections: Vec<_> = job
+        .datasets
+        .iter()
+        .map(|dataset| &dataset.selection)
+        .collect();
+    let is_mixed = job.mixture != MixtureSpec::default();
+    let is_selected = selections.iter().any(|one| **one != Selection::default());
+    if let Some(parts) = description
+        .as_array_mut()
+        .filter(|_| is_mixed || is_selected)
+    {
+        parts.push(serde_json::json!([job.mixture, selections, job.seed]));
+    }
     blake3::hash(description.to_string().as_bytes())
 }

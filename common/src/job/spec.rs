@@ -1,5 +1,7 @@
 //! The checked job. Every field is resolved: no alias, default or file name is left to look up.
 
+mod mixture;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,8 @@ use serde_json::{Map, Value as Json};
 
 use super::lr_scheduler::LrScheduler;
 use super::split::{Split, TRAIN};
+
+pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
 
 /// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
@@ -33,6 +37,9 @@ pub struct JobSpec {
     pub base_dtype: BaseDtype,
     /// Datasets to train on, at least one. Required.
     pub datasets: Vec<DatasetSpec>,
+    /// How their rows become one set. Default: all rows of each, one dataset after the other.
+    #[serde(default, skip_serializing_if = "MixtureSpec::is_default")]
+    pub mixture: MixtureSpec,
     /// Chat template that conversations are written with. Default: the model's own.
     // Left out of the wire and the digest where they are at their defaults, as in jobs from before there were these fields.
     #[serde(default, skip_serializing_if = "TemplateChoice::is_default")]
@@ -138,6 +145,8 @@ pub struct Reading {
     pub notices: Vec<String>,
     /// Where the result goes on the hub, if it goes there.
     pub push: Option<PushSpec>,
+    /// Folder of prepared data that several runs share. Default: none, each run keeps its own.
+    pub prepared_dir: Option<PathBuf>,
 }
 
 /// Where a result goes on the hub.
@@ -253,6 +262,9 @@ pub struct DatasetSpec {
     /// Number of rows of the split that are read at most, at least 1. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<u64>,
+    /// Which rows of the split those are, and how they count. Default: the first ones, each once.
+    #[serde(default, skip_serializing_if = "Selection::is_default")]
+    pub selection: Selection,
     pub fields: FieldNames,
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -280,6 +292,7 @@ impl DatasetSpec {
             kind,
             split: None,
             max_samples: None,
+            selection: Selection::default(),
             fields,
             roles: Vec::new(),
             has_system_column: false,

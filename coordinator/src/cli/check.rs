@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use common::data::{DataCounts, DataErrors, Sample, samples};
+use common::data::{DataCounts, DataErrors, Sample, SetCounts, samples};
 use common::job::{JobSpec, Method};
 use common::progress::Progress;
 use common::text::{count, visible};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, prepare_in};
-use crate::report::terminal::{GPUS, block_count, bytes, grouped};
+use crate::report::terminal::{GPUS, block_count, bytes, grouped, set_lines};
 use crate::store::layout::WORK_FOLDER;
 
 /// How `check` reports.
@@ -68,7 +68,7 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
 #[derive(Serialize)]
 struct Document<'a> {
     job: &'a JobSpec,
-    dataset: DatasetCounts,
+    dataset: DatasetCounts<'a>,
     plan: PlanCounts,
     /// Bytes that a worker needs.
     memory: Memory,
@@ -78,12 +78,15 @@ struct Document<'a> {
 }
 
 #[derive(Serialize)]
-struct DatasetCounts {
+struct DatasetCounts<'a> {
     rows: u64,
     examples: u64,
     blocks: u64,
     tokens: u64,
     trained_tokens: u64,
+    /// What each gives to an epoch, where there are several.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    sets: &'a [SetCounts],
 }
 
 #[derive(Serialize)]
@@ -108,6 +111,7 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
             blocks: counts.blocks + counts.eval_blocks,
             tokens: counts.tokens,
             trained_tokens: counts.trained_tokens,
+            sets: &counts.sets,
         },
         plan: PlanCounts {
             steps: prepared.total_steps(),
@@ -139,7 +143,9 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
         ("model", model(prepared)),
         ("method", method(job, estimate)),
     ];
-    rows.extend(data(&prepared.data.counts, job.sequence_len));
+    let counts = &prepared.data.counts;
+    rows.extend(data(counts, job.sequence_len));
+    rows.extend(set_lines(job, counts).into_iter().map(|set| ("share", set)));
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),

@@ -8,6 +8,7 @@ use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::Split;
+use super::mixture::selection;
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
@@ -152,6 +153,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         format: reader.choice(&name("ds_type"), FORMATS).map(str::to_owned),
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
+        selection: selection(reader, index),
         roles: roles(reader, index),
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
