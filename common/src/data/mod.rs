@@ -29,6 +29,6 @@ mod tokens;
 
 pub use counts::{DataCounts, SetCounts};
 pub use origins::{Origin, origins};
-pub use prepare::{PreparedData, prepare_blocks, prune_blocks, samples};
+pub use prepare::{PreparedData, prepare_blocks, prepare_blocks_or_find, prune_blocks, samples};
 pub use record::{DataErrors, Problem};
 pub use sample::{Sample, TextSpan};

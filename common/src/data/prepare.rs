@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::blockfile::BlockFile;
+use super::blockfile::{self, BlockFile, BlockFileError};
 use super::collect::Source;
 use super::counts::DataCounts;
 use super::filter::Filter;
@@ -36,6 +36,10 @@ pub struct PreparedData {
     pub samples: Vec<Sample>,
     /// BLAKE3 over the dataset files in order, hex.
     pub data_digest: String,
+    /// Whether the block file was there already.
+    pub is_found: bool,
+    /// What the user should know of prepared data that could not be used, a line each.
+    pub notices: Vec<String>,
 }
 
 /// Makes the block file in `out_dir`, or takes the one that was made there from the same inputs. Stops with an error once
@@ -47,18 +51,36 @@ pub fn prepare_blocks(
     out_dir: &Path,
     progress: &Progress,
 ) -> Result<PreparedData, DataErrors> {
+    prepare_blocks_or_find(job, tokenizer, template, out_dir, &[], progress)
+}
+
+/// [`prepare_blocks`], and a block file from the same inputs may also be in one of `others`.
+pub fn prepare_blocks_or_find(
+    job: &JobSpec,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    out_dir: &Path,
+    others: &[PathBuf],
+    progress: &Progress,
+) -> Result<PreparedData, DataErrors> {
     progress.begin("reading the data", bytes_of(job));
     let data_digest = data_digest(job, progress)?;
     let positions = model_positions(job)?;
     let inputs_of = |job: &JobSpec| inputs_digest(job, &data_digest, tokenizer, template);
-    if let Some((job, file, counts)) = reuse(out_dir, job, positions, inputs_of) {
-        return Ok(PreparedData {
-            job: settle(&job, counts.size(positions), counts.blocks),
-            file,
-            counts,
-            samples: samples(&job, tokenizer, template, 1)?,
-            data_digest,
-        });
+    let mut notices = Vec::new();
+    for folder in std::iter::once(out_dir).chain(others.iter().map(PathBuf::as_path)) {
+        let found = reuse(folder, job, positions, inputs_of, &mut notices);
+        if let Some((job, file, counts)) = found {
+            return Ok(PreparedData {
+                job: settle(&job, counts.size(positions), counts.blocks),
+                file,
+                counts,
+                samples: samples(&job, tokenizer, template, 1)?,
+                data_digest,
+                is_found: true,
+                notices,
+            });
+        }
     }
     let source = Source::new(job, tokenizer, template)?.watched_by(progress);
     progress.begin("tokenising the data", bytes_of(job));
@@ -97,6 +119,8 @@ pub fn prepare_blocks(
         counts: packed.counts,
         samples: first.into_iter().collect(),
         data_digest,
+        is_found: false,
+        notices,
     })
 }
 
@@ -116,8 +140,8 @@ pub fn prune_blocks(current: &BlockFile) {
     }
 }
 
-/// Most block files that are looked at for one that will do. More than a few are never there: other ones are removed.
-const MAX_CANDIDATES: usize = 16;
+/// Most block files of a folder that are looked at for one that will do.
+const MAX_CANDIDATES: usize = 1000;
 
 const NAME_START: &str = "blocks-";
 const NAME_END: &str = ".bin";
@@ -156,17 +180,36 @@ pub fn samples(
         .collect())
 }
 
-/// The block file of this job in the folder, if there is one, and the job with the length of its blocks.
+/// The block file of this job in the folder, if there is one, and the job with the length of its blocks. One that cannot be used
+/// is told in `notices`.
 fn reuse(
     folder: &Path,
     job: &JobSpec,
     positions: Option<usize>,
     inputs_of: impl Fn(&JobSpec) -> blake3::Hash,
+    notices: &mut Vec<String>,
 ) -> Option<(JobSpec, BlockFile, DataCounts)> {
-    let usable = |path: &Path| {
-        let file = BlockFile::open(path).ok()?;
-        let counts: DataCounts = serde_json::from_slice(file.info()).ok()?;
+    let mut usable = |path: &Path| {
+        let claims = match blockfile::claims(path) {
+            Ok(claims) => claims,
+            Err(BlockFileError::File(_)) => return None,
+            Err(damaged) => {
+                notices.push(format!("{damaged}; the data is prepared anew"));
+                return None;
+            }
+        };
+        let counts: DataCounts = serde_json::from_slice(&claims.info).ok()?;
         let job = settle_sequence_len(job, counts.size(positions));
+        if claims.inputs != *inputs_of(&job).as_bytes() {
+            return None;
+        }
+        let file = match BlockFile::open(path) {
+            Ok(file) => file,
+            Err(damaged) => {
+                notices.push(format!("{damaged}; the data is prepared anew"));
+                return None;
+            }
+        };
         let usable = file.inputs() == inputs_of(&job).as_bytes()
             && file.sequence_len() == job.sequence_len
             && file.train_blocks() == counts.blocks

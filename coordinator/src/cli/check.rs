@@ -127,13 +127,37 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
 }
 
 fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
-    for (name, value) in rows(prepared) {
-        writeln!(out, "{name:<12} {}", visible(&value))?;
+    write_rows(out, rows(prepared), prepared)
+}
+
+/// What there is to say of the data alone.
+pub(super) fn write_data(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
+    write_rows(out, data_rows(prepared), prepared)
+}
+
+fn write_rows(
+    out: &mut dyn Write,
+    rows: Vec<(&'static str, String)>,
+    prepared: &Prepared,
+) -> io::Result<()> {
+    for (name, value) in rows {
+        write_row(out, name, &value)?;
     }
     for notice in prepared.notices() {
-        writeln!(out, "{:<12} {}", "note", visible(&notice))?;
+        write_row(out, "note", &notice)?;
     }
     Ok(())
+}
+
+pub(super) fn write_row(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
+    writeln!(out, "{name:<12} {}", visible(value))
+}
+
+fn data_rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
+    let (job, counts) = (&prepared.job, &prepared.data.counts);
+    let mut rows = data(counts, job.sequence_len).to_vec();
+    rows.extend(set_lines(job, counts).into_iter().map(|set| ("share", set)));
+    rows
 }
 
 fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
@@ -143,9 +167,7 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
         ("model", model(prepared)),
         ("method", method(job, estimate)),
     ];
-    let counts = &prepared.data.counts;
-    rows.extend(data(counts, job.sequence_len));
-    rows.extend(set_lines(job, counts).into_iter().map(|set| ("share", set)));
+    rows.extend(data_rows(prepared));
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),
