@@ -214,3 +214,41 @@ fn a_folder_that_cannot_be_made_and_bad_data_are_one_line_with_the_right_code() 
     setup.set("dataset_prepared_path", json!(["a", "b"]));
     assert_eq!(setup.run("preprocess", &[]).status.code(), Some(2));
 }
+
+#[test]
+fn files_by_split_are_read_as_the_split_says() {
+    let mut setup = Setup::new();
+    for (name, rows) in [("a", 3), ("b", 2), ("c", 4)] {
+        let rows = (0..rows).map(|row| format!("{{\"text\": \"{name} {row}\"}}\n"));
+        fs::write(
+            setup.path(&format!("{name}.jsonl")),
+            rows.collect::<String>(),
+        )
+        .unwrap();
+    }
+    for (split, rows) in [
+        ("train", "5 rows"),
+        ("test", "4 rows"),
+        ("all", "9 rows"),
+        ("train[:0]+test[:1]", "1 row"),
+        ("train[:1%]+test", "4 rows"),
+    ] {
+        let files = json!({"train": ["a.jsonl", "b.jsonl"], "test": "c.jsonl"});
+        setup.set(
+            "datasets",
+            json!([{"path": "json", "data_files": files, "split": split}]),
+        );
+        let told = setup.told("check", &["--show", "0"]);
+        assert!(told.contains(&format!(" {rows},")), "{split}: {told}");
+    }
+    setup.set(
+        "datasets",
+        json!([{"path": "json", "data_files": {"test": "c.jsonl"}}]),
+    );
+    let output = setup.run("check", &[]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("split train is not there; it has test"),
+        "{text}"
+    );
+}

@@ -240,6 +240,9 @@ pub struct DatasetSpec {
     /// Files of it that are read alone. Default: all of a split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data_files: Vec<String>,
+    /// The same by split, where the job says which files are which. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_files: Vec<(String, Vec<String>)>,
     /// Folder in it that is read alone. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<String>,
@@ -284,6 +287,7 @@ impl DatasetSpec {
             path,
             files: Vec::new(),
             data_files: Vec::new(),
+            split_files: Vec::new(),
             data_dir: None,
             name: None,
             revision: None,
@@ -317,19 +321,30 @@ impl DatasetSpec {
     /// The files of the splits that are read, each once.
     pub fn read_files(&self) -> Vec<PathBuf> {
         let split = self.rows().unwrap_or_default();
-        let is_read = |name: &str| split.slices().iter().any(|slice| slice.name() == name);
         let files = self.files().into_iter();
         files
-            .filter(|(name, _)| is_read(name))
+            .filter(|(name, _)| split.reads(name))
             .flat_map(|(_, paths)| paths)
             .collect()
     }
 
+    /// The files that the job names in it, by split; none where it leaves that open.
+    pub fn named_files(&self) -> Vec<(String, Vec<String>)> {
+        let mut named = self.split_files.clone();
+        if !self.data_files.is_empty() {
+            named.push((TRAIN.to_owned(), self.data_files.clone()));
+        }
+        named
+    }
+
     /// Which rows are read; the error goes after the field's name.
     pub fn rows(&self) -> Result<Split, String> {
-        self.split
+        let split = self
+            .split
             .as_deref()
-            .map_or(Ok(Split::default()), Split::parse)
+            .map_or(Ok(Split::default()), Split::parse)?;
+        let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
+        Ok(split.among(&names))
     }
 }
 

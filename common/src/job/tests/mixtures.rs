@@ -165,3 +165,26 @@ fn the_fraction_of_a_single_dataset_is_told_to_be_all_of_it() {
         "{told:?}"
     );
 }
+
+#[test]
+fn files_are_named_by_split() {
+    let lines = "base_model: m\ndatasets:\n- path: json\n  data_files: {train: [a.jsonl, b.jsonl], test: c.jsonl}\n  split: all\n";
+    let job = load_text(lines).unwrap();
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let expected: Vec<(String, Vec<String>)> = vec![
+        ("train".to_owned(), owned(&["a.jsonl", "b.jsonl"])),
+        ("test".to_owned(), owned(&["c.jsonl"])),
+    ];
+    assert_eq!(job.datasets[0].named_files(), expected);
+    assert_eq!(job.datasets[0].format.as_deref(), Some("json"));
+    for (files, expected) in [
+        ("{train: {a: b}}", "or a mapping of splits to their files"),
+        ("{train: []}", "or a mapping of splits to their files"),
+        ("{'a b': a.jsonl}", "names the split `a b`"),
+    ] {
+        let lines = format!("base_model: m\ndatasets:\n- path: folder\n  data_files: {files}\n");
+        let found = problems(load_text(&lines));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(expected), "{found:?}");
+    }
+}
