@@ -123,6 +123,7 @@ mod tests {
             init_weights: InitWeights::Pretrained,
             base_dtype: BaseDtype::Float32,
             datasets: Vec::new(),
+            mixture: Default::default(),
             chat_template: Default::default(),
             chat_template_kwargs: Default::default(),
             default_system_message: None,

@@ -7,7 +7,7 @@ use clap::CommandFactory;
 use common::{failpoint, logging, manual, streams};
 use coordinator::cli::arguments::{Arguments, Command};
 use coordinator::cli::check::{self, CheckError, CheckOptions};
-use coordinator::cli::{config, push, start};
+use coordinator::cli::{config, preprocess, push, start};
 use coordinator::exit;
 
 fn main() -> ExitCode {
@@ -49,6 +49,10 @@ fn main() -> ExitCode {
                 Ok(job) => check_job(&job, &options),
             }
         }
+        Command::Preprocess(arguments) => preprocess::run(&arguments).unwrap_or_else(|error| {
+            complain(&error);
+            error.exit_code()
+        }),
         Command::Config(command) => match config::run(&command) {
             Ok(text) => print(text.as_bytes()),
             Err(errors) => {

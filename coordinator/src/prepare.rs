@@ -14,7 +14,7 @@ use std::sync::Arc;
 use common::data::rows::file_of_rows;
 use common::data::template::ChatTemplate;
 use common::data::tokenize::{SpecialTokens, Tokenizer};
-use common::data::{DataErrors, PreparedData, prepare_blocks};
+use common::data::{DataErrors, PreparedData, prepare_blocks_or_find};
 use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
 use common::files::model::{CONFIG, ModelFolder, WeightFiles};
@@ -83,6 +83,11 @@ impl Prepared {
         let counts = &self.data.counts;
         let mut notices = self.job.reading.notices.clone();
         notices.extend(self.model_notices.iter().cloned());
+        notices.extend(self.data.notices.iter().cloned());
+        if self.data.is_found && !self.has_own_data() {
+            let path = self.data.file.path().display();
+            notices.push(format!("the data was prepared before, in {path}"));
+        }
         notices.extend(counts.notes.iter().cloned());
         if counts.divided_rows > 0 {
             notices.push(format!(
@@ -91,6 +96,7 @@ impl Prepared {
                 counts.examples
             ));
         }
+        notices.extend(counts.filter_notice(self.job.mixture.min_sample_len));
         notices.extend(counts.cut_notice(self.job.sequence_len));
         if counts.added_eos > 0 {
             notices.push(format!(
@@ -99,7 +105,11 @@ impl Prepared {
             ));
         }
         if counts.dated_template {
-            notices.push("the chat template prints today's date into the data".to_owned());
+            let day = match self.data.is_found {
+                true => "the date of the day on which it was prepared",
+                false => "today's date",
+            };
+            notices.push(format!("the chat template prints {day} into the data"));
         }
         if let Some(positions) = self.model_config.max_positions
             && positions < self.job.sequence_len
@@ -110,6 +120,12 @@ impl Prepared {
             ));
         }
         notices
+    }
+
+    /// Whether the block file is in the output folder, where no other run looks for one.
+    pub fn has_own_data(&self) -> bool {
+        let own = self.job.output_dir.join(WORK_FOLDER);
+        self.data.file.path().parent() == Some(own.as_path())
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {
@@ -158,9 +174,25 @@ impl From<DataErrors> for PreflightError {
     }
 }
 
-/// Checks everything and packs the data into `<output_dir>/.muster`. Ends soon with an error once `progress` is cancelled.
+/// Folder of prepared data where the job names none, as in Axolotl.
+pub const USUAL_PREPARED_DIR: &str = "last_run_prepared";
+
+/// Checks everything and packs the data into `<output_dir>/.muster`, or into the folder that runs share. Ends soon with an
+/// error once `progress` is cancelled.
 pub fn prepare(job: &JobSpec, progress: &Progress) -> Result<Prepared, PreflightError> {
-    prepare_in(job, &job.output_dir.join(WORK_FOLDER), true, progress)
+    let own = job.output_dir.join(WORK_FOLDER);
+    let folder = job.reading.prepared_dir.as_deref().unwrap_or(&own);
+    prepare_in(job, folder, true, progress)
+}
+
+/// Folders in which the data may have been prepared before, beside the one in which it is to be.
+fn shared_folders(job: &JobSpec, blocks_dir: &Path) -> Vec<PathBuf> {
+    let own = job.output_dir.join(WORK_FOLDER);
+    let shared = job.reading.prepared_dir.clone();
+    let shared = shared.unwrap_or_else(|| PathBuf::from(USUAL_PREPARED_DIR));
+    let mut folders = vec![shared, own];
+    folders.retain(|folder| folder != blocks_dir);
+    folders
 }
 
 /// [`prepare`] with the block file in another folder. The digests of a big model take a while: `with_digests` off skips them.
@@ -184,7 +216,9 @@ pub fn prepare_in(
     let (tokenizer, template) = read_tokenizer(job, &mut errors, &mut model_notices);
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
-            prepare_blocks(job, tokenizer, template.as_ref(), blocks_dir, progress)
+            let others = shared_folders(job, blocks_dir);
+            let template = template.as_ref();
+            prepare_blocks_or_find(job, tokenizer, template, blocks_dir, &others, progress)
                 .map_err(|found| {
                     let found = PreflightError::from(found).problems;
                     found.into_iter().for_each(|problem| errors.add(problem));

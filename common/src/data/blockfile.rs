@@ -7,7 +7,7 @@
 //! each block its trained tokens and its tokens without padding (u32 each); BLAKE3 over everything before it.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -122,6 +122,42 @@ struct Layout {
     index: u64,
     digest: u64,
     end: u64,
+}
+
+/// What a block file says that it was made from, before anything of it is verified.
+#[derive(Debug)]
+pub struct Claims {
+    /// Digest of what the blocks were made from.
+    pub inputs: [u8; 32],
+    /// Info that the writer put in.
+    pub info: Vec<u8>,
+}
+
+/// Reads what a file claims, and nothing else of it.
+pub fn claims(path: &Path) -> Result<Claims, BlockFileError> {
+    let io = |error| BlockFileError::File(FileError::io("read", path)(error));
+    let damaged = |reason: String| BlockFileError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut file = File::open(path).map_err(io)?;
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    let start = Read::by_ref(&mut file).take(HEADER_BYTES as u64);
+    read_all(start, &mut bytes).map_err(io)?;
+    let header = Header::decode(&bytes).map_err(damaged)?;
+    let mut info = Vec::new();
+    let rest = read_all(file.take(header.info_len), &mut info);
+    match rest.map_err(io)? as u64 == header.info_len {
+        true => Ok(Claims {
+            inputs: header.inputs,
+            info,
+        }),
+        false => Err(damaged("it ends too early".to_owned())),
+    }
+}
+
+fn read_all(mut from: impl Read, into: &mut Vec<u8>) -> std::io::Result<usize> {
+    from.read_to_end(into)
 }
 
 /// A verified block file.
@@ -395,6 +431,19 @@ mod tests {
         longer.push(0);
         std::fs::write(&path, &longer).unwrap();
         assert!(BlockFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn what_a_file_claims_is_read_without_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = written(folder.path()).path().to_owned();
+        let told = claims(&path).unwrap();
+        assert_eq!((told.inputs, told.info), ([7; 32], b"{}".to_vec()));
+        let bytes = std::fs::read(&path).unwrap();
+        for len in [0, HEADER_BYTES - 1, HEADER_BYTES + 1] {
+            std::fs::write(&path, &bytes[..len]).unwrap();
+            assert!(claims(&path).is_err(), "{len} bytes");
+        }
     }
 
     #[test]

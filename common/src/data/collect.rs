@@ -107,7 +107,7 @@ impl<'a> Source<'a> {
         for (index, dataset) in self.job.datasets.iter().enumerate() {
             let before = reading.rows;
             let mut notes = Notes::default();
-            let reader = match SplitReader::open(dataset) {
+            let reader = match SplitReader::open(dataset, self.job.seed) {
                 Ok(reader) => reader,
                 Err(reason) => {
                     errors.merge(DataErrors::one(Some(&dataset.path), reason));
@@ -268,6 +268,10 @@ fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {
             "split {split} asks for rows that are not there: the file has {} (numbered from 0)",
             count(have as u64, "row")
         ),
+        _ if dataset.selection.skip > 0 => {
+            let skip = count(dataset.selection.skip, "row");
+            format!("skip passes over {skip}, and there are no more")
+        }
         _ => "the dataset is empty: it has no rows".to_owned(),
     }
 }

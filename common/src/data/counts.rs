@@ -42,12 +42,59 @@ pub struct DataCounts {
     /// Number of rows that became several examples, since the template shows an answer otherwise once the conversation goes on.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub divided_rows: u64,
+    /// Number of examples left out because they are shorter than the job wants, and of rows that were there before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub short_examples: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub duplicate_rows: u64,
+    /// What each dataset gives to an epoch, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<SetCounts>,
     /// What of the rows was passed over, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
+/// What a dataset gives to an epoch of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetCounts {
+    /// Number of its rows that could be used.
+    pub rows_read: u64,
+    /// Number of rows in an epoch: fewer where only some are taken, more where they come again.
+    pub rows: u64,
+    pub tokens: u64,
+    pub trained_tokens: u64,
+}
+
 impl DataCounts {
+    /// Adds a piece of an example of the set.
+    pub(super) fn add(&mut self, set: usize, tokens: usize, learned: usize) {
+        let (tokens, learned) = (tokens as u64, learned as u64);
+        self.tokens += tokens;
+        self.squared_tokens += tokens * tokens;
+        self.trained_tokens += learned;
+        self.sets[set].tokens += tokens;
+        self.sets[set].trained_tokens += learned;
+    }
+
+    /// What a user should know of rows that the job wanted to be left out, in one line.
+    pub fn filter_notice(&self, min_sample_len: usize) -> Option<String> {
+        let short = (self.short_examples > 0).then(|| {
+            format!(
+                "left out, because they are shorter than min_sample_len {min_sample_len}: {}",
+                count(self.short_examples, "example")
+            )
+        });
+        let duplicates = (self.duplicate_rows > 0).then(|| {
+            format!(
+                "left out, because the same tokens were there before (dataset_exact_deduplication): {}",
+                count(self.duplicate_rows, "row")
+            )
+        });
+        let told: Vec<String> = short.into_iter().chain(duplicates).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+
     /// Size of the data, which defaults follow. Where no example was cut, it is the same for blocks of any length.
     pub(super) fn size(&self, model_positions: Option<usize>) -> DataSize {
         DataSize {

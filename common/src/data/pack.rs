@@ -121,10 +121,43 @@ fn by_first_piece(group_of: &[u32], counts: &[u32]) -> Groups {
     Groups { pieces, ends }
 }
 
+/// Groups pieces in their order: each goes to the one before it if there is room, else it begins a group.
+///
+/// No length is 0 or above `capacity`.
+pub fn next_fit(lengths: &[u32], capacity: usize) -> Groups {
+    let mut ends: Vec<u32> = Vec::new();
+    let (mut room, mut count) = (0, 0);
+    for (end, length) in (1..).zip(lengths) {
+        let length = *length as usize;
+        match ends.last_mut() {
+            Some(last) if length <= room && count < MAX_SEGMENTS => {
+                *last = end;
+                (room, count) = (room - length, count + 1);
+            }
+            _ => {
+                ends.push(end);
+                (room, count) = (capacity - length, 1);
+            }
+        }
+    }
+    Groups {
+        pieces: (0..lengths.len() as u32).collect(),
+        ends,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::CounterRng;
+
+    #[test]
+    fn pieces_in_order_share_a_group_with_those_before_them() {
+        let groups = next_fit(&[3, 5, 1, 8, 2, 2], 8);
+        let groups: Vec<&[u32]> = groups.iter().collect();
+        assert_eq!(groups, [&[0, 1][..], &[2], &[3], &[4, 5]]);
+        assert!(next_fit(&[], 8).is_empty());
+    }
 
     #[test]
     fn every_piece_is_packed_once_and_no_group_is_too_long() {

@@ -3,23 +3,22 @@
 //! Enters: examples in the order of the data. Leaves: the block file and the counts. Every token that comes in is either
 //! in a block or counted as left out.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
-use super::counts::DataCounts;
+use super::counts::{DataCounts, SetCounts};
 use super::example::Example;
-use super::pack::{Groups, best_fit_decreasing};
+use super::held_out::held_out;
+use super::mixture::{self, Set};
+use super::pack::{Groups, best_fit_decreasing, next_fit};
 use super::tokens::{TRAINED, Tokens};
 use crate::files::FileError;
 use crate::job::{ExcessLength, JobSpec, ValSetSize};
 use crate::plan::DataSize;
 use crate::progress::Progress;
-use crate::rng::CounterRng;
 use crate::text::{count, grouped};
-
-/// Random stream that draws which examples are held out.
-const STREAM_VALIDATION: u64 = u64::from_be_bytes(*b"validate");
 
 /// The bit of an example's length that says that a row begins with it.
 const STARTS_ROW: u32 = 1 << 31;
@@ -32,13 +31,32 @@ pub struct Packer {
     tokens: Tokens,
     /// Tokens of each example, with [`STARTS_ROW`].
     lengths: Vec<u32>,
-    rows: usize,
+    /// Number of rows of each dataset.
+    sets: Vec<u64>,
+    /// The rows in the order in which they are trained on; None where that is the order of the data.
+    mixed: Option<Mixed>,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
     /// Number of rows of which an answer says that it is not learned.
     pub left_out_rows: u64,
     pub counts: DataCounts,
     longest: Option<Longest>,
+}
+
+/// Where a row is.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Its first example, and how many it has.
+    first: u32,
+    examples: u32,
+    /// Its first token.
+    start: u64,
+}
+
+/// Rows in another order than that of the data.
+struct Mixed {
+    rows: Vec<Row>,
+    order: Vec<u32>,
 }
 
 /// The longest example so far, and its row.
@@ -67,9 +85,10 @@ impl Pieces {
     }
 
     fn grouped(&self, job: &JobSpec) -> Groups {
-        match job.sample_packing {
-            true => best_fit_decreasing(&self.lengths, job.sequence_len),
-            false => Groups::of_one(self.lengths.len() as u32),
+        match (job.sample_packing, job.mixture.packs_in_order) {
+            (false, _) => Groups::of_one(self.lengths.len() as u32),
+            (true, true) => next_fit(&self.lengths, job.sequence_len),
+            (true, false) => best_fit_decreasing(&self.lengths, job.sequence_len),
         }
     }
 }
@@ -89,7 +108,8 @@ impl Packer {
         Self {
             tokens: Tokens::new(folder),
             lengths: Vec::new(),
-            rows: 0,
+            sets: Vec::new(),
+            mixed: None,
             row_goes_on: false,
             left_out_rows: 0,
             counts: DataCounts::default(),
@@ -121,7 +141,9 @@ impl Packer {
             .extend(&example.ids, &example.trained)
             .map_err(|error| error.to_string())?;
         let starts_row = if example.starts_row { STARTS_ROW } else { 0 };
-        self.rows += usize::from(example.starts_row);
+        let sets = self.sets.len().max(example.dataset + 1);
+        self.sets.resize(sets, 0);
+        self.sets[example.dataset] += u64::from(example.starts_row);
         self.lengths.push(length | starts_row);
         // The last example of a row that has others before it.
         self.counts.divided_rows += u64::from(self.row_goes_on && !example.is_apart);
@@ -130,15 +152,44 @@ impl Packer {
         Ok(())
     }
 
-    /// Size of the examples, uncut, for a model of so many positions.
+    /// Decides which rows are trained on, how often and in what order. Before [`Self::size`] and [`Self::pack`].
+    pub fn mix(&mut self, job: &JobSpec) -> Result<(), String> {
+        self.sets.resize(job.datasets.len(), 0);
+        let sets = job.datasets.iter().zip(&self.sets);
+        let sets: Vec<Set> = sets
+            .map(|(dataset, rows)| Set {
+                rows: *rows,
+                fraction: dataset.selection.fraction,
+                repeat: dataset.selection.repeat.unwrap_or(1),
+            })
+            .collect();
+        self.mixed = mixture::order(&sets, &job.mixture, job.seed)?.map(|order| Mixed {
+            rows: rows_of(&self.lengths).collect(),
+            order,
+        });
+        Ok(())
+    }
+
+    /// Size of the examples as they are trained on, uncut, for a model of so many positions.
     pub fn size(&self, model_positions: Option<usize>) -> DataSize {
         let longest = self.longest.as_ref().map_or(0, |longest| longest.tokens);
-        DataSize {
+        let mut size = DataSize {
             examples: self.lengths.len() as u64,
             longest: longest as u64,
             tokens: self.tokens.len() as u64,
             model_positions,
+        };
+        if let Some(mixed) = &self.mixed {
+            (size.examples, size.longest, size.tokens) = (0, 0, 0);
+            for row in &mixed.order {
+                for length in examples_of(&self.lengths, mixed.rows[*row as usize]) {
+                    size.examples += 1;
+                    size.longest = size.longest.max(u64::from(length));
+                    size.tokens += u64::from(length);
+                }
+            }
         }
+        size
     }
 
     /// Cuts, holds out and groups the examples by the job's settings. An error says that there is nothing to learn, or what
@@ -147,29 +198,51 @@ impl Packer {
         if job.excess_length_strategy == ExcessLength::Raise {
             self.refuse_longer(job)?;
         }
-        let held_out = held_out(job, &self.lengths, self.rows)?;
-        let (mut train, mut eval) = (Pieces::default(), Pieces::default());
-        let mut in_order = self.tokens.in_order();
-        let (mut first, mut tokens) = (0, Vec::new());
-        for (example, length) in self.lengths.iter().enumerate() {
-            let last = first + (length & !STARTS_ROW) as usize;
-            let read = in_order.next(last - first, &mut tokens);
-            read.map_err(|error| error.to_string())?;
-            let is_held_out = held_out.as_ref().is_some_and(|held_out| held_out[example]);
-            let pieces = if is_held_out { &mut eval } else { &mut train };
-            cut(&mut self.counts, first, &tokens, job, pieces)?;
-            self.counts.eval_examples += u64::from(is_held_out);
-            first = last;
+        let held_out = self.held_out(job)?;
+        let is_held_out = |row: usize| held_out.as_ref().is_some_and(|held_out| held_out[row]);
+        let counts = std::mem::take(&mut self.counts);
+        let mut cutter = Cutter::new(job, &self, counts);
+        if let Some(mixed) = &self.mixed {
+            for row in mixed.order.iter().map(|row| *row as usize) {
+                if !is_held_out(row) {
+                    cutter.cut(row, mixed.rows[row], false, |range, found| {
+                        self.tokens.read(range, found)
+                    })?;
+                }
+            }
         }
+        let mut in_order = self.tokens.in_order();
+        for (number, row) in rows_of(&self.lengths).enumerate() {
+            let is_eval = is_held_out(number);
+            if is_eval || self.mixed.is_none() {
+                cutter.cut(number, row, is_eval, |range, found| {
+                    in_order.skip_to(range.start);
+                    in_order.next(range.len(), found)
+                })?;
+            }
+        }
+        let Cutter {
+            train,
+            eval,
+            counts,
+            ..
+        } = cutter;
         drop(held_out);
+        self.counts = counts;
         if train.lengths.is_empty() {
             return Err(self.nothing_to_learn("the training data has no trained token"));
         }
         if eval.lengths.is_empty() && self.counts.eval_examples > 0 {
             return Err(self.nothing_to_learn("the validation examples have no trained token"));
         }
-        self.counts.examples = self.lengths.len() as u64;
-        drop(self.lengths);
+        for (set, rows) in self.counts.sets.iter_mut().zip(&self.sets) {
+            set.rows_read = *rows;
+        }
+        if self.sets.len() == 1 {
+            // It is all that is counted.
+            self.counts.sets.clear();
+        }
+        (self.lengths, self.mixed) = (Vec::new(), None);
         let groups = train.grouped(job);
         let eval_groups = eval.grouped(job);
         self.counts.blocks = groups.len() as u64;
@@ -182,6 +255,18 @@ impl Packer {
             eval: (eval, eval_groups),
             counts: self.counts,
         })
+    }
+
+    /// For each row whether it is held out; None where none is.
+    fn held_out(&self, job: &JobSpec) -> Result<Option<Vec<bool>>, String> {
+        if job.val_set_size == ValSetSize::None {
+            return Ok(None);
+        }
+        let examples: Vec<u32> = rows_of(&self.lengths).map(|row| row.examples).collect();
+        let mut is_used = vec![self.mixed.is_none(); examples.len()];
+        let mixed = self.mixed.iter().flat_map(|mixed| &mixed.order);
+        mixed.for_each(|row| is_used[*row as usize] = true);
+        held_out(job, &examples, &is_used).map(Some)
     }
 
     /// Refuses data with an example longer than a block.
@@ -226,11 +311,107 @@ impl Packer {
     }
 }
 
+/// Goes through the rows, and cuts their examples into pieces.
+struct Cutter<'a> {
+    job: &'a JobSpec,
+    lengths: &'a [u32],
+    /// After which row each dataset ends.
+    ends: Vec<usize>,
+    train: Pieces,
+    eval: Pieces,
+    counts: DataCounts,
+    tokens: Vec<u32>,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(job: &'a JobSpec, packer: &'a Packer, counts: DataCounts) -> Self {
+        let ends = packer.sets.iter().scan(0, |end, rows| {
+            *end += *rows as usize;
+            Some(*end)
+        });
+        Self {
+            job,
+            lengths: &packer.lengths,
+            ends: ends.collect(),
+            train: Pieces::default(),
+            eval: Pieces::default(),
+            counts: DataCounts {
+                sets: vec![SetCounts::default(); packer.sets.len()],
+                ..counts
+            },
+            tokens: Vec::new(),
+        }
+    }
+
+    /// Adds the pieces of a row's examples, whose tokens `read` gives.
+    fn cut(
+        &mut self,
+        number: usize,
+        row: Row,
+        is_eval: bool,
+        mut read: impl FnMut(Range<usize>, &mut Vec<u32>) -> Result<(), FileError>,
+    ) -> Result<(), String> {
+        let set = self.ends.partition_point(|end| *end <= number);
+        let mut start = row.start as usize;
+        // What is evaluated is none of what a dataset gives to an epoch.
+        let of_set = self.counts.sets[set];
+        self.counts.sets[set].rows += 1;
+        for length in examples_of(self.lengths, row) {
+            let end = start + length as usize;
+            read(start..end, &mut self.tokens).map_err(|error| error.to_string())?;
+            let pieces = match is_eval {
+                true => &mut self.eval,
+                false => &mut self.train,
+            };
+            cut(
+                (&mut self.counts, set),
+                start,
+                &self.tokens,
+                self.job,
+                pieces,
+            )?;
+            self.counts.examples += 1;
+            self.counts.eval_examples += u64::from(is_eval);
+            start = end;
+        }
+        if is_eval {
+            self.counts.sets[set] = of_set;
+        }
+        Ok(())
+    }
+}
+
+/// The rows in the order of the data.
+fn rows_of(lengths: &[u32]) -> impl Iterator<Item = Row> + '_ {
+    let (mut first, mut start) = (0, 0);
+    std::iter::from_fn(move || {
+        let rest = lengths.get(first..).filter(|rest| !rest.is_empty())?;
+        let more = rest[1..]
+            .iter()
+            .take_while(|length| **length & STARTS_ROW == 0);
+        let row = Row {
+            first: first as u32,
+            examples: 1 + more.count() as u32,
+            start,
+        };
+        start += examples_of(lengths, row).map(u64::from).sum::<u64>();
+        first += row.examples as usize;
+        Some(row)
+    })
+}
+
+/// Number of tokens of each example of a row.
+fn examples_of(lengths: &[u32], row: Row) -> impl Iterator<Item = u32> + '_ {
+    let first = row.first as usize;
+    let examples = &lengths[first..first + row.examples as usize];
+    examples.iter().map(|length| length & !STARTS_ROW)
+}
+
 /// Cuts an example, which begins at token `first` of all, into pieces of at most a block. The first token of a piece has nothing
 /// to be predicted from, so a later piece begins with the last token of the one before: each token is learned once. Pieces of
 /// which nothing is learned are left out.
 fn cut(
-    counts: &mut DataCounts,
+    (counts, set): (&mut DataCounts, usize),
     first: usize,
     tokens: &[u32],
     job: &JobSpec,
@@ -263,10 +444,7 @@ fn cut(
             continue;
         }
         pieces.push(first + start, first + end)?;
-        let length = (end - start) as u64;
-        counts.tokens += length;
-        counts.squared_tokens += length * length;
-        counts.trained_tokens += learned as u64;
+        counts.add(set, end - start, learned);
         kept += end - start.max(kept_to);
         kept_to = end;
     }
@@ -297,41 +475,6 @@ pub fn windows(
     });
     let starts = starts.take_while(move |start| *start < last);
     starts.map(move |start| (start, end(start)))
-}
-
-/// For each example, whether it is held out for validation: those of rows drawn from the seed, or of the last rows where
-/// nothing is shuffled. The examples of one row stay together, since they share their text.
-fn held_out(job: &JobSpec, lengths: &[u32], rows: usize) -> Result<Option<Vec<bool>>, String> {
-    let examples = lengths.len();
-    let wanted = match job.val_set_size {
-        ValSetSize::None => return Ok(None),
-        ValSetSize::Examples(count) => count,
-        ValSetSize::Fraction(fraction) => (examples as f64 * fraction).ceil() as usize,
-    };
-    let starts = (0_u32..).zip(lengths);
-    let starts = starts.filter(|(_, length)| **length & STARTS_ROW != 0);
-    let starts: Vec<u32> = starts.map(|(example, _)| example).collect();
-    let mut order: Vec<u32> = (0..rows as u32).rev().collect();
-    if job.shuffle {
-        CounterRng::new(job.seed, &[STREAM_VALIDATION]).shuffle(&mut order);
-    }
-    let mut held_out = vec![false; examples];
-    let mut count = 0;
-    for row in order {
-        if count >= wanted {
-            break;
-        }
-        let (start, next) = (starts[row as usize], starts.get(row as usize + 1));
-        let (start, end) = (start as usize, next.map_or(examples, |next| *next as usize));
-        held_out[start..end].fill(true);
-        count += end - start;
-    }
-    if wanted > 0 && count >= examples {
-        return Err(format!(
-            "val_set_size holds out {wanted} of {examples} examples: none is left to train on"
-        ));
-    }
-    Ok(Some(held_out))
 }
 
 impl Packed {

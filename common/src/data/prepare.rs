@@ -6,9 +6,10 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::blockfile::BlockFile;
+use super::blockfile::{self, BlockFile, BlockFileError};
 use super::collect::Source;
 use super::counts::DataCounts;
+use super::filter::Filter;
 use super::packer::Packer;
 use super::record::DataErrors;
 use super::rows::file_of_rows;
@@ -17,7 +18,7 @@ use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
 use crate::failpoint;
 use crate::files::file_digest_watched;
-use crate::job::{DatasetSpec, JobSpec, ValSetSize};
+use crate::job::{DatasetSpec, JobSpec, MixtureSpec, Selection, ValSetSize};
 use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
@@ -35,6 +36,10 @@ pub struct PreparedData {
     pub samples: Vec<Sample>,
     /// BLAKE3 over the dataset files in order, hex.
     pub data_digest: String,
+    /// Whether the block file was there already.
+    pub is_found: bool,
+    /// What the user should know of prepared data that could not be used, a line each.
+    pub notices: Vec<String>,
 }
 
 /// Makes the block file in `out_dir`, or takes the one that was made there from the same inputs. Stops with an error once
@@ -46,26 +51,45 @@ pub fn prepare_blocks(
     out_dir: &Path,
     progress: &Progress,
 ) -> Result<PreparedData, DataErrors> {
+    prepare_blocks_or_find(job, tokenizer, template, out_dir, &[], progress)
+}
+
+/// [`prepare_blocks`], and a block file from the same inputs may also be in one of `others`.
+pub fn prepare_blocks_or_find(
+    job: &JobSpec,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    out_dir: &Path,
+    others: &[PathBuf],
+    progress: &Progress,
+) -> Result<PreparedData, DataErrors> {
     progress.begin("reading the data", bytes_of(job));
     let data_digest = data_digest(job, progress)?;
     let positions = model_positions(job)?;
     let inputs_of = |job: &JobSpec| inputs_digest(job, &data_digest, tokenizer, template);
-    if let Some((job, file, counts)) = reuse(out_dir, job, positions, inputs_of) {
-        return Ok(PreparedData {
-            job: settle(&job, counts.size(positions), counts.blocks),
-            file,
-            counts,
-            samples: samples(&job, tokenizer, template, 1)?,
-            data_digest,
-        });
+    let mut notices = Vec::new();
+    for folder in std::iter::once(out_dir).chain(others.iter().map(PathBuf::as_path)) {
+        let found = reuse(folder, job, positions, inputs_of, &mut notices);
+        if let Some((job, file, counts)) = found {
+            return Ok(PreparedData {
+                job: settle(&job, counts.size(positions), counts.blocks),
+                file,
+                counts,
+                samples: samples(&job, tokenizer, template, 1)?,
+                data_digest,
+                is_found: true,
+                notices,
+            });
+        }
     }
     let source = Source::new(job, tokenizer, template)?.watched_by(progress);
     progress.begin("tokenising the data", bytes_of(job));
     failpoint::reached("pack");
     let mut packer = Packer::new(out_dir);
+    let mut filter = Filter::new(&job.mixture);
     let (mut first, mut failed) = (None, None);
     let reading = source.read(|batch| {
-        for example in batch {
+        for example in filter.keep(batch) {
             first.get_or_insert_with(|| sample_of(&example, tokenizer));
             failed = failed.take().or(packer.add(&example).err());
         }
@@ -77,7 +101,12 @@ pub fn prepare_blocks(
     packer.counts.rows = reading.rows;
     packer.left_out_rows = reading.left_out;
     packer.counts.notes = reading.notes;
+    packer.counts.short_examples = filter.short_examples;
+    packer.counts.duplicate_rows = filter.duplicate_rows;
     packer.counts.dated_template = template.is_some_and(ChatTemplate::uses_the_date);
+    packer
+        .mix(job)
+        .map_err(|reason| DataErrors::one(None, reason))?;
     let job = &settle_sequence_len(job, packer.size(positions));
     let inputs = inputs_of(job);
     let packed = packer
@@ -93,6 +122,8 @@ pub fn prepare_blocks(
         counts: packed.counts,
         samples: first.into_iter().collect(),
         data_digest,
+        is_found: false,
+        notices,
     })
 }
 
@@ -112,8 +143,8 @@ pub fn prune_blocks(current: &BlockFile) {
     }
 }
 
-/// Most block files that are looked at for one that will do. More than a few are never there: other ones are removed.
-const MAX_CANDIDATES: usize = 16;
+/// Most block files of a folder that are looked at for one that will do.
+const MAX_CANDIDATES: usize = 1000;
 
 const NAME_START: &str = "blocks-";
 const NAME_END: &str = ".bin";
@@ -140,8 +171,9 @@ pub fn samples(
 ) -> Result<Vec<Sample>, DataErrors> {
     let source = Source::new(job, tokenizer, template)?;
     let mut found = Vec::new();
+    let mut filter = Filter::new(&job.mixture);
     source.read(|batch| {
-        found.extend(batch);
+        found.extend(filter.keep(batch));
         found.len() < count
     })?;
     found.truncate(count);
@@ -151,22 +183,42 @@ pub fn samples(
         .collect())
 }
 
-/// The block file of this job in the folder, if there is one, and the job with the length of its blocks.
+/// The block file of this job in the folder, if there is one, and the job with the length of its blocks. One that cannot be used
+/// is told in `notices`.
 fn reuse(
     folder: &Path,
     job: &JobSpec,
     positions: Option<usize>,
     inputs_of: impl Fn(&JobSpec) -> blake3::Hash,
+    notices: &mut Vec<String>,
 ) -> Option<(JobSpec, BlockFile, DataCounts)> {
-    let usable = |path: &Path| {
-        let file = BlockFile::open(path).ok()?;
-        let counts: DataCounts = serde_json::from_slice(file.info()).ok()?;
+    let mut usable = |path: &Path| {
+        let claims = match blockfile::claims(path) {
+            Ok(claims) => claims,
+            Err(BlockFileError::File(_)) => return None,
+            Err(damaged) => {
+                notices.push(format!("{damaged}; the data is prepared anew"));
+                return None;
+            }
+        };
+        let counts: DataCounts = serde_json::from_slice(&claims.info).ok()?;
         let job = settle_sequence_len(job, counts.size(positions));
+        if claims.inputs != *inputs_of(&job).as_bytes() {
+            return None;
+        }
+        let file = match BlockFile::open(path) {
+            Ok(file) => file,
+            Err(damaged) => {
+                notices.push(format!("{damaged}; the data is prepared anew"));
+                return None;
+            }
+        };
         let usable = file.inputs() == inputs_of(&job).as_bytes()
             && file.sequence_len() == job.sequence_len
             && file.train_blocks() == counts.blocks
             && file.train_blocks() > 0
-            && file.eval_blocks() == counts.eval_blocks;
+            && file.eval_blocks() == counts.eval_blocks
+            && (job.datasets.len() == 1 || counts.sets.len() == job.datasets.len());
         usable.then_some((job, file, counts))
     };
     if !job.reading.left_to_data.sequence_len {
@@ -237,7 +289,7 @@ fn inputs_digest(
         })
         .collect();
     let held_out = (job.val_set_size, job.seed, job.shuffle);
-    let description = serde_json::json!([
+    let mut description = serde_json::json!([
         PACKING_VERSION,
         crate::VERSION,
         data_digest,
@@ -249,5 +301,19 @@ fn inputs_digest(
         (&job.chat_template_kwargs, &job.default_system_message),
         job.excess_length_strategy,
     ]);
+    // What was not there in earlier versions counts where it is not at its default.
+    let selections: Vec<_> = job
+        .datasets
+        .iter()
+        .map(|dataset| &dataset.selection)
+        .collect();
+    let is_mixed = job.mixture != MixtureSpec::default();
+    let is_selected = selections.iter().any(|one| **one != Selection::default());
+    if let Some(parts) = description
+        .as_array_mut()
+        .filter(|_| is_mixed || is_selected)
+    {
+        parts.push(serde_json::json!([job.mixture, selections, job.seed]));
+    }
     blake3::hash(description.to_string().as_bytes())
 }

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use super::rows::{Format, RawRow, RowReader, Unit};
-use crate::job::{DatasetSpec, RowRange};
+use super::selection::Chooser;
+use crate::job::{DatasetSpec, RowRange, Selection};
 
 /// A row and where it is from.
 pub struct FileRow {
@@ -27,6 +28,8 @@ pub struct SplitReader {
     slices: VecDeque<(usize, RowRange)>,
     open: Option<Open>,
     format: Option<Format>,
+    /// Which of the rows are given out.
+    chooser: Chooser,
     /// Rows that may still be given out.
     left: u64,
     /// What of the files is not read, a line each.
@@ -57,7 +60,8 @@ struct Open {
 }
 
 impl SplitReader {
-    pub fn open(dataset: &DatasetSpec) -> Result<Self, String> {
+    /// Opens what the dataset says. `seed` draws the parts that it may be cut into.
+    pub fn open(dataset: &DatasetSpec, seed: u64) -> Result<Self, String> {
         let split = dataset.rows().map_err(|reason| format!("split {reason}"))?;
         let format = dataset.format.as_deref().and_then(Format::of_ending);
         let mut splits: Vec<(String, Files)> = Vec::new();
@@ -98,11 +102,20 @@ impl SplitReader {
             files.asked = files.asked.max(Some(asked).filter(|_| !is_all));
             slices.push_back((index, range));
         }
+        let chooser = Chooser::new(&dataset.selection, seed, || {
+            let all = DatasetSpec {
+                selection: Selection::default(),
+                max_samples: None,
+                ..dataset.clone()
+            };
+            Self::open(&all, seed).map(Iterator::count)
+        })?;
         let mut reader = Self {
             splits: splits.into_iter().map(|(_, files)| files).collect(),
             slices,
             open: None,
             format,
+            chooser,
             left: dataset.max_samples.unwrap_or(u64::MAX),
             notes: Vec::new(),
         };
@@ -229,10 +242,11 @@ impl Iterator for SplitReader {
                 other => other,
             };
             match next {
-                Ok(Some(row)) => {
+                Ok(Some(row)) if self.chooser.takes_next() => {
                     self.left -= 1;
                     return Some(row);
                 }
+                Ok(Some(_)) => {}
                 Ok(None) => {}
                 // Without this file it is not known which rows the others have.
                 Err(row) => {
@@ -300,8 +314,9 @@ mod tests {
     fn slices_are_read_in_the_order_in_which_they_stand_over_all_files() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path());
-        let read =
-            |split: &str| texts(&mut SplitReader::open(&dataset(files.clone(), split)).unwrap());
+        let read = |split: &str| {
+            texts(&mut SplitReader::open(&dataset(files.clone(), split), 42).unwrap())
+        };
         assert_eq!(read("train"), (0..10).collect::<Vec<_>>());
         assert_eq!(read("train[:30%]"), [0, 1, 2]);
         assert_eq!(read("train[-20%:]"), [8, 9]);
@@ -314,7 +329,7 @@ mod tests {
     #[test]
     fn rows_know_their_file_and_its_line() {
         let folder = tempfile::tempdir().unwrap();
-        let rows = SplitReader::open(&dataset(files(folder.path()), "train[5:7]+test[2:]"));
+        let rows = SplitReader::open(&dataset(files(folder.path()), "train[5:7]+test[2:]"), 42);
         let places = rows.unwrap().map(|row| match row.row {
             RawRow::Value(line, _) => (row.place.file, line),
             other => panic!("{other:?}"),
@@ -326,7 +341,7 @@ mod tests {
     fn what_a_split_asks_for_beyond_the_rows_is_known() {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path());
-        let open = |split: &str| SplitReader::open(&dataset(files.clone(), split)).unwrap();
+        let open = |split: &str| SplitReader::open(&dataset(files.clone(), split), 42).unwrap();
         let mut beyond = open("train[8:20]");
         assert_eq!(texts(&mut beyond), [8, 9]);
         assert_eq!(beyond.rows_beyond(), Some(10));
@@ -335,7 +350,7 @@ mod tests {
         assert_eq!(within.rows_beyond(), None);
         let mut nothing = open("train[:1%]");
         assert!(nothing.next().is_none() && nothing.counted() == 10);
-        let Err(unknown) = SplitReader::open(&dataset(files.clone(), "validation")) else {
+        let Err(unknown) = SplitReader::open(&dataset(files.clone(), "validation"), 42) else {
             panic!("there is no such split")
         };
         assert!(unknown.contains("but train, test"), "{unknown}");
@@ -348,7 +363,7 @@ mod tests {
             max_samples: Some(7),
             ..dataset(files(folder.path()), "train[1:]")
         };
-        let mut reader = SplitReader::open(&few).unwrap();
+        let mut reader = SplitReader::open(&few, 42).unwrap();
         assert_eq!(texts(&mut reader), (1..8).collect::<Vec<_>>());
         assert_eq!(reader.rows_beyond(), None);
     }
@@ -358,7 +373,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut files = files(folder.path());
         files[0].1[1] = folder.path().join("gone.jsonl");
-        let rows: Vec<FileRow> = SplitReader::open(&dataset(files, "train+test"))
+        let rows: Vec<FileRow> = SplitReader::open(&dataset(files, "train+test"), 42)
             .unwrap()
             .collect();
         assert_eq!(rows.len(), 7);

@@ -157,6 +157,11 @@ pub struct InOrder<'a> {
 }
 
 impl InOrder<'_> {
+    /// Goes on at this token.
+    pub fn skip_to(&mut self, token: usize) {
+        self.at = token;
+    }
+
     /// Puts the next `count` tokens into `found`, instead of what is there.
     pub fn next(&mut self, count: usize, found: &mut Vec<u32>) -> Result<(), FileError> {
         found.clear();

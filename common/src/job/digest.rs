@@ -31,6 +31,7 @@ impl JobSpec {
         for dataset in &mut job.datasets {
             dataset.path.clear();
             dataset.data_files.clear();
+            dataset.split_files.clear();
             dataset.data_dir = None;
             dataset.name = None;
             dataset.revision = None;

@@ -5,6 +5,7 @@ mod chat_template;
 mod datasets;
 mod lr_scheduler;
 mod method;
+mod mixture;
 mod push;
 mod schedule;
 mod special_tokens;
@@ -24,6 +25,7 @@ use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use datasets::datasets;
 use lr_scheduler::lr_scheduler;
 use method::method;
+use mixture::{mixture, shuffle};
 use push::push;
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
@@ -46,14 +48,17 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let output_dir = reader
         .text("output_dir")
         .map_or_else(|| "output".into(), PathBuf::from);
+    let base_model = base_model(reader);
+    let datasets = datasets(reader);
     JobSpec {
-        base_model: base_model(reader),
+        base_model,
         base_model_id: None,
         asked_revision: None,
         model_revision: reader.text("model_revision"),
         init_weights,
         base_dtype: base_dtype(reader),
-        datasets: datasets(reader),
+        mixture: mixture(reader, &datasets),
+        datasets,
         chat_template: chat_template(reader, dataset_count),
         chat_template_kwargs: chat_template_kwargs(reader),
         default_system_message: reader.text("default_system_message"),
@@ -66,7 +71,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         excess_length_strategy: excess_length(reader),
         sample_packing: reader.switch("sample_packing").unwrap_or(true),
         train_on_inputs: train_on_inputs(reader),
-        shuffle: reader.switch("shuffle").unwrap_or(true),
+        shuffle: shuffle(reader),
         method,
         global_batch_size,
         micro_batch_size,
@@ -106,6 +111,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             special_tokens: special_tokens(reader),
             notices: Vec::new(),
             push: push(reader, &output_dir),
+            prepared_dir: reader.text("dataset_prepared_path").map(PathBuf::from),
         },
     }
 }

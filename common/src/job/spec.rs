@@ -1,5 +1,7 @@
 //! The checked job. Every field is resolved: no alias, default or file name is left to look up.
 
+mod mixture;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,8 @@ use serde_json::{Map, Value as Json};
 
 use super::lr_scheduler::LrScheduler;
 use super::split::{Split, TRAIN};
+
+pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
 
 /// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
@@ -33,6 +37,9 @@ pub struct JobSpec {
     pub base_dtype: BaseDtype,
     /// Datasets to train on, at least one. Required.
     pub datasets: Vec<DatasetSpec>,
+    /// How their rows become one set. Default: all rows of each, one dataset after the other.
+    #[serde(default, skip_serializing_if = "MixtureSpec::is_default")]
+    pub mixture: MixtureSpec,
     /// Chat template that conversations are written with. Default: the model's own.
     // Left out of the wire and the digest where they are at their defaults, as in jobs from before there were these fields.
     #[serde(default, skip_serializing_if = "TemplateChoice::is_default")]
@@ -141,6 +148,8 @@ pub struct Reading {
     pub notices: Vec<String>,
     /// Where the result goes on the hub, if it goes there.
     pub push: Option<PushSpec>,
+    /// Folder of prepared data that several runs share. Default: none, each run keeps its own.
+    pub prepared_dir: Option<PathBuf>,
 }
 
 /// Where a result goes on the hub.
@@ -234,6 +243,9 @@ pub struct DatasetSpec {
     /// Files of it that are read alone. Default: all of a split.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data_files: Vec<String>,
+    /// The same by split, where the job says which files are which. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_files: Vec<(String, Vec<String>)>,
     /// Folder in it that is read alone. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<String>,
@@ -256,6 +268,9 @@ pub struct DatasetSpec {
     /// Number of rows of the split that are read at most, at least 1. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<u64>,
+    /// Which rows of the split those are, and how they count. Default: the first ones, each once.
+    #[serde(default, skip_serializing_if = "Selection::is_default")]
+    pub selection: Selection,
     pub fields: FieldNames,
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -275,6 +290,7 @@ impl DatasetSpec {
             path,
             files: Vec::new(),
             data_files: Vec::new(),
+            split_files: Vec::new(),
             data_dir: None,
             name: None,
             revision: None,
@@ -283,6 +299,7 @@ impl DatasetSpec {
             kind,
             split: None,
             max_samples: None,
+            selection: Selection::default(),
             fields,
             roles: Vec::new(),
             has_system_column: false,
@@ -307,19 +324,30 @@ impl DatasetSpec {
     /// The files of the splits that are read, each once.
     pub fn read_files(&self) -> Vec<PathBuf> {
         let split = self.rows().unwrap_or_default();
-        let is_read = |name: &str| split.slices().iter().any(|slice| slice.name() == name);
         let files = self.files().into_iter();
         files
-            .filter(|(name, _)| is_read(name))
+            .filter(|(name, _)| split.reads(name))
             .flat_map(|(_, paths)| paths)
             .collect()
     }
 
+    /// The files that the job names in it, by split; none where it leaves that open.
+    pub fn named_files(&self) -> Vec<(String, Vec<String>)> {
+        let mut named = self.split_files.clone();
+        if !self.data_files.is_empty() {
+            named.push((TRAIN.to_owned(), self.data_files.clone()));
+        }
+        named
+    }
+
     /// Which rows are read; the error goes after the field's name.
     pub fn rows(&self) -> Result<Split, String> {
-        self.split
+        let split = self
+            .split
             .as_deref()
-            .map_or(Ok(Split::default()), Split::parse)
+            .map_or(Ok(Split::default()), Split::parse)?;
+        let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
+        Ok(split.among(&names))
     }
 }
 

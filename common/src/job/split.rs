@@ -25,6 +25,9 @@ enum Unit {
 /// The split that is meant where none is named.
 pub const TRAIN: &str = "train";
 
+/// Every split of a dataset, as the library `datasets` calls them together.
+const ALL: &str = "all";
+
 /// The first row, from 0, and the one after the last.
 pub type RowRange = (usize, usize);
 
@@ -38,10 +41,31 @@ impl Default for Split {
 impl Split {
     /// Reads a split; the error goes after the field's name.
     pub fn parse(text: &str) -> Result<Self, String> {
-        text.split('+')
-            .map(|slice| Slice::parse(slice, text))
-            .collect::<Result<Vec<Slice>, String>>()
-            .map(Self)
+        let slices = text.split('+').map(|slice| Slice::parse(slice, text));
+        let slices = slices.collect::<Result<Vec<Slice>, String>>()?;
+        // One without rows asks for nothing beside others.
+        match slices.iter().all(Slice::is_empty) {
+            true => Err(no_rows(text)),
+            false => Ok(Self(slices)),
+        }
+    }
+
+    /// The same, of a dataset with these splits: `all` is each of them.
+    pub fn among(self, names: &[&str]) -> Self {
+        match self.is_all() && !names.is_empty() {
+            true => Self(names.iter().map(|name| Slice::whole(name)).collect()),
+            false => self,
+        }
+    }
+
+    /// Whether every split is meant, whatever there is.
+    pub fn is_all(&self) -> bool {
+        self.0 == [Slice::whole(ALL)]
+    }
+
+    /// Whether rows of the split of this name are meant.
+    pub fn reads(&self, name: &str) -> bool {
+        self.is_all() || self.0.iter().any(|slice| slice.name() == name)
     }
 
     pub fn slices(&self) -> &[Slice] {
@@ -91,15 +115,16 @@ impl Slice {
             .strip_suffix(']')
             .and_then(|bounds| bounds.split_once(':'))
             .and_then(|(from, to)| Self::of_bounds(name, from.trim(), to.trim()))
-            .ok_or_else(|| {
-                format!(
-                    "is `{}`, which names no rows: write train, train[100:200] with the numbers of rows, from 0, or train[:20%]",
-                    shorten(split)
-                )
-            })
+            .ok_or_else(|| no_rows(split))
     }
 
-    /// None where these are no bounds, or name no rows whatever the file holds.
+    /// Whether it names no rows, whatever the file holds.
+    fn is_empty(&self) -> bool {
+        let (from, to) = (self.from.unwrap_or(0), self.to.unwrap_or(i64::MAX));
+        (from < 0) == (to < 0) && from >= to || self.to == Some(0)
+    }
+
+    /// None where these are no bounds.
     fn of_bounds(name: &str, from: &str, to: &str) -> Option<Self> {
         let unit = match from.ends_with('%') || to.ends_with('%') {
             true => Unit::Percent,
@@ -114,15 +139,12 @@ impl Slice {
             let is_share = (-100..=100).contains(&number);
             (unit == Unit::Rows || is_share).then_some(Some(number))
         };
-        let slice = Self {
+        Some(Self {
             name: name.to_owned(),
             from: bound(from)?,
             to: bound(to)?,
             unit,
-        };
-        let (from, to) = (slice.from.unwrap_or(0), slice.to.unwrap_or(i64::MAX));
-        let is_empty = (from < 0) == (to < 0) && from >= to;
-        (!is_empty && to != 0).then_some(slice)
+        })
     }
 
     /// The rows that are meant, of a split of `rows` where [`needs_count`](Self::needs_count) asks for that. They may be none, or end
@@ -145,6 +167,13 @@ impl Slice {
         let to = self.to.map_or(usize::MAX, absolute);
         (from, to.max(from))
     }
+}
+
+fn no_rows(split: &str) -> String {
+    format!(
+        "is `{}`, which names no rows: write train, train[100:200] with the numbers of rows, from 0, or train[:20%]",
+        shorten(split)
+    )
 }
 
 #[cfg(test)]
@@ -183,6 +212,31 @@ mod tests {
             ("train", 10, vec![(0, usize::MAX)]),
         ] {
             assert_eq!(ranges(split, rows), expected, "{split} of {rows}");
+        }
+    }
+
+    #[test]
+    fn slices_without_rows_ask_for_nothing_beside_others() {
+        // datasets 5.2: `train[:0]+test` is `test`, and `train[:0]` alone an error.
+        assert_eq!(
+            ranges("train[:0]+test+train[5:5]", 10),
+            [(0, 0), (0, usize::MAX), (5, 5)]
+        );
+        assert!(Split::parse("train[:0]+test[2:1]").is_err());
+    }
+
+    #[test]
+    fn all_is_every_split_and_nothing_but_the_word() {
+        // datasets 5.2 knows no slice of `all`, and no sum with it.
+        let all = Split::parse("all").unwrap();
+        assert!(all.is_all() && all.reads("test"));
+        let known = all.among(&["test", "train"]);
+        let names: Vec<&str> = known.slices().iter().map(Slice::name).collect();
+        assert_eq!(names, ["test", "train"]);
+        for other in ["all[:2]", "all+test", "train"] {
+            let other = Split::parse(other).unwrap();
+            assert!(!other.is_all() && !other.reads("validation"));
+            assert_eq!(other.clone().among(&["test"]), other);
         }
     }
 

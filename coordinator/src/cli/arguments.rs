@@ -24,6 +24,8 @@ Examples:
       --adapter lora --single-node
   What would be trained, without training:
     coordinator check job.yaml --show 3
+  The data alone, for later runs that read it in the same way:
+    coordinator preprocess job.yaml
 
 A value of the job file gives way to the environment
 (MUSTER_LEARNING_RATE=1e-4), and that to a flag.";
@@ -78,6 +80,8 @@ pub enum Command {
     Start(StartArguments),
     /// Say everything about a job that can be known before training
     Check(CheckArguments),
+    /// Prepare a job's data without training: later runs find it
+    Preprocess(PreprocessArguments),
     /// Print a job file in Muster's own spelling, or the schema of job files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -189,6 +193,12 @@ pub struct CheckArguments {
     /// Print one JSON document instead
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PreprocessArguments {
+    #[command(flatten)]
+    pub job: JobArguments,
 }
 
 fn parse_address(text: &str) -> Result<String, String> {

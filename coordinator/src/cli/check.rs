@@ -5,7 +5,7 @@
 
 use std::io::{self, Write};
 
-use common::data::{DataCounts, DataErrors, Sample, samples};
+use common::data::{DataCounts, DataErrors, Sample, SetCounts, samples};
 use common::job::{JobSpec, Method};
 use common::progress::Progress;
 use common::text::{count, visible};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, prepare_in};
-use crate::report::terminal::{GPUS, block_count, bytes, grouped};
+use crate::report::terminal::{GPUS, block_count, bytes, grouped, set_lines};
 use crate::store::layout::WORK_FOLDER;
 
 /// How `check` reports.
@@ -68,7 +68,7 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
 #[derive(Serialize)]
 struct Document<'a> {
     job: &'a JobSpec,
-    dataset: DatasetCounts,
+    dataset: DatasetCounts<'a>,
     plan: PlanCounts,
     /// Bytes that a worker needs.
     memory: Memory,
@@ -78,12 +78,15 @@ struct Document<'a> {
 }
 
 #[derive(Serialize)]
-struct DatasetCounts {
+struct DatasetCounts<'a> {
     rows: u64,
     examples: u64,
     blocks: u64,
     tokens: u64,
     trained_tokens: u64,
+    /// What each gives to an epoch, where there are several.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    sets: &'a [SetCounts],
 }
 
 #[derive(Serialize)]
@@ -108,6 +111,7 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
             blocks: counts.blocks + counts.eval_blocks,
             tokens: counts.tokens,
             trained_tokens: counts.trained_tokens,
+            sets: &counts.sets,
         },
         plan: PlanCounts {
             steps: prepared.total_steps(),
@@ -123,13 +127,37 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
 }
 
 fn write_table(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
-    for (name, value) in rows(prepared) {
-        writeln!(out, "{name:<12} {}", visible(&value))?;
+    write_rows(out, rows(prepared), prepared)
+}
+
+/// What there is to say of the data alone.
+pub(super) fn write_data(out: &mut dyn Write, prepared: &Prepared) -> io::Result<()> {
+    write_rows(out, data_rows(prepared), prepared)
+}
+
+fn write_rows(
+    out: &mut dyn Write,
+    rows: Vec<(&'static str, String)>,
+    prepared: &Prepared,
+) -> io::Result<()> {
+    for (name, value) in rows {
+        write_row(out, name, &value)?;
     }
     for notice in prepared.notices() {
-        writeln!(out, "{:<12} {}", "note", visible(&notice))?;
+        write_row(out, "note", &notice)?;
     }
     Ok(())
+}
+
+pub(super) fn write_row(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
+    writeln!(out, "{name:<12} {}", visible(value))
+}
+
+fn data_rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
+    let (job, counts) = (&prepared.job, &prepared.data.counts);
+    let mut rows = data(counts, job.sequence_len).to_vec();
+    rows.extend(set_lines(job, counts).into_iter().map(|set| ("share", set)));
+    rows
 }
 
 fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
@@ -139,7 +167,7 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
         ("model", model(prepared)),
         ("method", method(job, estimate)),
     ];
-    rows.extend(data(&prepared.data.counts, job.sequence_len));
+    rows.extend(data_rows(prepared));
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),

@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod check;
 pub mod config;
 pub mod job;
+pub mod preprocess;
 pub mod push;
 pub mod replay;
 pub mod start;

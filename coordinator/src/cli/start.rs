@@ -201,7 +201,10 @@ fn open(
     server: &Server,
     terminal: &mut Terminal,
 ) -> Result<Opening, StartError> {
-    prune_blocks(&prepared.data.file);
+    // In a folder that runs share, those of other jobs stay.
+    if prepared.has_own_data() {
+        prune_blocks(&prepared.data.file);
+    }
     let claimed = claim(&identity)?;
     let jobs = claimed.jobs();
     let start = Start::choose(&prepared, &jobs)?;

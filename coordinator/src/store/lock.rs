@@ -46,8 +46,11 @@ fn lock_by(
     timeout: Duration,
     say: &mut dyn FnMut(&str),
 ) -> Result<Lock, LockError> {
-    let path = output_dir.join(WORK_FOLDER).join("lock");
+    let folder = output_dir.join(WORK_FOLDER);
+    let path = folder.join("lock");
     let failed = |error| LockError::File(FileError::io("lock", &path)(error));
+    // Where the data was prepared elsewhere, nobody has made it yet.
+    std::fs::create_dir_all(&folder).map_err(failed)?;
     let file = lock::open(&path).map_err(failed)?;
     let began = Instant::now();
     let mut waited = false;

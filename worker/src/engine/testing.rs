@@ -70,6 +70,7 @@ pub fn job(method: Method) -> JobSpec {
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,
         datasets: Vec::new(),
+        mixture: Default::default(),
         chat_template: Default::default(),
         chat_template_kwargs: Default::default(),
         default_system_message: None,

@@ -165,6 +165,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,
         datasets: Vec::new(),
+        mixture: Default::default(),
         chat_template: Default::default(),
         chat_template_kwargs: Default::default(),
         default_system_message: None,

@@ -8,6 +8,7 @@ use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::Split;
+use super::mixture::selection;
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
@@ -152,6 +153,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         format: reader.choice(&name("ds_type"), FORMATS).map(str::to_owned),
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
+        selection: selection(reader, index),
         roles: roles(reader, index),
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
@@ -164,9 +166,15 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
 /// Reads `path` and `data_files`: where the data is, and which of its files are read.
 fn name_files(reader: &mut Reader<'_>, index: usize, dataset: &mut DatasetSpec) {
     let name = |field: &str| format!("datasets.{index}.{field}");
-    let files = reader.texts(&name("data_files"), None).unwrap_or_default();
+    let by_split = files_by_split(reader, &name("data_files"));
+    let files = match &by_split {
+        None => reader.texts(&name("data_files"), None).unwrap_or_default(),
+        Some(_) => Vec::new(),
+    };
+    let has_files = !files.is_empty() || by_split.is_some();
+    dataset.split_files = by_split.unwrap_or_default();
     let written = reader.given(&name("path")).is_some();
-    let word = match written && !files.is_empty() {
+    let word = match written && has_files {
         true => reader.text(&name("path")),
         false => None,
     };
@@ -187,6 +195,43 @@ fn name_files(reader: &mut Reader<'_>, index: usize, dataset: &mut DatasetSpec) 
         [one] => dataset.path = reader.beside_job(Path::new(one)),
         _ => dataset.data_files = files,
     }
+}
+
+/// Reads `data_files` where it is a mapping of splits to their files.
+fn files_by_split(reader: &mut Reader<'_>, name: &str) -> Option<Vec<(String, Vec<String>)>> {
+    let given = reader.given(name)?;
+    let Some(Json::Object(splits)) = given.node.to_json() else {
+        return None;
+    };
+    let mut named = Vec::new();
+    for (split, files) in splits {
+        let texts = match files {
+            Json::String(file) => Some(vec![file]),
+            Json::Array(files) => files
+                .into_iter()
+                .map(|file| file.as_str().map(str::to_owned))
+                .collect(),
+            _ => None,
+        };
+        let is_name = |c: char| c.is_alphanumeric() || "_.".contains(c);
+        match texts.filter(|texts| !texts.is_empty()) {
+            Some(texts) if !split.is_empty() && split.chars().all(is_name) => {
+                named.push((split, texts));
+            }
+            Some(_) => {
+                let message = format!(
+                    "names the split `{}`, which is no name of one: use letters, digits, `_` and `.`",
+                    shorten(&split)
+                );
+                reader.problem(given, message);
+            }
+            None => reader.wrong(
+                given,
+                "a file, a list of files, or a mapping of splits to their files (train: a.jsonl)",
+            ),
+        }
+    }
+    Some(named)
 }
 
 /// Refuses names of columns that rows of this shape do not have.

@@ -4,7 +4,6 @@ use super::table::Rule::{Inert, Only};
 use super::table::{Group, OFF};
 
 const ONE_TEMPLATE: &str = "chat_template of the job names the template of all conversations";
-const SLICE: &str = "give a slice of the rows instead, as in split: 'train[:1000]'";
 const NO_FORMAT: &str = "prompts are taken as they stand in the rows; rewrite the data";
 const ONLY_SFT: &str = "only supervised fine-tuning is supported";
 
@@ -40,10 +39,6 @@ pub(super) const GROUPS: &[Group] = &[
             &["turn"],
             "the end token of every trained turn is learned, and no other one; write turn, or remove it",
         ),
-    },
-    Group {
-        keys: &["shards", "shards_idx", "fraction", "skip"],
-        rule: Only(OFF, SLICE),
     },
     Group {
         keys: &["message_field_training*"],

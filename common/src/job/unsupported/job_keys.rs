@@ -104,7 +104,6 @@ pub(super) const GROUPS: &[Group] = &[
             "low_cpu_mem_usage",
             "use_cache",
             "cache_dir",
-            "dataset_prepared_path",
             "dataset_processes",
             "dataset_num_proc",
             "dataset_keep_in_memory",
@@ -170,7 +169,6 @@ pub(super) const GROUPS: &[Group] = &[
             "router_aux_loss_coef",
             "use_v1_kernels",
             "disable_gradient_checkpointing",
-            "tokenized_path",
             "overlap_param_gather",
             "overlap_grad_reduce",
             "bias_activation_fusion",
@@ -323,13 +321,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(
             &["train"],
             "a file is one split: name the file of the split under datasets",
-        ),
-    },
-    Group {
-        keys: &["mix_strategy"],
-        rule: Only(
-            &["concat"],
-            "data sets are joined one after the other; remove it",
         ),
     },
     Group {
@@ -635,7 +626,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "give the whole path of each file under datasets"),
     },
     Group {
-        keys: &["max_eval_samples", "interleave_probs"],
+        keys: &["max_eval_samples"],
         rule: Only(OFF, ALL_ROWS),
     },
     Group {
@@ -659,14 +650,6 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &["max_packed_sequence_len"],
         rule: Only(OFF, "give sequence_len and sample_packing: true instead"),
-    },
-    Group {
-        keys: &["sample_packing_sequentially", "curriculum_sampling"],
-        rule: Only(OFF, "examples are packed best fit first; remove it"),
-    },
-    Group {
-        keys: &["dataset_exact_deduplication", "min_sample_len"],
-        rule: Only(OFF, "every row is used as it is; change the file instead"),
     },
     Group {
         keys: &["eval_on_start", "eval_delay", "save_first_step"],

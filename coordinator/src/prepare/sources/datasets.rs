@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use common::data::card::{configs_of, matching, patterns};
+use common::data::card::{configs_of, matching};
 use common::data::paths::{data_files, files_in, is_saved};
 use common::data::splits::{Splits, is_data, split_files};
 use common::hub::{HubError, Listing, RepoId, RepoKind};
 use common::job::{DatasetSpec, HubSource, TRAIN, front_matter};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::access::{MAIN, Sources, hub_id};
 
@@ -82,7 +82,7 @@ fn local_files(dataset: &DatasetSpec) -> Result<Splits<PathBuf>, String> {
         ("data_dir", dataset.data_dir.is_some()),
         (
             "data_files",
-            !dataset.data_files.is_empty() && !path.as_os_str().is_empty(),
+            !dataset.named_files().is_empty() && !path.as_os_str().is_empty(),
         ),
     ] {
         if is_given {
@@ -91,16 +91,21 @@ fn local_files(dataset: &DatasetSpec) -> Result<Splits<PathBuf>, String> {
             ));
         }
     }
-    if dataset.data_files.is_empty() {
+    let named = dataset.named_files();
+    if named.is_empty() {
         return data_files(path);
     }
-    let mut files = Vec::new();
-    for pattern in &dataset.data_files {
-        let path = Path::new(pattern);
-        let found = data_files(path).map_err(|reason| format!("{}: {reason}", path.display()))?;
-        files.extend(found.into_iter().flat_map(|(_, paths)| paths));
-    }
-    Ok(vec![(TRAIN.to_owned(), files)])
+    let found = named.into_iter().map(|(split, patterns)| {
+        let mut files = Vec::new();
+        for pattern in patterns {
+            let path = Path::new(&pattern);
+            let found =
+                data_files(path).map_err(|reason| format!("{}: {reason}", path.display()))?;
+            files.extend(found.into_iter().flat_map(|(_, paths)| paths));
+        }
+        Ok((split, files))
+    });
+    found.collect()
 }
 
 /// The files of a folder, which may be a copy of a dataset of the hub, with its card.
@@ -129,8 +134,9 @@ fn files_of_folder(folder: &Path, dataset: &DatasetSpec) -> Result<Splits<PathBu
 
 /// Refuses a split that is not there, and says which are.
 fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
-    let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
     let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
+    let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
+    let asked = asked.among(&names);
     let missing = asked
         .slices()
         .iter()
@@ -202,7 +208,7 @@ fn fetch(
     }
     check_splits(dataset, &splits)?;
     let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
-    splits.retain(|(name, _)| asked.slices().iter().any(|slice| slice.name() == name));
+    splits.retain(|(name, _)| asked.reads(name));
     let wanted = |path: &str| {
         let mut files = splits.iter().flat_map(|(_, files)| files);
         files.any(|file| file == path)
@@ -267,18 +273,17 @@ fn files_of(
         None => configs.iter().find(|config| config.is_default),
     };
     let is_known = dataset.name.as_deref().is_none_or(|name| name == DEFAULT) || config.is_some();
-    if !dataset.data_files.is_empty() && is_known {
-        let folder = dataset
-            .data_dir
-            .as_deref()
-            .map(|folder| folder.trim_matches('/'));
-        let files: Vec<String> = dataset
-            .data_files
-            .iter()
-            .map(|file| folder.map_or_else(|| file.clone(), |folder| format!("{folder}/{file}")))
-            .collect();
-        let asked = patterns(&json!(files)).map_err(Unfound::Told)?;
-        return matching(&asked, &paths).map_err(Unfound::Told);
+    let named = dataset.named_files();
+    if !named.is_empty() && is_known {
+        let folder = dataset.data_dir.as_deref().unwrap_or_default();
+        let folder = match folder.trim_matches('/') {
+            "" => String::new(),
+            folder => format!("{folder}/"),
+        };
+        let within = |file: String| format!("{folder}{file}");
+        let asked = named.into_iter();
+        let asked = asked.map(|(split, files)| (split, files.into_iter().map(within).collect()));
+        return matching(&asked.collect(), &paths).map_err(Unfound::Told);
     }
     match (config, &dataset.name) {
         (Some(config), _) => config.files(&paths).map_err(Unfound::NoData),

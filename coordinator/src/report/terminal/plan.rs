@@ -40,6 +40,36 @@ pub fn block_count(counts: &DataCounts) -> String {
     }
 }
 
+/// Most datasets of which the plan says what each gives.
+const MAX_SETS: usize = 30;
+
+/// What each of several datasets gives to an epoch, a line each.
+pub fn set_lines(job: &JobSpec, counts: &DataCounts) -> Vec<String> {
+    let all: u64 = counts.sets.iter().map(|set| set.tokens).sum();
+    let told = job.datasets.iter().zip(&counts.sets).take(MAX_SETS);
+    let mut lines: Vec<String> = told
+        .map(|(dataset, set)| {
+            let of = match set.rows == set.rows_read {
+                true => String::new(),
+                false => format!(" of {}", grouped(set.rows_read)),
+            };
+            format!(
+                "{:.1}%: {}{of}, {}, {} of them trained: {}",
+                100.0 * set.tokens as f64 / all.max(1) as f64,
+                count(set.rows, "row"),
+                count(set.tokens, "token"),
+                grouped(set.trained_tokens),
+                dataset.path.display(),
+            )
+        })
+        .collect();
+    if counts.sets.len() > MAX_SETS {
+        let more = counts.sets.len() - MAX_SETS;
+        lines.push(format!("and {} more", grouped(more as u64)));
+    }
+    lines
+}
+
 impl<'a> PlanView<'a> {
     pub fn of(prepared: &'a Prepared) -> Self {
         Self {
@@ -64,12 +94,16 @@ impl<'a> PlanView<'a> {
             ("method", method(self.job)),
             ("trainable", self.trainable()),
             ("dataset", self.dataset()),
+        ];
+        let sets = set_lines(self.job, self.counts);
+        rows.extend(sets.into_iter().map(|set| ("share", set)));
+        rows.extend([
             ("blocks", self.blocks()),
             ("steps", self.steps()),
             ("batch", self.batch()),
             ("learning rate", learning_rate(self.job)),
             ("memory", memory(&self.memory)),
-        ];
+        ]);
         if GPUS {
             rows.push(("GPU memory", memory(&self.gpu_memory)));
         }

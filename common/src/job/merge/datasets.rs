@@ -1,0 +1,294 @@
+//! The entries of `datasets`: the list as a whole, an entry of it, a field of an entry.
+
+use super::super::error::{Origin, Problems};
+use super::super::quote::shorten;
+use super::super::yaml::{Key, Node, Value};
+use super::super::{fields, llama_factory_columns, unsupported};
+use super::{Given, Layer, Merged, contradicts, twice, unknown};
+
+pub(in crate::job) const MAX_DATASETS: usize = 1000;
+
+/// Axolotl's `datasets` of plain text.
+pub(super) const PRETRAINING: &str = "pretraining_dataset";
+
+impl Merged {
+    /// Replaces all datasets by these entries, which say in full what the given ones named.
+    pub fn replace_datasets(&mut self, entries: Vec<(Layer, Key, Node)>, problems: &mut Problems) {
+        self.values.retain(|name, _| !name.starts_with("datasets."));
+        for (index, (layer, key, node)) in entries.into_iter().enumerate() {
+            self.add_dataset(layer, index, &key, node, problems);
+        }
+    }
+
+    /// How many fields an entry of `datasets` was given with.
+    pub fn fields_of_dataset(&self, index: usize) -> usize {
+        let prefix = format!("datasets.{index}.");
+        let fields = self.values.range(prefix.clone()..);
+        fields
+            .take_while(|(name, _)| name.starts_with(&prefix))
+            .count()
+    }
+
+    /// How many entries `datasets` has.
+    pub fn datasets(&self) -> usize {
+        (0..MAX_DATASETS)
+            .take_while(|index| {
+                let prefix = format!("datasets.{index}.");
+                self.values
+                    .range(prefix.clone()..)
+                    .next()
+                    .is_some_and(|(name, _)| name.starts_with(&prefix))
+            })
+            .count()
+    }
+
+    /// Adds `datasets` as a whole: it replaces what an earlier source said.
+    pub(super) fn add_datasets(
+        &mut self,
+        layer: Layer,
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        if node.is_null() {
+            return;
+        }
+        self.datasets_given = true;
+        let same_layer = self
+            .values
+            .iter()
+            .find(|(name, given)| name.starts_with("datasets.") && given.layer == layer);
+        if layer != Layer::Flag
+            && let Some((_, first)) = same_layer
+        {
+            return twice(&key, &first.written, &first.origin, problems);
+        }
+        if layer == Layer::Flag {
+            let given = Given {
+                written: key.text.clone(),
+                origin: key.origin.clone(),
+                layer,
+                node: node.clone(),
+            };
+            match &self.datasets_of_flags {
+                None => self.datasets_of_flags = Some(given),
+                Some(first) => {
+                    if !first.node.says_the_same(&node) {
+                        contradicts(&key, &node, first, problems);
+                    }
+                    return;
+                }
+            }
+        }
+        self.values.retain(|name, _| !name.starts_with("datasets."));
+        let entries = match node.value {
+            Value::Sequence(items) => items,
+            _ => vec![node],
+        };
+        if entries.is_empty() {
+            problems.add(
+                &key.origin,
+                "`datasets` is empty: name the data to train on",
+            );
+        }
+        if entries.len() > MAX_DATASETS {
+            let message = format!(
+                "{} datasets are too many (at most {MAX_DATASETS})",
+                entries.len()
+            );
+            return problems.add(&key.origin, message);
+        }
+        for (index, entry) in entries.into_iter().enumerate() {
+            self.add_dataset(layer, index, &key, entry, problems);
+        }
+    }
+
+    fn add_dataset(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        key: &Key,
+        entry: Node,
+        problems: &mut Problems,
+    ) {
+        let origin = entry.origin.clone();
+        match entry.value {
+            Value::Mapping(entries) => {
+                if !entries
+                    .iter()
+                    .any(|(key, _)| key.text == "path" || key.text == "data_files")
+                {
+                    problems.add(&origin, format!("dataset {} has no `path`", index + 1));
+                }
+                for (key, node) in entries {
+                    self.add_dataset_field(layer, index, key, node, problems);
+                }
+            }
+            Value::Scalar { .. } => {
+                let key = Key {
+                    text: key.text.clone(),
+                    origin,
+                };
+                self.put(
+                    layer,
+                    format!("datasets.{index}.path"),
+                    key,
+                    entry,
+                    problems,
+                );
+            }
+            Value::Sequence(_) => {
+                problems.add(
+                    &origin,
+                    "a dataset is a path or a mapping with `path`, found a list",
+                );
+            }
+        }
+    }
+
+    fn add_dataset_field(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        match key.text.as_str() {
+            "message_property_mappings" => {
+                return self.add_message_keys(layer, index, node, problems);
+            }
+            // LLaMA-Factory's way to say what a dataset's rows look like.
+            "formatting" | "columns" | "tags" => {
+                return match llama_factory_columns::dataset_fields(&key, node) {
+                    Ok(fields) => fields.into_iter().for_each(|(key, node)| {
+                        self.add_dataset_field(layer, index, key, node, problems);
+                    }),
+                    Err(message) => problems.add(&key.origin, message),
+                };
+            }
+            _ => {}
+        }
+        match fields::find_in_dataset(&key.text) {
+            Some(field) => {
+                let name = field.name.replace("[]", &format!(".{index}"));
+                self.put(layer, name, key, node, problems);
+            }
+            None => match unsupported::find_in_dataset(&key.text, &node) {
+                Some(fate) => self.meet(fate, &key, problems),
+                None if node.is_null() => self.empty.push(shorten(&key.text)),
+                None => unknown(&key, " of a dataset", fields::dataset_names(), problems),
+            },
+        }
+    }
+
+    /// Adds Axolotl's `message_property_mappings: {role: from, content: value}`.
+    fn add_message_keys(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        let Value::Mapping(entries) = node.value else {
+            let message = "`message_property_mappings` is a mapping (role: from, content: value)";
+            return problems.add(&node.origin, message);
+        };
+        for (key, node) in entries {
+            match key.text.as_str() {
+                "role" | "content" => {
+                    let name = format!("datasets.{index}.field_{}", key.text);
+                    self.put(layer, name, key, node, problems);
+                }
+                _ => unknown(
+                    &key,
+                    " of message_property_mappings",
+                    ["role", "content"].into_iter(),
+                    problems,
+                ),
+            }
+        }
+    }
+
+    /// Adds a field such as `datasets.0.path` from a flag or a variable: it changes one entry, or appends one.
+    pub(super) fn add_dataset_path(
+        &mut self,
+        layer: Layer,
+        rest: &str,
+        node: Node,
+        origin: &Origin,
+        problems: &mut Problems,
+    ) {
+        let Some((index, name)) = rest
+            .split_once('.')
+            .and_then(|(i, name)| Some((i.parse().ok()?, name)))
+        else {
+            return problems.add(
+                origin,
+                "write datasets.<number>.<field>, for example datasets.0.path",
+            );
+        };
+        let have = self.datasets();
+        if index > have || index >= MAX_DATASETS {
+            let message = format!(
+                "there is no dataset {index}: the job has {have}, and datasets.{have} would append one"
+            );
+            return problems.add(origin, message);
+        }
+        if index == have && name != "path" {
+            let message =
+                format!("there is no dataset {index} yet; give datasets.{index}.path first");
+            return problems.add(origin, message);
+        }
+        let key = Key {
+            text: name.to_owned(),
+            origin: origin.clone(),
+        };
+        self.add_dataset_field(layer, index, key, node, problems);
+    }
+}
+
+/// Entries of datasets that are plain text where they do not say what they are.
+pub(super) fn as_text(node: Node) -> Node {
+    let with_type = |entry: Node| {
+        let mut entries = match entry.value {
+            Value::Mapping(entries) => entries,
+            value => vec![(
+                Key {
+                    text: "path".to_owned(),
+                    origin: entry.origin.clone(),
+                },
+                Node {
+                    origin: entry.origin.clone(),
+                    value,
+                },
+            )],
+        };
+        if !entries.iter().any(|(key, _)| key.text == "type") {
+            let key = Key {
+                text: "type".to_owned(),
+                origin: entry.origin.clone(),
+            };
+            entries.push((key, Node::scalar("text", true, &entry.origin)));
+        }
+        Node {
+            origin: entry.origin,
+            value: Value::Mapping(entries),
+        }
+    };
+    if node.is_null() {
+        return node;
+    }
+    let origin = node.origin.clone();
+    let entries = match node.value {
+        Value::Sequence(items) => items,
+        value => vec![Node {
+            origin: origin.clone(),
+            value,
+        }],
+    };
+    Node {
+        origin,
+        value: Value::Sequence(entries.into_iter().map(with_type).collect()),
+    }
+}
