@@ -104,7 +104,7 @@ impl<'a> Source<'a> {
     pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
-        for (index, dataset) in self.job.datasets.iter().enumerate() {
+        for (index, dataset) in self.job.all_datasets().enumerate() {
             let before = reading.rows;
             let mut notes = Notes::default();
             let reader = match SplitReader::open(dataset) {
@@ -118,7 +118,8 @@ impl<'a> Source<'a> {
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
                 reading.rows += batch.len() as u64;
-                let examples = self.examples(index, &sharegpt, batch, &mut notes, &mut errors);
+                let of = (index, dataset, &sharegpt);
+                let examples = self.examples(of, batch, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
@@ -151,13 +152,11 @@ impl<'a> Source<'a> {
 
     fn examples(
         &self,
-        index: usize,
-        sharegpt: &DatasetSpec,
+        (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
         batch: Vec<FileRow>,
         notes: &mut Notes,
         errors: &mut DataErrors,
     ) -> Vec<Example> {
-        let dataset = &self.job.datasets[index];
         let accepts_role = |role: &str| {
             self.maker
                 .template

@@ -29,6 +29,8 @@ pub struct Packer {
     ends: Vec<usize>,
     /// The first example of each row.
     rows: Vec<usize>,
+    /// Number of examples before the first one of a dataset that is only evaluated. None: there is none.
+    trained_examples: Option<usize>,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
     /// Number of rows of which an answer says that it is not learned.
@@ -61,8 +63,11 @@ pub struct Packed {
 }
 
 impl Packer {
-    /// Adds an example, in the order of the data.
-    pub fn add(&mut self, example: &Example) {
+    /// Adds an example, in the order of the data. Those of `is_test` are evaluated only, and come last.
+    pub fn add(&mut self, example: &Example, is_test: bool) {
+        if is_test {
+            self.trained_examples.get_or_insert(self.ends.len());
+        }
         if example.starts_row {
             self.rows.push(self.ends.len());
         }
@@ -105,7 +110,10 @@ impl Packer {
         if job.excess_length_strategy == ExcessLength::Raise {
             self.refuse_longer(job)?;
         }
-        let held_out = held_out(job, &self.rows, examples)?;
+        let held_out = match self.trained_examples {
+            Some(trained) => (0..examples).map(|example| example >= trained).collect(),
+            None => held_out(job, &self.rows, examples)?,
+        };
         let (mut train, mut eval) = (Vec::new(), Vec::new());
         for (example, held_out) in held_out.iter().enumerate() {
             let pieces = self.pieces(example, job);
@@ -151,7 +159,7 @@ impl Packer {
         let Some(longest) = self.longest.as_ref().filter(|_| longer > 0) else {
             return Ok(());
         };
-        let file = job.datasets.get(longest.dataset);
+        let file = job.dataset(longest.dataset);
         Err(format!(
             "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}:{}, of {} tokens",
             match longer {

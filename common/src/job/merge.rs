@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::did_you_mean::did_you_mean;
 use super::error::{Origin, Problems};
-use super::fields;
+use super::fields::{self, DATASETS, LISTS, TEST_DATASETS};
 use super::llama_factory_columns;
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::quote::shorten;
@@ -75,7 +75,11 @@ impl Override {
     /// Turn in which it is added: fields of a dataset after the datasets themselves, whichever source has those, because
     /// `--set datasets.0.split=...` is about the file of `--dataset`.
     pub fn turn(&self) -> u8 {
-        match self.name.strip_prefix("datasets.") {
+        let rest = LISTS.iter().find_map(|list| {
+            let rest = self.name.strip_prefix(list)?;
+            rest.strip_prefix('.')
+        });
+        match rest {
             None => 0,
             Some(rest) if rest.ends_with(".path") || rest.ends_with(".data_files") => 1,
             Some(_) => 2,
@@ -93,8 +97,8 @@ const PRETRAINING: &str = "pretraining_dataset";
 pub(super) struct Merged {
     values: BTreeMap<String, Given>,
     pub datasets_given: bool,
-    /// Value of `datasets` as a whole, as the command line gives it.
-    datasets_of_flags: Option<Given>,
+    /// Values of `datasets` and of `test_datasets` as a whole, as the command line gives them.
+    datasets_of_flags: BTreeMap<&'static str, Given>,
     /// Keys that are known, but change nothing here.
     passed_over: Vec<String>,
     /// Keys in whose place something else is done, and what that is.
@@ -163,28 +167,33 @@ impl Merged {
         self.written.contains(key)
     }
 
-    /// Replaces all datasets by these entries, which say in full what the given ones named.
-    pub fn replace_datasets(&mut self, entries: Vec<(Layer, Key, Node)>, problems: &mut Problems) {
-        self.values.retain(|name, _| !name.starts_with("datasets."));
+    /// Replaces all entries of a list by these, which say in full what the given ones named.
+    pub fn replace_datasets(
+        &mut self,
+        list: &'static str,
+        entries: Vec<(Layer, Key, Node)>,
+        problems: &mut Problems,
+    ) {
+        self.values.retain(|name, _| !is_in(list, name));
         for (index, (layer, key, node)) in entries.into_iter().enumerate() {
-            self.add_dataset(layer, index, &key, node, problems);
+            self.add_dataset(layer, (list, index), &key, node, problems);
         }
     }
 
-    /// How many fields an entry of `datasets` was given with.
-    pub fn fields_of_dataset(&self, index: usize) -> usize {
-        let prefix = format!("datasets.{index}.");
+    /// How many fields an entry of a list was given with.
+    pub fn fields_of_dataset(&self, list: &str, index: usize) -> usize {
+        let prefix = format!("{list}.{index}.");
         let fields = self.values.range(prefix.clone()..);
         fields
             .take_while(|(name, _)| name.starts_with(&prefix))
             .count()
     }
 
-    /// How many entries `datasets` has.
-    pub fn datasets(&self) -> usize {
+    /// How many entries a list has.
+    pub fn datasets(&self, list: &str) -> usize {
         (0..MAX_DATASETS)
             .take_while(|index| {
-                let prefix = format!("datasets.{index}.");
+                let prefix = format!("{list}.{index}.");
                 self.values
                     .range(prefix.clone()..)
                     .next()
@@ -246,7 +255,12 @@ impl Merged {
             origin: origin.clone(),
         };
         match name.split_once('.') {
-            Some(("datasets", rest)) => self.add_dataset_path(layer, rest, node, origin, problems),
+            Some((DATASETS, rest)) => {
+                self.add_dataset_path(layer, (DATASETS, rest), node, origin, problems);
+            }
+            Some((TEST_DATASETS, rest)) => {
+                self.add_dataset_path(layer, (TEST_DATASETS, rest), node, origin, problems);
+            }
             Some(("cluster", rest)) => self.add_cluster(layer, rest, &key, node, problems),
             _ => self.add_top(layer, key, node, problems),
         }
@@ -260,11 +274,11 @@ impl Merged {
             self.written.insert(key.text.clone());
         }
         if key.text == PRETRAINING {
-            return self.add_datasets(layer, key, as_text(node), problems);
+            return self.add_datasets(layer, DATASETS, key, as_text(node), problems);
         }
         match fields::find(&key.text) {
-            Some(field) if field.name == "datasets" => {
-                self.add_datasets(layer, key, node, problems)
+            Some(field) if LISTS.contains(&field.name) => {
+                self.add_datasets(layer, field.name, key, node, problems);
             }
             Some(field) => self.put(layer, field.name.to_owned(), key, node, problems),
             None => match unsupported::find(&key.text, &node) {
@@ -329,16 +343,23 @@ impl Merged {
         }
     }
 
-    /// Adds `datasets` as a whole: it replaces what an earlier source said.
-    fn add_datasets(&mut self, layer: Layer, key: Key, node: Node, problems: &mut Problems) {
+    /// Adds a list of datasets as a whole: it replaces what an earlier source said.
+    fn add_datasets(
+        &mut self,
+        layer: Layer,
+        list: &'static str,
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
         if node.is_null() {
             return;
         }
-        self.datasets_given = true;
+        self.datasets_given |= list == DATASETS;
         let same_layer = self
             .values
             .iter()
-            .find(|(name, given)| name.starts_with("datasets.") && given.layer == layer);
+            .find(|(name, given)| is_in(list, name) && given.layer == layer);
         if layer != Layer::Flag
             && let Some((_, first)) = same_layer
         {
@@ -351,8 +372,8 @@ impl Merged {
                 layer,
                 node: node.clone(),
             };
-            match &self.datasets_of_flags {
-                None => self.datasets_of_flags = Some(given),
+            match self.datasets_of_flags.get(list) {
+                None => drop(self.datasets_of_flags.insert(list, given)),
                 Some(first) => {
                     if !first.node.says_the_same(&node) {
                         contradicts(&key, &node, first, problems);
@@ -361,16 +382,17 @@ impl Merged {
                 }
             }
         }
-        self.values.retain(|name, _| !name.starts_with("datasets."));
+        self.values.retain(|name, _| !is_in(list, name));
         let entries = match node.value {
             Value::Sequence(items) => items,
             _ => vec![node],
         };
         if entries.is_empty() {
-            problems.add(
-                &key.origin,
-                "`datasets` is empty: name the data to train on",
-            );
+            let what = match list {
+                DATASETS => "name the data to train on",
+                _ => "name the data to evaluate, or remove it",
+            };
+            problems.add(&key.origin, format!("`{list}` is empty: {what}"));
         }
         if entries.len() > MAX_DATASETS {
             let message = format!(
@@ -380,14 +402,14 @@ impl Merged {
             return problems.add(&key.origin, message);
         }
         for (index, entry) in entries.into_iter().enumerate() {
-            self.add_dataset(layer, index, &key, entry, problems);
+            self.add_dataset(layer, (list, index), &key, entry, problems);
         }
     }
 
     fn add_dataset(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         key: &Key,
         entry: Node,
         problems: &mut Problems,
@@ -399,10 +421,15 @@ impl Merged {
                     .iter()
                     .any(|(key, _)| key.text == "path" || key.text == "data_files")
                 {
-                    problems.add(&origin, format!("dataset {} has no `path`", index + 1));
+                    let of = match list {
+                        DATASETS => String::new(),
+                        list => format!(" of `{list}`"),
+                    };
+                    let message = format!("dataset {}{of} has no `path`", index + 1);
+                    problems.add(&origin, message);
                 }
                 for (key, node) in entries {
-                    self.add_dataset_field(layer, index, key, node, problems);
+                    self.add_dataset_field(layer, (list, index), key, node, problems);
                 }
             }
             Value::Scalar { .. } => {
@@ -410,13 +437,7 @@ impl Merged {
                     text: key.text.clone(),
                     origin,
                 };
-                self.put(
-                    layer,
-                    format!("datasets.{index}.path"),
-                    key,
-                    entry,
-                    problems,
-                );
+                self.put(layer, format!("{list}.{index}.path"), key, entry, problems);
             }
             Value::Sequence(_) => {
                 problems.add(
@@ -430,20 +451,20 @@ impl Merged {
     fn add_dataset_field(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         key: Key,
         node: Node,
         problems: &mut Problems,
     ) {
         match key.text.as_str() {
             "message_property_mappings" => {
-                return self.add_message_keys(layer, index, node, problems);
+                return self.add_message_keys(layer, (list, index), node, problems);
             }
             // LLaMA-Factory's way to say what a dataset's rows look like.
             "formatting" | "columns" | "tags" => {
                 return match llama_factory_columns::dataset_fields(&key, node) {
                     Ok(fields) => fields.into_iter().for_each(|(key, node)| {
-                        self.add_dataset_field(layer, index, key, node, problems);
+                        self.add_dataset_field(layer, (list, index), key, node, problems);
                     }),
                     Err(message) => problems.add(&key.origin, message),
                 };
@@ -452,7 +473,7 @@ impl Merged {
         }
         match fields::find_in_dataset(&key.text) {
             Some(field) => {
-                let name = field.name.replace("[]", &format!(".{index}"));
+                let name = field.name.replace("datasets[]", &format!("{list}.{index}"));
                 self.put(layer, name, key, node, problems);
             }
             None => match unsupported::find_in_dataset(&key.text, &node) {
@@ -467,7 +488,7 @@ impl Merged {
     fn add_message_keys(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         node: Node,
         problems: &mut Problems,
     ) {
@@ -478,7 +499,7 @@ impl Merged {
         for (key, node) in entries {
             match key.text.as_str() {
                 "role" | "content" => {
-                    let name = format!("datasets.{index}.field_{}", key.text);
+                    let name = format!("{list}.{index}.field_{}", key.text);
                     self.put(layer, name, key, node, problems);
                 }
                 _ => unknown(
@@ -495,7 +516,7 @@ impl Merged {
     fn add_dataset_path(
         &mut self,
         layer: Layer,
-        rest: &str,
+        (list, rest): (&'static str, &str),
         node: Node,
         origin: &Origin,
         problems: &mut Problems,
@@ -504,28 +525,26 @@ impl Merged {
             .split_once('.')
             .and_then(|(i, name)| Some((i.parse().ok()?, name)))
         else {
-            return problems.add(
-                origin,
-                "write datasets.<number>.<field>, for example datasets.0.path",
-            );
+            let message = format!("write {list}.<number>.<field>, for example {list}.0.path");
+            return problems.add(origin, message);
         };
-        let have = self.datasets();
+        let have = self.datasets(list);
         if index > have || index >= MAX_DATASETS {
             let message = format!(
-                "there is no dataset {index}: the job has {have}, and datasets.{have} would append one"
+                "there is no dataset {index}: the job has {have}, and {list}.{have} would append one"
             );
             return problems.add(origin, message);
         }
         if index == have && name != "path" {
             let message =
-                format!("there is no dataset {index} yet; give datasets.{index}.path first");
+                format!("there is no dataset {index} yet; give {list}.{index}.path first");
             return problems.add(origin, message);
         }
         let key = Key {
             text: name.to_owned(),
             origin: origin.clone(),
         };
-        self.add_dataset_field(layer, index, key, node, problems);
+        self.add_dataset_field(layer, (list, index), key, node, problems);
     }
 
     /// Adds the value of a field. A later source wins. Within a file or the environment a field is given once; on a command line
@@ -551,6 +570,12 @@ impl Merged {
         };
         self.values.insert(name, given);
     }
+}
+
+/// Whether the name is of a field of an entry of that list.
+fn is_in(list: &str, name: &str) -> bool {
+    name.strip_prefix(list)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Entries of datasets that are plain text where they do not say what they are.

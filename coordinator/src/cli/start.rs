@@ -62,7 +62,7 @@ fn run_until_stopped(
     check_usage(arguments)?;
     let mut job = arguments.job.load()?;
     let token = read_token(arguments.token_file.as_deref())?;
-    let mut terminal = Terminal::stdout(job.logging_steps);
+    let mut terminal = Terminal::stdout(job.logging_steps).logging_first(job.logging_first_step);
     if let Some(notice) = cap_min_workers(arguments, &mut job) {
         terminal.say(&notice);
     }
@@ -379,11 +379,11 @@ fn is_done_already(
     Ok(true)
 }
 
-/// A run that was made longer is not.
+/// A run that was made longer is not, unless it had stopped early: it would again.
 fn is_finished(identity: &RunIdentity, record: &RunRecord) -> bool {
     let auto = identity.job.resume == common::job::Resume::Auto;
     let steps = identity.total_steps.unwrap_or(record.total_steps);
-    auto && record.state == RunState::Done && record.step == steps
+    auto && record.state == RunState::Done && (record.step == steps || record.stopped_early)
 }
 
 fn run_end(outcome: &Outcome) -> RunEnd {

@@ -7,6 +7,7 @@ use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use common::files::checkpoint::{self, Manifest};
 use common::files::{FileEntry, FileError};
 use common::job::{Method, Resume};
+use common::plan::BestSoFar;
 use common::text::short_digest;
 use thiserror::Error;
 
@@ -171,6 +172,19 @@ impl Past {
     pub fn recorded(&self, start: &Start) -> u64 {
         self.history.recorded().max(start.state.step)
     }
+}
+
+/// Step of the best weights so far, where a checkpoint of this run has them. It is read to its end only where the run does not begin
+/// with it, which was read already.
+pub fn best_on_disk(prepared: &Prepared, start: &Start, so_far: Option<&BestSoFar>) -> Option<u64> {
+    let step = so_far?.best()?.step;
+    let folder = checkpoint::checkpoint_dir(&prepared.job.output_dir, step);
+    if start.state.folder.as_deref() == Some(&*folder) {
+        return Some(step);
+    }
+    let manifest = checkpoint::verify(&folder).ok()?;
+    let is_ours = manifest.base_model_digest == prepared.model_digest;
+    (is_ours && manifest.step == step).then_some(step)
 }
 
 fn missing_checkpoint(history: &History, start: &Start) -> Option<String> {

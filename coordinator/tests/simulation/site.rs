@@ -184,6 +184,8 @@ fn settings(world: &World, start: &State, earlier: PreviousTerms) -> Settings {
         start_weights_digest: start.weights_digest.clone(),
         start_numerics_class: None,
         last_evaluated: None,
+        best: None,
+        best_saved: None,
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,
