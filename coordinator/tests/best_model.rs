@@ -175,6 +175,44 @@ fn a_full_run_is_its_best_weights_too_and_another_set_judges_it() {
     }
 }
 
+#[test]
+fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_it() {
+    let site = Site::new();
+    let quiet = site.train("quiet", OPTIONS);
+    // It would have stopped at 6, and stops there; the checkpoint of the best weights is not in the new folder.
+    let options = [
+        &["--single-node", "--resume", "quiet/checkpoint-6"],
+        OPTIONS,
+    ]
+    .concat();
+    let run = Run::of(&mut site.start("out", &options)).end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(
+        run.stdout.contains("has no sound checkpoint of them"),
+        "{run:?}"
+    );
+    let record = site.json("out/run.json");
+    assert_eq!(
+        (&record["step"], &record["stopped_early"]),
+        (&json!(6), &json!(true))
+    );
+    assert_eq!(
+        record["best_metric"],
+        site.json("quiet/run.json")["best_metric"]
+    );
+    assert_ne!(site.digest("out"), quiet);
+    // From the best weights themselves it comes to the same end.
+    let options = ["--resume", "quiet/checkpoint-2"];
+    site.train("again", &[&options[..], OPTIONS].concat());
+    let record = site.json("again/run.json");
+    assert_eq!(
+        (&record["step"], &record["best_global_step"]),
+        (&json!(6), &json!(2))
+    );
+    let last = &evaluations(&site, "again")[..];
+    assert_eq!(last, evaluations(&site, "quiet"));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_process_that_dies_anywhere_comes_to_the_same_end_and_the_same_best_weights() {

@@ -552,6 +552,11 @@ impl Merged {
     fn put(&mut self, layer: Layer, name: String, key: Key, node: Node, problems: &mut Problems) {
         match self.values.get(&name) {
             Some(first) if first.layer > layer => return,
+            // Under another name, nothing contradicts nothing.
+            Some(first) if first.layer == layer && first.written != key.text && node.is_null() => {
+                return;
+            }
+            Some(first) if first.written != key.text && first.node.is_null() => {}
             Some(first) if first.layer == layer => {
                 if layer != Layer::Flag {
                     twice(&key, &first.written, &first.origin, problems);

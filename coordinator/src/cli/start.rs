@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
 use crate::run::push::{PushError, destination, push};
-use crate::run::resume::{Past, Start};
+use crate::run::resume::{Past, Start, evaluations_of};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
@@ -246,8 +246,9 @@ fn train(
         total_steps: prepared.total_steps(),
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
-    let (recorded, known) = (past.recorded(&start), past.history.lines());
-    let files = RunFiles::open(&identity, plan, recorded, known)?;
+    let evaluations = evaluations_of(&prepared, &start);
+    let known = past.history.lines().chain(&evaluations);
+    let files = RunFiles::open(&identity, plan, past.recorded(&start), known)?;
     let recorder = Recorder::new(files.with_command(recorded_args(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);

@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::rpc::service::Service;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::LocalWorkers;
-use crate::run::resume::{Start, best_on_disk};
+use crate::run::resume::{Start, best_is_gone, best_on_disk};
 use crate::run::signals::Signals;
 use crate::store::checkpoints::Store;
 use crate::store::journal::{Journal, Term};
@@ -84,8 +84,12 @@ impl Training {
         self.signals.begin(inputs.clone(), self.recorder.clone());
         let greeting = greeting(&self.prepared, &self.term)?;
         let best = self.recorder.best();
+        let best_saved = best_on_disk(&self.prepared, &self.start, best.as_ref());
+        if let Some(notice) = best_is_gone(&self.start, best.as_ref(), best_saved) {
+            let _ = self.observer.send(RunEvent::Notice(notice)).await;
+        }
         let settings = Settings {
-            best_saved: best_on_disk(&self.prepared, &self.start, best.as_ref()),
+            best_saved,
             best,
             run: self.term.run,
             earlier: self.earlier,
