@@ -176,6 +176,40 @@ fn a_full_run_is_its_best_weights_too_and_another_set_judges_it() {
 }
 
 #[test]
+fn the_split_test_is_what_is_evaluated_and_other_rows_in_it_make_another_run() {
+    let site = Site::new();
+    let rows = std::fs::read_to_string(site.path("data.jsonl")).unwrap();
+    std::fs::create_dir(site.path("set")).unwrap();
+    std::fs::write(site.path("set/train.jsonl"), &rows).unwrap();
+    let three: String = rows.split_inclusive('\n').take(3).collect();
+    std::fs::write(site.path("set/test.jsonl"), &three).unwrap();
+    let short = [
+        "--val-set-size",
+        "0",
+        "--max-steps",
+        "1",
+        "--set",
+        "eval_steps=1",
+    ];
+    let named = [&short[..], &["--eval-dataset", "set"]].concat();
+    site.train("named", &named);
+    let test_set =
+        |output: &str| site.json(&format!("{output}/run.json"))["job"]["test_datasets"][0].clone();
+    assert_eq!(test_set("named")["split"], "test");
+    let losses = evaluations(&site, "named");
+    assert_eq!(losses.len(), 1);
+    let again = Run::of(&mut site.start("named", &[&["--single-node"], &named[..]].concat())).end();
+    assert!(again.stdout.contains("done already"), "{again:?}");
+    let two: String = rows.split_inclusive('\n').take(2).collect();
+    std::fs::write(site.path("set/test.jsonl"), &two).unwrap();
+    let other = Run::of(&mut site.start("named", &[&["--single-node"], &named[..]].concat())).end();
+    assert!(
+        !other.status.success() && other.stderr.contains("data digest"),
+        "{other:?}"
+    );
+}
+
+#[test]
 fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_it() {
     let site = Site::new();
     let quiet = site.train("quiet", OPTIONS);
