@@ -1,6 +1,7 @@
 //! The plan of a run as pure functions: step -> slots -> blocks, and step -> learning rate. Equal inputs give equal
 //! plans on every machine.
 
+mod best_model;
 mod learning_rate;
 mod settle;
 
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::job::JobSpec;
 use crate::rng::CounterRng;
 
+pub use best_model::{Best, BestSoFar};
 pub use learning_rate::{highest_rate, learning_rate, learns, warmup_steps};
 pub use settle::{DataSize, settle, settle_sequence_len};
 
@@ -130,6 +132,7 @@ mod tests {
             eos_token: None,
             eot_tokens: Vec::new(),
             val_set_size: ValSetSize::None,
+            test_datasets: Vec::new(),
             sequence_len: 8,
             excess_length_strategy: Default::default(),
             sample_packing: true,
@@ -154,6 +157,10 @@ mod tests {
             save_steps: SaveSteps::Never,
             save_total_limit: None,
             eval_steps: None,
+            eval_on_start: false,
+            logging_first_step: false,
+            save_first_step: false,
+            best_model: None,
             max_skipped_steps: 5,
             output_dir: "out".into(),
             resume: Resume::Auto,

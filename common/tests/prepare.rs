@@ -750,6 +750,51 @@ fn validation_examples_are_held_out_the_same_way_each_time() {
 }
 
 #[test]
+fn data_to_evaluate_makes_blocks_of_its_own_and_is_never_trained_on() {
+    let row = |text: &str| {
+        format!(
+            "{{\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}},{{\"role\":\"assistant\",\"content\":\"{text}\"}}]}}\n"
+        )
+    };
+    let rows: String = (0..6)
+        .map(|number| row(&format!("learn {number}")))
+        .collect();
+    let mut setup = Setup::new(&rows);
+    let alone = setup.prepare().unwrap();
+    let other = setup.folder.path().join("eval.jsonl");
+    let judged: String = (0..3)
+        .map(|number| row(&format!("judge {number}")))
+        .collect();
+    std::fs::write(&other, &judged).unwrap();
+    let kind = DatasetKind::Auto;
+    setup.job.test_datasets = vec![DatasetSpec::new(other.clone(), kind, FieldNames::default())];
+    let data = setup.prepare().unwrap();
+    assert_eq!((data.counts.examples, data.counts.eval_examples), (9, 3));
+    assert_eq!(
+        data.counts.blocks, alone.counts.blocks,
+        "nothing is held out for it"
+    );
+    assert!(data.counts.eval_blocks > 0);
+    let (tokenizer, _) = setup.parts();
+    for (number, block) in blocks(&data).into_iter().enumerate() {
+        let text = tokenizer.decode(&block.tokens[..block.used_len()]).unwrap();
+        let is_trained = (number as u64) < data.counts.blocks;
+        assert_eq!(text.contains("learn"), is_trained, "{text}");
+        assert_eq!(text.contains("judge"), !is_trained, "{text}");
+    }
+    // The blocks are found again, and are others once the data to evaluate is another.
+    let again = setup.prepare().unwrap();
+    assert_eq!(again.file.digest(), data.file.digest());
+    assert_eq!(again.data_digest, data.data_digest);
+    std::fs::write(&other, row("judge otherwise")).unwrap();
+    let changed = setup.prepare().unwrap();
+    assert_ne!(changed.file.digest(), data.file.digest());
+    assert_ne!(changed.data_digest, data.data_digest);
+    std::fs::write(&other, "").unwrap();
+    assert!(setup.problems()[0].contains("eval.jsonl"));
+}
+
+#[test]
 fn a_block_file_is_made_once_and_again_when_damaged_or_outdated() {
     let mut setup = Setup::new(CHAT);
     let made = setup.prepare().unwrap();

@@ -384,8 +384,7 @@ fn assemble(found: Found) -> Option<Prepared> {
 /// Checks that the datasets exist, where there is no tokenizer and so nothing can be said about their rows.
 fn check_datasets(job: &JobSpec) -> Result<(), String> {
     let missing: Vec<String> = job
-        .datasets
-        .iter()
+        .all_datasets()
         .flat_map(DatasetSpec::read_files)
         .filter_map(|file| {
             let reason = file_of_rows(&file).err()?;

@@ -104,7 +104,7 @@ impl<'a> Source<'a> {
     pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
-        for (index, dataset) in self.job.datasets.iter().enumerate() {
+        for (index, dataset) in self.job.all_datasets().enumerate() {
             let before = reading.rows;
             let mut notes = Notes::default();
             let reader = match SplitReader::open(dataset, self.job.seed) {
@@ -119,11 +119,12 @@ impl<'a> Source<'a> {
             let mut next = batches.next();
             while let Some(batch) = next {
                 reading.rows += batch.len() as u64;
+                let of = (index, dataset, &sharegpt);
                 // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
                 let (results, following) =
-                    rayon::join(|| self.results(index, &sharegpt, batch), || batches.next());
+                    rayon::join(|| self.results(of, batch), || batches.next());
                 next = following;
-                let examples = self.sorted_out(index, results, &mut notes, &mut errors);
+                let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
@@ -157,11 +158,9 @@ impl<'a> Source<'a> {
     /// What becomes of each row of a batch, on all cores.
     fn results(
         &self,
-        index: usize,
-        sharegpt: &DatasetSpec,
+        (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
         batch: Vec<FileRow>,
     ) -> Vec<(Place, RowResult)> {
-        let dataset = &self.job.datasets[index];
         let accepts_role = |role: &str| {
             self.maker
                 .template
@@ -207,12 +206,11 @@ impl<'a> Source<'a> {
     /// The examples of a batch; what else came of its rows goes to the notes and errors.
     fn sorted_out(
         &self,
-        index: usize,
+        dataset: &DatasetSpec,
         results: Vec<(Place, RowResult)>,
         notes: &mut Notes,
         errors: &mut DataErrors,
     ) -> Vec<Example> {
-        let dataset = &self.job.datasets[index];
         let mut examples = Vec::new();
         for (place, result) in results {
             match result {

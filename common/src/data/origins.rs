@@ -45,7 +45,11 @@ pub fn origins(
                 continue;
             }
             let origin = Origin {
-                file: job.datasets[example.dataset].file(example.file).to_owned(),
+                file: job
+                    .dataset(example.dataset)
+                    .map_or_else(PathBuf::new, |dataset| {
+                        dataset.file(example.file).to_owned()
+                    }),
                 line: example.line,
             };
             if found.last() != Some(&origin) {

@@ -31,7 +31,7 @@ pub struct Packer {
     tokens: Tokens,
     /// Tokens of each example, with [`STARTS_ROW`].
     lengths: Vec<u32>,
-    /// Number of rows of each dataset.
+    /// Number of rows of each dataset; those that are evaluated only come last.
     sets: Vec<u64>,
     /// The rows in the order in which they are trained on; None where that is the order of the data.
     mixed: Option<Mixed>,
@@ -154,7 +154,7 @@ impl Packer {
 
     /// Decides which rows are trained on, how often and in what order. Before [`Self::size`] and [`Self::pack`].
     pub fn mix(&mut self, job: &JobSpec) -> Result<(), String> {
-        self.sets.resize(job.datasets.len(), 0);
+        self.sets.resize(job.all_datasets().count(), 0);
         let sets = job.datasets.iter().zip(&self.sets);
         let sets: Vec<Set> = sets
             .map(|(dataset, rows)| Set {
@@ -235,10 +235,11 @@ impl Packer {
         if eval.lengths.is_empty() && self.counts.eval_examples > 0 {
             return Err(self.nothing_to_learn("the validation examples have no trained token"));
         }
+        self.counts.sets.truncate(job.datasets.len());
         for (set, rows) in self.counts.sets.iter_mut().zip(&self.sets) {
             set.rows_read = *rows;
         }
-        if self.sets.len() == 1 {
+        if job.datasets.len() == 1 {
             // It is all that is counted.
             self.counts.sets.clear();
         }
@@ -259,6 +260,11 @@ impl Packer {
 
     /// For each row whether it is held out; None where none is.
     fn held_out(&self, job: &JobSpec) -> Result<Option<Vec<bool>>, String> {
+        if !job.test_datasets.is_empty() {
+            let trained: u64 = self.sets[..job.datasets.len()].iter().sum();
+            let all: u64 = self.sets.iter().sum();
+            return Ok(Some((0..all).map(|row| row >= trained).collect()));
+        }
         if job.val_set_size == ValSetSize::None {
             return Ok(None);
         }
@@ -278,7 +284,7 @@ impl Packer {
         let Some(longest) = self.longest.as_ref().filter(|_| longer > 0) else {
             return Ok(());
         };
-        let file = job.datasets.get(longest.dataset);
+        let file = job.dataset(longest.dataset);
         Err(format!(
             "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}:{}, of {} tokens",
             match longer {

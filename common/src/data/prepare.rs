@@ -247,7 +247,7 @@ fn model_positions(job: &JobSpec) -> Result<Option<usize>, DataErrors> {
 
 /// Bytes of all dataset files, as far as they are there.
 fn bytes_of(job: &JobSpec) -> u64 {
-    let files = job.datasets.iter().flat_map(DatasetSpec::read_files);
+    let files = job.all_datasets().flat_map(DatasetSpec::read_files);
     let sizes = files.map(|file| std::fs::metadata(file).map_or(0, |metadata| metadata.len()));
     sizes.sum()
 }
@@ -256,7 +256,7 @@ fn bytes_of(job: &JobSpec) -> u64 {
 fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors> {
     let mut all = blake3::Hasher::new();
     let mut errors = DataErrors::default();
-    for file in job.datasets.iter().flat_map(DatasetSpec::read_files) {
+    for file in job.all_datasets().flat_map(DatasetSpec::read_files) {
         match digest_of_file(&file, progress) {
             Ok(digest) => drop(all.update(digest.as_bytes())),
             Err(reason) => errors.merge(DataErrors::one(Some(&file), reason)),
@@ -280,14 +280,14 @@ fn inputs_digest(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> blake3::Hash {
-    let datasets: Vec<_> = job
-        .datasets
-        .iter()
-        .map(|dataset| {
+    let described = |datasets: &[DatasetSpec]| {
+        let described = datasets.iter().map(|dataset| {
             let rows = (&dataset.split, dataset.max_samples, &dataset.format);
-            (dataset.kind, rows, &dataset.fields, &dataset.roles)
-        })
-        .collect();
+            serde_json::json!((dataset.kind, rows, &dataset.fields, &dataset.roles))
+        });
+        serde_json::Value::Array(described.collect())
+    };
+    let datasets = described(&job.datasets);
     let held_out = (job.val_set_size, job.seed, job.shuffle);
     let mut description = serde_json::json!([
         PACKING_VERSION,
@@ -314,6 +314,10 @@ fn inputs_digest(
         .filter(|_| is_mixed || is_selected)
     {
         parts.push(serde_json::json!([job.mixture, selections, job.seed]));
+    }
+    // Last and only where there are some, so that other jobs find the blocks that they had.
+    if let (false, Some(parts)) = (job.test_datasets.is_empty(), description.as_array_mut()) {
+        parts.push(described(&job.test_datasets));
     }
     blake3::hash(description.to_string().as_bytes())
 }

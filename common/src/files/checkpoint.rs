@@ -169,10 +169,24 @@ pub fn newest_valid(output_dir: &Path) -> Result<Found, FileError> {
 /// Removes all but the newest `limit` of the checkpoints up to `step`, at least one of which stays. Gives back what was
 /// removed. Those of later steps are left alone: the run went on from an earlier one because they are damaged, or the one
 /// of `step` was late.
-pub fn prune(output_dir: &Path, limit: usize, step: u64) -> Result<Vec<PathBuf>, FileError> {
+///
+/// That of step `best` stays whatever the limit is. As in Transformers it is one of the `limit`, but never the only one.
+pub fn prune(
+    output_dir: &Path,
+    limit: usize,
+    step: u64,
+    best: Option<u64>,
+) -> Result<Vec<PathBuf>, FileError> {
     let mut checkpoints = list(output_dir)?;
     checkpoints.retain(|(of, _)| *of <= step);
-    checkpoints.truncate(checkpoints.len().saturating_sub(limit.max(1)));
+    let newest = checkpoints.last().map(|(of, _)| *of);
+    let older = checkpoints.iter().position(|(of, _)| Some(*of) == best);
+    let mut kept = limit.max(1);
+    if let Some(position) = older.filter(|_| best != newest) {
+        checkpoints.remove(position);
+        kept = (kept - 1).max(1);
+    }
+    checkpoints.truncate(checkpoints.len().saturating_sub(kept));
     let mut removed = Vec::new();
     for (_, path) in checkpoints {
         // A removal that is cut short must not leave what looks like a checkpoint.
@@ -376,13 +390,28 @@ mod tests {
         }
         let steps = || -> Vec<u64> { list(folder.path()).unwrap().iter().map(|c| c.0).collect() };
         // A damaged one of a later step must not cost the newest that is sound.
-        assert_eq!(prune(folder.path(), 1, 2).unwrap().len(), 1);
+        assert_eq!(prune(folder.path(), 1, 2, None).unwrap().len(), 1);
         assert_eq!(steps(), [2, 10]);
         save(folder.path(), 1);
-        assert_eq!(prune(folder.path(), 2, 10).unwrap().len(), 1);
+        assert_eq!(prune(folder.path(), 2, 10, None).unwrap().len(), 1);
         assert_eq!(steps(), [2, 10]);
-        prune(folder.path(), 0, 10).unwrap();
+        prune(folder.path(), 0, 10, None).unwrap();
         assert_eq!(newest_step(folder.path()), Some(10));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pruning_keeps_the_best_beside_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let steps = || -> Vec<u64> { list(folder.path()).unwrap().iter().map(|c| c.0).collect() };
+        for step in [1, 2, 3, 4] {
+            save(folder.path(), step);
+        }
+        prune(folder.path(), 3, 4, Some(1)).unwrap();
+        assert_eq!(steps(), [1, 3, 4]);
+        prune(folder.path(), 1, 4, Some(1)).unwrap();
+        assert_eq!(steps(), [1, 4], "two are kept where one is the best");
+        prune(folder.path(), 1, 4, Some(4)).unwrap();
+        assert_eq!(steps(), [4]);
     }
 }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::fields::{Field, fields};
+use super::fields::{Field, LISTS, fields};
 use super::merge::{Given, Merged};
 use super::yaml::{Node, Value};
 
@@ -20,7 +20,7 @@ pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
     }
     for field in fields() {
         match field.name.split_once('.') {
-            None if field.name == "datasets" => text += &datasets(merged),
+            None if LISTS.contains(&field.name) => text += &datasets(merged, field.name),
             None => match merged.get(field.name) {
                 Some(_) if field.name == SECRET => {
                     text += &format!("# {SECRET} is left out: give it as a variable\n");
@@ -46,12 +46,12 @@ fn entry(indent: &str, name: &str, given: &Given) -> String {
     }
 }
 
-fn datasets(merged: &Merged) -> String {
+fn datasets(merged: &Merged, list: &str) -> String {
     let mut text = String::new();
-    for index in 0..merged.datasets() {
+    for index in 0..merged.datasets(list) {
         let named = fields().iter().filter_map(|field| {
             let name = field.name.strip_prefix("datasets[].")?;
-            let given = merged.get(&format!("datasets.{index}.{name}"))?;
+            let given = merged.get(&format!("{list}.{index}.{name}"))?;
             Some((name, given))
         });
         for (number, (name, given)) in named.enumerate() {
@@ -66,7 +66,7 @@ fn datasets(merged: &Merged) -> String {
     }
     match text.is_empty() {
         true => text,
-        false => format!("datasets:\n{text}"),
+        false => format!("{list}:\n{text}"),
     }
 }
 
@@ -151,16 +151,21 @@ pub fn schema() -> Json {
         "type": "object",
         "properties": named(Some("datasets[].")),
     });
-    top.insert(
-        "datasets".to_owned(),
-        json!({
-            "description": "The training data: a path, or a list of paths or of mappings.",
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"anyOf": [{"type": "string"}, entry]}}
-            ]
-        }),
-    );
+    for (list, what) in [
+        ("datasets", "The training data"),
+        ("test_datasets", "The data to evaluate"),
+    ] {
+        top.insert(
+            list.to_owned(),
+            json!({
+                "description": format!("{what}: a path, or a list of paths or of mappings."),
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"anyOf": [{"type": "string"}, entry]}}
+                ]
+            }),
+        );
+    }
     top.insert(
         "cluster".to_owned(),
         json!({

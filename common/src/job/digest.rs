@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{JobSpec, Method};
+use super::{BestModel, JobSpec, Method};
 
 /// Fields that do not decide what comes out, only where, when and by whom: [`JobSpec::digest`] leaves them out.
 pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
@@ -15,6 +15,9 @@ pub const NOT_PART_OF_THE_RESULT: &[&str] = &[
     "save_steps",
     "save_total_limit",
     "eval_steps",
+    "eval_on_start",
+    "logging_first_step",
+    "save_first_step",
     "max_skipped_steps",
     "output_dir",
     "resume",
@@ -28,7 +31,7 @@ impl JobSpec {
     /// Paths of model, adapter and data are left out: their contents have digests of their own.
     pub fn digest(&self) -> String {
         let mut job = self.clone();
-        for dataset in &mut job.datasets {
+        for dataset in job.datasets.iter_mut().chain(&mut job.test_datasets) {
             dataset.path.clear();
             dataset.data_files.clear();
             dataset.split_files.clear();
@@ -42,9 +45,16 @@ impl JobSpec {
         {
             dir.clear();
         }
+        // Where evaluations decide what comes out, so does when they are made; else the best weights are only kept.
+        let decides = |best: &BestModel| best.decides();
+        job.best_model = job.best_model.filter(decides);
+        if let Some(best) = &mut job.best_model {
+            best.save = false;
+        }
         let mut json = serde_json::to_value(&job).expect("a job is plain data with string keys");
         if let Value::Object(fields) = &mut json {
-            for name in NOT_PART_OF_THE_RESULT {
+            let is_left_out = |name: &&&str| **name != "eval_steps" || job.best_model.is_none();
+            for name in NOT_PART_OF_THE_RESULT.iter().filter(is_left_out) {
                 fields.shift_remove(*name);
             }
         }

@@ -14,6 +14,11 @@ pub struct Field {
     pub help: &'static str,
 }
 
+/// The lists of datasets that a job has: those to train on, and those to evaluate. Entries of both have the same fields.
+pub(super) const DATASETS: &str = "datasets";
+pub(super) const TEST_DATASETS: &str = "test_datasets";
+pub(super) const LISTS: [&str; 2] = [DATASETS, TEST_DATASETS];
+
 /// All fields, in the order in which a job file is best written.
 pub fn fields() -> &'static [Field] {
     FIELDS
@@ -158,7 +163,7 @@ const FIELDS: &[Field] = &[
     ),
     field(
         "datasets[].split",
-        &[],
+        &["train_on_split"],
         "name | name[from:to], joined by +",
         "train",
         "Name of a split, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`. A file, or what a pattern matches, is the split `train`.",
@@ -346,6 +351,33 @@ const FIELDS: &[Field] = &[
         "Column with the tools that a chat may call.",
     ),
     field(
+        "test_datasets",
+        &[
+            "eval_dataset",
+            "eval_datasets",
+            "eval_file",
+            "validation_file",
+            "validation_files",
+        ],
+        "list of files or of mappings",
+        "none",
+        "Data to evaluate that is never trained on, instead of `val_set_size`. Entries are those of `datasets`; where one names no split, it is `test` if there is one.",
+    ),
+    field(
+        "dataset_train_split",
+        &["train_on_split"],
+        "as split of a dataset",
+        "train",
+        "`split` of every entry of `datasets` that does not say its own.",
+    ),
+    field(
+        "dataset_test_split",
+        &[],
+        "as split of a dataset",
+        "none; `test` with `dataset_name` and an `eval_strategy`",
+        "TRL's way to name data to evaluate: the datasets that are trained on, with this split in place of theirs.",
+    ),
+    field(
         "dataset_dir",
         &[],
         "folder",
@@ -400,6 +432,13 @@ const FIELDS: &[Field] = &[
         "folder",
         "last_run_prepared for `coordinator preprocess`, else the run's own",
         "Folder in which prepared data is kept and found again, by this job and by others that read the same data in the same way.",
+    ),
+    field(
+        "max_eval_samples",
+        &[],
+        "1 or more",
+        "max_samples",
+        "`max_samples` of every entry of `test_datasets` that does not say its own.",
     ),
     field(
         "dataset_text_field",
@@ -469,7 +508,7 @@ const FIELDS: &[Field] = &[
         &["test_size", "eval_size", "val_size", "test_split_size"],
         "fraction below 1, or a number of examples",
         "0",
-        "How much of the data is held out for evaluation. 0 holds nothing out.",
+        "How much of the data is held out for evaluation. 0 holds nothing out. Data of its own to evaluate is named by test_datasets.",
     ),
     field(
         "sequence_len",
@@ -756,6 +795,13 @@ const FIELDS: &[Field] = &[
         "How often a line is printed; metrics.jsonl has every step.",
     ),
     field(
+        "logging_first_step",
+        &[],
+        "true | false",
+        "false",
+        "Print the first step, too.",
+    ),
+    field(
         "save_steps",
         &[],
         "auto | steps, 0 or more | a fraction below 1",
@@ -765,9 +811,9 @@ const FIELDS: &[Field] = &[
     field(
         "save_strategy",
         &[],
-        "steps | epoch | no",
+        "steps | epoch | best | no",
         "steps",
-        "Transformers' way to say `saves_per_epoch: 1` (epoch) or `save_steps: 0` (no). For the best, give the number of steps.",
+        "Transformers' way to say `saves_per_epoch: 1` (epoch) or `save_steps: 0` (no). `best`: a checkpoint of the weights with the best evaluation so far, and no others.",
     ),
     field(
         "saves_per_epoch",
@@ -777,11 +823,18 @@ const FIELDS: &[Field] = &[
         "How many checkpoints are saved in an epoch, instead of save_steps: after every so many steps, rounded up, which the plan tells. 0 is as none.",
     ),
     field(
+        "save_first_step",
+        &[],
+        "true | false",
+        "false",
+        "Save a checkpoint after the first step, too.",
+    ),
+    field(
         "save_total_limit",
         &[],
         "1 or more",
         "3 with `save_steps: auto`, else none: all are kept",
-        "How many checkpoints are kept, the newest.",
+        "How many checkpoints are kept, the newest; the one of the best weights is kept beside them where the job tells which those are.",
     ),
     field(
         "eval_steps",
@@ -803,6 +856,48 @@ const FIELDS: &[Field] = &[
         "0 to 10000",
         "none",
         "How often the held-out data is evaluated in an epoch, instead of eval_steps: after every so many steps, rounded up, which the plan tells. 0 is as none.",
+    ),
+    field(
+        "eval_on_start",
+        &[],
+        "true | false",
+        "false",
+        "Evaluate the weights that the run begins with, too. They are no candidates for the best.",
+    ),
+    field(
+        "load_best_model_at_end",
+        &[],
+        "true | false",
+        "true with early_stopping_patience, else false",
+        "The result is the weights with the best evaluation, instead of the last ones. Each that is the best so far is saved as a checkpoint before the next step ends.",
+    ),
+    field(
+        "metric_for_best_model",
+        &[],
+        "loss | eval_loss",
+        "loss",
+        "What tells the best weights: the loss of their evaluation.",
+    ),
+    field(
+        "greater_is_better",
+        &[],
+        "true | false",
+        "false",
+        "Whether a greater loss is a better one.",
+    ),
+    field(
+        "early_stopping_patience",
+        &["early_stopping_steps"],
+        "evaluations, 0 or more",
+        "0: never",
+        "End the run once so many evaluations in a row have not been better than the best one before. The result is the best weights then, unless `load_best_model_at_end: false` or LLaMA-Factory's name `early_stopping_steps` says otherwise.",
+    ),
+    field(
+        "early_stopping_threshold",
+        &[],
+        "0 or more",
+        "0",
+        "An evaluation that is better by no more than this counts for early_stopping_patience as if it were not.",
     ),
     field(
         "max_skipped_steps",
@@ -902,7 +997,7 @@ pub fn flag_value(flag: &str) -> FlagValue {
         };
     };
     match field.name {
-        "datasets" | "test_prompts" => FlagValue::Entry(field.name),
+        "datasets" | "test_datasets" | "test_prompts" => FlagValue::Entry(field.name),
         "lora_target_modules" => FlagValue::List(field.name),
         _ if field.values.contains("true | false") => FlagValue::Switch,
         _ => FlagValue::One,

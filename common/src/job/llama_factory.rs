@@ -19,12 +19,17 @@ const INFO: &str = "dataset_info.json";
 const USUAL_DIR: &str = "data";
 const MAX_INFO_BYTES: u64 = 16 << 20;
 
-/// Puts the files and shapes in place of the names that `dataset` lists.
-pub(super) fn name_datasets(merged: &mut Merged, job_dir: Option<&Path>, problems: &mut Problems) {
+/// Puts the files and shapes in place of the names that a list of datasets holds.
+pub(super) fn name_datasets(
+    merged: &mut Merged,
+    list: &'static str,
+    job_dir: Option<&Path>,
+    problems: &mut Problems,
+) {
     let info = Info::find(merged, job_dir);
     let mut entries = Vec::new();
-    for index in 0..merged.datasets() {
-        let Some(given) = merged.get(&format!("datasets.{index}.path")) else {
+    for index in 0..merged.datasets(list) {
+        let Some(given) = merged.get(&format!("{list}.{index}.path")) else {
             return;
         };
         let Value::Scalar { text, .. } = &given.node.value else {
@@ -35,7 +40,7 @@ pub(super) fn name_datasets(merged: &mut Merged, job_dir: Option<&Path>, problem
             .map(str::trim)
             .filter(|name| !name.is_empty())
             .collect();
-        let is_named = merged.fields_of_dataset(index) == 1;
+        let is_named = merged.fields_of_dataset(list, index) == 1;
         if !is_named {
             // Written out, so there is nothing to look up.
             return;
@@ -50,7 +55,7 @@ pub(super) fn name_datasets(merged: &mut Merged, job_dir: Option<&Path>, problem
     if entries.len() > MAX_DATASETS {
         return;
     }
-    merged.replace_datasets(entries, problems);
+    merged.replace_datasets(list, entries, problems);
 }
 
 /// Whether a name is of a file or folder, or an id on the hub, rather than one of dataset_info.json.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::did_you_mean::did_you_mean;
 use super::error::{Origin, Problems};
-use super::fields;
+use super::fields::{self, DATASETS, LISTS, TEST_DATASETS};
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::quote::shorten;
 use super::switch::parse_switch;
@@ -79,7 +79,11 @@ impl Override {
     /// Turn in which it is added: fields of a dataset after the datasets themselves, whichever source has those, because
     /// `--set datasets.0.split=...` is about the file of `--dataset`.
     pub fn turn(&self) -> u8 {
-        match self.name.strip_prefix("datasets.") {
+        let rest = LISTS.iter().find_map(|list| {
+            let rest = self.name.strip_prefix(list)?;
+            rest.strip_prefix('.')
+        });
+        match rest {
             None => 0,
             Some(rest) if rest.ends_with(".path") || rest.ends_with(".data_files") => 1,
             Some(_) => 2,
@@ -92,8 +96,8 @@ impl Override {
 pub(super) struct Merged {
     values: BTreeMap<String, Given>,
     pub datasets_given: bool,
-    /// Value of `datasets` as a whole, as the command line gives it.
-    datasets_of_flags: Option<Given>,
+    /// Values of `datasets` and of `test_datasets` as a whole, as the command line gives them.
+    datasets_of_flags: BTreeMap<&'static str, Given>,
     /// Keys that are known, but change nothing here.
     passed_over: Vec<String>,
     /// Keys in whose place something else is done, and what that is.
@@ -215,7 +219,12 @@ impl Merged {
             origin: origin.clone(),
         };
         match name.split_once('.') {
-            Some(("datasets", rest)) => self.add_dataset_path(layer, rest, node, origin, problems),
+            Some((DATASETS, rest)) => {
+                self.add_dataset_path(layer, (DATASETS, rest), node, origin, problems);
+            }
+            Some((TEST_DATASETS, rest)) => {
+                self.add_dataset_path(layer, (TEST_DATASETS, rest), node, origin, problems);
+            }
             Some(("cluster", rest)) => self.add_cluster(layer, rest, &key, node, problems),
             _ => self.add_top(layer, key, node, problems),
         }
@@ -229,11 +238,11 @@ impl Merged {
             self.written.insert(key.text.clone());
         }
         if key.text == PRETRAINING {
-            return self.add_datasets(layer, key, as_text(node), problems);
+            return self.add_datasets(layer, DATASETS, key, as_text(node), problems);
         }
         match fields::find(&key.text) {
-            Some(field) if field.name == "datasets" => {
-                self.add_datasets(layer, key, node, problems)
+            Some(field) if LISTS.contains(&field.name) => {
+                self.add_datasets(layer, field.name, key, node, problems);
             }
             Some(field) => self.put(layer, field.name.to_owned(), key, node, problems),
             None => match unsupported::find(&key.text, &node) {
@@ -303,6 +312,11 @@ impl Merged {
     fn put(&mut self, layer: Layer, name: String, key: Key, node: Node, problems: &mut Problems) {
         match self.values.get(&name) {
             Some(first) if first.layer > layer => return,
+            // Under another name, nothing contradicts nothing.
+            Some(first) if first.layer == layer && first.written != key.text && node.is_null() => {
+                return;
+            }
+            Some(first) if first.written != key.text && first.node.is_null() => {}
             Some(first) if first.layer == layer => {
                 if layer != Layer::Flag {
                     twice(&key, &first.written, &first.origin, problems);

@@ -150,7 +150,9 @@ fn check_merged(
     let job_dir = path.as_deref().and_then(|path| path.parent());
     let dialect = dialect::told(&merged, &mut problems);
     if dialect == Dialect::LlamaFactory {
-        llama_factory::name_datasets(&mut merged, job_dir, &mut problems);
+        for list in fields::LISTS {
+            llama_factory::name_datasets(&mut merged, list, job_dir, &mut problems);
+        }
     }
     let mut reader = Reader {
         notices: merged.notices(),

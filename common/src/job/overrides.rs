@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::error::{Origin, Problems};
-use super::fields;
+use super::fields::{self, LISTS};
 use super::yaml::{self, Node};
 
 /// Names of `MUSTER_` variables that are not fields of a job.
@@ -52,6 +52,8 @@ pub(super) fn parse_override(
 
 fn is_free_text(name: &str) -> bool {
     let field = match name
+        .strip_prefix("test_")
+        .unwrap_or(name)
         .strip_prefix("datasets.")
         .and_then(|rest| rest.split_once('.'))
     {
@@ -66,12 +68,14 @@ pub(super) fn dotted_name(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("cluster_") {
         return format!("cluster.{rest}");
     }
-    if let Some((index, field)) = name
-        .strip_prefix("datasets_")
-        .and_then(|rest| rest.split_once('_'))
-        && index.bytes().all(|b| b.is_ascii_digit())
-    {
-        return format!("datasets.{index}.{field}");
+    for list in LISTS {
+        if let Some((index, field)) = name
+            .strip_prefix(list)
+            .and_then(|rest| rest.strip_prefix('_')?.split_once('_'))
+            && index.bytes().all(|b| b.is_ascii_digit())
+        {
+            return format!("{list}.{index}.{field}");
+        }
     }
     name.to_owned()
 }

@@ -1,5 +1,6 @@
 //! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
+mod best_model;
 mod cadence;
 mod chat_template;
 mod datasets;
@@ -20,9 +21,12 @@ use super::quote::shorten;
 use super::read::Reader;
 use super::spec::*;
 use super::switch::parse_switch;
-use cadence::{eval_steps, save_steps};
+use best_model::best_model;
+use cadence::{
+    eval_on_start, eval_steps, is_evaluated_in_training, is_never_evaluated, save_steps,
+};
 use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
-use datasets::datasets;
+use datasets::{Wishes, datasets, names, test_datasets};
 use lr_scheduler::lr_scheduler;
 use method::method;
 use mixture::{mixture, shuffle};
@@ -42,14 +46,24 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let lr_scheduler = lr_scheduler(reader, learning_rate);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
-    let (save_steps, save_cadence) = save_steps(reader);
-    let (eval_steps, eval_cadence) = eval_steps(reader, val_set_size);
-    let dataset_count = reader.merged.datasets();
+    let saves = save_steps(reader);
+    let base_model = base_model(reader);
+    let entries = names(reader);
+    let datasets = datasets(reader);
+    let holds_out = val_set_size != ValSetSize::None;
+    let wishes = Wishes {
+        holds_out,
+        is_off: is_never_evaluated(reader),
+        is_asked: is_evaluated_in_training(reader),
+    };
+    let test_datasets = test_datasets(reader, &datasets, wishes);
+    let has_validation = holds_out || !test_datasets.is_empty();
+    let evals = eval_steps(reader, has_validation);
+    let best_model = best_model(reader, saves, evals, has_validation);
+    let ((save_steps, save_cadence), (eval_steps, eval_cadence)) = (saves.steps(), evals.steps());
     let output_dir = reader
         .text("output_dir")
         .map_or_else(|| "output".into(), PathBuf::from);
-    let base_model = base_model(reader);
-    let datasets = datasets(reader);
     JobSpec {
         base_model,
         base_model_id: None,
@@ -59,12 +73,13 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         base_dtype: base_dtype(reader),
         mixture: mixture(reader, &datasets),
         datasets,
-        chat_template: chat_template(reader, dataset_count),
+        chat_template: chat_template(reader, &entries),
         chat_template_kwargs: chat_template_kwargs(reader),
         default_system_message: reader.text("default_system_message"),
         eos_token: eos_token(reader),
-        eot_tokens: eot_tokens(reader, dataset_count),
+        eot_tokens: eot_tokens(reader, &entries),
         val_set_size,
+        test_datasets,
         sequence_len: reader
             .size("sequence_len", 2..=MAX_SEQUENCE_LEN as u64)
             .unwrap_or(DEFAULT_SEQUENCE_LEN),
@@ -94,6 +109,10 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             .or((save_steps == SaveSteps::Auto && save_cadence.is_none())
                 .then_some(KEPT_BY_DEFAULT)),
         eval_steps,
+        eval_on_start: eval_on_start(reader, has_validation),
+        logging_first_step: reader.switch("logging_first_step").unwrap_or(false),
+        save_first_step: reader.switch("save_first_step").unwrap_or(false),
+        best_model,
         max_skipped_steps: reader
             .whole("max_skipped_steps", 0..=MAX_STEPS)
             .unwrap_or(5),

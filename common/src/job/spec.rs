@@ -58,6 +58,9 @@ pub struct JobSpec {
     pub eot_tokens: Vec<String>,
     /// How much of the data is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
+    /// Datasets that are evaluated and never trained on; then nothing is held out. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub test_datasets: Vec<DatasetSpec>,
     /// Tokens in a block, 2 to 2^20. Default: 2048, fewer for small data.
     pub sequence_len: usize,
     /// What becomes of examples longer than a block. Default: split.
@@ -107,6 +110,18 @@ pub struct JobSpec {
     pub save_total_limit: Option<usize>,
     /// Steps between two evaluations. None: only at the end, where there is a validation set. Default: none.
     pub eval_steps: Option<u64>,
+    /// Whether the weights that the run begins with are evaluated too. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub eval_on_start: bool,
+    /// Whether the first step is printed too, whatever `logging_steps` says. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logging_first_step: bool,
+    /// Whether a checkpoint is saved after the first step, too. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub save_first_step: bool,
+    /// What comes of the weights with the best evaluation. Default: they are not told from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_model: Option<BestModel>,
     /// Steps in a row that may be skipped for gradients that are not finite before the job stops. Default: 5.
     pub max_skipped_steps: u64,
     /// Where results and checkpoints go. Default: `output`.
@@ -124,6 +139,16 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// All datasets: those to train on, then those to evaluate.
+    pub fn all_datasets(&self) -> impl Iterator<Item = &DatasetSpec> {
+        self.datasets.iter().chain(&self.test_datasets)
+    }
+
+    /// The dataset of that number, counted as [`all_datasets`](Self::all_datasets) goes.
+    pub fn dataset(&self, index: usize) -> Option<&DatasetSpec> {
+        self.all_datasets().nth(index)
+    }
+
     /// The base model as people know it: its id on the hub and its commit, or its folder.
     pub fn model_name(&self) -> String {
         /// Characters of a commit that tell it from others.
@@ -579,6 +604,43 @@ pub enum SaveSteps {
     Never,
     /// A checkpoint after every so many steps, at least 1.
     Every(u64),
+}
+
+/// What comes of the weights with the best evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestModel {
+    /// Whether a greater loss is a better one. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub greater_is_better: bool,
+    /// Whether they are the result, instead of the last ones. Default: on with `early_stopping_patience`.
+    pub load_at_end: bool,
+    /// Whether a checkpoint of them is saved, whatever `save_steps` says; so it is too where they are the result. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub save: bool,
+    /// When the run ends before its last step. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+impl BestModel {
+    /// Whether each state that is the best so far is made a checkpoint.
+    pub fn saves(&self) -> bool {
+        self.save || self.load_at_end
+    }
+
+    /// Whether evaluations decide what comes out of the run.
+    pub fn decides(&self) -> bool {
+        self.load_at_end || self.early_stopping.is_some()
+    }
+}
+
+/// The run ends once evaluations have improved too little for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopping {
+    /// Number of evaluations in a row that may improve too little, at least 1: the run ends with the last of them.
+    pub patience: u64,
+    /// An improvement by no more than this is too little, 0 or more. Default: 0.
+    pub threshold: f64,
 }
 
 /// Whether activations are computed again in the backward pass instead of kept.

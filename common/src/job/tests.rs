@@ -9,6 +9,7 @@ mod problems;
 mod schedules;
 mod shapes;
 mod table;
+mod validation;
 
 use std::fs;
 use std::path::PathBuf;

@@ -121,6 +121,8 @@ fn cluster(job: Arc<JobSpec>, slots: usize) -> Cluster {
         start_weights_digest: None,
         start_numerics_class: None,
         last_evaluated: None,
+        best: None,
+        best_saved: None,
         min_workers: job.cluster.min_workers,
         max_workers: None,
         max_skipped_steps: 5,

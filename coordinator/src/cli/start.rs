@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
 use crate::run::push::{PushError, destination, push};
-use crate::run::resume::{Past, Start};
+use crate::run::resume::{Past, Start, evaluations_of};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
@@ -62,7 +62,7 @@ fn run_until_stopped(
     check_usage(arguments)?;
     let mut job = arguments.job.load()?;
     let token = read_token(arguments.token_file.as_deref())?;
-    let mut terminal = Terminal::stdout(job.logging_steps);
+    let mut terminal = Terminal::stdout(job.logging_steps).logging_first(job.logging_first_step);
     if let Some(notice) = cap_min_workers(arguments, &mut job) {
         terminal.say(&notice);
     }
@@ -249,8 +249,9 @@ fn train(
         total_steps: prepared.total_steps(),
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
-    let (recorded, known) = (past.recorded(&start), past.history.lines());
-    let files = RunFiles::open(&identity, plan, recorded, known)?;
+    let evaluations = evaluations_of(&prepared, &start);
+    let known = past.history.lines().chain(&evaluations);
+    let files = RunFiles::open(&identity, plan, past.recorded(&start), known)?;
     let recorder = Recorder::new(files.with_command(recorded_args(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
     let earlier = earlier(arguments, &past);
@@ -382,11 +383,11 @@ fn is_done_already(
     Ok(true)
 }
 
-/// A run that was made longer is not.
+/// A run that was made longer is not, unless it had stopped early: it would again.
 fn is_finished(identity: &RunIdentity, record: &RunRecord) -> bool {
     let auto = identity.job.resume == common::job::Resume::Auto;
     let steps = identity.total_steps.unwrap_or(record.total_steps);
-    auto && record.state == RunState::Done && record.step == steps
+    auto && record.state == RunState::Done && (record.step == steps || record.stopped_early)
 }
 
 fn run_end(outcome: &Outcome) -> RunEnd {

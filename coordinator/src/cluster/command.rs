@@ -70,6 +70,11 @@ pub enum Command {
         step: u64,
         last: bool,
     },
+    /// Make the checkpoint of step `best` the result of a run that ends after `step` updates.
+    StoreBest {
+        best: u64,
+        step: u64,
+    },
     /// Let a worker go: the run is over, or the worker was asked to stop and has handed over what counts.
     SendFinish {
         worker: WorkerId,

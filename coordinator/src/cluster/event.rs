@@ -82,6 +82,14 @@ pub enum Event {
         step: u64,
         path: PathBuf,
         weights_digest: String,
+        /// Whether it is the result of the run, and no checkpoint.
+        is_result: bool,
+    },
+    /// The result could not be made of the best weights' checkpoint.
+    ResultFailed {
+        reason: String,
+        /// Whether the checkpoint is at fault, and not the room on the disk.
+        is_damaged: bool,
     },
     /// A state asked for did not arrive or could not be stored.
     StateFailed {
@@ -122,6 +130,7 @@ impl Event {
             | Self::StateArrived { .. }
             | Self::StateStored { .. }
             | Self::StateFailed { .. }
+            | Self::ResultFailed { .. }
             | Self::StopRequested { .. }
             | Self::GaveUp { .. }
             | Self::Ticked => None,

@@ -23,6 +23,7 @@ mod tests;
 
 pub use self::command::{Command, Outcome};
 pub use self::event::{Event, WorkerId};
+use self::parts::best_weights::BestWeights;
 use self::parts::evaluation::Evaluation;
 use self::parts::failure_detector::FailureDetector;
 use self::parts::feeds::Feeds;
@@ -60,6 +61,8 @@ pub struct Cluster {
     stats: StepStats,
     /// The current evaluation, and which weights have one.
     evaluation: Evaluation,
+    /// The weights with the best evaluation, where the job asks for them.
+    best: BestWeights,
     /// The states that workers were asked for.
     saving: Saving,
     /// Newcomers that copy the state of a member.
@@ -82,7 +85,10 @@ impl Cluster {
         let earlier = &settings.earlier;
         let committed = settings.start_step.max(earlier.recorded);
         let evaluation = Evaluation::after(settings.last_evaluated);
+        let best = settings.best.clone();
+        let best = BestWeights::new(best, settings.best_saved, settings.start_step);
         let work = schedule.work_from(committed, evaluation.is_on_record(committed));
+        let work = best.or_end(work);
         let rejoin_window = RejoinWindow::of(earlier, settings.start_step);
         let class = earlier.numerics_class.clone();
         let class = class.filter(|_| rejoin_window.is_some());
@@ -93,6 +99,7 @@ impl Cluster {
             progress: Progress::at(Ledger::of(&schedule, work)),
             stats: StepStats::new(&schedule, committed, earlier),
             evaluation,
+            best,
             saving: Saving::new(settings.start_step),
             feeds: Feeds::default(),
             probing: Probing::default(),
@@ -108,6 +115,17 @@ impl Cluster {
     /// The class that all workers of this run have, once it computed anything.
     pub fn numerics_class(&self) -> Option<&str> {
         self.generation.numerics_class()
+    }
+
+    /// Step of the weights with the best evaluation so far, where the job asks for them.
+    pub fn best_step(&self) -> Option<u64> {
+        self.best.best().map(|best| best.step)
+    }
+
+    /// Whether what evaluations find decides how the run goes on, so that they must be on record before it does.
+    pub fn goes_by_evaluations(&self) -> bool {
+        let best = self.schedule.job().best_model;
+        best.is_some_and(|best| best.decides() || best.saves())
     }
 
     /// Number of trainable scalars, as the ready workers report it; 0 while none is ready.

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use common::plan::Best;
+
 /// One committed step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
@@ -62,6 +64,8 @@ pub struct EvalRecord {
     pub eval_loss: f64,
     pub eval_mean_token_accuracy: f64,
     pub eval_runtime_seconds: f64,
+    /// The best evaluation so far, this one or an earlier; where the job asks for the best weights.
+    pub best: Option<Best>,
 }
 
 /// What happened in a run.

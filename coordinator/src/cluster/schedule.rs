@@ -92,7 +92,7 @@ impl RunSchedule {
 
     /// What begins when a run starts or resumes after `step` updates.
     pub fn work_from(&self, step: u64, is_evaluated: bool) -> Work {
-        if step > 0 && !is_evaluated && self.evaluates_after(step) {
+        if !is_evaluated && self.evaluates_after(step) {
             Work::Eval(step)
         } else {
             self.following(Work::Eval(step))
@@ -116,16 +116,26 @@ impl RunSchedule {
     /// An evaluation is due after `step` updates.
     pub fn evaluates_after(&self, step: u64) -> bool {
         let due = |every: u64| step.is_multiple_of(every);
-        !self.eval_slots.is_empty()
-            && (step == self.total_steps() || self.job.eval_steps.is_some_and(due))
+        let is_due = match step {
+            0 => self.job.eval_on_start,
+            step => step == self.total_steps() || self.job.eval_steps.is_some_and(due),
+        };
+        is_due && !self.eval_slots.is_empty()
     }
 
     /// A checkpoint is due after `step` updates. The result of the last step is stored anyway.
     pub fn saves_after(&self, step: u64) -> bool {
-        match self.job.save_steps {
-            SaveSteps::Every(steps) => step < self.total_steps() && step.is_multiple_of(steps),
+        let is_due = match self.job.save_steps {
+            SaveSteps::Every(steps) => step.is_multiple_of(steps),
             SaveSteps::Auto | SaveSteps::Never => false,
-        }
+        };
+        let is_first = self.job.save_first_step && step == 1;
+        step < self.total_steps() && (is_due || is_first)
+    }
+
+    /// Whether checkpoints are saved beside those of the best weights.
+    pub fn saves_at_all(&self) -> bool {
+        self.job.save_steps != SaveSteps::Never
     }
 
     /// Whether the job leaves it to the run when checkpoints are saved: as often as costs little enough.
@@ -139,6 +149,7 @@ impl RunSchedule {
             || step.is_multiple_of(DIGEST_STEPS)
             || step == self.total_steps()
             || self.saves_after(step)
+            || self.job.best_model.is_some() && self.evaluates_after(step)
     }
 
     /// Trained tokens of each slot.

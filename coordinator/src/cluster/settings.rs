@@ -1,5 +1,7 @@
 //! What a run is from its beginning: its settings, and what the journal knows of its earlier terms.
 
+use common::plan::BestSoFar;
+
 /// What a run is, apart from its [`super::RunSchedule`]: version, identity, where it starts, how many workers it wants.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -17,6 +19,10 @@ pub struct Settings {
     pub start_numerics_class: Option<String>,
     /// Step of the newest weights with an evaluation on record.
     pub last_evaluated: Option<u64>,
+    /// What the evaluations on record amount to, where the job goes by them.
+    pub best: Option<BestSoFar>,
+    /// Step of the best weights, where a checkpoint on disk has them.
+    pub best_saved: Option<u64>,
     pub min_workers: usize,
     pub max_workers: Option<usize>,
     /// The run fails after more consecutive skipped steps (gradients not finite or out of range) than this.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::failpoint;
 use common::files::FileEntry;
@@ -19,13 +20,16 @@ use tonic::Status;
 use crate::cluster::run_event::RunEvent;
 use crate::cluster::{Cluster, Command, Event, Outcome, WorkerId};
 use crate::driver::transfers::{Expected, Transfers};
-use crate::store::checkpoints::{Facts, Received, State, Store};
+use crate::store::checkpoints::{Facts, NotMade, Received, State, Store};
 use crate::store::journal::Journal;
 
 /// Most workers that are connected at a time.
 const MAX_SESSIONS: usize = 4096;
 /// Bytes that a state may have beyond 16 for each trainable scalar: configuration and headers.
 const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// How long the run waits for the record of an evaluation that decides how it goes on. A disk that takes longer is told anyway.
+const EVALUATION_RECORD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An entry of the queue of messages to one worker.
 pub enum Outgoing {
@@ -248,6 +252,7 @@ impl Driver {
                     step: state.step,
                     path: state.folder.clone().unwrap_or_default(),
                     weights_digest: state.weights_digest.clone().unwrap_or_default(),
+                    is_result: state.files.is_empty(),
                 };
                 // The result has no optimizer's state, so nobody starts from it.
                 if state.step >= self.newest.step && !state.files.is_empty() {
@@ -272,6 +277,14 @@ impl Driver {
                     }
                     if let Some(journal) = &self.journal {
                         journal.observe(&event);
+                        // What follows from it comes after: no crash may make another decision of what is found again.
+                        if matches!(event, RunEvent::Evaluated(_))
+                            && self.cluster.goes_by_evaluations()
+                        {
+                            let durable = journal.durable(EVALUATION_RECORD_TIMEOUT);
+                            let _ = tokio::task::spawn_blocking(durable).await;
+                            failpoint::reached("evaluation-recorded");
+                        }
                     }
                     // An observer that is gone needs no events.
                     drop(self.observer.send(event).await);
@@ -309,6 +322,7 @@ impl Driver {
             }
             Command::SendFinish { worker, finish } => self.send(worker, Down::Finish(finish)),
             Command::RequestState { worker, step, last } => self.request(worker, step, last),
+            Command::StoreBest { best, step } => self.store_best(best, step),
             Command::Refuse { worker, reason } => {
                 let mut status = Status::failed_precondition(reason);
                 if let Ok(digest) = self.greeting.job_digest.parse() {
@@ -434,12 +448,13 @@ impl Driver {
         let facts = Facts {
             layout_digest: self.cluster.layout_digest().to_owned(),
             numerics_class: self.cluster.numerics_class().unwrap_or_default().to_owned(),
+            best_step: self.cluster.best_step(),
         };
         let last = self.last_step == Some(step);
         let (store, inputs) = (self.store.clone(), self.inputs.clone());
         tokio::spawn(async move {
             let commit = move || match last {
-                true => store.commit_last(received, &facts),
+                true => store.commit_last(received),
                 false => store.commit(received, &facts),
             };
             let input = match tokio::task::spawn_blocking(commit).await {
@@ -451,6 +466,26 @@ impl Driver {
             let _ = inputs.send(input).await;
         });
         None
+    }
+}
+
+impl Driver {
+    /// Begins to make a checkpoint the result, on another thread.
+    fn store_best(&self, best: u64, step: u64) {
+        let (store, inputs) = (self.store.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let commit = move || store.commit_best(best, step);
+            let failed =
+                |reason, is_damaged| Input::Happened(Event::ResultFailed { reason, is_damaged });
+            let input = match tokio::task::spawn_blocking(commit).await {
+                Ok(Ok(state)) => Input::Stored(state),
+                Ok(Err(NotMade::Checkpoint(error))) => failed(error.to_string(), true),
+                Ok(Err(NotMade::Disk(error))) => failed(error.to_string(), false),
+                Err(error) => failed(error.to_string(), false),
+            };
+            // The driver is gone only when the run is over.
+            let _ = inputs.send(input).await;
+        });
     }
 }
 

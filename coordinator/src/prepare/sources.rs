@@ -13,6 +13,7 @@ use common::job::JobSpec;
 use common::progress::Progress;
 
 use access::Sources;
+use datasets::List;
 
 /// Fetches what the job names from the hub, and finds the files of its datasets.
 pub fn obtain(original: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
@@ -22,12 +23,15 @@ pub fn obtain(original: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<St
     if let Err(problem) = model::obtain(&sources, &mut job) {
         problems.push(problem);
     }
-    for index in 0..job.datasets.len() {
-        match datasets::obtain(&sources, index, &mut job.datasets[index]) {
-            Ok(notice) => job.reading.notices.extend(notice),
-            Err(reason) => {
-                let path = job.datasets[index].path.display();
-                problems.push(format!("{path}: {reason}"));
+    for list in List::ALL {
+        let entries = match list {
+            List::Trained => &mut job.datasets,
+            List::Evaluated => &mut job.test_datasets,
+        };
+        for (index, dataset) in entries.iter_mut().enumerate() {
+            match datasets::obtain(&sources, (list, index), dataset) {
+                Ok(notice) => job.reading.notices.extend(notice),
+                Err(reason) => problems.push(format!("{}: {reason}", dataset.path.display())),
             }
         }
     }

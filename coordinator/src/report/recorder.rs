@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::files::{FileError, atomic};
+use common::plan::BestSoFar;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -123,6 +124,11 @@ impl Recorder {
     /// Updates that the newest evaluated weights have seen, in this term or an earlier one.
     pub fn last_evaluated(&self) -> Option<u64> {
         self.files().last_evaluated()
+    }
+
+    /// What the evaluations on record amount to, where the job goes by them.
+    pub fn best(&self) -> Option<BestSoFar> {
+        self.files().best()
     }
 
     /// Writes `trainer_state.json` as it is after `step` updates. Blocks until the record of that step has come, or for

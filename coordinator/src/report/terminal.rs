@@ -49,6 +49,8 @@ pub struct Terminal {
     screen: Option<Screen>,
     bar: Option<ProgressBar>,
     logging_steps: u64,
+    /// Whether the first step has a line, too.
+    logs_first: bool,
     total_steps: u64,
     since_last_line: Mean,
     first_loss: Option<f64>,
@@ -69,6 +71,11 @@ impl Terminal {
         Self::new(Box::new(streams::stdout()), style, screen, logging_steps)
     }
 
+    /// Gives the first step a line of its own, too.
+    pub fn logging_first(self, logs_first: bool) -> Self {
+        Self { logs_first, ..self }
+    }
+
     fn new(
         out: Box<dyn Write + Send>,
         style: Style,
@@ -82,6 +89,7 @@ impl Terminal {
             screen,
             bar: None,
             logging_steps: logging_steps.max(1),
+            logs_first: false,
             total_steps: 0,
             since_last_line: Mean::default(),
             first_loss: None,
@@ -206,7 +214,9 @@ impl Terminal {
                 step.step
             ));
         }
-        if step.step.is_multiple_of(self.logging_steps) || step.step == self.total_steps {
+        let is_first = self.logs_first && step.step == 1;
+        if is_first || step.step.is_multiple_of(self.logging_steps) || step.step == self.total_steps
+        {
             let loss = self.since_last_line.take();
             self.last_loss = Some(loss);
             let line = match &self.screen {

@@ -1,19 +1,25 @@
 //! Where a run starts: a checkpoint, the adapter that the job names, or the base model as it is; and what the journal says
 //! of its earlier terms.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use common::files::checkpoint::{self, Manifest};
 use common::files::{FileEntry, FileError};
 use common::job::{Method, Resume};
+use common::plan::BestSoFar;
 use common::text::short_digest;
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::prepare::Prepared;
 use crate::store::checkpoints::State;
 use crate::store::journal;
 use crate::store::journal::{Found, History, Identity, Term};
+use crate::store::layout::TRAINER_STATE;
+use crate::store::output::Line;
 
 /// Why a run cannot start from the checkpoint that it should resume.
 #[derive(Debug, Error)]
@@ -171,6 +177,61 @@ impl Past {
     pub fn recorded(&self, start: &Start) -> u64 {
         self.history.recorded().max(start.state.step)
     }
+}
+
+/// Longest `trainer_state.json` that is read.
+const MAX_STATE_BYTES: u64 = 64 << 20;
+
+/// The evaluations that the checkpoint of another folder knows of, as lines of `metrics.jsonl`: what the run goes by has to be known
+/// here, too. The manifest has vouched for the file; a checkpoint without one knows of none.
+pub fn evaluations_of(prepared: &Prepared, start: &Start) -> Vec<Line> {
+    let folder = match (&prepared.job.resume, &start.state.folder) {
+        (Resume::Path(_), Some(folder)) if prepared.job.best_model.is_some() => folder,
+        _ => return Vec::new(),
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(folder.join(TRAINER_STATE))
+        .and_then(|file| file.take(MAX_STATE_BYTES).read_to_end(&mut bytes));
+    let state = read.ok().and_then(|_| serde_json::from_slice(&bytes).ok());
+    let Some(Value::Array(history)) =
+        state.and_then(|state: Value| state.get("log_history").cloned())
+    else {
+        return Vec::new();
+    };
+    let evaluation = |entry: Value| match entry {
+        Value::Object(line) if line.contains_key("eval_loss") => Some(line),
+        _ => None,
+    };
+    history.into_iter().filter_map(evaluation).collect()
+}
+
+/// A line for the user where the best weights so far have no checkpoint any more and cannot come back.
+pub fn best_is_gone(
+    start: &Start,
+    so_far: Option<&BestSoFar>,
+    saved: Option<u64>,
+) -> Option<String> {
+    let so_far = so_far.filter(|so_far| so_far.rule().saves())?;
+    let step = so_far.best()?.step;
+    (saved.is_none() && step < start.state.step).then(|| {
+        format!(
+            "the weights after step {step} are the best so far, but output_dir has no sound checkpoint of them: unless later ones are \
+             better, the last ones are the result"
+        )
+    })
+}
+
+/// Step of the best weights so far, where a checkpoint of this run has them. It is read to its end only where the run does not begin
+/// with it, which was read already.
+pub fn best_on_disk(prepared: &Prepared, start: &Start, so_far: Option<&BestSoFar>) -> Option<u64> {
+    let step = so_far?.best()?.step;
+    let folder = checkpoint::checkpoint_dir(&prepared.job.output_dir, step);
+    if start.state.folder.as_deref() == Some(&*folder) {
+        return Some(step);
+    }
+    let manifest = checkpoint::verify(&folder).ok()?;
+    let is_ours = manifest.base_model_digest == prepared.model_digest;
+    (is_ours && manifest.step == step).then_some(step)
 }
 
 fn missing_checkpoint(history: &History, start: &Start) -> Option<String> {

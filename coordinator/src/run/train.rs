@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::rpc::service::Service;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::LocalWorkers;
-use crate::run::resume::Start;
+use crate::run::resume::{Start, best_is_gone, best_on_disk};
 use crate::run::signals::Signals;
 use crate::store::checkpoints::Store;
 use crate::store::journal::{Journal, Term};
@@ -83,7 +83,14 @@ impl Training {
         let (inputs, arrivals) = mpsc::channel(INPUTS);
         self.signals.begin(inputs.clone(), self.recorder.clone());
         let greeting = greeting(&self.prepared, &self.term)?;
+        let best = self.recorder.best();
+        let best_saved = best_on_disk(&self.prepared, &self.start, best.as_ref());
+        if let Some(notice) = best_is_gone(&self.start, best.as_ref(), best_saved) {
+            let _ = self.observer.send(RunEvent::Notice(notice)).await;
+        }
         let settings = Settings {
+            best_saved,
+            best,
             run: self.term.run,
             earlier: self.earlier,
             last_evaluated: self.recorder.last_evaluated(),
@@ -230,6 +237,8 @@ fn settings(prepared: &Prepared, start: &Start) -> Settings {
         start_weights_digest: start.state.weights_digest.clone(),
         start_numerics_class: start.numerics_class.clone(),
         last_evaluated: None,
+        best: None,
+        best_saved: None,
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,

@@ -7,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::failpoint;
+use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use common::files::atomic::AtomicDir;
 use common::files::checkpoint::{self, MANIFEST, Manifest};
 use common::files::durable;
-use common::files::model::ModelFolder;
+use common::files::model::{CONFIG, ModelFolder};
 use common::files::snapshot::OPTIMIZER;
 use common::files::{FileEntry, FileError};
 
@@ -43,6 +44,16 @@ pub struct State {
 pub struct Facts {
     pub layout_digest: String,
     pub numerics_class: String,
+    /// Step of the weights with the best evaluation, whose checkpoint is kept whatever the limit is.
+    pub best_step: Option<u64>,
+}
+
+/// Why a checkpoint was not made the result.
+#[derive(Debug)]
+pub enum NotMade {
+    /// It is damaged, or not there any more.
+    Checkpoint(FileError),
+    Disk(FileError),
 }
 
 /// Writes `trainer_state.json` for a step into a folder.
@@ -93,7 +104,7 @@ impl Store {
         folder.commit_with_last(MANIFEST)?;
         failpoint::reached("checkpoint-write");
         if let Some(limit) = self.save_total_limit {
-            checkpoint::prune(&self.output_dir, limit, received.step)?;
+            checkpoint::prune(&self.output_dir, limit, received.step, facts.best_step)?;
         }
         Ok(State {
             step: received.step,
@@ -104,7 +115,7 @@ impl Store {
     }
 
     /// Moves the result into the output folder, and records it before anyone is told to end. The optimizer's state is left out.
-    pub fn commit_last(&self, received: Received, _facts: &Facts) -> Result<State, FileError> {
+    pub fn commit_last(&self, received: Received) -> Result<State, FileError> {
         let folder = received.folder;
         self.complete(folder.path(), received.step)?;
         folder.sync_files(OPTIMIZER)?;
@@ -132,6 +143,28 @@ impl Store {
         })
     }
 
+    /// Makes the checkpoint of step `best` the result of a run that ends after `step` updates. The checkpoint stays.
+    pub fn commit_best(&self, best: u64, step: u64) -> Result<State, NotMade> {
+        let from = checkpoint::checkpoint_dir(&self.output_dir, best);
+        let manifest = checkpoint::verify(&from).map_err(NotMade::Checkpoint)?;
+        failpoint::reached("result-from-best");
+        let folder = self.begin(step).map_err(NotMade::Disk)?;
+        let of_state = |file: &&FileEntry| is_weights(&file.path);
+        for file in manifest.files.iter().filter(of_state) {
+            let to = folder.path().join(&file.path);
+            fs::copy(from.join(&file.path), &to)
+                .map_err(|error| NotMade::Disk(FileError::io("write", &to)(error)))?;
+        }
+        let received = Received {
+            worker: WorkerId(0),
+            step,
+            weights_digest: manifest.weights_digest,
+            files: Vec::new(),
+            folder,
+        };
+        self.commit_last(received).map_err(NotMade::Disk)
+    }
+
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         self.model
             .copy_tokenizer_files(folder, self.template.as_deref())?;
@@ -143,6 +176,13 @@ impl Store {
         }
         (self.write_trainer_state)(folder, step)
     }
+}
+
+/// Whether a file of a checkpoint is what a worker hands over of its weights: what else is there, the store adds.
+fn is_weights(name: &str) -> bool {
+    let of_model = name.starts_with("model") || name == CONFIG;
+    let of_adapter = [ADAPTER_WEIGHTS, ADAPTER_CONFIG].contains(&name);
+    of_adapter || of_model
 }
 
 /// Moves each file of a flat folder (the chat templates beside the default one) to `to`: what else is there stays.

@@ -16,7 +16,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::files::{FileError, atomic};
 use tokio::sync::mpsc;
@@ -128,8 +128,11 @@ impl Journal {
                 waiting: Vec::new(),
                 overflowed: false,
                 closed: false,
+                remembered: 0,
+                durable: 0,
             }),
             changed: Condvar::new(),
+            written: Condvar::new(),
         });
         let writing = shared.clone();
         let thread = std::thread::spawn(move || writer::write_all(writer, &writing, &observer));
@@ -150,6 +153,13 @@ impl Journal {
             state.remember(record);
             self.shared.changed.notify_one();
         }
+    }
+
+    /// What waits until everything so far is on disk, or for so long: for a thread that may wait.
+    pub fn durable(&self, timeout: Duration) -> impl FnOnce() + Send + 'static {
+        let shared = self.shared.clone();
+        let remembered = shared.lock().remembered;
+        move || shared.wait_until_durable(remembered, timeout)
     }
 
     /// Records that the run ended, and waits until everything is on disk, as far as that can be had.

@@ -4,6 +4,7 @@
 //! `metrics.jsonl` is the one record that grows: it is cut back to the step a run resumes from, and the history in
 //! `trainer_state.json` is made from it, so the two never disagree.
 
+mod best;
 mod error;
 mod line;
 mod longer;
@@ -19,6 +20,7 @@ use std::time::{Instant, SystemTime};
 
 use common::files::atomic;
 use common::job::{JobSpec, Method};
+use common::plan::BestSoFar;
 use common::timestamp;
 
 pub use run_record::{RunRecord, RunState};
@@ -27,6 +29,7 @@ pub use trainer_state::{RunPlan, TrainerState};
 
 use super::layout::{METRICS, RUN, TRAINER_STATE};
 use crate::cluster::run_event::{RunEnd, RunEvent};
+use best::BestRecord;
 pub use error::OutputError;
 pub use line::Line;
 use metrics::Metrics;
@@ -122,10 +125,16 @@ impl RunFiles {
         let dir = identity.job.output_dir.clone();
         fs::create_dir_all(&dir).map_err(OutputError::io("create", &dir))?;
         atomic::remove_leftovers(&dir)?;
-        let mut state = TrainerState::new(Cadence::of(&identity.job), plan);
+        let mut state = TrainerState::new(
+            Cadence::of(&identity.job),
+            plan,
+            BestRecord::of(&identity.job),
+        );
         let mut totals = Totals::default();
         let (mut newest, mut first_time) = (None, None);
-        let mut metrics = Metrics::open(&dir.join(METRICS), resumed_step, |line| {
+        // Of a run that begins anew only the journal knows what was before its first step.
+        let last_step = Some(resumed_step).filter(|step| *step > 0);
+        let mut metrics = Metrics::open(&dir.join(METRICS), last_step, |line| {
             newest = metrics::place(line);
             first_time.get_or_insert_with(|| line.get("time").cloned());
             state.add_line(line);
@@ -149,6 +158,7 @@ impl RunFiles {
         let first_time = first_time.flatten();
         let first_time = first_time.and_then(|time| Some(time.as_str()?.to_owned()));
         let started = earlier.and_then(|earlier| earlier.started).or(first_time);
+        record.take_best(&state, u64::MAX);
         record.started = started.or_else(|| Some(timestamp::seconds(SystemTime::now())));
         let mut files = Self {
             record,
@@ -201,6 +211,9 @@ impl RunFiles {
             self.totals.add_line(&line);
             self.metrics.append(&line)?;
         }
+        if let RunEvent::Evaluated(_) = event {
+            self.record.take_best(&self.state, u64::MAX);
+        }
         Ok(())
     }
 
@@ -227,6 +240,11 @@ impl RunFiles {
     /// Updates that the newest evaluated weights have seen, in this term or an earlier one.
     pub fn last_evaluated(&self) -> Option<u64> {
         self.state.last_evaluated()
+    }
+
+    /// What the evaluations on record amount to, where the job goes by them.
+    pub fn best(&self) -> Option<BestSoFar> {
+        self.state.best_at(u64::MAX)
     }
 
     /// What `run.json` says by now.

@@ -62,6 +62,7 @@ fn facts() -> Facts {
     Facts {
         layout_digest: "layout".into(),
         numerics_class: "test".into(),
+        best_step: None,
     }
 }
 
@@ -145,7 +146,7 @@ fn the_result_is_durable_before_it_has_its_name() {
     let store = store(&folder, None);
     let received = received(&store, 9);
     let witness = Witness::of(folder.path(), None);
-    store.commit_last(received, &facts()).unwrap();
+    store.commit_last(received).unwrap();
     witness.check();
     assert!(store.output_dir.join("adapter_model.safetensors").is_file());
 }

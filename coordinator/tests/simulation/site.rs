@@ -10,6 +10,7 @@ use common::files::atomic;
 use common::files::checkpoint;
 use common::files::model::ModelFolder;
 use common::job::InitWeights;
+use common::plan::BestSoFar;
 use coordinator::cluster::run_event::RunEvent;
 use coordinator::cluster::{BlockTokens, Cluster, Outcome, PreviousTerms, RunSchedule, Settings};
 use coordinator::driver::control_loop::{Driver, WelcomeTemplate};
@@ -19,6 +20,7 @@ use coordinator::store::checkpoints::{State, Store};
 use coordinator::store::journal;
 use coordinator::store::journal::{Identity, Journal, Term};
 use coordinator::store::layout::WORK_FOLDER;
+use coordinator::store::output::Line;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -56,8 +58,11 @@ impl Site {
             .restarted(earlier.recorded, last_evaluated, start.step);
         let (inputs, arrivals) = mpsc::channel(INPUTS);
         let (observer, mut events) = mpsc::channel::<RunEvent>(EVENTS);
+        let best = best(world, past.history.lines());
         let settings = Settings {
             last_evaluated,
+            best_saved: best.as_ref().and_then(|best| saved(world, best)),
+            best,
             ..settings(world, &start, earlier)
         };
         let term = Term {
@@ -73,6 +78,8 @@ impl Site {
         let number = term.term;
         let (folder, telling) = (&world.folder, observer.clone());
         let journal = Journal::begin(folder, past.history, term, 0, telling).unwrap();
+        // It was written anew.
+        world.durable_journal.store(0, Ordering::Relaxed);
         let shelf = Arc::new(Transfers::new(world.scratch.blocks()));
         if let Some(folder) = &start.folder {
             shelf.offer(folder, &start.files);
@@ -131,7 +138,11 @@ impl Site {
             false => 0,
         };
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        let kept = length.saturating_sub(lost).max(self.journal_head);
+        let durable = world.durable_journal.load(Ordering::Relaxed);
+        let kept = length
+            .saturating_sub(lost)
+            .max(self.journal_head)
+            .max(durable);
         file.set_len(kept).unwrap();
         world
             .net
@@ -164,8 +175,24 @@ fn journal_path(folder: &Path) -> PathBuf {
     folder.join(WORK_FOLDER).join("journal")
 }
 
-fn journal_length(folder: &Path) -> u64 {
+pub fn journal_length(folder: &Path) -> u64 {
     std::fs::metadata(journal_path(folder)).unwrap().len()
+}
+
+/// What the evaluations on record amount to, where the run keeps its best weights.
+fn best<'a>(world: &World, lines: impl Iterator<Item = &'a Line>) -> Option<BestSoFar> {
+    let evaluations =
+        lines.filter_map(|line| Some((evaluated(line)?, line["eval_loss"].as_f64()?)));
+    Some(BestSoFar::after(world.job.best_model?, evaluations))
+}
+
+/// Step of the best weights, where a checkpoint has them.
+fn saved(world: &World, best: &BestSoFar) -> Option<u64> {
+    let step = best.best()?.step;
+    let folder = checkpoint::checkpoint_dir(&world.folder, step);
+    checkpoint::verify(&folder)
+        .ok()
+        .map(|manifest| manifest.step)
 }
 
 /// The step of an evaluation on record.
@@ -184,6 +211,8 @@ fn settings(world: &World, start: &State, earlier: PreviousTerms) -> Settings {
         start_weights_digest: start.weights_digest.clone(),
         start_numerics_class: None,
         last_evaluated: None,
+        best: None,
+        best_saved: None,
         min_workers: job.cluster.min_workers,
         max_workers: job.cluster.max_workers,
         max_skipped_steps: job.max_skipped_steps,

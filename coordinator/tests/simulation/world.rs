@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use common::job::JobSpec;
+use common::job::{BestModel, JobSpec};
 use coordinator::cluster::run_event::RunEvent;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +16,17 @@ use crate::faults::{Fault, Plan};
 use crate::net::{COORDINATOR, Net, Node};
 use crate::oracle::Oracle;
 use crate::rpc::Network;
-use crate::site::{Scratch, Site};
+use crate::site::{self, Scratch, Site};
 use crate::truth::{Model, job};
 use crate::worker;
+
+/// What is kept is the result of no run here, so that all come to the same one.
+const BEST: BestModel = BestModel {
+    greater_is_better: false,
+    load_at_end: false,
+    save: true,
+    early_stopping: None,
+};
 
 /// Simulated; no run may take longer.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -35,6 +43,8 @@ pub struct World {
     pub scratch: Arc<Scratch>,
     /// The coordinator's output folder.
     pub folder: PathBuf,
+    /// Bytes of the journal that no crash may cost, because the run waited for them.
+    pub durable_journal: AtomicU64,
     /// This worker reports wrong digests from this step on, once.
     wrong: Mutex<Option<(Node, u64)>>,
     /// The state after this step is handed over with other weights, once.
@@ -94,7 +104,10 @@ pub fn run(scratch: &Arc<Scratch>, plan: &Plan, readable: bool) -> Report {
 
 async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable: bool) -> Report {
     let dice = Dice::new(plan.seed);
-    let job = Arc::new(job(plan.min_workers, plan.max_workers));
+    let mut job = job(plan.min_workers, plan.max_workers);
+    // Every second run keeps its best weights: nobody goes on before a checkpoint has them, nor from an evaluation that may be lost.
+    job.best_model = plan.seed.is_multiple_of(2).then_some(BEST);
+    let job = Arc::new(job);
     let model = Model::new(&job, plan.not_finite.then_some(dice));
     let world = Arc::new(World {
         net: Net::new(dice, plan.uneven_lines, readable),
@@ -104,6 +117,7 @@ async fn simulate(plan: &Plan, scratch: Arc<Scratch>, folder: PathBuf, readable:
         job,
         scratch,
         folder,
+        durable_journal: AtomicU64::new(0),
         wrong: Mutex::new(plan.wrong),
         spoiled: Mutex::new(plan.spoiled),
         counts: Counts::default(),
@@ -162,6 +176,19 @@ impl World {
             && text.contains("computed again")
         {
             count(&self.counts.begun_again, 1);
+        }
+        if self.job.best_model.is_some() {
+            if matches!(event, RunEvent::Evaluated(_)) {
+                let length = site::journal_length(&self.folder);
+                self.durable_journal.store(length, Ordering::Relaxed);
+            }
+            if let RunEvent::Notice(text) = event
+                && (text.contains("evaluation after step")
+                    || text.contains("the best so far, are gone"))
+            {
+                self.oracle
+                    .violation(format!("in a run that keeps its best weights: {text}"));
+            }
         }
         self.oracle.observe(event);
     }

@@ -1,9 +1,10 @@
-//! The entries of `datasets`: the list as a whole, an entry of it, a field of an entry.
+//! The entries of `datasets` and `test_datasets`: a list as a whole, an entry of it, a field of an entry.
 
 use super::super::error::{Origin, Problems};
+use super::super::fields::{self, DATASETS};
 use super::super::quote::shorten;
 use super::super::yaml::{Key, Node, Value};
-use super::super::{fields, llama_factory_columns, unsupported};
+use super::super::{llama_factory_columns, unsupported};
 use super::{Given, Layer, Merged, contradicts, twice, unknown};
 
 pub(in crate::job) const MAX_DATASETS: usize = 1000;
@@ -12,28 +13,33 @@ pub(in crate::job) const MAX_DATASETS: usize = 1000;
 pub(super) const PRETRAINING: &str = "pretraining_dataset";
 
 impl Merged {
-    /// Replaces all datasets by these entries, which say in full what the given ones named.
-    pub fn replace_datasets(&mut self, entries: Vec<(Layer, Key, Node)>, problems: &mut Problems) {
-        self.values.retain(|name, _| !name.starts_with("datasets."));
+    /// Replaces all entries of a list by these, which say in full what the given ones named.
+    pub fn replace_datasets(
+        &mut self,
+        list: &'static str,
+        entries: Vec<(Layer, Key, Node)>,
+        problems: &mut Problems,
+    ) {
+        self.values.retain(|name, _| !is_in(list, name));
         for (index, (layer, key, node)) in entries.into_iter().enumerate() {
-            self.add_dataset(layer, index, &key, node, problems);
+            self.add_dataset(layer, (list, index), &key, node, problems);
         }
     }
 
-    /// How many fields an entry of `datasets` was given with.
-    pub fn fields_of_dataset(&self, index: usize) -> usize {
-        let prefix = format!("datasets.{index}.");
+    /// How many fields an entry of a list was given with.
+    pub fn fields_of_dataset(&self, list: &str, index: usize) -> usize {
+        let prefix = format!("{list}.{index}.");
         let fields = self.values.range(prefix.clone()..);
         fields
             .take_while(|(name, _)| name.starts_with(&prefix))
             .count()
     }
 
-    /// How many entries `datasets` has.
-    pub fn datasets(&self) -> usize {
+    /// How many entries a list has.
+    pub fn datasets(&self, list: &str) -> usize {
         (0..MAX_DATASETS)
             .take_while(|index| {
-                let prefix = format!("datasets.{index}.");
+                let prefix = format!("{list}.{index}.");
                 self.values
                     .range(prefix.clone()..)
                     .next()
@@ -42,10 +48,11 @@ impl Merged {
             .count()
     }
 
-    /// Adds `datasets` as a whole: it replaces what an earlier source said.
+    /// Adds a list of datasets as a whole: it replaces what an earlier source said.
     pub(super) fn add_datasets(
         &mut self,
         layer: Layer,
+        list: &'static str,
         key: Key,
         node: Node,
         problems: &mut Problems,
@@ -53,11 +60,11 @@ impl Merged {
         if node.is_null() {
             return;
         }
-        self.datasets_given = true;
+        self.datasets_given |= list == DATASETS;
         let same_layer = self
             .values
             .iter()
-            .find(|(name, given)| name.starts_with("datasets.") && given.layer == layer);
+            .find(|(name, given)| is_in(list, name) && given.layer == layer);
         if layer != Layer::Flag
             && let Some((_, first)) = same_layer
         {
@@ -70,8 +77,8 @@ impl Merged {
                 layer,
                 node: node.clone(),
             };
-            match &self.datasets_of_flags {
-                None => self.datasets_of_flags = Some(given),
+            match self.datasets_of_flags.get(list) {
+                None => drop(self.datasets_of_flags.insert(list, given)),
                 Some(first) => {
                     if !first.node.says_the_same(&node) {
                         contradicts(&key, &node, first, problems);
@@ -80,16 +87,17 @@ impl Merged {
                 }
             }
         }
-        self.values.retain(|name, _| !name.starts_with("datasets."));
+        self.values.retain(|name, _| !is_in(list, name));
         let entries = match node.value {
             Value::Sequence(items) => items,
             _ => vec![node],
         };
         if entries.is_empty() {
-            problems.add(
-                &key.origin,
-                "`datasets` is empty: name the data to train on",
-            );
+            let what = match list {
+                DATASETS => "name the data to train on",
+                _ => "name the data to evaluate, or remove it",
+            };
+            problems.add(&key.origin, format!("`{list}` is empty: {what}"));
         }
         if entries.len() > MAX_DATASETS {
             let message = format!(
@@ -99,14 +107,14 @@ impl Merged {
             return problems.add(&key.origin, message);
         }
         for (index, entry) in entries.into_iter().enumerate() {
-            self.add_dataset(layer, index, &key, entry, problems);
+            self.add_dataset(layer, (list, index), &key, entry, problems);
         }
     }
 
     fn add_dataset(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         key: &Key,
         entry: Node,
         problems: &mut Problems,
@@ -118,10 +126,15 @@ impl Merged {
                     .iter()
                     .any(|(key, _)| key.text == "path" || key.text == "data_files")
                 {
-                    problems.add(&origin, format!("dataset {} has no `path`", index + 1));
+                    let of = match list {
+                        DATASETS => String::new(),
+                        list => format!(" of `{list}`"),
+                    };
+                    let message = format!("dataset {}{of} has no `path`", index + 1);
+                    problems.add(&origin, message);
                 }
                 for (key, node) in entries {
-                    self.add_dataset_field(layer, index, key, node, problems);
+                    self.add_dataset_field(layer, (list, index), key, node, problems);
                 }
             }
             Value::Scalar { .. } => {
@@ -129,13 +142,7 @@ impl Merged {
                     text: key.text.clone(),
                     origin,
                 };
-                self.put(
-                    layer,
-                    format!("datasets.{index}.path"),
-                    key,
-                    entry,
-                    problems,
-                );
+                self.put(layer, format!("{list}.{index}.path"), key, entry, problems);
             }
             Value::Sequence(_) => {
                 problems.add(
@@ -149,20 +156,20 @@ impl Merged {
     fn add_dataset_field(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         key: Key,
         node: Node,
         problems: &mut Problems,
     ) {
         match key.text.as_str() {
             "message_property_mappings" => {
-                return self.add_message_keys(layer, index, node, problems);
+                return self.add_message_keys(layer, (list, index), node, problems);
             }
             // LLaMA-Factory's way to say what a dataset's rows look like.
             "formatting" | "columns" | "tags" => {
                 return match llama_factory_columns::dataset_fields(&key, node) {
                     Ok(fields) => fields.into_iter().for_each(|(key, node)| {
-                        self.add_dataset_field(layer, index, key, node, problems);
+                        self.add_dataset_field(layer, (list, index), key, node, problems);
                     }),
                     Err(message) => problems.add(&key.origin, message),
                 };
@@ -171,7 +178,7 @@ impl Merged {
         }
         match fields::find_in_dataset(&key.text) {
             Some(field) => {
-                let name = field.name.replace("[]", &format!(".{index}"));
+                let name = field.name.replace("datasets[]", &format!("{list}.{index}"));
                 self.put(layer, name, key, node, problems);
             }
             None => match unsupported::find_in_dataset(&key.text, &node) {
@@ -186,7 +193,7 @@ impl Merged {
     fn add_message_keys(
         &mut self,
         layer: Layer,
-        index: usize,
+        (list, index): (&'static str, usize),
         node: Node,
         problems: &mut Problems,
     ) {
@@ -197,7 +204,7 @@ impl Merged {
         for (key, node) in entries {
             match key.text.as_str() {
                 "role" | "content" => {
-                    let name = format!("datasets.{index}.field_{}", key.text);
+                    let name = format!("{list}.{index}.field_{}", key.text);
                     self.put(layer, name, key, node, problems);
                 }
                 _ => unknown(
@@ -214,7 +221,7 @@ impl Merged {
     pub(super) fn add_dataset_path(
         &mut self,
         layer: Layer,
-        rest: &str,
+        (list, rest): (&'static str, &str),
         node: Node,
         origin: &Origin,
         problems: &mut Problems,
@@ -223,29 +230,33 @@ impl Merged {
             .split_once('.')
             .and_then(|(i, name)| Some((i.parse().ok()?, name)))
         else {
-            return problems.add(
-                origin,
-                "write datasets.<number>.<field>, for example datasets.0.path",
-            );
+            let message = format!("write {list}.<number>.<field>, for example {list}.0.path");
+            return problems.add(origin, message);
         };
-        let have = self.datasets();
+        let have = self.datasets(list);
         if index > have || index >= MAX_DATASETS {
             let message = format!(
-                "there is no dataset {index}: the job has {have}, and datasets.{have} would append one"
+                "there is no dataset {index}: the job has {have}, and {list}.{have} would append one"
             );
             return problems.add(origin, message);
         }
         if index == have && name != "path" {
             let message =
-                format!("there is no dataset {index} yet; give datasets.{index}.path first");
+                format!("there is no dataset {index} yet; give {list}.{index}.path first");
             return problems.add(origin, message);
         }
         let key = Key {
             text: name.to_owned(),
             origin: origin.clone(),
         };
-        self.add_dataset_field(layer, index, key, node, problems);
+        self.add_dataset_field(layer, (list, index), key, node, problems);
     }
+}
+
+/// Whether the name is of a field of an entry of that list.
+fn is_in(list: &str, name: &str) -> bool {
+    name.strip_prefix(list)
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Entries of datasets that are plain text where they do not say what they are.

@@ -4,7 +4,8 @@ use crate::job::limits::MAX_STEPS;
 use crate::job::number::{parse_number, without_separators};
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
-use crate::job::spec::{Cadence, SaveSteps, ValSetSize};
+use crate::job::spec::{Cadence, SaveSteps};
+use crate::job::yaml::Value;
 
 /// Most times in an epoch: more than anybody wants of checkpoints or evaluations.
 const MAX_PER_EPOCH: u64 = 10_000;
@@ -15,18 +16,57 @@ enum Strategy {
     Steps,
     Epoch,
     No,
+    /// Whenever an evaluation is the best so far; for checkpoints only.
+    Best,
 }
 
 /// After how many steps, if that is a number already, and else how often.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Often {
+pub(super) enum Often {
     Never,
     Every(u64),
     Of(Cadence),
 }
 
+/// When checkpoints are saved.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Saves {
+    /// The run decides.
+    Auto,
+    /// Only where an evaluation is the best so far.
+    Best,
+    Often(Often),
+}
+
+impl Saves {
+    /// The number of steps, or what of it is left to the data.
+    pub fn steps(self) -> (SaveSteps, Option<Cadence>) {
+        match self {
+            Self::Auto => (SaveSteps::Auto, None),
+            Self::Best | Self::Often(Often::Never) => (SaveSteps::Never, None),
+            Self::Often(Often::Every(steps)) => (SaveSteps::Every(steps), None),
+            Self::Often(Often::Of(cadence)) => (SaveSteps::Auto, Some(cadence)),
+        }
+    }
+}
+
+/// When the run stops for evaluations; `None` where it does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Evals(pub Option<Often>);
+
+impl Evals {
+    /// The number of steps, or what of it is left to the data.
+    pub fn steps(self) -> (Option<u64>, Option<Cadence>) {
+        match self.0 {
+            Some(Often::Every(steps)) => (Some(steps), None),
+            Some(Often::Of(cadence)) => (None, Some(cadence)),
+            Some(Often::Never) | None => (None, None),
+        }
+    }
+}
+
 /// Reads when checkpoints are saved.
-pub(super) fn save_steps(reader: &mut Reader<'_>) -> (SaveSteps, Option<Cadence>) {
+pub(super) fn save_steps(reader: &mut Reader<'_>) -> Saves {
     let fields = ["save_strategy", "save_steps", "saves_per_epoch"];
     let steps = match reader.scalar(fields[1], "auto or a number of steps") {
         None | Some((_, "auto")) => None,
@@ -34,47 +74,40 @@ pub(super) fn save_steps(reader: &mut Reader<'_>) -> (SaveSteps, Option<Cadence>
     };
     let strategy = strategy(reader, fields[0], fields[1]);
     let per_epoch = per_epoch(reader, fields[2]);
-    let by_steps = match steps {
-        None => (SaveSteps::Auto, None),
-        Some(Often::Never) => (SaveSteps::Never, None),
-        Some(Often::Every(steps)) => (SaveSteps::Every(steps), None),
-        Some(Often::Of(cadence)) => (SaveSteps::Auto, Some(cadence)),
-    };
     let is_same = |field: &str| match field {
         // They only say that the steps decide.
         "save_strategy" => match strategy {
             Some(Strategy::Steps) | None => true,
             Some(Strategy::No) => steps == Some(Often::Never),
-            Some(Strategy::Epoch) => false,
+            Some(Strategy::Epoch | Strategy::Best) => false,
         },
         "saves_per_epoch" => per_epoch.is_none(),
         _ => false,
     };
     match decides(reader, fields, is_same, "when checkpoints are saved") {
-        Some("save_strategy") if strategy == Some(Strategy::No) => (SaveSteps::Never, None),
-        Some("save_strategy") => (SaveSteps::Auto, Some(Cadence::PerEpoch(1))),
-        Some("saves_per_epoch") => (SaveSteps::Auto, per_epoch),
-        _ => by_steps,
+        Some("save_strategy") if strategy == Some(Strategy::No) => Saves::Often(Often::Never),
+        Some("save_strategy") if strategy == Some(Strategy::Best) => Saves::Best,
+        Some("save_strategy") => Saves::Often(Often::Of(Cadence::PerEpoch(1))),
+        Some("saves_per_epoch") => {
+            per_epoch.map_or(Saves::Auto, |often| Saves::Often(Often::Of(often)))
+        }
+        _ => steps.map_or(Saves::Auto, Saves::Often),
     }
 }
 
 /// Reads when the held-out data is evaluated, beside at the end.
-pub(super) fn eval_steps(
-    reader: &mut Reader<'_>,
-    val_set_size: ValSetSize,
-) -> (Option<u64>, Option<Cadence>) {
+pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
     let fields = ["eval_strategy", "eval_steps", "evals_per_epoch"];
     let steps = often(reader, fields[1]).filter(|often| *often != Often::Never);
     let strategy = strategy(reader, fields[0], fields[1]);
     let per_epoch = per_epoch(reader, fields[2]);
-    let holds_out = val_set_size != ValSetSize::None;
     if let Some(given) = reader.given(fields[0]) {
         let message = match strategy {
             Some(Strategy::Steps) if steps.is_none() && per_epoch.is_none() => {
                 "is steps, but `eval_steps` says no number of them"
             }
             Some(Strategy::No) if holds_out && steps.is_none() && per_epoch.is_none() => {
-                "is no, but what `val_set_size` holds out is evaluated at the end; remove one"
+                "is no, but what `val_set_size` holds out or `test_datasets` names is evaluated at the end; remove one"
             }
             _ => "",
         };
@@ -86,7 +119,7 @@ pub(super) fn eval_steps(
         "eval_strategy" => match strategy {
             Some(Strategy::Steps) | None => true,
             Some(Strategy::No) => steps.is_none() && per_epoch.is_none(),
-            Some(Strategy::Epoch) => false,
+            Some(Strategy::Epoch | Strategy::Best) => false,
         },
         "evals_per_epoch" => per_epoch.is_none(),
         _ => steps.is_none(),
@@ -105,10 +138,9 @@ pub(super) fn eval_steps(
     };
     if decided_by == Some("evals_per_epoch") && !holds_out {
         // As Axolotl, whose examples have it beside no held-out data.
-        let notice =
-            "evals_per_epoch: nothing is evaluated, because val_set_size holds no examples out";
+        let notice = "evals_per_epoch: nothing is evaluated, because val_set_size holds no examples out and test_datasets names none";
         reader.notices.push(notice.to_owned());
-        return (None, None);
+        return Evals(None);
     }
     if let Some(name) = decided_by
         && let Some(given) = reader.given(name)
@@ -116,14 +148,39 @@ pub(super) fn eval_steps(
         && !holds_out
         && Some(given.layer) >= reader.layer("val_set_size")
     {
-        let message = "has nothing to evaluate: `val_set_size` holds no examples out";
+        let message = "has nothing to evaluate: `val_set_size` holds no examples out, and `test_datasets` names none";
         reader.problem(given, message.to_owned());
     }
-    match often {
-        Some(Often::Every(steps)) => (Some(steps), None),
-        Some(Often::Of(cadence)) => (None, Some(cadence)),
-        Some(Often::Never) | None => (None, None),
+    Evals(often)
+}
+
+/// Reads whether the weights that the run begins with are evaluated.
+pub(super) fn eval_on_start(reader: &mut Reader<'_>, holds_out: bool) -> bool {
+    let is_on = reader.switch("eval_on_start").unwrap_or(false);
+    if is_on && !holds_out {
+        let notice = "eval_on_start: nothing is evaluated, because val_set_size holds no examples out and test_datasets names none";
+        reader.notices.push(notice.to_owned());
     }
+    is_on && holds_out
+}
+
+/// Whether the job says that nothing is evaluated.
+pub(super) fn is_never_evaluated(reader: &Reader<'_>) -> bool {
+    says(
+        reader,
+        "eval_strategy",
+        &["no", "none", "never", "false", "off"],
+    )
+}
+
+/// Whether the job says that the run stops for evaluations.
+pub(super) fn is_evaluated_in_training(reader: &Reader<'_>) -> bool {
+    says(reader, "eval_strategy", &["steps", "epoch"])
+}
+
+fn says(reader: &Reader<'_>, name: &str, words: &[&str]) -> bool {
+    let given = reader.given(name).map(|given| &given.node.value);
+    matches!(given, Some(Value::Scalar { text, .. }) if words.contains(&text.to_ascii_lowercase().as_str()))
 }
 
 /// The field that decides, of those that do not just agree with whatever another says.
@@ -172,10 +229,16 @@ fn strategy(reader: &mut Reader<'_>, name: &str, instead: &str) -> Option<Strate
         "steps" => Some(Strategy::Steps),
         "epoch" => Some(Strategy::Epoch),
         "no" | "none" | "never" | "false" | "off" => Some(Strategy::No),
+        "best" if name == "save_strategy" => Some(Strategy::Best),
         other => {
             let other = shorten(other);
+            let best = if name == "save_strategy" {
+                ", best"
+            } else {
+                ""
+            };
             let message = format!(
-                "must be steps, epoch or no, found `{other}`; give the number of steps as `{instead}`"
+                "must be steps, epoch{best} or no, found `{other}`; give the number of steps as `{instead}`"
             );
             reader.problem(given, message);
             None

@@ -21,15 +21,15 @@ const JINJA: &str = "jinja";
 /// Most tokens that a job may name as ends of turns.
 const MAX_END_TOKENS: usize = 100;
 
-/// Reads which chat template conversations are written with.
-pub(super) fn chat_template(reader: &mut Reader<'_>, datasets: usize) -> TemplateChoice {
+/// Reads which chat template conversations are written with. `datasets` are the names of the entries, such as `datasets.0`.
+pub(super) fn chat_template(reader: &mut Reader<'_>, datasets: &[String]) -> TemplateChoice {
     let of_job =
         choice(reader, "chat_template", "chat_template_jinja").or_else(|| llama_factory(reader));
     let mut chosen = of_job;
     let mut without = 0;
-    for index in 0..datasets {
-        let name = format!("datasets.{index}.chat_template");
-        let text = format!("datasets.{index}.chat_template_jinja");
+    for (index, dataset) in datasets.iter().enumerate() {
+        let name = format!("{dataset}.chat_template");
+        let text = format!("{dataset}.chat_template_jinja");
         let Some(of_dataset) = choice(reader, &name, &text) else {
             without += 1;
             continue;
@@ -48,7 +48,7 @@ pub(super) fn chat_template(reader: &mut Reader<'_>, datasets: usize) -> Templat
         }
     }
     if without > 0
-        && without < datasets
+        && without < datasets.len()
         && reader.given("chat_template").is_none()
         && chosen.is_some()
     {
@@ -216,8 +216,10 @@ pub(super) fn chat_template_kwargs(reader: &mut Reader<'_>) -> Map<String, Json>
 }
 
 /// Reads the tokens that end a turn, of the job and of its datasets together.
-pub(super) fn eot_tokens(reader: &mut Reader<'_>, datasets: usize) -> Vec<String> {
-    let of_datasets = (0..datasets).map(|index| format!("datasets.{index}.eot_tokens"));
+pub(super) fn eot_tokens(reader: &mut Reader<'_>, datasets: &[String]) -> Vec<String> {
+    let of_datasets = datasets
+        .iter()
+        .map(|dataset| format!("{dataset}.eot_tokens"));
     let names = std::iter::once("eot_tokens".to_owned()).chain(of_datasets);
     let mut tokens: Vec<String> = Vec::new();
     for name in names.collect::<Vec<_>>() {

@@ -4,26 +4,122 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use super::super::dialect::Dialect;
+use super::super::fields::{DATASETS, LISTS, TEST_DATASETS};
 use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
-use super::super::split::Split;
+use super::super::split::{Split, TRAIN};
 use super::mixture::selection;
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
 
+/// Split that TRL evaluates where none is named.
+const TEST: &str = "test";
+
+/// Names of the entries of both lists of datasets, such as `datasets.0`.
+pub(super) fn names(reader: &Reader<'_>) -> Vec<String> {
+    let of = |list: &'static str| {
+        let entries = 0..reader.merged.datasets(list);
+        entries.map(move |index| format!("{list}.{index}"))
+    };
+    LISTS.into_iter().flat_map(of).collect()
+}
+
+/// Reads the datasets to train on.
 pub(super) fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
-    let count = reader.merged.datasets();
+    let count = reader.merged.datasets(DATASETS);
     if count == 0 && !reader.datasets_given {
         reader.missing("`datasets` is missing: the data to train on");
     }
     // Its names were looked up already.
     reader.text("dataset_dir");
-    let common_text_field = reader.text("dataset_text_field");
-    (0..count)
-        .map(|index| dataset(reader, index, common_text_field.as_deref()))
-        .collect()
+    let split = split(reader, "dataset_train_split");
+    let entries = (0..count).map(|index| {
+        let mut entry = dataset(reader, &format!("{DATASETS}.{index}"), &["max_samples"]);
+        entry.split = entry.split.or_else(|| split.clone());
+        entry
+    });
+    entries.collect()
+}
+
+/// What the job says of evaluations beside naming data for them.
+pub(super) struct Wishes {
+    /// Whether some of the training data is held out.
+    pub holds_out: bool,
+    /// Whether nothing shall be evaluated.
+    pub is_off: bool,
+    /// Whether the run shall stop for evaluations.
+    pub is_asked: bool,
+}
+
+/// Reads the datasets that are evaluated and never trained on: those that the job names, or another split of `trained`.
+pub(super) fn test_datasets(
+    reader: &mut Reader<'_>,
+    trained: &[DatasetSpec],
+    Wishes {
+        holds_out,
+        is_off,
+        is_asked,
+    }: Wishes,
+) -> Vec<DatasetSpec> {
+    let count = reader.merged.datasets(TEST_DATASETS);
+    let held_out = reader.given("val_set_size").filter(|_| holds_out);
+    let split = split(reader, "dataset_test_split");
+    let by_split = reader.given("dataset_test_split");
+    if let Some(given) = held_out.filter(|_| count > 0 || by_split.is_some()) {
+        let other = if count > 0 {
+            TEST_DATASETS
+        } else {
+            "dataset_test_split"
+        };
+        let message = format!("and `{other}` both say what is evaluated; remove one");
+        reader.problem(given, message);
+    }
+    if let Some(given) = by_split.filter(|_| count > 0) {
+        let message = "and `test_datasets` both say what is evaluated; remove one";
+        reader.problem(given, message.to_owned());
+    }
+    let samples = ["max_eval_samples", "max_samples"];
+    // Read with each entry where there are any.
+    let max_samples = match count {
+        0 => reader.whole(samples[0], 1..=u64::MAX),
+        _ => None,
+    };
+    let named: Vec<DatasetSpec> = (0..count)
+        .map(|index| {
+            let mut entry = dataset(reader, &format!("{TEST_DATASETS}.{index}"), &samples);
+            if reader.dialect == Dialect::LlamaFactory {
+                entry.split.get_or_insert_with(|| TRAIN.to_owned());
+            }
+            entry
+        })
+        .collect();
+    let of_trl = reader.given("datasets.0.path");
+    let is_trl = of_trl.is_some_and(|given| given.written == "dataset_name");
+    let split = match split {
+        None if is_trl && is_asked && count == 0 && held_out.is_none() => Some(TEST.to_owned()),
+        split => split,
+    };
+    match split {
+        Some(split) if named.is_empty() && is_off => {
+            let notice = format!(
+                "dataset_test_split: {split} is not evaluated, because eval_strategy is no"
+            );
+            reader.notices.push(notice);
+            named
+        }
+        Some(split) if named.is_empty() => {
+            let of_split = |dataset: &DatasetSpec| DatasetSpec {
+                split: Some(split.clone()),
+                max_samples: max_samples.or(dataset.max_samples),
+                ..dataset.clone()
+            };
+            trained.iter().map(of_split).collect()
+        }
+        _ => named,
+    }
 }
 
 /// Formats of files by Axolotl's names.
@@ -87,8 +183,10 @@ const OF_OTHERS: [&str; 6] = [
     "field_content",
 ];
 
-fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str>) -> DatasetSpec {
-    let name = |field: &str| format!("datasets.{index}.{field}");
+/// Reads an entry, `datasets.0` or another. `common_samples` are fields of the job that say how many rows of it are read where it
+/// does not, the first that is given.
+fn dataset(reader: &mut Reader<'_>, entry: &str, common_samples: &[&str]) -> DatasetSpec {
+    let name = |field: &str| format!("{entry}.{field}");
     if let Some(given) = reader.merged.get_or_null(&name("path"))
         && given.node.is_null()
     {
@@ -104,8 +202,8 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         Some(Shape::Kind(kind)) => kind,
         None => DatasetKind::Auto,
     };
-    if let Some(text) = common_text_field {
-        fields.text = text.to_owned();
+    if let Some(text) = reader.text("dataset_text_field") {
+        fields.text = text;
     }
     for (field, slot) in [
         ("field_messages", &mut fields.messages),
@@ -127,8 +225,8 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     }
     let has_system_column =
         kind == DatasetKind::Messages && reader.given(&name("field_system")).is_some();
-    fields.thinking = thinking(reader, index);
-    check_fields(reader, index, kind);
+    fields.thinking = thinking(reader, entry);
+    check_fields(reader, entry, kind);
     if kind == DatasetKind::Alpaca && reader.given("test_prompts").is_some() {
         let notice = "test_prompts and `worker generate` ask in the model's chat template, not in the text of `type: alpaca`: write that \
                       text out to see what was learned";
@@ -136,10 +234,10 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
             reader.notices.push(notice.to_owned());
         }
     }
-    let max_samples = match reader.given(&name("max_samples")) {
-        Some(_) => name("max_samples"),
-        None => "max_samples".to_owned(),
-    };
+    let common = common_samples.iter().map(|field| (*field).to_owned());
+    let max_samples = std::iter::once(name("max_samples")).chain(common);
+    let max_samples = { max_samples }.find(|field| reader.given(field).is_some());
+    let max_samples = max_samples.unwrap_or_else(|| name("max_samples"));
     if let Some(given) = reader.given(&max_samples)
         && given.written == "num_samples"
     {
@@ -153,19 +251,19 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         format: reader.choice(&name("ds_type"), FORMATS).map(str::to_owned),
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
-        selection: selection(reader, index),
-        roles: roles(reader, index),
+        selection: selection(reader, entry),
+        roles: roles(reader, entry),
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
         ..DatasetSpec::new(PathBuf::new(), kind, fields)
     };
-    name_files(reader, index, &mut dataset);
+    name_files(reader, entry, &mut dataset);
     dataset
 }
 
 /// Reads `path` and `data_files`: where the data is, and which of its files are read.
-fn name_files(reader: &mut Reader<'_>, index: usize, dataset: &mut DatasetSpec) {
-    let name = |field: &str| format!("datasets.{index}.{field}");
+fn name_files(reader: &mut Reader<'_>, entry: &str, dataset: &mut DatasetSpec) {
+    let name = |field: &str| format!("{entry}.{field}");
     let by_split = files_by_split(reader, &name("data_files"));
     let files = match &by_split {
         None => reader.texts(&name("data_files"), None).unwrap_or_default(),
@@ -235,11 +333,11 @@ fn files_by_split(reader: &mut Reader<'_>, name: &str) -> Option<Vec<(String, Ve
 }
 
 /// Refuses names of columns that rows of this shape do not have.
-fn check_fields(reader: &mut Reader<'_>, index: usize, kind: DatasetKind) {
+fn check_fields(reader: &mut Reader<'_>, entry: &str, kind: DatasetKind) {
     let is_instructions = matches!(kind, DatasetKind::Alpaca | DatasetKind::Instructions);
     let mut refuse = |fields: &[&str], message: &str| {
         for field in fields {
-            if let Some(given) = reader.given(&format!("datasets.{index}.{field}")) {
+            if let Some(given) = reader.given(&format!("{entry}.{field}")) {
                 reader.problem(given, message.to_owned());
             }
         }
@@ -277,8 +375,8 @@ fn check_fields(reader: &mut Reader<'_>, index: usize, kind: DatasetKind) {
 }
 
 /// Reads under which key the data has a message's thinking, and under which one the template reads it.
-fn thinking(reader: &mut Reader<'_>, index: usize) -> Option<[String; 2]> {
-    let name = |field: &str| format!("datasets.{index}.{field}");
+fn thinking(reader: &mut Reader<'_>, entry: &str) -> Option<[String; 2]> {
+    let name = |field: &str| format!("{entry}.{field}");
     let own = reader.text(&name("field_thinking"));
     let read = reader.text(&name("template_thinking_key"));
     if let Some(read) = &read
@@ -301,8 +399,8 @@ fn thinking(reader: &mut Reader<'_>, index: usize) -> Option<[String; 2]> {
 }
 
 /// Reads the data's own names of roles: Axolotl's `roles: {user: [human], assistant: [gpt]}`.
-fn roles(reader: &mut Reader<'_>, index: usize) -> Vec<(String, String)> {
-    let Some(given) = reader.given(&format!("datasets.{index}.roles")) else {
+fn roles(reader: &mut Reader<'_>, entry: &str) -> Vec<(String, String)> {
+    let Some(given) = reader.given(&format!("{entry}.roles")) else {
         return Vec::new();
     };
     let wanted =

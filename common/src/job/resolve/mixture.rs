@@ -1,5 +1,6 @@
 //! How the rows of several datasets become one set.
 
+use super::super::fields::TEST_DATASETS;
 use super::super::read::Reader;
 use super::super::spec::{DatasetSpec, MixStrategy, MixtureSpec, Selection, Shard};
 
@@ -27,10 +28,10 @@ const STRATEGIES: &[(&[&str], MixStrategy)] = &[
 ];
 
 /// Reads which rows of a dataset are read.
-pub(super) fn selection(reader: &mut Reader<'_>, index: usize) -> Selection {
-    let name = |field: &str| format!("datasets.{index}.{field}");
+pub(super) fn selection(reader: &mut Reader<'_>, entry: &str) -> Selection {
+    let name = |field: &str| format!("{entry}.{field}");
     Selection {
-        shard: shard(reader, index),
+        shard: shard(reader, entry),
         skip: reader.whole(&name("skip"), 0..=u64::MAX).unwrap_or(0),
         fraction: reader.number(&name("fraction"), "a number above 0", |n| n > 0.0),
         repeat: reader
@@ -39,8 +40,8 @@ pub(super) fn selection(reader: &mut Reader<'_>, index: usize) -> Selection {
     }
 }
 
-fn shard(reader: &mut Reader<'_>, index: usize) -> Option<Shard> {
-    let name = |field: &str| format!("datasets.{index}.{field}");
+fn shard(reader: &mut Reader<'_>, entry: &str) -> Option<Shard> {
+    let name = |field: &str| format!("{entry}.{field}");
     let count = reader.whole(&name("shards"), 1..=MAX_SHARDS);
     let part = reader.whole(&name("shards_idx"), 0..=MAX_SHARDS - 1);
     let Some(count) = count else {
@@ -69,6 +70,7 @@ pub(super) fn mixture(reader: &mut Reader<'_>, datasets: &[DatasetSpec]) -> Mixt
     let shuffle_sets = reader.switch("shuffle_before_merging_datasets") == Some(true);
     let packs_in_order = reader.switch("sample_packing_sequentially") == Some(true);
     check_fractions(reader, datasets);
+    refuse_for_evaluation(reader);
     let probabilities = probabilities(reader, strategy, datasets.len());
     MixtureSpec {
         strategy,
@@ -80,6 +82,18 @@ pub(super) fn mixture(reader: &mut Reader<'_>, datasets: &[DatasetSpec]) -> Mixt
             .unwrap_or(0),
         deduplicate: reader.switch("dataset_exact_deduplication") == Some(true),
         packs_in_order: packs_in_order && reader.switch("sample_packing") != Some(false),
+    }
+}
+
+/// Refuses what says how training data is joined in entries of `test_datasets`, whose rows are all evaluated once.
+fn refuse_for_evaluation(reader: &mut Reader<'_>) {
+    for index in 0..reader.merged.datasets(TEST_DATASETS) {
+        for field in ["fraction", "weight", "repeat"] {
+            if let Some(given) = reader.given(&format!("{TEST_DATASETS}.{index}.{field}")) {
+                let message = "is for data to train on: of data to evaluate every row is taken once; give split or max_samples";
+                reader.problem(given, message.to_owned());
+            }
+        }
     }
 }
 

@@ -57,6 +57,16 @@ fn the_names_of_trl_and_transformers_mean_the_same() {
 }
 
 #[test]
+fn an_empty_key_leaves_its_other_names_free() {
+    for text in [
+        "resume_from_checkpoint:\nauto_resume_from_checkpoints: false\n",
+        "auto_resume_from_checkpoints: false\nresume_from_checkpoint:\n",
+    ] {
+        assert_eq!(job(text).resume, Resume::Never, "{text}");
+    }
+}
+
+#[test]
 fn an_axolotl_file_is_read_as_it_is() {
     let job = load_text(
         "base_model: models/tiny\nmodel_type: AutoModelForCausalLM\nload_in_8bit: false\nload_in_4bit: false\nstrict: false\n\

@@ -249,7 +249,9 @@ fn fields_that_contradict_each_other_are_refused() {
     );
     check_problems(
         "eval_steps: 5\n",
-        &["3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out"],
+        &[
+            "3: `eval_steps` has nothing to evaluate: `val_set_size` holds no examples out, and `test_datasets` names none",
+        ],
     );
     check_problems(
         "cluster: {min_workers: 4, max_workers: 2}\n",

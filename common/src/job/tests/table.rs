@@ -12,6 +12,8 @@ fn the_digest_follows_what_decides_the_result() {
         "logging_steps: 3\n",
         "save_steps: 7\n",
         "save_total_limit: 1\n",
+        "save_first_step: true\n",
+        "logging_first_step: true\n",
         "cluster: {min_workers: 4}\n",
         "test_prompt: hello\n",
         "max_skipped_steps: 1\n",
@@ -44,6 +46,28 @@ fn the_digest_follows_what_decides_the_result() {
             base,
             "{other}"
         );
+    }
+    let evaluated = |more: &str| job(&format!("val_set_size: 4\n{more}")).digest();
+    let steps = evaluated("eval_steps: 2\n");
+    for same in [
+        "eval_steps: 5\n",
+        "eval_on_start: true\n",
+        "eval_steps: 2\nsave_strategy: best\n",
+        "eval_steps: 2\nmetric_for_best_model: eval_loss\n",
+    ] {
+        assert_eq!(evaluated(same), steps, "{same}");
+    }
+    // Where evaluations decide what comes out, so does when they are made.
+    let best = evaluated("eval_steps: 2\nload_best_model_at_end: true\n");
+    let kept = evaluated("eval_steps: 2\nload_best_model_at_end: true\nsave_strategy: best\n");
+    assert_eq!(best, kept);
+    for other in [
+        "eval_steps: 2\n",
+        "eval_steps: 5\nload_best_model_at_end: true\n",
+        "eval_steps: 2\nload_best_model_at_end: true\ngreater_is_better: true\n",
+        "eval_steps: 2\nload_best_model_at_end: true\nearly_stopping_patience: 2\n",
+    ] {
+        assert_ne!(evaluated(other), best, "{other}");
     }
     let moved = load_text("base_model: elsewhere\ndatasets: moved.jsonl\nadapter: lora\n").unwrap();
     assert_eq!(moved.digest(), base);

@@ -26,7 +26,8 @@ const DECIDING: &[&str] = &[
     "mixed_precision",
 ];
 const IN_METRICS: &str = "the measurements are in metrics.jsonl in output_dir";
-const ONLY_HELD_OUT: &str = "evaluation data is held out of `datasets` by val_set_size";
+const ONLY_HELD_OUT: &str =
+    "evaluation data is held out of `datasets` by val_set_size, or named by test_datasets";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
 const ONLY_ADAMW: &str = "AdamW is the only optimizer; remove it, or write adamw_torch";
@@ -39,9 +40,6 @@ const ONE_RATE: &str = "there is one learning rate for all weights; remove it";
 const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
 const IN_KWARGS: &str = "give it in lr_scheduler_kwargs, or Axolotl's cosine_min_lr_ratio";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
-const ALL_ROWS: &str =
-    "give a slice of the rows instead, as in datasets: [{path: FILE, split: 'train[:1000]'}]";
-const LAST_IS_RESULT: &str = "the last weights are the result; checkpoints keep the others";
 const SPLIT_NOT_CUT: &str =
     "examples longer than sequence_len are split, and no token is lost; remove it";
 
@@ -144,7 +142,6 @@ pub(super) const GROUPS: &[Group] = &[
             "fp16_full_eval",
             "half_precision_backend",
             "run_name",
-            "logging_first_step",
             "logging_nan_inf_filter",
             "log_level*",
             "log_level_replica",
@@ -315,13 +312,6 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &["logging_strategy"],
         rule: Only(&["steps"], "give logging_steps instead"),
-    },
-    Group {
-        keys: &["dataset_train_split"],
-        rule: Only(
-            &["train"],
-            "a file is one split: name the file of the split under datasets",
-        ),
     },
     Group {
         keys: &[
@@ -600,15 +590,7 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &[
-            "test_datasets",
-            "validation_file",
-            "validation_files",
-            "eval_file",
-            "eval_dataset",
-            "dataset_test_split",
-            "validation_split_percentage",
-        ],
+        keys: &["validation_split_percentage"],
         rule: Only(OFF, ONLY_HELD_OUT),
     },
     Group {
@@ -624,10 +606,6 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &["dataset_config", "dataset_config_name"],
         rule: Only(OFF, "give the whole path of each file under datasets"),
-    },
-    Group {
-        keys: &["max_eval_samples"],
-        rule: Only(OFF, ALL_ROWS),
     },
     Group {
         keys: &[
@@ -652,27 +630,12 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "give sequence_len and sample_packing: true instead"),
     },
     Group {
-        keys: &["eval_on_start", "eval_delay", "save_first_step"],
-        rule: Only(
-            OFF,
-            "eval_steps and save_steps count from the first step; remove it",
-        ),
+        keys: &["eval_delay"],
+        rule: Only(OFF, "eval_steps counts from the first step; remove it"),
     },
     Group {
         keys: &["save_only_model"],
         rule: Instead(OFF, "a checkpoint always holds what it takes to resume"),
-    },
-    Group {
-        keys: &[
-            "load_best_model_at_end",
-            "metric_for_best_model",
-            "greater_is_better",
-        ],
-        rule: Only(OFF, LAST_IS_RESULT),
-    },
-    Group {
-        keys: &["early_stopping*", "early_stopping_patience"],
-        rule: Only(OFF, "early stopping is not supported; remove it"),
     },
     Group {
         keys: &["loss_watchdog_*"],

@@ -29,15 +29,24 @@ impl Cluster {
         if let Some((eval_loss, eval_mean_token_accuracy)) = self.progress.ledger().means()
             && let Some(runtime) = self.evaluation.finish(now, step)
         {
+            let was_over = self.best.stops_at().is_some();
+            self.best.note(step, eval_loss);
             commands.push(Command::Emit(RunEvent::Evaluated(EvalRecord {
                 step,
                 epoch: self.schedule.epoch_after(step),
                 eval_loss,
                 eval_mean_token_accuracy,
                 eval_runtime_seconds: runtime.as_secs_f64(),
+                best: self.best.best(),
             })));
+            if !was_over {
+                self.tell_early_end(commands);
+            }
         }
+        // Before the next plan, so that it is known at once who hands it over.
+        self.save_best(now, commands);
         let work = self.schedule.following(Work::Eval(step));
+        let work = self.best.or_end(work);
         self.begin(now, work, commands);
         self.proceed(now, commands);
     }

@@ -118,6 +118,7 @@ impl Cluster {
         commands.push(Command::Emit(RunEvent::Notice(text)));
         self.stats.skip_to(&self.schedule, step);
         self.tell_lost_evaluations(step, commands);
+        self.pass_over_best(step, commands);
         self.progress.skip_to(self.ledger_from(step));
     }
 

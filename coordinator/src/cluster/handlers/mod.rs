@@ -3,6 +3,7 @@
 //! The files hold nothing of their own: what is remembered stands in [`super::parts`]. Nobody imports from here.
 
 mod admission;
+mod best_weights;
 mod departures;
 mod draining;
 mod evaluation;
@@ -104,7 +105,14 @@ impl Cluster {
                 step,
                 path,
                 weights_digest,
-            } => self.state_stored(now, step, path, weights_digest, commands),
+                is_result,
+            } => match is_result {
+                true => self.result_stored(step, weights_digest, commands),
+                false => self.checkpoint_stored(now, step, path, commands),
+            },
+            Event::ResultFailed { reason, is_damaged } => {
+                self.result_failed(now, &reason, is_damaged, commands);
+            }
             Event::StateFailed {
                 worker,
                 step,
@@ -137,14 +145,18 @@ impl Cluster {
         let settled = self.progress.pending_commit().is_none()
             && !self.generation.has_lost_member()
             && self.members.all_entered();
-        if !self.generation.is_running() || !settled || !self.progress.ledger().is_complete() {
+        if !self.generation.is_running() || !settled {
+            return;
+        }
+        self.save_best(now, commands);
+        if !self.progress.ledger().is_complete() {
             return;
         }
         match self.progress.work() {
             Work::Train(step) if !self.may_end_step(step + 1) => {}
             Work::Train(step) => self.order_exchange(now, step, commands),
             Work::Eval(step) => self.finish_evaluation(now, step, commands),
-            Work::Store(step) => self.request_last_state(now, step, commands),
+            Work::Store(step) => self.store_result(now, step, commands),
         }
     }
 

@@ -15,7 +15,7 @@ impl Cluster {
     pub(super) fn ledger_from(&self, step: u64) -> Ledger {
         let is_evaluated = self.evaluation.is_on_record(step);
         let work = self.schedule.work_from(step, is_evaluated);
-        Ledger::of(&self.schedule, work)
+        Ledger::of(&self.schedule, self.best.or_end(work))
     }
 
     /// Sends a worker the plan of the current piece of work.

@@ -142,6 +142,7 @@ impl Cluster {
             return;
         }
         self.tell_lost_evaluations(step, commands);
+        self.pass_over_best(step, commands);
         self.saving.pass_over(self.progress.committed(), step);
         let anew = self.ledger_from(step);
         self.progress.move_on_to(step, anew);

@@ -34,7 +34,8 @@ impl Cluster {
 
     /// Whether the step may end: its checkpoint, if one is due, can be asked for.
     pub(super) fn may_end_step(&self, step: u64) -> bool {
-        self.saving.has_room() || !self.checkpoint_is_ordered(step)
+        let has_room = self.saving.has_room() || !self.checkpoint_is_ordered(step);
+        has_room && !self.is_best_unsaved_before(step)
     }
 
     /// Asks for the state after `step` updates if a checkpoint is due then. Comes before the plan of `step`, so that the
@@ -57,7 +58,7 @@ impl Cluster {
     }
 
     /// The first member, better one that was not asked to stop.
-    fn first_who_stays(&self) -> Option<WorkerId> {
+    pub(super) fn first_who_stays(&self) -> Option<WorkerId> {
         let ranks = self.members.ranks();
         let stays = |id: &&WorkerId| !self.members.is_draining(**id);
         ranks.iter().find(stays).or(ranks.first()).copied()
@@ -99,25 +100,30 @@ impl Cluster {
         self.await_state(now, worker);
     }
 
-    /// A state is on disk: the run is finished if it was the result.
-    pub(super) fn state_stored(
+    /// The result is on disk: the run is finished.
+    pub(super) fn result_stored(
+        &mut self,
+        step: u64,
+        weights_digest: String,
+        commands: &mut Vec<Command>,
+    ) {
+        let outcome = Outcome::Finished {
+            step,
+            weights_digest,
+        };
+        self.end(outcome, commands);
+    }
+
+    /// A checkpoint is on disk. Its worker may have been lost since it handed the state over.
+    pub(super) fn checkpoint_stored(
         &mut self,
         now: Instant,
         step: u64,
         path: PathBuf,
-        weights_digest: String,
         commands: &mut Vec<Command>,
     ) {
-        // Its worker may have been lost since it handed the state over: it is on disk all the same.
-        let asked_as_last = self.saving.note_stored(now, step);
-        let is_at_end = step >= self.schedule.total_steps() && !self.term.is_stopping();
-        if asked_as_last.unwrap_or(is_at_end) {
-            let outcome = Outcome::Finished {
-                step,
-                weights_digest,
-            };
-            return self.end(outcome, commands);
-        }
+        self.saving.note_stored(now, step);
+        self.best.note_stored(step);
         commands.push(Command::Emit(RunEvent::CheckpointSaved { step, path }));
         self.proceed(now, commands);
     }
@@ -136,6 +142,7 @@ impl Cluster {
         };
         let Failure { reason, disk } = failure;
         let notice = format!("the state after step {step} was not saved: {reason}");
+        let last = last || !self.term.is_stopping() && self.is_waited_for(step);
         if last && disk && !self.term.is_stopping() {
             return self.retry_last(now, &notice, commands);
         }
@@ -150,7 +157,7 @@ impl Cluster {
     }
 
     /// Asks for the result again after a pause, because the disk has no room for it; gives up when that has lasted for long enough.
-    fn retry_last(&mut self, now: Instant, notice: &str, commands: &mut Vec<Command>) {
+    pub(super) fn retry_last(&mut self, now: Instant, notice: &str, commands: &mut Vec<Command>) {
         let Some((pause, left)) = self.saving.wait_for_room(now) else {
             let outcome = Outcome::Stopped {
                 step: self.progress.committed(),

@@ -1,6 +1,7 @@
 //! The parts of the cluster's state. Each owns its fields and keeps what must hold between them; none knows of
 //! [`super::Cluster`] or of another part's inside.
 
+pub mod best_weights;
 pub mod checkpoint_interval;
 pub mod evaluation;
 pub mod failure_detector;

@@ -117,15 +117,16 @@ impl Saving {
         });
     }
 
-    /// Notes that the state after `step` updates is on disk. Returns whether it was asked for as the result of the run; None where
-    /// nobody is asked for it any more.
-    pub fn note_stored(&mut self, now: Instant, step: u64) -> Option<bool> {
+    /// Notes that the state after `step` updates is on disk, in a checkpoint.
+    pub fn note_stored(&mut self, now: Instant, step: u64) {
         self.stored = self.stored.max(step);
-        let pending = self.take(|pending| pending.step == step)?;
-        if let Some(since) = pending.since {
+        // Whatever held states up is over.
+        (self.retry, self.failed_attempts) = (None, 0);
+        // Whoever is asked for the same state as the result has yet to hand that over.
+        let pending = self.take(|pending| pending.step == step && !pending.last);
+        if let Some(since) = pending.and_then(|pending| pending.since) {
             self.interval.learn(now.duration_since(since));
         }
-        Some(pending.last)
     }
 
     /// Takes out a state that did not come or was not stored. Returns whether it was asked for as the result of the run; None where

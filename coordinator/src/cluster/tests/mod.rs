@@ -1,6 +1,7 @@
 //! Facts about single decisions, as events and the commands they lead to.
 
 mod admission;
+mod best_weights;
 mod churn;
 mod clock;
 mod draining;
@@ -56,12 +57,16 @@ fn job(total_steps: u64, slots: u32) -> JobSpec {
 
 /// `slots` blocks of one trained token for training, two for evaluation.
 pub fn course(total_steps: u64, slots: u32) -> RunSchedule {
+    course_of(job(total_steps, slots), slots)
+}
+
+fn course_of(job: JobSpec, slots: u32) -> RunSchedule {
     let block = BlockTokens {
         used: 4,
         trained: 1,
     };
     let blocks = vec![block; slots as usize + 2];
-    RunSchedule::new(Arc::new(job(total_steps, slots)), u64::from(slots), blocks)
+    RunSchedule::new(Arc::new(job), u64::from(slots), blocks)
 }
 
 fn settings() -> Settings {
@@ -74,6 +79,8 @@ fn settings() -> Settings {
         start_weights_digest: None,
         start_numerics_class: None,
         last_evaluated: None,
+        best: None,
+        best_saved: None,
         min_workers: 1,
         max_workers: None,
         max_skipped_steps: 1,
@@ -178,6 +185,7 @@ fn describe(command: &Command) -> Option<String> {
                 if *last { " last" } else { "" }
             )
         }
+        Command::StoreBest { best, step } => format!("result of {best} after {step}"),
         Command::SendFinish { worker, finish } => {
             format!(
                 "w{} finish{}",
@@ -210,10 +218,14 @@ struct Scene {
 
 impl Scene {
     fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::of_course(course(6, 4), change)
+    }
+
+    fn of_course(course: RunSchedule, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = settings();
         change(&mut settings);
         Self {
-            cluster: Cluster::new(settings, course(6, 4)),
+            cluster: Cluster::new(settings, course),
             now: Instant::now(),
             unreached: Default::default(),
             notices: Vec::new(),
@@ -399,5 +411,16 @@ fn stored(step: u64) -> Event {
         step,
         path: "somewhere".into(),
         weights_digest: "a".into(),
+        is_result: false,
+    }
+}
+
+/// The result of a run that ends after `step` updates.
+fn result_stored(step: u64) -> Event {
+    Event::StateStored {
+        step,
+        path: "somewhere".into(),
+        weights_digest: "a".into(),
+        is_result: true,
     }
 }

@@ -177,7 +177,7 @@ fn a_result_that_finds_no_room_is_kept_and_asked_for_until_it_does() {
         assert_eq!(again, ["w1 save 6 last"], "{pause}");
     }
     let end = "end Finished { step: 6, weights_digest: \"a\" }";
-    scene.check(stored(6), &["w1 finish", end]);
+    scene.check(result_stored(6), &["w1 finish", end]);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn a_result_on_disk_counts_though_its_worker_is_lost() {
     let commands = scene.after(entered(1, 1, 6, &[]));
     assert_eq!(commands, ["w1 save 6 last"]);
     scene.after(lost(1));
-    let commands = scene.after(stored(6));
+    let commands = scene.after(result_stored(6));
     assert_eq!(
         commands,
         ["end Finished { step: 6, weights_digest: \"a\" }"]

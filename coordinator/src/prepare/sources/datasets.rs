@@ -23,10 +23,33 @@ const DEFAULT: &str = "default";
 const CARD: &str = "README.md";
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
+/// A list of datasets of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum List {
+    Trained,
+    /// Those that are evaluated and never trained on.
+    Evaluated,
+}
+
+impl List {
+    pub const ALL: [Self; 2] = [Self::Trained, Self::Evaluated];
+
+    /// Its field of the job.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Trained => "datasets",
+            Self::Evaluated => "test_datasets",
+        }
+    }
+}
+
+/// Splits that are meant where an entry of `test_datasets` names none, the first that is there; else the only one.
+const TEST_SPLITS: [&str; 2] = ["test", "validation"];
+
 /// Finds the files of a dataset, and fetches them where they are on the hub. Returns a line for the user, if there is one.
 pub(super) fn obtain(
     sources: &Sources<'_>,
-    index: usize,
+    entry: (List, usize),
     dataset: &mut DatasetSpec,
 ) -> Result<Option<String>, String> {
     let path = &dataset.path;
@@ -38,11 +61,12 @@ pub(super) fn obtain(
     };
     let Some(repo) = repo else {
         let splits = local_files(dataset)?;
+        choose_split(entry.0, dataset, &splits);
         check_splits(dataset, &splits)?;
         dataset.files = splits;
         return Ok(not_of_here(dataset));
     };
-    fetch(sources, index, dataset, &repo)
+    fetch(sources, entry, dataset, &repo)
 }
 
 /// A line on what of a dataset on this machine only one on the hub has.
@@ -132,6 +156,14 @@ fn files_of_folder(folder: &Path, dataset: &DatasetSpec) -> Result<Splits<PathBu
         .collect())
 }
 
+/// Says which split is meant of data to evaluate that names none, where it has one for that.
+fn choose_split<P>(list: List, dataset: &mut DatasetSpec, splits: &Splits<P>) {
+    if list == List::Evaluated && dataset.split.is_none() {
+        let has = |name: &&str| splits.iter().any(|(known, _)| known == name);
+        dataset.split = TEST_SPLITS.iter().copied().find(has).map(str::to_owned);
+    }
+}
+
 /// Refuses a split that is not there, and says which are.
 fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
     let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
@@ -160,7 +192,7 @@ fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), Stri
 /// Fetches the files of the splits that the job reads.
 fn fetch(
     sources: &Sources<'_>,
-    index: usize,
+    entry: (List, usize),
     dataset: &mut DatasetSpec,
     repo: &RepoId,
 ) -> Result<Option<String>, String> {
@@ -168,7 +200,7 @@ fn fetch(
     let told =
         |error: HubError| format!("there is no such file or folder, and on the hub: {error}");
     let hub = sources.hub()?;
-    let earlier = earlier_source(sources.earlier(), index, dataset);
+    let earlier = earlier_source(sources.earlier(), entry, dataset);
     let asked = dataset.revision.as_deref().unwrap_or(MAIN);
     let is_converted = earlier.as_ref().is_some_and(|earlier| earlier.is_converted);
     let revision = earlier.map_or_else(|| asked.to_owned(), |earlier| earlier.commit);
@@ -206,6 +238,7 @@ fn fetch(
     if source.is_converted {
         notices.push("its rows are those of the hub's own conversion to Parquet".to_owned());
     }
+    choose_split(entry.0, dataset, &splits);
     check_splits(dataset, &splits)?;
     let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
     splits.retain(|(name, _)| asked.reads(name));
@@ -365,10 +398,10 @@ fn converted_files(dataset: &DatasetSpec, listing: &Listing) -> Result<Splits<St
 /// Where the run in the output folder had this dataset from, if it asked for the same dataset and revision.
 fn earlier_source(
     earlier: Option<&Value>,
-    index: usize,
+    (list, index): (List, usize),
     dataset: &DatasetSpec,
 ) -> Option<HubSource> {
-    let known = earlier?.get("datasets")?.get(index)?;
+    let known = earlier?.get(list.name())?.get(index)?;
     let is_same = known["path"].as_str() == dataset.path.to_str()
         && known["revision"].as_str() == dataset.revision.as_deref();
     let source = serde_json::from_value(known["hub"].clone()).ok();

@@ -1,7 +1,7 @@
 //! The plan: what will be trained on what, for how long, and where it goes.
 
 use common::data::DataCounts;
-use common::job::{BaseDtype, InitWeights, JobSpec, Method, TargetModules, Warmup};
+use common::job::{BaseDtype, BestModel, InitWeights, JobSpec, Method, TargetModules, Warmup};
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
 use crate::prepare::{Need, Prepared};
@@ -31,12 +31,12 @@ pub struct PlanView<'a> {
     pub notices: Vec<String>,
 }
 
-/// The number of all blocks in words, and how many of them are held out for evaluation.
+/// The number of all blocks in words, and how many of them are for evaluation.
 pub fn block_count(counts: &DataCounts) -> String {
     let all = grouped(counts.blocks + counts.eval_blocks);
     match counts.eval_blocks {
         0 => all,
-        held_out => format!("{all} ({} of them held out)", grouped(held_out)),
+        held_out => format!("{all} ({} of them to evaluate)", grouped(held_out)),
     }
 }
 
@@ -107,6 +107,9 @@ impl<'a> PlanView<'a> {
         if GPUS {
             rows.push(("GPU memory", memory(&self.gpu_memory)));
         }
+        if let Some(best) = &self.job.best_model {
+            rows.push(("best weights", best_weights(best)));
+        }
         rows.push(("output", self.job.output_dir.display().to_string()));
         rows
     }
@@ -138,9 +141,14 @@ impl<'a> PlanView<'a> {
 
     fn dataset(&self) -> String {
         let counts = self.counts;
-        let held_out = match counts.eval_examples {
-            0 => String::new(),
-            examples => format!(", {} held out", grouped(examples)),
+        let held_out = match (counts.eval_examples, self.job.test_datasets.len()) {
+            (0, _) => String::new(),
+            (examples, 0) => format!(", {} held out", grouped(examples)),
+            (examples, sets) => format!(
+                ", {} to evaluate from {}",
+                grouped(examples),
+                count(sets as u64, "set")
+            ),
         };
         let rows = match counts.divided_rows {
             0 => String::new(),
@@ -230,6 +238,28 @@ fn method(job: &JobSpec) -> String {
         "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{start}",
         lora.r, lora.alpha
     )
+}
+
+fn best_weights(best: &BestModel) -> String {
+    let better = match best.greater_is_better {
+        true => "greatest",
+        false => "lowest",
+    };
+    let mut parts = vec![format!("those of the {better} eval_loss")];
+    parts.extend(
+        best.saves()
+            .then(|| "saved as a checkpoint each time".to_owned()),
+    );
+    parts.extend(best.load_at_end.then(|| "the result of the run".to_owned()));
+    parts.extend(best.early_stopping.map(|stopping| {
+        let threshold = match stopping.threshold > 0.0 {
+            true => format!(" by more than {}", stopping.threshold),
+            false => String::new(),
+        };
+        let evaluations = count(stopping.patience, "evaluation");
+        format!("the run ends after {evaluations} without a better one{threshold}")
+    }));
+    parts.join(", ")
 }
 
 fn learning_rate(job: &JobSpec) -> String {

@@ -179,10 +179,14 @@ pub(super) fn event_line(event: &RunEvent) -> Option<String> {
             format!("going on after step {step}, from {}", path.display())
         }
         RunEvent::Evaluated(eval) => format!(
-            "evaluation after step {}: eval_loss {:.4}, accuracy {:.1}%",
+            "evaluation after step {}: eval_loss {:.4}, accuracy {:.1}%{}",
             eval.step,
             eval.eval_loss,
-            100.0 * eval.eval_mean_token_accuracy
+            100.0 * eval.eval_mean_token_accuracy,
+            match eval.best {
+                Some(best) if best.step == eval.step => ", the best so far",
+                _ => "",
+            }
         ),
         RunEvent::CheckpointSaved { path, .. } => format!("saved {}", path.display()),
         RunEvent::Notice(text) => text.clone(),

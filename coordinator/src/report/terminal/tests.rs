@@ -226,6 +226,7 @@ fn what_happens_in_between_is_said() {
                 eval_loss: 2.0,
                 eval_mean_token_accuracy: 0.5,
                 eval_runtime_seconds: 1.0,
+                best: None,
             }),
             RunEvent::Notice("a notice".to_owned()),
             RunEvent::Ended(RunEnd::Done {

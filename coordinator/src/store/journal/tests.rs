@@ -315,6 +315,8 @@ fn more_records_than_the_queue_holds_are_not_lost() {
         waiting: Vec::new(),
         overflowed: false,
         closed: false,
+        remembered: 0,
+        durable: 0,
     };
     let last = MAX_WAITING as u64 + 10;
     for number in 1..=last {

@@ -100,7 +100,7 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
     // An observer that is gone needs no words.
     let tell = |text: String| drop(observer.blocking_send(RunEvent::Notice(text)));
     loop {
-        let (task, closed) = next(shared, writer.is_none(), failed_at);
+        let (task, remembered, closed) = next(shared, writer.is_none(), failed_at);
         if matches!(task, Task::Append(_)) && writer.take_if(|writer| writer.is_removed()).is_some()
         {
             // All of it is in the history.
@@ -120,6 +120,9 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
                 }
             }),
         };
+        if result.is_ok() && writer.is_some() {
+            shared.note_durable(remembered);
+        }
         if let Err(error) = result {
             writer = None;
             if failed_at.replace(Instant::now()).is_none() {
@@ -144,8 +147,8 @@ pub fn write_all(writer: Writer, shared: &Shared, observer: &mpsc::Sender<RunEve
     }
 }
 
-/// Waits for something to do, and says whether it is the last. Where there is no file, only a new one will do.
-fn next(shared: &Shared, is_broken: bool, failed_at: Option<Instant>) -> (Task, bool) {
+/// Waits for something to do, and says how many records are durable once it is done, and whether it is the last. Where there is no file, only a new one will do.
+fn next(shared: &Shared, is_broken: bool, failed_at: Option<Instant>) -> (Task, u64, bool) {
     let mut state = shared.lock();
     loop {
         let rest = failed_at.map_or(Duration::ZERO, |at| {
@@ -155,16 +158,15 @@ fn next(shared: &Shared, is_broken: bool, failed_at: Option<Instant>) -> (Task, 
         if rewrites && (rest.is_zero() || state.closed) {
             state.overflowed = false;
             state.waiting.clear();
-            return (Task::Rewrite(Box::new(state.history.clone())), state.closed);
+            let task = Task::Rewrite(Box::new(state.history.clone()));
+            return (task, state.remembered, state.closed);
         }
         if !rewrites && !state.waiting.is_empty() {
-            return (
-                Task::Append(std::mem::take(&mut state.waiting)),
-                state.closed,
-            );
+            let task = Task::Append(std::mem::take(&mut state.waiting));
+            return (task, state.remembered, state.closed);
         }
         if state.closed {
-            return (Task::Nothing, true);
+            return (Task::Nothing, state.durable, true);
         }
         state = match rewrites {
             true => {

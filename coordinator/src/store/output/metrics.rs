@@ -30,10 +30,10 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens or makes the file, cuts off what comes after `last_step` or is broken, and shows every kept line.
+    /// Opens or makes the file, cuts off what comes after `last_step` or is broken, and shows every kept line. None: cuts off all.
     pub fn open(
         path: &Path,
-        last_step: u64,
+        last_step: Option<u64>,
         mut keep: impl FnMut(&Line),
     ) -> Result<Self, OutputError> {
         let mut file = OpenOptions::new()
@@ -43,8 +43,11 @@ impl Metrics {
             .truncate(false)
             .open(path)
             .map_err(OutputError::io("open", path))?;
-        let kept =
-            kept_bytes(&mut file, last_step, &mut keep).map_err(OutputError::io("read", path))?;
+        let kept = match last_step {
+            Some(step) => kept_bytes(&mut file, step, &mut keep),
+            None => Ok(0),
+        };
+        let kept = kept.map_err(OutputError::io("read", path))?;
         file.set_len(kept)
             .and_then(|()| file.seek(SeekFrom::Start(kept)))
             .map_err(OutputError::io("cut off old lines of", path))?;
@@ -189,12 +192,17 @@ pub(super) fn step_line(step: &StepRecord, at: SystemTime) -> Line {
 }
 
 pub(super) fn eval_line(eval: &EvalRecord, at: SystemTime) -> Line {
-    object(json!({
+    let mut line = object(json!({
         "step": eval.step,
         "epoch": eval.epoch,
         "eval_loss": eval.eval_loss,
         "eval_mean_token_accuracy": eval.eval_mean_token_accuracy,
         "eval_runtime": eval.eval_runtime_seconds,
         "time": timestamp::milliseconds(at),
-    }))
+    }));
+    if let Some(best) = eval.best {
+        line.insert("best_metric".to_owned(), best.metric.into());
+        line.insert("best_global_step".to_owned(), best.step.into());
+    }
+    line
 }

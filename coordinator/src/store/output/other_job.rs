@@ -75,6 +75,9 @@ impl RunRecord {
         if left.num_epochs {
             self.take("num_epochs", &mut recorded.num_epochs);
         }
+        if left.eval.is_some() {
+            self.take("eval_steps", &mut recorded.eval_steps);
+        }
         if left.warmup {
             self.take("warmup", &mut recorded.warmup);
         }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::error::OutputError;
 use super::totals::Totals;
+use super::trainer_state::TrainerState;
 use super::{RunIdentity, WorkerRecord};
 use crate::store::layout::RUN;
 
@@ -61,6 +62,17 @@ pub struct RunRecord {
     /// Digest of the weights after `step` updates; where not every step's digest is asked for, of the newest that was.
     #[serde(default)]
     pub weights_digest: Option<String>,
+    /// Loss of the best evaluation, and the step of its weights, where the job asks for the best ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_metric: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_global_step: Option<u64>,
+    /// Folder of the checkpoint of the best weights, where the job has one saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_model_checkpoint: Option<String>,
+    /// Whether the run ends before its last step, because evaluations have not improved for too long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
     /// Mean duration of the steps on record.
     #[serde(default)]
     pub mean_step_seconds: Option<f64>,
@@ -107,6 +119,10 @@ impl RunRecord {
             devices: Vec::new(),
             peak_memory_bytes: None,
             weights_digest: None,
+            best_metric: None,
+            best_global_step: None,
+            best_model_checkpoint: None,
+            stopped_early: false,
             mean_step_seconds: None,
             step_seconds: 0.0,
             waiting_seconds: 0.0,
@@ -114,6 +130,17 @@ impl RunRecord {
             continues,
             job: serde_json::to_value(&identity.job).unwrap_or(Value::Null),
         }
+    }
+
+    /// Takes over what the evaluations up to `step` amount to.
+    pub(super) fn take_best(&mut self, state: &TrainerState, step: u64) {
+        let Some(so_far) = state.best_at(step) else {
+            return;
+        };
+        self.best_metric = so_far.best().map(|best| best.metric);
+        self.best_global_step = so_far.best().map(|best| best.step);
+        self.best_model_checkpoint = state.best_checkpoint(&so_far);
+        self.stopped_early = so_far.stops_at().is_some();
     }
 
     pub(super) fn take_totals(&mut self, totals: &Totals) {

@@ -70,6 +70,7 @@ fn eval(step: u64) -> RunEvent {
         eval_loss: 3.0,
         eval_mean_token_accuracy: 0.5,
         eval_runtime_seconds: 0.1,
+        best: None,
     })
 }
 
@@ -473,7 +474,7 @@ fn lines_that_a_full_disk_refused_are_written_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(METRICS);
     let line = |step| line::object(serde_json::json!({ "step": step }));
-    let mut lines = Metrics::open(&path, 0, |_| {}).unwrap();
+    let mut lines = Metrics::open(&path, None, |_| {}).unwrap();
     lines.append(&line(1)).unwrap();
     lines.break_file();
     for step in [2, 3] {

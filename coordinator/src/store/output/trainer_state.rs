@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use common::job::{JobSpec, SaveSteps};
+use common::plan::BestSoFar;
 use serde_json::{Value, json};
 
+use super::best::{self, BestRecord};
 use super::line::{Line, object};
 
 /// How long a run is.
@@ -19,6 +21,8 @@ pub struct RunPlan {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cadence {
     logging_steps: u64,
+    /// Whether the first step has an entry, too.
+    logs_first: bool,
     eval_steps: u64,
     save_steps: u64,
     micro_batch_size: usize,
@@ -28,6 +32,7 @@ impl Cadence {
     pub fn of(job: &JobSpec) -> Self {
         Self {
             logging_steps: job.logging_steps.max(1),
+            logs_first: job.logging_first_step,
             eval_steps: job.eval_steps.unwrap_or(0),
             save_steps: match job.save_steps {
                 SaveSteps::Every(steps) => steps,
@@ -43,6 +48,7 @@ impl Cadence {
 pub struct TrainerState {
     cadence: Cadence,
     plan: RunPlan,
+    best: BestRecord,
     step: u64,
     history: Vec<Line>,
     /// Sums over the steps since the last entry of the history.
@@ -62,10 +68,11 @@ struct Pending {
 }
 
 impl TrainerState {
-    pub(super) fn new(cadence: Cadence, plan: RunPlan) -> Self {
+    pub(super) fn new(cadence: Cadence, plan: RunPlan, best: BestRecord) -> Self {
         Self {
             cadence,
             plan,
+            best,
             step: 0,
             history: Vec::new(),
             pending: Pending::default(),
@@ -83,7 +90,9 @@ impl TrainerState {
         if line.contains_key("eval_loss") {
             let mut entry = line.clone();
             // Transformers has none, and readers of its files may take every key for a number.
-            entry.remove("time");
+            for name in ["time", "best_metric", "best_global_step"] {
+                entry.remove(name);
+            }
             self.history.push(entry);
             return;
         }
@@ -97,7 +106,8 @@ impl TrainerState {
         self.pending.accuracy_sum += number("mean_token_accuracy").unwrap_or(0.0);
         self.pending.steps += 1;
         self.pending.last = line.clone();
-        if step.is_multiple_of(self.cadence.logging_steps) {
+        let is_first = self.cadence.logs_first && step == 1;
+        if is_first || step.is_multiple_of(self.cadence.logging_steps) {
             self.log_pending();
         }
     }
@@ -124,6 +134,21 @@ impl TrainerState {
             step.filter(|_| line.contains_key("eval_loss"))
         };
         self.history.iter().rev().find_map(evaluated)
+    }
+
+    /// What the evaluations up to those of the weights after `step` updates amount to, where the job goes by them.
+    pub(super) fn best_at(&self, step: u64) -> Option<BestSoFar> {
+        let lines = self.history.iter();
+        let is_before = |line: &&Line| {
+            let at = line.get("step").and_then(Value::as_u64);
+            at.is_some_and(|at| at <= step)
+        };
+        self.best.after(lines.filter(is_before))
+    }
+
+    /// Folder of the checkpoint of these best weights, where the job has one saved.
+    pub(super) fn best_checkpoint(&self, so_far: &BestSoFar) -> Option<String> {
+        self.best.checkpoint(so_far)
     }
 
     /// Adds the summary that ends a history.
@@ -161,10 +186,15 @@ impl TrainerState {
             true => self.num_tokens,
             false => logged_tokens().unwrap_or(0),
         };
+        let so_far = self.best_at(step);
+        let best = so_far.as_ref().and_then(BestSoFar::best);
+        let checkpoint = so_far
+            .as_ref()
+            .and_then(|so_far| self.best_checkpoint(so_far));
         let state = json!({
-            "best_global_step": null,
-            "best_metric": null,
-            "best_model_checkpoint": null,
+            "best_global_step": best.map(|best| best.step),
+            "best_metric": best.map(|best| best.metric),
+            "best_model_checkpoint": checkpoint,
             "epoch": self.epoch_at(step),
             "eval_steps": self.cadence.eval_steps,
             "global_step": step,
@@ -177,7 +207,7 @@ impl TrainerState {
             "num_input_tokens_seen": num_tokens,
             "num_train_epochs": self.epochs(),
             "save_steps": self.cadence.save_steps,
-            "stateful_callbacks": {},
+            "stateful_callbacks": best::callbacks(so_far.as_ref()),
             "total_flos": 0.0,
             "train_batch_size": self.cadence.micro_batch_size,
             "trial_name": null,
