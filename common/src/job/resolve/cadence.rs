@@ -101,6 +101,10 @@ pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
     let steps = often(reader, fields[1]).filter(|often| *often != Often::Never);
     let strategy = strategy(reader, fields[0], fields[1]);
     let per_epoch = per_epoch(reader, fields[2]);
+    let steps = match (strategy, steps, per_epoch) {
+        (Some(Strategy::Steps), None, None) if holds_out => logged(reader),
+        (_, steps, _) => steps,
+    };
     if let Some(given) = reader.given(fields[0]) {
         let message = match strategy {
             Some(Strategy::Steps) if steps.is_none() && per_epoch.is_none() => {
@@ -152,6 +156,23 @@ pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
         reader.problem(given, message.to_owned());
     }
     Evals(often)
+}
+
+/// As often as lines are printed: what Transformers makes of `eval_strategy: steps` alone. None where the job does not say that.
+fn logged(reader: &mut Reader<'_>) -> Option<Often> {
+    let given = reader.given("logging_steps")?;
+    let Value::Scalar { text, .. } = &given.node.value else {
+        return None;
+    };
+    let steps: u64 = without_separators(text).parse().ok()?;
+    let is_usable = (1..=MAX_STEPS).contains(&steps);
+    if is_usable {
+        let notice = format!(
+            "eval_strategy: steps without eval_steps: every {steps} steps, as logging_steps"
+        );
+        reader.notices.push(notice);
+    }
+    is_usable.then_some(Often::Every(steps))
 }
 
 /// Reads whether the weights that the run begins with are evaluated.

@@ -67,6 +67,19 @@ fn trl_evaluates_another_split_of_the_same_data() {
 }
 
 #[test]
+fn evaluations_by_steps_alone_are_as_often_as_lines() {
+    let alone = job("val_set_size: 4\neval_strategy: steps\nlogging_steps: 7\n");
+    assert_eq!(alone.eval_steps, Some(7));
+    let own = job("val_set_size: 4\neval_strategy: steps\nlogging_steps: 7\neval_steps: 3\n");
+    assert_eq!(own.eval_steps, Some(3));
+    let steps = "`eval_strategy` is steps, but `eval_steps` says no number of them";
+    check_problems(
+        "val_set_size: 4\neval_strategy: steps\n",
+        &[&format!("4: {steps}")],
+    );
+}
+
+#[test]
 fn llama_factory_names_data_to_evaluate_in_its_dataset_info() {
     let folder = tempfile::tempdir().unwrap();
     let info = "{\"mine\": {\"file_name\": \"a.json\"}, \"other\": {\"file_name\": \"b.json\"}}";
