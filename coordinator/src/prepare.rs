@@ -203,7 +203,8 @@ pub fn prepare_in(
     progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
-    let job = &sources::obtain(job, progress).map_err(|problems| PreflightError { problems })?;
+    let job = &sources::obtain(job, blocks_dir, progress)
+        .map_err(|problems| PreflightError { problems })?;
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.

@@ -6,10 +6,13 @@ use common::data::card::{configs_of, matching};
 use common::data::paths::{data_files, files_in, is_saved};
 use common::data::splits::{Splits, is_data, split_files};
 use common::hub::{HubError, Listing, RepoId, RepoKind};
-use common::job::{DatasetSpec, HubSource, TRAIN, front_matter};
+use common::job::{DatasetSpec, HubSource, front_matter};
 use serde_json::Value;
 
 use super::access::{MAIN, Sources, hub_id};
+use super::elsewhere::{from_addresses, from_stdin, has_addresses};
+use super::splits::{check_splits, not_of_here};
+use super::stdin::STDIN;
 
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
 const PARQUET: &str = "refs/convert/parquet";
@@ -29,6 +32,12 @@ pub(super) fn obtain(
     index: usize,
     dataset: &mut DatasetSpec,
 ) -> Result<Option<String>, String> {
+    if dataset.path == Path::new(STDIN) {
+        return from_stdin(sources, index, dataset);
+    }
+    if has_addresses(dataset) {
+        return from_addresses(sources, index, dataset);
+    }
     let path = &dataset.path;
     let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
     let is_here = path.exists() || path.is_symlink() || path.as_os_str().is_empty();
@@ -43,32 +52,6 @@ pub(super) fn obtain(
         return Ok(not_of_here(dataset));
     };
     fetch(sources, index, dataset, &repo)
-}
-
-/// A line on what of a dataset on this machine only one on the hub has.
-fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
-    let is_file = dataset.path.is_file();
-    let told: Vec<String> = [
-        dataset
-            .revision
-            .as_ref()
-            .map(|revision| format!("revision {revision}")),
-        dataset
-            .name
-            .as_ref()
-            .filter(|_| is_file)
-            .map(|name| format!("name {name}")),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    (!told.is_empty()).then(|| {
-        format!(
-            "{}: read as it is on this machine, so this asks for nothing: {}",
-            dataset.path.display(),
-            told.join(", ")
-        )
-    })
 }
 
 /// The files at a path on this machine, by split.
@@ -130,31 +113,6 @@ fn files_of_folder(folder: &Path, dataset: &DatasetSpec) -> Result<Splits<PathBu
         .into_iter()
         .map(|(name, files)| (name, here(files)))
         .collect())
-}
-
-/// Refuses a split that is not there, and says which are.
-fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
-    let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
-    let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
-    let asked = asked.among(&names);
-    let missing = asked
-        .slices()
-        .iter()
-        .find(|slice| !names.contains(&slice.name()));
-    let Some(missing) = missing else {
-        return Ok(());
-    };
-    Err(match names.as_slice() {
-        [TRAIN] => format!(
-            "split {} is not there: a file, a pattern, or files that do not name their split are the split train; name the files of the rows that are meant under path or data_files",
-            missing.name()
-        ),
-        names => format!(
-            "split {} is not there; it has {}: say which with split",
-            missing.name(),
-            names.join(", ")
-        ),
-    })
 }
 
 /// Fetches the files of the splits that the job reads.
