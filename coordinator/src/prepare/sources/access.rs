@@ -52,7 +52,7 @@ impl<'a> Sources<'a> {
     }
 
     /// Number of datasets that come through standard input.
-    pub fn from_stdin(&self) -> usize {
+    pub fn count_of_stdin(&self) -> usize {
         let datasets = self.job.datasets.iter();
         datasets
             .filter(|dataset| dataset.path == Path::new(STDIN))

@@ -17,7 +17,7 @@ pub fn from_stdin(
     index: usize,
     dataset: &mut DatasetSpec,
 ) -> Result<Option<String>, String> {
-    if sources.from_stdin() > 1 {
+    if sources.count_of_stdin() > 1 {
         return Err("standard input is read once: name it for one dataset alone".to_owned());
     }
     if !dataset.named_files().is_empty() || dataset.data_dir.is_some() {
