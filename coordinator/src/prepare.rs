@@ -203,7 +203,8 @@ pub fn prepare_in(
     progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
-    let job = sources::obtain(job, progress).map_err(|problems| PreflightError { problems })?;
+    let job = sources::obtain(job, blocks_dir, progress)
+        .map_err(|problems| PreflightError { problems })?;
     let job = &without_own_eos(job);
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -67,6 +69,22 @@ impl Setup {
         let output = self.run(command, options);
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the command with these rows as its standard input.
+    fn give(&self, command: &str, options: &[&str], rows: &str) -> Output {
+        let mut child = self
+            .command(command, options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // Who does not read them has said why.
+        let _ = input.write_all(rows.as_bytes());
+        drop(input);
+        child.wait_with_output().unwrap()
     }
 
     /// The block files in a folder.
@@ -251,4 +269,124 @@ fn files_by_split_are_read_as_the_split_says() {
         text.contains("split train is not there; it has test"),
         "{text}"
     );
+}
+
+const ROWS: &str = "{\"text\": \"Ahoy\"}\n{\"text\": \"Avast\"}\n";
+
+#[cfg(feature = "single-node")]
+#[test]
+fn a_run_on_standard_input_goes_on_from_its_copy_and_refuses_other_rows() {
+    let setup = Setup::new();
+    let options = ["--single-node", "--max-steps", "2", "--dataset", "-"];
+    let output = setup.give("start", &options, ROWS);
+    assert!(output.status.success(), "{output:?}");
+    // The same rows, and none at all.
+    for rows in [ROWS, ""] {
+        let output = setup.give("start", &options, rows);
+        assert!(output.status.success(), "{output:?}");
+    }
+    let other = ROWS.replace("Ahoy", "Belay");
+    let output = setup.give("start", &options, &other);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("other rows than those that the run in output_dir began with"),
+        "{text}"
+    );
+    let text = fs::read(setup.path("out/run.json")).unwrap();
+    let record: Json = serde_json::from_slice(&text).unwrap();
+    let digest = blake3::hash(ROWS.as_bytes()).to_hex().to_string();
+    assert_eq!(
+        record["job"]["datasets"][0]["pinned"],
+        json!([["-", digest]])
+    );
+}
+
+#[test]
+fn standard_input_can_be_checked_and_prepared_and_has_to_hold_something() {
+    let setup = Setup::new();
+    let output = setup.give("check", &["--show", "0", "--dataset", "-"], ROWS);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("2 rows") && !setup.path("out").exists(),
+        "{text}"
+    );
+    let output = setup.give("preprocess", &["--dataset", "-"], ROWS);
+    assert!(output.status.success(), "{output:?}");
+    let output = setup.give("check", &["--dataset", "-"], "");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("standard input is empty: give it the rows"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_file_on_the_web_is_fetched_by_its_address() {
+    let mut setup = Setup::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/rows.jsonl", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request);
+        let length = ROWS.len();
+        let head = "HTTP/1.1 200 OK\r\nETag: \"1\"\r\nConnection: close\r\n";
+        let _ = write!(stream, "{head}Content-Length: {length}\r\n\r\n{ROWS}");
+    });
+    setup.set("datasets", json!([{ "path": url }]));
+    let check = || {
+        let mut command = setup.command("check", &["--show", "0"]);
+        command
+            .env("HF_HOME", setup.path("cache"))
+            .env("NO_PROXY", "127.0.0.1");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = check();
+    assert!(
+        told.contains("2 rows") && !told.contains("could not be asked"),
+        "{told}"
+    );
+    // Nobody is there any more.
+    let told = check();
+    assert!(
+        told.contains("2 rows") && told.contains("its server could not be asked"),
+        "{told}"
+    );
+}
+
+#[test]
+fn addresses_that_are_not_read_say_what_to_do() {
+    let mut setup = Setup::new();
+    for (path, expected) in [
+        (
+            "s3://bucket/rows.jsonl",
+            "s3:// is not read: download the data first (aws s3 cp",
+        ),
+        (
+            "gs://bucket/rows",
+            "gs:// is not read: download the data first (gcloud",
+        ),
+        (
+            "az://box/rows.jsonl",
+            "az:// is not read: download the data first (azcopy",
+        ),
+        (
+            "ftp://host/rows.jsonl",
+            "ftp:// is not read: download the data, and name",
+        ),
+        ("hf://datasets/a/b/c.jsonl", "write the id of the dataset"),
+    ] {
+        setup.set("datasets", json!(path));
+        let output = setup.run("check", &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(
+            text.contains(expected) && text.lines().count() == 1,
+            "{text}"
+        );
+    }
 }

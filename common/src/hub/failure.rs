@@ -48,7 +48,9 @@ impl fmt::Display for Subject {
         match (&self.repo, &self.path) {
             (Some(repo), Some(path)) => write!(f, "{repo}: {path}"),
             (Some(repo), None) => write!(f, "{repo}"),
-            (None, _) => f.write_str("the hub"),
+            // A file at an address that is on no hub.
+            (None, Some(address)) => f.write_str(address),
+            (None, None) => f.write_str("the hub"),
         }
     }
 }
@@ -118,6 +120,15 @@ impl Failure {
                 };
             }
             _ => {}
+        }
+        let is_elsewhere = call.subject.repo.is_none() && call.subject.path.is_some();
+        if is_elsewhere && !is_own {
+            return Self::Final(HubError::Status {
+                subject,
+                status: answer.status,
+                message,
+                remedy: "check the address, or download the file and name it",
+            });
         }
         let refused = is_own.then(|| refusal(client, call, answer.status, code, told));
         Self::Final(refused.flatten().unwrap_or(HubError::Status {

@@ -25,6 +25,7 @@ mod snapshot;
 mod token;
 mod upload;
 mod variables;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub use listing::{Listing, RemoteFile};
 pub use repository::Created;
 pub use snapshot::Snapshot;
 pub use upload::{CommitInfo, Source, Upload};
+pub use web::WebFile;
 
 use client::Client;
 

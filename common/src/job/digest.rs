@@ -39,6 +39,7 @@ impl JobSpec {
             dataset.name = None;
             dataset.revision = None;
             dataset.hub = None;
+            dataset.pinned.clear();
         }
         if let Method::Lora(lora) = &mut job.method
             && let Some(dir) = &mut lora.model_dir

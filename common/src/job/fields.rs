@@ -115,16 +115,16 @@ const FIELDS: &[Field] = &[
     field(
         "datasets[].path",
         &[],
-        "file, folder, pattern, or id on the hub",
+        "file, folder, pattern, id on the hub, address, or -",
         "required",
-        "Where the data is: a file, a folder or a pattern (`data/*.jsonl`) of files, or a dataset on the Hugging Face hub (`tatsu-lab/alpaca`).",
+        "Where the data is: a file, a folder or a pattern (`data/*.jsonl`) of files, a dataset on the Hugging Face hub (`tatsu-lab/alpaca`), the address of a file (`https://...`), or `-`, standard input.",
     ),
     field(
         "datasets[].data_files",
         &[],
-        "file, or list of files",
+        "file, list of files, or mapping of splits to them",
         "all",
-        "Files of a folder or of a dataset on the hub that are read alone; patterns too. Without `path`, the files themselves.",
+        "Files of a folder or of a dataset on the hub that are read alone; patterns too. Without `path`, the files themselves, or their addresses.",
     ),
     field(
         "datasets[].data_dir",
@@ -166,7 +166,7 @@ const FIELDS: &[Field] = &[
         &["train_on_split"],
         "name | name[from:to], joined by +",
         "train",
-        "Name of a split, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`. A file, or what a pattern matches, is the split `train`.",
+        "Name of a split, or some of its rows: by number (`train[100:200]`, from 0), by share (`train[:20%]`), from the end (`train[-100:]`), several joined by `+`; `all` is every split. A file, or what a pattern matches, is the split `train`.",
     ),
     field(
         "datasets[].chat_template",

@@ -283,6 +283,10 @@ pub struct DatasetSpec {
     /// Where the files came from, where that is the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub: Option<HubSource>,
+    /// Which content a run began with, by the name that the job has for it: of standard input the digest, of a file on the web the
+    /// version.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<(String, String)>,
     /// Format of the files. Default: they tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
@@ -320,6 +324,7 @@ impl DatasetSpec {
             name: None,
             revision: None,
             hub: None,
+            pinned: Vec::new(),
             format: None,
             kind,
             split: None,

@@ -9,6 +9,7 @@ mod reading;
 mod refusals;
 mod stand_in;
 mod uploads;
+mod web;
 
 use std::fmt::Debug;
 use std::path::PathBuf;

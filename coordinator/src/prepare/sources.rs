@@ -1,24 +1,36 @@
 //! What a job names becomes files on this machine: paths as they are, folders and patterns by their files, ids on the hub
-//! through the hub's cache.
+//! through the hub's cache, standard input and addresses through copies.
 //!
 //! Enters: a checked job. Leaves: the same job with the folder of its model and the files of its data, each of one commit
 //! where they come from the hub; or every reason why something cannot be had. The hub is asked, and what the environment
 //! says of it is read, only where a name is no path.
 
 mod access;
+mod address;
 mod datasets;
+mod elsewhere;
+mod list;
 mod model;
+mod splits;
+mod stdin;
+
+use std::path::Path;
 
 use common::job::JobSpec;
 use common::progress::Progress;
 
 use access::Sources;
-use datasets::List;
+use list::List;
 
-/// Fetches what the job names from the hub, and finds the files of its datasets.
-pub fn obtain(original: &JobSpec, progress: &Progress) -> Result<JobSpec, Vec<String>> {
+/// Fetches what the job names from the hub and the web, and finds the files of its datasets. What comes through standard input
+/// is kept in `folder`.
+pub fn obtain(
+    original: &JobSpec,
+    folder: &Path,
+    progress: &Progress,
+) -> Result<JobSpec, Vec<String>> {
     let mut job = original.clone();
-    let sources = Sources::new(original, progress);
+    let sources = Sources::new(original, folder, progress);
     let mut problems = Vec::new();
     if let Err(problem) = model::obtain(&sources, &mut job) {
         problems.push(problem);

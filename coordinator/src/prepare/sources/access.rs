@@ -8,6 +8,8 @@ use common::job::{JobSpec, Resume};
 use common::progress::Progress;
 use serde_json::Value;
 
+use super::list::List;
+use super::stdin::STDIN;
 use crate::store::output::RunRecord;
 
 /// The branch that is meant where none is named.
@@ -23,15 +25,18 @@ pub fn hub_id(kind: RepoKind, path: &Path) -> Option<RepoId> {
 /// Where files come from.
 pub(super) struct Sources<'a> {
     job: &'a JobSpec,
+    /// Where what comes through standard input is kept.
+    pub folder: &'a Path,
     hub: OnceCell<Hub>,
     earlier: OnceCell<Option<Value>>,
     pub progress: &'a Progress,
 }
 
 impl<'a> Sources<'a> {
-    pub fn new(job: &'a JobSpec, progress: &'a Progress) -> Self {
+    pub fn new(job: &'a JobSpec, folder: &'a Path, progress: &'a Progress) -> Self {
         Self {
             job,
+            folder,
             hub: OnceCell::new(),
             earlier: OnceCell::new(),
             progress,
@@ -45,6 +50,21 @@ impl<'a> Sources<'a> {
         let made = Environment::of_process().and_then(Hub::new);
         let made = made.map_err(|error| error.to_string())?;
         Ok(self.hub.get_or_init(|| made))
+    }
+
+    /// Number of datasets that come through standard input.
+    pub fn count_of_stdin(&self) -> usize {
+        let datasets = self.job.all_datasets();
+        datasets
+            .filter(|dataset| dataset.path == Path::new(STDIN))
+            .count()
+    }
+
+    /// Which content of this name the run in the output folder began with.
+    pub fn pinned(&self, (list, index): (List, usize), name: &str) -> Option<String> {
+        let pairs = self.earlier()?[list.name()][index]["pinned"].as_array()?;
+        let pair = pairs.iter().find(|pair| pair[0].as_str() == Some(name))?;
+        pair[1].as_str().map(str::to_owned)
     }
 
     /// The job of the run in the output folder that this one goes on with: it keeps to the commits that it began with.

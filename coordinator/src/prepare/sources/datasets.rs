@@ -6,10 +6,14 @@ use common::data::card::{configs_of, matching};
 use common::data::paths::{data_files, files_in, is_saved};
 use common::data::splits::{Splits, is_data, split_files};
 use common::hub::{HubError, Listing, RepoId, RepoKind};
-use common::job::{DatasetSpec, HubSource, TRAIN, front_matter};
+use common::job::{DatasetSpec, HubSource, front_matter};
 use serde_json::Value;
 
 use super::access::{MAIN, Sources, hub_id};
+use super::elsewhere::{from_addresses, from_stdin, has_addresses};
+use super::list::List;
+use super::splits::{check_splits, not_of_here};
+use super::stdin::STDIN;
 
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
 const PARQUET: &str = "refs/convert/parquet";
@@ -23,26 +27,6 @@ const DEFAULT: &str = "default";
 const CARD: &str = "README.md";
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
-/// A list of datasets of the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum List {
-    Trained,
-    /// Those that are evaluated and never trained on.
-    Evaluated,
-}
-
-impl List {
-    pub const ALL: [Self; 2] = [Self::Trained, Self::Evaluated];
-
-    /// Its field of the job.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Trained => "datasets",
-            Self::Evaluated => "test_datasets",
-        }
-    }
-}
-
 /// Splits that are meant where an entry of `test_datasets` names none, the first that is there; else the only one.
 const TEST_SPLITS: [&str; 2] = ["test", "validation"];
 
@@ -52,6 +36,12 @@ pub(super) fn obtain(
     entry: (List, usize),
     dataset: &mut DatasetSpec,
 ) -> Result<Option<String>, String> {
+    if dataset.path == Path::new(STDIN) {
+        return from_stdin(sources, entry, dataset);
+    }
+    if has_addresses(dataset) {
+        return from_addresses(sources, entry, dataset);
+    }
     let path = &dataset.path;
     let is_pattern = path.to_string_lossy().contains(['*', '?', '[']);
     let is_here = path.exists() || path.is_symlink() || path.as_os_str().is_empty();
@@ -67,32 +57,6 @@ pub(super) fn obtain(
         return Ok(not_of_here(dataset));
     };
     fetch(sources, entry, dataset, &repo)
-}
-
-/// A line on what of a dataset on this machine only one on the hub has.
-fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
-    let is_file = dataset.path.is_file();
-    let told: Vec<String> = [
-        dataset
-            .revision
-            .as_ref()
-            .map(|revision| format!("revision {revision}")),
-        dataset
-            .name
-            .as_ref()
-            .filter(|_| is_file)
-            .map(|name| format!("name {name}")),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    (!told.is_empty()).then(|| {
-        format!(
-            "{}: read as it is on this machine, so this asks for nothing: {}",
-            dataset.path.display(),
-            told.join(", ")
-        )
-    })
 }
 
 /// The files at a path on this machine, by split.
@@ -162,31 +126,6 @@ fn choose_split<P>(list: List, dataset: &mut DatasetSpec, splits: &Splits<P>) {
         let has = |name: &&str| splits.iter().any(|(known, _)| known == name);
         dataset.split = TEST_SPLITS.iter().copied().find(has).map(str::to_owned);
     }
-}
-
-/// Refuses a split that is not there, and says which are.
-fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
-    let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
-    let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
-    let asked = asked.among(&names);
-    let missing = asked
-        .slices()
-        .iter()
-        .find(|slice| !names.contains(&slice.name()));
-    let Some(missing) = missing else {
-        return Ok(());
-    };
-    Err(match names.as_slice() {
-        [TRAIN] => format!(
-            "split {} is not there: a file, a pattern, or files that do not name their split are the split train; name the files of the rows that are meant under path or data_files",
-            missing.name()
-        ),
-        names => format!(
-            "split {} is not there; it has {}: say which with split",
-            missing.name(),
-            names.join(", ")
-        ),
-    })
 }
 
 /// Fetches the files of the splits that the job reads.

@@ -1,0 +1,55 @@
+//! What a dataset asks for that its files do not have.
+
+use common::data::splits::Splits;
+use common::job::{DatasetSpec, TRAIN};
+
+/// Refuses a split that is not there, and says which are.
+pub fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
+    let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
+    let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
+    let asked = asked.among(&names);
+    let missing = asked
+        .slices()
+        .iter()
+        .find(|slice| !names.contains(&slice.name()));
+    let Some(missing) = missing else {
+        return Ok(());
+    };
+    Err(match names.as_slice() {
+        [TRAIN] => format!(
+            "split {} is not there: a file, a pattern, or files that do not name their split are the split train; name the files of the rows that are meant under path or data_files",
+            missing.name()
+        ),
+        names => format!(
+            "split {} is not there; it has {}: say which with split",
+            missing.name(),
+            names.join(", ")
+        ),
+    })
+}
+
+/// A line on what of a dataset on this machine only one on the hub has.
+pub fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
+    let is_file = dataset.path.is_file();
+    let told: Vec<String> = [
+        dataset
+            .revision
+            .as_ref()
+            .map(|revision| format!("revision {revision}")),
+        dataset
+            .name
+            .as_ref()
+            .filter(|_| is_file)
+            .map(|name| format!("name {name}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!told.is_empty()).then(|| {
+        format!(
+            "{}: read as it is on this machine, so this asks for nothing: {}",
+            dataset.path.display(),
+            told.join(", ")
+        )
+    })
+}
