@@ -270,6 +270,7 @@ fn loss<E: Base>(criterion: &mut Criterion) {
         norm: &norm,
         head: &head,
         pool: &pool,
+        loss: Default::default(),
     };
     let x = random::<f32>(TOKENS * HIDDEN, 3);
     let targets: Vec<cross_entropy::Target> = (0..TOKENS)
