@@ -310,6 +310,7 @@ fn update(criterion: &mut Criterion) {
         beta2: 0.999,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        early_epsilon: false,
     };
     let update = Update {
         number: 1,

@@ -4,6 +4,7 @@ mod chat_template;
 mod convert;
 mod hostile;
 mod meaning;
+mod optimizers;
 mod problems;
 mod schedules;
 mod shapes;

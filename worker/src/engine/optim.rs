@@ -2,12 +2,27 @@
 //! number of threads.
 
 mod adamw;
+mod lion;
+mod muon;
 mod norm;
+mod sgd;
+
+use common::files::layout::TensorLayout;
+use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding};
 
 pub use adamw::AdamW;
 #[cfg(feature = "cuda")]
 pub(in crate::engine) use adamw::Factors;
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use lion::Factors as LionFactors;
+pub use lion::Lion;
+pub use muon::Muon;
 pub use norm::{NORM_CHUNK, clip_coefficient, gradient_norm};
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use sgd::Factors as SgdFactors;
+pub use sgd::Sgd;
+
+use super::mean_gradient::MeanSource;
 
 /// Scalars a thread updates at a time.
 const UPDATE_CHUNK: usize = 16_384;
@@ -21,3 +36,155 @@ pub struct Update {
     /// Factor for the gradient: the clip coefficient.
     pub gradient_scale: f32,
 }
+
+/// The optimizer of a job: says how each tensor is updated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    kind: Kind,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    rates: RateGroups,
+    /// The job's learning rate, which a step's is a share of.
+    peak: f64,
+}
+
+/// How one tensor is updated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorUpdate {
+    pub rule: Rule,
+    /// Factor on the learning rate of a step.
+    pub rate: f64,
+}
+
+/// What becomes of a tensor's weights and moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    AdamW(AdamW),
+    Sgd(Sgd),
+    Lion(Lion),
+    Muon(Muon),
+    /// They stay as they are.
+    Fixed,
+}
+
+impl Optimizer {
+    pub fn from_job(job: &JobSpec) -> Self {
+        Self {
+            kind: job.optimizer,
+            beta1: job.adam_beta1,
+            beta2: job.adam_beta2,
+            epsilon: job.adam_epsilon,
+            weight_decay: job.weight_decay,
+            rates: job.lr_groups.clone(),
+            peak: job.learning_rate,
+        }
+    }
+
+    /// The update of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay; Muon makes no
+    /// such difference.
+    pub fn of_tensor(&self, tensor: &TensorLayout) -> TensorUpdate {
+        let is_vector = tensor.shape.len() < 2;
+        let rate = self.rates.of(&tensor.name, is_vector, self.peak);
+        let weight_decay = match rate.decays && !is_vector {
+            true => self.weight_decay,
+            false => 0.0,
+        };
+        let rule = match self.kind {
+            Kind::Adamw => Rule::AdamW(self.adamw(weight_decay, false)),
+            Kind::Sgd {
+                momentum,
+                dampening,
+                nesterov,
+            } => Rule::Sgd(Sgd {
+                momentum,
+                dampening,
+                nesterov,
+                weight_decay,
+            }),
+            Kind::Lion => Rule::Lion(Lion {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                weight_decay,
+            }),
+            Kind::Muon { trains_vectors } => self.muon(tensor, trains_vectors),
+        };
+        TensorUpdate {
+            rule,
+            rate: rate.factor,
+        }
+    }
+
+    fn muon(&self, tensor: &TensorLayout, trains_vectors: bool) -> Rule {
+        match tensor.shape[..] {
+            [rows, columns] if !is_embedding(&tensor.name) => Rule::Muon(Muon {
+                rows,
+                columns,
+                weight_decay: self.weight_decay,
+            }),
+            [_] if !trains_vectors => Rule::Fixed,
+            _ => Rule::AdamW(self.adamw(self.weight_decay, true)),
+        }
+    }
+
+    fn adamw(&self, weight_decay: f64, early_epsilon: bool) -> AdamW {
+        AdamW {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay,
+            early_epsilon,
+        }
+    }
+}
+
+impl Update {
+    /// The update of a tensor whose learning rate is `factor` times the step's.
+    pub fn at_rate(&self, factor: f64) -> Self {
+        Self {
+            learning_rate: self.learning_rate * factor,
+            ..*self
+        }
+    }
+}
+
+impl TensorUpdate {
+    /// Whether it takes all threads by itself.
+    pub fn is_wide(&self) -> bool {
+        matches!(self.rule, Rule::Muon(_))
+    }
+
+    /// Updates a tensor's weights and moments in place. All slices have one length, and the tensor's gradient is in `mean` from
+    /// scalar `first`.
+    pub fn apply(
+        &self,
+        update: &Update,
+        weights: &mut [f32],
+        moments: &mut [&mut [f32]],
+        (mean, first): (MeanSource, usize),
+    ) {
+        let scalars = weights.len();
+        assert!(
+            moments.iter().all(|moment| moment.len() == scalars)
+                && first + scalars <= mean.scalars(),
+            "weights, moments and gradient differ in length"
+        );
+        let (update, mean) = (&update.at_rate(self.rate), (mean, first));
+        match (&self.rule, moments) {
+            (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+                rule.update(update, weights, exp_avg, exp_avg_sq, mean);
+            }
+            (Rule::Sgd(rule), []) => rule.update(update, weights, None, mean),
+            (Rule::Sgd(rule), [momentum]) => rule.update(update, weights, Some(momentum), mean),
+            (Rule::Lion(rule), [moment]) => rule.update(update, weights, moment, mean),
+            (Rule::Muon(rule), [momentum, _]) => rule.update(update, weights, momentum, mean),
+            (Rule::Fixed, _) => {}
+            (rule, moments) => unreachable!("{rule:?} with {} moments", moments.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

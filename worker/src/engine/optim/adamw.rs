@@ -1,7 +1,5 @@
 //! AdamW, with the semantics of `torch.optim.AdamW`.
 
-use common::files::layout::TensorLayout;
-use common::job::JobSpec;
 use rayon::prelude::*;
 
 use super::{UPDATE_CHUNK, Update};
@@ -15,28 +13,11 @@ pub struct AdamW {
     pub beta2: f64,
     pub epsilon: f64,
     pub weight_decay: f64,
+    /// Whether epsilon is added before the second moment's bias is corrected, as in the AdamW beside Muon.
+    pub early_epsilon: bool,
 }
 
 impl AdamW {
-    /// AdamW with the betas, epsilon and weight decay of a job.
-    pub fn from_job(job: &JobSpec) -> Self {
-        Self {
-            beta1: job.adam_beta1,
-            beta2: job.adam_beta2,
-            epsilon: job.adam_epsilon,
-            weight_decay: job.weight_decay,
-        }
-    }
-
-    /// The optimizer of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay.
-    pub fn of_tensor(&self, tensor: &TensorLayout) -> Self {
-        let decays = tensor.shape.len() >= 2;
-        Self {
-            weight_decay: if decays { self.weight_decay } else { 0.0 },
-            ..*self
-        }
-    }
-
     /// Updates a tensor's weights and moments in place, in one pass. All slices have one length, and the tensor's
     /// gradient is in `mean` from scalar `first`.
     pub fn update(
@@ -73,16 +54,20 @@ impl AdamW {
     pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {
         let number = update.number.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - self.beta1.powi(number);
-        let correction2 = 1.0 - self.beta2.powi(number);
+        let correction2 = (1.0 - self.beta2.powi(number)).sqrt();
+        let (of_denominator, of_step) = match self.early_epsilon {
+            true => (1.0, correction2),
+            false => (correction2, 1.0),
+        };
         Factors {
             gradient_scale: update.gradient_scale,
             keep: (1.0 - update.learning_rate * self.weight_decay) as f32,
             one_minus_beta1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
             one_minus_beta2: (1.0 - self.beta2) as f32,
-            correction2_sqrt: correction2.sqrt() as f32,
+            correction2_sqrt: of_denominator as f32,
             epsilon: self.epsilon as f32,
-            step_size: (update.learning_rate / correction1) as f32,
+            step_size: (update.learning_rate / correction1 * of_step) as f32,
         }
     }
 }
@@ -124,6 +109,7 @@ mod tests {
             beta2: 0.99,
             epsilon: 1e-6,
             weight_decay: 0.05,
+            early_epsilon: false,
         };
         let mut weights = [1.0, -2.0, 0.5, 3.0];
         let (mut m, mut v) = ([0.0; 4], [0.0; 4]);
