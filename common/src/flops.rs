@@ -105,6 +105,7 @@ mod tests {
             trained,
             dtype: BaseDtype::Bfloat16,
             reduction: Reduction::Exact,
+            optimizer: Default::default(),
             batch: 1,
             sequence_len: 4096,
             checkpointing: false,

@@ -21,7 +21,7 @@ use common::files::model::{CONFIG, ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
-use common::model::{ModelConfig, adapted_modules, base_tensors};
+use common::model::{ModelConfig, adapted_modules, base_tensors, trained_matrices};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -119,6 +119,7 @@ impl Prepared {
                 self.job.sequence_len
             ));
         }
+        notices.extend(self.groups_notice());
         notices
     }
 
@@ -126,6 +127,18 @@ impl Prepared {
     pub fn has_own_data(&self) -> bool {
         let own = self.job.output_dir.join(WORK_FOLDER);
         self.data.file.path().parent() == Some(own.as_path())
+    }
+
+    /// What of `lr_groups` names no matrix that is trained.
+    fn groups_notice(&self) -> Option<String> {
+        let matrices = trained_matrices(&self.model_config, &self.job).ok()?;
+        let without = self.job.lr_groups.without_effect(&matrices);
+        let told = || {
+            let parts: Vec<String> = without.iter().map(|part| format!("{part:?}")).collect();
+            let parts = parts.join(", ");
+            format!("lr_groups: no matrix that is trained has a name with {parts}")
+        };
+        (!without.is_empty()).then(told)
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {

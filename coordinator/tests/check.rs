@@ -67,6 +67,18 @@ impl Setup {
 }
 
 #[test]
+fn groups_of_weights_that_name_no_matrix_are_told() {
+    let group = |part: &str| json!([{"name": "a", "modules": ["o_proj", part], "lr": 1e-5}]);
+    let notes = |part: &str| {
+        let output = Setup::new().set("lr_groups", group(part)).run(&[]);
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    };
+    let told = "lr_groups: no matrix that is trained has a name with \"o_prok\"";
+    assert!(notes("o_prok").contains(told), "{}", notes("o_prok"));
+    assert!(!notes("layers.0").contains("no matrix that is trained"));
+}
+
+#[test]
 fn json_is_one_document_of_the_promised_shape() {
     let setup = Setup::new();
     let output = setup.run(&["--json", "--show", "2"]);

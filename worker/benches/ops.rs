@@ -270,6 +270,7 @@ fn loss<E: Base>(criterion: &mut Criterion) {
         norm: &norm,
         head: &head,
         pool: &pool,
+        loss: Default::default(),
     };
     let x = random::<f32>(TOKENS * HIDDEN, 3);
     let targets: Vec<cross_entropy::Target> = (0..TOKENS)
@@ -309,6 +310,7 @@ fn update(criterion: &mut Criterion) {
         beta2: 0.999,
         epsilon: 1e-8,
         weight_decay: 0.0,
+        early_epsilon: false,
     };
     let update = Update {
         number: 1,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::Snapshot;
 use common::files::layout::Layout;
-use common::files::snapshot::STATE_BYTES_PER_SCALAR;
+use common::files::snapshot::MAX_STATE_BYTES_PER_SCALAR;
 use futures::FutureExt;
 use worker::collective::feed::{FeedLimits, FeedTimeouts, Feeds, Follower, News, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
@@ -25,7 +25,7 @@ const RUN_ID: [u8; 32] = [7; 32];
 const FEED_TIMEOUT: Duration = Duration::from_secs(30);
 /// Four pieces in each of three buffers.
 const SCALARS: usize = 200_000;
-const STATE_BYTES: usize = STATE_BYTES_PER_SCALAR * SCALARS;
+const STATE_BYTES: usize = MAX_STATE_BYTES_PER_SCALAR * SCALARS;
 const TIMEOUTS: FeedTimeouts = FeedTimeouts {
     broken: Duration::from_secs(2),
     later: Duration::from_secs(20),
@@ -46,8 +46,7 @@ fn state(step: u64) -> StateCopy {
         step,
         layout: layout(),
         weights: flat(step as f32),
-        exp_avg: flat(-0.5),
-        exp_avg_sq: flat(0.25),
+        moments: vec![flat(-0.5), flat(0.25)],
     };
     StateCopy {
         snapshot,

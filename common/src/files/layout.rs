@@ -7,7 +7,12 @@ pub struct Layout {
     pub tensors: Vec<TensorLayout>,
     /// Number of scalars of all tensors.
     pub scalars: usize,
+    /// Number of moments that the optimizer keeps of each scalar, each in a flat buffer of its own.
+    pub moments: usize,
 }
+
+/// Moments of AdamW.
+const USUAL_MOMENTS: usize = 2;
 
 /// Name, shape and place of one trainable tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +51,24 @@ impl Layout {
                 }
             })
             .collect();
-        Self { tensors, scalars }
+        Self {
+            tensors,
+            scalars,
+            moments: USUAL_MOMENTS,
+        }
     }
 
-    /// BLAKE3 over names and shapes in order, hex.
+    /// The same tensors, with so many moments of each scalar.
+    pub fn with_moments(self, moments: usize) -> Self {
+        Self { moments, ..self }
+    }
+
+    /// Bytes of a state: float32 weights and moments.
+    pub fn state_bytes(&self) -> usize {
+        (1 + self.moments) * self.scalars * size_of::<f32>()
+    }
+
+    /// BLAKE3 over names and shapes in order, and over the number of moments where it is not AdamW's, hex.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for tensor in &self.tensors {
@@ -59,6 +78,10 @@ impl Layout {
             for &size in &tensor.shape {
                 hasher.update(&(size as u64).to_le_bytes());
             }
+        }
+        if self.moments != USUAL_MOMENTS {
+            hasher.update(b"moments");
+            hasher.update(&(self.moments as u64).to_le_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -127,9 +150,11 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_tells_shapes_apart() {
+    fn the_digest_tells_shapes_and_moments_apart() {
         let other = Layout::new([("b".into(), vec![3, 2]), ("a".into(), vec![4])]);
         assert_ne!(layout().digest(), other.digest());
+        assert_ne!(layout().digest(), layout().with_moments(1).digest());
+        assert_eq!(layout().digest(), layout().with_moments(2).digest());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The state of a trainer between two steps: trainable weights and optimizer moments, in memory and on disk.
 //!
 //! On disk the weights are what other programs load (a PEFT adapter, or a Hugging Face model) and `optimizer.safetensors`
-//! holds the rest, so that reading gives back every bit.
+//! holds the rest (as many moments as the optimizer keeps), so that reading gives back every bit.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,8 +19,11 @@ use crate::job::InitWeights;
 
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Bytes of a state per trainable scalar: a float32 weight and two float32 moments.
-pub const STATE_BYTES_PER_SCALAR: usize = 3 * size_of::<f32>();
+/// Names of the moments on disk, in order: those of AdamW's. Where an optimizer keeps one, it is the first.
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// Most bytes of a state per trainable scalar: a float32 weight and two float32 moments.
+pub const MAX_STATE_BYTES_PER_SCALAR: usize = (1 + MOMENTS.len()) * size_of::<f32>();
 
 /// Everything that a trainer needs to go on, but job, data and base model.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,10 +33,8 @@ pub struct Snapshot {
     pub layout: Arc<Layout>,
     /// Trainable weights, flat in the order of the layout, as are the moments.
     pub weights: Flat,
-    /// Adam's first moment.
-    pub exp_avg: Flat,
-    /// Adam's second moment.
-    pub exp_avg_sq: Flat,
+    /// As many as the layout says.
+    pub moments: Vec<Flat>,
 }
 
 /// Format of the weights on disk.
@@ -55,13 +56,14 @@ impl Snapshot {
         weights_digest(&self.layout, self.layout.split(&self.weights))
     }
 
-    /// BLAKE3 over the number of updates and the digests of both moments, hex.
+    /// BLAKE3 over the number of updates and the digests of the moments, hex.
     pub fn optimizer_digest(&self) -> String {
         let digest = |flat| weights_digest(&self.layout, self.layout.split(flat));
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.step.to_le_bytes());
-        hasher.update(digest(&self.exp_avg).as_bytes());
-        hasher.update(digest(&self.exp_avg_sq).as_bytes());
+        for moment in &self.moments {
+            hasher.update(digest(moment).as_bytes());
+        }
         hasher.finalize().to_hex().to_string()
     }
 
@@ -74,7 +76,7 @@ impl Snapshot {
         self.write_weights(&mut sink, format)?;
         let keep_weights =
             matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
-        let mut buffers = vec![("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
+        let mut buffers: Vec<_> = MOMENTS.into_iter().zip(&self.moments).collect();
         if keep_weights {
             buffers.push(("weights", &self.weights));
         }
@@ -123,7 +125,8 @@ impl Snapshot {
         let path = dir.join(OPTIMIZER);
         let optimizer = TensorFile::open(&path)?;
         if optimizer.metadata("layout_digest") != Some(layout.digest().as_str()) {
-            let reason = "was saved for other trainable tensors than the job's";
+            let reason =
+                "was saved for other trainable tensors, or another optimizer, than the job's";
             return Err(FileError::malformed(&path, reason));
         }
         let step = optimizer
@@ -140,11 +143,14 @@ impl Snapshot {
         } else {
             read_weights(dir, layout)?
         };
+        let names = MOMENTS.into_iter().take(layout.moments);
+        let moments = names
+            .map(|name| Ok(read_flat(&files, &format!("{name}."), layout)?.into()))
+            .collect::<Result<_, FileError>>()?;
         Ok(Self {
             step,
             weights: weights.into(),
-            exp_avg: read_flat(&files, "exp_avg.", layout)?.into(),
-            exp_avg_sq: read_flat(&files, "exp_avg_sq.", layout)?.into(),
+            moments,
             layout: layout.clone(),
         })
     }
@@ -214,8 +220,7 @@ pub(super) mod tests {
             step: 12,
             layout,
             weights: flat(1.0),
-            exp_avg: flat(-2.0),
-            exp_avg_sq: flat(0.5),
+            moments: vec![flat(-2.0), flat(0.5)],
         }
     }
 
@@ -245,6 +250,20 @@ pub(super) mod tests {
             let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
             assert_eq!(read, written);
             assert_eq!(read.weights_digest(), written.weights_digest());
+        }
+    }
+
+    #[test]
+    fn as_many_moments_as_the_layout_says_are_written_and_read() {
+        for (moments, format) in [(0, adapter()), (1, adapter()), (1, model(Dtype::BF16))] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut written = snapshot();
+            written.moments.truncate(moments);
+            written.layout = Arc::new((*written.layout).clone().with_moments(moments));
+            written.write_files(folder.path(), &format).unwrap();
+            let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
+            assert_eq!(read, written);
+            Snapshot::read_files(folder.path(), &snapshot().layout).unwrap_err();
         }
     }
 

@@ -59,6 +59,14 @@ impl JobSpec {
                 return Err(format!("{name} is {value}"));
             }
         }
+        let checks = [
+            ("optimizer", self.optimizer.check()),
+            ("lr_groups", self.lr_groups.check()),
+            ("token_loss", self.token_loss.check()),
+        ];
+        for (name, check) in checks {
+            check.map_err(|reason| format!("{name} {reason}"))?;
+        }
         self.lr_scheduler
             .check(self.learning_rate)
             .map_err(|reason| format!("lr_scheduler {reason}"))?;
@@ -147,13 +155,38 @@ mod tests {
                 json!({"inverse_sqrt": {"timescale": 0}}),
                 "timescale",
             ),
+            (
+                "/optimizer",
+                json!({"sgd": {"momentum": 1.0, "dampening": 0.0, "nesterov": false}}),
+                "momentum",
+            ),
+            ("/lr_groups", json!({"lora_plus": {"ratio": 0.0}}), "ratio"),
+            (
+                "/lr_groups",
+                json!({"named": {"embedding": -1.0, "groups": []}}),
+                "lr_groups",
+            ),
+            (
+                "/token_loss",
+                json!({"smoothed": {"share": 1.0}}),
+                "token_loss",
+            ),
+            (
+                "/token_loss",
+                json!({"eaft": {"alpha": 1.0, "k": 0, "divisor": 1.0}}),
+                "a k of 0",
+            ),
             ("/method/lora/r", 0.into(), "lora_r"),
             ("/method/lora/dropout", 1.5.into(), "lora_dropout"),
         ];
         for (place, value, name) in wrong {
             let mut job = good.clone();
             let value: serde_json::Value = value;
-            *job.pointer_mut(place).unwrap() = value.clone();
+            match job.pointer_mut(place) {
+                Some(field) => *field = value.clone(),
+                // One that is left out at its default.
+                None => job[&place[1..]] = value.clone(),
+            }
             let job: JobSpec = serde_json::from_value(job).unwrap();
             let error = job.check_received().unwrap_err();
             assert!(error.contains(name), "{place} {value}: {error}");

@@ -4,10 +4,13 @@ mod best_model;
 mod cadence;
 mod chat_template;
 mod datasets;
+mod loss;
 mod lr_scheduler;
 mod method;
 mod mixture;
+mod optimizer;
 mod push;
+mod rate_groups;
 mod schedule;
 mod special_tokens;
 
@@ -17,6 +20,7 @@ use super::did_you_mean::did_you_mean;
 use super::limits::{MAX_EPOCHS, MAX_SEQUENCE_LEN, MAX_STEPS};
 use super::lr_scheduler::LrScheduler;
 use super::number::{parse_number, without_separators};
+use super::optimizer::RateGroups;
 use super::quote::shorten;
 use super::read::Reader;
 use super::spec::*;
@@ -27,10 +31,13 @@ use cadence::{
 };
 use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use datasets::{Wishes, datasets, names, test_datasets};
+use loss::token_loss;
 use lr_scheduler::lr_scheduler;
 use method::method;
 use mixture::{mixture, shuffle};
+use optimizer::optimizer;
 use push::push;
+use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
 
@@ -44,6 +51,9 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let learning_rate = learning_rate(reader, &method);
     let (global_batch_size, micro_batch_size) = batch(reader);
     let lr_scheduler = lr_scheduler(reader, learning_rate);
+    let (optimizer, betas) = optimizer(reader);
+    let lr_groups = rate_groups(reader, &method, &optimizer, learning_rate);
+    let weight_decay = weight_decay(reader, &lr_groups);
     let max_steps = max_steps(reader);
     let val_set_size = val_set_size(reader);
     let saves = save_steps(reader);
@@ -95,10 +105,13 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         learning_rate,
         lr_scheduler,
         warmup: warmup(reader, lr_scheduler, max_steps),
-        adam_beta1: reader.below_one("adam_beta1").unwrap_or(0.9),
-        adam_beta2: reader.below_one("adam_beta2").unwrap_or(0.999),
+        optimizer,
+        lr_groups,
+        token_loss: token_loss(reader),
+        adam_beta1: reader.below_one("adam_beta1").unwrap_or(betas.0),
+        adam_beta2: reader.below_one("adam_beta2").unwrap_or(betas.1),
         adam_epsilon: adam_epsilon(reader),
-        weight_decay: weight_decay(reader),
+        weight_decay,
         max_grad_norm: max_grad_norm(reader),
         gradient_checkpointing: gradient_checkpointing(reader),
         seed: reader.whole("seed", 0..=u64::MAX).unwrap_or(42),
@@ -179,12 +192,16 @@ fn adam_epsilon(reader: &mut Reader<'_>) -> f64 {
         .unwrap_or(1e-8)
 }
 
-fn weight_decay(reader: &mut Reader<'_>) -> f64 {
-    reader
+fn weight_decay(reader: &mut Reader<'_>, lr_groups: &RateGroups) -> f64 {
+    let decay = reader
         .number("weight_decay", "a number from 0 to 1000", |n| {
             (0.0..=1e3).contains(&n)
         })
-        .unwrap_or(0.0)
+        .unwrap_or(0.0);
+    match decays(reader, lr_groups, decay) {
+        true => decay,
+        false => 0.0,
+    }
 }
 
 fn max_grad_norm(reader: &mut Reader<'_>) -> Option<f64> {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
+use super::optimizer::{Optimizer, RateGroups};
 use super::split::{Split, TRAIN};
 
 pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
@@ -88,6 +90,16 @@ pub struct JobSpec {
     pub lr_scheduler: LrScheduler,
     /// Warm-up, in which the learning rate rises from 0. Default: 3% of the steps, or none where that is less than 2.
     pub warmup: Warmup,
+    /// Optimizer. Default: AdamW.
+    // Left out of the wire and the digest where they are at their defaults, as in jobs from before there were these fields.
+    #[serde(default, skip_serializing_if = "Optimizer::is_default")]
+    pub optimizer: Optimizer,
+    /// Learning rates of some weights. Default: one for all.
+    #[serde(default, skip_serializing_if = "RateGroups::is_none")]
+    pub lr_groups: RateGroups,
+    /// What a trained token adds to the loss. Default: its cross-entropy.
+    #[serde(default, skip_serializing_if = "TokenLoss::is_default")]
+    pub token_loss: TokenLoss,
     /// Decay of AdamW's first moment, in [0, 1). Default: 0.9.
     pub adam_beta1: f64,
     /// Decay of AdamW's second moment, in [0, 1). Default: 0.999.

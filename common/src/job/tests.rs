@@ -5,6 +5,7 @@ mod convert;
 mod hostile;
 mod meaning;
 mod mixtures;
+mod optimizers;
 mod problems;
 mod schedules;
 mod shapes;

@@ -65,13 +65,7 @@ fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
             deciding, advice, ..
         } if decides(node, deciding) => Fate::Refused(advice),
         Rule::InsteadUnless { told, .. } => Fate::DoneOtherwise(told),
-        Rule::OnlyOrInstead { done, .. } if says_only(node, done) => Fate::Honoured,
-        Rule::OnlyOrInstead { instead, told, .. } if says_only(node, instead) => {
-            Fate::DoneOtherwise(told)
-        }
-        Rule::InertIf(_, advice) | Rule::Only(_, advice) | Rule::OnlyOrInstead { advice, .. } => {
-            Fate::Refused(advice)
-        }
+        Rule::InertIf(_, advice) | Rule::Only(_, advice) => Fate::Refused(advice),
     })
 }
 
@@ -139,7 +133,6 @@ mod tests {
         let own: &[&str] = match rule {
             Rule::Inert => &[],
             Rule::InertIf(values, _) | Rule::Only(values, _) | Rule::Instead(values, _) => values,
-            Rule::OnlyOrInstead { instead, .. } => instead,
             Rule::InsteadUnless { off, .. } => off,
         };
         let usual = [
@@ -170,7 +163,6 @@ mod tests {
                         Rule::Only(values, _) | Rule::Instead(values, _) => {
                             says_only(&node, values)
                         }
-                        Rule::OnlyOrInstead { done, .. } => says_only(&node, done),
                         Rule::InsteadUnless { off, .. } => says_only(&node, off),
                         _ => false,
                     };

@@ -95,7 +95,7 @@ fn beside(shape: &Shape, adapted: &[bool; super::LINEARS], rank: usize) -> u64 {
     of(0..3) + of(3..4) + of(4..6) + of(6..7)
 }
 
-/// Bytes of the flat weights, two moments, the sums, and the gradient of a slot where it is kept.
+/// Bytes of the flat weights, their moments, the sums, and the gradient of a slot where it is kept.
 fn training(work: &Work, scalars: u64) -> u64 {
     let sum = match work.reduction {
         Reduction::Exact => 8,
@@ -105,7 +105,7 @@ fn training(work: &Work, scalars: u64) -> u64 {
         Trained::All => 0,
         Trained::Adapters { .. } => F32,
     };
-    scalars * (3 * F32 + sum + slot)
+    work.state(scalars) + scalars * (sum + slot)
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits in float32 and the logits' gradient.

@@ -137,6 +137,7 @@ impl Work {
             },
             dtype: job.base_dtype,
             reduction: job.reduction,
+            optimizer: job.optimizer,
             batch: job.micro_batch_size,
             sequence_len: job.sequence_len,
             checkpointing,
@@ -159,6 +160,11 @@ impl Work {
                 adapted.iter().map(of_layer).sum()
             }
         }
+    }
+
+    /// Bytes of the float32 weights and the moments of so many trainable scalars.
+    fn state(&self, scalars: u64) -> u64 {
+        scalars * (1 + self.optimizer.moments() as u64) * F32
     }
 
     fn tokens(&self) -> u64 {
@@ -232,7 +238,7 @@ fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{BaseDtype, Reduction};
+    use crate::job::{BaseDtype, Optimizer, Reduction};
 
     /// Qwen3-0.6B.
     const SMALL: Shape = Shape {
@@ -255,6 +261,7 @@ mod tests {
             trained,
             dtype: BaseDtype::Bfloat16,
             reduction: Reduction::Exact,
+            optimizer: Optimizer::Adamw,
             batch: 8,
             sequence_len: 2048,
             checkpointing,
@@ -307,5 +314,30 @@ mod tests {
         };
         let mean = on_processor(&SMALL, &with_others).training - here.training;
         assert_eq!(mean, 596_049_920 * 4);
+        // Lion keeps a moment less.
+        let lion = Work {
+            optimizer: Optimizer::Lion,
+            ..work(Trained::All, true)
+        };
+        let less = |of: fn(&Shape, &Work) -> Bytes| {
+            of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &lion).training
+        };
+        assert_eq!([less(on_gpu), less(on_processor)], [596_049_920 * 4; 2]);
+    }
+
+    #[test]
+    fn muon_takes_four_buffers_beside_its_largest_matrix() {
+        let short = Work {
+            batch: 1,
+            sequence_len: 8,
+            optimizer: Optimizer::Muon {
+                trains_vectors: true,
+            },
+            ..work(Trained::All, true)
+        };
+        let peak = on_processor(&SMALL, &short);
+        assert_eq!(peak.moment, Moment::Update);
+        // Gate and up, 1024 x 3072: direction and product, and two squares.
+        assert_eq!(peak.operation, 4 * (2 * 1024 * 3072 + 2 * 1024 * 1024));
     }
 }

@@ -1,8 +1,8 @@
 //! What a worker needs on a processor.
 
 use super::layer::{Layer, Place};
-use super::{Bytes, F32, Shape, Trained, Work, pass};
-use crate::job::{BaseDtype, Reduction};
+use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
+use crate::job::{BaseDtype, Optimizer, Reduction};
 
 /// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 4 << 20;
@@ -36,6 +36,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     // What the loss took stays in the engine's pool, because nothing else is as large.
     let loss = loss(shape, work, element);
     let peak = pass(&layers, work.checkpointing, 0, loss);
+    let peak = peak.or_at(Moment::Update, update(shape, work));
     Bytes {
         weights: frozen + shape.tables(work),
         training: training(shape, work, scalars),
@@ -46,7 +47,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     }
 }
 
-/// Bytes of the flat weights, two moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean
+/// Bytes of the flat weights, their moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean
 /// gradient, which is there while nothing is computed.
 fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     let sum = match work.reduction {
@@ -64,7 +65,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         true => 0,
         false => scalars * F32,
     };
-    scalars * (3 * F32 + sum) + gradient + mean
+    work.state(scalars) + scalars * sum + gradient + mean
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.
@@ -72,4 +73,21 @@ fn loss(shape: &Shape, work: &Work, element: u64) -> u64 {
     let rows = work.tokens().min(chunk_rows(shape.vocab_size) as u64);
     let (hidden, vocabulary) = (shape.hidden_size as u64, shape.vocab_size as u64);
     rows * (hidden * (3 * F32 + element) + vocabulary * F32)
+}
+
+/// Bytes that an update takes: with Muon the direction of a matrix, its product, and two squares of its shorter side.
+fn update(shape: &Shape, work: &Work) -> u64 {
+    let Optimizer::Muon { .. } = work.optimizer else {
+        return 0;
+    };
+    let of_matrix = |rows: usize, columns: usize| {
+        let side = rows.min(columns) as u64;
+        2 * (rows * columns) as u64 + 2 * side * side
+    };
+    let linears = shape.linears().into_iter();
+    let largest = linears.map(|(width, out, _)| match work.trained {
+        Trained::All => of_matrix(out, width),
+        Trained::Adapters { rank, .. } => of_matrix(rank, width).max(of_matrix(out, rank)),
+    });
+    largest.max().unwrap_or(0) * F32
 }

@@ -1,6 +1,6 @@
 //! The sizes of a model, and of the work on it.
 
-use crate::job::{BaseDtype, Reduction};
+use crate::job::{BaseDtype, Optimizer, Reduction};
 
 /// Bytes of a float32.
 pub(crate) const F32: u64 = 4;
@@ -46,6 +46,7 @@ pub struct Work {
     pub trained: Trained,
     pub dtype: BaseDtype,
     pub reduction: Reduction,
+    pub optimizer: Optimizer,
     /// Number of blocks in a slot.
     pub batch: usize,
     /// Number of tokens in a block.

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::config::ModelConfig;
+use crate::files::adapter::{Factor, tensor_name};
 use crate::job::{JobSpec, Method, TargetModules, whole_path};
 use crate::memory::{LINEARS, Shape};
 
@@ -164,6 +165,22 @@ fn matching(
         true => Err(unmatched()),
         false => Ok(matched),
     }
+}
+
+/// Names of the matrices that a job trains.
+pub fn trained_matrices(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<String>, UnmatchedTarget> {
+    let Method::Lora(lora) = &job.method else {
+        let matrices = base_tensors(config).into_iter();
+        let matrices = matrices.filter(|(_, shape)| shape.len() == 2);
+        return Ok(matrices.map(|(name, _)| name).collect());
+    };
+    let modules = adapted_modules(config, &lora.target_modules)?.into_iter();
+    Ok(modules
+        .flat_map(|module| [Factor::A, Factor::B].map(|factor| tensor_name(&module.path, factor)))
+        .collect())
 }
 
 /// A job names a linear that the model does not have.

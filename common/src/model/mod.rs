@@ -7,5 +7,5 @@ mod geometry;
 pub use config::{ModelConfig, ModelError, Rope, RopeScaling};
 pub use geometry::{
     AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, adapted_by_layer,
-    adapted_modules, base_tensors, linears,
+    adapted_modules, base_tensors, linears, trained_matrices,
 };

@@ -258,8 +258,7 @@ fn state_after(step: u64) -> Snapshot {
         step,
         layout: layout(),
         weights: flat.clone(),
-        exp_avg: flat.clone(),
-        exp_avg_sq: flat,
+        moments: vec![flat.clone(), flat],
     }
 }
 

@@ -73,8 +73,7 @@ fn received(store: &Store, step: u64) -> Received {
     let snapshot = Snapshot {
         step,
         weights: flat(step),
-        exp_avg: flat(step + 1),
-        exp_avg_sq: flat(step + 2),
+        moments: vec![flat(step + 1), flat(step + 2)],
         layout,
     };
     let folder = store.begin(step).unwrap();

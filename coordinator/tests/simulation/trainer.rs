@@ -208,8 +208,7 @@ impl StepTrainer for ToyTrainer {
             step: self.step,
             layout: layout(),
             weights: scalars(&self.weights).into(),
-            exp_avg: moments.clone(),
-            exp_avg_sq: moments,
+            moments: vec![moments.clone(), moments],
         })
     }
 

@@ -14,8 +14,6 @@ use super::frame::PIECE_SCALARS;
 /// Fixed bytes of a state's header: step, scalars, then three digests in hex. What the sender remembers follows.
 const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
 const DIGEST_BYTES: usize = 64;
-/// Number of flat buffers of a state: weights and two moments.
-const BUFFERS: usize = 3;
 
 /// A worker's state as it is handed to another, who then stands in for the first.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,9 +92,9 @@ impl StateHeader {
     }
 }
 
-/// Number of pieces that a state of so many trainable scalars is sent in.
-pub(super) fn piece_count(scalars: usize) -> usize {
-    BUFFERS * scalars.div_ceil(PIECE_SCALARS)
+/// Number of pieces that a state of this layout is sent in.
+pub(super) fn piece_count(layout: &Layout) -> usize {
+    (1 + layout.moments) * layout.scalars.div_ceil(PIECE_SCALARS)
 }
 
 /// The bytes of one piece. No piece reaches over two buffers.
@@ -104,8 +102,7 @@ pub(super) fn piece(snapshot: &Snapshot, index: usize) -> &[u8] {
     let each = snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
     let buffer = match index / each {
         0 => &snapshot.weights,
-        1 => &snapshot.exp_avg,
-        _ => &snapshot.exp_avg_sq,
+        moment => &snapshot.moments[moment - 1],
     };
     let start = index % each * PIECE_SCALARS;
     let end = buffer.len().min(start + PIECE_SCALARS);
@@ -126,8 +123,7 @@ impl Assembly {
         let snapshot = Snapshot {
             step: header.step,
             weights: buffer(),
-            exp_avg: buffer(),
-            exp_avg_sq: buffer(),
+            moments: (0..layout.moments).map(|_| buffer()).collect(),
             layout,
         };
         Self {
@@ -151,14 +147,12 @@ impl Assembly {
         let index = self.received;
         let each = self.snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
         let Snapshot {
-            weights,
-            exp_avg,
-            exp_avg_sq,
-            ..
+            weights, moments, ..
         } = &mut self.snapshot;
-        let buffer = [weights, exp_avg, exp_avg_sq]
-            .into_iter()
-            .nth(index / each)?;
+        let buffer = match index / each {
+            0 => weights,
+            moment => moments.get_mut(moment - 1)?,
+        };
         let start = index % each * PIECE_SCALARS;
         let end = buffer.len().min(start + PIECE_SCALARS);
         Some((index, bytemuck::cast_slice_mut(&mut buffer[start..end])))
@@ -202,8 +196,7 @@ mod tests {
             step: 4,
             layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
             weights: flat(0.5),
-            exp_avg: flat(-0.25),
-            exp_avg_sq: flat(0.125),
+            moments: vec![flat(-0.25), flat(0.125)],
         };
         StateCopy {
             snapshot,
@@ -220,13 +213,21 @@ mod tests {
             place.copy_from_slice(piece(&sent.snapshot, index));
             assembly.advance();
         }
-        assert_eq!(assembly.received(), piece_count(SCALARS));
+        let pieces = piece_count(&announced.snapshot.layout);
+        assert_eq!(assembly.received(), pieces);
         assembly.finish()
     }
 
     #[test]
     fn a_state_arrives_whole() {
         assert_eq!(assemble(&state(), &state()), Ok(state()));
+        for moments in [0, 1] {
+            let mut state = state();
+            state.snapshot.moments.truncate(moments);
+            let layout = (*state.snapshot.layout).clone().with_moments(moments);
+            state.snapshot.layout = Arc::new(layout);
+            assert_eq!(assemble(&state, &state), Ok(state));
+        }
     }
 
     #[test]
@@ -236,12 +237,11 @@ mod tests {
             .enumerate()
         {
             let mut wrong = state();
-            let buffers = [
-                &mut wrong.snapshot.weights,
-                &mut wrong.snapshot.exp_avg,
-                &mut wrong.snapshot.exp_avg_sq,
-            ];
-            buffers.into_iter().nth(buffer).unwrap()[SCALARS - 1] += 1.0;
+            let wrong_buffer = match buffer {
+                0 => &mut wrong.snapshot.weights,
+                moment => &mut wrong.snapshot.moments[moment - 1],
+            };
+            wrong_buffer[SCALARS - 1] += 1.0;
             let refused = assemble(&state(), &wrong).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
@@ -252,6 +252,8 @@ mod tests {
         let header = StateHeader::of(&state()).encode();
         let other = Layout::new([("b".into(), vec![SCALARS])]);
         assert!(StateHeader::decode(&header, &other).is_err());
+        let one_moment = (*state().snapshot.layout).clone().with_moments(1);
+        assert!(StateHeader::decode(&header, &one_moment).is_err());
         let cut = &header[..HEADER_BYTES - 1];
         assert!(StateHeader::decode(cut, &state().snapshot.layout).is_err());
     }

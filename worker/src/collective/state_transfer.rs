@@ -17,7 +17,7 @@ impl Mesh {
         let header = StateHeader::of(state).encode();
         sender.send(FrameKind::StateHeader, 0, &header)?;
         let snapshot = &state.snapshot;
-        for index in 0..piece_count(snapshot.layout.scalars) {
+        for index in 0..piece_count(&snapshot.layout) {
             sender.send(FrameKind::State, index, piece(snapshot, index))?;
             failpoint::reached("state-send");
         }

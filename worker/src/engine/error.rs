@@ -60,6 +60,11 @@ pub enum EngineError {
         /// End of the message: what else helps.
         or: &'static str,
     },
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{optimizer} is not done on GPUs yet; join with --device cpu, or give the job another optimizer (adamw, lion, sgd)"
+    )]
+    GpuOptimizer { optimizer: common::job::Optimizer },
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }

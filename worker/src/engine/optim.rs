@@ -1,28 +1,31 @@
-//! AdamW, gradient clipping and the gradient norm, with the semantics of `torch.optim.AdamW` and
-//! `torch.nn.utils.clip_grad_norm_`. In: the mean gradient, the same on every worker. Out: updated weights and moments,
-//! the same to the bit for any number of threads.
+//! The optimizer. In: the mean gradient, the same on every worker. Out: updated weights and moments, the same to the bit for any
+//! number of threads.
+
+mod adamw;
+mod lion;
+mod muon;
+mod norm;
+mod sgd;
 
 use common::files::layout::TensorLayout;
-use common::job::JobSpec;
-use rayon::prelude::*;
+use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding};
+
+pub use adamw::AdamW;
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use adamw::Factors;
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use lion::Factors as LionFactors;
+pub use lion::Lion;
+pub use muon::Muon;
+pub use norm::{NORM_CHUNK, clip_coefficient, gradient_norm};
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use sgd::Factors as SgdFactors;
+pub use sgd::Sgd;
 
 use super::mean_gradient::MeanSource;
-use super::ops::vector::dispatch;
-
-/// Scalars whose squares are summed in order. Part of the numerics: another value gives other norms.
-pub const NORM_CHUNK: usize = 65_536;
 
 /// Scalars a thread updates at a time.
 const UPDATE_CHUNK: usize = 16_384;
-
-/// Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    pub beta1: f64,
-    pub beta2: f64,
-    pub epsilon: f64,
-    pub weight_decay: f64,
-}
 
 /// The numbers that one update takes beside the gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,201 +37,154 @@ pub struct Update {
     pub gradient_scale: f32,
 }
 
-impl AdamW {
-    /// AdamW with the betas, epsilon and weight decay of a job.
+/// The optimizer of a job: says how each tensor is updated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    kind: Kind,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    rates: RateGroups,
+    /// The job's learning rate, which a step's is a share of.
+    peak: f64,
+}
+
+/// How one tensor is updated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorUpdate {
+    pub rule: Rule,
+    /// Factor on the learning rate of a step.
+    pub rate: f64,
+}
+
+/// What becomes of a tensor's weights and moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    AdamW(AdamW),
+    Sgd(Sgd),
+    Lion(Lion),
+    Muon(Muon),
+    /// They stay as they are.
+    Fixed,
+}
+
+impl Optimizer {
     pub fn from_job(job: &JobSpec) -> Self {
         Self {
+            kind: job.optimizer,
             beta1: job.adam_beta1,
             beta2: job.adam_beta2,
             epsilon: job.adam_epsilon,
             weight_decay: job.weight_decay,
+            rates: job.lr_groups.clone(),
+            peak: job.learning_rate,
         }
     }
 
-    /// The optimizer of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay.
-    pub fn of_tensor(&self, tensor: &TensorLayout) -> Self {
-        let decays = tensor.shape.len() >= 2;
+    /// The update of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay; Muon makes no
+    /// such difference.
+    pub fn of_tensor(&self, tensor: &TensorLayout) -> TensorUpdate {
+        let is_vector = tensor.shape.len() < 2;
+        let rate = self.rates.of(&tensor.name, is_vector, self.peak);
+        let weight_decay = match rate.decays && !is_vector {
+            true => self.weight_decay,
+            false => 0.0,
+        };
+        let rule = match self.kind {
+            Kind::Adamw => Rule::AdamW(self.adamw(weight_decay, false)),
+            Kind::Sgd {
+                momentum,
+                dampening,
+                nesterov,
+            } => Rule::Sgd(Sgd {
+                momentum,
+                dampening,
+                nesterov,
+                weight_decay,
+            }),
+            Kind::Lion => Rule::Lion(Lion {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                weight_decay,
+            }),
+            Kind::Muon { trains_vectors } => self.muon(tensor, trains_vectors),
+        };
+        TensorUpdate {
+            rule,
+            rate: rate.factor,
+        }
+    }
+
+    fn muon(&self, tensor: &TensorLayout, trains_vectors: bool) -> Rule {
+        match tensor.shape[..] {
+            [rows, columns] if !is_embedding(&tensor.name) => Rule::Muon(Muon {
+                rows,
+                columns,
+                weight_decay: self.weight_decay,
+            }),
+            [_] if !trains_vectors => Rule::Fixed,
+            _ => Rule::AdamW(self.adamw(self.weight_decay, true)),
+        }
+    }
+
+    fn adamw(&self, weight_decay: f64, early_epsilon: bool) -> AdamW {
+        AdamW {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            weight_decay,
+            early_epsilon,
+        }
+    }
+}
+
+impl Update {
+    /// The update of a tensor whose learning rate is `factor` times the step's.
+    pub fn at_rate(&self, factor: f64) -> Self {
         Self {
-            weight_decay: if decays { self.weight_decay } else { 0.0 },
+            learning_rate: self.learning_rate * factor,
             ..*self
         }
     }
+}
 
-    /// Updates a tensor's weights and moments in place, in one pass. All slices have one length, and the tensor's
-    /// gradient is in `mean` from scalar `first`.
-    pub fn update(
+impl TensorUpdate {
+    /// Whether it takes all threads by itself.
+    pub fn is_wide(&self) -> bool {
+        matches!(self.rule, Rule::Muon(_))
+    }
+
+    /// Updates a tensor's weights and moments in place. All slices have one length, and the tensor's gradient is in `mean` from
+    /// scalar `first`.
+    pub fn apply(
         &self,
         update: &Update,
         weights: &mut [f32],
-        exp_avg: &mut [f32],
-        exp_avg_sq: &mut [f32],
+        moments: &mut [&mut [f32]],
         (mean, first): (MeanSource, usize),
     ) {
         let scalars = weights.len();
         assert!(
-            exp_avg.len() == scalars
-                && exp_avg_sq.len() == scalars
+            moments.iter().all(|moment| moment.len() == scalars)
                 && first + scalars <= mean.scalars(),
             "weights, moments and gradient differ in length"
         );
-        let factors = self.factors(update);
-        weights
-            .par_chunks_mut(UPDATE_CHUNK)
-            .zip(exp_avg.par_chunks_mut(UPDATE_CHUNK))
-            .zip(exp_avg_sq.par_chunks_mut(UPDATE_CHUNK))
-            .enumerate()
-            .for_each_init(Vec::new, |scratch, (index, ((w, m), v))| {
-                let start = first + index * UPDATE_CHUNK;
-                let gradient = mean.read(start..start + w.len(), scratch);
-                dispatch(
-                    #[inline(always)]
-                    || factors.apply(w, m, v, gradient),
-                );
-            });
-    }
-
-    pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {
-        let number = update.number.min(i32::MAX as u64) as i32;
-        let correction1 = 1.0 - self.beta1.powi(number);
-        let correction2 = 1.0 - self.beta2.powi(number);
-        Factors {
-            gradient_scale: update.gradient_scale,
-            keep: (1.0 - update.learning_rate * self.weight_decay) as f32,
-            one_minus_beta1: (1.0 - self.beta1) as f32,
-            beta2: self.beta2 as f32,
-            one_minus_beta2: (1.0 - self.beta2) as f32,
-            correction2_sqrt: correction2.sqrt() as f32,
-            epsilon: self.epsilon as f32,
-            step_size: (update.learning_rate / correction1) as f32,
+        let (update, mean) = (&update.at_rate(self.rate), (mean, first));
+        match (&self.rule, moments) {
+            (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+                rule.update(update, weights, exp_avg, exp_avg_sq, mean);
+            }
+            (Rule::Sgd(rule), []) => rule.update(update, weights, None, mean),
+            (Rule::Sgd(rule), [momentum]) => rule.update(update, weights, Some(momentum), mean),
+            (Rule::Lion(rule), [moment]) => rule.update(update, weights, moment, mean),
+            (Rule::Muon(rule), [momentum, _]) => rule.update(update, weights, momentum, mean),
+            (Rule::Fixed, _) => {}
+            (rule, moments) => unreachable!("{rule:?} with {} moments", moments.len()),
         }
-    }
-}
-
-/// The scalars of one update: computed in float64, applied in float32, as PyTorch does.
-pub(in crate::engine) struct Factors {
-    pub gradient_scale: f32,
-    pub keep: f32,
-    pub one_minus_beta1: f32,
-    pub beta2: f32,
-    pub one_minus_beta2: f32,
-    pub correction2_sqrt: f32,
-    pub epsilon: f32,
-    pub step_size: f32,
-}
-
-impl Factors {
-    #[inline(always)]
-    fn apply(&self, weights: &mut [f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], g: &[f32]) {
-        for (((w, m), v), g) in weights.iter_mut().zip(exp_avg).zip(exp_avg_sq).zip(g) {
-            let g = g * self.gradient_scale;
-            *m += (g - *m) * self.one_minus_beta1;
-            *v = *v * self.beta2 + g * g * self.one_minus_beta2;
-            let denominator = v.sqrt() / self.correction2_sqrt + self.epsilon;
-            *w = *w * self.keep - self.step_size * (*m / denominator);
-        }
-    }
-}
-
-/// The Euclidean norm of a flat gradient. Squares are summed in float64, in order within chunks of 65,536 scalars and
-/// then over the chunks in order. Not finite if a scalar is not.
-pub fn gradient_norm(mean: MeanSource) -> f64 {
-    let scalars = mean.scalars();
-    let chunk_sums: Vec<f64> = (0..scalars.div_ceil(NORM_CHUNK))
-        .into_par_iter()
-        .map_init(Vec::new, |scratch, index| {
-            let range = index * NORM_CHUNK..scalars.min((index + 1) * NORM_CHUNK);
-            let chunk = mean.read(range, scratch);
-            dispatch(
-                #[inline(always)]
-                || sum_of_squares(chunk),
-            )
-        })
-        .collect();
-    chunk_sums.iter().sum::<f64>().sqrt()
-}
-
-/// Sum of squares in eight interleaved lanes, which the compiler can keep in vector registers.
-#[inline(always)]
-fn sum_of_squares(chunk: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0.0f64; LANES];
-    let (groups, rest) = chunk.as_chunks::<LANES>();
-    for group in groups {
-        for (sum, g) in sums.iter_mut().zip(group) {
-            *sum += f64::from(*g) * f64::from(*g);
-        }
-    }
-    let tail: f64 = rest.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
-    sums.iter().sum::<f64>() + tail
-}
-
-/// The factor for the gradient after which its norm does not exceed `max_norm`; at most 1.
-pub fn clip_coefficient(norm: f64, max_norm: Option<f64>) -> f32 {
-    match max_norm {
-        Some(max_norm) => (max_norm / (norm + 1e-6)).min(1.0) as f32,
-        None => 1.0,
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    /// Three updates of `torch.optim.AdamW(lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.05)` (PyTorch 2.15).
-    #[test]
-    fn updates_are_pytorch_s() {
-        let optimizer = AdamW {
-            beta1: 0.9,
-            beta2: 0.99,
-            epsilon: 1e-6,
-            weight_decay: 0.05,
-        };
-        let mut weights = [1.0, -2.0, 0.5, 3.0];
-        let (mut m, mut v) = ([0.0; 4], [0.0; 4]);
-        let gradients = [
-            [0.1f32, -0.2, 0.0, 5.0],
-            [0.3, 0.2, 1e-4, -5.0],
-            [-0.1, 0.4, 2e-4, 1.0],
-        ];
-        for (index, gradient) in gradients.iter().enumerate() {
-            let update = Update {
-                number: index as u64 + 1,
-                learning_rate: 0.1,
-                gradient_scale: 1.0,
-            };
-            let mean = (MeanSource::Values(gradient), 0);
-            optimizer.update(&update, &mut weights, &mut m, &mut v, mean);
-        }
-        let expected: [f32; 4] = [0.746_549_8, -1.930_780_9, 0.337_763_46, 2.856_525];
-        for (found, expected) in weights.iter().zip(expected) {
-            assert!(
-                (found - expected).abs() <= 2e-7 * expected.abs(),
-                "{weights:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_norm_is_the_same_for_any_number_of_threads() {
-        let flat: Vec<f32> = (0..5 * NORM_CHUNK + 3).map(|i| (i as f32).cos()).collect();
-        let norms = [1, 2, 5].map(|threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| gradient_norm(MeanSource::Values(&flat)))
-                .to_bits()
-        });
-        assert!(norms.iter().all(|norm| *norm == norms[0]));
-        assert_eq!(gradient_norm(MeanSource::Values(&[3.0, 4.0])), 5.0);
-        assert!(!gradient_norm(MeanSource::Values(&[1.0, f32::NAN])).is_finite());
-    }
-
-    #[test]
-    fn only_gradients_above_the_limit_are_clipped() {
-        assert_eq!(clip_coefficient(0.5, Some(1.0)), 1.0);
-        assert_eq!(clip_coefficient(4.0, Some(1.0)), (1.0 / 4.000001f64) as f32);
-        assert_eq!(clip_coefficient(4.0, None), 1.0);
-    }
-}
+mod tests;

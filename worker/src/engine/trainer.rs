@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use common::data::block::Block;
-use common::files::Flat;
 use common::files::layout::{Layout, weights_digest};
 use common::files::model::ModelFolder;
 use common::files::snapshot::Snapshot;
@@ -28,7 +27,7 @@ use super::batch::Batch;
 use super::cuda::engine::{GpuMeanGradient, SumsOnGpu};
 use super::mean_gradient::MeanGradient;
 use super::ops::lora_linear::MaskKey;
-use super::optim::{AdamW, Update, clip_coefficient};
+use super::optim::{Optimizer, Update, clip_coefficient};
 use super::{Abandon, EngineError};
 use crate::engine::device::ComputeDevice;
 use crate::engine::model::weights::WeightSource;
@@ -75,7 +74,7 @@ pub struct Trainer {
     accumulator: Accumulator,
     /// Outcomes of the slots held.
     outcomes: HeldSlots,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     step: u64,
     slot_times: SlotTimes,
 }
@@ -133,7 +132,7 @@ impl Trainer {
             total_scalars: total_scalars(&config, &job, scalars),
             accumulator: Accumulator::new(job.reduction, summed_here),
             outcomes: HeldSlots::new(),
-            optimizer: AdamW::from_job(&job),
+            optimizer: Optimizer::from_job(&job),
             step: 0,
             slot_times: SlotTimes::default(),
             config,
@@ -440,17 +439,16 @@ impl Trainer {
     ///
     /// On the processor nothing is copied at once: the next update makes a copy where somebody still reads this snapshot then.
     pub fn snapshot(&self) -> Result<Snapshot, EngineError> {
-        let [weights, exp_avg, exp_avg_sq] = match &self.compute {
+        let (weights, moments) = match &self.compute {
             Compute::Cpu(cpu) => cpu.state(),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.state()?.map(Flat::from),
+            Compute::Gpu(gpu) => gpu.state()?,
         };
         Ok(Snapshot {
             step: self.step,
             layout: self.layout(),
             weights,
-            exp_avg,
-            exp_avg_sq,
+            moments,
         })
     }
 
@@ -463,11 +461,11 @@ impl Trainer {
                 expected: layout.digest(),
             });
         }
-        let state = [&snapshot.weights, &snapshot.exp_avg, &snapshot.exp_avg_sq];
+        let (weights, moments) = (&snapshot.weights, &snapshot.moments);
         match &mut self.compute {
-            Compute::Cpu(cpu) => cpu.set_state(state.map(Flat::clone)),
+            Compute::Cpu(cpu) => cpu.set_state(weights.clone(), moments.clone()),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.set_state(state.map(|flat| &flat[..]))?,
+            Compute::Gpu(gpu) => gpu.set_state(weights, moments)?,
         }
         self.step = snapshot.step;
         self.forget_slots();

@@ -330,8 +330,7 @@ mod tests {
                 step: 4,
                 layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
                 weights: flat(0.5),
-                exp_avg: flat(-0.25),
-                exp_avg_sq: flat(0.125),
+                moments: vec![flat(-0.25), flat(0.125)],
             },
             weights_digest: None,
             format: WeightsFormat::Model {

@@ -380,7 +380,7 @@ impl<'a> Settings<'a> {
 }
 
 /// The entries of a mapping, which Transformers takes as JSON text too. None where it is something else.
-fn mapping(node: &Node) -> Option<Vec<(Key, Node)>> {
+pub(super) fn mapping(node: &Node) -> Option<Vec<(Key, Node)>> {
     match &node.value {
         Value::Mapping(entries) => Some(entries.clone()),
         Value::Scalar { text, .. } if text.trim_start().starts_with('{') => {

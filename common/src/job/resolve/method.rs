@@ -52,6 +52,8 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
         "lora_target_linear",
         "use_rslora",
         "lora_model_dir",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
     ] {
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer

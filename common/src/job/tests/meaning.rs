@@ -562,12 +562,12 @@ fn what_is_done_otherwise_is_told_once_for_each_way() {
          report_to: wandb\nload_in_8bit: true\nloss_watchdog_threshold: 5.0\ntensor_parallel_size: 1\nuse_wandb: false\n",
     );
     let told = [
-        "optimizer: AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter",
         "fsdp, fsdp_config: nothing is sharded or offloaded: each worker holds the whole model",
         "deepspeed: nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says (optimizer, clipping, batch) is not read",
         "wandb_project, report_to: the measurements are in metrics.jsonl in output_dir",
         "load_in_8bit: the base weights are not quantised, which is more exact; base_dtype: bfloat16 takes 2 bytes for each",
         "loss_watchdog_threshold: a run is not stopped for its loss; steps with a gradient that is not finite are skipped (max_skipped_steps)",
+        "optimizer: AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter",
     ];
     assert_eq!(job.reading.notices, told);
     for optimizer in ["adamw_torch_fused", "paged_adamw_32bit", "ADAMW_TORCH"] {

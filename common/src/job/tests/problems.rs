@@ -316,9 +316,10 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
         ],
     );
     check_problems(
-        "optim: lion\n",
+        "optim: galore_adamw\n",
         &[
-            "3: `optim` is not supported: AdamW is the only optimizer; remove it, or write adamw_torch",
+            "3: `optim` is galore_adamw, which projects gradients to need less memory for moments; adapter: lora needs less still: use \
+             one of adamw, sgd, lion, muon",
         ],
     );
     check_problems(

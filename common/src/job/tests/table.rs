@@ -22,6 +22,10 @@ fn the_digest_follows_what_decides_the_result() {
         "gradient_checkpointing: off\n",
         "lora_r: 16\n",
         "lora_target_modules: all-linear\n",
+        "optimizer: adamw_bnb_8bit\n",
+        "loss_type: nll\n",
+        "label_smoothing_factor: 0\n",
+        "lr_groups: []\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),
@@ -40,6 +44,14 @@ fn the_digest_follows_what_decides_the_result() {
         "val_set_size: 1\n",
         "base_dtype: bfloat16\n",
         "max_steps: 3\n",
+        "optimizer: sgd\n",
+        "optimizer: lion\nadam_beta2: 0.999\n",
+        "loraplus_lr_ratio: 4\n",
+        "embedding_lr: 1e-6\n",
+        "lr_groups: [{name: a, modules: [q_proj], lr: 1e-6}]\n",
+        "loss_type: dft\n",
+        "use_eaft: true\n",
+        "label_smoothing_factor: 0.1\n",
     ] {
         assert_ne!(
             job(&format!("adapter: lora\n{other}")).digest(),
@@ -78,7 +90,8 @@ fn the_digest_follows_what_decides_the_result() {
 #[test]
 fn a_job_survives_the_wire() {
     let mut job = job(
-        "adapter: lora\nval_set_size: 0.1\nlora_target_modules: [q_proj]\nlearning_rate: 0.1\nadam_beta2: 0.95\n",
+        "adapter: lora\nval_set_size: 0.1\nlora_target_modules: [q_proj]\nlearning_rate: 0.1\nadam_beta2: 0.95\n\
+         optimizer: sgd\noptim_args: momentum=0.9\nloraplus_lr_ratio: 16\nuse_eaft_loss: true\n",
     );
     let json = serde_json::to_string(&job).unwrap();
     let back: JobSpec = serde_json::from_str(&json).unwrap();

@@ -1,6 +1,6 @@
 //! Foreign keys at the top of a job.
 
-use super::table::Rule::{Inert, InertIf, Instead, InsteadUnless, Only, OnlyOrInstead};
+use super::table::Rule::{Inert, InertIf, Instead, InsteadUnless, Only};
 use super::table::{Group, OFF, ON};
 
 const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
@@ -30,13 +30,10 @@ const ONLY_HELD_OUT: &str =
     "evaluation data is held out of `datasets` by val_set_size, or named by test_datasets";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
-const ONLY_ADAMW: &str = "AdamW is the only optimizer; remove it, or write adamw_torch";
-const FLOAT32_STATES: &str = "AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter";
 const ONLY_LORA: &str = "only LoRA layers are trained with adapter: lora; remove it";
 const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; remove it";
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
 const LORA_START: &str = "LoRA starts as PEFT's default does; remove it";
-const ONE_RATE: &str = "there is one learning rate for all weights; remove it";
 const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
 const IN_KWARGS: &str = "give it in lr_scheduler_kwargs, or Axolotl's cosine_min_lr_ratio";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
@@ -237,13 +234,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(&["sft", "pt"], ONLY_SFT),
     },
     Group {
-        keys: &["loss_type"],
-        rule: Only(
-            &["nll"],
-            "the loss is the cross-entropy of the next token; remove it",
-        ),
-    },
-    Group {
         keys: &["task_type", "lora_task_type"],
         rule: Only(&["CAUSAL_LM"], "only causal language models are trained"),
     },
@@ -267,47 +257,45 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, LORA_START),
     },
     Group {
-        keys: &["optimizer", "optim"],
-        rule: OnlyOrInstead {
-            done: &[
-                "adamw",
-                "adamw_torch",
-                "adamw_torch_fused",
-                "adamw_torch_xla",
-                "adamw_torch_npu_fused",
-                "adamw_hf",
-                "adamw_apex_fused",
-                "paged_adamw",
-                "paged_adamw_32bit",
-                "optimi_adamw",
-                "flash_adamw",
-            ],
-            instead: &[
-                "adamw_bnb_8bit",
-                "adamw_8bit",
-                "adamw_torch_8bit",
-                "adamw_torch_4bit",
-                "adamw_anyprecision",
-                "paged_adamw_8bit",
-                "ao_adamw_8bit",
-                "ao_adamw_4bit",
-                "ao_adamw_fp8",
-            ],
-            told: FLOAT32_STATES,
-            advice: ONLY_ADAMW,
-        },
+        keys: &["adafactor"],
+        rule: Only(
+            OFF,
+            "Adafactor is not supported; remove it, or write optimizer: lion, which keeps one moment",
+        ),
     },
     Group {
         keys: &[
-            "adafactor",
             "use_galore",
+            "galore_*",
             "use_apollo",
-            "use_badam",
-            "use_adam_mini",
-            "use_muon",
-            "optim_target_modules",
+            "apollo_*",
+            "qgalore_*",
         ],
-        rule: Only(OFF, ONLY_ADAMW),
+        rule: Only(
+            OFF,
+            "it projects gradients to need less memory for moments; remove it, and use adapter: lora, which needs less still",
+        ),
+    },
+    Group {
+        keys: &["use_badam", "badam_*"],
+        rule: Only(
+            OFF,
+            "it trains one part of the weights after the other to need less memory; remove it, and use adapter: lora",
+        ),
+    },
+    Group {
+        keys: &["use_adam_mini"],
+        rule: Only(
+            OFF,
+            "it keeps one second moment for many weights; remove it, or write optimizer: lion, which keeps one moment",
+        ),
+    },
+    Group {
+        keys: &["optim_target_modules", "dion_*"],
+        rule: Only(
+            OFF,
+            "no optimizer here takes it; remove it (lr_groups gives some weights a learning rate of their own)",
+        ),
     },
     Group {
         keys: &["logging_strategy"],
@@ -503,18 +491,17 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &[
-            "use_dft_loss",
-            "use_eaft*",
-            "use_asft_loss",
-            "eaft_*",
-            "asft_alpha",
-            "ebft*",
-            "diffusion",
-        ],
+        keys: &["use_asft_loss", "asft_alpha"],
         rule: Only(
             OFF,
-            "the loss is the cross-entropy of the next token; remove it",
+            "it needs a second model beside the one that is trained; remove it, or use use_dft_loss, the other half of that loss",
+        ),
+    },
+    Group {
+        keys: &["ebft*", "diffusion"],
+        rule: Only(
+            OFF,
+            "the loss is one of the next token, given those before it; remove it",
         ),
     },
     Group {
@@ -523,10 +510,6 @@ pub(super) const GROUPS: &[Group] = &[
             OFF,
             "LoRA (adapter: lora) and full training are the two methods; remove it",
         ),
-    },
-    Group {
-        keys: &["galore_*", "apollo_*", "badam_*"],
-        rule: Only(OFF, ONLY_ADAMW),
     },
     Group {
         keys: &["infer_backend", "export_*"],
@@ -690,10 +673,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "noise on embeddings is not supported; remove it"),
     },
     Group {
-        keys: &["label_smoothing_factor"],
-        rule: Only(OFF, "label smoothing is not supported; remove it"),
-    },
-    Group {
         keys: &["s2_attention", "shift_attn"],
         rule: Only(OFF, "every token attends to all before it; remove it"),
     },
@@ -754,10 +733,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, NAME_LAYERS),
     },
     Group {
-        keys: &["loraplus_*", "loraplus_lr_ratio"],
-        rule: Only(OFF, "LoRA+ is not supported; remove it"),
-    },
-    Group {
         keys: &["relora*", "jagged_restart_*"],
         rule: Only(OFF, "ReLoRA is not supported; remove it"),
     },
@@ -773,10 +748,6 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["lr_groups", "embedding_lr*"],
-        rule: Only(OFF, ONE_RATE),
-    },
-    Group {
         keys: &["cosine_*", "min_lr*", "lr_end"],
         rule: Only(OFF, IN_KWARGS),
     },
@@ -789,10 +760,10 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["optim_args", "adam_beta3", "adam_epsilon2"],
+        keys: &["adam_beta3", "adam_epsilon2"],
         rule: Only(
             OFF,
-            "give adam_beta1, adam_beta2, adam_epsilon and weight_decay instead",
+            "no optimizer here has a third beta or a second epsilon; remove it",
         ),
     },
     Group {

@@ -24,14 +24,6 @@ pub(super) enum Rule {
         deciding: &'static [&'static str],
         advice: &'static str,
     },
-    /// The first values are what is done anyway; for the second ones the first text says what is done in their place. Others are
-    /// refused with the second text.
-    OnlyOrInstead {
-        done: &'static [&'static str],
-        instead: &'static [&'static str],
-        told: &'static str,
-        advice: &'static str,
-    },
 }
 
 /// Values that switch a key off.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use common::files::snapshot::STATE_BYTES_PER_SCALAR;
+use common::files::snapshot::MAX_STATE_BYTES_PER_SCALAR;
 use common::wire::PlanKind;
 
 use crate::cluster::Cluster;
@@ -154,7 +154,7 @@ impl Cluster {
 
     /// How long a state takes over the slowest line that is allowed for.
     fn transfer(&self) -> Duration {
-        let bytes = self.trainable_scalars() as f64 * STATE_BYTES_PER_SCALAR as f64;
+        let bytes = self.trainable_scalars() as f64 * MAX_STATE_BYTES_PER_SCALAR as f64;
         Duration::try_from_secs_f64(bytes / SLOWEST_LINE_BYTES_PER_SECOND).unwrap_or(LOADING)
     }
 

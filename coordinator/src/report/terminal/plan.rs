@@ -1,7 +1,9 @@
 //! The plan: what will be trained on what, for how long, and where it goes.
 
 use common::data::DataCounts;
-use common::job::{BaseDtype, BestModel, InitWeights, JobSpec, Method, TargetModules, Warmup};
+use common::job::{
+    BaseDtype, BestModel, InitWeights, JobSpec, Method, RateGroups, TargetModules, Warmup,
+};
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
 use crate::prepare::{Need, Prepared};
@@ -102,6 +104,8 @@ impl<'a> PlanView<'a> {
             ("steps", self.steps()),
             ("batch", self.batch()),
             ("learning rate", learning_rate(self.job)),
+            ("optimizer", self.job.optimizer.to_string()),
+            ("loss", self.job.token_loss.to_string()),
             ("memory", memory(&self.memory)),
         ]);
         if GPUS {
@@ -110,6 +114,13 @@ impl<'a> PlanView<'a> {
         if let Some(best) = &self.job.best_model {
             rows.push(("best weights", best_weights(best)));
         }
+        // What every job has unless it says otherwise is no news.
+        let is_usual = |name| match name {
+            "optimizer" => self.job.optimizer.is_default(),
+            "loss" => self.job.token_loss.is_default(),
+            _ => false,
+        };
+        rows.retain(|(name, _)| !is_usual(*name));
         rows.push(("output", self.job.output_dir.display().to_string()));
         rows
     }
@@ -270,7 +281,31 @@ fn learning_rate(job: &JobSpec) -> String {
         Warmup::Ratio(ratio) if ratio > 0.0 => format!(", warm-up {:.1}%", 100.0 * ratio),
         Warmup::Ratio(_) => String::new(),
     };
-    format!("{}, {scheduler}{warmup}", rate(job.learning_rate))
+    let groups = groups(job);
+    format!("{}, {scheduler}{warmup}{groups}", rate(job.learning_rate))
+}
+
+/// The rates of some weights beside that of all others.
+fn groups(job: &JobSpec) -> String {
+    match &job.lr_groups {
+        RateGroups::None => String::new(),
+        RateGroups::LoraPlus { ratio } => format!(", of B {ratio} times as much (LoRA+)"),
+        RateGroups::Named { embedding, groups } => {
+            let embedding = embedding.map(|lr| ("embedding", lr));
+            let groups = groups.iter().map(|group| (group.name.as_str(), group.lr));
+            let all: Vec<_> = embedding.into_iter().chain(groups).collect();
+            /// Groups that are told; a line has an end.
+            const TOLD: usize = 4;
+            let told = all.iter().take(TOLD);
+            let told: String = told
+                .map(|(name, lr)| format!(", {} {}", visible(name), rate(*lr)))
+                .collect();
+            match all.len() > TOLD {
+                true => format!("{told}, and {} more", all.len() - TOLD),
+                false => told,
+            }
+        }
+    }
 }
 
 /// The plan as text: the table, then what else the user should know. `columns` is the width of the terminal, where it is one.

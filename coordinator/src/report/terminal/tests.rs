@@ -373,6 +373,33 @@ fn a_closed_pipe_does_not_stop_a_job() {
 }
 
 #[test]
+fn the_plan_names_optimizer_rates_and_loss_where_they_are_not_the_usual_ones() {
+    let text = plan_text(&job(&[
+        ("adapter", "lora"),
+        ("learning_rate", "1e-3"),
+        ("optimizer", "sgd"),
+        ("optim_args", "momentum=0.9,nesterov=true"),
+        ("loraplus_lr_ratio", "16"),
+        ("loss_type", "dft"),
+    ]));
+    for part in [
+        "learning rate  1e-3, cosine, warm-up 3.0%, of B 16 times as much (LoRA+)",
+        "optimizer      SGD, Nesterov momentum 0.9",
+        "loss           dynamic fine-tuning (cross-entropy times probability)",
+    ] {
+        assert!(text.lines().any(|line| line == part), "{part}\n{text}");
+    }
+    let groups = r#"[{"name": "output", "modules": ["o_proj"], "lr": 1e-5}]"#;
+    let text = plan_text(&job(&[("lr_groups", groups), ("embedding_lr", "2e-6")]));
+    assert!(text.contains(", embedding 2e-6, output 1e-5\n"), "{text}");
+    let usual = plan_text(&job(&[]));
+    assert!(
+        !usual.contains("optimizer") && !usual.contains("loss  "),
+        "{usual}"
+    );
+}
+
+#[test]
 fn the_plan_names_everything_that_decides_the_run() {
     let text = plan_text(&job(&[
         ("adapter", "lora"),

@@ -13,16 +13,20 @@ use crate::store::output::RunRecord;
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Fields of the job that a reader wants to know, and what they are called.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("learning_rate", "learning rate"),
+    ("lr_groups", "learning rates of some weights"),
     ("lr_scheduler", "schedule"),
+    // Where they are not the usual ones: AdamW, and cross-entropy.
+    ("optimizer", "optimizer"),
+    ("token_loss", "loss"),
     ("num_epochs", "epochs"),
     ("max_steps", "steps at most"),
     ("global_batch_size", "blocks in a step"),
     ("sequence_len", "tokens in a block"),
-    ("adam_beta1", "AdamW beta 1"),
-    ("adam_beta2", "AdamW beta 2"),
-    ("adam_epsilon", "AdamW epsilon"),
+    ("adam_beta1", "beta 1"),
+    ("adam_beta2", "beta 2"),
+    ("adam_epsilon", "epsilon"),
     ("weight_decay", "weight decay"),
     ("max_grad_norm", "gradient norm at most"),
     ("seed", "seed"),

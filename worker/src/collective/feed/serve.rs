@@ -83,7 +83,7 @@ fn send_state(link: &Link<'_>, offer: &Offer, request: &Request) -> Result<(), L
     let header = offer.header();
     link.send(FrameKind::StateHeader, 0, &header.encode())?;
     let snapshot = &offer.state.snapshot;
-    let pieces = piece_count(snapshot.layout.scalars);
+    let pieces = piece_count(&snapshot.layout);
     let first = match request.identity == header.identity() {
         true => request.pieces.min(pieces as u64) as usize,
         false => 0,

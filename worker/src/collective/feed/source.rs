@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::files::snapshot::STATE_BYTES_PER_SCALAR;
+use common::files::snapshot::MAX_STATE_BYTES_PER_SCALAR;
 
 use super::super::frame::FeedHello;
 use super::super::lock::lock;
@@ -197,8 +197,8 @@ impl Feeds {
         }
         state.step = update.step + 1;
         state.log_bytes += update.bytes();
-        // As much as the state itself.
-        let least = STATE_BYTES_PER_SCALAR * update.mean.len();
+        // As much as a state with two moments.
+        let least = MAX_STATE_BYTES_PER_SCALAR * update.mean.len();
         let budget = self.limits.log_bytes.unwrap_or(least.max(MIN_LOG_BYTES));
         state.log.push_back(Arc::new(update));
         state.trim();
@@ -242,7 +242,7 @@ impl Feeds {
             .offer
             .as_ref()
             .map(|offer| &offer.state.snapshot.layout);
-        let offer = scalars.map_or(0, |layout| layout.scalars * STATE_BYTES_PER_SCALAR);
+        let offer = scalars.map_or(0, |layout| layout.state_bytes());
         offer + state.log_bytes
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use common::job::TokenLoss;
 use common::model::ModelConfig;
 
 use super::batch::GpuBatch;
@@ -35,6 +36,7 @@ pub struct CausalLm<E> {
     head: Option<TokenMatrix<E>>,
     rope: GpuRopeTable,
     checkpointing: bool,
+    token_loss: TokenLoss,
     abandon: Abandon,
 }
 
@@ -56,6 +58,7 @@ impl<E: GpuElement> CausalLm<E> {
             head,
             rope: GpuRopeTable::upload(gpu, &table)?,
             checkpointing: false,
+            token_loss: TokenLoss::default(),
             config: config.clone(),
             abandon: Abandon::default(),
         })
@@ -71,6 +74,11 @@ impl<E: GpuElement> CausalLm<E> {
         self.layers
             .iter_mut()
             .try_for_each(|layer| layer.refresh(gpu, flat))
+    }
+
+    /// Sets what a trained token adds to the loss, from now on. Until then it is its cross-entropy.
+    pub fn set_token_loss(&mut self, token_loss: TokenLoss) {
+        self.token_loss = token_loss;
     }
 
     /// Sets whether layers keep their inputs alone and run again in the backward pass, from now on.
@@ -203,6 +211,7 @@ impl<E: GpuElement> CausalLm<E> {
         LossHead {
             norm: &self.norm,
             head: self.head(),
+            loss: self.token_loss,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, JobSpec, Method};
 use common::memory::gpu::MEAN_TILE;
@@ -12,7 +13,7 @@ use super::build::Parts;
 use super::causal_lm::CausalLm;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
-use super::ops::update::{adamw, squares};
+use super::ops::update::{squares, update_tensor};
 use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::batch::Batch;
@@ -20,7 +21,7 @@ use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::optim::{AdamW, NORM_CHUNK, Update};
+use crate::engine::optim::{NORM_CHUNK, Optimizer, Update};
 use crate::engine::{Abandon, EngineError};
 
 const _: () = assert!(MEAN_TILE.is_multiple_of(NORM_CHUNK));
@@ -62,8 +63,7 @@ pub struct GpuEngine {
     scalars: usize,
     /// The trainable weights and their moments, in layout order.
     flat: DeviceBuffer<f32>,
-    exp_avg: DeviceBuffer<f32>,
-    exp_avg_sq: DeviceBuffer<f32>,
+    moments: Vec<DeviceBuffer<f32>>,
     sums: GpuSums,
     /// The gradient of a slot, where it is kept until the slot is done.
     slot: Option<SlotGradient>,
@@ -103,10 +103,11 @@ impl GpuEngine {
             lora,
             dtype: job.base_dtype,
         };
-        let model = match job.base_dtype {
+        let mut model = match job.base_dtype {
             BaseDtype::Float32 => Model::F32(parts.model(job.sequence_len)?),
             BaseDtype::Bfloat16 => Model::Bf16(parts.model(job.sequence_len)?),
         };
+        each!(&mut model, model => model.set_token_loss(job.token_loss));
         let scalars = layout.scalars;
         let slot = match lora {
             Some(_) => Some(SlotGradient(gpu.zeroed(scalars)?)),
@@ -114,8 +115,9 @@ impl GpuEngine {
         };
         let mut engine = Self {
             flat: gpu.upload(values)?,
-            exp_avg: gpu.zeroed(scalars)?,
-            exp_avg_sq: gpu.zeroed(scalars)?,
+            moments: (0..layout.moments)
+                .map(|_| gpu.zeroed(scalars))
+                .collect::<Result<_, _>>()?,
             sums: GpuSums::new(&gpu, job.reduction, scalars)?,
             slot,
             scalars,
@@ -268,13 +270,13 @@ impl GpuEngine {
     /// Updates weights and moments.
     pub fn update(
         &mut self,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         update: &Update,
         layout: &Layout,
         mean: &GpuMeanGradient,
     ) -> Result<(), GpuError> {
         for tensor in &layout.tensors {
-            let factors = optimizer.of_tensor(tensor).factors(update);
+            let rule = optimizer.of_tensor(tensor);
             let end = tensor.offset + tensor.scalars();
             for start in (tensor.offset..end).step_by(MEAN_TILE) {
                 let range = start..end.min(start + MEAN_TILE);
@@ -287,37 +289,33 @@ impl GpuEngine {
                     }
                 };
                 let weights = &mut self.flat.slice_mut(range.clone());
-                let moments = (
-                    &mut self.exp_avg.slice_mut(range.clone()),
-                    &mut self.exp_avg_sq.slice_mut(range),
-                );
-                adamw(&self.gpu, &factors, weights, moments, &gradient)?;
+                let moments = self.moments.iter_mut();
+                let mut moments: Vec<_> = moments
+                    .map(|moment| moment.slice_mut(range.clone()))
+                    .collect();
+                update_tensor(&self.gpu, (&rule, update), weights, &mut moments, &gradient)?;
             }
         }
         self.refresh()
     }
 
-    /// Copies weights and both moments from the GPU, in layout order.
-    pub fn state(&self) -> Result<[Vec<f32>; 3], GpuError> {
+    /// Copies weights and moments from the GPU, in layout order.
+    pub fn state(&self) -> Result<(Vec<f32>, Vec<Vec<f32>>), GpuError> {
         let read = |buffer| self.gpu.download(buffer, self.scalars);
-        Ok([
-            read(&self.flat)?,
-            read(&self.exp_avg)?,
-            read(&self.exp_avg_sq)?,
-        ])
+        let moments = self.moments.iter().map(read).collect::<Result<_, _>>()?;
+        Ok((read(&self.flat)?, moments))
     }
 
     pub fn weights(&self) -> Result<Vec<f32>, GpuError> {
         self.gpu.download(&self.flat, self.scalars)
     }
 
-    pub fn set_state(
-        &mut self,
-        [weights, exp_avg, exp_avg_sq]: [&[f32]; 3],
-    ) -> Result<(), GpuError> {
+    /// Takes over a state of the same layout.
+    pub fn set_state(&mut self, weights: &[f32], moments: &[Flat]) -> Result<(), GpuError> {
         self.gpu.write(weights, &mut self.flat)?;
-        self.gpu.write(exp_avg, &mut self.exp_avg)?;
-        self.gpu.write(exp_avg_sq, &mut self.exp_avg_sq)?;
+        for (from, to) in moments.iter().zip(&mut self.moments) {
+            self.gpu.write(from, to)?;
+        }
         self.refresh()
     }
 

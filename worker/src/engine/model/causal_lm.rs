@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::job::TokenLoss;
 use common::model::ModelConfig;
 use half::bf16;
 
@@ -31,6 +32,7 @@ pub struct CausalLm {
     head: Weight,
     rope: Mutex<Arc<RopeTable>>,
     checkpointing: bool,
+    token_loss: TokenLoss,
     pool: Pool,
     abandon: Abandon,
 }
@@ -61,10 +63,16 @@ impl CausalLm {
             head,
             rope: Mutex::new(Arc::new(table)),
             checkpointing: false,
+            token_loss: TokenLoss::default(),
             config: config.clone(),
             pool: Pool::default(),
             abandon: Abandon::default(),
         }
+    }
+
+    /// Sets what a trained token adds to the loss, from now on. Until then it is its cross-entropy.
+    pub fn set_token_loss(&mut self, token_loss: TokenLoss) {
+        self.token_loss = token_loss;
     }
 
     /// Sets whether layers keep their inputs alone and run again in the backward pass, from now on.
@@ -212,6 +220,7 @@ impl CausalLm {
             norm: &self.norm,
             head: &self.head,
             pool: &self.pool,
+            loss: self.token_loss,
         }
     }
 

@@ -1,9 +1,10 @@
 //! The end of the model in one operation: the final norm, the output layer and the loss,
-//! `-log softmax(norm(x) Wᵀ)[target]`, summed over the trained tokens only.
+//! `-log softmax(norm(x) Wᵀ)[target]` or one that is made of it (`token_loss`), summed over the trained tokens only.
 //!
 //! Goes through the trained rows in chunks, so that neither the logits nor the normed rows of all tokens ever stand in
 //! memory; gradients are computed along the way, where the logits are at hand and give them their place.
 
+use common::job::TokenLoss;
 use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
@@ -12,6 +13,7 @@ use super::matrix::MatrixMut;
 use super::matrix::{Along, Target as Product, View};
 use super::product::{multiply, multiply_turned};
 use super::rms_norm::RmsNorm;
+use super::token_loss::loss_row;
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};
 use crate::engine::params::Weight;
@@ -28,7 +30,7 @@ pub struct Target {
 /// Loss and accuracy over all targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSum {
-    /// Cross-entropy summed over the targets, in nats.
+    /// Loss summed over the targets, in nats.
     pub loss: f64,
     /// Targets that were the likeliest token.
     pub correct: u64,
@@ -40,6 +42,7 @@ pub struct LossHead<'a> {
     /// Weights of the output layer, `[vocabulary][width]`.
     pub head: &'a Weight,
     pub pool: &'a Pool,
+    pub loss: TokenLoss,
 }
 
 impl LossHead<'_> {
@@ -100,7 +103,7 @@ impl LossHead<'_> {
             .map(|(logits, target)| {
                 let loss = dispatch(
                     #[inline(always)]
-                    || loss_row(logits, target.id as usize),
+                    || loss_row(logits, target.id as usize, self.loss),
                 );
                 round_in_place::<E>(logits);
                 loss
@@ -165,19 +168,6 @@ pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
     targets.div_ceil(chunk_rows(vocabulary))
 }
 
-/// Turns a row of logits into their gradient (softmax minus one at the target) and returns its loss and whether the
-/// target was the likeliest.
-#[inline(always)]
-fn loss_row(logits: &mut [f32], target: usize) -> (f64, bool) {
-    let max = vector::max(logits);
-    let at_target = logits[target];
-    let sum = vector::exp_shifted_sum(logits, max);
-    vector::scale(logits, 1.0 / sum);
-    logits[target] -= 1.0;
-    let loss = f64::from(sum).ln() + f64::from(max) - f64::from(at_target);
-    (loss, at_target >= max)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -216,6 +206,16 @@ mod tests {
     }
 
     fn run(norm: Weight, head: &Weight, x: &[f32], targets: &[Target]) -> (LossSum, Vec<f32>) {
+        run_with(TokenLoss::CrossEntropy, norm, head, x, targets)
+    }
+
+    fn run_with(
+        loss: TokenLoss,
+        norm: Weight,
+        head: &Weight,
+        x: &[f32],
+        targets: &[Target],
+    ) -> (LossSum, Vec<f32>) {
         let norm = RmsNorm {
             weight: norm,
             epsilon: EPSILON,
@@ -225,6 +225,7 @@ mod tests {
             norm: &norm,
             head,
             pool: &pool,
+            loss,
         };
         let mut dx = vec![f32::NAN; x.len()];
         let sum = match head.head.is_bf16() {

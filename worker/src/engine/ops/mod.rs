@@ -23,6 +23,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod segments;
 pub mod swiglu;
+mod token_loss;
 pub mod vector;
 
 use element::Element;

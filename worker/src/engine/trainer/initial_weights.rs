@@ -25,9 +25,10 @@ impl InitialWeights {
         source: &WeightSource,
         adapter_dir: Option<PathBuf>,
     ) -> Result<Self, EngineError> {
+        let moments = job.optimizer.moments();
         match &job.method {
             Method::Full => {
-                let layout = Layout::new(base_tensors(config));
+                let layout = Layout::new(base_tensors(config)).with_moments(moments);
                 let mut values = zeros(layout.scalars)?;
                 for tensor in &layout.tensors {
                     let range = tensor.offset..tensor.offset + tensor.scalars();
@@ -37,7 +38,7 @@ impl InitialWeights {
             }
             Method::Lora(lora) => {
                 let modules = adapted_modules(config, &lora.target_modules)?;
-                let layout = adapter_layout(&modules, lora.r);
+                let layout = adapter_layout(&modules, lora.r).with_moments(moments);
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora)?,
                     None => initial_values(&layout, job.seed)?,

@@ -19,7 +19,7 @@ use crate::engine::model::causal_lm::CausalLm;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::optim::{AdamW, Update, gradient_norm};
+use crate::engine::optim::{Optimizer, TensorUpdate, Update, gradient_norm};
 use crate::engine::params::{Collect, Parameters};
 use crate::engine::{Abandon, EngineError, memory};
 
@@ -27,8 +27,8 @@ use crate::engine::{Abandon, EngineError, memory};
 pub struct OnCpu {
     model: CausalLm,
     parameters: Parameters,
-    exp_avg: Flat,
-    exp_avg_sq: Flat,
+    /// As many as the layout says.
+    moments: Vec<Flat>,
 }
 
 impl OnCpu {
@@ -38,7 +38,7 @@ impl OnCpu {
         source: &WeightSource,
         InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
-        let scalars = layout.scalars;
+        let (scalars, moments) = (layout.scalars, layout.moments);
         let (collect, lora) = match &job.method {
             Method::Full => (Collect::Sums, None),
             Method::Lora(lora) => (Collect::Slot, Some(lora)),
@@ -52,15 +52,17 @@ impl OnCpu {
             dtype: job.base_dtype,
         };
         let mut model = parts.model(job.sequence_len)?;
-        let (exp_avg, exp_avg_sq) = (zeros(scalars)?.into(), zeros(scalars)?.into());
+        model.set_token_loss(job.token_loss);
+        let moments = (0..moments)
+            .map(|_| Ok(zeros(scalars)?.into()))
+            .collect::<Result<_, EngineError>>()?;
         let kept = |tokens| model.kept_bytes(tokens);
         let checkpointing = is_checkpointing(job, kept, || Ok(free_bytes(scalars)))?;
         model.set_checkpointing(checkpointing);
         Ok(Self {
             model,
             parameters,
-            exp_avg,
-            exp_avg_sq,
+            moments,
         })
     }
 
@@ -112,7 +114,7 @@ impl OnCpu {
     /// Updates weights and moments as `decide` says, given the gradient's norm. Returns the norm, and whether it updated.
     pub fn update(
         &mut self,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         layout: &Layout,
         (mean, accumulator): (MeanLocation, &Accumulator),
         decide: impl FnOnce(f64) -> Option<Update> + Send,
@@ -127,9 +129,9 @@ impl OnCpu {
         let Some(update) = decide(norm) else {
             return (norm, false);
         };
-        let (exp_avg, exp_avg_sq) = (&mut self.exp_avg[..], &mut self.exp_avg_sq[..]);
+        let moments = self.moments.iter_mut().map(|moment| &mut moment[..]);
+        let moments = moments.collect();
         self.parameters.update(|weights| {
-            let moments = (exp_avg, exp_avg_sq);
             update_tensors(optimizer, &update, layout, weights, moments, mean);
         });
         (norm, true)
@@ -140,48 +142,69 @@ impl OnCpu {
         self.parameters.read(read)
     }
 
-    /// Weights and both moments, in layout order, without a copy.
-    pub fn state(&self) -> [Flat; 3] {
-        let weights = self.parameters.share();
-        [weights, self.exp_avg.clone(), self.exp_avg_sq.clone()]
+    /// Weights and moments, in layout order, without a copy.
+    pub fn state(&self) -> (Flat, Vec<Flat>) {
+        (self.parameters.share(), self.moments.clone())
     }
 
-    pub fn set_state(&mut self, [weights, exp_avg, exp_avg_sq]: [Flat; 3]) {
+    pub fn set_state(&mut self, weights: Flat, moments: Vec<Flat>) {
         self.parameters.replace(weights);
-        (self.exp_avg, self.exp_avg_sq) = (exp_avg, exp_avg_sq);
+        self.moments = moments;
     }
+}
+
+/// One tensor in the flat buffers, with what becomes of it.
+struct Part<'a> {
+    update: TensorUpdate,
+    weights: &'a mut [f32],
+    moments: Vec<&'a mut [f32]>,
+    offset: usize,
 }
 
 /// Updates all trainable tensors.
 fn update_tensors(
-    optimizer: &AdamW,
+    optimizer: &Optimizer,
     update: &Update,
     layout: &Layout,
-    weights: &mut [f32],
-    (exp_avg, exp_avg_sq): (&mut [f32], &mut [f32]),
+    mut weights: &mut [f32],
+    mut moments: Vec<&mut [f32]>,
     mean: MeanSource,
 ) {
-    let (mut weights, mut exp_avg, mut exp_avg_sq) = (weights, exp_avg, exp_avg_sq);
     let mut end = 0;
-    let tensors: Vec<_> = layout
-        .tensors
-        .iter()
-        .map(|tensor| {
-            // One follows the other in the flat buffers.
-            assert_eq!(tensor.offset, end, "{}", tensor.name);
-            end += tensor.scalars();
-            let [w, m, v] = [&mut weights, &mut exp_avg, &mut exp_avg_sq].map(|flat| {
-                flat.split_off_mut(..tensor.scalars())
-                    .expect("the buffers are as long as the layout")
-            });
-            (tensor, w, m, v)
-        })
-        .collect();
-    // Small tensors beside each other: one alone does not keep all threads busy.
-    tensors.into_par_iter().for_each(|(tensor, w, m, v)| {
-        let optimizer = optimizer.of_tensor(tensor);
-        optimizer.update(update, w, m, v, (mean, tensor.offset));
+    let parts = layout.tensors.iter().map(|tensor| {
+        // One follows the other in the flat buffers.
+        assert_eq!(tensor.offset, end, "{}", tensor.name);
+        let scalars = tensor.scalars();
+        end += scalars;
+        Part {
+            update: optimizer.of_tensor(tensor),
+            weights: split_off(&mut weights, scalars),
+            moments: moments
+                .iter_mut()
+                .map(|moment| split_off(moment, scalars))
+                .collect(),
+            offset: tensor.offset,
+        }
     });
+    let (wide, small): (Vec<_>, Vec<_>) = parts.partition(|part| part.update.is_wide());
+    let apply = |part: Part| {
+        let Part {
+            update: rule,
+            weights,
+            mut moments,
+            offset,
+        } = part;
+        rule.apply(update, weights, &mut moments, (mean, offset));
+    };
+    // Small tensors beside each other: one alone does not keep all threads busy.
+    small.into_par_iter().for_each(apply);
+    wide.into_iter().for_each(apply);
+}
+
+/// The first scalars of a flat buffer, which it has no more.
+fn split_off<'a>(flat: &mut &'a mut [f32], scalars: usize) -> &'a mut [f32] {
+    flat.split_off_mut(..scalars)
+        .expect("the buffers are as long as the layout")
 }
 
 /// Memory for activations, where the system says how much is free. All but the sums and gradients of `scalars` is in memory

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{BaseDtype, JobSpec, Reduction};
+use common::job::{BaseDtype, JobSpec, Optimizer as Kind, Reduction};
 use common::memory::on_gpu;
 use common::model::ModelConfig;
 use half::bf16;
@@ -21,7 +22,7 @@ use crate::engine::estimate::shapes;
 use crate::engine::model::weights::WeightSource;
 use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::optim::{AdamW, Update};
+use crate::engine::optim::{Optimizer, Update};
 use crate::engine::{Abandon, EngineError};
 
 /// Model, weights, moments and sums on a GPU.
@@ -44,6 +45,11 @@ impl OnGpu {
         source: &WeightSource,
         InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
+        if let Kind::Muon { .. } = job.optimizer {
+            return Err(EngineError::GpuOptimizer {
+                optimizer: job.optimizer,
+            });
+        }
         match job.base_dtype {
             BaseDtype::Float32 => check_heads::<f32>(&gpu, config.head_dim)?,
             BaseDtype::Bfloat16 => check_heads::<bf16>(&gpu, config.head_dim)?,
@@ -171,7 +177,7 @@ impl OnGpu {
     /// Updates weights and moments as `decide` says, given the gradient's norm. Returns the norm, and whether it updated.
     pub fn update(
         &mut self,
-        optimizer: &AdamW,
+        optimizer: &Optimizer,
         layout: &Layout,
         mean: MeanLocation,
         decide: impl FnOnce(f64) -> Option<Update>,
@@ -197,13 +203,17 @@ impl OnGpu {
         Ok(self.engine.weights()?)
     }
 
-    /// Weights and both moments, in layout order, copied from the GPU.
-    pub fn state(&self) -> Result<[Vec<f32>; 3], EngineError> {
-        Ok(self.engine.state()?)
+    /// Weights and moments, in layout order, copied from the GPU.
+    pub fn state(&self) -> Result<(Flat, Vec<Flat>), EngineError> {
+        let (weights, moments) = self.engine.state()?;
+        Ok((
+            weights.into(),
+            moments.into_iter().map(Flat::from).collect(),
+        ))
     }
 
-    pub fn set_state(&mut self, state: [&[f32]; 3]) -> Result<(), EngineError> {
-        Ok(self.engine.set_state(state)?)
+    pub fn set_state(&mut self, weights: &[f32], moments: &[Flat]) -> Result<(), EngineError> {
+        Ok(self.engine.set_state(weights, moments)?)
     }
 }
 

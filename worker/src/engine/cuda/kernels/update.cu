@@ -94,3 +94,44 @@ extern "C" __global__ void adamw(float *weights, float *exp_avg, float *exp_avg_
     }
 }
 EXPORT(adamw)
+
+// The sign of an interpolation between gradient and moment, with decoupled weight decay (Chen et al., 2023).
+extern "C" __global__ void lion(float *weights, float *moment, const float *gradient, int64_t n, float gradient_scale,
+                                float keep, float beta1, float one_minus_beta1, float beta2, float one_minus_beta2,
+                                float learning_rate) {
+    EACH(i, n) {
+        float g = __fmul_rn(gradient[i], gradient_scale), m = moment[i];
+        float direction = __fadd_rn(__fmul_rn(m, beta1), __fmul_rn(g, one_minus_beta1));
+        float sign = static_cast<float>((direction > 0) - (direction < 0));
+        weights[i] = __fsub_rn(__fmul_rn(weights[i], keep), __fmul_rn(learning_rate, sign));
+        moment[i] = __fadd_rn(__fmul_rn(m, beta2), __fmul_rn(g, one_minus_beta2));
+    }
+}
+EXPORT(lion)
+
+// Gradient descent, the weight decay added to the gradient.
+__device__ __forceinline__ float decayed(float gradient, float scale, float weight, float weight_decay) {
+    return __fadd_rn(__fmul_rn(gradient, scale), __fmul_rn(weight, weight_decay));
+}
+
+extern "C" __global__ void sgd(float *weights, const float *gradient, int64_t n, float gradient_scale,
+                               float weight_decay, float learning_rate) {
+    EACH(i, n) {
+        float g = decayed(gradient[i], gradient_scale, weights[i], weight_decay);
+        weights[i] = __fsub_rn(weights[i], __fmul_rn(learning_rate, g));
+    }
+}
+EXPORT(sgd)
+
+extern "C" __global__ void sgd_momentum(float *weights, float *momentum, const float *gradient, int64_t n,
+                                        float gradient_scale, float weight_decay, float kept,
+                                        float one_minus_dampening, int is_nesterov, float share, float learning_rate) {
+    EACH(i, n) {
+        float g = decayed(gradient[i], gradient_scale, weights[i], weight_decay);
+        float m = __fadd_rn(__fmul_rn(momentum[i], kept), __fmul_rn(g, one_minus_dampening));
+        float direction = is_nesterov ? __fadd_rn(g, __fmul_rn(m, share)) : m;
+        weights[i] = __fsub_rn(weights[i], __fmul_rn(learning_rate, direction));
+        momentum[i] = m;
+    }
+}
+EXPORT(sgd_momentum)

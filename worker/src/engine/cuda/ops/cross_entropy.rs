@@ -1,6 +1,7 @@
 //! [`crate::engine::ops::cross_entropy`] on the GPU: final norm, output layer and loss over the trained rows, chunk by
 //! chunk.
 
+use common::job::{Eaft, TokenLoss};
 use common::memory::gpu::chunk_rows;
 use cudarc::driver::{CudaView, CudaViewMut};
 
@@ -20,6 +21,44 @@ pub struct LossHead<'a, E> {
     pub norm: &'a RmsNorm,
     /// Weights of the output layer, `[vocabulary][width]`.
     pub head: &'a TokenMatrix<E>,
+    pub loss: TokenLoss,
+}
+
+/// A loss as the kernel takes it: its number there, and its settings.
+struct KernelLoss {
+    number: i32,
+    share: f32,
+    alpha: f32,
+    divisor: f32,
+    k: i32,
+}
+
+impl KernelLoss {
+    fn of(loss: TokenLoss) -> Self {
+        let plain = Self {
+            number: 0,
+            share: 0.0,
+            alpha: 1.0,
+            divisor: 1.0,
+            k: 1,
+        };
+        match loss {
+            TokenLoss::CrossEntropy => plain,
+            TokenLoss::Dft => Self { number: 1, ..plain },
+            TokenLoss::Eaft(Eaft { alpha, k, divisor }) => Self {
+                number: 2,
+                alpha: alpha as f32,
+                divisor: divisor as f32,
+                k: k as i32,
+                ..plain
+            },
+            TokenLoss::Smoothed { share } => Self {
+                number: 3,
+                share: share as f32,
+                ..plain
+            },
+        }
+    }
 }
 
 /// Memory for the trained rows that are computed together.
@@ -121,6 +160,13 @@ impl<E: GpuElement> LossHead<'_, E> {
         let (grid, columns) = (Grid::rows(count, THREADS), vocabulary as i32);
         let wanted = i32::from(wants_gradient);
         let d_logits = &mut chunk.d_logits;
+        let KernelLoss {
+            number,
+            share,
+            alpha,
+            divisor,
+            k,
+        } = KernelLoss::of(self.loss);
         // SAFETY: logits and, where it is wanted, their gradient have a row for each target; ids were checked.
         unsafe {
             launch!(
@@ -134,7 +180,12 @@ impl<E: GpuElement> LossHead<'_, E> {
                     &mut losses,
                     &mut correct,
                     &columns,
-                    &wanted
+                    &wanted,
+                    &number,
+                    &share,
+                    &alpha,
+                    &divisor,
+                    &k
                 ]
             )?;
         }

@@ -5,7 +5,9 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
-use crate::engine::optim::{Factors, NORM_CHUNK};
+use crate::engine::optim::{
+    Factors, LionFactors, NORM_CHUNK, Rule, SgdFactors, TensorUpdate, Update,
+};
 use crate::launch;
 
 const THREADS: u32 = 256;
@@ -143,6 +145,144 @@ pub fn squares(gpu: &Gpu, x: &CudaView<f32>) -> Result<Vec<f64>, GpuError> {
     gpu.download(&sums, chunks)
 }
 
+/// Updates one tensor, or a part of it, in one pass. Muon, which needs all of a matrix, is refused where a job is loaded.
+pub(in crate::engine) fn update_tensor(
+    gpu: &Gpu,
+    (rule, update): (&TensorUpdate, &Update),
+    weights: &mut CudaViewMut<f32>,
+    moments: &mut [CudaViewMut<f32>],
+    gradient: &CudaView<f32>,
+) -> Result<(), GpuError> {
+    let update = &update.at_rate(rule.rate);
+    match (&rule.rule, moments) {
+        (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+            let factors = rule.factors(update);
+            adamw(gpu, &factors, weights, (exp_avg, exp_avg_sq), gradient)
+        }
+        (Rule::Lion(rule), [moment]) => lion(gpu, &rule.factors(update), weights, moment, gradient),
+        (Rule::Sgd(rule), []) => sgd(gpu, &rule.factors(update), weights, None, gradient),
+        (Rule::Sgd(rule), [momentum]) => sgd(
+            gpu,
+            &rule.factors(update),
+            weights,
+            Some(momentum),
+            gradient,
+        ),
+        (rule, moments) => unreachable!("{rule:?} with {} moments on a GPU", moments.len()),
+    }
+}
+
+fn lion(
+    gpu: &Gpu,
+    factors: &LionFactors,
+    weights: &mut CudaViewMut<f32>,
+    moment: &mut CudaViewMut<f32>,
+    gradient: &CudaView<f32>,
+) -> Result<(), GpuError> {
+    let scalars = weights.len();
+    assert!(
+        moment.len() == scalars && gradient.len() == scalars,
+        "weights, moment and gradient differ in length"
+    );
+    let length = scalars as i64;
+    let LionFactors {
+        gradient_scale,
+        keep,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        learning_rate,
+    } = factors;
+    // SAFETY: all are as long as the kernel goes.
+    unsafe {
+        launch!(
+            gpu,
+            "lion",
+            Grid::scalars(scalars),
+            [
+                weights,
+                moment,
+                gradient,
+                &length,
+                gradient_scale,
+                keep,
+                beta1,
+                one_minus_beta1,
+                beta2,
+                one_minus_beta2,
+                learning_rate
+            ]
+        )
+    }
+}
+
+fn sgd(
+    gpu: &Gpu,
+    factors: &SgdFactors,
+    weights: &mut CudaViewMut<f32>,
+    momentum: Option<&mut CudaViewMut<f32>>,
+    gradient: &CudaView<f32>,
+) -> Result<(), GpuError> {
+    let scalars = weights.len();
+    assert!(
+        momentum
+            .as_ref()
+            .is_none_or(|momentum| momentum.len() == scalars)
+            && gradient.len() == scalars,
+        "weights, momentum and gradient differ in length"
+    );
+    let (length, grid) = (scalars as i64, Grid::scalars(scalars));
+    let SgdFactors {
+        gradient_scale,
+        weight_decay,
+        momentum: kept,
+        one_minus_dampening,
+        nesterov,
+        learning_rate,
+    } = factors;
+    let (is_nesterov, share) = (i32::from(nesterov.is_some()), nesterov.unwrap_or(0.0));
+    match momentum {
+        // SAFETY: both are as long as the kernel goes.
+        None => unsafe {
+            launch!(
+                gpu,
+                "sgd",
+                grid,
+                [
+                    weights,
+                    gradient,
+                    &length,
+                    gradient_scale,
+                    weight_decay,
+                    learning_rate
+                ]
+            )
+        },
+        // SAFETY: all are as long as the kernel goes.
+        Some(momentum) => unsafe {
+            launch!(
+                gpu,
+                "sgd_momentum",
+                grid,
+                [
+                    weights,
+                    momentum,
+                    gradient,
+                    &length,
+                    gradient_scale,
+                    weight_decay,
+                    kept,
+                    one_minus_dampening,
+                    &is_nesterov,
+                    &share,
+                    learning_rate
+                ]
+            )
+        },
+    }
+}
+
 /// Updates one tensor by AdamW, in one pass.
 pub(in crate::engine) fn adamw(
     gpu: &Gpu,
@@ -195,93 +335,4 @@ pub(in crate::engine) fn adamw(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::engine::cuda::testing::gpu;
-    use crate::engine::mean_gradient::MeanSource;
-    use crate::engine::optim::{AdamW, Update, gradient_norm};
-    use crate::engine::testing::random_values;
-
-    #[test]
-    fn sums_and_means_are_those_of_the_processor_to_the_bit() {
-        let Some(gpu) = gpu() else { return };
-        let rule = FixedPoint::new(37, 8);
-        let mut gradient = random_values(1000, 1);
-        gradient.extend([f32::NAN, f32::INFINITY, 1e30, -1e30, 0.0, 1e-20]);
-        let mut expected = vec![0i64; gradient.len()];
-        let mut sums = gpu.zeroed::<i64>(gradient.len()).unwrap();
-        let mut invalid = gpu.zeroed::<u64>(1).unwrap();
-        let mut count = 0;
-        for scale in [1.0f32, -0.3, 1e-6] {
-            let gradient: Vec<f32> = gradient.iter().map(|g| g * scale).collect();
-            count += rule.accumulate(&mut expected, &gradient);
-            let gradient = gpu.upload(&gradient).unwrap();
-            let mut view = sums.as_view_mut();
-            exact_accumulate(gpu, &rule, &mut view, &gradient.as_view(), &mut invalid).unwrap();
-        }
-        assert_eq!(gpu.download(&sums, expected.len()).unwrap(), expected);
-        assert_eq!(gpu.download(&invalid, 1).unwrap(), [count]);
-        let mut means = gpu.take::<f32>(expected.len()).unwrap();
-        exact_means(gpu, &sums.as_view(), &mut means.as_view_mut()).unwrap();
-        let means = gpu.download(&means, expected.len()).unwrap();
-        let expected: Vec<f32> = expected
-            .into_iter()
-            .map(common::exact::dequantize)
-            .collect();
-        assert_eq!(means, expected);
-    }
-
-    #[test]
-    fn updates_are_those_of_the_processor_to_the_bit() {
-        let Some(gpu) = gpu() else { return };
-        let optimizer = AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-        };
-        let scalars = 70_000;
-        let (mut w, mut m, mut v) = (
-            random_values(scalars, 1),
-            vec![0.0; scalars],
-            vec![0.0; scalars],
-        );
-        let on_gpu = |values: &[f32]| gpu.upload(values).unwrap();
-        let (mut w_gpu, mut m_gpu, mut v_gpu) = (on_gpu(&w), on_gpu(&m), on_gpu(&v));
-        for number in 1..4 {
-            let gradient = random_values(scalars, 10 + number);
-            let update = Update {
-                number,
-                learning_rate: 0.01,
-                gradient_scale: 0.7,
-            };
-            optimizer.update(
-                &update,
-                &mut w,
-                &mut m,
-                &mut v,
-                (MeanSource::Values(&gradient), 0),
-            );
-            let uploaded = on_gpu(&gradient);
-            let found = squares(gpu, &uploaded.as_view())
-                .unwrap()
-                .iter()
-                .sum::<f64>()
-                .sqrt();
-            assert!((found / gradient_norm(MeanSource::Values(&gradient)) - 1.0).abs() < 1e-12);
-            let moments = (&mut m_gpu.as_view_mut(), &mut v_gpu.as_view_mut());
-            let factors = optimizer.factors(&update);
-            adamw(
-                gpu,
-                &factors,
-                &mut w_gpu.as_view_mut(),
-                moments,
-                &uploaded.as_view(),
-            )
-            .unwrap();
-        }
-        for (found, expected) in [(w_gpu, w), (m_gpu, m), (v_gpu, v)] {
-            assert_eq!(gpu.download(&found, scalars).unwrap(), expected);
-        }
-    }
-}
+mod tests;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use common::data::block::Block;
 use common::exact::dequantize;
-use common::job::{BaseDtype, Checkpointing, JobSpec, Method, Reduction, TargetModules};
+use common::job::{
+    BaseDtype, Checkpointing, Eaft, JobSpec, Method, Optimizer, RateGroups, Reduction,
+    TargetModules, TokenLoss,
+};
 
 use crate::ComputeDevice;
 use crate::engine::EngineError;
@@ -334,6 +337,89 @@ fn heads_that_no_kernel_computes_are_refused_before_anything_is_loaded() {
     let error = Trainer::load(options).err().unwrap().to_string();
     assert!(
         error.contains("heads of 12") && error.contains("--device cpu"),
+        "{error}"
+    );
+}
+
+#[test]
+fn losses_are_those_of_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let eaft = |alpha, k, divisor| TokenLoss::Eaft(Eaft { alpha, k, divisor });
+    for token_loss in [
+        TokenLoss::Dft,
+        eaft(1.0, 20, 3.0),
+        eaft(0.5, 3, 1.0),
+        eaft(2.0, 1000, 1.0),
+        TokenLoss::Smoothed { share: 0.2 },
+    ] {
+        let job = JobSpec {
+            token_loss,
+            ..job(Method::Full)
+        };
+        let run = |device| slot_sums(&mut trained(device, dir.path(), job.clone()), 1, &blocks());
+        let (found, expected) = (run(gpu.clone()), run(ComputeDevice::Cpu));
+        let apart = distance(&found.0, &expected.0);
+        assert!(apart < 1e-5, "{token_loss:?}: gradients are {apart} apart");
+        assert!((found.1 / expected.1 - 1.0).abs() < 1e-5, "{token_loss:?}");
+    }
+}
+
+#[test]
+fn every_optimizer_follows_the_processor_and_resumes_to_the_bit() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let sgd = |momentum| Optimizer::Sgd {
+        momentum,
+        dampening: 0.0,
+        nesterov: false,
+    };
+    for (optimizer, rate) in [(Optimizer::Lion, 1e-4), (sgd(0.0), 1e-1), (sgd(0.9), 1e-1)] {
+        let job = JobSpec {
+            optimizer,
+            lr_groups: RateGroups::LoraPlus { ratio: 2.0 },
+            ..job(lora(TargetModules::AllLinear, 0.0))
+        };
+        let mut whole = load_on(gpu.clone(), dir.path(), job.clone(), 2);
+        let mut on_cpu = load(dir.path(), job.clone(), 2);
+        for _ in 0..2 {
+            let found = step(&mut whole, &blocks(), rate);
+            let expected = step(&mut on_cpu, &blocks(), rate);
+            assert!((found / expected - 1.0).abs() < 1e-4, "{optimizer}");
+        }
+        let saved = whole.snapshot().unwrap();
+        assert_eq!(saved.moments.len(), optimizer.moments());
+        let mut resumed = load_on(gpu.clone(), dir.path(), job, 2);
+        resumed.restore(&saved).unwrap();
+        for trainer in [&mut whole, &mut resumed] {
+            step(trainer, &blocks(), rate);
+        }
+        assert_eq!(resumed.snapshot().unwrap(), whole.snapshot().unwrap());
+    }
+}
+
+#[test]
+fn an_optimizer_that_gpus_have_not_is_refused_when_a_job_is_loaded() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let muon = JobSpec {
+        optimizer: Optimizer::Muon {
+            trains_vectors: true,
+        },
+        ..job(Method::Full)
+    };
+    let refused = Trainer::load(TrainerOptions {
+        job: Arc::new(muon),
+        model_dir: dir.path().to_owned(),
+        adapter_dir: None,
+        threads: 1,
+        device: gpu,
+    });
+    let Err(error) = refused else {
+        panic!("it was loaded")
+    };
+    assert!(
+        error.to_string().contains("Muon is not done on GPUs"),
         "{error}"
     );
 }

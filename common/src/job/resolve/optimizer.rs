@@ -1,0 +1,376 @@
+//! Resolves the optimizer: its name among all that other programs have, and what only it knows.
+
+use super::lr_scheduler::mapping;
+use crate::job::Optimizer;
+use crate::job::did_you_mean::did_you_mean;
+use crate::job::merge::Given;
+use crate::job::number::parse_number;
+use crate::job::quote::shorten;
+use crate::job::read::Reader;
+use crate::job::switch::parse_switch;
+use crate::job::yaml::{Key, Node, Value};
+
+/// An optimizer by name, with the betas that it has where the job gives none.
+#[derive(Clone, Copy)]
+struct Named {
+    names: &'static [&'static str],
+    kind: Kind,
+    betas: (f64, f64),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Adamw,
+    Sgd,
+    Lion,
+    Muon,
+}
+
+/// Defaults of Transformers, which hands them to its Lion too.
+const USUAL_BETAS: (f64, f64) = (0.9, 0.999);
+
+/// Names that are done as they say. The first of each is Muster's own.
+const DONE: &[Named] = &[
+    Named {
+        names: &[
+            "adamw",
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_torch_xla",
+            "adamw_torch_npu_fused",
+            "adamw_hf",
+            "adamw_apex_fused",
+            "paged_adamw",
+            "paged_adamw_32bit",
+            "optimi_adamw",
+            "flash_adamw",
+        ],
+        kind: Kind::Adamw,
+        betas: USUAL_BETAS,
+    },
+    Named {
+        names: &["sgd"],
+        kind: Kind::Sgd,
+        betas: USUAL_BETAS,
+    },
+    Named {
+        // The package's own defaults.
+        names: &["lion", "lion_pytorch"],
+        kind: Kind::Lion,
+        betas: (0.9, 0.99),
+    },
+    Named {
+        names: &["lion_32bit", "paged_lion_32bit"],
+        kind: Kind::Lion,
+        betas: USUAL_BETAS,
+    },
+    Named {
+        // Those of Axolotl's optimizer for the weights that AdamW updates.
+        names: &["muon"],
+        kind: Kind::Muon,
+        betas: (0.95, 0.95),
+    },
+];
+
+/// Names of optimizers that hold their moments in fewer bits elsewhere.
+const DONE_IN_FLOAT32: &[Named] = &[
+    Named {
+        names: &[
+            "adamw_bnb_8bit",
+            "adamw_8bit",
+            "adamw_torch_8bit",
+            "adamw_torch_4bit",
+            "adamw_anyprecision",
+            "paged_adamw_8bit",
+            "ao_adamw_8bit",
+            "ao_adamw_4bit",
+            "ao_adamw_fp8",
+        ],
+        kind: Kind::Adamw,
+        betas: USUAL_BETAS,
+    },
+    Named {
+        names: &["lion_8bit", "paged_lion_8bit"],
+        kind: Kind::Lion,
+        betas: USUAL_BETAS,
+    },
+    Named {
+        names: &["flash_lion"],
+        kind: Kind::Lion,
+        betas: (0.9, 0.99),
+    },
+];
+
+/// What there is beside these elsewhere, and why it is not done here. A name that ends in `*` stands for all that begin so.
+const NOT_DONE: &[(&[&str], &str)] = &[
+    (
+        &["adafactor"],
+        "keeps sums over rows and columns in place of a moment, which no state here has",
+    ),
+    (
+        &["came_pytorch", "came"],
+        "keeps sums over rows and columns in place of moments, which no state here has",
+    ),
+    (
+        &["ademamix*", "paged_ademamix*"],
+        "keeps a third moment, which no state here has",
+    ),
+    (
+        &["adagrad", "rmsprop*"],
+        "scales by squared gradients alone; adamw does so too, with a momentum",
+    ),
+    (
+        &["galore_*", "apollo_*", "q_galore_*"],
+        "projects gradients to need less memory for moments; adapter: lora needs less still",
+    ),
+    (
+        &["lomo", "adalomo"],
+        "updates weights while gradients are computed, but here an update needs those of all workers",
+    ),
+    (
+        &["grokadamw"],
+        "follows the losses of a run, but here an update is a function of the gradient and the step",
+    ),
+    (
+        &["schedule_free_*"],
+        "trains one set of weights and evaluates another; the curve of lr_scheduler does its work",
+    ),
+    (
+        &["stable_adamw"],
+        "clips each update by its own size; max_grad_norm clips gradients here",
+    ),
+    (
+        &["adopt_adamw"],
+        "divides by the moment of the step before, unlike AdamW",
+    ),
+    (
+        &["dion"],
+        "approximates momentum by low ranks; muon orthogonalises all of it",
+    ),
+    (
+        &["sinkgd"],
+        "scales rows and columns in turns and keeps no moment",
+    ),
+    (
+        &["flash_adam", "adam", "flash_sgd", "flash_sgdw"],
+        "decays weights in another way than the optimizers here",
+    ),
+    (
+        &["adam_mini"],
+        "keeps one second moment for many weights, which no state here has",
+    ),
+];
+
+/// What is told of moments that have fewer bits elsewhere.
+const FLOAT32_STATES: &str = "AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter";
+const FLOAT32_LION: &str =
+    "Lion keeps its state in float32, which is more exact and takes 4 bytes per trained parameter";
+
+/// The optimizer of a job, and the betas that it has where none are given.
+pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
+    let named = named(reader);
+    let uses_muon = reader.switch("use_muon").unwrap_or(false);
+    let mut arguments = Arguments::read(reader);
+    let optimizer = match (uses_muon, named.kind) {
+        (true, kind) => {
+            use_muon(reader, kind);
+            Optimizer::Muon {
+                trains_vectors: true,
+            }
+        }
+        (false, Kind::Adamw) => Optimizer::Adamw,
+        (false, Kind::Lion) => Optimizer::Lion,
+        (false, Kind::Muon) => {
+            let told = "optimizer: muon leaves norms and biases as they are, as in Axolotl (use_muon: true trains them by AdamW)";
+            reader.notices.push(told.to_owned());
+            Optimizer::Muon {
+                trains_vectors: false,
+            }
+        }
+        (false, Kind::Sgd) => Optimizer::Sgd {
+            momentum: arguments.number(reader, "momentum").unwrap_or(0.0),
+            dampening: arguments.number(reader, "dampening").unwrap_or(0.0),
+            nesterov: arguments.switch(reader, "nesterov").unwrap_or(false),
+        },
+    };
+    if let Optimizer::Muon { .. } = optimizer {
+        let told = "optimizer: Muon is done on processors; a worker on a GPU refuses the job";
+        reader.notices.push(told.to_owned());
+    }
+    arguments.refuse_unknown(reader, &optimizer);
+    if let Err(reason) = optimizer.check()
+        && let Some(given) = reader.given("optim_args")
+    {
+        reader.problem(given, reason);
+    }
+    let betas = match uses_muon {
+        true => USUAL_BETAS,
+        false => named.betas,
+    };
+    (optimizer, betas)
+}
+
+/// Says what LLaMA-Factory's switch does beside a named optimizer.
+fn use_muon(reader: &mut Reader<'_>, kind: Kind) {
+    let (Some(given), Some(switch)) = (reader.given("optimizer"), reader.given("use_muon")) else {
+        return;
+    };
+    match kind {
+        Kind::Adamw => {
+            let written = &given.written;
+            let told = format!("{written}: changes nothing with use_muon, as in LLaMA-Factory");
+            reader.notices.push(told);
+        }
+        _ => {
+            let message = format!(
+                "and `{}` both name the optimizer; remove one",
+                given.written
+            );
+            reader.problem(switch, message);
+        }
+    }
+}
+
+fn named(reader: &mut Reader<'_>) -> Named {
+    let usual = DONE[0];
+    let Some((given, text)) = reader.scalar("optimizer", "the name of an optimizer") else {
+        return usual;
+    };
+    let name = text.to_ascii_lowercase().replace('-', "_");
+    let has = |named: &&Named| named.names.contains(&name.as_str());
+    if name.is_empty() {
+        return usual;
+    }
+    if let Some(named) = DONE.iter().find(has) {
+        return *named;
+    }
+    if let Some(named) = DONE_IN_FLOAT32.iter().find(has) {
+        let told = match named.kind {
+            Kind::Lion => FLOAT32_LION,
+            _ => FLOAT32_STATES,
+        };
+        reader.notices.push(format!("{}: {told}", given.written));
+        return *named;
+    }
+    let is_meant = |pattern: &&str| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => **pattern == name,
+    };
+    let own: Vec<&str> = DONE.iter().map(|named| named.names[0]).collect();
+    let own = own.join(", ").replace(", lion_32bit", "");
+    let message = match NOT_DONE
+        .iter()
+        .find(|(names, _)| names.iter().any(is_meant))
+    {
+        Some((_, reason)) => format!("is {name}, which {reason}: use one of {own}"),
+        None => {
+            let known = DONE.iter().chain(DONE_IN_FLOAT32);
+            let names = known.flat_map(|named| named.names.iter().copied());
+            let hint = did_you_mean(&name, names);
+            format!("must be one of {own}, found `{}`{hint}", shorten(text))
+        }
+    };
+    reader.problem(given, message);
+    usual
+}
+
+/// The entries of `optim_args`, and the names that the optimizer asked for.
+struct Arguments<'a> {
+    given: Option<&'a Given>,
+    entries: Vec<(Key, Node)>,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Reads a mapping, or Transformers' text `momentum=0.9,nesterov=true`.
+    fn read(reader: &mut Reader<'a>) -> Self {
+        let mut arguments = Self {
+            given: reader.given("optim_args"),
+            entries: Vec::new(),
+            known: Vec::new(),
+        };
+        let Some(given) = arguments.given else {
+            return arguments;
+        };
+        match mapping(&given.node).or_else(|| pairs(&given.node)) {
+            Some(entries) => arguments.entries = entries,
+            None => reader.wrong(given, "a mapping (optim_args: {momentum: 0.9})"),
+        }
+        arguments
+    }
+
+    fn value<T>(
+        &mut self,
+        reader: &mut Reader<'_>,
+        name: &'static str,
+        wanted: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        self.known.push(name);
+        let (_, node) = self.entries.iter().find(|(key, _)| key.text == name)?;
+        let parsed = match &node.value {
+            Value::Scalar { text, .. } => parse(text.trim()),
+            _ => None,
+        };
+        if parsed.is_none() {
+            let found = node.describe();
+            let message = format!("`{name}` in `optim_args` must be {wanted}, found {found}");
+            reader.problems.add(&node.origin, message);
+        }
+        parsed
+    }
+
+    fn number(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Option<f64> {
+        self.value(reader, name, "a number", parse_number)
+    }
+
+    fn switch(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Option<bool> {
+        self.value(reader, name, "true or false", parse_switch)
+    }
+
+    fn refuse_unknown(&self, reader: &mut Reader<'_>, optimizer: &Optimizer) {
+        /// What is a field of the job.
+        const FIELDS: [&str; 6] = ["betas", "beta1", "beta2", "eps", "lr", "weight_decay"];
+        for (key, _) in &self.entries {
+            let name = key.text.as_str();
+            if self.known.contains(&name) {
+                continue;
+            }
+            let advice = match (FIELDS.contains(&name), self.known.is_empty()) {
+                (true, _) => {
+                    "give learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay instead"
+                        .to_owned()
+                }
+                (false, true) => "it takes none; remove it".to_owned(),
+                (false, false) => {
+                    let hint = did_you_mean(name, self.known.iter().copied());
+                    format!("it knows {}{hint}", self.known.join(", "))
+                }
+            };
+            let name = shorten(name);
+            let message = format!(
+                "`optim_args` has `{name}`, which is no setting of {optimizer} here: {advice}"
+            );
+            reader.problems.add(&key.origin, message);
+        }
+    }
+}
+
+fn pairs(node: &Node) -> Option<Vec<(Key, Node)>> {
+    let Value::Scalar { text, .. } = &node.value else {
+        return None;
+    };
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    let pair = |part: &str| {
+        let (name, value) = part.split_once('=')?;
+        let key = Key {
+            text: name.trim().to_owned(),
+            origin: node.origin.clone(),
+        };
+        Some((key, Node::scalar(value.trim(), false, &node.origin)))
+    };
+    parts.map(pair).collect()
+}

@@ -1,0 +1,110 @@
+//! Sums and updates on the GPU have the bits of the processor's.
+
+use super::*;
+use crate::engine::cuda::testing::gpu;
+use crate::engine::mean_gradient::MeanSource;
+use crate::engine::optim::{AdamW, Lion, Sgd, gradient_norm};
+use crate::engine::testing::random_values;
+
+#[test]
+fn sums_and_means_are_those_of_the_processor_to_the_bit() {
+    let Some(gpu) = gpu() else { return };
+    let rule = FixedPoint::new(37, 8);
+    let mut gradient = random_values(1000, 1);
+    gradient.extend([f32::NAN, f32::INFINITY, 1e30, -1e30, 0.0, 1e-20]);
+    let mut expected = vec![0i64; gradient.len()];
+    let mut sums = gpu.zeroed::<i64>(gradient.len()).unwrap();
+    let mut invalid = gpu.zeroed::<u64>(1).unwrap();
+    let mut count = 0;
+    for scale in [1.0f32, -0.3, 1e-6] {
+        let gradient: Vec<f32> = gradient.iter().map(|g| g * scale).collect();
+        count += rule.accumulate(&mut expected, &gradient);
+        let gradient = gpu.upload(&gradient).unwrap();
+        let mut view = sums.as_view_mut();
+        exact_accumulate(gpu, &rule, &mut view, &gradient.as_view(), &mut invalid).unwrap();
+    }
+    assert_eq!(gpu.download(&sums, expected.len()).unwrap(), expected);
+    assert_eq!(gpu.download(&invalid, 1).unwrap(), [count]);
+    let mut means = gpu.take::<f32>(expected.len()).unwrap();
+    exact_means(gpu, &sums.as_view(), &mut means.as_view_mut()).unwrap();
+    let means = gpu.download(&means, expected.len()).unwrap();
+    let expected: Vec<f32> = expected
+        .into_iter()
+        .map(common::exact::dequantize)
+        .collect();
+    assert_eq!(means, expected);
+}
+
+/// Rules with the number of moments that each keeps.
+fn rules() -> Vec<(Rule, usize)> {
+    let adamw = AdamW {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        early_epsilon: false,
+    };
+    let lion = Lion {
+        beta1: 0.9,
+        beta2: 0.99,
+        weight_decay: 0.1,
+    };
+    let sgd = |momentum, nesterov| Sgd {
+        momentum,
+        dampening: 0.0,
+        nesterov,
+        weight_decay: 0.1,
+    };
+    vec![
+        (Rule::AdamW(adamw), 2),
+        (Rule::Lion(lion), 1),
+        (Rule::Sgd(sgd(0.0, false)), 0),
+        (Rule::Sgd(sgd(0.9, false)), 1),
+        (Rule::Sgd(sgd(0.9, true)), 1),
+    ]
+}
+
+#[test]
+fn updates_are_those_of_the_processor_to_the_bit() {
+    let Some(gpu) = gpu() else { return };
+    for (rule, moments) in rules() {
+        check_updates(gpu, TensorUpdate { rule, rate: 1.5 }, moments);
+    }
+}
+
+fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: usize) {
+    let scalars = 70_000;
+    let on_gpu = |values: &[f32]| gpu.upload(values).unwrap();
+    let mut w = random_values(scalars, 1);
+    let mut kept = vec![vec![0.0; scalars]; moments];
+    let mut w_gpu = on_gpu(&w);
+    let mut kept_gpu: Vec<_> = kept.iter().map(|moment| on_gpu(moment)).collect();
+    for number in 1..4 {
+        let gradient = random_values(scalars, 10 + number);
+        let update = Update {
+            number,
+            learning_rate: 0.01,
+            gradient_scale: 0.7,
+        };
+        let mut moments: Vec<&mut [f32]> = kept.iter_mut().map(|m| &mut m[..]).collect();
+        let mean = MeanSource::Values(&gradient);
+        rule.apply(&update, &mut w, &mut moments, (mean, 0));
+        let uploaded = on_gpu(&gradient);
+        let found = squares(gpu, &uploaded.as_view())
+            .unwrap()
+            .iter()
+            .sum::<f64>()
+            .sqrt();
+        assert!((found / gradient_norm(MeanSource::Values(&gradient)) - 1.0).abs() < 1e-12);
+        let moments = kept_gpu.iter_mut();
+        let mut moments: Vec<_> = moments.map(|moment| moment.as_view_mut()).collect();
+        let weights = &mut w_gpu.as_view_mut();
+        let gradient = &uploaded.as_view();
+        update_tensor(gpu, (&rule, &update), weights, &mut moments, gradient).unwrap();
+    }
+    let found = std::iter::once(w_gpu).chain(kept_gpu);
+    let expected = std::iter::once(w).chain(kept);
+    for (found, expected) in found.zip(expected) {
+        assert_eq!(gpu.download(&found, scalars).unwrap(), expected, "{rule:?}");
+    }
+}
