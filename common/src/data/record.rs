@@ -6,6 +6,7 @@
 mod alpaca;
 mod columns;
 mod instructions;
+mod kind;
 mod meant;
 mod message;
 mod problem;
@@ -17,8 +18,9 @@ use super::json::{self, kind_of};
 use super::notes::Note;
 use super::rows::RawRow;
 use super::template::Variables;
-use crate::job::{DatasetKind, DatasetSpec, FieldNames};
+use crate::job::{DatasetKind, DatasetSpec};
 use columns::Shape;
+use kind::kind_of_row;
 use meant::columns_found;
 use message::{Message, MessageReader};
 
@@ -136,7 +138,7 @@ impl RecordParser<'_> {
             named = vec![&fields.instruction, &fields.input, &fields.output];
         }
         columns::refuse_other_methods(row, &named)?;
-        let kind = self.kind(row)?;
+        let kind = kind_of_row(self.spec, row)?;
         let mut read: Vec<&str> = match kind {
             DatasetKind::Messages if self.spec.has_system_column => {
                 vec![&fields.messages, &fields.system]
@@ -198,52 +200,6 @@ impl RecordParser<'_> {
         columns::refuse_unlike(row, &read, shape)?;
         notes.extend(columns::notes(row, &read));
         Ok(record)
-    }
-
-    fn kind(&self, row: &Map<String, Json>) -> Result<DatasetKind, String> {
-        let FieldNames {
-            messages,
-            prompt,
-            completion,
-            text,
-            instruction,
-            output,
-            ..
-        } = &self.spec.fields;
-        if self.spec.kind != DatasetKind::Auto {
-            return Ok(self.spec.kind);
-        }
-        let has = |name: &String| row.get(name).is_some_and(|value| !value.is_null());
-        let both = |one: &str, other: &str, kinds: [&str; 2]| {
-            let [first, second] = kinds;
-            Err(format!(
-                "has `{one}` and `{other}`: say with `type: {first}` or `type: {second}` which is trained"
-            ))
-        };
-        if has(messages) && has(completion) {
-            both(messages, completion, ["messages", "prompt_completion"])
-        } else if has(messages) {
-            Ok(DatasetKind::Messages)
-        } else if has(completion) && has(text) {
-            both(completion, text, ["prompt_completion", "text"])
-        } else if has(prompt) || has(completion) {
-            Ok(DatasetKind::PromptCompletion)
-        } else if has(text) && has(instruction) && has(output) {
-            Err(format!(
-                "has `{text}` and `{instruction}` with `{output}`: say with `type: instructions` (a conversation), `type: alpaca` (Axolotl's text) or `type: text` which is trained"
-            ))
-        } else if has(text) {
-            Ok(DatasetKind::Text)
-        } else if has(instruction) && has(output) {
-            Ok(DatasetKind::Instructions)
-        } else {
-            let found = columns_found(row, &[messages, prompt, completion, text]);
-            let hint = columns::hint(row).map(|hint| format!(": {hint}"));
-            Err(format!(
-                "no column `{messages}`, `{prompt}` and `{completion}`, or `{text}`; {found}{}",
-                hint.unwrap_or_default()
-            ))
-        }
     }
 
     fn text(&self, row: &Map<String, Json>) -> Result<Record, String> {
