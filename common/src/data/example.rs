@@ -14,7 +14,7 @@ mod shown;
 use std::ops::Range;
 
 use super::notes::Note;
-use super::record::{Chat, Record, Segment};
+use super::record::{Chat, Record, Segments};
 use super::template::ChatTemplate;
 use super::tokenize::{Encoded, Tokenizer};
 use answer::{Answer, Learned};
@@ -22,7 +22,8 @@ use conversation::{Conversation, Draft};
 use parts::Parts;
 use shown::{check_answers, note_hidden, unread_keys};
 
-/// One tokenised text with its loss mask. `offsets` are the bytes of `text` that each token covers.
+/// One tokenised text with its loss mask. `offsets` are the bytes of `text` that each token covers; rows that are tokens
+/// already have neither.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     pub text: String,
@@ -71,6 +72,7 @@ impl ExampleMaker<'_> {
                 vec![self.plain(format!("{prompt}{completion}"), start)?]
             }
             Record::Segments(segments) => vec![self.segments(segments)?],
+            Record::Tokens { ids, learned } => vec![tokens(ids, learned)],
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
                 let examples = drafts.into_iter().map(|draft| self.templated(draft));
@@ -79,6 +81,11 @@ impl ExampleMaker<'_> {
                 examples
             }
         };
+        let is_learned = |example: &Example| example.trained.contains(&true);
+        let says_itself = matches!(record, Record::Segments(_) | Record::Tokens { .. });
+        if says_itself && !examples.iter().any(is_learned) {
+            notes.push(Note::NothingLearned);
+        }
         if let Some(first) = examples.first_mut() {
             first.starts_row = true;
         }
@@ -123,15 +130,17 @@ impl ExampleMaker<'_> {
         })
     }
 
-    /// The example of texts that are tokenised one by one: special tokens at the beginning of the first, EOS after the last.
-    fn segments(&self, segments: &[Segment]) -> Result<Example, String> {
+    /// The example of texts that are tokenised one by one, with special tokens before the first and EOS after the last where
+    /// they have those.
+    fn segments(&self, segments: &Segments) -> Result<Example, String> {
         let mut example = Example::default();
-        for (index, segment) in segments.iter().enumerate() {
+        for (index, segment) in segments.list.iter().enumerate() {
             if segment.text.is_empty() {
                 continue;
             }
             let start = example.text.len();
-            let Encoded { ids, offsets } = self.encode(&segment.text, index == 0)?;
+            let Encoded { ids, offsets } =
+                self.encode(&segment.text, segments.begins_special && index == 0)?;
             let learned = segment.learned || self.train_on_inputs;
             example.trained.extend(ids.iter().map(|_| learned));
             example.ids.extend(ids);
@@ -142,16 +151,22 @@ impl ExampleMaker<'_> {
             );
             example.text.push_str(&segment.text);
         }
-        let is_answered = segments.last().is_some_and(|last| !last.text.is_empty());
+        let is_answered = segments
+            .list
+            .last()
+            .is_some_and(|last| !last.text.is_empty());
         if let Some(eos) = self.tokenizer.eos_id()
             && is_answered
-            && example.ids.last() != Some(&eos)
         {
+            // Where the text ends with one itself, there is one less to add.
+            let has_own = usize::from(example.ids.last() == Some(&eos));
             let end = example.text.len();
-            example.ids.push(eos);
-            example.offsets.push(end..end);
-            example.trained.push(true);
-            example.added_eos = true;
+            for _ in has_own..segments.end_tokens {
+                example.ids.push(eos);
+                example.offsets.push(end..end);
+                example.trained.push(true);
+                example.added_eos = true;
+            }
         }
         // Nothing comes before the first token that could predict it.
         if let Some(first) = example.trained.first_mut() {
@@ -302,6 +317,19 @@ impl ExampleMaker<'_> {
         self.tokenizer
             .encode(text, add_special)
             .map_err(|error| error.to_string())
+    }
+}
+
+/// The example of a row of tokens. Its text is left to whoever shows it.
+fn tokens(ids: &[u32], learned: &[bool]) -> Example {
+    let mut trained = learned.to_vec();
+    if let Some(first) = trained.first_mut() {
+        *first = false;
+    }
+    Example {
+        ids: ids.to_vec(),
+        trained,
+        ..Example::default()
     }
 }
 

@@ -230,7 +230,9 @@ fn inputs_digest(
         .iter()
         .map(|dataset| {
             let rows = (&dataset.split, dataset.max_samples, &dataset.format);
-            (dataset.kind, rows, &dataset.fields, &dataset.roles)
+            let shown = (dataset.has_system_column, dataset.drop_system_message);
+            let shape = (dataset.kind, &dataset.fields, &dataset.prompt);
+            (shape, rows, &dataset.roles, shown)
         })
         .collect();
     let held_out = (job.val_set_size, job.seed, job.shuffle);
@@ -244,6 +246,7 @@ fn inputs_digest(
         tokenizer.digest(),
         template.map(ChatTemplate::source),
         (&job.chat_template_kwargs, &job.default_system_message),
+        &job.eot_tokens,
         job.excess_length_strategy,
     ]);
     blake3::hash(description.to_string().as_bytes())

@@ -3,14 +3,16 @@
 //! Enters: a file of JSON rows and the names of its columns. Leaves: records, or for each row that cannot be used its
 //! file, line and reason. Never skips a row, a column or a key of a message in silence.
 
-mod alpaca;
 mod columns;
 mod instructions;
 mod kind;
 mod meant;
 mod message;
 mod problem;
+mod prompted;
+mod segments;
 pub mod sharegpt;
+mod tokenized;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -18,7 +20,7 @@ use super::json::{self, kind_of};
 use super::notes::Note;
 use super::rows::RawRow;
 use super::template::Variables;
-use crate::job::{DatasetKind, DatasetSpec};
+use crate::job::{DatasetKind, DatasetSpec, PromptFormat};
 use columns::Shape;
 use kind::kind_of_row;
 use meant::columns_found;
@@ -35,8 +37,23 @@ pub enum Record {
         completion: String,
     },
     /// Texts one after the other, each tokenised by itself, as Axolotl does.
-    Segments(Vec<Segment>),
+    Segments(Segments),
+    /// Tokens, and whether each is learned.
+    Tokens {
+        ids: Vec<u32>,
+        learned: Vec<bool>,
+    },
     Text(String),
+}
+
+/// Texts one after the other, and what is put around them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    pub list: Vec<Segment>,
+    /// Whether the first has the special tokens before it that the tokenizer puts before a text.
+    pub begins_special: bool,
+    /// Number of end tokens after the last, where it says anything.
+    pub end_tokens: usize,
 }
 
 /// A part of a text, which no token reaches out of.
@@ -137,15 +154,28 @@ impl RecordParser<'_> {
         ) {
             named = vec![&fields.instruction, &fields.input, &fields.output];
         }
-        columns::refuse_other_methods(row, &named)?;
         let kind = kind_of_row(self.spec, row)?;
+        if kind == DatasetKind::Tokenized {
+            named.extend(tokenized::COLUMNS);
+        }
+        columns::refuse_other_methods(row, &named)?;
+        let alpaca;
+        let prompt = match &self.spec.prompt {
+            Some(prompt) => prompt,
+            None => {
+                alpaca = PromptFormat::alpaca();
+                &alpaca
+            }
+        };
         let mut read: Vec<&str> = match kind {
             DatasetKind::Messages if self.spec.has_system_column => {
                 vec![&fields.messages, &fields.system]
             }
             DatasetKind::Messages => vec![&fields.messages],
             DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
-            DatasetKind::Alpaca => vec![&fields.instruction, &fields.input, &fields.output],
+            DatasetKind::Alpaca => prompted::columns_read(prompt, fields),
+            DatasetKind::Segments => vec![segments::SEGMENTS],
+            DatasetKind::Tokenized => tokenized::COLUMNS.to_vec(),
             DatasetKind::Instructions => vec![
                 &fields.instruction,
                 &fields.input,
@@ -155,11 +185,9 @@ impl RecordParser<'_> {
             ],
             DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
         };
-        if kind == DatasetKind::Instructions
-            || read
-                .iter()
-                .any(|name| row.get(*name).is_some_and(Json::is_array))
-        {
+        let has_messages = |name: &&str| row.get(*name).is_some_and(Json::is_array);
+        let is_text = matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized);
+        if kind == DatasetKind::Instructions || !is_text && read.iter().any(has_messages) {
             read.extend([fields.tools.as_str(), VARIABLES]);
         }
         for name in &read {
@@ -180,10 +208,13 @@ impl RecordParser<'_> {
                 (Shape::Completion, self.prompt_completion(row, notes)?)
             }
             DatasetKind::Alpaca => {
-                let (prompt, answer) = alpaca::prompt_and_answer(row, fields)?;
-                let segments = [(prompt, false), (answer, true)];
-                let segments = segments.map(|(text, learned)| Segment { text, learned });
-                (Shape::Completion, Record::Segments(segments.into()))
+                let segments = prompted::prompt_and_answer(row, fields, prompt)?;
+                (Shape::Completion, Record::Segments(segments))
+            }
+            DatasetKind::Segments => (Shape::Text, Record::Segments(segments::read(row)?)),
+            DatasetKind::Tokenized => {
+                notes.push(Note::Tokenized);
+                (Shape::Text, tokenized::read(row)?)
             }
             DatasetKind::Instructions => {
                 if self.spec.kind == DatasetKind::Auto {

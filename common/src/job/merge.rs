@@ -85,6 +85,18 @@ impl Override {
 
 pub(super) const MAX_DATASETS: usize = 1000;
 
+/// What Axolotl's `type` has where it is a mapping.
+const USER_DEFINED: [&str; 8] = [
+    "system_prompt",
+    "system_format",
+    "field_system",
+    "field_instruction",
+    "field_input",
+    "field_output",
+    "format",
+    "no_input_format",
+];
+
 /// Axolotl's `datasets` of plain text.
 const PRETRAINING: &str = "pretraining_dataset";
 
@@ -439,6 +451,9 @@ impl Merged {
             "message_property_mappings" => {
                 return self.add_message_keys(layer, index, node, problems);
             }
+            "type" if matches!(node.value, Value::Mapping(_)) => {
+                return self.add_user_defined(layer, index, key, node, problems);
+            }
             // LLaMA-Factory's way to say what a dataset's rows look like.
             "formatting" | "columns" | "tags" => {
                 return match llama_factory_columns::dataset_fields(&key, node) {
@@ -460,6 +475,29 @@ impl Merged {
                 None if node.is_null() => self.empty.push(shorten(&key.text)),
                 None => unknown(&key, " of a dataset", fields::dataset_names(), problems),
             },
+        }
+    }
+
+    /// Adds Axolotl's `type` as a mapping: the fields of a text that the job defines.
+    fn add_user_defined(
+        &mut self,
+        layer: Layer,
+        index: usize,
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        let Value::Mapping(entries) = node.value else {
+            return;
+        };
+        let kind = Node::scalar("user_defined", false, &node.origin);
+        self.put(layer, format!("datasets.{index}.type"), key, kind, problems);
+        for (key, node) in entries {
+            match USER_DEFINED.contains(&key.text.as_str()) {
+                true => self.add_dataset_field(layer, index, key, node, problems),
+                false if node.is_null() => self.empty.push(shorten(&key.text)),
+                false => unknown(&key, " of `type`", USER_DEFINED.into_iter(), problems),
+            }
         }
     }
 

@@ -19,6 +19,7 @@ mod merge;
 mod number;
 mod overrides;
 mod pattern;
+mod prompt_format;
 mod quote;
 mod read;
 mod received;
@@ -49,6 +50,7 @@ pub use error::{JobErrors, Origin, Problem};
 pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
 pub use lr_scheduler::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 pub use pattern::whole_path;
+pub use prompt_format::{PromptFormat, SystemFormat, fill};
 pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
 

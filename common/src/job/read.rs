@@ -138,6 +138,16 @@ impl<'a> Reader<'a> {
         self.usable_text(given, &given.node, text)
     }
 
+    /// Reads a text with the white space at its ends, or one of nothing.
+    pub fn verbatim(&mut self, name: &str) -> Option<String> {
+        let (given, _) = self.scalar(name, "text")?;
+        match &given.node.value {
+            Value::Scalar { text, .. } if text.trim().is_empty() => Some(text.clone()),
+            Value::Scalar { text, .. } => self.usable_text(given, &given.node, text),
+            _ => None,
+        }
+    }
+
     /// Reads a path to something that exists already, or will be looked for.
     ///
     /// A relative path in a job file is meant from the current folder if there is such a thing, else from the job

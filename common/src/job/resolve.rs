@@ -5,9 +5,11 @@ mod chat_template;
 mod datasets;
 mod lr_scheduler;
 mod method;
+mod prompt_types;
 mod push;
 mod schedule;
 mod special_tokens;
+mod user_defined;
 
 use std::path::PathBuf;
 

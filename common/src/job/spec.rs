@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::lr_scheduler::LrScheduler;
+use super::prompt_format::PromptFormat;
 use super::split::{Split, TRAIN};
 
 /// Default `sequence_len`, in tokens, where the data is large.
@@ -254,6 +255,9 @@ pub struct DatasetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_samples: Option<u64>,
     pub fields: FieldNames,
+    /// The fixed text that rows of instructions are put into. Default: Alpaca's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptFormat>,
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<(String, String)>,
@@ -281,6 +285,7 @@ impl DatasetSpec {
             split: None,
             max_samples: None,
             fields,
+            prompt: None,
             roles: Vec::new(),
             has_system_column: false,
             drop_system_message: false,
@@ -339,8 +344,12 @@ pub enum DatasetKind {
     Auto,
     Messages,
     PromptCompletion,
-    /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text.
+    /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text; see [`DatasetSpec::prompt`].
     Alpaca,
+    /// Axolotl's `input_output`: texts one after the other, each of which says whether it is learned.
+    Segments,
+    /// Tokens and which of them are learned.
+    Tokenized,
     /// LLaMA-Factory's Alpaca: the same columns, perhaps a system message and earlier turns, as a conversation.
     Instructions,
     Text,

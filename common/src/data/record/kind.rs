@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::columns;
 use super::meant::columns_found;
+use super::{columns, segments, tokenized};
 use crate::job::{DatasetKind, DatasetSpec, FieldNames};
 
 /// The shape of a row: what the job says, else what its columns tell.
@@ -22,6 +22,9 @@ pub(super) fn kind_of_row(
     } = &spec.fields;
     if spec.kind != DatasetKind::Auto {
         return Ok(spec.kind);
+    }
+    if tokenized::is_one(row) {
+        return Ok(DatasetKind::Tokenized);
     }
     let has = |name: &String| row.get(name).is_some_and(|value| !value.is_null());
     let both = |one: &str, other: &str, kinds: [&str; 2]| {
@@ -46,6 +49,8 @@ pub(super) fn kind_of_row(
         Ok(DatasetKind::Text)
     } else if has(instruction) && has(output) {
         Ok(DatasetKind::Instructions)
+    } else if segments::is_one(row) {
+        Ok(DatasetKind::Segments)
     } else {
         let found = columns_found(row, &[messages, prompt, completion, text]);
         let hint = columns::hint(row).map(|hint| format!(": {hint}"));

@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use super::super::prompt_format::PromptFormat;
 use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::Split;
+use super::super::yaml::Value;
+use super::{prompt_types, user_defined};
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
@@ -54,6 +57,12 @@ const KINDS: &[(&[&str], Shape)] = &[
     ),
     (&["alpaca"], Shape::of(DatasetKind::Alpaca)),
     (&["instructions"], Shape::of(DatasetKind::Instructions)),
+    (&["user_defined"], Shape::UserDefined),
+    (&["input_output"], Shape::of(DatasetKind::Segments)),
+    (
+        &["tokenized", "tokenised", "pretokenized"],
+        Shape::of(DatasetKind::Tokenized),
+    ),
     (
         &["text", "completion", "pretrain"],
         Shape::of(DatasetKind::Text),
@@ -66,6 +75,8 @@ enum Shape {
     Kind(DatasetKind),
     /// Messages under ShareGPT's names.
     ShareGpt,
+    /// A fixed text that the job gives.
+    UserDefined,
 }
 
 impl Shape {
@@ -93,16 +104,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     {
         reader.wrong(given, "a file, a folder or a dataset on the hub");
     }
-    let shape = reader.choice(&name("type"), KINDS);
-    let mut fields = FieldNames::default();
-    let kind = match shape {
-        Some(Shape::ShareGpt) => {
-            fields = FieldNames::sharegpt();
-            DatasetKind::Messages
-        }
-        Some(Shape::Kind(kind)) => kind,
-        None => DatasetKind::Auto,
-    };
+    let (kind, mut fields, prompt) = shape(reader, index);
     if let Some(text) = common_text_field {
         fields.text = text.to_owned();
     }
@@ -127,7 +129,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     let has_system_column =
         kind == DatasetKind::Messages && reader.given(&name("field_system")).is_some();
     fields.thinking = thinking(reader, index);
-    check_fields(reader, index, kind);
+    check_fields(reader, index, kind, prompt.as_ref());
     if kind == DatasetKind::Alpaca && reader.given("test_prompts").is_some() {
         let notice = "test_prompts and `worker generate` ask in the model's chat template, not in the text of `type: alpaca`: write that \
                       text out to see what was learned";
@@ -152,6 +154,7 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         format: reader.choice(&name("ds_type"), FORMATS).map(str::to_owned),
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
+        prompt,
         roles: roles(reader, index),
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
@@ -159,6 +162,40 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
     };
     name_files(reader, index, &mut dataset);
     dataset
+}
+
+/// Reads `type`: the shape of the rows, the names of their columns, and the text that instructions are put into where
+/// that is not Alpaca's.
+fn shape(reader: &mut Reader<'_>, index: usize) -> (DatasetKind, FieldNames, Option<PromptFormat>) {
+    let name = format!("datasets.{index}.type");
+    let usual = FieldNames::default();
+    let written = reader
+        .given(&name)
+        .and_then(|given| match &given.node.value {
+            Value::Scalar { text, .. } => Some((given, text.trim())),
+            _ => None,
+        });
+    if let Some((_, text)) = written
+        && let Some(found) = prompt_types::find(text)
+    {
+        let prompt = Some(found.format).filter(|format| *format != PromptFormat::alpaca());
+        return (DatasetKind::Alpaca, found.fields, prompt);
+    }
+    if let Some((given, text)) = written
+        && let Some(reason) = prompt_types::refusal(text)
+    {
+        reader.problem(given, format!("`{}` {reason}", shorten(text)));
+        return (DatasetKind::Auto, usual, None);
+    }
+    match reader.choice(&name, KINDS) {
+        Some(Shape::ShareGpt) => (DatasetKind::Messages, FieldNames::sharegpt(), None),
+        Some(Shape::UserDefined) => {
+            let prompt = user_defined::prompt(reader, index);
+            (DatasetKind::Alpaca, usual, Some(prompt))
+        }
+        Some(Shape::Kind(kind)) => (kind, usual, None),
+        None => (DatasetKind::Auto, usual, None),
+    }
 }
 
 /// Reads `path` and `data_files`: where the data is, and which of its files are read.
@@ -190,7 +227,12 @@ fn name_files(reader: &mut Reader<'_>, index: usize, dataset: &mut DatasetSpec) 
 }
 
 /// Refuses names of columns that rows of this shape do not have.
-fn check_fields(reader: &mut Reader<'_>, index: usize, kind: DatasetKind) {
+fn check_fields(
+    reader: &mut Reader<'_>,
+    index: usize,
+    kind: DatasetKind,
+    prompt: Option<&PromptFormat>,
+) {
     let is_instructions = matches!(kind, DatasetKind::Alpaca | DatasetKind::Instructions);
     let mut refuse = |fields: &[&str], message: &str| {
         for field in fields {
@@ -211,10 +253,36 @@ fn check_fields(reader: &mut Reader<'_>, index: usize, kind: DatasetKind) {
             "is read with `type: instructions` only; in a conversation it is a message",
         );
     }
-    if !is_instructions && kind != DatasetKind::Messages || kind == DatasetKind::Alpaca {
+    let reads_system = match kind {
+        DatasetKind::Alpaca => prompt.is_some_and(PromptFormat::reads_system),
+        kind => is_instructions || kind == DatasetKind::Messages,
+    };
+    if !reads_system {
         refuse(
             &["field_system"],
-            "is read with `type: instructions`, messages and sharegpt only",
+            "is read with `type: instructions`, messages, sharegpt and those of a text with a system message only",
+        );
+    }
+    let type_name = reader.given(&format!("datasets.{index}.type"));
+    let is_user_defined = type_name.is_some_and(|given| given.node.is_text("user_defined"));
+    if !is_user_defined {
+        for field in user_defined::FIELDS {
+            if let Some(given) = reader.given(&format!("datasets.{index}.{field}")) {
+                reader.problem(given, "is read with `type: user_defined` only".to_owned());
+            }
+        }
+    }
+    let mut refuse = |fields: &[&str], message: &str| {
+        for field in fields {
+            if let Some(given) = reader.given(&format!("datasets.{index}.{field}")) {
+                reader.problem(given, message.to_owned());
+            }
+        }
+    };
+    if matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized) {
+        refuse(
+            &OF_OTHERS,
+            "is not read with `type: input_output` and `type: tokenized`, whose columns have fixed names",
         );
     }
     if is_instructions {

@@ -138,9 +138,9 @@ fn datasets_that_cannot_be_are_named() {
         ["4: unknown field of a dataset `feild_text`; did you mean `field_text`?"]
     );
     assert_eq!(
-        of("datasets:\n- path: a\n  type: jeopardy\n"),
+        of("datasets:\n- path: a\n  type: geopardy\n"),
         [
-            "4: `type` must be one of auto, messages, sharegpt, prompt_completion, alpaca, instructions, text, found `jeopardy`"
+            "4: `type` must be one of auto, messages, sharegpt, prompt_completion, alpaca, instructions, user_defined, input_output, tokenized, text, found `geopardy`"
         ]
     );
     assert_eq!(

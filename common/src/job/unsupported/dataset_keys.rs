@@ -53,17 +53,7 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["system_prompt", "system_format"],
-        rule: Only(OFF, "put the system message into the messages"),
-    },
-    Group {
-        keys: &[
-            "format",
-            "no_input_format",
-            "input_format",
-            "input_transform",
-            "prompt_format",
-        ],
+        keys: &["input_format", "input_transform", "prompt_format"],
         rule: Only(OFF, NO_FORMAT),
     },
     Group {
