@@ -7,7 +7,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use common::data::example::{Example, ExampleMaker};
-use common::data::record::RecordParser;
+use common::data::record::{Met, RecordParser};
 use common::data::rows::RawRow;
 use common::data::template::{ChatTemplate, Variables};
 use common::data::tokenize::{SpecialTokens, Tokenizer};
@@ -50,6 +50,7 @@ fn example(
         train_on_inputs: case.train_on_inputs,
         default_system: None,
         variables: &Variables::default(),
+        met: &Met::default(),
     };
     let row = parser.parse(RawRow::Value(1, case.row.to_string().into_bytes()))?;
     let maker = ExampleMaker {
@@ -320,6 +321,7 @@ fn conversation_in(
         train_on_inputs: false,
         default_system: None,
         variables: &Variables::default(),
+        met: &Met::default(),
     };
     let raw = RawRow::Value(1, row.to_string().into_bytes());
     let mut row = parser.parse(raw).map_err(|(_, reason)| reason)?;

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
-use super::record::{DataErrors, Problem, RecordParser};
+use super::record::{DataErrors, Met, Problem, RecordParser};
 use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
@@ -115,10 +115,12 @@ impl<'a> Source<'a> {
                 }
             };
             let sharegpt = sharegpt::spec(dataset);
+            let met = Met::new(dataset);
             let mut batches = Batches { rows: reader };
             while let Some(batch) = batches.next() {
                 reading.rows += batch.len() as u64;
-                let examples = self.examples(index, &sharegpt, batch, &mut notes, &mut errors);
+                let examples =
+                    self.examples(index, (&sharegpt, &met), batch, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
                 }
@@ -132,6 +134,7 @@ impl<'a> Source<'a> {
             }
             reading.notes.extend(batches.rows.notes().iter().cloned());
             reading.notes.extend(notes.lines(dataset));
+            reading.notes.extend(met.lines(dataset));
             reading.left_out += notes.rows(&Note::LeftOut);
             let read = reading.rows - before;
             if read == 0 {
@@ -146,13 +149,29 @@ impl<'a> Source<'a> {
                 ));
             }
         }
+        reading.notes.extend(self.unread_variables());
         errors.or(reading)
+    }
+
+    /// A line on what the job gives the chat template, and that does not ask for it.
+    fn unread_variables(&self) -> Option<String> {
+        let template = self.maker.template?;
+        let names = self.job.chat_template_kwargs.keys();
+        let unread = names.filter(|name| !template.source().contains(name.as_str()));
+        let unread: Vec<String> = unread.map(|name| format!("`{name}`")).collect();
+        let told = || {
+            format!(
+                "chat_template_kwargs: the chat template does not read {}",
+                unread.join(", ")
+            )
+        };
+        (!unread.is_empty()).then(told)
     }
 
     fn examples(
         &self,
         index: usize,
-        sharegpt: &DatasetSpec,
+        (sharegpt, met): (&DatasetSpec, &Met),
         batch: Vec<FileRow>,
         notes: &mut Notes,
         errors: &mut DataErrors,
@@ -170,6 +189,7 @@ impl<'a> Source<'a> {
             train_on_inputs: self.job.train_on_inputs,
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
+            met,
         };
         let results: Vec<(Place, RowResult)> = batch
             .into_par_iter()

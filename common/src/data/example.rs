@@ -6,7 +6,9 @@
 
 mod answer;
 mod conversation;
+mod ends;
 mod marks;
+mod masked;
 mod parts;
 mod places;
 mod shown;
@@ -14,11 +16,12 @@ mod shown;
 use std::ops::Range;
 
 use super::notes::Note;
-use super::record::{Chat, Record, Segments};
+use super::record::{Chat, Ends, Record, Segments};
 use super::template::ChatTemplate;
 use super::tokenize::{Encoded, Tokenizer};
-use answer::{Answer, Learned};
+use answer::{Answer, Learned, What};
 use conversation::{Conversation, Draft};
+use ends::EndTokens;
 use parts::Parts;
 use shown::{check_answers, note_hidden, unread_keys};
 
@@ -187,17 +190,18 @@ impl ExampleMaker<'_> {
         if self.train_on_inputs {
             note_hidden(chat, &parts, &[], notes);
             check_answers(chat, &parts, &turns, &[], notes)?;
-            let learned = Learned {
-                span: 0..text.len(),
-                limit: text.len(),
-                is_open: false,
-            };
+            let learned = Learned::answer(0..text.len(), text.len());
             return Ok(vec![Draft {
                 text,
                 learned: vec![learned],
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: false,
             }]);
         }
+        let (turns, messages): (Vec<usize>, Vec<usize>) = turns
+            .into_iter()
+            .partition(|turn| chat.messages[*turn]["role"] == "assistant");
         let answers = conversation.answers(&text, &parts, &turns)?;
         let apart: Vec<(usize, &str)> = turns
             .iter()
@@ -209,13 +213,20 @@ impl ExampleMaker<'_> {
             .collect();
         note_hidden(chat, &parts, &apart, notes);
         check_answers(chat, &parts, &turns, &apart, notes)?;
-        assemble(&conversation, text, &parts, &turns, answers, notes)
+        check_answers(chat, &parts, &messages, &[], notes)?;
+        let answers = turns.iter().copied().zip(answers);
+        if masked::is_special(chat) {
+            return masked::drafts(&conversation, chat, text, &parts, answers, &messages, notes);
+        }
+        assemble(&conversation, text, &parts, answers.collect(), notes)
     }
 
     fn templated(&self, draft: Draft) -> Result<Example, String> {
         let Draft {
             text,
             learned,
+            ends,
+            has_last,
             is_exact,
         } = draft;
         let Encoded {
@@ -223,6 +234,13 @@ impl ExampleMaker<'_> {
             mut offsets,
         } = self.encode(&text, false)?;
         let mut trained = vec![false; ids.len()];
+        let end_tokens = EndTokens {
+            tokenizer: self.tokenizer,
+            text: &text,
+            ids: &ids,
+            offsets: &offsets,
+        };
+        let mut found_ends = Vec::new();
         let mut ends_open = false;
         let mut last = ids.len();
         for answer in &learned {
@@ -237,14 +255,42 @@ impl ExampleMaker<'_> {
                 None if !is_exact => self.end_that_follows(&text, &ids, &offsets, answer)?,
                 _ => None,
             };
-            trained[covered.start..end.unwrap_or(covered.end)].fill(true);
+            match &answer.what {
+                What::Answer => trained[covered.start..end.unwrap_or(covered.end)].fill(true),
+                What::Message => trained[covered.clone()].fill(true),
+                What::Parts(stretches) => {
+                    for stretch in stretches {
+                        let tokens = tokens_in(&offsets, &stretch.span);
+                        for token in masked::learned_tokens(stretch, &text, &offsets, tokens) {
+                            trained[token] = true;
+                        }
+                    }
+                }
+                What::Nothing => {}
+            }
+            let end = match answer.what {
+                What::Answer => end,
+                _ => end.map(|end| end_tokens.last(end, answer.limit)),
+            };
+            if let Some(end) = end
+                && (ends != Ends::default() || answer.what != What::Answer)
+            {
+                let tail = end_tokens.before(end);
+                trained[tail.clone()].fill(false);
+                let of_answer = tail.filter(|token| self.ends_a_turn(ids[*token]));
+                let is_learned = answer.what != What::Nothing;
+                found_ends.extend(of_answer.map(|token| (token, is_learned)));
+            }
             let has_end = end.is_some() || end_of_turn.is_some();
             let rest = answer.span.end..text.len();
-            ends_open = !has_end
+            ends_open = answer.is_answer
+                && ends.eos.learns(true, has_last)
+                && !has_end
                 && !covered.is_empty()
                 && (rest.is_empty() || (is_exact && is_blank(&text, rest)));
             last = covered.end;
         }
+        end_tokens.learn(&mut trained, &found_ends, ends, has_last);
         let mut added_eos = false;
         if ends_open && let Some(eos) = self.tokenizer.eos_id() {
             // White space behind the answer, which nobody learns to write, would stand between it and its end.
@@ -283,6 +329,7 @@ impl ExampleMaker<'_> {
             span,
             limit,
             is_open,
+            ..
         } = answer;
         let from = offsets.partition_point(|covered| covered.start < span.end);
         let end = (from..ids.len())
@@ -338,35 +385,35 @@ fn assemble(
     conversation: &Conversation,
     text: String,
     parts: &Parts,
-    turns: &[usize],
-    answers: Vec<Answer>,
+    answers: Vec<(usize, Answer)>,
     notes: &mut Vec<Note>,
 ) -> Result<Vec<Draft>, String> {
+    let has_answers = !answers.is_empty();
     let mut drafts = Vec::new();
     let mut whole = Vec::new();
-    for (turn, answer) in turns.iter().zip(answers) {
+    for (turn, answer) in answers {
         let (text, start) = match answer {
             Answer::Whole(learned) => {
-                whole.push((*turn, learned));
+                whole.push((turn, learned));
                 continue;
             }
             Answer::Apart { text, start } => (text, start),
         };
         let generated = conversation.generated(turn + 1)?;
-        let learned = Learned {
-            span: start..text.len(),
-            limit: text.len(),
-            is_open: false,
-        };
+        let learned = Learned::answer(start..text.len(), text.len());
         drafts.push(match generated {
             None => Draft {
                 text,
                 learned: vec![learned],
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: false,
             },
             Some(marked) => Draft {
                 learned: marks::learned_last(&marked, start),
                 text,
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: true,
             },
         });
@@ -386,9 +433,11 @@ fn assemble(
     drafts.push(Draft {
         text,
         learned,
+        ends: Ends::default(),
+        has_last: true,
         is_exact,
     });
-    if is_exact && !turns.is_empty() && drafts.iter().all(|draft| draft.learned.is_empty()) {
+    if is_exact && has_answers && drafts.iter().all(|draft| draft.learned.is_empty()) {
         return Err(
             "the chat template's generation marks leave every answer out: nothing to learn"
                 .to_owned(),

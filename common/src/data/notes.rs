@@ -45,6 +45,8 @@ pub enum Note {
     Tokenized,
     /// A row of tokens or segments that says of none of them that it is learned.
     NothingLearned,
+    /// The template's marks are not asked, since the job or the row says more than they could.
+    MarksPutAside,
 }
 
 impl Note {
@@ -63,6 +65,7 @@ impl Note {
             Self::GenerationMarks => 6,
             Self::Tokenized => 10,
             Self::NothingLearned => 11,
+            Self::MarksPutAside => 12,
         }
     }
 
@@ -79,7 +82,8 @@ impl Note {
             | Self::Instructions
             | Self::GenerationMarks
             | Self::Tokenized
-            | Self::NothingLearned => None,
+            | Self::NothingLearned
+            | Self::MarksPutAside => None,
         }
     }
 }
@@ -194,6 +198,10 @@ fn describe(dataset: &DatasetSpec, group: &[(&Note, &Found)]) -> String {
         ),
         Note::NothingLearned => format!(
             "{place}: rows of which nothing is learned ({})",
+            count(rows, "row")
+        ),
+        Note::MarksPutAside => format!(
+            "{place}: the {{% generation %}} marks of the chat template are not asked, since the job or the row says itself what is learned ({})",
             count(rows, "row")
         ),
         Note::GenerationMarks => format!(

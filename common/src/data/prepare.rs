@@ -232,7 +232,7 @@ fn inputs_digest(
             let rows = (&dataset.split, dataset.max_samples, &dataset.format);
             let shown = (dataset.has_system_column, dataset.drop_system_message);
             let shape = (dataset.kind, &dataset.fields, &dataset.prompt);
-            (shape, rows, &dataset.roles, shown)
+            (shape, rows, &dataset.roles, shown, &dataset.mask)
         })
         .collect();
     let held_out = (job.val_set_size, job.seed, job.shuffle);

@@ -4,15 +4,19 @@
 //! file, line and reason. Never skips a row, a column or a key of a message in silence.
 
 mod columns;
+mod details;
 mod instructions;
 mod kind;
 mod meant;
 mod message;
+mod met;
 mod problem;
 mod prompted;
 mod segments;
 pub mod sharegpt;
 mod tokenized;
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -20,12 +24,14 @@ use super::json::{self, kind_of};
 use super::notes::Note;
 use super::rows::RawRow;
 use super::template::Variables;
-use crate::job::{DatasetKind, DatasetSpec, PromptFormat};
+use crate::job::{DatasetKind, DatasetSpec, EndOfTurn, MaskSpec, PromptFormat};
 use columns::Shape;
 use kind::kind_of_row;
 use meant::columns_found;
 use message::{Message, MessageReader};
 
+pub use details::{Detail, PartialMask};
+pub use met::Met;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
 
 /// A row of a dataset as something to learn from.
@@ -69,9 +75,20 @@ pub struct Chat {
     pub messages: Vec<Json>,
     /// For each message whether it is learned: answers, but for those of a prompt and those that say that they are not.
     pub learned: Vec<bool>,
+    /// Messages of which only some characters are learned, by index.
+    pub partial: BTreeMap<usize, PartialMask>,
+    /// Which EOS tokens behind messages are learned, and which other tokens that end one.
+    pub ends: Ends,
     pub tools: Option<Json>,
     /// Further variables that the row gives the template.
     pub variables: Variables,
+}
+
+/// Which of the tokens that end messages are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    pub eos: EndOfTurn,
+    pub eot: EndOfTurn,
 }
 
 /// A row that can be used.
@@ -97,6 +114,8 @@ pub struct RecordParser<'a> {
     pub default_system: Option<&'a str>,
     /// Variables that the template sees in every conversation.
     pub variables: &'a Variables,
+    /// Which names of the job rows have.
+    pub met: &'a Met,
 }
 
 /// The column with what else a row gives its chat template (TRL's name).
@@ -119,6 +138,7 @@ impl RecordParser<'_> {
                 format!("a row must be a JSON object, not {}", kind_of(&json)),
             ));
         };
+        self.met.look_at_row(&row);
         let mut notes = Vec::new();
         let parser = match self.spec.kind == DatasetKind::Auto
             && sharegpt::is_one(&row, &self.spec.fields)
@@ -308,29 +328,48 @@ impl RecordParser<'_> {
                 Message {
                     json: json!({"role": "system", "content": text}),
                     learned: None,
+                    partial: None,
                 },
             );
             trained_from += usize::from(trained_from > 0);
         }
+        let mask = &self.spec.mask;
         let mut learned = vec![false; messages.len()];
         let mut answers = 0;
         for (index, message) in messages.iter().enumerate() {
-            let is_answer = index >= trained_from && message.json["role"] == "assistant";
-            answers += usize::from(is_answer);
-            learned[index] = is_answer && message.learned != Some(false);
+            let role = message.json["role"].as_str().unwrap_or_default();
+            self.met.look_at_role(role);
+            let is_answer = index >= trained_from && mask.learns_role(role);
+            learned[index] = index >= trained_from && message.learned.unwrap_or(is_answer);
+            answers += usize::from(is_answer || learned[index]);
             if is_answer && !learned[index] {
                 notes.push(Note::LeftOut);
             }
-            if self.train_on_inputs && message.learned == Some(false) {
+            let is_less = message.learned == Some(false) || message.partial.is_some();
+            if self.train_on_inputs && is_less {
                 return Err(format!(
-                    "message {} says that it is not to be learned, and `train_on_inputs` that everything is: remove one of them",
+                    "message {} says that it is not to be learned, or not all of it, and `train_on_inputs` that everything is: remove one of them",
                     index + 1
                 ));
             }
         }
         if answers == 0 {
-            return Err("no assistant turn: nothing to learn from".to_owned());
+            match mask.roles.as_ref().is_some_and(Vec::is_empty) {
+                true => notes.push(Note::NothingLearned),
+                false => return Err(no_turn(&messages, mask)),
+            }
         }
+        if mask.last_only
+            && let Some(last) = learned.iter().rposition(|learned| *learned)
+        {
+            learned[..last].fill(false);
+        }
+        let partial = messages
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| learned[*index]);
+        let partial = partial.filter_map(|(index, said)| Some((index, said.partial.clone()?)));
+        let partial = partial.collect();
         let variables = match row.get(VARIABLES) {
             None => self.variables.clone(),
             Some(given) => {
@@ -342,6 +381,11 @@ impl RecordParser<'_> {
         Ok(Record::Conversation(Chat {
             messages: messages.into_iter().map(|message| message.json).collect(),
             learned,
+            partial,
+            ends: Ends {
+                eos: mask.eos,
+                eot: mask.eot,
+            },
             tools: self.tools(row)?,
             variables,
         }))
@@ -413,16 +457,42 @@ impl RecordParser<'_> {
         let reader = MessageReader {
             names: &self.spec.fields,
             roles: &self.spec.roles,
+            mask: &self.spec.mask,
             accepts_role: self.accepts_role,
         };
         list.iter()
             .enumerate()
             .map(|(index, message)| {
+                self.met.look_at_message(message, &self.spec.fields.role);
                 reader
                     .read(message, notes)
                     .map_err(|reason| format!("message {} of `{name}`: {reason}", index + 1))
             })
             .collect()
+    }
+}
+
+/// Why a conversation has nothing to learn, with those of its roles that may be meant.
+fn no_turn(messages: &[Message], mask: &MaskSpec) -> String {
+    let roles = messages
+        .iter()
+        .filter_map(|said| said.json["role"].as_str());
+    let mut unknown: Vec<&str> = roles
+        .filter(|role| !message::ROLES.contains(role))
+        .collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    let wanted = mask
+        .roles
+        .as_ref()
+        .map_or("assistant".to_owned(), |roles| roles.join(" or "));
+    let problem = format!("no {wanted} turn: nothing to learn from");
+    match unknown.first() {
+        None => problem,
+        Some(first) => format!(
+            "{problem}; unknown roles: `{}`: say which role they are with `roles`, as in {{assistant: [{first}]}}",
+            unknown.join("`, `")
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ use super::fields;
 use super::llama_factory_columns;
 use super::overrides::{dotted_name, is_other_variable, is_service_variable, parse_override};
 use super::quote::shorten;
+use super::spec::REASONING;
 use super::switch::parse_switch;
 use super::unsupported::{self, Fate};
 use super::yaml::{Key, Node, Value};
@@ -519,10 +520,23 @@ impl Merged {
                     let name = format!("datasets.{index}.field_{}", key.text);
                     self.put(layer, name, key, node, problems);
                 }
+                // The template's name of the thinking, and the data's.
+                name if REASONING.contains(&name) => {
+                    let field = |name: &str| format!("datasets.{index}.{name}");
+                    let read = Node::scalar(name, true, &node.origin);
+                    self.put(
+                        layer,
+                        field("template_thinking_key"),
+                        key.clone(),
+                        read,
+                        problems,
+                    );
+                    self.put(layer, field("field_thinking"), key, node, problems);
+                }
                 _ => unknown(
                     &key,
                     " of message_property_mappings",
-                    ["role", "content"].into_iter(),
+                    ["role", "content"].into_iter().chain(REASONING),
                     problems,
                 ),
             }

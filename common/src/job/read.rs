@@ -92,6 +92,15 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Whether the job learns all of its texts, whatever says so.
+    pub fn trains_on_inputs(&self) -> bool {
+        let says = |name: &str, wanted: bool| {
+            let text = self.given(name).map(|given| &given.node.value);
+            matches!(text, Some(Value::Scalar { text, .. }) if parse_switch(text) == Some(wanted))
+        };
+        says("train_on_inputs", true) || says("assistant_only_loss", false)
+    }
+
     /// Reads one of `choices`; each has several names, the first is what people are told.
     pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&[&str], T)]) -> Option<T> {
         let told: Vec<&str> = choices.iter().map(|(names, _)| names[0]).collect();

@@ -4,6 +4,7 @@ mod cadence;
 mod chat_template;
 mod datasets;
 mod lr_scheduler;
+mod mask;
 mod method;
 mod prompt_types;
 mod push;

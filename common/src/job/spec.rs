@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::lr_scheduler::LrScheduler;
+use super::mask::MaskSpec;
 use super::prompt_format::PromptFormat;
 use super::split::{Split, TRAIN};
 
@@ -267,6 +268,9 @@ pub struct DatasetSpec {
     /// Whether system messages are left out of conversations. Default: off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drop_system_message: bool,
+    /// Which messages of conversations are learned, and which of their ends. Default: the assistant's, with theirs.
+    #[serde(default, skip_serializing_if = "MaskSpec::is_default")]
+    pub mask: MaskSpec,
 }
 
 impl DatasetSpec {
@@ -289,6 +293,7 @@ impl DatasetSpec {
             roles: Vec::new(),
             has_system_column: false,
             drop_system_message: false,
+            mask: MaskSpec::default(),
         }
     }
 

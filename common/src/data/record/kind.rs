@@ -52,6 +52,13 @@ pub(super) fn kind_of_row(
     } else if segments::is_one(row) {
         Ok(DatasetKind::Segments)
     } else {
+        let wanted = [messages, prompt, completion, text, instruction, output];
+        let is_null = |name: &&&String| row.get(**name).is_some_and(Json::is_null);
+        if let Some(name) = wanted.iter().find(is_null) {
+            return Err(format!(
+                "column `{name}` is null: write its text, or leave the row out"
+            ));
+        }
         let found = columns_found(row, &[messages, prompt, completion, text]);
         let hint = columns::hint(row).map(|hint| format!(": {hint}"));
         Err(format!(

@@ -10,6 +10,7 @@ use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::Split;
 use super::super::yaml::Value;
+use super::mask::mask;
 use super::{prompt_types, user_defined};
 
 /// Most names that a dataset's roles have.
@@ -147,6 +148,8 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         let notice = "num_samples: the first rows are taken, where LLaMA-Factory draws them";
         reader.notices.push(notice.to_owned());
     }
+    let roles = roles(reader, index);
+    let mask = mask(reader, index, kind, &roles);
     let mut dataset = DatasetSpec {
         data_dir: reader.text(&name("data_dir")),
         name: reader.text(&name("name")),
@@ -155,7 +158,8 @@ fn dataset(reader: &mut Reader<'_>, index: usize, common_text_field: Option<&str
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
         prompt,
-        roles: roles(reader, index),
+        roles,
+        mask,
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
         ..DatasetSpec::new(PathBuf::new(), kind, fields)

@@ -149,6 +149,72 @@ fn alpaca_by_its_other_names_is_the_same_dataset() {
 }
 
 #[test]
+fn what_of_conversations_is_learned_is_read_by_axolotls_names() {
+    let usual = dataset("").mask;
+    let same = "  roles_to_train: [assistant]\n  train_on_eos: turn\n  train_on_eot: turn\n";
+    assert_eq!(dataset(same).mask, usual);
+    assert_eq!(dataset("  roles_to_train: [gpt]\n").mask, usual);
+    let mask = dataset(
+        "  roles: {assistant: [bot]}\n  roles_to_train: [bot, human]\n  train_on_eos: last\n  message_field_training: keep\n  message_field_training_detail: spans\n",
+    )
+    .mask;
+    let name = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        mask.roles,
+        Some(vec!["assistant".to_owned(), "user".to_owned()])
+    );
+    assert_eq!((mask.eos, mask.eot), (EndOfTurn::Last, EndOfTurn::Last));
+    assert_eq!(
+        (mask.training, mask.training_detail),
+        (name("keep"), name("spans"))
+    );
+    assert_eq!(
+        dataset("  roles_to_train: []\n").mask.roles,
+        Some(Vec::new())
+    );
+    let of_job = |lines: &str| load_text(&format!("base_model: m\ndatasets: a\n{lines}"));
+    assert!(
+        of_job("mask_history: true\n").unwrap().datasets[0]
+            .mask
+            .last_only
+    );
+    for (entry, wanted) in [
+        (
+            "  train_on_eot: none\n",
+            "without `eot_tokens` both are of the same token",
+        ),
+        ("  type: text\n  train_on_eos: all\n", "is of conversations"),
+        (
+            "  message_field_training: a\n  message_field_training_detail: a\n",
+            "both name `a`",
+        ),
+        (
+            "train_on_inputs: true\nmask_history: true\n",
+            "and `train_on_inputs` that everything is",
+        ),
+        (
+            "  train_on_eos: none\ntrain_on_inputs: true\n",
+            "and `train_on_inputs` that everything is",
+        ),
+    ] {
+        let found = refusal(entry);
+        assert!(found.contains(wanted), "{entry}: {found}");
+    }
+    let two = "  train_on_eos: none\n  train_on_eot: turn\n  eot_tokens: [<end>]\n";
+    let mask = dataset(two).mask;
+    assert_eq!((mask.eos, mask.eot), (EndOfTurn::None, EndOfTurn::Turn));
+}
+
+#[test]
+fn thinking_may_be_mapped_as_a_property_of_messages() {
+    let mapped =
+        dataset("  message_property_mappings: {role: from, content: value, thinking: thoughts}\n");
+    let wanted = Some(["thoughts".to_owned(), "thinking".to_owned()]);
+    assert_eq!(mapped.fields.thinking, wanted);
+    assert_eq!(mapped.fields.role, "from");
+}
+
+#[test]
 fn text_to_pretrain_on_is_a_dataset_of_text() {
     for entry in [
         "pretraining_dataset: a\n",

@@ -28,29 +28,8 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "give it as the path of the dataset"),
     },
     Group {
-        keys: &["roles_to_train"],
-        rule: Only(
-            &["assistant"],
-            "the assistant's turns are trained, but for messages with `train: false` or `weight: 0`; see train_on_inputs",
-        ),
-    },
-    Group {
-        keys: &["train_on_eos", "train_on_eot"],
-        rule: Only(
-            &["turn"],
-            "the end token of every trained turn is learned, and no other one; write turn, or remove it",
-        ),
-    },
-    Group {
         keys: &["shards", "shards_idx", "fraction", "skip"],
         rule: Only(OFF, SLICE),
-    },
-    Group {
-        keys: &["message_field_training*"],
-        rule: Only(
-            OFF,
-            "`train` and `weight` of a message say whether it is learned, by these names only: rename it in the data, and remove this",
-        ),
     },
     Group {
         keys: &["input_format", "input_transform", "prompt_format"],
