@@ -306,3 +306,29 @@ fn no_roles_and_no_message_that_says_so_learn_nothing_and_tell_it() {
     assert_eq!(found, [[""; 0]]);
     assert!(notes.contains(&"NothingLearned".to_owned()), "{notes:?}");
 }
+
+#[test]
+fn white_space_at_the_ends_of_a_message_is_learned_where_the_template_shows_it() {
+    let golden = golden();
+    let special = SpecialTokens::from_pairs([("eos_token", "<|im_end|>")]);
+    // What the assistant says is trimmed, and what others say is not.
+    let source = [
+        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}",
+        "{{- (m.content | trim) if m.role == 'assistant' else m.content }}<|im_end|>{% endfor %}",
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    ]
+    .concat();
+    let model = Model {
+        template: ChatTemplate::from_source(&source, &special, 0).unwrap(),
+        ..Model::new(&golden, "chatml")
+    };
+    let row = json!({"messages": [said("user", json!("\n ask  ")), said("assistant", json!("  tell \n"))]});
+    let setting = json!({"roles_to_train": ["user", "assistant"]});
+    let (examples, _) = model.examples(&setting, &row).unwrap();
+    let ids = examples[0].ids.iter().zip(&examples[0].trained);
+    let ids: Vec<u32> = ids.filter(|(_, on)| **on).map(|(id, _)| *id).collect();
+    assert_eq!(
+        model.tokenizer.decode(&ids).unwrap(),
+        "\n ask  <|im_end|>tell<|im_end|>"
+    );
+}

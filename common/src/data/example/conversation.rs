@@ -92,6 +92,15 @@ impl<'a> Conversation<'a> {
         self.parts_of(&chat, text)
     }
 
+    /// Whether `text`, that of the first `count` messages, is another one where a message has this content.
+    pub fn changes_with(&self, count: usize, turn: usize, content: &str, text: &str) -> bool {
+        let mut message = self.chat.messages[turn].clone();
+        if let Some(own) = message.get_mut("content") {
+            *own = json!(content);
+        }
+        self.render_with(count, turn, &message).as_deref() != Some(text)
+    }
+
     /// Finds each of these answers.
     pub fn answers(
         &self,

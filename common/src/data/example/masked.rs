@@ -10,7 +10,8 @@ use super::super::notes::Note;
 use super::super::record::{Chat, Detail, PartialMask};
 use super::answer::{Answer, Learned, Stretch, What, limit};
 use super::conversation::{Conversation, Draft};
-use super::parts::{PartKind, Parts};
+use super::parts::{Part, PartKind, Parts};
+use super::templated::tokens_in;
 use crate::job::EndOfTurn;
 
 /// Whether a conversation asks for more than that the assistant's messages are learned, or not.
@@ -39,8 +40,14 @@ pub fn drafts(
     }
     let mut apart = Vec::new();
     let mut whole = Vec::new();
+    let shown = Shown {
+        conversation,
+        count: chat.messages.len(),
+        text: &text,
+        parts,
+    };
     for turn in messages {
-        whole.push((*turn, message(&text, parts, *turn)?));
+        whole.push((*turn, shown.message(*turn)?));
     }
     for (turn, answer) in answers {
         match answer {
@@ -48,8 +55,13 @@ pub fn drafts(
             Answer::Apart { text, start } => {
                 let mut learned = Learned::answer(start..text.len(), text.len());
                 if let Some(mask) = chat.partial.get(&turn) {
-                    let parts = conversation.parts_up_to(turn + 1, &text);
-                    learned.what = What::Parts(stretches(mask, &text, &parts, turn)?);
+                    let shown = Shown {
+                        conversation,
+                        count: turn + 1,
+                        text: &text,
+                        parts: &conversation.parts_up_to(turn + 1, &text),
+                    };
+                    learned.what = What::Parts(shown.stretches(mask, turn)?);
                 }
                 apart.push((turn, text, learned));
             }
@@ -57,10 +69,10 @@ pub fn drafts(
     }
     for (turn, learned) in &mut whole {
         if let Some(mask) = chat.partial.get(turn) {
-            learned.what = What::Parts(stretches(mask, &text, parts, *turn)?);
+            learned.what = What::Parts(shown.stretches(mask, *turn)?);
         }
     }
-    whole.extend(ends_of_others(chat, &text, parts)?);
+    whole.extend(shown.ends_of_others(chat)?);
     whole.sort_by_key(|(turn, _)| *turn);
     let turns = whole.iter().map(|(turn, _)| *turn);
     let last = turns.chain(apart.iter().map(|(turn, ..)| *turn)).max();
@@ -87,110 +99,123 @@ pub fn drafts(
     Ok(drafts)
 }
 
-/// A message that is learned by what it says, with nothing of the template's but its end.
-fn message(text: &str, parts: &Parts, turn: usize) -> Result<Learned, String> {
-    let bounds = bounds(parts, turn)?;
-    let limit = limit(text, parts, turn, bounds.end);
-    Ok(Learned {
-        what: What::Message,
-        is_answer: false,
-        ..Learned::answer(bounds, limit)
-    })
+/// The first `count` messages of a conversation as their text shows them.
+struct Shown<'a> {
+    conversation: &'a Conversation<'a>,
+    count: usize,
+    text: &'a str,
+    parts: &'a Parts,
 }
 
-/// The other messages of a conversation, of which the ends are learned.
-fn ends_of_others(chat: &Chat, text: &str, parts: &Parts) -> Result<Vec<(usize, Learned)>, String> {
-    if ![chat.ends.eos, chat.ends.eot].contains(&EndOfTurn::All) {
-        return Ok(Vec::new());
+impl Shown<'_> {
+    /// A message that is learned by what it says, with nothing of the template's but its end.
+    fn message(&self, turn: usize) -> Result<Learned, String> {
+        let bounds = self.parts.bounds(turn).filter(|_| self.parts.are_placed);
+        let mut bounds = bounds.ok_or_else(|| {
+            format!(
+                "the chat template does not show where message {} begins and ends, so that it cannot be told apart from the template's own text",
+                turn + 1
+            )
+        })?;
+        for part in self.parts.of(turn).filter(|part| part.is_shown) {
+            if let Some(own) = self.span(part, turn) {
+                bounds = bounds.start.min(own.start)..bounds.end.max(own.end);
+            }
+        }
+        Ok(Learned {
+            what: What::Message,
+            is_answer: false,
+            limit: limit(self.text, self.parts, turn, bounds.end),
+            ..Learned::answer(bounds, 0)
+        })
     }
-    let others = (0..chat.messages.len()).filter(|turn| !chat.learned[*turn]);
-    // A message that is not shown has no end.
-    let others = others.filter(|turn| parts.of(*turn).any(|part| part.is_shown));
-    let ends = others.map(|turn| {
-        let learned = Learned {
-            what: What::Nothing,
-            ..message(text, parts, turn)?
+
+    /// The other messages of a conversation, of which the ends are learned.
+    fn ends_of_others(&self, chat: &Chat) -> Result<Vec<(usize, Learned)>, String> {
+        if ![chat.ends.eos, chat.ends.eot].contains(&EndOfTurn::All) {
+            return Ok(Vec::new());
+        }
+        let others = (0..self.count).filter(|turn| !chat.learned[*turn]);
+        // A message that is not shown has no end.
+        let others = others.filter(|turn| self.parts.of(*turn).any(|part| part.is_shown));
+        let ends = others.map(|turn| {
+            let learned = Learned {
+                what: What::Nothing,
+                ..self.message(turn)?
+            };
+            Ok((turn, learned))
+        });
+        ends.collect()
+    }
+
+    /// The characters of a message that are learned.
+    fn stretches(&self, mask: &PartialMask, turn: usize) -> Result<Vec<Stretch>, String> {
+        let of = [
+            (PartKind::Content, &mask.content),
+            (PartKind::Reasoning, &mask.reasoning),
+        ];
+        let learned = |details: &[Detail]| details.iter().any(|detail| detail.train);
+        let of = of.into_iter().filter(|(_, details)| learned(details));
+        let stretches = of.map(|(kind, details)| {
+            self.stretch(kind, details, turn).ok_or_else(|| {
+                format!(
+                    "the chat template does not show the text of message {} as it is, so that no part of it can be learned by itself",
+                    turn + 1
+                )
+            })
+        });
+        stretches.collect()
+    }
+
+    fn stretch(&self, kind: PartKind, details: &[Detail], turn: usize) -> Option<Stretch> {
+        let mut own = self.parts.of(turn).filter(|part| part.kind == kind);
+        let (Some(part), None) = (own.next(), own.next()) else {
+            return None;
         };
-        Ok((turn, learned))
-    });
-    ends.collect()
+        let span = self.span(part, turn)?;
+        let shown = self.text.get(span.clone())?;
+        // White space at its ends may be cut off, and nothing else.
+        let at = part.text.find(shown)?;
+        let rest = [&part.text[..at], &part.text[at + shown.len()..]];
+        let is_whole = !shown.is_empty() && rest.iter().all(|rest| rest.trim().is_empty());
+        is_whole.then(|| Stretch {
+            span,
+            cut: part.text[..at].chars().count(),
+            length: part.text.chars().count(),
+            details: details.to_vec(),
+        })
+    }
+
+    /// The bytes of a part, with the white space at its ends where the template shows that.
+    fn span(&self, part: &Part, turn: usize) -> Option<Range<usize>> {
+        let (mut start, mut end) = (part.start?, part.end?);
+        if !self.parts.are_trimmed || part.kind != PartKind::Content {
+            return Some(start..end);
+        }
+        let text = part.text.as_str();
+        let (without_lead, without_trail) = (text.trim_start(), text.trim_end());
+        let shows = |content: &str| {
+            content != text
+                && self
+                    .conversation
+                    .changes_with(self.count, turn, content, self.text)
+        };
+        if shows(without_lead) {
+            start = start.checked_sub(text.len() - without_lead.len())?;
+        }
+        if shows(without_trail) {
+            end += text.len() - without_trail.len();
+        }
+        Some(start..end)
+    }
 }
 
-/// The characters of a message that are learned, as its text shows them.
-fn stretches(
-    mask: &PartialMask,
-    text: &str,
-    parts: &Parts,
-    turn: usize,
-) -> Result<Vec<Stretch>, String> {
-    let of = [
-        (PartKind::Content, &mask.content),
-        (PartKind::Reasoning, &mask.reasoning),
-    ];
-    let of = of
-        .into_iter()
-        .filter(|(_, details)| details.iter().any(|detail| detail.train));
-    of.map(|(kind, details)| stretch(kind, details, text, parts, turn))
-        .collect()
-}
-
-fn stretch(
-    kind: PartKind,
-    details: &[Detail],
-    text: &str,
-    parts: &Parts,
-    turn: usize,
-) -> Result<Stretch, String> {
-    let unclear = || {
-        format!(
-            "the chat template does not show the text of message {} as it is, so that no part of it can be learned by itself",
-            turn + 1
-        )
-    };
-    let mut own = parts.of(turn).filter(|part| part.kind == kind);
-    let (Some(part), None) = (own.next(), own.next()) else {
-        return Err(unclear());
-    };
-    let (Some(start), Some(end)) = (part.start, part.end) else {
-        return Err(unclear());
-    };
-    let shown = text.get(start..end).ok_or_else(unclear)?;
-    // Whole, or with white space cut off at its ends.
-    let trimmed = part.text.trim();
-    let begin = part.text.len() - part.text.trim_start().len();
-    let cut = match shown {
-        shown if shown == part.text => 0,
-        shown if shown == trimmed => part.text[..begin].chars().count(),
-        _ => return Err(unclear()),
-    };
-    Ok(Stretch {
-        span: start..end,
-        cut,
-        length: part.text.chars().count(),
-        details: details.to_vec(),
-    })
-}
-
-fn bounds(parts: &Parts, turn: usize) -> Result<Range<usize>, String> {
-    let bounds = parts.bounds(turn).filter(|_| parts.are_placed);
-    bounds.ok_or_else(|| {
-        format!(
-            "the chat template does not show where message {} begins and ends, so that it cannot be told apart from the template's own text",
-            turn + 1
-        )
-    })
-}
-
-/// The tokens of a stretch that are learned. `tokens` are those that have any of it, `offsets` the bytes of all.
+/// The tokens of a stretch that are learned; `offsets` are the bytes of all tokens of the text.
 ///
 /// A range takes in a token that it has whole, or more than one character of (Axolotl's rule); one that is learned goes before
 /// one that is not. Tokens of the same character are learned together.
-pub fn learned_tokens(
-    stretch: &Stretch,
-    text: &str,
-    offsets: &[Range<usize>],
-    tokens: Range<usize>,
-) -> Vec<usize> {
+pub fn learned_tokens(stretch: &Stretch, text: &str, offsets: &[Range<usize>]) -> Vec<usize> {
+    let tokens = tokens_in(offsets, &stretch.span);
     let Stretch {
         span, cut, length, ..
     } = stretch;

@@ -50,12 +50,9 @@ impl ExampleMaker<'_> {
                 What::Answer => trained[covered.start..end.unwrap_or(covered.end)].fill(true),
                 What::Message => trained[covered.clone()].fill(true),
                 What::Parts(stretches) => {
-                    for stretch in stretches {
-                        let tokens = tokens_in(&offsets, &stretch.span);
-                        for token in masked::learned_tokens(stretch, &text, &offsets, tokens) {
-                            trained[token] = true;
-                        }
-                    }
+                    let tokens = |stretch| masked::learned_tokens(stretch, &text, &offsets);
+                    let learned = stretches.iter().flat_map(tokens);
+                    learned.for_each(|token| trained[token] = true);
                 }
                 What::Nothing => {}
             }
@@ -139,7 +136,7 @@ impl ExampleMaker<'_> {
 }
 
 /// The tokens that cover any byte of the span (several may cover the bytes of one character).
-fn tokens_in(offsets: &[Range<usize>], span: &Range<usize>) -> Range<usize> {
+pub fn tokens_in(offsets: &[Range<usize>], span: &Range<usize>) -> Range<usize> {
     let first = offsets.partition_point(|covered| covered.end <= span.start);
     let last = offsets.partition_point(|covered| covered.start < span.end);
     first..last.max(first)
