@@ -144,7 +144,7 @@ mod tests {
             ("{}", "has `{}`"),
             ("{input!r}", "has `{input!r}`"),
         ] {
-            let reason = fill(format, &values).unwrap_err();
+            let reason = fill(format, &values).expect_err(format);
             assert!(reason.contains(word), "{format}: {reason}");
         }
     }

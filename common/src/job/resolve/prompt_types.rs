@@ -134,7 +134,7 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', ':']))
     };
     let mut groups = REFUSED.iter();
-    let group = groups.find(|(names, _)| names.iter().any(|known| is_named(&known)));
+    let group = groups.find(|(names, _)| names.iter().any(&is_named));
     group.map(|(_, reason)| *reason)
 }
 
