@@ -216,7 +216,6 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
             "`rejected`",
         ),
         (r#", "rejected_response": "no""#, "`rejected_response`"),
-        (r#", "input_ids": [1, 2], "labels": [1, 2]"#, "`input_ids`"),
         (r#", "images": ["a.png"]"#, "`images`: only text"),
         (r#", "weight": 0.5"#, "`weight`: 0.5"),
         (
@@ -236,6 +235,16 @@ fn rows_that_ask_for_another_method_are_refused_by_name() {
     );
     let dpo = reason(r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#);
     assert!(dpo.contains("field_completion: chosen"), "{dpo}");
+    let tokens = row(TURNS, r#", "input_ids": [1, 2], "labels": [1, 2]"#);
+    let mut setup = Setup::new(&tokens);
+    assert_eq!(setup.prepare().unwrap().samples[0].input_ids, [1, 2]);
+    // Tokens go before what they were made of, unless the job says that this is meant.
+    setup.job.datasets[0].kind = DatasetKind::Messages;
+    let tokens = setup.problems().remove(0);
+    assert!(
+        tokens.contains("`input_ids`, of a row that is tokenised already"),
+        "{tokens}"
+    );
     let instruction = reason(r#"{"instruction": "a", "response": "b"}"#);
     assert!(instruction.contains("field_output"), "{instruction}");
 }
@@ -311,8 +320,6 @@ fn messages_that_say_so_are_not_learned() {
         let reason = reason(&row(&messages, ""));
         assert!(reason.contains(word), "{reason}");
     }
-    let asks = r#"[{"role": "user", "content": "x", "train": true}, {"role": "assistant", "content": "y"}]"#;
-    assert!(reason(&row(asks, "")).contains("asks to be learned"));
     let in_prompt = r#"{"prompt": [{"role": "assistant", "content": "x", "weight": 1}], "completion": [{"role": "assistant", "content": "y"}]}"#;
     let said = reason(in_prompt);
     assert!(

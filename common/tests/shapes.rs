@@ -2,14 +2,16 @@
 //! beside them.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use common::data::example::{Example, ExampleMaker};
-use common::data::record::RecordParser;
+use common::data::record::{Met, RecordParser};
 use common::data::rows::RawRow;
 use common::data::template::{ChatTemplate, Variables};
 use common::data::tokenize::{SpecialTokens, Tokenizer};
-use common::job::{DatasetKind, DatasetSpec, FieldNames};
+use common::job::{DatasetKind, DatasetSpec, FieldNames, JobSources};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -48,6 +50,7 @@ fn example(
         train_on_inputs: case.train_on_inputs,
         default_system: None,
         variables: &Variables::default(),
+        met: &Met::default(),
     };
     let row = parser.parse(RawRow::Value(1, case.row.to_string().into_bytes()))?;
     let maker = ExampleMaker {
@@ -82,6 +85,165 @@ fn rows_of_instructions_are_those_of_axolotl() {
     }
 }
 
+/// A row of prompts.json and what Axolotl made of it.
+#[derive(Deserialize)]
+struct Prompt {
+    r#type: String,
+    /// `type` as a mapping, where it is one.
+    defined: Option<Json>,
+    tokenizer: String,
+    train_on_inputs: bool,
+    row: Json,
+    input_ids: Vec<u32>,
+    learned: String,
+}
+
+/// The dataset of a job whose entry has these lines.
+fn dataset_of(entry: &str) -> DatasetSpec {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("job.yaml");
+    let text = format!("base_model: m\ndatasets:\n- path: a\n{entry}");
+    std::fs::write(&file, text).unwrap();
+    let sources = JobSources {
+        file: Some(file),
+        ..JobSources::default()
+    };
+    let job = common::job::load(sources).unwrap_or_else(|errors| panic!("{entry}: {errors}"));
+    job.datasets.into_iter().next().unwrap()
+}
+
+#[test]
+fn each_type_of_a_fixed_text_is_that_of_axolotl() {
+    let golden = root().join("common/tests/shapes/prompts.json");
+    let cases: Vec<Prompt> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let tokenizers = [
+        ("plain", tokenizer()),
+        ("bos", support::tokenizer("<|im_end|>")),
+    ];
+    let mut types = std::collections::BTreeSet::new();
+    for case in &cases {
+        let entry = match &case.defined {
+            Some(defined) => format!("  type: {defined}\n"),
+            None => format!("  type: '{}'\n", case.r#type),
+        };
+        let spec = dataset_of(&entry);
+        let (_, tokenizer) = tokenizers
+            .iter()
+            .find(|(name, _)| *name == case.tokenizer)
+            .unwrap();
+        let wanted = Case {
+            row: case.row.clone(),
+            train_on_inputs: case.train_on_inputs,
+            input_ids: Vec::new(),
+            labels: Vec::new(),
+        };
+        let made = example(tokenizer, &spec, &wanted).unwrap();
+        let place = format!("{} {entry} {}", case.tokenizer, case.row);
+        assert_eq!(made.ids, case.input_ids, "{place}");
+        let learned: String = made
+            .trained
+            .iter()
+            .map(|on| if *on { '1' } else { '0' })
+            .collect();
+        // Nothing predicts the first token, whatever its label is.
+        assert_eq!(learned[1..], case.learned[1..], "{place}");
+        types.insert(case.r#type.as_str());
+    }
+    assert!(types.len() > 25, "{types:?}");
+}
+
+#[test]
+fn rows_of_tokens_are_taken_as_they_are() {
+    let read = |row: Json| {
+        let case = Case {
+            row,
+            train_on_inputs: false,
+            input_ids: Vec::new(),
+            labels: Vec::new(),
+        };
+        example(&tokenizer(), &spec(DatasetKind::Auto), &case).map_err(|(_, reason)| reason)
+    };
+    let made = read(json!({
+        "input_ids": [9, 9, 5, 6, 7, 9], "labels": [-100, -100, -100, 6, 7, -100],
+        "attention_mask": [0, 0, 1, 1, 1, 0], "text": "something else"
+    }));
+    let made = made.unwrap();
+    assert_eq!(
+        (made.ids, made.trained),
+        (vec![5, 6, 7], vec![false, true, true])
+    );
+    let masked = read(
+        json!({"input_ids": [1, 2, 3, 4], "completion_mask": [0, 1, 1, 1], "assistant_masks": [0, 0, 1, 1]}),
+    );
+    assert_eq!(masked.unwrap().trained, [false, false, true, true]);
+    for (row, word) in [
+        (
+            json!({"input_ids": [1, 2], "labels": [-100, 3]}),
+            "entry 2 of `labels` is 3, and the token there is 2",
+        ),
+        (
+            json!({"input_ids": [1, 2], "labels": [2]}),
+            "`labels` has 1 entries, and `input_ids` 2",
+        ),
+        (
+            json!({"input_ids": [1, 2, 3], "labels": [1, 2, 3], "attention_mask": [1, 0, 1]}),
+            "only padding at the ends",
+        ),
+        (
+            json!({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 0]}),
+            "says that it is padding",
+        ),
+        (
+            json!({"input_ids": [1, -2], "labels": [1, -2]}),
+            "-2, which is no token",
+        ),
+        (json!({"input_ids": [], "labels": []}), "has no tokens"),
+        (
+            json!({"input_ids": [1.5], "labels": [1]}),
+            "no whole number",
+        ),
+    ] {
+        let reason = read(row).unwrap_err();
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+}
+
+#[test]
+fn segments_say_of_themselves_whether_they_are_learned() {
+    let read = |row: Json, kind| {
+        let case = Case {
+            row,
+            train_on_inputs: false,
+            input_ids: Vec::new(),
+            labels: Vec::new(),
+        };
+        example(&tokenizer(), &spec(kind), &case).map_err(|(_, reason)| reason)
+    };
+    let row = json!({"segments": [{"label": 0, "text": "a"}, {"label": 1, "text": "b"}]});
+    let found = read(row.clone(), DatasetKind::Auto).unwrap();
+    assert_eq!(found, read(row, DatasetKind::Segments).unwrap());
+    assert_eq!(
+        (found.text.as_str(), found.trained.as_slice()),
+        ("ab", &[false, true][..])
+    );
+    for (segments, word) in [
+        (json!([]), "has no segments"),
+        (json!([{"text": "a"}]), "segment 1: no `label`"),
+        (
+            json!([{"text": "a", "label": "yes"}]),
+            "must be true or false",
+        ),
+        (
+            json!([{"text": "a", "label": true, "weight": 2}]),
+            "`weight` is not read",
+        ),
+        (json!([{"text": null, "label": true}]), "must be a string"),
+    ] {
+        let reason = read(json!({"segments": segments}), DatasetKind::Segments).unwrap_err();
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+}
+
 #[test]
 fn an_instruction_without_an_answer_column_is_named() {
     let row = |text: &str| Case {
@@ -94,7 +256,7 @@ fn an_instruction_without_an_answer_column_is_named() {
     for (text, expected) in [
         (
             r#"{"instruction": "a"}"#,
-            "no column `output`, which `type: alpaca` needs",
+            "no column `output`, which `type` of the dataset needs",
         ),
         (
             r#"{"instruction": 5, "output": "b"}"#,
@@ -159,6 +321,7 @@ fn conversation_in(
         train_on_inputs: false,
         default_system: None,
         variables: &Variables::default(),
+        met: &Met::default(),
     };
     let raw = RawRow::Value(1, row.to_string().into_bytes());
     let mut row = parser.parse(raw).map_err(|(_, reason)| reason)?;

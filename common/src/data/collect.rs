@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
-use super::record::{DataErrors, Problem, RecordParser};
+use super::record::{DataErrors, Met, Problem, RecordParser};
 use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
@@ -115,6 +115,7 @@ impl<'a> Source<'a> {
                 }
             };
             let sharegpt = sharegpt::spec(dataset);
+            let met = Met::new(dataset);
             let mut batches = Batches { rows: reader };
             let mut next = batches.next();
             while let Some(batch) = next {
@@ -122,7 +123,7 @@ impl<'a> Source<'a> {
                 let of = (index, dataset, &sharegpt);
                 // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
                 let (results, following) =
-                    rayon::join(|| self.results(of, batch), || batches.next());
+                    rayon::join(|| self.results(of, &met, batch), || batches.next());
                 next = following;
                 let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
@@ -138,6 +139,7 @@ impl<'a> Source<'a> {
             }
             reading.notes.extend(batches.rows.notes().iter().cloned());
             reading.notes.extend(notes.lines(dataset));
+            reading.notes.extend(met.lines(dataset));
             reading.left_out += notes.rows(&Note::LeftOut);
             let read = reading.rows - before;
             if read == 0 {
@@ -152,13 +154,30 @@ impl<'a> Source<'a> {
                 ));
             }
         }
+        reading.notes.extend(self.unread_variables());
         errors.or(reading)
+    }
+
+    /// A line on what the job gives the chat template, and that does not ask for it.
+    fn unread_variables(&self) -> Option<String> {
+        let template = self.maker.template?;
+        let names = self.job.chat_template_kwargs.keys();
+        let unread = names.filter(|name| !template.source().contains(name.as_str()));
+        let unread: Vec<String> = unread.map(|name| format!("`{name}`")).collect();
+        let told = || {
+            format!(
+                "chat_template_kwargs: the chat template does not read {}",
+                unread.join(", ")
+            )
+        };
+        (!unread.is_empty()).then(told)
     }
 
     /// What becomes of each row of a batch, on all cores.
     fn results(
         &self,
         (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
+        met: &Met,
         batch: Vec<FileRow>,
     ) -> Vec<(Place, RowResult)> {
         let accepts_role = |role: &str| {
@@ -173,6 +192,7 @@ impl<'a> Source<'a> {
             train_on_inputs: self.job.train_on_inputs,
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
+            met,
         };
         batch
             .into_par_iter()

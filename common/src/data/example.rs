@@ -6,15 +6,18 @@
 
 mod answer;
 mod conversation;
+mod ends;
 mod marks;
+mod masked;
 mod parts;
 mod places;
 mod shown;
+mod templated;
 
 use std::ops::Range;
 
 use super::notes::Note;
-use super::record::{Chat, Record, Segment};
+use super::record::{Chat, Ends, Record, Segments};
 use super::template::ChatTemplate;
 use super::tokenize::{Encoded, Tokenizer};
 use answer::{Answer, Learned};
@@ -22,7 +25,8 @@ use conversation::{Conversation, Draft};
 use parts::Parts;
 use shown::{check_answers, note_hidden, unread_keys};
 
-/// One tokenised text with its loss mask. `offsets` are the bytes of `text` that each token covers.
+/// One tokenised text with its loss mask. `offsets` are the bytes of `text` that each token covers; rows that are tokens
+/// already have neither.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     pub text: String,
@@ -71,6 +75,7 @@ impl ExampleMaker<'_> {
                 vec![self.plain(format!("{prompt}{completion}"), start)?]
             }
             Record::Segments(segments) => vec![self.segments(segments)?],
+            Record::Tokens { ids, learned } => vec![tokens(ids, learned)],
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
                 let examples = drafts.into_iter().map(|draft| self.templated(draft));
@@ -79,6 +84,11 @@ impl ExampleMaker<'_> {
                 examples
             }
         };
+        let is_learned = |example: &Example| example.trained.contains(&true);
+        let says_itself = matches!(record, Record::Segments(_) | Record::Tokens { .. });
+        if says_itself && !examples.iter().any(is_learned) {
+            notes.push(Note::NothingLearned);
+        }
         if let Some(first) = examples.first_mut() {
             first.starts_row = true;
         }
@@ -123,15 +133,17 @@ impl ExampleMaker<'_> {
         })
     }
 
-    /// The example of texts that are tokenised one by one: special tokens at the beginning of the first, EOS after the last.
-    fn segments(&self, segments: &[Segment]) -> Result<Example, String> {
+    /// The example of texts that are tokenised one by one, with special tokens before the first and EOS after the last where
+    /// they have those.
+    fn segments(&self, segments: &Segments) -> Result<Example, String> {
         let mut example = Example::default();
-        for (index, segment) in segments.iter().enumerate() {
+        for (index, segment) in segments.list.iter().enumerate() {
             if segment.text.is_empty() {
                 continue;
             }
             let start = example.text.len();
-            let Encoded { ids, offsets } = self.encode(&segment.text, index == 0)?;
+            let Encoded { ids, offsets } =
+                self.encode(&segment.text, segments.begins_special && index == 0)?;
             let learned = segment.learned || self.train_on_inputs;
             example.trained.extend(ids.iter().map(|_| learned));
             example.ids.extend(ids);
@@ -142,16 +154,22 @@ impl ExampleMaker<'_> {
             );
             example.text.push_str(&segment.text);
         }
-        let is_answered = segments.last().is_some_and(|last| !last.text.is_empty());
+        let is_answered = segments
+            .list
+            .last()
+            .is_some_and(|last| !last.text.is_empty());
         if let Some(eos) = self.tokenizer.eos_id()
             && is_answered
-            && example.ids.last() != Some(&eos)
         {
+            // Where the text ends with one itself, there is one less to add.
+            let has_own = usize::from(example.ids.last() == Some(&eos));
             let end = example.text.len();
-            example.ids.push(eos);
-            example.offsets.push(end..end);
-            example.trained.push(true);
-            example.added_eos = true;
+            for _ in has_own..segments.end_tokens {
+                example.ids.push(eos);
+                example.offsets.push(end..end);
+                example.trained.push(true);
+                example.added_eos = true;
+            }
         }
         // Nothing comes before the first token that could predict it.
         if let Some(first) = example.trained.first_mut() {
@@ -172,17 +190,18 @@ impl ExampleMaker<'_> {
         if self.train_on_inputs {
             note_hidden(chat, &parts, &[], notes);
             check_answers(chat, &parts, &turns, &[], notes)?;
-            let learned = Learned {
-                span: 0..text.len(),
-                limit: text.len(),
-                is_open: false,
-            };
+            let learned = Learned::answer(0..text.len(), text.len());
             return Ok(vec![Draft {
                 text,
                 learned: vec![learned],
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: false,
             }]);
         }
+        let (turns, messages): (Vec<usize>, Vec<usize>) = turns
+            .into_iter()
+            .partition(|turn| chat.messages[*turn]["role"] == "assistant");
         let answers = conversation.answers(&text, &parts, &turns)?;
         let apart: Vec<(usize, &str)> = turns
             .iter()
@@ -194,94 +213,12 @@ impl ExampleMaker<'_> {
             .collect();
         note_hidden(chat, &parts, &apart, notes);
         check_answers(chat, &parts, &turns, &apart, notes)?;
-        assemble(&conversation, text, &parts, &turns, answers, notes)
-    }
-
-    fn templated(&self, draft: Draft) -> Result<Example, String> {
-        let Draft {
-            text,
-            learned,
-            is_exact,
-        } = draft;
-        let Encoded {
-            mut ids,
-            mut offsets,
-        } = self.encode(&text, false)?;
-        let mut trained = vec![false; ids.len()];
-        let mut ends_open = false;
-        let mut last = ids.len();
-        for answer in &learned {
-            let covered = tokens_in(&offsets, &answer.span);
-            let end_of_turn = ids[covered.clone()]
-                .iter()
-                .rposition(|id| self.ends_a_turn(*id))
-                .map(|at| covered.start + at)
-                .filter(|at| is_blank(&text, offsets[*at].end..answer.span.end));
-            let end = match end_of_turn {
-                Some(at) if answer.span != (0..text.len()) && !is_exact => Some(at + 1),
-                None if !is_exact => self.end_that_follows(&text, &ids, &offsets, answer)?,
-                _ => None,
-            };
-            trained[covered.start..end.unwrap_or(covered.end)].fill(true);
-            let has_end = end.is_some() || end_of_turn.is_some();
-            let rest = answer.span.end..text.len();
-            ends_open = !has_end
-                && !covered.is_empty()
-                && (rest.is_empty() || (is_exact && is_blank(&text, rest)));
-            last = covered.end;
+        check_answers(chat, &parts, &messages, &[], notes)?;
+        let answers = turns.iter().copied().zip(answers);
+        if masked::is_special(chat) {
+            return masked::drafts(&conversation, chat, text, &parts, answers, &messages, notes);
         }
-        let mut added_eos = false;
-        if ends_open && let Some(eos) = self.tokenizer.eos_id() {
-            // White space behind the answer, which nobody learns to write, would stand between it and its end.
-            ids.truncate(last);
-            trained.truncate(last);
-            offsets.truncate(last);
-            ids.push(eos);
-            trained.push(true);
-            offsets.push(text.len()..text.len());
-            added_eos = true;
-        }
-        if let Some(first) = trained.first_mut() {
-            *first = false;
-        }
-        Ok(Example {
-            text,
-            ids,
-            trained,
-            offsets,
-            added_eos,
-            templated: true,
-            ..Example::default()
-        })
-    }
-
-    /// The end token after an answer that some templates write only when the next message comes. Returns the token after
-    /// it.
-    fn end_that_follows(
-        &self,
-        text: &str,
-        ids: &[u32],
-        offsets: &[Range<usize>],
-        answer: &Learned,
-    ) -> Result<Option<usize>, String> {
-        let Learned {
-            span,
-            limit,
-            is_open,
-        } = answer;
-        let from = offsets.partition_point(|covered| covered.start < span.end);
-        let end = (from..ids.len())
-            .take_while(|token| offsets[*token].end <= *limit)
-            .take_while(|token| *is_open || is_blank(text, span.end..offsets[*token].start))
-            .find(|token| self.tokenizer.eos_ids().contains(&ids[*token]))
-            .map(|token| token + 1);
-        if end.is_none() && *is_open {
-            return Err(format!(
-                "the chat template does not show where this answer ends: {:?}",
-                excerpt(text.get(span.clone()).unwrap_or_default())
-            ));
-        }
-        Ok(end)
+        assemble(&conversation, text, &parts, answers.collect(), notes)
     }
 
     /// A note where the last answer ends with a special token that nothing names as an end: who was trained so never stops.
@@ -305,40 +242,53 @@ impl ExampleMaker<'_> {
     }
 }
 
+/// The example of a row of tokens. Its text is left to whoever shows it.
+fn tokens(ids: &[u32], learned: &[bool]) -> Example {
+    let mut trained = learned.to_vec();
+    if let Some(first) = trained.first_mut() {
+        *first = false;
+    }
+    Example {
+        ids: ids.to_vec(),
+        trained,
+        ..Example::default()
+    }
+}
+
 /// The answers to learn as texts with the bytes that are learned.
 fn assemble(
     conversation: &Conversation,
     text: String,
     parts: &Parts,
-    turns: &[usize],
-    answers: Vec<Answer>,
+    answers: Vec<(usize, Answer)>,
     notes: &mut Vec<Note>,
 ) -> Result<Vec<Draft>, String> {
+    let has_answers = !answers.is_empty();
     let mut drafts = Vec::new();
     let mut whole = Vec::new();
-    for (turn, answer) in turns.iter().zip(answers) {
+    for (turn, answer) in answers {
         let (text, start) = match answer {
             Answer::Whole(learned) => {
-                whole.push((*turn, learned));
+                whole.push((turn, learned));
                 continue;
             }
             Answer::Apart { text, start } => (text, start),
         };
         let generated = conversation.generated(turn + 1, &text)?;
-        let learned = Learned {
-            span: start..text.len(),
-            limit: text.len(),
-            is_open: false,
-        };
+        let learned = Learned::answer(start..text.len(), text.len());
         drafts.push(match generated {
             None => Draft {
                 text,
                 learned: vec![learned],
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: false,
             },
             Some(marked) => Draft {
                 learned: marks::learned_last(&marked, start),
                 text,
+                ends: Ends::default(),
+                has_last: true,
                 is_exact: true,
             },
         });
@@ -358,9 +308,11 @@ fn assemble(
     drafts.push(Draft {
         text,
         learned,
+        ends: Ends::default(),
+        has_last: true,
         is_exact,
     });
-    if is_exact && !turns.is_empty() && drafts.iter().all(|draft| draft.learned.is_empty()) {
+    if is_exact && has_answers && drafts.iter().all(|draft| draft.learned.is_empty()) {
         return Err(
             "the chat template's generation marks leave every answer out: nothing to learn"
                 .to_owned(),
@@ -369,22 +321,6 @@ fn assemble(
     Ok(drafts)
 }
 
-/// The tokens that cover any byte of the span (several may cover the bytes of one character).
-fn tokens_in(offsets: &[Range<usize>], span: &Range<usize>) -> Range<usize> {
-    let first = offsets.partition_point(|covered| covered.end <= span.start);
-    let last = offsets.partition_point(|covered| covered.start < span.end);
-    first..last.max(first)
-}
-
 fn is_blank(text: &str, span: Range<usize>) -> bool {
     text.get(span).is_none_or(|text| text.trim().is_empty())
-}
-
-/// The beginning of a text, for a message.
-fn excerpt(text: &str) -> String {
-    const SHOWN: usize = 40;
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
 }

@@ -41,6 +41,12 @@ pub enum Note {
     OtherEnd(String),
     /// The chat template's own marks say what is learned.
     GenerationMarks,
+    /// A row of tokens, whose labels say what is learned.
+    Tokenized,
+    /// A row of tokens or segments that says of none of them that it is learned.
+    NothingLearned,
+    /// The template's marks are not asked, since the job or the row says more than they could.
+    MarksPutAside,
 }
 
 impl Note {
@@ -57,6 +63,9 @@ impl Note {
             Self::EmptyAnswer => 4,
             Self::LeftOut => 5,
             Self::GenerationMarks => 6,
+            Self::Tokenized => 10,
+            Self::NothingLearned => 11,
+            Self::MarksPutAside => 12,
         }
     }
 
@@ -68,7 +77,13 @@ impl Note {
             | Self::OtherEnd(name)
             | Self::RoleRenamed(name) => Some(name),
             Self::NotShown(part) => Some(part),
-            Self::EmptyAnswer | Self::LeftOut | Self::Instructions | Self::GenerationMarks => None,
+            Self::EmptyAnswer
+            | Self::LeftOut
+            | Self::Instructions
+            | Self::GenerationMarks
+            | Self::Tokenized
+            | Self::NothingLearned
+            | Self::MarksPutAside => None,
         }
     }
 }
@@ -175,6 +190,18 @@ fn describe(dataset: &DatasetSpec, group: &[(&Note, &Found)]) -> String {
         ),
         Note::Instructions => format!(
             "{place}: rows of instructions are conversations in the chat template; `type: alpaca` makes them Axolotl's fixed text ({})",
+            count(rows, "row")
+        ),
+        Note::Tokenized => format!(
+            "{place}: rows are tokens already, and their labels say what is learned, whatever train_on_inputs says ({})",
+            count(rows, "row")
+        ),
+        Note::NothingLearned => format!(
+            "{place}: rows of which nothing is learned ({})",
+            count(rows, "row")
+        ),
+        Note::MarksPutAside => format!(
+            "{place}: the {{% generation %}} marks of the chat template are not asked, since the job or the row says itself what is learned ({})",
             count(rows, "row")
         ),
         Note::GenerationMarks => format!(

@@ -283,7 +283,9 @@ fn inputs_digest(
     let described = |datasets: &[DatasetSpec]| {
         let described = datasets.iter().map(|dataset| {
             let rows = (&dataset.split, dataset.max_samples, &dataset.format);
-            serde_json::json!((dataset.kind, rows, &dataset.fields, &dataset.roles))
+            let shown = (dataset.has_system_column, dataset.drop_system_message);
+            let shape = (dataset.kind, &dataset.fields, &dataset.prompt);
+            serde_json::json!((shape, rows, &dataset.roles, shown, &dataset.mask))
         });
         serde_json::Value::Array(described.collect())
     };
@@ -299,6 +301,7 @@ fn inputs_digest(
         tokenizer.digest(),
         template.map(ChatTemplate::source),
         (&job.chat_template_kwargs, &job.default_system_message),
+        &job.eot_tokens,
         job.excess_length_strategy,
     ]);
     // What was not there in earlier versions counts where it is not at its default.

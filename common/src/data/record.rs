@@ -3,25 +3,35 @@
 //! Enters: a file of JSON rows and the names of its columns. Leaves: records, or for each row that cannot be used its
 //! file, line and reason. Never skips a row, a column or a key of a message in silence.
 
-mod alpaca;
 mod columns;
+mod conversation;
+mod details;
 mod instructions;
+mod kind;
 mod meant;
 mod message;
+mod met;
 mod problem;
+mod prompted;
+mod segments;
 pub mod sharegpt;
+mod tokenized;
 
-use serde_json::{Map, Value as Json, json};
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value as Json};
 
 use super::json::{self, kind_of};
 use super::notes::Note;
 use super::rows::RawRow;
 use super::template::Variables;
-use crate::job::{DatasetKind, DatasetSpec, FieldNames};
+use crate::job::{DatasetKind, DatasetSpec, EndOfTurn, PromptFormat};
 use columns::Shape;
+use kind::kind_of_row;
 use meant::columns_found;
-use message::{Message, MessageReader};
 
+pub use details::{Detail, PartialMask};
+pub use met::Met;
 pub use problem::{DataErrors, MAX_PROBLEMS, Problem};
 
 /// A row of a dataset as something to learn from.
@@ -33,8 +43,23 @@ pub enum Record {
         completion: String,
     },
     /// Texts one after the other, each tokenised by itself, as Axolotl does.
-    Segments(Vec<Segment>),
+    Segments(Segments),
+    /// Tokens, and whether each is learned.
+    Tokens {
+        ids: Vec<u32>,
+        learned: Vec<bool>,
+    },
     Text(String),
+}
+
+/// Texts one after the other, and what is put around them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    pub list: Vec<Segment>,
+    /// Whether the first has the special tokens before it that the tokenizer puts before a text.
+    pub begins_special: bool,
+    /// Number of end tokens after the last, where it says anything.
+    pub end_tokens: usize,
 }
 
 /// A part of a text, which no token reaches out of.
@@ -50,9 +75,20 @@ pub struct Chat {
     pub messages: Vec<Json>,
     /// For each message whether it is learned: answers, but for those of a prompt and those that say that they are not.
     pub learned: Vec<bool>,
+    /// Messages of which only some characters are learned, by index.
+    pub partial: BTreeMap<usize, PartialMask>,
+    /// Which EOS tokens behind messages are learned, and which other tokens that end one.
+    pub ends: Ends,
     pub tools: Option<Json>,
     /// Further variables that the row gives the template.
     pub variables: Variables,
+}
+
+/// Which of the tokens that end messages are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    pub eos: EndOfTurn,
+    pub eot: EndOfTurn,
 }
 
 /// A row that can be used.
@@ -78,6 +114,8 @@ pub struct RecordParser<'a> {
     pub default_system: Option<&'a str>,
     /// Variables that the template sees in every conversation.
     pub variables: &'a Variables,
+    /// Which names of the job rows have.
+    pub met: &'a Met,
 }
 
 /// The column with what else a row gives its chat template (TRL's name).
@@ -100,6 +138,7 @@ impl RecordParser<'_> {
                 format!("a row must be a JSON object, not {}", kind_of(&json)),
             ));
         };
+        self.met.look_at_row(&row);
         let mut notes = Vec::new();
         let parser = match self.spec.kind == DatasetKind::Auto
             && sharegpt::is_one(&row, &self.spec.fields)
@@ -135,15 +174,28 @@ impl RecordParser<'_> {
         ) {
             named = vec![&fields.instruction, &fields.input, &fields.output];
         }
+        let kind = kind_of_row(self.spec, row)?;
+        if kind == DatasetKind::Tokenized {
+            named.extend(tokenized::COLUMNS);
+        }
         columns::refuse_other_methods(row, &named)?;
-        let kind = self.kind(row)?;
+        let alpaca;
+        let prompt = match &self.spec.prompt {
+            Some(prompt) => prompt,
+            None => {
+                alpaca = PromptFormat::alpaca();
+                &alpaca
+            }
+        };
         let mut read: Vec<&str> = match kind {
             DatasetKind::Messages if self.spec.has_system_column => {
                 vec![&fields.messages, &fields.system]
             }
             DatasetKind::Messages => vec![&fields.messages],
             DatasetKind::PromptCompletion => vec![&fields.prompt, &fields.completion],
-            DatasetKind::Alpaca => vec![&fields.instruction, &fields.input, &fields.output],
+            DatasetKind::Alpaca => prompted::columns_read(prompt, fields),
+            DatasetKind::Segments => vec![segments::SEGMENTS],
+            DatasetKind::Tokenized => tokenized::COLUMNS.to_vec(),
             DatasetKind::Instructions => vec![
                 &fields.instruction,
                 &fields.input,
@@ -153,11 +205,9 @@ impl RecordParser<'_> {
             ],
             DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
         };
-        if kind == DatasetKind::Instructions
-            || read
-                .iter()
-                .any(|name| row.get(*name).is_some_and(Json::is_array))
-        {
+        let has_messages = |name: &&str| row.get(*name).is_some_and(Json::is_array);
+        let is_text = matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized);
+        if kind == DatasetKind::Instructions || !is_text && read.iter().any(has_messages) {
             read.extend([fields.tools.as_str(), VARIABLES]);
         }
         for name in &read {
@@ -178,10 +228,13 @@ impl RecordParser<'_> {
                 (Shape::Completion, self.prompt_completion(row, notes)?)
             }
             DatasetKind::Alpaca => {
-                let (prompt, answer) = alpaca::prompt_and_answer(row, fields)?;
-                let segments = [(prompt, false), (answer, true)];
-                let segments = segments.map(|(text, learned)| Segment { text, learned });
-                (Shape::Completion, Record::Segments(segments.into()))
+                let segments = prompted::prompt_and_answer(row, fields, prompt)?;
+                (Shape::Completion, Record::Segments(segments))
+            }
+            DatasetKind::Segments => (Shape::Text, Record::Segments(segments::read(row)?)),
+            DatasetKind::Tokenized => {
+                notes.push(Note::Tokenized);
+                (Shape::Text, tokenized::read(row)?)
             }
             DatasetKind::Instructions => {
                 if self.spec.kind == DatasetKind::Auto {
@@ -198,52 +251,6 @@ impl RecordParser<'_> {
         columns::refuse_unlike(row, &read, shape)?;
         notes.extend(columns::notes(row, &read));
         Ok(record)
-    }
-
-    fn kind(&self, row: &Map<String, Json>) -> Result<DatasetKind, String> {
-        let FieldNames {
-            messages,
-            prompt,
-            completion,
-            text,
-            instruction,
-            output,
-            ..
-        } = &self.spec.fields;
-        if self.spec.kind != DatasetKind::Auto {
-            return Ok(self.spec.kind);
-        }
-        let has = |name: &String| row.get(name).is_some_and(|value| !value.is_null());
-        let both = |one: &str, other: &str, kinds: [&str; 2]| {
-            let [first, second] = kinds;
-            Err(format!(
-                "has `{one}` and `{other}`: say with `type: {first}` or `type: {second}` which is trained"
-            ))
-        };
-        if has(messages) && has(completion) {
-            both(messages, completion, ["messages", "prompt_completion"])
-        } else if has(messages) {
-            Ok(DatasetKind::Messages)
-        } else if has(completion) && has(text) {
-            both(completion, text, ["prompt_completion", "text"])
-        } else if has(prompt) || has(completion) {
-            Ok(DatasetKind::PromptCompletion)
-        } else if has(text) && has(instruction) && has(output) {
-            Err(format!(
-                "has `{text}` and `{instruction}` with `{output}`: say with `type: instructions` (a conversation), `type: alpaca` (Axolotl's text) or `type: text` which is trained"
-            ))
-        } else if has(text) {
-            Ok(DatasetKind::Text)
-        } else if has(instruction) && has(output) {
-            Ok(DatasetKind::Instructions)
-        } else {
-            let found = columns_found(row, &[messages, prompt, completion, text]);
-            let hint = columns::hint(row).map(|hint| format!(": {hint}"));
-            Err(format!(
-                "no column `{messages}`, `{prompt}` and `{completion}`, or `{text}`; {found}{}",
-                hint.unwrap_or_default()
-            ))
-        }
     }
 
     fn text(&self, row: &Map<String, Json>) -> Result<Record, String> {
@@ -295,147 +302,6 @@ impl RecordParser<'_> {
                 kind_of(completion)
             )),
         }
-    }
-
-    fn conversation(
-        &self,
-        mut messages: Vec<Message>,
-        mut trained_from: usize,
-        row: &Map<String, Json>,
-        notes: &mut Vec<Note>,
-    ) -> Result<Record, String> {
-        let is_system = |said: &Message| {
-            ["system", "developer"].contains(&said.json["role"].as_str().unwrap_or_default())
-        };
-        if self.spec.drop_system_message {
-            let before = messages[..trained_from]
-                .iter()
-                .filter(|said| is_system(said));
-            trained_from -= before.count();
-            messages.retain(|said| !is_system(said));
-        }
-        let system = self.system_of(row)?.or(self.default_system);
-        if let Some(text) = system.filter(|_| !messages.first().is_some_and(is_system)) {
-            messages.insert(
-                0,
-                Message {
-                    json: json!({"role": "system", "content": text}),
-                    learned: None,
-                },
-            );
-            trained_from += usize::from(trained_from > 0);
-        }
-        let mut learned = vec![false; messages.len()];
-        let mut answers = 0;
-        for (index, message) in messages.iter().enumerate() {
-            let is_answer = index >= trained_from && message.json["role"] == "assistant";
-            answers += usize::from(is_answer);
-            learned[index] = is_answer && message.learned != Some(false);
-            if is_answer && !learned[index] {
-                notes.push(Note::LeftOut);
-            }
-            if self.train_on_inputs && message.learned == Some(false) {
-                return Err(format!(
-                    "message {} says that it is not to be learned, and `train_on_inputs` that everything is: remove one of them",
-                    index + 1
-                ));
-            }
-        }
-        if answers == 0 {
-            return Err("no assistant turn: nothing to learn from".to_owned());
-        }
-        let variables = match row.get(VARIABLES) {
-            None => self.variables.clone(),
-            Some(given) => {
-                let given = Variables::from_json(given)
-                    .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?;
-                self.variables.overlaid(&given)
-            }
-        };
-        Ok(Record::Conversation(Chat {
-            messages: messages.into_iter().map(|message| message.json).collect(),
-            learned,
-            tools: self.tools(row)?,
-            variables,
-        }))
-    }
-
-    /// The system message that a row has in a column of its own, if the job names that.
-    fn system_of<'b>(&self, row: &'b Map<String, Json>) -> Result<Option<&'b str>, String> {
-        let name = &self.spec.fields.system;
-        match row.get(name).filter(|_| self.spec.has_system_column) {
-            None | Some(Json::Null) => Ok(None),
-            Some(Json::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(other) => Err(format!(
-                "column `{name}` must be a string, not {}",
-                kind_of(other)
-            )),
-        }
-    }
-
-    /// The tools that a conversation may call. Datasets keep them as JSON in a string too, since their schemas differ
-    /// from row to row.
-    fn tools(&self, row: &Map<String, Json>) -> Result<Option<Json>, String> {
-        let name = &self.spec.fields.tools;
-        let tools = match row.get(name) {
-            None | Some(Json::Null) => return Ok(None),
-            Some(Json::String(text)) if text.trim().is_empty() => return Ok(None),
-            Some(Json::String(text)) => {
-                json::parse_text(text).map_err(|reason| format!("column `{name}`: {reason}"))?
-            }
-            Some(tools) => tools.clone(),
-        };
-        if let Some(reason) = json::unreadable_number(&tools) {
-            return Err(format!("column `{name}` holds {reason}"));
-        }
-        let items = match &tools {
-            Json::Null => return Ok(None),
-            Json::Array(items) => items,
-            other => {
-                return Err(format!(
-                    "column `{name}` must be a list of tools, not {}",
-                    kind_of(other)
-                ));
-            }
-        };
-        match items.iter().position(|tool| !tool.is_object()) {
-            None => Ok(Some(tools)),
-            Some(index) => Err(format!(
-                "tool {} of column `{name}` is {}: write each tool as an object, its JSON schema",
-                index + 1,
-                kind_of(&items[index])
-            )),
-        }
-    }
-
-    fn messages(
-        &self,
-        value: &Json,
-        name: &str,
-        notes: &mut Vec<Note>,
-    ) -> Result<Vec<Message>, String> {
-        let Json::Array(list) = value else {
-            return Err(format!(
-                "column `{name}` must be a list of messages, not {}",
-                kind_of(value)
-            ));
-        };
-        if list.is_empty() {
-            return Err(format!("column `{name}` has no messages"));
-        }
-        let reader = MessageReader {
-            names: &self.spec.fields,
-            roles: &self.spec.roles,
-            accepts_role: self.accepts_role,
-        };
-        list.iter()
-            .enumerate()
-            .map(|(index, message)| {
-                reader
-                    .read(message, notes)
-                    .map_err(|reason| format!("message {} of `{name}`: {reason}", index + 1))
-            })
-            .collect()
     }
 }
 

@@ -27,6 +27,14 @@ pub struct TextSpan {
 pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer) -> Sample {
     let trained = &example.trained;
     let labels = example.ids.iter().zip(trained);
+    let decoded;
+    let example = match example.offsets.is_empty() {
+        true => {
+            decoded = decoded_example(example, tokenizer);
+            &decoded
+        }
+        false => example,
+    };
     let mut text = example.text.clone();
     if example.added_eos
         && let Some(eos) = tokenizer.eos_id().and_then(|id| tokenizer.token_text(id))
@@ -41,6 +49,22 @@ pub(super) fn sample_of(example: &Example, tokenizer: &Tokenizer) -> Sample {
         input_ids: example.ids.clone(),
         text,
     }
+}
+
+/// The example of a row of tokens, with their text: each stretch that is learned, or is not, by itself.
+fn decoded_example(example: &Example, tokenizer: &Tokenizer) -> Example {
+    let mut decoded = example.clone();
+    let runs = example.trained.chunk_by(|one, other| one == other);
+    let mut first = 0;
+    for run in runs {
+        let ids = &example.ids[first..first + run.len()];
+        let start = decoded.text.len();
+        decoded.text += &tokenizer.decode(ids).unwrap_or_default();
+        let end = decoded.text.len();
+        decoded.offsets.extend(ids.iter().map(|_| start..end));
+        first += run.len();
+    }
+    decoded
 }
 
 /// The text of an example in stretches that are learned or not.

@@ -92,6 +92,15 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Whether the job learns all of its texts, whatever says so.
+    pub fn trains_on_inputs(&self) -> bool {
+        let says = |name: &str, wanted: bool| {
+            let text = self.given(name).map(|given| &given.node.value);
+            matches!(text, Some(Value::Scalar { text, .. }) if parse_switch(text) == Some(wanted))
+        };
+        says("train_on_inputs", true) || says("assistant_only_loss", false)
+    }
+
     /// Reads one of `choices`; each has several names, the first is what people are told.
     pub fn choice<T: Copy>(&mut self, name: &str, choices: &[(&[&str], T)]) -> Option<T> {
         let told: Vec<&str> = choices.iter().map(|(names, _)| names[0]).collect();
@@ -136,6 +145,16 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self, name: &str) -> Option<String> {
         let (given, text) = self.scalar(name, "text")?;
         self.usable_text(given, &given.node, text)
+    }
+
+    /// Reads a text with the white space at its ends, or one of nothing.
+    pub fn verbatim(&mut self, name: &str) -> Option<String> {
+        let (given, _) = self.scalar(name, "text")?;
+        match &given.node.value {
+            Value::Scalar { text, .. } if text.trim().is_empty() => Some(text.clone()),
+            Value::Scalar { text, .. } => self.usable_text(given, &given.node, text),
+            _ => None,
+        }
     }
 
     /// Reads a path to something that exists already, or will be looked for.

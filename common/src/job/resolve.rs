@@ -6,13 +6,16 @@ mod chat_template;
 mod datasets;
 mod loss;
 mod lr_scheduler;
+mod mask;
 mod method;
 mod mixture;
 mod optimizer;
+mod prompt_types;
 mod push;
 mod rate_groups;
 mod schedule;
 mod special_tokens;
+mod user_defined;
 
 use std::path::PathBuf;
 

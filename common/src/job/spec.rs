@@ -10,7 +10,9 @@ use serde_json::{Map, Value as Json};
 
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
+use super::mask::MaskSpec;
 use super::optimizer::{Optimizer, RateGroups};
+use super::prompt_format::PromptFormat;
 use super::split::{Split, TRAIN};
 
 pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
@@ -313,6 +315,9 @@ pub struct DatasetSpec {
     #[serde(default, skip_serializing_if = "Selection::is_default")]
     pub selection: Selection,
     pub fields: FieldNames,
+    /// The fixed text that rows of instructions are put into. Default: Alpaca's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptFormat>,
     /// Roles of messages by the names that the data has for them, each with the role that the template knows. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<(String, String)>,
@@ -322,6 +327,9 @@ pub struct DatasetSpec {
     /// Whether system messages are left out of conversations. Default: off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drop_system_message: bool,
+    /// Which messages of conversations are learned, and which of their ends. Default: the assistant's, with theirs.
+    #[serde(default, skip_serializing_if = "MaskSpec::is_default")]
+    pub mask: MaskSpec,
 }
 
 impl DatasetSpec {
@@ -343,9 +351,11 @@ impl DatasetSpec {
             max_samples: None,
             selection: Selection::default(),
             fields,
+            prompt: None,
             roles: Vec::new(),
             has_system_column: false,
             drop_system_message: false,
+            mask: MaskSpec::default(),
         }
     }
 
@@ -412,8 +422,12 @@ pub enum DatasetKind {
     Auto,
     Messages,
     PromptCompletion,
-    /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text.
+    /// Axolotl's Alpaca: an instruction, perhaps an input, and an output, in a fixed text; see [`DatasetSpec::prompt`].
     Alpaca,
+    /// Axolotl's `input_output`: texts one after the other, each of which says whether it is learned.
+    Segments,
+    /// Tokens and which of them are learned.
+    Tokenized,
     /// LLaMA-Factory's Alpaca: the same columns, perhaps a system message and earlier turns, as a conversation.
     Instructions,
     Text,

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn layer_0_and_no_roles_are_no_ways_to_say_nothing() {
+    fn layer_0_is_no_way_to_say_nothing() {
         let fate = |groups, key: &str, text: &str| {
             let value = Value::Sequence(match text {
                 "" => Vec::new(),
@@ -196,10 +196,6 @@ mod tests {
             let found = fate(job_keys::GROUPS, key, "0");
             assert!(matches!(found, Some(Fate::Refused(_))), "{key}");
         }
-        let found = fate(dataset_keys::GROUPS, "roles_to_train", "");
-        assert!(matches!(found, Some(Fate::Refused(_))));
-        let found = fate(dataset_keys::GROUPS, "roles_to_train", "assistant");
-        assert_eq!(found, Some(Fate::Honoured));
     }
 
     #[test]

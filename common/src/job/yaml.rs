@@ -59,6 +59,11 @@ impl Node {
     }
 
     /// Whether the value is null (`key:`, `~` or `null`), which means "not given".
+    /// Whether it is this one word.
+    pub fn is_text(&self, word: &str) -> bool {
+        matches!(&self.value, Value::Scalar { text, .. } if text.trim() == word)
+    }
+
     pub fn is_null(&self) -> bool {
         match &self.value {
             Value::Scalar { text, quoted } => {

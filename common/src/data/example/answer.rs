@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::record::Detail;
 use super::parts::Parts;
 
 /// A range of bytes to learn.
@@ -12,6 +13,48 @@ pub struct Learned {
     pub limit: usize,
     /// Whether all that is known of the end is that an end token comes there.
     pub is_open: bool,
+    /// What of the span is learned.
+    pub what: What,
+    /// Whether it is the assistant's, so that an end is put behind it where the text ends without one.
+    pub is_answer: bool,
+}
+
+/// What of a span is learned, its end token aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum What {
+    /// All of it, and what the template writes before its end.
+    #[default]
+    Answer,
+    /// What a message says, and nothing that the template writes around it.
+    Message,
+    /// Some characters of texts in it.
+    Parts(Vec<Stretch>),
+    /// Nothing but the end behind it, perhaps.
+    Nothing,
+}
+
+/// A text of a message as it stands in the text of the conversation, and which of its characters are learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    pub span: Range<usize>,
+    /// Number of characters that the template cut off before it.
+    pub cut: usize,
+    /// Number of characters that the message has there.
+    pub length: usize,
+    pub details: Vec<Detail>,
+}
+
+impl Learned {
+    /// An answer that is learned whole.
+    pub fn answer(span: Range<usize>, limit: usize) -> Self {
+        Self {
+            span,
+            limit,
+            is_open: false,
+            what: What::Answer,
+            is_answer: true,
+        }
+    }
 }
 
 /// Which text an answer is learned in, and where.

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use serde_json::{Value as Json, json};
 
-use super::super::record::Chat;
+use super::super::record::{Chat, Ends};
 use super::super::template::{
     ChatTemplate, RenderInput, TemplateError, Value, message_value, to_value,
 };
@@ -24,6 +24,10 @@ use crate::job::REASONING;
 pub struct Draft {
     pub text: String,
     pub learned: Vec<Learned>,
+    /// Which of the tokens that end messages are learned.
+    pub ends: Ends,
+    /// Whether it has the last message of which the end may be learned.
+    pub has_last: bool,
     /// Whether the template itself says what is learned, so that nothing is taken off its end.
     pub is_exact: bool,
 }
@@ -65,13 +69,36 @@ impl<'a> Conversation<'a> {
 
     /// The parts of the conversation, and where its text shows them.
     pub fn parts(&self, text: &str) -> Parts {
-        Parts::find(self.chat, text, |messages, tools| {
+        self.parts_of(self.chat, text)
+    }
+
+    fn parts_of(&self, chat: &Chat, text: &str) -> Parts {
+        Parts::find(chat, text, |messages, tools| {
             let messages: Vec<Value> = messages.iter().map(message_value).collect();
             let tools = tools.map(to_value);
             self.template
                 .render_input(self.input(&messages, tools.as_ref(), false))
                 .ok()
         })
+    }
+
+    /// The parts of the first `count` messages, and where `text`, which is theirs alone, shows them.
+    pub fn parts_up_to(&self, count: usize, text: &str) -> Parts {
+        let chat = Chat {
+            messages: self.chat.messages[..count].to_vec(),
+            tools: self.chat.tools.clone(),
+            ..Chat::default()
+        };
+        self.parts_of(&chat, text)
+    }
+
+    /// Whether `text`, that of the first `count` messages, is another one where a message has this content.
+    pub fn changes_with(&self, count: usize, turn: usize, content: &str, text: &str) -> bool {
+        let mut message = self.chat.messages[turn].clone();
+        if let Some(own) = message.get_mut("content") {
+            *own = json!(content);
+        }
+        self.render_with(count, turn, &message).as_deref() != Some(text)
     }
 
     /// Finds each of these answers.
@@ -86,10 +113,15 @@ impl<'a> Conversation<'a> {
         })
     }
 
+    /// Whether the template says itself what is learned.
+    pub fn has_generation_marks(&self) -> bool {
+        self.template.has_generation_marks(self.tools.as_ref())
+    }
+
     /// The bytes that the template marks as generated, in this text of the first `count` messages. None where it has no
     /// such marks.
     pub fn generated(&self, count: usize, text: &str) -> Result<Option<Vec<Range<usize>>>, String> {
-        if !self.template.has_generation_marks(self.tools.as_ref()) {
+        if !self.has_generation_marks() {
             return Ok(None);
         }
         self.template
@@ -157,11 +189,10 @@ impl<'a> Conversation<'a> {
         };
         let start = self.start_in_own(&own, full, parts, turn)?;
         Ok(match self.span_in_full(full, &own, start, turn) {
-            Some(span) => Answer::Whole(Learned {
-                limit: limit(full, parts, turn, span.end),
-                span,
-                is_open: false,
-            }),
+            Some(span) => {
+                let limit = limit(full, parts, turn, span.end);
+                Answer::Whole(Learned::answer(span, limit))
+            }
             None => Answer::Apart { text: own, start },
         })
     }
@@ -189,9 +220,8 @@ impl<'a> Conversation<'a> {
             None => return None,
         };
         Some(Learned {
-            span: start..bounds.end,
-            limit,
             is_open: true,
+            ..Learned::answer(start..bounds.end, limit)
         })
     }
 

@@ -54,9 +54,5 @@ fn inside(marked: &[Range<usize>], range: Range<usize>) -> Result<Vec<Learned>, 
 }
 
 fn whole(mark: &Range<usize>) -> Learned {
-    Learned {
-        span: mark.clone(),
-        limit: mark.end,
-        is_open: false,
-    }
+    Learned::answer(mark.clone(), mark.end)
 }

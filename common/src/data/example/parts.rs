@@ -48,6 +48,8 @@ pub struct Parts {
     parts: Vec<Part>,
     /// Whether it is known where parts begin and end.
     pub are_placed: bool,
+    /// Whether white space at the ends of parts is not counted to them, because the template may cut it off.
+    pub are_trimmed: bool,
 }
 
 /// Where marks are put in a text.
@@ -116,6 +118,7 @@ impl Parts {
         Self {
             parts,
             are_placed: false,
+            are_trimmed: false,
         }
     }
 
@@ -134,6 +137,7 @@ impl Parts {
         Self {
             parts: parts.collect(),
             are_placed,
+            are_trimmed: placement == Placement::InsideSpace,
         }
     }
 

@@ -129,9 +129,6 @@ fn place(common: &Surroundings, full: &str, parts: &Parts, turn: usize) -> Optio
     let is_apart = parts
         .previous_end(turn)
         .is_some_and(|previous| previous <= start);
-    (is_same && is_apart && bounds.end <= end).then(|| Learned {
-        span: start..end,
-        limit: limit(full, parts, turn, end),
-        is_open: false,
-    })
+    (is_same && is_apart && bounds.end <= end)
+        .then(|| Learned::answer(start..end, limit(full, parts, turn, end)))
 }

@@ -73,7 +73,7 @@ pub fn refuse_other_methods(row: &Map<String, Json>, read: &[&str]) -> Result<()
         .find(|name| asks(name) && row.get(**name).is_some_and(is_numbers))
     {
         return Err(format!(
-            "has `{name}`: rows that are tokenised already are not read: give the text, or remove the column"
+            "has `{name}`, of a row that is tokenised already: such rows are read where they have `input_ids` and `labels` and `type` says no other shape (or `type: tokenized`); else remove the column"
         ));
     }
     Ok(())
@@ -143,7 +143,7 @@ pub fn hint(row: &Map<String, Json>) -> Option<&'static str> {
         );
     }
     if has("segments") {
-        return Some("rows of segments are not read: write `prompt` and `completion`");
+        return Some("segments are objects with `text` and `label` (`type: input_output`)");
     }
     if has("data") || has("rows") || has("train") {
         return Some("is the list of rows inside it? Then make that list the file");

@@ -20,6 +20,7 @@ pub(super) fn messages(
         messages.push(Message {
             json,
             learned: None,
+            partial: None,
         });
     };
     match text(row, &fields.system)? {

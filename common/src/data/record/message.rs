@@ -7,13 +7,14 @@ use serde_json::{Map, Value as Json, json};
 
 use super::super::json::{self, kind_of};
 use super::super::notes::Note;
+use super::details::{self, Detail, PartialMask};
 use super::meant::{columns_found, nearest};
-use crate::job::{FieldNames, REASONING};
+use crate::job::{FieldNames, MaskSpec, REASONING};
 
 const ASSISTANT: &str = "assistant";
 
 /// Roles that are known, so that they need no note.
-const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
+pub(super) const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
 
 /// Roles of ShareGPT's rows, and what they are called elsewhere (Axolotl and LLaMA-Factory read them so, too).
 const SHAREGPT_ROLES: [(&str, &str); 3] = [
@@ -62,6 +63,8 @@ pub struct Message {
     pub json: Json,
     /// Whether the message says of itself that it is learned; None where it says nothing.
     pub learned: Option<bool>,
+    /// Which of its characters are, where that is not all of them.
+    pub partial: Option<PartialMask>,
 }
 
 /// Reads the messages of one dataset.
@@ -69,6 +72,8 @@ pub struct MessageReader<'a> {
     pub names: &'a FieldNames,
     /// Roles by the data's own names for them.
     pub roles: &'a [(String, String)],
+    /// Further keys that say what is learned.
+    pub mask: &'a MaskSpec,
     /// Whether the chat template itself names this role.
     pub accepts_role: &'a (dyn Fn(&str) -> bool + Sync),
 }
@@ -86,11 +91,17 @@ impl MessageReader<'_> {
         if role == FUNCTION_CALL {
             return self.function_call(fields);
         }
-        let learned = learned(fields, role, &self.names.content)?;
+        let (learned, partial) = said_of(fields, self)?;
+        let own = [&self.mask.training, &self.mask.training_detail];
+        let is_switch = |name: &str| {
+            SWITCHES.contains(&name) || own.iter().any(|own| own.as_deref() == Some(name))
+        };
         let renamed = fields
             .iter()
-            .filter(|(name, _)| !SWITCHES.contains(&name.as_str()))
+            .filter(|(name, _)| !is_switch(name))
             .map(|(name, value)| {
+                let joined = self.joined(name, value);
+                let value = joined.as_ref().unwrap_or(value);
                 let thinking = self.names.thinking.as_ref().filter(|[own, _]| name == own);
                 match (name, thinking) {
                     (name, _) if *name == self.names.role => ("role".to_owned(), role.into()),
@@ -105,7 +116,22 @@ impl MessageReader<'_> {
         Ok(Message {
             json: Json::Object(renamed),
             learned,
+            partial,
         })
+    }
+
+    /// Keys of a message that have its thinking.
+    fn reasoning_keys(&self) -> impl Iterator<Item = &str> {
+        let own = self.names.thinking.as_ref().map(|[own, _]| own.as_str());
+        REASONING.into_iter().chain(own)
+    }
+
+    /// A list of parts that say of themselves whether they are learned, as one text: a template must not see that.
+    fn joined(&self, name: &str, value: &Json) -> Option<Json> {
+        let is_text = name == self.names.content || self.reasoning_keys().any(|key| key == name);
+        let parts = value.as_array().filter(|_| is_text)?;
+        let joined = details::join(parts, of_part).ok()??;
+        joined.details.is_some().then(|| Json::String(joined.text))
     }
 
     /// A message that is nothing but calls of tools: ShareGPT's `function_call`, whose text is their JSON.
@@ -129,7 +155,8 @@ impl MessageReader<'_> {
             .collect();
         Ok(Message {
             json: json!({"role": ASSISTANT, "content": "", "tool_calls": calls}),
-            learned: learned(fields, ASSISTANT, name)?,
+            learned: said_of(fields, self)?.0,
+            partial: None,
         })
     }
 
@@ -219,16 +246,23 @@ fn check_part(part: &Json) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a message says of itself that it is learned; None where it says nothing.
-fn learned(fields: &Map<String, Json>, role: &str, content: &str) -> Result<Option<bool>, String> {
+/// What a message says of itself about being learned, under the keys in `names` and in parts of its texts.
+fn said_of(
+    fields: &Map<String, Json>,
+    reader: &MessageReader,
+) -> Result<(Option<bool>, Option<PartialMask>), String> {
+    let mask = reader.mask;
+    let named = [&mask.training, &mask.training_detail];
+    let is_named = |name: &str| named.iter().any(|own| own.as_deref() == Some(name));
     let is_set = |name: &&&str| fields.get(**name).is_some_and(|value| !value.is_null());
-    if let Some(name) = REFUSED_KEYS.iter().find(is_set) {
+    let refused = REFUSED_KEYS.iter().filter(|name| !is_named(name));
+    if let Some(name) = refused.clone().find(is_set) {
         return Err(format!(
-            "`{name}` is not read: a message is learned whole or, with `train: false` or `weight: 0`, not at all"
+            "`{name}` is not read: a message says with `train` or `weight` whether it is learned; other names are given as message_field_training (true or false) or message_field_training_detail (ranges of characters)"
         ));
     }
     let mut said: Option<(&str, bool)> = None;
-    for name in SWITCHES {
+    for name in SWITCHES.into_iter().chain(mask.training.as_deref()) {
         let Some(value) = fields.get(name).filter(|value| !value.is_null()) else {
             continue;
         };
@@ -240,47 +274,77 @@ fn learned(fields: &Map<String, Json>, role: &str, content: &str) -> Result<Opti
         }
         said = Some((name, learned));
     }
-    let of_parts = parts_learned(fields.get(content))?;
-    let said = match (said, of_parts) {
-        (Some((name, learned)), Some(of_parts)) if learned != of_parts => {
+    let partial = partial_mask(fields, reader)?;
+    Ok(match (said, partial) {
+        (Some((name, true)), Some(partial)) if !partial.learns_anything() => {
             return Err(format!("`{name}` and its parts contradict each other"));
         }
-        (Some((_, learned)), _) => Some(learned),
-        (None, of_parts) => of_parts,
-    };
-    if said == Some(true) && role != ASSISTANT {
-        return Err(format!(
-            "asks to be learned, but its role is `{role}`: only messages of the assistant are (all of the row with `train_on_inputs: true`)"
-        ));
-    }
-    Ok(said)
+        (Some((_, false)), _) => (Some(false), None),
+        (_, Some(partial)) if !partial.learns_anything() => (Some(false), None),
+        (_, Some(partial)) if is_whole(fields, &partial, reader) => (Some(true), None),
+        (_, Some(partial)) => (Some(true), Some(partial)),
+        (said, None) => (said.map(|(_, learned)| learned), None),
+    })
 }
 
-/// Whether the parts of a content say that they are learned, where they all say the same.
-fn parts_learned(content: Option<&Json>) -> Result<Option<bool>, String> {
-    let Some(Json::Array(parts)) = content else {
-        return Ok(None);
-    };
-    let mut said = Vec::new();
-    for part in parts {
-        let mut of_part = None;
-        for name in SWITCHES {
-            if let Some(value) = part.get(name).filter(|value| !value.is_null()) {
-                of_part = Some(switch(name, value)?);
+/// Which characters are learned, where a message says so of parts of it.
+fn partial_mask(
+    fields: &Map<String, Json>,
+    reader: &MessageReader,
+) -> Result<Option<PartialMask>, String> {
+    let content = &reader.names.content;
+    let of_parts = |name: &str| -> Result<Option<Vec<Detail>>, String> {
+        match fields.get(name) {
+            Some(Json::Array(parts)) => {
+                let joined = details::join(parts, of_part)?;
+                Ok(joined.and_then(|joined| joined.details))
             }
+            _ => Ok(None),
         }
-        said.push(of_part);
+    };
+    let ranges = match &reader.mask.training_detail {
+        Some(name) => details::read(fields, name, content)?,
+        None => None,
+    };
+    let own = of_parts(content)?;
+    if own.is_some() && ranges.is_some() {
+        return Err(format!(
+            "parts of `{content}` say what is learned, and ranges of characters, too: remove one"
+        ));
     }
-    match said.first() {
-        None => Ok(None),
-        Some(first) if said.iter().all(|other| other == first) => Ok(*first),
-        // Parts that say nothing are learned.
-        Some(_) if said.iter().all(|said| said.unwrap_or(true)) => Ok(Some(true)),
-        Some(_) => Err(
-            "some parts of its content are to be learned and others not: that is not done; make two messages or leave `train` and `weight` out"
-                .to_owned(),
-        ),
+    let mut reasoning = None;
+    for name in reader.reasoning_keys() {
+        reasoning = reasoning.or(of_parts(name)?);
     }
+    let content = ranges.or(own);
+    if content.is_none() && reasoning.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(PartialMask {
+        content: content.unwrap_or_default(),
+        reasoning: reasoning.unwrap_or_default(),
+    }))
+}
+
+/// Whether parts say no more than that the message is learned: all of its content, and it has nothing else.
+fn is_whole(fields: &Map<String, Json>, partial: &PartialMask, reader: &MessageReader) -> bool {
+    let has = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+    let is_list = fields
+        .get(&reader.names.content)
+        .is_some_and(Json::is_array);
+    let mut others = reader.reasoning_keys().chain(["tool_calls"]);
+    is_list && partial.content.iter().all(|detail| detail.train) && !others.any(has)
+}
+
+/// Whether a part of a text says that it is learned.
+fn of_part(part: &Json) -> Result<Option<bool>, String> {
+    let mut said = None;
+    for name in SWITCHES {
+        if let Some(value) = part.get(name).filter(|value| !value.is_null()) {
+            said = Some(switch(name, value)?);
+        }
+    }
+    Ok(said)
 }
 
 fn switch(name: &str, value: &Json) -> Result<bool, String> {

@@ -3,11 +3,24 @@
 use super::super::error::{Origin, Problems};
 use super::super::fields::{self, DATASETS};
 use super::super::quote::shorten;
+use super::super::spec::REASONING;
 use super::super::yaml::{Key, Node, Value};
 use super::super::{llama_factory_columns, unsupported};
 use super::{Given, Layer, Merged, contradicts, twice, unknown};
 
 pub(in crate::job) const MAX_DATASETS: usize = 1000;
+
+/// What Axolotl's `type` has where it is a mapping.
+const USER_DEFINED: [&str; 8] = [
+    "system_prompt",
+    "system_format",
+    "field_system",
+    "field_instruction",
+    "field_input",
+    "field_output",
+    "format",
+    "no_input_format",
+];
 
 /// Axolotl's `datasets` of plain text.
 pub(super) const PRETRAINING: &str = "pretraining_dataset";
@@ -165,6 +178,9 @@ impl Merged {
             "message_property_mappings" => {
                 return self.add_message_keys(layer, (list, index), node, problems);
             }
+            "type" if matches!(node.value, Value::Mapping(_)) => {
+                return self.add_user_defined(layer, (list, index), key, node, problems);
+            }
             // LLaMA-Factory's way to say what a dataset's rows look like.
             "formatting" | "columns" | "tags" => {
                 return match llama_factory_columns::dataset_fields(&key, node) {
@@ -189,6 +205,29 @@ impl Merged {
         }
     }
 
+    /// Adds Axolotl's `type` as a mapping: the fields of a text that the job defines.
+    fn add_user_defined(
+        &mut self,
+        layer: Layer,
+        (list, index): (&'static str, usize),
+        key: Key,
+        node: Node,
+        problems: &mut Problems,
+    ) {
+        let Value::Mapping(entries) = node.value else {
+            return;
+        };
+        let kind = Node::scalar("user_defined", false, &node.origin);
+        self.put(layer, format!("{list}.{index}.type"), key, kind, problems);
+        for (key, node) in entries {
+            match USER_DEFINED.contains(&key.text.as_str()) {
+                true => self.add_dataset_field(layer, (list, index), key, node, problems),
+                false if node.is_null() => self.empty.push(shorten(&key.text)),
+                false => unknown(&key, " of `type`", USER_DEFINED.into_iter(), problems),
+            }
+        }
+    }
+
     /// Adds Axolotl's `message_property_mappings: {role: from, content: value}`.
     fn add_message_keys(
         &mut self,
@@ -207,10 +246,18 @@ impl Merged {
                     let name = format!("{list}.{index}.field_{}", key.text);
                     self.put(layer, name, key, node, problems);
                 }
+                // The template's name of the thinking, and the data's.
+                name if REASONING.contains(&name) => {
+                    let field = |name: &str| format!("{list}.{index}.{name}");
+                    let read = Node::scalar(name, true, &node.origin);
+                    let key_of_template = field("template_thinking_key");
+                    self.put(layer, key_of_template, key.clone(), read, problems);
+                    self.put(layer, field("field_thinking"), key, node, problems);
+                }
                 _ => unknown(
                     &key,
                     " of message_property_mappings",
-                    ["role", "content"].into_iter(),
+                    ["role", "content"].into_iter().chain(REASONING),
                     problems,
                 ),
             }

@@ -6,11 +6,15 @@ use serde_json::Value as Json;
 
 use super::super::dialect::Dialect;
 use super::super::fields::{DATASETS, LISTS, TEST_DATASETS};
+use super::super::prompt_format::PromptFormat;
 use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
 use super::super::split::{Split, TRAIN};
+use super::super::yaml::Value;
+use super::mask::mask;
 use super::mixture::selection;
+use super::{prompt_types, user_defined};
 
 /// Most names that a dataset's roles have.
 const MAX_ROLES: usize = 100;
@@ -151,6 +155,12 @@ const KINDS: &[(&[&str], Shape)] = &[
     ),
     (&["alpaca"], Shape::of(DatasetKind::Alpaca)),
     (&["instructions"], Shape::of(DatasetKind::Instructions)),
+    (&["user_defined"], Shape::UserDefined),
+    (&["input_output"], Shape::of(DatasetKind::Segments)),
+    (
+        &["tokenized", "tokenised", "pretokenized"],
+        Shape::of(DatasetKind::Tokenized),
+    ),
     (
         &["text", "completion", "pretrain"],
         Shape::of(DatasetKind::Text),
@@ -163,6 +173,8 @@ enum Shape {
     Kind(DatasetKind),
     /// Messages under ShareGPT's names.
     ShareGpt,
+    /// A fixed text that the job gives.
+    UserDefined,
 }
 
 impl Shape {
@@ -192,16 +204,7 @@ fn dataset(reader: &mut Reader<'_>, entry: &str, common_samples: &[&str]) -> Dat
     {
         reader.wrong(given, "a file, a folder or a dataset on the hub");
     }
-    let shape = reader.choice(&name("type"), KINDS);
-    let mut fields = FieldNames::default();
-    let kind = match shape {
-        Some(Shape::ShareGpt) => {
-            fields = FieldNames::sharegpt();
-            DatasetKind::Messages
-        }
-        Some(Shape::Kind(kind)) => kind,
-        None => DatasetKind::Auto,
-    };
+    let (kind, mut fields, prompt) = shape(reader, entry);
     if let Some(text) = reader.text("dataset_text_field") {
         fields.text = text;
     }
@@ -226,7 +229,7 @@ fn dataset(reader: &mut Reader<'_>, entry: &str, common_samples: &[&str]) -> Dat
     let has_system_column =
         kind == DatasetKind::Messages && reader.given(&name("field_system")).is_some();
     fields.thinking = thinking(reader, entry);
-    check_fields(reader, entry, kind);
+    check_fields(reader, entry, kind, prompt.as_ref());
     if kind == DatasetKind::Alpaca && reader.given("test_prompts").is_some() {
         let notice = "test_prompts and `worker generate` ask in the model's chat template, not in the text of `type: alpaca`: write that \
                       text out to see what was learned";
@@ -244,6 +247,8 @@ fn dataset(reader: &mut Reader<'_>, entry: &str, common_samples: &[&str]) -> Dat
         let notice = "num_samples: the first rows are taken, where LLaMA-Factory draws them";
         reader.notices.push(notice.to_owned());
     }
+    let roles = roles(reader, entry);
+    let mask = mask(reader, entry, kind, &roles);
     let mut dataset = DatasetSpec {
         data_dir: reader.text(&name("data_dir")),
         name: reader.text(&name("name")),
@@ -252,13 +257,49 @@ fn dataset(reader: &mut Reader<'_>, entry: &str, common_samples: &[&str]) -> Dat
         split: split(reader, &name("split")),
         max_samples: reader.whole(&max_samples, 1..=u64::MAX),
         selection: selection(reader, entry),
-        roles: roles(reader, entry),
+        prompt,
+        roles,
+        mask,
         has_system_column,
         drop_system_message: reader.switch(&name("drop_system_message")).unwrap_or(false),
         ..DatasetSpec::new(PathBuf::new(), kind, fields)
     };
     name_files(reader, entry, &mut dataset);
     dataset
+}
+
+/// Reads `type`: the shape of the rows, the names of their columns, and the text that instructions are put into where
+/// that is not Alpaca's.
+fn shape(reader: &mut Reader<'_>, entry: &str) -> (DatasetKind, FieldNames, Option<PromptFormat>) {
+    let name = format!("{entry}.type");
+    let usual = FieldNames::default();
+    let written = reader
+        .given(&name)
+        .and_then(|given| match &given.node.value {
+            Value::Scalar { text, .. } => Some((given, text.trim())),
+            _ => None,
+        });
+    if let Some((_, text)) = written
+        && let Some(found) = prompt_types::find(text)
+    {
+        let prompt = Some(found.format).filter(|format| *format != PromptFormat::alpaca());
+        return (DatasetKind::Alpaca, found.fields, prompt);
+    }
+    if let Some((given, text)) = written
+        && let Some(reason) = prompt_types::refusal(text)
+    {
+        reader.problem(given, format!("`{}` {reason}", shorten(text)));
+        return (DatasetKind::Auto, usual, None);
+    }
+    match reader.choice(&name, KINDS) {
+        Some(Shape::ShareGpt) => (DatasetKind::Messages, FieldNames::sharegpt(), None),
+        Some(Shape::UserDefined) => {
+            let prompt = user_defined::prompt(reader, entry);
+            (DatasetKind::Alpaca, usual, Some(prompt))
+        }
+        Some(Shape::Kind(kind)) => (kind, usual, None),
+        None => (DatasetKind::Auto, usual, None),
+    }
 }
 
 /// Reads `path` and `data_files`: where the data is, and which of its files are read.
@@ -333,7 +374,12 @@ fn files_by_split(reader: &mut Reader<'_>, name: &str) -> Option<Vec<(String, Ve
 }
 
 /// Refuses names of columns that rows of this shape do not have.
-fn check_fields(reader: &mut Reader<'_>, entry: &str, kind: DatasetKind) {
+fn check_fields(
+    reader: &mut Reader<'_>,
+    entry: &str,
+    kind: DatasetKind,
+    prompt: Option<&PromptFormat>,
+) {
     let is_instructions = matches!(kind, DatasetKind::Alpaca | DatasetKind::Instructions);
     let mut refuse = |fields: &[&str], message: &str| {
         for field in fields {
@@ -354,10 +400,36 @@ fn check_fields(reader: &mut Reader<'_>, entry: &str, kind: DatasetKind) {
             "is read with `type: instructions` only; in a conversation it is a message",
         );
     }
-    if !is_instructions && kind != DatasetKind::Messages || kind == DatasetKind::Alpaca {
+    let reads_system = match kind {
+        DatasetKind::Alpaca => prompt.is_some_and(PromptFormat::reads_system),
+        kind => is_instructions || kind == DatasetKind::Messages,
+    };
+    if !reads_system {
         refuse(
             &["field_system"],
-            "is read with `type: instructions`, messages and sharegpt only",
+            "is read with `type: instructions`, messages, sharegpt and those of a text with a system message only",
+        );
+    }
+    let type_name = reader.given(&format!("{entry}.type"));
+    let is_user_defined = type_name.is_some_and(|given| given.node.is_text("user_defined"));
+    if !is_user_defined {
+        for field in user_defined::FIELDS {
+            if let Some(given) = reader.given(&format!("{entry}.{field}")) {
+                reader.problem(given, "is read with `type: user_defined` only".to_owned());
+            }
+        }
+    }
+    let mut refuse = |fields: &[&str], message: &str| {
+        for field in fields {
+            if let Some(given) = reader.given(&format!("{entry}.{field}")) {
+                reader.problem(given, message.to_owned());
+            }
+        }
+    };
+    if matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized) {
+        refuse(
+            &OF_OTHERS,
+            "is not read with `type: input_output` and `type: tokenized`, whose columns have fixed names",
         );
     }
     if is_instructions {

@@ -18,7 +18,8 @@ const AXOLOTL: &str = "base_model: m\noptimizer: adamw_bnb_8bit\ntf32: true\ndat
 fn a_converted_job_is_the_same_job() {
     let llama_factory = "model_name_or_path: m\nstage: sft\ntemplate: qwen3\ndataset: a.jsonl, b.jsonl\nfinetuning_type: lora\nlora_rank: 4\n\
                          cutoff_len: 64\nnum_train_epochs: 2.0\n";
-    for text in [AXOLOTL, llama_factory] {
+    let user_defined = "base_model: m\ndatasets:\n- path: a\n  type:\n    system_prompt: ''\n    format: |-\n      Q: {instruction}\n      {input}\n\n    no_input_format: '{instruction} '\n";
+    for text in [AXOLOTL, llama_factory, user_defined] {
         let own = converted(text);
         let (before, after) = (load_text(text).unwrap(), load_text(&own).unwrap());
         let without_notices = |mut job: JobSpec| {

@@ -138,9 +138,9 @@ fn datasets_that_cannot_be_are_named() {
         ["4: unknown field of a dataset `feild_text`; did you mean `field_text`?"]
     );
     assert_eq!(
-        of("datasets:\n- path: a\n  type: jeopardy\n"),
+        of("datasets:\n- path: a\n  type: geopardy\n"),
         [
-            "4: `type` must be one of auto, messages, sharegpt, prompt_completion, alpaca, instructions, text, found `jeopardy`"
+            "4: `type` must be one of auto, messages, sharegpt, prompt_completion, alpaca, instructions, user_defined, input_output, tokenized, text, found `geopardy`"
         ]
     );
     assert_eq!(
@@ -383,13 +383,10 @@ fn values_that_would_change_what_is_learned_are_refused() {
     ] {
         assert!(of_dataset(line)[0].contains("names no rows"), "{line}");
     }
-    for value in ["last", "all", "none", "false"] {
-        let found = of_dataset(&format!("train_on_eos: {value}"));
-        assert!(
-            found[0].starts_with("4: `train_on_eos` is not supported: "),
-            "{found:?}"
-        );
-    }
+    assert_eq!(
+        of_dataset("train_on_eos: false"),
+        ["4: `train_on_eos` must be one of turn, all, last, none, found `false`"]
+    );
 }
 
 #[test]

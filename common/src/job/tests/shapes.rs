@@ -72,7 +72,7 @@ fn columns_of_another_shape_are_refused() {
         ),
         (
             "  type: alpaca\n  field_system: a\n",
-            "messages and sharegpt only",
+            "those of a text with a system message only",
         ),
         (
             "  type: instructions\n  field_messages: a\n",
@@ -83,6 +83,135 @@ fn columns_of_another_shape_are_refused() {
         let found = refusal(entry);
         assert!(found.contains(wanted), "{entry}: {found}");
     }
+}
+
+#[test]
+fn a_text_of_the_jobs_own_is_given_as_fields_or_as_a_mapping() {
+    let fields = "  type: user_defined\n  format: \"[{instruction}|{input}] \"\n  system_prompt: ''\n  field_output: reply\n";
+    let mapping = "  type:\n    format: '[{instruction}|{input}] '\n    system_prompt: ''\n    field_output: reply\n    field_system:\n";
+    for entry in [fields, mapping] {
+        let found = dataset(entry);
+        assert_eq!(found.kind, DatasetKind::Alpaca);
+        assert_eq!(found.fields.output, "reply");
+        let prompt = found.prompt.unwrap();
+        assert_eq!(prompt.with_input, "[{instruction}|{input}] ");
+        assert_eq!(prompt.without_input, "{instruction} ");
+    }
+    for (entry, wanted) in [
+        (
+            "  type: {format: '{output}'}\n",
+            "`format` has `{output}`, and only {instruction} and {input}",
+        ),
+        (
+            "  type: {no_input_format: '{input}'}\n",
+            "and only {instruction} stand",
+        ),
+        ("  type: {system_format: '{'}\n", "single `{`"),
+        ("  type: {field: text}\n", "unknown field of `type` `field`"),
+        (
+            "  type: alpaca\n  format: a\n",
+            "`format` is read with `type: user_defined` only",
+        ),
+    ] {
+        let found = refusal(entry);
+        assert!(found.contains(wanted), "{entry}: {found}");
+    }
+}
+
+#[test]
+fn types_of_axolotl_that_are_not_read_say_why() {
+    for (name, wanted) in [
+        ("chat_template.argilla", "preferences"),
+        ("llama3.ultra", "preferences"),
+        ("bradley_terry.chat_template", "reward model"),
+        ("ebft_pretrain.transform", "reinforcement learning"),
+        ("llama2_chat", "old type of Axolotl"),
+        ("alpaca:chatty", "must be one of"),
+    ] {
+        let found = refusal(&format!("  type: {name}\n"));
+        assert!(found.contains(wanted), "{name}: {found}");
+    }
+}
+
+#[test]
+fn alpaca_by_its_other_names_is_the_same_dataset() {
+    let alpaca = dataset("  type: alpaca\n");
+    assert_eq!(alpaca.prompt, None);
+    for name in ["alpaca:instruct", "alpaca_instruct"] {
+        assert_eq!(dataset(&format!("  type: {name}\n")), alpaca);
+    }
+    // The text is part of the job, so that a change of it is one of the digest.
+    let chat = dataset("  type: alpaca:chat\n");
+    assert!(
+        chat.prompt
+            .is_some_and(|prompt| prompt.with_input.starts_with("SYSTEM: Below"))
+    );
+}
+
+#[test]
+fn what_of_conversations_is_learned_is_read_by_axolotls_names() {
+    let usual = dataset("").mask;
+    let same = "  roles_to_train: [assistant]\n  train_on_eos: turn\n  train_on_eot: turn\n";
+    assert_eq!(dataset(same).mask, usual);
+    assert_eq!(dataset("  roles_to_train: [gpt]\n").mask, usual);
+    let mask = dataset(
+        "  roles: {assistant: [bot]}\n  roles_to_train: [bot, human]\n  train_on_eos: last\n  message_field_training: keep\n  message_field_training_detail: spans\n",
+    )
+    .mask;
+    let name = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        mask.roles,
+        Some(vec!["assistant".to_owned(), "user".to_owned()])
+    );
+    assert_eq!((mask.eos, mask.eot), (EndOfTurn::Last, EndOfTurn::Last));
+    assert_eq!(
+        (mask.training, mask.training_detail),
+        (name("keep"), name("spans"))
+    );
+    assert_eq!(
+        dataset("  roles_to_train: []\n").mask.roles,
+        Some(Vec::new())
+    );
+    let of_job = |lines: &str| load_text(&format!("base_model: m\ndatasets: a\n{lines}"));
+    assert!(
+        of_job("mask_history: true\n").unwrap().datasets[0]
+            .mask
+            .last_only
+    );
+    for (entry, wanted) in [
+        (
+            "  train_on_eot: none\n",
+            "without `eot_tokens` both are of the same token",
+        ),
+        ("  type: text\n  train_on_eos: all\n", "is of conversations"),
+        (
+            "  message_field_training: a\n  message_field_training_detail: a\n",
+            "both name `a`",
+        ),
+        (
+            "train_on_inputs: true\nmask_history: true\n",
+            "and `train_on_inputs` that everything is",
+        ),
+        (
+            "  train_on_eos: none\ntrain_on_inputs: true\n",
+            "and `train_on_inputs` that everything is",
+        ),
+    ] {
+        let found = refusal(entry);
+        assert!(found.contains(wanted), "{entry}: {found}");
+    }
+    let two = "  train_on_eos: none\n  train_on_eot: turn\n  eot_tokens: [<end>]\n";
+    let mask = dataset(two).mask;
+    assert_eq!((mask.eos, mask.eot), (EndOfTurn::None, EndOfTurn::Turn));
+}
+
+#[test]
+fn thinking_may_be_mapped_as_a_property_of_messages() {
+    let mapped =
+        dataset("  message_property_mappings: {role: from, content: value, thinking: thoughts}\n");
+    let wanted = Some(["thoughts".to_owned(), "thinking".to_owned()]);
+    assert_eq!(mapped.fields.thinking, wanted);
+    assert_eq!(mapped.fields.role, "from");
 }
 
 #[test]

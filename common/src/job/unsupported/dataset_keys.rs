@@ -27,38 +27,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "give it as the path of the dataset"),
     },
     Group {
-        keys: &["roles_to_train"],
-        rule: Only(
-            &["assistant"],
-            "the assistant's turns are trained, but for messages with `train: false` or `weight: 0`; see train_on_inputs",
-        ),
-    },
-    Group {
-        keys: &["train_on_eos", "train_on_eot"],
-        rule: Only(
-            &["turn"],
-            "the end token of every trained turn is learned, and no other one; write turn, or remove it",
-        ),
-    },
-    Group {
-        keys: &["message_field_training*"],
-        rule: Only(
-            OFF,
-            "`train` and `weight` of a message say whether it is learned, by these names only: rename it in the data, and remove this",
-        ),
-    },
-    Group {
-        keys: &["system_prompt", "system_format"],
-        rule: Only(OFF, "put the system message into the messages"),
-    },
-    Group {
-        keys: &[
-            "format",
-            "no_input_format",
-            "input_format",
-            "input_transform",
-            "prompt_format",
-        ],
+        keys: &["input_format", "input_transform", "prompt_format"],
         rule: Only(OFF, NO_FORMAT),
     },
     Group {

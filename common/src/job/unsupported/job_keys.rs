@@ -601,10 +601,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(&[], IN_DATASET),
     },
     Group {
-        keys: &["mask_history"],
-        rule: Only(OFF, "every answer of a conversation is learned; remove it"),
-    },
-    Group {
         keys: &["truncation_mode", "truncation_side"],
         rule: Only(&[], SPLIT_NOT_CUT),
     },

@@ -1,0 +1,152 @@
+//! The tokens of a conversation's text, and which of them are learned.
+//!
+//! Enters: a text with the bytes that are learned. Leaves: its example, each answer with the token that ends it.
+
+use std::ops::Range;
+
+use super::super::record::Ends;
+use super::super::tokenize::Encoded;
+use super::answer::{Learned, What};
+use super::conversation::Draft;
+use super::ends::EndTokens;
+use super::{Example, ExampleMaker, is_blank, masked};
+
+impl ExampleMaker<'_> {
+    pub(super) fn templated(&self, draft: Draft) -> Result<Example, String> {
+        let Draft {
+            text,
+            learned,
+            ends,
+            has_last,
+            is_exact,
+        } = draft;
+        let Encoded {
+            mut ids,
+            mut offsets,
+        } = self.encode(&text, false)?;
+        let mut trained = vec![false; ids.len()];
+        let end_tokens = EndTokens {
+            tokenizer: self.tokenizer,
+            text: &text,
+            ids: &ids,
+            offsets: &offsets,
+        };
+        let mut found_ends = Vec::new();
+        let mut ends_open = false;
+        let mut last = ids.len();
+        for answer in &learned {
+            let covered = tokens_in(&offsets, &answer.span);
+            let end_of_turn = ids[covered.clone()]
+                .iter()
+                .rposition(|id| self.ends_a_turn(*id))
+                .map(|at| covered.start + at)
+                .filter(|at| is_blank(&text, offsets[*at].end..answer.span.end));
+            let end = match end_of_turn {
+                Some(at) if answer.span != (0..text.len()) && !is_exact => Some(at + 1),
+                None if !is_exact => self.end_that_follows(&text, &ids, &offsets, answer)?,
+                _ => None,
+            };
+            match &answer.what {
+                What::Answer => trained[covered.start..end.unwrap_or(covered.end)].fill(true),
+                What::Message => trained[covered.clone()].fill(true),
+                What::Parts(stretches) => {
+                    let tokens = |stretch| masked::learned_tokens(stretch, &text, &offsets);
+                    let learned = stretches.iter().flat_map(tokens);
+                    learned.for_each(|token| trained[token] = true);
+                }
+                What::Nothing => {}
+            }
+            let end = match answer.what {
+                What::Answer => end,
+                _ => end.map(|end| end_tokens.last(end, answer.limit)),
+            };
+            if let Some(end) = end
+                && (ends != Ends::default() || answer.what != What::Answer)
+            {
+                let tail = end_tokens.before(end);
+                trained[tail.clone()].fill(false);
+                let of_answer = tail.filter(|token| self.ends_a_turn(ids[*token]));
+                let is_learned = answer.what != What::Nothing;
+                found_ends.extend(of_answer.map(|token| (token, is_learned)));
+            }
+            let has_end = end.is_some() || end_of_turn.is_some();
+            let rest = answer.span.end..text.len();
+            ends_open = answer.is_answer
+                && ends.eos.learns(true, has_last)
+                && !has_end
+                && !covered.is_empty()
+                && (rest.is_empty() || (is_exact && is_blank(&text, rest)));
+            last = covered.end;
+        }
+        end_tokens.learn(&mut trained, &found_ends, ends, has_last);
+        let mut added_eos = false;
+        if ends_open && let Some(eos) = self.tokenizer.eos_id() {
+            // White space behind the answer, which nobody learns to write, would stand between it and its end.
+            ids.truncate(last);
+            trained.truncate(last);
+            offsets.truncate(last);
+            ids.push(eos);
+            trained.push(true);
+            offsets.push(text.len()..text.len());
+            added_eos = true;
+        }
+        if let Some(first) = trained.first_mut() {
+            *first = false;
+        }
+        Ok(Example {
+            text,
+            ids,
+            trained,
+            offsets,
+            added_eos,
+            templated: true,
+            ..Example::default()
+        })
+    }
+
+    /// The end token after an answer that some templates write only when the next message comes. Returns the token after
+    /// it.
+    fn end_that_follows(
+        &self,
+        text: &str,
+        ids: &[u32],
+        offsets: &[Range<usize>],
+        answer: &Learned,
+    ) -> Result<Option<usize>, String> {
+        let Learned {
+            span,
+            limit,
+            is_open,
+            ..
+        } = answer;
+        let from = offsets.partition_point(|covered| covered.start < span.end);
+        let end = (from..ids.len())
+            .take_while(|token| offsets[*token].end <= *limit)
+            .take_while(|token| *is_open || is_blank(text, span.end..offsets[*token].start))
+            .find(|token| self.tokenizer.eos_ids().contains(&ids[*token]))
+            .map(|token| token + 1);
+        if end.is_none() && *is_open {
+            return Err(format!(
+                "the chat template does not show where this answer ends: {:?}",
+                excerpt(text.get(span.clone()).unwrap_or_default())
+            ));
+        }
+        Ok(end)
+    }
+}
+
+/// The tokens that cover any byte of the span (several may cover the bytes of one character).
+pub fn tokens_in(offsets: &[Range<usize>], span: &Range<usize>) -> Range<usize> {
+    let first = offsets.partition_point(|covered| covered.end <= span.start);
+    let last = offsets.partition_point(|covered| covered.start < span.end);
+    first..last.max(first)
+}
+
+/// The beginning of a text, for a message.
+fn excerpt(text: &str) -> String {
+    const SHOWN: usize = 40;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
