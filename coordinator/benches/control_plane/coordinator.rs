@@ -80,6 +80,7 @@ async fn drive(min_workers: usize, slots: usize) {
         save_total_limit: None,
         write_trainer_state: Box::new(|_, _| Ok(())),
         template: None,
+        eos_token: None,
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     };

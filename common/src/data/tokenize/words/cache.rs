@@ -62,6 +62,9 @@ impl Words {
     }
 }
 
+/// An encoder's number, its words, and what else a thread holds for it.
+type Remembered = (u64, Words, Box<dyn Any>);
+
 /// Calls `work` with the words that this thread remembers of an encoder, and with something that `new` makes once for both.
 pub(super) fn with_words_of<C: 'static, T>(
     encoder: u64,
@@ -69,7 +72,7 @@ pub(super) fn with_words_of<C: 'static, T>(
     work: impl FnOnce(&mut Words, &mut C) -> T,
 ) -> T {
     thread_local! {
-        static WORDS: RefCell<Option<(u64, Words, Box<dyn Any>)>> = const { RefCell::new(None) };
+        static WORDS: RefCell<Option<Remembered>> = const { RefCell::new(None) };
     }
     WORDS.with(|held| {
         let mut held = held.try_borrow_mut().ok();
