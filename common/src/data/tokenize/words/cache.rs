@@ -17,7 +17,9 @@ const MAX_WORD_BYTES: usize = 96;
 /// Words of one tokenizer.
 #[derive(Default)]
 pub(super) struct Words {
-    places: HashMap<Box<str>, (u32, u32), RandomState>,
+    /// Where the tokens of a word are: of a short one by its bytes, which stand in the map itself.
+    short: HashMap<u128, (u32, u32), RandomState>,
+    long: HashMap<Box<str>, (u32, u32), RandomState>,
     /// The tokens of all words with their bytes.
     tokens: Vec<(u32, u32)>,
     /// The tokens of a word that is not remembered.
@@ -40,7 +42,12 @@ impl Words {
         word: &str,
         make: impl FnOnce() -> Result<Option<Vec<(u32, u32)>>, E>,
     ) -> Result<Option<Tokens<'_>>, E> {
-        if let Some((start, end)) = self.places.get(word) {
+        let packed = packed(word);
+        let known = match packed {
+            Some(packed) => self.short.get(&packed),
+            None => self.long.get(word),
+        };
+        if let Some((start, end)) = known {
             return Ok(Some(Tokens(&self.tokens[*start as usize..*end as usize])));
         }
         let Some(made) = make()? else {
@@ -50,16 +57,29 @@ impl Words {
             self.last = made;
             return Ok(Some(Tokens(&self.last)));
         }
-        if self.places.len() >= MAX_WORDS {
-            self.places.clear();
+        if self.short.len() + self.long.len() >= MAX_WORDS {
+            self.short.clear();
+            self.long.clear();
             self.tokens.clear();
         }
         let start = self.tokens.len();
         self.tokens.extend(made);
         let place = (start as u32, self.tokens.len() as u32);
-        self.places.insert(word.into(), place);
+        match packed {
+            Some(packed) => self.short.insert(packed, place),
+            None => self.long.insert(word.into(), place),
+        };
         Ok(Some(Tokens(&self.tokens[start..])))
     }
+}
+
+/// The bytes of a short word and how many they are, in one number.
+fn packed(word: &str) -> Option<u128> {
+    let mut bytes = [0; size_of::<u128>()];
+    let (length, room) = bytes.split_first_mut()?;
+    room.get_mut(..word.len())?.copy_from_slice(word.as_bytes());
+    *length = word.len() as u8;
+    Some(u128::from_le_bytes(bytes))
 }
 
 /// An encoder's number, its words, and what else a thread holds for it.
