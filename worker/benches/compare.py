@@ -9,7 +9,8 @@ row above 5% means nothing. Ctrl-C ends it and all that it started. A row that c
 the exit code is 1; it is 0 however many goals were missed.
 
 Rows: training steps (`worker bench` against peer/train.py), chats packed against padded (a real `coordinator start
---single-node` against peer/padded.py), start-up (against a Transformers Trainer, peer/startup.py), two workers against one
+--single-node` against peer/padded.py), chats made ready for training (`coordinator check` against `datasets` and
+`apply_chat_template`, peer/prepare.py; --chat-model names a model whose tokenizer and template are meant), start-up (against a Transformers Trainer, peer/startup.py), two workers against one
 (real coordinator and workers), and the exchange (`worker bench-exchange` against gloo, peer/exchange.py).
 """
 
@@ -38,6 +39,7 @@ class Settings:
         self.rounds, self.steps = args.rounds, args.steps
         self.worker, self.coordinator = args.binaries / "worker", args.binaries / "coordinator"
         self.peers, self.folder = BENCHES / "peer", folder
+        self.chat_model = args.chat_model
         self.outputs = 0
 
     def model(self, shape):
@@ -55,6 +57,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="a Python with torch, transformers and peft")
     parser.add_argument("--binaries", type=Path, default=REPOSITORY / "target/release", help="where worker and coordinator are")
+    parser.add_argument("--chat-model", type=Path, help="folder of a chat model, for the row on preparing data")
     parser.add_argument("--threads", type=int, default=2, help="of each side; even, for the row with two workers")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5, help="measured in each round of the training rows")

@@ -317,6 +317,14 @@ impl Merged {
                 return;
             }
             Some(first) if first.written != key.text && first.node.is_null() => {}
+            // Nor does the same under two of its names.
+            Some(first)
+                if first.layer == layer
+                    && first.written != key.text
+                    && first.node.says_the_same(&node) =>
+            {
+                return;
+            }
             Some(first) if first.layer == layer => {
                 if layer != Layer::Flag {
                     twice(&key, &first.written, &first.origin, problems);

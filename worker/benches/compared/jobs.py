@@ -27,6 +27,10 @@ CHAT_TOKENS = 512
 # The peer's rows in a batch: about as many as a block of Muster holds.
 CHAT_BATCH = 4
 
+PREPARED = "chats read, rendered and tokenised"
+PREPARED_GOAL = 4.0
+PREPARED_ROWS = 50_000
+
 STARTUP = "start of the process to the first finished step, small model"
 STARTUP_GOAL = 0.1
 STARTUP_ROWS = 100
@@ -39,7 +43,7 @@ WARM_STEPS = 2
 
 
 def rows():
-    return [(CHAT, chat), (STARTUP, startup), (SCALING, scaling)]
+    return [(CHAT, chat), (PREPARED, prepared), (STARTUP, startup), (SCALING, scaling)]
 
 
 def chat(settings):
@@ -72,6 +76,22 @@ def chat(settings):
         speeds[1].append(theirs["trained_tokens_per_second"])
     ours, theirs = map(statistics.median, speeds)
     yield Line(CHAT, "trained tokens/s", ours, theirs, CHAT_GOAL, load.of_others(), remark=f"{share:.0%} of the tokens are trained")
+
+
+def prepared(settings):
+    model, data = settings.chat_model or settings.model("small"), settings.folder / "prepared.jsonl"
+    write_chats(data, PREPARED_ROWS)
+    peer = [settings.python, settings.peers / "prepare.py", "--model", model, "--data", data, "--processes", settings.threads]
+    speeds = ([], [])
+    load = Load()
+    for _ in range(settings.rounds):
+        started = time.monotonic()
+        # With the masks of what is learned and the packing, which the peer does not make.
+        run([settings.coordinator, "check", *lora_job(model, data, ["--output-dir", settings.fresh("prepared")])])
+        speeds[0].append(PREPARED_ROWS / (time.monotonic() - started))
+        speeds[1].append(report(peer)["rows_per_second"])
+    ours, theirs = map(statistics.median, speeds)
+    yield Line(PREPARED, "rows/s", ours, theirs, PREPARED_GOAL, load.of_others())
 
 
 def startup(settings):

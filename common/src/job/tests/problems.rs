@@ -285,18 +285,26 @@ fn a_run_is_resumed_from_what_there_is() {
 }
 
 #[test]
+fn two_names_of_a_field_may_say_the_same() {
+    let text = format!("{SMALL}bf16: true\nbfloat16: true\nlr: 1e-4\nlearning_rate: 0.0001\n");
+    let job = load_with(&text, &[], &[]).unwrap();
+    assert_eq!(job.learning_rate, 1e-4);
+    assert_eq!(job.base_dtype, BaseDtype::Bfloat16);
+}
+
+#[test]
 fn a_field_given_twice_is_refused() {
     check_problems(
         "seed: 1\nseed: 1\n",
         &["4: `seed` is given twice, first at line 3"],
     );
     check_problems(
-        "lr: 1\nlearning_rate: 1\n",
+        "lr: 1\nlearning_rate: 2\n",
         &["4: `learning_rate` means the same as `lr`, given at line 3; remove one"],
     );
     let variables = load_with(
         SMALL,
-        &[("MUSTER_LR", "1"), ("MUSTER_LEARNING_RATE", "1")],
+        &[("MUSTER_LR", "1"), ("MUSTER_LEARNING_RATE", "2")],
         &[],
     );
     assert_eq!(

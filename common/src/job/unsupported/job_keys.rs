@@ -186,6 +186,13 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
+        keys: &["cls_model_config"],
+        rule: InertIf(
+            &["*Config"],
+            "config.json is read from base_model, and says of which kind it is; remove it",
+        ),
+    },
+    Group {
         keys: &["plugins"],
         rule: InertIf(
             &[
@@ -196,6 +203,8 @@ pub(super) const GROUPS: &[Group] = &[
                 "*.KernelsPlugin",
                 "*.LMEvalPlugin",
                 "*.SwanLabPlugin",
+                // How work is divided among devices.
+                "*.ExpertParallelPlugin",
             ],
             "a plugin that changes what is learned is not supported; remove it",
         ),
@@ -544,7 +553,6 @@ pub(super) const GROUPS: &[Group] = &[
             "model_kwargs",
             "overrides_of_model_config",
             "model_config",
-            "cls_model_config",
             "overrides_of_model_kwargs",
             "rope_scaling",
             "rope_theta",
