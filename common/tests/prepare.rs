@@ -801,6 +801,77 @@ fn data_to_evaluate_makes_blocks_of_its_own_and_is_never_trained_on() {
     assert!(setup.problems()[0].contains("eval.jsonl"));
 }
 
+/// Rows of plain text, `train` to learn and `eval` to evaluate, each in a file.
+fn with_evaluation(train: &[&str], eval: &[&str]) -> Setup {
+    let rows = |texts: &[&str]| -> String {
+        let rows = texts.iter();
+        rows.map(|text| format!("{{\"text\": \"{text}\"}}\n"))
+            .collect()
+    };
+    let mut setup = Setup::new(&rows(train));
+    let path = setup.folder.path().join("eval.jsonl");
+    std::fs::write(&path, rows(eval)).unwrap();
+    let eval = DatasetSpec::new(path, DatasetKind::Auto, FieldNames::default());
+    setup.job.test_datasets = vec![eval];
+    setup
+}
+
+#[test]
+fn which_rows_are_evaluated_decides_the_blocks() {
+    let mut setup = with_evaluation(&["one", "two"], &["three", "four", "five"]);
+    let all = setup.prepare().unwrap();
+    setup.job.test_datasets[0].selection.skip = 1;
+    let fewer = setup.prepare().unwrap();
+    assert_eq!(
+        (all.counts.eval_examples, fewer.counts.eval_examples),
+        (3, 2)
+    );
+    // A file that moves from what is learned to what is evaluated makes other data of the same files.
+    let path = setup.job.test_datasets.remove(0).path;
+    let learned = DatasetSpec::new(path, DatasetKind::Auto, FieldNames::default());
+    setup.job.datasets.push(learned);
+    let together = setup.prepare().unwrap();
+    assert_eq!(together.counts.eval_examples, 0);
+    assert_ne!(together.data_digest, all.data_digest);
+    assert_ne!(together.file.digest(), all.file.digest());
+}
+
+#[test]
+fn data_to_evaluate_that_is_all_left_out_is_an_error() {
+    let mut setup = with_evaluation(&["one", "two"], &["two", "one"]);
+    setup.job.mixture.deduplicate = true;
+    let problems = setup.problems();
+    assert!(
+        problems[0].contains("nothing is left to evaluate"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn repeated_data_beside_data_to_evaluate_is_found_again() {
+    let mut setup = with_evaluation(
+        &["one two three four five six", "seven"],
+        &["eight nine ten"],
+    );
+    setup.job.reading.left_to_data.sequence_len = true;
+    setup.job.datasets[0].selection.repeat = Some(3);
+    let made = setup.prepare().unwrap();
+    assert!(!made.is_found);
+    assert_eq!((made.counts.examples, made.counts.eval_examples), (7, 1));
+    let again = setup.prepare().unwrap();
+    assert!(again.is_found);
+    assert_eq!(again.job, made.job);
+    // Of rows that come several times each is held out once or learned every time.
+    setup.job.test_datasets.clear();
+    setup.job.val_set_size = ValSetSize::Examples(1);
+    let held_out = setup.prepare().unwrap();
+    assert_eq!(
+        (held_out.counts.examples, held_out.counts.eval_examples),
+        (4, 1)
+    );
+    assert!(setup.prepare().unwrap().is_found);
+}
+
 #[test]
 fn a_block_file_is_made_once_and_again_when_damaged_or_outdated() {
     let mut setup = Setup::new(CHAT);

@@ -148,7 +148,7 @@ impl<'a> Source<'a> {
             } else if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
                 reading.notes.push(format!(
                     "{}: split {split} ends beyond the file, which has {}: {} taken",
-                    dataset.path.display(),
+                    dataset.shown(),
                     count(have as u64, "row"),
                     count(read, "row")
                 ));

@@ -138,7 +138,7 @@ impl Notes {
         if self.untold > 0 {
             lines.push(format!(
                 "{}: {} more notes on its rows are not shown",
-                dataset.path.display(),
+                dataset.shown(),
                 self.untold
             ));
         }

@@ -35,6 +35,8 @@ pub struct Packer {
     sets: Vec<u64>,
     /// The rows in the order in which they are trained on; None where that is the order of the data.
     mixed: Option<Mixed>,
+    /// For each row whether it is evaluated only; None where none is.
+    held_out: Option<Vec<bool>>,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
     /// Number of rows of which an answer says that it is not learned.
@@ -110,6 +112,7 @@ impl Packer {
             lengths: Vec::new(),
             sets: Vec::new(),
             mixed: None,
+            held_out: None,
             row_goes_on: false,
             left_out_rows: 0,
             counts: DataCounts::default(),
@@ -167,7 +170,20 @@ impl Packer {
             rows: rows_of(&self.lengths).collect(),
             order,
         });
+        self.held_out = self.held_out(job)?;
         Ok(())
+    }
+
+    fn is_held_out(&self, row: usize) -> bool {
+        self.held_out.as_ref().is_some_and(|held_out| held_out[row])
+    }
+
+    /// The rows as they are trained on and evaluated, where that is not the order of the data.
+    fn used_rows<'a>(&'a self, mixed: &'a Mixed) -> impl Iterator<Item = Row> + 'a {
+        let order = mixed.order.iter().map(|row| *row as usize);
+        let trained = order.filter(|row| !self.is_held_out(*row));
+        let evaluated = (0..mixed.rows.len()).filter(|row| self.is_held_out(*row));
+        trained.chain(evaluated).map(|row| mixed.rows[row])
     }
 
     /// Size of the examples as they are trained on, uncut, for a model of so many positions.
@@ -181,8 +197,8 @@ impl Packer {
         };
         if let Some(mixed) = &self.mixed {
             (size.examples, size.longest, size.tokens) = (0, 0, 0);
-            for row in &mixed.order {
-                for length in examples_of(&self.lengths, mixed.rows[*row as usize]) {
+            for row in self.used_rows(mixed) {
+                for length in examples_of(&self.lengths, row) {
                     size.examples += 1;
                     size.longest = size.longest.max(u64::from(length));
                     size.tokens += u64::from(length);
@@ -198,13 +214,11 @@ impl Packer {
         if job.excess_length_strategy == ExcessLength::Raise {
             self.refuse_longer(job)?;
         }
-        let held_out = self.held_out(job)?;
-        let is_held_out = |row: usize| held_out.as_ref().is_some_and(|held_out| held_out[row]);
         let counts = std::mem::take(&mut self.counts);
         let mut cutter = Cutter::new(job, &self, counts);
         if let Some(mixed) = &self.mixed {
             for row in mixed.order.iter().map(|row| *row as usize) {
-                if !is_held_out(row) {
+                if !self.is_held_out(row) {
                     cutter.cut(row, mixed.rows[row], false, |range, found| {
                         self.tokens.read(range, found)
                     })?;
@@ -213,7 +227,7 @@ impl Packer {
         }
         let mut in_order = self.tokens.in_order();
         for (number, row) in rows_of(&self.lengths).enumerate() {
-            let is_eval = is_held_out(number);
+            let is_eval = self.is_held_out(number);
             if is_eval || self.mixed.is_none() {
                 cutter.cut(number, row, is_eval, |range, found| {
                     in_order.skip_to(range.start);
@@ -227,8 +241,10 @@ impl Packer {
             counts,
             ..
         } = cutter;
-        drop(held_out);
         self.counts = counts;
+        if !job.test_datasets.is_empty() && self.counts.eval_examples == 0 {
+            return Err("test_datasets: nothing is left to evaluate: every example was left out (min_sample_len, dataset_exact_deduplication)".to_owned());
+        }
         if train.lengths.is_empty() {
             return Err(self.nothing_to_learn("the training data has no trained token"));
         }
@@ -243,7 +259,7 @@ impl Packer {
             // It is all that is counted.
             self.counts.sets.clear();
         }
-        (self.lengths, self.mixed) = (Vec::new(), None);
+        (self.lengths, self.mixed, self.held_out) = (Vec::new(), None, None);
         let groups = train.grouped(job);
         let eval_groups = eval.grouped(job);
         self.counts.blocks = groups.len() as u64;
@@ -277,8 +293,14 @@ impl Packer {
 
     /// Refuses data with an example longer than a block.
     fn refuse_longer(&self, job: &JobSpec) -> Result<(), String> {
-        let lengths = self.lengths.iter().map(|length| length & !STARTS_ROW);
-        let longer = lengths
+        let used: Box<dyn Iterator<Item = u32>> = match &self.mixed {
+            None => Box::new(self.lengths.iter().map(|length| length & !STARTS_ROW)),
+            Some(mixed) => {
+                let rows = self.used_rows(mixed);
+                Box::new(rows.flat_map(|row| examples_of(&self.lengths, row)))
+            }
+        };
+        let longer = used
             .filter(|length| *length as usize > job.sequence_len)
             .count();
         let Some(longest) = self.longest.as_ref().filter(|_| longer > 0) else {

@@ -23,7 +23,7 @@ use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
 /// Version of the packing; it changes whenever equal inputs may give other blocks.
-const PACKING_VERSION: u64 = 3;
+const PACKING_VERSION: u64 = 4;
 
 /// The data, ready for training.
 #[derive(Debug)]
@@ -67,9 +67,10 @@ pub fn prepare_blocks_or_find(
     let data_digest = data_digest(job, progress)?;
     let positions = model_positions(job)?;
     let inputs_of = |job: &JobSpec| inputs_digest(job, &data_digest, tokenizer, template);
-    let mut notices = Vec::new();
+    // What cannot be used is told where nothing else can be.
+    let mut damaged = Vec::new();
     for folder in std::iter::once(out_dir).chain(others.iter().map(PathBuf::as_path)) {
-        let found = reuse(folder, job, positions, inputs_of, &mut notices);
+        let found = reuse(folder, job, positions, inputs_of, &mut damaged);
         if let Some((job, file, counts)) = found {
             return Ok(PreparedData {
                 job: settle(&job, counts.size(positions), counts.blocks),
@@ -78,7 +79,7 @@ pub fn prepare_blocks_or_find(
                 samples: samples(&job, tokenizer, template, 1)?,
                 data_digest,
                 is_found: true,
-                notices,
+                notices: Vec::new(),
             });
         }
     }
@@ -123,7 +124,7 @@ pub fn prepare_blocks_or_find(
         samples: first.into_iter().collect(),
         data_digest,
         is_found: false,
-        notices,
+        notices: damaged,
     })
 }
 
@@ -231,10 +232,9 @@ fn reuse(
         let name = path.file_name().and_then(OsStr::to_str);
         name.is_some_and(is_file_name)
     };
-    paths
-        .filter(is_ours)
-        .take(MAX_CANDIDATES)
-        .find_map(|path| usable(&path))
+    let mut paths: Vec<PathBuf> = paths.filter(is_ours).take(MAX_CANDIDATES).collect();
+    paths.sort_unstable();
+    paths.iter().find_map(|path| usable(path))
 }
 
 /// How many positions the model was made for, as its `config.json` says.
@@ -252,15 +252,27 @@ fn bytes_of(job: &JobSpec) -> u64 {
     sizes.sum()
 }
 
-/// BLAKE3 over the dataset files in order, hex.
+/// BLAKE3 over the dataset files in order, with the splits and datasets that they are of, hex.
 fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors> {
     let mut all = blake3::Hasher::new();
     let mut errors = DataErrors::default();
-    for file in job.all_datasets().flat_map(DatasetSpec::read_files) {
-        match digest_of_file(&file, progress) {
-            Ok(digest) => drop(all.update(digest.as_bytes())),
-            Err(reason) => errors.merge(DataErrors::one(Some(&file), reason)),
+    // A file that moves from one dataset, list or split to another makes other data.
+    all.update(&(job.datasets.len() as u64).to_le_bytes());
+    for dataset in job.all_datasets() {
+        let split = dataset.rows().unwrap_or_default();
+        let splits = dataset.files().into_iter();
+        for (name, files) in splits.filter(|(name, _)| split.reads(name)) {
+            all.update(&(name.len() as u64).to_le_bytes());
+            all.update(name.as_bytes());
+            all.update(&(files.len() as u64).to_le_bytes());
+            for file in files {
+                match digest_of_file(&file, progress) {
+                    Ok(digest) => drop(all.update(digest.as_bytes())),
+                    Err(reason) => errors.merge(DataErrors::one(Some(&file), reason)),
+                }
+            }
         }
+        all.update(b"next dataset");
     }
     errors.or(all.finalize().to_hex().to_string())
 }
@@ -285,6 +297,7 @@ fn inputs_digest(
             let rows = (&dataset.split, dataset.max_samples, &dataset.format);
             let shown = (dataset.has_system_column, dataset.drop_system_message);
             let shape = (dataset.kind, &dataset.fields, &dataset.prompt);
+            let rows = (rows, &dataset.selection);
             serde_json::json!((shape, rows, &dataset.roles, shown, &dataset.mask))
         });
         serde_json::Value::Array(described.collect())
@@ -304,23 +317,16 @@ fn inputs_digest(
         &job.eot_tokens,
         job.excess_length_strategy,
     ]);
-    // What was not there in earlier versions counts where it is not at its default.
-    let selections: Vec<_> = job
-        .datasets
-        .iter()
-        .map(|dataset| &dataset.selection)
-        .collect();
-    let is_mixed = job.mixture != MixtureSpec::default();
-    let is_selected = selections.iter().any(|one| **one != Selection::default());
-    if let Some(parts) = description
-        .as_array_mut()
-        .filter(|_| is_mixed || is_selected)
-    {
-        parts.push(serde_json::json!([job.mixture, selections, job.seed]));
-    }
-    // Last and only where there are some, so that other jobs find the blocks that they had.
-    if let (false, Some(parts)) = (job.test_datasets.is_empty(), description.as_array_mut()) {
-        parts.push(described(&job.test_datasets));
+    // What most jobs have not counts where it is not at its default.
+    let selects = |dataset: &DatasetSpec| dataset.selection != Selection::default();
+    let is_mixed = job.mixture != MixtureSpec::default() || job.all_datasets().any(selects);
+    if let Some(parts) = description.as_array_mut() {
+        if is_mixed {
+            parts.push(serde_json::json!([job.mixture, job.seed]));
+        }
+        if !job.test_datasets.is_empty() {
+            parts.push(described(&job.test_datasets));
+        }
     }
     blake3::hash(description.to_string().as_bytes())
 }

@@ -48,6 +48,12 @@ impl AtomicFile {
         })
     }
 
+    /// [`commit`](Self::commit) under another name in the same folder, which only the content tells.
+    pub fn commit_as(mut self, target: &Path) -> Result<(), FileError> {
+        self.target = target.to_owned();
+        self.commit()
+    }
+
     /// Makes the content durable and gives it its name.
     pub fn commit(mut self) -> Result<(), FileError> {
         let Some(writer) = self.writer.take() else {

@@ -373,6 +373,12 @@ impl DatasetSpec {
         files.nth(index).unwrap_or(&self.path)
     }
 
+    /// The dataset as people know it: its path, or an address without what may be a key in it.
+    pub fn shown(&self) -> String {
+        let path = self.path.display().to_string();
+        shown_address(&path).to_owned()
+    }
+
     /// The files of the splits that are read, each once.
     pub fn read_files(&self) -> Vec<PathBuf> {
         let split = self.rows().unwrap_or_default();
@@ -400,6 +406,14 @@ impl DatasetSpec {
             .map_or(Ok(Split::default()), Split::parse)?;
         let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
         Ok(split.among(&names))
+    }
+}
+
+/// An address without its query, in which a key may be; any other text as it is.
+pub fn shown_address(text: &str) -> &str {
+    match text.split_once('?') {
+        Some((shown, _)) if text.contains("://") => shown,
+        _ => text,
     }
 }
 

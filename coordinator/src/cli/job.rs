@@ -397,9 +397,10 @@ mod tests {
             job.reading.notices,
             ["not needed here: tf32, remove_unused_columns"]
         );
-        let refused =
-            job_of("--base_model m --dataset d --load_in_4bit --optim galore_adamw --deepspeed z3.json")
-                .unwrap_err();
+        let refused = job_of(
+            "--base_model m --dataset d --load_in_4bit --optim galore_adamw --deepspeed z3.json",
+        )
+        .unwrap_err();
         assert_eq!(refused.problems.len(), 2, "{refused}");
     }
 

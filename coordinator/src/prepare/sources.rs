@@ -43,7 +43,7 @@ pub fn obtain(
         for (index, dataset) in entries.iter_mut().enumerate() {
             match datasets::obtain(&sources, (list, index), dataset) {
                 Ok(notice) => job.reading.notices.extend(notice),
-                Err(reason) => problems.push(format!("{}: {reason}", dataset.path.display())),
+                Err(reason) => problems.push(format!("{}: {reason}", dataset.shown())),
             }
         }
     }

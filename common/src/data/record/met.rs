@@ -141,11 +141,7 @@ impl Met {
                 Place::OwnRole => format!("no message has one of the roles {names}"),
                 Place::Role => format!("no message is of the role {names}"),
             };
-            format!(
-                "{}: {what}, which {} names",
-                spec.path.display(),
-                name.field
-            )
+            format!("{}: {what}, which {} names", spec.shown(), name.field)
         };
         unmet.map(line).collect()
     }

@@ -9,7 +9,7 @@ use super::super::fields::{DATASETS, LISTS, TEST_DATASETS};
 use super::super::prompt_format::PromptFormat;
 use super::super::quote::shorten;
 use super::super::read::Reader;
-use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING};
+use super::super::spec::{DatasetKind, DatasetSpec, FieldNames, REASONING, Selection};
 use super::super::split::{Split, TRAIN};
 use super::super::yaml::Value;
 use super::mask::mask;
@@ -118,6 +118,8 @@ pub(super) fn test_datasets(
             let of_split = |dataset: &DatasetSpec| DatasetSpec {
                 split: Some(split.clone()),
                 max_samples: max_samples.or(dataset.max_samples),
+                // Which of the rows to train on are read says nothing of these.
+                selection: Selection::default(),
                 ..dataset.clone()
             };
             trained.iter().map(of_split).collect()

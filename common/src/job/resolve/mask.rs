@@ -1,5 +1,6 @@
 //! What of conversations is learned: the fields of a dataset that say so, and those of the job.
 
+use super::super::fields::LISTS;
 use super::super::mask::{EndOfTurn, MaskSpec};
 use super::super::quote::shorten;
 use super::super::read::Reader;
@@ -82,8 +83,14 @@ pub(super) fn mask(
 /// Refuses what contradicts itself.
 fn check(reader: &mut Reader<'_>, entry: &str, mask: &MaskSpec) {
     let name = |field: &str| format!("{entry}.{field}");
-    let eot_tokens = ["eot_tokens".to_owned(), name("eot_tokens")];
-    let has_eot_tokens = eot_tokens.iter().any(|name| reader.given(name).is_some());
+    // Those of every dataset end turns in all of them.
+    let of_list = |list: &&'static str| {
+        let (list, entries) = (*list, 0..reader.merged.datasets(list));
+        entries.map(move |index| format!("{list}.{index}.eot_tokens"))
+    };
+    let eot_tokens = LISTS.iter().flat_map(of_list);
+    let mut eot_tokens = std::iter::once("eot_tokens".to_owned()).chain(eot_tokens);
+    let has_eot_tokens = eot_tokens.any(|name| reader.given(&name).is_some());
     if mask.eos != mask.eot
         && !has_eot_tokens
         && let Some(given) = reader.given(&name("train_on_eot"))

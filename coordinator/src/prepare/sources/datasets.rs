@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::access::{MAIN, Sources, hub_id};
 use super::elsewhere::{from_addresses, from_stdin, has_addresses};
 use super::list::List;
-use super::splits::{check_splits, not_of_here};
+use super::splits::{check_splits, choose_split, not_of_here};
 use super::stdin::STDIN;
 
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
@@ -26,9 +26,6 @@ const DEFAULT: &str = "default";
 
 const CARD: &str = "README.md";
 const MAX_CARD_BYTES: u64 = 4 << 20;
-
-/// Splits that are meant where an entry of `test_datasets` names none, the first that is there; else the only one.
-const TEST_SPLITS: [&str; 2] = ["test", "validation"];
 
 /// Finds the files of a dataset, and fetches them where they are on the hub. Returns a line for the user, if there is one.
 pub(super) fn obtain(
@@ -118,14 +115,6 @@ fn files_of_folder(folder: &Path, dataset: &DatasetSpec) -> Result<Splits<PathBu
         .into_iter()
         .map(|(name, files)| (name, here(files)))
         .collect())
-}
-
-/// Says which split is meant of data to evaluate that names none, where it has one for that.
-fn choose_split<P>(list: List, dataset: &mut DatasetSpec, splits: &Splits<P>) {
-    if list == List::Evaluated && dataset.split.is_none() {
-        let has = |name: &&str| splits.iter().any(|(known, _)| known == name);
-        dataset.split = TEST_SPLITS.iter().copied().find(has).map(str::to_owned);
-    }
 }
 
 /// Fetches the files of the splits that the job reads.

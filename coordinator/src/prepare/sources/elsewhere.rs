@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use common::data::paths::data_files;
 use common::data::splits::Splits;
-use common::job::{DatasetSpec, TRAIN};
+use common::job::{DatasetSpec, TRAIN, shown_address};
 
 use super::access::Sources;
 use super::address::{self, is_address};
 use super::list::List;
-use super::splits::{check_splits, not_of_here};
+use super::splits::{check_splits, choose_split, not_of_here};
 use super::stdin::{self, STDIN};
 
 /// Takes the rows that come through standard input.
@@ -41,6 +41,18 @@ pub fn has_addresses(dataset: &DatasetSpec) -> bool {
         || dataset.path.as_os_str().is_empty() && files.any(|file| is_address(file))
 }
 
+/// The name by which the version of a file is kept: its address, and where that has more than is shown, a digest of that.
+fn pinned_name(address: &str) -> String {
+    let shown = shown_address(address);
+    match address.len() == shown.len() {
+        true => shown.to_owned(),
+        false => format!(
+            "{shown}#{}",
+            &blake3::hash(address.as_bytes()).to_hex()[..16]
+        ),
+    }
+}
+
 /// Fetches the files that are named by their addresses; the others are found beside them.
 pub fn from_addresses(
     sources: &Sources<'_>,
@@ -69,16 +81,17 @@ pub fn from_addresses(
                 paths.extend(found.into_iter().flat_map(|(_, paths)| paths));
                 continue;
             }
-            // What is behind the `?` may be a key.
-            let shown = file.split('?').next().unwrap_or_default().to_owned();
-            let known = sources.pinned(entry, &shown);
+            let shown = shown_address(&file).to_owned();
+            let name = pinned_name(&file);
+            let known = sources.pinned(entry, &name);
             let fetched = address::fetch(sources, &file, known.as_deref())?;
             notices.extend(fetched.notice.map(|notice| format!("{shown}: {notice}")));
-            pinned.push((shown, fetched.version));
+            pinned.push((name, fetched.version));
             paths.push(fetched.path);
         }
         splits.push((split, paths));
     }
+    choose_split(entry.0, dataset, &splits);
     check_splits(dataset, &splits)?;
     dataset.files = splits;
     dataset.pinned = pinned;

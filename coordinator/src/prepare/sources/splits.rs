@@ -3,6 +3,19 @@
 use common::data::splits::Splits;
 use common::job::{DatasetSpec, TRAIN};
 
+use super::list::List;
+
+/// Splits that are meant where an entry of `test_datasets` names none, the first that is there; else the only one.
+const TEST_SPLITS: [&str; 2] = ["test", "validation"];
+
+/// Says which split is meant of data to evaluate that names none, where it has one for that.
+pub(super) fn choose_split<P>(list: List, dataset: &mut DatasetSpec, splits: &Splits<P>) {
+    if list == List::Evaluated && dataset.split.is_none() {
+        let has = |name: &&str| splits.iter().any(|(known, _)| known == name);
+        dataset.split = TEST_SPLITS.iter().copied().find(has).map(str::to_owned);
+    }
+}
+
 /// Refuses a split that is not there, and says which are.
 pub fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), String> {
     let names: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
@@ -48,7 +61,7 @@ pub fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
     (!told.is_empty()).then(|| {
         format!(
             "{}: read as it is on this machine, so this asks for nothing: {}",
-            dataset.path.display(),
+            dataset.shown(),
             told.join(", ")
         )
     })

@@ -49,7 +49,7 @@ fn copy(
     fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     progress.begin("reading standard input", 0);
     // Its name follows from its content, which is known at its end.
-    let part = folder.join(format!("{NAME_START}part-{}", std::process::id()));
+    let part = folder.join(format!("{NAME_START}part"));
     let mut file = AtomicFile::create(&part).map_err(|error| error.to_string())?;
     let mut hasher = blake3::Hasher::new();
     let mut bytes = 0;
@@ -74,9 +74,8 @@ fn copy(
                 .to_owned(),
         );
     }
-    file.commit().map_err(|error| error.to_string())?;
     let path = path_of(folder, &digest);
-    fs::rename(&part, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+    file.commit_as(&path).map_err(|error| error.to_string())?;
     Ok((path, digest))
 }
 

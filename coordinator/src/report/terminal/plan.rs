@@ -61,7 +61,7 @@ pub fn set_lines(job: &JobSpec, counts: &DataCounts) -> Vec<String> {
                 count(set.rows, "row"),
                 count(set.tokens, "token"),
                 grouped(set.trained_tokens),
-                dataset.path.display(),
+                dataset.shown(),
             )
         })
         .collect();

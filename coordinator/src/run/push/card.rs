@@ -5,6 +5,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use common::job::shown_address;
 use serde_json::Value;
 
 use crate::store::output::RunRecord;
@@ -114,7 +115,8 @@ fn usage(is_adapter: bool, base: Option<&str>) -> String {
 
 /// Ids of the datasets that are on the hub, each once.
 fn dataset_ids(job: &Value) -> Vec<String> {
-    let datasets = job["datasets"].as_array().into_iter().flatten();
+    let of = |list: &str| job[list].as_array().into_iter().flatten();
+    let datasets = of("datasets").chain(of("test_datasets"));
     let mut ids: Vec<String> = Vec::new();
     for id in datasets.filter_map(|dataset| dataset["hub"]["id"].as_str()) {
         if !ids.iter().any(|known| known == id) {
@@ -128,13 +130,27 @@ fn data(job: &Value) -> String {
     let Some(datasets) = job["datasets"].as_array() else {
         return String::new();
     };
-    let mut text = String::from("## Data\n\n");
+    let mut text = format!("## Data\n\n{}", listed(datasets));
+    if let Some(evaluated) = job["test_datasets"]
+        .as_array()
+        .filter(|list| !list.is_empty())
+    {
+        let _ = write!(text, "\nEvaluated on:\n\n{}", listed(evaluated));
+    }
+    text.push('\n');
+    text
+}
+
+/// Datasets, a line each.
+fn listed(datasets: &[Value]) -> String {
+    let mut text = String::new();
     for dataset in datasets {
         let path = dataset["path"].as_str().unwrap_or_default();
         let hub = &dataset["hub"];
         let name = match hub["id"].as_str() {
             Some(id) => id.to_owned(),
-            None => Path::new(path)
+            None if path == "-" => "standard input".to_owned(),
+            None => Path::new(shown_address(path))
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
                 .unwrap_or_default(),
@@ -149,7 +165,6 @@ fn data(job: &Value) -> String {
         }
         text.push('\n');
     }
-    text.push('\n');
     text
 }
 
