@@ -15,6 +15,10 @@ const STREAM_SETS: u64 = u64::from_be_bytes(*b"mix-sets");
 /// Most rows of a mixture, and most draws that it takes: four bytes each.
 const MAX_ROWS: u64 = 1 << 28;
 
+/// Most rows of a mixture against those of its datasets, where that is more than a few.
+const MAX_TIMES: u64 = 1000;
+const FEW_ROWS: u64 = 100_000;
+
 /// A dataset among those that are mixed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Set {
@@ -51,10 +55,11 @@ pub fn order(sets: &[Set], spec: &MixtureSpec, seed: u64) -> Result<Option<Vec<u
     if !is_joined {
         check_rows(&lengths, &spec.probabilities)?;
     }
+    let most = MAX_ROWS.min(rows.saturating_mul(MAX_TIMES).max(FEW_ROWS));
     let mut order = Vec::new();
     let mut put = |set: usize, index: u64| {
-        if order.len() as u64 >= MAX_ROWS {
-            return Err(too_long());
+        if order.len() as u64 >= most {
+            return Err(too_long(most));
         }
         let members = &members[set];
         order.push(members[(index % members.len() as u64) as usize]);
@@ -88,10 +93,10 @@ fn check_rows(lengths: &[u64], probabilities: &[f64]) -> Result<(), String> {
     }
 }
 
-fn too_long() -> String {
+fn too_long(most: u64) -> String {
     format!(
         "the mixture of the datasets has more than {} rows: give those that are rare a larger share, or take mix_strategy: interleave_under",
-        grouped(MAX_ROWS)
+        grouped(most)
     )
 }
 
@@ -187,7 +192,10 @@ fn at_random(
             return Ok(());
         }
     }
-    Err(too_long())
+    Err(format!(
+        "after {} draws the rows of the datasets are still not all there: give those that are rare a larger share, or take mix_strategy: interleave_under",
+        grouped(MAX_ROWS)
+    ))
 }
 
 #[cfg(test)]

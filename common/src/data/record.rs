@@ -174,11 +174,13 @@ impl RecordParser<'_> {
         ) {
             named = vec![&fields.instruction, &fields.input, &fields.output];
         }
-        let kind = kind_of_row(self.spec, row)?;
-        if kind == DatasetKind::Tokenized {
+        let kind = kind_of_row(self.spec, row);
+        if kind == Ok(DatasetKind::Tokenized) {
             named.extend(tokenized::COLUMNS);
         }
+        // Rows for another method have other columns, too.
         columns::refuse_other_methods(row, &named)?;
+        let kind = kind?;
         let alpaca;
         let prompt = match &self.spec.prompt {
             Some(prompt) => prompt,

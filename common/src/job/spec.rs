@@ -163,6 +163,17 @@ impl JobSpec {
         self.all_datasets().nth(index)
     }
 
+    /// Leaves out of addresses what may be a key in them, for a record that others read. Digests do not change.
+    pub fn hide_keys(&mut self) {
+        for dataset in self.datasets.iter_mut().chain(&mut self.test_datasets) {
+            dataset.path = dataset.shown().into();
+            let of_splits = dataset.split_files.iter_mut().flat_map(|(_, files)| files);
+            for file in dataset.data_files.iter_mut().chain(of_splits) {
+                *file = shown_address(file);
+            }
+        }
+    }
+
     /// The base model as people know it: its id on the hub and its commit, or its folder.
     pub fn model_name(&self) -> String {
         /// Characters of a commit that tell it from others.
@@ -376,7 +387,7 @@ impl DatasetSpec {
     /// The dataset as people know it: its path, or an address without what may be a key in it.
     pub fn shown(&self) -> String {
         let path = self.path.display().to_string();
-        shown_address(&path).to_owned()
+        shown_address(&path)
     }
 
     /// The files of the splits that are read, each once.
@@ -409,12 +420,15 @@ impl DatasetSpec {
     }
 }
 
-/// An address without its query, in which a key may be; any other text as it is.
-pub fn shown_address(text: &str) -> &str {
-    match text.split_once('?') {
-        Some((shown, _)) if text.contains("://") => shown,
-        _ => text,
-    }
+/// An address without its query and without what stands before an `@`, in which keys may be; any other text as it is.
+pub fn shown_address(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.to_owned();
+    };
+    let rest = rest.split('?').next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 /// A dataset on the hub, as it was found.
@@ -727,4 +741,25 @@ pub struct ClusterSpec {
     pub min_workers: usize,
     /// Most workers that take part; more wait as spares. Default: none.
     pub max_workers: Option<usize>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown_address;
+
+    #[test]
+    fn addresses_are_shown_without_what_may_be_a_key() {
+        for (address, shown) in [
+            ("https://h/a.jsonl?sig=SECRET", "https://h/a.jsonl"),
+            (
+                "https://user:SECRET@h:80/a@b.jsonl",
+                "https://h:80/a@b.jsonl",
+            ),
+            ("http://h?x=1", "http://h"),
+            ("what?.jsonl", "what?.jsonl"),
+            ("data/a@b.jsonl", "data/a@b.jsonl"),
+        ] {
+            assert_eq!(shown_address(address), shown);
+        }
+    }
 }

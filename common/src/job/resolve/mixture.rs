@@ -151,8 +151,9 @@ fn listed(reader: &mut Reader<'_>, datasets: usize) -> Vec<f64> {
     let Some(given) = reader.given("interleave_probs") else {
         return Vec::new();
     };
-    let numbers: Option<Vec<f64>> = texts
-        .iter()
+    // In quotes the commas are still there.
+    let parts = texts.iter().flat_map(|text| text.split(','));
+    let numbers: Option<Vec<f64>> = parts
         .map(|text| super::parse_number(text.trim()).filter(|n| (0.0..=1.0).contains(n)))
         .collect();
     let Some(numbers) = numbers else {

@@ -96,6 +96,8 @@ pub(super) const GROUPS: &[Group] = &[
             "ignore_bias_buffers",
             "local_rank",
             "device_map",
+            // Nothing is learned of padding.
+            "pad_token",
             "low_cpu_mem_usage",
             "use_cache",
             "cache_dir",
@@ -569,7 +571,6 @@ pub(super) const GROUPS: &[Group] = &[
             "mean_resizing_embeddings",
             "fix_untrained_tokens",
             "bos_token",
-            "pad_token",
         ],
         rule: Only(OFF, NO_TOKENS),
     },
@@ -596,7 +597,10 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &["dataset_config", "dataset_config_name"],
-        rule: Only(OFF, "give the whole path of each file under datasets"),
+        rule: Only(
+            OFF,
+            "it is the name of one dataset's configuration: give it there, as in datasets: [{path: ID, name: CONFIG}]",
+        ),
     },
     Group {
         keys: &[

@@ -44,8 +44,8 @@ pub fn has_addresses(dataset: &DatasetSpec) -> bool {
 /// The name by which the version of a file is kept: its address, and where that has more than is shown, a digest of that.
 fn pinned_name(address: &str) -> String {
     let shown = shown_address(address);
-    match address.len() == shown.len() {
-        true => shown.to_owned(),
+    match address == shown {
+        true => shown,
         false => format!(
             "{shown}#{}",
             &blake3::hash(address.as_bytes()).to_hex()[..16]
@@ -81,7 +81,7 @@ pub fn from_addresses(
                 paths.extend(found.into_iter().flat_map(|(_, paths)| paths));
                 continue;
             }
-            let shown = shown_address(&file).to_owned();
+            let shown = shown_address(&file);
             let name = pinned_name(&file);
             let known = sources.pinned(entry, &name);
             let fetched = address::fetch(sources, &file, known.as_deref())?;

@@ -150,7 +150,7 @@ fn listed(datasets: &[Value]) -> String {
         let name = match hub["id"].as_str() {
             Some(id) => id.to_owned(),
             None if path == "-" => "standard input".to_owned(),
-            None => Path::new(shown_address(path))
+            None => Path::new(&shown_address(path))
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
                 .unwrap_or_default(),
