@@ -216,19 +216,16 @@ pub fn prepare_in(
     progress: &Progress,
 ) -> Result<Prepared, PreflightError> {
     let mut errors = PreflightError::default();
+    let job = sources::obtain(job, blocks_dir, progress)
+        .map_err(|problems| PreflightError { problems })?;
+    // Only now it is known which job it is: its splits, and which token ends texts.
+    let job = &without_own_eos(job);
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.
         None => errors.note(Scratch::new()),
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
-    let job = match sources::obtain(job, blocks_dir, progress) {
-        Ok(job) => &without_own_eos(job),
-        Err(problems) => {
-            problems.into_iter().for_each(|problem| errors.add(problem));
-            return Err(errors);
-        }
-    };
     progress.begin("reading the model", 0);
     let (model, config, mut model_notices) = read_model(job, &mut errors);
     let (tokenizer, template) = read_tokenizer(job, &mut errors, &mut model_notices);
