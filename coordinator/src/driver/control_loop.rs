@@ -12,6 +12,7 @@ use common::failpoint;
 use common::files::FileEntry;
 use common::wire::{JOB_KEY, down};
 use proto::v1::{self, coordinator_message::Message as Down};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -281,8 +282,7 @@ impl Driver {
                         if matches!(event, RunEvent::Evaluated(_))
                             && self.cluster.goes_by_evaluations()
                         {
-                            let durable = journal.durable(EVALUATION_RECORD_TIMEOUT);
-                            let _ = tokio::task::spawn_blocking(durable).await;
+                            wait_for(journal.durable(EVALUATION_RECORD_TIMEOUT)).await;
                             failpoint::reached("evaluation-recorded");
                         }
                     }
@@ -512,4 +512,13 @@ fn entries(files: &[FileEntry]) -> Vec<v1::FileEntry> {
         digest: file.digest.clone(),
     };
     files.iter().map(entry).collect()
+}
+
+/// Waits for the disk beside the runtime's threads. Where there is one alone, on that: what others do meanwhile would depend on the
+/// disk, and a simulation would not run twice in the same way.
+async fn wait_for(durable: impl FnOnce() + Send + 'static) {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => durable(),
+        _ => drop(tokio::task::spawn_blocking(durable).await),
+    }
 }
