@@ -14,6 +14,7 @@ mod prompt_types;
 mod push;
 mod rate_groups;
 mod schedule;
+mod settings;
 mod special_tokens;
 mod user_defined;
 

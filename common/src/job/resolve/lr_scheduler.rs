@@ -1,15 +1,12 @@
 //! Resolves the curve of the learning rate: `lr_scheduler`, the settings in `lr_scheduler_kwargs`, and Axolotl's keys beside them.
 
+use super::settings::Settings;
 use crate::job::did_you_mean::did_you_mean;
 use crate::job::lr_scheduler::{
-    ANY_DIVISOR, CYCLES, DIVISOR, POWER, RATE, Range, SHARE, STEPS, TIMESCALE,
+    ANY_DIVISOR, CYCLES, DIVISOR, POWER, RATE, SHARE, STEPS, TIMESCALE,
 };
-use crate::job::merge::Given;
-use crate::job::number::parse_number;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
-use crate::job::switch::parse_switch;
-use crate::job::yaml::{self, Key, Node, Value};
 use crate::job::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 
 /// Values of `lr_scheduler`.
@@ -37,7 +34,7 @@ const HALF_A_WAVE: f64 = 0.5;
 pub(super) fn lr_scheduler(reader: &mut Reader<'_>, learning_rate: f64) -> LrScheduler {
     let name = name(reader);
     let mut beside = Beside::read(reader);
-    let mut settings = Settings::read(reader);
+    let mut settings = Settings::read(reader, "lr_scheduler_kwargs", "{num_cycles: 2}");
     let scheduler = match name {
         "linear" => LrScheduler::Linear,
         "constant" => LrScheduler::Constant,
@@ -68,7 +65,7 @@ pub(super) fn lr_scheduler(reader: &mut Reader<'_>, learning_rate: f64) -> LrSch
         },
         _ => cosine(reader, &mut settings, &mut beside),
     };
-    settings.refuse_unknown(reader, name, &beside);
+    refuse_unknown(&settings, reader, name, &beside);
     beside.tell_unused(reader, name);
     let given = reader.given("lr_scheduler_kwargs");
     if let Some(given) = given.or_else(|| reader.given("lr_scheduler"))
@@ -99,11 +96,7 @@ fn name(reader: &mut Reader<'_>) -> &'static str {
 
 // ---- curves ----
 
-fn cosine(
-    reader: &mut Reader<'_>,
-    settings: &mut Settings<'_>,
-    beside: &mut Beside,
-) -> LrScheduler {
+fn cosine(reader: &mut Reader<'_>, settings: &mut Settings, beside: &mut Beside) -> LrScheduler {
     if beside.quadratic_warmup {
         beside.is_quadratic_used = true;
         return LrScheduler::CosineAfterQuadraticWarmup;
@@ -129,13 +122,13 @@ fn cosine(
     }
 }
 
-fn half_a_wave(reader: &mut Reader<'_>, settings: &mut Settings<'_>) -> f64 {
+fn half_a_wave(reader: &mut Reader<'_>, settings: &mut Settings) -> f64 {
     let num_cycles = settings.number(reader, "num_cycles", CYCLES);
     num_cycles.unwrap_or(HALF_A_WAVE)
 }
 
 /// The lowest rate as a share of the peak: `min_lr_rate`, or `min_lr` through `learning_rate`.
-fn min_lr_rate(reader: &mut Reader<'_>, settings: &mut Settings<'_>, learning_rate: f64) -> f64 {
+fn min_lr_rate(reader: &mut Reader<'_>, settings: &mut Settings, learning_rate: f64) -> f64 {
     let rate = settings.number(reader, "min_lr", RATE);
     let share = settings.number(reader, "min_lr_rate", SHARE);
     let has = |name| settings.get(name).is_some();
@@ -166,7 +159,7 @@ fn min_lr_rate(reader: &mut Reader<'_>, settings: &mut Settings<'_>, learning_ra
     0.0
 }
 
-fn warmup_stable_decay(reader: &mut Reader<'_>, settings: &mut Settings<'_>) -> LrScheduler {
+fn warmup_stable_decay(reader: &mut Reader<'_>, settings: &mut Settings) -> LrScheduler {
     let stages: &[(&str, Stage)] = &[
         ("linear", Stage::Linear),
         ("cosine", Stage::Cosine),
@@ -186,7 +179,7 @@ fn warmup_stable_decay(reader: &mut Reader<'_>, settings: &mut Settings<'_>) -> 
     })
 }
 
-fn one_cycle(reader: &mut Reader<'_>, settings: &mut Settings<'_>) -> LrScheduler {
+fn one_cycle(reader: &mut Reader<'_>, settings: &mut Settings) -> LrScheduler {
     let strategies = &[("cos", Anneal::Cos), ("linear", Anneal::Linear)];
     let anneal_strategy = settings.choice(reader, "anneal_strategy", strategies);
     let cycle = OneCycle {
@@ -269,129 +262,23 @@ impl Beside {
 
 // ---- lr_scheduler_kwargs ----
 
-/// The entries of `lr_scheduler_kwargs`, and the names that the curve asked for.
-struct Settings<'a> {
-    given: Option<&'a Given>,
-    entries: Vec<(Key, Node)>,
-    known: Vec<&'static str>,
-}
-
-impl<'a> Settings<'a> {
-    fn read(reader: &mut Reader<'a>) -> Self {
-        let mut settings = Self {
-            given: reader.given("lr_scheduler_kwargs"),
-            entries: Vec::new(),
-            known: Vec::new(),
+/// Refuses settings that the curve does not know.
+fn refuse_unknown(settings: &Settings, reader: &mut Reader<'_>, scheduler: &str, beside: &Beside) {
+    let with = match scheduler {
+        "cosine" if beside.is_quadratic_used => " with lr_quadratic_warmup",
+        "cosine" if beside.is_min_used => " with cosine_min_lr_ratio",
+        _ => "",
+    };
+    for key in settings.unknown() {
+        let knows = match settings.known.is_empty() {
+            true => "it takes none here; remove it".to_owned(),
+            false => format!("it knows {}", settings.known.join(", ")),
         };
-        let Some(given) = settings.given else {
-            return settings;
-        };
-        match mapping(&given.node) {
-            Some(entries) => settings.entries = entries,
-            None => reader.wrong(given, "a mapping (lr_scheduler_kwargs: {num_cycles: 2})"),
-        }
-        settings
-    }
-
-    /// The value of a setting that the curve knows; null counts as not given.
-    fn get(&self, name: &str) -> Option<&Node> {
-        let entry = self.entries.iter().find(|(key, _)| key.text == name);
-        entry.map(|(_, node)| node).filter(|node| !node.is_null())
-    }
-
-    /// Reads a setting with `parse`; `wanted` says what it takes.
-    fn value<T>(
-        &mut self,
-        reader: &mut Reader<'_>,
-        name: &'static str,
-        wanted: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        self.known.push(name);
-        let node = self.get(name)?;
-        let parsed = match &node.value {
-            Value::Scalar { text, .. } => parse(text.trim()),
-            _ => None,
-        };
-        if parsed.is_none() {
-            let found = node.describe();
-            let message =
-                format!("`{name}` in `lr_scheduler_kwargs` must be {wanted}, found {found}");
-            reader.problems.add(&node.origin, message);
-        }
-        parsed
-    }
-
-    fn number(&mut self, reader: &mut Reader<'_>, name: &'static str, range: Range) -> Option<f64> {
-        self.value(reader, name, range.wanted, |text| {
-            parse_number(text).filter(|value| range.contains(*value))
-        })
-    }
-
-    fn whole(&mut self, reader: &mut Reader<'_>, name: &'static str, range: Range) -> Option<u64> {
-        let steps = self.number(reader, name, range)?;
-        Some(steps as u64)
-    }
-
-    fn switch(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Option<bool> {
-        self.value(reader, name, "true or false", parse_switch)
-    }
-
-    fn choice<T: Copy>(
-        &mut self,
-        reader: &mut Reader<'_>,
-        name: &'static str,
-        choices: &[(&str, T)],
-    ) -> Option<T> {
-        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        self.value(
-            reader,
-            name,
-            &format!("one of {}", names.join(", ")),
-            |text| {
-                let choice = choices.iter().find(|(name, _)| *name == text);
-                choice.map(|(_, value)| *value)
-            },
-        )
-    }
-
-    fn refuse_unknown(&self, reader: &mut Reader<'_>, scheduler: &str, beside: &Beside) {
-        let with = match scheduler {
-            "cosine" if beside.is_quadratic_used => " with lr_quadratic_warmup",
-            "cosine" if beside.is_min_used => " with cosine_min_lr_ratio",
-            _ => "",
-        };
-        for (key, node) in &self.entries {
-            if self.known.contains(&key.text.as_str()) || node.is_null() {
-                continue;
-            }
-            let knows = match self.known.is_empty() {
-                true => "it takes none here; remove it".to_owned(),
-                false => format!("it knows {}", self.known.join(", ")),
-            };
-            let hint = did_you_mean(&key.text, self.known.iter().copied());
-            let message = format!(
-                "`lr_scheduler_kwargs` has `{}`, which is no setting of `{scheduler}`{with}: {knows}{hint}",
-                shorten(&key.text)
-            );
-            reader.problems.add(&key.origin, message);
-        }
-    }
-}
-
-/// The entries of a mapping, which Transformers takes as JSON text too. None where it is something else.
-pub(super) fn mapping(node: &Node) -> Option<Vec<(Key, Node)>> {
-    match &node.value {
-        Value::Mapping(entries) => Some(entries.clone()),
-        Value::Scalar { text, .. } if text.trim_start().starts_with('{') => {
-            match yaml::parse(text, &|_| node.origin.clone()) {
-                Ok(Some(Node {
-                    value: Value::Mapping(entries),
-                    ..
-                })) => Some(entries),
-                _ => None,
-            }
-        }
-        _ => None,
+        let hint = did_you_mean(&key.text, settings.known.iter().copied());
+        let message = format!(
+            "`lr_scheduler_kwargs` has `{}`, which is no setting of `{scheduler}`{with}: {knows}{hint}",
+            shorten(&key.text)
+        );
+        reader.problems.add(&key.origin, message);
     }
 }

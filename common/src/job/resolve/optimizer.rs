@@ -1,14 +1,10 @@
 //! Resolves the optimizer: its name among all that other programs have, and what only it knows.
 
-use super::lr_scheduler::mapping;
+use super::settings::Settings;
 use crate::job::Optimizer;
 use crate::job::did_you_mean::did_you_mean;
-use crate::job::merge::Given;
-use crate::job::number::parse_number;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
-use crate::job::switch::parse_switch;
-use crate::job::yaml::{Key, Node, Value};
 
 /// An optimizer by name, with the betas that it has where the job gives none.
 #[derive(Clone, Copy)]
@@ -170,7 +166,7 @@ const FLOAT32_LION: &str =
 pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
     let named = named(reader);
     let uses_muon = reader.switch("use_muon").unwrap_or(false);
-    let mut arguments = Arguments::read(reader);
+    let mut arguments = Settings::read(reader, "optim_args", "{momentum: 0.9}");
     let optimizer = match (uses_muon, named.kind) {
         (true, kind) => {
             use_muon(reader, kind);
@@ -188,8 +184,8 @@ pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
             }
         }
         (false, Kind::Sgd) => Optimizer::Sgd {
-            momentum: arguments.number(reader, "momentum").unwrap_or(0.0),
-            dampening: arguments.number(reader, "dampening").unwrap_or(0.0),
+            momentum: arguments.any_number(reader, "momentum").unwrap_or(0.0),
+            dampening: arguments.any_number(reader, "dampening").unwrap_or(0.0),
             nesterov: arguments.switch(reader, "nesterov").unwrap_or(false),
         },
     };
@@ -197,7 +193,7 @@ pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
         let told = "optimizer: Muon is done on processors; a worker on a GPU refuses the job";
         reader.notices.push(told.to_owned());
     }
-    arguments.refuse_unknown(reader, &optimizer);
+    refuse_unknown(&arguments, reader, &optimizer);
     if let Err(reason) = optimizer.check()
         && let Some(given) = reader.given("optim_args")
     {
@@ -274,103 +270,26 @@ fn named(reader: &mut Reader<'_>) -> Named {
     usual
 }
 
-/// The entries of `optim_args`, and the names that the optimizer asked for.
-struct Arguments<'a> {
-    given: Option<&'a Given>,
-    entries: Vec<(Key, Node)>,
-    known: Vec<&'static str>,
-}
-
-impl<'a> Arguments<'a> {
-    /// Reads a mapping, or Transformers' text `momentum=0.9,nesterov=true`.
-    fn read(reader: &mut Reader<'a>) -> Self {
-        let mut arguments = Self {
-            given: reader.given("optim_args"),
-            entries: Vec::new(),
-            known: Vec::new(),
-        };
-        let Some(given) = arguments.given else {
-            return arguments;
-        };
-        match mapping(&given.node).or_else(|| pairs(&given.node)) {
-            Some(entries) => arguments.entries = entries,
-            None => reader.wrong(given, "a mapping (optim_args: {momentum: 0.9})"),
-        }
-        arguments
-    }
-
-    fn value<T>(
-        &mut self,
-        reader: &mut Reader<'_>,
-        name: &'static str,
-        wanted: &str,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Option<T> {
-        self.known.push(name);
-        let (_, node) = self.entries.iter().find(|(key, _)| key.text == name)?;
-        let parsed = match &node.value {
-            Value::Scalar { text, .. } => parse(text.trim()),
-            _ => None,
-        };
-        if parsed.is_none() {
-            let found = node.describe();
-            let message = format!("`{name}` in `optim_args` must be {wanted}, found {found}");
-            reader.problems.add(&node.origin, message);
-        }
-        parsed
-    }
-
-    fn number(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Option<f64> {
-        self.value(reader, name, "a number", parse_number)
-    }
-
-    fn switch(&mut self, reader: &mut Reader<'_>, name: &'static str) -> Option<bool> {
-        self.value(reader, name, "true or false", parse_switch)
-    }
-
-    fn refuse_unknown(&self, reader: &mut Reader<'_>, optimizer: &Optimizer) {
-        /// What is a field of the job.
-        const FIELDS: [&str; 6] = ["betas", "beta1", "beta2", "eps", "lr", "weight_decay"];
-        for (key, _) in &self.entries {
-            let name = key.text.as_str();
-            if self.known.contains(&name) {
-                continue;
+/// Refuses arguments that the optimizer does not know.
+fn refuse_unknown(settings: &Settings, reader: &mut Reader<'_>, optimizer: &Optimizer) {
+    /// What is a field of the job.
+    const FIELDS: [&str; 6] = ["betas", "beta1", "beta2", "eps", "lr", "weight_decay"];
+    for key in settings.unknown() {
+        let name = key.text.as_str();
+        let advice = match (FIELDS.contains(&name), settings.known.is_empty()) {
+            (true, _) => {
+                "give learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay instead"
+                    .to_owned()
             }
-            let advice = match (FIELDS.contains(&name), self.known.is_empty()) {
-                (true, _) => {
-                    "give learning_rate, adam_beta1, adam_beta2, adam_epsilon and weight_decay instead"
-                        .to_owned()
-                }
-                (false, true) => "it takes none; remove it".to_owned(),
-                (false, false) => {
-                    let hint = did_you_mean(name, self.known.iter().copied());
-                    format!("it knows {}{hint}", self.known.join(", "))
-                }
-            };
-            let name = shorten(name);
-            let message = format!(
-                "`optim_args` has `{name}`, which is no setting of {optimizer} here: {advice}"
-            );
-            reader.problems.add(&key.origin, message);
-        }
-    }
-}
-
-fn pairs(node: &Node) -> Option<Vec<(Key, Node)>> {
-    let Value::Scalar { text, .. } = &node.value else {
-        return None;
-    };
-    let parts = text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty());
-    let pair = |part: &str| {
-        let (name, value) = part.split_once('=')?;
-        let key = Key {
-            text: name.trim().to_owned(),
-            origin: node.origin.clone(),
+            (false, true) => "it takes none; remove it".to_owned(),
+            (false, false) => {
+                let hint = did_you_mean(name, settings.known.iter().copied());
+                format!("it knows {}{hint}", settings.known.join(", "))
+            }
         };
-        Some((key, Node::scalar(value.trim(), false, &node.origin)))
-    };
-    parts.map(pair).collect()
+        let name = shorten(name);
+        let message =
+            format!("`optim_args` has `{name}`, which is no setting of {optimizer} here: {advice}");
+        reader.problems.add(&key.origin, message);
+    }
 }
