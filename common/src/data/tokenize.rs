@@ -34,6 +34,8 @@ pub struct Tokenizer {
     // cover nothing.
     inner: tokenizers::Tokenizer,
     post_processor: Option<PostProcessorWrapper>,
+    /// Ids that are put before and behind a text, which do not depend on it.
+    around: [Vec<u32>; 2],
     /// The same tokens sooner, where the tokenizer is of a known make.
     words: Option<WordEncoder>,
     special: SpecialTokens,
@@ -123,8 +125,10 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |id| id.saturating_add(1));
-        Ok(Self {
-            words: WordEncoder::of(&inner),
+        let words = WordEncoder::of(&inner);
+        let mut tokenizer = Self {
+            around: [Vec::new(), Vec::new()],
+            words,
             inner,
             post_processor,
             special,
@@ -135,7 +139,9 @@ impl Tokenizer {
             id_bound,
             digest: blake3::hash(&bytes).to_hex().to_string(),
             added,
-        })
+        };
+        tokenizer.around = tokenizer.put_around()?;
+        Ok(tokenizer)
     }
 
     /// Lets another token end texts, as the job's `eos_token` says. False where it is no token here.
@@ -182,10 +188,10 @@ impl Tokenizer {
                 .encode(&self.inner, text)
                 .map_err(TokenizerError::Failed)?
         {
-            return match add_special && self.post_processor.is_some() {
+            return Ok(match add_special && self.post_processor.is_some() {
                 true => self.with_special(plain, text.len()),
-                false => Ok(plain),
-            };
+                false => plain,
+            });
         }
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
         let Some(pieces) = pieces else {
@@ -201,14 +207,28 @@ impl Tokenizer {
                 .extend(offsets.map(|range| range.start + at..range.end + at));
             at += piece.len();
         }
-        match add_special {
+        Ok(match add_special {
             true => self.with_special(all, at),
-            false => Ok(all),
-        }
+            false => all,
+        })
     }
 
-    /// A text's tokens with what the tokenizer puts around it, which does not depend on the text.
-    fn with_special(&self, plain: Encoded, bytes: usize) -> Result<Encoded, TokenizerError> {
+    /// A text's tokens with what the tokenizer puts around it.
+    fn with_special(&self, plain: Encoded, bytes: usize) -> Encoded {
+        let [before, after] = &self.around;
+        let mut all = Encoded {
+            ids: before.clone(),
+            offsets: vec![0..0; before.len()],
+        };
+        all.ids.extend(plain.ids);
+        all.offsets.extend(plain.offsets);
+        all.ids.extend(after);
+        all.offsets.resize(all.ids.len(), bytes..bytes);
+        all
+    }
+
+    /// What the tokenizer puts before and behind a text.
+    fn put_around(&self) -> Result<[Vec<u32>; 2], TokenizerError> {
         let around = self.encode_whole("a", true)?;
         let is_added = |range: &Range<usize>| range.is_empty();
         let before = around
@@ -218,15 +238,7 @@ impl Tokenizer {
             .count();
         let after = around.offsets[before..].iter().position(is_added);
         let after = after.map_or(around.ids.len(), |after| before + after);
-        let mut all = Encoded {
-            ids: around.ids[..before].to_vec(),
-            offsets: vec![0..0; before],
-        };
-        all.ids.extend(plain.ids);
-        all.offsets.extend(plain.offsets);
-        all.ids.extend(&around.ids[after..]);
-        all.offsets.resize(all.ids.len(), bytes..bytes);
-        Ok(all)
+        Ok([around.ids[..before].to_vec(), around.ids[after..].to_vec()])
     }
 
     fn encode_whole(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
@@ -335,12 +347,12 @@ impl Tokenizer {
     }
 }
 
-/// Token ids of a field, a number or a list of numbers, in `generation_config.json` and `config.json`.
 /// The ids that a folder's configuration names as ends of texts.
 pub fn end_tokens_of(dir: &Path) -> Result<Vec<u32>, TokenizerError> {
     configured_ids(dir, "eos_token_id")
 }
 
+/// Token ids of a field, a number or a list of numbers, in `generation_config.json` and `config.json`.
 fn configured_ids(model_dir: &Path, field: &str) -> Result<Vec<u32>, TokenizerError> {
     let mut ids = Vec::new();
     for file in ["generation_config.json", "config.json"] {
