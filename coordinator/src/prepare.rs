@@ -469,10 +469,8 @@ fn probe(output_dir: &Path, existing: &Path) -> Result<(), String> {
 /// Checks that the output folder is no other job's.
 fn check_claim(job: &JobSpec, total_steps: Option<u64>) -> Result<(), String> {
     let identity = RunIdentity {
-        job: job.clone(),
-        data_digest: None,
-        base_model_digest: None,
         total_steps,
+        ..RunIdentity::of(job)
     };
     claim(&identity)
         .map(drop)

@@ -259,9 +259,7 @@ fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors>
     // A file that moves from one dataset, list or split to another makes other data.
     all.update(&(job.datasets.len() as u64).to_le_bytes());
     for dataset in job.all_datasets() {
-        let split = dataset.rows().unwrap_or_default();
-        let splits = dataset.files().into_iter();
-        for (name, files) in splits.filter(|(name, _)| split.reads(name)) {
+        for (name, files) in dataset.read_splits() {
             all.update(&(name.len() as u64).to_le_bytes());
             all.update(name.as_bytes());
             all.update(&(files.len() as u64).to_le_bytes());

@@ -4,6 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
+/// ShareGPT's roles, and what they are called elsewhere (Axolotl and LLaMA-Factory read them so, too).
+pub const SHAREGPT_ROLES: [(&str, &str); 3] = [
+    ("human", "user"),
+    ("gpt", "assistant"),
+    ("observation", "tool"),
+];
+
 /// What of a dataset's conversations is learned, where that is not the assistant's messages with their ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskSpec {

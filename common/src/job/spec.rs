@@ -392,12 +392,15 @@ impl DatasetSpec {
 
     /// The files of the splits that are read, each once.
     pub fn read_files(&self) -> Vec<PathBuf> {
+        let splits = self.read_splits().into_iter();
+        splits.flat_map(|(_, paths)| paths).collect()
+    }
+
+    /// The splits that are read, and their files.
+    pub fn read_splits(&self) -> Vec<(String, Vec<PathBuf>)> {
         let split = self.rows().unwrap_or_default();
         let files = self.files().into_iter();
-        files
-            .filter(|(name, _)| split.reads(name))
-            .flat_map(|(_, paths)| paths)
-            .collect()
+        files.filter(|(name, _)| split.reads(name)).collect()
     }
 
     /// The files that the job names in it, by split; none where it leaves that open.

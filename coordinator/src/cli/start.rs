@@ -339,13 +339,11 @@ fn exit_code(parted: Parted, job: &JobSpec, terminal: &mut Terminal) -> Result<u
 }
 
 fn identity(prepared: &Prepared) -> RunIdentity {
-    let mut job = JobSpec::clone(&prepared.job);
-    job.hide_keys();
     RunIdentity {
-        job,
         data_digest: Some(prepared.data.file.digest().to_owned()),
         base_model_digest: Some(prepared.model_digest.clone()),
         total_steps: Some(prepared.total_steps()),
+        ..RunIdentity::of(&prepared.job)
     }
 }
 

@@ -47,6 +47,20 @@ pub struct RunIdentity {
     pub total_steps: Option<u64>,
 }
 
+impl RunIdentity {
+    /// That of a job of which nothing else is known yet, without what may be a key in its addresses.
+    pub fn of(job: &JobSpec) -> Self {
+        let mut job = job.clone();
+        job.hide_keys();
+        Self {
+            job,
+            data_digest: None,
+            base_model_digest: None,
+            total_steps: None,
+        }
+    }
+}
+
 /// Refuses an output folder that belongs to another job, or that the job reads from. Writes nothing.
 ///
 /// Gives back what an earlier run of the same job recorded there.

@@ -9,19 +9,12 @@ use super::super::json::{self, kind_of};
 use super::super::notes::Note;
 use super::details::{self, Detail, PartialMask};
 use super::meant::{columns_found, nearest};
-use crate::job::{FieldNames, MaskSpec, REASONING};
+use crate::job::{FieldNames, MaskSpec, REASONING, SHAREGPT_ROLES};
 
 const ASSISTANT: &str = "assistant";
 
 /// Roles that are known, so that they need no note.
 pub(super) const ROLES: [&str; 4] = ["system", "user", ASSISTANT, "tool"];
-
-/// Roles of ShareGPT's rows, and what they are called elsewhere (Axolotl and LLaMA-Factory read them so, too).
-const SHAREGPT_ROLES: [(&str, &str); 3] = [
-    ("human", "user"),
-    ("gpt", ASSISTANT),
-    ("observation", "tool"),
-];
 
 /// ShareGPT's role of a message that calls tools.
 const FUNCTION_CALL: &str = "function_call";

@@ -382,6 +382,8 @@ fn check_fields(
     kind: DatasetKind,
     prompt: Option<&PromptFormat>,
 ) {
+    let type_name = reader.given(&format!("{entry}.type"));
+    let is_user_defined = type_name.is_some_and(|given| given.node.is_text("user_defined"));
     let is_instructions = matches!(kind, DatasetKind::Alpaca | DatasetKind::Instructions);
     let mut refuse = |fields: &[&str], message: &str| {
         for field in fields {
@@ -412,22 +414,12 @@ fn check_fields(
             "is read with `type: instructions`, messages, sharegpt and those of a text with a system message only",
         );
     }
-    let type_name = reader.given(&format!("{entry}.type"));
-    let is_user_defined = type_name.is_some_and(|given| given.node.is_text("user_defined"));
     if !is_user_defined {
-        for field in user_defined::FIELDS {
-            if let Some(given) = reader.given(&format!("{entry}.{field}")) {
-                reader.problem(given, "is read with `type: user_defined` only".to_owned());
-            }
-        }
+        refuse(
+            &user_defined::FIELDS,
+            "is read with `type: user_defined` only",
+        );
     }
-    let mut refuse = |fields: &[&str], message: &str| {
-        for field in fields {
-            if let Some(given) = reader.given(&format!("{entry}.{field}")) {
-                reader.problem(given, message.to_owned());
-            }
-        }
-    };
     if matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized) {
         refuse(
             &OF_OTHERS,

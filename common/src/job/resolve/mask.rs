@@ -1,17 +1,10 @@
 //! What of conversations is learned: the fields of a dataset that say so, and those of the job.
 
 use super::super::fields::LISTS;
-use super::super::mask::{EndOfTurn, MaskSpec};
+use super::super::mask::{EndOfTurn, MaskSpec, SHAREGPT_ROLES};
 use super::super::quote::shorten;
 use super::super::read::Reader;
 use super::super::spec::DatasetKind;
-
-/// ShareGPT's names of roles, which are known without being named.
-const KNOWN: [(&str, &str); 3] = [
-    ("human", "user"),
-    ("gpt", "assistant"),
-    ("observation", "tool"),
-];
 
 const CHOICES: &[(&[&str], EndOfTurn)] = &[
     (&["turn"], EndOfTurn::Turn),
@@ -58,7 +51,7 @@ pub(super) fn mask(
                 .iter()
                 .map(|(own, role)| (own.as_str(), role.as_str()));
             let found = pairs.find(|(name, _)| *name == own);
-            let found = found.or_else(|| KNOWN.into_iter().find(|(name, _)| *name == own));
+            let found = found.or_else(|| SHAREGPT_ROLES.into_iter().find(|(name, _)| *name == own));
             found.map_or(own.clone(), |(_, role)| role.to_owned())
         };
         own.into_iter().map(known).collect::<Vec<String>>()

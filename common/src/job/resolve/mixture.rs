@@ -164,8 +164,7 @@ fn listed(reader: &mut Reader<'_>, datasets: usize) -> Vec<f64> {
     if numbers.len() != datasets {
         let message = format!(
             "has {}, and there are {}: give one for each",
-            crate::text::count(numbers.len() as u64, "probability")
-                .replace("probabilitys", "probabilities"),
+            crate::text::count(numbers.len() as u64, "number"),
             crate::text::count(datasets as u64, "dataset")
         );
         reader.problem(given, message);

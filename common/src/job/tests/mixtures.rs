@@ -108,7 +108,7 @@ fn mixtures_that_contradict_themselves_are_refused_with_what_to_do() {
         ),
         (
             "mix_strategy: interleave_under\ninterleave_probs: [1]\n",
-            "has 1 probability, and there are 2 datasets",
+            "has 1 number, and there are 2 datasets",
         ),
         (
             "mix_strategy: interleave_under\ninterleave_probs: [2, -1]\n",
