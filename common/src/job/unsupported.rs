@@ -4,6 +4,7 @@
 mod dataset_keys;
 mod job_keys;
 mod table;
+mod usual_keys;
 
 use super::yaml::{Node, Value};
 use table::{Group, Rule};
@@ -21,32 +22,35 @@ pub(super) enum Fate {
     Refused(&'static str),
 }
 
+/// Foreign keys at the top of a job.
+const JOB_KEYS: [&[Group]; 2] = [usual_keys::GROUPS, job_keys::GROUPS];
+
 /// The fate of the foreign `key` at the top of a job; `None` if nobody knows it.
 pub(super) fn find(key: &str, node: &Node) -> Option<Fate> {
-    look_up(job_keys::GROUPS, key, node)
+    look_up(&JOB_KEYS, key, node)
 }
 
 /// The fate of the foreign `key` in an entry of `datasets`; `None` if nobody knows it.
 pub(super) fn find_in_dataset(key: &str, node: &Node) -> Option<Fate> {
-    look_up(dataset_keys::GROUPS, key, node)
+    look_up(&[dataset_keys::GROUPS], key, node)
 }
 
 /// Foreign keys at the top of a job, whole names only, for flags and a did-you-mean.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    let keys = job_keys::GROUPS.iter().flat_map(|group| group.keys);
+    let groups = JOB_KEYS.iter().copied().flatten();
+    let keys = groups.flat_map(|group| group.keys);
     keys.copied().filter(|key| !key.ends_with('*'))
 }
 
-fn look_up(groups: &'static [Group], key: &str, node: &Node) -> Option<Fate> {
+fn look_up(tables: &[&'static [Group]], key: &str, node: &Node) -> Option<Fate> {
     let is_named = |name: &&&str| match name.strip_suffix('*') {
         Some(prefix) => key.starts_with(prefix),
         None => **name == key,
     };
     // A whole name before one that only begins so.
     let all = || {
-        groups
-            .iter()
-            .flat_map(|group| group.keys.iter().map(move |name| (name, &group.rule)))
+        let groups = tables.iter().copied().flatten();
+        groups.flat_map(|group| group.keys.iter().map(move |name| (name, &group.rule)))
     };
     let (_, rule) = all()
         .find(|(name, _)| **name == key)
@@ -153,12 +157,12 @@ mod tests {
 
     #[test]
     fn no_value_of_a_known_key_vanishes() {
-        for group in job_keys::GROUPS.iter().chain(dataset_keys::GROUPS) {
+        for group in JOB_KEYS.into_iter().flatten().chain(dataset_keys::GROUPS) {
             for key in group.keys {
                 let key = key.replace('*', "x");
                 for node in probes(&group.rule) {
                     let groups = std::slice::from_ref(group);
-                    let fate = look_up(groups, &key, &node).expect("the key is in the group");
+                    let fate = look_up(&[groups], &key, &node).expect("the key is in the group");
                     let is_said = match &group.rule {
                         Rule::Only(values, _) | Rule::Instead(values, _) => {
                             says_only(&node, values)
@@ -190,7 +194,7 @@ mod tests {
                 origin: Origin::Nowhere,
                 value,
             };
-            look_up(groups, key, &list)
+            look_up(&[groups], key, &list)
         };
         for key in ["layers_to_transform", "peft_layers_to_transform"] {
             let found = fate(job_keys::GROUPS, key, "0");
@@ -200,12 +204,17 @@ mod tests {
 
     #[test]
     fn a_key_is_a_field_or_a_foreign_one_and_stands_once() {
-        for (groups, is_field) in [
-            (job_keys::GROUPS, fields::find as fn(&str) -> _),
-            (dataset_keys::GROUPS, fields::find_in_dataset),
+        for (tables, is_field) in [
+            (&JOB_KEYS[..], fields::find as fn(&str) -> _),
+            (&[dataset_keys::GROUPS][..], fields::find_in_dataset),
         ] {
             let mut seen = std::collections::HashSet::new();
-            for key in groups.iter().flat_map(|group| group.keys) {
+            for key in tables
+                .iter()
+                .copied()
+                .flatten()
+                .flat_map(|group| group.keys)
+            {
                 assert!(seen.insert(key), "{key} stands twice");
                 assert!(is_field(key).is_none(), "{key} is a field");
             }

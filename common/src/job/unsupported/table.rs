@@ -29,3 +29,8 @@ pub(super) enum Rule {
 /// Values that switch a key off.
 pub(super) const OFF: &[&str] = &["false", "no", "off", "none", "0", "0.0"];
 pub(super) const ON: &[&str] = &["true", "yes", "on", "1"];
+
+/// Advice that both tables give.
+pub(super) const ONLY_SFT: &str = "only supervised fine-tuning is supported";
+pub(super) const NOTHING_SHARDED: &str =
+    "nothing is sharded or offloaded: each worker holds the whole model";

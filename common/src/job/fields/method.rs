@@ -1,0 +1,70 @@
+//! What of the model is trained.
+
+use super::{Field, field};
+
+pub(super) const FIELDS: &[Field] = &[
+    // ---- method ----
+    field(
+        "adapter",
+        &["finetuning_type"],
+        "lora | full",
+        "full",
+        "`lora` trains a low-rank adapter; `full`, or no adapter at all, trains every weight.",
+    ),
+    field(
+        "use_peft",
+        &[],
+        "true | false",
+        "false",
+        "Another way to write `adapter: lora` (true).",
+    ),
+    field(
+        "lora_r",
+        &["r", "lora_rank"],
+        "1 to 4096",
+        "16",
+        "Rank of the adapter.",
+    ),
+    field(
+        "lora_alpha",
+        &["alpha"],
+        "above 0",
+        "32",
+        "The update is scaled by lora_alpha / lora_r.",
+    ),
+    field(
+        "lora_dropout",
+        &[],
+        "from 0, below 1",
+        "0",
+        "Share of an adapter's inputs that is dropped in training.",
+    ),
+    field(
+        "lora_target_modules",
+        &["target_modules", "lora_target"],
+        "all-linear, or a list of module names",
+        "all-linear",
+        "Which linear layers get an adapter; all-linear leaves the output layer out.",
+    ),
+    field(
+        "lora_target_linear",
+        &[],
+        "true | false",
+        "false",
+        "Another way to write `lora_target_modules: all-linear` (true).",
+    ),
+    field(
+        "use_rslora",
+        &["peft_use_rslora", "lora_use_rslora"],
+        "true | false",
+        "false",
+        "Scale by lora_alpha / sqrt(lora_r) instead.",
+    ),
+    field(
+        "lora_model_dir",
+        &["adapter_name_or_path"],
+        "folder",
+        "none",
+        "Start from this PEFT adapter; its adapter_config.json gives the defaults of the other lora fields.",
+    ),
+];

@@ -1,0 +1,63 @@
+//! What is trained: dialect and model.
+
+use super::{Field, field};
+
+pub(super) const FIELDS: &[Field] = &[
+    field(
+        "dialect",
+        &[],
+        "auto | llama_factory",
+        "auto",
+        "Whose names the job uses where they mean something else elsewhere. `auto` takes a job with `stage`, `template` or `dataset_dir` for LLaMA-Factory's.",
+    ),
+    // ---- model ----
+    field(
+        "base_model",
+        &["model_name_or_path", "model"],
+        "folder, or id on the hub",
+        "required",
+        "Folder with config.json, safetensors and tokenizer files, or a model on the Hugging Face hub (`Qwen/Qwen3-0.6B`).",
+    ),
+    field(
+        "model_revision",
+        &["revision_of_model", "revision"],
+        "text",
+        "none",
+        "Revision of the base model, written to adapter_config.json: on the hub a branch, a tag or a commit, `main` unless given.",
+    ),
+    field(
+        "reinit_weights",
+        &[],
+        "true | false",
+        "false",
+        "Axolotl's way to write `init_weights: random` (true).",
+    ),
+    field(
+        "init_weights",
+        &[],
+        "pretrained | random",
+        "pretrained",
+        "Where the starting weights come from. `random` draws them from the seed and reads only config.json and the tokenizer; full training only.",
+    ),
+    field(
+        "base_dtype",
+        &["torch_dtype", "dtype"],
+        "float32 | bfloat16",
+        "float32",
+        "Storage type of the base weights and of the model that full training writes. Adapters, optimizer and sums are always float32.",
+    ),
+    field(
+        "bf16",
+        &["bfloat16"],
+        "true | false | auto",
+        "auto",
+        "Another way to write `base_dtype: bfloat16` (true); false and auto change nothing.",
+    ),
+    field(
+        "special_tokens",
+        &[],
+        "mapping of bos_token, eos_token, unk_token, pad_token",
+        "those of the tokenizer",
+        "Axolotl's way to name them. `eos_token` is read as the field of that name; the others must be those of the tokenizer, but `pad_token` may be any, because nothing is learned of padding and none is added.",
+    ),
+];
