@@ -48,6 +48,25 @@ pub struct Example {
     pub line: u64,
 }
 
+impl Example {
+    /// Adds EOS behind the text, to be learned.
+    fn push_eos(&mut self, eos: u32) {
+        let end = self.text.len();
+        self.ids.push(eos);
+        self.offsets.push(end..end);
+        self.trained.push(true);
+        self.added_eos = true;
+    }
+
+    /// The example with its first token not learned: nothing comes before it that could predict it.
+    fn without_first(mut self) -> Self {
+        if let Some(first) = self.trained.first_mut() {
+            *first = false;
+        }
+        self
+    }
+}
+
 /// Error of rows of messages where the model has no chat template: it is told once, not for each row.
 pub const NO_TEMPLATE: &str = "the model has no chat template, which rows of messages need: use a chat model, or data with `text` or `prompt` and `completion`";
 
@@ -102,35 +121,25 @@ impl ExampleMaker<'_> {
 
     /// The example of a text without a template: everything from byte `start` on is learned, and EOS after it.
     fn plain(&self, text: String, start: usize) -> Result<Example, String> {
-        let Encoded {
-            mut ids,
-            mut offsets,
-        } = self.encode(&text, true)?;
-        let mut added_eos = false;
-        if let Some(eos) = self.tokenizer.eos_id()
-            && ids.last() != Some(&eos)
-        {
-            ids.push(eos);
-            offsets.push(text.len()..text.len());
-            added_eos = true;
-        }
+        let Encoded { ids, offsets } = self.encode(&text, true)?;
         // A token that reaches over the start counts as learned; what comes after the text too.
         let first = offsets
             .iter()
             .position(|covered| covered.end > start || covered.start >= text.len())
             .unwrap_or(ids.len());
-        let trained = (0..ids.len())
-            .map(|token| token >= first.max(1))
-            .collect::<Vec<_>>();
-        Ok(Example {
+        let mut example = Example {
+            trained: (0..ids.len()).map(|token| token >= first).collect(),
             text,
             ids,
-            trained,
             offsets,
-            added_eos,
-            templated: false,
             ..Example::default()
-        })
+        };
+        if let Some(eos) = self.tokenizer.eos_id()
+            && example.ids.last() != Some(&eos)
+        {
+            example.push_eos(eos);
+        }
+        Ok(example.without_first())
     }
 
     /// The example of texts that are tokenised one by one, with special tokens before the first and EOS after the last where
@@ -163,19 +172,9 @@ impl ExampleMaker<'_> {
         {
             // Where the text ends with one itself, there is one less to add.
             let has_own = usize::from(example.ids.last() == Some(&eos));
-            let end = example.text.len();
-            for _ in has_own..segments.end_tokens {
-                example.ids.push(eos);
-                example.offsets.push(end..end);
-                example.trained.push(true);
-                example.added_eos = true;
-            }
+            (has_own..segments.end_tokens).for_each(|_| example.push_eos(eos));
         }
-        // Nothing comes before the first token that could predict it.
-        if let Some(first) = example.trained.first_mut() {
-            *first = false;
-        }
-        Ok(example)
+        Ok(example.without_first())
     }
 
     /// Renders the texts of a conversation, with the bytes of each that are learned.

@@ -6,6 +6,7 @@ pub mod blockfile;
 pub mod card;
 mod collect;
 mod counts;
+mod cut;
 pub mod example;
 mod filter;
 mod held_out;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::BlockFile;
 use super::collect::Source;
-use super::packer::windows;
+use super::cut::windows;
 use super::record::DataErrors;
 use super::template::ChatTemplate;
 use super::tokenize::Tokenizer;

@@ -1,7 +1,7 @@
 //! Packing: which examples share a block.
 //!
-//! Enters: lengths. Leaves: which of them share a block. Best fit, longest first, as TRL's `bfd` packing; equal input
-//! gives equal output everywhere.
+//! Enters: lengths. Leaves: which of them share a block. Best fit, longest first, as TRL's `bfd` packing, or next fit in their
+//! order; equal input gives equal output everywhere.
 
 use std::collections::BTreeSet;
 

@@ -18,6 +18,7 @@ pub mod sharegpt;
 mod tokenized;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value as Json};
 
@@ -100,6 +101,9 @@ pub struct Row {
     pub notes: Vec<Note>,
 }
 
+/// The text of rows of instructions where the job names no other.
+static ALPACA: LazyLock<PromptFormat> = LazyLock::new(PromptFormat::alpaca);
+
 /// Reads rows of one dataset.
 #[derive(Clone, Copy)]
 pub struct RecordParser<'a> {
@@ -181,15 +185,28 @@ impl RecordParser<'_> {
         // Rows for another method have other columns, too.
         columns::refuse_other_methods(row, &named)?;
         let kind = kind?;
-        let alpaca;
-        let prompt = match &self.spec.prompt {
-            Some(prompt) => prompt,
-            None => {
-                alpaca = PromptFormat::alpaca();
-                &alpaca
+        let prompt = self.spec.prompt.as_ref().unwrap_or(&ALPACA);
+        let mut read = self.columns_of(kind, prompt);
+        let has_messages = |name: &&str| row.get(*name).is_some_and(Json::is_array);
+        let is_text = matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized);
+        if kind == DatasetKind::Instructions || !is_text && read.iter().any(has_messages) {
+            read.extend([fields.tools.as_str(), VARIABLES]);
+        }
+        for name in &read {
+            if let Some(reason) = row.get(*name).and_then(json::unreadable_number) {
+                return Err(format!("column `{name}` holds {reason}"));
             }
-        };
-        let mut read: Vec<&str> = match kind {
+        }
+        let (shape, record) = self.record_of(kind, row, prompt, notes)?;
+        columns::refuse_unlike(row, &read, shape)?;
+        notes.extend(columns::notes(row, &read));
+        Ok(record)
+    }
+
+    /// The columns that make a row of this kind.
+    fn columns_of<'b>(&'b self, kind: DatasetKind, prompt: &PromptFormat) -> Vec<&'b str> {
+        let fields = &self.spec.fields;
+        match kind {
             DatasetKind::Messages if self.spec.has_system_column => {
                 vec![&fields.messages, &fields.system]
             }
@@ -206,25 +223,24 @@ impl RecordParser<'_> {
                 &fields.history,
             ],
             DatasetKind::Text | DatasetKind::Auto => vec![&fields.text],
-        };
-        let has_messages = |name: &&str| row.get(*name).is_some_and(Json::is_array);
-        let is_text = matches!(kind, DatasetKind::Segments | DatasetKind::Tokenized);
-        if kind == DatasetKind::Instructions || !is_text && read.iter().any(has_messages) {
-            read.extend([fields.tools.as_str(), VARIABLES]);
         }
-        for name in &read {
-            if let Some(reason) = row.get(*name).and_then(json::unreadable_number) {
-                return Err(format!("column `{name}` holds {reason}"));
-            }
-        }
-        let (shape, record) = match kind {
+    }
+
+    /// A row of this kind as a record, and what its other columns are judged by.
+    fn record_of(
+        &self,
+        kind: DatasetKind,
+        row: &Map<String, Json>,
+        prompt: &PromptFormat,
+        notes: &mut Vec<Note>,
+    ) -> Result<(Shape, Record), String> {
+        let fields = &self.spec.fields;
+        Ok(match kind {
             DatasetKind::Messages => {
                 let messages = column(row, &fields.messages)?;
                 let messages = self.messages(messages, &fields.messages, notes)?;
-                (
-                    Shape::Conversation,
-                    self.conversation(messages, 0, row, notes)?,
-                )
+                let conversation = self.conversation(messages, 0, row, notes)?;
+                (Shape::Conversation, conversation)
             }
             DatasetKind::PromptCompletion => {
                 (Shape::Completion, self.prompt_completion(row, notes)?)
@@ -243,16 +259,11 @@ impl RecordParser<'_> {
                     notes.push(Note::Instructions);
                 }
                 let messages = instructions::messages(row, fields)?;
-                (
-                    Shape::Conversation,
-                    self.conversation(messages, 0, row, notes)?,
-                )
+                let conversation = self.conversation(messages, 0, row, notes)?;
+                (Shape::Conversation, conversation)
             }
             DatasetKind::Text | DatasetKind::Auto => (Shape::Text, self.text(row)?),
-        };
-        columns::refuse_unlike(row, &read, shape)?;
-        notes.extend(columns::notes(row, &read));
-        Ok(record)
+        })
     }
 
     fn text(&self, row: &Map<String, Json>) -> Result<Record, String> {

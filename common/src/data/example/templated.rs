@@ -20,10 +20,7 @@ impl ExampleMaker<'_> {
             has_last,
             is_exact,
         } = draft;
-        let Encoded {
-            mut ids,
-            mut offsets,
-        } = self.encode(&text, false)?;
+        let Encoded { ids, offsets } = self.encode(&text, false)?;
         let mut trained = vec![false; ids.len()];
         let end_tokens = EndTokens {
             tokenizer: self.tokenizer,
@@ -46,16 +43,20 @@ impl ExampleMaker<'_> {
                 None if !is_exact => self.end_that_follows(&text, &ids, &offsets, answer)?,
                 _ => None,
             };
-            match &answer.what {
-                What::Answer => trained[covered.start..end.unwrap_or(covered.end)].fill(true),
-                What::Message => trained[covered.clone()].fill(true),
-                What::Parts(stretches) => {
-                    let tokens = |stretch| masked::learned_tokens(stretch, &text, &offsets);
-                    let learned = stretches.iter().flat_map(tokens);
-                    learned.for_each(|token| trained[token] = true);
+            let stretch = covered.start..end.unwrap_or(covered.end);
+            let stretches = match &answer.what {
+                What::Answer => vec![stretch],
+                What::Message => vec![covered.clone()],
+                What::Parts(parts) => {
+                    let tokens = |part| masked::learned_tokens(part, &text, &offsets);
+                    let tokens = parts.iter().flat_map(tokens);
+                    tokens.map(|token| token..token + 1).collect()
                 }
-                What::Nothing => {}
-            }
+                What::Nothing => Vec::new(),
+            };
+            stretches
+                .into_iter()
+                .for_each(|stretch| trained[stretch].fill(true));
             let end = match answer.what {
                 What::Answer => end,
                 _ => end.map(|end| end_tokens.last(end, answer.limit)),
@@ -79,29 +80,22 @@ impl ExampleMaker<'_> {
             last = covered.end;
         }
         end_tokens.learn(&mut trained, &found_ends, ends, has_last);
-        let mut added_eos = false;
-        if ends_open && let Some(eos) = self.tokenizer.eos_id() {
-            // White space behind the answer, which nobody learns to write, would stand between it and its end.
-            ids.truncate(last);
-            trained.truncate(last);
-            offsets.truncate(last);
-            ids.push(eos);
-            trained.push(true);
-            offsets.push(text.len()..text.len());
-            added_eos = true;
-        }
-        if let Some(first) = trained.first_mut() {
-            *first = false;
-        }
-        Ok(Example {
+        let mut example = Example {
             text,
             ids,
             trained,
             offsets,
-            added_eos,
             templated: true,
             ..Example::default()
-        })
+        };
+        if ends_open && let Some(eos) = self.tokenizer.eos_id() {
+            // White space behind the answer, which nobody learns to write, would stand between it and its end.
+            example.ids.truncate(last);
+            example.trained.truncate(last);
+            example.offsets.truncate(last);
+            example.push_eos(eos);
+        }
+        Ok(example.without_first())
     }
 
     /// The end token after an answer that some templates write only when the next message comes. Returns the token after

@@ -12,11 +12,48 @@ use crate::job::MaskSpec;
 impl RecordParser<'_> {
     pub(super) fn conversation(
         &self,
-        mut messages: Vec<Message>,
-        mut trained_from: usize,
+        messages: Vec<Message>,
+        trained_from: usize,
         row: &Map<String, Json>,
         notes: &mut Vec<Note>,
     ) -> Result<Record, String> {
+        let (messages, trained_from) = self.with_system(messages, trained_from, row)?;
+        let learned = self.learned(&messages, trained_from, notes)?;
+        let partial = messages
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| learned[*index]);
+        let partial = partial.filter_map(|(index, said)| Some((index, said.partial.clone()?)));
+        let partial = partial.collect();
+        let variables = match row.get(VARIABLES) {
+            None => self.variables.clone(),
+            Some(given) => {
+                let given = Variables::from_json(given)
+                    .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?;
+                self.variables.overlaid(&given)
+            }
+        };
+        let mask = &self.spec.mask;
+        Ok(Record::Conversation(Chat {
+            messages: messages.into_iter().map(|message| message.json).collect(),
+            learned,
+            partial,
+            ends: Ends {
+                eos: mask.eos,
+                eot: mask.eot,
+            },
+            tools: self.tools(row)?,
+            variables,
+        }))
+    }
+
+    /// The messages with the system message that the job wants, and the first of them that may be learned.
+    fn with_system(
+        &self,
+        mut messages: Vec<Message>,
+        mut trained_from: usize,
+        row: &Map<String, Json>,
+    ) -> Result<(Vec<Message>, usize), String> {
         let is_system = |said: &Message| {
             ["system", "developer"].contains(&said.json["role"].as_str().unwrap_or_default())
         };
@@ -39,6 +76,16 @@ impl RecordParser<'_> {
             );
             trained_from += usize::from(trained_from > 0);
         }
+        Ok((messages, trained_from))
+    }
+
+    /// Which messages are learned.
+    fn learned(
+        &self,
+        messages: &[Message],
+        trained_from: usize,
+        notes: &mut Vec<Note>,
+    ) -> Result<Vec<bool>, String> {
         let mask = &self.spec.mask;
         let mut learned = vec![false; messages.len()];
         let mut answers = 0;
@@ -62,7 +109,7 @@ impl RecordParser<'_> {
         if answers == 0 {
             match mask.roles.as_ref().is_some_and(Vec::is_empty) {
                 true => notes.push(Note::NothingLearned),
-                false => return Err(no_turn(&messages, mask)),
+                false => return Err(no_turn(messages, mask)),
             }
         }
         if mask.last_only
@@ -70,31 +117,7 @@ impl RecordParser<'_> {
         {
             learned[..last].fill(false);
         }
-        let partial = messages
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| learned[*index]);
-        let partial = partial.filter_map(|(index, said)| Some((index, said.partial.clone()?)));
-        let partial = partial.collect();
-        let variables = match row.get(VARIABLES) {
-            None => self.variables.clone(),
-            Some(given) => {
-                let given = Variables::from_json(given)
-                    .map_err(|reason| format!("column `{VARIABLES}`: {reason}"))?;
-                self.variables.overlaid(&given)
-            }
-        };
-        Ok(Record::Conversation(Chat {
-            messages: messages.into_iter().map(|message| message.json).collect(),
-            learned,
-            partial,
-            ends: Ends {
-                eos: mask.eos,
-                eot: mask.eot,
-            },
-            tools: self.tools(row)?,
-            variables,
-        }))
+        Ok(learned)
     }
 
     /// The system message that a row has in a column of its own, if the job names that.
