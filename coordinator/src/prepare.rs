@@ -1,7 +1,8 @@
 //! Preflight: job, model and data become what training needs, or every reason why it would fail.
 //!
-//! Enters: a checked job. Leaves: the model folder, the block file, the schedule and an estimate of the memory. No
-//! worker has started yet and nothing outside `<output_dir>/.muster` is written.
+//! Enters: a checked job. Leaves: the model folder, the block file, the schedule and an estimate of the memory. No worker has
+//! started yet, and nothing is written but blocks, in `<output_dir>/.muster` or the folder that the job shares them in, and what
+//! is fetched, in the hub's cache.
 
 mod estimate;
 mod sources;

@@ -59,22 +59,17 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let lr_groups = rate_groups(reader, &method, &optimizer, learning_rate);
     let weight_decay = weight_decay(reader, &lr_groups);
     let max_steps = max_steps(reader);
-    let val_set_size = val_set_size(reader);
-    let saves = save_steps(reader);
     let base_model = base_model(reader);
     let entries = names(reader);
     let datasets = datasets(reader);
-    let holds_out = val_set_size != ValSetSize::None;
-    let wishes = Wishes {
-        holds_out,
-        is_off: is_never_evaluated(reader),
-        is_asked: is_evaluated_in_training(reader),
-    };
-    let test_datasets = test_datasets(reader, &datasets, wishes);
-    let has_validation = holds_out || !test_datasets.is_empty();
-    let evals = eval_steps(reader, has_validation);
-    let best_model = best_model(reader, saves, evals, has_validation);
-    let ((save_steps, save_cadence), (eval_steps, eval_cadence)) = (saves.steps(), evals.steps());
+    let Evaluation {
+        val_set_size,
+        test_datasets,
+        best_model,
+        on_start: eval_on_start,
+        saves: (save_steps, save_cadence),
+        evals: (eval_steps, eval_cadence),
+    } = evaluation(reader, &datasets);
     let output_dir = reader
         .text("output_dir")
         .map_or_else(|| "output".into(), PathBuf::from);
@@ -126,7 +121,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             .or((save_steps == SaveSteps::Auto && save_cadence.is_none())
                 .then_some(KEPT_BY_DEFAULT)),
         eval_steps,
-        eval_on_start: eval_on_start(reader, has_validation),
+        eval_on_start,
         logging_first_step: reader.switch("logging_first_step").unwrap_or(false),
         save_first_step: reader.switch("save_first_step").unwrap_or(false),
         best_model,
@@ -149,6 +144,38 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             push: push(reader, &output_dir),
             prepared_dir: reader.text("dataset_prepared_path").map(PathBuf::from),
         },
+    }
+}
+
+/// What is evaluated and when, and what comes of it: that decides when there are checkpoints, too.
+struct Evaluation {
+    val_set_size: ValSetSize,
+    test_datasets: Vec<DatasetSpec>,
+    best_model: Option<BestModel>,
+    on_start: bool,
+    saves: (SaveSteps, Option<Cadence>),
+    evals: (Option<u64>, Option<Cadence>),
+}
+
+fn evaluation(reader: &mut Reader<'_>, datasets: &[DatasetSpec]) -> Evaluation {
+    let val_set_size = val_set_size(reader);
+    let holds_out = val_set_size != ValSetSize::None;
+    let wishes = Wishes {
+        holds_out,
+        is_off: is_never_evaluated(reader),
+        is_asked: is_evaluated_in_training(reader),
+    };
+    let test_datasets = test_datasets(reader, datasets, wishes);
+    let has_validation = holds_out || !test_datasets.is_empty();
+    let saves = save_steps(reader);
+    let evals = eval_steps(reader, has_validation);
+    Evaluation {
+        val_set_size,
+        test_datasets,
+        best_model: best_model(reader, saves, evals, has_validation),
+        on_start: eval_on_start(reader, has_validation),
+        saves: saves.steps(),
+        evals: evals.steps(),
     }
 }
 

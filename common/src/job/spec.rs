@@ -101,9 +101,9 @@ pub struct JobSpec {
     /// What a trained token adds to the loss. Default: its cross-entropy.
     #[serde(default, skip_serializing_if = "TokenLoss::is_default")]
     pub token_loss: TokenLoss,
-    /// Decay of AdamW's first moment, in [0, 1). Default: 0.9.
+    /// Decay of the first moment of AdamW, and the first of Lion's betas, in [0, 1). Default: the optimizer's, 0.9.
     pub adam_beta1: f64,
-    /// Decay of AdamW's second moment, in [0, 1). Default: 0.999.
+    /// Decay of AdamW's second moment, and the second of Lion's betas, in [0, 1). Default: the optimizer's, 0.999 for AdamW.
     pub adam_beta2: f64,
     /// AdamW's epsilon, above 0. Default: 1e-8.
     pub adam_epsilon: f64,

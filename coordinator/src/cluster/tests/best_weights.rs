@@ -73,13 +73,28 @@ fn not_saved(worker: u64, step: u64) -> Event {
     }
 }
 
-#[test]
-fn the_step_after_the_best_weights_ends_once_a_checkpoint_has_them() {
-    let mut scene = one_worker(RULE);
+/// Worker 1 has the best weights so far after step 2.
+fn best_after_two(rule: BestModel) -> Scene {
+    let mut scene = one_worker(rule);
     step(&mut scene, 0);
     step(&mut scene, 1);
     let said = evaluate(&mut scene, 2, 1.0);
     assert_eq!(said[..2], ["w1 save 2", "w1 plan train 2"]);
+    scene
+}
+
+/// And two steps later, when a checkpoint has them.
+fn best_stored(rule: BestModel) -> Scene {
+    let mut scene = best_after_two(rule);
+    scene.after(stored(2));
+    step(&mut scene, 2);
+    step(&mut scene, 3);
+    scene
+}
+
+#[test]
+fn the_step_after_the_best_weights_ends_once_a_checkpoint_has_them() {
+    let mut scene = best_after_two(RULE);
     for slot in 0..4 {
         let said = scene.after(done(1, 2, slot));
         assert!(
@@ -97,13 +112,7 @@ fn a_worse_evaluation_saves_nothing_and_holds_nothing_up() {
         early_stopping: None,
         ..RULE
     };
-    let mut scene = one_worker(rule);
-    step(&mut scene, 0);
-    step(&mut scene, 1);
-    evaluate(&mut scene, 2, 1.0);
-    scene.after(stored(2));
-    step(&mut scene, 2);
-    step(&mut scene, 3);
+    let mut scene = best_stored(rule);
     let said = evaluate(&mut scene, 4, 2.0);
     assert_eq!(said[0], "w1 plan train 4");
     let said = step(&mut scene, 4);
@@ -112,13 +121,7 @@ fn a_worse_evaluation_saves_nothing_and_holds_nothing_up() {
 
 #[test]
 fn a_run_that_does_not_improve_ends_with_its_best_weights() {
-    let mut scene = one_worker(RULE);
-    step(&mut scene, 0);
-    step(&mut scene, 1);
-    evaluate(&mut scene, 2, 1.0);
-    scene.after(stored(2));
-    step(&mut scene, 2);
-    step(&mut scene, 3);
+    let mut scene = best_stored(RULE);
     assert_eq!(evaluate(&mut scene, 4, 1.0), ["result of 2 after 4"]);
     let told = scene
         .notices
@@ -186,25 +189,25 @@ fn best_weights_that_died_with_the_disk_are_made_again() {
 
 #[test]
 fn another_worker_hands_the_best_weights_over_where_the_first_dies() {
-    let mut scene = scene(2, RULE, |_| ());
-    for id in [1, 2] {
-        scene.after(entered(id, scene.cluster.generation.number(), 0, &[]));
-    }
-    scene.now += LOSSES_GATHER;
-    scene.cluster.best.note(2, 1.0);
-    let at = WorkerId(1);
-    scene.cluster.saving.request(at, (2, false), None);
-    scene.after(lost(1));
-    assert!(!scene.cluster.saving.is_awaited(2));
-    assert_eq!(scene.cluster.best.unsaved(), Some(2));
+    let mut scene = scene(2, RULE, |settings| {
+        settings.start_step = 2;
+        settings.last_evaluated = Some(2);
+        settings.best = Some(BestSoFar::after(RULE, [(2, 1.0)]));
+    });
+    let number = scene.cluster.generation.number();
+    let mut said = scene.after(entered(1, number, 2, &[]));
+    said.extend(scene.after(entered(2, number, 2, &[])));
+    assert!(said.contains(&"w1 save 2".to_owned()), "{said:?}");
+    let mut said = scene.after(lost(1));
+    said.extend(scene.pass(LOSSES_GATHER, &[]));
+    let number = scene.cluster.generation.number();
+    said.extend(scene.after(entered(2, number, 2, &[])));
+    assert!(said.contains(&"w2 save 2".to_owned()), "{said:?}");
 }
 
 #[test]
 fn a_full_disk_holds_the_run_up_and_loses_nothing() {
-    let mut scene = one_worker(RULE);
-    step(&mut scene, 0);
-    step(&mut scene, 1);
-    evaluate(&mut scene, 2, 1.0);
+    let mut scene = best_after_two(RULE);
     for pause in [1, 2, 4] {
         scene.check(not_saved(1, 2), &[]);
         scene.check(Event::Ticked, &[]);
@@ -218,13 +221,7 @@ fn a_full_disk_holds_the_run_up_and_loses_nothing() {
 
 #[test]
 fn a_damaged_checkpoint_of_the_best_leaves_the_last_weights_as_the_result() {
-    let mut scene = one_worker(RULE);
-    step(&mut scene, 0);
-    step(&mut scene, 1);
-    evaluate(&mut scene, 2, 1.0);
-    scene.after(stored(2));
-    step(&mut scene, 2);
-    step(&mut scene, 3);
+    let mut scene = best_stored(RULE);
     evaluate(&mut scene, 4, 1.5);
     let failed = |is_damaged| Event::ResultFailed {
         reason: "a digest differs".into(),
