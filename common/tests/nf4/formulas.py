@@ -75,7 +75,7 @@ def dequantise_dynamic(codes, absmax, dynamic_map, offset):
 
 
 def torch_mean(values):
-    """`torch.mean` of float32 in one thread: 4 sums of 8 lanes each (of 1 lane below 8 values), in levels, then divided."""
+    """`torch.mean` of float32 in one thread: 4 sums of 8 lanes each (of 1 lane below 8 values), in levels; divided."""
     lanes = 8 if values.size >= 8 else 1
     rows = values[: values.size // lanes * lanes].reshape(-1, lanes)
     whole = len(rows) // 4

@@ -4,12 +4,12 @@
     python common/tests/nf4/make.py          # rewrites golden.safetensors beside this file
     python common/tests/nf4/make.py count    # holds formulas.py against bitsandbytes on random numbers, and counts
 
-Needs torch, bitsandbytes and safetensors; the file's metadata say which it was made with. Facts, of bitsandbytes 0.50.2
-(each is checked here, on every case and by `count`; the formulas are in formulas.py):
+Needs torch, bitsandbytes and safetensors; the file's metadata say which it was made with. Facts, as of bitsandbytes
+0.50.2 (each is checked here, on every case and by `count`; the formulas are in formulas.py):
 
 (a) 4-bit codes. There is no C++ for it on a CPU: the fallback in torch runs. scaled = w * (1 / max(absmax, 1e-38)),
-    clamped; code = number of midpoints below it, so a tie goes to the lower code. A last block that is short is *divided*
-    by its absmax, and the floor of 1e-38 goes into its stored absmax. An odd count is filled with the code of 0 (7 in
+    clamped; code = number of midpoints below it, so a tie goes to the lower code. A short last block is *divided* by
+    its absmax, and the floor of 1e-38 goes into its stored absmax. An odd count is filled with the code of 0 (7 in
     NF4). In FP4, zero and a little below is code 0, a little above is code 8, and both are 0.
 (b) 8-bit codes of absmax - offset. C++ runs: v = x * (1 / absmax) without a floor, place = trunc((v + 1) * 0.5 * 65535
     + 0.5), and a table of 65,536 codes, made of value = -1 + 2 i / 65535 and midpoints, a tie to the lower. A block of
@@ -42,6 +42,7 @@ CPU = torch.device("cpu")
 DYNAMIC = functional.create_dynamic_map()
 MAPS = {name: functional.get_4bit_type(name, CPU) for name in ("nf4", "fp4")}
 ORDERS = {name: _get_4bit_quantize_bounds(name, CPU)[1].numpy() for name in MAPS}
+DTYPES = {"32": torch.float32, "16": torch.bfloat16}
 LARGEST_FILE = 600 * 1024
 
 
@@ -114,7 +115,7 @@ def make_case(name, weights, blocksize, kind, kept):
     tensors = {"weights": weights}
     ours, our_absmax = formulas.quantise(weights.float().numpy(), code_map, ORDERS[kind], blocksize)
     for double in (False, True):
-        wanted = [dtype for mark, dtype in [("32", torch.float32), ("16", torch.bfloat16)] if "pd"[double] + mark in kept]
+        wanted = [dtype for mark, dtype in DTYPES.items() if "pd"[double] + mark in kept]
         if not wanted:
             continue
         packed, state = functional.quantize_4bit(weights, None, None, blocksize, double, kind)
@@ -149,7 +150,7 @@ def nested(name, state, plain, tensors):
 
 
 def dynamic_values(generator):
-    """Blocks of 256 for the 8-bit codes: random; at the places where the table of 65,536 changes; zeros; a short one."""
+    """Blocks of 256 for the 8-bit codes: random; where the table of 65,536 changes; zeros; a short one."""
     table = formulas.lookup(DYNAMIC.numpy())
     edge = (np.flatnonzero(np.diff(table.astype(int))) + 0.5) / (formulas.LOOKUP_SIZE - 1) * 2 - 1
     edge = edge.astype(np.float32)
@@ -182,7 +183,8 @@ def count():
             ours, absmax = formulas.quantise(values.float().numpy(), MAPS[kind].numpy(), ORDERS[kind], blocksize)
             bytes_off = (packed.view(-1).numpy() != ours).sum()
             absmax_off = (state.absmax.numpy() != absmax).sum()
-            print(f"{kind} {blocksize}, {what}: {bytes_off} bytes and {absmax_off} absmax of {values.numel()} values differ")
+            differ = f"{bytes_off} bytes and {absmax_off} absmax of {values.numel()} values differ"
+            print(f"{kind} {blocksize}, {what}: {differ}")
     absmax = normal(draw, 1 << 17, 64).abs().amax(1)
     for what, values in [
         ("normal", normal(draw, amount)),
@@ -194,7 +196,8 @@ def count():
             formulas.quantise_dynamic(values.numpy(), DYNAMIC.numpy(), flag)[0].astype(int) for flag in (False, True)
         )
         off, near = (np.abs(codes - other) for other in (ours, nearest))
-        print(f"8-bit, {what}: {(off > 0).sum()} of {codes.size} differ; from the nearest {(near > 0).sum()}, by up to {near.max()}")
+        farther = f"from the nearest {(near > 0).sum()}, by up to {near.max()}"
+        print(f"8-bit, {what}: {(off > 0).sum()} of {codes.size} differ; {farther}")
     for blocks in (3, 6, 24, 192, 320, 1000, 5000, 16384, 49152):
         runs = 200 if blocks < 2000 else 20
         sets = [normal(draw, blocks, 64).abs().amax(1) for _ in range(runs)]
@@ -204,9 +207,11 @@ def count():
     for columns in (40, 48, 64, 80):
         weights = normal(draw, 16, columns)
         packed, state = functional.quantize_4bit(weights, None, None, 64, False, "nf4")
-        ours = formulas.dequantise(packed.view(-1).numpy(), state.absmax.numpy(), MAPS["nf4"].numpy(), 64, weights.numel())
+        parts = (packed.view(-1).numpy(), state.absmax.numpy(), state.code.numpy())
+        ours = formulas.dequantise(*parts, 64, weights.numel())
         off = (functional.dequantize_4bit(packed, state).view(-1).numpy() != ours).sum()
-        print(f"dequantised, {columns} columns: {off} of {weights.numel()} differ ({torch.backends.cpu.get_cpu_capability()})")
+        capability = torch.backends.cpu.get_cpu_capability()
+        print(f"dequantised, {columns} columns: {off} of {weights.numel()} differ ({capability})")
 
 
 def main():
