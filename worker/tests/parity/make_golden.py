@@ -3,7 +3,7 @@
 models, their logits and greedy continuations, ten AdamW steps of LoRA and of full training on token ids; and ten steps
 of LoRA on dataset files, from chat template and tokenizer to the trained adapter (`dataset/`).
 
-    python worker/tests/parity/make_golden.py            # rewrites golden/ beside this file
+    python worker/tests/parity/make_golden.py            # rewrites its folders of golden/
     python worker/tests/parity/make_golden.py FOLDER     # writes elsewhere, for a live comparison
 
 Needs torch, transformers, peft and safetensors. What it was last run with is recorded in golden/versions.json.
@@ -282,7 +282,8 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "golden"
-    shutil.rmtree(target, ignore_errors=True)
+    for name in [*CASES, "dataset"]:
+        shutil.rmtree(target / name, ignore_errors=True)
     for seed, (name, (config, lora)) in enumerate(CASES.items()):
         make_case(target / name, config, lora, seed)
     make_dataset_case(target / "dataset", len(CASES))
