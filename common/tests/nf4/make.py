@@ -4,8 +4,14 @@
     python common/tests/nf4/make.py          # rewrites golden.safetensors beside this file
     python common/tests/nf4/make.py count    # holds formulas.py against bitsandbytes on random numbers, and counts
 
-Needs torch, bitsandbytes and safetensors; the file's metadata say which it was made with. Facts, as of bitsandbytes
-0.50.2 (each is checked here, on every case and by `count`; the formulas are in formulas.py):
+In the file, of each matrix NAME: `NAME.weights` (float32 or bfloat16), `.codes`, `.absmax`; where absmax is quantised,
+too, `.double.absmax`, `.double.nested_absmax`, `.double.offset`; and of the weights that come back those that fit into
+600 KiB: `.dequantised`, `.dequantised.bf16`, `.dequantised.double`, `.dequantised.double.bf16`. Besides `map.nf4`,
+`map.fp4`, `map.dynamic`, and 8-bit codes by themselves: `dynamic.values`, `dynamic.codes`, `dynamic.absmax`. `made` in
+the metadata is JSON: versions, and each matrix's block size and type.
+
+Needs torch, bitsandbytes and safetensors. Facts, as of bitsandbytes 0.50.2 (each is checked here, on every case and by
+`count`; the formulas are in formulas.py):
 
 (a) 4-bit codes. There is no C++ for it on a CPU: the fallback in torch runs. scaled = w * (1 / max(absmax, 1e-38)),
     clamped; code = number of midpoints below it, so a tie goes to the lower code. A short last block is *divided* by
@@ -116,7 +122,7 @@ def make_case(name, weights, blocksize, kind, kept):
     ours, our_absmax = formulas.quantise(weights.float().numpy(), code_map, ORDERS[kind], blocksize)
     for double in (False, True):
         wanted = [dtype for mark, dtype in DTYPES.items() if "pd"[double] + mark in kept]
-        if not wanted:
+        if double and not wanted:
             continue
         packed, state = functional.quantize_4bit(weights, None, None, blocksize, double, kind)
         same(packed.numpy(), ours, f"{name}: codes")
@@ -144,8 +150,6 @@ def nested(name, state, plain, tensors):
     tensors["double.absmax"] = state.absmax
     tensors["double.nested_absmax"] = state.state2.absmax
     tensors["double.offset"] = state.offset.reshape(1)
-    # Where only the double form is kept, the test still needs what the offset was taken from.
-    tensors.setdefault("absmax", torch.tensor(plain))
     return formulas.dequantise_dynamic(codes, absmax, DYNAMIC.numpy(), offset)
 
 
