@@ -5,6 +5,7 @@ In: the same shape, batch, and thread count or GPU. Out: one JSON line with the 
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import statistics
@@ -24,7 +25,29 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    return parser.parse_args()
+    parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA: layers in NF4 by bitsandbytes, absmax too")
+    args = parser.parse_args()
+    if args.load_in_4bit and args.mode != "lora":
+        parser.error("what is quantised cannot be trained: --load-in-4bit goes with --mode lora")
+    return args
+
+
+def quantise(model, compute_dtype, device):
+    """As `from_pretrained` with a BitsAndBytesConfig: every linear layer but the head, computed in `compute_dtype`."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    settings = {"quant_type": "nf4", "compress_statistics": True}
+    head = model.get_output_embeddings()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, torch.nn.Linear) and layer is not head:
+            assert layer.bias is None, name
+            sizes = (layer.in_features, layer.out_features)
+            made = Linear4bit(*sizes, bias=False, compute_dtype=compute_dtype, device="meta", **settings)
+            made.weight = Params4bit(layer.weight.data, requires_grad=False, module=made, **settings)
+            # This is what quantises.
+            model.set_submodule(name, made.to(device))
+    model.is_loaded_in_4bit = True
 
 
 def model_of(args):
@@ -45,6 +68,8 @@ def model_of(args):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     if args.dtype == "bfloat16":
         model = model.to(torch.bfloat16)
+    if args.load_in_4bit:
+        quantise(model, getattr(torch, args.dtype), args.device)
     if args.mode == "lora":
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, lora)
@@ -139,6 +164,8 @@ def main():
         "device": device.name,
         "torch": torch.__version__,
     }
+    if args.load_in_4bit:
+        report["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
     print(json.dumps(report))
 
 
