@@ -104,6 +104,7 @@ mod tests {
         Work {
             trained,
             dtype: BaseDtype::Bfloat16,
+            quantization: None,
             reduction: Reduction::Exact,
             optimizer: Default::default(),
             batch: 1,

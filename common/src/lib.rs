@@ -16,6 +16,7 @@ pub mod logging;
 pub mod manual;
 pub mod memory;
 pub mod model;
+pub mod nf4;
 pub mod plan;
 pub mod progress;
 pub mod rng;

@@ -361,6 +361,7 @@ fn read_model(
         notices = [model.notices(), unused.unwrap_or_default()].concat();
         errors.note(model.check_model_type());
         errors.note(check_starting_adapter(job, config));
+        errors.note(check_quantised(job, config));
     }
     (model, config, notices)
 }
@@ -538,6 +539,18 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Refuses to train all weights of a model of 4 bits.
+fn check_quantised(job: &JobSpec, config: &ModelConfig) -> Result<(), String> {
+    match (&job.method, config.quantization) {
+        (Method::Full, Some(_)) => Err(format!(
+            "{}: the model is quantised to 4 bits, which full training cannot change; give adapter: lora, or the model before it was \
+             quantised",
+            job.base_model.display()
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@
 mod absent;
 mod companions;
 mod extra;
+mod four_bits;
 mod links;
 mod numbers;
 mod weights;
@@ -255,14 +256,25 @@ impl ModelFolder {
     }
 }
 
+/// Whether a `config.json` says that bitsandbytes quantised the linears to 4 bits.
+pub fn is_four_bits(config: &Value) -> bool {
+    let quantised = &config["quantization_config"];
+    let says = |key: &str| quantised[key].as_bool() == Some(true);
+    quantised["quant_method"].as_str() == Some("bitsandbytes")
+        && (says("load_in_4bit") || says("_load_in_4bit"))
+}
+
 fn refuse_quantised(path: &Path, config: &Value) -> Result<(), FileError> {
+    if is_four_bits(config) {
+        return Ok(());
+    }
     for field in ["quantization_config", "quantization", "compression_config"] {
         if let Some(found) = config.get(field).filter(|value| !value.is_null()) {
             return Err(FileError::UnsupportedField {
                 path: path.to_owned(),
                 field: field.into(),
                 found: found["quant_method"].as_str().unwrap_or("set").into(),
-                remedy: "use the unquantised model",
+                remedy: "use the unquantised model, or one that bitsandbytes quantised to 4 bits",
             });
         }
     }

@@ -12,6 +12,7 @@ mod mixture;
 mod optimizer;
 mod prompt_types;
 mod push;
+mod quantization;
 mod rate_groups;
 mod schedule;
 mod settings;
@@ -41,6 +42,7 @@ use method::method;
 use mixture::{mixture, shuffle};
 use optimizer::optimizer;
 use push::push;
+use quantization::{base_dtype, quantization};
 use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
@@ -52,6 +54,7 @@ const KEPT_BY_DEFAULT: usize = 3;
 pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let method = method(reader);
     let init_weights = init_weights(reader, &method);
+    let quantization = quantization(reader, &method);
     let learning_rate = learning_rate(reader, &method);
     let (global_batch_size, micro_batch_size) = batch(reader);
     let lr_scheduler = lr_scheduler(reader, learning_rate);
@@ -79,7 +82,8 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         asked_revision: None,
         model_revision: reader.text("model_revision"),
         init_weights,
-        base_dtype: base_dtype(reader),
+        base_dtype: base_dtype(reader, quantization.is_some()),
+        quantization,
         mixture: mixture(reader, &datasets),
         datasets,
         chat_template: chat_template(reader, &entries),
@@ -301,29 +305,6 @@ fn init_weights(reader: &mut Reader<'_>, method: &Method) -> InitWeights {
         reader.problem(given, message.to_owned());
     }
     init
-}
-
-fn base_dtype(reader: &mut Reader<'_>) -> BaseDtype {
-    let choices: &[(&[&str], BaseDtype)] = &[
-        (
-            &["float32", "fp32", "torch.float32", "float"],
-            BaseDtype::Float32,
-        ),
-        (&["bfloat16", "bf16", "torch.bfloat16"], BaseDtype::Bfloat16),
-    ];
-    let dtype = reader.choice("base_dtype", choices);
-    let bf16: &[(&[&str], bool)] = &[
-        (&["true", "full", "yes", "on"], true),
-        (&["false", "auto", "no", "off"], false),
-    ];
-    let bf16 = reader.choice("bf16", bf16).unwrap_or(false);
-    if !bf16 {
-        return dtype.unwrap_or(BaseDtype::Float32);
-    }
-    match reader.one_of(&["base_dtype", "bf16"], "the type of the base weights") {
-        Some("base_dtype") => dtype.unwrap_or(BaseDtype::Float32),
-        _ => BaseDtype::Bfloat16,
-    }
 }
 
 // ---- data ----

@@ -38,6 +38,9 @@ pub struct JobSpec {
     pub init_weights: InitWeights,
     /// Storage type of the base weights, and of the model that full fine-tuning writes. Default: float32.
     pub base_dtype: BaseDtype,
+    /// How the frozen weights are kept in 4 bits. Default: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
     /// Datasets to train on, at least one. Required.
     pub datasets: Vec<DatasetSpec>,
     /// How their rows become one set. Default: all rows of each, one dataset after the other.
@@ -279,6 +282,16 @@ pub enum InitWeights {
 pub enum BaseDtype {
     Float32,
     Bfloat16,
+}
+
+/// How frozen weights are kept in 4 bits, as NF4 (Dettmers et al., 2023): every linear of the decoder is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantization {
+    /// Whether the scales of blocks are kept in 8 bits. Default: on.
+    pub nested_scales: bool,
+    /// Whether the embedding and the output layer are in 4 bits too. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub embeddings: bool,
 }
 
 /// Chat template that conversations are written with.

@@ -7,6 +7,7 @@ mod meaning;
 mod mixtures;
 mod optimizers;
 mod problems;
+mod quantization;
 mod schedules;
 mod shapes;
 mod table;

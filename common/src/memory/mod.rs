@@ -99,7 +99,12 @@ impl Shape {
     /// Number of scalars of the embedding, and of the output layer where it is not tied.
     fn token_matrices(&self) -> u64 {
         let matrices = 2 - u64::from(self.tied);
-        matrices * (self.vocab_size * self.hidden_size) as u64
+        matrices * self.token_matrix()
+    }
+
+    /// Number of scalars of the embedding.
+    fn token_matrix(&self) -> u64 {
+        (self.vocab_size * self.hidden_size) as u64
     }
 
     /// Number of scalars of all norms and biases.
@@ -136,6 +141,7 @@ impl Work {
                 },
             },
             dtype: job.base_dtype,
+            quantization: job.quantization,
             reduction: job.reduction,
             optimizer: job.optimizer,
             batch: job.micro_batch_size,
@@ -260,6 +266,7 @@ mod tests {
         Work {
             trained,
             dtype: BaseDtype::Bfloat16,
+            quantization: None,
             reduction: Reduction::Exact,
             optimizer: Optimizer::Adamw,
             batch: 8,

@@ -3,6 +3,7 @@
 use super::layer::{Layer, Place};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
 use crate::job::{BaseDtype, Optimizer, Reduction};
+use crate::nf4;
 
 /// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
 pub const SUMS_TILE: usize = 4 << 20;
@@ -30,7 +31,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     };
     let frozen = match work.trained {
         Trained::All => 0,
-        Trained::Adapters { .. } => shape.matrices() * element + shape.vectors() * F32,
+        Trained::Adapters { .. } => frozen_matrices(shape, work, element) + shape.vectors() * F32,
     };
     let layers = Layer::all(shape, work, element, 1, Place::Processor);
     // What the loss took stays in the engine's pool, because nothing else is as large.
@@ -45,6 +46,22 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
         libraries: PROGRAM_BYTES,
         moment: peak.moment,
     }
+}
+
+/// Bytes of the base model's matrices, in the engine's element type or in 4 bits.
+fn frozen_matrices(shape: &Shape, work: &Work, element: u64) -> u64 {
+    let Some(how) = work.quantization else {
+        return shape.matrices() * element;
+    };
+    let four_bits = |scalars| nf4::bytes(scalars, how.nested_scales);
+    let linears = shape
+        .linears()
+        .map(|(width, out, _)| four_bits((width * out) as u64));
+    let tokens = match how.embeddings {
+        true => shape.token_matrices() / shape.token_matrix() * four_bits(shape.token_matrix()),
+        false => shape.token_matrices() * element,
+    };
+    shape.layers as u64 * linears.iter().sum::<u64>() + tokens
 }
 
 /// Bytes of the flat weights, their moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean

@@ -1,6 +1,6 @@
 //! The sizes of a model, and of the work on it.
 
-use crate::job::{BaseDtype, Optimizer, Reduction};
+use crate::job::{BaseDtype, Optimizer, Quantization, Reduction};
 
 /// Bytes of a float32.
 pub(crate) const F32: u64 = 4;
@@ -45,6 +45,8 @@ pub enum Trained {
 pub struct Work {
     pub trained: Trained,
     pub dtype: BaseDtype,
+    /// How frozen matrices are kept in 4 bits, if they are.
+    pub quantization: Option<Quantization>,
     pub reduction: Reduction,
     pub optimizer: Optimizer,
     /// Number of blocks in a slot.

@@ -9,7 +9,8 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::files::FileError;
-use crate::files::model::{Architecture, ModelFolder, check_numbers};
+use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
+use crate::job::Quantization;
 
 /// Why a model cannot be trained here.
 #[derive(Debug, Error)]
@@ -48,6 +49,8 @@ pub struct ModelConfig {
     pub max_positions: Option<usize>,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
+    /// How the folder's linears are kept in 4 bits, if they are.
+    pub quantization: Option<Quantization>,
 }
 
 /// Rotary position frequencies.
@@ -146,6 +149,12 @@ impl ModelConfig {
             sliding_window: fields.sliding_window()?,
             max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
+            quantization: is_four_bits(json).then(|| Quantization {
+                nested_scales: json["quantization_config"]["bnb_4bit_use_double_quant"]
+                    .as_bool()
+                    .unwrap_or(false),
+                embeddings: false,
+            }),
         };
         if !config.head_dim.is_multiple_of(2) {
             let reason = "hidden_size / num_attention_heads is odd, where pairs are rotated";
@@ -255,7 +264,7 @@ impl Fields<'_> {
                 self.unsupported(format!("hidden_act {activation:?} (supported: \"silu\")"))
             );
         }
-        if self.json["quantization_config"].is_object() {
+        if self.json["quantization_config"].is_object() && !is_four_bits(self.json) {
             return Err(self.unsupported("a quantised base model".to_owned()));
         }
         let rotated = self

@@ -41,7 +41,10 @@ impl Estimate {
     pub fn new(job: &JobSpec, config: &ModelConfig) -> Result<Self, UnmatchedTarget> {
         let adapted = adapted_by_layer(config, job)?;
         let sizes = &config.shape();
-        let work = |checkpointing| Work::of(job, adapted.clone(), checkpointing);
+        let work = |checkpointing| Work {
+            quantization: config.quantization.or(job.quantization),
+            ..Work::of(job, adapted.clone(), checkpointing)
+        };
         let (keeps, recomputes) = match job.gradient_checkpointing {
             Checkpointing::Never => (true, false),
             Checkpointing::Always => (false, true),

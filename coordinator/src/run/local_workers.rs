@@ -9,6 +9,7 @@ use common::job::JobSpec;
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use worker::engine::inference::decoder::FourBits;
 use worker::engine::inference::generate::{Generator, Sampling};
 use worker::{Device, DeviceError, Finished, JoinOptions, WorkerError};
 
@@ -103,7 +104,7 @@ pub fn answer(
         return Ok(Vec::new());
     }
     let say = |error: worker::engine::inference::generate::GenerateError| error.to_string();
-    let mut generator = Generator::load(model_dir, adapter_dir).map_err(say)?;
+    let mut generator = Generator::load(model_dir, adapter_dir, FourBits::of(job)).map_err(say)?;
     generator.ask_as_in(job).map_err(say)?;
     let sampling = Sampling {
         max_new_tokens: MAX_NEW_TOKENS,

@@ -41,6 +41,12 @@ pub struct BenchArgs {
     /// Storage of the base weights
     #[arg(long, value_enum, default_value_t = Dtype::Bfloat16)]
     dtype: Dtype,
+    /// Keep the linears in 4 bits (NF4)
+    #[arg(long = "load-in-4bit")]
+    load_in_4bit: bool,
+    /// With --load-in-4bit, the embedding and the output layer too
+    #[arg(long, requires = "load_in_4bit")]
+    quantize_embeddings: bool,
     /// Sequences in a step, all in one slot
     #[arg(long, value_name = "B", default_value_t = 4, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -174,6 +180,8 @@ impl Default for BenchArgs {
             config: PathBuf::new(),
             mode: Mode::Lora,
             dtype: Dtype::Bfloat16,
+            load_in_4bit: false,
+            quantize_embeddings: false,
             batch: 4,
             seq: 128,
             threads: None,
@@ -303,6 +311,8 @@ fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
         ("dataset", folder.join("config.json").display().to_string()),
         ("adapter", name_of(args.mode)),
         ("base_dtype", name_of(args.dtype)),
+        ("load_in_4bit", args.load_in_4bit.to_string()),
+        ("quantize_embeddings", args.quantize_embeddings.to_string()),
         ("reduction", name_of(args.reduction)),
         ("lora_r", args.lora_r.to_string()),
         ("lora_alpha", (2 * u32::from(args.lora_r)).to_string()),

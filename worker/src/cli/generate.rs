@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
+use worker::engine::inference::decoder::FourBits;
 use worker::engine::inference::generate::{GenerateError, GenerateOptions, generate_text};
 
 #[derive(Args)]
@@ -15,6 +16,9 @@ pub struct GenerateArgs {
     /// Folder of a PEFT adapter for it
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+    /// Quantise the model's linears to 4 bits (NF4) first, as a job with load_in_4bit does
+    #[arg(long = "load-in-4bit")]
+    load_in_4bit: bool,
     /// What to answer: one user message of the model's chat template, or plain text where it has none
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -39,6 +43,7 @@ pub fn run(args: GenerateArgs) -> Result<(), GenerateError> {
         model_dir: args.model,
         adapter_dir: args.adapter,
         prompt: args.prompt,
+        four_bits: args.load_in_4bit.then_some(FourBits::USUAL),
         max_new_tokens: args.max_new_tokens as usize,
         temperature: args.temperature,
         seed: args.seed,

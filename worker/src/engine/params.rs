@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use common::files::Flat;
 use common::files::layout::Layout;
 use common::memory::processor::SUMS_TILE;
+use common::nf4::Nf4;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -20,8 +21,10 @@ use super::memory;
 use super::ops::add_in_place;
 use super::ops::element::Element;
 use super::ops::element::WeightSlice;
+use super::ops::matrix::{View, Weights};
+use super::ops::nf4::Nf4View;
 
-/// A weight tensor, row-major, in float32 or (frozen only) bfloat16.
+/// A weight tensor, row-major, in float32, or where it is frozen in bfloat16 or 4 bits.
 #[derive(Clone)]
 pub struct Weight {
     shape: Vec<usize>,
@@ -32,6 +35,7 @@ pub struct Weight {
 enum Store {
     F32(Arc<Buffer<f32>>),
     Bf16(Arc<Buffer<bf16>>),
+    Nf4(Arc<Nf4>),
     Trainable(GradientSlot),
 }
 
@@ -48,6 +52,7 @@ struct GradientSlot {
 pub enum Reading<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    Nf4(&'a Nf4),
     Trainable(RwLockReadGuard<'a, Flat>, Range<usize>),
 }
 
@@ -80,6 +85,19 @@ impl Weight {
         }
     }
 
+    /// A frozen matrix of 4 bits a scalar.
+    pub fn frozen_nf4(matrix: Nf4, shape: &[usize]) -> Self {
+        assert_eq!(
+            matrix.scalars(),
+            shape.iter().product::<usize>(),
+            "weights of {shape:?}"
+        );
+        Self {
+            shape: shape.to_vec(),
+            store: Store::Nf4(Arc::new(matrix)),
+        }
+    }
+
     pub fn dims(&self) -> &[usize] {
         &self.shape
     }
@@ -104,6 +122,7 @@ impl Weight {
         match &self.store {
             Store::F32(values) => Reading::F32(values),
             Store::Bf16(values) => Reading::Bf16(values),
+            Store::Nf4(matrix) => Reading::Nf4(matrix),
             Store::Trainable(slot) => {
                 // A panic in an update ends the trainer; what is read then matters to nobody.
                 let flat = slot.flat.read().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +133,10 @@ impl Weight {
 
     /// Opens a weight that must be float32 (norms, biases, adapters).
     pub fn read_f32(&self) -> ReadingF32<'_> {
-        assert!(!self.is_bf16(), "this weight must be float32");
+        assert!(
+            matches!(self.store, Store::F32(_) | Store::Trainable(_)),
+            "this weight must be float32"
+        );
         ReadingF32(self.read())
     }
 
@@ -186,7 +208,16 @@ impl Reading<'_> {
         match self {
             Self::F32(values) => WeightSlice::F32(values),
             Self::Bf16(values) => WeightSlice::Bf16(values),
+            Self::Nf4(matrix) => WeightSlice::Nf4(matrix),
             Self::Trainable(flat, range) => WeightSlice::F32(&flat[range.clone()]),
+        }
+    }
+
+    /// The weights as a product reads them, `[rows][columns]`.
+    pub fn matrix<E: Element>(&self, rows: usize, columns: usize) -> Weights<'_, E> {
+        match self {
+            Self::Nf4(matrix) => Weights::Nf4(Nf4View::new(matrix, rows, columns)),
+            _ => View::new(self.elements(), rows, columns).into(),
         }
     }
 

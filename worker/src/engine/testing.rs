@@ -69,6 +69,7 @@ pub fn job(method: Method) -> JobSpec {
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,
+        quantization: None,
         datasets: Vec::new(),
         mixture: Default::default(),
         chat_template: Default::default(),

@@ -14,7 +14,7 @@ use worker::engine::inference::merge::merge;
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
 const CASES: [&str; 4] = ["llama", "qwen2-tied", "qwen3-tied", "qwen3-untied"];
-const LOGIT_TOLERANCE: f64 = 1e-4;
+pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
 
 pub fn golden_dir() -> PathBuf {
@@ -22,7 +22,7 @@ pub fn golden_dir() -> PathBuf {
 }
 
 /// Largest difference, in units of the largest expected value.
-fn distance(found: &[f32], expected: &[f32]) -> f64 {
+pub fn distance(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| {
         values.fold(0.0f64, |largest, value| largest.max(f64::from(value.abs())))
@@ -114,7 +114,7 @@ pub fn check_logits(golden: &Path) {
             let off = distance(&found, &expected);
             assert!(off < LOGIT_TOLERANCE, "{name}, example {index}: {off}");
 
-            let mut inference = InferenceModel::load(&case.dir.join("model"), None).unwrap();
+            let mut inference = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
             let last = inference.append(&example.tokens).unwrap();
             let off = distance(&last, &expected[expected.len() - last.len()..]);
             assert!(off < LOGIT_TOLERANCE, "{name}, generated from: {off}");
@@ -139,13 +139,13 @@ pub fn check_greedy(golden: &Path) {
     }
 }
 
-fn assert_greedy(case: &Case, model: &Path, adapter: Option<&Path>, expected: &[u32]) {
+pub fn assert_greedy(case: &Case, model: &Path, adapter: Option<&Path>, expected: &[u32]) {
     let greedy = Sampling {
         max_new_tokens: 0,
         temperature: 0.0,
         seed: 0,
     };
-    let mut model = InferenceModel::load(model, adapter).unwrap();
+    let mut model = InferenceModel::load(model, adapter, None).unwrap();
     let mut input = case.golden.examples[0].tokens.clone();
     for (index, token) in expected.iter().enumerate() {
         let found = greedy.choose(&model.append(&input).unwrap(), index);
@@ -161,9 +161,12 @@ fn a_merged_model_continues_like_model_and_adapter() {
         let folder = tempfile::tempdir().unwrap();
         let merged = folder.path().join("merged");
         let (model, adapter) = (case.dir.join("model"), case.dir.join("trained_adapter"));
-        merge(&model, &adapter, &merged).unwrap();
+        merge(&model, &adapter, &merged, None).unwrap();
         assert_greedy(&case, &merged, None, &case.golden.greedy_adapter);
-        assert!(merge(&model, &adapter, &merged).is_err(), "overwrites");
+        assert!(
+            merge(&model, &adapter, &merged, None).is_err(),
+            "overwrites"
+        );
     }
 }
 

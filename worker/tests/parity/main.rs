@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dataset;
+mod four_bits;
 mod golden;
 mod live;
 mod support;

@@ -75,9 +75,14 @@ impl Case {
         if checkpointing {
             job.gradient_checkpointing = Checkpointing::Always;
         }
+        self.load(job, "model", adapter_dir)
+    }
+
+    /// A trainer for this job on the model in that folder of the case.
+    pub fn load(&self, job: JobSpec, model: &str, adapter_dir: Option<PathBuf>) -> Trainer {
         Trainer::load(TrainerOptions {
             job: Arc::new(job),
-            model_dir: self.dir.join("model"),
+            model_dir: self.dir.join(model),
             adapter_dir,
             threads: 2,
             device: ComputeDevice::Cpu,
@@ -164,6 +169,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         model_revision: None,
         init_weights: InitWeights::Pretrained,
         base_dtype: BaseDtype::Float32,
+        quantization: None,
         datasets: Vec::new(),
         mixture: Default::default(),
         chat_template: Default::default(),

@@ -7,9 +7,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::{ModelFolder, extra};
+use super::{ModelFolder, extra, four_bits, is_four_bits};
 use crate::files::FileError;
 use crate::files::tensors::{TensorFile, TensorView};
+use crate::nf4::Nf4;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -25,6 +26,7 @@ pub struct WeightFiles {
     places: HashMap<String, usize>,
     /// Whether the embedding is stored as the output layer, which it is tied to.
     embedding_is_head: bool,
+    are_four_bits: bool,
     notices: Vec<String>,
 }
 
@@ -58,6 +60,7 @@ impl WeightFiles {
             embedding_is_head: is_tied
                 && !places.contains_key(EMBEDDING)
                 && places.contains_key(HEAD),
+            are_four_bits: is_four_bits(folder.config_json()),
             files,
             places,
             notices: Vec::new(),
@@ -81,9 +84,26 @@ impl WeightFiles {
         file.expect(stored, shape)
     }
 
+    /// Whether the files hold matrices of 4 bits.
+    pub fn are_four_bits(&self) -> bool {
+        self.are_four_bits
+    }
+
+    /// The matrix, which must have this shape, if the files hold it in 4 bits.
+    pub fn four_bits(&self, name: &str, shape: &[usize]) -> Result<Option<Nf4>, FileError> {
+        let (file, stored) = self.find(name)?;
+        match self.are_four_bits && four_bits::is_quantised(file, stored) {
+            true => four_bits::read(file, stored, shape).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Refuses finite numbers that bfloat16 would make infinite, in any of the tensors.
     pub fn check_bfloat16(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
         for (name, shape) in expected {
+            if self.four_bits(name, shape)?.is_some() {
+                continue;
+            }
             let checked = self.expect(name, shape)?.check_bfloat16();
             checked.map_err(|reason| self.malformed(name, &reason.to_string()))?;
         }
@@ -92,6 +112,10 @@ impl WeightFiles {
 
     /// Writes the tensor's scalars as float32 to `out`, which has as many.
     pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
+        if let Some(matrix) = self.four_bits(name, shape)? {
+            matrix.dequantise(0, out);
+            return Ok(());
+        }
         let (file, stored) = self.find(name)?;
         file.read_f32(stored, shape, out)
     }
@@ -104,6 +128,13 @@ impl WeightFiles {
             }
             Err(missing) => missing,
         }
+    }
+
+    fn is_quantised(&self, name: &str) -> bool {
+        self.are_four_bits
+            && self
+                .find(name)
+                .is_ok_and(|(file, stored)| four_bits::is_quantised(file, stored))
     }
 
     /// The file that holds a tensor, and what it is called there.
@@ -126,6 +157,9 @@ impl WeightFiles {
                 missing.push(name.as_str());
                 continue;
             };
+            if self.four_bits(name, shape)?.is_some() {
+                continue;
+            }
             let view = file.get(stored).ok_or_else(|| self.missing(&[name]))?;
             if !view.is_readable() {
                 let reason = format!(
@@ -208,6 +242,7 @@ impl WeightFiles {
             .keys()
             .map(String::as_str)
             .filter(|name| !expected.contains(name) && *name != HEAD)
+            .filter(|name| !four_bits::weight_of(name).is_some_and(|w| self.is_quantised(w)))
             .collect();
         names.sort_unstable();
         let (harmless, altering): (Vec<&str>, Vec<&str>) =

@@ -7,9 +7,9 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "adapter",
         &["finetuning_type"],
-        "lora | full",
+        "lora | qlora | full",
         "full",
-        "`lora` trains a low-rank adapter; `full`, or no adapter at all, trains every weight.",
+        "`lora` trains a low-rank adapter, `qlora` one on a base of 4 bits (`load_in_4bit: true`); `full`, or no adapter at all, trains every weight.",
     ),
     field(
         "use_peft",

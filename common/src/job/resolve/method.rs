@@ -21,7 +21,7 @@ const DECODER_LINEARS: &[&str] = &[
 ];
 
 pub(super) fn method(reader: &mut Reader<'_>) -> Method {
-    let adapters: &[(&[&str], bool)] = &[(&["lora"], true), (&["full", "none"], false)];
+    let adapters: &[(&[&str], bool)] = &[(&["lora", "qlora"], true), (&["full", "none"], false)];
     let chosen = reader.choice("adapter", adapters);
     let adapter = chosen.unwrap_or(of_llama_factory(reader));
     let use_peft = reader.switch("use_peft").unwrap_or(false);

@@ -320,7 +320,16 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
     check_problems(
         "load_in_4bit: true\n",
         &[
-            "3: `load_in_4bit` is not supported: quantised base weights are not supported; remove it, or set base_dtype: bfloat16",
+            "3: `load_in_4bit` needs `adapter: lora`: weights of 4 bits stay as they are, and full training would train them",
+        ],
+    );
+    check_problems(
+        "adapter: qlora\nload_in_4bit: false\nbnb_4bit_quant_type: fp4\nbnb_config_kwargs: {llm_int8_skip_modules: [up_proj]}\n",
+        &[
+            "4: `load_in_4bit` is false, but `adapter: qlora` trains on weights of 4 bits; write adapter: lora, or remove it",
+            "5: `bnb_4bit_quant_type` must be one of nf4, found `fp4`",
+            "6: `bnb_config_kwargs` has `llm_int8_skip_modules`, which is not supported: every linear of the decoder is kept in 4 bits, \
+             as NF4; remove it",
         ],
     );
     check_problems(
@@ -329,10 +338,6 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
             "3: `optim` is galore_adamw, which projects gradients to need less memory for moments; adapter: lora needs less still: use \
              one of adamw, sgd, lion, muon",
         ],
-    );
-    check_problems(
-        "adapter: qlora\nlora_r: 8\n",
-        &["3: `adapter` must be one of lora, full, found `qlora`; did you mean `lora`?"],
     );
     job(
         "optim: adamw_torch\nreport_to: []\nfsdp:\ntrust_remote_code: false\nmodel_type: LlamaForCausalLM\n",

@@ -5,7 +5,7 @@ use super::table::{Group, NOTHING_SHARDED, OFF, ONLY_SFT};
 
 const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
 const NO_QUANTISATION: &str =
-    "quantised base weights are not supported; remove it, or set base_dtype: bfloat16";
+    "NF4 (load_in_4bit: true) is the one way in which weights are quantised; remove it";
 const NOTHING_READ: &str = "nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says \
      (optimizer, clipping, batch) is not read";
 const DECIDES: &str = "optimizer, scheduler, clipping, batch and precision are fields of the job (learning_rate, lr_scheduler, \
@@ -152,17 +152,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Instead(OFF, IN_METRICS),
     },
     Group {
-        keys: &[
-            "load_in_4bit",
-            "bnb_*",
-            "bnb_4bit_quant_type",
-            "bnb_4bit_compute_dtype",
-            "bnb_4bit_quant_storage",
-            "gptq*",
-            "quantization*",
-            "quantization_bit",
-            "use_bnb_nested_quant",
-        ],
+        keys: &["bnb_*", "gptq*", "quantization*", "quantization_device_map"],
         rule: Only(OFF, NO_QUANTISATION),
     },
     Group {

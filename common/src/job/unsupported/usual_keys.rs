@@ -116,7 +116,8 @@ pub(super) const GROUPS: &[Group] = &[
             "include_tokens_per_second",
             "include_tkps",
             "include_num_input_tokens_seen",
-            "double_quantization",
+            // How bytes lie in memory.
+            "bnb_4bit_quant_storage",
             "debug",
             // Kernels of mixtures of experts and of families, LLaMA-Factory's and Megatron's kernels and overlaps.
             "use_scattermoe",
@@ -178,6 +179,13 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         keys: &["cut_cross_entropy"],
         rule: Inert,
+    },
+    Group {
+        keys: &["quantization_method", "quant_method"],
+        rule: InertIf(
+            &["bnb", "bitsandbytes"],
+            "NF4 as bitsandbytes has it is the one way in which weights are quantised; remove it",
+        ),
     },
     Group {
         keys: &["packing_strategy"],

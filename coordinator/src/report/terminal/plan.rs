@@ -2,7 +2,8 @@
 
 use common::data::DataCounts;
 use common::job::{
-    BaseDtype, BestModel, InitWeights, JobSpec, Method, RateGroups, TargetModules, Warmup,
+    BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization, RateGroups, TargetModules,
+    Warmup,
 };
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
@@ -21,6 +22,8 @@ pub struct PlanView<'a> {
     pub counts: &'a DataCounts,
     /// Name of the architecture, such as `Qwen3`.
     pub architecture: &'a str,
+    /// How linears are kept in 4 bits, if they are.
+    pub quantization: Option<Quantization>,
     pub parameters: u64,
     pub trainable_parameters: u64,
     pub total_steps: u64,
@@ -78,6 +81,10 @@ impl<'a> PlanView<'a> {
             job: &prepared.job,
             counts: &prepared.data.counts,
             architecture: prepared.model_config.architecture.name(),
+            quantization: prepared
+                .model_config
+                .quantization
+                .or(prepared.job.quantization),
             parameters: prepared.estimate.parameters,
             trainable_parameters: prepared.estimate.trainable_parameters,
             total_steps: prepared.total_steps(),
@@ -130,12 +137,17 @@ impl<'a> PlanView<'a> {
             BaseDtype::Float32 => "float32",
             BaseDtype::Bfloat16 => "bfloat16",
         };
+        let bits = match self.quantization {
+            None => "",
+            Some(how) if how.embeddings => ", all matrices in 4 bits",
+            Some(_) => ", linears in 4 bits",
+        };
         let init = match self.job.init_weights {
             InitWeights::Pretrained => "",
             InitWeights::Random => ", random weights",
         };
         format!(
-            "{} ({}, {} parameters, {dtype}{init})",
+            "{} ({}, {} parameters, {dtype}{bits}{init})",
             self.job.model_name(),
             self.architecture,
             grouped(self.parameters)

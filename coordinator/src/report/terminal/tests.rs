@@ -156,6 +156,7 @@ fn plan_in(job: &JobSpec, columns: Option<usize>) -> String {
         job,
         counts: &counts,
         architecture: "Qwen3",
+        quantization: job.quantization,
         parameters: 1_234_567,
         trainable_parameters: 12_345,
         total_steps: 24,

@@ -3,7 +3,7 @@
 
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
-use common::job::{BaseDtype, LoraSpec};
+use common::job::{BaseDtype, LoraSpec, Quantization};
 use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
 
 use super::blas::GpuElement;
@@ -31,6 +31,8 @@ pub struct Parts<'a> {
     pub layout: &'a Layout,
     pub lora: Option<&'a LoraSpec>,
     pub dtype: BaseDtype,
+    /// How the numbers of frozen matrices are quantised, if they are: here they are widened again, once.
+    pub quantization: Option<Quantization>,
 }
 
 impl Parts<'_> {
@@ -69,7 +71,10 @@ impl Parts<'_> {
             // The first refresh writes it.
             Some(_) => self.gpu.take(shape[0] * shape[1])?,
             None => {
-                let weight = self.source.tensor(name, &shape, self.dtype)?;
+                let quantization = self.quantization.filter(|how| how.embeddings);
+                let weight = self
+                    .source
+                    .widened(name, &shape, self.dtype, quantization)?;
                 self.gpu.upload::<E>(weight.read().elements())?
             }
         };
@@ -133,9 +138,10 @@ impl Parts<'_> {
             let path = format!("{prefix}{}", shape.path);
             let weight = format!("{path}.weight");
             if self.range(&weight).is_none() {
+                let shape = [shape.out, shape.width];
                 let weight = self
                     .source
-                    .tensor(&weight, &[shape.out, shape.width], self.dtype)?;
+                    .widened(&weight, &shape, self.dtype, self.quantization)?;
                 staged.set(index, weight.read().elements());
             }
             if shape.bias {

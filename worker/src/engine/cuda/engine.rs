@@ -102,6 +102,7 @@ impl GpuEngine {
             layout,
             lora,
             dtype: job.base_dtype,
+            quantization: job.quantization,
         };
         let mut model = match job.base_dtype {
             BaseDtype::Float32 => Model::F32(parts.model(job.sequence_len)?),

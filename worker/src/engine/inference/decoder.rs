@@ -15,8 +15,10 @@ use common::files::adapter::{
 };
 use common::files::model::{Architecture, ModelFolder, WeightFiles, no_folder};
 use common::files::tensors::TensorFile;
-use common::job::InitWeights;
-use common::model::{ModelConfig, ModelError, RopeScaling, base_tensors};
+use common::job::{BaseDtype, InitWeights, JobSpec, Quantization};
+use common::model::{EMBEDDING, HEAD, ModelConfig, ModelError, RopeScaling, base_tensors};
+use common::nf4::{Nf4, NotQuantised};
+use half::bf16;
 use thiserror::Error;
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
@@ -55,6 +57,55 @@ pub fn check_folder(path: &Path) -> Result<(), InferenceError> {
     }
 }
 
+/// How weights are quantised before anything is computed with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FourBits {
+    /// The type that they are rounded to first, and when they are widened again.
+    pub dtype: BaseDtype,
+    pub quantization: Quantization,
+}
+
+impl FourBits {
+    /// As a job has it that says no more than `load_in_4bit: true`.
+    pub const USUAL: Self = Self {
+        dtype: BaseDtype::Bfloat16,
+        quantization: Quantization {
+            nested_scales: true,
+            embeddings: false,
+        },
+    };
+
+    /// What this job trains its adapter on, if it quantises anything.
+    pub fn of(job: &JobSpec) -> Option<Self> {
+        Some(Self {
+            dtype: job.base_dtype,
+            quantization: job.quantization?,
+        })
+    }
+
+    /// Whether a tensor of the base model is quantised.
+    fn changes(&self, name: &str, shape: &[usize]) -> bool {
+        let is_of_tokens = [EMBEDDING, HEAD].contains(&name);
+        shape.len() == 2 && (self.quantization.embeddings || !is_of_tokens)
+    }
+
+    /// Puts in place of scalars what is left of them in 4 bits.
+    fn round(&self, scalars: &mut [f32]) -> Result<(), NotQuantised> {
+        let round = |scalars: &mut [f32]| {
+            if self.dtype == BaseDtype::Bfloat16 {
+                for scalar in scalars {
+                    *scalar = bf16::from_f32(*scalar).to_f32();
+                }
+            }
+        };
+        round(scalars);
+        let matrix = Nf4::quantise(scalars, self.quantization.nested_scales)?;
+        matrix.dequantise(0, scalars);
+        round(scalars);
+        Ok(())
+    }
+}
+
 /// A decoder with its key-value cache.
 pub struct InferenceModel {
     decoder: Decoder,
@@ -74,8 +125,12 @@ enum Decoder {
 }
 
 impl InferenceModel {
-    /// Loads a model, and merges the adapter into its weights if there is one.
-    pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, InferenceError> {
+    /// Loads a model, quantises it where that is asked for, and merges the adapter into its weights if there is one.
+    pub fn load(
+        model_dir: &Path,
+        adapter_dir: Option<&Path>,
+        four_bits: Option<FourBits>,
+    ) -> Result<Self, InferenceError> {
         let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
         let config_path = model_dir.join("config.json");
         let config = ModelConfig::of(&folder)?;
@@ -85,7 +140,7 @@ impl InferenceModel {
                 positions.clamp(1, MAX_POSITIONS as u64) as usize
             });
         check_supported(&config, folder.architecture(), positions, &config_path)?;
-        let weights = merged_weights(&folder, &config, adapter_dir)?;
+        let weights = merged_weights(&folder, &config, adapter_dir, four_bits)?;
         let vars = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
         // candle counts something else against this limit too, so it is never small.
         let table = positions.max(4096);
@@ -188,21 +243,29 @@ fn check_supported(
     })
 }
 
-/// All weights of the model in float32, with `W + scale · B A` for those that the adapter changes.
+/// All weights of the model in float32, as 4 bits leave them where these are asked for, with `W + scale · B A` for those that
+/// the adapter changes.
 pub(super) fn merged_weights(
     folder: &ModelFolder,
     config: &ModelConfig,
     adapter_dir: Option<&Path>,
+    four_bits: Option<FourBits>,
 ) -> Result<HashMap<String, Tensor>, InferenceError> {
     let expected = base_tensors(config);
     let files = WeightFiles::open(folder, &expected)?;
     for notice in files.notices() {
         tracing::warn!("{notice}");
     }
+    // A folder of 4 bits is as it is.
+    let four_bits = four_bits.filter(|_| !files.are_four_bits());
     let mut weights = HashMap::new();
     for (name, shape) in expected {
         let mut scalars = vec![0.0f32; shape.iter().product()];
         files.read_f32(&name, &shape, &mut scalars)?;
+        if let Some(how) = four_bits.filter(|how| how.changes(&name, &shape)) {
+            let rounded = how.round(&mut scalars);
+            rounded.map_err(|reason| files.malformed(&name, &reason.to_string()))?;
+        }
         weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);
     }
     if let Some(dir) = adapter_dir {

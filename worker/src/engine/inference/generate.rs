@@ -14,7 +14,7 @@ use common::rng::CounterRng;
 use serde_json::{Value as Json, json};
 use thiserror::Error;
 
-use crate::engine::inference::decoder::{InferenceError, InferenceModel, check_folder};
+use crate::engine::inference::decoder::{FourBits, InferenceError, InferenceModel, check_folder};
 
 /// Stream of the counter-based generator from which tokens are drawn.
 const STREAM_SAMPLE: u64 = 0x67656e;
@@ -26,6 +26,8 @@ pub struct GenerateOptions {
     /// Folder of a PEFT adapter for that model.
     pub adapter_dir: Option<PathBuf>,
     pub prompt: String,
+    /// How the base model is quantised, if it is.
+    pub four_bits: Option<FourBits>,
     pub max_new_tokens: usize,
     /// Temperature of sampling; 0 takes the most likely token each time.
     pub temperature: f64,
@@ -52,7 +54,8 @@ pub fn generate_text(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<String, GenerateError> {
-    let mut generator = Generator::load(&options.model_dir, options.adapter_dir.as_deref())?;
+    let adapter_dir = options.adapter_dir.as_deref();
+    let mut generator = Generator::load(&options.model_dir, adapter_dir, options.four_bits)?;
     let sampling = Sampling {
         max_new_tokens: options.max_new_tokens,
         temperature: options.temperature,
@@ -82,8 +85,12 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads a model with its tokenizer, and an adapter if there is one.
-    pub fn load(model_dir: &Path, adapter_dir: Option<&Path>) -> Result<Self, GenerateError> {
+    /// Loads a model with its tokenizer, and an adapter if there is one; the model is quantised where that is asked for.
+    pub fn load(
+        model_dir: &Path,
+        adapter_dir: Option<&Path>,
+        four_bits: Option<FourBits>,
+    ) -> Result<Self, GenerateError> {
         for folder in [Some(model_dir), adapter_dir].into_iter().flatten() {
             check_folder(folder)?;
         }
@@ -98,7 +105,7 @@ impl Generator {
             _ => ChatTemplate::load_optional(model_dir)?,
         };
         Ok(Self {
-            model: InferenceModel::load(model_dir, adapter_dir)?,
+            model: InferenceModel::load(model_dir, adapter_dir, four_bits)?,
             tokenizer,
             template,
             variables: Variables::default(),

@@ -13,7 +13,7 @@ use common::job::InitWeights;
 use common::model::ModelConfig;
 use thiserror::Error;
 
-use crate::engine::inference::decoder::{InferenceError, check_folder, merged_weights};
+use crate::engine::inference::decoder::{FourBits, InferenceError, check_folder, merged_weights};
 
 /// Why a model and an adapter were not merged.
 #[derive(Debug, Error)]
@@ -31,7 +31,14 @@ pub enum MergeError {
 }
 
 /// Writes the merged model with the base model's tokenizer files, and the chat template that the adapter has. `output` appears whole or not at all.
-pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), MergeError> {
+///
+/// With `four_bits` the adapter is added to what 4 bits leave of the base model, which is what it was trained on.
+pub fn merge(
+    model_dir: &Path,
+    adapter_dir: &Path,
+    output: &Path,
+    four_bits: Option<FourBits>,
+) -> Result<(), MergeError> {
     if output.exists() {
         return Err(MergeError::Exists {
             path: output.to_owned(),
@@ -42,7 +49,7 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
     let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
     let config = ModelConfig::of(&folder).map_err(InferenceError::from)?;
     let mut tensors = Vec::new();
-    for (name, tensor) in merged_weights(&folder, &config, Some(adapter_dir))? {
+    for (name, tensor) in merged_weights(&folder, &config, Some(adapter_dir), four_bits)? {
         let shape = tensor.dims().to_vec();
         let scalars = tensor
             .flatten_all()
@@ -84,13 +91,12 @@ pub fn merge(model_dir: &Path, adapter_dir: &Path, output: &Path) -> Result<(), 
     if !ends.is_empty() {
         ModelFolder::add_end_tokens(dir.path(), &ends)?;
     }
-    write_model(
-        dir.path(),
-        folder.config_json(),
-        &listed,
-        dtype,
-        MAX_SHARD_BYTES,
-    )?;
+    // What was in 4 bits is not any more.
+    let mut config = folder.config_json().clone();
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
+    write_model(dir.path(), &config, &listed, dtype, MAX_SHARD_BYTES)?;
     dir.commit()?;
     Ok(())
 }

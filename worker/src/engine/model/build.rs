@@ -1,7 +1,7 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
-use common::job::{BaseDtype, LoraSpec};
+use common::job::{BaseDtype, LoraSpec, Quantization};
 use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
 
 use super::causal_lm::CausalLm;
@@ -25,6 +25,8 @@ pub struct Parts<'a> {
     pub parameters: &'a Parameters,
     pub lora: Option<&'a LoraSpec>,
     pub dtype: BaseDtype,
+    /// How frozen matrices are kept in 4 bits, if they are.
+    pub quantization: Option<Quantization>,
 }
 
 impl Parts<'_> {
@@ -40,8 +42,13 @@ impl Parts<'_> {
             .collect::<Result<_, _>>()?;
         let norm = self.norm(FINAL_NORM)?;
         let tokens = (embedding, head);
+        // What is trained as a whole is computed in float32.
+        let dtype = match self.lora {
+            Some(_) => self.dtype,
+            None => BaseDtype::Float32,
+        };
         Ok(CausalLm::new(
-            self.config,
+            (self.config, dtype),
             tokens,
             layers,
             norm,
@@ -50,7 +57,9 @@ impl Parts<'_> {
     }
 
     fn token_matrix(&self, name: &str) -> Result<Weight, EngineError> {
-        self.weight(name, &[self.config.vocab_size, self.config.hidden_size])
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        let quantization = self.quantization.filter(|how| how.embeddings);
+        self.matrix(name, &shape, quantization)
     }
 
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
@@ -98,7 +107,11 @@ impl Parts<'_> {
             false => None,
         };
         Ok(Linear {
-            weight: self.weight(&format!("{path}.weight"), &[shape.out, shape.width])?,
+            weight: self.matrix(
+                &format!("{path}.weight"),
+                &[shape.out, shape.width],
+                self.quantization,
+            )?,
             bias,
             lora: self.lora(&path),
         })
@@ -113,6 +126,23 @@ impl Parts<'_> {
             weight: self.weight(name, &[self.config.hidden_size])?,
             epsilon: self.config.rms_norm_epsilon as f32,
         })
+    }
+
+    /// A matrix, which where it is frozen may be kept in 4 bits.
+    fn matrix(
+        &self,
+        name: &str,
+        shape: &[usize],
+        quantization: Option<Quantization>,
+    ) -> Result<Weight, EngineError> {
+        if let Some(weight) = self.parameters.weight(name) {
+            return Ok(weight);
+        }
+        let source = self.source;
+        match source.four_bits(name, shape, self.dtype, quantization)? {
+            Some(matrix) => Ok(Weight::frozen_nf4(matrix, shape)),
+            None => source.tensor(name, shape, self.dtype),
+        }
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::job::TokenLoss;
+use common::job::{BaseDtype, TokenLoss};
 use common::model::ModelConfig;
 use half::bf16;
 
@@ -26,6 +26,8 @@ use crate::engine::params::Weight;
 /// A decoder that is trained on the processor.
 pub struct CausalLm {
     config: ModelConfig,
+    /// What activations are stored and multiplied as.
+    dtype: BaseDtype,
     embedding: Weight,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
@@ -49,7 +51,7 @@ pub struct PassTimes {
 impl CausalLm {
     /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn new(
-        config: &ModelConfig,
+        (config, dtype): (&ModelConfig, BaseDtype),
         (embedding, head): (Weight, Weight),
         layers: Vec<DecoderLayer>,
         norm: RmsNorm,
@@ -65,6 +67,7 @@ impl CausalLm {
             checkpointing: false,
             token_loss: TokenLoss::default(),
             config: config.clone(),
+            dtype,
             pool: Pool::default(),
             abandon: Abandon::default(),
         }
@@ -82,9 +85,9 @@ impl CausalLm {
 
     /// Bytes that a training pass without checkpointing keeps for so many tokens.
     pub fn kept_bytes(&self, tokens: usize) -> usize {
-        let element = match self.head.is_bf16() {
-            true => size_of::<bf16>(),
-            false => size_of::<f32>(),
+        let element = match self.dtype {
+            BaseDtype::Bfloat16 => size_of::<bf16>(),
+            BaseDtype::Float32 => size_of::<f32>(),
         };
         tokens
             * self
@@ -113,9 +116,9 @@ impl CausalLm {
         mask: Option<MaskKey>,
         droppable: bool,
     ) -> Option<(LossSum, PassTimes)> {
-        match self.head.is_bf16() {
-            true => self.train_as::<bf16>(batch, mask, droppable),
-            false => self.train_as::<f32>(batch, mask, droppable),
+        match self.dtype {
+            BaseDtype::Bfloat16 => self.train_as::<bf16>(batch, mask, droppable),
+            BaseDtype::Float32 => self.train_as::<f32>(batch, mask, droppable),
         }
     }
 
@@ -163,9 +166,9 @@ impl CausalLm {
 
     /// Computes the loss of a batch, forward only. None where it was abandoned.
     pub fn evaluate(&self, batch: &Batch) -> Option<LossSum> {
-        match self.head.is_bf16() {
-            true => self.evaluate_as::<bf16>(batch),
-            false => self.evaluate_as::<f32>(batch),
+        match self.dtype {
+            BaseDtype::Bfloat16 => self.evaluate_as::<bf16>(batch),
+            BaseDtype::Float32 => self.evaluate_as::<f32>(batch),
         }
     }
 
@@ -176,9 +179,9 @@ impl CausalLm {
 
     /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations.
     pub fn logits(&self, batch: &Batch) -> Vec<f32> {
-        match self.head.is_bf16() {
-            true => self.logits_as::<bf16>(batch),
-            false => self.logits_as::<f32>(batch),
+        match self.dtype {
+            BaseDtype::Bfloat16 => self.logits_as::<bf16>(batch),
+            BaseDtype::Float32 => self.logits_as::<f32>(batch),
         }
     }
 
@@ -193,7 +196,7 @@ impl CausalLm {
         multiply(
             Target::new(&mut logits[..], tokens, vocabulary),
             View::new(&normed[..], tokens, width),
-            View::new(head.elements::<E>(), vocabulary, width),
+            head.matrix::<E>(vocabulary, width),
             Along::Columns,
         );
         logits
@@ -254,7 +257,7 @@ impl CausalLm {
 mod tests {
     use super::*;
     use crate::engine::testing::{config, job, load, lora, write_model};
-    use common::job::{BaseDtype, JobSpec, Method, TargetModules};
+    use common::job::{JobSpec, Method, TargetModules};
 
     #[test]
     fn kept_bytes_are_what_a_training_pass_keeps() {

@@ -1,18 +1,23 @@
 //! Base weights: read from safetensors through a memory map, or drawn from the seed.
 //!
 //! In: a model folder and the names and shapes that the configuration calls for. Out: float32 values, or frozen
-//! tensors in the job's base type. Vectors (norms, biases) are always float32.
+//! tensors in the job's base type, or in 4 bits. Vectors (norms, biases) are always float32.
 
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
-use common::job::BaseDtype;
+use common::job::{BaseDtype, Quantization};
+use common::nf4::Nf4;
 use common::rng::CounterRng;
 use half::bf16;
 use rayon::prelude::*;
 
 use crate::engine::EngineError;
+#[cfg(feature = "cuda")]
+use crate::engine::buffer::Buffer;
 use crate::engine::buffer::Pool;
-use crate::engine::ops::element::{Element, round_slice};
+use crate::engine::ops::element::{Element, round_slice, widen};
+#[cfg(feature = "cuda")]
+use crate::engine::ops::nf4::Nf4View;
 use crate::engine::params::Weight;
 
 /// Scalars drawn in one task.
@@ -77,6 +82,59 @@ impl WeightSource {
         Ok(Weight::frozen_f32(values, shape))
     }
 
+    /// A frozen matrix in 4 bits, where the files hold it so, or where they hold numbers and these are to be quantised: as they
+    /// are in `dtype`. None where it stays as it is.
+    pub fn four_bits(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: BaseDtype,
+        quantization: Option<Quantization>,
+    ) -> Result<Option<Nf4>, EngineError> {
+        if let Self::Files(files) = self
+            && files.are_four_bits()
+        {
+            // What the files leave as it is, whoever quantised the rest had a reason for.
+            return Ok(files.four_bits(name, shape)?);
+        }
+        let Some(how) = quantization else {
+            return Ok(None);
+        };
+        let mut values = vec![0.0; shape.iter().product()];
+        match dtype {
+            BaseDtype::Float32 => self.read_f32(name, shape, &mut values)?,
+            BaseDtype::Bfloat16 => {
+                let mut narrow = vec![bf16::ZERO; values.len()];
+                self.read_bf16(name, shape, &mut narrow)?;
+                widen(&narrow, &mut values);
+            }
+        }
+        let matrix = Nf4::quantise(&values, how.nested_scales);
+        matrix.map(Some).map_err(|reason| match self {
+            Self::Files(files) => files.malformed(name, &reason.to_string()).into(),
+            Self::Random { .. } => unreachable!("what is drawn is finite"),
+        })
+    }
+
+    /// A frozen matrix in `dtype`, widened again from its [`four_bits`](Self::four_bits) where it has some.
+    #[cfg(feature = "cuda")]
+    pub fn widened(
+        &self,
+        name: &str,
+        shape: &[usize; 2],
+        dtype: BaseDtype,
+        quantization: Option<Quantization>,
+    ) -> Result<Weight, EngineError> {
+        let Some(matrix) = self.four_bits(name, shape, dtype, quantization)? else {
+            return self.tensor(name, shape, dtype);
+        };
+        let view = Nf4View::new(&matrix, shape[0], shape[1]);
+        Ok(match dtype {
+            BaseDtype::Float32 => Weight::frozen_f32(dense(view), shape),
+            BaseDtype::Bfloat16 => Weight::frozen_bf16(dense(view), shape),
+        })
+    }
+
     fn read_bf16(&self, name: &str, shape: &[usize], out: &mut [bf16]) -> Result<(), EngineError> {
         match self {
             Self::Files(files) => {
@@ -99,6 +157,15 @@ impl WeightSource {
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "cuda")]
+fn dense<E: Element>(view: Nf4View) -> Buffer<E> {
+    let mut values = Pool::default().take::<E>(view.rows * view.columns);
+    let rows = values.par_chunks_exact_mut(view.columns.max(1));
+    rows.enumerate()
+        .for_each(|(row, out)| view.widen(row, 0, out));
+    values
 }
 
 /// Refuses weights that were finite and that bfloat16 made infinite.

@@ -215,7 +215,7 @@ impl Attention<'_> {
         result.resize(rows.len() * self.layout.head_dim, 0.0);
         let term = Term {
             a: probabilities.padded::<E>(),
-            w: self.part(qkv, &keys, value),
+            w: self.part(qkv, &keys, value).into(),
             along: Along::Rows,
         };
         let target = MatrixMut::new(result, rows.len(), self.layout.head_dim);
@@ -283,12 +283,12 @@ impl Attention<'_> {
         self.round_gradient(saved, rows, query, scratch);
         self.score_gradients(saved, rows, head, scratch);
         let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
-        let product = |range: &Range<usize>, column: usize, add, a, w| {
+        let product = |range: &Range<usize>, column: usize, add, a, w: View<E>| {
             // SAFETY: this task alone writes to these segments' rows of this key-value head and its queries, and the
             // three parts are used one after another.
             let target =
                 unsafe { d_qkv.matrix(range.start * width + column, range.len(), head_dim, width) };
-            let along = Along::Rows;
+            let (w, along) = (w.into(), Along::Rows);
             multiply_small(target, add, Term::<E> { a, w, along });
         };
         let (probabilities, d_scores) = (&scratch.probabilities, &scratch.score_gradients);
@@ -405,6 +405,7 @@ fn score<E: Element>(a: View<E>, w: View<E>, scores: &mut Vec<f32>) {
     scores.resize(a.rows * w.rows, 0.0);
     let target = MatrixMut::new(scores, a.rows, w.rows);
     let along = Along::Columns;
+    let w = w.into();
     multiply_small(target, false, Term { a, w, along });
 }
 

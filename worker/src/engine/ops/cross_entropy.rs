@@ -94,7 +94,7 @@ impl LossHead<'_> {
         multiply(
             Product::new(&mut chunk.logits[..], rows, vocabulary),
             View::new(normed, rows, width),
-            View::new(head.elements::<E>(), vocabulary, width),
+            head.matrix::<E>(vocabulary, width),
             Along::Columns,
         );
         let losses: Vec<(f64, bool)> = chunk.logits[..rows * vocabulary]
@@ -130,7 +130,7 @@ impl LossHead<'_> {
         multiply(
             Product::new(&mut d_normed[..], rows, width),
             d_logits,
-            View::new(head.elements::<E>(), vocabulary, width),
+            head.matrix::<E>(vocabulary, width),
             Along::Rows,
         );
         drop(head);

@@ -1,6 +1,7 @@
 //! The types that activations are stored as between operations: float32, or bfloat16 beside a bfloat16 base. Operations
 //! widen what they read, compute in float32, and round once where they write.
 
+use common::nf4::Nf4;
 use half::bf16;
 
 use super::vector;
@@ -30,7 +31,7 @@ impl Element for f32 {
     fn of(weights: WeightSlice<'_>) -> Option<&[Self]> {
         match weights {
             WeightSlice::F32(data) => Some(data),
-            WeightSlice::Bf16(_) => None,
+            WeightSlice::Bf16(_) | WeightSlice::Nf4(_) => None,
         }
     }
 
@@ -58,7 +59,7 @@ impl Element for bf16 {
     fn of(weights: WeightSlice<'_>) -> Option<&[Self]> {
         match weights {
             WeightSlice::Bf16(data) => Some(data),
-            WeightSlice::F32(_) => None,
+            WeightSlice::F32(_) | WeightSlice::Nf4(_) => None,
         }
     }
 
@@ -72,6 +73,7 @@ impl Element for bf16 {
 pub enum WeightSlice<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    Nf4(&'a Nf4),
 }
 
 impl WeightSlice<'_> {
@@ -81,6 +83,7 @@ impl WeightSlice<'_> {
         match self {
             Self::F32(data) => out.copy_from_slice(&data[range]),
             Self::Bf16(data) => widen(&data[range], out),
+            Self::Nf4(matrix) => matrix.dequantise(range.start, out),
         }
     }
 }

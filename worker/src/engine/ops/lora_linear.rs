@@ -144,7 +144,7 @@ impl<'a, E: Element> Adapters<'a, E> {
                 start: Start::Zero,
                 terms: vec![Term {
                     a: View::new(x, tokens, self.width),
-                    w: self.a_of(placed),
+                    w: self.a_of(placed).into(),
                     along: Along::Columns,
                 }],
             })
@@ -160,7 +160,7 @@ impl<'a, E: Element> Adapters<'a, E> {
         let u = View::new(u, tokens, self.rank);
         Some(Term {
             a: u.part(placed.first, placed.rank()),
-            w: self.b_of(index),
+            w: self.b_of(index).into(),
             along: Along::Columns,
         })
     }
@@ -174,7 +174,7 @@ impl<'a, E: Element> Adapters<'a, E> {
                 start: Start::Zero,
                 terms: vec![Term {
                     a: dy.part(self.placed[index].column, self.placed[index].out()),
-                    w: self.b_of(index),
+                    w: self.b_of(index).into(),
                     along: Along::Rows,
                 }],
             })
@@ -187,7 +187,7 @@ impl<'a, E: Element> Adapters<'a, E> {
     pub fn expand_gradient<'b>(&'b self, du: &'b [E], tokens: usize) -> Option<Term<'b, E>> {
         self.mask.is_none().then(|| Term {
             a: View::new(du, tokens, self.rank),
-            w: self.stacked_a(),
+            w: self.stacked_a().into(),
             along: Along::Rows,
         })
     }

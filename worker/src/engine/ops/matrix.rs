@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::element::Element;
+use super::nf4::Nf4View;
 
 /// A read-only row-major matrix.
 #[derive(Clone, Copy)]
@@ -57,6 +58,35 @@ impl<'a, E> View<'a, E> {
     }
 }
 
+/// The weights of a product: as they are multiplied, or in 4 bits and widened while they are packed.
+#[derive(Clone, Copy)]
+pub enum Weights<'a, E> {
+    Dense(View<'a, E>),
+    Nf4(Nf4View<'a>),
+}
+
+impl<E> Weights<'_, E> {
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Dense(view) => view.rows,
+            Self::Nf4(view) => view.rows,
+        }
+    }
+
+    pub fn columns(&self) -> usize {
+        match self {
+            Self::Dense(view) => view.columns,
+            Self::Nf4(view) => view.columns,
+        }
+    }
+}
+
+impl<'a, E> From<View<'a, E>> for Weights<'a, E> {
+    fn from(view: View<'a, E>) -> Self {
+        Self::Dense(view)
+    }
+}
+
 /// Which side of the weights the sum runs along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Along {
@@ -70,22 +100,22 @@ pub enum Along {
 #[derive(Clone, Copy)]
 pub struct Term<'a, E> {
     pub a: View<'a, E>,
-    pub w: View<'a, E>,
+    pub w: Weights<'a, E>,
     pub along: Along,
 }
 
 impl<E> Term<'_, E> {
     pub(super) fn sum(&self) -> usize {
         match self.along {
-            Along::Columns => self.w.columns,
-            Along::Rows => self.w.rows,
+            Along::Columns => self.w.columns(),
+            Along::Rows => self.w.rows(),
         }
     }
 
     pub(super) fn width(&self) -> usize {
         match self.along {
-            Along::Columns => self.w.rows,
-            Along::Rows => self.w.columns,
+            Along::Columns => self.w.rows(),
+            Along::Rows => self.w.columns(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod lora_linear;
 pub mod matrix;
+pub mod nf4;
 mod portable;
 pub mod product;
 pub mod projection;

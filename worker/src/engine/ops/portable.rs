@@ -3,12 +3,14 @@
 //!
 //! Tiles are fixed, and each output element belongs to one of them, so its bits do not depend on the thread count.
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::element::{Element, round_slice, widen};
 use super::gemm::multiply;
-use super::matrix::{Along, Data, Part, Start, Target, Term, View};
+use super::matrix::{Along, Data, Part, Start, Target, Term, View, Weights};
 use super::matrix::{Matrix, MatrixMut, Shared};
 
 /// Output columns computed at a time.
@@ -69,9 +71,10 @@ struct Scratch {
 pub(super) fn multiply_small<E: Element>(mut c: MatrixMut, add: bool, term: Term<E>) {
     let Scratch { a, w, .. } = &mut Scratch::default();
     let a = wide(term.a.part(0, term.sum()), a);
+    let whole = || (0..term.w.rows(), 0..term.w.columns());
     let w = match term.along {
-        Along::Columns => wide(term.w, w).transposed(),
-        Along::Rows => wide(term.w, w),
+        Along::Columns => wide_part(&term.w, whole(), w).transposed(),
+        Along::Rows => wide_part(&term.w, whole(), w),
     };
     multiply(&mut c, add, 1.0, a, w, Parallelism::None);
 }
@@ -108,24 +111,42 @@ fn add_term<E: Element>(term: &Term<E>, first: usize, count: usize, scratch: &mu
         let a = wide(term.a.part(start, len), a);
         let w = match term.along {
             Along::Columns => {
-                let rows = View {
-                    data: &term.w.data[first * term.w.stride..],
-                    rows: count,
-                    ..term.w
-                };
-                wide(rows.part(start, len), w).transposed()
+                let rows = first..first + count;
+                wide_part(&term.w, (rows, start..start + len), w).transposed()
             }
             Along::Rows => {
-                let rows = View {
-                    data: &term.w.data[start * term.w.stride..],
-                    rows: len,
-                    ..term.w
-                };
-                wide(rows.part(first, count), w)
+                let rows = start..start + len;
+                wide_part(&term.w, (rows, first..first + count), w)
             }
         };
         let mut target = MatrixMut::new(sums, term.a.rows, count);
         multiply(&mut target, true, 1.0, a, w, Parallelism::None);
+    }
+}
+
+/// Some rows and columns of the weights as float32.
+fn wide_part<'a, E: Element>(
+    weights: &Weights<'a, E>,
+    (rows, columns): (Range<usize>, Range<usize>),
+    scratch: &'a mut Vec<f32>,
+) -> Matrix<'a> {
+    match weights {
+        Weights::Dense(view) => {
+            let of_rows = View {
+                data: &view.data[(rows.start * view.stride).min(view.data.len())..],
+                rows: rows.len(),
+                ..*view
+            };
+            wide(of_rows.part(columns.start, columns.len()), scratch)
+        }
+        Weights::Nf4(view) => {
+            scratch.resize(rows.len() * columns.len(), 0.0);
+            let parts = scratch.chunks_exact_mut(columns.len().max(1));
+            for (row, out) in rows.clone().zip(parts) {
+                view.widen_to_f32::<E>(row, columns.start, out);
+            }
+            Matrix::new(scratch, rows.len(), columns.len())
+        }
     }
 }
 

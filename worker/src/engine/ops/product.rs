@@ -9,7 +9,7 @@ use gemm::Parallelism;
 
 use super::element::Element;
 use super::gemm::all_threads;
-use super::matrix::{Along, MatrixMut, Part, Start, Target, Term, View};
+use super::matrix::{Along, MatrixMut, Part, Start, Target, Term, View, Weights};
 use super::portable;
 
 /// Fills the parts' columns of the target.
@@ -28,7 +28,13 @@ pub fn product<E: Element>(target: Target, parts: &[Part<E>]) {
 }
 
 /// `target = a · wᵀ` or `a · w`
-pub fn multiply<E: Element>(target: Target, a: View<E>, w: View<E>, along: Along) {
+pub fn multiply<'a, E: Element>(
+    target: Target,
+    a: View<'a, E>,
+    w: impl Into<Weights<'a, E>>,
+    along: Along,
+) {
+    let w = w.into();
     let part = Part {
         first: 0,
         start: Start::Zero,
@@ -49,8 +55,8 @@ pub fn multiply_small<E: Element>(c: MatrixMut, add: bool, term: Term<E>) {
         "a product of {}x{} and {}x{} ({:?}) into {}x{}",
         term.a.rows,
         term.a.columns,
-        term.w.rows,
-        term.w.columns,
+        term.w.rows(),
+        term.w.columns(),
         term.along,
         c.rows,
         c.columns
@@ -118,8 +124,8 @@ fn check<E>(target: &Target, part: &Part<E>) {
             "a product of {}x{} and {}x{} ({:?}) into {}x{width}",
             term.a.rows,
             term.a.columns,
-            term.w.rows,
-            term.w.columns,
+            term.w.rows(),
+            term.w.columns(),
             term.along,
             target.rows
         );

@@ -107,7 +107,7 @@ impl Projection {
                 let (out, width) = linear.weight.matrix_dims();
                 let frozen = Term {
                     a: View::new(x, context.tokens, width),
-                    w: View::new(weight.elements(), out, width),
+                    w: weight.matrix(out, width),
                     along: Along::Columns,
                 };
                 let update = adapters.as_ref().zip(low_rank.as_ref());
@@ -158,7 +158,7 @@ impl Projection {
                 let (out, width) = linear.weight.matrix_dims();
                 Term {
                     a: dy.part(column, out),
-                    w: View::new(weight.elements(), out, width),
+                    w: weight.matrix(out, width),
                     along: Along::Rows,
                 }
             });

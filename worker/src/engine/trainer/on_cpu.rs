@@ -50,6 +50,7 @@ impl OnCpu {
             parameters: &parameters,
             lora,
             dtype: job.base_dtype,
+            quantization: job.quantization,
         };
         let mut model = parts.model(job.sequence_len)?;
         model.set_token_loss(job.token_loss);

@@ -9,6 +9,8 @@ use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, wr
 use common::job::{Checkpointing, TargetModules};
 use common::model::linears;
 
+mod four_bits;
+
 const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
 
 fn model(architecture: &str) -> tempfile::TempDir {

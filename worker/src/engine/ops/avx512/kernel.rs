@@ -263,7 +263,7 @@ unsafe fn tile<S: Step, const VECTORS: usize, const ROWS: usize>(block: Block) {
 /// # Safety
 /// The processor has AVX-512.
 #[inline(always)]
-unsafe fn rounded(x: __m512) -> __m256i {
+pub(super) unsafe fn rounded(x: __m512) -> __m256i {
     // SAFETY: by the caller's word.
     unsafe {
         let bits = _mm512_castps_si512(x);

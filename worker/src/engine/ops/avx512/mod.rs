@@ -6,6 +6,7 @@
 //! is 32 bits of the sum: one float32, or a pair of bfloat16.
 
 mod kernel;
+mod nf4;
 mod pack;
 mod tile;
 
@@ -16,9 +17,9 @@ use rayon::prelude::*;
 
 use super::element::Element;
 use super::matrix::MatrixMut;
-use super::matrix::{Along, Data, Part, Start, Target, Term, View};
+use super::matrix::{Along, Data, Part, Start, Target, Term, View, Weights};
 use kernel::{Ahead, Block, Factor, Out, multiply_bf16, multiply_f32};
-use pack::pack;
+use pack::{Area, pack, pack_nf4};
 use tile::{LANES, LINE_BYTES, PANEL, per_word};
 
 /// Words of the sum per packed panel: 64 x 128 words are 32 KiB, which stay in L1.
@@ -151,7 +152,7 @@ pub(super) fn multiply_small_turned(c: MatrixMut, add: bool, a: View<f32>, w: Vi
 }
 
 fn turned_term<'a>(a: View<'a, f32>, w: View<'a, f32>) -> Term<'a, f32> {
-    let along = Along::Rows;
+    let (w, along) = (w.into(), Along::Rows);
     Term { a, w, along }
 }
 
@@ -184,15 +185,17 @@ fn padded_factors<E: Element>(parts: &[Part<E>]) -> Vec<Vec<Option<Vec<E>>>> {
 #[derive(Clone, Copy)]
 struct Line(#[allow(dead_code)] [u32; LANES]);
 
-/// Memory that a thread uses again: a packed panel, and the sums of a task.
+/// Memory that a thread uses again: a packed panel, what 4-bit weights for it were widened to, and the sums of a task.
 struct Scratch {
     panel: Vec<Line>,
+    widened: Vec<Line>,
     sums: Vec<Line>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         panel: vec![Line([0; LANES]); (SUM_BLOCK + SHORT_TERM) * PANEL / LANES],
+        widened: vec![Line([0; LANES]); SUM_BLOCK * PANEL / LANES],
         sums: vec![Line([0; LANES]); TASK_ROWS * PANEL / LANES],
     });
 }
@@ -226,6 +229,7 @@ impl<E: Element> Task<'_, E> {
     unsafe fn run(&self, out: Out, stride: usize, scratch: &mut Scratch) {
         let sums: *mut f32 = scratch.sums.as_mut_ptr().cast();
         let panel: *mut u32 = scratch.panel.as_mut_ptr().cast();
+        let widened: *mut E = scratch.widened.as_mut_ptr().cast();
         // SAFETY: the parts' shapes were checked against the target's.
         unsafe {
             let mut from = match self.part.start {
@@ -249,14 +253,16 @@ impl<E: Element> Task<'_, E> {
                 for piece in pieces.into_iter().flatten() {
                     let term = &self.part.terms[piece.term];
                     let to = panel.add(packed * PANEL);
-                    pack(
-                        term,
-                        self.column,
-                        self.columns,
-                        piece.start,
-                        piece.count,
-                        to,
-                    );
+                    let area = Area {
+                        first: self.column,
+                        columns: self.columns,
+                        start: piece.start,
+                        count: piece.count,
+                    };
+                    match &term.w {
+                        Weights::Dense(w) => pack(w, term.along, area, to),
+                        Weights::Nf4(w) => pack_nf4::<E>(w, term.along, area, widened, to),
+                    }
                     packed += piece.count;
                 }
                 let block = Block {
@@ -341,12 +347,16 @@ impl<E: Element> Task<'_, E> {
             Along::Columns => (column, start, columns, elements),
             Along::Rows => (start, column, elements, columns),
         };
-        let data = term.w.data.as_ptr();
+        // Of codes there are two a byte.
+        let (data, stride, bytes): (*const u8, _, fn(usize) -> usize) = match &term.w {
+            Weights::Dense(w) => (w.data.as_ptr().cast(), w.stride, |n| n * size_of::<E>()),
+            Weights::Nf4(w) => (w.matrix.codes().as_ptr(), w.columns, |n| n / 2),
+        };
         Ahead {
-            row: data.wrapping_add(row * term.w.stride + column).cast(),
-            stride: term.w.stride * size_of::<E>(),
+            row: data.wrapping_add(bytes(row * stride + column)),
+            stride: bytes(stride),
             line: 0,
-            lines: (row_elements * size_of::<E>()).div_ceil(LINE_BYTES),
+            lines: bytes(row_elements).div_ceil(LINE_BYTES),
             rows: if row_elements > 0 { rows } else { 0 },
         }
     }

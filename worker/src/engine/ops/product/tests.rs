@@ -1,7 +1,9 @@
 //! Products equal the plain sum, whatever their shapes and threads.
 
 use super::*;
+use crate::engine::ops::nf4::Nf4View;
 use crate::engine::testing::{in_pool, random_values};
+use common::nf4::Nf4;
 use half::bf16;
 
 struct Case {
@@ -48,11 +50,11 @@ impl Case {
                     a: View::strided(a, self.rows, sum, sum + PAD),
                     w: match along {
                         Along::Columns => {
-                            View::strided(&w[first * (sum + PAD)..], width, sum, sum + PAD)
+                            View::strided(&w[first * (sum + PAD)..], width, sum, sum + PAD).into()
                         }
                         Along::Rows => {
                             let stride = self.widths[0] + self.widths[1] + PAD;
-                            View::strided(&w[first..], sum, width, stride)
+                            View::strided(&w[first..], sum, width, stride).into()
                         }
                     },
                     along,
@@ -80,10 +82,13 @@ impl Case {
                     _ => 0.0,
                 };
                 let products = part.terms.iter().flat_map(|term| {
+                    let Weights::Dense(w) = term.w else {
+                        panic!("weights of 4 bits");
+                    };
                     (0..term.sum()).map(move |i| {
                         let w = match along {
-                            Along::Columns => term.w.row(*column)[i],
-                            Along::Rows => term.w.row(i)[*column],
+                            Along::Columns => w.row(*column)[i],
+                            Along::Rows => w.row(i)[*column],
                         };
                         f64::from(term.a.row(row)[i].wide()) * f64::from(w.wide())
                     })
@@ -142,6 +147,75 @@ fn products_equal_the_plain_sum_for_any_number_of_threads() {
     }
 }
 
+/// Weights of 4 bits in a product with a bias and an adapter's term, and the same weights widened before.
+fn check_four_bits<E: Element>(rows: usize, (height, columns): (usize, usize)) {
+    type Run<E> = fn(Target, &[Part<E>]);
+    let scalars = random_values(height * columns, 5);
+    let matrix = Nf4::quantise(&scalars, true).unwrap();
+    let four_bits = Nf4View::new(&matrix, height, columns);
+    let mut widened = vec![E::zeroed(); scalars.len()];
+    for (row, out) in widened.chunks_exact_mut(columns).enumerate() {
+        four_bits.widen(row, 0, out);
+    }
+    let dense = View::new(&widened, height, columns);
+    let elements = |len, key| random_values(len, key).into_iter().map(E::round_from);
+    for along in [Along::Columns, Along::Rows] {
+        let (width, sum) = match along {
+            Along::Columns => (height, columns),
+            Along::Rows => (columns, height),
+        };
+        let a: Vec<E> = elements(rows * sum, 6).collect();
+        let (u, b): (Vec<E>, Vec<E>) = (
+            elements(rows * 4, 7).collect(),
+            elements(width * 4, 8).collect(),
+        );
+        let bias = random_values(width, 9);
+        let multiply = |run: Run<E>, w: Weights<E>, threads| {
+            let term = |a, w, along| Term { a, w, along };
+            let adapter = View::new(&b, width, 4).into();
+            let part = Part {
+                first: 0,
+                start: Start::Row(&bias),
+                terms: vec![
+                    term(View::new(&a, rows, sum), w, along),
+                    term(View::new(&u, rows, 4), adapter, Along::Columns),
+                ],
+            };
+            let mut y = vec![f32::NAN; rows * width];
+            in_pool(threads, || run(Target::new(&mut y, rows, width), &[part]));
+            y
+        };
+        for run in [product::<E> as Run<E>, portable::product::<E> as Run<E>] {
+            let expected = multiply(run, dense.into(), 1);
+            for threads in [1, 3] {
+                let found = multiply(run, Weights::Nf4(four_bits), threads);
+                assert_eq!(
+                    found, expected,
+                    "{rows} rows, {height}x{columns}, {along:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_weights_of_4_bits_have_the_bits_of_those_with_the_same_weights_widened() {
+    for shape in [
+        (1, 64),
+        (70, 128),
+        (200, 192),
+        (33, 50),
+        (130, 7),
+        (64, 320),
+        (5, 1000),
+    ] {
+        for rows in [1, 9, 150] {
+            check_four_bits::<f32>(rows, shape);
+            check_four_bits::<bf16>(rows, shape);
+        }
+    }
+}
+
 #[test]
 fn turned_products_equal_the_plain_sum_for_any_number_of_threads() {
     for (rows, columns, sum) in [(1, 1, 1), (7, 65, 300), (130, 33, 16), (600, 70, 129)] {
@@ -186,7 +260,7 @@ fn a_residual_is_what_the_sum_starts_from() {
     let mut y = vec![f32::NAN; 60];
     let term = Term {
         a: View::new(&a, 10, 5),
-        w: View::new(&w, 6, 5),
+        w: View::new(&w, 6, 5).into(),
         along: Along::Columns,
     };
     let part = Part {
