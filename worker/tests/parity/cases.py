@@ -1,8 +1,9 @@
 """The tiny models of `make_golden.py`, one a family or kind of model, each with the adapter that is trained on it.
 
-A case's place here is its seed: new ones come last.
+A case's place is its seed, unless SEEDS has another: new ones come last.
 """
 
+import torch
 import transformers
 
 VOCABULARY = 96
@@ -29,6 +30,26 @@ LLAMA3_ROPE = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=64,
 )
+# No text here is longer than the original length, so that only the short factors are used.
+LONG_ROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    short_factor=[1.5, 2.0, 3.0],
+    long_factor=[8.0, 16.0, 32.0],
+    original_max_position_embeddings=64,
+    partial_rotary_factor=0.75,
+)
+# As in LLAMA3_ROPE, the original length is so short that kept, blended and slowed frequencies all occur.
+YARN_ROPE = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=4.0,
+    beta_fast=4.0,
+    beta_slow=1.0,
+    original_max_position_embeddings=64,
+)
+# Shorter than most examples, so that it matters.
+WINDOW = 6
 CASES = {
     "llama": (
         transformers.LlamaConfig(**COMMON, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE),
@@ -46,4 +67,124 @@ CASES = {
         transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
         dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], use_rslora=False),
     ),
+    "mistral": (
+        transformers.MistralConfig(**COMMON, head_dim=12, sliding_window=None, tie_word_embeddings=False),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "mistral-window": (
+        transformers.MistralConfig(**COMMON, sliding_window=WINDOW, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], use_rslora=True),
+    ),
+    # Both caps are about as large as what they cap.
+    "gemma2": (
+        transformers.Gemma2Config(
+            **COMMON,
+            head_dim=12,
+            query_pre_attn_scalar=9,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            head_dim=12,
+            query_pre_attn_scalar=20,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=100.0),
+                full_attention=dict(rope_type="linear", rope_theta=10000.0, factor=8.0),
+            ),
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "phi3": (
+        transformers.Phi3Config(
+            **COMMON,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    # The window is longer than everything, as that of its larger kin is.
+    "phi3-longrope": (
+        transformers.Phi3Config(
+            **COMMON,
+            original_max_position_embeddings=64,
+            rope_parameters=LONG_ROPE,
+            sliding_window=512,
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules=["qkv_proj", "gate_up_proj"], use_rslora=True),
+    ),
+    "granite": (
+        transformers.GraniteConfig(
+            **COMMON,
+            embedding_multiplier=0.5,
+            attention_multiplier=0.2,
+            residual_multiplier=1.6,
+            logits_scaling=2.0,
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    # A one stands for a layer with rotation, a zero for one without.
+    "smollm3": (
+        transformers.SmolLM3Config(**COMMON, no_rope_layers=[1, 0], tie_word_embeddings=True),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "olmo2": (
+        transformers.Olmo2Config(**COMMON, tie_word_embeddings=False),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "olmo3": (
+        transformers.Olmo3Config(
+            **COMMON | dict(num_hidden_layers=3),
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                full_attention=YARN_ROPE,
+            ),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "glm4": (
+        transformers.Glm4Config(
+            **COMMON,
+            head_dim=12,
+            attention_bias=True,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
 }
+# With these a model goes on in several tokens: where head and embedding are one, most models repeat one token for ever.
+SEEDS = {"gemma2": 43, "gemma3": 40, "granite": 16, "smollm3": 37}
+
+
+def seed(name):
+    return SEEDS.get(name, list(CASES).index(name))
+
+
+@torch.no_grad()
+def prepare(name, model):
+    """What a case changes in its random weights.
+
+    In glm4 half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its gradient
+    is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's epsilon.
+    """
+    if name == "glm4":
+        config = model.config
+        for layer in model.model.layers:
+            for parameter in layer.self_attn.q_proj.parameters():
+                heads = parameter.unflatten(0, (config.num_attention_heads, config.head_dim))
+                heads[:, config.head_dim // 2 :] *= 0.005

@@ -5,13 +5,16 @@ of LoRA on dataset files, from chat template and tokenizer to the trained adapte
 
     python worker/tests/parity/make_golden.py            # rewrites its folders of golden/
     python worker/tests/parity/make_golden.py FOLDER     # writes elsewhere, for a live comparison
+    python worker/tests/parity/make_golden.py --only CASE CASE
+                                                         # rewrites these cases only, and leaves the others as they are
 
-Needs torch, transformers, peft and safetensors. What it was last run with is recorded in golden/versions.json.
+Needs torch, transformers, peft and safetensors. What it was last run with is recorded in golden/versions.json, or, for
+cases made by name, in a versions.json of their own.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import peft
@@ -19,9 +22,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from cases import CASES, COMMON, PAD, VOCABULARY
+from cases import CASES, COMMON, PAD, VOCABULARY, prepare, seed
 
 TOKENIZER = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
+DATASET = "dataset"
+DATASET_SEED = 4
 SEQUENCE_LEN = 20
 STEPS = 10
 BATCH = 4
@@ -29,13 +34,14 @@ IGNORED = -100
 
 
 def random_model(config, generator):
-    """Weights large enough that every part of the model matters in the logits."""
+    """Weights large enough that every part of the model matters in the logits. Those of norms scatter around what the
+    family starts them with: one, or zero where one is added to them."""
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.2 * noise)
+                parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(0.15 * noise)
     model.tie_weights()
@@ -119,9 +125,11 @@ def save_adapter(model, folder):
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def make_case(folder, config, lora, seed):
-    generator = torch.Generator().manual_seed(seed)
+def make_case(folder, name):
+    config, lora = CASES[name]
+    generator = torch.Generator().manual_seed(seed(name))
     base = random_model(config, generator)
+    prepare(name, base)
     save_model(base, folder / "model")
     examples = random_examples(generator)
     prompts = [example["tokens"] for example in examples[:3]]
@@ -141,7 +149,7 @@ def make_case(folder, config, lora, seed):
     golden["full"] = train(full, examples, golden["learning_rate_full"])
     save_model(full, folder / "full")
 
-    torch.manual_seed(seed)
+    torch.manual_seed(seed(name))
     adapter = peft.get_peft_model(
         base, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", **lora)
     )
@@ -206,9 +214,9 @@ def encode_plain(tokenizer, prompt, completion):
     return dict(tokens=tokens, labels=[IGNORED] * len(prompt_tokens) + tokens[len(prompt_tokens) :])
 
 
-def make_dataset_case(folder, seed):
+def make_dataset_case(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(DATASET_SEED)
     sizes = dict(COMMON, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
     base = random_model(transformers.Qwen3Config(**sizes, head_dim=12, tie_word_embeddings=True), generator)
     save_model(base, folder / "model")
@@ -236,19 +244,34 @@ def make_dataset_case(folder, seed):
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
 
 
+def make_versions(path):
+    versions = {module.__name__: str(module.__version__) for module in (torch, transformers, peft)}
+    path.write_text(json.dumps(versions, indent=2) + "\n")
+
+
+def make(folder, name):
+    if name == DATASET:
+        make_dataset_case(folder)
+    else:
+        make_case(folder, name)
+
+
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "golden")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, DATASET], metavar="CASE")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "golden"
-    for name in [*CASES, "dataset"]:
-        shutil.rmtree(target / name, ignore_errors=True)
-    for seed, (name, (config, lora)) in enumerate(CASES.items()):
-        make_case(target / name, config, lora, seed)
-    make_dataset_case(target / "dataset", len(CASES))
-    versions = {module.__name__: str(module.__version__) for module in (torch, transformers, peft)}
-    (target / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+    for name in arguments.only or [*CASES, DATASET]:
+        shutil.rmtree(arguments.folder / name, ignore_errors=True)
+        make(arguments.folder / name, name)
+        if arguments.only is not None:
+            make_versions(arguments.folder / name / "versions.json")
+    if arguments.only is None:
+        make_versions(arguments.folder / "versions.json")
 
 
 if __name__ == "__main__":
