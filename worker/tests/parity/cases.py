@@ -179,8 +179,9 @@ def seed(name):
 def prepare(name, model):
     """What a case changes in its random weights.
 
-    In glm4 half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its gradient
-    is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's epsilon.
+    In glm4 half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its
+    gradient is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's
+    epsilon.
     """
     if name == "glm4":
         config = model.config
