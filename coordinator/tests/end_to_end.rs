@@ -72,6 +72,25 @@ fn full_training_gives_the_same_weights_with_two_workers() {
 }
 
 #[test]
+fn an_adapter_on_a_base_of_4_bits_is_the_same_with_two_workers() {
+    let site = Site::new();
+    let options = ["--set", "load_in_4bit=true", "--max-steps", "3"];
+    let quiet = site.train("one", &options);
+    let two = site.train("two", &[&options[..], &["--local-workers", "2"]].concat());
+    assert_eq!(two, quiet);
+    assert_ne!(
+        site.train(
+            "dense",
+            &["--set", "base_dtype=bfloat16", "--max-steps", "3"]
+        ),
+        quiet
+    );
+    let job = &site.json("one/run.json")["job"];
+    assert_eq!(job["quantization"]["nested_scales"], true);
+    assert!(site.path("one/adapter_model.safetensors").is_file());
+}
+
+#[test]
 fn gradient_checkpointing_changes_no_bit() {
     let site = Site::new();
     let plain = site.train("plain", &[]);

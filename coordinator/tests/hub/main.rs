@@ -373,7 +373,7 @@ fn the_shipped_jobs_that_need_the_hub_are_right() {
     );
     commit(&fixture.hub, &format!("datasets/{data}"), &shipped(data));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for job in ["lora", "with-hub"] {
+    for job in ["lora", "lora-4bit", "with-hub"] {
         let job = format!("examples/{job}.yaml");
         let output = fixture.site.path("checked");
         let split = ["--set", "datasets.0.split=train"];
