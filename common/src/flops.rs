@@ -97,7 +97,9 @@ mod tests {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
-        head_norms: false,
+        head_norms: 0,
+        layer_norms: 2,
+        adds_apart: false,
     };
 
     fn work(trained: Trained) -> Work {

@@ -18,7 +18,7 @@ use common::data::tokenize::{SpecialTokens, Tokenizer};
 use common::data::{DataErrors, PreparedData, prepare_blocks_or_find};
 use common::files::adapter::{Adapted, check_adapter};
 use common::files::manifest::entries_digest;
-use common::files::model::{CONFIG, ModelFolder, WeightFiles};
+use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
@@ -247,14 +247,10 @@ pub fn prepare_in(
         }
     };
     // From here on the job is what the data made of it.
-    let left_open = job.reading.left_to_data.anything();
     let job = data.as_ref().map_or(job, |data| &data.job);
     if let Some(data) = data.as_ref().filter(|_| scratch.is_none()) {
         let schedule = Schedule::new(job, data.file.train_blocks());
         errors.note(check_claim(job, Some(schedule.total_steps())));
-    }
-    if let Some(config) = config.as_ref().filter(|_| data.is_some() || !left_open) {
-        errors.note(config.check_sequence_len(job.sequence_len, &job.base_model.join(CONFIG)));
     }
     let estimate = config
         .as_ref()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::data::pack::best_fit_decreasing;
 use common::job::Reduction;
+use common::model::Activation;
 use common::rng::CounterRng;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
@@ -15,7 +16,7 @@ use worker::engine::accumulator::Accumulator;
 use worker::engine::buffer::{Buffer, Pool};
 use worker::engine::mean_gradient::MeanSource;
 use worker::engine::ops::attention::{Attention, Saved};
-use worker::engine::ops::cross_entropy::{self, LossHead};
+use worker::engine::ops::cross_entropy::{self, LogitRule, LossHead};
 use worker::engine::ops::element::Element;
 use worker::engine::ops::gemm::{self};
 use worker::engine::ops::lora_linear::Lora;
@@ -178,6 +179,7 @@ fn rows<E: Base>(criterion: &mut Criterion) {
     let norm = RmsNorm {
         weight: weight::<f32>(&[HIDDEN], 1, &pool),
         epsilon: 1e-6,
+        offset: false,
     };
     let (x, dy) = (
         random::<f32>(TOKENS * HIDDEN, 2),
@@ -199,10 +201,18 @@ fn rows<E: Base>(criterion: &mut Criterion) {
     let mut h = vec![E::zeroed(); TOKENS * INTERMEDIATE];
     let mut d_gate_up = vec![E::zeroed(); gate_up.len()];
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| swiglu::forward(&gate_up, &mut h, INTERMEDIATE));
+        bencher.iter(|| swiglu::forward(&gate_up, &mut h, INTERMEDIATE, Activation::Silu));
     });
     group.bench_function("backward", |bencher| {
-        bencher.iter(|| swiglu::backward(&gate_up, &dh, &mut d_gate_up, &mut h, INTERMEDIATE));
+        bencher.iter(|| {
+            swiglu::backward(
+                &gate_up,
+                &dh,
+                (&mut d_gate_up[..], &mut h[..]),
+                INTERMEDIATE,
+                Activation::Silu,
+            )
+        });
     });
     group.finish();
 }
@@ -217,7 +227,7 @@ fn rope_and_attention<E: Base>(criterion: &mut Criterion) {
         layout: HEADS,
         norms: None,
         positions: &positions,
-        table: &RopeTable::new(&frequencies, TOKENS),
+        table: Some(&RopeTable::new(&frequencies, TOKENS, 1.0)),
     };
     let qkv = random::<E>(TOKENS * width, 1);
     let (mut y, dy) = (vec![E::zeroed(); qkv.len()], random::<f32>(qkv.len(), 2));
@@ -238,6 +248,8 @@ fn rope_and_attention<E: Base>(criterion: &mut Criterion) {
         let attention = Attention {
             layout: HEADS,
             segments: &segments,
+            scale: 1.0 / (HEADS.head_dim as f32).sqrt(),
+            cap: None,
         };
         let mut out = vec![E::zeroed(); TOKENS * out_width];
         let mut log_sums = vec![0f32; TOKENS * HEADS.heads];
@@ -264,6 +276,7 @@ fn loss<E: Base>(criterion: &mut Criterion) {
     let norm = RmsNorm {
         weight: weight::<f32>(&[HIDDEN], 1, &pool),
         epsilon: 1e-6,
+        offset: false,
     };
     let head = weight::<E>(&[VOCABULARY, HIDDEN], 2, &pool);
     let head = LossHead {
@@ -271,6 +284,7 @@ fn loss<E: Base>(criterion: &mut Criterion) {
         head: &head,
         pool: &pool,
         loss: Default::default(),
+        logits: LogitRule::NONE,
     };
     let x = random::<f32>(TOKENS * HIDDEN, 3);
     let targets: Vec<cross_entropy::Target> = (0..TOKENS)

@@ -41,10 +41,28 @@ pub enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    Mistral,
+    Gemma2,
+    Gemma3,
+    Granite,
+    SmolLm3,
+    Olmo2,
+    Olmo3,
 }
 
 impl Architecture {
-    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+    const ALL: [Self; 10] = [
+        Self::Llama,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Mistral,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Granite,
+        Self::SmolLm3,
+        Self::Olmo2,
+        Self::Olmo3,
+    ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
     pub fn of_config(path: &Path, config: &Value) -> Result<Self, FileError> {
@@ -75,6 +93,13 @@ impl Architecture {
             Self::Llama => "Llama",
             Self::Qwen2 => "Qwen2",
             Self::Qwen3 => "Qwen3",
+            Self::Mistral => "Mistral",
+            Self::Gemma2 => "Gemma 2",
+            Self::Gemma3 => "Gemma 3",
+            Self::Granite => "Granite",
+            Self::SmolLm3 => "SmolLM3",
+            Self::Olmo2 => "OLMo 2",
+            Self::Olmo3 => "OLMo 3",
         }
     }
 
@@ -83,6 +108,13 @@ impl Architecture {
             Self::Llama => ("LlamaForCausalLM", "llama"),
             Self::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
             Self::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+            Self::Mistral => ("MistralForCausalLM", "mistral"),
+            Self::Gemma2 => ("Gemma2ForCausalLM", "gemma2"),
+            Self::Gemma3 => ("Gemma3ForCausalLM", "gemma3_text"),
+            Self::Granite => ("GraniteForCausalLM", "granite"),
+            Self::SmolLm3 => ("SmolLM3ForCausalLM", "smollm3"),
+            Self::Olmo2 => ("Olmo2ForCausalLM", "olmo2"),
+            Self::Olmo3 => ("Olmo3ForCausalLM", "olmo3"),
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Layer {
     ranks: [u64; 4],
     /// Whether adapters drop inputs, so that masked copies of these are made.
     dropout: bool,
+    /// Whether what a half of the layer adds goes through buffers of its own first.
+    adds_apart: bool,
     place: Place,
 }
 
@@ -63,6 +65,7 @@ impl Layer {
                     intermediate: shape.intermediate_size as u64,
                     ranks: [q + k + v, o, gate + up, down].map(|count| count * rank as u64),
                     dropout,
+                    adds_apart: shape.adds_apart,
                     place,
                 }
             })
@@ -92,6 +95,14 @@ impl Layer {
         match (self.dropout && rank > 0, self.place) {
             (true, Place::Gpu) => self.narrow(columns),
             _ => 0,
+        }
+    }
+
+    /// Bytes that a half's result takes before it is added, and its gradient: as it is and normed.
+    fn apart(&self) -> u64 {
+        match self.adds_apart {
+            true => 3 * self.wide(self.hidden),
+            false => 0,
         }
     }
 
@@ -139,7 +150,7 @@ impl Layer {
         let rank = self.ranks[3];
         let masked = self.masked(self.intermediate, rank);
         let closing = self.narrow(self.intermediate + rank) + masked.max(self.wide(self.hidden));
-        self.open().max(self.inner() + closing)
+        self.open().max(self.inner() + closing) + self.apart()
     }
 
     /// Peak bytes of the layer's backward pass beside its input, [`Self::inner`] and the residual's gradient. The inner
@@ -161,7 +172,7 @@ impl Layer {
         };
         let later = [to_middle, to_qkv, to_input].into_iter().zip(freed);
         let later = later.map(|(bytes, freed)| bytes.saturating_sub(freed));
-        later.fold(to_gate_up, u64::max)
+        later.fold(to_gate_up, u64::max) + self.apart()
     }
 
     fn backward_to_gate_up(&self) -> u64 {

@@ -83,11 +83,8 @@ impl Shape {
             true => out,
             false => 0,
         });
-        let head_norms = match self.head_norms {
-            true => 2 * self.head_dim,
-            false => 0,
-        };
-        (2 * self.hidden_size + head_norms + biases.iter().sum::<usize>()) as u64
+        (self.layer_norms * self.hidden_size + self.head_norms + biases.iter().sum::<usize>())
+            as u64
     }
 
     /// Number of scalars of the linears of one layer.
@@ -259,7 +256,9 @@ mod tests {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
-        head_norms: true,
+        head_norms: 256,
+        layer_norms: 2,
+        adds_apart: false,
     };
 
     fn work(trained: Trained, checkpointing: bool) -> Work {

@@ -20,8 +20,12 @@ pub struct Shape {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Whether each query and key head is normalised.
-    pub head_norms: bool,
+    /// Number of weights of the norms of queries and keys in a layer.
+    pub head_norms: usize,
+    /// Number of other norms in a layer.
+    pub layer_norms: usize,
+    /// Whether what a layer's halves add goes through buffers of its own first: it is normed, or multiplied.
+    pub adds_apart: bool,
 }
 
 /// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down.

@@ -12,6 +12,8 @@ use crate::files::FileError;
 use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
 use crate::job::Quantization;
 
+use super::family::{Activation, Family, HeadNormKind, LayerKind, LayerNorms, layer_kinds};
+
 /// Why a model cannot be trained here.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -41,16 +43,53 @@ pub struct ModelConfig {
     /// The attention's output layer has a bias.
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Each query and key head is normalised.
-    pub head_norms: bool,
-    /// Tokens a query sees, where some layers limit it.
-    pub sliding_window: Option<usize>,
+    pub head_norms: HeadNormKind,
+    pub norms: LayerNorms,
+    /// Norms multiply by 1 + weight.
+    pub norm_offset: bool,
+    pub activation: Activation,
+    /// One for each layer.
+    pub layer_kinds: Vec<LayerKind>,
+    /// The frequencies of layers with a window, where these have their own.
+    pub local_rope: Option<Rope>,
+    pub scales: Scales,
+    pub caps: Caps,
     /// Tokens of a text that the model was made for, where it says so.
     pub max_positions: Option<usize>,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
     /// How the folder's linears are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
+}
+
+/// What numbers are multiplied by on their way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// Token embeddings, before the first layer.
+    pub embedding: f64,
+    /// Attention scores.
+    pub attention: f64,
+    /// What each half of a layer adds to the residual.
+    pub residual: f64,
+    pub logits: f64,
+}
+
+impl Scales {
+    /// Nothing is multiplied, not even scores.
+    pub const NONE: Self = Self {
+        embedding: 1.0,
+        attention: 1.0,
+        residual: 1.0,
+        logits: 1.0,
+    };
+}
+
+/// What numbers are limited to, as `cap · tanh(number / cap)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Caps {
+    /// Attention scores, once they are scaled.
+    pub attention: Option<f64>,
+    pub logits: Option<f64>,
 }
 
 /// Rotary position frequencies.
@@ -73,40 +112,15 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_positions: f64,
     },
-}
-
-/// What an architecture has that its `config.json` does not say.
-struct Family {
-    /// None: as `attention_bias` says.
-    qkv_bias: Option<bool>,
-    output_bias: Option<bool>,
-    head_norms: bool,
-    default_head_dim: Option<usize>,
-}
-
-impl Family {
-    fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::Llama => Self {
-                qkv_bias: None,
-                output_bias: None,
-                head_norms: false,
-                default_head_dim: None,
-            },
-            Architecture::Qwen2 => Self {
-                qkv_bias: Some(true),
-                output_bias: Some(false),
-                head_norms: false,
-                default_head_dim: None,
-            },
-            Architecture::Qwen3 => Self {
-                qkv_bias: None,
-                output_bias: None,
-                head_norms: true,
-                default_head_dim: Some(128),
-            },
-        }
-    }
+    /// YaRN (Peng et al., 2023): low frequencies are slowed down, high ones kept, those between blended by their place.
+    Yarn {
+        factor: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        original_positions: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
 }
 
 impl ModelConfig {
@@ -120,7 +134,7 @@ impl ModelConfig {
         let fields = Fields { json, path };
         let architecture = Architecture::of_config(path, json)?;
         let family = Family::of(architecture);
-        fields.refuse_unsupported()?;
+        fields.refuse_unsupported(family.is_gelu)?;
         let attention_bias = fields.flag("attention_bias");
         let heads = fields.size("num_attention_heads")?;
         let hidden_size = fields.size("hidden_size")?;
@@ -128,25 +142,40 @@ impl ModelConfig {
             .optional_size("head_dim")?
             .or(family.default_head_dim)
             .unwrap_or(hidden_size / heads);
+        let ropes = fields.ropes(family.default_theta)?;
+        let layers = fields.size("num_hidden_layers")?;
         let config = Self {
             architecture,
             vocab_size: fields.size("vocab_size")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
+            layers,
             heads,
             key_value_heads: fields
                 .optional_size("num_key_value_heads")?
                 .unwrap_or(heads),
             head_dim,
-            rms_norm_epsilon: fields.number("rms_norm_eps").unwrap_or(1e-6),
-            rope: fields.rope()?,
-            tied: fields.flag("tie_word_embeddings"),
+            rms_norm_epsilon: fields
+                .number("rms_norm_eps")
+                .unwrap_or(family.default_epsilon),
+            layer_kinds: layer_kinds(json, architecture, layers, ropes.1.is_some()),
+            rope: ropes.0,
+            local_rope: ropes.1,
+            tied: json["tie_word_embeddings"]
+                .as_bool()
+                .unwrap_or(family.default_tied),
             qkv_bias: family.qkv_bias.unwrap_or(attention_bias),
             output_bias: family.output_bias.unwrap_or(attention_bias),
-            mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias"),
+            mlp_bias: family.has_mlp_bias && fields.flag("mlp_bias"),
             head_norms: family.head_norms,
-            sliding_window: fields.sliding_window()?,
+            norms: family.norms,
+            norm_offset: family.norm_offset,
+            activation: match family.is_gelu {
+                true => Activation::GeluTanh,
+                false => Activation::Silu,
+            },
+            scales: fields.scales(architecture, hidden_size, head_dim),
+            caps: fields.caps(architecture),
             max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
             quantization: is_four_bits(json).then(|| Quantization {
@@ -163,35 +192,63 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Refuses sequences for which a sliding window would hide something.
-    pub fn check_sequence_len(&self, sequence_len: usize, path: &Path) -> Result<(), ModelError> {
-        match self.sliding_window {
-            Some(window) if window < sequence_len => Err(ModelError::Feature {
-                path: path.to_owned(),
-                feature: format!(
-                    "a sliding window of {window} tokens with sequence_len {sequence_len}"
-                ),
-            }),
-            _ => Ok(()),
-        }
+    /// The smallest window of any layer.
+    pub fn smallest_window(&self) -> Option<usize> {
+        self.layer_kinds.iter().filter_map(|kind| kind.window).min()
     }
 
     /// Radians per position of each pair of dimensions, rounded to float32 where Transformers does.
     pub fn rope_frequencies(&self) -> Vec<f32> {
-        (0..self.head_dim / 2)
+        self.rope.frequencies(self.head_dim)
+    }
+}
+
+impl Rope {
+    /// Radians per position of each pair of so many dimensions, rounded to float32 where Transformers does.
+    pub fn frequencies(&self, dimensions: usize) -> Vec<f32> {
+        (0..dimensions / 2)
             .map(|pair| {
-                let exponent = (2 * pair) as f32 / self.head_dim as f32;
-                let frequency = 1.0 / self.rope.theta.powf(f64::from(exponent)) as f32;
-                self.rope.scaling.apply(frequency)
+                let exponent = (2 * pair) as f32 / dimensions as f32;
+                let frequency = 1.0 / self.theta.powf(f64::from(exponent)) as f32;
+                self.scaling
+                    .apply(frequency, (pair, dimensions), self.theta)
             })
             .collect()
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor,
+            _ => 1.0,
+        }
     }
 }
 
 impl RopeScaling {
     /// As `transformers/modeling_rope_utils.py`.
-    fn apply(&self, frequency: f32) -> f32 {
+    fn apply(&self, frequency: f32, (pair, dimensions): (usize, usize), theta: f64) -> f32 {
         match *self {
+            Self::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_positions,
+                ..
+            } => {
+                // The pair that turns so many times over the original positions.
+                let pair_of = |turns: f64| {
+                    let positions = original_positions / (turns * 2.0 * std::f64::consts::PI);
+                    dimensions as f64 * positions.ln() / (2.0 * theta.ln())
+                };
+                let low = pair_of(beta_fast).floor().max(0.0);
+                let high = pair_of(beta_slow).ceil().min(dimensions as f64 - 1.0);
+                let high = if high == low { high + 0.001 } else { high };
+                let slowed = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0) as f32;
+                frequency / factor as f32 * slowed + frequency * (1.0 - slowed)
+            }
             Self::None => frequency,
             Self::Linear { factor } => frequency / factor as f32,
             Self::Llama3 {
@@ -257,12 +314,18 @@ impl Fields<'_> {
         self.json[key].as_bool().unwrap_or(false)
     }
 
-    fn refuse_unsupported(&self) -> Result<(), ModelError> {
-        let activation = self.json["hidden_act"].as_str().unwrap_or("silu");
-        if activation != "silu" {
-            return Err(
-                self.unsupported(format!("hidden_act {activation:?} (supported: \"silu\")"))
-            );
+    fn refuse_unsupported(&self, is_gelu: bool) -> Result<(), ModelError> {
+        // Gemma reads this one alone.
+        let (key, wanted) = match is_gelu {
+            true => ("hidden_activation", "gelu_pytorch_tanh"),
+            false => ("hidden_act", "silu"),
+        };
+        let activation = self.json[key].as_str().unwrap_or(wanted);
+        if activation != wanted {
+            return Err(self.unsupported(format!("{key} {activation:?} (supported: {wanted:?})")));
+        }
+        if self.flag("use_bidirectional_attention") {
+            return Err(self.unsupported("use_bidirectional_attention".to_owned()));
         }
         if self.json["quantization_config"].is_object() && !is_four_bits(self.json) {
             return Err(self.unsupported("a quantised base model".to_owned()));
@@ -276,16 +339,91 @@ impl Fields<'_> {
         Ok(())
     }
 
-    /// Both layouts: `rope_theta` with `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
-    fn rope(&self) -> Result<Rope, ModelError> {
-        let scaling = match &self.json["rope_parameters"] {
+    fn scales(&self, architecture: Architecture, hidden: usize, head_dim: usize) -> Scales {
+        let usual = Scales {
+            embedding: 1.0,
+            attention: f64::from(1.0 / (head_dim as f32).sqrt()),
+            residual: 1.0,
+            logits: 1.0,
+        };
+        match architecture {
+            Architecture::Gemma2 | Architecture::Gemma3 => Scales {
+                embedding: (hidden as f64).sqrt(),
+                attention: 1.0 / self.number("query_pre_attn_scalar").unwrap_or(256.0).sqrt(),
+                ..usual
+            },
+            Architecture::Granite => {
+                let factor = |key: &str| self.number(key).unwrap_or(1.0);
+                Scales {
+                    embedding: factor("embedding_multiplier"),
+                    attention: factor("attention_multiplier"),
+                    residual: factor("residual_multiplier"),
+                    logits: 1.0 / factor("logits_scaling"),
+                }
+            }
+            _ => usual,
+        }
+    }
+
+    fn caps(&self, architecture: Architecture) -> Caps {
+        // Null means none, and a key that is not there the family's own.
+        let cap = |key: &str, usual: f64| match self.json.get(key) {
+            None => Some(usual),
+            Some(value) => value.as_f64(),
+        };
+        match architecture {
+            Architecture::Gemma2 => Caps {
+                attention: cap("attn_logit_softcapping", 50.0),
+                logits: cap("final_logit_softcapping", 30.0),
+            },
+            // What it has of the other is never used.
+            Architecture::Gemma3 => Caps {
+                attention: None,
+                logits: self.number("final_logit_softcapping"),
+            },
+            _ => Caps::default(),
+        }
+    }
+
+    /// The frequencies of all layers, and those of layers with a window where these have their own: `rope_parameters` by type
+    /// of layer, or in older spelling `rope_local_base_freq` (Gemma 3) beside `rope_theta` and `rope_scaling`, which are of the others.
+    fn ropes(&self, default_theta: f64) -> Result<(Rope, Option<Rope>), ModelError> {
+        let local = |theta: f64| Rope {
+            theta,
+            scaling: RopeScaling::None,
+        };
+        let parameters = &self.json["rope_parameters"];
+        let by_type = |kind: &str| Some(&parameters[kind]).filter(|found| found.is_object());
+        if let Some(full) = by_type("full_attention") {
+            let sliding = by_type("sliding_attention").unwrap_or(full);
+            let own = |found: &Value| self.rope_of(found, default_theta);
+            return Ok((own(full)?, Some(own(sliding)?)));
+        }
+        let older_local = match Architecture::of_config(self.path, self.json)? {
+            Architecture::Gemma3 => Some(self.number("rope_local_base_freq").unwrap_or(1e4)),
+            Architecture::Olmo3 => Some(500_000.0),
+            _ => None,
+        };
+        if older_local.is_some() && parameters.is_object() {
+            let reason = "rope_parameters must have full_attention and sliding_attention";
+            return Err(self.bad(reason));
+        }
+        let scaling = match parameters {
             Value::Null => &self.json["rope_scaling"],
             parameters => parameters,
         };
+        Ok((
+            self.rope_of(scaling, default_theta)?,
+            older_local.map(local),
+        ))
+    }
+
+    /// Both layouts: `rope_theta` with `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
+    fn rope_of(&self, scaling: &Value, default_theta: f64) -> Result<Rope, ModelError> {
         let theta = scaling["rope_theta"]
             .as_f64()
             .or(self.number("rope_theta"))
-            .unwrap_or(10_000.0);
+            .unwrap_or(default_theta);
         let kind = scaling["rope_type"]
             .as_str()
             .or(scaling["type"].as_str())
@@ -307,22 +445,24 @@ impl Fields<'_> {
                 high_freq_factor: number("high_freq_factor")?,
                 original_positions: number("original_max_position_embeddings")?,
             },
+            "yarn" => {
+                let factor = number("factor")?;
+                let given = |key: &str, usual: f64| scaling[key].as_f64().unwrap_or(usual);
+                RopeScaling::Yarn {
+                    factor,
+                    beta_fast: given("beta_fast", 32.0),
+                    beta_slow: given("beta_slow", 1.0),
+                    original_positions: number("original_max_position_embeddings")?,
+                    attention_factor: given("attention_factor", 0.1 * factor.ln() + 1.0),
+                }
+            }
             other => {
                 return Err(self.unsupported(format!(
-                    "rope scaling {other:?} (supported: \"default\", \"linear\", \"llama3\")"
+                    "rope scaling {other:?} (supported: \"default\", \"linear\", \"llama3\", \"yarn\")"
                 )));
             }
         };
         Ok(Rope { theta, scaling })
-    }
-
-    fn sliding_window(&self) -> Result<Option<usize>, ModelError> {
-        let window = self.optional_size("sliding_window")?;
-        let limited = match self.json["layer_types"].as_array() {
-            Some(types) => types.iter().any(|kind| kind == "sliding_attention"),
-            None => self.flag("use_sliding_window"),
-        };
-        Ok(window.filter(|_| limited))
     }
 }
 
@@ -330,6 +470,7 @@ impl Fields<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::model::Rotation;
     use serde_json::json;
 
     fn parse(change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
@@ -346,16 +487,18 @@ mod tests {
     #[test]
     fn families_differ_in_biases_and_norms() {
         let qwen3 = parse(|_| {}).unwrap();
-        assert!(qwen3.head_norms && qwen3.tied && !qwen3.qkv_bias && !qwen3.output_bias);
+        assert_eq!(qwen3.head_norms, HeadNormKind::EachHead);
+        assert!(qwen3.tied && !qwen3.qkv_bias && !qwen3.output_bias);
         let qwen2 = parse(|json| json["architectures"][0] = "Qwen2ForCausalLM".into()).unwrap();
-        assert!(!qwen2.head_norms && qwen2.qkv_bias && !qwen2.output_bias);
+        assert_eq!(qwen2.head_norms, HeadNormKind::None);
+        assert!(qwen2.qkv_bias && !qwen2.output_bias);
         let llama = parse(|json| {
             json["architectures"][0] = "LlamaForCausalLM".into();
             json["attention_bias"] = true.into();
             json["head_dim"] = Value::Null;
         })
         .unwrap();
-        assert!(!llama.head_norms && llama.qkv_bias && llama.output_bias);
+        assert!(llama.qkv_bias && llama.output_bias);
         assert_eq!(llama.head_dim, 16);
     }
 
@@ -386,8 +529,9 @@ mod tests {
         let gpt = message(|json| json["architectures"][0] = "GPT2LMHeadModel".into());
         assert!(gpt.contains("GPT2LMHeadModel") && gpt.contains("Qwen3ForCausalLM"));
         assert!(message(|json| json["hidden_act"] = "gelu".into()).contains("gelu"));
-        let yarn = message(|json| json["rope_scaling"] = json!({"type": "yarn", "factor": 4.0}));
-        assert!(yarn.contains("yarn"));
+        let longrope = json!({"type": "longrope", "factor": 4.0});
+        let message_of = parse(|json| json["rope_scaling"] = longrope).unwrap_err();
+        assert!(message_of.to_string().contains("longrope"));
         assert!(message(|json| json["vocab_size"] = (-1).into()).contains("vocab_size"));
         assert!(message(|json| json["hidden_size"] = Value::Null).contains("hidden_size"));
         let layers = message(|json| json["num_hidden_layers"] = 5000.into());
@@ -409,16 +553,85 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_is_refused_where_it_would_matter() {
-        let config = parse(|json| {
-            json["sliding_window"] = 128.into();
+    fn windows_are_those_of_the_layers_that_have_one() {
+        let windows = |change: &dyn Fn(&mut Value)| {
+            let config = parse(|json| {
+                json["sliding_window"] = 128.into();
+                change(json);
+            });
+            let kinds = config.unwrap().layer_kinds;
+            kinds.iter().map(|kind| kind.window).collect::<Vec<_>>()
+        };
+        let class =
+            |name: &'static str| move |json: &mut Value| json["architectures"][0] = name.into();
+        assert_eq!(windows(&|_| {}), [None, None]);
+        let asked = |json: &mut Value| json["use_sliding_window"] = true.into();
+        assert_eq!(windows(&asked), [Some(128); 2]);
+        let upper = |json: &mut Value| {
             json["use_sliding_window"] = true.into();
-        })
-        .unwrap();
-        let path = Path::new("config.json");
-        assert!(config.check_sequence_len(128, path).is_ok());
-        assert!(config.check_sequence_len(129, path).is_err());
-        let unused = parse(|json| json["sliding_window"] = 128.into()).unwrap();
-        assert!(unused.check_sequence_len(4096, path).is_ok());
+            json["max_window_layers"] = 1.into();
+        };
+        assert_eq!(windows(&upper), [None, Some(128)]);
+        let named = |json: &mut Value| {
+            json["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        };
+        assert_eq!(windows(&named), [Some(128), None]);
+        assert_eq!(windows(&class("MistralForCausalLM")), [Some(128); 2]);
+        assert_eq!(windows(&class("Gemma2ForCausalLM")), [Some(128), None]);
+        let without = parse(class("MistralForCausalLM")).unwrap();
+        assert_eq!(without.smallest_window(), Some(4096));
+        let null = parse(|json| {
+            class("MistralForCausalLM")(json);
+            json["sliding_window"] = Value::Null;
+        });
+        assert_eq!(null.unwrap().smallest_window(), None);
+    }
+
+    #[test]
+    fn older_spellings_mean_what_the_newer_ones_do() {
+        let gemma = |change: &dyn Fn(&mut Value)| {
+            let config = parse(|json| {
+                json["architectures"][0] = "Gemma3ForCausalLM".into();
+                json["sliding_window"] = 16.into();
+                change(json);
+            });
+            config.map_err(|error| error.to_string())
+        };
+        let older = gemma(&|json| {
+            json["rope_theta"] = 1e6.into();
+            json["rope_local_base_freq"] = 1e4.into();
+            json["rope_scaling"] = json!({"rope_type": "linear", "factor": 8.0});
+            json["sliding_window_pattern"] = 2.into();
+        });
+        let newer = gemma(&|json| {
+            json["layer_types"] = json!(["sliding_attention", "full_attention"]);
+            json["rope_parameters"] = json!({
+                "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}
+            });
+        });
+        let (older, newer) = (older.unwrap(), newer.unwrap());
+        assert_eq!(older, newer);
+        assert_eq!(older.layer_kinds[0].rotation, Rotation::Local);
+        assert_eq!(older.layer_kinds[1].rotation, Rotation::Usual);
+        let flat = gemma(&|json| json["rope_parameters"] = json!({"rope_theta": 1e4}));
+        assert!(
+            flat.unwrap_err()
+                .contains("full_attention and sliding_attention")
+        );
+        let smol = parse(|json| {
+            json["architectures"][0] = "SmolLM3ForCausalLM".into();
+            json["num_hidden_layers"] = 4.into();
+        });
+        let rotations = smol
+            .unwrap()
+            .layer_kinds
+            .into_iter()
+            .map(|kind| kind.rotation);
+        let usual = Rotation::Usual;
+        assert_eq!(
+            rotations.collect::<Vec<_>>(),
+            [usual, usual, usual, Rotation::None]
+        );
     }
 }

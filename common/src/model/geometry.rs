@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::config::ModelConfig;
+use super::family::HeadNormKind;
 use crate::files::adapter::{Factor, tensor_name};
 use crate::job::{JobSpec, Method, TargetModules, whole_path};
 use crate::memory::{LINEARS, Shape};
@@ -22,13 +23,12 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     }
     for layer in 0..config.layers {
         let prefix = format!("model.layers.{layer}.");
-        for norm in ["input_layernorm", "post_attention_layernorm"] {
+        for norm in config.norms.names() {
             tensors.push((format!("{prefix}{norm}.weight"), vec![config.hidden_size]));
         }
-        if config.head_norms {
-            for norm in ["q_norm", "k_norm"] {
-                let name = format!("{prefix}self_attn.{norm}.weight");
-                tensors.push((name, vec![config.head_dim]));
+        for (norm, width) in ["q_norm", "k_norm"].iter().zip(config.head_norm_widths()) {
+            if width > 0 {
+                tensors.push((format!("{prefix}self_attn.{norm}.weight"), vec![width]));
             }
         }
         for linear in linears(config) {
@@ -225,7 +225,18 @@ impl ModelConfig {
             qkv_bias: self.qkv_bias,
             output_bias: self.output_bias,
             mlp_bias: self.mlp_bias,
-            head_norms: self.head_norms,
+            head_norms: self.head_norm_widths().iter().sum(),
+            layer_norms: self.norms.names().count(),
+            adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
+        }
+    }
+
+    /// Number of weights of the norms of queries and of keys; 0 where there are none.
+    pub fn head_norm_widths(&self) -> [usize; 2] {
+        match self.head_norms {
+            HeadNormKind::None => [0, 0],
+            HeadNormKind::EachHead => [self.head_dim; 2],
+            HeadNormKind::AllHeads => [self.heads, self.key_value_heads].map(|n| n * self.head_dim),
         }
     }
 }

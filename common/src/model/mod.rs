@@ -2,9 +2,11 @@
 //! [`ModelConfig`].
 
 mod config;
+mod family;
 mod geometry;
 
-pub use config::{ModelConfig, ModelError, Rope, RopeScaling};
+pub use config::{Caps, ModelConfig, ModelError, Rope, RopeScaling, Scales};
+pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
     AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, adapted_by_layer,
     adapted_modules, base_tensors, linears, trained_matrices,

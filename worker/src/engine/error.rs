@@ -31,6 +31,11 @@ pub enum EngineError {
     LayoutMismatch { found: String, expected: String },
     #[error("{threads} engine threads cannot be started: {reason}")]
     Threads { threads: usize, reason: String },
+    #[error("tensor {name} {reason}")]
+    NotQuantised {
+        name: String,
+        reason: common::nf4::NotQuantised,
+    },
     #[error("not enough memory for {scalars} trainable scalars")]
     Memory { scalars: usize },
     /// The slot was given up because somebody asked for it; weights and accumulator are as before.
@@ -59,6 +64,12 @@ pub enum EngineError {
         sequence_len: usize,
         /// End of the message: what else helps.
         or: &'static str,
+    },
+    #[cfg(feature = "cuda")]
+    #[error("{family} with {feature} is not done on GPUs yet; join with --device cpu")]
+    GpuFamily {
+        family: &'static str,
+        feature: &'static str,
     },
     #[cfg(feature = "cuda")]
     #[error(

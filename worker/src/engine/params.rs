@@ -102,6 +102,11 @@ impl Weight {
         &self.shape
     }
 
+    /// Number of scalars.
+    pub fn scalars(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// Rows and columns of a matrix.
     pub fn matrix_dims(&self) -> (usize, usize) {
         match self.shape[..] {

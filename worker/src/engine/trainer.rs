@@ -106,12 +106,12 @@ impl Trainer {
             })?;
         let folder = ModelFolder::open(&model_dir, job.init_weights)?;
         let config = ModelConfig::of(&folder)?;
-        config.check_sequence_len(job.sequence_len, &model_dir.join("config.json"))?;
         let source = match job.init_weights {
             InitWeights::Pretrained => WeightSource::open(&folder, &base_tensors(&config))?,
             InitWeights::Random => WeightSource::Random {
                 seed: job.seed,
                 standard_deviation: config.initializer_range,
+                norm: if config.norm_offset { 0.0 } else { 1.0 },
             },
         };
         let start = pool.install(|| InitialWeights::of(&job, &config, &source, adapter_dir))?;

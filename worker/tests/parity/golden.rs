@@ -13,7 +13,20 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 4] = ["llama", "qwen2-tied", "qwen3-tied", "qwen3-untied"];
+const CASES: [&str; 12] = [
+    "llama",
+    "qwen2-tied",
+    "qwen3-tied",
+    "qwen3-untied",
+    "mistral",
+    "mistral-window",
+    "gemma2",
+    "gemma3",
+    "granite",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;
 

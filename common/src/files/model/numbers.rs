@@ -56,6 +56,8 @@ impl Values<'_> {
             ("head_dim", MAX_WIDTH),
             ("max_position_embeddings", MAX_POSITIONS),
             ("sliding_window", MAX_POSITIONS),
+            ("sliding_window_pattern", MAX_LAYERS),
+            ("no_rope_layer_interval", MAX_LAYERS),
         ] {
             let value = &self.config[key];
             let is_size = value
@@ -137,9 +139,27 @@ impl Values<'_> {
                 "a number from 0, below 1",
             );
         }
-        let activation = &config["hidden_act"];
-        if !activation.is_null() && !activation.is_string() {
-            self.refuse("hidden_act", activation, "the name of an activation");
+        for key in ["hidden_act", "hidden_activation"] {
+            let activation = &config[key];
+            if !activation.is_null() && !activation.is_string() {
+                self.refuse(key, activation, "the name of an activation");
+            }
+        }
+        for key in [
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "embedding_multiplier",
+            "attention_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "rope_local_base_freq",
+        ] {
+            let value = &config[key];
+            if !value.is_null() {
+                let fits = |number| number > 0.0 && number <= 1e9;
+                self.number(key, value, fits, "a number above 0, at most 1e9");
+            }
         }
     }
 
@@ -159,37 +179,53 @@ impl Values<'_> {
                 self.refuse(key, scaling, "an object");
                 continue;
             }
-            self.rope_theta(&format!("{key}.rope_theta"), &scaling["rope_theta"]);
-            self.rotated(
-                &format!("{key}.partial_rotary_factor"),
-                &scaling["partial_rotary_factor"],
-            );
-            for name in ["rope_type", "type"] {
-                let kind = &scaling[name];
-                if !kind.is_null() && !kind.is_string() {
-                    self.refuse(&format!("{key}.{name}"), kind, "a name");
+            self.rope_scaling(key, scaling);
+            // One of each type of layer.
+            for kind in ["full_attention", "sliding_attention"] {
+                let own = &scaling[kind];
+                match own.is_object() {
+                    true => self.rope_scaling(&format!("{key}.{kind}"), own),
+                    false if own.is_null() => {}
+                    false => self.refuse(&format!("{key}.{kind}"), own, "an object"),
                 }
             }
-            for name in [
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ] {
-                let value = &scaling[name];
-                if !value.is_null() {
-                    let fits = |number| number > 0.0 && number <= MAX_POSITIONS as f64;
-                    self.number(&format!("{key}.{name}"), value, fits, "a number above 0");
-                }
+        }
+    }
+
+    fn rope_scaling(&mut self, key: &str, scaling: &Value) {
+        self.rope_theta(&format!("{key}.rope_theta"), &scaling["rope_theta"]);
+        self.rotated(
+            &format!("{key}.partial_rotary_factor"),
+            &scaling["partial_rotary_factor"],
+        );
+        for name in ["rope_type", "type"] {
+            let kind = &scaling[name];
+            if !kind.is_null() && !kind.is_string() {
+                self.refuse(&format!("{key}.{name}"), kind, "a name");
             }
-            let factor = |name: &str| scaling[name].as_f64();
-            if let (Some(low), Some(high)) = (factor("low_freq_factor"), factor("high_freq_factor"))
-                && low >= high
-            {
-                self.problems.push(format!(
-                    "{key}.low_freq_factor {low} is not below high_freq_factor {high}"
-                ));
+        }
+        for name in [
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+        ] {
+            let value = &scaling[name];
+            if !value.is_null() {
+                let fits = |number| number > 0.0 && number <= MAX_POSITIONS as f64;
+                self.number(&format!("{key}.{name}"), value, fits, "a number above 0");
             }
+        }
+        let factor = |name: &str| scaling[name].as_f64();
+        if let (Some(low), Some(high)) = (factor("low_freq_factor"), factor("high_freq_factor"))
+            && low >= high
+        {
+            self.problems.push(format!(
+                "{key}.low_freq_factor {low} is not below high_freq_factor {high}"
+            ));
         }
     }
 

@@ -4,7 +4,7 @@
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, LoraSpec, Quantization};
-use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears};
 
 use super::blas::GpuElement;
 use super::causal_lm::CausalLm;
@@ -95,12 +95,13 @@ impl Parts<'_> {
             self.vector(&name, config.head_dim)
         };
         let head_norms = match config.head_norms {
-            true => Some(HeadNorms {
+            HeadNormKind::EachHead => Some(HeadNorms {
                 query: head_norm("q_norm")?,
                 key: head_norm("k_norm")?,
                 epsilon: config.rms_norm_epsilon as f32,
             }),
-            false => None,
+            // The other kind is not done here.
+            HeadNormKind::None | HeadNormKind::AllHeads => None,
         };
         let layer_norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"));
         Ok(DecoderLayer {

@@ -50,7 +50,7 @@ impl<E: GpuElement> CausalLm<E> {
         norm: RmsNorm,
         sequence_len: usize,
     ) -> Result<Self, GpuError> {
-        let table = RopeTable::new(&config.rope_frequencies(), sequence_len);
+        let table = RopeTable::new(&config.rope_frequencies(), sequence_len, 1.0);
         Ok(Self {
             embedding,
             layers,
@@ -105,7 +105,7 @@ impl<E: GpuElement> CausalLm<E> {
     pub fn prepare(&mut self, gpu: &Gpu, batch: &Batch) -> Result<(), GpuError> {
         let positions = batch.longest_segment();
         if self.rope.positions() < positions {
-            let table = RopeTable::new(&self.config.rope_frequencies(), positions);
+            let table = RopeTable::new(&self.config.rope_frequencies(), positions, 1.0);
             self.rope = GpuRopeTable::upload(gpu, &table)?;
         }
         Ok(())

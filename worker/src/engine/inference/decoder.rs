@@ -13,6 +13,7 @@ use common::files::FileError;
 use common::files::adapter::{
     ADAPTER_WEIGHTS, AdapterConfig, Factor, parse_tensor_name, tensor_name,
 };
+use common::files::layout::Layout;
 use common::files::model::{Architecture, ModelFolder, WeightFiles, no_folder};
 use common::files::tensors::TensorFile;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization};
@@ -20,6 +21,12 @@ use common::model::{EMBEDDING, HEAD, ModelConfig, ModelError, RopeScaling, base_
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 use thiserror::Error;
+
+use crate::engine::EngineError;
+use crate::engine::model::Parts;
+use crate::engine::model::causal_lm::CausalLm;
+use crate::engine::model::weights::WeightSource;
+use crate::engine::params::{Collect, Parameters};
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
 const MAX_POSITIONS: usize = 32_768;
@@ -45,6 +52,8 @@ pub enum InferenceError {
         "the model's output is not finite: its weights are damaged or not of this architecture"
     )]
     NotFinite,
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     #[error("the model fails: {0}")]
     Candle(#[from] candle_core::Error),
 }
@@ -122,6 +131,11 @@ enum Decoder {
     },
     Qwen2(qwen2::ModelForCausalLM),
     Qwen3(qwen3::ModelForCausalLM),
+    /// The decoder that is trained, which goes through the whole text for each token.
+    Own {
+        model: Box<CausalLm>,
+        text: Vec<u32>,
+    },
 }
 
 impl InferenceModel {
@@ -141,11 +155,12 @@ impl InferenceModel {
             });
         check_supported(&config, folder.architecture(), positions, &config_path)?;
         let weights = merged_weights(&folder, &config, adapter_dir, four_bits)?;
-        let vars = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
         // candle counts something else against this limit too, so it is never small.
         let table = positions.max(4096);
+        let vars = |weights| VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
         let decoder = match folder.architecture() {
             Architecture::Llama => {
+                let vars = vars(weights);
                 let config = Box::new(llama_config(&config, table));
                 Decoder::Llama {
                     model: llama::Llama::load(vars, &config)?,
@@ -155,12 +170,22 @@ impl InferenceModel {
             }
             Architecture::Qwen2 => Decoder::Qwen2(qwen2::ModelForCausalLM::new(
                 &qwen2_config(&config, table),
-                vars,
+                vars(weights),
             )?),
             Architecture::Qwen3 => Decoder::Qwen3(qwen3::ModelForCausalLM::new(
                 &qwen3_config(&config, table),
-                vars,
+                vars(weights),
             )?),
+            Architecture::Mistral
+            | Architecture::Gemma2
+            | Architecture::Gemma3
+            | Architecture::Granite
+            | Architecture::SmolLm3
+            | Architecture::Olmo2
+            | Architecture::Olmo3 => Decoder::Own {
+                model: Box::new(own_model(&config, weights)?),
+                text: Vec::new(),
+            },
         };
         Ok(Self {
             decoder,
@@ -183,6 +208,7 @@ impl InferenceModel {
             }
             Decoder::Qwen2(model) => model.clear_kv_cache(),
             Decoder::Qwen3(model) => model.clear_kv_cache(),
+            Decoder::Own { text, .. } => text.clear(),
         }
         self.seen = 0;
         Ok(())
@@ -195,6 +221,10 @@ impl InferenceModel {
         if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             return Err(InferenceError::TokenOutOfRange { token, vocabulary });
         }
+        if let Decoder::Own { model, text } = &mut self.decoder {
+            text.extend_from_slice(tokens);
+            return finite(model.last_logits(text)?);
+        }
         let mut logits: Vec<f32> = Vec::new();
         for chunk in tokens.chunks(PROMPT_CHUNK) {
             let input = Tensor::new(chunk, &Device::Cpu)?.unsqueeze(0)?;
@@ -202,15 +232,41 @@ impl InferenceModel {
                 Decoder::Llama { model, cache, .. } => model.forward(&input, self.seen, cache)?,
                 Decoder::Qwen2(model) => model.forward(&input, self.seen)?,
                 Decoder::Qwen3(model) => model.forward(&input, self.seen)?,
+                Decoder::Own { .. } => unreachable!("answered above"),
             };
             self.seen += chunk.len();
             logits = output.flatten_all()?.to_vec1()?;
         }
-        if logits.iter().any(|logit| !logit.is_finite()) {
-            return Err(InferenceError::NotFinite);
-        }
-        Ok(logits)
+        finite(logits)
     }
+}
+
+fn finite(logits: Vec<f32>) -> Result<Vec<f32>, InferenceError> {
+    match logits.iter().all(|logit| logit.is_finite()) {
+        true => Ok(logits),
+        false => Err(InferenceError::NotFinite),
+    }
+}
+
+/// The decoder that is trained, on these weights.
+fn own_model(
+    config: &ModelConfig,
+    weights: HashMap<String, Tensor>,
+) -> Result<CausalLm, InferenceError> {
+    let values = weights.into_iter().map(|(name, tensor)| {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        Ok((name, values))
+    });
+    let values = values.collect::<Result<_, candle_core::Error>>()?;
+    let parts = Parts {
+        config,
+        source: &WeightSource::Memory(values),
+        parameters: &Parameters::new(Layout::new([]), Vec::new(), Collect::Slot),
+        lora: None,
+        dtype: BaseDtype::Float32,
+        quantization: None,
+    };
+    Ok(parts.model(PROMPT_CHUNK)?)
 }
 
 /// Refuses features that candle-transformers' decoders lack, though the engine trains them.
@@ -220,8 +276,18 @@ fn check_supported(
     positions: usize,
     path: &Path,
 ) -> Result<(), InferenceError> {
-    config.check_sequence_len(positions, path)?;
+    let window = config.smallest_window();
     let feature = match architecture {
+        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3
+            if window.is_some_and(|window| window < positions) =>
+        {
+            "a sliding window"
+        }
+        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3
+            if matches!(config.rope.scaling, RopeScaling::Yarn { .. }) =>
+        {
+            "yarn rope scaling"
+        }
         Architecture::Llama if config.qkv_bias || config.output_bias => "attention_bias",
         Architecture::Llama if matches!(config.rope.scaling, RopeScaling::Linear { .. }) => {
             "linear rope scaling"
@@ -234,7 +300,7 @@ fn check_supported(
         {
             "a head_dim other than hidden_size / num_attention_heads"
         }
-        _ if config.mlp_bias => "mlp_bias",
+        Architecture::Llama if config.mlp_bias => "mlp_bias",
         _ => return Ok(()),
     };
     Err(InferenceError::Unsupported {
@@ -330,7 +396,7 @@ fn llama_config(config: &ModelConfig, positions: usize) -> llama::Config {
             original_max_position_embeddings: original_positions as usize,
             rope_type: llama::Llama3RopeType::Llama3,
         }),
-        RopeScaling::None | RopeScaling::Linear { .. } => None,
+        RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. } => None,
     };
     llama::Config {
         hidden_size: config.hidden_size,

@@ -2,12 +2,13 @@
 //! model, whose trainable weights are views of the parameters.
 
 use common::job::{BaseDtype, LoraSpec, Quantization};
-use common::model::{EMBEDDING, FINAL_NORM, HEAD, LinearShape, ModelConfig, linears};
+use common::model::{EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears};
 
 use super::causal_lm::CausalLm;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
 use super::layers::mlp::Mlp;
+use super::layers::residual::Residual;
 use super::weights::WeightSource;
 use crate::engine::EngineError;
 use crate::engine::adapter::adapter_of;
@@ -66,31 +67,47 @@ impl Parts<'_> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
         let [query, key, value, output, gate, up, down] = linears(config);
-        let head_norm = |name: &str| {
-            let name = format!("{prefix}self_attn.{name}.weight");
-            self.weight(&name, &[config.head_dim])
+        let [query_width, key_width] = config.head_norm_widths();
+        let head_norm = |name: &str, width: usize| {
+            self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width])
         };
         let head_norms = match config.head_norms {
-            true => Some(HeadNorms {
-                query: head_norm("q_norm")?,
-                key: head_norm("k_norm")?,
+            HeadNormKind::None => None,
+            HeadNormKind::EachHead | HeadNormKind::AllHeads => Some(HeadNorms {
+                query: head_norm("q_norm", query_width)?,
+                key: head_norm("k_norm", key_width)?,
                 epsilon: config.rms_norm_epsilon as f32,
+                offset: config.norm_offset,
             }),
-            false => None,
         };
-        let layer_norm = |name: &str| self.norm(&format!("{prefix}{name}.weight"));
+        let layer_norm = |name: Option<&str>| {
+            name.map(|name| self.norm(&format!("{prefix}{name}.weight")))
+                .transpose()
+        };
+        let residual = |name| -> Result<Residual, EngineError> {
+            Ok(Residual {
+                norm: layer_norm(name)?,
+                scale: config.scales.residual as f32,
+            })
+        };
         Ok(DecoderLayer {
             attention: AttentionBlock {
-                norm: layer_norm("input_layernorm")?,
+                norm: layer_norm(config.norms.attention_input)?,
                 qkv: self.projection(&prefix, &[query, key, value])?,
                 output: self.projection(&prefix, &[output])?,
+                residual: residual(config.norms.attention_output)?,
                 layout: HeadLayout::of(config),
                 head_norms,
+                kind: config.layer_kinds[layer],
+                scale: config.scales.attention as f32,
+                cap: config.caps.attention.map(|cap| cap as f32),
             },
             mlp: Mlp {
-                norm: layer_norm("post_attention_layernorm")?,
+                norm: layer_norm(config.norms.mlp_input)?,
                 gate_up: self.projection(&prefix, &[gate, up])?,
                 down: self.projection(&prefix, &[down])?,
+                residual: residual(config.norms.mlp_output)?,
+                activation: config.activation,
             },
         })
     }
@@ -125,6 +142,7 @@ impl Parts<'_> {
         Ok(RmsNorm {
             weight: self.weight(name, &[self.config.hidden_size])?,
             epsilon: self.config.rms_norm_epsilon as f32,
+            offset: self.config.norm_offset,
         })
     }
 

@@ -7,20 +7,23 @@ use std::time::{Duration, Instant};
 use common::job::{BaseDtype, TokenLoss};
 use common::model::ModelConfig;
 use half::bf16;
+use rayon::prelude::*;
 
-use super::layers::Pass;
 use super::layers::decoder::{self, DecoderLayer, Keep};
+use super::layers::{Pass, RopeTables};
+use crate::engine::EngineError;
 use crate::engine::abandon::Abandon;
 use crate::engine::batch::Batch;
 use crate::engine::buffer::{Buffer, Pool};
-use crate::engine::ops::cross_entropy::{LossHead, LossSum, chunk_count};
+use crate::engine::ops::cross_entropy::{LogitRule, LossHead, LossSum, chunk_count};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::embedding;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::matrix::{Along, Target, View};
 use crate::engine::ops::product::multiply;
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::rope::RopeTable;
+use crate::engine::ops::scale_in_place;
+use crate::engine::ops::segments::SegmentViews;
 use crate::engine::params::Weight;
 
 /// A decoder that is trained on the processor.
@@ -32,7 +35,9 @@ pub struct CausalLm {
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Weight,
-    rope: Mutex<Arc<RopeTable>>,
+    ropes: Mutex<Arc<RopeTables>>,
+    /// All windows that layers have.
+    windows: Vec<usize>,
     checkpointing: bool,
     token_loss: TokenLoss,
     pool: Pool,
@@ -57,13 +62,18 @@ impl CausalLm {
         norm: RmsNorm,
         sequence_len: usize,
     ) -> Self {
-        let table = RopeTable::new(&config.rope_frequencies(), sequence_len);
+        let kinds = config.layer_kinds.iter();
+        let mut windows: Vec<usize> = kinds.filter_map(|kind| kind.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let ropes = RopeTables::new(config, sequence_len);
         Self {
             embedding,
             layers,
             norm,
             head,
-            rope: Mutex::new(Arc::new(table)),
+            ropes: Mutex::new(Arc::new(ropes)),
+            windows,
             checkpointing: false,
             token_loss: TokenLoss::default(),
             config: config.clone(),
@@ -129,8 +139,8 @@ impl CausalLm {
         droppable: bool,
     ) -> Option<(LossSum, PassTimes)> {
         let started = Instant::now();
-        let rope = self.rope(batch);
-        let mut pass = self.pass(batch, &rope, mask);
+        let (ropes, segments) = (self.ropes(batch), self.segments(batch));
+        let mut pass = self.pass(batch, (&ropes, &segments), mask);
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
@@ -147,7 +157,13 @@ impl CausalLm {
         let lost = Instant::now();
         let wanted = self.embedding.is_trainable();
         decoder::backward(&self.layers, tape, &mut gradient, wanted, pass)?;
-        embedding::backward(&batch.ids, &self.embedding, &gradient, &self.pool);
+        if self.embedding.is_trainable() {
+            let scale = self.embedding_scale();
+            if scale != 1.0 {
+                scale_in_place(&mut gradient, scale);
+            }
+            embedding::backward(&batch.ids, &self.embedding, &gradient, &self.pool);
+        }
         drop(gradient);
         self.pool.end_slot();
         let times = PassTimes {
@@ -188,9 +204,33 @@ impl CausalLm {
     fn logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
         let x = self.hidden::<E>(batch, None);
         let x = x.expect("nobody may abandon this pass");
+        self.logits_of::<E>(&x)
+    }
+
+    /// The logits of what follows a text of at least one token.
+    ///
+    /// # Errors
+    /// Where a token is outside the vocabulary.
+    pub fn last_logits(&self, text: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let batch = Batch::from_tokens(text, self.config.vocab_size)?;
+        Ok(match self.dtype {
+            BaseDtype::Bfloat16 => self.last_logits_as::<bf16>(&batch),
+            BaseDtype::Float32 => self.last_logits_as::<f32>(&batch),
+        })
+    }
+
+    fn last_logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
+        let x = self.hidden::<E>(batch, None);
+        let x = x.expect("nobody may abandon this pass");
+        self.logits_of::<E>(&x[x.len() - self.config.hidden_size..])
+    }
+
+    /// The logits of some rows of the last layer's result.
+    fn logits_of<E: Element>(&self, x: &[f32]) -> Vec<f32> {
         let mut normed = self.pool.take::<E>(x.len());
-        self.norm.forward(&x, &mut normed[..]);
-        let (tokens, (vocabulary, width)) = (batch.ids.len(), self.head.matrix_dims());
+        self.norm.forward(x, &mut normed[..]);
+        let (vocabulary, width) = self.head.matrix_dims();
+        let tokens = x.len() / width;
         let mut logits = vec![0.0f32; tokens * vocabulary];
         let head = self.head.read();
         multiply(
@@ -199,14 +239,18 @@ impl CausalLm {
             head.matrix::<E>(vocabulary, width),
             Along::Columns,
         );
+        let rule = self.logit_rule();
+        logits
+            .par_chunks_mut(vocabulary)
+            .for_each(|row| rule.apply(row));
         logits
     }
 
     fn hidden<E: Element>(&self, batch: &Batch, abandon: Option<&Abandon>) -> Option<Buffer<f32>> {
-        let rope = self.rope(batch);
+        let (ropes, segments) = (self.ropes(batch), self.segments(batch));
         let pass = Pass {
             abandon,
-            ..self.pass(batch, &rope, None)
+            ..self.pass(batch, (&ropes, &segments), None)
         };
         let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing)?;
         Some(kept.0)
@@ -215,7 +259,20 @@ impl CausalLm {
     fn embed(&self, batch: &Batch) -> Buffer<f32> {
         let mut x = self.pool.take(batch.ids.len() * self.config.hidden_size);
         embedding::forward(&batch.ids, &self.embedding, &mut x);
+        let scale = self.embedding_scale();
+        if scale != 1.0 {
+            scale_in_place(&mut x, scale);
+        }
         x
+    }
+
+    /// What embeddings are multiplied by, rounded to the type that the model is computed in, as Transformers does.
+    fn embedding_scale(&self) -> f32 {
+        let scale = self.config.scales.embedding as f32;
+        match self.dtype {
+            BaseDtype::Float32 => scale,
+            BaseDtype::Bfloat16 => bf16::from_f32(scale).to_f32(),
+        }
     }
 
     fn loss_head(&self) -> LossHead<'_> {
@@ -224,31 +281,44 @@ impl CausalLm {
             head: &self.head,
             pool: &self.pool,
             loss: self.token_loss,
+            logits: self.logit_rule(),
+        }
+    }
+
+    fn logit_rule(&self) -> LogitRule {
+        LogitRule {
+            scale: self.config.scales.logits as f32,
+            cap: self.config.caps.logits.map(|cap| cap as f32),
         }
     }
 
     fn pass<'a>(
         &'a self,
         batch: &'a Batch,
-        rope: &'a RopeTable,
+        (ropes, segments): (&'a RopeTables, &'a SegmentViews),
         mask: Option<MaskKey>,
     ) -> Pass<'a> {
         Pass {
             batch,
-            rope,
+            segments,
+            ropes,
             mask,
             pool: &self.pool,
             abandon: Some(&self.abandon),
         }
     }
 
-    fn rope(&self, batch: &Batch) -> Arc<RopeTable> {
-        let mut table = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.positions() < batch.longest_segment() {
-            let frequencies = self.config.rope_frequencies();
-            *table = Arc::new(RopeTable::new(&frequencies, batch.longest_segment()));
+    fn ropes(&self, batch: &Batch) -> Arc<RopeTables> {
+        let mut tables = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
+        if tables.usual.positions() < batch.longest_segment() {
+            *tables = Arc::new(RopeTables::new(&self.config, batch.longest_segment()));
         }
-        table.clone()
+        tables.clone()
+    }
+
+    fn segments(&self, batch: &Batch) -> SegmentViews {
+        let longest = batch.longest_segment();
+        SegmentViews::new(batch.segments.clone(), &self.windows, longest)
     }
 }
 
@@ -264,8 +334,8 @@ mod tests {
         fn check<E: Element>(model: &CausalLm) {
             let tokens: Vec<u32> = (0..70).map(|token| token % 20).collect();
             let batch = Batch::from_tokens(&tokens, model.config.vocab_size).unwrap();
-            let rope = model.rope(&batch);
-            let pass = model.pass(&batch, &rope, None);
+            let (ropes, segments) = (model.ropes(&batch), model.segments(&batch));
+            let pass = model.pass(&batch, (&ropes, &segments), None);
             let (x, keep) = (model.embed(&batch), Keep::Everything);
             let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
             assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));

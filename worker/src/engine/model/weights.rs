@@ -1,7 +1,9 @@
-//! Base weights: read from safetensors through a memory map, or drawn from the seed.
+//! Base weights: read from safetensors through a memory map, drawn from the seed, or at hand.
 //!
 //! In: a model folder and the names and shapes that the configuration calls for. Out: float32 values, or frozen
 //! tensors in the job's base type, or in 4 bits. Vectors (norms, biases) are always float32.
+
+use std::collections::HashMap;
 
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
@@ -29,11 +31,15 @@ const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
 /// Where base weights come from.
 pub enum WeightSource {
     Files(WeightFiles),
-    /// Drawn from a normal distribution with this standard deviation; norms are one and biases zero.
+    /// Drawn from a normal distribution with this standard deviation; biases are zero.
     Random {
         seed: u64,
         standard_deviation: f64,
+        /// What norms are drawn as: the value at which they change nothing.
+        norm: f32,
     },
+    /// All values of every tensor, by name.
+    Memory(HashMap<String, Vec<f32>>),
 }
 
 impl WeightSource {
@@ -54,10 +60,11 @@ impl WeightSource {
     ) -> Result<(), EngineError> {
         match self {
             Self::Files(files) => files.read_f32(name, shape, out)?,
-            Self::Random {
-                seed,
-                standard_deviation,
-            } => draw(name, shape, *seed, *standard_deviation, out),
+            Self::Random { .. } => self.draw(name, shape, out),
+            Self::Memory(values) => {
+                let values = values.get(name).filter(|values| values.len() == out.len());
+                out.copy_from_slice(values.expect("all tensors of the model, in their shapes"));
+            }
         }
         Ok(())
     }
@@ -112,7 +119,10 @@ impl WeightSource {
         let matrix = Nf4::quantise(&values, how.nested_scales);
         matrix.map(Some).map_err(|reason| match self {
             Self::Files(files) => files.malformed(name, &reason.to_string()).into(),
-            Self::Random { .. } => unreachable!("what is drawn is finite"),
+            Self::Random { .. } | Self::Memory(_) => EngineError::NotQuantised {
+                name: name.to_owned(),
+                reason,
+            },
         })
     }
 
@@ -150,10 +160,12 @@ impl WeightSource {
                 round_slice(&wide, 1.0, out);
                 check_rounded(files, name, &wide, out)?;
             }
-            Self::Random {
-                seed,
-                standard_deviation,
-            } => draw(name, shape, *seed, *standard_deviation, out),
+            Self::Random { .. } => self.draw(name, shape, out),
+            Self::Memory(_) => {
+                let mut wide = vec![0.0; out.len()];
+                self.read_f32(name, shape, &mut wide)?;
+                round_slice(&wide, 1.0, out);
+            }
         }
         Ok(())
     }
@@ -185,12 +197,26 @@ fn check_rounded(
         .into())
 }
 
-fn draw<E: Element>(name: &str, shape: &[usize], seed: u64, deviation: f64, out: &mut [E]) {
-    if shape.len() == 1 {
-        let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
-        out.fill(E::round_from(value));
-        return;
+impl WeightSource {
+    /// Draws a tensor, where values are drawn.
+    fn draw<E: Element>(&self, name: &str, shape: &[usize], out: &mut [E]) {
+        let Self::Random {
+            seed,
+            standard_deviation,
+            norm,
+        } = self
+        else {
+            return;
+        };
+        match shape.len() {
+            1 if name.ends_with(".bias") => out.fill(E::zeroed()),
+            1 => out.fill(E::round_from(*norm)),
+            _ => draw_matrix(name, *seed, *standard_deviation, out),
+        }
     }
+}
+
+fn draw_matrix<E: Element>(name: &str, seed: u64, deviation: f64, out: &mut [E]) {
     let key = [STREAM_WEIGHTS, name_key(name)];
     out.par_chunks_mut(DRAW_TILE)
         .enumerate()
@@ -339,6 +365,7 @@ mod tests {
             let source = WeightSource::Random {
                 seed,
                 standard_deviation: 0.5,
+                norm: 1.0,
             };
             let mut values = vec![0.0; 4000];
             source.read_f32(name, &[40, 100], &mut values).unwrap();
@@ -357,6 +384,7 @@ mod tests {
         let source = WeightSource::Random {
             seed: 1,
             standard_deviation: 0.5,
+            norm: 1.0,
         };
         source.read_f32("norm.weight", &[3], &mut norm).unwrap();
         assert_eq!(norm, [1.0; 3]);

@@ -21,6 +21,10 @@ use super::vector::{self, LANES, dispatch};
 pub struct Attention<'a> {
     pub layout: HeadLayout,
     pub segments: &'a Segments,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// What they are limited to then.
+    pub cap: Option<f32>,
 }
 
 /// What the backward pass reads.
@@ -160,10 +164,6 @@ impl Attention<'_> {
         }
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.layout.head_dim as f32).sqrt()
-    }
-
     /// Columns of `qkv` where a head's queries, and its keys and values, begin.
     fn columns(&self, head: usize) -> [usize; 3] {
         let shared = head / self.queries_per_key();
@@ -243,8 +243,11 @@ impl Attention<'_> {
         for ((row, scores), max) in rows.clone().zip(lines).zip(&mut *log_sums) {
             let (visible, whole) = seen(row);
             let scores = &mut scores[whole];
+            vector::scale(scores, self.scale);
+            if let Some(cap) = self.cap {
+                vector::limit(scores, cap);
+            }
             scores[visible..].fill(f32::NEG_INFINITY);
-            vector::scale(scores, self.scale());
             *max = vector::max(scores);
         }
         sums.clear();
@@ -385,7 +388,15 @@ impl Attention<'_> {
             let (log_sums, deltas) = (&log_sums[whole.clone()], &deltas[whole.clone()]);
             dispatch(
                 #[inline(always)]
-                || softmax_backward([scores, d_scores, log_sums, deltas], self.scale(), p, ds),
+                || match self.cap {
+                    None => {
+                        softmax_backward([scores, d_scores, log_sums, deltas], self.scale, p, ds)
+                    }
+                    Some(cap) => {
+                        let limits = (self.scale, cap);
+                        capped_backward([scores, d_scores, log_sums, deltas], limits, p, ds);
+                    }
+                },
             );
             for hidden in [start..visible.start, visible.end..whole.end] {
                 let hidden = hidden.start - start..hidden.end - start;
@@ -434,6 +445,23 @@ fn softmax_backward<E: Element>(
     let of = |score: f32, d: f32, log_sum: f32, delta: f32| {
         let p = vector::exp(score * scale - log_sum);
         (E::round_from(p), E::round_from(p * (d - delta) * scale))
+    };
+    vector::map4([scores, d, log_sums, deltas], (probabilities, d_scores), of);
+}
+
+/// [`softmax_backward`] of scores that were limited to `cap · tanh(scale · score / cap)`.
+#[inline(always)]
+fn capped_backward<E: Element>(
+    [scores, d, log_sums, deltas]: [&[f32]; 4],
+    (scale, cap): (f32, f32),
+    probabilities: &mut [E],
+    d_scores: &mut [E],
+) {
+    let of = |score: f32, d: f32, log_sum: f32, delta: f32| {
+        let t = vector::tanh(score * scale / cap);
+        let p = vector::exp(t * cap - log_sum);
+        let slope = (1.0 - t * t) * scale;
+        (E::round_from(p), E::round_from(p * (d - delta) * slope))
     };
     vector::map4([scores, d, log_sums, deltas], (probabilities, d_scores), of);
 }

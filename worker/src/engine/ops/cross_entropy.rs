@@ -43,6 +43,56 @@ pub struct LossHead<'a> {
     pub head: &'a Weight,
     pub pool: &'a Pool,
     pub loss: TokenLoss,
+    pub logits: LogitRule,
+}
+
+/// What becomes of logits: `cap · tanh(scale · logit / cap)`, or `scale · logit` without a cap.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitRule {
+    pub scale: f32,
+    pub cap: Option<f32>,
+}
+
+impl LogitRule {
+    /// Logits as they come.
+    pub const NONE: Self = Self {
+        scale: 1.0,
+        cap: None,
+    };
+
+    /// Applies the rule to a row of logits.
+    pub fn apply(&self, row: &mut [f32]) {
+        dispatch(
+            #[inline(always)]
+            || {
+                if self.scale != 1.0 {
+                    vector::scale(row, self.scale);
+                }
+                if let Some(cap) = self.cap {
+                    vector::limit(row, cap);
+                }
+            },
+        );
+    }
+
+    /// Turns the gradient of a row into that of the logits before the rule. `limited` is the row as [`apply`](Self::apply) left it,
+    /// where there is a cap.
+    fn back(&self, gradient: &mut [f32], limited: &[f32]) {
+        dispatch(
+            #[inline(always)]
+            || {
+                if let Some(cap) = self.cap {
+                    for (g, limited) in gradient.iter_mut().zip(limited) {
+                        let t = limited / cap;
+                        *g *= 1.0 - t * t;
+                    }
+                }
+                if self.scale != 1.0 {
+                    vector::scale(gradient, self.scale);
+                }
+            },
+        );
+    }
 }
 
 impl LossHead<'_> {
@@ -100,11 +150,17 @@ impl LossHead<'_> {
         let losses: Vec<(f64, bool)> = chunk.logits[..rows * vocabulary]
             .par_chunks_mut(vocabulary)
             .zip(targets)
-            .map(|(logits, target)| {
+            .map_init(Vec::new, |limited: &mut Vec<f32>, (logits, target)| {
+                self.logits.apply(logits);
+                limited.clear();
+                if self.logits.cap.is_some() {
+                    limited.extend_from_slice(logits);
+                }
                 let loss = dispatch(
                     #[inline(always)]
                     || loss_row(logits, target.id as usize, self.loss),
                 );
+                self.logits.back(logits, limited);
                 round_in_place::<E>(logits);
                 loss
             })
@@ -219,6 +275,7 @@ mod tests {
         let norm = RmsNorm {
             weight: norm,
             epsilon: EPSILON,
+            offset: false,
         };
         let pool = Pool::default();
         let head = LossHead {
@@ -226,6 +283,7 @@ mod tests {
             head,
             pool: &pool,
             loss,
+            logits: LogitRule::NONE,
         };
         let mut dx = vec![f32::NAN; x.len()];
         let sum = match head.head.is_bf16() {

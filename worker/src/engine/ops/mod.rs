@@ -34,6 +34,11 @@ pub(in crate::engine) const ROW_TILE: usize = 64;
 
 /// `sum += x`
 pub fn add_in_place(sum: &mut [f32], x: &[f32]) {
+    add_scaled_in_place(sum, x, 1.0);
+}
+
+/// `sum += scale · x`
+pub fn add_scaled_in_place(sum: &mut [f32], x: &[f32], scale: f32) {
     const TILE: usize = 1 << 14;
     assert_eq!(sum.len(), x.len(), "a sum of another shape");
     sum.par_chunks_mut(TILE)
@@ -41,9 +46,20 @@ pub fn add_in_place(sum: &mut [f32], x: &[f32]) {
         .for_each(|(sum, x)| {
             vector::dispatch(
                 #[inline(always)]
-                || vector::add_scaled(sum, x, 1.0),
+                || vector::add_scaled(sum, x, scale),
             );
         });
+}
+
+/// `x = scale · x`
+pub fn scale_in_place(x: &mut [f32], scale: f32) {
+    const TILE: usize = 1 << 14;
+    x.par_chunks_mut(TILE).for_each(|x| {
+        vector::dispatch(
+            #[inline(always)]
+            || vector::scale(x, scale),
+        );
+    });
 }
 
 /// `to = from`, rounded where `to` is narrower.

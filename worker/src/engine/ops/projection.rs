@@ -67,6 +67,11 @@ impl Projection {
         self.run(x, Target::new(y, context.tokens, self.out()), None, context)
     }
 
+    /// [`forward`](Self::forward) without rounding what comes out.
+    pub fn forward_wide<E: Element>(&self, x: &[E], y: &mut [f32], context: Context) -> LowRank<E> {
+        self.run(x, Target::new(y, context.tokens, self.out()), None, context)
+    }
+
     /// `y = residual + layer(x)` with a single layer.
     pub fn forward_onto<E: Element>(
         &self,

@@ -1,6 +1,8 @@
 //! Root mean square norm of each row: `y = w · x / sqrt(mean(x²) + epsilon)` (Zhang & Sennrich, 2019). The backward pass
 //! reads `x` alone and computes the rest again.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::element::Element;
@@ -13,12 +15,23 @@ use crate::engine::params::Weight;
 pub struct RmsNorm {
     pub weight: Weight,
     pub epsilon: f32,
+    /// Whether it multiplies by 1 + weight.
+    pub offset: bool,
+}
+
+/// What a norm multiplies by.
+pub(super) fn factors(weight: &[f32], offset: bool) -> Cow<'_, [f32]> {
+    match offset {
+        false => Cow::Borrowed(weight),
+        true => Cow::Owned(weight.iter().map(|w| 1.0 + w).collect()),
+    }
 }
 
 impl RmsNorm {
     /// Norms each row of `x`; `x` and `y` are `[tokens][width]`.
     pub fn forward<E: Element>(&self, x: &[f32], y: &mut [E]) {
         let weight = self.weight.read_f32();
+        let weight = factors(&weight, self.offset);
         let (weight, width) = (&*weight, weight.len());
         y.par_chunks_mut(ROW_TILE * width)
             .zip(x.par_chunks(ROW_TILE * width))
@@ -40,6 +53,7 @@ impl RmsNorm {
     /// Adds the gradient of `x` to `dx`.
     pub fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         let weight = self.weight.read_f32();
+        let weight = factors(&weight, self.offset);
         let (weight, width) = (&*weight, weight.len());
         let trainable = self.weight.is_trainable();
         let tile = ROW_TILE * width;
@@ -121,7 +135,8 @@ pub(super) fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{TestWeights, check_op, random_tensor};
+    use crate::engine::buffer::Pool;
+    use crate::engine::testing::{TestWeights, check_op, random_tensor, random_values};
     use candle_core::{Result, Tensor};
 
     fn reference(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -132,7 +147,12 @@ mod tests {
 
     fn run(weight: Weight, x: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let epsilon = 1e-5;
-        let norm = RmsNorm { weight, epsilon };
+        let offset = false;
+        let norm = RmsNorm {
+            weight,
+            epsilon,
+            offset,
+        };
         let (mut y, mut dx) = (vec![0.0f32; x.len()], vec![0.0; x.len()]);
         norm.forward(x, &mut y);
         norm.backward(x, dy, &mut dx);
@@ -153,11 +173,42 @@ mod tests {
     }
 
     #[test]
+    fn a_norm_with_an_offset_is_one_of_weights_that_are_larger_by_one() {
+        let weights = TestWeights::new(&[("w", &[5])]);
+        let norm = |weight, offset| RmsNorm {
+            weight,
+            epsilon: 1e-5,
+            offset,
+        };
+        let larger: Vec<f32> = weights
+            .frozen("w")
+            .read_f32()
+            .iter()
+            .map(|w| 1.0 + w)
+            .collect();
+        let mut values = Pool::default().take(5);
+        values.copy_from_slice(&larger);
+        let larger = Weight::frozen_f32(values, &[5]);
+        let x = random_values(15, 3);
+        let run = |norm: RmsNorm| {
+            let (mut y, mut dx) = (vec![0.0f32; 15], vec![0.0; 15]);
+            norm.forward(&x, &mut y);
+            norm.backward(&x, &random_values(15, 4), &mut dx);
+            (y, dx)
+        };
+        assert_eq!(
+            run(norm(weights.frozen("w"), true)),
+            run(norm(larger, false))
+        );
+    }
+
+    #[test]
     fn the_input_gradient_is_added() {
         let weights = TestWeights::new(&[("w", &[3])]);
         let norm = RmsNorm {
             weight: weights.frozen("w"),
             epsilon: 0.0,
+            offset: false,
         };
         let mut dx = [1.0f32, 2.0, 3.0];
         norm.backward(&[1.0, -1.0, 2.0], &[0.0; 3], &mut dx);

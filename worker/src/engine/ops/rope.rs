@@ -3,6 +3,8 @@
 //!
 //! Positions restart with each segment: they come with the batch.
 
+use std::ops::Range;
+
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
@@ -20,16 +22,16 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table. `frequencies` are radians per position, `head_dim / 2` of them. Rounded as Transformers does: the
+    /// Computes the table. `frequencies` are radians per position, `head_dim / 2` of them; `factor` is what cosines and sines are multiplied by. Rounded as Transformers does: the
     /// angle in float32.
-    pub fn new(frequencies: &[f32], positions: usize) -> Self {
+    pub fn new(frequencies: &[f32], positions: usize, factor: f32) -> Self {
         let angles = || {
             (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
         };
         Self {
             half: frequencies.len(),
-            cos: angles().map(f32::cos).collect(),
-            sin: angles().map(f32::sin).collect(),
+            cos: angles().map(|angle| angle.cos() * factor).collect(),
+            sin: angles().map(|angle| angle.sin() * factor).collect(),
         }
     }
 
@@ -72,12 +74,14 @@ impl HeadLayout {
     }
 }
 
-/// Norms of each query and key head, with weights `[head_dim]`.
+/// Norms of queries and keys: of each head, with weights `[head_dim]`, or of all heads together, with weights for all.
 #[derive(Clone, Debug)]
 pub struct HeadNorms {
     pub query: Weight,
     pub key: Weight,
     pub epsilon: f32,
+    /// Whether they multiply by 1 + weight.
+    pub offset: bool,
 }
 
 impl HeadNorms {
@@ -85,7 +89,7 @@ impl HeadNorms {
     fn add_gradients(&self, partials: &[Vec<f32>]) {
         let (query, key): (Vec<_>, Vec<_>) = partials
             .iter()
-            .map(|dw| dw.split_at(dw.len() / 2))
+            .map(|dw| dw.split_at(dw.len().min(self.query.scalars())))
             .map(|(query, key)| (query.to_vec(), key.to_vec()))
             .unzip();
         for (weight, partials) in [(&self.query, query), (&self.key, key)] {
@@ -102,7 +106,8 @@ pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<&'a HeadNorms>,
     pub positions: &'a [u32],
-    pub table: &'a RopeTable,
+    /// None where nothing is rotated.
+    pub table: Option<&'a RopeTable>,
 }
 
 /// Memory for one row, whose queries and keys are normed and rotated in stages: within a head each waits for the one before.
@@ -149,8 +154,11 @@ impl Rope<'_> {
 
     /// Computes the gradient of `qkv` from that of the result.
     pub fn backward<E: Element>(&self, qkv: &[E], dy: &[f32], d_qkv: &mut [E]) {
-        let (width, head_dim) = (self.layout.width(), self.layout.head_dim);
+        let width = self.layout.width();
         let trainable = self.norms.is_some_and(|norms| norms.query.is_trainable());
+        let norm_weights = self
+            .norms
+            .map_or(0, |norms| norms.query.scalars() + norms.key.scalars());
         let tile = ROW_TILE * width;
         let partials: Vec<Vec<f32>> = self.with_norms(|norms| {
             d_qkv
@@ -160,7 +168,7 @@ impl Rope<'_> {
                 .zip(self.positions.par_chunks(ROW_TILE))
                 .map(|(((dx, x), g), positions)| {
                     let mut scratch = Scratch::default();
-                    let mut dw = vec![0.0; if trainable { 2 * head_dim } else { 0 }];
+                    let mut dw = vec![0.0; if trainable { norm_weights } else { 0 }];
                     dispatch(
                         #[inline(always)]
                         || {
@@ -188,12 +196,31 @@ impl Rope<'_> {
     fn with_norms<R>(&self, read: impl FnOnce(NormSlices) -> R) -> R {
         match self.norms {
             None => read(None),
-            Some(norms) => read(Some((&norms.query.read_f32(), &norms.key.read_f32()))),
+            Some(norms) => {
+                let (query, key) = (norms.query.read_f32(), norms.key.read_f32());
+                let factors = |weight| rms_norm::factors(weight, norms.offset);
+                read(Some((&factors(&query), &factors(&key))))
+            }
         }
     }
 
     fn epsilon(&self) -> f32 {
         self.norms.map_or(0.0, |norms| norms.epsilon)
+    }
+
+    /// The columns that a norm goes over at a time, by the widths of its weights for queries and keys, and whether they are keys.
+    #[inline(always)]
+    fn normed_parts(&self, query: usize, key: usize) -> impl Iterator<Item = (Range<usize>, bool)> {
+        let queries = self.layout.heads * self.layout.head_dim;
+        let parts = |columns: Range<usize>, width: usize| {
+            columns
+                .step_by(width.max(1))
+                .map(move |start| start..start + width)
+        };
+        let of_keys = parts(queries..self.rotated(), key).map(|part| (part, true));
+        parts(0..queries, query)
+            .map(|part| (part, false))
+            .chain(of_keys)
     }
 
     /// Number of columns that are rotated: those of queries and keys.
@@ -210,28 +237,32 @@ impl Rope<'_> {
         norms: NormSlices,
         Scratch { wide, inverses, .. }: &mut Scratch,
     ) {
-        let HeadLayout {
-            heads, head_dim, ..
-        } = self.layout;
-        let (cos, sin) = self.table.row(position);
+        let head_dim = self.layout.head_dim;
         let rotated = self.rotated();
         widen(&x[..rotated], wide);
-        if norms.is_some() {
+        if let Some((query, key)) = norms {
             inverses.clear();
-            for x in wide.chunks_exact(head_dim) {
-                inverses.push(rms_norm::inverse_rms(x, self.epsilon()));
+            for (part, _) in self.normed_parts(query.len(), key.len()) {
+                inverses.push(rms_norm::inverse_rms(&wide[part], self.epsilon()));
+            }
+            let parts = self.normed_parts(query.len(), key.len());
+            for ((part, is_key), inverse) in parts.zip(&*inverses) {
+                let weight = if is_key { key } else { query };
+                rms_norm::normalize_row(&mut wide[part], weight, *inverse);
             }
         }
-        let to = y[..rotated].chunks_exact_mut(head_dim);
-        for (head, (y, wide)) in to.zip(wide.chunks_exact_mut(head_dim)).enumerate() {
-            if let Some((query, key)) = norms {
-                let weight = if head < heads { query } else { key };
-                rms_norm::normalize_row(wide, weight, inverses[head]);
+        let Some(table) = self.table else {
+            for (y, x) in y[..rotated].iter_mut().zip(&*wide) {
+                *y = E::round_from(*x);
             }
-            let (first, second) = wide.split_at(head_dim / 2);
-            turn((first, second), (cos, sin), y, |a, b, c, s| {
-                (a * c - b * s, b * c + a * s)
-            });
+            y[rotated..].copy_from_slice(&x[rotated..]);
+            return;
+        };
+        let row = table.row(position);
+        let to = y[..rotated].chunks_exact_mut(head_dim);
+        for (y, wide) in to.zip(wide.chunks_exact(head_dim)) {
+            let halves = wide.split_at(head_dim / 2);
+            turn(halves, row, y, |a, b, c, s| (a * c - b * s, b * c + a * s));
         }
         y[rotated..].copy_from_slice(&x[rotated..]);
     }
@@ -246,10 +277,7 @@ impl Rope<'_> {
         scratch: &mut Scratch,
         dw: &mut [f32],
     ) {
-        let HeadLayout {
-            heads, head_dim, ..
-        } = self.layout;
-        let (cos, sin) = self.table.row(position);
+        let head_dim = self.layout.head_dim;
         let rotated = self.rotated();
         let Scratch {
             wide,
@@ -258,29 +286,37 @@ impl Rope<'_> {
             ..
         } = scratch;
         turned.resize(rotated, 0.0);
-        let from = g[..rotated].chunks_exact(head_dim);
-        for (g, turned) in from.zip(turned.chunks_exact_mut(head_dim)) {
-            let halves = g.split_at(head_dim / 2);
-            turn(halves, (cos, sin), turned, |a, b, c, s| {
-                (a * c + b * s, b * c - a * s)
-            });
+        match self.table {
+            None => turned.copy_from_slice(&g[..rotated]),
+            Some(table) => {
+                let row = table.row(position);
+                let from = g[..rotated].chunks_exact(head_dim);
+                for (g, turned) in from.zip(turned.chunks_exact_mut(head_dim)) {
+                    let halves = g.split_at(head_dim / 2);
+                    turn(halves, row, turned, |a, b, c, s| {
+                        (a * c + b * s, b * c - a * s)
+                    });
+                }
+            }
         }
         if let Some((query, key)) = norms {
-            let of = |head| if head < heads { (query, 0) } else { (key, 1) };
             widen(&x[..rotated], wide);
             gradients.clear();
-            let rows = wide.chunks_exact(head_dim);
-            for (head, (x, g)) in rows.zip(turned.chunks_exact(head_dim)).enumerate() {
-                let (weight, part) = of(head);
-                let dw = dw.chunks_exact_mut(head_dim).nth(part);
-                let epsilon = self.epsilon();
-                gradients.push(rms_norm::RowGradient::new(x, weight, epsilon, g, dw));
+            let (dw_query, dw_key) = dw.split_at_mut(dw.len().min(query.len()));
+            for (part, is_key) in self.normed_parts(query.len(), key.len()) {
+                let (weight, dw) = match is_key {
+                    false => (query, &mut *dw_query),
+                    true => (key, &mut *dw_key),
+                };
+                let dw = (!dw.is_empty()).then_some(dw);
+                let (x, g) = (&wide[part.clone()], &turned[part]);
+                gradients.push(rms_norm::RowGradient::new(x, weight, self.epsilon(), g, dw));
             }
-            let rows = wide.chunks_exact(head_dim);
-            let rows = rows.zip(turned.chunks_exact(head_dim)).zip(&*gradients);
-            let to = dx[..rotated].chunks_exact_mut(head_dim).enumerate();
-            for ((head, dx), ((x, g), row)) in to.zip(rows) {
-                vector::map3(dx, x, g, of(head).0, |x, g, w| {
+            let parts = self.normed_parts(query.len(), key.len());
+            for ((part, is_key), row) in parts.zip(&*gradients) {
+                let weight = if is_key { key } else { query };
+                let (x, g) = (&wide[part.clone()], &turned[part.clone()]);
+                vector::map3(&mut dx[part], x, g, weight, |x, g, w| {
                     E::round_from(row.of(x, g, w))
                 });
             }
@@ -386,7 +422,7 @@ mod tests {
     #[test]
     fn values_and_gradients_equal_the_reference() {
         let positions: Vec<u32> = (0..50).chain(0..37).collect();
-        let table = RopeTable::new(&FREQUENCIES, 50);
+        let table = RopeTable::new(&FREQUENCIES, 50, 1.0);
         let x = random_tensor(87, LAYOUT.width(), 1);
         let weights = TestWeights::new(&[("q", &[8]), ("k", &[8])]);
         let run = |x: &[f32], dy: &[f32], norms: Option<&HeadNorms>| {
@@ -394,7 +430,7 @@ mod tests {
                 layout: LAYOUT,
                 norms,
                 positions: &positions,
-                table: &table,
+                table: Some(&table),
             };
             let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0f32; x.len()]);
             rope.forward(x, &mut y);
@@ -409,6 +445,7 @@ mod tests {
             query: weights.trainable("q"),
             key: weights.trainable("k"),
             epsilon: 1e-6,
+            offset: false,
         };
         let with = |x: &[f32], dy: &[f32]| run(x, dy, Some(&norms));
         check_op(&x, &weights, &[], &with, &|x| {

@@ -2,11 +2,37 @@
 //! lengths alone.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Most query rows in one tile.
 const QUERY_TILE: usize = 64;
 /// Rows up to which short segments are gathered in one run.
 const RUN_ROWS: usize = 256;
+
+/// Segments, as they are and as layers with a window see them.
+#[derive(Debug)]
+pub struct SegmentViews {
+    whole: Arc<Segments>,
+    windowed: Vec<(usize, Segments)>,
+}
+
+impl SegmentViews {
+    /// Views through these windows. One that reaches over the longest segment hides nothing.
+    pub fn new(whole: Arc<Segments>, windows: &[usize], longest: usize) -> Self {
+        let narrow = windows.iter().filter(|window| **window < longest);
+        Self {
+            windowed: narrow
+                .map(|window| (*window, whole.windowed(*window)))
+                .collect(),
+            whole,
+        }
+    }
+
+    pub fn through(&self, window: Option<usize>) -> &Segments {
+        let found = self.windowed.iter().find(|(own, _)| Some(*own) == window);
+        found.map_or(&self.whole, |(_, segments)| segments)
+    }
+}
 
 /// Segments in order: token i sees `starts[i]..=i`.
 #[derive(Debug)]
@@ -30,6 +56,16 @@ impl Segments {
             }
         }
         Self { starts, runs }
+    }
+
+    /// The same segments, in which a token sees no more than `window` tokens, itself among them.
+    pub fn windowed(&self, window: usize) -> Self {
+        let starts = self.starts.iter().enumerate();
+        let starts = starts.map(|(token, start)| *start.max(&(token + 1).saturating_sub(window)));
+        Self {
+            starts: starts.collect(),
+            runs: self.runs.clone(),
+        }
     }
 
     pub(super) fn runs(&self) -> &[Range<usize>] {
@@ -76,6 +112,20 @@ mod tests {
         assert_eq!(segments.runs, [0..256, 256..257, 257..557, 557..567]);
         assert_eq!(segments.keys(&(204..220)), 200..220);
         assert_eq!(segments.visible(205, &(200..220)), 0..6);
+    }
+
+    #[test]
+    fn through_a_window_a_token_sees_the_last_few_of_its_segment() {
+        let segments = Segments::new(&[5, 3]);
+        let windowed = segments.windowed(2);
+        let seen = |row| windowed.visible(row, &(0..8));
+        assert_eq!([seen(0), seen(1), seen(4)], [0..1, 0..2, 3..5]);
+        assert_eq!([seen(5), seen(7)], [5..6, 6..8]);
+        assert_eq!(windowed.viewers(3, &(0..8)), 3..5);
+        assert_eq!(windowed.keys(&(4..8)), 3..8);
+        let views = SegmentViews::new(segments.into(), &[2, 5], 5);
+        assert_eq!(views.through(Some(2)).starts, windowed.starts);
+        assert_eq!(views.through(Some(5)).starts, views.through(None).starts);
     }
 
     #[test]

@@ -67,6 +67,12 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// tanh(x), to about 1e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
 #[inline(always)]
 fn reduce(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
     let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
@@ -171,6 +177,14 @@ pub fn exp_shifted_sum(a: &mut [f32], shift: f32) -> f32 {
 pub fn scale(a: &mut [f32], factor: f32) {
     for x in a {
         *x *= factor;
+    }
+}
+
+/// Limits each x to `cap · tanh(x / cap)`.
+#[inline(always)]
+pub fn limit(a: &mut [f32], cap: f32) {
+    for x in a {
+        *x = cap * tanh(*x / cap);
     }
 }
 

@@ -7,7 +7,7 @@ use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, JobSpec, Optimizer as Kind, Reduction};
 use common::memory::on_gpu;
-use common::model::ModelConfig;
+use common::model::{Activation, Caps, HeadNormKind, LayerKind, ModelConfig, Rotation, Scales};
 use half::bf16;
 
 use super::checkpointing::is_checkpointing;
@@ -49,6 +49,10 @@ impl OnGpu {
             return Err(EngineError::GpuOptimizer {
                 optimizer: job.optimizer,
             });
+        }
+        if let Some(feature) = not_on_gpus(config, job.sequence_len) {
+            let family = config.architecture.name();
+            return Err(EngineError::GpuFamily { family, feature });
         }
         match job.base_dtype {
             BaseDtype::Float32 => check_heads::<f32>(&gpu, config.head_dim)?,
@@ -231,6 +235,44 @@ fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
             false => ", or set gradient_checkpointing: true",
         },
     }
+}
+
+/// What of a decoder the kernels do not do, if anything: they know Llama's layers, and Qwen's.
+fn not_on_gpus(config: &ModelConfig, sequence_len: usize) -> Option<&'static str> {
+    let rotated = |kind: &LayerKind| kind.rotation == Rotation::Usual;
+    let scales = Scales {
+        attention: config.scales.attention,
+        ..Scales::NONE
+    };
+    let usual_attention = f64::from(1.0 / (config.head_dim as f32).sqrt());
+    let checks = [
+        (config.norms.are_behind(), "norms behind a layer's halves"),
+        (config.norm_offset, "norms of 1 + weight"),
+        (config.activation != Activation::Silu, "GELU"),
+        (
+            config.head_norms == HeadNormKind::AllHeads,
+            "norms of all heads together",
+        ),
+        (config.caps != Caps::default(), "soft caps"),
+        (
+            config.scales != scales || scales.attention != usual_attention,
+            "multipliers",
+        ),
+        (
+            !config.layer_kinds.iter().all(rotated),
+            "positions that differ by layer",
+        ),
+        (config.rope.attention_factor() != 1.0, "yarn"),
+        (
+            config
+                .smallest_window()
+                .is_some_and(|window| window < sequence_len),
+            "a sliding window",
+        ),
+    ];
+    checks
+        .into_iter()
+        .find_map(|(is_there, feature)| is_there.then_some(feature))
 }
 
 #[cfg(test)]

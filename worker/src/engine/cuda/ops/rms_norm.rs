@@ -136,6 +136,7 @@ mod tests {
             let expected = plain::RmsNorm {
                 weight: weights.trainable("w"),
                 epsilon,
+                offset: false,
             };
             let (x, dy) = (
                 random_values(rows * width, 3),

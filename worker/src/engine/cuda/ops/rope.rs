@@ -271,7 +271,7 @@ mod tests {
                 with_norms,
                 weights: TestWeights::new(&[("k", &[head_dim]), ("q", &[head_dim])]),
                 positions: (0..TOKENS as u32).map(|token| token % 37).collect(),
-                table: RopeTable::new(&frequencies, 37),
+                table: RopeTable::new(&frequencies, 37, 1.0),
                 x: random_values(scalars, 1),
                 dy: random_values(scalars, 2),
             }
@@ -282,12 +282,13 @@ mod tests {
                 query: self.weights.trainable("q"),
                 key: self.weights.trainable("k"),
                 epsilon: 1e-6,
+                offset: false,
             };
             let rope = plain::Rope {
                 layout: self.layout,
                 norms: self.with_norms.then_some(&norms),
                 positions: &self.positions,
-                table: &self.table,
+                table: Some(&self.table),
             };
             let (mut y, mut dx) = (vec![0.0f32; self.x.len()], vec![0.0f32; self.x.len()]);
             self.weights.reset_gradients();

@@ -1,22 +1,31 @@
 //! The attention half of a decoder layer: `x + output(attention(rope(qkv(norm(x)))))`.
 
-use super::Pass;
+use common::model::LayerKind;
+
+use super::residual::Residual;
+use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::attention::{Attention, Saved};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
-use crate::engine::ops::round_into;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock {
-    pub norm: RmsNorm,
+    /// Of what it reads; none where that is the residual itself.
+    pub norm: Option<RmsNorm>,
     /// The projections of queries, keys and values, side by side.
     pub qkv: Projection,
     pub output: Projection,
+    pub residual: Residual,
     pub layout: HeadLayout,
     pub head_norms: Option<HeadNorms>,
+    pub kind: LayerKind,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// What they are limited to then.
+    pub cap: Option<f32>,
 }
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
@@ -67,8 +76,8 @@ impl AttentionBlock {
         }
         let mut y = pool.take(x.len());
         let output_low_rank = self
-            .output
-            .forward_onto(x, &context[..], &mut y, pass.context());
+            .residual
+            .forward(&self.output, (x, &context[..]), &mut y, pass);
         let activations = AttentionActivations {
             qkv,
             qkv_low_rank,
@@ -90,11 +99,12 @@ impl AttentionBlock {
     ) {
         let d_qkv = self.backward_to_qkv(&activations, gradient, pass);
         let context = pass.context();
-        let du = match wanted || self.norm.weight.is_trainable() {
+        let norm_learns = self.norm.as_ref().is_some_and(|n| n.weight.is_trainable());
+        let du = match wanted || norm_learns {
             true => {
                 let mut d_normed = pass.pool.take::<f32>(x.len());
                 let du = self.qkv.backward_input(&d_qkv[..], &mut d_normed, context);
-                self.norm.backward(x, &d_normed, gradient);
+                norm_backward(&self.norm, x, &d_normed, gradient);
                 du
             }
             false => self.qkv.backward_low_rank(&d_qkv[..], context),
@@ -115,8 +125,14 @@ impl AttentionBlock {
         let pool = pass.pool;
         let mut d_context = pool.take(activations.context.len());
         {
-            let mut dy = pool.take::<E>(gradient.len());
-            round_into(gradient, &mut dy);
+            let context = || {
+                let mut copy = pool.take::<E>(activations.context.len());
+                copy.copy_from_slice(&activations.context);
+                copy
+            };
+            let dy = self
+                .residual
+                .backward(&self.output, context, gradient, pass);
             let du = self
                 .output
                 .backward_input(&dy[..], &mut d_context, pass.context());
@@ -145,9 +161,7 @@ impl AttentionBlock {
     }
 
     fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
-        let mut normed = pass.pool.take(x.len());
-        self.norm.forward(x, &mut normed[..]);
-        normed
+        norm_forward(&self.norm, x, pass)
     }
 
     fn rope<'a>(&'a self, pass: Pass<'a>) -> Rope<'a> {
@@ -155,14 +169,16 @@ impl AttentionBlock {
             layout: self.layout,
             norms: self.head_norms.as_ref(),
             positions: &pass.batch.positions,
-            table: pass.rope,
+            table: pass.ropes.of(self.kind.rotation),
         }
     }
 
-    fn attention<'a>(&self, pass: Pass<'a>) -> Attention<'a> {
+    fn attention<'a>(&'a self, pass: Pass<'a>) -> Attention<'a> {
         Attention {
             layout: self.layout,
-            segments: &pass.batch.segments,
+            segments: pass.segments.through(self.kind.window),
+            scale: self.scale,
+            cap: self.cap,
         }
     }
 }

@@ -1,19 +1,24 @@
 //! The feed-forward half of a decoder layer: `x + down(swiglu(gate_up(norm(x))))`.
 
-use super::Pass;
+use common::model::Activation;
+
+use super::residual::Residual;
+use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
-use crate::engine::ops::round_into;
 use crate::engine::ops::swiglu;
 
 /// The feed-forward half of a decoder layer.
 pub struct Mlp {
-    pub norm: RmsNorm,
+    /// Of what it reads; none where that is the residual itself.
+    pub norm: Option<RmsNorm>,
     /// The gate and up projections, side by side.
     pub gate_up: Projection,
     pub down: Projection,
+    pub residual: Residual,
+    pub activation: Activation,
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
@@ -50,10 +55,9 @@ impl Mlp {
         activations: &MlpActivations<E>,
         pass: Pass,
     ) -> Buffer<f32> {
-        let mut h = pass.pool.take::<E>(activations.gate_up.len() / 2);
-        swiglu::forward(&activations.gate_up, &mut h, self.gate_up.out() / 2);
+        let h = self.hidden(activations, pass);
         let mut y = pass.pool.take(x.len());
-        self.down.forward_onto(x, &h[..], &mut y, pass.context());
+        self.residual.forward(&self.down, (x, &h[..]), &mut y, pass);
         y
     }
 
@@ -80,7 +84,15 @@ impl Mlp {
                 pass.context(),
             );
         }
-        self.norm.backward(x, &d_normed, gradient);
+        norm_backward(&self.norm, x, &d_normed, gradient);
+    }
+
+    /// What `down` reads, `[tokens][intermediate]`.
+    fn hidden<E: Element>(&self, activations: &MlpActivations<E>, pass: Pass) -> Buffer<E> {
+        let mut h = pass.pool.take::<E>(activations.gate_up.len() / 2);
+        let width = self.gate_up.out() / 2;
+        swiglu::forward(&activations.gate_up, &mut h, width, self.activation);
+        h
     }
 
     fn backward_to_gate_up<E: Element>(
@@ -90,13 +102,14 @@ impl Mlp {
         pass: Pass,
     ) -> Buffer<E> {
         let (pool, width) = (pass.pool, self.gate_up.out() / 2);
-        let mut dy = pool.take::<E>(gradient.len());
-        round_into(gradient, &mut dy);
+        let hidden = || self.hidden(activations, pass);
+        let dy = self.residual.backward(&self.down, hidden, gradient, pass);
         let mut dh = pool.take(pass.tokens() * width);
         let du = self.down.backward_input(&dy[..], &mut dh, pass.context());
         let mut d_gate_up = pool.take(activations.gate_up.len());
         let mut h = pool.take::<E>(dh.len());
-        swiglu::backward(&activations.gate_up, &dh, &mut d_gate_up, &mut h, width);
+        let outs = (&mut d_gate_up[..], &mut h[..]);
+        swiglu::backward(&activations.gate_up, &dh, outs, width, self.activation);
         if self.down.learns() {
             let u = self.down.low_rank(&h[..], pass.context());
             self.down.backward_weights(&h, &u, &dy, &du, pass.context());
@@ -105,8 +118,6 @@ impl Mlp {
     }
 
     fn normed<E: Element>(&self, x: &[f32], pass: Pass) -> Buffer<E> {
-        let mut normed = pass.pool.take(x.len());
-        self.norm.forward(x, &mut normed[..]);
-        normed
+        norm_forward(&self.norm, x, pass)
     }
 }

@@ -5,7 +5,23 @@ use crate::engine::testing::{TestWeights, check_op, flat, in_pool, random_tensor
 use candle_core::{D, Device, Result, Tensor};
 use half::bf16;
 
+/// What attention may have beside heads.
+#[derive(Clone, Copy, Default)]
+struct More {
+    window: Option<usize>,
+    cap: Option<f32>,
+}
+
 fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tensor> {
+    reference_with(qkv, layout, lengths, More::default())
+}
+
+fn reference_with(
+    qkv: &Tensor,
+    layout: HeadLayout,
+    lengths: &[usize],
+    more: More,
+) -> Result<Tensor> {
     let HeadLayout {
         heads,
         key_value_heads,
@@ -20,9 +36,12 @@ fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tens
     let mask: Vec<f32> = (0..tokens)
         .flat_map(|i| {
             let segment = &segment;
-            (0..tokens).map(move |j| match segment[i] == segment[j] && j <= i {
-                true => 0.0,
-                false => -1e9,
+            (0..tokens).map(move |j| {
+                let is_near = more.window.is_none_or(|window| j + window > i);
+                match segment[i] == segment[j] && j <= i && is_near {
+                    true => 0.0,
+                    false => -1e9,
+                }
             })
         })
         .collect();
@@ -34,6 +53,10 @@ fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tens
         let (q, k) = (part(head)?, part(heads + shared)?);
         let v = part(heads + key_value_heads + shared)?;
         let scores = (q.matmul(&k.t()?)? / (head_dim as f64).sqrt())?;
+        let scores = match more.cap.map(f64::from) {
+            None => scores,
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+        };
         let scores = (scores + &mask)?;
         let max = scores.max_keepdim(D::Minus1)?.detach();
         let e = scores.broadcast_sub(&max)?.exp()?;
@@ -49,7 +72,22 @@ fn run_as<E: Element>(
     layout: HeadLayout,
     segments: &Segments,
 ) -> (Vec<E>, Vec<f32>) {
-    let attention = Attention { layout, segments };
+    run_with(x, dy, layout, segments, None)
+}
+
+fn run_with<E: Element>(
+    x: &[E],
+    dy: &[f32],
+    layout: HeadLayout,
+    segments: &Segments,
+    cap: Option<f32>,
+) -> (Vec<E>, Vec<f32>) {
+    let attention = Attention {
+        layout,
+        segments,
+        scale: 1.0 / (layout.head_dim as f32).sqrt(),
+        cap,
+    };
     let mut y = vec![E::round_from(f32::NAN); segments.tokens() * attention.out_width()];
     let mut log_sums = vec![f32::NAN; layout.heads * segments.tokens()];
     let mut dx = vec![f32::NAN; x.len()];
@@ -85,6 +123,34 @@ fn values_and_gradients_equal_the_reference() {
                 &[],
                 &|x, dy| run(x, dy, layout, &segments),
                 &|x| reference(x, layout, &lengths),
+            );
+        }
+    }
+}
+
+#[test]
+fn windows_and_caps_equal_the_reference() {
+    let layout = HeadLayout {
+        heads: 4,
+        key_value_heads: 2,
+        head_dim: 8,
+    };
+    for lengths in [vec![300], vec![70, 1, 130, 64, 3], vec![5; 40]] {
+        for (window, cap) in [
+            (Some(1), None),
+            (Some(7), Some(0.5)),
+            (Some(90), None),
+            (None, Some(2.0)),
+        ] {
+            let whole = Segments::new(&lengths);
+            let segments = window.map_or_else(|| Segments::new(&lengths), |w| whole.windowed(w));
+            let x = random_tensor(segments.tokens(), layout.width(), 1);
+            check_op(
+                &x,
+                &TestWeights::new(&[]),
+                &[],
+                &|x, dy| run_with::<f32>(x, dy, layout, &segments, cap),
+                &|x| reference_with(x, layout, &lengths, More { window, cap }),
             );
         }
     }

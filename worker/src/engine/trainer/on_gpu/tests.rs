@@ -20,7 +20,12 @@ use crate::engine::testing::{
 use crate::engine::{MeanGradient, Trainer, TrainerOptions};
 
 /// Llama with an output layer of its own, Qwen2 with biases, Qwen3 with norms of heads.
-const FAMILIES: [&str; 3] = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+const FAMILIES: [&str; 4] = [
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MistralForCausalLM",
+];
 
 fn model(architecture: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

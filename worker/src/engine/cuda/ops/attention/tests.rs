@@ -119,6 +119,8 @@ impl Case {
         let attention = plain::Attention {
             layout: self.layout,
             segments: &segments,
+            scale: 1.0 / (self.layout.head_dim as f32).sqrt(),
+            cap: None,
         };
         let mut results = Results {
             context: vec![0.0; d_context.len()],

@@ -1,0 +1,264 @@
+//! What tells decoders of one family from those of another: where there are norms, what a layer sees and how it rotates,
+//! what numbers are multiplied and limited by. One decoder reads them all; a family is a row of switches.
+//!
+//! Source of names and defaults: Transformers 5.24, `configuration_*.py` and `modeling_*.py` of each family.
+
+use serde_json::Value;
+
+use crate::files::model::Architecture;
+
+/// Where a decoder layer has norms, by their names in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerNorms {
+    /// Of what the attention reads.
+    pub attention_input: Option<&'static str>,
+    /// Of the attention's result, before it is added to the residual.
+    pub attention_output: Option<&'static str>,
+    /// Of what the feed-forward half reads.
+    pub mlp_input: Option<&'static str>,
+    /// Of that half's result, before it is added to the residual.
+    pub mlp_output: Option<&'static str>,
+}
+
+impl LayerNorms {
+    const BEFORE: Self = Self {
+        attention_input: Some("input_layernorm"),
+        attention_output: None,
+        mlp_input: Some("post_attention_layernorm"),
+        mlp_output: None,
+    };
+    const AFTER: Self = Self {
+        attention_input: None,
+        attention_output: Some("post_attention_layernorm"),
+        mlp_input: None,
+        mlp_output: Some("post_feedforward_layernorm"),
+    };
+    const BOTH: Self = Self {
+        attention_input: Some("input_layernorm"),
+        attention_output: Some("post_attention_layernorm"),
+        mlp_input: Some("pre_feedforward_layernorm"),
+        mlp_output: Some("post_feedforward_layernorm"),
+    };
+
+    /// Their names, in the order of a layer.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            self.attention_input,
+            self.attention_output,
+            self.mlp_input,
+            self.mlp_output,
+        ];
+        all.into_iter().flatten()
+    }
+
+    /// Whether a result is normalised before it is added.
+    pub fn are_behind(&self) -> bool {
+        self.attention_output.is_some() || self.mlp_output.is_some()
+    }
+}
+
+/// Norms of queries and keys before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNormKind {
+    None,
+    /// Each head for itself, all with the same weights.
+    EachHead,
+    /// All heads together.
+    AllHeads,
+}
+
+/// What the gate of the feed-forward half goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    /// GELU by its tanh formula.
+    GeluTanh,
+}
+
+/// How a layer turns queries and keys by their positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    Usual,
+    /// By the frequencies of layers with a window, where these have their own.
+    Local,
+    /// Not at all.
+    None,
+}
+
+/// What differs from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerKind {
+    /// Tokens that a query sees, itself among them, where that is limited.
+    pub window: Option<usize>,
+    pub rotation: Rotation,
+}
+
+/// What an architecture has that its `config.json` does not say.
+pub(super) struct Family {
+    /// None: as `attention_bias` says.
+    pub qkv_bias: Option<bool>,
+    pub output_bias: Option<bool>,
+    /// Whether `mlp_bias` is read.
+    pub has_mlp_bias: bool,
+    pub head_norms: HeadNormKind,
+    pub norms: LayerNorms,
+    /// Whether norms multiply by 1 + weight.
+    pub norm_offset: bool,
+    pub default_head_dim: Option<usize>,
+    pub default_epsilon: f64,
+    pub default_theta: f64,
+    pub default_tied: bool,
+    /// Whether the activation is named by `hidden_activation` (and is GELU), or by `hidden_act`.
+    pub is_gelu: bool,
+    pub windows: Windows,
+}
+
+/// Which layers limit what a query sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Windows {
+    /// Those of `layer_types`, or where these are not given all from `max_window_layers` on, with `use_sliding_window`.
+    Asked,
+    /// All, where there is a `sliding_window`, which is 4096 where nothing is said.
+    All,
+    /// Those of `layer_types`; where these are not given, the last of every so many sees everything.
+    AllBut { every: usize },
+}
+
+impl Family {
+    pub fn of(architecture: Architecture) -> Self {
+        let llama = Self {
+            qkv_bias: None,
+            output_bias: None,
+            has_mlp_bias: false,
+            head_norms: HeadNormKind::None,
+            norms: LayerNorms::BEFORE,
+            norm_offset: false,
+            default_head_dim: None,
+            default_epsilon: 1e-6,
+            default_theta: 10_000.0,
+            default_tied: false,
+            is_gelu: false,
+            windows: Windows::Asked,
+        };
+        let gemma = Self {
+            norms: LayerNorms::BOTH,
+            norm_offset: true,
+            default_head_dim: Some(256),
+            default_tied: true,
+            is_gelu: true,
+            windows: Windows::AllBut { every: 2 },
+            ..llama
+        };
+        let olmo = Self {
+            head_norms: HeadNormKind::AllHeads,
+            norms: LayerNorms::AFTER,
+            default_epsilon: 1e-5,
+            ..llama
+        };
+        match architecture {
+            Architecture::Llama | Architecture::Granite => Self {
+                has_mlp_bias: true,
+                ..llama
+            },
+            Architecture::Qwen2 => Self {
+                qkv_bias: Some(true),
+                output_bias: Some(false),
+                ..llama
+            },
+            Architecture::Qwen3 => Self {
+                head_norms: HeadNormKind::EachHead,
+                default_head_dim: Some(128),
+                ..llama
+            },
+            Architecture::Mistral => Self {
+                qkv_bias: Some(false),
+                output_bias: Some(false),
+                windows: Windows::All,
+                ..llama
+            },
+            Architecture::SmolLm3 => Self {
+                has_mlp_bias: true,
+                default_theta: 2_000_000.0,
+                default_tied: true,
+                ..llama
+            },
+            Architecture::Gemma2 => gemma,
+            Architecture::Gemma3 => Self {
+                head_norms: HeadNormKind::EachHead,
+                default_theta: 1_000_000.0,
+                windows: Windows::AllBut { every: 6 },
+                ..gemma
+            },
+            Architecture::Olmo2 => olmo,
+            Architecture::Olmo3 => Self {
+                windows: Windows::AllBut { every: 4 },
+                ..olmo
+            },
+        }
+    }
+}
+
+/// The kinds of all layers. `has_local` says whether layers with a window have frequencies of their own.
+pub(super) fn layer_kinds(
+    json: &Value,
+    architecture: Architecture,
+    layers: usize,
+    has_local: bool,
+) -> Vec<LayerKind> {
+    let family = Family::of(architecture);
+    let size = |key: &str| json[key].as_u64().map(|size| size as usize);
+    let window = match (family.windows, &json["sliding_window"]) {
+        (Windows::Asked, value) => value.as_u64().map(|size| size as usize),
+        // Null means none, and a key that is not there the family's own.
+        (_, Value::Null) if json.get("sliding_window").is_some() => None,
+        (_, value) => Some(value.as_u64().unwrap_or(4096) as usize),
+    };
+    let types = json["layer_types"].as_array();
+    let is_limited = |layer: usize| {
+        let said = types.and_then(|types| types.get(layer)?.as_str());
+        let by_type = said.map(|kind| kind == "sliding_attention");
+        match family.windows {
+            // Mistral has one window for all, whatever its layer_types say.
+            Windows::All => true,
+            Windows::Asked => by_type.unwrap_or_else(|| {
+                json["use_sliding_window"].as_bool() == Some(true)
+                    && layer >= size("max_window_layers").unwrap_or(0)
+            }),
+            Windows::AllBut { every } => by_type.unwrap_or_else(|| {
+                let every = size("sliding_window_pattern").unwrap_or(every).max(1);
+                !(layer + 1).is_multiple_of(every)
+            }),
+        }
+    };
+    (0..layers)
+        .map(|layer| {
+            let is_limited = is_limited(layer);
+            LayerKind {
+                window: window.filter(|_| is_limited),
+                rotation: match (
+                    is_rotated(json, architecture, layer),
+                    has_local && is_limited,
+                ) {
+                    (false, _) => Rotation::None,
+                    (true, true) => Rotation::Local,
+                    (true, false) => Rotation::Usual,
+                },
+            }
+        })
+        .collect()
+}
+
+/// SmolLM3 leaves every fourth layer without positions, unless its list says which.
+fn is_rotated(json: &Value, architecture: Architecture, layer: usize) -> bool {
+    if architecture != Architecture::SmolLm3 {
+        return true;
+    }
+    match json["no_rope_layers"].as_array() {
+        // One is a layer with positions.
+        Some(list) => list.get(layer).and_then(Value::as_u64) != Some(0),
+        None => {
+            let every = json["no_rope_layer_interval"].as_u64().unwrap_or(4).max(1);
+            !(layer as u64 + 1).is_multiple_of(every)
+        }
+    }
+}
