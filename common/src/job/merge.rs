@@ -14,8 +14,8 @@ use super::switch::parse_switch;
 use super::unsupported::{self, Fate};
 use super::yaml::{Key, Node, Value};
 
-pub(super) use datasets::MAX_DATASETS;
-use datasets::{PRETRAINING, as_text};
+use datasets::as_text;
+pub(super) use datasets::{MAX_DATASETS, PRETRAINING};
 
 /// A source of values; later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

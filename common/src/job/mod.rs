@@ -34,6 +34,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 mod unsupported;
+mod without_effect;
 mod yaml;
 mod yaml_hint;
 
@@ -176,6 +177,7 @@ fn check_merged(
         reader.notices.push(notice.to_owned());
     }
     let mut job = resolve::resolve(&mut reader);
+    without_effect::tell(&mut reader, &job);
     job.reading.notices = reader.notices;
     if problems.is_empty() {
         Ok((job, merged))

@@ -11,6 +11,7 @@ mod schedules;
 mod shapes;
 mod table;
 mod validation;
+mod without_effect;
 
 use std::fs;
 use std::path::PathBuf;
