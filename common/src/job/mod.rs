@@ -117,7 +117,8 @@ pub fn convert(path: &Path) -> Result<String, JobErrors> {
         problems: vec![problem],
     })?;
     let (job, merged) = check_merged(Some((path, text)), Vec::new(), &[])?;
-    Ok(convert::to_yaml(&merged, &job.reading.notices))
+    let dialect = dialect::told(&merged, &mut Problems::default());
+    Ok(convert::to_yaml(&merged, &job, dialect))
 }
 
 /// Checks a job, with its file's text at hand.
