@@ -6,6 +6,7 @@
 use rayon::prelude::*;
 use serde_json::Value as Json;
 
+use super::counts::UnlearnedRows;
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
@@ -28,8 +29,7 @@ const BATCH_BYTES: usize = 8 << 20;
 #[derive(Debug, Default)]
 pub struct Reading {
     pub rows: u64,
-    /// Number of rows of which an answer says that it is not learned.
-    pub left_out: u64,
+    pub unlearned: UnlearnedRows,
     /// What of the rows was passed over, a line each.
     pub notes: Vec<String>,
 }
@@ -140,7 +140,9 @@ impl<'a> Source<'a> {
             reading.notes.extend(batches.rows.notes().iter().cloned());
             reading.notes.extend(notes.lines(dataset));
             reading.notes.extend(met.lines(dataset));
-            reading.left_out += notes.rows(&Note::LeftOut);
+            reading.unlearned.says_no += notes.rows(&Note::LeftOut);
+            reading.unlearned.marks_nothing += notes.rows(&Note::NothingLearned);
+            reading.unlearned.is_empty += notes.rows(&Note::EmptyAnswer);
             let read = reading.rows - before;
             if read == 0 {
                 let reason = no_rows(dataset, &batches.rows);

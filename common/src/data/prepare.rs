@@ -100,7 +100,7 @@ pub fn prepare_blocks_or_find(
         return Err(DataErrors::one(None, reason));
     }
     packer.counts.rows = reading.rows;
-    packer.left_out_rows = reading.left_out;
+    packer.unlearned = reading.unlearned;
     packer.counts.notes = reading.notes;
     packer.counts.short_examples = filter.short_examples;
     packer.counts.duplicate_rows = filter.duplicate_rows;
