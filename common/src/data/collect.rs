@@ -147,7 +147,12 @@ impl<'a> Source<'a> {
             if read == 0 {
                 let reason = no_rows(dataset, &batches.rows);
                 errors.merge(DataErrors::one(Some(&dataset.path), reason));
-            } else if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
+                continue;
+            }
+            for refusal in met.refusals() {
+                errors.merge(DataErrors::one(Some(&dataset.path), refusal));
+            }
+            if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
                 reading.notes.push(format!(
                     "{}: split {split} ends beyond the file, which has {}: {} taken",
                     dataset.shown(),
