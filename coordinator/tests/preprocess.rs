@@ -317,7 +317,27 @@ fn standard_input_can_be_checked_and_prepared_and_has_to_hold_something() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
-        text.contains("standard input is empty: give it the rows"),
+        text.contains("standard input is empty: give it the rows")
+            && !text.contains("standard input: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn rows_of_standard_input_are_named_by_its_lines_and_not_by_those_of_the_copy() {
+    let setup = Setup::new();
+    let broken = format!("{ROWS}{{\"text\": \n");
+    let output = setup.give("check", &["--dataset", "-"], &broken);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("standard input, line 3: broken JSON") && !text.contains("stdin-"),
+        "{text}"
+    );
+    let noted = ROWS.replace("}", ", \"id\": 1}");
+    let output = setup.give("check", &["--show", "0", "--dataset", "-"], &noted);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("standard input, line 1: columns that are not read: `id` (2 rows)"),
         "{text}"
     );
 }

@@ -3,6 +3,8 @@
 //! Enters: dataset files. Leaves: examples in the order of the data, or every row that cannot be used. Never holds more
 //! than a batch of rows as JSON.
 
+use std::path::PathBuf;
+
 use rayon::prelude::*;
 use serde_json::Value as Json;
 
@@ -106,11 +108,12 @@ impl<'a> Source<'a> {
         let mut reading = Reading::default();
         for (index, dataset) in self.job.all_datasets().enumerate() {
             let before = reading.rows;
+            let shown = PathBuf::from(dataset.shown());
             let mut notes = Notes::default();
             let reader = match SplitReader::open(dataset, self.job.seed) {
                 Ok(reader) => reader,
                 Err(reason) => {
-                    errors.merge(DataErrors::one(Some(&dataset.path), reason));
+                    errors.merge(DataErrors::one(Some(&shown), reason));
                     continue;
                 }
             };
@@ -127,7 +130,7 @@ impl<'a> Source<'a> {
                 next = following;
                 let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
-                    return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
+                    return Err(DataErrors::one(Some(&shown), cancelled.to_string()));
                 }
                 if errors.is_empty() && !take(examples) {
                     return Ok(reading);
@@ -146,11 +149,11 @@ impl<'a> Source<'a> {
             let read = reading.rows - before;
             if read == 0 {
                 let reason = no_rows(dataset, &batches.rows);
-                errors.merge(DataErrors::one(Some(&dataset.path), reason));
+                errors.merge(DataErrors::one(Some(&shown), reason));
                 continue;
             }
             for refusal in met.refusals() {
-                errors.merge(DataErrors::one(Some(&dataset.path), refusal));
+                errors.merge(DataErrors::one(Some(&shown), refusal));
             }
             if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
                 reading.notes.push(format!(
@@ -252,7 +255,7 @@ impl<'a> Source<'a> {
                 // Told at the row at which the template was given up.
                 Err((_, reason)) if reason.ends_with(STOPPED) => {}
                 Err((line, reason)) => {
-                    let file = dataset.file(place.file);
+                    let file = dataset.shown_file(place.file);
                     let line = Some(line).filter(|line| *line > 0);
                     let problem = Problem::new(Some(file), line, reason);
                     errors.push(Problem {

@@ -13,6 +13,7 @@ use super::example::Example;
 use super::held_out::held_out;
 use super::mixture::{self, Set};
 use super::pack::Groups;
+use super::rows::{Unit, place_of};
 use super::tokens::{TRAINED, Tokens};
 use crate::files::FileError;
 use crate::job::{ExcessLength, JobSpec, ValSetSize};
@@ -270,15 +271,16 @@ impl Packer {
         };
         let file = job.dataset(longest.dataset);
         Err(format!(
-            "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}:{}, of {} tokens",
+            "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}, of {} tokens",
             match longer {
                 1 => "1 example is".to_owned(),
                 some => format!("{} examples are", grouped(some as u64)),
             },
             job.sequence_len,
-            file.map(|dataset| dataset.file(longest.file).display().to_string())
-                .unwrap_or_default(),
-            longest.line,
+            file.map(|dataset| {
+                place_of(dataset.shown_file(longest.file), longest.line, Unit::Line)
+            })
+            .unwrap_or_default(),
             grouped(longest.tokens as u64)
         ))
     }

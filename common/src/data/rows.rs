@@ -33,7 +33,7 @@ use row::Rows;
 use source::Source;
 
 pub use format::{Format, NOT_DATA};
-pub use row::{RawRow, Unit};
+pub use row::{RawRow, Unit, place_of};
 pub use source::file_of_rows;
 
 /// The rows of one dataset, in order.

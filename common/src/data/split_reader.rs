@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::rows::{Format, RawRow, RowReader, Unit};
 use super::selection::Chooser;
-use crate::job::{DatasetSpec, RowRange, Selection};
+use crate::job::{DatasetSpec, RowRange, STANDARD_INPUT, Selection};
 
 /// A row and where it is from.
 pub struct FileRow {
@@ -32,6 +32,8 @@ pub struct SplitReader {
     chooser: Chooser,
     /// Rows that may still be given out.
     left: u64,
+    /// Whether the files are copies of what came through standard input.
+    is_stdin: bool,
     /// What of the files is not read, a line each.
     notes: Vec<String>,
 }
@@ -117,6 +119,7 @@ impl SplitReader {
             format,
             chooser,
             left: dataset.max_samples.unwrap_or(u64::MAX),
+            is_stdin: dataset.is_stdin(),
             notes: Vec::new(),
         };
         // What cannot be read at all is told at once.
@@ -160,7 +163,10 @@ impl SplitReader {
     fn rows_of(&mut self, path: &Path) -> Result<RowReader, String> {
         let rows = RowReader::open_as(path, self.format)?;
         for note in rows.notes() {
-            let note = format!("{}: {note}", path.display());
+            let note = match self.is_stdin {
+                true => format!("{STANDARD_INPUT}: {note}"),
+                false => format!("{}: {note}", path.display()),
+            };
             if !self.notes.contains(&note) {
                 self.notes.push(note);
             }
