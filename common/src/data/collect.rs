@@ -122,7 +122,7 @@ impl<'a> Source<'a> {
             let mut batches = Batches { rows: reader };
             let mut next = batches.next();
             while let Some(batch) = next {
-                reading.rows += batch.len() as u64;
+                reading.rows += batch.rows.len() as u64;
                 let of = (index, dataset, &sharegpt);
                 // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
                 let (results, following) =
@@ -188,7 +188,7 @@ impl<'a> Source<'a> {
         &self,
         (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
         met: &Met,
-        batch: Vec<FileRow>,
+        batch: Batch,
     ) -> Vec<(Place, RowResult)> {
         let accepts_role = |role: &str| {
             self.maker
@@ -204,7 +204,8 @@ impl<'a> Source<'a> {
             variables: &self.variables,
             met,
         };
-        batch
+        let share = batch.share();
+        { batch.rows }
             .into_par_iter()
             .map(|FileRow { place, row }| {
                 let make = || {
@@ -212,7 +213,8 @@ impl<'a> Source<'a> {
                     self.progress
                         .check()
                         .map_err(|cancelled| (0, cancelled.to_string()))?;
-                    self.progress.advance(row.bytes() as u64);
+                    let bytes = (row.bytes() as f64 * share).round();
+                    self.progress.advance(bytes as u64);
                     let mut row = parser.parse(row)?;
                     let line = row.line;
                     let mut examples = self
@@ -305,21 +307,45 @@ fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {
 }
 
 /// Rows in batches that bound memory.
-struct Batches<I> {
-    rows: I,
+struct Batches {
+    rows: SplitReader,
 }
 
-impl<I: Iterator<Item = FileRow>> Batches<I> {
-    fn next(&mut self) -> Option<Vec<FileRow>> {
-        let mut batch = Vec::new();
+/// Some rows, and the bytes that they have.
+struct Batch {
+    rows: Vec<FileRow>,
+    bytes: u64,
+    /// Bytes of the files that were read for them, where these are packed.
+    packed: Option<u64>,
+}
+
+impl Batches {
+    fn next(&mut self) -> Option<Batch> {
+        let mut rows = Vec::new();
         let mut bytes = 0;
+        let before = self.rows.packed_bytes().unwrap_or(0);
         for row in self.rows.by_ref() {
             bytes += row.row.bytes();
-            batch.push(row);
-            if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
+            rows.push(row);
+            if rows.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
                 break;
             }
         }
-        (!batch.is_empty()).then_some(batch)
+        let after = self.rows.packed_bytes();
+        (!rows.is_empty()).then_some(Batch {
+            rows,
+            bytes: bytes as u64,
+            packed: after.map(|after| after.saturating_sub(before)),
+        })
+    }
+}
+
+impl Batch {
+    /// Bytes of the files for each of the rows: 1, unless the files are packed.
+    fn share(&self) -> f64 {
+        match self.packed {
+            None => 1.0,
+            Some(packed) => packed as f64 / self.bytes.max(1) as f64,
+        }
     }
 }
