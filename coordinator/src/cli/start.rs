@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
 use crate::run::push::{PushError, destination, push};
-use crate::run::resume::{Past, Start, evaluations_of};
+use crate::run::resume::{Past, Start, bring_best, evaluations_of};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
@@ -237,7 +237,7 @@ fn train(
     opening: Opening,
     course: Course,
     runtime: &Runtime,
-    terminal: Terminal,
+    mut terminal: Terminal,
 ) -> Result<(Parted, Terminal), StartError> {
     let Opening {
         prepared,
@@ -251,6 +251,9 @@ fn train(
     };
     let evaluations = evaluations_of(&prepared, &start);
     let known = past.history.lines().chain(&evaluations);
+    if let Some(notice) = bring_best(&prepared, &start, &evaluations) {
+        terminal.say(&notice);
+    }
     let files = RunFiles::open(&identity, plan, past.recorded(&start), known)?;
     let recorder = Recorder::new(files.with_command(recorded_args(std::env::args_os())));
     let (observer, thread) = recorder.listen(terminal);
