@@ -272,6 +272,37 @@ fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_i
     assert_eq!(named("without/trainer_state.json"), Value::Null);
 }
 
+#[test]
+fn a_result_that_was_removed_is_made_again() {
+    let site = Site::new();
+    let digest = site.train("out", OPTIONS);
+    let result = bytes(&site, "out/adapter_model.safetensors");
+    let options = [&["--single-node"], OPTIONS].concat();
+    for checkpoints_too in [false, true] {
+        std::fs::remove_file(site.path("out/adapter_model.safetensors")).unwrap();
+        if checkpoints_too {
+            for name in checkpoints(&site, "out") {
+                std::fs::remove_dir_all(site.path(&format!("out/{name}"))).unwrap();
+            }
+        }
+        let run = Run::of(&mut site.start("out", &options)).end();
+        assert!(
+            run.status.success()
+                && run.stdout.contains(
+                    "this job was done, but out/adapter_model.safetensors is not there any more"
+                ),
+            "{run:?}"
+        );
+        assert_eq!(site.digest("out"), digest);
+        assert_eq!(bytes(&site, "out/adapter_model.safetensors"), result);
+    }
+    let again = Run::of(&mut site.start("out", &options)).end();
+    assert!(
+        again.stdout.contains("done already: step 6 of 40"),
+        "{again:?}"
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn a_process_that_dies_anywhere_comes_to_the_same_end_and_the_same_best_weights() {
