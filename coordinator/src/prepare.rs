@@ -5,6 +5,7 @@
 //! is fetched, in the hub's cache.
 
 mod estimate;
+mod scratch;
 mod sources;
 
 use std::fmt;
@@ -33,6 +34,7 @@ use crate::store::layout::WORK_FOLDER;
 use crate::store::output::RunIdentity;
 
 pub use estimate::{Estimate, Need};
+pub use scratch::{Scratch, remove_all as remove_scratch};
 
 /// Everything that training needs, checked.
 #[derive(Debug)]
@@ -519,26 +521,6 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
         })
         .collect();
     check_adapter(dir, lora.r, &linears).map_err(|error| format!("lora_model_dir {error}"))
-}
-
-/// A folder of its own for block files that nobody keeps; gone when dropped.
-#[derive(Debug)]
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new() -> io::Result<Self> {
-        private::create_folder(&std::env::temp_dir(), "muster-check-").map(Self)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Checks that every tensor of the architecture is there in its shape, and none that would make it another model. Returns what
