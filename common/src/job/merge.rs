@@ -42,6 +42,9 @@ impl Given {
     }
 }
 
+/// TRL's mapping of environment variables.
+const ENVIRONMENT: &str = "env";
+
 /// One value that a variable or a flag gives.
 pub(super) struct Override {
     layer: Layer,
@@ -54,9 +57,21 @@ pub(super) struct Override {
 impl Override {
     /// The value of a flag, `--name` or the name of `--set name=value`.
     pub fn of_flag(flag: &str, value: &str) -> Self {
+        let mut value = value;
         let (name, origin) = match flag.strip_prefix("--") {
             Some(name) => {
                 let name = name.replace('-', "_");
+                let name = match fields::negated(&name) {
+                    Some(positive) => {
+                        value = match parse_switch(value) {
+                            Some(true) => "false",
+                            Some(false) => "true",
+                            None => value,
+                        };
+                        positive.to_owned()
+                    }
+                    None => name,
+                };
                 let name = match fields::CLUSTER_FLAGS.contains(&name.as_str()) {
                     true => format!("cluster.{name}"),
                     false => name,
@@ -104,6 +119,8 @@ pub(super) struct Merged {
     done_otherwise: Vec<(String, &'static str)>,
     /// Keys that nobody knows, without a value.
     empty: Vec<String>,
+    /// Variables that the job would have set.
+    variables: Vec<String>,
     /// Variables that Kubernetes made.
     service_variables: Vec<String>,
     /// Keys at the top, as they were written, whatever became of them.
@@ -141,6 +158,11 @@ impl Merged {
         [
             ("not needed here", &self.passed_over, ""),
             ("unknown, but empty", &self.empty, ""),
+            (
+                "env: not set, because a job changes no variables",
+                &self.variables,
+                " (set them where the command is given)",
+            ),
             (
                 "passed over, made by Kubernetes for a Service",
                 &self.service_variables,
@@ -240,6 +262,9 @@ impl Merged {
         if key.text == PRETRAINING {
             return self.add_datasets(layer, DATASETS, key, as_text(node), problems);
         }
+        if key.text == ENVIRONMENT && !node.is_null() {
+            return self.add_environment(&key, &node, problems);
+        }
         match fields::find(&key.text) {
             Some(field) if LISTS.contains(&field.name) => {
                 self.add_datasets(layer, field.name, key, node, problems);
@@ -251,6 +276,19 @@ impl Merged {
                 None => unknown(&key, "", fields::names(), problems),
             },
         }
+    }
+
+    /// Names the variables that TRL would set; their values may be secret.
+    fn add_environment(&mut self, key: &Key, node: &Node, problems: &mut Problems) {
+        let Value::Mapping(entries) = &node.value else {
+            let message = format!(
+                "`{ENVIRONMENT}` is a mapping of variables, found {}",
+                node.describe()
+            );
+            return problems.add(&key.origin, message);
+        };
+        self.variables
+            .extend(entries.iter().map(|(name, _)| shorten(&name.text)));
     }
 
     /// Handles a key that is no field but known: notes or refuses it.

@@ -51,7 +51,7 @@ use read::Reader;
 pub use convert::schema;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
-pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
+pub use fields::{Field, FlagValue, fields, flag_names, flag_value, negations};
 pub use loss::{Eaft, MAX_EAFT_K, TokenLoss};
 pub use lr_scheduler::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 pub use mask::{EndOfTurn, MaskSpec, SHAREGPT_ROLES};

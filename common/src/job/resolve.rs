@@ -143,6 +143,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             notices: Vec::new(),
             push: push(reader, &output_dir),
             prepared_dir: reader.text("dataset_prepared_path").map(PathBuf::from),
+            is_dtype_of_model: is_dtype_of_model(reader),
         },
     }
 }
@@ -311,7 +312,11 @@ fn base_dtype(reader: &mut Reader<'_>) -> BaseDtype {
         ),
         (&["bfloat16", "bf16", "torch.bfloat16"], BaseDtype::Bfloat16),
     ];
-    let dtype = reader.choice("base_dtype", choices);
+    // What the model's own type is, is known once the model is.
+    let dtype = match says_auto(reader, "base_dtype") {
+        true => None,
+        false => reader.choice("base_dtype", choices),
+    };
     let bf16: &[(&[&str], bool)] = &[
         (&["true", "full", "yes", "on"], true),
         (&["false", "auto", "no", "off"], false),
@@ -320,10 +325,28 @@ fn base_dtype(reader: &mut Reader<'_>) -> BaseDtype {
     if !bf16 {
         return dtype.unwrap_or(BaseDtype::Float32);
     }
-    match reader.one_of(&["base_dtype", "bf16"], "the type of the base weights") {
+    let fields = match says_auto(reader, "base_dtype") {
+        true => &["bf16"][..],
+        false => &["base_dtype", "bf16"],
+    };
+    match reader.one_of(fields, "the type of the base weights") {
         Some("base_dtype") => dtype.unwrap_or(BaseDtype::Float32),
         _ => BaseDtype::Bfloat16,
     }
+}
+
+/// Whether the base weights have the type that their `config.json` names: Transformers' `dtype: auto`.
+fn is_dtype_of_model(reader: &Reader<'_>) -> bool {
+    let bf16 = reader
+        .given("bf16")
+        .is_some_and(|given| !given.is_switched_off() && !given.node.is_text("auto"));
+    says_auto(reader, "base_dtype") && !bf16
+}
+
+fn says_auto(reader: &Reader<'_>, name: &str) -> bool {
+    reader
+        .given(name)
+        .is_some_and(|given| given.node.is_text("auto"))
 }
 
 // ---- data ----

@@ -202,6 +202,8 @@ pub struct Reading {
     pub push: Option<PushSpec>,
     /// Folder of prepared data that several runs share. Default: none, each run keeps its own.
     pub prepared_dir: Option<PathBuf>,
+    /// Whether `base_dtype` is to be what the model's `config.json` says, once that is there.
+    pub is_dtype_of_model: bool,
 }
 
 /// Where a result goes on the hub.
