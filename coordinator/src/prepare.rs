@@ -4,6 +4,7 @@
 //! started yet, and nothing is written but blocks, in `<output_dir>/.muster` or the folder that the job shares them in, and what
 //! is fetched, in the hub's cache.
 
+mod dtype;
 mod estimate;
 mod scratch;
 mod sources;
@@ -26,13 +27,14 @@ use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
 use common::model::{ModelConfig, adapted_modules, base_tensors, trained_matrices};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
-use common::text::{count, one_line, rate};
+use common::text::{count, rate};
 use thiserror::Error;
 
 use crate::store::claim::claim;
 use crate::store::layout::WORK_FOLDER;
 use crate::store::output::RunIdentity;
 
+use dtype::with_dtype_of_model;
 pub use estimate::{Estimate, Need};
 pub use scratch::{Scratch, remove_all as remove_scratch};
 
@@ -298,40 +300,6 @@ fn without_own_eos(job: JobSpec) -> JobSpec {
         },
         false => job,
     }
-}
-
-/// Characters of a type's name that are shown.
-const MAX_TYPE_CHARACTERS: usize = 40;
-
-/// The job with the type of the model's weights, where it leaves that to `config.json`.
-fn with_dtype_of_model(mut job: JobSpec) -> JobSpec {
-    if !std::mem::take(&mut job.reading.is_dtype_of_model) {
-        return job;
-    }
-    // What is wrong with the folder is told when it is read.
-    let Ok(model) = ModelFolder::open(&job.base_model, job.init_weights) else {
-        return job;
-    };
-    let config = model.config_json();
-    let named = ["dtype", "torch_dtype"];
-    let named = named.into_iter().find_map(|key| config.get(key)?.as_str());
-    let named = named.map(|name| name.trim_start_matches("torch."));
-    let told = match named {
-        Some("bfloat16") => {
-            job.base_dtype = BaseDtype::Bfloat16;
-            "bfloat16, as config.json of the model says".to_owned()
-        }
-        Some("float32") => "float32, as config.json of the model says".to_owned(),
-        Some(other) => format!(
-            "float32, because {}, which config.json of the model says, is no type of base weights here",
-            one_line(other, MAX_TYPE_CHARACTERS)
-        ),
-        None => "float32, because config.json of the model names none".to_owned(),
-    };
-    job.reading.notices.push(format!(
-        "base_dtype: auto: the base weights are held in {told}"
-    ));
-    job
 }
 
 /// Loads the tokenizer and the chat template that the job asks for; adds what the user should know of them to `notices`.

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 use serde_json::Value as Json;
 
-use super::counts::UnlearnedRows;
 use super::example::{Example, ExampleMaker, NO_TEMPLATE};
 use super::notes::{Note, Notes};
 use super::record::sharegpt;
@@ -16,6 +15,7 @@ use super::record::{DataErrors, Met, Problem, RecordParser};
 use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
+use super::unlearned::UnlearnedRows;
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
 use crate::text::count;

@@ -66,17 +66,6 @@ pub struct SetCounts {
     pub trained_tokens: u64,
 }
 
-/// Numbers of rows that say themselves that little or nothing of them is learned.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct UnlearnedRows {
-    /// An answer says that it is not learned.
-    pub says_no: u64,
-    /// No message, segment or token says that it is learned, and nothing else is.
-    pub marks_nothing: u64,
-    /// An answer is empty.
-    pub is_empty: u64,
-}
-
 impl DataCounts {
     /// Adds a piece of an example of the set.
     pub(super) fn add(&mut self, set: usize, tokens: usize, learned: usize) {

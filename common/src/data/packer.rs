@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::block::{Block, PADDING_SEGMENT};
 use super::blockfile::{self, BlockFile};
-use super::counts::{DataCounts, UnlearnedRows};
+use super::counts::DataCounts;
 use super::cut::{Cutter, MAX_PIECES, Pieces, Row, STARTS_ROW, examples_of, rows_of};
 use super::example::Example;
 use super::held_out::held_out;
@@ -15,11 +15,12 @@ use super::mixture::{self, Set};
 use super::pack::Groups;
 use super::rows::{Unit, place_of};
 use super::tokens::{TRAINED, Tokens};
+use super::unlearned::{UnlearnedRows, nothing_to_learn};
 use crate::files::FileError;
 use crate::job::{ExcessLength, JobSpec, ValSetSize};
 use crate::plan::DataSize;
 use crate::progress::Progress;
-use crate::text::{count, grouped};
+use crate::text::grouped;
 
 /// All examples, end to end, before they are packed.
 pub struct Packer {
@@ -118,7 +119,12 @@ impl Packer {
     pub fn mix(&mut self, job: &JobSpec) -> Result<(), String> {
         self.sets.resize(job.all_datasets().count(), 0);
         if self.sets[..job.datasets.len()].iter().sum::<u64>() == 0 {
-            return Err(self.nothing_to_learn(job, "no example is left"));
+            return Err(nothing_to_learn(
+                job,
+                &self.counts,
+                self.unlearned,
+                "no example is left",
+            ));
         }
         let sets = job.datasets.iter().zip(&self.sets);
         let sets: Vec<Set> = sets
@@ -208,11 +214,12 @@ impl Packer {
             return Err("test_datasets: nothing is left to evaluate: every example was left out (min_sample_len, dataset_exact_deduplication)".to_owned());
         }
         if train.lengths.is_empty() {
-            return Err(self.nothing_to_learn(job, "the training data has no trained token"));
+            let what = "the training data has no trained token";
+            return Err(nothing_to_learn(job, &self.counts, self.unlearned, what));
         }
         if eval.lengths.is_empty() && self.counts.eval_examples > 0 {
             let what = "the validation examples have no trained token";
-            return Err(self.nothing_to_learn(job, what));
+            return Err(nothing_to_learn(job, &self.counts, self.unlearned, what));
         }
         self.counts.sets.truncate(job.datasets.len());
         for (set, rows) in self.counts.sets.iter_mut().zip(&self.sets) {
@@ -283,89 +290,6 @@ impl Packer {
             .unwrap_or_default(),
             grouped(longest.tokens as u64)
         ))
-    }
-
-    /// An error that there is nothing to learn: `what`, with all that left something out, and how much.
-    fn nothing_to_learn(&self, job: &JobSpec, what: &str) -> String {
-        const SWITCHES: &str = "`train: false`, `weight: 0` or `loss: false`";
-        let rows = count(self.counts.rows, "row");
-        let causes = self.causes(job);
-        match causes.as_slice() {
-            [] if self.unlearned.says_no == 0 => {
-                format!("nothing to learn: {what} (is every answer empty?)")
-            }
-            [] if self.unlearned.says_no == self.counts.rows => format!(
-                "nothing to learn: {what}, because answers say that they are not learned ({SWITCHES}) in all of {rows}"
-            ),
-            causes => {
-                let of_answers = (self.unlearned.says_no > 0).then(|| {
-                    let some = count(self.unlearned.says_no, "row");
-                    format!("answers of {some} say that they are not learned ({SWITCHES})")
-                });
-                let causes: Vec<String> = causes.iter().cloned().chain(of_answers).collect();
-                format!("nothing to learn: {what}: of {rows}, {}", causes.join(", "))
-            }
-        }
-    }
-
-    /// What left examples and rows out, in a clause each, but for answers that say so.
-    fn causes(&self, job: &JobSpec) -> Vec<String> {
-        let told = |number: u64, what: &str, [one, many]: [&str; 2], why: String| {
-            let verb = if number == 1 { one } else { many };
-            (number > 0).then(|| format!("{} {verb} {why}", count(number, what)))
-        };
-        let sequence_len = job.sequence_len;
-        let counts = &self.counts;
-        let only_marked = job
-            .all_datasets()
-            .any(|dataset| dataset.mask.roles.as_ref().is_some_and(Vec::is_empty));
-        let marks = match only_marked {
-            true => "nothing as learned (roles_to_train: [] learns only messages that say so)",
-            false => "nothing as learned",
-        };
-        [
-            told(
-                counts.short_examples,
-                "example",
-                ["is", "are"],
-                format!("shorter than min_sample_len {}", job.mixture.min_sample_len),
-            ),
-            told(
-                counts.duplicate_rows,
-                "row",
-                ["was", "were"],
-                "there before (dataset_exact_deduplication)".to_owned(),
-            ),
-            told(
-                counts.dropped_examples,
-                "example",
-                ["is", "are"],
-                format!("longer than sequence_len {sequence_len} (excess_length_strategy: drop)"),
-            ),
-            told(
-                counts.truncated_examples,
-                "example",
-                ["is", "are"],
-                format!(
-                    "cut off behind sequence_len {sequence_len} (excess_length_strategy: truncate)"
-                ),
-            ),
-            told(
-                self.unlearned.marks_nothing,
-                "row",
-                ["marks", "mark"],
-                marks.to_owned(),
-            ),
-            told(
-                self.unlearned.is_empty,
-                "row",
-                ["has", "have"],
-                "an empty answer".to_owned(),
-            ),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
     }
 }
 
