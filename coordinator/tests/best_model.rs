@@ -239,6 +239,8 @@ fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_i
     assert_eq!(site.digest("out"), quiet);
     let named = |file: &str| site.json(file)["best_model_checkpoint"].clone();
     assert_eq!(named("out/run.json"), "out/checkpoint-2");
+    assert_eq!(named("out/trainer_state.json"), "out/checkpoint-2");
+    assert_eq!(site.json("out/trainer_state.json")["global_step"], 6);
     assert!(site.path("out/checkpoint-2/manifest.json").exists());
     // From the best weights themselves it comes to the same end.
     let options = ["--resume", "quiet/checkpoint-2"];

@@ -146,8 +146,10 @@ impl TrainerState {
         self.best.after(lines.filter(is_before))
     }
 
-    /// Notes that the run goes on after `step` updates: best weights of before then that no checkpoint has are gone.
-    pub(super) fn pass_over_best(&mut self, step: u64) {
+    /// Notes that the run goes on after `step` updates, which another folder may have the lines of. Best weights of before then that
+    /// no checkpoint has are gone.
+    pub(super) fn begin_after(&mut self, step: u64) {
+        self.step = self.step.max(step);
         if let Some(so_far) = self.best_at(u64::MAX) {
             self.best.pass_over(step, &so_far);
         }
