@@ -127,8 +127,11 @@ fn a_text_of_the_jobs_own_is_refused_where_no_row_has_a_column_that_it_shows() {
     ] {
         assert_eq!(of(kind).unwrap_err(), told);
     }
+    let own = json!({"format": "Q: {instruction} {input}", "no_input_format": "Q: {instruction}"});
+    let told = "data.jsonl: no row has the column `input`: each is in the text of no_input_format, and none in that of format";
+    let found = of(own).unwrap();
+    assert!(found.iter().any(|note| note == told), "{found:?}");
     for fine in [
-        json!({"format": "Q: {instruction} {input}", "no_input_format": "Q: {instruction}"}),
         json!({"format": "Q: {instruction}"}),
         json!({"system_prompt": "Be kind."}),
     ] {

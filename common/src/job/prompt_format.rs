@@ -76,11 +76,16 @@ impl PromptFormat {
         system.is_some_and(|system| system.default.is_some())
     }
 
-    /// Whether a job that gives its own text for rows with an input gives none for those without.
-    pub fn leaves_out_rows_without_input(&self) -> bool {
+    /// Whether the job gives a text of its own for rows with an input.
+    pub fn is_own_with_input(&self) -> bool {
         let shows_input =
             self.with_input.contains("{input}") && self.with_input != USUAL_WITH_INPUT;
-        self.is_of_the_job() && shows_input && self.without_input == USUAL_WITHOUT_INPUT
+        self.is_of_the_job() && shows_input
+    }
+
+    /// Whether it gives one for rows without an input.
+    pub fn is_own_without_input(&self) -> bool {
+        self.is_of_the_job() && self.without_input != USUAL_WITHOUT_INPUT
     }
 
     /// Whether a row must have an input.

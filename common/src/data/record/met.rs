@@ -40,8 +40,9 @@ enum Place {
 }
 
 const INPUT: &str = "field_input";
-/// The field whose text says that rows have an input.
+/// The field whose text says that rows have an input, and the one that says what those ask that have none.
 const FORMAT: &str = "format";
+const WITHOUT_INPUT: &str = "no_input_format";
 
 impl Met {
     /// The names that the dataset gives itself.
@@ -73,8 +74,10 @@ impl Met {
         if let Some(prompt) = spec.prompt.as_ref().filter(|prompt| prompt.is_of_the_job()) {
             met.names.iter_mut().for_each(|name| name.is_needed = true);
             let is_watched = met.names.iter().any(|name| name.field == INPUT);
-            if prompt.leaves_out_rows_without_input() && !is_watched {
-                met.watch(FORMAT, vec![spec.fields.input.clone()], Place::Column);
+            let instead = prompt.is_own_without_input();
+            let field = if instead { WITHOUT_INPUT } else { FORMAT };
+            if prompt.is_own_with_input() && !is_watched {
+                met.watch(field, vec![spec.fields.input.clone()], Place::Column);
             }
         }
         let keys = [
@@ -167,6 +170,11 @@ impl Met {
                 Place::Role => format!("no message is of the role {names}"),
             };
             match name.field {
+                WITHOUT_INPUT => {
+                    format!(
+                        "{what}: each is in the text of no_input_format, and none in that of format"
+                    )
+                }
                 FORMAT => format!(
                     "{what}, which `format` shows: name that column with field_input, or say with no_input_format what rows without one ask"
                 ),
