@@ -562,6 +562,45 @@ fn answers_that_are_all_left_out_are_no_empty_answers() {
 }
 
 #[test]
+fn what_left_everything_out_is_named_with_its_counts() {
+    let rows = format!("{CHAT}\n{CHAT}\n{{\"text\": \"ab\"}}\n");
+    let of = |change: &dyn Fn(&mut JobSpec)| {
+        let mut setup = Setup::new(&rows);
+        change(&mut setup.job);
+        setup.problems().join("; ")
+    };
+    let short = of(&|job| job.mixture.min_sample_len = 100);
+    assert_eq!(
+        short,
+        "nothing to learn: no example is left: of 3 rows, 3 examples are shorter than min_sample_len 100"
+    );
+    // Whatever else would find nothing then.
+    let held_out = of(&|job| {
+        job.mixture.min_sample_len = 100;
+        job.val_set_size = ValSetSize::Examples(1);
+    });
+    assert_eq!(held_out, short);
+    let both = of(&|job| {
+        job.mixture.min_sample_len = 5;
+        job.sequence_len = 4;
+        job.excess_length_strategy = ExcessLength::Drop;
+        job.mixture.deduplicate = true;
+    });
+    assert_eq!(
+        both,
+        "nothing to learn: the training data has no trained token: of 3 rows, 1 example is shorter than min_sample_len 5, 1 row was there \
+         before (dataset_exact_deduplication), 1 example is longer than sequence_len 4 (excess_length_strategy: drop)"
+    );
+    let mut unmarked = Setup::new(&format!("{CHAT}\n{CHAT}\n"));
+    unmarked.job.datasets[0].mask.roles = Some(Vec::new());
+    assert_eq!(
+        unmarked.problems().join("; "),
+        "nothing to learn: the training data has no trained token: of 2 rows, 2 rows mark nothing as learned (roles_to_train: [] learns only \
+         messages that say so)"
+    );
+}
+
+#[test]
 fn a_template_that_raises_says_so_for_the_row() {
     let rows = CHAT.replace("\"user\"", "\"system\"");
     let setup = Setup::with_template(&format!("{CHAT}\n{rows}"), Some("gemma"));

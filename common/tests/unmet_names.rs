@@ -101,6 +101,45 @@ fn a_name_that_no_row_has_is_told() {
 }
 
 #[test]
+fn a_text_of_the_jobs_own_is_refused_where_no_row_has_a_column_that_it_shows() {
+    let row = json!({"instruction": "a", "output": "b"});
+    let of = |kind: Json| {
+        notes(
+            json!({"type": kind}),
+            json!({}),
+            &[row.clone(), row.clone()],
+        )
+    };
+    for (kind, told) in [
+        (
+            json!({"format": "Q: {instruction} {input}"}),
+            "data.jsonl: no row has the column `input`, which `format` shows: name that column with field_input, or say with \
+             no_input_format what rows without one ask",
+        ),
+        (
+            json!({"format": "Q: {input}", "no_input_format": "Q: {instruction}", "field_input": "context"}),
+            "data.jsonl: no row has the column `context`, which field_input names",
+        ),
+        (
+            json!({"field_system": "sys"}),
+            "data.jsonl: no row has the column `sys`, which field_system names",
+        ),
+    ] {
+        assert_eq!(of(kind).unwrap_err(), told);
+    }
+    let own = json!({"format": "Q: {instruction} {input}", "no_input_format": "Q: {instruction}"});
+    let told = "data.jsonl: no row has the column `input`: each is in the text of no_input_format, and none in that of format";
+    let found = of(own).unwrap();
+    assert!(found.iter().any(|note| note == told), "{found:?}");
+    for fine in [
+        json!({"format": "Q: {instruction}"}),
+        json!({"system_prompt": "Be kind."}),
+    ] {
+        of(fine).unwrap();
+    }
+}
+
+#[test]
 fn a_variable_that_the_template_does_not_read_is_told() {
     let more = json!({"chat_template_kwargs": {"enable_thinking": false}});
     let found = notes(json!({}), more, &[chat()]).unwrap();

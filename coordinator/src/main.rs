@@ -4,11 +4,13 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
+use common::progress::Progress;
 use common::{failpoint, logging, manual, streams};
 use coordinator::cli::arguments::{Arguments, Command};
 use coordinator::cli::check::{self, CheckError, CheckOptions};
 use coordinator::cli::{config, preprocess, push, start};
 use coordinator::exit;
+use coordinator::run::signals::Signals;
 
 fn main() -> ExitCode {
     let arguments: Arguments = match manual::parse() {
@@ -91,7 +93,22 @@ fn print(text: &[u8]) -> u8 {
 }
 
 fn check_job(job: &common::job::JobSpec, options: &CheckOptions) -> u8 {
-    match check::run(job, options, &mut std::io::stdout().lock()) {
+    let progress = Progress::default();
+    let signals = match Signals::listen(progress.clone()) {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(&format!("cannot listen to signals: {error}"));
+            return exit::JOB_FAILED;
+        }
+    };
+    let checked = check::run(job, options, &progress, &mut std::io::stdout().lock());
+    if let (Err(_), Some(signal)) = (&checked, signals.first())
+        && progress.is_cancelled()
+    {
+        streams::stderr().say(&signal.stopped_early(&progress));
+        return signal.code;
+    }
+    match checked {
         Ok(()) => exit::DONE,
         // Whoever reads the report has seen enough.
         Err(CheckError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => exit::DONE,

@@ -4,7 +4,9 @@
 //! started yet, and nothing is written but blocks, in `<output_dir>/.muster` or the folder that the job shares them in, and what
 //! is fetched, in the hub's cache.
 
+mod dtype;
 mod estimate;
+mod scratch;
 mod sources;
 
 use std::fmt;
@@ -32,7 +34,9 @@ use crate::store::claim::claim;
 use crate::store::layout::WORK_FOLDER;
 use crate::store::output::RunIdentity;
 
+use dtype::with_dtype_of_model;
 pub use estimate::{Estimate, Need};
+pub use scratch::{Scratch, remove_all as remove_scratch};
 
 /// Everything that training needs, checked.
 #[derive(Debug)]
@@ -220,7 +224,7 @@ pub fn prepare_in(
     let job = sources::obtain(job, blocks_dir, progress)
         .map_err(|problems| PreflightError { problems })?;
     // Only now it is known which job it is: its splits, and which token ends texts.
-    let job = &without_own_eos(job);
+    let job = &with_dtype_of_model(without_own_eos(job));
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.
@@ -516,26 +520,6 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
         })
         .collect();
     check_adapter(dir, lora.r, &linears).map_err(|error| format!("lora_model_dir {error}"))
-}
-
-/// A folder of its own for block files that nobody keeps; gone when dropped.
-#[derive(Debug)]
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new() -> io::Result<Self> {
-        private::create_folder(&std::env::temp_dir(), "muster-check-").map(Self)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Refuses to train all weights of a model of 4 bits.

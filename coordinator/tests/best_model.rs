@@ -213,7 +213,7 @@ fn the_split_test_is_what_is_evaluated_and_other_rows_in_it_make_another_run() {
 fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_it() {
     let site = Site::new();
     let quiet = site.train("quiet", OPTIONS);
-    // It would have stopped at 6, and stops there; the checkpoint of the best weights is not in the new folder.
+    // It would have stopped at 6, and stops there; the checkpoint of the best weights comes along into the new folder.
     let options = [
         &["--single-node", "--resume", "quiet/checkpoint-6"],
         OPTIONS,
@@ -222,7 +222,9 @@ fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_i
     let run = Run::of(&mut site.start("out", &options)).end();
     assert!(run.status.success(), "{run:?}");
     assert!(
-        run.stdout.contains("has no sound checkpoint of them"),
+        run.stdout.contains(
+            "the weights after step 2, the best so far, are copied from quiet/checkpoint-2"
+        ),
         "{run:?}"
     );
     let record = site.json("out/run.json");
@@ -234,7 +236,12 @@ fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_i
         record["best_metric"],
         site.json("quiet/run.json")["best_metric"]
     );
-    assert_ne!(site.digest("out"), quiet);
+    assert_eq!(site.digest("out"), quiet);
+    let named = |file: &str| site.json(file)["best_model_checkpoint"].clone();
+    assert_eq!(named("out/run.json"), "out/checkpoint-2");
+    assert_eq!(named("out/trainer_state.json"), "out/checkpoint-2");
+    assert_eq!(site.json("out/trainer_state.json")["global_step"], 6);
+    assert!(site.path("out/checkpoint-2/manifest.json").exists());
     // From the best weights themselves it comes to the same end.
     let options = ["--resume", "quiet/checkpoint-2"];
     site.train("again", &[&options[..], OPTIONS].concat());
@@ -245,6 +252,57 @@ fn a_run_that_goes_on_elsewhere_from_a_checkpoint_knows_the_evaluations_before_i
     );
     let last = &evaluations(&site, "again")[..];
     assert_eq!(last, evaluations(&site, "quiet"));
+    // Where they are gone, no record names their checkpoint.
+    std::fs::remove_dir_all(site.path("quiet/checkpoint-2")).unwrap();
+    let run = Run::of(
+        &mut site.start(
+            "without",
+            &[
+                &["--single-node", "--resume", "quiet/checkpoint-6"],
+                OPTIONS,
+            ]
+            .concat(),
+        ),
+    )
+    .end();
+    assert!(
+        run.status.success() && run.stdout.contains("has no sound checkpoint of them"),
+        "{run:?}"
+    );
+    assert_ne!(site.digest("without"), quiet);
+    assert_eq!(named("without/run.json"), Value::Null);
+    assert_eq!(named("without/trainer_state.json"), Value::Null);
+}
+
+#[test]
+fn a_result_that_was_removed_is_made_again() {
+    let site = Site::new();
+    let digest = site.train("out", OPTIONS);
+    let result = bytes(&site, "out/adapter_model.safetensors");
+    let options = [&["--single-node"], OPTIONS].concat();
+    for checkpoints_too in [false, true] {
+        std::fs::remove_file(site.path("out/adapter_model.safetensors")).unwrap();
+        if checkpoints_too {
+            for name in checkpoints(&site, "out") {
+                std::fs::remove_dir_all(site.path(&format!("out/{name}"))).unwrap();
+            }
+        }
+        let run = Run::of(&mut site.start("out", &options)).end();
+        assert!(
+            run.status.success()
+                && run.stdout.contains(
+                    "this job was done, but out/adapter_model.safetensors is not there any more"
+                ),
+            "{run:?}"
+        );
+        assert_eq!(site.digest("out"), digest);
+        assert_eq!(bytes(&site, "out/adapter_model.safetensors"), result);
+    }
+    let again = Run::of(&mut site.start("out", &options)).end();
+    assert!(
+        again.stdout.contains("done already: step 6 of 40"),
+        "{again:?}"
+    );
 }
 
 #[cfg(unix)]

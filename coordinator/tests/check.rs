@@ -67,6 +67,55 @@ impl Setup {
 }
 
 #[test]
+fn the_type_of_the_weights_may_be_left_to_the_model() {
+    let of = |config: Json, more: &[(&str, Json)]| {
+        let setup = Setup::new().set("torch_dtype", json!("auto"));
+        let setup = more
+            .iter()
+            .fold(setup, |setup, (name, value)| setup.set(name, value.clone()));
+        let path = setup.model("config.json");
+        let text = std::fs::read(&path).unwrap();
+        let mut all: Json = serde_json::from_slice(&text).unwrap();
+        let all = all.as_object_mut().unwrap();
+        all.retain(|name, _| !["dtype", "torch_dtype"].contains(&name.as_str()));
+        all.extend(config.as_object().unwrap().clone());
+        std::fs::write(&path, json!(all).to_string()).unwrap();
+        let output = setup.run(&["--json", "--show", "0"]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        let document: Json = serde_json::from_slice(&output.stdout).unwrap();
+        let notices = document["notices"].as_array().unwrap();
+        let told = notices.iter().filter_map(Json::as_str);
+        let told = told.filter(|line| line.starts_with("base_dtype: auto"));
+        let told: Vec<&str> = told.collect();
+        let dtype = document["job"]["base_dtype"].as_str().unwrap();
+        format!("{dtype}: {}", told.join("; "))
+    };
+    let held = "base_dtype: auto: the base weights are held in";
+    for (config, expected) in [
+        (
+            json!({"torch_dtype": "bfloat16"}),
+            format!("bfloat16: {held} bfloat16, as config.json of the model says"),
+        ),
+        (
+            json!({"dtype": "float16"}),
+            format!(
+                "float32: {held} float32, because float16, which config.json of the model says, is no type of base weights here"
+            ),
+        ),
+        (
+            json!({}),
+            format!("float32: {held} float32, because config.json of the model names none"),
+        ),
+    ] {
+        assert_eq!(of(config, &[]), expected);
+    }
+    // The switch says it, whatever the model is.
+    let switched = of(json!({"dtype": "float32"}), &[("bf16", json!(true))]);
+    assert_eq!(switched, "bfloat16: ");
+}
+
+#[test]
 fn groups_of_weights_that_name_no_matrix_are_told() {
     let group = |part: &str| json!([{"name": "a", "modules": ["o_proj", part], "lr": 1e-5}]);
     let notes = |part: &str| {

@@ -5,7 +5,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value as Json, json};
 
@@ -317,7 +318,27 @@ fn standard_input_can_be_checked_and_prepared_and_has_to_hold_something() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
-        text.contains("standard input is empty: give it the rows"),
+        text.contains("standard input is empty: give it the rows")
+            && !text.contains("standard input: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn rows_of_standard_input_are_named_by_its_lines_and_not_by_those_of_the_copy() {
+    let setup = Setup::new();
+    let broken = format!("{ROWS}{{\"text\": \n");
+    let output = setup.give("check", &["--dataset", "-"], &broken);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("standard input, line 3: broken JSON") && !text.contains("stdin-"),
+        "{text}"
+    );
+    let noted = ROWS.replace("}", ", \"id\": 1}");
+    let output = setup.give("check", &["--show", "0", "--dataset", "-"], &noted);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("standard input, line 1: columns that are not read: `id` (2 rows)"),
         "{text}"
     );
 }
@@ -389,4 +410,54 @@ fn addresses_that_are_not_read_say_what_to_do() {
             "{text}"
         );
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_check_that_is_ended_leaves_nothing_in_the_temporary_folder() {
+    let setup = Setup::new();
+    let temporary = setup.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let left = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(&temporary).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    // It waits for rows that do not come.
+    let waiting = || {
+        let mut child = setup
+            .command("check", &["--dataset", "-"])
+            .env("TMPDIR", &temporary)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !left().iter().any(|path| path.join("lock").exists()) {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
+            std::thread::yield_now();
+        }
+        child
+    };
+    let mut child = waiting();
+    let kill = |child: &Child, signal: &str| {
+        let mut kill = Command::new("kill");
+        let done = kill.args([signal, &child.id().to_string()]).status();
+        assert!(done.unwrap().success());
+    };
+    kill(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert_eq!(left(), Vec::<PathBuf>::new());
+    // Nobody can do anything about that one, but the next start.
+    let mut child = waiting();
+    kill(&child, "-KILL");
+    child.wait().unwrap();
+    let [folder] = left().try_into().unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let folder = fs::File::open(folder).unwrap();
+    folder.set_modified(long_ago).unwrap();
+    let mut check = setup.command("check", &["--show", "0"]);
+    let output = check.env("TMPDIR", &temporary).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(left(), Vec::<PathBuf>::new());
 }

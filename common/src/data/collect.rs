@@ -3,6 +3,8 @@
 //! Enters: dataset files. Leaves: examples in the order of the data, or every row that cannot be used. Never holds more
 //! than a batch of rows as JSON.
 
+use std::path::PathBuf;
+
 use rayon::prelude::*;
 use serde_json::Value as Json;
 
@@ -13,6 +15,7 @@ use super::record::{DataErrors, Met, Problem, RecordParser};
 use super::split_reader::{FileRow, Place, SplitReader};
 use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
+use super::unlearned::UnlearnedRows;
 use crate::job::{DatasetSpec, JobSpec};
 use crate::progress::Progress;
 use crate::text::count;
@@ -28,8 +31,7 @@ const BATCH_BYTES: usize = 8 << 20;
 #[derive(Debug, Default)]
 pub struct Reading {
     pub rows: u64,
-    /// Number of rows of which an answer says that it is not learned.
-    pub left_out: u64,
+    pub unlearned: UnlearnedRows,
     /// What of the rows was passed over, a line each.
     pub notes: Vec<String>,
 }
@@ -106,11 +108,12 @@ impl<'a> Source<'a> {
         let mut reading = Reading::default();
         for (index, dataset) in self.job.all_datasets().enumerate() {
             let before = reading.rows;
+            let shown = PathBuf::from(dataset.shown());
             let mut notes = Notes::default();
             let reader = match SplitReader::open(dataset, self.job.seed) {
                 Ok(reader) => reader,
                 Err(reason) => {
-                    errors.merge(DataErrors::one(Some(&dataset.path), reason));
+                    errors.merge(DataErrors::one(Some(&shown), reason));
                     continue;
                 }
             };
@@ -119,7 +122,7 @@ impl<'a> Source<'a> {
             let mut batches = Batches { rows: reader };
             let mut next = batches.next();
             while let Some(batch) = next {
-                reading.rows += batch.len() as u64;
+                reading.rows += batch.rows.len() as u64;
                 let of = (index, dataset, &sharegpt);
                 // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
                 let (results, following) =
@@ -127,7 +130,7 @@ impl<'a> Source<'a> {
                 next = following;
                 let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
                 if let Err(cancelled) = self.progress.check() {
-                    return Err(DataErrors::one(Some(&dataset.path), cancelled.to_string()));
+                    return Err(DataErrors::one(Some(&shown), cancelled.to_string()));
                 }
                 if errors.is_empty() && !take(examples) {
                     return Ok(reading);
@@ -140,12 +143,19 @@ impl<'a> Source<'a> {
             reading.notes.extend(batches.rows.notes().iter().cloned());
             reading.notes.extend(notes.lines(dataset));
             reading.notes.extend(met.lines(dataset));
-            reading.left_out += notes.rows(&Note::LeftOut);
+            reading.unlearned.says_no += notes.rows(&Note::LeftOut);
+            reading.unlearned.marks_nothing += notes.rows(&Note::NothingLearned);
+            reading.unlearned.is_empty += notes.rows(&Note::EmptyAnswer);
             let read = reading.rows - before;
             if read == 0 {
                 let reason = no_rows(dataset, &batches.rows);
-                errors.merge(DataErrors::one(Some(&dataset.path), reason));
-            } else if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
+                errors.merge(DataErrors::one(Some(&shown), reason));
+                continue;
+            }
+            for refusal in met.refusals() {
+                errors.merge(DataErrors::one(Some(&shown), refusal));
+            }
+            if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
                 reading.notes.push(format!(
                     "{}: split {split} ends beyond the file, which has {}: {} taken",
                     dataset.shown(),
@@ -178,7 +188,7 @@ impl<'a> Source<'a> {
         &self,
         (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
         met: &Met,
-        batch: Vec<FileRow>,
+        batch: Batch,
     ) -> Vec<(Place, RowResult)> {
         let accepts_role = |role: &str| {
             self.maker
@@ -194,7 +204,8 @@ impl<'a> Source<'a> {
             variables: &self.variables,
             met,
         };
-        batch
+        let share = batch.share();
+        { batch.rows }
             .into_par_iter()
             .map(|FileRow { place, row }| {
                 let make = || {
@@ -202,7 +213,8 @@ impl<'a> Source<'a> {
                     self.progress
                         .check()
                         .map_err(|cancelled| (0, cancelled.to_string()))?;
-                    self.progress.advance(row.bytes() as u64);
+                    let bytes = (row.bytes() as f64 * share).round();
+                    self.progress.advance(bytes as u64);
                     let mut row = parser.parse(row)?;
                     let line = row.line;
                     let mut examples = self
@@ -245,7 +257,7 @@ impl<'a> Source<'a> {
                 // Told at the row at which the template was given up.
                 Err((_, reason)) if reason.ends_with(STOPPED) => {}
                 Err((line, reason)) => {
-                    let file = dataset.file(place.file);
+                    let file = dataset.shown_file(place.file);
                     let line = Some(line).filter(|line| *line > 0);
                     let problem = Problem::new(Some(file), line, reason);
                     errors.push(Problem {
@@ -295,21 +307,45 @@ fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {
 }
 
 /// Rows in batches that bound memory.
-struct Batches<I> {
-    rows: I,
+struct Batches {
+    rows: SplitReader,
 }
 
-impl<I: Iterator<Item = FileRow>> Batches<I> {
-    fn next(&mut self) -> Option<Vec<FileRow>> {
-        let mut batch = Vec::new();
+/// Some rows, and the bytes that they have.
+struct Batch {
+    rows: Vec<FileRow>,
+    bytes: u64,
+    /// Bytes of the files that were read for them, where these are packed.
+    packed: Option<u64>,
+}
+
+impl Batches {
+    fn next(&mut self) -> Option<Batch> {
+        let mut rows = Vec::new();
         let mut bytes = 0;
+        let before = self.rows.packed_bytes().unwrap_or(0);
         for row in self.rows.by_ref() {
             bytes += row.row.bytes();
-            batch.push(row);
-            if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
+            rows.push(row);
+            if rows.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
                 break;
             }
         }
-        (!batch.is_empty()).then_some(batch)
+        let after = self.rows.packed_bytes();
+        (!rows.is_empty()).then_some(Batch {
+            rows,
+            bytes: bytes as u64,
+            packed: after.map(|after| after.saturating_sub(before)),
+        })
+    }
+}
+
+impl Batch {
+    /// Bytes of the files for each of the rows: 1, unless the files are packed.
+    fn share(&self) -> f64 {
+        match self.packed {
+            None => 1.0,
+            Some(packed) => packed as f64 / self.bytes.max(1) as f64,
+        }
     }
 }

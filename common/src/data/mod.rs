@@ -27,6 +27,7 @@ pub mod splits;
 pub mod template;
 pub mod tokenize;
 mod tokens;
+mod unlearned;
 
 pub use counts::{DataCounts, SetCounts};
 pub use origins::{Origin, origins};

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::rows::Unit;
+use super::rows::place_of;
 use super::split_reader::Place;
 use crate::job::DatasetSpec;
 use crate::text::count;
@@ -152,11 +152,7 @@ fn describe(dataset: &DatasetSpec, group: &[(&Note, &Found)]) -> String {
     let first = firsts.min_by_key(|(place, line)| (place.file, *line));
     let rows = group.iter().map(|(_, found)| found.rows).max().unwrap_or(0);
     let place = first.map_or_else(String::new, |(place, line)| {
-        let file = dataset.file(place.file).display();
-        match place.unit {
-            Unit::Line => format!("{file}:{line}"),
-            Unit::Row => format!("{file}: row {line}"),
-        }
+        place_of(dataset.shown_file(place.file), line, place.unit)
     });
     match group[0].0 {
         Note::Column(_) => format!("{place}: columns that are not read: {}", names(group, true)),
@@ -237,6 +233,7 @@ fn shortened(name: &str) -> String {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::rows::Unit;
     use super::*;
     use crate::job::{DatasetKind, FieldNames};
 

@@ -4,6 +4,7 @@
 //! messages about what went wrong; slow, as reading all data is.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::PathBuf;
 
 use super::block::{Block, PADDING_SEGMENT};
@@ -11,6 +12,7 @@ use super::blockfile::BlockFile;
 use super::collect::Source;
 use super::cut::windows;
 use super::record::DataErrors;
+use super::rows::{Unit, place_of};
 use super::template::ChatTemplate;
 use super::tokenize::Tokenizer;
 use crate::job::JobSpec;
@@ -21,6 +23,12 @@ pub struct Origin {
     pub file: PathBuf,
     /// Line in the file, from 1.
     pub line: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&place_of(&self.file, self.line, Unit::Line))
+    }
 }
 
 /// Finds the rows in these blocks, in the order of the data. Rows of equal text cannot be told apart and are all named.
@@ -48,7 +56,7 @@ pub fn origins(
                 file: job
                     .dataset(example.dataset)
                     .map_or_else(PathBuf::new, |dataset| {
-                        dataset.file(example.file).to_owned()
+                        dataset.shown_file(example.file).to_owned()
                     }),
                 line: example.line,
             };

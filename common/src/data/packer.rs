@@ -13,12 +13,14 @@ use super::example::Example;
 use super::held_out::held_out;
 use super::mixture::{self, Set};
 use super::pack::Groups;
+use super::rows::{Unit, place_of};
 use super::tokens::{TRAINED, Tokens};
+use super::unlearned::{UnlearnedRows, nothing_to_learn};
 use crate::files::FileError;
 use crate::job::{ExcessLength, JobSpec, ValSetSize};
 use crate::plan::DataSize;
 use crate::progress::Progress;
-use crate::text::{count, grouped};
+use crate::text::grouped;
 
 /// All examples, end to end, before they are packed.
 pub struct Packer {
@@ -33,8 +35,8 @@ pub struct Packer {
     held_out: Option<Vec<bool>>,
     /// Whether the row of the last example has more of them.
     row_goes_on: bool,
-    /// Number of rows of which an answer says that it is not learned.
-    pub left_out_rows: u64,
+    /// Rows that say themselves that little or nothing of them is learned.
+    pub unlearned: UnlearnedRows,
     pub counts: DataCounts,
     longest: Option<Longest>,
 }
@@ -72,7 +74,7 @@ impl Packer {
             mixed: None,
             held_out: None,
             row_goes_on: false,
-            left_out_rows: 0,
+            unlearned: UnlearnedRows::default(),
             counts: DataCounts::default(),
             longest: None,
         }
@@ -116,6 +118,14 @@ impl Packer {
     /// Decides which rows are trained on, how often and in what order. Before [`Self::size`] and [`Self::pack`].
     pub fn mix(&mut self, job: &JobSpec) -> Result<(), String> {
         self.sets.resize(job.all_datasets().count(), 0);
+        if self.sets[..job.datasets.len()].iter().sum::<u64>() == 0 {
+            return Err(nothing_to_learn(
+                job,
+                &self.counts,
+                self.unlearned,
+                "no example is left",
+            ));
+        }
         let sets = job.datasets.iter().zip(&self.sets);
         let sets: Vec<Set> = sets
             .map(|(dataset, rows)| Set {
@@ -204,10 +214,12 @@ impl Packer {
             return Err("test_datasets: nothing is left to evaluate: every example was left out (min_sample_len, dataset_exact_deduplication)".to_owned());
         }
         if train.lengths.is_empty() {
-            return Err(self.nothing_to_learn("the training data has no trained token"));
+            let what = "the training data has no trained token";
+            return Err(nothing_to_learn(job, &self.counts, self.unlearned, what));
         }
         if eval.lengths.is_empty() && self.counts.eval_examples > 0 {
-            return Err(self.nothing_to_learn("the validation examples have no trained token"));
+            let what = "the validation examples have no trained token";
+            return Err(nothing_to_learn(job, &self.counts, self.unlearned, what));
         }
         self.counts.sets.truncate(job.datasets.len());
         for (set, rows) in self.counts.sets.iter_mut().zip(&self.sets) {
@@ -266,34 +278,18 @@ impl Packer {
         };
         let file = job.dataset(longest.dataset);
         Err(format!(
-            "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}:{}, of {} tokens",
+            "{} longer than sequence_len {} (excess_length_strategy: raise); the longest is {}, of {} tokens",
             match longer {
                 1 => "1 example is".to_owned(),
                 some => format!("{} examples are", grouped(some as u64)),
             },
             job.sequence_len,
-            file.map(|dataset| dataset.file(longest.file).display().to_string())
-                .unwrap_or_default(),
-            longest.line,
+            file.map(|dataset| {
+                place_of(dataset.shown_file(longest.file), longest.line, Unit::Line)
+            })
+            .unwrap_or_default(),
             grouped(longest.tokens as u64)
         ))
-    }
-
-    /// An error that there is nothing to learn: `what`, with the cause as far as it is known.
-    fn nothing_to_learn(&self, what: &str) -> String {
-        const SWITCHES: &str = "`train: false`, `weight: 0` or `loss: false`";
-        let rows = count(self.counts.rows, "row");
-        match self.left_out_rows {
-            0 => format!("nothing to learn: {what} (is every answer empty?)"),
-            some if some == self.counts.rows => format!(
-                "nothing to learn: {what}, because answers say that they are not learned ({SWITCHES}) in all of {rows}"
-            ),
-            some => format!(
-                "nothing to learn: {what}: answers say that they are not learned ({SWITCHES}) in {} of {rows}, and the others are \
-                 empty or held out",
-                grouped(some)
-            ),
-        }
     }
 }
 

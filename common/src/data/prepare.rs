@@ -18,7 +18,7 @@ use super::template::ChatTemplate;
 use super::tokenize::{Tokenizer, read_json};
 use crate::failpoint;
 use crate::files::file_digest_watched;
-use crate::job::{DatasetSpec, JobSpec, MixtureSpec, Selection, ValSetSize};
+use crate::job::{DatasetSpec, JobSpec, MixtureSpec, STANDARD_INPUT, Selection, ValSetSize};
 use crate::plan::{settle, settle_sequence_len};
 use crate::progress::Progress;
 
@@ -100,7 +100,7 @@ pub fn prepare_blocks_or_find(
         return Err(DataErrors::one(None, reason));
     }
     packer.counts.rows = reading.rows;
-    packer.left_out_rows = reading.left_out;
+    packer.unlearned = reading.unlearned;
     packer.counts.notes = reading.notes;
     packer.counts.short_examples = filter.short_examples;
     packer.counts.duplicate_rows = filter.duplicate_rows;
@@ -266,7 +266,11 @@ fn data_digest(job: &JobSpec, progress: &Progress) -> Result<String, DataErrors>
             for file in files {
                 match digest_of_file(&file, progress) {
                     Ok(digest) => drop(all.update(digest.as_bytes())),
-                    Err(reason) => errors.merge(DataErrors::one(Some(&file), reason)),
+                    Err(reason) => {
+                        let copy = Path::new(STANDARD_INPUT);
+                        let file = if dataset.is_stdin() { copy } else { &file };
+                        errors.merge(DataErrors::one(Some(file), reason));
+                    }
                 }
             }
         }

@@ -28,12 +28,12 @@ mod zip;
 
 use std::path::Path;
 
-use content::{Content, TextContent};
+use content::{Content, PackedBytes, TextContent};
 use row::Rows;
 use source::Source;
 
 pub use format::{Format, NOT_DATA};
-pub use row::{RawRow, Unit};
+pub use row::{RawRow, Unit, place_of};
 pub use source::file_of_rows;
 
 /// The rows of one dataset, in order.
@@ -42,6 +42,7 @@ pub struct RowReader {
     unit: Unit,
     format: Format,
     notes: Vec<String>,
+    packed: PackedBytes,
 }
 
 impl RowReader {
@@ -55,9 +56,14 @@ impl RowReader {
         file_of_rows(path)?;
         let source = Source::file(path);
         match archive::members(&source)? {
-            Some(members) => archive::open(members, asked),
+            Some(members) => archive::open(members, source.packed(), asked),
             None => Self::of(&source, asked),
         }
+    }
+
+    /// Number of bytes of the file that were read, where it is packed. None: they are about those of the rows.
+    pub fn packed_bytes(&self) -> Option<u64> {
+        Some(self.packed.get()).filter(|bytes| *bytes > 0)
     }
 
     /// What the numbers of the rows count.
@@ -105,6 +111,7 @@ impl RowReader {
             unit: Unit::Row,
             format: found,
             notes: Vec::new(),
+            packed: source.packed().clone(),
         })
     }
 
@@ -140,6 +147,7 @@ impl RowReader {
             unit,
             format,
             notes,
+            packed: source.packed().clone(),
         })
     }
 }

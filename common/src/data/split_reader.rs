@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::rows::{Format, RawRow, RowReader, Unit};
 use super::selection::Chooser;
-use crate::job::{DatasetSpec, RowRange, Selection};
+use crate::job::{DatasetSpec, RowRange, STANDARD_INPUT, Selection};
 
 /// A row and where it is from.
 pub struct FileRow {
@@ -32,6 +32,10 @@ pub struct SplitReader {
     chooser: Chooser,
     /// Rows that may still be given out.
     left: u64,
+    /// Bytes of the packed files that were read before the one that is open.
+    packed_before: u64,
+    /// Whether the files are copies of what came through standard input.
+    is_stdin: bool,
     /// What of the files is not read, a line each.
     notes: Vec<String>,
 }
@@ -117,6 +121,8 @@ impl SplitReader {
             format,
             chooser,
             left: dataset.max_samples.unwrap_or(u64::MAX),
+            packed_before: 0,
+            is_stdin: dataset.is_stdin(),
             notes: Vec::new(),
         };
         // What cannot be read at all is told at once.
@@ -144,6 +150,12 @@ impl SplitReader {
         &self.notes
     }
 
+    /// Number of bytes of the files that were read, where the one that is open is packed.
+    pub fn packed_bytes(&self) -> Option<u64> {
+        let open = self.open.as_ref()?;
+        Some(self.packed_before + open.rows.packed_bytes()?)
+    }
+
     /// Opens the first file of a split; None where it has none.
     fn opened(&mut self, split: usize) -> Result<Option<Open>, String> {
         let Some(path) = self.splits[split].paths.first().cloned() else {
@@ -160,7 +172,10 @@ impl SplitReader {
     fn rows_of(&mut self, path: &Path) -> Result<RowReader, String> {
         let rows = RowReader::open_as(path, self.format)?;
         for note in rows.notes() {
-            let note = format!("{}: {note}", path.display());
+            let note = match self.is_stdin {
+                true => format!("{STANDARD_INPUT}: {note}"),
+                false => format!("{}: {note}", path.display()),
+            };
             if !self.notes.contains(&note) {
                 self.notes.push(note);
             }
@@ -183,6 +198,7 @@ impl SplitReader {
                     return Ok(None);
                 };
                 let file = open.file + 1;
+                self.packed_before += open.rows.packed_bytes().unwrap_or(0);
                 let rows = self.rows_of(&next);
                 let failed = |reason| FileRow {
                     place: Place {
@@ -379,5 +395,39 @@ mod tests {
         assert_eq!(rows.len(), 7);
         assert!(matches!(&rows[6].row, RawRow::Unreadable(0, _)));
         assert_eq!(rows[6].place.file, 1);
+    }
+
+    #[test]
+    fn of_packed_files_the_bytes_are_known_that_were_read() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let rows: String = (0..40_000)
+            .map(|row| {
+                let text = blake3::hash(&u64::to_le_bytes(row)).to_hex();
+                format!("{{\"text\": \"{text}{text}\"}}\n")
+            })
+            .collect();
+        let path = folder.path().join("rows.jsonl.gz");
+        let file = std::fs::File::create(&path).unwrap();
+        let mut packed = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        packed.write_all(rows.as_bytes()).unwrap();
+        packed.finish().unwrap();
+        let size = std::fs::metadata(&path).unwrap().len();
+        assert!(size < rows.len() as u64 / 2);
+        let of = |path: PathBuf| {
+            let files = vec![("train".to_owned(), vec![path])];
+            SplitReader::open(&dataset(files, "train"), 42).unwrap()
+        };
+        let mut reader = of(path);
+        assert_eq!(reader.by_ref().take(20_000).count(), 20_000);
+        let half = reader.packed_bytes().unwrap() * 100 / size;
+        assert!((45..80).contains(&half), "{half}%");
+        assert_eq!(reader.by_ref().count(), 20_000);
+        assert_eq!(reader.packed_bytes(), Some(size));
+        let plain = folder.path().join("rows.jsonl");
+        std::fs::write(&plain, &rows).unwrap();
+        let mut reader = of(plain);
+        assert_eq!(reader.by_ref().count(), 40_000);
+        assert_eq!(reader.packed_bytes(), None, "those of its rows");
     }
 }

@@ -1,22 +1,26 @@
 //! A job in Muster's own spelling, and the schema of one, for editors.
 //!
 //! Enters: a job file of whatever dialect. Leaves: the same job with one name for each thing, and what of it is done otherwise or
-//! passed over as comments; or a JSON Schema made from the table of fields.
+//! passed over as comments; or a JSON Schema made from the table of fields. What another name or key of the file says beside its
+//! value is written out, so that the job stays the same.
 
 use serde_json::{Map, Value as Json, json};
 
-use super::fields::{Field, LISTS, fields};
+use super::dialect::Dialect;
+use super::error::Origin;
+use super::fields::{Field, LISTS, TEST_DATASETS, fields};
 use super::merge::{Given, Merged};
-use super::yaml::{Node, Value};
+use super::spec::JobSpec;
+use super::yaml::{self, Node, Value};
 
 /// The field that is printed nowhere.
 const SECRET: &str = "hub_token";
 
-/// The job's values under the names of the table, in its order. `notices` become comments at the top.
-pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
+/// The job's values under the names of the table, in its order. What the user should know of the job becomes comments at the top.
+pub(super) fn to_yaml(merged: &Merged, job: &JobSpec, dialect: Dialect) -> String {
     let mut text = String::new();
-    for notice in notices {
-        text += &format!("# {}\n", notice.replace('\n', " "));
+    for notice in &job.reading.notices {
+        text += &format!("# {}\n", notice.replace(char::is_control, " "));
     }
     for field in fields() {
         match field.name.split_once('.') {
@@ -26,7 +30,7 @@ pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
                     text += &format!("# {SECRET} is left out: give it as a variable\n");
                 }
                 Some(given) => text += &entry("", field.name, given),
-                None => {}
+                None => text += &implied(field.name, merged, job, dialect),
             },
             // With the mapping that they are in.
             Some(("cluster", "min_workers")) => text += &cluster(merged),
@@ -34,6 +38,38 @@ pub(super) fn to_yaml(merged: &Merged, notices: &[String]) -> String {
         }
     }
     text
+}
+
+/// The line of a field that the file does not have, but says in another way.
+fn implied(field: &str, merged: &Merged, job: &JobSpec, dialect: Dialect) -> String {
+    let best = job.best_model;
+    match field {
+        "dialect" if dialect == Dialect::LlamaFactory => {
+            "dialect: llama_factory  # told by its keys\n".to_owned()
+        }
+        // An empty one says that there is none, whatever else is said of adapters.
+        "adapter" if merged.get_or_null(field).is_some() => "adapter: null\n".to_owned(),
+        // LLaMA-Factory's name of patience keeps the last weights, Axolotl's the best.
+        "load_best_model_at_end"
+            if best.is_some_and(|best| best.early_stopping.is_some() && !best.load_at_end) =>
+        {
+            format!("{field}: false  # as early_stopping_steps has it\n")
+        }
+        // TRL's name of the data brings its other split along.
+        "dataset_test_split" if merged.datasets(TEST_DATASETS) == 0 => {
+            let split = job
+                .test_datasets
+                .first()
+                .and_then(|set| set.split.as_deref());
+            split.map_or_else(String::new, |split| {
+                format!(
+                    "{field}: {}  # as dataset_name has it\n",
+                    scalar(split, true)
+                )
+            })
+        }
+        _ => String::new(),
+    }
 }
 
 /// A line of the file; a name that was written otherwise is told.
@@ -85,17 +121,34 @@ fn cluster(merged: &Merged) -> String {
 }
 
 /// A value on one line.
-// The recursion is as deep as the tree of the job file, which has a bound.
 fn flow(node: &Node) -> String {
     match &node.value {
+        // Only here may a comma stand in plain text, and divide it.
+        Value::Scalar {
+            text,
+            quoted: false,
+        } if is_read_as(&format!("k: {text}"), text) => text.clone(),
+        _ => inner(node),
+    }
+}
+
+/// A value inside a list or a mapping.
+// The recursion is as deep as the tree of the job file, which has a bound.
+fn inner(node: &Node) -> String {
+    match &node.value {
+        _ if node.is_null() => "null".to_owned(),
+        Value::Scalar {
+            text,
+            quoted: false,
+        } if is_read_as(&format!("{{k: {text}}}"), text) => text.clone(),
         Value::Scalar { text, quoted } => scalar(text, *quoted),
         Value::Sequence(items) => {
-            let items: Vec<String> = items.iter().map(flow).collect();
+            let items: Vec<String> = items.iter().map(inner).collect();
             format!("[{}]", items.join(", "))
         }
         Value::Mapping(entries) => {
-            let pair = |(key, node): &(super::yaml::Key, Node)| {
-                format!("{}: {}", scalar(&key.text, false), flow(node))
+            let pair = |(key, node): &(yaml::Key, Node)| {
+                format!("{}: {}", scalar(&key.text, false), inner(node))
             };
             let entries: Vec<String> = entries.iter().map(pair).collect();
             format!("{{{}}}", entries.join(", "))
@@ -103,10 +156,30 @@ fn flow(node: &Node) -> String {
     }
 }
 
+/// Whether YAML reads this as a mapping of one key to this plain text.
+fn is_read_as(yaml: &str, plain: &str) -> bool {
+    let Ok(Some(root)) = yaml::parse(yaml, &|_| Origin::Nowhere) else {
+        return false;
+    };
+    let Value::Mapping(entries) = root.value else {
+        return false;
+    };
+    let [(_, node)] = entries.as_slice() else {
+        return false;
+    };
+    // A line end would be a space after it was read.
+    !plain.contains(char::is_control)
+        && node.value
+            == Value::Scalar {
+                text: plain.to_owned(),
+                quoted: false,
+            }
+}
+
 /// A scalar as YAML: plain where it reads back as it is, else as JSON, which is YAML too.
 fn scalar(text: &str, quoted: bool) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_./+-".contains(c);
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphanumeric() || "/._".contains(c));
+    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || "/_".contains(c));
     let reads_back = !quoted || !reads_as_other(text);
     match starts_well && reads_back && text.chars().all(is_plain) {
         true => text.to_owned(),

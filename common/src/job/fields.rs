@@ -101,6 +101,26 @@ pub fn flag_names() -> impl Iterator<Item = &'static str> {
         .chain(super::unsupported::names())
 }
 
+/// The switch or foreign key that a name says no to, as `no_remove_unused_columns`: Transformers makes such a flag of every switch
+/// that is on by default.
+pub(super) fn negated(name: &str) -> Option<&str> {
+    let positive = name
+        .strip_prefix("no_")
+        .filter(|name| !name.starts_with("no_"))?;
+    let is_known = |name: &str| find(name).is_some() || super::unsupported::is_known(name);
+    let may_be_off = match find(positive) {
+        Some(field) => field.values.contains("true | false"),
+        None => super::unsupported::is_known(positive),
+    };
+    (may_be_off && !is_known(name)).then_some(positive)
+}
+
+/// The names that say no to a switch or a foreign key, with underscores.
+pub fn negations() -> impl Iterator<Item = String> {
+    let negations = flag_names().map(|name| format!("no_{name}"));
+    negations.filter(|name| negated(name).is_some())
+}
+
 /// Fields of `cluster`, which have no dots on the command line.
 pub(super) const CLUSTER_FLAGS: [&str; 2] = ["min_workers", "max_workers"];
 

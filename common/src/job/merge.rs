@@ -2,6 +2,7 @@
 //! was given. Unknown names end here.
 
 mod datasets;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +15,8 @@ use super::switch::parse_switch;
 use super::unsupported::{self, Fate};
 use super::yaml::{Key, Node, Value};
 
-pub(super) use datasets::MAX_DATASETS;
-use datasets::{PRETRAINING, as_text};
+use datasets::as_text;
+pub(super) use datasets::{MAX_DATASETS, PRETRAINING};
 
 /// A source of values; later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +43,9 @@ impl Given {
     }
 }
 
+/// TRL's mapping of environment variables.
+const ENVIRONMENT: &str = "env";
+
 /// One value that a variable or a flag gives.
 pub(super) struct Override {
     layer: Layer,
@@ -54,9 +58,21 @@ pub(super) struct Override {
 impl Override {
     /// The value of a flag, `--name` or the name of `--set name=value`.
     pub fn of_flag(flag: &str, value: &str) -> Self {
+        let mut value = value;
         let (name, origin) = match flag.strip_prefix("--") {
             Some(name) => {
                 let name = name.replace('-', "_");
+                let name = match fields::negated(&name) {
+                    Some(positive) => {
+                        value = match parse_switch(value) {
+                            Some(true) => "false",
+                            Some(false) => "true",
+                            None => value,
+                        };
+                        positive.to_owned()
+                    }
+                    None => name,
+                };
                 let name = match fields::CLUSTER_FLAGS.contains(&name.as_str()) {
                     true => format!("cluster.{name}"),
                     false => name,
@@ -104,6 +120,8 @@ pub(super) struct Merged {
     done_otherwise: Vec<(String, &'static str)>,
     /// Keys that nobody knows, without a value.
     empty: Vec<String>,
+    /// Variables that the job would have set.
+    variables: Vec<String>,
     /// Variables that Kubernetes made.
     service_variables: Vec<String>,
     /// Keys at the top, as they were written, whatever became of them.
@@ -119,46 +137,6 @@ impl Merged {
     /// The value of a field, even if it is null.
     pub fn get_or_null(&self, name: &str) -> Option<&Given> {
         self.values.get(name)
-    }
-
-    /// Lines for the user on what of the job was passed over, one of each kind.
-    pub fn notices(&self) -> Vec<String> {
-        let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
-        for (key, instead) in &self.done_otherwise {
-            match told.iter_mut().find(|(text, _)| text == instead) {
-                Some((_, keys)) if keys.contains(&key.as_str()) => {}
-                Some((_, keys)) => keys.push(key),
-                None => told.push((instead, vec![key])),
-            }
-        }
-        let line = |(text, keys): (&str, Vec<&str>)| format!("{}: {text}", keys.join(", "));
-        let mut notices = self.not_done();
-        notices.extend(told.into_iter().map(line));
-        notices
-    }
-
-    fn not_done(&self) -> Vec<String> {
-        [
-            ("not needed here", &self.passed_over, ""),
-            ("unknown, but empty", &self.empty, ""),
-            (
-                "passed over, made by Kubernetes for a Service",
-                &self.service_variables,
-                " (enableServiceLinks: false in the pod leaves them out)",
-            ),
-        ]
-        .into_iter()
-        .filter(|(_, names, _)| !names.is_empty())
-        .map(|(what, names, hint)| {
-            let mut told: Vec<&str> = Vec::new();
-            for name in names {
-                if !told.contains(&name.as_str()) {
-                    told.push(name);
-                }
-            }
-            format!("{what}: {}{hint}", told.join(", "))
-        })
-        .collect()
     }
 
     /// Whether a key was given at the top, whatever became of it.
@@ -240,6 +218,9 @@ impl Merged {
         if key.text == PRETRAINING {
             return self.add_datasets(layer, DATASETS, key, as_text(node), problems);
         }
+        if key.text == ENVIRONMENT && !node.is_null() {
+            return self.add_environment(&key, &node, problems);
+        }
         match fields::find(&key.text) {
             Some(field) if LISTS.contains(&field.name) => {
                 self.add_datasets(layer, field.name, key, node, problems);
@@ -251,6 +232,19 @@ impl Merged {
                 None => unknown(&key, "", fields::names(), problems),
             },
         }
+    }
+
+    /// Names the variables that TRL would set; their values may be secret.
+    fn add_environment(&mut self, key: &Key, node: &Node, problems: &mut Problems) {
+        let Value::Mapping(entries) = &node.value else {
+            let message = format!(
+                "`{ENVIRONMENT}` is a mapping of variables, found {}",
+                node.describe()
+            );
+            return problems.add(&key.origin, message);
+        };
+        self.variables
+            .extend(entries.iter().map(|(name, _)| shorten(&name.text)));
     }
 
     /// Handles a key that is no field but known: notes or refuses it.

@@ -34,6 +34,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 mod unsupported;
+mod without_effect;
 mod yaml;
 mod yaml_hint;
 
@@ -50,7 +51,7 @@ use read::Reader;
 pub use convert::schema;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};
-pub use fields::{Field, FlagValue, fields, flag_names, flag_value};
+pub use fields::{Field, FlagValue, fields, flag_names, flag_value, negations};
 pub use loss::{Eaft, MAX_EAFT_K, TokenLoss};
 pub use lr_scheduler::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 pub use mask::{EndOfTurn, MaskSpec, SHAREGPT_ROLES};
@@ -116,7 +117,8 @@ pub fn convert(path: &Path) -> Result<String, JobErrors> {
         problems: vec![problem],
     })?;
     let (job, merged) = check_merged(Some((path, text)), Vec::new(), &[])?;
-    Ok(convert::to_yaml(&merged, &job.reading.notices))
+    let dialect = dialect::told(&merged, &mut Problems::default());
+    Ok(convert::to_yaml(&merged, &job, dialect))
 }
 
 /// Checks a job, with its file's text at hand.
@@ -176,6 +178,7 @@ fn check_merged(
         reader.notices.push(notice.to_owned());
     }
     let mut job = resolve::resolve(&mut reader);
+    without_effect::tell(&mut reader, &job);
     job.reading.notices = reader.notices;
     if problems.is_empty() {
         Ok((job, merged))

@@ -37,6 +37,10 @@ pub const TASK: [&str; 2] = [
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
 ];
 
+/// What rows with an input and without one ask where a job says that it gives their text, but does not (Axolotl).
+pub(super) const USUAL_WITH_INPUT: &str = "{instruction} {input} ";
+pub(super) const USUAL_WITHOUT_INPUT: &str = "{instruction} ";
+
 impl PromptFormat {
     /// Alpaca's text.
     pub fn alpaca() -> Self {
@@ -64,6 +68,24 @@ impl PromptFormat {
     pub fn reads_system(&self) -> bool {
         let shows = |format: &String| format.contains("{system}");
         self.system.is_some() || shows(&self.with_input) || shows(&self.without_input)
+    }
+
+    /// Whether the job gives the text itself.
+    pub fn is_of_the_job(&self) -> bool {
+        let system = self.system.as_ref();
+        system.is_some_and(|system| system.default.is_some())
+    }
+
+    /// Whether the job gives a text of its own for rows with an input.
+    pub fn is_own_with_input(&self) -> bool {
+        let shows_input =
+            self.with_input.contains("{input}") && self.with_input != USUAL_WITH_INPUT;
+        self.is_of_the_job() && shows_input
+    }
+
+    /// Whether it gives one for rows without an input.
+    pub fn is_own_without_input(&self) -> bool {
+        self.is_of_the_job() && self.without_input != USUAL_WITHOUT_INPUT
     }
 
     /// Whether a row must have an input.

@@ -42,7 +42,7 @@ use method::method;
 use mixture::{mixture, shuffle};
 use optimizer::optimizer;
 use push::push;
-use quantization::{base_dtype, quantization};
+use quantization::{base_dtype, is_dtype_of_model, quantization};
 use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
@@ -147,6 +147,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             notices: Vec::new(),
             push: push(reader, &output_dir),
             prepared_dir: reader.text("dataset_prepared_path").map(PathBuf::from),
+            is_dtype_of_model: is_dtype_of_model(reader),
         },
     }
 }

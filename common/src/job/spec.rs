@@ -13,7 +13,10 @@ use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
 
-pub use dataset::{DatasetKind, DatasetSpec, FieldNames, HubSource, REASONING, shown_address};
+pub use dataset::{
+    DatasetKind, DatasetSpec, FieldNames, HubSource, REASONING, STANDARD_INPUT, STDIN,
+    shown_address,
+};
 pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
 
 /// Default `sequence_len`, in tokens, where the data is large.
@@ -168,7 +171,7 @@ impl JobSpec {
     /// Leaves out of addresses what may be a key in them, for a record that others read. Digests do not change.
     pub fn hide_keys(&mut self) {
         for dataset in self.datasets.iter_mut().chain(&mut self.test_datasets) {
-            dataset.path = dataset.shown().into();
+            dataset.path = shown_address(&dataset.path.to_string_lossy()).into();
             let of_splits = dataset.split_files.iter_mut().flat_map(|(_, files)| files);
             for file in dataset.data_files.iter_mut().chain(of_splits) {
                 *file = shown_address(file);
@@ -202,6 +205,8 @@ pub struct Reading {
     pub push: Option<PushSpec>,
     /// Folder of prepared data that several runs share. Default: none, each run keeps its own.
     pub prepared_dir: Option<PathBuf>,
+    /// Whether `base_dtype` is to be what the model's `config.json` says, once that is there.
+    pub is_dtype_of_model: bool,
 }
 
 /// Where a result goes on the hub.

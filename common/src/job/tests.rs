@@ -12,6 +12,7 @@ mod schedules;
 mod shapes;
 mod table;
 mod validation;
+mod without_effect;
 
 use std::fs;
 use std::path::PathBuf;

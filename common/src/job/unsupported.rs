@@ -42,6 +42,11 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     keys.copied().filter(|key| !key.ends_with('*'))
 }
 
+/// Whether a foreign key at the top of a job has this name, as a whole.
+pub(super) fn is_known(name: &str) -> bool {
+    names().any(|known| known == name)
+}
+
 fn look_up(tables: &[&'static [Group]], key: &str, node: &Node) -> Option<Fate> {
     let is_named = |name: &&&str| match name.strip_suffix('*') {
         Some(prefix) => key.starts_with(prefix),

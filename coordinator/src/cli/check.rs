@@ -34,8 +34,13 @@ pub enum CheckError {
     Output(#[from] io::Error),
 }
 
-/// Checks the job and writes the report.
-pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result<(), CheckError> {
+/// Checks the job and writes the report. Ends soon with an error once `progress` is cancelled, and leaves nothing behind then.
+pub fn run(
+    job: &JobSpec,
+    options: &CheckOptions,
+    progress: &Progress,
+    out: &mut dyn Write,
+) -> Result<(), CheckError> {
     let kept = job.output_dir.join(WORK_FOLDER);
     let scratch = if kept.is_dir() {
         None
@@ -43,7 +48,7 @@ pub fn run(job: &JobSpec, options: &CheckOptions, out: &mut dyn Write) -> Result
         Some(Scratch::new()?)
     };
     let blocks_dir = scratch.as_ref().map_or(kept.as_path(), Scratch::path);
-    let prepared = prepare_in(job, blocks_dir, false, &Progress::default())?;
+    let prepared = prepare_in(job, blocks_dir, false, progress)?;
     let samples = samples(
         &prepared.job,
         &prepared.tokenizer,

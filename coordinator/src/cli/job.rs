@@ -204,19 +204,25 @@ struct Name {
     /// `base-model`
     dashed: String,
     /// `base_model`
-    underscored: &'static str,
+    underscored: String,
+    /// Whether it stands alone and says no.
+    is_negation: bool,
 }
 
 static NAMES: LazyLock<Vec<Name>> = LazyLock::new(|| {
-    let name = |underscored: &'static str| {
+    let name = |underscored: String, is_negation| {
         let dashed = underscored.replace('_', "-");
         Name {
             id: format!("--{dashed}"),
             dashed,
             underscored,
+            is_negation,
         }
     };
-    job::flag_names().map(name).collect()
+    let names = job::flag_names().map(|named| name(named.to_owned(), false));
+    names
+        .chain(job::negations().map(|named| name(named, true)))
+        .collect()
 });
 
 /// `--base-model`, which may be written `--base_model`.
@@ -229,8 +235,13 @@ fn flag(name: &'static Name) -> Arg {
         .help_heading(HEADING);
     let arg = match name.dashed == name.underscored {
         true => arg,
-        false => arg.alias(name.underscored),
+        false => arg.alias(name.underscored.as_str()),
     };
+    if name.is_negation {
+        // The next word is none of its own.
+        let arg = arg.num_args(0..=1).require_equals(true);
+        return arg.default_missing_value("true");
+    }
     match job::flag_value(&name.id) {
         FlagValue::Switch | FlagValue::Foreign => arg.num_args(0..=1).default_missing_value("true"),
         FlagValue::List(_) => arg.num_args(1..),
@@ -402,6 +413,37 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(refused.problems.len(), 2, "{refused}");
+    }
+
+    #[test]
+    fn a_switch_is_switched_off_as_transformers_does_it() {
+        let job = job_of(
+            "--model_name_or_path m --dataset_name d --no_remove_unused_columns --no-sample-packing --no_shuffle_dataset",
+        )
+        .unwrap_or_else(|errors| panic!("{errors}"));
+        assert!(!job.sample_packing && !job.shuffle);
+        assert_eq!(
+            job.reading.notices,
+            ["not needed here: remove_unused_columns"]
+        );
+        let of = |line: &str| job_of(line).unwrap_err().to_string();
+        let refused = of("--base_model m --dataset d --no_average_tokens_across_devices");
+        assert!(
+            refused
+                .starts_with("--no-average-tokens-across-devices: `average_tokens_across_devices`"),
+            "{refused}"
+        );
+        let both = of("--base_model m --dataset d --shuffle --no_shuffle");
+        assert!(
+            both.contains("--no-shuffle: gives `false`, but --shuffle gives `true`"),
+            "{both}"
+        );
+        let file = arguments("--no_shuffle job.yaml");
+        assert_eq!(file.job, Some("job.yaml".into()));
+        // What is no switch has no such flag, and one that is a name of its own is itself.
+        assert!(parse(&["--no_learning_rate"]).is_err());
+        assert!(of("--base_model m --dataset d --no_cuda").contains("--device of `start`"));
+        assert!(parse(&["--no_no_cuda"]).is_err());
     }
 
     #[test]

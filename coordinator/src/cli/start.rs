@@ -25,7 +25,7 @@ use crate::rpc::server::Server;
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
 use crate::run::push::{PushError, destination, push};
-use crate::run::resume::{Past, Start, evaluations_of};
+use crate::run::resume::{Past, Start, bring_best, evaluations_of};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
@@ -35,6 +35,7 @@ use crate::store::lock::{Lock, OUTPUT_LOCK_TIMEOUT, lock};
 use crate::store::output::{
     OutputError, RunFiles, RunIdentity, RunPlan, RunRecord, RunState, set_record_aside,
 };
+use crate::store::result::missing_file;
 
 pub use error::StartError;
 use telling::{announce, resume_command, show, show_next};
@@ -237,7 +238,7 @@ fn train(
     opening: Opening,
     course: Course,
     runtime: &Runtime,
-    terminal: Terminal,
+    mut terminal: Terminal,
 ) -> Result<(Parted, Terminal), StartError> {
     let Opening {
         prepared,
@@ -250,6 +251,9 @@ fn train(
         steps_per_epoch: prepared.schedule.steps_per_epoch(),
     };
     let evaluations = evaluations_of(&prepared, &start);
+    if let Some(notice) = bring_best(&prepared, &start, &evaluations) {
+        terminal.say(&notice);
+    }
     let known = past.history.lines().chain(&evaluations);
     let files = RunFiles::open(&identity, plan, past.recorded(&start), known)?;
     let recorder = Recorder::new(files.with_command(recorded_args(std::env::args_os())));
@@ -360,7 +364,8 @@ fn cap_min_workers(arguments: &StartArguments, job: &mut JobSpec) -> Option<Stri
     ))
 }
 
-/// Says it, and how to go on from the result. An error where the folder holds another job.
+/// Says it, and how to go on from the result; where a file of that is gone, there is still something to do. An error where the
+/// folder holds another job.
 fn is_done_already(
     terminal: &mut Terminal,
     arguments: &StartArguments,
@@ -373,6 +378,13 @@ fn is_done_already(
     let Some(record) = record else {
         return Ok(false);
     };
+    if let Some(missing) = missing_file(job) {
+        terminal.say(&format!(
+            "this job was done, but {} is not there any more: the result is made again, from the newest checkpoint that is left",
+            missing.display()
+        ));
+        return Ok(false);
+    }
     terminal.say(&format!(
         "this job is done already: step {} of {}, weights {}; set `resume: never` to train it again",
         record.step,

@@ -43,6 +43,8 @@ pub fn obtain(
         for (index, dataset) in entries.iter_mut().enumerate() {
             match datasets::obtain(&sources, (list, index), dataset) {
                 Ok(notice) => job.reading.notices.extend(notice),
+                // The reason names it then.
+                Err(reason) if dataset.is_stdin() => problems.push(reason),
                 Err(reason) => problems.push(format!("{}: {reason}", dataset.shown())),
             }
         }

@@ -6,9 +6,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use common::files::adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use common::files::checkpoint::{self, Manifest};
+use common::files::atomic::AtomicDir;
+use common::files::checkpoint::{self, MANIFEST, Manifest};
 use common::files::{FileEntry, FileError};
-use common::job::{Method, Resume};
+use common::job::{BestModel, Method, Resume};
 use common::plan::BestSoFar;
 use common::text::short_digest;
 use serde_json::Value;
@@ -203,6 +204,50 @@ pub fn evaluations_of(prepared: &Prepared, start: &Start) -> Vec<Line> {
         _ => None,
     };
     history.into_iter().filter_map(evaluation).collect()
+}
+
+/// Copies the checkpoint of the best weights so far into the output folder, where the run goes on from one beside it in another
+/// folder. Returns a line for the user, if there was one to copy.
+pub fn bring_best(prepared: &Prepared, start: &Start, evaluations: &[Line]) -> Option<String> {
+    let job = &prepared.job;
+    let (Resume::Path(_), Some(folder)) = (&job.resume, &start.state.folder) else {
+        return None;
+    };
+    let rule = job.best_model.filter(BestModel::saves)?;
+    let losses = evaluations.iter().filter_map(|line| {
+        let loss = line.get("eval_loss")?.as_f64().unwrap_or(f64::NAN);
+        Some((line.get("step")?.as_u64()?, loss))
+    });
+    let best = BestSoFar::after(rule, losses).best()?.step;
+    let from = checkpoint::checkpoint_dir(folder.parent()?, best);
+    let to = checkpoint::checkpoint_dir(&job.output_dir, best);
+    // The run's own first state is saved by its workers.
+    if best >= start.state.step || to.exists() || !from.is_dir() {
+        return None;
+    }
+    let what = format!("the weights after step {best}, the best so far,");
+    Some(match copy_checkpoint(&from, &to, prepared) {
+        Ok(()) => format!("{what} are copied from {}", from.display()),
+        Err(reason) => format!("{what} cannot be taken from {}: {reason}", from.display()),
+    })
+}
+
+/// Copies a checkpoint of this job and base model, whole or not at all.
+fn copy_checkpoint(from: &Path, to: &Path, prepared: &Prepared) -> Result<(), FileError> {
+    let manifest = checkpoint::verify(from)?;
+    let is_ours = manifest.base_model_digest == prepared.model_digest
+        && manifest.job_digest == prepared.job_digest;
+    if !is_ours {
+        let reason = "is of another job or base model";
+        return Err(FileError::malformed(&from.join(MANIFEST), reason));
+    }
+    let copy = AtomicDir::create(to)?;
+    let files = manifest.files.iter().map(|file| file.path.as_str());
+    for name in files.chain([MANIFEST]) {
+        let target = copy.path().join(name);
+        std::fs::copy(from.join(name), &target).map_err(FileError::io("write", &target))?;
+    }
+    copy.commit_with_last(MANIFEST)
 }
 
 /// A line for the user where the best weights so far have no checkpoint any more and cannot come back.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::driver::control_loop::{Input, StopRequest};
 use crate::exit;
+use crate::prepare::remove_scratch;
 use crate::report::recorder::Recorder;
 
 /// How long preparation may take to notice that it is cancelled: what takes longer (a file system that hangs, a model
@@ -153,6 +154,7 @@ impl Signals {
 
 fn end(code: u8) -> ! {
     streams::finish();
+    remove_scratch();
     std::process::exit(code.into());
 }
 

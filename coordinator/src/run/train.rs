@@ -197,7 +197,7 @@ impl Data {
             Ok(rows) if rows.is_empty() => "its rows cannot be found again".to_owned(),
             Ok(rows) => {
                 let named = rows.iter().take(MAX_NAMED_ROWS);
-                let named = named.map(|row| format!("{}:{}", row.file.display(), row.line));
+                let named = named.map(ToString::to_string);
                 let named = named.collect::<Vec<_>>().join(", ");
                 let more = match rows.len().saturating_sub(MAX_NAMED_ROWS) {
                     0 => String::new(),

@@ -172,6 +172,7 @@ impl RunFiles {
         let first_time = first_time.flatten();
         let first_time = first_time.and_then(|time| Some(time.as_str()?.to_owned()));
         let started = earlier.and_then(|earlier| earlier.started).or(first_time);
+        state.begin_after(resumed_step);
         record.take_best(&state, u64::MAX);
         record.started = started.or_else(|| Some(timestamp::seconds(SystemTime::now())));
         let mut files = Self {

@@ -22,6 +22,8 @@ struct Name {
     /// Any of these will do.
     names: Vec<String>,
     place: Place,
+    /// Whether it is an error that no row has it.
+    is_needed: bool,
     is_met: AtomicBool,
 }
 
@@ -37,6 +39,11 @@ enum Place {
     Role,
 }
 
+const INPUT: &str = "field_input";
+/// The field whose text says that rows have an input, and the one that says what those ask that have none.
+const FORMAT: &str = "format";
+const WITHOUT_INPUT: &str = "no_input_format";
+
 impl Met {
     /// The names that the dataset gives itself.
     pub fn new(spec: &DatasetSpec) -> Self {
@@ -50,7 +57,7 @@ impl Met {
                 ("field_text", fields.text.clone()),
                 ("field_tools", fields.tools.clone()),
                 ("field_instruction", fields.instruction.clone()),
-                ("field_input", fields.input.clone()),
+                (INPUT, fields.input.clone()),
                 ("field_output", fields.output.clone()),
                 ("field_system", fields.system.clone()),
                 ("field_history", fields.history.clone()),
@@ -62,6 +69,15 @@ impl Met {
         {
             if own != usual && own != sharegpt {
                 met.watch(field, vec![own], Place::Column);
+            }
+        }
+        if let Some(prompt) = spec.prompt.as_ref().filter(|prompt| prompt.is_of_the_job()) {
+            met.names.iter_mut().for_each(|name| name.is_needed = true);
+            let is_watched = met.names.iter().any(|name| name.field == INPUT);
+            let instead = prompt.is_own_without_input();
+            let field = if instead { WITHOUT_INPUT } else { FORMAT };
+            if prompt.is_own_with_input() && !is_watched {
+                met.watch(field, vec![spec.fields.input.clone()], Place::Column);
             }
         }
         let keys = [
@@ -96,6 +112,7 @@ impl Met {
             field,
             names,
             place,
+            is_needed: field == FORMAT,
             is_met: AtomicBool::new(false),
         });
     }
@@ -127,10 +144,21 @@ impl Met {
 
     /// A line for each name that no row had.
     pub fn lines(&self, spec: &DatasetSpec) -> Vec<String> {
+        let told = self.unmet(false).into_iter();
+        told.map(|line| format!("{}: {line}", spec.shown()))
+            .collect()
+    }
+
+    /// Why the rows cannot be what the job says, where none has a column that its text of them shows.
+    pub fn refusals(&self) -> Vec<String> {
+        self.unmet(true)
+    }
+
+    fn unmet(&self, is_needed: bool) -> Vec<String> {
         let unmet = self
             .names
             .iter()
-            .filter(|name| !name.is_met.load(Ordering::Relaxed));
+            .filter(|name| name.is_needed == is_needed && !name.is_met.load(Ordering::Relaxed));
         let line = |name: &Name| {
             let names = name.names.iter().map(|name| format!("`{name}`"));
             let names: Vec<String> = names.collect();
@@ -141,7 +169,17 @@ impl Met {
                 Place::OwnRole => format!("no message has one of the roles {names}"),
                 Place::Role => format!("no message is of the role {names}"),
             };
-            format!("{}: {what}, which {} names", spec.shown(), name.field)
+            match name.field {
+                WITHOUT_INPUT => {
+                    format!(
+                        "{what}: each is in the text of no_input_format, and none in that of format"
+                    )
+                }
+                FORMAT => format!(
+                    "{what}, which `format` shows: name that column with field_input, or say with no_input_format what rows without one ask"
+                ),
+                field => format!("{what}, which {field} names"),
+            }
         };
         unmet.map(line).collect()
     }

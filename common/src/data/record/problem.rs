@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::super::rows::Unit;
+use super::super::rows::{Unit, place_of};
 
 /// Most problems that are told one by one; the others are counted.
 pub const MAX_PROBLEMS: usize = 20;
@@ -111,13 +111,10 @@ impl fmt::Display for DataErrors {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-            match (self.line, self.unit) {
-                (Some(line), Unit::Line) => write!(f, "{line}: ")?,
-                (Some(row), Unit::Row) => write!(f, " row {row}: ")?,
-                (None, _) => write!(f, " ")?,
-            }
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, "{}: ", place_of(file, line, self.unit))?,
+            (Some(file), None) => write!(f, "{}: ", file.display())?,
+            (None, _) => {}
         }
         f.write_str(&self.reason)?;
         if self.rows > 1 && !self.also.is_empty() {

@@ -3,6 +3,7 @@
 //! Enters: a tar or ZIP archive. Leaves: the rows of its data files, one file after the other. Nothing is unpacked to disk.
 
 use super::compression::Compression;
+use super::content::PackedBytes;
 use super::format::{Format, NOT_DATA};
 use super::row::{RawRow, Rows, Unit};
 use super::source::Source;
@@ -54,8 +55,12 @@ pub fn members(source: &Source) -> Result<Option<Members>, String> {
     Ok(None)
 }
 
-/// The rows of the data files of an archive.
-pub fn open(members: Members, asked: Option<Format>) -> Result<RowReader, String> {
+/// The rows of the data files of an archive, of which `packed` says how far it is read.
+pub fn open(
+    members: Members,
+    packed: &PackedBytes,
+    asked: Option<Format>,
+) -> Result<RowReader, String> {
     let (mut files, passed_over) = data_files(members.sources, asked)?;
     let mut notes = Vec::new();
     if !passed_over.is_empty() {
@@ -92,6 +97,7 @@ pub fn open(members: Members, asked: Option<Format>) -> Result<RowReader, String
         unit: Unit::Row,
         format,
         notes,
+        packed: packed.clone(),
     })
 }
 

@@ -3,6 +3,8 @@
 //! Enters: a reader. Leaves: the same bytes, and the first of them beside. Never holds more than those.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::compression::{self, Compression};
 use super::encoding::Encoding;
@@ -27,13 +29,64 @@ pub struct Content {
     pub compression: Option<Compression>,
 }
 
+/// How many bytes of a data file were read, where these are others than those of its rows: it is packed. 0 where it is not.
+#[derive(Clone, Debug, Default)]
+pub struct PackedBytes(Arc<AtomicU64>);
+
+impl PackedBytes {
+    pub fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The same bytes, counted from `start` on as they are taken.
+    pub fn counting<R: BufRead>(&self, reader: R, start: u64) -> CountedInto<R> {
+        CountedInto {
+            reader,
+            position: start,
+            bytes: self.clone(),
+        }
+    }
+}
+
+/// A reader that tells others how many bytes were taken from it.
+pub struct CountedInto<R> {
+    reader: R,
+    position: u64,
+    bytes: PackedBytes,
+}
+
+impl<R: BufRead> Read for CountedInto<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.position += read as u64;
+        self.bytes.set(self.position);
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for CountedInto<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.reader.fill_buf()
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+        self.position += amount as u64;
+        self.bytes.set(self.position);
+    }
+}
+
 impl Content {
-    /// Unpacks what is read, if it is compressed.
-    pub fn of(packed: impl Read + Send + 'static) -> Self {
+    /// Unpacks what is read, if it is compressed, and counts it in `bytes` then.
+    pub fn of(packed: impl Read + Send + 'static, bytes: &PackedBytes) -> Self {
         let (start, packed) = peek(packed, compression::MAGIC_BYTES);
         let compression = Compression::of(&start);
         let unpacked: Box<dyn Read + Send> = match compression {
-            Some(compression) => compression.unpack(packed),
+            Some(compression) => compression.unpack(bytes.counting(packed, 0)),
             None => Box::new(packed),
         };
         let (start, reader) = peek(unpacked, START_BYTES);

@@ -26,6 +26,7 @@ pub fn rows(source: &Source, content: &Content) -> Result<Rows, String> {
     let Some(file) = source.whole()? else {
         return Err("is a Parquet file in an archive, where it is not read: unpack it".to_owned());
     };
+    let bytes = file.metadata().map_or(0, |metadata| metadata.len());
     let damaged = |error: parquet::errors::ParquetError| damaged("Parquet", &error);
     let options = ArrowReaderOptions::new();
     let builder =
@@ -37,11 +38,20 @@ pub fn rows(source: &Source, content: &Content) -> Result<Rows, String> {
         bytes / u64::try_from(group.num_rows()).unwrap_or_default().max(1)
     });
     let row_bytes = row_bytes.max().unwrap_or_default().max(1);
+    let rows = groups.iter().map(|group| group.num_rows());
+    let total = u64::try_from(rows.sum::<i64>()).unwrap_or_default();
     let batch = (BATCH_BYTES / row_bytes).clamp(1, MAX_BATCH_ROWS);
     let schema = builder.schema().clone();
     let reader = builder
         .with_batch_size(batch as usize)
         .build()
         .map_err(damaged)?;
-    Ok(Box::new(ColumnRows::new(reader, &schema, "Parquet")?))
+    // Its pages are packed, and read from all over the file: the share of the rows says how far it is read.
+    let (packed, mut seen) = (source.packed().clone(), 0);
+    let counted = reader.inspect(move |batch| {
+        seen += batch.as_ref().map_or(0, |batch| batch.num_rows() as u64);
+        let read = u128::from(bytes) * u128::from(seen) / u128::from(total.max(1));
+        packed.set(u64::try_from(read).unwrap_or(bytes));
+    });
+    Ok(Box::new(ColumnRows::new(counted, &schema, "Parquet")?))
 }

@@ -1,8 +1,11 @@
 //! A row as it comes out of a file, whatever the file's format.
 
 use std::fmt;
+use std::path::Path;
 
 use serde_json::Value as Json;
+
+use crate::job::STANDARD_INPUT;
 
 /// One row before it is understood, with its number: see [`Unit`].
 #[derive(Debug)]
@@ -41,6 +44,15 @@ impl fmt::Display for Unit {
             Self::Line => "line",
             Self::Row => "row",
         })
+    }
+}
+
+/// Where a row is, for people: `data.jsonl:3`, `data.parquet: row 3`, `standard input, line 3`.
+pub fn place_of(file: &Path, number: u64, unit: Unit) -> String {
+    match unit {
+        _ if file == Path::new(STANDARD_INPUT) => format!("{STANDARD_INPUT}, {unit} {number}"),
+        Unit::Line => format!("{}:{number}", file.display()),
+        Unit::Row => format!("{}: row {number}", file.display()),
     }
 }
 

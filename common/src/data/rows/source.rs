@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::compression::Compression;
-use super::content::Content;
+use super::content::{Content, PackedBytes};
 use super::format::Format;
 use super::{tar, zip};
 
@@ -18,6 +18,8 @@ pub struct Source {
     /// Name of the file, or of the part of the archive, without the ending that says how it is compressed.
     name: String,
     part: Part,
+    /// How far the file is read, where it is packed.
+    packed: PackedBytes,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +37,7 @@ impl Source {
             path: path.to_owned(),
             name: Compression::strip(&name).to_owned(),
             part: Part::Whole,
+            packed: PackedBytes::default(),
         }
     }
 
@@ -43,6 +46,7 @@ impl Source {
             path: self.path.clone(),
             name: Compression::strip(&member.name).to_owned(),
             part: Part::Tar(member),
+            packed: self.packed.clone(),
         }
     }
 
@@ -51,6 +55,7 @@ impl Source {
             path: self.path.clone(),
             name: Compression::strip(&member.name).to_owned(),
             part: Part::Zip(member),
+            packed: self.packed.clone(),
         }
     }
 
@@ -72,14 +77,23 @@ impl Source {
     pub fn content(&self) -> Result<Content, String> {
         let file = self.open()?;
         match &self.part {
-            Part::Whole => Ok(Content::of(file)),
+            Part::Whole => Ok(Content::of(file, &self.packed)),
+            // What is packed in the archive once more counts as its rows do.
             Part::Tar(member) => {
-                let mut archive = Content::of(file);
+                let mut archive = Content::of(file, &self.packed);
                 member.find(&mut archive)?;
-                Ok(Content::of(member.read(archive)))
+                Ok(Content::of(member.read(archive), &PackedBytes::default()))
             }
-            Part::Zip(member) => Ok(Content::of(member.read(file)?)),
+            Part::Zip(member) => {
+                let part = member.read(file, &self.packed)?;
+                Ok(Content::of(part, &PackedBytes::default()))
+            }
         }
+    }
+
+    /// How far the file is read, where it is packed.
+    pub fn packed(&self) -> &PackedBytes {
+        &self.packed
     }
 
     pub fn open(&self) -> Result<File, String> {

@@ -10,6 +10,8 @@ use flate2::CrcReader;
 use flate2::bufread::DeflateDecoder;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::content::PackedBytes;
+
 /// Most entries of an archive.
 const MAX_ENTRIES: usize = 1 << 20;
 
@@ -26,8 +28,12 @@ pub struct Member {
 }
 
 impl Member {
-    /// The bytes of the file. An error says why they cannot be had.
-    pub fn read(&self, mut archive: File) -> Result<impl Read + Send + use<>, String> {
+    /// The bytes of the file, counted in `bytes` where they are packed. An error says why they cannot be had.
+    pub fn read(
+        &self,
+        mut archive: File,
+        bytes: &PackedBytes,
+    ) -> Result<impl Read + Send + use<>, String> {
         if self.is_encrypted {
             return Err(format!(
                 "`{}` in the ZIP archive is encrypted: unpack it",
@@ -38,9 +44,10 @@ impl Member {
             .seek(SeekFrom::Start(self.start))
             .map_err(|error| error.to_string())?;
         let packed = BufReader::with_capacity(1 << 18, archive).take(self.packed_size);
+        let counted = |packed| bytes.counting(packed, self.start);
         let reader: Box<dyn Read + Send> = match self.method {
             CompressionMethod::STORE => Box::new(packed),
-            CompressionMethod::DEFLATE => Box::new(DeflateDecoder::new(packed)),
+            CompressionMethod::DEFLATE => Box::new(DeflateDecoder::new(counted(packed))),
             method => {
                 return Err(format!(
                     "`{}` in the ZIP archive is compressed in a way that is not read ({method}): pack it with Deflate, or unpack it",

@@ -42,9 +42,9 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "base_dtype",
         &["torch_dtype", "dtype"],
-        "float32 | bfloat16",
+        "float32 | bfloat16 | auto",
         "float32",
-        "Storage type of the base weights and of the model that full training writes. Adapters, optimizer and sums are always float32.",
+        "Storage type of the base weights and of the model that full training writes; `auto` is what the model's config.json names, with float32 for all but bfloat16. Adapters, optimizer and sums are always float32.",
     ),
     field(
         "bf16",

@@ -121,7 +121,7 @@ pub(super) const FIELDS: &[Field] = &[
         &[],
         "0 or more",
         "0",
-        "An evaluation that is better by no more than this counts for early_stopping_patience as if it were not.",
+        "An evaluation that is better by no more than this counts for early_stopping_patience as if it were not; without that it changes nothing.",
     ),
     field(
         "max_skipped_steps",

@@ -23,7 +23,7 @@ const USER_DEFINED: [&str; 8] = [
 ];
 
 /// Axolotl's `datasets` of plain text.
-pub(super) const PRETRAINING: &str = "pretraining_dataset";
+pub(in crate::job) const PRETRAINING: &str = "pretraining_dataset";
 
 impl Merged {
     /// Replaces all entries of a list by these, which say in full what the given ones named.

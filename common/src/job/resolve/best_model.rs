@@ -66,13 +66,6 @@ fn early_stopping(reader: &mut Reader<'_>) -> Option<EarlyStopping> {
         .filter(|patience| *patience > 0);
     let wanted = "a number, 0 or more";
     let threshold = reader.number("early_stopping_threshold", wanted, |n| n >= 0.0);
-    if patience.is_none()
-        && threshold.is_some_and(|threshold| threshold > 0.0)
-        && let Some(given) = reader.given("early_stopping_threshold")
-    {
-        let message = "is read with early_stopping_patience only";
-        reader.problem(given, message.to_owned());
-    }
     patience.map(|patience| EarlyStopping {
         patience,
         threshold: threshold.unwrap_or(0.0),

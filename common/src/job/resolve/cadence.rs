@@ -101,8 +101,12 @@ pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
     let steps = often(reader, fields[1]).filter(|often| *often != Often::Never);
     let strategy = strategy(reader, fields[0], fields[1]);
     let per_epoch = per_epoch(reader, fields[2]);
+    if !holds_out {
+        tell_no_evaluation(reader, &fields);
+        return Evals(None);
+    }
     let steps = match (strategy, steps, per_epoch) {
-        (Some(Strategy::Steps), None, None) if holds_out => logged(reader),
+        (Some(Strategy::Steps), None, None) => logged(reader),
         (_, steps, _) => steps,
     };
     if let Some(given) = reader.given(fields[0]) {
@@ -110,7 +114,7 @@ pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
             Some(Strategy::Steps) if steps.is_none() && per_epoch.is_none() => {
                 "is steps, but `eval_steps` says no number of them"
             }
-            Some(Strategy::No) if holds_out && steps.is_none() && per_epoch.is_none() => {
+            Some(Strategy::No) if steps.is_none() && per_epoch.is_none() => {
                 "is no, but what `val_set_size` holds out or `test_datasets` names is evaluated at the end; remove one"
             }
             _ => "",
@@ -140,22 +144,31 @@ pub(super) fn eval_steps(reader: &mut Reader<'_>, holds_out: bool) -> Evals {
         Some("evals_per_epoch") => per_epoch.map(Often::Of),
         _ => steps,
     };
-    if decided_by == Some("evals_per_epoch") && !holds_out {
-        // As Axolotl, whose examples have it beside no held-out data.
-        let notice = "evals_per_epoch: nothing is evaluated, because val_set_size holds no examples out and test_datasets names none";
-        reader.notices.push(notice.to_owned());
-        return Evals(None);
-    }
-    if let Some(name) = decided_by
-        && let Some(given) = reader.given(name)
-        && often.is_some()
-        && !holds_out
-        && Some(given.layer) >= reader.layer("val_set_size")
-    {
-        let message = "has nothing to evaluate: `val_set_size` holds no examples out, and `test_datasets` names none";
-        reader.problem(given, message.to_owned());
-    }
     Evals(often)
+}
+
+/// Why the run does not stop for evaluations that the job asks for.
+const NOTHING_TO_EVALUATE: &str =
+    "nothing is evaluated, because val_set_size holds no examples out and test_datasets names none";
+
+/// Names the fields that ask for evaluations of nothing, as Axolotl's examples and Transformers' defaults do.
+fn tell_no_evaluation(reader: &mut Reader<'_>, fields: &[&str]) {
+    let is_off = |name: &str| is_never_evaluated(reader) && name == "eval_strategy";
+    let asks = |name: &&&str| {
+        let text = reader.given(name).map(|given| &given.node.value);
+        let is_zero =
+            matches!(text, Some(Value::Scalar { text, .. }) if parse_number(text) == Some(0.0));
+        text.is_some() && !is_zero && !is_off(name)
+    };
+    let asked: Vec<&str> = fields
+        .iter()
+        .filter(asks)
+        .filter_map(|name| Some(reader.given(name)?.written.as_str()))
+        .collect();
+    if !asked.is_empty() {
+        let notice = format!("{}: {NOTHING_TO_EVALUATE}", asked.join(", "));
+        reader.notices.push(notice);
+    }
 }
 
 /// As often as lines are printed: what Transformers makes of `eval_strategy: steps` alone. None where the job does not say that.
@@ -179,8 +192,9 @@ fn logged(reader: &mut Reader<'_>) -> Option<Often> {
 pub(super) fn eval_on_start(reader: &mut Reader<'_>, holds_out: bool) -> bool {
     let is_on = reader.switch("eval_on_start").unwrap_or(false);
     if is_on && !holds_out {
-        let notice = "eval_on_start: nothing is evaluated, because val_set_size holds no examples out and test_datasets names none";
-        reader.notices.push(notice.to_owned());
+        reader
+            .notices
+            .push(format!("eval_on_start: {NOTHING_TO_EVALUATE}"));
     }
     is_on && holds_out
 }

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::super::dialect::Dialect;
 use super::super::fields::{DATASETS, LISTS, TEST_DATASETS};
+use super::super::merge::PRETRAINING;
 use super::super::prompt_format::PromptFormat;
 use super::super::quote::shorten;
 use super::super::read::Reader;
@@ -45,7 +46,23 @@ pub(super) fn datasets(reader: &mut Reader<'_>) -> Vec<DatasetSpec> {
         entry.split = entry.split.or_else(|| split.clone());
         entry
     });
-    entries.collect()
+    let entries = entries.collect();
+    tell_streamed(reader);
+    entries
+}
+
+/// Says what becomes of data that Axolotl reads only as far as `max_steps` go.
+fn tell_streamed(reader: &mut Reader<'_>) {
+    let is_limited = reader
+        .given("max_steps")
+        .is_some_and(|given| !given.node.is_text("-1"));
+    if is_limited && reader.merged.is_written(PRETRAINING) {
+        let notice = format!(
+            "{PRETRAINING}: every row is read before training, and the blocks of max_steps are of all of them, drawn from the seed unless \
+             shuffle is off; max_samples reads fewer"
+        );
+        reader.notices.push(notice);
+    }
 }
 
 /// What the job says of evaluations beside naming data for them.

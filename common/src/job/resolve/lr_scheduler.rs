@@ -262,13 +262,23 @@ impl Beside {
 
 // ---- lr_scheduler_kwargs ----
 
-/// Refuses settings that the curve does not know.
+/// Refuses settings that the curve does not know; where its owner takes any and reads none, they are named.
 fn refuse_unknown(settings: &Settings, reader: &mut Reader<'_>, scheduler: &str, beside: &Beside) {
-    let with = match scheduler {
-        "cosine" if beside.is_quadratic_used => " with lr_quadratic_warmup",
-        "cosine" if beside.is_min_used => " with cosine_min_lr_ratio",
-        _ => "",
+    let ignored_with = match scheduler {
+        "constant" | "constant_with_warmup" => Some(("lr_scheduler: ", scheduler, "Transformers")),
+        "rex" => Some(("lr_scheduler: ", scheduler, "Axolotl")),
+        "cosine" if beside.is_quadratic_used => Some(("", "lr_quadratic_warmup", "Axolotl")),
+        "cosine" if beside.is_min_used => Some(("", "cosine_min_lr_ratio", "Axolotl")),
+        _ => None,
     };
+    if let Some((field, with, owner)) = ignored_with {
+        if settings.unknown().next().is_some() {
+            let notice =
+                format!("lr_scheduler_kwargs: changes nothing with {field}{with}, as in {owner}");
+            reader.notices.push(notice);
+        }
+        return;
+    }
     for key in settings.unknown() {
         let knows = match settings.known.is_empty() {
             true => "it takes none here; remove it".to_owned(),
@@ -276,7 +286,7 @@ fn refuse_unknown(settings: &Settings, reader: &mut Reader<'_>, scheduler: &str,
         };
         let hint = did_you_mean(&key.text, settings.known.iter().copied());
         let message = format!(
-            "`lr_scheduler_kwargs` has `{}`, which is no setting of `{scheduler}`{with}: {knows}{hint}",
+            "`lr_scheduler_kwargs` has `{}`, which is no setting of `{scheduler}`: {knows}{hint}",
             shorten(&key.text)
         );
         reader.problems.add(&key.origin, message);

@@ -17,10 +17,7 @@ pub(super) fn quantization(reader: &mut Reader<'_>, method: &Method) -> Option<Q
     is_nf4(reader);
     let kwargs = kwargs(reader);
     let embeddings = reader.switch("quantize_embeddings");
-    let Some(asked) = asked else {
-        tell_unused(reader);
-        return None;
-    };
+    let asked = asked?;
     if *method == Method::Full
         && let Some(given) = reader.given(asked)
     {
@@ -42,7 +39,12 @@ pub(super) fn base_dtype(reader: &mut Reader<'_>, is_quantised: bool) -> BaseDty
         ),
         (&["bfloat16", "bf16", "torch.bfloat16"], BaseDtype::Bfloat16),
     ];
-    let dtype = reader.choice("base_dtype", choices);
+    // What the model's own type is, is known once the model is.
+    let is_auto = says_auto(reader, "base_dtype");
+    let dtype = match is_auto {
+        true => None,
+        false => reader.choice("base_dtype", choices),
+    };
     let bf16: &[(&[&str], bool)] = &[
         (&["true", "full", "yes", "on"], true),
         (&["false", "auto", "no", "off"], false),
@@ -50,7 +52,11 @@ pub(super) fn base_dtype(reader: &mut Reader<'_>, is_quantised: bool) -> BaseDty
     let bf16 = reader.choice("bf16", bf16).unwrap_or(false);
     let computed = compute_dtype(reader);
     if bf16 {
-        return match reader.one_of(&["base_dtype", "bf16"], "the type of the base weights") {
+        let fields = match is_auto {
+            true => &["bf16"][..],
+            false => &["base_dtype", "bf16"],
+        };
+        return match reader.one_of(fields, "the type of the base weights") {
             Some("base_dtype") => dtype.unwrap_or(BaseDtype::Float32),
             _ => BaseDtype::Bfloat16,
         };
@@ -61,6 +67,20 @@ pub(super) fn base_dtype(reader: &mut Reader<'_>, is_quantised: bool) -> BaseDty
         (None, true) => computed.unwrap_or(BaseDtype::Bfloat16),
         (None, false) => BaseDtype::Float32,
     }
+}
+
+/// Whether the base weights have the type that their `config.json` names: Transformers' `dtype: auto`.
+pub(super) fn is_dtype_of_model(reader: &Reader<'_>) -> bool {
+    let bf16 = reader
+        .given("bf16")
+        .is_some_and(|given| !given.is_switched_off() && !given.node.is_text("auto"));
+    says_auto(reader, "base_dtype") && !bf16
+}
+
+fn says_auto(reader: &Reader<'_>, name: &str) -> bool {
+    reader
+        .given(name)
+        .is_some_and(|given| given.node.is_text("auto"))
 }
 
 /// The field that asks for 4 bits, if one does.
@@ -176,28 +196,5 @@ fn names_the_head_alone(node: &Node) -> bool {
     match &node.value {
         Value::Sequence(items) => items.iter().all(is_head),
         _ => is_head(node),
-    }
-}
-
-/// Tells which settings of 4-bit weights do nothing, because there are none.
-fn tell_unused(reader: &mut Reader<'_>) {
-    let names = [
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-        "bnb_4bit_compute_dtype",
-        KWARGS,
-        "quantize_embeddings",
-    ];
-    let given = names.into_iter().filter_map(|name| reader.given(name));
-    let unused: Vec<&str> = given
-        .filter(|given| !given.is_switched_off())
-        .map(|given| given.written.as_str())
-        .collect();
-    if !unused.is_empty() {
-        let notice = format!(
-            "without effect, because load_in_4bit is not true: {}",
-            unused.join(", ")
-        );
-        reader.notices.push(notice);
     }
 }

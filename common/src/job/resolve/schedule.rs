@@ -94,11 +94,15 @@ pub(super) fn warmup(
             && !is_zero
             && Some(given.layer) >= reader.layer("lr_scheduler")
         {
-            let message = match scheduler {
-                LrScheduler::Constant => "`lr_scheduler: constant`; use constant_with_warmup",
-                _ => "`pct_start` in `lr_scheduler_kwargs`, which decides the warm-up; remove one",
+            // As in the programs that these names are from: those of well-known jobs have both.
+            let with = match scheduler {
+                LrScheduler::Constant => {
+                    "lr_scheduler: constant, as in Transformers (constant_with_warmup warms up)"
+                }
+                _ => "pct_start in lr_scheduler_kwargs, which decides the warm-up",
             };
-            reader.problem(given, format!("has no effect with {message}"));
+            let notice = format!("{}: changes nothing with {with}", given.written);
+            reader.notices.push(notice);
         }
         return Warmup::Steps(0);
     }

@@ -2,7 +2,9 @@
 //!
 //! Source of the names and defaults: Axolotl, `prompt_strategies/user_defined.py` (0.18).
 
-use super::super::prompt_format::{PromptFormat, SystemFormat, fill};
+use super::super::prompt_format::{
+    PromptFormat, SystemFormat, USUAL_WITH_INPUT, USUAL_WITHOUT_INPUT, fill,
+};
 use super::super::read::Reader;
 
 /// Fields that only rows of a text that the job defines have.
@@ -15,8 +17,8 @@ pub(super) const FIELDS: [&str; 4] = [
 
 /// Reads the formats of a dataset, and checks that they can be filled.
 pub(super) fn prompt(reader: &mut Reader<'_>, entry: &str) -> PromptFormat {
-    let with_input = format(reader, entry, "format", "{instruction} {input} ");
-    let without_input = format(reader, entry, "no_input_format", "{instruction} ");
+    let with_input = format(reader, entry, "format", USUAL_WITH_INPUT);
+    let without_input = format(reader, entry, "no_input_format", USUAL_WITHOUT_INPUT);
     let system = format(reader, entry, "system_format", "{system}");
     let default = reader.verbatim(&format!("{entry}.system_prompt"));
     PromptFormat {
@@ -39,10 +41,27 @@ fn format(reader: &mut Reader<'_>, entry: &str, field: &str, usual: &str) -> Str
         "no_input_format" => &[("instruction", "")],
         _ => &[("system", "")],
     };
-    if let Err(reason) = fill(&text, names)
+    if let Err(reason) = shows_something(&text, names)
         && let Some(given) = reader.given(&name)
     {
         reader.problem(given, reason);
     }
     text
+}
+
+/// Checks that a format can be filled, and that what rows say is in it: else all of them would ask the same.
+fn shows_something(text: &str, names: &[(&str, &str)]) -> Result<(), String> {
+    const MARK: &str = "\0";
+    let marked: Vec<(&str, &str)> = names.iter().map(|(name, _)| (*name, MARK)).collect();
+    if fill(text, &marked)?.contains(MARK) {
+        return Ok(());
+    }
+    let known: Vec<String> = names
+        .iter()
+        .map(|(name, _)| format!("{{{name}}}"))
+        .collect();
+    Err(format!(
+        "shows nothing of a row: write {} where its text goes",
+        known.join(" or ")
+    ))
 }

@@ -9,6 +9,10 @@ use crate::job::mask::MaskSpec;
 use crate::job::prompt_format::PromptFormat;
 use crate::job::split::{Split, TRAIN};
 
+/// The path that stands for standard input, and what it is called for people.
+pub const STDIN: &str = "-";
+pub const STANDARD_INPUT: &str = "standard input";
+
 /// A dataset of the job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DatasetSpec {
@@ -111,10 +115,25 @@ impl DatasetSpec {
         files.nth(index).unwrap_or(&self.path)
     }
 
-    /// The dataset as people know it: its path, or an address without what may be a key in it.
+    /// The dataset as people know it: its path, standard input, or an address without what may be a key in it.
     pub fn shown(&self) -> String {
-        let path = self.path.display().to_string();
-        shown_address(&path)
+        match self.is_stdin() {
+            true => STANDARD_INPUT.to_owned(),
+            false => shown_address(&self.path.to_string_lossy()),
+        }
+    }
+
+    /// One of the files as people know it: what came through standard input is in a copy that they do not.
+    pub fn shown_file(&self, index: usize) -> &Path {
+        match self.is_stdin() {
+            true => Path::new(STANDARD_INPUT),
+            false => self.file(index),
+        }
+    }
+
+    /// Whether its rows come through standard input.
+    pub fn is_stdin(&self) -> bool {
+        self.path == Path::new(STDIN)
     }
 
     /// The files of the splits that are read, each once.

@@ -644,3 +644,19 @@ fn columns_of_another_shape_are_no_columns_of_instructions() {
     assert_eq!(job.datasets[0].fields.output, "chosen");
     assert!(job.reading.notices[0].contains("ask in the model's chat template"));
 }
+
+#[test]
+fn variables_that_trl_would_set_are_named_and_not_set() {
+    let read = job("env:\n  CUDA_VISIBLE_DEVICES: 0\n  HF_TOKEN: hf_verySecret\n");
+    assert_eq!(
+        read.reading.notices,
+        [
+            "env: not set, because a job changes no variables: CUDA_VISIBLE_DEVICES, HF_TOKEN (set them where the command is given)"
+        ]
+    );
+    assert_eq!(job("env:\n").reading.notices, ["unknown, but empty: env"]);
+    check_problems(
+        "env: HF_TOKEN\n",
+        &["3: `env` is a mapping of variables, found `HF_TOKEN`"],
+    );
+}

@@ -70,9 +70,7 @@ fn eight_bits_and_settings_without_effect_are_told() {
     let notices = |text: &str| job(text).reading.notices;
     assert_eq!(
         notices("adapter: lora\nbnb_4bit_quant_type: nf4\nquantize_embeddings: true\n"),
-        [
-            "without effect, because load_in_4bit is not true: bnb_4bit_quant_type, quantize_embeddings"
-        ]
+        ["bnb_4bit_quant_type, quantize_embeddings: changes nothing without load_in_4bit"]
     );
     let eight = notices("stage: sft\nquantization_bit: 8\n");
     assert!(

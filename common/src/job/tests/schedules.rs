@@ -125,10 +125,6 @@ fn a_setting_that_the_curve_does_not_know_is_refused_with_those_it_knows() {
             "4: `lr_scheduler_kwargs` has `num_cycles`, which is no setting of `linear`: it takes none here; remove it",
         ),
         (
-            "cosine_min_lr_ratio: 0.1\nlr_scheduler_kwargs: {num_cycles: 2}\n",
-            "4: `lr_scheduler_kwargs` has `num_cycles`, which is no setting of `cosine` with cosine_min_lr_ratio: it takes none here; remove it",
-        ),
-        (
             "lr_scheduler: one_cycle\nlr_scheduler_kwargs: {max_momentum: 0.9}\n",
             "4: `lr_scheduler_kwargs` has `max_momentum`, which is no setting of `one_cycle`: it knows anneal_strategy, pct_start, div_factor, \
              final_div_factor, three_phase, cycle_momentum",
@@ -172,10 +168,6 @@ fn settings_that_no_curve_can_have_are_refused() {
         (
             "lr_scheduler: one_cycle\nlr_scheduler_kwargs: {final_div_factor: 0.01}\n",
             "4: `lr_scheduler_kwargs` has a div_factor of 25 and a final_div_factor of 0.01, which end above learning_rate",
-        ),
-        (
-            "lr_scheduler: one_cycle\nlr_scheduler_kwargs: {pct_start: 0.3}\nwarmup_steps: 5\n",
-            "5: `warmup_steps` has no effect with `pct_start` in `lr_scheduler_kwargs`, which decides the warm-up; remove one",
         ),
         (
             "cosine_min_lr_ratio: 1.5\n",

@@ -107,6 +107,18 @@ fn a_text_of_the_jobs_own_is_given_as_fields_or_as_a_mapping() {
             "and only {instruction} stand",
         ),
         ("  type: {system_format: '{'}\n", "single `{`"),
+        (
+            "  type: {format: 'Answer: {{instruction}}'}\n",
+            "`format` shows nothing of a row: write {instruction} or {input} where its text goes",
+        ),
+        (
+            "  type: {no_input_format: Answer}\n",
+            "`no_input_format` shows nothing of a row: write {instruction} where",
+        ),
+        (
+            "  type: {system_format: Be kind.}\n",
+            "`system_format` shows nothing of a row: write {system} where",
+        ),
         ("  type: {field: text}\n", "unknown field of `type` `field`"),
         (
             "  type: alpaca\n  format: a\n",

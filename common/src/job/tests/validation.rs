@@ -207,8 +207,4 @@ fn rules_between_saving_and_evaluating_are_transformers() {
            apart",
         ],
     );
-    check_problems(
-        "early_stopping_threshold: 0.5\n",
-        &["3: `early_stopping_threshold` is read with early_stopping_patience only"],
-    );
 }

@@ -9,7 +9,6 @@ use common::progress::Progress;
 use serde_json::Value;
 
 use super::list::List;
-use super::stdin::STDIN;
 use crate::store::output::RunRecord;
 
 /// The branch that is meant where none is named.
@@ -55,9 +54,7 @@ impl<'a> Sources<'a> {
     /// Number of datasets that come through standard input.
     pub fn count_of_stdin(&self) -> usize {
         let datasets = self.job.all_datasets();
-        datasets
-            .filter(|dataset| dataset.path == Path::new(STDIN))
-            .count()
+        datasets.filter(|dataset| dataset.is_stdin()).count()
     }
 
     /// Which content of this name the run in the output folder began with.

@@ -13,7 +13,6 @@ use super::access::{MAIN, Sources, hub_id};
 use super::elsewhere::{from_addresses, from_stdin, has_addresses};
 use super::list::List;
 use super::splits::{check_splits, choose_split, not_of_here};
-use super::stdin::STDIN;
 
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
 const PARQUET: &str = "refs/convert/parquet";
@@ -33,7 +32,7 @@ pub(super) fn obtain(
     entry: (List, usize),
     dataset: &mut DatasetSpec,
 ) -> Result<Option<String>, String> {
-    if dataset.path == Path::new(STDIN) {
+    if dataset.is_stdin() {
         return from_stdin(sources, entry, dataset);
     }
     if has_addresses(dataset) {

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use common::data::paths::data_files;
 use common::data::splits::Splits;
-use common::job::{DatasetSpec, TRAIN, shown_address};
+use common::job::{DatasetSpec, STDIN, TRAIN, shown_address};
 
 use super::access::Sources;
 use super::address::{self, is_address};
 use super::list::List;
 use super::splits::{check_splits, choose_split, not_of_here};
-use super::stdin::{self, STDIN};
+use super::stdin;
 
 /// Takes the rows that come through standard input.
 pub fn from_stdin(

@@ -10,9 +10,6 @@ use std::path::{Path, PathBuf};
 use common::files::atomic::AtomicFile;
 use common::progress::Progress;
 
-/// The path that stands for standard input.
-pub const STDIN: &str = "-";
-
 const NAME_START: &str = "stdin-";
 /// Characters of the digest in the name of the copy.
 const NAME_DIGITS: usize = 16;

@@ -16,6 +16,8 @@ use super::line::Line;
 pub(super) struct BestRecord {
     rule: Option<BestModel>,
     output_dir: PathBuf,
+    /// Step of best weights that no checkpoint has any more.
+    lost: Option<u64>,
 }
 
 impl BestRecord {
@@ -23,7 +25,16 @@ impl BestRecord {
         Self {
             rule: job.best_model,
             output_dir: job.output_dir.clone(),
+            lost: None,
         }
+    }
+
+    /// Notes that the run goes on after `step` updates: best weights of before then that no checkpoint has are gone.
+    pub fn pass_over(&mut self, step: u64, so_far: &BestSoFar) {
+        let best = so_far.best().map(|best| best.step);
+        let is_gone =
+            |best: &u64| *best < step && !checkpoint_dir(&self.output_dir, *best).is_dir();
+        self.lost = best.filter(is_gone);
     }
 
     /// What the evaluations among these lines amount to.
@@ -42,6 +53,9 @@ impl BestRecord {
     /// Folder of the checkpoint of the best weights, where the job has one saved.
     pub fn checkpoint(&self, so_far: &BestSoFar) -> Option<String> {
         let best = so_far.best().filter(|_| so_far.rule().saves())?;
+        if self.lost == Some(best.step) {
+            return None;
+        }
         let folder = checkpoint_dir(&self.output_dir, best.step);
         Some(folder.display().to_string())
     }

@@ -146,6 +146,15 @@ impl TrainerState {
         self.best.after(lines.filter(is_before))
     }
 
+    /// Notes that the run goes on after `step` updates, which another folder may have the lines of. Best weights of before then that
+    /// no checkpoint has are gone.
+    pub(super) fn begin_after(&mut self, step: u64) {
+        self.step = self.step.max(step);
+        if let Some(so_far) = self.best_at(u64::MAX) {
+            self.best.pass_over(step, &so_far);
+        }
+    }
+
     /// Folder of the checkpoint of these best weights, where the job has one saved.
     pub(super) fn best_checkpoint(&self, so_far: &BestSoFar) -> Option<String> {
         self.best.checkpoint(so_far)
