@@ -24,7 +24,10 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
-use common::model::{ModelConfig, adapted_modules, base_tensors, trained_matrices};
+use common::model::{
+    LinearShape, ModelConfig, absent_targets, adapted_modules, base_tensors, linears,
+    trained_matrices,
+};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -125,6 +128,7 @@ impl Prepared {
             ));
         }
         notices.extend(self.groups_notice());
+        notices.extend(self.targets_notice());
         notices
     }
 
@@ -144,6 +148,23 @@ impl Prepared {
             format!("lr_groups: no matrix that is trained has a name with {parts}")
         };
         (!without.is_empty()).then(told)
+    }
+
+    /// What of `lora_target_modules` names no linear.
+    fn targets_notice(&self) -> Option<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return None;
+        };
+        let absent = absent_targets(&self.model_config, &lora.target_modules);
+        let told = || {
+            let known = linears(&self.model_config).map(LinearShape::name);
+            format!(
+                "lora_target_modules: no linear of this model is called {} (it has {})",
+                absent.join(", "),
+                known.join(", ")
+            )
+        };
+        (!absent.is_empty()).then(told)
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {
@@ -317,9 +338,18 @@ fn read_tokenizer(
                 "eos_token: {eos} is no token of this tokenizer, and tokens cannot be added; name one that it has"
             ));
         }
-        for problem in tokenizer.differing_tokens(&job.reading.special_tokens) {
+        let (unwritten, named): (Vec<_>, Vec<_>) = job
+            .reading
+            .special_tokens
+            .iter()
+            .cloned()
+            .partition(|(name, _)| is_unwritten(tokenizer, &template, name));
+        for problem in tokenizer.differing_tokens(&named) {
             errors.add(problem);
         }
+        notices.extend(unwritten.iter().map(|(name, text)| {
+            format!("special_tokens.{name}: {text} is put before no text: this tokenizer has none, and the chat template writes none")
+        }));
         notices.extend(end_tokens(job, tokenizer));
     }
     let missing = template.iter().flatten();
@@ -344,6 +374,19 @@ fn end_tokens(job: &JobSpec, tokenizer: &mut Tokenizer) -> Option<String> {
             unknown.join(", ")
         )
     })
+}
+
+/// Whether nothing that is learned has a beginning token, whatever it is called: the tokenizer has none, and no template reads it.
+fn is_unwritten(
+    tokenizer: &Tokenizer,
+    template: &Option<Option<ChatTemplate>>,
+    name: &str,
+) -> bool {
+    const BOS: &str = "bos_token";
+    let reads = |template: &ChatTemplate| template.missing_tokens().contains(&BOS);
+    name == BOS
+        && tokenizer.special_tokens().get(BOS).is_none()
+        && !template.iter().flatten().any(reads)
 }
 
 /// Opens the model folder; returns also what of it is not used, in lines for the user.

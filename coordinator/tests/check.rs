@@ -281,3 +281,55 @@ fn bad_rows_are_listed_with_their_lines() {
         "{problems:?}"
     );
 }
+
+/// A job with an adapter, on the shipped model with its weights.
+fn adapted(name: &str, value: Json) -> Setup {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
+    Setup::new()
+        .set("init_weights", json!("pretrained"))
+        .set("base_model", json!(shipped))
+        .set("adapter", json!("lora"))
+        .set(name, value)
+}
+
+#[test]
+fn targets_that_other_models_have_are_passed_over_by_name_beside_those_of_this_one() {
+    let told = adapted("lora_target_modules", json!(["q_proj", "in_proj"])).run(&[]);
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert!(told.status.success(), "{text}");
+    assert!(
+        text.contains("no linear of this model is called in_proj (it has q_proj,"),
+        "{text}"
+    );
+    for (targets, wrong) in [
+        (["in_proj", "c_attn"], "c_attn"),
+        (["q_proj", "lm_head"], "lm_head"),
+    ] {
+        let problems = adapted("lora_target_modules", json!(targets))
+            .problems()
+            .join("\n");
+        assert!(
+            problems.contains(&format!("is called {wrong}")),
+            "{problems}"
+        );
+    }
+}
+
+#[test]
+fn a_beginning_token_that_nothing_writes_is_told_and_one_that_a_template_writes_is_refused() {
+    let named = |template: &str| {
+        adapted("special_tokens", json!({"bos_token": "<s>"})).set("chat_template", json!(template))
+    };
+    let told = named("chatml").run(&[]);
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert!(told.status.success(), "{text}");
+    assert!(
+        text.contains("special_tokens.bos_token: <s> is put before no text"),
+        "{text}"
+    );
+    let problems = named("llama3").problems().join("\n");
+    assert!(
+        problems.contains("bos_token is <s>, and the tokenizer has none"),
+        "{problems}"
+    );
+}

@@ -126,24 +126,52 @@ pub fn adapted_modules(
         TargetModules::Named(names) => names,
         TargetModules::Matching(pattern) => return matching(all, pattern, config),
     };
-    let matches = |path: &str, name: &str| {
-        path == name
-            || path
-                .strip_suffix(name)
-                .is_some_and(|rest| rest.ends_with('.'))
+    // Layers that the model has and that no adapter can be put on here are another matter than names of other models.
+    let of_tokens = |name: &&String| {
+        let last = name.rsplit('.').next();
+        matches!(last, Some("lm_head" | "embed_tokens"))
     };
-    for name in names {
-        if !all.iter().any(|module| matches(&module.path, name)) {
-            return Err(UnmatchedTarget {
-                target: name.clone(),
-                known: linears(config).map(LinearShape::name).join(", "),
-            });
-        }
+    let is_found = |name: &String| all.iter().any(|module| is_named(&module.path, name));
+    let wrong = match names.iter().any(is_found) {
+        true => names.iter().find(of_tokens),
+        false => names.first(),
+    };
+    if let Some(name) = wrong {
+        return Err(UnmatchedTarget {
+            target: name.clone(),
+            known: known(config),
+        });
     }
     Ok(all
         .into_iter()
-        .filter(|module| names.iter().any(|name| matches(&module.path, name)))
+        .filter(|module| names.iter().any(|name| is_named(&module.path, name)))
         .collect())
+}
+
+/// The names among a job's targets that no linear of the model has, where others do: PEFT passes them over.
+pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<String> {
+    let TargetModules::Named(names) = targets else {
+        return Vec::new();
+    };
+    let paths: Vec<String> = (0..config.layers)
+        .flat_map(|layer| {
+            linears(config).map(|shape| format!("model.layers.{layer}.{}", shape.path))
+        })
+        .collect();
+    let is_absent = |name: &&String| !paths.iter().any(|path| is_named(path, name));
+    names.iter().filter(is_absent).cloned().collect()
+}
+
+/// Whether a target names the module of that path: the path itself, or its end.
+fn is_named(path: &str, name: &str) -> bool {
+    path == name
+        || path
+            .strip_suffix(name)
+            .is_some_and(|rest| rest.ends_with('.'))
+}
+
+fn known(config: &ModelConfig) -> String {
+    linears(config).map(LinearShape::name).join(", ")
 }
 
 /// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
@@ -154,7 +182,7 @@ fn matching(
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
     let unmatched = || UnmatchedTarget {
         target: pattern.to_owned(),
-        known: linears(config).map(LinearShape::name).join(", "),
+        known: known(config),
     };
     let regex = whole_path(pattern).map_err(|_| unmatched())?;
     let matched: Vec<AdaptedModule> = all

@@ -8,6 +8,6 @@ mod geometry;
 pub use config::{Caps, ModelConfig, ModelError, Rope, RopeScaling, Scales};
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
-    AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, adapted_by_layer,
-    adapted_modules, base_tensors, linears, trained_matrices,
+    AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, absent_targets,
+    adapted_by_layer, adapted_modules, base_tensors, linears, trained_matrices,
 };
