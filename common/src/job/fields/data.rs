@@ -185,7 +185,7 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     field(
         "sample_packing",
-        &["packing"],
+        &["packing", "use_packed_sequences"],
         "true | false",
         "true",
         "Several examples share a block and never see each other. Off: one example a block.",

@@ -123,6 +123,11 @@ pub(super) const GROUPS: &[Group] = &[
             "use_scattermoe",
             "use_sonicmoe",
             "experts_implementation",
+            "moe_grouped_gemm",
+            "moe_token_dispatcher_type",
+            // Megatron's way to say which activations are computed again.
+            "recompute_*",
+            "recompute_granularity",
             "gemma4_hybrid_attn_impl",
             "llama4_linearized_experts",
             "dsv4_fp8_grouped_mode",
