@@ -59,7 +59,7 @@ pub struct Nf4 {
     scales: Scales,
 }
 
-/// The largest magnitude of each block.
+/// The largest magnitude of each block: as it is, or in 8 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
     Plain(Vec<f32>),
@@ -79,6 +79,8 @@ pub enum NotQuantised {
     },
     #[error("has blocks of {0} scalars; powers of two from 32 to 4096 are read")]
     Block(usize),
+    #[error("stands for numbers that are not finite in block {0}")]
+    Overflow(usize),
 }
 
 impl Nf4 {
@@ -132,13 +134,18 @@ impl Nf4 {
         };
         length("bytes of codes", scalars.div_ceil(2), codes.len())?;
         length("scales", scalars.div_ceil(block), scales.len())?;
-        Ok(Self {
+        let matrix = Self {
             codes,
             scalars,
             block,
             levels,
             scales,
-        })
+        };
+        let is_finite = |block: &usize| matrix.levels_of(*block).iter().all(|x| x.is_finite());
+        match (0..matrix.scales.len()).find(|block| !is_finite(block)) {
+            Some(block) => Err(NotQuantised::Overflow(block)),
+            None => Ok(matrix),
+        }
     }
 
     /// What the codes of a block stand for.
@@ -185,7 +192,7 @@ impl Nf4 {
     #[inline]
     pub fn code(&self, scalar: usize) -> usize {
         let pair = self.codes[scalar / 2];
-        usize::from(if scalar % 2 == 0 {
+        usize::from(if scalar.is_multiple_of(2) {
             pair >> 4
         } else {
             pair & 15

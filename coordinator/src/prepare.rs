@@ -402,6 +402,10 @@ fn read_model(
     if let (Some(model), Some(config)) = (&model, &config) {
         let unused = errors.note(check_weights(job, model, config));
         notices = [model.notices(), unused.unwrap_or_default()].concat();
+        if config.is_four_bits && job.quantization.is_some() {
+            notices
+                .push("load_in_4bit: changes nothing: base_model is quantised as it is".to_owned());
+        }
         errors.note(model.check_model_type());
         errors.note(check_starting_adapter(job, config));
         errors.note(check_quantised(job, config));
@@ -567,8 +571,8 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
 
 /// Refuses to train all weights of a model of 4 bits.
 fn check_quantised(job: &JobSpec, config: &ModelConfig) -> Result<(), String> {
-    match (&job.method, config.quantization) {
-        (Method::Full, Some(_)) => Err(format!(
+    match (&job.method, config.is_four_bits) {
+        (Method::Full, true) => Err(format!(
             "{}: the model is quantised to 4 bits, which full training cannot change; give adapter: lora, or the model before it was \
              quantised",
             job.base_model.display()

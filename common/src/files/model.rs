@@ -305,7 +305,10 @@ fn refuse_quantised(path: &Path, config: &Value) -> Result<(), FileError> {
             return Err(FileError::UnsupportedField {
                 path: path.to_owned(),
                 field: field.into(),
-                found: found["quant_method"].as_str().unwrap_or("set").into(),
+                found: match (found["quant_method"].as_str(), &found["load_in_8bit"]) {
+                    (Some(method), Value::Bool(true)) => format!("{method} in 8 bits"),
+                    (method, _) => method.unwrap_or("set").to_owned(),
+                },
                 remedy: "use the unquantised model, or one that bitsandbytes quantised to 4 bits",
             });
         }

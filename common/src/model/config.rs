@@ -12,7 +12,9 @@ use crate::files::FileError;
 use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
 use crate::job::Quantization;
 
-use super::family::{Activation, Family, HeadNormKind, LayerKind, LayerNorms, layer_kinds};
+use super::family::{
+    Activation, Family, HeadNormKind, LayerKind, LayerNorms, Windows, layer_kinds,
+};
 
 /// Why a model cannot be trained here.
 #[derive(Debug, Error)]
@@ -58,7 +60,9 @@ pub struct ModelConfig {
     pub max_positions: Option<usize>,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
-    /// How the folder's linears are kept in 4 bits, if they are.
+    /// The folder holds linears in 4 bits.
+    pub is_four_bits: bool,
+    /// How its linears are kept in 4 bits, if all of them are.
     pub quantization: Option<Quantization>,
 }
 
@@ -178,13 +182,24 @@ impl ModelConfig {
             caps: fields.caps(architecture),
             max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
-            quantization: is_four_bits(json).then(|| Quantization {
+            is_four_bits: is_four_bits(json),
+            // Where layers are left out, nothing here says how large those are: memory is counted as if none were quantised.
+            quantization: (is_four_bits(json) && leaves_nothing_out(json)).then(|| Quantization {
                 nested_scales: json["quantization_config"]["bnb_4bit_use_double_quant"]
                     .as_bool()
                     .unwrap_or(false),
                 embeddings: false,
             }),
         };
+        let is_sliding = |kind: &Value| kind == "sliding_attention";
+        let types = json["layer_types"].as_array();
+        if json["sliding_window"].is_null()
+            && json.get("sliding_window").is_some()
+            && family.windows != Windows::Never
+            && types.is_some_and(|types| types.iter().any(is_sliding))
+        {
+            return Err(fields.bad("layer_types has sliding_attention, but sliding_window is null"));
+        }
         if !config.head_dim.is_multiple_of(2) {
             let reason = "hidden_size / num_attention_heads is odd, where pairs are rotated";
             return Err(fields.bad(reason));
@@ -271,6 +286,14 @@ impl RopeScaling {
             }
         }
     }
+}
+
+/// Whether a quantised folder leaves no linear of the decoder as it was.
+fn leaves_nothing_out(json: &Value) -> bool {
+    let skipped = &json["quantization_config"]["llm_int8_skip_modules"];
+    let skipped = skipped.as_array().into_iter().flatten();
+    let mut names = skipped.filter_map(Value::as_str);
+    names.all(|name| name == "lm_head")
 }
 
 struct Fields<'a> {
@@ -446,6 +469,14 @@ impl Fields<'_> {
                 original_positions: number("original_max_position_embeddings")?,
             },
             "yarn" => {
+                for key in ["mscale", "mscale_all_dim"] {
+                    if !scaling[key].is_null() {
+                        return Err(self.unsupported(format!("{key} of rope scaling \"yarn\"")));
+                    }
+                }
+                if theta <= 1.0 {
+                    return Err(self.bad("rope scaling \"yarn\" with a rope_theta of 1"));
+                }
                 let factor = number("factor")?;
                 let given = |key: &str, usual: f64| scaling[key].as_f64().unwrap_or(usual);
                 RopeScaling::Yarn {
@@ -453,7 +484,7 @@ impl Fields<'_> {
                     beta_fast: given("beta_fast", 32.0),
                     beta_slow: given("beta_slow", 1.0),
                     original_positions: number("original_max_position_embeddings")?,
-                    attention_factor: given("attention_factor", 0.1 * factor.ln() + 1.0),
+                    attention_factor: given("attention_factor", 0.1 * factor.max(1.0).ln() + 1.0),
                 }
             }
             other => {
@@ -577,6 +608,7 @@ mod tests {
         };
         assert_eq!(windows(&named), [Some(128), None]);
         assert_eq!(windows(&class("MistralForCausalLM")), [Some(128); 2]);
+        assert_eq!(windows(&class("LlamaForCausalLM")), [None, None]);
         assert_eq!(windows(&class("Gemma2ForCausalLM")), [Some(128), None]);
         let without = parse(class("MistralForCausalLM")).unwrap();
         assert_eq!(without.smallest_window(), Some(4096));

@@ -116,9 +116,11 @@ pub(super) struct Family {
 /// Which layers limit what a query sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Windows {
+    /// None: the family reads neither `sliding_window` nor `layer_types`.
+    Never,
     /// Those of `layer_types`, or where these are not given all from `max_window_layers` on, with `use_sliding_window`.
     Asked,
-    /// All, where there is a `sliding_window`, which is 4096 where nothing is said.
+    /// Those of `layer_types`, or all where these are not given, with a `sliding_window`, which is 4096 where nothing is said.
     All,
     /// Those of `layer_types`; where these are not given, the last of every so many sees everything.
     AllBut { every: usize },
@@ -138,7 +140,7 @@ impl Family {
             default_theta: 10_000.0,
             default_tied: false,
             is_gelu: false,
-            windows: Windows::Asked,
+            windows: Windows::Never,
         };
         let gemma = Self {
             norms: LayerNorms::BOTH,
@@ -163,11 +165,13 @@ impl Family {
             Architecture::Qwen2 => Self {
                 qkv_bias: Some(true),
                 output_bias: Some(false),
+                windows: Windows::Asked,
                 ..llama
             },
             Architecture::Qwen3 => Self {
                 head_norms: HeadNormKind::EachHead,
                 default_head_dim: Some(128),
+                windows: Windows::Asked,
                 ..llama
             },
             Architecture::Mistral => Self {
@@ -180,6 +184,7 @@ impl Family {
                 has_mlp_bias: true,
                 default_theta: 2_000_000.0,
                 default_tied: true,
+                windows: Windows::Asked,
                 ..llama
             },
             Architecture::Gemma2 => gemma,
@@ -208,7 +213,7 @@ pub(super) fn layer_kinds(
     let family = Family::of(architecture);
     let size = |key: &str| json[key].as_u64().map(|size| size as usize);
     let window = match (family.windows, &json["sliding_window"]) {
-        (Windows::Asked, value) => value.as_u64().map(|size| size as usize),
+        (Windows::Never | Windows::Asked, value) => value.as_u64().map(|size| size as usize),
         // Null means none, and a key that is not there the family's own.
         (_, Value::Null) if json.get("sliding_window").is_some() => None,
         (_, value) => Some(value.as_u64().unwrap_or(4096) as usize),
@@ -218,11 +223,14 @@ pub(super) fn layer_kinds(
         let said = types.and_then(|types| types.get(layer)?.as_str());
         let by_type = said.map(|kind| kind == "sliding_attention");
         match family.windows {
-            // Mistral has one window for all, whatever its layer_types say.
-            Windows::All => true,
+            Windows::Never => false,
+            Windows::All => by_type.unwrap_or(true),
             Windows::Asked => by_type.unwrap_or_else(|| {
                 json["use_sliding_window"].as_bool() == Some(true)
                     && layer >= size("max_window_layers").unwrap_or(0)
+                    // SmolLM3 has windows on layers without positions alone.
+                    && (architecture != Architecture::SmolLm3
+                        || !is_rotated(json, architecture, layer))
             }),
             Windows::AllBut { every } => by_type.unwrap_or_else(|| {
                 let every = size("sliding_window_pattern").unwrap_or(every).max(1);

@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::config::ModelConfig;
 use super::family::HeadNormKind;
 use crate::files::adapter::{Factor, tensor_name};
-use crate::job::{JobSpec, Method, TargetModules, whole_path};
+use crate::job::{JobSpec, Method, Quantization, TargetModules, whole_path};
 use crate::memory::{LINEARS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
@@ -239,6 +239,14 @@ pub fn adapted_by_layer(
 }
 
 impl ModelConfig {
+    /// How linears are kept in 4 bits in this job, if all of them are: as the folder has them, else as the job asks for it.
+    pub fn quantization_of(&self, job: &JobSpec) -> Option<Quantization> {
+        match self.is_four_bits {
+            true => self.quantization,
+            false => job.quantization,
+        }
+    }
+
     /// The model in the numbers that memory and operations are counted with.
     pub fn shape(&self) -> Shape {
         Shape {

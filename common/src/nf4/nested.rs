@@ -149,7 +149,7 @@ pub fn dynamic_map() -> &'static Map {
 /// A border of equal parts of [0.1, 1], counted from the nearer end in one operation, as PyTorch's `linspace` does.
 fn border(index: usize, parts: usize) -> f32 {
     let step = (1.0 - 0.1f32) / parts as f32;
-    match index < (parts + 1) / 2 {
+    match index < parts.div_ceil(2) {
         true => step.mul_add(index as f32, 0.1),
         false => (-step).mul_add((parts - index) as f32, 1.0),
     }

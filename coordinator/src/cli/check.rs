@@ -13,7 +13,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, prepare_in};
-use crate::report::terminal::{GPUS, block_count, bytes, grouped, set_lines};
+use crate::report::terminal::{GPUS, bits, block_count, bytes, grouped, set_lines};
 use crate::store::layout::WORK_FOLDER;
 
 /// How `check` reports.
@@ -187,12 +187,13 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
 fn model(prepared: &Prepared) -> String {
     let config = &prepared.model_config;
     format!(
-        "{} ({}, {} parameters, {} layers, vocabulary {})",
+        "{} ({}, {} parameters, {} layers, vocabulary {}{})",
         prepared.job.model_name(),
         config.architecture.name(),
         grouped(prepared.estimate.parameters),
         config.layers,
-        grouped(config.vocab_size as u64)
+        grouped(config.vocab_size as u64),
+        bits(config.quantization_of(&prepared.job))
     )
 }
 

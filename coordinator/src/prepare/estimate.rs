@@ -42,7 +42,7 @@ impl Estimate {
         let adapted = adapted_by_layer(config, job)?;
         let sizes = &config.shape();
         let work = |checkpointing| Work {
-            quantization: config.quantization.or(job.quantization),
+            quantization: config.quantization_of(job),
             ..Work::of(job, adapted.clone(), checkpointing)
         };
         let (keeps, recomputes) = match job.gradient_checkpointing {

@@ -38,7 +38,7 @@ pub fn shapes(
 ) -> Result<(Shape, Work), EngineError> {
     let work = Work {
         alone: true,
-        quantization: config.quantization.or(job.quantization),
+        quantization: config.quantization_of(job),
         ..Work::of(job, adapted_by_layer(config, job)?, checkpointing)
     };
     Ok((config.shape(), work))

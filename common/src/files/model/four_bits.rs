@@ -73,13 +73,15 @@ pub(super) fn read(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Nf4
     }
     let levels = floats(&part(".quant_map")?)
         .and_then(|map| <[f32; 16]>::try_from(map).ok())
-        .ok_or_else(|| bad("its quant_map has not 16 float32 values"))?;
+        .ok_or_else(|| bad("its quant_map has not 16 float32 values that are finite"))?;
     let absmax = part(".absmax")?;
     let scales = match absmax.dtype {
         Dtype::U8 => {
             let map = floats(&part(".nested_quant_map")?)
                 .and_then(|map| <[f32; 256]>::try_from(map).ok())
-                .ok_or_else(|| bad("its nested_quant_map has not 256 float32 values"))?;
+                .ok_or_else(|| {
+                    bad("its nested_quant_map has not 256 float32 values that are finite")
+                })?;
             let nested = floats(&part(".nested_absmax")?)
                 .ok_or_else(|| bad("its nested_absmax is not float32, or not finite"))?;
             let offset = state.nested_offset.unwrap_or_default() as f32;

@@ -38,6 +38,7 @@ pub fn check_numbers(path: &Path, config: &Value) -> Result<(), FileError> {
     values.factors();
     values.rope();
     values.layer_types();
+    values.no_rope_layers();
     if values.problems.is_empty() {
         return Ok(());
     }
@@ -240,6 +241,26 @@ impl Values<'_> {
         if !value.is_null() {
             let fits = |number| number > 0.0 && number <= 1.0;
             self.number(key, value, fits, "a number above 0, at most 1");
+        }
+    }
+
+    /// SmolLM3's list of layers with positions (1) and without (0).
+    fn no_rope_layers(&mut self) {
+        let list = &self.config["no_rope_layers"];
+        if list.is_null() {
+            return;
+        }
+        let layers = self.config["num_hidden_layers"].as_u64();
+        let is_flag = |value: &Value| matches!(value.as_u64(), Some(0 | 1));
+        let fits = list
+            .as_array()
+            .is_some_and(|list| Some(list.len() as u64) == layers && list.iter().all(is_flag));
+        if !fits {
+            self.refuse(
+                "no_rope_layers",
+                list,
+                "a list of 0 and 1, one for each layer",
+            );
         }
     }
 

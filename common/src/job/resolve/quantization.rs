@@ -99,6 +99,13 @@ fn asked(reader: &mut Reader<'_>) -> Option<&'static str> {
         let message = "is false, but `adapter: qlora` trains on weights of 4 bits; write adapter: lora, or remove it";
         reader.problem(given, message.to_owned());
     }
+    if bits == Some(4)
+        && switch == Some(false)
+        && let Some(given) = reader.given("quantization_bit")
+    {
+        let message = "is 4, but `load_in_4bit` is false; remove one";
+        reader.problem(given, message.to_owned());
+    }
     let asks = [is_qlora, switch == Some(true), bits == Some(4)];
     let asked = names.into_iter().zip(asks).find(|(_, asks)| *asks);
     asked.map(|(name, _)| name)
@@ -110,7 +117,7 @@ fn quantization_bit(reader: &mut Reader<'_>) -> Option<u8> {
         "quantization_bit",
         &[(&["4"], 4), (&["8"], 8), (&["none", "0", "false"], 0)],
     );
-    if bits == Some(8) {
+    if bits == Some(8) && reader.switch("load_in_4bit") != Some(true) {
         let told = "quantization_bit: the base weights are not quantised to 8 bits, which is more exact; base_dtype: bfloat16 takes 2 \
                     bytes for each, load_in_4bit: true half a byte";
         reader.notices.push(told.to_owned());

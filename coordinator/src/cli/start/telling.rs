@@ -48,6 +48,7 @@ pub(super) fn show_next(terminal: &mut Terminal, arguments: &StartArguments, job
         output_dir: &job.output_dir,
         base_model: &job.base_model,
         is_adapter: matches!(job.method, Method::Lora(_)),
+        is_four_bits: job.quantization.is_some(),
         job_args: &job_args(std::env::args_os()),
         has_token: arguments.token_file.is_some(),
         prompt: job.test_prompts.first().map(String::as_str),

@@ -11,6 +11,8 @@ pub struct NextView<'a> {
     pub base_model: &'a Path,
     /// Whether the result is an adapter on the base model, not a model.
     pub is_adapter: bool,
+    /// Whether it was trained on a base of 4 bits.
+    pub is_four_bits: bool,
     /// Arguments by which the user described the job, word by word, without those about this machine and this output folder.
     pub job_args: &'a [String],
     /// Whether workers must show a token.
@@ -92,7 +94,11 @@ pub(super) fn render(view: &NextView, style: Style) -> String {
         visible(&view.output_dir.display().to_string())
     );
     text += &format!("{}\n", style.bold("go on"));
-    text += &format!("  {worker} generate --model {model} --prompt {prompt}\n");
+    let bits = match view.is_four_bits {
+        true => " --load-in-4bit",
+        false => "",
+    };
+    text += &format!("  {worker} generate --model {model}{bits} --prompt {prompt}\n");
     let words: Vec<String> = view.job_args.iter().map(|word| quoted(word)).collect();
     let job = words.join(" ");
     // This output folder is done: the same job again would find nothing to do.

@@ -36,6 +36,15 @@ pub struct PlanView<'a> {
     pub notices: Vec<String>,
 }
 
+/// Which weights are kept in 4 bits, behind what else is said of a model.
+pub fn bits(quantization: Option<Quantization>) -> &'static str {
+    match quantization {
+        None => "",
+        Some(how) if how.embeddings => ", all matrices in 4 bits",
+        Some(_) => ", linears in 4 bits",
+    }
+}
+
 /// The number of all blocks in words, and how many of them are for evaluation.
 pub fn block_count(counts: &DataCounts) -> String {
     let all = grouped(counts.blocks + counts.eval_blocks);
@@ -81,10 +90,7 @@ impl<'a> PlanView<'a> {
             job: &prepared.job,
             counts: &prepared.data.counts,
             architecture: prepared.model_config.architecture.name(),
-            quantization: prepared
-                .model_config
-                .quantization
-                .or(prepared.job.quantization),
+            quantization: prepared.model_config.quantization_of(&prepared.job),
             parameters: prepared.estimate.parameters,
             trainable_parameters: prepared.estimate.trainable_parameters,
             total_steps: prepared.total_steps(),
@@ -137,11 +143,7 @@ impl<'a> PlanView<'a> {
             BaseDtype::Float32 => "float32",
             BaseDtype::Bfloat16 => "bfloat16",
         };
-        let bits = match self.quantization {
-            None => "",
-            Some(how) if how.embeddings => ", all matrices in 4 bits",
-            Some(_) => ", linears in 4 bits",
-        };
+        let bits = bits(self.quantization);
         let init = match self.job.init_weights {
             InitWeights::Pretrained => "",
             InitWeights::Random => ", random weights",

@@ -510,6 +510,7 @@ fn the_commands_can_be_copied() {
         output_dir: Path::new("out puts"),
         base_model: Path::new("models/tiny"),
         is_adapter: true,
+        is_four_bits: true,
         job_args: &["job.yaml", "--set", "lora_target_modules=[q_proj]"].map(str::to_owned),
         has_token: false,
         prompt: Some("Who's there?"),
@@ -521,7 +522,7 @@ fn the_commands_can_be_copied() {
     let text = next::render(&view, PLAIN);
     assert!(
         text.contains(
-            r"worker generate --model models/tiny --adapter 'out puts' --prompt 'Who'\''s there?'"
+            r"worker generate --model models/tiny --adapter 'out puts' --load-in-4bit --prompt 'Who'\''s there?'"
         ),
         "{text}"
     );
@@ -535,6 +536,7 @@ fn the_commands_can_be_copied() {
     assert!(text.contains("worker join HOST:7077   #"), "{text}");
     let full = NextView {
         is_adapter: false,
+        is_four_bits: false,
         has_token: true,
         prompt: None,
         ..view

@@ -141,4 +141,5 @@ fn check<E>(target: &Target, part: &Part<E>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
