@@ -312,7 +312,7 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
 #[test]
 fn a_target_that_matches_nothing_is_named() {
     let dir = model("LlamaForCausalLM");
-    let names = vec!["q_proj".to_owned(), "query".to_owned()];
+    let names = vec!["query".to_owned(), "value".to_owned()];
     let options = TrainerOptions {
         job: Arc::new(job(lora(TargetModules::Named(names), 0.0))),
         model_dir: dir.path().to_owned(),
