@@ -203,7 +203,7 @@ impl Family {
     }
 }
 
-/// The kinds of all layers. `has_local` says whether layers with a window have frequencies of their own.
+/// What each layer of a model sees and how it rotates. `has_local` says whether layers with a window have frequencies of their own.
 pub(super) fn layer_kinds(
     json: &Value,
     architecture: Architecture,

@@ -1,4 +1,5 @@
-//! Models for inference: candle-transformers' decoders on weights into which an adapter was merged.
+//! Models for inference on weights into which an adapter was merged: candle-transformers' decoders where they have all that
+//! the model does, else the decoder that is trained.
 //!
 //! In: a model folder and perhaps a PEFT adapter, neither trusted. Out: the logits that follow a text. Everything is
 //! float32 on the CPU; nothing here has gradients.
@@ -40,8 +41,6 @@ pub enum InferenceError {
     File(#[from] FileError),
     #[error(transparent)]
     Config(#[from] ModelError),
-    #[error("{path}: {feature} can be trained but not generated from yet")]
-    Unsupported { path: PathBuf, feature: String },
     #[error("{path}: the adapter changes {module}, which the model does not have")]
     UnknownModule { path: PathBuf, module: String },
     #[error("{path}: tensor {name} holds numbers that are not finite: the adapter is of no use")]
@@ -146,20 +145,19 @@ impl InferenceModel {
         four_bits: Option<FourBits>,
     ) -> Result<Self, InferenceError> {
         let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
-        let config_path = model_dir.join("config.json");
         let config = ModelConfig::of(&folder)?;
         let positions = folder.config_json()["max_position_embeddings"]
             .as_u64()
             .map_or(MAX_POSITIONS, |positions| {
                 positions.clamp(1, MAX_POSITIONS as u64) as usize
             });
-        check_supported(&config, folder.architecture(), positions, &config_path)?;
         let weights = merged_weights(&folder, &config, adapter_dir, four_bits)?;
         // candle counts something else against this limit too, so it is never small.
         let table = positions.max(4096);
         let vars = |weights| VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+        let is_known = candle_knows(&config, positions);
         let decoder = match folder.architecture() {
-            Architecture::Llama => {
+            Architecture::Llama if is_known => {
                 let vars = vars(weights);
                 let config = Box::new(llama_config(&config, table));
                 Decoder::Llama {
@@ -168,21 +166,15 @@ impl InferenceModel {
                     config,
                 }
             }
-            Architecture::Qwen2 => Decoder::Qwen2(qwen2::ModelForCausalLM::new(
+            Architecture::Qwen2 if is_known => Decoder::Qwen2(qwen2::ModelForCausalLM::new(
                 &qwen2_config(&config, table),
                 vars(weights),
             )?),
-            Architecture::Qwen3 => Decoder::Qwen3(qwen3::ModelForCausalLM::new(
+            Architecture::Qwen3 if is_known => Decoder::Qwen3(qwen3::ModelForCausalLM::new(
                 &qwen3_config(&config, table),
                 vars(weights),
             )?),
-            Architecture::Mistral
-            | Architecture::Gemma2
-            | Architecture::Gemma3
-            | Architecture::Granite
-            | Architecture::SmolLm3
-            | Architecture::Olmo2
-            | Architecture::Olmo3 => Decoder::Own {
+            _ => Decoder::Own {
                 model: Box::new(own_model(&config, weights)?),
                 text: Vec::new(),
             },
@@ -269,44 +261,24 @@ fn own_model(
     Ok(parts.model(PROMPT_CHUNK)?)
 }
 
-/// Refuses features that candle-transformers' decoders lack, though the engine trains them.
-fn check_supported(
-    config: &ModelConfig,
-    architecture: Architecture,
-    positions: usize,
-    path: &Path,
-) -> Result<(), InferenceError> {
-    let window = config.smallest_window();
-    let feature = match architecture {
-        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3
-            if window.is_some_and(|window| window < positions) =>
-        {
-            "a sliding window"
+/// Whether candle-transformers' decoder of the family has all that this model does, for texts of so many tokens.
+fn candle_knows(config: &ModelConfig, positions: usize) -> bool {
+    let sees_all = config
+        .smallest_window()
+        .is_none_or(|window| window >= positions);
+    let usual_heads = config.head_dim * config.heads == config.hidden_size;
+    let unscaled = config.rope.scaling == RopeScaling::None;
+    sees_all
+        && !config.mlp_bias
+        && match config.architecture {
+            Architecture::Llama => {
+                let llama3 = matches!(config.rope.scaling, RopeScaling::Llama3 { .. });
+                usual_heads && (unscaled || llama3) && !config.qkv_bias && !config.output_bias
+            }
+            Architecture::Qwen2 => usual_heads && unscaled,
+            Architecture::Qwen3 => unscaled,
+            _ => false,
         }
-        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3
-            if matches!(config.rope.scaling, RopeScaling::Yarn { .. }) =>
-        {
-            "yarn rope scaling"
-        }
-        Architecture::Llama if config.qkv_bias || config.output_bias => "attention_bias",
-        Architecture::Llama if matches!(config.rope.scaling, RopeScaling::Linear { .. }) => {
-            "linear rope scaling"
-        }
-        Architecture::Qwen2 | Architecture::Qwen3 if config.rope.scaling != RopeScaling::None => {
-            "rope scaling"
-        }
-        Architecture::Llama | Architecture::Qwen2
-            if config.head_dim * config.heads != config.hidden_size =>
-        {
-            "a head_dim other than hidden_size / num_attention_heads"
-        }
-        Architecture::Llama if config.mlp_bias => "mlp_bias",
-        _ => return Ok(()),
-    };
-    Err(InferenceError::Unsupported {
-        path: path.to_owned(),
-        feature: feature.to_owned(),
-    })
 }
 
 /// All weights of the model in float32, as 4 bits leave them where these are asked for, with `W + scale · B A` for those that
@@ -425,7 +397,7 @@ fn qwen2_config(config: &ModelConfig, positions: usize) -> qwen2::Config {
         num_attention_heads: config.heads,
         num_key_value_heads: config.key_value_heads,
         max_position_embeddings: positions,
-        // Applied whatever `use_sliding_window` says; `check_supported` has seen to it that none is needed.
+        // Applied whatever `use_sliding_window` says; `candle_knows` has seen to it that none is needed.
         sliding_window: positions,
         max_window_layers: config.layers,
         tie_word_embeddings: config.tied,
@@ -454,5 +426,68 @@ fn qwen3_config(config: &ModelConfig, positions: usize) -> qwen3::Config {
         rms_norm_eps: config.rms_norm_epsilon,
         use_sliding_window: false,
         hidden_act: Activation::Silu,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::job::Method;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::engine::testing::{config, job, load, write_model};
+
+    /// The logits behind a text, and those of the trainer.
+    fn check(architecture: &str, is_known: bool, change: &dyn Fn(&mut Value)) {
+        let mut json = config(architecture);
+        change(&mut json);
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &json, 7);
+        let text: Vec<u32> = (0..30).map(|i| i * i % 61).collect();
+        let mut model = InferenceModel::load(dir.path(), None, None).unwrap();
+        assert_eq!(
+            matches!(model.decoder, Decoder::Own { .. }),
+            !is_known,
+            "{json}"
+        );
+        model.append(&text[..20]).unwrap();
+        let found = model.append(&text[20..]).unwrap();
+        let all = load(dir.path(), job(Method::Full), 1)
+            .logits(&text)
+            .unwrap();
+        let expected = &all[all.len() - found.len()..];
+        let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4 * largest, "{json}");
+        }
+        model.reset().unwrap();
+        let again = [
+            model.append(&text[..1]).unwrap(),
+            model.append(&text[1..]).unwrap(),
+        ]
+        .concat();
+        let off = again[found.len()..]
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs());
+        assert!(off.fold(0.0, f32::max) < 1e-4 * largest, "{json}");
+    }
+
+    #[test]
+    fn what_candle_s_decoders_lack_is_generated_from_all_the_same() {
+        check("LlamaForCausalLM", true, &|_| {});
+        check("Qwen3ForCausalLM", true, &|_| {});
+        check("LlamaForCausalLM", false, &|json| {
+            json["attention_bias"] = true.into()
+        });
+        check("LlamaForCausalLM", false, &|json| {
+            json["rope_scaling"] = json!({"rope_type": "linear", "factor": 4.0});
+        });
+        check("Qwen2ForCausalLM", false, &|json| {
+            json["sliding_window"] = 7.into();
+            json["use_sliding_window"] = true.into();
+        });
+        check("Gemma3ForCausalLM", false, &|_| {});
     }
 }
