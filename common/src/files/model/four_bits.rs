@@ -14,14 +14,17 @@ use crate::nf4::{Nested, Nf4, Scales};
 const MAX_STATE_BYTES: usize = 64 << 10;
 
 /// Ends of the names of what belongs to a quantised weight.
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 4] = [
     ".absmax",
     ".quant_map",
     ".nested_absmax",
     ".nested_quant_map",
-    ".quant_state.bitsandbytes__nf4",
 ];
-const FP4_STATE: &str = ".quant_state.bitsandbytes__fp4";
+/// Ends of the names of the tensors that say how a weight is quantised.
+const STATES: [&str; 2] = [
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+];
 
 /// What bitsandbytes says of a matrix (`QuantState.as_dict`, 0.50). The type that it was quantised from is said too; it plays no
 /// part, because products round to their own.
@@ -37,7 +40,7 @@ struct State {
 
 /// The weight that a tensor belongs to as a part of its quantisation, if it does.
 pub(super) fn weight_of(name: &str) -> Option<&str> {
-    let ends = PARTS.into_iter().chain([FP4_STATE]);
+    let ends = PARTS.into_iter().chain(STATES);
     ends.filter_map(|end| name.strip_suffix(end))
         .find(|weight| weight.ends_with(".weight"))
 }
@@ -106,8 +109,8 @@ pub(super) fn read(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Nf4
 }
 
 fn state<'a>(file: &'a TensorFile, name: &str) -> Option<TensorView<'a>> {
-    let ends = [PARTS[4], FP4_STATE];
-    ends.iter()
+    STATES
+        .iter()
         .find_map(|end| file.get(&format!("{name}{end}")))
 }
 
@@ -165,7 +168,7 @@ mod tests {
                 vec![16],
                 floats(matrix.levels()),
             ),
-            (named(PARTS[4]), Dtype::U8, vec![state.len()], state),
+            (named(STATES[0]), Dtype::U8, vec![state.len()], state),
         ]
     }
 
