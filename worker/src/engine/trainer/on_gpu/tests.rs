@@ -7,8 +7,8 @@ use std::sync::Arc;
 use common::data::block::Block;
 use common::exact::dequantize;
 use common::job::{
-    BaseDtype, Checkpointing, Eaft, JobSpec, Method, Optimizer, RateGroups, Reduction,
-    TargetModules, TokenLoss,
+    BaseDtype, Checkpointing, Eaft, JobSpec, Method, Optimizer, Quantization, RateGroups,
+    Reduction, TargetModules, TokenLoss,
 };
 
 use crate::ComputeDevice;
@@ -118,6 +118,57 @@ fn a_bfloat16_base_is_as_close_to_a_float32_one_as_on_the_processor() {
         "gradients are {apart} apart, {allowed} are allowed"
     );
     assert!((found.1 / exact.1 - 1.0).abs() < 1e-2);
+}
+
+#[test]
+fn a_base_of_4_bits_has_the_processor_s_numbers() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen3ForCausalLM");
+    let run = |device, quantization| {
+        let job = JobSpec {
+            quantization,
+            ..job(lora(TargetModules::AllLinear, 0.0))
+        };
+        slot_sums(&mut trained(device, dir.path(), job), 1, &blocks())
+    };
+    for embeddings in [false, true] {
+        let how = Some(Quantization {
+            nested_scales: true,
+            embeddings,
+        });
+        let (found, expected) = (run(gpu.clone(), how), run(ComputeDevice::Cpu, how));
+        assert!(distance(&found.0, &expected.0) < 1e-5);
+        assert!((found.1 / expected.1 - 1.0).abs() < 1e-5);
+        assert!(distance(&run(gpu.clone(), None).0, &expected.0) > 1e-3);
+    }
+}
+
+#[test]
+fn families_that_the_kernels_do_not_know_are_refused_by_name() {
+    let Some(gpu) = gpu() else { return };
+    for (architecture, words) in [
+        ("Gemma2ForCausalLM", ["Gemma 2", "norms behind"]),
+        ("GraniteForCausalLM", ["Granite", "multipliers"]),
+        (
+            "SmolLM3ForCausalLM",
+            ["SmolLM3", "positions that differ by layer"],
+        ),
+    ] {
+        let mut config = config(architecture);
+        config["residual_multiplier"] = 0.5.into();
+        config["no_rope_layers"] = serde_json::json!([1, 0]);
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, 7);
+        let loaded = Trainer::load(TrainerOptions {
+            job: Arc::new(job(Method::Full)),
+            model_dir: dir.path().to_owned(),
+            adapter_dir: None,
+            threads: 1,
+            device: gpu.clone(),
+        });
+        let message = loaded.err().unwrap().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
 }
 
 #[test]
