@@ -2,7 +2,7 @@
 
 use common::job::JobSpec;
 use common::text::short_digest;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::RunIdentity;
 use super::error::OutputError;
@@ -93,12 +93,18 @@ impl RunRecord {
             return String::new();
         };
         let decides = |name: &str| !common::job::NOT_PART_OF_THE_RESULT.contains(&name);
-        let mut differences: Vec<String> = here
-            .iter()
-            .filter(|(name, value)| decides(name) && there.get(*name) != Some(value))
-            .map(|(name, value)| {
-                let found = there.get(name).unwrap_or(&Value::Null);
-                format!("{name} {} there, {} here", brief(found), brief(value))
+        // A field that stands at its default is left out.
+        let absent = here.keys().filter(|name| !there.contains_key(*name));
+        let value =
+            |job: &Map<String, Value>, name: &str| job.get(name).cloned().unwrap_or_default();
+        let mut differences: Vec<String> = there
+            .keys()
+            .chain(absent)
+            .filter(|name| decides(name))
+            .map(|name| (name, value(there, name), value(&here, name)))
+            .filter(|(_, there, here)| there != here)
+            .map(|(name, there, here)| {
+                format!("{name} {} there, {} here", brief(&there), brief(&here))
             })
             .collect();
         let more = differences.len().saturating_sub(MAX_DIFFERENCES);

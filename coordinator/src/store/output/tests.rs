@@ -362,6 +362,25 @@ fn a_hostile_metrics_file_ends_where_it_breaks() {
 }
 
 #[test]
+fn a_field_that_one_of_two_jobs_leaves_at_its_default_is_named_too() {
+    let lora = ("adapter", "lora");
+    let (dense, narrow) = (("base_dtype", "bfloat16"), ("load_in_4bit", "true"));
+    for (first, other, named) in [
+        ([lora, narrow], [lora, dense], "} there, null here"),
+        ([lora, dense], [lora, narrow], "quantization null there, {"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        run(&identity(dir.path(), &first), 0, [step(1)]);
+        let message = check_output_dir(&identity(dir.path(), &other));
+        let message = message.unwrap_err().to_string();
+        assert!(
+            message.contains("quantization") && message.contains(named),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn a_folder_of_another_job_is_refused_with_both_digests() {
     let dir = tempfile::tempdir().unwrap();
     let first = identity(dir.path(), &[]);
