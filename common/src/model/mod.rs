@@ -2,12 +2,17 @@
 //! [`ModelConfig`].
 
 mod config;
+mod error;
 mod family;
+mod fields;
 mod geometry;
+mod rope;
 
-pub use config::{Caps, ModelConfig, ModelError, Rope, RopeScaling, Scales};
+pub use config::{Caps, ModelConfig, Scales};
+pub use error::ModelError;
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
     AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, absent_targets,
     adapted_by_layer, adapted_modules, base_tensors, linears, trained_matrices,
 };
+pub use rope::{Rope, RopeScaling};
