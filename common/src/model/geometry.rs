@@ -100,7 +100,7 @@ pub fn linears(config: &ModelConfig) -> [LinearShape; LINEARS] {
     ]
 }
 
-/// One adapted linear.
+/// One linear of a layer, as adapters name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdaptedModule {
     /// `model.layers.0.self_attn.q_proj`
@@ -113,14 +113,7 @@ pub fn adapted_modules(
     config: &ModelConfig,
     targets: &TargetModules,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
-    let all: Vec<AdaptedModule> = (0..config.layers)
-        .flat_map(|layer| {
-            linears(config).map(|shape| AdaptedModule {
-                path: format!("model.layers.{layer}.{}", shape.path),
-                shape,
-            })
-        })
-        .collect();
+    let all: Vec<AdaptedModule> = decoder_linears(config).collect();
     let names = match targets {
         TargetModules::AllLinear => return Ok(all),
         TargetModules::Named(names) => names,
@@ -153,13 +146,19 @@ pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<Stri
     let TargetModules::Named(names) = targets else {
         return Vec::new();
     };
-    let paths: Vec<String> = (0..config.layers)
-        .flat_map(|layer| {
-            linears(config).map(|shape| format!("model.layers.{layer}.{}", shape.path))
-        })
-        .collect();
-    let is_absent = |name: &&String| !paths.iter().any(|path| is_named(path, name));
+    let is_absent =
+        |name: &&String| !decoder_linears(config).any(|module| is_named(&module.path, name));
     names.iter().filter(is_absent).cloned().collect()
+}
+
+/// All linears of all layers.
+fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
+    (0..config.layers).flat_map(|layer| {
+        linears(config).map(|shape| AdaptedModule {
+            path: format!("model.layers.{layer}.{}", shape.path),
+            shape,
+        })
+    })
 }
 
 /// Whether a target names the module of that path: the path itself, or its end.
