@@ -130,6 +130,7 @@ mod tests {
             rank: 16,
             dropout: false,
             adapted,
+            tokens: Default::default(),
         };
         // 41.9e6 scalars of adapters.
         let expected = 4.0 * 7.504_9e9 + 6.0 * 41.943e6 + attention;

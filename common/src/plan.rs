@@ -132,6 +132,7 @@ mod tests {
             default_system_message: None,
             eos_token: None,
             eot_tokens: Vec::new(),
+            tokens: Vec::new(),
             val_set_size: ValSetSize::None,
             test_datasets: Vec::new(),
             sequence_len: 8,

@@ -8,6 +8,7 @@ mod dtype;
 mod estimate;
 mod scratch;
 mod sources;
+mod tokens;
 
 use std::fmt;
 use std::io;
@@ -23,10 +24,10 @@ use common::files::manifest::entries_digest;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
-use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, Resume};
+use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
 use common::model::{
     LinearShape, ModelConfig, absent_targets, adapted_modules, base_tensors, linears,
-    trained_matrices,
+    token_tensors, trained_matrices,
 };
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
@@ -246,15 +247,27 @@ pub fn prepare_in(
         .map_err(|problems| PreflightError { problems })?;
     // Only now it is known which job it is: its splits, and which token ends texts.
     let job = &with_dtype_of_model(without_own_eos(job));
+    progress.begin("reading the model", 0);
+    let (model, config, mut model_notices) = read_model(job, &mut errors);
+    let (tokenizer, template, new) = read_tokenizer(job, &mut errors, &mut model_notices);
+    let unsettled = job;
+    let job = &match &config {
+        Some(config) => {
+            let job = tokens::with_tokens(job.clone(), new, config, &mut model_notices);
+            let job = errors.note(job).unwrap_or_else(|| unsettled.clone());
+            errors.note(tokens::check_ids(&job, config));
+            errors.note(check_starting_adapter(&job, config));
+            job
+        }
+        None => job.clone(),
+    };
+    let config = config.map(|config| config.for_job(job));
     let scratch = match errors.note(check_output_dir(job)) {
         Some(()) => None,
         // What is there stays as it is, but the data is looked at all the same.
         None => errors.note(Scratch::new()),
     };
     let blocks_dir = scratch.as_ref().map_or(blocks_dir, Scratch::path);
-    progress.begin("reading the model", 0);
-    let (model, config, mut model_notices) = read_model(job, &mut errors);
-    let (tokenizer, template) = read_tokenizer(job, &mut errors, &mut model_notices);
     let data = match (&tokenizer, &template) {
         (Some(tokenizer), Some(template)) => {
             let others = shared_folders(job, blocks_dir);
@@ -324,18 +337,26 @@ fn read_tokenizer(
     job: &JobSpec,
     errors: &mut PreflightError,
     notices: &mut Vec<String>,
-) -> (Option<Tokenizer>, Option<Option<ChatTemplate>>) {
+) -> (
+    Option<Tokenizer>,
+    Option<Option<ChatTemplate>>,
+    Vec<NewToken>,
+) {
     if !job.base_model.is_dir() {
-        return (None, None);
+        return (None, None, Vec::new());
     }
+    let mut new = Vec::new();
     let mut tokenizer = errors.note(Tokenizer::load(&job.base_model));
     let template = errors.note(ChatTemplate::chosen_for(job));
     if let Some(tokenizer) = &mut tokenizer {
+        new = errors
+            .note(tokenizer.add_tokens(&job.tokens))
+            .unwrap_or_default();
         if let Some(eos) = &job.eos_token
             && !tokenizer.end_texts_with(eos)
         {
             errors.add(format!(
-                "eos_token: {eos} is no token of this tokenizer, and tokens cannot be added; name one that it has"
+                "eos_token: {eos} is no token of this tokenizer; name one that it has, or give it under special_tokens, which adds it"
             ));
         }
         let (unwritten, named): (Vec<_>, Vec<_>) = job
@@ -358,7 +379,7 @@ fn read_tokenizer(
             .flat_map(ChatTemplate::missing_tokens)
             .map(|name| format!("the tokenizer has no {name}, so the chat template writes none")),
     );
-    (tokenizer, template)
+    (tokenizer, template, new)
 }
 
 /// Lets the job's `eot_tokens` end turns. Returns a line for the user where some are no tokens.
@@ -407,7 +428,6 @@ fn read_model(
                 .push("load_in_4bit: changes nothing: base_model is quantised as it is".to_owned());
         }
         errors.note(model.check_model_type());
-        errors.note(check_starting_adapter(job, config));
         errors.note(check_quantised(job, config));
     }
     (model, config, notices)
@@ -558,6 +578,7 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
     };
     let modules =
         adapted_modules(config, &lora.target_modules).map_err(|error| error.to_string())?;
+    let beside = token_tensors(&config.clone().for_job(job), &lora.tokens);
     let linears: Vec<Adapted> = modules
         .into_iter()
         .map(|module| Adapted {
@@ -566,7 +587,7 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
             outputs: module.shape.out,
         })
         .collect();
-    check_adapter(dir, lora.r, &linears).map_err(|error| format!("lora_model_dir {error}"))
+    check_adapter(dir, lora.r, &linears, &beside).map_err(|error| format!("lora_model_dir {error}"))
 }
 
 /// Refuses to train all weights of a model of 4 bits.

@@ -28,6 +28,7 @@ use worker::engine::ops::rms_norm::RmsNorm;
 use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable};
 use worker::engine::ops::segments::Segments;
 use worker::engine::ops::swiglu;
+use worker::engine::ops::token_matrix::TokenMatrix;
 use worker::engine::optim::{AdamW, Update};
 use worker::engine::params::Weight;
 
@@ -278,7 +279,7 @@ fn loss<E: Base>(criterion: &mut Criterion) {
         epsilon: 1e-6,
         offset: false,
     };
-    let head = weight::<E>(&[VOCABULARY, HIDDEN], 2, &pool);
+    let head = TokenMatrix::from(weight::<E>(&[VOCABULARY, HIDDEN], 2, &pool));
     let head = LossHead {
         norm: &norm,
         head: &head,

@@ -40,7 +40,7 @@ pub struct Reading {
 pub struct Source<'a> {
     job: &'a JobSpec,
     maker: ExampleMaker<'a>,
-    /// Size of the model's vocabulary: rows of its embedding. None where its config does not say.
+    /// Size of the model's vocabulary: rows of its embedding, with those that the job adds. None where its config does not say.
     vocab_size: Option<u32>,
     /// What the job gives the template in every conversation.
     variables: Variables,
@@ -58,7 +58,8 @@ impl<'a> Source<'a> {
         let config = read_json(&path).map_err(|reason| DataErrors::one(Some(&path), reason))?;
         let vocab_size = config
             .as_ref()
-            .and_then(|config| u32::try_from(config.get("vocab_size")?.as_u64()?).ok());
+            .and_then(|config| u32::try_from(config.get("vocab_size")?.as_u64()?).ok())
+            .map(|size| size.max(job.token_rows().try_into().unwrap_or(u32::MAX)));
         let variables = Variables::from_json(&Json::Object(job.chat_template_kwargs.clone()))
             .map_err(|reason| DataErrors::one(None, format!("chat_template_kwargs: {reason}")))?;
         let source = Self {

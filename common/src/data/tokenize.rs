@@ -16,6 +16,7 @@ use tokenizers::{AddedToken, ModelWrapper, PostProcessor, PostProcessorWrapper};
 
 use super::added_tokens;
 use crate::files::stray;
+use crate::job::NewToken;
 
 pub(super) use self::special::read_json;
 pub use self::special::{SpecialTokens, TokenizerError};
@@ -114,34 +115,56 @@ impl Tokenizer {
         }
         let eos_id = eos_ids.first().copied();
         let pad_id = id_of("pad_token").ok().flatten().or(eos_id).unwrap_or(0);
-        let special_ids = inner
-            .get_added_tokens_decoder()
-            .iter()
-            .filter(|(_, token)| token.special)
-            .map(|(id, _)| *id)
-            .collect();
-        let id_bound = inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| id.saturating_add(1));
-        let words = WordEncoder::of(&inner);
         let mut tokenizer = Self {
             around: [Vec::new(), Vec::new()],
-            words,
+            words: None,
             inner,
             post_processor,
             special,
-            special_ids,
+            special_ids: HashSet::new(),
             eos_id,
             eos_ids,
             pad_id,
-            id_bound,
+            id_bound: 0,
             digest: blake3::hash(&bytes).to_hex().to_string(),
             added,
         };
-        tokenizer.around = tokenizer.put_around()?;
+        tokenizer.follow_tokens()?;
         Ok(tokenizer)
+    }
+
+    /// Brings what follows from the tokens up to date.
+    fn follow_tokens(&mut self) -> Result<(), TokenizerError> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special);
+        self.special_ids = special.map(|(id, _)| *id).collect();
+        let vocabulary = self.inner.get_vocab(true);
+        let largest = vocabulary.values().max();
+        self.id_bound = largest.map_or(0, |id| id.saturating_add(1));
+        self.words = WordEncoder::of(&self.inner);
+        self.around = self.put_around()?;
+        Ok(())
+    }
+
+    /// Adds the tokens that are none here yet. Returns those, with the ids that they got: the ones that follow.
+    pub fn add_tokens(&mut self, tokens: &[NewToken]) -> Result<Vec<NewToken>, TokenizerError> {
+        let is_new = |token: &&NewToken| self.inner.token_to_id(&token.text).is_none();
+        let mut new: Vec<NewToken> = tokens.iter().filter(is_new).cloned().collect();
+        if new.is_empty() {
+            return Ok(new);
+        }
+        let added: Vec<AddedToken> = new
+            .iter()
+            .map(|token| AddedToken::from(&token.text, token.is_special).normalized(false))
+            .collect();
+        let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
+        self.inner.add_tokens(added.clone()).map_err(failed)?;
+        for token in &mut new {
+            token.id = self.inner.token_to_id(&token.text);
+        }
+        self.added.extend(added);
+        self.follow_tokens()?;
+        Ok(new)
     }
 
     /// Lets another token end texts, as the job's `eos_token` says. False where it is no token here.

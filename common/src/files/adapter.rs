@@ -11,7 +11,7 @@ use super::FileError;
 use super::json::json_text;
 use super::json::read_json;
 use super::sink::Sink;
-use crate::job::{LoraSpec, TargetModules};
+use crate::job::{LoraSpec, TargetModules, TrainedRows, TrainedTokens};
 
 use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
@@ -32,6 +32,8 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Module names (`q_proj`) or path endings, sorted.
     pub target_modules: Vec<String>,
+    /// What it has of the embedding and the output layer.
+    pub tokens: TrainedTokens,
 }
 
 /// One of the two low-rank matrices of an adapted module.
@@ -50,6 +52,22 @@ pub fn tensor_name(module: &str, factor: Factor) -> String {
         Factor::B => 'B',
     };
     format!("base_model.model.{module}.lora_{letter}.weight")
+}
+
+/// PEFT's name for the rows of a token matrix that are trained by themselves: whole rows, not what is added to them.
+pub fn trained_rows_name(module: &str) -> String {
+    format!("base_model.model.{module}.token_adapter.trainable_tokens_delta")
+}
+
+/// Whether PEFT saves a tensor of that name beside rows that are trained: the matrix that they are of, or, where the output layer
+/// is the embedding, the same rows again.
+pub fn is_kept_beside_tokens(name: &str) -> bool {
+    name.ends_with(".token_adapter.base_layer.weight") || name == trained_rows_name("lm_head")
+}
+
+/// PEFT's name for a matrix that is trained as a whole beside adapters.
+pub fn trained_whole_name(module: &str) -> String {
+    format!("base_model.model.{module}.weight")
 }
 
 /// The module path and factor of a tensor named by PEFT.
@@ -81,6 +99,7 @@ impl AdapterConfig {
             lora_dropout: lora.dropout,
             use_rslora: lora.use_rslora,
             target_modules,
+            tokens: lora.tokens.clone(),
         }
     }
 
@@ -91,6 +110,7 @@ impl AdapterConfig {
             dropout: self.lora_dropout,
             target_modules: TargetModules::Named(self.target_modules.clone()),
             use_rslora: self.use_rslora,
+            tokens: self.tokens.clone(),
             model_dir: None,
         }
     }
@@ -139,6 +159,10 @@ impl AdapterConfig {
                 switch => switch.as_bool().ok_or_else(|| wrong("use_rslora"))?,
             },
             target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
+            tokens: TrainedTokens::of_adapter(&found).ok_or_else(|| {
+                let reason = "trainable_token_indices and modules_to_save must name embed_tokens or lm_head, as nothing else is trained beside adapters";
+                FileError::malformed(&path, reason)
+            })?,
         })
     }
 
@@ -156,10 +180,36 @@ impl AdapterConfig {
             ("lora_dropout", json!(self.lora_dropout)),
             ("use_rslora", json!(self.use_rslora)),
             ("target_modules", json!(self.target_modules)),
+            ("trainable_token_indices", self.trainable_token_indices()),
+            ("modules_to_save", self.modules_to_save()),
         ] {
             config[field] = value;
         }
         sink.small_file(ADAPTER_CONFIG, &json_text(ADAPTER_CONFIG, &config)?)
+    }
+
+    /// A list where only rows of the embedding are trained, as PEFT writes it.
+    fn trainable_token_indices(&self) -> Value {
+        let (embedding, head) = (self.tokens.embedding.listed(), self.tokens.head.listed());
+        match (embedding.is_empty(), head.is_empty()) {
+            (true, true) => Value::Null,
+            (false, true) => json!(embedding),
+            (true, false) => json!({"lm_head": head}),
+            (false, false) => json!({"embed_tokens": embedding, "lm_head": head}),
+        }
+    }
+
+    fn modules_to_save(&self) -> Value {
+        let both = [
+            ("embed_tokens", &self.tokens.embedding),
+            ("lm_head", &self.tokens.head),
+        ];
+        let whole = both.iter().filter(|(_, rows)| **rows == TrainedRows::All);
+        let names: Vec<&str> = whole.map(|(name, _)| *name).collect();
+        match names.is_empty() {
+            true => Value::Null,
+            false => json!(names),
+        }
     }
 }
 
@@ -211,20 +261,21 @@ fn defaults() -> Value {
 }
 
 /// Fields that are read, or that have no effect on what the adapter computes.
-const FREE_FIELDS: [&str; 14] = [
+const FREE_FIELDS: [&str; 15] = [
     "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
-    "ensure_weight_tying",
     "inference_mode",
     "lora_alpha",
     "lora_dropout",
     "megatron_core",
+    "modules_to_save",
     "peft_version",
     "qalora_group_size",
     "r",
     "revision",
     "target_modules",
+    "trainable_token_indices",
     "use_rslora",
 ];
 
@@ -294,6 +345,7 @@ mod tests {
             lora_dropout: 0.05,
             use_rslora: true,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            tokens: TrainedTokens::default(),
         }
     }
 
@@ -317,6 +369,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_trained_of_tokens_is_read_back() {
+        let these = |ids: &[u32]| TrainedRows::These(ids.to_vec());
+        for (embedding, head) in [
+            (these(&[7, 2]), these(&[])),
+            (these(&[7]), these(&[3, 4])),
+            (these(&[]), these(&[3])),
+            (TrainedRows::All, these(&[3])),
+            (TrainedRows::All, TrainedRows::All),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let config = AdapterConfig {
+                tokens: TrainedTokens { embedding, head },
+                ..config()
+            };
+            config.write(folder.path()).unwrap();
+            assert_eq!(AdapterConfig::read(folder.path()).unwrap(), config);
+        }
+    }
+
+    #[test]
     fn fields_nobody_knows_are_ignored() {
         assert_eq!(with("invented_in_2030", json!(7)).1.unwrap(), config());
     }
@@ -326,7 +398,9 @@ mod tests {
         for (field, value) in [
             ("use_dora", json!(true)),
             ("bias", json!("all")),
-            ("modules_to_save", json!(["lm_head"])),
+            ("modules_to_save", json!(["score"])),
+            ("ensure_weight_tying", json!(true)),
+            ("trainable_token_indices", json!({"wte": [1]})),
             ("rank_pattern", json!({"q_proj": 2})),
             ("peft_type", json!("IA3")),
             ("peft_type", json!(null)),

@@ -6,6 +6,7 @@ mod companions;
 mod extra;
 mod four_bits;
 mod links;
+mod new_tokens;
 mod numbers;
 mod weights;
 mod writer;
@@ -23,7 +24,7 @@ pub use super::names::CONFIG;
 use super::names::{INDEX, MAX_CONFIG_BYTES, SINGLE};
 use super::tensors::TensorFile;
 use super::{FileEntry, FileError};
-use crate::job::InitWeights;
+use crate::job::{InitWeights, NewToken};
 use crate::progress::Progress;
 
 pub use absent::no_folder;
@@ -252,6 +253,14 @@ impl ModelFolder {
     /// Names another token as the end of texts in the tokenizer's files of the copy that is in `to`.
     pub fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
         companions::name_eos_token(to, text)
+    }
+
+    /// Adds tokens, which have ids, to the tokenizer's files of the copy that is in `to`.
+    pub fn add_tokens(to: &Path, tokens: &[NewToken]) -> Result<(), FileError> {
+        match tokens.is_empty() {
+            true => Ok(()),
+            false => new_tokens::add(to, tokens),
+        }
     }
 
     /// Lets these tokens end a text in the copy that is in `to`, beside those that its generation defaults name.

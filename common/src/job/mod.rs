@@ -33,6 +33,7 @@ mod starting_adapter;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod unsupported;
 mod without_effect;
 mod yaml;
@@ -60,6 +61,7 @@ pub use pattern::whole_path;
 pub use prompt_format::{PromptFormat, SystemFormat, fill};
 pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
+pub use tokens::{NewToken, TrainedRows, TrainedTokens};
 
 /// Where a job comes from. Later sources win: file, environment, flags.
 #[derive(Clone, Debug, Default)]

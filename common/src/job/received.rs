@@ -2,6 +2,7 @@
 
 use super::limits::{
     MAX_BATCH, MAX_EPOCHS, MAX_MICRO_BATCH, MAX_RANK, MAX_SEQUENCE_LEN, MAX_SLOTS, MAX_STEPS,
+    MAX_VOCABULARY,
 };
 use super::spec::{JobSpec, Method, Warmup};
 
@@ -79,6 +80,12 @@ impl JobSpec {
             }
             _ => {}
         }
+        within(
+            "the bound of the ids of tokens",
+            self.token_rows(),
+            0,
+            MAX_VOCABULARY,
+        )?;
         let Method::Lora(lora) = &self.method else {
             return Ok(());
         };

@@ -17,6 +17,7 @@ mod rate_groups;
 mod schedule;
 mod settings;
 mod special_tokens;
+mod tokens;
 mod user_defined;
 
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ use quantization::{base_dtype, is_dtype_of_model, quantization};
 use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
+use tokens::new_tokens;
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -91,6 +93,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         default_system_message: reader.text("default_system_message"),
         eos_token: eos_token(reader),
         eot_tokens: eot_tokens(reader, &entries),
+        tokens: new_tokens(reader),
         val_set_size,
         test_datasets,
         sequence_len: reader

@@ -12,6 +12,7 @@ use serde_json::{Map, Value as Json};
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
+use super::tokens::{NewToken, TrainedTokens};
 
 pub use dataset::{
     DatasetKind, DatasetSpec, FieldNames, HubSource, REASONING, STANDARD_INPUT, STDIN,
@@ -65,6 +66,9 @@ pub struct JobSpec {
     /// Tokens that end a turn, beside those that the tokenizer and `generation_config.json` name. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eot_tokens: Vec<String>,
+    /// Tokens that are added where the tokenizer does not have them; once it has been read, those that were. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<NewToken>,
     /// How much of the data is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
     /// Datasets that are evaluated and never trained on; then nothing is held out. Default: none.
@@ -166,6 +170,16 @@ impl JobSpec {
     /// The dataset of that number, counted as [`all_datasets`](Self::all_datasets) goes.
     pub fn dataset(&self, index: usize) -> Option<&DatasetSpec> {
         self.all_datasets().nth(index)
+    }
+
+    /// One more than the largest id of a token that the job adds or trains a row for: so many rows the embedding needs at least.
+    pub fn token_rows(&self) -> usize {
+        let new = self.tokens.iter().filter_map(|token| token.id);
+        let new = new.map(|id| id as usize + 1).max().unwrap_or(0);
+        match &self.method {
+            Method::Full => new,
+            Method::Lora(lora) => new.max(lora.tokens.id_bound()),
+        }
     }
 
     /// Leaves out of addresses what may be a key in them, for a record that others read. Digests do not change.
@@ -373,6 +387,9 @@ pub struct LoraSpec {
     pub target_modules: TargetModules,
     /// Scale by `alpha / sqrt(r)` instead of `alpha / r`. Default: off.
     pub use_rslora: bool,
+    /// What is trained of the embedding and the output layer beside the adapter. Default: the rows of tokens that the job adds.
+    #[serde(default, skip_serializing_if = "TrainedTokens::is_none")]
+    pub tokens: TrainedTokens,
     /// Start from this PEFT adapter. Default: none.
     pub model_dir: Option<PathBuf>,
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::TargetModules;
+use super::{TargetModules, TrainedTokens};
 use crate::hub;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -19,6 +19,8 @@ pub(super) struct StartingAdapter {
     pub dropout: f64,
     pub use_rslora: bool,
     pub target_modules: TargetModules,
+    /// What it has of the embedding and the output layer.
+    pub tokens: TrainedTokens,
 }
 
 /// Reads the shape of an adapter; the error names the file.
@@ -81,12 +83,18 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     let Some(target_modules) = target_modules(&json["target_modules"]) else {
         return fail("target_modules must be a list of module names");
     };
+    let Some(tokens) = TrainedTokens::of_adapter(&json) else {
+        return fail(
+            "trainable_token_indices and modules_to_save must name embed_tokens or lm_head",
+        );
+    };
     Ok(StartingAdapter {
         r: r as usize,
         alpha,
         dropout,
         use_rslora,
         target_modules,
+        tokens,
     })
 }
 

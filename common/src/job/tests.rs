@@ -11,6 +11,7 @@ mod quantization;
 mod schedules;
 mod shapes;
 mod table;
+mod tokens;
 mod validation;
 mod without_effect;
 

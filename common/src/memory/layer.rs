@@ -46,6 +46,7 @@ impl Layer {
                 rank,
                 dropout,
                 adapted,
+                ..
             } => (rank.next_multiple_of(multiple), *dropout, Some(adapted)),
         };
         let queries = shape.heads * shape.head_dim;

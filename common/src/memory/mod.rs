@@ -13,10 +13,10 @@ mod told;
 pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
-pub use shape::{LINEARS, Shape, Trained, Work};
+pub use shape::{LINEARS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
-use crate::job::{JobSpec, Method};
+use crate::job::{JobSpec, LoraSpec, Method, TrainedRows};
 use layer::Layer;
 use serde::Serialize;
 
@@ -135,6 +135,7 @@ impl Work {
                     rank: lora.r,
                     dropout: lora.dropout > 0.0,
                     adapted,
+                    tokens: tokens_of(lora),
                 },
             },
             dtype: job.base_dtype,
@@ -152,7 +153,12 @@ impl Work {
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
-            Trained::Adapters { rank, adapted, .. } => {
+            Trained::Adapters {
+                rank,
+                adapted,
+                tokens,
+                ..
+            } => {
                 let linears = shape.linears();
                 let of_layer = |layer: &[bool; LINEARS]| {
                     let adapted = linears.iter().zip(layer).filter(|(_, adapted)| **adapted);
@@ -160,7 +166,9 @@ impl Work {
                         .map(|((width, out, _), _)| (rank * (width + out)) as u64)
                         .sum::<u64>()
                 };
-                adapted.iter().map(of_layer).sum()
+                let of_tokens = (tokens.rows * shape.hidden_size) as u64
+                    + tokens.whole as u64 * shape.token_matrix();
+                adapted.iter().map(of_layer).sum::<u64>() + of_tokens
             }
         }
     }
@@ -172,6 +180,15 @@ impl Work {
 
     fn tokens(&self) -> u64 {
         (self.batch * self.sequence_len) as u64
+    }
+}
+
+fn tokens_of(lora: &LoraSpec) -> Tokens {
+    let both = [&lora.tokens.embedding, &lora.tokens.head];
+    let whole = both.iter().filter(|rows| ***rows == TrainedRows::All);
+    Tokens {
+        rows: both.iter().map(|rows| rows.listed().len()).sum(),
+        whole: whole.count(),
     }
 }
 
@@ -280,6 +297,7 @@ mod tests {
             rank: 16,
             dropout: false,
             adapted: vec![[true; LINEARS]; SMALL.layers],
+            tokens: Tokens::default(),
         }
     }
 

@@ -31,7 +31,9 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     };
     let frozen = match work.trained {
         Trained::All => 0,
-        Trained::Adapters { .. } => frozen_matrices(shape, work, element) + shape.vectors() * F32,
+        Trained::Adapters { tokens, .. } => {
+            frozen_matrices(shape, work, element, tokens.whole) + shape.vectors() * F32
+        }
     };
     let layers = Layer::all(shape, work, element, 1, Place::Processor);
     // What the loss took stays in the engine's pool, because nothing else is as large.
@@ -48,18 +50,21 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     }
 }
 
-/// Bytes of the base model's matrices, in the engine's element type or in 4 bits.
-fn frozen_matrices(shape: &Shape, work: &Work, element: u64) -> u64 {
+/// Bytes of the base model's matrices that are not trained, in the engine's element type or in 4 bits.
+fn frozen_matrices(shape: &Shape, work: &Work, element: u64, whole: usize) -> u64 {
+    let token_matrices =
+        (shape.token_matrices() / shape.token_matrix()).saturating_sub(whole as u64);
     let Some(how) = work.quantization else {
-        return shape.matrices() * element;
+        let linears = shape.layers as u64 * shape.layer_matrices();
+        return (linears + token_matrices * shape.token_matrix()) * element;
     };
     let four_bits = |scalars| nf4::bytes(scalars, how.nested_scales);
     let linears = shape
         .linears()
         .map(|(width, out, _)| four_bits((width * out) as u64));
     let tokens = match how.embeddings {
-        true => shape.token_matrices() / shape.token_matrix() * four_bits(shape.token_matrix()),
-        false => shape.token_matrices() * element,
+        true => token_matrices * four_bits(shape.token_matrix()),
+        false => token_matrices * shape.token_matrix() * element,
     };
     shape.layers as u64 * linears.iter().sum::<u64>() + tokens
 }
@@ -71,12 +76,16 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         Reduction::Exact => 6,
         Reduction::Fast => F32,
     };
-    let gradient = match work.trained {
-        Trained::All => {
+    let keeps_gradients = match &work.trained {
+        Trained::All => false,
+        Trained::Adapters { tokens, .. } => tokens.whole == 0,
+    };
+    let gradient = match keeps_gradients {
+        false => {
             let largest = (shape.vocab_size * shape.hidden_size) as u64;
             largest.min(SUMS_TILE as u64) * F32
         }
-        Trained::Adapters { .. } => scalars * F32,
+        true => scalars * F32,
     };
     let mean = match work.alone {
         true => 0,

@@ -41,7 +41,18 @@ pub enum Trained {
         dropout: bool,
         /// For each layer, which of its linears have an adapter.
         adapted: Vec<[bool; LINEARS]>,
+        /// What of the embedding and the output layer is trained beside them.
+        tokens: Tokens,
     },
+}
+
+/// What is trained of the embedding and the output layer beside adapters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Rows of either that are trained each by itself.
+    pub rows: usize,
+    /// How many of the two matrices are trained as a whole.
+    pub whole: usize,
 }
 
 /// The work of one slot: what is trained, in which types, on how many tokens.

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
-use crate::job::Quantization;
+use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
 
 use super::error::ModelError;
 use super::family::{
@@ -91,6 +91,23 @@ pub struct Caps {
 impl ModelConfig {
     pub fn of(folder: &ModelFolder) -> Result<Self, ModelError> {
         Self::parse(folder.config_json(), &folder.dir().join("config.json"))
+    }
+
+    /// The model of a job, which may have rows for more tokens than its folder.
+    pub fn for_job(mut self, job: &JobSpec) -> Self {
+        self.vocab_size = self.vocab_size.max(job.token_rows());
+        match &job.method {
+            Method::Full => self,
+            Method::Lora(lora) => self.with_trained_tokens(&lora.tokens),
+        }
+    }
+
+    /// The model with what an adapter has of its embedding and its output layer: perhaps rows for more tokens, perhaps an output
+    /// layer that is not the embedding any more.
+    pub fn with_trained_tokens(mut self, trained: &TrainedTokens) -> Self {
+        self.vocab_size = self.vocab_size.max(trained.id_bound());
+        self.tied &= !trained.unties();
+        self
     }
 
     /// `path` is named in errors.

@@ -4,8 +4,10 @@ use thiserror::Error;
 
 use super::config::ModelConfig;
 use super::family::HeadNormKind;
-use crate::files::adapter::{Factor, tensor_name};
-use crate::job::{JobSpec, Method, Quantization, TargetModules, whole_path};
+use crate::files::adapter::{Factor, tensor_name, trained_rows_name, trained_whole_name};
+use crate::job::{
+    JobSpec, Method, Quantization, TargetModules, TrainedRows, TrainedTokens, whole_path,
+};
 use crate::memory::{LINEARS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
@@ -45,6 +47,29 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 pub const HEAD: &str = "lm_head.weight";
+
+/// Names and shapes of what an adapter has of the embedding and the output layer.
+pub fn token_tensors(config: &ModelConfig, trained: &TrainedTokens) -> Vec<(String, Vec<usize>)> {
+    let both = [(EMBEDDING, &trained.embedding), (HEAD, &trained.head)];
+    let trained = both.into_iter().filter(|(_, rows)| !rows.is_none());
+    let named = trained.map(|(matrix, rows)| {
+        let count = match rows {
+            TrainedRows::These(ids) => ids.len(),
+            TrainedRows::All => config.vocab_size,
+        };
+        (token_tensor(matrix, rows), vec![count, config.hidden_size])
+    });
+    named.collect()
+}
+
+/// The adapter's name for what it has of this matrix, the embedding or the output layer.
+pub fn token_tensor(matrix: &str, rows: &TrainedRows) -> String {
+    let module = matrix.strip_suffix(".weight").unwrap_or(matrix);
+    match rows {
+        TrainedRows::These(_) => trained_rows_name(module),
+        TrainedRows::All => trained_whole_name(module),
+    }
+}
 
 /// One linear of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +232,11 @@ pub fn trained_matrices(
     let modules = adapted_modules(config, &lora.target_modules)?.into_iter();
     Ok(modules
         .flat_map(|module| [Factor::A, Factor::B].map(|factor| tensor_name(&module.path, factor)))
+        .chain(
+            token_tensors(config, &lora.tokens)
+                .into_iter()
+                .map(|(name, _)| name),
+        )
         .collect())
 }
 

@@ -81,6 +81,7 @@ async fn drive(min_workers: usize, slots: usize) {
         write_trainer_state: Box::new(|_, _| Ok(())),
         template: None,
         eos_token: None,
+        tokens: Vec::new(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     };

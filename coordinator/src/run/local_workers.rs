@@ -104,7 +104,8 @@ pub fn answer(
         return Ok(Vec::new());
     }
     let say = |error: worker::engine::inference::generate::GenerateError| error.to_string();
-    let mut generator = Generator::load(model_dir, adapter_dir, FourBits::of(job)).map_err(say)?;
+    let mut generator =
+        Generator::load(model_dir, adapter_dir, FourBits::of(job), &job.tokens).map_err(say)?;
     generator.ask_as_in(job).map_err(say)?;
     let sampling = Sampling {
         max_new_tokens: MAX_NEW_TOKENS,

@@ -14,6 +14,7 @@ use common::files::durable;
 use common::files::model::{CONFIG, ModelFolder};
 use common::files::snapshot::OPTIMIZER;
 use common::files::{FileEntry, FileError};
+use common::job::NewToken;
 
 use crate::cluster::WorkerId;
 
@@ -72,6 +73,8 @@ pub struct Store {
     pub end_tokens: Vec<u32>,
     /// The token that ends texts, where it is not the tokenizer's own.
     pub eos_token: Option<String>,
+    /// Tokens that the job added.
+    pub tokens: Vec<NewToken>,
     pub job_digest: String,
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
@@ -168,6 +171,7 @@ impl Store {
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         self.model
             .copy_tokenizer_files(folder, self.template.as_deref())?;
+        ModelFolder::add_tokens(folder, &self.tokens)?;
         if let Some(eos) = &self.eos_token {
             ModelFolder::name_eos_token(folder, eos)?;
         }

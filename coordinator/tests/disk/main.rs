@@ -53,6 +53,7 @@ fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
         }),
         template: None,
         eos_token: None,
+        tokens: Vec::new(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     }
@@ -85,6 +86,7 @@ fn received(store: &Store, step: u64) -> Received {
         lora_dropout: 0.0,
         use_rslora: false,
         target_modules: vec!["q_proj".into()],
+        tokens: Default::default(),
     });
     let mut files = Entries::default();
     snapshot.write_files(&mut files, &format).unwrap();

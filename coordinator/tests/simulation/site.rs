@@ -240,6 +240,7 @@ fn store(world: &World, job_digest: String) -> Store {
         write_trainer_state: Box::new(|_, _| Ok(())),
         template: None,
         eos_token: None,
+        tokens: Vec::new(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
     }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use common::files::adapter::{ADAPTER_WEIGHTS, AdapterConfig, Factor, tensor_name};
+use common::files::adapter::{
+    ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, tensor_name,
+};
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
 use common::files::tensors::TensorFile;
@@ -18,9 +20,13 @@ use crate::engine::model::weights::name_key;
 /// Stream of the counter-based generator from which adapters' starting values are drawn.
 const STREAM_ADAPTER: u64 = 0x6c6f_7261;
 
-/// The adapter's trainable tensors.
-pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {
-    Layout::new(modules.iter().flat_map(|module| {
+/// The adapter's trainable tensors: the factors of its modules, and what is trained `beside` them.
+pub fn adapter_layout(
+    modules: &[AdaptedModule],
+    rank: usize,
+    beside: Vec<(String, Vec<usize>)>,
+) -> Layout {
+    let factors = modules.iter().flat_map(|module| {
         [
             (
                 tensor_name(&module.path, Factor::A),
@@ -31,11 +37,12 @@ pub fn adapter_layout(modules: &[AdaptedModule], rank: usize) -> Layout {
                 vec![module.shape.out, rank],
             ),
         ]
-    }))
+    });
+    Layout::new(factors.chain(beside))
 }
 
 /// Starting values of all adapters, in layout order, as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with
-/// a = sqrt 5), `B` zero.
+/// a = sqrt 5), `B` zero, and so is what is no factor.
 ///
 /// # Errors
 /// Where the machine has not the memory.
@@ -46,7 +53,7 @@ pub fn initial_values(layout: &Layout, seed: u64) -> Result<Vec<f32>, EngineErro
         .map_err(|_| EngineError::Memory { scalars })?;
     for tensor in &layout.tensors {
         let scalars: usize = tensor.shape.iter().product();
-        if tensor.name.ends_with(".lora_B.weight") {
+        if !tensor.name.ends_with(".lora_A.weight") {
             flat.resize(flat.len() + scalars, 0.0);
             continue;
         }
@@ -70,7 +77,8 @@ pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f
     let values = read_weights(dir, layout)?;
     let path = dir.join(ADAPTER_WEIGHTS);
     let file = TensorFile::open(&path)?;
-    let unexpected = file.names().find(|name| layout.find(name).is_none());
+    let is_unexpected = |name: &&str| layout.find(name).is_none() && !is_kept_beside_tokens(name);
+    let unexpected = file.names().find(is_unexpected);
     match unexpected.map(str::to_owned) {
         Some(name) => Err(EngineError::UnexpectedTensor { path, name }),
         None => Ok(values),

@@ -66,6 +66,11 @@ pub enum EngineError {
         or: &'static str,
     },
     #[cfg(feature = "cuda")]
+    #[error(
+        "tokens' rows of the embedding and the output layer are not trained beside adapters on GPUs yet; join with --device cpu"
+    )]
+    GpuTokens,
+    #[cfg(feature = "cuda")]
     #[error("{family} with {feature} is not done on GPUs yet; join with --device cpu")]
     GpuFamily {
         family: &'static str,

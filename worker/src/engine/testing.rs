@@ -57,6 +57,7 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
         dropout,
         target_modules: targets,
         use_rslora: false,
+        tokens: Default::default(),
         model_dir: None,
     })
 }
@@ -77,6 +78,7 @@ pub fn job(method: Method) -> JobSpec {
         default_system_message: None,
         eos_token: None,
         eot_tokens: Vec::new(),
+        tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         test_datasets: Vec::new(),
         sequence_len: 64,

@@ -114,6 +114,7 @@ impl Trainer {
                 norm: if config.norm_offset { 0.0 } else { 1.0 },
             },
         };
+        let config = config.for_job(&job);
         let start = pool.install(|| InitialWeights::of(&job, &config, &source, adapter_dir))?;
         let scalars = start.layout.scalars;
         let layout = Arc::new(start.layout.clone());

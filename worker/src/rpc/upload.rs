@@ -15,9 +15,11 @@ use common::files::sink::{Entries, Fill, Sink};
 use common::files::tensors::Dtype;
 use common::files::{FileEntry, FileError, Layout, Snapshot, WeightsFormat};
 use common::job::{BaseDtype, JobSpec, Method, TargetModules};
+use common::model::EMBEDDING;
 use common::wire::CHUNK_BYTES;
 use proto::v1;
 use proto::v1::upload_chunk::Chunk;
+use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -292,15 +294,24 @@ pub fn weights_format(
             Ok(WeightsFormat::Adapter(config))
         }
         Method::Full => Ok(WeightsFormat::Model {
-            config: ModelFolder::open(model_dir, job.init_weights)?
-                .config_json()
-                .clone(),
+            config: config_of(model_dir, job, layout)?,
             dtype: match job.base_dtype {
                 BaseDtype::Float32 => Dtype::F32,
                 BaseDtype::Bfloat16 => Dtype::BF16,
             },
         }),
     }
+}
+
+/// The model's `config.json` with as many tokens as its embedding has now.
+fn config_of(model_dir: &Path, job: &JobSpec, layout: &Layout) -> Result<Value, FileError> {
+    let folder = ModelFolder::open(model_dir, job.init_weights)?;
+    let mut config = folder.config_json().clone();
+    let rows = layout.find(EMBEDDING).map(|tensor| tensor.shape[0]);
+    if let (Some(rows), Some(size)) = (rows, config.get_mut("vocab_size")) {
+        *size = rows.into();
+    }
+    Ok(config)
 }
 
 /// The names (`q_proj`) of the modules that have an adapter.

@@ -50,6 +50,8 @@ YARN_ROPE = dict(
 )
 # Shorter than most examples, so that it matters.
 WINDOW = 6
+EXPERTS = dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 CASES = {
     "llama": (
         transformers.LlamaConfig(**COMMON, tie_word_embeddings=False, rope_parameters=LLAMA3_ROPE),
@@ -166,13 +168,208 @@ CASES = {
         ),
         dict(target_modules="all-linear", use_rslora=False),
     ),
+    # The experts' own size is that of one expert; the other is that of a layer without experts.
+    "qwen3-moe": (
+        transformers.Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=12, norm_topk_prob=True, tie_word_embeddings=False),
+        dict(target_modules=ATTENTION),
+    ),
+    "mixtral": (
+        transformers.MixtralConfig(
+            **COMMON | dict(intermediate_size=16),
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=ATTENTION),
+    ),
+    "olmoe": (
+        transformers.OlmoeConfig(
+            **COMMON | dict(intermediate_size=16),
+            num_experts=4,
+            num_experts_per_tok=2,
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=ATTENTION),
+    ),
+    # Its middle layer has no experts.
+    "qwen2-moe": (
+        transformers.Qwen2MoeConfig(
+            **COMMON | dict(num_hidden_layers=3),
+            **EXPERTS,
+            shared_expert_intermediate_size=24,
+            mlp_only_layers=[1],
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=ATTENTION),
+    ),
+    # The loss has the router's besides.
+    "qwen3-moe-router-loss": (
+        transformers.Qwen3MoeConfig(
+            **COMMON,
+            **EXPERTS,
+            head_dim=12,
+            norm_topk_prob=False,
+            output_router_logits=True,
+            router_aux_loss_coef=0.05,
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=ATTENTION),
+    ),
+}
+GEMMA3 = dict(
+    head_dim=12,
+    query_pre_attn_scalar=20,
+    sliding_window=WINDOW,
+    layer_types=["sliding_attention", "full_attention"],
+    rope_parameters=dict(
+        sliding_attention=dict(rope_type="default", rope_theta=100.0),
+        full_attention=dict(rope_type="default", rope_theta=10000.0),
+    ),
+    tie_word_embeddings=True,
+)
+# Adapters that are more than LoRA on linear layers.
+ADAPTER_CASES = {
+    # No text has the tokens below 3. The order is not that of the vocabulary.
+    "tokens-tied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], trainable_token_indices=[41, 7, 2, 60]),
+    ),
+    "tokens-untied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            trainable_token_indices={"embed_tokens": [60, 1, 7, 41], "lm_head": [7, 2, 50]},
+        ),
+    ),
+    "saved-untied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    ),
+    # Two weights come of the tied one, each trained by itself.
+    "saved-tied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    ),
+    # Here they stay one.
+    "saved-tied-ensured": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            modules_to_save=["embed_tokens", "lm_head"],
+            ensure_weight_tying=True,
+        ),
+    ),
+    "dora": (
+        transformers.LlamaConfig(**COMMON, tie_word_embeddings=False),
+        dict(target_modules="all-linear", use_dora=True),
+    ),
+    # Linear layers with a bias and without.
+    "dora-bias": (
+        transformers.Qwen2Config(**COMMON, tie_word_embeddings=True),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], use_dora=True, use_rslora=True),
+    ),
+    # Where several patterns fit a layer, the first counts.
+    "rank-pattern": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(
+            target_modules=["q_proj", "k_proj", "v_proj", "down_proj"],
+            rank_pattern={"layers.1.self_attn.q_proj": 6, "q_proj": 2, r"layers\.0\..*v_proj": 3},
+            alpha_pattern={"k_proj": 16, "1.self_attn.q_proj": 5},
+        ),
+    ),
+    "rank-pattern-rslora": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(
+            target_modules=["q_proj", "k_proj", "v_proj", "down_proj"],
+            rank_pattern={"layers.1.self_attn.q_proj": 6, "q_proj": 2},
+            alpha_pattern={"k_proj": 16, "down_proj": 5},
+            use_rslora=True,
+        ),
+    ),
+    # The keys have a bias, but no adapter.
+    "bias-lora-only": (
+        transformers.Qwen2Config(**COMMON, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], bias="lora_only"),
+    ),
+    "bias-all": (
+        transformers.Qwen2Config(**COMMON, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], bias="all"),
+    ),
+    "lora-embedding": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(target_modules=["embed_tokens", "lm_head", "q_proj"]),
+    ),
+    # The embedding and the head, one weight in the base, have an adapter each.
+    "lora-embedding-tied": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules=["embed_tokens", "lm_head", "q_proj"]),
+    ),
+    "exclude-modules": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(target_modules="all-linear", exclude_modules=["k_proj", "1.mlp.down_proj"]),
+    ),
+    "layers-to-transform": (
+        transformers.Qwen3Config(**COMMON | dict(num_hidden_layers=3), head_dim=12, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "down_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
+    ),
+    # The router and the fused weights of the experts are among what PEFT finds here.
+    "qwen3-moe-all-linear": (
+        transformers.Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=12, norm_topk_prob=True, tie_word_embeddings=False),
+        dict(target_modules="all-linear"),
+    ),
+    # Here it finds the shared expert and its gate, and neither the router nor the experts.
+    "qwen2-moe-all-linear": (
+        transformers.Qwen2MoeConfig(
+            **COMMON, **EXPERTS, shared_expert_intermediate_size=24, norm_topk_prob=False, tie_word_embeddings=False
+        ),
+        dict(target_modules="all-linear"),
+    ),
+    # What the adapter starts with is taken off the base.
+    "pissa": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights="pissa"),
+    ),
+    "olora": (
+        transformers.Qwen3Config(**COMMON, head_dim=12, tie_word_embeddings=True),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights="olora", use_rslora=True),
+    ),
+    # Its embedding scales what it looks up.
+    "tokens-gemma3": (
+        transformers.Gemma3TextConfig(**COMMON, **GEMMA3),
+        dict(target_modules=["q_proj", "v_proj", "down_proj"], trainable_token_indices=[41, 7, 2, 60]),
+    ),
+    "lora-embedding-gemma3": (
+        transformers.Gemma3TextConfig(**COMMON, **GEMMA3),
+        dict(target_modules=["embed_tokens", "q_proj"]),
+    ),
 }
 # With these a model goes on in several tokens: where head and embedding are one, most models repeat one token for ever.
-SEEDS = {"gemma2": 43, "gemma3": 40, "granite": 16, "smollm3": 37}
+SEEDS = {
+    "gemma2": 43,
+    "gemma3": 40,
+    "granite": 16,
+    "smollm3": 37,
+    "saved-tied": 23,
+    "saved-tied-ensured": 23,
+    "dora-bias": 38,
+    "lora-embedding-gemma3": 36,
+    # With these no token's last expert is nearly as likely as the next one.
+    "qwen3-moe": 21,
+    "mixtral": 34,
+    "olmoe": 32,
+    "qwen2-moe": 42,
+    "qwen3-moe-router-loss": 41,
+    "qwen3-moe-all-linear": 29,
+    "qwen2-moe-all-linear": 25,
+}
 
 
 def seed(name):
-    return SEEDS.get(name, list(CASES).index(name))
+    if name in CASES:
+        return SEEDS.get(name, list(CASES).index(name))
+    return SEEDS.get(name, 15 + list(ADAPTER_CASES).index(name))
 
 
 @torch.no_grad()

@@ -101,6 +101,7 @@ fn trained_adapter(model_dir: &Path, dir: &Path) {
         dropout: 0.0,
         target_modules: TargetModules::Named(vec!["q_proj".into(), "down_proj".into()]),
         use_rslora: true,
+        tokens: Default::default(),
         model_dir: None,
     };
     let config = AdapterConfig::from_lora(

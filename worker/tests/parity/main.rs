@@ -1,6 +1,7 @@
 //! The engine against Transformers and PEFT.
 #![allow(clippy::unwrap_used)]
 
+mod adapters;
 mod dataset;
 mod four_bits;
 mod golden;

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes the golden files that the parity tests compare with, all by Transformers and PEFT in float32: tiny random
-models, their logits and greedy continuations, ten AdamW steps of LoRA and of full training on token ids; and ten steps
-of LoRA on dataset files, from chat template and tokenizer to the trained adapter (`dataset/`).
+models, their logits and greedy continuations, ten AdamW steps of LoRA and of full training on token ids; the same of
+adapters that are more than LoRA on linear layers; and ten steps of LoRA on dataset files, from chat template and
+tokenizer to the trained adapter (`dataset/`).
 
     python worker/tests/parity/make_golden.py            # rewrites its folders of golden/
     python worker/tests/parity/make_golden.py FOLDER     # writes elsewhere, for a live comparison
@@ -15,6 +16,7 @@ cases made by name, in a versions.json of their own.
 import argparse
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import peft
@@ -22,7 +24,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from cases import CASES, COMMON, PAD, VOCABULARY, prepare, seed
+from cases import ADAPTER_CASES, CASES, COMMON, PAD, VOCABULARY, prepare, seed
 
 TOKENIZER = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
 DATASET = "dataset"
@@ -31,12 +33,14 @@ SEQUENCE_LEN = 20
 STEPS = 10
 BATCH = 4
 IGNORED = -100
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
+NAMES = [*CASES, *ADAPTER_CASES, DATASET]
 
 
 def random_model(config, generator):
     """Weights large enough that every part of the model matters in the logits. Those of norms scatter around what the
     family starts them with: one, or zero where one is added to them."""
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **EAGER)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -79,13 +83,15 @@ def batch(examples):
 
 
 def train(model, examples, learning_rate):
-    """The loss is the mean over the batch's trained tokens; padding comes last and is masked. As in Transformers'
-    trainer, norms and biases do not decay."""
+    """The loss is the mean over the batch's trained tokens; padding comes last and is masked. What decays is what
+    Transformers' trainer lets decay: what neither a norm nor a bias is by its name."""
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for _, parameter in named]
+    decaying = set(transformers.Trainer.get_decay_parameter_names(None, model))
     groups = [
-        dict(params=[p for p in parameters if p.ndim > 1], weight_decay=0.01),
-        dict(params=[p for p in parameters if p.ndim == 1], weight_decay=0.0),
+        dict(params=[parameter for name, parameter in named if name in decaying], weight_decay=0.01),
+        dict(params=[parameter for name, parameter in named if name not in decaying], weight_decay=0.0),
     ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
     steps = []
@@ -115,53 +121,94 @@ def save_model(model, folder):
         (folder / extra).unlink(missing_ok=True)
 
 
-def save_adapter(model, folder):
-    model.save_pretrained(folder)
+def save_adapter(model, folder, **settings):
+    model.save_pretrained(folder, **settings)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    # A set, whose order differs from run to run.
-    config["target_modules"].sort()
+    # Sets, whose order differs from run to run.
+    for field in ("target_modules", "exclude_modules", "target_parameters"):
+        if isinstance(config[field], list):
+            config[field].sort()
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def make_case(folder, name):
-    config, lora = CASES[name]
+def make_base(folder, name, config, learning_rate_full):
+    """The random model of a case, saved, with what is known of it before anything is trained."""
     generator = torch.Generator().manual_seed(seed(name))
     base = random_model(config, generator)
     prepare(name, base)
     save_model(base, folder / "model")
     examples = random_examples(generator)
-    prompts = [example["tokens"] for example in examples[:3]]
-    with torch.no_grad():
-        logits = [base(torch.tensor([prompt])).logits[0] for prompt in prompts]
     golden = dict(
         learning_rate_lora=2e-3,
-        learning_rate_full=5e-4,
+        learning_rate_full=learning_rate_full,
         sequence_len=SEQUENCE_LEN,
         batch=BATCH,
         examples=examples,
-        greedy_base=greedy(base, prompts[0], 24),
+        greedy_base=greedy(base, examples[0]["tokens"], 24),
     )
-    save_file({f"logits.{i}": rows.contiguous() for i, rows in enumerate(logits)}, folder / "logits.safetensors")
+    return base, generator, golden
 
-    full = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
-    golden["full"] = train(full, examples, golden["learning_rate_full"])
-    save_model(full, folder / "full")
 
-    torch.manual_seed(seed(name))
-    adapter = peft.get_peft_model(
-        base, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", **lora)
-    )
+def logits(model, examples):
     with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            if "lora_B" in name:
+        return [model(torch.tensor([example["tokens"]])).logits[0].contiguous() for example in examples[:3]]
+
+
+def train_adapter(folder, name, base, generator, golden, lora):
+    torch.manual_seed(seed(name))
+    settings = dict(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM") | lora
+    adapter = peft.get_peft_model(base, peft.LoraConfig(**settings))
+    with torch.no_grad():
+        for parameter_name, parameter in adapter.named_parameters():
+            # What starts with zeros; a method that starts with something else starts with that.
+            if ("lora_B" in parameter_name or "lora_embedding_A" in parameter_name) and not parameter.any():
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     save_adapter(adapter, folder / "adapter")
-    golden["lora"] = train(adapter, examples, golden["learning_rate_lora"])
+    golden["lora"] = train(adapter, golden["examples"], golden["learning_rate_lora"])
     save_adapter(adapter, folder / "trained_adapter")
-    golden["greedy_adapter"] = greedy(adapter, prompts[0], 24)
+    golden["greedy_adapter"] = greedy(adapter, golden["examples"][0]["tokens"], 24)
+    return adapter
+
+
+def make_case(folder, name):
+    config, lora = CASES[name]
+    base, generator, golden = make_base(folder, name, config, 5e-4)
+    tensors = {f"logits.{i}": rows for i, rows in enumerate(logits(base, golden["examples"]))}
+    save_file(tensors, folder / "logits.safetensors")
+
+    full = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", **EAGER)
+    golden["full"] = train(full, golden["examples"], golden["learning_rate_full"])
+    save_model(full, folder / "full")
+
+    train_adapter(folder, name, base, generator, golden, lora)
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
+def make_adapter_case(folder, name):
+    """Nothing is trained fully here; the logits are of the base, and with the adapter before and after its steps."""
+    config, lora = ADAPTER_CASES[name]
+    base, generator, golden = make_base(folder, name, config, 0.0)
+    golden["full"] = []
+    examples = golden["examples"]
+    tensors = {f"logits.{i}": rows for i, rows in enumerate(logits(base, examples))}
+    adapter = train_adapter(folder, name, base, generator, golden, lora)
+    tensors |= {f"trained.{i}": rows for i, rows in enumerate(logits(adapter, examples))}
+    save_file(tensors, folder / "logits.safetensors")
+    if "init_lora_weights" in lora:
+        convert(adapter, folder)
+    (folder / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
+def convert(adapter, folder):
+    """The trained adapter as one of twice the rank for the base as it was, in `converted_adapter`."""
+    with tempfile.TemporaryDirectory() as start:
+        shutil.copytree(folder / "adapter", start, dirs_exist_ok=True)
+        path = Path(start) / "adapter_config.json"
+        # Else PEFT would take the start off the base once more.
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(init_lora_weights=True)))
+        save_adapter(adapter, folder / "converted_adapter", path_initial_model_for_weight_conversion=start)
 
 
 def conversation_rows():
@@ -252,20 +299,22 @@ def make_versions(path):
 def make(folder, name):
     if name == DATASET:
         make_dataset_case(folder)
-    else:
+    elif name in CASES:
         make_case(folder, name)
+    else:
+        make_adapter_case(folder, name)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "golden")
-    parser.add_argument("--only", nargs="+", choices=[*CASES, DATASET], metavar="CASE")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="CASE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in arguments.only or [*CASES, DATASET]:
+    for name in arguments.only or NAMES:
         shutil.rmtree(arguments.folder / name, ignore_errors=True)
         make(arguments.folder / name, name)
         if arguments.only is not None:

@@ -26,7 +26,8 @@ import make_golden
 import peft
 import torch
 import transformers
-from make_golden import BATCH, COMMON, LLAMA3_ROPE, SEQUENCE_LEN, batch, greedy, save_adapter, save_model, train
+from cases import COMMON, LLAMA3_ROPE
+from make_golden import BATCH, SEQUENCE_LEN, batch, greedy, save_adapter, save_model, train
 from safetensors.torch import save_file
 
 # Columns that are a multiple of 64 and columns that are not, so that blocks cross rows and a last block is short. None

@@ -177,6 +177,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         default_system_message: None,
         eos_token: None,
         eot_tokens: Vec::new(),
+        tokens: Vec::new(),
         val_set_size: ValSetSize::None,
         test_datasets: Vec::new(),
         sequence_len,

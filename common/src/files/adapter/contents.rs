@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, tensor_name};
+use super::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, tensor_name,
+};
 use crate::files::FileError;
 use crate::files::model::{check_link, listed};
 use crate::files::tensors::TensorFile;
@@ -17,8 +19,14 @@ pub struct Adapted {
     pub outputs: usize,
 }
 
-/// Refuses an adapter that is not of this rank or whose tensors are not exactly those of the linears. Reads no values.
-pub fn check_adapter(dir: &Path, rank: usize, linears: &[Adapted]) -> Result<(), FileError> {
+/// Refuses an adapter that is not of this rank or whose tensors are not exactly those of the linears and `beside`, names with
+/// shapes. Reads no values.
+pub fn check_adapter(
+    dir: &Path,
+    rank: usize,
+    linears: &[Adapted],
+    beside: &[(String, Vec<usize>)],
+) -> Result<(), FileError> {
     let config = AdapterConfig::read(dir)?;
     let refuse = |reason: String| Err(FileError::malformed(dir, reason));
     if config.r != rank {
@@ -32,15 +40,15 @@ pub fn check_adapter(dir: &Path, rank: usize, linears: &[Adapted]) -> Result<(),
     }
     let path = dir.join(ADAPTER_WEIGHTS);
     let file = TensorFile::open(&path)?;
-    let mut expected: BTreeMap<String, [usize; 2]> = BTreeMap::new();
+    let mut expected: BTreeMap<String, Vec<usize>> = beside.iter().cloned().collect();
     for linear in linears {
         let Adapted {
             path,
             inputs,
             outputs,
         } = linear;
-        expected.insert(tensor_name(path, Factor::A), [rank, *inputs]);
-        expected.insert(tensor_name(path, Factor::B), [*outputs, rank]);
+        expected.insert(tensor_name(path, Factor::A), vec![rank, *inputs]);
+        expected.insert(tensor_name(path, Factor::B), vec![*outputs, rank]);
     }
     let missing: Vec<&str> = expected
         .keys()
@@ -49,7 +57,7 @@ pub fn check_adapter(dir: &Path, rank: usize, linears: &[Adapted]) -> Result<(),
         .collect();
     let extra: Vec<&str> = file
         .names()
-        .filter(|name| !expected.contains_key(*name))
+        .filter(|name| !expected.contains_key(*name) && !is_kept_beside_tokens(name))
         .collect();
     for (names, what) in [
         (&missing, "lacks"),
@@ -106,6 +114,7 @@ mod tests {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules: vec!["up_proj".into()],
+            tokens: Default::default(),
         }
         .write(folder.path())
         .unwrap();
@@ -120,7 +129,7 @@ mod tests {
             inputs: 3,
             outputs: 4,
         };
-        check_adapter(folder.path(), rank, &[linear]).map_err(|error| error.to_string())
+        check_adapter(folder.path(), rank, &[linear], &[]).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::files::error::read_bounded;
 use crate::files::stray::recognised_file;
 use crate::files::{FileError, atomic};
 
-const MAX_BYTES: u64 = 1 << 30;
+pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 /// Companion files that belong to the identity of a model: what its digest is made of.
 pub(super) const COMPANIONS: [&str; 10] = [
@@ -24,7 +24,7 @@ pub(super) const COMPANIONS: [&str; 10] = [
     TEMPLATE_JSON,
 ];
 
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// The chat template where newer programs look for it, and where older ones did.

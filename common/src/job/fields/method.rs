@@ -61,6 +61,24 @@ pub(super) const FIELDS: &[Field] = &[
         "Scale by lora_alpha / sqrt(lora_r) instead.",
     ),
     field(
+        "trainable_token_indices",
+        &["peft_trainable_token_indices"],
+        "list of ids, or mapping of embed_tokens, lm_head",
+        "those of added tokens",
+        "Tokens whose rows of the embedding (a list) or of either matrix (a mapping) are trained beside the adapter. A tied output layer is the embedding.",
+    ),
+    field(
+        "lora_modules_to_save",
+        &[
+            "modules_to_save",
+            "peft_modules_to_save",
+            "additional_target",
+        ],
+        "list of embed_tokens, lm_head",
+        "none",
+        "What is trained as a whole beside the adapter, in float32.",
+    ),
+    field(
         "lora_model_dir",
         &["adapter_name_or_path"],
         "folder",

@@ -105,8 +105,22 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "special_tokens",
         &[],
-        "mapping of bos_token, eos_token, unk_token, pad_token",
+        "mapping of bos_token, eos_token, unk_token, pad_token, additional_special_tokens",
         "those of the tokenizer",
-        "Axolotl's way to name them. `eos_token` is read as the field of that name; the others must be those of the tokenizer, but `pad_token` may be any, because nothing is learned of padding and none is added.",
+        "Axolotl's way to name them. `eos_token` is read as the field of that name, and it and the `additional_special_tokens` are added where the tokenizer does not have them; the others must be those of the tokenizer, but `pad_token` may be any, because nothing is learned of padding and none is added.",
+    ),
+    field(
+        "tokens",
+        &["add_tokens"],
+        "list of texts",
+        "none",
+        "Tokens to add to the tokenizer. Each has a row of the embedding and of the output layer, which begins at the mean of the others and is trained: under an adapter these rows alone, kept in it as PEFT's `trainable_token_indices`.",
+    ),
+    field(
+        "add_special_tokens",
+        &[],
+        "list of texts",
+        "none",
+        "The same for tokens that ordinary text never becomes, and that answers are shown without.",
     ),
 ];

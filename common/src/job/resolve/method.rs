@@ -1,5 +1,6 @@
 //! Resolves what is trained: every weight, or an adapter and of which shape.
 
+use super::tokens::trained_tokens;
 use crate::job::dialect::Dialect;
 use crate::job::limits::MAX_RANK;
 use crate::job::merge::Layer;
@@ -54,6 +55,8 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
         "lora_model_dir",
         "loraplus_lr_ratio",
         "loraplus_lr_embedding",
+        "trainable_token_indices",
+        "lora_modules_to_save",
     ] {
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer
@@ -102,6 +105,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
         Dialect::Usual => (16, 32.0),
     };
     let target_modules = target_modules(reader);
+    let tokens = trained_tokens(reader);
     let spec = LoraSpec {
         r: r.unwrap_or(usual_r),
         alpha: reader
@@ -121,6 +125,10 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
             .switch("use_rslora")
             .or(start.as_ref().map(|s| s.use_rslora))
             .unwrap_or(false),
+        tokens: match tokens.is_none() {
+            true => start.as_ref().map(|s| s.tokens.clone()).unwrap_or_default(),
+            false => tokens,
+        },
         model_dir,
     };
     if let Some(start) = start {

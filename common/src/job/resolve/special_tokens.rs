@@ -1,5 +1,5 @@
-//! The special tokens that a job names. None is added or renamed: what is named must be what the tokenizer has, but for the end
-//! of texts, which may be any token that it has.
+//! The special tokens that a job names. None is renamed: what is named must be what the tokenizer has, but for the end of texts,
+//! which may be any token, and is added where the tokenizer does not have it (`tokens.rs`).
 
 use crate::job::merge::Given;
 use crate::job::quote::shorten;
@@ -28,6 +28,8 @@ pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
                 let told = "special_tokens.pad_token: nothing is learned of padding, so no token is added or changed for it";
                 reader.notices.push(told.to_owned());
             }
+            // Read where tokens are added.
+            "additional_special_tokens" => {}
             // Read as the field of that name.
             EOS => {
                 if !matches!(node.value, Value::Scalar { .. }) {
@@ -44,7 +46,7 @@ pub(super) fn special_tokens(reader: &mut Reader<'_>) -> Vec<(String, String)> {
                 _ => of_token(reader, given, name, "must be a text"),
             },
             name => {
-                let reason = "cannot be given: tokens cannot be added or renamed yet; use the tokenizer as it is";
+                let reason = "cannot be given: no token is renamed; use the tokenizer as it is";
                 of_token(reader, given, name, reason);
             }
         }

@@ -586,8 +586,12 @@ fn special_tokens_are_those_of_the_tokenizer_and_padding_is_no_matter() {
     assert!(read.reading.notices[0].contains("nothing is learned of padding"));
     for (text, expected) in [
         (
-            "special_tokens:\n  additional_special_tokens: [<a>]\n",
-            "3: `special_tokens` has `additional_special_tokens`, which cannot be given: tokens cannot be added or renamed yet; use the tokenizer as it is",
+            "special_tokens:\n  additional_special_tokens: <a>\n",
+            "3: `special_tokens` has `additional_special_tokens`, which must be a list of texts",
+        ),
+        (
+            "special_tokens:\n  cls_token: <a>\n",
+            "3: `special_tokens` has `cls_token`, which cannot be given: no token is renamed; use the tokenizer as it is",
         ),
         (
             "special_tokens: [<s>]\n",

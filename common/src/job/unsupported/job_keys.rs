@@ -3,7 +3,7 @@
 use super::table::Rule::{Inert, InertIf, Instead, InsteadUnless, Only};
 use super::table::{Group, NOTHING_SHARDED, OFF, ONLY_SFT};
 
-const NO_TOKENS: &str = "tokens cannot be added or renamed; use the tokenizer as it is";
+const NO_TOKENS: &str = "no token is renamed; use the tokenizer as it is (tokens: adds some)";
 const NO_QUANTISATION: &str =
     "NF4 (load_in_4bit: true) is the one way in which weights are quantised; remove it";
 const NOTHING_READ: &str = "nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says \
@@ -28,7 +28,6 @@ const ONLY_HELD_OUT: &str =
     "evaluation data is held out of `datasets` by val_set_size, or named by test_datasets";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
-const ONLY_LORA: &str = "only LoRA layers are trained with adapter: lora; remove it";
 const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; remove it";
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
 const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
@@ -260,23 +259,21 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, OWN_CONFIG),
     },
     Group {
-        keys: &[
-            "tokens",
-            "added_tokens*",
-            "add_tokens",
-            "add_special_tokens",
-            "resize_vocab",
-            "mean_resizing_embeddings",
-            "fix_untrained_tokens",
-            "bos_token",
-        ],
+        keys: &["added_tokens*", "fix_untrained_tokens", "bos_token"],
         rule: Only(OFF, NO_TOKENS),
     },
     Group {
-        keys: &["resize_token_embeddings*"],
+        keys: &["resize_token_embeddings*", "resize_vocab"],
         rule: Instead(
             OFF,
-            "the embedding keeps its size, because no token is added",
+            "the embedding has a row for each token that is added, and no further ones",
+        ),
+    },
+    Group {
+        keys: &["mean_resizing_embeddings"],
+        rule: Instead(
+            OFF,
+            "rows of tokens that are added begin at the mean of the others",
         ),
     },
     Group {
@@ -384,18 +381,8 @@ pub(super) const GROUPS: &[Group] = &[
     },
     Group {
         keys: &[
-            "lora_modules_to_save",
-            "modules_to_save",
-            "additional_target",
-        ],
-        rule: Only(OFF, ONLY_LORA),
-    },
-    Group {
-        keys: &[
             "lora_target_parameters",
             "target_parameters",
-            "trainable_token_indices",
-            "peft_trainable_token_indices",
             "exclude_modules",
         ],
         rule: Only(

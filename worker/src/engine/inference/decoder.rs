@@ -12,13 +12,16 @@ use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{llama, qwen2, qwen3};
 use common::files::FileError;
 use common::files::adapter::{
-    ADAPTER_WEIGHTS, AdapterConfig, Factor, parse_tensor_name, tensor_name,
+    ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, parse_tensor_name, tensor_name,
 };
 use common::files::layout::Layout;
 use common::files::model::{Architecture, ModelFolder, WeightFiles, no_folder};
 use common::files::tensors::TensorFile;
-use common::job::{BaseDtype, InitWeights, JobSpec, Quantization};
-use common::model::{EMBEDDING, HEAD, ModelConfig, ModelError, RopeScaling, base_tensors};
+use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TrainedRows};
+use common::model::{
+    EMBEDDING, HEAD, ModelConfig, ModelError, RopeScaling, base_tensors, token_tensor,
+    token_tensors,
+};
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 use thiserror::Error;
@@ -26,7 +29,7 @@ use thiserror::Error;
 use crate::engine::EngineError;
 use crate::engine::model::Parts;
 use crate::engine::model::causal_lm::CausalLm;
-use crate::engine::model::weights::WeightSource;
+use crate::engine::model::weights::{WeightSource, fill_with_mean};
 use crate::engine::params::{Collect, Parameters};
 
 /// Positions that rotary tables are made for, where the model does not say fewer.
@@ -144,14 +147,33 @@ impl InferenceModel {
         adapter_dir: Option<&Path>,
         four_bits: Option<FourBits>,
     ) -> Result<Self, InferenceError> {
+        Self::load_with(model_dir, adapter_dir, four_bits, 0)
+    }
+
+    /// [`load`](Self::load) with rows for at least so many tokens.
+    pub fn load_with(
+        model_dir: &Path,
+        adapter_dir: Option<&Path>,
+        four_bits: Option<FourBits>,
+        vocabulary: usize,
+    ) -> Result<Self, InferenceError> {
         let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
+        let mut adapter = adapter_dir.map(Adapter::open).transpose()?;
         let config = ModelConfig::of(&folder)?;
+        let config = match &mut adapter {
+            Some(adapter) => adapter.on(config)?,
+            None => config,
+        };
+        let config = ModelConfig {
+            vocab_size: config.vocab_size.max(vocabulary),
+            ..config
+        };
         let positions = folder.config_json()["max_position_embeddings"]
             .as_u64()
             .map_or(MAX_POSITIONS, |positions| {
                 positions.clamp(1, MAX_POSITIONS as u64) as usize
             });
-        let weights = merged_weights(&folder, &config, adapter_dir, four_bits)?;
+        let weights = merged_weights(&folder, &config, adapter.as_ref(), four_bits)?;
         // candle counts something else against this limit too, so it is never small.
         let table = positions.max(4096);
         let vars = |weights| VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
@@ -281,33 +303,86 @@ fn candle_knows(config: &ModelConfig, positions: usize) -> bool {
         }
 }
 
+/// An adapter's folder, opened.
+pub(super) struct Adapter {
+    config: AdapterConfig,
+    file: TensorFile,
+}
+
+impl Adapter {
+    pub fn open(dir: &Path) -> Result<Self, InferenceError> {
+        Ok(Self {
+            config: AdapterConfig::read(dir)?,
+            file: TensorFile::open(&dir.join(ADAPTER_WEIGHTS))?,
+        })
+    }
+
+    /// Whether it has weights of tokens of its own.
+    pub fn has_tokens(&self) -> bool {
+        !self.config.tokens.is_none()
+    }
+
+    /// The model with as many tokens as the adapter has.
+    pub fn on(&mut self, config: ModelConfig) -> Result<ModelConfig, InferenceError> {
+        let tokens = std::mem::take(&mut self.config.tokens).of_model(config.tied);
+        self.config.tokens = tokens.ok_or_else(|| InferenceError::UnknownModule {
+            path: self.file.path().to_owned(),
+            module: "rows of the output layer apart from the embedding".to_owned(),
+        })?;
+        let mut config = config.with_trained_tokens(&self.config.tokens);
+        for (name, _) in token_tensors(&config, &self.config.tokens) {
+            // A matrix that was trained as a whole has as many rows as there were tokens.
+            let rows = self
+                .file
+                .get(&name)
+                .and_then(|view| view.shape.first().copied());
+            config.vocab_size = config.vocab_size.max(rows.unwrap_or(0));
+        }
+        Ok(config)
+    }
+}
+
 /// All weights of the model in float32, as 4 bits leave them where these are asked for, with `W + scale · B A` for those that
-/// the adapter changes.
+/// the adapter changes. `config` may have more tokens than the folder.
 pub(super) fn merged_weights(
     folder: &ModelFolder,
     config: &ModelConfig,
-    adapter_dir: Option<&Path>,
+    adapter: Option<&Adapter>,
     four_bits: Option<FourBits>,
 ) -> Result<HashMap<String, Tensor>, InferenceError> {
-    let expected = base_tensors(config);
-    let files = WeightFiles::open(folder, &expected)?;
+    let own = ModelConfig::of(folder)?;
+    let files = WeightFiles::open(folder, &base_tensors(&own))?;
     for notice in files.notices() {
         tracing::warn!("{notice}");
     }
     // A folder of 4 bits is as it is.
     let four_bits = four_bits.filter(|_| !files.are_four_bits());
     let mut weights = HashMap::new();
-    for (name, shape) in expected {
+    for (name, shape) in base_tensors(config) {
         let mut scalars = vec![0.0f32; shape.iter().product()];
-        files.read_f32(&name, &shape, &mut scalars)?;
+        let is_of_tokens = [EMBEDDING, HEAD].contains(&name.as_str());
+        let stored = match is_of_tokens {
+            true => vec![own.vocab_size, own.hidden_size],
+            false => shape.clone(),
+        };
+        // One that is tied no more begins as the embedding.
+        let stored_name = match own.tied && name == HEAD {
+            true => EMBEDDING,
+            false => name.as_str(),
+        };
+        let (known, new) = scalars.split_at_mut(stored.iter().product());
+        files.read_f32(stored_name, &stored, known)?;
+        if !new.is_empty() {
+            fill_with_mean(known, new, shape[1]);
+        }
         if let Some(how) = four_bits.filter(|how| how.changes(&name, &shape)) {
             let rounded = how.round(&mut scalars);
             rounded.map_err(|reason| files.malformed(&name, &reason.to_string()))?;
         }
         weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);
     }
-    if let Some(dir) = adapter_dir {
-        merge_adapter(&mut weights, dir)?;
+    if let Some(adapter) = adapter {
+        merge_adapter(&mut weights, config, adapter)?;
     }
     Ok(weights)
 }
@@ -325,14 +400,23 @@ fn read_tensor(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Tensor,
     Ok(Tensor::from_vec(scalars, shape, &Device::Cpu)?)
 }
 
-fn merge_adapter(weights: &mut HashMap<String, Tensor>, dir: &Path) -> Result<(), InferenceError> {
-    let adapter = AdapterConfig::read(dir)?;
-    let file = TensorFile::open(&dir.join(ADAPTER_WEIGHTS))?;
+fn merge_adapter(
+    weights: &mut HashMap<String, Tensor>,
+    config: &ModelConfig,
+    Adapter {
+        config: adapter,
+        file,
+    }: &Adapter,
+) -> Result<(), InferenceError> {
+    let of_tokens = token_tensors(config, &adapter.tokens);
     for name in file.names() {
         let unknown = |module: &str| InferenceError::UnknownModule {
             path: file.path().to_owned(),
             module: module.to_owned(),
         };
+        if of_tokens.iter().any(|(token, _)| token == name) || is_kept_beside_tokens(name) {
+            continue;
+        }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
         if factor == Factor::B {
             // Read with its A; one without an A is reported as missing.
@@ -346,11 +430,51 @@ fn merge_adapter(weights: &mut HashMap<String, Tensor>, dir: &Path) -> Result<()
         let weight_name = format!("{module}.weight");
         let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
         let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
-        let a = read_tensor(&file, name, &[adapter.r, input])?;
-        let b = read_tensor(&file, &tensor_name(module, Factor::B), &[out, adapter.r])?;
+        let a = read_tensor(file, name, &[adapter.r, input])?;
+        let b = read_tensor(file, &tensor_name(module, Factor::B), &[out, adapter.r])?;
         let merged = (weight + (b.matmul(&a)? * adapter.scale())?)?;
         weights.insert(weight_name, merged);
     }
+    let both = [
+        (EMBEDDING, &adapter.tokens.embedding),
+        (HEAD, &adapter.tokens.head),
+    ];
+    for (matrix, rows) in both.into_iter().filter(|(_, rows)| !rows.is_none()) {
+        merge_tokens(weights, config, file, (matrix, rows))?;
+    }
+    Ok(())
+}
+
+/// Puts what an adapter has of the embedding or the output layer in place of what the model has.
+fn merge_tokens(
+    weights: &mut HashMap<String, Tensor>,
+    config: &ModelConfig,
+    file: &TensorFile,
+    (matrix, rows): (&str, &TrainedRows),
+) -> Result<(), InferenceError> {
+    let width = config.hidden_size;
+    let name = token_tensor(matrix, rows);
+    let unknown = || InferenceError::UnknownModule {
+        path: file.path().to_owned(),
+        module: matrix.to_owned(),
+    };
+    let weight = weights.get(matrix).ok_or_else(unknown)?;
+    let TrainedRows::These(ids) = rows else {
+        let whole = read_tensor(file, &name, &[config.vocab_size, width])?;
+        weights.insert(matrix.to_owned(), whole);
+        return Ok(());
+    };
+    let own = read_tensor(file, &name, &[ids.len(), width])?;
+    let own: Vec<f32> = own.flatten_all()?.to_vec1()?;
+    let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    for (id, row) in ids.iter().zip(own.chunks_exact(width)) {
+        values[*id as usize * width..][..width].copy_from_slice(row);
+    }
+    let shape = weight.dims().to_vec();
+    weights.insert(
+        matrix.to_owned(),
+        Tensor::from_vec(values, shape, &Device::Cpu)?,
+    );
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use common::data::template::{
     ChatTemplate, RenderInput, TemplateError, Value, Variables, message_value,
 };
 use common::data::tokenize::{Tokenizer, TokenizerError};
-use common::job::JobSpec;
+use common::job::{JobSpec, NewToken};
 use common::rng::CounterRng;
 use serde_json::{Value as Json, json};
 use thiserror::Error;
@@ -55,13 +55,19 @@ pub fn generate_text(
     on_text: &mut dyn FnMut(&str),
 ) -> Result<String, GenerateError> {
     let adapter_dir = options.adapter_dir.as_deref();
-    let mut generator = Generator::load(&options.model_dir, adapter_dir, options.four_bits)?;
+    let mut generator = Generator::load(&options.model_dir, adapter_dir, options.four_bits, &[])?;
     let sampling = Sampling {
         max_new_tokens: options.max_new_tokens,
         temperature: options.temperature,
         seed: options.seed,
     };
     generator.answer(&options.prompt, &sampling, on_text)
+}
+
+/// The folder of the tokenizer: the adapter's where that has one, because it may have tokens of its own.
+fn tokenizer_dir<'a>(model_dir: &'a Path, adapter_dir: Option<&'a Path>) -> &'a Path {
+    let has_tokenizer = |dir: &&Path| dir.join("tokenizer.json").is_file();
+    adapter_dir.filter(has_tokenizer).unwrap_or(model_dir)
 }
 
 /// How tokens are chosen, and how many.
@@ -85,17 +91,22 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads a model with its tokenizer, and an adapter if there is one; the model is quantised where that is asked for.
+    /// Loads a model with its tokenizer, and an adapter if there is one; the model is quantised where that is asked for. `tokens`
+    /// are those that a job adds to the tokenizer.
     pub fn load(
         model_dir: &Path,
         adapter_dir: Option<&Path>,
         four_bits: Option<FourBits>,
+        tokens: &[NewToken],
     ) -> Result<Self, GenerateError> {
         for folder in [Some(model_dir), adapter_dir].into_iter().flatten() {
             check_folder(folder)?;
         }
         // The weights come last: what is wrong with the small files shows at once.
-        let mut tokenizer = Tokenizer::load(model_dir)?;
+        let mut tokenizer = Tokenizer::load(tokenizer_dir(model_dir, adapter_dir))?;
+        let new = tokenizer.add_tokens(tokens)?;
+        let vocabulary = new.iter().filter_map(|token| token.id).max();
+        let vocabulary = vocabulary.map_or(0, |id| id as usize + 1);
         if let Some(dir) = adapter_dir {
             tokenizer.add_end_tokens_of(dir)?;
         }
@@ -105,7 +116,7 @@ impl Generator {
             _ => ChatTemplate::load_optional(model_dir)?,
         };
         Ok(Self {
-            model: InferenceModel::load(model_dir, adapter_dir, four_bits)?,
+            model: InferenceModel::load_with(model_dir, adapter_dir, four_bits, vocabulary)?,
             tokenizer,
             template,
             variables: Variables::default(),

@@ -13,7 +13,9 @@ use common::job::InitWeights;
 use common::model::ModelConfig;
 use thiserror::Error;
 
-use crate::engine::inference::decoder::{FourBits, InferenceError, check_folder, merged_weights};
+use crate::engine::inference::decoder::{
+    Adapter, FourBits, InferenceError, check_folder, merged_weights,
+};
 
 /// Why a model and an adapter were not merged.
 #[derive(Debug, Error)]
@@ -48,8 +50,11 @@ pub fn merge(
     check_folder(adapter_dir)?;
     let folder = ModelFolder::open(model_dir, InitWeights::Pretrained)?;
     let config = ModelConfig::of(&folder).map_err(InferenceError::from)?;
+    let mut adapter = Adapter::open(adapter_dir)?;
+    let was_tied = config.tied;
+    let config = adapter.on(config)?;
     let mut tensors = Vec::new();
-    for (name, tensor) in merged_weights(&folder, &config, Some(adapter_dir), four_bits)? {
+    for (name, tensor) in merged_weights(&folder, &config, Some(&adapter), four_bits)? {
         let shape = tensor.dims().to_vec();
         let scalars = tensor
             .flatten_all()
@@ -79,6 +84,10 @@ pub fn merge(
     let own = ChatTemplate::load_optional(model_dir)?;
     let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
     folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
+    if adapter.has_tokens() {
+        // The tokens that it added are in its own tokenizer.
+        copy_tokenizer(adapter_dir, dir.path())?;
+    }
     // So do the tokens that end its texts and answers.
     let eos = |dir: &Path| {
         let tokens = SpecialTokens::load(dir).ok()?;
@@ -91,12 +100,36 @@ pub fn merge(
     if !ends.is_empty() {
         ModelFolder::add_end_tokens(dir.path(), &ends)?;
     }
+    let rows = config.vocab_size;
+    let is_untied = was_tied && !config.tied;
     // What was in 4 bits is not any more.
     let mut config = folder.config_json().clone();
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
+        if let Some(size) = fields.get_mut("vocab_size") {
+            *size = rows.into();
+        }
+        if is_untied {
+            fields.insert("tie_word_embeddings".to_owned(), false.into());
+        }
     }
     write_model(dir.path(), &config, &listed, dtype, MAX_SHARD_BYTES)?;
     dir.commit()?;
+    Ok(())
+}
+
+/// Copies the files that name a tokenizer's tokens, where the adapter has them.
+fn copy_tokenizer(adapter_dir: &Path, to: &Path) -> Result<(), FileError> {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "added_tokens.json",
+    ] {
+        let from = adapter_dir.join(name);
+        if from.is_file() {
+            let to = to.join(name);
+            std::fs::copy(&from, &to).map_err(FileError::io("write", &to))?;
+        }
+    }
     Ok(())
 }

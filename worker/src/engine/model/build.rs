@@ -1,8 +1,10 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
-use common::job::{BaseDtype, LoraSpec, Quantization};
-use common::model::{EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears};
+use common::job::{BaseDtype, LoraSpec, Quantization, TrainedRows};
+use common::model::{
+    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears, token_tensor,
+};
 
 use super::causal_lm::CausalLm;
 use super::layers::attention::AttentionBlock;
@@ -16,6 +18,7 @@ use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms};
+use crate::engine::ops::token_matrix::{TokenMatrix, TokenRows};
 use crate::engine::params::{Parameters, Weight};
 
 /// What a model on the processor is built from.
@@ -57,10 +60,24 @@ impl Parts<'_> {
         ))
     }
 
-    fn token_matrix(&self, name: &str) -> Result<Weight, EngineError> {
+    fn token_matrix(&self, name: &str) -> Result<TokenMatrix, EngineError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
+        let trained = self.lora.map(|lora| match name {
+            EMBEDDING => &lora.tokens.embedding,
+            _ => &lora.tokens.head,
+        });
+        let own = trained.and_then(|rows| {
+            let weight = self.parameters.weight(&token_tensor(name, rows))?;
+            Some((rows, weight))
+        });
+        if let Some((TrainedRows::All, weight)) = own {
+            return Ok(weight.into());
+        }
         let quantization = self.quantization.filter(|how| how.embeddings);
-        self.matrix(name, &shape, quantization)
+        Ok(TokenMatrix {
+            weight: self.matrix(name, &shape, quantization)?,
+            rows: own.map(|(rows, weight)| TokenRows::new(weight, rows.listed())),
+        })
     }
 
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {

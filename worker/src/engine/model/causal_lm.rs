@@ -19,22 +19,21 @@ use crate::engine::ops::cross_entropy::{LogitRule, LossHead, LossSum, chunk_coun
 use crate::engine::ops::element::Element;
 use crate::engine::ops::embedding;
 use crate::engine::ops::lora_linear::MaskKey;
-use crate::engine::ops::matrix::{Along, Target, View};
-use crate::engine::ops::product::multiply;
+use crate::engine::ops::matrix::View;
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::scale_in_place;
 use crate::engine::ops::segments::SegmentViews;
-use crate::engine::params::Weight;
+use crate::engine::ops::token_matrix::TokenMatrix;
 
 /// A decoder that is trained on the processor.
 pub struct CausalLm {
     config: ModelConfig,
     /// What activations are stored and multiplied as.
     dtype: BaseDtype,
-    embedding: Weight,
+    embedding: TokenMatrix,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    head: Weight,
+    head: TokenMatrix,
     ropes: Mutex<Arc<RopeTables>>,
     /// All windows that layers have.
     windows: Vec<usize>,
@@ -57,7 +56,7 @@ impl CausalLm {
     /// Puts a model together. `sequence_len` is a hint: tables grow when longer sequences come.
     pub fn new(
         (config, dtype): (&ModelConfig, BaseDtype),
-        (embedding, head): (Weight, Weight),
+        (embedding, head): (TokenMatrix, TokenMatrix),
         layers: Vec<DecoderLayer>,
         norm: RmsNorm,
         sequence_len: usize,
@@ -155,9 +154,9 @@ impl CausalLm {
             .loss::<E>(&x, &batch.targets, Some(&mut gradient));
         drop(x);
         let lost = Instant::now();
-        let wanted = self.embedding.is_trainable();
+        let wanted = self.embedding.is_trained();
         decoder::backward(&self.layers, tape, &mut gradient, wanted, pass)?;
-        if self.embedding.is_trainable() {
+        if wanted {
             let scale = self.embedding_scale();
             if scale != 1.0 {
                 scale_in_place(&mut gradient, scale);
@@ -229,16 +228,13 @@ impl CausalLm {
     fn logits_of<E: Element>(&self, x: &[f32]) -> Vec<f32> {
         let mut normed = self.pool.take::<E>(x.len());
         self.norm.forward(x, &mut normed[..]);
-        let (vocabulary, width) = self.head.matrix_dims();
+        let (vocabulary, width) = self.head.weight.matrix_dims();
         let tokens = x.len() / width;
         let mut logits = vec![0.0f32; tokens * vocabulary];
-        let head = self.head.read();
-        multiply(
-            Target::new(&mut logits[..], tokens, vocabulary),
-            View::new(&normed[..], tokens, width),
-            head.matrix::<E>(vocabulary, width),
-            Along::Columns,
-        );
+        let normed = View::new(&normed[..], tokens, width);
+        let factors = self.head.factors::<E>(&self.pool);
+        self.head
+            .multiply(&factors, normed, &mut logits, &self.pool);
         let rule = self.logit_rule();
         logits
             .par_chunks_mut(vocabulary)

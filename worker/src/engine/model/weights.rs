@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
-use common::job::{BaseDtype, Quantization};
+use common::job::{BaseDtype, Quantization, TrainedRows};
+use common::model::{EMBEDDING, HEAD, ModelConfig};
 use common::nf4::Nf4;
 use common::rng::CounterRng;
 use half::bf16;
@@ -30,7 +31,13 @@ const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
 
 /// Where base weights come from.
 pub enum WeightSource {
-    Files(WeightFiles),
+    Files {
+        files: WeightFiles,
+        /// Tokens that the files have rows for. Where the model has more, the others are the mean of these.
+        vocabulary: usize,
+        /// Whether the embedding is the output layer, too.
+        tied: bool,
+    },
     /// Drawn from a normal distribution with this standard deviation; biases are zero.
     Random {
         seed: u64,
@@ -48,7 +55,12 @@ impl WeightSource {
         folder: &ModelFolder,
         expected: &[(String, Vec<usize>)],
     ) -> Result<Self, EngineError> {
-        Ok(Self::Files(WeightFiles::open(folder, expected)?))
+        let embedding = expected.iter().find(|(name, _)| name == EMBEDDING);
+        Ok(Self::Files {
+            files: WeightFiles::open(folder, expected)?,
+            vocabulary: embedding.map_or(usize::MAX, |(_, shape)| shape[0]),
+            tied: !expected.iter().any(|(name, _)| name == HEAD),
+        })
     }
 
     /// Fills `out` with the values of a tensor in float32.
@@ -58,8 +70,16 @@ impl WeightSource {
         shape: &[usize],
         out: &mut [f32],
     ) -> Result<(), EngineError> {
+        let name = self.stored_name(name);
         match self {
-            Self::Files(files) => files.read_f32(name, shape, out)?,
+            Self::Files { files, .. } => match self.stored(name, shape) {
+                None => files.read_f32(name, shape, out)?,
+                Some(stored) => {
+                    let (known, new) = out.split_at_mut(stored.iter().product());
+                    files.read_f32(name, &stored, known)?;
+                    fill_with_mean(known, new, shape[1]);
+                }
+            },
             Self::Random { .. } => self.draw(name, shape, out),
             Self::Memory(values) => {
                 let values = values.get(name).filter(|values| values.len() == out.len());
@@ -67,6 +87,43 @@ impl WeightSource {
             }
         }
         Ok(())
+    }
+
+    /// Fills `out` with rows of the embedding or the output layer, in float32.
+    pub fn read_rows(
+        &self,
+        config: &ModelConfig,
+        name: &str,
+        rows: &TrainedRows,
+        out: &mut [f32],
+    ) -> Result<(), EngineError> {
+        let shape = [config.vocab_size, config.hidden_size];
+        let TrainedRows::These(ids) = rows else {
+            return self.read_f32(name, &shape, out);
+        };
+        let mut all = vec![0.0; shape[0] * shape[1]];
+        self.read_f32(name, &shape, &mut all)?;
+        for (id, row) in ids.iter().zip(out.chunks_exact_mut(shape[1])) {
+            row.copy_from_slice(&all[*id as usize * shape[1]..][..shape[1]]);
+        }
+        Ok(())
+    }
+
+    /// The name that files have a tensor under: a tied output layer that is to be one of its own begins as the embedding.
+    fn stored_name<'a>(&self, name: &'a str) -> &'a str {
+        match self {
+            Self::Files { tied: true, .. } if name == HEAD => EMBEDDING,
+            _ => name,
+        }
+    }
+
+    /// The shape that files have a matrix in, where the model has more tokens than they.
+    fn stored(&self, name: &str, shape: &[usize]) -> Option<[usize; 2]> {
+        let Self::Files { vocabulary, .. } = self else {
+            return None;
+        };
+        let is_of_tokens = [EMBEDDING, HEAD].contains(&name);
+        (is_of_tokens && shape[0] > *vocabulary).then(|| [*vocabulary, shape[1]])
     }
 
     /// Reads or draws a frozen tensor in its storage type: vectors in float32, matrices in `dtype`.
@@ -98,7 +155,8 @@ impl WeightSource {
         dtype: BaseDtype,
         quantization: Option<Quantization>,
     ) -> Result<Option<Nf4>, EngineError> {
-        if let Self::Files(files) = self
+        let name = self.stored_name(name);
+        if let Self::Files { files, .. } = self
             && files.are_four_bits()
         {
             // What the files leave as it is, whoever quantised the rest had a reason for.
@@ -118,7 +176,7 @@ impl WeightSource {
         }
         let matrix = Nf4::quantise(&values, how.nested_scales);
         matrix.map(Some).map_err(|reason| match self {
-            Self::Files(files) => files.malformed(name, &reason.to_string()).into(),
+            Self::Files { files, .. } => files.malformed(name, &reason.to_string()).into(),
             Self::Random { .. } | Self::Memory(_) => EngineError::NotQuantised {
                 name: name.to_owned(),
                 reason,
@@ -146,8 +204,15 @@ impl WeightSource {
     }
 
     fn read_bf16(&self, name: &str, shape: &[usize], out: &mut [bf16]) -> Result<(), EngineError> {
+        let name = self.stored_name(name);
         match self {
-            Self::Files(files) => {
+            Self::Files { files, .. } => {
+                if let Some(stored) = self.stored(name, shape) {
+                    let (known, new) = out.split_at_mut(stored.iter().product());
+                    self.read_bf16(name, &stored, known)?;
+                    fill_with_mean(known, new, shape[1]);
+                    return Ok(());
+                }
                 let view = files.expect(name, shape)?;
                 if view.dtype == Dtype::BF16 {
                     for (out, pair) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
@@ -178,6 +243,30 @@ fn dense<E: Element>(view: Nf4View) -> Buffer<E> {
     rows.enumerate()
         .for_each(|(row, out)| view.widen(row, 0, out));
     values
+}
+
+/// Fills each new row with the mean of the known ones, summed in float64 from the first row to the last.
+pub(in crate::engine) fn fill_with_mean<E: Element>(known: &[E], new: &mut [E], width: usize) {
+    const COLUMNS: usize = 16;
+    let rows = (known.len() / width.max(1)).max(1);
+    let mut mean = vec![E::zeroed(); width];
+    mean.par_chunks_mut(COLUMNS)
+        .enumerate()
+        .for_each(|(tile, mean)| {
+            let first = tile * COLUMNS;
+            let mut sums = [0.0f64; COLUMNS];
+            for row in known.chunks_exact(width) {
+                for (sum, x) in sums.iter_mut().zip(&row[first..first + mean.len()]) {
+                    *sum += f64::from(x.wide());
+                }
+            }
+            for (mean, sum) in mean.iter_mut().zip(sums) {
+                *mean = E::round_from((sum / rows as f64) as f32);
+            }
+        });
+    for row in new.chunks_exact_mut(width) {
+        row.copy_from_slice(&mean);
+    }
 }
 
 /// Refuses weights that were finite and that bfloat16 made infinite.

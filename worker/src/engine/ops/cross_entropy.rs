@@ -9,14 +9,12 @@ use common::memory::processor::chunk_rows;
 use rayon::prelude::*;
 
 use super::element::{Element, round_in_place};
-use super::matrix::MatrixMut;
-use super::matrix::{Along, Target as Product, View};
-use super::product::{multiply, multiply_turned};
+use super::matrix::View;
 use super::rms_norm::RmsNorm;
 use super::token_loss::loss_row;
+use super::token_matrix::{Factors, TokenMatrix};
 use super::vector::{self, dispatch};
 use crate::engine::buffer::{Buffer, Pool};
-use crate::engine::params::Weight;
 
 /// One trained token: the row that predicts it, and its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +37,8 @@ pub struct LossSum {
 /// The part of the model behind its last layer.
 pub struct LossHead<'a> {
     pub norm: &'a RmsNorm,
-    /// Weights of the output layer, `[vocabulary][width]`.
-    pub head: &'a Weight,
+    /// The output layer.
+    pub head: &'a TokenMatrix,
     pub pool: &'a Pool,
     pub loss: TokenLoss,
     pub logits: LogitRule,
@@ -105,7 +103,7 @@ impl LossHead<'_> {
         targets: &[Target],
         mut dx: Option<&mut [f32]>,
     ) -> LossSum {
-        let (vocabulary, width) = self.head.matrix_dims();
+        let (vocabulary, width) = self.head.weight.matrix_dims();
         // Evenly: a small last chunk would read the whole output layer for a few rows.
         let rows = targets
             .len()
@@ -116,6 +114,7 @@ impl LossHead<'_> {
             x: self.pool.take::<f32>(rows * width),
             normed: self.pool.take::<E>(rows * width),
             logits: self.pool.take::<f32>(rows * vocabulary),
+            head: self.head.factors(self.pool),
         };
         if let Some(dx) = &mut dx {
             dx.fill(0.0);
@@ -140,13 +139,9 @@ impl LossHead<'_> {
         }
         let normed = &mut chunk.normed[..rows * width];
         self.norm.forward(&chunk.x[..rows * width], normed);
-        let head = self.head.read();
-        multiply(
-            Product::new(&mut chunk.logits[..], rows, vocabulary),
-            View::new(normed, rows, width),
-            head.matrix::<E>(vocabulary, width),
-            Along::Columns,
-        );
+        let normed = View::new(&normed[..], rows, width);
+        let logits = &mut chunk.logits[..rows * vocabulary];
+        self.head.multiply(&chunk.head, normed, logits, self.pool);
         let losses: Vec<(f64, bool)> = chunk.logits[..rows * vocabulary]
             .par_chunks_mut(vocabulary)
             .zip(targets)
@@ -175,27 +170,11 @@ impl LossHead<'_> {
 
     fn backward<E: Element>(&self, targets: &[Target], chunk: &mut Chunk<E>, dx: &mut [f32]) {
         let (rows, width, vocabulary) = (targets.len(), chunk.width, chunk.vocabulary);
-        let d_logits = View::<E>::strided(
-            bytemuck::cast_slice(&chunk.logits),
-            rows,
-            vocabulary,
-            vocabulary * size_of::<f32>() / size_of::<E>(),
-        );
         let mut d_normed = self.pool.take::<f32>(rows * width);
-        let head = self.head.read();
-        multiply(
-            Product::new(&mut d_normed[..], rows, width),
-            d_logits,
-            head.matrix::<E>(vocabulary, width),
-            Along::Rows,
-        );
-        drop(head);
-        self.head.add_gradient(|ids, gradient, accumulate| {
-            let target = MatrixMut::new(gradient, ids.len(), width);
-            let d_logits = d_logits.part(ids.start, ids.len()).wide();
-            let normed = View::new(&chunk.normed[..], rows, width).wide();
-            multiply_turned(target, accumulate, d_logits, normed);
-        });
+        let normed = View::new(&chunk.normed[..rows * width], rows, width);
+        let d_logits = &mut chunk.logits[..rows * vocabulary];
+        self.head
+            .backward(&chunk.head, normed, d_logits, &mut d_normed, self.pool);
         let mut d_rows = self.pool.zeroed::<f32>(rows * width);
         self.norm
             .backward(&chunk.x[..rows * width], &d_normed, &mut d_rows);
@@ -217,6 +196,8 @@ struct Chunk<E> {
     x: Buffer<f32>,
     normed: Buffer<E>,
     logits: Buffer<f32>,
+    /// The output layer as products take it.
+    head: Factors<E>,
 }
 
 /// Number of chunks: how often the output layer gets a gradient.
@@ -228,6 +209,7 @@ pub fn chunk_count(targets: usize, vocabulary: usize) -> usize {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::engine::params::Weight;
     use crate::engine::testing::{TestWeights, check_op, flat, random_tensor, random_values};
     use candle_core::{D, Device, Result, Tensor};
     use half::bf16;
@@ -278,15 +260,16 @@ mod tests {
             offset: false,
         };
         let pool = Pool::default();
+        let matrix = TokenMatrix::from(head.clone());
         let head = LossHead {
             norm: &norm,
-            head,
+            head: &matrix,
             pool: &pool,
             loss,
             logits: LogitRule::NONE,
         };
         let mut dx = vec![f32::NAN; x.len()];
-        let sum = match head.head.is_bf16() {
+        let sum = match matrix.weight.is_bf16() {
             true => head.loss::<bf16>(x, targets, Some(&mut dx)),
             false => head.loss::<f32>(x, targets, Some(&mut dx)),
         };

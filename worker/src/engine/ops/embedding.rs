@@ -2,14 +2,15 @@
 
 use rayon::prelude::*;
 
+use super::token_matrix::TokenMatrix;
 use super::{ROW_TILE, vector};
 use crate::engine::buffer::Pool;
 use crate::engine::params::Weight;
 
-/// Gathers rows `ids` of the `[vocabulary][width]` weight, as float32 `[tokens][width]`. Every id is within the vocabulary.
-pub fn forward(ids: &[u32], weight: &Weight, rows: &mut [f32]) {
-    let (_, width) = weight.matrix_dims();
-    let weight = weight.read();
+/// Gathers rows `ids` of the matrix, as float32 `[tokens][width]`. Every id is within the vocabulary.
+pub fn forward(ids: &[u32], matrix: &TokenMatrix, rows: &mut [f32]) {
+    let (_, width) = matrix.weight.matrix_dims();
+    let weight = matrix.weight.read();
     rows.par_chunks_mut(ROW_TILE * width)
         .zip(ids.par_chunks(ROW_TILE))
         .for_each(|(rows, ids)| {
@@ -17,23 +18,42 @@ pub fn forward(ids: &[u32], weight: &Weight, rows: &mut [f32]) {
                 weight.slice().copy_row(*id as usize, width, row);
             }
         });
+    let Some(trained) = &matrix.rows else {
+        return;
+    };
+    let weight = trained.weight.read();
+    for (row, id) in rows.chunks_exact_mut(width).zip(ids) {
+        if let Some(trained) = trained.row_of(*id) {
+            weight.slice().copy_row(trained, width, row);
+        }
+    }
 }
 
-/// Adds each token's gradient row to its id's row, in token order, where the weight is trainable.
-pub fn backward(ids: &[u32], weight: &Weight, gradient: &[f32], pool: &Pool) {
-    if !weight.is_trainable() {
-        return;
+/// Adds each token's gradient row to its id's row, in token order, where that is trained.
+pub fn backward(ids: &[u32], matrix: &TokenMatrix, gradient: &[f32], pool: &Pool) {
+    let tokens = ids.iter().enumerate();
+    if let Some(trained) = &matrix.rows {
+        let placed = tokens
+            .filter_map(|(token, id)| Some((trained.row_of(*id)?, token)))
+            .collect();
+        add_rows(placed, &trained.weight, gradient, pool);
+    } else if matrix.weight.is_trainable() {
+        let placed = tokens.map(|(token, id)| (*id as usize, token)).collect();
+        add_rows(placed, &matrix.weight, gradient, pool);
     }
+}
+
+/// Hands over the gradient of rows: `placed` has the row of each token that reads one.
+fn add_rows(mut placed: Vec<(usize, usize)>, weight: &Weight, gradient: &[f32], pool: &Pool) {
     let (_, width) = weight.matrix_dims();
-    let mut order: Vec<usize> = (0..ids.len()).collect();
-    order.sort_by_key(|token| ids[*token]);
-    let groups: Vec<&[usize]> = order.chunk_by(|a, b| ids[*a] == ids[*b]).collect();
+    placed.sort_unstable();
+    let groups: Vec<&[(usize, usize)]> = placed.chunk_by(|a, b| a.0 == b.0).collect();
     let mut sums = pool.zeroed::<f32>(groups.len() * width);
     sums.par_chunks_mut(width)
         .with_min_len(16)
         .zip(&groups)
         .for_each(|(sum, tokens)| {
-            for token in *tokens {
+            for (_, token) in *tokens {
                 let row = &gradient[token * width..(token + 1) * width];
                 vector::dispatch(
                     #[inline(always)]
@@ -41,7 +61,7 @@ pub fn backward(ids: &[u32], weight: &Weight, gradient: &[f32], pool: &Pool) {
                 );
             }
         });
-    let rows: Vec<usize> = groups.iter().map(|group| ids[group[0]] as usize).collect();
+    let rows: Vec<usize> = groups.iter().map(|group| group[0].0).collect();
     weight.add_gradient_rows(&rows, &sums);
 }
 
@@ -61,7 +81,7 @@ mod tests {
         let values = random_values(vocabulary * width, 1);
         let layout = Layout::new([("e".to_owned(), vec![vocabulary, width])]);
         let parameters = Parameters::new(layout, values.clone(), Collect::Slot);
-        let weight = parameters.weight("e").unwrap();
+        let weight = TokenMatrix::from(parameters.weight("e").unwrap());
         let ids: Vec<u32> = (0..tokens).map(|i| (i * i % 19) as u32).collect();
         let gradient = random_tensor(tokens, width, 2);
 

@@ -25,6 +25,7 @@ pub mod rope;
 pub mod segments;
 pub mod swiglu;
 mod token_loss;
+pub mod token_matrix;
 pub mod vector;
 
 use element::Element;

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use common::files::layout::Layout;
-use common::job::{JobSpec, Method};
-use common::model::{ModelConfig, adapted_modules, base_tensors};
+use common::job::{JobSpec, Method, TrainedRows, TrainedTokens};
+use common::model::{
+    EMBEDDING, HEAD, ModelConfig, adapted_modules, base_tensors, token_tensor, token_tensors,
+};
 
 use crate::engine::adapter::{adapter_layout, initial_values, values_from};
 use crate::engine::model::weights::WeightSource;
@@ -38,15 +40,31 @@ impl InitialWeights {
             }
             Method::Lora(lora) => {
                 let modules = adapted_modules(config, &lora.target_modules)?;
-                let layout = adapter_layout(&modules, lora.r).with_moments(moments);
+                let beside = token_tensors(config, &lora.tokens);
+                let layout = adapter_layout(&modules, lora.r, beside).with_moments(moments);
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora)?,
-                    None => initial_values(&layout, job.seed)?,
+                    None => {
+                        let mut values = initial_values(&layout, job.seed)?;
+                        for (name, rows) in of_tokens(&lora.tokens) {
+                            let Some(tensor) = layout.find(&token_tensor(name, rows)) else {
+                                continue;
+                            };
+                            let range = tensor.offset..tensor.offset + tensor.scalars();
+                            source.read_rows(config, name, rows, &mut values[range])?;
+                        }
+                        values
+                    }
                 };
                 Ok(Self { layout, values })
             }
         }
     }
+}
+
+/// What is trained of the embedding and the output layer beside an adapter.
+fn of_tokens(trained: &TrainedTokens) -> [(&'static str, &TrainedRows); 2] {
+    [(EMBEDDING, &trained.embedding), (HEAD, &trained.head)]
 }
 
 /// Zeros for so many scalars.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{JobSpec, Method};
+use common::job::{JobSpec, Method, TrainedRows};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
@@ -41,7 +41,12 @@ impl OnCpu {
         let (scalars, moments) = (layout.scalars, layout.moments);
         let (collect, lora) = match &job.method {
             Method::Full => (Collect::Sums, None),
-            Method::Lora(lora) => (Collect::Slot, Some(lora)),
+            Method::Lora(lora) => {
+                let whole =
+                    [&lora.tokens.embedding, &lora.tokens.head].contains(&&TrainedRows::All);
+                let collect = if whole { Collect::Sums } else { Collect::Slot };
+                (collect, Some(lora))
+            }
         };
         let parameters = Parameters::new(layout, values, collect);
         let parts = Parts {

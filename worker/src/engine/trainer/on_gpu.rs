@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
-use common::job::{BaseDtype, JobSpec, Optimizer as Kind, Reduction};
+use common::job::{BaseDtype, JobSpec, Method, Optimizer as Kind, Reduction};
 use common::memory::on_gpu;
 use common::model::{Activation, Caps, HeadNormKind, LayerKind, ModelConfig, Rotation, Scales};
 use half::bf16;
@@ -49,6 +49,11 @@ impl OnGpu {
             return Err(EngineError::GpuOptimizer {
                 optimizer: job.optimizer,
             });
+        }
+        if let Method::Lora(lora) = &job.method
+            && !lora.tokens.is_none()
+        {
+            return Err(EngineError::GpuTokens);
         }
         if let Some(feature) = not_on_gpus(config, job.sequence_len) {
             let family = config.architecture.name();

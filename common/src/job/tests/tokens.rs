@@ -1,0 +1,77 @@
+//! Tokens that a job adds, and what it trains of the embedding and the output layer beside an adapter.
+
+use super::*;
+use crate::job::{NewToken, TrainedRows, TrainedTokens};
+
+fn token(text: &str, is_special: bool) -> NewToken {
+    NewToken {
+        text: text.to_owned(),
+        is_special,
+        id: None,
+    }
+}
+
+fn trained(text: &str) -> TrainedTokens {
+    match job(&format!("adapter: lora\n{text}")).method {
+        Method::Lora(lora) => lora.tokens,
+        Method::Full => panic!("an adapter was asked for"),
+    }
+}
+
+#[test]
+fn tokens_are_added_in_the_order_of_axolotl_and_each_once() {
+    let read = job(
+        "tokens: [<a>, <c>, <a>]\nadd_special_tokens: <b>\nspecial_tokens:\n  eos_token: <end>\n  additional_special_tokens: [<c>, <d>]\n",
+    );
+    let expected = [
+        token("<end>", true),
+        token("<c>", true),
+        token("<d>", true),
+        token("<a>", false),
+        token("<b>", true),
+    ];
+    assert_eq!(read.tokens, expected);
+    assert_eq!(job("eos_token: <end>\n").tokens, []);
+    assert_eq!(job("add_tokens: <a>,<b>\n").tokens.len(), 2);
+}
+
+#[test]
+fn rows_are_trained_in_the_order_in_which_they_are_named() {
+    let these = |ids: &[u32]| TrainedRows::These(ids.to_vec());
+    let both = |embedding, head| TrainedTokens { embedding, head };
+    let read = trained("trainable_token_indices: [7, 2, 7]\n");
+    assert_eq!(read, both(these(&[7, 2]), these(&[])));
+    let read = trained("peft_trainable_token_indices: {model.embed_tokens: [7], lm_head: [3]}\n");
+    assert_eq!(read, both(these(&[7]), these(&[3])));
+    let read = trained("lora_modules_to_save: [lm_head]\ntrainable_token_indices: 4, 5\n");
+    assert_eq!(read, both(these(&[4, 5]), TrainedRows::All));
+    assert!(trained("lora_modules_to_save: []\n").is_none());
+}
+
+#[test]
+fn what_cannot_be_trained_so_is_refused() {
+    for (text, expected) in [
+        (
+            "adapter: lora\nlora_modules_to_save: [norm]\n",
+            "4: `lora_modules_to_save` names `norm`; what is trained as a whole beside adapters is embed_tokens or lm_head: remove it",
+        ),
+        (
+            "adapter: lora\ntrainable_token_indices: {wte: [1]}\n",
+            "4: `trainable_token_indices` has `wte`; rows are trained of embed_tokens and lm_head",
+        ),
+        (
+            "adapter: lora\ntrainable_token_indices: [-1]\n",
+            "4: `trainable_token_indices` must be a list of the ids of tokens, found a list",
+        ),
+        (
+            "trainable_token_indices: [1]\n",
+            "3: `trainable_token_indices` has no effect without `adapter: lora`",
+        ),
+        (
+            "added_tokens_overrides: {7: <a>}\n",
+            "3: `added_tokens_overrides` is not supported: no token is renamed; use the tokenizer as it is (tokens: adds some)",
+        ),
+    ] {
+        assert_eq!(problems_of(text), [expected]);
+    }
+}

@@ -1,0 +1,111 @@
+//! Adapters that are more than LoRA on linear layers: ten AdamW steps by PEFT, the logits and the greedy continuations of what
+//! comes out, merged and not. The golden files are made by `make_golden.py`.
+
+use common::files::adapter::AdapterConfig;
+use common::files::snapshot::{Snapshot, WeightsFormat, read_weights};
+use common::files::tensors::TensorFile;
+use common::job::{BaseDtype, Method};
+use worker::engine::inference::decoder::InferenceModel;
+use worker::engine::inference::merge::merge;
+
+use crate::golden::{
+    LOGIT_TOLERANCE, assert_greedy, assert_steps, assert_weights, distance, golden_dir,
+};
+use crate::support::{Case, Training, job};
+
+const CASES: [&str; 7] = [
+    "tokens-tied",
+    "tokens-untied",
+    "tokens-gemma3",
+    "saved-tied",
+    "saved-untied",
+    "added-tokens",
+    "added-tokens-tied",
+];
+
+#[test]
+fn training_follows_peft() {
+    for name in CASES {
+        let case = Case::open(&golden_dir(), name);
+        for checkpointing in [false, true] {
+            let mut trainer = case.trainer(Training::Lora, checkpointing);
+            let start = trainer.snapshot().unwrap();
+            let steps = case.train(&mut trainer, case.golden.learning_rate_lora);
+            assert_steps(name, &steps, &case.golden.lora);
+            let end = trainer.snapshot().unwrap();
+            let expected = read_weights(&case.dir.join("trained_adapter"), &end.layout).unwrap();
+            assert_weights(name, &start, &end, &expected);
+        }
+    }
+}
+
+#[test]
+fn logits_and_continuations_are_peft_s() {
+    for name in CASES {
+        let case = Case::open(&golden_dir(), name);
+        let (model, adapter) = (case.dir.join("model"), case.dir.join("trained_adapter"));
+        let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
+        for (index, example) in case.golden.examples[..3].iter().enumerate() {
+            let view = file.get(&format!("trained.{index}")).unwrap();
+            let mut expected = vec![0.0; view.scalars()];
+            view.to_f32(&mut expected).unwrap();
+            let mut model = InferenceModel::load(&model, Some(&adapter), None).unwrap();
+            let last = model.append(&example.tokens).unwrap();
+            let off = distance(&last, &expected[expected.len() - last.len()..]);
+            assert!(off < LOGIT_TOLERANCE, "{name}, example {index}: {off}");
+        }
+        assert_greedy(&case, &model, Some(&adapter), &case.golden.greedy_adapter);
+        let folder = tempfile::tempdir().unwrap();
+        let merged = folder.path().join("merged");
+        merge(&model, &adapter, &merged, None).unwrap();
+        assert_greedy(&case, &merged, None, &case.golden.greedy_adapter);
+    }
+}
+
+#[test]
+fn what_is_saved_is_what_goes_on() {
+    for name in CASES {
+        let case = Case::open(&golden_dir(), name);
+        let mut trainer = case.trainer(Training::Lora, false);
+        case.train(&mut trainer, 1e-3);
+        let folder = tempfile::tempdir().unwrap();
+        let config = AdapterConfig::read(&case.dir.join("adapter")).unwrap();
+        let format = WeightsFormat::Adapter(config.clone());
+        let snapshot = trainer.snapshot().unwrap();
+        snapshot.write_files(folder.path(), &format).unwrap();
+        assert_eq!(AdapterConfig::read(folder.path()).unwrap(), config);
+        let read = Snapshot::read_files(folder.path(), &trainer.layout()).unwrap();
+        assert_eq!(read.weights, snapshot.weights);
+        let lora = job(
+            Method::Lora(config.to_lora()),
+            1e-3,
+            case.golden.sequence_len,
+        );
+        let again = case.load(lora, "model", Some(folder.path().to_owned()));
+        assert_eq!(
+            again.weights_digest().unwrap(),
+            trainer.weights_digest().unwrap()
+        );
+    }
+}
+
+#[test]
+fn training_beside_a_bfloat16_base_is_close_to_that_beside_float32() {
+    for name in CASES {
+        let case = Case::open(&golden_dir(), name);
+        let dir = case.dir.join("adapter");
+        let lora = AdapterConfig::read(&dir).unwrap().to_lora();
+        let mut narrow = job(
+            Method::Lora(lora),
+            case.golden.learning_rate_lora,
+            case.golden.sequence_len,
+        );
+        narrow.base_dtype = BaseDtype::Bfloat16;
+        let mut trainer = case.load(narrow, "model", Some(dir));
+        let steps = case.train(&mut trainer, case.golden.learning_rate_lora);
+        for (found, expected) in steps.iter().zip(&case.golden.lora) {
+            let off = (found.loss - expected.loss).abs() / expected.loss;
+            assert!(off < 0.02, "{name}: {} for {}", found.loss, expected.loss);
+        }
+    }
+}
