@@ -82,7 +82,7 @@ fn names(gpu: &str, name: &str) -> bool {
 mod tests {
     use super::*;
     use crate::job::{BaseDtype, Reduction};
-    use crate::memory::LINEARS;
+    use crate::memory::{Fused, LINEARS};
 
     /// Llama 3.1 8B.
     const LARGE: Shape = Shape {
@@ -97,6 +97,7 @@ mod tests {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
+        fused: Fused::NONE,
         head_norms: 0,
         layer_norms: 2,
         adds_apart: false,

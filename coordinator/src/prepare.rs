@@ -26,8 +26,8 @@ use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
 use common::model::{
-    LinearShape, ModelConfig, absent_targets, adapted_modules, base_tensors, linears,
-    token_tensors, trained_matrices,
+    ModelConfig, absent_targets, adapted_modules, base_tensors, linear_names, token_tensors,
+    trained_matrices,
 };
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
@@ -158,11 +158,10 @@ impl Prepared {
         };
         let absent = absent_targets(&self.model_config, &lora.target_modules);
         let told = || {
-            let known = linears(&self.model_config).map(LinearShape::name);
             format!(
                 "lora_target_modules: no linear of this model is called {} (it has {})",
                 absent.join(", "),
-                known.join(", ")
+                linear_names(&self.model_config)
             )
         };
         (!absent.is_empty()).then(told)

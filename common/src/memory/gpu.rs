@@ -92,7 +92,7 @@ fn beside(shape: &Shape, adapted: &[bool; super::LINEARS], rank: usize) -> u64 {
         );
         ((out + rank) * (width + rank) - out * width) as u64
     };
-    of(0..3) + of(3..4) + of(4..6) + of(6..7)
+    super::PROJECTIONS.map(of).iter().sum()
 }
 
 /// Bytes of the flat weights, their moments, the sums, and the gradient of a slot where it is kept.

@@ -13,7 +13,7 @@ mod told;
 pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
-pub use shape::{LINEARS, Shape, Tokens, Trained, Work};
+pub use shape::{Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
 use crate::job::{JobSpec, LoraSpec, Method, TrainedRows};
@@ -59,20 +59,28 @@ impl Bytes {
 }
 
 impl Shape {
-    /// Input width, output width and whether there is a bias, of each linear of a layer.
+    /// Input width, output width and whether there is a bias, of the linear in each slot. Nothing comes out of an empty slot.
     pub fn linears(&self) -> [(usize, usize, bool); LINEARS] {
         let (queries, keys) = (
             self.heads * self.head_dim,
             self.key_value_heads * self.head_dim,
         );
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let [query, key, value] = match self.fused.qkv {
+            true => [queries + 2 * keys, 0, 0],
+            false => [queries, keys, keys],
+        };
+        let [gate, up] = match self.fused.gate_up {
+            true => [2 * inner, 0],
+            false => [inner, inner],
+        };
         [
-            (hidden, queries, self.qkv_bias),
-            (hidden, keys, self.qkv_bias),
-            (hidden, keys, self.qkv_bias),
+            (hidden, query, self.qkv_bias),
+            (hidden, key, self.qkv_bias),
+            (hidden, value, self.qkv_bias),
             (queries, hidden, self.output_bias),
-            (hidden, inner, self.mlp_bias),
-            (hidden, inner, self.mlp_bias),
+            (hidden, gate, self.mlp_bias),
+            (hidden, up, self.mlp_bias),
             (inner, hidden, self.mlp_bias),
         ]
     }
@@ -273,6 +281,7 @@ mod tests {
         qkv_bias: false,
         output_bias: false,
         mlp_bias: false,
+        fused: Fused::NONE,
         head_norms: 256,
         layer_norms: 2,
         adds_apart: false,

@@ -1,5 +1,7 @@
 //! The sizes of a model, and of the work on it.
 
+use std::ops::Range;
+
 use crate::job::{BaseDtype, Optimizer, Quantization, Reduction};
 
 /// Bytes of a float32.
@@ -20,6 +22,7 @@ pub struct Shape {
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
+    pub fused: Fused,
     /// Number of weights of the norms of queries and keys in a layer.
     pub head_norms: usize,
     /// Number of other norms in a layer.
@@ -28,8 +31,28 @@ pub struct Shape {
     pub adds_apart: bool,
 }
 
-/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down.
+/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down. Each has its slot in this order.
 pub const LINEARS: usize = 7;
+
+/// Slots of the linears that read the same input, and whose results lie side by side: queries, keys and values; attention output;
+/// gate and up; down.
+pub const PROJECTIONS: [Range<usize>; 4] = [0..3, 3..4, 4..6, 6..7];
+
+/// Which linears that read the same input are one matrix. It has the first of their slots, and nothing is in the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// Gate and up.
+    pub gate_up: bool,
+}
+
+impl Fused {
+    pub const NONE: Self = Self {
+        qkv: false,
+        gate_up: false,
+    };
+}
 
 /// Which weights are trained.
 #[derive(Clone, Debug, PartialEq)]

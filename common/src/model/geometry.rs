@@ -8,7 +8,7 @@ use crate::files::adapter::{Factor, tensor_name, trained_rows_name, trained_whol
 use crate::job::{
     JobSpec, Method, Quantization, TargetModules, TrainedRows, TrainedTokens, whole_path,
 };
-use crate::memory::{LINEARS, Shape};
+use crate::memory::{Fused, LINEARS, PROJECTIONS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
 pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -76,6 +76,8 @@ pub fn token_tensor(matrix: &str, rows: &TrainedRows) -> String {
 pub struct LinearShape {
     /// Within its layer.
     pub path: &'static str,
+    /// Its place among the [`LINEARS`] of a layer.
+    pub slot: usize,
     pub out: usize,
     pub width: usize,
     pub bias: bool,
@@ -83,46 +85,48 @@ pub struct LinearShape {
 
 impl LinearShape {
     /// Its last name: `q_proj`.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
 }
 
-/// The linears of each decoder layer: queries, keys, values, attention output, gate, up, down.
-pub fn linears(config: &ModelConfig) -> [LinearShape; LINEARS] {
-    let hidden = config.hidden_size;
-    let queries = config.heads * config.head_dim;
-    let keys = config.key_value_heads * config.head_dim;
-    let linear = |path, out, width, bias| LinearShape {
-        path,
-        out,
-        width,
-        bias,
-    };
-    [
-        linear("self_attn.q_proj", queries, hidden, config.qkv_bias),
-        linear("self_attn.k_proj", keys, hidden, config.qkv_bias),
-        linear("self_attn.v_proj", keys, hidden, config.qkv_bias),
-        linear("self_attn.o_proj", hidden, queries, config.output_bias),
-        linear(
-            "mlp.gate_proj",
-            config.intermediate_size,
-            hidden,
-            config.mlp_bias,
-        ),
-        linear(
-            "mlp.up_proj",
-            config.intermediate_size,
-            hidden,
-            config.mlp_bias,
-        ),
-        linear(
-            "mlp.down_proj",
-            hidden,
-            config.intermediate_size,
-            config.mlp_bias,
-        ),
-    ]
+/// The linears of each decoder layer, in the order of their slots.
+pub fn linears(config: &ModelConfig) -> Vec<LinearShape> {
+    let paths = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let shapes = config.shape().linears().into_iter().enumerate();
+    let linears = shapes
+        .zip(paths)
+        .map(|((slot, (width, out, bias)), path)| LinearShape {
+            path,
+            slot,
+            out,
+            width,
+            bias,
+        });
+    linears.filter(|linear| linear.out > 0).collect()
+}
+
+/// The linears of each decoder layer by what they read: queries, keys and values; attention output; gate and up; down.
+pub fn projections(config: &ModelConfig) -> [Vec<LinearShape>; PROJECTIONS.len()] {
+    let linears = linears(config);
+    PROJECTIONS.map(|slots| {
+        let members = linears.iter().filter(|linear| slots.contains(&linear.slot));
+        members.copied().collect()
+    })
+}
+
+/// Last names of a model's linears, for people.
+pub fn linear_names(config: &ModelConfig) -> String {
+    let names: Vec<&str> = linears(config).iter().map(LinearShape::name).collect();
+    names.join(", ")
 }
 
 /// One linear of a layer, as adapters name it.
@@ -157,7 +161,7 @@ pub fn adapted_modules(
     if let Some(name) = wrong {
         return Err(UnmatchedTarget {
             target: name.clone(),
-            known: known(config),
+            known: linear_names(config),
         });
     }
     Ok(all
@@ -179,7 +183,8 @@ pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<Stri
 /// All linears of all layers.
 fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
     (0..config.layers).flat_map(|layer| {
-        linears(config).map(|shape| AdaptedModule {
+        let linears = linears(config).into_iter();
+        linears.map(move |shape| AdaptedModule {
             path: format!("model.layers.{layer}.{}", shape.path),
             shape,
         })
@@ -194,10 +199,6 @@ fn is_named(path: &str, name: &str) -> bool {
             .is_some_and(|rest| rest.ends_with('.'))
 }
 
-fn known(config: &ModelConfig) -> String {
-    linears(config).map(LinearShape::name).join(", ")
-}
-
 /// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
 fn matching(
     all: Vec<AdaptedModule>,
@@ -206,7 +207,7 @@ fn matching(
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
     let unmatched = || UnmatchedTarget {
         target: pattern.to_owned(),
-        known: known(config),
+        known: linear_names(config),
     };
     let regex = whole_path(pattern).map_err(|_| unmatched())?;
     let matched: Vec<AdaptedModule> = all
@@ -248,7 +249,7 @@ pub struct UnmatchedTarget {
     known: String,
 }
 
-/// By layer: which linears of it the job puts an adapter on. Empty where it trains all weights.
+/// By layer: in which slots the job puts an adapter on a linear. Empty where it trains all weights.
 pub fn adapted_by_layer(
     config: &ModelConfig,
     job: &JobSpec,
@@ -262,9 +263,14 @@ pub fn adapted_by_layer(
         modules.iter().any(|module| module.path == path)
     };
     let linears = linears(config);
-    Ok((0..config.layers)
-        .map(|layer| std::array::from_fn(|index| has(layer, linears[index].path)))
-        .collect())
+    let of_layer = |layer: usize| {
+        let mut adapted = [false; LINEARS];
+        for linear in &linears {
+            adapted[linear.slot] = has(layer, linear.path);
+        }
+        adapted
+    };
+    Ok((0..config.layers).map(of_layer).collect())
 }
 
 impl ModelConfig {
@@ -290,6 +296,7 @@ impl ModelConfig {
             qkv_bias: self.qkv_bias,
             output_bias: self.output_bias,
             mlp_bias: self.mlp_bias,
+            fused: Fused::NONE,
             head_norms: self.head_norm_widths().iter().sum(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,

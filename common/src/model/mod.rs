@@ -13,7 +13,7 @@ pub use error::ModelError;
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
     AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, absent_targets,
-    adapted_by_layer, adapted_modules, base_tensors, linears, token_tensor, token_tensors,
-    trained_matrices,
+    adapted_by_layer, adapted_modules, base_tensors, linear_names, linears, projections,
+    token_tensor, token_tensors, trained_matrices,
 };
 pub use rope::{Rope, RopeScaling};

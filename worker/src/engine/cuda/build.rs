@@ -4,7 +4,9 @@
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
 use common::job::{BaseDtype, LoraSpec, Quantization};
-use common::model::{EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears};
+use common::model::{
+    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections,
+};
 
 use super::blas::GpuElement;
 use super::causal_lm::CausalLm;
@@ -89,7 +91,7 @@ impl Parts<'_> {
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [query, key, value, output, gate, up, down] = linears(config);
+        let [qkv, output, gate_up, down] = projections(config);
         let head_norm = |name: &str| {
             let name = format!("{prefix}self_attn.{name}.weight");
             self.vector(&name, config.head_dim)
@@ -107,15 +109,15 @@ impl Parts<'_> {
         Ok(DecoderLayer {
             attention: AttentionBlock {
                 norm: layer_norm("input_layernorm")?,
-                qkv: self.projection(&prefix, &[query, key, value])?,
-                output: self.projection(&prefix, &[output])?,
+                qkv: self.projection(&prefix, &qkv)?,
+                output: self.projection(&prefix, &output)?,
                 layout: HeadLayout::of(config),
                 head_norms,
             },
             mlp: Mlp {
                 norm: layer_norm("post_attention_layernorm")?,
-                gate_up: self.projection(&prefix, &[gate, up])?,
-                down: self.projection(&prefix, &[down])?,
+                gate_up: self.projection(&prefix, &gate_up)?,
+                down: self.projection(&prefix, &down)?,
             },
         })
     }

@@ -3,7 +3,7 @@
 
 use common::job::{BaseDtype, LoraSpec, Quantization, TrainedRows};
 use common::model::{
-    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, linears, token_tensor,
+    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections, token_tensor,
 };
 
 use super::causal_lm::CausalLm;
@@ -83,7 +83,7 @@ impl Parts<'_> {
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [query, key, value, output, gate, up, down] = linears(config);
+        let [qkv, output, gate_up, down] = projections(config);
         let [query_width, key_width] = config.head_norm_widths();
         let head_norm = |name: &str, width: usize| {
             self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width])
@@ -110,8 +110,8 @@ impl Parts<'_> {
         Ok(DecoderLayer {
             attention: AttentionBlock {
                 norm: layer_norm(config.norms.attention_input)?,
-                qkv: self.projection(&prefix, &[query, key, value])?,
-                output: self.projection(&prefix, &[output])?,
+                qkv: self.projection(&prefix, &qkv)?,
+                output: self.projection(&prefix, &output)?,
                 residual: residual(config.norms.attention_output)?,
                 layout: HeadLayout::of(config),
                 head_norms,
@@ -121,8 +121,8 @@ impl Parts<'_> {
             },
             mlp: Mlp {
                 norm: layer_norm(config.norms.mlp_input)?,
-                gate_up: self.projection(&prefix, &[gate, up])?,
-                down: self.projection(&prefix, &[down])?,
+                gate_up: self.projection(&prefix, &gate_up)?,
+                down: self.projection(&prefix, &down)?,
                 residual: residual(config.norms.mlp_output)?,
                 activation: config.activation,
             },

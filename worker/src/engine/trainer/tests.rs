@@ -269,7 +269,8 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
     let Method::Lora(spec) = &method else {
         unreachable!("made as LoRA");
     };
-    let names = linears(first.config()).map(|linear| linear.path.to_owned());
+    let linears = linears(first.config()).into_iter();
+    let names = linears.map(|linear| linear.path.to_owned());
     let config = AdapterConfig::from_lora(spec, "model", names);
     let adapter = tempfile::tempdir().unwrap();
     let format = WeightsFormat::Adapter(config);
