@@ -227,7 +227,7 @@ fn rope_and_attention<E: Base>(criterion: &mut Criterion) {
     let rope = Rope {
         layout: HEADS,
         norms: None,
-        positions: &positions,
+        rows: &positions,
         table: Some(&RopeTable::new(&frequencies, TOKENS, 1.0)),
     };
     let qkv = random::<E>(TOKENS * width, 1);

@@ -49,10 +49,13 @@ pub enum Architecture {
     SmolLm3,
     Olmo2,
     Olmo3,
+    Phi3,
+    Glm,
+    Glm4,
 }
 
 impl Architecture {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -63,6 +66,9 @@ impl Architecture {
         Self::SmolLm3,
         Self::Olmo2,
         Self::Olmo3,
+        Self::Phi3,
+        Self::Glm,
+        Self::Glm4,
     ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
@@ -101,6 +107,9 @@ impl Architecture {
             Self::SmolLm3 => "SmolLM3",
             Self::Olmo2 => "OLMo 2",
             Self::Olmo3 => "OLMo 3",
+            Self::Phi3 => "Phi-3",
+            Self::Glm => "GLM-4",
+            Self::Glm4 => "GLM-4-0414",
         }
     }
 
@@ -116,6 +125,9 @@ impl Architecture {
             Self::SmolLm3 => ("SmolLM3ForCausalLM", "smollm3"),
             Self::Olmo2 => ("Olmo2ForCausalLM", "olmo2"),
             Self::Olmo3 => ("Olmo3ForCausalLM", "olmo3"),
+            Self::Phi3 => ("Phi3ForCausalLM", "phi3"),
+            Self::Glm => ("GlmForCausalLM", "glm"),
+            Self::Glm4 => ("Glm4ForCausalLM", "glm4"),
         }
     }
 }

@@ -9,13 +9,14 @@ use serde_json::Value;
 
 use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
 use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
+use crate::memory::Fused;
 
 use super::error::ModelError;
 use super::family::{
     Activation, Family, HeadNormKind, LayerKind, LayerNorms, Windows, layer_kinds,
 };
 use super::fields::Fields;
-use super::rope::Rope;
+use super::rope::{Rope, RotaryPairs};
 
 /// A decoder as the engine builds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,9 @@ pub struct ModelConfig {
     pub head_dim: usize,
     pub rms_norm_epsilon: f64,
     pub rope: Rope,
+    /// Dimensions of each head that are rotated, the first ones.
+    pub rotary_dim: usize,
+    pub rotary_pairs: RotaryPairs,
     /// The output layer is the embedding.
     pub tied: bool,
     /// Queries, keys and values have biases.
@@ -37,6 +41,7 @@ pub struct ModelConfig {
     /// The attention's output layer has a bias.
     pub output_bias: bool,
     pub mlp_bias: bool,
+    pub fused: Fused,
     pub head_norms: HeadNormKind,
     pub norms: LayerNorms,
     /// Norms multiply by 1 + weight.
@@ -117,7 +122,10 @@ impl ModelConfig {
         let architecture = Architecture::of_config(path, json)?;
         let family = Family::of(architecture);
         fields.refuse_unsupported(family.is_gelu)?;
-        let attention_bias = fields.flag("attention_bias");
+        fields.refuse_dropout(architecture)?;
+        let attention_bias = json["attention_bias"]
+            .as_bool()
+            .unwrap_or(family.default_attention_bias);
         let heads = fields.size("num_attention_heads")?;
         let hidden_size = fields.size("hidden_size")?;
         let head_dim = fields
@@ -125,6 +133,8 @@ impl ModelConfig {
             .or(family.default_head_dim)
             .unwrap_or(hidden_size / heads);
         let ropes = fields.ropes(family.default_theta)?;
+        let rotary_dim = fields.rotary_dim(family.default_rotated, head_dim)?;
+        fields.check_long_rope(&ropes.0, rotary_dim)?;
         let layers = fields.size("num_hidden_layers")?;
         let config = Self {
             architecture,
@@ -142,6 +152,8 @@ impl ModelConfig {
                 .unwrap_or(family.default_epsilon),
             layer_kinds: layer_kinds(json, architecture, layers, ropes.1.is_some()),
             rope: ropes.0,
+            rotary_dim,
+            rotary_pairs: family.rotary_pairs,
             local_rope: ropes.1,
             tied: json["tie_word_embeddings"]
                 .as_bool()
@@ -149,6 +161,7 @@ impl ModelConfig {
             qkv_bias: family.qkv_bias.unwrap_or(attention_bias),
             output_bias: family.output_bias.unwrap_or(attention_bias),
             mlp_bias: family.has_mlp_bias && fields.flag("mlp_bias"),
+            fused: family.fused,
             head_norms: family.head_norms,
             norms: family.norms,
             norm_offset: family.norm_offset,
@@ -192,7 +205,7 @@ impl ModelConfig {
 
     /// Radians per position of each pair of dimensions, rounded to float32 where Transformers does.
     pub fn rope_frequencies(&self) -> Vec<f32> {
-        self.rope.frequencies(self.head_dim)
+        self.rope.frequencies(self.rotary_dim)
     }
 }
 
@@ -221,11 +234,18 @@ impl Fields<'_> {
         if self.json["quantization_config"].is_object() && !is_four_bits(self.json) {
             return Err(self.unsupported("a quantised base model".to_owned()));
         }
-        let rotated = self
-            .number("partial_rotary_factor")
-            .or(self.json["rope_parameters"]["partial_rotary_factor"].as_f64());
-        if rotated.is_some_and(|factor| factor != 1.0) {
-            return Err(self.unsupported("partial_rotary_factor".to_owned()));
+        Ok(())
+    }
+
+    /// Phi-3 names three dropouts of the base model, and training without them would be other than its `config.json` says.
+    fn refuse_dropout(&self, architecture: Architecture) -> Result<(), ModelError> {
+        if architecture != Architecture::Phi3 {
+            return Ok(());
+        }
+        for key in ["resid_pdrop", "embd_pdrop", "attention_dropout"] {
+            if let Some(dropout) = self.number(key).filter(|dropout| *dropout != 0.0) {
+                return Err(self.unsupported(format!("{key} {dropout} (supported: 0)")));
+            }
         }
         Ok(())
     }

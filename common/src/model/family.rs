@@ -5,7 +5,9 @@
 
 use serde_json::Value;
 
+use super::rope::RotaryPairs;
 use crate::files::model::Architecture;
+use crate::memory::Fused;
 
 /// Where a decoder layer has norms, by their names in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,13 @@ impl LayerNorms {
         attention_output: Some("post_attention_layernorm"),
         mlp_input: Some("pre_feedforward_layernorm"),
         mlp_output: Some("post_feedforward_layernorm"),
+    };
+    /// GLM-4-0414's, in which what is named after the attention stands before the other half.
+    const BOTH_OF_GLM: Self = Self {
+        attention_input: Some("input_layernorm"),
+        attention_output: Some("post_self_attn_layernorm"),
+        mlp_input: Some("post_attention_layernorm"),
+        mlp_output: Some("post_mlp_layernorm"),
     };
 
     /// Their names, in the order of a layer.
@@ -98,8 +107,10 @@ pub(super) struct Family {
     /// None: as `attention_bias` says.
     pub qkv_bias: Option<bool>,
     pub output_bias: Option<bool>,
+    pub default_attention_bias: bool,
     /// Whether `mlp_bias` is read.
     pub has_mlp_bias: bool,
+    pub fused: Fused,
     pub head_norms: HeadNormKind,
     pub norms: LayerNorms,
     /// Whether norms multiply by 1 + weight.
@@ -107,6 +118,9 @@ pub(super) struct Family {
     pub default_head_dim: Option<usize>,
     pub default_epsilon: f64,
     pub default_theta: f64,
+    /// The share of each head that is rotated where nothing is said, in families that may leave a part as it is.
+    pub default_rotated: Option<f64>,
+    pub rotary_pairs: RotaryPairs,
     pub default_tied: bool,
     /// Whether the activation is named by `hidden_activation` (and is GELU), or by `hidden_act`.
     pub is_gelu: bool,
@@ -122,6 +136,8 @@ pub(super) enum Windows {
     Asked,
     /// Those of `layer_types`, or all where these are not given, with a `sliding_window`, which is 4096 where nothing is said.
     All,
+    /// All, where there is a `sliding_window`; `layer_types` is not read.
+    AllWhereGiven,
     /// Those of `layer_types`; where these are not given, the last of every so many sees everything.
     AllBut { every: usize },
 }
@@ -131,13 +147,17 @@ impl Family {
         let llama = Self {
             qkv_bias: None,
             output_bias: None,
+            default_attention_bias: false,
             has_mlp_bias: false,
+            fused: Fused::NONE,
             head_norms: HeadNormKind::None,
             norms: LayerNorms::BEFORE,
             norm_offset: false,
             default_head_dim: None,
             default_epsilon: 1e-6,
             default_theta: 10_000.0,
+            default_rotated: None,
+            rotary_pairs: RotaryPairs::Halves,
             default_tied: false,
             is_gelu: false,
             windows: Windows::Never,
@@ -155,6 +175,19 @@ impl Family {
             head_norms: HeadNormKind::AllHeads,
             norms: LayerNorms::AFTER,
             default_epsilon: 1e-5,
+            ..llama
+        };
+        let glm = Self {
+            output_bias: Some(false),
+            default_attention_bias: true,
+            fused: Fused {
+                qkv: false,
+                gate_up: true,
+            },
+            default_head_dim: Some(128),
+            default_epsilon: 1.5625e-7,
+            default_rotated: Some(0.5),
+            rotary_pairs: RotaryPairs::Neighbours,
             ..llama
         };
         match architecture {
@@ -199,6 +232,23 @@ impl Family {
                 windows: Windows::AllBut { every: 4 },
                 ..olmo
             },
+            Architecture::Phi3 => Self {
+                qkv_bias: Some(false),
+                output_bias: Some(false),
+                fused: Fused {
+                    qkv: true,
+                    gate_up: true,
+                },
+                default_epsilon: 1e-5,
+                default_rotated: Some(1.0),
+                windows: Windows::AllWhereGiven,
+                ..llama
+            },
+            Architecture::Glm => glm,
+            Architecture::Glm4 => Self {
+                norms: LayerNorms::BOTH_OF_GLM,
+                ..glm
+            },
         }
     }
 }
@@ -213,7 +263,9 @@ pub(super) fn layer_kinds(
     let family = Family::of(architecture);
     let size = |key: &str| json[key].as_u64().map(|size| size as usize);
     let window = match (family.windows, &json["sliding_window"]) {
-        (Windows::Never | Windows::Asked, value) => value.as_u64().map(|size| size as usize),
+        (Windows::Never | Windows::Asked | Windows::AllWhereGiven, value) => {
+            value.as_u64().map(|size| size as usize)
+        }
         // Null means none, and a key that is not there the family's own.
         (_, Value::Null) if json.get("sliding_window").is_some() => None,
         (_, value) => Some(value.as_u64().unwrap_or(4096) as usize),
@@ -225,6 +277,7 @@ pub(super) fn layer_kinds(
         match family.windows {
             Windows::Never => false,
             Windows::All => by_type.unwrap_or(true),
+            Windows::AllWhereGiven => true,
             Windows::Asked => by_type.unwrap_or_else(|| {
                 json["use_sliding_window"].as_bool() == Some(true)
                     && layer >= size("max_window_layers").unwrap_or(0)
@@ -268,5 +321,77 @@ fn is_rotated(json: &Value, architecture: Architecture, layer: usize) -> bool {
             let every = json["no_rope_layer_interval"].as_u64().unwrap_or(4).max(1);
             !(layer as u64 + 1).is_multiple_of(every)
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{ModelConfig, ModelError};
+
+    fn parse(class: &str, change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
+        let mut json = json!({
+            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2
+        });
+        change(&mut json);
+        ModelConfig::parse(&json, Path::new("config.json"))
+    }
+
+    #[test]
+    fn phi_3_has_a_window_where_one_is_given_and_no_biases() {
+        let plain = parse("Phi3ForCausalLM", |json| {
+            json["attention_bias"] = true.into();
+        });
+        let plain = plain.unwrap();
+        assert_eq!(plain.smallest_window(), None);
+        assert!(!plain.qkv_bias && !plain.output_bias && !plain.tied);
+        assert_eq!((plain.rms_norm_epsilon, plain.rotary_dim), (1e-5, 16));
+        let windowed = parse("Phi3ForCausalLM", |json| {
+            json["sliding_window"] = 2047.into();
+            // It reads none.
+            json["layer_types"] = json!(["full_attention", "full_attention"]);
+        });
+        let windows = windowed.unwrap().layer_kinds;
+        assert!(windows.iter().all(|kind| kind.window == Some(2047)));
+    }
+
+    #[test]
+    fn dropouts_of_phi_3_are_refused_by_name() {
+        for key in ["resid_pdrop", "embd_pdrop", "attention_dropout"] {
+            let message = parse("Phi3ForCausalLM", |json| json[key] = 0.1.into());
+            let message = message.unwrap_err().to_string();
+            assert!(message.contains(&format!("{key} 0.1")), "{message}");
+            parse("Phi3ForCausalLM", |json| json[key] = 0.0.into()).unwrap();
+        }
+    }
+
+    #[test]
+    fn glm_rotates_half_of_each_head_and_glm_4_0414_has_four_norms() {
+        let glm4 = parse("Glm4ForCausalLM", |_| {}).unwrap();
+        assert_eq!((glm4.head_dim, glm4.rotary_dim), (128, 64));
+        assert_eq!(glm4.rotary_pairs, RotaryPairs::Neighbours);
+        assert!(glm4.qkv_bias && !glm4.output_bias);
+        assert_eq!(glm4.rms_norm_epsilon, 1.5625e-7);
+        let norms: Vec<&str> = glm4.norms.names().collect();
+        let expected = [
+            "input_layernorm",
+            "post_self_attn_layernorm",
+            "post_attention_layernorm",
+            "post_mlp_layernorm",
+        ];
+        assert_eq!(norms, expected);
+        let glm = parse("GlmForCausalLM", |json| {
+            json["attention_bias"] = false.into();
+            json["partial_rotary_factor"] = 0.25.into();
+        });
+        let glm = glm.unwrap();
+        assert_eq!((glm.norms, glm.qkv_bias), (LayerNorms::BEFORE, false));
+        assert_eq!(glm.rotary_dim, 32);
     }
 }

@@ -8,7 +8,7 @@ use crate::files::adapter::{Factor, tensor_name, trained_rows_name, trained_whol
 use crate::job::{
     JobSpec, Method, Quantization, TargetModules, TrainedRows, TrainedTokens, whole_path,
 };
-use crate::memory::{Fused, LINEARS, PROJECTIONS, Shape};
+use crate::memory::{LINEARS, PROJECTIONS, Shape};
 
 /// Names and shapes of all base weights, with Hugging Face's names. A tied output layer is not listed.
 pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -92,12 +92,20 @@ impl LinearShape {
 
 /// The linears of each decoder layer, in the order of their slots.
 pub fn linears(config: &ModelConfig) -> Vec<LinearShape> {
+    let query = match config.fused.qkv {
+        true => "self_attn.qkv_proj",
+        false => "self_attn.q_proj",
+    };
+    let gate = match config.fused.gate_up {
+        true => "mlp.gate_up_proj",
+        false => "mlp.gate_proj",
+    };
     let paths = [
-        "self_attn.q_proj",
+        query,
         "self_attn.k_proj",
         "self_attn.v_proj",
         "self_attn.o_proj",
-        "mlp.gate_proj",
+        gate,
         "mlp.up_proj",
         "mlp.down_proj",
     ];
@@ -296,7 +304,7 @@ impl ModelConfig {
             qkv_bias: self.qkv_bias,
             output_bias: self.output_bias,
             mlp_bias: self.mlp_bias,
-            fused: Fused::NONE,
+            fused: self.fused,
             head_norms: self.head_norm_widths().iter().sum(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
@@ -309,6 +317,96 @@ impl ModelConfig {
             HeadNormKind::None => [0, 0],
             HeadNormKind::EachHead => [self.head_dim; 2],
             HeadNormKind::AllHeads => [self.heads, self.key_value_heads].map(|n| n * self.head_dim),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(class: &str) -> ModelConfig {
+        let json = json!({
+            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8
+        });
+        ModelConfig::parse(&json, Path::new("config.json")).unwrap()
+    }
+
+    fn named(names: &[&str]) -> TargetModules {
+        TargetModules::Named(names.iter().map(|name| name.to_string()).collect())
+    }
+
+    #[test]
+    fn linears_of_one_matrix_have_one_name_and_the_widths_of_all() {
+        let shapes = |class: &str| -> Vec<(&str, usize, usize)> {
+            let linears = linears(&config(class)).into_iter();
+            linears
+                .map(|linear| (linear.path, linear.slot, linear.out))
+                .collect()
+        };
+        let phi = [
+            ("self_attn.qkv_proj", 0, 64),
+            ("self_attn.o_proj", 3, 64),
+            ("mlp.gate_up_proj", 4, 192),
+            ("mlp.down_proj", 6, 64),
+        ];
+        assert_eq!(shapes("Phi3ForCausalLM"), phi);
+        assert_eq!(
+            linear_names(&config("Glm4ForCausalLM")),
+            "q_proj, k_proj, v_proj, o_proj, gate_up_proj, down_proj"
+        );
+        let [qkv, output, gate_up, down] = projections(&config("Glm4ForCausalLM"));
+        assert_eq!(
+            [qkv, output, gate_up, down].map(|part| part.len()),
+            [3, 1, 1, 1]
+        );
+    }
+
+    #[test]
+    fn adapters_go_on_the_matrix_that_is_there() {
+        let config = config("Phi3ForCausalLM");
+        let modules = adapted_modules(&config, &named(&["qkv_proj", "gate_up_proj"])).unwrap();
+        let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+        let expected = [
+            "model.layers.0.self_attn.qkv_proj",
+            "model.layers.0.mlp.gate_up_proj",
+            "model.layers.1.self_attn.qkv_proj",
+            "model.layers.1.mlp.gate_up_proj",
+        ];
+        assert_eq!(paths, expected);
+        let all = adapted_modules(&config, &TargetModules::AllLinear).unwrap();
+        assert_eq!(all.len(), 8);
+        let message = adapted_modules(&config, &named(&["q_proj", "v_proj"])).unwrap_err();
+        assert_eq!(
+            message.to_string(),
+            "lora_target_modules: no linear of the model is called q_proj (it has qkv_proj, o_proj, gate_up_proj, down_proj)"
+        );
+        let some = named(&["o_proj", "q_proj"]);
+        assert_eq!(absent_targets(&config, &some), ["q_proj"]);
+    }
+
+    #[test]
+    fn memory_is_counted_for_the_tensors_that_a_model_has() {
+        for class in [
+            "Qwen2ForCausalLM",
+            "Gemma3ForCausalLM",
+            "Olmo2ForCausalLM",
+            "Phi3ForCausalLM",
+            "GlmForCausalLM",
+            "Glm4ForCausalLM",
+        ] {
+            let config = config(class);
+            let tensors = base_tensors(&config).into_iter();
+            let scalars: usize = tensors
+                .map(|(_, shape)| shape.iter().product::<usize>())
+                .sum();
+            assert_eq!(config.shape().parameters(), scalars as u64, "{class}");
         }
     }
 }

@@ -16,4 +16,4 @@ pub use geometry::{
     adapted_by_layer, adapted_modules, base_tensors, linear_names, linears, projections,
     token_tensor, token_tensors, trained_matrices,
 };
-pub use rope::{Rope, RopeScaling};
+pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};

@@ -13,6 +13,15 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+/// Which dimensions of what is rotated turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryPairs {
+    /// Each of the first half with that of the second.
+    Halves,
+    /// Each with the one beside it.
+    Neighbours,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -35,18 +44,67 @@ pub enum RopeScaling {
         /// What cosines and sines are multiplied by.
         attention_factor: f64,
     },
+    /// LongRoPE (Ding et al., 2024): each pair is slowed down by a factor of its own, one in texts of the original length, another
+    /// in those that are longer.
+    Long {
+        short_factors: Vec<f64>,
+        long_factors: Vec<f64>,
+        /// Most tokens of a text that turns by the short factors.
+        original_positions: usize,
+        /// What cosines and sines are multiplied by, in texts of every length.
+        attention_factor: f64,
+    },
+}
+
+/// The frequencies of texts that are longer than a model's original length, where these have their own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongTexts {
+    /// Texts of more tokens are long.
+    pub above: usize,
+    pub frequencies: Vec<f32>,
 }
 
 impl Rope {
     /// Radians per position of each pair of so many dimensions, rounded to float32 where Transformers does.
     pub fn frequencies(&self, dimensions: usize) -> Vec<f32> {
+        if let RopeScaling::Long { short_factors, .. } = &self.scaling {
+            return self.slowed(short_factors, dimensions);
+        }
         (0..dimensions / 2)
             .map(|pair| {
-                let exponent = (2 * pair) as f32 / dimensions as f32;
-                let frequency = 1.0 / self.theta.powf(f64::from(exponent)) as f32;
+                let frequency = 1.0 / self.period(pair, dimensions);
                 self.scaling
                     .apply(frequency, (pair, dimensions), self.theta)
             })
+            .collect()
+    }
+
+    /// The frequencies of long texts, where these have their own; those of other texts are [`frequencies`](Self::frequencies).
+    pub fn long_texts(&self, dimensions: usize) -> Option<LongTexts> {
+        match &self.scaling {
+            RopeScaling::Long {
+                long_factors,
+                original_positions,
+                ..
+            } => Some(LongTexts {
+                above: *original_positions,
+                frequencies: self.slowed(long_factors, dimensions),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Positions per radian of a pair.
+    fn period(&self, pair: usize, dimensions: usize) -> f32 {
+        let exponent = (2 * pair) as f32 / dimensions as f32;
+        self.theta.powf(f64::from(exponent)) as f32
+    }
+
+    /// The frequencies of pairs that are slowed down by a factor each.
+    fn slowed(&self, factors: &[f64], dimensions: usize) -> Vec<f32> {
+        let factors = factors.iter().enumerate();
+        factors
+            .map(|(pair, factor)| 1.0 / (*factor as f32 * self.period(pair, dimensions)))
             .collect()
     }
 
@@ -54,6 +112,9 @@ impl Rope {
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn {
+                attention_factor, ..
+            }
+            | RopeScaling::Long {
                 attention_factor, ..
             } => attention_factor,
             _ => 1.0,
@@ -83,7 +144,8 @@ impl RopeScaling {
                 let slowed = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0) as f32;
                 frequency / factor as f32 * slowed + frequency * (1.0 - slowed)
             }
-            Self::None => frequency,
+            // Long: by a factor of each pair, see [`Rope::slowed`].
+            Self::None | Self::Long { .. } => frequency,
             Self::Linear { factor } => frequency / factor as f32,
             Self::Llama3 {
                 factor,
@@ -122,7 +184,8 @@ impl Fields<'_> {
             let own = |found: &Value| self.rope_of(found, default_theta);
             return Ok((own(full)?, Some(own(sliding)?)));
         }
-        let older_local = match Architecture::of_config(self.path, self.json)? {
+        let architecture = Architecture::of_config(self.path, self.json)?;
+        let older_local = match architecture {
             Architecture::Gemma3 => Some(self.number("rope_local_base_freq").unwrap_or(1e4)),
             Architecture::Olmo3 => Some(500_000.0),
             _ => None,
@@ -135,22 +198,17 @@ impl Fields<'_> {
             Value::Null => &self.json["rope_scaling"],
             parameters => parameters,
         };
-        Ok((
-            self.rope_of(scaling, default_theta)?,
-            older_local.map(local),
-        ))
+        let rope = match architecture {
+            Architecture::Phi3 => self.rope_of_phi(scaling, default_theta)?,
+            _ => self.rope_of(scaling, default_theta)?,
+        };
+        Ok((rope, older_local.map(local)))
     }
 
     /// Both layouts: `rope_theta` with `rope_scaling`, and Transformers 5's `rope_parameters`, which holds them all.
     fn rope_of(&self, scaling: &Value, default_theta: f64) -> Result<Rope, ModelError> {
-        let theta = scaling["rope_theta"]
-            .as_f64()
-            .or(self.number("rope_theta"))
-            .unwrap_or(default_theta);
-        let kind = scaling["rope_type"]
-            .as_str()
-            .or(scaling["type"].as_str())
-            .unwrap_or("default");
+        let theta = self.theta_of(scaling, default_theta);
+        let kind = kind_of(scaling);
         let number = |key: &str| {
             scaling[key]
                 .as_f64()
@@ -195,4 +253,129 @@ impl Fields<'_> {
         };
         Ok(Rope { theta, scaling })
     }
+
+    /// Phi-3's, which has LongRoPE or nothing; older files call it `su`, or `yarn`.
+    fn rope_of_phi(&self, scaling: &Value, default_theta: f64) -> Result<Rope, ModelError> {
+        let theta = self.theta_of(scaling, default_theta);
+        let kind = kind_of(scaling);
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "longrope" | "su" | "yarn" => self.long_rope(scaling, kind)?,
+            other => {
+                return Err(self.unsupported(format!(
+                    "rope scaling {other:?} (supported with this architecture: \"default\", \"longrope\")"
+                )));
+            }
+        };
+        Ok(Rope { theta, scaling })
+    }
+
+    fn long_rope(&self, scaling: &Value, kind: &str) -> Result<RopeScaling, ModelError> {
+        for key in ["short_mscale", "long_mscale"] {
+            if !scaling[key].is_null() {
+                return Err(self.unsupported(format!("{key} of rope scaling {kind:?}")));
+            }
+        }
+        // What stands beside the scaling counts, and so does its default; a different number in it may be what was meant.
+        const DEFAULT: usize = 4096;
+        let original = self.optional_size("original_max_position_embeddings")?;
+        let original = original.unwrap_or(DEFAULT);
+        let within = scaling["original_max_position_embeddings"].as_f64();
+        if let Some(within) = within.filter(|within| *within != original as f64) {
+            return Err(self.bad(&format!(
+                "original_max_position_embeddings is {original}, but {within} in the rope scaling"
+            )));
+        }
+        let positions = self.optional_size("max_position_embeddings")?;
+        let ratio = positions.unwrap_or(DEFAULT) as f64 / original as f64;
+        let factor = scaling["factor"].as_f64().unwrap_or(ratio);
+        let usual = match factor <= 1.0 {
+            true => 1.0,
+            false if original == 1 => {
+                return Err(self.bad("original_max_position_embeddings of 1 cannot be scaled"));
+            }
+            false => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        };
+        Ok(RopeScaling::Long {
+            short_factors: self.factors(scaling, "short_factor")?,
+            long_factors: self.factors(scaling, "long_factor")?,
+            original_positions: original,
+            attention_factor: scaling["attention_factor"].as_f64().unwrap_or(usual),
+        })
+    }
+
+    fn factors(&self, scaling: &Value, key: &str) -> Result<Vec<f64>, ModelError> {
+        let list = scaling[key].as_array();
+        let factors = list.and_then(|list| list.iter().map(Value::as_f64).collect());
+        factors.ok_or_else(|| {
+            let kind = kind_of(scaling);
+            self.bad(&format!("rope scaling {kind:?} without a valid {key}"))
+        })
+    }
+
+    fn theta_of(&self, scaling: &Value, default: f64) -> f64 {
+        let own = scaling["rope_theta"].as_f64();
+        own.or(self.number("rope_theta")).unwrap_or(default)
+    }
+
+    /// The number of dimensions of each head that are rotated. `usual` is the share where nothing is said, in families that may
+    /// leave a part of a head as it is.
+    pub(super) fn rotary_dim(
+        &self,
+        usual: Option<f64>,
+        head_dim: usize,
+    ) -> Result<usize, ModelError> {
+        let scaling = match &self.json["rope_parameters"] {
+            Value::Null => &self.json["rope_scaling"],
+            parameters => parameters,
+        };
+        let within = scaling["partial_rotary_factor"].as_f64();
+        let said = within.or(self.number("partial_rotary_factor"));
+        let Some(usual) = usual else {
+            return match said.is_none_or(|factor| factor == 1.0) {
+                true => Ok(head_dim),
+                false => Err(self.unsupported("partial_rotary_factor".to_owned())),
+            };
+        };
+        let factor = said.unwrap_or(usual);
+        let rotated = (head_dim as f64 * factor) as usize;
+        if rotated < 2 || !rotated.is_multiple_of(2) {
+            return Err(self.bad(&format!(
+                "partial_rotary_factor {factor} of a head_dim of {head_dim} rotates {rotated} dimensions, where pairs are rotated"
+            )));
+        }
+        Ok(rotated)
+    }
+
+    /// Checks that LongRoPE has a factor for each pair.
+    pub(super) fn check_long_rope(&self, rope: &Rope, rotated: usize) -> Result<(), ModelError> {
+        let RopeScaling::Long {
+            short_factors,
+            long_factors,
+            ..
+        } = &rope.scaling
+        else {
+            return Ok(());
+        };
+        for (key, factors) in [
+            ("short_factor", short_factors),
+            ("long_factor", long_factors),
+        ] {
+            if factors.len() != rotated / 2 {
+                let (found, pairs) = (factors.len(), rotated / 2);
+                return Err(self.bad(&format!(
+                    "{key} of the rope scaling has {found} entries, but {pairs} pairs are rotated"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
+
+fn kind_of(scaling: &Value) -> &str {
+    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
+    kind.unwrap_or("default")
+}
+
+#[cfg(test)]
+mod tests;

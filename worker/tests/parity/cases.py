@@ -168,6 +168,26 @@ CASES = {
         ),
         dict(target_modules="all-linear", use_rslora=False),
     ),
+    # Some texts are longer than the original length, and the first becomes so as it goes on.
+    "phi3-longrope-long": (
+        transformers.Phi3Config(
+            **COMMON,
+            original_max_position_embeddings=12,
+            rope_parameters=LONG_ROPE | dict(original_max_position_embeddings=12),
+            tie_word_embeddings=True,
+        ),
+        dict(target_modules="all-linear", use_rslora=False),
+    ),
+    "glm": (
+        transformers.GlmConfig(
+            **COMMON,
+            head_dim=12,
+            attention_bias=True,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules=["q_proj", "gate_up_proj"], use_rslora=True),
+    ),
     # The experts' own size is that of one expert; the other is that of a layer without experts.
     "qwen3-moe": (
         transformers.Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=12, norm_topk_prob=True, tie_word_embeddings=False),
@@ -354,6 +374,7 @@ SEEDS = {
     "saved-tied": 23,
     "saved-tied-ensured": 23,
     "dora-bias": 38,
+    "phi3-longrope-long": 22,
     "lora-embedding-gemma3": 36,
     # With these no token's last expert is nearly as likely as the next one.
     "qwen3-moe": 21,
@@ -376,11 +397,11 @@ def seed(name):
 def prepare(name, model):
     """What a case changes in its random weights.
 
-    In glm4 half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its
+    In GLM half of a head is not rotated. There a key's bias adds the same to every score of a query, so that its
     gradient is rounding alone; Adam would make it as large as any other. Small queries make it small against Adam's
     epsilon.
     """
-    if name == "glm4":
+    if name in ("glm", "glm4"):
         config = model.config
         for layer in model.model.layers:
             for parameter in layer.self_attn.q_proj.parameters():

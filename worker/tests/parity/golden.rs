@@ -13,7 +13,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 17] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -26,6 +26,11 @@ const CASES: [&str; 12] = [
     "smollm3",
     "olmo2",
     "olmo3",
+    "phi3",
+    "phi3-longrope",
+    "phi3-longrope-long",
+    "glm",
+    "glm4",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;

@@ -82,9 +82,20 @@ def batch(examples):
     )
 
 
+def parts(model, examples):
+    """What goes through the model at once: a batch, but with LongRoPE each text, because in a batch the longest decides
+    by which factors all of them turn."""
+    rope = model.config.rope_parameters
+    return [[example] for example in examples] if rope.get("rope_type") == "longrope" else [examples]
+
+
 def train(model, examples, learning_rate):
     """The loss is the mean over the batch's trained tokens; padding comes last and is masked. What decays is what
     Transformers' trainer lets decay: what neither a norm nor a bias is by its name."""
+
+    def trained(rows):
+        return sum(label != IGNORED for row in rows for label in row["labels"][1:])
+
     model.train()
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     parameters = [parameter for _, parameter in named]
@@ -96,12 +107,16 @@ def train(model, examples, learning_rate):
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8)
     steps = []
     for step in range(STEPS):
-        loss = model(**batch(examples[step * BATCH : (step + 1) * BATCH])).loss
+        rows = examples[step * BATCH : (step + 1) * BATCH]
         optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for part in parts(model, rows):
+            loss = model(**batch(part)).loss * (trained(part) / trained(rows))
+            loss.backward()
+            total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        steps.append(dict(loss=loss.item(), grad_norm=norm.item()))
+        steps.append(dict(loss=total, grad_norm=norm.item()))
     model.eval()
     return steps
 

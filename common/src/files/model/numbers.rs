@@ -56,6 +56,7 @@ impl Values<'_> {
             ("num_key_value_heads", MAX_HEADS),
             ("head_dim", MAX_WIDTH),
             ("max_position_embeddings", MAX_POSITIONS),
+            ("original_max_position_embeddings", MAX_POSITIONS),
             ("sliding_window", MAX_POSITIONS),
             ("sliding_window_pattern", MAX_LAYERS),
             ("no_rope_layer_interval", MAX_LAYERS),
@@ -130,15 +131,12 @@ impl Values<'_> {
             let fits = |number| (0.0..=1e3).contains(&number);
             self.number("initializer_range", range, fits, "a number from 0 to 1000");
         }
-        let dropout = &config["attention_dropout"];
-        if !dropout.is_null() {
-            let fits = |number| (0.0..1.0).contains(&number);
-            self.number(
-                "attention_dropout",
-                dropout,
-                fits,
-                "a number from 0, below 1",
-            );
+        for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+            let dropout = &config[key];
+            if !dropout.is_null() {
+                let fits = |number| (0.0..1.0).contains(&number);
+                self.number(key, dropout, fits, "a number from 0, below 1");
+            }
         }
         for key in ["hidden_act", "hidden_activation"] {
             let activation = &config[key];
@@ -218,6 +216,18 @@ impl Values<'_> {
             if !value.is_null() {
                 let fits = |number| number > 0.0 && number <= MAX_POSITIONS as f64;
                 self.number(&format!("{key}.{name}"), value, fits, "a number above 0");
+            }
+        }
+        for name in ["short_factor", "long_factor"] {
+            let list = &scaling[name];
+            let fits = |number: f64| number > 0.0 && number <= 1e9;
+            let is_factor = |value: &Value| value.as_f64().is_some_and(fits);
+            let is_list = |list: &Vec<Value>| {
+                list.len() as u64 <= MAX_WIDTH / 2 && list.iter().all(is_factor)
+            };
+            if !list.is_null() && !list.as_array().is_some_and(is_list) {
+                let key = format!("{key}.{name}");
+                self.refuse(&key, list, "a list of numbers above 0, at most 1e9");
             }
         }
         let factor = |name: &str| scaling[name].as_f64();

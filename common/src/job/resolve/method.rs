@@ -19,6 +19,8 @@ const DECODER_LINEARS: &[&str] = &[
     "gate_proj",
     "up_proj",
     "down_proj",
+    "qkv_proj",
+    "gate_up_proj",
 ];
 
 pub(super) fn method(reader: &mut Reader<'_>) -> Method {

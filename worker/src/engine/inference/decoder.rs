@@ -492,7 +492,10 @@ fn llama_config(config: &ModelConfig, positions: usize) -> llama::Config {
             original_max_position_embeddings: original_positions as usize,
             rope_type: llama::Llama3RopeType::Llama3,
         }),
-        RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. } => None,
+        RopeScaling::None
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Yarn { .. }
+        | RopeScaling::Long { .. } => None,
     };
     llama::Config {
         hidden_size: config.hidden_size,
@@ -613,5 +616,15 @@ mod tests {
             json["use_sliding_window"] = true.into();
         });
         check("Gemma3ForCausalLM", false, &|_| {});
+        check("Glm4ForCausalLM", false, &|_| {});
+        // The text becomes long as it goes on.
+        check("Phi3ForCausalLM", false, &|json| {
+            json["original_max_position_embeddings"] = 24.into();
+            json["max_position_embeddings"] = 96.into();
+            json["rope_scaling"] = json!({
+                "type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [2.0, 4.0, 8.0, 16.0]
+            });
+        });
     }
 }

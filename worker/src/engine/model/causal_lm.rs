@@ -10,7 +10,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::layers::decoder::{self, DecoderLayer, Keep};
-use super::layers::{Pass, RopeTables};
+use super::layers::{BatchRopes, Pass, RopeTables};
 use crate::engine::EngineError;
 use crate::engine::abandon::Abandon;
 use crate::engine::batch::Batch;
@@ -291,7 +291,7 @@ impl CausalLm {
     fn pass<'a>(
         &'a self,
         batch: &'a Batch,
-        (ropes, segments): (&'a RopeTables, &'a SegmentViews),
+        (ropes, segments): (&'a BatchRopes, &'a SegmentViews),
         mask: Option<MaskKey>,
     ) -> Pass<'a> {
         Pass {
@@ -304,12 +304,12 @@ impl CausalLm {
         }
     }
 
-    fn ropes(&self, batch: &Batch) -> Arc<RopeTables> {
+    fn ropes(&self, batch: &Batch) -> BatchRopes {
         let mut tables = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
-        if tables.usual.positions() < batch.longest_segment() {
+        if tables.positions() < batch.longest_segment() {
             *tables = Arc::new(RopeTables::new(&self.config, batch.longest_segment()));
         }
-        tables.clone()
+        BatchRopes::new(tables.clone(), &batch.positions)
     }
 
     fn segments(&self, batch: &Batch) -> SegmentViews {

@@ -1,11 +1,11 @@
 //! Rotary positions (Su et al., 2021) on the queries and keys of a fused projection, with Qwen3's norm of each head
-//! before it where the model has one. Values pass through.
+//! before it where the model has one. Values pass through, and so does what a head has behind its rotated dimensions.
 //!
 //! Positions restart with each segment: they come with the batch.
 
 use std::ops::Range;
 
-use common::model::ModelConfig;
+use common::model::{ModelConfig, RotaryPairs};
 use rayon::prelude::*;
 
 use super::element::Element;
@@ -13,16 +13,17 @@ use super::vector::{self, LANES, dispatch};
 use super::{ROW_TILE, add_partials, rms_norm};
 use crate::engine::params::Weight;
 
-/// Cosines and sines of every position: `[positions][head_dim / 2]` each.
+/// Cosines and sines of every position: `[positions][pairs]` each, where a head has twice as many dimensions as pairs, or more.
 #[derive(Debug)]
 pub struct RopeTable {
     half: usize,
+    pairs: RotaryPairs,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl RopeTable {
-    /// Computes the table. `frequencies` are radians per position, `head_dim / 2` of them; `factor` is what cosines and sines are multiplied by. Rounded as Transformers does: the
+    /// Computes the table. `frequencies` are radians per position, one of each pair; `factor` is what cosines and sines are multiplied by. Rounded as Transformers does: the
     /// angle in float32.
     pub fn new(frequencies: &[f32], positions: usize, factor: f32) -> Self {
         let angles = || {
@@ -30,12 +31,26 @@ impl RopeTable {
         };
         Self {
             half: frequencies.len(),
+            pairs: RotaryPairs::Halves,
             cos: angles().map(|angle| angle.cos() * factor).collect(),
             sin: angles().map(|angle| angle.sin() * factor).collect(),
         }
     }
 
-    pub fn positions(&self) -> usize {
+    /// The same angles, for other pairs than those of halves.
+    pub fn of_pairs(self, pairs: RotaryPairs) -> Self {
+        Self { pairs, ..self }
+    }
+
+    /// Puts the rows of another table of as many pairs behind those of this one.
+    pub fn extend(&mut self, other: &Self) {
+        assert_eq!(self.half, other.half, "tables of other heads");
+        self.cos.extend(&other.cos);
+        self.sin.extend(&other.sin);
+    }
+
+    /// Number of rows: of positions, where each has one.
+    pub fn rows(&self) -> usize {
         self.cos.len() / self.half.max(1)
     }
 
@@ -46,9 +61,29 @@ impl RopeTable {
     }
 
     #[inline(always)]
-    fn row(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.half..(position + 1) * self.half;
+    fn row(&self, index: usize) -> (&[f32], &[f32]) {
+        let range = index * self.half..(index + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
+    }
+
+    /// Rotates a head by a row's cosines and sines.
+    #[inline(always)]
+    fn turn_head<E: Element>(
+        &self,
+        head: &[f32],
+        row: (&[f32], &[f32]),
+        to: &mut [E],
+        pair: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+    ) {
+        let (rotated, rest) = head.split_at(2 * self.half);
+        let (to_rotated, to_rest) = to.split_at_mut(2 * self.half);
+        match self.pairs {
+            RotaryPairs::Halves => turn(rotated.split_at(self.half), row, to_rotated, pair),
+            RotaryPairs::Neighbours => turn_neighbours(rotated, row, to_rotated, pair),
+        }
+        for (to, x) in to_rest.iter_mut().zip(rest) {
+            *to = E::round_from(*x);
+        }
     }
 }
 
@@ -100,12 +135,12 @@ impl HeadNorms {
     }
 }
 
-/// Rotary positions on queries and keys, after the norm of their heads where there is one. The table must reach to the last
-/// position.
+/// Rotary positions on queries and keys, after the norm of their heads where there is one.
 pub struct Rope<'a> {
     pub layout: HeadLayout,
     pub norms: Option<&'a HeadNorms>,
-    pub positions: &'a [u32],
+    /// The row of the table for each token, which the table must have: as a rule its position.
+    pub rows: &'a [u32],
     /// None where nothing is rotated.
     pub table: Option<&'a RopeTable>,
 }
@@ -132,19 +167,18 @@ impl Rope<'_> {
         self.with_norms(|norms| {
             y.par_chunks_mut(ROW_TILE * width)
                 .zip(qkv.par_chunks(ROW_TILE * width))
-                .zip(self.positions.par_chunks(ROW_TILE))
-                .for_each(|((y, x), positions)| {
+                .zip(self.rows.par_chunks(ROW_TILE))
+                .for_each(|((y, x), rows)| {
                     let mut scratch = Scratch::default();
                     dispatch(
                         #[inline(always)]
                         || {
-                            for ((y, x), &position) in y
+                            for ((y, x), &row) in y
                                 .chunks_exact_mut(width)
                                 .zip(x.chunks_exact(width))
-                                .zip(positions)
+                                .zip(rows)
                             {
-                                let position = position as usize;
-                                self.forward_row(x, y, position, norms, &mut scratch);
+                                self.forward_row(x, y, row as usize, norms, &mut scratch);
                             }
                         },
                     );
@@ -165,22 +199,22 @@ impl Rope<'_> {
                 .par_chunks_mut(tile)
                 .zip(qkv.par_chunks(tile))
                 .zip(dy.par_chunks(tile))
-                .zip(self.positions.par_chunks(ROW_TILE))
-                .map(|(((dx, x), g), positions)| {
+                .zip(self.rows.par_chunks(ROW_TILE))
+                .map(|(((dx, x), g), rows)| {
                     let mut scratch = Scratch::default();
                     let mut dw = vec![0.0; if trainable { norm_weights } else { 0 }];
                     dispatch(
                         #[inline(always)]
                         || {
-                            for (((dx, x), g), &position) in dx
+                            for (((dx, x), g), &row) in dx
                                 .chunks_exact_mut(width)
                                 .zip(x.chunks_exact(width))
                                 .zip(g.chunks_exact(width))
-                                .zip(positions)
+                                .zip(rows)
                             {
-                                let row = (x, g, dx);
-                                let position = position as usize;
-                                self.backward_row(row, position, norms, &mut scratch, &mut dw);
+                                let of_token = (x, g, dx);
+                                let row = row as usize;
+                                self.backward_row(of_token, row, norms, &mut scratch, &mut dw);
                             }
                         },
                     );
@@ -233,7 +267,7 @@ impl Rope<'_> {
         &self,
         x: &[E],
         y: &mut [E],
-        position: usize,
+        row: usize,
         norms: NormSlices,
         Scratch { wide, inverses, .. }: &mut Scratch,
     ) {
@@ -258,11 +292,10 @@ impl Rope<'_> {
             y[rotated..].copy_from_slice(&x[rotated..]);
             return;
         };
-        let row = table.row(position);
+        let row = table.row(row);
         let to = y[..rotated].chunks_exact_mut(head_dim);
         for (y, wide) in to.zip(wide.chunks_exact(head_dim)) {
-            let halves = wide.split_at(head_dim / 2);
-            turn(halves, row, y, |a, b, c, s| (a * c - b * s, b * c + a * s));
+            table.turn_head(wide, row, y, |a, b, c, s| (a * c - b * s, b * c + a * s));
         }
         y[rotated..].copy_from_slice(&x[rotated..]);
     }
@@ -272,7 +305,7 @@ impl Rope<'_> {
     fn backward_row<E: Element>(
         &self,
         (x, g, dx): (&[E], &[f32], &mut [E]),
-        position: usize,
+        row: usize,
         norms: NormSlices,
         scratch: &mut Scratch,
         dw: &mut [f32],
@@ -289,13 +322,10 @@ impl Rope<'_> {
         match self.table {
             None => turned.copy_from_slice(&g[..rotated]),
             Some(table) => {
-                let row = table.row(position);
+                let row = table.row(row);
                 let from = g[..rotated].chunks_exact(head_dim);
                 for (g, turned) in from.zip(turned.chunks_exact_mut(head_dim)) {
-                    let halves = g.split_at(head_dim / 2);
-                    turn(halves, row, turned, |a, b, c, s| {
-                        (a * c + b * s, b * c - a * s)
-                    });
+                    table.turn_head(g, row, turned, |a, b, c, s| (a * c + b * s, b * c - a * s));
                 }
             }
         }
@@ -370,87 +400,21 @@ fn turn<E: Element>(
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::engine::testing::{TestWeights, check_op, random_tensor};
-    use candle_core::{Device, Result, Tensor};
-
-    const LAYOUT: HeadLayout = HeadLayout {
-        heads: 4,
-        key_value_heads: 2,
-        head_dim: 8,
-    };
-    const FREQUENCIES: [f32; 4] = [1.0, 0.3, 0.1, 0.02];
-
-    /// One head: `[tokens, head_dim]`.
-    fn rotate(x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        let angles: Vec<f32> = positions
-            .iter()
-            .flat_map(|p| FREQUENCIES.map(|f| *p as f32 * f))
-            .collect();
-        let angles = Tensor::from_vec(angles, (positions.len(), 4), &Device::Cpu)?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let (a, b) = (x.narrow(1, 0, 4)?, x.narrow(1, 4, 4)?);
-        let first = ((&a * &cos)? - (&b * &sin)?)?;
-        let second = ((&b * &cos)? + (&a * &sin)?)?;
-        Tensor::cat(&[first, second], 1)
-    }
-
-    fn reference(
-        qkv: &Tensor,
-        norms: Option<(&Tensor, &Tensor)>,
-        positions: &[u32],
-    ) -> Result<Tensor> {
-        let mut parts = Vec::new();
-        for head in 0..6 {
-            let mut x = qkv.narrow(1, head * 8, 8)?;
-            if let Some((query, key)) = norms {
-                let mean = x.sqr()?.mean_keepdim(1)?;
-                let weight = if head < 4 { query } else { key };
-                x = x
-                    .broadcast_div(&(mean + 1e-6)?.sqrt()?)?
-                    .broadcast_mul(weight)?;
-            }
-            parts.push(rotate(&x, positions)?);
-        }
-        parts.push(qkv.narrow(1, 6 * 8, 2 * 8)?);
-        Tensor::cat(&parts, 1)
-    }
-
-    #[test]
-    fn values_and_gradients_equal_the_reference() {
-        let positions: Vec<u32> = (0..50).chain(0..37).collect();
-        let table = RopeTable::new(&FREQUENCIES, 50, 1.0);
-        let x = random_tensor(87, LAYOUT.width(), 1);
-        let weights = TestWeights::new(&[("q", &[8]), ("k", &[8])]);
-        let run = |x: &[f32], dy: &[f32], norms: Option<&HeadNorms>| {
-            let rope = Rope {
-                layout: LAYOUT,
-                norms,
-                positions: &positions,
-                table: Some(&table),
-            };
-            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0f32; x.len()]);
-            rope.forward(x, &mut y);
-            rope.backward(x, dy, &mut dx);
-            (y, dx)
-        };
-        let without = |x: &[f32], dy: &[f32]| run(x, dy, None);
-        check_op(&x, &weights, &["q", "k"], &without, &|x| {
-            reference(x, None, &positions)
-        });
-        let norms = HeadNorms {
-            query: weights.trainable("q"),
-            key: weights.trainable("k"),
-            epsilon: 1e-6,
-            offset: false,
-        };
-        let with = |x: &[f32], dy: &[f32]| run(x, dy, Some(&norms));
-        check_op(&x, &weights, &[], &with, &|x| {
-            let (query, key) = (weights.variable("q"), weights.variable("k"));
-            reference(x, Some((&query, &key)), &positions)
-        });
+/// [`turn`] for pairs that lie side by side.
+#[inline(always)]
+fn turn_neighbours<E: Element>(
+    from: &[f32],
+    (cos, sin): (&[f32], &[f32]),
+    to: &mut [E],
+    pair: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+) {
+    let to = to.as_chunks_mut::<2>().0.iter_mut();
+    let angles = cos.iter().zip(sin);
+    for ((to, [a, b]), (c, s)) in to.zip(from.as_chunks::<2>().0).zip(angles) {
+        let (x, y) = pair(*a, *b, *c, *s);
+        *to = [E::round_from(x), E::round_from(y)];
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,11 @@ use std::time::Instant;
 use common::files::Flat;
 use common::files::layout::Layout;
 use common::job::{BaseDtype, JobSpec, Method, Optimizer as Kind, Reduction};
-use common::memory::on_gpu;
-use common::model::{Activation, Caps, HeadNormKind, LayerKind, ModelConfig, Rotation, Scales};
+use common::memory::{Fused, on_gpu};
+use common::model::{
+    Activation, Caps, HeadNormKind, LayerKind, ModelConfig, RopeScaling, RotaryPairs, Rotation,
+    Scales,
+};
 use half::bf16;
 
 use super::checkpointing::is_checkpointing;
@@ -267,7 +270,20 @@ fn not_on_gpus(config: &ModelConfig, sequence_len: usize) -> Option<&'static str
             !config.layer_kinds.iter().all(rotated),
             "positions that differ by layer",
         ),
+        (
+            matches!(config.rope.scaling, RopeScaling::Long { .. }),
+            "longrope",
+        ),
         (config.rope.attention_factor() != 1.0, "yarn"),
+        (config.fused != Fused::NONE, "fused projections"),
+        (
+            config.rotary_dim != config.head_dim,
+            "positions in a part of each head",
+        ),
+        (
+            config.rotary_pairs != RotaryPairs::Halves,
+            "positions of interleaved pairs",
+        ),
         (
             config
                 .smallest_window()

@@ -11,7 +11,7 @@ use common::model::linears;
 
 mod four_bits;
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 13] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -22,6 +22,9 @@ const FAMILIES: [&str; 10] = [
     "SmolLM3ForCausalLM",
     "Olmo2ForCausalLM",
     "Olmo3ForCausalLM",
+    "Phi3ForCausalLM",
+    "GlmForCausalLM",
+    "Glm4ForCausalLM",
 ];
 
 fn model(architecture: &str) -> tempfile::TempDir {

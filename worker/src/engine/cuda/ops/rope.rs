@@ -23,7 +23,7 @@ impl GpuRopeTable {
     pub fn upload(gpu: &Gpu, table: &RopeTable) -> Result<Self, GpuError> {
         let (cos, sin) = table.values();
         Ok(Self {
-            positions: table.positions(),
+            positions: table.rows(),
             cos: gpu.upload(cos)?,
             sin: gpu.upload(sin)?,
         })
@@ -287,7 +287,7 @@ mod tests {
             let rope = plain::Rope {
                 layout: self.layout,
                 norms: self.with_norms.then_some(&norms),
-                positions: &self.positions,
+                rows: &self.positions,
                 table: Some(&self.table),
             };
             let (mut y, mut dx) = (vec![0.0f32; self.x.len()], vec![0.0f32; self.x.len()]);

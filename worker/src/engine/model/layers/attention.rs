@@ -168,8 +168,8 @@ impl AttentionBlock {
         Rope {
             layout: self.layout,
             norms: self.head_norms.as_ref(),
-            positions: &pass.batch.positions,
-            table: pass.ropes.of(self.kind.rotation),
+            rows: &pass.ropes.rows,
+            table: pass.ropes.tables.of(self.kind.rotation),
         }
     }
 

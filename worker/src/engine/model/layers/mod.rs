@@ -5,6 +5,8 @@ pub mod decoder;
 pub mod mlp;
 pub mod residual;
 
+use std::sync::Arc;
+
 use common::model::{ModelConfig, Rope, Rotation};
 
 use crate::engine::abandon::Abandon;
@@ -21,30 +23,98 @@ use crate::engine::ops::{add_in_place, round_into};
 /// The tables of rotary positions.
 #[derive(Debug)]
 pub struct RopeTables {
-    pub usual: RopeTable,
+    /// Positions that they reach to.
+    positions: usize,
+    usual: RopeTable,
     /// Of layers with a window, where these have their own.
-    pub local: Option<RopeTable>,
+    local: Option<RopeTable>,
+    long: Option<LongRows>,
+}
+
+/// Where in the usual table the rows of long texts are.
+#[derive(Clone, Copy, Debug)]
+struct LongRows {
+    /// Texts of more tokens are long.
+    above: usize,
+    /// Row of their position 0.
+    first: usize,
 }
 
 impl RopeTables {
     /// Makes tables that reach to so many positions.
     pub fn new(config: &ModelConfig, positions: usize) -> Self {
-        let table = |rope: &Rope| {
-            let frequencies = rope.frequencies(config.head_dim);
-            RopeTable::new(&frequencies, positions, rope.attention_factor() as f32)
+        let table_of = |rope: &Rope, frequencies: &[f32], positions: usize| {
+            let factor = rope.attention_factor() as f32;
+            RopeTable::new(frequencies, positions, factor).of_pairs(config.rotary_pairs)
         };
+        let table = |rope: &Rope, positions: usize| {
+            table_of(rope, &rope.frequencies(config.rotary_dim), positions)
+        };
+        let rope = &config.rope;
+        let long_texts = rope.long_texts(config.rotary_dim);
+        let long_texts = long_texts.filter(|long| positions > long.above);
+        let short = long_texts.as_ref().map_or(positions, |long| long.above);
+        let mut usual = table(rope, short);
+        let long = long_texts.map(|long| {
+            let first = usual.rows();
+            usual.extend(&table_of(rope, &long.frequencies, positions));
+            LongRows {
+                above: long.above,
+                first,
+            }
+        });
+        let local = config.local_rope.as_ref();
         Self {
-            usual: table(&config.rope),
-            local: config.local_rope.as_ref().map(table),
+            positions,
+            usual,
+            local: local.map(|rope| table(rope, positions)),
+            long,
         }
     }
 
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
     /// The table of a layer; none where it rotates nothing.
-    pub fn of(&self, rotation: Rotation) -> Option<&RopeTable> {
+    fn of(&self, rotation: Rotation) -> Option<&RopeTable> {
         match rotation {
             Rotation::None => None,
             Rotation::Usual => Some(&self.usual),
             Rotation::Local => Some(self.local.as_ref().unwrap_or(&self.usual)),
+        }
+    }
+
+    /// The row of each token of a batch: its position, but that of long texts where these turn otherwise. Each text decides for
+    /// itself, so that nothing hangs on what it is packed or computed with.
+    fn rows(&self, positions: &Arc<Vec<u32>>) -> Arc<Vec<u32>> {
+        let Some(long) = self.long else {
+            return positions.clone();
+        };
+        let texts = positions.chunk_by(|position, next| next > position);
+        let rows = texts.flat_map(|text| {
+            let first = match text.len() > long.above {
+                true => long.first as u32,
+                false => 0,
+            };
+            text.iter().map(move |position| first + position)
+        });
+        Arc::new(rows.collect())
+    }
+}
+
+/// The rotary positions of a batch.
+pub struct BatchRopes {
+    tables: Arc<RopeTables>,
+    rows: Arc<Vec<u32>>,
+}
+
+impl BatchRopes {
+    /// Those of a batch's positions, to which the tables must reach.
+    pub fn new(tables: Arc<RopeTables>, positions: &Arc<Vec<u32>>) -> Self {
+        Self {
+            rows: tables.rows(positions),
+            tables,
         }
     }
 }
@@ -55,7 +125,7 @@ pub struct Pass<'a> {
     pub batch: &'a Batch,
     /// What each token sees, through the windows that layers have.
     pub segments: &'a SegmentViews,
-    pub ropes: &'a RopeTables,
+    pub ropes: &'a BatchRopes,
     /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
@@ -96,5 +166,32 @@ impl Pass<'_> {
             mask: self.mask,
             pool: self.pool,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::config;
+    use serde_json::json;
+
+    #[test]
+    fn each_text_of_a_batch_is_long_or_not_for_itself() {
+        let mut json = config("Phi3ForCausalLM");
+        json["original_max_position_embeddings"] = 2.into();
+        json["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0],
+            "long_factor": [2.0, 2.0, 2.0, 2.0]
+        });
+        let config = ModelConfig::parse(&json, "config.json".as_ref()).unwrap();
+        let positions = Arc::new(vec![0, 1, 0, 1, 2, 0]);
+        let long = RopeTables::new(&config, 3);
+        assert_eq!(*long.rows(&positions), [0, 1, 2, 3, 4, 0]);
+        assert_eq!((long.usual.rows(), long.positions()), (5, 3));
+        // Where no text can be long there are no rows for one.
+        let short = RopeTables::new(&config, 2);
+        assert_eq!((short.usual.rows(), short.positions()), (2, 2));
+        assert_eq!(*short.rows(&Arc::new(vec![0, 1, 0])), [0, 1, 0]);
     }
 }

@@ -153,6 +153,9 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
             "SmolLM3ForCausalLM",
             ["SmolLM3", "positions that differ by layer"],
         ),
+        ("Phi3ForCausalLM", ["Phi-3", "fused projections"]),
+        ("GlmForCausalLM", ["GLM-4", "fused projections"]),
+        ("Glm4ForCausalLM", ["GLM-4-0414", "norms behind"]),
     ] {
         let mut config = config(architecture);
         config["residual_multiplier"] = 0.5.into();
