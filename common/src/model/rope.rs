@@ -94,6 +94,16 @@ impl Rope {
         }
     }
 
+    /// Whether a text of so many tokens turns by the frequencies of [`long_texts`](Self::long_texts).
+    pub fn is_long(&self, tokens: usize) -> bool {
+        match &self.scaling {
+            RopeScaling::Long {
+                original_positions, ..
+            } => tokens > *original_positions,
+            _ => false,
+        }
+    }
+
     /// Positions per radian of a pair.
     fn period(&self, pair: usize, dimensions: usize) -> f32 {
         let exponent = (2 * pair) as f32 / dimensions as f32;

@@ -76,6 +76,18 @@ impl Batch {
         })
     }
 
+    /// Makes a batch of the tokens of a text from `first` on, which see those before them, too; without targets.
+    pub fn continuing(text: &[u32], first: usize, vocabulary: usize) -> Result<Self, EngineError> {
+        let new = &text[first..];
+        check_vocabulary(new, vocabulary)?;
+        Ok(Self {
+            ids: new.to_vec(),
+            positions: Arc::new((first as u32..text.len() as u32).collect()),
+            segments: Arc::new(Segments::continuing(text.len(), first)),
+            targets: Arc::new(Vec::new()),
+        })
+    }
+
     /// Tokens of the longest segment: the positions that a table of rotary angles must hold.
     pub fn longest_segment(&self) -> usize {
         self.positions

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::engine::EngineError;
 use crate::engine::model::Parts;
-use crate::engine::model::causal_lm::CausalLm;
+use crate::engine::model::causal_lm::{CausalLm, Text};
 use crate::engine::model::weights::{WeightSource, fill_with_mean};
 use crate::engine::params::{Collect, Parameters};
 
@@ -133,10 +133,10 @@ enum Decoder {
     },
     Qwen2(qwen2::ModelForCausalLM),
     Qwen3(qwen3::ModelForCausalLM),
-    /// The decoder that is trained, which goes through the whole text for each token.
+    /// The decoder that is trained.
     Own {
         model: Box<CausalLm>,
-        text: Vec<u32>,
+        text: Text,
     },
 }
 
@@ -198,7 +198,7 @@ impl InferenceModel {
             )?),
             _ => Decoder::Own {
                 model: Box::new(own_model(&config, weights)?),
-                text: Vec::new(),
+                text: Text::default(),
             },
         };
         Ok(Self {
@@ -222,7 +222,7 @@ impl InferenceModel {
             }
             Decoder::Qwen2(model) => model.clear_kv_cache(),
             Decoder::Qwen3(model) => model.clear_kv_cache(),
-            Decoder::Own { text, .. } => text.clear(),
+            Decoder::Own { text, .. } => *text = Text::default(),
         }
         self.seen = 0;
         Ok(())
@@ -236,8 +236,7 @@ impl InferenceModel {
             return Err(InferenceError::TokenOutOfRange { token, vocabulary });
         }
         if let Decoder::Own { model, text } = &mut self.decoder {
-            text.extend_from_slice(tokens);
-            return finite(model.last_logits(text)?);
+            return finite(model.append(text, tokens)?);
         }
         let mut logits: Vec<f32> = Vec::new();
         for chunk in tokens.chunks(PROMPT_CHUNK) {

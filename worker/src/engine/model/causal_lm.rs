@@ -43,6 +43,14 @@ pub struct CausalLm {
     abandon: Abandon,
 }
 
+/// A text, with the keys and values that every layer has of it.
+#[derive(Default)]
+pub struct Text {
+    tokens: Vec<u32>,
+    /// Of each layer, `[tokens][2 * key_value_heads * head_dim]`.
+    keys_values: Vec<Vec<f32>>,
+}
+
 /// How long the parts of a training pass took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PassTimes {
@@ -206,22 +214,36 @@ impl CausalLm {
         self.logits_of::<E>(&x)
     }
 
-    /// The logits of what follows a text of at least one token.
+    /// Appends tokens, at least one, to a text, and returns the logits of what follows it. Only what is new goes through the layers.
     ///
     /// # Errors
-    /// Where a token is outside the vocabulary.
-    pub fn last_logits(&self, text: &[u32]) -> Result<Vec<f32>, EngineError> {
-        let batch = Batch::from_tokens(text, self.config.vocab_size)?;
-        Ok(match self.dtype {
-            BaseDtype::Bfloat16 => self.last_logits_as::<bf16>(&batch),
-            BaseDtype::Float32 => self.last_logits_as::<f32>(&batch),
-        })
-    }
-
-    fn last_logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
-        let x = self.hidden::<E>(batch, None);
-        let x = x.expect("nobody may abandon this pass");
-        self.logits_of::<E>(&x[x.len() - self.config.hidden_size..])
+    /// Where a token is outside the vocabulary; the text is as before then.
+    pub fn append(&self, text: &mut Text, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        assert_eq!(self.dtype, BaseDtype::Float32, "texts are in float32");
+        let all = [&text.tokens, tokens].concat();
+        let is_long = |tokens: usize| self.config.rope.is_long(tokens);
+        // A text that becomes long turns otherwise from its first token on.
+        let known = match is_long(all.len()) == is_long(text.tokens.len()) {
+            true => text.tokens.len(),
+            false => 0,
+        };
+        let batch = Batch::continuing(&all, known, self.config.vocab_size)?;
+        text.tokens = all;
+        text.keys_values.resize_with(self.layers.len(), Vec::new);
+        let (ropes, segments) = (self.ropes(&batch), self.segments(&batch));
+        let pass = Pass {
+            abandon: None,
+            ..self.pass(&batch, (&ropes, &segments), None)
+        };
+        let mut x = self.embed(&batch);
+        for (layer, keys_values) in self.layers.iter().zip(&mut text.keys_values) {
+            if known == 0 {
+                keys_values.clear();
+            }
+            x = layer.forward_last(&x, keys_values, pass);
+        }
+        let last = &x[x.len() - self.config.hidden_size..];
+        Ok(self.logits_of::<f32>(last))
     }
 
     /// The logits of some rows of the last layer's result.
@@ -345,6 +367,59 @@ mod tests {
                 ..job(lora(TargetModules::AllLinear, 0.0))
             };
             check::<bf16>(load(dir.path(), narrow, 1).model());
+        }
+    }
+
+    #[test]
+    fn a_text_goes_on_token_by_token_as_if_it_were_computed_anew() {
+        let longrope = |json: &mut serde_json::Value| {
+            json["original_max_position_embeddings"] = 12.into();
+            json["rope_scaling"] = serde_json::json!({
+                "type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0],
+                "long_factor": [2.0, 4.0, 8.0, 16.0]
+            });
+        };
+        for architecture in [
+            "MistralForCausalLM",
+            "Gemma2ForCausalLM",
+            "Olmo3ForCausalLM",
+            "Phi3ForCausalLM",
+            "Glm4ForCausalLM",
+        ] {
+            let mut json = config(architecture);
+            json["sliding_window"] = 7.into();
+            if architecture == "Phi3ForCausalLM" {
+                longrope(&mut json);
+            }
+            let dir = tempfile::tempdir().unwrap();
+            write_model(dir.path(), &json, 7);
+            let trainer = load(dir.path(), job(Method::Full), 1);
+            let model = trainer.model();
+            let (mut text, mut tokens) = (Text::default(), vec![5, 17, 42]);
+            let mut found = model.append(&mut text, &tokens).unwrap();
+            for _ in 0..20 {
+                let batch = Batch::from_tokens(&tokens, 61).unwrap();
+                let all = model.logits(&batch);
+                let expected = &all[all.len() - found.len()..];
+                let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let pairs = found.iter().zip(expected);
+                let off = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(
+                    off < 1e-5 * largest,
+                    "{architecture}, {}: {off}",
+                    tokens.len()
+                );
+                let best =
+                    |logits: &[f32]| (0..61).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+                assert_eq!(best(&found), best(expected));
+                let next = best(expected).unwrap() as u32;
+                assert!(
+                    model.append(&mut text, &[next, 61]).is_err(),
+                    "no such token"
+                );
+                found = model.append(&mut text, &[next]).unwrap();
+                tokens.push(next);
+            }
         }
     }
 }

@@ -27,6 +27,19 @@ pub struct Attention<'a> {
     pub cap: Option<f32>,
 }
 
+/// Where attention reads the queries of the tokens that look, and the keys and values of all.
+#[derive(Clone, Copy)]
+struct Sources<'a, E> {
+    /// `[tokens that look][(heads + 2 * key_value_heads) * head_dim]`, of which only the queries are read.
+    queries: &'a [E],
+    /// The token of the first row of `queries`.
+    first: usize,
+    /// `[tokens][key_width]`, in which keys, then values, begin at `key_column`.
+    keys: &'a [E],
+    key_width: usize,
+    key_column: usize,
+}
+
 /// What the backward pass reads.
 pub struct Saved<'a, E> {
     /// Queries, keys and values with positions applied, `[tokens][(heads + 2 * key_value_heads) * head_dim]`.
@@ -96,12 +109,44 @@ impl Attention<'_> {
     ///
     /// `out` becomes `[tokens][heads * head_dim]`, and `log_sums` `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
     pub fn forward<E: Element>(&self, qkv: &[E], out: &mut [E], log_sums: &mut [f32]) {
+        let sources = Sources {
+            queries: qkv,
+            first: 0,
+            keys: qkv,
+            key_width: self.layout.width(),
+            key_column: self.out_width(),
+        };
+        self.forward_from(sources, out, log_sums);
+    }
+
+    /// [`forward`](Self::forward) of the last tokens of a text. `qkv` is theirs, and so are the results; `keys_values` has the keys and
+    /// values of the whole text, `[tokens][2 * key_value_heads * head_dim]`.
+    pub fn forward_last<E: Element>(
+        &self,
+        qkv: &[E],
+        keys_values: &[E],
+        out: &mut [E],
+        log_sums: &mut [f32],
+    ) {
+        let sources = Sources {
+            queries: qkv,
+            first: self.segments.looking().start,
+            keys: keys_values,
+            key_width: self.layout.width() - self.out_width(),
+            key_column: 0,
+        };
+        self.forward_from(sources, out, log_sums);
+    }
+
+    fn forward_from<E: Element>(&self, sources: Sources<E>, out: &mut [E], log_sums: &mut [f32]) {
         let HeadLayout {
             heads, head_dim, ..
         } = self.layout;
-        let (tokens, out_width) = (self.segments.tokens(), self.out_width());
+        let first = sources.first;
+        let (tokens, out_width) = (self.segments.looking().len(), self.out_width());
         assert!(
-            qkv.len() == tokens * self.layout.width()
+            sources.queries.len() == tokens * self.layout.width()
+                && sources.keys.len() == self.segments.tokens() * sources.key_width
                 && out.len() == tokens * out_width
                 && log_sums.len() == heads * tokens,
             "queries, keys and values of another shape"
@@ -117,8 +162,10 @@ impl Attention<'_> {
         tasks.into_par_iter().for_each(|(rows, head)| {
             SCRATCH.with_borrow_mut(|scratch| {
                 // SAFETY: each task has its own rows of a head.
-                let sums = unsafe { shared_sums.slice(head * tokens + rows.start, rows.len()) };
-                self.forward_tile(qkv, &rows, head, scratch, sums);
+                let sums =
+                    unsafe { shared_sums.slice(head * tokens + rows.start - first, rows.len()) };
+                self.forward_tile(sources, &rows, head, scratch, sums);
+                let rows = rows.start - first..rows.end - first;
                 for (row, values) in rows.zip(scratch.rows.chunks_exact(head_dim)) {
                     // SAFETY: each task has its own rows and columns of the result.
                     let out =
@@ -190,14 +237,23 @@ impl Attention<'_> {
     /// Computes one tile of one head forward, into the scratch's rows; `log_sums` has an entry for each of its rows.
     fn forward_tile<E: Element>(
         &self,
-        qkv: &[E],
+        sources: Sources<E>,
         rows: &Range<usize>,
         head: usize,
         scratch: &mut Scratch,
         log_sums: &mut [f32],
     ) {
         let keys = self.segments.keys(rows);
-        let [query, key, value] = self.columns(head);
+        let head_dim = self.layout.head_dim;
+        let query_rows = rows.start - sources.first..rows.end - sources.first;
+        let queries = self.part(sources.queries, &query_rows, head * head_dim);
+        let of_keys = |column: usize| {
+            let start = keys.start * sources.key_width + sources.key_column + column;
+            let from = &sources.keys[start..];
+            View::strided(from, keys.len(), head_dim, sources.key_width)
+        };
+        let key = head / self.queries_per_key() * head_dim;
+        let value = key + self.layout.key_value_heads * head_dim;
         let Scratch {
             scores,
             probabilities,
@@ -205,20 +261,19 @@ impl Attention<'_> {
             sums,
             ..
         } = scratch;
-        let queries = self.part(qkv, rows, query);
-        score(queries, self.part(qkv, &keys, key), scores);
+        score(queries, of_keys(key), scores);
         probabilities.clear::<E>(rows.len(), keys.len());
         dispatch(
             #[inline(always)]
             || self.softmax::<E>((rows, &keys), scores, sums, probabilities, log_sums),
         );
-        result.resize(rows.len() * self.layout.head_dim, 0.0);
+        result.resize(rows.len() * head_dim, 0.0);
         let term = Term {
             a: probabilities.padded::<E>(),
-            w: self.part(qkv, &keys, value).into(),
+            w: of_keys(value).into(),
             along: Along::Rows,
         };
-        let target = MatrixMut::new(result, rows.len(), self.layout.head_dim);
+        let target = MatrixMut::new(result, rows.len(), head_dim);
         multiply_small(target, false, term);
     }
 

@@ -38,7 +38,7 @@ impl SegmentViews {
 #[derive(Debug)]
 pub struct Segments {
     starts: Vec<usize>,
-    /// Runs of whole segments, together covering all tokens.
+    /// Runs of whole segments, together covering all tokens; or the last tokens of one segment, whose others only are seen.
     runs: Vec<Range<usize>>,
 }
 
@@ -56,6 +56,19 @@ impl Segments {
             }
         }
         Self { starts, runs }
+    }
+
+    /// One segment of so many tokens, of which those from `first` on look and all are seen.
+    pub fn continuing(tokens: usize, first: usize) -> Self {
+        Self {
+            starts: vec![0; tokens],
+            runs: std::iter::once(first..tokens).collect(),
+        }
+    }
+
+    /// The tokens that look: all but in a segment that is [continued](Self::continuing).
+    pub(super) fn looking(&self) -> Range<usize> {
+        self.runs.first().map_or(0, |run| run.start)..self.tokens()
     }
 
     /// The same segments, in which a token sees no more than `window` tokens, itself among them.

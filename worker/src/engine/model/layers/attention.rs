@@ -88,6 +88,37 @@ impl AttentionBlock {
         (y, activations)
     }
 
+    /// Runs forward over the last tokens of a text. `keys_values` has the keys and values of those before them,
+    /// `[tokens][2 * key_value_heads * head_dim]`, and theirs are added.
+    pub fn forward_last<E: Element>(
+        &self,
+        x: &[f32],
+        keys_values: &mut Vec<E>,
+        pass: Pass,
+    ) -> Buffer<f32> {
+        let (tokens, pool) = (pass.tokens(), pass.pool);
+        let (width, queries) = (
+            self.layout.width(),
+            self.layout.heads * self.layout.head_dim,
+        );
+        let mut qkv = pool.take::<E>(tokens * width);
+        self.qkv
+            .forward(&self.normed::<E>(x, pass), &mut qkv, pass.context());
+        let mut rotated = pool.take::<E>(qkv.len());
+        self.rope(pass).forward(&qkv, &mut rotated);
+        for row in rotated.chunks_exact(width) {
+            keys_values.extend_from_slice(&row[queries..]);
+        }
+        let mut log_sums = pool.take(tokens * self.layout.heads);
+        let mut context = pool.take::<E>(tokens * queries);
+        self.attention(pass)
+            .forward_last(&rotated, keys_values, &mut context, &mut log_sums);
+        let mut y = pool.take(x.len());
+        self.residual
+            .forward(&self.output, (x, &context[..]), &mut y, pass);
+        y
+    }
+
     /// Runs backward: turns `gradient`, that of the result, into that of `x` where that is `wanted`.
     pub fn backward<E: Element>(
         &self,

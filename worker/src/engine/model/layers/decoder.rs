@@ -140,6 +140,18 @@ impl DecoderLayer {
         (2 * hidden + heads) * size_of::<f32>() + elements * element
     }
 
+    /// Runs forward over the last tokens of a text, see [`AttentionBlock::forward_last`].
+    pub fn forward_last<E: Element>(
+        &self,
+        x: &[f32],
+        keys_values: &mut Vec<E>,
+        pass: Pass,
+    ) -> Buffer<f32> {
+        let between = self.attention.forward_last(x, keys_values, pass);
+        let mlp = self.mlp.forward_saving::<E>(&between, pass);
+        self.mlp.forward_output(&between, &mlp, pass)
+    }
+
     fn forward_saving<E: Element>(&self, x: &[f32], pass: Pass) -> LayerActivations<E> {
         let (post_attention_residual, attention) = self.attention.forward(x, pass);
         LayerActivations {

@@ -93,7 +93,9 @@ impl RopeTables {
         };
         let texts = positions.chunk_by(|position, next| next > position);
         let rows = texts.flat_map(|text| {
-            let first = match text.len() > long.above {
+            // Of a text that goes on the batch has the last tokens only.
+            let is_long = text.last().is_some_and(|last| *last as usize >= long.above);
+            let first = match is_long {
                 true => long.first as u32,
                 false => 0,
             };
