@@ -12,6 +12,7 @@ use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
 use common::job::{InitWeights, LoraSpec, Method, TargetModules};
 use common::rng::CounterRng;
+use serde_json::{Value, json};
 use worker::ComputeDevice;
 use worker::engine::{Trainer, TrainerOptions};
 
@@ -67,13 +68,14 @@ fn worker_generate(arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// The shipped model's configuration and tokenizer with random weights that matter, saved by a trainer.
-fn random_model(dir: &Path, dtype: Dtype) {
+/// The shipped model's configuration, changed, and tokenizer with random weights that matter, saved by a trainer.
+fn random_model(dir: &Path, dtype: Dtype, change: impl FnOnce(&mut Value)) {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tiny-qwen3");
     let shipped = ModelFolder::open(&shipped, InitWeights::Random).unwrap();
     shipped.copy_tokenizer_files(dir, None).unwrap();
     let mut config = shipped.config_json().clone();
     config["initializer_range"] = 0.15.into();
+    change(&mut config);
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let mut job = job(Method::Full, 0.0, SEQUENCE_LEN);
     job.init_weights = InitWeights::Random;
@@ -93,22 +95,19 @@ fn random_model(dir: &Path, dtype: Dtype) {
         .unwrap();
 }
 
-/// An adapter for that model, trained so far that its answers differ.
-fn trained_adapter(model_dir: &Path, dir: &Path) {
+/// An adapter on these linears of that model, trained so far that its answers differ.
+fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2]) {
+    let targets = targets.map(str::to_owned);
     let lora = LoraSpec {
         r: 4,
         alpha: 8.0,
         dropout: 0.0,
-        target_modules: TargetModules::Named(vec!["q_proj".into(), "down_proj".into()]),
+        target_modules: TargetModules::Named(targets.to_vec()),
         use_rslora: true,
         tokens: Default::default(),
         model_dir: None,
     };
-    let config = AdapterConfig::from_lora(
-        &lora,
-        model_dir.to_str().unwrap(),
-        ["q_proj", "down_proj"].map(str::to_owned),
-    );
+    let config = AdapterConfig::from_lora(&lora, model_dir.to_str().unwrap(), targets);
     let mut trainer = Trainer::load(TrainerOptions {
         job: Arc::new(job(Method::Lora(lora), 1e-2, SEQUENCE_LEN)),
         model_dir: model_dir.to_owned(),
@@ -152,9 +151,31 @@ fn freshly_made_golden_files_agree() {
 #[test]
 fn peft_loads_the_adapter_and_generates_the_same_text() {
     let Some(python) = Python::find() else { return };
+    let of = |class: &'static str, kind: &'static str| {
+        move |config: &mut Value| {
+            config["architectures"] = json!([class]);
+            config["model_type"] = kind.into();
+        }
+    };
+    check_adapter(&python, ["q_proj", "down_proj"], |_| {});
+    let glm = of("Glm4ForCausalLM", "glm4");
+    check_adapter(&python, ["q_proj", "gate_up_proj"], glm);
+    check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
+        of("Phi3ForCausalLM", "phi3")(config);
+        config["partial_rotary_factor"] = 0.75.into();
+        // The answer makes the text longer than this.
+        config["original_max_position_embeddings"] = 48.into();
+        config["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": vec![1.25; 12], "long_factor": vec![4.0; 12]
+        });
+    });
+}
+
+/// Trains an adapter on these linears of a random model, and compares its answer with PEFT's.
+fn check_adapter(python: &Python, targets: [&str; 2], change: impl FnOnce(&mut Value)) {
     let (model, adapter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    random_model(model.path(), Dtype::F32);
-    trained_adapter(model.path(), adapter.path());
+    random_model(model.path(), Dtype::F32, change);
+    trained_adapter(model.path(), adapter.path(), targets);
     let model = model.path().to_str().unwrap();
     let adapter = adapter.path().to_str().unwrap();
     let expected = python.run(
@@ -183,7 +204,7 @@ fn transformers_loads_the_model_and_generates_the_same_text() {
     let Some(python) = Python::find() else { return };
     for dtype in [Dtype::F32, Dtype::BF16] {
         let model = tempfile::tempdir().unwrap();
-        random_model(model.path(), dtype);
+        random_model(model.path(), dtype, |_| {});
         let model = model.path().to_str().unwrap();
         let expected = python.run("peft_roundtrip.py", &[model, PROMPT, MAX_NEW_TOKENS]);
         let found = worker_generate(&[
