@@ -126,11 +126,10 @@ mod tests {
             (full / (6.0 * 7.504_9e9 + attention) - 1.0).abs() < 1e-3,
             "{full:e}"
         );
-        let adapted = vec![[true; LINEARS]; LARGE.layers];
+        let ranks = vec![[16; LINEARS]; LARGE.layers];
         let lora = Trained::Adapters {
-            rank: 16,
             dropout: false,
-            adapted,
+            ranks,
             tokens: Default::default(),
         };
         // 41.9e6 scalars of adapters.

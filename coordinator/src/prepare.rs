@@ -130,6 +130,7 @@ impl Prepared {
         }
         notices.extend(self.groups_notice());
         notices.extend(self.targets_notice());
+        notices.extend(self.patterns_notice());
         notices
     }
 
@@ -165,6 +166,20 @@ impl Prepared {
             )
         };
         (!absent.is_empty()).then(told)
+    }
+
+    /// Which patterns mean something else once PEFT has sorted them.
+    fn patterns_notice(&self) -> Option<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return None;
+        };
+        let modules = adapted_modules(&self.model_config, lora).ok()?;
+        let paths: Vec<String> = modules.into_iter().map(|module| module.path).collect();
+        let field = lora.shape.ambiguous(&paths)?;
+        Some(format!(
+            "{field}: several patterns fit one linear, and the first counts; where PEFT saves the adapter again, it sorts them, and \
+             another one is first"
+        ))
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {
@@ -575,13 +590,13 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
     let Some(dir) = &lora.model_dir else {
         return Ok(());
     };
-    let modules =
-        adapted_modules(config, &lora.target_modules).map_err(|error| error.to_string())?;
+    let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
     let beside = token_tensors(&config.clone().for_job(job), &lora.tokens);
     let linears: Vec<Adapted> = modules
         .into_iter()
         .map(|module| Adapted {
             path: module.path,
+            rank: module.rank,
             inputs: module.shape.width,
             outputs: module.shape.out,
         })

@@ -57,6 +57,7 @@ fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
         lora_dropout: 0.0,
         use_rslora: false,
         target_modules: vec!["q_proj".into()],
+        shape: Default::default(),
         tokens: Default::default(),
     };
     config.write(folder.path()).unwrap();

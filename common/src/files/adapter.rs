@@ -11,7 +11,7 @@ use super::FileError;
 use super::json::json_text;
 use super::json::read_json;
 use super::sink::Sink;
-use crate::job::{LoraSpec, TargetModules, TrainedRows, TrainedTokens};
+use crate::job::{AdapterShape, LoraSpec, TargetModules, TrainedRows, TrainedTokens};
 
 use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
@@ -32,6 +32,8 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Module names (`q_proj`) or path endings, sorted.
     pub target_modules: Vec<String>,
+    /// Linears that are left out, and those of another rank or alpha.
+    pub shape: AdapterShape,
     /// What it has of the embedding and the output layer.
     pub tokens: TrainedTokens,
 }
@@ -99,6 +101,7 @@ impl AdapterConfig {
             lora_dropout: lora.dropout,
             use_rslora: lora.use_rslora,
             target_modules,
+            shape: lora.shape.as_ref().clone(),
             tokens: lora.tokens.clone(),
         }
     }
@@ -110,14 +113,20 @@ impl AdapterConfig {
             dropout: self.lora_dropout,
             target_modules: TargetModules::Named(self.target_modules.clone()),
             use_rslora: self.use_rslora,
+            shape: Box::new(self.shape.clone()),
             tokens: self.tokens.clone(),
             model_dir: None,
         }
     }
 
-    /// Factor on the adapter's output `B A x`.
-    pub fn scale(&self) -> f64 {
-        self.to_lora().scale()
+    /// Rank of the adapter of the linear of this path.
+    pub fn rank_of(&self, path: &str) -> usize {
+        self.shape.rank_of(path).unwrap_or(self.r)
+    }
+
+    /// Factor on the output `B A x` of the adapter of the linear of this path.
+    pub fn scale_of(&self, path: &str) -> f64 {
+        self.to_lora().scale_of(path)
     }
 
     /// Reads the `adapter_config.json` of a folder. Refuses what Muster does not do.
@@ -159,6 +168,7 @@ impl AdapterConfig {
                 switch => switch.as_bool().ok_or_else(|| wrong("use_rslora"))?,
             },
             target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
+            shape: AdapterShape::of_adapter(&found).map_err(wrong)?,
             tokens: TrainedTokens::of_adapter(&found).ok_or_else(|| {
                 let reason = "trainable_token_indices and modules_to_save must name embed_tokens or lm_head, as nothing else is trained beside adapters";
                 FileError::malformed(&path, reason)
@@ -180,12 +190,30 @@ impl AdapterConfig {
             ("lora_dropout", json!(self.lora_dropout)),
             ("use_rslora", json!(self.use_rslora)),
             ("target_modules", json!(self.target_modules)),
+            ("exclude_modules", self.excluded()),
+            ("layers_to_transform", json!(self.shape.layers)),
+            (
+                "rank_pattern",
+                pairs(self.shape.ranks.iter().map(|(p, r)| (p, json!(r)))),
+            ),
+            (
+                "alpha_pattern",
+                pairs(self.shape.alphas.iter().map(|(p, a)| (p, number(*a)))),
+            ),
             ("trainable_token_indices", self.trainable_token_indices()),
             ("modules_to_save", self.modules_to_save()),
         ] {
             config[field] = value;
         }
         sink.small_file(ADAPTER_CONFIG, &json_text(ADAPTER_CONFIG, &config)?)
+    }
+
+    fn excluded(&self) -> Value {
+        match &self.shape.excluded {
+            None | Some(TargetModules::AllLinear) => Value::Null,
+            Some(TargetModules::Named(names)) => json!(names),
+            Some(TargetModules::Matching(pattern)) => json!(pattern),
+        }
     }
 
     /// A list where only rows of the embedding are trained, as PEFT writes it.
@@ -261,11 +289,15 @@ fn defaults() -> Value {
 }
 
 /// Fields that are read, or that have no effect on what the adapter computes.
-const FREE_FIELDS: [&str; 15] = [
+const FREE_FIELDS: [&str; 20] = [
+    "alpha_pattern",
     "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
+    "exclude_modules",
     "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
     "megatron_core",
@@ -273,6 +305,7 @@ const FREE_FIELDS: [&str; 15] = [
     "peft_version",
     "qalora_group_size",
     "r",
+    "rank_pattern",
     "revision",
     "target_modules",
     "trainable_token_indices",
@@ -311,6 +344,11 @@ fn check_supported(path: &Path, found: &Value) -> Result<(), FileError> {
     Ok(())
 }
 
+fn pairs<'a>(entries: impl Iterator<Item = (&'a String, Value)>) -> Value {
+    let entries = entries.map(|(pattern, value)| (pattern.clone(), value));
+    Value::Object(entries.collect())
+}
+
 fn target_modules(config: &Value) -> Option<Vec<String>> {
     let mut names = config["target_modules"]
         .as_array()?
@@ -345,6 +383,7 @@ mod tests {
             lora_dropout: 0.05,
             use_rslora: true,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            shape: AdapterShape::default(),
             tokens: TrainedTokens::default(),
         }
     }
@@ -401,10 +440,11 @@ mod tests {
             ("modules_to_save", json!(["score"])),
             ("ensure_weight_tying", json!(true)),
             ("trainable_token_indices", json!({"wte": [1]})),
-            ("rank_pattern", json!({"q_proj": 2})),
+            ("rank_pattern", json!({"q_proj": 0})),
             ("peft_type", json!("IA3")),
             ("peft_type", json!(null)),
-            ("layers_to_transform", json!([0])),
+            ("layers_to_transform", json!(["first"])),
+            ("layers_pattern", json!("h")),
             ("init_lora_weights", json!("pissa")),
             ("r", json!(0)),
             ("r", json!("four")),
@@ -414,7 +454,7 @@ mod tests {
             ("lora_dropout", json!(1.5)),
             ("use_rslora", json!("yes")),
             ("revision", json!(7)),
-            ("alpha_pattern", json!({"q_proj": 2})),
+            ("alpha_pattern", json!({"q_proj": "two"})),
             ("lora_bias", json!(true)),
             ("target_modules", json!("model.*q_proj")),
             ("target_modules", json!([])),

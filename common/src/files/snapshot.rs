@@ -233,6 +233,7 @@ pub(super) mod tests {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules: vec!["q_proj".into()],
+            shape: Default::default(),
             tokens: Default::default(),
         })
     }

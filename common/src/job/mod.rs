@@ -5,6 +5,7 @@
 //! not only the first, each with its file and line, variable or flag. Nothing here opens a dataset or a model; the one
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
 
+mod adapter_shape;
 mod convert;
 mod dialect;
 mod did_you_mean;
@@ -49,6 +50,7 @@ use error::Problems;
 use merge::{Merged, Override};
 use read::Reader;
 
+pub use adapter_shape::AdapterShape;
 pub use convert::schema;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};

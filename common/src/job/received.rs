@@ -90,6 +90,8 @@ impl JobSpec {
             return Ok(());
         };
         within("lora_r", lora.r, 1, MAX_RANK)?;
+        let shape = lora.shape.check();
+        shape.map_err(|field| format!("{field} is not as it should be"))?;
         match (positive(lora.alpha), decay(lora.dropout)) {
             (true, true) => Ok(()),
             (false, _) => Err(format!("lora_alpha is {}", lora.alpha)),

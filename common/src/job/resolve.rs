@@ -1,5 +1,6 @@
 //! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
+mod adapter_shape;
 mod best_model;
 mod cadence;
 mod chat_template;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::adapter_shape::AdapterShape;
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
@@ -387,6 +388,9 @@ pub struct LoraSpec {
     pub target_modules: TargetModules,
     /// Scale by `alpha / sqrt(r)` instead of `alpha / r`. Default: off.
     pub use_rslora: bool,
+    /// Linears that are left out, and those of another rank or alpha. Default: none.
+    #[serde(default, skip_serializing_if = "AdapterShape::is_default")]
+    pub shape: Box<AdapterShape>,
     /// What is trained of the embedding and the output layer beside the adapter. Default: the rows of tokens that the job adds.
     #[serde(default, skip_serializing_if = "TrainedTokens::is_none")]
     pub tokens: TrainedTokens,
@@ -397,8 +401,23 @@ pub struct LoraSpec {
 impl LoraSpec {
     /// Factor on the adapter's output `B A x`.
     pub fn scale(&self) -> f64 {
-        let rank = self.r as f64;
-        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+        self.scale_with(self.r, self.alpha)
+    }
+
+    /// Rank of the adapter of the linear of this path.
+    pub fn rank_of(&self, path: &str) -> usize {
+        self.shape.rank_of(path).unwrap_or(self.r)
+    }
+
+    /// Factor on the output of the adapter of the linear of this path.
+    pub fn scale_of(&self, path: &str) -> f64 {
+        let alpha = self.shape.alpha_of(path).unwrap_or(self.alpha);
+        self.scale_with(self.rank_of(path), alpha)
+    }
+
+    fn scale_with(&self, rank: usize, alpha: f64) -> f64 {
+        let rank = rank as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 }
 

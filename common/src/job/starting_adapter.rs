@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{TargetModules, TrainedTokens};
+use super::{AdapterShape, TargetModules, TrainedTokens};
 use crate::hub;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -21,6 +21,7 @@ pub(super) struct StartingAdapter {
     pub target_modules: TargetModules,
     /// What it has of the embedding and the output layer.
     pub tokens: TrainedTokens,
+    pub shape: AdapterShape,
 }
 
 /// Reads the shape of an adapter; the error names the file.
@@ -52,16 +53,6 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
             return fail(&format!("{name} is not supported"));
         }
     }
-    for per_layer in ["rank_pattern", "alpha_pattern"] {
-        if json[per_layer]
-            .as_object()
-            .is_some_and(|map| !map.is_empty())
-        {
-            return fail(&format!(
-                "{per_layer} is not supported: every layer has the same rank and alpha"
-            ));
-        }
-    }
     let r = json["r"].as_u64().filter(|r| (1..=4096).contains(r));
     let alpha = json["lora_alpha"].as_f64().filter(|alpha| *alpha > 0.0);
     let (Some(r), Some(alpha)) = (r, alpha) else {
@@ -88,6 +79,14 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
             "trainable_token_indices and modules_to_save must name embed_tokens or lm_head",
         );
     };
+    let shape = match AdapterShape::of_adapter(&json) {
+        Ok(shape) => shape,
+        Err(field) => {
+            return fail(&format!(
+                "{field} cannot be read, or asks for what is not done"
+            ));
+        }
+    };
     Ok(StartingAdapter {
         r: r as usize,
         alpha,
@@ -95,6 +94,7 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
         use_rslora,
         target_modules,
         tokens,
+        shape,
     })
 }
 

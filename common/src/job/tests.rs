@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod adapter_shape;
 mod chat_template;
 mod convert;
 mod hostile;

@@ -189,25 +189,6 @@ mod tests {
     }
 
     #[test]
-    fn layer_0_is_no_way_to_say_nothing() {
-        let fate = |groups, key: &str, text: &str| {
-            let value = Value::Sequence(match text {
-                "" => Vec::new(),
-                text => vec![node(text)],
-            });
-            let list = Node {
-                origin: Origin::Nowhere,
-                value,
-            };
-            look_up(&[groups], key, &list)
-        };
-        for key in ["layers_to_transform", "peft_layers_to_transform"] {
-            let found = fate(job_keys::GROUPS, key, "0");
-            assert!(matches!(found, Some(Fate::Refused(_))), "{key}");
-        }
-    }
-
-    #[test]
     fn a_key_is_a_field_or_a_foreign_one_and_stands_once() {
         for (tables, is_field) in [
             (&JOB_KEYS[..], fields::find as fn(&str) -> _),

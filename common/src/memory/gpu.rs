@@ -68,21 +68,20 @@ fn exchange(work: &Work, scalars: u64) -> u64 {
 fn weights(shape: &Shape, work: &Work, element: u64) -> u64 {
     let adapters: u64 = match &work.trained {
         Trained::All => 0,
-        Trained::Adapters { rank, adapted, .. } => {
-            let rank = rank.next_multiple_of(RANK_MULTIPLE);
-            adapted.iter().map(|layer| beside(shape, layer, rank)).sum()
-        }
+        Trained::Adapters { ranks, .. } => ranks.iter().map(|layer| beside(shape, layer)).sum(),
     };
     let vectors = shape.vectors() * F32;
     (shape.matrices() + adapters) * element + vectors + shape.tables(work)
 }
 
 /// Scalars that the adapters' factors, and what lies between them, add to a layer's matrices.
-fn beside(shape: &Shape, adapted: &[bool; super::LINEARS], rank: usize) -> u64 {
+fn beside(shape: &Shape, ranks: &[usize; super::LINEARS]) -> u64 {
     let linears = shape.linears();
     let of = |members: std::ops::Range<usize>| {
-        let ranks = adapted[members.clone()].iter().filter(|adapted| **adapted);
-        let rank = rank * ranks.count();
+        let padded = ranks[members.clone()]
+            .iter()
+            .map(|rank| rank.next_multiple_of(RANK_MULTIPLE));
+        let rank: usize = padded.sum();
         let (width, out) = (
             linears[members.start].0,
             linears[members]

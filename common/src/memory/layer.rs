@@ -39,23 +39,18 @@ impl Layer {
         multiple: usize,
         place: Place,
     ) -> Vec<Self> {
-        let none = [false; LINEARS];
-        let (rank, dropout, adapted) = match &work.trained {
-            Trained::All => (0, false, None),
-            Trained::Adapters {
-                rank,
-                dropout,
-                adapted,
-                ..
-            } => (rank.next_multiple_of(multiple), *dropout, Some(adapted)),
+        let none = [0; LINEARS];
+        let (dropout, ranks) = match &work.trained {
+            Trained::All => (false, None),
+            Trained::Adapters { dropout, ranks, .. } => (*dropout, Some(ranks)),
         };
         let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
             .map(|layer| {
-                let [q, k, v, o, gate, up, down] = adapted
+                let [q, k, v, o, gate, up, down] = ranks
                     .and_then(|all| all.get(layer))
                     .unwrap_or(&none)
-                    .map(u64::from);
+                    .map(|rank| rank.next_multiple_of(multiple) as u64);
                 Self {
                     tokens: work.tokens(),
                     element,
@@ -64,7 +59,7 @@ impl Layer {
                     queries: queries as u64,
                     heads: shape.heads as u64,
                     intermediate: shape.intermediate_size as u64,
-                    ranks: [q + k + v, o, gate + up, down].map(|count| count * rank as u64),
+                    ranks: [q + k + v, o, gate + up, down],
                     dropout,
                     adds_apart: shape.adds_apart,
                     place,

@@ -134,15 +134,14 @@ impl Shape {
 }
 
 impl Work {
-    /// The work of a slot of a job. `adapted` says by layer which linears its target modules name.
-    pub fn of(job: &JobSpec, adapted: Vec<[bool; LINEARS]>, checkpointing: bool) -> Self {
+    /// The work of a slot of a job. `ranks` are by layer those of the adapters on its linears.
+    pub fn of(job: &JobSpec, ranks: Vec<[usize; LINEARS]>, checkpointing: bool) -> Self {
         Self {
             trained: match &job.method {
                 Method::Full => Trained::All,
                 Method::Lora(lora) => Trained::Adapters {
-                    rank: lora.r,
                     dropout: lora.dropout > 0.0,
-                    adapted,
+                    ranks,
                     tokens: tokens_of(lora),
                 },
             },
@@ -161,22 +160,17 @@ impl Work {
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
-            Trained::Adapters {
-                rank,
-                adapted,
-                tokens,
-                ..
-            } => {
+            Trained::Adapters { ranks, tokens, .. } => {
                 let linears = shape.linears();
-                let of_layer = |layer: &[bool; LINEARS]| {
-                    let adapted = linears.iter().zip(layer).filter(|(_, adapted)| **adapted);
-                    adapted
-                        .map(|((width, out, _), _)| (rank * (width + out)) as u64)
+                let of_layer = |layer: &[usize; LINEARS]| {
+                    let linears = linears.iter().zip(layer);
+                    linears
+                        .map(|((width, out, _), rank)| (rank * (width + out)) as u64)
                         .sum::<u64>()
                 };
                 let of_tokens = (tokens.rows * shape.hidden_size) as u64
                     + tokens.whole as u64 * shape.token_matrix();
-                adapted.iter().map(of_layer).sum::<u64>() + of_tokens
+                ranks.iter().map(of_layer).sum::<u64>() + of_tokens
             }
         }
     }
@@ -303,9 +297,8 @@ mod tests {
 
     fn adapters() -> Trained {
         Trained::Adapters {
-            rank: 16,
             dropout: false,
-            adapted: vec![[true; LINEARS]; SMALL.layers],
+            ranks: vec![[16; LINEARS]; SMALL.layers],
             tokens: Tokens::default(),
         }
     }

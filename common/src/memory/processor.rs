@@ -113,7 +113,10 @@ fn update(shape: &Shape, work: &Work) -> u64 {
     let linears = shape.linears().into_iter();
     let largest = linears.map(|(width, out, _)| match work.trained {
         Trained::All => of_matrix(out, width),
-        Trained::Adapters { rank, .. } => of_matrix(rank, width).max(of_matrix(out, rank)),
+        Trained::Adapters { ref ranks, .. } => {
+            let rank = ranks.iter().flatten().max().copied().unwrap_or(0);
+            of_matrix(rank, width).max(of_matrix(out, rank))
+        }
     });
     largest.max().unwrap_or(0) * F32
 }

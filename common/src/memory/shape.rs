@@ -59,11 +59,10 @@ impl Fused {
 pub enum Trained {
     All,
     Adapters {
-        rank: usize,
         /// Whether there is dropout on the adapters' inputs.
         dropout: bool,
-        /// For each layer, which of its linears have an adapter.
-        adapted: Vec<[bool; LINEARS]>,
+        /// For each layer, the ranks of the adapters on its linears, 0 for none.
+        ranks: Vec<[usize; LINEARS]>,
         /// What of the embedding and the output layer is trained beside them.
         tokens: Tokens,
     },

@@ -1,12 +1,14 @@
 //! What follows from a model's configuration: its tensors, its linears, and which of them a job adapts.
 
+use std::collections::HashMap;
+
 use thiserror::Error;
 
 use super::config::ModelConfig;
 use super::family::HeadNormKind;
 use crate::files::adapter::{Factor, tensor_name, trained_rows_name, trained_whole_name};
 use crate::job::{
-    JobSpec, Method, Quantization, TargetModules, TrainedRows, TrainedTokens, whole_path,
+    JobSpec, LoraSpec, Method, Quantization, TargetModules, TrainedRows, TrainedTokens, whole_path,
 };
 use crate::memory::{LINEARS, PROJECTIONS, Shape};
 
@@ -143,10 +145,58 @@ pub struct AdaptedModule {
     /// `model.layers.0.self_attn.q_proj`
     pub path: String,
     pub shape: LinearShape,
+    pub rank: usize,
 }
 
-/// The linears that the job's targets name, as PEFT matches them: by last name or by the end of the path.
+/// The linears that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
+/// are excluded, in the layers that are named.
 pub fn adapted_modules(
+    config: &ModelConfig,
+    lora: &LoraSpec,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let mut modules = targets(config, &lora.target_modules)?;
+    if let Some(numbers) = &lora.shape.layers {
+        if let Some(absent) = numbers.iter().find(|number| **number >= config.layers) {
+            return Err(UnmatchedTarget::Layer {
+                absent: *absent,
+                layers: config.layers,
+            });
+        }
+        modules.retain(|module| {
+            let is_of =
+                |number: &usize| module.path.starts_with(&format!("model.layers.{number}."));
+            numbers.iter().any(is_of)
+        });
+    }
+    if let Some(excluded) = &lora.shape.excluded {
+        let matches = matcher(excluded);
+        modules.retain(|module| !matches(&module.path));
+    }
+    if modules.is_empty() {
+        return Err(UnmatchedTarget::NothingLeft);
+    }
+    for module in &mut modules {
+        module.rank = lora.rank_of(&module.path);
+    }
+    Ok(modules)
+}
+
+/// What says whether the path of a module is among those that are named.
+fn matcher(modules: &TargetModules) -> Box<dyn Fn(&str) -> bool + '_> {
+    match modules {
+        TargetModules::AllLinear => Box::new(|_| true),
+        TargetModules::Named(names) => {
+            Box::new(move |path| names.iter().any(|name| is_named(path, name)))
+        }
+        TargetModules::Matching(pattern) => {
+            let regex = whole_path(pattern).ok();
+            Box::new(move |path| regex.as_ref().is_some_and(|regex| regex.is_match(path)))
+        }
+    }
+}
+
+/// The linears that are named as targets.
+fn targets(
     config: &ModelConfig,
     targets: &TargetModules,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
@@ -167,7 +217,7 @@ pub fn adapted_modules(
         false => names.first(),
     };
     if let Some(name) = wrong {
-        return Err(UnmatchedTarget {
+        return Err(UnmatchedTarget::Target {
             target: name.clone(),
             known: linear_names(config),
         });
@@ -195,6 +245,7 @@ fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> 
         linears.map(move |shape| AdaptedModule {
             path: format!("model.layers.{layer}.{}", shape.path),
             shape,
+            rank: 0,
         })
     })
 }
@@ -213,7 +264,7 @@ fn matching(
     pattern: &str,
     config: &ModelConfig,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
-    let unmatched = || UnmatchedTarget {
+    let unmatched = || UnmatchedTarget::Target {
         target: pattern.to_owned(),
         known: linear_names(config),
     };
@@ -238,7 +289,7 @@ pub fn trained_matrices(
         let matrices = matrices.filter(|(_, shape)| shape.len() == 2);
         return Ok(matrices.map(|(name, _)| name).collect());
     };
-    let modules = adapted_modules(config, &lora.target_modules)?.into_iter();
+    let modules = adapted_modules(config, lora)?.into_iter();
     Ok(modules
         .flat_map(|module| [Factor::A, Factor::B].map(|factor| tensor_name(&module.path, factor)))
         .chain(
@@ -251,30 +302,41 @@ pub fn trained_matrices(
 
 /// A job names a linear that the model does not have.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
-pub struct UnmatchedTarget {
-    target: String,
-    known: String,
+pub enum UnmatchedTarget {
+    #[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
+    Target { target: String, known: String },
+    #[error(
+        "layers_to_transform: the model has no layer {absent} (it has {layers}, counted from 0)"
+    )]
+    Layer { absent: usize, layers: usize },
+    #[error(
+        "exclude_modules and layers_to_transform leave none of lora_target_modules: nothing would be trained"
+    )]
+    NothingLeft,
 }
 
-/// By layer: in which slots the job puts an adapter on a linear. Empty where it trains all weights.
+/// By layer: the rank of the adapter that the job puts on the linear in each slot, 0 for none. Empty where it trains all weights.
 pub fn adapted_by_layer(
     config: &ModelConfig,
     job: &JobSpec,
-) -> Result<Vec<[bool; LINEARS]>, UnmatchedTarget> {
+) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
     let Method::Lora(lora) = &job.method else {
         return Ok(Vec::new());
     };
-    let modules = adapted_modules(config, &lora.target_modules)?;
-    let has = |layer: usize, path: &str| {
+    let modules = adapted_modules(config, lora)?;
+    let ranks: HashMap<&str, usize> = modules
+        .iter()
+        .map(|module| (module.path.as_str(), module.rank))
+        .collect();
+    let rank = |layer: usize, path: &str| {
         let path = format!("model.layers.{layer}.{path}");
-        modules.iter().any(|module| module.path == path)
+        ranks.get(path.as_str()).copied().unwrap_or(0)
     };
     let linears = linears(config);
     let of_layer = |layer: usize| {
-        let mut adapted = [false; LINEARS];
+        let mut adapted = [0; LINEARS];
         for linear in &linears {
-            adapted[linear.slot] = has(layer, linear.path);
+            adapted[linear.slot] = rank(layer, linear.path);
         }
         adapted
     };
@@ -371,7 +433,7 @@ mod tests {
     #[test]
     fn adapters_go_on_the_matrix_that_is_there() {
         let config = config("Phi3ForCausalLM");
-        let modules = adapted_modules(&config, &named(&["qkv_proj", "gate_up_proj"])).unwrap();
+        let modules = targets(&config, &named(&["qkv_proj", "gate_up_proj"])).unwrap();
         let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
         let expected = [
             "model.layers.0.self_attn.qkv_proj",
@@ -380,9 +442,9 @@ mod tests {
             "model.layers.1.mlp.gate_up_proj",
         ];
         assert_eq!(paths, expected);
-        let all = adapted_modules(&config, &TargetModules::AllLinear).unwrap();
+        let all = targets(&config, &TargetModules::AllLinear).unwrap();
         assert_eq!(all.len(), 8);
-        let message = adapted_modules(&config, &named(&["q_proj", "v_proj"])).unwrap_err();
+        let message = targets(&config, &named(&["q_proj", "v_proj"])).unwrap_err();
         assert_eq!(
             message.to_string(),
             "lora_target_modules: no linear of the model is called q_proj (it has qkv_proj, o_proj, gate_up_proj, down_proj)"

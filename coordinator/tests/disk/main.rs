@@ -86,6 +86,7 @@ fn received(store: &Store, step: u64) -> Received {
         lora_dropout: 0.0,
         use_rslora: false,
         target_modules: vec!["q_proj".into()],
+        shape: Default::default(),
         tokens: Default::default(),
     });
     let mut files = Entries::default();

@@ -21,20 +21,16 @@ use crate::engine::model::weights::name_key;
 const STREAM_ADAPTER: u64 = 0x6c6f_7261;
 
 /// The adapter's trainable tensors: the factors of its modules, and what is trained `beside` them.
-pub fn adapter_layout(
-    modules: &[AdaptedModule],
-    rank: usize,
-    beside: Vec<(String, Vec<usize>)>,
-) -> Layout {
+pub fn adapter_layout(modules: &[AdaptedModule], beside: Vec<(String, Vec<usize>)>) -> Layout {
     let factors = modules.iter().flat_map(|module| {
         [
             (
                 tensor_name(&module.path, Factor::A),
-                vec![rank, module.shape.width],
+                vec![module.rank, module.shape.width],
             ),
             (
                 tensor_name(&module.path, Factor::B),
-                vec![module.shape.out, rank],
+                vec![module.shape.out, module.rank],
             ),
         ]
     });
@@ -90,7 +86,7 @@ pub fn adapter_of(path: &str, parameters: &Parameters, lora: &LoraSpec) -> Optio
     Some(Lora {
         a: parameters.weight(&tensor_name(path, Factor::A))?,
         b: parameters.weight(&tensor_name(path, Factor::B))?,
-        scale: lora.scale() as f32,
+        scale: lora.scale_of(path) as f32,
         dropout: lora.dropout,
         module: name_key(path),
     })

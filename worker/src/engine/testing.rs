@@ -57,6 +57,7 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
         dropout,
         target_modules: targets,
         use_rslora: false,
+        shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
     })

@@ -13,7 +13,7 @@ use crate::golden::{
 };
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 7] = [
+const CASES: [&str; 11] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -21,6 +21,10 @@ const CASES: [&str; 7] = [
     "saved-untied",
     "added-tokens",
     "added-tokens-tied",
+    "rank-pattern",
+    "rank-pattern-rslora",
+    "exclude-modules",
+    "layers-to-transform",
 ];
 
 #[test]

@@ -104,6 +104,7 @@ fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2]) {
         dropout: 0.0,
         target_modules: TargetModules::Named(targets.to_vec()),
         use_rslora: true,
+        shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
     };

@@ -15,6 +15,7 @@ use crate::files::tensors::TensorFile;
 pub struct Adapted {
     /// Path of the module, such as `model.layers.0.self_attn.q_proj`.
     pub path: String,
+    pub rank: usize,
     pub inputs: usize,
     pub outputs: usize,
 }
@@ -44,11 +45,12 @@ pub fn check_adapter(
     for linear in linears {
         let Adapted {
             path,
+            rank,
             inputs,
             outputs,
         } = linear;
-        expected.insert(tensor_name(path, Factor::A), vec![rank, *inputs]);
-        expected.insert(tensor_name(path, Factor::B), vec![*outputs, rank]);
+        expected.insert(tensor_name(path, Factor::A), vec![*rank, *inputs]);
+        expected.insert(tensor_name(path, Factor::B), vec![*outputs, *rank]);
     }
     let missing: Vec<&str> = expected
         .keys()
@@ -114,6 +116,7 @@ mod tests {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules: vec!["up_proj".into()],
+            shape: Default::default(),
             tokens: Default::default(),
         }
         .write(folder.path())
@@ -126,6 +129,7 @@ mod tests {
         write(folder.path(), ADAPTER_WEIGHTS, listed, &[]).unwrap();
         let linear = Adapted {
             path: "model.layers.0.mlp.up_proj".into(),
+            rank,
             inputs: 3,
             outputs: 4,
         };

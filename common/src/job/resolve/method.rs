@@ -1,5 +1,6 @@
 //! Resolves what is trained: every weight, or an adapter and of which shape.
 
+use super::adapter_shape::adapter_shape;
 use super::tokens::trained_tokens;
 use crate::job::dialect::Dialect;
 use crate::job::limits::MAX_RANK;
@@ -59,6 +60,10 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
         "loraplus_lr_embedding",
         "trainable_token_indices",
         "lora_modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+        "exclude_modules",
+        "layers_to_transform",
     ] {
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer
@@ -108,6 +113,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
     };
     let target_modules = target_modules(reader);
     let tokens = trained_tokens(reader);
+    let shape = adapter_shape(reader);
     let spec = LoraSpec {
         r: r.unwrap_or(usual_r),
         alpha: reader
@@ -127,6 +133,10 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
             .switch("use_rslora")
             .or(start.as_ref().map(|s| s.use_rslora))
             .unwrap_or(false),
+        shape: Box::new(match shape.is_default() {
+            true => start.as_ref().map(|s| s.shape.clone()).unwrap_or_default(),
+            false => shape,
+        }),
         tokens: match tokens.is_none() {
             true => start.as_ref().map(|s| s.tokens.clone()).unwrap_or_default(),
             false => tokens,
@@ -202,15 +212,26 @@ fn target_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
 }
 
 fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
-    let mut names = reader.texts("lora_target_modules", Some(','))?;
-    let given = reader.given("lora_target_modules")?;
-    if names.len() == 1 && matches!(names[0].as_str(), "all-linear" | "all_linear" | "all") {
-        return Some(TargetModules::AllLinear);
+    match modules(reader, "lora_target_modules")? {
+        TargetModules::Named(names) if names.is_empty() => {
+            let given = reader.given("lora_target_modules")?;
+            reader.problem(given, "is empty; leave it out for all-linear".to_owned());
+            None
+        }
+        TargetModules::Named(names)
+            if names.len() == 1
+                && matches!(names[0].as_str(), "all-linear" | "all_linear" | "all") =>
+        {
+            Some(TargetModules::AllLinear)
+        }
+        modules => Some(modules),
     }
-    if names.is_empty() {
-        reader.problem(given, "is empty; leave it out for all-linear".to_owned());
-        return None;
-    }
+}
+
+/// Names of modules, sorted, or a pattern for their whole paths.
+pub(super) fn modules(reader: &mut Reader<'_>, field: &str) -> Option<TargetModules> {
+    let mut names = reader.texts(field, Some(','))?;
+    let given = reader.given(field)?;
     if let Value::Scalar { text, .. } = &given.node.value
         && text.contains(['*', '(', '[', '\\', '|', '+', '?', '^', '$'])
     {
@@ -225,7 +246,7 @@ fn named_modules(reader: &mut Reader<'_>) -> Option<TargetModules> {
     }
     let is_module = |name: &String| {
         name.bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
     };
     if let Some(name) = names.iter().find(|name| !is_module(name)) {
         let message = format!(

@@ -28,7 +28,7 @@ const ONLY_HELD_OUT: &str =
     "evaluation data is held out of `datasets` by val_set_size, or named by test_datasets";
 const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
-const NO_PER_LAYER: &str = "every adapted layer has the same rank and alpha; remove it";
+const NO_PER_LAYER: &str = "every layer of the model is there once; remove it";
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
 const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
 const IN_KWARGS: &str = "give it in lr_scheduler_kwargs, or Axolotl's cosine_min_lr_ratio";
@@ -380,25 +380,14 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "every token attends to all before it; remove it"),
     },
     Group {
-        keys: &[
-            "lora_target_parameters",
-            "target_parameters",
-            "exclude_modules",
-        ],
+        keys: &["lora_target_parameters", "target_parameters"],
         rule: Only(
             OFF,
             "adapters go onto linear layers only; name those under lora_target_modules",
         ),
     },
     Group {
-        keys: &[
-            "rank_pattern",
-            "alpha_pattern",
-            "lora_rank_pattern",
-            "lora_alpha_pattern",
-            "layer_replication",
-            "peft_layer_replication",
-        ],
+        keys: &["layer_replication", "peft_layer_replication"],
         rule: Only(OFF, NO_PER_LAYER),
     },
     Group {
@@ -417,13 +406,8 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        // 0 is the first layer, not a way to say no.
-        keys: &["peft_layers_to_transform", "layers_to_transform"],
-        rule: Only(&["none"], NAME_LAYERS),
-    },
-    Group {
         keys: &["layers_pattern", "peft_layers_pattern"],
-        rule: Only(OFF, NAME_LAYERS),
+        rule: Only(&["none", "layers"], NAME_LAYERS),
     },
     Group {
         keys: &["relora*", "jagged_restart_*"],

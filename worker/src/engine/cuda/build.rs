@@ -162,8 +162,8 @@ impl Parts<'_> {
         Some(Lora {
             a: self.range(&tensor_name(path, Factor::A))?,
             b: self.range(&tensor_name(path, Factor::B))?,
-            rank: lora.r,
-            scale: lora.scale() as f32,
+            rank: lora.rank_of(path),
+            scale: lora.scale_of(path) as f32,
             dropout: lora.dropout,
             module: name_key(path),
         })

@@ -429,9 +429,13 @@ fn merge_adapter(
         let weight_name = format!("{module}.weight");
         let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
         let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
-        let a = read_tensor(file, name, &[adapter.r, input])?;
-        let b = read_tensor(file, &tensor_name(module, Factor::B), &[out, adapter.r])?;
-        let merged = (weight + (b.matmul(&a)? * adapter.scale())?)?;
+        let a = read_tensor(file, name, &[adapter.rank_of(module), input])?;
+        let b = read_tensor(
+            file,
+            &tensor_name(module, Factor::B),
+            &[out, adapter.rank_of(module)],
+        )?;
+        let merged = (weight + (b.matmul(&a)? * adapter.scale_of(module))?)?;
         weights.insert(weight_name, merged);
     }
     let both = [

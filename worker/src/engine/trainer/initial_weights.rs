@@ -39,9 +39,9 @@ impl InitialWeights {
                 Ok(Self { layout, values })
             }
             Method::Lora(lora) => {
-                let modules = adapted_modules(config, &lora.target_modules)?;
+                let modules = adapted_modules(config, lora)?;
                 let beside = token_tensors(config, &lora.tokens);
-                let layout = adapter_layout(&modules, lora.r, beside).with_moments(moments);
+                let layout = adapter_layout(&modules, beside).with_moments(moments);
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora)?,
                     None => {

@@ -1,0 +1,239 @@
+//! Which linears have an adapter, and those whose rank or alpha differs from the others'.
+//!
+//! Source: PEFT 0.21, `get_pattern_key` (the first pattern that fits counts), `check_target_module_exists` (what is excluded, and
+//! layers by number).
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::limits::MAX_RANK;
+use super::pattern::whole_path;
+use super::spec::TargetModules;
+
+/// Most patterns of ranks or of alphas.
+pub(super) const MAX_PATTERNS: usize = 10_000;
+
+/// What of the linears that are named has no adapter after all, and which ranks and alphas are others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AdapterShape {
+    /// Linears without an adapter. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<TargetModules>,
+    /// Numbers of the layers with adapters. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+    /// Ranks by patterns of paths, of which the first that fits counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<(String, usize)>,
+    /// Alphas by patterns of paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alphas: Vec<(String, f64)>,
+}
+
+impl AdapterShape {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What an `adapter_config.json` says of it.
+    ///
+    /// # Errors
+    /// The field that cannot be read, or that asks for what is not done.
+    pub fn of_adapter(config: &Value) -> Result<Self, &'static str> {
+        let excluded = match &config["exclude_modules"] {
+            Value::Null => None,
+            Value::String(pattern) => Some(TargetModules::Matching(pattern.clone())),
+            names => Some(TargetModules::Named(texts(names).ok_or("exclude_modules")?)),
+        };
+        let layers = match &config["layers_to_transform"] {
+            Value::Null => None,
+            one @ Value::Number(_) => Some(vec![number(one).ok_or("layers_to_transform")?]),
+            listed => {
+                let numbers = listed.as_array().map(|all| all.iter().map(number));
+                let numbers: Option<Vec<usize>> = numbers.and_then(Iterator::collect);
+                Some(numbers.ok_or("layers_to_transform")?)
+            }
+        };
+        let is_usual = match &config["layers_pattern"] {
+            Value::Null => true,
+            Value::String(name) => name == LAYERS,
+            names => texts(names).is_some_and(|names| names.iter().all(|name| name == LAYERS)),
+        };
+        if !is_usual {
+            return Err("layers_pattern");
+        }
+        let rank = |value: &Value| number(value).filter(|rank| (1..=MAX_RANK).contains(rank));
+        let alpha = |value: &Value| value.as_f64().filter(|alpha| *alpha > 0.0);
+        let shape = Self {
+            excluded: excluded.filter(|modules| *modules != TargetModules::Named(Vec::new())),
+            layers,
+            ranks: patterns(&config["rank_pattern"], rank).ok_or("rank_pattern")?,
+            alphas: patterns(&config["alpha_pattern"], alpha).ok_or("alpha_pattern")?,
+        };
+        shape.check()?;
+        Ok(shape)
+    }
+
+    /// Checks what came from elsewhere.
+    ///
+    /// # Errors
+    /// The field of a pattern that is no regular expression, or a rank out of bounds.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let is_rank = |(_, rank): &(String, usize)| (1..=MAX_RANK).contains(rank);
+        let is_alpha = |(_, alpha): &(String, f64)| *alpha > 0.0 && alpha.is_finite();
+        if self.ranks.len() > MAX_PATTERNS || !self.ranks.iter().all(is_rank) {
+            return Err("rank_pattern");
+        }
+        if self.alphas.len() > MAX_PATTERNS || !self.alphas.iter().all(is_alpha) {
+            return Err("alpha_pattern");
+        }
+        let compiles = |pattern: &str| whole_path(&ending(pattern)).is_ok();
+        if !self.ranks.iter().all(|(pattern, _)| compiles(pattern)) {
+            return Err("rank_pattern");
+        }
+        if !self.alphas.iter().all(|(pattern, _)| compiles(pattern)) {
+            return Err("alpha_pattern");
+        }
+        match &self.excluded {
+            Some(TargetModules::Matching(pattern)) if whole_path(pattern).is_err() => {
+                Err("exclude_modules")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rank of the module of this path, where it is not that of all.
+    pub fn rank_of(&self, path: &str) -> Option<usize> {
+        first_that_fits(&self.ranks, path)
+    }
+
+    /// The alpha of the module of this path, where it is not that of all.
+    pub fn alpha_of(&self, path: &str) -> Option<f64> {
+        first_that_fits(&self.alphas, path)
+    }
+
+    /// Patterns of which a later one fits modules too that an earlier one decides otherwise, among these paths: PEFT saves them
+    /// sorted, and then another one is first.
+    pub fn ambiguous(&self, paths: &[String]) -> Option<&'static str> {
+        let sorted = |patterns: &[(String, f64)]| {
+            let mut sorted = patterns.to_vec();
+            sorted.sort_by(|a, b| a.0.cmp(&b.0));
+            sorted
+        };
+        let ranks: Vec<(String, f64)> = self
+            .ranks
+            .iter()
+            .map(|(pattern, rank)| (pattern.clone(), *rank as f64))
+            .collect();
+        let differs = |patterns: &[(String, f64)]| {
+            let other = sorted(patterns);
+            paths
+                .iter()
+                .any(|path| first_that_fits(patterns, path) != first_that_fits(&other, path))
+        };
+        match (differs(&ranks), differs(&self.alphas)) {
+            (true, _) => Some("rank_pattern"),
+            (_, true) => Some("alpha_pattern"),
+            _ => None,
+        }
+    }
+}
+
+/// PEFT's name for the list of a model's layers.
+const LAYERS: &str = "layers";
+
+/// A pattern of PEFT's for the end of a path.
+fn ending(pattern: &str) -> String {
+    format!(r"(?:.*\.)?(?:{pattern})")
+}
+
+fn first_that_fits<T: Copy>(patterns: &[(String, T)], path: &str) -> Option<T> {
+    let mut patterns = patterns.iter();
+    let fits = |pattern: &str| {
+        let regex = whole_path(&ending(pattern));
+        regex.is_ok_and(|regex| regex.is_match(path))
+    };
+    let found = patterns.find(|(pattern, _)| fits(pattern))?;
+    Some(found.1)
+}
+
+fn patterns<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<(String, T)>> {
+    match value {
+        Value::Null => Some(Vec::new()),
+        Value::Object(entries) => entries
+            .iter()
+            .map(|(pattern, value)| Some((pattern.clone(), read(value)?)))
+            .collect(),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> Option<usize> {
+    value
+        .as_u64()
+        .and_then(|number| usize::try_from(number).ok())
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let items = value.as_array()?.iter();
+    items.map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const Q: &str = "model.layers.1.self_attn.q_proj";
+
+    fn shape(config: Value) -> AdapterShape {
+        AdapterShape::of_adapter(&config).unwrap()
+    }
+
+    #[test]
+    fn the_first_pattern_that_fits_the_end_of_a_path_counts() {
+        let found = shape(json!({
+            "rank_pattern": {"layers.1.self_attn.q_proj": 6, "q_proj": 2, r"layers\.0\..*v_proj": 3},
+            "alpha_pattern": {"k_proj": 16, "1.self_attn.q_proj": 5},
+        }));
+        assert_eq!(found.rank_of(Q), Some(6));
+        assert_eq!(found.rank_of("model.layers.0.self_attn.q_proj"), Some(2));
+        assert_eq!(found.rank_of("model.layers.0.self_attn.v_proj"), Some(3));
+        assert_eq!(found.rank_of("model.layers.1.self_attn.v_proj"), None);
+        assert_eq!(found.rank_of("model.layers.1.self_attn.xq_proj"), None);
+        assert_eq!(found.alpha_of(Q), Some(5.0));
+        assert_eq!(found.ambiguous(&[Q.to_owned()]), None);
+    }
+
+    #[test]
+    fn patterns_that_another_order_would_change_are_told() {
+        let ranks = |pairs: &[(&str, usize)]| AdapterShape {
+            ranks: pairs.iter().map(|(p, r)| ((*p).to_owned(), *r)).collect(),
+            ..AdapterShape::default()
+        };
+        let paths = [Q.to_owned()];
+        let found = ranks(&[("q_proj", 2), ("layers.1.self_attn.q_proj", 6)]);
+        assert_eq!(found.ambiguous(&paths), Some("rank_pattern"));
+        assert_eq!(ranks(&[("q_proj", 2)]).ambiguous(&paths), None);
+    }
+
+    #[test]
+    fn fields_that_cannot_be_read_are_named() {
+        for (config, field) in [
+            (json!({"rank_pattern": {"q_proj": 0}}), "rank_pattern"),
+            (json!({"rank_pattern": {"q_(proj": 4}}), "rank_pattern"),
+            (json!({"alpha_pattern": {"q_proj": -1}}), "alpha_pattern"),
+            (json!({"exclude_modules": [1]}), "exclude_modules"),
+            (json!({"layers_to_transform": ["a"]}), "layers_to_transform"),
+            (json!({"layers_pattern": "blocks"}), "layers_pattern"),
+        ] {
+            assert_eq!(AdapterShape::of_adapter(&config), Err(field), "{config}");
+        }
+        assert!(shape(json!({"exclude_modules": [], "layers_pattern": ["layers"]})).is_default());
+        assert_eq!(
+            shape(json!({"layers_to_transform": 2})).layers,
+            Some(vec![2])
+        );
+    }
+}

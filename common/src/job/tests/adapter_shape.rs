@@ -1,0 +1,71 @@
+//! Linears without an adapter, and those whose rank or alpha is another.
+
+use super::*;
+use crate::job::{LoraSpec, TargetModules};
+
+fn lora(text: &str) -> LoraSpec {
+    match job(&format!("adapter: lora\n{text}")).method {
+        Method::Lora(lora) => lora,
+        Method::Full => panic!("an adapter was asked for"),
+    }
+}
+
+#[test]
+fn linears_are_left_out_by_name_by_pattern_and_by_layer() {
+    let named = |text: &str| lora(text).shape.excluded;
+    let names = TargetModules::Named(vec!["1.mlp.down_proj".into(), "k_proj".into()]);
+    assert_eq!(
+        named("exclude_modules: [k_proj, 1.mlp.down_proj]\n"),
+        Some(names)
+    );
+    assert_eq!(
+        named("peft_exclude_modules: '.*k_proj'\n"),
+        Some(TargetModules::Matching(".*k_proj".into()))
+    );
+    assert_eq!(named("exclude_modules: []\n"), None);
+    let layers = |text: &str| lora(text).shape.layers;
+    assert_eq!(layers("layers_to_transform: [2, 0]\n"), Some(vec![2, 0]));
+    assert_eq!(layers("peft_layers_to_transform: 0\n"), Some(vec![0]));
+    assert_eq!(layers("layers_to_transform: none\n"), None);
+}
+
+#[test]
+fn patterns_keep_their_order_and_give_ranks_and_scales() {
+    let found = lora(
+        "lora_r: 8\nlora_alpha: 16\nrank_pattern: {q_proj: 2, 'layers.1.*': 4}\nalpha_pattern: {k_proj: 4}\n",
+    );
+    assert_eq!(found.rank_of("model.layers.1.self_attn.q_proj"), 2);
+    assert_eq!(found.rank_of("model.layers.1.self_attn.v_proj"), 4);
+    assert_eq!(found.scale_of("model.layers.1.self_attn.q_proj"), 8.0);
+    assert_eq!(found.scale_of("model.layers.0.self_attn.k_proj"), 0.5);
+    assert_eq!(found.scale(), 2.0);
+    assert!(lora("").shape.is_default());
+}
+
+#[test]
+fn what_is_no_rank_or_no_pattern_is_refused() {
+    for (text, expected) in [
+        (
+            "adapter: lora\nrank_pattern: {q_proj: 1.5}\n",
+            "4: `rank_pattern` must be a mapping of module names to whole numbers from 1 to 4096, found a mapping",
+        ),
+        (
+            "adapter: lora\nalpha_pattern: {q_proj: high}\n",
+            "4: `alpha_pattern` has `q_proj`, which must be a number above 0",
+        ),
+        (
+            "adapter: lora\nrank_pattern: {'q_(proj': 2}\n",
+            "4: `rank_pattern` has `q_(proj`, which is no regular expression: unclosed group",
+        ),
+        (
+            "adapter: lora\nlayers_to_transform: first\n",
+            "4: `layers_to_transform` must be the numbers of layers, found `first`",
+        ),
+        (
+            "rank_pattern: {q_proj: 2}\n",
+            "3: `rank_pattern` has no effect without `adapter: lora`",
+        ),
+    ] {
+        assert_eq!(problems_of(text), [expected]);
+    }
+}
