@@ -24,7 +24,9 @@ use common::files::manifest::entries_digest;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
-use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
+use common::job::{
+    BaseDtype, DatasetSpec, InitWeights, JobSpec, LoraSpec, Method, NewToken, Resume,
+};
 use common::model::{
     ModelConfig, absent_targets, adapted_modules, base_tensors, linear_names, token_tensors,
     trained_matrices,
@@ -130,7 +132,7 @@ impl Prepared {
         }
         notices.extend(self.groups_notice());
         notices.extend(self.targets_notice());
-        notices.extend(self.patterns_notice());
+        notices.extend(self.patterns_notices());
         notices
     }
 
@@ -168,18 +170,33 @@ impl Prepared {
         (!absent.is_empty()).then(told)
     }
 
-    /// Which patterns mean something else once PEFT has sorted them.
-    fn patterns_notice(&self) -> Option<String> {
+    /// What of the adapter's patterns and exclusions fits no linear, and patterns that mean something else once PEFT has sorted them.
+    fn patterns_notices(&self) -> Vec<String> {
         let Method::Lora(lora) = &self.job.method else {
-            return None;
+            return Vec::new();
         };
-        let modules = adapted_modules(&self.model_config, lora).ok()?;
-        let paths: Vec<String> = modules.into_iter().map(|module| module.path).collect();
-        let field = lora.shape.ambiguous(&paths)?;
-        Some(format!(
-            "{field}: several patterns fit one linear, and the first counts; where PEFT saves the adapter again, it sorts them, and \
-             another one is first"
-        ))
+        let paths = |lora: &LoraSpec| -> Vec<String> {
+            let modules = adapted_modules(&self.model_config, lora).unwrap_or_default();
+            modules.into_iter().map(|module| module.path).collect()
+        };
+        let adapted = paths(lora);
+        let all = paths(&LoraSpec {
+            shape: Box::default(),
+            ..lora.clone()
+        });
+        let absent = lora.shape.absent(&all).into_iter();
+        let mut notices: Vec<String> = absent
+            .map(|(field, name)| {
+                format!("{field}: {name} fits none of the linears with an adapter")
+            })
+            .collect();
+        notices.extend(lora.shape.ambiguous(&adapted).map(|field| {
+            format!(
+                "{field}: several patterns fit one linear, and the first counts; where PEFT saves the adapter again, it sorts them, and \
+                 another one is first"
+            )
+        }));
+        notices
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {

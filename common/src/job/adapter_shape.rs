@@ -112,6 +112,44 @@ impl AdapterShape {
         first_that_fits(&self.alphas, path)
     }
 
+    /// What is named here and fits none of these paths, with the field that names it: PEFT passes it over.
+    pub fn absent(&self, paths: &[String]) -> Vec<(&'static str, String)> {
+        let fits_none = |pattern: &str, is_ending: bool| {
+            let whole = match is_ending {
+                true => ending(pattern),
+                false => pattern.to_owned(),
+            };
+            let regex = whole_path(&whole);
+            !regex.is_ok_and(|regex| paths.iter().any(|path| regex.is_match(path)))
+        };
+        let ranks = self
+            .ranks
+            .iter()
+            .map(|(pattern, _)| ("rank_pattern", pattern));
+        let alphas = self
+            .alphas
+            .iter()
+            .map(|(pattern, _)| ("alpha_pattern", pattern));
+        let patterns = ranks.chain(alphas);
+        let mut absent: Vec<_> = patterns
+            .filter(|(_, pattern)| fits_none(pattern, true))
+            .map(|(field, pattern)| (field, pattern.clone()))
+            .collect();
+        match &self.excluded {
+            Some(TargetModules::Named(names)) => {
+                let names = names
+                    .iter()
+                    .filter(|name| fits_none(&regex::escape(name), true));
+                absent.extend(names.map(|name| ("exclude_modules", name.clone())));
+            }
+            Some(TargetModules::Matching(pattern)) if fits_none(pattern, false) => {
+                absent.push(("exclude_modules", pattern.clone()));
+            }
+            _ => {}
+        }
+        absent
+    }
+
     /// Patterns of which a later one fits modules too that an earlier one decides otherwise, among these paths: PEFT saves them
     /// sorted, and then another one is first.
     pub fn ambiguous(&self, paths: &[String]) -> Option<&'static str> {
@@ -216,6 +254,21 @@ mod tests {
         let found = ranks(&[("q_proj", 2), ("layers.1.self_attn.q_proj", 6)]);
         assert_eq!(found.ambiguous(&paths), Some("rank_pattern"));
         assert_eq!(ranks(&[("q_proj", 2)]).ambiguous(&paths), None);
+    }
+
+    #[test]
+    fn what_fits_no_linear_is_told() {
+        let found = shape(json!({
+            "rank_pattern": {"q_proj": 2, "w1": 4}, "alpha_pattern": {"w2": 4}, "exclude_modules": ["k_proj", "self_attn.q_proj"],
+        }));
+        let absent = found.absent(&[Q.to_owned()]);
+        let absent: Vec<(&str, &str)> = absent.iter().map(|(f, p)| (*f, p.as_str())).collect();
+        let expected = [
+            ("rank_pattern", "w1"),
+            ("alpha_pattern", "w2"),
+            ("exclude_modules", "k_proj"),
+        ];
+        assert_eq!(absent, expected);
     }
 
     #[test]
