@@ -6,6 +6,7 @@
 
 mod dtype;
 mod estimate;
+mod notices;
 mod scratch;
 mod sources;
 mod tokens;
@@ -24,13 +25,8 @@ use common::files::manifest::entries_digest;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
-use common::job::{
-    BaseDtype, DatasetSpec, InitWeights, JobSpec, LoraSpec, Method, NewToken, Resume,
-};
-use common::model::{
-    ModelConfig, absent_targets, adapted_modules, base_tensors, linear_names, token_tensors,
-    trained_matrices,
-};
+use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
+use common::model::{ModelConfig, adapted_modules, base_tensors, token_tensors};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -89,114 +85,10 @@ impl Prepared {
         self.count_tokens(step, |block| self.data.file.used_tokens(block))
     }
 
-    /// What a user should know before training, a line each.
-    pub fn notices(&self) -> Vec<String> {
-        let counts = &self.data.counts;
-        let mut notices = self.job.reading.notices.clone();
-        notices.extend(self.model_notices.iter().cloned());
-        notices.extend(self.data.notices.iter().cloned());
-        if self.data.is_found && !self.has_own_data() {
-            let path = self.data.file.path().display();
-            notices.push(format!("the data was prepared before, in {path}"));
-        }
-        notices.extend(counts.notes.iter().cloned());
-        if counts.divided_rows > 0 {
-            notices.push(format!(
-                "{} became several examples each, {} in all: the chat template shows an answer otherwise once the conversation goes on",
-                count(counts.divided_rows, "row"),
-                counts.examples
-            ));
-        }
-        notices.extend(counts.filter_notice(self.job.mixture.min_sample_len));
-        notices.extend(counts.cut_notice(self.job.sequence_len));
-        if counts.added_eos > 0 {
-            notices.push(format!(
-                "the chat template ends no turn with a special token: EOS was added to {}",
-                count(counts.added_eos, "example")
-            ));
-        }
-        if counts.dated_template {
-            let day = match self.data.is_found {
-                true => "the date of the day on which it was prepared",
-                false => "today's date",
-            };
-            notices.push(format!("the chat template prints {day} into the data"));
-        }
-        if let Some(positions) = self.model_config.max_positions
-            && positions < self.job.sequence_len
-        {
-            notices.push(format!(
-                "sequence_len {} is beyond the {positions} positions of the model",
-                self.job.sequence_len
-            ));
-        }
-        notices.extend(self.groups_notice());
-        notices.extend(self.targets_notice());
-        notices.extend(self.patterns_notices());
-        notices
-    }
-
     /// Whether the block file is in the output folder, where no other run looks for one.
     pub fn has_own_data(&self) -> bool {
         let own = self.job.output_dir.join(WORK_FOLDER);
         self.data.file.path().parent() == Some(own.as_path())
-    }
-
-    /// What of `lr_groups` names no matrix that is trained.
-    fn groups_notice(&self) -> Option<String> {
-        let matrices = trained_matrices(&self.model_config, &self.job).ok()?;
-        let without = self.job.lr_groups.without_effect(&matrices);
-        let told = || {
-            let parts: Vec<String> = without.iter().map(|part| format!("{part:?}")).collect();
-            let parts = parts.join(", ");
-            format!("lr_groups: no matrix that is trained has a name with {parts}")
-        };
-        (!without.is_empty()).then(told)
-    }
-
-    /// What of `lora_target_modules` names no linear.
-    fn targets_notice(&self) -> Option<String> {
-        let Method::Lora(lora) = &self.job.method else {
-            return None;
-        };
-        let absent = absent_targets(&self.model_config, &lora.target_modules);
-        let told = || {
-            format!(
-                "lora_target_modules: no linear of this model is called {} (it has {})",
-                absent.join(", "),
-                linear_names(&self.model_config)
-            )
-        };
-        (!absent.is_empty()).then(told)
-    }
-
-    /// What of the adapter's patterns and exclusions fits no linear, and patterns that mean something else once PEFT has sorted them.
-    fn patterns_notices(&self) -> Vec<String> {
-        let Method::Lora(lora) = &self.job.method else {
-            return Vec::new();
-        };
-        let paths = |lora: &LoraSpec| -> Vec<String> {
-            let modules = adapted_modules(&self.model_config, lora).unwrap_or_default();
-            modules.into_iter().map(|module| module.path).collect()
-        };
-        let adapted = paths(lora);
-        let all = paths(&LoraSpec {
-            shape: Box::default(),
-            ..lora.clone()
-        });
-        let absent = lora.shape.absent(&all).into_iter();
-        let mut notices: Vec<String> = absent
-            .map(|(field, name)| {
-                format!("{field}: {name} fits none of the linears with an adapter")
-            })
-            .collect();
-        notices.extend(lora.shape.ambiguous(&adapted).map(|field| {
-            format!(
-                "{field}: several patterns fit one linear, and the first counts; where PEFT saves the adapter again, it sorts them, and \
-                 another one is first"
-            )
-        }));
-        notices
     }
 
     fn count_tokens(&self, step: u64, of_block: impl Fn(u64) -> u64) -> u64 {
