@@ -15,6 +15,9 @@ use crate::job::REASONING;
 /// Characters that mark ends of parts (a private plane of Unicode; those that the text has are not used).
 const MARKS: std::ops::RangeInclusive<char> = '\u{f0000}'..='\u{ffffd}';
 
+/// The first byte of each of them in UTF-8 (and of nothing but characters of four bytes).
+const FIRST_BYTE: u8 = 0xf3;
+
 /// Most renderings of one conversation to find out whether a part is shown, where one rendering does not tell of all.
 const MAX_ATTEMPTS: usize = 8;
 
@@ -201,8 +204,12 @@ struct Mark {
 /// Finds the marks in a text. None where the text is another one without them.
 fn take_out(marked: &str, text: &str, marks: &[char]) -> Option<Vec<Mark>> {
     let mut found = vec![Mark::default(); marks.len()];
-    let mut rest = text;
-    for c in marked.chars() {
+    let (mut rest, mut marked) = (text, marked);
+    // What is between two of these characters is compared at once.
+    while let Some(at) = marked.bytes().position(|byte| byte == FIRST_BYTE) {
+        let (plain, tail) = marked.split_at(at);
+        rest = rest.strip_prefix(plain)?;
+        let c = tail.chars().next()?;
         match marks.binary_search(&c) {
             Ok(index) => {
                 found[index].count += 1;
@@ -210,8 +217,9 @@ fn take_out(marked: &str, text: &str, marks: &[char]) -> Option<Vec<Mark>> {
             }
             Err(_) => rest = rest.strip_prefix(c)?,
         }
+        marked = &tail[c.len_utf8()..];
     }
-    rest.is_empty().then_some(found)
+    (rest == marked).then_some(found)
 }
 
 /// Puts marks into copies of a conversation.
@@ -230,6 +238,11 @@ struct Marker {
 
 impl Marker {
     fn new(text: &str, placement: Placement) -> Self {
+        // Most texts have none of them.
+        let text = match text.as_bytes().contains(&FIRST_BYTE) {
+            true => text,
+            false => "",
+        };
         Self {
             placement,
             used: text.chars().filter(|c| MARKS.contains(c)).collect(),
@@ -426,4 +439,40 @@ fn middle_of(text: &str) -> usize {
         middle += 1;
     }
     middle
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often each mark was found, and where last.
+    fn found(marked: &str, text: &str) -> Option<Vec<(usize, usize)>> {
+        let marks = ['\u{f0001}', '\u{f0002}'];
+        let found = take_out(marked, text, &marks)?;
+        Some(found.iter().map(|mark| (mark.count, mark.at)).collect())
+    }
+
+    #[test]
+    fn marks_are_found_beside_characters_that_begin_with_the_same_byte() {
+        assert_eq!(found("ab", "ab"), Some(vec![(0, 0), (0, 0)]));
+        assert_eq!(
+            found("a\u{f0001}\u{e9}\u{f0002}", "a\u{e9}"),
+            Some(vec![(1, 1), (1, 3)])
+        );
+        assert_eq!(
+            found(
+                "\u{f0001}\u{f0000}\u{c0001}\u{f0001}b",
+                "\u{f0000}\u{c0001}b"
+            ),
+            Some(vec![(2, 8), (0, 0)])
+        );
+    }
+
+    #[test]
+    fn a_text_that_differs_without_its_marks_is_not_believed() {
+        for marked in ["a", "abc", "a\u{f0001}c", "a\u{f0000}b", "\u{f0001}", ""] {
+            assert_eq!(found(marked, "ab"), None, "{marked:?}");
+        }
+        assert_eq!(found("ab", "ab\u{f0000}"), None);
+    }
 }
