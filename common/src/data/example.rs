@@ -19,7 +19,7 @@ use std::ops::Range;
 use super::notes::Note;
 use super::record::{Chat, Ends, Record, Segments};
 use super::template::ChatTemplate;
-use super::tokenize::{Encoded, Tokenizer};
+use super::tokenize::{Earlier, Encoded, Tokenizer};
 use answer::{Answer, Learned};
 use conversation::{Conversation, Draft};
 use parts::Parts;
@@ -49,6 +49,15 @@ pub struct Example {
 }
 
 impl Example {
+    /// Its text as one that was tokenised before, if all of its tokens are of that.
+    fn as_earlier(&self) -> Option<Earlier<'_>> {
+        (!self.added_eos).then_some(Earlier {
+            text: &self.text,
+            ids: &self.ids,
+            offsets: &self.offsets,
+        })
+    }
+
     /// Adds EOS behind the text, to be learned.
     fn push_eos(&mut self, eos: u32) {
         let end = self.text.len();
@@ -97,8 +106,12 @@ impl ExampleMaker<'_> {
             Record::Tokens { ids, learned } => vec![tokens(ids, learned)],
             Record::Conversation(chat) => {
                 let drafts = self.drafts(chat, notes)?;
-                let examples = drafts.into_iter().map(|draft| self.templated(draft));
-                let examples = examples.collect::<Result<Vec<_>, _>>()?;
+                let mut examples: Vec<Example> = Vec::with_capacity(drafts.len());
+                for draft in drafts {
+                    // The texts of a conversation begin alike.
+                    let example = self.templated(draft, examples.last())?;
+                    examples.push(example);
+                }
                 notes.extend(examples.iter().find_map(|example| self.other_end(example)));
                 examples
             }

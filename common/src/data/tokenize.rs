@@ -29,6 +29,15 @@ pub struct Encoded {
     pub offsets: Vec<Range<usize>>,
 }
 
+/// A text that was tokenised before, with its first tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Earlier<'a> {
+    pub text: &'a str,
+    pub ids: &'a [u32],
+    /// The bytes of each token; none of them empty.
+    pub offsets: &'a [Range<usize>],
+}
+
 /// The tokenizer of a model.
 pub struct Tokenizer {
     // Without its post-processor: ByteLevel's trims white space off the offsets, and a token of white space alone would
@@ -206,16 +215,40 @@ impl Tokenizer {
 
     /// Tokenises a text. `add_special`: with what the tokenizer puts around a text of its own accord (a BOS, for some models).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
-        if let Some(words) = &self.words
-            && let Some(plain) = words
-                .encode(&self.inner, text)
-                .map_err(TokenizerError::Failed)?
-        {
+        if let Some(plain) = self.by_words(text, None)? {
             return Ok(match add_special && self.post_processor.is_some() {
                 true => self.with_special(plain, text.len()),
                 false => plain,
             });
         }
+        self.encode_in_pieces(text, add_special)
+    }
+
+    /// Tokenises a text that may begin as another one did, without what the tokenizer puts around it.
+    pub fn encode_after(
+        &self,
+        text: &str,
+        earlier: Option<Earlier>,
+    ) -> Result<Encoded, TokenizerError> {
+        match self.by_words(text, earlier)? {
+            Some(plain) => Ok(plain),
+            None => self.encode_in_pieces(text, false),
+        }
+    }
+
+    fn by_words(
+        &self,
+        text: &str,
+        earlier: Option<Earlier>,
+    ) -> Result<Option<Encoded>, TokenizerError> {
+        let Some(words) = &self.words else {
+            return Ok(None);
+        };
+        let encoded = words.encode(&self.inner, text, earlier);
+        encoded.map_err(TokenizerError::Failed)
+    }
+
+    fn encode_in_pieces(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         let pieces = pieces::divide(&self.inner, text).map_err(TokenizerError::Failed)?;
         let Some(pieces) = pieces else {
             return self.encode_whole(text, add_special);

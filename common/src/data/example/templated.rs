@@ -12,7 +12,12 @@ use super::ends::EndTokens;
 use super::{Example, ExampleMaker, is_blank, masked};
 
 impl ExampleMaker<'_> {
-    pub(super) fn templated(&self, draft: Draft) -> Result<Example, String> {
+    /// The example of a text; `earlier` is another one of the same conversation.
+    pub(super) fn templated(
+        &self,
+        draft: Draft,
+        earlier: Option<&Example>,
+    ) -> Result<Example, String> {
         let Draft {
             text,
             learned,
@@ -20,7 +25,9 @@ impl ExampleMaker<'_> {
             has_last,
             is_exact,
         } = draft;
-        let Encoded { ids, offsets } = self.encode(&text, false)?;
+        let earlier = earlier.and_then(Example::as_earlier);
+        let encoded = self.tokenizer.encode_after(&text, earlier);
+        let Encoded { ids, offsets } = encoded.map_err(|error| error.to_string())?;
         let mut trained = vec![false; ids.len()];
         let end_tokens = EndTokens {
             tokenizer: self.tokenizer,

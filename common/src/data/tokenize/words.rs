@@ -6,6 +6,7 @@
 
 mod added;
 mod cache;
+mod shared;
 mod split;
 
 use std::ops::Range;
@@ -14,9 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokenizers::{Model, ModelWrapper, NormalizerWrapper, Tokenizer};
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
-use super::Encoded;
-use added::AddedTokens;
+use super::{Earlier, Encoded};
+use added::{AddedTokens, Part};
 use cache::{Tokens, Words};
+use shared::SharedWords;
 use split::{Caches, Splitter};
 
 /// A text with most of what the known pre-tokenizers and models could treat differently.
@@ -30,6 +32,7 @@ pub(super) struct WordEncoder {
     added: AddedTokens,
     is_normalised: bool,
     splitter: Splitter,
+    shared: SharedWords,
 }
 
 impl WordEncoder {
@@ -56,23 +59,36 @@ impl WordEncoder {
             added: AddedTokens::of(tokenizer)?,
             is_normalised,
             splitter: Splitter::of(tokenizer.get_pre_tokenizer()?)?,
+            shared: SharedWords::default(),
         };
         encoder.agrees_on(tokenizer, PROBE).then_some(encoder)
     }
 
     /// The tokens of a text, and for each its bytes (where several share a character, all of that). None where only the library
     /// can tell them.
-    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Option<Encoded>, String> {
+    ///
+    /// Tokens of `earlier` are taken over as far as both texts are the same, up to the last added token there.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        earlier: Option<Earlier>,
+    ) -> Result<Option<Encoded>, String> {
         if self.is_normalised && !is_nfc(text) {
             return Ok(None);
         }
         let mut encoded = Encoded::default();
-        // A token takes about four bytes of English.
-        encoded.ids.reserve(text.len() / 4);
-        encoded.offsets.reserve(text.len() / 4);
+        // A token takes three to four bytes of English.
+        encoded.ids.reserve(text.len() / 3);
+        encoded.offsets.reserve(text.len() / 3);
+        let parts = self.added.divide(text);
+        let known = earlier.map_or(0, |earlier| {
+            let known = self.known_parts(text, &parts, &earlier, &mut encoded);
+            known.unwrap_or(0)
+        });
         let new_caches = || self.splitter.new_caches();
         let is_whole = cache::with_words_of(self.number, new_caches, |words, caches| {
-            for (range, added) in self.added.divide(text) {
+            for (range, added) in parts.into_iter().skip(known) {
                 if let Some(id) = added {
                     encoded.ids.push(id);
                     encoded.offsets.push(range);
@@ -90,6 +106,40 @@ impl WordEncoder {
         Ok(is_whole.then_some(encoded))
     }
 
+    /// Adds the tokens of the parts with which both texts begin, and tells how many parts these are: each is tokenised for
+    /// itself, whatever comes after it.
+    fn known_parts(
+        &self,
+        text: &str,
+        parts: &[Part],
+        earlier: &Earlier,
+        encoded: &mut Encoded,
+    ) -> Option<usize> {
+        let shared = shared_bytes(text, earlier.text);
+        let may_share = parts.first().is_some_and(|(range, _)| range.end <= shared);
+        if !may_share || (self.is_normalised && !is_nfc(earlier.text)) {
+            return None;
+        }
+        let theirs = self.added.divide(earlier.text);
+        let known = parts.iter().zip(&theirs);
+        let known = known
+            .take_while(|(ours, theirs)| ours == theirs && ours.0.end <= shared)
+            .count();
+        let end = parts[..known].last()?.0.end;
+        let tokens = earlier
+            .offsets
+            .partition_point(|covered| covered.end <= end);
+        // Tokens may have been taken off its end.
+        if earlier.offsets[..tokens].last()?.end != end {
+            return None;
+        }
+        encoded.ids.extend_from_slice(earlier.ids.get(..tokens)?);
+        encoded
+            .offsets
+            .extend_from_slice(&earlier.offsets[..tokens]);
+        Some(known)
+    }
+
     /// Adds the tokens of a part without added tokens. False where they do not cover it.
     fn encode_part(
         &self,
@@ -104,7 +154,9 @@ impl WordEncoder {
                 return;
             }
             let word = &text[range.clone()];
-            let tokens = words.get(word, || tokens_of(tokenizer, word));
+            let tokens = words.get(word, || {
+                self.shared.get(word, || tokens_of(tokenizer, word))
+            });
             match tokens {
                 Ok(Some(tokens)) => add(tokens, text, range.start, encoded),
                 Ok(None) => is_whole = false,
@@ -118,7 +170,7 @@ impl WordEncoder {
         let Ok(theirs) = tokenizer.encode(text, false) else {
             return false;
         };
-        let Ok(Some(ours)) = self.encode(tokenizer, text) else {
+        let Ok(Some(ours)) = self.encode(tokenizer, text, None) else {
             return false;
         };
         let offsets = theirs.get_offsets().iter().map(|(start, end)| *start..*end);
@@ -157,6 +209,16 @@ fn tokens_of(tokenizer: &Tokenizer, word: &str) -> Result<Option<Vec<(u32, u32)>
     });
     let tokens: Vec<(u32, u32)> = tokens.collect();
     Ok((bytes == word.len()).then_some(tokens))
+}
+
+/// Number of bytes with which both texts begin.
+fn shared_bytes(one: &str, two: &str) -> usize {
+    const AT_ONCE: usize = 64;
+    let (one, two) = (one.as_bytes(), two.as_bytes());
+    let chunks = one.chunks_exact(AT_ONCE).zip(two.chunks_exact(AT_ONCE));
+    let same = AT_ONCE * chunks.take_while(|(one, two)| one == two).count();
+    let rest = one[same..].iter().zip(&two[same..]);
+    same + rest.take_while(|(one, two)| one == two).count()
 }
 
 /// Whether it is certain that normalising leaves the text as it is.

@@ -8,6 +8,9 @@ use std::ops::Range;
 use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::{AddedToken, Tokenizer};
 
+/// A part of a text, and which added token it is, if it is one.
+pub(super) type Part = (Range<usize>, Option<u32>);
+
 /// The added tokens, ready to be found.
 #[derive(Debug)]
 pub(super) struct AddedTokens {
@@ -53,7 +56,7 @@ impl AddedTokens {
     }
 
     /// The text in parts, and which of them are an added token.
-    pub fn divide(&self, text: &str) -> Vec<(Range<usize>, Option<u32>)> {
+    pub fn divide(&self, text: &str) -> Vec<Part> {
         let mut parts = vec![(0..text.len(), None)];
         for finder in self.kinds.iter().flatten() {
             parts = finder.divide(text, parts);
@@ -63,11 +66,7 @@ impl AddedTokens {
 }
 
 impl Finder {
-    fn divide(
-        &self,
-        text: &str,
-        parts: Vec<(Range<usize>, Option<u32>)>,
-    ) -> Vec<(Range<usize>, Option<u32>)> {
+    fn divide(&self, text: &str, parts: Vec<Part>) -> Vec<Part> {
         let mut divided = Vec::with_capacity(parts.len());
         for (part, added) in parts {
             if added.is_some() {

@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use regex_automata::meta::{Cache, Regex};
+use regex_automata::hybrid::dfa;
+use regex_automata::meta::{self, Regex};
 use regex_automata::{Anchored, Input};
 use serde_json::Value as Json;
 use tokenizers::PreTokenizerWrapper;
@@ -23,6 +24,13 @@ const UNKNOWN: [&str; 5] = ["(?!", "(?=", "(?<", "(?>", r"\G"];
 /// What the automata of a splitter work with; a thread has its own.
 pub(super) type Caches = Vec<Option<Cache>>;
 
+/// What the automata of one pattern work with.
+#[derive(Debug)]
+pub(super) struct Cache {
+    regex: meta::Cache,
+    automaton: Option<dfa::Cache>,
+}
+
 /// Rules that divide text, one after the other.
 #[derive(Debug)]
 pub(super) struct Splitter {
@@ -32,7 +40,13 @@ pub(super) struct Splitter {
 #[derive(Debug)]
 enum Rule {
     /// Matches are words; where `parts_space`, white space that nothing matches is, too, but for its last character.
-    Pattern { regex: Regex, parts_space: bool },
+    Pattern {
+        regex: Regex,
+        /// The automaton alone, which finds the end of a word sooner: where white space counts, and nothing in the pattern is
+        /// beyond it.
+        automaton: Option<Box<dfa::DFA>>,
+        parts_space: bool,
+    },
     /// Every digit is a word.
     Digits,
 }
@@ -59,7 +73,12 @@ impl Splitter {
 
     pub fn new_caches(&self) -> Caches {
         let caches = self.rules.iter().map(|rule| match rule {
-            Rule::Pattern { regex, .. } => Some(regex.create_cache()),
+            Rule::Pattern {
+                regex, automaton, ..
+            } => Some(Cache {
+                regex: regex.create_cache(),
+                automaton: automaton.as_ref().map(|automaton| automaton.create_cache()),
+            }),
             Rule::Digits => None,
         });
         caches.collect()
@@ -115,7 +134,12 @@ impl Rule {
         let is_known =
             UNKNOWN.iter().all(|unknown| !pattern.contains(unknown)) && !is_possessive(pattern);
         let regex = is_known.then(|| Regex::new(pattern).ok())??;
-        Some(Self::Pattern { regex, parts_space })
+        let automaton = parts_space.then(|| dfa::DFA::new(pattern).ok().map(Box::new));
+        Some(Self::Pattern {
+            regex,
+            automaton: automaton.flatten(),
+            parts_space,
+        })
     }
 
     /// Calls `take` with the words of a part, and with what is between them.
@@ -136,7 +160,14 @@ impl Rule {
         // What nothing matched since the last word.
         let mut between = 0;
         match (self, cache) {
-            (Self::Pattern { regex, parts_space }, Some(cache)) => {
+            (
+                Self::Pattern {
+                    regex,
+                    automaton,
+                    parts_space,
+                },
+                Some(cache),
+            ) => {
                 let mut at = 0;
                 while let Some(next) = text[at..].chars().next() {
                     // Where white space counts there is a word at nearly every place, else they are far between.
@@ -145,8 +176,19 @@ impl Rule {
                         false => Anchored::No,
                     };
                     let input = Input::new(text).range(at..).anchored(anchored);
-                    let found = regex.search_with(cache, &input);
-                    let found = found.map(|found| found.range());
+                    let end = match (automaton, &mut cache.automaton) {
+                        (Some(automaton), Some(cache)) => automaton
+                            .try_search_fwd(cache, &input)
+                            .map(|end| end.map(|end| end.offset()))
+                            .ok(),
+                        _ => None,
+                    };
+                    let found = match end {
+                        Some(end) => end.map(|end| at..end),
+                        None => regex
+                            .search_with(&mut cache.regex, &input)
+                            .map(|found| found.range()),
+                    };
                     let found = found.filter(|found| !found.is_empty());
                     let space = || {
                         let is_space = *parts_space && next.is_whitespace();

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 use tokenizers::Tokenizer;
 
 use super::WordEncoder;
+use crate::data::tokenize::Earlier;
 
 const QWEN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -68,7 +69,7 @@ fn tokenizer(pre_tokenizer: &Json, change: impl FnOnce(&mut Json)) -> Tokenizer 
 
 fn assert_same(tokenizer: &Tokenizer, encoder: &WordEncoder, text: &str) {
     let theirs = tokenizer.encode(text, false).unwrap();
-    let Some(ours) = encoder.encode(tokenizer, text).unwrap() else {
+    let Some(ours) = encoder.encode(tokenizer, text, None).unwrap() else {
         assert!(!super::is_nfc(text), "{text:?} was left to the library");
         return;
     };
@@ -168,7 +169,7 @@ fn a_word_seen_again_after_the_memory_was_full_has_its_tokens() {
     let many: String = (0..140_000)
         .map(|word| format!(" {}", letters(word)))
         .collect();
-    let encoded = encoder.encode(&tokenizer, &many).unwrap().unwrap();
+    let encoded = encoder.encode(&tokenizer, &many, None).unwrap().unwrap();
     assert_eq!(encoded.offsets.last().unwrap().end, many.len());
     assert_same(&tokenizer, &encoder, "the river");
 }
@@ -211,5 +212,65 @@ fn tokenizers_with_other_parts_are_left_to_the_library() {
     ];
     for other in others {
         assert!(!is_known(&other, &|_| {}), "{other}");
+    }
+}
+
+#[test]
+fn a_text_that_begins_as_another_one_has_the_tokens_that_it_has_alone() {
+    let tokenizer = tokenizer(&known()[0], |_| {});
+    let encoder = WordEncoder::of(&tokenizer).unwrap();
+    let alone = |text: &str| encoder.encode(&tokenizer, text, None).unwrap().unwrap();
+    let long = "the river bends ".repeat(20);
+    let texts = [
+        format!("<|endoftext|>{long}<think>"),
+        format!("<|endoftext|>{long}<think>\n{long}<|endoftext|>a"),
+        format!("<|endoftext|>{long}<think>\n{long}<|endoftext|>ab"),
+        format!("<|endoftext|>{long}<|endoftext|>{long}"),
+        format!("{long}<t>{long}"),
+        format!("{long}<t>{long}<t>\u{e9}\u{1f980}<t>"),
+        format!("{long}<t>{long}<t>\u{e9}\u{1f981}<t>"),
+        long.clone(),
+        String::new(),
+    ];
+    let mut taken_over = 0;
+    for earlier in &texts {
+        let tokens = alone(earlier);
+        // Tokens may have been taken off the end.
+        for kept in [tokens.ids.len(), tokens.ids.len() / 2, 0] {
+            let known = Earlier {
+                text: earlier,
+                ids: &tokens.ids[..kept],
+                offsets: &tokens.offsets[..kept],
+            };
+            for text in &texts {
+                let after = encoder.encode(&tokenizer, text, Some(known)).unwrap();
+                assert_eq!(after, Some(alone(text)), "{earlier:?} {text:?}");
+                let parts = encoder.added.divide(text);
+                let mut encoded = crate::data::tokenize::Encoded::default();
+                let known = encoder.known_parts(text, &parts, &known, &mut encoded);
+                taken_over += usize::from(known.is_some_and(|known| known > 1));
+            }
+        }
+    }
+    assert!(taken_over > 10, "{taken_over}");
+}
+
+#[test]
+fn words_are_told_apart_by_each_of_their_bytes_and_their_length() {
+    let mut words: Vec<String> = (0..=18).map(|length| "a".repeat(length)).collect();
+    for length in 1..=18 {
+        for at in 0..length {
+            let mut bytes = vec![b'a'; length];
+            bytes[at] = b'b';
+            words.push(String::from_utf8(bytes).unwrap());
+        }
+    }
+    let mut remembered = super::cache::Words::default();
+    for _ in 0..2 {
+        for (id, word) in (0..).zip(&words) {
+            let made = || Ok::<_, ()>(Some(vec![(id, word.len() as u32)]));
+            let tokens = remembered.get(word, made).unwrap().unwrap();
+            assert_eq!(tokens.iter().collect::<Vec<_>>(), [(id, word.len() as u32)]);
+        }
     }
 }
