@@ -14,6 +14,7 @@ mod source;
 mod variables;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -46,6 +47,8 @@ pub struct ChatTemplate {
     missing: Vec<&'static str>,
     /// Whether rendering one conversation had no end or became too long, so that no other is tried.
     gave_up: AtomicBool,
+    /// What it writes without messages, tools and further variables.
+    nothing: OnceLock<Option<String>>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -153,6 +156,7 @@ impl ChatTemplate {
             is_own: false,
             missing: Vec::new(),
             gave_up: AtomicBool::new(false),
+            nothing: OnceLock::new(),
         })
     }
 
@@ -221,6 +225,23 @@ impl ChatTemplate {
     /// Renders one conversation with all that its row gives the template.
     pub fn render_input(&self, input: RenderInput) -> Result<String, TemplateError> {
         self.render_with_marks(input, None)
+    }
+
+    /// What the template writes without any message; None where it fails.
+    pub fn render_nothing(&self, tools: Option<&Value>, variables: &Variables) -> Option<String> {
+        let render = || {
+            let input = RenderInput {
+                messages: &[],
+                tools,
+                variables,
+                add_generation_prompt: false,
+            };
+            self.render_input(input).ok()
+        };
+        match tools.is_none() && variables.is_empty() {
+            true => self.nothing.get_or_init(render).clone(),
+            false => render(),
+        }
     }
 
     /// Whether the template that these tools are shown with says itself, with `{% generation %}`, what is learned.
@@ -313,8 +334,17 @@ impl ChatTemplate {
             unix_seconds: self.unix_seconds,
             marks: marks.map(|marks| marks.pair()),
         };
-        template.render(&variables, setting)
+        template.render(&variables, setting, text_bytes(input.messages))
     }
+}
+
+/// Bytes of the texts that messages have, or nearly so.
+fn text_bytes(messages: &[Value]) -> usize {
+    let texts = messages.iter().filter_map(|message| match message {
+        Value::Dict(fields) => Some(fields.values().filter_map(Value::as_str)),
+        _ => None,
+    });
+    texts.flatten().map(str::len).sum()
 }
 
 /// Names of special tokens that a text of ours would write, and the tokenizer has not.

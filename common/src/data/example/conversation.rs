@@ -258,7 +258,10 @@ impl<'a> Conversation<'a> {
 
     /// Whether the prompt is more than what the template writes without any message.
     fn shows_something(&self, prompt: &str) -> bool {
-        let nothing = self.nothing.get_or_init(|| self.render(0, false).ok());
+        let nothing = self.nothing.get_or_init(|| {
+            self.template
+                .render_nothing(self.tools.as_ref(), &self.chat.variables)
+        });
         !prompt.trim().is_empty() && nothing.as_deref() != Some(prompt)
     }
 

@@ -54,11 +54,13 @@ impl Template {
         self.has_generation_marks
     }
 
+    /// Runs it. `expected` bytes of text make room for what it will write.
     pub fn render(
         &self,
         variables: &dyn Fn(&str) -> Option<Value>,
         setting: Setting,
+        expected: usize,
     ) -> Result<String, Box<Failure>> {
-        meter::metered(|| interpreter::run(&self.body, variables, setting))
+        meter::metered(|| interpreter::run(&self.body, variables, setting, expected))
     }
 }

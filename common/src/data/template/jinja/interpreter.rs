@@ -53,12 +53,25 @@ enum Flow {
     Continue,
 }
 
-pub fn run(body: &[Statement], variables: Variables, setting: Setting) -> Result<String> {
+/// Bytes that a template writes beside the texts of messages, usually.
+const USUAL_MORE: usize = 256;
+
+/// Most bytes for which there is room from the start.
+const MOST_ROOM: usize = 1 << 20;
+
+pub fn run(
+    body: &[Statement],
+    variables: Variables,
+    setting: Setting,
+    expected: usize,
+) -> Result<String> {
     let mut interpreter = Interpreter {
         variables,
         setting,
         scopes: Scopes::default(),
-        outputs: vec![Builder::default()],
+        outputs: vec![Builder::with_room(
+            expected.saturating_add(USUAL_MORE).min(MOST_ROOM),
+        )?],
         namespaces: Vec::new(),
         captured: 0,
     };
@@ -94,8 +107,16 @@ impl Interpreter<'_> {
         match &statement.kind {
             StatementKind::Data(value) => self.print(value)?,
             StatementKind::Print(expression) => {
-                let value = self.value(expression, scope)?;
-                self.print(&value)?;
+                match (
+                    self.scopes.known(expression, scope),
+                    self.outputs.last_mut(),
+                ) {
+                    (Some(value), Some(output)) => write_str(output, value)?,
+                    _ => {
+                        let value = self.value(expression, scope)?;
+                        self.print(&value)?;
+                    }
+                }
             }
             StatementKind::If {
                 branches,
@@ -197,7 +218,7 @@ impl Interpreter<'_> {
         self.outputs.push(Builder::default());
         let result = print(self);
         let output = self.outputs.pop().unwrap_or_default();
-        result.map(|()| Value::text(output.finish()))
+        result.map(|()| Value::Text(output.finish_text()))
     }
 
     /// Runs within a scope of its own, which goes with it unless a macro was made there.
@@ -301,7 +322,7 @@ impl Interpreter<'_> {
 
     fn lookup(&self, name: &str, scope: ScopeId) -> Value {
         if let Some(value) = self.scopes.get(scope, name) {
-            return value;
+            return value.clone();
         }
         if let Some(value) = (self.variables)(name) {
             return value;

@@ -34,6 +34,21 @@ const CHANGES_LIST: [&str; 8] = [
 
 /// The method of this name, bound to the value.
 pub fn method(value: &Value, name: &str) -> Option<Value> {
+    has(value, name).then(|| {
+        Value::Callable(Arc::new(Callable::Method {
+            receiver: value.clone(),
+            name: name.to_owned(),
+        }))
+    })
+}
+
+/// Whether Python's object has something by this name, which is then not looked for among its items.
+pub fn is_own(value: &Value, name: &str) -> bool {
+    has(value, name) || is_forbidden(value, name)
+}
+
+/// Whether the value has a method of this name.
+pub fn has(value: &Value, name: &str) -> bool {
     let known: &[&str] = match value {
         Value::Text(_) => &strings::METHODS,
         Value::Dict(_) => &DICT,
@@ -45,12 +60,7 @@ pub fn method(value: &Value, name: &str) -> Option<Value> {
         Value::Cycler(_) => &["next", "reset"],
         _ => &[],
     };
-    known.contains(&name).then(|| {
-        Value::Callable(Arc::new(Callable::Method {
-            receiver: value.clone(),
-            name: name.to_owned(),
-        }))
-    })
+    known.contains(&name)
 }
 
 pub fn is_forbidden(value: &Value, name: &str) -> bool {

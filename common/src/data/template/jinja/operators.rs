@@ -10,6 +10,16 @@ use super::percent;
 use super::print;
 use super::value::{Builder, Generator, Text, Value};
 
+/// [`arithmetic`] on a value that may be used up: text grows at its end.
+pub fn apply(operator: Operator, mut left: Value, right: &Value) -> Result<Value> {
+    if let (Operator::Add, Value::Text(text), Value::Text(more)) = (operator, &mut left, right)
+        && text.append(more)?
+    {
+        return Ok(left);
+    }
+    arithmetic(operator, &left, right)
+}
+
 pub fn arithmetic(operator: Operator, left: &Value, right: &Value) -> Result<Value> {
     if let Some(result) = numeric(operator, left, right)? {
         return Ok(result);
@@ -64,6 +74,15 @@ fn is_sequence(value: &Value) -> bool {
 
 fn add_texts(a: &Text, b: &Text) -> Result<Text> {
     let markup = a.is_markup() || b.is_markup();
+    if !markup {
+        let length = a.as_str().len() + b.as_str().len();
+        reserve(length.saturating_mul(2))?;
+        // More is often put behind it.
+        let mut text = String::with_capacity(length.saturating_mul(2));
+        text.push_str(a.as_str());
+        text.push_str(b.as_str());
+        return Ok(Text::new(text));
+    }
     let mut out = Builder::default();
     for part in [a, b] {
         if markup && !part.is_markup() {

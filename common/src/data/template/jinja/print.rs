@@ -20,7 +20,7 @@ pub fn to_text(value: &Value) -> Result<Text> {
 /// `str(value)`, at the end of what is there.
 pub fn write_str(out: &mut Builder, value: &Value) -> Result<()> {
     match value {
-        Value::Text(text) => out.push(text.as_str()),
+        Value::Text(text) => out.push_text(text),
         Value::Undefined(_) => Ok(()),
         other => write_repr(out, other),
     }

@@ -4,6 +4,7 @@ use super::super::arguments::Args;
 use super::super::ast::{Arguments, Expression, ExpressionKind, Step, StepKind, UnaryOperator};
 use super::super::failure::{Result, fail};
 use super::super::meter::{descend, spend};
+use super::super::methods;
 use super::super::operators;
 use super::super::print::write_str;
 use super::super::value::{Builder, Dict, Value};
@@ -20,6 +21,9 @@ impl Interpreter<'_> {
     }
 
     pub(super) fn truth(&mut self, expression: &Expression, scope: ScopeId) -> Result<bool> {
+        if let Some(value) = self.scopes.known(expression, scope) {
+            return Ok(value.is_true());
+        }
         Ok(self.value(expression, scope)?.is_true())
     }
 
@@ -39,8 +43,13 @@ impl Interpreter<'_> {
             ExpressionKind::Arithmetic { first, rest } => {
                 let mut value = self.value(first, scope)?;
                 for (operator, right) in rest {
-                    let right = self.value(right, scope)?;
-                    value = operators::arithmetic(*operator, &value, &right)?;
+                    value = match self.scopes.known(right, scope) {
+                        Some(right) => operators::apply(*operator, value, right)?,
+                        None => {
+                            let right = self.value(right, scope)?;
+                            operators::apply(*operator, value, &right)?
+                        }
+                    };
                 }
                 Ok(value)
             }
@@ -62,6 +71,12 @@ impl Interpreter<'_> {
                 Ok(value)
             }
             ExpressionKind::Compare { first, rest } => {
+                if let [(comparison, right)] = &rest[..]
+                    && let Some(left) = self.scopes.known(first, scope)
+                    && let Some(right) = self.scopes.known(right, scope)
+                {
+                    return operators::compare(*comparison, left, right).map(Value::Bool);
+                }
                 let mut left = self.value(first, scope)?;
                 for (comparison, right) in rest {
                     let right = self.value(right, scope)?;
@@ -84,6 +99,9 @@ impl Interpreter<'_> {
                 )),
             },
             ExpressionKind::Postfix { base, steps } => {
+                if let Some(value) = self.scopes.known(expression, scope) {
+                    return Ok(value.clone());
+                }
                 let value = self.value(base, scope)?;
                 self.steps(value, steps, scope)
             }
@@ -108,11 +126,31 @@ impl Interpreter<'_> {
 
     pub(super) fn steps(&mut self, value: Value, steps: &[Step], scope: ScopeId) -> Result<Value> {
         let mut value = value;
-        for step in steps {
+        let mut steps = steps.iter().peekable();
+        while let Some(step) = steps.next() {
             spend(1)?;
-            value = self
-                .step(value, step, scope)
-                .map_err(|failure| failure.at(step.line))?;
+            // A method that is called at once need not become a value before.
+            let call = steps.next_if(|next| {
+                matches!((&step.kind, &next.kind), (StepKind::Attribute(name), StepKind::Call(_))
+                    if matches!(value, Value::Text(_) | Value::Dict(_)) && methods::has(&value, name))
+            });
+            value = match (&step.kind, call) {
+                (
+                    StepKind::Attribute(name),
+                    Some(Step {
+                        line,
+                        kind: StepKind::Call(arguments),
+                    }),
+                ) => {
+                    spend(1)?;
+                    let args = self.arguments(arguments, scope);
+                    args.and_then(|args| methods::call(&value, name, args))
+                        .map_err(|failure| failure.at(*line))?
+                }
+                _ => self
+                    .step(value, step, scope)
+                    .map_err(|failure| failure.at(step.line))?,
+            };
         }
         Ok(value)
     }

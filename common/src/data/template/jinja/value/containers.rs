@@ -120,18 +120,31 @@ struct DictInner {
 impl Dict {
     /// The last value of a key that comes twice, at its first place.
     pub fn new(given: impl IntoIterator<Item = (Value, Value)>) -> Result<Self> {
-        let mut pairs: Vec<(Value, Value)> = Vec::new();
-        let mut index = HashMap::new();
+        let given = given.into_iter();
+        let mut pairs: Vec<(Value, Value)> = Vec::with_capacity(given.size_hint().0);
+        let mut index: Option<HashMap<Key, usize>> = None;
         for (key, value) in given {
-            match index.get(&key_of(&key)?) {
-                Some(place) => {
-                    let place: &usize = place;
-                    pairs[*place].1 = value;
-                }
+            let place = match &index {
+                Some(index) => index.get(&key_of(&key)?).copied(),
                 None => {
-                    index.insert(key_of(&key)?, pairs.len());
-                    pairs.push((key, value));
+                    if !matches!(key, Value::Text(_)) {
+                        key_of(&key)?;
+                    }
+                    pairs.iter().position(|(known, _)| same_key(known, &key))
                 }
+            };
+            if let Some(place) = place {
+                pairs[place].1 = value;
+                continue;
+            }
+            if let Some(index) = &mut index {
+                index.insert(key_of(&key)?, pairs.len());
+            }
+            pairs.push((key, value));
+            if index.is_none() && pairs.len() >= INDEXED_FROM {
+                let keys = pairs.iter().enumerate();
+                let keys = keys.map(|(place, (key, _))| Ok((key_of(key)?, place)));
+                index = Some(keys.collect::<Result<_>>()?);
             }
         }
         spend(pairs.len())?;
@@ -139,7 +152,7 @@ impl Dict {
         reserve(bytes)?;
         let depth = checked_depth(pairs.iter().map(|(_, value)| value))?;
         Ok(Self(Arc::new(DictInner {
-            index: (pairs.len() >= INDEXED_FROM).then_some(index),
+            index,
             depth,
             _held: Held::new(bytes + size_of::<DictInner>()),
             pairs,
