@@ -36,11 +36,14 @@ impl Block {
 
     /// Appends the block's encoding to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        for ((token, segment), trained) in self.tokens.iter().zip(&self.segments).zip(&self.trained)
-        {
-            out.extend_from_slice(&token.to_le_bytes());
-            out.extend_from_slice(&segment.to_le_bytes());
-            out.extend_from_slice(&[u8::from(*trained), 0]);
+        let start = out.len();
+        out.resize(start + self.tokens.len() * TOKEN_BYTES, 0);
+        let places = out[start..].chunks_exact_mut(TOKEN_BYTES);
+        let tokens = self.tokens.iter().zip(&self.segments).zip(&self.trained);
+        for (place, ((token, segment), trained)) in places.zip(tokens) {
+            let mask = u64::from(*trained) << 48;
+            let all = u64::from(*token) | u64::from(*segment) << 32 | mask;
+            place.copy_from_slice(&all.to_le_bytes());
         }
     }
 

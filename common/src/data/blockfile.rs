@@ -24,6 +24,8 @@ const HEADER_BYTES: usize = 80;
 const INDEX_BYTES: u64 = 8;
 const DIGEST_BYTES: u64 = 32;
 const MAX_INFO_BYTES: u64 = 16 << 20;
+/// Bytes of blocks that are written at a time, or those of one block.
+const WRITTEN_AT_ONCE: usize = 4 << 20;
 /// Longest block, in tokens.
 const MAX_SEQUENCE_LEN: u64 = 1 << 24;
 
@@ -306,7 +308,7 @@ pub fn write(
     (train_blocks, eval_blocks): (u64, u64),
     inputs: [u8; 32],
     info: &[u8],
-    blocks: impl Iterator<Item = Block>,
+    blocks: impl Iterator<Item = Block> + Send,
 ) -> Result<BlockFile, BlockFileError> {
     let wanted = Progress::default();
     let counts = (train_blocks, eval_blocks);
@@ -321,7 +323,7 @@ pub fn write_watched(
     (train_blocks, eval_blocks): (u64, u64),
     inputs: [u8; 32],
     info: &[u8],
-    blocks: impl Iterator<Item = Result<Block, FileError>>,
+    mut blocks: impl Iterator<Item = Result<Block, FileError>> + Send,
     progress: &Progress,
 ) -> Result<BlockFile, BlockFileError> {
     let header = Header {
@@ -334,7 +336,7 @@ pub fn write_watched(
     let mut file = AtomicFile::create(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut put = |bytes: &[u8]| {
-        hasher.update(bytes);
+        hasher.update_rayon(bytes);
         file.write_all(bytes).map_err(FileError::io("write", path))
     };
     let gap = (HEADER_BYTES + info.len()).next_multiple_of(8) - HEADER_BYTES - info.len();
@@ -342,17 +344,28 @@ pub fn write_watched(
     put(info)?;
     put(&[0; 8][..gap])?;
     let mut index = Vec::new();
-    let mut bytes = Vec::with_capacity(Block::encoded_len(sequence_len));
-    for block in blocks {
-        let block = block?;
-        let wanted = progress.check();
-        wanted.map_err(|cancelled| FileError::io("write", path)(cancelled.into()))?;
-        progress.advance(1);
+    let mut encode_some = |bytes: &mut Vec<u8>| {
         bytes.clear();
-        block.encode(&mut bytes);
-        put(&bytes)?;
-        index.extend_from_slice(&(block.trained_tokens() as u32).to_le_bytes());
-        index.extend_from_slice(&(block.used_len() as u32).to_le_bytes());
+        while bytes.len() < WRITTEN_AT_ONCE
+            && let Some(block) = blocks.next()
+        {
+            let block = block?;
+            let wanted = progress.check();
+            wanted.map_err(|cancelled| FileError::io("write", path)(cancelled.into()))?;
+            progress.advance(1);
+            block.encode(bytes);
+            index.extend_from_slice(&(block.trained_tokens() as u32).to_le_bytes());
+            index.extend_from_slice(&(block.used_len() as u32).to_le_bytes());
+        }
+        Ok::<(), FileError>(())
+    };
+    let (mut bytes, mut following) = (Vec::new(), Vec::new());
+    encode_some(&mut bytes)?;
+    while !bytes.is_empty() {
+        // The next blocks are made while these are written.
+        let (put, made) = rayon::join(|| put(&bytes), || encode_some(&mut following));
+        put.and(made)?;
+        std::mem::swap(&mut bytes, &mut following);
     }
     put(&index)?;
     let digest = hasher.finalize();
@@ -404,6 +417,30 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(|i| file.trained_tokens(i)), [1, 2, 2, 0]);
         assert_eq!([0, 2, 3].map(|i| file.used_tokens(i)), [3, 3, 0]);
         assert!(file.block_bytes(3).is_none());
+    }
+
+    #[test]
+    fn blocks_beyond_those_that_are_written_at_a_time_are_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let length = 1 << 13;
+        let count = 2 * WRITTEN_AT_ONCE / Block::encoded_len(length) + 3;
+        let block = |number: usize| Block {
+            tokens: vec![number as u32; length],
+            segments: vec![1; length],
+            trained: (0..length).map(|token| token > number).collect(),
+        };
+        let path = folder.path().join("blocks.bin");
+        let counts = (count as u64, 0);
+        let blocks = (0..count).map(block);
+        let file = write(&path, length, counts, [0; 32], b"{}", blocks).unwrap();
+        for number in 0..count {
+            let bytes = file.block_bytes(number as u64).unwrap();
+            assert!(Block::decode(bytes, length).unwrap() == block(number));
+            assert_eq!(
+                file.trained_tokens(number as u64) as usize,
+                length - number - 1
+            );
+        }
     }
 
     #[test]

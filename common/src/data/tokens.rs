@@ -4,7 +4,7 @@
 //! more memory than its bound, however long the data is.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -137,14 +137,24 @@ impl Tokens {
         found.resize(start + range.len(), 0);
         let first = (chunk - self.chunks.len()) * CHUNK + range.start;
         let bytes = bytemuck::cast_slice_mut(&mut found[start..]);
-        let place = SeekFrom::Start((first * TOKEN_BYTES) as u64);
-        let mut read_from = |mut file: &File| file.seek(place).and_then(|_| file.read_exact(bytes));
-        let read = read_from(rest.file());
-        // What is written next goes to the end.
-        let back = { rest.file() }.seek(SeekFrom::End(0));
-        read.and(back.map(|_| ()))
+        read_at(rest.file(), (first * TOKEN_BYTES) as u64, bytes)
             .map_err(FileError::io("read", rest.path()))
     }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, place)
+}
+
+#[cfg(not(unix))]
+fn read_at(mut file: &File, place: u64, bytes: &mut [u8]) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = file.seek(SeekFrom::Start(place));
+    let read = read.and_then(|_| file.read_exact(bytes));
+    // What is written next goes to the end.
+    let back = file.seek(SeekFrom::End(0));
+    read.and(back.map(|_| ()))
 }
 
 /// Tokens from the first to the last, a chunk of the file at a time.
