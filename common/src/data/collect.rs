@@ -4,6 +4,7 @@
 //! than a batch of rows as JSON.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use serde_json::Value as Json;
@@ -46,6 +47,8 @@ pub struct Source<'a> {
     variables: Variables,
     /// Counts bytes of rows.
     progress: Progress,
+    /// Whether examples keep their texts.
+    keeps_texts: AtomicBool,
 }
 
 impl<'a> Source<'a> {
@@ -72,6 +75,7 @@ impl<'a> Source<'a> {
             vocab_size,
             variables,
             progress: Progress::default(),
+            keeps_texts: AtomicBool::new(true),
         };
         match tokenizer.eos_id() {
             Some(eos) => source
@@ -93,6 +97,12 @@ impl<'a> Source<'a> {
         Self { progress, ..self }
     }
 
+    /// Examples that are read from now on have no text and no places of tokens in it, which take most of their memory: nobody
+    /// is going to look at them.
+    pub fn drop_texts(&self) {
+        self.keeps_texts.store(false, Ordering::Relaxed);
+    }
+
     /// The token that padding is filled with: any that the model has.
     pub fn pad_id(&self) -> u32 {
         let pad_id = self.maker.tokenizer.pad_id();
@@ -104,7 +114,10 @@ impl<'a> Source<'a> {
     }
 
     /// Reads all rows and hands their examples over in batches, until `take` returns false.
-    pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
+    pub fn read(
+        &self,
+        mut take: impl FnMut(Vec<Example>) -> bool + Send,
+    ) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
         for (index, dataset) in self.job.all_datasets().enumerate() {
@@ -122,24 +135,42 @@ impl<'a> Source<'a> {
             let met = Met::new(dataset);
             let mut batches = Batches { rows: reader };
             let mut next = batches.next();
+            // Whether more is wanted of what became of a batch.
+            let mut hand_over = |results| {
+                let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
+                !errors.is_empty() || take(examples)
+            };
+            let (mut ready, mut is_first, mut gave_up) = (Vec::new(), true, false);
             while let Some(batch) = next {
                 reading.rows += batch.rows.len() as u64;
                 let of = (index, dataset, &sharegpt);
-                // The next batch is read, and unpacked where the file is compressed, while this one is tokenised.
-                let (results, following) =
-                    rayon::join(|| self.results(of, &met, batch), || batches.next());
-                next = following;
-                let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
+                // While this batch is tokenised, the one before it is handed over, and the next one is read, and unpacked where
+                // the file is compressed.
+                let (results, (goes_on, following)) = rayon::join(
+                    || self.results(of, &met, batch),
+                    || (hand_over(std::mem::take(&mut ready)), batches.next()),
+                );
+                (ready, next) = (results, following);
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&shown), cancelled.to_string()));
                 }
-                if errors.is_empty() && !take(examples) {
+                // The first rows may be all that are wanted.
+                let is_enough = !goes_on || (is_first && !hand_over(std::mem::take(&mut ready)));
+                if is_enough {
                     return Ok(reading);
                 }
+                is_first = false;
                 // A template without an end for one row is not waited for at every other one.
-                if self.maker.template.is_some_and(ChatTemplate::gave_up) {
-                    return errors.or(reading);
+                gave_up = self.maker.template.is_some_and(ChatTemplate::gave_up);
+                if gave_up {
+                    break;
                 }
+            }
+            if !hand_over(ready) {
+                return Ok(reading);
+            }
+            if gave_up {
+                return errors.or(reading);
             }
             reading.notes.extend(batches.rows.notes().iter().cloned());
             reading.notes.extend(notes.lines(dataset));
@@ -206,6 +237,7 @@ impl<'a> Source<'a> {
             met,
         };
         let share = batch.share();
+        let keeps_texts = self.keeps_texts.load(Ordering::Relaxed);
         { batch.rows }
             .into_par_iter()
             .map(|FileRow { place, row }| {
@@ -228,6 +260,9 @@ impl<'a> Source<'a> {
                     for example in &mut examples {
                         (example.dataset, example.file) = (index, place.file);
                         example.line = line;
+                        if !keeps_texts {
+                            (example.text, example.offsets) = (String::new(), Vec::new());
+                        }
                     }
                     Ok((line, examples, row.notes))
                 };

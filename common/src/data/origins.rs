@@ -41,6 +41,7 @@ pub fn origins(
 ) -> Result<Vec<Origin>, DataErrors> {
     let wanted = segments(file, blocks);
     let source = Source::new(job, tokenizer, template)?;
+    source.drop_texts();
     let mut found: Vec<Origin> = Vec::new();
     source.read(|batch| {
         for example in batch {

@@ -91,7 +91,10 @@ pub fn prepare_blocks_or_find(
     let (mut first, mut failed) = (None, None);
     let reading = source.read(|batch| {
         for example in filter.keep(batch) {
-            first.get_or_insert_with(|| sample_of(&example, tokenizer));
+            first.get_or_insert_with(|| {
+                source.drop_texts();
+                sample_of(&example, tokenizer)
+            });
             failed = failed.take().or(packer.add(&example).err());
         }
         failed.is_none()
