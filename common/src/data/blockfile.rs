@@ -308,7 +308,7 @@ pub fn write(
     (train_blocks, eval_blocks): (u64, u64),
     inputs: [u8; 32],
     info: &[u8],
-    blocks: impl Iterator<Item = Block> + Send,
+    blocks: impl Iterator<Item = Block>,
 ) -> Result<BlockFile, BlockFileError> {
     let wanted = Progress::default();
     let counts = (train_blocks, eval_blocks);
@@ -323,7 +323,7 @@ pub fn write_watched(
     (train_blocks, eval_blocks): (u64, u64),
     inputs: [u8; 32],
     info: &[u8],
-    mut blocks: impl Iterator<Item = Result<Block, FileError>> + Send,
+    mut blocks: impl Iterator<Item = Result<Block, FileError>>,
     progress: &Progress,
 ) -> Result<BlockFile, BlockFileError> {
     let header = Header {
@@ -363,8 +363,12 @@ pub fn write_watched(
     encode_some(&mut bytes)?;
     while !bytes.is_empty() {
         // The next blocks are made while these are written.
-        let (put, made) = rayon::join(|| put(&bytes), || encode_some(&mut following));
-        put.and(made)?;
+        let mut written = Ok(());
+        let made = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| written = put(&bytes));
+            encode_some(&mut following)
+        });
+        written.and(made)?;
         std::mem::swap(&mut bytes, &mut following);
     }
     put(&index)?;

@@ -114,10 +114,7 @@ impl<'a> Source<'a> {
     }
 
     /// Reads all rows and hands their examples over in batches, until `take` returns false.
-    pub fn read(
-        &self,
-        mut take: impl FnMut(Vec<Example>) -> bool + Send,
-    ) -> Result<Reading, DataErrors> {
+    pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
         for (index, dataset) in self.job.all_datasets().enumerate() {
@@ -141,16 +138,19 @@ impl<'a> Source<'a> {
                 !errors.is_empty() || take(examples)
             };
             let (mut ready, mut is_first, mut gave_up) = (Vec::new(), true, false);
-            while let Some(batch) = next {
+            while let Some(batch) = next.take() {
                 reading.rows += batch.rows.len() as u64;
                 let of = (index, dataset, &sharegpt);
                 // While this batch is tokenised, the one before it is handed over, and the next one is read, and unpacked where
                 // the file is compressed.
-                let (results, (goes_on, following)) = rayon::join(
-                    || self.results(of, &met, batch),
-                    || (hand_over(std::mem::take(&mut ready)), batches.next()),
-                );
-                (ready, next) = (results, following);
+                let mut results = Vec::new();
+                let goes_on = rayon::in_place_scope(|scope| {
+                    scope.spawn(|_| results = self.results(of, &met, batch));
+                    let goes_on = hand_over(std::mem::take(&mut ready));
+                    next = batches.next();
+                    goes_on
+                });
+                ready = results;
                 if let Err(cancelled) = self.progress.check() {
                     return Err(DataErrors::one(Some(&shown), cancelled.to_string()));
                 }
