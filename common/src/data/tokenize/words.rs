@@ -78,9 +78,9 @@ impl WordEncoder {
             return Ok(None);
         }
         let mut encoded = Encoded::default();
-        // A token takes three to four bytes of English.
-        encoded.ids.reserve(text.len() / 3);
-        encoded.offsets.reserve(text.len() / 3);
+        // A token takes four bytes of English, and between two and three of programs.
+        encoded.ids.reserve(text.len() / 2);
+        encoded.offsets.reserve(text.len() / 2);
         let parts = self.added.divide(text);
         let known = earlier.map_or(0, |earlier| {
             let known = self.known_parts(text, &parts, &earlier, &mut encoded);
