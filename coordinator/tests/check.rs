@@ -194,9 +194,9 @@ fn everything_that_would_fail_is_said_at_once() {
     std::fs::write(setup.folder.path().join("out"), "in the way").unwrap();
     let problems = setup.problems();
     assert_eq!(problems.len(), 3, "{problems:?}");
-    assert!(problems[0].contains("out is not a folder"), "{problems:?}");
+    assert!(problems[1].contains("out is not a folder"), "{problems:?}");
     assert!(
-        problems[1].contains("model has no tokenizer.json"),
+        problems[0].contains("model has no tokenizer.json"),
         "{problems:?}"
     );
     assert_eq!(problems[2], "data.jsonl: no such file");
