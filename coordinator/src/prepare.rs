@@ -273,7 +273,7 @@ fn read_tokenizer(
     let template = errors.note(ChatTemplate::chosen_for(job));
     if let Some(tokenizer) = &mut tokenizer {
         new = errors
-            .note(tokenizer.add_tokens(&job.tokens))
+            .note(tokens::add_to(tokenizer, job))
             .unwrap_or_default();
         if let Some(eos) = &job.eos_token
             && !tokenizer.end_texts_with(eos)

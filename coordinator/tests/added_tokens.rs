@@ -131,11 +131,22 @@ fn a_model_that_is_trained_as_a_whole_has_a_row_for_each_new_token() {
 fn an_adapter_with_new_tokens_is_gone_on_from() {
     let site = site();
     site.train("first", &OPTIONS);
-    let mut options = vec!["--set", "lora_model_dir=first"];
-    options.extend(OPTIONS);
-    site.train("second", &options);
+    let start = ["--set", "lora_model_dir=first"];
+    let digest = site.train("second", &[&start[..], &OPTIONS].concat());
     let loss = |output: &str| site.steps(output)[0]["loss"].as_f64().unwrap();
     assert!(loss("second") < loss("first"));
+    // What its tokenizer calls its rows, they stay, whatever the job names.
+    let eos = ["--set", "special_tokens={eos_token: <|done|>}"];
+    assert_eq!(site.train("bare", &[&start[..], &eos].concat()), digest);
+    let other_order = [&start[..], &["--tokens", "<|unused|>,<|count|>"], &eos].concat();
+    assert_eq!(site.train("order", &other_order), digest);
+    let more = [&["--single-node"], &start[..], &["--tokens", "<|more|>"]].concat();
+    let run = Run::of(&mut site.start("more", &more)).end();
+    let expected = "the adapter of lora_model_dir has no row for \"<|more|>\"";
+    assert!(
+        run.status.code() == Some(3) && run.stderr.contains(expected),
+        "{run:?}"
+    );
 }
 
 #[test]
@@ -168,7 +179,13 @@ fn what_cannot_be_trained_of_tokens_is_told_before_anything_starts() {
                 "--set",
                 "trainable_token_indices={embed_tokens: [1], lm_head: [2]}",
             ],
-            "names other tokens for lm_head than for embed_tokens".to_owned(),
+            "trainable_token_indices has to name the same tokens for embed_tokens and lm_head"
+                .to_owned(),
+        ),
+        (
+            ["--tokens=<|a|>", "--lora-modules-to-save=lm_head"],
+            "lora_modules_to_save makes two of it, of which both or neither have to be named"
+                .to_owned(),
         ),
         (
             ["--eos-token", "<|nowhere|>"],

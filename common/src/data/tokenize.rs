@@ -155,6 +155,21 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// The added tokens whose ids follow those of another tokenizer, by rising ids.
+    pub fn added_after(&self, other: &Self) -> Vec<NewToken> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let mut after: Vec<NewToken> = added
+            .filter(|(id, _)| *id >= other.id_bound)
+            .map(|(id, token)| NewToken {
+                text: token.content,
+                is_special: token.special,
+                id: Some(id),
+            })
+            .collect();
+        after.sort_by_key(|token| token.id);
+        after
+    }
+
     /// Adds the tokens that are none here yet. Returns those, with the ids that they got: the ones that follow.
     pub fn add_tokens(&mut self, tokens: &[NewToken]) -> Result<Vec<NewToken>, TokenizerError> {
         let is_new = |token: &&NewToken| self.inner.token_to_id(&token.text).is_none();

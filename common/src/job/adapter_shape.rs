@@ -3,6 +3,10 @@
 //! Source: PEFT 0.21, `get_pattern_key` (the first pattern that fits counts), `check_target_module_exists` (what is excluded, and
 //! layers by number).
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,7 +15,7 @@ use super::pattern::whole_path;
 use super::spec::TargetModules;
 
 /// Most patterns of ranks or of alphas.
-pub(super) const MAX_PATTERNS: usize = 10_000;
+pub(super) const MAX_PATTERNS: usize = 1000;
 
 /// What of the linears that are named has no adapter after all, and which ranks and alphas are others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +37,22 @@ pub struct AdapterShape {
 impl AdapterShape {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// This, with what another says where this says nothing.
+    pub(super) fn or(self, other: &Self) -> Self {
+        Self {
+            excluded: self.excluded.or_else(|| other.excluded.clone()),
+            layers: self.layers.or_else(|| other.layers.clone()),
+            ranks: match self.ranks.is_empty() {
+                true => other.ranks.clone(),
+                false => self.ranks,
+            },
+            alphas: match self.alphas.is_empty() {
+                true => other.alphas.clone(),
+                false => self.alphas,
+            },
+        }
     }
 
     /// What an `adapter_config.json` says of it.
@@ -114,13 +134,12 @@ impl AdapterShape {
 
     /// What is named here and fits none of these paths, with the field that names it: PEFT passes it over.
     pub fn absent(&self, paths: &[String]) -> Vec<(&'static str, String)> {
-        let fits_none = |pattern: &str, is_ending: bool| {
-            let whole = match is_ending {
-                true => ending(pattern),
-                false => pattern.to_owned(),
-            };
-            let regex = whole_path(&whole);
-            !regex.is_ok_and(|regex| paths.iter().any(|path| regex.is_match(path)))
+        let fits_none = |pattern: &str, is_ending: bool| match is_ending {
+            true => !paths.iter().any(|path| fits_end(pattern, path)),
+            false => {
+                let regex = whole_path(pattern);
+                !regex.is_ok_and(|regex| paths.iter().any(|path| regex.is_match(path)))
+            }
         };
         let ranks = self
             .ranks
@@ -187,12 +206,24 @@ fn ending(pattern: &str) -> String {
 
 fn first_that_fits<T: Copy>(patterns: &[(String, T)], path: &str) -> Option<T> {
     let mut patterns = patterns.iter();
-    let fits = |pattern: &str| {
-        let regex = whole_path(&ending(pattern));
-        regex.is_ok_and(|regex| regex.is_match(path))
-    };
-    let found = patterns.find(|(pattern, _)| fits(pattern))?;
+    let found = patterns.find(|(pattern, _)| fits_end(pattern, path))?;
     Some(found.1)
+}
+
+/// Whether a pattern fits the end of a path. Patterns are compiled once for all paths.
+fn fits_end(pattern: &str, path: &str) -> bool {
+    static COMPILED: Mutex<BTreeMap<String, Option<Regex>>> = Mutex::new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if compiled.len() > 2 * MAX_PATTERNS {
+        compiled.clear();
+    }
+    let regex = match compiled.get(pattern) {
+        Some(regex) => regex,
+        None => compiled
+            .entry(pattern.to_owned())
+            .or_insert_with(|| whole_path(&ending(pattern)).ok()),
+    };
+    regex.as_ref().is_some_and(|regex| regex.is_match(path))
 }
 
 fn patterns<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<(String, T)>> {

@@ -76,10 +76,14 @@ impl TrainedTokens {
     }
 
     /// What is trained of a model, whose output layer is the embedding where it is `tied`. None where that would be rows of the one
-    /// and not of the other.
+    /// and not of the other, or of a matrix beside one that is trained as a whole.
     pub fn of_model(self, tied: bool) -> Option<Self> {
-        if !tied || self.unties() {
+        if !tied {
             return Some(self);
+        }
+        if self.unties() {
+            let has_rows = !self.embedding.listed().is_empty() || !self.head.listed().is_empty();
+            return (!has_rows).then_some(self);
         }
         let is_same = self.head.is_none() || self.head == self.embedding;
         is_same.then(|| Self {
@@ -150,7 +154,8 @@ mod tests {
         assert_eq!(found, Some(both(these(&[3, 5]), these(&[]))));
         assert_eq!(both(these(&[3]), these(&[5])).of_model(true), None);
         assert_eq!(both(these(&[]), these(&[5])).of_model(true), None);
-        let whole = both(these(&[3]), TrainedRows::All);
+        assert_eq!(both(these(&[3]), TrainedRows::All).of_model(true), None);
+        let whole = both(these(&[]), TrainedRows::All);
         assert_eq!(whole.clone().of_model(true), Some(whole));
         let apart = both(these(&[3]), these(&[9]));
         assert_eq!(apart.clone().of_model(false), Some(apart.clone()));

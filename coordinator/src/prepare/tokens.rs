@@ -1,11 +1,36 @@
 //! The job with the tokens that it adds: which rows of the embedding and the output layer are trained for them.
 
-use common::job::{JobSpec, Method, NewToken};
+use common::data::tokenize::Tokenizer;
+use common::job::{JobSpec, Method, NewToken, TrainedRows};
 use common::model::ModelConfig;
 use common::text::count;
 
 /// Most tokens that are named one by one.
 const NAMED: usize = 5;
+
+/// Adds the job's tokens to the tokenizer, after those of the adapter that it goes on from: they keep their ids. Returns all that
+/// were added.
+pub(super) fn add_to(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Vec<NewToken>, String> {
+    let said = |error: common::data::tokenize::TokenizerError| error.to_string();
+    let mut all = Vec::new();
+    if let Method::Lora(lora) = &job.method
+        && let Some(dir) = &lora.model_dir
+        && !lora.tokens.is_none()
+        && dir.join("tokenizer.json").is_file()
+    {
+        let own = Tokenizer::load(dir).map_err(said)?.added_after(tokenizer);
+        let added = tokenizer.add_tokens(&own).map_err(said)?;
+        if added != own {
+            return Err(format!(
+                "lora_model_dir: the tokens that {} adds do not follow those of base_model: it is the adapter of another model",
+                dir.display()
+            ));
+        }
+        all = added;
+    }
+    all.extend(tokenizer.add_tokens(&job.tokens).map_err(said)?);
+    Ok(all)
+}
 
 /// The job once its tokenizer has been read: `new` are the tokens that were added, with their ids. Adds lines for the user.
 pub(super) fn with_tokens(
@@ -32,22 +57,44 @@ pub(super) fn with_tokens(
     job.tokens = new;
     if let Method::Lora(lora) = &mut job.method {
         let mut trained = std::mem::take(&mut lora.tokens);
+        let has_row = |token: &&NewToken| {
+            let id = token.id.unwrap_or_default();
+            trained.embedding == TrainedRows::All || trained.embedding.listed().contains(&id)
+        };
+        if lora.model_dir.is_some()
+            && let Some(token) = job.tokens.iter().find(|token| !has_row(token))
+        {
+            return Err(format!(
+                "tokens: the adapter of lora_model_dir has no row for {:?}, and gets no more: remove it, or merge that adapter (worker \
+                 merge) and begin another on what comes out",
+                token.text
+            ));
+        }
         // A list is of the embedding, and of an output layer that is the same.
-        if config.tied && trained.head.is_none() {
+        if config.tied && trained.head.is_none() && !trained.unties() {
             trained.head = trained.embedding.clone();
         }
         trained.embedding.add(&ids);
         trained.head.add(&ids);
-        lora.tokens = trained.of_model(config.tied).ok_or(
-            "trainable_token_indices names other tokens for lm_head than for embed_tokens, and the model's output layer is its embedding: \
-             name the same for both",
-        )?;
+        let whole = trained.unties();
+        lora.tokens = trained.of_model(config.tied).ok_or(match whole {
+            true => "the model's output layer is its embedding: lora_modules_to_save makes two of it, of which both or neither have to be \
+                     named where tokens are added or trainable_token_indices given",
+            false => "the model's output layer is its embedding: trainable_token_indices has to name the same tokens for embed_tokens and \
+                      lm_head, in the same order",
+        })?;
+        if config.tied && whole {
+            notices.push(
+                "lora_modules_to_save: the model's output layer is its embedding, and is a matrix of its own from now on, as in PEFT"
+                    .to_owned(),
+            );
+        }
     }
     if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
         let texts: Vec<&str> = job.tokens.iter().map(|token| token.text.as_str()).collect();
-        let place = match (first == last, *last as usize >= config.vocab_size) {
-            (true, _) => format!("id {first}"),
-            (false, _) => format!("ids {first} to {last}"),
+        let place = match first == last {
+            true => format!("id {first}"),
+            false => format!("ids {first} to {last}"),
         };
         let rows = match &job.method {
             Method::Full => "learned with all other weights",
@@ -62,14 +109,23 @@ pub(super) fn with_tokens(
     Ok(job)
 }
 
+/// The first of them, as they are in one line.
 fn listed(texts: &[&str]) -> String {
+    /// Most characters that are shown of a text.
+    const SHOWN: usize = 40;
+    let shown = |text: &&str| {
+        let short: String = text.chars().take(SHOWN).collect();
+        let is_plain = !short.contains([',', '"', ' ']) && !short.chars().any(char::is_control);
+        let more = if short.len() < text.len() { "..." } else { "" };
+        match is_plain {
+            true => format!("{short}{more}"),
+            false => format!("{short:?}{more}"),
+        }
+    };
+    let first: Vec<String> = texts.iter().take(NAMED).map(shown).collect();
     match texts.len() > NAMED {
-        true => format!(
-            "{} and {} more",
-            texts[..NAMED].join(", "),
-            texts.len() - NAMED
-        ),
-        false => texts.join(", "),
+        true => format!("{} and {} more", first.join(", "), texts.len() - NAMED),
+        false => first.join(", "),
     }
 }
 

@@ -104,7 +104,7 @@ pub(super) const FIELDS: &[Field] = &[
         ],
         "list of embed_tokens, lm_head",
         "none",
-        "What is trained as a whole beside the adapter, in float32.",
+        "What is trained as a whole beside the adapter, in float32. Of an output layer that is the embedding each becomes a matrix of its own, as in PEFT.",
     ),
     field(
         "lora_model_dir",

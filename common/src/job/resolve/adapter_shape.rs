@@ -14,30 +14,16 @@ use super::method::modules;
 
 pub(super) fn adapter_shape(reader: &mut Reader<'_>) -> AdapterShape {
     let excluded = modules(reader, "exclude_modules");
-    let ranks = patterns(reader, "rank_pattern", "a whole number from 1 to 4096");
-    let alphas = patterns(reader, "alpha_pattern", "a number above 0");
-    let rank = |alpha: f64| match alpha.fract() == 0.0 && alpha <= MAX_RANK as f64 {
-        true => Some(alpha as usize),
-        false => None,
-    };
-    let read: Vec<(String, Option<usize>)> = ranks
-        .into_iter()
-        .map(|(pattern, number)| (pattern, rank(number)))
-        .collect();
-    if read.iter().any(|(_, rank)| rank.is_none())
-        && let Some(given) = reader.given("rank_pattern")
-    {
-        reader.wrong(
-            given,
-            "a mapping of module names to whole numbers from 1 to 4096",
-        );
-    }
+    const RANK: &str = "a whole number from 1 to 4096";
+    let is_rank = |rank: f64| rank.fract() == 0.0 && rank <= MAX_RANK as f64;
+    let ranks = patterns(reader, "rank_pattern", RANK, is_rank);
+    let alphas = patterns(reader, "alpha_pattern", "a number above 0", |_| true);
     AdapterShape {
         excluded: excluded.filter(|modules| *modules != TargetModules::Named(Vec::new())),
         layers: layers(reader),
-        ranks: read
+        ranks: ranks
             .into_iter()
-            .filter_map(|(pattern, rank)| Some((pattern, rank?)))
+            .map(|(pattern, rank)| (pattern, rank as usize))
             .collect(),
         alphas,
     }
@@ -71,7 +57,12 @@ fn scalar(node: &Node) -> Option<&str> {
 }
 
 /// A mapping of patterns to numbers above 0, in its order.
-fn patterns(reader: &mut Reader<'_>, name: &str, wanted: &str) -> Vec<(String, f64)> {
+fn patterns(
+    reader: &mut Reader<'_>,
+    name: &str,
+    wanted: &str,
+    is_right: impl Fn(f64) -> bool,
+) -> Vec<(String, f64)> {
     let Some(given) = reader.given(name) else {
         return Vec::new();
     };
@@ -86,7 +77,7 @@ fn patterns(reader: &mut Reader<'_>, name: &str, wanted: &str) -> Vec<(String, f
     let mut found = Vec::new();
     for (key, node) in entries {
         let number = scalar(node).and_then(parse_number);
-        match number.filter(|number| *number > 0.0 && number.is_finite()) {
+        match number.filter(|n| *n > 0.0 && n.is_finite() && is_right(*n)) {
             Some(number) if is_pattern(reader, given, &key.text) => {
                 found.push((key.text.clone(), number));
             }

@@ -133,9 +133,9 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
             .switch("use_rslora")
             .or(start.as_ref().map(|s| s.use_rslora))
             .unwrap_or(false),
-        shape: Box::new(match shape.is_default() {
-            true => start.as_ref().map(|s| s.shape.clone()).unwrap_or_default(),
-            false => shape,
+        shape: Box::new(match &start {
+            Some(start) => shape.or(&start.shape),
+            None => shape,
         }),
         tokens: match tokens.is_none() {
             true => start.as_ref().map(|s| s.tokens.clone()).unwrap_or_default(),
@@ -177,6 +177,21 @@ fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter
             have.join(", ")
         );
         reader.problem(given, message);
+    }
+    let (shape, others) = (&spec.shape, &start.shape);
+    for (field, differs) in [
+        ("exclude_modules", shape.excluded != others.excluded),
+        ("layers_to_transform", shape.layers != others.layers),
+        ("rank_pattern", shape.ranks != others.ranks),
+        ("trainable_token_indices", spec.tokens != start.tokens),
+        ("lora_modules_to_save", spec.tokens != start.tokens),
+    ] {
+        if let Some(given) = reader.given(field)
+            && differs
+        {
+            let message = "differs from the adapter of lora_model_dir; remove it";
+            reader.problem(given, message.to_owned());
+        }
     }
 }
 

@@ -60,7 +60,15 @@ fn rates(reader: &mut Reader<'_>, method: &Method, learning_rate: f64) -> RateGr
         let told = "loraplus_lr_embedding: changes nothing, because no adapter is on an embedding";
         reader.notices.push(told.to_owned());
     }
-    if embedding.is_some() && is_lora {
+    const ADDING: [&str; 3] = ["tokens", "add_special_tokens", "special_tokens"];
+    let trains_tokens = match method {
+        Method::Full => true,
+        Method::Lora(lora) => {
+            let adds = |name: &&str| reader.given(name).is_some();
+            !lora.tokens.is_none() || ADDING.iter().any(adds)
+        }
+    };
+    if embedding.is_some() && !trains_tokens {
         let told =
             "embedding_lr: changes nothing, because neither embedding nor output layer is trained";
         reader.notices.push(told.to_owned());

@@ -31,9 +31,8 @@ pub(super) fn new_tokens(reader: &mut Reader<'_>) -> Vec<NewToken> {
     };
     // Axolotl adds the special ones first.
     add(of_special_tokens(reader), true);
-    add(reader.texts("tokens", Some(',')).unwrap_or_default(), false);
-    let special = reader.texts("add_special_tokens", Some(','));
-    add(special.unwrap_or_default(), true);
+    add(texts(reader, "tokens"), false);
+    add(texts(reader, "add_special_tokens"), true);
     if tokens.len() > MAX_TOKENS
         && let Some(given) = reader.given("tokens")
     {
@@ -41,6 +40,32 @@ pub(super) fn new_tokens(reader: &mut Reader<'_>) -> Vec<NewToken> {
         tokens.clear();
     }
     tokens
+}
+
+/// A list of texts, or one with commas between them, as LLaMA-Factory writes it. White space belongs to tokens of a list.
+fn texts(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
+    let Some(given) = reader.given(name) else {
+        return Vec::new();
+    };
+    let texts: Option<Vec<String>> = match &given.node.value {
+        Value::Sequence(items) => items
+            .iter()
+            .map(|item| match &item.value {
+                Value::Scalar { text, .. } if !text.is_empty() => Some(text.clone()),
+                _ => None,
+            })
+            .collect(),
+        Value::Scalar { text, .. } => {
+            let parts = text.split(',').map(str::trim);
+            let parts = parts.filter(|part| !part.is_empty());
+            Some(parts.map(str::to_owned).collect())
+        }
+        Value::Mapping(_) => None,
+    };
+    if texts.is_none() {
+        reader.wrong(given, "a list of texts, none of them empty");
+    }
+    texts.unwrap_or_default()
 }
 
 /// Tokens that `special_tokens` names and that are added where the tokenizer lacks them.
@@ -135,15 +160,24 @@ fn ids(reader: &mut Reader<'_>, given: &Given, node: &Node) -> Vec<u32> {
         Value::Scalar { text, .. } => Some(text.split(',').map(str::trim).collect()),
         Value::Mapping(_) => None,
     };
-    let ids: Option<Vec<u32>> = texts.and_then(|texts| {
-        let ids = texts.into_iter().map(|text| text.parse().ok());
-        ids.collect()
-    });
-    match ids {
-        Some(ids) if ids.len() <= MAX_TOKENS => ids,
-        _ => {
-            reader.wrong(given, "a list of the ids of tokens");
-            Vec::new()
+    let Some(texts) = texts else {
+        reader.wrong(given, "a list of the ids of tokens");
+        return Vec::new();
+    };
+    if texts.len() > MAX_TOKENS {
+        reader.problem(given, format!("names more than {MAX_TOKENS} tokens"));
+        return Vec::new();
+    }
+    let mut ids = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(id) => ids.push(id),
+            Err(_) => {
+                let text = shorten(text);
+                reader.problem(given, format!("has `{text}`, which is no id of a token"));
+                return Vec::new();
+            }
         }
     }
+    ids
 }

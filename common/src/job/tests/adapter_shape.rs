@@ -47,7 +47,7 @@ fn what_is_no_rank_or_no_pattern_is_refused() {
     for (text, expected) in [
         (
             "adapter: lora\nrank_pattern: {q_proj: 1.5}\n",
-            "4: `rank_pattern` must be a mapping of module names to whole numbers from 1 to 4096, found a mapping",
+            "4: `rank_pattern` has `q_proj`, which must be a whole number from 1 to 4096",
         ),
         (
             "adapter: lora\nalpha_pattern: {q_proj: high}\n",

@@ -32,7 +32,13 @@ fn tokens_are_added_in_the_order_of_axolotl_and_each_once() {
     ];
     assert_eq!(read.tokens, expected);
     assert_eq!(job("eos_token: <end>\n").tokens, []);
-    assert_eq!(job("add_tokens: <a>,<b>\n").tokens.len(), 2);
+    for two in ["<a>,<b>", "'<a>,<b>'", "['<a>', ' ']"] {
+        assert_eq!(
+            job(&format!("add_tokens: {two}\n")).tokens.len(),
+            2,
+            "{two}"
+        );
+    }
 }
 
 #[test]
@@ -61,7 +67,7 @@ fn what_cannot_be_trained_so_is_refused() {
         ),
         (
             "adapter: lora\ntrainable_token_indices: [-1]\n",
-            "4: `trainable_token_indices` must be a list of the ids of tokens, found a list",
+            "4: `trainable_token_indices` has `-1`, which is no id of a token",
         ),
         (
             "trainable_token_indices: [1]\n",

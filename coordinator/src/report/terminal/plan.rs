@@ -2,8 +2,8 @@
 
 use common::data::DataCounts;
 use common::job::{
-    BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization, RateGroups, TargetModules,
-    Warmup,
+    AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization, RateGroups,
+    TargetModules, TrainedRows, TrainedTokens, Warmup,
 };
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
@@ -260,9 +260,56 @@ fn method(job: &JobSpec) -> String {
         None => String::new(),
     };
     format!(
-        "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{start}",
-        lora.r, lora.alpha
+        "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{}{start}{}",
+        lora.r,
+        lora.alpha,
+        narrowed(&lora.shape),
+        beside(&lora.tokens)
     )
+}
+
+/// Which of the linears have no adapter after all, and that some have another rank or alpha.
+fn narrowed(shape: &AdapterShape) -> String {
+    let mut parts = Vec::new();
+    if let Some(layers) = &shape.layers {
+        let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+        parts.push(format!(" of layers {}", numbers.join(", ")));
+    }
+    match &shape.excluded {
+        None | Some(TargetModules::AllLinear) => {}
+        Some(TargetModules::Named(names)) => parts.push(format!(" without {}", names.join(", "))),
+        Some(TargetModules::Matching(pattern)) => {
+            parts.push(format!(" without those that {pattern} matches"));
+        }
+    }
+    match (shape.ranks.len(), shape.alphas.len()) {
+        (0, 0) => {}
+        (_, 0) => parts.push(" (some of other ranks)".to_owned()),
+        (0, _) => parts.push(" (some of other alphas)".to_owned()),
+        _ => parts.push(" (some of other ranks and alphas)".to_owned()),
+    }
+    parts.concat()
+}
+
+/// What is trained of the embedding and the output layer.
+fn beside(tokens: &TrainedTokens) -> String {
+    let both = [
+        ("embedding", &tokens.embedding),
+        ("output layer", &tokens.head),
+    ];
+    let told = both.into_iter().filter_map(|(matrix, rows)| match rows {
+        TrainedRows::All => Some(format!("the whole {matrix}")),
+        TrainedRows::These(ids) if ids.is_empty() => None,
+        TrainedRows::These(ids) => {
+            let rows = common::text::count(ids.len() as u64, "row");
+            Some(format!("{rows} of the {matrix}"))
+        }
+    });
+    let told: Vec<String> = told.collect();
+    match told.is_empty() {
+        true => String::new(),
+        false => format!("; beside it {}", told.join(" and ")),
+    }
 }
 
 fn best_weights(best: &BestModel) -> String {
