@@ -173,11 +173,15 @@ pub fn prepare_in(
     progress.begin("reading the model", 0);
     let (model, config, mut model_notices) = read_model(job, &mut errors);
     let (tokenizer, template, new) = read_tokenizer(job, &mut errors, &mut model_notices);
-    let unsettled = job;
     let job = &match &config {
         Some(config) => {
+            // With its tokens even where they cannot be trained so: they are no fault of the data.
+            let added = JobSpec {
+                tokens: new.clone(),
+                ..job.clone()
+            };
             let job = tokens::with_tokens(job.clone(), new, config, &mut model_notices);
-            let job = errors.note(job).unwrap_or_else(|| unsettled.clone());
+            let job = errors.note(job).unwrap_or(added);
             errors.note(tokens::check_ids(&job, config));
             errors.note(check_starting_adapter(&job, config));
             job
