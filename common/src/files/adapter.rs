@@ -34,7 +34,7 @@ pub struct AdapterConfig {
     pub target_modules: Vec<String>,
     /// Linears that are left out, and those of another rank or alpha.
     pub shape: AdapterShape,
-    /// What it has of the embedding and the output layer.
+    /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
 }
 

@@ -16,5 +16,5 @@ pub(super) const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 pub(super) const MAX_TEMPLATE_VARIABLES: usize = 100;
 /// Rank of an adapter.
 pub(super) const MAX_RANK: usize = 4096;
-/// Rows of an embedding.
+/// Most rows of an embedding.
 pub(super) const MAX_VOCABULARY: usize = 1 << 24;

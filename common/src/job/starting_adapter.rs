@@ -19,8 +19,9 @@ pub(super) struct StartingAdapter {
     pub dropout: f64,
     pub use_rslora: bool,
     pub target_modules: TargetModules,
-    /// What it has of the embedding and the output layer.
+    /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
+    /// Linears that are left out, and those of another rank or alpha.
     pub shape: AdapterShape,
 }
 

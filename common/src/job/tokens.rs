@@ -37,7 +37,7 @@ pub struct TrainedTokens {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainedRows {
-    /// Those of these tokens, all different, in the order in which an adapter has them.
+    /// The rows of these tokens, all different, in the order in which an adapter has them.
     These(Vec<u32>),
     All,
 }

@@ -38,7 +38,7 @@ pub fn adapter_layout(modules: &[AdaptedModule], beside: Vec<(String, Vec<usize>
 }
 
 /// Starting values of all adapters, in layout order, as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with
-/// a = sqrt 5), `B` zero, and so is what is no factor.
+/// a = sqrt 5), and all others zero.
 ///
 /// # Errors
 /// Where the machine has not the memory.

@@ -62,8 +62,13 @@ fn texts(reader: &mut Reader<'_>, name: &str) -> Vec<String> {
         }
         Value::Mapping(_) => None,
     };
-    if texts.is_none() {
-        reader.wrong(given, "a list of texts, none of them empty");
+    match (&given.node.value, &texts) {
+        (Value::Mapping(_), _) => {
+            let message = "is a mapping, and names no tokens to add; bos_token, eos_token and their like belong under special_tokens";
+            reader.problem(given, message.to_owned());
+        }
+        (_, None) => reader.wrong(given, "a list of texts, none of them empty"),
+        _ => {}
     }
     texts.unwrap_or_default()
 }

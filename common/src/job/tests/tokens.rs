@@ -74,6 +74,14 @@ fn what_cannot_be_trained_so_is_refused() {
             "3: `trainable_token_indices` has no effect without `adapter: lora`",
         ),
         (
+            "tokens: {eos_token: </s>}\n",
+            "3: `tokens` is a mapping, and names no tokens to add; bos_token, eos_token and their like belong under special_tokens",
+        ),
+        (
+            "tokens: [<a>, '']\n",
+            "3: `tokens` must be a list of texts, none of them empty, found a list",
+        ),
+        (
             "added_tokens_overrides: {7: <a>}\n",
             "3: `added_tokens_overrides` is not supported: no token is renamed; use the tokenizer as it is (tokens: adds some)",
         ),

@@ -27,10 +27,10 @@ pub struct Attention<'a> {
     pub cap: Option<f32>,
 }
 
-/// Where attention reads the queries of the tokens that look, and the keys and values of all.
+/// Where attention reads queries, of the tokens from `first` on, and the keys and values of all tokens.
 #[derive(Clone, Copy)]
 struct Sources<'a, E> {
-    /// `[tokens that look][(heads + 2 * key_value_heads) * head_dim]`, of which only the queries are read.
+    /// `[tokens from first on][(heads + 2 * key_value_heads) * head_dim]`, of which only the queries are read.
     queries: &'a [E],
     /// The token of the first row of `queries`.
     first: usize,

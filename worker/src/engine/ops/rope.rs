@@ -23,8 +23,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the table. `frequencies` are radians per position, one of each pair; `factor` is what cosines and sines are multiplied by. Rounded as Transformers does: the
-    /// angle in float32.
+    /// Computes the table. `frequencies` are radians per position, one of each pair; `factor` is what cosines and sines are
+    /// multiplied by. Rounded as Transformers does: the angle in float32.
     pub fn new(frequencies: &[f32], positions: usize, factor: f32) -> Self {
         let angles = || {
             (0..positions).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))

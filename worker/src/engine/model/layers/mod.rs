@@ -23,7 +23,7 @@ use crate::engine::ops::{add_in_place, round_into};
 /// The tables of rotary positions.
 #[derive(Debug)]
 pub struct RopeTables {
-    /// Positions that they reach to.
+    /// Number of positions in the tables.
     positions: usize,
     usual: RopeTable,
     /// Of layers with a window, where these have their own.
