@@ -9,8 +9,8 @@ use common::job::JobSpec;
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::engine::inference::decoder::FourBits;
 use worker::engine::inference::generate::{Generator, Sampling};
+use worker::engine::inference::merged_weights::FourBits;
 use worker::{Device, DeviceError, Finished, JoinOptions, WorkerError};
 
 use crate::rpc::listener::exchange_host;

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use worker::engine::inference::decoder::FourBits;
 use worker::engine::inference::generate::{GenerateError, GenerateOptions, generate_text};
+use worker::engine::inference::merged_weights::FourBits;
 
 #[derive(Args)]
 pub struct GenerateArgs {

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use worker::engine::inference::decoder::FourBits;
 use worker::engine::inference::merge::{MergeError, merge};
+use worker::engine::inference::merged_weights::FourBits;
 
 #[derive(Args)]
 pub struct MergeArgs {

@@ -14,7 +14,9 @@ use common::rng::CounterRng;
 use serde_json::{Value as Json, json};
 use thiserror::Error;
 
-use crate::engine::inference::decoder::{FourBits, InferenceError, InferenceModel, check_folder};
+use crate::engine::inference::decoder::InferenceModel;
+use crate::engine::inference::error::{InferenceError, check_folder};
+use crate::engine::inference::merged_weights::FourBits;
 
 /// Stream of the counter-based generator from which tokens are drawn.
 const STREAM_SAMPLE: u64 = 0x67656e;

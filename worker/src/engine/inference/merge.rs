@@ -13,9 +13,8 @@ use common::job::InitWeights;
 use common::model::ModelConfig;
 use thiserror::Error;
 
-use crate::engine::inference::decoder::{
-    Adapter, FourBits, InferenceError, check_folder, merged_weights,
-};
+use crate::engine::inference::error::{InferenceError, check_folder};
+use crate::engine::inference::merged_weights::{Adapter, FourBits, merged_weights};
 
 /// Why a model and an adapter were not merged.
 #[derive(Debug, Error)]

@@ -1,0 +1,249 @@
+//! The weights of a model as it answers: as 4 bits leave them where these are asked for, with an adapter merged into them.
+//!
+//! In: a model folder and perhaps a PEFT adapter, neither trusted. Out: float32 tensors by name.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use common::files::FileError;
+use common::files::adapter::{
+    ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, parse_tensor_name, tensor_name,
+};
+use common::files::model::{ModelFolder, WeightFiles};
+use common::files::tensors::TensorFile;
+use common::job::{BaseDtype, JobSpec, Quantization, TrainedRows};
+use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors, token_tensor, token_tensors};
+use common::nf4::{Nf4, NotQuantised};
+use half::bf16;
+
+use super::error::InferenceError;
+use crate::engine::model::weights::fill_with_mean;
+
+/// How weights are quantised before anything is computed with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FourBits {
+    /// The type that they are rounded to first, and when they are widened again.
+    pub dtype: BaseDtype,
+    pub quantization: Quantization,
+}
+
+impl FourBits {
+    /// As a job has it that says no more than `load_in_4bit: true`.
+    pub const USUAL: Self = Self {
+        dtype: BaseDtype::Bfloat16,
+        quantization: Quantization {
+            nested_scales: true,
+            embeddings: false,
+        },
+    };
+
+    /// What this job trains its adapter on, if it quantises anything.
+    pub fn of(job: &JobSpec) -> Option<Self> {
+        Some(Self {
+            dtype: job.base_dtype,
+            quantization: job.quantization?,
+        })
+    }
+
+    /// Whether a tensor of the base model is quantised.
+    fn changes(&self, name: &str, shape: &[usize]) -> bool {
+        let is_of_tokens = [EMBEDDING, HEAD].contains(&name);
+        shape.len() == 2 && (self.quantization.embeddings || !is_of_tokens)
+    }
+
+    /// Puts in place of scalars what is left of them in 4 bits.
+    fn round(&self, scalars: &mut [f32]) -> Result<(), NotQuantised> {
+        let round = |scalars: &mut [f32]| {
+            if self.dtype == BaseDtype::Bfloat16 {
+                for scalar in scalars {
+                    *scalar = bf16::from_f32(*scalar).to_f32();
+                }
+            }
+        };
+        round(scalars);
+        let matrix = Nf4::quantise(scalars, self.quantization.nested_scales)?;
+        matrix.dequantise(0, scalars);
+        round(scalars);
+        Ok(())
+    }
+}
+
+/// An adapter's folder, opened.
+pub(super) struct Adapter {
+    config: AdapterConfig,
+    file: TensorFile,
+}
+
+impl Adapter {
+    pub fn open(dir: &Path) -> Result<Self, InferenceError> {
+        Ok(Self {
+            config: AdapterConfig::read(dir)?,
+            file: TensorFile::open(&dir.join(ADAPTER_WEIGHTS))?,
+        })
+    }
+
+    /// Whether it has weights of tokens of its own.
+    pub fn has_tokens(&self) -> bool {
+        !self.config.tokens.is_none()
+    }
+
+    /// The model with as many tokens as the adapter has.
+    pub fn on(&mut self, config: ModelConfig) -> Result<ModelConfig, InferenceError> {
+        let tokens = std::mem::take(&mut self.config.tokens).of_model(config.tied);
+        self.config.tokens = tokens.ok_or_else(|| InferenceError::UnknownModule {
+            path: self.file.path().to_owned(),
+            module: "rows of the output layer apart from the embedding".to_owned(),
+        })?;
+        let mut config = config.with_trained_tokens(&self.config.tokens);
+        for (name, _) in token_tensors(&config, &self.config.tokens) {
+            // A matrix that was trained as a whole has as many rows as there were tokens.
+            let rows = self
+                .file
+                .get(&name)
+                .and_then(|view| view.shape.first().copied());
+            config.vocab_size = config.vocab_size.max(rows.unwrap_or(0));
+        }
+        Ok(config)
+    }
+}
+
+/// All weights of the model in float32, as 4 bits leave them where these are asked for, with `W + scale · B A` for those that
+/// the adapter changes. `config` may have more tokens than the folder.
+pub(super) fn merged_weights(
+    folder: &ModelFolder,
+    config: &ModelConfig,
+    adapter: Option<&Adapter>,
+    four_bits: Option<FourBits>,
+) -> Result<HashMap<String, Tensor>, InferenceError> {
+    let own = ModelConfig::of(folder)?;
+    let files = WeightFiles::open(folder, &base_tensors(&own))?;
+    for notice in files.notices() {
+        tracing::warn!("{notice}");
+    }
+    // A folder of 4 bits is as it is.
+    let four_bits = four_bits.filter(|_| !files.are_four_bits());
+    let mut weights = HashMap::new();
+    for (name, shape) in base_tensors(config) {
+        let mut scalars = vec![0.0f32; shape.iter().product()];
+        let is_of_tokens = [EMBEDDING, HEAD].contains(&name.as_str());
+        let stored = match is_of_tokens {
+            true => vec![own.vocab_size, own.hidden_size],
+            false => shape.clone(),
+        };
+        // One that is tied no more begins as the embedding.
+        let stored_name = match own.tied && name == HEAD {
+            true => EMBEDDING,
+            false => name.as_str(),
+        };
+        let (known, new) = scalars.split_at_mut(stored.iter().product());
+        files.read_f32(stored_name, &stored, known)?;
+        if !new.is_empty() {
+            fill_with_mean(known, new, shape[1]);
+        }
+        if let Some(how) = four_bits.filter(|how| how.changes(&name, &shape)) {
+            let rounded = how.round(&mut scalars);
+            rounded.map_err(|reason| files.malformed(&name, &reason.to_string()))?;
+        }
+        weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);
+    }
+    if let Some(adapter) = adapter {
+        merge_adapter(&mut weights, config, adapter)?;
+    }
+    Ok(weights)
+}
+
+fn read_tensor(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Tensor, InferenceError> {
+    file.expect(name, shape)?;
+    let mut scalars = vec![0.0f32; shape.iter().product()];
+    file.read_f32(name, shape, &mut scalars)?;
+    if !scalars.iter().all(|scalar| scalar.is_finite()) {
+        return Err(InferenceError::BrokenAdapter {
+            path: file.path().to_owned(),
+            name: name.to_owned(),
+        });
+    }
+    Ok(Tensor::from_vec(scalars, shape, &Device::Cpu)?)
+}
+
+fn merge_adapter(
+    weights: &mut HashMap<String, Tensor>,
+    config: &ModelConfig,
+    Adapter {
+        config: adapter,
+        file,
+    }: &Adapter,
+) -> Result<(), InferenceError> {
+    let of_tokens = token_tensors(config, &adapter.tokens);
+    for name in file.names() {
+        let unknown = |module: &str| InferenceError::UnknownModule {
+            path: file.path().to_owned(),
+            module: module.to_owned(),
+        };
+        if of_tokens.iter().any(|(token, _)| token == name) || is_kept_beside_tokens(name) {
+            continue;
+        }
+        let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
+        if factor == Factor::B {
+            // Read with its A; one without an A is reported as missing.
+            file.get(&tensor_name(module, Factor::A))
+                .ok_or_else(|| FileError::MissingTensor {
+                    path: file.path().to_owned(),
+                    tensor: tensor_name(module, Factor::A),
+                })?;
+            continue;
+        }
+        let weight_name = format!("{module}.weight");
+        let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
+        let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
+        let a = read_tensor(file, name, &[adapter.rank_of(module), input])?;
+        let b = read_tensor(
+            file,
+            &tensor_name(module, Factor::B),
+            &[out, adapter.rank_of(module)],
+        )?;
+        let merged = (weight + (b.matmul(&a)? * adapter.scale_of(module))?)?;
+        weights.insert(weight_name, merged);
+    }
+    let both = [
+        (EMBEDDING, &adapter.tokens.embedding),
+        (HEAD, &adapter.tokens.head),
+    ];
+    for (matrix, rows) in both.into_iter().filter(|(_, rows)| !rows.is_none()) {
+        merge_tokens(weights, config, file, (matrix, rows))?;
+    }
+    Ok(())
+}
+
+/// Puts what an adapter has of the embedding or the output layer in place of what the model has.
+fn merge_tokens(
+    weights: &mut HashMap<String, Tensor>,
+    config: &ModelConfig,
+    file: &TensorFile,
+    (matrix, rows): (&str, &TrainedRows),
+) -> Result<(), InferenceError> {
+    let width = config.hidden_size;
+    let name = token_tensor(matrix, rows);
+    let unknown = || InferenceError::UnknownModule {
+        path: file.path().to_owned(),
+        module: matrix.to_owned(),
+    };
+    let weight = weights.get(matrix).ok_or_else(unknown)?;
+    let TrainedRows::These(ids) = rows else {
+        let whole = read_tensor(file, &name, &[config.vocab_size, width])?;
+        weights.insert(matrix.to_owned(), whole);
+        return Ok(());
+    };
+    let own = read_tensor(file, &name, &[ids.len(), width])?;
+    let own: Vec<f32> = own.flatten_all()?.to_vec1()?;
+    let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    for (id, row) in ids.iter().zip(own.chunks_exact(width)) {
+        values[*id as usize * width..][..width].copy_from_slice(row);
+    }
+    let shape = weight.dims().to_vec();
+    weights.insert(
+        matrix.to_owned(),
+        Tensor::from_vec(values, shape, &Device::Cpu)?,
+    );
+    Ok(())
+}
