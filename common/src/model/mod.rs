@@ -1,6 +1,7 @@
 //! What a `config.json` means: the one place that decides it. Preflight, memory, the engine and inference all follow from
 //! [`ModelConfig`].
 
+mod adapted;
 mod config;
 mod error;
 mod family;
@@ -8,12 +9,15 @@ mod fields;
 mod geometry;
 mod rope;
 
+pub use adapted::{
+    AdaptedModule, UnmatchedTarget, absent_targets, adapted_by_layer, adapted_modules,
+    trained_matrices,
+};
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
-    AdaptedModule, EMBEDDING, FINAL_NORM, HEAD, LinearShape, UnmatchedTarget, absent_targets,
-    adapted_by_layer, adapted_modules, base_tensors, linear_names, linears, projections,
-    token_tensor, token_tensors, trained_matrices,
+    EMBEDDING, FINAL_NORM, HEAD, LinearShape, base_tensors, linear_names, linears, projections,
+    token_tensor, token_tensors,
 };
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};

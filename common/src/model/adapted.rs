@@ -1,0 +1,260 @@
+//! Which linears of a model a job puts an adapter on, and which matrices it trains.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use super::config::ModelConfig;
+use super::geometry::{LinearShape, base_tensors, linear_names, linears, token_tensors};
+use crate::files::adapter::{Factor, tensor_name};
+use crate::job::{JobSpec, LoraSpec, Method, TargetModules, whole_path};
+use crate::memory::LINEARS;
+
+/// One linear of a layer, as adapters name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptedModule {
+    /// `model.layers.0.self_attn.q_proj`
+    pub path: String,
+    pub shape: LinearShape,
+    pub rank: usize,
+}
+
+/// The linears that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
+/// are excluded, in the layers that are named.
+pub fn adapted_modules(
+    config: &ModelConfig,
+    lora: &LoraSpec,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let mut modules = targets(config, &lora.target_modules)?;
+    if let Some(numbers) = &lora.shape.layers {
+        if let Some(absent) = numbers.iter().find(|number| **number >= config.layers) {
+            return Err(UnmatchedTarget::Layer {
+                absent: *absent,
+                layers: config.layers,
+            });
+        }
+        modules.retain(|module| {
+            let is_of =
+                |number: &usize| module.path.starts_with(&format!("model.layers.{number}."));
+            numbers.iter().any(is_of)
+        });
+    }
+    if let Some(excluded) = &lora.shape.excluded {
+        let matches = matcher(excluded);
+        modules.retain(|module| !matches(&module.path));
+    }
+    if modules.is_empty() {
+        return Err(UnmatchedTarget::NothingLeft);
+    }
+    for module in &mut modules {
+        module.rank = lora.rank_of(&module.path);
+    }
+    Ok(modules)
+}
+
+/// What says whether the path of a module is among those that are named.
+fn matcher(modules: &TargetModules) -> Box<dyn Fn(&str) -> bool + '_> {
+    match modules {
+        TargetModules::AllLinear => Box::new(|_| true),
+        TargetModules::Named(names) => {
+            Box::new(move |path| names.iter().any(|name| is_named(path, name)))
+        }
+        TargetModules::Matching(pattern) => {
+            let regex = whole_path(pattern).ok();
+            Box::new(move |path| regex.as_ref().is_some_and(|regex| regex.is_match(path)))
+        }
+    }
+}
+
+/// The linears that are named as targets.
+fn targets(
+    config: &ModelConfig,
+    targets: &TargetModules,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let all: Vec<AdaptedModule> = decoder_linears(config).collect();
+    let names = match targets {
+        TargetModules::AllLinear => return Ok(all),
+        TargetModules::Named(names) => names,
+        TargetModules::Matching(pattern) => return matching(all, pattern, config),
+    };
+    // Layers that the model has and that no adapter can be put on here are another matter than names of other models.
+    let of_tokens = |name: &&String| {
+        let last = name.rsplit('.').next();
+        matches!(last, Some("lm_head" | "embed_tokens"))
+    };
+    let is_found = |name: &String| all.iter().any(|module| is_named(&module.path, name));
+    let wrong = match names.iter().any(is_found) {
+        true => names.iter().find(of_tokens),
+        false => names.first(),
+    };
+    if let Some(name) = wrong {
+        return Err(UnmatchedTarget::Target {
+            target: name.clone(),
+            known: linear_names(config),
+        });
+    }
+    Ok(all
+        .into_iter()
+        .filter(|module| names.iter().any(|name| is_named(&module.path, name)))
+        .collect())
+}
+
+/// The names among a job's targets that no linear of the model has, where others do: PEFT passes them over.
+pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<String> {
+    let TargetModules::Named(names) = targets else {
+        return Vec::new();
+    };
+    let is_absent =
+        |name: &&String| !decoder_linears(config).any(|module| is_named(&module.path, name));
+    names.iter().filter(is_absent).cloned().collect()
+}
+
+/// All linears of all layers.
+fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
+    (0..config.layers).flat_map(|layer| {
+        let linears = linears(config).into_iter();
+        linears.map(move |shape| AdaptedModule {
+            path: format!("model.layers.{layer}.{}", shape.path),
+            shape,
+            rank: 0,
+        })
+    })
+}
+
+/// Whether a target names the module of that path: the path itself, or its end.
+fn is_named(path: &str, name: &str) -> bool {
+    path == name
+        || path
+            .strip_suffix(name)
+            .is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// The modules whose whole path the pattern matches, as Python's `re.fullmatch` would.
+fn matching(
+    all: Vec<AdaptedModule>,
+    pattern: &str,
+    config: &ModelConfig,
+) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    let unmatched = || UnmatchedTarget::Target {
+        target: pattern.to_owned(),
+        known: linear_names(config),
+    };
+    let regex = whole_path(pattern).map_err(|_| unmatched())?;
+    let matched: Vec<AdaptedModule> = all
+        .into_iter()
+        .filter(|module| regex.is_match(&module.path))
+        .collect();
+    match matched.is_empty() {
+        true => Err(unmatched()),
+        false => Ok(matched),
+    }
+}
+
+/// Names of the matrices that a job trains.
+pub fn trained_matrices(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<String>, UnmatchedTarget> {
+    let Method::Lora(lora) = &job.method else {
+        let matrices = base_tensors(config).into_iter();
+        let matrices = matrices.filter(|(_, shape)| shape.len() == 2);
+        return Ok(matrices.map(|(name, _)| name).collect());
+    };
+    let modules = adapted_modules(config, lora)?.into_iter();
+    Ok(modules
+        .flat_map(|module| [Factor::A, Factor::B].map(|factor| tensor_name(&module.path, factor)))
+        .chain(
+            token_tensors(config, &lora.tokens)
+                .into_iter()
+                .map(|(name, _)| name),
+        )
+        .collect())
+}
+
+/// A job names a linear that the model does not have.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum UnmatchedTarget {
+    #[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
+    Target { target: String, known: String },
+    #[error(
+        "layers_to_transform: the model has no layer {absent} (it has {layers}, counted from 0)"
+    )]
+    Layer { absent: usize, layers: usize },
+    #[error(
+        "exclude_modules and layers_to_transform leave none of lora_target_modules: nothing would be trained"
+    )]
+    NothingLeft,
+}
+
+/// By layer: the rank of the adapter that the job puts on the linear in each slot, 0 for none. Empty where it trains all weights.
+pub fn adapted_by_layer(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
+    let Method::Lora(lora) = &job.method else {
+        return Ok(Vec::new());
+    };
+    let modules = adapted_modules(config, lora)?;
+    let ranks: HashMap<&str, usize> = modules
+        .iter()
+        .map(|module| (module.path.as_str(), module.rank))
+        .collect();
+    let rank = |layer: usize, path: &str| {
+        let path = format!("model.layers.{layer}.{path}");
+        ranks.get(path.as_str()).copied().unwrap_or(0)
+    };
+    let linears = linears(config);
+    let of_layer = |layer: usize| {
+        let mut adapted = [0; LINEARS];
+        for linear in &linears {
+            adapted[linear.slot] = rank(layer, linear.path);
+        }
+        adapted
+    };
+    Ok((0..config.layers).map(of_layer).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(class: &str) -> ModelConfig {
+        let json = json!({
+            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8
+        });
+        ModelConfig::parse(&json, Path::new("config.json")).unwrap()
+    }
+
+    fn named(names: &[&str]) -> TargetModules {
+        TargetModules::Named(names.iter().map(|name| name.to_string()).collect())
+    }
+
+    #[test]
+    fn adapters_go_on_the_matrix_that_is_there() {
+        let config = config("Phi3ForCausalLM");
+        let modules = targets(&config, &named(&["qkv_proj", "gate_up_proj"])).unwrap();
+        let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+        let expected = [
+            "model.layers.0.self_attn.qkv_proj",
+            "model.layers.0.mlp.gate_up_proj",
+            "model.layers.1.self_attn.qkv_proj",
+            "model.layers.1.mlp.gate_up_proj",
+        ];
+        assert_eq!(paths, expected);
+        let all = targets(&config, &TargetModules::AllLinear).unwrap();
+        assert_eq!(all.len(), 8);
+        let message = targets(&config, &named(&["q_proj", "v_proj"])).unwrap_err();
+        assert_eq!(
+            message.to_string(),
+            "lora_target_modules: no linear of the model is called q_proj (it has qkv_proj, o_proj, gate_up_proj, down_proj)"
+        );
+        let some = named(&["o_proj", "q_proj"]);
+        assert_eq!(absent_targets(&config, &some), ["q_proj"]);
+    }
+}
