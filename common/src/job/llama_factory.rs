@@ -15,6 +15,11 @@ use super::merge::{Given, MAX_DATASETS, Merged};
 use super::quote::shorten;
 use super::yaml::{Key, Node, Value};
 
+type Fields = Vec<(Key, Node)>;
+
+/// The stage in which texts are learned whole.
+const PRETRAINING: &str = "pt";
+const WHOLE_TEXTS: &str = "`stage: pt` learns texts whole, and this dataset does not say that it is one: add `type: text`, or use stage: sft";
 const INFO: &str = "dataset_info.json";
 const USUAL_DIR: &str = "data";
 const MAX_INFO_BYTES: u64 = 16 << 20;
@@ -27,6 +32,7 @@ pub(super) fn name_datasets(
     problems: &mut Problems,
 ) {
     let info = Info::find(merged, job_dir);
+    let pretraining = merged.written("stage") == Some(PRETRAINING);
     let mut entries = Vec::new();
     for index in 0..merged.datasets(list) {
         let Some(given) = merged.get(&format!("{list}.{index}.path")) else {
@@ -43,10 +49,22 @@ pub(super) fn name_datasets(
         let is_named = merged.fields_of_dataset(list, index) == 1;
         if !is_named {
             // Written out, so there is nothing to look up.
+            if pretraining {
+                check_texts(merged, list, problems);
+            }
             return;
         }
         for name in names {
-            match entry(&info, given, name) {
+            let found = entry(&info, given, name);
+            let found = found.and_then(|fields| match pretraining {
+                true => whole_texts(&info, name, fields, &given.origin),
+                false => Ok(fields),
+            });
+            let mapping = |entries| Node {
+                origin: given.origin.clone(),
+                value: Value::Mapping(entries),
+            };
+            match found.map(mapping) {
                 Ok(node) => entries.push((given.layer, key(given), node)),
                 Err(message) => problems.add(&given.origin, message),
             }
@@ -56,6 +74,16 @@ pub(super) fn name_datasets(
         return;
     }
     merged.replace_datasets(list, entries, problems);
+}
+
+/// Refuses datasets that are written out and do not say what they are, where the stage learns texts whole.
+fn check_texts(merged: &Merged, list: &str, problems: &mut Problems) {
+    for index in 0..merged.datasets(list) {
+        let of = |field: &str| merged.get(&format!("{list}.{index}.{field}"));
+        if let (Some(path), None) = (of("path"), of("type")) {
+            problems.add(&path.origin, WHOLE_TEXTS.to_owned());
+        }
+    }
 }
 
 /// Whether a name is of a file or folder, or an id on the hub, rather than one of dataset_info.json.
@@ -70,12 +98,8 @@ fn key(given: &Given) -> Key {
     }
 }
 
-/// What a name stands for: an entry of `datasets`.
-fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
-    let mapping = |entries| Node {
-        origin: given.origin.clone(),
-        value: Value::Mapping(entries),
-    };
+/// What a name stands for: the fields of an entry of `datasets`.
+fn entry(info: &Info, given: &Given, name: &str) -> Result<Fields, String> {
     let described = match &info.datasets {
         Ok(datasets) => datasets.get(name),
         Err(_) if is_path(name) => None,
@@ -106,7 +130,7 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
             origin: given.origin.clone(),
         };
         let node = Node::scalar(name, true, &given.origin);
-        return Ok(mapping(vec![(path, node)]));
+        return Ok(vec![(path, node)]);
     };
     if !["hf_hub_url", "file_name"]
         .iter()
@@ -118,11 +142,60 @@ fn entry(info: &Info, given: &Given, name: &str) -> Result<Node, String> {
             info.path.display()
         ));
     }
-    Ok(mapping(fields_of(described, info, &given.origin)))
+    Ok(fields_of(described, info, &given.origin))
+}
+
+/// The same fields where the stage learns texts whole: those of the column that LLaMA-Factory takes for the prompt.
+///
+/// Source: LLaMA-Factory 0.9.5, `PretrainDatasetProcessor` and `AlpacaDatasetConverter`.
+fn whole_texts(
+    info: &Info,
+    name: &str,
+    mut fields: Fields,
+    origin: &Origin,
+) -> Result<Fields, String> {
+    let described = info.datasets.as_ref().ok().and_then(|all| all.get(name));
+    let column = described.map(text_column).transpose().map_err(|why| {
+        format!(
+            "`stage: pt` learns the text of one column whole, and `{}` {why}",
+            shorten(name)
+        )
+    })?;
+    fields.retain(|(key, _)| !["formatting", "columns", "tags"].contains(&key.text.as_str()));
+    let mut say = |text: &str, value: &str| {
+        let key = Key {
+            text: text.to_owned(),
+            origin: origin.clone(),
+        };
+        fields.push((key, Node::scalar(value, true, origin)));
+    };
+    say("type", "text");
+    if let Some(column) = column {
+        say("field", column);
+    }
+    Ok(fields)
+}
+
+/// The column of a dataset whose text is learned whole, or why there is none, in words that follow the dataset's name.
+fn text_column(described: &Map<String, Json>) -> Result<&str, &'static str> {
+    let formatting = described.get("formatting").and_then(Json::as_str);
+    if formatting.is_some_and(|formatting| formatting != "alpaca") {
+        return Err("holds conversations; stage: sft learns their answers");
+    }
+    let column = |name: &str| described.get("columns")?.get(name)?.as_str();
+    match (column("prompt"), column("query")) {
+        (Some(text), None) => Ok(text),
+        (Some(_), Some(_)) => Err(
+            "has a `query` beside the `prompt`; leave it out of `columns` in dataset_info.json, or use stage: sft",
+        ),
+        (None, _) => Err(
+            "does not say which: write `columns: {prompt: COLUMN}` in dataset_info.json, or use stage: sft",
+        ),
+    }
 }
 
 /// The fields of a dataset that an entry of dataset_info.json describes.
-fn fields_of(described: &Map<String, Json>, info: &Info, origin: &Origin) -> Vec<(Key, Node)> {
+fn fields_of(described: &Map<String, Json>, info: &Info, origin: &Origin) -> Fields {
     let scalar = |text: &str| Node::scalar(text, true, origin);
     let pair = |text: &str, node: Node| {
         let key = Key {

@@ -4,7 +4,7 @@
 mod datasets;
 mod told;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::did_you_mean::did_you_mean;
 use super::error::{Origin, Problems};
@@ -124,8 +124,8 @@ pub(super) struct Merged {
     variables: Vec<String>,
     /// Variables that Kubernetes made.
     service_variables: Vec<String>,
-    /// Keys at the top, as they were written, whatever became of them.
-    written: BTreeSet<String>,
+    /// Keys at the top, as they were written, whatever became of them, with the text of a single value.
+    written: BTreeMap<String, String>,
 }
 
 impl Merged {
@@ -141,7 +141,12 @@ impl Merged {
 
     /// Whether a key was given at the top, whatever became of it.
     pub fn is_written(&self, key: &str) -> bool {
-        self.written.contains(key)
+        self.written.contains_key(key)
+    }
+
+    /// The text of the single value that a key was given at the top, whatever became of it.
+    pub fn written(&self, key: &str) -> Option<&str> {
+        self.written.get(key).map(String::as_str)
     }
 
     /// Adds the top-level mapping of a job file. False where the file is something else.
@@ -213,7 +218,11 @@ impl Merged {
             return self.add_cluster_mapping(layer, key, node, problems);
         }
         if !node.is_null() {
-            self.written.insert(key.text.clone());
+            let text = match &node.value {
+                Value::Scalar { text, .. } => text.clone(),
+                Value::Sequence(_) | Value::Mapping(_) => String::new(),
+            };
+            self.written.insert(key.text.clone(), text);
         }
         if key.text == PRETRAINING {
             return self.add_datasets(layer, DATASETS, key, as_text(node), problems);

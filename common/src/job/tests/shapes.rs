@@ -244,7 +244,11 @@ fn llama_factory(info: &str, job: &str) -> Result<JobSpec, JobErrors> {
     fs::write(dir.path().join("data/dataset_info.json"), info).unwrap();
     fs::write(dir.path().join("plain.jsonl"), "{}").unwrap();
     let path = dir.path().join("job.yaml");
-    fs::write(&path, format!("model_name_or_path: m\nstage: sft\n{job}")).unwrap();
+    let stage = match job.contains("stage:") {
+        true => "",
+        false => "stage: sft\n",
+    };
+    fs::write(&path, format!("model_name_or_path: m\n{stage}{job}")).unwrap();
     load(JobSources {
         file: Some(path),
         ..JobSources::default()
@@ -260,6 +264,34 @@ const INFO: &str = r#"{
     },
     "pairs": {"file_name": "c.json", "ranking": true, "columns": {"prompt": "p", "chosen": "c", "rejected": "r"}}
 }"#;
+
+#[test]
+fn the_stage_that_pretrains_learns_the_prompts_as_texts() {
+    let info = r#"{
+        "crawl": {"file_name": "c.jsonl", "columns": {"prompt": "body", "response": "summary"}},
+        "both": {"file_name": "c.jsonl", "columns": {"prompt": "body", "query": "more"}},
+        "plain": {"file_name": "c.jsonl"},
+        "chats": {"file_name": "c.jsonl", "formatting": "sharegpt"}
+    }"#;
+    let of = |job: &str| llama_factory(info, &format!("stage: pt\n{job}"));
+    let job = of("dataset: crawl, plain.jsonl\n").unwrap();
+    let kinds: Vec<DatasetKind> = job.datasets.iter().map(|one| one.kind).collect();
+    assert_eq!(kinds, [DatasetKind::Text, DatasetKind::Text]);
+    assert_eq!(job.datasets[0].fields.text, "body");
+    for (dataset, words) in [
+        ("dataset: both\n", ["`query`", "stage: sft"]),
+        ("dataset: plain\n", ["columns: {prompt: COLUMN}", "`plain`"]),
+        ("dataset: chats\n", ["conversations", "`chats`"]),
+        (
+            "datasets:\n- path: plain.jsonl\n  split: train\n",
+            ["type: text", "stage: sft"],
+        ),
+    ] {
+        let message = of(dataset).unwrap_err().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+    of("datasets:\n- path: plain.jsonl\n  type: text\n").unwrap();
+}
 
 #[test]
 fn names_of_llama_factory_are_looked_up() {
