@@ -18,7 +18,7 @@ use super::template::{ChatTemplate, STOPPED, Variables};
 use super::tokenize::{Tokenizer, read_json};
 use super::unlearned::UnlearnedRows;
 use crate::job::{DatasetSpec, JobSpec};
-use crate::progress::Progress;
+use crate::progress::{Cancelled, Progress};
 use crate::text::count;
 
 /// Largest vocabulary: token ids are kept below this.
@@ -35,6 +35,38 @@ pub struct Reading {
     pub unlearned: UnlearnedRows,
     /// What of the rows was passed over, a line each.
     pub notes: Vec<String>,
+}
+
+impl Reading {
+    /// Adds what is to be said of a dataset that was read.
+    fn take_notes(&mut self, dataset: &DatasetSpec, rows: &SplitReader, notes: &Notes, met: &Met) {
+        self.notes.extend(rows.notes().iter().cloned());
+        self.notes.extend(notes.lines(dataset));
+        self.notes.extend(met.lines(dataset));
+        self.unlearned.says_no += notes.rows(&Note::LeftOut);
+        self.unlearned.marks_nothing += notes.rows(&Note::NothingLearned);
+        self.unlearned.is_empty += notes.rows(&Note::EmptyAnswer);
+    }
+}
+
+/// What reading a dataset came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// All of it was read.
+    Read,
+    /// Nobody wants more of any.
+    Enough,
+    /// The chat template has no end for one of its rows.
+    GaveUp,
+}
+
+/// A dataset while its rows are read.
+struct Of<'a> {
+    index: usize,
+    dataset: &'a DatasetSpec,
+    /// How its rows are read where they turn out to be ShareGPT's.
+    sharegpt: &'a DatasetSpec,
+    met: &'a Met,
 }
 
 /// The datasets of a job with what turns their rows into tokens.
@@ -117,87 +149,112 @@ impl<'a> Source<'a> {
     pub fn read(&self, mut take: impl FnMut(Vec<Example>) -> bool) -> Result<Reading, DataErrors> {
         let mut errors = DataErrors::default();
         let mut reading = Reading::default();
-        for (index, dataset) in self.job.all_datasets().enumerate() {
-            let before = reading.rows;
-            let shown = PathBuf::from(dataset.shown());
-            let mut notes = Notes::default();
-            let reader = match SplitReader::open(dataset, self.job.seed) {
-                Ok(reader) => reader,
-                Err(reason) => {
-                    errors.merge(DataErrors::one(Some(&shown), reason));
-                    continue;
-                }
-            };
-            let sharegpt = sharegpt::spec(dataset);
-            let met = Met::new(dataset);
-            let mut batches = Batches { rows: reader };
-            let mut next = batches.next();
-            // Whether more is wanted of what became of a batch.
-            let mut hand_over = |results| {
-                let examples = self.sorted_out(dataset, results, &mut notes, &mut errors);
-                !errors.is_empty() || take(examples)
-            };
-            let (mut ready, mut is_first, mut gave_up) = (Vec::new(), true, false);
-            while let Some(batch) = next.take() {
-                reading.rows += batch.rows.len() as u64;
-                let of = (index, dataset, &sharegpt);
-                // While this batch is tokenised, the one before it is handed over, and the next one is read, and unpacked where
-                // the file is compressed.
-                let mut results = Vec::new();
-                let goes_on = rayon::in_place_scope(|scope| {
-                    scope.spawn(|_| results = self.results(of, &met, batch));
-                    let goes_on = hand_over(std::mem::take(&mut ready));
-                    next = batches.next();
-                    goes_on
-                });
-                ready = results;
-                if let Err(cancelled) = self.progress.check() {
-                    return Err(DataErrors::one(Some(&shown), cancelled.to_string()));
-                }
-                // The first rows may be all that are wanted.
-                let is_enough = !goes_on || (is_first && !hand_over(std::mem::take(&mut ready)));
-                if is_enough {
-                    return Ok(reading);
-                }
-                is_first = false;
-                // A template without an end for one row is not waited for at every other one.
-                gave_up = self.maker.template.is_some_and(ChatTemplate::gave_up);
-                if gave_up {
-                    break;
-                }
-            }
-            if !hand_over(ready) {
-                return Ok(reading);
-            }
-            if gave_up {
-                return errors.or(reading);
-            }
-            reading.notes.extend(batches.rows.notes().iter().cloned());
-            reading.notes.extend(notes.lines(dataset));
-            reading.notes.extend(met.lines(dataset));
-            reading.unlearned.says_no += notes.rows(&Note::LeftOut);
-            reading.unlearned.marks_nothing += notes.rows(&Note::NothingLearned);
-            reading.unlearned.is_empty += notes.rows(&Note::EmptyAnswer);
-            let read = reading.rows - before;
-            if read == 0 {
-                let reason = no_rows(dataset, &batches.rows);
-                errors.merge(DataErrors::one(Some(&shown), reason));
-                continue;
-            }
-            for refusal in met.refusals() {
-                errors.merge(DataErrors::one(Some(&shown), refusal));
-            }
-            if let (Some(have), Some(split)) = (batches.rows.rows_beyond(), &dataset.split) {
-                reading.notes.push(format!(
-                    "{}: split {split} ends beyond the file, which has {}: {} taken",
-                    dataset.shown(),
-                    count(have as u64, "row"),
-                    count(read, "row")
-                ));
+        for of in self.job.all_datasets().enumerate() {
+            match self.read_dataset(of, &mut take, &mut reading, &mut errors)? {
+                Outcome::Read => {}
+                Outcome::Enough => return Ok(reading),
+                Outcome::GaveUp => return errors.or(reading),
             }
         }
         reading.notes.extend(self.unread_variables());
         errors.or(reading)
+    }
+
+    /// Reads the rows of one dataset. What is wrong with them goes to `errors`; what ends all reading is the error.
+    fn read_dataset(
+        &self,
+        (index, dataset): (usize, &DatasetSpec),
+        take: &mut impl FnMut(Vec<Example>) -> bool,
+        reading: &mut Reading,
+        errors: &mut DataErrors,
+    ) -> Result<Outcome, DataErrors> {
+        let shown = PathBuf::from(dataset.shown());
+        let reader = match SplitReader::open(dataset, self.job.seed) {
+            Ok(reader) => reader,
+            Err(reason) => {
+                errors.merge(DataErrors::one(Some(&shown), reason));
+                return Ok(Outcome::Read);
+            }
+        };
+        let before = reading.rows;
+        let (mut notes, met) = (Notes::default(), Met::new(dataset));
+        let mut batches = Batches { rows: reader };
+        let of = Of {
+            index,
+            dataset,
+            sharegpt: &sharegpt::spec(dataset),
+            met: &met,
+        };
+        // Whether more is wanted of what became of a batch.
+        let hand_over = |results| {
+            let examples = self.sorted_out(dataset, results, &mut notes, errors);
+            !errors.is_empty() || take(examples)
+        };
+        let outcome = self
+            .read_batches(&of, &mut batches, &mut reading.rows, hand_over)
+            .map_err(|cancelled| DataErrors::one(Some(&shown), cancelled.to_string()))?;
+        if outcome != Outcome::Read {
+            return Ok(outcome);
+        }
+        reading.take_notes(dataset, &batches.rows, &notes, &met);
+        let read = reading.rows - before;
+        if read == 0 {
+            let reason = no_rows(dataset, &batches.rows);
+            errors.merge(DataErrors::one(Some(&shown), reason));
+            return Ok(Outcome::Read);
+        }
+        for refusal in met.refusals() {
+            errors.merge(DataErrors::one(Some(&shown), refusal));
+        }
+        reading
+            .notes
+            .extend(ends_beyond(dataset, &batches.rows, read));
+        Ok(Outcome::Read)
+    }
+
+    /// Reads one batch after the other, and hands over what became of them, in order.
+    fn read_batches(
+        &self,
+        of: &Of,
+        batches: &mut Batches,
+        rows: &mut u64,
+        mut hand_over: impl FnMut(Vec<(Place, RowResult)>) -> bool,
+    ) -> Result<Outcome, Cancelled> {
+        let mut next = batches.next();
+        let (mut ready, mut is_first) = (Vec::new(), true);
+        while let Some(batch) = next.take() {
+            *rows += batch.rows.len() as u64;
+            // While this batch is tokenised, the one before it is handed over, and the next one is read, and unpacked where
+            // the file is compressed.
+            let mut results = Vec::new();
+            let goes_on = rayon::in_place_scope(|scope| {
+                scope.spawn(|_| results = self.results(of, batch));
+                let goes_on = hand_over(std::mem::take(&mut ready));
+                next = batches.next();
+                goes_on
+            });
+            ready = results;
+            self.progress.check()?;
+            // The first rows may be all that are wanted.
+            if !goes_on || (is_first && !hand_over(std::mem::take(&mut ready))) {
+                return Ok(Outcome::Enough);
+            }
+            is_first = false;
+            // A template without an end for one row is not waited for at every other one.
+            if self.maker.template.is_some_and(ChatTemplate::gave_up) {
+                let goes_on = hand_over(ready);
+                return Ok(if goes_on {
+                    Outcome::GaveUp
+                } else {
+                    Outcome::Enough
+                });
+            }
+        }
+        Ok(if hand_over(ready) {
+            Outcome::Read
+        } else {
+            Outcome::Enough
+        })
     }
 
     /// A line on what the job gives the chat template, and that does not ask for it.
@@ -216,25 +273,20 @@ impl<'a> Source<'a> {
     }
 
     /// What becomes of each row of a batch, on all cores.
-    fn results(
-        &self,
-        (index, dataset, sharegpt): (usize, &DatasetSpec, &DatasetSpec),
-        met: &Met,
-        batch: Batch,
-    ) -> Vec<(Place, RowResult)> {
+    fn results(&self, of: &Of, batch: Batch) -> Vec<(Place, RowResult)> {
         let accepts_role = |role: &str| {
             self.maker
                 .template
                 .is_some_and(|template| template.mentions_role(role))
         };
         let parser = RecordParser {
-            spec: dataset,
-            sharegpt,
+            spec: of.dataset,
+            sharegpt: of.sharegpt,
             accepts_role: &accepts_role,
             train_on_inputs: self.job.train_on_inputs,
             default_system: self.job.default_system_message.as_deref(),
             variables: &self.variables,
-            met,
+            met: of.met,
         };
         let share = batch.share();
         let keeps_texts = self.keeps_texts.load(Ordering::Relaxed);
@@ -258,7 +310,7 @@ impl<'a> Source<'a> {
                         self.check_id(*id).map_err(|reason| (line, reason))?;
                     }
                     for example in &mut examples {
-                        (example.dataset, example.file) = (index, place.file);
+                        (example.dataset, example.file) = (of.index, place.file);
                         example.line = line;
                         if !keeps_texts {
                             (example.text, example.offsets) = (String::new(), Vec::new());
@@ -322,6 +374,17 @@ type RowResult = Result<RowExamples, (u64, String)>;
 
 /// A row that was read: its line, its examples, and what of it was passed over.
 type RowExamples = (u64, Vec<Example>, Vec<Note>);
+
+/// A line where a dataset has fewer rows than its split names.
+fn ends_beyond(dataset: &DatasetSpec, rows: &SplitReader, read: u64) -> Option<String> {
+    let (have, split) = (rows.rows_beyond()?, dataset.split.as_ref()?);
+    Some(format!(
+        "{}: split {split} ends beyond the file, which has {}: {} taken",
+        dataset.shown(),
+        count(have as u64, "row"),
+        count(read, "row")
+    ))
+}
 
 /// Why a dataset has nothing to read.
 fn no_rows(dataset: &DatasetSpec, rows: &SplitReader) -> String {

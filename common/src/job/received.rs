@@ -4,7 +4,7 @@ use super::limits::{
     MAX_BATCH, MAX_EPOCHS, MAX_MICRO_BATCH, MAX_RANK, MAX_SEQUENCE_LEN, MAX_SLOTS, MAX_STEPS,
     MAX_VOCABULARY,
 };
-use super::spec::{JobSpec, Method, Warmup};
+use super::spec::{JobSpec, LoraSpec, Method, Warmup};
 
 impl JobSpec {
     /// Checks the numbers that a worker computes with, as those of a job that was read are.
@@ -24,42 +24,7 @@ impl JobSpec {
         if self.max_steps == Some(0) {
             return Err("max_steps is 0".to_owned());
         }
-        let positive = |value: f64| value > 0.0 && value.is_finite();
-        let decay = |value: f64| (0.0..1.0).contains(&value);
-        let numbers = [
-            (
-                "num_epochs",
-                self.num_epochs,
-                positive(self.num_epochs) && self.num_epochs <= MAX_EPOCHS,
-            ),
-            (
-                "learning_rate",
-                self.learning_rate,
-                positive(self.learning_rate),
-            ),
-            ("adam_beta1", self.adam_beta1, decay(self.adam_beta1)),
-            ("adam_beta2", self.adam_beta2, decay(self.adam_beta2)),
-            (
-                "adam_epsilon",
-                self.adam_epsilon,
-                positive(self.adam_epsilon),
-            ),
-            (
-                "weight_decay",
-                self.weight_decay,
-                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
-            ),
-            (
-                "max_grad_norm",
-                self.max_grad_norm.unwrap_or(1.0),
-                self.max_grad_norm.is_none_or(positive),
-            ),
-        ];
-        for (name, value, is_right) in numbers {
-            if !is_right {
-                return Err(format!("{name} is {value}"));
-            }
-        }
+        self.check_numbers()?;
         let checks = [
             ("optimizer", self.optimizer.check()),
             ("lr_groups", self.lr_groups.check()),
@@ -86,18 +51,68 @@ impl JobSpec {
             0,
             MAX_VOCABULARY,
         )?;
-        let Method::Lora(lora) = &self.method else {
-            return Ok(());
-        };
-        within("lora_r", lora.r, 1, MAX_RANK)?;
-        let shape = lora.shape.check();
-        shape.map_err(|field| format!("{field} is not as it should be"))?;
-        match (positive(lora.alpha), decay(lora.dropout)) {
-            (true, true) => Ok(()),
-            (false, _) => Err(format!("lora_alpha is {}", lora.alpha)),
-            (_, false) => Err(format!("lora_dropout is {}", lora.dropout)),
+        match &self.method {
+            Method::Lora(lora) => check_lora(lora),
+            Method::Full => Ok(()),
         }
     }
+
+    /// Checks the numbers that are not whole.
+    fn check_numbers(&self) -> Result<(), String> {
+        let numbers = [
+            (
+                "num_epochs",
+                self.num_epochs,
+                is_positive(self.num_epochs) && self.num_epochs <= MAX_EPOCHS,
+            ),
+            (
+                "learning_rate",
+                self.learning_rate,
+                is_positive(self.learning_rate),
+            ),
+            ("adam_beta1", self.adam_beta1, is_share(self.adam_beta1)),
+            ("adam_beta2", self.adam_beta2, is_share(self.adam_beta2)),
+            (
+                "adam_epsilon",
+                self.adam_epsilon,
+                is_positive(self.adam_epsilon),
+            ),
+            (
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm.unwrap_or(1.0),
+                self.max_grad_norm.is_none_or(is_positive),
+            ),
+        ];
+        let wrong = numbers.into_iter().find(|(_, _, is_right)| !is_right);
+        match wrong {
+            Some((name, value, _)) => Err(format!("{name} is {value}")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_lora(lora: &LoraSpec) -> Result<(), String> {
+    within("lora_r", lora.r, 1, MAX_RANK)?;
+    let shape = lora.shape.check();
+    shape.map_err(|field| format!("{field} is not as it should be"))?;
+    match (is_positive(lora.alpha), is_share(lora.dropout)) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("lora_alpha is {}", lora.alpha)),
+        (_, false) => Err(format!("lora_dropout is {}", lora.dropout)),
+    }
+}
+
+fn is_positive(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
+}
+
+fn is_share(value: f64) -> bool {
+    (0.0..1.0).contains(&value)
 }
 
 fn within(name: &str, value: usize, least: usize, most: usize) -> Result<(), String> {

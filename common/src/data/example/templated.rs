@@ -39,34 +39,13 @@ impl ExampleMaker<'_> {
         let mut ends_open = false;
         let mut last = ids.len();
         for answer in &learned {
-            let covered = tokens_in(&offsets, &answer.span);
-            let end_of_turn = ids[covered.clone()]
-                .iter()
-                .rposition(|id| self.ends_a_turn(*id))
-                .map(|at| covered.start + at)
-                .filter(|at| is_blank(&text, offsets[*at].end..answer.span.end));
-            let end = match end_of_turn {
-                Some(at) if answer.span != (0..text.len()) && !is_exact => Some(at + 1),
-                None if !is_exact => self.end_that_follows(&text, &ids, &offsets, answer)?,
-                _ => None,
-            };
-            let stretch = covered.start..end.unwrap_or(covered.end);
-            let stretches = match &answer.what {
-                What::Answer => vec![stretch],
-                What::Message => vec![covered.clone()],
-                What::Parts(parts) => {
-                    let tokens = |part| masked::learned_tokens(part, &text, &offsets);
-                    let tokens = parts.iter().flat_map(tokens);
-                    tokens.map(|token| token..token + 1).collect()
-                }
-                What::Nothing => Vec::new(),
-            };
-            stretches
-                .into_iter()
-                .for_each(|stretch| trained[stretch].fill(true));
+            let placed = self.place(&end_tokens, answer, is_exact)?;
+            for stretch in learned_stretches(&end_tokens, answer, &placed) {
+                trained[stretch].fill(true);
+            }
             let end = match answer.what {
-                What::Answer => end,
-                _ => end.map(|end| end_tokens.last(end, answer.limit)),
+                What::Answer => placed.end,
+                _ => placed.end.map(|end| end_tokens.last(end, answer.limit)),
             };
             if let Some(end) = end
                 && (ends != Ends::default() || answer.what != What::Answer)
@@ -77,14 +56,13 @@ impl ExampleMaker<'_> {
                 let is_learned = answer.what != What::Nothing;
                 found_ends.extend(of_answer.map(|token| (token, is_learned)));
             }
-            let has_end = end.is_some() || end_of_turn.is_some();
             let rest = answer.span.end..text.len();
             ends_open = answer.is_answer
                 && ends.eos.learns(true, has_last)
-                && !has_end
-                && !covered.is_empty()
+                && !placed.ends
+                && !placed.covered.is_empty()
                 && (rest.is_empty() || (is_exact && is_blank(&text, rest)));
-            last = covered.end;
+            last = placed.covered.end;
         }
         end_tokens.learn(&mut trained, &found_ends, ends, has_last);
         let mut example = Example {
@@ -105,15 +83,41 @@ impl ExampleMaker<'_> {
         Ok(example.without_first())
     }
 
+    /// Which tokens an answer has.
+    fn place(
+        &self,
+        tokens: &EndTokens,
+        answer: &Learned,
+        is_exact: bool,
+    ) -> Result<Placed, String> {
+        let covered = tokens_in(tokens.offsets, &answer.span);
+        let end_of_turn = tokens.ids[covered.clone()]
+            .iter()
+            .rposition(|id| self.ends_a_turn(*id))
+            .map(|at| covered.start + at)
+            .filter(|at| is_blank(tokens.text, tokens.offsets[*at].end..answer.span.end));
+        let end = match end_of_turn {
+            Some(at) if answer.span != (0..tokens.text.len()) && !is_exact => Some(at + 1),
+            None if !is_exact => self.end_that_follows(tokens, answer)?,
+            _ => None,
+        };
+        Ok(Placed {
+            covered,
+            end,
+            ends: end.is_some() || end_of_turn.is_some(),
+        })
+    }
+
     /// The end token after an answer that some templates write only when the next message comes. Returns the token after
     /// it.
     fn end_that_follows(
         &self,
-        text: &str,
-        ids: &[u32],
-        offsets: &[Range<usize>],
+        tokens: &EndTokens,
         answer: &Learned,
     ) -> Result<Option<usize>, String> {
+        let EndTokens {
+            text, ids, offsets, ..
+        } = *tokens;
         let Learned {
             span,
             limit,
@@ -133,6 +137,31 @@ impl ExampleMaker<'_> {
             ));
         }
         Ok(end)
+    }
+}
+
+/// The tokens of an answer.
+struct Placed {
+    /// Those of its text.
+    covered: Range<usize>,
+    /// The token behind its end, where that is learned with it.
+    end: Option<usize>,
+    /// Whether the text ends the answer's turn at all.
+    ends: bool,
+}
+
+/// The tokens of an answer that are learned.
+fn learned_stretches(tokens: &EndTokens, answer: &Learned, placed: &Placed) -> Vec<Range<usize>> {
+    let covered = placed.covered.clone();
+    match &answer.what {
+        What::Answer => vec![covered.start..placed.end.unwrap_or(covered.end)],
+        What::Message => vec![covered],
+        What::Parts(parts) => {
+            let of_part = |part| masked::learned_tokens(part, tokens.text, tokens.offsets);
+            let learned = parts.iter().flat_map(of_part);
+            learned.map(|token| token..token + 1).collect()
+        }
+        What::Nothing => Vec::new(),
     }
 }
 
