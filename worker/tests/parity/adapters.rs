@@ -2,15 +2,11 @@
 //! comes out, merged and not. The golden files are made by `make_golden.py`.
 
 use common::files::adapter::AdapterConfig;
-use common::files::snapshot::{Snapshot, WeightsFormat, read_weights};
-use common::files::tensors::TensorFile;
+use common::files::snapshot::{Snapshot, WeightsFormat};
 use common::job::{BaseDtype, Method};
-use worker::engine::inference::decoder::InferenceModel;
 use worker::engine::inference::merge::merge;
 
-use crate::golden::{
-    LOGIT_TOLERANCE, assert_greedy, assert_steps, assert_weights, distance, golden_dir,
-};
+use crate::golden::{assert_adapter_training, assert_greedy, assert_last_logits, golden_dir};
 use crate::support::{Case, Training, job};
 
 const CASES: [&str; 11] = [
@@ -29,18 +25,7 @@ const CASES: [&str; 11] = [
 
 #[test]
 fn training_follows_peft() {
-    for name in CASES {
-        let case = Case::open(&golden_dir(), name);
-        for checkpointing in [false, true] {
-            let mut trainer = case.trainer(Training::Lora, checkpointing);
-            let start = trainer.snapshot().unwrap();
-            let steps = case.train(&mut trainer, case.golden.learning_rate_lora);
-            assert_steps(name, &steps, &case.golden.lora);
-            let end = trainer.snapshot().unwrap();
-            let expected = read_weights(&case.dir.join("trained_adapter"), &end.layout).unwrap();
-            assert_weights(name, &start, &end, &expected);
-        }
-    }
+    CASES.into_iter().for_each(assert_adapter_training);
 }
 
 #[test]
@@ -48,16 +33,7 @@ fn logits_and_continuations_are_peft_s() {
     for name in CASES {
         let case = Case::open(&golden_dir(), name);
         let (model, adapter) = (case.dir.join("model"), case.dir.join("trained_adapter"));
-        let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
-        for (index, example) in case.golden.examples[..3].iter().enumerate() {
-            let view = file.get(&format!("trained.{index}")).unwrap();
-            let mut expected = vec![0.0; view.scalars()];
-            view.to_f32(&mut expected).unwrap();
-            let mut model = InferenceModel::load(&model, Some(&adapter), None).unwrap();
-            let last = model.append(&example.tokens).unwrap();
-            let off = distance(&last, &expected[expected.len() - last.len()..]);
-            assert!(off < LOGIT_TOLERANCE, "{name}, example {index}: {off}");
-        }
+        assert_last_logits(&case, Some(&adapter), "trained");
         assert_greedy(&case, &model, Some(&adapter), &case.golden.greedy_adapter);
         let folder = tempfile::tempdir().unwrap();
         let merged = folder.path().join("merged");

@@ -2,15 +2,10 @@
 //! by PEFT on them, and greedy continuations. The golden files are made by `make_quantised.py`.
 
 use common::files::adapter::AdapterConfig;
-use common::files::snapshot::read_weights;
-use common::files::tensors::TensorFile;
 use common::job::{JobSpec, Method, Quantization};
-use worker::engine::inference::decoder::InferenceModel;
 
-use crate::golden::{
-    LOGIT_TOLERANCE, assert_greedy, assert_steps, assert_weights, distance, golden_dir,
-};
-use crate::support::{Case, Training, job};
+use crate::golden::{assert_adapter_training, assert_greedy, assert_last_logits, golden_dir};
+use crate::support::{Case, job};
 
 /// The last with layers that were left out.
 const CASES: [&str; 3] = ["llama-nf4", "qwen3-tied-nf4", "qwen3-untied-nf4"];
@@ -21,33 +16,13 @@ const QUANTISED_ALIKE: [(&str, bool); 2] = [("llama-nf4", true), ("qwen3-tied-nf
 fn logits_of_a_quantised_folder_are_transformers_s() {
     for name in CASES {
         let case = Case::open(&golden_dir(), name);
-        let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
-        for (index, example) in case.golden.examples[..3].iter().enumerate() {
-            let view = file.get(&format!("logits.{index}")).unwrap();
-            let mut expected = vec![0.0; view.scalars()];
-            view.to_f32(&mut expected).unwrap();
-            let mut model = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
-            let last = model.append(&example.tokens).unwrap();
-            let off = distance(&last, &expected[expected.len() - last.len()..]);
-            assert!(off < LOGIT_TOLERANCE, "{name}, example {index}: {off}");
-        }
+        assert_last_logits(&case, None, "logits");
     }
 }
 
 #[test]
 fn adapters_on_a_quantised_folder_are_trained_as_peft_trains_them() {
-    for name in CASES {
-        let case = Case::open(&golden_dir(), name);
-        for checkpointing in [false, true] {
-            let mut trainer = case.trainer(Training::Lora, checkpointing);
-            let start = trainer.snapshot().unwrap();
-            let steps = case.train(&mut trainer, case.golden.learning_rate_lora);
-            assert_steps(name, &steps, &case.golden.lora);
-            let end = trainer.snapshot().unwrap();
-            let expected = read_weights(&case.dir.join("trained_adapter"), &end.layout).unwrap();
-            assert_weights(name, &start, &end, &expected);
-        }
-    }
+    CASES.into_iter().for_each(assert_adapter_training);
 }
 
 #[test]

@@ -123,20 +123,53 @@ pub fn check_logits(golden: &Path) {
     for name in CASES {
         let case = Case::open(golden, name);
         let mut trainer = case.trainer(Training::Full, false);
-        let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
-        for (index, example) in case.golden.examples[..3].iter().enumerate() {
+        for (example, expected) in case
+            .golden
+            .examples
+            .iter()
+            .zip(expected_logits(&case, "logits"))
+        {
             let found = trainer.logits(&example.tokens).unwrap();
-            let view = file.get(&format!("logits.{index}")).unwrap();
-            let mut expected = vec![0.0; view.scalars()];
-            view.to_f32(&mut expected).unwrap();
             let off = distance(&found, &expected);
-            assert!(off < LOGIT_TOLERANCE, "{name}, example {index}: {off}");
-
-            let mut inference = InferenceModel::load(&case.dir.join("model"), None, None).unwrap();
-            let last = inference.append(&example.tokens).unwrap();
-            let off = distance(&last, &expected[expected.len() - last.len()..]);
-            assert!(off < LOGIT_TOLERANCE, "{name}, generated from: {off}");
+            assert!(off < LOGIT_TOLERANCE, "{name}: {off}");
         }
+        assert_last_logits(&case, None, "logits");
+    }
+}
+
+/// The logits of every position of the first examples, as the golden file has them under a name.
+fn expected_logits(case: &Case, name: &str) -> Vec<Vec<f32>> {
+    let file = TensorFile::open(&case.dir.join("logits.safetensors")).unwrap();
+    let of_example = |index: usize| {
+        let view = file.get(&format!("{name}.{index}")).unwrap();
+        let mut logits = vec![0.0; view.scalars()];
+        view.to_f32(&mut logits).unwrap();
+        logits
+    };
+    (0..3).map(of_example).collect()
+}
+
+/// The logits behind the first examples, of the model that answers.
+pub fn assert_last_logits(case: &Case, adapter: Option<&Path>, name: &str) {
+    for (example, expected) in case.golden.examples.iter().zip(expected_logits(case, name)) {
+        let mut model = InferenceModel::load(&case.dir.join("model"), adapter, None).unwrap();
+        let last = model.append(&example.tokens).unwrap();
+        let off = distance(&last, &expected[expected.len() - last.len()..]);
+        assert!(off < LOGIT_TOLERANCE, "{:?}, {name}: {off}", case.dir);
+    }
+}
+
+/// Ten AdamW steps of the case's adapter, with and without gradient checkpointing.
+pub fn assert_adapter_training(name: &str) {
+    let case = Case::open(&golden_dir(), name);
+    for checkpointing in [false, true] {
+        let mut trainer = case.trainer(Training::Lora, checkpointing);
+        let start = trainer.snapshot().unwrap();
+        let steps = case.train(&mut trainer, case.golden.learning_rate_lora);
+        assert_steps(name, &steps, &case.golden.lora);
+        let end = trainer.snapshot().unwrap();
+        let expected = read_weights(&case.dir.join("trained_adapter"), &end.layout).unwrap();
+        assert_weights(name, &start, &end, &expected);
     }
 }
 
