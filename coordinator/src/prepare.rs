@@ -504,7 +504,8 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
         return Ok(());
     };
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
-    let beside = token_tensors(&config.clone().for_job(job), &lora.tokens);
+    let config = config.clone().for_job(job);
+    let beside = token_tensors(&config, &lora.tokens);
     let linears: Vec<Adapted> = modules
         .into_iter()
         .map(|module| Adapted {
@@ -514,7 +515,8 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
             outputs: module.shape.out,
         })
         .collect();
-    check_adapter(dir, lora.r, &linears, &beside).map_err(|error| format!("lora_model_dir {error}"))
+    check_adapter(dir, lora.r, &linears, &beside, config.tied)
+        .map_err(|error| format!("lora_model_dir {error}"))
 }
 
 /// Refuses to train all weights of a model of 4 bits.

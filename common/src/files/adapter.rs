@@ -11,7 +11,7 @@ use super::FileError;
 use super::json::json_text;
 use super::json::read_json;
 use super::sink::Sink;
-use crate::job::{AdapterShape, LoraSpec, TargetModules, TrainedRows, TrainedTokens};
+use crate::job::{AdapterShape, AdapterSizes, LoraSpec, TargetModules, TrainedRows, TrainedTokens};
 
 use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
@@ -61,10 +61,20 @@ pub fn trained_rows_name(module: &str) -> String {
     format!("base_model.model.{module}.token_adapter.trainable_tokens_delta")
 }
 
-/// Whether PEFT saves a tensor of that name beside rows that are trained: the matrix that they are of, or, where the output layer
-/// is the embedding, the same rows again.
-pub fn is_kept_beside_tokens(name: &str) -> bool {
-    name.ends_with(".token_adapter.base_layer.weight") || name == trained_rows_name("lm_head")
+/// Whether PEFT saves a tensor of that name beside these rows: the matrix that they are of, or, where the output layer is the
+/// embedding (`tied`), the same rows again.
+pub fn is_kept_beside_tokens(name: &str, tokens: &TrainedTokens, tied: bool) -> bool {
+    let has_rows = |rows: &TrainedRows| !rows.listed().is_empty();
+    let again = tied && has_rows(&tokens.embedding);
+    let head = again || has_rows(&tokens.head);
+    (has_rows(&tokens.embedding) && name == rows_matrix_name("model.embed_tokens"))
+        || (head && name == rows_matrix_name("lm_head"))
+        || (again && name == trained_rows_name("lm_head"))
+}
+
+/// PEFT's name for the matrix that trained rows are of.
+fn rows_matrix_name(module: &str) -> String {
+    format!("base_model.model.{module}.token_adapter.base_layer.weight")
 }
 
 /// PEFT's name for a matrix that is trained as a whole beside adapters.
@@ -119,14 +129,9 @@ impl AdapterConfig {
         }
     }
 
-    /// Rank of the adapter of the linear of this path.
-    pub fn rank_of(&self, path: &str) -> usize {
-        self.shape.rank_of(path).unwrap_or(self.r)
-    }
-
-    /// Factor on the output `B A x` of the adapter of the linear of this path.
-    pub fn scale_of(&self, path: &str) -> f64 {
-        self.to_lora().scale_of(path)
+    /// Rank and scale of the adapter of each linear.
+    pub fn sizes(&self) -> AdapterSizes {
+        AdapterSizes::new(self.r, self.lora_alpha, self.use_rslora, &self.shape)
     }
 
     /// Reads the `adapter_config.json` of a folder. Refuses what Muster does not do.
@@ -373,6 +378,29 @@ fn number(value: f64) -> Value {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_peft_saves_beside_rows_is_known_for_the_matrices_that_have_some() {
+        let rows = |embedding: &[u32], head: &[u32]| TrainedTokens {
+            embedding: TrainedRows::These(embedding.to_vec()),
+            head: TrainedRows::These(head.to_vec()),
+        };
+        let of =
+            |module: &str, rest: &str| format!("base_model.model.{module}.token_adapter.{rest}");
+        let base = of("model.embed_tokens", "base_layer.weight");
+        let head_base = of("lm_head", "base_layer.weight");
+        let again = of("lm_head", "trainable_tokens_delta");
+        for (tokens, tied, kept) in [
+            (rows(&[3], &[]), true, [true, true, true]),
+            (rows(&[3], &[]), false, [true, false, false]),
+            (rows(&[3], &[3]), false, [true, true, false]),
+            (rows(&[], &[]), true, [false, false, false]),
+        ] {
+            let found =
+                [&base, &head_base, &again].map(|name| is_kept_beside_tokens(name, &tokens, tied));
+            assert_eq!(found, kept, "{tokens:?}, tied: {tied}");
+        }
+    }
 
     fn config() -> AdapterConfig {
         AdapterConfig {

@@ -158,13 +158,23 @@ impl TensorView<'_> {
             self.scalars(),
             "the buffer does not fit the tensor"
         );
-        match self.dtype {
-            Dtype::F32 => bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(self.bytes),
-            Dtype::BF16 => convert(self.bytes, out, |bits| bf16::from_bits(bits).to_f32()),
-            Dtype::F16 => convert(self.bytes, out, |bits| f16::from_bits(bits).to_f32()),
+        self.part_to_f32(0, out)
+    }
+
+    /// Writes the scalars from `first` on as float32 to `out`, which has no more than there are.
+    pub fn part_to_f32(&self, first: usize, out: &mut [f32]) -> Result<(), NotFloat32> {
+        let size = self.dtype.bitsize() / 8;
+        let part = Self {
+            bytes: &self.bytes[first * size..][..out.len() * size],
+            ..*self
+        };
+        match part.dtype {
+            Dtype::F32 => bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(part.bytes),
+            Dtype::BF16 => convert(part.bytes, out, |bits| bf16::from_bits(bits).to_f32()),
+            Dtype::F16 => convert(part.bytes, out, |bits| f16::from_bits(bits).to_f32()),
             Dtype::F64 => {
-                self.check_range()?;
-                for (scalar, wide) in out.iter_mut().zip(self.doubles()) {
+                part.check_range()?;
+                for (scalar, wide) in out.iter_mut().zip(part.doubles()) {
                     *scalar = wide as f32;
                 }
             }

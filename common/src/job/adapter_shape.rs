@@ -3,9 +3,6 @@
 //! Source: PEFT 0.21, `get_pattern_key` (the first pattern that fits counts), `check_target_module_exists` (what is excluded, and
 //! layers by number).
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -122,46 +119,27 @@ impl AdapterShape {
         }
     }
 
-    /// The rank of the module of this path, where it is not that of all.
-    pub fn rank_of(&self, path: &str) -> Option<usize> {
-        first_that_fits(&self.ranks, path)
-    }
-
-    /// The alpha of the module of this path, where it is not that of all.
-    pub fn alpha_of(&self, path: &str) -> Option<f64> {
-        first_that_fits(&self.alphas, path)
-    }
-
     /// What is named here and fits none of these paths, with the field that names it: PEFT passes it over.
     pub fn absent(&self, paths: &[String]) -> Vec<(&'static str, String)> {
-        let fits_none = |pattern: &str, is_ending: bool| match is_ending {
-            true => !paths.iter().any(|path| fits_end(pattern, path)),
-            false => {
-                let regex = whole_path(pattern);
-                !regex.is_ok_and(|regex| paths.iter().any(|path| regex.is_match(path)))
-            }
+        let fits_none = |pattern: &str| {
+            let regex = whole_path(pattern);
+            !regex.is_ok_and(|regex| paths.iter().any(|path| regex.is_match(path)))
         };
-        let ranks = self
-            .ranks
-            .iter()
-            .map(|(pattern, _)| ("rank_pattern", pattern));
-        let alphas = self
-            .alphas
-            .iter()
-            .map(|(pattern, _)| ("alpha_pattern", pattern));
-        let patterns = ranks.chain(alphas);
-        let mut absent: Vec<_> = patterns
-            .filter(|(_, pattern)| fits_none(pattern, true))
+        let ranks = self.ranks.iter().map(|(p, _)| ("rank_pattern", p));
+        let alphas = self.alphas.iter().map(|(p, _)| ("alpha_pattern", p));
+        let mut absent: Vec<_> = ranks
+            .chain(alphas)
+            .filter(|(_, pattern)| fits_none(&ending(pattern)))
             .map(|(field, pattern)| (field, pattern.clone()))
             .collect();
         match &self.excluded {
             Some(TargetModules::Named(names)) => {
                 let names = names
                     .iter()
-                    .filter(|name| fits_none(&regex::escape(name), true));
+                    .filter(|name| fits_none(&ending(&regex::escape(name))));
                 absent.extend(names.map(|name| ("exclude_modules", name.clone())));
             }
-            Some(TargetModules::Matching(pattern)) if fits_none(pattern, false) => {
+            Some(TargetModules::Matching(pattern)) if fits_none(pattern) => {
                 absent.push(("exclude_modules", pattern.clone()));
             }
             _ => {}
@@ -172,27 +150,10 @@ impl AdapterShape {
     /// Patterns of which a later one fits modules too that an earlier one decides otherwise, among these paths: PEFT saves them
     /// sorted, and then another one is first.
     pub fn ambiguous(&self, paths: &[String]) -> Option<&'static str> {
-        let sorted = |patterns: &[(String, f64)]| {
-            let mut sorted = patterns.to_vec();
-            sorted.sort_by(|a, b| a.0.cmp(&b.0));
-            sorted
-        };
-        let ranks: Vec<(String, f64)> = self
-            .ranks
-            .iter()
-            .map(|(pattern, rank)| (pattern.clone(), *rank as f64))
-            .collect();
-        let differs = |patterns: &[(String, f64)]| {
-            let other = sorted(patterns);
-            paths
-                .iter()
-                .any(|path| first_that_fits(patterns, path) != first_that_fits(&other, path))
-        };
-        match (differs(&ranks), differs(&self.alphas)) {
-            (true, _) => Some("rank_pattern"),
-            (_, true) => Some("alpha_pattern"),
-            _ => None,
+        if depends_on_order(&self.ranks, paths) {
+            return Some("rank_pattern");
         }
+        depends_on_order(&self.alphas, paths).then_some("alpha_pattern")
     }
 }
 
@@ -204,26 +165,32 @@ fn ending(pattern: &str) -> String {
     format!(r"(?:.*\.)?(?:{pattern})")
 }
 
-fn first_that_fits<T: Copy>(patterns: &[(String, T)], path: &str) -> Option<T> {
-    let mut patterns = patterns.iter();
-    let found = patterns.find(|(pattern, _)| fits_end(pattern, path))?;
-    Some(found.1)
+/// Patterns for the ends of paths, each with what it decides, compiled once for all paths.
+pub(super) struct Compiled<T>(Vec<(Regex, T)>);
+
+impl<T: Copy> Compiled<T> {
+    /// A pattern that is no regular expression fits nothing: [`AdapterShape::check`] has refused it.
+    pub fn new(patterns: &[(String, T)]) -> Self {
+        let compiled = patterns.iter().filter_map(|(pattern, value)| {
+            let regex = whole_path(&ending(pattern)).ok()?;
+            Some((regex, *value))
+        });
+        Self(compiled.collect())
+    }
+
+    pub fn first_that_fits(&self, path: &str) -> Option<T> {
+        let mut patterns = self.0.iter();
+        let found = patterns.find(|(regex, _)| regex.is_match(path))?;
+        Some(found.1)
+    }
 }
 
-/// Whether a pattern fits the end of a path. Patterns are compiled once for all paths.
-fn fits_end(pattern: &str, path: &str) -> bool {
-    static COMPILED: Mutex<BTreeMap<String, Option<Regex>>> = Mutex::new(BTreeMap::new());
-    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-    if compiled.len() > 2 * MAX_PATTERNS {
-        compiled.clear();
-    }
-    let regex = match compiled.get(pattern) {
-        Some(regex) => regex,
-        None => compiled
-            .entry(pattern.to_owned())
-            .or_insert_with(|| whole_path(&ending(pattern)).ok()),
-    };
-    regex.as_ref().is_some_and(|regex| regex.is_match(path))
+fn depends_on_order<T: Copy + PartialEq>(patterns: &[(String, T)], paths: &[String]) -> bool {
+    let mut sorted = patterns.to_vec();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    let (given, sorted) = (Compiled::new(patterns), Compiled::new(&sorted));
+    let mut paths = paths.iter();
+    paths.any(|path| given.first_that_fits(path) != sorted.first_that_fits(path))
 }
 
 fn patterns<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<(String, T)>> {
@@ -266,12 +233,18 @@ mod tests {
             "rank_pattern": {"layers.1.self_attn.q_proj": 6, "q_proj": 2, r"layers\.0\..*v_proj": 3},
             "alpha_pattern": {"k_proj": 16, "1.self_attn.q_proj": 5},
         }));
-        assert_eq!(found.rank_of(Q), Some(6));
-        assert_eq!(found.rank_of("model.layers.0.self_attn.q_proj"), Some(2));
-        assert_eq!(found.rank_of("model.layers.0.self_attn.v_proj"), Some(3));
-        assert_eq!(found.rank_of("model.layers.1.self_attn.v_proj"), None);
-        assert_eq!(found.rank_of("model.layers.1.self_attn.xq_proj"), None);
-        assert_eq!(found.alpha_of(Q), Some(5.0));
+        let ranks = Compiled::new(&found.ranks);
+        for (path, rank) in [
+            (Q, Some(6)),
+            ("model.layers.0.self_attn.q_proj", Some(2)),
+            ("model.layers.0.self_attn.v_proj", Some(3)),
+            ("model.layers.1.self_attn.v_proj", None),
+            ("model.layers.1.self_attn.xq_proj", None),
+        ] {
+            assert_eq!(ranks.first_that_fits(path), rank, "{path}");
+        }
+        let alphas = Compiled::new(&found.alphas);
+        assert_eq!(alphas.first_that_fits(Q), Some(5.0));
         assert_eq!(found.ambiguous(&[Q.to_owned()]), None);
     }
 

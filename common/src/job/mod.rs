@@ -6,6 +6,7 @@
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
 
 mod adapter_shape;
+mod adapter_sizes;
 mod convert;
 mod dialect;
 mod did_you_mean;
@@ -51,6 +52,7 @@ use merge::{Merged, Override};
 use read::Reader;
 
 pub use adapter_shape::AdapterShape;
+pub use adapter_sizes::AdapterSizes;
 pub use convert::schema;
 pub use digest::NOT_PART_OF_THE_RESULT;
 pub use error::{JobErrors, Origin, Problem};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::adapter_shape::AdapterShape;
+use super::adapter_sizes::scale;
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
@@ -399,25 +400,9 @@ pub struct LoraSpec {
 }
 
 impl LoraSpec {
-    /// Factor on the adapter's output `B A x`.
+    /// Factor on the output `B A x` of the adapter of a linear that no pattern names.
     pub fn scale(&self) -> f64 {
-        self.scale_with(self.r, self.alpha)
-    }
-
-    /// Rank of the adapter of the linear of this path.
-    pub fn rank_of(&self, path: &str) -> usize {
-        self.shape.rank_of(path).unwrap_or(self.r)
-    }
-
-    /// Factor on the output of the adapter of the linear of this path.
-    pub fn scale_of(&self, path: &str) -> f64 {
-        let alpha = self.shape.alpha_of(path).unwrap_or(self.alpha);
-        self.scale_with(self.rank_of(path), alpha)
-    }
-
-    fn scale_with(&self, rank: usize, alpha: f64) -> f64 {
-        let rank = rank as f64;
-        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+        scale(self.r, self.alpha, self.use_rslora)
     }
 }
 

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::config::ModelConfig;
 use super::geometry::{LinearShape, base_tensors, linear_names, linears, token_tensors};
 use crate::files::adapter::{Factor, tensor_name};
-use crate::job::{JobSpec, LoraSpec, Method, TargetModules, whole_path};
+use crate::job::{AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, whole_path};
 use crate::memory::LINEARS;
 
 /// One linear of a layer, as adapters name it.
@@ -46,8 +46,9 @@ pub fn adapted_modules(
     if modules.is_empty() {
         return Err(UnmatchedTarget::NothingLeft);
     }
+    let sizes = AdapterSizes::of(lora);
     for module in &mut modules {
-        module.rank = lora.rank_of(&module.path);
+        module.rank = sizes.rank(&module.path);
     }
     Ok(modules)
 }

@@ -8,7 +8,7 @@ use common::files::adapter::{
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
 use common::files::tensors::TensorFile;
-use common::job::LoraSpec;
+use common::job::{AdapterSizes, LoraSpec};
 use common::model::AdaptedModule;
 use common::rng::CounterRng;
 
@@ -60,8 +60,14 @@ pub fn initial_values(layout: &Layout, seed: u64) -> Result<Vec<f32>, EngineErro
     Ok(flat)
 }
 
-/// Reads starting values from a PEFT adapter, which must have the job's rank and exactly its tensors.
-pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f32>, EngineError> {
+/// Reads starting values from a PEFT adapter, which must have the job's rank and exactly its tensors, for a model whose output
+/// layer is the embedding where it is `tied`.
+pub fn values_from(
+    dir: &Path,
+    layout: &Layout,
+    lora: &LoraSpec,
+    tied: bool,
+) -> Result<Vec<f32>, EngineError> {
     let config = AdapterConfig::read(dir)?;
     if config.r != lora.r {
         return Err(EngineError::RankMismatch {
@@ -73,7 +79,8 @@ pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f
     let values = read_weights(dir, layout)?;
     let path = dir.join(ADAPTER_WEIGHTS);
     let file = TensorFile::open(&path)?;
-    let is_unexpected = |name: &&str| layout.find(name).is_none() && !is_kept_beside_tokens(name);
+    let is_kept = |name: &str| is_kept_beside_tokens(name, &config.tokens, tied);
+    let is_unexpected = |name: &&str| layout.find(name).is_none() && !is_kept(name);
     let unexpected = file.names().find(is_unexpected);
     match unexpected.map(str::to_owned) {
         Some(name) => Err(EngineError::UnexpectedTensor { path, name }),
@@ -81,13 +88,28 @@ pub fn values_from(dir: &Path, layout: &Layout, lora: &LoraSpec) -> Result<Vec<f
     }
 }
 
-/// The adapter of the linear at this path, or None where it has none.
-pub fn adapter_of(path: &str, parameters: &Parameters, lora: &LoraSpec) -> Option<Lora> {
-    Some(Lora {
-        a: parameters.weight(&tensor_name(path, Factor::A))?,
-        b: parameters.weight(&tensor_name(path, Factor::B))?,
-        scale: lora.scale_of(path) as f32,
-        dropout: lora.dropout,
-        module: name_key(path),
-    })
+/// The adapter that a job puts on a model.
+pub struct JobAdapter<'a> {
+    pub spec: &'a LoraSpec,
+    pub sizes: AdapterSizes,
+}
+
+impl<'a> JobAdapter<'a> {
+    pub fn of(spec: &'a LoraSpec) -> Self {
+        Self {
+            spec,
+            sizes: AdapterSizes::of(spec),
+        }
+    }
+
+    /// The adapter of the linear at this path, or None where it has none.
+    pub fn on(&self, path: &str, parameters: &Parameters) -> Option<Lora> {
+        Some(Lora {
+            a: parameters.weight(&tensor_name(path, Factor::A))?,
+            b: parameters.weight(&tensor_name(path, Factor::B))?,
+            scale: self.sizes.scale(path) as f32,
+            dropout: self.spec.dropout,
+            module: name_key(path),
+        })
+    }
 }

@@ -21,12 +21,13 @@ pub struct Adapted {
 }
 
 /// Refuses an adapter that is not of this rank or whose tensors are not exactly those of the linears and `beside`, names with
-/// shapes. Reads no values.
+/// shapes, on a model whose output layer is the embedding where it is `tied`. Reads no values.
 pub fn check_adapter(
     dir: &Path,
     rank: usize,
     linears: &[Adapted],
     beside: &[(String, Vec<usize>)],
+    tied: bool,
 ) -> Result<(), FileError> {
     let config = AdapterConfig::read(dir)?;
     let refuse = |reason: String| Err(FileError::malformed(dir, reason));
@@ -59,7 +60,9 @@ pub fn check_adapter(
         .collect();
     let extra: Vec<&str> = file
         .names()
-        .filter(|name| !expected.contains_key(*name) && !is_kept_beside_tokens(name))
+        .filter(|name| {
+            !expected.contains_key(*name) && !is_kept_beside_tokens(name, &config.tokens, tied)
+        })
         .collect();
     for (names, what) in [
         (&missing, "lacks"),
@@ -133,7 +136,7 @@ mod tests {
             inputs: 3,
             outputs: 4,
         };
-        check_adapter(folder.path(), rank, &[linear], &[]).map_err(|error| error.to_string())
+        check_adapter(folder.path(), rank, &[linear], &[], false).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -113,12 +113,24 @@ impl WeightFiles {
 
     /// Writes the tensor's scalars as float32 to `out`, which has as many.
     pub fn read_f32(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), FileError> {
+        self.read_part(name, shape, 0, out)
+    }
+
+    /// Writes the tensor's scalars from `first` on as float32 to `out`, which has no more than there are.
+    pub fn read_part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<(), FileError> {
         if let Some(matrix) = self.four_bits(name, shape)? {
-            matrix.dequantise(0, out);
+            matrix.dequantise(first, out);
             return Ok(());
         }
         let (file, stored) = self.find(name)?;
-        file.read_f32(stored, shape, out)
+        let read = file.expect(stored, shape)?.part_to_f32(first, out);
+        read.map_err(|reason| self.malformed(name, &reason.to_string()))
     }
 
     /// The error of a tensor that cannot be used; `reason` follows its name.

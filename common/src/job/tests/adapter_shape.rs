@@ -34,10 +34,11 @@ fn patterns_keep_their_order_and_give_ranks_and_scales() {
     let found = lora(
         "lora_r: 8\nlora_alpha: 16\nrank_pattern: {q_proj: 2, 'layers.1.*': 4}\nalpha_pattern: {k_proj: 4}\n",
     );
-    assert_eq!(found.rank_of("model.layers.1.self_attn.q_proj"), 2);
-    assert_eq!(found.rank_of("model.layers.1.self_attn.v_proj"), 4);
-    assert_eq!(found.scale_of("model.layers.1.self_attn.q_proj"), 8.0);
-    assert_eq!(found.scale_of("model.layers.0.self_attn.k_proj"), 0.5);
+    let sizes = AdapterSizes::of(&found);
+    assert_eq!(sizes.rank("model.layers.1.self_attn.q_proj"), 2);
+    assert_eq!(sizes.rank("model.layers.1.self_attn.v_proj"), 4);
+    assert_eq!(sizes.scale("model.layers.1.self_attn.q_proj"), 8.0);
+    assert_eq!(sizes.scale("model.layers.0.self_attn.k_proj"), 0.5);
     assert_eq!(found.scale(), 2.0);
     assert!(lora("").shape.is_default());
 }

@@ -3,7 +3,7 @@
 
 use common::files::adapter::{Factor, tensor_name};
 use common::files::layout::Layout;
-use common::job::{BaseDtype, LoraSpec, Quantization};
+use common::job::{BaseDtype, Quantization};
 use common::model::{
     EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections,
 };
@@ -20,6 +20,7 @@ use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::HeadNorms;
 use super::params::{FlatRange, TokenMatrix, Vector};
 use crate::engine::EngineError;
+use crate::engine::adapter::JobAdapter;
 use crate::engine::model::weights::{WeightSource, name_key};
 use crate::engine::ops::element::Element;
 use crate::engine::ops::rope::HeadLayout;
@@ -31,7 +32,7 @@ pub struct Parts<'a> {
     pub source: &'a WeightSource,
     /// Layout of the trainable tensors.
     pub layout: &'a Layout,
-    pub lora: Option<&'a LoraSpec>,
+    pub lora: Option<JobAdapter<'a>>,
     pub dtype: BaseDtype,
     /// How the numbers of frozen matrices are quantised, if they are: here they are widened again, once.
     pub quantization: Option<Quantization>,
@@ -158,13 +159,13 @@ impl Parts<'_> {
     }
 
     fn lora(&self, path: &str) -> Option<Lora> {
-        let lora = self.lora?;
+        let lora = self.lora.as_ref()?;
         Some(Lora {
             a: self.range(&tensor_name(path, Factor::A))?,
             b: self.range(&tensor_name(path, Factor::B))?,
-            rank: lora.rank_of(path),
-            scale: lora.scale_of(path) as f32,
-            dropout: lora.dropout,
+            rank: lora.sizes.rank(path),
+            scale: lora.sizes.scale(path) as f32,
+            dropout: lora.spec.dropout,
             module: name_key(path),
         })
     }

@@ -16,6 +16,7 @@ use super::gpu::{DeviceBuffer, Gpu};
 use super::ops::update::{squares, update_tensor};
 use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
+use crate::engine::adapter::JobAdapter;
 use crate::engine::batch::Batch;
 use crate::engine::model::causal_lm::PassTimes;
 use crate::engine::model::weights::WeightSource;
@@ -100,7 +101,7 @@ impl GpuEngine {
             config,
             source,
             layout,
-            lora,
+            lora: lora.map(JobAdapter::of),
             dtype: job.base_dtype,
             quantization: job.quantization,
         };

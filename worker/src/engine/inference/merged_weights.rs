@@ -18,7 +18,7 @@ use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 
 use super::error::InferenceError;
-use crate::engine::model::weights::fill_with_mean;
+use crate::engine::model::weights::WeightSource;
 
 /// How weights are quantised before anything is computed with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,33 +117,21 @@ pub(super) fn merged_weights(
     four_bits: Option<FourBits>,
 ) -> Result<HashMap<String, Tensor>, InferenceError> {
     let own = ModelConfig::of(folder)?;
-    let files = WeightFiles::open(folder, &base_tensors(&own))?;
+    let stored = base_tensors(&own);
+    let files = WeightFiles::open(folder, &stored)?;
     for notice in files.notices() {
         tracing::warn!("{notice}");
     }
     // A folder of 4 bits is as it is.
     let four_bits = four_bits.filter(|_| !files.are_four_bits());
+    let source = WeightSource::of(files, &stored);
     let mut weights = HashMap::new();
     for (name, shape) in base_tensors(config) {
         let mut scalars = vec![0.0f32; shape.iter().product()];
-        let is_of_tokens = [EMBEDDING, HEAD].contains(&name.as_str());
-        let stored = match is_of_tokens {
-            true => vec![own.vocab_size, own.hidden_size],
-            false => shape.clone(),
-        };
-        // One that is tied no more begins as the embedding.
-        let stored_name = match own.tied && name == HEAD {
-            true => EMBEDDING,
-            false => name.as_str(),
-        };
-        let (known, new) = scalars.split_at_mut(stored.iter().product());
-        files.read_f32(stored_name, &stored, known)?;
-        if !new.is_empty() {
-            fill_with_mean(known, new, shape[1]);
-        }
+        source.read_f32(&name, &shape, &mut scalars)?;
         if let Some(how) = four_bits.filter(|how| how.changes(&name, &shape)) {
             let rounded = how.round(&mut scalars);
-            rounded.map_err(|reason| files.malformed(&name, &reason.to_string()))?;
+            rounded.map_err(|reason| source.not_quantised(&name, reason))?;
         }
         weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);
     }
@@ -175,12 +163,14 @@ fn merge_adapter(
     }: &Adapter,
 ) -> Result<(), InferenceError> {
     let of_tokens = token_tensors(config, &adapter.tokens);
+    let is_kept = |name: &str| is_kept_beside_tokens(name, &adapter.tokens, config.tied);
+    let sizes = adapter.sizes();
     for name in file.names() {
         let unknown = |module: &str| InferenceError::UnknownModule {
             path: file.path().to_owned(),
             module: module.to_owned(),
         };
-        if of_tokens.iter().any(|(token, _)| token == name) || is_kept_beside_tokens(name) {
+        if of_tokens.iter().any(|(token, _)| token == name) || is_kept(name) {
             continue;
         }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
@@ -196,13 +186,13 @@ fn merge_adapter(
         let weight_name = format!("{module}.weight");
         let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
         let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
-        let a = read_tensor(file, name, &[adapter.rank_of(module), input])?;
+        let a = read_tensor(file, name, &[sizes.rank(module), input])?;
         let b = read_tensor(
             file,
             &tensor_name(module, Factor::B),
-            &[out, adapter.rank_of(module)],
+            &[out, sizes.rank(module)],
         )?;
-        let merged = (weight + (b.matmul(&a)? * adapter.scale_of(module))?)?;
+        let merged = (weight + (b.matmul(&a)? * sizes.scale(module))?)?;
         weights.insert(weight_name, merged);
     }
     let both = [

@@ -1,7 +1,7 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
-use common::job::{BaseDtype, LoraSpec, Quantization, TrainedRows};
+use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
     EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections, token_tensor,
 };
@@ -13,7 +13,7 @@ use super::layers::mlp::Mlp;
 use super::layers::residual::Residual;
 use super::weights::WeightSource;
 use crate::engine::EngineError;
-use crate::engine::adapter::adapter_of;
+use crate::engine::adapter::JobAdapter;
 use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
@@ -27,7 +27,7 @@ pub struct Parts<'a> {
     pub source: &'a WeightSource,
     /// The trainable tensors; all others are frozen, and come from the source.
     pub parameters: &'a Parameters,
-    pub lora: Option<&'a LoraSpec>,
+    pub lora: Option<JobAdapter<'a>>,
     pub dtype: BaseDtype,
     /// How frozen matrices are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
@@ -62,9 +62,9 @@ impl Parts<'_> {
 
     fn token_matrix(&self, name: &str) -> Result<TokenMatrix, EngineError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        let trained = self.lora.map(|lora| match name {
-            EMBEDDING => &lora.tokens.embedding,
-            _ => &lora.tokens.head,
+        let trained = self.lora.as_ref().map(|lora| match name {
+            EMBEDDING => &lora.spec.tokens.embedding,
+            _ => &lora.spec.tokens.head,
         });
         let own = trained.and_then(|rows| {
             let weight = self.parameters.weight(&token_tensor(name, rows))?;
@@ -152,7 +152,7 @@ impl Parts<'_> {
     }
 
     fn lora(&self, path: &str) -> Option<Lora> {
-        adapter_of(path, self.parameters, self.lora?)
+        self.lora.as_ref()?.on(path, self.parameters)
     }
 
     fn norm(&self, name: &str) -> Result<RmsNorm, EngineError> {

@@ -3,6 +3,7 @@
 mod build;
 pub mod causal_lm;
 pub mod layers;
+mod mean_row;
 pub mod weights;
 
 pub use build::Parts;

@@ -9,11 +9,12 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{EMBEDDING, HEAD, ModelConfig};
-use common::nf4::Nf4;
+use common::nf4::{Nf4, NotQuantised};
 use common::rng::CounterRng;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::mean_row::{MeanRow, fill_with_mean};
 use crate::engine::EngineError;
 #[cfg(feature = "cuda")]
 use crate::engine::buffer::Buffer;
@@ -25,6 +26,9 @@ use crate::engine::params::Weight;
 
 /// Scalars drawn in one task.
 const DRAW_TILE: usize = 1 << 16;
+
+/// Rows of a matrix that are read at once where not all are wanted.
+const ROWS_AT_ONCE: usize = 1 << 12;
 
 /// Stream of the counter-based generator from which random weights are drawn.
 const STREAM_WEIGHTS: u64 = 0x7765_6967_6874;
@@ -55,12 +59,17 @@ impl WeightSource {
         folder: &ModelFolder,
         expected: &[(String, Vec<usize>)],
     ) -> Result<Self, EngineError> {
+        Ok(Self::of(WeightFiles::open(folder, expected)?, expected))
+    }
+
+    /// Files that hold these tensors.
+    pub fn of(files: WeightFiles, expected: &[(String, Vec<usize>)]) -> Self {
         let embedding = expected.iter().find(|(name, _)| name == EMBEDDING);
-        Ok(Self::Files {
-            files: WeightFiles::open(folder, expected)?,
+        Self::Files {
+            files,
             vocabulary: embedding.map_or(usize::MAX, |(_, shape)| shape[0]),
             tied: !expected.iter().any(|(name, _)| name == HEAD),
-        })
+        }
     }
 
     /// Fills `out` with the values of a tensor in float32.
@@ -101,10 +110,31 @@ impl WeightSource {
         let TrainedRows::These(ids) = rows else {
             return self.read_f32(name, &shape, out);
         };
-        let mut all = vec![0.0; shape[0] * shape[1]];
-        self.read_f32(name, &shape, &mut all)?;
-        for (id, row) in ids.iter().zip(out.chunks_exact_mut(shape[1])) {
-            row.copy_from_slice(&all[*id as usize * shape[1]..][..shape[1]]);
+        let width = config.hidden_size;
+        let Self::Files {
+            files, vocabulary, ..
+        } = self
+        else {
+            let mut all = vec![0.0; shape[0] * width];
+            self.read_f32(name, &shape, &mut all)?;
+            for (id, row) in ids.iter().zip(out.chunks_exact_mut(width)) {
+                row.copy_from_slice(&all[*id as usize * width..][..width]);
+            }
+            return Ok(());
+        };
+        let name = self.stored_name(name);
+        let stored = self.stored(name, &shape).unwrap_or(shape);
+        let mut mean: Option<MeanRow> = None;
+        for (id, row) in ids.iter().zip(out.chunks_exact_mut(width)) {
+            match *id as usize {
+                known if known < *vocabulary => {
+                    files.read_part(name, &stored, known * width, row)?;
+                }
+                _ => match &mean {
+                    Some(mean) => mean.write(row),
+                    None => mean.insert(mean_row(files, name, &stored)?).write(row),
+                },
+            }
         }
         Ok(())
     }
@@ -175,13 +205,20 @@ impl WeightSource {
             }
         }
         let matrix = Nf4::quantise(&values, how.nested_scales);
-        matrix.map(Some).map_err(|reason| match self {
+        matrix
+            .map(Some)
+            .map_err(|reason| self.not_quantised(name, reason))
+    }
+
+    /// The error of a matrix that has no 4 bits.
+    pub fn not_quantised(&self, name: &str, reason: NotQuantised) -> EngineError {
+        match self {
             Self::Files { files, .. } => files.malformed(name, &reason.to_string()).into(),
             Self::Random { .. } | Self::Memory(_) => EngineError::NotQuantised {
                 name: name.to_owned(),
                 reason,
             },
-        })
+        }
     }
 
     /// A frozen matrix in `dtype`, widened again from its [`four_bits`](Self::four_bits) where it has some.
@@ -245,28 +282,17 @@ fn dense<E: Element>(view: Nf4View) -> Buffer<E> {
     values
 }
 
-/// Fills each new row with the mean of the known ones, summed in float64 from the first row to the last.
-pub(in crate::engine) fn fill_with_mean<E: Element>(known: &[E], new: &mut [E], width: usize) {
-    const COLUMNS: usize = 16;
-    let rows = (known.len() / width.max(1)).max(1);
-    let mut mean = vec![E::zeroed(); width];
-    mean.par_chunks_mut(COLUMNS)
-        .enumerate()
-        .for_each(|(tile, mean)| {
-            let first = tile * COLUMNS;
-            let mut sums = [0.0f64; COLUMNS];
-            for row in known.chunks_exact(width) {
-                for (sum, x) in sums.iter_mut().zip(&row[first..first + mean.len()]) {
-                    *sum += f64::from(x.wide());
-                }
-            }
-            for (mean, sum) in mean.iter_mut().zip(sums) {
-                *mean = E::round_from((sum / rows as f64) as f32);
-            }
-        });
-    for row in new.chunks_exact_mut(width) {
-        row.copy_from_slice(&mean);
+/// The mean of all rows of a matrix, of which only a part is in memory at a time.
+fn mean_row(files: &WeightFiles, name: &str, shape: &[usize; 2]) -> Result<MeanRow, EngineError> {
+    let [rows, width] = *shape;
+    let mut mean = MeanRow::new(width);
+    let mut part = vec![0.0f32; ROWS_AT_ONCE.min(rows) * width];
+    for first in (0..rows).step_by(ROWS_AT_ONCE) {
+        let part = &mut part[..ROWS_AT_ONCE.min(rows - first) * width];
+        files.read_part(name, shape, first * width, part)?;
+        mean.add(part);
     }
+    Ok(mean)
 }
 
 /// Refuses weights that were finite and that bfloat16 made infinite.

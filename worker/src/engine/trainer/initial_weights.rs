@@ -43,7 +43,7 @@ impl InitialWeights {
                 let beside = token_tensors(config, &lora.tokens);
                 let layout = adapter_layout(&modules, beside).with_moments(moments);
                 let values = match adapter_dir {
-                    Some(dir) => values_from(&dir, &layout, lora)?,
+                    Some(dir) => values_from(&dir, &layout, lora, config.tied)?,
                     None => {
                         let mut values = initial_values(&layout, job.seed)?;
                         for (name, rows) in of_tokens(&lora.tokens) {

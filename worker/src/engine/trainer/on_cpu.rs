@@ -12,6 +12,7 @@ use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, zeros};
 use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
+use crate::engine::adapter::JobAdapter;
 use crate::engine::batch::Batch;
 use crate::engine::mean_gradient::MeanSource;
 use crate::engine::model::Parts;
@@ -53,7 +54,7 @@ impl OnCpu {
             config,
             source,
             parameters: &parameters,
-            lora,
+            lora: lora.map(JobAdapter::of),
             dtype: job.base_dtype,
             quantization: job.quantization,
         };
