@@ -6,6 +6,7 @@
 
 mod dtype;
 mod estimate;
+mod methods;
 mod notices;
 mod scratch;
 mod sources;
@@ -38,6 +39,7 @@ use crate::store::output::RunIdentity;
 
 use dtype::with_dtype_of_model;
 pub use estimate::{Estimate, Need};
+pub use methods::{MethodNeed, advice, methods, told};
 pub use scratch::{Scratch, remove_all as remove_scratch};
 
 /// Everything that training needs, checked.

@@ -6,13 +6,17 @@
 use std::io::{self, Write};
 
 use common::data::{DataCounts, DataErrors, Sample, SetCounts, samples};
+use common::host::available_bytes;
 use common::job::{JobSpec, Method};
 use common::progress::Progress;
 use common::text::{count, visible};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::prepare::{Estimate, Need, PreflightError, Prepared, Scratch, prepare_in};
+use crate::prepare::{
+    Estimate, MethodNeed, Need, PreflightError, Prepared, Scratch, advice, methods, prepare_in,
+    told,
+};
 use crate::report::terminal::{GPUS, bits, block_count, bytes, grouped, set_lines};
 use crate::store::layout::WORK_FOLDER;
 
@@ -104,6 +108,8 @@ struct PlanCounts {
 struct Memory {
     processor: Need,
     gpu: Need,
+    /// What each method needs on a processor.
+    methods: Vec<MethodNeed>,
 }
 
 fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
@@ -125,8 +131,9 @@ fn document<'a>(prepared: &'a Prepared, samples: &'a [Sample]) -> Document<'a> {
         memory: Memory {
             processor: prepared.estimate.processor,
             gpu: prepared.estimate.gpu,
+            methods: methods(&prepared.job, &prepared.model_config),
         },
-        notices: prepared.notices(),
+        notices: notices(prepared),
         samples,
     }
 }
@@ -148,10 +155,18 @@ fn write_rows(
     for (name, value) in rows {
         write_row(out, name, &value)?;
     }
-    for notice in prepared.notices() {
+    for notice in notices(prepared) {
         write_row(out, "note", &notice)?;
     }
     Ok(())
+}
+
+/// What the user should know, a line each.
+fn notices(prepared: &Prepared) -> Vec<String> {
+    let mut notices = prepared.notices();
+    let methods = methods(&prepared.job, &prepared.model_config);
+    notices.extend(available_bytes().and_then(|free| advice(&methods, free)));
+    notices
 }
 
 pub(super) fn write_row(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
@@ -176,6 +191,7 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
     rows.extend([
         ("plan", plan(prepared)),
         ("memory", memory(&estimate.processor)),
+        ("methods", told(&methods(job, &prepared.model_config))),
     ]);
     if GPUS {
         rows.push(("GPU memory", gpu_memory(&estimate.gpu)));

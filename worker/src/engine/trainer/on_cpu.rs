@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use common::files::Flat;
 use common::files::layout::Layout;
+use common::host::available_bytes;
 use common::job::{JobSpec, Method, TrainedRows};
 use common::model::ModelConfig;
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ use crate::engine::ops::cross_entropy::LossSum;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::optim::{Optimizer, TensorUpdate, Update, gradient_norm};
 use crate::engine::params::{Collect, Parameters};
-use crate::engine::{Abandon, EngineError, memory};
+use crate::engine::{Abandon, EngineError};
 
 /// Model, weights and moments in this process's memory. Every method runs on the trainer's threads.
 pub struct OnCpu {
@@ -219,6 +220,6 @@ fn split_off<'a>(flat: &mut &'a mut [f32], scalars: usize) -> &'a mut [f32] {
 fn free_bytes(scalars: usize) -> Option<u64> {
     /// Bytes that the sums take, and the gradient of a slot or the mean of several workers.
     const BYTES_PER_SCALAR: u64 = 10;
-    let free = memory::available_bytes()?;
+    let free = available_bytes()?;
     Some(free.saturating_sub(BYTES_PER_SCALAR * scalars as u64))
 }
