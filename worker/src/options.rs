@@ -29,6 +29,9 @@ pub struct JoinOptions {
     pub exchange_port: Option<u16>,
     /// Where fetched models are kept. Default: `MUSTER_CACHE_DIR`, else `~/.cache/muster`.
     pub cache_dir: Option<PathBuf>,
+    /// Cache of the Hugging Face hub, in which a model is looked for before it is fetched. Default: where Python has it
+    /// (`HF_HUB_CACHE`, `HF_HOME`, else `~/.cache/huggingface/hub`).
+    pub hub_cache: Option<PathBuf>,
     /// Name of this worker in logs and on terminals. Default: host name and process number.
     pub name: Option<String>,
     /// How long to try to reach the coordinator at first.
@@ -51,6 +54,7 @@ impl JoinOptions {
             exchange_host: None,
             exchange_port: None,
             cache_dir: None,
+            hub_cache: None,
             name: None,
             connect_timeout: Duration::from_secs(60),
             reconnect_timeout: RECONNECT_TIMEOUT,

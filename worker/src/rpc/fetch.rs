@@ -1,5 +1,5 @@
-//! Folders that a run starts from (base model, checkpoint or adapter): found on this machine or fetched from the
-//! coordinator, and verified file by file either way.
+//! Folders that a run starts from (base model, checkpoint or adapter): found on this machine, in the hub's cache too, or
+//! fetched from the coordinator, and verified file by file either way.
 //!
 //! In: the list of files from Welcome. Out: a local folder that holds exactly those bytes. A fetch goes on where an
 //! earlier one stopped, and a model appears in the cache only when it is complete.
@@ -18,6 +18,8 @@ use proto::v1;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
+use super::hub_cache::candidates;
+use super::tally::Tally;
 use super::temporary::TemporaryFolder;
 use crate::rpc::connect::{Client, retry_delays};
 
@@ -29,6 +31,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// takes minutes.
 const FETCH_LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 const FETCH_LOCK_RETRY: Duration = Duration::from_millis(200);
+/// How often a file of the right name and size is copied that may prove to be another.
+const MAX_COPIES: usize = 2;
 /// Time between two log lines about a lock that another process holds.
 const LOCK_REMINDER: Duration = Duration::from_secs(60);
 
@@ -71,6 +75,8 @@ pub struct Fetcher {
     pub client: Client,
     /// Where fetched folders are kept: `~/.cache/muster`, or what the user chose.
     pub cache: PathBuf,
+    /// Folders of this machine that may have files of the model, likeliest first: snapshots in the hub's cache.
+    pub snapshots: Vec<PathBuf>,
 }
 
 /// A folder that a run starts from.
@@ -99,7 +105,16 @@ impl Fetcher {
         at_coordinator: &Path,
     ) -> Result<Folder, FetchError> {
         if holds(at_coordinator, entries).await {
+            let path = at_coordinator.display();
+            tracing::info!("the model is on this machine, where the coordinator has it: {path}");
             return Ok(Folder::Kept(at_coordinator.to_owned()));
+        }
+        for snapshot in &self.snapshots {
+            if holds(snapshot, entries).await {
+                let path = snapshot.display();
+                tracing::info!("the model is in the hub's cache on this machine: {path}");
+                return Ok(Folder::Kept(snapshot.clone()));
+            }
         }
         let parent = self.cache.join("models");
         std::fs::create_dir_all(&parent).map_err(write_error(&parent, 0))?;
@@ -109,18 +124,20 @@ impl Fetcher {
         let lock_path = parent.join(format!("{name}.lock"));
         let _lock = lock(&lock_path, &partial, FETCH_LOCK_TIMEOUT).await?;
         if holds(&target, entries).await {
+            tracing::info!("the model was fetched before: {}", target.display());
             return Ok(Folder::Kept(target));
         }
         // A damaged folder is mended: its good files need not travel again.
         if target.is_dir() && !partial.exists() {
             std::fs::rename(&target, &partial).map_err(write_error(&partial, 0))?;
         }
-        self.files(&partial, entries).await?;
+        let tally = self.files(&partial, entries, &self.snapshots).await?;
         if target.exists() {
             common::files::atomic::remove_dir(&target)?;
         }
         std::fs::rename(&partial, &target).map_err(write_error(&target, 0))?;
         sync_folder(&parent)?;
+        tracing::info!("the model is in {}: {tally}", target.display());
         Ok(Folder::Kept(target))
     }
 
@@ -138,35 +155,51 @@ impl Fetcher {
         }
         let parent = self.cache.join("states");
         let folder = TemporaryFolder::create(&parent).map_err(write_error(&parent, 0))?;
-        self.files(folder.path(), entries).await?;
+        self.files(folder.path(), entries, &[]).await?;
         Ok(Some(Folder::Temporary(folder)))
     }
 
-    async fn files(&self, folder: &Path, entries: &[FileEntry]) -> Result<(), FetchError> {
+    /// Completes the files of a folder; those that are in one of the `snapshots` do not travel.
+    async fn files(
+        &self,
+        folder: &Path,
+        entries: &[FileEntry],
+        snapshots: &[PathBuf],
+    ) -> Result<Tally, FetchError> {
+        let mut tally = Tally::default();
         for entry in entries {
-            self.file(folder, entry).await?;
+            let path = inside(folder, &entry.path)?;
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(write_error(parent, 0))?;
+            }
+            let (files, bytes) = if holds(folder, std::slice::from_ref(entry)).await {
+                &mut tally.here
+            } else if copy_from(snapshots, entry, folder).await? {
+                &mut tally.snapshots
+            } else {
+                self.file(folder, &path, entry).await?;
+                &mut tally.coordinator
+            };
+            *files += 1;
+            *bytes += entry.size;
         }
-        Ok(())
+        Ok(tally)
     }
 
-    /// Completes one file of a folder that is not complete yet.
-    async fn file(&self, partial: &Path, entry: &FileEntry) -> Result<(), FetchError> {
-        let path = inside(partial, &entry.path)?;
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(write_error(folder, 0))?;
-        }
+    /// Fetches what is missing of one file of a folder.
+    async fn file(&self, partial: &Path, path: &Path, entry: &FileEntry) -> Result<(), FetchError> {
         // The second time from the start: what was there already may have been of something else.
         for _ in 0..2 {
-            let found = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let found = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             if found < entry.size {
-                self.append(&path, entry, found).await?;
+                self.append(path, entry, found).await?;
             } else if found == 0 {
-                File::create(&path).map_err(write_error(&path, 0))?;
+                File::create(path).map_err(write_error(path, 0))?;
             }
             if holds(partial, std::slice::from_ref(entry)).await {
                 return Ok(());
             }
-            std::fs::remove_file(&path).map_err(write_error(&path, 0))?;
+            std::fs::remove_file(path).map_err(write_error(path, 0))?;
         }
         Err(FetchError::Digest {
             path: entry.path.clone(),
@@ -245,6 +278,52 @@ impl Fetcher {
         file.flush().await.map_err(write_error(path, entry.size))?;
         Ok(Ok(()))
     }
+}
+
+/// Copies a file that one of the snapshots has, where its content is the right one. Nothing of another content stays.
+async fn copy_from(
+    snapshots: &[PathBuf],
+    entry: &FileEntry,
+    folder: &Path,
+) -> Result<bool, FetchError> {
+    let to = inside(folder, &entry.path)?;
+    // What of it was fetched before stays until the copy is proven.
+    let mut copy = to.clone().into_os_string();
+    copy.push(".copy");
+    let copy = PathBuf::from(copy);
+    for from in candidates(snapshots, entry)?.into_iter().take(MAX_COPIES) {
+        match tokio::fs::copy(&from, &copy).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::StorageFull => {
+                return Err(write_error(&to, entry.size)(error));
+            }
+            // It is gone, or may not be read: then it is fetched.
+            Err(error) => {
+                tracing::debug!("{} is not copied: {error}", from.display());
+                continue;
+            }
+        }
+        if is_content(&copy, entry).await {
+            let file = File::open(&copy).and_then(|file| file.sync_all());
+            file.map_err(write_error(&copy, entry.size))?;
+            std::fs::rename(&copy, &to).map_err(write_error(&to, entry.size))?;
+            return Ok(true);
+        }
+        std::fs::remove_file(&copy).map_err(write_error(&copy, 0))?;
+    }
+    Ok(false)
+}
+
+/// Whether a file, whatever its name is, has the entry's size and digest.
+async fn is_content(path: &Path, entry: &FileEntry) -> bool {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return false;
+    };
+    let named = FileEntry {
+        path: name.to_string_lossy().into_owned(),
+        ..entry.clone()
+    };
+    holds(folder, &[named]).await
 }
 
 /// Returns whether every file is there with its size and digest.

@@ -19,6 +19,7 @@ use crate::collective::{self, Collective};
 use crate::rpc::blocks::Blocks;
 use crate::rpc::connect::{Client, ConnectError};
 use crate::rpc::fetch::{Fetcher, default_cache};
+use crate::rpc::hub_cache;
 use crate::rpc::upload::{UploadError, Uploads};
 use crate::run::engine_thread::{EngineThread, EngineThreadError};
 use crate::run::leases::Leases;
@@ -229,7 +230,11 @@ impl WorkerContext {
             uploads,
             forwarding: tokio::spawn(forwarder.forward(down)),
         };
-        let fetcher = Fetcher { client, cache };
+        let fetcher = Fetcher {
+            client,
+            cache,
+            snapshots: hub_cache::snapshots(self.options.hub_cache.as_deref(), &admission.job),
+        };
         let is_ready = engine.ready_flag();
         let mut patience_ends = None;
         let status = self.options.status.clone();

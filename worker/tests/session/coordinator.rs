@@ -317,6 +317,7 @@ impl Stage {
             threads: Some(1),
             token: Some(TOKEN.to_owned()),
             cache_dir: Some(self.folder.path().join("cache")),
+            hub_cache: Some(self.folder.path().join("hub")),
             connect_timeout: Duration::from_secs(5),
             ..JoinOptions::new(&self.address)
         }

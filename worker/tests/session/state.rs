@@ -3,6 +3,7 @@
 use proto::v1;
 use proto::v1::coordinator_message::Message as Down;
 use proto::v1::worker_message::Message as Up;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -97,6 +98,76 @@ async fn a_model_that_is_not_here_is_fetched_once_and_a_broken_fetch_goes_on() {
     assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
     let (worker, peer, ..) = stage.ready_worker().await;
     finish(worker, peer).await;
+    assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
+}
+
+/// A stage whose coordinator has the model where this machine has not, and a snapshot in the hub's cache with the model's files.
+async fn stage_with_snapshot() -> (Stage, PathBuf) {
+    let mut stage = stage().await;
+    stage.welcome.model_dir = "/nowhere".to_owned();
+    let commit = "0".repeat(40);
+    let snapshot = format!("hub/models--org--tiny/snapshots/{commit}");
+    let snapshot = stage.folder.path().join(snapshot);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    for entry in &stage.welcome.model_files {
+        let from = stage.folder.path().join("model").join(&entry.path);
+        std::fs::copy(from, snapshot.join(&entry.path)).unwrap();
+    }
+    (stage, snapshot)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_in_the_hubs_cache_does_not_travel() {
+    let (mut stage, _) = stage_with_snapshot().await;
+    let (worker, peer, ..) = stage.ready_worker().await;
+    finish(worker, peer).await;
+    assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), 0);
+    assert!(!stage.folder.path().join("cache/models").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_model_in_the_hubs_cache_only_what_differs_travels() {
+    let (mut stage, snapshot) = stage_with_snapshot().await;
+    // Of the right size, with one other byte.
+    let config = CONFIG.replace("0.02", "0.03");
+    std::fs::write(snapshot.join("config.json"), &config).unwrap();
+    let (worker, peer, ..) = stage.ready_worker().await;
+    finish(worker, peer).await;
+    let fetched = stage.fake.fetched_bytes.load(Ordering::SeqCst);
+    assert_eq!(fetched, CONFIG.len());
+    // What is in the hub's cache is nobody's to mend.
+    let left = std::fs::read_to_string(snapshot.join("config.json")).unwrap();
+    assert_eq!(left, config);
+    let models = stage.folder.path().join("cache/models");
+    let copies = std::fs::read_dir(models)
+        .unwrap()
+        .flat_map(|entry| std::fs::read_dir(entry.unwrap().path()))
+        .flatten();
+    let mut names: Vec<_> = copies.map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "notes.txt"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_of_one_machine_fetch_a_model_once() {
+    let mut stage = stage().await;
+    stage.welcome.model_dir = "/nowhere".to_owned();
+    let mut workers = Vec::new();
+    for _ in 0..2 {
+        let worker = tokio::spawn(join(stage.options(), CancellationToken::new()));
+        let mut peer = stage.session().await;
+        peer.joined().await;
+        workers.push((worker, peer));
+    }
+    for (_, peer) in &workers {
+        peer.send(Down::Welcome(stage.welcome.clone())).await;
+    }
+    for (worker, mut peer) in workers {
+        peer.ready().await;
+        finish(worker, peer).await;
+    }
+    let files = stage.fake.files.lock().unwrap();
+    let size: usize = files.values().map(Vec::len).sum();
     assert_eq!(stage.fake.fetched_bytes.load(Ordering::SeqCst), size);
 }
 
