@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::ADAPTER_WEIGHTS;
-use super::json::read_json;
-use super::json::write_json;
+use super::json::{json_text, read_json, write_json};
 use super::snapshot::OPTIMIZER;
 use super::{FileEntry, FileError, atomic, durable};
 
@@ -39,6 +38,15 @@ struct SealedManifest {
     manifest: Manifest,
     /// BLAKE3 of the fields above as compact JSON, so that a flipped bit in the manifest shows too.
     manifest_digest: String,
+}
+
+impl SealedManifest {
+    fn of(manifest: Manifest) -> Self {
+        Self {
+            manifest_digest: digest(&manifest),
+            manifest,
+        }
+    }
 }
 
 /// A checkpoint that was passed over because it does not verify.
@@ -88,12 +96,23 @@ pub fn seal(dir: &Path, head: Manifest) -> Result<Manifest, FileError> {
         }
     }
     manifest.files.sort_by(|a, b| a.path.cmp(&b.path));
-    let sealed = SealedManifest {
-        manifest_digest: digest(&manifest),
-        manifest,
-    };
+    let sealed = SealedManifest::of(manifest);
     write_json(&dir.join(MANIFEST), &sealed)?;
     Ok(sealed.manifest)
+}
+
+/// The manifest's own file for a copy of its checkpoint in which the file `name` has other content.
+pub fn manifest_of_copy(
+    manifest: &Manifest,
+    name: &str,
+    content: &[u8],
+) -> Result<Vec<u8>, FileError> {
+    let mut manifest = manifest.clone();
+    for file in manifest.files.iter_mut().filter(|file| file.path == name) {
+        file.size = content.len() as u64;
+        file.digest = blake3::hash(content).to_hex().to_string();
+    }
+    json_text(MANIFEST, &SealedManifest::of(manifest))
 }
 
 /// Verifies a checkpoint: reads its manifest and compares every file with it, by size and digest.

@@ -4,9 +4,10 @@
 //! ones into its file storage before; what the hub has already is not sent. A failure before the commit leaves the
 //! repository as it was.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -127,7 +128,10 @@ impl Hub {
                     is_new: false,
                 });
             }
-            let changed: Vec<Object> = objects.into_iter().flatten().collect();
+            let mut changed: Vec<Object> = objects.into_iter().flatten().collect();
+            // The storage has contents, whatever their names.
+            let mut sent = HashSet::new();
+            changed.retain(|object| sent.insert(object.oid.clone()));
             lfs::upload(&self.0, repo, &branch, &changed, progress)?;
             self.post_commit(repo, &branch, &body, progress)
         })
@@ -193,6 +197,8 @@ impl Hub {
         let sizes = large.map(|planned| planned.upload.source.size());
         let total = sizes.sum::<Result<u64, HubError>>()?;
         progress.begin("reading what is pushed to the hub", total);
+        // A file that goes to several places is read once.
+        let mut read: HashMap<&Path, (u64, String)> = HashMap::new();
         let objects = planned.iter().map(|planned| {
             if !planned.is_large {
                 return Ok(None);
@@ -200,9 +206,15 @@ impl Hub {
             let source = &planned.upload.source;
             let (size, oid) = match source {
                 Source::Bytes(bytes) => (bytes.len() as u64, sha256_hex(bytes)),
-                Source::File(path) => {
-                    file_sha256(path, progress).map_err(HubError::io("read", path))?
-                }
+                Source::File(path) => match read.get(path.as_path()) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let digest = file_sha256(path, progress);
+                        let digest = digest.map_err(HubError::io("read", path))?;
+                        read.insert(path, digest.clone());
+                        digest
+                    }
+                },
             };
             tracing::debug!("{repo}: {} has sha256 {oid}", planned.upload.path_in_repo);
             progress.advance(size);

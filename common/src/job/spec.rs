@@ -2,8 +2,8 @@
 
 mod dataset;
 mod mixture;
+mod push;
 
-use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ pub use dataset::{
     shown_address,
 };
 pub use mixture::{MixStrategy, MixtureSpec, Selection, Shard};
+pub use push::{HubStrategy, PushSpec, Secret};
 
 /// Default `sequence_len`, in tokens, where the data is large.
 pub const DEFAULT_SEQUENCE_LEN: usize = 2048;
@@ -223,37 +224,6 @@ pub struct Reading {
     pub prepared_dir: Option<PathBuf>,
     /// Whether `base_dtype` is to be what the model's `config.json` says, once that is there.
     pub is_dtype_of_model: bool,
-}
-
-/// Where a result goes on the hub.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PushSpec {
-    /// `owner/name`, or a name of the token's own account.
-    pub repo: String,
-    /// Whether a repository that is made for it is private.
-    pub is_private: bool,
-    /// Token for it. None: the environment has one.
-    pub token: Option<Secret>,
-}
-
-/// A text that is shown to nobody.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(...)")
-    }
 }
 
 /// Fields that the user did not give and that follow the data. Until it is known they stand at what large data gets.

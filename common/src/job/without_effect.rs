@@ -10,7 +10,8 @@ use super::number::parse_number;
 use super::optimizer::{Optimizer, is_embedding};
 use super::read::Reader;
 use super::spec::{
-    DatasetKind, InitWeights, JobSpec, Method, MixStrategy, TargetModules, ValSetSize,
+    DatasetKind, HubStrategy, InitWeights, JobSpec, Method, MixStrategy, SaveSteps, TargetModules,
+    ValSetSize,
 };
 use super::yaml::Value;
 
@@ -25,7 +26,7 @@ pub(super) fn tell(reader: &mut Reader<'_>, job: &JobSpec) {
         of_evaluation(reader, job),
         of_data(reader, job),
         of_columns(reader, job),
-        of_hub(job).into_iter().collect(),
+        of_hub(job),
     ];
     let mut told: Vec<(String, Vec<&str>)> = Vec::new();
     for (fields, why) in groups.into_iter().flatten() {
@@ -282,8 +283,17 @@ fn of_columns(reader: &Reader<'_>, job: &JobSpec) -> Vec<Idle> {
 
 // ---- hub ----
 
-fn of_hub(job: &JobSpec) -> Option<Idle> {
-    let fields = ["hub_model_id", "hub_private_repo"];
-    let is_pushed = job.reading.push.is_some();
-    (!is_pushed).then(|| idle(&fields, "because nothing is pushed (push_to_hub)"))
+fn of_hub(job: &JobSpec) -> Vec<Idle> {
+    let Some(push) = &job.reading.push else {
+        let fields = ["hub_model_id", "hub_private_repo", "hub_strategy"];
+        return vec![idle(&fields, "because nothing is pushed (push_to_hub)")];
+    };
+    let is_nothing_saved = job.save_steps == SaveSteps::Never
+        && !job.save_first_step
+        && !job.best_model.is_some_and(|best| best.saves());
+    if push.strategy == HubStrategy::End || !is_nothing_saved {
+        return Vec::new();
+    }
+    let why = "because no checkpoint is saved (save_steps)";
+    vec![idle(&["hub_strategy"], why)]
 }

@@ -84,6 +84,7 @@ async fn drive(min_workers: usize, slots: usize) {
         tokens: Vec::new(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
+        saved: Box::new(|_| ()),
     };
     let driver = Driver::new(
         cluster(job, slots),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use common::job::PushSpec;
+use common::job::{HubStrategy, PushSpec};
 use common::progress::Progress;
 
 use crate::run::push::{PushError, push};
@@ -27,6 +27,7 @@ pub fn run(arguments: &PushArguments) -> Result<String, PushError> {
         repo: arguments.repo.clone(),
         is_private: !arguments.public,
         token: None,
+        strategy: HubStrategy::End,
     };
     push(&arguments.output_dir, &spec, &Progress::default()).map(|pushed| told(&pushed))
 }

@@ -24,11 +24,12 @@ use crate::rpc::server::Server;
 #[cfg(feature = "single-node")]
 use crate::run::local_workers::{self, LocalWorkers};
 use crate::run::notify_finished::let_workers_go;
-use crate::run::push::{PushError, destination, push};
+use crate::run::push::{CheckpointPushes, PushError, destination, push};
 use crate::run::resume::{Past, Start, bring_best, evaluations_of};
 use crate::run::signals::Signals;
 use crate::run::test_prompts::{ask_after, ask_before};
 use crate::run::train::{Parted, Training};
+use crate::store::checkpoints::Saved;
 use crate::store::claim::claim;
 use crate::store::journal::Journal;
 use crate::store::lock::{Lock, OUTPUT_LOCK_TIMEOUT, lock};
@@ -94,7 +95,7 @@ fn run_until_stopped(
             runtime.block_on(server.turn_away("its job is done already"));
             told?;
             // It may be what is left to do.
-            let failed = push_result(&job, signals, &mut terminal);
+            let failed = push_result(&job, None, signals, &mut terminal);
             return Ok(failed.unwrap_or(exit::DONE));
         }
         Err(error) => {
@@ -110,15 +111,18 @@ fn run_until_stopped(
         server,
         signals: signals.clone(),
     };
-    let (parted, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
+    let (parted, pushes, mut terminal) = train(arguments, opening, course, &runtime, terminal)?;
     // What still runs then would only hold the result back.
     runtime.shutdown_background();
     if let Outcome::Finished { .. } = parted.outcome {
         ask_after(&job, before, &mut terminal);
         show_next(&mut terminal, arguments, &job);
-        if let Some(code) = push_result(&job, signals, &mut terminal) {
+        if let Some(code) = push_result(&job, pushes, signals, &mut terminal) {
             return Ok(code);
         }
+    } else if let Some(pushes) = pushes {
+        let untold = pushes.give_up();
+        untold.iter().for_each(|line| terminal.say(line));
     }
     exit_code(parted, &job, &mut terminal)
 }
@@ -226,20 +230,23 @@ fn open(
     })
 }
 
+/// What is left of a run that has ended: how, the pushes of its checkpoints, and the terminal, when all is said.
+type Over = (Parted, Option<CheckpointPushes>, Terminal);
+
 /// What the run goes through with.
 struct Course {
     server: Server,
     signals: Signals,
 }
 
-/// Opens the files of the run and trains to its end, whatever that is. The terminal comes back when all is said.
+/// Opens the files of the run and trains to its end, whatever that is.
 fn train(
     arguments: &StartArguments,
     opening: Opening,
     course: Course,
     runtime: &Runtime,
     mut terminal: Terminal,
-) -> Result<(Parted, Terminal), StartError> {
+) -> Result<Over, StartError> {
     let Opening {
         prepared,
         identity,
@@ -271,6 +278,12 @@ fn train(
         let server = &course.server;
         how_to_join(server.address(), server.token().is_some())
     });
+    let (job, run) = (&prepared.job, &past.term.run);
+    let pushes = CheckpointPushes::begin(job, run, start.state.step, observer.downgrade())?;
+    let saved: Saved = match &pushes {
+        Some(pushes) => Box::new(pushes.saved()),
+        None => Box::new(|_| ()),
+    };
     let training = Training {
         prepared,
         start,
@@ -283,6 +296,7 @@ fn train(
         local: local_workers(arguments),
         recorder: recorder.clone(),
         observer,
+        saved,
         how_to_join,
     };
     let ended = runtime.block_on(training.run())?;
@@ -297,15 +311,33 @@ fn train(
         recorder.record(&told, &mut terminal);
     }
     terminal.observe(&told);
-    Ok((parted, terminal))
+    Ok((parted, pushes, terminal))
 }
 
-/// Pushes the result where the job asks for it. The exit code where that failed; nothing is lost then.
-fn push_result(job: &JobSpec, signals: &Signals, terminal: &mut Terminal) -> Option<u8> {
+/// Pushes the result where the job asks for it, after what of its checkpoints is under way. The exit code where that failed;
+/// nothing is lost then.
+fn push_result(
+    job: &JobSpec,
+    pushes: Option<CheckpointPushes>,
+    signals: &Signals,
+    terminal: &mut Terminal,
+) -> Option<u8> {
     let spec = job.reading.push.as_ref()?;
-    terminal.say(&format!("pushing the result to {} on the hub", spec.repo));
-    let progress = Progress::default();
+    let progress = pushes
+        .as_ref()
+        .map_or_else(Progress::default, CheckpointPushes::progress);
     signals.begin_push(progress.clone());
+    if let Some(pushes) = pushes {
+        if let Some(step) = pushes.current() {
+            let repo = &spec.repo;
+            terminal.say(&format!(
+                "checkpoint-{step} is still being pushed to {repo}"
+            ));
+        }
+        let untold = pushes.finish();
+        untold.iter().for_each(|line| terminal.say(line));
+    }
+    terminal.say(&format!("pushing the result to {} on the hub", spec.repo));
     let error = match push(&job.output_dir, spec, &progress) {
         Ok(pushed) => {
             signals.finish(true);

@@ -27,7 +27,7 @@ use crate::rpc::service::Service;
 use crate::run::local_workers::LocalWorkers;
 use crate::run::resume::{Start, best_is_gone, best_on_disk};
 use crate::run::signals::Signals;
-use crate::store::checkpoints::Store;
+use crate::store::checkpoints::{Saved, Store};
 use crate::store::journal::{Journal, Term};
 
 /// Most inputs that may wait for the driver.
@@ -56,6 +56,8 @@ pub struct Training {
     pub local: Option<LocalWorkers>,
     pub recorder: Recorder,
     pub observer: mpsc::Sender<RunEvent>,
+    /// Is told of each checkpoint that is on disk.
+    pub saved: Saved,
     /// What the user is told where no worker comes, if anything.
     pub how_to_join: Option<String>,
 }
@@ -106,7 +108,7 @@ impl Training {
                 self.observer.downgrade(),
             ));
         }
-        let store = Arc::new(store(&self.prepared, self.recorder));
+        let store = Arc::new(store(&self.prepared, self.recorder, self.saved));
         let shelf = Arc::new(Transfers::new(self.prepared.data.file));
         shelf.offer(&greeting.model_dir, &greeting.model_files);
         if let Some(folder) = &self.start.state.folder {
@@ -260,7 +262,7 @@ fn cluster(prepared: &Prepared, settings: Settings) -> Cluster {
     Cluster::new(settings, course)
 }
 
-fn store(prepared: &Prepared, recorder: Recorder) -> Store {
+fn store(prepared: &Prepared, recorder: Recorder, saved: Saved) -> Store {
     let results = recorder.clone();
     Store {
         output_dir: prepared.job.output_dir.clone(),
@@ -282,6 +284,7 @@ fn store(prepared: &Prepared, recorder: Recorder) -> Store {
             false => prepared.tokenizer.eos_ids().to_vec(),
         },
         record_result: Box::new(move |step, digest| results.record_result(step, digest)),
+        saved,
     }
 }
 

@@ -63,6 +63,9 @@ pub type WriteTrainerState = Box<dyn Fn(&Path, u64) -> Result<(), FileError> + S
 /// Writes down for good that the run is done, with the digest of its weights.
 pub type RecordResult = Box<dyn Fn(u64, &str) -> Result<(), FileError> + Send + Sync>;
 
+/// Is called with the step of each checkpoint that is on disk; waits for nothing.
+pub type Saved = Box<dyn Fn(u64) + Send + Sync>;
+
 /// Stores the states of a run: checkpoints and the result.
 pub struct Store {
     pub output_dir: PathBuf,
@@ -80,6 +83,7 @@ pub struct Store {
     pub save_total_limit: Option<usize>,
     pub write_trainer_state: WriteTrainerState,
     pub record_result: RecordResult,
+    pub saved: Saved,
 }
 
 impl Store {
@@ -109,6 +113,7 @@ impl Store {
         if let Some(limit) = self.save_total_limit {
             checkpoint::prune(&self.output_dir, limit, received.step, facts.best_step)?;
         }
+        (self.saved)(received.step);
         Ok(State {
             step: received.step,
             folder: Some(checkpoint::checkpoint_dir(&self.output_dir, received.step)),

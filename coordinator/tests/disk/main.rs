@@ -56,6 +56,7 @@ fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
         tokens: Vec::new(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
+        saved: Box::new(|_| ()),
     }
 }
 

@@ -8,6 +8,8 @@ mod stand_in;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod pushes;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -167,6 +167,13 @@ pub(super) const FIELDS: &[Field] = &[
         "Whether a repository that is made for the result is private.",
     ),
     field(
+        "hub_strategy",
+        &[],
+        "end | every_save | checkpoint | all_checkpoints",
+        "end",
+        "What is pushed besides the result at the end, beside training: `every_save` the weights of each checkpoint, in the place of the result; `checkpoint` also the newest checkpoint whole, in the folder `last-checkpoint`; `all_checkpoints` each checkpoint whole, in its own folder `checkpoint-N`.",
+    ),
+    field(
         "hub_token",
         &["hf_hub_token"],
         "text",

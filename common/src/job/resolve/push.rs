@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::read::Reader;
-use super::super::spec::{PushSpec, Secret};
+use super::super::spec::{HubStrategy, PushSpec, Secret};
 use crate::hub::{RepoId, RepoKind};
 
 /// Reads where the result goes; `output_dir` gives its name where none is given.
@@ -11,6 +11,7 @@ pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpe
     let repo = reader.text("hub_model_id");
     let is_private = reader.switch("hub_private_repo");
     let token = reader.text("hub_token").map(Secret::new);
+    let strategy = strategy(reader);
     // Axolotl pushes where there is an id, TRL where it is told to.
     let is_wanted = reader.switch("push_to_hub").unwrap_or(repo.is_some());
     if !is_wanted {
@@ -41,12 +42,33 @@ pub(super) fn push(reader: &mut Reader<'_>, output_dir: &Path) -> Option<PushSpe
     }
     let is_private = is_private.unwrap_or(true);
     let kind = if is_private { "private" } else { "public" };
+    let before = match strategy {
+        HubStrategy::End => "",
+        HubStrategy::EverySave => ", the weights of each checkpoint before",
+        HubStrategy::Checkpoint => {
+            ", the weights of each checkpoint before, the newest whole in last-checkpoint"
+        }
+        HubStrategy::AllCheckpoints => {
+            ", the weights of each checkpoint before, each whole in checkpoint-N"
+        }
+    };
     reader.notices.push(format!(
-        "the result is pushed to {repo} on the hub at the end ({kind}, if it is not there yet)"
+        "the result is pushed to {repo} on the hub at the end ({kind}, if it is not there yet){before}"
     ));
     Some(PushSpec {
         repo: repo.trim().to_owned(),
         is_private,
         token,
+        strategy,
     })
+}
+
+fn strategy(reader: &mut Reader<'_>) -> HubStrategy {
+    let names: [(&[&str], HubStrategy); 4] = [
+        (&["end"], HubStrategy::End),
+        (&["every_save"], HubStrategy::EverySave),
+        (&["checkpoint"], HubStrategy::Checkpoint),
+        (&["all_checkpoints"], HubStrategy::AllCheckpoints),
+    ];
+    reader.choice("hub_strategy", &names).unwrap_or_default()
 }

@@ -51,7 +51,7 @@ const JOBS: [&str; 18] = [
     // TRL, whose name of the data brings the split `test` along.
     "model_name_or_path: m\ndataset_name: owner/set\neval_strategy: epoch\nsave_strategy: epoch\nuse_peft: true\nlora_target_modules: q_proj, v_proj\n\
      dataset_text_field: body\nassistant_only_loss: false\nload_best_model_at_end: true\noptim: sgd\noptim_args: momentum=0.9,nesterov=true\n\
-     lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: '{\"num_cycles\": 2}'\nloss_type: dft\nbf16: true\npush_to_hub: true\noutput_dir: its-name\n",
+     lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs: '{\"num_cycles\": 2}'\nloss_type: dft\nbf16: true\npush_to_hub: true\nhub_strategy: checkpoint\noutput_dir: its-name\n",
     // Transformers' numbers.
     "model: m\ndatasets: [a, b]\ndataset_train_split: train\ndataset_test_split: held\ninterleave_probs: 0.5, 0.5\nmix_strategy: first_exhausted\n\
      torch_dtype: bfloat16\nper_device_train_batch_size: 2\ngradient_accumulation_steps: 3\nmax_steps: 70\nlr: 1e-3\nwarmup_steps: 7\n\

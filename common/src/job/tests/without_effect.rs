@@ -220,6 +220,11 @@ fn other_pairs_of_which_one_leaves_the_other_nothing_are_told() {
             "hub_model_id: changes nothing because nothing is pushed (push_to_hub)",
         ),
         (
+            "hub_strategy: every_save\n",
+            "",
+            "hub_strategy: changes nothing because nothing is pushed (push_to_hub)",
+        ),
+        (
             "dialect: axolotl\ndataset_dir: data\n",
             "",
             "dataset_dir: changes nothing but with dialect: llama_factory",
@@ -227,6 +232,13 @@ fn other_pairs_of_which_one_leaves_the_other_nothing_are_told() {
     ] {
         check(lines, without, &[expected]);
     }
+    let unsaved = job("hub_model_id: a/b\nhub_strategy: checkpoint\nsave_strategy: no\n");
+    let told = "hub_strategy: changes nothing because no checkpoint is saved (save_steps)";
+    assert!(
+        unsaved.reading.notices.iter().any(|notice| notice == told),
+        "{:?}",
+        unsaved.reading.notices
+    );
     let steps = job("max_steps: 5\nnum_train_epochs: 3\n");
     assert_eq!(
         steps.reading.notices,

@@ -30,7 +30,7 @@ const OWN_TOKENIZER: &str = "the tokenizer is read from base_model; remove it";
 const OWN_CONFIG: &str = "config.json is read from base_model and decides it; remove it";
 const NO_PER_LAYER: &str = "every layer of the model is there once; remove it";
 const NAME_LAYERS: &str = "name the layers under lora_target_modules (layers.0.self_attn.q_proj)";
-const PUSHED_ONCE: &str = "the result is pushed once, at the end, to the branch main";
+const PUSHED_TO_MAIN: &str = "what is pushed goes to the branch main of hub_model_id";
 const IN_KWARGS: &str = "give it in lr_scheduler_kwargs, or Axolotl's cosine_min_lr_ratio";
 const IN_DATASET: &str = "it belongs into an entry of `datasets`";
 const SPLIT_NOT_CUT: &str =
@@ -462,14 +462,19 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, ONLY_SFT),
     },
     Group {
-        keys: &[
-            "push_to_hub_*",
-            "hub_strategy",
-            "hub_always_push",
-            "hub_revision",
-            "hub_*",
-        ],
-        rule: Instead(&["end", "false", "none"], PUSHED_ONCE),
+        keys: &["hub_always_push"],
+        rule: Instead(
+            OFF,
+            "a checkpoint that is saved while another is pushed waits for that, and of several the newest goes next",
+        ),
+    },
+    Group {
+        keys: &["hub_revision"],
+        rule: Instead(&["main", "none"], PUSHED_TO_MAIN),
+    },
+    Group {
+        keys: &["push_to_hub_*", "hub_*"],
+        rule: Instead(&["false", "none"], PUSHED_TO_MAIN),
     },
     Group {
         keys: &["push_dataset_to_hub"],
