@@ -43,7 +43,7 @@ fn main() -> ExitCode {
                 show: arguments.show,
                 json: arguments.json,
             };
-            match arguments.job.load() {
+            match arguments.job.load(&Progress::default()) {
                 Err(errors) => {
                     complain(&errors);
                     exit::USAGE

@@ -41,6 +41,7 @@ use dtype::with_dtype_of_model;
 pub use estimate::{Estimate, Need};
 pub use methods::{MethodNeed, advice, methods, told};
 pub use scratch::{Scratch, remove_all as remove_scratch};
+pub use sources::obtain_adapter;
 
 /// Everything that training needs, checked.
 #[derive(Debug)]

@@ -126,6 +126,7 @@ impl AdapterConfig {
             shape: Box::new(self.shape.clone()),
             tokens: self.tokens.clone(),
             model_dir: None,
+            model_source: None,
         }
     }
 

@@ -18,7 +18,7 @@ const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
 pub fn no_such_folder(path: &Path) -> String {
     match RepoId::of_path(RepoKind::Model, path).filter(|repo| repo.owner().is_some()) {
         Some(repo) => format!(
-            "there is no such folder; if it is an id on the Hugging Face hub, only base_model and the datasets of a job are fetched: download it with `hf download {repo} --local-dir models/{}` and name that folder",
+            "there is no such folder; if it is an id on the Hugging Face hub, only base_model, lora_model_dir and the datasets of a job are fetched: download it with `hf download {repo} --local-dir models/{}` and name that folder",
             repo.name()
         ),
         None => "there is no such folder".to_owned(),

@@ -45,6 +45,7 @@ impl JobSpec {
             && let Some(dir) = &mut lora.model_dir
         {
             dir.clear();
+            lora.model_source = None;
         }
         // Where evaluations decide what comes out, so does when they are made; else the best weights are only kept.
         let decides = |best: &BestModel| best.decides();

@@ -3,7 +3,8 @@
 //!
 //! A value of the file gives way to the environment (`MUSTER_<FIELD>`), and that to a flag. Every problem is reported,
 //! not only the first, each with its file and line, variable or flag. Nothing here opens a dataset or a model; the one
-//! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`.
+//! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`; who
+//! loads a job says where one is found that is no folder.
 
 mod adapter_shape;
 mod adapter_sizes;
@@ -65,6 +66,7 @@ pub use pattern::whole_path;
 pub use prompt_format::{PromptFormat, SystemFormat, fill};
 pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
+pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};
 pub use tokens::{NewToken, TrainedRows, TrainedTokens};
 
 /// Where a job comes from. Later sources win: file, environment, flags.
@@ -78,8 +80,16 @@ pub struct JobSources {
     pub flags: Vec<(String, String)>,
 }
 
-/// Reads and checks a job.
+/// Reads and checks a job, whose starting adapter is a folder.
 pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
+    load_with_adapter(sources, &find_no_adapter)
+}
+
+/// Reads and checks a job.
+pub fn load_with_adapter(
+    sources: JobSources,
+    find_adapter: &FindAdapter<'_>,
+) -> Result<JobSpec, JobErrors> {
     let file = match sources.file.map(Arc::new) {
         None => None,
         Some(path) => match read_bounded(&path) {
@@ -91,7 +101,8 @@ pub fn load(sources: JobSources) -> Result<JobSpec, JobErrors> {
             }
         },
     };
-    check(file, sources.environment, &sources.flags)
+    let checked = check_merged(file, sources.environment, &sources.flags, find_adapter);
+    checked.map(|(job, _)| job)
 }
 
 /// The front matter of a Markdown file (YAML between two lines of `---` at its beginning) as JSON; null where it has none.
@@ -117,29 +128,22 @@ pub fn front_matter(text: &str) -> Result<serde_json::Value, String> {
 }
 
 /// Reads and checks a job file, and writes it in Muster's own spelling.
-pub fn convert(path: &Path) -> Result<String, JobErrors> {
+pub fn convert(path: &Path, find_adapter: &FindAdapter<'_>) -> Result<String, JobErrors> {
     let path = Arc::new(path.to_owned());
     let text = read_bounded(&path).map_err(|problem| JobErrors {
         problems: vec![problem],
     })?;
-    let (job, merged) = check_merged(Some((path, text)), Vec::new(), &[])?;
+    let (job, merged) = check_merged(Some((path, text)), Vec::new(), &[], find_adapter)?;
     let dialect = dialect::told(&merged, &mut Problems::default());
     Ok(convert::to_yaml(&merged, &job, dialect))
 }
 
 /// Checks a job, with its file's text at hand.
-fn check(
-    file: Option<(Arc<PathBuf>, String)>,
-    environment: Vec<(String, String)>,
-    flags: &[(String, String)],
-) -> Result<JobSpec, JobErrors> {
-    check_merged(file, environment, flags).map(|(job, _)| job)
-}
-
 fn check_merged(
     file: Option<(Arc<PathBuf>, String)>,
     mut environment: Vec<(String, String)>,
     flags: &[(String, String)],
+    find_adapter: &FindAdapter<'_>,
 ) -> Result<(JobSpec, Merged), JobErrors> {
     let mut problems = Problems::default();
     let mut merged = Merged::default();
@@ -178,6 +182,7 @@ fn check_merged(
         dialect,
         datasets_given: merged.datasets_given,
         file: path.clone(),
+        find_adapter,
     };
     if dialect == Dialect::LlamaFactory {
         let notice = "read by LLaMA-Factory's names (dialect: llama_factory); what it leaves out is as Muster has it, but for the adapter";

@@ -10,6 +10,7 @@ use super::error::{Origin, Problems};
 use super::merge::{Given, Layer, Merged};
 use super::number::{parse_number, without_separators};
 use super::quote::shorten;
+use super::starting_adapter::FindAdapter;
 use super::switch::parse_switch;
 use super::yaml::{Node, Value};
 
@@ -29,6 +30,8 @@ pub(super) struct Reader<'a> {
     pub dialect: Dialect,
     /// Whether datasets were given, perhaps unusable ones.
     pub datasets_given: bool,
+    /// Finds the adapter that the job starts from where that is no folder.
+    pub find_adapter: &'a FindAdapter<'a>,
 }
 
 impl<'a> Reader<'a> {

@@ -55,7 +55,11 @@ const KEPT_BY_DEFAULT: usize = 3;
 
 /// Reads every field. What could not be read is reported and stands at its default, so that the rest is checked too.
 pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
-    let method = method(reader);
+    let output_dir = reader
+        .text("output_dir")
+        .map_or_else(|| "output".into(), PathBuf::from);
+    let resume = resume(reader);
+    let method = method(reader, &output_dir, resume == Resume::Never);
     let init_weights = init_weights(reader, &method);
     let quantization = quantization(reader, &method);
     let learning_rate = learning_rate(reader, &method);
@@ -137,7 +141,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
             .whole("max_skipped_steps", 0..=MAX_STEPS)
             .unwrap_or(5),
         output_dir: output_dir.clone(),
-        resume: resume(reader),
+        resume,
         reduction: reduction(reader),
         cluster: cluster(reader),
         test_prompts: reader.texts("test_prompts", None).unwrap_or_default(),

@@ -198,12 +198,9 @@ impl JobSpec {
 
     /// The base model as people know it: its id on the hub and its commit, or its folder.
     pub fn model_name(&self) -> String {
-        /// Characters of a commit that tell it from others.
-        const SHOWN: usize = 8;
         let commit = self.model_revision.as_deref().unwrap_or_default();
-        let commit: String = commit.chars().take(SHOWN).collect();
         match &self.base_model_id {
-            Some(id) => format!("{id} at {commit}"),
+            Some(id) => at_commit(id, commit),
             None => self.base_model.display().to_string(),
         }
     }
@@ -367,6 +364,32 @@ pub struct LoraSpec {
     pub tokens: TrainedTokens,
     /// Start from this PEFT adapter. Default: none.
     pub model_dir: Option<PathBuf>,
+    /// Where that adapter came from, where it is on the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_source: Option<HubCommit>,
+}
+
+/// A repository on the hub at one commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubCommit {
+    /// `owner/name`, as the hub has it.
+    pub id: String,
+    pub commit: String,
+}
+
+impl HubCommit {
+    /// The id, and as much of the commit as tells it from others.
+    pub fn shown(&self) -> String {
+        at_commit(&self.id, &self.commit)
+    }
+}
+
+/// `owner/name at 0123abcd`
+fn at_commit(id: &str, commit: &str) -> String {
+    /// Characters of a commit that tell it from others.
+    const SHOWN: usize = 8;
+    let commit: String = commit.chars().take(SHOWN).collect();
+    format!("{id} at {commit}")
 }
 
 impl LoraSpec {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -10,6 +10,36 @@ use super::{AdapterShape, TargetModules, TrainedTokens};
 use crate::hub;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// What a job says of the adapter that it starts from, where there is no such folder.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterRequest<'a> {
+    /// What the job names.
+    pub written: &'a Path,
+    /// The run's folder: one that goes on keeps to the adapter that it began with.
+    pub output_dir: &'a Path,
+    /// Whether the run begins anew, whatever is in the folder.
+    pub begins_anew: bool,
+}
+
+/// An adapter that was found elsewhere, and brought into a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundAdapter {
+    pub folder: PathBuf,
+    /// Its id on the hub, as the hub has it.
+    pub id: String,
+    pub commit: String,
+    /// What the user should know of it.
+    pub notice: Option<String>,
+}
+
+/// Brings an adapter here that is no folder; None where there is none of that name, or why it cannot be had.
+pub type FindAdapter<'a> = dyn Fn(&AdapterRequest<'_>) -> Result<Option<FoundAdapter>, String> + 'a;
+
+/// Finds none: what a job names is a folder.
+pub fn find_no_adapter(_: &AdapterRequest<'_>) -> Result<Option<FoundAdapter>, String> {
+    Ok(None)
+}
 
 /// The shape of an adapter that exists.
 #[derive(Debug, PartialEq)]

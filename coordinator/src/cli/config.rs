@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use common::job::{JobErrors, convert, schema};
+use common::progress::Progress;
+
+use crate::prepare::obtain_adapter;
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -21,7 +24,9 @@ pub enum ConfigCommand {
 /// What the command prints.
 pub fn run(command: &ConfigCommand) -> Result<String, JobErrors> {
     match command {
-        ConfigCommand::Convert { file } => convert(file),
+        ConfigCommand::Convert { file } => convert(file, &|request| {
+            obtain_adapter(request, &Progress::default())
+        }),
         ConfigCommand::Schema => Ok(format!("{:#}\n", schema())),
     }
 }

@@ -11,6 +11,9 @@ use std::sync::LazyLock;
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use common::job::{self, FlagValue, JobErrors, JobSources, JobSpec, Origin, Problem};
+use common::progress::Progress;
+
+use crate::prepare::obtain_adapter;
 
 /// The job, and what of it is said on the command line.
 #[derive(Clone, Debug, Default)]
@@ -77,18 +80,20 @@ const HEADING: &str = "Job (fields of docs/job.md without a dot are flags, with 
 
 impl JobArguments {
     /// Reads the job from its file, this process's environment and the flags.
-    pub fn load(&self) -> Result<JobSpec, JobErrors> {
+    /// Fetches the adapter that the job starts from, where that is on the hub.
+    pub fn load(&self, progress: &Progress) -> Result<JobSpec, JobErrors> {
         let mut problems = Vec::new();
         let environment = muster_environment(&mut problems);
         let flags = self.flags(&mut problems);
         if !problems.is_empty() {
             return Err(JobErrors { problems });
         }
-        job::load(JobSources {
+        let sources = JobSources {
             file: self.job.clone(),
             environment,
             flags,
-        })
+        };
+        job::load_with_adapter(sources, &|request| obtain_adapter(request, progress))
     }
 
     /// The flags as a job's source: each `--set`, then the flags of their own.
@@ -510,7 +515,7 @@ mod tests {
         let Chosen::Check(check) = Arguments::try_parse_from(line).unwrap().command else {
             panic!("not check")
         };
-        let errors = check.job.load().unwrap_err();
+        let errors = check.job.load(&Progress::default()).unwrap_err();
         let [problem] = errors.problems.as_slice() else {
             panic!("{errors}")
         };
@@ -524,7 +529,7 @@ mod tests {
     #[test]
     fn set_wants_a_field_and_a_value() {
         let errors = arguments("job.yaml --set learning_rate")
-            .load()
+            .load(&Progress::default())
             .unwrap_err();
         assert_eq!(
             errors.to_string(),

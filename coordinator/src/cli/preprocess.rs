@@ -45,7 +45,7 @@ impl PreprocessError {
 pub fn run(arguments: &PreprocessArguments) -> Result<u8, PreprocessError> {
     let progress = Progress::default();
     let signals = Signals::listen(progress.clone())?;
-    let job = arguments.job.load()?;
+    let job = showing(&progress, || arguments.job.load(&progress))?;
     let folder = job.reading.prepared_dir.clone();
     let folder = folder.unwrap_or_else(|| USUAL_PREPARED_DIR.into());
     let prepared = showing(&progress, || prepare_in(&job, &folder, false, &progress));

@@ -62,7 +62,7 @@ fn run_until_stopped(
     signals: &Signals,
 ) -> Result<u8, StartError> {
     check_usage(arguments)?;
-    let mut job = arguments.job.load()?;
+    let mut job = showing(preparation, || arguments.job.load(preparation))?;
     let token = read_token(arguments.token_file.as_deref())?;
     let mut terminal = Terminal::stdout(job.logging_steps).logging_first(job.logging_first_step);
     if let Some(notice) = cap_min_workers(arguments, &mut job) {

@@ -6,6 +6,7 @@
 //! says of it is read, only where a name is no path.
 
 mod access;
+mod adapter;
 mod address;
 mod datasets;
 mod elsewhere;
@@ -20,6 +21,7 @@ use common::job::JobSpec;
 use common::progress::Progress;
 
 use access::Sources;
+pub use adapter::obtain as obtain_adapter;
 use list::List;
 
 /// Fetches what the job names from the hub and the web, and finds the files of its datasets. What comes through standard input

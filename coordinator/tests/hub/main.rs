@@ -476,3 +476,68 @@ fn a_run_keeps_to_the_commits_that_it_began_with_however_they_were_asked_for() {
         );
     }
 }
+
+#[test]
+fn a_run_starts_from_an_adapter_by_its_id_and_keeps_to_its_commit() {
+    let fixture = Fixture::new();
+    let data = fixture.site.path("data.jsonl");
+    let first = fixture.train("first", data.to_str().unwrap(), "");
+    assert!(first.status.success(), "{first:?}");
+    let commit = commit(
+        &fixture.hub,
+        "models/me/adapter",
+        &fixture.site.path("first"),
+    );
+    let job = |output: &str, adapter: &str| {
+        let job = format!(
+            "base_model: {MODEL}\nadapter: lora\nlora_model_dir: {adapter}\nsequence_len: 64\nmax_steps: 2\nwarmup_steps: 0\n\
+             global_batch_size: 2\noutput_dir: {output}\ndatasets: data.jsonl\n"
+        );
+        std::fs::write(fixture.site.path("job.yaml"), job).unwrap();
+        fixture.run(&["start", "job.yaml", "--single-node"])
+    };
+    let second = job("second", "me/adapter");
+    assert!(second.status.success(), "{second:?}");
+    let shown = format!("from me/adapter at {}", &commit[..8]);
+    let said: Vec<&str> = second.stdout.split_whitespace().collect();
+    assert!(said.join(" ").contains(&shown), "{second:?}");
+    let record = json(&fixture.site.path("second/run.json"));
+    let lora = &record["job"]["method"]["lora"];
+    assert_eq!(
+        (&lora["model_source"]["commit"], &lora["r"]),
+        (&commit.clone().into(), &4.into())
+    );
+    // From the folder itself it comes to the same.
+    let local = job("local", "first");
+    assert!(local.status.success(), "{local:?}");
+    assert_eq!(fixture.site.digest("second"), fixture.site.digest("local"));
+    // The branch moves on; the run that is done keeps to its commit, and a new one does not.
+    fixture.hub.commit(
+        "models/me/adapter",
+        &[("config.json", b"{}"), ("README.md", b"")],
+    );
+    let again = job("second", "me/adapter");
+    assert!(
+        again.stdout.contains("this job is done already"),
+        "{again:?}"
+    );
+    fixture
+        .hub
+        .commit("models/me/old", &[("adapter_config.json", b"{}")]);
+    for (adapter, words) in [
+        (
+            "me/adapter",
+            "it is a whole model, not an adapter; name it as base_model",
+        ),
+        ("me/old", "has no adapter_model.safetensors"),
+        ("me/none", "is private or misspelled"),
+    ] {
+        let refused = job("third", adapter);
+        let said: Vec<&str> = refused.stderr.split_whitespace().collect();
+        assert!(
+            !refused.status.success() && said.join(" ").contains(words),
+            "{words}: {refused:?}"
+        );
+        assert!(!fixture.site.path("third").exists());
+    }
+}

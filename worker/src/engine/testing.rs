@@ -60,6 +60,7 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
+        model_source: None,
     })
 }
 

@@ -107,6 +107,7 @@ fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2]) {
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
+        model_source: None,
     };
     let config = AdapterConfig::from_lora(&lora, model_dir.to_str().unwrap(), targets);
     let mut trainer = Trainer::load(TrainerOptions {

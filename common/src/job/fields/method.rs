@@ -109,8 +109,8 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "lora_model_dir",
         &["adapter_name_or_path"],
-        "folder",
+        "folder, or id on the hub",
         "none",
-        "Start from this PEFT adapter; its adapter_config.json gives the defaults of the other lora fields.",
+        "Start from this PEFT adapter: a folder, or an adapter on the Hugging Face hub (`owner/adapter`), of the newest commit of `main`. Its adapter_config.json gives the defaults of the other lora fields.",
     ),
 ];

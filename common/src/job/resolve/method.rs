@@ -1,5 +1,7 @@
 //! Resolves what is trained: every weight, or an adapter and of which shape.
 
+use std::path::{Path, PathBuf};
+
 use super::adapter_shape::adapter_shape;
 use super::tokens::trained_tokens;
 use crate::job::dialect::Dialect;
@@ -9,7 +11,7 @@ use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::starting_adapter::{self, StartingAdapter};
 use crate::job::yaml::Value;
-use crate::job::{LoraSpec, Method, TargetModules, whole_path};
+use crate::job::{AdapterRequest, HubCommit, LoraSpec, Method, TargetModules, whole_path};
 
 /// The linear layers of every supported decoder, without the output layer.
 const DECODER_LINEARS: &[&str] = &[
@@ -24,7 +26,8 @@ const DECODER_LINEARS: &[&str] = &[
     "gate_up_proj",
 ];
 
-pub(super) fn method(reader: &mut Reader<'_>) -> Method {
+/// `output_dir` and whether the run begins anew there tell which commit of a starting adapter is meant.
+pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bool) -> Method {
     let adapters: &[(&[&str], bool)] = &[(&["lora", "qlora"], true), (&["full", "none"], false)];
     let chosen = reader.choice("adapter", adapters);
     let adapter = chosen.unwrap_or(of_llama_factory(reader));
@@ -37,7 +40,7 @@ pub(super) fn method(reader: &mut Reader<'_>) -> Method {
     let method_layer = decided_by
         .and_then(|name| reader.layer(name))
         .unwrap_or(Layer::File);
-    let lora = lora(reader, is_lora);
+    let lora = lora(reader, is_lora, output_dir, begins_anew);
     if is_lora {
         return Method::Lora(lora);
     }
@@ -92,18 +95,51 @@ fn of_llama_factory(reader: &Reader<'_>) -> bool {
     reader.dialect == Dialect::LlamaFactory && reader.given("use_peft").is_none()
 }
 
-fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
-    let model_dir = reader.input_path("lora_model_dir");
-    let start = match (&model_dir, reader.given("lora_model_dir")) {
-        (Some(dir), Some(given)) if is_lora => match starting_adapter::read(dir) {
-            Ok(start) => Some(start),
-            Err(reason) => {
-                reader.problem(given, format!("cannot be started from: {reason}"));
-                None
-            }
-        },
-        _ => None,
+/// Reads the adapter that the job starts from, which is fetched before where it is no folder: its folder, its place on the hub,
+/// and its shape.
+fn start(
+    reader: &mut Reader<'_>,
+    is_lora: bool,
+    output_dir: &Path,
+    begins_anew: bool,
+) -> (Option<PathBuf>, Option<HubCommit>, Option<StartingAdapter>) {
+    let written = reader.input_path("lora_model_dir");
+    let (Some(dir), Some(given), true) = (&written, reader.given("lora_model_dir"), is_lora) else {
+        return (written, None, None);
     };
+    let request = AdapterRequest {
+        written: dir,
+        output_dir,
+        begins_anew,
+    };
+    let found = match dir.exists() || dir.is_symlink() {
+        true => Ok(None),
+        false => (reader.find_adapter)(&request),
+    };
+    let found = found.map_err(|reason| format!("{}: {reason}", dir.display()));
+    let read = found.and_then(|found| {
+        let dir = found.as_ref().map_or(dir, |found| &found.folder);
+        starting_adapter::read(dir).map(|start| (found.clone(), start))
+    });
+    match read {
+        Ok((None, start)) => (written, None, Some(start)),
+        Ok((Some(found), start)) => {
+            reader.notices.extend(found.notice);
+            let source = HubCommit {
+                id: found.id,
+                commit: found.commit,
+            };
+            (Some(found.folder), Some(source), Some(start))
+        }
+        Err(reason) => {
+            reader.problem(given, format!("cannot be started from: {reason}"));
+            (written, None, None)
+        }
+    }
+}
+
+fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: bool) -> LoraSpec {
+    let (model_dir, model_source, start) = start(reader, is_lora, output_dir, begins_anew);
     let r = reader.size("lora_r", 1..=MAX_RANK as u64);
     let r = r.or(start.as_ref().map(|s| s.r));
     // What LLaMA-Factory takes where nothing is given (`finetuning_args.py`, 0.9.5).
@@ -142,6 +178,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool) -> LoraSpec {
             false => tokens,
         },
         model_dir,
+        model_source,
     };
     if let Some(start) = start {
         agrees_with(reader, &spec, &start);

@@ -6,7 +6,7 @@ fn converted(text: &str) -> String {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("job.yaml");
     fs::write(&path, text).unwrap();
-    convert(&path).unwrap_or_else(|errors| panic!("{errors}"))
+    convert(&path, &find_no_adapter).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 const AXOLOTL: &str = "base_model: m\noptimizer: adamw_bnb_8bit\ntf32: true\ndatasets:\n  - path: a.jsonl\n    type: chat_template\n    \

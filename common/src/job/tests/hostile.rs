@@ -170,12 +170,13 @@ fn random_jobs_never_panic_and_every_problem_is_one_line() {
         let environment = variables
             .into_iter()
             .map(|(name, value)| (format!("MUSTER_{name}"), value));
-        match check(
+        match check_merged(
             Some((path.clone(), text.clone())),
             environment.collect(),
             &flags,
+            &find_no_adapter,
         ) {
-            Ok(job) => {
+            Ok((job, _)) => {
                 assert_eq!(job.global_batch_size % job.micro_batch_size, 0);
                 assert!(!job.datasets.is_empty() && job.learning_rate > 0.0);
                 job.digest();

@@ -377,6 +377,54 @@ fn relative_inputs_lie_in_the_current_folder_or_beside_the_job_file() {
 }
 
 #[test]
+fn an_adapter_that_is_no_folder_is_found_by_whoever_loads_the_job() {
+    let (dir, jobs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let config =
+        r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"target_modules":["v_proj","q_proj"]}"#;
+    fs::write(dir.path().join("adapter_config.json"), config).unwrap();
+    let file = jobs.path().join("job.yaml");
+    let load = |lines: &str| {
+        fs::write(&file, format!("{SMALL}{lines}")).unwrap();
+        let sources = JobSources {
+            file: Some(file.clone()),
+            ..JobSources::default()
+        };
+        load_with_adapter(sources, &|request| match request.written.to_str() {
+            Some("owner/adapter") => {
+                assert_eq!(request.output_dir, "out");
+                Ok(Some(FoundAdapter {
+                    folder: dir.path().to_owned(),
+                    id: "Owner/adapter".into(),
+                    commit: "0a1b2c3d4e".into(),
+                    notice: request.begins_anew.then(|| "anew".to_owned()),
+                }))
+            }
+            _ => Err("it is gated".to_owned()),
+        })
+    };
+    let named = "adapter: lora\noutput_dir: out\nadapter_name_or_path: owner/adapter\n";
+    let job = load(&format!("{named}resume: never\n")).unwrap();
+    assert_eq!(job.reading.notices, ["anew"]);
+    let Method::Lora(lora) = &job.method else {
+        panic!("not lora")
+    };
+    assert_eq!(lora.r, 4);
+    assert_eq!(lora.model_dir.as_deref(), Some(dir.path()));
+    let source = lora.model_source.as_ref().unwrap();
+    assert_eq!(source.shown(), "Owner/adapter at 0a1b2c3d");
+    // It is the same job from a folder of that content.
+    let local = load(&format!(
+        "adapter: lora\noutput_dir: out\nlora_model_dir: {}\n",
+        dir.path().display()
+    ));
+    assert_eq!(local.unwrap().digest(), job.digest());
+    assert_eq!(
+        problems(load("adapter: lora\nlora_model_dir: other/adapter\n")),
+        ["4: `lora_model_dir` cannot be started from: other/adapter: it is gated"]
+    );
+}
+
+#[test]
 fn a_starting_adapter_gives_the_shape() {
     let dir = tempfile::tempdir().unwrap();
     let config = r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"lora_dropout":0.1,"use_rslora":true,"target_modules":["v_proj","q_proj"]}"#;

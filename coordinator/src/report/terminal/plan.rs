@@ -255,9 +255,10 @@ fn method(job: &JobSpec) -> String {
         true => format!(", dropout {}", lora.dropout),
         false => String::new(),
     };
-    let start = match &lora.model_dir {
-        Some(dir) => format!(", from {}", dir.display()),
-        None => String::new(),
+    let start = match (&lora.model_source, &lora.model_dir) {
+        (Some(source), _) => format!(", from {}", source.shown()),
+        (None, Some(dir)) => format!(", from {}", dir.display()),
+        (None, None) => String::new(),
     };
     format!(
         "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{}{start}{}",
