@@ -3,7 +3,8 @@
 //!
 //! Model FLOP utilisation as PaLM defines it (Chowdhery et al., 2022, appendix B): tokens a second times the operations that
 //! the model needs for each, over the peak of the devices. What is computed again, for want of memory, is not counted. Attention
-//! is causal, so half of PaLM's. Frozen weights have no gradient of their own, so four operations for each instead of six.
+//! is causal, so half of PaLM's. Frozen weights have no gradient of their own, so four operations for each instead of six. Of a mixture
+//! of experts those count that a token goes through.
 
 use crate::memory::{Shape, Trained, Work};
 
@@ -26,7 +27,8 @@ impl PerToken {
 pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
     // The embedding is looked up; the output layer is a product, tied or not.
     let head = (shape.vocab_size * shape.hidden_size) as u64;
-    let linears = shape.layers as u64 * shape.layer_matrices() + head;
+    let [_, active] = shape.layer_matrices();
+    let linears = active + head;
     let products = match work.trained {
         Trained::All => 6 * linears,
         Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
@@ -101,6 +103,7 @@ mod tests {
         head_norms: 0,
         layer_norms: 2,
         adds_apart: false,
+        experts: None,
     };
 
     fn work(trained: Trained) -> Work {

@@ -26,6 +26,7 @@ use worker::engine::ops::product::multiply;
 use worker::engine::ops::projection::{Context, Linear, Projection};
 use worker::engine::ops::rms_norm::RmsNorm;
 use worker::engine::ops::rope::{HeadLayout, Rope, RopeTable};
+use worker::engine::ops::routing::Routing;
 use worker::engine::ops::segments::Segments;
 use worker::engine::ops::swiglu;
 use worker::engine::ops::token_matrix::TokenMatrix;
@@ -347,6 +348,34 @@ fn update(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// As Qwen3-30B-A3B has them.
+fn routing(criterion: &mut Criterion) {
+    let routing = Routing {
+        experts: 128,
+        per_token: 8,
+        normalises: true,
+    };
+    let logits = random::<f32>(TOKENS * routing.experts, 1);
+    let mut group = criterion.benchmark_group("routing");
+    group.throughput(Throughput::Elements(logits.len() as u64));
+    group.bench_function("forward", |bencher| {
+        bencher.iter(|| {
+            let mut probabilities = logits.clone();
+            routing.softmax(&mut probabilities);
+            routing.routes(&probabilities).rows()
+        });
+    });
+    let mut probabilities = logits.clone();
+    routing.softmax(&mut probabilities);
+    let routes = routing.routes(&probabilities);
+    let d_weights = random::<f32>(routes.rows(), 2);
+    let mut d_logits = vec![0f32; logits.len()];
+    group.bench_function("backward", |bencher| {
+        bencher.iter(|| routing.backward(&probabilities, &routes, &d_weights, &mut d_logits));
+    });
+    group.finish();
+}
+
 fn packing(criterion: &mut Criterion) {
     const EXAMPLES: usize = 100_000;
     let mut rng = CounterRng::new(1, &[]);
@@ -369,6 +398,6 @@ criterion_group! {
         .measurement_time(Duration::from_secs(2));
     targets = products::<f32>, weight_gradient, products::<bf16>, lora_linear::<f32>, lora_linear::<bf16>,
         rows::<f32>, rows::<bf16>, rope_and_attention::<f32>, rope_and_attention::<bf16>,
-        loss::<f32>, loss::<bf16>, update, packing
+        loss::<f32>, loss::<bf16>, update, routing, packing
 }
 criterion_main!(ops);

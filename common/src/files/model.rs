@@ -52,10 +52,14 @@ pub enum Architecture {
     Phi3,
     Glm,
     Glm4,
+    Qwen2Moe,
+    Qwen3Moe,
+    Mixtral,
+    Olmoe,
 }
 
 impl Architecture {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 17] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -69,6 +73,10 @@ impl Architecture {
         Self::Phi3,
         Self::Glm,
         Self::Glm4,
+        Self::Qwen2Moe,
+        Self::Qwen3Moe,
+        Self::Mixtral,
+        Self::Olmoe,
     ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
@@ -110,6 +118,10 @@ impl Architecture {
             Self::Phi3 => "Phi-3",
             Self::Glm => "GLM-4",
             Self::Glm4 => "GLM-4-0414",
+            Self::Qwen2Moe => "Qwen2-MoE",
+            Self::Qwen3Moe => "Qwen3-MoE",
+            Self::Mixtral => "Mixtral",
+            Self::Olmoe => "OLMoE",
         }
     }
 
@@ -128,6 +140,10 @@ impl Architecture {
             Self::Phi3 => ("Phi3ForCausalLM", "phi3"),
             Self::Glm => ("GlmForCausalLM", "glm"),
             Self::Glm4 => ("Glm4ForCausalLM", "glm4"),
+            Self::Qwen2Moe => ("Qwen2MoeForCausalLM", "qwen2_moe"),
+            Self::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
+            Self::Mixtral => ("MixtralForCausalLM", "mixtral"),
+            Self::Olmoe => ("OlmoeForCausalLM", "olmoe"),
         }
     }
 }

@@ -280,6 +280,9 @@ pub struct Quantization {
     /// Whether the embedding and the output layer are in 4 bits too. Default: off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub embeddings: bool,
+    /// Whether experts of which a token goes through a few are in 4 bits too. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub experts: bool,
 }
 
 /// Chat template that conversations are written with.

@@ -115,6 +115,7 @@ fn of_training(reader: &Reader<'_>, job: &JobSpec) -> Vec<Idle> {
         "bnb_4bit_compute_dtype",
         "bnb_config_kwargs",
         "quantize_embeddings",
+        "quantize_moe_experts",
     ];
     if job.quantization.is_none() {
         found.push(idle(&of_four_bits, "without load_in_4bit"));

@@ -68,15 +68,20 @@ fn exchange(work: &Work, scalars: u64) -> u64 {
 fn weights(shape: &Shape, work: &Work, element: u64) -> u64 {
     let adapters: u64 = match &work.trained {
         Trained::All => 0,
-        Trained::Adapters { ranks, .. } => ranks.iter().map(|layer| beside(shape, layer)).sum(),
+        Trained::Adapters { ranks, .. } => {
+            let layers = ranks.iter().enumerate();
+            layers
+                .map(|(layer, ranks)| beside(shape, layer, ranks))
+                .sum()
+        }
     };
     let vectors = shape.vectors() * F32;
     (shape.matrices() + adapters) * element + vectors + shape.tables(work)
 }
 
 /// Scalars that the adapters' factors, and what lies between them, add to a layer's matrices.
-fn beside(shape: &Shape, ranks: &[usize; super::LINEARS]) -> u64 {
-    let linears = shape.linears();
+fn beside(shape: &Shape, layer: usize, ranks: &[usize; super::LINEARS]) -> u64 {
+    let linears = shape.linears(layer);
     let of = |members: std::ops::Range<usize>| {
         let padded = ranks[members.clone()]
             .iter()

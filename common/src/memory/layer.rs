@@ -13,7 +13,9 @@ pub(super) struct Layer {
     qkv: u64,
     queries: u64,
     heads: u64,
+    /// Intermediate size of what every token goes through.
     intermediate: u64,
+    experts: Option<Routed>,
     /// Columns of the adapters' low-rank activations, which stand behind the inputs of qkv, output, gate and up, down.
     ranks: [u64; 4],
     /// Whether adapters drop inputs, so that masked copies of these are made.
@@ -21,6 +23,14 @@ pub(super) struct Layer {
     /// Whether what a half of the layer adds goes through buffers of its own first.
     adds_apart: bool,
     place: Place,
+}
+
+/// The experts of a layer, of which a token goes through a few.
+#[derive(Clone, Copy, Debug)]
+struct Routed {
+    count: u64,
+    per_token: u64,
+    width: u64,
 }
 
 /// Whether the engine computes on a GPU or on the processor.
@@ -47,7 +57,7 @@ impl Layer {
         let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
             .map(|layer| {
-                let [q, k, v, o, gate, up, down] = ranks
+                let [q, k, v, o, gate, up, down, shared] = ranks
                     .and_then(|all| all.get(layer))
                     .unwrap_or(&none)
                     .map(|rank| rank.next_multiple_of(multiple) as u64);
@@ -58,8 +68,13 @@ impl Layer {
                     qkv: (queries + 2 * shape.key_value_heads * shape.head_dim) as u64,
                     queries: queries as u64,
                     heads: shape.heads as u64,
-                    intermediate: shape.intermediate_size as u64,
-                    ranks: [q + k + v, o, gate + up, down],
+                    intermediate: shape.inner_size(layer) as u64,
+                    experts: shape.experts_of(layer).map(|experts| Routed {
+                        count: experts.count as u64,
+                        per_token: experts.per_token as u64,
+                        width: experts.width as u64,
+                    }),
+                    ranks: [q + k + v, o, gate + up + shared, down],
                     dropout,
                     adds_apart: shape.adds_apart,
                     place,
@@ -122,7 +137,29 @@ impl Layer {
             // Beside their projections' inputs, not behind them.
             Place::Processor => self.narrow(self.ranks[0] + self.ranks[2]),
         };
-        self.attended() + self.wide(self.hidden) + self.gate_up() + low_rank
+        self.attended() + self.wide(self.hidden) + self.gate_up() + self.routed() + low_rank
+    }
+
+    /// Bytes of what experts keep: gate and up of each of a token's experts, and the probabilities of all; and with a shared expert
+    /// what it is weighted by.
+    fn routed(&self) -> u64 {
+        let Some(experts) = self.experts else {
+            return 0;
+        };
+        let is_shared = u64::from(self.intermediate > 0);
+        self.narrow(2 * experts.per_token * experts.width) + self.wide(experts.count + is_shared)
+    }
+
+    /// Bytes that experts take beside the rest of a layer's pass, as if one of them had all tokens: what it reads, and what goes
+    /// into and comes out of its last layer, or the gradients of all of these; and which tokens are whose.
+    fn routing(&self) -> u64 {
+        let Some(experts) = self.experts else {
+            return 0;
+        };
+        let group = self.narrow(2 * self.hidden + 3 * experts.width)
+            + self.wide(2 * self.hidden + experts.width);
+        let routes = 5 * F32 * experts.per_token * self.tokens;
+        group + routes + 2 * self.wide(experts.count)
     }
 
     /// Bytes of the attention activations saved for backward: qkv, context, log-sum-exp.
@@ -138,7 +175,7 @@ impl Layer {
         let attending = self.attended() + self.narrow(self.qkv);
         let masked = self.masked(self.hidden, gate_rank);
         let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
-        projecting.max(attending).max(gating)
+        projecting.max(attending).max(gating + self.routing())
     }
 
     /// Peak bytes of the layer's forward pass, its input not counted.
@@ -146,13 +183,14 @@ impl Layer {
         let rank = self.ranks[3];
         let masked = self.masked(self.intermediate, rank);
         let closing = self.narrow(self.intermediate + rank) + masked.max(self.wide(self.hidden));
+        let closing = closing + self.routing();
         self.open().max(self.inner() + closing) + self.apart()
     }
 
     /// Peak bytes of the layer's backward pass beside its input, [`Self::inner`] and the residual's gradient. The inner
     /// activations are freed on the way.
     pub fn backward(&self) -> u64 {
-        let to_gate_up = self.backward_to_gate_up();
+        let to_gate_up = self.backward_to_gate_up() + self.routing();
         let gates = self.narrow(2 * self.intermediate + self.ranks[2]);
         let to_middle = gates + self.backward_to_norm(self.ranks[2]);
         let to_qkv = self.backward_to_qkv();

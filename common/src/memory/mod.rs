@@ -13,7 +13,7 @@ mod told;
 pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
-pub use shape::{Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
+pub use shape::{Experts, Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
 use crate::job::{JobSpec, LoraSpec, Method, TrainedRows};
@@ -59,13 +59,20 @@ impl Bytes {
 }
 
 impl Shape {
-    /// Input width, output width and whether there is a bias, of the linear in each slot. Nothing comes out of an empty slot.
-    pub fn linears(&self) -> [(usize, usize, bool); LINEARS] {
+    /// Input width, output width and whether there is a bias, of the linear in each slot of a layer. Nothing comes out of an
+    /// empty slot.
+    pub fn linears(&self, layer: usize) -> [(usize, usize, bool); LINEARS] {
         let (queries, keys) = (
             self.heads * self.head_dim,
             self.key_value_heads * self.head_dim,
         );
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let (hidden, inner) = (self.hidden_size, self.inner_size(layer));
+        let experts = self.experts_of(layer);
+        let is_shared = experts.is_some_and(|experts| experts.shared.is_some());
+        let down = match inner {
+            0 => 0,
+            _ => hidden,
+        };
         let [query, key, value] = match self.fused.qkv {
             true => [queries + 2 * keys, 0, 0],
             false => [queries, keys, keys],
@@ -81,13 +88,48 @@ impl Shape {
             (queries, hidden, self.output_bias),
             (hidden, gate, self.mlp_bias),
             (hidden, up, self.mlp_bias),
-            (inner, hidden, self.mlp_bias),
+            (inner, down, self.mlp_bias),
+            (hidden, usize::from(is_shared), false),
         ]
     }
 
+    /// The experts of a layer, if it has some.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref()?;
+        experts.layers.get(layer)?.then_some(experts)
+    }
+
+    /// The intermediate size of what every token goes through in a layer.
+    fn inner_size(&self, layer: usize) -> usize {
+        match self.experts_of(layer) {
+            None => self.intermediate_size,
+            Some(experts) => experts.shared.unwrap_or(0),
+        }
+    }
+
+    /// Number of scalars of a layer's router.
+    fn router(&self, layer: usize) -> u64 {
+        let experts = self.experts_of(layer);
+        experts.map_or(0, |experts| (experts.count * self.hidden_size) as u64)
+    }
+
+    /// Number of scalars of each of the three matrices of an expert.
+    fn expert_matrix(&self) -> u64 {
+        let experts = self.experts.as_ref();
+        experts.map_or(0, |experts| (experts.width * self.hidden_size) as u64)
+    }
+
+    /// Number of matrices of a layer's experts, and of those among them that a token goes through.
+    fn expert_matrices(&self, layer: usize) -> [u64; 2] {
+        let experts = self.experts_of(layer);
+        experts.map_or([0; 2], |experts| {
+            [experts.count, experts.per_token].map(|count| 3 * count as u64)
+        })
+    }
+
     /// Number of scalars of a layer's norms and biases, which are float32 always.
-    fn layer_vectors(&self) -> u64 {
-        let biases = self.linears().map(|(_, out, bias)| match bias {
+    fn layer_vectors(&self, layer: usize) -> u64 {
+        let biases = self.linears(layer).map(|(_, out, bias)| match bias {
             true => out,
             false => 0,
         });
@@ -95,10 +137,23 @@ impl Shape {
             as u64
     }
 
-    /// Number of scalars of the linears of one layer.
-    pub(crate) fn layer_matrices(&self) -> u64 {
-        let scalars = self.linears().map(|(width, out, _)| width * out);
+    /// Number of scalars of the linears of a layer.
+    fn layer_linears(&self, layer: usize) -> u64 {
+        let scalars = self.linears(layer).map(|(width, out, _)| width * out);
         scalars.iter().sum::<usize>() as u64
+    }
+
+    /// Number of scalars of all matrices of the layers, and of those among them that a token goes through.
+    pub(crate) fn layer_matrices(&self) -> [u64; 2] {
+        let mut sums = [0; 2];
+        for layer in 0..self.layers {
+            let dense = self.layer_linears(layer) + self.router(layer);
+            let experts = self.expert_matrices(layer);
+            for (sum, count) in sums.iter_mut().zip(experts) {
+                *sum += dense + count * self.expert_matrix();
+            }
+        }
+        sums
     }
 
     /// Number of scalars of the embedding, and of the output layer where it is not tied.
@@ -114,17 +169,25 @@ impl Shape {
 
     /// Number of scalars of all norms and biases.
     fn vectors(&self) -> u64 {
-        self.layers as u64 * self.layer_vectors() + self.hidden_size as u64
+        let layers = (0..self.layers).map(|layer| self.layer_vectors(layer));
+        layers.sum::<u64>() + self.hidden_size as u64
     }
 
-    /// Number of scalars of embedding, output layer and linears.
+    /// Number of scalars of embedding, output layer and the layers' matrices.
     fn matrices(&self) -> u64 {
-        self.layers as u64 * self.layer_matrices() + self.token_matrices()
+        let [all, _] = self.layer_matrices();
+        all + self.token_matrices()
     }
 
     /// Number of parameters of the base model.
     pub fn parameters(&self) -> u64 {
         self.matrices() + self.vectors()
+    }
+
+    /// Number of parameters of the base model that take part in a token: all but those of experts that it does not go through.
+    pub fn active_parameters(&self) -> u64 {
+        let [all, active] = self.layer_matrices();
+        self.parameters() - all + active
     }
 
     /// Bytes of the rotary tables: cosines and sines.
@@ -161,16 +224,15 @@ impl Work {
         match &self.trained {
             Trained::All => shape.parameters(),
             Trained::Adapters { ranks, tokens, .. } => {
-                let linears = shape.linears();
-                let of_layer = |layer: &[usize; LINEARS]| {
-                    let linears = linears.iter().zip(layer);
+                let of_layer = |(layer, ranks): (usize, &[usize; LINEARS])| {
+                    let linears = shape.linears(layer).into_iter().zip(ranks);
                     linears
                         .map(|((width, out, _), rank)| (rank * (width + out)) as u64)
                         .sum::<u64>()
                 };
                 let of_tokens = (tokens.rows * shape.hidden_size) as u64
                     + tokens.whole as u64 * shape.token_matrix();
-                ranks.iter().map(of_layer).sum::<u64>() + of_tokens
+                ranks.iter().enumerate().map(of_layer).sum::<u64>() + of_tokens
             }
         }
     }
@@ -279,6 +341,7 @@ mod tests {
         head_norms: 256,
         layer_norms: 2,
         adds_apart: false,
+        experts: None,
     };
 
     fn work(trained: Trained, checkpointing: bool) -> Work {

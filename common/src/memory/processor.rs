@@ -55,18 +55,25 @@ fn frozen_matrices(shape: &Shape, work: &Work, element: u64, whole: usize) -> u6
     let token_matrices =
         (shape.token_matrices() / shape.token_matrix()).saturating_sub(whole as u64);
     let Some(how) = work.quantization else {
-        let linears = shape.layers as u64 * shape.layer_matrices();
-        return (linears + token_matrices * shape.token_matrix()) * element;
+        let [layers, _] = shape.layer_matrices();
+        return (layers + token_matrices * shape.token_matrix()) * element;
     };
     let four_bits = |scalars| nf4::bytes(scalars, how.nested_scales);
-    let linears = shape
-        .linears()
-        .map(|(width, out, _)| four_bits((width * out) as u64));
+    let expert = match how.experts {
+        true => four_bits(shape.expert_matrix()),
+        false => shape.expert_matrix() * element,
+    };
+    let of_layer = |layer: usize| {
+        let linears = shape.linears(layer);
+        let linears = linears.map(|(width, out, _)| four_bits((width * out) as u64));
+        let [experts, _] = shape.expert_matrices(layer);
+        linears.iter().sum::<u64>() + shape.router(layer) * element + experts * expert
+    };
     let tokens = match how.embeddings {
         true => token_matrices * four_bits(shape.token_matrix()),
         false => token_matrices * shape.token_matrix() * element,
     };
-    shape.layers as u64 * linears.iter().sum::<u64>() + tokens
+    (0..shape.layers).map(of_layer).sum::<u64>() + tokens
 }
 
 /// Bytes of the flat weights, their moments, the sums; a slot's gradient, or the tile of it that is computed; and the mean
@@ -110,7 +117,7 @@ fn update(shape: &Shape, work: &Work) -> u64 {
         let side = rows.min(columns) as u64;
         2 * (rows * columns) as u64 + 2 * side * side
     };
-    let linears = shape.linears().into_iter();
+    let linears = (0..shape.layers).flat_map(|layer| shape.linears(layer));
     let largest = linears.map(|(width, out, _)| match work.trained {
         Trained::All => of_matrix(out, width),
         Trained::Adapters { ref ranks, .. } => {
@@ -118,5 +125,9 @@ fn update(shape: &Shape, work: &Work) -> u64 {
             of_matrix(rank, width).max(of_matrix(out, rank))
         }
     });
-    largest.max().unwrap_or(0) * F32
+    let expert = match (&work.trained, &shape.experts) {
+        (Trained::All, Some(experts)) => of_matrix(experts.width, shape.hidden_size),
+        _ => 0,
+    };
+    largest.max().unwrap_or(0).max(expert) * F32
 }

@@ -8,7 +8,7 @@ use crate::job::{BaseDtype, Optimizer, Quantization, Reduction};
 pub(crate) const F32: u64 = 4;
 
 /// The sizes of a decoder, as its `config.json` has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -29,14 +29,31 @@ pub struct Shape {
     pub layer_norms: usize,
     /// Whether what a layer's halves add goes through buffers of its own first: it is normed, or multiplied.
     pub adds_apart: bool,
+    /// The experts of a mixture of experts.
+    pub experts: Option<Experts>,
 }
 
-/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down. Each has its slot in this order.
-pub const LINEARS: usize = 7;
+/// Sizes of a mixture of experts: feed-forward networks of which every token goes through a few.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Experts {
+    pub count: usize,
+    /// Number of experts that a token goes through.
+    pub per_token: usize,
+    /// Intermediate size of an expert.
+    pub width: usize,
+    /// Intermediate size of the expert that every token goes through besides, if there is one.
+    pub shared: Option<usize>,
+    /// For each layer, whether it has experts; a layer without is dense.
+    pub layers: Vec<bool>,
+}
+
+/// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down, and what a shared expert is
+/// weighted by. Each has its slot in this order. A layer of experts has those of its shared expert as gate, up and down.
+pub const LINEARS: usize = 8;
 
 /// Slots of the linears that read the same input, and whose results lie side by side: queries, keys and values; attention output;
-/// gate and up; down.
-pub const PROJECTIONS: [Range<usize>; 4] = [0..3, 3..4, 4..6, 6..7];
+/// gate and up; down; what a shared expert is weighted by.
+pub const PROJECTIONS: [Range<usize>; 5] = [0..3, 3..4, 4..6, 6..7, 7..8];
 
 /// Which linears that read the same input are one matrix. It has the first of their slots, and nothing is in the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use thiserror::Error;
 
 use super::config::ModelConfig;
-use super::geometry::{LinearShape, base_tensors, linear_names, linears, token_tensors};
+use super::experts::ExpertNames;
+use super::geometry::{LinearShape, base_tensors, linears, token_tensors};
 use crate::files::adapter::{Factor, tensor_name};
 use crate::job::{AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, whole_path};
 use crate::memory::LINEARS;
@@ -53,6 +54,18 @@ pub fn adapted_modules(
     Ok(modules)
 }
 
+/// Last names of the linears that adapters may be put on, for people.
+pub fn linear_names(config: &ModelConfig) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for module in decoder_linears(config) {
+        let name = module.shape.name();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
 /// What says whether the path of a module is among those that are named.
 fn matcher(modules: &TargetModules) -> Box<dyn Fn(&str) -> bool + '_> {
     match modules {
@@ -78,6 +91,12 @@ fn targets(
         TargetModules::Named(names) => names,
         TargetModules::Matching(pattern) => return matching(all, pattern, config),
     };
+    if let Some(name) = names.iter().find(|name| is_of_experts(config, name)) {
+        return Err(UnmatchedTarget::Experts {
+            target: name.clone(),
+            known: linear_names(config),
+        });
+    }
     // Layers that the model has and that no adapter can be put on here are another matter than names of other models.
     let of_tokens = |name: &&String| {
         let last = name.rsplit('.').next();
@@ -110,10 +129,45 @@ pub fn absent_targets(config: &ModelConfig, targets: &TargetModules) -> Vec<Stri
     names.iter().filter(is_absent).cloned().collect()
 }
 
-/// All linears of all layers.
+/// Whether a target names routers or experts, which are no linears.
+fn is_of_experts(config: &ModelConfig, name: &str) -> bool {
+    let Some(experts) = &config.experts else {
+        return false;
+    };
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let ExpertNames { gate, up, down, .. } = experts.names;
+    match last {
+        "gate" | "experts" => true,
+        _ => experts.names.are_parameters && [gate, up, down].contains(&last),
+    }
+}
+
+/// Whether a pattern matches a router or experts, by the names that these have in files or in Transformers 5.
+fn matches_experts(config: &ModelConfig, matches: impl Fn(&str) -> bool) -> bool {
+    let Some(experts) = config.experts.as_ref().filter(|e| e.names.are_parameters) else {
+        return false;
+    };
+    let ExpertNames { gate, up, down, .. } = experts.names;
+    (0..config.layers).any(|layer| {
+        [experts.names.block, "mlp"].into_iter().any(|block| {
+            let block = format!("model.layers.{layer}.{block}");
+            matches(&format!("{block}.gate"))
+                || [gate, up, down, "gate_up_proj"].into_iter().any(|name| {
+                    matches(&format!("{block}.experts.{name}"))
+                        || matches(&format!("{block}.experts.0.{name}"))
+                })
+        })
+    })
+}
+
+/// All linears of all layers that adapters may be put on.
 fn decoder_linears(config: &ModelConfig) -> impl Iterator<Item = AdaptedModule> {
-    (0..config.layers).flat_map(|layer| {
-        let linears = linears(config).into_iter();
+    // PEFT would take the names of what a dense layer has behind its attention for those of experts.
+    let experts = config.experts.as_ref();
+    let of_attention = experts.is_some_and(|experts| experts.names.are_parameters);
+    (0..config.layers).flat_map(move |layer| {
+        let linears = linears(config, layer).into_iter();
+        let linears = linears.filter(move |linear| !of_attention || linear.is_of_attention());
         linears.map(move |shape| AdaptedModule {
             path: format!("model.layers.{layer}.{}", shape.path),
             shape,
@@ -141,6 +195,12 @@ fn matching(
         known: linear_names(config),
     };
     let regex = whole_path(pattern).map_err(|_| unmatched())?;
+    if matches_experts(config, |path| regex.is_match(path)) {
+        return Err(UnmatchedTarget::Experts {
+            target: pattern.to_owned(),
+            known: linear_names(config),
+        });
+    }
     let matched: Vec<AdaptedModule> = all
         .into_iter()
         .filter(|module| regex.is_match(&module.path))
@@ -178,6 +238,10 @@ pub enum UnmatchedTarget {
     #[error("lora_target_modules: no linear of the model is called {target} (it has {known})")]
     Target { target: String, known: String },
     #[error(
+        "lora_target_modules: {target} means the router or experts of this model, which get no adapter here; name linears instead: {known}"
+    )]
+    Experts { target: String, known: String },
+    #[error(
         "layers_to_transform: the model has no layer {absent} (it has {layers}, counted from 0)"
     )]
     Layer { absent: usize, layers: usize },
@@ -204,10 +268,9 @@ pub fn adapted_by_layer(
         let path = format!("model.layers.{layer}.{path}");
         ranks.get(path.as_str()).copied().unwrap_or(0)
     };
-    let linears = linears(config);
     let of_layer = |layer: usize| {
         let mut adapted = [0; LINEARS];
-        for linear in &linears {
+        for linear in linears(config, layer) {
             adapted[linear.slot] = rank(layer, linear.path);
         }
         adapted
@@ -227,7 +290,9 @@ mod tests {
     fn config(class: &str) -> ModelConfig {
         let json = json!({
             "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]
         });
         ModelConfig::parse(&json, Path::new("config.json")).unwrap()
     }
@@ -257,5 +322,47 @@ mod tests {
         );
         let some = named(&["o_proj", "q_proj"]);
         assert_eq!(absent_targets(&config, &some), ["q_proj"]);
+    }
+
+    /// As PEFT 0.21 has it: it takes the names of experts for parameters where Transformers 5 made them of linears, but not in
+    /// Qwen2-MoE.
+    #[test]
+    fn routers_and_experts_get_no_adapter_and_are_named() {
+        let qwen3 = config("Qwen3MoeForCausalLM");
+        assert_eq!(linear_names(&qwen3), "q_proj, k_proj, v_proj, o_proj");
+        let all = targets(&qwen3, &TargetModules::AllLinear).unwrap();
+        assert_eq!(all.len(), 8, "a dense layer is no exception");
+        let pattern = |pattern: &str| TargetModules::Matching(pattern.to_owned());
+        for target in [
+            named(&["q_proj", "gate_proj"]),
+            named(&["q_proj", "mlp.gate"]),
+            pattern(r".*_proj"),
+            pattern(r".*layers\.1\.mlp\.experts\.\d+\.up_proj|.*q_proj"),
+        ] {
+            let refused = targets(&qwen3, &target);
+            assert!(matches!(refused, Err(UnmatchedTarget::Experts { .. })));
+        }
+        assert_eq!(
+            targets(&qwen3, &pattern(r".*self_attn\..*")).unwrap().len(),
+            8
+        );
+        let mixtral = config("MixtralForCausalLM");
+        assert!(targets(&mixtral, &named(&["q_proj", "w1"])).is_err());
+
+        let qwen2 = config("Qwen2MoeForCausalLM");
+        let paths = |target: &TargetModules| -> Vec<String> {
+            let modules = targets(&qwen2, target).unwrap().into_iter();
+            modules.map(|module| module.path).collect()
+        };
+        assert_eq!(
+            paths(&named(&["gate_proj", "shared_expert_gate"])),
+            [
+                "model.layers.0.mlp.shared_expert.gate_proj",
+                "model.layers.0.mlp.shared_expert_gate",
+                "model.layers.1.mlp.gate_proj",
+            ]
+        );
+        assert_eq!(paths(&TargetModules::AllLinear).len(), 8 + 7);
+        assert!(targets(&qwen2, &named(&["q_proj", "gate"])).is_err());
     }
 }

@@ -12,6 +12,7 @@ use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
 use crate::memory::Fused;
 
 use super::error::ModelError;
+use super::experts::Experts;
 use super::family::{
     Activation, Family, HeadNormKind, LayerKind, LayerNorms, Windows, layer_kinds,
 };
@@ -53,6 +54,8 @@ pub struct ModelConfig {
     pub local_rope: Option<Rope>,
     pub scales: Scales,
     pub caps: Caps,
+    /// The experts of the layers that have some.
+    pub experts: Option<Experts>,
     /// Tokens of a text that the model was made for, where it says so.
     pub max_positions: Option<usize>,
     /// Standard deviation of random weights.
@@ -123,7 +126,7 @@ impl ModelConfig {
         let family = Family::of(architecture);
         fields.refuse_unsupported(family.is_gelu)?;
         fields.refuse_dropout(architecture)?;
-        let attention_bias = json["attention_bias"]
+        let attention_bias = json[family.bias_key]
             .as_bool()
             .unwrap_or(family.default_attention_bias);
         let heads = fields.size("num_attention_heads")?;
@@ -171,6 +174,10 @@ impl ModelConfig {
             },
             scales: fields.scales(architecture, hidden_size, head_dim),
             caps: fields.caps(architecture),
+            experts: family
+                .experts
+                .map(|kind| fields.experts(kind, layers))
+                .transpose()?,
             max_positions: fields.optional_size("max_position_embeddings")?,
             initializer_range: fields.number("initializer_range").unwrap_or(0.02),
             is_four_bits: is_four_bits(json),
@@ -180,6 +187,7 @@ impl ModelConfig {
                     .as_bool()
                     .unwrap_or(false),
                 embeddings: false,
+                experts: false,
             }),
         };
         let is_sliding = |kind: &Value| kind == "sliding_attention";
@@ -190,6 +198,14 @@ impl ModelConfig {
             && types.is_some_and(|types| types.iter().any(is_sliding))
         {
             return Err(fields.bad("layer_types has sliding_attention, but sliding_window is null"));
+        }
+        if family.windows == Windows::EveryOtherAsked
+            && !fields.flag("use_sliding_window")
+            && types.is_some_and(|types| types.iter().any(is_sliding))
+        {
+            return Err(
+                fields.bad("layer_types has sliding_attention, but use_sliding_window is false")
+            );
         }
         if !config.head_dim.is_multiple_of(2) {
             let reason = "hidden_size / num_attention_heads is odd, where pairs are rotated";

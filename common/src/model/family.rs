@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::experts::ExpertKind;
 use super::rope::RotaryPairs;
 use crate::files::model::Architecture;
 use crate::memory::Fused;
@@ -104,7 +105,9 @@ pub struct LayerKind {
 
 /// What an architecture has that its `config.json` does not say.
 pub(super) struct Family {
-    /// None: as `attention_bias` says.
+    /// Key that says whether the attention's linears have biases.
+    pub bias_key: &'static str,
+    /// None: as that key says.
     pub qkv_bias: Option<bool>,
     pub output_bias: Option<bool>,
     pub default_attention_bias: bool,
@@ -125,6 +128,7 @@ pub(super) struct Family {
     /// Whether the activation is named by `hidden_activation` (and is GELU), or by `hidden_act`.
     pub is_gelu: bool,
     pub windows: Windows,
+    pub experts: Option<ExpertKind>,
 }
 
 /// Which layers limit what a query sees.
@@ -134,6 +138,11 @@ pub(super) enum Windows {
     Never,
     /// Those of `layer_types`, or where these are not given all from `max_window_layers` on, with `use_sliding_window`.
     Asked,
+    /// All, with `use_sliding_window`; the window is 4096 where nothing is said, and `layer_types` is not read.
+    AllAsked,
+    /// Those of `layer_types`, or where these are not given every other one below `max_window_layers` (28), with
+    /// `use_sliding_window`; the window is 4096 where nothing is said.
+    EveryOtherAsked,
     /// Those of `layer_types`, or all where these are not given, with a `sliding_window`, which is 4096 where nothing is said.
     All,
     /// All, where there is a `sliding_window`; `layer_types` is not read.
@@ -145,6 +154,7 @@ pub(super) enum Windows {
 impl Family {
     pub fn of(architecture: Architecture) -> Self {
         let llama = Self {
+            bias_key: "attention_bias",
             qkv_bias: None,
             output_bias: None,
             default_attention_bias: false,
@@ -161,6 +171,7 @@ impl Family {
             default_tied: false,
             is_gelu: false,
             windows: Windows::Never,
+            experts: None,
         };
         let gemma = Self {
             norms: LayerNorms::BOTH,
@@ -244,6 +255,35 @@ impl Family {
                 windows: Windows::AllWhereGiven,
                 ..llama
             },
+            Architecture::Qwen2Moe => Self {
+                bias_key: "qkv_bias",
+                output_bias: Some(false),
+                default_attention_bias: true,
+                windows: Windows::EveryOtherAsked,
+                experts: Some(ExpertKind::QWEN_SHARED),
+                ..llama
+            },
+            Architecture::Qwen3Moe => Self {
+                head_norms: HeadNormKind::EachHead,
+                windows: Windows::AllAsked,
+                experts: Some(ExpertKind::QWEN),
+                ..llama
+            },
+            Architecture::Mixtral => Self {
+                qkv_bias: Some(false),
+                output_bias: Some(false),
+                default_epsilon: 1e-5,
+                default_theta: 1_000_000.0,
+                windows: Windows::AllWhereGiven,
+                experts: Some(ExpertKind::MIXTRAL),
+                ..llama
+            },
+            Architecture::Olmoe => Self {
+                head_norms: HeadNormKind::AllHeads,
+                default_epsilon: 1e-5,
+                experts: Some(ExpertKind::OLMOE),
+                ..llama
+            },
             Architecture::Glm => glm,
             Architecture::Glm4 => Self {
                 norms: LayerNorms::BOTH_OF_GLM,
@@ -262,9 +302,12 @@ pub(super) fn layer_kinds(
 ) -> Vec<LayerKind> {
     let family = Family::of(architecture);
     let size = |key: &str| json[key].as_u64().map(|size| size as usize);
+    let is_asked = json["use_sliding_window"].as_bool() == Some(true);
     let window = match (family.windows, &json["sliding_window"]) {
+        (Windows::AllAsked | Windows::EveryOtherAsked, _) if !is_asked => None,
         (Windows::Never | Windows::Asked | Windows::AllWhereGiven, value) => {
-            value.as_u64().map(|size| size as usize)
+            let size = value.as_u64().filter(|size| *size > 0);
+            size.map(|size| size as usize)
         }
         // Null means none, and a key that is not there the family's own.
         (_, Value::Null) if json.get("sliding_window").is_some() => None,
@@ -277,9 +320,12 @@ pub(super) fn layer_kinds(
         match family.windows {
             Windows::Never => false,
             Windows::All => by_type.unwrap_or(true),
-            Windows::AllWhereGiven => true,
+            Windows::AllWhereGiven | Windows::AllAsked => true,
+            Windows::EveryOtherAsked => by_type.unwrap_or_else(|| {
+                layer.is_multiple_of(2) && layer < size("max_window_layers").unwrap_or(28)
+            }),
             Windows::Asked => by_type.unwrap_or_else(|| {
-                json["use_sliding_window"].as_bool() == Some(true)
+                is_asked
                     && layer >= size("max_window_layers").unwrap_or(0)
                     // SmolLM3 has windows on layers without positions alone.
                     && (architecture != Architecture::SmolLm3

@@ -1,6 +1,7 @@
 //! What follows from a model's configuration: its tensors and its linears.
 
 use super::config::ModelConfig;
+use super::experts::Experts;
 use super::family::HeadNormKind;
 use crate::files::adapter::{trained_rows_name, trained_whole_name};
 use crate::job::{JobSpec, Quantization, TrainedRows, TrainedTokens};
@@ -29,13 +30,31 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
                 tensors.push((format!("{prefix}self_attn.{norm}.weight"), vec![width]));
             }
         }
-        for linear in linears(config) {
+        for linear in linears(config, layer) {
             let name = format!("{prefix}{}", linear.path);
             tensors.push((format!("{name}.weight"), vec![linear.out, linear.width]));
             if linear.bias {
                 tensors.push((format!("{name}.bias"), vec![linear.out]));
             }
         }
+        if let Some(experts) = config.experts_of(layer) {
+            tensors.extend(expert_tensors(config.hidden_size, experts, &prefix));
+        }
+    }
+    tensors
+}
+
+/// Names and shapes of the weights of a layer's router and experts.
+fn expert_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String, Vec<usize>)> {
+    let (count, width) = (experts.sizes.count, experts.sizes.width);
+    let named =
+        |path: String, shape: [usize; 2]| (format!("{prefix}{path}.weight"), shape.to_vec());
+    let mut tensors = vec![named(experts.router(), [count, hidden])];
+    for expert in 0..count {
+        let [gate, up, down] = experts.matrices(expert);
+        tensors.push(named(gate, [width, hidden]));
+        tensors.push(named(up, [width, hidden]));
+        tensors.push(named(down, [hidden, width]));
     }
     tensors
 }
@@ -84,17 +103,27 @@ impl LinearShape {
     pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
+
+    /// Whether it is of the attention.
+    pub fn is_of_attention(&self) -> bool {
+        self.slot < PROJECTIONS[1].end
+    }
 }
 
-/// The linears of each decoder layer, in the order of their slots.
-pub fn linears(config: &ModelConfig) -> Vec<LinearShape> {
+/// The linears of a decoder layer, in the order of their slots. Of its experts only one that every token goes through has some.
+pub fn linears(config: &ModelConfig, layer: usize) -> Vec<LinearShape> {
     let query = match config.fused.qkv {
         true => "self_attn.qkv_proj",
         false => "self_attn.q_proj",
     };
-    let gate = match config.fused.gate_up {
-        true => "mlp.gate_up_proj",
-        false => "mlp.gate_proj",
+    let [gate, up, down] = match (config.experts_of(layer), config.fused.gate_up) {
+        (Some(_), _) => [
+            "mlp.shared_expert.gate_proj",
+            "mlp.shared_expert.up_proj",
+            "mlp.shared_expert.down_proj",
+        ],
+        (None, true) => ["mlp.gate_up_proj", "", "mlp.down_proj"],
+        (None, false) => ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
     };
     let paths = [
         query,
@@ -102,10 +131,11 @@ pub fn linears(config: &ModelConfig) -> Vec<LinearShape> {
         "self_attn.v_proj",
         "self_attn.o_proj",
         gate,
-        "mlp.up_proj",
-        "mlp.down_proj",
+        up,
+        down,
+        "mlp.shared_expert_gate",
     ];
-    let shapes = config.shape().linears().into_iter().enumerate();
+    let shapes = config.shape().linears(layer).into_iter().enumerate();
     let linears = shapes
         .zip(paths)
         .map(|((slot, (width, out, bias)), path)| LinearShape {
@@ -118,19 +148,14 @@ pub fn linears(config: &ModelConfig) -> Vec<LinearShape> {
     linears.filter(|linear| linear.out > 0).collect()
 }
 
-/// The linears of each decoder layer by what they read: queries, keys and values; attention output; gate and up; down.
-pub fn projections(config: &ModelConfig) -> [Vec<LinearShape>; PROJECTIONS.len()] {
-    let linears = linears(config);
+/// The linears of a decoder layer by what they read: queries, keys and values; attention output; gate and up; down; what a shared
+/// expert is weighted by.
+pub fn projections(config: &ModelConfig, layer: usize) -> [Vec<LinearShape>; PROJECTIONS.len()] {
+    let linears = linears(config, layer);
     PROJECTIONS.map(|slots| {
         let members = linears.iter().filter(|linear| slots.contains(&linear.slot));
         members.copied().collect()
     })
-}
-
-/// Last names of a model's linears, for people.
-pub fn linear_names(config: &ModelConfig) -> String {
-    let names: Vec<&str> = linears(config).iter().map(LinearShape::name).collect();
-    names.join(", ")
 }
 
 impl ModelConfig {
@@ -160,7 +185,14 @@ impl ModelConfig {
             head_norms: self.head_norm_widths().iter().sum(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
+            experts: self.experts.as_ref().map(|experts| experts.sizes.clone()),
         }
+    }
+
+    /// The experts of a layer, if it has some.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let experts = self.experts.as_ref()?;
+        experts.sizes.layers.get(layer)?.then_some(experts)
     }
 
     /// Number of weights of the norms of queries and of keys; 0 where there are none.
@@ -185,7 +217,9 @@ mod tests {
     fn config(class: &str) -> ModelConfig {
         let json = json!({
             "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]
         });
         ModelConfig::parse(&json, Path::new("config.json")).unwrap()
     }
@@ -193,7 +227,7 @@ mod tests {
     #[test]
     fn linears_of_one_matrix_have_one_name_and_the_widths_of_all() {
         let shapes = |class: &str| -> Vec<(&str, usize, usize)> {
-            let linears = linears(&config(class)).into_iter();
+            let linears = linears(&config(class), 0).into_iter();
             linears
                 .map(|linear| (linear.path, linear.slot, linear.out))
                 .collect()
@@ -205,15 +239,8 @@ mod tests {
             ("mlp.down_proj", 6, 64),
         ];
         assert_eq!(shapes("Phi3ForCausalLM"), phi);
-        assert_eq!(
-            linear_names(&config("Glm4ForCausalLM")),
-            "q_proj, k_proj, v_proj, o_proj, gate_up_proj, down_proj"
-        );
-        let [qkv, output, gate_up, down] = projections(&config("Glm4ForCausalLM"));
-        assert_eq!(
-            [qkv, output, gate_up, down].map(|part| part.len()),
-            [3, 1, 1, 1]
-        );
+        let parts = projections(&config("Glm4ForCausalLM"), 0);
+        assert_eq!(parts.map(|part| part.len()), [3, 1, 1, 1, 0]);
     }
 
     #[test]
@@ -225,6 +252,10 @@ mod tests {
             "Phi3ForCausalLM",
             "GlmForCausalLM",
             "Glm4ForCausalLM",
+            "Qwen2MoeForCausalLM",
+            "Qwen3MoeForCausalLM",
+            "MixtralForCausalLM",
+            "OlmoeForCausalLM",
         ] {
             let config = config(class);
             let tensors = base_tensors(&config).into_iter();

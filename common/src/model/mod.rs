@@ -4,6 +4,7 @@
 mod adapted;
 mod config;
 mod error;
+mod experts;
 mod family;
 mod fields;
 mod geometry;
@@ -11,13 +12,14 @@ mod rope;
 
 pub use adapted::{
     AdaptedModule, UnmatchedTarget, absent_targets, adapted_by_layer, adapted_modules,
-    trained_matrices,
+    linear_names, trained_matrices,
 };
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;
+pub use experts::{ExpertNames, Experts, is_of_expert, is_router};
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
-    EMBEDDING, FINAL_NORM, HEAD, LinearShape, base_tensors, linear_names, linears, projections,
-    token_tensor, token_tensors,
+    EMBEDDING, FINAL_NORM, HEAD, LinearShape, base_tensors, linears, projections, token_tensor,
+    token_tensors,
 };
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};

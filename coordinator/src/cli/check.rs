@@ -17,7 +17,9 @@ use crate::prepare::{
     Estimate, MethodNeed, Need, PreflightError, Prepared, Scratch, advice, methods, prepare_in,
     told,
 };
-use crate::report::terminal::{GPUS, bits, block_count, bytes, grouped, set_lines};
+use crate::report::terminal::{
+    GPUS, bits, block_count, bytes, grouped, parameter_count, set_lines,
+};
 use crate::store::layout::WORK_FOLDER;
 
 /// How `check` reports.
@@ -201,12 +203,12 @@ fn rows(prepared: &Prepared) -> Vec<(&'static str, String)> {
 }
 
 fn model(prepared: &Prepared) -> String {
-    let config = &prepared.model_config;
+    let (config, estimate) = (&prepared.model_config, &prepared.estimate);
     format!(
-        "{} ({}, {} parameters, {} layers, vocabulary {}{})",
+        "{} ({}, {}, {} layers, vocabulary {}{})",
         prepared.job.model_name(),
         config.architecture.name(),
-        grouped(prepared.estimate.parameters),
+        parameter_count(estimate.parameters, estimate.active_parameters),
         config.layers,
         grouped(config.vocab_size as u64),
         bits(config.quantization_of(&prepared.job))

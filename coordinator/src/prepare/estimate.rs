@@ -13,6 +13,8 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
     pub parameters: u64,
+    /// Those that take part in a token: of a mixture of experts not all do.
+    pub active_parameters: u64,
     pub trainable_parameters: u64,
     pub processor: Need,
     pub gpu: Need,
@@ -56,6 +58,7 @@ impl Estimate {
         };
         Ok(Self {
             parameters: sizes.parameters(),
+            active_parameters: sizes.active_parameters(),
             trainable_parameters: work(false).scalars(sizes),
             processor: need(on_processor),
             gpu: need(on_gpu),

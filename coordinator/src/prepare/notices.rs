@@ -1,7 +1,7 @@
 //! What a user should know before training: what of the job, the model and the data is done otherwise than may be thought, or not
 //! at all. Nothing here refuses anything.
 
-use common::job::{LoraSpec, Method};
+use common::job::{BaseDtype, LoraSpec, Method, TargetModules};
 use common::model::{absent_targets, adapted_modules, linear_names, trained_matrices};
 use common::text::count;
 
@@ -52,6 +52,7 @@ impl Prepared {
         notices.extend(self.groups_notice());
         notices.extend(self.targets_notice());
         notices.extend(self.patterns_notices());
+        notices.extend(self.experts_notices());
         notices
     }
 
@@ -81,6 +82,40 @@ impl Prepared {
             )
         };
         (!absent.is_empty()).then(told)
+    }
+
+    /// What of a mixture of experts has no adapter, and what of it is not in 4 bits.
+    fn experts_notices(&self) -> Vec<String> {
+        let config = &self.model_config;
+        let mut notices = Vec::new();
+        let experts = config.experts.as_ref();
+        if let Method::Lora(lora) = &self.job.method
+            && lora.target_modules == TargetModules::AllLinear
+            && experts.is_some_and(|experts| experts.names.are_parameters)
+        {
+            notices.push(format!(
+                "lora_target_modules: all-linear is {} here: router and experts are no linears and get no adapter, though PEFT 0.21 would \
+                 give them one",
+                linear_names(config)
+            ));
+        }
+        let asked = self.job.quantization.filter(|_| !config.is_four_bits);
+        match (experts, asked) {
+            (Some(_), Some(how)) if !how.experts => {
+                let dtype = match self.job.base_dtype {
+                    BaseDtype::Float32 => "float32",
+                    BaseDtype::Bfloat16 => "bfloat16",
+                };
+                notices.push(format!(
+                    "load_in_4bit: the experts are no linears and stay in {dtype}; quantize_moe_experts: true keeps them in 4 bits too"
+                ));
+            }
+            (None, Some(how)) if how.experts => {
+                notices.push("quantize_moe_experts: changes nothing without experts".to_owned());
+            }
+            _ => {}
+        }
+        notices
     }
 
     /// What of the adapter's patterns and exclusions fits no linear, and patterns that mean something else once PEFT has sorted them.

@@ -24,7 +24,10 @@ pub fn config(architecture: &str) -> Value {
         "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0, "tie_word_embeddings": architecture == "Qwen3ForCausalLM",
-        "attention_bias": false, "initializer_range": 0.2
+        "attention_bias": false, "initializer_range": 0.2,
+        // Read by families with experts, of which some leave the second layer dense.
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "norm_topk_prob": true, "mlp_only_layers": [1]
     })
 }
 
@@ -322,6 +325,19 @@ pub fn check_op(x: &Tensor, weights: &TestWeights, frozen: &[&str], op: Run, ref
             assert_close(name, &dw[range], &expected);
         }
     }
+}
+
+/// One for the largest few of each row, and zero for the others.
+pub fn largest_few(rows: &Tensor, count: usize) -> candle_core::Result<Tensor> {
+    let width = rows.dim(1)?;
+    let of_row = |row: &[f32]| -> Vec<f32> {
+        let larger = |x: &f32| row.iter().filter(|other| *other > x).count();
+        row.iter()
+            .map(|x| f32::from(u8::from(larger(x) < count)))
+            .collect()
+    };
+    let mask: Vec<f32> = flat(rows).chunks(width).flat_map(of_row).collect();
+    Tensor::from_vec(mask, rows.dims(), rows.device())
 }
 
 pub fn flat(tensor: &Tensor) -> Vec<f32> {

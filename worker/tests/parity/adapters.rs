@@ -9,7 +9,7 @@ use worker::engine::inference::merge::merge;
 use crate::golden::{assert_adapter_training, assert_greedy, assert_last_logits, golden_dir};
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 12] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -21,6 +21,7 @@ const CASES: [&str; 11] = [
     "rank-pattern-rslora",
     "exclude-modules",
     "layers-to-transform",
+    "qwen2-moe-all-linear",
 ];
 
 #[test]

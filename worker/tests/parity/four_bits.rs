@@ -54,6 +54,7 @@ fn what_muster_quantises_trains_to_the_bits_of_what_bitsandbytes_saved() {
         let how = Quantization {
             nested_scales,
             embeddings: false,
+            experts: false,
         };
         assert_eq!(run("base", Some(how)), run("model", None), "{name}");
         assert_ne!(run("base", None), run("model", None), "{name}");

@@ -13,7 +13,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 17] = [
+const CASES: [&str; 21] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -31,6 +31,10 @@ const CASES: [&str; 17] = [
     "phi3-longrope-long",
     "glm",
     "glm4",
+    "qwen3-moe",
+    "mixtral",
+    "olmoe",
+    "qwen2-moe",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;

@@ -162,6 +162,23 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
     check_adapter(&python, ["q_proj", "down_proj"], |_| {});
     let glm = of("Glm4ForCausalLM", "glm4");
     check_adapter(&python, ["q_proj", "gate_up_proj"], glm);
+    let of_experts = |class, kind| {
+        move |config: &mut Value| {
+            of(class, kind)(config);
+            for (key, value) in [
+                ("num_experts", 4),
+                ("num_experts_per_tok", 2),
+                ("moe_intermediate_size", 24),
+                ("shared_expert_intermediate_size", 40),
+            ] {
+                config[key] = value.into();
+            }
+        }
+    };
+    let qwen2 = of_experts("Qwen2MoeForCausalLM", "qwen2_moe");
+    check_adapter(&python, ["shared_expert_gate", "down_proj"], qwen2);
+    let qwen3 = of_experts("Qwen3MoeForCausalLM", "qwen3_moe");
+    check_adapter(&python, ["q_proj", "o_proj"], qwen3);
     check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
         of("Phi3ForCausalLM", "phi3")(config);
         config["partial_rotary_factor"] = 0.75.into();

@@ -17,6 +17,7 @@ const MAX_HEADS: u64 = 4096;
 const MAX_VOCABULARY: u64 = 0x00ff_ffff;
 const MAX_LAYERS: u64 = 4096;
 const MAX_POSITIONS: u64 = 1 << 40;
+const MAX_EXPERTS: u64 = 4096;
 
 /// The values of a config, and the problems found in them so far.
 struct Values<'a> {
@@ -60,26 +61,41 @@ impl Values<'_> {
             ("sliding_window", MAX_POSITIONS),
             ("sliding_window_pattern", MAX_LAYERS),
             ("no_rope_layer_interval", MAX_LAYERS),
+            ("num_experts", MAX_EXPERTS),
+            ("num_local_experts", MAX_EXPERTS),
+            ("num_experts_per_tok", MAX_EXPERTS),
+            ("moe_intermediate_size", MAX_WIDTH),
+            ("shared_expert_intermediate_size", MAX_WIDTH),
+            ("decoder_sparse_step", MAX_LAYERS),
         ] {
             let value = &self.config[key];
             let is_size = value
                 .as_u64()
                 .is_some_and(|size| (1..=most).contains(&size));
-            if !value.is_null() && !is_size {
+            // What Qwen2-MoE writes where it has none.
+            let is_off = key == "sliding_window" && self.says_no_window() && value == 0;
+            if !value.is_null() && !is_size && !is_off {
                 self.refuse(key, value, &format!("a whole number from 1 to {most}"));
             }
         }
         for key in [
             "attention_bias",
+            "qkv_bias",
             "mlp_bias",
             "tie_word_embeddings",
             "use_sliding_window",
+            "norm_topk_prob",
+            "output_router_logits",
         ] {
             let value = &self.config[key];
             if !value.is_null() && !value.is_boolean() {
                 self.refuse(key, value, "true or false");
             }
         }
+    }
+
+    fn says_no_window(&self) -> bool {
+        self.config["use_sliding_window"] == false
     }
 
     /// Checks what must divide: heads, their groups and widths.
@@ -131,7 +147,12 @@ impl Values<'_> {
             let fits = |number| (0.0..=1e3).contains(&number);
             self.number("initializer_range", range, fits, "a number from 0 to 1000");
         }
-        for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+        for key in [
+            "attention_dropout",
+            "resid_pdrop",
+            "embd_pdrop",
+            "router_jitter_noise",
+        ] {
             let dropout = &config[key];
             if !dropout.is_null() {
                 let fits = |number| (0.0..1.0).contains(&number);
@@ -153,6 +174,7 @@ impl Values<'_> {
             "residual_multiplier",
             "logits_scaling",
             "rope_local_base_freq",
+            "clip_qkv",
         ] {
             let value = &config[key];
             if !value.is_null() {

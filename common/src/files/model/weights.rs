@@ -210,6 +210,13 @@ impl WeightFiles {
             {
                 "; there are an adapter's tensors instead: merge it into its model first"
             }
+            _ if self
+                .places
+                .keys()
+                .any(|name| name.ends_with(".experts.gate_up_proj")) =>
+            {
+                "; all experts of a layer are one tensor, as Transformers 5 has them in memory: save it with save_pretrained, which writes each for itself"
+            }
             _ if self.places.contains_key("embed_tokens.weight") => {
                 "; its tensors are called without \"model.\": save it with AutoModelForCausalLM"
             }
@@ -382,6 +389,15 @@ mod tests {
         );
         let untied = open_as(folder(&[EMBED, NORM]).path(), &[EMBED, NORM, OUTPUT]);
         assert!(untied.unwrap_err().contains("tie_word_embeddings: true"));
+    }
+
+    #[test]
+    fn experts_in_one_tensor_are_named() {
+        let experts = "model.layers.0.mlp.experts.gate_up_proj";
+        check(
+            &[EMBED, (experts, Dtype::F32, &[2, 2, 2], 1.0)],
+            &["save_pretrained"],
+        );
     }
 
     #[test]

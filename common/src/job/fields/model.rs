@@ -103,6 +103,13 @@ pub(super) const FIELDS: &[Field] = &[
         "With `load_in_4bit`, keep the embedding and the output layer in 4 bits too: other programs do not, and of small models they are a quarter.",
     ),
     field(
+        "quantize_moe_experts",
+        &[],
+        "true | false",
+        "false",
+        "With `load_in_4bit`, keep the experts of a mixture of experts in 4 bits too, each matrix for itself. In Transformers 5 they are no linears, so that they stay in `base_dtype` otherwise.",
+    ),
+    field(
         "special_tokens",
         &[],
         "mapping of bos_token, eos_token, unk_token, pad_token, additional_special_tokens",

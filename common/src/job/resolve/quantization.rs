@@ -17,6 +17,7 @@ pub(super) fn quantization(reader: &mut Reader<'_>, method: &Method) -> Option<Q
     is_nf4(reader);
     let kwargs = kwargs(reader);
     let embeddings = reader.switch("quantize_embeddings");
+    let experts = reader.switch("quantize_moe_experts");
     let asked = asked?;
     if *method == Method::Full
         && let Some(given) = reader.given(asked)
@@ -27,6 +28,7 @@ pub(super) fn quantization(reader: &mut Reader<'_>, method: &Method) -> Option<Q
     Some(Quantization {
         nested_scales: nested.or(kwargs).unwrap_or(true),
         embeddings: embeddings.unwrap_or(false),
+        experts: experts.unwrap_or(false),
     })
 }
 

@@ -76,7 +76,7 @@ const JOBS: [&str; 18] = [
      special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\n",
     "model_name_or_path: m\nstage: sft\ndataset: a.jsonl\nadd_tokens: <a>,<b>\nadditional_target: embed_tokens,lm_head\n",
     // Bases of 4 bits.
-    "base_model: m\ndatasets: a\nadapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false}\nquantize_embeddings: true\n",
+    "base_model: m\ndatasets: a\nadapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false}\nquantize_embeddings: true\nquantize_moe_experts: true\n",
     "model_name_or_path: m\nstage: sft\ndataset: a.jsonl\nquantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false\nbnb_4bit_compute_dtype: float32\n",
 ];
 

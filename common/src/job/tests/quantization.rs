@@ -6,6 +6,7 @@ use crate::job::{BaseDtype, Quantization};
 const USUAL: Quantization = Quantization {
     nested_scales: true,
     embeddings: false,
+    experts: false,
 };
 
 #[test]
@@ -47,6 +48,10 @@ fn scales_and_types_are_as_they_are_asked_for() {
         embeddings: true,
         ..USUAL
     };
+    let experts = Quantization {
+        experts: true,
+        ..USUAL
+    };
     let (float32, bfloat16) = (BaseDtype::Float32, BaseDtype::Bfloat16);
     assert_eq!(of("bnb_4bit_use_double_quant: false\n"), (plain, bfloat16));
     assert_eq!(
@@ -54,6 +59,7 @@ fn scales_and_types_are_as_they_are_asked_for() {
         (plain, bfloat16)
     );
     assert_eq!(of("quantize_embeddings: true\n"), (all, bfloat16));
+    assert_eq!(of("quantize_moe_experts: true\n"), (experts, bfloat16));
     assert_eq!(of("bnb_4bit_compute_dtype: float32\n"), (USUAL, float32));
     assert_eq!(of("bnb_4bit_compute_dtype: float16\n"), (USUAL, bfloat16));
     assert_eq!(
@@ -69,8 +75,12 @@ fn scales_and_types_are_as_they_are_asked_for() {
 fn eight_bits_and_settings_without_effect_are_told() {
     let notices = |text: &str| job(text).reading.notices;
     assert_eq!(
-        notices("adapter: lora\nbnb_4bit_quant_type: nf4\nquantize_embeddings: true\n"),
-        ["bnb_4bit_quant_type, quantize_embeddings: changes nothing without load_in_4bit"]
+        notices(
+            "adapter: lora\nbnb_4bit_quant_type: nf4\nquantize_embeddings: true\nquantize_moe_experts: true\n"
+        ),
+        [
+            "bnb_4bit_quant_type, quantize_embeddings, quantize_moe_experts: changes nothing without load_in_4bit"
+        ]
     );
     let eight = notices("stage: sft\nquantization_bit: 8\n");
     assert!(
@@ -92,6 +102,10 @@ fn four_bits_are_part_of_what_comes_out() {
         usual
     );
     assert_ne!(digest("adapter: qlora\nquantize_embeddings: true\n"), usual);
+    assert_ne!(
+        digest("adapter: qlora\nquantize_moe_experts: true\n"),
+        usual
+    );
     assert_eq!(
         digest("adapter: lora\nload_in_4bit: true\nbase_dtype: bfloat16\n"),
         usual

@@ -192,7 +192,7 @@ pub(super) const GROUPS: &[Group] = &[
         },
     },
     Group {
-        keys: &["qat", "quantize_moe_experts", "use_onebitllms"],
+        keys: &["qat", "use_onebitllms"],
         rule: Only(
             OFF,
             "training for weights of fewer bits is not supported; remove it",

@@ -131,7 +131,7 @@ pub(super) const GROUPS: &[Group] = &[
             "gemma4_hybrid_attn_impl",
             "llama4_linearized_experts",
             "dsv4_fp8_grouped_mode",
-            // Mixtures of experts are refused by their family.
+            // Of a loss that is refused where config.json asks for it.
             "router_aux_loss_coef",
             "use_v1_kernels",
             "disable_gradient_checkpointing",
@@ -163,6 +163,10 @@ pub(super) const GROUPS: &[Group] = &[
                 "phi3",
                 "glm",
                 "glm4",
+                "qwen2_moe",
+                "qwen3_moe",
+                "mixtral",
+                "olmoe",
             ],
             "causal language models are trained, and config.json of base_model says of which kind it is; remove it",
         ),

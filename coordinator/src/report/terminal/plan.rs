@@ -25,6 +25,7 @@ pub struct PlanView<'a> {
     /// How linears are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
     pub parameters: u64,
+    pub active_parameters: u64,
     pub trainable_parameters: u64,
     pub total_steps: u64,
     pub slots_per_step: usize,
@@ -41,7 +42,20 @@ pub fn bits(quantization: Option<Quantization>) -> &'static str {
     match quantization {
         None => "",
         Some(how) if how.embeddings => ", all matrices in 4 bits",
+        Some(how) if how.experts => ", linears and experts in 4 bits",
         Some(_) => ", linears in 4 bits",
+    }
+}
+
+/// The number of parameters in words, and how many of them take part in a token where not all do.
+pub fn parameter_count(all: u64, active: u64) -> String {
+    match active == all {
+        true => format!("{} parameters", grouped(all)),
+        false => format!(
+            "{} parameters, {} of them for a token",
+            grouped(all),
+            grouped(active)
+        ),
     }
 }
 
@@ -92,6 +106,7 @@ impl<'a> PlanView<'a> {
             architecture: prepared.model_config.architecture.name(),
             quantization: prepared.model_config.quantization_of(&prepared.job),
             parameters: prepared.estimate.parameters,
+            active_parameters: prepared.estimate.active_parameters,
             trainable_parameters: prepared.estimate.trainable_parameters,
             total_steps: prepared.total_steps(),
             slots_per_step: prepared.slots_per_step(),
@@ -149,10 +164,10 @@ impl<'a> PlanView<'a> {
             InitWeights::Random => ", random weights",
         };
         format!(
-            "{} ({}, {} parameters, {dtype}{bits}{init})",
+            "{} ({}, {}, {dtype}{bits}{init})",
             self.job.model_name(),
             self.architecture,
-            grouped(self.parameters)
+            parameter_count(self.parameters, self.active_parameters)
         )
     }
 

@@ -158,6 +158,7 @@ fn plan_in(job: &JobSpec, columns: Option<usize>) -> String {
         architecture: "Qwen3",
         quantization: job.quantization,
         parameters: 1_234_567,
+        active_parameters: 1_234_567,
         trainable_parameters: 12_345,
         total_steps: 24,
         slots_per_step: 4,

@@ -92,7 +92,8 @@ impl Parts<'_> {
     fn layer<E: Element + GpuElement>(&self, layer: usize) -> Result<DecoderLayer<E>, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [qkv, output, gate_up, down] = projections(config);
+        // Layers of experts are not done here.
+        let [qkv, output, gate_up, down, _] = projections(config, layer);
         let head_norm = |name: &str| {
             let name = format!("{prefix}self_attn.{name}.weight");
             self.vector(&name, config.head_dim)

@@ -13,7 +13,10 @@ use common::files::adapter::{
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
 use common::job::{BaseDtype, JobSpec, Quantization, TrainedRows};
-use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors, token_tensor, token_tensors};
+use common::model::{
+    EMBEDDING, HEAD, ModelConfig, base_tensors, is_of_expert, is_router, token_tensor,
+    token_tensors,
+};
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 
@@ -35,6 +38,7 @@ impl FourBits {
         quantization: Quantization {
             nested_scales: true,
             embeddings: false,
+            experts: false,
         },
     };
 
@@ -49,7 +53,10 @@ impl FourBits {
     /// Whether a tensor of the base model is quantised.
     fn changes(&self, name: &str, shape: &[usize]) -> bool {
         let is_of_tokens = [EMBEDDING, HEAD].contains(&name);
-        shape.len() == 2 && (self.quantization.embeddings || !is_of_tokens)
+        let stays = (is_of_tokens && !self.quantization.embeddings)
+            || (is_of_expert(name) && !self.quantization.experts)
+            || is_router(name);
+        shape.len() == 2 && !stays
     }
 
     /// Puts in place of scalars what is left of them in 4 bits.

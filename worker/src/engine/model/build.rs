@@ -3,14 +3,18 @@
 
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
-    EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections, token_tensor,
+    self, EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections,
+    token_tensor,
 };
 
 use super::causal_lm::CausalLm;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
+use super::layers::experts::{Expert, Experts};
+use super::layers::feed_forward::FeedForward;
 use super::layers::mlp::Mlp;
 use super::layers::residual::Residual;
+use super::layers::shared_expert::SharedExpert;
 use super::weights::WeightSource;
 use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
@@ -18,6 +22,7 @@ use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms};
+use crate::engine::ops::routing::Routing;
 use crate::engine::ops::token_matrix::{TokenMatrix, TokenRows};
 use crate::engine::params::{Parameters, Weight};
 
@@ -83,7 +88,7 @@ impl Parts<'_> {
     fn layer(&self, layer: usize) -> Result<DecoderLayer, EngineError> {
         let config = self.config;
         let prefix = format!("model.layers.{layer}.");
-        let [qkv, output, gate_up, down] = projections(config);
+        let [qkv, output, gate_up, down, shared] = projections(config, layer);
         let [query_width, key_width] = config.head_norm_widths();
         let head_norm = |name: &str, width: usize| {
             self.weight(&format!("{prefix}self_attn.{name}.weight"), &[width])
@@ -119,13 +124,76 @@ impl Parts<'_> {
                 scale: config.scales.attention as f32,
                 cap: config.caps.attention.map(|cap| cap as f32),
             },
-            mlp: Mlp {
-                norm: layer_norm(config.norms.mlp_input)?,
-                gate_up: self.projection(&prefix, &gate_up)?,
-                down: self.projection(&prefix, &down)?,
-                residual: residual(config.norms.mlp_output)?,
-                activation: config.activation,
+            mlp: match config.experts_of(layer) {
+                None => FeedForward::Dense(Mlp {
+                    norm: layer_norm(config.norms.mlp_input)?,
+                    gate_up: self.projection(&prefix, &gate_up)?,
+                    down: self.projection(&prefix, &down)?,
+                    residual: residual(config.norms.mlp_output)?,
+                    activation: config.activation,
+                }),
+                Some(experts) => {
+                    let norm = layer_norm(config.norms.mlp_input)?;
+                    let shared = [gate_up, down, shared];
+                    FeedForward::Experts(self.experts(&prefix, experts, norm, &shared)?)
+                }
             },
+        })
+    }
+
+    /// The experts of a layer; `shared` are the linears of the one that every token goes through, where there is one.
+    fn experts(
+        &self,
+        prefix: &str,
+        experts: &model::Experts,
+        norm: Option<RmsNorm>,
+        shared: &[Vec<LinearShape>; 3],
+    ) -> Result<Experts, EngineError> {
+        let (sizes, hidden) = (&experts.sizes, self.config.hidden_size);
+        // Routers are never quantised, and experts where the job asks for it.
+        let quantization = self.quantization.filter(|how| how.experts);
+        let plain = |path: &str, shape: [usize; 2], quantization| -> Result<Linear, EngineError> {
+            Ok(Linear {
+                weight: self.matrix(&format!("{prefix}{path}.weight"), &shape, quantization)?,
+                bias: None,
+                lora: None,
+            })
+        };
+        let expert = |index: usize| -> Result<Expert, EngineError> {
+            let [gate, up, down] = experts.matrices(index);
+            let inward = [sizes.width, hidden];
+            let gate_up = vec![
+                plain(&gate, inward, quantization)?,
+                plain(&up, inward, quantization)?,
+            ];
+            let down = plain(&down, [hidden, sizes.width], quantization)?;
+            Ok(Expert {
+                gate_up: Projection(gate_up),
+                down: Projection(vec![down]),
+            })
+        };
+        let [gate_up, down, gate] = shared;
+        let shared = match sizes.shared {
+            None => None,
+            Some(_) => Some(SharedExpert {
+                gate_up: self.projection(prefix, gate_up)?,
+                down: self.projection(prefix, down)?,
+                gate: self.projection(prefix, gate)?,
+                activation: self.config.activation,
+            }),
+        };
+        let router = plain(&experts.router(), [sizes.count, hidden], None)?;
+        Ok(Experts {
+            norm,
+            router: Projection(vec![router]),
+            routing: Routing {
+                experts: sizes.count,
+                per_token: sizes.per_token,
+                normalises: experts.normalises,
+            },
+            experts: (0..sizes.count).map(expert).collect::<Result<_, _>>()?,
+            shared,
+            activation: self.config.activation,
         })
     }
 

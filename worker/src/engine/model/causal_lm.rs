@@ -358,7 +358,12 @@ mod tests {
             let (_, tape) = decoder::forward::<E>(&model.layers, x, pass, keep).unwrap();
             assert_eq!(tape.bytes(), model.kept_bytes(tokens.len()));
         }
-        for architecture in ["LlamaForCausalLM", "Qwen3ForCausalLM"] {
+        for architecture in [
+            "LlamaForCausalLM",
+            "Qwen3ForCausalLM",
+            "Qwen2MoeForCausalLM",
+            "OlmoeForCausalLM",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             write_model(dir.path(), &config(architecture), 7);
             check::<f32>(load(dir.path(), job(Method::Full), 1).model());
@@ -385,6 +390,8 @@ mod tests {
             "Olmo3ForCausalLM",
             "Phi3ForCausalLM",
             "Glm4ForCausalLM",
+            "Qwen2MoeForCausalLM",
+            "MixtralForCausalLM",
         ] {
             let mut json = config(architecture);
             json["sliding_window"] = 7.into();

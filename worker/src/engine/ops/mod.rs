@@ -22,10 +22,12 @@ pub mod product;
 pub mod projection;
 pub mod rms_norm;
 pub mod rope;
+pub mod routing;
 pub mod segments;
 pub mod swiglu;
 mod token_loss;
 pub mod token_matrix;
+pub mod token_rows;
 pub mod vector;
 
 use element::Element;

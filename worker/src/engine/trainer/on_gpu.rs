@@ -254,6 +254,7 @@ fn not_on_gpus(config: &ModelConfig, sequence_len: usize) -> Option<&'static str
     };
     let usual_attention = f64::from(1.0 / (config.head_dim as f32).sqrt());
     let checks = [
+        (config.experts.is_some(), "a mixture of experts"),
         (config.norms.are_behind(), "norms behind a layer's halves"),
         (config.norm_offset, "norms of 1 + weight"),
         (config.activation != Activation::Silu, "GELU"),

@@ -11,7 +11,7 @@ use common::model::linears;
 
 mod four_bits;
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 17] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -25,6 +25,10 @@ const FAMILIES: [&str; 13] = [
     "Phi3ForCausalLM",
     "GlmForCausalLM",
     "Glm4ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+    "OlmoeForCausalLM",
 ];
 
 fn model(architecture: &str) -> tempfile::TempDir {
@@ -272,7 +276,7 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
     let Method::Lora(spec) = &method else {
         unreachable!("made as LoRA");
     };
-    let linears = linears(first.config()).into_iter();
+    let linears = linears(first.config(), 0).into_iter();
     let names = linears.map(|linear| linear.path.to_owned());
     let config = AdapterConfig::from_lora(spec, "model", names);
     let adapter = tempfile::tempdir().unwrap();

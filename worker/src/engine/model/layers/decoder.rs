@@ -6,7 +6,7 @@
 
 use super::Pass;
 use super::attention::{AttentionActivations, AttentionBlock};
-use super::mlp::{Mlp, MlpActivations};
+use super::feed_forward::{FeedForward, FeedForwardActivations};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 use crate::engine::ops::rope::HeadLayout;
@@ -14,7 +14,7 @@ use crate::engine::ops::rope::HeadLayout;
 /// A decoder layer: attention, then feed-forward.
 pub struct DecoderLayer {
     pub attention: AttentionBlock,
-    pub mlp: Mlp,
+    pub mlp: FeedForward,
 }
 
 /// What is kept of a forward pass for the backward pass.
@@ -42,7 +42,7 @@ struct LayerActivations<E> {
     attention: AttentionActivations<E>,
     /// The residual between the layer's two halves, `[tokens][hidden]`.
     post_attention_residual: Buffer<f32>,
-    mlp: MlpActivations<E>,
+    mlp: FeedForwardActivations<E>,
 }
 
 /// Runs all layers forward: `x` is `[tokens][hidden]`, and so is the result. None where the pass was abandoned.
@@ -135,9 +135,9 @@ impl DecoderLayer {
         let HeadLayout {
             heads, head_dim, ..
         } = self.attention.layout;
-        let hidden = self.mlp.down.out();
-        let elements = self.attention.qkv.out() + heads * head_dim + self.mlp.gate_up.out();
-        (2 * hidden + heads) * size_of::<f32>() + elements * element
+        let hidden = self.attention.output.out();
+        let elements = self.attention.qkv.out() + heads * head_dim;
+        (2 * hidden + heads) * size_of::<f32>() + elements * element + self.mlp.kept_bytes(element)
     }
 
     /// Runs forward over the last tokens of a text, see [`AttentionBlock::forward_last`].

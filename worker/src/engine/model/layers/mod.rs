@@ -2,8 +2,11 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod experts;
+pub mod feed_forward;
 pub mod mlp;
 pub mod residual;
+pub mod shared_expert;
 
 use std::sync::Arc;
 

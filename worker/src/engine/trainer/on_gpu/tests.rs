@@ -135,6 +135,7 @@ fn a_base_of_4_bits_has_the_processor_s_numbers() {
         let how = Some(Quantization {
             nested_scales: true,
             embeddings,
+            experts: false,
         });
         let (found, expected) = (run(gpu.clone(), how), run(ComputeDevice::Cpu, how));
         assert!(distance(&found.0, &expected.0) < 1e-5);
@@ -156,6 +157,8 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
         ("Phi3ForCausalLM", ["Phi-3", "fused projections"]),
         ("GlmForCausalLM", ["GLM-4", "fused projections"]),
         ("Glm4ForCausalLM", ["GLM-4-0414", "norms behind"]),
+        ("Qwen3MoeForCausalLM", ["Qwen3-MoE", "a mixture of experts"]),
+        ("MixtralForCausalLM", ["Mixtral", "a mixture of experts"]),
     ] {
         let mut config = config(architecture);
         config["residual_multiplier"] = 0.5.into();

@@ -5,7 +5,7 @@ use std::path::Path;
 use common::files::model::{ModelFolder, ModelTensor, WeightFiles};
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
-use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors};
+use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors, is_of_expert, is_router};
 use common::nf4::Nf4;
 
 use super::{FAMILIES, blocks, model};
@@ -23,7 +23,10 @@ fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir {
         let mut scalars = vec![0.0; shape.iter().product()];
         files.read_f32(name, shape, &mut scalars).unwrap();
         let is_of_tokens = name == EMBEDDING || name == HEAD;
-        if shape.len() == 2 && (how.embeddings || !is_of_tokens) {
+        let stays = (is_of_tokens && !how.embeddings)
+            || (is_of_expert(name) && !how.experts)
+            || is_router(name);
+        if shape.len() == 2 && !stays {
             let matrix = Nf4::quantise(&scalars, how.nested_scales).unwrap();
             matrix.dequantise(0, &mut scalars);
         }
@@ -50,6 +53,7 @@ fn an_adapter_on_4_bits_is_trained_to_the_bits_of_one_on_what_they_leave() {
             let how = Quantization {
                 nested_scales: how.0,
                 embeddings: how.1,
+                experts: how.1,
             };
             let widened = widened_copy(dir.path(), how);
             let run = |dir: &Path, quantization, threads| {
@@ -85,6 +89,7 @@ fn a_bfloat16_base_of_4_bits_does_not_depend_on_threads_and_comes_near_float32()
             quantization: Some(Quantization {
                 nested_scales: true,
                 embeddings: false,
+                experts: false,
             }),
             ..job(lora(TargetModules::AllLinear, 0.0))
         };

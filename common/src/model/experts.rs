@@ -1,0 +1,294 @@
+//! The mixture of experts of a `config.json`: how many experts there are, which layers have them, and what their weights are
+//! called in files. What is not done of one is refused here.
+//!
+//! Source of names and defaults: Transformers 5.24, `configuration_*.py` and `modeling_*.py` of each family; names in files:
+//! what `save_pretrained` writes (`conversion_mapping.py`).
+
+use serde_json::Value;
+
+use super::error::ModelError;
+use super::fields::Fields;
+use crate::memory;
+
+/// What an architecture with experts has that its `config.json` does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ExpertKind {
+    /// Keys of the number of experts: the one that is written, and another name for it.
+    pub count: [&'static str; 2],
+    /// Key of an expert's intermediate size.
+    pub width: &'static str,
+    /// Key of the shared expert's intermediate size, where there is one.
+    pub shared: Option<&'static str>,
+    /// Whether the weights of a token's experts are divided by their sum. None: as `norm_topk_prob` says.
+    pub normalises: Option<bool>,
+    /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers dense.
+    pub may_be_dense: bool,
+    pub names: ExpertNames,
+}
+
+/// What the weights of experts are called within a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// What router and experts are parts of.
+    pub block: &'static str,
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    /// Whether PEFT 0.21 takes these names, and `all-linear`, for the parameters in which Transformers 5 keeps the experts of a
+    /// layer, and its router.
+    pub are_parameters: bool,
+}
+
+impl ExpertKind {
+    pub const QWEN: Self = Self {
+        count: ["num_experts", "num_local_experts"],
+        width: "moe_intermediate_size",
+        shared: None,
+        normalises: None,
+        may_be_dense: true,
+        names: ExpertNames {
+            block: "mlp",
+            gate: "gate_proj",
+            up: "up_proj",
+            down: "down_proj",
+            are_parameters: true,
+        },
+    };
+    pub const QWEN_SHARED: Self = Self {
+        shared: Some("shared_expert_intermediate_size"),
+        names: ExpertNames {
+            are_parameters: false,
+            ..Self::QWEN.names
+        },
+        ..Self::QWEN
+    };
+    pub const OLMOE: Self = Self {
+        width: "intermediate_size",
+        may_be_dense: false,
+        ..Self::QWEN
+    };
+    pub const MIXTRAL: Self = Self {
+        count: ["num_local_experts", "num_experts"],
+        normalises: Some(true),
+        names: ExpertNames {
+            block: "block_sparse_moe",
+            gate: "w1",
+            up: "w3",
+            down: "w2",
+            are_parameters: true,
+        },
+        ..Self::OLMOE
+    };
+}
+
+/// A mixture of experts as the engine builds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    pub sizes: memory::Experts,
+    /// The weights of a token's experts are divided by their sum.
+    pub normalises: bool,
+    pub names: ExpertNames,
+}
+
+impl Experts {
+    /// Path of the router within its layer.
+    pub fn router(&self) -> String {
+        format!("{}.gate", self.names.block)
+    }
+
+    /// Paths of the three matrices of an expert within its layer: gate, up, down.
+    pub fn matrices(&self, expert: usize) -> [String; 3] {
+        let ExpertNames {
+            block,
+            gate,
+            up,
+            down,
+            ..
+        } = self.names;
+        [gate, up, down].map(|name| format!("{block}.experts.{expert}.{name}"))
+    }
+}
+
+/// Whether a tensor of that name is of an expert that not every token goes through.
+pub fn is_of_expert(name: &str) -> bool {
+    name.contains(".experts.")
+}
+
+/// Whether a tensor of that name is a router.
+pub fn is_router(name: &str) -> bool {
+    [".mlp.gate.weight", ".block_sparse_moe.gate.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+impl Fields<'_> {
+    /// Reads the experts of an architecture that has some.
+    pub fn experts(&self, kind: ExpertKind, layers: usize) -> Result<Experts, ModelError> {
+        self.refuse_of_routers()?;
+        let count = self.expert_count(kind.count)?;
+        let per_token = self.size("num_experts_per_tok")?;
+        if per_token > count {
+            return Err(self.bad(&format!(
+                "num_experts_per_tok {per_token} is more than the {count} experts that there are"
+            )));
+        }
+        let shared = kind.shared.map(|key| self.size(key)).transpose()?;
+        let has_experts = match kind.may_be_dense {
+            true => self.layers_with_experts(layers)?,
+            false => vec![true; layers],
+        };
+        Ok(Experts {
+            sizes: memory::Experts {
+                count,
+                per_token,
+                width: self.size(kind.width)?,
+                shared,
+                layers: has_experts,
+            },
+            normalises: kind
+                .normalises
+                .unwrap_or_else(|| self.flag("norm_topk_prob")),
+            names: kind.names,
+        })
+    }
+
+    fn refuse_of_routers(&self) -> Result<(), ModelError> {
+        if self.flag("output_router_logits") {
+            let feature = "output_router_logits true (it adds a loss of the router; say false to train without)";
+            return Err(self.unsupported(feature.to_owned()));
+        }
+        for key in ["router_jitter_noise", "clip_qkv"] {
+            if let Some(number) = self.number(key).filter(|number| *number != 0.0) {
+                return Err(self.unsupported(format!("{key} {number}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn expert_count(&self, keys: [&str; 2]) -> Result<usize, ModelError> {
+        let [first, second] = keys;
+        match (self.optional_size(first)?, self.optional_size(second)?) {
+            (Some(one), Some(other)) if one != other => Err(self.bad(&format!(
+                "{first} is {one} and {second} is {other}, where both are the number of experts"
+            ))),
+            (one, other) => one
+                .or(other)
+                .ok_or_else(|| self.bad(&format!("{first} is missing"))),
+        }
+    }
+
+    /// For each layer, whether it has experts: every so many have some, but for those that are listed.
+    fn layers_with_experts(&self, layers: usize) -> Result<Vec<bool>, ModelError> {
+        let every = self.optional_size("decoder_sparse_step")?.unwrap_or(1);
+        let listed = &self.json["mlp_only_layers"];
+        let dense: Vec<usize> = match listed {
+            Value::Null => Vec::new(),
+            Value::Array(numbers) => {
+                let numbers = numbers.iter().map(|number| {
+                    let number = number.as_u64().and_then(|n| usize::try_from(n).ok());
+                    number.filter(|number| *number < layers)
+                });
+                numbers.collect::<Option<_>>().ok_or_else(|| {
+                    self.bad(&format!(
+                        "mlp_only_layers has an entry that is none of the layers 0 to {}",
+                        layers.saturating_sub(1)
+                    ))
+                })?
+            }
+            _ => return Err(self.bad("mlp_only_layers is not a list of layers")),
+        };
+        Ok((0..layers)
+            .map(|layer| (layer + 1).is_multiple_of(every) && !dense.contains(&layer))
+            .collect())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::ModelConfig;
+
+    fn parse(class: &str, change: impl FnOnce(&mut Value)) -> Result<ModelConfig, ModelError> {
+        let mut json = json!({
+            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 8,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40
+        });
+        change(&mut json);
+        ModelConfig::parse(&json, Path::new("config.json"))
+    }
+
+    fn experts(class: &str, change: impl FnOnce(&mut Value)) -> Experts {
+        parse(class, change).unwrap().experts.unwrap()
+    }
+
+    #[test]
+    fn families_differ_in_sizes_and_names() {
+        let qwen3 = experts("Qwen3MoeForCausalLM", |json| {
+            json["norm_topk_prob"] = true.into();
+        });
+        assert!(qwen3.normalises);
+        assert_eq!((qwen3.sizes.width, qwen3.sizes.shared), (24, None));
+        let qwen2 = experts("Qwen2MoeForCausalLM", |_| {});
+        assert!(!qwen2.normalises);
+        assert_eq!((qwen2.sizes.width, qwen2.sizes.shared), (24, Some(40)));
+        let olmoe = experts("OlmoeForCausalLM", |_| {});
+        assert_eq!((olmoe.sizes.width, olmoe.normalises), (96, false));
+        let mixtral = experts("MixtralForCausalLM", |_| {});
+        assert_eq!((mixtral.sizes.width, mixtral.normalises), (96, true));
+        assert_eq!(mixtral.router(), "block_sparse_moe.gate");
+        assert_eq!(
+            mixtral.matrices(3)[1],
+            "block_sparse_moe.experts.3.w3",
+            "up"
+        );
+    }
+
+    #[test]
+    fn layers_may_be_dense_by_number_and_by_step() {
+        let layers =
+            |change: &dyn Fn(&mut Value)| experts("Qwen3MoeForCausalLM", change).sizes.layers;
+        assert_eq!(layers(&|_| {}), [true; 4]);
+        let stepped = layers(&|json| {
+            json["decoder_sparse_step"] = 2.into();
+            json["mlp_only_layers"] = json!([3]);
+        });
+        assert_eq!(stepped, [false, true, false, false]);
+        for (wrong, word) in [(json!([4]), "0 to 3"), (json!(1), "not a list")] {
+            let message = parse("Qwen2MoeForCausalLM", |json| {
+                json["mlp_only_layers"] = wrong
+            });
+            let message = message.unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_done_is_refused_by_name() {
+        for (key, value) in [
+            ("output_router_logits", json!(true)),
+            ("router_jitter_noise", json!(0.1)),
+            ("clip_qkv", json!(8.0)),
+            ("num_experts_per_tok", json!(9)),
+            ("num_local_experts", json!(4)),
+            ("num_experts", Value::Null),
+        ] {
+            let message = parse("OlmoeForCausalLM", |json| json[key] = value.clone());
+            let message = message.unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn parameters_that_take_part_in_a_token_are_counted_apart() {
+        let shape = parse("Qwen3MoeForCausalLM", |_| {}).unwrap().shape();
+        // Six of eight experts are left out, in four layers.
+        let idle = 4 * 6 * 3 * 24 * 64;
+        assert_eq!(shape.parameters() - shape.active_parameters(), idle);
+    }
+}

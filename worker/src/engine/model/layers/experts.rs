@@ -1,0 +1,434 @@
+//! The feed-forward half of a decoder layer with experts: `x + Σ w_e · expert_e(norm(x))` over the few experts of each token, and
+//! perhaps one that every token goes through.
+//!
+//! Experts compute one after the other, each its tokens at once, so that a layer holds the activations of one expert beside what it
+//! keeps. What comes out is added in their order.
+
+use common::model::Activation;
+
+use super::shared_expert::{SharedActivations, SharedExpert};
+use super::{Pass, norm_backward, norm_forward};
+use crate::engine::buffer::Buffer;
+use crate::engine::ops::element::Element;
+use crate::engine::ops::projection::{Context, Projection};
+use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::routing::{Group, Routes, Routing};
+use crate::engine::ops::token_rows::{add_rows, add_weighted, dots, gather, gather_rounded, scale};
+use crate::engine::ops::{add_in_place, round_into, swiglu};
+
+/// The feed-forward half of a decoder layer with experts.
+pub struct Experts {
+    /// Of what it reads; none where that is the residual itself.
+    pub norm: Option<RmsNorm>,
+    pub router: Projection,
+    pub routing: Routing,
+    pub experts: Vec<Expert>,
+    pub shared: Option<SharedExpert>,
+    pub activation: Activation,
+}
+
+/// An expert, whose layers have neither biases nor adapters.
+pub struct Expert {
+    /// The gate and up projections, side by side.
+    pub gate_up: Projection,
+    pub down: Projection,
+}
+
+/// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
+pub struct ExpertActivations<E> {
+    /// Of each expert for each token, `[tokens][experts]`.
+    probabilities: Buffer<f32>,
+    /// Output of the gate and up projections, a row for each token in each of its experts, `[rows][2 * intermediate]`.
+    gate_up: Buffer<E>,
+    shared: Option<SharedActivations<E>>,
+}
+
+#[cfg(test)]
+impl<E: Element> ExpertActivations<E> {
+    pub fn bytes(&self) -> usize {
+        let Self {
+            probabilities,
+            gate_up,
+            shared,
+        } = self;
+        let shared = shared.as_ref().map_or(0, SharedActivations::bytes);
+        size_of_val(&probabilities[..]) + size_of_val(&gate_up[..]) + shared
+    }
+}
+
+/// Buffers that the backward pass of one expert after the other takes, for as many rows as the largest has.
+struct Scratch<E> {
+    dy: Buffer<E>,
+    dh: Buffer<f32>,
+    h: Buffer<E>,
+    d_gate_up: Buffer<E>,
+    d_read: Buffer<f32>,
+}
+
+impl Experts {
+    /// Bytes that are kept for each token; the few of adapters are not counted.
+    pub fn kept_bytes(&self, element: usize) -> usize {
+        let shared = self.shared.as_ref();
+        let shared = shared.map_or(0, |shared| shared.kept_bytes(element));
+        let rows = self.routing.per_token * 2 * self.width();
+        self.routing.experts * size_of::<f32>() + rows * element + shared
+    }
+
+    /// Runs forward up to the last activations that backward reads. `x` is `[tokens][hidden]`.
+    pub fn forward_saving<E: Element>(&self, x: &[f32], pass: Pass) -> ExpertActivations<E> {
+        let (pool, hidden) = (pass.pool, self.hidden());
+        let normed = norm_forward::<E>(&self.norm, x, pass);
+        let mut probabilities = pool.take(pass.tokens() * self.routing.experts);
+        self.router
+            .forward_wide(&normed, &mut probabilities, pass.context());
+        self.routing.softmax(&mut probabilities);
+        let routes = self.routing.routes(&probabilities);
+        let mut gate_up = pool.take(routes.rows() * 2 * self.width());
+        let mut read = pool.take::<E>(routes.largest() * hidden);
+        for (expert, group) in self.occupied(&routes) {
+            let read = &mut read[..group.tokens.len() * hidden];
+            gather(&normed, group.tokens, read, hidden);
+            let gate_up = &mut gate_up[self.of_rows(&group)];
+            expert.gate_up.forward(read, gate_up, context(&group, pass));
+        }
+        let shared = self.shared.as_ref();
+        ExpertActivations {
+            probabilities,
+            gate_up,
+            shared: shared.map(|shared| shared.forward_saving(&normed, pass)),
+        }
+    }
+
+    /// Runs the rest of the forward pass, and returns the result, `[tokens][hidden]`.
+    pub fn forward_output<E: Element>(
+        &self,
+        x: &[f32],
+        activations: &ExpertActivations<E>,
+        pass: Pass,
+    ) -> Buffer<f32> {
+        let (pool, width, hidden) = (pass.pool, self.width(), self.hidden());
+        let mut y = pool.take(x.len());
+        y.copy_from_slice(x);
+        let routes = self.routing.routes(&activations.probabilities);
+        let mut h = pool.take::<E>(routes.largest() * width);
+        let mut results = pool.take::<f32>(routes.largest() * hidden);
+        for (expert, group) in self.occupied(&routes) {
+            let rows = group.tokens.len();
+            let (h, results) = (&mut h[..rows * width], &mut results[..rows * hidden]);
+            let gate_up = &activations.gate_up[self.of_rows(&group)];
+            swiglu::forward(gate_up, h, width, self.activation);
+            expert.down.forward_wide(h, results, context(&group, pass));
+            add_weighted(&mut y, group.tokens, results, group.weights, hidden);
+        }
+        if let (Some(shared), Some(activations)) = (&self.shared, &activations.shared) {
+            shared.forward_onto(activations, &mut y, pass);
+        }
+        y
+    }
+
+    /// Runs backward: turns `gradient`, that of the result, into that of `x`.
+    pub fn backward<E: Element>(
+        &self,
+        x: &[f32],
+        activations: ExpertActivations<E>,
+        gradient: &mut [f32],
+        pass: Pass,
+    ) {
+        let normed = norm_forward::<E>(&self.norm, x, pass);
+        let routes = self.routing.routes(&activations.probabilities);
+        let mut d_normed = pass.pool.zeroed::<f32>(x.len());
+        let mut d_weights = vec![0.0; routes.rows()];
+        let mut scratch = self.scratch::<E>(&routes, pass);
+        for (expert, group) in self.experts.iter().zip(routes.groups()) {
+            if group.tokens.is_empty() {
+                expert.hand_over_zeros();
+                continue;
+            }
+            let gate_up = &activations.gate_up[self.of_rows(&group)];
+            let d_weights = &mut d_weights[group.rows.clone()];
+            self.backward_to_read(
+                (expert, &group),
+                gate_up,
+                gradient,
+                (&mut scratch, d_weights),
+                pass,
+            );
+            let rows = group.tokens.len();
+            let d_read = &scratch.d_read[..rows * self.hidden()];
+            add_rows(&mut d_normed, group.tokens, d_read, self.hidden());
+            if expert.learns() {
+                self.backward_weights((expert, &group), &normed, &mut scratch, pass);
+            }
+        }
+        drop(scratch);
+        self.backward_router(
+            (&normed, &activations.probabilities),
+            (&routes, &d_weights),
+            &mut d_normed,
+            pass,
+        );
+        if let (Some(shared), Some(activations)) = (&self.shared, activations.shared) {
+            shared.backward(&normed, activations, gradient, &mut d_normed, pass);
+        }
+        norm_backward(&self.norm, x, &d_normed, gradient);
+    }
+
+    /// Goes backward through an expert, to what it reads and to the weight of each of its rows.
+    ///
+    /// With `y = w · down(h)` the weight's gradient is `down(h) · dy`, which is `h · dh` where `dh` is that of `h` without the weight.
+    fn backward_to_read<E: Element>(
+        &self,
+        (expert, group): (&Expert, &Group),
+        gate_up: &[E],
+        gradient: &[f32],
+        (scratch, d_weights): (&mut Scratch<E>, &mut [f32]),
+        pass: Pass,
+    ) {
+        let (width, hidden, rows) = (self.width(), self.hidden(), group.tokens.len());
+        let context = context(group, pass);
+        let dy = &mut scratch.dy[..rows * hidden];
+        let dh = &mut scratch.dh[..rows * width];
+        let h = &mut scratch.h[..rows * width];
+        let d_gate_up = &mut scratch.d_gate_up[..rows * 2 * width];
+        gather_rounded(gradient, group.tokens, dy, hidden);
+        expert.down.backward_input(dy, dh, context);
+        swiglu::forward(gate_up, h, width, self.activation);
+        dots(dh, h, d_weights, width);
+        scale(dh, group.weights, width);
+        swiglu::backward(gate_up, dh, (d_gate_up, h), width, self.activation);
+        let d_read = &mut scratch.d_read[..rows * hidden];
+        expert.gate_up.backward_input(d_gate_up, d_read, context);
+    }
+
+    /// Hands over the gradients of an expert's weights, once [`Self::backward_to_read`] has filled the buffers.
+    fn backward_weights<E: Element>(
+        &self,
+        (expert, group): (&Expert, &Group),
+        normed: &[E],
+        scratch: &mut Scratch<E>,
+        pass: Pass,
+    ) {
+        let (width, hidden, rows) = (self.width(), self.hidden(), group.tokens.len());
+        let context = context(group, pass);
+        let h = &mut scratch.h[..rows * width];
+        scale(h, group.weights, width);
+        let dy = &scratch.dy[..rows * hidden];
+        expert.down.backward_weights(h, &None, dy, &None, context);
+        let mut read = pass.pool.take::<E>(rows * hidden);
+        gather(normed, group.tokens, &mut read, hidden);
+        let d_gate_up = &scratch.d_gate_up[..rows * 2 * width];
+        expert
+            .gate_up
+            .backward_weights(&read, &None, d_gate_up, &None, context);
+    }
+
+    /// Goes backward through the router, and adds to the gradient of what it reads.
+    fn backward_router<E: Element>(
+        &self,
+        (normed, probabilities): (&[E], &[f32]),
+        (routes, d_weights): (&Routes, &[f32]),
+        d_normed: &mut [f32],
+        pass: Pass,
+    ) {
+        let mut d_logits = pass.pool.take::<f32>(probabilities.len());
+        self.routing
+            .backward(probabilities, routes, d_weights, &mut d_logits);
+        let mut dy = pass.pool.take::<E>(d_logits.len());
+        round_into(&d_logits, &mut dy);
+        let mut through = pass.pool.take::<f32>(d_normed.len());
+        self.router
+            .backward_input(&dy[..], &mut through, pass.context());
+        add_in_place(d_normed, &through);
+        if self.router.learns() {
+            self.router
+                .backward_weights(normed, &None, &dy, &None, pass.context());
+        }
+    }
+
+    /// The experts that some tokens go through, with their rows.
+    fn occupied<'a>(&'a self, routes: &'a Routes) -> impl Iterator<Item = (&'a Expert, Group<'a>)> {
+        let all = self.experts.iter().zip(routes.groups());
+        all.filter(|(_, group)| !group.tokens.is_empty())
+    }
+
+    fn scratch<E: Element>(&self, routes: &Routes, pass: Pass) -> Scratch<E> {
+        let (pool, rows) = (pass.pool, routes.largest());
+        let (width, hidden) = (self.width(), self.hidden());
+        Scratch {
+            dy: pool.take(rows * hidden),
+            dh: pool.take(rows * width),
+            h: pool.take(rows * width),
+            d_gate_up: pool.take(rows * 2 * width),
+            d_read: pool.take(rows * hidden),
+        }
+    }
+
+    /// Where the gate and up projections of a group are among those of all rows.
+    fn of_rows(&self, group: &Group) -> std::ops::Range<usize> {
+        let width = 2 * self.width();
+        group.rows.start * width..group.rows.end * width
+    }
+
+    /// Intermediate size of an expert.
+    fn width(&self) -> usize {
+        self.experts
+            .first()
+            .map_or(0, |expert| expert.gate_up.out() / 2)
+    }
+
+    fn hidden(&self) -> usize {
+        self.experts.first().map_or(0, |expert| expert.down.out())
+    }
+}
+
+impl Expert {
+    fn learns(&self) -> bool {
+        self.gate_up.learns() || self.down.learns()
+    }
+
+    /// Hands over gradients of zero, where no token went through the expert.
+    fn hand_over_zeros(&self) {
+        for linear in self.gate_up.0.iter().chain(&self.down.0) {
+            linear.weight.add_gradient_rows(&[], &[]);
+        }
+    }
+}
+
+/// What a run of a group's rows needs. Nothing in an expert is dropped.
+fn context<'a>(group: &Group, pass: Pass<'a>) -> Context<'a> {
+    Context {
+        tokens: group.tokens.len(),
+        mask: None,
+        pool: pass.pool,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use candle_core::{D, Result, Tensor};
+    use common::model::ModelConfig;
+
+    use super::*;
+    use crate::engine::batch::Batch;
+    use crate::engine::buffer::Pool;
+    use crate::engine::model::layers::{BatchRopes, RopeTables};
+    use crate::engine::ops::projection::Linear;
+    use crate::engine::ops::segments::SegmentViews;
+    use crate::engine::testing::{TestWeights, check_op, config, largest_few, random_tensor};
+
+    const HIDDEN: usize = 20;
+    const EXPERTS: usize = 5;
+    /// One that no token goes through would have no gradient in the reference.
+    const TOKENS: usize = 150;
+
+    fn weights() -> TestWeights {
+        let mut shapes: Vec<(String, Vec<usize>)> = vec![
+            ("router".to_owned(), vec![EXPERTS, HIDDEN]),
+            ("shared_gate".to_owned(), vec![1, HIDDEN]),
+        ];
+        for (name, width) in (0..EXPERTS)
+            .map(|expert| (expert.to_string(), 12))
+            .chain([("shared".to_owned(), 14)])
+        {
+            shapes.push((format!("{name}.gate"), vec![width, HIDDEN]));
+            shapes.push((format!("{name}.up"), vec![width, HIDDEN]));
+            shapes.push((format!("{name}.down"), vec![HIDDEN, width]));
+        }
+        let shapes: Vec<(&str, &[usize])> = shapes
+            .iter()
+            .map(|(name, shape)| (name.as_str(), &shape[..]))
+            .collect();
+        TestWeights::new(&shapes)
+    }
+
+    fn layer(weights: &TestWeights) -> Experts {
+        let projection = |names: &[String]| {
+            let linear = |name: &String| Linear {
+                weight: weights.trainable(name),
+                bias: None,
+                lora: None,
+            };
+            Projection(names.iter().map(linear).collect())
+        };
+        let parts = |name: &str| {
+            let gate_up = ["gate", "up"].map(|part| format!("{name}.{part}"));
+            let down = format!("{name}.down");
+            (projection(&gate_up), projection(&[down]))
+        };
+        let (gate_up, down) = parts("shared");
+        Experts {
+            norm: None,
+            router: projection(&["router".to_owned()]),
+            routing: Routing {
+                experts: EXPERTS,
+                per_token: 2,
+                normalises: true,
+            },
+            experts: (0..EXPERTS)
+                .map(|expert| {
+                    let (gate_up, down) = parts(&expert.to_string());
+                    Expert { gate_up, down }
+                })
+                .collect(),
+            shared: Some(SharedExpert {
+                gate_up,
+                down,
+                gate: projection(&["shared_gate".to_owned()]),
+                activation: Activation::Silu,
+            }),
+            activation: Activation::Silu,
+        }
+    }
+
+    fn reference(x: &Tensor, weights: &TestWeights) -> Result<Tensor> {
+        let product = |x: &Tensor, name: &str| x.matmul(&weights.variable(name).t()?);
+        let expert = |name: &str| {
+            let gate = product(x, &format!("{name}.gate"))?.silu()?;
+            let h = (gate * product(x, &format!("{name}.up"))?)?;
+            product(&h, &format!("{name}.down"))
+        };
+        let exp = product(x, "router")?.exp()?;
+        let chosen = (&exp * largest_few(&exp, 2)?)?;
+        let shares = chosen.broadcast_div(&chosen.sum_keepdim(D::Minus1)?)?;
+        // sigmoid(g) = 1 / (1 + e^-g)
+        let gate = (product(x, "shared_gate")?.neg()?.exp()? + 1.0)?.recip()?;
+        let mut y = (x + expert("shared")?.broadcast_mul(&gate)?)?;
+        for index in 0..EXPERTS {
+            let share = shares.narrow(1, index, 1)?;
+            y = (y + expert(&index.to_string())?.broadcast_mul(&share)?)?;
+        }
+        Ok(y)
+    }
+
+    #[test]
+    fn values_and_all_gradients_equal_the_reference() {
+        let weights = weights();
+        let layer = layer(&weights);
+        let config = ModelConfig::parse(&config("LlamaForCausalLM"), Path::new("config.json"));
+        let config = config.unwrap();
+        let run = |x: &[f32], dy: &[f32]| {
+            let batch = Batch::from_tokens(&[0; TOKENS], 1).unwrap();
+            let segments = SegmentViews::new(batch.segments.clone(), &[], TOKENS);
+            let tables = Arc::new(RopeTables::new(&config, TOKENS));
+            let pass = Pass {
+                batch: &batch,
+                segments: &segments,
+                ropes: &BatchRopes::new(tables, &batch.positions),
+                mask: None,
+                pool: &Pool::default(),
+                abandon: None,
+            };
+            let activations = layer.forward_saving::<f32>(x, pass);
+            let y = layer.forward_output(x, &activations, pass).to_vec();
+            let mut dx = dy.to_vec();
+            layer.backward(x, activations, &mut dx, pass);
+            (y, dx)
+        };
+        let x = (random_tensor(TOKENS, HIDDEN, 1) * 0.3).unwrap();
+        check_op(&x, &weights, &[], &run, &|x| reference(x, &weights));
+    }
+}
