@@ -20,6 +20,7 @@ pub mod nf4;
 pub mod plan;
 pub mod progress;
 pub mod rng;
+pub mod sentencepiece;
 pub mod streams;
 pub mod text;
 pub mod timestamp;

@@ -279,6 +279,9 @@ fn read_tokenizer(
     let mut tokenizer = errors.note(Tokenizer::load(&job.base_model));
     let template = errors.note(ChatTemplate::chosen_for(job));
     if let Some(tokenizer) = &mut tokenizer {
+        notices.extend(tokenizer.made_from().map(|made_from| {
+            format!("the tokenizer is made from {made_from}; the result has a tokenizer.json, too")
+        }));
         new = errors
             .note(tokens::add_to(tokenizer, job))
             .unwrap_or_default();

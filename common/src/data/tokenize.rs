@@ -4,6 +4,7 @@
 //! truncates or pads, whatever the files say.
 
 mod pieces;
+mod source;
 mod special;
 mod words;
 
@@ -15,9 +16,9 @@ use serde_json::Value as Json;
 use tokenizers::{AddedToken, ModelWrapper, PostProcessor, PostProcessorWrapper};
 
 use super::added_tokens;
-use crate::files::stray;
 use crate::job::NewToken;
 
+use self::source::Source;
 pub(super) use self::special::read_json;
 pub use self::special::{SpecialTokens, TokenizerError};
 use self::words::WordEncoder;
@@ -56,6 +57,7 @@ pub struct Tokenizer {
     id_bound: u32,
     /// Digest of `tokenizer.json`.
     digest: String,
+    made_from: Option<String>,
     /// Tokens that other files add to it or describe otherwise.
     added: Vec<AddedToken>,
 }
@@ -69,25 +71,10 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and the special tokens from the files beside it.
+    /// Reads `tokenizer.json`, else makes it of `tokenizer.model`, and the special tokens from the files beside it.
     pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
-        let path = model_dir.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(TokenizerError::Missing {
-                dir: model_dir.to_owned(),
-            });
-        }
-        let unreadable = |reason: String| TokenizerError::Unreadable {
-            path: path.clone(),
-            reason,
-        };
-        let bytes = std::fs::read(&path).map_err(|error| unreadable(error.to_string()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| {
-            match stray::recognised(&bytes) {
-                Some(reason) => unreadable(reason.to_owned()),
-                None => unreadable(format!("not a tokenizer: {error}")),
-            }
-        })?;
+        let source = Source::read(model_dir)?;
+        let mut inner = source.parse()?;
         let failed = |error: tokenizers::Error| TokenizerError::Failed(error.to_string());
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
@@ -102,7 +89,11 @@ impl Tokenizer {
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let special = SpecialTokens::load(model_dir)?;
-        let added = added_tokens::extend(&mut inner, model_dir, &special)?;
+        let added = match source.made_from {
+            // What is made has the tokens of the files beside it.
+            Some(_) => Vec::new(),
+            None => added_tokens::extend(&mut inner, model_dir, &special)?,
+        };
         let id_of = |name: &str| -> Result<Option<u32>, TokenizerError> {
             let Some(text) = special.get(name) else {
                 return Ok(None);
@@ -135,7 +126,8 @@ impl Tokenizer {
             eos_ids,
             pad_id,
             id_bound: 0,
-            digest: blake3::hash(&bytes).to_hex().to_string(),
+            digest: blake3::hash(&source.bytes).to_hex().to_string(),
+            made_from: source.made_from,
             added,
         };
         tokenizer.follow_tokens()?;
@@ -410,6 +402,11 @@ impl Tokenizer {
         blake3::hash(rest.to_string().as_bytes())
             .to_hex()
             .to_string()
+    }
+
+    /// What the tokenizer was made of, for people; None where the folder has its `tokenizer.json`.
+    pub fn made_from(&self) -> Option<&str> {
+        self.made_from.as_deref()
     }
 
     /// One more than the largest id.

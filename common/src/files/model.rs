@@ -8,6 +8,7 @@ mod four_bits;
 mod links;
 mod new_tokens;
 mod numbers;
+mod tokenizer_model;
 mod weights;
 mod writer;
 
@@ -30,6 +31,7 @@ use crate::progress::Progress;
 pub use absent::no_folder;
 pub use links::check_link;
 pub use numbers::check_numbers;
+pub use tokenizer_model::{has_tokenizer, made_files, tokenizer_model};
 pub use weights::WeightFiles;
 pub(in crate::files) use weights::listed;
 pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
@@ -269,8 +271,8 @@ impl ModelFolder {
         Ok(entries_digest(&self.entries()?))
     }
 
-    /// Copies tokenizer, chat templates and generation defaults, byte for byte. With a `template` that is the only one that
-    /// the copy has.
+    /// Copies tokenizer, chat templates and generation defaults, byte for byte; a tokenizer without a `tokenizer.json` gets one.
+    /// With a `template` that is the only one that the copy has.
     pub fn copy_tokenizer_files(&self, to: &Path, template: Option<&str>) -> Result<(), FileError> {
         match template {
             None => companions::copy(&self.dir, to),

@@ -1,6 +1,7 @@
 //! The job with the tokens that it adds: which rows of the embedding and the output layer are trained for them.
 
 use common::data::tokenize::Tokenizer;
+use common::files::model::has_tokenizer;
 use common::job::{JobSpec, Method, NewToken, TrainedRows};
 use common::model::ModelConfig;
 use common::text::count;
@@ -16,7 +17,7 @@ pub(super) fn add_to(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Vec<New
     if let Method::Lora(lora) = &job.method
         && let Some(dir) = &lora.model_dir
         && !lora.tokens.is_none()
-        && dir.join("tokenizer.json").is_file()
+        && has_tokenizer(dir)
     {
         let own = Tokenizer::load(dir).map_err(said)?.added_after(tokenizer);
         let added = tokenizer.add_tokens(&own).map_err(said)?;

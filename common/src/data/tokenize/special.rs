@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 use thiserror::Error;
 
-use crate::files::stray;
+use crate::files::model::tokenizer_model;
+use crate::files::{FileError, stray};
+use crate::sentencepiece::SPECIAL_NAMES;
 
 /// Largest JSON file read whole, in bytes (tokenizer.json of big vocabularies is about 20 MB).
 const MAX_JSON_BYTES: u64 = 1 << 30;
@@ -15,9 +17,17 @@ const MAX_JSON_BYTES: u64 = 1 << 30;
 #[derive(Debug, Error)]
 pub enum TokenizerError {
     #[error(
-        "{dir} has no tokenizer.json: the model folder needs its tokenizer (convert older ones with `AutoTokenizer.from_pretrained(..).save_pretrained(..)`)", dir = .dir.display()
+        "{dir} has no tokenizer.json{}: the model folder needs its tokenizer (convert older ones with `AutoTokenizer.from_pretrained(..).save_pretrained(..)`)",
+        .found.map(|name| format!(", and its {name} is not read")).unwrap_or_default(),
+        dir = .dir.display()
     )]
-    Missing { dir: PathBuf },
+    Missing {
+        dir: PathBuf,
+        /// A file of another make that is there instead.
+        found: Option<&'static str>,
+    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{path}: {reason}", path = .path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error("{dir}: the {name} {text:?} is not in the tokenizer's vocabulary", dir = .dir.display())]
@@ -34,19 +44,36 @@ pub enum TokenizerError {
 #[derive(Clone, Debug, Default)]
 pub struct SpecialTokens(pub(super) BTreeMap<String, String>);
 
-const SPECIAL_NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+/// Files of tokenizers that are read by their own programs alone.
+const OTHER_FILES: [&str; 7] = [
+    "tekken.json",
+    "qwen.tiktoken",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
 ];
 
+impl TokenizerError {
+    /// The error of a folder that has none of the files that are read.
+    pub(super) fn missing(dir: &Path) -> Self {
+        let mut others = OTHER_FILES.into_iter();
+        Self::Missing {
+            dir: dir.to_owned(),
+            found: others.find(|name| dir.join(name).is_file()),
+        }
+    }
+}
+
 impl SpecialTokens {
-    /// Reads the special tokens from `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing.
+    /// Reads the special tokens from `tokenizer_config.json`, else `special_tokens_map.json`. Either may be missing; of a
+    /// tokenizer that is made of a `tokenizer.model` some are there all the same.
     pub fn load(model_dir: &Path) -> Result<Self, TokenizerError> {
+        // What is wrong with that file is told when the tokenizer is read.
+        if let Ok(Some(tokenizer)) = tokenizer_model(model_dir) {
+            return Ok(Self(tokenizer.special_tokens()));
+        }
         let mut tokens = BTreeMap::new();
         for file in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = model_dir.join(file);

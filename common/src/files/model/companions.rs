@@ -1,9 +1,10 @@
 //! The files that go with a model's weights: tokenizer, chat templates, generation defaults. Training never changes them,
-//! and the result has them as they came.
+//! and the result has them as they came, and a `tokenizer.json` beside a `tokenizer.model` that came without.
 
 use std::path::Path;
 
 use super::links::check_link;
+use super::tokenizer_model::{self, TOKENIZER_MODEL};
 use crate::files::error::read_bounded;
 use crate::files::stray::recognised_file;
 use crate::files::{FileError, atomic};
@@ -12,20 +13,23 @@ pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 /// Companion files that belong to the identity of a model: what its digest is made of.
 pub(super) const COMPANIONS: [&str; 10] = [
-    "tokenizer.json",
+    TOKENIZER,
     TOKENIZER_CONFIG,
     TEMPLATE,
     SPECIAL_TOKENS_MAP,
-    "added_tokens.json",
+    LEGACY_TOKENS,
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
+    TOKENIZER_MODEL,
     GENERATION_CONFIG,
     TEMPLATE_JSON,
 ];
 
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+/// Added tokens with their ids, as older programs write them.
+pub(super) const LEGACY_TOKENS: &str = "added_tokens.json";
+pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// The chat template where newer programs look for it, and where older ones did.
 const TEMPLATE: &str = "chat_template.jinja";
@@ -89,7 +93,7 @@ pub(super) fn check(dir: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Copies the companion files, byte for byte.
+/// Copies the companion files, byte for byte. A tokenizer that has no `tokenizer.json` gets one.
 pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
     for name in of_folder(dir)? {
         check_link(dir, &name)?;
@@ -99,7 +103,7 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
         }
         atomic::write(&target, &read_bounded(&dir.join(&name), MAX_BYTES)?)?;
     }
-    Ok(())
+    tokenizer_model::complete(dir, to)
 }
 
 /// Copies the companion files with this chat template in place of all that the folder has.

@@ -6,13 +6,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::companions::{MAX_BYTES, TOKENIZER_CONFIG};
+use super::companions::{LEGACY_TOKENS, MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG};
 use crate::files::error::read_bounded;
 use crate::files::{FileError, atomic};
 use crate::job::NewToken;
 
-const TOKENIZER: &str = "tokenizer.json";
-const LEGACY: &str = "added_tokens.json";
 const LIST: &str = "added_tokens";
 const DECODER: &str = "added_tokens_decoder";
 
@@ -44,7 +42,7 @@ pub(super) fn add(to: &Path, tokens: &[NewToken]) -> Result<(), FileError> {
         true
     };
     change(&to.join(TOKENIZER_CONFIG), in_decoder)?;
-    change(&to.join(LEGACY), in_legacy)
+    change(&to.join(LEGACY_TOKENS), in_legacy)
 }
 
 /// Rewrites a JSON file that is there, where `edit` changes it.
@@ -193,7 +191,7 @@ mod tests {
             TOKENIZER_CONFIG,
             r#"{"added_tokens_decoder": {"2": {"content": "</s>"}}, "eos_token": "</s>"}"#,
         );
-        write(LEGACY, r#"{"</s>": 2}"#);
+        write(LEGACY_TOKENS, r#"{"</s>": 2}"#);
         add(dir.path(), &[token("<a>", 3, true)]).unwrap();
         let json = |name: &str| -> Value {
             serde_json::from_slice(&std::fs::read(dir.path().join(name)).unwrap()).unwrap()
@@ -202,6 +200,6 @@ mod tests {
         let config = json(TOKENIZER_CONFIG);
         assert_eq!(config["added_tokens_decoder"]["3"]["content"], "<a>");
         assert_eq!(config["added_tokens_decoder"]["2"]["content"], "</s>");
-        assert_eq!(json(LEGACY), json!({"</s>": 2, "<a>": 3}));
+        assert_eq!(json(LEGACY_TOKENS), json!({"</s>": 2, "<a>": 3}));
     }
 }

@@ -9,6 +9,7 @@ use common::data::template::{
     ChatTemplate, RenderInput, TemplateError, Value, Variables, message_value,
 };
 use common::data::tokenize::{Tokenizer, TokenizerError};
+use common::files::model::has_tokenizer;
 use common::job::{JobSpec, NewToken};
 use common::rng::CounterRng;
 use serde_json::{Value as Json, json};
@@ -68,8 +69,9 @@ pub fn generate_text(
 
 /// The folder of the tokenizer: the adapter's where that has one, because it may have tokens of its own.
 fn tokenizer_dir<'a>(model_dir: &'a Path, adapter_dir: Option<&'a Path>) -> &'a Path {
-    let has_tokenizer = |dir: &&Path| dir.join("tokenizer.json").is_file();
-    adapter_dir.filter(has_tokenizer).unwrap_or(model_dir)
+    adapter_dir
+        .filter(|dir| has_tokenizer(dir))
+        .unwrap_or(model_dir)
 }
 
 /// How tokens are chosen, and how many.
