@@ -12,6 +12,7 @@ fn text() -> String {
     let features = [
         (cfg!(feature = "single-node"), "single-node"),
         (cfg!(feature = "cuda"), "cuda"),
+        (cfg!(feature = "object-store"), "object-store"),
     ];
     let features = features.iter().filter(|(is_on, _)| *is_on);
     let features: Vec<&str> = features.map(|(_, name)| *name).collect();

@@ -384,18 +384,6 @@ fn addresses_that_are_not_read_say_what_to_do() {
     let mut setup = Setup::new();
     for (path, expected) in [
         (
-            "s3://bucket/rows.jsonl",
-            "s3:// is not read: download the data first (aws s3 cp",
-        ),
-        (
-            "gs://bucket/rows",
-            "gs:// is not read: download the data first (gcloud",
-        ),
-        (
-            "az://box/rows.jsonl",
-            "az:// is not read: download the data first (azcopy",
-        ),
-        (
             "ftp://host/rows.jsonl",
             "ftp:// is not read: download the data, and name",
         ),

@@ -3,11 +3,12 @@
 //! Enters: a path on this machine. Leaves: files by split, in the order in which they are read. Never reads data, follows no link to a
 //! folder, and looks at a bounded number of files.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use glob::{MatchOptions, glob_with};
+use glob::{MatchOptions, Pattern, PatternError, glob_with};
 use serde_json::Value as Json;
 
 use super::splits::{Splits, is_data, split_files};
@@ -36,18 +37,7 @@ pub fn data_files(path: &Path) -> Result<Splits<PathBuf>, String> {
 
 /// The files that a pattern matches, sorted by name: `*`, `?` and `[...]` within a name, `**` for any folders.
 fn matching(pattern: &str) -> Result<Vec<PathBuf>, String> {
-    let options = MatchOptions {
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-        ..MatchOptions::new()
-    };
-    let found = glob_with(pattern, options).map_err(|error| {
-        format!(
-            "is a pattern that is broken at character {}: {}",
-            error.pos + 1,
-            error.msg
-        )
-    })?;
+    let found = glob_with(pattern, options()).map_err(broken)?;
     let mut files = Vec::new();
     for path in found.take(MAX_ENTRIES) {
         let path = path.map_err(|error| error.to_string())?;
@@ -59,14 +49,49 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, String> {
     // A link to a folder above leads to the same files again and again.
     let mut seen = HashSet::new();
     files.retain(|file| seen.insert(file.canonicalize().unwrap_or_else(|_| file.clone())));
-    // A name that only a pattern of everything matches, such as that of a README, is no data.
+    only_data(files, |file| {
+        file.to_string_lossy().replace('\\', "/").into()
+    })
+}
+
+/// Those of the paths that a pattern matches, as on this machine: where they are elsewhere, relative and with `/`.
+pub fn matching_paths(pattern: &str, paths: &[&str]) -> Result<Vec<String>, String> {
+    let pattern = Pattern::new(pattern).map_err(broken)?;
+    let mut files: Vec<String> = Vec::new();
+    for path in paths {
+        if pattern.matches_with(path, options()) {
+            files.push((*path).to_owned());
+        }
+    }
+    files.sort_unstable();
+    only_data(files, |file| file.into())
+}
+
+/// Leaves out what only a pattern of everything matches, such as a README.
+fn only_data<P>(mut files: Vec<P>, name: impl Fn(&P) -> Cow<'_, str>) -> Result<Vec<P>, String> {
     if files.len() > 1 {
-        files.retain(|file| is_data(&file.to_string_lossy().replace('\\', "/")));
+        files.retain(|file| is_data(&name(file)));
     }
     match files.is_empty() {
         true => Err("is a pattern that no data file matches".to_owned()),
         false => Ok(files),
     }
+}
+
+fn options() -> MatchOptions {
+    MatchOptions {
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+        ..MatchOptions::new()
+    }
+}
+
+fn broken(error: PatternError) -> String {
+    format!(
+        "is a pattern that is broken at character {}: {}",
+        error.pos + 1,
+        error.msg
+    )
 }
 
 fn folder(folder: &Path) -> Result<Splits<PathBuf>, String> {
@@ -249,6 +274,27 @@ mod tests {
                 .contains("no data file matches")
         );
         assert!(found(&SOME, "[a").unwrap_err().contains("broken"));
+    }
+
+    #[test]
+    fn a_pattern_matches_paths_elsewhere_as_it_does_files_here() {
+        let paths: Vec<&str> = SOME.iter().map(|(path, _)| *path).collect();
+        let here = |pattern: &str| {
+            let found = found(&SOME, pattern)?;
+            let plain = found.iter().map(|line| line.replacen("train ", "", 1));
+            Ok::<_, String>(plain.collect::<Vec<_>>())
+        };
+        for pattern in [
+            "*.jsonl",
+            "*",
+            "[b-z]*.jsonl",
+            "**/?10.jsonl",
+            "**/*.jsonl",
+            "*.csv",
+        ] {
+            assert_eq!(matching_paths(pattern, &paths), here(pattern), "{pattern}");
+        }
+        assert!(matching_paths("[a", &paths).unwrap_err().contains("broken"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::certificates;
 use super::failure::{Failure, Subject};
 use super::retries::Retries;
 use super::{Environment, HubError, RepoId};
-use crate::progress::Progress;
+use crate::progress::{Cancelled, Progress};
 
 const MAX_REDIRECTS: usize = 8;
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -151,9 +151,15 @@ impl Client {
         failure: Failure,
         progress: &Progress,
     ) -> Result<(), HubError> {
-        let (mut left, error) = retries.next(failure)?;
-        let seconds = left.as_secs_f64();
+        let (time, error) = retries.next(failure)?;
+        let seconds = time.as_secs_f64();
         tracing::warn!("{error}; trying again in {seconds:.1} s");
+        Ok(self.pause(time, progress)?)
+    }
+
+    /// Waits, unless the work is cancelled meanwhile.
+    pub fn pause(&self, time: Duration, progress: &Progress) -> Result<(), Cancelled> {
+        let mut left = time;
         while !left.is_zero() {
             progress.check()?;
             let slice = left.min(SLEEP_SLICE);
@@ -304,14 +310,36 @@ impl Client {
         let usual = &self.environment;
         let answer_timeout = call.answer_timeout.unwrap_or(usual.answer_timeout);
         let read_timeout = call.answer_timeout.unwrap_or(usual.download_timeout);
+        self.run_within(request, url, answer_timeout, read_timeout)
+    }
+
+    /// Sends a request by the proxy of its host. The times are the most until the answer begins, and between two pieces of it.
+    pub fn run_within<S: ureq::AsSendBody>(
+        &self,
+        request: Request<S>,
+        url: &Uri,
+        answer_timeout: Duration,
+        read_timeout: Duration,
+    ) -> Result<Response<Body>, ureq::Error> {
         let request = self
             .agent
             .configure_request(request)
-            .proxy(usual.proxies.of(url))
+            .proxy(self.environment.proxies.of(url))
             .timeout_recv_response(Some(answer_timeout))
             .timeout_per_read(Some(read_timeout.max(answer_timeout)))
             .build();
         self.agent.run(request)
+    }
+
+    /// Sends a request without any proxy, which is given up after so long in all.
+    pub fn run_directly<S: ureq::AsSendBody>(
+        &self,
+        request: Request<S>,
+        most: Duration,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let request = self.agent.configure_request(request);
+        let request = request.proxy(None).timeout_global(Some(most));
+        self.agent.run(request.build())
     }
 }
 

@@ -164,7 +164,7 @@ pub enum HubError {
 
 impl HubError {
     /// Makes the error of an operation of the system on `path`; `action` is a verb.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| {
             if source

@@ -178,7 +178,8 @@ impl Failure {
 }
 
 /// The kinds of errors below the answer, with their reasons.
-enum Trouble {
+#[derive(Debug)]
+pub(super) enum Trouble {
     Cancelled,
     /// The host is not the one that it should be, or speaks no TLS.
     Untrusted(String),
@@ -191,7 +192,8 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn of(error: ureq::Error, seconds: u64) -> Self {
+    /// `seconds`: most time until an answer begins.
+    pub fn of(error: ureq::Error, seconds: u64) -> Self {
         let text = quoted(&error.to_string());
         match error {
             ureq::Error::Io(error) => Self::of_system(&error),

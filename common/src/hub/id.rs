@@ -16,6 +16,13 @@ const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
 
 /// Why there is no folder here, and what to do where the path may be an id: for places that fetch nothing.
 pub fn no_such_folder(path: &Path) -> String {
+    let is_hub = HOSTS
+        .iter()
+        .any(|host| path.to_string_lossy().contains(host));
+    if path.to_string_lossy().contains("://") && !path.starts_with("hf:") && !is_hub {
+        return "there is no such folder: models come from this machine or the Hugging Face hub, and only datasets from other addresses; download it, and name its folder"
+            .to_owned();
+    }
     match RepoId::of_path(RepoKind::Model, path).filter(|repo| repo.owner().is_some()) {
         Some(repo) => format!(
             "there is no such folder; if it is an id on the Hugging Face hub, only base_model, lora_model_dir and the datasets of a job are fetched: download it with `hf download {repo} --local-dir models/{}` and name that folder",

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::{HeaderMap, Method, header};
 
+use super::all_at_once::all_at_once;
 use super::call::{Call, Payload};
 use super::client::Client;
 use super::failure::Subject;
 use super::id::Revision;
-use super::snapshot::all_at_once;
 use super::{HubError, RepoId, Source};
 use crate::progress::Progress;
 

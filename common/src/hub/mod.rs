@@ -4,12 +4,14 @@
 //! commits. It never shows the token to another host than the hub, never writes a file that the hub names outside the cache,
 //! and waits for nothing without a bound.
 
+mod all_at_once;
 mod cache;
 mod call;
 mod certificates;
 mod client;
 mod digest;
 mod download;
+mod elsewhere;
 mod environment;
 mod error;
 mod failure;
@@ -26,21 +28,25 @@ mod snapshot;
 mod token;
 mod upload;
 mod variables;
+mod versions;
 mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use all_at_once::all_at_once;
 pub use digest::{Digest, git_hex, sha256_hex};
+pub use elsewhere::{AnswerBody, SendError};
 pub use environment::Environment;
 pub use error::HubError;
 pub use id::{RepoId, RepoKind, no_such_folder};
 pub use kept::model_snapshots;
 pub use listing::{Listing, RemoteFile};
 pub use repository::Created;
+pub use retries::Retries;
 pub use snapshot::Snapshot;
 pub use upload::{CommitInfo, Source, Upload};
-pub use web::WebFile;
+pub use versions::{Fetching, Versions, WebFile, version_digest};
 
 use client::Client;
 

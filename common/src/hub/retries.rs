@@ -15,7 +15,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// How often a piece of work has failed, and how long it has waited.
 #[derive(Debug, Default)]
-pub(super) struct Retries {
+pub struct Retries {
     in_a_row: u32,
     in_all: u32,
     waited: Duration,
@@ -24,7 +24,7 @@ pub(super) struct Retries {
 }
 
 impl Retries {
-    pub fn of_call(is_dispensable: bool) -> Self {
+    pub(super) fn of_call(is_dispensable: bool) -> Self {
         Self {
             is_dispensable,
             ..Self::default()
@@ -32,22 +32,33 @@ impl Retries {
     }
 
     /// How long to wait before the next try, with the error to tell; or the error where there is no next try.
-    pub fn next(&mut self, failure: Failure) -> Result<(Duration, HubError), HubError> {
+    pub(super) fn next(&mut self, failure: Failure) -> Result<(Duration, HubError), HubError> {
         let (error, after) = match failure {
             Failure::Final(error) => return Err(error),
             Failure::Passing { error, after } => (*error, after),
         };
+        if self.is_dispensable && error.is_unreachable() {
+            return Err(error);
+        }
+        match self.failed(after) {
+            Some(wait) => Ok((wait, error)),
+            None => Err(error),
+        }
+    }
+
+    /// Counts a failure that may pass: how long to wait before the next try, or None where there is none. `after`: the time
+    /// that the server asks to wait.
+    pub fn failed(&mut self, after: Option<Duration>) -> Option<Duration> {
         self.in_a_row += 1;
         self.in_all += 1;
         let doubled = FIRST_WAIT * 2_u32.pow(self.in_a_row.min(MAX_FAILURES) - 1);
         let wait = after.map_or(doubled, |after| after.max(FIRST_WAIT));
         let is_over = self.in_a_row >= MAX_FAILURES || self.in_all >= MAX_FAILURES_IN_ALL;
-        let is_dispensable = self.is_dispensable && error.is_unreachable();
-        if is_over || is_dispensable || self.waited + wait > MAX_WAIT {
-            return Err(error);
+        if is_over || self.waited + wait > MAX_WAIT {
+            return None;
         }
         self.waited += wait;
-        Ok((wait, error))
+        Some(wait)
     }
 
     /// Something came in: failures are counted anew.

@@ -1,16 +1,14 @@
 //! A repository's files in the cache: fetched where they are not there, several at once, all of one commit.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
 
+use super::all_at_once::all_at_once;
 use super::cache::RepoCache;
 use super::download::Downloads;
 use super::failure::Subject;
 use super::{Hub, HubError, Listing, RemoteFile, RepoId};
 use crate::progress::Progress;
-
-const MAX_FILES_AT_ONCE: usize = 4;
 
 /// Files of a repository on this disk.
 #[derive(Clone, Debug)]
@@ -148,38 +146,6 @@ impl Hub {
         };
         all_at_once(&missing, &is_stopped, |file| downloads.fetch(file))
     }
-}
-
-/// Does the work for every item, some at once; after a failure nothing else is begun, and the first failure is told.
-pub(super) fn all_at_once<T: Sync>(
-    items: &[T],
-    is_stopped: &AtomicBool,
-    work: impl Fn(&T) -> Result<(), HubError> + Sync,
-) -> Result<(), HubError> {
-    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-    let do_some = || {
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if is_stopped.load(Ordering::Relaxed) {
-                break;
-            }
-            if let Err(error) = work(item) {
-                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
-                // Those that stop because of it say less.
-                if failure.is_none() {
-                    *failure = Some(error);
-                }
-                is_stopped.store(true, Ordering::Relaxed);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..items.len().min(MAX_FILES_AT_ONCE) {
-            scope.spawn(do_some);
-        }
-        do_some();
-    });
-    let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failure.map_or(Ok(()), Err)
 }
 
 /// Refuses files for which the disk has no room, before any of them is fetched.

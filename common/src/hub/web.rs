@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ureq::http::{HeaderMap, header};
 
@@ -14,39 +14,19 @@ use super::call::{Call, without_query};
 use super::client::Answer;
 use super::failure::{Failure, Subject};
 use super::retries::Retries;
-use super::{Hub, HubError, lock};
-use crate::files::durable;
+use super::versions::{Fetching, Versions, content_digest, version_digest};
+use super::{Hub, HubError, WebFile};
 use crate::progress::Progress;
 
-/// Folder of the cache with what is on no hub.
-const FOLDER: &str = "muster-urls";
-/// End of the name of a file that is not whole.
-const PART: &str = ".incomplete";
-/// Characters of a digest in the name of a folder.
-const NAME_DIGITS: usize = 32;
-/// Longest name of a file.
-const MAX_NAME_BYTES: usize = 100;
 /// Largest file.
 const MAX_FILE_BYTES: u64 = 1 << 42;
 const READ_BYTES: usize = 1 << 20;
-
-/// A file from the web, on this disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WebFile {
-    pub path: PathBuf,
-    /// What tells this version of it from others.
-    pub version: String,
-    /// Whether the server could not be asked, and an earlier version is used.
-    pub is_stale: bool,
-}
 
 /// What is being fetched.
 struct Download<'a> {
     hub: &'a Hub,
     url: &'a str,
-    /// Folder of all versions of the file.
-    folder: PathBuf,
-    name: String,
+    versions: Versions,
     progress: &'a Progress,
 }
 
@@ -64,85 +44,63 @@ impl Hub {
         pinned: Option<&str>,
         progress: &Progress,
     ) -> Result<WebFile, HubError> {
-        let cache = self.environment().cache();
         let download = Download {
             hub: self,
             url,
-            folder: cache.join(FOLDER).join(short_digest(url)),
-            name: file_name(url),
+            versions: self.versions(url, last_part(url)),
             progress,
         };
-        if let Some(known) = pinned.and_then(|version| download.kept(version)) {
+        let versions = &download.versions;
+        if let Some(known) = pinned.and_then(|version| versions.kept(version)) {
             return Ok(known);
         }
-        let subject = subject(url);
-        if let Err(offline) = self.0.check_online(&subject, "name a file on this machine") {
-            return download.newest().ok_or(offline);
+        if let Err(offline) = self.check_online_for(url) {
+            return versions.newest().ok_or(offline);
         }
         match download.run() {
-            Err(error) if error.is_unreachable() => download.newest().ok_or(error),
+            Err(error) if error.is_unreachable() => versions.newest().ok_or(error),
             other => other,
         }
+    }
+
+    /// Refuses where the environment forbids to fetch the file at an address.
+    pub fn check_online_for(&self, url: &str) -> Result<(), HubError> {
+        let remedy = "name a file on this machine";
+        self.0.check_online(&subject(url), remedy)
     }
 }
 
 impl Download<'_> {
     fn run(&self) -> Result<WebFile, HubError> {
-        fs::create_dir_all(&self.folder).map_err(HubError::io("create", &self.folder))?;
-        let client = &self.hub.0;
-        let lock = lock::acquire(
-            client,
-            &self.folder.join("lock"),
-            &self.folder,
-            // Whatever is in the folder shows that its holder is at work.
-            "",
-            self.progress,
-        )?;
-        // Two that wrote the same file would ruin it.
-        let own = match lock.is_exclusive {
-            true => String::new(),
-            false => format!("-{}", std::process::id()),
-        };
-        let mut known = self.begun(&own);
+        let fetching = self.versions.begin(self.hub, self.progress)?;
+        let mut known = fetching.begun();
         let mut retries = Retries::default();
         loop {
             self.progress.check()?;
             let length = |known: &Option<String>| {
-                let part = known.as_ref().map(|known| self.part(known, &own));
+                let part = known.as_ref().map(|known| fetching.part(known));
                 part.map_or(0, |part| length_of(&part))
             };
             let before = length(&known);
-            match self.attempt(&mut known, &own) {
+            match self.attempt(&mut known, &fetching) {
                 Ok(file) => return Ok(file),
                 Err(failure) => {
                     if length(&known) > before {
                         retries.progressed();
                     }
-                    client.wait(&mut retries, failure, self.progress)?;
+                    self.hub.0.wait(&mut retries, failure, self.progress)?;
                 }
             }
         }
     }
 
-    /// Where a version grows until it is whole.
-    fn part(&self, version: &str, own: &str) -> PathBuf {
-        self.folder.join(format!("{version}{own}{PART}"))
-    }
-
-    /// The version that an earlier run began to fetch.
-    fn begun(&self, own: &str) -> Option<String> {
-        let entries = fs::read_dir(&self.folder).ok()?.flatten();
-        let end = format!("{own}{PART}");
-        let versions = entries.filter_map(|entry| {
-            let name = entry.file_name();
-            name.to_str()?.strip_suffix(&end).map(str::to_owned)
-        });
-        versions.into_iter().find(|version| is_digest(version))
-    }
-
     /// Asks for what is missing of the version that is `known`, and writes what comes.
-    fn attempt(&self, known: &mut Option<String>, own: &str) -> Result<WebFile, Failure> {
-        let begun = known.as_ref().map(|known| self.part(known, own));
+    fn attempt(
+        &self,
+        known: &mut Option<String>,
+        fetching: &Fetching<'_>,
+    ) -> Result<WebFile, Failure> {
+        let begun = known.as_ref().map(|known| fetching.part(known));
         let offset = begun.as_deref().map_or(0, length_of);
         // Compressed on the way, it would have another length.
         let call =
@@ -162,7 +120,10 @@ impl Download<'_> {
                 return Err(self.passing("the rest of it is of another version"));
             }
         }
-        let kept = version.digest.as_deref().and_then(|it| self.kept(it));
+        let kept = version
+            .digest
+            .as_deref()
+            .and_then(|it| self.versions.kept(it));
         if let Some(kept) = kept {
             return Ok(kept);
         }
@@ -173,7 +134,7 @@ impl Download<'_> {
                 .begin("downloading the data", left.unwrap_or(0));
         }
         known.clone_from(&version.digest);
-        let part = self.part(version.digest.as_deref().unwrap_or("unnamed"), own);
+        let part = fetching.part(version.digest.as_deref().unwrap_or("unnamed"));
         if !goes_on {
             truncate(&part)?;
         }
@@ -191,7 +152,7 @@ impl Download<'_> {
             Some(digest) => digest,
             None => content_digest(&part)?,
         };
-        Ok(self.keep(&part, &digest)?)
+        Ok(fetching.keep(&part, &digest)?)
     }
 
     fn write(
@@ -231,44 +192,6 @@ impl Download<'_> {
         }
     }
 
-    /// Gives the part its place among the versions, durably.
-    fn keep(&self, part: &Path, digest: &str) -> Result<WebFile, HubError> {
-        let folder = self.folder.join(digest);
-        let path = folder.join(&self.name);
-        fs::create_dir_all(&folder).map_err(HubError::io("create", &folder))?;
-        let file = File::open(part).map_err(HubError::io("read", part))?;
-        durable::sync_data(&file, part).map_err(HubError::io("make durable", part))?;
-        durable::rename(part, &path).map_err(HubError::io("name", &path))?;
-        durable::sync_folder(&folder).map_err(HubError::io("make durable", &folder))?;
-        Ok(WebFile {
-            path,
-            version: digest.to_owned(),
-            is_stale: false,
-        })
-    }
-
-    /// The version of this digest, where it is in the cache.
-    fn kept(&self, digest: &str) -> Option<WebFile> {
-        let path = self.folder.join(digest).join(&self.name);
-        (is_digest(digest) && path.is_file()).then(|| WebFile {
-            path,
-            version: digest.to_owned(),
-            is_stale: false,
-        })
-    }
-
-    /// The version that was fetched last.
-    fn newest(&self) -> Option<WebFile> {
-        let entries = fs::read_dir(&self.folder).ok()?.flatten();
-        let versions = entries.filter_map(|entry| self.kept(entry.file_name().to_str()?));
-        let time = |file: &WebFile| file.path.metadata().and_then(|it| it.modified()).ok();
-        let newest = versions.max_by_key(time)?;
-        Some(WebFile {
-            is_stale: true,
-            ..newest
-        })
-    }
-
     fn malformed(&self, reason: &str) -> HubError {
         HubError::Malformed {
             subject: subject(self.url).to_string(),
@@ -290,45 +213,13 @@ impl Version {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let tag = text(header::ETAG).or_else(|| text(header::LAST_MODIFIED));
         Self {
-            digest: tag.map(short_digest),
+            digest: tag.map(version_digest),
         }
     }
 }
 
 fn subject(url: &str) -> Subject {
     Subject::default().path(&without_query(url))
-}
-
-fn short_digest(text: &str) -> String {
-    blake3::hash(text.as_bytes()).to_hex()[..NAME_DIGITS].to_owned()
-}
-
-fn content_digest(path: &Path) -> Result<String, HubError> {
-    let mut hasher = blake3::Hasher::new();
-    let file = File::open(path).map_err(HubError::io("read", path))?;
-    hasher
-        .update_reader(file)
-        .map_err(HubError::io("read", path))?;
-    Ok(hasher.finalize().to_hex()[..NAME_DIGITS].to_owned())
-}
-
-/// The last part of an address as a name of a file: it may say what the file holds.
-fn file_name(url: &str) -> String {
-    let address = url.split(['?', '#']).next().unwrap_or_default();
-    let last = address.rsplit('/').next().unwrap_or_default();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let plain = |c: char| if is_plain(c) { c } else { '_' };
-    let name: String = last.chars().map(plain).collect();
-    // The end says what it holds.
-    let name = &name[name.len().saturating_sub(MAX_NAME_BYTES)..];
-    match name.trim_start_matches('.') {
-        "" => "data".to_owned(),
-        name => name.to_owned(),
-    }
-}
-
-fn is_digest(text: &str) -> bool {
-    text.len() == NAME_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn length_of(path: &Path) -> u64 {
@@ -357,8 +248,15 @@ fn continues_at(answer: &Answer, offset: u64) -> bool {
     answer.status == 206 && range.starts_with(&format!("bytes {offset}-"))
 }
 
+/// The last part of an address, which may say what the file holds.
+fn last_part(url: &str) -> &str {
+    let address = url.split(['?', '#']).next().unwrap_or_default();
+    address.rsplit('/').next().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::versions::plain_name;
     use super::*;
 
     #[test]
@@ -372,9 +270,10 @@ mod tests {
             ("https://host/", "data"),
             ("https://host/a/..", "data"),
         ] {
-            assert_eq!(file_name(url), name, "{url}");
+            assert_eq!(plain_name(last_part(url)), name, "{url}");
         }
         let long = format!("https://host/{}.jsonl", "x".repeat(300));
-        assert!(file_name(&long).len() == MAX_NAME_BYTES && file_name(&long).ends_with(".jsonl"));
+        let name = plain_name(last_part(&long));
+        assert!(name.len() == 100 && name.ends_with(".jsonl"), "{name}");
     }
 }

@@ -1,5 +1,5 @@
 //! What a job names becomes files on this machine: paths as they are, folders and patterns by their files, ids on the hub
-//! through the hub's cache, standard input and addresses through copies.
+//! through the hub's cache, standard input, addresses and objects of a store through copies.
 //!
 //! Enters: a checked job. Leaves: the same job with the folder of its model and the files of its data, each of one commit
 //! where they come from the hub; or every reason why something cannot be had. The hub is asked, and what the environment
@@ -10,8 +10,10 @@ mod adapter;
 mod address;
 mod datasets;
 mod elsewhere;
+mod folder;
 mod list;
 mod model;
+mod objects;
 mod splits;
 mod stdin;
 

@@ -22,7 +22,7 @@ pub(super) const FIELDS: &[Field] = &[
         &[],
         "file, folder, pattern, id on the hub, address, or -",
         "required",
-        "Where the data is: a file, a folder or a pattern (`data/*.jsonl`) of files, a dataset on the Hugging Face hub (`tatsu-lab/alpaca`), the address of a file (`https://...`), or `-`, standard input.",
+        "Where the data is: a file, a folder or a pattern (`data/*.jsonl`) of files, a dataset on the Hugging Face hub (`tatsu-lab/alpaca`), the address of a file (`https://...`), an object, folder or pattern in an object store (`s3://`, `gs://`, `az://`), or `-`, standard input.",
     ),
     field(
         "datasets[].data_files",

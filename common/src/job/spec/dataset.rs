@@ -169,11 +169,21 @@ impl DatasetSpec {
     }
 }
 
+/// Schemes of object stores, in whose addresses `?` is a character and a container may stand before an `@`.
+const OBJECT_STORES: [&str; 9] = [
+    "s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl",
+];
+
 /// An address without its query and without what stands before an `@`, in which keys may be; any other text as it is.
 pub fn shown_address(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.to_owned();
     };
+    let bucket = rest.split('/').next().unwrap_or_default();
+    let is_of_store = OBJECT_STORES.contains(&scheme.to_ascii_lowercase().as_str());
+    if is_of_store && !bucket.contains(':') {
+        return text.to_owned();
+    }
     let rest = rest.split('?').next().unwrap_or_default();
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = host.rsplit('@').next().unwrap_or_default();
@@ -308,6 +318,9 @@ mod tests {
             ),
             ("http://h?x=1", "http://h"),
             ("what?.jsonl", "what?.jsonl"),
+            ("s3://b/part-?.jsonl", "s3://b/part-?.jsonl"),
+            ("s3://KEY:SECRET@b/x", "s3://b/x"),
+            ("abfss://box@account.host/x", "abfss://box@account.host/x"),
             ("data/a@b.jsonl", "data/a@b.jsonl"),
         ] {
             assert_eq!(shown_address(address), shown);

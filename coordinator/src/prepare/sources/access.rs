@@ -64,6 +64,22 @@ impl<'a> Sources<'a> {
         pair[1].as_str().map(str::to_owned)
     }
 
+    /// The contents that the run in the output folder began with whose names begin so, each with its version.
+    pub fn pinned_within(
+        &self,
+        (list, index): (List, usize),
+        start: &str,
+    ) -> Vec<(String, String)> {
+        let read = || {
+            let pairs = self.earlier()?[list.name()][index]["pinned"].as_array()?;
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let pairs = pairs.iter();
+            let pairs = pairs.filter_map(|pair| Some((text(&pair[0])?, text(&pair[1])?)));
+            Some(pairs.filter(|(name, _)| name.starts_with(start)).collect())
+        };
+        read().unwrap_or_default()
+    }
+
     /// The job of the run in the output folder that this one goes on with: it keeps to the commits that it began with.
     pub fn earlier(&self) -> Option<&Value> {
         let read = || {

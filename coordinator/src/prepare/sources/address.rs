@@ -42,9 +42,6 @@ pub fn fetch(sources: &Sources<'_>, url: &str, pinned: Option<&str>) -> Result<F
                 }),
             });
         }
-        "s3" => "aws s3 cp --recursive",
-        "gs" | "gcs" => "gcloud storage cp --recursive",
-        "az" | "abfs" | "abfss" | "adl" => "azcopy copy --recursive",
         "oci" => "oci os object bulk-download",
         "hf" => {
             return Err(

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use common::data::card::{configs_of, matching};
 use common::data::paths::{data_files, files_in, is_saved};
-use common::data::splits::{Splits, is_data, split_files};
+use common::data::splits::{Splits, is_data};
 use common::hub::{HubError, Listing, RepoId, RepoKind};
 use common::job::{DatasetSpec, HubSource, front_matter};
 use serde_json::Value;
 
 use super::access::{MAIN, Sources, hub_id};
 use super::elsewhere::{from_addresses, from_stdin, has_addresses};
+use super::folder::{CARD, MAX_CARD_BYTES, Unfound, files_of};
 use super::list::List;
+use super::objects;
 use super::splits::{check_splits, choose_split, not_of_here};
 
 /// Where the hub keeps the rows of every dataset as Parquet, by configuration and split.
@@ -19,12 +20,6 @@ const PARQUET: &str = "refs/convert/parquet";
 
 /// Before the name of a split of which the hub has converted only a part.
 const PARTIAL: &str = "partial-";
-
-/// Name of the configuration of a dataset that lists none.
-const DEFAULT: &str = "default";
-
-const CARD: &str = "README.md";
-const MAX_CARD_BYTES: u64 = 4 << 20;
 
 /// Finds the files of a dataset, and fetches them where they are on the hub. Returns a line for the user, if there is one.
 pub(super) fn obtain(
@@ -34,6 +29,9 @@ pub(super) fn obtain(
 ) -> Result<Option<String>, String> {
     if dataset.is_stdin() {
         return from_stdin(sources, entry, dataset);
+    }
+    if objects::service_of(&dataset.path.to_string_lossy()).is_some() {
+        return objects::obtain(sources, entry, dataset);
     }
     if has_addresses(dataset) {
         return from_addresses(sources, entry, dataset);
@@ -50,7 +48,7 @@ pub(super) fn obtain(
         choose_split(entry.0, dataset, &splits);
         check_splits(dataset, &splits)?;
         dataset.files = splits;
-        return Ok(not_of_here(dataset));
+        return Ok(not_of_here(dataset, dataset.path.is_file()));
     };
     fetch(sources, entry, dataset, &repo)
 }
@@ -201,71 +199,6 @@ fn fetch(
 fn paths_of(listing: &Listing) -> Vec<&str> {
     let files = listing.files.iter();
     files.map(|file| file.path.as_str()).collect()
-}
-
-/// Why there are no files to read.
-enum Unfound {
-    /// No file of the repository is one of rows.
-    NoData(String),
-    Told(String),
-}
-
-/// The data files of a repository, by split: as the job names them, as its card lists them, or as their names tell.
-fn files_of(
-    dataset: &DatasetSpec,
-    paths: &[&str],
-    card: &Value,
-) -> Result<Splits<String>, Unfound> {
-    let inside = |folder: &str| -> Vec<&str> {
-        let folder = format!("{}/", folder.trim_matches('/'));
-        let all = paths.iter().copied();
-        all.filter(|path| path.starts_with(&folder)).collect()
-    };
-    let paths = match &dataset.data_dir {
-        Some(folder) => inside(folder),
-        None => paths.to_vec(),
-    };
-    let configs = configs_of(card)
-        .map_err(|reason| Unfound::Told(format!("has a {CARD} that cannot be used: {reason}")))?;
-    let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
-    let config = match &dataset.name {
-        Some(name) => configs.iter().find(|config| config.name == *name),
-        None => configs.iter().find(|config| config.is_default),
-    };
-    let is_known = dataset.name.as_deref().is_none_or(|name| name == DEFAULT) || config.is_some();
-    let named = dataset.named_files();
-    if !named.is_empty() && is_known {
-        let folder = dataset.data_dir.as_deref().unwrap_or_default();
-        let folder = match folder.trim_matches('/') {
-            "" => String::new(),
-            folder => format!("{folder}/"),
-        };
-        let within = |file: String| format!("{folder}{file}");
-        let asked = named.into_iter();
-        let asked = asked.map(|(split, files)| (split, files.into_iter().map(within).collect()));
-        return matching(&asked.collect(), &paths).map_err(Unfound::Told);
-    }
-    match (config, &dataset.name) {
-        (Some(config), _) => config.files(&paths).map_err(Unfound::NoData),
-        (None, Some(name)) if !names.is_empty() => Err(Unfound::Told(format!(
-            "has no configuration `{name}`, but {}",
-            names.join(", ")
-        ))),
-        (None, None) if !names.is_empty() => Err(Unfound::Told(format!(
-            "has several configurations, and none is the default: say with name which is meant, of {}",
-            names.join(", ")
-        ))),
-        // What every dataset without configurations is called.
-        (None, Some(name)) if name == DEFAULT => split_files(&paths).map_err(Unfound::NoData),
-        // Without a card that lists them, a configuration may be a folder.
-        (None, Some(name)) => match inside(name).as_slice() {
-            [] => Err(Unfound::NoData(format!(
-                "has no configurations, and no folder `{name}`"
-            ))),
-            files => split_files(files).map_err(Unfound::NoData),
-        },
-        (None, None) => split_files(&paths).map_err(Unfound::NoData),
-    }
 }
 
 /// The front matter of the dataset's card; empty where there is none.

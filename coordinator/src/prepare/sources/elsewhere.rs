@@ -9,6 +9,7 @@ use common::job::{DatasetSpec, STDIN, TRAIN, shown_address};
 use super::access::Sources;
 use super::address::{self, is_address};
 use super::list::List;
+use super::objects;
 use super::splits::{check_splits, choose_split, not_of_here};
 use super::stdin;
 
@@ -30,7 +31,7 @@ pub fn from_stdin(
     check_splits(dataset, &splits)?;
     dataset.files = splits;
     dataset.pinned = vec![(STDIN.to_owned(), digest)];
-    Ok(not_of_here(dataset))
+    Ok(not_of_here(dataset, true))
 }
 
 /// Whether the dataset names files by their addresses.
@@ -69,7 +70,7 @@ pub fn from_addresses(
             return Err("is the address of one file: give the addresses of the others under data_files, without path".to_owned());
         }
     };
-    let mut notices: Vec<String> = not_of_here(dataset).into_iter().collect();
+    let mut notices: Vec<String> = not_of_here(dataset, true).into_iter().collect();
     let mut splits: Splits<PathBuf> = Vec::new();
     let mut pinned = Vec::new();
     for (split, files) in named {
@@ -79,6 +80,14 @@ pub fn from_addresses(
                 let found = data_files(Path::new(&file));
                 let found = found.map_err(|reason| format!("{file}: {reason}"))?;
                 paths.extend(found.into_iter().flat_map(|(_, paths)| paths));
+                continue;
+            }
+            if objects::service_of(&file).is_some() {
+                for object in objects::fetch_named(sources, entry, &file)? {
+                    notices.extend(object.notice.map(|notice| format!("{file}: {notice}")));
+                    pinned.push((object.name, object.version));
+                    paths.push(object.path);
+                }
                 continue;
             }
             let shown = shown_address(&file);

@@ -41,9 +41,8 @@ pub fn check_splits<P>(dataset: &DatasetSpec, splits: &Splits<P>) -> Result<(), 
     })
 }
 
-/// A line on what of a dataset on this machine only one on the hub has.
-pub fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
-    let is_file = dataset.path.is_file();
+/// A line on what only a dataset on the hub has, of one elsewhere. `is_file`: it is one file, so that it has no configurations.
+pub fn not_of_here(dataset: &DatasetSpec, is_file: bool) -> Option<String> {
     let told: Vec<String> = [
         dataset
             .revision
@@ -60,7 +59,7 @@ pub fn not_of_here(dataset: &DatasetSpec) -> Option<String> {
     .collect();
     (!told.is_empty()).then(|| {
         format!(
-            "{}: read as it is on this machine, so this asks for nothing: {}",
+            "{}: read as it is, and not from the hub, so this asks for nothing: {}",
             dataset.shown(),
             told.join(", ")
         )
