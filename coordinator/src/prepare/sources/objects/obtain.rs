@@ -12,8 +12,8 @@ use super::super::access::Sources;
 use super::super::folder::{CARD, MAX_CARD_BYTES, Unfound, files_of};
 use super::super::list::List;
 use super::super::splits::{check_splits, choose_split, not_of_here};
-use super::Fetched;
 use super::address::Address;
+use super::fetched::Fetched;
 use super::locate::{Kind, Located, locate};
 
 const STALE: &str = "its store could not be asked, and the copy in the hub's cache is used";
