@@ -89,20 +89,18 @@ impl Connection {
         let is_object = request.extensions().get::<AnswerIsObject>().is_some();
         let request =
             request.map(|body| body.as_bytes().map_or(Vec::new(), |bytes| bytes.to_vec()));
-        let failed = |error| {
-            wrapped(CallError::Send {
-                host: host.clone(),
-                error,
-            })
-        };
         let answer = match &self.asked_metadata {
             Some(asked) => {
                 asked.store(true, Ordering::Relaxed);
-                self.hub.send_directly(request, METADATA_TIMEOUT)
+                let answer = self.hub.send_directly(request, METADATA_TIMEOUT);
+                answer.map_err(CallError::Metadata)
             }
-            None => self.hub.send(request),
+            None => self.hub.send(request).map_err(|error| CallError::Send {
+                host: host.clone(),
+                error,
+            }),
         };
-        let answer = answer.map_err(failed)?;
+        let answer = answer.map_err(wrapped)?;
         let (parts, body) = answer.into_parts();
         // What a metadata service refuses, the library may ask for in another way.
         if !parts.status.is_success() && self.asked_metadata.is_none() {

@@ -16,6 +16,10 @@ const MAX_TEXT_CHARACTERS: usize = 300;
 pub enum CallError {
     #[error("{host}: {error}")]
     Send { host: String, error: SendError },
+    /// The metadata service of a cloud's machines, which tells their credentials: not tried again, since it is next door or not
+    /// there at all.
+    #[error("the metadata service of this machine: {0}")]
+    Metadata(SendError),
     #[error("{}", refusal(*status, code.as_deref(), message.as_deref()))]
     Refused {
         status: u16,
@@ -181,7 +185,7 @@ impl StoreError {
                 "{host} is named with http://, by which anyone on the way can read along: name it with https://, or set {}=true",
                 allow_http_variable(service)
             )),
-            CallError::TooLong { .. } => Self::Unusable(told),
+            CallError::TooLong { .. } | CallError::Metadata(_) => Self::Unusable(told),
         }
     }
 

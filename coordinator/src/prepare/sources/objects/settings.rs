@@ -7,7 +7,7 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{ObjectStore, RetryConfig};
+use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 
 use super::address::{Address, Service};
 use super::connection::Connector;
@@ -103,8 +103,10 @@ impl Settings {
     fn amazon(&self, address: &Address, connector: Connector) -> Result<Built, StoreError> {
         let mut builder = AmazonS3Builder::new();
         for (name, value) in &self.variables {
-            if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
-                builder = builder.with_config(key, value);
+            match name.to_ascii_lowercase().parse() {
+                Ok(AmazonS3ConfigKey::Client(key)) if !is_followed(key) => {}
+                Ok(key) => builder = builder.with_config(key, value),
+                Err(_) => {}
             }
         }
         let profile = match self.is_anonymous {
@@ -156,8 +158,10 @@ impl Settings {
     fn google(&self, address: &Address, connector: Connector) -> Result<Built, StoreError> {
         let mut builder = GoogleCloudStorageBuilder::new();
         for (name, value) in &self.variables {
-            if let Ok(key) = name.to_ascii_lowercase().parse::<GoogleConfigKey>() {
-                builder = builder.with_config(key, value);
+            match name.to_ascii_lowercase().parse() {
+                Ok(GoogleConfigKey::Client(key)) if !is_followed(key) => {}
+                Ok(key) => builder = builder.with_config(key, value),
+                Err(_) => {}
             }
         }
         let store = builder
@@ -177,8 +181,10 @@ impl Settings {
     fn azure(&self, address: &Address, connector: Connector) -> Result<Built, StoreError> {
         let mut builder = MicrosoftAzureBuilder::new();
         for (name, value) in &self.variables {
-            if let Ok(key) = name.to_ascii_lowercase().parse::<AzureConfigKey>() {
-                builder = builder.with_config(key, value);
+            match name.to_ascii_lowercase().parse() {
+                Ok(AzureConfigKey::Client(key)) if !is_followed(key) => {}
+                Ok(key) => builder = builder.with_config(key, value),
+                Err(_) => {}
             }
         }
         let has_account = address.bucket_name().contains('@');
@@ -203,6 +209,11 @@ impl Settings {
             region: None,
         })
     }
+}
+
+/// Whether our connections do what a setting of the library's own HTTP client says; the others are the hub's.
+fn is_followed(key: ClientConfigKey) -> bool {
+    key == ClientConfigKey::AllowHttp
 }
 
 /// The library tries nothing again: that is done where the user is told of it, and can end it.
@@ -278,5 +289,50 @@ mod tests {
         assert!(!found.is_anonymous);
         let skipped = settings(Service::Amazon, &[("AWS_SKIP_SIGNATURE", "TRUE")]);
         assert!(skipped.unwrap().is_anonymous);
+    }
+
+    /// The client of an address as the library describes it.
+    fn built(text: &str, pairs: &[(&str, &str)]) -> Result<String, String> {
+        let address = Address::parse(text)?;
+        let home = |name: &str| (name == "HOME").then(|| "/nowhere".to_owned());
+        let environment = common::hub::Environment::read(&home).unwrap();
+        let connector = Connector {
+            hub: common::hub::Hub::new(environment).unwrap(),
+            asked_metadata: Arc::default(),
+        };
+        let settings = settings(address.service, pairs)?;
+        let built = settings.build(&address, connector);
+        let built = built.map_err(|error| error.to_string())?;
+        Ok(built.store.to_string())
+    }
+
+    #[test]
+    fn addresses_and_variables_make_a_client_of_each_kind_of_store() {
+        let account = ("AZURE_STORAGE_ACCOUNT_NAME", "account");
+        let key = ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0");
+        for (text, pairs, words) in [
+            (
+                "s3://b/x",
+                vec![("AWS_ENDPOINT_URL", "https://host")],
+                ["S3", "b"],
+            ),
+            ("gcs://b/x", vec![], ["GoogleCloudStorage", "b"]),
+            ("az://box/x", vec![account, key], ["account", "box"]),
+            ("abfs://box/x", vec![account], ["account", "box"]),
+            (
+                "abfss://box@other.dfs.core.windows.net/x",
+                vec![("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=2")],
+                ["other", "box"],
+            ),
+        ] {
+            let told = built(text, &pairs).unwrap();
+            for words in words {
+                assert!(told.contains(words), "{text}: {told}");
+            }
+        }
+        let error = built("az://box/x", &[]).unwrap_err();
+        assert!(error.contains("AZURE_STORAGE_ACCOUNT_NAME"), "{error}");
+        let wrong = ("AWS_SKIP_SIGNATURE", "maybe");
+        assert!(built("s3://b/x", &[wrong, ("AWS_ACCESS_KEY_ID", "a")]).is_err());
     }
 }
