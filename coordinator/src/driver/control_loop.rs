@@ -4,6 +4,7 @@
 //! the outcome. It decides nothing; it only turns commands into deeds and failures of deeds into events.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use common::wire::{JOB_KEY, down};
 use proto::v1::{self, coordinator_message::Message as Down};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -31,6 +32,10 @@ const STATE_OVERHEAD_BYTES: u64 = 64 << 20;
 
 /// How long the run waits for the record of an evaluation that decides how it goes on. A disk that takes longer is told anyway.
 const EVALUATION_RECORD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the end of the run waits for checkpoints that are being written: all of them, and none over `save_total_limit`, are
+/// there when the process ends, unless the disk takes longer.
+const STORES_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An entry of the queue of messages to one worker.
 pub enum Outgoing {
@@ -128,6 +133,10 @@ pub struct Driver {
     pending: VecDeque<Event>,
     /// States that arrived before it was settled which weights their step has.
     uploads_awaiting_digest: Vec<Received>,
+    /// A clone is held while a state is written; nothing is ever sent.
+    writing: mpsc::Sender<Infallible>,
+    /// Ends when nobody holds the other end.
+    written: mpsc::Receiver<Infallible>,
 }
 
 impl Driver {
@@ -141,6 +150,7 @@ impl Driver {
         observer: mpsc::Sender<RunEvent>,
         inputs: mpsc::Sender<Input>,
     ) -> Self {
+        let (writing, written) = mpsc::channel(1);
         Self {
             cluster,
             greeting,
@@ -155,6 +165,8 @@ impl Driver {
             last_step: None,
             pending: VecDeque::new(),
             uploads_awaiting_digest: Vec::new(),
+            writing,
+            written,
         }
     }
 
@@ -171,6 +183,9 @@ impl Driver {
             while let Some(event) = self.pending.pop_front() {
                 if let Some(outcome) = self.apply(event).await {
                     self.close_journal(&outcome).await;
+                    drop(self.writing);
+                    // Nothing comes but the end.
+                    let _ = timeout(STORES_TIMEOUT, self.written.recv()).await;
                     return outcome;
                 }
                 self.store_proven();
@@ -452,10 +467,15 @@ impl Driver {
         };
         let last = self.last_step == Some(step);
         let (store, inputs) = (self.store.clone(), self.inputs.clone());
+        let writing = self.writing.clone();
         tokio::spawn(async move {
-            let commit = move || match last {
-                true => store.commit_last(received),
-                false => store.commit(received, &facts),
+            let commit = move || {
+                let stored = match last {
+                    true => store.commit_last(received),
+                    false => store.commit(received, &facts),
+                };
+                drop(writing);
+                stored
             };
             let input = match tokio::task::spawn_blocking(commit).await {
                 Ok(Ok(state)) => Input::Stored(state),
@@ -473,8 +493,13 @@ impl Driver {
     /// Begins to make a checkpoint the result, on another thread.
     fn store_best(&self, best: u64, step: u64) {
         let (store, inputs) = (self.store.clone(), self.inputs.clone());
+        let writing = self.writing.clone();
         tokio::spawn(async move {
-            let commit = move || store.commit_best(best, step);
+            let commit = move || {
+                let stored = store.commit_best(best, step);
+                drop(writing);
+                stored
+            };
             let failed =
                 |reason, is_damaged| Input::Happened(Event::ResultFailed { reason, is_damaged });
             let input = match tokio::task::spawn_blocking(commit).await {
