@@ -65,6 +65,7 @@ impl<'a> Sources<'a> {
     }
 
     /// The contents that the run in the output folder began with whose names begin so, each with its version.
+    #[cfg(feature = "object-store")]
     pub fn pinned_within(
         &self,
         (list, index): (List, usize),

@@ -34,7 +34,7 @@ pub fn fetch(
     store: &Store,
     objects: &[Object],
     progress: &Progress,
-) -> Result<Vec<WebFile>, (String, StoreError)> {
+) -> Result<Vec<WebFile>, (String, Box<StoreError>)> {
     let kept = |object: &Object| versions_of(hub, store, object).kept(&object.version);
     let missing: Vec<&Object> = objects.iter().filter(|it| kept(it).is_none()).collect();
     let is_stopped = AtomicBool::new(false);
@@ -50,7 +50,7 @@ pub fn fetch(
         progress.begin("downloading the data", sizes.fold(0, u64::saturating_add));
         all_at_once(&missing, &is_stopped, |object| {
             let file = download.object(object);
-            let file = file.map_err(|error| (object.key.clone(), error))?;
+            let file = file.map_err(|error| (object.key.clone(), Box::new(error)))?;
             let mut fetched = fetched.lock().unwrap_or_else(PoisonError::into_inner);
             fetched.insert(object.key.clone(), file);
             Ok(())
@@ -60,7 +60,7 @@ pub fn fetch(
     let file_of = |object: &Object| {
         let new = fetched.get(&object.key).cloned();
         let file = new.or_else(|| kept(object));
-        file.ok_or_else(|| (object.key.clone(), StoreError::Changing))
+        file.ok_or_else(|| (object.key.clone(), Box::new(StoreError::Changing)))
     };
     objects.iter().map(file_of).collect()
 }

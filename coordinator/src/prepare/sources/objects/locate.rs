@@ -223,11 +223,10 @@ impl Located<'_> {
                 let wanted = names.iter().filter_map(|name| objects.get(name).cloned());
                 let wanted: Vec<Object> = wanted.collect();
                 let fetched = download::fetch(self.hub, store, &wanted, self.progress);
-                fetched.map_err(|(key, error)| match (self.kind, error) {
+                fetched.map_err(|(key, error)| match (self.kind, &*error) {
                     // The address stands before it.
-                    (Kind::Object, error) => error.to_string(),
-                    (_, error @ StoreError::Cancelled(_)) => error.to_string(),
-                    (_, error) => format!("{}: {error}", self.base.with_key(&key)),
+                    (Kind::Object, _) | (_, StoreError::Cancelled(_)) => error.to_string(),
+                    _ => format!("{}: {error}", self.base.with_key(&key)),
                 })
             }
         }
