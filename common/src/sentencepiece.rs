@@ -6,7 +6,10 @@
 //! `SpmConverter.build_tokenizer_from_spm_proto` for all others).
 
 mod added;
+mod added_token;
+mod beside;
 mod charsmap;
+mod declared;
 mod make;
 mod merges;
 mod model;
@@ -16,35 +19,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
-use self::added::AddedToken;
+use self::added_token::AddedToken;
+use self::beside::CONVERT;
 use self::make::Make;
 use self::model::{Kind, Model};
 
+pub use self::beside::{Beside, SPECIAL_NAMES};
 pub use self::model::MAX_BYTES;
-
-/// What to do with a tokenizer that is not read.
-const CONVERT: &str =
-    "convert it with `AutoTokenizer.from_pretrained(..).save_pretrained(..)` of Transformers";
-
-/// Names of the special tokens that a tokenizer's configuration may give.
-pub const SPECIAL_NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
-
-/// The JSON files beside a `tokenizer.model`; null where there is none.
-#[derive(Clone, Debug, Default)]
-pub struct Beside {
-    pub config: Value,
-    pub tokenizer_config: Value,
-    pub special_tokens_map: Value,
-    pub added_tokens: Value,
-}
 
 /// A tokenizer of SentencePiece with the files beside it.
 #[derive(Debug)]
@@ -75,7 +56,7 @@ impl SentencePiece {
         let model = Model::read(bytes)?;
         let make = Make::of(&model, &beside)?;
         let names = match make {
-            Make::Generic if !model.is_unigram => added::renamed(&model, &beside)?,
+            Make::Generic if !model.is_unigram => declared::renamed(&model, &beside)?,
             _ => model.pieces.iter().map(|p| p.text.clone()).collect(),
         };
         let mut ids = HashMap::with_capacity(names.len());
@@ -114,7 +95,7 @@ impl SentencePiece {
 
     /// The files that Transformers would have written.
     pub fn files(&self) -> Result<MadeFiles, String> {
-        let added = added::list(self)?;
+        let added = self.added_tokens()?;
         let id_of = |text: &str| {
             let id = added.iter().find(|(_, token)| token.text == text);
             id.map(|(id, _)| *id)
@@ -192,13 +173,13 @@ impl SentencePiece {
             .collect();
         let (merges, unknown) = match self.make {
             Make::Generic => (
-                merges::by_score(self),
+                self.merges_by_score(),
                 Some(self.model.unk_piece().to_owned()),
             ),
             // Every byte has its piece there, so nothing is unknown.
-            Make::Llama => (merges::by_id(self), None),
+            Make::Llama => (self.merges_by_id(), None),
             Make::Gemma => (
-                merges::by_id(self),
+                self.merges_by_id(),
                 self.special("unk_token").map(|token| token.text),
             ),
         };

@@ -1,8 +1,8 @@
 //! Which tokenizer Transformers makes of a `tokenizer.model`, by the class that the files name and the kind of model
 //! (`AutoTokenizer.from_pretrained`, `TOKENIZER_MAPPING_NAMES` in `tokenization_auto.py`).
 
+use super::beside::{Beside, CONVERT};
 use super::model::Model;
-use super::{Beside, CONVERT};
 
 /// The class that takes every part of a tokenizer from its `tokenizer.json`, by the name that all versions know.
 pub(super) const ANY_CLASS: &str = "PreTrainedTokenizerFast";

@@ -3,7 +3,8 @@
 
 use prost::Message;
 
-use super::{CONVERT, charsmap};
+use super::beside::CONVERT;
+use super::charsmap;
 
 /// Largest `tokenizer.model`, in bytes; those with 256,000 pieces have 4 MB.
 pub const MAX_BYTES: u64 = 16 << 20;

@@ -4,12 +4,14 @@
 use std::path::Path;
 
 use super::links::check_link;
-use super::tokenizer_model::{self, TOKENIZER_MODEL};
+use super::tokenizer_model;
 use crate::files::error::read_bounded;
+use crate::files::names::{
+    LEGACY_TOKENS, MAX_COMPANION_BYTES, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
+    TOKENIZER_MODEL,
+};
 use crate::files::stray::recognised_file;
 use crate::files::{FileError, atomic};
-
-pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 /// Companion files that belong to the identity of a model: what its digest is made of.
 pub(super) const COMPANIONS: [&str; 10] = [
@@ -25,11 +27,6 @@ pub(super) const COMPANIONS: [&str; 10] = [
     TEMPLATE_JSON,
 ];
 
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// Added tokens with their ids, as older programs write them.
-pub(super) const LEGACY_TOKENS: &str = "added_tokens.json";
-pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// The chat template where newer programs look for it, and where older ones did.
 const TEMPLATE: &str = "chat_template.jinja";
@@ -101,7 +98,10 @@ pub(super) fn copy(dir: &Path, to: &Path) -> Result<(), FileError> {
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(FileError::io("create", folder))?;
         }
-        atomic::write(&target, &read_bounded(&dir.join(&name), MAX_BYTES)?)?;
+        atomic::write(
+            &target,
+            &read_bounded(&dir.join(&name), MAX_COMPANION_BYTES)?,
+        )?;
     }
     tokenizer_model::complete(dir, to)
 }
@@ -123,7 +123,7 @@ pub(super) fn copy_with_template(dir: &Path, to: &Path, template: &str) -> Resul
     if !config.is_file() {
         return Ok(());
     }
-    let bytes = read_bounded(&config, MAX_BYTES)?;
+    let bytes = read_bounded(&config, MAX_COMPANION_BYTES)?;
     let mut json: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|error| FileError::malformed(&config, error.to_string()))?;
     match json.get_mut("chat_template") {
@@ -142,7 +142,7 @@ pub(super) fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
     for (name, is_needed) in [(TOKENIZER_CONFIG, true), (SPECIAL_TOKENS_MAP, false)] {
         let path = to.join(name);
         let mut json: serde_json::Value = match path.is_file() {
-            true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
+            true => serde_json::from_slice(&read_bounded(&path, MAX_COMPANION_BYTES)?)
                 .map_err(|error| FileError::malformed(&path, error.to_string()))?,
             false if is_needed => serde_json::json!({}),
             false => continue,
@@ -168,7 +168,7 @@ pub(super) fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
 pub(super) fn add_end_tokens(to: &Path, ids: &[u32]) -> Result<(), FileError> {
     let path = to.join(GENERATION_CONFIG);
     let mut json = match path.is_file() {
-        true => serde_json::from_slice(&read_bounded(&path, MAX_BYTES)?)
+        true => serde_json::from_slice(&read_bounded(&path, MAX_COMPANION_BYTES)?)
             .map_err(|error| FileError::malformed(&path, error.to_string()))?,
         false => serde_json::json!({}),
     };

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::companions::{LEGACY_TOKENS, MAX_BYTES, TOKENIZER, TOKENIZER_CONFIG};
 use crate::files::error::read_bounded;
+use crate::files::names::{LEGACY_TOKENS, MAX_COMPANION_BYTES, TOKENIZER, TOKENIZER_CONFIG};
 use crate::files::{FileError, atomic};
 use crate::job::NewToken;
 
@@ -17,7 +17,7 @@ const DECODER: &str = "added_tokens_decoder";
 /// Adds the tokens, which have ids, to the files that name a tokenizer's tokens.
 pub(super) fn add(to: &Path, tokens: &[NewToken]) -> Result<(), FileError> {
     let path = to.join(TOKENIZER);
-    let bytes = read_bounded(&path, MAX_BYTES)?;
+    let bytes = read_bounded(&path, MAX_COMPANION_BYTES)?;
     let text =
         String::from_utf8(bytes).map_err(|error| FileError::malformed(&path, error.to_string()))?;
     let text = with_tokens(&text, tokens)
@@ -51,7 +51,8 @@ fn change(path: &Path, edit: impl Fn(&mut Value) -> bool) -> Result<(), FileErro
         return Ok(());
     }
     let malformed = |error: serde_json::Error| FileError::malformed(path, error.to_string());
-    let mut json = serde_json::from_slice(&read_bounded(path, MAX_BYTES)?).map_err(malformed)?;
+    let mut json =
+        serde_json::from_slice(&read_bounded(path, MAX_COMPANION_BYTES)?).map_err(malformed)?;
     match edit(&mut json) {
         true => atomic::write(path, &serde_json::to_vec_pretty(&json).map_err(malformed)?),
         false => Ok(()),

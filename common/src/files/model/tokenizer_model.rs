@@ -6,17 +6,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::companions::{
-    LEGACY_TOKENS, MAX_BYTES, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG,
-};
 use crate::files::error::read_bounded;
 use crate::files::json::{json_text, read_json};
-use crate::files::names::{CONFIG, MAX_CONFIG_BYTES};
+use crate::files::names::{
+    CONFIG, LEGACY_TOKENS, MAX_COMPANION_BYTES, MAX_CONFIG_BYTES, SPECIAL_TOKENS_MAP, TOKENIZER,
+    TOKENIZER_CONFIG, TOKENIZER_MODEL,
+};
 use crate::files::stray::recognised;
 use crate::files::{FileError, atomic};
 use crate::sentencepiece::{self, Beside, MadeFiles, SentencePiece};
-
-pub(super) const TOKENIZER_MODEL: &str = "tokenizer.model";
 
 /// Whether a folder has a tokenizer: as `tokenizer.json`, or as a `tokenizer.model` of which one is made.
 pub fn has_tokenizer(dir: &Path) -> bool {
@@ -37,9 +35,9 @@ pub fn tokenizer_model(dir: &Path) -> Result<Option<SentencePiece>, FileError> {
     }
     let beside = Beside {
         config: json(dir, CONFIG, MAX_CONFIG_BYTES)?,
-        tokenizer_config: json(dir, TOKENIZER_CONFIG, MAX_BYTES)?,
-        special_tokens_map: json(dir, SPECIAL_TOKENS_MAP, MAX_BYTES)?,
-        added_tokens: json(dir, LEGACY_TOKENS, MAX_BYTES)?,
+        tokenizer_config: json(dir, TOKENIZER_CONFIG, MAX_COMPANION_BYTES)?,
+        special_tokens_map: json(dir, SPECIAL_TOKENS_MAP, MAX_COMPANION_BYTES)?,
+        added_tokens: json(dir, LEGACY_TOKENS, MAX_COMPANION_BYTES)?,
     };
     let tokenizer = SentencePiece::read(&bytes, beside);
     let tokenizer = tokenizer.map_err(|reason| FileError::malformed(&path, reason))?;
