@@ -226,6 +226,7 @@ impl Work {
             Trained::Adapters { ranks, tokens, .. } => {
                 let of_layer = |(layer, ranks): (usize, &[usize; LINEARS])| {
                     let linears = shape.linears(layer).into_iter().zip(ranks);
+                    let linears = linears.filter(|((_, out, _), _)| *out > 0);
                     linears
                         .map(|((width, out, _), rank)| (rank * (width + out)) as u64)
                         .sum::<u64>()

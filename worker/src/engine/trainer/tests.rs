@@ -37,13 +37,16 @@ fn model(architecture: &str) -> tempfile::TempDir {
     dir
 }
 
-fn methods() -> [Method; 3] {
-    let named =
-        |names: &[&str]| TargetModules::Named(names.iter().map(|n| n.to_string()).collect());
+fn methods(architecture: &str) -> [Method; 3] {
+    let names = match architecture {
+        // Experts, and what is named as they are, have no adapter.
+        "Qwen3MoeForCausalLM" | "MixtralForCausalLM" | "OlmoeForCausalLM" => ["v_proj", "o_proj"],
+        _ => ["q_proj", "layers.1.mlp.down_proj"],
+    };
     [
         Method::Full,
         lora(TargetModules::AllLinear, 0.1),
-        lora(named(&["q_proj", "layers.1.mlp.down_proj"]), 0.0),
+        lora(TargetModules::Named(names.map(str::to_owned).into()), 0.0),
     ]
 }
 
@@ -55,7 +58,7 @@ fn blocks() -> [Block; 2] {
 fn the_loss_falls_for_every_family_and_method() {
     for architecture in FAMILIES {
         let dir = model(architecture);
-        for method in methods() {
+        for method in methods(architecture) {
             let mut trainer = load(dir.path(), job(method.clone()), 2);
             let first = step(&mut trainer, &blocks(), 1e-2);
             let mut last = first;
@@ -72,18 +75,20 @@ fn the_loss_falls_for_every_family_and_method() {
 
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
-    let dir = model("Qwen3ForCausalLM");
-    for method in methods() {
-        let run = |threads| {
-            let mut trainer = load(dir.path(), job(method.clone()), threads);
-            let losses: Vec<f64> = (0..3)
-                .map(|_| step(&mut trainer, &blocks(), 1e-2))
-                .collect();
-            (losses, trainer.weights_digest().unwrap())
-        };
-        let expected = run(1);
-        assert_eq!(run(2), expected);
-        assert_eq!(run(3), expected);
+    for architecture in ["Qwen3ForCausalLM", "Qwen2MoeForCausalLM"] {
+        let dir = model(architecture);
+        for method in methods(architecture) {
+            let run = |threads| {
+                let mut trainer = load(dir.path(), job(method.clone()), threads);
+                let losses: Vec<f64> = (0..3)
+                    .map(|_| step(&mut trainer, &blocks(), 1e-2))
+                    .collect();
+                (losses, trainer.weights_digest().unwrap())
+            };
+            let expected = run(1);
+            assert_eq!(run(2), expected);
+            assert_eq!(run(3), expected);
+        }
     }
 }
 
@@ -128,17 +133,43 @@ fn the_number_of_threads_does_not_change_a_bit_of_a_wider_model() {
 
 #[test]
 fn checkpointing_does_not_change_a_bit() {
-    let dir = model("Qwen3ForCausalLM");
-    for method in methods() {
-        let run = |gradient_checkpointing| {
-            let job = JobSpec {
-                gradient_checkpointing,
-                ..job(method.clone())
+    for architecture in ["Qwen3ForCausalLM", "Qwen2MoeForCausalLM"] {
+        let dir = model(architecture);
+        for method in methods(architecture) {
+            let run = |gradient_checkpointing| {
+                let job = JobSpec {
+                    gradient_checkpointing,
+                    ..job(method.clone())
+                };
+                slot_sums(&mut load(dir.path(), job, 2), 0, &blocks())
             };
-            slot_sums(&mut load(dir.path(), job, 2), 0, &blocks())
-        };
-        assert_eq!(run(Checkpointing::Always), run(Checkpointing::Never));
+            assert_eq!(run(Checkpointing::Always), run(Checkpointing::Never));
+        }
     }
+}
+
+/// Of eight experts a token goes through one, so that some see none of a short text.
+#[test]
+fn an_expert_that_no_token_goes_through_stays_where_it_is() {
+    let mut config = config("MixtralForCausalLM");
+    config["num_experts"] = 8.into();
+    config["num_experts_per_tok"] = 1.into();
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &config, 7);
+    let mut trainer = load(dir.path(), job(Method::Full), 2);
+    let (sums, _) = slot_sums(&mut trainer, 0, &[block(&[3], 1)]);
+    let layout = trainer.layout();
+    let experts = layout.tensors.iter();
+    let experts = experts.filter(|tensor| tensor.name.contains(".experts."));
+    let moved = experts.map(|tensor| {
+        let sums = &sums[tensor.offset..][..tensor.scalars()];
+        sums.iter().any(|sum| *sum != 0)
+    });
+    let moved: Vec<bool> = moved.collect();
+    // In each of two layers at least five of eight, each with three matrices.
+    assert_eq!(moved.len(), 2 * 8 * 3);
+    assert!(moved.contains(&true));
+    assert!(moved.iter().filter(|moved| !**moved).count() >= 2 * 5 * 3);
 }
 
 #[test]
@@ -369,7 +400,7 @@ fn a_restored_trainer_goes_on_to_the_same_bits() {
 
 #[test]
 fn an_abandoned_slot_leaves_the_accumulator_as_it_was() {
-    for method in methods() {
+    for method in methods("Qwen3ForCausalLM") {
         check_abandoned_slots(job(method));
     }
 }
