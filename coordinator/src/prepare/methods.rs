@@ -57,6 +57,7 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
         quantization: job.quantization.or(Some(Quantization {
             nested_scales: true,
             embeddings: false,
+            experts: false,
         })),
         ..job.clone()
     };
@@ -88,6 +89,7 @@ fn usual_adapter() -> LoraSpec {
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
+        model_source: None,
     }
 }
 
