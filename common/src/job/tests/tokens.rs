@@ -42,6 +42,18 @@ fn tokens_are_added_in_the_order_of_axolotl_and_each_once() {
 }
 
 #[test]
+fn how_a_tokenizer_is_loaded_is_what_its_files_say() {
+    let read =
+        job("tokenizer_type: LlamaTokenizer\ntokenizer_use_fast: false\ntokenizer_legacy: false\n");
+    let told = "tokenizer_legacy: tokenizer.json has it built in; one that is made from a tokenizer.model follows `legacy` of tokenizer_config.json";
+    assert!(
+        read.reading.notices.iter().any(|line| line == told),
+        "{:?}",
+        read.reading.notices
+    );
+}
+
+#[test]
 fn rows_are_trained_in_the_order_in_which_they_are_named() {
     let these = |ids: &[u32]| TrainedRows::These(ids.to_vec());
     let both = |embedding, head| TrainedTokens { embedding, head };
@@ -80,6 +92,10 @@ fn what_cannot_be_trained_so_is_refused() {
         (
             "tokens: [<a>, '']\n",
             "3: `tokens` must be a list of texts, none of them empty, found a list",
+        ),
+        (
+            "processor_type: AutoProcessor\n",
+            "3: `processor_type` is not supported: a processor reads pictures or sound, and only text is trained; remove it",
         ),
         (
             "added_tokens_overrides: {7: <a>}\n",

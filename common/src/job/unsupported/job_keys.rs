@@ -241,6 +241,20 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
+        keys: &["tokenizer_legacy"],
+        rule: Instead(
+            &[],
+            "tokenizer.json has it built in; one that is made from a tokenizer.model follows `legacy` of tokenizer_config.json",
+        ),
+    },
+    Group {
+        keys: &["processor_type"],
+        rule: Only(
+            OFF,
+            "a processor reads pictures or sound, and only text is trained; remove it",
+        ),
+    },
+    Group {
         keys: &["tokenizer_config", "tokenizer_name*"],
         rule: Only(OFF, OWN_TOKENIZER),
     },

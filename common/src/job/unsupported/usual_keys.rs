@@ -11,7 +11,6 @@ pub(super) const GROUPS: &[Group] = &[
             "tokenizer_type",
             "tokenizer_use_fast",
             "use_fast_tokenizer",
-            "tokenizer_legacy",
             "is_falcon_derived_model",
             "is_llama_derived_model",
             "is_mistral_derived_model",
