@@ -40,13 +40,15 @@ fn refused(change: impl FnOnce(&mut ModelProto)) -> String {
     SentencePiece::read(&proto.encode_to_vec(), Beside::default()).unwrap_err()
 }
 
+type Change = Box<dyn FnOnce(&mut ModelProto)>;
+
 #[test]
 fn a_model_that_cannot_be_right_is_refused_with_what_is_wrong() {
     fn trainer(proto: &mut ModelProto) -> &mut TrainerSpec {
         proto.trainer_spec.as_mut().unwrap()
     }
     let long = "x".repeat(2000);
-    let cases: [(Box<dyn FnOnce(&mut ModelProto)>, &str); 13] = [
+    let cases: [(Change, &str); 13] = [
         (Box::new(|proto| proto.pieces.clear()), "no pieces"),
         (
             Box::new(|proto| proto.trainer_spec = None),
