@@ -214,6 +214,7 @@ fn an_unknown_family_is_named_with_those_that_are_known() {
         "LlamaForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "OlmoeForCausalLM",
     ];
     refused(other, &known);
 }
