@@ -133,6 +133,7 @@ mod tests {
             eos_token: None,
             eot_tokens: Vec::new(),
             tokens: Vec::new(),
+            added_tokens_overrides: Default::default(),
             val_set_size: ValSetSize::None,
             test_datasets: Vec::new(),
             sequence_len: 8,

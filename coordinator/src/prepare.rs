@@ -282,6 +282,7 @@ fn read_tokenizer(
         notices.extend(tokenizer.made_from().map(|made_from| {
             format!("the tokenizer is made from {made_from}; the result has a tokenizer.json, too")
         }));
+        notices.extend(errors.note(tokens::rename(tokenizer, job)).flatten());
         new = errors
             .note(tokens::add_to(tokenizer, job))
             .unwrap_or_default();

@@ -150,6 +150,31 @@ fn an_adapter_with_new_tokens_is_gone_on_from() {
 }
 
 #[test]
+fn tokens_in_reserve_get_the_names_that_the_job_has_for_them() {
+    let site = site();
+    let row = json!({"text": "<|begin|> 1 and 2"}).to_string() + "\n";
+    std::fs::write(site.path("data.jsonl"), row.repeat(20)).unwrap();
+    let renamed = ["--set", "added_tokens_overrides={1: <|begin|>}"];
+    let prompt = ["--test-prompt", "<|begin|>"];
+    let options = [&["--single-node"], &renamed[..], &prompt].concat();
+    let run = Run::of(&mut site.start("out", &options)).end();
+    assert!(run.status.success(), "{run:?}");
+    let told = "1 token renamed: <|begin|> (id 1); the rows are as they are in the model";
+    assert!(
+        run.stdout.contains(told) && !run.stdout.contains("were not answered"),
+        "{run:?}"
+    );
+    let tokenizer = site.json("out/tokenizer.json");
+    assert_eq!(tokenizer["added_tokens"][1]["content"], "<|begin|>");
+    assert_eq!(tokenizer["added_tokens"][2]["content"], "<|im_end|>");
+    // Without them the text is several tokens, and the weights are others.
+    let digest = site.digest("out");
+    assert_ne!(site.train("plain", &[]), digest);
+    // What was trained before goes on under the names that it has.
+    assert_eq!(site.train("again", &renamed), digest);
+}
+
+#[test]
 fn what_cannot_be_trained_of_tokens_is_told_before_anything_starts() {
     let site = site();
     let check = |options: &[&str]| {
@@ -186,6 +211,14 @@ fn what_cannot_be_trained_of_tokens_is_told_before_anything_starts() {
             ["--tokens=<|a|>", "--lora-modules-to-save=lm_head"],
             "lora_modules_to_save makes two of it, of which both or neither have to be named"
                 .to_owned(),
+        ),
+        (
+            ["--set", "added_tokens_overrides={100000: <|a|>}"],
+            "added_tokens_overrides: 100000 is the id of no added token".to_owned(),
+        ),
+        (
+            ["--set", "added_tokens_overrides={2: <|a|>}"],
+            "added_tokens_overrides: 2 is the eos_token of this tokenizer".to_owned(),
         ),
         (
             ["--eos-token", "<|nowhere|>"],

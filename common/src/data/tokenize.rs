@@ -4,6 +4,7 @@
 //! truncates or pads, whatever the files say.
 
 mod pieces;
+mod rename;
 mod source;
 mod special;
 mod words;

@@ -8,6 +8,7 @@ mod four_bits;
 mod links;
 mod new_tokens;
 mod numbers;
+mod renamed_tokens;
 mod tokenizer_model;
 mod weights;
 mod writer;
@@ -31,6 +32,7 @@ use crate::progress::Progress;
 pub use absent::no_folder;
 pub use links::check_link;
 pub use numbers::check_numbers;
+pub use renamed_tokens::rename_tokens;
 pub use tokenizer_model::{has_tokenizer, made_files, tokenizer_model};
 pub use weights::WeightFiles;
 pub(in crate::files) use weights::listed;
@@ -283,6 +285,14 @@ impl ModelFolder {
     /// Names another token as the end of texts in the tokenizer's files of the copy that is in `to`.
     pub fn name_eos_token(to: &Path, text: &str) -> Result<(), FileError> {
         companions::name_eos_token(to, text)
+    }
+
+    /// Gives tokens other texts, by their ids, in the tokenizer's files of the copy that is in `to`.
+    pub fn rename_tokens(to: &Path, texts: &BTreeMap<u32, String>) -> Result<(), FileError> {
+        match texts.is_empty() {
+            true => Ok(()),
+            false => renamed_tokens::rename(to, texts),
+        }
     }
 
     /// Adds tokens, which have ids, to the tokenizer's files of the copy that is in `to`.

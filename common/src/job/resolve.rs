@@ -48,7 +48,7 @@ use quantization::{base_dtype, is_dtype_of_model, quantization};
 use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
-use tokens::new_tokens;
+use tokens::{new_tokens, overrides};
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -99,6 +99,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         eos_token: eos_token(reader),
         eot_tokens: eot_tokens(reader, &entries),
         tokens: new_tokens(reader),
+        added_tokens_overrides: overrides(reader),
         val_set_size,
         test_datasets,
         sequence_len: reader

@@ -4,6 +4,7 @@ mod dataset;
 mod mixture;
 mod push;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,9 @@ pub struct JobSpec {
     /// Tokens that are added where the tokenizer does not have them; once it has been read, those that were. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<NewToken>,
+    /// Other texts for added tokens that the tokenizer has, by their ids. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub added_tokens_overrides: BTreeMap<u32, String>,
     /// How much of the data is held out for evaluation. Default: nothing.
     pub val_set_size: ValSetSize,
     /// Datasets that are evaluated and never trained on; then nothing is held out. Default: none.

@@ -82,6 +82,7 @@ async fn drive(min_workers: usize, slots: usize) {
         template: None,
         eos_token: None,
         tokens: Vec::new(),
+        renamed_tokens: Default::default(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
         saved: Box::new(|_| ()),

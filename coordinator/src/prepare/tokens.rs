@@ -33,6 +33,33 @@ pub(super) fn add_to(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Vec<New
     Ok(all)
 }
 
+/// Gives the tokenizer's tokens the texts that the job has for them. Returns a line for the user where it has any.
+pub(super) fn rename(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Option<String>, String> {
+    let texts = &job.added_tokens_overrides;
+    tokenizer
+        .rename_tokens(texts)
+        .map_err(|error| error.to_string())?;
+    let (Some((first, _)), number) = (texts.first_key_value(), texts.len()) else {
+        return Ok(None);
+    };
+    let names: Vec<&str> = texts.values().map(String::as_str).collect();
+    let place = match number {
+        1 => format!("id {first}"),
+        _ => format!("ids from {first}"),
+    };
+    let rows = match &job.method {
+        Method::Full => "learned with all other weights",
+        Method::Lora(_) => {
+            "as they are in the model, but for those that trainable_token_indices names"
+        }
+    };
+    Ok(Some(format!(
+        "{} renamed: {} ({place}); the rows are {rows}",
+        count(number as u64, "token"),
+        listed(&names)
+    )))
+}
+
 /// The job once its tokenizer has been read: `new` are the tokens that were added, with their ids. Adds lines for the user.
 pub(super) fn with_tokens(
     mut job: JobSpec,

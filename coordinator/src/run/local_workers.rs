@@ -105,7 +105,7 @@ pub fn answer(
     }
     let say = |error: worker::engine::inference::generate::GenerateError| error.to_string();
     let mut generator =
-        Generator::load(model_dir, adapter_dir, FourBits::of(job), &job.tokens).map_err(say)?;
+        Generator::load(model_dir, adapter_dir, FourBits::of(job), Some(job)).map_err(say)?;
     generator.ask_as_in(job).map_err(say)?;
     let sampling = Sampling {
         max_new_tokens: MAX_NEW_TOKENS,

@@ -279,6 +279,7 @@ fn store(prepared: &Prepared, recorder: Recorder, saved: Saved) -> Store {
             .and_then(|template| template.brought().map(str::to_owned)),
         eos_token: prepared.job.eos_token.clone(),
         tokens: prepared.job.tokens.clone(),
+        renamed_tokens: prepared.job.added_tokens_overrides.clone(),
         end_tokens: match prepared.job.eot_tokens.is_empty() && prepared.job.eos_token.is_none() {
             true => Vec::new(),
             false => prepared.tokenizer.eos_ids().to_vec(),

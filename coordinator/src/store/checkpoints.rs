@@ -3,6 +3,7 @@
 //! In: the folder of a finished upload. Out: `checkpoint-<step>/` with its manifest, or the result's files in the output
 //! folder. What was there before stays until the new is durable.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,8 @@ pub struct Store {
     pub eos_token: Option<String>,
     /// Tokens that the job added.
     pub tokens: Vec<NewToken>,
+    /// Texts that the job gives tokens of the tokenizer, by their ids.
+    pub renamed_tokens: BTreeMap<u32, String>,
     pub job_digest: String,
     pub base_model_digest: String,
     pub save_total_limit: Option<usize>,
@@ -176,6 +179,7 @@ impl Store {
     fn complete(&self, folder: &Path, step: u64) -> Result<(), FileError> {
         self.model
             .copy_tokenizer_files(folder, self.template.as_deref())?;
+        ModelFolder::rename_tokens(folder, &self.renamed_tokens)?;
         ModelFolder::add_tokens(folder, &self.tokens)?;
         if let Some(eos) = &self.eos_token {
             ModelFolder::name_eos_token(folder, eos)?;

@@ -54,6 +54,7 @@ fn store(folder: &TempDir, save_total_limit: Option<usize>) -> Store {
         template: None,
         eos_token: None,
         tokens: Vec::new(),
+        renamed_tokens: Default::default(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
         saved: Box::new(|_| ()),

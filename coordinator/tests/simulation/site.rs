@@ -241,6 +241,7 @@ fn store(world: &World, job_digest: String) -> Store {
         template: None,
         eos_token: None,
         tokens: Vec::new(),
+        renamed_tokens: Default::default(),
         end_tokens: Vec::new(),
         record_result: Box::new(|_, _| Ok(())),
         saved: Box::new(|_| ()),

@@ -178,6 +178,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         eos_token: None,
         eot_tokens: Vec::new(),
         tokens: Vec::new(),
+        added_tokens_overrides: Default::default(),
         val_set_size: ValSetSize::None,
         test_datasets: Vec::new(),
         sequence_len,

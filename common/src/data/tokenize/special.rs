@@ -36,6 +36,8 @@ pub enum TokenizerError {
         name: String,
         text: String,
     },
+    #[error("added_tokens_overrides: {0}")]
+    NotRenamed(String),
     #[error("the tokenizer fails: {0}")]
     Failed(String),
 }

@@ -46,7 +46,7 @@ pub(super) fn add(to: &Path, tokens: &[NewToken]) -> Result<(), FileError> {
 }
 
 /// Rewrites a JSON file that is there, where `edit` changes it.
-fn change(path: &Path, edit: impl Fn(&mut Value) -> bool) -> Result<(), FileError> {
+pub(super) fn change(path: &Path, edit: impl FnOnce(&mut Value) -> bool) -> Result<(), FileError> {
     if !path.is_file() {
         return Ok(());
     }

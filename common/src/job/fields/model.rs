@@ -130,4 +130,11 @@ pub(super) const FIELDS: &[Field] = &[
         "none",
         "The same for tokens that ordinary text never becomes, and that answers are shown without.",
     ),
+    field(
+        "added_tokens_overrides",
+        &[],
+        "mapping of ids to texts",
+        "none",
+        "Other texts for added tokens that the tokenizer has in reserve (`{128041: <|step|>}`), whose ids and rows the model has already. The result's tokenizer names them so.",
+    ),
 ];

@@ -3,6 +3,8 @@
 //! Sources of the names: Axolotl's `tokens` and `special_tokens`, LLaMA-Factory's `add_tokens`, `add_special_tokens` and
 //! `additional_target`, PEFT's `trainable_token_indices` and `modules_to_save`.
 
+use std::collections::BTreeMap;
+
 use crate::job::merge::Given;
 use crate::job::quote::shorten;
 use crate::job::read::Reader;
@@ -11,6 +13,7 @@ use crate::job::yaml::{Node, Value};
 
 /// Most tokens that a job adds, or whose rows it trains each by itself.
 const MAX_TOKENS: usize = 100_000;
+const OVERRIDES: &str = "added_tokens_overrides";
 const INDICES: &str = "trainable_token_indices";
 const MODULES: &str = "lora_modules_to_save";
 
@@ -40,6 +43,36 @@ pub(super) fn new_tokens(reader: &mut Reader<'_>) -> Vec<NewToken> {
         tokens.clear();
     }
     tokens
+}
+
+/// Axolotl's `added_tokens_overrides`: the texts that tokens get, by their ids.
+pub(super) fn overrides(reader: &mut Reader<'_>) -> BTreeMap<u32, String> {
+    let mut texts = BTreeMap::new();
+    let Some(given) = reader.given(OVERRIDES) else {
+        return texts;
+    };
+    let Value::Mapping(entries) = &given.node.value else {
+        reader.wrong(given, "a mapping of the ids of tokens to their texts");
+        return texts;
+    };
+    if entries.len() > MAX_TOKENS {
+        reader.problem(given, format!("names more than {MAX_TOKENS} tokens"));
+        return texts;
+    }
+    for (key, node) in entries {
+        let id = key.text.trim().parse().ok();
+        match (id, &node.value) {
+            (Some(id), Value::Scalar { text, .. }) if !text.is_empty() && !node.is_null() => {
+                texts.insert(id, text.clone());
+            }
+            _ => {
+                let key = shorten(&key.text);
+                let message = format!("has an entry `{key}` that is no id of a token with a text");
+                reader.problem(given, message);
+            }
+        }
+    }
+    texts
 }
 
 /// A list of texts, or one with commas between them, as LLaMA-Factory writes it. White space belongs to tokens of a list.

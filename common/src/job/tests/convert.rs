@@ -73,7 +73,7 @@ const JOBS: [&str; 18] = [
      exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\n",
     // Tokens that are added, and what is trained of them.
     "base_model: m\ndatasets: a\nadapter: lora\ntokens: ['<a>', '7']\nadd_special_tokens: ['<b>']\n\
-     special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\n",
+     special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\nadded_tokens_overrides: {7: '<e>', 9: '8'}\n",
     "model_name_or_path: m\nstage: sft\ndataset: a.jsonl\nadd_tokens: <a>,<b>\nadditional_target: embed_tokens,lm_head\n",
     // Bases of 4 bits.
     "base_model: m\ndatasets: a\nadapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false}\nquantize_embeddings: true\nquantize_moe_experts: true\n",

@@ -42,6 +42,16 @@ fn tokens_are_added_in_the_order_of_axolotl_and_each_once() {
 }
 
 #[test]
+fn tokens_get_other_texts_by_their_ids() {
+    let read = job("added_tokens_overrides: {128041: <a>, 7: '8'}\n");
+    let expected = [(7, "8"), (128_041, "<a>")].map(|(id, text)| (id, text.to_owned()));
+    assert_eq!(read.added_tokens_overrides, expected.into());
+    assert_ne!(read.digest(), job("").digest());
+    let again = job("added_tokens_overrides: {7: '9', 128041: <a>}\n");
+    assert_ne!(read.digest(), again.digest());
+}
+
+#[test]
 fn how_a_tokenizer_is_loaded_is_what_its_files_say() {
     let read =
         job("tokenizer_type: LlamaTokenizer\ntokenizer_use_fast: false\ntokenizer_legacy: false\n");
@@ -98,8 +108,16 @@ fn what_cannot_be_trained_so_is_refused() {
             "3: `processor_type` is not supported: a processor reads pictures or sound, and only text is trained; remove it",
         ),
         (
-            "added_tokens_overrides: {7: <a>}\n",
-            "3: `added_tokens_overrides` is not supported: no token is renamed; use the tokenizer as it is (tokens: adds some)",
+            "added_tokens_overrides: {x: <a>}\n",
+            "3: `added_tokens_overrides` has an entry `x` that is no id of a token with a text",
+        ),
+        (
+            "added_tokens_overrides: {7: ''}\n",
+            "3: `added_tokens_overrides` has an entry `7` that is no id of a token with a text",
+        ),
+        (
+            "added_tokens_overrides: [<a>]\n",
+            "3: `added_tokens_overrides` must be a mapping of the ids of tokens to their texts, found a list",
         ),
     ] {
         assert_eq!(problems_of(text), [expected]);

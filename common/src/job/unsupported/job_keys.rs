@@ -3,7 +3,7 @@
 use super::table::Rule::{Inert, InertIf, Instead, InsteadUnless, Only};
 use super::table::{Group, NOTHING_SHARDED, OFF, ONLY_SFT};
 
-const NO_TOKENS: &str = "no token is renamed; use the tokenizer as it is (tokens: adds some)";
+const NO_TOKENS: &str = "use the tokenizer as it is (tokens: adds some, and added_tokens_overrides: names reserved ones)";
 const NO_QUANTISATION: &str =
     "NF4 (load_in_4bit: true) is the one way in which weights are quantised; remove it";
 const NOTHING_READ: &str = "nothing is sharded or offloaded, each worker holds the whole model; what else a file named there says \
@@ -273,7 +273,7 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, OWN_CONFIG),
     },
     Group {
-        keys: &["added_tokens*", "fix_untrained_tokens", "bos_token"],
+        keys: &["fix_untrained_tokens", "bos_token"],
         rule: Only(OFF, NO_TOKENS),
     },
     Group {

@@ -10,7 +10,7 @@ use common::data::template::{
 };
 use common::data::tokenize::{Tokenizer, TokenizerError};
 use common::files::model::has_tokenizer;
-use common::job::{JobSpec, NewToken};
+use common::job::JobSpec;
 use common::rng::CounterRng;
 use serde_json::{Value as Json, json};
 use thiserror::Error;
@@ -58,7 +58,7 @@ pub fn generate_text(
     on_text: &mut dyn FnMut(&str),
 ) -> Result<String, GenerateError> {
     let adapter_dir = options.adapter_dir.as_deref();
-    let mut generator = Generator::load(&options.model_dir, adapter_dir, options.four_bits, &[])?;
+    let mut generator = Generator::load(&options.model_dir, adapter_dir, options.four_bits, None)?;
     let sampling = Sampling {
         max_new_tokens: options.max_new_tokens,
         temperature: options.temperature,
@@ -95,20 +95,26 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads a model with its tokenizer, and an adapter if there is one; the model is quantised where that is asked for. `tokens`
-    /// are those that a job adds to the tokenizer.
+    /// Loads a model with its tokenizer, and an adapter if there is one; the model is quantised where that is asked for. A
+    /// `job` may add tokens to the tokenizer and rename some.
     pub fn load(
         model_dir: &Path,
         adapter_dir: Option<&Path>,
         four_bits: Option<FourBits>,
-        tokens: &[NewToken],
+        job: Option<&JobSpec>,
     ) -> Result<Self, GenerateError> {
         for folder in [Some(model_dir), adapter_dir].into_iter().flatten() {
             check_folder(folder)?;
         }
         // The weights come last: what is wrong with the small files shows at once.
         let mut tokenizer = Tokenizer::load(tokenizer_dir(model_dir, adapter_dir))?;
-        let new = tokenizer.add_tokens(tokens)?;
+        let new = match job {
+            Some(job) => {
+                tokenizer.rename_tokens(&job.added_tokens_overrides)?;
+                tokenizer.add_tokens(&job.tokens)?
+            }
+            None => Vec::new(),
+        };
         let vocabulary = new.iter().filter_map(|token| token.id).max();
         let vocabulary = vocabulary.map_or(0, |id| id as usize + 1);
         if let Some(dir) = adapter_dir {

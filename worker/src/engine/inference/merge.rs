@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use common::data::template::{ChatTemplate, TemplateError};
-use common::data::tokenize::{SpecialTokens, TokenizerError, end_tokens_of};
+use common::data::tokenize::{SpecialTokens, Tokenizer, TokenizerError, end_tokens_of};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
 use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
@@ -83,8 +83,8 @@ pub fn merge(
     let own = ChatTemplate::load_optional(model_dir)?;
     let other = template.filter(|template| own.is_none_or(|own| own.source() != template.source()));
     folder.copy_tokenizer_files(dir.path(), other.as_ref().map(ChatTemplate::source))?;
-    if adapter.has_tokens() {
-        // The tokens that it added are in its own tokenizer.
+    if adapter.has_tokens() || has_renamed_tokens(model_dir, adapter_dir) {
+        // The tokens that it added or renamed are in its own tokenizer.
         copy_tokenizer(adapter_dir, dir.path())?;
     }
     // So do the tokens that end its texts and answers.
@@ -117,12 +117,20 @@ pub fn merge(
     Ok(())
 }
 
+/// Whether the adapter's tokenizer has other texts for some of the model's added tokens.
+fn has_renamed_tokens(model_dir: &Path, adapter_dir: &Path) -> bool {
+    // Where there are not two that can be read, there is nothing to copy.
+    let [model, adapter] = [model_dir, adapter_dir].map(Tokenizer::load);
+    matches!((model, adapter), (Ok(model), Ok(adapter)) if model.is_renamed_in(&adapter))
+}
+
 /// Copies the files that name a tokenizer's tokens, where the adapter has them.
 fn copy_tokenizer(adapter_dir: &Path, to: &Path) -> Result<(), FileError> {
     for name in [
         "tokenizer.json",
         "tokenizer_config.json",
         "added_tokens.json",
+        "special_tokens_map.json",
     ] {
         let from = adapter_dir.join(name);
         if from.is_file() {
