@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod site;
+mod tokenizer_model;
 
 use std::fs;
 use std::path::Path;
