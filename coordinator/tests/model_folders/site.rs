@@ -90,8 +90,10 @@ impl Site {
                 "64",
                 "--max-steps",
                 "1",
-            ])
-            .args(["--adapter", "lora", "--lora-r", "2"]);
+            ]);
+        if !options.contains(&"--adapter") {
+            program.args(["--adapter", "lora", "--lora-r", "2"]);
+        }
         if !options.contains(&"--output-dir") {
             program.args(["--output-dir", "out"]);
         }

@@ -60,6 +60,6 @@ fn one_that_is_damaged_or_of_another_model_is_refused() {
     );
     let small = site();
     small.config(|config| config["vocab_size"] = json!(100));
-    let random = ["--set", "init_weights=random", "--set", "adapter=full"];
+    let random = ["--set", "init_weights=random", "--adapter", "full"];
     small.refused(&random, &["is outside the model's vocabulary of 100"]);
 }
