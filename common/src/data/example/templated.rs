@@ -154,7 +154,10 @@ struct Placed {
 fn learned_stretches(tokens: &EndTokens, answer: &Learned, placed: &Placed) -> Vec<Range<usize>> {
     let covered = placed.covered.clone();
     match &answer.what {
-        What::Answer => vec![covered.start..placed.end.unwrap_or(covered.end)],
+        What::Answer => {
+            let stretch = covered.start..placed.end.unwrap_or(covered.end);
+            vec![stretch]
+        }
         What::Message => vec![covered],
         What::Parts(parts) => {
             let of_part = |part| masked::learned_tokens(part, tokens.text, tokens.offsets);
