@@ -27,7 +27,8 @@ pub struct MethodNeed {
 pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
     let own = match (&job.method, config.quantization_of(job)) {
         (Method::Full, _) => FULL,
-        (Method::Lora(_), None) => LORA,
+        (Method::Lora(_), None) if job.base_dtype == BaseDtype::Bfloat16 => LORA_16_BITS,
+        (Method::Lora(_), None) => LORA_32_BITS,
         (Method::Lora(_), Some(_)) => LORA_4_BITS,
     };
     let of = |(method, asked_by): (&'static str, &'static str), job: JobSpec| {
@@ -43,11 +44,13 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
         Method::Lora(lora) => lora.clone(),
         Method::Full => usual_adapter(),
     };
-    let plain = |method: Method| JobSpec {
+    let plain = |method: Method, base_dtype: BaseDtype| JobSpec {
         method,
+        base_dtype,
         quantization: None,
         ..job.clone()
     };
+    let adapter = |base_dtype| plain(Method::Lora(lora()), base_dtype);
     let four_bits = JobSpec {
         method: Method::Lora(lora()),
         base_dtype: match job.quantization {
@@ -63,10 +66,11 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
     };
     let wide = match config.is_four_bits {
         // Its files have no more than 4 bits of each weight.
-        true => [None, None],
+        true => [None, None, None],
         false => [
-            of(FULL, plain(Method::Full)),
-            of(LORA, plain(Method::Lora(lora()))),
+            of(FULL, plain(Method::Full, job.base_dtype)),
+            of(LORA_32_BITS, adapter(BaseDtype::Float32)),
+            of(LORA_16_BITS, adapter(BaseDtype::Bfloat16)),
         ],
     };
     let all = wide.into_iter().chain([of(LORA_4_BITS, four_bits)]);
@@ -74,9 +78,13 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
 }
 
 /// A method's name, and what a job says to have it.
-const FULL: (&str, &str) = ("all weights", "adapter: none");
-const LORA: (&str, &str) = ("LoRA", "adapter: lora");
-const LORA_4_BITS: (&str, &str) = ("LoRA on 4 bits", "adapter: qlora");
+const FULL: (&str, &str) = ("all weights", "`adapter: none`");
+const LORA_32_BITS: (&str, &str) = ("LoRA on 32 bits", "`adapter: lora`");
+const LORA_16_BITS: (&str, &str) = (
+    "LoRA on 16 bits",
+    "`adapter: lora` with `base_dtype: bfloat16`",
+);
+const LORA_4_BITS: (&str, &str) = ("LoRA on 4 bits", "`adapter: qlora`");
 
 /// The adapter of a job that says no more than `adapter: lora`.
 fn usual_adapter() -> LoraSpec {
@@ -93,7 +101,7 @@ fn usual_adapter() -> LoraSpec {
     }
 }
 
-/// The methods in a line: `all weights 11.4 GiB, LoRA 2.1 GiB (this job), LoRA on 4 bits 1.4 GiB`.
+/// The methods in a line: `all weights 11.4 GiB, LoRA on 16 bits 2.1 GiB (this job), LoRA on 4 bits 1.4 GiB`.
 pub fn told(methods: &[MethodNeed]) -> String {
     let told = methods.iter().map(|need| {
         let own = if need.is_own { " (this job)" } else { "" };
@@ -115,7 +123,7 @@ pub fn advice(methods: &[MethodNeed], free: u64) -> Option<String> {
     );
     let fits = methods[own + 1..].iter().find(|need| need.bytes <= free);
     Some(match fits {
-        Some(need) => format!("{short}: `{}` needs {}", need.asked_by, bytes(need.bytes)),
+        Some(need) => format!("{short}: {} needs {}", need.asked_by, bytes(need.bytes)),
         None => format!(
             "{short}: a smaller model, sequence_len or micro_batch_size needs less, or workers on machines with more memory"
         ),
@@ -140,7 +148,7 @@ mod tests {
     fn the_first_method_that_fits_is_advised() {
         let methods = [
             need(FULL, true, 900),
-            need(LORA, false, 400),
+            need(LORA_16_BITS, false, 400),
             need(LORA_4_BITS, false, 200),
         ];
         let advised = |mib: u64| advice(&methods, mib << 20);
@@ -148,7 +156,7 @@ mod tests {
         assert!(
             advised(899)
                 .unwrap()
-                .contains("`adapter: lora` needs 400.0 MiB")
+                .contains("`adapter: lora` with `base_dtype: bfloat16` needs 400.0 MiB")
         );
         assert!(
             advised(300)
@@ -158,10 +166,10 @@ mod tests {
         assert!(advised(100).unwrap().contains("smaller model"));
         assert_eq!(
             told(&methods),
-            "all weights 900.0 MiB (this job), LoRA 400.0 MiB, LoRA on 4 bits 200.0 MiB"
+            "all weights 900.0 MiB (this job), LoRA on 16 bits 400.0 MiB, LoRA on 4 bits 200.0 MiB"
         );
         // What changes more than the job asks for is no advice.
-        let methods = [need(FULL, false, 10), need(LORA, true, 400)];
+        let methods = [need(FULL, false, 10), need(LORA_16_BITS, true, 400)];
         assert!(
             advice(&methods, 200 << 20)
                 .unwrap()
