@@ -164,6 +164,13 @@ fn json_is_one_document_of_the_promised_shape() {
         let need = &document["memory"][device]["recomputing"];
         assert!(need["weights"].as_u64() > Some(0), "{need}");
     }
+    let methods = document["memory"]["methods"].as_array().unwrap();
+    let own: Vec<&Json> = methods.iter().filter(|one| one["is_own"] == true).collect();
+    let processor = &document["memory"]["processor"]["recomputing"];
+    let parts = processor.as_object().unwrap().values();
+    let total: u64 = parts.filter_map(Json::as_u64).sum();
+    assert_eq!((methods.len(), own.len()), (4, 1), "{methods:?}");
+    assert_eq!(own[0]["bytes"], total);
     let text = samples[0]["text"].as_str().unwrap();
     assert!(text.contains("A pirate.<|im_end|>"), "{text}");
     let out = setup.folder.path().join("out");
@@ -178,6 +185,7 @@ fn the_table_shows_counts_and_the_learned_text() {
         "2 rows, 2 examples",
         "3 steps",
         "memory       about",
+        "methods      all weights ",
         "⟦A pirate.<|im_end|>⟧",
     ] {
         assert!(text.contains(part), "{part}: {text}");
