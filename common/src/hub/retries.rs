@@ -54,7 +54,7 @@ impl Retries {
         let doubled = FIRST_WAIT * 2_u32.pow(self.in_a_row.min(MAX_FAILURES) - 1);
         let wait = after.map_or(doubled, |after| after.max(FIRST_WAIT));
         let is_over = self.in_a_row >= MAX_FAILURES || self.in_all >= MAX_FAILURES_IN_ALL;
-        if is_over || self.waited + wait > MAX_WAIT {
+        if is_over || self.waited.saturating_add(wait) > MAX_WAIT {
             return None;
         }
         self.waited += wait;

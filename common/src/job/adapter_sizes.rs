@@ -1,7 +1,6 @@
 //! The rank of each linear's adapter, and the factor on what it computes.
 
 use super::adapter_shape::{AdapterShape, Compiled};
-use super::spec::LoraSpec;
 
 /// Ranks and scales of an adapter by the path of the linear that it is on; its patterns are compiled once for all of them.
 pub struct AdapterSizes {
@@ -21,10 +20,6 @@ impl AdapterSizes {
             ranks: Compiled::new(&shape.ranks),
             alphas: Compiled::new(&shape.alphas),
         }
-    }
-
-    pub fn of(lora: &LoraSpec) -> Self {
-        Self::new(lora.r, lora.alpha, lora.use_rslora, &lora.shape)
     }
 
     /// Rank of the adapter of the linear of this path.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 use super::adapter_shape::AdapterShape;
-use super::adapter_sizes::scale;
+use super::adapter_sizes::{AdapterSizes, scale};
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
@@ -400,6 +400,11 @@ fn at_commit(id: &str, commit: &str) -> String {
 }
 
 impl LoraSpec {
+    /// Rank and scale of the adapter of each linear.
+    pub fn sizes(&self) -> AdapterSizes {
+        AdapterSizes::new(self.r, self.alpha, self.use_rslora, &self.shape)
+    }
+
     /// Factor on the output `B A x` of the adapter of a linear that no pattern names.
     pub fn scale(&self) -> f64 {
         scale(self.r, self.alpha, self.use_rslora)

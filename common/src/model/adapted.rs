@@ -8,7 +8,7 @@ use super::config::ModelConfig;
 use super::experts::ExpertNames;
 use super::geometry::{LinearShape, base_tensors, linears, token_tensors};
 use crate::files::adapter::{Factor, tensor_name};
-use crate::job::{AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, whole_path};
+use crate::job::{JobSpec, LoraSpec, Method, TargetModules, whole_path};
 use crate::memory::LINEARS;
 
 /// One linear of a layer, as adapters name it.
@@ -47,7 +47,7 @@ pub fn adapted_modules(
     if modules.is_empty() {
         return Err(UnmatchedTarget::NothingLeft);
     }
-    let sizes = AdapterSizes::of(lora);
+    let sizes = lora.sizes();
     for module in &mut modules {
         module.rank = sizes.rank(&module.path);
     }

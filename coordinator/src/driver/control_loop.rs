@@ -185,7 +185,9 @@ impl Driver {
                     self.close_journal(&outcome).await;
                     drop(self.writing);
                     // Nothing comes but the end.
-                    let _ = timeout(STORES_TIMEOUT, self.written.recv()).await;
+                    if timeout(STORES_TIMEOUT, self.written.recv()).await.is_err() {
+                        tracing::warn!("a checkpoint is still being written: its disk is slow");
+                    }
                     return outcome;
                 }
                 self.store_proven();

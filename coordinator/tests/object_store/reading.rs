@@ -122,6 +122,26 @@ fn a_run_that_goes_on_reads_what_it_began_with_and_asks_nobody() {
     assert_has(&check(&["--output-dir", "other"]), &["36 rows"]);
 }
 
+#[cfg(feature = "single-node")]
+#[test]
+fn a_run_goes_on_where_its_card_names_splits_that_it_does_not_read() {
+    let fixture = Fixture::new();
+    let card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a.jsonl\n  - split: test\n    path: b.jsonl\n---\n";
+    fixture.store.put("set/README.md", card);
+    fixture.store.put("set/a.jsonl", rows("Ahoy", 30));
+    fixture.store.put("set/b.jsonl", rows("Ahoy", 7));
+    let datasets = json!([{"path": "s3://data/set", "split": "train"}]);
+    let options = ["--max-steps", "1", "--sequence-len", "64", "--single-node"];
+    for _ in 0..2 {
+        let told = fixture.run("start", &datasets, &options);
+        assert_eq!(told.code, Some(0), "{}{}", told.stdout, told.stderr);
+    }
+    fixture.store.requests();
+    let told = fixture.run("check", &datasets, &options[..4]);
+    assert_has(&told.stdout, &["30 rows"]);
+    assert_eq!(fixture.store.requests().len(), 0);
+}
+
 #[test]
 fn what_only_the_hub_has_is_passed_over_by_name() {
     let fixture = Fixture::new();

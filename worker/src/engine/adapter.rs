@@ -98,7 +98,7 @@ impl<'a> JobAdapter<'a> {
     pub fn of(spec: &'a LoraSpec) -> Self {
         Self {
             spec,
-            sizes: AdapterSizes::of(spec),
+            sizes: spec.sizes(),
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::files::lock::{self, Attempt};
 use common::files::manifest::{entries_digest, inside};
+use common::files::names::SINGLE;
 use common::files::private;
 use common::files::{FileEntry, FileError};
 use common::wire::CHUNK_BYTES;
@@ -104,13 +105,13 @@ impl Fetcher {
         entries: &[FileEntry],
         at_coordinator: &Path,
     ) -> Result<Folder, FetchError> {
-        if holds(at_coordinator, entries).await {
+        if is_the_model(at_coordinator, entries).await {
             let path = at_coordinator.display();
             tracing::info!("the model is on this machine, where the coordinator has it: {path}");
             return Ok(Folder::Kept(at_coordinator.to_owned()));
         }
         for snapshot in &self.snapshots {
-            if holds(snapshot, entries).await {
+            if is_the_model(snapshot, entries).await {
                 let path = snapshot.display();
                 tracing::info!("the model is in the hub's cache on this machine: {path}");
                 return Ok(Folder::Kept(snapshot.clone()));
@@ -291,15 +292,23 @@ async fn copy_from(
     let mut copy = to.clone().into_os_string();
     copy.push(".copy");
     let copy = PathBuf::from(copy);
+    // One that was cut short has no place in the model's folder.
+    let remove = || match std::fs::remove_file(&copy) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(write_error(&copy, 0)(error)),
+        _ => Ok(()),
+    };
+    remove()?;
     for from in candidates(snapshots, entry)?.into_iter().take(MAX_COPIES) {
         match tokio::fs::copy(&from, &copy).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::StorageFull => {
+                remove()?;
                 return Err(write_error(&to, entry.size)(error));
             }
             // It is gone, or may not be read: then it is fetched.
             Err(error) => {
                 tracing::debug!("{} is not copied: {error}", from.display());
+                remove()?;
                 continue;
             }
         }
@@ -309,7 +318,7 @@ async fn copy_from(
             std::fs::rename(&copy, &to).map_err(write_error(&to, entry.size))?;
             return Ok(true);
         }
-        std::fs::remove_file(&copy).map_err(write_error(&copy, 0))?;
+        remove()?;
     }
     Ok(false)
 }
@@ -324,6 +333,13 @@ async fn is_content(path: &Path, entry: &FileEntry) -> bool {
         ..entry.clone()
     };
     holds(folder, &[named]).await
+}
+
+/// Returns whether a folder of somebody else's has the model's files, and no weights beside them: a single file would be loaded
+/// instead of those that an index names.
+async fn is_the_model(folder: &Path, entries: &[FileEntry]) -> bool {
+    let is_listed = entries.iter().any(|entry| entry.path == SINGLE);
+    (is_listed || !folder.join(SINGLE).exists()) && holds(folder, entries).await
 }
 
 /// Returns whether every file is there with its size and digest.

@@ -18,6 +18,8 @@ const MAX_VOCABULARY: u64 = 0x00ff_ffff;
 const MAX_LAYERS: u64 = 4096;
 const MAX_POSITIONS: u64 = 1 << 40;
 const MAX_EXPERTS: u64 = 4096;
+/// Experts of all layers, each of which has tensors of its own.
+const MAX_EXPERTS_IN_ALL: u64 = 1 << 17;
 
 /// The values of a config, and the problems found in them so far.
 struct Values<'a> {
@@ -76,6 +78,19 @@ impl Values<'_> {
             let is_off = key == "sliding_window" && self.says_no_window() && value == 0;
             if !value.is_null() && !is_size && !is_off {
                 self.refuse(key, value, &format!("a whole number from 1 to {most}"));
+            }
+        }
+        for key in ["num_experts", "num_local_experts"] {
+            let size = |key: &str| self.config[key].as_u64().unwrap_or(0);
+            let layers = size("num_hidden_layers").max(1);
+            if size(key).saturating_mul(layers) > MAX_EXPERTS_IN_ALL {
+                let most = MAX_EXPERTS_IN_ALL / layers;
+                let value = self.config[key].clone();
+                self.refuse(
+                    key,
+                    &value,
+                    &format!("at most {most} in each of {layers} layers"),
+                );
             }
         }
         for key in [

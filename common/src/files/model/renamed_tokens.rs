@@ -17,13 +17,18 @@ const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// Gives the tokens these texts in every file that names them.
 pub(super) fn rename(to: &Path, texts: &BTreeMap<u32, String>) -> Result<(), FileError> {
-    change(&to.join(TOKENIZER), |json| rename_tokens(json, texts))?;
+    // Files without a decoder have the old texts in the tokenizer alone.
     let mut old = BTreeMap::new();
+    change(&to.join(TOKENIZER), |json| {
+        old = rename_tokens(json, texts);
+        !old.is_empty()
+    })?;
     change(&to.join(TOKENIZER_CONFIG), |config| {
         let decoder = config.get_mut("added_tokens_decoder");
         for (id, token) in decoder.and_then(Value::as_object_mut).into_iter().flatten() {
             if let Some(text) = id.parse().ok().and_then(|id: u32| texts.get(&id)) {
-                old.extend(replace(&mut token["content"], text));
+                let content = token.get_mut("content");
+                old.extend(content.and_then(|content| replace(content, text)));
             }
         }
         rename_listed(config, &old);
@@ -44,8 +49,11 @@ pub(super) fn rename(to: &Path, texts: &BTreeMap<u32, String>) -> Result<(), Fil
 }
 
 /// Gives the tokens these texts in the content of a `tokenizer.json`, among its added tokens and in its vocabulary. Returns
-/// whether it has any of them.
-pub fn rename_tokens(tokenizer: &mut Value, texts: &BTreeMap<u32, String>) -> bool {
+/// the new text of each that it had.
+pub fn rename_tokens(
+    tokenizer: &mut Value,
+    texts: &BTreeMap<u32, String>,
+) -> BTreeMap<String, String> {
     let mut old = BTreeMap::new();
     let listed = tokenizer
         .get_mut("added_tokens")
@@ -53,7 +61,8 @@ pub fn rename_tokens(tokenizer: &mut Value, texts: &BTreeMap<u32, String>) -> bo
     for token in listed.into_iter().flatten() {
         let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         if let Some(text) = id.and_then(|id| texts.get(&id)) {
-            old.extend(replace(&mut token["content"], text));
+            let content = token.get_mut("content");
+            old.extend(content.and_then(|content| replace(content, text)));
         }
     }
     match tokenizer
@@ -74,7 +83,7 @@ pub fn rename_tokens(tokenizer: &mut Value, texts: &BTreeMap<u32, String>) -> bo
         }
         _ => {}
     }
-    !old.is_empty()
+    old
 }
 
 /// Puts a text in place of another. Returns both.
@@ -175,14 +184,23 @@ mod tests {
         let mut json = json!({
             "added_tokens": [{"id": 1, "content": "<r>"}], "model": {"vocab": [["a", -0.1], ["<r>", 0.0]]}
         });
-        assert!(rename_tokens(
-            &mut json,
-            &BTreeMap::from([(1, "<n>".to_owned())])
-        ));
+        let of = |id: u32, text: &str| BTreeMap::from([(id, text.to_owned())]);
+        let renamed = rename_tokens(&mut json, &of(1, "<n>"));
+        assert_eq!(renamed["<r>"], "<n>");
         assert_eq!(json["model"]["vocab"], json!([["a", -0.1], ["<n>", 0.0]]));
-        assert!(!rename_tokens(
-            &mut json,
-            &BTreeMap::from([(0, "<a>".to_owned())])
-        ));
+        assert!(rename_tokens(&mut json, &of(0, "<a>")).is_empty());
+    }
+
+    #[test]
+    fn lists_are_renamed_where_the_tokenizer_alone_says_which_token_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let added = json!({"added_tokens": [{"id": 3, "content": "<r3>"}], "model": {"vocab": {"<r3>": 3}}});
+        std::fs::write(path(TOKENIZER), added.to_string()).unwrap();
+        let config = json!({"backend": "tokenizers", "extra_special_tokens": ["<r3>"]});
+        std::fs::write(path(TOKENIZER_CONFIG), config.to_string()).unwrap();
+        rename(dir.path(), &BTreeMap::from([(3, "<step>".to_owned())])).unwrap();
+        let text = std::fs::read_to_string(path(TOKENIZER_CONFIG)).unwrap();
+        assert!(text.contains("<step>") && !text.contains("<r3>"), "{text}");
     }
 }

@@ -34,7 +34,7 @@ fn patterns_keep_their_order_and_give_ranks_and_scales() {
     let found = lora(
         "lora_r: 8\nlora_alpha: 16\nrank_pattern: {q_proj: 2, 'layers.1.*': 4}\nalpha_pattern: {k_proj: 4}\n",
     );
-    let sizes = AdapterSizes::of(&found);
+    let sizes = found.sizes();
     assert_eq!(sizes.rank("model.layers.1.self_attn.q_proj"), 2);
     assert_eq!(sizes.rank("model.layers.1.self_attn.v_proj"), 4);
     assert_eq!(sizes.scale("model.layers.1.self_attn.q_proj"), 8.0);

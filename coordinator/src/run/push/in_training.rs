@@ -48,6 +48,8 @@ struct State {
     is_finishing: bool,
     /// The thread has ended.
     is_over: bool,
+    /// Checkpoints whose push was stopped.
+    stopped: Vec<u64>,
     /// Lines that came when nobody listened any more.
     untold: Vec<String>,
 }
@@ -89,6 +91,7 @@ impl CheckpointPushes {
                 current: None,
                 is_finishing: false,
                 is_over: false,
+                stopped: Vec::new(),
                 untold: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -147,7 +150,13 @@ impl CheckpointPushes {
         self.0.changed.notify_all();
         let waited = self.0.changed.wait_while(state, |state| !state.is_over);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut state.untold)
+        let mut untold = std::mem::take(&mut state.untold);
+        // There is no later push that could make up for them.
+        let left = state.stopped.iter().copied().chain(state.queue.waiting());
+        untold.extend(
+            left.map(|step| format!("checkpoint-{step} is not pushed: its push was stopped")),
+        );
+        untold
     }
 
     /// The run ends without a result: stops what is under way, which the next start makes up for. Returns what there is to say.
@@ -155,7 +164,7 @@ impl CheckpointPushes {
         self.0.progress.cancel();
         let mut state = self.0.state();
         state.is_finishing = true;
-        let left = state.current.or(state.queue.waiting().last());
+        let waiting = state.queue.waiting().last();
         state.queue.clear();
         self.0.changed.notify_all();
         let is_running = |state: &mut State| !state.is_over;
@@ -163,10 +172,11 @@ impl CheckpointPushes {
             .0
             .changed
             .wait_timeout_while(state, GIVE_UP_TIMEOUT, is_running);
-        let mut untold = match waited {
-            Ok((mut state, _)) => std::mem::take(&mut state.untold),
-            Err(_) => Vec::new(),
-        };
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut untold = std::mem::take(&mut state.untold);
+        let left = waiting
+            .max(state.current)
+            .max(state.stopped.last().copied());
         untold.extend(left.map(|step| {
             format!("checkpoint-{step} is not pushed any more: the next start of the run does it")
         }));
@@ -204,6 +214,16 @@ impl Shared {
     }
 }
 
+/// Says that the thread of the pushes has ended.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.state().is_over = true;
+        self.0.changed.notify_all();
+    }
+}
+
 /// What the thread of the pushes has.
 struct Pushing {
     shared: Arc<Shared>,
@@ -214,25 +234,29 @@ struct Pushing {
 
 impl Pushing {
     fn run(mut self) {
+        // Whoever waits for the end is told of it, however it comes.
+        let _over = Over(self.shared.clone());
         while let Some(step) = self.shared.next() {
             let result = self.push(step);
             let mut state = self.shared.state();
             state.current = None;
-            let is_newer_waiting = state.queue.waiting().next().is_some();
+            let (newer, is_finishing) = (state.queue.waiting().next(), state.is_finishing);
             let is_settled = matches!(
                 result,
                 Ok(_) | Err(PushError::Gone { .. } | PushError::Damaged(_))
             );
-            if !is_settled && !self.shared.progress.is_cancelled() {
-                state.queue.put_back(step);
+            if !is_settled {
+                match (self.shared.progress.is_cancelled(), is_finishing) {
+                    (true, _) => state.stopped.push(step),
+                    (false, false) => state.queue.put_back(step),
+                    (false, true) => {}
+                }
             }
             drop(state);
-            if let Some(line) = self.told(step, result, is_newer_waiting) {
+            if let Some(line) = self.told(step, result, newer.is_some(), is_finishing) {
                 self.shared.say(line);
             }
         }
-        self.shared.state().is_over = true;
-        self.shared.changed.notify_all();
     }
 
     /// Pushes a checkpoint, and returns the address of its commit.
@@ -281,6 +305,7 @@ impl Pushing {
         step: u64,
         result: Result<String, PushError>,
         is_newer_waiting: bool,
+        is_finishing: bool,
     ) -> Option<String> {
         let Shared { spec, progress, .. } = &*self.shared;
         let name = format!("checkpoint-{step}");
@@ -292,10 +317,16 @@ impl Pushing {
             Err(error @ (PushError::Gone { .. } | PushError::Damaged(_))) => {
                 Some(format!("{name} is not pushed: {error}"))
             }
-            Err(error) => Some(format!(
-                "{name} was not pushed to {}: {error}; the run goes on, and the next push makes up for it",
-                spec.repo
-            )),
+            Err(error) => {
+                let rest = match is_finishing {
+                    true => "the result is pushed all the same",
+                    false => "the run goes on, and the next push makes up for it",
+                };
+                Some(format!(
+                    "{name} was not pushed to {}: {error}; {rest}",
+                    spec.repo
+                ))
+            }
         }
     }
 }

@@ -95,6 +95,11 @@ impl Connection {
                 let answer = self.hub.send_directly(request, METADATA_TIMEOUT);
                 answer.map_err(CallError::Metadata)
             }
+            // What tells a container its credentials is no business of a proxy.
+            None if is_link_local(&host) => {
+                let answer = self.hub.send_directly(request, METADATA_TIMEOUT);
+                answer.map_err(CallError::Metadata)
+            }
             None => self.hub.send(request).map_err(|error| CallError::Send {
                 host: host.clone(),
                 error,
@@ -113,6 +118,16 @@ impl Connection {
             left: (!is_object).then_some(MAX_ANSWER_BYTES),
         };
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)))
+    }
+}
+
+/// Whether a host is an address that leads no further than this machine's own network, where clouds tell credentials.
+fn is_link_local(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<std::net::IpAddr>() {
+        Ok(std::net::IpAddr::V4(address)) => address.is_link_local(),
+        Ok(std::net::IpAddr::V6(address)) => address.segments()[0] == 0xfd00,
+        Err(_) => false,
     }
 }
 
@@ -200,7 +215,13 @@ fn refused(status: u16, headers: &HeaderMap, mut body: AnswerBody) -> CallError 
         after: header("retry-after")
             .and_then(|value| value.parse().ok())
             .map(Duration::from_secs),
-        region: header("x-amz-bucket-region").map(quoted),
+        // It becomes a part of a host's name.
+        region: header("x-amz-bucket-region")
+            .filter(|region| {
+                let is_fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+                !region.is_empty() && region.chars().all(is_fine)
+            })
+            .map(quoted),
     }
 }
 

@@ -47,8 +47,11 @@ pub fn locate<'a>(
     address: &Address,
 ) -> Result<Located<'a>, String> {
     let (hub, progress) = (sources.hub()?, sources.progress);
-    if let Some((kind, files)) = pinned(sources, entry, hub, address) {
-        return Ok(in_cache(hub, progress, address, kind, files));
+    if let Some((kind, unread, files)) = pinned(sources, entry, hub, address) {
+        let mut located = in_cache(hub, progress, address, kind, files);
+        located.names.extend(unread);
+        located.names.sort_unstable();
+        return Ok(located);
     }
     let newest = || {
         let name = address.key.rsplit('/').next().unwrap_or_default();
@@ -118,13 +121,14 @@ fn find(
     }
 }
 
-/// What the run in the output folder began with, where the cache has all of it.
+/// What the run in the output folder began with, where the cache has all of it: what the address is, the names of files that were
+/// there and not read, and those that were.
 fn pinned(
     sources: &Sources<'_>,
     entry: (List, usize),
     hub: &Hub,
     address: &Address,
-) -> Option<(Kind, HashMap<String, WebFile>)> {
+) -> Option<(Kind, Vec<String>, HashMap<String, WebFile>)> {
     let own = address.to_string();
     let start = match address.is_pattern() {
         true => base_of(address, Kind::Pattern).to_string(),
@@ -141,13 +145,17 @@ fn pinned(
         Kind::Object => *name == own,
         _ => name.starts_with(&base),
     });
-    let files = within.map(|(name, version)| {
+    let (unread, read): (Vec<_>, Vec<_>) = within.partition(|(_, version)| version.is_empty());
+    let files = read.into_iter().map(|(name, version)| {
         let last = name.rsplit('/').next().unwrap_or_default();
         let file = hub.versions(name, last).kept(version)?;
         Some((name.strip_prefix(&base)?.to_owned(), file))
     });
     let files: HashMap<String, WebFile> = files.collect::<Option<_>>()?;
-    (!files.is_empty()).then_some((kind, files))
+    let unread = unread
+        .into_iter()
+        .filter_map(|(name, _)| Some(name.strip_prefix(&base)?.to_owned()));
+    (!files.is_empty()).then(|| (kind, unread.collect(), files))
 }
 
 fn in_cache<'a>(

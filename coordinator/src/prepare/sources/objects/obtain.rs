@@ -1,6 +1,6 @@
 //! A dataset in an object store becomes files on this disk: an object, a folder with its splits and its card, or a pattern.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use common::data::paths::matching_paths;
 use common::data::splits::Splits;
@@ -36,8 +36,10 @@ pub fn obtain(
     choose_split(entry.0, dataset, &splits);
     check_splits(dataset, &splits)?;
     let asked = dataset.rows().map_err(|reason| format!("split {reason}"))?;
+    let all: Vec<String> = splits.iter().flat_map(|(_, names)| names.clone()).collect();
     splits.retain(|(name, _)| asked.reads(name));
     let (files, is_stale) = fetch(&located, &splits, &mut pinned)?;
+    pinned.extend(unread(&located, &all, &files));
     dataset.files = splits
         .into_iter()
         .map(|(split, names)| {
@@ -131,6 +133,18 @@ fn files_of_folder(
         let (Unfound::NoData(reason) | Unfound::Told(reason)) = unfound;
         format!("is a folder that {reason}")
     })
+}
+
+/// The addresses of files that nobody reads, without a version: what names them is not to miss them when the run goes on.
+fn unread(
+    located: &Located<'_>,
+    all: &[String],
+    read: &HashMap<String, WebFile>,
+) -> BTreeSet<(String, String)> {
+    let names = all.iter().filter(|name| !read.contains_key(*name));
+    names
+        .map(|name| (located.address_of(name), String::new()))
+        .collect()
 }
 
 /// Fetches the files of the splits. Also says whether a store could not be asked.

@@ -21,6 +21,11 @@ const ELSEWHERE: [&str; 6] = [
     "web_identity_token_file",
 ];
 
+/// Keys of a profile that lead elsewhere than to Amazon.
+const NOT_FOLLOWED: [&str; 2] = ["endpoint_url", "services"];
+/// Keys whose text goes into headers.
+const SENT_AS_IT_IS: [&str; 3] = ["aws_access_key_id", "aws_session_token", "region"];
+
 /// What a profile says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Profile {
@@ -81,6 +86,18 @@ fn profile(pairs: &[(String, String)], name: &str, is_named: bool) -> Result<Pro
         session_token: value("aws_session_token"),
         region: value("region"),
     };
+    for (key, value) in pairs {
+        if SENT_AS_IT_IS.contains(&key.as_str()) && !is_printable(value) {
+            return Err(StoreError::Settings(format!(
+                "the profile {name}: its {key} has characters that are not printable ASCII"
+            )));
+        }
+    }
+    if let Some(key) = NOT_FOLLOWED.iter().find(|key| value(key).is_some()) {
+        return Err(StoreError::Settings(format!(
+            "the profile {name} has {key}, which is not followed here: set AWS_ENDPOINT_URL, and the profile's keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )));
+    }
     let elsewhere = ELSEWHERE.iter().find(|key| value(key).is_some());
     match elsewhere {
         Some(key) if profile.access_key_id.is_none() => Err(StoreError::Settings(format!(
@@ -91,6 +108,11 @@ fn profile(pairs: &[(String, String)], name: &str, is_named: bool) -> Result<Pro
         ))),
         _ => Ok(profile),
     }
+}
+
+/// Whether a text can be sent in a header.
+pub fn is_printable(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_graphic() || c == ' ')
 }
 
 /// The lines of a profile: `[name]`, or in the file of settings `[profile name]`.

@@ -12,7 +12,16 @@ use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use super::address::{Address, Service};
 use super::connection::Connector;
 use super::error::{StoreError, innermost};
-use super::profile::{self, Profile};
+use super::profile::{self, Profile, is_printable};
+
+/// Variables whose text goes into headers.
+const SENT_AS_IT_IS: [&str; 5] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AZURE_STORAGE_TOKEN",
+];
 
 /// The variables, and what was found out beside them.
 #[derive(Clone)]
@@ -66,6 +75,12 @@ impl Settings {
                 return Err(unusable(
                     name,
                     "it has a line break or another control character",
+                ));
+            }
+            if SENT_AS_IT_IS.contains(&name.as_str()) && !is_printable(value) {
+                return Err(unusable(
+                    name,
+                    "it has characters that are not printable ASCII",
                 ));
             }
             let is_address = name.contains("ENDPOINT") || name.ends_with("_BASE_URL");
@@ -265,6 +280,8 @@ mod tests {
             ("AWS_ENDPOINT_URL", "localhost:9000/SECRET"),
             ("AWS_ENDPOINT_URL_S3", "https://me:SECRET@host"),
             ("AWS_SESSION_TOKEN", "SECRET\nx"),
+            ("AWS_SESSION_TOKEN", "SECRETü"),
+            ("AWS_REGION", "üSECRET"),
         ] {
             let error = settings(Service::Amazon, &[(name, value)]).err().unwrap();
             assert!(error.contains(name) && !error.contains("SECRET"), "{error}");
