@@ -282,7 +282,8 @@ fn read_tokenizer(
         notices.extend(tokenizer.made_from().map(|made_from| {
             format!("the tokenizer is made from {made_from}; the result has a tokenizer.json, too")
         }));
-        notices.extend(errors.note(tokens::rename(tokenizer, job)).flatten());
+        let renamed = tokens::rename(tokenizer, job, template.as_ref().and_then(Option::as_ref));
+        notices.extend(errors.note(renamed).into_iter().flatten());
         new = errors
             .note(tokens::add_to(tokenizer, job))
             .unwrap_or_default();

@@ -164,6 +164,8 @@ fn tokens_in_reserve_get_the_names_that_the_job_has_for_them() {
         run.stdout.contains(told) && !run.stdout.contains("were not answered"),
         "{run:?}"
     );
+    let spelt_out = "the chat template writes <|im_start|>, which is no token any more";
+    assert!(run.stdout.contains(spelt_out), "{run:?}");
     let tokenizer = site.json("out/tokenizer.json");
     assert_eq!(tokenizer["added_tokens"][1]["content"], "<|begin|>");
     assert_eq!(tokenizer["added_tokens"][2]["content"], "<|im_end|>");

@@ -32,7 +32,10 @@ pub(super) fn name_datasets(
     problems: &mut Problems,
 ) {
     let info = Info::find(merged, job_dir);
-    let pretraining = merged.written("stage") == Some(PRETRAINING);
+    // As every value of a key of others is read.
+    let pretraining = merged
+        .written("stage")
+        .is_some_and(|stage| stage.trim().eq_ignore_ascii_case(PRETRAINING));
     let mut entries = Vec::new();
     for index in 0..merged.datasets(list) {
         let Some(given) = merged.get(&format!("{list}.{index}.path")) else {

@@ -3,7 +3,7 @@
 //! Enters: the job and the model's configuration. Leaves: bytes of a worker that computes on a processor, by the formulas of
 //! [`common::memory`].
 
-use common::job::{BaseDtype, JobSpec, LoraSpec, Method, Quantization, TargetModules};
+use common::job::{BaseDtype, InitWeights, JobSpec, LoraSpec, Method, Quantization, TargetModules};
 use common::memory::bytes;
 use common::model::ModelConfig;
 use serde::Serialize;
@@ -64,6 +64,12 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
         })),
         ..job.clone()
     };
+    if job.init_weights == InitWeights::Random {
+        // An adapter on random weights is refused.
+        return of(FULL, plain(Method::Full, job.base_dtype))
+            .into_iter()
+            .collect();
+    }
     let wide = match config.is_four_bits {
         // Its files have no more than 4 bits of each weight.
         true => [None, None, None],

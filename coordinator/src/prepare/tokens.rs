@@ -1,5 +1,6 @@
 //! The job with the tokens that it adds: which rows of the embedding and the output layer are trained for them.
 
+use common::data::template::ChatTemplate;
 use common::data::tokenize::Tokenizer;
 use common::files::model::has_tokenizer;
 use common::job::{JobSpec, Method, NewToken, TrainedRows};
@@ -33,14 +34,20 @@ pub(super) fn add_to(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Vec<New
     Ok(all)
 }
 
-/// Gives the tokenizer's tokens the texts that the job has for them. Returns a line for the user where it has any.
-pub(super) fn rename(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Option<String>, String> {
+/// Gives the tokenizer's tokens the texts that the job has for them. Returns lines for the user where it has any.
+pub(super) fn rename(
+    tokenizer: &mut Tokenizer,
+    job: &JobSpec,
+    template: Option<&ChatTemplate>,
+) -> Result<Vec<String>, String> {
     let texts = &job.added_tokens_overrides;
+    let old = texts.keys().filter_map(|id| tokenizer.token_text(*id));
+    let old: Vec<String> = old.collect();
     tokenizer
         .rename_tokens(texts)
         .map_err(|error| error.to_string())?;
     let (Some((first, _)), number) = (texts.first_key_value(), texts.len()) else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let names: Vec<&str> = texts.values().map(String::as_str).collect();
     let place = match number {
@@ -53,11 +60,22 @@ pub(super) fn rename(tokenizer: &mut Tokenizer, job: &JobSpec) -> Result<Option<
             "as they are in the model, but for those that trainable_token_indices names"
         }
     };
-    Ok(Some(format!(
+    let mut notices = vec![format!(
         "{} renamed: {} ({place}); the rows are {rows}",
         count(number as u64, "token"),
         listed(&names)
-    )))
+    )];
+    let is_gone = |text: &&String| !texts.values().any(|new| new == *text);
+    let source = template.map_or("", ChatTemplate::source);
+    let written = old.iter().filter(|text| source.contains(text.as_str()));
+    let written: Vec<&str> = written.filter(is_gone).map(String::as_str).collect();
+    if !written.is_empty() {
+        notices.push(format!(
+            "added_tokens_overrides: the chat template writes {}, which is no token any more and is spelt out: rename others, or give a chat_template that writes the new names",
+            listed(&written)
+        ));
+    }
+    Ok(notices)
 }
 
 /// The job once its tokenizer has been read: `new` are the tokens that were added, with their ids. Adds lines for the user.

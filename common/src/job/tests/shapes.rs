@@ -273,6 +273,7 @@ fn the_stage_that_pretrains_learns_the_prompts_as_texts() {
         "plain": {"file_name": "c.jsonl"},
         "chats": {"file_name": "c.jsonl", "formatting": "sharegpt"}
     }"#;
+    assert!(llama_factory(info, "stage: PT\ndataset: both\n").is_err());
     let of = |job: &str| llama_factory(info, &format!("stage: pt\n{job}"));
     let job = of("dataset: crawl, plain.jsonl\n").unwrap();
     let kinds: Vec<DatasetKind> = job.datasets.iter().map(|one| one.kind).collect();

@@ -290,7 +290,7 @@ impl<'a> TextStream<'a> {
         let all = self
             .tokenizer
             .decode_with(&self.tokens[self.context..], true)?;
-        Ok(all.get(before.len()..).unwrap_or_default().to_owned())
+        Ok(all[common_prefix(&before, &all)..].to_owned())
     }
 
     fn give(&mut self, piece: &str, on_text: &mut dyn FnMut(&str)) {
@@ -301,10 +301,27 @@ impl<'a> TextStream<'a> {
     }
 }
 
+/// Bytes that two texts begin with alike, up to a whole character. What was given out stays, also where more tokens would have
+/// made it another text: bytes that are no characters together.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let mut pairs = a.char_indices().zip(b.chars());
+    let differing = pairs.find(|((_, a), b)| a != b);
+    differing.map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_go_on_behind_what_they_begin_with_alike() {
+        assert_eq!(common_prefix("Sould#", "Sould#s"), 6);
+        assert_eq!(common_prefix("Sould#", "Sould\u{fffd}\u{fffd} w"), 5);
+        assert_eq!(common_prefix("é", "éa"), 2);
+        assert_eq!(common_prefix("abc", "ab"), 2);
+        assert_eq!(common_prefix("", "a"), 0);
+    }
 
     fn sampling(temperature: f64, seed: u64) -> Sampling {
         Sampling {
