@@ -169,7 +169,8 @@ fn json_is_one_document_of_the_promised_shape() {
     let processor = &document["memory"]["processor"]["recomputing"];
     let parts = processor.as_object().unwrap().values();
     let total: u64 = parts.filter_map(Json::as_u64).sum();
-    assert_eq!((methods.len(), own.len()), (4, 1), "{methods:?}");
+    // Its weights are random, so that no adapter is put on them.
+    assert_eq!((methods.len(), own.len()), (1, 1), "{methods:?}");
     assert_eq!(own[0]["bytes"], total);
     let text = samples[0]["text"].as_str().unwrap();
     assert!(text.contains("A pirate.<|im_end|>"), "{text}");

@@ -240,7 +240,7 @@ impl Pushing {
             let result = self.push(step);
             let mut state = self.shared.state();
             state.current = None;
-            let (newer, is_finishing) = (state.queue.waiting().next(), state.is_finishing);
+            let is_finishing = state.is_finishing;
             let is_settled = matches!(
                 result,
                 Ok(_) | Err(PushError::Gone { .. } | PushError::Damaged(_))
@@ -253,7 +253,7 @@ impl Pushing {
                 }
             }
             drop(state);
-            if let Some(line) = self.told(step, result, newer.is_some(), is_finishing) {
+            if let Some(line) = self.told(step, result, is_finishing) {
                 self.shared.say(line);
             }
         }
@@ -304,7 +304,6 @@ impl Pushing {
         &self,
         step: u64,
         result: Result<String, PushError>,
-        is_newer_waiting: bool,
         is_finishing: bool,
     ) -> Option<String> {
         let Shared { spec, progress, .. } = &*self.shared;
@@ -313,7 +312,8 @@ impl Pushing {
         match result {
             Ok(url) => Some(format!("pushed {name} to {}: {url}", spec.repo)),
             Err(_) if progress.is_cancelled() => None,
-            Err(PushError::Gone { .. }) if is_newer_waiting && !is_each_wanted => None,
+            // What took its place on the disk, or soon will, takes it on the hub.
+            Err(PushError::Gone { .. }) if !is_each_wanted => None,
             Err(error @ (PushError::Gone { .. } | PushError::Damaged(_))) => {
                 Some(format!("{name} is not pushed: {error}"))
             }
