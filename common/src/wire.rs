@@ -12,6 +12,8 @@ pub const DEFAULT_PORT: u16 = 7077;
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Bytes of the largest piece of a file.
 pub const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of the smallest file that workers pass on to each other. Smaller ones are sent sooner than it is said who has them.
+pub const LEAST_SHARED_BYTES: u64 = 16 << 20;
 /// Blocks in one request.
 pub const MAX_BLOCKS_PER_FETCH: usize = 4096;
 /// Files of a model, a checkpoint or an upload.

@@ -140,11 +140,14 @@ async fn a_file_is_named_by_digest_and_resumes_where_the_fetch_broke() {
     let entry = FileEntry::of(&model, "weights").unwrap();
     site.shelf.offer(&model, std::slice::from_ref(&entry));
 
+    let of = |digest: &str, offset| v1::FetchFileRequest {
+        digest: digest.to_owned(),
+        offset,
+        ..v1::FetchFileRequest::default()
+    };
     let digest = entry.digest;
     let offset = 1_234_567;
-    let served = site
-        .client
-        .fetch_file(v1::FetchFileRequest { digest, offset });
+    let served = site.client.fetch_file(of(&digest, offset));
     let mut chunks = served.await.unwrap().into_inner();
     let mut rest = Vec::new();
     while let Some(chunk) = chunks.message().await.unwrap() {
@@ -154,10 +157,55 @@ async fn a_file_is_named_by_digest_and_resumes_where_the_fetch_broke() {
     assert!(rest == content[offset as usize..]);
 
     let digest = "../../etc/passwd".to_owned();
-    let unknown = site
-        .client
-        .fetch_file(v1::FetchFileRequest { digest, offset: 0 });
+    let unknown = site.client.fetch_file(of(&digest, 0));
     assert_eq!(unknown.await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn of_many_callers_some_get_a_large_file_from_a_worker_that_has_it() {
+    let mut site = site().await;
+    let model = site.folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::write(model.join("weights"), vec![1; 20 << 20]).unwrap();
+    let entry = FileEntry::of(&model, "weights").unwrap();
+    site.shelf.offer(&model, std::slice::from_ref(&entry));
+    let mut call = async |worker, unusable: &[u64]| {
+        let request = v1::FetchFileRequest {
+            digest: entry.digest.clone(),
+            offset: 0,
+            worker,
+            unusable: unusable.to_vec(),
+        };
+        site.client.fetch_file(request).await.unwrap().into_inner()
+    };
+    let next = async |chunks: &mut tonic::Streaming<v1::FileChunk>| {
+        chunks.message().await.unwrap().unwrap()
+    };
+    // Two are served, and take their time.
+    let mut served = [call(1, &[]).await, call(2, &[]).await];
+    for chunks in &mut served {
+        assert_eq!(next(chunks).await.data.len(), 1 << 20);
+    }
+    let mut third = call(3, &[]).await;
+    assert_eq!(next(&mut third).await, v1::FileChunk::default());
+    let holder = v1::Member {
+        worker: 1,
+        name: "one".to_owned(),
+        address: "127.0.0.1:9".to_owned(),
+    };
+    let digests = ["f".repeat(64), entry.digest.clone()];
+    site.shelf.hold(&holder, &digests);
+    let chunk = next(&mut third).await;
+    assert_eq!((chunk.data.len(), chunk.from), (0, Some(holder)));
+    // Whoever did not get it there waits until one of the two is done.
+    drop(third);
+    let mut again = call(3, &[1]).await;
+    assert_eq!(next(&mut again).await, v1::FileChunk::default());
+    drop(served);
+    assert_eq!(next(&mut again).await.data.len(), 1 << 20);
+    // Whoever names no number of its own, as where the file that came was another, is served at once.
+    let mut nobody = call(0, &[]).await;
+    assert_eq!(next(&mut nobody).await.data.len(), 1 << 20);
 }
 
 #[tokio::test]

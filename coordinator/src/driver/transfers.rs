@@ -1,15 +1,22 @@
-//! What workers may fetch and what they were asked to bring: blocks by number, files by digest, uploads by worker and
-//! step. Nothing else can be named over the wire.
+//! What workers may fetch and what they were asked to bring: blocks by number, files by digest (from here, or from a worker that
+//! has them), uploads by worker and step. Nothing else can be named over the wire.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use common::data::blockfile::BlockFile;
 use common::files::FileEntry;
 use common::files::atomic::AtomicDir;
+use proto::v1;
+use tokio::sync::Notify;
 
 use crate::cluster::WorkerId;
+use crate::driver::sharing::{Caller, Number, Sharing, Source};
+
+/// How often those who wait for a file look whether the sendings they wait for still move.
+const WAIT_CHECK: Duration = Duration::from_secs(1);
 
 /// A state that a worker was asked for.
 pub struct Expected {
@@ -23,6 +30,9 @@ pub struct Expected {
 pub struct Transfers {
     pub blocks: BlockFile,
     files: Mutex<HashMap<String, (PathBuf, u64)>>,
+    sharing: Mutex<Sharing>,
+    /// Told whenever somebody may be able to send again.
+    freed: Notify,
     expected: Mutex<HashMap<(WorkerId, u64), Expected>>,
 }
 
@@ -31,6 +41,8 @@ impl Transfers {
         Self {
             blocks,
             files: Mutex::default(),
+            sharing: Mutex::default(),
+            freed: Notify::new(),
             expected: Mutex::default(),
         }
     }
@@ -49,6 +61,41 @@ impl Transfers {
         lock(&self.files).get(digest).cloned()
     }
 
+    /// A worker has those of these files that the run offers, and passes them on.
+    pub fn hold(&self, holder: &v1::Member, digests: &[String]) {
+        let offered = digests.iter().filter(|digest| self.find(digest).is_some());
+        let offered: Vec<&String> = offered.collect();
+        let mut sharing = lock(&self.sharing);
+        for digest in offered {
+            sharing.hold(holder, digest);
+        }
+        drop(sharing);
+        self.freed.notify_waiters();
+    }
+
+    /// Who sends a file to the caller now; None where others are served first.
+    pub fn turn(self: &Arc<Self>, digest: &str, caller: &Caller) -> Option<(Source, Turn)> {
+        let (source, number) = lock(&self.sharing).begin(digest, caller, Instant::now())?;
+        let turn = Turn {
+            transfers: self.clone(),
+            number,
+        };
+        Some((source, turn))
+    }
+
+    /// Waits for the caller's turn. Whoever is served before moves, so this ends.
+    pub async fn wait_for_turn(self: &Arc<Self>, digest: &str, caller: &Caller) -> (Source, Turn) {
+        loop {
+            let mut freed = std::pin::pin!(self.freed.notified());
+            // From here on nothing is missed.
+            freed.as_mut().enable();
+            if let Some(turn) = self.turn(digest, caller) {
+                return turn;
+            }
+            let _ = tokio::time::timeout(WAIT_CHECK, freed).await;
+        }
+    }
+
     /// Accepts one upload of the state after `step` updates from this worker.
     pub fn expect(&self, worker: WorkerId, step: u64, expected: Expected) {
         lock(&self.expected).insert((worker, step), expected);
@@ -59,9 +106,30 @@ impl Transfers {
         lock(&self.expected).remove(&(worker, step))
     }
 
-    /// The worker is gone: nothing is expected of it any more.
+    /// The worker is gone: nothing is expected of it any more, and nobody is sent to it.
     pub fn forget(&self, worker: WorkerId) {
+        lock(&self.sharing).forget(worker);
         lock(&self.expected).retain(|(expected, _), _| *expected != worker);
+    }
+}
+
+/// A file's sending to one caller, as long as it lasts.
+pub struct Turn {
+    transfers: Arc<Transfers>,
+    number: Number,
+}
+
+impl Turn {
+    /// So many bytes more are on their way.
+    pub fn moved(&self, bytes: u64) {
+        lock(&self.transfers.sharing).moved(self.number, bytes, Instant::now());
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.transfers.sharing).end(self.number);
+        self.transfers.freed.notify_waiters();
     }
 }
 

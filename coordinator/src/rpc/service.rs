@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::text;
-use common::wire::{CHUNK_BYTES, MAX_BLOCKS_PER_FETCH, TOKEN_KEY, token_matches};
+use common::wire::{MAX_BLOCKS_PER_FETCH, MAX_FILES, TOKEN_KEY, token_matches};
 use futures::{Stream, StreamExt};
 use proto::v1::coordinator_server::Coordinator;
 use proto::v1::{self, worker_message::Message as Up};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +22,7 @@ use crate::cluster::{Event, MAX_PROBED, WorkerId};
 use crate::driver::control_loop::{Input, Outgoing};
 use crate::driver::transfers::Transfers;
 use crate::driver::uploads;
+use crate::rpc::files;
 
 /// Longest time from the opening of a session to its Join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -32,8 +32,6 @@ const OUTBOX: usize = 1024;
 const MAX_NAME_BYTES: usize = 256;
 /// Longest identifier of an NCCL communicator; NCCL's have 128 bytes.
 const MAX_NCCL_ID_BYTES: usize = 256;
-/// Chunks read ahead of a slow receiver.
-const CHUNKS_AHEAD: usize = 4;
 
 /// The gRPC service of the run: answers every call of a worker.
 #[derive(Clone)]
@@ -121,6 +119,7 @@ impl Coordinator for Service {
             *told = text::reason(told);
         }
         let address = exchange_address(&join, peer)?;
+        let (name, reached_at) = (join.name.clone(), address.clone());
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let closed = CancellationToken::new();
         let (answer, worker) = oneshot::channel();
@@ -134,7 +133,15 @@ impl Coordinator for Service {
         .await?;
         let over = |_| Status::unavailable("the run is over");
         let worker = worker.await.map_err(over)??;
-        tokio::spawn(read_session(worker, messages, self.inputs.clone(), closed));
+        let holder = v1::Member {
+            worker: worker.0,
+            name,
+            address: reached_at,
+        };
+        let (shelf, inputs) = (self.shelf.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            read_session(&holder, &shelf, messages, inputs, closed).await;
+        });
         let messages = ReceiverStream::new(queue).map(Outgoing::into_message);
         Ok(Response::new(Box::pin(messages)))
     }
@@ -173,41 +180,11 @@ impl Coordinator for Service {
         request: Request<v1::FetchFileRequest>,
     ) -> Result<Response<Self::FetchFileStream>, Status> {
         self.admit(&request)?;
-        let v1::FetchFileRequest { digest, offset } = request.into_inner();
-        let (path, size) = self
-            .shelf
-            .find(&digest)
-            .ok_or_else(|| Status::not_found("this run offers no file with that digest"))?;
-        if offset > size {
-            return Err(Status::out_of_range(format!(
-                "offset {offset} is beyond the file's {size} bytes"
-            )));
-        }
-        let opened = tokio::fs::File::open(&path).await;
-        let failed = move |error: std::io::Error| {
-            Status::data_loss(format!("cannot read {}: {error}", path.display()))
-        };
-        let mut file = opened.map_err(&failed)?;
-        file.seek(std::io::SeekFrom::Start(offset))
-            .await
-            .map_err(&failed)?;
-        let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::spawn(async move {
-            let mut file = file.take(size - offset);
-            loop {
-                let mut data = Vec::with_capacity(CHUNK_BYTES);
-                let mut piece = (&mut file).take(CHUNK_BYTES as u64);
-                let chunk = match piece.read_to_end(&mut data).await {
-                    Ok(0) => return,
-                    Ok(_) => Ok(v1::FileChunk { data: data.into() }),
-                    Err(error) => Err(failed(error)),
-                };
-                if sender.send(chunk).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+        let peer = request.remote_addr();
+        let is_local = peer.is_some_and(|peer| peer.ip().is_loopback());
+        let request = request.into_inner();
+        let chunks = files::send(self.shelf.clone(), request, is_local).await?;
+        Ok(Response::new(chunks))
     }
 
     async fn upload_state(
@@ -260,13 +237,16 @@ fn exchange_address(join: &v1::Join, peer: Option<SocketAddr>) -> Result<String,
     Ok(SocketAddr::new(peer.ip(), port).to_string())
 }
 
-/// Turns one worker's messages into events until the session ends, from whichever side.
+/// Turns one worker's messages into events until the session ends, from whichever side. Which files it passes on, the shelf
+/// hears alone.
 async fn read_session(
-    worker: WorkerId,
+    sender: &v1::Member,
+    shelf: &Transfers,
     mut messages: Streaming<v1::WorkerMessage>,
     inputs: mpsc::Sender<Input>,
     closed: CancellationToken,
 ) {
+    let worker = WorkerId(sender.worker);
     loop {
         let message = tokio::select! {
             biased;
@@ -276,6 +256,12 @@ async fn read_session(
             message = messages.message() => message,
         };
         let event = match message {
+            Ok(Some(v1::WorkerMessage {
+                message: Some(Up::Holds(v1::Holds { digests })),
+            })) if digests.len() <= MAX_FILES => {
+                shelf.hold(sender, &digests);
+                Event::Heard { worker }
+            }
             Ok(Some(message)) => event(worker, message.message),
             Ok(None) => lost(worker, "it closed the session".to_owned()),
             Err(status) => {
@@ -334,6 +320,10 @@ fn event(worker: WorkerId, message: Option<Up>) -> Event {
         },
         Some(Up::Leaving(leaving)) => lost(worker, text::reason(&leaving.reason)),
         Some(Up::Heartbeat(_)) => Event::Heard { worker },
+        Some(Up::Holds(_)) => lost(
+            worker,
+            "it says to hold more files than a run has".to_owned(),
+        ),
         Some(Up::Join(_)) => lost(worker, "it joined twice in one session".to_owned()),
         None => lost(worker, "it sent an empty message".to_owned()),
     }

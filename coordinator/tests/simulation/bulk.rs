@@ -44,7 +44,10 @@ pub async fn fetch_state(
     if step > 0 {
         let file = welcome.state_files.iter().find(|file| file.path == WEIGHTS);
         let digest = file.map(|file| file.digest.clone()).unwrap_or_default();
-        let request = v1::FetchFileRequest { digest, offset: 0 };
+        let request = v1::FetchFileRequest {
+            digest,
+            ..v1::FetchFileRequest::default()
+        };
         let mut chunks = client.fetch_file(request).await?.into_inner();
         let mut data = Vec::new();
         while let Some(chunk) = chunks.message().await? {

@@ -39,8 +39,12 @@ pub enum FrameKind {
     Alive = 10,
     /// Says that the feed has yet to begin.
     Later = 11,
-    /// Says that the feed is over; the payload says why.
+    /// Says that the feed, or the file, is over; the payload says why.
     Ended = 12,
+    /// First frame of who asks for a file: its digest, and where to begin.
+    FileRequest = 13,
+    /// A piece of a file.
+    FilePiece = 14,
 }
 
 impl FrameKind {
@@ -59,6 +63,8 @@ impl FrameKind {
             Self::Alive,
             Self::Later,
             Self::Ended,
+            Self::FileRequest,
+            Self::FilePiece,
         ]
         .into_iter()
         .find(|known| *known as u8 == kind)
@@ -244,83 +250,109 @@ pub struct ProbeHello {
     pub to: u64,
 }
 
+/// Greeting of who asks for a file: by the numbers of both workers. The file's request follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileHello {
+    pub run_id: [u8; 32],
+    /// Number of the worker that asks.
+    pub from: u64,
+    /// Number of the worker that is asked.
+    pub to: u64,
+}
+
 const MAGIC: [u8; 8] = *b"MUSTERXC";
 const FEED_MAGIC: [u8; 8] = *b"MUSTERFD";
 const PROBE_MAGIC: [u8; 8] = *b"MUSTERPB";
+const FILE_MAGIC: [u8; 8] = *b"MUSTERFL";
 const VERSION: u32 = 4;
 pub const HELLO_BYTES: usize = 60;
 
+/// Bytes of a greeting: its kind, this version, the run, and what only that kind knows.
+fn greeting(magic: [u8; 8], run_id: &[u8; 32], rest: [u8; 16]) -> [u8; HELLO_BYTES] {
+    let mut bytes = [0; HELLO_BYTES];
+    bytes[..8].copy_from_slice(&magic);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[12..44].copy_from_slice(run_id);
+    bytes[44..].copy_from_slice(&rest);
+    bytes
+}
+
+/// The run and the rest of a greeting; None where the bytes are none of this kind and version.
+fn greeted(magic: [u8; 8], bytes: &[u8; HELLO_BYTES]) -> Option<([u8; 32], [u8; 16])> {
+    let is_it = bytes[..8] == magic && bytes[8..12] == VERSION.to_le_bytes();
+    is_it.then(|| (array(&bytes[12..44]), array(&bytes[44..])))
+}
+
+/// Two numbers, as greetings have them at their end.
+fn pair(first: u64, second: u64) -> [u8; 16] {
+    (u128::from(first) | u128::from(second) << 64).to_le_bytes()
+}
+
+/// The numbers of a [`pair`].
+fn of_pair(bytes: [u8; 16]) -> (u64, u64) {
+    let both = u128::from_le_bytes(bytes);
+    (both as u64, (both >> 64) as u64)
+}
+
 impl Hello {
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        let mut bytes = [0; HELLO_BYTES];
-        bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..44].copy_from_slice(&self.run_id);
-        bytes[44..52].copy_from_slice(&self.generation.to_le_bytes());
-        bytes[52..56].copy_from_slice(&self.from.to_le_bytes());
-        bytes[56..].copy_from_slice(&self.to.to_le_bytes());
-        bytes
+        let ranks = u64::from(self.from) | u64::from(self.to) << 32;
+        greeting(MAGIC, &self.run_id, pair(self.generation, ranks))
     }
 
     /// Reads a Hello; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
-        if bytes[..8] != MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
-            return None;
-        }
+        let (run_id, rest) = greeted(MAGIC, bytes)?;
+        let (generation, ranks) = of_pair(rest);
         Some(Self {
-            run_id: array(&bytes[12..44]),
-            generation: u64::from_le_bytes(array(&bytes[44..52])),
-            from: u32::from_le_bytes(array(&bytes[52..56])),
-            to: u32::from_le_bytes(array(&bytes[56..])),
+            run_id,
+            generation,
+            from: ranks as u32,
+            to: (ranks >> 32) as u32,
         })
     }
 }
 
 impl FeedHello {
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        let mut bytes = [0; HELLO_BYTES];
-        bytes[..8].copy_from_slice(&FEED_MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..44].copy_from_slice(&self.run_id);
-        bytes[44..52].copy_from_slice(&self.worker.to_le_bytes());
-        bytes[52..].copy_from_slice(&self.attempt.to_le_bytes());
-        bytes
+        greeting(FEED_MAGIC, &self.run_id, pair(self.worker, self.attempt))
     }
 
     /// Reads the greeting of a feed; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
-        if bytes[..8] != FEED_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
-            return None;
-        }
+        let (run_id, rest) = greeted(FEED_MAGIC, bytes)?;
+        let (worker, attempt) = of_pair(rest);
         Some(Self {
-            run_id: array(&bytes[12..44]),
-            worker: u64::from_le_bytes(array(&bytes[44..52])),
-            attempt: u64::from_le_bytes(array(&bytes[52..])),
+            run_id,
+            worker,
+            attempt,
         })
+    }
+}
+
+impl FileHello {
+    pub fn encode(&self) -> [u8; HELLO_BYTES] {
+        greeting(FILE_MAGIC, &self.run_id, pair(self.from, self.to))
+    }
+
+    /// Reads the greeting of who asks for a file; None where the bytes are none of this version.
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
+        let (run_id, rest) = greeted(FILE_MAGIC, bytes)?;
+        let (from, to) = of_pair(rest);
+        Some(Self { run_id, from, to })
     }
 }
 
 impl ProbeHello {
     pub fn encode(&self) -> [u8; HELLO_BYTES] {
-        let mut bytes = [0; HELLO_BYTES];
-        bytes[..8].copy_from_slice(&PROBE_MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..44].copy_from_slice(&self.run_id);
-        bytes[44..52].copy_from_slice(&self.from.to_le_bytes());
-        bytes[52..].copy_from_slice(&self.to.to_le_bytes());
-        bytes
+        greeting(PROBE_MAGIC, &self.run_id, pair(self.from, self.to))
     }
 
     /// Reads the greeting of a probe; None where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Option<Self> {
-        if bytes[..8] != PROBE_MAGIC || bytes[8..12] != VERSION.to_le_bytes() {
-            return None;
-        }
-        Some(Self {
-            run_id: array(&bytes[12..44]),
-            from: u64::from_le_bytes(array(&bytes[44..52])),
-            to: u64::from_le_bytes(array(&bytes[52..])),
-        })
+        let (run_id, rest) = greeted(PROBE_MAGIC, bytes)?;
+        let (from, to) = of_pair(rest);
+        Some(Self { run_id, from, to })
     }
 
     /// The answer of worker `own` to this probe.
@@ -361,6 +393,13 @@ mod tests {
             to: 1,
         };
         assert_eq!(ProbeHello::decode(&probe.encode()), Some(probe));
+        let file = FileHello {
+            run_id: [7; 32],
+            from: 3,
+            to: 1 << 40,
+        };
+        assert_eq!(FileHello::decode(&file.encode()), Some(file));
+        assert_eq!(FileHello::decode(&probe.encode()), None);
         assert_eq!(ProbeHello::decode(&feed.encode()), None);
         assert_eq!(FeedHello::decode(&hello.encode()), None);
         assert_eq!(Hello::decode(&feed.encode()), None);

@@ -1,8 +1,8 @@
 //! The port that peers call, open for a worker's whole life.
 //!
 //! In: connections from anyone. Out: those that said a valid Hello, each when its generation has begun here. Callers of
-//! older generations and terms and everything else are turned away. Who opens a feed is served at once, whatever the
-//! generation, and who only tries whether this worker is here is answered.
+//! older generations and terms and everything else are turned away. Who opens a feed or asks for a file is served at once,
+//! whatever the generation, and who only tries whether this worker is here is answered.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use super::feed::Feeds;
-use super::frame::{FeedHello, HELLO_BYTES, Hello, ProbeHello};
+use super::files::SharedFiles;
+use super::frame::{FeedHello, FileHello, HELLO_BYTES, Hello, ProbeHello};
 use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use super::link::unpace;
 use super::lock::lock;
@@ -37,10 +38,11 @@ pub struct Listener {
 
 struct Waiting {
     feeds: Arc<Feeds>,
-    /// The run that this worker is in, and its number there; it answers probes with them.
+    files: Arc<SharedFiles>,
+    /// The run that this worker is in, and its number there; it answers probes and sends files as that one.
     identity: Mutex<Option<([u8; 32], u64)>>,
     stopped: AtomicBool,
-    /// Number of connections that say Hello or are fed.
+    /// Number of connections that say Hello, are fed or get a file.
     greeting: AtomicUsize,
     callers: Mutex<Callers>,
     arrived: Condvar,
@@ -66,7 +68,12 @@ impl Callers {
 
 impl Listener {
     /// Listens on a port of `host`; on a free one where `port` is 0.
-    pub fn bind(host: IpAddr, port: u16, feeds: Arc<Feeds>) -> Result<Self, CollectiveError> {
+    pub fn bind(
+        host: IpAddr,
+        port: u16,
+        feeds: Arc<Feeds>,
+        files: Arc<SharedFiles>,
+    ) -> Result<Self, CollectiveError> {
         let failed = |e: std::io::Error| match e.kind() {
             ErrorKind::AddrInUse if port != 0 => CollectiveError::PortInUse { port },
             _ => CollectiveError::Listen {
@@ -79,6 +86,7 @@ impl Listener {
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Waiting {
             feeds,
+            files,
             identity: Mutex::default(),
             stopped: AtomicBool::default(),
             greeting: AtomicUsize::default(),
@@ -94,7 +102,7 @@ impl Listener {
         self.address.port()
     }
 
-    /// Sets the run and the number with which this worker answers probes from now on.
+    /// Sets the run and the number with which this worker answers probes, and whoever asks for a file, from now on.
     pub fn identify(&self, run_id: [u8; 32], worker: u64) {
         *lock(&self.shared.identity) = Some((run_id, worker));
     }
@@ -205,6 +213,19 @@ impl Waiting {
         if let Some(hello) = FeedHello::decode(&bytes) {
             if let Err(reason) = self.feeds.serve(&stream, &hello) {
                 tracing::debug!("the feed of worker {} broke off: it {reason}", hello.worker);
+            }
+            return Some(());
+        }
+        if let Some(hello) = FileHello::decode(&bytes) {
+            let own = (*lock(&self.identity))?;
+            if own != (hello.run_id, hello.to) {
+                return None;
+            }
+            if let Err(reason) = self.files.serve(&stream) {
+                tracing::debug!(
+                    "sending a file to worker {} broke off: it {reason}",
+                    hello.from
+                );
             }
             return Some(());
         }

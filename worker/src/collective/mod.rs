@@ -8,7 +8,7 @@
 //! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
 //! ([`sum_codec`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`reduce_input`], exact or fast, cut
 //! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a
-//! member that is behind, and [`feed`] the same to a newcomer while the members go on. `nccl` (feature `cuda`) sums what GPUs
+//! member that is behind, [`feed`] the same to a newcomer while the members go on, and [`files`] that of the model's files. `nccl` (feature `cuda`) sums what GPUs
 //! hold, beside the mesh.
 
 mod all_reduce;
@@ -17,6 +17,7 @@ mod contribution;
 mod error;
 mod exchange;
 pub mod feed;
+pub mod files;
 pub mod frame;
 pub mod generation_token;
 mod link;
@@ -42,6 +43,7 @@ use proto::v1;
 pub use self::contribution::{AllReduced, Contribution, LocalSums};
 pub use self::error::CollectiveError;
 use self::feed::{FeedLimits, Feeds};
+use self::files::SharedFiles;
 use self::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
 use self::listener::Listener;
 use self::lock::lock;
@@ -62,6 +64,7 @@ pub fn introduce(device: &ComputeDevice) -> Option<v1::Gpu> {
 pub struct Collective {
     listener: Arc<Listener>,
     feeds: Arc<Feeds>,
+    files: Arc<SharedFiles>,
     current: Mutex<Option<Arc<Forming>>>,
 }
 
@@ -93,9 +96,12 @@ impl Collective {
 
     fn bind_to(host: IpAddr, port: u16, feed_limits: FeedLimits) -> Result<Self, CollectiveError> {
         let feeds = Arc::new(Feeds::new(feed_limits));
+        let files = Arc::<SharedFiles>::default();
+        let listener = Listener::bind(host, port, feeds.clone(), files.clone())?;
         Ok(Self {
-            listener: Arc::new(Listener::bind(host, port, feeds.clone())?),
+            listener: Arc::new(listener),
             feeds,
+            files,
             current: Mutex::new(None),
         })
     }
@@ -103,6 +109,11 @@ impl Collective {
     /// The feeds by which newcomers follow this worker.
     pub fn feeds(&self) -> &Arc<Feeds> {
         &self.feeds
+    }
+
+    /// The files that this worker passes on to others.
+    pub fn shared_files(&self) -> &Arc<SharedFiles> {
+        &self.files
     }
 
     pub fn port(&self) -> u16 {
@@ -208,5 +219,6 @@ impl Drop for Collective {
     fn drop(&mut self) {
         self.close();
         self.feeds.close();
+        self.files.close();
     }
 }

@@ -1,5 +1,5 @@
 //! Folders that a run starts from (base model, checkpoint or adapter): found on this machine, in the hub's cache too, or
-//! fetched from the coordinator, and verified file by file either way.
+//! fetched from the coordinator or from another worker that it names, and verified file by file either way.
 //!
 //! In: the list of files from Welcome. Out: a local folder that holds exactly those bytes. A fetch goes on where an
 //! earlier one stopped, and a model appears in the cache only when it is complete.
@@ -14,12 +14,14 @@ use common::files::manifest::{entries_digest, inside};
 use common::files::names::SINGLE;
 use common::files::private;
 use common::files::{FileEntry, FileError};
+use common::text;
 use common::wire::CHUNK_BYTES;
 use proto::v1;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
 use super::hub_cache::candidates;
+use super::peers::Peers;
 use super::tally::Tally;
 use super::temporary::TemporaryFolder;
 use crate::rpc::connect::{Client, retry_delays};
@@ -63,7 +65,7 @@ pub enum FetchError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("fetching {path} from the coordinator failed: {reason}")]
+    #[error("fetching {path} failed: {reason}")]
     Broken { path: String, reason: String },
     #[error(
         "{path} as fetched from the coordinator has not the digest {digest} that was announced"
@@ -78,6 +80,8 @@ pub struct Fetcher {
     pub cache: PathBuf,
     /// Folders of this machine that may have files of the model, likeliest first: snapshots in the hub's cache.
     pub snapshots: Vec<PathBuf>,
+    /// Workers that have files of the model, and what this one passes on.
+    pub peers: Peers,
 }
 
 /// A folder that a run starts from.
@@ -99,8 +103,19 @@ impl Folder {
 }
 
 impl Fetcher {
-    /// The base model: `at_coordinator` itself where it is on this machine too, else kept in the cache.
+    /// The base model: `at_coordinator` itself where it is on this machine too, else kept in the cache. It is passed on to other
+    /// workers from there.
     pub async fn model(
+        &self,
+        entries: &[FileEntry],
+        at_coordinator: &Path,
+    ) -> Result<Folder, FetchError> {
+        let folder = self.own_model(entries, at_coordinator).await?;
+        self.peers.share(folder.path(), entries).await;
+        Ok(folder)
+    }
+
+    async fn own_model(
         &self,
         entries: &[FileEntry],
         at_coordinator: &Path,
@@ -132,7 +147,7 @@ impl Fetcher {
         if target.is_dir() && !partial.exists() {
             std::fs::rename(&target, &partial).map_err(write_error(&partial, 0))?;
         }
-        let tally = self.files(&partial, entries, &self.snapshots).await?;
+        let tally = self.files(&partial, entries, Kept::ForOthers).await?;
         if target.exists() {
             common::files::atomic::remove_dir(&target)?;
         }
@@ -156,19 +171,29 @@ impl Fetcher {
         }
         let parent = self.cache.join("states");
         let folder = TemporaryFolder::create(&parent).map_err(write_error(&parent, 0))?;
-        self.files(folder.path(), entries, &[]).await?;
+        self.files(folder.path(), entries, Kept::ForThisRun).await?;
         Ok(Some(Folder::Temporary(folder)))
     }
 
-    /// Completes the files of a folder; those that are in one of the `snapshots` do not travel.
+    /// Completes the files of a folder. Of a model, those that are in one of the snapshots do not travel, and each is passed on as
+    /// soon as it is here.
     async fn files(
         &self,
         folder: &Path,
         entries: &[FileEntry],
-        snapshots: &[PathBuf],
+        kept: Kept,
     ) -> Result<Tally, FetchError> {
         let mut tally = Tally::default();
-        for entry in entries {
+        let (snapshots, first) = match kept {
+            // Workers that come at once begin with different files, and get the others from one another.
+            Kept::ForOthers => (
+                &self.snapshots[..],
+                self.peers.worker as usize % entries.len().max(1),
+            ),
+            Kept::ForThisRun => (&[][..], 0),
+        };
+        let (last, entries) = entries.split_at(first);
+        for entry in entries.iter().chain(last) {
             let path = inside(folder, &entry.path)?;
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(write_error(parent, 0))?;
@@ -178,27 +203,51 @@ impl Fetcher {
             } else if copy_from(snapshots, entry, folder).await? {
                 &mut tally.snapshots
             } else {
-                self.file(folder, &path, entry).await?;
-                &mut tally.coordinator
+                match self.file(folder, &path, entry, kept).await? {
+                    Origin::Coordinator => &mut tally.coordinator,
+                    Origin::Worker(_) => &mut tally.workers,
+                }
             };
             *files += 1;
             *bytes += entry.size;
+            if matches!(kept, Kept::ForOthers) {
+                self.peers.share(folder, std::slice::from_ref(entry)).await;
+            }
         }
         Ok(tally)
     }
 
     /// Fetches what is missing of one file of a folder.
-    async fn file(&self, partial: &Path, path: &Path, entry: &FileEntry) -> Result<(), FetchError> {
-        // The second time from the start: what was there already may have been of something else.
-        for _ in 0..2 {
+    async fn file(
+        &self,
+        partial: &Path,
+        path: &Path,
+        entry: &FileEntry,
+        kept: Kept,
+    ) -> Result<Origin, FetchError> {
+        let sender = match kept {
+            Kept::ForOthers => Sender::Any,
+            Kept::ForThisRun => Sender::Coordinator,
+        };
+        // The second time from the start, and from the coordinator alone: what was there already, or what another worker sent, may
+        // have been of something else.
+        for sender in [sender, Sender::Coordinator] {
             let found = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            let mut origin = Origin::Coordinator;
             if found < entry.size {
-                self.append(path, entry, found).await?;
+                origin = self.append(path, entry, found, sender).await?;
             } else if found == 0 {
                 File::create(path).map_err(write_error(path, 0))?;
             }
             if holds(partial, std::slice::from_ref(entry)).await {
-                return Ok(());
+                return Ok(origin);
+            }
+            if let Origin::Worker(worker) = origin {
+                let path = &entry.path;
+                tracing::warn!(
+                    "{path} as worker {worker} sent it is not what was announced; fetching it from the coordinator"
+                );
+                self.peers.give_up(worker);
             }
             std::fs::remove_file(path).map_err(write_error(path, 0))?;
         }
@@ -208,26 +257,27 @@ impl Fetcher {
         })
     }
 
-    /// Fetches what is missing behind the first `offset` bytes, calling again where a call breaks.
+    /// Fetches what is missing behind the first `offset` bytes, calling again where a call breaks. Returns who sent the last of them.
     async fn append(
         &self,
         path: &Path,
         entry: &FileEntry,
-        mut offset: u64,
-    ) -> Result<(), FetchError> {
-        let mut file = tokio::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .await
-            .map_err(write_error(path, entry.size))?;
-        let mut progress = Progress::new(entry);
+        offset: u64,
+        sender: Sender,
+    ) -> Result<Origin, FetchError> {
+        let mut end = End::open(path, entry, offset).await?;
         let mut delays = retry_delays(MAX_FETCH_FAILURES);
-        while offset < entry.size {
-            let before = offset;
-            let call = self.call(&mut file, path, entry, &mut offset, &mut progress);
-            let Err(reason) = call.await? else { break };
-            if offset > before {
+        let mut origin = Origin::Coordinator;
+        while end.offset < entry.size {
+            let before = end.offset;
+            let reason = match self.call(&mut end, sender).await? {
+                Ok(from) => {
+                    origin = from;
+                    break;
+                }
+                Err(reason) => reason,
+            };
+            if end.offset > before {
                 delays = retry_delays(MAX_FETCH_FAILURES);
             }
             let Some(delay) = delays.next() else {
@@ -237,47 +287,150 @@ impl Fetcher {
             tracing::warn!("fetching {} broke off ({reason}); going on", entry.path);
             tokio::time::sleep(delay).await;
         }
-        file.sync_all().await.map_err(write_error(path, entry.size))
+        let synced = end.file.sync_all().await;
+        synced.map_err(write_error(path, entry.size))?;
+        Ok(origin)
     }
 
     /// Makes one call. The inner error is the network's and may be tried again; the outer one is final.
     async fn call(
         &self,
-        file: &mut tokio::fs::File,
-        path: &Path,
-        entry: &FileEntry,
-        offset: &mut u64,
-        progress: &mut Progress<'_>,
-    ) -> Result<Result<(), String>, FetchError> {
+        end: &mut End<'_>,
+        sender: Sender,
+    ) -> Result<Result<Origin, String>, FetchError> {
         let request = v1::FetchFileRequest {
-            digest: entry.digest.clone(),
-            offset: *offset,
+            digest: end.entry.digest.clone(),
+            offset: end.offset,
+            worker: match sender {
+                Sender::Any => self.peers.worker,
+                Sender::Coordinator => 0,
+            },
+            unusable: self.peers.unusable(),
         };
         let mut chunks = match self.client.clone().fetch_file(request).await {
             Ok(response) => response.into_inner(),
             Err(status) => return Ok(Err(status.message().to_owned())),
         };
+        let mut waits = false;
         loop {
             let chunk = match chunks.message().await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) if *offset == entry.size => break,
+                Ok(None) if end.offset == end.entry.size => break,
                 Ok(None) => return Ok(Err("it ended early".to_owned())),
                 Err(status) => return Ok(Err(status.message().to_owned())),
             };
-            let length = chunk.data.len();
-            if length == 0 || length > CHUNK_BYTES || length as u64 > entry.size - *offset {
-                return Ok(Err(format!(
-                    "a chunk of {length} bytes where it has no place"
-                )));
+            match chunk.from {
+                Some(from) => return self.pieces(end, &from).await,
+                None if chunk.data.is_empty() && !waits => {
+                    waits = true;
+                    let path = &end.entry.path;
+                    tracing::info!("waiting for {path}: it is sent to others first");
+                }
+                None => {
+                    if let Err(reason) = end.push(&chunk.data).await? {
+                        return Ok(Err(reason));
+                    }
+                }
             }
-            file.write_all(&chunk.data)
-                .await
-                .map_err(write_error(path, entry.size))?;
-            *offset += length as u64;
-            progress.show(*offset);
         }
-        file.flush().await.map_err(write_error(path, entry.size))?;
+        end.flush().await?;
+        Ok(Ok(Origin::Coordinator))
+    }
+
+    /// Takes the rest of a file from the worker that the coordinator has named. Errors as those of a call.
+    async fn pieces(
+        &self,
+        end: &mut End<'_>,
+        from: &v1::Member,
+    ) -> Result<Result<Origin, String>, FetchError> {
+        let name = text::reason(&from.name);
+        tracing::info!("fetching {} from {name}, which has it", end.entry.path);
+        let mut pieces = self.peers.fetch(from, end.entry, end.offset);
+        while let Some(piece) = pieces.recv().await {
+            let pushed = match piece {
+                Ok(piece) => end.push(&piece).await?,
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = pushed {
+                self.peers.give_up(from.worker);
+                return Ok(Err(format!("{name} {reason}")));
+            }
+        }
+        end.flush().await?;
+        Ok(match end.offset == end.entry.size {
+            true => Ok(Origin::Worker(from.worker)),
+            false => Err(format!("{name} ended early")),
+        })
+    }
+}
+
+/// What becomes of a fetched folder.
+#[derive(Clone, Copy)]
+enum Kept {
+    /// It stays in the cache, and its files are passed on.
+    ForOthers,
+    ForThisRun,
+}
+
+/// Who may send a file.
+#[derive(Clone, Copy)]
+enum Sender {
+    Any,
+    Coordinator,
+}
+
+/// Who sent the last byte of a file.
+enum Origin {
+    Coordinator,
+    /// The worker of this number.
+    Worker(u64),
+}
+
+/// The end of a file that is being fetched.
+struct End<'a> {
+    file: tokio::fs::File,
+    path: &'a Path,
+    entry: &'a FileEntry,
+    /// Bytes before it.
+    offset: u64,
+    progress: Progress<'a>,
+}
+
+impl<'a> End<'a> {
+    async fn open(path: &'a Path, entry: &'a FileEntry, offset: u64) -> Result<Self, FetchError> {
+        let file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .await
+            .map_err(write_error(path, entry.size))?;
+        Ok(Self {
+            file,
+            path,
+            entry,
+            offset,
+            progress: Progress::new(entry),
+        })
+    }
+
+    /// Adds what was received. The inner error says that it cannot be of this file.
+    async fn push(&mut self, data: &[u8]) -> Result<Result<(), String>, FetchError> {
+        let length = data.len();
+        if length == 0 || length > CHUNK_BYTES || length as u64 > self.entry.size - self.offset {
+            return Ok(Err(format!(
+                "a chunk of {length} bytes where it has no place"
+            )));
+        }
+        let written = self.file.write_all(data).await;
+        written.map_err(write_error(self.path, self.entry.size))?;
+        self.offset += length as u64;
+        self.progress.show(self.offset);
         Ok(Ok(()))
+    }
+
+    async fn flush(&mut self) -> Result<(), FetchError> {
+        let flushed = self.file.flush().await;
+        flushed.map_err(write_error(self.path, self.entry.size))
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Tally {
     /// From the hub's cache.
     pub snapshots: (usize, u64),
     pub coordinator: (usize, u64),
+    /// From other workers, to their last byte.
+    pub workers: (usize, u64),
 }
 
 /// `3 files (12 MiB) fetched from the coordinator`.
@@ -19,6 +21,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [
             (self.coordinator, "fetched from the coordinator"),
+            (self.workers, "from other workers"),
             (self.snapshots, "copied from the hub's cache"),
             (self.here, "here before"),
         ];

@@ -270,7 +270,8 @@ impl Admission {
     }
 }
 
-fn exchange_id(job_digest: &str, run: &str, term: u64) -> [u8; 32] {
+/// Identifies job, run and term to other workers: the run of every greeting.
+pub fn exchange_id(job_digest: &str, run: &str, term: u64) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for part in [job_digest, run] {
         // With its length, so that no two pairs read alike.

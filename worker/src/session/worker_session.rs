@@ -20,6 +20,7 @@ use crate::rpc::blocks::Blocks;
 use crate::rpc::connect::{Client, ConnectError};
 use crate::rpc::fetch::{Fetcher, default_cache};
 use crate::rpc::hub_cache;
+use crate::rpc::peers::Peers;
 use crate::rpc::upload::{UploadError, Uploads};
 use crate::run::engine_thread::{EngineThread, EngineThreadError};
 use crate::run::leases::Leases;
@@ -201,6 +202,13 @@ impl WorkerContext {
             let (job_digest, run) = (admission.job_digest.clone(), admission.run.clone());
             EngineThread::new(job_digest, run, collective.clone())
         });
+        let peers = Peers {
+            shared: collective.shared_files().clone(),
+            up: up.downgrade(),
+            run_id: admission.exchange_id(),
+            worker: admission.worker,
+            unusable: Mutex::default(),
+        };
         let forwarder = Forwarder {
             orders: engine.orders.clone(),
             up: up.clone(),
@@ -233,6 +241,7 @@ impl WorkerContext {
         let fetcher = Fetcher {
             client,
             cache,
+            peers,
             snapshots: hub_cache::snapshots(self.options.hub_cache.as_deref(), &admission.job),
         };
         let is_ready = engine.ready_flag();
@@ -447,7 +456,9 @@ async fn serve(
     (device, threads): (ComputeDevice, usize),
     status: Status,
 ) -> Result<(), WorkerError> {
-    if !engine.has_started() {
+    if engine.has_started() {
+        fetcher.peers.announce().await;
+    } else {
         status.set(Doing::Fetching);
         let (model_files, model_dir) = (&admission.model_files, &admission.model_dir);
         let (state_files, state_dir) = (&admission.state_files, &admission.state_dir);

@@ -5,6 +5,7 @@
 mod coordinator;
 mod leaving;
 mod newcomer;
+mod passing_on;
 mod reach;
 mod refusals;
 mod state;

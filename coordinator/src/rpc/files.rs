@@ -1,0 +1,157 @@
+//! Sends a file of the run to a worker, or says which other worker does.
+//!
+//! In: a digest and an offset. Out: the rest of the file in chunks; or the name of a worker that has it, after which the call stays
+//! open until the caller has the file.
+
+use std::io::SeekFrom;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::wire::{CHUNK_BYTES, LEAST_SHARED_BYTES, MAX_FILES};
+use proto::v1;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::cluster::WorkerId;
+use crate::driver::sharing::{Caller, Source};
+use crate::driver::transfers::Transfers;
+use crate::rpc::service::Downstream;
+
+/// Chunks read ahead of a slow receiver.
+const CHUNKS_AHEAD: usize = 4;
+/// Least speed at which a file may come from another worker, in bytes a second, and what it may take beside.
+const LEAST_RATE: u64 = 1 << 20;
+const PASSING_ON: Duration = Duration::from_secs(60);
+
+/// Answers one call. `is_local`: it comes from this machine.
+pub async fn send(
+    shelf: Arc<Transfers>,
+    request: v1::FetchFileRequest,
+    is_local: bool,
+) -> Result<Downstream<v1::FileChunk>, Status> {
+    let v1::FetchFileRequest {
+        digest,
+        offset,
+        worker,
+        unusable,
+    } = request;
+    let (path, size) = shelf
+        .find(&digest)
+        .ok_or_else(|| Status::not_found("this run offers no file with that digest"))?;
+    if offset > size {
+        return Err(Status::out_of_range(format!(
+            "offset {offset} is beyond the file's {size} bytes"
+        )));
+    }
+    if unusable.len() > MAX_FILES {
+        return Err(Status::invalid_argument(
+            "more unusable workers than a run has",
+        ));
+    }
+    let is_shared = worker != 0 && size - offset >= LEAST_SHARED_BYTES;
+    let caller = is_shared.then(|| Caller {
+        worker: WorkerId(worker),
+        is_local,
+        unusable: unusable.into_iter().map(WorkerId).collect(),
+    });
+    let rest = Rest::open(path, offset, size).await?;
+    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    tokio::spawn(async move {
+        match caller {
+            None => rest.send(&sender, |_| ()).await,
+            Some(caller) => in_turn(&shelf, &digest, caller, rest, &sender).await,
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(chunks)))
+}
+
+type Chunks = mpsc::Sender<Result<v1::FileChunk, Status>>;
+
+/// Sends the rest of a file when it is the caller's turn, or says who does.
+async fn in_turn(
+    shelf: &Arc<Transfers>,
+    digest: &str,
+    caller: Caller,
+    rest: Rest,
+    sender: &Chunks,
+) {
+    let turn = match shelf.turn(digest, &caller) {
+        Some(turn) => turn,
+        None => {
+            // So that the caller knows what it waits for.
+            let _ = sender.send(Ok(v1::FileChunk::default())).await;
+            tokio::select! {
+                turn = shelf.wait_for_turn(digest, &caller) => turn,
+                () = sender.closed() => return,
+            }
+        }
+    };
+    match turn {
+        (Source::Coordinator, turn) => {
+            rest.send(sender, |bytes| turn.moved(bytes)).await;
+        }
+        (Source::Worker(holder), _turn) => {
+            let longest = PASSING_ON + Duration::from_secs(rest.bytes / LEAST_RATE);
+            let chunk = v1::FileChunk {
+                from: Some(holder),
+                ..v1::FileChunk::default()
+            };
+            let _ = sender.send(Ok(chunk)).await;
+            // Until then this worker counts as busy.
+            let _ = tokio::time::timeout(longest, sender.closed()).await;
+        }
+    }
+}
+
+/// What is to be sent of a file.
+struct Rest {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Rest {
+    async fn open(path: PathBuf, offset: u64, size: u64) -> Result<Self, Status> {
+        let opened = async {
+            let mut file = File::open(&path).await?;
+            file.seek(SeekFrom::Start(offset)).await?;
+            Ok(file)
+        };
+        let file = opened.await.map_err(|error| unreadable(&path, &error))?;
+        Ok(Self {
+            path,
+            file,
+            bytes: size - offset,
+        })
+    }
+
+    /// Sends it in chunks until the end or until nobody listens any more; `moved` hears of each.
+    async fn send(self, sender: &Chunks, moved: impl Fn(u64)) {
+        let mut file = self.file.take(self.bytes);
+        loop {
+            let mut data = Vec::with_capacity(CHUNK_BYTES);
+            let mut piece = (&mut file).take(CHUNK_BYTES as u64);
+            let read = piece.read_to_end(&mut data).await;
+            let chunk = match &read {
+                Ok(0) => return,
+                Ok(_) => Ok(v1::FileChunk {
+                    data: data.into(),
+                    from: None,
+                }),
+                Err(error) => Err(unreadable(&self.path, error)),
+            };
+            if sender.send(chunk).await.is_err() {
+                return;
+            }
+            moved(read.unwrap_or_default() as u64);
+        }
+    }
+}
+
+fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Status {
+    Status::data_loss(format!("cannot read {}: {error}", path.display()))
+}
