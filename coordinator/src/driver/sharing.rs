@@ -17,6 +17,8 @@ const MAX_UNUSABLE: usize = 3;
 /// A sending of fewer bytes a second than this, or of none for [`STALL`], is not waited for: the next caller is served beside it.
 const LEAST_RATE: u64 = 1 << 20;
 const STALL: Duration = Duration::from_secs(5);
+/// How long whoever got a file may take to verify it, before nobody waits for that.
+const VERIFYING: Duration = Duration::from_secs(30);
 
 /// Who is to send a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,11 +58,16 @@ struct Sending {
     began: Instant,
     bytes: u64,
     moved: Instant,
+    /// Whether all of it was sent, so that it is being verified.
+    is_sent: bool,
 }
 
 impl Sending {
     /// Whether it moves so fast that others wait for it.
     fn is_worth_waiting(&self, now: Instant) -> bool {
+        if self.is_sent {
+            return now.saturating_duration_since(self.moved) < VERIFYING;
+        }
         let seconds = now.saturating_duration_since(self.began).as_secs();
         now.saturating_duration_since(self.moved) < STALL
             && (seconds < STALL.as_secs() || self.bytes / seconds >= LEAST_RATE)
@@ -100,21 +107,31 @@ impl Sharing {
             began: now,
             bytes: 0,
             moved: now,
+            is_sent: false,
         };
         self.sendings.insert(number, sending);
         Some((source, number))
     }
 
-    /// The coordinator first, since whoever calls reaches it; then the worker that sends least.
+    /// The coordinator where it sends nothing else, since whoever calls reaches it; then the worker that sends least, so that the
+    /// coordinator's port stays free; then the coordinator again.
     fn choose(&self, digest: &str, caller: &Caller, now: Instant) -> Option<Source> {
         let own = self.sendings.values().filter(|sending| {
-            sending.digest == digest
-                && sending.source == Source::Coordinator
-                && sending.is_worth_waiting(now)
+            sending.source == Source::Coordinator && sending.is_worth_waiting(now)
         });
-        if own.count() < MAX_RECEIVERS {
+        let own: Vec<&Sending> = own.collect();
+        if own.is_empty() {
             return Some(Source::Coordinator);
         }
+        let of_this_file = own.iter().filter(|sending| sending.digest == digest);
+        let is_free = of_this_file.count() < MAX_RECEIVERS;
+        self.idlest_holder(digest, caller)
+            .map(|holder| Source::Worker(holder.clone()))
+            .or(is_free.then_some(Source::Coordinator))
+    }
+
+    /// The worker that holds a file and sends least, if one has room for this caller.
+    fn idlest_holder(&self, digest: &str, caller: &Caller) -> Option<&v1::Member> {
         let holders = self.holders.get(digest)?.iter();
         let reachable = holders.filter(|(worker, holder)| {
             **worker != caller.worker
@@ -125,7 +142,7 @@ impl Sharing {
             .map(|(_, holder)| (self.receivers_of(holder.worker), holder))
             .filter(|(receivers, _)| *receivers < MAX_RECEIVERS)
             .min_by_key(|(receivers, holder)| (*receivers, holder.worker))?;
-        Some(Source::Worker(holder.clone()))
+        Some(holder)
     }
 
     fn receivers_of(&self, worker: u64) -> usize {
@@ -141,6 +158,15 @@ impl Sharing {
         }
     }
 
+    /// All of a file was sent: the receiver verifies it, and passes it on then.
+    pub fn sent(&mut self, number: Number, now: Instant) {
+        if let Some(sending) = self.sendings.get_mut(&number) {
+            sending.is_sent = true;
+            sending.moved = now;
+        }
+    }
+
+    /// The receiver has verified the file, or has gone.
     pub fn end(&mut self, number: Number) {
         self.sendings.remove(&number);
     }
@@ -260,6 +286,16 @@ mod tests {
     }
 
     #[test]
+    fn a_single_caller_is_sent_the_file_by_the_coordinator_and_the_next_by_who_has_it() {
+        let now = Instant::now();
+        let mut sharing = Sharing::default();
+        sharing.hold(&holder(1, HOST), FILE);
+        let source = begin(&mut sharing, &caller(2), now);
+        assert_eq!(source, Some(Source::Coordinator));
+        assert_eq!(begin(&mut sharing, &caller(3), now), worker(1));
+    }
+
+    #[test]
     fn a_slow_or_stuck_receiver_holds_nobody_up() {
         let now = Instant::now();
         let (mut sharing, [slow, quick]) = busy(now);
@@ -269,6 +305,12 @@ mod tests {
         let source = begin(&mut sharing, &caller(3), later);
         assert_eq!(source, Some(Source::Coordinator));
         assert_eq!(begin(&mut sharing, &caller(4), later), None);
+        // One that was sent is waited for while it is verified.
+        let (mut verifying, [first, second]) = busy(now);
+        verifying.sent(first, now);
+        verifying.sent(second, now);
+        assert_eq!(begin(&mut verifying, &caller(3), now + 2 * STALL), None);
+        assert!(begin(&mut verifying, &caller(3), now + VERIFYING).is_some());
         // The quick one has stopped.
         let source = begin(&mut sharing, &caller(4), later + STALL);
         assert_eq!(source, Some(Source::Coordinator));

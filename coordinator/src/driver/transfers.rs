@@ -124,6 +124,11 @@ impl Turn {
     pub fn moved(&self, bytes: u64) {
         lock(&self.transfers.sharing).moved(self.number, bytes, Instant::now());
     }
+
+    /// All was sent.
+    pub fn sent(&self) {
+        lock(&self.transfers.sharing).sent(self.number, Instant::now());
+    }
 }
 
 impl Drop for Turn {

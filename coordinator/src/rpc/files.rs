@@ -1,7 +1,7 @@
 //! Sends a file of the run to a worker, or says which other worker does.
 //!
-//! In: a digest and an offset. Out: the rest of the file in chunks; or the name of a worker that has it, after which the call stays
-//! open until the caller has the file.
+//! In: a digest and an offset. Out: the rest of the file in chunks, or the name of a worker that has it. A call of who may be named
+//! to others stays open until the caller has verified the file.
 
 use std::io::SeekFrom;
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ use crate::rpc::service::Downstream;
 
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
-/// Least speed at which a file may come from another worker, in bytes a second, and what it may take beside.
+/// Least speed at which a file may come from another worker, in bytes a second, and what it may take beside. Slower ones are given up
+/// by their receivers before that.
 const LEAST_RATE: u64 = 1 << 20;
 const PASSING_ON: Duration = Duration::from_secs(60);
 
@@ -92,10 +93,13 @@ async fn in_turn(
     };
     match turn {
         (Source::Coordinator, turn) => {
+            let longest = longest(rest.bytes);
             rest.send(sender, |bytes| turn.moved(bytes)).await;
+            turn.sent();
+            let _ = tokio::time::timeout(longest, sender.closed()).await;
         }
         (Source::Worker(holder), _turn) => {
-            let longest = PASSING_ON + Duration::from_secs(rest.bytes / LEAST_RATE);
+            let longest = longest(rest.bytes);
             let chunk = v1::FileChunk {
                 from: Some(holder),
                 ..v1::FileChunk::default()
@@ -105,6 +109,11 @@ async fn in_turn(
             let _ = tokio::time::timeout(longest, sender.closed()).await;
         }
     }
+}
+
+/// How long a caller may hold its turn to get so many bytes elsewhere, or to verify them.
+fn longest(bytes: u64) -> Duration {
+    PASSING_ON + Duration::from_secs(bytes / LEAST_RATE)
 }
 
 /// What is to be sent of a file.

@@ -26,7 +26,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Files that are sent at a time. The coordinator names this worker to fewer; whoever comes beside is turned away.
 const MAX_SENT: usize = 8;
 /// Least speed of a sender, in bytes a second, once it had time to begin.
-const LEAST_RATE: u64 = 1 << 20;
+const LEAST_RATE: u64 = 4 << 20;
 const BEGINNING: Duration = Duration::from_secs(10);
 /// Bytes of a request: the file's digest, and the offset to begin at.
 const REQUEST_BYTES: usize = 40;

@@ -19,6 +19,7 @@ use common::wire::CHUNK_BYTES;
 use proto::v1;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
+use tonic::Streaming;
 
 use super::hub_cache::candidates;
 use super::peers::Peers;
@@ -194,6 +195,8 @@ impl Fetcher {
         };
         let (last, entries) = entries.split_at(first);
         for entry in entries.iter().chain(last) {
+            // Its call ends after the file was shared.
+            let fetched;
             let path = inside(folder, &entry.path)?;
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(write_error(parent, 0))?;
@@ -203,7 +206,8 @@ impl Fetcher {
             } else if copy_from(snapshots, entry, folder).await? {
                 &mut tally.snapshots
             } else {
-                match self.file(folder, &path, entry, kept).await? {
+                fetched = self.file(folder, &path, entry, kept).await?;
+                match fetched.origin {
                     Origin::Coordinator => &mut tally.coordinator,
                     Origin::Worker(_) => &mut tally.workers,
                 }
@@ -224,7 +228,7 @@ impl Fetcher {
         path: &Path,
         entry: &FileEntry,
         kept: Kept,
-    ) -> Result<Origin, FetchError> {
+    ) -> Result<Fetched, FetchError> {
         let sender = match kept {
             Kept::ForOthers => Sender::Any,
             Kept::ForThisRun => Sender::Coordinator,
@@ -233,16 +237,16 @@ impl Fetcher {
         // have been of something else.
         for sender in [sender, Sender::Coordinator] {
             let found = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-            let mut origin = Origin::Coordinator;
+            let mut fetched = Fetched::nothing();
             if found < entry.size {
-                origin = self.append(path, entry, found, sender).await?;
+                fetched = self.append(path, entry, found, sender).await?;
             } else if found == 0 {
                 File::create(path).map_err(write_error(path, 0))?;
             }
             if holds(partial, std::slice::from_ref(entry)).await {
-                return Ok(origin);
+                return Ok(fetched);
             }
-            if let Origin::Worker(worker) = origin {
+            if let Origin::Worker(worker) = fetched.origin {
                 let path = &entry.path;
                 tracing::warn!(
                     "{path} as worker {worker} sent it is not what was announced; fetching it from the coordinator"
@@ -257,22 +261,22 @@ impl Fetcher {
         })
     }
 
-    /// Fetches what is missing behind the first `offset` bytes, calling again where a call breaks. Returns who sent the last of them.
+    /// Fetches what is missing behind the first `offset` bytes, calling again where a call breaks.
     async fn append(
         &self,
         path: &Path,
         entry: &FileEntry,
         offset: u64,
         sender: Sender,
-    ) -> Result<Origin, FetchError> {
+    ) -> Result<Fetched, FetchError> {
         let mut end = End::open(path, entry, offset).await?;
         let mut delays = retry_delays(MAX_FETCH_FAILURES);
-        let mut origin = Origin::Coordinator;
+        let mut fetched = Fetched::nothing();
         while end.offset < entry.size {
             let before = end.offset;
             let reason = match self.call(&mut end, sender).await? {
-                Ok(from) => {
-                    origin = from;
+                Ok(call) => {
+                    fetched = call;
                     break;
                 }
                 Err(reason) => reason,
@@ -289,7 +293,7 @@ impl Fetcher {
         }
         let synced = end.file.sync_all().await;
         synced.map_err(write_error(path, entry.size))?;
-        Ok(origin)
+        Ok(fetched)
     }
 
     /// Makes one call. The inner error is the network's and may be tried again; the outer one is final.
@@ -297,7 +301,7 @@ impl Fetcher {
         &self,
         end: &mut End<'_>,
         sender: Sender,
-    ) -> Result<Result<Origin, String>, FetchError> {
+    ) -> Result<Result<Fetched, String>, FetchError> {
         let request = v1::FetchFileRequest {
             digest: end.entry.digest.clone(),
             offset: end.offset,
@@ -312,15 +316,18 @@ impl Fetcher {
             Err(status) => return Ok(Err(status.message().to_owned())),
         };
         let mut waits = false;
-        loop {
+        let mut origin = Origin::Coordinator;
+        while end.offset < end.entry.size {
             let chunk = match chunks.message().await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) if end.offset == end.entry.size => break,
                 Ok(None) => return Ok(Err("it ended early".to_owned())),
                 Err(status) => return Ok(Err(status.message().to_owned())),
             };
             match chunk.from {
-                Some(from) => return self.pieces(end, &from).await,
+                Some(from) => match self.pieces(end, &from).await? {
+                    Ok(()) => origin = Origin::Worker(from.worker),
+                    Err(reason) => return Ok(Err(reason)),
+                },
                 None if chunk.data.is_empty() && !waits => {
                     waits = true;
                     let path = &end.entry.path;
@@ -334,7 +341,10 @@ impl Fetcher {
             }
         }
         end.flush().await?;
-        Ok(Ok(Origin::Coordinator))
+        Ok(Ok(Fetched {
+            origin,
+            _turn: Some(chunks),
+        }))
     }
 
     /// Takes the rest of a file from the worker that the coordinator has named. Errors as those of a call.
@@ -342,7 +352,7 @@ impl Fetcher {
         &self,
         end: &mut End<'_>,
         from: &v1::Member,
-    ) -> Result<Result<Origin, String>, FetchError> {
+    ) -> Result<Result<(), String>, FetchError> {
         let name = text::reason(&from.name);
         tracing::info!("fetching {} from {name}, which has it", end.entry.path);
         let mut pieces = self.peers.fetch(from, end.entry, end.offset);
@@ -356,9 +366,8 @@ impl Fetcher {
                 return Ok(Err(format!("{name} {reason}")));
             }
         }
-        end.flush().await?;
         Ok(match end.offset == end.entry.size {
-            true => Ok(Origin::Worker(from.worker)),
+            true => Ok(()),
             false => Err(format!("{name} ended early")),
         })
     }
@@ -377,6 +386,22 @@ enum Kept {
 enum Sender {
     Any,
     Coordinator,
+}
+
+/// A file whose last byte is here. The coordinator names nobody else for it until this is dropped, so that whoever waits is sent to
+/// this worker when it has verified and shared the file.
+struct Fetched {
+    origin: Origin,
+    _turn: Option<Streaming<v1::FileChunk>>,
+}
+
+impl Fetched {
+    fn nothing() -> Self {
+        Self {
+            origin: Origin::Coordinator,
+            _turn: None,
+        }
+    }
 }
 
 /// Who sent the last byte of a file.
