@@ -103,6 +103,7 @@ mod tests {
         head_norms: 0,
         layer_norms: 2,
         adds_apart: false,
+        sinks: 0,
         experts: None,
     };
 

@@ -252,6 +252,7 @@ fn rope_and_attention<E: Base>(criterion: &mut Criterion) {
             segments: &segments,
             scale: 1.0 / (HEADS.head_dim as f32).sqrt(),
             cap: None,
+            sinks: None,
         };
         let mut out = vec![E::zeroed(); TOKENS * out_width];
         let mut log_sums = vec![0f32; TOKENS * HEADS.heads];

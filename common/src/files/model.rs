@@ -6,6 +6,7 @@ mod companions;
 mod extra;
 mod four_bits;
 mod links;
+mod mxfp4;
 mod new_tokens;
 mod numbers;
 mod renamed_tokens;
@@ -31,6 +32,7 @@ use crate::progress::Progress;
 
 pub use absent::no_folder;
 pub use links::check_link;
+pub use mxfp4::is_mxfp4;
 pub use numbers::check_numbers;
 pub use renamed_tokens::rename_tokens;
 pub use tokenizer_model::{has_tokenizer, made_files, tokenizer_model};
@@ -60,10 +62,11 @@ pub enum Architecture {
     Qwen3Moe,
     Mixtral,
     Olmoe,
+    GptOss,
 }
 
 impl Architecture {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Llama,
         Self::Qwen2,
         Self::Qwen3,
@@ -81,6 +84,7 @@ impl Architecture {
         Self::Qwen3Moe,
         Self::Mixtral,
         Self::Olmoe,
+        Self::GptOss,
     ];
 
     /// The architecture that a `config.json` (`path` is named in errors) says: by its class, else by its `model_type`.
@@ -126,6 +130,7 @@ impl Architecture {
             Self::Qwen3Moe => "Qwen3-MoE",
             Self::Mixtral => "Mixtral",
             Self::Olmoe => "OLMoE",
+            Self::GptOss => "GPT-OSS",
         }
     }
 
@@ -148,6 +153,7 @@ impl Architecture {
             Self::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
             Self::Mixtral => ("MixtralForCausalLM", "mixtral"),
             Self::Olmoe => ("OlmoeForCausalLM", "olmoe"),
+            Self::GptOss => ("GptOssForCausalLM", "gpt_oss"),
         }
     }
 }
@@ -178,7 +184,7 @@ impl ModelFolder {
         check_link(dir, CONFIG)?;
         let config: Value = read_json(&config_path, MAX_CONFIG_BYTES)?;
         let architecture = Architecture::of_config(&config_path, &config)?;
-        refuse_quantised(&config_path, &config)?;
+        refuse_quantised(&config_path, &config, architecture)?;
         check_numbers(&config_path, &config)?;
         if init == InitWeights::Random && config["initializer_range"].as_f64() == Some(0.0) {
             let reason = "initializer_range is 0: weights that are all zero learn nothing";
@@ -214,14 +220,22 @@ impl ModelFolder {
 
     /// Lines for the user on what of the configuration is not done in training.
     pub fn notices(&self) -> Vec<String> {
+        let path = self.dir.join(CONFIG);
+        let path = path.display();
+        let mut notices = Vec::new();
         let dropout = self.config["attention_dropout"].as_f64().unwrap_or(0.0);
-        match dropout > 0.0 {
-            true => vec![format!(
-                "{}: attention_dropout {dropout} is not applied",
-                self.dir.join(CONFIG).display()
-            )],
-            false => Vec::new(),
+        if dropout > 0.0 {
+            notices.push(format!(
+                "{path}: attention_dropout {dropout} is not applied"
+            ));
         }
+        if is_mxfp4(&self.config) {
+            notices.push(format!(
+                "{path}: the experts are stored in MXFP4: they are read as the bfloat16 numbers that it stands for, and what is written \
+                 has those"
+            ));
+        }
+        notices
     }
 
     pub fn dir(&self) -> &Path {
@@ -345,8 +359,12 @@ pub fn is_four_bits(config: &Value) -> bool {
         && (says("load_in_4bit") || says("_load_in_4bit"))
 }
 
-fn refuse_quantised(path: &Path, config: &Value) -> Result<(), FileError> {
-    if is_four_bits(config) {
+fn refuse_quantised(
+    path: &Path,
+    config: &Value,
+    architecture: Architecture,
+) -> Result<(), FileError> {
+    if is_four_bits(config) || (is_mxfp4(config) && architecture == Architecture::GptOss) {
         return Ok(());
     }
     for field in ["quantization_config", "quantization", "compression_config"] {

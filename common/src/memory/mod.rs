@@ -127,14 +127,26 @@ impl Shape {
         })
     }
 
-    /// Number of scalars of a layer's norms and biases, which are float32 always.
+    /// Number of scalars of the biases of a layer's experts, and of those among them that a token goes through.
+    fn expert_biases(&self, layer: usize) -> [u64; 2] {
+        let experts = self.experts_of(layer).filter(|experts| experts.biased);
+        experts.map_or([0; 2], |experts| {
+            let of_one = (2 * experts.width + self.hidden_size) as u64;
+            [experts.count, experts.per_token].map(|count| count as u64 * of_one)
+        })
+    }
+
+    /// Number of scalars of a layer's norms and biases, and of what else is float32 always.
     fn layer_vectors(&self, layer: usize) -> u64 {
         let biases = self.linears(layer).map(|(_, out, bias)| match bias {
             true => out,
             false => 0,
         });
-        (self.layer_norms * self.hidden_size + self.head_norms + biases.iter().sum::<usize>())
-            as u64
+        let router = self.experts_of(layer).filter(|experts| experts.biased);
+        let router = router.map_or(0, |experts| experts.count);
+        let norms = self.layer_norms * self.hidden_size + self.head_norms;
+        let [of_experts, _] = self.expert_biases(layer);
+        (norms + self.sinks + router + biases.iter().sum::<usize>()) as u64 + of_experts
     }
 
     /// Number of scalars of the linears of a layer.
@@ -187,7 +199,9 @@ impl Shape {
     /// Number of parameters of the base model that take part in a token: all but those of experts that it does not go through.
     pub fn active_parameters(&self) -> u64 {
         let [all, active] = self.layer_matrices();
-        self.parameters() - all + active
+        let biases = (0..self.layers).map(|layer| self.expert_biases(layer));
+        let idle = biases.map(|[all, active]| all - active).sum::<u64>();
+        self.parameters() - all + active - idle
     }
 
     /// Bytes of the rotary tables: cosines and sines.
@@ -342,6 +356,7 @@ mod tests {
         head_norms: 256,
         layer_norms: 2,
         adds_apart: false,
+        sinks: 0,
         experts: None,
     };
 

@@ -126,7 +126,10 @@ fn update(shape: &Shape, work: &Work) -> u64 {
         }
     });
     let expert = match (&work.trained, &shape.experts) {
-        (Trained::All, Some(experts)) => of_matrix(experts.width, shape.hidden_size),
+        // Fused ones are no matrices.
+        (Trained::All, Some(experts)) if !experts.biased => {
+            of_matrix(experts.width, shape.hidden_size)
+        }
         _ => 0,
     };
     largest.max().unwrap_or(0).max(expert) * F32

@@ -29,6 +29,8 @@ pub struct Shape {
     pub layer_norms: usize,
     /// Whether what a layer's halves add goes through buffers of its own first: it is normed, or multiplied.
     pub adds_apart: bool,
+    /// Number of a layer's logits that stand for no token.
+    pub sinks: usize,
     /// The experts of a mixture of experts.
     pub experts: Option<Experts>,
 }
@@ -45,6 +47,8 @@ pub struct Experts {
     pub shared: Option<usize>,
     /// For each layer, whether it has experts; a layer without is dense.
     pub layers: Vec<bool>,
+    /// Whether router and experts have biases.
+    pub biased: bool,
 }
 
 /// Number of linears of a decoder layer: queries, keys, values, attention output, gate, up, down, and what a shared expert is

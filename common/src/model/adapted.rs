@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::config::ModelConfig;
 use super::experts::ExpertNames;
-use super::geometry::{LinearShape, base_tensors, linears, token_tensors};
+use super::geometry::{LinearShape, base_tensors, is_norm_or_bias, linears, token_tensors};
 use crate::files::adapter::{Factor, tensor_name};
 use crate::job::{JobSpec, LoraSpec, Method, TargetModules, whole_path};
 use crate::memory::LINEARS;
@@ -135,9 +135,16 @@ fn is_of_experts(config: &ModelConfig, name: &str) -> bool {
         return false;
     };
     let last = name.rsplit('.').next().unwrap_or(name);
-    let ExpertNames { gate, up, down, .. } = experts.names;
+    let ExpertNames {
+        router,
+        gate,
+        up,
+        down,
+        ..
+    } = experts.names;
     match last {
-        "gate" | "experts" => true,
+        "experts" => true,
+        _ if last == router => true,
         _ => experts.names.are_parameters && [gate, up, down].contains(&last),
     }
 }
@@ -218,7 +225,7 @@ pub fn trained_matrices(
 ) -> Result<Vec<String>, UnmatchedTarget> {
     let Method::Lora(lora) = &job.method else {
         let matrices = base_tensors(config).into_iter();
-        let matrices = matrices.filter(|(_, shape)| shape.len() == 2);
+        let matrices = matrices.filter(|(name, shape)| !is_norm_or_bias(name, shape.len()));
         return Ok(matrices.map(|(name, _)| name).collect());
     };
     let modules = adapted_modules(config, lora)?.into_iter();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits};
+use crate::files::model::{Architecture, ModelFolder, check_numbers, is_four_bits, is_mxfp4};
 use crate::job::{JobSpec, Method, Quantization, TrainedTokens};
 use crate::memory::Fused;
 
@@ -44,6 +44,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     pub fused: Fused,
     pub head_norms: HeadNormKind,
+    /// Each head has a logit that takes part in its softmax and stands for no token.
+    pub sinks: bool,
     pub norms: LayerNorms,
     /// Norms multiply by 1 + weight.
     pub norm_offset: bool,
@@ -124,7 +126,7 @@ impl ModelConfig {
         let fields = Fields { json, path };
         let architecture = Architecture::of_config(path, json)?;
         let family = Family::of(architecture);
-        fields.refuse_unsupported(family.is_gelu)?;
+        fields.refuse_unsupported(architecture, family.is_gelu)?;
         fields.refuse_dropout(architecture)?;
         let attention_bias = json[family.bias_key]
             .as_bool()
@@ -166,6 +168,7 @@ impl ModelConfig {
             mlp_bias: family.has_mlp_bias && fields.flag("mlp_bias"),
             fused: family.fused,
             head_norms: family.head_norms,
+            sinks: family.has_sinks,
             norms: family.norms,
             norm_offset: family.norm_offset,
             activation: match family.is_gelu {
@@ -234,7 +237,11 @@ fn leaves_nothing_out(json: &Value) -> bool {
 }
 
 impl Fields<'_> {
-    fn refuse_unsupported(&self, is_gelu: bool) -> Result<(), ModelError> {
+    fn refuse_unsupported(
+        &self,
+        architecture: Architecture,
+        is_gelu: bool,
+    ) -> Result<(), ModelError> {
         // Gemma reads this one alone.
         let (key, wanted) = match is_gelu {
             true => ("hidden_activation", "gelu_pytorch_tanh"),
@@ -247,7 +254,9 @@ impl Fields<'_> {
         if self.flag("use_bidirectional_attention") {
             return Err(self.unsupported("use_bidirectional_attention".to_owned()));
         }
-        if self.json["quantization_config"].is_object() && !is_four_bits(self.json) {
+        let is_read = is_four_bits(self.json)
+            || (is_mxfp4(self.json) && architecture == Architecture::GptOss);
+        if self.json["quantization_config"].is_object() && !is_read {
             return Err(self.unsupported("a quantised base model".to_owned()));
         }
         Ok(())

@@ -21,6 +21,8 @@ pub(super) struct ExpertKind {
     pub shared: Option<&'static str>,
     /// Whether the weights of a token's experts are divided by their sum. None: as `norm_topk_prob` says.
     pub normalises: Option<bool>,
+    /// Whether a layer has all of its experts in fused tensors, with biases.
+    pub fused: bool,
     /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers dense.
     pub may_be_dense: bool,
     pub names: ExpertNames,
@@ -31,6 +33,8 @@ pub(super) struct ExpertKind {
 pub struct ExpertNames {
     /// What router and experts are parts of.
     pub block: &'static str,
+    pub router: &'static str,
+    /// Of an expert's gate, as up and down are; or of both where they are fused.
     pub gate: &'static str,
     pub up: &'static str,
     pub down: &'static str,
@@ -45,9 +49,11 @@ impl ExpertKind {
         width: "moe_intermediate_size",
         shared: None,
         normalises: None,
+        fused: false,
         may_be_dense: true,
         names: ExpertNames {
             block: "mlp",
+            router: "gate",
             gate: "gate_proj",
             up: "up_proj",
             down: "down_proj",
@@ -72,10 +78,26 @@ impl ExpertKind {
         normalises: Some(true),
         names: ExpertNames {
             block: "block_sparse_moe",
+            router: "gate",
             gate: "w1",
             up: "w3",
             down: "w2",
             are_parameters: true,
+        },
+        ..Self::OLMOE
+    };
+    /// Its router chooses by logits, and takes the softmax of the chosen ones: that of all, divided by the sum of the chosen.
+    pub const GPT_OSS: Self = Self {
+        count: ["num_local_experts", "num_experts"],
+        normalises: Some(true),
+        fused: true,
+        names: ExpertNames {
+            block: "mlp",
+            router: "router",
+            gate: "gate_up_proj",
+            up: "gate_up_proj",
+            down: "down_proj",
+            are_parameters: false,
         },
         ..Self::OLMOE
     };
@@ -88,12 +110,31 @@ pub struct Experts {
     /// The weights of a token's experts are divided by their sum.
     pub normalises: bool,
     pub names: ExpertNames,
+    /// What differs where a layer has all of its experts in fused tensors.
+    pub fused: Option<FusedExperts>,
+}
+
+/// Experts that a layer has in fused tensors (GPT-OSS): gate and up, whose columns alternate, and down, each `[experts][in][out]`
+/// beside its biases `[experts][out]`. What is between them is `(up + 1) · gate · sigmoid(alpha · gate)`, where neither is above
+/// the limit, nor up below its negative.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FusedExperts {
+    pub alpha: f64,
+    pub limit: f64,
 }
 
 impl Experts {
     /// Path of the router within its layer.
     pub fn router(&self) -> String {
-        format!("{}.gate", self.names.block)
+        format!("{}.{}", self.names.block, self.names.router)
+    }
+
+    /// Names of the two fused tensors of a layer within it: gate and up, and down.
+    pub fn fused_tensors(&self) -> [String; 2] {
+        let ExpertNames {
+            block, gate, down, ..
+        } = self.names;
+        [gate, down].map(|name| format!("{block}.experts.{name}"))
     }
 
     /// Paths of the three matrices of an expert within its layer: gate, up, down.
@@ -116,9 +157,12 @@ pub fn is_of_expert(name: &str) -> bool {
 
 /// Whether a tensor of that name is a router.
 pub fn is_router(name: &str) -> bool {
-    [".mlp.gate.weight", ".block_sparse_moe.gate.weight"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    let ends = [
+        ".mlp.gate.weight",
+        ".block_sparse_moe.gate.weight",
+        ".mlp.router.weight",
+    ];
+    ends.iter().any(|end| name.ends_with(end))
 }
 
 impl Fields<'_> {
@@ -144,11 +188,16 @@ impl Fields<'_> {
                 width: self.size(kind.width)?,
                 shared,
                 layers: has_experts,
+                biased: kind.fused,
             },
             normalises: kind
                 .normalises
                 .unwrap_or_else(|| self.flag("norm_topk_prob")),
             names: kind.names,
+            fused: kind.fused.then(|| FusedExperts {
+                alpha: self.number("swiglu_alpha").unwrap_or(1.702),
+                limit: self.number("swiglu_limit").unwrap_or(7.0),
+            }),
         })
     }
 
@@ -250,6 +299,29 @@ mod tests {
     }
 
     #[test]
+    fn fused_experts_have_biases_and_their_own_names() {
+        let plain = experts("GptOssForCausalLM", |_| {});
+        assert_eq!(plain.router(), "mlp.router");
+        let names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
+        assert_eq!(plain.fused_tensors(), names);
+        assert_eq!((plain.sizes.width, plain.normalises), (96, true));
+        let usual = FusedExperts {
+            alpha: 1.702,
+            limit: 7.0,
+        };
+        assert_eq!(plain.fused, Some(usual));
+        let other = experts("GptOssForCausalLM", |json| {
+            json["swiglu_alpha"] = 1.5.into();
+            json["swiglu_limit"] = 3.into();
+        });
+        let given = FusedExperts {
+            alpha: 1.5,
+            limit: 3.0,
+        };
+        assert_eq!(other.fused, Some(given));
+    }
+
+    #[test]
     fn layers_may_be_dense_by_number_and_by_step() {
         let layers =
             |change: &dyn Fn(&mut Value)| experts("Qwen3MoeForCausalLM", change).sizes.layers;
@@ -289,6 +361,9 @@ mod tests {
         let shape = parse("Qwen3MoeForCausalLM", |_| {}).unwrap().shape();
         // Six of eight experts are left out, in four layers.
         let idle = 4 * 6 * 3 * 24 * 64;
+        assert_eq!(shape.parameters() - shape.active_parameters(), idle);
+        let shape = parse("GptOssForCausalLM", |_| {}).unwrap().shape();
+        let idle = 4 * 6 * (3 * 96 * 64 + 2 * 96 + 64);
         assert_eq!(shape.parameters() - shape.active_parameters(), idle);
     }
 }

@@ -128,6 +128,10 @@ pub(super) struct Family {
     /// Whether the activation is named by `hidden_activation` (and is GELU), or by `hidden_act`.
     pub is_gelu: bool,
     pub windows: Windows,
+    /// The window where `sliding_window` is not there and the family has one all the same.
+    pub default_window: usize,
+    /// Whether each head has a logit that takes part in its softmax and stands for no token.
+    pub has_sinks: bool,
     pub experts: Option<ExpertKind>,
 }
 
@@ -138,12 +142,12 @@ pub(super) enum Windows {
     Never,
     /// Those of `layer_types`, or where these are not given all from `max_window_layers` on, with `use_sliding_window`.
     Asked,
-    /// All, with `use_sliding_window`; the window is 4096 where nothing is said, and `layer_types` is not read.
+    /// All, with `use_sliding_window`; `layer_types` is not read.
     AllAsked,
     /// Those of `layer_types`, or where these are not given every other one below `max_window_layers` (28), with
-    /// `use_sliding_window`; the window is 4096 where nothing is said.
+    /// `use_sliding_window`.
     EveryOtherAsked,
-    /// Those of `layer_types`, or all where these are not given, with a `sliding_window`, which is 4096 where nothing is said.
+    /// Those of `layer_types`, or all where these are not given.
     All,
     /// All, where there is a `sliding_window`; `layer_types` is not read.
     AllWhereGiven,
@@ -171,6 +175,8 @@ impl Family {
             default_tied: false,
             is_gelu: false,
             windows: Windows::Never,
+            default_window: 4096,
+            has_sinks: false,
             experts: None,
         };
         let gemma = Self {
@@ -284,6 +290,17 @@ impl Family {
                 experts: Some(ExpertKind::OLMOE),
                 ..llama
             },
+            Architecture::GptOss => Self {
+                default_attention_bias: true,
+                default_head_dim: Some(64),
+                default_epsilon: 1e-5,
+                default_theta: 150_000.0,
+                windows: Windows::AllBut { every: 2 },
+                default_window: 128,
+                has_sinks: true,
+                experts: Some(ExpertKind::GPT_OSS),
+                ..llama
+            },
             Architecture::Glm => glm,
             Architecture::Glm4 => Self {
                 norms: LayerNorms::BOTH_OF_GLM,
@@ -311,7 +328,10 @@ pub(super) fn layer_kinds(
         }
         // Null means none, and a key that is not there the family's own.
         (_, Value::Null) if json.get("sliding_window").is_some() => None,
-        (_, value) => Some(value.as_u64().unwrap_or(4096) as usize),
+        (_, value) => {
+            let size = value.as_u64().map(|size| size as usize);
+            Some(size.unwrap_or(family.default_window))
+        }
     };
     let types = json["layer_types"].as_array();
     let is_limited = |layer: usize| {

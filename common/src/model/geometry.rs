@@ -37,6 +37,9 @@ pub fn base_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
                 tensors.push((format!("{name}.bias"), vec![linear.out]));
             }
         }
+        if config.sinks {
+            tensors.push((format!("{prefix}{SINKS}"), vec![config.heads]));
+        }
         if let Some(experts) = config.experts_of(layer) {
             tensors.extend(expert_tensors(config.hidden_size, experts, &prefix));
         }
@@ -50,6 +53,16 @@ fn expert_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String
     let named =
         |path: String, shape: [usize; 2]| (format!("{prefix}{path}.weight"), shape.to_vec());
     let mut tensors = vec![named(experts.router(), [count, hidden])];
+    if experts.fused.is_some() {
+        tensors.push((format!("{prefix}{}.bias", experts.router()), vec![count]));
+        let [gate_up, down] = experts.fused_tensors();
+        for (name, input, out) in [(gate_up, hidden, 2 * width), (down, width, hidden)] {
+            let name = format!("{prefix}{name}");
+            tensors.push((format!("{name}{FUSED_BIAS}"), vec![count, out]));
+            tensors.push((name, vec![count, input, out]));
+        }
+        return tensors;
+    }
     for expert in 0..count {
         let [gate, up, down] = experts.matrices(expert);
         tensors.push(named(gate, [width, hidden]));
@@ -57,6 +70,19 @@ fn expert_tensors(hidden: usize, experts: &Experts, prefix: &str) -> Vec<(String
         tensors.push(named(down, [hidden, width]));
     }
     tensors
+}
+
+/// What the name of the biases of a fused tensor goes on with.
+pub const FUSED_BIAS: &str = "_bias";
+/// The logits within a layer that stand for no token.
+pub const SINKS: &str = "self_attn.sinks";
+
+/// Whether a tensor is a norm or a bias, as Transformers' trainer tells them, by their names: what decays is none.
+pub fn is_norm_or_bias(name: &str, dimensions: usize) -> bool {
+    match dimensions {
+        0 | 1 => !name.ends_with(SINKS),
+        _ => name.ends_with(FUSED_BIAS),
+    }
 }
 
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -185,6 +211,10 @@ impl ModelConfig {
             head_norms: self.head_norm_widths().iter().sum(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
+            sinks: match self.sinks {
+                true => self.heads,
+                false => 0,
+            },
             experts: self.experts.as_ref().map(|experts| experts.sizes.clone()),
         }
     }
@@ -256,6 +286,7 @@ mod tests {
             "Qwen3MoeForCausalLM",
             "MixtralForCausalLM",
             "OlmoeForCausalLM",
+            "GptOssForCausalLM",
         ] {
             let config = config(class);
             let tensors = base_tensors(&config).into_iter();

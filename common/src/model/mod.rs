@@ -16,10 +16,10 @@ pub use adapted::{
 };
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;
-pub use experts::{ExpertNames, Experts, is_of_expert, is_router};
+pub use experts::{ExpertNames, Experts, FusedExperts, is_of_expert, is_router};
 pub use family::{Activation, HeadNormKind, LayerKind, LayerNorms, Rotation};
 pub use geometry::{
-    EMBEDDING, FINAL_NORM, HEAD, LinearShape, base_tensors, linears, projections, token_tensor,
-    token_tensors,
+    EMBEDDING, FINAL_NORM, FUSED_BIAS, HEAD, LinearShape, SINKS, base_tensors, is_norm_or_bias,
+    linears, projections, token_tensor, token_tensors,
 };
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};

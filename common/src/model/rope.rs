@@ -1,6 +1,6 @@
 //! Rotary positions of a model: their frequencies, and how a `config.json` says them in older and newer spelling.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ModelError;
 use super::fields::Fields;
@@ -43,6 +43,8 @@ pub enum RopeScaling {
         original_positions: f64,
         /// What cosines and sines are multiplied by.
         attention_factor: f64,
+        /// Whether those between begin and end at a whole pair.
+        truncate: bool,
     },
     /// LongRoPE (Ding et al., 2024): each pair is slowed down by a factor of its own, one in texts of the original length, another
     /// in those that are longer.
@@ -141,6 +143,7 @@ impl RopeScaling {
                 beta_fast,
                 beta_slow,
                 original_positions,
+                truncate,
                 ..
             } => {
                 // The pair that turns so many times over the original positions.
@@ -148,8 +151,12 @@ impl RopeScaling {
                     let positions = original_positions / (turns * 2.0 * std::f64::consts::PI);
                     dimensions as f64 * positions.ln() / (2.0 * theta.ln())
                 };
-                let low = pair_of(beta_fast).floor().max(0.0);
-                let high = pair_of(beta_slow).ceil().min(dimensions as f64 - 1.0);
+                let (low, high) = (pair_of(beta_fast), pair_of(beta_slow));
+                let (low, high) = match truncate {
+                    true => (low.floor(), high.ceil()),
+                    false => (low, high),
+                };
+                let (low, high) = (low.max(0.0), high.min(dimensions as f64 - 1.0));
                 let high = if high == low { high + 0.001 } else { high };
                 let slowed = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0) as f32;
                 frequency / factor as f32 * slowed + frequency * (1.0 - slowed)
@@ -210,6 +217,9 @@ impl Fields<'_> {
         };
         let rope = match architecture {
             Architecture::Phi3 => self.rope_of_phi(scaling, default_theta)?,
+            Architecture::GptOss if scaling.is_null() => {
+                self.rope_of(&usual_yarn_of_gpt_oss(), default_theta)?
+            }
             _ => self.rope_of(scaling, default_theta)?,
         };
         Ok((rope, older_local.map(local)))
@@ -253,6 +263,7 @@ impl Fields<'_> {
                     beta_slow: given("beta_slow", 1.0),
                     original_positions: number("original_max_position_embeddings")?,
                     attention_factor: given("attention_factor", 0.1 * factor.max(1.0).ln() + 1.0),
+                    truncate: scaling["truncate"].as_bool().unwrap_or(true),
                 }
             }
             other => {
@@ -380,6 +391,14 @@ impl Fields<'_> {
         }
         Ok(())
     }
+}
+
+/// How GPT-OSS rotates where nothing is said.
+fn usual_yarn_of_gpt_oss() -> Value {
+    json!({
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+        "original_max_position_embeddings": 4096
+    })
 }
 
 fn kind_of(scaling: &Value) -> &str {

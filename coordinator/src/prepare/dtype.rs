@@ -2,7 +2,7 @@
 //!
 //! Enters: a job whose model is a folder. Leaves: the job with that type, and a line for the user. Opens no weights.
 
-use common::files::model::ModelFolder;
+use common::files::model::{ModelFolder, is_mxfp4};
 use common::job::{BaseDtype, JobSpec};
 use common::text::one_line;
 
@@ -32,6 +32,10 @@ pub(super) fn with_dtype_of_model(mut job: JobSpec) -> JobSpec {
             "float32, because {}, which config.json of the model says, is no type of base weights here",
             one_line(other, MAX_TYPE_CHARACTERS)
         ),
+        None if is_mxfp4(config) => {
+            job.base_dtype = BaseDtype::Bfloat16;
+            "bfloat16, which holds what the MXFP4 of its experts stands for".to_owned()
+        }
         None => "float32, because config.json of the model names none".to_owned(),
     };
     job.reading.notices.push(format!(

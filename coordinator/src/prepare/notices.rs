@@ -91,11 +91,15 @@ impl Prepared {
         let experts = config.experts.as_ref();
         if let Method::Lora(lora) = &self.job.method
             && lora.target_modules == TargetModules::AllLinear
-            && experts.is_some_and(|experts| experts.names.are_parameters)
+            && let Some(experts) = experts
+            && (experts.names.are_parameters || experts.fused.is_some())
         {
+            let though = match experts.names.are_parameters {
+                true => ", though PEFT 0.21 would give them one",
+                false => "",
+            };
             notices.push(format!(
-                "lora_target_modules: all-linear is {} here: router and experts are no linears and get no adapter, though PEFT 0.21 would \
-                 give them one",
+                "lora_target_modules: all-linear is {} here: router and experts are no linears and get no adapter{though}",
                 linear_names(config)
             ));
         }

@@ -216,6 +216,7 @@ fn an_unknown_family_is_named_with_those_that_are_known() {
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
         "OlmoeForCausalLM",
+        "GptOssForCausalLM",
     ];
     refused(other, &known);
 }

@@ -9,6 +9,7 @@ mod sgd;
 
 use common::files::layout::TensorLayout;
 use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding};
+use common::model::is_norm_or_bias;
 
 pub use adamw::AdamW;
 #[cfg(feature = "cuda")]
@@ -82,10 +83,10 @@ impl Optimizer {
         }
     }
 
-    /// The update of one tensor. As in Transformers' trainer, norms and biases, the vectors of a model, do not decay; Muon makes no
+    /// The update of one tensor. As in Transformers' trainer, norms and biases do not decay; Muon makes no
     /// such difference.
     pub fn of_tensor(&self, tensor: &TensorLayout) -> TensorUpdate {
-        let is_vector = tensor.shape.len() < 2;
+        let is_vector = is_norm_or_bias(&tensor.name, tensor.shape.len());
         let rate = self.rates.of(&tensor.name, is_vector, self.peak);
         let weight_decay = match rate.decays && !is_vector {
             true => self.weight_decay,

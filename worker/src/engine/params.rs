@@ -46,6 +46,8 @@ struct GradientSlot {
     range: Range<usize>,
     gradients: Gradients,
     index: usize,
+    /// Which of the parts that are handed out it is.
+    part: usize,
 }
 
 /// A weight open for reading: no update happens meanwhile.
@@ -155,7 +157,7 @@ impl Weight {
         let (rows, width) = (self.shape[0], slot.range.len() / self.shape[0].max(1));
         let mut buffer = slot.gradients.lock();
         let buffer = &mut *buffer;
-        let written = std::mem::replace(&mut buffer.written[slot.index], true);
+        let written = std::mem::replace(&mut buffer.written[slot.index][slot.part], true);
         match &mut buffer.sink {
             Sink::Slot(flat) => write(0..rows, &mut flat[slot.range.clone()], written),
             Sink::Sums(sums) => {
@@ -171,16 +173,16 @@ impl Weight {
         }
     }
 
-    /// Hands over the gradient of some rows of a trainable matrix, where that of all others is zero. `gradients` has one row
-    /// for each of `rows`, which are all different.
+    /// Hands over the gradient of some rows of a trainable weight, where that of all others is zero. `gradients` has one row
+    /// for each of `rows`, which are all different. A vector's rows are its scalars.
     pub fn add_gradient_rows(&self, rows: &[usize], gradients: &[f32]) {
         let Store::Trainable(slot) = &self.store else {
             return;
         };
-        let (_, width) = self.matrix_dims();
+        let width = slot.range.len() / self.shape[0].max(1);
         let mut buffer = slot.gradients.lock();
         let buffer = &mut *buffer;
-        let written = std::mem::replace(&mut buffer.written[slot.index], true);
+        let written = std::mem::replace(&mut buffer.written[slot.index][slot.part], true);
         match &mut buffer.sink {
             Sink::Slot(flat) => {
                 let flat = &mut flat[slot.range.clone()];
@@ -259,8 +261,8 @@ pub struct Gradients(Arc<Mutex<GradientBuffer>>);
 
 struct GradientBuffer {
     layout: Arc<Layout>,
-    /// For each tensor, whether its gradient was handed over.
-    written: Vec<bool>,
+    /// For each tensor, by the parts that are handed out of it, whether their gradient was handed over.
+    written: Vec<Vec<bool>>,
     sink: Sink,
 }
 
@@ -296,7 +298,7 @@ impl SumsSink {
 impl Gradients {
     fn new(layout: Arc<Layout>, collect: Collect) -> Self {
         Self(Arc::new(Mutex::new(GradientBuffer {
-            written: vec![false; layout.tensors.len()],
+            written: vec![vec![false]; layout.tensors.len()],
             sink: match collect {
                 Collect::Slot => Sink::Slot(vec![0.0; layout.scalars]),
                 Collect::Sums => Sink::Sums(SumsSink::default()),
@@ -313,7 +315,10 @@ impl Gradients {
     /// Begins a slot. `parts` is how often it adds to any scalar at most.
     pub fn begin(&self, accumulator: &mut Accumulator, parts: u64) {
         let mut buffer = self.lock();
-        buffer.written.fill(false);
+        buffer
+            .written
+            .iter_mut()
+            .for_each(|parts| parts.fill(false));
         if let Sink::Sums(sums) = &mut buffer.sink {
             sums.accumulator = Some(std::mem::take(accumulator));
             sums.parts = parts;
@@ -328,7 +333,7 @@ impl Gradients {
     /// Ends a slot that was abandoned: the accumulator is as before.
     pub fn drop_slot(&self, accumulator: &mut Accumulator) {
         let mut buffer = self.lock();
-        let untouched = !buffer.written.contains(&true);
+        let untouched = !buffer.written.iter().flatten().any(|written| *written);
         if let Sink::Sums(sums) = &mut buffer.sink {
             assert!(untouched, "a slot abandoned after its first gradient");
             *accumulator = sums.accumulator.take().unwrap_or_default();
@@ -341,7 +346,8 @@ impl Gradients {
     /// Where a trainable tensor got no gradient; the accumulator holds what it did, or nothing.
     pub fn finish(&self, slot: u32, accumulator: &mut Accumulator) -> Result<(), EngineError> {
         let mut buffer = self.lock();
-        let missing = buffer.written.iter().position(|written| !written);
+        let mut tensors = buffer.written.iter();
+        let missing = tensors.position(|parts| parts.contains(&false));
         let missing = missing.map(|index| EngineError::MissingGradient {
             name: buffer.layout.tensors[index].name.clone(),
         });
@@ -366,7 +372,9 @@ impl Gradients {
     pub fn flat(&self) -> Option<Vec<f32>> {
         let buffer = self.lock();
         match &buffer.sink {
-            Sink::Slot(flat) if buffer.written.iter().all(|written| *written) => Some(flat.clone()),
+            Sink::Slot(flat) if buffer.written.iter().flatten().all(|written| *written) => {
+                Some(flat.clone())
+            }
             _ => None,
         }
     }
@@ -404,20 +412,39 @@ impl Parameters {
 
     /// The trainable weight of this name, or None where it is not trainable.
     pub fn weight(&self, name: &str) -> Option<Weight> {
+        let index = self.index(name)?;
+        Some(self.view(index, 0, &self.layout.tensors[index].shape))
+    }
+
+    /// One of the equal parts that the first dimension of the trainable tensor of this name counts, or None where it is not
+    /// trainable. From then on the tensor has its gradient once every part has.
+    pub fn part(&self, name: &str, part: usize) -> Option<Weight> {
+        let index = self.index(name)?;
+        let (parts, shape) = self.layout.tensors[index].shape.split_first()?;
+        assert!(part < *parts, "part {part} of {parts} of {name}");
+        self.gradients.lock().written[index].resize(*parts, false);
+        Some(self.view(index, part, shape))
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
         let tensors = &self.layout.tensors;
-        let index = tensors
-            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
-            .ok()?;
-        let tensor = &tensors[index];
-        Some(Weight {
-            shape: tensor.shape.clone(),
+        let found = tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
+        found.ok()
+    }
+
+    fn view(&self, index: usize, part: usize, shape: &[usize]) -> Weight {
+        let scalars = shape.iter().product::<usize>();
+        let first = self.layout.tensors[index].offset + part * scalars;
+        Weight {
+            shape: shape.to_vec(),
             store: Store::Trainable(GradientSlot {
                 flat: self.flat.clone(),
-                range: tensor.offset..tensor.offset + tensor.scalars(),
+                range: first..first + scalars,
                 gradients: self.gradients.clone(),
                 index,
+                part,
             }),
-        })
+        }
     }
 
     /// Calls `read` with the flat weights, in layout order.
@@ -507,6 +534,35 @@ mod tests {
         let finished = parameters.gradients().finish(0, &mut accumulator);
         finished.unwrap();
         assert_eq!(accumulator.mean(), [0.0, 3.0, 0.0, 4.0, 4.0]);
+    }
+
+    #[test]
+    fn a_tensor_has_its_gradient_once_all_of_its_parts_have() {
+        for collect in [Collect::Slot, Collect::Sums] {
+            let (parameters, mut accumulator) = (parameters(collect), accumulator());
+            fill(&parameters, "a", 7.0);
+            let parts: Vec<Weight> = (0..3)
+                .map(|part| parameters.part("a", part).unwrap())
+                .collect();
+            assert_eq!(*parts[1].read_f32(), [2.0]);
+            assert!(parameters.part("c", 0).is_none());
+            for given in [2, 3] {
+                parameters.gradients().begin(&mut accumulator, 2);
+                fill(&parameters, "b", 4.0);
+                for (part, weight) in parts.iter().enumerate().take(given) {
+                    match part {
+                        1 => weight.add_gradient_rows(&[], &[]),
+                        _ => weight.add_gradient(|_, gradient, accumulate| {
+                            assert!(!accumulate);
+                            gradient.fill(part as f32 + 1.0);
+                        }),
+                    }
+                }
+                let finished = parameters.gradients().finish(0, &mut accumulator);
+                assert_eq!(finished.is_ok(), given == 3);
+            }
+            assert_eq!(accumulator.mean(), [1.0, 0.0, 3.0, 4.0, 4.0]);
+        }
     }
 
     #[test]

@@ -303,13 +303,16 @@ pub fn weights_format(
     }
 }
 
-/// The model's `config.json` with as many tokens as its embedding has now.
+/// The model's `config.json` with as many tokens as its embedding has now. What was quantised is not any more.
 fn config_of(model_dir: &Path, job: &JobSpec, layout: &Layout) -> Result<Value, FileError> {
     let folder = ModelFolder::open(model_dir, job.init_weights)?;
     let mut config = folder.config_json().clone();
     let rows = layout.find(EMBEDDING).map(|tensor| tensor.shape[0]);
     if let (Some(rows), Some(size)) = (rows, config.get_mut("vocab_size")) {
         *size = rows.into();
+    }
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
     }
     Ok(config)
 }

@@ -237,6 +237,21 @@ CASES = {
         ),
         dict(target_modules=ATTENTION),
     ),
+    # The limit is such that it clamps some gates and ups; no pair of frequencies is where the blend of YaRN begins or ends.
+    "gpt-oss": (
+        transformers.GptOssConfig(
+            **COMMON | dict(intermediate_size=16),
+            head_dim=12,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            swiglu_limit=0.8,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=YARN_ROPE | dict(truncate=False),
+            tie_word_embeddings=False,
+        ),
+        dict(target_modules="all-linear"),
+    ),
 }
 GEMMA3 = dict(
     head_dim=12,
@@ -382,6 +397,7 @@ SEEDS = {
     "olmoe": 32,
     "qwen2-moe": 42,
     "qwen3-moe-router-loss": 41,
+    "gpt-oss": 44,
     "qwen3-moe-all-linear": 29,
     "qwen2-moe-all-linear": 25,
 }

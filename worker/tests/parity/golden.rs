@@ -13,7 +13,7 @@ use worker::engine::inference::merge::merge;
 
 use crate::support::{Case, Example, Step, Training, block, train_step};
 
-const CASES: [&str; 21] = [
+const CASES: [&str; 22] = [
     "llama",
     "qwen2-tied",
     "qwen3-tied",
@@ -35,6 +35,7 @@ const CASES: [&str; 21] = [
     "mixtral",
     "olmoe",
     "qwen2-moe",
+    "gpt-oss",
 ];
 pub const LOGIT_TOLERANCE: f64 = 1e-4;
 const TRAINING_TOLERANCE: f64 = 1e-3;

@@ -179,6 +179,19 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
     check_adapter(&python, ["shared_expert_gate", "down_proj"], qwen2);
     let qwen3 = of_experts("Qwen3MoeForCausalLM", "qwen3_moe");
     check_adapter(&python, ["q_proj", "o_proj"], qwen3);
+    check_adapter(&python, ["q_proj", "o_proj"], |config| {
+        of("GptOssForCausalLM", "gpt_oss")(config);
+        config["attention_bias"] = true.into();
+        config["num_local_experts"] = 4.into();
+        config["num_experts_per_tok"] = 2.into();
+        config["intermediate_size"] = 24.into();
+        config["swiglu_limit"] = 0.8.into();
+        config["sliding_window"] = 7.into();
+        config["rope_scaling"] = json!({
+            "rope_type": "yarn", "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "truncate": false,
+            "original_max_position_embeddings": 64
+        });
+    });
     check_adapter(&python, ["qkv_proj", "gate_up_proj"], |config| {
         of("Phi3ForCausalLM", "phi3")(config);
         config["partial_rotary_factor"] = 0.75.into();

@@ -6,4 +6,5 @@ mod dataset;
 mod four_bits;
 mod golden;
 mod live;
+mod mxfp4;
 mod support;

@@ -190,6 +190,8 @@ impl Values<'_> {
             "logits_scaling",
             "rope_local_base_freq",
             "clip_qkv",
+            "swiglu_alpha",
+            "swiglu_limit",
         ] {
             let value = &config[key];
             if !value.is_null() {
@@ -254,6 +256,10 @@ impl Values<'_> {
                 let fits = |number| number > 0.0 && number <= MAX_POSITIONS as f64;
                 self.number(&format!("{key}.{name}"), value, fits, "a number above 0");
             }
+        }
+        let truncate = &scaling["truncate"];
+        if !truncate.is_null() && !truncate.is_boolean() {
+            self.refuse(&format!("{key}.truncate"), truncate, "true or false");
         }
         for name in ["short_factor", "long_factor"] {
             let list = &scaling[name];

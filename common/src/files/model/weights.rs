@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use super::mxfp4::{self, Mxfp4, is_mxfp4};
 use super::{ModelFolder, extra, four_bits, is_four_bits};
 use crate::files::FileError;
 use crate::files::tensors::{TensorFile, TensorView};
@@ -27,6 +28,7 @@ pub struct WeightFiles {
     /// Whether the embedding is stored as the output layer, which it is tied to.
     embedding_is_head: bool,
     are_four_bits: bool,
+    are_mxfp4: bool,
     notices: Vec<String>,
 }
 
@@ -61,6 +63,7 @@ impl WeightFiles {
                 && !places.contains_key(EMBEDDING)
                 && places.contains_key(HEAD),
             are_four_bits: is_four_bits(folder.config_json()),
+            are_mxfp4: is_mxfp4(folder.config_json()),
             files,
             places,
             notices: Vec::new(),
@@ -98,11 +101,40 @@ impl WeightFiles {
         }
     }
 
+    /// Whether the tensor is stored as what is widened when it is read, so that it has no bytes of its own.
+    pub fn is_widened(&self, name: &str) -> bool {
+        let [blocks, _] = mxfp4::parts_of(name);
+        self.are_mxfp4 && !self.places.contains_key(name) && self.places.contains_key(&blocks)
+    }
+
+    /// The tensor, which must have this shape, if the files hold it in MXFP4.
+    fn mxfp4(&self, name: &str, shape: &[usize]) -> Result<Option<Mxfp4<'_>>, FileError> {
+        let names = mxfp4::parts_of(name);
+        let is_stored = |name: &String| self.places.contains_key(name);
+        if !self.are_mxfp4 || self.places.contains_key(name) || !names.iter().any(is_stored) {
+            return Ok(None);
+        }
+        let part = |name: &str| {
+            let (file, stored) = self.find(name).map_err(|_| {
+                let reason = format!(
+                    "no tensor {name}, a part of what is in MXFP4: the folder is not whole; download it again"
+                );
+                FileError::malformed(&self.dir, reason)
+            })?;
+            file.get(stored).ok_or_else(|| self.missing(&[name]))
+        };
+        let parts = [part(&names[0])?, part(&names[1])?];
+        let found = Mxfp4::of_parts(parts, shape);
+        found
+            .map(Some)
+            .map_err(|(part, reason)| self.malformed(&names[part], &reason))
+    }
+
     /// Refuses finite numbers that bfloat16 would make infinite, in any of the tensors.
     pub fn check_bfloat16(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
         for (name, shape) in expected {
             // Whatever its levels and scales make of it was checked when the files were opened.
-            if self.is_quantised(name) {
+            if self.is_quantised(name) || self.is_widened(name) {
                 continue;
             }
             let checked = self.expect(name, shape)?.check_bfloat16();
@@ -124,6 +156,10 @@ impl WeightFiles {
         first: usize,
         out: &mut [f32],
     ) -> Result<(), FileError> {
+        if let Some(stored) = self.mxfp4(name, shape)? {
+            let widened = stored.widen(first, out);
+            return widened.map_err(|reason| self.malformed(name, &reason));
+        }
         if let Some(matrix) = self.four_bits(name, shape)? {
             matrix.dequantise(first, out);
             return Ok(());
@@ -135,7 +171,8 @@ impl WeightFiles {
 
     /// The error of a tensor that cannot be used; `reason` follows its name.
     pub fn malformed(&self, name: &str, reason: &str) -> FileError {
-        match self.find(name) {
+        let [blocks, _] = mxfp4::parts_of(name);
+        match self.find(name).or_else(|_| self.find(&blocks)) {
             Ok((file, stored)) => {
                 FileError::malformed(file.path(), format!("tensor {stored} {reason}"))
             }
@@ -166,6 +203,9 @@ impl WeightFiles {
     fn check_expected(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
         let mut missing = Vec::new();
         for (name, shape) in expected {
+            if self.mxfp4(name, shape)?.is_some() {
+                continue;
+            }
             let Ok((file, stored)) = self.find(name) else {
                 missing.push(name.as_str());
                 continue;
@@ -217,6 +257,9 @@ impl WeightFiles {
             {
                 "; all experts of a layer are one tensor, as Transformers 5 has them in memory: save it with save_pretrained, which writes each for itself"
             }
+            [name, ..] if self.places.contains_key(&mxfp4::parts_of(name)[0]) => {
+                "; it is stored in MXFP4, but there is no quantization_config in config.json that says so"
+            }
             _ if self.places.contains_key("embed_tokens.weight") => {
                 "; its tensors are called without \"model.\": save it with AutoModelForCausalLM"
             }
@@ -263,6 +306,10 @@ impl WeightFiles {
             .map(String::as_str)
             .filter(|name| !expected.contains(name) && *name != HEAD)
             .filter(|name| !four_bits::weight_of(name).is_some_and(|w| self.is_quantised(w)))
+            .filter(|name| {
+                let whole = mxfp4::tensor_of(name);
+                !whole.is_some_and(|whole| expected.contains(whole) && self.is_widened(whole))
+            })
             .collect();
         names.sort_unstable();
         let (harmless, altering): (Vec<&str>, Vec<&str>) =

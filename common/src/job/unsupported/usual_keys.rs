@@ -166,6 +166,7 @@ pub(super) const GROUPS: &[Group] = &[
                 "qwen3_moe",
                 "mixtral",
                 "olmoe",
+                "gpt_oss",
             ],
             "causal language models are trained, and config.json of base_model says of which kind it is; remove it",
         ),

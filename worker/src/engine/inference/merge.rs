@@ -1,5 +1,5 @@
 //! Merges a PEFT adapter into its model: `W + scale · B A`, computed in float32 and stored as the base model is (float16 as
-//! float32, since sums may leave its range).
+//! float32, since sums may leave its range; MXFP4 as bfloat16).
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use common::data::template::{ChatTemplate, TemplateError};
 use common::data::tokenize::{SpecialTokens, Tokenizer, TokenizerError, end_tokens_of};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
-use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, is_mxfp4, write_model};
 use common::files::tensors::Dtype;
 use common::job::InitWeights;
 use common::model::ModelConfig;
@@ -75,6 +75,7 @@ pub fn merge(
         .find_map(|key| folder.config_json()[*key].as_str());
     let dtype = match stored {
         Some("bfloat16") => Dtype::BF16,
+        None if is_mxfp4(folder.config_json()) => Dtype::BF16,
         _ => Dtype::F32,
     };
     let dir = AtomicDir::create(output)?;
@@ -101,7 +102,7 @@ pub fn merge(
     }
     let rows = config.vocab_size;
     let is_untied = was_tied && !config.tied;
-    // What was in 4 bits is not any more.
+    // What was quantised is not any more.
     let mut config = folder.config_json().clone();
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");

@@ -14,8 +14,8 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
 use common::job::{BaseDtype, JobSpec, Quantization, TrainedRows};
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, base_tensors, is_of_expert, is_router, token_tensor,
-    token_tensors,
+    EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
+    token_tensor, token_tensors,
 };
 use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
@@ -56,11 +56,19 @@ impl FourBits {
         let stays = (is_of_tokens && !self.quantization.embeddings)
             || (is_of_expert(name) && !self.quantization.experts)
             || is_router(name);
-        shape.len() == 2 && !stays
+        shape.len() >= 2 && !stays && !is_norm_or_bias(name, shape.len())
     }
 
-    /// Puts in place of scalars what is left of them in 4 bits.
-    fn round(&self, scalars: &mut [f32]) -> Result<(), NotQuantised> {
+    /// Puts in place of a tensor's scalars what is left of them in 4 bits. Each expert of a fused tensor is a matrix of its own.
+    fn round(&self, scalars: &mut [f32], shape: &[usize]) -> Result<(), NotQuantised> {
+        let [.., rows, columns] = shape else {
+            return Ok(());
+        };
+        let mut matrices = scalars.chunks_mut((rows * columns).max(1));
+        matrices.try_for_each(|matrix| self.round_matrix(matrix))
+    }
+
+    fn round_matrix(&self, scalars: &mut [f32]) -> Result<(), NotQuantised> {
         let round = |scalars: &mut [f32]| {
             if self.dtype == BaseDtype::Bfloat16 {
                 for scalar in scalars {
@@ -137,7 +145,7 @@ pub(super) fn merged_weights(
         let mut scalars = vec![0.0f32; shape.iter().product()];
         source.read_f32(&name, &shape, &mut scalars)?;
         if let Some(how) = four_bits.filter(|how| how.changes(&name, &shape)) {
-            let rounded = how.round(&mut scalars);
+            let rounded = how.round(&mut scalars, &shape);
             rounded.map_err(|reason| source.not_quantised(&name, reason))?;
         }
         weights.insert(name, Tensor::from_vec(scalars, shape, &Device::Cpu)?);

@@ -3,27 +3,31 @@
 
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
-    self, EMBEDDING, FINAL_NORM, HEAD, HeadNormKind, LinearShape, ModelConfig, projections,
-    token_tensor,
+    self, EMBEDDING, FINAL_NORM, FUSED_BIAS, FusedExperts, HEAD, HeadNormKind, LinearShape,
+    ModelConfig, SINKS, projections, token_tensor,
 };
 
 use super::causal_lm::CausalLm;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
-use super::layers::experts::{Expert, Experts};
+use super::layers::expert::{Expert, ExpertLinear, Gating};
+use super::layers::experts::Experts;
 use super::layers::feed_forward::FeedForward;
 use super::layers::mlp::Mlp;
 use super::layers::residual::Residual;
 use super::layers::shared_expert::SharedExpert;
+use super::weight_parts::TensorPart;
 use super::weights::WeightSource;
 use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
+use crate::engine::ops::clamped_swiglu::ClampedSwiglu;
 use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms};
 use crate::engine::ops::routing::Routing;
 use crate::engine::ops::token_matrix::{TokenMatrix, TokenRows};
+use crate::engine::ops::transposed_linear::TransposedLinear;
 use crate::engine::params::{Parameters, Weight};
 
 /// What a model on the processor is built from.
@@ -123,6 +127,10 @@ impl Parts<'_> {
                 kind: config.layer_kinds[layer],
                 scale: config.scales.attention as f32,
                 cap: config.caps.attention.map(|cap| cap as f32),
+                sinks: match config.sinks {
+                    true => Some(self.weight(&format!("{prefix}{SINKS}"), &[config.heads])?),
+                    false => None,
+                },
             },
             mlp: match config.experts_of(layer) {
                 None => FeedForward::Dense(Mlp {
@@ -149,29 +157,7 @@ impl Parts<'_> {
         norm: Option<RmsNorm>,
         shared: &[Vec<LinearShape>; 3],
     ) -> Result<Experts, EngineError> {
-        let (sizes, hidden) = (&experts.sizes, self.config.hidden_size);
-        // Routers are never quantised, and experts where the job asks for it.
-        let quantization = self.quantization.filter(|how| how.experts);
-        let plain = |path: &str, shape: [usize; 2], quantization| -> Result<Linear, EngineError> {
-            Ok(Linear {
-                weight: self.matrix(&format!("{prefix}{path}.weight"), &shape, quantization)?,
-                bias: None,
-                lora: None,
-            })
-        };
-        let expert = |index: usize| -> Result<Expert, EngineError> {
-            let [gate, up, down] = experts.matrices(index);
-            let inward = [sizes.width, hidden];
-            let gate_up = vec![
-                plain(&gate, inward, quantization)?,
-                plain(&up, inward, quantization)?,
-            ];
-            let down = plain(&down, [hidden, sizes.width], quantization)?;
-            Ok(Expert {
-                gate_up: Projection(gate_up),
-                down: Projection(vec![down]),
-            })
-        };
+        let sizes = &experts.sizes;
         let [gate_up, down, gate] = shared;
         let shared = match sizes.shared {
             None => None,
@@ -182,10 +168,13 @@ impl Parts<'_> {
                 activation: self.config.activation,
             }),
         };
-        let router = plain(&experts.router(), [sizes.count, hidden], None)?;
+        let expert = |index: usize| match &experts.fused {
+            None => self.expert(prefix, experts, index),
+            Some(_) => self.fused_expert(prefix, experts, index),
+        };
         Ok(Experts {
             norm,
-            router: Projection(vec![router]),
+            router: self.router(prefix, experts)?,
             routing: Routing {
                 experts: sizes.count,
                 per_token: sizes.per_token,
@@ -193,8 +182,95 @@ impl Parts<'_> {
             },
             experts: (0..sizes.count).map(expert).collect::<Result<_, _>>()?,
             shared,
-            activation: self.config.activation,
+            gating: match experts.fused {
+                None => Gating::Halves(self.config.activation),
+                Some(FusedExperts { alpha, limit }) => Gating::Alternating(ClampedSwiglu {
+                    alpha: alpha as f32,
+                    limit: limit as f32,
+                }),
+            },
         })
+    }
+
+    /// The router of a layer, which is never quantised.
+    fn router(&self, prefix: &str, experts: &model::Experts) -> Result<Projection, EngineError> {
+        let (path, count) = (experts.router(), experts.sizes.count);
+        let bias = match experts.fused {
+            None => None,
+            Some(_) => Some(self.weight(&format!("{prefix}{path}.bias"), &[count])?),
+        };
+        let shape = [count, self.config.hidden_size];
+        Ok(Projection(vec![Linear {
+            weight: self.matrix(&format!("{prefix}{path}.weight"), &shape, None)?,
+            bias,
+            lora: None,
+        }]))
+    }
+
+    /// How experts are kept in 4 bits, where the job asks for that.
+    fn quantization_of_experts(&self) -> Option<Quantization> {
+        self.quantization.filter(|how| how.experts)
+    }
+
+    /// An expert whose matrices are tensors of their own.
+    fn expert(
+        &self,
+        prefix: &str,
+        experts: &model::Experts,
+        index: usize,
+    ) -> Result<Expert, EngineError> {
+        let linear = |path: &str, shape: [usize; 2]| -> Result<Linear, EngineError> {
+            let name = format!("{prefix}{path}.weight");
+            Ok(Linear {
+                weight: self.matrix(&name, &shape, self.quantization_of_experts())?,
+                bias: None,
+                lora: None,
+            })
+        };
+        let (width, hidden) = (experts.sizes.width, self.config.hidden_size);
+        let [gate, up, down] = experts.matrices(index);
+        let gate_up = vec![
+            linear(&gate, [width, hidden])?,
+            linear(&up, [width, hidden])?,
+        ];
+        let down = vec![linear(&down, [hidden, width])?];
+        Ok(Expert {
+            gate_up: ExpertLinear::Apart(Projection(gate_up)),
+            down: ExpertLinear::Apart(Projection(down)),
+        })
+    }
+
+    /// An expert whose layers are parts of tensors that have those of all.
+    fn fused_expert(
+        &self,
+        prefix: &str,
+        experts: &model::Experts,
+        index: usize,
+    ) -> Result<Expert, EngineError> {
+        let linear = |name: String, input: usize, out: usize| -> Result<_, EngineError> {
+            let (name, count) = (format!("{prefix}{name}"), experts.sizes.count);
+            let bias = format!("{name}{FUSED_BIAS}");
+            let part = |name, shape| TensorPart { name, shape, index };
+            Ok(ExpertLinear::Fused(TransposedLinear {
+                weight: self.part(part(&name, &[count, input, out]))?,
+                bias: self.part(part(&bias, &[count, out]))?,
+            }))
+        };
+        let (width, hidden) = (experts.sizes.width, self.config.hidden_size);
+        let [gate_up, down] = experts.fused_tensors();
+        Ok(Expert {
+            gate_up: linear(gate_up, hidden, 2 * width)?,
+            down: linear(down, width, hidden)?,
+        })
+    }
+
+    fn part(&self, part: TensorPart) -> Result<Weight, EngineError> {
+        match self.parameters.part(part.name, part.index) {
+            Some(weight) => Ok(weight),
+            None => self
+                .source
+                .part(part, self.dtype, self.quantization_of_experts()),
+        }
     }
 
     fn projection(&self, prefix: &str, shapes: &[LinearShape]) -> Result<Projection, EngineError> {

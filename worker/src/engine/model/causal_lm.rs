@@ -363,6 +363,7 @@ mod tests {
             "Qwen3ForCausalLM",
             "Qwen2MoeForCausalLM",
             "OlmoeForCausalLM",
+            "GptOssForCausalLM",
         ] {
             let dir = tempfile::tempdir().unwrap();
             write_model(dir.path(), &config(architecture), 7);
@@ -392,6 +393,7 @@ mod tests {
             "Glm4ForCausalLM",
             "Qwen2MoeForCausalLM",
             "MixtralForCausalLM",
+            "GptOssForCausalLM",
         ] {
             let mut json = config(architecture);
             json["sliding_window"] = 7.into();

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::{Dtype, NotBfloat16};
 use common::job::{BaseDtype, Quantization, TrainedRows};
-use common::model::{EMBEDDING, HEAD, ModelConfig};
+use common::model::{EMBEDDING, FUSED_BIAS, HEAD, ModelConfig, is_norm_or_bias};
 use common::nf4::{Nf4, NotQuantised};
 use common::rng::CounterRng;
 use half::bf16;
@@ -89,7 +89,7 @@ impl WeightSource {
                     fill_with_mean(known, new, shape[1]);
                 }
             },
-            Self::Random { .. } => self.draw(name, shape, out),
+            Self::Random { .. } => self.draw(name, shape, 0, out),
             Self::Memory(values) => {
                 let values = values.get(name).filter(|values| values.len() == out.len());
                 out.copy_from_slice(values.expect("all tensors of the model, in their shapes"));
@@ -250,19 +250,21 @@ impl WeightSource {
                     fill_with_mean(known, new, shape[1]);
                     return Ok(());
                 }
-                let view = files.expect(name, shape)?;
-                if view.dtype == Dtype::BF16 {
-                    for (out, pair) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
-                        *out = bf16::from_bits(u16::from_le_bytes([pair[0], pair[1]]));
+                if !files.is_widened(name) {
+                    let view = files.expect(name, shape)?;
+                    if view.dtype == Dtype::BF16 {
+                        for (out, pair) in out.iter_mut().zip(view.bytes.chunks_exact(2)) {
+                            *out = bf16::from_bits(u16::from_le_bytes([pair[0], pair[1]]));
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
                 }
                 let mut wide = vec![0.0; out.len()];
                 files.read_f32(name, shape, &mut wide)?;
                 round_slice(&wide, 1.0, out);
                 check_rounded(files, name, &wide, out)?;
             }
-            Self::Random { .. } => self.draw(name, shape, out),
+            Self::Random { .. } => self.draw(name, shape, 0, out),
             Self::Memory(_) => {
                 let mut wide = vec![0.0; out.len()];
                 self.read_f32(name, shape, &mut wide)?;
@@ -296,7 +298,7 @@ fn mean_row(files: &WeightFiles, name: &str, shape: &[usize; 2]) -> Result<MeanR
 }
 
 /// Refuses weights that were finite and that bfloat16 made infinite.
-fn check_rounded(
+pub(super) fn check_rounded(
     files: &WeightFiles,
     name: &str,
     wide: &[f32],
@@ -313,8 +315,14 @@ fn check_rounded(
 }
 
 impl WeightSource {
-    /// Draws a tensor, where values are drawn.
-    fn draw<E: Element>(&self, name: &str, shape: &[usize], out: &mut [E]) {
+    /// Draws the scalars of a tensor from `first` on, where values are drawn.
+    pub(super) fn draw<E: Element>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        first: usize,
+        out: &mut [E],
+    ) {
         let Self::Random {
             seed,
             standard_deviation,
@@ -323,21 +331,22 @@ impl WeightSource {
         else {
             return;
         };
-        match shape.len() {
-            1 if name.ends_with(".bias") => out.fill(E::zeroed()),
-            1 => out.fill(E::round_from(*norm)),
-            _ => draw_matrix(name, *seed, *standard_deviation, out),
+        let is_bias = name.ends_with(".bias") || name.ends_with(FUSED_BIAS);
+        match is_norm_or_bias(name, shape.len()) {
+            true if is_bias => out.fill(E::zeroed()),
+            true => out.fill(E::round_from(*norm)),
+            false => draw_normal(name, (*seed, *standard_deviation), first, out),
         }
     }
 }
 
-fn draw_matrix<E: Element>(name: &str, seed: u64, deviation: f64, out: &mut [E]) {
+fn draw_normal<E: Element>(name: &str, (seed, deviation): (u64, f64), first: usize, out: &mut [E]) {
     let key = [STREAM_WEIGHTS, name_key(name)];
     out.par_chunks_mut(DRAW_TILE)
         .enumerate()
         .for_each(|(tile, out)| {
             let mut rng = CounterRng::new(seed, &key);
-            rng.skip((tile * DRAW_TILE) as u64 * CounterRng::WORDS_PER_NORMAL);
+            rng.skip((first + tile * DRAW_TILE) as u64 * CounterRng::WORDS_PER_NORMAL);
             for value in out {
                 *value = E::round_from((rng.normal() * deviation) as f32);
             }

@@ -1,5 +1,7 @@
 //! Causal attention within segments (flash attention's recomputation, Dao et al., 2022): grouped queries, softmax in
-//! float32, one tile of query rows at a time, so that no tokens-by-tokens matrix outlives its tile.
+//! float32, one tile of query rows at a time, so that no tokens-by-tokens matrix outlives its tile. A head may have a sink (Xiao et
+//! al., 2023): a logit that takes part in the softmax of every row and has no value, so that the probabilities of what a row sees
+//! add up to less than one.
 //!
 //! Tiles are a function of the segments alone. Forward tasks are (query tile, head); backward tasks are (run of
 //! segments, key-value head), so that each sum into a key or value has one owner and one order.
@@ -9,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::element::{Element, round_slice};
+use super::element::{Element, round_slice, widen};
 use super::matrix::{Along, Term, View};
 use super::matrix::{MatrixMut, Shared};
 use super::product::{multiply_small, multiply_small_turned};
@@ -25,6 +27,8 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// What they are limited to then.
     pub cap: Option<f32>,
+    /// The sink of each head, where they have some.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Where attention reads queries, of the tokens from `first` on, and the keys and values of all tokens.
@@ -48,7 +52,7 @@ pub struct Saved<'a, E> {
     pub out: &'a [E],
     /// Gradient of the result, `[tokens][heads * head_dim]`.
     pub d_out: &'a [f32],
-    /// `log(sum(exp(scores)))` of each row, `[heads][tokens]`.
+    /// `log(sum(exp(scores)))` of each row, that of a sink among them, `[heads][tokens]`.
     pub log_sums: &'a [f32],
 }
 
@@ -199,6 +203,37 @@ impl Attention<'_> {
         });
     }
 
+    /// Computes the gradient of the sinks, or adds to it: a row's sink has the probability `P` and no value, so it is
+    /// `-Σ P (out · d_out)`, summed from the first row to the last.
+    pub fn backward_sinks<E: Element>(
+        &self,
+        saved: &Saved<E>,
+        d_sinks: &mut [f32],
+        accumulate: bool,
+    ) {
+        let Some(sinks) = self.sinks else {
+            return;
+        };
+        let (tokens, head_dim) = (self.segments.tokens(), self.layout.head_dim);
+        let heads = d_sinks.par_iter_mut().zip(sinks).enumerate();
+        heads.for_each(|(head, (d_sink, sink))| {
+            let mut wide = vec![0.0; head_dim];
+            let mut sum = 0.0f64;
+            for row in self.segments.runs().iter().flat_map(Range::clone) {
+                let start = row * self.out_width() + head * head_dim;
+                widen(&saved.out[start..start + head_dim], &mut wide);
+                let d_out = &saved.d_out[start..start + head_dim];
+                let delta = dispatch(
+                    #[inline(always)]
+                    || vector::dot(&wide, d_out),
+                );
+                let probability = vector::exp(sink - saved.log_sums[head * tokens + row]);
+                sum -= f64::from(probability * delta);
+            }
+            *d_sink = sum as f32 + if accumulate { *d_sink } else { 0.0 };
+        });
+    }
+
     /// Zeroes the gradients that tiles add to: those of the keys and values of a run.
     fn clear_sums(&self, run: &Range<usize>, head: usize, d_qkv: &Shared<f32>) {
         let [_, key, value] = self.columns(head);
@@ -265,7 +300,10 @@ impl Attention<'_> {
         probabilities.clear::<E>(rows.len(), keys.len());
         dispatch(
             #[inline(always)]
-            || self.softmax::<E>((rows, &keys), scores, sums, probabilities, log_sums),
+            || {
+                let sink = self.sinks.map(|sinks| sinks[head]);
+                self.softmax::<E>((rows, &keys), sink, (scores, sums), probabilities, log_sums);
+            },
         );
         result.resize(rows.len() * head_dim, 0.0);
         let term = Term {
@@ -284,8 +322,8 @@ impl Attention<'_> {
     fn softmax<E: Element>(
         &self,
         (rows, keys): (&Range<usize>, &Range<usize>),
-        scores: &mut [f32],
-        sums: &mut Vec<f32>,
+        sink: Option<f32>,
+        (scores, sums): (&mut [f32], &mut Vec<f32>),
         probabilities: &mut Factor,
         log_sums: &mut [f32],
     ) {
@@ -304,12 +342,19 @@ impl Attention<'_> {
             }
             scores[visible..].fill(f32::NEG_INFINITY);
             *max = vector::max(scores);
+            if let Some(sink) = sink {
+                *max = max.max(sink);
+            }
         }
         sums.clear();
         let lines = scores.chunks_exact_mut(keys.len());
         for ((row, scores), max) in rows.clone().zip(lines).zip(&*log_sums) {
             // What is hidden adds less than the sum's last place: the sum is at least one.
-            sums.push(vector::exp_shifted_sum(&mut scores[seen(row).1], *max));
+            let sum = vector::exp_shifted_sum(&mut scores[seen(row).1], *max);
+            sums.push(match sink {
+                None => sum,
+                Some(sink) => sum + vector::exp(sink - max),
+            });
         }
         let stride = probabilities.stride;
         let factor: &mut [E] = bytemuck::cast_slice_mut(&mut probabilities.words);

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod clamped_swiglu;
 pub mod cross_entropy;
 pub mod element;
 pub mod embedding;
@@ -28,6 +29,7 @@ pub mod swiglu;
 mod token_loss;
 pub mod token_matrix;
 pub mod token_rows;
+pub mod transposed_linear;
 pub mod vector;
 
 use element::Element;

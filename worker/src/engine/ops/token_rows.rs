@@ -76,6 +76,24 @@ pub fn dots<E: Element>(a: &[f32], b: &[E], products: &mut [f32], width: usize) 
         });
 }
 
+/// Adds the product of each row with `vector` to `products`.
+pub fn add_products_with<E: Element>(rows: &[E], vector: &[f32], products: &mut [f32]) {
+    let width = vector.len();
+    products
+        .par_chunks_mut(ROW_TILE)
+        .zip(rows.par_chunks(ROW_TILE * width))
+        .for_each(|(products, rows)| {
+            let mut wide = vec![0.0; width];
+            for (product, row) in products.iter_mut().zip(rows.chunks_exact(width)) {
+                widen(row, &mut wide);
+                *product += dispatch(
+                    #[inline(always)]
+                    || vector::dot(&wide, vector),
+                );
+            }
+        });
+}
+
 /// Multiplies each row by its weight.
 pub fn scale<E: Element>(rows: &mut [E], weights: &[f32], width: usize) {
     each_row(rows, width, |index, row| {
@@ -122,6 +140,9 @@ mod tests {
         }
         let mut products = vec![0.0; tokens.len()];
         dots(&rows, &rows, &mut products, width);
+        let mut sums = products.clone();
+        add_products_with(&rows, &[0.0, 2.0, 0.0], &mut sums);
+        assert_eq!(sums[1], products[1] + 2.0 * rows[width + 1]);
         scale(&mut rows, &products, width);
         let first = &x[..width];
         let square: f32 = vector::sum_squares(first);

@@ -11,7 +11,7 @@ use common::model::linears;
 
 mod four_bits;
 
-const FAMILIES: [&str; 17] = [
+const FAMILIES: [&str; 18] = [
     "LlamaForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -29,6 +29,7 @@ const FAMILIES: [&str; 17] = [
     "Qwen3MoeForCausalLM",
     "MixtralForCausalLM",
     "OlmoeForCausalLM",
+    "GptOssForCausalLM",
 ];
 
 fn model(architecture: &str) -> tempfile::TempDir {
@@ -40,7 +41,9 @@ fn model(architecture: &str) -> tempfile::TempDir {
 fn methods(architecture: &str) -> [Method; 3] {
     let names = match architecture {
         // Experts, and what is named as they are, have no adapter.
-        "Qwen3MoeForCausalLM" | "MixtralForCausalLM" | "OlmoeForCausalLM" => ["v_proj", "o_proj"],
+        "Qwen3MoeForCausalLM" | "MixtralForCausalLM" | "OlmoeForCausalLM" | "GptOssForCausalLM" => {
+            ["v_proj", "o_proj"]
+        }
         _ => ["q_proj", "layers.1.mlp.down_proj"],
     };
     [
@@ -75,7 +78,11 @@ fn the_loss_falls_for_every_family_and_method() {
 
 #[test]
 fn the_number_of_threads_does_not_change_a_bit() {
-    for architecture in ["Qwen3ForCausalLM", "Qwen2MoeForCausalLM"] {
+    for architecture in [
+        "Qwen3ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "GptOssForCausalLM",
+    ] {
         let dir = model(architecture);
         for method in methods(architecture) {
             let run = |threads| {
@@ -133,7 +140,11 @@ fn the_number_of_threads_does_not_change_a_bit_of_a_wider_model() {
 
 #[test]
 fn checkpointing_does_not_change_a_bit() {
-    for architecture in ["Qwen3ForCausalLM", "Qwen2MoeForCausalLM"] {
+    for architecture in [
+        "Qwen3ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "GptOssForCausalLM",
+    ] {
         let dir = model(architecture);
         for method in methods(architecture) {
             let run = |gradient_checkpointing| {
@@ -151,25 +162,30 @@ fn checkpointing_does_not_change_a_bit() {
 /// Of eight experts a token goes through one, so that some see none of a short text.
 #[test]
 fn an_expert_that_no_token_goes_through_stays_where_it_is() {
-    let mut config = config("MixtralForCausalLM");
-    config["num_experts"] = 8.into();
-    config["num_experts_per_tok"] = 1.into();
-    let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path(), &config, 7);
-    let mut trainer = load(dir.path(), job(Method::Full), 2);
-    let (sums, _) = slot_sums(&mut trainer, 0, &[block(&[3], 1)]);
-    let layout = trainer.layout();
-    let experts = layout.tensors.iter();
-    let experts = experts.filter(|tensor| tensor.name.contains(".experts."));
-    let moved = experts.map(|tensor| {
-        let sums = &sums[tensor.offset..][..tensor.scalars()];
-        sums.iter().any(|sum| *sum != 0)
-    });
-    let moved: Vec<bool> = moved.collect();
-    // In each of two layers at least five of eight, each with three matrices.
-    assert_eq!(moved.len(), 2 * 8 * 3);
-    assert!(moved.contains(&true));
-    assert!(moved.iter().filter(|moved| !**moved).count() >= 2 * 5 * 3);
+    // Mixtral has three matrices for each expert, GPT-OSS a part of four tensors.
+    for (architecture, of_one) in [("MixtralForCausalLM", 3), ("GptOssForCausalLM", 4)] {
+        let mut config = config(architecture);
+        config["num_experts"] = 8.into();
+        config["num_experts_per_tok"] = 1.into();
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, 7);
+        let mut trainer = load(dir.path(), job(Method::Full), 2);
+        let (sums, _) = slot_sums(&mut trainer, 0, &[block(&[3], 1)]);
+        let layout = trainer.layout();
+        let experts = layout.tensors.iter();
+        let experts = experts.filter(|tensor| tensor.name.contains(".experts."));
+        let moved = experts.flat_map(|tensor| {
+            let parts = if of_one == 4 { 8 } else { 1 };
+            let sums = &sums[tensor.offset..][..tensor.scalars()];
+            let parts = sums.chunks(tensor.scalars() / parts);
+            parts.map(|part| part.iter().any(|sum| *sum != 0))
+        });
+        let moved: Vec<bool> = moved.collect();
+        // In each of two layers at least five of eight.
+        assert_eq!(moved.len(), 2 * 8 * of_one);
+        assert!(moved.contains(&true));
+        assert!(moved.iter().filter(|moved| !**moved).count() >= 2 * 5 * of_one);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::engine::ops::element::Element;
 use crate::engine::ops::projection::{LowRank, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::{HeadLayout, HeadNorms, Rope};
+use crate::engine::params::Weight;
 
 /// The attention half of a decoder layer.
 pub struct AttentionBlock {
@@ -26,6 +27,8 @@ pub struct AttentionBlock {
     pub scale: f32,
     /// What they are limited to then.
     pub cap: Option<f32>,
+    /// A logit of each head that stands for no token, where they have some.
+    pub sinks: Option<Weight>,
 }
 
 /// What the backward pass needs beside the input. Norms and positions are computed again.
@@ -71,8 +74,12 @@ impl AttentionBlock {
         {
             let mut rotated = pool.take::<E>(qkv.len());
             self.rope(pass).forward(&qkv, &mut rotated);
-            self.attention(pass)
-                .forward(&rotated, &mut context[..], &mut log_sums);
+            let sinks = self.sinks.as_ref().map(Weight::read_f32);
+            self.attention(sinks.as_deref(), pass).forward(
+                &rotated,
+                &mut context[..],
+                &mut log_sums,
+            );
         }
         let mut y = pool.take(x.len());
         let output_low_rank = self
@@ -111,8 +118,13 @@ impl AttentionBlock {
         }
         let mut log_sums = pool.take(tokens * self.layout.heads);
         let mut context = pool.take::<E>(tokens * queries);
-        self.attention(pass)
-            .forward_last(&rotated, keys_values, &mut context, &mut log_sums);
+        let sinks = self.sinks.as_ref().map(Weight::read_f32);
+        self.attention(sinks.as_deref(), pass).forward_last(
+            &rotated,
+            keys_values,
+            &mut context,
+            &mut log_sums,
+        );
         let mut y = pool.take(x.len());
         self.residual
             .forward(&self.output, (x, &context[..]), &mut y, pass);
@@ -183,7 +195,14 @@ impl AttentionBlock {
                 d_out: &d_context,
                 log_sums: &activations.log_sums,
             };
-            self.attention(pass).backward(&saved, &mut d_rotated);
+            let sinks = self.sinks.as_ref().map(Weight::read_f32);
+            let attention = self.attention(sinks.as_deref(), pass);
+            attention.backward(&saved, &mut d_rotated);
+            if let Some(sinks) = &self.sinks {
+                sinks.add_gradient(|_, d_sinks, accumulate| {
+                    attention.backward_sinks(&saved, d_sinks, accumulate);
+                });
+            }
         }
         let mut d_qkv = pool.take(activations.qkv.len());
         self.rope(pass)
@@ -204,12 +223,13 @@ impl AttentionBlock {
         }
     }
 
-    fn attention<'a>(&'a self, pass: Pass<'a>) -> Attention<'a> {
+    fn attention<'a>(&'a self, sinks: Option<&'a [f32]>, pass: Pass<'a>) -> Attention<'a> {
         Attention {
             layout: self.layout,
             segments: pass.segments.through(self.kind.window),
             scale: self.scale,
             cap: self.cap,
+            sinks,
         }
     }
 }

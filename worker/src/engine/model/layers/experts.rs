@@ -4,8 +4,7 @@
 //! Experts compute one after the other, each its tokens at once, so that a layer holds the activations of one expert beside what it
 //! keeps. What comes out is added in their order.
 
-use common::model::Activation;
-
+use super::expert::{Expert, Gating};
 use super::shared_expert::{SharedActivations, SharedExpert};
 use super::{Pass, norm_backward, norm_forward};
 use crate::engine::buffer::Buffer;
@@ -13,8 +12,10 @@ use crate::engine::ops::element::Element;
 use crate::engine::ops::projection::{Context, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::routing::{Group, Routes, Routing};
-use crate::engine::ops::token_rows::{add_rows, add_weighted, dots, gather, gather_rounded, scale};
-use crate::engine::ops::{add_in_place, round_into, swiglu};
+use crate::engine::ops::token_rows::{
+    add_products_with, add_rows, add_weighted, dots, gather, gather_rounded, scale,
+};
+use crate::engine::ops::{add_in_place, round_into};
 
 /// The feed-forward half of a decoder layer with experts.
 pub struct Experts {
@@ -24,14 +25,8 @@ pub struct Experts {
     pub routing: Routing,
     pub experts: Vec<Expert>,
     pub shared: Option<SharedExpert>,
-    pub activation: Activation,
-}
-
-/// An expert, whose layers have neither biases nor adapters.
-pub struct Expert {
-    /// The gate and up projections, side by side.
-    pub gate_up: Projection,
-    pub down: Projection,
+    /// What is between an expert's layers.
+    pub gating: Gating,
 }
 
 /// What the backward pass needs beside the input. The norm and what `down` reads are computed again.
@@ -116,7 +111,7 @@ impl Experts {
             let rows = group.tokens.len();
             let (h, results) = (&mut h[..rows * width], &mut results[..rows * hidden]);
             let gate_up = &activations.gate_up[self.of_rows(&group)];
-            swiglu::forward(gate_up, h, width, self.activation);
+            self.gating.forward(gate_up, h, width);
             expert.down.forward_wide(h, results, context(&group, pass));
             add_weighted(&mut y, group.tokens, results, group.weights, hidden);
         }
@@ -175,7 +170,8 @@ impl Experts {
 
     /// Goes backward through an expert, to what it reads and to the weight of each of its rows.
     ///
-    /// With `y = w · down(h)` the weight's gradient is `down(h) · dy`, which is `h · dh` where `dh` is that of `h` without the weight.
+    /// With `y = w · down(h)` the weight's gradient is `down(h) · dy`, which is `h · dh` where `dh` is that of `h` without the weight,
+    /// and `bias · dy` besides where there is a bias.
     fn backward_to_read<E: Element>(
         &self,
         (expert, group): (&Expert, &Group),
@@ -192,10 +188,13 @@ impl Experts {
         let d_gate_up = &mut scratch.d_gate_up[..rows * 2 * width];
         gather_rounded(gradient, group.tokens, dy, hidden);
         expert.down.backward_input(dy, dh, context);
-        swiglu::forward(gate_up, h, width, self.activation);
+        self.gating.forward(gate_up, h, width);
         dots(dh, h, d_weights, width);
+        if let Some(bias) = expert.down.bias() {
+            add_products_with(dy, &bias.read_f32(), d_weights);
+        }
         scale(dh, group.weights, width);
-        swiglu::backward(gate_up, dh, (d_gate_up, h), width, self.activation);
+        self.gating.backward(gate_up, dh, (d_gate_up, h), width);
         let d_read = &mut scratch.d_read[..rows * hidden];
         expert.gate_up.backward_input(d_gate_up, d_read, context);
     }
@@ -211,15 +210,17 @@ impl Experts {
         let (width, hidden, rows) = (self.width(), self.hidden(), group.tokens.len());
         let context = context(group, pass);
         let h = &mut scratch.h[..rows * width];
-        scale(h, group.weights, width);
-        let dy = &scratch.dy[..rows * hidden];
-        expert.down.backward_weights(h, &None, dy, &None, context);
+        let dy = &mut scratch.dy[..rows * hidden];
+        match expert.down.bias() {
+            None => scale(h, group.weights, width),
+            // The bias has the weight, too.
+            Some(_) => scale(dy, group.weights, hidden),
+        }
+        expert.down.backward_weights(h, dy, context);
         let mut read = pass.pool.take::<E>(rows * hidden);
         gather(normed, group.tokens, &mut read, hidden);
         let d_gate_up = &scratch.d_gate_up[..rows * 2 * width];
-        expert
-            .gate_up
-            .backward_weights(&read, &None, d_gate_up, &None, context);
+        expert.gate_up.backward_weights(&read, d_gate_up, context);
     }
 
     /// Goes backward through the router, and adds to the gradient of what it reads.
@@ -281,19 +282,6 @@ impl Experts {
     }
 }
 
-impl Expert {
-    fn learns(&self) -> bool {
-        self.gate_up.learns() || self.down.learns()
-    }
-
-    /// Hands over gradients of zero, where no token went through the expert.
-    fn hand_over_zeros(&self) {
-        for linear in self.gate_up.0.iter().chain(&self.down.0) {
-            linear.weight.add_gradient_rows(&[], &[]);
-        }
-    }
-}
-
 /// What a run of a group's rows needs. Nothing in an expert is dropped.
 fn context<'a>(group: &Group, pass: Pass<'a>) -> Context<'a> {
     Context {
@@ -305,130 +293,4 @@ fn context<'a>(group: &Group, pass: Pass<'a>) -> Context<'a> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
-
-    use candle_core::{D, Result, Tensor};
-    use common::model::ModelConfig;
-
-    use super::*;
-    use crate::engine::batch::Batch;
-    use crate::engine::buffer::Pool;
-    use crate::engine::model::layers::{BatchRopes, RopeTables};
-    use crate::engine::ops::projection::Linear;
-    use crate::engine::ops::segments::SegmentViews;
-    use crate::engine::testing::{TestWeights, check_op, config, largest_few, random_tensor};
-
-    const HIDDEN: usize = 20;
-    const EXPERTS: usize = 5;
-    /// One that no token goes through would have no gradient in the reference.
-    const TOKENS: usize = 150;
-
-    fn weights() -> TestWeights {
-        let mut shapes: Vec<(String, Vec<usize>)> = vec![
-            ("router".to_owned(), vec![EXPERTS, HIDDEN]),
-            ("shared_gate".to_owned(), vec![1, HIDDEN]),
-        ];
-        for (name, width) in (0..EXPERTS)
-            .map(|expert| (expert.to_string(), 12))
-            .chain([("shared".to_owned(), 14)])
-        {
-            shapes.push((format!("{name}.gate"), vec![width, HIDDEN]));
-            shapes.push((format!("{name}.up"), vec![width, HIDDEN]));
-            shapes.push((format!("{name}.down"), vec![HIDDEN, width]));
-        }
-        let shapes: Vec<(&str, &[usize])> = shapes
-            .iter()
-            .map(|(name, shape)| (name.as_str(), &shape[..]))
-            .collect();
-        TestWeights::new(&shapes)
-    }
-
-    fn layer(weights: &TestWeights) -> Experts {
-        let projection = |names: &[String]| {
-            let linear = |name: &String| Linear {
-                weight: weights.trainable(name),
-                bias: None,
-                lora: None,
-            };
-            Projection(names.iter().map(linear).collect())
-        };
-        let parts = |name: &str| {
-            let gate_up = ["gate", "up"].map(|part| format!("{name}.{part}"));
-            let down = format!("{name}.down");
-            (projection(&gate_up), projection(&[down]))
-        };
-        let (gate_up, down) = parts("shared");
-        Experts {
-            norm: None,
-            router: projection(&["router".to_owned()]),
-            routing: Routing {
-                experts: EXPERTS,
-                per_token: 2,
-                normalises: true,
-            },
-            experts: (0..EXPERTS)
-                .map(|expert| {
-                    let (gate_up, down) = parts(&expert.to_string());
-                    Expert { gate_up, down }
-                })
-                .collect(),
-            shared: Some(SharedExpert {
-                gate_up,
-                down,
-                gate: projection(&["shared_gate".to_owned()]),
-                activation: Activation::Silu,
-            }),
-            activation: Activation::Silu,
-        }
-    }
-
-    fn reference(x: &Tensor, weights: &TestWeights) -> Result<Tensor> {
-        let product = |x: &Tensor, name: &str| x.matmul(&weights.variable(name).t()?);
-        let expert = |name: &str| {
-            let gate = product(x, &format!("{name}.gate"))?.silu()?;
-            let h = (gate * product(x, &format!("{name}.up"))?)?;
-            product(&h, &format!("{name}.down"))
-        };
-        let exp = product(x, "router")?.exp()?;
-        let chosen = (&exp * largest_few(&exp, 2)?)?;
-        let shares = chosen.broadcast_div(&chosen.sum_keepdim(D::Minus1)?)?;
-        // sigmoid(g) = 1 / (1 + e^-g)
-        let gate = (product(x, "shared_gate")?.neg()?.exp()? + 1.0)?.recip()?;
-        let mut y = (x + expert("shared")?.broadcast_mul(&gate)?)?;
-        for index in 0..EXPERTS {
-            let share = shares.narrow(1, index, 1)?;
-            y = (y + expert(&index.to_string())?.broadcast_mul(&share)?)?;
-        }
-        Ok(y)
-    }
-
-    #[test]
-    fn values_and_all_gradients_equal_the_reference() {
-        let weights = weights();
-        let layer = layer(&weights);
-        let config = ModelConfig::parse(&config("LlamaForCausalLM"), Path::new("config.json"));
-        let config = config.unwrap();
-        let run = |x: &[f32], dy: &[f32]| {
-            let batch = Batch::from_tokens(&[0; TOKENS], 1).unwrap();
-            let segments = SegmentViews::new(batch.segments.clone(), &[], TOKENS);
-            let tables = Arc::new(RopeTables::new(&config, TOKENS));
-            let pass = Pass {
-                batch: &batch,
-                segments: &segments,
-                ropes: &BatchRopes::new(tables, &batch.positions),
-                mask: None,
-                pool: &Pool::default(),
-                abandon: None,
-            };
-            let activations = layer.forward_saving::<f32>(x, pass);
-            let y = layer.forward_output(x, &activations, pass).to_vec();
-            let mut dx = dy.to_vec();
-            layer.backward(x, activations, &mut dx, pass);
-            (y, dx)
-        };
-        let x = (random_tensor(TOKENS, HIDDEN, 1) * 0.3).unwrap();
-        check_op(&x, &weights, &[], &run, &|x| reference(x, &weights));
-    }
-}
+mod tests;

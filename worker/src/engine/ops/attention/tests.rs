@@ -1,6 +1,7 @@
 //! Attention equals a plain reference, forward and backward.
 
 use super::*;
+use crate::engine::params::Weight;
 use crate::engine::testing::{TestWeights, check_op, flat, in_pool, random_tensor, random_values};
 use candle_core::{D, Device, Result, Tensor};
 use half::bf16;
@@ -13,7 +14,7 @@ struct More {
 }
 
 fn reference(qkv: &Tensor, layout: HeadLayout, lengths: &[usize]) -> Result<Tensor> {
-    reference_with(qkv, layout, lengths, More::default())
+    reference_with(qkv, layout, lengths, More::default(), None)
 }
 
 fn reference_with(
@@ -21,6 +22,7 @@ fn reference_with(
     layout: HeadLayout,
     lengths: &[usize],
     more: More,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     let HeadLayout {
         heads,
@@ -58,9 +60,18 @@ fn reference_with(
             Some(cap) => ((scores / cap)?.tanh()? * cap)?,
         };
         let scores = (scores + &mask)?;
+        let seen = scores.dim(1)?;
+        let scores = match sinks {
+            None => scores,
+            Some(sinks) => {
+                let sink = sinks.narrow(0, head, 1)?.broadcast_as((tokens, 1))?;
+                Tensor::cat(&[scores, sink], 1)?
+            }
+        };
         let max = scores.max_keepdim(D::Minus1)?.detach();
         let e = scores.broadcast_sub(&max)?.exp()?;
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
+        let p = p.narrow(1, 0, seen)?.contiguous()?;
         outs.push(p.matmul(&v.contiguous()?)?);
     }
     Tensor::cat(&outs, 1)
@@ -72,7 +83,7 @@ fn run_as<E: Element>(
     layout: HeadLayout,
     segments: &Segments,
 ) -> (Vec<E>, Vec<f32>) {
-    run_with(x, dy, layout, segments, None)
+    run_with(x, dy, layout, segments, None, None)
 }
 
 fn run_with<E: Element>(
@@ -81,12 +92,15 @@ fn run_with<E: Element>(
     layout: HeadLayout,
     segments: &Segments,
     cap: Option<f32>,
+    sinks: Option<&Weight>,
 ) -> (Vec<E>, Vec<f32>) {
+    let values = sinks.map(Weight::read_f32);
     let attention = Attention {
         layout,
         segments,
         scale: 1.0 / (layout.head_dim as f32).sqrt(),
         cap,
+        sinks: values.as_deref(),
     };
     let mut y = vec![E::round_from(f32::NAN); segments.tokens() * attention.out_width()];
     let mut log_sums = vec![f32::NAN; layout.heads * segments.tokens()];
@@ -99,6 +113,11 @@ fn run_with<E: Element>(
         log_sums: &log_sums,
     };
     attention.backward(&saved, &mut dx);
+    if let Some(sinks) = sinks {
+        sinks.add_gradient(|_, d_sinks, accumulate| {
+            attention.backward_sinks(&saved, d_sinks, accumulate);
+        });
+    }
     (y, dx)
 }
 
@@ -149,8 +168,33 @@ fn windows_and_caps_equal_the_reference() {
                 &x,
                 &TestWeights::new(&[]),
                 &[],
-                &|x, dy| run_with::<f32>(x, dy, layout, &segments, cap),
-                &|x| reference_with(x, layout, &lengths, More { window, cap }),
+                &|x, dy| run_with::<f32>(x, dy, layout, &segments, cap, None),
+                &|x| reference_with(x, layout, &lengths, More { window, cap }, None),
+            );
+        }
+    }
+}
+
+#[test]
+fn sinks_and_their_gradients_equal_the_reference() {
+    let layout = HeadLayout {
+        heads: 4,
+        key_value_heads: 2,
+        head_dim: 8,
+    };
+    let weights = TestWeights::new(&[("sinks", &[4])]);
+    let sinks = weights.trainable("sinks");
+    for lengths in [vec![1], vec![300], vec![70, 1, 130, 64, 3], vec![5; 40]] {
+        for window in [None, Some(7)] {
+            let whole = Segments::new(&lengths);
+            let segments = window.map_or_else(|| Segments::new(&lengths), |w| whole.windowed(w));
+            let more = More { window, cap: None };
+            check_op(
+                &random_tensor(segments.tokens(), layout.width(), 1),
+                &weights,
+                &[],
+                &|x, dy| run_with::<f32>(x, dy, layout, &segments, None, Some(&sinks)),
+                &|x| reference_with(x, layout, &lengths, more, Some(&weights.variable("sinks"))),
             );
         }
     }

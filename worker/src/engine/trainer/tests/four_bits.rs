@@ -5,7 +5,9 @@ use std::path::Path;
 use common::files::model::{ModelFolder, ModelTensor, WeightFiles};
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
-use common::model::{EMBEDDING, HEAD, ModelConfig, base_tensors, is_of_expert, is_router};
+use common::model::{
+    EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
+};
 use common::nf4::Nf4;
 
 use super::{FAMILIES, blocks, model};
@@ -26,9 +28,15 @@ fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir {
         let stays = (is_of_tokens && !how.embeddings)
             || (is_of_expert(name) && !how.experts)
             || is_router(name);
-        if shape.len() == 2 && !stays {
-            let matrix = Nf4::quantise(&scalars, how.nested_scales).unwrap();
-            matrix.dequantise(0, &mut scalars);
+        if let [.., rows, columns] = shape[..]
+            && !stays
+            && !is_norm_or_bias(name, shape.len())
+        {
+            // Each expert of a fused tensor is a matrix of its own.
+            for matrix in scalars.chunks_mut(rows * columns) {
+                let quantised = Nf4::quantise(matrix, how.nested_scales).unwrap();
+                quantised.dequantise(0, matrix);
+            }
         }
         tensors.push((name.clone(), shape.clone(), scalars));
     }

@@ -121,6 +121,7 @@ impl Case {
             segments: &segments,
             scale: 1.0 / (self.layout.head_dim as f32).sqrt(),
             cap: None,
+            sinks: None,
         };
         let mut results = Results {
             context: vec![0.0; d_context.len()],
