@@ -159,6 +159,7 @@ fn families_that_the_kernels_do_not_know_are_refused_by_name() {
         ("Glm4ForCausalLM", ["GLM-4-0414", "norms behind"]),
         ("Qwen3MoeForCausalLM", ["Qwen3-MoE", "a mixture of experts"]),
         ("MixtralForCausalLM", ["Mixtral", "a mixture of experts"]),
+        ("GptOssForCausalLM", ["GPT-OSS", "a mixture of experts"]),
     ] {
         let mut config = config(architecture);
         config["residual_multiplier"] = 0.5.into();
