@@ -6,10 +6,11 @@ mod support;
 
 use std::time::Duration;
 
+use common::files::tensors::TensorFile;
 use futures::StreamExt;
 use proto::v1;
 use proto::v1::coordinator_client::CoordinatorClient;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{Run, Site, free_port};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -69,6 +70,32 @@ fn full_training_gives_the_same_weights_with_two_workers() {
         assert!(site.path(&output).join("model.safetensors").is_file());
         assert_eq!(site.json(&format!("{output}/config.json"))["dtype"], dtype);
     }
+}
+
+#[test]
+fn fused_experts_and_sinks_are_the_same_with_two_workers() {
+    let site = Site::new();
+    let mut config = site.json("model/config.json");
+    for (key, value) in [
+        ("architectures", json!(["GptOssForCausalLM"])),
+        ("model_type", "gpt_oss".into()),
+        ("attention_bias", true.into()),
+        ("num_local_experts", 5.into()),
+        ("num_experts_per_tok", 2.into()),
+        ("sliding_window", 16.into()),
+        ("tie_word_embeddings", false.into()),
+    ] {
+        config[key] = value;
+    }
+    std::fs::write(site.path("model/config.json"), config.to_string()).unwrap();
+    let options = ["full", "--max-steps", "3", "--set", "init_weights=random"];
+    let quiet = site.train("one", &options);
+    let two = site.train("two", &[&options[..], &["--local-workers", "2"]].concat());
+    assert_eq!(two, quiet);
+    let file = TensorFile::open(&site.path("two/model.safetensors")).unwrap();
+    let shape = |name: &str| file.get(&format!("model.layers.3.{name}")).unwrap().shape;
+    assert_eq!(shape("self_attn.sinks"), [4]);
+    assert_eq!(shape("mlp.experts.gate_up_proj"), [5, 128, 768]);
 }
 
 #[test]

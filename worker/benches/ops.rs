@@ -16,6 +16,7 @@ use worker::engine::accumulator::Accumulator;
 use worker::engine::buffer::{Buffer, Pool};
 use worker::engine::mean_gradient::MeanSource;
 use worker::engine::ops::attention::{Attention, Saved};
+use worker::engine::ops::clamped_swiglu::ClampedSwiglu;
 use worker::engine::ops::cross_entropy::{self, LogitRule, LossHead};
 use worker::engine::ops::element::Element;
 use worker::engine::ops::gemm::{self};
@@ -214,6 +215,19 @@ fn rows<E: Base>(criterion: &mut Criterion) {
                 INTERMEDIATE,
                 Activation::Silu,
             )
+        });
+    });
+    let clamped = ClampedSwiglu {
+        alpha: 1.702,
+        limit: 7.0,
+    };
+    group.bench_function("clamped forward", |bencher| {
+        bencher.iter(|| clamped.forward(&gate_up, &mut h, INTERMEDIATE));
+    });
+    group.bench_function("clamped backward", |bencher| {
+        bencher.iter(|| {
+            let outs = (&mut d_gate_up[..], &mut h[..]);
+            clamped.backward(&gate_up, &dh, outs, INTERMEDIATE)
         });
     });
     group.finish();

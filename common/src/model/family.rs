@@ -428,6 +428,33 @@ mod tests {
     }
 
     #[test]
+    fn gpt_oss_has_sinks_biases_and_a_window_on_every_other_layer() {
+        let parse = |change: &dyn Fn(&mut Value)| {
+            let config = parse("GptOssForCausalLM", |json| {
+                json["num_local_experts"] = 4.into();
+                json["num_experts_per_tok"] = 2.into();
+                change(json);
+            });
+            config.unwrap()
+        };
+        let windows = |config: &ModelConfig| {
+            let kinds = config.layer_kinds.iter();
+            kinds.map(|kind| kind.window).collect::<Vec<_>>()
+        };
+        let plain = parse(&|_| {});
+        assert!(plain.sinks && plain.qkv_bias && plain.output_bias && !plain.tied);
+        assert_eq!((plain.head_dim, plain.rms_norm_epsilon), (64, 1e-5));
+        assert_eq!(windows(&plain), [Some(128), None]);
+        let said = parse(&|json| {
+            json["attention_bias"] = false.into();
+            json["sliding_window"] = 16.into();
+            json["layer_types"] = json!(["full_attention", "sliding_attention"]);
+        });
+        assert!(!said.qkv_bias && !said.output_bias);
+        assert_eq!(windows(&said), [None, Some(16)]);
+    }
+
+    #[test]
     fn dropouts_of_phi_3_are_refused_by_name() {
         for key in ["resid_pdrop", "embd_pdrop", "attention_dropout"] {
             let message = parse("Phi3ForCausalLM", |json| json[key] = 0.1.into());

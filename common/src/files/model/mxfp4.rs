@@ -183,8 +183,14 @@ mod tests {
 
     #[test]
     fn numbers_are_levels_times_powers_of_two_with_inputs_and_outputs_exchanged() {
-        let (_dir, files) = open(&stored(), |_| {}).unwrap();
+        let (dir, files) = open(&stored(), |_| {}).unwrap();
         assert!(files.notices().is_empty(), "{:?}", files.notices());
+        let folder = ModelFolder::open(dir.path(), InitWeights::Pretrained).unwrap();
+        let told = folder.notices().join("\n");
+        assert!(
+            told.contains("MXFP4") && told.contains("bfloat16"),
+            "{told}"
+        );
         let mut all = vec![f32::NAN; 2 * 64 * 3];
         files.read_f32(NAME, &SHAPE, &mut all).unwrap();
         for (index, found) in all.iter().enumerate() {

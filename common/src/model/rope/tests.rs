@@ -132,3 +132,58 @@ fn families_that_rotate_whole_heads_refuse_a_part() {
     assert_eq!(llama(1.0).unwrap().rotary_dim, 32);
     assert!(llama(0.5).unwrap_err().contains("partial_rotary_factor"));
 }
+
+/// Numbers of Transformers 5.24's `GptOssRotaryEmbedding`.
+#[test]
+fn yarn_blends_from_whole_pairs_on_unless_it_is_not_truncated() {
+    let gpt_oss = |change: &dyn Fn(&mut Value)| {
+        let config = phi(|json| {
+            json["architectures"][0] = "GptOssForCausalLM".into();
+            json["partial_rotary_factor"] = Value::Null;
+            json["rope_scaling"] = Value::Null;
+            json["rope_theta"] = 150_000.into();
+            json["num_local_experts"] = 4.into();
+            json["num_experts_per_tok"] = 2.into();
+            change(json);
+        });
+        config.unwrap()
+    };
+    let check = |config: &ModelConfig, expected: [f64; 3]| {
+        let frequencies = config.rope_frequencies();
+        for (pair, expected) in [8, 9, 17].into_iter().zip(expected) {
+            let found = f64::from(frequencies[pair]);
+            assert!((found / expected - 1.0).abs() < 2e-6, "{pair}: {found}");
+        }
+    };
+    let usual = gpt_oss(&|_| {});
+    assert_eq!((usual.head_dim, usual.rope.theta), (64, 150_000.0));
+    check(
+        &usual,
+        [
+            0.050_813_272_595_4,
+            0.031_705_696_135_8,
+            0.000_129_318_694_2,
+        ],
+    );
+    assert!((usual.rope.attention_factor() - 1.346_573_590_28).abs() < 1e-9);
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 4096
+    });
+    let truncated = gpt_oss(&|json| json["rope_scaling"] = yarn.clone());
+    check(
+        &truncated,
+        [
+            0.050_813_272_595_4,
+            0.031_620_752_066_4,
+            0.000_227_947_835_8,
+        ],
+    );
+    let said = gpt_oss(&|json| {
+        json["rope_scaling"] = yarn.clone();
+        json["rope_scaling"]["truncate"] = false.into();
+    });
+    assert_eq!(said, usual);
+    let plain = gpt_oss(&|json| json["rope_scaling"] = json!({"rope_type": "default"}));
+    assert_eq!(plain.rope.attention_factor(), 1.0);
+}

@@ -133,6 +133,32 @@ fn each_tensor_has_the_rate_and_the_decay_of_its_owner_s_group() {
     }
 }
 
+/// As Transformers 5.24's `Trainer.get_decay_parameter_names` has it of GPT-OSS.
+#[test]
+fn sinks_decay_and_biases_of_fused_experts_do_not() {
+    let optimizer = Optimizer::from_job(&JobSpec {
+        weight_decay: 0.1,
+        ..job(Method::Full)
+    });
+    for (name, shape, decays) in [
+        ("self_attn.sinks", vec![4], true),
+        ("mlp.router.bias", vec![4], false),
+        ("mlp.experts.gate_up_proj", vec![4, 8, 12], true),
+        ("mlp.experts.gate_up_proj_bias", vec![4, 12], false),
+        ("mlp.experts.down_proj_bias", vec![4, 8], false),
+    ] {
+        let rule = optimizer.of_tensor(&TensorLayout {
+            name: format!("model.layers.0.{name}"),
+            shape,
+            offset: 0,
+        });
+        let Rule::AdamW(rule) = rule.rule else {
+            panic!("{rule:?}")
+        };
+        assert_eq!(rule.weight_decay > 0.0, decays, "{name}");
+    }
+}
+
 #[test]
 fn a_matrix_of_muon_has_the_same_bits_for_any_number_of_threads() {
     let (rows, columns) = (130, 67);
