@@ -93,9 +93,11 @@ fn fused_experts_and_sinks_are_the_same_with_two_workers() {
     let two = site.train("two", &[&options[..], &["--local-workers", "2"]].concat());
     assert_eq!(two, quiet);
     let file = TensorFile::open(&site.path("two/model.safetensors")).unwrap();
-    let shape = |name: &str| file.get(&format!("model.layers.3.{name}")).unwrap().shape;
-    assert_eq!(shape("self_attn.sinks"), [4]);
-    assert_eq!(shape("mlp.experts.gate_up_proj"), [5, 128, 768]);
+    let shape = |name: &str| file.get(&format!("model.layers.0.{name}")).unwrap().shape;
+    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+    assert_eq!(shape("self_attn.sinks"), [size("num_attention_heads")]);
+    let (hidden, width) = (size("hidden_size"), size("intermediate_size"));
+    assert_eq!(shape("mlp.experts.gate_up_proj"), [5, hidden, 2 * width]);
 }
 
 #[test]
