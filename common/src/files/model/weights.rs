@@ -133,7 +133,7 @@ impl WeightFiles {
     /// Refuses finite numbers that bfloat16 would make infinite, in any of the tensors.
     pub fn check_bfloat16(&self, expected: &[(String, Vec<usize>)]) -> Result<(), FileError> {
         for (name, shape) in expected {
-            // Whatever its levels and scales make of it was checked when the files were opened.
+            // Whatever levels and scales make of it was checked when the files were opened, or is when it is read.
             if self.is_quantised(name) || self.is_widened(name) {
                 continue;
             }
