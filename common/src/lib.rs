@@ -3,6 +3,7 @@
 
 pub mod chat_templates;
 pub mod data;
+pub mod dynamic_map;
 pub mod exact;
 pub mod failpoint;
 pub mod files;

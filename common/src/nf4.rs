@@ -10,7 +10,7 @@ mod nested;
 use rayon::prelude::*;
 use thiserror::Error;
 
-pub use nested::{Nested, dynamic_map};
+pub use nested::Nested;
 
 /// Scalars that share a scale, where Muster quantises.
 pub const BLOCK: usize = 64;

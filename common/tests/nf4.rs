@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
+use common::dynamic_map;
 use common::files::tensors::{Dtype, TensorFile};
-use common::nf4::{NF4_LEVELS, Nested, Nf4, Scales, dynamic_map};
+use common::nf4::{NF4_LEVELS, Nested, Nf4, Scales};
 use half::bf16;
 use serde_json::Value;
 
@@ -79,7 +80,7 @@ impl Golden {
 fn the_levels_are_bitsandbytes_s() {
     let golden = golden();
     assert_eq!(golden.floats("map.nf4").unwrap(), NF4_LEVELS);
-    assert_eq!(golden.floats("map.dynamic").unwrap(), dynamic_map());
+    assert_eq!(golden.floats("map.dynamic").unwrap(), dynamic_map::signed());
 }
 
 #[test]
@@ -138,7 +139,8 @@ fn what_others_quantised_is_read_by_its_own_levels_and_blocks() {
                 .floats(&format!("{case}.double.nested_absmax"))
                 .unwrap();
             let offset = golden.floats(&format!("{case}.double.offset")).unwrap()[0];
-            let nested = Nested::of_parts(codes, *dynamic_map(), 256, absmax, offset).unwrap();
+            let nested =
+                Nested::of_parts(codes, *dynamic_map::signed(), 256, absmax, offset).unwrap();
             golden.check_dequantised(case, ".double", &matrix(Scales::Nested(nested)));
         }
     }

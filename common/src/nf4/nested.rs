@@ -1,17 +1,14 @@
 //! Scales of blocks in 8 bits: their distance from their mean, in blocks of their own.
 //!
-//! Source: bitsandbytes 0.50: `functional.py` (`quantize_4bit` with `compress_statistics`, `create_dynamic_map`), and
-//! `csrc/cpu_ops.cpp`, which finds a code by its place among 65,536.
+//! Source: bitsandbytes 0.50: `functional.py` (`quantize_4bit` with `compress_statistics`), and `csrc/cpu_ops.cpp`, which finds a code by its place among 65,536.
 
 use std::sync::LazyLock;
 
 use super::mean::mean;
+use crate::dynamic_map::{self, Map};
 
 /// Scales that share a scale of their own.
 const BLOCK: usize = 256;
-
-/// Values of 8 bits, ascending.
-pub type Map = [f32; 256];
 
 /// Scales in 8 bits each.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +48,7 @@ impl Nested {
         }
         Self {
             codes,
-            map: Box::new(*dynamic_map()),
+            map: Box::new(*dynamic_map::signed()),
             block: BLOCK,
             absmax,
             offset,
@@ -107,7 +104,7 @@ const PLACES: usize = 1 << 16;
 /// The code of each place: the nearest value of the dynamic map, and of two the lower.
 fn places() -> &'static [u8] {
     static CODES: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let map = dynamic_map();
+        let map = dynamic_map::signed();
         let middles: Vec<f32> = map
             .windows(2)
             .map(|pair| (pair[0] + pair[1]) / 2.0)
@@ -122,35 +119,4 @@ fn places() -> &'static [u8] {
 /// Bytes of so many scales.
 pub(super) fn bytes(scales: u64) -> u64 {
     scales + scales.div_ceil(BLOCK as u64) * size_of::<f32>() as u64 + size_of::<Map>() as u64
-}
-
-/// The signed dynamic map: in each power of ten the middles of ever more equal parts, both signs, with 0 and 1.
-pub fn dynamic_map() -> &'static Map {
-    static MAP: LazyLock<Map> = LazyLock::new(|| {
-        let mut map = [0.0; 256];
-        let mut next = 0;
-        for power in 0..7 {
-            let factor = 10f64.powi(power - 6) as f32;
-            let parts = 1usize << power;
-            for part in 0..parts {
-                let middle = (border(part, parts) + border(part + 1, parts)) / 2.0;
-                map[next] = factor * middle;
-                map[next + 1] = -(factor * middle);
-                next += 2;
-            }
-        }
-        map[next] = 1.0;
-        map.sort_by(f32::total_cmp);
-        map
-    });
-    &MAP
-}
-
-/// A border of equal parts of [0.1, 1], counted from the nearer end in one operation, as PyTorch's `linspace` does.
-fn border(index: usize, parts: usize) -> f32 {
-    let step = (1.0 - 0.1f32) / parts as f32;
-    match index < parts.div_ceil(2) {
-        true => step.mul_add(index as f32, 0.1),
-        false => (-step).mul_add((parts - index) as f32, 1.0),
-    }
 }
