@@ -251,6 +251,40 @@ fn a_run_that_was_stopped_and_killed_ends_with_the_weights_of_a_quiet_one() {
 }
 
 #[test]
+fn moments_of_8_bits_are_the_same_with_three_workers_after_a_kill_and_for_who_joins() {
+    let site = Site::new();
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    // Factors of this rank are large enough for 8 bits.
+    let mut options = vec!["--set", "optimizer=adamw_8bit", "--set", "lora_r=128"];
+    options.extend(["--max-steps", "100", "--set", "save_steps=5"]);
+    let with = |more: &[&'static str]| [&options[..], more].concat();
+    let quiet = site.train("quiet", &options);
+    assert_eq!(site.train("three", &with(&["--local-workers", "3"])), quiet);
+    let in_float32 = [&options[2..], &["--local-workers", "1"]].concat();
+    assert_ne!(site.train("float32", &in_float32), quiet);
+
+    let mut run = Run::of(&mut site.start("out", &with(&["--single-node"])));
+    run.steps(8).process.kill();
+    drop(run);
+    let run = Run::of(&mut site.start("out", &with(&["--single-node"]))).end();
+    assert!(run.status.success(), "{run:?}");
+    assert!(run.stdout.contains("checkpoint-"), "{run:?}");
+    assert_eq!(site.digest("out"), quiet);
+
+    let listening = [&options[..], &["--listen", &listen]].concat();
+    let mut run = Run::of(&mut site.start("joined", &listening));
+    let mut first = site.join("first", port);
+    run.steps(5);
+    let mut second = site.join("second", port);
+    run.until("joined").steps(3);
+    first.kill();
+    let run = run.end();
+    assert!(run.status.success() && second.wait().success(), "{run:?}");
+    assert_eq!(site.digest("joined"), quiet);
+}
+
+#[test]
 fn a_run_that_begins_anew_leaves_nothing_of_the_one_before_to_go_on_from() {
     let site = Site::new();
     let options = ["--max-steps", "60", "--set", "save_steps=20"];

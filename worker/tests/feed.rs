@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::files::Snapshot;
 use common::files::layout::Layout;
 use common::files::snapshot::MAX_STATE_BYTES_PER_SCALAR;
+use common::files::{Flat, Snapshot};
 use futures::FutureExt;
 use worker::collective::feed::{FeedLimits, FeedTimeouts, Feeds, Follower, News, Source, Update};
 use worker::collective::frame::{FeedHello, FrameHeader, FrameKind, HEADER_BYTES};
@@ -41,12 +41,12 @@ fn layout() -> Arc<Layout> {
 }
 
 fn state(step: u64) -> StateCopy {
-    let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect();
+    let flat = |seed: f32| (0..SCALARS).map(|i| seed + i as f32).collect::<Flat>();
     let snapshot = Snapshot {
         step,
         layout: layout(),
         weights: flat(step as f32),
-        moments: vec![flat(-0.5), flat(0.25)],
+        moments: vec![flat(-0.5).into(), flat(0.25).into()],
     };
     StateCopy {
         snapshot,

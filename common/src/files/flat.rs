@@ -6,32 +6,32 @@ use std::sync::Arc;
 
 /// Scalars in the order of a [`Layout`](super::Layout). Cloning shares them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Flat(Arc<Vec<f32>>);
+pub struct Flat<T = f32>(Arc<Vec<T>>);
 
-impl From<Vec<f32>> for Flat {
-    fn from(scalars: Vec<f32>) -> Self {
+impl<T> From<Vec<T>> for Flat<T> {
+    fn from(scalars: Vec<T>) -> Self {
         Self(Arc::new(scalars))
     }
 }
 
-impl FromIterator<f32> for Flat {
-    fn from_iter<Scalars: IntoIterator<Item = f32>>(scalars: Scalars) -> Self {
+impl<T> FromIterator<T> for Flat<T> {
+    fn from_iter<Scalars: IntoIterator<Item = T>>(scalars: Scalars) -> Self {
         Vec::from_iter(scalars).into()
     }
 }
 
-impl Deref for Flat {
-    type Target = [f32];
+impl<T> Deref for Flat<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.0
     }
 }
 
 /// Access for changes: copies the scalars first where they are shared.
-impl DerefMut for Flat {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        let own: &mut Vec<f32> = Arc::make_mut(&mut self.0);
+impl<T: Clone> DerefMut for Flat<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let own: &mut Vec<T> = Arc::make_mut(&mut self.0);
         own
     }
 }

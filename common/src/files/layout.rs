@@ -1,18 +1,23 @@
 //! Names, shapes and order of the trainable tensors: what makes a flat list of scalars mean something, and the same
 //! thing on every machine.
 
+use crate::job::{MomentDtype, Moments};
+
 /// The trainable tensors, ordered by name; a *flat* buffer is their concatenation in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub tensors: Vec<TensorLayout>,
     /// Number of scalars of all tensors.
     pub scalars: usize,
-    /// Number of moments that the optimizer keeps of each scalar, each in a flat buffer of its own.
-    pub moments: usize,
+    /// What the optimizer keeps of each scalar.
+    pub moments: Moments,
 }
 
 /// Moments of AdamW.
-const USUAL_MOMENTS: usize = 2;
+const USUAL_MOMENTS: Moments = Moments {
+    count: 2,
+    dtype: MomentDtype::Float32,
+};
 
 /// Name, shape and place of one trainable tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,17 +63,24 @@ impl Layout {
         }
     }
 
-    /// The same tensors, with so many moments of each scalar.
-    pub fn with_moments(self, moments: usize) -> Self {
+    /// The same tensors, with these moments of each scalar.
+    pub fn with_moments(self, moments: Moments) -> Self {
         Self { moments, ..self }
     }
 
     /// Bytes of a state: float32 weights and moments.
     pub fn state_bytes(&self) -> usize {
-        (1 + self.moments) * self.scalars * size_of::<f32>()
+        self.buffer_bytes().iter().sum()
     }
 
-    /// BLAKE3 over names and shapes in order, and over the number of moments where it is not AdamW's, hex.
+    /// Bytes of each buffer of a state, in the order of [`Snapshot::buffers`](super::Snapshot::buffers).
+    pub fn buffer_bytes(&self) -> Vec<usize> {
+        let mut bytes = vec![self.scalars * size_of::<f32>()];
+        bytes.extend(self.moment_bytes());
+        bytes
+    }
+
+    /// BLAKE3 over names and shapes in order, and over the moments where they are not AdamW's, hex.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for tensor in &self.tensors {
@@ -79,9 +91,12 @@ impl Layout {
                 hasher.update(&(size as u64).to_le_bytes());
             }
         }
-        if self.moments != USUAL_MOMENTS {
+        if self.moments.count != USUAL_MOMENTS.count {
             hasher.update(b"moments");
-            hasher.update(&(self.moments as u64).to_le_bytes());
+            hasher.update(&(self.moments.count as u64).to_le_bytes());
+        }
+        if self.moments.dtype == MomentDtype::EightBits {
+            hasher.update(b"moments of 8 bits");
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -132,7 +147,10 @@ pub(super) fn as_bytes(scalars: &[f32]) -> &[u8] {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::job::Optimizer;
 
     fn layout() -> Layout {
         Layout::new([("b".into(), vec![2, 3]), ("a".into(), vec![4])])
@@ -153,8 +171,16 @@ mod tests {
     fn the_digest_tells_shapes_and_moments_apart() {
         let other = Layout::new([("b".into(), vec![3, 2]), ("a".into(), vec![4])]);
         assert_ne!(layout().digest(), other.digest());
-        assert_ne!(layout().digest(), layout().with_moments(1).digest());
-        assert_eq!(layout().digest(), layout().with_moments(2).digest());
+        let with = |optimizer: Optimizer| layout().with_moments(optimizer.moments()).digest();
+        assert_eq!(layout().digest(), with(Optimizer::Adamw));
+        let kinds = [
+            Optimizer::Adamw,
+            Optimizer::Adamw8bit,
+            Optimizer::Lion,
+            Optimizer::Lion8bit,
+        ];
+        let digests: BTreeSet<String> = kinds.map(with).into();
+        assert_eq!(digests.len(), kinds.len());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The state of a trainer between two steps: trainable weights and optimizer moments, in memory and on disk.
 //!
 //! On disk the weights are what other programs load (a PEFT adapter, or a Hugging Face model) and `optimizer.safetensors`
-//! holds the rest (as many moments as the optimizer keeps), so that reading gives back every bit.
+//! holds the rest (as many moments as the optimizer keeps; those of 8 bits with the largest magnitude of each block beside
+//! them), so that reading gives back every bit.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,14 +14,22 @@ use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
 use super::flat::Flat;
 use super::layout::{Layout, TensorLayout, as_bytes, weights_digest};
 use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use super::moments::{BlocksMut, Moment, MomentPart, MomentPartMut};
 use super::sink::Sink;
 use super::tensors::{self, Dtype, TensorFile};
-use crate::job::InitWeights;
+use crate::job::{InitWeights, MomentDtype};
 
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// Names of the moments on disk, in order: those of AdamW's. Where an optimizer keeps one, it is the first.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// Names of the blocks' largest magnitudes on disk, for each of the [`MOMENTS`].
+const ABSMAX: [&str; 2] = ["exp_avg_absmax", "exp_avg_sq_absmax"];
+
+/// Key of the metadata that says what moments are kept in, where it is not float32; and what it says.
+const DTYPE_KEY: &str = "moments";
+const EIGHT_BITS: &str = "8bit";
 
 /// Most bytes of a state per trainable scalar: a float32 weight and two float32 moments.
 pub const MAX_STATE_BYTES_PER_SCALAR: usize = (1 + MOMENTS.len()) * size_of::<f32>();
@@ -31,10 +40,10 @@ pub struct Snapshot {
     /// Number of optimizer updates that it has seen.
     pub step: u64,
     pub layout: Arc<Layout>,
-    /// Trainable weights, flat in the order of the layout, as are the moments.
+    /// Trainable weights, flat in the order of the layout.
     pub weights: Flat,
-    /// As many as the layout says.
-    pub moments: Vec<Flat>,
+    /// As the layout says.
+    pub moments: Vec<Moment>,
 }
 
 /// Format of the weights on disk.
@@ -58,13 +67,36 @@ impl Snapshot {
 
     /// BLAKE3 over the number of updates and the digests of the moments, hex.
     pub fn optimizer_digest(&self) -> String {
-        let digest = |flat| weights_digest(&self.layout, self.layout.split(flat));
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.step.to_le_bytes());
         for moment in &self.moments {
-            hasher.update(digest(moment).as_bytes());
+            match moment {
+                Moment::Float32(flat) => {
+                    let digest = weights_digest(&self.layout, self.layout.split(flat));
+                    hasher.update(digest.as_bytes());
+                }
+                Moment::EightBits(_) => {
+                    for buffer in moment.buffers() {
+                        hasher.update_rayon(buffer);
+                    }
+                }
+            }
         }
         hasher.finalize().to_hex().to_string()
+    }
+
+    /// The bytes of all buffers: the weights, then those of each moment.
+    pub fn buffers(&self) -> Vec<&[u8]> {
+        let mut buffers = vec![as_bytes(&self.weights)];
+        buffers.extend(self.moments.iter().flat_map(Moment::buffers));
+        buffers
+    }
+
+    /// The [`buffers`](Self::buffers), open for changes.
+    pub fn buffers_mut(&mut self) -> Vec<&mut [u8]> {
+        let mut buffers: Vec<&mut [u8]> = vec![bytemuck::cast_slice_mut(&mut self.weights)];
+        buffers.extend(self.moments.iter_mut().flat_map(Moment::buffers_mut));
+        buffers
     }
 
     /// Writes weights and optimizer state.
@@ -76,18 +108,22 @@ impl Snapshot {
         self.write_weights(&mut sink, format)?;
         let keep_weights =
             matches!(format, WeightsFormat::Model { dtype, .. } if *dtype != Dtype::F32);
-        let mut buffers: Vec<_> = MOMENTS.into_iter().zip(&self.moments).collect();
+        let moments = self.moments.iter().zip(MOMENTS.into_iter().zip(ABSMAX));
+        let mut listed: Vec<Listed> = moments
+            .flat_map(|(moment, names)| list(&self.layout, moment, names))
+            .collect();
         if keep_weights {
-            buffers.push(("weights", &self.weights));
-        }
-        let listed = buffers.into_iter().flat_map(|(kind, flat)| {
-            self.named(flat).map(move |(name, shape, scalars)| {
-                let name = format!("{kind}.{name}");
+            let weights = self.named(&self.weights).map(|(name, shape, scalars)| {
+                let name = format!("weights.{name}");
                 (name, Dtype::F32, shape.to_vec(), as_bytes(scalars))
-            })
-        });
+            });
+            listed.extend(weights);
+        }
         let (step, layout) = (self.step.to_string(), self.layout.digest());
-        let metadata = [("step", step.as_str()), ("layout_digest", layout.as_str())];
+        let mut metadata = vec![("step", step.as_str()), ("layout_digest", layout.as_str())];
+        if self.layout.moments.dtype == MomentDtype::EightBits {
+            metadata.push((DTYPE_KEY, EIGHT_BITS));
+        }
         tensors::write(&mut sink, OPTIMIZER, listed, &metadata)
     }
 
@@ -125,8 +161,16 @@ impl Snapshot {
         let path = dir.join(OPTIMIZER);
         let optimizer = TensorFile::open(&path)?;
         if optimizer.metadata("layout_digest") != Some(layout.digest().as_str()) {
-            let reason =
-                "was saved for other trainable tensors, or another optimizer, than the job's";
+            let is_8bit = optimizer.metadata(DTYPE_KEY) == Some(EIGHT_BITS);
+            let reason = match (is_8bit, layout.moments.dtype) {
+                (true, MomentDtype::Float32) => {
+                    "has moments of 8 bits, and the job's optimizer keeps float32: name the one that it was saved by (adamw_8bit)"
+                }
+                (false, MomentDtype::EightBits) => {
+                    "has float32 moments, and the job's optimizer keeps 8 bits: name the one that it was saved by (adamw)"
+                }
+                _ => "was saved for other trainable tensors, or another optimizer, than the job's",
+            };
             return Err(FileError::malformed(&path, reason));
         }
         let step = optimizer
@@ -143,9 +187,14 @@ impl Snapshot {
         } else {
             read_weights(dir, layout)?
         };
-        let names = MOMENTS.into_iter().take(layout.moments);
+        let names = MOMENTS.into_iter().zip(ABSMAX).take(layout.moments.count);
         let moments = names
-            .map(|name| Ok(read_flat(&files, &format!("{name}."), layout)?.into()))
+            .map(|names| match layout.moments.dtype {
+                MomentDtype::Float32 => {
+                    Ok(Flat::from(read_flat(&files, &format!("{}.", names.0), layout)?).into())
+                }
+                MomentDtype::EightBits => read_8bit(&files[0], names, layout),
+            })
             .collect::<Result<_, FileError>>()?;
         Ok(Self {
             step,
@@ -165,6 +214,73 @@ impl Snapshot {
             .zip(self.layout.split(flat))
             .map(|(tensor, scalars)| (tensor.name.as_str(), tensor.shape.as_slice(), scalars))
     }
+}
+
+/// Name, type, shape and bytes of a tensor on disk.
+type Listed<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
+
+/// What stands on disk of a moment. `name` is that of the moment, `absmax` that of its blocks' largest magnitudes.
+fn list<'a>(
+    layout: &'a Layout,
+    moment: &'a Moment,
+    (name, absmax_name): (&str, &str),
+) -> Vec<Listed<'a>> {
+    let mut listed = Vec::new();
+    for (tensor, part) in layout.tensors.iter().zip(moment.parts(layout)) {
+        let shape = tensor.shape.clone();
+        let name = format!("{name}.{}", tensor.name);
+        match part {
+            MomentPart::Float32(scalars) => {
+                listed.push((name, Dtype::F32, shape, as_bytes(scalars)));
+            }
+            MomentPart::EightBits { codes, absmax } => {
+                let absmax_name = format!("{absmax_name}.{}", tensor.name);
+                listed.push((name, Dtype::U8, shape, codes));
+                listed.push((
+                    absmax_name,
+                    Dtype::F32,
+                    vec![absmax.len()],
+                    as_bytes(absmax),
+                ));
+            }
+        }
+    }
+    listed
+}
+
+/// Reads a moment in 8 bits.
+fn read_8bit(
+    file: &TensorFile,
+    (name, absmax_name): (&str, &str),
+    layout: &Layout,
+) -> Result<Moment, FileError> {
+    let malformed = |name: &str, reason: &str| {
+        FileError::malformed(file.path(), format!("tensor {name} {reason}"))
+    };
+    // Before memory is taken for what the file may not have.
+    for tensor in &layout.tensors {
+        file.expect(&format!("{name}.{}", tensor.name), &tensor.shape)?;
+    }
+    let mut moment = Moment::zeros(layout);
+    for (tensor, part) in layout.tensors.iter().zip(moment.parts_mut(layout)) {
+        let name = format!("{name}.{}", tensor.name);
+        match part {
+            MomentPartMut::Float32(scalars) => file.read_f32(&name, &tensor.shape, scalars)?,
+            MomentPartMut::EightBits(BlocksMut { codes, absmax }) => {
+                let view = file.expect(&name, &tensor.shape)?;
+                if view.dtype != Dtype::U8 {
+                    return Err(malformed(&name, "is not of 8 bits"));
+                }
+                codes.copy_from_slice(view.bytes);
+                let name = format!("{absmax_name}.{}", tensor.name);
+                file.read_f32(&name, &[absmax.len()], absmax)?;
+                if !absmax.iter().all(|most| *most >= 0.0) {
+                    return Err(malformed(&name, "has a magnitude that is no number from 0"));
+                }
+            }
+        }
+    }
+    Ok(moment)
 }
 
 /// The trainable weights of an adapter or model folder, flat: float32, whatever their type on disk.
@@ -209,6 +325,7 @@ fn read_flat(files: &[TensorFile], prefix: &str, layout: &Layout) -> Result<Vec<
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use super::*;
+    use crate::job::{Moments, Optimizer};
 
     pub fn snapshot() -> Snapshot {
         let layout = Arc::new(Layout::new([
@@ -220,7 +337,32 @@ pub(super) mod tests {
             step: 12,
             layout,
             weights: flat(1.0),
-            moments: vec![flat(-2.0), flat(0.5)],
+            moments: vec![flat(-2.0).into(), flat(0.5).into()],
+        }
+    }
+
+    /// A state with two moments of 8 bits: of one tensor in codes, of the other in float32.
+    fn eight_bits() -> Snapshot {
+        let layout = Layout::new([
+            ("model.b.weight".into(), vec![70, 60]),
+            ("model.a.weight".into(), vec![4]),
+        ]);
+        let layout = layout.with_moments(Optimizer::Adamw8bit.moments());
+        let moment = |seed: usize| {
+            let mut moment = Moment::zeros(&layout);
+            for buffer in moment.buffers_mut() {
+                for (index, byte) in buffer.iter_mut().enumerate() {
+                    // Of float32 no sign, and no exponent of a number that is none.
+                    *byte = (index * seed % 127) as u8 & if index % 4 == 3 { 0x3f } else { 0x7f };
+                }
+            }
+            moment
+        };
+        Snapshot {
+            step: 7,
+            weights: (0..layout.scalars).map(|i| i as f32 / 7.0).collect(),
+            moments: vec![moment(3), moment(5)],
+            layout: Arc::new(layout),
         }
     }
 
@@ -247,20 +389,117 @@ pub(super) mod tests {
     fn every_bit_comes_back_from_disk() {
         for format in [adapter(), model(Dtype::F32), model(Dtype::BF16)] {
             let folder = tempfile::tempdir().unwrap();
-            let written = snapshot();
-            written.write_files(folder.path(), &format).unwrap();
-            let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
-            assert_eq!(read, written);
-            assert_eq!(read.weights_digest(), written.weights_digest());
+            for written in [snapshot(), eight_bits()] {
+                written.write_files(folder.path(), &format).unwrap();
+                let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();
+                assert_eq!(read, written);
+                assert_eq!(read.weights_digest(), written.weights_digest());
+                assert_eq!(read.optimizer_digest(), written.optimizer_digest());
+            }
+        }
+    }
+
+    #[test]
+    fn moments_of_8_bits_take_a_quarter_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = eight_bits();
+        written.write_files(folder.path(), &adapter()).unwrap();
+        let file = TensorFile::open(&folder.path().join(OPTIMIZER)).unwrap();
+        let bytes: usize = file
+            .names()
+            .map(|name| file.get(name).unwrap().bytes.len())
+            .sum();
+        // Codes, the largest magnitude of each block, and a small tensor in float32.
+        assert_eq!(bytes, 2 * (4200 + 17 * 4 + 4 * 4));
+        assert_eq!(bytes + 4204 * 4, written.layout.state_bytes());
+    }
+
+    #[test]
+    fn one_changed_bit_changes_the_optimizer_s_digest() {
+        let digest = eight_bits().optimizer_digest();
+        for buffer in 1..7 {
+            let mut other = eight_bits();
+            other.buffers_mut()[buffer][3] ^= 1;
+            assert_ne!(other.optimizer_digest(), digest, "{buffer}");
+        }
+    }
+
+    #[test]
+    fn moments_of_another_kind_are_refused() {
+        let refused = |written: &Snapshot, optimizer: Optimizer| {
+            let folder = tempfile::tempdir().unwrap();
+            written.write_files(folder.path(), &adapter()).unwrap();
+            let layout = (*written.layout).clone().with_moments(optimizer.moments());
+            let read = Snapshot::read_files(folder.path(), &Arc::new(layout));
+            read.unwrap_err().to_string()
+        };
+        let message = refused(&eight_bits(), Optimizer::Adamw);
+        assert!(message.contains("has moments of 8 bits"), "{message}");
+        let message = refused(&snapshot(), Optimizer::Adamw8bit);
+        assert!(message.contains("has float32 moments"), "{message}");
+    }
+
+    #[test]
+    fn codes_and_magnitudes_of_another_type_are_refused() {
+        for (name, dtype, expected) in [
+            ("exp_avg.model.b.weight", Dtype::F32, "is not of 8 bits"),
+            (
+                "exp_avg_sq_absmax.model.b.weight",
+                Dtype::F32,
+                "no number from 0",
+            ),
+            (
+                "exp_avg_sq_absmax.model.b.weight",
+                Dtype::U8,
+                "exp_avg_sq_absmax",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let snapshot = eight_bits();
+            snapshot.write_files(folder.path(), &adapter()).unwrap();
+            let path = folder.path().join(OPTIMIZER);
+            let file = TensorFile::open(&path).unwrap();
+            let wrong = [f32::NAN; 4200];
+            let tensors: Vec<_> = file
+                .names()
+                .map(|found| {
+                    let view = file.get(found).unwrap();
+                    let (dtype, bytes) = match found == name {
+                        true => (
+                            dtype,
+                            &as_bytes(&wrong)[..view.scalars() * dtype.bitsize() / 8],
+                        ),
+                        false => (view.dtype, view.bytes),
+                    };
+                    (found.to_owned(), dtype, view.shape.to_vec(), bytes)
+                })
+                .collect();
+            let digest = snapshot.layout.digest();
+            let metadata = [("step", "7"), ("layout_digest", digest.as_str())];
+            let other = tempfile::tempdir().unwrap();
+            std::fs::copy(
+                folder.path().join(ADAPTER_WEIGHTS),
+                other.path().join(ADAPTER_WEIGHTS),
+            )
+            .unwrap();
+            tensors::write(other.path(), OPTIMIZER, tensors, &metadata).unwrap();
+            let refused = Snapshot::read_files(other.path(), &snapshot.layout);
+            let message = refused.unwrap_err().to_string();
+            assert!(
+                message.contains(expected) && message.contains(name),
+                "{message}"
+            );
         }
     }
 
     #[test]
     fn as_many_moments_as_the_layout_says_are_written_and_read() {
-        for (moments, format) in [(0, adapter()), (1, adapter()), (1, model(Dtype::BF16))] {
+        for (count, format) in [(0, adapter()), (1, adapter()), (1, model(Dtype::BF16))] {
             let folder = tempfile::tempdir().unwrap();
             let mut written = snapshot();
-            written.moments.truncate(moments);
+            written.moments.truncate(count);
+            let dtype = MomentDtype::Float32;
+            let moments = Moments { count, dtype };
             written.layout = Arc::new((*written.layout).clone().with_moments(moments));
             written.write_files(folder.path(), &format).unwrap();
             let read = Snapshot::read_files(folder.path(), &written.layout).unwrap();

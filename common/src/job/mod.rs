@@ -61,7 +61,9 @@ pub use fields::{Field, FlagValue, fields, flag_names, flag_value, negations};
 pub use loss::{Eaft, MAX_EAFT_K, TokenLoss};
 pub use lr_scheduler::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 pub use mask::{EndOfTurn, MaskSpec, SHAREGPT_ROLES};
-pub use optimizer::{Optimizer, RateGroup, RateGroups, TensorRate, is_embedding};
+pub use optimizer::{
+    MomentDtype, Moments, Optimizer, RateGroup, RateGroups, TensorRate, is_embedding,
+};
 pub use pattern::whole_path;
 pub use prompt_format::{PromptFormat, SystemFormat, fill};
 pub use spec::*;

@@ -11,6 +11,9 @@ pub enum Optimizer {
     /// Adam with decoupled weight decay (Loshchilov & Hutter, 2019).
     #[default]
     Adamw,
+    /// AdamW with moments of 8 bits (Dettmers et al., 2022).
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
     /// Stochastic gradient descent, as `torch.optim.SGD` does it: the weight decay is added to the gradient.
     Sgd {
         /// Share of the last step's direction that is kept, in [0, 1).
@@ -21,6 +24,9 @@ pub enum Optimizer {
     },
     /// The sign of an interpolated moment (Chen et al., 2023).
     Lion,
+    /// Lion with a moment of 8 bits.
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
     /// Orthogonalised momentum for matrices (Jordan et al., 2024), AdamW for embedding and output layer.
     Muon {
         /// Whether norms and biases are trained, by AdamW: so in LLaMA-Factory. In Axolotl they stay as they are.
@@ -28,18 +34,38 @@ pub enum Optimizer {
     },
 }
 
+/// What an optimizer keeps of each trained scalar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moments {
+    pub count: usize,
+    pub dtype: MomentDtype,
+}
+
+/// What a moment is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MomentDtype {
+    Float32,
+    /// 8 bits, in blocks that share a scale; float32 in small tensors and embeddings.
+    EightBits,
+}
+
 impl Optimizer {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Number of float32 moments that are kept of each trained scalar.
-    pub fn moments(&self) -> usize {
-        match self {
-            Self::Adamw | Self::Muon { .. } => 2,
-            Self::Lion => 1,
+    /// The moments that are kept of each trained scalar.
+    pub fn moments(&self) -> Moments {
+        let count = match self {
+            Self::Adamw | Self::Adamw8bit | Self::Muon { .. } => 2,
+            Self::Lion | Self::Lion8bit => 1,
             Self::Sgd { momentum, .. } => usize::from(*momentum > 0.0),
-        }
+        };
+        let dtype = match self {
+            Self::Adamw8bit | Self::Lion8bit => MomentDtype::EightBits,
+            _ => MomentDtype::Float32,
+        };
+        Moments { count, dtype }
     }
 
     /// What is wrong with a number of it; goes after the optimizer's name.
@@ -70,7 +96,9 @@ impl fmt::Display for Optimizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Adamw => f.write_str("AdamW"),
+            Self::Adamw8bit => f.write_str("AdamW, moments of 8 bits"),
             Self::Lion => f.write_str("Lion"),
+            Self::Lion8bit => f.write_str("Lion, a moment of 8 bits"),
             Self::Muon { .. } => f.write_str("Muon"),
             Self::Sgd {
                 momentum, nesterov, ..

@@ -69,12 +69,12 @@ fn idle(fields: &[&str], why: impl Into<String>) -> Idle {
 fn of_optimizer(job: &JobSpec) -> Option<Idle> {
     const OF_ADAMW: [&str; 3] = ["adam_beta1", "adam_beta2", "adam_epsilon"];
     match job.optimizer {
-        Optimizer::Adamw => None,
+        Optimizer::Adamw | Optimizer::Adamw8bit => None,
         Optimizer::Sgd { .. } => Some(idle(
             &OF_ADAMW,
             "with SGD, which has neither betas nor an epsilon (optim_args: {momentum: 0.9} gives it a momentum)",
         )),
-        Optimizer::Lion => Some(idle(
+        Optimizer::Lion | Optimizer::Lion8bit => Some(idle(
             &["adam_epsilon"],
             "with Lion, which has no epsilon",
         )),

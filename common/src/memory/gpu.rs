@@ -48,7 +48,7 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     };
     Bytes {
         weights: weights(shape, work, element),
-        training: training(work, scalars),
+        training: training(shape, work, scalars),
         activations: peak.activations,
         operation: peak.operation,
         libraries: WORKSPACE_BYTES as u64,
@@ -100,7 +100,7 @@ fn beside(shape: &Shape, layer: usize, ranks: &[usize; super::LINEARS]) -> u64 {
 }
 
 /// Bytes of the flat weights, their moments, the sums, and the gradient of a slot where it is kept.
-fn training(work: &Work, scalars: u64) -> u64 {
+fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     let sum = match work.reduction {
         Reduction::Exact => 8,
         Reduction::Fast => F32,
@@ -109,7 +109,7 @@ fn training(work: &Work, scalars: u64) -> u64 {
         Trained::All => 0,
         Trained::Adapters { .. } => F32,
     };
-    work.state(scalars) + scalars * (sum + slot)
+    work.state(shape) + scalars * (sum + slot)
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits in float32 and the logits' gradient.

@@ -6,6 +6,7 @@
 
 pub mod gpu;
 mod layer;
+mod moments;
 pub mod processor;
 mod shape;
 mod told;
@@ -16,7 +17,7 @@ pub(crate) use shape::F32;
 pub use shape::{Experts, Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
-use crate::job::{JobSpec, LoraSpec, Method, TrainedRows};
+use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
 use layer::Layer;
 use serde::Serialize;
 
@@ -252,9 +253,15 @@ impl Work {
         }
     }
 
-    /// Bytes of the float32 weights and the moments of so many trainable scalars.
-    fn state(&self, scalars: u64) -> u64 {
-        scalars * (1 + self.optimizer.moments() as u64) * F32
+    /// Bytes of the float32 weights and the moments of all trainable scalars.
+    fn state(&self, shape: &Shape) -> u64 {
+        let scalars = self.scalars(shape);
+        let moments = self.optimizer.moments();
+        let moment = match moments.dtype {
+            MomentDtype::Float32 => scalars * F32,
+            MomentDtype::EightBits => moments::bytes_of_8bit(shape, self),
+        };
+        scalars * F32 + moments.count as u64 * moment
     }
 
     fn tokens(&self) -> u64 {
@@ -428,6 +435,17 @@ mod tests {
             of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &lion).training
         };
         assert_eq!([less(on_gpu), less(on_processor)], [596_049_920 * 4; 2]);
+        // In 8 bits each of two moments keeps a byte and a 64th of a float32, but four bytes of the embedding and the vectors.
+        let eight_bits = Work {
+            optimizer: Optimizer::Adamw8bit,
+            ..work(Trained::All, true)
+        };
+        let matrices = 596_049_920 - 151_936 * 1024 - SMALL.vectors();
+        let saved = 2 * matrices * 3 - 2 * matrices / 256 * 4;
+        let less = |of: fn(&Shape, &Work) -> Bytes| {
+            of(&SMALL, &work(Trained::All, true)).training - of(&SMALL, &eight_bits).training
+        };
+        assert_eq!([less(on_gpu), less(on_processor)], [saved; 2]);
     }
 
     #[test]

@@ -98,7 +98,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         true => 0,
         false => scalars * F32,
     };
-    work.state(scalars) + scalars * sum + gradient + mean
+    work.state(shape) + scalars * sum + gradient + mean
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.

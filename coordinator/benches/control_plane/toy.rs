@@ -258,7 +258,7 @@ fn state_after(step: u64) -> Snapshot {
         step,
         layout: layout(),
         weights: flat.clone(),
-        moments: vec![flat.clone(), flat],
+        moments: vec![flat.clone().into(), flat.into()],
     }
 }
 

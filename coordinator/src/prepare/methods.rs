@@ -3,7 +3,10 @@
 //! Enters: the job and the model's configuration. Leaves: bytes of a worker that computes on a processor, by the formulas of
 //! [`common::memory`].
 
-use common::job::{BaseDtype, InitWeights, JobSpec, LoraSpec, Method, Quantization, TargetModules};
+use common::job::{
+    BaseDtype, InitWeights, JobSpec, LoraSpec, Method, MomentDtype, Optimizer, Quantization,
+    TargetModules,
+};
 use common::memory::bytes;
 use common::model::ModelConfig;
 use serde::Serialize;
@@ -26,6 +29,7 @@ pub struct MethodNeed {
 /// Every method that can train this model, from the one that changes the most to the one that needs the least.
 pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
     let own = match (&job.method, config.quantization_of(job)) {
+        (Method::Full, _) if job.optimizer.moments().dtype == MomentDtype::EightBits => FULL_8_BITS,
         (Method::Full, _) => FULL,
         (Method::Lora(_), None) if job.base_dtype == BaseDtype::Bfloat16 => LORA_16_BITS,
         (Method::Lora(_), None) => LORA_32_BITS,
@@ -64,17 +68,24 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
         })),
         ..job.clone()
     };
+    let full = |method, optimizer: Option<Optimizer>| {
+        let optimizer = optimizer?;
+        let full = plain(Method::Full, job.base_dtype);
+        of(method, JobSpec { optimizer, ..full })
+    };
+    let (in_32_bits, in_8_bits) = in_either(job.optimizer);
+    let full = [full(FULL, in_32_bits), full(FULL_8_BITS, in_8_bits)];
     if job.init_weights == InitWeights::Random {
         // An adapter on random weights is refused.
-        return of(FULL, plain(Method::Full, job.base_dtype))
-            .into_iter()
-            .collect();
+        return full.into_iter().flatten().collect();
     }
+    let [full, full_in_8_bits] = full;
     let wide = match config.is_four_bits {
         // Its files have no more than 4 bits of each weight.
-        true => [None, None, None],
+        true => [None, None, None, None],
         false => [
-            of(FULL, plain(Method::Full, job.base_dtype)),
+            full,
+            full_in_8_bits,
             of(LORA_32_BITS, adapter(BaseDtype::Float32)),
             of(LORA_16_BITS, adapter(BaseDtype::Bfloat16)),
         ],
@@ -83,8 +94,23 @@ pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
     all.flatten().collect()
 }
 
+/// The optimizer with float32 moments, and with those of 8 bits where there is one.
+fn in_either(optimizer: Optimizer) -> (Option<Optimizer>, Option<Optimizer>) {
+    match optimizer {
+        Optimizer::Adamw | Optimizer::Adamw8bit => {
+            (Some(Optimizer::Adamw), Some(Optimizer::Adamw8bit))
+        }
+        Optimizer::Lion | Optimizer::Lion8bit => (Some(Optimizer::Lion), Some(Optimizer::Lion8bit)),
+        Optimizer::Sgd { .. } | Optimizer::Muon { .. } => (Some(optimizer), None),
+    }
+}
+
 /// A method's name, and what a job says to have it.
 const FULL: (&str, &str) = ("all weights", "`adapter: none`");
+const FULL_8_BITS: (&str, &str) = (
+    "all weights with 8-bit moments",
+    "`adapter: none` with `optimizer: adamw_8bit` (or `lion_8bit`)",
+);
 const LORA_32_BITS: (&str, &str) = ("LoRA on 32 bits", "`adapter: lora`");
 const LORA_16_BITS: (&str, &str) = (
     "LoRA on 16 bits",

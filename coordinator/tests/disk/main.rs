@@ -19,7 +19,7 @@ use common::files::checkpoint::{self, checkpoint_dir, newest_valid};
 use common::files::durable::Operation;
 use common::files::model::ModelFolder;
 use common::files::sink::Entries;
-use common::files::{FileError, Layout, Snapshot, WeightsFormat, atomic};
+use common::files::{FileError, Flat, Layout, Snapshot, WeightsFormat, atomic};
 use common::job::InitWeights;
 use coordinator::cluster::WorkerId;
 use coordinator::cluster::run_event::RunEvent;
@@ -72,11 +72,11 @@ fn facts() -> Facts {
 /// A state as it is when its last byte has come: written, and nothing more.
 fn received(store: &Store, step: u64) -> Received {
     let layout = Arc::new(Layout::new([("model.a.weight".to_owned(), vec![40])]));
-    let flat = |seed: u64| (0..40).map(|i| (seed * 100 + i) as f32).collect();
+    let flat = |seed: u64| (0..40).map(|i| (seed * 100 + i) as f32).collect::<Flat>();
     let snapshot = Snapshot {
         step,
         weights: flat(step),
-        moments: vec![flat(step + 1), flat(step + 2)],
+        moments: vec![flat(step + 1).into(), flat(step + 2).into()],
         layout,
     };
     let folder = store.begin(step).unwrap();

@@ -208,7 +208,7 @@ impl StepTrainer for ToyTrainer {
             step: self.step,
             layout: layout(),
             weights: scalars(&self.weights).into(),
-            moments: vec![moments.clone(), moments],
+            moments: vec![moments.clone().into(), moments.into()],
         })
     }
 

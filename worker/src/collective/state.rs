@@ -4,12 +4,17 @@
 //! The receiver trusts nothing: step, layout and lengths must be the ones due, every piece carries a checksum, and
 //! weights and optimizer state must each have the digest that was announced.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use common::files::Moment;
 use common::files::layout::Layout;
 use common::files::snapshot::Snapshot;
 
 use super::frame::PIECE_SCALARS;
+
+/// Most bytes of a piece.
+const PIECE_BYTES: usize = PIECE_SCALARS * size_of::<f32>();
 
 /// Fixed bytes of a state's header: step, scalars, then three digests in hex. What the sender remembers follows.
 const HEADER_BYTES: usize = 16 + 3 * DIGEST_BYTES;
@@ -94,19 +99,32 @@ impl StateHeader {
 
 /// Number of pieces that a state of this layout is sent in.
 pub(super) fn piece_count(layout: &Layout) -> usize {
-    (1 + layout.moments) * layout.scalars.div_ceil(PIECE_SCALARS)
+    let buffers = layout.buffer_bytes();
+    buffers
+        .iter()
+        .map(|bytes| bytes.div_ceil(PIECE_BYTES))
+        .sum()
 }
 
-/// The bytes of one piece. No piece reaches over two buffers.
+/// The bytes of one piece, of those that there are. No piece reaches over two buffers.
 pub(super) fn piece(snapshot: &Snapshot, index: usize) -> &[u8] {
-    let each = snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
-    let buffer = match index / each {
-        0 => &snapshot.weights,
-        moment => &snapshot.moments[moment - 1],
-    };
-    let start = index % each * PIECE_SCALARS;
-    let end = buffer.len().min(start + PIECE_SCALARS);
-    bytemuck::cast_slice(&buffer[start..end])
+    let buffers = snapshot.buffers();
+    let lengths = buffers.iter().map(|buffer| buffer.len());
+    let (buffer, range) = place(lengths, index).expect("a state has this piece");
+    &buffers[buffer][range]
+}
+
+/// The buffer that a piece is of, and its bytes there. None behind the last one.
+fn place(lengths: impl Iterator<Item = usize>, mut index: usize) -> Option<(usize, Range<usize>)> {
+    for (buffer, length) in lengths.enumerate() {
+        let pieces = length.div_ceil(PIECE_BYTES);
+        if index < pieces {
+            let start = index * PIECE_BYTES;
+            return Some((buffer, start..length.min(start + PIECE_BYTES)));
+        }
+        index -= pieces;
+    }
+    None
 }
 
 /// A state that arrives piece by piece.
@@ -119,11 +137,12 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Begins to receive a state whose header was decoded for this layout.
     pub fn new(header: StateHeader, layout: Arc<Layout>) -> Self {
-        let buffer = || vec![0f32; layout.scalars].into();
         let snapshot = Snapshot {
             step: header.step,
-            weights: buffer(),
-            moments: (0..layout.moments).map(|_| buffer()).collect(),
+            weights: vec![0f32; layout.scalars].into(),
+            moments: (0..layout.moments.count)
+                .map(|_| Moment::zeros(&layout))
+                .collect(),
             layout,
         };
         Self {
@@ -145,17 +164,10 @@ impl Assembly {
     /// The index of the piece that is due, and the place for its bytes. None where all are here.
     pub fn next_piece(&mut self) -> Option<(usize, &mut [u8])> {
         let index = self.received;
-        let each = self.snapshot.layout.scalars.div_ceil(PIECE_SCALARS);
-        let Snapshot {
-            weights, moments, ..
-        } = &mut self.snapshot;
-        let buffer = match index / each {
-            0 => weights,
-            moment => moments.get_mut(moment - 1)?,
-        };
-        let start = index % each * PIECE_SCALARS;
-        let end = buffer.len().min(start + PIECE_SCALARS);
-        Some((index, bytemuck::cast_slice_mut(&mut buffer[start..end])))
+        let mut buffers = self.snapshot.buffers_mut();
+        let lengths = buffers.iter().map(|buffer| buffer.len());
+        let (buffer, range) = place(lengths, index)?;
+        Some((index, &mut buffers.swap_remove(buffer)[range]))
     }
 
     /// Counts the piece that was due: its bytes are in their place.
@@ -186,6 +198,8 @@ impl Assembly {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use common::job::{MomentDtype, Moments, Optimizer};
+
     use super::*;
 
     const SCALARS: usize = 2 * PIECE_SCALARS + 3;
@@ -196,7 +210,7 @@ mod tests {
             step: 4,
             layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
             weights: flat(0.5),
-            moments: vec![flat(-0.25), flat(0.125)],
+            moments: vec![flat(-0.25).into(), flat(0.125).into()],
         };
         StateCopy {
             snapshot,
@@ -221,13 +235,45 @@ mod tests {
     #[test]
     fn a_state_arrives_whole() {
         assert_eq!(assemble(&state(), &state()), Ok(state()));
-        for moments in [0, 1] {
+        for count in [0, 1] {
             let mut state = state();
-            state.snapshot.moments.truncate(moments);
-            let layout = (*state.snapshot.layout).clone().with_moments(moments);
-            state.snapshot.layout = Arc::new(layout);
+            state.snapshot.moments.truncate(count);
+            state.snapshot.layout = Arc::new(with_moments(&state, count));
             assert_eq!(assemble(&state, &state), Ok(state));
         }
+        assert_eq!(assemble(&eight_bits(), &eight_bits()), Ok(eight_bits()));
+    }
+
+    fn with_moments(state: &StateCopy, count: usize) -> Layout {
+        let dtype = MomentDtype::Float32;
+        let layout = (*state.snapshot.layout).clone();
+        layout.with_moments(Moments { count, dtype })
+    }
+
+    /// The state with moments of 8 bits.
+    fn eight_bits() -> StateCopy {
+        let mut state = state();
+        let snapshot = &mut state.snapshot;
+        let layout = (*snapshot.layout).clone();
+        snapshot.layout = Arc::new(layout.with_moments(Optimizer::Adamw8bit.moments()));
+        snapshot.moments = vec![Moment::zeros(&snapshot.layout); 2];
+        for (index, buffer) in snapshot.buffers_mut()[1..].iter_mut().enumerate() {
+            for (place, byte) in buffer.iter_mut().enumerate() {
+                *byte = ((place + index) % 64) as u8;
+            }
+        }
+        state
+    }
+
+    #[test]
+    fn moments_of_8_bits_are_a_quarter_of_the_pieces() {
+        let pieces = |state: &StateCopy| piece_count(&state.snapshot.layout);
+        // Three for the weights, and of each moment one for the codes, one for the blocks' magnitudes.
+        assert_eq!((pieces(&state()), pieces(&eight_bits())), (9, 3 + 2 * 2));
+        let mut wrong = eight_bits();
+        wrong.snapshot.buffers_mut()[2][5] ^= 1;
+        let refused = assemble(&eight_bits(), &wrong).unwrap_err();
+        assert!(refused.contains("optimizer state"), "{refused}");
     }
 
     #[test]
@@ -237,11 +283,7 @@ mod tests {
             .enumerate()
         {
             let mut wrong = state();
-            let wrong_buffer = match buffer {
-                0 => &mut wrong.snapshot.weights,
-                moment => &mut wrong.snapshot.moments[moment - 1],
-            };
-            wrong_buffer[SCALARS - 1] += 1.0;
+            wrong.snapshot.buffers_mut()[buffer][SCALARS * 4 - 2] ^= 1;
             let refused = assemble(&state(), &wrong).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
@@ -252,8 +294,12 @@ mod tests {
         let header = StateHeader::of(&state()).encode();
         let other = Layout::new([("b".into(), vec![SCALARS])]);
         assert!(StateHeader::decode(&header, &other).is_err());
-        let one_moment = (*state().snapshot.layout).clone().with_moments(1);
-        assert!(StateHeader::decode(&header, &one_moment).is_err());
+        for layout in [
+            with_moments(&state(), 1),
+            (*eight_bits().snapshot.layout).clone(),
+        ] {
+            assert!(StateHeader::decode(&header, &layout).is_err());
+        }
         let cut = &header[..HEADER_BYTES - 1];
         assert!(StateHeader::decode(cut, &state().snapshot.layout).is_err());
     }

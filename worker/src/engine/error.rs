@@ -78,7 +78,7 @@ pub enum EngineError {
     },
     #[cfg(feature = "cuda")]
     #[error(
-        "{optimizer} is not done on GPUs yet; join with --device cpu, or give the job another optimizer (adamw, lion, sgd)"
+        "{optimizer} is not done on GPUs yet; join with --device cpu, or give the job another optimizer (adamw, adamw_8bit, lion, sgd)"
     )]
     GpuOptimizer { optimizer: common::job::Optimizer },
     #[error(transparent)]

@@ -2,18 +2,22 @@
 //! number of threads.
 
 mod adamw;
+mod eight_bits;
 mod lion;
 mod muon;
 mod norm;
 mod sgd;
 
 use common::files::layout::TensorLayout;
+use common::files::moments::MomentPartMut;
 use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding};
 use common::model::is_norm_or_bias;
 
 pub use adamw::AdamW;
 #[cfg(feature = "cuda")]
 pub(in crate::engine) use adamw::Factors;
+#[cfg(feature = "cuda")]
+pub(in crate::engine) use eight_bits::Codebook;
 #[cfg(feature = "cuda")]
 pub(in crate::engine) use lion::Factors as LionFactors;
 pub use lion::Lion;
@@ -93,7 +97,7 @@ impl Optimizer {
             false => 0.0,
         };
         let rule = match self.kind {
-            Kind::Adamw => Rule::AdamW(self.adamw(weight_decay, false)),
+            Kind::Adamw | Kind::Adamw8bit => Rule::AdamW(self.adamw(weight_decay, false)),
             Kind::Sgd {
                 momentum,
                 dampening,
@@ -104,7 +108,7 @@ impl Optimizer {
                 nesterov,
                 weight_decay,
             }),
-            Kind::Lion => Rule::Lion(Lion {
+            Kind::Lion | Kind::Lion8bit => Rule::Lion(Lion {
                 beta1: self.beta1,
                 beta2: self.beta2,
                 weight_decay,
@@ -162,7 +166,7 @@ impl TensorUpdate {
         &self,
         update: &Update,
         weights: &mut [f32],
-        moments: &mut [&mut [f32]],
+        mut moments: Vec<MomentPartMut>,
         (mean, first): (MeanSource, usize),
     ) {
         let scalars = weights.len();
@@ -172,14 +176,25 @@ impl TensorUpdate {
             "weights, moments and gradient differ in length"
         );
         let (update, mean) = (&update.at_rate(self.rate), (mean, first));
-        match (&self.rule, moments) {
-            (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+        use MomentPartMut::{EightBits, Float32};
+        match (&self.rule, &mut moments[..]) {
+            (Rule::AdamW(rule), [Float32(exp_avg), Float32(exp_avg_sq)]) => {
                 rule.update(update, weights, exp_avg, exp_avg_sq, mean);
             }
+            (Rule::AdamW(rule), [EightBits(exp_avg), EightBits(exp_avg_sq)]) => {
+                rule.update_8bit(update, weights, [exp_avg, exp_avg_sq], mean);
+            }
             (Rule::Sgd(rule), []) => rule.update(update, weights, None, mean),
-            (Rule::Sgd(rule), [momentum]) => rule.update(update, weights, Some(momentum), mean),
-            (Rule::Lion(rule), [moment]) => rule.update(update, weights, moment, mean),
-            (Rule::Muon(rule), [momentum, _]) => rule.update(update, weights, momentum, mean),
+            (Rule::Sgd(rule), [Float32(momentum)]) => {
+                rule.update(update, weights, Some(momentum), mean);
+            }
+            (Rule::Lion(rule), [Float32(moment)]) => rule.update(update, weights, moment, mean),
+            (Rule::Lion(rule), [EightBits(moment)]) => {
+                rule.update_8bit(update, weights, moment, mean);
+            }
+            (Rule::Muon(rule), [Float32(momentum), _]) => {
+                rule.update(update, weights, momentum, mean);
+            }
             (Rule::Fixed, _) => {}
             (rule, moments) => unreachable!("{rule:?} with {} moments", moments.len()),
         }

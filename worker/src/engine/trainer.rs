@@ -443,7 +443,7 @@ impl Trainer {
         let (weights, moments) = match &self.compute {
             Compute::Cpu(cpu) => cpu.state(),
             #[cfg(feature = "cuda")]
-            Compute::Gpu(gpu) => gpu.state()?,
+            Compute::Gpu(gpu) => gpu.state(&self.layout)?,
         };
         Ok(Snapshot {
             step: self.step,

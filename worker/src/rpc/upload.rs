@@ -344,7 +344,7 @@ mod tests {
                 step: 4,
                 layout: Arc::new(Layout::new([("a".into(), vec![SCALARS])])),
                 weights: flat(0.5),
-                moments: vec![flat(-0.25), flat(0.125)],
+                moments: vec![flat(-0.25).into(), flat(0.125).into()],
             },
             weights_digest: None,
             format: WeightsFormat::Model {

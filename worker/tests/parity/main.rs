@@ -3,6 +3,7 @@
 
 mod adapters;
 mod dataset;
+mod eight_bits;
 mod four_bits;
 mod golden;
 mod live;

@@ -99,9 +99,9 @@ pub(super) const FIELDS: &[Field] = &[
     field(
         "optimizer",
         &["optim"],
-        "adamw | sgd | lion | muon",
+        "adamw | adamw_8bit | sgd | lion | lion_8bit | muon",
         "adamw",
-        "The optimizer. Every other spelling of these four is known (`adamw_torch_fused`, `paged_adamw_8bit`, `lion_32bit` ...); moments are always float32. See Optimizers above.",
+        "The optimizer. Every other spelling of these six is known (`adamw_torch_fused`, `paged_adamw_8bit`, `lion_32bit` ...). Moments are float32, with `adamw_8bit` and `lion_8bit` in 8 bits. See Optimizers above.",
     ),
     field(
         "optim_args",

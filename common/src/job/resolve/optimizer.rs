@@ -17,8 +17,10 @@ struct Named {
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Adamw,
+    Adamw8bit,
     Sgd,
     Lion,
+    Lion8bit,
     Muon,
 }
 
@@ -45,6 +47,11 @@ const DONE: &[Named] = &[
         betas: USUAL_BETAS,
     },
     Named {
+        names: &["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"],
+        kind: Kind::Adamw8bit,
+        betas: USUAL_BETAS,
+    },
+    Named {
         names: &["sgd"],
         kind: Kind::Sgd,
         betas: USUAL_BETAS,
@@ -61,6 +68,11 @@ const DONE: &[Named] = &[
         betas: USUAL_BETAS,
     },
     Named {
+        names: &["lion_8bit", "paged_lion_8bit"],
+        kind: Kind::Lion8bit,
+        betas: USUAL_BETAS,
+    },
+    Named {
         // Those of Axolotl's optimizer for the weights that AdamW updates.
         names: &["muon"],
         kind: Kind::Muon,
@@ -68,33 +80,40 @@ const DONE: &[Named] = &[
     },
 ];
 
-/// Names of optimizers that hold their moments in fewer bits elsewhere.
-const DONE_IN_FLOAT32: &[Named] = &[
-    Named {
-        names: &[
-            "adamw_bnb_8bit",
-            "adamw_8bit",
-            "adamw_torch_8bit",
-            "adamw_torch_4bit",
-            "adamw_anyprecision",
-            "paged_adamw_8bit",
-            "ao_adamw_8bit",
-            "ao_adamw_4bit",
-            "ao_adamw_fp8",
-        ],
-        kind: Kind::Adamw,
-        betas: USUAL_BETAS,
-    },
-    Named {
-        names: &["lion_8bit", "paged_lion_8bit"],
-        kind: Kind::Lion,
-        betas: USUAL_BETAS,
-    },
-    Named {
-        names: &["flash_lion"],
-        kind: Kind::Lion,
-        betas: (0.9, 0.99),
-    },
+/// Names that are done with other bits in the moments than they have elsewhere, and what is told of that.
+const DONE_IN_OTHER_BITS: &[(Named, &str)] = &[
+    (
+        Named {
+            names: &["adamw_torch_8bit", "ao_adamw_8bit"],
+            kind: Kind::Adamw8bit,
+            betas: USUAL_BETAS,
+        },
+        "moments are kept in 8 bits as bitsandbytes keeps them, not torchao: blocks of 256, and float32 in embeddings",
+    ),
+    (
+        Named {
+            names: &["adamw_torch_4bit", "ao_adamw_4bit", "ao_adamw_fp8"],
+            kind: Kind::Adamw8bit,
+            betas: USUAL_BETAS,
+        },
+        "moments are kept in 8 bits as bitsandbytes keeps them, 2 bytes per trained parameter",
+    ),
+    (
+        Named {
+            names: &["adamw_anyprecision"],
+            kind: Kind::Adamw,
+            betas: USUAL_BETAS,
+        },
+        "AdamW keeps its moments in float32, 8 bytes per trained parameter; optimizer: adamw_8bit takes 2",
+    ),
+    (
+        Named {
+            names: &["flash_lion"],
+            kind: Kind::Lion,
+            betas: (0.9, 0.99),
+        },
+        "Lion keeps its moment in float32, 4 bytes per trained parameter; optimizer: lion_8bit takes 1",
+    ),
 ];
 
 /// What there is beside these elsewhere, and why it is not done here. A name that ends in `*` stands for all that begin so.
@@ -157,11 +176,6 @@ const NOT_DONE: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// What is told of moments that have fewer bits elsewhere.
-const FLOAT32_STATES: &str = "AdamW keeps its states in float32, which is more exact and takes 8 bytes per trained parameter";
-const FLOAT32_LION: &str =
-    "Lion keeps its state in float32, which is more exact and takes 4 bytes per trained parameter";
-
 /// The optimizer of a job, and the betas that it has where none are given.
 pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
     let named = named(reader);
@@ -175,7 +189,9 @@ pub(super) fn optimizer(reader: &mut Reader<'_>) -> (Optimizer, (f64, f64)) {
             }
         }
         (false, Kind::Adamw) => Optimizer::Adamw,
+        (false, Kind::Adamw8bit) => Optimizer::Adamw8bit,
         (false, Kind::Lion) => Optimizer::Lion,
+        (false, Kind::Lion8bit) => Optimizer::Lion8bit,
         (false, Kind::Muon) => {
             let told = "optimizer: muon leaves norms and biases as they are, as in Axolotl (use_muon: true trains them by AdamW)";
             reader.notices.push(told.to_owned());
@@ -212,7 +228,7 @@ fn use_muon(reader: &mut Reader<'_>, kind: Kind) {
         return;
     };
     match kind {
-        Kind::Adamw => {
+        Kind::Adamw | Kind::Adamw8bit => {
             let written = &given.written;
             let told = format!("{written}: changes nothing with use_muon, as in LLaMA-Factory");
             reader.notices.push(told);
@@ -240,11 +256,7 @@ fn named(reader: &mut Reader<'_>) -> Named {
     if let Some(named) = DONE.iter().find(has) {
         return *named;
     }
-    if let Some(named) = DONE_IN_FLOAT32.iter().find(has) {
-        let told = match named.kind {
-            Kind::Lion => FLOAT32_LION,
-            _ => FLOAT32_STATES,
-        };
+    if let Some((named, told)) = DONE_IN_OTHER_BITS.iter().find(|(named, _)| has(&named)) {
         reader.notices.push(format!("{}: {told}", given.written));
         return *named;
     }
@@ -260,7 +272,8 @@ fn named(reader: &mut Reader<'_>) -> Named {
     {
         Some((_, reason)) => format!("is {name}, which {reason}: use one of {own}"),
         None => {
-            let known = DONE.iter().chain(DONE_IN_FLOAT32);
+            let others = DONE_IN_OTHER_BITS.iter().map(|(named, _)| named);
+            let known = DONE.iter().chain(others);
             let names = known.flat_map(|named| named.names.iter().copied());
             let hint = did_you_mean(&name, names);
             format!("must be one of {own}, found `{}`{hint}", shorten(text))

@@ -9,7 +9,7 @@ fn converted(text: &str) -> String {
     convert(&path, &find_no_adapter).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-const AXOLOTL: &str = "base_model: m\noptimizer: adamw_bnb_8bit\ntf32: true\ndatasets:\n  - path: a.jsonl\n    type: chat_template\n    \
+const AXOLOTL: &str = "base_model: m\noptimizer: adamw_torch_8bit\ntf32: true\ndatasets:\n  - path: a.jsonl\n    type: chat_template\n    \
     field_messages: conversations\n    message_property_mappings: {role: from, content: value}\n    roles: {user: [human], assistant: ['on']}\n  \
     - path: b c.jsonl\n    type: alpaca\nadapter: lora\nlora_r: 8\nlora_target_modules: [q_proj, v_proj]\n\
     num_epochs: 1\nlearning_rate: 2e-4\nmicro_batch_size: 2\nchat_template_kwargs: {enable_thinking: false}\ncluster: {min_workers: 2}\n";

@@ -28,9 +28,10 @@ fn an_optimizer_has_its_owner_s_betas_where_none_are_given() {
         ("optimizer: lion_32bit\n", Optimizer::Lion, (0.9, 0.999)),
         (
             "optimizer: paged_lion_8bit\n",
-            Optimizer::Lion,
+            Optimizer::Lion8bit,
             (0.9, 0.999),
         ),
+        ("optimizer: lion_8bit\n", Optimizer::Lion8bit, (0.9, 0.999)),
         ("optimizer: muon\n", axolotl_s, (0.95, 0.95)),
         ("use_muon: true\n", MUON, (0.9, 0.999)),
         ("use_muon: true\noptim: adamw_torch\n", MUON, (0.9, 0.999)),
@@ -48,6 +49,32 @@ fn an_optimizer_has_its_owner_s_betas_where_none_are_given() {
 }
 
 #[test]
+fn every_name_of_8_bits_is_adamw_with_moments_of_8_bits() {
+    for (name, told) in [
+        ("adamw_8bit", None),
+        ("adamw_bnb_8bit", None),
+        ("paged_adamw_8bit", None),
+        ("adamw_torch_8bit", Some("not torchao")),
+        ("ao_adamw_8bit", Some("not torchao")),
+        ("adamw_torch_4bit", Some("in 8 bits")),
+        ("ao_adamw_4bit", Some("in 8 bits")),
+        ("ao_adamw_fp8", Some("in 8 bits")),
+    ] {
+        let job = job(&format!("optimizer: {name}\n"));
+        assert_eq!(job.optimizer, Optimizer::Adamw8bit, "{name}");
+        let notices = &job.reading.notices;
+        assert_eq!(notices.len(), usize::from(told.is_some()), "{notices:?}");
+        assert!(
+            told.is_none_or(|told| notices[0].contains(told)),
+            "{notices:?}"
+        );
+    }
+    let of_32_bits = job("optimizer: adamw_anyprecision\n");
+    assert_eq!(of_32_bits.optimizer, Optimizer::Adamw);
+    assert!(of_32_bits.reading.notices[0].contains("adamw_8bit takes 2"));
+}
+
+#[test]
 fn settings_of_sgd_are_a_mapping_or_a_text() {
     for (arguments, expected) in [
         ("{momentum: 0.9, nesterov: true}", sgd(0.9, 0.0, true)),
@@ -62,7 +89,7 @@ fn settings_of_sgd_are_a_mapping_or_a_text() {
 
 #[test]
 fn what_no_optimizer_takes_is_refused_in_one_line() {
-    let own = "use one of adamw, sgd, lion, muon";
+    let own = "use one of adamw, adamw_8bit, sgd, lion, lion_8bit, muon";
     for name in [
         "adafactor",
         "came_pytorch",

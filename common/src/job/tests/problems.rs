@@ -324,7 +324,7 @@ fn what_other_trainers_do_and_muster_does_not_is_said() {
         "optim: galore_adamw\n",
         &[
             "3: `optim` is galore_adamw, which projects gradients to need less memory for moments; adapter: lora needs less still: use \
-             one of adamw, sgd, lion, muon",
+             one of adamw, adamw_8bit, sgd, lion, lion_8bit, muon",
         ],
     );
     job(

@@ -22,7 +22,7 @@ fn the_digest_follows_what_decides_the_result() {
         "gradient_checkpointing: off\n",
         "lora_r: 16\n",
         "lora_target_modules: all-linear\n",
-        "optimizer: adamw_bnb_8bit\n",
+        "optimizer: paged_adamw_32bit\n",
         "loss_type: nll\n",
         "label_smoothing_factor: 0\n",
         "lr_groups: []\n",
@@ -36,6 +36,8 @@ fn the_digest_follows_what_decides_the_result() {
     for other in [
         "seed: 1\n",
         "lora_r: 8\n",
+        "optimizer: adamw_8bit\n",
+        "optimizer: lion_8bit\n",
         "learning_rate: 1e-3\n",
         "micro_batch_size: 2\n",
         "reduction: fast\n",

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use common::files::Flat;
+use common::files::Moment;
 use common::files::layout::Layout;
+use common::files::moments::BLOCK_SCALARS;
 use common::job::{BaseDtype, JobSpec, Method};
 use common::memory::gpu::MEAN_TILE;
 use common::model::ModelConfig;
@@ -13,6 +14,7 @@ use super::build::Parts;
 use super::causal_lm::CausalLm;
 use super::error::GpuError;
 use super::gpu::{DeviceBuffer, Gpu};
+use super::moments::{GpuMoment, upload_codebooks};
 use super::ops::update::{squares, update_tensor};
 use super::sums::{DeviceSums, GpuSums, SlotGradient, SumsSink};
 use crate::engine::accumulator::Accumulator;
@@ -26,6 +28,7 @@ use crate::engine::optim::{NORM_CHUNK, Optimizer, Update};
 use crate::engine::{Abandon, EngineError};
 
 const _: () = assert!(MEAN_TILE.is_multiple_of(NORM_CHUNK));
+const _: () = assert!(MEAN_TILE.is_multiple_of(BLOCK_SCALARS));
 
 /// The model, in the type that it computes in.
 enum Model {
@@ -64,7 +67,9 @@ pub struct GpuEngine {
     scalars: usize,
     /// The trainable weights and their moments, in layout order.
     flat: DeviceBuffer<f32>,
-    moments: Vec<DeviceBuffer<f32>>,
+    moments: Vec<GpuMoment>,
+    /// What the codes of moments of 8 bits stand for.
+    codebooks: DeviceBuffer<f32>,
     sums: GpuSums,
     /// The gradient of a slot, where it is kept until the slot is done.
     slot: Option<SlotGradient>,
@@ -117,9 +122,10 @@ impl GpuEngine {
         };
         let mut engine = Self {
             flat: gpu.upload(values)?,
-            moments: (0..layout.moments)
-                .map(|_| gpu.zeroed(scalars))
+            moments: (0..layout.moments.count)
+                .map(|_| GpuMoment::zeros(&gpu, layout))
                 .collect::<Result<_, _>>()?,
+            codebooks: upload_codebooks(&gpu)?,
             sums: GpuSums::new(&gpu, job.reduction, scalars)?,
             slot,
             scalars,
@@ -277,7 +283,7 @@ impl GpuEngine {
         layout: &Layout,
         mean: &GpuMeanGradient,
     ) -> Result<(), GpuError> {
-        for tensor in &layout.tensors {
+        for (tensor, place) in layout.tensors.iter().zip(layout.moment_places()) {
             let rule = optimizer.of_tensor(tensor);
             let end = tensor.offset + tensor.scalars();
             for start in (tensor.offset..end).step_by(MEAN_TILE) {
@@ -291,21 +297,21 @@ impl GpuEngine {
                     }
                 };
                 let weights = &mut self.flat.slice_mut(range.clone());
+                let scalars = start - tensor.offset..range.end - tensor.offset;
                 let moments = self.moments.iter_mut();
-                let mut moments: Vec<_> = moments
-                    .map(|moment| moment.slice_mut(range.clone()))
-                    .collect();
-                update_tensor(&self.gpu, (&rule, update), weights, &mut moments, &gradient)?;
+                let moments = moments.map(|moment| moment.part(place, scalars.clone()));
+                let moments = (moments.collect(), &self.codebooks);
+                update_tensor(&self.gpu, (&rule, update), weights, moments, &gradient)?;
             }
         }
         self.refresh()
     }
 
     /// Copies weights and moments from the GPU, in layout order.
-    pub fn state(&self) -> Result<(Vec<f32>, Vec<Vec<f32>>), GpuError> {
-        let read = |buffer| self.gpu.download(buffer, self.scalars);
-        let moments = self.moments.iter().map(read).collect::<Result<_, _>>()?;
-        Ok((read(&self.flat)?, moments))
+    pub fn state(&self, layout: &Layout) -> Result<(Vec<f32>, Vec<Moment>), GpuError> {
+        let moments = self.moments.iter();
+        let moments = moments.map(|moment| moment.download(&self.gpu, layout));
+        Ok((self.weights()?, moments.collect::<Result<_, _>>()?))
     }
 
     pub fn weights(&self) -> Result<Vec<f32>, GpuError> {
@@ -313,10 +319,10 @@ impl GpuEngine {
     }
 
     /// Takes over a state of the same layout.
-    pub fn set_state(&mut self, weights: &[f32], moments: &[Flat]) -> Result<(), GpuError> {
+    pub fn set_state(&mut self, weights: &[f32], moments: &[Moment]) -> Result<(), GpuError> {
         self.gpu.write(weights, &mut self.flat)?;
         for (from, to) in moments.iter().zip(&mut self.moments) {
-            self.gpu.write(from, to)?;
+            to.write(&self.gpu, from)?;
         }
         self.refresh()
     }

@@ -12,6 +12,7 @@ pub mod engine;
 mod error;
 pub mod gpu;
 pub mod layers;
+pub mod moments;
 pub mod ops;
 pub mod params;
 pub mod peak;

@@ -1,7 +1,9 @@
 //! AdamW, with the semantics of `torch.optim.AdamW`.
 
+use common::files::moments::BlocksMut;
 use rayon::prelude::*;
 
+use super::eight_bits::{Codebook, update_blocks};
 use super::{UPDATE_CHUNK, Update};
 use crate::engine::mean_gradient::MeanSource;
 use crate::engine::ops::vector::dispatch;
@@ -49,6 +51,26 @@ impl AdamW {
                     || factors.apply(w, m, v, gradient),
                 );
             });
+    }
+
+    /// Updates as [`update`](Self::update) does, with moments of 8 bits: the first may have either sign, the second has none.
+    pub fn update_8bit(
+        &self,
+        update: &Update,
+        weights: &mut [f32],
+        moments: [&mut BlocksMut; 2],
+        mean: (MeanSource, usize),
+    ) {
+        let factors = self.factors(update);
+        let codebooks = [Codebook::signed(), Codebook::unsigned()];
+        update_blocks(
+            codebooks,
+            weights,
+            moments,
+            mean,
+            #[inline(always)]
+            |weights, [exp_avg, exp_avg_sq], g| factors.apply(weights, exp_avg, exp_avg_sq, g),
+        );
     }
 
     pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {

@@ -1,8 +1,10 @@
 //! Lion (Chen et al., 2023): the sign of an interpolation between gradient and moment, and decoupled weight decay, with the
 //! semantics of `lion_pytorch` and of bitsandbytes' `Lion32bit`.
 
+use common::files::moments::BlocksMut;
 use rayon::prelude::*;
 
+use super::eight_bits::{Codebook, update_blocks};
 use super::{UPDATE_CHUNK, Update};
 use crate::engine::mean_gradient::MeanSource;
 use crate::engine::ops::vector::dispatch;
@@ -50,6 +52,25 @@ impl Lion {
                     || factors.apply(w, m, gradient),
                 );
             });
+    }
+
+    /// Updates as [`update`](Self::update) does, with a moment of 8 bits.
+    pub fn update_8bit(
+        &self,
+        update: &Update,
+        weights: &mut [f32],
+        moment: &mut BlocksMut,
+        mean: (MeanSource, usize),
+    ) {
+        let factors = self.factors(update);
+        update_blocks(
+            [Codebook::signed()],
+            weights,
+            [moment],
+            mean,
+            #[inline(always)]
+            |weights, [moment], g| factors.apply(weights, moment, g),
+        );
     }
 
     pub(in crate::engine) fn factors(&self, update: &Update) -> Factors {

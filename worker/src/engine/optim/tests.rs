@@ -1,5 +1,6 @@
 //! Ten steps of each optimizer, and the groups of weights, as their owners' code has them (`golden/make.py`).
 
+use common::files::Moment;
 use common::files::layout::Layout;
 use serde_json::Value;
 
@@ -35,7 +36,8 @@ fn optimizer(case: &Value) -> Optimizer {
 fn trained(golden: &Value, optimizer: &Optimizer) -> Vec<f32> {
     let layout = layout(golden);
     let mut weights = numbers(&golden["weights"]);
-    let mut moments = vec![vec![0.0; weights.len()]; optimizer.kind.moments()];
+    let layout = layout.with_moments(optimizer.kind.moments());
+    let mut moments = vec![Moment::zeros(&layout); layout.moments.count];
     let gradients = golden["gradients"].as_array().unwrap();
     for (step, gradient) in gradients.iter().enumerate() {
         let gradient = numbers(gradient);
@@ -45,13 +47,14 @@ fn trained(golden: &Value, optimizer: &Optimizer) -> Vec<f32> {
             learning_rate: golden["rate"].as_f64().unwrap() * share,
             gradient_scale: 1.0,
         };
+        let moments = moments.iter_mut();
+        let mut moments: Vec<_> = moments.map(|moment| moment.parts_mut(&layout)).collect();
         for tensor in &layout.tensors {
             let range = tensor.offset..tensor.offset + tensor.scalars();
-            let moments = moments.iter_mut();
-            let mut moments: Vec<&mut [f32]> = moments.map(|m| &mut m[range.clone()]).collect();
+            let moments = moments.iter_mut().filter_map(Iterator::next).collect();
             let mean = (MeanSource::Values(&gradient), tensor.offset);
             let rule = optimizer.of_tensor(tensor);
-            rule.apply(&update, &mut weights[range], &mut moments, mean);
+            rule.apply(&update, &mut weights[range], moments, mean);
         }
     }
     weights

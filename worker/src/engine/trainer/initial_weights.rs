@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use bytemuck::Zeroable;
 use common::files::layout::Layout;
-use common::job::{JobSpec, Method, TrainedRows, TrainedTokens};
+use common::files::moments::{EightBits, Moment};
+use common::job::{JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
 use common::model::{
     EMBEDDING, HEAD, ModelConfig, adapted_modules, base_tensors, token_tensor, token_tensors,
 };
@@ -67,10 +69,27 @@ fn of_tokens(trained: &TrainedTokens) -> [(&'static str, &TrainedRows); 2] {
     [(EMBEDDING, &trained.embedding), (HEAD, &trained.head)]
 }
 
+/// Moments as they are before the first update.
+///
+/// # Errors
+/// Where the machine has not the memory.
+pub(super) fn no_moments(layout: &Layout) -> Result<Vec<Moment>, EngineError> {
+    let lengths = layout.eight_bit_lengths();
+    let moment = |_| match layout.moments.dtype {
+        MomentDtype::Float32 => Ok(Moment::Float32(zeros(layout.scalars)?.into())),
+        MomentDtype::EightBits => Ok(Moment::EightBits(EightBits {
+            codes: zeros(lengths.codes)?.into(),
+            absmax: zeros(lengths.blocks)?.into(),
+            float32: zeros(lengths.float32)?.into(),
+        })),
+    };
+    (0..layout.moments.count).map(moment).collect()
+}
+
 /// Zeros for so many scalars.
 ///
 /// # Errors
 /// Where the machine has not the memory.
-pub(super) fn zeros(scalars: usize) -> Result<Vec<f32>, EngineError> {
+fn zeros<T: Zeroable + Copy>(scalars: usize) -> Result<Vec<T>, EngineError> {
     memory::try_zeros(scalars).map_err(|_| EngineError::Memory { scalars })
 }

@@ -2,15 +2,16 @@
 
 use std::time::Instant;
 
-use common::files::Flat;
 use common::files::layout::Layout;
+use common::files::moments::MomentPartMut;
+use common::files::{Flat, Moment};
 use common::host::available_bytes;
 use common::job::{JobSpec, Method, TrainedRows};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
 use super::checkpointing::is_checkpointing;
-use super::initial_weights::{InitialWeights, zeros};
+use super::initial_weights::{InitialWeights, no_moments};
 use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
 use crate::engine::adapter::JobAdapter;
@@ -29,8 +30,8 @@ use crate::engine::{Abandon, EngineError};
 pub struct OnCpu {
     model: CausalLm,
     parameters: Parameters,
-    /// As many as the layout says.
-    moments: Vec<Flat>,
+    /// As the layout says.
+    moments: Vec<Moment>,
 }
 
 impl OnCpu {
@@ -40,7 +41,7 @@ impl OnCpu {
         source: &WeightSource,
         InitialWeights { layout, values }: InitialWeights,
     ) -> Result<Self, EngineError> {
-        let (scalars, moments) = (layout.scalars, layout.moments);
+        let (scalars, moments) = (layout.scalars, no_moments(&layout)?);
         let (collect, lora) = match &job.method {
             Method::Full => (Collect::Sums, None),
             Method::Lora(lora) => {
@@ -61,9 +62,6 @@ impl OnCpu {
         };
         let mut model = parts.model(job.sequence_len)?;
         model.set_token_loss(job.token_loss);
-        let moments = (0..moments)
-            .map(|_| Ok(zeros(scalars)?.into()))
-            .collect::<Result<_, EngineError>>()?;
         let kept = |tokens| model.kept_bytes(tokens);
         let checkpointing = is_checkpointing(job, kept, || Ok(free_bytes(scalars)))?;
         model.set_checkpointing(checkpointing);
@@ -137,8 +135,7 @@ impl OnCpu {
         let Some(update) = decide(norm) else {
             return (norm, false);
         };
-        let moments = self.moments.iter_mut().map(|moment| &mut moment[..]);
-        let moments = moments.collect();
+        let moments = &mut self.moments;
         self.parameters.update(|weights| {
             update_tensors(optimizer, &update, layout, weights, moments, mean);
         });
@@ -151,11 +148,11 @@ impl OnCpu {
     }
 
     /// Weights and moments, in layout order, without a copy.
-    pub fn state(&self) -> (Flat, Vec<Flat>) {
+    pub fn state(&self) -> (Flat, Vec<Moment>) {
         (self.parameters.share(), self.moments.clone())
     }
 
-    pub fn set_state(&mut self, weights: Flat, moments: Vec<Flat>) {
+    pub fn set_state(&mut self, weights: Flat, moments: Vec<Moment>) {
         self.parameters.replace(weights);
         self.moments = moments;
     }
@@ -165,7 +162,7 @@ impl OnCpu {
 struct Part<'a> {
     update: TensorUpdate,
     weights: &'a mut [f32],
-    moments: Vec<&'a mut [f32]>,
+    moments: Vec<MomentPartMut<'a>>,
     offset: usize,
 }
 
@@ -175,9 +172,11 @@ fn update_tensors(
     update: &Update,
     layout: &Layout,
     mut weights: &mut [f32],
-    mut moments: Vec<&mut [f32]>,
+    moments: &mut [Moment],
     mean: MeanSource,
 ) {
+    let moments = moments.iter_mut();
+    let mut moments: Vec<_> = moments.map(|moment| moment.parts_mut(layout)).collect();
     let mut end = 0;
     let parts = layout.tensors.iter().map(|tensor| {
         // One follows the other in the flat buffers.
@@ -186,11 +185,10 @@ fn update_tensors(
         end += scalars;
         Part {
             update: optimizer.of_tensor(tensor),
-            weights: split_off(&mut weights, scalars),
-            moments: moments
-                .iter_mut()
-                .map(|moment| split_off(moment, scalars))
-                .collect(),
+            weights: weights
+                .split_off_mut(..scalars)
+                .expect("the weights are as long as the layout"),
+            moments: moments.iter_mut().filter_map(Iterator::next).collect(),
             offset: tensor.offset,
         }
     });
@@ -199,20 +197,14 @@ fn update_tensors(
         let Part {
             update: rule,
             weights,
-            mut moments,
+            moments,
             offset,
         } = part;
-        rule.apply(update, weights, &mut moments, (mean, offset));
+        rule.apply(update, weights, moments, (mean, offset));
     };
     // Small tensors beside each other: one alone does not keep all threads busy.
     small.into_par_iter().for_each(apply);
     wide.into_iter().for_each(apply);
-}
-
-/// The first scalars of a flat buffer, which it has no more.
-fn split_off<'a>(flat: &mut &'a mut [f32], scalars: usize) -> &'a mut [f32] {
-    flat.split_off_mut(..scalars)
-        .expect("the buffers are as long as the layout")
 }
 
 /// Memory for activations, where the system says how much is free. All but the sums and gradients of `scalars` is in memory

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::files::Flat;
 use common::files::layout::Layout;
+use common::files::{Flat, Moment};
 use common::job::{BaseDtype, JobSpec, Method, Optimizer as Kind, Reduction};
 use common::memory::{Fused, on_gpu};
 use common::model::{
@@ -216,15 +216,12 @@ impl OnGpu {
     }
 
     /// Weights and moments, in layout order, copied from the GPU.
-    pub fn state(&self) -> Result<(Flat, Vec<Flat>), EngineError> {
-        let (weights, moments) = self.engine.state()?;
-        Ok((
-            weights.into(),
-            moments.into_iter().map(Flat::from).collect(),
-        ))
+    pub fn state(&self, layout: &Layout) -> Result<(Flat, Vec<Moment>), EngineError> {
+        let (weights, moments) = self.engine.state(layout)?;
+        Ok((weights.into(), moments))
     }
 
-    pub fn set_state(&mut self, weights: &[f32], moments: &[Flat]) -> Result<(), EngineError> {
+    pub fn set_state(&mut self, weights: &[f32], moments: &[Moment]) -> Result<(), EngineError> {
         Ok(self.engine.set_state(weights, moments)?)
     }
 }

@@ -9,6 +9,7 @@ use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, wr
 use common::job::{Checkpointing, TargetModules};
 use common::model::linears;
 
+mod eight_bits;
 mod four_bits;
 
 const FAMILIES: [&str; 18] = [
@@ -540,7 +541,7 @@ fn every_optimizer_and_loss_learns_and_its_bits_depend_neither_on_threads_nor_on
             step(&mut first, &blocks(), rate);
         }
         let saved = first.snapshot().unwrap();
-        assert_eq!(saved.moments.len(), job.optimizer.moments(), "{name}");
+        assert_eq!(saved.moments.len(), job.optimizer.moments().count, "{name}");
         let mut resumed = load(dir.path(), job.clone(), 2);
         resumed.restore(&saved).unwrap();
         for _ in 3..6 {

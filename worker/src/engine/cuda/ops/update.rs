@@ -5,10 +5,15 @@ use cudarc::driver::{CudaView, CudaViewMut};
 
 use crate::engine::cuda::GpuError;
 use crate::engine::cuda::gpu::{DeviceBuffer, Gpu, Grid};
+use crate::engine::cuda::moments::GpuMomentPart;
 use crate::engine::optim::{
     Factors, LionFactors, NORM_CHUNK, Rule, SgdFactors, TensorUpdate, Update,
 };
 use crate::launch;
+
+mod eight_bits;
+
+use eight_bits::In8Bit;
 
 const THREADS: u32 = 256;
 
@@ -150,18 +155,30 @@ pub(in crate::engine) fn update_tensor(
     gpu: &Gpu,
     (rule, update): (&TensorUpdate, &Update),
     weights: &mut CudaViewMut<f32>,
-    moments: &mut [CudaViewMut<f32>],
+    (mut moments, codebooks): (Vec<GpuMomentPart>, &DeviceBuffer<f32>),
     gradient: &CudaView<f32>,
 ) -> Result<(), GpuError> {
+    use GpuMomentPart::Float32;
     let update = &update.at_rate(rule.rate);
-    match (&rule.rule, moments) {
-        (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+    let in_8bit = In8Bit {
+        gpu,
+        gradient,
+        codebooks,
+    };
+    match (&rule.rule, &mut moments[..]) {
+        (Rule::AdamW(rule), [Float32(exp_avg), Float32(exp_avg_sq)]) => {
             let factors = rule.factors(update);
             adamw(gpu, &factors, weights, (exp_avg, exp_avg_sq), gradient)
         }
-        (Rule::Lion(rule), [moment]) => lion(gpu, &rule.factors(update), weights, moment, gradient),
+        (Rule::AdamW(rule), [exp_avg, exp_avg_sq]) => {
+            in_8bit.adamw(&rule.factors(update), weights, [exp_avg, exp_avg_sq])
+        }
+        (Rule::Lion(rule), [Float32(moment)]) => {
+            lion(gpu, &rule.factors(update), weights, moment, gradient)
+        }
+        (Rule::Lion(rule), [moment]) => in_8bit.lion(&rule.factors(update), weights, moment),
         (Rule::Sgd(rule), []) => sgd(gpu, &rule.factors(update), weights, None, gradient),
-        (Rule::Sgd(rule), [momentum]) => sgd(
+        (Rule::Sgd(rule), [Float32(momentum)]) => sgd(
             gpu,
             &rule.factors(update),
             weights,

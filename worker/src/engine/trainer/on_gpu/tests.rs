@@ -437,7 +437,13 @@ fn every_optimizer_follows_the_processor_and_resumes_to_the_bit() {
         dampening: 0.0,
         nesterov: false,
     };
-    for (optimizer, rate) in [(Optimizer::Lion, 1e-4), (sgd(0.0), 1e-1), (sgd(0.9), 1e-1)] {
+    for (optimizer, rate) in [
+        (Optimizer::Adamw8bit, 1e-4),
+        (Optimizer::Lion, 1e-4),
+        (Optimizer::Lion8bit, 1e-4),
+        (sgd(0.0), 1e-1),
+        (sgd(0.9), 1e-1),
+    ] {
         let job = JobSpec {
             optimizer,
             lr_groups: RateGroups::LoraPlus { ratio: 2.0 },
@@ -451,7 +457,7 @@ fn every_optimizer_follows_the_processor_and_resumes_to_the_bit() {
             assert!((found / expected - 1.0).abs() < 1e-4, "{optimizer}");
         }
         let saved = whole.snapshot().unwrap();
-        assert_eq!(saved.moments.len(), optimizer.moments());
+        assert_eq!(saved.moments.len(), optimizer.moments().count);
         let mut resumed = load_on(gpu.clone(), dir.path(), job, 2);
         resumed.restore(&saved).unwrap();
         for trainer in [&mut whole, &mut resumed] {

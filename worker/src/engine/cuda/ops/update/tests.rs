@@ -1,6 +1,11 @@
 //! Sums and updates on the GPU have the bits of the processor's.
 
+use common::files::Moment;
+use common::files::layout::Layout;
+use common::job::{MomentDtype, Moments, Optimizer as Kind};
+
 use super::*;
+use crate::engine::cuda::moments::{GpuMoment, upload_codebooks};
 use crate::engine::cuda::testing::gpu;
 use crate::engine::mean_gradient::MeanSource;
 use crate::engine::optim::{AdamW, Lion, Sgd, gradient_norm};
@@ -35,8 +40,8 @@ fn sums_and_means_are_those_of_the_processor_to_the_bit() {
     assert_eq!(means, expected);
 }
 
-/// Rules with the number of moments that each keeps.
-fn rules() -> Vec<(Rule, usize)> {
+/// Rules with the moments that each keeps.
+fn rules() -> Vec<(Rule, Moments)> {
     let adamw = AdamW {
         beta1: 0.9,
         beta2: 0.999,
@@ -56,12 +61,19 @@ fn rules() -> Vec<(Rule, usize)> {
         weight_decay: 0.1,
     };
     vec![
-        (Rule::AdamW(adamw), 2),
-        (Rule::Lion(lion), 1),
-        (Rule::Sgd(sgd(0.0, false)), 0),
-        (Rule::Sgd(sgd(0.9, false)), 1),
-        (Rule::Sgd(sgd(0.9, true)), 1),
+        (Rule::AdamW(adamw), Kind::Adamw.moments()),
+        (Rule::AdamW(adamw), Kind::Adamw8bit.moments()),
+        (Rule::Lion(lion), Kind::Lion.moments()),
+        (Rule::Lion(lion), Kind::Lion8bit.moments()),
+        (Rule::Sgd(sgd(0.0, false)), float32(0)),
+        (Rule::Sgd(sgd(0.9, false)), float32(1)),
+        (Rule::Sgd(sgd(0.9, true)), float32(1)),
     ]
+}
+
+fn float32(count: usize) -> Moments {
+    let dtype = MomentDtype::Float32;
+    Moments { count, dtype }
 }
 
 #[test]
@@ -72,13 +84,17 @@ fn updates_are_those_of_the_processor_to_the_bit() {
     }
 }
 
-fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: usize) {
+fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: Moments) {
     let scalars = 70_000;
     let on_gpu = |values: &[f32]| gpu.upload(values).unwrap();
     let mut w = random_values(scalars, 1);
-    let mut kept = vec![vec![0.0; scalars]; moments];
+    // The last block is cut short.
+    let layout = Layout::new([("a".into(), vec![scalars])]).with_moments(moments);
+    let mut kept = vec![Moment::zeros(&layout); moments.count];
     let mut w_gpu = on_gpu(&w);
-    let mut kept_gpu: Vec<_> = kept.iter().map(|moment| on_gpu(moment)).collect();
+    let kept_gpu = kept.iter().map(|_| GpuMoment::zeros(gpu, &layout).unwrap());
+    let mut kept_gpu: Vec<_> = kept_gpu.collect();
+    let codebooks = upload_codebooks(gpu).unwrap();
     for number in 1..4 {
         let gradient = random_values(scalars, 10 + number);
         let update = Update {
@@ -86,9 +102,10 @@ fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: usize) {
             learning_rate: 0.01,
             gradient_scale: 0.7,
         };
-        let mut moments: Vec<&mut [f32]> = kept.iter_mut().map(|m| &mut m[..]).collect();
+        let parts = kept.iter_mut();
+        let parts = parts.filter_map(|moment| moment.parts_mut(&layout).next());
         let mean = MeanSource::Values(&gradient);
-        rule.apply(&update, &mut w, &mut moments, (mean, 0));
+        rule.apply(&update, &mut w, parts.collect(), (mean, 0));
         let uploaded = on_gpu(&gradient);
         let found = squares(gpu, &uploaded.as_view())
             .unwrap()
@@ -96,15 +113,20 @@ fn check_updates(gpu: &Gpu, rule: TensorUpdate, moments: usize) {
             .sum::<f64>()
             .sqrt();
         assert!((found / gradient_norm(MeanSource::Values(&gradient)) - 1.0).abs() < 1e-12);
-        let moments = kept_gpu.iter_mut();
-        let mut moments: Vec<_> = moments.map(|moment| moment.as_view_mut()).collect();
-        let weights = &mut w_gpu.as_view_mut();
-        let gradient = &uploaded.as_view();
-        update_tensor(gpu, (&rule, &update), weights, &mut moments, gradient).unwrap();
+        let place = layout.moment_places()[0];
+        // As the engine goes through a tensor: part by part.
+        for range in [0..20 * 256, 20 * 256..scalars] {
+            let moments = kept_gpu.iter_mut();
+            let moments = moments.map(|moment| moment.part(place, range.clone()));
+            let moments = (moments.collect(), &codebooks);
+            let weights = &mut w_gpu.slice_mut(range.clone());
+            let gradient = &uploaded.slice(range);
+            update_tensor(gpu, (&rule, &update), weights, moments, gradient).unwrap();
+        }
     }
-    let found = std::iter::once(w_gpu).chain(kept_gpu);
-    let expected = std::iter::once(w).chain(kept);
-    for (found, expected) in found.zip(expected) {
-        assert_eq!(gpu.download(&found, scalars).unwrap(), expected, "{rule:?}");
+    assert_eq!(gpu.download(&w_gpu, scalars).unwrap(), w, "{rule:?}");
+    for (found, expected) in kept_gpu.iter().zip(&kept) {
+        let found = found.download(gpu, &layout).unwrap();
+        assert_eq!(found, *expected, "{rule:?}");
     }
 }
