@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use common::data::pack::best_fit_decreasing;
+use common::files::moments::{BLOCK_SCALARS, BlocksMut};
 use common::job::Reduction;
 use common::model::Activation;
 use common::rng::CounterRng;
@@ -360,6 +361,24 @@ fn update(criterion: &mut Criterion) {
             });
         });
     }
+    let (mut first, mut second) = (vec![0u8; SCALARS], vec![0u8; SCALARS]);
+    let mut absmax = [(); 2].map(|()| vec![0f32; SCALARS.div_ceil(BLOCK_SCALARS)]);
+    let [first_absmax, second_absmax] = &mut absmax;
+    let mut exp_avg = BlocksMut {
+        codes: &mut first,
+        absmax: first_absmax,
+    };
+    let mut exp_avg_sq = BlocksMut {
+        codes: &mut second,
+        absmax: second_absmax,
+    };
+    group.bench_function("AdamW, moments of 8 bits", |bencher| {
+        bencher.iter(|| {
+            let mean = (MeanSource::Values(&gradient), 0);
+            let moments = [&mut exp_avg, &mut exp_avg_sq];
+            adam.update_8bit(&update, &mut weights, moments, mean);
+        });
+    });
     group.finish();
 }
 

@@ -62,7 +62,11 @@ fn the_memory_that_a_step_takes_was_expected() {
     /// Of what was measured. Beside the buffers that are counted there are code, stacks and what threads keep.
     const TOLERANCE: f64 = 0.15;
     for mode in ["lora", "full"] {
-        for more in [&["--gradient-checkpointing"][..], &[]] {
+        for more in [
+            &["--gradient-checkpointing"][..],
+            &[],
+            &["--optimizer", "adamw_8bit"],
+        ] {
             let arguments = ["--mode", mode, "--batch", "4", "--seq", "256", "--json"];
             let (success, stdout, stderr) = bench(LARGER, &[&arguments, more].concat());
             assert!(success, "{stderr}");

@@ -47,6 +47,9 @@ pub struct BenchArgs {
     /// With --load-in-4bit, the embedding and the output layer too
     #[arg(long, requires = "load_in_4bit")]
     quantize_embeddings: bool,
+    /// The optimizer, by a name that jobs have for it
+    #[arg(long, value_name = "NAME", default_value = "adamw")]
+    optimizer: String,
     /// Sequences in a step, all in one slot
     #[arg(long, value_name = "B", default_value_t = 4, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -182,6 +185,7 @@ impl Default for BenchArgs {
             dtype: Dtype::Bfloat16,
             load_in_4bit: false,
             quantize_embeddings: false,
+            optimizer: "adamw".to_owned(),
             batch: 4,
             seq: 128,
             threads: None,
@@ -314,6 +318,7 @@ fn job_of(args: &BenchArgs, folder: &Path) -> Result<JobSpec, BenchError> {
         ("load_in_4bit", args.load_in_4bit.to_string()),
         ("quantize_embeddings", args.quantize_embeddings.to_string()),
         ("reduction", name_of(args.reduction)),
+        ("optimizer", args.optimizer.clone()),
         ("lora_r", args.lora_r.to_string()),
         ("lora_alpha", (2 * u32::from(args.lora_r)).to_string()),
         ("sequence_len", args.seq.to_string()),
