@@ -133,6 +133,7 @@ mod tests {
         let ranks = vec![[16; LINEARS]; LARGE.layers];
         let lora = Trained::Adapters {
             dropout: false,
+            magnitudes: false,
             ranks,
             tokens: Default::default(),
         };

@@ -514,16 +514,8 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
     let config = config.clone().for_job(job);
     let beside = token_tensors(&config, &lora.tokens);
-    let linears: Vec<Adapted> = modules
-        .into_iter()
-        .map(|module| Adapted {
-            path: module.path,
-            rank: module.rank,
-            inputs: module.shape.width,
-            outputs: module.shape.out,
-        })
-        .collect();
-    check_adapter(dir, lora.r, &linears, &beside, config.tied)
+    let linears: Vec<Adapted> = modules.iter().map(Adapted::from).collect();
+    check_adapter(dir, lora, &linears, &beside, config.tied)
         .map_err(|error| format!("lora_model_dir {error}"))
 }
 

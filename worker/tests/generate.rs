@@ -56,6 +56,8 @@ fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
         lora_alpha: 2.0,
         lora_dropout: 0.0,
         use_rslora: false,
+        use_dora: false,
+        init: Default::default(),
         target_modules: vec!["q_proj".into()],
         shape: Default::default(),
         tokens: Default::default(),

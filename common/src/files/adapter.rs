@@ -1,7 +1,8 @@
 //! PEFT adapters: `adapter_config.json` as PEFT 0.21 writes it, read back tolerantly, refused where it asks for what
-//! Muster does not do. The tensors beside it are named by [`tensor_name`].
+//! Muster does not do. The tensors beside it are in `tensors`, compared with what a job trains in `contents`.
 
 mod contents;
+mod tensors;
 
 use std::path::Path;
 
@@ -11,11 +12,17 @@ use super::FileError;
 use super::json::json_text;
 use super::json::read_json;
 use super::sink::Sink;
-use crate::job::{AdapterShape, AdapterSizes, LoraSpec, TargetModules, TrainedRows, TrainedTokens};
+use crate::job::{
+    AdapterInit, AdapterShape, AdapterSizes, LoraSpec, TargetModules, TrainedRows, TrainedTokens,
+};
 
 use super::names::MAX_CONFIG_BYTES;
 pub use super::names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-pub use contents::{Adapted, check_adapter};
+pub use contents::check_adapter;
+pub use tensors::{
+    Adapted, Factor, adapter_tensors, is_kept_beside_tokens, parse_tensor_name, tensor_name,
+    trained_rows_name, trained_whole_name,
+};
 
 /// Version of PEFT whose format is written. PEFT compares it with its own to decide which fields it may not know.
 const PEFT_VERSION: &str = "0.21.2";
@@ -30,67 +37,16 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub use_rslora: bool,
+    /// Whether the rows of the adapted weights have magnitudes of their own.
+    pub use_dora: bool,
+    /// What its factors started with.
+    pub init: AdapterInit,
     /// Module names (`q_proj`) or path endings, sorted.
     pub target_modules: Vec<String>,
     /// Linears that are left out, and those of another rank or alpha.
     pub shape: AdapterShape,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
-}
-
-/// One of the two low-rank matrices of an adapted module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Factor {
-    /// `A`, of shape `[r, in]`.
-    A,
-    /// `B`, of shape `[out, r]`.
-    B,
-}
-
-/// PEFT's name for a factor of the module at this path (`model.layers.0.self_attn.q_proj`).
-pub fn tensor_name(module: &str, factor: Factor) -> String {
-    let letter = match factor {
-        Factor::A => 'A',
-        Factor::B => 'B',
-    };
-    format!("base_model.model.{module}.lora_{letter}.weight")
-}
-
-/// PEFT's name for the rows of a token matrix that are trained by themselves: whole rows, not what is added to them.
-pub fn trained_rows_name(module: &str) -> String {
-    format!("base_model.model.{module}.token_adapter.trainable_tokens_delta")
-}
-
-/// Whether PEFT saves a tensor of that name beside these rows: the matrix that they are of, or, where the output layer is the
-/// embedding (`tied`), the same rows again.
-pub fn is_kept_beside_tokens(name: &str, tokens: &TrainedTokens, tied: bool) -> bool {
-    let has_rows = |rows: &TrainedRows| !rows.listed().is_empty();
-    let again = tied && has_rows(&tokens.embedding);
-    let head = again || has_rows(&tokens.head);
-    (has_rows(&tokens.embedding) && name == rows_matrix_name("model.embed_tokens"))
-        || (head && name == rows_matrix_name("lm_head"))
-        || (again && name == trained_rows_name("lm_head"))
-}
-
-/// PEFT's name for the matrix that trained rows are of.
-fn rows_matrix_name(module: &str) -> String {
-    format!("base_model.model.{module}.token_adapter.base_layer.weight")
-}
-
-/// PEFT's name for a matrix that is trained as a whole beside adapters.
-pub fn trained_whole_name(module: &str) -> String {
-    format!("base_model.model.{module}.weight")
-}
-
-/// The module path and factor of a tensor named by PEFT.
-pub fn parse_tensor_name(name: &str) -> Option<(&str, Factor)> {
-    let rest = name.strip_prefix("base_model.model.")?;
-    if let Some(module) = rest.strip_suffix(".lora_A.weight") {
-        Some((module, Factor::A))
-    } else {
-        let module = rest.strip_suffix(".lora_B.weight")?;
-        Some((module, Factor::B))
-    }
 }
 
 impl AdapterConfig {
@@ -103,15 +59,29 @@ impl AdapterConfig {
         let mut target_modules: Vec<String> = target_modules.into_iter().collect();
         target_modules.sort();
         target_modules.dedup();
+        // What has a second half is an adapter of twice the rank, and of the same scale.
+        let (ranks, alphas) = match (lora.init.is_from_base(), lora.use_rslora) {
+            (false, _) => (1, 1.0),
+            (true, false) => (2, 2.0),
+            (true, true) => (2, std::f64::consts::SQRT_2),
+        };
+        let mut shape = lora.shape.as_ref().clone();
+        shape.ranks.iter_mut().for_each(|(_, rank)| *rank *= ranks);
+        shape.alphas.iter_mut().for_each(|(_, a)| *a *= alphas);
         Self {
             base_model_name_or_path: Some(base_model_name_or_path.to_owned()),
             revision: None,
-            r: lora.r,
-            lora_alpha: lora.alpha,
+            r: lora.r * ranks,
+            lora_alpha: lora.alpha * alphas,
             lora_dropout: lora.dropout,
             use_rslora: lora.use_rslora,
+            use_dora: lora.use_dora,
+            init: match lora.init.is_from_base() {
+                true => AdapterInit::default(),
+                false => lora.init,
+            },
             target_modules,
-            shape: lora.shape.as_ref().clone(),
+            shape,
             tokens: lora.tokens.clone(),
         }
     }
@@ -123,6 +93,8 @@ impl AdapterConfig {
             dropout: self.lora_dropout,
             target_modules: TargetModules::Named(self.target_modules.clone()),
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            init: self.init,
             shape: Box::new(self.shape.clone()),
             tokens: self.tokens.clone(),
             model_dir: None,
@@ -151,6 +123,10 @@ impl AdapterConfig {
             Value::String(text) => Ok(Some(text.clone())),
             _ => Err(wrong(field)),
         };
+        let switch = |field: &str| match &found[field] {
+            Value::Null => Ok(false),
+            switch => switch.as_bool().ok_or_else(|| wrong(field)),
+        };
         Ok(Self {
             base_model_name_or_path: text("base_model_name_or_path")?,
             revision: text("revision")?,
@@ -169,10 +145,12 @@ impl AdapterConfig {
                     .filter(|dropout| (0.0..1.0).contains(dropout))
                     .ok_or_else(|| wrong("lora_dropout"))?,
             },
-            use_rslora: match &found["use_rslora"] {
-                Value::Null => false,
-                switch => switch.as_bool().ok_or_else(|| wrong("use_rslora"))?,
-            },
+            use_rslora: switch("use_rslora")?,
+            use_dora: switch("use_dora")?,
+            init: found["init_lora_weights"]
+                .as_str()
+                .and_then(AdapterInit::of_adapter)
+                .unwrap_or_default(),
             target_modules: target_modules(&found).ok_or_else(|| wrong("target_modules"))?,
             shape: AdapterShape::of_adapter(&found).map_err(wrong)?,
             tokens: TrainedTokens::of_adapter(&found).ok_or_else(|| {
@@ -195,6 +173,11 @@ impl AdapterConfig {
             ("lora_alpha", number(self.lora_alpha)),
             ("lora_dropout", json!(self.lora_dropout)),
             ("use_rslora", json!(self.use_rslora)),
+            ("use_dora", json!(self.use_dora)),
+            (
+                "init_lora_weights",
+                self.init.in_adapter().map_or(json!(true), Value::from),
+            ),
             ("target_modules", json!(self.target_modules)),
             ("exclude_modules", self.excluded()),
             ("layers_to_transform", json!(self.shape.layers)),
@@ -295,7 +278,7 @@ fn defaults() -> Value {
 }
 
 /// Fields that are read, or that have no effect on what the adapter computes.
-const FREE_FIELDS: [&str; 20] = [
+const FREE_FIELDS: [&str; 21] = [
     "alpha_pattern",
     "arrow_config",
     "auto_mapping",
@@ -315,6 +298,7 @@ const FREE_FIELDS: [&str; 20] = [
     "revision",
     "target_modules",
     "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -380,29 +364,6 @@ fn number(value: f64) -> Value {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_peft_saves_beside_rows_is_known_for_the_matrices_that_have_some() {
-        let rows = |embedding: &[u32], head: &[u32]| TrainedTokens {
-            embedding: TrainedRows::These(embedding.to_vec()),
-            head: TrainedRows::These(head.to_vec()),
-        };
-        let of =
-            |module: &str, rest: &str| format!("base_model.model.{module}.token_adapter.{rest}");
-        let base = of("model.embed_tokens", "base_layer.weight");
-        let head_base = of("lm_head", "base_layer.weight");
-        let again = of("lm_head", "trainable_tokens_delta");
-        for (tokens, tied, kept) in [
-            (rows(&[3], &[]), true, [true, true, true]),
-            (rows(&[3], &[]), false, [true, false, false]),
-            (rows(&[3], &[3]), false, [true, true, false]),
-            (rows(&[], &[]), true, [false, false, false]),
-        ] {
-            let found =
-                [&base, &head_base, &again].map(|name| is_kept_beside_tokens(name, &tokens, tied));
-            assert_eq!(found, kept, "{tokens:?}, tied: {tied}");
-        }
-    }
-
     fn config() -> AdapterConfig {
         AdapterConfig {
             base_model_name_or_path: Some("models/tiny".into()),
@@ -411,6 +372,8 @@ mod tests {
             lora_alpha: 8.0,
             lora_dropout: 0.05,
             use_rslora: true,
+            use_dora: true,
+            init: AdapterInit::Orthogonal,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
             shape: AdapterShape::default(),
             tokens: TrainedTokens::default(),
@@ -464,7 +427,7 @@ mod tests {
     #[test]
     fn unsupported_fields_are_named() {
         for (field, value) in [
-            ("use_dora", json!(true)),
+            ("use_dora", json!("yes")),
             ("bias", json!("all")),
             ("modules_to_save", json!(["score"])),
             ("ensure_weight_tying", json!(true)),
@@ -491,15 +454,5 @@ mod tests {
             let message = with(field, value).1.unwrap_err().to_string();
             assert!(message.contains(field), "{message}");
         }
-    }
-
-    #[test]
-    fn tensor_names_are_peft_s() {
-        let name = tensor_name("model.layers.0.self_attn.q_proj", Factor::B);
-        let expected = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
-        assert_eq!(name, expected);
-        let parsed = parse_tensor_name(&name).unwrap();
-        assert_eq!(parsed, ("model.layers.0.self_attn.q_proj", Factor::B));
-        assert!(parse_tensor_name("model.norm.weight").is_none());
     }
 }

@@ -374,6 +374,8 @@ pub(super) mod tests {
             lora_alpha: 4.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
+            init: Default::default(),
             target_modules: vec!["q_proj".into()],
             shape: Default::default(),
             tokens: Default::default(),

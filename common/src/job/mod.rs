@@ -6,6 +6,7 @@
 //! file read besides the job file is `adapter_config.json` of `lora_model_dir`, whose values are the defaults of `lora_*`; who
 //! loads a job says where one is found that is no folder.
 
+mod adapter_init;
 mod adapter_shape;
 mod adapter_sizes;
 mod convert;
@@ -52,6 +53,7 @@ use error::Problems;
 use merge::{Merged, Override};
 use read::Reader;
 
+pub use adapter_init::AdapterInit;
 pub use adapter_shape::AdapterShape;
 pub use adapter_sizes::AdapterSizes;
 pub use convert::schema;
@@ -62,7 +64,8 @@ pub use loss::{Eaft, MAX_EAFT_K, TokenLoss};
 pub use lr_scheduler::{Anneal, LrScheduler, OneCycle, Stage, WarmupStableDecay};
 pub use mask::{EndOfTurn, MaskSpec, SHAREGPT_ROLES};
 pub use optimizer::{
-    MomentDtype, Moments, Optimizer, RateGroup, RateGroups, TensorRate, is_embedding,
+    MAGNITUDE, MomentDtype, Moments, Optimizer, RateGroup, RateGroups, TensorRate, is_embedding,
+    is_magnitude,
 };
 pub use pattern::whole_path;
 pub use prompt_format::{PromptFormat, SystemFormat, fill};

@@ -154,6 +154,14 @@ pub fn is_embedding(name: &str) -> bool {
     EMBEDDINGS.iter().any(|part| name.contains(part))
 }
 
+/// The end of a name of DoRA's magnitudes, as PEFT saves them.
+pub const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// Whether a tensor of that name holds DoRA's magnitudes. A vector, but to Transformers neither a norm nor a bias.
+pub fn is_magnitude(name: &str) -> bool {
+    name.ends_with(MAGNITUDE)
+}
+
 impl RateGroups {
     pub fn is_none(&self) -> bool {
         *self == Self::None
@@ -167,7 +175,7 @@ impl RateGroups {
         };
         match self {
             Self::None => rate(peak, true),
-            // A vector, were it trained, would be of the group of B (PEFT, `optimizers/loraplus.py`).
+            // A vector is of the group of B (PEFT, `optimizers/loraplus.py`).
             Self::LoraPlus { ratio } if is_vector || name.contains("lora_B") => TensorRate {
                 factor: *ratio,
                 decays: true,
@@ -176,7 +184,7 @@ impl RateGroups {
             Self::Named { embedding, .. } if is_embedding(name) => {
                 rate(embedding.unwrap_or(peak), false)
             }
-            Self::Named { .. } if is_vector => rate(peak, true),
+            Self::Named { .. } if is_vector && !is_magnitude(name) => rate(peak, true),
             Self::Named { groups, .. } => {
                 let name = name_in_peft(name);
                 let group = groups
@@ -228,7 +236,10 @@ fn name_in_peft(name: &str) -> String {
             &format!(".{factor}.default.weight"),
         );
     }
-    name
+    match is_magnitude(&name) {
+        true => name + ".default.weight",
+        false => name,
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +255,8 @@ mod tests {
         assert_eq!(rates.of(A, false, 1e-4).factor, 1.0);
         assert_eq!(rates.of(B, false, 1e-4).factor, 16.0);
         assert!(rates.of(B, false, 1e-4).decays);
+        let magnitude = B.replace("lora_B.weight", MAGNITUDE);
+        assert_eq!(rates.of(&magnitude, true, 1e-4).factor, 16.0);
     }
 
     #[test]
@@ -280,7 +293,11 @@ mod tests {
             of("model.layers.1.mlp.up_proj.lora_A.weight", false),
             (50_000, true)
         );
-        // Neither vectors nor the embedding are in a group, whatever their names.
+        assert_eq!(
+            of("model.layers.0.mlp.up_proj.lora_magnitude_vector", true),
+            (50_000, true)
+        );
+        // Neither norms nor biases nor the embedding are in a group, whatever their names.
         assert_eq!(
             of("model.layers.0.input_layernorm.weight", true),
             (10_000, true)

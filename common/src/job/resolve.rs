@@ -1,5 +1,6 @@
 //! Resolves merged values to a [`JobSpec`]: types, ranges, defaults and the combinations that cannot be.
 
+mod adapter_init;
 mod adapter_shape;
 mod best_model;
 mod cadence;
@@ -40,7 +41,7 @@ use chat_template::{chat_template, chat_template_kwargs, eot_tokens};
 use datasets::{Wishes, datasets, names, test_datasets};
 use loss::token_loss;
 use lr_scheduler::lr_scheduler;
-use method::method;
+use method::{check_optimizer, method};
 use mixture::{mixture, shuffle};
 use optimizer::optimizer;
 use push::push;
@@ -66,6 +67,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
     let (global_batch_size, micro_batch_size) = batch(reader);
     let lr_scheduler = lr_scheduler(reader, learning_rate);
     let (optimizer, betas) = optimizer(reader);
+    check_optimizer(reader, &method, &optimizer);
     let lr_groups = rate_groups(reader, &method, &optimizer, learning_rate);
     let weight_decay = weight_decay(reader, &lr_groups);
     let max_steps = max_steps(reader);

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use super::adapter_init::AdapterInit;
 use super::adapter_shape::AdapterShape;
 use super::adapter_sizes::{AdapterSizes, scale};
 use super::loss::TokenLoss;
@@ -363,6 +364,12 @@ pub struct LoraSpec {
     pub target_modules: TargetModules,
     /// Scale by `alpha / sqrt(r)` instead of `alpha / r`. Default: off.
     pub use_rslora: bool,
+    /// Give the rows of the adapted weights magnitudes of their own (DoRA). Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub use_dora: bool,
+    /// What a new adapter's factors start with. Default: as PEFT's default does.
+    #[serde(default, skip_serializing_if = "AdapterInit::is_default")]
+    pub init: AdapterInit,
     /// Linears that are left out, and those of another rank or alpha. Default: none.
     #[serde(default, skip_serializing_if = "AdapterShape::is_default")]
     pub shape: Box<AdapterShape>,
@@ -402,7 +409,8 @@ fn at_commit(id: &str, commit: &str) -> String {
 impl LoraSpec {
     /// Rank and scale of the adapter of each linear.
     pub fn sizes(&self) -> AdapterSizes {
-        AdapterSizes::new(self.r, self.alpha, self.use_rslora, &self.shape)
+        let sizes = AdapterSizes::new(self.r, self.alpha, self.use_rslora, &self.shape);
+        sizes.doubled(self.init.is_from_base())
     }
 
     /// Factor on the output `B A x` of the adapter of a linear that no pattern names.

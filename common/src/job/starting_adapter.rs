@@ -48,6 +48,7 @@ pub(super) struct StartingAdapter {
     pub alpha: f64,
     pub dropout: f64,
     pub use_rslora: bool,
+    pub use_dora: bool,
     pub target_modules: TargetModules,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
@@ -79,10 +80,8 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     {
         return fail("only adapters with peft_type LORA can be trained");
     }
-    for (unsupported, name) in [("use_dora", "DoRA"), ("lora_bias", "LoRA with biases")] {
-        if json[unsupported] == Value::Bool(true) {
-            return fail(&format!("{name} is not supported"));
-        }
+    if json["lora_bias"] == Value::Bool(true) {
+        return fail("LoRA with biases is not supported");
     }
     let r = json["r"].as_u64().filter(|r| (1..=4096).contains(r));
     let alpha = json["lora_alpha"].as_f64().filter(|alpha| *alpha > 0.0);
@@ -95,12 +94,16 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
             .as_f64()
             .filter(|dropout| (0.0..1.0).contains(dropout)),
     };
-    let use_rslora = match &json["use_rslora"] {
+    let switch = |name: &str| match &json[name] {
         Value::Null => Some(false),
         switch => switch.as_bool(),
     };
-    let (Some(dropout), Some(use_rslora)) = (dropout, use_rslora) else {
-        return fail("lora_dropout must be a number from 0, below 1, and use_rslora true or false");
+    let (Some(dropout), Some(use_rslora), Some(use_dora)) =
+        (dropout, switch("use_rslora"), switch("use_dora"))
+    else {
+        return fail(
+            "lora_dropout must be a number from 0, below 1, and use_rslora and use_dora true or false",
+        );
     };
     let Some(target_modules) = target_modules(&json["target_modules"]) else {
         return fail("target_modules must be a list of module names");
@@ -123,6 +126,7 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
         alpha,
         dropout,
         use_rslora,
+        use_dora,
         target_modules,
         tokens,
         shape,

@@ -90,6 +90,7 @@ fn has_matrices_alone(method: &Method) -> bool {
     match method {
         Method::Full => false,
         Method::Lora(lora) => match &lora.target_modules {
+            _ if lora.use_dora => false,
             TargetModules::AllLinear => true,
             TargetModules::Named(names) => !names.iter().any(|name| is_embedding(name)),
             TargetModules::Matching(_) => false,
@@ -121,6 +122,18 @@ fn of_training(reader: &Reader<'_>, job: &JobSpec) -> Vec<Idle> {
         found.push(idle(&of_four_bits, "without load_in_4bit"));
     } else if reader.given("base_dtype").is_some() {
         found.push(idle(&["bnb_4bit_compute_dtype"], "with base_dtype"));
+    }
+    if let Method::Lora(lora) = &job.method
+        && lora.model_dir.is_some()
+    {
+        let why = "with lora_model_dir, whose adapter has its factors";
+        found.push(idle(&["init_lora_weights", "pissa_init"], why));
+    }
+    if reader
+        .given("pissa_init")
+        .is_none_or(Given::is_switched_off)
+    {
+        found.push(idle(&["pissa_iter"], "without pissa_init"));
     }
     if !job.sample_packing {
         found.push(idle(

@@ -1,7 +1,12 @@
 //! Memory of one decoder layer. In: its widths. Out: bytes of what it keeps and of its operations, in the order in which
 //! the engine takes and frees them (`worker/src/engine/cuda/layers/`, `worker/src/engine/model/layers`).
 
-use super::{F32, LINEARS, Shape, Trained, Work};
+use std::ops::Range;
+
+use super::{F32, LINEARS, PROJECTIONS, Shape, Trained, Work};
+
+/// Rows of an output that are computed again at a time, for what the magnitudes of its columns need.
+const AGAIN_ROWS: u64 = 1024;
 
 /// Widths of one layer and the tokens of one slot; what its functions return are bytes for all these tokens.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +25,10 @@ pub(super) struct Layer {
     ranks: [u64; 4],
     /// Whether adapters drop inputs, so that masked copies of these are made.
     dropout: bool,
+    /// Whether adapted rows have magnitudes.
+    magnitudes: bool,
+    /// Most columns of one linear among those that read the same input: of queries, keys and values; of gate and up.
+    largest: [u64; 2],
     /// Whether what a half of the layer adds goes through buffers of its own first.
     adds_apart: bool,
     place: Place,
@@ -50,9 +59,14 @@ impl Layer {
         place: Place,
     ) -> Vec<Self> {
         let none = [0; LINEARS];
-        let (dropout, ranks) = match &work.trained {
-            Trained::All => (false, None),
-            Trained::Adapters { dropout, ranks, .. } => (*dropout, Some(ranks)),
+        let (dropout, magnitudes, ranks) = match &work.trained {
+            Trained::All => (false, false, None),
+            Trained::Adapters {
+                dropout,
+                magnitudes,
+                ranks,
+                ..
+            } => (*dropout, *magnitudes, Some(ranks)),
         };
         let queries = shape.heads * shape.head_dim;
         (0..shape.layers)
@@ -76,6 +90,17 @@ impl Layer {
                     }),
                     ranks: [q + k + v, o, gate + up + shared, down],
                     dropout,
+                    magnitudes,
+                    largest: {
+                        let of = |slots: &Range<usize>| {
+                            let linears = shape.linears(layer);
+                            linears[slots.clone()]
+                                .iter()
+                                .map(|(_, out, _)| *out as u64)
+                                .max()
+                        };
+                        [&PROJECTIONS[0], &PROJECTIONS[2]].map(|slots| of(slots).unwrap_or(0))
+                    },
                     adds_apart: shape.adds_apart,
                     place,
                 }
@@ -106,6 +131,30 @@ impl Layer {
         match (self.dropout && rank > 0, self.place) {
             (true, Place::Gpu) => self.narrow(columns),
             _ => 0,
+        }
+    }
+
+    /// Bytes of outputs that magnitudes need once more, of a linear with so many columns.
+    fn again(&self, largest: u64, rank: u64) -> u64 {
+        match self.magnitudes && rank > 0 {
+            true => self.tokens.min(AGAIN_ROWS) * largest * F32,
+            false => 0,
+        }
+    }
+
+    /// Bytes of a copy of an output's gradient that magnitudes scale.
+    fn gained(&self, columns: u64, rank: u64) -> u64 {
+        match self.magnitudes && rank > 0 {
+            true => self.narrow(columns),
+            false => 0,
+        }
+    }
+
+    /// Bytes that a forward pass takes for magnitudes: where inputs are dropped, one that they are left out of and what the gains add.
+    fn gaining(&self, width: u64, largest: u64, rank: u64) -> u64 {
+        match self.magnitudes && self.dropout && rank > 0 {
+            true => self.narrow(width) + self.again(largest, rank),
+            false => 0,
         }
     }
 
@@ -170,10 +219,13 @@ impl Layer {
     /// Peak bytes of computing the activations of [`Self::inner`], these included.
     pub fn open(&self) -> u64 {
         let [qkv_rank, _, gate_rank, _] = self.ranks;
-        let masked = self.masked(self.hidden, qkv_rank);
+        let [qkv_largest, gate_largest] = self.largest;
+        let masked =
+            self.masked(self.hidden, qkv_rank) + self.gaining(self.hidden, qkv_largest, qkv_rank);
         let projecting = self.narrow(self.qkv) + self.narrow(self.hidden + qkv_rank) + masked;
         let attending = self.attended() + self.narrow(self.qkv);
-        let masked = self.masked(self.hidden, gate_rank);
+        let masked = self.masked(self.hidden, gate_rank)
+            + self.gaining(self.hidden, gate_largest, gate_rank);
         let gating = self.inner() + self.narrow(self.hidden + gate_rank) + masked;
         projecting.max(attending).max(gating + self.routing())
     }
@@ -181,7 +233,8 @@ impl Layer {
     /// Peak bytes of the layer's forward pass, its input not counted.
     pub fn forward(&self) -> u64 {
         let rank = self.ranks[3];
-        let masked = self.masked(self.intermediate, rank);
+        let masked = self.masked(self.intermediate, rank)
+            + self.gaining(self.intermediate, self.hidden, rank);
         let closing = self.narrow(self.intermediate + rank) + masked.max(self.wide(self.hidden));
         let closing = closing + self.routing();
         self.open().max(self.inner() + closing) + self.apart()
@@ -191,11 +244,14 @@ impl Layer {
     /// activations are freed on the way.
     pub fn backward(&self) -> u64 {
         let to_gate_up = self.backward_to_gate_up() + self.routing();
-        let gates = self.narrow(2 * self.intermediate + self.ranks[2]);
-        let to_middle = gates + self.backward_to_norm(self.ranks[2]);
+        let [qkv_rank, _, gate_rank, _] = self.ranks;
+        let [qkv_largest, gate_largest] = self.largest;
+        let gates = self.narrow(2 * self.intermediate + gate_rank);
+        let to_middle =
+            gates + self.backward_to_norm(gate_rank, 2 * self.intermediate, gate_largest);
         let to_qkv = self.backward_to_qkv();
-        let qkv = self.narrow(self.qkv + self.ranks[0]);
-        let to_input = qkv + self.backward_to_norm(self.ranks[0]);
+        let qkv = self.narrow(self.qkv + qkv_rank);
+        let to_input = qkv + self.backward_to_norm(qkv_rank, self.qkv, qkv_largest);
         let freed = match self.place {
             Place::Gpu => [
                 self.gate_up(),
@@ -218,26 +274,30 @@ impl Layer {
         let d_gate_up = self.narrow(2 * self.intermediate + gate_rank);
         match self.place {
             Place::Gpu => dy + (dh + (2 * masked).max(d_gate_up + h)).max(d_gate_up + h + masked),
-            Place::Processor => dy + dh + d_gate_up + h,
+            Place::Processor => dy + dh + d_gate_up + h + self.again(self.hidden, rank),
         }
     }
 
-    /// Bytes of going backward through a projection whose inputs have adapters of `rank`, to the norm before it.
-    fn backward_to_norm(&self, rank: u64) -> u64 {
+    /// Bytes of going backward through a projection whose inputs have adapters of `rank`, to the norm before it. It has so many
+    /// columns, and its largest linear as many as `largest`.
+    fn backward_to_norm(&self, rank: u64, columns: u64, largest: u64) -> u64 {
         let masked = self.masked(self.hidden, rank);
         let through = match masked {
             0 => 0,
             _ => 2 * self.wide(self.hidden),
         };
-        let normed = self.narrow(self.hidden + rank) + masked;
-        self.wide(self.hidden) + through.max(normed)
+        let normed = self.narrow(self.hidden + rank) + masked + self.again(largest, rank);
+        self.wide(self.hidden) + through.max(normed).max(self.gained(columns, rank))
     }
 
     fn backward_to_qkv(&self) -> u64 {
         let rank = self.ranks[1];
         let (d_context, d_rotated) = (self.summed(self.queries), self.summed(self.qkv));
         let masked = 2 * self.masked(self.queries, rank);
-        let projecting = self.narrow(self.hidden + rank) + masked;
+        let scaling = self
+            .gained(self.hidden, rank)
+            .max(self.again(self.hidden, rank));
+        let projecting = self.narrow(self.hidden + rank) + masked + scaling;
         let rotated = self.narrow(self.qkv) + self.wide(self.heads);
         let d_qkv = self.narrow(self.qkv + self.ranks[0]);
         let back = match self.place {

@@ -219,6 +219,7 @@ impl Work {
                 Method::Full => Trained::All,
                 Method::Lora(lora) => Trained::Adapters {
                     dropout: lora.dropout > 0.0,
+                    magnitudes: lora.use_dora,
                     ranks,
                     tokens: tokens_of(lora),
                 },
@@ -238,13 +239,23 @@ impl Work {
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
-            Trained::Adapters { ranks, tokens, .. } => {
+            Trained::Adapters {
+                ranks,
+                tokens,
+                magnitudes,
+                ..
+            } => {
+                let of_linear = |((width, out, _), rank): ((usize, usize, bool), &usize)| {
+                    let magnitudes = match *magnitudes && *rank > 0 {
+                        true => out,
+                        false => 0,
+                    };
+                    (rank * (width + out) + magnitudes) as u64
+                };
                 let of_layer = |(layer, ranks): (usize, &[usize; LINEARS])| {
                     let linears = shape.linears(layer).into_iter().zip(ranks);
                     let linears = linears.filter(|((_, out, _), _)| *out > 0);
-                    linears
-                        .map(|((width, out, _), rank)| (rank * (width + out)) as u64)
-                        .sum::<u64>()
+                    linears.map(of_linear).sum::<u64>()
                 };
                 let of_tokens = (tokens.rows * shape.hidden_size) as u64
                     + tokens.whole as u64 * shape.token_matrix();
@@ -384,6 +395,7 @@ mod tests {
     fn adapters() -> Trained {
         Trained::Adapters {
             dropout: false,
+            magnitudes: false,
             ranks: vec![[16; LINEARS]; SMALL.layers],
             tokens: Tokens::default(),
         }
@@ -393,6 +405,15 @@ mod tests {
     fn scalars_are_those_that_transformers_and_peft_count() {
         assert_eq!(SMALL.parameters(), 596_049_920);
         assert_eq!(work(adapters(), false).scalars(&SMALL), 10_092_544);
+        let dora = Trained::Adapters {
+            dropout: false,
+            magnitudes: true,
+            ranks: vec![[16; LINEARS]; SMALL.layers],
+            tokens: Tokens::default(),
+        };
+        // One for each row: queries, keys and values, output, gate and up, down.
+        let rows = 28 * (2048 + 2 * 1024 + 1024 + 2 * 3072 + 1024);
+        assert_eq!(work(dora, false).scalars(&SMALL), 10_092_544 + rows);
         assert_eq!(work(Trained::All, false).scalars(&SMALL), 596_049_920);
     }
 

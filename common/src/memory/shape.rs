@@ -82,6 +82,8 @@ pub enum Trained {
     Adapters {
         /// Whether there is dropout on the adapters' inputs.
         dropout: bool,
+        /// Whether adapted rows have magnitudes (DoRA).
+        magnitudes: bool,
         /// For each layer, the ranks of the adapters on its linears, 0 for none.
         ranks: Vec<[usize; LINEARS]>,
         /// What of the embedding and the output layer is trained beside them.

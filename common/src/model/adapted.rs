@@ -7,8 +7,8 @@ use thiserror::Error;
 use super::config::ModelConfig;
 use super::experts::ExpertNames;
 use super::geometry::{LinearShape, base_tensors, is_norm_or_bias, linears, token_tensors};
-use crate::files::adapter::{Factor, tensor_name};
-use crate::job::{JobSpec, LoraSpec, Method, TargetModules, whole_path};
+use crate::files::adapter::{Adapted, adapter_tensors};
+use crate::job::{JobSpec, LoraSpec, Method, TargetModules, is_magnitude, whole_path};
 use crate::memory::LINEARS;
 
 /// One linear of a layer, as adapters name it.
@@ -18,6 +18,28 @@ pub struct AdaptedModule {
     pub path: String,
     pub shape: LinearShape,
     pub rank: usize,
+}
+
+impl From<&AdaptedModule> for Adapted {
+    fn from(module: &AdaptedModule) -> Self {
+        Self {
+            path: module.path.clone(),
+            rank: module.rank,
+            inputs: module.shape.width,
+            outputs: module.shape.out,
+        }
+    }
+}
+
+/// The tensors that the job trains of an adapter's linears, with their shapes.
+pub fn module_tensors(
+    modules: &[AdaptedModule],
+    lora: &LoraSpec,
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    modules.iter().flat_map(|module| {
+        let tensors: Vec<_> = adapter_tensors(&module.into(), lora.use_dora).collect();
+        tensors
+    })
 }
 
 /// The linears that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
@@ -50,6 +72,17 @@ pub fn adapted_modules(
     let sizes = lora.sizes();
     for module in &mut modules {
         module.rank = sizes.rank(&module.path);
+        let (rank, side) = (
+            sizes.trained_rank(&module.path),
+            module.shape.width.min(module.shape.out),
+        );
+        if lora.init.is_from_base() && rank > side {
+            return Err(UnmatchedTarget::Directions {
+                rank,
+                side,
+                path: module.path.clone(),
+            });
+        }
     }
     Ok(modules)
 }
@@ -228,15 +261,11 @@ pub fn trained_matrices(
         let matrices = matrices.filter(|(name, shape)| !is_norm_or_bias(name, shape.len()));
         return Ok(matrices.map(|(name, _)| name).collect());
     };
-    let modules = adapted_modules(config, lora)?.into_iter();
-    Ok(modules
-        .flat_map(|module| [Factor::A, Factor::B].map(|factor| tensor_name(&module.path, factor)))
-        .chain(
-            token_tensors(config, &lora.tokens)
-                .into_iter()
-                .map(|(name, _)| name),
-        )
-        .collect())
+    let modules = adapted_modules(config, lora)?;
+    let tensors = module_tensors(&modules, lora).chain(token_tensors(config, &lora.tokens));
+    // Magnitudes are vectors that learn as matrices do.
+    let matrices = tensors.filter(|(name, shape)| shape.len() == 2 || is_magnitude(name));
+    Ok(matrices.map(|(name, _)| name).collect())
 }
 
 /// A job names a linear that the model does not have.
@@ -256,6 +285,14 @@ pub enum UnmatchedTarget {
         "exclude_modules and layers_to_transform leave none of lora_target_modules: nothing would be trained"
     )]
     NothingLeft,
+    #[error(
+        "init_lora_weights: an adapter of rank {rank} begins with as many directions of {path}, which has {side}; lower lora_r, or give it another rank or none"
+    )]
+    Directions {
+        rank: usize,
+        side: usize,
+        path: String,
+    },
 }
 
 /// By layer: the rank of the adapter that the job puts on the linear in each slot, 0 for none. Empty where it trains all weights.

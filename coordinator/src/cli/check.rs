@@ -218,7 +218,10 @@ fn model(prepared: &Prepared) -> String {
 fn method(job: &JobSpec, estimate: &Estimate) -> String {
     let method = match &job.method {
         Method::Full => "full fine-tuning".to_owned(),
-        Method::Lora(lora) => format!("LoRA, rank {}, alpha {}", lora.r, lora.alpha),
+        Method::Lora(lora) => {
+            let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
+            format!("{kind}, rank {}, alpha {}", lora.r, lora.alpha)
+        }
     };
     format!(
         "{method}: {} trainable parameters ({:.2}%)",

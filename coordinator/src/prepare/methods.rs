@@ -126,6 +126,8 @@ fn usual_adapter() -> LoraSpec {
         dropout: 0.0,
         target_modules: TargetModules::AllLinear,
         use_rslora: false,
+        use_dora: false,
+        init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,

@@ -87,6 +87,8 @@ fn received(store: &Store, step: u64) -> Received {
         lora_alpha: 4.0,
         lora_dropout: 0.0,
         use_rslora: false,
+        use_dora: false,
+        init: Default::default(),
         target_modules: vec!["q_proj".into()],
         shape: Default::default(),
         tokens: Default::default(),

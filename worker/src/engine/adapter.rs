@@ -1,4 +1,8 @@
-//! LoRA: which linears get an adapter, what its tensors are called, and the values they start from.
+//! LoRA: which linears get an adapter, what its tensors are called, and the values they start from (new ones: `start`).
+
+mod from_base;
+mod second_half;
+mod start;
 
 use std::path::Path;
 
@@ -9,55 +13,27 @@ use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
 use common::files::tensors::TensorFile;
 use common::job::{AdapterSizes, LoraSpec};
-use common::model::AdaptedModule;
-use common::rng::CounterRng;
+use common::model::{AdaptedModule, module_tensors};
 
 use super::EngineError;
+use super::ops::dora::Magnitudes;
 use super::ops::lora_linear::Lora;
+use super::ops::matrix::View;
+use super::ops::projection::Linear;
 use super::params::Parameters;
 use crate::engine::model::weights::name_key;
 
-/// Stream of the counter-based generator from which adapters' starting values are drawn.
-const STREAM_ADAPTER: u64 = 0x6c6f_7261;
+pub use from_base::factors_of;
+pub use second_half::SecondHalves;
+pub use start::{initial_values, start_stream};
 
-/// The adapter's trainable tensors: the factors of its modules, and what is trained `beside` them.
-pub fn adapter_layout(modules: &[AdaptedModule], beside: Vec<(String, Vec<usize>)>) -> Layout {
-    let factors = modules.iter().flat_map(|module| {
-        [
-            (
-                tensor_name(&module.path, Factor::A),
-                vec![module.rank, module.shape.width],
-            ),
-            (
-                tensor_name(&module.path, Factor::B),
-                vec![module.shape.out, module.rank],
-            ),
-        ]
-    });
-    Layout::new(factors.chain(beside))
-}
-
-/// Starting values of all adapters, in layout order, as PEFT draws them: `A` uniform in `±1/sqrt(in)` (Kaiming with
-/// a = sqrt 5), and all others zero.
-///
-/// # Errors
-/// Where the machine has not the memory.
-pub fn initial_values(layout: &Layout, seed: u64) -> Result<Vec<f32>, EngineError> {
-    let scalars = layout.scalars;
-    let mut flat = Vec::new();
-    flat.try_reserve_exact(scalars)
-        .map_err(|_| EngineError::Memory { scalars })?;
-    for tensor in &layout.tensors {
-        let scalars: usize = tensor.shape.iter().product();
-        if !tensor.name.ends_with(".lora_A.weight") {
-            flat.resize(flat.len() + scalars, 0.0);
-            continue;
-        }
-        let bound = 1.0 / (tensor.shape[1] as f64).sqrt();
-        let mut rng = CounterRng::new(seed, &[STREAM_ADAPTER, name_key(&tensor.name)]);
-        flat.extend((0..scalars).map(|_| ((2.0 * rng.uniform() - 1.0) * bound) as f32));
-    }
-    Ok(flat)
+/// The adapter's trainable tensors: those of its modules, and what is trained `beside` them.
+pub fn adapter_layout(
+    modules: &[AdaptedModule],
+    lora: &LoraSpec,
+    beside: Vec<(String, Vec<usize>)>,
+) -> Layout {
+    Layout::new(module_tensors(modules, lora).chain(beside))
 }
 
 /// Reads starting values from a PEFT adapter, which must have the job's rank and exactly its tensors, for a model whose output
@@ -74,6 +50,13 @@ pub fn values_from(
             path: dir.to_owned(),
             found: config.r,
             expected: lora.r,
+        });
+    }
+    if config.use_dora != lora.use_dora {
+        return Err(EngineError::DoraMismatch {
+            path: dir.to_owned(),
+            found: config.use_dora,
+            expected: lora.use_dora,
         });
     }
     let values = read_weights(dir, layout)?;
@@ -102,6 +85,34 @@ impl<'a> JobAdapter<'a> {
         }
     }
 
+    /// Starts the adapter of a linear, if it begins with a part of the weight: the second halves of its factors take off what the first
+    /// ones begin with.
+    pub fn start_from(&self, linear: &Linear, path: &str, seed: u64) {
+        let Some(lora) = linear
+            .lora
+            .as_ref()
+            .filter(|_| self.spec.init.is_from_base())
+        else {
+            return;
+        };
+        let (out, width) = linear.weight.matrix_dims();
+        let mut weight = vec![0.0; out * width];
+        let reading = linear.weight.read();
+        for (row, values) in weight.chunks_exact_mut(width).enumerate() {
+            reading.slice().copy_row(row, width, values);
+        }
+        let (rank, scale) = (self.sizes.trained_rank(path), self.sizes.scale(path));
+        let view = View::new(&weight, out, width);
+        let mut rng = start_stream(seed, path);
+        let Some(factors) = factors_of(self.spec.init, view, (rank, scale), &mut rng) else {
+            return;
+        };
+        lora.a.set(&[&factors.a[..], &factors.a[..]].concat());
+        let rows = factors.b.chunks_exact(rank);
+        let b = rows.flat_map(|row| row.iter().copied().chain(row.iter().map(|x| -x)));
+        lora.b.set(&b.collect::<Vec<f32>>());
+    }
+
     /// The adapter of the linear at this path, or None where it has none.
     pub fn on(&self, path: &str, parameters: &Parameters) -> Option<Lora> {
         Some(Lora {
@@ -110,6 +121,10 @@ impl<'a> JobAdapter<'a> {
             scale: self.sizes.scale(path) as f32,
             dropout: self.spec.dropout,
             module: name_key(path),
+            trained: self.sizes.trained_rank(path),
+            magnitudes: parameters
+                .weight(&tensor_name(path, Factor::Magnitude))
+                .map(Magnitudes::new),
         })
     }
 }

@@ -21,6 +21,12 @@ pub enum EngineError {
         found: usize,
         expected: usize,
     },
+    #[error("use_dora is {found} in {path} but {expected} in the job")]
+    DoraMismatch {
+        path: PathBuf,
+        found: bool,
+        expected: bool,
+    },
     #[error("{path} has tensor {name}, which the job's adapter has not")]
     UnexpectedTensor { path: PathBuf, name: String },
     #[error("token id {token} is outside the model's vocabulary of {vocabulary}")]
@@ -70,6 +76,9 @@ pub enum EngineError {
         "tokens' rows of the embedding and the output layer are not trained beside adapters on GPUs yet; join with --device cpu"
     )]
     GpuTokens,
+    #[cfg(feature = "cuda")]
+    #[error("{what} is not done on GPUs yet; join with --device cpu")]
+    GpuAdapter { what: &'static str },
     #[cfg(feature = "cuda")]
     #[error("{family} with {feature} is not done on GPUs yet; join with --device cpu")]
     GpuFamily {

@@ -10,7 +10,7 @@ mod sgd;
 
 use common::files::layout::TensorLayout;
 use common::files::moments::MomentPartMut;
-use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding};
+use common::job::{JobSpec, Optimizer as Kind, RateGroups, is_embedding, is_magnitude};
 use common::model::is_norm_or_bias;
 
 pub use adamw::AdamW;
@@ -87,12 +87,12 @@ impl Optimizer {
         }
     }
 
-    /// The update of one tensor. As in Transformers' trainer, norms and biases do not decay; Muon makes no
-    /// such difference.
+    /// The update of one tensor. As in Transformers' trainer, norms and biases do not decay, but magnitudes do; Muon makes no such
+    /// difference.
     pub fn of_tensor(&self, tensor: &TensorLayout) -> TensorUpdate {
         let is_vector = is_norm_or_bias(&tensor.name, tensor.shape.len());
         let rate = self.rates.of(&tensor.name, is_vector, self.peak);
-        let weight_decay = match rate.decays && !is_vector {
+        let weight_decay = match rate.decays && (!is_vector || is_magnitude(&tensor.name)) {
             true => self.weight_decay,
             false => 0.0,
         };

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use common::files::Flat;
@@ -43,6 +44,7 @@ enum Store {
 #[derive(Clone)]
 struct GradientSlot {
     flat: Arc<RwLock<Flat>>,
+    version: Arc<AtomicU64>,
     range: Range<usize>,
     gradients: Gradients,
     index: usize,
@@ -145,6 +147,24 @@ impl Weight {
             "this weight must be float32"
         );
         ReadingF32(self.read())
+    }
+
+    /// Number of the changes to the trainable weights so far. What is computed from a frozen weight stays true.
+    pub fn version(&self) -> u64 {
+        match &self.store {
+            Store::Trainable(slot) => slot.version.load(Ordering::Acquire),
+            _ => 0,
+        }
+    }
+
+    /// Puts values in place of a trainable weight's, before training begins.
+    pub fn set(&self, values: &[f32]) {
+        let Store::Trainable(slot) = &self.store else {
+            return;
+        };
+        let mut flat = slot.flat.write().unwrap_or_else(PoisonError::into_inner);
+        flat[slot.range.clone()].copy_from_slice(values);
+        slot.version.fetch_add(1, Ordering::Release);
     }
 
     /// Hands over the gradient of a trainable weight: `write(rows, gradient, accumulate)` fills the slice of these rows,
@@ -387,6 +407,8 @@ impl Gradients {
 pub struct Parameters {
     layout: Arc<Layout>,
     flat: Arc<RwLock<Flat>>,
+    /// Number of the changes so far.
+    version: Arc<AtomicU64>,
     gradients: Gradients,
 }
 
@@ -397,6 +419,7 @@ impl Parameters {
         let layout = Arc::new(layout);
         Self {
             flat: Arc::new(RwLock::new(values.into())),
+            version: Arc::default(),
             gradients: Gradients::new(layout.clone(), collect),
             layout,
         }
@@ -439,6 +462,7 @@ impl Parameters {
             shape: shape.to_vec(),
             store: Store::Trainable(GradientSlot {
                 flat: self.flat.clone(),
+                version: self.version.clone(),
                 range: first..first + scalars,
                 gradients: self.gradients.clone(),
                 index,
@@ -460,11 +484,13 @@ impl Parameters {
 
     pub fn replace(&self, weights: Flat) {
         *self.flat.write().unwrap_or_else(PoisonError::into_inner) = weights;
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Changes the flat weights in place, or a copy of them while somebody still reads what was shared.
     pub fn update(&self, write: impl FnOnce(&mut [f32])) {
         write(&mut self.flat.write().unwrap_or_else(PoisonError::into_inner));
+        self.version.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -60,6 +60,8 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
         dropout,
         target_modules: targets,
         use_rslora: false,
+        use_dora: false,
+        init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,

@@ -3,13 +3,15 @@
 
 use common::files::adapter::AdapterConfig;
 use common::files::snapshot::{Snapshot, WeightsFormat};
-use common::job::{BaseDtype, Method};
+use common::job::{AdapterInit, BaseDtype, LoraSpec, Method};
 use worker::engine::inference::merge::merge;
 
-use crate::golden::{assert_adapter_training, assert_greedy, assert_last_logits, golden_dir};
+use crate::golden::{
+    assert_adapter_training, assert_greedy, assert_last_logits, assert_steps, golden_dir,
+};
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 14] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -22,6 +24,8 @@ const CASES: [&str; 12] = [
     "exclude-modules",
     "layers-to-transform",
     "qwen2-moe-all-linear",
+    "dora",
+    "dora-bias",
 ];
 
 #[test]
@@ -87,6 +91,45 @@ fn training_beside_a_bfloat16_base_is_close_to_that_beside_float32() {
         for (found, expected) in steps.iter().zip(&case.golden.lora) {
             let off = (found.loss - expected.loss).abs() / expected.loss;
             assert!(off < 0.02, "{name}: {} for {}", found.loss, expected.loss);
+        }
+    }
+}
+
+/// The signs of singular directions are anybody's, so that losses and outputs are compared, not factors. PEFT's own conversion to an
+/// adapter for the base as it was is `converted_adapter`.
+#[test]
+fn adapters_that_begin_with_a_part_of_the_base_follow_peft() {
+    for (name, init) in [
+        ("pissa", AdapterInit::Pissa { iterations: None }),
+        ("olora", AdapterInit::Olora),
+    ] {
+        let case = Case::open(&golden_dir(), name);
+        let converted_dir = case.dir.join("converted_adapter");
+        let converted = AdapterConfig::read(&converted_dir).unwrap();
+        let lora = LoraSpec {
+            r: 4,
+            alpha: 8.0,
+            init,
+            ..converted.to_lora()
+        };
+        let rate = case.golden.learning_rate_lora;
+        let training = job(Method::Lora(lora.clone()), rate, case.golden.sequence_len);
+        let mut trainer = case.load(training, "model", None);
+        let steps = case.train(&mut trainer, rate);
+        assert_steps(name, &steps, &case.golden.lora);
+
+        let targets = converted.target_modules.iter().cloned();
+        let config = AdapterConfig::from_lora(&lora, "model", targets);
+        assert_eq!(config.r, converted.r);
+        assert!((config.lora_alpha - converted.lora_alpha).abs() < 1e-9);
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = trainer.snapshot().unwrap();
+        let format = WeightsFormat::Adapter(config);
+        snapshot.write_files(folder.path(), &format).unwrap();
+        let model = case.dir.join("model");
+        for adapter in [folder.path(), &converted_dir] {
+            assert_last_logits(&case, Some(adapter), "trained");
+            assert_greedy(&case, &model, Some(adapter), &case.golden.greedy_adapter);
         }
     }
 }

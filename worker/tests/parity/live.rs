@@ -10,7 +10,7 @@ use common::files::WeightsFormat;
 use common::files::adapter::AdapterConfig;
 use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
-use common::job::{InitWeights, LoraSpec, Method, TargetModules};
+use common::job::{AdapterInit, InitWeights, LoraSpec, Method, TargetModules};
 use common::rng::CounterRng;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
@@ -96,19 +96,22 @@ fn random_model(dir: &Path, dtype: Dtype, change: impl FnOnce(&mut Value)) {
 }
 
 /// An adapter on these linears of that model, trained so far that its answers differ.
-fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2]) {
+fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2], kind: fn(&mut LoraSpec)) {
     let targets = targets.map(str::to_owned);
-    let lora = LoraSpec {
+    let mut lora = LoraSpec {
         r: 4,
         alpha: 8.0,
         dropout: 0.0,
         target_modules: TargetModules::Named(targets.to_vec()),
         use_rslora: true,
+        use_dora: false,
+        init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),
         model_dir: None,
         model_source: None,
     };
+    kind(&mut lora);
     let config = AdapterConfig::from_lora(&lora, model_dir.to_str().unwrap(), targets);
     let mut trainer = Trainer::load(TrainerOptions {
         job: Arc::new(job(Method::Lora(lora), 1e-2, SEQUENCE_LEN)),
@@ -160,6 +163,13 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
         }
     };
     check_adapter(&python, ["q_proj", "down_proj"], |_| {});
+    for kind in [
+        |lora: &mut LoraSpec| lora.use_dora = true,
+        |lora: &mut LoraSpec| lora.init = AdapterInit::Gaussian,
+        |lora: &mut LoraSpec| lora.init = AdapterInit::Orthogonal,
+    ] {
+        check_kind(&python, ["q_proj", "down_proj"], kind, |_| {});
+    }
     let glm = of("Glm4ForCausalLM", "glm4");
     check_adapter(&python, ["q_proj", "gate_up_proj"], glm);
     let of_experts = |class, kind| {
@@ -205,9 +215,19 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
 
 /// Trains an adapter on these linears of a random model, and compares its answer with PEFT's.
 fn check_adapter(python: &Python, targets: [&str; 2], change: impl FnOnce(&mut Value)) {
+    check_kind(python, targets, |_| {}, change);
+}
+
+/// [`check_adapter`] for an adapter of another kind.
+fn check_kind(
+    python: &Python,
+    targets: [&str; 2],
+    kind: fn(&mut LoraSpec),
+    change: impl FnOnce(&mut Value),
+) {
     let (model, adapter) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     random_model(model.path(), Dtype::F32, change);
-    trained_adapter(model.path(), adapter.path(), targets);
+    trained_adapter(model.path(), adapter.path(), targets, kind);
     let model = model.path().to_str().unwrap();
     let adapter = adapter.path().to_str().unwrap();
     let expected = python.run(

@@ -3,38 +3,34 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{
-    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, tensor_name,
-};
+use super::tensors::{Adapted, adapter_tensors, is_kept_beside_tokens};
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig};
 use crate::files::FileError;
 use crate::files::model::{check_link, listed};
 use crate::files::tensors::TensorFile;
+use crate::job::LoraSpec;
 
-/// A linear that an adapter is put on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adapted {
-    /// Path of the module, such as `model.layers.0.self_attn.q_proj`.
-    pub path: String,
-    pub rank: usize,
-    pub inputs: usize,
-    pub outputs: usize,
-}
-
-/// Refuses an adapter that is not of this rank or whose tensors are not exactly those of the linears and `beside`, names with
-/// shapes, on a model whose output layer is the embedding where it is `tied`. Reads no values.
+/// Refuses an adapter that is not of the job's kind or whose tensors are not exactly those of the linears and `beside`, names
+/// with shapes, on a model whose output layer is the embedding where it is `tied`. Reads no values.
 pub fn check_adapter(
     dir: &Path,
-    rank: usize,
+    lora: &LoraSpec,
     linears: &[Adapted],
     beside: &[(String, Vec<usize>)],
     tied: bool,
 ) -> Result<(), FileError> {
     let config = AdapterConfig::read(dir)?;
     let refuse = |reason: String| Err(FileError::malformed(dir, reason));
-    if config.r != rank {
+    if config.r != lora.r {
         return refuse(format!(
-            "its rank is {}, the job's lora_r is {rank}",
-            config.r
+            "its rank is {}, the job's lora_r is {}",
+            config.r, lora.r
+        ));
+    }
+    if config.use_dora != lora.use_dora {
+        return refuse(format!(
+            "its use_dora is {}, the job's is {}",
+            config.use_dora, lora.use_dora
         ));
     }
     for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
@@ -44,14 +40,7 @@ pub fn check_adapter(
     let file = TensorFile::open(&path)?;
     let mut expected: BTreeMap<String, Vec<usize>> = beside.iter().cloned().collect();
     for linear in linears {
-        let Adapted {
-            path,
-            rank,
-            inputs,
-            outputs,
-        } = linear;
-        expected.insert(tensor_name(path, Factor::A), vec![*rank, *inputs]);
-        expected.insert(tensor_name(path, Factor::B), vec![*outputs, *rank]);
+        expected.extend(adapter_tensors(linear, lora.use_dora));
     }
     let missing: Vec<&str> = expected
         .keys()
@@ -108,9 +97,13 @@ mod tests {
         Dtype::F32,
         [4, 2],
     );
+    const MAGNITUDE: Tensor = (
+        "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",
+        Dtype::F32,
+        [4, 1],
+    );
 
-    fn check(tensors: &[Tensor], rank: usize) -> Result<(), String> {
-        let folder = tempfile::tempdir().unwrap();
+    fn config(use_dora: bool) -> AdapterConfig {
         AdapterConfig {
             base_model_name_or_path: None,
             revision: None,
@@ -118,16 +111,28 @@ mod tests {
             lora_alpha: 4.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora,
+            init: Default::default(),
             target_modules: vec!["up_proj".into()],
             shape: Default::default(),
             tokens: Default::default(),
         }
-        .write(folder.path())
-        .unwrap();
+    }
+
+    /// Checks an adapter against a job of this rank, each with or without magnitudes.
+    fn check(
+        tensors: &[Tensor],
+        rank: usize,
+        [has_dora, use_dora]: [bool; 2],
+    ) -> Result<(), String> {
+        let folder = tempfile::tempdir().unwrap();
+        config(has_dora).write(folder.path()).unwrap();
         let bytes = [0; 256];
         let listed = tensors.iter().map(|(name, dtype, shape)| {
             let size = shape[0] * shape[1] * dtype.bitsize() / 8;
-            (name.to_string(), *dtype, shape.to_vec(), &bytes[..size])
+            // A vector where there is one column.
+            let shape = shape.iter().copied().filter(|size| *size > 1);
+            (name.to_string(), *dtype, shape.collect(), &bytes[..size])
         });
         write(folder.path(), ADAPTER_WEIGHTS, listed, &[]).unwrap();
         let linear = Adapted {
@@ -136,14 +141,20 @@ mod tests {
             inputs: 3,
             outputs: 4,
         };
-        check_adapter(folder.path(), rank, &[linear], &[], false).map_err(|error| error.to_string())
+        let lora = LoraSpec {
+            r: rank,
+            ..config(use_dora).to_lora()
+        };
+        let checked = check_adapter(folder.path(), &lora, &[linear], &[], false);
+        checked.map_err(|error| error.to_string())
     }
 
     #[test]
     fn an_adapter_has_the_tensors_of_its_linears_and_no_others() {
-        check(&[A, B], 2).unwrap();
+        check(&[A, B], 2, [false, false]).unwrap();
+        check(&[A, B, MAGNITUDE], 2, [true, true]).unwrap();
         let refused = |tensors: &[Tensor], words: &[&str]| {
-            let message = check(tensors, 2).unwrap_err();
+            let message = check(tensors, 2, [false, false]).unwrap_err();
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         };
         refused(&[A], &["lacks", B.0]);
@@ -152,10 +163,14 @@ mod tests {
         refused(&[A, B, other], &[other.0, "lora_target_modules"]);
         refused(&[A, (B.0, Dtype::F32, [4, 3])], &[B.0, "[4, 3]", "[4, 2]"]);
         refused(&[A, (B.0, Dtype::I8, B.2)], &[B.0, "I8"]);
-        let message = check(&[A, B], 3).unwrap_err();
-        assert!(
-            message.contains("its rank is 2, the job's lora_r is 3"),
-            "{message}"
-        );
+        refused(&[A, B, MAGNITUDE], &[MAGNITUDE.0]);
+        for (rank, kinds, told) in [
+            (3, [false, false], "its rank is 2, the job's lora_r is 3"),
+            (2, [true, false], "its use_dora is true, the job's is false"),
+            (2, [true, true], MAGNITUDE.0),
+        ] {
+            let message = check(&[A, B], rank, kinds).unwrap_err();
+            assert!(message.contains(told), "{message}");
+        }
     }
 }

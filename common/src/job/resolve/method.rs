@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::adapter_init::{adapter_init, check_start};
 use super::adapter_shape::adapter_shape;
 use super::tokens::trained_tokens;
 use crate::job::dialect::Dialect;
@@ -11,7 +12,9 @@ use crate::job::quote::shorten;
 use crate::job::read::Reader;
 use crate::job::starting_adapter::{self, StartingAdapter};
 use crate::job::yaml::Value;
-use crate::job::{AdapterRequest, HubCommit, LoraSpec, Method, TargetModules, whole_path};
+use crate::job::{
+    AdapterInit, AdapterRequest, HubCommit, LoraSpec, Method, Optimizer, TargetModules, whole_path,
+};
 
 /// The linear layers of every supported decoder, without the output layer.
 const DECODER_LINEARS: &[&str] = &[
@@ -58,6 +61,9 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         "lora_target_modules",
         "lora_target_linear",
         "use_rslora",
+        "use_dora",
+        "init_lora_weights",
+        "pissa_init",
         "lora_model_dir",
         "loraplus_lr_ratio",
         "loraplus_lr_embedding",
@@ -71,6 +77,8 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer
             && !given.is_switched_off()
+            // As PEFT has it where nothing is said.
+            && !(name == "init_lora_weights" && given.node.is_text("true"))
         {
             match says_none && given.layer == Layer::File {
                 true => unused.push(given.written.as_str()),
@@ -150,6 +158,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
     let target_modules = target_modules(reader);
     let tokens = trained_tokens(reader);
     let shape = adapter_shape(reader);
+    let init = adapter_init(reader);
     let spec = LoraSpec {
         r: r.unwrap_or(usual_r),
         alpha: reader
@@ -169,6 +178,15 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
             .switch("use_rslora")
             .or(start.as_ref().map(|s| s.use_rslora))
             .unwrap_or(false),
+        use_dora: reader
+            .switch("use_dora")
+            .or(start.as_ref().map(|s| s.use_dora))
+            .unwrap_or(false),
+        // An adapter that is there has its factors.
+        init: match &start {
+            Some(_) => AdapterInit::default(),
+            None => init,
+        },
         shape: Box::new(match &start {
             Some(start) => shape.or(&start.shape),
             None => shape,
@@ -182,7 +200,10 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
     };
     if let Some(start) = start {
         agrees_with(reader, &spec, &start);
-    } else if is_lora
+        return spec;
+    }
+    check_start(reader, &spec);
+    if is_lora
         && reader.switch("lora_target_linear") == Some(false)
         && reader.given("lora_target_modules").is_none()
         && let Some(given) = reader.given("lora_target_linear")
@@ -191,6 +212,31 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
         reader.problem(given, message.to_owned());
     }
     spec
+}
+
+/// Refuses an optimizer that would leave the magnitudes of DoRA as they are, or move what an adapter takes off the weights.
+pub(super) fn check_optimizer(reader: &mut Reader<'_>, method: &Method, optimizer: &Optimizer) {
+    let (Method::Lora(lora), Optimizer::Muon { trains_vectors }) = (method, optimizer) else {
+        return;
+    };
+    let name = match trains_vectors {
+        true => "use_muon",
+        false => "optimizer",
+    };
+    let Some(given) = reader.given(name) else {
+        return;
+    };
+    if lora.use_dora && !trains_vectors {
+        let message = "trains matrices alone, and `use_dora` has magnitudes, which are vectors; use adamw, sgd or lion, or `use_muon: true`";
+        reader.problem(given, message.to_owned());
+    }
+    if lora.init.is_from_base() {
+        let message = format!(
+            "mixes all directions of a matrix, and those that {} takes off the weights stay as they are; use adamw, sgd or lion",
+            lora.init
+        );
+        reader.problem(given, message);
+    }
 }
 
 /// Checks that the job keeps the shape of the adapter that training goes on from. Alpha and dropout may change.
@@ -217,6 +263,7 @@ fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter
     }
     let (shape, others) = (&spec.shape, &start.shape);
     for (field, differs) in [
+        ("use_dora", spec.use_dora != start.use_dora),
         ("exclude_modules", shape.excluded != others.excluded),
         ("layers_to_transform", shape.layers != others.layers),
         ("rank_pattern", shape.ranks != others.ranks),

@@ -15,7 +15,7 @@ const AXOLOTL: &str = "base_model: m\noptimizer: adamw_torch_8bit\ntf32: true\nd
     num_epochs: 1\nlearning_rate: 2e-4\nmicro_batch_size: 2\nchat_template_kwargs: {enable_thinking: false}\ncluster: {min_workers: 2}\n";
 
 /// Jobs of every dialect that give every field of the table a value of its own, most of them under other names than Muster's.
-const JOBS: [&str; 18] = [
+const JOBS: [&str; 19] = [
     AXOLOTL,
     // Axolotl, with datasets of every kind.
     "base_model: m\nrevision_of_model: v1\nreinit_weights: true\ninit_weights: random\nbf16: full\nspecial_tokens: {bos_token: '<s>', pad_token: '<|x|>'}\n\
@@ -43,6 +43,7 @@ const JOBS: [&str; 18] = [
     // LLaMA-Factory, told by one key alone.
     "model_name_or_path: m\nstage: sft\ndataset: a.jsonl, b.jsonl\nlora_rank: 4\nlora_target: q_proj,v_proj\ncutoff_len: 64\n\
      num_train_epochs: 2.0\neval_dataset: c.jsonl\nuse_muon: true\nuse_eaft_loss: true\n",
+    "model_name_or_path: m\nstage: sft\ndataset: a.jsonl\npissa_init: true\npissa_iter: 4\npissa_convert: true\n",
     // LLaMA-Factory's patience keeps the last weights.
     "model_name_or_path: m\ntemplate: qwen3\ndataset: a.jsonl\nfinetuning_type: full\nval_size: 0.1\neval_strategy: steps\neval_steps: 0.25\n\
      early_stopping_steps: 2\nmask_history: true\nenable_thinking: false\ndefault_system: 'no'\nuse_dft_loss: true\n",
@@ -70,7 +71,7 @@ const JOBS: [&str; 18] = [
     "base_model: m\ndatasets: a\nadapter: lora\nlora_target_modules: '.*layers\\.[0-3]\\..*_proj'\n",
     // Adapters that are not alike.
     "base_model: m\ndatasets: a\nadapter: lora\nrank_pattern: {'layers\\.0\\..*v_proj': 4, q_proj: 2}\nalpha_pattern: {q_proj: 8.5}\n\
-     exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\n",
+     exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\npeft_use_dora: true\npeft_init_lora_weights: gaussian\n",
     // Tokens that are added, and what is trained of them.
     "base_model: m\ndatasets: a\nadapter: lora\ntokens: ['<a>', '7']\nadd_special_tokens: ['<b>']\n\
      special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\nadded_tokens_overrides: {7: '<e>', 9: '8'}\n",

@@ -427,7 +427,7 @@ fn an_adapter_that_is_no_folder_is_found_by_whoever_loads_the_job() {
 #[test]
 fn a_starting_adapter_gives_the_shape() {
     let dir = tempfile::tempdir().unwrap();
-    let config = r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"lora_dropout":0.1,"use_rslora":true,"target_modules":["v_proj","q_proj"]}"#;
+    let config = r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"lora_dropout":0.1,"use_rslora":true,"use_dora":true,"target_modules":["v_proj","q_proj"]}"#;
     fs::write(dir.path().join("adapter_config.json"), config).unwrap();
     let start = format!("adapter: lora\nlora_model_dir: {}\n", dir.path().display());
     let Method::Lora(lora) = job(&start).method else {
@@ -436,6 +436,11 @@ fn a_starting_adapter_gives_the_shape() {
     assert_eq!(
         (lora.r, lora.alpha, lora.dropout, lora.use_rslora),
         (4, 8.0, 0.1, true)
+    );
+    assert!(lora.use_dora);
+    check_problems(
+        &format!("{start}use_dora: false\n"),
+        &["5: `use_dora` differs from the adapter of lora_model_dir; remove it"],
     );
     assert_eq!(
         lora.target_modules,

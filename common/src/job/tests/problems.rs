@@ -196,6 +196,46 @@ fn what_says_something_of_an_adapter_must_fit_to_one() {
         ],
     );
     check_problems(
+        "use_dora: true\ninit_lora_weights: true\n",
+        &["3: `use_dora` has no effect without `adapter: lora`"],
+    );
+    check_problems(
+        "adapter: lora\nuse_dora: true\noptimizer: muon\n",
+        &[
+            "5: `optimizer` trains matrices alone, and `use_dora` has magnitudes, which are vectors; use adamw, sgd or lion, or `use_muon: true`",
+        ],
+    );
+    check_problems(
+        "adapter: lora\ninit_lora_weights: orthogonal\nlora_r: 7\n",
+        &["4: `init_lora_weights` is orthogonal, which needs even ranks of at most 512, not 7"],
+    );
+    check_problems(
+        "adapter: lora\npeft_init_lora_weights: loftq\n",
+        &[
+            "4: `peft_init_lora_weights` must be one of true, gaussian, orthogonal, pissa, pissa_niter_N, olora, with N from 1 to 64, found `loftq`",
+        ],
+    );
+    check_problems(
+        "adapter: lora\ninit_lora_weights: olora\nlora_r: 300\nlora_dropout: 0.1\n",
+        &[
+            "4: `init_lora_weights` takes directions off the weights, 256 at most, not 300",
+            "4: `init_lora_weights` is OLoRA, which takes directions off the weights; inputs that are dropped would miss them: remove `lora_dropout`",
+        ],
+    );
+    check_problems(
+        "adapter: lora\npissa_init: true\nuse_muon: true\npissa_iter: 0\n",
+        &[
+            "5: `use_muon` mixes all directions of a matrix, and those that PiSSA takes off the weights stay as they are; use adamw, sgd or lion",
+            "6: `pissa_iter` must be a whole number from 1 to 64, or -1, found `0`",
+        ],
+    );
+    check_problems(
+        "adapter: lora\ninit_lora_weights: pissa\npissa_init: true\n",
+        &[
+            "5: `pissa_init` and `init_lora_weights` (line 4) both decide what an adapter starts with; remove one",
+        ],
+    );
+    check_problems(
         "adapter: lora\nlora_target_modules: []\n",
         &["4: `lora_target_modules` is empty; leave it out for all-linear"],
     );
@@ -340,7 +380,7 @@ fn values_that_would_change_what_is_learned_are_refused() {
         "finetuning_type: freeze",
         "finetuning_type: false",
         "peft_init_lora_weights: false",
-        "init_lora_weights: pissa",
+        "adapter: lora\ninit_lora_weights: eva",
         "save_safetensors: false",
         "average_tokens_across_devices: false",
         "bias: lora_only",

@@ -26,6 +26,8 @@ fn the_digest_follows_what_decides_the_result() {
         "loss_type: nll\n",
         "label_smoothing_factor: 0\n",
         "lr_groups: []\n",
+        "use_dora: false\n",
+        "init_lora_weights: true\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),
@@ -54,6 +56,9 @@ fn the_digest_follows_what_decides_the_result() {
         "loss_type: dft\n",
         "use_eaft: true\n",
         "label_smoothing_factor: 0.1\n",
+        "use_dora: true\n",
+        "init_lora_weights: orthogonal\n",
+        "pissa_init: true\n",
     ] {
         assert_ne!(
             job(&format!("adapter: lora\n{other}")).digest(),

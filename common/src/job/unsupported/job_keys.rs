@@ -409,10 +409,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Instead(OFF, "no layer of the supported models is stored that way"),
     },
     Group {
-        keys: &["use_dora", "peft_use_dora"],
-        rule: Only(OFF, "DoRA is not supported; remove it"),
-    },
-    Group {
         keys: &["inference_mode"],
         rule: Only(
             OFF,

@@ -3,7 +3,8 @@
 use super::table::Rule::{Inert, InertIf, Instead, Only};
 use super::table::{Group, NOTHING_SHARDED, OFF, ON, ONLY_SFT};
 
-const LORA_START: &str = "LoRA starts as PEFT's default does; remove it";
+const LORA_START: &str =
+    "LoftQ is not done: write init_lora_weights (gaussian, orthogonal, pissa, olora), or remove it";
 
 pub(super) const GROUPS: &[Group] = &[
     Group {
@@ -251,11 +252,14 @@ pub(super) const GROUPS: &[Group] = &[
         ),
     },
     Group {
-        keys: &["init_lora_weights", "peft_init_lora_weights"],
-        rule: Only(&["true"], LORA_START),
+        keys: &["pissa_convert"],
+        rule: Instead(
+            ON,
+            "the adapter that is written is always one for the base as it is",
+        ),
     },
     Group {
-        keys: &["pissa_init", "pissa_iter", "loftq_config", "peft"],
+        keys: &["loftq_config", "peft"],
         rule: Only(OFF, LORA_START),
     },
     Group {

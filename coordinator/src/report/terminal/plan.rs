@@ -2,8 +2,8 @@
 
 use common::data::DataCounts;
 use common::job::{
-    AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization, RateGroups,
-    TargetModules, TrainedRows, TrainedTokens, Warmup,
+    AdapterInit, AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization,
+    RateGroups, TargetModules, TrainedRows, TrainedTokens, Warmup,
 };
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
@@ -261,10 +261,19 @@ fn method(job: &JobSpec) -> String {
         TargetModules::Named(names) => names.join(", "),
         TargetModules::Matching(pattern) => format!("those that {pattern} matches"),
     };
+    let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
     let rank_stabilised = if lora.use_rslora {
         ", rank-stabilised"
     } else {
         ""
+    };
+    let begins = match (
+        lora.init == AdapterInit::default(),
+        lora.init.is_from_base(),
+    ) {
+        (true, _) => String::new(),
+        (false, false) => format!(", {} start", lora.init),
+        (false, true) => format!(", {} start (saved with rank {})", lora.init, 2 * lora.r),
     };
     let dropout = match lora.dropout > 0.0 {
         true => format!(", dropout {}", lora.dropout),
@@ -276,7 +285,7 @@ fn method(job: &JobSpec) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "LoRA, rank {}, alpha {}{rank_stabilised}{dropout} on {modules}{}{start}{}",
+        "{kind}, rank {}, alpha {}{rank_stabilised}{begins}{dropout} on {modules}{}{start}{}",
         lora.r,
         lora.alpha,
         narrowed(&lora.shape),

@@ -189,6 +189,7 @@ fn settings(job: &Value) -> String {
         ("r", "LoRA rank"),
         ("alpha", "LoRA alpha"),
         ("dropout", "LoRA dropout"),
+        ("use_dora", "magnitudes (DoRA)"),
     ] {
         row(name, &lora[key]);
     }

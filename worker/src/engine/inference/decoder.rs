@@ -186,6 +186,7 @@ fn own_model(
         source: &WeightSource::Memory(values),
         parameters: &Parameters::new(Layout::new([]), Vec::new(), Collect::Slot),
         lora: None,
+        new_adapter: None,
         dtype: BaseDtype::Float32,
         quantization: None,
     };

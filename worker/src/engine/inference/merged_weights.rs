@@ -21,7 +21,10 @@ use common::nf4::{Nf4, NotQuantised};
 use half::bf16;
 
 use super::error::InferenceError;
+use crate::engine::buffer::Pool;
 use crate::engine::model::weights::WeightSource;
+use crate::engine::ops::dora::row_norms;
+use crate::engine::ops::matrix::View;
 
 /// How weights are quantised before anything is computed with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +127,7 @@ impl Adapter {
 }
 
 /// All weights of the model in float32, as 4 bits leave them where these are asked for, with `W + scale · B A` for those that
-/// the adapter changes. `config` may have more tokens than the folder.
+/// the adapter changes, its rows scaled to their magnitudes where they have some. `config` may have more tokens than the folder.
 pub(super) fn merged_weights(
     folder: &ModelFolder,
     config: &ModelConfig,
@@ -189,7 +192,10 @@ fn merge_adapter(
             continue;
         }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
-        if factor == Factor::B {
+        if factor == Factor::Magnitude && !adapter.use_dora {
+            return Err(unknown(name));
+        }
+        if factor != Factor::A {
             // Read with its A; one without an A is reported as missing.
             file.get(&tensor_name(module, Factor::A))
                 .ok_or_else(|| FileError::MissingTensor {
@@ -207,7 +213,11 @@ fn merge_adapter(
             &tensor_name(module, Factor::B),
             &[out, sizes.rank(module)],
         )?;
-        let merged = (weight + (b.matmul(&a)? * sizes.scale(module))?)?;
+        let mut merged = (weight + (b.matmul(&a)? * sizes.scale(module))?)?;
+        if adapter.use_dora {
+            let magnitudes = read_tensor(file, &tensor_name(module, Factor::Magnitude), &[out])?;
+            merged = with_magnitudes(&merged, &magnitudes)?;
+        }
         weights.insert(weight_name, merged);
     }
     let both = [
@@ -218,6 +228,23 @@ fn merge_adapter(
         merge_tokens(weights, config, file, (matrix, rows))?;
     }
     Ok(())
+}
+
+/// Scales each row to its magnitude. A row of zeros stays one.
+fn with_magnitudes(weight: &Tensor, magnitudes: &Tensor) -> Result<Tensor, InferenceError> {
+    let (rows, columns) = weight.dims2()?;
+    let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    let view = View::new(&values, rows, columns);
+    let norms = row_norms(view.into(), None, &Pool::default());
+    let magnitudes: Vec<f32> = magnitudes.to_vec1()?;
+    let rows = values
+        .chunks_exact_mut(columns)
+        .zip(norms.iter().zip(&magnitudes));
+    for (row, (norm, magnitude)) in rows.filter(|(_, (norm, _))| **norm > 0.0) {
+        row.iter_mut().for_each(|x| *x *= magnitude / norm);
+    }
+    let shape = weight.dims().to_vec();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
 /// Puts what an adapter has of the embedding or the output layer in place of what the model has.

@@ -7,6 +7,8 @@ use common::model::{
     ModelConfig, SINKS, projections, token_tensor,
 };
 
+use half::bf16;
+
 use super::causal_lm::CausalLm;
 use super::layers::attention::AttentionBlock;
 use super::layers::decoder::DecoderLayer;
@@ -20,6 +22,7 @@ use super::weight_parts::TensorPart;
 use super::weights::WeightSource;
 use crate::engine::EngineError;
 use crate::engine::adapter::JobAdapter;
+use crate::engine::buffer::Pool;
 use crate::engine::ops::clamped_swiglu::ClampedSwiglu;
 use crate::engine::ops::lora_linear::Lora;
 use crate::engine::ops::projection::{Linear, Projection};
@@ -37,6 +40,8 @@ pub struct Parts<'a> {
     /// The trainable tensors; all others are frozen, and come from the source.
     pub parameters: &'a Parameters,
     pub lora: Option<JobAdapter<'a>>,
+    /// Seed of an adapter that is a new one, what of it follows the weights that it is on is made here.
+    pub new_adapter: Option<u64>,
     pub dtype: BaseDtype,
     /// How frozen matrices are kept in 4 bits, if they are.
     pub quantization: Option<Quantization>,
@@ -284,7 +289,7 @@ impl Parts<'_> {
             true => Some(self.weight(&format!("{path}.bias"), &[shape.out])?),
             false => None,
         };
-        Ok(Linear {
+        let linear = Linear {
             weight: self.matrix(
                 &format!("{path}.weight"),
                 &[shape.out, shape.width],
@@ -292,7 +297,16 @@ impl Parts<'_> {
             )?,
             bias,
             lora: self.lora(&path),
-        })
+        };
+        if let (Some(seed), Some(lora)) = (self.new_adapter, &self.lora) {
+            lora.start_from(&linear, &path, seed);
+            let pool = Pool::default();
+            match self.dtype {
+                BaseDtype::Float32 => linear.start_magnitudes::<f32>(&pool),
+                BaseDtype::Bfloat16 => linear.start_magnitudes::<bf16>(&pool),
+            }
+        }
+        Ok(linear)
     }
 
     fn lora(&self, path: &str) -> Option<Lora> {

@@ -10,6 +10,7 @@ use common::rng::CounterRng;
 use rayon::prelude::*;
 
 use super::ROW_TILE;
+use super::dora::{Magnitudes, Update};
 use super::element::{Element, round_slice};
 use super::matrix::{Along, Part, Start, Target, Term, View};
 use super::product::{multiply, product};
@@ -25,10 +26,14 @@ pub struct Lora {
     pub a: Weight,
     pub b: Weight,
     pub scale: f32,
+    /// Number of the first rows of `A` and columns of `B` that are trained; the others stay as they are.
+    pub trained: usize,
     /// Probability that an input is dropped.
     pub dropout: f64,
     /// Number of the adapted module, for the dropout mask.
     pub module: u64,
+    /// The magnitudes of the adapted weight's rows, with DoRA.
+    pub magnitudes: Option<Magnitudes>,
 }
 
 /// What a dropout mask is a function of, beside the module.
@@ -183,6 +188,29 @@ impl<'a, E: Element> Adapters<'a, E> {
         du
     }
 
+    /// The magnitudes of the layer at `column` with what its adapter adds to the weight, or None where it has none.
+    pub fn magnitudes(&self, column: usize) -> Option<(&Magnitudes, Update<'_, E>)> {
+        let index = self.placed.iter().position(|p| p.column == column)?;
+        let magnitudes = self.placed[index].lora.magnitudes.as_ref()?;
+        let update = Update {
+            s: self.b_of(index),
+            a: self.a_of(&self.placed[index]),
+        };
+        Some((magnitudes, update))
+    }
+
+    /// What the adapter of the layer at `column` reads, where inputs are dropped.
+    pub fn dropped_input(&self, x: &[E], column: usize) -> Option<Buffer<E>> {
+        let key = self.mask?;
+        let placed = self.placed.iter().find(|p| p.column == column)?;
+        Some(self.dropped(placed, x, key))
+    }
+
+    /// Whether inputs are dropped.
+    pub fn drops(&self) -> bool {
+        self.mask.is_some()
+    }
+
     /// The term that the adapters add to the gradient of their input, where nothing was dropped.
     pub fn expand_gradient<'b>(&'b self, du: &'b [E], tokens: usize) -> Option<Term<'b, E>> {
         self.mask.is_none().then(|| Term {
@@ -192,28 +220,44 @@ impl<'a, E: Element> Adapters<'a, E> {
         })
     }
 
-    /// Adds to the gradient of the input what goes through the masks, where something was dropped.
-    pub fn add_masked_gradient(&self, dx: &mut [f32], du: &[E], tokens: usize) {
+    /// Adds to the gradient of the input what goes through the masks, where something was dropped: that of the adapters, and what
+    /// else of the layer at a column went through its mask, as `more` says.
+    pub fn add_masked_gradient<'b>(
+        &self,
+        dx: &mut [f32],
+        du: &[E],
+        tokens: usize,
+        more: impl Fn(usize) -> Option<Term<'b, E>>,
+    ) {
         let Some(key) = self.mask else {
             return;
         };
         let mut through = self.pool.take::<f32>(dx.len());
         for placed in &self.placed {
-            multiply(
-                Target::new(&mut through[..], tokens, self.width),
-                View::new(du, tokens, self.rank).part(placed.first, placed.rank()),
-                self.a_of(placed),
-                Along::Rows,
-            );
+            let of_adapter = Term {
+                a: View::new(du, tokens, self.rank).part(placed.first, placed.rank()),
+                w: self.a_of(placed).into(),
+                along: Along::Rows,
+            };
+            let part = Part {
+                first: 0,
+                start: Start::Zero,
+                terms: [of_adapter]
+                    .into_iter()
+                    .chain(more(placed.column))
+                    .collect(),
+            };
+            product(Target::new(&mut through[..], tokens, self.width), &[part]);
             placed.lora.apply_mask(&mut through[..], self.width, key);
             super::add_in_place(dx, &through);
         }
     }
 
-    /// Hands over the gradients of A and B of all adapters.
-    pub fn backward(&self, x: &[E], u: &[E], dy: View<E>, du: &[E]) {
+    /// Hands over the gradients of A and B of all adapters. `gains` are the factors on the columns of the output that `du` has in it
+    /// and `dy` has not.
+    pub fn backward(&self, x: &[E], u: &[E], dy: View<E>, du: &[E], gains: Option<&[f32]>) {
         let tokens = dy.rows;
-        self.backward_b(u, dy);
+        self.backward_b(u, dy, gains);
         let du = self.transposed(du, tokens);
         let du = View::new(&du[..], self.rank, tokens);
         let mut gradient = self.pool.take::<f32>(self.rank * self.width);
@@ -238,18 +282,21 @@ impl<'a, E: Element> Adapters<'a, E> {
         }
         for placed in &self.placed {
             let from = &gradient[placed.first * self.width..];
+            let trained = placed.lora.trained;
             placed.lora.a.add_gradient(|rows, gradient, accumulate| {
                 let from = &from[rows.start * self.width..rows.end * self.width];
                 match accumulate {
                     true => super::add_in_place(gradient, from),
                     false => gradient.copy_from_slice(from),
                 }
+                let ours = trained.saturating_sub(rows.start).min(rows.len());
+                gradient[ours * self.width..].fill(0.0);
             });
         }
     }
 
     /// Hands over `dB = scale · dyᵀ u`, computed as its transpose: ranks are few, outputs many.
-    fn backward_b(&self, u: &[E], dy: View<E>) {
+    fn backward_b(&self, u: &[E], dy: View<E>, gains: Option<&[f32]>) {
         let tokens = dy.rows;
         let u = self.transposed(u, tokens);
         for placed in &self.placed {
@@ -263,8 +310,11 @@ impl<'a, E: Element> Adapters<'a, E> {
             );
             placed.lora.b.add_gradient(|rows, gradient, accumulate| {
                 for (i, row) in rows.zip(gradient.chunks_exact_mut(rank)) {
+                    let gain = gains.map_or(1.0, |gains| gains[placed.column + i]);
+                    let scale = placed.lora.scale * gain;
                     for (j, g) in row.iter_mut().enumerate() {
-                        let value = placed.lora.scale * transposed[j * out + i];
+                        let scale = if j < placed.lora.trained { scale } else { 0.0 };
+                        let value = scale * transposed[j * out + i];
                         *g = if accumulate { *g + value } else { value };
                     }
                 }

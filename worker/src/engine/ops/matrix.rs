@@ -44,6 +44,11 @@ impl<'a, E> View<'a, E> {
         }
     }
 
+    /// A view like this of other elements, which lie without gaps.
+    pub fn of(self, data: &'a [E]) -> Self {
+        Self::new(data, self.rows, self.columns)
+    }
+
     /// This view as one of float32 elements, which they must be.
     pub fn wide(self) -> View<'a, f32>
     where
@@ -166,6 +171,18 @@ impl<'a> Target<'a> {
             },
             rows,
             columns,
+        }
+    }
+
+    /// The same matrix, for a shorter time.
+    pub fn reborrow(&mut self) -> Target<'_> {
+        Target {
+            data: match &mut self.data {
+                Data::F32(data) => Data::F32(data),
+                Data::Bf16(data) => Data::Bf16(data),
+            },
+            rows: self.rows,
+            columns: self.columns,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod attention;
 pub mod avx512;
 pub mod clamped_swiglu;
 pub mod cross_entropy;
+pub mod dora;
 pub mod element;
 pub mod embedding;
 pub mod gemm;

@@ -1,10 +1,15 @@
 //! Linear layers that read the same input, side by side in one output: queries, keys and values; gate and up. Or one
 //! layer on top of a residual: `y = residual + x Wᵀ`.
 //!
-//! A layer is frozen, frozen with a LoRA update, or trainable as a whole; what is frozen gets no gradient.
+//! A layer is frozen, frozen with a LoRA update, or trainable as a whole; what is frozen gets no gradient. With DoRA the
+//! columns of an adapted layer's output are scaled, see `projection/adapted.rs`.
 
+mod adapted;
+
+use adapted::Adapted;
 use rayon::prelude::*;
 
+use super::dora::row_norms;
 use super::element::Element;
 use super::lora_linear::{Adapters, Lora, MaskKey};
 use super::matrix::MatrixMut;
@@ -12,7 +17,7 @@ use super::matrix::{Along, Part, Start, Target, Term, View};
 use super::product::{multiply_turned, product};
 use super::{ROW_TILE, column_sums, vector};
 use crate::engine::buffer::{Buffer, Pool};
-use crate::engine::params::{Reading, Weight};
+use crate::engine::params::{Reading, ReadingF32, Weight};
 
 /// A linear layer, `y = x Wᵀ + bias (+ scale · x Aᵀ Bᵀ)`, with its weight `[out][in]`.
 ///
@@ -27,6 +32,24 @@ pub struct Linear {
 impl Linear {
     fn out(&self) -> usize {
         self.weight.matrix_dims().0
+    }
+
+    /// Starts the magnitudes, where the layer has some, with the norms of the rows that they are of: nothing is changed by them.
+    pub fn start_magnitudes<E: Element>(&self, pool: &Pool) {
+        let alone = Projection(vec![self.clone()]);
+        let context = Context {
+            tokens: 0,
+            mask: None,
+            pool,
+        };
+        let Some(adapters) = alone.adapters::<E>(context) else {
+            return;
+        };
+        if let Some((magnitudes, update)) = adapters.magnitudes(0) {
+            let (out, width) = self.weight.matrix_dims();
+            let norms = row_norms(self.weight.read().matrix(out, width), Some(update), pool);
+            magnitudes.weight.set(&norms);
+        }
     }
 
     fn learns(&self) -> bool {
@@ -91,21 +114,21 @@ impl Projection {
     fn run<E: Element>(
         &self,
         x: &[E],
-        y: Target,
+        mut y: Target,
         residual: Option<&[f32]>,
         context: Context,
     ) -> LowRank<E> {
         let adapters = self.adapters::<E>(context);
         let low_rank = adapters.as_ref().map(|a| a.reduce(x, context.tokens));
-        let weights: Vec<Reading> = self.0.iter().map(|linear| linear.weight.read()).collect();
-        let biases: Vec<_> = self
-            .0
-            .iter()
-            .map(|linear| {
-                let bias = linear.bias.as_ref().filter(|_| residual.is_none());
-                bias.map(Weight::read_f32)
-            })
-            .collect();
+        let weights = self.weights();
+        let adapted = self.adapted(adapters.as_ref(), &weights, context);
+        let biases = self.0.iter().map(|linear| {
+            let bias = linear.bias.as_ref().filter(|_| residual.is_none());
+            bias.map(Weight::read_f32)
+        });
+        let biases: Vec<Option<ReadingF32>> = biases.collect();
+        // What is scaled starts from zero, and is added to the rest then.
+        let starts_later = adapted.as_ref().is_some_and(|adapted| !adapted.drops());
         let layers = self.columns().zip(&weights).zip(&biases);
         let parts: Vec<Part<E>> = layers
             .map(|(((column, linear), weight), bias)| {
@@ -120,6 +143,7 @@ impl Projection {
                 Part {
                     first: column,
                     start: match (residual, bias) {
+                        _ if starts_later => Start::Zero,
                         (Some(residual), _) => Start::Rows(residual),
                         (None, Some(bias)) => Start::Row(bias),
                         (None, None) => Start::Zero,
@@ -128,7 +152,13 @@ impl Projection {
                 }
             })
             .collect();
-        product(y, &parts);
+        product(y.reborrow(), &parts);
+        if let (Some(adapted), Some(u)) = (adapted, &low_rank) {
+            match starts_later {
+                true => adapted.scale(y, residual, &biases),
+                false => adapted.add_gained(y, x, u),
+            }
+        }
         low_rank
     }
 
@@ -142,6 +172,10 @@ impl Projection {
     pub fn backward_low_rank<E: Element>(&self, dy: &[E], context: Context) -> LowRank<E> {
         let dy = View::new(dy, context.tokens, self.out());
         let adapters = self.adapters::<E>(context)?;
+        let weights = self.weights();
+        let adapted = self.adapted(Some(&adapters), &weights, context);
+        let gained = adapted.map(|adapted| adapted.gained(dy));
+        let dy = gained.as_ref().map_or(dy, |gained| dy.of(gained));
         Some(adapters.reduce_gradient(dy))
     }
 
@@ -154,15 +188,21 @@ impl Projection {
     ) -> LowRank<E> {
         let dy = View::new(dy, context.tokens, self.out());
         let adapters = self.adapters::<E>(context);
-        let du = adapters.as_ref().map(|a| a.reduce_gradient(dy));
-        let weights: Vec<Reading> = self.0.iter().map(|linear| linear.weight.read()).collect();
+        let weights = self.weights();
+        let adapted = self.adapted(adapters.as_ref(), &weights, context);
+        let gained = adapted.as_ref().map(|adapted| adapted.gained(dy));
+        let of_adapters = gained.as_ref().map_or(dy, |gained| dy.of(gained));
+        let du = adapters.as_ref().map(|a| a.reduce_gradient(of_adapters));
+        // Where inputs are dropped, the weight reads them whole, and what the gains add goes through the masks.
+        let drops = adapters.as_ref().is_some_and(Adapters::drops);
+        let of_weights = if drops { dy } else { of_adapters };
         let frozen = self
             .columns()
             .zip(&weights)
             .map(|((column, linear), weight)| {
                 let (out, width) = linear.weight.matrix_dims();
                 Term {
-                    a: dy.part(column, out),
+                    a: of_weights.part(column, out),
                     w: weight.matrix(out, width),
                     along: Along::Rows,
                 }
@@ -176,8 +216,14 @@ impl Projection {
         };
         let width = dx.len() / context.tokens.max(1);
         product(Target::new(dx, context.tokens, width), &[part]);
-        if let (Some(adapters), Some(du)) = (&adapters, &du) {
-            adapters.add_masked_gradient(dx, du, context.tokens);
+        drop(gained);
+        if let (Some(adapters), Some(du), true) = (&adapters, &du, drops) {
+            let added = adapted.as_ref().map(|adapted| adapted.added_by_gains(dy));
+            adapters.add_masked_gradient(dx, du, context.tokens, |column| {
+                adapted
+                    .as_ref()?
+                    .through_mask(dy.of(added.as_ref()?), column)
+            });
         }
         du
     }
@@ -210,8 +256,33 @@ impl Projection {
         }
         let adapters = self.adapters::<E>(context);
         if let (Some(adapters), Some(u), Some(du)) = (adapters, low_rank, d_low_rank) {
-            adapters.backward(x, u, dy, du);
+            let weights = self.weights();
+            let adapted = self.adapted(Some(&adapters), &weights, context);
+            adapters.backward(x, u, dy, du, adapted.as_ref().map(Adapted::gains));
+            if let Some(adapted) = adapted {
+                adapted.backward(x, u, dy);
+            }
         }
+    }
+
+    /// Opens the weights of all layers.
+    fn weights(&self) -> Vec<Reading<'_>> {
+        self.0.iter().map(|linear| linear.weight.read()).collect()
+    }
+
+    /// The adapters with magnitudes; None where no layer has any.
+    fn adapted<'a, E: Element>(
+        &'a self,
+        adapters: Option<&'a Adapters<'a, E>>,
+        weights: &'a [Reading<'a>],
+        context: Context<'a>,
+    ) -> Option<Adapted<'a, E>> {
+        let layers = self.columns().zip(weights);
+        let layers = layers.map(|((column, linear), weight)| {
+            let (out, width) = linear.weight.matrix_dims();
+            (column, weight.matrix(out, width))
+        });
+        Adapted::new(adapters?, layers.collect(), context)
     }
 
     fn adapters<'a, E: Element>(&'a self, context: Context<'a>) -> Option<Adapters<'a, E>> {
@@ -244,238 +315,4 @@ fn add_to_rows(y: &mut [f32], row: &[f32]) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::engine::testing::{TestWeights, check_op, random_tensor, random_values};
-    use candle_core::{Result, Tensor};
-    use half::bf16;
-
-    fn reference(x: &Tensor, weights: &TestWeights, layer: &str, lora: bool) -> Result<Tensor> {
-        let variable = |name: &str| weights.variable(&format!("{layer}.{name}"));
-        let y = x
-            .matmul(&variable("w").t()?)?
-            .broadcast_add(&variable("bias"))?;
-        match lora {
-            false => Ok(y),
-            true => y + (x.matmul(&variable("a").t()?)?.matmul(&variable("b").t()?)? * 0.5)?,
-        }
-    }
-
-    fn weights(depth: usize) -> TestWeights {
-        TestWeights::new(&[
-            ("p.w", &[70, depth]),
-            ("p.bias", &[70]),
-            ("p.a", &[3, depth]),
-            ("p.b", &[70, 3]),
-            ("q.w", &[20, depth]),
-            ("q.bias", &[20]),
-            ("q.a", &[4, depth]),
-            ("q.b", &[20, 4]),
-        ])
-    }
-
-    fn lora(weights: &TestWeights, layer: &str, dropout: f64) -> Lora {
-        Lora {
-            a: weights.trainable(&format!("{layer}.a")),
-            b: weights.trainable(&format!("{layer}.b")),
-            scale: 0.5,
-            dropout,
-            module: 1,
-        }
-    }
-
-    /// Forward and backward, as a decoder layer does it.
-    fn run<E: Element>(
-        projection: &Projection,
-        x: &[f32],
-        dy: &[f32],
-        tokens: usize,
-        mask: Option<MaskKey>,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let pool = Pool::default();
-        let context = Context {
-            tokens,
-            mask,
-            pool: &pool,
-        };
-        let narrow = |values: &[f32]| values.iter().map(|x| E::round_from(*x)).collect::<Vec<E>>();
-        let (narrow_x, narrow_dy) = (narrow(x), narrow(dy));
-        let mut y = vec![E::zeroed(); tokens * projection.out()];
-        let mut dx = vec![f32::NAN; x.len()];
-        let u = projection.forward(&narrow_x, &mut y, context);
-        let du = projection.backward_input(&narrow_dy, &mut dx, context);
-        if projection.learns() {
-            projection.backward_weights(&narrow_x, &u, &narrow_dy, &du, context);
-        }
-        (y.iter().map(|y| y.wide()).collect(), dx)
-    }
-
-    #[test]
-    fn trainable_layers_side_by_side_equal_the_reference() {
-        let weights = weights(50);
-        let linear = |layer: &str| Linear {
-            weight: weights.trainable(&format!("{layer}.w")),
-            bias: Some(weights.trainable(&format!("{layer}.bias"))),
-            lora: None,
-        };
-        let projection = Projection(vec![linear("p"), linear("q")]);
-        check_op(
-            &random_tensor(90, 50, 1),
-            &weights,
-            &["p.a", "p.b", "q.a", "q.b"],
-            &|x, dy| run::<f32>(&projection, x, dy, 90, None),
-            &|x| {
-                let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, false).unwrap());
-                Tensor::cat(&parts, 1)
-            },
-        );
-    }
-
-    fn adapted(weights: &TestWeights, dropout: f64) -> Projection {
-        let linear = |layer: &str| Linear {
-            weight: weights.frozen(&format!("{layer}.w")),
-            bias: Some(weights.frozen(&format!("{layer}.bias"))),
-            lora: Some(lora(weights, layer, dropout)),
-        };
-        Projection(vec![linear("p"), linear("q")])
-    }
-
-    #[test]
-    fn adapted_layers_equal_the_reference_and_their_base_gets_no_gradient() {
-        let weights = weights(50);
-        let projection = adapted(&weights, 0.0);
-        check_op(
-            &random_tensor(91, 50, 1),
-            &weights,
-            &["p.w", "p.bias", "q.w", "q.bias"],
-            &|x, dy| run::<f32>(&projection, x, dy, 91, None),
-            &|x| {
-                let parts = ["p", "q"].map(|layer| reference(x, &weights, layer, true).unwrap());
-                Tensor::cat(&parts, 1)
-            },
-        );
-    }
-
-    #[test]
-    fn a_bfloat16_base_gives_nearly_the_same() {
-        let weights = weights(50);
-        let linear = |layer: &str| Linear {
-            weight: weights.frozen_bf16(&format!("{layer}.w")),
-            bias: Some(weights.frozen(&format!("{layer}.bias"))),
-            lora: Some(lora(&weights, layer, 0.0)),
-        };
-        let narrow = Projection(vec![linear("p"), linear("q")]);
-        let wide = adapted(&weights, 0.0);
-        let (x, dy) = (random_values(33 * 50, 1), random_values(33 * 90, 2));
-        let gradients = |run: &dyn Fn() -> (Vec<f32>, Vec<f32>)| {
-            weights.reset_gradients();
-            let (y, dx) = run();
-            [
-                y,
-                dx,
-                weights.gradients(&["p.w", "p.bias", "q.w", "q.bias"]),
-            ]
-        };
-        let narrow = gradients(&|| run::<bf16>(&narrow, &x, &dy, 33, None));
-        let wide = gradients(&|| run::<f32>(&wide, &x, &dy, 33, None));
-        for (narrow, wide) in narrow.iter().zip(&wide) {
-            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
-            let off = norm(&mut narrow.iter().zip(wide).map(|(a, b)| a - b));
-            assert!(off.sqrt() < 0.01 * norm(&mut wide.iter().copied()).sqrt());
-        }
-    }
-
-    #[test]
-    fn a_residual_passes_its_value() {
-        let weights = weights(70);
-        let projection = Projection(vec![Linear {
-            weight: weights.frozen("p.w"),
-            bias: Some(weights.frozen("p.bias")),
-            lora: Some(lora(&weights, "p", 0.0)),
-        }]);
-        check_op(
-            &random_tensor(33, 70, 1),
-            &weights,
-            &["p.w", "p.bias", "q.w", "q.bias", "q.a", "q.b"],
-            &|x, dy| {
-                let (_, mut dx) = run::<f32>(&projection, x, dy, 33, None);
-                super::super::add_in_place(&mut dx, dy);
-                let pool = Pool::default();
-                let context = Context {
-                    tokens: 33,
-                    mask: None,
-                    pool: &pool,
-                };
-                let mut y = vec![f32::NAN; dy.len()];
-                projection.forward_onto(x, x, &mut y, context);
-                (y, dx)
-            },
-            &|x| x + reference(x, &weights, "p", true)?,
-        );
-    }
-
-    #[test]
-    fn dropout_is_drawn_from_its_key_and_keeps_the_mean() {
-        let weights = weights(50);
-        let key = |slot| MaskKey {
-            seed: 1,
-            step: 2,
-            slot,
-        };
-        let (x, dy) = (random_values(90 * 50, 1), vec![0.0; 90 * 90]);
-        let run = |dropout, mask| run::<f32>(&adapted(&weights, dropout), &x, &dy, 90, mask).0;
-        let dropped = run(0.5, Some(key(0)));
-        assert_eq!(run(0.5, Some(key(0))), dropped);
-        assert_ne!(run(0.5, Some(key(1))), dropped);
-        assert_eq!(run(0.5, None), run(0.0, Some(key(0))));
-        let mean_over_masks: Vec<f32> = (0..400).map(|slot| run(0.5, Some(key(slot)))[7]).collect();
-        let mean = mean_over_masks.iter().sum::<f32>() / 400.0;
-        assert!((mean - run(0.0, None)[7]).abs() < 1.5, "{mean}");
-    }
-
-    #[test]
-    fn dropout_s_gradient_goes_through_its_mask() {
-        // x -> y is linear for one mask, so dx is exact by differences.
-        let weights = weights(50);
-        let projection = adapted(&weights, 0.4);
-        let mask = Some(MaskKey {
-            seed: 3,
-            step: 1,
-            slot: 0,
-        });
-        let (x, direction) = (random_values(70 * 50, 1), random_values(70 * 50, 2));
-        let moved: Vec<f32> = x.iter().zip(&direction).map(|(x, d)| x + d).collect();
-        let run = |x: &[f32]| run::<f32>(&projection, x, &[1.0; 70 * 90], 70, mask);
-        let ((y, dx), (moved, _)) = (run(&x), run(&moved));
-        let sum = |values: &mut dyn Iterator<Item = f32>| values.map(f64::from).sum::<f64>();
-        let expected = sum(&mut moved.iter().zip(&y).map(|(a, b)| a - b));
-        let found = sum(&mut dx.iter().zip(&direction).map(|(a, b)| a * b));
-        assert!((expected - found).abs() < 1e-2, "{expected} {found}");
-    }
-
-    /// The gradient of A is that of the dropped input: zero where a whole column was dropped.
-    #[test]
-    fn dropout_s_weight_gradient_sees_the_dropped_input() {
-        let weights = weights(50);
-        let projection = adapted(&weights, 0.5);
-        let key = |slot| {
-            Some(MaskKey {
-                seed: 3,
-                step: 1,
-                slot,
-            })
-        };
-        let (x, dy) = (random_values(50, 1), random_values(90, 2));
-        let gradient = |mask| {
-            weights.reset_gradients();
-            run::<f32>(&projection, &x, &dy, 1, mask);
-            weights.gradients(&["p.w", "p.bias", "q.w", "q.bias"])
-        };
-        // In layout order A of p comes first: three rows of 50 columns, of which about half are dropped.
-        let dropped = |gradient: &[f32]| gradient[..150].iter().filter(|g| **g == 0.0).count();
-        let count = dropped(&gradient(key(0)));
-        assert!((30..120).contains(&count) && count % 3 == 0, "{count}");
-        assert_ne!(gradient(key(0)), gradient(key(1)));
-        assert_eq!(dropped(&gradient(None)), 0);
-    }
-}
+mod tests;

@@ -19,6 +19,8 @@ pub(super) struct InitialWeights {
     pub layout: Layout,
     /// Starting values in layout order.
     pub values: Vec<f32>,
+    /// Whether no adapter gave them.
+    pub is_new: bool,
 }
 
 impl InitialWeights {
@@ -38,16 +40,21 @@ impl InitialWeights {
                     let range = tensor.offset..tensor.offset + tensor.scalars();
                     source.read_f32(&tensor.name, &tensor.shape, &mut values[range])?;
                 }
-                Ok(Self { layout, values })
+                Ok(Self {
+                    layout,
+                    values,
+                    is_new: true,
+                })
             }
             Method::Lora(lora) => {
                 let modules = adapted_modules(config, lora)?;
                 let beside = token_tensors(config, &lora.tokens);
-                let layout = adapter_layout(&modules, beside).with_moments(moments);
+                let layout = adapter_layout(&modules, lora, beside).with_moments(moments);
+                let is_new = adapter_dir.is_none();
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora, config.tied)?,
                     None => {
-                        let mut values = initial_values(&layout, job.seed)?;
+                        let mut values = initial_values(&layout, job.seed, lora.init)?;
                         for (name, rows) in of_tokens(&lora.tokens) {
                             let Some(tensor) = layout.find(&token_tensor(name, rows)) else {
                                 continue;
@@ -58,7 +65,11 @@ impl InitialWeights {
                         values
                     }
                 };
-                Ok(Self { layout, values })
+                Ok(Self {
+                    layout,
+                    values,
+                    is_new,
+                })
             }
         }
     }

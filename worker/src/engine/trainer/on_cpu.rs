@@ -14,7 +14,7 @@ use super::checkpointing::is_checkpointing;
 use super::initial_weights::{InitialWeights, no_moments};
 use super::pass::{MeanLocation, SlotTimes, TrainedSlot};
 use crate::engine::accumulator::Accumulator;
-use crate::engine::adapter::JobAdapter;
+use crate::engine::adapter::{JobAdapter, SecondHalves};
 use crate::engine::batch::Batch;
 use crate::engine::mean_gradient::MeanSource;
 use crate::engine::model::Parts;
@@ -32,6 +32,8 @@ pub struct OnCpu {
     parameters: Parameters,
     /// As the layout says.
     moments: Vec<Moment>,
+    /// What no update may move.
+    second_halves: SecondHalves,
 }
 
 impl OnCpu {
@@ -39,7 +41,11 @@ impl OnCpu {
         job: &JobSpec,
         config: &ModelConfig,
         source: &WeightSource,
-        InitialWeights { layout, values }: InitialWeights,
+        InitialWeights {
+            layout,
+            values,
+            is_new,
+        }: InitialWeights,
     ) -> Result<Self, EngineError> {
         let (scalars, moments) = (layout.scalars, no_moments(&layout)?);
         let (collect, lora) = match &job.method {
@@ -51,12 +57,16 @@ impl OnCpu {
                 (collect, Some(lora))
             }
         };
+        let second_halves = lora.map_or_else(SecondHalves::default, |lora| {
+            SecondHalves::of(&layout, lora)
+        });
         let parameters = Parameters::new(layout, values, collect);
         let parts = Parts {
             config,
             source,
             parameters: &parameters,
             lora: lora.map(JobAdapter::of),
+            new_adapter: is_new.then_some(job.seed),
             dtype: job.base_dtype,
             quantization: job.quantization,
         };
@@ -69,6 +79,7 @@ impl OnCpu {
             model,
             parameters,
             moments,
+            second_halves,
         })
     }
 
@@ -137,7 +148,9 @@ impl OnCpu {
         };
         let moments = &mut self.moments;
         self.parameters.update(|weights| {
+            let fixed = self.second_halves.copy(weights);
             update_tensors(optimizer, &update, layout, weights, moments, mean);
+            self.second_halves.put_back(weights, &fixed);
         });
         (norm, true)
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use common::files::layout::Layout;
 use common::files::{Flat, Moment};
-use common::job::{BaseDtype, JobSpec, Method, Optimizer as Kind, Reduction};
+use common::job::{BaseDtype, JobSpec, LoraSpec, Method, Optimizer as Kind, Reduction};
 use common::memory::{Fused, on_gpu};
 use common::model::{
     Activation, Caps, HeadNormKind, LayerKind, ModelConfig, RopeScaling, RotaryPairs, Rotation,
@@ -46,7 +46,7 @@ impl OnGpu {
         job: &Arc<JobSpec>,
         config: &ModelConfig,
         source: &WeightSource,
-        InitialWeights { layout, values }: InitialWeights,
+        InitialWeights { layout, values, .. }: InitialWeights,
     ) -> Result<Self, EngineError> {
         if let Kind::Muon { .. } = job.optimizer {
             return Err(EngineError::GpuOptimizer {
@@ -57,6 +57,11 @@ impl OnGpu {
             && !lora.tokens.is_none()
         {
             return Err(EngineError::GpuTokens);
+        }
+        if let Method::Lora(lora) = &job.method
+            && let Some(what) = adapter_not_on_gpus(lora)
+        {
+            return Err(EngineError::GpuAdapter { what });
         }
         if let Some(feature) = not_on_gpus(config, job.sequence_len) {
             let family = config.architecture.name();
@@ -240,6 +245,15 @@ fn explain(error: GpuError, job: &JobSpec, checkpointing: bool) -> EngineError {
             false => ", or set gradient_checkpointing: true",
         },
     }
+}
+
+/// What of an adapter the kernels do not do, if anything.
+fn adapter_not_on_gpus(lora: &LoraSpec) -> Option<&'static str> {
+    if lora.use_dora {
+        return Some("DoRA (use_dora)");
+    }
+    let is_from_base = lora.init.is_from_base();
+    is_from_base.then_some("an adapter that begins with a part of the weights (init_lora_weights)")
 }
 
 /// What of a decoder the kernels do not do, if anything: they know Llama's layers, and Qwen's.

@@ -9,6 +9,7 @@ use crate::engine::testing::{block, config, job, load, lora, slot_sums, step, wr
 use common::job::{Checkpointing, TargetModules};
 use common::model::linears;
 
+mod adapters;
 mod eight_bits;
 mod four_bits;
 

@@ -14,7 +14,7 @@ use super::{FAMILIES, blocks, model};
 use crate::engine::testing::{job, load, lora, slot_sums, step};
 
 /// A copy of a model folder whose linears (and embedding, with `embeddings`) hold what 4 bits leave of them.
-fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir {
+pub(super) fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     let folder = ModelFolder::open(from, InitWeights::Pretrained).unwrap();
     let config = ModelConfig::of(&folder).unwrap();

@@ -1,0 +1,143 @@
+//! Names and shapes of an adapter's tensors, as PEFT 0.21 saves them.
+
+use crate::job::{MAGNITUDE, TrainedRows, TrainedTokens};
+
+/// One of the tensors of an adapted module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// `A`, of shape `[r, in]`.
+    A,
+    /// `B`, of shape `[out, r]`.
+    B,
+    /// The norms of the rows of the adapted weight, of shape `[out]` (DoRA).
+    Magnitude,
+}
+
+impl Factor {
+    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+
+    /// What follows the module's path in PEFT's name.
+    fn ending(self) -> &'static str {
+        match self {
+            Self::A => "lora_A.weight",
+            Self::B => "lora_B.weight",
+            Self::Magnitude => MAGNITUDE,
+        }
+    }
+}
+
+/// PEFT's name for a tensor of the module at this path (`model.layers.0.self_attn.q_proj`).
+pub fn tensor_name(module: &str, factor: Factor) -> String {
+    format!("base_model.model.{module}.{}", factor.ending())
+}
+
+/// A linear that an adapter is put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// Path of the module, such as `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    pub rank: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// Names and shapes of the tensors that an adapter has for a linear.
+pub fn adapter_tensors(
+    linear: &Adapted,
+    use_dora: bool,
+) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let Adapted {
+        path,
+        rank,
+        inputs,
+        outputs,
+    } = linear;
+    let shapes = [
+        (Factor::A, vec![*rank, *inputs]),
+        (Factor::B, vec![*outputs, *rank]),
+        (Factor::Magnitude, vec![*outputs]),
+    ];
+    shapes
+        .into_iter()
+        .filter(move |(factor, _)| use_dora || *factor != Factor::Magnitude)
+        .map(move |(factor, shape)| (tensor_name(path, factor), shape))
+}
+
+/// PEFT's name for the rows of a token matrix that are trained by themselves: whole rows, not what is added to them.
+pub fn trained_rows_name(module: &str) -> String {
+    format!("base_model.model.{module}.token_adapter.trainable_tokens_delta")
+}
+
+/// Whether PEFT saves a tensor of that name beside these rows: the matrix that they are of, or, where the output layer is the
+/// embedding (`tied`), the same rows again.
+pub fn is_kept_beside_tokens(name: &str, tokens: &TrainedTokens, tied: bool) -> bool {
+    let has_rows = |rows: &TrainedRows| !rows.listed().is_empty();
+    let again = tied && has_rows(&tokens.embedding);
+    let head = again || has_rows(&tokens.head);
+    (has_rows(&tokens.embedding) && name == rows_matrix_name("model.embed_tokens"))
+        || (head && name == rows_matrix_name("lm_head"))
+        || (again && name == trained_rows_name("lm_head"))
+}
+
+/// PEFT's name for the matrix that trained rows are of.
+fn rows_matrix_name(module: &str) -> String {
+    format!("base_model.model.{module}.token_adapter.base_layer.weight")
+}
+
+/// PEFT's name for a matrix that is trained as a whole beside adapters.
+pub fn trained_whole_name(module: &str) -> String {
+    format!("base_model.model.{module}.weight")
+}
+
+/// The module path and factor of a tensor named by PEFT.
+pub fn parse_tensor_name(name: &str) -> Option<(&str, Factor)> {
+    let rest = name.strip_prefix("base_model.model.")?;
+    Factor::ALL.into_iter().find_map(|factor| {
+        let module = rest.strip_suffix(factor.ending())?.strip_suffix('.')?;
+        Some((module, factor))
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_peft_saves_beside_rows_is_known_for_the_matrices_that_have_some() {
+        let rows = |embedding: &[u32], head: &[u32]| TrainedTokens {
+            embedding: TrainedRows::These(embedding.to_vec()),
+            head: TrainedRows::These(head.to_vec()),
+        };
+        let of =
+            |module: &str, rest: &str| format!("base_model.model.{module}.token_adapter.{rest}");
+        let base = of("model.embed_tokens", "base_layer.weight");
+        let head_base = of("lm_head", "base_layer.weight");
+        let again = of("lm_head", "trainable_tokens_delta");
+        for (tokens, tied, kept) in [
+            (rows(&[3], &[]), true, [true, true, true]),
+            (rows(&[3], &[]), false, [true, false, false]),
+            (rows(&[3], &[3]), false, [true, true, false]),
+            (rows(&[], &[]), true, [false, false, false]),
+        ] {
+            let found =
+                [&base, &head_base, &again].map(|name| is_kept_beside_tokens(name, &tokens, tied));
+            assert_eq!(found, kept, "{tokens:?}, tied: {tied}");
+        }
+    }
+
+    #[test]
+    fn tensor_names_are_peft_s() {
+        let module = "model.layers.0.self_attn.q_proj";
+        for (factor, ending) in [
+            (Factor::A, "lora_A.weight"),
+            (Factor::B, "lora_B.weight"),
+            (Factor::Magnitude, "lora_magnitude_vector"),
+        ] {
+            let name = tensor_name(module, factor);
+            assert_eq!(name, format!("base_model.model.{module}.{ending}"));
+            assert_eq!(parse_tensor_name(&name), Some((module, factor)));
+        }
+        assert!(parse_tensor_name("model.norm.weight").is_none());
+    }
+}

@@ -1,0 +1,222 @@
+//! Kinds of adapters: whatever computes them, their bits are the same.
+
+use common::files::adapter::{Factor, tensor_name};
+use common::job::{AdapterInit, BaseDtype, JobSpec, LoraSpec, Method, Quantization, TargetModules};
+
+use super::four_bits::widened_copy;
+use super::{FAMILIES, blocks, model};
+use crate::engine::testing::{job, load, lora, step};
+
+fn adapter(dropout: f64, change: impl FnOnce(&mut LoraSpec)) -> Method {
+    let Method::Lora(mut spec) = lora(TargetModules::AllLinear, dropout) else {
+        unreachable!("an adapter")
+    };
+    change(&mut spec);
+    Method::Lora(spec)
+}
+
+fn dora(dropout: f64) -> Method {
+    adapter(dropout, |spec| spec.use_dora = true)
+}
+
+fn from_base(init: AdapterInit) -> Method {
+    adapter(0.0, |spec| spec.init = init)
+}
+
+#[test]
+fn adapters_from_the_base_learn_to_the_same_bits_and_their_second_halves_stay() {
+    let dir = model("Qwen3ForCausalLM");
+    let four_bits = Quantization {
+        nested_scales: true,
+        embeddings: false,
+        experts: false,
+    };
+    for (init, base_dtype, quantization) in [
+        (
+            AdapterInit::Pissa { iterations: None },
+            BaseDtype::Float32,
+            None,
+        ),
+        (AdapterInit::Olora, BaseDtype::Float32, None),
+        (AdapterInit::Olora, BaseDtype::Bfloat16, None),
+        (
+            AdapterInit::Pissa {
+                iterations: Some(4),
+            },
+            BaseDtype::Bfloat16,
+            Some(four_bits),
+        ),
+    ] {
+        let job = JobSpec {
+            base_dtype,
+            quantization,
+            weight_decay: 0.1,
+            ..job(from_base(init))
+        };
+        let mut whole = load(dir.path(), job.clone(), 1);
+        let start = whole.snapshot().unwrap();
+        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 3e-3)).collect();
+        assert!(losses[3] < 0.99 * losses[0], "{init}: {losses:?}");
+        let mut first = load(dir.path(), job.clone(), 3);
+        for _ in 0..2 {
+            step(&mut first, &blocks(), 3e-3);
+        }
+        let mut resumed = load(dir.path(), job, 2);
+        resumed.restore(&first.snapshot().unwrap()).unwrap();
+        for _ in 2..4 {
+            step(&mut resumed, &blocks(), 3e-3);
+        }
+        let end = whole.snapshot().unwrap();
+        assert_eq!(resumed.snapshot().unwrap(), end, "{init}");
+
+        let halves = |factor, state: &common::files::snapshot::Snapshot| {
+            let name = tensor_name("model.layers.0.self_attn.q_proj", factor);
+            let tensor = state.layout.find(&name).unwrap().clone();
+            let values = state.weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec();
+            let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+            let is_second = |index: usize| match factor {
+                Factor::B => index % columns >= columns / 2,
+                _ => index / columns >= rows / 2,
+            };
+            let (mut trained, mut fixed) = (Vec::new(), Vec::new());
+            for (index, value) in values.into_iter().enumerate() {
+                if is_second(index) {
+                    &mut fixed
+                } else {
+                    &mut trained
+                }
+                .push(value);
+            }
+            [trained, fixed]
+        };
+        for factor in [Factor::A, Factor::B] {
+            let ([trained, fixed], [moved, stayed]) =
+                (halves(factor, &start), halves(factor, &end));
+            assert!(
+                trained
+                    .iter()
+                    .zip(&moved)
+                    .all(|(before, after)| before != after)
+            );
+            assert_eq!(fixed, stayed, "{init}");
+        }
+    }
+}
+
+#[test]
+fn magnitudes_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume() {
+    for architecture in FAMILIES {
+        let dir = model(architecture);
+        for (dropout, base_dtype) in [
+            (0.0, BaseDtype::Float32),
+            (0.1, BaseDtype::Float32),
+            (0.1, BaseDtype::Bfloat16),
+        ] {
+            let job = JobSpec {
+                base_dtype,
+                weight_decay: 0.01,
+                ..job(dora(dropout))
+            };
+            let name = format!("{architecture}, {dropout}, {base_dtype:?}");
+            let mut whole = load(dir.path(), job.clone(), 1);
+            let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
+            assert!(losses[3] < 0.99 * losses[0], "{name}: {losses:?}");
+            let mut first = load(dir.path(), job.clone(), 3);
+            for _ in 0..2 {
+                step(&mut first, &blocks(), 1e-2);
+            }
+            let mut resumed = load(dir.path(), job, 2);
+            resumed.restore(&first.snapshot().unwrap()).unwrap();
+            for _ in 2..4 {
+                step(&mut resumed, &blocks(), 1e-2);
+            }
+            let (found, expected) = (resumed.snapshot().unwrap(), whole.snapshot().unwrap());
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn new_adapters_of_every_kind_leave_the_model_as_it_is() {
+    let dir = model("Qwen2ForCausalLM");
+    let tokens: Vec<u32> = (1..20).collect();
+    let logits = |method| {
+        let mut trainer = load(dir.path(), job(method), 2);
+        trainer.logits(&tokens).unwrap()
+    };
+    let expected = logits(Method::Full);
+    let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    for method in [
+        dora(0.0),
+        adapter(0.0, |spec| spec.init = AdapterInit::Gaussian),
+        adapter(0.0, |spec| spec.init = AdapterInit::Orthogonal),
+        adapter(0.0, |spec| {
+            spec.use_dora = true;
+            spec.init = AdapterInit::Orthogonal;
+        }),
+        from_base(AdapterInit::Pissa { iterations: None }),
+        from_base(AdapterInit::Pissa {
+            iterations: Some(2),
+        }),
+        from_base(AdapterInit::Olora),
+    ] {
+        for (found, expected) in logits(method.clone()).iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5 * largest, "{method:?}");
+        }
+    }
+}
+
+#[test]
+fn magnitudes_start_with_the_norms_of_the_rows_and_move() {
+    let dir = model("Qwen3ForCausalLM");
+    let mut trainer = load(dir.path(), job(dora(0.0)), 2);
+    let layout = trainer.layout();
+    let tensor = layout.find(&tensor_name(
+        "model.layers.1.mlp.up_proj",
+        Factor::Magnitude,
+    ));
+    let tensor = tensor.unwrap().clone();
+    let magnitudes = |trainer: &crate::engine::Trainer| {
+        let weights = trainer.snapshot().unwrap().weights;
+        weights[tensor.offset..tensor.offset + tensor.scalars()].to_vec()
+    };
+    let start = magnitudes(&trainer);
+    // 32 inputs of a standard deviation of 0.2.
+    let mean = start.iter().sum::<f32>() / start.len() as f32;
+    assert!((mean - 0.2 * 32f32.sqrt()).abs() < 0.1, "{mean}");
+    step(&mut trainer, &blocks(), 1e-2);
+    let moved = magnitudes(&trainer);
+    assert!(
+        start
+            .iter()
+            .zip(&moved)
+            .all(|(start, moved)| start != moved)
+    );
+}
+
+#[test]
+fn magnitudes_on_4_bits_are_trained_to_the_bits_of_those_on_what_they_leave() {
+    let dir = model("Qwen3ForCausalLM");
+    let how = Quantization {
+        nested_scales: true,
+        embeddings: false,
+        experts: false,
+    };
+    let widened = widened_copy(dir.path(), how);
+    for dropout in [0.0, 0.1] {
+        let run = |dir: &std::path::Path, quantization, threads| {
+            let job = JobSpec {
+                quantization,
+                ..job(dora(dropout))
+            };
+            let mut trainer = load(dir, job, threads);
+            for _ in 0..3 {
+                step(&mut trainer, &blocks(), 1e-2);
+            }
+            trainer.weights_digest().unwrap()
+        };
+        let expected = run(widened.path(), None, 1);
+        assert_eq!(run(dir.path(), Some(how), 1), expected);
+        assert_eq!(run(dir.path(), Some(how), 3), expected);
+    }
+}
