@@ -134,6 +134,8 @@ mod tests {
         let lora = Trained::Adapters {
             dropout: false,
             magnitudes: false,
+            biases: Default::default(),
+            lora_bias: false,
             ranks,
             tokens: Default::default(),
         };

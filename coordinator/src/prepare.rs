@@ -27,7 +27,7 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
-use common::model::{ModelConfig, adapted_modules, base_tensors, token_tensors};
+use common::model::{ModelConfig, adapted_modules, base_tensors, tensors_beside};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -513,7 +513,7 @@ fn check_starting_adapter(job: &JobSpec, config: &ModelConfig) -> Result<(), Str
     };
     let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
     let config = config.clone().for_job(job);
-    let beside = token_tensors(&config, &lora.tokens);
+    let beside = tensors_beside(&config, &modules, lora);
     let linears: Vec<Adapted> = modules.iter().map(Adapted::from).collect();
     check_adapter(dir, lora, &linears, &beside, config.tied)
         .map_err(|error| format!("lora_model_dir {error}"))

@@ -57,6 +57,8 @@ fn adapter(module: &str, columns: usize) -> tempfile::TempDir {
         lora_dropout: 0.0,
         use_rslora: false,
         use_dora: false,
+        biases: Default::default(),
+        lora_bias: false,
         init: Default::default(),
         target_modules: vec!["q_proj".into()],
         shape: Default::default(),

@@ -13,7 +13,8 @@ use super::json::json_text;
 use super::json::read_json;
 use super::sink::Sink;
 use crate::job::{
-    AdapterInit, AdapterShape, AdapterSizes, LoraSpec, TargetModules, TrainedRows, TrainedTokens,
+    AdapterInit, AdapterShape, AdapterSizes, LoraSpec, TargetModules, TrainedBiases, TrainedRows,
+    TrainedTokens,
 };
 
 use super::names::MAX_CONFIG_BYTES;
@@ -39,6 +40,10 @@ pub struct AdapterConfig {
     pub use_rslora: bool,
     /// Whether the rows of the adapted weights have magnitudes of their own.
     pub use_dora: bool,
+    /// Biases of the base model that it has in their place.
+    pub biases: TrainedBiases,
+    /// Whether each factor B has a bias.
+    pub lora_bias: bool,
     /// What its factors started with.
     pub init: AdapterInit,
     /// Module names (`q_proj`) or path endings, sorted.
@@ -76,6 +81,8 @@ impl AdapterConfig {
             lora_dropout: lora.dropout,
             use_rslora: lora.use_rslora,
             use_dora: lora.use_dora,
+            biases: lora.biases,
+            lora_bias: lora.lora_bias,
             init: match lora.init.is_from_base() {
                 true => AdapterInit::default(),
                 false => lora.init,
@@ -94,6 +101,8 @@ impl AdapterConfig {
             target_modules: TargetModules::Named(self.target_modules.clone()),
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
+            biases: self.biases,
+            lora_bias: self.lora_bias,
             init: self.init,
             shape: Box::new(self.shape.clone()),
             tokens: self.tokens.clone(),
@@ -147,6 +156,8 @@ impl AdapterConfig {
             },
             use_rslora: switch("use_rslora")?,
             use_dora: switch("use_dora")?,
+            biases: TrainedBiases::of_adapter(&found["bias"]).ok_or_else(|| wrong("bias"))?,
+            lora_bias: switch("lora_bias")?,
             init: found["init_lora_weights"]
                 .as_str()
                 .and_then(AdapterInit::of_adapter)
@@ -174,6 +185,8 @@ impl AdapterConfig {
             ("lora_dropout", json!(self.lora_dropout)),
             ("use_rslora", json!(self.use_rslora)),
             ("use_dora", json!(self.use_dora)),
+            ("bias", json!(self.biases.name())),
+            ("lora_bias", json!(self.lora_bias)),
             (
                 "init_lora_weights",
                 self.init.in_adapter().map_or(json!(true), Value::from),
@@ -278,16 +291,18 @@ fn defaults() -> Value {
 }
 
 /// Fields that are read, or that have no effect on what the adapter computes.
-const FREE_FIELDS: [&str; 21] = [
+const FREE_FIELDS: [&str; 23] = [
     "alpha_pattern",
     "arrow_config",
     "auto_mapping",
     "base_model_name_or_path",
+    "bias",
     "exclude_modules",
     "inference_mode",
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "lora_bias",
     "lora_dropout",
     "megatron_core",
     "modules_to_save",
@@ -373,6 +388,8 @@ mod tests {
             lora_dropout: 0.05,
             use_rslora: true,
             use_dora: true,
+            biases: TrainedBiases::LoraOnly,
+            lora_bias: true,
             init: AdapterInit::Orthogonal,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
             shape: AdapterShape::default(),
@@ -428,7 +445,7 @@ mod tests {
     fn unsupported_fields_are_named() {
         for (field, value) in [
             ("use_dora", json!("yes")),
-            ("bias", json!("all")),
+            ("bias", json!("some")),
             ("modules_to_save", json!(["score"])),
             ("ensure_weight_tying", json!(true)),
             ("trainable_token_indices", json!({"wte": [1]})),
@@ -447,7 +464,7 @@ mod tests {
             ("use_rslora", json!("yes")),
             ("revision", json!(7)),
             ("alpha_pattern", json!({"q_proj": "two"})),
-            ("lora_bias", json!(true)),
+            ("lora_bias", json!("yes")),
             ("target_modules", json!("model.*q_proj")),
             ("target_modules", json!([])),
         ] {

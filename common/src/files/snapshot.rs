@@ -375,6 +375,8 @@ pub(super) mod tests {
             lora_dropout: 0.0,
             use_rslora: false,
             use_dora: false,
+            biases: Default::default(),
+            lora_bias: false,
             init: Default::default(),
             target_modules: vec!["q_proj".into()],
             shape: Default::default(),

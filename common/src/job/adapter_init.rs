@@ -85,6 +85,15 @@ impl AdapterInit {
                 "is orthogonal, which needs even ranks of at most {MAX_ORTHOGONAL_RANK}, not {rank}"
             ));
         }
+        if let Self::Pissa {
+            iterations: Some(count),
+        } = self
+            && !(1..=MAX_ITERATIONS).contains(&count)
+        {
+            return Some(format!(
+                "asks for {count} iterations, not 1 to {MAX_ITERATIONS}"
+            ));
+        }
         (self.is_from_base() && rank > MAX_RANK_FROM_BASE).then(|| {
             format!("takes directions off the weights, {MAX_RANK_FROM_BASE} at most, not {rank}")
         })

@@ -38,6 +38,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod trained_biases;
 mod unsupported;
 mod without_effect;
 mod yaml;
@@ -73,6 +74,7 @@ pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
 pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};
 pub use tokens::{NewToken, TrainedRows, TrainedTokens};
+pub use trained_biases::TrainedBiases;
 
 /// Where a job comes from. Later sources win: file, environment, flags.
 #[derive(Clone, Debug, Default)]

@@ -100,6 +100,17 @@ fn check_lora(lora: &LoraSpec) -> Result<(), String> {
     within("lora_r", lora.r, 1, MAX_RANK)?;
     let shape = lora.shape.check();
     shape.map_err(|field| format!("{field} is not as it should be"))?;
+    let ranks = lora.shape.ranks.iter().map(|(_, rank)| *rank);
+    let mut ranks = [lora.r].into_iter().chain(ranks);
+    if let Some(reason) = ranks.find_map(|rank| lora.init.refuses(rank)) {
+        return Err(format!("init_lora_weights {reason}"));
+    }
+    if lora.init.is_from_base() && lora.dropout > 0.0 {
+        return Err(format!(
+            "lora_dropout is {} with {}",
+            lora.dropout, lora.init
+        ));
+    }
     match (is_positive(lora.alpha), is_share(lora.dropout)) {
         (true, true) => Ok(()),
         (false, _) => Err(format!("lora_alpha is {}", lora.alpha)),

@@ -17,6 +17,7 @@ use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
 use super::tokens::{NewToken, TrainedTokens};
+use super::trained_biases::TrainedBiases;
 
 pub use dataset::{
     DatasetKind, DatasetSpec, FieldNames, HubSource, REASONING, STANDARD_INPUT, STDIN,
@@ -367,6 +368,12 @@ pub struct LoraSpec {
     /// Give the rows of the adapted weights magnitudes of their own (DoRA). Default: off.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub use_dora: bool,
+    /// Biases of the base model that are trained beside the adapter. Default: none.
+    #[serde(default, skip_serializing_if = "TrainedBiases::is_none")]
+    pub biases: TrainedBiases,
+    /// Give the factor B of each adapter a bias. Default: off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lora_bias: bool,
     /// What a new adapter's factors start with. Default: as PEFT's default does.
     #[serde(default, skip_serializing_if = "AdapterInit::is_default")]
     pub init: AdapterInit,

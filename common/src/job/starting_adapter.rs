@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{AdapterShape, TargetModules, TrainedTokens};
+use super::{AdapterShape, TargetModules, TrainedBiases, TrainedTokens};
 use crate::hub;
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -49,6 +49,8 @@ pub(super) struct StartingAdapter {
     pub dropout: f64,
     pub use_rslora: bool,
     pub use_dora: bool,
+    pub biases: TrainedBiases,
+    pub lora_bias: bool,
     pub target_modules: TargetModules,
     /// Rows of the embedding and the output layer, or all of either, that the adapter has in their place.
     pub tokens: TrainedTokens,
@@ -80,9 +82,6 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
     {
         return fail("only adapters with peft_type LORA can be trained");
     }
-    if json["lora_bias"] == Value::Bool(true) {
-        return fail("LoRA with biases is not supported");
-    }
     let r = json["r"].as_u64().filter(|r| (1..=4096).contains(r));
     let alpha = json["lora_alpha"].as_f64().filter(|alpha| *alpha > 0.0);
     let (Some(r), Some(alpha)) = (r, alpha) else {
@@ -98,12 +97,15 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
         Value::Null => Some(false),
         switch => switch.as_bool(),
     };
-    let (Some(dropout), Some(use_rslora), Some(use_dora)) =
-        (dropout, switch("use_rslora"), switch("use_dora"))
+    let switches = ["use_rslora", "use_dora", "lora_bias"].map(switch);
+    let (Some(dropout), [Some(use_rslora), Some(use_dora), Some(lora_bias)]) = (dropout, switches)
     else {
         return fail(
-            "lora_dropout must be a number from 0, below 1, and use_rslora and use_dora true or false",
+            "lora_dropout must be a number from 0, below 1, and use_rslora, use_dora and lora_bias true or false",
         );
+    };
+    let Some(biases) = TrainedBiases::of_adapter(&json["bias"]) else {
+        return fail("bias must be none, lora_only or all");
     };
     let Some(target_modules) = target_modules(&json["target_modules"]) else {
         return fail("target_modules must be a list of module names");
@@ -127,6 +129,8 @@ pub(super) fn read(dir: &Path) -> Result<StartingAdapter, String> {
         dropout,
         use_rslora,
         use_dora,
+        biases,
+        lora_bias,
         target_modules,
         tokens,
         shape,

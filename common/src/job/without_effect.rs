@@ -90,7 +90,7 @@ fn has_matrices_alone(method: &Method) -> bool {
     match method {
         Method::Full => false,
         Method::Lora(lora) => match &lora.target_modules {
-            _ if lora.use_dora => false,
+            _ if lora.use_dora || lora.lora_bias || !lora.biases.is_none() => false,
             TargetModules::AllLinear => true,
             TargetModules::Named(names) => !names.iter().any(|name| is_embedding(name)),
             TargetModules::Matching(_) => false,

@@ -17,7 +17,7 @@ pub(crate) use shape::F32;
 pub use shape::{Experts, Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
-use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
+use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedBiases, TrainedRows};
 use layer::Layer;
 use serde::Serialize;
 
@@ -220,6 +220,8 @@ impl Work {
                 Method::Lora(lora) => Trained::Adapters {
                     dropout: lora.dropout > 0.0,
                     magnitudes: lora.use_dora,
+                    biases: lora.biases,
+                    lora_bias: lora.lora_bias,
                     ranks,
                     tokens: tokens_of(lora),
                 },
@@ -243,14 +245,20 @@ impl Work {
                 ranks,
                 tokens,
                 magnitudes,
+                biases,
+                lora_bias,
                 ..
             } => {
-                let of_linear = |((width, out, _), rank): ((usize, usize, bool), &usize)| {
-                    let magnitudes = match *magnitudes && *rank > 0 {
-                        true => out,
-                        false => 0,
+                let of_linear = |((width, out, bias), rank): ((usize, usize, bool), &usize)| {
+                    let is_adapted = *rank > 0;
+                    let own = match biases {
+                        TrainedBiases::None => false,
+                        TrainedBiases::LoraOnly => bias && is_adapted,
+                        TrainedBiases::All => bias,
                     };
-                    (rank * (width + out) + magnitudes) as u64
+                    let vectors = [*magnitudes && is_adapted, *lora_bias && is_adapted, own];
+                    let vectors = vectors.into_iter().filter(|is_there| *is_there).count();
+                    (rank * (width + out) + vectors * out) as u64
                 };
                 let of_layer = |(layer, ranks): (usize, &[usize; LINEARS])| {
                     let linears = shape.linears(layer).into_iter().zip(ranks);
@@ -396,6 +404,8 @@ mod tests {
         Trained::Adapters {
             dropout: false,
             magnitudes: false,
+            biases: TrainedBiases::None,
+            lora_bias: false,
             ranks: vec![[16; LINEARS]; SMALL.layers],
             tokens: Tokens::default(),
         }
@@ -408,6 +418,8 @@ mod tests {
         let dora = Trained::Adapters {
             dropout: false,
             magnitudes: true,
+            biases: TrainedBiases::None,
+            lora_bias: false,
             ranks: vec![[16; LINEARS]; SMALL.layers],
             tokens: Tokens::default(),
         };

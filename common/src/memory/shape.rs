@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::job::{BaseDtype, Optimizer, Quantization, Reduction};
+use crate::job::{BaseDtype, Optimizer, Quantization, Reduction, TrainedBiases};
 
 /// Bytes of a float32.
 pub(crate) const F32: u64 = 4;
@@ -84,6 +84,10 @@ pub enum Trained {
         dropout: bool,
         /// Whether adapted rows have magnitudes (DoRA).
         magnitudes: bool,
+        /// Which biases of the model are trained.
+        biases: TrainedBiases,
+        /// Whether factors B have biases.
+        lora_bias: bool,
         /// For each layer, the ranks of the adapters on its linears, 0 for none.
         ranks: Vec<[usize; LINEARS]>,
         /// What of the embedding and the output layer is trained beside them.

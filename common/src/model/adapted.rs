@@ -7,8 +7,10 @@ use thiserror::Error;
 use super::config::ModelConfig;
 use super::experts::ExpertNames;
 use super::geometry::{LinearShape, base_tensors, is_norm_or_bias, linears, token_tensors};
-use crate::files::adapter::{Adapted, adapter_tensors};
-use crate::job::{JobSpec, LoraSpec, Method, TargetModules, is_magnitude, whole_path};
+use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
+use crate::job::{
+    JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, is_magnitude, whole_path,
+};
 use crate::memory::LINEARS;
 
 /// One linear of a layer, as adapters name it.
@@ -27,6 +29,7 @@ impl From<&AdaptedModule> for Adapted {
             rank: module.rank,
             inputs: module.shape.width,
             outputs: module.shape.out,
+            has_bias: module.shape.bias,
         }
     }
 }
@@ -37,9 +40,34 @@ pub fn module_tensors(
     lora: &LoraSpec,
 ) -> impl Iterator<Item = (String, Vec<usize>)> {
     modules.iter().flat_map(|module| {
-        let tensors: Vec<_> = adapter_tensors(&module.into(), lora.use_dora).collect();
+        let tensors: Vec<_> = adapter_tensors(&module.into(), lora).collect();
         tensors
     })
+}
+
+/// What the job trains beside the factors of its adapter, with shapes: of embedding and output layer, and the biases of linears without
+/// an adapter.
+pub fn tensors_beside(
+    config: &ModelConfig,
+    modules: &[AdaptedModule],
+    lora: &LoraSpec,
+) -> Vec<(String, Vec<usize>)> {
+    let mut beside = token_tensors(config, &lora.tokens);
+    if lora.biases != TrainedBiases::All {
+        return beside;
+    }
+    for layer in 0..config.layers {
+        for linear in linears(config, layer)
+            .into_iter()
+            .filter(|linear| linear.bias)
+        {
+            let path = format!("model.layers.{layer}.{}", linear.path);
+            if !modules.iter().any(|module| module.path == path) {
+                beside.push((tensor_name(&path, Factor::BiasAlone), vec![linear.out]));
+            }
+        }
+    }
+    beside
 }
 
 /// The linears that the job puts an adapter on, as PEFT matches them: by last name or by the end of the path, but for those that
@@ -76,6 +104,11 @@ pub fn adapted_modules(
             sizes.trained_rank(&module.path),
             module.shape.width.min(module.shape.out),
         );
+        if lora.lora_bias && !module.shape.bias {
+            return Err(UnmatchedTarget::NoBias {
+                path: module.path.clone(),
+            });
+        }
         if lora.init.is_from_base() && rank > side {
             return Err(UnmatchedTarget::Directions {
                 rank,
@@ -262,7 +295,7 @@ pub fn trained_matrices(
         return Ok(matrices.map(|(name, _)| name).collect());
     };
     let modules = adapted_modules(config, lora)?;
-    let tensors = module_tensors(&modules, lora).chain(token_tensors(config, &lora.tokens));
+    let tensors = module_tensors(&modules, lora).chain(tensors_beside(config, &modules, lora));
     // Magnitudes are vectors that learn as matrices do.
     let matrices = tensors.filter(|(name, shape)| shape.len() == 2 || is_magnitude(name));
     Ok(matrices.map(|(name, _)| name).collect())
@@ -285,6 +318,10 @@ pub enum UnmatchedTarget {
         "exclude_modules and layers_to_transform leave none of lora_target_modules: nothing would be trained"
     )]
     NothingLeft,
+    #[error(
+        "lora_bias: {path} has no bias in this model, so that an adapter with one could never be merged into it; name linears with a bias in lora_target_modules, or remove it"
+    )]
+    NoBias { path: String },
     #[error(
         "init_lora_weights: an adapter of rank {rank} begins with as many directions of {path}, which has {side}; lower lora_r, or give it another rank or none"
     )]

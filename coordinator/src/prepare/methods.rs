@@ -127,6 +127,8 @@ fn usual_adapter() -> LoraSpec {
         target_modules: TargetModules::AllLinear,
         use_rslora: false,
         use_dora: false,
+        biases: Default::default(),
+        lora_bias: false,
         init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),

@@ -88,6 +88,8 @@ fn received(store: &Store, step: u64) -> Received {
         lora_dropout: 0.0,
         use_rslora: false,
         use_dora: false,
+        biases: Default::default(),
+        lora_bias: false,
         init: Default::default(),
         target_modules: vec!["q_proj".into()],
         shape: Default::default(),

@@ -122,6 +122,7 @@ impl<'a> JobAdapter<'a> {
             dropout: self.spec.dropout,
             module: name_key(path),
             trained: self.sizes.trained_rank(path),
+            bias: parameters.weight(&tensor_name(path, Factor::BiasOfB)),
             magnitudes: parameters
                 .weight(&tensor_name(path, Factor::Magnitude))
                 .map(Magnitudes::new),

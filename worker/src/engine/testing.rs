@@ -61,6 +61,8 @@ pub fn lora(targets: TargetModules, dropout: f64) -> Method {
         target_modules: targets,
         use_rslora: false,
         use_dora: false,
+        biases: Default::default(),
+        lora_bias: false,
         init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),

@@ -11,7 +11,7 @@ use crate::golden::{
 };
 use crate::support::{Case, Training, job};
 
-const CASES: [&str; 14] = [
+const CASES: [&str; 17] = [
     "tokens-tied",
     "tokens-untied",
     "tokens-gemma3",
@@ -26,6 +26,9 @@ const CASES: [&str; 14] = [
     "qwen2-moe-all-linear",
     "dora",
     "dora-bias",
+    "bias-lora-only",
+    "bias-all",
+    "lora-bias",
 ];
 
 #[test]

@@ -379,6 +379,11 @@ ADAPTER_CASES = {
         transformers.Gemma3TextConfig(**COMMON, **GEMMA3),
         dict(target_modules=["embed_tokens", "q_proj"]),
     ),
+    # The factors B have biases of their own.
+    "lora-bias": (
+        transformers.Qwen2Config(**COMMON, tie_word_embeddings=False),
+        dict(target_modules=["q_proj", "v_proj"], lora_bias=True),
+    ),
 }
 # With these a model goes on in several tokens: where head and embedding are one, most models repeat one token for ever.
 SEEDS = {

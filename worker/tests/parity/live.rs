@@ -10,7 +10,7 @@ use common::files::WeightsFormat;
 use common::files::adapter::AdapterConfig;
 use common::files::model::ModelFolder;
 use common::files::tensors::Dtype;
-use common::job::{AdapterInit, InitWeights, LoraSpec, Method, TargetModules};
+use common::job::{AdapterInit, InitWeights, LoraSpec, Method, TargetModules, TrainedBiases};
 use common::rng::CounterRng;
 use serde_json::{Value, json};
 use worker::ComputeDevice;
@@ -105,6 +105,8 @@ fn trained_adapter(model_dir: &Path, dir: &Path, targets: [&str; 2], kind: fn(&m
         target_modules: TargetModules::Named(targets.to_vec()),
         use_rslora: true,
         use_dora: false,
+        biases: Default::default(),
+        lora_bias: false,
         init: Default::default(),
         shape: Default::default(),
         tokens: Default::default(),
@@ -169,6 +171,18 @@ fn peft_loads_the_adapter_and_generates_the_same_text() {
         |lora: &mut LoraSpec| lora.init = AdapterInit::Orthogonal,
     ] {
         check_kind(&python, ["q_proj", "down_proj"], kind, |_| {});
+    }
+    for kind in [
+        |lora: &mut LoraSpec| lora.biases = TrainedBiases::LoraOnly,
+        |lora: &mut LoraSpec| lora.biases = TrainedBiases::All,
+        |lora: &mut LoraSpec| lora.lora_bias = true,
+    ] {
+        check_kind(
+            &python,
+            ["q_proj", "v_proj"],
+            kind,
+            of("Qwen2ForCausalLM", "qwen2"),
+        );
     }
     let glm = of("Glm4ForCausalLM", "glm4");
     check_adapter(&python, ["q_proj", "gate_up_proj"], glm);

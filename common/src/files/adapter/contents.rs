@@ -27,11 +27,19 @@ pub fn check_adapter(
             config.r, lora.r
         ));
     }
-    if config.use_dora != lora.use_dora {
-        return refuse(format!(
-            "its use_dora is {}, the job's is {}",
-            config.use_dora, lora.use_dora
-        ));
+    let on = |is_on: bool| is_on.to_string();
+    for (field, found, wanted) in [
+        ("use_dora", on(config.use_dora), on(lora.use_dora)),
+        ("lora_bias", on(config.lora_bias), on(lora.lora_bias)),
+        (
+            "bias",
+            config.biases.name().to_owned(),
+            lora.biases.name().to_owned(),
+        ),
+    ] {
+        if found != wanted {
+            return refuse(format!("its {field} is {found}, the job's is {wanted}"));
+        }
     }
     for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
         check_link(dir, name)?;
@@ -40,7 +48,7 @@ pub fn check_adapter(
     let file = TensorFile::open(&path)?;
     let mut expected: BTreeMap<String, Vec<usize>> = beside.iter().cloned().collect();
     for linear in linears {
-        expected.extend(adapter_tensors(linear, lora.use_dora));
+        expected.extend(adapter_tensors(linear, lora));
     }
     let missing: Vec<&str> = expected
         .keys()
@@ -112,6 +120,8 @@ mod tests {
             lora_dropout: 0.0,
             use_rslora: false,
             use_dora,
+            biases: Default::default(),
+            lora_bias: false,
             init: Default::default(),
             target_modules: vec!["up_proj".into()],
             shape: Default::default(),
@@ -140,6 +150,7 @@ mod tests {
             rank,
             inputs: 3,
             outputs: 4,
+            has_bias: false,
         };
         let lora = LoraSpec {
             r: rank,

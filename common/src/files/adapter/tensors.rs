@@ -1,6 +1,6 @@
 //! Names and shapes of an adapter's tensors, as PEFT 0.21 saves them.
 
-use crate::job::{MAGNITUDE, TrainedRows, TrainedTokens};
+use crate::job::{LoraSpec, MAGNITUDE, TrainedRows, TrainedTokens};
 
 /// One of the tensors of an adapted module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,10 +11,24 @@ pub enum Factor {
     B,
     /// The norms of the rows of the adapted weight, of shape `[out]` (DoRA).
     Magnitude,
+    /// The bias of `B`, of shape `[out]`.
+    BiasOfB,
+    /// The linear's own bias, which is trained in its place, of shape `[out]`.
+    Bias,
+    /// The bias of a linear that has no factors, likewise.
+    BiasAlone,
 }
 
 impl Factor {
-    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+    /// A name may end as several do: the first is meant.
+    const ALL: [Self; 6] = [
+        Self::A,
+        Self::B,
+        Self::Magnitude,
+        Self::BiasOfB,
+        Self::Bias,
+        Self::BiasAlone,
+    ];
 
     /// What follows the module's path in PEFT's name.
     fn ending(self) -> &'static str {
@@ -22,6 +36,9 @@ impl Factor {
             Self::A => "lora_A.weight",
             Self::B => "lora_B.weight",
             Self::Magnitude => MAGNITUDE,
+            Self::BiasOfB => "lora_B.bias",
+            Self::Bias => "base_layer.bias",
+            Self::BiasAlone => "bias",
         }
     }
 }
@@ -39,28 +56,34 @@ pub struct Adapted {
     pub rank: usize,
     pub inputs: usize,
     pub outputs: usize,
+    pub has_bias: bool,
 }
 
 /// Names and shapes of the tensors that an adapter has for a linear.
 pub fn adapter_tensors(
     linear: &Adapted,
-    use_dora: bool,
+    lora: &LoraSpec,
 ) -> impl Iterator<Item = (String, Vec<usize>)> {
     let Adapted {
         path,
         rank,
         inputs,
         outputs,
+        has_bias,
     } = linear;
-    let shapes = [
-        (Factor::A, vec![*rank, *inputs]),
-        (Factor::B, vec![*outputs, *rank]),
-        (Factor::Magnitude, vec![*outputs]),
+    let tensors = [
+        (Factor::A, vec![*rank, *inputs], true),
+        (Factor::B, vec![*outputs, *rank], true),
+        (Factor::Magnitude, vec![*outputs], lora.use_dora),
+        (Factor::BiasOfB, vec![*outputs], lora.lora_bias),
+        (
+            Factor::Bias,
+            vec![*outputs],
+            *has_bias && !lora.biases.is_none(),
+        ),
     ];
-    shapes
-        .into_iter()
-        .filter(move |(factor, _)| use_dora || *factor != Factor::Magnitude)
-        .map(move |(factor, shape)| (tensor_name(path, factor), shape))
+    let there = tensors.into_iter().filter(|(_, _, is_there)| *is_there);
+    there.map(move |(factor, shape, _)| (tensor_name(path, factor), shape))
 }
 
 /// PEFT's name for the rows of a token matrix that are trained by themselves: whole rows, not what is added to them.
@@ -133,6 +156,9 @@ mod tests {
             (Factor::A, "lora_A.weight"),
             (Factor::B, "lora_B.weight"),
             (Factor::Magnitude, "lora_magnitude_vector"),
+            (Factor::BiasOfB, "lora_B.bias"),
+            (Factor::Bias, "base_layer.bias"),
+            (Factor::BiasAlone, "bias"),
         ] {
             let name = tensor_name(module, factor);
             assert_eq!(name, format!("base_model.model.{module}.{ending}"));

@@ -68,6 +68,20 @@ pub(super) const FIELDS: &[Field] = &[
         "DoRA: the rows of an adapted weight have magnitudes of their own, which are trained, and the adapter turns them. On processors.",
     ),
     field(
+        "bias",
+        &["peft_bias"],
+        "none | lora_only | all",
+        "none",
+        "Biases of the model that are trained beside the adapter: those of its linear layers, or of all. On processors.",
+    ),
+    field(
+        "lora_bias",
+        &["peft_lora_bias"],
+        "true | false",
+        "false",
+        "Whether the factor B of each adapter has a bias; the linear layers must have one. On processors.",
+    ),
+    field(
         "init_lora_weights",
         &["peft_init_lora_weights"],
         "true | gaussian | orthogonal | pissa | pissa_niter_N | olora",

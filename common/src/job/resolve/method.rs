@@ -13,7 +13,8 @@ use crate::job::read::Reader;
 use crate::job::starting_adapter::{self, StartingAdapter};
 use crate::job::yaml::Value;
 use crate::job::{
-    AdapterInit, AdapterRequest, HubCommit, LoraSpec, Method, Optimizer, TargetModules, whole_path,
+    AdapterInit, AdapterRequest, HubCommit, LoraSpec, Method, Optimizer, TargetModules,
+    TrainedBiases, whole_path,
 };
 
 /// The linear layers of every supported decoder, without the output layer.
@@ -62,6 +63,8 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         "lora_target_linear",
         "use_rslora",
         "use_dora",
+        "bias",
+        "lora_bias",
         "init_lora_weights",
         "pissa_init",
         "lora_model_dir",
@@ -79,6 +82,7 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
             && !given.is_switched_off()
             // As PEFT has it where nothing is said.
             && !(name == "init_lora_weights" && given.node.is_text("true"))
+            && !(name == "bias" && given.node.is_text("none"))
         {
             match says_none && given.layer == Layer::File {
                 true => unused.push(given.written.as_str()),
@@ -182,6 +186,12 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
             .switch("use_dora")
             .or(start.as_ref().map(|s| s.use_dora))
             .unwrap_or(false),
+        biases: biases(reader)
+            .or(start.as_ref().map(|s| s.biases))
+            .unwrap_or_default(),
+        lora_bias: lora_bias(reader)
+            .or(start.as_ref().map(|s| s.lora_bias))
+            .unwrap_or(false),
         // An adapter that is there has its factors.
         init: match &start {
             Some(_) => AdapterInit::default(),
@@ -203,6 +213,7 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
         return spec;
     }
     check_start(reader, &spec);
+    check_lora_bias(reader, &spec);
     if is_lora
         && reader.switch("lora_target_linear") == Some(false)
         && reader.given("lora_target_modules").is_none()
@@ -214,7 +225,39 @@ fn lora(reader: &mut Reader<'_>, is_lora: bool, output_dir: &Path, begins_anew: 
     spec
 }
 
-/// Refuses an optimizer that would leave the magnitudes of DoRA as they are, or move what an adapter takes off the weights.
+/// Which biases of the base model are trained.
+fn biases(reader: &mut Reader<'_>) -> Option<TrainedBiases> {
+    let choices: &[(&[&str], TrainedBiases)] = &[
+        (&["none", "false"], TrainedBiases::None),
+        (&["lora_only"], TrainedBiases::LoraOnly),
+        (&["all"], TrainedBiases::All),
+    ];
+    reader.choice("bias", choices)
+}
+
+/// Whether factors B have a bias, which PEFT takes with neither DoRA nor another start than its own.
+fn lora_bias(reader: &mut Reader<'_>) -> Option<bool> {
+    let choices: &[(&[&str], bool)] = &[
+        (&["true", "yes", "on", "1"], true),
+        (&["false", "none", "no", "off", "0"], false),
+    ];
+    reader.choice("lora_bias", choices)
+}
+
+/// Refuses biases where PEFT does.
+fn check_lora_bias(reader: &mut Reader<'_>, spec: &LoraSpec) {
+    let Some(given) = reader.given("lora_bias").filter(|_| spec.lora_bias) else {
+        return;
+    };
+    let other = match (spec.use_dora, spec.init == AdapterInit::default()) {
+        (true, _) => "use_dora",
+        (false, false) => "init_lora_weights",
+        (false, true) => return,
+    };
+    reader.problem(given, format!("goes with no `{other}` in PEFT; remove one"));
+}
+
+/// Refuses an optimizer that would leave vectors of the adapter as they are, or move what an adapter takes off the weights.
 pub(super) fn check_optimizer(reader: &mut Reader<'_>, method: &Method, optimizer: &Optimizer) {
     let (Method::Lora(lora), Optimizer::Muon { trains_vectors }) = (method, optimizer) else {
         return;
@@ -226,9 +269,17 @@ pub(super) fn check_optimizer(reader: &mut Reader<'_>, method: &Method, optimize
     let Some(given) = reader.given(name) else {
         return;
     };
-    if lora.use_dora && !trains_vectors {
-        let message = "trains matrices alone, and `use_dora` has magnitudes, which are vectors; use adamw, sgd or lion, or `use_muon: true`";
-        reader.problem(given, message.to_owned());
+    let vectors = [
+        (lora.use_dora, "use_dora"),
+        (!lora.biases.is_none(), "bias"),
+        (lora.lora_bias, "lora_bias"),
+    ];
+    let vectors = vectors.into_iter().find(|(is_there, _)| *is_there);
+    if let (Some((_, field)), false) = (vectors, trains_vectors) {
+        let message = format!(
+            "trains matrices alone, and `{field}` has vectors to train; use adamw, sgd or lion, or `use_muon: true`"
+        );
+        reader.problem(given, message);
     }
     if lora.init.is_from_base() {
         let message = format!(
@@ -264,6 +315,8 @@ fn agrees_with(reader: &mut Reader<'_>, spec: &LoraSpec, start: &StartingAdapter
     let (shape, others) = (&spec.shape, &start.shape);
     for (field, differs) in [
         ("use_dora", spec.use_dora != start.use_dora),
+        ("bias", spec.biases != start.biases),
+        ("lora_bias", spec.lora_bias != start.lora_bias),
         ("exclude_modules", shape.excluded != others.excluded),
         ("layers_to_transform", shape.layers != others.layers),
         ("rank_pattern", shape.ranks != others.ranks),

@@ -71,7 +71,7 @@ const JOBS: [&str; 19] = [
     "base_model: m\ndatasets: a\nadapter: lora\nlora_target_modules: '.*layers\\.[0-3]\\..*_proj'\n",
     // Adapters that are not alike.
     "base_model: m\ndatasets: a\nadapter: lora\nrank_pattern: {'layers\\.0\\..*v_proj': 4, q_proj: 2}\nalpha_pattern: {q_proj: 8.5}\n\
-     exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\npeft_use_dora: true\npeft_init_lora_weights: gaussian\n",
+     exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\npeft_use_dora: true\npeft_init_lora_weights: gaussian\nbias: lora_only\nlora_bias: none\n",
     // Tokens that are added, and what is trained of them.
     "base_model: m\ndatasets: a\nadapter: lora\ntokens: ['<a>', '7']\nadd_special_tokens: ['<b>']\n\
      special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\nadded_tokens_overrides: {7: '<e>', 9: '8'}\n",

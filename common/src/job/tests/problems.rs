@@ -202,8 +202,16 @@ fn what_says_something_of_an_adapter_must_fit_to_one() {
     check_problems(
         "adapter: lora\nuse_dora: true\noptimizer: muon\n",
         &[
-            "5: `optimizer` trains matrices alone, and `use_dora` has magnitudes, which are vectors; use adamw, sgd or lion, or `use_muon: true`",
+            "5: `optimizer` trains matrices alone, and `use_dora` has vectors to train; use adamw, sgd or lion, or `use_muon: true`",
         ],
+    );
+    check_problems(
+        "bias: lora_only\n",
+        &["3: `bias` has no effect without `adapter: lora`"],
+    );
+    check_problems(
+        "adapter: lora\nlora_bias: true\nuse_dora: true\n",
+        &["4: `lora_bias` goes with no `use_dora` in PEFT; remove one"],
     );
     check_problems(
         "adapter: lora\ninit_lora_weights: orthogonal\nlora_r: 7\n",
@@ -383,7 +391,6 @@ fn values_that_would_change_what_is_learned_are_refused() {
         "adapter: lora\ninit_lora_weights: eva",
         "save_safetensors: false",
         "average_tokens_across_devices: false",
-        "bias: lora_only",
         "save_strategy: best",
         "save_strategy: epoch\nsave_steps: 3",
         "saves_per_epoch: 2\nsave_steps: 3",

@@ -28,6 +28,8 @@ fn the_digest_follows_what_decides_the_result() {
         "lr_groups: []\n",
         "use_dora: false\n",
         "init_lora_weights: true\n",
+        "bias: none\n",
+        "lora_bias: false\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),
@@ -59,6 +61,8 @@ fn the_digest_follows_what_decides_the_result() {
         "use_dora: true\n",
         "init_lora_weights: orthogonal\n",
         "pissa_init: true\n",
+        "bias: all\n",
+        "lora_bias: true\n",
     ] {
         assert_ne!(
             job(&format!("adapter: lora\n{other}")).digest(),

@@ -245,13 +245,6 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(&["LORA"], "LoRA is the only adapter"),
     },
     Group {
-        keys: &["bias", "lora_bias"],
-        rule: Only(
-            &["none", "false"],
-            "biases are not trained with LoRA; remove it",
-        ),
-    },
-    Group {
         keys: &["pissa_convert"],
         rule: Instead(
             ON,

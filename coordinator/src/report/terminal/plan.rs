@@ -3,7 +3,7 @@
 use common::data::DataCounts;
 use common::job::{
     AdapterInit, AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization,
-    RateGroups, TargetModules, TrainedRows, TrainedTokens, Warmup,
+    RateGroups, TargetModules, TrainedBiases, TrainedRows, TrainedTokens, Warmup,
 };
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
@@ -275,6 +275,16 @@ fn method(job: &JobSpec) -> String {
         (false, false) => format!(", {} start", lora.init),
         (false, true) => format!(", {} start (saved with rank {})", lora.init, 2 * lora.r),
     };
+    let biases = match lora.biases {
+        TrainedBiases::None => "",
+        TrainedBiases::LoraOnly => ", with their biases",
+        TrainedBiases::All => ", with all biases",
+    };
+    let of_b = if lora.lora_bias {
+        ", B with biases"
+    } else {
+        ""
+    };
     let dropout = match lora.dropout > 0.0 {
         true => format!(", dropout {}", lora.dropout),
         false => String::new(),
@@ -285,7 +295,7 @@ fn method(job: &JobSpec) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "{kind}, rank {}, alpha {}{rank_stabilised}{begins}{dropout} on {modules}{}{start}{}",
+        "{kind}, rank {}, alpha {}{rank_stabilised}{of_b}{begins}{dropout} on {modules}{}{biases}{start}{}",
         lora.r,
         lora.alpha,
         narrowed(&lora.shape),

@@ -185,11 +185,17 @@ fn settings(job: &Value) -> String {
         row("commit of the base model", &job["model_revision"]);
     }
     let lora = &job["method"]["lora"];
+    // What has numbers of its own is named alone.
+    let init = lora["init"].as_object().and_then(|init| init.keys().next());
+    let init = init.map_or_else(|| lora["init"].clone(), |name| name.as_str().into());
+    row("start of the factors", &init);
     for (key, name) in [
         ("r", "LoRA rank"),
         ("alpha", "LoRA alpha"),
         ("dropout", "LoRA dropout"),
         ("use_dora", "magnitudes (DoRA)"),
+        ("biases", "biases"),
+        ("lora_bias", "biases of B"),
     ] {
         row(name, &lora[key]);
     }

@@ -44,7 +44,9 @@ impl SecondHalves {
                     stride: columns,
                     count: rows,
                 },
-                Factor::Magnitude => return None,
+                Factor::Magnitude | Factor::BiasOfB | Factor::Bias | Factor::BiasAlone => {
+                    return None;
+                }
             };
             Some(runs)
         });

@@ -14,8 +14,8 @@ const STREAM_ADAPTER: u64 = 0x6c6f_7261;
 /// What PEFT divides the products with an orthogonal matrix by (`orthogonal_init`).
 const ORTHOGONAL_DIVISOR: f64 = 10.0;
 
-/// Starting values of all adapters, in layout order, drawn as PEFT draws them; what is no factor starts with zeros. Magnitudes
-/// and rows of tokens follow weights that are not read yet.
+/// Starting values of all adapters, in layout order, drawn as PEFT draws them; what is no factor starts with zeros. Magnitudes,
+/// biases of the base and rows of tokens follow weights that are not read yet.
 ///
 /// # Errors
 /// Where the machine has not the memory.
@@ -90,6 +90,7 @@ fn start(
         }
         // What begins with a part of the weight follows it, and magnitudes do.
         (_, Factor::B | Factor::Magnitude) => {}
+        (_, Factor::BiasOfB | Factor::Bias | Factor::BiasAlone) => {}
         (AdapterInit::Pissa { .. } | AdapterInit::Olora, Factor::A) => {}
     }
 }

@@ -12,7 +12,7 @@ use common::files::adapter::{
 };
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
-use common::job::{BaseDtype, JobSpec, Quantization, TrainedRows};
+use common::job::{AdapterSizes, BaseDtype, JobSpec, Quantization, TrainedBiases, TrainedRows};
 use common::model::{
     EMBEDDING, HEAD, ModelConfig, base_tensors, is_norm_or_bias, is_of_expert, is_router,
     token_tensor, token_tensors,
@@ -192,33 +192,35 @@ fn merge_adapter(
             continue;
         }
         let (module, factor) = parse_tensor_name(name).ok_or_else(|| unknown(name))?;
-        if factor == Factor::Magnitude && !adapter.use_dora {
+        let is_expected = match factor {
+            Factor::A | Factor::B => true,
+            Factor::Magnitude => adapter.use_dora,
+            Factor::BiasOfB => adapter.lora_bias,
+            Factor::Bias => !adapter.biases.is_none(),
+            Factor::BiasAlone => adapter.biases == TrainedBiases::All,
+        };
+        let bias_name = format!("{module}.bias");
+        let is_bias = matches!(factor, Factor::BiasOfB | Factor::Bias | Factor::BiasAlone);
+        if !is_expected || (is_bias && !weights.contains_key(&bias_name)) {
             return Err(unknown(name));
         }
-        if factor != Factor::A {
+        match factor {
+            Factor::A => merge_linear(weights, module, (file, adapter, &sizes))?,
+            Factor::BiasAlone => {
+                let own = weights.get(&bias_name).ok_or_else(|| unknown(name))?;
+                let trained = read_tensor(file, name, own.dims())?;
+                weights.insert(bias_name, trained);
+            }
             // Read with its A; one without an A is reported as missing.
-            file.get(&tensor_name(module, Factor::A))
-                .ok_or_else(|| FileError::MissingTensor {
+            _ => {
+                let missing = || FileError::MissingTensor {
                     path: file.path().to_owned(),
                     tensor: tensor_name(module, Factor::A),
-                })?;
-            continue;
+                };
+                file.get(&tensor_name(module, Factor::A))
+                    .ok_or_else(missing)?;
+            }
         }
-        let weight_name = format!("{module}.weight");
-        let weight = weights.get(&weight_name).ok_or_else(|| unknown(module))?;
-        let (out, input) = weight.dims2().map_err(|_| unknown(module))?;
-        let a = read_tensor(file, name, &[sizes.rank(module), input])?;
-        let b = read_tensor(
-            file,
-            &tensor_name(module, Factor::B),
-            &[out, sizes.rank(module)],
-        )?;
-        let mut merged = (weight + (b.matmul(&a)? * sizes.scale(module))?)?;
-        if adapter.use_dora {
-            let magnitudes = read_tensor(file, &tensor_name(module, Factor::Magnitude), &[out])?;
-            merged = with_magnitudes(&merged, &magnitudes)?;
-        }
-        weights.insert(weight_name, merged);
     }
     let both = [
         (EMBEDDING, &adapter.tokens.embedding),
@@ -227,6 +229,47 @@ fn merge_adapter(
     for (matrix, rows) in both.into_iter().filter(|(_, rows)| !rows.is_none()) {
         merge_tokens(weights, config, file, (matrix, rows))?;
     }
+    Ok(())
+}
+
+/// Merges all that an adapter has for one linear into its weight and bias.
+fn merge_linear(
+    weights: &mut HashMap<String, Tensor>,
+    module: &str,
+    (file, adapter, sizes): (&TensorFile, &AdapterConfig, &AdapterSizes),
+) -> Result<(), InferenceError> {
+    let unknown = || InferenceError::UnknownModule {
+        path: file.path().to_owned(),
+        module: module.to_owned(),
+    };
+    let weight_name = format!("{module}.weight");
+    let weight = weights.get(&weight_name).ok_or_else(unknown)?;
+    let (out, input) = weight.dims2().map_err(|_| unknown())?;
+    let read = |factor, shape: &[usize]| read_tensor(file, &tensor_name(module, factor), shape);
+    let (rank, scale) = (sizes.rank(module), sizes.scale(module));
+    let a = read(Factor::A, &[rank, input])?;
+    let b = read(Factor::B, &[out, rank])?;
+    let mut merged = (weight + (b.matmul(&a)? * scale)?)?;
+    if adapter.use_dora {
+        merged = with_magnitudes(&merged, &read(Factor::Magnitude, &[out])?)?;
+    }
+    weights.insert(weight_name, merged);
+
+    let bias_name = format!("{module}.bias");
+    let Some(bias) = weights.get(&bias_name) else {
+        return match adapter.lora_bias {
+            true => Err(unknown()),
+            false => Ok(()),
+        };
+    };
+    let mut bias = match adapter.biases {
+        TrainedBiases::None => bias.clone(),
+        TrainedBiases::LoraOnly | TrainedBiases::All => read(Factor::Bias, &[out])?,
+    };
+    if adapter.lora_bias {
+        bias = (bias + (read(Factor::BiasOfB, &[out])? * scale)?)?;
+    }
+    weights.insert(bias_name, bias);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! From a job and its weights to a model on the processor. In: the base model's tensors, and the trainable ones. Out: the
 //! model, whose trainable weights are views of the parameters.
 
+use common::files::adapter::{Factor, tensor_name};
 use common::job::{BaseDtype, Quantization, TrainedRows};
 use common::model::{
     self, EMBEDDING, FINAL_NORM, FUSED_BIAS, FusedExperts, HEAD, HeadNormKind, LinearShape,
@@ -286,7 +287,7 @@ impl Parts<'_> {
     fn linear(&self, prefix: &str, shape: &LinearShape) -> Result<Linear, EngineError> {
         let path = format!("{prefix}{}", shape.path);
         let bias = match shape.bias {
-            true => Some(self.weight(&format!("{path}.bias"), &[shape.out])?),
+            true => Some(self.bias(&path, shape.out)?),
             false => None,
         };
         let linear = Linear {
@@ -307,6 +308,16 @@ impl Parts<'_> {
             }
         }
         Ok(linear)
+    }
+
+    /// The bias of a linear, which may be trained beside an adapter.
+    fn bias(&self, path: &str, out: usize) -> Result<Weight, EngineError> {
+        let beside = [Factor::Bias, Factor::BiasAlone];
+        let mut beside = beside.map(|factor| tensor_name(path, factor)).into_iter();
+        match beside.find_map(|name| self.parameters.weight(&name)) {
+            Some(weight) => Ok(weight),
+            None => self.weight(&format!("{path}.bias"), &[out]),
+        }
     }
 
     fn lora(&self, path: &str) -> Option<Lora> {

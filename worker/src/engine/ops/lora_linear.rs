@@ -32,6 +32,8 @@ pub struct Lora {
     pub dropout: f64,
     /// Number of the adapted module, for the dropout mask.
     pub module: u64,
+    /// The bias of `B`, which is scaled as `B` is.
+    pub bias: Option<Weight>,
     /// The magnitudes of the adapted weight's rows, with DoRA.
     pub magnitudes: Option<Magnitudes>,
 }

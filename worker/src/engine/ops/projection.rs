@@ -17,7 +17,7 @@ use super::matrix::{Along, Part, Start, Target, Term, View};
 use super::product::{multiply_turned, product};
 use super::{ROW_TILE, column_sums, vector};
 use crate::engine::buffer::{Buffer, Pool};
-use crate::engine::params::{Reading, ReadingF32, Weight};
+use crate::engine::params::{Reading, Weight};
 
 /// A linear layer, `y = x Wᵀ + bias (+ scale · x Aᵀ Bᵀ)`, with its weight `[out][in]`.
 ///
@@ -50,6 +50,18 @@ impl Linear {
             let norms = row_norms(self.weight.read().matrix(out, width), Some(update), pool);
             magnitudes.weight.set(&norms);
         }
+    }
+
+    /// What is added to each row of the output: the bias, and that of the adapter.
+    fn whole_bias(&self) -> Option<Vec<f32>> {
+        let own = self.bias.as_ref().map(|bias| bias.read_f32().to_vec());
+        let Some((lora, added)) = self.lora.as_ref().and_then(|l| Some((l, l.bias.as_ref()?)))
+        else {
+            return own;
+        };
+        let mut sum = own.unwrap_or_else(|| vec![0.0; self.out()]);
+        vector::add_scaled(&mut sum, &added.read_f32(), lora.scale);
+        Some(sum)
     }
 
     fn learns(&self) -> bool {
@@ -105,8 +117,8 @@ impl Projection {
     ) -> LowRank<E> {
         let target = Target::new(y, context.tokens, self.out());
         let low_rank = self.run(x, target, Some(residual), context);
-        if let Some(bias) = self.0.first().and_then(|linear| linear.bias.as_ref()) {
-            add_to_rows(y, &bias.read_f32());
+        if let Some(bias) = self.0.first().and_then(Linear::whole_bias) {
+            add_to_rows(y, &bias);
         }
         low_rank
     }
@@ -122,11 +134,10 @@ impl Projection {
         let low_rank = adapters.as_ref().map(|a| a.reduce(x, context.tokens));
         let weights = self.weights();
         let adapted = self.adapted(adapters.as_ref(), &weights, context);
-        let biases = self.0.iter().map(|linear| {
-            let bias = linear.bias.as_ref().filter(|_| residual.is_none());
-            bias.map(Weight::read_f32)
-        });
-        let biases: Vec<Option<ReadingF32>> = biases.collect();
+        let biases: Vec<Option<Vec<f32>>> = match residual {
+            Some(_) => vec![None; self.0.len()],
+            None => self.0.iter().map(Linear::whole_bias).collect(),
+        };
         // What is scaled starts from zero, and is added to the rest then.
         let starts_later = adapted.as_ref().is_some_and(|adapted| !adapted.drops());
         let layers = self.columns().zip(&weights).zip(&biases);
@@ -251,6 +262,18 @@ impl Projection {
             if let Some(bias) = &linear.bias {
                 bias.add_gradient(|_, gradient, accumulate| {
                     column_sums(gradient, accumulate, dy.data, total, context.tokens);
+                });
+            }
+            if let Some(lora) = &linear.lora
+                && let Some(bias) = &lora.bias
+            {
+                let mut sums = vec![0.0; out];
+                column_sums(&mut sums, false, dy.data, total, context.tokens);
+                bias.add_gradient(|rows, gradient, accumulate| {
+                    if !accumulate {
+                        gradient.fill(0.0);
+                    }
+                    super::add_scaled_in_place(gradient, &sums[rows], lora.scale);
                 });
             }
         }

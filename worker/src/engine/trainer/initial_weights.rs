@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use bytemuck::Zeroable;
+use common::files::adapter::{Factor, parse_tensor_name};
 use common::files::layout::Layout;
 use common::files::moments::{EightBits, Moment};
 use common::job::{JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, adapted_modules, base_tensors, token_tensor, token_tensors,
+    EMBEDDING, HEAD, ModelConfig, adapted_modules, base_tensors, tensors_beside, token_tensor,
 };
 
 use crate::engine::adapter::{adapter_layout, initial_values, values_from};
@@ -48,13 +49,14 @@ impl InitialWeights {
             }
             Method::Lora(lora) => {
                 let modules = adapted_modules(config, lora)?;
-                let beside = token_tensors(config, &lora.tokens);
+                let beside = tensors_beside(config, &modules, lora);
                 let layout = adapter_layout(&modules, lora, beside).with_moments(moments);
                 let is_new = adapter_dir.is_none();
                 let values = match adapter_dir {
                     Some(dir) => values_from(&dir, &layout, lora, config.tied)?,
                     None => {
                         let mut values = initial_values(&layout, job.seed, lora.init)?;
+                        read_biases(source, &layout, &mut values)?;
                         for (name, rows) in of_tokens(&lora.tokens) {
                             let Some(tensor) = layout.find(&token_tensor(name, rows)) else {
                                 continue;
@@ -73,6 +75,21 @@ impl InitialWeights {
             }
         }
     }
+}
+
+/// Reads the biases of the base that are trained.
+fn read_biases(
+    source: &WeightSource,
+    layout: &Layout,
+    values: &mut [f32],
+) -> Result<(), EngineError> {
+    for tensor in &layout.tensors {
+        if let Some((module, Factor::Bias | Factor::BiasAlone)) = parse_tensor_name(&tensor.name) {
+            let range = tensor.offset..tensor.offset + tensor.scalars();
+            source.read_f32(&format!("{module}.bias"), &tensor.shape, &mut values[range])?;
+        }
+    }
+    Ok(())
 }
 
 /// What is trained of the embedding and the output layer beside an adapter.

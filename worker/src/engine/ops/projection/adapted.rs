@@ -7,7 +7,6 @@ use super::super::matrix::{Along, Part, Start, Target, Term, View, Weights};
 use super::super::product::product;
 use super::Context;
 use crate::engine::buffer::Buffer;
-use crate::engine::params::ReadingF32;
 
 use std::ops::Range;
 
@@ -62,7 +61,7 @@ impl<'a, E: Element> Adapted<'a, E> {
     }
 
     /// Makes the output of `y = x Vᵀ`: scales it, and adds it to the residual or the biases.
-    pub fn scale(&self, mut y: Target, residual: Option<&[f32]>, biases: &[Option<ReadingF32>]) {
+    pub fn scale(&self, mut y: Target, residual: Option<&[f32]>, biases: &[Option<Vec<f32>>]) {
         let bias = self.joined(biases);
         let start = match (residual, &bias) {
             (Some(residual), _) => Start::Rows(residual),
@@ -73,7 +72,7 @@ impl<'a, E: Element> Adapted<'a, E> {
     }
 
     /// All biases one behind the other, zero where a layer has none; None where none has one.
-    fn joined(&self, biases: &[Option<ReadingF32>]) -> Option<Vec<f32>> {
+    fn joined(&self, biases: &[Option<Vec<f32>>]) -> Option<Vec<f32>> {
         biases.iter().any(Option::is_some).then(|| {
             let mut joined = vec![0.0; self.gains().len()];
             for ((column, _), bias) in self.layers.iter().zip(biases) {

@@ -41,6 +41,7 @@ fn lora(weights: &TestWeights, layer: &str, dropout: f64) -> Lora {
         dropout,
         module: 1,
         magnitudes: None,
+        bias: None,
     }
 }
 
@@ -452,4 +453,42 @@ fn dropped_inputs_of_magnitudes_have_the_gradients_of_their_differences() {
     plain.0[0].lora.as_mut().unwrap().magnitudes = None;
     let (without, _) = run::<f32>(&plain, &x, &dy, 70, mask);
     assert_close("gains of one", &with, &without);
+}
+
+#[test]
+fn biases_of_linears_and_of_their_adapters_are_trained() {
+    let weights = TestWeights::new(&[
+        ("p.w", &[70, 50]),
+        ("p.bias", &[70]),
+        ("p.a", &[3, 50]),
+        ("p.b", &[70, 3]),
+        ("p.bb", &[70]),
+        ("q.w", &[20, 50]),
+        ("q.bias", &[20]),
+    ]);
+    let p = Linear {
+        weight: weights.frozen("p.w"),
+        bias: Some(weights.trainable("p.bias")),
+        lora: Some(Lora {
+            bias: Some(weights.trainable("p.bb")),
+            ..lora(&weights, "p", 0.0)
+        }),
+    };
+    let q = Linear {
+        weight: weights.frozen("q.w"),
+        bias: Some(weights.trainable("q.bias")),
+        lora: None,
+    };
+    let projection = Projection(vec![p, q]);
+    check_op(
+        &random_tensor(91, 50, 1),
+        &weights,
+        &["p.w", "q.w"],
+        &|x, dy| run::<f32>(&projection, x, dy, 91, None),
+        &|x| {
+            let added = (weights.variable("p.bb") * 0.5)?;
+            let p = reference(x, &weights, "p", true)?.broadcast_add(&added)?;
+            Tensor::cat(&[p, reference(x, &weights, "q", false)?], 1)
+        },
+    );
 }

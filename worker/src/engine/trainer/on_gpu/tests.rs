@@ -7,8 +7,8 @@ use std::sync::Arc;
 use common::data::block::Block;
 use common::exact::dequantize;
 use common::job::{
-    BaseDtype, Checkpointing, Eaft, JobSpec, Method, Optimizer, Quantization, RateGroups,
-    Reduction, TargetModules, TokenLoss,
+    AdapterInit, BaseDtype, Checkpointing, Eaft, JobSpec, LoraSpec, Method, Optimizer,
+    Quantization, RateGroups, Reduction, TargetModules, TokenLoss, TrainedBiases,
 };
 
 use crate::ComputeDevice;
@@ -491,4 +491,38 @@ fn an_optimizer_that_gpus_have_not_is_refused_when_a_job_is_loaded() {
         error.to_string().contains("Muon is not done on GPUs"),
         "{error}"
     );
+}
+
+#[test]
+fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
+    let Some(gpu) = gpu() else { return };
+    let dir = model("Qwen2ForCausalLM");
+    let kinds: [(fn(&mut LoraSpec), &str); 4] = [
+        (|spec| spec.use_dora = true, "use_dora"),
+        (|spec| spec.init = AdapterInit::Olora, "init_lora_weights"),
+        (|spec| spec.biases = TrainedBiases::LoraOnly, "bias"),
+        (|spec| spec.lora_bias = true, "lora_bias"),
+    ];
+    for (change, field) in kinds {
+        let names = ["q_proj".to_owned(), "v_proj".to_owned()];
+        let Method::Lora(mut spec) = lora(TargetModules::Named(names.into()), 0.0) else {
+            panic!("no adapter")
+        };
+        change(&mut spec);
+        let refused = Trainer::load(TrainerOptions {
+            job: Arc::new(job(Method::Lora(spec))),
+            model_dir: dir.path().to_owned(),
+            adapter_dir: None,
+            threads: 1,
+            device: gpu.clone(),
+        });
+        let Err(error) = refused else {
+            panic!("{field}: it was loaded")
+        };
+        let told = error.to_string();
+        assert!(
+            told.contains(field) && told.contains("--device cpu"),
+            "{told}"
+        );
+    }
 }

@@ -1,7 +1,9 @@
 //! Kinds of adapters: whatever computes them, their bits are the same.
 
 use common::files::adapter::{Factor, tensor_name};
-use common::job::{AdapterInit, BaseDtype, JobSpec, LoraSpec, Method, Quantization, TargetModules};
+use common::job::{
+    AdapterInit, BaseDtype, JobSpec, LoraSpec, Method, Quantization, TargetModules, TrainedBiases,
+};
 
 use super::four_bits::widened_copy;
 use super::{FAMILIES, blocks, model};
@@ -159,6 +161,7 @@ fn new_adapters_of_every_kind_leave_the_model_as_it_is() {
             iterations: Some(2),
         }),
         from_base(AdapterInit::Olora),
+        adapter(0.0, |spec| spec.biases = TrainedBiases::All),
     ] {
         for (found, expected) in logits(method.clone()).iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-5 * largest, "{method:?}");
