@@ -304,6 +304,35 @@ fn adapted(name: &str, value: Json) -> Setup {
 }
 
 #[test]
+fn kinds_of_adapters_are_told_and_what_the_model_has_no_place_for_is_too() {
+    for (name, value, words) in [
+        ("use_dora", json!(true), "DoRA, rank 16"),
+        (
+            "init_lora_weights",
+            json!("olora"),
+            "OLoRA start (saved with rank 32)",
+        ),
+        (
+            "bias",
+            json!("all"),
+            "bias: changes nothing, because no linear of this model has one",
+        ),
+    ] {
+        let told = adapted(name, value).run(&[]);
+        let text = String::from_utf8(told.stdout).unwrap();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(told.status.success() && text.contains(words), "{text}");
+    }
+    for (name, value, words) in [
+        ("lora_bias", json!(true), "q_proj has no bias in this model"),
+        ("init_lora_weights", json!("pissa"), "which has"),
+    ] {
+        let problems = adapted(name, value).set("lora_r", json!(200)).problems();
+        assert!(problems[0].contains(words), "{problems:?}");
+    }
+}
+
+#[test]
 fn targets_that_other_models_have_are_passed_over_by_name_beside_those_of_this_one() {
     let told = adapted("lora_target_modules", json!(["q_proj", "in_proj"])).run(&[]);
     let text = String::from_utf8(told.stdout).unwrap();

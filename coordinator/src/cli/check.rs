@@ -18,7 +18,8 @@ use crate::prepare::{
     told,
 };
 use crate::report::terminal::{
-    GPUS, bits, block_count, bytes, grouped, parameter_count, set_lines,
+    GPUS, adapter_kind, adapter_start, bits, block_count, bytes, grouped, parameter_count,
+    set_lines,
 };
 use crate::store::layout::WORK_FOLDER;
 
@@ -218,10 +219,13 @@ fn model(prepared: &Prepared) -> String {
 fn method(job: &JobSpec, estimate: &Estimate) -> String {
     let method = match &job.method {
         Method::Full => "full fine-tuning".to_owned(),
-        Method::Lora(lora) => {
-            let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
-            format!("{kind}, rank {}, alpha {}", lora.r, lora.alpha)
-        }
+        Method::Lora(lora) => format!(
+            "{}, rank {}, alpha {}{}",
+            adapter_kind(lora),
+            lora.r,
+            lora.alpha,
+            adapter_start(lora)
+        ),
     };
     format!(
         "{method}: {} trainable parameters ({:.2}%)",

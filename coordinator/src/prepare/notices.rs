@@ -1,8 +1,8 @@
 //! What a user should know before training: what of the job, the model and the data is done otherwise than may be thought, or not
 //! at all. Nothing here refuses anything.
 
-use common::job::{BaseDtype, LoraSpec, Method, TargetModules};
-use common::model::{absent_targets, adapted_modules, linear_names, trained_matrices};
+use common::job::{BaseDtype, LoraSpec, Method, TargetModules, TrainedBiases};
+use common::model::{absent_targets, adapted_modules, linear_names, linears, trained_matrices};
 use common::text::count;
 
 use super::Prepared;
@@ -51,6 +51,7 @@ impl Prepared {
         }
         notices.extend(self.groups_notice());
         notices.extend(self.targets_notice());
+        notices.extend(self.biases_notice());
         notices.extend(self.patterns_notices());
         notices.extend(self.experts_notices());
         notices
@@ -82,6 +83,28 @@ impl Prepared {
             )
         };
         (!absent.is_empty()).then(told)
+    }
+
+    /// Biases that are to be trained where there are none.
+    fn biases_notice(&self) -> Option<String> {
+        let Method::Lora(lora) = &self.job.method else {
+            return None;
+        };
+        let config = &self.model_config;
+        let (has_some, why) = match lora.biases {
+            TrainedBiases::None => return None,
+            TrainedBiases::LoraOnly => {
+                let adapted = adapted_modules(config, lora).unwrap_or_default();
+                let has_some = adapted.iter().any(|module| module.shape.bias);
+                (has_some, "no linear with an adapter has one")
+            }
+            TrainedBiases::All => {
+                let of_layer = |layer| linears(config, layer).iter().any(|linear| linear.bias);
+                let has_some = (0..config.layers).any(of_layer);
+                (has_some, "no linear of this model has one")
+            }
+        };
+        (!has_some).then(|| format!("bias: changes nothing, because {why}"))
     }
 
     /// What of a mixture of experts has no adapter, and what of it is not in 4 bits.

@@ -26,7 +26,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 pub use answers::Answer;
 pub use next::{NextView, Programs, quoted};
-pub use plan::{GPUS, PlanView, bits, block_count, parameter_count, set_lines};
+pub use plan::{
+    GPUS, PlanView, adapter_kind, adapter_start, bits, block_count, parameter_count, set_lines,
+};
 pub use preparation::showing;
 pub use text::{Style, bytes, duration, grouped};
 

@@ -2,8 +2,8 @@
 
 use common::data::DataCounts;
 use common::job::{
-    AdapterInit, AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, Method, Quantization,
-    RateGroups, TargetModules, TrainedBiases, TrainedRows, TrainedTokens, Warmup,
+    AdapterInit, AdapterShape, BaseDtype, BestModel, InitWeights, JobSpec, LoraSpec, Method,
+    Quantization, RateGroups, TargetModules, TrainedBiases, TrainedRows, TrainedTokens, Warmup,
 };
 
 use super::text::{Style, bytes, count, grouped, rate, visible, wrapped};
@@ -261,19 +261,10 @@ fn method(job: &JobSpec) -> String {
         TargetModules::Named(names) => names.join(", "),
         TargetModules::Matching(pattern) => format!("those that {pattern} matches"),
     };
-    let kind = if lora.use_dora { "DoRA" } else { "LoRA" };
     let rank_stabilised = if lora.use_rslora {
         ", rank-stabilised"
     } else {
         ""
-    };
-    let begins = match (
-        lora.init == AdapterInit::default(),
-        lora.init.is_from_base(),
-    ) {
-        (true, _) => String::new(),
-        (false, false) => format!(", {} start", lora.init),
-        (false, true) => format!(", {} start (saved with rank {})", lora.init, 2 * lora.r),
     };
     let biases = match lora.biases {
         TrainedBiases::None => "",
@@ -295,12 +286,31 @@ fn method(job: &JobSpec) -> String {
         (None, None) => String::new(),
     };
     format!(
-        "{kind}, rank {}, alpha {}{rank_stabilised}{of_b}{begins}{dropout} on {modules}{}{biases}{start}{}",
+        "{}, rank {}, alpha {}{rank_stabilised}{of_b}{}{dropout} on {modules}{}{biases}{start}{}",
+        adapter_kind(lora),
         lora.r,
         lora.alpha,
+        adapter_start(lora),
         narrowed(&lora.shape),
         beside(&lora.tokens)
     )
+}
+
+/// `LoRA`, or what else an adapter is.
+pub fn adapter_kind(lora: &LoraSpec) -> &'static str {
+    if lora.use_dora { "DoRA" } else { "LoRA" }
+}
+
+/// What a new adapter starts with, where it is not as usual, behind a comma.
+pub fn adapter_start(lora: &LoraSpec) -> String {
+    match (
+        lora.init == AdapterInit::default(),
+        lora.init.is_from_base(),
+    ) {
+        (true, _) => String::new(),
+        (false, false) => format!(", {} start", lora.init),
+        (false, true) => format!(", {} start (saved with rank {})", lora.init, 2 * lora.r),
+    }
 }
 
 /// Which of the linears have no adapter after all, and that some have another rank or alpha.
