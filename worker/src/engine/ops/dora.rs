@@ -28,8 +28,11 @@ const SUM_COLUMNS: usize = 128;
 pub struct Magnitudes {
     pub weight: Weight,
     /// What follows from the weights of one version.
-    latest: Arc<Mutex<Option<(u64, Arc<Scales>)>>>,
+    latest: Arc<Mutex<Option<Versioned>>>,
 }
+
+/// Scales with the version of the weights that they are of.
+type Versioned = (u64, Arc<Scales>);
 
 /// What rows are multiplied by, and their gradients.
 #[derive(Debug, PartialEq)]
