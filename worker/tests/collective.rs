@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use common::exact::{FixedPoint, dequantize};
 use common::rng::CounterRng;
 use mesh::{HOST, RUN_ID, SILENCE, addresses, collectives, enter, enter_with};
-use worker::collective::frame::{FrameHeader, FrameKind, Hello};
+use worker::collective::frame::{FrameHeader, FrameKind};
+use worker::collective::greeting::Hello;
 use worker::collective::tcp::Mesh;
 use worker::collective::{
     AllReduced, Collective, CollectiveError, Contribution, LocalSums, Membership, PeerAddress,

@@ -15,10 +15,12 @@ const MAX_RECEIVERS: usize = 2;
 /// Workers that may fail a caller before the coordinator sends it everything itself.
 const MAX_UNUSABLE: usize = 3;
 /// A sending of fewer bytes a second than this, or of none for [`STALL`], is not waited for: the next caller is served beside it.
-const LEAST_RATE: u64 = 1 << 20;
+pub const LEAST_BYTES_PER_SECOND: u64 = 1 << 20;
 const STALL: Duration = Duration::from_secs(5);
 /// How long whoever got a file may take to verify it, before nobody waits for that.
 const VERIFYING: Duration = Duration::from_secs(30);
+/// How long a caller waits at most, before the coordinator sends it the file whatever else it sends.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Who is to send a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Caller {
     pub is_local: bool,
     /// Workers from whom it did not get a file.
     pub unusable: Vec<WorkerId>,
+    /// How long it has waited for its turn.
+    pub waited: Duration,
 }
 
 /// Number of a sending, from its beginning to its end.
@@ -63,14 +67,16 @@ struct Sending {
 }
 
 impl Sending {
+    fn is_moving(&self, now: Instant) -> bool {
+        let longest = if self.is_sent { VERIFYING } else { STALL };
+        now.saturating_duration_since(self.moved) < longest
+    }
+
     /// Whether it moves so fast that others wait for it.
     fn is_worth_waiting(&self, now: Instant) -> bool {
-        if self.is_sent {
-            return now.saturating_duration_since(self.moved) < VERIFYING;
-        }
         let seconds = now.saturating_duration_since(self.began).as_secs();
-        now.saturating_duration_since(self.moved) < STALL
-            && (seconds < STALL.as_secs() || self.bytes / seconds >= LEAST_RATE)
+        let is_fast = seconds < STALL.as_secs() || self.bytes / seconds >= LEAST_BYTES_PER_SECOND;
+        self.is_moving(now) && (self.is_sent || is_fast)
     }
 }
 
@@ -95,7 +101,8 @@ impl Sharing {
         caller: &Caller,
         now: Instant,
     ) -> Option<(Source, Number)> {
-        let source = match caller.unusable.len() > MAX_UNUSABLE {
+        let is_due = caller.waited >= MAX_WAIT || caller.unusable.len() > MAX_UNUSABLE;
+        let source = match is_due {
             true => Source::Coordinator,
             false => self.choose(digest, caller, now)?,
         };
@@ -116,14 +123,17 @@ impl Sharing {
     /// The coordinator where it sends nothing else, since whoever calls reaches it; then the worker that sends least, so that the
     /// coordinator's port stays free; then the coordinator again.
     fn choose(&self, digest: &str, caller: &Caller, now: Instant) -> Option<Source> {
-        let own = self.sendings.values().filter(|sending| {
-            sending.source == Source::Coordinator && sending.is_worth_waiting(now)
-        });
+        let own = self
+            .sendings
+            .values()
+            .filter(|sending| sending.source == Source::Coordinator && sending.is_moving(now));
         let own: Vec<&Sending> = own.collect();
         if own.is_empty() {
             return Some(Source::Coordinator);
         }
-        let of_this_file = own.iter().filter(|sending| sending.digest == digest);
+        let of_this_file = own
+            .iter()
+            .filter(|sending| sending.digest == digest && sending.is_worth_waiting(now));
         let is_free = of_this_file.count() < MAX_RECEIVERS;
         self.idlest_holder(digest, caller)
             .map(|holder| Source::Worker(holder.clone()))
@@ -191,6 +201,7 @@ mod tests {
             worker: WorkerId(worker),
             is_local: false,
             unusable: Vec::new(),
+            waited: Duration::ZERO,
         }
     }
 
@@ -296,12 +307,37 @@ mod tests {
     }
 
     #[test]
+    fn where_the_coordinators_port_is_slow_whoever_has_the_file_sends_it() {
+        let now = Instant::now();
+        let (mut sharing, numbers) = busy(now);
+        let later = now + 4 * STALL;
+        for number in numbers {
+            sharing.moved(number, LEAST_BYTES_PER_SECOND, later);
+        }
+        sharing.hold(&holder(1, HOST), FILE);
+        assert_eq!(begin(&mut sharing, &caller(3), later), worker(1));
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let now = Instant::now();
+        let (mut sharing, _) = busy(now);
+        let waited = |waited| Caller {
+            waited,
+            ..caller(3)
+        };
+        assert_eq!(begin(&mut sharing, &waited(MAX_WAIT / 2), now), None);
+        let source = begin(&mut sharing, &waited(MAX_WAIT), now);
+        assert_eq!(source, Some(Source::Coordinator));
+    }
+
+    #[test]
     fn a_slow_or_stuck_receiver_holds_nobody_up() {
         let now = Instant::now();
         let (mut sharing, [slow, quick]) = busy(now);
         let later = now + 4 * STALL;
-        sharing.moved(quick, 20 * LEAST_RATE, later);
-        sharing.moved(slow, LEAST_RATE, later);
+        sharing.moved(quick, 20 * LEAST_BYTES_PER_SECOND, later);
+        sharing.moved(slow, LEAST_BYTES_PER_SECOND, later);
         let source = begin(&mut sharing, &caller(3), later);
         assert_eq!(source, Some(Source::Coordinator));
         assert_eq!(begin(&mut sharing, &caller(4), later), None);

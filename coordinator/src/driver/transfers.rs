@@ -83,13 +83,19 @@ impl Transfers {
         Some((source, turn))
     }
 
-    /// Waits for the caller's turn. Whoever is served before moves, so this ends.
-    pub async fn wait_for_turn(self: &Arc<Self>, digest: &str, caller: &Caller) -> (Source, Turn) {
+    /// Waits for the caller's turn, which comes at the latest when it has waited long.
+    pub async fn wait_for_turn(
+        self: &Arc<Self>,
+        digest: &str,
+        mut caller: Caller,
+    ) -> (Source, Turn) {
+        let began = Instant::now();
         loop {
+            caller.waited = began.elapsed();
             let mut freed = std::pin::pin!(self.freed.notified());
             // From here on nothing is missed.
             freed.as_mut().enable();
-            if let Some(turn) = self.turn(digest, caller) {
+            if let Some(turn) = self.turn(digest, &caller) {
                 return turn;
             }
             let _ = tokio::time::timeout(WAIT_CHECK, freed).await;

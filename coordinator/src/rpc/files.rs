@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::wire::{CHUNK_BYTES, LEAST_SHARED_BYTES, MAX_FILES};
+use common::wire::{CHUNK_BYTES, LEAST_SHARED_BYTES};
 use proto::v1;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -17,16 +17,18 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::cluster::WorkerId;
-use crate::driver::sharing::{Caller, Source};
+use crate::driver::sharing::{Caller, LEAST_BYTES_PER_SECOND, Source};
 use crate::driver::transfers::Transfers;
 use crate::rpc::service::Downstream;
 
 /// Chunks read ahead of a slow receiver.
 const CHUNKS_AHEAD: usize = 4;
-/// Least speed at which a file may come from another worker, in bytes a second, and what it may take beside. Slower ones are given up
-/// by their receivers before that.
-const LEAST_RATE: u64 = 1 << 20;
+/// What a sending between workers may take beside the time of its bytes.
 const PASSING_ON: Duration = Duration::from_secs(60);
+/// Between two words to who waits.
+const STILL_WAITING: Duration = Duration::from_secs(10);
+/// Workers that a caller may name as unusable.
+const MAX_UNUSABLE: usize = 64;
 
 /// Answers one call. `is_local`: it comes from this machine.
 pub async fn send(
@@ -48,16 +50,18 @@ pub async fn send(
             "offset {offset} is beyond the file's {size} bytes"
         )));
     }
-    if unusable.len() > MAX_FILES {
-        return Err(Status::invalid_argument(
-            "more unusable workers than a run has",
-        ));
+    if unusable.len() > MAX_UNUSABLE {
+        let named = unusable.len();
+        return Err(Status::invalid_argument(format!(
+            "{named} unusable workers are named, more than {MAX_UNUSABLE}"
+        )));
     }
     let is_shared = worker != 0 && size - offset >= LEAST_SHARED_BYTES;
     let caller = is_shared.then(|| Caller {
         worker: WorkerId(worker),
         is_local,
         unusable: unusable.into_iter().map(WorkerId).collect(),
+        waited: Duration::ZERO,
     });
     let rest = Rest::open(path, offset, size).await?;
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
@@ -82,14 +86,10 @@ async fn in_turn(
 ) {
     let turn = match shelf.turn(digest, &caller) {
         Some(turn) => turn,
-        None => {
-            // So that the caller knows what it waits for.
-            let _ = sender.send(Ok(v1::FileChunk::default())).await;
-            tokio::select! {
-                turn = shelf.wait_for_turn(digest, &caller) => turn,
-                () = sender.closed() => return,
-            }
-        }
+        None => tokio::select! {
+            turn = shelf.wait_for_turn(digest, caller) => turn,
+            () = say_that_it_waits(sender) => return,
+        },
     };
     match turn {
         (Source::Coordinator, turn) => {
@@ -111,9 +111,16 @@ async fn in_turn(
     }
 }
 
+/// Says again and again that others are served first, until nobody listens.
+async fn say_that_it_waits(sender: &Chunks) {
+    while sender.send(Ok(v1::FileChunk::default())).await.is_ok() {
+        let _ = tokio::time::timeout(STILL_WAITING, sender.closed()).await;
+    }
+}
+
 /// How long a caller may hold its turn to get so many bytes elsewhere, or to verify them.
 fn longest(bytes: u64) -> Duration {
-    PASSING_ON + Duration::from_secs(bytes / LEAST_RATE)
+    PASSING_ON + Duration::from_secs(bytes / LEAST_BYTES_PER_SECOND)
 }
 
 /// What is to be sent of a file.

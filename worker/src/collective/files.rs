@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use common::wire::CHUNK_BYTES;
 
-use super::frame::{FileHello, FrameKind};
+use super::frame::FrameKind;
 use super::generation_token::GenerationToken;
+use super::greeting::FileHello;
 use super::link::{self, Link, LinkError, broken};
 use super::lock::lock;
 
@@ -25,8 +26,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Files that are sent at a time. The coordinator names this worker to fewer; whoever comes beside is turned away.
 const MAX_SENT: usize = 8;
-/// Least speed of a sender, in bytes a second, once it had time to begin.
-const LEAST_RATE: u64 = 4 << 20;
+/// Least speed of a sender, once it was waited for so long.
+const LEAST_BYTES_PER_SECOND: u64 = 4 << 20;
 const BEGINNING: Duration = Duration::from_secs(10);
 /// Bytes of a request: the file's digest, and the offset to begin at.
 const REQUEST_BYTES: usize = 40;
@@ -159,21 +160,24 @@ pub fn fetch(wanted: &Wanted, mut take: impl FnMut(Vec<u8>) -> bool) -> Result<(
     let request = encode(&wanted.digest, wanted.offset);
     link.send(FrameKind::FileRequest, 0, &request)
         .map_err(reason)?;
-    let began = Instant::now();
+    // What `take` needs is not the sender's.
+    let mut waited = Duration::ZERO;
     let mut left = wanted.size.saturating_sub(wanted.offset);
     let mut received = 0;
     for index in 0.. {
         if left == 0 {
             break;
         }
+        let began = Instant::now();
         let piece = receive(&link, index, left).map_err(reason)?;
+        waited += began.elapsed();
         left -= piece.len() as u64;
         received += piece.len() as u64;
         if !take(piece) {
             return Err("is not listened to any more".to_owned());
         }
-        let seconds = began.elapsed().as_secs();
-        if seconds >= BEGINNING.as_secs() && received / seconds < LEAST_RATE {
+        let seconds = waited.as_secs();
+        if seconds >= BEGINNING.as_secs() && received / seconds < LEAST_BYTES_PER_SECOND {
             return Err(format!("sent {received} bytes in {seconds} s"));
         }
     }

@@ -15,8 +15,8 @@ use socket2::SockRef;
 
 use super::feed::Feeds;
 use super::files::SharedFiles;
-use super::frame::{FeedHello, FileHello, HELLO_BYTES, Hello, ProbeHello};
 use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
+use super::greeting::{FeedHello, FileHello, HELLO_BYTES, Hello, ProbeHello};
 use super::link::unpace;
 use super::lock::lock;
 use super::{CollectiveError, Membership};

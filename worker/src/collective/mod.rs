@@ -5,7 +5,7 @@
 //! worker ([`AllReduced`]), or an error that names the peer at fault. An accumulator is only ever read here, so a failed
 //! exchange is repeated in the next generation without computing anything again.
 //!
-//! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`frame`] is the encoding
+//! [`Collective`] is what the step uses. [`listener`] and [`tcp`] form the mesh, [`greeting`] how they begin, [`frame`] is the encoding
 //! ([`sum_codec`] that of sums), [`all_reduce`] the sum, and [`exchange`] how it is made (of [`reduce_input`], exact or fast, cut
 //! into [`piece`]s), [`probe`] tries beforehand who can be reached, [`state`] the transfer of weights and optimizer state to a
 //! member that is behind, [`feed`] the same to a newcomer while the members go on, and [`files`] that of the model's files. `nccl` (feature `cuda`) sums what GPUs
@@ -20,6 +20,7 @@ pub mod feed;
 pub mod files;
 pub mod frame;
 pub mod generation_token;
+pub mod greeting;
 mod link;
 pub mod listener;
 mod lock;

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::frame::ProbeHello;
+use super::greeting::ProbeHello;
 use super::listener::read_greeting;
 use super::{PeerAddress, link};
 

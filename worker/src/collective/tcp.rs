@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::buffers::Buffers;
-use super::frame::{FrameHeader, FrameKind, Hello};
+use super::frame::{FrameHeader, FrameKind};
 use super::generation_token::{GENERATION_CHECK_INTERVAL, GenerationToken};
+use super::greeting::Hello;
 use super::link::{self, Link, LinkError, is_tick};
 use super::listener::{HELLO_TIMEOUT, Listener, read_hello};
 use super::lock::lock;

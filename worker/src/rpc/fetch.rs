@@ -9,7 +9,7 @@ mod file;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::files::lock::{self, Attempt};
 use common::files::manifest::{entries_digest, inside};
@@ -147,6 +147,8 @@ impl Fetcher {
             common::files::atomic::remove_dir(&target)?;
         }
         std::fs::rename(&partial, &target).map_err(write_error(&target, 0))?;
+        // At once: others ask for what was announced.
+        self.peers.share_from(&target, entries);
         sync_folder(&parent)?;
         tracing::info!("the model is in {}: {tally}", target.display());
         Ok(Folder::Kept(target))
@@ -301,10 +303,11 @@ async fn holds(folder: &Path, entries: &[FileEntry]) -> bool {
     tokio::task::spawn_blocking(check).await.unwrap_or(false)
 }
 
-/// Waits until no other worker of this machine fetches the same folder, as long as more of it arrives within `timeout`.
+/// Waits until no other worker of this machine fetches the same folder, as long as more of it arrives, or its turn to fetch more is
+/// waited for, within `timeout`.
 async fn lock(path: &Path, partial: &Path, timeout: Duration) -> Result<File, FetchError> {
     let file = lock::open(path).map_err(write_error(path, 0))?;
-    let (mut told, mut size, mut grew) = (None, 0, Instant::now());
+    let (mut told, mut trace, mut grew) = (None, (0, None), Instant::now());
     loop {
         match lock::attempt(&file).map_err(write_error(path, 0))? {
             Attempt::Held => return Ok(file),
@@ -317,8 +320,8 @@ async fn lock(path: &Path, partial: &Path, timeout: Duration) -> Result<File, Fe
             }
             Attempt::Taken => {}
         }
-        let now = size_of(partial);
-        if std::mem::replace(&mut size, now) != now {
+        let now = trace_of(partial);
+        if std::mem::replace(&mut trace, now) != now {
             grew = Instant::now();
         }
         if grew.elapsed() >= timeout {
@@ -338,11 +341,14 @@ async fn lock(path: &Path, partial: &Path, timeout: Duration) -> Result<File, Fe
     }
 }
 
-/// Bytes of the files in a folder, as far as the system tells them.
-fn size_of(folder: &Path) -> u64 {
+/// Bytes of the files in a folder and when the last of them was touched, as far as the system tells: whoever fetches them changes
+/// the one, and whoever waits for its turn the other.
+fn trace_of(folder: &Path) -> (u64, Option<SystemTime>) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
-    sizes.sum()
+    let files = entries.filter_map(|entry| entry.metadata().ok());
+    files.fold((0, None), |(bytes, touched), file| {
+        (bytes + file.len(), touched.max(file.modified().ok()))
+    })
 }
 
 fn sync_folder(folder: &Path) -> Result<(), FetchError> {
@@ -405,6 +411,16 @@ mod tests {
         );
         drop(other);
         lock(&path, &partial, timeout).await.unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_its_turn_to_fetch_leaves_a_trace() {
+        let partial = tempfile::tempdir().unwrap();
+        let file = File::create(partial.path().join("weights")).unwrap();
+        let before = trace_of(partial.path());
+        file.set_modified(SystemTime::now() + Duration::from_secs(10))
+            .unwrap();
+        assert_ne!(trace_of(partial.path()), before);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use proto::v1::worker_message::Message as Up;
 use tokio::sync::mpsc;
 
 use crate::collective::files::{self, SharedFiles, Wanted, digest_of};
-use crate::collective::frame::FileHello;
+use crate::collective::greeting::FileHello;
 
 /// Pieces of a file that wait to be written.
 const PIECES_AHEAD: usize = 4;
@@ -35,6 +35,12 @@ pub struct Peers {
 impl Peers {
     /// Passes on the large ones of a folder's files, which are verified, and says so.
     pub async fn share(&self, folder: &Path, entries: &[FileEntry]) {
+        self.share_from(folder, entries);
+        self.announce().await;
+    }
+
+    /// Passes on the large ones of a folder's files from there, as others may know already.
+    pub fn share_from(&self, folder: &Path, entries: &[FileEntry]) {
         let large = entries
             .iter()
             .filter(|entry| entry.size >= LEAST_SHARED_BYTES);
@@ -45,7 +51,6 @@ impl Peers {
                 self.shared.share(digest, path, entry.size);
             }
         }
-        self.announce().await;
     }
 
     /// Tells the coordinator what is held here, in an earlier session too.

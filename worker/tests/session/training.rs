@@ -138,10 +138,10 @@ async fn a_lost_peer_is_reported_and_the_survivor_keeps_its_slots() {
     tokio::task::spawn_blocking(move || {
         use std::io::{Read, Write};
         let (mut stream, _) = silent.accept().unwrap();
-        let mut hello = [0; worker::collective::frame::HELLO_BYTES];
+        let mut hello = [0; worker::collective::greeting::HELLO_BYTES];
         stream.read_exact(&mut hello).unwrap();
-        let hello = worker::collective::frame::Hello::decode(&hello).unwrap();
-        let answer = worker::collective::frame::Hello {
+        let hello = worker::collective::greeting::Hello::decode(&hello).unwrap();
+        let answer = worker::collective::greeting::Hello {
             from: hello.to,
             to: hello.from,
             ..hello

@@ -12,7 +12,8 @@ use common::files::layout::Layout;
 use tokio::sync::mpsc;
 
 use super::super::PeerAddress;
-use super::super::frame::{FeedHello, FrameHeader, FrameKind, PIECE_SCALARS};
+use super::super::frame::{FrameHeader, FrameKind, PIECE_SCALARS};
+use super::super::greeting::FeedHello;
 use super::super::link::{self, Link, LinkError};
 use super::super::state::{Assembly, StateCopy, StateHeader};
 use super::{Request, Update, UpdateHeader};

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use common::failpoint;
 
-use super::super::frame::{FeedHello, FrameKind};
+use super::super::frame::FrameKind;
+use super::super::greeting::FeedHello;
 use super::super::link::{self, Link, LinkError, broken};
 use super::super::state::{piece, piece_count};
 use super::source::{Deed, Feeds, Offer};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::snapshot::MAX_STATE_BYTES_PER_SCALAR;
 
-use super::super::frame::FeedHello;
+use super::super::greeting::FeedHello;
 use super::super::lock::lock;
 use super::super::state::{StateCopy, StateHeader};
 use super::{Request, Update};

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::files::FileEntry;
 use common::text;
@@ -112,7 +112,7 @@ impl Fetcher {
             Ok(response) => response.into_inner(),
             Err(status) => return Ok(Err(status.message().to_owned())),
         };
-        let mut waits = false;
+        let (begun, mut waits) = (end.offset, false);
         let mut origin = Origin::Coordinator;
         while end.offset < end.entry.size {
             let chunk = match chunks.message().await {
@@ -125,10 +125,12 @@ impl Fetcher {
                     Ok(()) => origin = Origin::Worker(from.worker),
                     Err(reason) => return Ok(Err(reason)),
                 },
-                None if chunk.data.is_empty() && !waits => {
-                    waits = true;
-                    let path = &end.entry.path;
-                    tracing::info!("waiting for {path}: it is sent to others first");
+                None if chunk.data.is_empty() && end.offset == begun => {
+                    if !std::mem::replace(&mut waits, true) {
+                        let path = &end.entry.path;
+                        tracing::info!("waiting for {path}: it is sent to others first");
+                    }
+                    end.touch().await?;
                 }
                 None => {
                     if let Err(reason) = end.push(&chunk.data).await? {
@@ -240,6 +242,16 @@ impl<'a> End<'a> {
         self.offset += length as u64;
         self.progress.show(self.offset);
         Ok(Ok(()))
+    }
+
+    /// Shows other workers of this machine, who wait for the folder, that it is still waited for here.
+    async fn touch(&mut self) -> Result<(), FetchError> {
+        let file = self.file.try_clone().await;
+        let touched = match file {
+            Ok(file) => file.into_std().await.set_modified(SystemTime::now()),
+            Err(error) => Err(error),
+        };
+        touched.map_err(write_error(self.path, self.entry.size))
     }
 
     async fn flush(&mut self) -> Result<(), FetchError> {
