@@ -100,7 +100,7 @@ mod tests {
         output_bias: false,
         mlp_bias: false,
         fused: Fused::NONE,
-        head_norms: 0,
+        head_norms: [0; 2],
         layer_norms: 2,
         adds_apart: false,
         sinks: 0,

@@ -34,6 +34,12 @@ pub struct EightBits {
     pub float32: Flat,
 }
 
+/// Whether moments of 8 bits have 8 bits of a tensor of so many scalars. Those of embeddings stay in float32, as with
+/// Transformers' trainer: most of their rows have no gradient in most steps.
+pub(crate) fn has_8bit_moments(scalars: usize, is_embedding: bool) -> bool {
+    scalars >= MIN_8BIT_SCALARS && !is_embedding
+}
+
 /// Lengths of the buffers of a moment in 8 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EightBitLengths {
@@ -78,11 +84,10 @@ impl From<Flat> for Moment {
 }
 
 impl TensorLayout {
-    /// Whether moments of 8 bits have 8 bits of this tensor too. Those of embeddings stay in float32, as with Transformers'
-    /// trainer: most of their rows have no gradient in most steps.
+    /// Whether moments of 8 bits have 8 bits of this tensor too.
     pub fn has_8bit_moments(&self) -> bool {
         // Of an adapter, the matrix that is trained as a whole has this name's end too; its rows and factors have others.
-        self.scalars() >= MIN_8BIT_SCALARS && !self.name.ends_with("embed_tokens.weight")
+        has_8bit_moments(self.scalars(), self.name.ends_with("embed_tokens.weight"))
     }
 
     fn blocks(&self) -> usize {

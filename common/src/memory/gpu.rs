@@ -109,7 +109,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         Trained::All => 0,
         Trained::Adapters { .. } => F32,
     };
-    work.state(shape) + scalars * (sum + slot)
+    work.state_bytes(shape) + scalars * (sum + slot)
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits in float32 and the logits' gradient.

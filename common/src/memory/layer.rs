@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::{F32, LINEARS, PROJECTIONS, Shape, Trained, Work};
 
-/// Rows of an output that are computed again at a time, for what the magnitudes of its columns need.
-const AGAIN_ROWS: u64 = 1024;
+/// Rows of an output that a backward pass computes again at a time, for what the magnitudes (DoRA) of its columns need.
+pub const AGAIN_ROWS: usize = 1024;
 
 /// Widths of one layer and the tokens of one slot; what its functions return are bytes for all these tokens.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +137,7 @@ impl Layer {
     /// Bytes of outputs that magnitudes need once more, of a linear with so many columns.
     fn again(&self, largest: u64, rank: u64) -> u64 {
         match self.magnitudes && rank > 0 {
-            true => self.tokens.min(AGAIN_ROWS) * largest * F32,
+            true => self.tokens.min(AGAIN_ROWS as u64) * largest * F32,
             false => 0,
         }
     }

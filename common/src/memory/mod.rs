@@ -6,9 +6,9 @@
 
 pub mod gpu;
 mod layer;
-mod moments;
 pub mod processor;
 mod shape;
+mod tensors;
 mod told;
 
 pub use gpu::on_gpu;
@@ -17,7 +17,8 @@ pub(crate) use shape::F32;
 pub use shape::{Experts, Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
-use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedBiases, TrainedRows};
+use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
+pub use layer::AGAIN_ROWS;
 use layer::Layer;
 use serde::Serialize;
 
@@ -145,7 +146,7 @@ impl Shape {
         });
         let router = self.experts_of(layer).filter(|experts| experts.biased);
         let router = router.map_or(0, |experts| experts.count);
-        let norms = self.layer_norms * self.hidden_size + self.head_norms;
+        let norms = self.layer_norms * self.hidden_size + self.head_norms.iter().sum::<usize>();
         let [of_experts, _] = self.expert_biases(layer);
         (norms + self.sinks + router + biases.iter().sum::<usize>()) as u64 + of_experts
     }
@@ -241,44 +242,23 @@ impl Work {
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
-            Trained::Adapters {
-                ranks,
-                tokens,
-                magnitudes,
-                biases,
-                lora_bias,
-                ..
-            } => {
-                let of_linear = |((width, out, bias), rank): ((usize, usize, bool), &usize)| {
-                    let is_adapted = *rank > 0;
-                    let own = match biases {
-                        TrainedBiases::None => false,
-                        TrainedBiases::LoraOnly => bias && is_adapted,
-                        TrainedBiases::All => bias,
-                    };
-                    let vectors = [*magnitudes && is_adapted, *lora_bias && is_adapted, own];
-                    let vectors = vectors.into_iter().filter(|is_there| *is_there).count();
-                    (rank * (width + out) + vectors * out) as u64
-                };
-                let of_layer = |(layer, ranks): (usize, &[usize; LINEARS])| {
-                    let linears = shape.linears(layer).into_iter().zip(ranks);
-                    let linears = linears.filter(|((_, out, _), _)| *out > 0);
-                    linears.map(of_linear).sum::<u64>()
-                };
-                let of_tokens = (tokens.rows * shape.hidden_size) as u64
-                    + tokens.whole as u64 * shape.token_matrix();
-                ranks.iter().enumerate().map(of_layer).sum::<u64>() + of_tokens
+            Trained::Adapters { .. } => {
+                let tensors = tensors::trained(shape, self).into_iter();
+                tensors.map(|tensors| tensors.scalars()).sum()
             }
         }
     }
 
     /// Bytes of the float32 weights and the moments of all trainable scalars.
-    fn state(&self, shape: &Shape) -> u64 {
+    pub fn state_bytes(&self, shape: &Shape) -> u64 {
         let scalars = self.scalars(shape);
         let moments = self.optimizer.moments();
         let moment = match moments.dtype {
             MomentDtype::Float32 => scalars * F32,
-            MomentDtype::EightBits => moments::bytes_of_8bit(shape, self),
+            MomentDtype::EightBits => {
+                let tensors = tensors::trained(shape, self).into_iter();
+                tensors.map(|tensors| tensors.bytes_of_8bit()).sum()
+            }
         };
         scalars * F32 + moments.count as u64 * moment
     }
@@ -290,10 +270,9 @@ impl Work {
 
 fn tokens_of(lora: &LoraSpec) -> Tokens {
     let both = [&lora.tokens.embedding, &lora.tokens.head];
-    let whole = both.iter().filter(|rows| ***rows == TrainedRows::All);
     Tokens {
-        rows: both.iter().map(|rows| rows.listed().len()).sum(),
-        whole: whole.count(),
+        rows: both.map(|rows| rows.listed().len()),
+        whole: both.map(|rows| *rows == TrainedRows::All),
     }
 }
 
@@ -363,7 +342,7 @@ fn pass(layers: &[Layer], checkpointing: bool, loss: u64, extra: u64) -> Peak {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{BaseDtype, Optimizer, Reduction};
+    use crate::job::{BaseDtype, Optimizer, Reduction, TrainedBiases};
 
     /// Qwen3-0.6B.
     const SMALL: Shape = Shape {
@@ -379,7 +358,7 @@ mod tests {
         output_bias: false,
         mlp_bias: false,
         fused: Fused::NONE,
-        head_norms: 256,
+        head_norms: [128; 2],
         layer_norms: 2,
         adds_apart: false,
         sinks: 0,

@@ -32,7 +32,7 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     let frozen = match work.trained {
         Trained::All => 0,
         Trained::Adapters { tokens, .. } => {
-            frozen_matrices(shape, work, element, tokens.whole) + shape.vectors() * F32
+            frozen_matrices(shape, work, element, tokens.whole_matrices()) + shape.vectors() * F32
         }
     };
     let layers = Layer::all(shape, work, element, 1, Place::Processor);
@@ -85,7 +85,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
     };
     let keeps_gradients = match &work.trained {
         Trained::All => false,
-        Trained::Adapters { tokens, .. } => tokens.whole == 0,
+        Trained::Adapters { tokens, .. } => tokens.whole_matrices() == 0,
     };
     let gradient = match keeps_gradients {
         false => {
@@ -98,7 +98,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         true => 0,
         false => scalars * F32,
     };
-    work.state(shape) + scalars * sum + gradient + mean
+    work.state_bytes(shape) + scalars * sum + gradient + mean
 }
 
 /// Bytes of a chunk of the loss: its rows, normed, their logits, whose gradient takes their place, and the rows' gradient twice.

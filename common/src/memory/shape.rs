@@ -23,8 +23,8 @@ pub struct Shape {
     pub output_bias: bool,
     pub mlp_bias: bool,
     pub fused: Fused,
-    /// Number of weights of the norms of queries and keys in a layer.
-    pub head_norms: usize,
+    /// Number of weights of the norm of queries in a layer, and of that of keys.
+    pub head_norms: [usize; 2],
     /// Number of other norms in a layer.
     pub layer_norms: usize,
     /// Whether what a layer's halves add goes through buffers of its own first: it is normed, or multiplied.
@@ -47,7 +47,7 @@ pub struct Experts {
     pub shared: Option<usize>,
     /// For each layer, whether it has experts; a layer without is dense.
     pub layers: Vec<bool>,
-    /// Whether router and experts have biases.
+    /// Whether a layer's experts are fused tensors; these have biases, and so has the router.
     pub biased: bool,
 }
 
@@ -95,13 +95,20 @@ pub enum Trained {
     },
 }
 
-/// What is trained of the embedding and the output layer beside adapters.
+/// What is trained of the embedding, and of the output layer, beside adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
-    /// Rows of either that are trained each by itself.
-    pub rows: usize,
+    /// Rows of each that are trained by themselves.
+    pub rows: [usize; 2],
+    /// Whether the matrix is trained as a whole.
+    pub whole: [bool; 2],
+}
+
+impl Tokens {
     /// How many of the two matrices are trained as a whole.
-    pub whole: usize,
+    pub(super) fn whole_matrices(&self) -> usize {
+        self.whole.iter().filter(|is_whole| **is_whole).count()
+    }
 }
 
 /// The work of one slot: what is trained, in which types, on how many tokens.

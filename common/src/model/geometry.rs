@@ -208,7 +208,7 @@ impl ModelConfig {
             output_bias: self.output_bias,
             mlp_bias: self.mlp_bias,
             fused: self.fused,
-            head_norms: self.head_norm_widths().iter().sum(),
+            head_norms: self.head_norm_widths(),
             layer_norms: self.norms.names().count(),
             adds_apart: self.norms.are_behind() || self.scales.residual != 1.0,
             sinks: match self.sinks {
@@ -243,10 +243,32 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::files::layout::Layout;
+    use crate::job::{JobSources, Method, load};
+    use crate::memory::Work;
+    use crate::model::{adapted_by_layer, adapted_modules, module_tensors, tensors_beside};
+
+    const CLASSES: [&str; 11] = [
+        "Qwen2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Olmo2ForCausalLM",
+        "Phi3ForCausalLM",
+        "GlmForCausalLM",
+        "Glm4ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "MixtralForCausalLM",
+        "OlmoeForCausalLM",
+        "GptOssForCausalLM",
+    ];
 
     fn config(class: &str) -> ModelConfig {
+        config_of(class, 64)
+    }
+
+    fn config_of(class: &str, hidden_size: usize) -> ModelConfig {
         let json = json!({
-            "architectures": [class], "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96,
+            "architectures": [class], "vocab_size": 100, "hidden_size": hidden_size, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
             "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]
@@ -275,25 +297,72 @@ mod tests {
 
     #[test]
     fn memory_is_counted_for_the_tensors_that_a_model_has() {
-        for class in [
-            "Qwen2ForCausalLM",
-            "Gemma3ForCausalLM",
-            "Olmo2ForCausalLM",
-            "Phi3ForCausalLM",
-            "GlmForCausalLM",
-            "Glm4ForCausalLM",
-            "Qwen2MoeForCausalLM",
-            "Qwen3MoeForCausalLM",
-            "MixtralForCausalLM",
-            "OlmoeForCausalLM",
-            "GptOssForCausalLM",
-        ] {
+        for class in CLASSES {
             let config = config(class);
             let tensors = base_tensors(&config).into_iter();
             let scalars: usize = tensors
                 .map(|(_, shape)| shape.iter().product::<usize>())
                 .sum();
             assert_eq!(config.shape().parameters(), scalars as u64, "{class}");
+        }
+    }
+
+    fn job(method: &str) -> JobSpec {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("job.yaml");
+        let text = format!("base_model: m\ndatasets: d.jsonl\noptimizer: adamw_8bit\n{method}");
+        std::fs::write(&path, text).unwrap();
+        let file = Some(path);
+        load(JobSources {
+            file,
+            ..Default::default()
+        })
+        .unwrap()
+    }
+
+    /// Bytes of the state by the sizes of the model, and by the tensors that are trained.
+    fn state_bytes(class: &str, hidden_size: usize, job: &JobSpec) -> [u64; 2] {
+        let config = config_of(class, hidden_size).for_job(job);
+        let adapted = adapted_by_layer(&config, job).unwrap();
+        let counted = Work::of(job, adapted, false).state_bytes(&config.shape());
+        let tensors = match &job.method {
+            Method::Full => base_tensors(&config),
+            Method::Lora(lora) => {
+                let modules = adapted_modules(&config, lora).unwrap();
+                let beside = tensors_beside(&config, &modules, lora);
+                module_tensors(&modules, lora).chain(beside).collect()
+            }
+        };
+        let layout = Layout::new(tensors).with_moments(job.optimizer.moments());
+        [counted, layout.state_bytes() as u64]
+    }
+
+    /// With moments of 8 bits it matters which tensors are large: norms and biases are in the wider model.
+    #[test]
+    fn a_state_is_counted_as_large_as_its_tensors_make_it() {
+        let full = job("");
+        for (class, hidden_size) in CLASSES.into_iter().flat_map(|c| [(c, 64), (c, 4096)]) {
+            let [counted, made] = state_bytes(class, hidden_size, &full);
+            assert_eq!(counted, made, "{class} {hidden_size}");
+        }
+        for fields in [
+            "use_dora: true\nbias: all\n",
+            "use_dora: true\nbias: lora_only\nlora_target_modules: [o_proj, q_proj]\n",
+            "lora_bias: true\nlora_target_modules: [q_proj]\n",
+            "init_lora_weights: pissa\nlora_r: 16\n",
+            "lora_modules_to_save: [lm_head]\n",
+            "lora_modules_to_save: [embed_tokens, lm_head]\n",
+            "trainable_token_indices: {embed_tokens: [1, 2], lm_head: [3]}\n",
+        ] {
+            for (rank, hidden_size) in [(16, 64), (64, 64), (16, 4096)] {
+                let rank = match fields.contains("lora_r") {
+                    true => String::new(),
+                    false => format!("lora_r: {rank}\n"),
+                };
+                let job = job(&format!("adapter: lora\n{rank}{fields}"));
+                let [counted, made] = state_bytes("Qwen2ForCausalLM", hidden_size, &job);
+                assert_eq!(counted, made, "{hidden_size} {fields}");
+            }
         }
     }
 }

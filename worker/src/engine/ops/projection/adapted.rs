@@ -10,8 +10,7 @@ use crate::engine::buffer::Buffer;
 
 use std::ops::Range;
 
-/// Rows of an output that are computed again at a time, for what the magnitudes need of them.
-const AGAIN_ROWS: usize = 1024;
+use common::memory::AGAIN_ROWS;
 
 /// The adapters of a projection of which some have magnitudes.
 pub(super) struct Adapted<'a, E> {

@@ -1,0 +1,144 @@
+//! The trainable tensors of the work on a model, by their sizes: as many scalars, and moments of as many bits, as those that the
+//! engine trains ([`Layout`](crate::files::layout::Layout)).
+
+use super::{F32, LINEARS, Shape, Tokens, Trained, Work};
+use crate::files::moments::{BLOCK_SCALARS, has_8bit_moments};
+use crate::job::TrainedBiases;
+
+/// Trainable tensors of one size.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tensors {
+    count: u64,
+    /// Of each.
+    scalars: u64,
+    is_embedding: bool,
+}
+
+impl Tensors {
+    fn of(count: usize, scalars: usize) -> Self {
+        Self {
+            count: count as u64,
+            scalars: scalars as u64,
+            is_embedding: false,
+        }
+    }
+
+    fn embedding(scalars: usize) -> Self {
+        Self {
+            is_embedding: true,
+            ..Self::of(1, scalars)
+        }
+    }
+
+    /// Number of scalars of all of them.
+    pub fn scalars(&self) -> u64 {
+        self.count * self.scalars
+    }
+
+    /// Bytes of a moment of 8 bits of all of them: a code of each scalar and the largest magnitude of each block, or float32.
+    pub fn bytes_of_8bit(&self) -> u64 {
+        let bytes = match has_8bit_moments(self.scalars as usize, self.is_embedding) {
+            true => self.scalars + self.scalars.div_ceil(BLOCK_SCALARS as u64) * F32,
+            false => self.scalars * F32,
+        };
+        self.count * bytes
+    }
+}
+
+/// The tensors that the work trains.
+pub(super) fn trained(shape: &Shape, work: &Work) -> Vec<Tensors> {
+    let Trained::Adapters {
+        ranks,
+        tokens,
+        magnitudes,
+        biases,
+        lora_bias,
+        ..
+    } = &work.trained
+    else {
+        return of_model(shape);
+    };
+    let mut tensors = of_tokens(shape, tokens);
+    for (layer, ranks) in ranks.iter().enumerate() {
+        for ((width, out, bias), rank) in linears(shape, layer, ranks) {
+            let is_adapted = rank > 0;
+            let own = match biases {
+                TrainedBiases::None => false,
+                TrainedBiases::LoraOnly => bias && is_adapted,
+                TrainedBiases::All => bias,
+            };
+            let vectors = [*magnitudes && is_adapted, *lora_bias && is_adapted, own];
+            let vectors = vectors.into_iter().filter(|is_there| *is_there).count();
+            tensors.push(Tensors::of(1, rank * width));
+            tensors.push(Tensors::of(1, rank * out));
+            tensors.push(Tensors::of(vectors, out));
+        }
+    }
+    tensors
+}
+
+/// The linears of a layer, with the ranks of their adapters.
+fn linears(
+    shape: &Shape,
+    layer: usize,
+    ranks: &[usize; LINEARS],
+) -> impl Iterator<Item = ((usize, usize, bool), usize)> {
+    let linears = shape.linears(layer).into_iter().zip(*ranks);
+    linears.filter(|((_, out, _), _)| *out > 0)
+}
+
+fn of_tokens(shape: &Shape, tokens: &Tokens) -> Vec<Tensors> {
+    let matrix = shape.vocab_size * shape.hidden_size;
+    let [embedding, head] = tokens.whole.map(|is_whole| match is_whole {
+        true => matrix,
+        false => 0,
+    });
+    let rows = tokens
+        .rows
+        .map(|rows| Tensors::of(1, rows * shape.hidden_size));
+    let whole = [Tensors::embedding(embedding), Tensors::of(1, head)];
+    rows.into_iter().chain(whole).collect()
+}
+
+fn of_model(shape: &Shape) -> Vec<Tensors> {
+    let (hidden, matrix) = (shape.hidden_size, shape.vocab_size * shape.hidden_size);
+    let heads = usize::from(!shape.tied);
+    let mut tensors = vec![
+        Tensors::embedding(matrix),
+        Tensors::of(heads, matrix),
+        // Norms of the layers, and the one behind them.
+        Tensors::of(shape.layers * shape.layer_norms + 1, hidden),
+        Tensors::of(shape.layers, shape.sinks),
+    ];
+    tensors.extend(
+        shape
+            .head_norms
+            .map(|width| Tensors::of(shape.layers, width)),
+    );
+    for layer in 0..shape.layers {
+        for (width, out, bias) in shape.linears(layer) {
+            tensors.push(Tensors::of(1, width * out));
+            tensors.push(Tensors::of(usize::from(bias), out));
+        }
+        let Some(experts) = shape.experts_of(layer) else {
+            continue;
+        };
+        let (count, inner) = (experts.count, experts.width);
+        tensors.push(Tensors::of(1, count * hidden));
+        match experts.biased {
+            true => tensors.extend(
+                // The router's bias; gate and up, and down, of all experts together, with theirs.
+                [
+                    count,
+                    count * hidden * 2 * inner,
+                    count * 2 * inner,
+                    count * inner * hidden,
+                    count * hidden,
+                ]
+                .map(|scalars| Tensors::of(1, scalars)),
+            ),
+            false => tensors.push(Tensors::of(3 * count, hidden * inner)),
+        }
+    }
+    tensors
+}
