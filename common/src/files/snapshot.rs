@@ -162,15 +162,18 @@ impl Snapshot {
         let optimizer = TensorFile::open(&path)?;
         if optimizer.metadata("layout_digest") != Some(layout.digest().as_str()) {
             let is_8bit = optimizer.metadata(DTYPE_KEY) == Some(EIGHT_BITS);
-            let reason = match (is_8bit, layout.moments.dtype) {
-                (true, MomentDtype::Float32) => {
-                    "has moments of 8 bits, and the job's optimizer keeps float32: name the one that it was saved by (adamw_8bit)"
+            let (found, wanted) = match (is_8bit, layout.moments.dtype) {
+                (true, MomentDtype::Float32) => ("moments of 8 bits", "float32"),
+                (false, MomentDtype::EightBits) => ("float32 moments", "8 bits"),
+                _ => {
+                    let reason = "was saved for other trainable tensors, or another optimizer, than the job's";
+                    return Err(FileError::malformed(&path, reason));
                 }
-                (false, MomentDtype::EightBits) => {
-                    "has float32 moments, and the job's optimizer keeps 8 bits: name the one that it was saved by (adamw)"
-                }
-                _ => "was saved for other trainable tensors, or another optimizer, than the job's",
             };
+            let reason = format!(
+                "has {found}, and the job's optimizer keeps {wanted}: name the one that it was saved by ({})",
+                saved_by(&optimizer, is_8bit)
+            );
             return Err(FileError::malformed(&path, reason));
         }
         let step = optimizer
@@ -213,6 +216,24 @@ impl Snapshot {
             .iter()
             .zip(self.layout.split(flat))
             .map(|(tensor, scalars)| (tensor.name.as_str(), tensor.shape.as_slice(), scalars))
+    }
+}
+
+/// The optimizers that keep as many moments, of as many bits, as the file has.
+fn saved_by(file: &TensorFile, is_8bit: bool) -> &'static str {
+    let has = |moment: &str| {
+        let mut names = file.names();
+        names.any(|name| {
+            name.strip_prefix(moment)
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
+    };
+    match (MOMENTS.map(has), is_8bit) {
+        ([_, true], true) => "adamw_8bit",
+        ([_, true], false) => "adamw or muon",
+        ([true, false], true) => "lion_8bit",
+        ([true, false], false) => "lion, or sgd with a momentum",
+        ([false, false], _) => "sgd",
     }
 }
 
@@ -439,8 +460,27 @@ pub(super) mod tests {
         };
         let message = refused(&eight_bits(), Optimizer::Adamw);
         assert!(message.contains("has moments of 8 bits"), "{message}");
+        assert!(message.ends_with("saved by (adamw_8bit)"), "{message}");
         let message = refused(&snapshot(), Optimizer::Adamw8bit);
         assert!(message.contains("has float32 moments"), "{message}");
+        assert!(message.ends_with("saved by (adamw or muon)"), "{message}");
+        // With one moment it was Lion, whichever optimizer the job has.
+        let of_lion = |written: Snapshot, lion: Optimizer| {
+            let layout = (*written.layout).clone().with_moments(lion.moments());
+            Snapshot {
+                moments: written.moments.into_iter().take(1).collect(),
+                layout: Arc::new(layout),
+                ..written
+            }
+        };
+        let message = refused(
+            &of_lion(eight_bits(), Optimizer::Lion8bit),
+            Optimizer::Adamw,
+        );
+        assert!(message.ends_with("saved by (lion_8bit)"), "{message}");
+        let lion = of_lion(snapshot(), Optimizer::Lion);
+        let message = refused(&lion, Optimizer::Lion8bit);
+        assert!(message.contains("saved by (lion, or sgd"), "{message}");
     }
 
     #[test]
