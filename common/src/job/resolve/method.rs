@@ -46,6 +46,7 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         .unwrap_or(Layer::File);
     let lora = lora(reader, is_lora, output_dir, begins_anew);
     if is_lora {
+        tell_of_processors(reader, &lora);
         return Method::Lora(lora);
     }
     // Nobody knows what an adapter of an unknown kind would have made of the other fields.
@@ -80,9 +81,7 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         if let Some(given) = reader.given(name)
             && given.layer >= method_layer
             && !given.is_switched_off()
-            // As PEFT has it where nothing is said.
-            && !(name == "init_lora_weights" && given.node.is_text("true"))
-            && !(name == "bias" && given.node.is_text("none"))
+            && !says_the_default(&lora, name)
         {
             match says_none && given.layer == Layer::File {
                 true => unused.push(given.written.as_str()),
@@ -100,6 +99,39 @@ pub(super) fn method(reader: &mut Reader<'_>, output_dir: &Path, begins_anew: bo
         reader.notices.push(notice);
     }
     Method::Full
+}
+
+/// Whether the job says of this field no more than holds where nothing is said.
+fn says_the_default(lora: &LoraSpec, field: &str) -> bool {
+    match field {
+        "bias" => lora.biases.is_none(),
+        "lora_bias" => !lora.lora_bias,
+        "init_lora_weights" | "pissa_init" => lora.init.is_default(),
+        _ => false,
+    }
+}
+
+/// Says what of the adapter only processors do.
+fn tell_of_processors(reader: &mut Reader<'_>, lora: &LoraSpec) {
+    let start = match reader.given("init_lora_weights") {
+        Some(_) => "init_lora_weights",
+        None => "pissa_init",
+    };
+    let fields = [
+        (lora.use_dora, "use_dora"),
+        (!lora.biases.is_none(), "bias"),
+        (lora.lora_bias, "lora_bias"),
+        (lora.init.is_from_base(), start),
+    ];
+    let fields = fields.into_iter().filter(|(is_there, _)| *is_there);
+    let fields: Vec<&str> = fields.map(|(_, field)| field).collect();
+    if !fields.is_empty() {
+        let told = format!(
+            "{}: done on processors; a worker on a GPU refuses the job",
+            fields.join(", ")
+        );
+        reader.notices.push(told);
+    }
 }
 
 /// LLaMA-Factory trains an adapter where nothing is said (`finetuning_args.py`, 0.9.5).

@@ -180,6 +180,57 @@ fn a_step_of_too_many_slots_is_refused() {
 }
 
 #[test]
+fn what_says_of_an_adapter_what_holds_anyway_is_said_of_full_training_too() {
+    for line in [
+        "bias: none",
+        "bias: None",
+        "bias: 'false'",
+        "lora_bias: none",
+        "lora_bias: false",
+        "lora_bias: 'off'",
+        "init_lora_weights: true",
+        "init_lora_weights: True",
+        "init_lora_weights: yes",
+        "pissa_init: false",
+        "use_dora: false",
+    ] {
+        let read = job(&format!("{line}\n"));
+        assert_eq!(read.method, Method::Full, "{line}");
+        let read = job(&format!("adapter: lora\n{line}\n"));
+        assert!(read.reading.notices.is_empty(), "{line}");
+    }
+    for line in [
+        "bias: all",
+        "lora_bias: true",
+        "init_lora_weights: gaussian",
+        "pissa_init: true",
+        "use_dora: true",
+    ] {
+        let (field, _) = line.split_once(':').unwrap();
+        let told = format!("3: `{field}` has no effect without `adapter: lora`");
+        check_problems(&format!("{line}\n"), &[&told]);
+    }
+}
+
+#[test]
+fn what_only_processors_do_of_an_adapter_is_told() {
+    for (lines, fields) in [
+        ("use_dora: true\nbias: all\n", "use_dora, bias"),
+        ("lora_bias: true\n", "lora_bias"),
+        ("init_lora_weights: olora\n", "init_lora_weights"),
+        ("pissa_init: true\n", "pissa_init"),
+    ] {
+        let told = format!("{fields}: done on processors; a worker on a GPU refuses the job");
+        let read = job(&format!("adapter: lora\n{lines}"));
+        assert_eq!(read.reading.notices, [told]);
+    }
+    for lines in ["", "init_lora_weights: gaussian\n", "bias: none\n"] {
+        let read = job(&format!("adapter: lora\n{lines}"));
+        assert!(read.reading.notices.is_empty(), "{lines}");
+    }
+}
+
+#[test]
 fn what_says_something_of_an_adapter_must_fit_to_one() {
     check_problems(
         "lora_r: 8\n",
