@@ -333,6 +333,35 @@ fn kinds_of_adapters_are_told_and_what_the_model_has_no_place_for_is_too() {
 }
 
 #[test]
+fn second_halves_of_adapters_are_no_trainable_parameters_but_need_memory() {
+    let of = |start: Json| {
+        let told = adapted("init_lora_weights", start).run(&[]);
+        let text = String::from_utf8(told.stdout).unwrap();
+        let row = |name: &str| {
+            let mut lines = text.lines();
+            let line = lines.find(|line| line.starts_with(&format!("{name} ")));
+            line.unwrap_or_else(|| panic!("{name} in {text}"))
+                .to_owned()
+        };
+        let (_, trained) = row("method")
+            .split_once(": ")
+            .map(|(_, n)| ((), n.to_owned()))
+            .unwrap();
+        (trained, row("memory"), row("methods"))
+    };
+    let (usual, doubled) = (of(json!(true)), of(json!("olora")));
+    assert!(usual.0.contains("trainable parameters"), "{}", usual.0);
+    assert_eq!(doubled.0, usual.0);
+    assert_ne!(doubled.1, usual.1);
+    assert!(usual.2.contains("LoRA on 32 bits"), "{}", usual.2);
+    assert!(
+        doubled.2.contains("LoRA with OLoRA on 32 bits"),
+        "{}",
+        doubled.2
+    );
+}
+
+#[test]
 fn targets_that_other_models_have_are_passed_over_by_name_beside_those_of_this_one() {
     let told = adapted("lora_target_modules", json!(["q_proj", "in_proj"])).run(&[]);
     let text = String::from_utf8(told.stdout).unwrap();

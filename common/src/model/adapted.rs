@@ -9,7 +9,7 @@ use super::experts::ExpertNames;
 use super::geometry::{LinearShape, base_tensors, is_norm_or_bias, linears, token_tensors};
 use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
 use crate::job::{
-    JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, is_magnitude, whole_path,
+    AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, is_magnitude, whole_path,
 };
 use crate::memory::LINEARS;
 
@@ -76,6 +76,13 @@ pub fn adapted_modules(
     config: &ModelConfig,
     lora: &LoraSpec,
 ) -> Result<Vec<AdaptedModule>, UnmatchedTarget> {
+    if let (TrainedBiases::All, Some(experts)) = (lora.biases, &config.experts)
+        && experts.sizes.biased
+    {
+        return Err(UnmatchedTarget::RouterBias {
+            router: format!("{}.bias", experts.router()),
+        });
+    }
     let mut modules = targets(config, &lora.target_modules)?;
     if let Some(numbers) = &lora.shape.layers {
         if let Some(absent) = numbers.iter().find(|number| **number >= config.layers) {
@@ -323,6 +330,10 @@ pub enum UnmatchedTarget {
     )]
     NoBias { path: String },
     #[error(
+        "bias: `all` would train the bias of each router too ({router}), as PEFT does, and routers stay as they are here; use bias: lora_only"
+    )]
+    RouterBias { router: String },
+    #[error(
         "init_lora_weights: an adapter of rank {rank} begins with as many directions of {path}, which has {side}; lower lora_r, or give it another rank or none"
     )]
     Directions {
@@ -332,18 +343,37 @@ pub enum UnmatchedTarget {
     },
 }
 
-/// By layer: the rank of the adapter that the job puts on the linear in each slot, 0 for none. Empty where it trains all weights.
+/// By layer: the rank of the adapter that the job puts on the linear in each slot, with a second half that is not trained where it
+/// has one; 0 for none. Empty where the job trains all weights.
 pub fn adapted_by_layer(
     config: &ModelConfig,
     job: &JobSpec,
 ) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
+    by_layer(config, job, |_, module| module.rank)
+}
+
+/// By layer: the rank that is trained of the adapter on the linear in each slot, as in [`adapted_by_layer`].
+pub fn trained_by_layer(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
+    by_layer(config, job, |sizes, module| {
+        sizes.trained_rank(&module.path)
+    })
+}
+
+fn by_layer(
+    config: &ModelConfig,
+    job: &JobSpec,
+    rank: impl Fn(&AdapterSizes, &AdaptedModule) -> usize,
+) -> Result<Vec<[usize; LINEARS]>, UnmatchedTarget> {
     let Method::Lora(lora) = &job.method else {
         return Ok(Vec::new());
     };
-    let modules = adapted_modules(config, lora)?;
+    let (modules, sizes) = (adapted_modules(config, lora)?, lora.sizes());
     let ranks: HashMap<&str, usize> = modules
         .iter()
-        .map(|module| (module.path.as_str(), module.rank))
+        .map(|module| (module.path.as_str(), rank(&sizes, module)))
         .collect();
     let rank = |layer: usize, path: &str| {
         let path = format!("model.layers.{layer}.{path}");
@@ -445,5 +475,34 @@ mod tests {
         );
         assert_eq!(paths(&TargetModules::AllLinear).len(), 8 + 7);
         assert!(targets(&qwen2, &named(&["q_proj", "gate"])).is_err());
+    }
+
+    #[test]
+    fn biases_of_routers_are_not_left_out_in_silence() {
+        let lora = |biases| LoraSpec {
+            r: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            use_rslora: false,
+            use_dora: false,
+            biases,
+            lora_bias: false,
+            init: Default::default(),
+            shape: Default::default(),
+            tokens: Default::default(),
+            model_dir: None,
+            model_source: None,
+        };
+        let gpt_oss = config("GptOssForCausalLM");
+        let refused = adapted_modules(&gpt_oss, &lora(TrainedBiases::All)).unwrap_err();
+        let told = refused.to_string();
+        assert!(
+            told.contains("mlp.router.bias") && told.ends_with("use bias: lora_only"),
+            "{told}"
+        );
+        adapted_modules(&gpt_oss, &lora(TrainedBiases::LoraOnly)).unwrap();
+        let others = config("Qwen2MoeForCausalLM");
+        adapted_modules(&others, &lora(TrainedBiases::All)).unwrap();
     }
 }

@@ -12,7 +12,7 @@ mod rope;
 
 pub use adapted::{
     AdaptedModule, UnmatchedTarget, absent_targets, adapted_by_layer, adapted_modules,
-    linear_names, module_tensors, tensors_beside, trained_matrices,
+    linear_names, module_tensors, tensors_beside, trained_by_layer, trained_matrices,
 };
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;

@@ -6,7 +6,7 @@
 use common::flops::{self, PerToken};
 use common::job::{BaseDtype, Checkpointing, JobSpec};
 use common::memory::{Bytes, Work, on_gpu, on_processor};
-use common::model::{ModelConfig, UnmatchedTarget, adapted_by_layer};
+use common::model::{ModelConfig, UnmatchedTarget, adapted_by_layer, trained_by_layer};
 use serde::Serialize;
 
 /// Bytes in one worker, and the scalars behind them.
@@ -15,6 +15,7 @@ pub struct Estimate {
     pub parameters: u64,
     /// Those that take part in a token: of a mixture of experts not all do.
     pub active_parameters: u64,
+    /// Without the second halves of adapters that begin with a part of the weights.
     pub trainable_parameters: u64,
     pub processor: Need,
     pub gpu: Need,
@@ -42,6 +43,7 @@ impl Need {
 impl Estimate {
     pub fn new(job: &JobSpec, config: &ModelConfig) -> Result<Self, UnmatchedTarget> {
         let adapted = adapted_by_layer(config, job)?;
+        let trained = Work::of(job, trained_by_layer(config, job)?, false);
         let sizes = &config.shape();
         let work = |checkpointing| Work {
             quantization: config.quantization_of(job),
@@ -59,7 +61,7 @@ impl Estimate {
         Ok(Self {
             parameters: sizes.parameters(),
             active_parameters: sizes.active_parameters(),
-            trainable_parameters: work(false).scalars(sizes),
+            trainable_parameters: trained.scalars(sizes),
             processor: need(on_processor),
             gpu: need(on_gpu),
             flop_per_token: (job.base_dtype == BaseDtype::Bfloat16)
