@@ -122,13 +122,16 @@ impl Optimizer {
     }
 
     fn muon(&self, tensor: &TensorLayout, trains_vectors: bool) -> Rule {
+        let dimensions = tensor.shape.len();
+        let is_vector = dimensions == 1 || is_norm_or_bias(&tensor.name, dimensions);
         match tensor.shape[..] {
-            [rows, columns] if !is_embedding(&tensor.name) => Rule::Muon(Muon {
+            // The biases of all experts are of two dimensions.
+            _ if is_vector && !trains_vectors => Rule::Fixed,
+            [rows, columns] if !is_vector && !is_embedding(&tensor.name) => Rule::Muon(Muon {
                 rows,
                 columns,
                 weight_decay: self.weight_decay,
             }),
-            [_] if !trains_vectors => Rule::Fixed,
             _ => Rule::AdamW(self.adamw(self.weight_decay, true)),
         }
     }

@@ -102,6 +102,34 @@ fn muon_as_in_axolotl_leaves_vectors_as_they_are() {
 }
 
 #[test]
+fn muon_takes_neither_fused_experts_nor_their_biases_for_matrices() {
+    let rule = |name: &str, shape: &[usize], trains_vectors: bool| {
+        let optimizer = Optimizer::from_job(&JobSpec {
+            optimizer: Kind::Muon { trains_vectors },
+            ..job(Method::Full)
+        });
+        let tensor = TensorLayout {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            offset: 0,
+        };
+        optimizer.of_tensor(&tensor).rule
+    };
+    let experts = "model.layers.0.mlp.experts.down_proj";
+    for trains_vectors in [false, true] {
+        let of_bias = rule(&format!("{experts}_bias"), &[4, 64], trains_vectors);
+        match trains_vectors {
+            false => assert_eq!(of_bias, Rule::Fixed),
+            true => assert!(matches!(of_bias, Rule::AdamW(_)), "{of_bias:?}"),
+        }
+        let of_experts = rule(experts, &[4, 48, 64], trains_vectors);
+        assert!(matches!(of_experts, Rule::AdamW(_)), "{of_experts:?}");
+        let of_router = rule("model.layers.0.mlp.router.weight", &[4, 64], trains_vectors);
+        assert!(matches!(of_router, Rule::Muon(_)), "{of_router:?}");
+    }
+}
+
+#[test]
 fn each_tensor_has_the_rate_and_the_decay_of_its_owner_s_group() {
     let golden: Value = serde_json::from_str(GROUPS).unwrap();
     let cases = golden.as_array().unwrap();
