@@ -166,7 +166,10 @@ fn an_adapter_that_does_not_fit_is_one_clear_line() {
     let text = fs::read_to_string(&path).unwrap();
     let text = text.replace("\"use_dora\": false", "\"use_dora\": true");
     fs::write(&path, text).unwrap();
-    assert_fails(with(&dora), &["use_dora"]);
+    assert_fails(
+        with(&dora),
+        &["use_dora", ADAPTER_CONFIG, "lora_magnitude_vector"],
+    );
 
     let broken = adapter(module, hidden);
     let path = broken.path().join(ADAPTER_WEIGHTS);

@@ -6,12 +6,9 @@ mod start;
 
 use std::path::Path;
 
-use common::files::adapter::{
-    ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, tensor_name,
-};
+use common::files::adapter::{Adapted, Factor, check_adapter, tensor_name};
 use common::files::layout::Layout;
 use common::files::snapshot::read_weights;
-use common::files::tensors::TensorFile;
 use common::job::{AdapterSizes, LoraSpec};
 use common::model::{AdaptedModule, module_tensors};
 
@@ -36,39 +33,18 @@ pub fn adapter_layout(
     Layout::new(module_tensors(modules, lora).chain(beside))
 }
 
-/// Reads starting values from a PEFT adapter, which must have the job's rank and exactly its tensors, for a model whose output
-/// layer is the embedding where it is `tied`.
+/// Reads starting values from a PEFT adapter, which must be of the job's kind and have exactly its tensors: those of its modules,
+/// and what is trained `beside` them, on a model whose output layer is the embedding where it is `tied`.
 pub fn values_from(
     dir: &Path,
-    layout: &Layout,
+    (modules, beside): (&[AdaptedModule], &[(String, Vec<usize>)]),
     lora: &LoraSpec,
     tied: bool,
 ) -> Result<Vec<f32>, EngineError> {
-    let config = AdapterConfig::read(dir)?;
-    if config.r != lora.r {
-        return Err(EngineError::RankMismatch {
-            path: dir.to_owned(),
-            found: config.r,
-            expected: lora.r,
-        });
-    }
-    if config.use_dora != lora.use_dora {
-        return Err(EngineError::DoraMismatch {
-            path: dir.to_owned(),
-            found: config.use_dora,
-            expected: lora.use_dora,
-        });
-    }
-    let values = read_weights(dir, layout)?;
-    let path = dir.join(ADAPTER_WEIGHTS);
-    let file = TensorFile::open(&path)?;
-    let is_kept = |name: &str| is_kept_beside_tokens(name, &config.tokens, tied);
-    let is_unexpected = |name: &&str| layout.find(name).is_none() && !is_kept(name);
-    let unexpected = file.names().find(is_unexpected);
-    match unexpected.map(str::to_owned) {
-        Some(name) => Err(EngineError::UnexpectedTensor { path, name }),
-        None => Ok(values),
-    }
+    let linears: Vec<Adapted> = modules.iter().map(Adapted::from).collect();
+    check_adapter(dir, lora, &linears, beside, tied)?;
+    let layout = adapter_layout(modules, lora, beside.to_vec());
+    Ok(read_weights(dir, &layout)?)
 }
 
 /// The adapter that a job puts on a model.

@@ -1,7 +1,5 @@
 //! What can go wrong in the engine.
 
-use std::path::PathBuf;
-
 use common::files::FileError;
 use common::model::{ModelError, UnmatchedTarget};
 use thiserror::Error;
@@ -15,20 +13,6 @@ pub enum EngineError {
     Model(#[from] ModelError),
     #[error(transparent)]
     UnmatchedTarget(#[from] UnmatchedTarget),
-    #[error("adapter rank is {found} in {path} but {expected} in the job")]
-    RankMismatch {
-        path: PathBuf,
-        found: usize,
-        expected: usize,
-    },
-    #[error("use_dora is {found} in {path} but {expected} in the job")]
-    DoraMismatch {
-        path: PathBuf,
-        found: bool,
-        expected: bool,
-    },
-    #[error("{path} has tensor {name}, which the job's adapter has not")]
-    UnexpectedTensor { path: PathBuf, name: String },
     #[error("token id {token} is outside the model's vocabulary of {vocabulary}")]
     TokenOutOfRange { token: u32, vocabulary: usize },
     #[error("trainable tensor {name} got no gradient")]

@@ -8,7 +8,8 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use common::files::FileError;
 use common::files::adapter::{
-    ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens, parse_tensor_name, tensor_name,
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterConfig, Factor, is_kept_beside_tokens,
+    parse_tensor_name, tensor_name,
 };
 use common::files::model::{ModelFolder, WeightFiles};
 use common::files::tensors::TensorFile;
@@ -246,12 +247,23 @@ fn merge_linear(
     let weight = weights.get(&weight_name).ok_or_else(unknown)?;
     let (out, input) = weight.dims2().map_err(|_| unknown())?;
     let read = |factor, shape: &[usize]| read_tensor(file, &tensor_name(module, factor), shape);
+    // What adapter_config.json says is there beside the factors.
+    let read_said = |factor, said: &str| {
+        let name = tensor_name(module, factor);
+        match file.get(&name) {
+            Some(_) => read_tensor(file, &name, &[out]),
+            None => {
+                let reason = format!("no tensor {name}, which {said} in {ADAPTER_CONFIG} asks for");
+                Err(FileError::malformed(file.path(), reason).into())
+            }
+        }
+    };
     let (rank, scale) = (sizes.rank(module), sizes.scale(module));
     let a = read(Factor::A, &[rank, input])?;
     let b = read(Factor::B, &[out, rank])?;
     let mut merged = (weight + (b.matmul(&a)? * scale)?)?;
     if adapter.use_dora {
-        merged = with_magnitudes(&merged, &read(Factor::Magnitude, &[out])?)?;
+        merged = with_magnitudes(&merged, &read_said(Factor::Magnitude, "use_dora")?)?;
     }
     weights.insert(weight_name, merged);
 
@@ -264,10 +276,10 @@ fn merge_linear(
     };
     let mut bias = match adapter.biases {
         TrainedBiases::None => bias.clone(),
-        TrainedBiases::LoraOnly | TrainedBiases::All => read(Factor::Bias, &[out])?,
+        TrainedBiases::LoraOnly | TrainedBiases::All => read_said(Factor::Bias, "bias")?,
     };
     if adapter.lora_bias {
-        bias = (bias + (read(Factor::BiasOfB, &[out])? * scale)?)?;
+        bias = (bias + (read_said(Factor::BiasOfB, "lora_bias")? * scale)?)?;
     }
     weights.insert(bias_name, bias);
     Ok(())

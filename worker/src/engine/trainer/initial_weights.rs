@@ -50,10 +50,10 @@ impl InitialWeights {
             Method::Lora(lora) => {
                 let modules = adapted_modules(config, lora)?;
                 let beside = tensors_beside(config, &modules, lora);
-                let layout = adapter_layout(&modules, lora, beside).with_moments(moments);
+                let layout = adapter_layout(&modules, lora, beside.clone()).with_moments(moments);
                 let is_new = adapter_dir.is_none();
                 let values = match adapter_dir {
-                    Some(dir) => values_from(&dir, &layout, lora, config.tied)?,
+                    Some(dir) => values_from(&dir, (&modules, &beside), lora, config.tied)?,
                     None => {
                         let mut values = initial_values(&layout, job.seed, lora.init)?;
                         read_biases(source, &layout, &mut values)?;

@@ -1,6 +1,8 @@
 //! What a user of the trainer relies on: it learns, and its bits depend on its inputs alone.
 
-use common::job::{BaseDtype, Eaft, LoraSpec, Optimizer, RateGroup, RateGroups, TokenLoss};
+use common::job::{
+    BaseDtype, Eaft, LoraSpec, Optimizer, RateGroup, RateGroups, TokenLoss, TrainedBiases,
+};
 
 use super::*;
 use crate::engine::mean_gradient::MeanSource;
@@ -355,13 +357,27 @@ fn training_starts_from_an_adapter_of_the_job_s_rank_and_targets() {
     });
     let message = start(other_rank).err().unwrap().to_string();
     assert!(
-        message.contains("rank is 4") && message.contains("8 in the job"),
+        message.contains("rank is 4, the job's lora_r is 8"),
         "{message}"
     );
+    let others: [(fn(&mut LoraSpec), &str); 3] = [
+        (|spec| spec.use_dora = true, "its use_dora is false"),
+        (|spec| spec.lora_bias = true, "its lora_bias is false"),
+        (
+            |spec| spec.biases = TrainedBiases::LoraOnly,
+            "its bias is none",
+        ),
+    ];
+    for (change, told) in others {
+        let mut spec = spec.clone();
+        change(&mut spec);
+        let message = start(Method::Lora(spec)).err().unwrap().to_string();
+        assert!(message.contains(told), "{message}");
+    }
     let fewer = lora(TargetModules::Named(vec!["q_proj".to_owned()]), 0.0);
     let message = start(fewer).err().unwrap().to_string();
     assert!(
-        message.contains("which the job's adapter has not"),
+        message.contains("has, beside what the job trains,"),
         "{message}"
     );
 }
