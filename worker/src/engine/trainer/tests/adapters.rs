@@ -139,6 +139,58 @@ fn magnitudes_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume() {
 }
 
 #[test]
+fn biases_and_kinds_together_are_trained_to_the_same_bits_by_any_threads_and_after_a_resume() {
+    let dir = model("Qwen2ForCausalLM");
+    let with_bias = ["q_proj", "k_proj", "v_proj"].map(str::to_owned).to_vec();
+    for method in [
+        adapter(0.1, |spec| spec.biases = TrainedBiases::All),
+        adapter(0.0, |spec| {
+            spec.target_modules = TargetModules::Named(vec!["q_proj".to_owned()]);
+            spec.biases = TrainedBiases::All;
+        }),
+        adapter(0.0, |spec| {
+            spec.target_modules = TargetModules::Named(with_bias);
+            spec.biases = TrainedBiases::LoraOnly;
+            spec.lora_bias = true;
+        }),
+        adapter(0.1, |spec| {
+            spec.use_dora = true;
+            spec.biases = TrainedBiases::All;
+        }),
+        adapter(0.0, |spec| {
+            spec.use_dora = true;
+            spec.init = AdapterInit::Pissa { iterations: None };
+        }),
+    ] {
+        let job = JobSpec {
+            weight_decay: 0.01,
+            ..job(method.clone())
+        };
+        let mut whole = load(dir.path(), job.clone(), 1);
+        let start = whole.snapshot().unwrap();
+        let losses: Vec<f64> = (0..4).map(|_| step(&mut whole, &blocks(), 1e-2)).collect();
+        assert!(losses[3] < 0.99 * losses[0], "{method:?}: {losses:?}");
+        let mut first = load(dir.path(), job.clone(), 3);
+        for _ in 0..2 {
+            step(&mut first, &blocks(), 1e-2);
+        }
+        let mut resumed = load(dir.path(), job, 2);
+        resumed.restore(&first.snapshot().unwrap()).unwrap();
+        for _ in 2..4 {
+            step(&mut resumed, &blocks(), 1e-2);
+        }
+        let end = whole.snapshot().unwrap();
+        assert_eq!(resumed.snapshot().unwrap(), end, "{method:?}");
+        let vectors = end.layout.tensors.iter();
+        for vector in vectors.filter(|tensor| tensor.shape.len() == 1) {
+            let range = vector.offset..vector.offset + vector.scalars();
+            let is_moved = start.weights[range.clone()] != end.weights[range];
+            assert!(is_moved, "{method:?}: {}", vector.name);
+        }
+    }
+}
+
+#[test]
 fn new_adapters_of_every_kind_leave_the_model_as_it_is() {
     let dir = model("Qwen2ForCausalLM");
     let tokens: Vec<u32> = (1..20).collect();

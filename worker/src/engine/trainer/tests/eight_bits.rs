@@ -2,6 +2,7 @@
 
 use common::files::snapshot::WeightsFormat;
 use common::files::tensors::Dtype;
+use common::job::AdapterInit;
 use serde_json::Value;
 
 use super::*;
@@ -47,6 +48,44 @@ fn jobs() -> Vec<(JobSpec, f64)> {
         with(&adapter, Optimizer::Adamw8bit, 3e-3),
         with(&adapter, Optimizer::Lion8bit, 3e-3),
     ]
+}
+
+/// Models and jobs: those of [`jobs`], and adapters with magnitudes and biases, and with second halves. Their model is so narrow
+/// and so wide within that vectors have 8 bits, too.
+fn jobs_of_all_kinds() -> Vec<(tempfile::TempDir, JobSpec, f64)> {
+    let plain = jobs().into_iter();
+    let mut all: Vec<_> = plain.map(|(job, rate)| (wide_model(), job, rate)).collect();
+    let kinds: [fn(&mut LoraSpec); 2] = [
+        |spec| {
+            spec.use_dora = true;
+            spec.biases = TrainedBiases::All;
+        },
+        |spec| spec.init = AdapterInit::Pissa { iterations: None },
+    ];
+    for kind in kinds {
+        let mut config = config("Qwen2ForCausalLM");
+        for (name, size) in [
+            ("hidden_size", 16),
+            ("intermediate_size", 4100),
+            ("num_hidden_layers", 1),
+            ("head_dim", 4),
+        ] {
+            config[name] = size.into();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        write_model(dir.path(), &config, 7);
+        let Method::Lora(mut spec) = lora(TargetModules::AllLinear, 0.0) else {
+            unreachable!()
+        };
+        kind(&mut spec);
+        let job = JobSpec {
+            optimizer: Optimizer::Adamw8bit,
+            weight_decay: 0.01,
+            ..job(Method::Lora(spec))
+        };
+        all.push((dir, job, 3e-3));
+    }
+    all
 }
 
 /// Some steps of so many workers: each has some of the slots, and all update by the mean of all. Returns their digests.
@@ -104,8 +143,7 @@ fn digests_of_workers(
 
 #[test]
 fn workers_and_threads_change_no_bit_of_weights_and_moments() {
-    let dir = wide_model();
-    for (job, rate) in jobs() {
+    for (dir, job, rate) in jobs_of_all_kinds() {
         let alone = digests_of_workers(&dir, &job, rate, 1);
         for count in [2, 3] {
             for digest in digests_of_workers(&dir, &job, rate, count) {
@@ -117,8 +155,7 @@ fn workers_and_threads_change_no_bit_of_weights_and_moments() {
 
 #[test]
 fn a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits() {
-    let dir = wide_model();
-    for (job, rate) in jobs() {
+    for (dir, job, rate) in jobs_of_all_kinds() {
         let mut whole = load(dir.path(), job.clone(), 1);
         let mut first = load(dir.path(), job.clone(), 3);
         for _ in 0..3 {
@@ -176,6 +213,24 @@ fn the_mean_loss_of_a_run_is_within_a_hundredth_of_that_with_float32_moments() {
         let apart = mean(&losses) / mean(&expected) - 1.0;
         assert!(apart.abs() < 0.01, "{}: {apart}", job.optimizer);
     }
+}
+
+#[test]
+fn magnitudes_of_many_rows_have_moments_of_8_bits() {
+    let all = jobs_of_all_kinds();
+    let with_magnitudes = all
+        .iter()
+        .filter(|(_, job, _)| matches!(&job.method, Method::Lora(spec) if spec.use_dora));
+    let mut count = 0;
+    for (dir, job, _) in with_magnitudes {
+        let layout = load(dir.path(), job.clone(), 1).layout();
+        let magnitudes = layout.tensors.iter();
+        let magnitudes = magnitudes.filter(|tensor| tensor.name.ends_with("magnitude_vector"));
+        count += magnitudes
+            .filter(|tensor| tensor.has_8bit_moments())
+            .count();
+    }
+    assert_eq!(count, 2, "those of gate and up");
 }
 
 #[test]
