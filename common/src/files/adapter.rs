@@ -342,7 +342,14 @@ fn check_supported(path: &Path, found: &Value) -> Result<(), FileError> {
                 path: path.to_owned(),
                 field: field.clone(),
                 found: value.to_string(),
-                remedy: "a plain LoRA adapter is needed",
+                remedy: match field.as_str() {
+                    // PiSSA, OLoRA and the like.
+                    "init_lora_weights" => {
+                        "it stands on a base that it was taken out of; have PEFT save it as LoRA \
+                         (`path_initial_model_for_weight_conversion`)"
+                    }
+                    _ => "a plain LoRA adapter is needed",
+                },
             });
         }
     }

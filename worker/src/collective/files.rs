@@ -150,7 +150,7 @@ pub struct Wanted {
 /// Fetches the rest of a file. `take` gets each piece and says whether it goes on. An error says what the sender did, as a sentence
 /// without its subject.
 pub fn fetch(wanted: &Wanted, mut take: impl FnMut(Vec<u8>) -> bool) -> Result<(), String> {
-    let named = |error: std::io::Error| format!("cannot be reached: {error}");
+    let named = |error: std::io::Error| format!("cannot be reached at {}: {error}", wanted.address);
     let stream = link::connect(&wanted.address, CONNECT_TIMEOUT).map_err(named)?;
     (&stream)
         .write_all(&wanted.hello.encode())

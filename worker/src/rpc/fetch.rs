@@ -206,7 +206,7 @@ impl Fetcher {
                 fetched = self.file(folder, &path, entry, sender).await?;
                 match fetched.origin {
                     Origin::Coordinator => &mut tally.coordinator,
-                    Origin::Worker(_) => &mut tally.workers,
+                    Origin::Worker { .. } => &mut tally.workers,
                 }
             };
             *files += 1;

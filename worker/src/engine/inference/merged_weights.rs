@@ -270,7 +270,10 @@ fn merge_linear(
     let bias_name = format!("{module}.bias");
     let Some(bias) = weights.get(&bias_name) else {
         return match adapter.lora_bias {
-            true => Err(unknown()),
+            true => Err(InferenceError::UnknownModule {
+                path: file.path().to_owned(),
+                module: bias_name,
+            }),
             false => Ok(()),
         };
     };

@@ -43,10 +43,10 @@ impl Fetcher {
             if holds(partial, std::slice::from_ref(entry)).await {
                 return Ok(fetched);
             }
-            if let Origin::Worker(worker) = fetched.origin {
+            if let Origin::Worker { worker, name } = fetched.origin {
                 let path = &entry.path;
                 tracing::warn!(
-                    "{path} as worker {worker} sent it is not what was announced; fetching it from the coordinator"
+                    "{path} as {name} sent it is not what was announced; fetching it from the coordinator"
                 );
                 self.peers.give_up(worker);
             }
@@ -122,7 +122,12 @@ impl Fetcher {
             };
             match chunk.from {
                 Some(from) => match self.pieces(end, &from).await? {
-                    Ok(()) => origin = Origin::Worker(from.worker),
+                    Ok(()) => {
+                        origin = Origin::Worker {
+                            worker: from.worker,
+                            name: text::reason(&from.name),
+                        };
+                    }
                     Err(reason) => return Ok(Err(reason)),
                 },
                 None if chunk.data.is_empty() && end.offset == begun => {
@@ -198,8 +203,11 @@ impl Fetched {
 /// Who sent the last byte of a file.
 pub(super) enum Origin {
     Coordinator,
-    /// The worker of this number.
-    Worker(u64),
+    /// The worker of this number and name.
+    Worker {
+        worker: u64,
+        name: String,
+    },
 }
 
 /// The end of a file that is being fetched.
