@@ -147,8 +147,11 @@ fn lora_linear<E: Base>(criterion: &mut Criterion) {
             a: weight::<f32>(&[RANK, HIDDEN], seed + 1, &pool),
             b: weight::<f32>(&[INTERMEDIATE, RANK], seed + 2, &pool),
             scale: 2.0,
+            trained: RANK,
             dropout: 0.0,
             module: seed,
+            bias: None,
+            magnitudes: None,
         }),
     };
     let projection = Projection(vec![layer(1), layer(4)]);
