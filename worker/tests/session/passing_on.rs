@@ -81,7 +81,7 @@ async fn a_worker_gets_a_large_file_from_one_that_has_it() {
     let (first, mut first_peer, first_join) = stage.elsewhere(1).await;
     let large = &stage.welcome.model_files[1];
     let (digest, size) = (large.digest.clone(), large.size as usize);
-    assert_eq!(held(&mut first_peer).await, [digest.clone()]);
+    assert_eq!(held(&mut first_peer).await, std::slice::from_ref(&digest));
     assert_eq!(stage.fetched(), CONFIG.len() + size);
 
     let port = first_join.exchange_port;
@@ -117,7 +117,7 @@ async fn who_sends_something_else_or_nothing_costs_time_only() {
         let before = stage.fetched();
         *stage.fake.holder.lock().unwrap() = Some(sender);
         let (worker, mut peer, _) = stage.elsewhere(number).await;
-        assert_eq!(held(&mut peer).await, [large.digest.clone()]);
+        assert_eq!(held(&mut peer).await, std::slice::from_ref(&large.digest));
         let fetched = stage.fetched() - before;
         assert_eq!(fetched, CONFIG.len() + large.size as usize);
         finish(worker, peer).await;
