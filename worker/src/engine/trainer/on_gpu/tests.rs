@@ -497,7 +497,8 @@ fn an_optimizer_that_gpus_have_not_is_refused_when_a_job_is_loaded() {
 fn adapters_that_gpus_have_not_are_refused_when_a_job_is_loaded() {
     let Some(gpu) = gpu() else { return };
     let dir = model("Qwen2ForCausalLM");
-    let kinds: [(fn(&mut LoraSpec), &str); 4] = [
+    type Change = fn(&mut LoraSpec);
+    let kinds: [(Change, &str); 4] = [
         (|spec| spec.use_dora = true, "use_dora"),
         (|spec| spec.init = AdapterInit::Olora, "init_lora_weights"),
         (|spec| spec.biases = TrainedBiases::LoraOnly, "bias"),
