@@ -29,8 +29,10 @@ pub fn per_token(shape: &Shape, work: &Work) -> PerToken {
     let head = (shape.vocab_size * shape.hidden_size) as u64;
     let [_, active] = shape.layer_matrices();
     let linears = active + head;
-    let products = match work.trained {
+    let products = match &work.trained {
         Trained::All => 6 * linears,
+        // As if an embedding were a product.
+        Trained::Some(_) => 4 * linears + 2 * work.scalars(shape),
         Trained::Adapters { .. } => 4 * linears + 6 * work.scalars(shape),
     };
     // Scores and values, over half of the text on average; backward is twice as much.

@@ -150,6 +150,7 @@ mod tests {
             lr_scheduler: LrScheduler::Cosine,
             warmup: Warmup::Steps(3),
             optimizer: Default::default(),
+            unfrozen: Default::default(),
             lr_groups: Default::default(),
             token_loss: Default::default(),
             adam_beta1: 0.9,

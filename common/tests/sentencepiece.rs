@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use common::data::tokenize::{SpecialTokens, Tokenizer};
-use common::files::model::{ModelFolder, ModelTensor, write_model};
+use common::files::model::{ModelFolder, ModelTensor, Scalars, write_model};
 use common::files::tensors::Dtype;
 use common::job::InitWeights;
 use serde_json::{Value, json};
@@ -118,7 +118,7 @@ fn as_model(dir: &Path) -> ModelFolder {
     let tensors = [ModelTensor {
         name: "a",
         shape: &[1],
-        scalars: &[0.5],
+        scalars: Scalars::Here(&[0.5]),
     }];
     let config = json!({"architectures": ["LlamaForCausalLM"]});
     let kept = std::fs::read(dir.join("config.json")).unwrap();

@@ -27,7 +27,7 @@ use common::files::model::{ModelFolder, WeightFiles};
 use common::files::private;
 use common::files::{FileEntry, FileError, checkpoint};
 use common::job::{BaseDtype, DatasetSpec, InitWeights, JobSpec, Method, NewToken, Resume};
-use common::model::{ModelConfig, adapted_modules, base_tensors, tensors_beside};
+use common::model::{ModelConfig, adapted_modules, base_tensors, check_unfrozen, tensors_beside};
 use common::plan::{Schedule, highest_rate, learns};
 use common::progress::Progress;
 use common::text::{count, rate};
@@ -187,6 +187,8 @@ pub fn prepare_in(
             let job = errors.note(job).unwrap_or(added);
             errors.note(tokens::check_ids(&job, config));
             errors.note(check_starting_adapter(&job, config));
+            let told = check_unfrozen(&config.clone().for_job(&job), &job);
+            model_notices.extend(errors.note(told).unwrap_or_default());
             job
         }
         None => job.clone(),

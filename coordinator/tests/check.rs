@@ -333,6 +333,57 @@ fn kinds_of_adapters_are_told_and_what_the_model_has_no_place_for_is_too() {
 }
 
 #[test]
+fn full_training_of_some_weights_is_told_and_patterns_that_leave_nothing_are_refused() {
+    let full =
+        |patterns: Json| adapted("adapter", json!("full")).set("unfrozen_parameters", patterns);
+    let told = full(json!(["layers.1.mlp", "^visual"])).run(&[]);
+    let text = String::from_utf8(told.stdout).unwrap();
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.status.success(), "{text}");
+    for words in [
+        "the weights that unfrozen_parameters names: 147,456 trainable parameters",
+        "no weight of the model has a name in which these fit: ^visual",
+        "unfrozen weights with 8-bit moments",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    for (setup, words) in [
+        (full(json!(["layers.77."])), "nothing would be trained"),
+        (
+            full(json!(["lm_head.weight[:9]"])),
+            "rows of a tensor are not trained apart",
+        ),
+        (full(json!("layers.(")), "which is no regular expression"),
+        (
+            full(json!(["mlp"])).set("init_weights", json!("random")),
+            "are drawn anew",
+        ),
+        (
+            full(json!(["mlp"])).set("tokens", json!(["<new>"])),
+            "unfrozen_parameters leaves out model.embed_tokens.weight",
+        ),
+        (
+            adapted("unfrozen_parameters", json!(["layers.1"])),
+            "leaves out model.layers.0.self_attn.q_proj.weight",
+        ),
+    ] {
+        let problems = setup.problems();
+        let found = problems.iter().filter(|problem| problem.contains(words));
+        assert_eq!(found.count(), 1, "{words}: {problems:?}");
+    }
+    // What Axolotl's examples say of the part of a model that reads.
+    let told = adapted(
+        "unfrozen_parameters",
+        json!(["^model.language_model.*", "^lm_head.*"]),
+    );
+    let text = String::from_utf8(told.run(&[]).stdout).unwrap();
+    assert!(
+        text.contains("changes nothing, because an adapter is trained"),
+        "{text}"
+    );
+}
+
+#[test]
 fn second_halves_of_adapters_are_no_trainable_parameters_but_need_memory() {
     let of = |start: Json| {
         let told = adapted("init_lora_weights", start).run(&[]);

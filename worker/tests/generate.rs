@@ -41,7 +41,14 @@ fn model() -> tempfile::TempDir {
     let snapshot: Snapshot = Trainer::load(options).unwrap().snapshot().unwrap();
     let dtype = Dtype::F32;
     snapshot
-        .write_weights(dir, &WeightsFormat::Model { config, dtype })
+        .write_weights(
+            dir,
+            &WeightsFormat::Model {
+                config,
+                dtype,
+                frozen: None,
+            },
+        )
         .unwrap();
     folder
 }

@@ -25,4 +25,4 @@ pub use flat::Flat;
 pub use layout::{Layout, TensorLayout, weights_digest};
 pub use manifest::{FileEntry, file_digest, file_digest_watched};
 pub use moments::Moment;
-pub use snapshot::{Snapshot, WeightsFormat};
+pub use snapshot::{Frozen, Snapshot, WeightsFormat};

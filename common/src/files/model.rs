@@ -38,7 +38,7 @@ pub use renamed_tokens::rename_tokens;
 pub use tokenizer_model::{has_tokenizer, made_files, tokenizer_model};
 pub use weights::WeightFiles;
 pub(in crate::files) use weights::listed;
-pub use writer::{MAX_SHARD_BYTES, ModelTensor, write_model};
+pub use writer::{MAX_SHARD_BYTES, ModelTensor, Scalars, write_model};
 
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 
@@ -437,7 +437,7 @@ mod tests {
         let tensors = ["a", "b", "c"].map(|name| ModelTensor {
             name,
             shape: &[2, 4],
-            scalars: &scalars,
+            scalars: Scalars::Here(&scalars),
         });
         write_model(dir, &config(), &tensors, Dtype::BF16, max_shard_bytes).unwrap();
     }

@@ -67,6 +67,7 @@ mod tests {
         let model = |dtype| WeightsFormat::Model {
             config: config.clone(),
             dtype,
+            frozen: None,
         };
         for format in [adapter(), model(Dtype::F32), model(Dtype::BF16)] {
             let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use super::FileError;
 use super::adapter::{ADAPTER_WEIGHTS, AdapterConfig};
 use super::flat::Flat;
 use super::layout::{Layout, TensorLayout, as_bytes, weights_digest};
-use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, write_model};
+use super::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, Scalars, WeightFiles, write_model};
 use super::moments::{BlocksMut, Moment, MomentPart, MomentPartMut};
 use super::sink::Sink;
 use super::tensors::{self, Dtype, TensorFile};
@@ -57,7 +57,17 @@ pub enum WeightsFormat {
         /// The base model's `config.json`.
         config: Value,
         dtype: Dtype,
+        /// What training leaves as it is, and goes into the model, too. None: nothing is.
+        frozen: Option<Frozen>,
     },
+}
+
+/// Tensors of the base model that training leaves as they are.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    pub files: Arc<WeightFiles>,
+    /// Their names and shapes.
+    pub tensors: Vec<(String, Vec<usize>)>,
 }
 
 impl Snapshot {
@@ -142,15 +152,28 @@ impl Snapshot {
                 tensors::write(&mut sink, ADAPTER_WEIGHTS, listed, &[])?;
                 config.write(sink)
             }
-            WeightsFormat::Model { config, dtype } => {
-                let listed: Vec<ModelTensor> = self
+            WeightsFormat::Model {
+                config,
+                dtype,
+                frozen,
+            } => {
+                let trained = self
                     .named(&self.weights)
                     .map(|(name, shape, scalars)| ModelTensor {
                         name,
                         shape,
-                        scalars,
+                        scalars: Scalars::Here(scalars),
+                    });
+                let frozen = frozen.iter().flat_map(|frozen| {
+                    let tensors = frozen.tensors.iter();
+                    tensors.map(|(name, shape)| ModelTensor {
+                        name,
+                        shape,
+                        scalars: Scalars::In(&frozen.files),
                     })
-                    .collect();
+                });
+                let mut listed: Vec<ModelTensor> = trained.chain(frozen).collect();
+                listed.sort_by_key(|tensor| tensor.name);
                 write_model(sink, config, &listed, *dtype, MAX_SHARD_BYTES)
             }
         }
@@ -407,7 +430,11 @@ pub(super) mod tests {
 
     fn model(dtype: Dtype) -> WeightsFormat {
         let config = serde_json::json!({"architectures": ["LlamaForCausalLM"]});
-        WeightsFormat::Model { config, dtype }
+        WeightsFormat::Model {
+            config,
+            dtype,
+            frozen: None,
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod switch;
 mod tests;
 mod tokens;
 mod trained_biases;
+mod unfrozen;
 mod unsupported;
 mod without_effect;
 mod yaml;
@@ -75,6 +76,7 @@ pub use split::{RowRange, Slice, Split, TRAIN};
 pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};
 pub use tokens::{NewToken, TrainedRows, TrainedTokens};
 pub use trained_biases::TrainedBiases;
+pub use unfrozen::{NamePatterns, Unfrozen};
 
 /// Where a job comes from. Later sources win: file, environment, flags.
 #[derive(Clone, Debug, Default)]

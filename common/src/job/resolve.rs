@@ -20,6 +20,7 @@ mod schedule;
 mod settings;
 mod special_tokens;
 mod tokens;
+mod unfrozen;
 mod user_defined;
 
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ use rate_groups::{decays, rate_groups};
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
 use tokens::{new_tokens, overrides};
+use unfrozen::unfrozen;
 
 /// Default `save_total_limit` where a run saves checkpoints by the clock: the newest may turn out to be damaged.
 const KEPT_BY_DEFAULT: usize = 3;
@@ -112,6 +114,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         train_on_inputs: train_on_inputs(reader),
         shuffle: shuffle(reader),
         method,
+        unfrozen: unfrozen(reader),
         global_batch_size,
         micro_batch_size,
         num_epochs: num_epochs(reader),

@@ -18,6 +18,7 @@ use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
 use super::tokens::{NewToken, TrainedTokens};
 use super::trained_biases::TrainedBiases;
+use super::unfrozen::Unfrozen;
 
 pub use dataset::{
     DatasetKind, DatasetSpec, FieldNames, HubSource, REASONING, STANDARD_INPUT, STDIN,
@@ -96,6 +97,9 @@ pub struct JobSpec {
     pub shuffle: bool,
     /// Which weights are trained. Default: all.
     pub method: Method,
+    /// The weights that full training changes. Default: all.
+    #[serde(default, skip_serializing_if = "Unfrozen::is_all")]
+    pub unfrozen: Unfrozen,
     /// Blocks in a step, a multiple of `micro_batch_size`. Default: 8 or the next multiple, fewer for small data.
     pub global_batch_size: usize,
     /// Blocks in a slot. Default: 1.

@@ -37,7 +37,7 @@ pub fn on_gpu(shape: &Shape, work: &Work) -> Bytes {
     // Ids, positions, and the borders of segments.
     let batch = 4 * work.tokens() * 4;
     let scratch = match work.trained {
-        Trained::All => tile(SUMS_TILE),
+        Trained::All | Trained::Some(_) => tile(SUMS_TILE),
         Trained::Adapters { .. } => 0,
     };
     let loss = loss(shape, work, element);
@@ -67,7 +67,7 @@ fn exchange(work: &Work, scalars: u64) -> u64 {
 
 fn weights(shape: &Shape, work: &Work, element: u64) -> u64 {
     let adapters: u64 = match &work.trained {
-        Trained::All => 0,
+        Trained::All | Trained::Some(_) => 0,
         Trained::Adapters { ranks, .. } => {
             let layers = ranks.iter().enumerate();
             layers
@@ -106,7 +106,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         Reduction::Fast => F32,
     };
     let slot = match work.trained {
-        Trained::All => 0,
+        Trained::All | Trained::Some(_) => 0,
         Trained::Adapters { .. } => F32,
     };
     work.state_bytes(shape) + scalars * (sum + slot)

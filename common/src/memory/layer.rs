@@ -60,7 +60,7 @@ impl Layer {
     ) -> Vec<Self> {
         let none = [0; LINEARS];
         let (dropout, magnitudes, ranks) = match &work.trained {
-            Trained::All => (false, false, None),
+            Trained::All | Trained::Some(_) => (false, false, None),
             Trained::Adapters {
                 dropout,
                 magnitudes,

@@ -14,7 +14,7 @@ mod told;
 pub use gpu::on_gpu;
 pub use processor::on_processor;
 pub(crate) use shape::F32;
-pub use shape::{Experts, Fused, LINEARS, PROJECTIONS, Shape, Tokens, Trained, Work};
+pub use shape::{Experts, Fused, LINEARS, OwnTensor, PROJECTIONS, Shape, Tokens, Trained, Work};
 pub use told::bytes;
 
 use crate::job::{JobSpec, LoraSpec, Method, MomentDtype, TrainedRows};
@@ -238,11 +238,22 @@ impl Work {
         }
     }
 
+    /// The same work, on these of the model's own tensors where that is not all it trains.
+    pub fn on(self, own: Option<Vec<OwnTensor>>) -> Self {
+        match own {
+            Some(own) => Self {
+                trained: Trained::Some(own),
+                ..self
+            },
+            None => self,
+        }
+    }
+
     /// Number of trainable scalars.
     pub fn scalars(&self, shape: &Shape) -> u64 {
         match &self.trained {
             Trained::All => shape.parameters(),
-            Trained::Adapters { .. } => {
+            Trained::Some(_) | Trained::Adapters { .. } => {
                 let tensors = tensors::trained(shape, self).into_iter();
                 tensors.map(|tensors| tensors.scalars()).sum()
             }

@@ -2,7 +2,7 @@
 
 use super::layer::{Layer, Place};
 use super::{Bytes, F32, Moment, Shape, Trained, Work, pass};
-use crate::job::{BaseDtype, Optimizer, Reduction};
+use crate::job::{BaseDtype, Optimizer, Reduction, is_embedding};
 use crate::nf4;
 
 /// Scalars of a gradient that are computed at a time in full training, which keeps no whole gradient.
@@ -31,7 +31,8 @@ pub fn on_processor(shape: &Shape, work: &Work) -> Bytes {
     };
     let frozen = match work.trained {
         Trained::All => 0,
-        Trained::Adapters { tokens, .. } => {
+        Trained::Some(_) => shape.parameters().saturating_sub(scalars) * F32,
+        Trained::Adapters { ref tokens, .. } => {
             frozen_matrices(shape, work, element, tokens.whole_matrices()) + shape.vectors() * F32
         }
     };
@@ -84,7 +85,7 @@ fn training(shape: &Shape, work: &Work, scalars: u64) -> u64 {
         Reduction::Fast => F32,
     };
     let keeps_gradients = match &work.trained {
-        Trained::All => false,
+        Trained::All | Trained::Some(_) => false,
         Trained::Adapters { tokens, .. } => tokens.whole_matrices() == 0,
     };
     let gradient = match keeps_gradients {
@@ -117,9 +118,17 @@ fn update(shape: &Shape, work: &Work) -> u64 {
         let side = rows.min(columns) as u64;
         2 * (rows * columns) as u64 + 2 * side * side
     };
+    if let Trained::Some(own) = &work.trained {
+        let matrices = own.iter().filter(|tensor| !is_embedding(&tensor.name));
+        let largest = matrices.filter_map(|tensor| match tensor.shape[..] {
+            [rows, columns] => Some(of_matrix(rows, columns)),
+            _ => None,
+        });
+        return largest.max().unwrap_or(0) * F32;
+    }
     let linears = (0..shape.layers).flat_map(|layer| shape.linears(layer));
     let largest = linears.map(|(width, out, _)| match work.trained {
-        Trained::All => of_matrix(out, width),
+        Trained::All | Trained::Some(_) => of_matrix(out, width),
         Trained::Adapters { ref ranks, .. } => {
             let rank = ranks.iter().flatten().max().copied().unwrap_or(0);
             of_matrix(rank, width).max(of_matrix(out, rank))

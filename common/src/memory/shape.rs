@@ -79,6 +79,8 @@ impl Fused {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Trained {
     All,
+    /// Some of the model's own tensors.
+    Some(Vec<OwnTensor>),
     Adapters {
         /// Whether there is dropout on the adapters' inputs.
         dropout: bool,
@@ -93,6 +95,13 @@ pub enum Trained {
         /// What of the embedding and the output layer is trained beside them.
         tokens: Tokens,
     },
+}
+
+/// One of a model's own tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnTensor {
+    pub name: String,
+    pub shape: Vec<usize>,
 }
 
 /// What is trained of the embedding, and of the output layer, beside adapters.

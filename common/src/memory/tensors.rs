@@ -1,9 +1,10 @@
 //! The trainable tensors of the work on a model, by their sizes: as many scalars, and moments of as many bits, as those that the
 //! engine trains ([`Layout`](crate::files::layout::Layout)).
 
-use super::{F32, LINEARS, Shape, Tokens, Trained, Work};
+use super::{F32, LINEARS, OwnTensor, Shape, Tokens, Trained, Work};
 use crate::files::moments::{BLOCK_SCALARS, has_8bit_moments};
 use crate::job::TrainedBiases;
+use crate::model::EMBEDDING;
 
 /// Trainable tensors of one size.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,13 @@ impl Tensors {
             count: count as u64,
             scalars: scalars as u64,
             is_embedding: false,
+        }
+    }
+
+    fn own(tensor: &OwnTensor) -> Self {
+        Self {
+            is_embedding: tensor.name == EMBEDDING,
+            ..Self::of(1, tensor.shape.iter().product())
         }
     }
 
@@ -47,16 +55,17 @@ impl Tensors {
 
 /// The tensors that the work trains.
 pub(super) fn trained(shape: &Shape, work: &Work) -> Vec<Tensors> {
-    let Trained::Adapters {
-        ranks,
-        tokens,
-        magnitudes,
-        biases,
-        lora_bias,
-        ..
-    } = &work.trained
-    else {
-        return of_model(shape);
+    let (ranks, tokens, magnitudes, biases, lora_bias) = match &work.trained {
+        Trained::All => return of_model(shape),
+        Trained::Some(own) => return own.iter().map(Tensors::own).collect(),
+        Trained::Adapters {
+            ranks,
+            tokens,
+            magnitudes,
+            biases,
+            lora_bias,
+            ..
+        } => (ranks, tokens, magnitudes, biases, lora_bias),
     };
     let mut tensors = of_tokens(shape, tokens);
     for (layer, ranks) in ranks.iter().enumerate() {

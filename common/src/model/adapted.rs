@@ -6,10 +6,10 @@ use thiserror::Error;
 
 use super::config::ModelConfig;
 use super::experts::ExpertNames;
-use super::geometry::{LinearShape, base_tensors, is_norm_or_bias, linears, token_tensors};
+use super::geometry::{LinearShape, linears, token_tensors};
 use crate::files::adapter::{Adapted, Factor, adapter_tensors, tensor_name};
 use crate::job::{
-    AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, is_magnitude, whole_path,
+    AdapterSizes, JobSpec, LoraSpec, Method, TargetModules, TrainedBiases, whole_path,
 };
 use crate::memory::LINEARS;
 
@@ -291,23 +291,6 @@ fn matching(
     }
 }
 
-/// Names of the matrices that a job trains.
-pub fn trained_matrices(
-    config: &ModelConfig,
-    job: &JobSpec,
-) -> Result<Vec<String>, UnmatchedTarget> {
-    let Method::Lora(lora) = &job.method else {
-        let matrices = base_tensors(config).into_iter();
-        let matrices = matrices.filter(|(name, shape)| !is_norm_or_bias(name, shape.len()));
-        return Ok(matrices.map(|(name, _)| name).collect());
-    };
-    let modules = adapted_modules(config, lora)?;
-    let tensors = module_tensors(&modules, lora).chain(tensors_beside(config, &modules, lora));
-    // Magnitudes are vectors that learn as matrices do.
-    let matrices = tensors.filter(|(name, shape)| shape.len() == 2 || is_magnitude(name));
-    Ok(matrices.map(|(name, _)| name).collect())
-}
-
 /// A job names a linear that the model does not have.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UnmatchedTarget {
@@ -329,6 +312,12 @@ pub enum UnmatchedTarget {
         "lora_bias: {path} has no bias in this model, so that an adapter with one could never be merged into it; name linears with a bias in lora_target_modules, or remove it"
     )]
     NoBias { path: String },
+    #[error(
+        "unfrozen_parameters: no weight of the model has a name in which one of them fits, so that nothing would be trained (a name is model.layers.0.self_attn.q_proj.weight)"
+    )]
+    AllFrozen,
+    #[error("unfrozen_parameters {0}")]
+    Unfrozen(String),
     #[error(
         "bias: `all` would train the bias of each router too ({router}), as PEFT does, and routers stay as they are here; use bias: lora_only"
     )]

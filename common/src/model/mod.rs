@@ -9,10 +9,11 @@ mod family;
 mod fields;
 mod geometry;
 mod rope;
+mod trained;
 
 pub use adapted::{
     AdaptedModule, UnmatchedTarget, absent_targets, adapted_by_layer, adapted_modules,
-    linear_names, module_tensors, tensors_beside, trained_by_layer, trained_matrices,
+    linear_names, module_tensors, tensors_beside, trained_by_layer,
 };
 pub use config::{Caps, ModelConfig, Scales};
 pub use error::ModelError;
@@ -23,3 +24,6 @@ pub use geometry::{
     linears, projections, token_tensor, token_tensors,
 };
 pub use rope::{LongTexts, Rope, RopeScaling, RotaryPairs};
+pub use trained::{
+    check_unfrozen, frozen_tensors, trained_matrices, unfrozen_sizes, unfrozen_tensors,
+};

@@ -218,6 +218,9 @@ fn model(prepared: &Prepared) -> String {
 
 fn method(job: &JobSpec, estimate: &Estimate) -> String {
     let method = match &job.method {
+        Method::Full if !job.unfrozen.is_all() => {
+            "full fine-tuning of the weights that unfrozen_parameters names".to_owned()
+        }
         Method::Full => "full fine-tuning".to_owned(),
         Method::Lora(lora) => format!(
             "{}, rank {}, alpha {}{}",

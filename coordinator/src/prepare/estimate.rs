@@ -6,7 +6,9 @@
 use common::flops::{self, PerToken};
 use common::job::{BaseDtype, Checkpointing, JobSpec};
 use common::memory::{Bytes, Work, on_gpu, on_processor};
-use common::model::{ModelConfig, UnmatchedTarget, adapted_by_layer, trained_by_layer};
+use common::model::{
+    ModelConfig, UnmatchedTarget, adapted_by_layer, trained_by_layer, unfrozen_sizes,
+};
 use serde::Serialize;
 
 /// Bytes in one worker, and the scalars behind them.
@@ -43,11 +45,12 @@ impl Need {
 impl Estimate {
     pub fn new(job: &JobSpec, config: &ModelConfig) -> Result<Self, UnmatchedTarget> {
         let adapted = adapted_by_layer(config, job)?;
-        let trained = Work::of(job, trained_by_layer(config, job)?, false);
+        let own = unfrozen_sizes(config, job)?;
+        let trained = Work::of(job, trained_by_layer(config, job)?, false).on(own.clone());
         let sizes = &config.shape();
         let work = |checkpointing| Work {
             quantization: config.quantization_of(job),
-            ..Work::of(job, adapted.clone(), checkpointing)
+            ..Work::of(job, adapted.clone(), checkpointing).on(own.clone())
         };
         let (keeps, recomputes) = match job.gradient_checkpointing {
             Checkpointing::Never => (true, false),

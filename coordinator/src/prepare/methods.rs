@@ -41,13 +41,17 @@ enum Way {
 /// Every method that can train this model, from the one that changes the most to the one that needs the least.
 pub fn methods(job: &JobSpec, config: &ModelConfig) -> Vec<MethodNeed> {
     let own = own(job, config);
+    let weights = match job.unfrozen.is_all() {
+        true => "all weights",
+        false => "unfrozen weights",
+    };
     ways(job, config)
         .into_iter()
         .filter_map(|way| {
             let job = job_of(way, job)?;
             let estimate = Estimate::new(&job, config).ok()?;
             Some(MethodNeed {
-                method: name(way, &job.method),
+                method: name(way, &job.method, weights),
                 is_own: way == own,
                 bytes: estimate.processor.least().total(),
                 asked_by: asked_by(way, job.optimizer),
@@ -148,12 +152,12 @@ fn in_either(optimizer: Optimizer) -> (Optimizer, Option<Optimizer>) {
     }
 }
 
-/// A method's name.
-fn name(way: Way, method: &Method) -> String {
+/// A method's name. `weights` are those that full training changes.
+fn name(way: Way, method: &Method, weights: &str) -> String {
     let of_adapter = |base: &str| format!("{} on {base}", adapter_kind(method));
     match way {
-        Way::Full => "all weights".to_owned(),
-        Way::Full8Bits => "all weights with 8-bit moments".to_owned(),
+        Way::Full => weights.to_owned(),
+        Way::Full8Bits => format!("{weights} with 8-bit moments"),
         Way::Adapter32Bits => of_adapter("32 bits"),
         Way::Adapter16Bits => of_adapter("16 bits"),
         Way::Adapter4Bits => of_adapter("4 bits"),
@@ -254,7 +258,7 @@ mod tests {
 
     fn need(way: Way, is_own: bool, mib: u64) -> MethodNeed {
         MethodNeed {
-            method: name(way, &Method::Lora(usual_adapter())),
+            method: name(way, &Method::Lora(usual_adapter()), "all weights"),
             is_own,
             bytes: mib << 20,
             asked_by: asked_by(way, Optimizer::Adamw),
@@ -270,7 +274,7 @@ mod tests {
             ..usual_adapter()
         };
         assert_eq!(
-            name(Way::Adapter16Bits, &Method::Lora(lora)),
+            name(Way::Adapter16Bits, &Method::Lora(lora), "all weights"),
             "DoRA with PiSSA and biases on 16 bits"
         );
         let (_, lion) = in_either(Optimizer::Lion);

@@ -4,7 +4,7 @@ use common::job::JobSpec;
 #[cfg(feature = "cuda")]
 use common::memory::on_gpu;
 use common::memory::{Bytes, Shape, Work, on_processor};
-use common::model::{ModelConfig, adapted_by_layer};
+use common::model::{ModelConfig, adapted_by_layer, unfrozen_sizes};
 
 use super::EngineError;
 use crate::engine::device::ComputeDevice;
@@ -40,6 +40,7 @@ pub fn shapes(
         alone: true,
         quantization: config.quantization_of(job),
         ..Work::of(job, adapted_by_layer(config, job)?, checkpointing)
+            .on(unfrozen_sizes(config, job)?)
     };
     Ok((config.shape(), work))
 }

@@ -45,6 +45,7 @@ pub fn write_model(dir: &Path, config: &Value, seed: u64) {
     let format = WeightsFormat::Model {
         config: config.clone(),
         dtype: Dtype::F32,
+        frozen: None,
     };
     trainer
         .snapshot()
@@ -105,6 +106,7 @@ pub fn job(method: Method) -> JobSpec {
         lr_scheduler: LrScheduler::Constant,
         warmup: Warmup::Steps(0),
         optimizer: Default::default(),
+        unfrozen: Default::default(),
         lr_groups: Default::default(),
         token_loss: Default::default(),
         adam_beta1: 0.9,

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use common::failpoint;
 use common::files::adapter::{AdapterConfig, parse_tensor_name};
-use common::files::model::ModelFolder;
+use common::files::model::{ModelFolder, WeightFiles};
 use common::files::sink::{Entries, Fill, Sink};
 use common::files::tensors::Dtype;
-use common::files::{FileEntry, FileError, Layout, Snapshot, WeightsFormat};
+use common::files::{FileEntry, FileError, Frozen, Layout, Snapshot, WeightsFormat};
 use common::job::{BaseDtype, JobSpec, Method, TargetModules};
-use common::model::EMBEDDING;
+use common::model::{EMBEDDING, ModelConfig, base_tensors, frozen_tensors};
 use common::wire::CHUNK_BYTES;
 use proto::v1;
 use proto::v1::upload_chunk::Chunk;
@@ -299,8 +299,24 @@ pub fn weights_format(
                 BaseDtype::Float32 => Dtype::F32,
                 BaseDtype::Bfloat16 => Dtype::BF16,
             },
+            frozen: frozen(model_dir, job)?,
         }),
     }
+}
+
+/// What the job leaves of its model as it is, if there is such.
+fn frozen(model_dir: &Path, job: &JobSpec) -> Result<Option<Frozen>, FileError> {
+    if job.unfrozen.is_all() {
+        return Ok(None);
+    }
+    let folder = ModelFolder::open(model_dir, job.init_weights)?;
+    let malformed = |reason: String| FileError::malformed(model_dir, reason);
+    let config = ModelConfig::of(&folder).map_err(|error| malformed(error.to_string()))?;
+    let tensors = frozen_tensors(&config, &job.unfrozen);
+    Ok(Some(Frozen {
+        files: Arc::new(WeightFiles::open(&folder, &base_tensors(&config))?),
+        tensors: tensors.map_err(|error| malformed(error.to_string()))?,
+    }))
 }
 
 /// The model's `config.json` with as many tokens as its embedding has now. What was quantised is not any more.
@@ -350,6 +366,7 @@ mod tests {
             format: WeightsFormat::Model {
                 config: serde_json::json!({"architectures": ["LlamaForCausalLM"]}),
                 dtype: Dtype::BF16,
+                frozen: None,
             },
         }
     }

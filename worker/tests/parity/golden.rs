@@ -308,6 +308,7 @@ fn checkpointing_and_resuming_change_no_bit() {
             Training::Full => WeightsFormat::Model {
                 config: serde_json::json!({"architectures": ["Qwen3ForCausalLM"]}),
                 dtype: Dtype::BF16,
+                frozen: None,
             },
         };
         first

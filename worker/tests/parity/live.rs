@@ -87,7 +87,11 @@ fn random_model(dir: &Path, dtype: Dtype, change: impl FnOnce(&mut Value)) {
         device: ComputeDevice::Cpu,
     })
     .unwrap();
-    let format = WeightsFormat::Model { config, dtype };
+    let format = WeightsFormat::Model {
+        config,
+        dtype,
+        frozen: None,
+    };
     trainer
         .snapshot()
         .unwrap()

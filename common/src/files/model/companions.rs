@@ -195,7 +195,7 @@ pub(super) fn add_end_tokens(to: &Path, ids: &[u32]) -> Result<(), FileError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::{ModelFolder, ModelTensor, write_model};
+    use super::super::{ModelFolder, ModelTensor, Scalars, write_model};
     use super::*;
     use crate::files::FileEntry;
     use crate::files::names::{CONFIG, INDEX};
@@ -238,7 +238,7 @@ mod tests {
         let tensors = ["a", "b"].map(|name| ModelTensor {
             name,
             shape: &[4],
-            scalars: &[0.5; 4],
+            scalars: Scalars::Here(&[0.5; 4]),
         });
         let config = serde_json::json!({"architectures": ["LlamaForCausalLM"]});
         write_model(dir.path(), &config, &tensors, Dtype::F32, 16).unwrap();

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::files::FileError;
 use crate::files::json::json_text;
 use crate::files::layout::as_bytes;
+use crate::files::model::WeightFiles;
 use crate::files::names::{CONFIG, INDEX, SINGLE};
 use crate::files::sink::Sink;
 use crate::files::tensors::{Dtype, TensorSpec, write_streaming};
@@ -15,11 +16,29 @@ use crate::files::tensors::{Dtype, TensorSpec, write_streaming};
 /// Largest weights file we write, as Transformers does by default.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// A tensor of a model to be written, from float32 scalars.
+/// Scalars of another model's tensor that are in memory at once.
+const PART_SCALARS: usize = 1 << 20;
+
+/// A tensor of a model to be written.
 pub struct ModelTensor<'a> {
     pub name: &'a str,
     pub shape: &'a [usize],
-    pub scalars: &'a [f32],
+    pub scalars: Scalars<'a>,
+}
+
+/// Where the scalars of a tensor are that is written.
+#[derive(Clone, Copy)]
+pub enum Scalars<'a> {
+    /// In memory, in float32.
+    Here(&'a [f32]),
+    /// In the files of another model, under the same name.
+    In(&'a WeightFiles),
+}
+
+impl ModelTensor<'_> {
+    fn scalar_count(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
 }
 
 /// Writes `config.json` (with the right type named) and the weights as `dtype`: one file, or shards of at most
@@ -32,7 +51,7 @@ pub fn write_model(
     max_shard_bytes: u64,
 ) -> Result<(), FileError> {
     let scalar_bytes = (dtype.bitsize() / 8) as u64;
-    let bytes = |tensor: &ModelTensor| tensor.scalars.len() as u64 * scalar_bytes;
+    let bytes = |tensor: &ModelTensor| tensor.scalar_count() * scalar_bytes;
     let mut shards: Vec<&[ModelTensor]> = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (end, tensor) in tensors.iter().enumerate() {
@@ -55,7 +74,7 @@ pub fn write_model(
             }
         }
         let total: u64 = tensors.iter().map(bytes).sum();
-        let scalars: u64 = tensors.iter().map(|t| t.scalars.len() as u64).sum();
+        let scalars: u64 = tensors.iter().map(ModelTensor::scalar_count).sum();
         let index = serde_json::json!({
             "metadata": {"total_parameters": scalars, "total_size": total},
             "weight_map": weight_map,
@@ -85,8 +104,30 @@ fn write_shard(
         })
         .collect();
     write_streaming(sink, name, &specs, &[], |index, out| {
-        write_scalars(tensors[index].scalars, dtype, out)
+        let tensor = &tensors[index];
+        match tensor.scalars {
+            Scalars::Here(scalars) => write_scalars(scalars, dtype, out),
+            Scalars::In(files) => copy_scalars(tensor, files, dtype, out),
+        }
     })
+}
+
+/// Writes the scalars of a tensor that files hold, a part at a time.
+fn copy_scalars(
+    tensor: &ModelTensor,
+    files: &WeightFiles,
+    dtype: Dtype,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let scalars = tensor.shape.iter().product();
+    let mut part = vec![0.0f32; PART_SCALARS.min(scalars)];
+    for first in (0..scalars).step_by(PART_SCALARS) {
+        let part = &mut part[..PART_SCALARS.min(scalars - first)];
+        let read = files.read_part(tensor.name, tensor.shape, first, part);
+        read.map_err(io::Error::other)?;
+        write_scalars(part, dtype, out)?;
+    }
+    Ok(())
 }
 
 fn write_scalars(scalars: &[f32], dtype: Dtype, out: &mut dyn Write) -> io::Result<()> {

@@ -103,6 +103,13 @@ pub(super) const FIELDS: &[Field] = &[
         "Its N; -1 is `init_lora_weights: pissa`.",
     ),
     field(
+        "unfrozen_parameters",
+        &[],
+        "list of regular expressions",
+        "all weights",
+        "The weights that full training changes: those with a name in which an expression fits (a dot in it stands for itself, as in Axolotl). The others stay as they are, and need neither moments nor gradients.",
+    ),
+    field(
         "exclude_modules",
         &["peft_exclude_modules"],
         "list of module names, or a regular expression",

@@ -30,6 +30,7 @@ fn the_digest_follows_what_decides_the_result() {
         "init_lora_weights: true\n",
         "bias: none\n",
         "lora_bias: false\n",
+        "unfrozen_parameters: []\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),
@@ -63,6 +64,7 @@ fn the_digest_follows_what_decides_the_result() {
         "pissa_init: true\n",
         "bias: all\n",
         "lora_bias: true\n",
+        "unfrozen_parameters: [norm]\n",
     ] {
         assert_ne!(
             job(&format!("adapter: lora\n{other}")).digest(),

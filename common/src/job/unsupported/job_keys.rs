@@ -424,8 +424,11 @@ pub(super) const GROUPS: &[Group] = &[
         rule: Only(OFF, "ReLoRA is not supported; remove it"),
     },
     Group {
-        keys: &["unfrozen_parameters", "freeze_*"],
-        rule: Only(OFF, "full training trains every weight; remove it"),
+        keys: &["freeze_*"],
+        rule: Only(
+            OFF,
+            "unfrozen_parameters says which weights full training changes, by patterns of their names; remove it",
+        ),
     },
     Group {
         keys: &["merge_lora"],

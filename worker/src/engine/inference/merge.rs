@@ -7,7 +7,9 @@ use common::data::template::{ChatTemplate, TemplateError};
 use common::data::tokenize::{SpecialTokens, Tokenizer, TokenizerError, end_tokens_of};
 use common::files::FileError;
 use common::files::atomic::AtomicDir;
-use common::files::model::{MAX_SHARD_BYTES, ModelFolder, ModelTensor, is_mxfp4, write_model};
+use common::files::model::{
+    MAX_SHARD_BYTES, ModelFolder, ModelTensor, Scalars, is_mxfp4, write_model,
+};
 use common::files::tensors::Dtype;
 use common::job::InitWeights;
 use common::model::ModelConfig;
@@ -67,7 +69,7 @@ pub fn merge(
         .map(|(name, shape, scalars)| ModelTensor {
             name,
             shape,
-            scalars,
+            scalars: Scalars::Here(scalars),
         })
         .collect();
     let stored = ["dtype", "torch_dtype"]

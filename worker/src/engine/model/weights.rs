@@ -369,7 +369,7 @@ mod tests {
     use super::*;
     use crate::ComputeDevice;
     use crate::engine::{Trainer, TrainerOptions, testing};
-    use common::files::model::{ModelTensor, write_model};
+    use common::files::model::{ModelTensor, Scalars, write_model};
     use common::job::{InitWeights, Method, TargetModules};
     use serde_json::json;
 
@@ -381,7 +381,7 @@ mod tests {
         let tensor = |name| ModelTensor {
             name,
             shape: &SHAPE,
-            scalars: &values,
+            scalars: Scalars::Here(&values),
         };
         let config = testing::config("LlamaForCausalLM");
         let tensors = [tensor("a"), tensor("b")];
@@ -430,7 +430,7 @@ mod tests {
         let tensor = ModelTensor {
             name: "a",
             shape: &SHAPE,
-            scalars: &values,
+            scalars: Scalars::Here(&values),
         };
         let config = testing::config("LlamaForCausalLM");
         write_model(dir.path(), &config, &[tensor], Dtype::F32, 1 << 20).unwrap();

@@ -8,7 +8,7 @@ use common::files::layout::Layout;
 use common::files::moments::{EightBits, Moment};
 use common::job::{JobSpec, Method, MomentDtype, TrainedRows, TrainedTokens};
 use common::model::{
-    EMBEDDING, HEAD, ModelConfig, adapted_modules, base_tensors, tensors_beside, token_tensor,
+    EMBEDDING, HEAD, ModelConfig, adapted_modules, tensors_beside, token_tensor, unfrozen_tensors,
 };
 
 use crate::engine::adapter::{adapter_layout, initial_values, values_from};
@@ -35,7 +35,8 @@ impl InitialWeights {
         let moments = job.optimizer.moments();
         match &job.method {
             Method::Full => {
-                let layout = Layout::new(base_tensors(config)).with_moments(moments);
+                let layout =
+                    Layout::new(unfrozen_tensors(config, &job.unfrozen)?).with_moments(moments);
                 let mut values = zeros(layout.scalars)?;
                 for tensor in &layout.tensors {
                     let range = tensor.offset..tensor.offset + tensor.scalars();

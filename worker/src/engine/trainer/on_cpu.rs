@@ -6,7 +6,7 @@ use common::files::layout::Layout;
 use common::files::moments::MomentPartMut;
 use common::files::{Flat, Moment};
 use common::host::available_bytes;
-use common::job::{JobSpec, Method, TrainedRows};
+use common::job::{BaseDtype, JobSpec, Method, TrainedRows};
 use common::model::ModelConfig;
 use rayon::prelude::*;
 
@@ -67,7 +67,11 @@ impl OnCpu {
             parameters: &parameters,
             lora: lora.map(JobAdapter::of),
             new_adapter: is_new.then_some(job.seed),
-            dtype: job.base_dtype,
+            dtype: match job.method {
+                // What is left as it is is computed with in the type of what is trained.
+                Method::Full => BaseDtype::Float32,
+                Method::Lora(_) => job.base_dtype,
+            },
             quantization: job.quantization,
         };
         let mut model = parts.model(job.sequence_len)?;

@@ -14,6 +14,7 @@ use common::model::linears;
 mod adapters;
 mod eight_bits;
 mod four_bits;
+mod unfrozen;
 
 const FAMILIES: [&str; 18] = [
     "LlamaForCausalLM",

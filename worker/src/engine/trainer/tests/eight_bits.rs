@@ -164,6 +164,7 @@ fn a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_bits() {
         let format = WeightsFormat::Model {
             config: wide_config(),
             dtype: Dtype::BF16,
+            frozen: None,
         };
         let folder = tempfile::tempdir().unwrap();
         let saved = first.snapshot().unwrap();

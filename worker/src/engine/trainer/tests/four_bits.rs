@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use common::files::model::{ModelFolder, ModelTensor, WeightFiles};
+use common::files::model::{ModelFolder, ModelTensor, Scalars, WeightFiles};
 use common::files::tensors::Dtype;
 use common::job::{BaseDtype, InitWeights, JobSpec, Quantization, TargetModules};
 use common::model::{
@@ -45,7 +45,7 @@ pub(super) fn widened_copy(from: &Path, how: Quantization) -> tempfile::TempDir 
         .map(|(name, shape, scalars)| ModelTensor {
             name,
             shape,
-            scalars,
+            scalars: Scalars::Here(scalars),
         })
         .collect();
     let json = folder.config_json();

@@ -1,0 +1,145 @@
+//! What a job trains of a model: which of its own tensors full training changes and which it leaves as they are, and which matrices
+//! learn.
+
+use super::adapted::{UnmatchedTarget, adapted_modules, module_tensors, tensors_beside};
+use super::config::ModelConfig;
+use super::geometry::{EMBEDDING, HEAD, base_tensors, is_norm_or_bias};
+use crate::job::{InitWeights, JobSpec, Method, Unfrozen, is_magnitude};
+use crate::memory::OwnTensor;
+
+/// Tensors of a model, with their shapes.
+type Tensors = Vec<(String, Vec<usize>)>;
+
+/// The tensors that full training changes.
+///
+/// # Errors
+/// Where patterns are given, and none fits a name.
+pub fn unfrozen_tensors(
+    config: &ModelConfig,
+    unfrozen: &Unfrozen,
+) -> Result<Tensors, UnmatchedTarget> {
+    let (unfrozen, _) = divided(config, unfrozen)?;
+    match unfrozen.is_empty() {
+        true => Err(UnmatchedTarget::AllFrozen),
+        false => Ok(unfrozen),
+    }
+}
+
+/// The tensors that full training leaves as they are.
+pub fn frozen_tensors(
+    config: &ModelConfig,
+    unfrozen: &Unfrozen,
+) -> Result<Tensors, UnmatchedTarget> {
+    Ok(divided(config, unfrozen)?.1)
+}
+
+/// The tensors that full training changes, and the others.
+fn divided(
+    config: &ModelConfig,
+    unfrozen: &Unfrozen,
+) -> Result<(Tensors, Tensors), UnmatchedTarget> {
+    let tensors = base_tensors(config);
+    if unfrozen.is_all() {
+        return Ok((tensors, Vec::new()));
+    }
+    let names = unfrozen.names().map_err(UnmatchedTarget::Unfrozen)?;
+    Ok(tensors.into_iter().partition(|(name, _)| names.fit(name)))
+}
+
+/// The sizes of what full training changes, where that is not the whole model.
+///
+/// # Errors
+/// As [`unfrozen_tensors`].
+pub fn unfrozen_sizes(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Option<Vec<OwnTensor>>, UnmatchedTarget> {
+    if job.method != Method::Full || job.unfrozen.is_all() {
+        return Ok(None);
+    }
+    let tensors = unfrozen_tensors(config, &job.unfrozen)?.into_iter();
+    let tensors = tensors.map(|(name, shape)| OwnTensor { name, shape });
+    Ok(Some(tensors.collect()))
+}
+
+/// Names of the matrices that a job trains.
+pub fn trained_matrices(
+    config: &ModelConfig,
+    job: &JobSpec,
+) -> Result<Vec<String>, UnmatchedTarget> {
+    let Method::Lora(lora) = &job.method else {
+        let matrices = unfrozen_tensors(config, &job.unfrozen)?.into_iter();
+        let matrices = matrices.filter(|(name, shape)| !is_norm_or_bias(name, shape.len()));
+        return Ok(matrices.map(|(name, _)| name).collect());
+    };
+    let modules = adapted_modules(config, lora)?;
+    let tensors = module_tensors(&modules, lora).chain(tensors_beside(config, &modules, lora));
+    // Magnitudes are vectors that learn as matrices do.
+    let matrices = tensors.filter(|(name, shape)| shape.len() == 2 || is_magnitude(name));
+    Ok(matrices.map(|(name, _)| name).collect())
+}
+
+/// Checks the patterns of a job against the names of its model; `config` has the tokens that the job adds. Returns what the user
+/// should know.
+///
+/// # Errors
+/// One line, where they leave nothing to train, or not what the job says elsewhere.
+pub fn check_unfrozen(config: &ModelConfig, job: &JobSpec) -> Result<Vec<String>, String> {
+    if job.unfrozen.is_all() {
+        return Ok(Vec::new());
+    }
+    let told = |error: UnmatchedTarget| error.to_string();
+    let unfrozen = unfrozen_tensors(config, &job.unfrozen).map_err(told)?;
+    let is_unfrozen = |wanted: &str| unfrozen.iter().any(|(name, _)| name == wanted);
+    if let Method::Lora(lora) = &job.method {
+        let modules = adapted_modules(config, lora).map_err(told)?;
+        let names = modules
+            .iter()
+            .map(|module| format!("{}.weight", module.path));
+        return match { names }.find(|name| !is_unfrozen(name)) {
+            None => Ok(vec![
+                "unfrozen_parameters: changes nothing, because an adapter is trained, and of the model no weight is".to_owned(),
+            ]),
+            Some(name) => Err(format!(
+                "unfrozen_parameters leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \
+                 layers_to_transform instead, and remove it"
+            )),
+        };
+    }
+    if job.init_weights == InitWeights::Random {
+        return Err(
+            "unfrozen_parameters: all weights are drawn anew (init_weights: random), so all must be trained; remove one of the two"
+                .to_owned(),
+        );
+    }
+    let of_tokens = [Some(EMBEDDING), (!config.tied).then_some(HEAD)];
+    let frozen = of_tokens
+        .into_iter()
+        .flatten()
+        .find(|name| !is_unfrozen(name));
+    if let (Some(name), false) = (frozen, job.tokens.is_empty()) {
+        return Err(format!(
+            "unfrozen_parameters leaves out {name}, and the job adds tokens, whose rows of it must be learned; name it there, too"
+        ));
+    }
+    let all = base_tensors(config);
+    let names = job.unfrozen.names()?;
+    let idle = names.idle(all.iter().map(|(name, _)| name.as_str()));
+    Ok(match idle[..] {
+        [] => Vec::new(),
+        _ => vec![format!(
+            "unfrozen_parameters: no weight of the model has a name in which these fit: {}",
+            shown(&idle)
+        )],
+    })
+}
+
+/// The first few of some patterns, and how many there are besides.
+fn shown(patterns: &[&str]) -> String {
+    const FEW: usize = 5;
+    let first = patterns[..patterns.len().min(FEW)].join(", ");
+    match patterns.len().saturating_sub(FEW) {
+        0 => first,
+        more => format!("{first}, and {more} more"),
+    }
+}
