@@ -151,6 +151,7 @@ mod tests {
             warmup: Warmup::Steps(3),
             optimizer: Default::default(),
             unfrozen: Default::default(),
+            router_loss: Default::default(),
             lr_groups: Default::default(),
             token_loss: Default::default(),
             adam_beta1: 0.9,

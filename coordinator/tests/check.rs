@@ -356,7 +356,11 @@ fn full_training_of_some_weights_is_told_and_patterns_that_leave_nothing_are_ref
         (full(json!("layers.(")), "which is no regular expression"),
         (
             full(json!(["mlp"])).set("init_weights", json!("random")),
-            "are drawn anew",
+            "would leave weights as they are drawn",
+        ),
+        (
+            full(json!(["norm"])).set("optimizer", json!("muon")),
+            "names norms and biases alone",
         ),
         (
             full(json!(["mlp"])).set("tokens", json!(["<new>"])),

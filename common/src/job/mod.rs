@@ -31,6 +31,7 @@ mod quote;
 mod read;
 mod received;
 mod resolve;
+mod router_loss;
 mod spec;
 mod split;
 mod starting_adapter;
@@ -71,6 +72,7 @@ pub use optimizer::{
 };
 pub use pattern::whole_path;
 pub use prompt_format::{PromptFormat, SystemFormat, fill};
+pub use router_loss::RouterLoss;
 pub use spec::*;
 pub use split::{RowRange, Slice, Split, TRAIN};
 pub use starting_adapter::{AdapterRequest, FindAdapter, FoundAdapter, find_no_adapter};

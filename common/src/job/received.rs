@@ -29,6 +29,7 @@ impl JobSpec {
             ("optimizer", self.optimizer.check()),
             ("lr_groups", self.lr_groups.check()),
             ("token_loss", self.token_loss.check()),
+            ("router_aux_loss_coef", self.router_loss.check()),
             ("unfrozen_parameters", self.unfrozen.check()),
         ];
         for (name, check) in checks {

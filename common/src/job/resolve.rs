@@ -16,6 +16,7 @@ mod prompt_types;
 mod push;
 mod quantization;
 mod rate_groups;
+mod router_loss;
 mod schedule;
 mod settings;
 mod special_tokens;
@@ -48,6 +49,7 @@ use optimizer::optimizer;
 use push::push;
 use quantization::{base_dtype, is_dtype_of_model, quantization};
 use rate_groups::{decays, rate_groups};
+use router_loss::router_loss;
 use schedule::{batch, max_steps, warmup};
 use special_tokens::{eos_token, special_tokens};
 use tokens::{new_tokens, overrides};
@@ -125,6 +127,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> JobSpec {
         optimizer,
         lr_groups,
         token_loss: token_loss(reader),
+        router_loss: router_loss(reader),
         adam_beta1: reader.below_one("adam_beta1").unwrap_or(betas.0),
         adam_beta2: reader.below_one("adam_beta2").unwrap_or(betas.1),
         adam_epsilon: adam_epsilon(reader),

@@ -16,6 +16,7 @@ use super::adapter_sizes::{AdapterSizes, scale};
 use super::loss::TokenLoss;
 use super::lr_scheduler::LrScheduler;
 use super::optimizer::{Optimizer, RateGroups};
+use super::router_loss::RouterLoss;
 use super::tokens::{NewToken, TrainedTokens};
 use super::trained_biases::TrainedBiases;
 use super::unfrozen::Unfrozen;
@@ -124,6 +125,9 @@ pub struct JobSpec {
     /// What a trained token adds to the loss. Default: its cross-entropy.
     #[serde(default, skip_serializing_if = "TokenLoss::is_default")]
     pub token_loss: TokenLoss,
+    /// The loss that spreads tokens over experts. Default: as the model's `config.json` says.
+    #[serde(default, skip_serializing_if = "RouterLoss::is_default")]
+    pub router_loss: RouterLoss,
     /// Decay of the first moment of AdamW, and the first of Lion's betas, in [0, 1). Default: the optimizer's, 0.9.
     pub adam_beta1: f64,
     /// Decay of AdamW's second moment, and the second of Lion's betas, in [0, 1). Default: the optimizer's, 0.999 for AdamW.

@@ -106,6 +106,8 @@ impl ModelConfig {
     /// The model of a job, which may have rows for more tokens than its folder.
     pub fn for_job(mut self, job: &JobSpec) -> Self {
         self.vocab_size = self.vocab_size.max(job.token_rows());
+        let asked = job.router_loss;
+        self.experts = self.experts.map(|experts| experts.with_router_loss(asked));
         match &job.method {
             Method::Full => self,
             Method::Lora(lora) => self.with_trained_tokens(&lora.tokens),

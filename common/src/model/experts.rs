@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use super::error::ModelError;
 use super::fields::Fields;
+use crate::job::RouterLoss;
 use crate::memory;
 
 /// What an architecture with experts has that its `config.json` does not say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct ExpertKind {
     /// Keys of the number of experts: the one that is written, and another name for it.
     pub count: [&'static str; 2],
@@ -23,6 +24,8 @@ pub(super) struct ExpertKind {
     pub normalises: Option<bool>,
     /// Whether a layer has all of its experts in fused tensors, with biases.
     pub fused: bool,
+    /// Coefficient of the router's loss, where `config.json` has none.
+    pub router_loss: f64,
     /// Whether `mlp_only_layers` and `decoder_sparse_step` leave layers dense.
     pub may_be_dense: bool,
     pub names: ExpertNames,
@@ -50,6 +53,7 @@ impl ExpertKind {
         shared: None,
         normalises: None,
         fused: false,
+        router_loss: 0.001,
         may_be_dense: true,
         names: ExpertNames {
             block: "mlp",
@@ -70,12 +74,14 @@ impl ExpertKind {
     };
     pub const OLMOE: Self = Self {
         width: "intermediate_size",
+        router_loss: 0.01,
         may_be_dense: false,
         ..Self::QWEN
     };
     pub const MIXTRAL: Self = Self {
         count: ["num_local_experts", "num_experts"],
         normalises: Some(true),
+        router_loss: 0.001,
         names: ExpertNames {
             block: "block_sparse_moe",
             router: "gate",
@@ -91,6 +97,7 @@ impl ExpertKind {
         count: ["num_local_experts", "num_experts"],
         normalises: Some(true),
         fused: true,
+        router_loss: 0.9,
         names: ExpertNames {
             block: "mlp",
             router: "router",
@@ -110,6 +117,10 @@ pub struct Experts {
     /// The weights of a token's experts are divided by their sum.
     pub normalises: bool,
     pub names: ExpertNames,
+    /// Whether the router's loss is added to that of the tokens.
+    pub adds_router_loss: bool,
+    /// What the router's loss is multiplied by.
+    pub router_loss_coefficient: f64,
     /// What differs where a layer has all of its experts in fused tensors.
     pub fused: Option<FusedExperts>,
 }
@@ -124,6 +135,21 @@ pub struct FusedExperts {
 }
 
 impl Experts {
+    /// Coefficient of the router's loss, where it is added.
+    pub fn router_loss(&self) -> Option<f64> {
+        let coefficient = self.router_loss_coefficient;
+        (self.adds_router_loss && coefficient > 0.0).then_some(coefficient)
+    }
+
+    /// The same experts with the router's loss that a job asks for.
+    pub(super) fn with_router_loss(self, asked: RouterLoss) -> Self {
+        Self {
+            adds_router_loss: asked.is_added.unwrap_or(self.adds_router_loss),
+            router_loss_coefficient: asked.coefficient.unwrap_or(self.router_loss_coefficient),
+            ..self
+        }
+    }
+
     /// Path of the router within its layer.
     pub fn router(&self) -> String {
         format!("{}.{}", self.names.block, self.names.router)
@@ -176,6 +202,9 @@ impl Fields<'_> {
                 "num_experts_per_tok {per_token} is more than the {count} experts that there are"
             )));
         }
+        let coefficient = self
+            .number("router_aux_loss_coef")
+            .unwrap_or(kind.router_loss);
         let shared = kind.shared.map(|key| self.size(key)).transpose()?;
         let has_experts = match kind.may_be_dense {
             true => self.layers_with_experts(layers)?,
@@ -194,6 +223,8 @@ impl Fields<'_> {
                 .normalises
                 .unwrap_or_else(|| self.flag("norm_topk_prob")),
             names: kind.names,
+            adds_router_loss: self.flag("output_router_logits"),
+            router_loss_coefficient: coefficient,
             fused: kind.fused.then(|| FusedExperts {
                 alpha: self.number("swiglu_alpha").unwrap_or(1.702),
                 limit: self.number("swiglu_limit").unwrap_or(7.0),
@@ -202,10 +233,6 @@ impl Fields<'_> {
     }
 
     fn refuse_of_routers(&self) -> Result<(), ModelError> {
-        if self.flag("output_router_logits") {
-            let feature = "output_router_logits true (it adds a loss of the router; say false to train without)";
-            return Err(self.unsupported(feature.to_owned()));
-        }
         for key in ["router_jitter_noise", "clip_qkv"] {
             if let Some(number) = self.number(key).filter(|number| *number != 0.0) {
                 return Err(self.unsupported(format!("{key} {number}")));
@@ -341,9 +368,41 @@ mod tests {
     }
 
     #[test]
+    fn the_router_s_loss_is_as_the_model_and_the_job_say() {
+        let of = |class: &str, asked: RouterLoss| {
+            let model = |is_added: bool| {
+                experts(class, |json| json["output_router_logits"] = is_added.into())
+            };
+            [false, true].map(|is_added| model(is_added).with_router_loss(asked).router_loss())
+        };
+        let nothing = RouterLoss::default();
+        assert_eq!(of("MixtralForCausalLM", nothing), [None, Some(0.001)]);
+        assert_eq!(of("OlmoeForCausalLM", nothing), [None, Some(0.01)]);
+        assert_eq!(of("GptOssForCausalLM", nothing), [None, Some(0.9)]);
+        let asked = |is_added, coefficient| {
+            of(
+                "Qwen3MoeForCausalLM",
+                RouterLoss {
+                    is_added,
+                    coefficient,
+                },
+            )
+        };
+        assert_eq!(asked(Some(true), None), [Some(0.001); 2]);
+        assert_eq!(asked(Some(false), Some(0.5)), [None; 2]);
+        assert_eq!(asked(None, Some(0.5)), [None, Some(0.5)]);
+        assert_eq!(asked(Some(true), Some(0.0)), [None; 2]);
+        let own = experts("OlmoeForCausalLM", |json| {
+            json["output_router_logits"] = true.into();
+            json["router_aux_loss_coef"] = 0.25.into();
+        });
+        assert_eq!(own.router_loss(), Some(0.25));
+    }
+
+    #[test]
     fn what_is_not_done_is_refused_by_name() {
         for (key, value) in [
-            ("output_router_logits", json!(true)),
+            ("router_aux_loss_coef", json!(-0.1)),
             ("router_jitter_noise", json!(0.1)),
             ("clip_qkv", json!(8.0)),
             ("num_experts_per_tok", json!(9)),

@@ -4,7 +4,7 @@
 use super::adapted::{UnmatchedTarget, adapted_modules, module_tensors, tensors_beside};
 use super::config::ModelConfig;
 use super::geometry::{EMBEDDING, HEAD, base_tensors, is_norm_or_bias};
-use crate::job::{InitWeights, JobSpec, Method, Unfrozen, is_magnitude};
+use crate::job::{InitWeights, JobSpec, LoraSpec, Method, Optimizer, Unfrozen, is_magnitude};
 use crate::memory::OwnTensor;
 
 /// Tensors of a model, with their shapes.
@@ -88,39 +88,17 @@ pub fn check_unfrozen(config: &ModelConfig, job: &JobSpec) -> Result<Vec<String>
     if job.unfrozen.is_all() {
         return Ok(Vec::new());
     }
-    let told = |error: UnmatchedTarget| error.to_string();
-    let unfrozen = unfrozen_tensors(config, &job.unfrozen).map_err(told)?;
-    let is_unfrozen = |wanted: &str| unfrozen.iter().any(|(name, _)| name == wanted);
-    if let Method::Lora(lora) = &job.method {
-        let modules = adapted_modules(config, lora).map_err(told)?;
-        let names = modules
-            .iter()
-            .map(|module| format!("{}.weight", module.path));
-        return match { names }.find(|name| !is_unfrozen(name)) {
-            None => Ok(vec![
-                "unfrozen_parameters: changes nothing, because an adapter is trained, and of the model no weight is".to_owned(),
-            ]),
-            Some(name) => Err(format!(
-                "unfrozen_parameters leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \
-                 layers_to_transform instead, and remove it"
-            )),
-        };
+    let unfrozen = unfrozen_tensors(config, &job.unfrozen).map_err(|error| error.to_string())?;
+    let conflict = match &job.method {
+        Method::Full => conflict_of_full(config, job, &unfrozen),
+        Method::Lora(lora) => conflict_of_adapter(config, lora, &unfrozen)?,
+    };
+    if let Some(conflict) = conflict {
+        return Err(format!("unfrozen_parameters {conflict}"));
     }
-    if job.init_weights == InitWeights::Random {
-        return Err(
-            "unfrozen_parameters: all weights are drawn anew (init_weights: random), so all must be trained; remove one of the two"
-                .to_owned(),
-        );
-    }
-    let of_tokens = [Some(EMBEDDING), (!config.tied).then_some(HEAD)];
-    let frozen = of_tokens
-        .into_iter()
-        .flatten()
-        .find(|name| !is_unfrozen(name));
-    if let (Some(name), false) = (frozen, job.tokens.is_empty()) {
-        return Err(format!(
-            "unfrozen_parameters leaves out {name}, and the job adds tokens, whose rows of it must be learned; name it there, too"
-        ));
+    if job.method != Method::Full {
+        let told = "unfrozen_parameters: changes nothing, because an adapter is trained, and of the model no weight is";
+        return Ok(vec![told.to_owned()]);
     }
     let all = base_tensors(config);
     let names = job.unfrozen.names()?;
@@ -132,6 +110,54 @@ pub fn check_unfrozen(config: &ModelConfig, job: &JobSpec) -> Result<Vec<String>
             shown(&idle)
         )],
     })
+}
+
+fn has(tensors: &Tensors, wanted: &str) -> bool {
+    tensors.iter().any(|(name, _)| name == wanted)
+}
+
+/// What else of a job with an adapter the patterns leave no room for.
+fn conflict_of_adapter(
+    config: &ModelConfig,
+    lora: &LoraSpec,
+    unfrozen: &Tensors,
+) -> Result<Option<String>, String> {
+    let modules = adapted_modules(config, lora).map_err(|error| error.to_string())?;
+    let mut names = modules
+        .iter()
+        .map(|module| format!("{}.weight", module.path));
+    Ok(names.find(|name| !has(unfrozen, name)).map(|name| {
+        format!(
+            "leaves out {name}, which the job puts an adapter on; name linears in lora_target_modules and layers in \
+             layers_to_transform instead, and remove it"
+        )
+    }))
+}
+
+/// What else of a job of full training the patterns leave no room for.
+fn conflict_of_full(config: &ModelConfig, job: &JobSpec, unfrozen: &Tensors) -> Option<String> {
+    if job.init_weights == InitWeights::Random {
+        let told = "would leave weights as they are drawn (init_weights: random), so all must be trained; remove one of the two";
+        return Some(told.to_owned());
+    }
+    let of_tokens = [Some(EMBEDDING), (!config.tied).then_some(HEAD)];
+    let mut of_tokens = of_tokens.into_iter().flatten();
+    if let (Some(name), false) = (
+        of_tokens.find(|name| !has(unfrozen, name)),
+        job.tokens.is_empty(),
+    ) {
+        return Some(format!(
+            "leaves out {name}, and the job adds tokens, whose rows of it must be learned; name it there, too"
+        ));
+    }
+    let leaves_vectors = Optimizer::Muon {
+        trains_vectors: false,
+    };
+    let mut tensors = unfrozen.iter();
+    let is_idle = job.optimizer == leaves_vectors
+        && tensors.all(|(name, shape)| is_norm_or_bias(name, shape.len()));
+    let told = "names norms and biases alone, which `optimizer: muon` does not change; name matrices, or another optimizer";
+    is_idle.then(|| told.to_owned())
 }
 
 /// The first few of some patterns, and how many there are besides.

@@ -126,6 +126,16 @@ impl Prepared {
                 linear_names(config)
             ));
         }
+        let router_loss = experts.and_then(|experts| experts.router_loss());
+        match (router_loss, self.job.router_loss.is_added) {
+            (Some(coefficient), _) => notices.push(format!(
+                "a loss of the router is added to that of the tokens, times {coefficient}: it spreads tokens over the experts"
+            )),
+            (None, Some(true)) if experts.is_none() => notices.push(
+                "output_router_logits: changes nothing, because the model has no experts".to_owned(),
+            ),
+            _ => {}
+        }
         let asked = self.job.quantization.filter(|_| !config.is_four_bits);
         match (experts, asked) {
             (Some(_), Some(how)) if !how.experts => {

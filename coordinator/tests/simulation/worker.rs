@@ -332,6 +332,7 @@ fn identity(job_digest: String) -> StateIdentity {
         format: WeightsFormat::Model {
             config: serde_json::Value::Null,
             dtype: Dtype::F32,
+            frozen: None,
         },
     }
 }

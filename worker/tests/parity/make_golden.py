@@ -32,6 +32,8 @@ DATASET_SEED = 4
 SEQUENCE_LEN = 20
 STEPS = 10
 BATCH = 4
+# Texts of a slot, as the tests have them.
+SLOT = 2
 IGNORED = -100
 EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 NAMES = [*CASES, *ADAPTER_CASES, DATASET]
@@ -84,9 +86,13 @@ def batch(examples):
 
 def parts(model, examples):
     """What goes through the model at once: a batch, but with LongRoPE each text, because in a batch the longest decides
-    by which factors all of them turn."""
-    rope = model.config.rope_parameters
-    return [[example] for example in examples] if rope.get("rope_type") == "longrope" else [examples]
+    by which factors all of them turn; and with a loss of the router, which is one of a slot, what a slot has."""
+    size = len(examples)
+    if model.config.rope_parameters.get("rope_type") == "longrope":
+        size = 1
+    elif getattr(model.config, "output_router_logits", False):
+        size = SLOT
+    return [examples[first : first + size] for first in range(0, len(examples), size)]
 
 
 def train(model, examples, learning_rate):

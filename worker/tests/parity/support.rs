@@ -196,6 +196,7 @@ pub fn job(method: Method, learning_rate: f64, sequence_len: usize) -> JobSpec {
         warmup: Warmup::Steps(0),
         optimizer: Default::default(),
         unfrozen: Default::default(),
+        router_loss: Default::default(),
         lr_groups: Default::default(),
         token_loss: Default::default(),
         adam_beta1: 0.9,

@@ -180,6 +180,11 @@ impl Values<'_> {
                 self.refuse(key, activation, "the name of an activation");
             }
         }
+        let key = "router_aux_loss_coef";
+        if !config[key].is_null() {
+            let fits = |number| (0.0..=1e3).contains(&number);
+            self.number(key, &config[key], fits, "a number from 0 to 1000");
+        }
         for key in [
             "query_pre_attn_scalar",
             "attn_logit_softcapping",

@@ -203,6 +203,27 @@ pub(super) const FIELDS: &[Field] = &[
         "Share of each target's probability that is spread evenly over all tokens.",
     ),
     field(
+        "output_router_logits",
+        &[],
+        "true | false",
+        "config.json's",
+        "Whether a mixture of experts learns to spread tokens over its experts, by a loss of its router that is added to that of the tokens; see The loss of a token above.",
+    ),
+    field(
+        "router_aux_loss_coef",
+        &["moe_aux_loss_coef"],
+        "0 to 1000",
+        "config.json's",
+        "What that loss is multiplied by. One above 0 asks for it, where output_router_logits says nothing.",
+    ),
+    field(
+        "model_config",
+        &["overrides_of_model_config"],
+        "mapping of output_router_logits, router_aux_loss_coef",
+        "none",
+        "Axolotl's way to write these two in place of config.json; no other key of that is changed.",
+    ),
+    field(
         "adam_beta1",
         &[],
         "from 0, below 1",

@@ -15,7 +15,7 @@ const AXOLOTL: &str = "base_model: m\noptimizer: adamw_torch_8bit\ntf32: true\nd
     num_epochs: 1\nlearning_rate: 2e-4\nmicro_batch_size: 2\nchat_template_kwargs: {enable_thinking: false}\ncluster: {min_workers: 2}\n";
 
 /// Jobs of every dialect that give every field of the table a value of its own, most of them under other names than Muster's.
-const JOBS: [&str; 20] = [
+const JOBS: [&str; 21] = [
     AXOLOTL,
     // Axolotl, with datasets of every kind.
     "base_model: m\nrevision_of_model: v1\nreinit_weights: true\ninit_weights: random\nbf16: full\nspecial_tokens: {bos_token: '<s>', pad_token: '<|x|>'}\n\
@@ -74,6 +74,8 @@ const JOBS: [&str; 20] = [
      exclude_modules: [down_proj]\nlayers_to_transform: [0, 2]\npeft_use_dora: true\npeft_init_lora_weights: gaussian\nbias: lora_only\nlora_bias: none\n",
     // Some of the weights.
     "base_model: m\ndatasets: a\nunfrozen_parameters:\n- ^lm_head.weight$\n- 'model.layers.2[0-9]+.mlp'\n",
+    // A loss of the router.
+    "base_model: m\ndatasets: a\nmodel_config: {output_router_logits: true, router_aux_loss_coef: 0.02}\noutput_router_logits: false\nmoe_aux_loss_coef: 0.5\n",
     // Tokens that are added, and what is trained of them.
     "base_model: m\ndatasets: a\nadapter: lora\ntokens: ['<a>', '7']\nadd_special_tokens: ['<b>']\n\
      special_tokens: {eos_token: '<c>', additional_special_tokens: ['<d>']}\nlora_modules_to_save: [embed_tokens]\ntrainable_token_indices: {lm_head: [3, 1]}\nadded_tokens_overrides: {7: '<e>', 9: '8'}\n",

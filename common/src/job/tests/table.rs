@@ -31,6 +31,7 @@ fn the_digest_follows_what_decides_the_result() {
         "bias: none\n",
         "lora_bias: false\n",
         "unfrozen_parameters: []\n",
+        "model_config: {}\n",
     ] {
         assert_eq!(
             job(&format!("adapter: lora\n{same}")).digest(),
@@ -65,6 +66,8 @@ fn the_digest_follows_what_decides_the_result() {
         "bias: all\n",
         "lora_bias: true\n",
         "unfrozen_parameters: [norm]\n",
+        "output_router_logits: true\n",
+        "router_aux_loss_coef: 0.1\n",
     ] {
         assert_ne!(
             job(&format!("adapter: lora\n{other}")).digest(),

@@ -264,8 +264,6 @@ pub(super) const GROUPS: &[Group] = &[
             "config_name",
             "model_init_kwargs",
             "model_kwargs",
-            "overrides_of_model_config",
-            "model_config",
             "overrides_of_model_kwargs",
             "rope_scaling",
             "rope_theta",

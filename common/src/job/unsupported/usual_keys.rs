@@ -131,8 +131,6 @@ pub(super) const GROUPS: &[Group] = &[
             "gemma4_hybrid_attn_impl",
             "llama4_linearized_experts",
             "dsv4_fp8_grouped_mode",
-            // Of a loss that is refused where config.json asks for it.
-            "router_aux_loss_coef",
             "use_v1_kernels",
             "disable_gradient_checkpointing",
             "overlap_param_gather",

@@ -21,6 +21,7 @@ use crate::engine::ops::embedding;
 use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::matrix::View;
 use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::router_loss::RouterLoss;
 use crate::engine::ops::scale_in_place;
 use crate::engine::ops::segments::SegmentViews;
 use crate::engine::ops::token_matrix::TokenMatrix;
@@ -147,7 +148,9 @@ impl CausalLm {
     ) -> Option<(LossSum, PassTimes)> {
         let started = Instant::now();
         let (ropes, segments) = (self.ropes(batch), self.segments(batch));
+        let router_loss = self.router_loss(batch);
         let mut pass = self.pass(batch, (&ropes, &segments), mask);
+        pass.router_loss = router_loss.as_ref();
         let keep = match self.checkpointing {
             true => Keep::Inputs,
             false => Keep::Everything,
@@ -157,9 +160,10 @@ impl CausalLm {
         // The loss hands over the first gradient.
         pass.abandon = pass.abandon.filter(|_| droppable);
         let mut gradient = self.pool.take(x.len());
-        let sum = self
+        let mut sum = self
             .loss_head()
             .loss::<E>(&x, &batch.targets, Some(&mut gradient));
+        sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
         drop(x);
         let lost = Instant::now();
         let wanted = self.embedding.is_trained();
@@ -196,8 +200,11 @@ impl CausalLm {
     }
 
     fn evaluate_as<E: Element>(&self, batch: &Batch) -> Option<LossSum> {
-        let x = self.hidden::<E>(batch, Some(&self.abandon))?;
-        Some(self.loss_head().loss::<E>(&x, &batch.targets, None))
+        let router_loss = self.router_loss(batch);
+        let x = self.hidden::<E>(batch, Some(&self.abandon), router_loss.as_ref())?;
+        let mut sum = self.loss_head().loss::<E>(&x, &batch.targets, None);
+        sum.loss += router_loss.as_ref().map_or(0.0, RouterLoss::loss);
+        Some(sum)
     }
 
     /// The logits of all tokens, flat `[t][v]`, for comparison with other implementations.
@@ -209,7 +216,7 @@ impl CausalLm {
     }
 
     fn logits_as<E: Element>(&self, batch: &Batch) -> Vec<f32> {
-        let x = self.hidden::<E>(batch, None);
+        let x = self.hidden::<E>(batch, None, None);
         let x = x.expect("nobody may abandon this pass");
         self.logits_of::<E>(&x)
     }
@@ -264,10 +271,16 @@ impl CausalLm {
         logits
     }
 
-    fn hidden<E: Element>(&self, batch: &Batch, abandon: Option<&Abandon>) -> Option<Buffer<f32>> {
+    fn hidden<E: Element>(
+        &self,
+        batch: &Batch,
+        abandon: Option<&Abandon>,
+        router_loss: Option<&RouterLoss>,
+    ) -> Option<Buffer<f32>> {
         let (ropes, segments) = (self.ropes(batch), self.segments(batch));
         let pass = Pass {
             abandon,
+            router_loss,
             ..self.pass(batch, (&ropes, &segments), None)
         };
         let kept = decoder::forward::<E>(&self.layers, self.embed(batch), pass, Keep::Nothing)?;
@@ -291,6 +304,12 @@ impl CausalLm {
             BaseDtype::Float32 => scale,
             BaseDtype::Bfloat16 => bf16::from_f32(scale).to_f32(),
         }
+    }
+
+    /// The router's loss of a slot, where the model has one.
+    fn router_loss(&self, batch: &Batch) -> Option<RouterLoss> {
+        let coefficient = self.config.experts.as_ref()?.router_loss()?;
+        Some(RouterLoss::new(coefficient, batch.targets.len()))
     }
 
     fn loss_head(&self) -> LossHead<'_> {
@@ -322,6 +341,7 @@ impl CausalLm {
             ropes,
             mask,
             pool: &self.pool,
+            router_loss: None,
             abandon: Some(&self.abandon),
         }
     }

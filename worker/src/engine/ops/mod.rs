@@ -24,6 +24,7 @@ pub mod product;
 pub mod projection;
 pub mod rms_norm;
 pub mod rope;
+pub mod router_loss;
 pub mod routing;
 pub mod segments;
 pub mod swiglu;

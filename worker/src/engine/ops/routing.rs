@@ -113,12 +113,12 @@ impl Routing {
     /// Writes the gradient of the logits from that of each row's weight.
     ///
     /// With probabilities p, of which those of the chosen experts are summed to s: `w = p / s` has `dp = (dw - Σ dw w) / s`, and
-    /// the softmax `dl = p (dp - Σ dp p)`.
+    /// the softmax `dl = p (dp - Σ dp p)`. `of_loss` is what the router's own loss adds to each dp, if there is one.
     pub fn backward(
         &self,
         probabilities: &[f32],
-        routes: &Routes,
-        d_weights: &[f32],
+        (routes, d_weights): (&Routes, &[f32]),
+        of_loss: Option<&[f32]>,
         d_logits: &mut [f32],
     ) {
         let rows = probabilities.par_chunks(self.experts);
@@ -149,6 +149,12 @@ impl Routing {
                 for (expert, dp) in of_chosen {
                     d_logits[expert] = p[expert] * (dp - inner);
                 }
+                if let Some(of_loss) = of_loss {
+                    let inner: f32 = of_loss.iter().zip(p).map(|(dp, p)| dp * p).sum();
+                    for ((d, dp), p) in d_logits.iter_mut().zip(of_loss).zip(p) {
+                        *d += p * (dp - inner);
+                    }
+                }
             });
     }
 }
@@ -170,14 +176,19 @@ fn choose(probabilities: &[f32], chosen: &mut [u32]) {
 }
 
 impl Routes {
+    /// Number of rows of each expert.
+    pub fn counts(&self) -> Vec<usize> {
+        let pairs = self.starts.windows(2);
+        pairs.map(|pair| pair[1] - pair[0]).collect()
+    }
+
     pub fn rows(&self) -> usize {
         self.tokens.len()
     }
 
     /// Most rows of an expert.
     pub fn largest(&self) -> usize {
-        let pairs = self.starts.windows(2).map(|pair| pair[1] - pair[0]);
-        pairs.max().unwrap_or(0)
+        self.counts().into_iter().max().unwrap_or(0)
     }
 
     /// The rows of each expert, none where no token goes through it.
@@ -250,7 +261,7 @@ mod tests {
                     })
                     .collect();
                 let mut dx = vec![f32::NAN; x.len()];
-                routing.backward(&probabilities, &routes, &d_weights, &mut dx);
+                routing.backward(&probabilities, (&routes, &d_weights), None, &mut dx);
                 (weights(routing, &probabilities, &routes), dx)
             };
             let x = random_tensor(130, routing.experts, 3);

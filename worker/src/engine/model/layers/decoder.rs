@@ -58,6 +58,10 @@ pub fn forward<E: Element>(
             return None;
         }
         let activations = layer.forward_saving::<E>(&x, pass);
+        // Here alone: a layer that runs again in the backward pass is the same one.
+        if let Some(loss) = pass.router_loss {
+            layer.mlp.add_to(loss, &activations.mlp);
+        }
         let y =
             layer
                 .mlp

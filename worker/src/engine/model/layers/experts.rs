@@ -11,6 +11,7 @@ use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
 use crate::engine::ops::projection::{Context, Projection};
 use crate::engine::ops::rms_norm::RmsNorm;
+use crate::engine::ops::router_loss::RouterLoss;
 use crate::engine::ops::routing::{Group, Routes, Routing};
 use crate::engine::ops::token_rows::{
     add_products_with, add_rows, add_weighted, dots, gather, gather_rounded, scale,
@@ -92,6 +93,12 @@ impl Experts {
             gate_up,
             shared: shared.map(|shared| shared.forward_saving(&normed, pass)),
         }
+    }
+
+    /// Takes note of the layer for the router's loss.
+    pub fn add_to<E>(&self, loss: &RouterLoss, activations: &ExpertActivations<E>) {
+        let routes = self.routing.routes(&activations.probabilities);
+        loss.add(&activations.probabilities, &routes);
     }
 
     /// Runs the rest of the forward pass, and returns the result, `[tokens][hidden]`.
@@ -232,8 +239,13 @@ impl Experts {
         pass: Pass,
     ) {
         let mut d_logits = pass.pool.take::<f32>(probabilities.len());
-        self.routing
-            .backward(probabilities, routes, d_weights, &mut d_logits);
+        let of_loss = pass.router_loss.map(RouterLoss::gradient);
+        self.routing.backward(
+            probabilities,
+            (routes, d_weights),
+            of_loss.as_deref(),
+            &mut d_logits,
+        );
         let mut dy = pass.pool.take::<E>(d_logits.len());
         round_into(&d_logits, &mut dy);
         let mut through = pass.pool.take::<f32>(d_normed.len());

@@ -5,6 +5,7 @@ use super::experts::{ExpertActivations, Experts};
 use super::mlp::{Mlp, MlpActivations};
 use crate::engine::buffer::Buffer;
 use crate::engine::ops::element::Element;
+use crate::engine::ops::router_loss::RouterLoss;
 
 /// The feed-forward half of a decoder layer.
 pub enum FeedForward {
@@ -44,6 +45,15 @@ impl FeedForward {
             Self::Experts(experts) => {
                 FeedForwardActivations::Experts(experts.forward_saving(x, pass))
             }
+        }
+    }
+
+    /// Takes note of the layer for the router's loss, if it has experts.
+    pub fn add_to<E>(&self, loss: &RouterLoss, activations: &FeedForwardActivations<E>) {
+        if let (Self::Experts(experts), FeedForwardActivations::Experts(activations)) =
+            (self, activations)
+        {
+            experts.add_to(loss, activations);
         }
     }
 

@@ -21,6 +21,7 @@ use crate::engine::ops::lora_linear::MaskKey;
 use crate::engine::ops::projection::Context;
 use crate::engine::ops::rms_norm::RmsNorm;
 use crate::engine::ops::rope::RopeTable;
+use crate::engine::ops::router_loss::RouterLoss;
 use crate::engine::ops::segments::SegmentViews;
 use crate::engine::ops::{add_in_place, round_into};
 
@@ -135,6 +136,8 @@ pub struct Pass<'a> {
     /// Key of the dropout masks; None where nothing is dropped.
     pub mask: Option<MaskKey>,
     pub pool: &'a Pool,
+    /// The loss that spreads tokens over experts, if the router has one.
+    pub router_loss: Option<&'a RouterLoss>,
     /// The request to give up the pass: once it is asked, what the pass computes is of no use. None where nobody may ask.
     pub abandon: Option<&'a Abandon>,
 }
